@@ -1,0 +1,98 @@
+"""Anchor prompts: the constant text in front of every query of the scarce task (Section 3.2)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tell_plugins.core import paths
+from tell_plugins.core.cards import Card
+from tell_plugins.core.errors import UserError, unknown
+
+SEPARATOR = "\n\n"  # between an anchor file's text and the query
+RESERVED = ("card", "none")
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """What is taken off and put in front of a task query.
+
+    Attributes:
+        name: the value of the dataset string's `anchor` key.
+        text: the anchor as the model sees it, "" for none.
+        strip: the anchor that the rows carry inline and that is taken off, "" where it stays.
+        prepend: what is put in front, separator included.
+    """
+
+    name: str
+    text: str
+    strip: str = ""
+    prepend: str = ""
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def apply(self, query: str) -> str:
+        """The query as it is trained and tested."""
+        if self.strip:
+            query = query.removeprefix(self.strip).lstrip()
+        return self.prepend + query
+
+
+def anchor_files(card: Card) -> list[str]:
+    """The stems of the card's anchor files."""
+    return sorted(path.stem for path in card.folder.glob("*.txt"))
+
+
+def resolve_anchor(card: Card, choice: str, inline: str) -> Anchor:
+    """The anchor that `choice` (`card`, `none`, or a file's stem) means for `card`.
+
+    `inline` is the text that the card's rows share at the front ("" unless the card's anchor is
+    inline), see `shared_front`. Raises UserError for an unknown choice or an empty file.
+    """
+    if choice == "none":
+        return Anchor(choice, "", strip=inline)
+    if choice == "card" and card.inline_anchor:
+        return Anchor(choice, inline)
+    if choice == "card":
+        text = _read(card, str(card.anchor))
+    elif choice in anchor_files(card):
+        text = _read(card, f"{choice}.txt")
+    else:
+        where = f"card '{card.name}', key 'anchor'"
+        raise unknown("value", choice, [*RESERVED, *anchor_files(card)], where)
+    return Anchor(choice, text, strip=inline, prepend=text + SEPARATOR)
+
+
+def _read(card: Card, name: str) -> str:
+    path = card.file(name)
+    text = path.read_text(encoding="utf-8-sig").strip()
+    if not text:
+        raise UserError("the anchor is empty", where=paths.shown(path), remedy="write its text")
+    return text
+
+
+def shared_front(queries: Sequence[str], where: str) -> str:
+    """The text all queries share at the front, cut at its last line break (else last space).
+
+    The cut keeps words that the queries happen to share out of the anchor. Raises UserError when
+    there is no such text or only one query to learn it from.
+    """
+    if len(queries) < 2:
+        raise UserError(
+            "an inline anchor cannot be told from one row",
+            where=where,
+            remedy="give the card an anchor file instead of 'anchor: inline'",
+        )
+    common = os.path.commonprefix([min(queries), max(queries)])
+    cut = common.rfind("\n") + 1 or common.rfind(" ") + 1
+    if not common[:cut].strip():
+        raise UserError(
+            "the rows share no text at the front, but the card says 'anchor: inline'",
+            where=where,
+            remedy="give the card an anchor file",
+        )
+    return common[:cut]

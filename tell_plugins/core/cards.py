@@ -1,0 +1,254 @@
+"""Cards: `datasets/<name>/card.yaml` declares a data set and holds no code."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
+from tell_plugins.core.spec import Amount, parse_amount
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Columns(_Strict):
+    """Which columns of a file are the query and the response; several are joined by a new line."""
+
+    query: tuple[Text, ...]
+    response: Text
+
+    @field_validator("query", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class Split(_Strict):
+    """Where the rows of one split are: a local file name, and where it can be had."""
+
+    file: Text
+    columns: Columns | None = None
+    rows: int | None = Field(default=None, gt=0)  # what the official file holds
+    url: Text | None = None
+    blob: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")] | None = None  # git blob id
+    modelscope: Text | None = None
+    huggingface: Text | None = None
+    subset: Text | None = None
+    hub_split: Text = "train"
+    build: Text | None = None  # the command that builds the file, where it is not downloaded
+
+
+class General(_Strict):
+    """What a task mixes with when the dataset string does not say."""
+
+    sources: tuple[Text, ...] = Field(alias="from", min_length=1)
+    amount: Amount
+
+    @field_validator("amount", mode="before")
+    @classmethod
+    def _amount(cls, value: Any) -> Any:
+        if isinstance(value, Amount):
+            return value
+        try:
+            return parse_amount(str(value), task=False, where="general.amount")
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+
+class Answer(_Strict):
+    """How an answer to a JSON task is read."""
+
+    schema_file: Text = Field(alias="schema")
+    label: Text | None = None  # the property that carries the label
+
+
+class Translation(_Strict):
+    """Language names of a translation task."""
+
+    source: Text
+    target: Text
+
+
+class Card(_Strict):
+    """A data set. Raises UserErrors through `load_card`, never a bare validation error."""
+
+    name: Text
+    kind: Literal["task", "general"]
+    summary: Text
+    licence: Text
+    source: Text
+    columns: Columns
+    splits: dict[str, Split] = Field(min_length=1)
+    # general data
+    max_tokens: int | None = Field(default=None, gt=0)
+    # task data
+    anchor: Text | None = None
+    general: General | None = None
+    metric: Literal["json", "translation", "number"] | None = None
+    answer: Answer | None = None
+    translation: Translation | None = None
+    question: Text | None = None
+    max_new_tokens: int | None = Field(default=None, gt=0)
+
+    _folder: Path = Path()
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
+    @property
+    def inline_anchor(self) -> bool:
+        return self.anchor == "inline"
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Card:
+        task_only = ("anchor", "general", "metric", "answer", "translation", "question")
+        if self.kind == "general":
+            extra = [key for key in task_only if getattr(self, key) is not None]
+            if extra:
+                raise ValueError(f"{', '.join(extra)}: only a task card has this")
+            return self
+        missing = [key for key in ("anchor", "general", "metric") if getattr(self, key) is None]
+        if missing:
+            raise ValueError(f"{', '.join(missing)}: a task card needs this")
+        if self.max_tokens is not None:
+            raise ValueError("max_tokens: only general data is cut by length")
+        if "train" not in self.splits:
+            raise ValueError("splits: a task card needs a split 'train'")
+        if self.metric == "json" and self.answer is None:
+            raise ValueError("answer: metric 'json' needs the answer's schema")
+        if self.metric == "translation" and self.translation is None:
+            raise ValueError("translation: metric 'translation' needs the two languages")
+        if self.question is not None:
+            try:
+                groups = re.compile(self.question).groups
+            except re.error as error:
+                raise ValueError(f"question: no regular expression ({error})") from None
+            if groups != 1:
+                raise ValueError("question: needs exactly one group, the text to compare")
+        return self
+
+    def columns_of(self, split: str) -> Columns:
+        return self.split(split).columns or self.columns
+
+    def split(self, name: str) -> Split:
+        if name not in self.splits:
+            raise unknown("split", name, self.splits, f"card '{self.name}'")
+        return self.splits[name]
+
+    def file(self, name: str) -> Path:
+        """The path of a text file of the card (anchor, schema); UserError when it is missing."""
+        path = self.folder / name
+        if not path.is_file():
+            raise UserError(
+                f"file '{name}' is missing",
+                where=paths.shown(self.folder / "card.yaml"),
+                remedy=f"put it into {paths.shown(self.folder)}/ or correct the card",
+            )
+        return path
+
+
+def card_names() -> list[str]:
+    """The names of all cards, of the project and of `$TELL_CARDS`, sorted."""
+    return sorted(path.parent.name for path in _card_files())
+
+
+def _card_files() -> list[Path]:
+    return [path for root in paths.card_roots() for path in sorted(root.glob("*/card.yaml"))]
+
+
+def find_card(name: str) -> Path:
+    """The `card.yaml` of the card `name`; UserError with the nearest name when there is none."""
+    files = [path for path in _card_files() if path.parent.name == name]
+    if len(files) > 1:
+        raise UserError(
+            f"two cards are named '{name}': " + ", ".join(paths.shown(path) for path in files),
+            where="$TELL_CARDS",
+            remedy="rename one of the folders and its card",
+        )
+    if not files:
+        roots = " or ".join(paths.shown(root) for root in paths.card_roots())
+        raise unknown("card", name, card_names(), f"looked in {roots}")
+    return files[0]
+
+
+def load_card(name: str) -> Card:
+    """Load the card `name`. Raises UserError for a missing, unreadable or wrong card."""
+    path = find_card(name)
+    return _load(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _load(path: Path, _stamp: int) -> Card:
+    where = paths.shown(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"not readable as YAML: {error}", where=where, remedy="mend it") from None
+    if not isinstance(raw, dict):
+        raise UserError("a card is a mapping of keys to values", where=where, remedy="see README")
+    try:
+        card = Card(**raw)
+    except ValidationError as error:
+        raise_all([_problem(part, raw, where) for part in error.errors()])
+        raise
+    if card.name != path.parent.name:
+        raise UserError(
+            f"name '{card.name}' differs from the folder '{path.parent.name}'",
+            where=where,
+            remedy="give both the same name",
+        )
+    card._folder = path.parent
+    return card
+
+
+def _problem(part: Any, raw: dict[str, Any], where: str) -> UserError:
+    """One pydantic error as found, where, allowed, remedy."""
+    location = [str(step) for step in part["loc"]]
+    key = ".".join(location) or "card"
+    if part["type"] == "extra_forbidden":
+        allowed = sorted(_allowed_keys(location[:-1]))
+        match = nearest(location[-1], allowed)
+        return UserError(
+            f"unknown key '{key}'",
+            where=where,
+            allowed=", ".join(allowed),
+            remedy=f"did you mean '{match}'?" if match else "remove it",
+        )
+    if part["type"] == "missing":
+        return UserError(f"key '{key}' is missing", where=where, remedy=f"add '{location[-1]}: ...'")
+    message = str(part["msg"]).removeprefix("Value error, ")
+    if not location:
+        return UserError(message, where=where, remedy="see 'Own tasks' in README.md")
+    return UserError(f"key '{key}': {message}", where=where, remedy="correct the value")
+
+
+def _allowed_keys(location: list[str]) -> list[str]:
+    model: type[BaseModel] = Card
+    nested: dict[str, type[BaseModel]] = {
+        "columns": Columns,
+        "general": General,
+        "answer": Answer,
+        "translation": Translation,
+    }
+    for step in location:
+        model = Split if model is Card and step not in nested else nested.get(step, model)
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,0 +1,68 @@
+"""One shape for everything a user may do wrong: found, where, allowed, remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class UserError(Exception):
+    """The user's input is wrong; shown as one message without a traceback (exit code 1)."""
+
+    def __init__(
+        self,
+        found: str,
+        *,
+        where: str | None = None,
+        allowed: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.found, self.where, self.allowed, self.remedy = found, where, allowed, remedy
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        lines = [self.found if self.where is None else f"{self.where}: {self.found}"]
+        if self.allowed:
+            lines.append(f"  allowed: {self.allowed}")
+        if self.remedy:
+            lines.append(f"  remedy:  {self.remedy}")
+        return "\n".join(lines)
+
+
+class UserErrors(UserError):
+    """Several problems found in one pass, reported together."""
+
+    def __init__(self, problems: Sequence[UserError]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class MachineError(Exception):
+    """The machine or the network failed, not the user (exit code 2)."""
+
+
+def raise_all(problems: Sequence[UserError]) -> None:
+    """Raise `problems` as one error; do nothing when there are none."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise UserErrors(problems)
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that `word` most likely meant, or None when nothing is close."""
+    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def unknown(kind: str, word: str, choices: Iterable[str], where: str) -> UserError:
+    """The error for a name that is not one of `choices`, with the nearest match as remedy."""
+    names = sorted(choices)
+    match = nearest(word, names)
+    shown = ", ".join(names) if len(names) <= 24 else f"{len(names)} names"
+    return UserError(
+        f"unknown {kind} '{word}'",
+        where=where,
+        allowed=shown,
+        remedy=f"did you mean '{match}'?" if match else f"use one of the allowed {kind}s",
+    )

@@ -1,0 +1,505 @@
+"""The mixture: task rows with their anchor among general rows, in training order.
+
+This is TELL's data side (Section 3.2): anchor prompt and extensive shuffle. Amounts are drawn
+from each source on its own (`draw`), the order is hashed (`order`), and a manifest says exactly
+what came out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tell_plugins.core import draw, paths
+from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.errors import UserError, raise_all
+from tell_plugins.core.order import arrange
+from tell_plugins.core.rows import Rows, Texts
+from tell_plugins.core.sources import TaskRows, find_file, keys_of, open_split, open_task
+from tell_plugins.core.spec import ALL, NONE, Amount, Spec
+from tell_plugins.core.tokens import TokenCounter, tokenizer_file
+
+TASK, GENERAL = "task", "general"
+HELD_OUT = ("validation", "test")
+SCHEMA = pa.schema(
+    [
+        (
+            "messages",
+            pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
+        ),
+        ("channel", pa.string()),
+    ]
+)
+_BATCH = 1000
+
+
+@dataclass
+class Drawn:
+    """What was taken from one source: `used` are positions of its rows, ranked."""
+
+    role: str
+    card: Card
+    split: str
+    used: npt.NDArray[np.int64]
+    available: int
+    lengths: npt.NDArray[np.uint32] | None  # (all rows, 2)
+    file: Path
+    sha256: str
+    dropped: dict[str, int] = field(default_factory=dict)
+    bad: list[tuple[int, str]] = field(default_factory=list)
+    duplicates: int = 0
+    copies: int = 1
+    overlapping: int = 0  # rows that are held-out queries, dropped or kept
+
+    def tokens(self, rows: npt.NDArray[np.int64] | None = None, column: int | None = None) -> int | None:
+        """Tokens of the given rows (default: those used, each once); None when not counted."""
+        if self.lengths is None:
+            return None
+        part = self.lengths[self.used if rows is None else rows]
+        return int((part if column is None else part[:, column]).sum())
+
+    def summary(self) -> dict[str, Any]:
+        everything = np.arange(self.available)
+        return {
+            "card": self.card.name,
+            "role": self.role,
+            "split": self.split,
+            "licence": self.card.licence,
+            "file": self.file.name,
+            "file_sha256": self.sha256,
+            "rows": {
+                "in_file": self.available + self.dropped.get("malformed", 0),
+                "dropped": self.dropped,
+                "duplicates_kept": self.duplicates,
+                "held_out_queries": self.overlapping,
+                "used": len(self.used),
+                "copies": self.copies,
+            },
+            "tokens": {
+                "available": self.tokens(everything),
+                "used": _times(self.tokens(), self.copies),
+                "trainable": _times(self.tokens(column=1), self.copies),
+            },
+            "malformed_rows": [{"line": line, "reason": reason} for line, reason in self.bad],
+        }
+
+
+def _times(count: int | None, copies: int) -> int | None:
+    return None if count is None else count * copies
+
+
+@dataclass
+class Mixture:
+    """A mixture of task and general rows; entries count copies, task entries come first.
+
+    Attributes:
+        order: (n,) permutation of the entries, the training order.
+        row: (n,) for each entry, the position of its row in its source.
+        origin: (n,) for each entry, the index of its source in `sources`.
+    """
+
+    spec: Spec
+    card: Card
+    sources: list[Drawn]
+    order: npt.NDArray[np.int64]
+    row: npt.NDArray[np.int64]
+    origin: npt.NDArray[np.int64]
+    task: TaskRows | None
+    general: list[Rows]
+    counter: TokenCounter | None
+    overlap_checked: bool
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @cached_property
+    def is_task(self) -> npt.NDArray[np.bool_]:
+        """(n,) in training order: whether the entry is a task row."""
+        return np.array([s.role == TASK for s in self.sources], bool)[self.origin[self.order]]
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64] | None:
+        """(n, 2) in training order: tokens of query and response; None when not counted."""
+        if self.counter is None:
+            return None
+        result = np.zeros((len(self), 2), np.int64)
+        for index, source in enumerate(self.sources):
+            mine = self.origin == index
+            assert source.lengths is not None
+            result[mine] = source.lengths[self.row[mine]]
+        return result[self.order]
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over the rows as the model sees them, in training order, with their channel."""
+        records = np.zeros(len(self), np.dtype([("role", "u1"), ("id", "u1", 16)]))
+        for index, source in enumerate(self.sources):
+            mine = self.origin == index
+            records["role"][mine] = source.role == TASK
+            rows = self._rows_of(index)
+            ids = rows.anchored_ids if isinstance(rows, TaskRows) else rows.ids
+            records["id"][mine] = ids[self.row[mine]]
+        return hashlib.sha256(records[self.order].tobytes()).hexdigest()
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows in training order as Arrow batches of `messages` and `channel`."""
+        for start in range(0, len(self), _BATCH):
+            entries = self.order[start : start + _BATCH]
+            yield _batch(self._texts(entries), self._channels(entries))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The rows in training order as ms-swift reads them from JSON lines."""
+        for batch in self.batches():
+            yield from batch.to_pylist()
+
+    def _channels(self, entries: npt.NDArray[np.int64]) -> pa.Array:
+        several = sum(source.role == GENERAL for source in self.sources) > 1
+        names = [
+            TASK if s.role == TASK else f"{GENERAL}_{s.card.name}" if several else GENERAL
+            for s in self.sources
+        ]
+        return pa.DictionaryArray.from_arrays(
+            pa.array(self.origin[entries]), pa.array(names, pa.string())
+        ).cast(pa.string())
+
+    def _texts(self, entries: npt.NDArray[np.int64]) -> Texts:
+        origin, row = self.origin[entries], self.row[entries]
+        parts: list[tuple[npt.NDArray[np.int64], Texts]] = []
+        for index in np.unique(origin):
+            mine = np.flatnonzero(origin == index)
+            texts = self._rows_of(int(index)).texts(row[mine])
+            if len(mine) == len(entries):
+                return texts
+            parts.append((mine, texts))
+        return _interleave(parts, len(entries))
+
+    def _rows_of(self, index: int) -> TaskRows | Rows:
+        if self.task is None:
+            return self.general[index]
+        return self.task if index == 0 else self.general[index - 1]
+
+    def write_arrow(self, path: Path) -> None:
+        """Write the rows as an Arrow stream, in one piece."""
+        with paths.atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+            with pa.ipc.new_stream(sink, SCHEMA) as writer:
+                for batch in self.batches():
+                    writer.write_batch(batch)
+
+    def write_json_lines(self, path: Path) -> None:
+        """Write the rows as JSON lines, in one piece."""
+        with paths.atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            for row in self.rows():
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def manifest(self) -> dict[str, Any]:
+        """Everything that says what this mixture is; no path and no time of this machine."""
+        task_entries = int(self.is_task.sum())
+        lengths = self.lengths
+        tokens = None if lengths is None else int(lengths.sum())
+        trainable = None if lengths is None else int(lengths[:, 1].sum())
+        return {
+            "format": 1,
+            "spec": str(self.spec),
+            "card": self.card.name,
+            "anchor": None
+            if self.task is None
+            else {
+                "choice": self.task.anchor.name,
+                "sha256": self.task.anchor.sha256,
+                "characters": len(self.task.anchor.text),
+            },
+            "tokenizer": None
+            if self.counter is None
+            else {"name": self.counter.name, "sha256": self.counter.sha256},
+            "order": self.spec.order,
+            "seed": self.spec.seed,
+            "repeat": self.spec.repeat,
+            "overlap": {
+                "rule": self.spec.overlap,
+                "checked": self.overlap_checked,
+                "general_rows_that_are_held_out_queries": sum(
+                    source.overlapping for source in self.sources if source.role == GENERAL
+                ),
+            },
+            "rows": len(self),
+            "tokens": tokens,
+            "trainable_tokens": trainable,
+            "task_share": {
+                "rows": _share(task_entries, len(self)),
+                "tokens": _share_of(lengths, self.is_task),
+                "trainable_tokens": None
+                if lengths is None
+                else _share_of(lengths[:, 1:], self.is_task),
+            },
+            "sources": [source.summary() for source in self.sources],
+            "hash": self.hash,
+        }
+
+
+def _share(part: int, whole: int) -> float:
+    return round(part / whole, 6) if whole else 0.0
+
+
+def _share_of(lengths: npt.NDArray[np.int64] | None, mask: npt.NDArray[np.bool_]) -> float | None:
+    if lengths is None:
+        return None
+    return _share(int(lengths[mask].sum()), int(lengths.sum()))
+
+
+def _interleave(parts: list[tuple[npt.NDArray[np.int64], Texts]], count: int) -> Texts:
+    """Texts of several sources, brought into one order: each part with the places of its rows."""
+    pieces: list[bytes] = [b""] * count
+    lengths = np.zeros((count, 2), np.int64)
+    for places, texts in parts:
+        lengths[places] = texts.lengths
+        ends = np.cumsum(texts.lengths.sum(axis=1)).tolist()
+        for place, start, end in zip(places.tolist(), [0, *ends[:-1]], ends, strict=True):
+            pieces[place] = texts.data[start:end]
+    return Texts(b"".join(pieces), lengths)
+
+
+def _batch(texts: Texts, channels: pa.Array) -> pa.RecordBatch:
+    """Arrow rows of `messages` and `channel`; the texts' bytes are used as they lie."""
+    count = len(texts.lengths)
+    ends = np.cumsum(np.concatenate([[0], texts.lengths.ravel()]))
+    contents = pa.StringArray.from_buffers(
+        2 * count, pa.py_buffer(ends.astype("<i4")), pa.py_buffer(texts.data)
+    )
+    roles = pa.DictionaryArray.from_arrays(
+        pa.array(np.tile([0, 1], count)), pa.array(["user", "assistant"])
+    ).cast(pa.string())
+    message = list(SCHEMA.field(0).type.value_type)
+    struct = pa.StructArray.from_arrays([roles, contents], fields=message)
+    offsets = pa.array(np.arange(count + 1, dtype=np.int32) * 2)
+    messages = pa.ListArray.from_arrays(offsets, struct, type=SCHEMA.field(0).type)
+    return pa.RecordBatch.from_arrays([messages, channels], schema=SCHEMA)
+
+
+def build_mixture(spec: Spec) -> Mixture:
+    """Build the mixture that `spec` describes.
+
+    Raises UserError for whatever the user can mend: unknown cards, missing files, malformed task
+    rows, too little data, task rows that are test rows.
+    """
+    card = load_card(spec.card)
+    if card.kind == GENERAL:
+        return _build_general_only(spec, card)
+    card.split(spec.split)
+    training = spec.split not in HELD_OUT
+    amount = spec.general or (card.general.amount if training and card.general else NONE)
+    names = spec.sources or (card.general.sources if card.general else ())
+    cards = [] if amount == NONE else [_general_card(name) for name in names]
+    task = open_task(card, spec.split, spec.anchor)
+    counter = _counter(spec, [spec.task, amount], cards)
+    held_out, checked = _held_out(card, spec) if training else ([], True)
+    if training:
+        _refuse_held_out_rows(task, held_out)
+
+    ranked = draw.ranking(task.ids, seed=spec.seed, source=card.name)
+    lengths = task.lengths(counter) if counter else None
+    used = draw.take(spec.task, ranked, _sums(lengths), source=f"task data '{card.name}'")
+    first = Drawn(
+        role=TASK,
+        card=card,
+        split=spec.split,
+        used=used,
+        available=len(task),
+        lengths=lengths,
+        file=task.file,
+        sha256=task.sha256,
+        duplicates=int((draw.occurrences(task.ids) > 0).sum()),
+        copies=spec.repeat,
+    )
+    entries = len(used) * spec.repeat
+    questions = np.unique(np.concatenate([part.question_keys for part in held_out] or [np.zeros(0, "<u8")]))
+    drawn, general = [first], []
+    for general_card, share in zip(cards, _shares(amount, len(cards), entries), strict=True):
+        source, rows = _draw_general(general_card, share, spec, counter, questions)
+        drawn.append(source)
+        general.append(rows)
+    return _assemble(spec, card, drawn, task, general, counter, checked)
+
+
+def _build_general_only(spec: Spec, card: Card) -> Mixture:
+    """A general card named as the data set: its rows alone, `task` being its amount."""
+    extra = [key for key, value in (("general", spec.general), ("from", spec.sources)) if value]
+    if extra or spec.anchor != "card" or spec.repeat != 1 or spec.order not in ("shuffle",):
+        raise UserError(
+            f"'{card.name}' is general data: it has no anchor, order, copies or general part",
+            where=str(spec),
+            allowed="split, task (the amount of its rows), seed",
+            remedy="remove the other keys, or name a task card",
+        )
+    amount = spec.task
+    counter = _counter(spec, [amount], [card])
+    source, rows = _draw_general(
+        card, amount, spec, counter, np.zeros(0, np.uint64), split=spec.split
+    )
+    return _assemble(spec, card, [source], None, [rows], counter, checked=False)
+
+
+def _general_card(name: str) -> Card:
+    card = load_card(name)
+    if card.kind != GENERAL:
+        raise UserError(
+            f"card '{name}' is task data",
+            where="key 'from'",
+            allowed="cards of kind 'general'",
+            remedy="name general cards only",
+        )
+    return card
+
+
+def _counter(spec: Spec, amounts: list[Amount], cards: list[Card]) -> TokenCounter | None:
+    path = tokenizer_file()
+    if path is not None:
+        return TokenCounter(path)
+    reasons = [f"amount '{amount}'" for amount in amounts if amount.unit == "tok"]
+    reasons += [f"'max_tokens' of card '{card.name}'" for card in cards if card.max_tokens]
+    if reasons:
+        raise UserError(
+            f"{reasons[0]} needs a tokenizer to count with, and none is here",
+            where=str(spec),
+            remedy="./run.sh data llama2_tokenizer, or set $TELL_TOKENIZER to a tokenizer.json",
+        )
+    return None
+
+
+def _held_out(card: Card, spec: Spec) -> tuple[list[TaskRows], bool]:
+    """The held-out splits of the card, and whether all of them are on this machine."""
+    names = [name for name in HELD_OUT if name in card.splits]
+    here = [name for name in names if find_file(card, name)]
+    if here != names and spec.overlap == "drop":
+        missing = next(name for name in names if name not in here)
+        raise UserError(
+            f"split '{missing}' is not here, so nothing can tell whether test rows are trained on",
+            where=f"card '{card.name}'",
+            remedy=f"./run.sh data {card.name}   (or overlap=keep to train without that check)",
+        )
+    return [open_task(card, name, spec.anchor) for name in here], here == names
+
+
+def _refuse_held_out_rows(task: TaskRows, held_out: list[TaskRows]) -> None:
+    problems = []
+    for other in held_out:
+        places = {int(key): row for row, key in reversed(list(enumerate(other.query_keys)))}
+        both = [(row, places[int(key)]) for row, key in enumerate(task.query_keys) if int(key) in places]
+        if both:
+            row, twin = both[0]
+            problems.append(
+                UserError(
+                    f"{len(both)} task rows are {other.split} rows, "
+                    f"the first is the one at line {other.lines[twin]} of {other.file.name}",
+                    where=task.place(row),
+                    remedy=f"remove them from one of the two files: {other.split} rows never train",
+                )
+            )
+    raise_all(problems)
+
+
+def _shares(amount: Amount, sources: int, task_entries: int) -> list[Amount]:
+    """An amount in equal parts over several general sources."""
+    if sources == 0:
+        return []
+    if amount.unit == "all":
+        return [ALL] * sources
+    if amount.unit == "x":
+        amount = Amount("rows", round(amount.number * task_entries))
+    whole = int(amount.number)
+    return [
+        Amount(amount.unit, whole // sources + (index < whole % sources)) for index in range(sources)
+    ]
+
+
+def _sums(lengths: npt.NDArray[np.uint32] | None) -> npt.NDArray[np.int64] | None:
+    return None if lengths is None else lengths.sum(axis=1, dtype=np.int64)
+
+
+def _draw_general(
+    card: Card,
+    amount: Amount,
+    spec: Spec,
+    counter: TokenCounter | None,
+    questions: npt.NDArray[np.uint64],
+    split: str = "train",
+) -> tuple[Drawn, Rows]:
+    rows = open_split(card, split)
+    lengths = counter.lengths(keys_of(rows.ids), rows.texts) if counter else None
+    overlapping = np.isin(rows.keys, questions) if len(questions) else np.zeros(len(rows), bool)
+    dropped = {"malformed": rows.bad_count} if rows.bad_count else {}
+    usable = np.ones(len(rows), bool)
+    if spec.overlap == "drop" and overlapping.any():
+        usable &= ~overlapping
+        dropped["held_out_query"] = int(overlapping.sum())
+    if card.max_tokens is not None and lengths is not None:
+        too_long = usable & (_sums(lengths) > card.max_tokens)
+        usable &= ~too_long
+        if too_long.any():
+            dropped["over_max_tokens"] = int(too_long.sum())
+    repeats = draw.occurrences(rows.ids)
+    ranked = draw.ranking(rows.ids, seed=spec.seed, source=card.name)
+    ranked = ranked[usable[ranked]]
+    used = draw.take(amount, ranked, _sums(lengths), source=f"general data '{card.name}'")
+    source = Drawn(
+        role=GENERAL,
+        card=card,
+        split=split,
+        used=used,
+        available=len(rows),
+        lengths=lengths,
+        file=rows.path,
+        sha256=rows.sha256,
+        dropped=dropped,
+        bad=[(bad.line, bad.reason) for bad in rows.bad],
+        duplicates=int((repeats[used] > 0).sum()),
+        overlapping=int(overlapping.sum()),
+    )
+    return source, rows
+
+
+def _assemble(
+    spec: Spec,
+    card: Card,
+    sources: list[Drawn],
+    task: TaskRows | None,
+    general: list[Rows],
+    counter: TokenCounter | None,
+    checked: bool,
+) -> Mixture:
+    rows, origins, keys = [], [], []
+    for index, source in enumerate(sources):
+        is_task = source.role == TASK
+        ids = task.ids if is_task and task is not None else general[index - (task is not None)].ids
+        ids, repeats = ids[source.used], draw.occurrences(ids)[source.used]
+        for copy in range(source.copies):
+            purpose = "order" if copy == 0 else f"order, copy {copy}"
+            keys.append(draw.hashes(ids, repeats, seed=spec.seed, source=source.card.name, purpose=purpose))
+            rows.append(source.used)
+            origins.append(np.full(len(source.used), index, np.int64))
+    task_rows = len(sources[0].used) if task is not None else 0
+    split_at = task_rows * (sources[0].copies if task is not None else 0)
+    joined = np.concatenate(keys)
+    order = arrange(spec.order, joined[:split_at], joined[split_at:], task_rows=task_rows)
+    if len(order) == 0:
+        raise UserError("the mixture is empty", where=str(spec), remedy="ask for at least one row")
+    return Mixture(
+        spec=spec,
+        card=card,
+        sources=sources,
+        order=order,
+        row=np.concatenate(rows),
+        origin=np.concatenate(origins),
+        task=task,
+        general=general,
+        counter=counter,
+        overlap_checked=checked,
+    )

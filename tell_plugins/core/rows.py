@@ -1,0 +1,229 @@
+"""Valid rows of one file, kept on disk and opened without loading them.
+
+A file is read once: its rows are checked, hashed and written under the cache folder, named by the
+file's content. Texts lie one after the other in one data file whose bytes become Arrow buffers as
+they are; an index holds where each row lies. Memory grows with the index alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tell_plugins.core import paths
+from tell_plugins.core.cards import Columns
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.progress import tracked
+from tell_plugins.core.rowfiles import read_records
+from tell_plugins.core.text import comparison_keys, row_id
+
+FORMAT = 1  # raised when the stored columns change their meaning
+MAX_CHARS = 200_000  # one text; about 50,000 tokens, beyond any context this project trains
+LISTED = 1000  # malformed rows that are listed one by one
+_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used, and why."""
+
+    line: int
+    reason: str
+
+
+class Texts(NamedTuple):
+    """Texts of n rows: query, response, query, response, ... in one buffer.
+
+    Attributes:
+        data: the UTF-8 bytes.
+        lengths: (n, 2) bytes of each query and response.
+    """
+
+    data: bytes
+    lengths: npt.NDArray[np.int64]
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """(query, response) of each row."""
+        ends = np.cumsum(self.lengths.ravel()).tolist()
+        starts = [0, *ends[:-1]]
+        texts = [self.data[start:end].decode() for start, end in zip(starts, ends, strict=True)]
+        return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The valid rows of one file, and what was wrong with the others.
+
+    Attributes:
+        ids: (n, 16) bytes, the content hash of each row.
+        keys: (n,) the comparison key of each row's query (or of its `question` part).
+        lines: (n,) where each row stands in the file.
+        bad: malformed rows, the first `LISTED` of them; `bad_count` counts all.
+    """
+
+    path: Path
+    sha256: str
+    ids: npt.NDArray[np.uint8]
+    keys: npt.NDArray[np.uint64]
+    lines: npt.NDArray[np.int64]
+    _starts: npt.NDArray[np.int64]
+    _lengths: npt.NDArray[np.int64]
+    _data: IO[bytes]
+    bad: list[BadRow] = field(default_factory=list)
+    bad_count: int = 0
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def texts(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Texts:
+        """The texts of the rows at the given positions, in that order."""
+        index = np.asarray(rows, dtype=np.int64)
+        lengths = self._lengths[index]
+        sizes, starts = lengths.sum(axis=1).tolist(), self._starts[index].tolist()
+        file, pread = self._data.fileno(), os.pread
+        parts = [pread(file, size, start) for size, start in zip(sizes, starts, strict=True)]
+        return Texts(b"".join(parts), lengths)
+
+    def all_texts(self) -> list[tuple[str, str]]:
+        """(query, response) of every row; for sources that are small by nature."""
+        return self.texts(np.arange(len(self))).pairs()
+
+
+def open_rows(path: Path, columns: Columns, question: str | None = None) -> Rows:
+    """Open the rows of `path`, reading and checking the file if its content is new.
+
+    `question`, a pattern with one group, names the part of a query that comparison looks at.
+    Raises UserError when the file as a whole cannot be read or lacks the columns.
+    """
+    sha256 = file_sha256(path)
+    recipe = json.dumps([FORMAT, sha256, path.suffix, columns.query, columns.response, question])
+    name = hashlib.sha256(recipe.encode()).hexdigest()[:32]
+    folder = paths.cache_dir() / "rows" / name
+    if not (folder / "meta.json").is_file():
+        with paths.atomic_dir(folder) as temporary:
+            _convert(path, columns, question, temporary)
+    meta = json.loads((folder / "meta.json").read_text())
+    index = np.load(folder / "index.npy")
+    return Rows(
+        path=path,
+        sha256=sha256,
+        ids=np.ascontiguousarray(index["id"]),
+        keys=np.ascontiguousarray(index["key"]),
+        lines=np.ascontiguousarray(index["line"]),
+        _starts=np.concatenate([[0], np.cumsum(index["length"].sum(axis=1))[:-1]]),
+        _lengths=np.ascontiguousarray(index["length"]),
+        _data=(folder / "texts").open("rb"),
+        bad=[BadRow(*entry) for entry in meta["bad"]],
+        bad_count=meta["bad_count"],
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, as `sha256sum` prints it."""
+    with path.open("rb") as file:
+        if hasattr(hashlib, "file_digest"):
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+_INDEX = np.dtype([("id", "u1", 16), ("key", "<u8"), ("line", "<i8"), ("length", "<i8", 2)])
+
+
+def _convert(path: Path, columns: Columns, question: str | None, folder: Path) -> None:
+    index: list[npt.NDArray[Any]] = []
+    batch: list[tuple[int, str, str]] = []
+    bad: list[BadRow] = []
+    bad_count = 0
+
+    def flush() -> None:
+        if not batch:
+            return
+        entries = np.zeros(len(batch), _INDEX)
+        ids = b"".join(row_id(q, r) for _, q, r in batch)
+        entries["id"] = np.frombuffer(ids, "u1").reshape(-1, 16)
+        entries["key"] = comparison_keys([question_of(q, question) for _, q, _ in batch])
+        entries["line"] = [line for line, _, _ in batch]
+        encoded = [(q.encode(), r.encode()) for _, q, r in batch]
+        entries["length"] = [(len(q), len(r)) for q, r in encoded]
+        texts.write(b"".join(part for pair in encoded for part in pair))
+        index.append(entries)
+        batch.clear()
+
+    with (folder / "texts").open("wb") as texts:
+        for record in tracked(read_records(path), f"reading {path.name}", "rows"):
+            problem = record.problem
+            if problem is None:
+                row = extract(record.value, columns)
+                if isinstance(row, str):
+                    problem = row
+                else:
+                    batch.append((record.line, *row))
+            if problem is not None:
+                bad_count += 1
+                if len(bad) < LISTED:
+                    bad.append(BadRow(record.line, problem))
+            if len(batch) == _BATCH:
+                flush()
+        flush()
+    if not index:
+        first = f"; line {bad[0].line}: {bad[0].reason}" if bad else ""
+        raise UserError(
+            f"no usable row in {bad_count} rows{first}",
+            where=paths.shown(path),
+            remedy=f"the card reads columns {', '.join(columns.query)} and {columns.response}",
+        )
+    np.save(folder / "index.npy", np.concatenate(index))
+    meta = {"bad": [[row.line, row.reason] for row in bad], "bad_count": bad_count}
+    paths.write_text(folder / "meta.json", json.dumps(meta))
+
+
+def extract(value: Any, columns: Columns) -> tuple[str, str] | str:
+    """(query, response) of a raw row, or the reason why it has none."""
+    if not isinstance(value, dict):
+        return f"not an object but {type(value).__name__}"
+    wanted = (*columns.query, columns.response)
+    missing = [name for name in wanted if name not in value]
+    if missing:
+        have = ", ".join(map(str, value)) or "none"
+        return f"no column '{missing[0]}' (columns: {have[:200]})"
+    texts = []
+    for name in wanted:
+        text = value[name]
+        if text is None and name != columns.response and len(columns.query) > 1:
+            text = ""
+        if not isinstance(text, str):
+            return f"column '{name}' is {type(text).__name__}, not text"
+        if len(text) > MAX_CHARS:
+            return f"column '{name}' has {len(text):,} characters, more than {MAX_CHARS:,}"
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return f"column '{name}' holds half a character (a lone surrogate)"
+        texts.append(text)
+    query = "\n".join(text for text in texts[:-1] if text.strip())
+    if not query.strip():
+        return "the query is empty"
+    if not texts[-1].strip():
+        return "the response is empty"
+    return query, texts[-1]
+
+
+def question_of(query: str, pattern: str | None) -> str:
+    """The part of a query that comparison looks at: the pattern's group, else the query."""
+    import re
+
+    if pattern is None:
+        return query
+    match = re.search(pattern, query, re.DOTALL)
+    return match[1] if match else query

@@ -1,0 +1,166 @@
+"""A card's split as rows on this machine: found, opened, anchored, counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tell_plugins.core import paths
+from tell_plugins.core.anchors import Anchor, resolve_anchor, shared_front
+from tell_plugins.core.cards import Card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.rows import Rows, Texts, open_rows, question_of
+from tell_plugins.core.text import comparison_keys, row_id
+from tell_plugins.core.tokens import TokenCounter
+
+_INLINE_SPLITS = ("train", "validation", "test")
+
+
+def candidate_paths(card: Card, split: str) -> list[Path]:
+    """Where the file of a split may lie, in order of preference."""
+    name = card.split(split).file
+    places = [card.folder / name]
+    for home in paths.data_homes():
+        places += [home / card.name / name, home / name]
+        if home.is_dir():
+            places += sorted(home.glob(f"*/{name}"))
+    return places
+
+
+def find_file(card: Card, split: str) -> Path | None:
+    """The file of a split, or None when it is not on this machine."""
+    return next((path for path in candidate_paths(card, split) if path.is_file()), None)
+
+
+def need_file(card: Card, split: str) -> Path:
+    """The file of a split; UserError that says how to get it when it is missing."""
+    path = find_file(card, split)
+    if path is not None:
+        return path
+    places = [paths.shown(card.folder), *(str(home) for home in paths.data_homes())]
+    raise UserError(
+        f"no file '{card.split(split).file}' (split '{split}' of card '{card.name}')",
+        where="looked in " + ", ".join(places),
+        remedy=f"./run.sh data {card.name}   (or put the file there, or set $TELL_DATA_HOME)",
+    )
+
+
+def open_split(card: Card, split: str) -> Rows:
+    """The valid rows of a split as they stand in the file, anchors included."""
+    return open_rows(need_file(card, split), card.columns_of(split), card.question)
+
+
+def inline_front(card: Card) -> str:
+    """The anchor that the card's rows carry inline, "" when the card keeps it in a file."""
+    if not card.inline_anchor:
+        return ""
+    for split in _INLINE_SPLITS:
+        if split in card.splits and find_file(card, split):
+            rows = open_split(card, split)
+            return shared_front([query for query, _ in rows.all_texts()], paths.shown(rows.path))
+    need_file(card, "train")
+    raise AssertionError("unreachable")
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """The rows of a task split with their anchor applied; task data is small and kept in memory."""
+
+    card: Card
+    split: str
+    anchor: Anchor
+    file: Path
+    sha256: str
+    lines: npt.NDArray[np.int64]
+    plain: list[str]  # queries without any anchor
+    queries: list[str]  # queries as they are trained and tested
+    responses: list[str]
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @cached_property
+    def ids(self) -> npt.NDArray[np.uint8]:
+        """(n, 16) content hashes of the plain rows: an anchor does not move a draw."""
+        return _ids(self.plain, self.responses)
+
+    @cached_property
+    def anchored_ids(self) -> npt.NDArray[np.uint8]:
+        """(n, 16) content hashes of the rows as the model sees them."""
+        return _ids(self.queries, self.responses)
+
+    @cached_property
+    def query_keys(self) -> npt.NDArray[np.uint64]:
+        """(n,) comparison keys of the whole plain queries."""
+        return comparison_keys(self.plain)
+
+    @cached_property
+    def question_keys(self) -> npt.NDArray[np.uint64]:
+        """(n,) comparison keys of what the card calls the question (else of the plain queries)."""
+        return comparison_keys([question_of(text, self.card.question) for text in self.plain])
+
+    def lengths(self, counter: TokenCounter) -> npt.NDArray[np.uint32]:
+        """(n, 2) token counts of anchored query and response."""
+        return counter.lengths(keys_of(self.anchored_ids), self.texts)
+
+    def texts(self, rows: npt.NDArray[np.int64]) -> Texts:
+        """The texts of the rows at the given positions, anchored."""
+        parts = [text.encode() for row in rows for text in (self.queries[row], self.responses[row])]
+        lengths = np.array([len(part) for part in parts], np.int64).reshape(-1, 2)
+        return Texts(b"".join(parts), lengths)
+
+    def place(self, row: int) -> str:
+        """File and line of a row, for messages."""
+        return f"{paths.shown(self.file)}, line {self.lines[row]}"
+
+
+def _ids(queries: list[str], responses: list[str]) -> npt.NDArray[np.uint8]:
+    raw = b"".join(row_id(q, r) for q, r in zip(queries, responses, strict=True))
+    return np.frombuffer(raw, np.uint8).reshape(-1, 16)
+
+
+def keys_of(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    """The first 64 bits of content hashes."""
+    return np.ascontiguousarray(ids[:, :8]).view("<u8").ravel()
+
+
+def open_task(card: Card, split: str, anchor: str = "card") -> TaskRows:
+    """The rows of a task split with `anchor` applied.
+
+    Raises UserError when any row is malformed: a scarce row is never lost in silence.
+    """
+    rows = open_split(card, split)
+    if rows.bad_count:
+        shown = "; ".join(f"line {bad.line}: {bad.reason}" for bad in rows.bad[:10])
+        more = f" (and {rows.bad_count - 10} more)" if rows.bad_count > 10 else ""
+        raise UserError(
+            f"{rows.bad_count} task rows cannot be used: {shown}{more}",
+            where=paths.shown(rows.path),
+            remedy="mend or remove these rows; task data is too scarce to drop rows in silence",
+        )
+    front = inline_front(card)
+    resolved = resolve_anchor(card, anchor, front)
+    pairs = rows.all_texts()
+    without = [line for (q, _), line in zip(pairs, rows.lines, strict=True) if not q.startswith(front)]
+    if without:
+        raise UserError(
+            f"{len(without)} rows lack the inline anchor, first at line {without[0]}",
+            where=paths.shown(rows.path),
+            remedy="all rows of an 'anchor: inline' card begin with the same text",
+        )
+    plain = [query.removeprefix(front).lstrip() if front else query for query, _ in pairs]
+    return TaskRows(
+        card=card,
+        split=split,
+        anchor=resolved,
+        file=rows.path,
+        sha256=rows.sha256,
+        lines=rows.lines,
+        plain=plain,
+        queries=[resolved.apply(query) for query, _ in pairs],
+        responses=[response for _, response in pairs],
+    )

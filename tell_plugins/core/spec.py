@@ -1,0 +1,217 @@
+"""The dataset string of a recipe: `tell/<card>[:key=value[/key=value...]]`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from tell_plugins.core.errors import UserError, raise_all, unknown
+
+PREFIX = "tell/"
+ORDERS = ("shuffle", "even", "task_first", "task_last")
+OVERLAPS = ("keep", "drop")
+_AMOUNT = re.compile(r"(?P<number>\d+(?:\.\d+)?(?:[eE]\+?\d+)?)(?P<unit>rows|tok|x)")
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much of a source: `all`, a number of rows, of tokens, or of times the task rows."""
+
+    unit: str  # all | rows | tok | x
+    number: float = 0
+
+    def __str__(self) -> str:
+        if self.unit == "all":
+            return "all"
+        if self.unit == "rows" and self.number == 0:
+            return "0"
+        return f"{self.number:g}".replace("e+0", "e").replace("e+", "e") + self.unit
+
+
+ALL = Amount("all")
+NONE = Amount("rows", 0)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed dataset string. `general`, `sources` left at None mean the card's own."""
+
+    card: str
+    split: str = "train"
+    task: Amount = ALL
+    general: Amount | None = None
+    sources: tuple[str, ...] | None = None
+    anchor: str = "card"
+    order: str = "shuffle"
+    repeat: int = 1
+    overlap: str = "drop"
+    seed: int = 42
+
+    def __str__(self) -> str:
+        """The shortest dataset string that parses to this value."""
+        parts = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "card" and value != field.default:
+                shown = "+".join(value) if isinstance(value, tuple) else str(value)
+                parts.append(f"{_KEY_OF_FIELD.get(field.name, field.name)}={shown}")
+        return f"{PREFIX}{self.card}" + (":" + "/".join(parts) if parts else "")
+
+    def with_values(self, **changes: Any) -> Spec:
+        return replace(self, **changes)
+
+
+def parse_amount(text: str, *, task: bool, where: str) -> Amount:
+    """Parse `all`, `0`, `15rows`, `1e4tok` or, for general data, `40x`.
+
+    Raises UserError for anything else.
+    """
+    allowed = "all, 15rows, 1e4tok" if task else "0, all, 2000rows, 4e6tok, 40x"
+    if text == "all":
+        return ALL
+    if text == "0" and not task:
+        return NONE
+    match = _AMOUNT.fullmatch(text)
+    if match is None:
+        remedy = "write a number and its unit without a space"
+        if re.fullmatch(r"\d+", text):
+            remedy = f"say the unit: {text}rows or {text}tok"
+        raise UserError(f"bad amount '{text}'", where=where, allowed=allowed, remedy=remedy)
+    number, unit = float(match["number"]), match["unit"]
+    if unit == "x" and task:
+        raise UserError(
+            f"bad amount '{text}'",
+            where=where,
+            allowed=allowed,
+            remedy="'x' is for general data; copies of task rows are repeat=N",
+        )
+    if unit != "x" and not number.is_integer():
+        raise UserError(
+            f"bad amount '{text}'", where=where, allowed=allowed, remedy="use a whole number"
+        )
+    if number == 0 and task:
+        raise UserError(
+            f"bad amount '{text}'",
+            where=where,
+            allowed=allowed,
+            remedy="a run without task rows is a recipe whose card is general data",
+        )
+    return Amount(unit, number)
+
+
+def _one_of(choices: tuple[str, ...]) -> Callable[[str, str], str]:
+    def parse(text: str, where: str) -> str:
+        if text not in choices:
+            raise unknown("value", text, choices, where)
+        return text
+
+    return parse
+
+
+def _integer(smallest: int) -> Callable[[str, str], int]:
+    def parse(text: str, where: str) -> int:
+        if not re.fullmatch(r"\d+", text) or int(text) < smallest:
+            raise UserError(
+                f"bad number '{text}'",
+                where=where,
+                allowed=f"a whole number from {smallest}",
+                remedy="write digits only",
+            )
+        return int(text)
+
+    return parse
+
+
+def _name(text: str, where: str) -> str:
+    if not re.fullmatch(r"[\w.-]+", text):
+        raise UserError(
+            f"bad name '{text}'", where=where, allowed="letters, digits, _ - .", remedy="rename it"
+        )
+    return text
+
+
+def _names(text: str, where: str) -> tuple[str, ...]:
+    names = tuple(_name(part, where) for part in text.split("+"))
+    if len(set(names)) < len(names):
+        raise UserError(f"a card is named twice in '{text}'", where=where, remedy="name it once")
+    return names
+
+
+_PARSERS: dict[str, Callable[[str, str], Any]] = {
+    "split": _name,
+    "task": lambda text, where: parse_amount(text, task=True, where=where),
+    "general": lambda text, where: parse_amount(text, task=False, where=where),
+    "from": _names,
+    "anchor": _name,
+    "order": _one_of(ORDERS),
+    "repeat": _integer(1),
+    "overlap": _one_of(OVERLAPS),
+    "seed": _integer(0),
+}
+KEYS = tuple(_PARSERS)
+_KEY_OF_FIELD = {"sources": "from"}
+_FIELD_OF_KEY = {"from": "sources"}
+
+
+def is_tell(text: str) -> bool:
+    """Whether a dataset entry of a recipe is one of ours (a hub prefix such as `ms::` is)."""
+    return text.split("::", 1)[-1].startswith(PREFIX)
+
+
+def parse_spec(text: str, *, where: str = "dataset") -> Spec:
+    """Parse a dataset string; all of its problems are raised together."""
+    body = text.split("::", 1)[-1]
+    if not body.startswith(PREFIX):
+        raise UserError(
+            f"'{text}' is no TELL dataset string",
+            where=where,
+            allowed=f"{PREFIX}<card>[:key=value[/key=value...]]",
+            remedy=f"begin with '{PREFIX}'",
+        )
+    card, _, rest = body[len(PREFIX) :].partition(":")
+    where = f"{where} '{text}'"
+    if "#" in text:
+        raise UserError(
+            "'#' takes no sample of a mixture",
+            where=where,
+            allowed="task=... and general=... set the amounts",
+            remedy="write task=15rows/general=2000rows instead of #N",
+        )
+    problems: list[UserError] = []
+    values: dict[str, Any] = {}
+    for key, value in _pairs(rest, where, problems):
+        if key not in _PARSERS:
+            problems.append(unknown("key", key, KEYS, where))
+            continue
+        field = _FIELD_OF_KEY.get(key, key)
+        if field in values:
+            problems.append(UserError(f"key '{key}' is given twice", where=where, remedy="once"))
+            continue
+        try:
+            values[field] = _PARSERS[key](value, f"{where}, key '{key}'")
+        except UserError as problem:
+            problems.append(problem)
+    if not re.fullmatch(r"[\w.-]+", card):
+        problems.append(
+            UserError(f"bad card name '{card}'", where=where, allowed="letters, digits, _ - .")
+        )
+    raise_all(problems)
+    return Spec(card, **values)
+
+
+def _pairs(text: str, where: str, problems: list[UserError]) -> Iterator[tuple[str, str]]:
+    for part in text.split("/") if text else []:
+        key, equals, value = part.partition("=")
+        if not equals or not value.strip():
+            problems.append(
+                UserError(
+                    f"'{part}' is no key=value pair",
+                    where=where,
+                    allowed=f"keys {', '.join(KEYS)}",
+                    remedy="write key=value, pairs separated by '/'",
+                )
+            )
+            continue
+        yield key.strip(), value.strip()

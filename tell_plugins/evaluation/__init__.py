@@ -1,0 +1,1 @@
+"""Answers first, scores later: prompts, engines, saved answers, scorers."""

@@ -1,0 +1,1 @@
+"""What stands on top of training and evaluation: the demo, sweeps, reports."""

@@ -1,0 +1,1 @@
+"""Making data ready: downloads, rebuilds, cards for own tasks."""

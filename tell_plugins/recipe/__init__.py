@@ -1,0 +1,1 @@
+"""Recipes: reading the YAML, checking it, planning its steps, starting the training."""
