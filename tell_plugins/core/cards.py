@@ -234,7 +234,9 @@ def _problem(part: Any, raw: dict[str, Any], where: str) -> UserError:
             remedy=f"did you mean '{match}'?" if match else "remove it",
         )
     if part["type"] == "missing":
-        return UserError(f"key '{key}' is missing", where=where, remedy=f"add '{location[-1]}: ...'")
+        return UserError(
+            f"key '{key}' is missing", where=where, remedy=f"add '{location[-1]}: ...'"
+        )
     message = str(part["msg"]).removeprefix("Value error, ")
     if not location:
         return UserError(message, where=where, remedy="see 'Own tasks' in README.md")

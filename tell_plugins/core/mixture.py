@@ -60,7 +60,9 @@ class Drawn:
     copies: int = 1
     overlapping: int = 0  # rows that are held-out queries, dropped or kept
 
-    def tokens(self, rows: npt.NDArray[np.int64] | None = None, column: int | None = None) -> int | None:
+    def tokens(
+        self, rows: npt.NDArray[np.int64] | None = None, column: int | None = None
+    ) -> int | None:
         """Tokens of the given rows (default: those used, each once); None when not counted."""
         if self.lengths is None:
             return None
@@ -320,7 +322,9 @@ def build_mixture(spec: Spec) -> Mixture:
         copies=spec.repeat,
     )
     entries = len(used) * spec.repeat
-    questions = np.unique(np.concatenate([part.question_keys for part in held_out] or [np.zeros(0, "<u8")]))
+    questions = np.unique(
+        np.concatenate([part.question_keys for part in held_out] or [np.zeros(0, "<u8")])
+    )
     drawn, general = [first], []
     for general_card, share in zip(cards, _shares(amount, len(cards), entries), strict=True):
         source, rows = _draw_general(general_card, share, spec, counter, questions)
@@ -392,7 +396,9 @@ def _refuse_held_out_rows(task: TaskRows, held_out: list[TaskRows]) -> None:
     problems = []
     for other in held_out:
         places = {int(key): row for row, key in reversed(list(enumerate(other.query_keys)))}
-        both = [(row, places[int(key)]) for row, key in enumerate(task.query_keys) if int(key) in places]
+        both = [
+            (row, places[int(key)]) for row, key in enumerate(task.query_keys) if int(key) in places
+        ]
         if both:
             row, twin = both[0]
             problems.append(
@@ -416,7 +422,8 @@ def _shares(amount: Amount, sources: int, task_entries: int) -> list[Amount]:
         amount = Amount("rows", round(amount.number * task_entries))
     whole = int(amount.number)
     return [
-        Amount(amount.unit, whole // sources + (index < whole % sources)) for index in range(sources)
+        Amount(amount.unit, whole // sources + (index < whole % sources))
+        for index in range(sources)
     ]
 
 
@@ -441,7 +448,7 @@ def _draw_general(
         usable &= ~overlapping
         dropped["held_out_query"] = int(overlapping.sum())
     if card.max_tokens is not None and lengths is not None:
-        too_long = usable & (_sums(lengths) > card.max_tokens)
+        too_long = usable & (lengths.sum(axis=1) > card.max_tokens)
         usable &= ~too_long
         if too_long.any():
             dropped["over_max_tokens"] = int(too_long.sum())
@@ -482,7 +489,9 @@ def _assemble(
         ids, repeats = ids[source.used], draw.occurrences(ids)[source.used]
         for copy in range(source.copies):
             purpose = "order" if copy == 0 else f"order, copy {copy}"
-            keys.append(draw.hashes(ids, repeats, seed=spec.seed, source=source.card.name, purpose=purpose))
+            keys.append(
+                draw.hashes(ids, repeats, seed=spec.seed, source=source.card.name, purpose=purpose)
+            )
             rows.append(source.used)
             origins.append(np.full(len(source.used), index, np.int64))
     task_rows = len(sources[0].used) if task is not None else 0

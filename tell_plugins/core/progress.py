@@ -18,6 +18,4 @@ def track(total: int | None, label: str, unit: str) -> tqdm:
 
 def tracked(items: Iterable[_T], label: str, unit: str, total: int | None = None) -> Iterable[_T]:
     """`items`, with a bar that counts them."""
-    return tqdm(
-        items, total=total, desc=label, unit=f" {unit}", delay=_DELAY, dynamic_ncols=True
-    )
+    return tqdm(items, total=total, desc=label, unit=f" {unit}", delay=_DELAY, dynamic_ncols=True)

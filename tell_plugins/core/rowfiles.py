@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 
-
 _EXTRA = "\x00"  # csv puts surplus fields under this key
 
 
@@ -34,7 +33,9 @@ def read_records(path: Path) -> Iterator[Record]:
             remedy="convert the file or rename it",
         )
     if path.stat().st_size == 0:
-        raise UserError("the file is empty", where=paths.shown(path), remedy="check where it came from")
+        raise UserError(
+            "the file is empty", where=paths.shown(path), remedy="check where it came from"
+        )
     if suffix != ".parquet":
         _refuse_utf16(path)
     return _READERS[suffix](path)

@@ -145,7 +145,9 @@ def open_task(card: Card, split: str, anchor: str = "card") -> TaskRows:
     front = inline_front(card)
     resolved = resolve_anchor(card, anchor, front)
     pairs = rows.all_texts()
-    without = [line for (q, _), line in zip(pairs, rows.lines, strict=True) if not q.startswith(front)]
+    without = [
+        line for (q, _), line in zip(pairs, rows.lines, strict=True) if not q.startswith(front)
+    ]
     if without:
         raise UserError(
             f"{len(without)} rows lack the inline anchor, first at line {without[0]}",

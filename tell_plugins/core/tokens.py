@@ -1,6 +1,6 @@
-"""Token counts. The paper counts with the Llama-2 tokenizer whatever model is trained (Section 1).
+"""Token counts. The paper counts with the Llama-2 tokenizer whatever is trained (Section 1).
 
-Counts are kept by content under the cache folder, one file a tokenizer, so a text is tokenised once.
+Counts are kept by content under the cache folder, one file a tokenizer: a text is tokenised once.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class TokenCounter:
         with track(len(missing), "counting tokens", "rows") as bar:
             for start in range(0, len(missing), _BATCH):
                 batch = missing[start : start + _BATCH]
-                found[batch] = self.count([t for pair in texts(batch).pairs() for t in pair]).reshape(-1, 2)
+                found[batch] = self.count(
+                    [t for pair in texts(batch).pairs() for t in pair]
+                ).reshape(-1, 2)
                 bar.update(len(batch))
                 done = start + len(batch)
                 if done == len(missing) or done - unsaved >= _SAVE_EVERY * _BATCH:

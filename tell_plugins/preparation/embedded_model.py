@@ -113,7 +113,8 @@ def convert(gguf: Path, folder: Path) -> None:
     )
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    ).to(torch.bfloat16)
+    )
+    model = model.bfloat16()
     for config in (model.config, model.generation_config):
         config.bos_token_id = None
         config.eos_token_id = tokenizer.eos_token_id

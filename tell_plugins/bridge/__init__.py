@@ -1,0 +1,58 @@
+"""The one place that knows ms-swift (4.0.4 and 4.6): loader, callback, engine, Qwen fix, keys.
+
+Nothing here trains: ms-swift does. `tell_plugins/register.py` calls `register` when a recipe's
+`external_plugins` is imported. The sub-modules import ms-swift; this one does so on `register`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import TracebackType
+
+from tell_plugins.core.cards import card_names, load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.spec import PREFIX, is_tell, parse_spec
+
+
+def register() -> None:
+    """Register every card with ms-swift, the callback with the trainer, and the Qwen fix."""
+    _install_excepthook()
+    _check_arguments(sys.argv)
+    from swift.dataset import DatasetMeta, register_dataset
+    from transformers import trainer
+
+    from tell_plugins.bridge.callback import TellCallback
+    from tell_plugins.bridge.loader import TellLoader
+    from tell_plugins.bridge.qwen import let_qwen_generate
+
+    for name in card_names():
+        dataset_id = f"{PREFIX}{name}"
+        meta = DatasetMeta(ms_dataset_id=dataset_id, hf_dataset_id=dataset_id, loader=TellLoader)
+        register_dataset(meta, exist_ok=True)
+    if TellCallback not in trainer.DEFAULT_CALLBACKS:
+        trainer.DEFAULT_CALLBACKS.append(TellCallback)  # type: ignore[arg-type]
+    let_qwen_generate()
+
+
+def _check_arguments(argv: list[str]) -> None:
+    """Refuse a wrong dataset string before a model is loaded, not after."""
+    for argument in argv:
+        if is_tell(argument):
+            load_card(parse_spec(argument).card)
+
+
+def _install_excepthook() -> None:
+    """Show a user's mistake as one message; everything else keeps its traceback."""
+    previous = sys.excepthook
+    if getattr(previous, "_tell", False):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, UserError) and not os.environ.get("TELL_DEBUG"):
+            print(f"\n{error}", file=sys.stderr)
+        else:
+            previous(kind, error, trace)
+
+    hook._tell = True  # type: ignore[attr-defined]
+    sys.excepthook = hook

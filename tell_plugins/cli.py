@@ -1,0 +1,103 @@
+"""The verbs of `./run.sh`: which module serves which, and how errors leave the program.
+
+Exit codes: 0 good; 1 the user's input is wrong or a check failed; 2 a fault of ours or of the
+machine. Modules are imported when their verb is called, so `--help` and `check` start at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from types import ModuleType
+from typing import NoReturn
+
+from tell_plugins import __version__
+from tell_plugins.core.errors import MachineError, UserError, nearest
+
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("experiments.demo", "train and score the embedded model on the sample, on a CPU"),
+    "check": ("recipe.check", "what would this run do? no GPU, no network, no training"),
+    "mix": ("recipe.mix", "write a recipe's mixture and manifest without training"),
+    "train": ("recipe.train", "swift sft with a recipe; flags win over the YAML"),
+    "eval": ("evaluation.evaluate", "answer a recipe's test split, save the answers, score them"),
+    "compare": ("evaluation.compare", "tables of saved answers under every scorer"),
+    "represent": ("evaluation.represent", "what the anchor does to hidden states"),
+    "anchors2x2": ("evaluation.anchors2x2", "anchor in training x anchor at test"),
+    "data": ("preparation.data_verb", "download, rebuild, list or show data sets"),
+    "new": ("preparation.new_task", "card, anchor and recipe for an own task"),
+    "anchor": ("experiments.anchor_verb", "let the model write and rank its own anchors"),
+    "sweep": ("experiments.sweep_verb", "a grid of runs: train and score each"),
+    "report": ("experiments.report_verb", "tables, pictures and one HTML page of a sweep"),
+}
+_OURS = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in argv or bool(os.environ.get("TELL_DEBUG"))
+    argv = [part for part in argv if part != "--debug"]
+    if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
+        match = nearest(argv[0], VERBS)
+        hint = f"did you mean '{match}'?" if match else "see ./run.sh --help"
+        print(f"unknown verb '{argv[0]}'\n  remedy:  {hint}", file=sys.stderr)
+        return 1
+    try:
+        return _run(argv)
+    except (UserError, MachineError, KeyboardInterrupt, OSError, BrokenPipeError) as error:
+        if debug:
+            traceback.print_exc()
+        return _say(error)
+    except Exception as error:
+        if debug:
+            raise
+        print(
+            f"fault in this program: {type(error).__name__}: {error}\n"
+            "  remedy:  run the same command with --debug and report what it prints",
+            file=sys.stderr,
+        )
+        return _OURS
+
+
+def _say(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+        return 130
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    print(str(error), file=sys.stderr)
+    return 1 if isinstance(error, UserError) else _OURS
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong usage is the user's to mend, so it exits with 1."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(1, f"{self.prog}: {message}\n")
+
+
+def _run(argv: list[str]) -> int:
+    parser = _Parser(
+        prog="./run.sh",
+        description="TELL recipes for ms-swift. Without a verb: set up, then the demo.",
+        epilog="`./run.sh VERB --help` explains a verb; setup, test and bench are run.sh's own.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    wanted = next((part for part in argv if not part.startswith("-")), None)
+    modules: dict[str, ModuleType] = {}
+    for verb, (name, help_text) in VERBS.items():
+        sub = verbs.add_parser(verb, help=help_text, description=help_text, allow_abbrev=False)
+        if verb == wanted:
+            modules[verb] = importlib.import_module(f"tell_plugins.{name}")
+            modules[verb].add_arguments(sub)
+    args, rest = parser.parse_known_args(argv)
+    if rest and not getattr(args, "takes_flags", False):
+        parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    args.flags = rest
+    return int(modules[args.verb].run(args))

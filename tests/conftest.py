@@ -1,0 +1,97 @@
+"""Fixtures shared by all tests: every test has its own cache, data home and cards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+REAL_DATA = PROJECT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a test away from the user's cache, data, cards and tokenizer."""
+    monkeypatch.setenv("TELL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TELL_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("TELL_CARDS", str(tmp_path / "cards"))
+    monkeypatch.delenv("TELL_TOKENIZER", raising=False)
+    monkeypatch.delenv("TELL_CALLER_DIR", raising=False)
+    monkeypatch.chdir(PROJECT)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The real data beside the project; the test is skipped where it is absent."""
+    if not REAL_DATA.is_dir():
+        pytest.skip("needs the real data beside the project (../shared/data)")
+    return REAL_DATA
+
+
+@pytest.fixture
+def real_home(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`$TELL_DATA_HOME` with the test's own folder first and the real data after it."""
+    home = tmp_path / "data"
+    home.mkdir(exist_ok=True)
+    monkeypatch.setenv("TELL_DATA_HOME", f"{home}:{real_data}")
+    return home
+
+
+def write_rows(path: Path, rows: Iterable[object]) -> Path:
+    """Write JSON lines and return the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
+    return path
+
+
+MakeCard = Callable[..., Path]
+
+
+@pytest.fixture
+def make_card(tmp_path: Path) -> MakeCard:
+    """Make a card under `$TELL_CARDS`: `make_card(name, train=[...], test=[...], kind=..., ...)`.
+
+    Rows are `{"q": ..., "r": ...}`; further keywords become keys of the card.
+    """
+    import yaml
+
+    def make(
+        name: str,
+        *,
+        train: list[dict[str, str]],
+        test: list[dict[str, str]] | None = None,
+        kind: str = "task",
+        anchor: str = "ANCHOR: do the task.",
+        **keys: object,
+    ) -> Path:
+        folder = tmp_path / "cards" / name
+        card: dict[str, object] = {
+            "name": name,
+            "kind": kind,
+            "summary": "made by a test",
+            "licence": "none",
+            "source": "a test",
+            "columns": {"query": "q", "response": "r"},
+            "splits": {"train": {"file": "train.jsonl"}},
+        }
+        write_rows(folder / "train.jsonl", train)
+        if test is not None:
+            write_rows(folder / "test.jsonl", test)
+            card["splits"] = {"train": {"file": "train.jsonl"}, "test": {"file": "test.jsonl"}}
+        if kind == "task":
+            (folder / "anchor.txt").write_text(anchor + "\n", encoding="utf-8")
+            card |= {
+                "anchor": "anchor.txt",
+                "metric": "number",
+                "general": {"from": ["plain"], "amount": "2x"},
+            }
+        card |= keys
+        (folder / "card.yaml").write_text(yaml.safe_dump(card), encoding="utf-8")
+        return folder
+
+    return make
