@@ -1,0 +1,206 @@
+"""A recipe: plain ms-swift YAML, read as the installed ms-swift would read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.spec import Spec, is_tell, parse_spec
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe file with flags applied.
+
+    Attributes:
+        values: ms-swift's keys as given; what is not given is ms-swift's default.
+        lines: for each key of the file, its line (from 1).
+    """
+
+    path: Path
+    values: dict[str, Any]
+    lines: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def where(self, key: str | None = None) -> str:
+        """The file, and the line of `key`, for messages."""
+        line = self.lines.get(key or "")
+        return paths.shown(self.path) + (f", line {line}" if line else "")
+
+    def get(self, key: str, default: Any = None) -> Any:
+        value = self.values.get(key)
+        return default if value is None else value
+
+    @property
+    def dataset_text(self) -> str:
+        """The TELL dataset string. Raises UserError when there is none, or more than one."""
+        entries = as_list(self.values.get("dataset"))
+        ours = [str(entry) for entry in entries if is_tell(str(entry))]
+        if len(ours) != 1 or len(entries) != 1:
+            raise UserError(
+                f"{len(ours)} TELL data sets among {len(entries)} under 'dataset'",
+                where=self.where("dataset"),
+                allowed="exactly one entry, tell/<card>:...",
+                remedy="join general cards with from=a+b",
+            )
+        return ours[0]
+
+    @property
+    def spec(self) -> Spec:
+        return parse_spec(self.dataset_text, where=self.where("dataset"))
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the run's results go: the recipe's `output_dir`, else `output/<name>`."""
+        return Path(str(self.get("output_dir", f"output/{self.name}")))
+
+    def with_values(self, **values: Any) -> Recipe:
+        """The same recipe with some keys replaced; None removes a key."""
+        merged = {**self.values, **values}
+        return Recipe(self.path, {key: v for key, v in merged.items() if v is not None}, self.lines)
+
+    def argv(self) -> list[str]:
+        """The recipe as ms-swift's command line flags, which every version reads alike."""
+        flags: list[str] = []
+        for key, value in self.values.items():
+            flags.append(f"--{key}")
+            flags += [_flag_text(part) for part in as_list(value)]
+        return flags
+
+
+def as_list(value: Any) -> list[Any]:
+    """A YAML value as a list: a scalar is a list of one, nothing is an empty list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _flag_text(value: Any) -> str:
+    import json
+
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+
+
+def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply command line flags, which win over the YAML.
+
+    Raises UserError for a missing or unreadable file, a key given twice, or no mapping.
+    """
+    file = paths.user_path(path)
+    if not file.is_file():
+        raise UserError(
+            f"no recipe '{path}'",
+            where=paths.shown(file.parent),
+            allowed=", ".join(sorted(p.name for p in paths.RECIPES.glob("*.yaml"))) or None,
+            remedy="name a YAML file",
+        )
+    text = _read(file)
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"no YAML: {error}", where=paths.shown(file), remedy="mend it") from None
+    if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
+        raise UserError(
+            "a recipe is a mapping of ms-swift's keys",
+            where=paths.shown(file),
+            remedy="see recipes/",
+        )
+    lines: dict[str, int] = {}
+    for key_node, _ in node.value:
+        key = str(key_node.value)
+        if key in lines:
+            raise UserError(
+                f"key '{key}' is given twice, first at line {lines[key]}",
+                where=f"{paths.shown(file)}, line {key_node.start_mark.line + 1}",
+                remedy="remove one of them",
+            )
+        lines[key] = key_node.start_mark.line + 1
+    values = {str(key): value for key, value in values.items()}
+    return Recipe(file, {**values, **parse_flags(flags)}, lines)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"not UTF-8 (byte {error.start})", where=paths.shown(file), remedy="save it as UTF-8"
+        ) from None
+
+
+def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
+    """`--key value [value...]` or `--key=value` as keys and typed values. UserError otherwise."""
+    values: dict[str, Any] = {}
+    key: str | None = None
+    for flag in flags:
+        if flag.startswith("--") and len(flag) > 2:
+            key, equals, text = flag[2:].partition("=")
+            key = key.replace("-", "_")
+            values[key] = [_typed(text)] if equals else []
+        elif key is None:
+            raise UserError(
+                f"'{flag}' belongs to no flag",
+                where="command line",
+                allowed="--key value",
+                remedy="put ms-swift's flags after the recipe",
+            )
+        else:
+            values[key].append(_typed(flag))
+    return {key: _single(parts) for key, parts in values.items()}
+
+
+def _typed(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):
+        try:
+            return float(text)  # YAML 1.1 reads 1e-4 as text
+        except ValueError:
+            return text
+    return value if isinstance(value, (bool, int, float, dict, list)) else text
+
+
+def _single(parts: list[Any]) -> Any:
+    return True if not parts else parts[0] if len(parts) == 1 else parts
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints below a run's output folder, oldest first (by version, then step)."""
+
+    def key(path: Path) -> tuple[float, int]:
+        return path.parent.stat().st_mtime if path.parent != run else 0.0, _step(path)
+
+    found = [*run.glob("checkpoint-*"), *run.glob("v*-*/checkpoint-*")]
+    return sorted((path for path in found if (path / "adapter_config.json").is_file()), key=key)
+
+
+def _step(path: Path) -> int:
+    tail = path.name.rpartition("-")[2]
+    return int(tail) if tail.isdigit() else -1
+
+
+def number(values: Mapping[str, Any], key: str, default: float) -> float:
+    """A numeric value of a recipe; text such as `1e-4` counts, as it does for ms-swift."""
+    value = values.get(key)
+    if value is None or value == "None":
+        return default
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"'{key}' is '{value}'", where="recipe", allowed="a number", remedy="correct it"
+        ) from None
