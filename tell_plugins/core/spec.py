@@ -5,14 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from decimal import Decimal
 from typing import Any
 
-from tell_plugins.core.errors import UserError, raise_all, unknown
+from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
 
 PREFIX = "tell/"
 ORDERS = ("shuffle", "even", "task_first", "task_last")
 OVERLAPS = ("keep", "drop")
-_AMOUNT = re.compile(r"(?P<number>\d+(?:\.\d+)?(?:[eE]\+?\d+)?)(?P<unit>rows|tok|x)")
+_AMOUNT = re.compile(
+    r"(?P<number>[0-9]+(?P<point>\.[0-9]+)?(?P<exponent>[eE]\+?[0-9]+)?)"
+    r"(?P<unit>rows|tok|x)"
+)
+_LARGEST = 1e15  # beyond any data set; numbers up to here are exact
+_MEANT = {"row": "rows", "token": "tok", "tokens": "tok", "times": "x"}
 
 
 @dataclass(frozen=True)
@@ -25,9 +31,12 @@ class Amount:
     def __str__(self) -> str:
         if self.unit == "all":
             return "all"
-        if self.unit == "rows" and self.number == 0:
+        if self.number == 0:
             return "0"
-        return f"{self.number:g}".replace("e+0", "e").replace("e+", "e") + self.unit
+        exact = Decimal(repr(float(self.number)))
+        if exact % 10_000 == 0:  # 1e4tok, but 2000rows
+            return str(exact.normalize()).replace("E+", "e") + self.unit
+        return format(exact.normalize(), "f") + self.unit
 
 
 ALL = Amount("all")
@@ -74,31 +83,41 @@ def parse_amount(text: str, *, task: bool, where: str) -> Amount:
     if text == "0" and not task:
         return NONE
     match = _AMOUNT.fullmatch(text)
+    remedy = None
     if match is None:
-        remedy = "write a number and its unit without a space"
-        if re.fullmatch(r"\d+", text):
-            remedy = f"say the unit: {text}rows or {text}tok"
+        remedy = _amount_remedy(text)
+    elif float(match["number"]) > _LARGEST:
+        remedy = "use a number up to 1e15"
+    elif match["unit"] == "x" and task:
+        remedy = "'x' is for general data; copies of task rows are repeat=N"
+    elif match["unit"] != "x" and not _is_whole(match):
+        remedy = f"use a whole number of {'rows' if match['unit'] == 'rows' else 'tokens'}"
+    elif float(match["number"]) == 0 and task:
+        remedy = "a run without task rows is a recipe whose card is general data"
+    if match is None or remedy is not None:
         raise UserError(f"bad amount '{text}'", where=where, allowed=allowed, remedy=remedy)
-    number, unit = float(match["number"]), match["unit"]
-    if unit == "x" and task:
-        raise UserError(
-            f"bad amount '{text}'",
-            where=where,
-            allowed=allowed,
-            remedy="'x' is for general data; copies of task rows are repeat=N",
-        )
-    if unit != "x" and not number.is_integer():
-        raise UserError(
-            f"bad amount '{text}'", where=where, allowed=allowed, remedy="use a whole number"
-        )
-    if number == 0 and task:
-        raise UserError(
-            f"bad amount '{text}'",
-            where=where,
-            allowed=allowed,
-            remedy="a run without task rows is a recipe whose card is general data",
-        )
-    return Amount(unit, number)
+    number = float(match["number"])
+    return Amount(match["unit"], number) if number else NONE
+
+
+def _is_whole(amount: re.Match[str]) -> bool:
+    """Whether rows or tokens are whole; `1.000rows` is refused, it may mean one or a thousand."""
+    if amount["point"] and not amount["exponent"]:
+        return False
+    return Decimal(amount["number"]) % 1 == 0
+
+
+def _amount_remedy(text: str) -> str:
+    """What a text that is no amount most likely meant."""
+    parts = re.fullmatch(r"(?P<number>[0-9.]+(?:[eE]\+?[0-9]+)?)\s*(?P<unit>[A-Za-z]*)", text)
+    if parts and not parts["unit"]:
+        return f"say the unit: {text}rows or {text}tok"
+    word = parts["unit"].lower() if parts else text.lower()
+    match = nearest(word, ["rows", "tok", "x", *_MEANT] if parts else ["all"])
+    if match is None:
+        return "write a number and its unit without a space"
+    number = parts["number"] if parts else ""
+    return f"did you mean '{number}{_MEANT.get(match, match)}'?"
 
 
 def _one_of(choices: tuple[str, ...]) -> Callable[[str, str], str]:
@@ -110,13 +129,13 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str, str], str]:
     return parse
 
 
-def _integer(smallest: int) -> Callable[[str, str], int]:
+def _integer(smallest: int, largest: int) -> Callable[[str, str], int]:
     def parse(text: str, where: str) -> int:
-        if not re.fullmatch(r"\d+", text) or int(text) < smallest:
+        if not re.fullmatch(r"[0-9]{1,18}", text) or not smallest <= int(text) <= largest:
             raise UserError(
                 f"bad number '{text}'",
                 where=where,
-                allowed=f"a whole number from {smallest}",
+                allowed=f"a whole number from {smallest} to {largest}",
                 remedy="write digits only",
             )
         return int(text)
@@ -146,9 +165,9 @@ _PARSERS: dict[str, Callable[[str, str], Any]] = {
     "from": _names,
     "anchor": _name,
     "order": _one_of(ORDERS),
-    "repeat": _integer(1),
+    "repeat": _integer(1, 100_000),
     "overlap": _one_of(OVERLAPS),
-    "seed": _integer(0),
+    "seed": _integer(0, 2**32 - 1),  # what ms-swift takes too
 }
 KEYS = tuple(_PARSERS)
 _KEY_OF_FIELD = {"sources": "from"}
@@ -170,16 +189,19 @@ def parse_spec(text: str, *, where: str = "dataset") -> Spec:
             allowed=f"{PREFIX}<card>[:key=value[/key=value...]]",
             remedy=f"begin with '{PREFIX}'",
         )
-    card, _, rest = body[len(PREFIX) :].partition(":")
     where = f"{where} '{text}'"
-    if "#" in text:
-        raise UserError(
-            "'#' takes no sample of a mixture",
-            where=where,
-            allowed="task=... and general=... set the amounts",
-            remedy="write task=15rows/general=2000rows instead of #N",
-        )
     problems: list[UserError] = []
+    body, sample, _ = body.partition("#")
+    if sample:
+        problems.append(
+            UserError(
+                "'#' takes no sample of a mixture",
+                where=where,
+                allowed="task=... and general=... set the amounts",
+                remedy="write task=15rows/general=2000rows instead of #N",
+            )
+        )
+    card, _, rest = body[len(PREFIX) :].partition(":")
     values: dict[str, Any] = {}
     for key, value in _pairs(rest, where, problems):
         if key not in _PARSERS:
@@ -187,7 +209,9 @@ def parse_spec(text: str, *, where: str = "dataset") -> Spec:
             continue
         field = _FIELD_OF_KEY.get(key, key)
         if field in values:
-            problems.append(UserError(f"key '{key}' is given twice", where=where, remedy="once"))
+            problems.append(
+                UserError(f"key '{key}' is given twice", where=where, remedy="name it once")
+            )
             continue
         try:
             values[field] = _PARSERS[key](value, f"{where}, key '{key}'")
@@ -195,7 +219,12 @@ def parse_spec(text: str, *, where: str = "dataset") -> Spec:
             problems.append(problem)
     if not re.fullmatch(r"[\w.-]+", card):
         problems.append(
-            UserError(f"bad card name '{card}'", where=where, allowed="letters, digits, _ - .")
+            UserError(
+                f"bad card name '{card}'",
+                where=where,
+                allowed="letters, digits, _ - .",
+                remedy=f"write {PREFIX}<card>, then ':' and the keys",
+            )
         )
     raise_all(problems)
     return Spec(card, **values)
@@ -204,7 +233,7 @@ def parse_spec(text: str, *, where: str = "dataset") -> Spec:
 def _pairs(text: str, where: str, problems: list[UserError]) -> Iterator[tuple[str, str]]:
     for part in text.split("/") if text else []:
         key, equals, value = part.partition("=")
-        if not equals or not value.strip():
+        if not (equals and key.strip() and value.strip()):
             problems.append(
                 UserError(
                     f"'{part}' is no key=value pair",

@@ -1,0 +1,223 @@
+"""The dataset string: every key, every mistake, and the round trip through text."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tell_plugins.core.errors import UserError, UserErrors
+from tell_plugins.core.spec import (
+    ALL,
+    KEYS,
+    NONE,
+    ORDERS,
+    Amount,
+    Spec,
+    is_tell,
+    parse_amount,
+    parse_spec,
+)
+
+
+def test_a_card_alone_takes_every_default() -> None:
+    assert parse_spec("tell/gsm8k") == parse_spec("tell/gsm8k:") == Spec("gsm8k")
+    spec = Spec("gsm8k")
+    assert (spec.split, spec.task, spec.general, spec.sources) == ("train", ALL, None, None)
+    assert (spec.anchor, spec.order, spec.repeat) == ("card", "shuffle", 1)
+    assert (spec.overlap, spec.seed) == ("drop", 42)
+
+
+def test_every_key_is_read() -> None:
+    values = {
+        "split": "validation",
+        "task": "1e4tok",
+        "general": "40x",
+        "from": "alpaca_en+open_platypus",
+        "anchor": "none",
+        "order": "even",
+        "repeat": "7",
+        "overlap": "keep",
+        "seed": "0",
+    }
+    assert set(values) == set(KEYS)
+    spec = parse_spec("tell/a:" + "/".join(f"{key}={value}" for key, value in values.items()))
+    assert spec == Spec(
+        "a",
+        split="validation",
+        task=Amount("tok", 10_000),
+        general=Amount("x", 40),
+        sources=("alpaca_en", "open_platypus"),
+        anchor="none",
+        order="even",
+        repeat=7,
+        overlap="keep",
+        seed=0,
+    )
+    assert parse_spec(str(spec)) == spec
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_order_is_read(order: str) -> None:
+    assert parse_spec(f"tell/a:order={order}").order == order
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "shown"),
+    [
+        ("all", ALL, "all"),
+        ("15rows", Amount("rows", 15), "15rows"),
+        ("2000rows", Amount("rows", 2000), "2000rows"),
+        ("1e4tok", Amount("tok", 10_000), "1e4tok"),
+        ("10000tok", Amount("tok", 10_000), "1e4tok"),
+        ("1E+4tok", Amount("tok", 10_000), "1e4tok"),
+        ("1.5e4tok", Amount("tok", 15_000), "15000tok"),
+        ("1234567tok", Amount("tok", 1_234_567), "1234567tok"),
+        ("999999999999tok", Amount("tok", 999_999_999_999), "999999999999tok"),
+        ("1e15tok", Amount("tok", 1e15), "1e15tok"),
+    ],
+)
+@pytest.mark.parametrize("task", [True, False])
+def test_amounts(text: str, amount: Amount, shown: str, task: bool) -> None:
+    assert parse_amount(text, task=task, where="here") == amount
+    assert str(amount) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "shown"),
+    [
+        ("40x", Amount("x", 40), "40x"),
+        ("2.5x", Amount("x", 2.5), "2.5x"),
+        ("0.0000001x", Amount("x", 1e-7), "0.0000001x"),
+        *((zero, NONE, "0") for zero in ("0", "0rows", "0tok", "0x", "0.0x", "0e3tok")),
+    ],
+)
+def test_amounts_of_general_data(text: str, amount: Amount, shown: str) -> None:
+    assert parse_amount(text, task=False, where="here") == amount
+    assert str(amount) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("15", "say the unit: 15rows or 15tok"),
+        ("1e4", "say the unit: 1e4rows or 1e4tok"),
+        ("15row", "did you mean '15rows'?"),
+        ("15 rows", "did you mean '15rows'?"),
+        ("15ROWS", "did you mean '15rows'?"),
+        ("1e4tokens", "did you mean '1e4tok'?"),
+        ("1e4tk", "did you mean '1e4tok'?"),
+        ("al", "did you mean 'all'?"),
+        ("-5rows", "without a space"),
+        ("1_000rows", "without a space"),
+        ("1,000rows", "without a space"),
+        ("everything", "without a space"),
+        ("１５rows", "without a space"),  # digits of another script
+        ("1.5rows", "whole number of rows"),
+        ("1.000rows", "whole number of rows"),  # may mean one or a thousand
+        ("15.0tok", "whole number of tokens"),
+        ("1.23e1tok", "whole number of tokens"),
+        ("1e16tok", "up to 1e15"),
+        ("1e400tok", "up to 1e15"),
+    ],
+)
+@pytest.mark.parametrize("task", [True, False])
+def test_bad_amounts_say_what_was_meant(text: str, remedy: str, task: bool) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_amount(text, task=task, where="here")
+    assert caught.value.where == "here"
+    assert f"'{text}'" in caught.value.found
+    assert remedy in str(caught.value.remedy)
+    assert "15rows" in str(caught.value.allowed) or "40x" in str(caught.value.allowed)
+
+
+def test_amounts_only_general_data_has() -> None:
+    with pytest.raises(UserError, match="repeat=N"):
+        parse_amount("40x", task=True, where="here")
+    for zero in ("0rows", "0tok"):
+        with pytest.raises(UserError, match="card is general data"):
+            parse_amount(zero, task=True, where="here")
+    with pytest.raises(UserError, match="up to 1e15"):
+        parse_amount("1e400x", task=False, where="here")
+
+
+def test_all_problems_of_a_string_are_raised_together() -> None:
+    text = (
+        "tell/a b:tsk=15rows/general=4e6tokens/order=evn/overlap=dorp/repeat=0/seed=-1/"
+        "from=x+x/anchor=a b/split=/task=1rows/task=2rows/junk#20"
+    )
+    with pytest.raises(UserErrors) as caught:
+        parse_spec(text, where="recipe.yaml, line 3")
+    found = str(caught.value)
+    for expected in (
+        "unknown key 'tsk'",
+        "did you mean 'task'?",
+        "did you mean '4e6tok'?",
+        "did you mean 'even'?",
+        "did you mean 'drop'?",
+        "bad number '0'",
+        "bad number '-1'",
+        "a card is named twice in 'x+x'",
+        "bad name 'a b'",
+        "'split=' is no key=value pair",
+        "key 'task' is given twice",
+        "'junk' is no key=value pair",
+        "'#' takes no sample of a mixture",
+        "bad card name 'a b'",
+    ):
+        assert expected in found
+    assert len(caught.value.problems) == 13
+    for problem in caught.value.problems:
+        assert "recipe.yaml, line 3" in str(problem.where)
+        assert problem.remedy
+
+
+@pytest.mark.parametrize("text", ["alpaca", "tel/a:task=1rows", "swift/a", "", "TELL/a"])
+def test_other_data_sets_are_not_ours(text: str) -> None:
+    assert not is_tell(text)
+    with pytest.raises(UserError, match="no TELL dataset string"):
+        parse_spec(text)
+
+
+@pytest.mark.parametrize("prefix", ["ms::", "HF::", ""])
+def test_a_hub_prefix_changes_nothing(prefix: str) -> None:
+    assert is_tell(f"{prefix}tell/a:seed=1")
+    assert parse_spec(f"{prefix}tell/a:seed=1") == Spec("a", seed=1)
+
+
+@pytest.mark.parametrize("text", ["tell/", "tell/:seed=1", "tell/a/b", "tell/../x"])
+def test_bad_card_names(text: str) -> None:
+    with pytest.raises(UserError, match="bad card name"):
+        parse_spec(text)
+
+
+@pytest.mark.parametrize("text", ["seed=1/", "/seed=1", "seed=1//order=even", "seed", "=1"])
+def test_pairs_that_are_none(text: str) -> None:
+    with pytest.raises(UserError, match="no key=value pair"):
+        parse_spec(f"tell/a:{text}")
+
+
+@pytest.mark.parametrize("value", ["1.0", "0x10", "", "100001", "9" * 5000, "١"])
+def test_repeat_is_a_plain_number(value: str) -> None:
+    with pytest.raises(UserError):
+        parse_spec(f"tell/a:repeat={value}")
+
+
+def test_round_trip_of_random_specs() -> None:
+    rng = random.Random(1)
+    for _ in range(500):
+        number = rng.choice([rng.randint(1, 9), rng.randint(1, 10**12), 10 ** rng.randint(0, 12)])
+        spec = Spec(
+            rng.choice(["a", "b_1", "c-d.e"]),
+            split=rng.choice(["train", "validation"]),
+            task=rng.choice([ALL, Amount("rows", number), Amount("tok", number)]),
+            general=rng.choice([None, NONE, ALL, Amount("x", rng.random()), Amount("tok", number)]),
+            sources=rng.choice([None, ("x",), ("x", "y")]),
+            anchor=rng.choice(["card", "none", "own"]),
+            order=rng.choice(ORDERS),
+            repeat=rng.choice([1, 2, 400]),
+            overlap=rng.choice(["keep", "drop"]),
+            seed=rng.randint(0, 2**32 - 1),
+        )
+        assert parse_spec(str(spec)) == spec
+        assert str(parse_spec(str(spec))) == str(spec)
