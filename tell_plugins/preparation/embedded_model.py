@@ -13,6 +13,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError
@@ -111,7 +112,7 @@ def convert(gguf: Path, folder: Path) -> None:
         model_max_length=8192,
         clean_up_tokenization_spaces=False,
     )
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
     model = model.bfloat16()

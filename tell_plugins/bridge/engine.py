@@ -1,0 +1,138 @@
+"""ms-swift's own inference engine, with one load of the base model for several adapters."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from swift.arguments import BaseArguments
+from swift.infer_engine import InferRequest, RequestConfig, TransformersEngine
+from swift.tuners import Swift
+
+from tell_plugins.evaluation.protocol import Decoding, Reply
+
+# what of a recipe says which model answers, and through which template
+_MODEL_KEYS = (
+    "model",
+    "model_type",
+    "model_revision",
+    "model_kwargs",
+    "template",
+    "system",
+    "use_hf",
+    "attn_impl",
+    "rope_scaling",
+    "max_model_len",
+    "new_special_tokens",
+    "quant_method",
+    "quant_bits",
+    "external_plugins",
+    "torch_dtype",
+    "device_map",
+)
+
+
+def _arguments(values: Mapping[str, Any]) -> BaseArguments:
+    known = {field.name for field in dataclasses.fields(BaseArguments)}
+    chosen = {key: values[key] for key in _MODEL_KEYS if key in values and key in known}
+    if not torch.cuda.is_available():
+        chosen["torch_dtype"] = "float32"  # decodes faster than bf16 on a CPU
+        chosen["device_map"] = "cpu"
+    return BaseArguments(**chosen, load_args=False)
+
+
+class LocalEngine:
+    """Answers prompts with a model on this machine.
+
+    Args:
+        values: a recipe's keys.
+        adapters: name -> folder of a LoRA adapter; all share the base model.
+        batch_size: prompts that are answered together.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Any], adapters: Mapping[str, Path], *, batch_size: int
+    ) -> None:
+        args = _arguments(values)
+        self.model, processor = args.get_model_processor()
+        template = args.get_template(processor)
+        for name, folder in adapters.items():
+            self.model = Swift.from_pretrained(self.model, str(folder), name)
+        self._peft = bool(adapters)
+        self.template = template
+        self._engine = TransformersEngine(self.model, template=template, max_batch_size=batch_size)
+        self.name = f"transformers {args.torch_dtype}".replace("torch.", "")
+        self.model_name = str(values.get("model"))
+        self.context = int(self._engine.max_model_len or 0) or None
+
+    @contextlib.contextmanager
+    def adapter(self, name: str | None) -> Iterator[None]:
+        """Use one adapter inside the block, or the base model for None."""
+        if not self._peft:
+            if name is not None:
+                raise ValueError(f"adapter {name!r} is not loaded")
+            yield
+        elif name is None:
+            with self.model.disable_adapter():
+                yield
+        else:
+            self.model.set_adapter(name)
+            yield
+
+    def prompt_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """The number of tokens of each prompt as the template encodes it."""
+        self.template.set_mode("transformers")
+        return [
+            len(self.template.encode({"messages": _user(prompt)})["input_ids"])
+            for prompt in prompts
+        ]
+
+    def answer(
+        self, prompts: Sequence[str], decoding: Decoding, *, max_new_tokens: int, seed: int
+    ) -> list[Reply]:
+        """One reply a prompt, in order; the prompts are answered as one batch."""
+        config = RequestConfig(
+            max_tokens=max_new_tokens,
+            temperature=decoding.temperature,
+            top_k=decoding.top_k,
+            top_p=decoding.top_p,
+            repetition_penalty=decoding.repetition_penalty,
+        )
+        torch.manual_seed(seed)
+        requests = [InferRequest(messages=_user(prompt)) for prompt in prompts]
+        responses = self._engine.infer(requests, config, use_tqdm=False)
+        return [_reply(response) for response in responses]
+
+    @torch.inference_mode()
+    def response_losses(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+        """For each (query, response): summed negative log-likelihood of the response, tokens."""
+        self.template.set_mode("train")
+        self.model.eval()
+        return [self._loss(query, response) for query, response in pairs]
+
+    def _loss(self, query: str, response: str) -> tuple[float, int]:
+        messages = [*_user(query), {"role": "assistant", "content": response}]
+        encoded = self.template.encode({"messages": messages})
+        ids = torch.tensor([encoded["input_ids"]], device=self.model.device)
+        labels = torch.tensor(encoded["labels"], device=self.model.device)[1:]
+        logits = self.model(input_ids=ids).logits[0, :-1].float()
+        chosen = labels != -100
+        loss = torch.nn.functional.cross_entropy(logits[chosen], labels[chosen], reduction="sum")
+        return float(loss), int(chosen.sum())
+
+
+def _user(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
+
+
+def _reply(response: Any) -> Reply:
+    choice = response.choices[0]
+    return Reply(
+        text=choice.message.content,
+        finish_reason=choice.finish_reason or "",
+        completion_tokens=response.usage.completion_tokens,
+    )

@@ -1,0 +1,98 @@
+"""Adapters to be tested: where they are, what they trained on, whether they change anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import UserError
+from tell_plugins.recipe.recipes import Recipe, checkpoints
+
+BASE = "none"
+WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter, or the base model (`path` None). `label` names its folder of answers."""
+
+    label: str
+    path: Path | None
+
+    @property
+    def shown(self) -> str:
+        return BASE if self.path is None else paths.shown(self.path)
+
+    @property
+    def engine_name(self) -> str | None:
+        """The name under which an engine loads it; module names may hold no dots."""
+        return None if self.path is None else self.label.replace(".", "_")
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest of the mixture it trained on, or None where there is none."""
+        if self.path is None:
+            return None
+        for folder in (self.path, self.path.parent):
+            file = folder / "manifest.json"
+            if file.is_file():
+                manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+                return manifest
+        return None
+
+    @cached_property
+    def changes_nothing(self) -> bool:
+        """Whether every LoRA B matrix is zero, so that the model answers as its base does."""
+        if self.path is None:
+            return True
+        from safetensors import safe_open
+
+        with safe_open(str(self.path / WEIGHTS), framework="numpy") as file:
+            names = [name for name in file.keys() if "lora_B" in name]  # noqa: SIM118
+            return bool(names) and not any(file.get_tensor(name).any() for name in names)
+
+
+def find_adapters(named: Sequence[str], recipe: Recipe) -> list[Adapter]:
+    """The adapters that `--adapter` names; without names, the recipe's last checkpoint.
+
+    Raises UserError for a folder without an adapter, or one named twice.
+    """
+    if not named:
+        found = checkpoints(recipe.output_dir)
+        if not found:
+            raise UserError(
+                f"no trained adapter in {paths.shown(recipe.output_dir)}",
+                where=recipe.where("output_dir"),
+                remedy=f"./run.sh train {paths.shown(recipe.path)}, or --adapter none for the base",
+            )
+        return [Adapter(found[-1].name, found[-1])]
+    adapters = [_named(text, recipe) for text in named]
+    labels = [adapter.label for adapter in adapters]
+    twice = {label for label in labels if labels.count(label) > 1}
+    if twice:
+        raise UserError(f"{', '.join(sorted(twice))} named twice", where="--adapter", remedy="once")
+    return adapters
+
+
+def _named(text: str, recipe: Recipe) -> Adapter:
+    if text == BASE:
+        return Adapter(BASE, None)
+    path = paths.user_path(text)
+    if not (path / "adapter_config.json").is_file():
+        found = checkpoints(path) if path.is_dir() else []
+        if not found:
+            raise UserError(
+                f"no adapter in '{text}'",
+                where="--adapter",
+                allowed="a checkpoint folder, a run folder that holds checkpoints, or 'none'",
+                remedy="look for adapter_config.json",
+            )
+        path = found[-1]
+    if path.parent.resolve() == recipe.output_dir.resolve():
+        return Adapter(path.name, path)
+    parts = [part for part in path.parts[-3:] if part not in ("output", "/", "..", ".")]
+    return Adapter("--".join(parts[-2:]), path)

@@ -1,0 +1,175 @@
+"""Saved answers: one JSON line an answer, written as they come, resumed where they stopped.
+
+The batches are fixed by the prompts (longest first), so a run that was killed and resumed answers
+the same batches as one that was not, and leaves the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.progress import track
+from tell_plugins.evaluation.protocol import Decoding, Engine
+
+ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A query as the model gets it. `id` is the row's content hash, `row` its place in the file."""
+
+    id: str
+    row: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What produced the answers of a folder; answers of other settings never join it."""
+
+    recipe: str
+    card: str
+    split: str
+    anchor: str
+    adapter: str
+    decoding: str
+    seed: int
+    rows: int
+    model: str
+    engine: str
+    max_new_tokens: int
+    batch_size: int
+    prompts_sha256: str
+
+
+def answer_all(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    decoding: Decoding,
+    settings: Settings,
+    folder: Path,
+    *,
+    label: str,
+) -> Path:
+    """Answer all prompts into `folder/answers.jsonl` and return it; go on where it stopped.
+
+    Raises UserError when the folder holds answers of other settings, or when a prompt and its
+    answer do not fit the model's context.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, settings)
+    lengths = engine.prompt_tokens([prompt.text for prompt in prompts])
+    _check_context(engine, prompts, lengths, settings)
+    order = sorted(range(len(prompts)), key=lambda i: (-lengths[i], prompts[i].row))
+    size = settings.batch_size
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    path = folder / ANSWERS
+    done = _complete_batches(path, [[prompts[i].id for i in batch] for batch in batches])
+    with track(len(prompts), label, "answers") as bar, path.open("ab") as file:
+        bar.update(sum(len(batch) for batch in batches[:done]))
+        for number in range(done, len(batches)):
+            batch = batches[number]
+            replies = engine.answer(
+                [prompts[i].text for i in batch],
+                decoding,
+                max_new_tokens=settings.max_new_tokens,
+                seed=settings.seed * 1_000_003 + number,
+            )
+            lines = [
+                {
+                    "id": prompts[i].id,
+                    "row": prompts[i].row,
+                    "text": reply.text,
+                    "finish_reason": reply.finish_reason,
+                    "prompt_tokens": lengths[i],
+                    "completion_tokens": reply.completion_tokens,
+                    "attempt": 0,
+                }
+                for i, reply in zip(batch, replies, strict=True)
+            ]
+            file.write(
+                "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+            )
+            file.flush()
+            os.fsync(file.fileno())
+            bar.update(len(batch))
+    return path
+
+
+def _claim(folder: Path, settings: Settings) -> None:
+    path = folder / SETTINGS
+    mine = asdict(settings)
+    if not path.is_file():
+        paths.write_text(path, json.dumps(mine, indent=2, ensure_ascii=False) + "\n")
+        return
+    theirs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    other = [key for key in mine if theirs.get(key) != mine[key]]
+    if other:
+        shown = ", ".join(f"{key}: {theirs.get(key)} there, {mine[key]} now" for key in other)
+        raise UserError(
+            f"the folder holds answers of other settings ({shown})",
+            where=paths.shown(folder),
+            remedy="name another folder with --out, or remove this one",
+        )
+
+
+def _check_context(
+    engine: Engine, prompts: Sequence[Prompt], lengths: Sequence[int], settings: Settings
+) -> None:
+    if engine.context is None or not prompts:
+        return
+    longest = max(range(len(prompts)), key=lambda i: lengths[i])
+    room = engine.context - lengths[longest]
+    if room < settings.max_new_tokens:
+        raise UserError(
+            f"row {prompts[longest].row} has {lengths[longest]:,} prompt tokens, which leaves "
+            f"{max(room, 0):,} of the model's {engine.context:,} for an answer of up to "
+            f"{settings.max_new_tokens:,}",
+            where=f"split '{settings.split}' of card '{settings.card}'",
+            remedy=f"--max-new-tokens {max(room, 1)}, or a model with a longer context",
+        )
+
+
+def _complete_batches(path: Path, batches: list[list[str]]) -> int:
+    """How many leading batches the file holds whole; cuts off what follows them."""
+    if not path.is_file():
+        return 0
+    raw = path.read_bytes()
+    ids: list[str] = []
+    ends: list[int] = []
+    position = 0
+    for line in raw.splitlines(keepends=True):
+        position += len(line)
+        try:
+            if not line.endswith(b"\n"):
+                break
+            ids.append(json.loads(line)["id"])
+        except (ValueError, KeyError, TypeError):
+            break
+        ends.append(position)
+    done = rows = 0
+    for batch in batches:
+        if ids[rows : rows + len(batch)] != batch:
+            break
+        rows += len(batch)
+        done += 1
+    keep = ends[rows - 1] if rows else 0
+    if keep < len(raw):
+        os.truncate(path, keep)
+    return done
+
+
+def read_answers(folder: Path) -> list[dict[str, Any]]:
+    """The answers of a folder, by row. Raises UserError when there are none."""
+    path = folder / ANSWERS
+    if not path.is_file():
+        raise UserError("no answers", where=paths.shown(folder), remedy="./run.sh eval RECIPE")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return sorted((json.loads(line) for line in lines if line), key=lambda answer: answer["row"])

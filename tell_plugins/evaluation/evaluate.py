@@ -1,0 +1,234 @@
+"""`./run.sh eval`: answer a recipe's test split, save the answers, score them.
+
+Beside the task's scores stands what the run did elsewhere: loss on held-out general rows, and how
+often a general question is answered in the task's format.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from tell_plugins.core import paths
+from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.spec import Spec, parse_spec
+from tell_plugins.evaluation import prompts as prompting
+from tell_plugins.evaluation import retention
+from tell_plugins.evaluation.adapters import Adapter, find_adapters
+from tell_plugins.evaluation.answers import Prompt, Settings, answer_all
+from tell_plugins.evaluation.protocol import Engine, decoding
+from tell_plugins.recipe.recipes import Recipe, load_recipe
+
+GENERAL_FOLDER = "general"
+_GENERAL_TOKENS = 64  # a format shows in the first tokens of an answer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(takes_flags=True)
+    parser.add_argument("recipe", help="the recipe whose card and model are tested")
+    parser.add_argument(
+        "--adapter",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="checkpoint or run folders; 'none' is the base model (default: the recipe's last run)",
+    )
+    parser.add_argument("--split", default="test", help="split of the card (default: test)")
+    parser.add_argument("--rows", type=int, help="a seeded draw of this many rows (default: all)")
+    parser.add_argument(
+        "--decoding", default="greedy", help="greedy, or the paper's sampling: paper"
+    )
+    parser.add_argument("--seeds", default="42", help="one set of answers a seed (default: 42)")
+    parser.add_argument("--anchor", help="anchor at test (default: as in the recipe)")
+    parser.add_argument(
+        "--engine", default="transformers", help="transformers, vllm, or the URL of a server"
+    )
+    parser.add_argument("--batch-size", type=int, default=16, help="prompts answered together")
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="limit of an answer (default: the card's)"
+    )
+    parser.add_argument(
+        "--general-rows",
+        type=int,
+        default=40,
+        help="held-out general rows, 0: skip (default: 40)",
+    )
+    parser.add_argument("--out", help="folder of the answers (default: <output_dir>/eval)")
+
+
+def run(args: argparse.Namespace) -> int:
+    recipe = load_recipe(args.recipe, args.flags)
+    task = plan(recipe, args)
+    engine = _engine(args, recipe, task.adapters)
+    for adapter in task.adapters:
+        with engine.adapter(adapter.engine_name):
+            folder = task.out / adapter.label
+            _answer_task(engine, task, adapter, folder, args)
+            _measure_general(engine, task, adapter, folder, args)
+    from tell_plugins.evaluation.summary import print_summary
+
+    print_summary(task.out, [adapter.label for adapter in task.adapters], task.card)
+    return 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one call of `eval` has to do."""
+
+    recipe: Recipe
+    spec: Spec
+    card: Card
+    anchor: str
+    prompts: list[Prompt]
+    adapters: list[Adapter]
+    general: list[tuple[str, str]]
+    max_new_tokens: int
+    out: Path
+
+
+def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
+    """Everything that can be wrong, found before a model is loaded."""
+    spec = recipe.spec
+    card = load_card(spec.card)
+    if card.kind == "general":
+        raise UserError(
+            f"'{card.name}' is general data and has no task to score",
+            where=recipe.where("dataset"),
+            remedy="name the recipe of the task, and this run's folder with --adapter",
+        )
+    decoding(args.decoding)
+    if args.batch_size < 1 or (args.rows is not None and args.rows < 1):
+        raise UserError("a count below 1", where="--batch-size or --rows", allowed="1 and more")
+    adapters = find_adapters(args.adapter, recipe)
+    anchor = args.anchor or spec.anchor
+    _, prompts = prompting.task_prompts(card, args.split, anchor, args.rows)
+    specs = [spec, *(found for found in (_spec_of(adapter) for adapter in adapters) if found)]
+    general = (
+        prompting.general_rows(specs, card, args.general_rows) if args.general_rows > 0 else []
+    )
+    out = paths.user_path(args.out) if args.out else recipe.output_dir / "eval"
+    return Task(
+        recipe=recipe,
+        spec=spec,
+        card=card,
+        anchor=anchor,
+        prompts=prompts,
+        adapters=adapters,
+        general=general,
+        max_new_tokens=args.max_new_tokens or card.max_new_tokens or 512,
+        out=out,
+    )
+
+
+def _spec_of(adapter: Adapter) -> Spec | None:
+    manifest = adapter.manifest()
+    return parse_spec(manifest["spec"]) if manifest else None
+
+
+def _engine(args: argparse.Namespace, recipe: Recipe, adapters: list[Adapter]) -> Any:
+    from tell_plugins.evaluation.engines import make_engine
+
+    loaded: dict[str, Path] = {
+        a.engine_name: a.path for a in adapters if a.path and a.engine_name
+    }
+    return make_engine(args.engine, recipe, loaded, batch_size=args.batch_size)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(
+            f"bad seeds '{text}'", where="--seeds", allowed="42 or 42,43,44", remedy="integers"
+        ) from None
+
+
+def folder_name(split: str, decoding_name: str, seed: int, anchor: str, rows: int | None) -> str:
+    """The name of an answers folder, from what is not the default."""
+    parts = [split, decoding_name]
+    parts += [f"seed{seed}"] if decoding_name != "greedy" else []
+    parts += [f"anchor-{anchor}"] if anchor != "card" else []
+    parts += [f"{rows}rows"] if rows is not None else []
+    return "-".join(parts)
+
+
+def _answer_task(
+    engine: Engine, task: Task, adapter: Adapter, folder: Path, args: argparse.Namespace
+) -> None:
+    from tell_plugins.evaluation import scoring
+
+    seeds = _seeds(args.seeds) if args.decoding != "greedy" else [42]
+    for seed in seeds:
+        name = folder_name(args.split, args.decoding, seed, task.anchor, args.rows)
+        settings = Settings(
+            recipe=task.recipe.name,
+            card=task.card.name,
+            split=args.split,
+            anchor=task.anchor,
+            adapter=adapter.shown,
+            decoding=args.decoding,
+            seed=seed,
+            rows=len(task.prompts),
+            model=engine.model_name,
+            engine=engine.name,
+            max_new_tokens=task.max_new_tokens,
+            batch_size=args.batch_size,
+            prompts_sha256=prompting.prompts_sha256(task.prompts),
+        )
+        answer_all(
+            engine,
+            task.prompts,
+            decoding(args.decoding),
+            settings,
+            folder / name,
+            label=f"{adapter.label}, {args.split}",
+        )
+        scoring.write(folder / name)
+
+
+def _measure_general(
+    engine: Engine, task: Task, adapter: Adapter, folder: Path, args: argparse.Namespace
+) -> None:
+    if not task.general:
+        return
+    folder = folder / GENERAL_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(engine, "response_losses"):
+        retention.measure(
+            cast(retention.LossEngine, engine), task.general, folder, label=adapter.label
+        )
+    questions = [
+        Prompt(f"general-{row}", row, query) for row, (query, _) in enumerate(task.general)
+    ]
+    settings = Settings(
+        recipe=task.recipe.name,
+        card=task.card.name,
+        split=GENERAL_FOLDER,
+        anchor="none",
+        adapter=adapter.shown,
+        decoding="greedy",
+        seed=42,
+        rows=len(questions),
+        model=engine.model_name,
+        engine=engine.name,
+        max_new_tokens=_GENERAL_TOKENS,
+        batch_size=args.batch_size,
+        prompts_sha256=prompting.prompts_sha256(questions),
+    )
+    answer_all(
+        engine,
+        questions,
+        decoding("greedy"),
+        settings,
+        folder,
+        label=f"{adapter.label}, general",
+    )
+
+
+def dump(data: Any) -> str:
+    """JSON as this project writes it to files."""
+    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,87 @@
+"""Rates and estimates: no number leaves the evaluation without its n and a 95 % interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+@dataclass(frozen=True)
+class Rate:
+    """`k` of `n`, as a share with its 95 % Wilson interval; `value` is None when n is 0."""
+
+    k: int
+    n: int
+    value: float | None
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number that is no plain share, with the 2.5 and 97.5 percentiles of a bootstrap.
+
+    `value` is None where it is undefined; `low` and `high` are None where no interval was made.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def wilson(k: float, n: float) -> tuple[float, float]:
+    """The 95 % Wilson score interval of k successes in n trials; (0, 1) when n is 0.
+
+    E. B. Wilson (1927). Unlike k/n +- z*sd it holds at 0 and n successes and in small samples.
+    """
+    if n <= 0:
+        return 0.0, 1.0
+    share, z2 = k / n, Z95 * Z95
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    low = 0.0 if k <= 0 else max(0.0, centre - half)
+    high = 1.0 if k >= n else min(1.0, centre + half)
+    return low, high
+
+
+def rate(hits: Sequence[bool] | Sequence[int], rows: Sequence[int] | None = None) -> Rate:
+    """The share of true entries of `hits`.
+
+    `rows` names the test row of each entry. Several answers to one row say less than as many
+    answers to different rows, so n is then divided by the design effect before the interval is
+    taken (k, n and the value stay as they are).
+    """
+    n = len(hits)
+    k = sum(map(bool, hits))
+    if n == 0:
+        return Rate(0, 0, None, 0.0, 1.0)
+    effective = float(n) if rows is None else _effective(hits, rows)
+    low, high = wilson(k * effective / n, effective)
+    return Rate(k, n, k / n, low, high)
+
+
+def counted(k: int, n: int) -> Rate:
+    """`k` of `n` as a rate."""
+    low, high = wilson(k, n)
+    return Rate(k, n, k / n if n else None, low, high)
+
+
+def _effective(hits: Sequence[bool] | Sequence[int], rows: Sequence[int]) -> float:
+    """How many independent answers `hits` is worth, between the number of rows and len(hits)."""
+    values = np.asarray(hits, float)
+    _, place = np.unique(np.asarray(rows), return_inverse=True)
+    count = int(place.max()) + 1
+    n, share = len(values), float(values.mean())
+    if count == n:
+        return float(n)
+    if share in (0.0, 1.0) or count < 2:
+        return float(count)
+    deviation = np.bincount(place, values - share)  # summed within each row
+    variance = count / (count - 1) * float(deviation @ deviation) / n**2
+    return min(float(n), max(float(count), share * (1 - share) / max(variance, 1e-12)))

@@ -1,0 +1,92 @@
+"""What is asked: the rows of a task split with the anchor as in training, and general questions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from tell_plugins.core import draw
+from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import GENERAL, build_mixture
+from tell_plugins.core.sources import TaskRows, open_split, open_task
+from tell_plugins.core.spec import Spec
+from tell_plugins.evaluation.answers import Prompt
+
+HELD_OUT_SPLIT = "heldout"
+_SEED = 42  # of the draw of rows to test; never the training seed's business
+
+
+def task_prompts(
+    card: Card, split: str, anchor: str, rows: int | None = None
+) -> tuple[TaskRows, list[Prompt]]:
+    """The prompts of a split, or of a seeded draw of `rows` of them, in file order.
+
+    A smaller draw is part of a larger one. Raises UserError when there are fewer rows than asked.
+    """
+    task = open_task(card, split, anchor)
+    chosen = np.arange(len(task))
+    if rows is not None:
+        if rows > len(task):
+            raise UserError(
+                f"{rows} rows asked, split '{split}' has {len(task)}",
+                where=f"card '{card.name}'",
+                remedy=f"--rows {len(task)} or less",
+            )
+        chosen = np.sort(draw.ranking(task.ids, seed=_SEED, source=f"{card.name} {split}")[:rows])
+    prompts = [Prompt(bytes(task.ids[i]).hex(), int(i), task.queries[i]) for i in chosen]
+    return task, prompts
+
+
+def prompts_sha256(prompts: Sequence[Prompt]) -> str:
+    """One hash over the prompts, so that answers to other prompts are told apart."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(prompt.id.encode() + prompt.text.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def general_rows(specs: Iterable[Spec], card: Card, rows: int) -> list[tuple[str, str]]:
+    """(query, response) of general rows that none of the given mixtures trained on.
+
+    Taken from the first general card's split `heldout`; a card without one gives the rows that a
+    draw would take last. Raises UserError when too few were left out of training.
+    """
+    specs = list(specs)
+    name = _general_card_name(specs, card)
+    general = load_card(name)
+    if HELD_OUT_SPLIT in general.splits:
+        held = open_split(general, HELD_OUT_SPLIT)
+        return held.texts(np.arange(min(rows, len(held)))).pairs()
+    everything = open_split(general, "train")
+    used = _used(specs, name)
+    ranked = draw.ranking(everything.ids, seed=_SEED, source=name)[::-1]
+    free = [int(row) for row in ranked if int(row) not in used][:rows]
+    if len(free) < rows:
+        raise UserError(
+            f"only {len(free)} of its rows were left out of training, {rows} are needed",
+            where=f"general card '{name}'",
+            remedy=f"give the card a split '{HELD_OUT_SPLIT}', or pass --general-rows {len(free)}",
+        )
+    return everything.texts(free).pairs()
+
+
+def _general_card_name(specs: list[Spec], card: Card) -> str:
+    for spec in specs:
+        if spec.sources:
+            return spec.sources[0]
+    if card.kind == GENERAL:
+        return card.name
+    assert card.general is not None
+    return card.general.sources[0]
+
+
+def _used(specs: list[Spec], name: str) -> set[int]:
+    used: set[int] = set()
+    for spec in specs:
+        for source in build_mixture(spec).sources:
+            if source.role == GENERAL and source.card.name == name:
+                used |= set(source.used.tolist())
+    return used
