@@ -1,0 +1,255 @@
+"""One file over HTTP into a `.part` file: resumed, retried, never trusted.
+
+Whether the bytes are the right ones is not decided here; see `download`.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urljoin, urlsplit
+
+import requests
+from tqdm import tqdm
+from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.progress import track
+
+SCHEMES = ("http", "https")
+MAX_BYTES = 8 << 30  # no data set of this project comes near; stops a server that never ends
+_REDIRECTS = 10
+_BLOCK = 1 << 16
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LONGEST_PAUSE = 60.0  # seconds
+
+
+class Patience(NamedTuple):
+    """How long a server may take.
+
+    Attributes:
+        timeout: seconds without a byte before a try is given up.
+        tries: tries in a row that may bring nothing; one that brought bytes starts the count anew.
+        pause: seconds before the second try, doubled each time.
+    """
+
+    timeout: float = 60.0
+    tries: int = 5
+    pause: float = 1.0
+
+
+PATIENT = Patience()
+
+
+class _TryAgain(Exception):
+    """This try failed in a way that another may not; `pause` is what the server asks for."""
+
+    def __init__(self, reason: str, pause: float | None = None) -> None:
+        super().__init__(reason)
+        self.pause = pause
+
+
+def check_url(url: str, where: str) -> str:
+    """`url` when it is http or https with a host. Raises UserError otherwise."""
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES or not parts.hostname:
+        raise UserError(
+            f"'{url}' is no address to download from",
+            where=where,
+            allowed="http://... or https://...",
+            remedy="use --from DIR for a file on this machine",
+        )
+    return url
+
+
+def transfer(url: str, part: Path, patience: Patience = PATIENT) -> None:
+    """Bring the whole of `url` into `part`, going on where an earlier call stopped.
+
+    Raises MachineError when the server refuses, stays silent or keeps breaking off, or when the
+    disk is full. Unless the disk was full, `part` keeps what came and the next call goes on there.
+    """
+    failures = 0
+    with requests.Session() as session:
+        while True:
+            before = _size(part)
+            try:
+                _one_try(session, url, part, patience)
+                return
+            except _TryAgain as error:
+                failures = 1 if _size(part) > before else failures + 1
+                if failures >= patience.tries:
+                    raise MachineError(
+                        f"{url}: {error} ({failures} tries)\n  remedy:  {_remedy(_size(part))}"
+                    ) from None
+                wait = patience.pause * 2 ** (failures - 1) if error.pause is None else error.pause
+                wait = min(wait, _LONGEST_PAUSE)
+                print(f"{part.stem}: {error}; trying again in {wait:g} s", file=sys.stderr)
+                time.sleep(wait)
+
+
+def _remedy(have: int) -> str:
+    kept = f"; {have:,} bytes are kept and the same command goes on there" if have else ""
+    return f"check the network, or name another place: --mirror URL, --from DIR{kept}"
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.is_file() else 0
+
+
+def _one_try(session: requests.Session, url: str, part: Path, patience: Patience) -> None:
+    have = _size(part)
+    with _network_faults(url, patience), _get(session, url, have, patience) as response:
+        start = _accept(response, url, have)
+        if start is None:  # the server has no more than we do
+            return
+        if start == 0 and have:
+            part.unlink()
+        total = _total(response, start)
+        _refuse_too_much(url, total or 0)
+        _need_room(part, (total or start) - start)
+        with track(total, part.name.removesuffix(".part"), "B") as bar:
+            bar.unit_scale = True
+            bar.update(start)
+            _receive(response, url, part, bar)
+    got = _size(part)
+    if total is not None and got != total:
+        raise _TryAgain(f"the connection broke off after {got:,} of {total:,} bytes")
+
+
+@contextmanager
+def _network_faults(url: str, patience: Patience) -> Iterator[None]:
+    """Faults of the line as `_TryAgain`, each with its own words."""
+    host = urlsplit(url).netloc
+    silent = f"no byte from {host} for {patience.timeout:g} s (time-out)"
+    try:
+        yield
+    except (requests.Timeout, ReadTimeoutError):
+        raise _TryAgain(silent) from None
+    except (requests.RequestException, HTTPError) as error:
+        if any(isinstance(part, ReadTimeoutError) for part in error.args):
+            raise _TryAgain(silent) from None
+        if "resolve" in str(error).lower():
+            raise _TryAgain(f"the name '{urlsplit(url).hostname}' cannot be resolved") from None
+        if isinstance(error, requests.exceptions.SSLError):
+            raise MachineError(
+                f"{url}: no safe connection: {error}\n  remedy:  check the clock and the proxy"
+            ) from None
+        if isinstance(error, requests.ConnectionError) and "refused" in str(error):
+            raise _TryAgain(f"{host} refuses the connection") from None
+        raise _TryAgain("the connection broke off") from None
+
+
+def _get(session: requests.Session, url: str, have: int, patience: Patience) -> requests.Response:
+    """The answer to a GET from byte `have` on. Redirects are followed here, to check each one."""
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    for _ in range(_REDIRECTS):
+        response = session.get(
+            url, headers=headers, stream=True, timeout=patience.timeout, allow_redirects=False
+        )
+        if not response.is_redirect:
+            return response
+        target = urljoin(url, response.headers["Location"])
+        response.close()
+        _check_redirect(url, target)
+        url = target
+    raise MachineError(f"{url}: more than {_REDIRECTS} redirects\n  remedy:  --mirror URL")
+
+
+def _check_redirect(url: str, target: str) -> None:
+    old, new = urlsplit(url).scheme, urlsplit(target).scheme
+    if new not in SCHEMES or (old, new) == ("https", "http"):
+        raise MachineError(
+            f"{url}: redirected from {old} to '{target}', which is not followed\n"
+            "  allowed: http to http or https, https to https\n"
+            "  remedy:  --mirror URL, --from DIR"
+        )
+
+
+def _accept(response: requests.Response, url: str, have: int) -> int | None:
+    """The position the body starts at; None when there is nothing more to get.
+
+    Raises _TryAgain for a passing refusal and MachineError for a lasting one.
+    """
+    status = response.status_code
+    if status == 200:
+        return 0
+    if status == 206:
+        match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+        start = int(match[1]) if match else 0
+        if start in (0, have):
+            return start
+        raise MachineError(f"{url}: asked for byte {have}, got byte {start}\n  remedy:  --mirror")
+    if status == 416 and have:
+        return None
+    if status in (408, 425, 429) or status >= 500:
+        raise _TryAgain(f"HTTP {status} {response.reason}", _retry_after(response))
+    found = "the file is not there" if status in (404, 410) else "the server refuses"
+    raise MachineError(
+        f"{url}: HTTP {status} {response.reason}: {found}\n"
+        "  remedy:  check the address, or name another place: --mirror URL, --from DIR"
+    )
+
+
+def _retry_after(response: requests.Response) -> float | None:
+    text = response.headers.get("Retry-After", "")
+    return float(text) if text.isdigit() else None
+
+
+def _total(response: requests.Response, start: int) -> int | None:
+    """The size of the whole file, None when the server does not say."""
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        return None
+    length = response.headers.get("Content-Length", "")
+    return start + int(length) if length.isdigit() else None
+
+
+def _refuse_too_much(url: str, size: int) -> None:
+    if size > MAX_BYTES:
+        raise MachineError(f"{url}: more than {MAX_BYTES:,} bytes; this is no data set of ours")
+
+
+def _receive(response: requests.Response, url: str, part: Path, bar: tqdm) -> None:
+    with disk_faults(part), part.open("ab") as file:
+        for block in response.iter_content(_BLOCK):
+            file.write(block)
+            bar.update(len(block))
+            _refuse_too_much(url, bar.n)
+
+
+def _need_room(part: Path, size: int) -> None:
+    part.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(part.parent).free
+    if size > free:
+        part.unlink(missing_ok=True)
+        raise _disk_full(part, f"{size:,} bytes are needed, {free:,} are free")
+
+
+@contextmanager
+def disk_faults(part: Path) -> Iterator[None]:
+    """A full disk as one message, and nothing half-written left to fill it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        size = _size(part)
+        part.unlink(missing_ok=True)
+        raise _disk_full(part, f"no room after {size:,} bytes") from None
+
+
+def _disk_full(path: Path, what: str) -> MachineError:
+    """The error for a file that finds no room."""
+    return MachineError(
+        f"the disk is full: {what} in {path.parent}; nothing was kept of "
+        f"{path.name.removesuffix('.part').removesuffix('.copy')}\n"
+        "  remedy:  make room, or set $TELL_DATA_HOME to a folder that has it"
+    )
