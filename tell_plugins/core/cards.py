@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,7 +33,7 @@ class _Strict(BaseModel):
 class Columns(_Strict):
     """Which columns of a file are the query and the response; several are joined by a new line."""
 
-    query: tuple[Text, ...]
+    query: tuple[Text, ...] = Field(min_length=1)
     response: Text
 
     @field_validator("query", mode="before")
@@ -70,7 +71,7 @@ class General(_Strict):
         try:
             return parse_amount(str(value), task=False, where="general.amount")
         except UserError as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(error.found) from error  # `_problem` reads the cause
 
 
 class Answer(_Strict):
@@ -168,7 +169,7 @@ class Card(_Strict):
 
 def card_names() -> list[str]:
     """The names of all cards, of the project and of `$TELL_CARDS`, sorted."""
-    return sorted(path.parent.name for path in _card_files())
+    return sorted({path.parent.name for path in _card_files()})
 
 
 def _card_files() -> list[Path]:
@@ -199,16 +200,11 @@ def load_card(name: str) -> Card:
 @lru_cache(maxsize=64)
 def _load(path: Path, _stamp: int) -> Card:
     where = paths.shown(path)
+    raw = _read(path, where)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"not readable as YAML: {error}", where=where, remedy="mend it") from None
-    if not isinstance(raw, dict):
-        raise UserError("a card is a mapping of keys to values", where=where, remedy="see README")
-    try:
-        card = Card(**raw)
+        card = Card.model_validate(raw)
     except ValidationError as error:
-        raise_all([_problem(part, raw, where) for part in error.errors()])
+        raise_all([_problem(part, where) for part in error.errors()])
         raise
     if card.name != path.parent.name:
         raise UserError(
@@ -220,7 +216,34 @@ def _load(path: Path, _stamp: int) -> Card:
     return card
 
 
-def _problem(part: Any, raw: dict[str, Any], where: str) -> UserError:
+def _read(path: Path, where: str) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        raw = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"not readable as YAML: {error}", where=where, remedy="mend it") from None
+    if not isinstance(raw, dict):
+        raise UserError("a card is a mapping of keys to values", where=where, remedy="see README")
+    raise_all(list(_repeated_keys(node, where)))
+    return raw
+
+
+def _repeated_keys(node: yaml.Node | None, where: str) -> Iterator[UserError]:
+    """Keys that stand twice in one mapping: YAML would keep the last and lose the others."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: set[str] = set()
+    for key, value in node.value:
+        if key.value in seen:
+            line = key.start_mark.line + 1
+            found = f"key '{key.value}' is given twice"
+            yield UserError(found, where=f"{where}, line {line}", remedy="remove one of them")
+        seen.add(str(key.value))
+        yield from _repeated_keys(value, where)
+
+
+def _problem(part: Any, where: str) -> UserError:
     """One pydantic error as found, where, allowed, remedy."""
     location = [str(step) for step in part["loc"]]
     key = ".".join(location) or "card"
@@ -237,20 +260,34 @@ def _problem(part: Any, raw: dict[str, Any], where: str) -> UserError:
         return UserError(
             f"key '{key}' is missing", where=where, remedy=f"add '{location[-1]}: ...'"
         )
+    cause = getattr(part.get("ctx", {}).get("error"), "__cause__", None)
+    if isinstance(cause, UserError):
+        return UserError(
+            f"key '{key}': {cause.found}", where=where, allowed=cause.allowed, remedy=cause.remedy
+        )
     message = str(part["msg"]).removeprefix("Value error, ")
     if not location:
         return UserError(message, where=where, remedy="see 'Own tasks' in README.md")
-    return UserError(f"key '{key}': {message}", where=where, remedy="correct the value")
+    found = f"key '{key}' is {_short(part['input'])}: {message}"
+    return UserError(found, where=where, remedy="correct the value")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _allowed_keys(location: list[str]) -> list[str]:
-    model: type[BaseModel] = Card
+    """The keys of the mapping at `location` of a card."""
     nested: dict[str, type[BaseModel]] = {
         "columns": Columns,
         "general": General,
         "answer": Answer,
         "translation": Translation,
     }
+    model: type[BaseModel] = Card
+    if location[:1] == ["splits"]:
+        model, location = Split, location[2:]
     for step in location:
-        model = Split if model is Card and step not in nested else nested.get(step, model)
+        model = nested[step]
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -18,7 +18,7 @@ def cache_dir() -> Path:
     """Derived files that may be deleted at any time: `$TELL_CACHE` or the user's cache folder."""
     named = os.environ.get("TELL_CACHE")
     if named:
-        return Path(named).expanduser()
+        return user_path(named)
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "tell-recipes"
 
@@ -28,26 +28,34 @@ def data_homes() -> list[Path]:
 
     `$TELL_DATA_HOME` may name several folders, separated as in `PATH`.
     """
-    named = os.environ.get("TELL_DATA_HOME", "")
-    homes = [Path(part).expanduser() for part in named.split(os.pathsep) if part]
-    return homes or [cache_dir() / "data"]
+    return _folders("TELL_DATA_HOME") or [cache_dir() / "data"]
 
 
 def card_roots() -> list[Path]:
     """Folders whose sub-folders are cards: the project's, then those of `$TELL_CARDS`."""
-    named = os.environ.get("TELL_CARDS", "")
-    return [CARDS, *(Path(part).expanduser() for part in named.split(os.pathsep) if part)]
+    roots: dict[Path, Path] = {}
+    for root in (CARDS, *_folders("TELL_CARDS")):
+        roots.setdefault(root.resolve(), root)
+    return list(roots.values())
+
+
+def _folders(variable: str) -> list[Path]:
+    """The folders that an environment variable names, separated as in `PATH`."""
+    parts = os.environ.get(variable, "").split(os.pathsep)
+    return [user_path(part) for part in parts if part]
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:
-    """A path as the user meant it: `run.sh` works in the project's root, the user perhaps not."""
+    """A path as the user meant it: relative to the folder that `run.sh` was called from.
+
+    `run.sh` works in the project's root; what lies only there (`recipes/x.yaml`) is found too.
+    """
     path = Path(text).expanduser()
     caller = os.environ.get("TELL_CALLER_DIR")
-    if not path.is_absolute() and not path.exists() and caller:
-        there = Path(caller) / path
-        if there.exists():
-            return there
-    return path
+    if caller is None or path.is_absolute():
+        return path
+    there = Path(caller) / path
+    return there if there.exists() or not path.exists() else path
 
 
 def shown(path: str | os.PathLike[str]) -> str:

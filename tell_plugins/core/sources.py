@@ -11,29 +11,62 @@ import numpy.typing as npt
 
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import Anchor, resolve_anchor, shared_front
-from tell_plugins.core.cards import Card
+from tell_plugins.core.cards import Card, card_names, load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.rows import Rows, Texts, open_rows, question_of
+from tell_plugins.core.rows import Rows, Texts, file_sha256, open_rows, question_of
 from tell_plugins.core.text import comparison_keys, row_id
 from tell_plugins.core.tokens import TokenCounter
 
 _INLINE_SPLITS = ("train", "validation", "test")
 
 
-def candidate_paths(card: Card, split: str) -> list[Path]:
-    """Where the file of a split may lie, in order of preference."""
-    name = card.split(split).file
-    places = [card.folder / name]
-    for home in paths.data_homes():
-        places += [home / card.name / name, home / name]
-        if home.is_dir():
-            places += sorted(home.glob(f"*/{name}"))
-    return places
-
-
 def find_file(card: Card, split: str) -> Path | None:
-    """The file of a split, or None when it is not on this machine."""
-    return next((path for path in candidate_paths(card, split) if path.is_file()), None)
+    """The file of a split, or None when it is not on this machine.
+
+    It lies in the card's folder, or in a data home: under the card's name, at the top, or in any
+    one folder. Raises UserError when several folders hold different files of that name.
+    """
+    name = card.split(split).file
+    if (card.folder / name).is_file():
+        return card.folder / name
+    for home in paths.data_homes():
+        for path in (home / card.name / name, home / name):
+            if path.is_file():
+                return path
+        found = _in_some_folder(home, card, split)
+        if found is not None:
+            return found
+    return None
+
+
+def _in_some_folder(home: Path, card: Card, split: str) -> Path | None:
+    name = card.split(split).file
+    folders = sorted(path for path in home.iterdir() if path.is_dir()) if home.is_dir() else []
+    found = [folder / name for folder in folders if (folder / name).is_file()]
+    found = [path for path in found if _may_serve(path.relative_to(home).parts[0], card, split)]
+    if len({file_sha256(path) for path in found}) > 1:
+        raise UserError(
+            f"several files may be split '{split}' of card '{card.name}': "
+            + ", ".join(paths.shown(path) for path in found),
+            where="$TELL_DATA_HOME",
+            remedy=f"put the right one into {paths.shown(home / card.name)}/",
+        )
+    return found[0] if found else None
+
+
+def _may_serve(folder: str, card: Card, split: str) -> bool:
+    """Whether a data home's folder may hold a file of `card`.
+
+    A folder named like another card is that card's, unless both declare the very same file.
+    """
+    if folder not in card_names():
+        return True
+    blob = card.split(split).blob
+    try:
+        theirs = load_card(folder).splits.values()
+    except UserError:
+        return False
+    return blob is not None and any(other.blob == blob for other in theirs)
 
 
 def need_file(card: Card, split: str) -> Path:
@@ -58,12 +91,9 @@ def inline_front(card: Card) -> str:
     """The anchor that the card's rows carry inline, "" when the card keeps it in a file."""
     if not card.inline_anchor:
         return ""
-    for split in _INLINE_SPLITS:
-        if split in card.splits and find_file(card, split):
-            rows = open_split(card, split)
-            return shared_front([query for query, _ in rows.all_texts()], paths.shown(rows.path))
-    need_file(card, "train")
-    raise AssertionError("unreachable")
+    splits = [split for split in _INLINE_SPLITS if split in card.splits and find_file(card, split)]
+    rows = open_split(card, splits[0] if splits else "train")
+    return shared_front([query for query, _ in rows.all_texts()], paths.shown(rows.path))
 
 
 @dataclass(frozen=True)

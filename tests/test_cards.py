@@ -1,0 +1,345 @@
+"""Cards: every shipped one loads, every mistake in one is named with its key and remedy."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tell_plugins.core import paths
+from tell_plugins.core.anchors import resolve_anchor
+from tell_plugins.core.cards import Card, card_names, find_card, load_card
+from tell_plugins.core.errors import UserError, UserErrors
+from tell_plugins.core.sources import find_file, need_file, open_split, open_task
+from tell_plugins.core.spec import Amount
+from tests.conftest import MakeCard
+
+SHIPPED = sorted(path.parent.name for path in paths.CARDS.glob("*/card.yaml"))
+
+
+def test_number_of_shipped_cards() -> None:
+    assert len(SHIPPED) == 11  # a new card: raise this number
+    assert set(SHIPPED) <= set(card_names())
+    assert {
+        "alpaca_en",
+        "en_is_news",
+        "gsm8k",
+        "halu_cot_json",
+        "is_en_news",
+        "open_platypus",
+        "sample_complaints",
+        "sample_general",
+    } <= set(SHIPPED)
+    folders = {path.name for path in paths.CARDS.iterdir() if path.is_dir()}
+    assert folders == set(SHIPPED), "every folder of datasets/ holds a card"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_card(name: str) -> None:
+    card = load_card(name)
+    assert card.name == name == card.folder.name
+    assert len(card.summary) <= 120
+    for split in card.splits.values():
+        here = (card.folder / split.file).is_file()
+        assert here or split.url or split.modelscope or split.build, "its rows can be had"
+        assert split.rows
+        if split.url:
+            assert split.blob, "a download is verified"
+    if card.kind == "task":
+        assert card.general is not None
+        for source in card.general.sources:
+            assert load_card(source).kind == "general"
+        if not card.inline_anchor:
+            assert resolve_anchor(card, "card", "").text
+        if card.answer is not None:
+            assert card.file(card.answer.schema_file).is_file()
+    assert not list(card.folder.glob("*.py")), "a card holds no code"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_rows_that_lie_in_a_card_are_whole(name: str) -> None:
+    card = load_card(name)
+    for split, declared in card.splits.items():
+        if (card.folder / declared.file).is_file():
+            rows = open_split(card, split)
+            assert len(rows) == declared.rows
+            assert rows.bad_count == 0
+
+
+def test_datasets_is_no_package() -> None:
+    assert not list(paths.CARDS.rglob("__init__.py"))
+
+
+GOOD: dict[str, Any] = {
+    "name": "x",
+    "kind": "task",
+    "summary": "s",
+    "licence": "l",
+    "source": "s",
+    "columns": {"query": ["a", "b"], "response": "c"},
+    "splits": {"train": {"file": "t.jsonl"}, "general": {"file": "g.jsonl"}},
+    "anchor": "anchor.txt",
+    "general": {"from": ["p"], "amount": "40x"},
+    "metric": "json",
+    "answer": {"schema": "s.json", "label": "y"},
+    "translation": {"source": "A", "target": "B"},
+}
+
+
+def _write(tmp_path: Path, card: object, name: str = "x") -> Path:
+    path = tmp_path / "cards" / name / "card.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(card if isinstance(card, str) else yaml.safe_dump(card), encoding="utf-8")
+    return path
+
+
+def _changed(**keys: Any) -> dict[str, Any]:
+    """GOOD with keys replaced; a dotted key reaches inside, `...` removes a key."""
+    card: dict[str, Any] = yaml.safe_load(yaml.safe_dump(GOOD))
+    for dotted, value in keys.items():
+        *way, last = dotted.split("__")
+        place = card
+        for step in way:
+            place = place[step]
+        if value is ...:
+            del place[last]
+        else:
+            place[last] = value
+    return card
+
+
+def test_a_card_in_tell_cards(tmp_path: Path) -> None:
+    _write(tmp_path, GOOD)
+    card = load_card("x")
+    assert isinstance(card, Card)
+    assert card.columns.query == ("a", "b")
+    assert card.general is not None
+    assert card.general.sources == ("p",)
+    assert card.general.amount == Amount("x", 40)
+    assert "x" in card_names()
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("anchr", "anchor"),
+        ("columns__qery", "query"),
+        ("splits__train__fil", "file"),
+        ("splits__train__columns", "response"),  # see below: a typo two levels down
+        ("splits__general__hub_splt", "hub_split"),
+        ("general__amont", "amount"),
+        ("general__form", "from"),
+        ("answer__shema", "schema"),
+        ("translation__sorce", "source"),
+    ],
+)
+def test_a_typo_at_any_level_names_the_nearest_key(tmp_path: Path, typo: str, meant: str) -> None:
+    value: Any = "v"
+    if typo.endswith("columns"):
+        value = {"query": "q", "response": "r", "reponse": "r"}
+    _write(tmp_path, _changed(**{typo: value}))
+    with pytest.raises(UserError) as caught:
+        load_card("x")
+    dotted = typo.replace("__", ".") + (".reponse" if typo.endswith("columns") else "")
+    assert f"unknown key '{dotted}'" in str(caught.value)
+    assert f"did you mean '{meant}'?" in str(caught.value)
+    assert "x/card.yaml" in str(caught.value)
+
+
+def test_all_problems_of_a_card_are_raised_together(tmp_path: Path) -> None:
+    card = _changed(
+        anchr="v", kind="tsk", licence=..., general__amount="40y", splits__train__file=7
+    )
+    _write(tmp_path, card)
+    with pytest.raises(UserErrors) as caught:
+        load_card("x")
+    text = str(caught.value)
+    assert len(caught.value.problems) == 5
+    assert "unknown key 'anchr'" in text
+    assert "key 'kind' is 'tsk'" in text
+    assert "'task' or 'general'" in text
+    assert "key 'licence' is missing" in text
+    assert "key 'general.amount': bad amount '40y'" in text
+    assert "allowed: 0, all, 2000rows" in text
+    assert "key 'splits.train.file' is 7" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": False}, "key 'name' is False"),  # an unquoted `no`
+        ({"summary": "  "}, "key 'summary' is '  '"),
+        ({"columns": "q"}, "key 'columns' is 'q'"),
+        ({"columns__query": []}, "key 'columns.query' is []"),
+        ({"columns__query": [1]}, "key 'columns.query.0' is 1"),
+        ({"splits": {}}, "key 'splits' is {}"),
+        ({"splits__train": "t.jsonl"}, "key 'splits.train' is 't.jsonl'"),
+        ({"splits__train__rows": 0}, "key 'splits.train.rows' is 0"),
+        ({"splits__train__blob": "abc"}, "key 'splits.train.blob' is 'abc'"),
+        ({"general__from": []}, "key 'general.from' is []"),
+        ({"general__amount": 40}, "say the unit: 40rows or 40tok"),
+        ({"max_new_tokens": "many"}, "key 'max_new_tokens' is 'many'"),
+        ({"splits": {"tain": {"file": "t.jsonl"}}}, "a task card needs a split 'train'"),
+        ({"anchor": ...}, "anchor: a task card needs this"),
+        ({"general": ...}, "general: a task card needs this"),
+        ({"answer": ...}, "metric 'json' needs the answer's schema"),
+        ({"metric": "translation", "translation": ...}, "needs the two languages"),
+        ({"max_tokens": 5}, "only general data is cut by length"),
+        ({"question": "("}, "no regular expression"),
+        ({"question": "a"}, "exactly one group"),
+        ({"kind": "general"}, "only a task card has this"),
+        ({"name": "y"}, "name 'y' differs from the folder 'x'"),
+    ],
+)
+def test_wrong_values(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    _write(tmp_path, _changed(**change))
+    with pytest.raises(UserError) as caught:
+        load_card("x")
+    assert message in str(caught.value)
+    assert "x/card.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not readable as YAML"),
+        ("- a\n", "a card is a mapping"),
+        ("", "a card is a mapping"),
+        ("name: x\nkind: task\nname: x\n", r"line 3: key 'name' is given twice"),
+        ("name: x\nsplits:\n  train: {file: a}\n  train: {file: b}\n", "line 4: key 'train'"),
+        ("1: x\nyes: y\n", "unknown key|Keys should be strings"),
+    ],
+)
+def test_files_that_are_no_card(tmp_path: Path, text: str, message: str) -> None:
+    _write(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        load_card("x")
+    assert re.search(message, str(caught.value))
+    assert "x/card.yaml" in str(caught.value)
+
+
+def test_a_card_that_is_no_utf8(tmp_path: Path) -> None:
+    _write(tmp_path, GOOD).write_bytes("name: Ísland".encode("latin-1"))
+    with pytest.raises(UserError, match="not readable as YAML"):
+        load_card("x")
+
+
+def test_a_card_is_read_again_when_it_changed(tmp_path: Path) -> None:
+    path = _write(tmp_path, GOOD)
+    assert load_card("x").summary == "s"
+    path.write_text(yaml.safe_dump(_changed(summary="new")), encoding="utf-8")
+    assert load_card("x").summary == "new"
+
+
+def test_two_cards_with_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, GOOD)
+    _write(tmp_path / "more", GOOD)
+    monkeypatch.setenv("TELL_CARDS", f"{tmp_path / 'cards'}:{tmp_path / 'more' / 'cards'}")
+    with pytest.raises(UserError, match="two cards are named 'x'"):
+        find_card("x")
+    assert card_names().count("x") == 1
+    _write(tmp_path, {**GOOD, "name": "gsm8k"}, name="gsm8k")  # a shipped card's name
+    with pytest.raises(UserError, match="two cards are named 'gsm8k'"):
+        load_card("gsm8k")
+
+
+def test_a_folder_named_twice_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, GOOD)
+    roots = [tmp_path / "cards", tmp_path / "cards" / ".." / "cards", paths.CARDS]
+    monkeypatch.setenv("TELL_CARDS", ":".join(map(str, roots)))
+    assert load_card("x").name == "x"
+    assert load_card("gsm8k").folder == paths.CARDS / "gsm8k"
+    assert paths.card_roots()[0] == paths.CARDS
+
+
+def test_an_unknown_card_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_card("halu_cot_jsn")
+    assert "unknown card 'halu_cot_jsn'" in str(caught.value)
+    assert "did you mean 'halu_cot_json'?" in str(caught.value)
+    assert str(tmp_path / "cards") in str(caught.value)
+
+
+def test_folders_are_meant_from_where_run_sh_was_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path, GOOD)
+    monkeypatch.setenv("TELL_CALLER_DIR", str(tmp_path))
+    monkeypatch.setenv("TELL_CARDS", "cards")
+    monkeypatch.setenv("TELL_DATA_HOME", "data:more")
+    assert load_card("x").folder == tmp_path / "cards" / "x"
+    assert paths.data_homes() == [tmp_path / "data", tmp_path / "more"]
+    assert paths.user_path("new.txt") == tmp_path / "new.txt"  # an output that is still to come
+    (tmp_path / "README.md").write_text("the caller's")
+    assert paths.user_path("README.md") == tmp_path / "README.md"
+    assert paths.user_path("requirements.txt") == Path("requirements.txt")  # only in the project
+    monkeypatch.delenv("TELL_CALLER_DIR")
+    assert paths.user_path("new.txt") == Path("new.txt")
+
+
+def test_where_a_file_is_looked_for(tmp_path: Path, make_card: MakeCard) -> None:
+    folder = make_card("t", train=[{"q": "1", "r": "2"}])
+    card = load_card("t")
+    home = tmp_path / "data"
+    assert find_file(card, "train") == folder / "train.jsonl"
+    (folder / "train.jsonl").rename(tmp_path / "kept.jsonl")
+    assert find_file(card, "train") is None
+    with pytest.raises(UserError) as caught:
+        need_file(card, "train")
+    assert "./run.sh data t" in str(caught.value)
+    assert str(home) in str(caught.value)
+    for place in ("any_folder/train.jsonl", "train.jsonl", "t/train.jsonl"):  # each beats the last
+        (home / place).parent.mkdir(parents=True, exist_ok=True)
+        (home / place).write_bytes((tmp_path / "kept.jsonl").read_bytes())
+        assert find_file(card, "train") == home / place
+
+
+def test_a_file_of_another_card_is_not_taken(tmp_path: Path, make_card: MakeCard) -> None:
+    folder = make_card("t", train=[{"q": "1", "r": "2"}])
+    make_card("other", train=[{"q": "3", "r": "4"}])
+    (folder / "train.jsonl").unlink()
+    theirs = tmp_path / "data" / "other" / "train.jsonl"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text('{"q": "3", "r": "4"}\n')
+    assert find_file(load_card("t"), "train") is None
+
+
+def test_cards_that_declare_the_very_same_file_share_it(tmp_path: Path) -> None:
+    card = load_card("halu_cot_json_spans")
+    theirs = tmp_path / "data" / "halu_cot_json" / card.splits["test"].file
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text('{"prompt": "q", "response": "r"}\n')
+    assert find_file(card, "test") == theirs
+    _write(tmp_path, "broken: [", name="elsewhere")  # a broken neighbour does not stand in the way
+    (tmp_path / "data" / "elsewhere").mkdir()
+    (tmp_path / "data" / "elsewhere" / card.splits["test"].file).write_text("{}")
+    assert find_file(card, "test") == theirs
+
+
+def test_two_folders_with_the_file_are_not_guessed_between(
+    tmp_path: Path, make_card: MakeCard
+) -> None:
+    folder = make_card("t", train=[{"q": "1", "r": "2"}])
+    (folder / "train.jsonl").unlink()
+    for name in ("new", "old"):
+        path = tmp_path / "data" / name / "train.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text(f'{{"q": "{name}", "r": "4"}}\n')
+    with pytest.raises(UserError, match="several files may be split 'train' of card 't'"):
+        find_file(load_card("t"), "train")
+
+
+def test_an_unknown_split_names_the_nearest(make_card: MakeCard) -> None:
+    make_card("t", train=[{"q": "1", "r": "2"}], test=[{"q": "3", "r": "4"}])
+    with pytest.raises(UserError, match="did you mean 'test'"):
+        open_task(load_card("t"), "tset")
+
+
+def test_a_missing_text_file_is_named(make_card: MakeCard) -> None:
+    folder = make_card("t", train=[{"q": "1", "r": "2"}])
+    (folder / "anchor.txt").unlink()
+    with pytest.raises(UserError, match=r"file 'anchor\.txt' is missing"):
+        open_task(load_card("t"), "train")
