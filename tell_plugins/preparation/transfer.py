@@ -218,9 +218,12 @@ def _refuse_too_much(url: str, size: int) -> None:
 
 
 def _receive(response: requests.Response, url: str, part: Path, bar: tqdm) -> None:
-    with disk_faults(part), part.open("ab") as file:
-        for block in response.iter_content(_BLOCK):
-            file.write(block)
+    # read1 and no buffer: every byte that came is on the disk when the connection breaks
+    with disk_faults(part), part.open("ab", buffering=0) as file:
+        while block := response.raw.read1(_BLOCK, decode_content=True):
+            left = memoryview(block)
+            while left:  # an unbuffered write may take a part only
+                left = left[file.write(left) :]
             bar.update(len(block))
             _refuse_too_much(url, bar.n)
 

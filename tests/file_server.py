@@ -1,0 +1,176 @@
+"""A real HTTP server on loopback that serves files and misbehaves on request."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+Answer = Callable[["_Handler", bytes], None]
+
+
+class FileServer(ThreadingHTTPServer):
+    """Serves `files` by path. `script` holds answers for the next requests, in order."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files: dict[str, bytes] = {}
+        self.script: list[Answer] = []
+        self.always: Answer | None = None
+        self.requests: list[tuple[str, str | None]] = []  # path, Range
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is part of these tests."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FileServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.server.requests.append((path, self.headers.get("Range")))
+        content = self.server.files.get(path)
+        if content is None:
+            self.send_error(404)
+            return
+        if self.server.script:
+            self.server.script.pop(0)(self, content)
+        else:
+            (self.server.always or whole)(self, content)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def start(self, status: int, length: int | None, **headers: str) -> None:
+        self.send_response(status)
+        if length is not None:
+            self.send_header("Content-Length", str(length))
+        else:
+            self.send_header("Connection", "close")
+            self.close_connection = True
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+
+    def body(self, content: bytes) -> None:
+        if self.command != "HEAD":
+            self.wfile.write(content)
+            self.wfile.flush()
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def range_start(self) -> int:
+        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        return int(match[1]) if match else 0
+
+
+def whole(handler: _Handler, content: bytes) -> None:
+    """The file, or the part of it that a Range header asks for."""
+    start = handler.range_start()
+    if start >= len(content) and start:
+        handler.start(416, 0, Content_Range=f"bytes */{len(content)}")
+    elif start:
+        where = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        handler.start(206, len(content) - start, Content_Range=where)
+        handler.body(content[start:])
+    else:
+        handler.start(200, len(content))
+        handler.body(content)
+
+
+def without_range(handler: _Handler, content: bytes) -> None:
+    """The whole file whatever was asked, as servers without Range support answer."""
+    handler.start(200, len(content))
+    handler.body(content)
+
+
+def without_length(handler: _Handler, content: bytes) -> None:
+    """The whole file, its size not announced."""
+    handler.start(200, None)
+    handler.body(content)
+
+
+def in_chunks(handler: _Handler, content: bytes) -> None:
+    """The whole file in HTTP chunks."""
+    handler.start(200, None, Transfer_Encoding="chunked")
+    for start in range(0, len(content), 50_000):
+        piece = content[start : start + 50_000]
+        handler.body(b"%x\r\n%b\r\n" % (len(piece), piece))
+    handler.body(b"0\r\n\r\n")
+
+
+def cut_after(size: int) -> Answer:
+    """The connection breaks after `size` bytes."""
+
+    def answer(handler: _Handler, content: bytes) -> None:
+        start = handler.range_start()
+        if start:
+            where = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            handler.start(206, len(content) - start, Content_Range=where)
+        else:
+            handler.start(200, len(content))
+        handler.body(content[start : start + size])
+        handler.close_connection = True
+
+    return answer
+
+
+def stall_after(size: int, seconds: float) -> Answer:
+    """`size` bytes, then silence."""
+
+    def answer(handler: _Handler, content: bytes) -> None:
+        handler.start(200, len(content))
+        handler.body(content[:size])
+        time.sleep(seconds)
+        handler.close_connection = True
+
+    return answer
+
+
+def slowly(seconds: float, pieces: int = 10) -> Answer:
+    """The whole file, over `seconds`."""
+
+    def answer(handler: _Handler, content: bytes) -> None:
+        handler.start(200, len(content))
+        step = -(-len(content) // pieces)
+        for start in range(0, len(content), step):
+            handler.body(content[start : start + step])
+            time.sleep(seconds / pieces)
+
+    return answer
+
+
+def status(code: int, **headers: str) -> Answer:
+    """An empty answer with this status."""
+    return lambda handler, _content: handler.start(code, 0, **headers)
+
+
+def other(content: bytes) -> Answer:
+    """Another file than the one asked for."""
+    return lambda handler, _content: whole(handler, content)
+
+
+@contextmanager
+def serving() -> Iterator[FileServer]:
+    """A server that runs while the block does."""
+    server = FileServer()
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
