@@ -1,13 +1,20 @@
-"""Checksums that prove that a file is the right one."""
+"""What proves that a file is the right one: a checksum, or another check of its content."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 KINDS = {"blob": "git blob id", "sha256": "sha256", "md5": "md5"}
 _BLOCK = 1 << 20
+
+
+class Proof(Protocol):
+    """Tells whether a file is the right one."""
+
+    def problem(self, path: Path) -> str | None:
+        """What is wrong with the file; None when it is the right one."""
 
 
 class Checksum(NamedTuple):
@@ -18,6 +25,11 @@ class Checksum(NamedTuple):
 
     def __str__(self) -> str:
         return f"{KINDS[self.kind]} {self.hex}"
+
+    def problem(self, path: Path) -> str | None:
+        """What is wrong with the file; None when it has this checksum."""
+        found = checksum_of(path, self.kind)
+        return None if found == self else f"{found}, expected {self.hex}"
 
 
 def checksum_of(path: Path, kind: str) -> Checksum:
@@ -32,6 +44,6 @@ def checksum_of(path: Path, kind: str) -> Checksum:
     return Checksum(kind, digest.hexdigest())
 
 
-def matches(path: Path, checksum: Checksum) -> bool:
-    """Whether `path` is a file with this checksum."""
-    return path.is_file() and checksum_of(path, checksum.kind) == checksum
+def matches(path: Path, proof: Proof) -> bool:
+    """Whether `path` is a file and the right one."""
+    return path.is_file() and proof.problem(path) is None

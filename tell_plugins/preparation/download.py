@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.preparation.checksums import Checksum, checksum_of, matches
+from tell_plugins.preparation.checksums import Checksum, Proof, matches
 from tell_plugins.preparation.transfer import (
     PATIENT,
     Patience,
@@ -79,8 +79,8 @@ def ensure(url: str, blob: str, name: str, folder: str, places: Places = DIRECT)
     return fetch(url, checksum, target, places).path
 
 
-def fetch(url: str | None, checksum: Checksum, target: Path, places: Places = DIRECT) -> Ready:
-    """Make `target` the file with this checksum.
+def fetch(url: str | None, proof: Proof, target: Path, places: Places = DIRECT) -> Ready:
+    """Make `target` the file that `proof` accepts.
 
     A file that is there already and is right is left alone; one that is wrong is put aside under
     another name once the right one has arrived. Raises MachineError when the file cannot be had
@@ -88,12 +88,12 @@ def fetch(url: str | None, checksum: Checksum, target: Path, places: Places = DI
     """
     plain_name(target.name, paths.shown(target))
     with locked(target):
-        if matches(target, checksum):
+        if matches(target, proof):
             return Ready(target, None)
         if places.folder is not None:
-            return Ready(target, _copy(places.folder, checksum, target))
+            return Ready(target, _copy(places.folder, proof, target))
         address = address_of(url, target.name, places)
-        _download(address, checksum, target, places.patience)
+        _download(address, proof, target, places.patience)
         return Ready(target, address)
 
 
@@ -144,20 +144,19 @@ def _not_writable(folder: Path, reason: str) -> MachineError:
     )
 
 
-def _download(url: str, checksum: Checksum, target: Path, patience: Patience) -> None:
+def _download(url: str, proof: Proof, target: Path, patience: Patience) -> None:
     part = target.with_name(f"{target.name}.part")
     resumed = part.is_file()
     transfer(url, part, patience)
-    if resumed and not matches(part, checksum):
+    if resumed and not matches(part, proof):
         part.unlink()  # the earlier part was of another file, or broken
         transfer(url, part, patience)
-    found = checksum_of(part, checksum.kind)
-    if found != checksum:
+    problem = proof.problem(part)
+    if problem is not None:
         what = _describe(part)
         part.unlink()
         raise MachineError(
-            f"{url}: not the right file: {what} with {found}, expected {checksum.hex}; "
-            "nothing was kept\n"
+            f"{url}: not the right file: {what}: {problem}; nothing was kept\n"
             "  remedy:  try again, or another place: --mirror URL, --from DIR"
         )
     place(part, target)
@@ -180,25 +179,24 @@ def place(part: Path, target: Path) -> None:
     os.replace(part, target)
 
 
-def _copy(folder: Path, checksum: Checksum, target: Path) -> str:
+def _copy(folder: Path, proof: Proof, target: Path) -> str:
     """Copy the right file of `target`'s name out of `folder`; returns where it lay."""
     found = find_named(folder, target.name)
-    right = next((path for path in found if matches(path, checksum)), None)
+    right = next((path for path in found if matches(path, proof)), None)
     if right is None:
-        listed = "; ".join(f"{path}: {checksum_of(path, checksum.kind)}" for path in found[:5])
+        listed = "; ".join(f"{path}: {proof.problem(path)}" for path in found[:5])
         raise UserError(
             f"'{target.name}' is there, but not the right file: {listed}"
             if found
             else f"no file '{target.name}' in the folder or below it",
             where=f"--from {folder}",
-            allowed=str(checksum),
             remedy="name the folder that has it, or leave --from out to download it",
         )
     copy = target.with_name(f"{target.name}.copy")
     try:
         with disk_faults(copy):
             shutil.copyfile(right, copy)
-        if not matches(copy, checksum):
+        if not matches(copy, proof):
             raise MachineError(f"{right}: the copy differs from the file; the disk may be failing")
         place(copy, target)
     finally:
