@@ -42,6 +42,14 @@ class Anchor:
         return self.prepend + query
 
 
+def in_front(text: str) -> str:
+    """What an anchor's text puts before a plain query, so that it reads as in training.
+
+    A file's text is stripped and needs the separator; an inline one ends in its own white space.
+    """
+    return text if not text or text[-1].isspace() else text + SEPARATOR
+
+
 def anchor_files(card: Card) -> list[str]:
     """The stems of the card's anchor files."""
     return sorted(path.stem for path in card.folder.glob("*.txt"))
@@ -64,7 +72,7 @@ def resolve_anchor(card: Card, choice: str, inline: str) -> Anchor:
     else:
         where = f"card '{card.name}', key 'anchor'"
         raise unknown("value", choice, [*RESERVED, *anchor_files(card)], where)
-    return Anchor(choice, text, strip=inline, prepend=text + SEPARATOR)
+    return Anchor(choice, text, strip=inline, prepend=in_front(text))
 
 
 def _read(card: Card, name: str) -> str:
@@ -81,10 +89,11 @@ def _read(card: Card, name: str) -> str:
 
 
 def shared_front(queries: Sequence[str], where: str) -> str:
-    """The text all queries share at the front, cut at its last line break (else last space).
+    """The text all queries share at the front, cut after its last line break (else last space).
 
-    The cut keeps words that the queries happen to share out of the anchor. Raises UserError when
-    there is no such text or only one query to learn it from.
+    The cut keeps words that the queries happen to share out of the anchor; spaces that all of them
+    have after it belong to the anchor, so that it can be put before a new query as it is. Raises
+    UserError when there is no such text or only one query to learn it from.
     """
     if len(queries) < 2:
         raise UserError(
@@ -94,6 +103,7 @@ def shared_front(queries: Sequence[str], where: str) -> str:
         )
     common = os.path.commonprefix([min(queries), max(queries)])
     cut = common.rfind("\n") + 1 or common.rfind(" ") + 1
+    cut += len(common) - cut - len(common[cut:].lstrip())
     if not common[:cut].strip():
         raise UserError(
             "the rows share no text at the front, but the card says 'anchor: inline'",
