@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 WHITE = " \t\r\n"  # JSON's own white space, all that `strict` allows around an object
 
 _FENCE = re.compile(
-    r"(?:```|~~~)[ \t]*[\w+-]*[ \t]*\r?\n?(?P<block>.*?)(?:\r?\n)?[ \t]*(?:```|~~~)?|`(?P<inline>[^`]+)`",
+    r"(?:```|~~~)[ \t]*[\w+-]*[ \t]*\r?\n?(?P<block>.*?)(?:\r?\n)?[ \t]*(?:```|~~~)?"
+    r"|`(?P<inline>[^`]+)`",
     re.DOTALL,
 )
 # Where an object (or a list of objects) begins; `{` in running text is not followed by these.

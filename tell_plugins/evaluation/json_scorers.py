@@ -213,7 +213,9 @@ def requoted(text: str, keys: list[str]) -> str:
     """
     if not keys:
         return text
-    value = r"""(?:(?P<quote{n}>["'])(?P<text{n}>.*?)(?P=quote{n})|(?P<bare{n}>[^\s"',{{}}\[\]]+))"""
+    value = (
+        r"""(?:(?P<quote{n}>["'])(?P<text{n}>.*?)(?P=quote{n})|(?P<bare{n}>[^\s"',{{}}\[\]]+))"""
+    )
     pairs = [
         rf"""\s*["']{re.escape(key)}["']\s*:\s*{value.format(n=n)}\s*"""
         for n, key in enumerate(keys)

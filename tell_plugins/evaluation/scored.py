@@ -169,9 +169,7 @@ def _line(number: int, value: Any, where: str) -> _Line:
         raise UserError(
             f"attempt is {attempt!r}", where=f"{where}, line {number}", allowed="0, 1, 2, ..."
         )
-    return _Line(
-        number, value["id"], value["row"], attempt, value["text"], value["finish_reason"]
-    )
+    return _Line(number, value["id"], value["row"], attempt, value["text"], value["finish_reason"])
 
 
 def _join(lines: list[_Line], task: TaskRows, where: str) -> list[Answer]:
@@ -213,9 +211,7 @@ def _place(lines: list[_Line], places: dict[str, list[int]]) -> list[Answer]:
     moved = [line for line in lines if line.row not in places[line.id]]
     for line in [*exact, *moved]:
         wished = [line.row] if line.row in places[line.id] else []
-        row = next(
-            row for row in [*wished, *places[line.id]] if (row, line.attempt) not in taken
-        )
+        row = next(row for row in [*wished, *places[line.id]] if (row, line.attempt) not in taken)
         taken.add((row, line.attempt))
         answers.append(Answer(row, line.attempt, line.text, line.finish_reason))
     return sorted(answers, key=lambda answer: (answer.row, answer.attempt))

@@ -1,1 +1,322 @@
-def write(folder): pass
+"""Scores of one folder of saved answers, by the card's metric.
+
+`score` reads `answers.jsonl` and `settings.json`; `write` saves `scores.json` beside them. The
+same answers can be scored again at any time; learned metrics are kept as long as the answers are
+the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import UserError
+from tell_plugins.evaluation import final_number, json_scorers, labels, taxonomy
+from tell_plugins.evaluation.final_number import NumberScores
+from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate
+from tell_plugins.evaluation.labels import LabelScores
+from tell_plugins.evaluation.learned_scores import LearnedScores, SegmentScores
+from tell_plugins.evaluation.scored import Answer, Scored, load_scored
+from tell_plugins.evaluation.translation import TranslationScores, score_translation
+
+FORMAT = 1
+SCORES = "scores.json"
+_SETTINGS = ("recipe", "adapter", "anchor", "decoding", "seed", "model", "engine", "max_new_tokens")
+_SHOWN_ANSWER = 200  # characters of the most frequent answer that are kept
+
+
+@dataclass(frozen=True)
+class Official:
+    """What the published script would have printed of the same answers.
+
+    Attributes:
+        json_correctness: (1000 - errors) / 1000, whatever the number of rows; None after a crash.
+        accuracy: right labels over twice the rows, since its sum includes the total: 0.50 at
+            most; None after a crash.
+        crashes: answers that end the script with a traceback.
+    """
+
+    json_correctness: float | None
+    accuracy: float | None
+    crashes: int
+
+
+@dataclass(frozen=True)
+class JsonScores:
+    """One scorer over the answers.
+
+    Attributes:
+        failures: kinds of failure; their sum is adherence.n - adherence.k.
+        by_attempt: adherence of each attempt, where there are several.
+        labels: None where the card names no label.
+    """
+
+    scorer: str
+    adherence: Rate
+    failures: dict[str, int]
+    by_attempt: list[float]
+    labels: LabelScores | None
+    official: Official | None = None
+
+
+@dataclass(frozen=True)
+class MostFrequent:
+    """The whole answer text given most often: a model that collapsed repeats itself."""
+
+    text: str
+    share: Rate
+    distinct: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All scores of one folder; `json`, `translation` or `number` is set, by the card's metric.
+
+    Attributes:
+        rows: test rows answered; `expected` as many as were asked; `answers` with all attempts.
+        cut: answers that the limit of new tokens ended, adherent or not.
+    """
+
+    format: int
+    card: str
+    split: str
+    metric: str
+    settings: dict[str, Any]
+    answers_sha256: str
+    test_sha256: str
+    rows: int
+    expected: int
+    answers: int
+    attempts: int
+    cut: Rate
+    most_frequent_answer: MostFrequent
+    json: dict[str, JsonScores] | None = None
+    translation: TranslationScores | None = None
+    number: NumberScores | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.rows >= self.expected
+
+    @property
+    def headline(self) -> dict[str, Rate | Estimate]:
+        """The few numbers to show first, by name; none of them stands alone."""
+        if self.json is not None:
+            strict = self.json["strict"]
+            found: dict[str, Rate | Estimate] = {"adherence": strict.adherence}
+            if strict.labels is not None:
+                found["accuracy"] = strict.labels.all.accuracy
+                found["balanced accuracy"] = strict.labels.all.balanced_accuracy
+                found["most frequent label"] = strict.labels.all.most_frequent_share
+            return found
+        if self.translation is not None:
+            segment = self.translation.scores["stripped_segment"]
+            found = {"chrF++": segment["chrf++"].corpus, "BLEU": segment["bleu"].corpus}
+            for name, learned in self.translation.learned.items():
+                found[name.upper()] = learned.segment
+            return {**found, "alignment failures": self.translation.alignment_failures}
+        assert self.number is not None
+        return {
+            "exact match": self.number.exact,
+            "most frequent number": self.number.most_frequent_share,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON types."""
+        return asdict(self)
+
+
+def score(
+    folder: Path, *, learned: Sequence[str] = (), models: Mapping[str, str] | None = None
+) -> Scores:
+    """Score the answers of `folder`.
+
+    `learned` names BLEURT and COMET where they are wanted (they need their checkpoints), `models`
+    their checkpoints where not the default; what they give is kept beside the answers.
+    Raises UserError as `load_scored` does.
+    """
+    return score_loaded(load_scored(folder), learned=learned, models=models)
+
+
+def score_loaded(
+    scored: Scored, *, learned: Sequence[str] = (), models: Mapping[str, str] | None = None
+) -> Scores:
+    """`score` for answers that are loaded already."""
+    metric = scored.card.metric
+    assert metric is not None  # the card checks it
+    if learned and metric != "translation":
+        raise UserError(
+            f"{', '.join(learned)} score translations; card '{scored.card.name}' has "
+            f"metric '{metric}'",
+            where="--learned",
+            remedy="leave it out",
+        )
+    scores = Scores(
+        format=FORMAT,
+        card=scored.card.name,
+        split=scored.task.split,
+        metric=metric,
+        settings={key: scored.settings.get(key) for key in _SETTINGS},
+        answers_sha256=scored.sha256,
+        test_sha256=scored.task.sha256,
+        rows=scored.distinct_rows,
+        expected=scored.expected,
+        answers=len(scored.answers),
+        attempts=len({answer.attempt for answer in scored.answers}),
+        cut=rate([answer.cut for answer in scored.answers], scored.rows),
+        most_frequent_answer=most_frequent_answer(scored.answers),
+    )
+    if metric == "json":
+        return replace(scores, json=score_json(scored))
+    if metric == "number":
+        return replace(scores, number=final_number.score_numbers(scored))
+    translation = score_translation(scored)
+    translation = replace(translation, learned=_learned(scored, learned, models or {}))
+    return replace(scores, translation=translation)
+
+
+def write(
+    folder: Path, *, learned: Sequence[str] = (), models: Mapping[str, str] | None = None
+) -> Scores:
+    """Score the answers of `folder`, save `scores.json` there in one piece, and return them."""
+    scores = score(folder, learned=learned, models=models)
+    text = json.dumps(scores.to_dict(), indent=2, allow_nan=False) + "\n"
+    paths.write_text(folder / SCORES, text)
+    return scores
+
+
+def most_frequent_answer(answers: Sequence[Answer]) -> MostFrequent:
+    """The answer text (trimmed) given most often, its share, and how many differ."""
+    texts = Counter(answer.text.strip() for answer in answers)
+    text, times = texts.most_common(1)[0]
+    shown = text if len(text) <= _SHOWN_ANSWER else text[:_SHOWN_ANSWER] + "..."
+    return MostFrequent(shown, counted(times, len(answers)), len(texts))
+
+
+def score_json(scored: Scored) -> dict[str, JsonScores]:
+    """Every JSON scorer over the answers, by its name."""
+    schema = json_scorers.card_schema(scored.card)
+    truth = labels.true_labels(scored.task, schema) if schema.label else None
+    found = {}
+    for scorer in json_scorers.SCORERS:
+        answers = first_rows(scored.answers, scorer.limit)
+        verdicts = [scorer.judge(a.text, a.finish_reason, schema) for a in answers]
+        found[scorer.name] = _json_scores(scorer.name, answers, verdicts, schema, truth)
+    return found
+
+
+def first_rows(answers: Sequence[Answer], limit: int | None) -> list[Answer]:
+    """The answers to the first `limit` rows answered, in file order; all for None."""
+    if limit is None:
+        return list(answers)
+    kept = set(sorted({answer.row for answer in answers})[:limit])
+    return [answer for answer in answers if answer.row in kept]
+
+
+def _json_scores(
+    name: str,
+    answers: list[Answer],
+    verdicts: list[json_scorers.Verdict],
+    schema: json_scorers.AnswerSchema,
+    truth: labels.Truth | None,
+) -> JsonScores:
+    rows = [answer.row for answer in answers]
+    hits = [verdict.adherent for verdict in verdicts]
+    given = [schema.label_of(v.value) if v.adherent else None for v in verdicts]
+    attempts = sorted({answer.attempt for answer in answers})
+    return JsonScores(
+        scorer=name,
+        adherence=rate(hits, rows),
+        failures=taxonomy.count_kinds(v.kind for v in verdicts if not v.adherent),
+        by_attempt=[_share_of(hits, answers, attempt) for attempt in attempts]
+        if len(attempts) > 1
+        else [],
+        labels=None if truth is None else labels.score_labels(given, rows, truth),
+        official=_official(given, verdicts, answers, truth) if name == "official" else None,
+    )
+
+
+def _share_of(hits: list[bool], answers: list[Answer], attempt: int) -> float:
+    mine = [hit for hit, answer in zip(hits, answers, strict=True) if answer.attempt == attempt]
+    return sum(mine) / len(mine)
+
+
+def _official(
+    given: list[str | None],
+    verdicts: list[json_scorers.Verdict],
+    answers: list[Answer],
+    truth: labels.Truth | None,
+) -> Official:
+    first = min(answer.attempt for answer in answers)
+    chosen = [i for i, answer in enumerate(answers) if answer.attempt == first]
+    crashes = sum(verdicts[i].kind == taxonomy.CRASH for i in chosen)
+    if crashes:
+        return Official(None, None, crashes)
+    errors = sum(not verdicts[i].adherent for i in chosen)
+    right = 0 if truth is None else sum(given[i] == truth.of[answers[i].row] for i in chosen)
+    used = 0 if truth is None else sum(bool(given[i]) for i in chosen)
+    limit = json_scorers.OFFICIAL_LIMIT
+    return Official((limit - errors) / limit, right / (used + len(chosen)), 0)
+
+
+def _learned(
+    scored: Scored, names: Sequence[str], models: Mapping[str, str]
+) -> dict[str, LearnedScores]:
+    """Learned scores: those asked for, and those saved earlier over the very same answers."""
+    kept = {name: value for name, value in saved_learned(scored).items() if name not in names}
+    if not names:
+        return kept
+    from tell_plugins.evaluation.learned_metrics import load_metric, score_documents
+    from tell_plugins.evaluation.segments import documents
+
+    docs, _ = documents(scored)
+    for name in names:
+        metric = load_metric(name, models.get(name))
+        kept[name], values, rows = score_documents(metric, docs)
+        segments = SegmentScores(name, metric.model_name, scored.sha256, rows, values)
+        saved = {"summary": asdict(kept[name]), "segments": asdict(segments)}
+        paths.write_text(learned_file(scored.folder, name), json.dumps(saved, indent=1) + "\n")
+    return kept
+
+
+def learned_file(folder: Path, name: str) -> Path:
+    """Where the scores of single segments by a learned metric are kept."""
+    return folder / f"scores.{name}.json"
+
+
+def saved_learned(scored: Scored) -> dict[str, LearnedScores]:
+    """Learned scores saved earlier for the same answers, by metric."""
+    found = {}
+    for name, saved in _saved(scored).items():
+        summary = dict(saved["summary"])
+        for key in ("segment", "document", "raw_document"):
+            summary[key] = Estimate(**summary[key]) if summary[key] else None
+        summary["raw_cut"] = Rate(**summary["raw_cut"]) if summary["raw_cut"] else None
+        found[name] = LearnedScores(**summary)
+    return found
+
+
+def saved_segments(scored: Scored) -> dict[str, SegmentScores]:
+    """Scores of single segments saved earlier for the same answers, by metric."""
+    return {name: SegmentScores(**saved["segments"]) for name, saved in _saved(scored).items()}
+
+
+def _saved(scored: Scored) -> dict[str, Any]:
+    from tell_plugins.evaluation.learned_scores import LEARNED
+
+    found = {}
+    for name in LEARNED:
+        path = learned_file(scored.folder, name)
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            fits = saved["segments"]["answers_sha256"] == scored.sha256
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            continue
+        if fits:
+            found[name] = saved
+    return found

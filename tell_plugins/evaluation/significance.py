@@ -111,7 +111,7 @@ def mean_score(sums: Floats) -> Floats:
 
 
 def mean_stats(values: npt.ArrayLike, rows: npt.ArrayLike) -> Floats:
-    """(n, 2) statistics for `mean_score`: values summed and counted by row, rows in sorted order."""
+    """(n, 2) statistics for `mean_score`: values summed and counted by row, rows sorted."""
     numbers = np.asarray(values, float)
     _, place = np.unique(np.asarray(rows), return_inverse=True)
     return np.stack([np.bincount(place, numbers), np.bincount(place)], axis=1).astype(float)

@@ -1,0 +1,295 @@
+"""Labels: is the content right, not only the form?
+
+Two views: over the adherent answers (given the form, how good is the label?) and over all answers,
+where one that is not adherent counts as wrong. Beside them the baseline that always answers the
+most frequent label, and how much of the answers is one and the same label: a model that collapsed
+to a constant can be perfectly adherent.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tell_plugins.core.cards import Card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.sources import TaskRows
+from tell_plugins.evaluation import significance
+from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate
+from tell_plugins.evaluation.json_scorers import AnswerSchema
+from tell_plugins.evaluation.significance import Floats
+
+
+@dataclass(frozen=True)
+class LabelMetrics:
+    """Scores of predicted against true labels.
+
+    With two labels, `precision`, `recall` and `f1` are those of the positive label; with more,
+    they are macro averages (then as estimates). `most_frequent` is the label given most often and
+    its share of the n answers.
+    """
+
+    n: int
+    accuracy: Rate
+    balanced_accuracy: Estimate
+    precision: Rate | Estimate
+    recall: Rate | Estimate
+    f1: Estimate
+    mcc: Estimate
+    most_frequent: str | None
+    most_frequent_share: Rate
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Always answering the most frequent label of the references."""
+
+    name: str
+    label: str
+    metrics: LabelMetrics
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """`adherent`: over answers of the right form; `all`: over all, the others being wrong."""
+
+    positive: str | None
+    labels: list[str]
+    true_counts: dict[str, int]
+    adherent: LabelMetrics
+    all: LabelMetrics
+    baseline: Baseline
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The right labels of a split: `of` by test row, `labels` the possible ones in order."""
+
+    of: list[str]
+    labels: list[str]
+
+    @property
+    def positive(self) -> str | None:
+        """The label that precision and recall look at: the schema's first of two, else None."""
+        return self.labels[0] if len(self.labels) == 2 else None
+
+
+def true_labels(task: TaskRows, schema: AnswerSchema) -> Truth:
+    """The label of each test row: the response's, be it an object or the bare label.
+
+    Raises UserError for a row whose label is not one that the schema allows.
+    """
+    labels = [_reference_label(response, schema) for response in task.responses]
+    allowed = schema.labels or sorted(set(labels))
+    for row, label in enumerate(labels):
+        if label not in allowed:
+            raise UserError(
+                f"the response's label is '{label[:60]}'",
+                where=task.place(row),
+                allowed=", ".join(allowed),
+                remedy=f"correct the row, or the values of '{schema.label}' in the schema",
+            )
+    return Truth(labels, allowed)
+
+
+def _reference_label(response: str, schema: AnswerSchema) -> str:
+    try:
+        value = json.loads(response)
+    except ValueError:
+        return response.strip()
+    label = schema.label_of(value) if isinstance(value, dict) else None
+    return response.strip() if label is None else label
+
+
+def has_labels(card: Card) -> bool:
+    return card.answer is not None and card.answer.label is not None
+
+
+def score_labels(given: Sequence[str | None], rows: Sequence[int], truth: Truth) -> LabelScores:
+    """Scores of the labels given to test rows; None is an answer that is not adherent.
+
+    `rows` are the test rows answered, several times where there are several attempts.
+    """
+    right = [truth.of[row] for row in rows]
+    kept = [i for i, label in enumerate(given) if label is not None]
+    counts = Counter(right)
+    majority = max(truth.labels, key=lambda label: counts[label])
+    constant: list[str | None] = [majority] * len(right)
+    return LabelScores(
+        positive=truth.positive,
+        labels=truth.labels,
+        true_counts={label: counts[label] for label in truth.labels},
+        adherent=metrics(
+            [given[i] for i in kept], [right[i] for i in kept], [rows[i] for i in kept], truth
+        ),
+        all=metrics(given, right, rows, truth),
+        baseline=Baseline(f"always_{majority}", majority, metrics(constant, right, rows, truth)),
+    )
+
+
+def metrics(
+    given: Sequence[str | None], right: Sequence[str], rows: Sequence[int], truth: Truth
+) -> LabelMetrics:
+    """Every label score of `given` against `right`; a None among the given is wrong."""
+    n = len(right)
+    names = [*truth.labels, _OTHER]
+    code = {name: number for number, name in enumerate(names)}
+    said = [code.get(label if label is not None else _OTHER, code[_OTHER]) for label in given]
+    true = [code[label] for label in right]
+    tables = joint_counts(said, true, rows, len(truth.labels))
+    point = _points(said, true, truth)
+    frequent = Counter(label for label in given if label is not None).most_common(1)
+    label, times = frequent[0] if frequent else (None, 0)
+
+    def estimate(name: str) -> Estimate:
+        value = point[name]
+        if value is None:
+            return Estimate(None, None, None, n)
+        low, high = significance.interval(tables, SCORES[name])
+        return Estimate(value, _number(low), _number(high), n)
+
+    precision: Rate | Estimate = estimate("precision")
+    recall: Rate | Estimate = estimate("recall")
+    if truth.positive is not None:
+        chosen = [i for i, label in enumerate(given) if label == truth.positive]
+        actual = [i for i, label in enumerate(right) if label == truth.positive]
+        hit = [given[i] == right[i] for i in range(n)]
+        precision = rate([hit[i] for i in chosen], [rows[i] for i in chosen])
+        recall = rate([hit[i] for i in actual], [rows[i] for i in actual])
+    return LabelMetrics(
+        n=n,
+        accuracy=rate([s == t for s, t in zip(said, true, strict=True)], rows),
+        balanced_accuracy=estimate("balanced_accuracy"),
+        precision=precision,
+        recall=recall,
+        f1=estimate("f1"),
+        mcc=estimate("mcc"),
+        most_frequent=label,
+        most_frequent_share=counted(times, n),
+    )
+
+
+_OTHER = "\0none"  # what an answer without a usable label counts as
+
+
+def _points(said: list[int], true: list[int], truth: Truth) -> dict[str, float | None]:
+    """The scores by scikit-learn; None where there is nothing to score."""
+    if not true:
+        return dict.fromkeys(SCORES)
+    from sklearn import metrics as sk
+
+    classes = list(range(len(truth.labels)))
+    present = sorted(set(true))
+    average: dict[str, object] = (
+        {"labels": [0], "average": "macro"}  # the positive label is the first
+        if truth.positive is not None
+        else {"labels": [c for c in classes if c in present], "average": "macro"}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of labels given that are never right
+        return {
+            "accuracy": float(sk.accuracy_score(true, said)),
+            "balanced_accuracy": float(sk.balanced_accuracy_score(true, said)),
+            "precision": float(sk.precision_score(true, said, zero_division=0, **average)),
+            "recall": float(sk.recall_score(true, said, zero_division=0, **average)),
+            "f1": float(sk.f1_score(true, said, zero_division=0, **average)),
+            "mcc": float(sk.matthews_corrcoef(true, said)),
+        }
+
+
+def joint_counts(
+    said: Sequence[int], true: Sequence[int], rows: Sequence[int], labels: int
+) -> Floats:
+    """How often each (true, given) pair occurs in each test row: (distinct rows, labels * (labels
+    + 1)). The last given class is an answer without a usable label."""
+    distinct, place = np.unique(np.asarray(rows, np.int64), return_inverse=True)
+    width = labels * (labels + 1)
+    cells = np.asarray(true, np.int64) * (labels + 1) + np.asarray(said, np.int64)
+    flat = np.bincount(place * width + cells, minlength=len(distinct) * width)
+    return flat.reshape(len(distinct), width).astype(float)
+
+
+def _tables(sums: Floats) -> Floats:
+    """(r, labels * (labels + 1)) sums as (r, labels, labels + 1) confusion tables."""
+    labels = round((np.sqrt(1 + 4 * sums.shape[1]) - 1) / 2)
+    return sums.reshape(len(sums), labels, labels + 1)
+
+
+def accuracy(sums: Floats) -> Floats:
+    tables = _tables(sums)
+    hits = np.trace(tables[:, :, :-1], axis1=1, axis2=2)
+    return np.asarray(hits / sums.sum(axis=1))
+
+
+def balanced_accuracy(sums: Floats) -> Floats:
+    """The mean recall of the labels that occur."""
+    return _mean_of_present(_recalls(_tables(sums)), _tables(sums))
+
+
+def precision(sums: Floats) -> Floats:
+    return _positive_or_macro(_precisions(_tables(sums)), _tables(sums))
+
+
+def recall(sums: Floats) -> Floats:
+    return _positive_or_macro(_recalls(_tables(sums)), _tables(sums))
+
+
+def f1(sums: Floats) -> Floats:
+    tables = _tables(sums)
+    hits = np.diagonal(tables[:, :, :-1], axis1=1, axis2=2)
+    both: Floats = np.asarray(tables.sum(axis=2) + tables.sum(axis=1)[:, :-1], float)
+    return _positive_or_macro(_divide(np.asarray(2 * hits, float), both), tables)
+
+
+def mcc(sums: Floats) -> Floats:
+    """Matthews' correlation in Gorodkin's (2004) form for any number of classes; 0 if undefined."""
+    tables = _tables(sums)
+    true, said = tables.sum(axis=2), tables.sum(axis=1)
+    n = tables.sum(axis=(1, 2))
+    hits = np.trace(tables[:, :, :-1], axis1=1, axis2=2)
+    over: Floats = np.asarray(hits * n - (true * said[:, :-1]).sum(axis=1), float)
+    under: Floats = np.sqrt((n**2 - (said**2).sum(axis=1)) * (n**2 - (true**2).sum(axis=1)))
+    return _divide(over, under)
+
+
+SCORES = {
+    "accuracy": accuracy,
+    "balanced_accuracy": balanced_accuracy,
+    "precision": precision,
+    "recall": recall,
+    "f1": f1,
+    "mcc": mcc,
+}
+
+
+def _recalls(tables: Floats) -> Floats:
+    return _divide(np.diagonal(tables[:, :, :-1], axis1=1, axis2=2), tables.sum(axis=2))
+
+
+def _precisions(tables: Floats) -> Floats:
+    hits = np.diagonal(tables[:, :, :-1], axis1=1, axis2=2)
+    return _divide(hits, tables.sum(axis=1)[:, :-1])
+
+
+def _positive_or_macro(values: Floats, tables: Floats) -> Floats:
+    return values[:, 0] if values.shape[1] == 2 else _mean_of_present(values, tables)
+
+
+def _mean_of_present(values: Floats, tables: Floats) -> Floats:
+    """The mean over the labels that are right for some row; those alone can be found."""
+    present = tables.sum(axis=2) > 0
+    return np.asarray((values * present).sum(axis=1) / present.sum(axis=1))
+
+
+def _divide(over: Floats, under: Floats) -> Floats:
+    """over / under, and 0 where `under` is 0 (scikit-learn's zero_division=0)."""
+    return np.divide(over, under, out=np.zeros_like(over, dtype=float), where=under > 0)
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value

@@ -1,0 +1,349 @@
+"""BLEURT and COMET, computed on request. No text is ever cut without being counted and named.
+
+Both read a limited number of tokens. Lines are scored one by one; a line over the limit is scored
+in parts and named. bleurt-pytorch fails beyond its positions and COMET cuts in silence, so every
+length is counted here first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import pickle
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.progress import track
+from tell_plugins.evaluation.intervals import rate
+from tell_plugins.evaluation.learned_scores import LearnedScores
+from tell_plugins.evaluation.segments import Document
+from tell_plugins.evaluation.translation import mean_estimate, one_line, pairs
+
+DEFAULT_MODELS = {"bleurt": "lucadiliello/BLEURT-20", "comet": "Unbabel/wmt22-comet-da"}
+VARIABLES = {"bleurt": "TELL_BLEURT", "comet": "TELL_COMET"}
+
+
+class Triple(NamedTuple):
+    """One segment: source, translation, reference."""
+
+    source: str
+    hypothesis: str
+    reference: str
+
+
+class LearnedMetric(ABC):
+    """A loaded metric. Subclasses say how long a segment is and score segments that fit."""
+
+    name: str
+    model_name: str
+    limit: int
+
+    @abstractmethod
+    def lengths(self, triples: Sequence[Triple]) -> list[int]:
+        """The tokens that the metric needs for each segment, special tokens included."""
+
+    @abstractmethod
+    def _score(self, triples: Sequence[Triple]) -> list[float]: ...
+
+    def score(self, triples: Sequence[Triple]) -> list[float]:
+        """One score a segment. Raises UserError for a segment over the limit."""
+        if not triples:
+            return []
+        longest = max(self.lengths(triples))
+        if longest > self.limit:
+            raise UserError(
+                f"a segment has {longest:,} tokens, {self.name} reads {self.limit:,}",
+                remedy="split it, or use score_in_parts",
+            )
+        return self._score(triples)
+
+    def score_in_parts(self, triples: Sequence[Triple]) -> tuple[list[float], list[int]]:
+        """One score a segment, and the positions of those over the limit.
+
+        Such a segment is split into the fewest equal parts that fit, source, translation and
+        reference alike, and counts as the mean of its parts.
+        """
+        lengths = self.lengths(triples)
+        over = [i for i, length in enumerate(lengths) if length > self.limit]
+        split = {i: self._parts(triples[i]) for i in over}
+        pieces = [part for i, triple in enumerate(triples) for part in split.get(i, [triple])]
+        scores = iter(self.score(pieces))
+        means = [
+            float(np.mean([next(scores) for _ in split.get(i, [triple])]))
+            for i, triple in enumerate(triples)
+        ]
+        return means, over
+
+    def _parts(self, triple: Triple) -> list[Triple]:
+        count = 2
+        while True:
+            split = [split_evenly(text, count) for text in triple]
+            parts = [Triple(*texts) for texts in zip(*split, strict=True)]
+            if max(self.lengths(parts)) <= self.limit:
+                return parts
+            if count > max(map(len, triple)):
+                raise UserError(
+                    f"{self.name} reads {self.limit} tokens, too few for a single character",
+                    where=self.model_name,
+                    remedy="name another checkpoint",
+                )
+            count += 1
+
+
+def split_evenly(text: str, count: int) -> list[str]:
+    """A text in `count` parts of about equal length: between words, or between characters where
+    there are fewer words than parts. Nothing but the white space at the cuts is lost."""
+    words = text.split()
+    items: Sequence[str] = words if len(words) >= count else text
+    ends = np.linspace(0, len(items), count + 1).round().astype(int)
+    glue = " " if items is words else ""
+    return [glue.join(items[start:end]).strip() for start, end in itertools.pairwise(ends)]
+
+
+class Bleurt(LearnedMetric):
+    """BLEURT by bleurt-pytorch: reads reference and translation together (512 tokens)."""
+
+    name = "bleurt"
+
+    def __init__(self, model: str | None = None, *, batch_size: int = 16) -> None:
+        self.model_name = chosen_model("bleurt", model)
+        self._batch_size = batch_size
+        source = _local_or_name(self.model_name, "bleurt")
+        with _quiet(), _loading(self.model_name):
+            from bleurt_pytorch import BleurtForSequenceClassification, BleurtTokenizer
+
+            self._tokenizer: Any = BleurtTokenizer.from_pretrained(source)
+            self._model: Any = BleurtForSequenceClassification.from_pretrained(source).eval()
+        self._model.to(_device())
+        self.limit = int(self._model.config.max_position_embeddings)
+
+    def lengths(self, triples: Sequence[Triple]) -> list[int]:
+        if not triples:
+            return []
+        encoded = self._tokenizer(
+            [triple.reference for triple in triples],
+            [triple.hypothesis for triple in triples],
+            truncation=False,
+            verbose=False,
+        )
+        return [len(ids) for ids in encoded["input_ids"]]
+
+    def _score(self, triples: Sequence[Triple]) -> list[float]:
+        return self._run(triples, cut=False)
+
+    def score_cut(self, triples: Sequence[Triple]) -> tuple[list[float], list[int]]:
+        """Scores with pairs cut to the limit, and the positions of those that lost text."""
+        over = [i for i, length in enumerate(self.lengths(triples)) if length > self.limit]
+        return self._run(triples, cut=True), over
+
+    def _run(self, triples: Sequence[Triple], *, cut: bool) -> list[float]:
+        import torch
+
+        lengths = self.lengths(triples)
+        order = sorted(range(len(triples)), key=lambda i: -lengths[i])
+        scores = [0.0] * len(triples)
+        with track(len(triples), "BLEURT", "segments") as bar, torch.inference_mode(), _quiet():
+            for start in range(0, len(order), self._batch_size):
+                batch = order[start : start + self._batch_size]
+                encoded = self._tokenizer(
+                    [triples[i].reference for i in batch],
+                    [triples[i].hypothesis for i in batch],
+                    padding="longest",
+                    truncation="longest_first" if cut else False,
+                    max_length=self.limit if cut else None,
+                    return_tensors="pt",
+                    verbose=False,
+                ).to(self._model.device)
+                values = self._model(**encoded).logits.flatten().tolist()
+                for i, value in zip(batch, values, strict=True):
+                    scores[i] = value
+                bar.update(len(batch))
+        return scores
+
+
+class Comet(LearnedMetric):
+    """COMET by unbabel-comet: reads source, translation and reference, each on its own."""
+
+    name = "comet"
+
+    def __init__(self, model: str | None = None, *, batch_size: int = 16) -> None:
+        self.model_name = chosen_model("comet", model)
+        self._batch_size = batch_size
+        checkpoint = _comet_checkpoint(self.model_name)
+        with _quiet(), _loading(self.model_name):
+            from comet import load_from_checkpoint
+            from comet.models import RegressionMetric
+
+            self._model: Any = load_from_checkpoint(str(checkpoint))
+        if type(self._model) is not RegressionMetric:
+            raise UserError(
+                f"'{self.model_name}' is a {type(self._model).__name__}",
+                where=f"--comet or ${VARIABLES['comet']}",
+                allowed="a RegressionMetric, which reads its three texts apart: wmt22-comet-da",
+                remedy=f"leave it out for {DEFAULT_MODELS['comet']}",
+            )
+        self.limit = int(self._model.encoder.max_positions) - 2
+
+    def lengths(self, triples: Sequence[Triple]) -> list[int]:
+        if not triples:
+            return []
+        texts = [text for triple in triples for text in triple]
+        encoded = self._model.encoder.tokenizer(texts, truncation=False, verbose=False)
+        counts = [len(ids) for ids in encoded["input_ids"]]
+        return [max(counts[i : i + 3]) for i in range(0, len(counts), 3)]
+
+    def _score(self, triples: Sequence[Triple]) -> list[float]:
+        import torch
+
+        samples = [{"src": t.source, "mt": t.hypothesis, "ref": t.reference} for t in triples]
+        with _quiet():
+            prediction = self._model.predict(
+                samples,
+                batch_size=self._batch_size,
+                gpus=1 if torch.cuda.is_available() else 0,
+                progress_bar=len(samples) > 500,
+            )
+        return [float(score) for score in prediction["scores"]]
+
+
+def load_metric(name: str, model: str | None = None, *, batch_size: int = 16) -> LearnedMetric:
+    """The metric `bleurt` or `comet`, from `model`, else the variable's, else the default."""
+    kinds: dict[str, type[Bleurt] | type[Comet]] = {"bleurt": Bleurt, "comet": Comet}
+    return kinds[name](model, batch_size=batch_size)
+
+
+def chosen_model(name: str, model: str | None = None) -> str:
+    """The checkpoint's path or name: the argument, `$TELL_BLEURT`/`$TELL_COMET`, the default."""
+    return model or os.environ.get(VARIABLES[name]) or DEFAULT_MODELS[name]
+
+
+def score_documents(
+    metric: LearnedMetric, docs: Sequence[Document]
+) -> tuple[LearnedScores, list[float], list[int]]:
+    """The scores of documents, the score of each aligned line, and the line's test row."""
+    triples = [
+        Triple(one_line(source), one_line(hypothesis), one_line(reference))
+        for doc in docs
+        for source, hypothesis, reference in zip(
+            doc.sources, doc.hypotheses, doc.references, strict=True
+        )
+    ]
+    places = [(doc.row, line) for doc in docs for line in range(len(doc.references))]
+    owner = [number for number, doc in enumerate(docs) for _ in doc.references]
+    scores, over = metric.score_in_parts(triples)
+    sums = np.bincount(owner, scores) / np.bincount(owner)
+    raw = raw_cut = None
+    if isinstance(metric, Bleurt):
+        whole = pairs(docs, "raw_document")
+        both = zip(whole.hypotheses, whole.references, strict=True)
+        values, cut = metric.score_cut([Triple("", h, r) for h, r in both])
+        raw = mean_estimate(values, whole.rows)
+        raw_cut = rate([i in set(cut) for i in range(len(values))], whole.rows)
+    rows = [row for row, _ in places]
+    result = LearnedScores(
+        metric=metric.name,
+        model=metric.model_name,
+        limit=metric.limit,
+        segment=mean_estimate(scores, rows),
+        document=mean_estimate(sums, [doc.row for doc in docs]),
+        over_limit=[f"row {places[i][0]}, line {places[i][1] + 1}" for i in over],
+        raw_document=raw,
+        raw_cut=raw_cut,
+    )
+    return result, scores, rows
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _local_or_name(model: str, name: str) -> str:
+    """A folder's path, or a hub name as it is. UserError for a path that is not there."""
+    path = paths.user_path(model)
+    if path.exists():
+        return str(path)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise UserError(
+            f"no checkpoint at '{model}'",
+            where=f"--{name} or ${VARIABLES[name]}",
+            allowed=f"a folder, or a hub's name such as {DEFAULT_MODELS[name]}",
+            remedy="correct the path",
+        )
+    return model
+
+
+def _comet_checkpoint(model: str) -> Path:
+    """The checkpoint file of a COMET model; downloads a model that is named, not a path."""
+    path = Path(_local_or_name(model, "comet"))
+    if path.is_file():
+        return path
+    if path.is_dir():
+        checkpoint = path / "checkpoints" / "model.ckpt"
+        if not checkpoint.is_file():
+            raise UserError(
+                "no checkpoints/model.ckpt in the folder",
+                where=f"--comet or ${VARIABLES['comet']}: {model}",
+                remedy="name the folder that holds hparams.yaml and checkpoints/",
+            )
+        return checkpoint
+    with _quiet(), _loading(model):
+        from comet import download_model
+
+        return Path(download_model(model))
+
+
+@contextlib.contextmanager
+def _loading(model: str) -> Iterator[None]:
+    """Turn the libraries' many ways to fail into one message."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"the checkpoint holds more than weights and is not loaded: {str(error)[:300]}",
+            where=model,
+            remedy="use a checkpoint of plain weights",
+        ) from None
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # the libraries raise bare Exception, KeyError, OSError ...
+        reason = str(error).strip().splitlines() or [""]
+        message = f"{type(error).__name__}: {reason[0][:300]}"
+        if paths.user_path(model).exists():
+            raise UserError(
+                f"not loadable as a checkpoint of this metric: {message}",
+                where=model,
+                remedy="name a folder that the metric's library saved",
+            ) from None
+        raise MachineError(
+            f"{model}: not available ({message})\n"
+            "  remedy:  check the network, or name a local folder by argument or by "
+            "$TELL_BLEURT / $TELL_COMET"
+        ) from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' notices out of the output; their errors still come through."""
+    names = ("pytorch_lightning", "lightning", "comet", "transformers", "lightning_fabric")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
