@@ -264,7 +264,7 @@ def _interleave(parts: list[tuple[npt.NDArray[np.int64], Texts]], count: int) ->
     for places, texts in parts:
         lengths[places] = texts.lengths
         ends = np.cumsum(texts.lengths.sum(axis=1)).tolist()
-        for place, start, end in zip(places.tolist(), [0, *ends[:-1]], ends, strict=True):
+        for place, start, end in zip(places.tolist(), [0, *ends][:-1], ends, strict=True):
             pieces[place] = texts.data[start:end]
     return Texts(b"".join(pieces), lengths)
 

@@ -6,16 +6,16 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 
-_EXTRA = "\x00"  # csv puts surplus fields under this key
+_CHUNK = 1 << 20  # characters of a JSON array that are read at a time
 
 
 class Record(NamedTuple):
-    """One raw row. `line` counts from 1 (a row number in Parquet and JSON arrays)."""
+    """One raw row. `line`, where it begins, counts from 1 (a row number in Parquet)."""
 
     line: int
     value: Any  # the row, or None when it cannot be read
@@ -29,7 +29,7 @@ def read_records(path: Path) -> Iterator[Record]:
         raise UserError(
             f"'{suffix or 'no ending'}' is no known file format",
             where=paths.shown(path),
-            allowed=", ".join(sorted(_READERS)),
+            allowed=", ".join(FORMATS),
             remedy="convert the file or rename it",
         )
     if path.stat().st_size == 0:
@@ -52,13 +52,18 @@ def _refuse_utf16(path: Path) -> None:
         )
 
 
-def _bad_encoding(path: Path, error: UnicodeDecodeError, line: int | None = None) -> UserError:
-    where = paths.shown(path) + (f", line {line}" if line else "")
-    return UserError(
-        f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}",
-        where=where,
-        remedy=f"iconv -f LATIN1 -t UTF-8 {path.name} > new{path.suffix} (if it is Latin-1)",
-    )
+def _bad_encoding(path: Path) -> UserError:
+    """The error for a file that is not UTF-8, with the first line that is not."""
+    where, found = paths.shown(path), "not UTF-8"
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                raw.decode()
+            except UnicodeDecodeError as error:
+                where, found = f"{where}, line {number}", f"not UTF-8: byte {raw[error.start]:#04x}"
+                break
+    remedy = f"iconv -f LATIN1 -t UTF-8 {path.name} > new{path.suffix} (if it is Latin-1)"
+    return UserError(found, where=where, remedy=remedy)
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
@@ -70,11 +75,13 @@ def _json_lines(path: Path) -> Iterator[Record]:
             if not raw:
                 continue
             try:
-                yield Record(number, json.loads(raw))
+                yield Record(number, json.loads(raw.decode()))
+            except UnicodeDecodeError:
+                raise _bad_encoding(path) from None
             except json.JSONDecodeError as error:
                 yield Record(number, None, f"no JSON ({error.msg} at column {error.colno})")
-            except UnicodeDecodeError as error:
-                raise _bad_encoding(path, error, number) from None
+            except (ValueError, RecursionError) as error:  # a huge number, deep nesting
+                yield Record(number, None, f"no JSON ({error})")
 
 
 def _json(path: Path) -> Iterator[Record]:
@@ -84,60 +91,120 @@ def _json(path: Path) -> Iterator[Record]:
     if not head.startswith(b"["):
         yield from _json_lines(path)
         return
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _bad_encoding(path, error) from None
-    yield from _json_array(path, text)
-
-
-def _json_array(path: Path, text: str) -> Iterator[Record]:
-    decoder = json.JSONDecoder()
-    position, number = text.index("[") + 1, 0
-    while True:
-        position = _skip(text, position, " \t\r\n,")
-        if position < len(text) and text[position] == "]":
-            return
+    with path.open(encoding="utf-8-sig") as text:
+        window = _Window(text)
         try:
-            value, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
+            yield from _json_array(window)
+        except UnicodeDecodeError:
+            raise _bad_encoding(path) from None
+        except (ValueError, RecursionError) as error:
             raise UserError(
-                f"no JSON array: {error.msg} at line {error.lineno}, column {error.colno}",
-                where=paths.shown(path),
+                f"no JSON array: {error} (after {window.values:,} whole rows)",
+                where=f"{paths.shown(path)}, line {window.line}",
                 remedy="mend the file, or save one JSON object a line as .jsonl",
             ) from None
-        number += 1
-        yield Record(number, value)
 
 
-def _skip(text: str, position: int, characters: str) -> int:
-    while position < len(text) and text[position] in characters:
-        position += 1
-    return position
+def _json_array(window: _Window) -> Iterator[Record]:
+    window.skip_space()
+    window.position += 1  # the opening bracket
+    while (character := window.skip_space(",")) != "]":
+        if not character:
+            raise ValueError("its end is missing")
+        line = window.line
+        yield Record(line, window.value())
+    window.position += 1
+    if window.skip_space():
+        raise ValueError("something follows its end")
+
+
+class _Window:
+    """The part of a JSON file that is being parsed, so that a large file is never held whole."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file, self._text = file, ""
+        self._decoder = json.JSONDecoder()
+        self.position = 0
+        self.line = 1  # the line of `position`
+        self.values = 0  # how many were read
+
+    def _read_on(self) -> bool:
+        self._text = self._text[self.position :]
+        self.position = 0
+        chunk = self._file.read(max(_CHUNK, len(self._text)))
+        self._text += chunk
+        return bool(chunk)
+
+    def skip_space(self, more: str = "") -> str:
+        """Pass white space (and `more`); gives the character that follows, "" at the end."""
+        while self.position < len(self._text) or self._read_on():
+            character = self._text[self.position]
+            if not character.isspace() and character not in more:
+                return character
+            self.line += character == "\n"
+            self.position += 1
+        return ""
+
+    def value(self) -> Any:
+        """The JSON value at the position. Raises ValueError when there is none."""
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self.position)
+            except json.JSONDecodeError as error:
+                line = self.line + self._text.count("\n", self.position, error.pos)
+                if self._read_on():
+                    continue
+                self.line = line
+                raise ValueError(error.msg) from None
+            if end < len(self._text) or not self._read_on():
+                break  # else a number may go on
+        self.line += self._text.count("\n", self.position, end)
+        self.position = end
+        self.values += 1
+        return value
 
 
 def _separated(delimiter: str) -> Callable[[Path], Iterator[Record]]:
     def read(path: Path) -> Iterator[Record]:
         csv.field_size_limit(1 << 30)
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter=delimiter, restkey=_EXTRA, strict=True)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
             try:
-                for row in reader:
-                    if _EXTRA in row or None in row.values():
-                        want = len(reader.fieldnames or ())
-                        yield Record(reader.line_num, None, f"not the header's {want} columns")
-                    else:
-                        yield Record(reader.line_num, dict(row))
+                yield from _table(reader, path)
             except csv.Error as error:
                 raise UserError(
                     f"no table: {error}",
                     where=f"{paths.shown(path)}, line {reader.line_num}",
                     remedy="quote fields that hold quotes, delimiters or line breaks",
                 ) from None
-            except UnicodeDecodeError as error:
-                raise _bad_encoding(path, error) from None
+            except UnicodeDecodeError:
+                raise _bad_encoding(path) from None
 
     return read
+
+
+def _table(reader: Any, path: Path) -> Iterator[Record]:
+    """Rows of a CSV reader under the names of its first row; blank lines are passed over."""
+    header: list[str] | None = None
+    before = 0
+    for fields in reader:
+        line, before = before + 1, reader.line_num
+        if not fields:
+            continue
+        if header is None:
+            header = fields
+            twice = [name for name in header if header.count(name) > 1]
+            if twice:
+                raise UserError(
+                    f"column '{twice[0]}' stands twice in the header",
+                    where=f"{paths.shown(path)}, line {line}",
+                    remedy="rename one of them",
+                )
+        elif len(fields) != len(header):
+            problem = f"{len(fields)} fields, but the header has {len(header)}"
+            yield Record(line, None, problem)
+        else:
+            yield Record(line, dict(zip(header, fields, strict=True)))
 
 
 def _parquet(path: Path) -> Iterator[Record]:
@@ -145,13 +212,13 @@ def _parquet(path: Path) -> Iterator[Record]:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-        number = 0
-        for batch in file.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield Record(number, row)
-    except pa.ArrowInvalid as error:
+        with pq.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield Record(number, row)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"no Parquet file: {error}", where=paths.shown(path), remedy="write it again"
         ) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +18,16 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Columns
-from tell_plugins.core.errors import UserError
+from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.rowfiles import read_records
 from tell_plugins.core.text import comparison_keys, row_id
 
-FORMAT = 1  # raised when the stored columns change their meaning
+FORMAT = 2  # raised when the stored columns change their meaning
 MAX_CHARS = 200_000  # one text; about 50,000 tokens, beyond any context this project trains
 LISTED = 1000  # malformed rows that are listed one by one
 _BATCH = 4096
@@ -53,7 +55,7 @@ class Texts(NamedTuple):
     def pairs(self) -> list[tuple[str, str]]:
         """(query, response) of each row."""
         ends = np.cumsum(self.lengths.ravel()).tolist()
-        starts = [0, *ends[:-1]]
+        starts = [0, *ends][:-1]
         texts = [self.data[start:end].decode() for start, end in zip(starts, ends, strict=True)]
         return list(zip(texts[::2], texts[1::2], strict=True))
 
@@ -107,11 +109,38 @@ def open_rows(path: Path, columns: Columns, question: str | None = None) -> Rows
     recipe = json.dumps([FORMAT, sha256, path.suffix, columns.query, columns.response, question])
     name = hashlib.sha256(recipe.encode()).hexdigest()[:32]
     folder = paths.cache_dir() / "rows" / name
-    if not (folder / "meta.json").is_file():
-        with paths.atomic_dir(folder) as temporary:
-            _convert(path, columns, question, temporary)
-    meta = json.loads((folder / "meta.json").read_text())
-    index = np.load(folder / "index.npy")
+    rows = _open(folder, path, sha256)
+    if rows is not None:
+        return rows
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # a second process waits for the first instead of reading too
+        rows = _open(folder, path, sha256)
+        if rows is None:
+            shutil.rmtree(folder, ignore_errors=True)  # broken, if it is there at all
+            with paths.atomic_dir(folder) as temporary:
+                _convert(path, columns, question, temporary)
+            rows = _open(folder, path, sha256)
+    if rows is None:
+        raise MachineError(
+            f"{paths.shown(folder)}: what was written there cannot be read back\n"
+            "  remedy:  check the disk, or set $TELL_CACHE to another folder"
+        )
+    return rows
+
+
+def _open(folder: Path, path: Path, sha256: str) -> Rows | None:
+    """The rows kept in `folder`, or None when there are none or they are broken."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        bad = [BadRow(*entry) for entry in meta["bad"]]
+        bad_count = int(meta["bad_count"])
+        index = np.load(folder / "index.npy")
+        data = (folder / "texts").open("rb")
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+    if index.dtype != _INDEX or index["length"].sum() != os.fstat(data.fileno()).st_size:
+        data.close()
+        return None
     return Rows(
         path=path,
         sha256=sha256,
@@ -120,9 +149,9 @@ def open_rows(path: Path, columns: Columns, question: str | None = None) -> Rows
         lines=np.ascontiguousarray(index["line"]),
         _starts=np.concatenate([[0], np.cumsum(index["length"].sum(axis=1))[:-1]]),
         _lengths=np.ascontiguousarray(index["length"]),
-        _data=(folder / "texts").open("rb"),
-        bad=[BadRow(*entry) for entry in meta["bad"]],
-        bad_count=meta["bad_count"],
+        _data=data,
+        bad=bad,
+        bad_count=bad_count,
     )
 
 
@@ -181,7 +210,8 @@ def _convert(path: Path, columns: Columns, question: str | None, folder: Path) -
         raise UserError(
             f"no usable row in {bad_count} rows{first}",
             where=paths.shown(path),
-            remedy=f"the card reads columns {', '.join(columns.query)} and {columns.response}",
+            remedy=f"the card reads columns {', '.join((*columns.query, columns.response))}; "
+            "correct the card or the file",
         )
     np.save(folder / "index.npy", np.concatenate(index))
     meta = {"bad": [[row.line, row.reason] for row in bad], "bad_count": bad_count}

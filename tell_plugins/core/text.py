@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 
 
 def normalise(texts: Sequence[str] | pa.Array) -> pa.Array:
-    """NFKC, lower case, every run of other than letters and digits one space, trimmed."""
+    """NFKD, lower case, every run of other than letters and digits one space, trimmed."""
     array = texts if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
-    array = pc.utf8_lower(pc.utf8_normalize(array, form="NFKC"))
+    # not NFKC: Arrow 21 gives the decomposed form for it too, other releases may not
+    array = pc.utf8_lower(pc.utf8_normalize(array, form="NFKD"))
     array = pc.replace_substring_regex(array, pattern=r"[^\p{L}\p{M}\p{N}]+", replacement=" ")
     return pc.utf8_trim_whitespace(array)
 

@@ -1,0 +1,389 @@
+"""Valid rows on disk: what counts as a row, how they are kept, and caches that break."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tell_plugins.core import paths, rows, sources
+from tell_plugins.core.cards import Columns, load_card
+from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.rows import MAX_CHARS, Rows, extract, file_sha256, open_rows, question_of
+from tell_plugins.core.spec import parse_spec
+from tell_plugins.core.text import comparison_keys, normalise, row_id
+from tests.conftest import PROJECT, MakeCard, write_rows
+
+COLUMNS = Columns(query=("q",), response="r")
+SEVERAL = Columns(query=("instruction", "input"), response="output")
+SURROGATE = '{"q": "half \\ud83d", "r": "y"}\n'
+
+
+def _open(tmp_path: Path, *values: object, columns: Columns = COLUMNS) -> Rows:
+    return open_rows(write_rows(tmp_path / "rows.jsonl", values), columns)
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    pairs = [("q one", "r one"), ("zwei\n\n ü", "þ 😀"), ("x" * 70_000, "y"), ("q one", "r one")]
+    opened = _open(tmp_path, *({"q": q, "r": r, "other": 1} for q, r in pairs))
+    assert len(opened) == 4
+    assert opened.all_texts() == pairs
+    assert opened.texts([2, 0, 0]).pairs() == [pairs[2], pairs[0], pairs[0]]
+    assert opened.texts([]).pairs() == []
+    assert opened.lines.tolist() == [1, 2, 3, 4]
+    assert [bytes(entry) for entry in opened.ids] == [row_id(q, r) for q, r in pairs]
+    assert opened.keys.tolist() == comparison_keys([q for q, _ in pairs]).tolist()
+    assert opened.bad == []
+    assert opened.sha256 == hashlib.sha256((tmp_path / "rows.jsonl").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ([1, 2], "not an object but list"),
+        ("text", "not an object but str"),
+        (None, "not an object but NoneType"),
+        ({}, "no column 'q' (columns: none)"),
+        ({"Q": "a", "r": "b"}, "no column 'q' (columns: Q, r)"),
+        ({"q": "a"}, "no column 'r' (columns: q)"),
+        ({"messages": [{"role": "user"}]}, "no column 'q' (columns: messages)"),
+        ({"q": 5, "r": "b"}, "column 'q' is int, not text"),
+        ({"q": "a", "r": None}, "column 'r' is NoneType, not text"),
+        ({"q": "a", "r": {"x": 1}}, "column 'r' is dict, not text"),
+        ({"q": " \n", "r": "b"}, "the query is empty"),
+        ({"q": "a", "r": "\t"}, "the response is empty"),
+        pytest.param({"q": "x" * 1_000_000, "r": "b"}, "'q' has 1,000,000 characters", id="1e6"),
+        pytest.param({"q": "a", "r": "x" * (MAX_CHARS + 1)}, "'r' has 200,001", id="one more"),
+        ({"q": "half \ud83d", "r": "b"}, "column 'q' holds half a character"),
+    ],
+)
+def test_values_that_are_no_row(value: Any, reason: str) -> None:
+    found = extract(value, COLUMNS)
+    assert isinstance(found, str)
+    assert reason in found
+
+
+def test_several_columns_make_one_query() -> None:
+    def query(**value: object) -> object:
+        found = extract({"output": "o", **value}, SEVERAL)
+        return found[0] if isinstance(found, tuple) else found
+
+    assert query(instruction="a", input="b") == "a\nb"
+    assert query(instruction="a", input="") == query(instruction="a", input=None) == "a"
+    assert query(instruction="a", input=" \n") == "a"
+    assert query(instruction="", input=None) == "the query is empty"
+    assert query(instruction="a") == "no column 'input' (columns: output, instruction)"
+
+
+def test_the_longest_allowed_text_is_kept(tmp_path: Path) -> None:
+    text = "😀" * MAX_CHARS
+    assert _open(tmp_path, {"q": text, "r": "r"}).all_texts() == [(text, "r")]
+
+
+def test_malformed_rows_are_listed_up_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "LISTED", 3)
+    opened = _open(tmp_path, {"q": "a", "r": "b"}, *([5] * 10), {"q": "c", "r": "d"})
+    assert len(opened) == 2
+    assert opened.lines.tolist() == [1, 12]
+    assert opened.bad_count == 10
+    assert [bad.line for bad in opened.bad] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_batches_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(rows, "_BATCH", size)
+    pairs = [(f"q{n}", "r" * n) for n in range(1, 8)]
+    opened = _open(tmp_path, *({"q": q, "r": r} for q, r in pairs))
+    assert opened.all_texts() == pairs
+    assert opened.lines.tolist() == list(range(1, 8))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"prompt": "a", "r": "b"}\n' * 3, "no usable row in 3 rows; line 1: no column 'q'"),
+        ("\n\n", "no usable row in 0 rows"),
+        ('{\n "q": "a"\n}\n', "no usable row in 3 rows; line 1: no JSON"),
+    ],
+)
+def test_a_file_of_another_shape(tmp_path: Path, content: str, reason: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        open_rows(path, COLUMNS)
+    assert reason in str(caught.value)
+    assert "columns q, r" in str(caught.value.remedy)
+
+
+# --- task rows are never lost, general rows are counted -------------------------------------------
+
+LONG = json.dumps({"q": "a", "r": "x" * 1_000_000}) + "\n"
+BROKEN = [
+    pytest.param('{"q": "a",\n', "line 2: no JSON", id="no JSON"),
+    pytest.param('{"q": "a"}\n', "line 2: no column 'r'", id="no column"),
+    pytest.param('{"q": "", "r": "b"}\n', "line 2: the query is empty", id="no query"),
+    pytest.param('{"q": "a", "r": " "}\n', "line 2: the response is empty", id="no response"),
+    pytest.param(LONG, "line 2: column 'r' has 1,000,000", id="long"),
+    pytest.param(SURROGATE, "line 2: column 'q' holds half a character", id="surrogate"),
+]
+GOOD_LINE = '{"q": "good", "r": "row"}\n'
+
+
+@pytest.mark.parametrize(("line", "reason"), BROKEN)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_malformed_task_row_is_an_error_that_names_file_and_line(
+    make_card: MakeCard, line: str, reason: str, split: str
+) -> None:
+    folder = make_card("t", train=[{"q": "1", "r": "2"}], test=[{"q": "3", "r": "4"}])
+    make_card("plain", kind="general", train=[{"q": f"g{n}", "r": "x"} for n in range(9)])
+    (folder / f"{split}.jsonl").write_text(GOOD_LINE + line)
+    with pytest.raises(UserError) as caught:
+        build_mixture(parse_spec("tell/t"))
+    assert f"1 task rows cannot be used: {reason}" in str(caught.value)
+    assert f"t/{split}.jsonl" in str(caught.value.where)
+
+
+@pytest.mark.parametrize(("line", "reason"), BROKEN)
+def test_a_malformed_general_row_is_dropped_counted_and_listed(
+    make_card: MakeCard, line: str, reason: str
+) -> None:
+    make_card("t", train=[{"q": "1", "r": "2"}])
+    folder = make_card("plain", kind="general", train=[{"q": "g", "r": "x"}])
+    (folder / "train.jsonl").write_text(GOOD_LINE + line + GOOD_LINE.replace("good", "other"))
+    mixture = build_mixture(parse_spec("tell/t:general=all"))
+    assert len(mixture) == 3
+    source = mixture.manifest()["sources"][1]
+    assert source["rows"]["in_file"] == 3
+    assert source["rows"]["dropped"] == {"malformed": 1}
+    assert source["rows"]["used"] == 2
+    listed = source["malformed_rows"]
+    assert len(listed) == 1
+    assert f"line {listed[0]['line']}: {listed[0]['reason']}".startswith(reason)
+
+
+# --- comparison -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ("Hello,  World!", "hello world", True),
+        ("Ｈｅｌｌｏ world", "hello WORLD ", True),  # full-width letters
+        ("café", "cafe\u0301", True),  # composed and decomposed
+        ("ÞÓRÐUR", "þórður", True),
+        ("a-b_c", "a b c", True),
+        ("What is 2+3?", "What is 2 3?", True),
+        ("ab", "a b", False),
+        ("café", "cafe", False),
+        ("row 1", "row 2", False),
+        ("!!!", "???", False),  # nothing but signs: compared as they stand
+        ("!!!", "!!!", True),
+    ],
+)
+def test_comparison_of_texts(one: str, other: str, equal: bool) -> None:
+    keys = comparison_keys([one, other])
+    assert (keys[0] == keys[1]) == equal
+
+
+def test_normalised_text() -> None:
+    (found,) = normalise(["  Ein --- TEXT\n\tmit\u00a0Lücken. "]).to_pylist()
+    assert found == unicodedata.normalize("NFKD", "ein text mit lücken")
+    assert comparison_keys([]).tolist() == []
+
+
+def test_row_ids_tell_where_the_query_ends() -> None:
+    assert row_id("ab", "c") != row_id("a", "bc")
+    assert row_id("", "abc") != row_id("abc", "")
+    assert row_id("ab", "c") == row_id("ab", "c")
+    # for good: draws hang on it
+    assert row_id("ab", "c").hex() == "873e9ea3d2c2455815354be805b8cd08"
+
+
+def test_the_question_of_a_query() -> None:
+    assert question_of("a query", None) == "a query"
+    assert question_of("x 'user' : one\ntwo 'end'", "'user' : (.*?) 'end'") == "one\ntwo"
+    assert question_of("no match", "'user' : (.*?) 'end'") == "no match"
+
+
+# --- the cache ------------------------------------------------------------------------------------
+
+
+def _cached(tmp_path: Path) -> Path:
+    (folder,) = (path for path in (tmp_path / "cache" / "rows").iterdir() if path.is_dir())
+    return folder
+
+
+def _forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("the file was read again")
+
+    monkeypatch.setattr(rows, "_convert", fail)
+
+
+def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = _open(tmp_path, {"q": "a", "r": "b"}, 5)
+    _forbid_reading(monkeypatch)
+    second = _open(tmp_path, {"q": "a", "r": "b"}, 5)
+    assert second.all_texts() == first.all_texts()
+    assert second.bad == first.bad
+    moved = tmp_path / "elsewhere.jsonl"
+    moved.write_bytes((tmp_path / "rows.jsonl").read_bytes())
+    assert open_rows(moved, COLUMNS).path == moved  # named by content, not by place
+
+
+def test_what_makes_a_file_new(tmp_path: Path) -> None:
+    value = {"q": "a", "r": "b", "s": "c"}
+    _open(tmp_path, value)
+    assert _open(tmp_path, value, columns=Columns(query=("s",), response="r")).all_texts() == [
+        ("c", "b")
+    ]
+    assert _open(tmp_path, {**value, "q": "new"}).all_texts() == [("new", "b")]
+    path = write_rows(tmp_path / "rows.jsonl", [value])
+    assert open_rows(path, COLUMNS, "(b?)a").keys.tolist() == comparison_keys([""]).tolist()
+
+
+@pytest.mark.parametrize("name", ["meta.json", "index.npy", "texts"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "garbage"])
+def test_a_broken_cache_is_built_again(tmp_path: Path, name: str, damage: str) -> None:
+    values = [{"q": f"q{n}", "r": "r" * n} for n in range(1, 50)] + [7]
+    before = _open(tmp_path, *values)
+    broken = _cached(tmp_path) / name
+    content = broken.read_bytes()
+    broken.unlink()
+    if damage != "gone":
+        broken.write_bytes(
+            {"empty": b"", "cut": content[: len(content) // 2], "garbage": b"\x93NUMPY?!{" * 9}[
+                damage
+            ]
+        )
+    after = _open(tmp_path, *values)
+    assert after.all_texts() == before.all_texts()
+    assert after.ids.tolist() == before.ids.tolist()
+    assert after.bad == before.bad
+    assert (_cached(tmp_path) / name).read_bytes() == content
+
+
+def test_an_interrupted_reading_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "row_id", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _open(tmp_path, {"q": "a", "r": "b"})
+    assert [path.suffix for path in (tmp_path / "cache" / "rows").iterdir()] == [".lock"]
+    assert len(_open(tmp_path, {"q": "a", "r": "b"})) == 1
+
+
+def test_a_cache_that_cannot_be_read_back_is_the_machines_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "_open", lambda *_: None)
+    with pytest.raises(MachineError, match="check the disk"):
+        _open(tmp_path, {"q": "a", "r": "b"})
+
+
+BUILD = """
+import sys
+import unicodedata
+from pathlib import Path
+from tell_plugins.core import rows
+from tell_plugins.core.cards import Columns
+
+converted = []
+convert = rows._convert
+rows._convert = lambda *args: (converted.append(1), convert(*args))
+print("ready", flush=True)
+sys.stdin.readline()
+opened = rows.open_rows(Path(sys.argv[1]), Columns(query=("q",), response="r"))
+print(len(opened), len(converted), opened.ids.tobytes()[:8].hex())
+"""
+
+
+def test_several_processes_at_once_build_one_cache(tmp_path: Path) -> None:
+    path = write_rows(
+        tmp_path / "rows.jsonl", ({"q": f"q{n}", "r": "r" * (n % 200)} for n in range(1, 8000))
+    )
+    command = [sys.executable, "-c", BUILD, str(path)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, cwd=PROJECT, **pipes) for _ in range(3)]
+    for process in processes:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.communicate(timeout=60)[0].split() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert {answer[0] for answer in answers} == {str(7999 - 39)}  # 39 responses are empty
+    assert sorted(answer[1] for answer in answers) == ["0", "0", "1"]
+    assert len({answer[2] for answer in answers}) == 1
+    assert _cached(tmp_path).is_dir()
+
+
+def test_hash_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc" * 1_000_000)
+    expected = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert file_sha256(path) == expected
+    monkeypatch.delattr(hashlib, "file_digest", raising=False)  # as on Python 3.10
+    assert file_sha256(path) == expected
+
+
+# --- files in one piece ---------------------------------------------------------------------------
+
+
+def _write_half(context: Any, name: str = "") -> None:
+    """Begin to write inside `context`, then fail."""
+    with context as temporary:
+        (temporary / name if name else temporary).write_text("half")
+        raise RuntimeError("interrupted")
+
+
+def test_a_file_is_written_in_one_piece(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "file.txt"
+    paths.write_text(target, "þorn")
+    with pytest.raises(RuntimeError):
+        _write_half(paths.atomic_path(target))
+    assert target.read_text(encoding="utf-8") == "þorn"
+    assert list(target.parent.iterdir()) == [target]
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert target.stat().st_mode == plain.stat().st_mode  # readable as any other file
+
+
+def test_a_folder_is_written_in_one_piece(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    with pytest.raises(RuntimeError):
+        _write_half(paths.atomic_dir(target), "a")
+    assert list(tmp_path.iterdir()) == []
+    with paths.atomic_dir(target) as temporary:
+        (temporary / "a").write_text("first")
+        with paths.atomic_dir(target) as other:  # somebody else is faster
+            (other / "a").write_text("other")
+    assert (target / "a").read_text() == "other"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_task_rows_in_memory_equal_those_on_disk(make_card: MakeCard) -> None:
+    make_card("t", train=[{"q": "a b", "r": "þ"}, {"q": "c", "r": "d"}])
+    card = load_card("t")
+    task = sources.open_task(card, "train", "none")
+    disk = sources.open_split(card, "train")
+    both = np.array([1, 0, 1])
+    assert task.texts(both).pairs() == disk.texts(both).pairs()
+    assert task.ids.tolist() == disk.ids.tolist()
+    assert task.place(1).endswith("t/train.jsonl, line 2")
