@@ -9,58 +9,40 @@ thoughts are new: built from HaluEval's annotated spans, or written by an endpoi
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tell_plugins import __version__
 from tell_plugins.core import paths
-from tell_plugins.core.anchors import shared_front
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.rowfiles import read_records
 from tell_plugins.core.rows import file_sha256
-from tell_plugins.core.sources import find_file, open_split
+from tell_plugins.preparation import endpoint
+from tell_plugins.preparation.asked_thoughts import (
+    ANSWER_TOKENS,
+    SYSTEM,
+    TASK,
+    answer_check,
+    bare_json,
+    question_about,
+)
+from tell_plugins.preparation.download import DIRECT, Places
+from tell_plugins.preparation.halueval import (
+    HALUEVAL_FILE,
+    HALUEVAL_SHA256,
+    TEST,
+    HaluRow,
+    Sources,
+    read_sources,
+)
+from tell_plugins.preparation.journal import Journal
 from tell_plugins.preparation.span_thoughts import span_thought
 
-OFFICIAL, BY_SPANS, BY_ENDPOINT = "halu_cot_json", "halu_cot_json_spans", "halu_cot_json_rebuilt"
-HALUEVAL_FILE = "general_data.json"
-HALUEVAL_URL = "https://raw.githubusercontent.com/RUCAIBox/HaluEval/main/data/general_data.json"
-HALUEVAL_BLOB = "4b395488fcbe333702cf8ab07b5a3cf192fae424"
-HALUEVAL_SHA256 = "73302cd97666b808fb94b5d8a4a2c924049c9484e609017a2f808c4a6d539219"
-TRAIN, TEST = range(0, 3001), range(3001, 4507)  # positions in HaluEval's file
-_KEYS = ("user_query", "chatgpt_response", "hallucination")
-
-
-class HaluRow(NamedTuple):
-    """One row of HaluEval's general split; `number` is its position in the file, from 0."""
-
-    number: int
-    query: str
-    response: str
-    label: str  # yes | no
-    spans: tuple[str, ...]
-
-    @property
-    def payload(self) -> str:
-        """What follows the anchor in an official prompt."""
-        return f"'user_query' : {self.query}\n'chatgpt_response' : {self.response}"
-
-
-class Sources(NamedTuple):
-    """What a rebuild is made of, checked against the official test file.
-
-    Attributes:
-        anchor: the text in front of every official prompt, its last line break included.
-        train: HaluEval's rows 0 to 3000.
-        files: name, origin and SHA-256 of each file read.
-    """
-
-    anchor: str
-    train: list[HaluRow]
-    files: list[dict[str, Any]]
+BY_SPANS, BY_ENDPOINT = "halu_cot_json_spans", "halu_cot_json_rebuilt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,12 +57,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: endpoint where --base-url is given)",
     )
     parser.add_argument("--halueval", metavar="FILE", help=f"HaluEval's {HALUEVAL_FILE}")
+    parser.add_argument(
+        "--rows", metavar="N", type=int, help="an endpoint answers the first N rows only: a trial"
+    )
+    parser.add_argument(
+        "--fill",
+        choices=("spans",),
+        help="rows for which the endpoint finds no valid answer get a thought from the spans",
+    )
+    endpoint.add_arguments(parser)
 
 
-def rebuild(args: argparse.Namespace) -> int:
-    """Rebuild the training file as `args` say; 0 when it is complete, 1 when rows failed."""
-    sources = read_sources(args.halueval)
-    return _rebuild_from_spans(sources)
+def rebuild(args: argparse.Namespace, places: Places = DIRECT) -> int:
+    """Rebuild the training file as `args` say; 0 when it is complete, 1 when rows failed.
+
+    Source files that are not here are fetched, from `places` where it names any.
+    """
+    thoughts = args.thoughts or ("endpoint" if args.base_url else None)
+    if thoughts is None:
+        raise UserError(
+            "nobody is named to write the thoughts",
+            where="data halu_cot_json --rebuild",
+            allowed="--thoughts spans, or --base-url URL --model NAME",
+            remedy="--thoughts spans needs no language model",
+        )
+    if thoughts == "spans":
+        return _rebuild_from_spans(read_sources(args.halueval, places))
+    where_to_ask = endpoint.endpoint_of(args)
+    endpoint.need_key(where_to_ask)
+    return _rebuild_from_endpoint(read_sources(args.halueval, places), where_to_ask, args)
 
 
 def _rebuild_from_spans(sources: Sources) -> int:
@@ -100,6 +105,114 @@ def _rebuild_from_spans(sources: Sources) -> int:
     ]
     write_rebuilt(load_card(BY_SPANS), rows, sources, how)
     return 0
+
+
+def _rebuild_from_endpoint(
+    sources: Sources, where_to_ask: endpoint.Endpoint, args: argparse.Namespace
+) -> int:
+    card = load_card(BY_ENDPOINT)
+    rows = sources.train if args.rows is None else sources.train[: max(0, args.rows)]
+    questions = [question_about(row) for row in rows]
+    check = answer_check(card, sources.train)
+    path = paths.data_homes()[0] / card.name / card.split("train").file
+    header = {
+        "for": card.name,
+        "model": where_to_ask.model,
+        "halueval_sha256": HALUEVAL_SHA256,
+        "prompt_sha256": hashlib.sha256((SYSTEM + TASK).encode()).hexdigest(),
+    }
+    with Journal(path.with_suffix(".journal.jsonl"), header) as journal:
+        todo = endpoint.open_questions(questions, check, where_to_ask, journal)
+        if len(todo) < len(questions):
+            print(f"{len(questions) - len(todo):,} rows are answered already (or given up)")
+        endpoint.need_consent(todo, where_to_ask, ANSWER_TOKENS, args.yes)
+        try:
+            outcome = endpoint.ask(questions, check, where_to_ask, journal)
+        finally:
+            account = endpoint.ledger(journal.records, where_to_ask)
+            write_json(path.with_suffix(".ledger.json"), account)
+            print(_account_line(account))
+    return _finish(card, path, rows, outcome, sources, where_to_ask, args.fill == "spans")
+
+
+def _finish(
+    card: Card,
+    path: Path,
+    rows: Sequence[HaluRow],
+    outcome: endpoint.Outcome,
+    sources: Sources,
+    where_to_ask: endpoint.Endpoint,
+    fill: bool,
+) -> int:
+    """Write what there is: the training file when all rows are answered, else a partial one."""
+    failed = [row for row in rows if str(row.number) in outcome.failures]
+    failures, partial = path.with_suffix(".failures.jsonl"), path.with_suffix(".partial.jsonl")
+    _write_lines(failures, [_failure(row, outcome) for row in failed])
+    filled = {row.number for row in failed} if fill else set()
+    done = [
+        training_row(sources.anchor, row, _thought(row, outcome))
+        for row in rows
+        if fill or str(row.number) in outcome.answers
+    ]
+    if len(done) == len(sources.train):
+        how = {
+            "by": f"{where_to_ask.model} at {where_to_ask.shown_url}",
+            "temperature": where_to_ask.temperature,
+            "method": "given query, response, label and annotated spans; each answer checked "
+            "against the card's schema and the row's label",
+            "prompt": {"system": SYSTEM, "user": TASK},
+            "from_spans_instead": sorted(filled),
+            "ledger": outcome.ledger,
+        }
+        write_rebuilt(card, done, sources, how)
+        partial.unlink(missing_ok=True)
+        return 0
+    _write_lines(partial, done)
+    print(f"{len(done):,} of {len(sources.train):,} rows have a thought: not the training file yet")
+    if done:
+        print(f"  as far as it goes: {paths.shown(partial)}")
+    if failed:
+        print(
+            f"{len(failed):,} rows have no valid answer after {where_to_ask.attempts} attempts: "
+            f"{paths.shown(failures)}\n"
+            "  remedy:  raise --attempts (perhaps with --temperature 1), or --fill spans"
+        )
+    return 1 if failed else 0
+
+
+def _thought(row: HaluRow, outcome: endpoint.Outcome) -> str:
+    text = outcome.answers.get(str(row.number))
+    if text is None:
+        return span_thought(row.query, row.response, row.label, row.spans).text
+    return str(json.loads(bare_json(text))["thought"]).strip()
+
+
+def _failure(row: HaluRow, outcome: endpoint.Outcome) -> dict[str, Any]:
+    return {
+        "row": row.number,
+        "query": row.query,
+        "label": row.label,
+        "reason": outcome.failures[str(row.number)],
+    }
+
+
+def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write JSON lines in one piece; no rows, no file."""
+    if rows:
+        paths.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _account_line(account: dict[str, Any]) -> str:
+    again = ", ".join(f"{number} x {why}" for why, number in account["sent_again_after"].items())
+    cost = "" if account["cost"] is None else f"; cost {account['cost']:.2f}"
+    return (
+        f"so far: {account['requests']:,} requests, {account['answers']:,} answers, "
+        f"{account['refused_by_check']:,} refused by the check"
+        + (f", sent again after {again}" if again else "")
+        + f"; {account['tokens_in']:,} tokens asked, {account['tokens_out']:,} answered{cost}"
+    )
 
 
 def training_row(anchor: str, row: HaluRow, thought: str) -> dict[str, str]:
@@ -141,103 +254,3 @@ def write_rebuilt(
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON, in one piece."""
     paths.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_sources(halueval: str | None = None) -> Sources:
-    """Read HaluEval and the official test file and prove that one continues the other.
-
-    Raises UserError when a file is missing, is not the expected one, or the two do not fit.
-    """
-    path = _halueval_file(halueval)
-    digest = file_sha256(path)
-    if digest != HALUEVAL_SHA256:
-        raise UserError(
-            f"not the HaluEval file this rebuild is made for: sha256 {digest}",
-            where=paths.shown(path),
-            allowed=f"sha256 {HALUEVAL_SHA256}",
-            remedy=f"take it from {HALUEVAL_URL}",
-        )
-    rows = read_halueval(path)
-    test_file, anchor = _check_against_official(rows[TEST.start : TEST.stop])
-    files = [
-        {"file": HALUEVAL_FILE, "from": HALUEVAL_URL, "sha256": digest, "rows_used": "0 to 3000"},
-        {
-            "file": test_file.name,
-            "from": load_card(OFFICIAL).split("test").url,
-            "sha256": file_sha256(test_file),
-            "used_for": "anchor; proof of prompts and labels",
-        },
-    ]
-    return Sources(anchor, rows[TRAIN.start : TRAIN.stop], files)
-
-
-def read_halueval(path: Path) -> list[HaluRow]:
-    """The rows of HaluEval's general split, in file order. UserError names a row that is wrong."""
-    rows = []
-    for record in read_records(path):
-        value = record.value
-        problem = record.problem
-        if problem is None and not (
-            isinstance(value, dict) and all(isinstance(value.get(key), str) for key in _KEYS)
-        ):
-            problem = f"not a row with the texts {', '.join(_KEYS)}"
-        if problem is None and value["hallucination"] not in ("yes", "no"):
-            problem = f"the label is '{value['hallucination']}', not yes or no"
-        if problem is not None:
-            raise UserError(
-                problem,
-                where=f"{paths.shown(path)}, line {record.line}",
-                remedy=f"take the file from {HALUEVAL_URL}",
-            )
-        spans = tuple(str(span) for span in value.get("hallucination_spans") or ())
-        query, response, label = (value[key] for key in _KEYS)
-        rows.append(HaluRow(len(rows), query, response, label, spans))
-    return rows
-
-
-def _halueval_file(named: str | None) -> Path:
-    if named:
-        path = paths.user_path(named)
-        if path.is_file():
-            return path
-        raise UserError(f"no file '{named}'", where="--halueval", remedy="correct the path")
-    for home in paths.data_homes():
-        places = [home / "halueval" / HALUEVAL_FILE, home / HALUEVAL_FILE]
-        for path in (*places, *sorted(home.glob(f"*/{HALUEVAL_FILE}"))):
-            if path.is_file():
-                return path
-    target = paths.data_homes()[0] / "halueval" / HALUEVAL_FILE
-    raise UserError(
-        f"no HaluEval file '{HALUEVAL_FILE}'",
-        where="looked in " + ", ".join(map(str, paths.data_homes())),
-        remedy=f"curl --create-dirs -Lo {target} {HALUEVAL_URL}   (or --halueval FILE)",
-    )
-
-
-def _check_against_official(rows: Sequence[HaluRow]) -> tuple[Path, str]:
-    """The official test file and its anchor. UserError unless its rows are `rows`, in order."""
-    card = load_card(OFFICIAL)
-    path = find_file(card, "test")
-    if path is None:
-        raise UserError(
-            f"no file '{card.split('test').file}': anchor and test rows are taken from it",
-            where="looked in " + ", ".join(map(str, paths.data_homes())),
-            remedy=f"./run.sh data {OFFICIAL}",
-        )
-    official = open_split(card, "test").all_texts()
-    anchor = shared_front([prompt for prompt, _ in official], paths.shown(path))
-    if len(official) != len(rows):
-        raise UserError(
-            f"{len(official):,} usable rows, not {len(rows):,}",
-            where=paths.shown(path),
-            remedy=f"fetch it again: ./run.sh data {OFFICIAL}",
-        )
-    for row, (prompt, label) in zip(rows, official, strict=True):
-        if (anchor + row.payload, row.label) != (prompt, label):
-            raise UserError(
-                f"row {row.number - TEST.start} of the official test file is not HaluEval's row "
-                f"{row.number}",
-                where=paths.shown(path),
-                remedy=f"fetch both files again: ./run.sh data {OFFICIAL}, {HALUEVAL_URL}",
-            )
-    return path, anchor

@@ -1,0 +1,325 @@
+"""Asking an endpoint: checked answers, patience, journal, accounts; against a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.preparation.endpoint import (
+    TRIES,
+    Endpoint,
+    Outcome,
+    Question,
+    ask,
+    ledger,
+    need_consent,
+    need_key,
+    open_questions,
+)
+from tell_plugins.preparation.journal import Journal
+from tests.chat_server import ChatServer, Reply, serving
+
+GOOD = Reply("good")
+
+
+def questions(count: int) -> list[Question]:
+    return [Question(f"q{n}", ({"role": "user", "content": f"q{n}"},)) for n in range(count)]
+
+
+def check(key: str, text: str) -> str | None:
+    return None if text == "good" else f"'{text}' is not good"
+
+
+def ask_all(server: ChatServer | None, folder: Path, count: int = 1, **settings: object) -> Outcome:
+    url = server.url if server else "http://127.0.0.1:9/v1"
+    values = {"attempts": 3, "first_wait": 0.01, "timeout": 5.0, **settings}
+    endpoint = Endpoint(url, "m", **values)  # type: ignore[arg-type]
+    with Journal(folder / "j.jsonl", {"model": "m"}) as journal:
+        return ask(questions(count), check, endpoint, journal)
+
+
+def test_one_request_for_a_right_answer(tmp_path: Path) -> None:
+    with serving(lambda messages, nth: GOOD) as server:
+        outcome = ask_all(server, tmp_path, 5)
+    assert outcome.answers == {f"q{n}": "good" for n in range(5)}
+    assert len(server.requests) == 5
+    assert outcome.ledger["requests"] == outcome.ledger["answers"] == 5
+    assert (outcome.ledger["tokens_in"], outcome.ledger["tokens_out"]) == (35, 15)
+    assert server.requests[0]["temperature"] == 0.0
+    assert server.requests[0]["max_tokens"] == 600
+
+
+def test_a_wrong_answer_is_asked_again_with_the_reason(tmp_path: Path) -> None:
+    with serving(lambda messages, nth: GOOD if nth else Reply("bad")) as server:
+        outcome = ask_all(server, tmp_path)
+    assert outcome.answers == {"q0": "good"}
+    again = server.requests[1]["messages"]
+    assert [message["role"] for message in again] == ["user", "assistant", "user"]
+    assert again[1]["content"] == "bad"
+    assert "'bad' is not good" in again[2]["content"]
+    assert outcome.ledger["refused_by_check"] == 1
+
+
+def test_an_answer_that_stays_wrong_is_a_failure_and_costs_no_more(tmp_path: Path) -> None:
+    with serving(lambda messages, nth: Reply(f"bad{nth}")) as server:
+        first = ask_all(server, tmp_path)
+        assert first.answers == {}
+        assert first.failures == {"q0": "'bad2' is not good"}
+        ask_all(server, tmp_path)
+        assert len(server.requests) == 3
+        ask_all(server, tmp_path, attempts=4)
+        assert len(server.requests) == 4
+        assert "bad2" in server.requests[3]["messages"][1]["content"]
+
+
+def test_a_slow_answer_is_asked_for_again(tmp_path: Path) -> None:
+    with serving(lambda messages, nth: Reply("good", delay=0 if nth else 1.5)) as server:
+        outcome = ask_all(server, tmp_path, timeout=0.3)
+    assert outcome.answers == {"q0": "good"}
+    assert outcome.ledger["sent_again_after"] == {"timeout": 1}
+    assert outcome.ledger["requests"] == 2
+
+
+@pytest.mark.parametrize("as_date", [False, True])
+def test_retry_after_holds_everybody(tmp_path: Path, as_date: bool) -> None:
+    def script(messages: list[dict[str, str]], nth: int) -> Reply:
+        if messages[0]["content"] == "q0" and nth == 0:
+            # a date has whole seconds: two from now are one to two away
+            after = formatdate(time.time() + 2, usegmt=True) if as_date else "1"
+            return Reply(status=429, headers={"Retry-After": after})
+        return Reply("good", delay=0.05)
+
+    with serving(script) as server:
+        outcome = ask_all(server, tmp_path, 6, concurrency=2)
+    assert len(outcome.answers) == 6
+    assert outcome.ledger["sent_again_after"] == {"rate_limit": 1}
+    gaps = [later - first for first, later in zip(server.times, server.times[1:], strict=False)]
+    assert max(gaps) > 0.85
+    assert len([time for time in server.times if time < server.times[0] + 0.8]) <= 3
+
+
+def test_server_errors_are_waited_out(tmp_path: Path) -> None:
+    with serving(lambda messages, nth: GOOD if nth >= 3 else Reply(status=500)) as server:
+        outcome = ask_all(server, tmp_path)
+    assert outcome.answers == {"q0": "good"}
+    assert outcome.ledger["sent_again_after"] == {"server_error": 3}
+
+
+def test_a_row_that_only_breaks_the_server_is_listed_and_the_rest_is_answered(
+    tmp_path: Path,
+) -> None:
+    def script(messages: list[dict[str, str]], nth: int) -> Reply:
+        return Reply(status=503) if messages[0]["content"] == "q1" else GOOD
+
+    with serving(script) as server:
+        outcome = ask_all(server, tmp_path, 4)
+        assert sorted(outcome.answers) == ["q0", "q2", "q3"]
+        assert "HTTP 503" in outcome.failures["q1"]
+        assert server.seen["q1"] == TRIES
+        server.script = lambda messages, nth: GOOD
+        assert ask_all(server, tmp_path, 4).failures == {}
+
+
+def test_an_endpoint_that_is_down_stops_the_run_and_keeps_the_answers(tmp_path: Path) -> None:
+    def script(messages: list[dict[str, str]], nth: int) -> Reply:
+        return GOOD if messages[0]["content"] in ("q0", "q1") else Reply(status=500)
+
+    with serving(script) as server:
+        with pytest.raises(MachineError, match=r"HTTP 500[\s\S]*2 answers are kept"):
+            ask_all(server, tmp_path, 9, concurrency=2)
+        server.script = lambda messages, nth: GOOD
+        server.requests.clear()
+        assert len(ask_all(server, tmp_path, 9).answers) == 9
+        assert len(server.requests) == 7
+
+
+def test_nothing_listens(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match=r"cannot reach http://127\.0\.0\.1:9/v1"):
+        ask_all(None, tmp_path)
+
+
+def test_quota_used_up(tmp_path: Path) -> None:
+    reply = Reply(status=429, error={"code": "insufficient_quota"})
+    with serving(lambda messages, nth: reply) as server:
+        with pytest.raises(MachineError, match="quota is used up"):
+            ask_all(server, tmp_path)
+
+
+def test_a_wait_of_hours_is_left_to_the_user(tmp_path: Path) -> None:
+    reply = Reply(status=429, headers={"Retry-After": "7200"})
+    with serving(lambda messages, nth: reply) as server:
+        with pytest.raises(MachineError, match="asks to wait 7,200 s"):
+            ask_all(server, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("status", "remedy"),
+    [(401, r"key in \$SOME_KEY"), (404, "--model m"), (400, "--temperature")],
+)
+def test_refusals_name_the_remedy_and_never_the_key(
+    status: int,
+    remedy: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SOME_KEY", "sk-very-secret")
+    error = {"message": "no such thing, you sent sk-very-secret"}
+    with serving(lambda messages, nth: Reply(status=status, error=error)) as server:
+        with pytest.raises(UserError, match=rf"HTTP {status}: no such thing[\s\S]*{remedy}") as e:
+            ask_all(server, tmp_path, key_env="SOME_KEY")
+    assert server.keys == ["Bearer sk-very-secret"]
+    assert "secret" not in str(e.value) + "".join(capfd.readouterr())
+    assert all(b"secret" not in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+
+
+def test_one_refused_row_among_good_ones_is_that_rows_failure(tmp_path: Path) -> None:
+    def script(messages: list[dict[str, str]], nth: int) -> Reply:
+        refused = Reply(status=400, error={"message": "content filter"})
+        return refused if messages[0]["content"] == "q2" else GOOD
+
+    with serving(script) as server:
+        outcome = ask_all(server, tmp_path, 4, concurrency=1, attempts=2)
+    assert len(outcome.answers) == 3
+    assert "content filter" in outcome.failures["q2"]
+    assert server.seen["q2"] == 2
+
+
+def test_never_more_at_once_than_allowed(tmp_path: Path) -> None:
+    with serving(lambda messages, nth: Reply("good", delay=0.03)) as server:
+        ask_all(server, tmp_path, 20, concurrency=3)
+    assert server.most_at_once == 3
+
+
+def test_tokens_are_estimated_where_the_endpoint_does_not_say(tmp_path: Path) -> None:
+    with serving(lambda messages, nth: Reply("good", usage=False)) as server:
+        outcome = ask_all(server, tmp_path, 2)
+    assert outcome.ledger["tokens_estimated_for"] == 2
+    assert outcome.ledger["tokens_out"] == 2
+
+
+def test_the_ledger_adds_up_all_runs_and_prices_them() -> None:
+    records = [
+        {"key": "a", "text": "x", "problem": None, "tokens_in": 500_000, "tokens_out": 100_000},
+        {
+            "key": "b",
+            "text": "y",
+            "problem": "bad",
+            "tokens_in": 500_000,
+            "repeats": {"timeout": 2},
+        },
+        {"key": "b", "text": None, "problem": "HTTP 503", "repeats": {"server_error": 8}},
+    ]
+    account = ledger(records, Endpoint("http://x", "m", price_in=2.0, price_out=10.0))
+    assert account["requests"] == 13
+    assert (account["answers"], account["refused_by_check"]) == (2, 1)
+    assert account["cost"] == 3.0
+
+
+# ---------------------------------------------------------------- before anything is spent
+
+
+@pytest.mark.parametrize(
+    ("url", "prices", "yes", "goes"),
+    [
+        ("http://127.0.0.1:8000/v1", (None, None), False, True),
+        ("http://192.168.1.9/v1", (None, None), False, True),
+        ("http://gpu-box:8000/v1", (None, None), False, True),
+        ("https://api.example.com/v1", (None, None), False, False),
+        ("https://api.example.com/v1", (None, None), True, True),
+        ("https://api.example.com/v1", (1.0, 1.0), False, True),
+        ("https://api.example.com/v1", (1000.0, 1000.0), False, False),
+        ("https://8.8.8.8/v1", (None, None), False, False),
+    ],
+)
+def test_spending_needs_consent(
+    url: str,
+    prices: tuple[float | None, float | None],
+    yes: bool,
+    goes: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    endpoint = Endpoint(url, "m", price_in=prices[0], price_out=prices[1])
+    if goes:
+        need_consent(questions(100), endpoint, 130, yes)
+        assert "100 rows to ask m" in capsys.readouterr().out
+    else:
+        with pytest.raises(UserError, match=r"13,000 answered[\s\S]*--yes"):
+            need_consent(questions(100), endpoint, 130, yes)
+
+
+def test_a_public_endpoint_needs_a_key_and_https(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    need_key(Endpoint("http://127.0.0.1:1/v1", "m"))
+    with pytest.raises(UserError, match=r"no key in \$OPENAI_API_KEY"):
+        need_key(Endpoint("https://api.example.com/v1", "m"))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
+    need_key(Endpoint("https://api.example.com/v1", "m"))
+    with pytest.raises(UserError, match="in the clear"):
+        need_key(Endpoint("http://api.example.com/v1", "m"))
+
+
+def test_an_address_is_shown_without_its_password() -> None:
+    shown = Endpoint("https://me:pass@api.example.com:8443/v1?token=t", "m").shown_url
+    assert shown == "https://api.example.com:8443/v1"
+
+
+# ---------------------------------------------------------------- the journal
+
+
+def test_a_torn_last_line_is_dropped_and_its_row_asked_again(tmp_path: Path) -> None:
+    with serving(lambda messages, nth: GOOD) as server:
+        ask_all(server, tmp_path, 5)
+        path = tmp_path / "j.jsonl"
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-9])
+        server.requests.clear()
+        assert len(ask_all(server, tmp_path, 5).answers) == 5
+        assert len(server.requests) == 1
+    keys = [json.loads(line).get("key") for line in path.read_text().splitlines()]
+    assert sorted(keys[1:]) == [f"q{n}" for n in range(5)]
+
+
+def test_a_damaged_line_in_the_middle_is_an_error_with_its_place(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.jsonl", {"model": "m"}) as journal:
+        journal.append({"key": "a"})
+        journal.append({"key": "b"})
+    lines = (tmp_path / "j.jsonl").read_text().splitlines()
+    (tmp_path / "j.jsonl").write_text("\n".join([lines[0], lines[1][:4], lines[2]]) + "\n")
+    with pytest.raises(UserError, match=r"j\.jsonl, line 2: the journal is damaged"):
+        with Journal(tmp_path / "j.jsonl", {"model": "m"}):
+            pass
+
+
+def test_a_journal_of_another_model_is_not_gone_on_with(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.jsonl", {"model": "a"}):
+        pass
+    with pytest.raises(UserError, match="model was 'a', is 'b'"):
+        with Journal(tmp_path / "j.jsonl", {"model": "b"}):
+            pass
+
+
+def test_two_processes_do_not_share_a_journal(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.jsonl", {}):
+        with pytest.raises(UserError, match="another process"):
+            with Journal(tmp_path / "j.jsonl", {}):
+                pass
+    with Journal(tmp_path / "j.jsonl", {}):
+        pass
+
+
+def test_answers_that_no_longer_pass_the_check_are_open_again(tmp_path: Path) -> None:
+    with serving(lambda messages, nth: GOOD) as server:
+        ask_all(server, tmp_path, 2)
+    endpoint = Endpoint("http://127.0.0.1:9/v1", "m")
+    with Journal(tmp_path / "j.jsonl", {"model": "m"}) as journal:
+        assert open_questions(questions(2), check, endpoint, journal) == []
+        stricter = open_questions(questions(2), lambda key, text: "no", endpoint, journal)
+    assert len(stricter) == 2
+    assert os.path.getsize(tmp_path / "j.jsonl") > 0
