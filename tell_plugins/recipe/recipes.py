@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,17 +66,29 @@ class Recipe:
         """Where the run's results go: the recipe's `output_dir`, else `output/<name>`."""
         return Path(str(self.get("output_dir", f"output/{self.name}")))
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The `ENV` map that ms-swift 4.1 and later read from a recipe; the shell's value wins."""
+        given = self.values.get("ENV")
+        pairs = given.items() if isinstance(given, dict) else ()
+        return {str(k): str(v) for k, v in pairs if str(k) not in os.environ}
+
     def with_values(self, **values: Any) -> Recipe:
         """The same recipe with some keys replaced; None removes a key."""
         merged = {**self.values, **values}
         return Recipe(self.path, {key: v for key, v in merged.items() if v is not None}, self.lines)
 
     def argv(self) -> list[str]:
-        """The recipe as ms-swift's command line flags, which every version reads alike."""
+        """The recipe as ms-swift's command line flags, which every version reads alike.
+
+        An empty key becomes the text `None`, as ms-swift makes it (`check` warns of those).
+        """
         flags: list[str] = []
         for key, value in self.values.items():
+            if key == "ENV":
+                continue
             flags.append(f"--{key}")
-            flags += [_flag_text(part) for part in as_list(value)]
+            flags += [_flag_text(part) for part in as_list("None" if value is None else value)]
         return flags
 
 
@@ -85,8 +100,6 @@ def as_list(value: Any) -> list[Any]:
 
 
 def _flag_text(value: Any) -> str:
-    import json
-
     if isinstance(value, bool):
         return str(value).lower()
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
@@ -162,16 +175,19 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
 
 
 def _typed(text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    if isinstance(value, str):
+    """A flag's text as ms-swift's parser takes it: numbers, true/false, JSON; else the text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text[:1] in "[{":
         try:
-            return float(text)  # YAML 1.1 reads 1e-4 as text
-        except ValueError:
+            return json.loads(text)
+        except json.JSONDecodeError:
             return text
-    return value if isinstance(value, (bool, int, float, dict, list)) else text
+    if text[:1] in "+-.0123456789":
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return kind(text)
+    return text
 
 
 def _single(parts: list[Any]) -> Any:

@@ -1,0 +1,246 @@
+"""Optimizer steps and learning rates as transformers' Trainer and ms-swift's sampler make them.
+
+From rows, batch, accumulation, processes and epochs to: how many steps there are, the learning
+rate of each, which steps hold a task row, and how much learning rate the task rows meet. Nothing
+is run; the arithmetic is that of transformers 4.56 (`Trainer.set_initial_training_values`,
+`optimization.py`) and of ms-swift's `BatchSamplerShard`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tell_plugins.core.errors import UserError, nearest
+
+Rates = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The settings that decide steps and learning rates; defaults are those of transformers."""
+
+    per_device: int = 1
+    accumulation: int = 16
+    world: int = 1  # processes, each with its own share of every step
+    epochs: float = 3.0
+    max_steps: int = -1
+    max_epochs: int | None = None  # ms-swift stops here; the schedule is laid out for `epochs`
+    learning_rate: float = 1e-4
+    scheduler: str = "linear"
+    scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
+    warmup_ratio: float = 0.0
+    warmup_steps: int = 0
+    drop_last: bool = False
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.per_device * self.accumulation * self.world
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training of `entries` rows does.
+
+    Attributes:
+        entries: rows of one epoch, copies included.
+        served: how many of them, from the front, reach the model; ms-swift gives every process
+            the same number of rows and leaves the rest out.
+        steps: optimizer steps taken in all.
+        scheduled: the steps the learning rate is laid out for (more than `steps` only when
+            `max_epochs` ends the run early).
+        rates: (steps,) learning rate of each step, relative to the recipe's.
+    """
+
+    training: Training
+    entries: int
+    served: int
+    steps_per_epoch: int
+    steps: int
+    scheduled: int
+    warmup_steps: int
+    rates: Rates
+
+    @property
+    def is_no_op(self) -> bool:
+        """Whether every step's learning rate is 0, so that nothing is trained."""
+        return self.training.learning_rate == 0 or not bool(self.rates.any())
+
+    @property
+    def seen(self) -> int:
+        """Entries, from the front, that some step holds."""
+        return min(self.served, min(self.steps, self.steps_per_epoch) * self.training.rows_per_step)
+
+    def step_of_entries(self, epoch: int = 0) -> npt.NDArray[np.int64]:
+        """(seen in this epoch,) the step, from 0 over the whole run, that holds each entry."""
+        inside = np.arange(self.served) // self.training.rows_per_step
+        steps = epoch * self.steps_per_epoch + inside
+        return steps[steps < self.steps]
+
+    @property
+    def epochs_begun(self) -> int:
+        return math.ceil(self.steps / self.steps_per_epoch)
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """How the task rows meet the learning rate.
+
+    Attributes:
+        steps: steps that hold at least one task row.
+        working_steps: those of them whose learning rate is above 0.
+        weight: sum over task entries of their step's rate / the recipe's learning rate.
+        relative: `weight` over what the same entries would get at the run's mean rate; 1 is even.
+        unseen: task entries that no step holds.
+    """
+
+    steps: int
+    working_steps: int
+    weight: float
+    relative: float
+    unseen: int
+
+
+def plan(entries: int, training: Training) -> Plan:
+    """Lay out a run over `entries` rows.
+
+    Raises UserError when no step can be taken, or for a scheduler that is not modelled.
+    """
+    per_process = entries // training.world
+    if training.drop_last:
+        batches = per_process // training.per_device
+        served = batches * training.per_device * training.world
+    else:
+        batches = -(-per_process // training.per_device)
+        served = per_process * training.world
+    if batches == 0:
+        raise UserError(
+            f"{entries} rows over {training.world} processes leave no batch to train on",
+            where="training",
+            remedy="more rows, fewer processes, or dataloader_drop_last: false",
+        )
+    per_epoch = max(-(-batches // training.accumulation), 1)
+    scheduled = (
+        training.max_steps if training.max_steps > 0 else math.ceil(training.epochs * per_epoch)
+    )
+    steps = scheduled
+    if training.max_epochs is not None:
+        steps = min(steps, training.max_epochs * per_epoch)
+    if steps < 1 or training.max_steps == 0:
+        raise UserError(
+            "the run takes no optimizer step",
+            where="training",
+            allowed="num_train_epochs above 0, max_steps -1 or above 0",
+            remedy="correct max_steps, num_train_epochs or max_epochs",
+        )
+    warmup = warmup_steps(scheduled, training.warmup_ratio, training.warmup_steps)
+    rates = relative_rates(training.scheduler, scheduled, warmup, training.scheduler_kwargs)
+    return Plan(training, entries, served, per_epoch, steps, scheduled, warmup, rates[:steps])
+
+
+def warmup_steps(steps: int, ratio: float, count: int = 0) -> int:
+    """Warm-up steps; a count above 0 wins over the ratio."""
+    return count if count > 0 else math.ceil(steps * ratio)
+
+
+def relative_rates(
+    scheduler: str, steps: int, warmup: int, kwargs: dict[str, Any] | None = None
+) -> Rates:
+    """(steps,) the factor on the learning rate at each step.
+
+    Raises UserError for a scheduler, or an argument of one, that is not modelled here.
+    """
+    if scheduler not in _DECAYS:
+        match = nearest(scheduler, _DECAYS)
+        raise UserError(
+            f"scheduler '{scheduler}' is not modelled",
+            where="lr_scheduler_type",
+            allowed=", ".join(_DECAYS),
+            remedy=f"did you mean '{match}'?" if match else "its learning rates are not shown",
+        )
+    decay, known = _DECAYS[scheduler]
+    given = kwargs or {}
+    extra = sorted(set(given) - set(known))
+    if extra:
+        raise UserError(
+            f"'{extra[0]}' of scheduler '{scheduler}' is not modelled",
+            where="lr_scheduler_kwargs",
+            allowed=", ".join(known) or "no arguments",
+            remedy="its learning rates are not shown",
+        )
+    values = {**known, **{key: float(value) for key, value in given.items()}}
+    if scheduler == "constant":
+        warmup = 0
+    return np.array(
+        [
+            step / max(1, warmup) if step < warmup else decay(step - warmup, steps - warmup, values)
+            for step in range(steps)
+        ],
+        np.float64,
+    )
+
+
+def _linear(done: int, span: int, _: dict[str, float]) -> float:
+    return max(0.0, (span - done) / max(1, span))
+
+
+def _cosine(done: int, span: int, values: dict[str, float]) -> float:
+    turns = values["num_cycles"] * 2.0 * (done / max(1, span))
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * turns)))
+
+
+def _constant(done: int, span: int, _: dict[str, float]) -> float:
+    return 1.0
+
+
+# after warm-up: steps done and steps there are, to the factor; with the arguments' defaults
+_Decay = Callable[[int, int, dict[str, float]], float]
+_DECAYS: dict[str, tuple[_Decay, dict[str, float]]] = {
+    "linear": (_linear, {}),
+    "cosine": (_cosine, {"num_cycles": 0.5}),
+    "constant": (_constant, {}),
+    "constant_with_warmup": (_constant, {}),
+}
+MODELLED = tuple(_DECAYS)
+
+
+def exposure(plan: Plan, is_task: npt.NDArray[np.bool_]) -> Exposure:
+    """How the task entries of a mixture meet the learning rate of `plan`.
+
+    `is_task`: (entries,) in training order, the same in every epoch.
+    """
+    epochs = [plan.step_of_entries(epoch) for epoch in range(plan.epochs_begun)]
+    all_steps = np.concatenate(epochs)
+    task = np.concatenate([is_task[: len(steps)] for steps in epochs])
+    holding = np.zeros(plan.steps, bool)
+    holding[all_steps[task]] = True
+    rates = plan.rates[all_steps]
+    weight = float(rates[task].sum())
+    even = float(rates.mean()) * int(task.sum())
+    return Exposure(
+        steps=int(holding.sum()),
+        working_steps=int((holding & (plan.rates > 0)).sum()),
+        weight=weight,
+        relative=weight / even if even else 0.0,
+        unseen=int(is_task[plan.seen :].sum()),
+    )
+
+
+def why_no_op(plan: Plan) -> str | None:
+    """Why a run trains nothing, or None when it trains something."""
+    if not plan.is_no_op:
+        return None
+    if plan.training.learning_rate == 0:
+        return "the learning rate is 0"
+    rows, steps = plan.training.rows_per_step, plan.steps
+    what = "its only step has" if steps == 1 else f"all {steps} steps have"
+    return (
+        f"{plan.entries} rows at {rows} rows a step are {steps} optimizer "
+        f"step{'s' if steps > 1 else ''}, {plan.warmup_steps} of them warm-up; warm-up begins at "
+        f"learning rate 0, so {what} learning rate 0 and the adapter stays as it was initialised"
+    )

@@ -1,0 +1,142 @@
+"""A recipe's settings as ms-swift resolves them: the value given, else ms-swift's default."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tell_plugins.core.errors import UserError
+from tell_plugins.recipe.recipes import Recipe, as_list
+from tell_plugins.recipe.schedule import Training
+from tell_plugins.recipe.swift_keys import SwiftKeys
+
+TRUE = ("yes", "true", "t", "y", "1")
+FALSE = ("no", "false", "f", "n", "0")
+_TARGET_BATCH = 16  # ms-swift accumulates up to this when the recipe does not say
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Typed reading of a recipe. Methods raise UserError for a value of another type."""
+
+    recipe: Recipe
+    keys: SwiftKeys
+
+    def given(self, key: str) -> bool:
+        value = self.recipe.values.get(key)
+        return value is not None and value != "None"
+
+    def value(self, key: str) -> Any:
+        return self.recipe.values[key] if self.given(key) else self.keys.default(key)
+
+    def number(self, key: str, default: float = 0.0) -> float:
+        value = self.value(key)
+        if value is None:
+            return default
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise self._wrong(key, value, "a number") from None
+        if not math.isfinite(number):
+            raise self._wrong(key, value, "a finite number")
+        return number
+
+    def integer(self, key: str, default: int = 0) -> int:
+        number = self.number(key, default)
+        if number != int(number):
+            raise self._wrong(key, number, "a whole number")
+        return int(number)
+
+    def flag(self, key: str) -> bool:
+        value = self.value(key)
+        if value is None:
+            return False
+        text = str(value).lower()
+        if text not in TRUE + FALSE:
+            raise self._wrong(key, value, "true or false")
+        return text in TRUE
+
+    def text(self, key: str, default: str = "") -> str:
+        value = self.value(key)
+        return default if value is None else str(value)
+
+    def names(self, key: str) -> list[str]:
+        return [str(part) for part in as_list(self.value(key))]
+
+    def mapping(self, key: str) -> dict[str, Any]:
+        value = self.value(key)
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError:
+                raise self._wrong(key, value, "a mapping, or its JSON") from None
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise self._wrong(key, value, "a mapping, or its JSON")
+        return value
+
+    def _wrong(self, key: str, value: Any, allowed: str) -> UserError:
+        return UserError(
+            f"'{key}' is '{value}'",
+            where=self.recipe.where(key),
+            allowed=allowed,
+            remedy="correct the value",
+        )
+
+    @property
+    def processes(self) -> int:
+        return world_size({**os.environ, **self.recipe.environment})
+
+    @property
+    def training(self) -> Training:
+        """What decides steps and learning rates."""
+        world = self.processes
+        per_device = self._at_least("per_device_train_batch_size", 1, 1)
+        accumulation = self._at_least("gradient_accumulation_steps", 0, 1)
+        max_epochs = self.integer("max_epochs") if self.value("max_epochs") is not None else None
+        return Training(
+            per_device=per_device,
+            accumulation=accumulation or max(1, math.ceil(_TARGET_BATCH / per_device / world)),
+            world=world,
+            epochs=self.number("num_train_epochs", 3.0),
+            max_steps=self.integer("max_steps", -1),
+            max_epochs=max_epochs,
+            learning_rate=self.number("learning_rate", 1e-4),  # ms-swift's default for LoRA
+            scheduler=self.text("lr_scheduler_type", "cosine"),
+            scheduler_kwargs=self.mapping("lr_scheduler_kwargs"),
+            warmup_ratio=self.number("warmup_ratio"),
+            warmup_steps=self.integer("warmup_steps"),
+            drop_last=self.flag("dataloader_drop_last"),
+        )
+
+    def _at_least(self, key: str, default: int, smallest: int) -> int:
+        number = self.integer(key, default)
+        if self.value(key) is not None and number < smallest:
+            raise self._wrong(key, number, f"a whole number from {smallest}")
+        return number
+
+
+def world_size(environ: Mapping[str, str]) -> int:
+    """Processes that `swift sft` starts: `NPROC_PER_NODE` x `NNODES`; 1 when neither is set.
+
+    Raises UserError for a value that is no number.
+    """
+    size = 1
+    for name in ("NPROC_PER_NODE", "NNODES"):
+        text = environ.get(name)
+        if not text:
+            continue
+        if not text.isdigit() or int(text) < 1:
+            raise UserError(
+                f"${name} is '{text}', so the number of processes is not known",
+                where="environment",
+                allowed="a whole number from 1",
+                remedy=f"{name}=2, or unset it",
+            )
+        size *= int(text)
+    return size

@@ -1,0 +1,173 @@
+"""Sizes of a model, from its config.json or from a small table of the paper's models."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder with gated feed-forward layers (Llama, Gemma, Mistral, Qwen).
+
+    Attributes:
+        modules: the linear layers of one block, name -> (inputs, outputs); a name may stand for
+            several layers (`c_proj` of Qwen-7B-Chat).
+        positions: the context the model was trained for.
+        tied: whether input and output embeddings are one matrix.
+        skips_logits: whether its forward pass can leave out logits that carry no label.
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    positions: int
+    modules: dict[str, tuple[tuple[int, int], ...]]
+    biases: int = 0  # bias parameters of one block
+    tied: bool = False
+    skips_logits: bool = True
+
+    @property
+    def embedding(self) -> int:
+        """Parameters of one embedding matrix."""
+        return self.vocab * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        linear = sum(i * o for layers in self.modules.values() for i, o in layers)
+        block = linear + self.biases + 2 * self.hidden
+        outside = self.embedding * (1 if self.tied else 2) + self.hidden
+        return self.layers * block + outside
+
+    def targets(self, names: list[str]) -> list[tuple[int, int]]:
+        """(inputs, outputs) of each linear layer of a block that `target_modules` names."""
+        wanted = self.modules if "all-linear" in names else names
+        return [size for name in wanted for size in self.modules.get(name, ())]
+
+    def lora_parameters(self, names: list[str], rank: int) -> int:
+        return self.layers * sum(rank * (i + o) for i, o in self.targets(names))
+
+
+def _gated(hidden: int, query: int, key: int, inner: int) -> dict[str, tuple[tuple[int, int], ...]]:
+    return {
+        "q_proj": ((hidden, query),),
+        "k_proj": ((hidden, key),),
+        "v_proj": ((hidden, key),),
+        "o_proj": ((query, hidden),),
+        "gate_proj": ((hidden, inner),),
+        "up_proj": ((hidden, inner),),
+        "down_proj": ((inner, hidden),),
+    }
+
+
+_LLAMA_2_7B = Shape(
+    name="Llama-2-7b-chat",
+    layers=32,
+    hidden=4096,
+    intermediate=11008,
+    heads=32,
+    kv_heads=32,
+    head_dim=128,
+    vocab=32000,
+    positions=4096,
+    modules=_gated(4096, 4096, 4096, 11008),
+)
+_GEMMA_7B = Shape(
+    name="gemma-7b-it",
+    layers=28,
+    hidden=3072,
+    intermediate=24576,
+    heads=16,
+    kv_heads=16,
+    head_dim=256,
+    vocab=256000,
+    positions=8192,
+    modules=_gated(3072, 4096, 4096, 24576),
+    tied=True,
+)
+_QWEN_7B = Shape(
+    name="Qwen-7B-Chat",
+    layers=32,
+    hidden=4096,
+    intermediate=11008,  # its config says 22016, the two gates together
+    heads=32,
+    kv_heads=32,
+    head_dim=128,
+    vocab=151936,
+    positions=8192,
+    modules={
+        "c_attn": ((4096, 3 * 4096),),
+        "c_proj": ((4096, 4096), (11008, 4096)),
+        "w1": ((4096, 11008),),
+        "w2": ((4096, 11008),),
+    },
+    biases=3 * 4096,
+    skips_logits=False,
+)
+_KNOWN = {
+    "qwen-7b-chat": _QWEN_7B,
+    "llama-2-7b-chat-ms": _LLAMA_2_7B,
+    "llama-2-7b-chat-hf": _LLAMA_2_7B,
+    "gemma-7b-it": _GEMMA_7B,
+}
+_GATED_TYPES = ("llama", "gemma", "mistral", "qwen2", "qwen3")
+
+
+def shape_of(model: str) -> Shape | None:
+    """The sizes of `model`, a folder or a hub id; None for one that is not known here.
+
+    Raises UserError for a folder whose config.json cannot be read.
+    """
+    config = Path(model).expanduser() / "config.json"
+    if config.is_file():
+        return _from_config(config)
+    return _KNOWN.get(model.rstrip("/").rpartition("/")[2].lower())
+
+
+def _from_config(path: Path) -> Shape | None:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"no model configuration: {error}", where=paths.shown(path), remedy="get the model anew"
+        ) from None
+    if not isinstance(config, dict) or config.get("model_type") not in _GATED_TYPES:
+        return None
+    try:
+        return _gated_shape(path.parent.name, config)
+    except (KeyError, TypeError, ValueError):  # another layout under a known name
+        return None
+
+
+def _gated_shape(name: str, config: dict[str, Any]) -> Shape:
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads") or heads
+    head_dim = config.get("head_dim") or hidden // heads
+    inner = config["intermediate_size"]
+    query, key = heads * head_dim, kv_heads * head_dim
+    biased = config.get("attention_bias", config["model_type"] == "qwen2")
+    return Shape(
+        name=name,
+        layers=config["num_hidden_layers"],
+        hidden=hidden,
+        intermediate=inner,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab=config["vocab_size"],
+        positions=config.get("max_position_embeddings", 0),
+        modules=_gated(hidden, query, key, inner),
+        biases=query + 2 * key if biased else 0,
+        # a config.json leaves out what equals its class's default; Gemma's is tied
+        tied=config.get("tie_word_embeddings", config["model_type"] == "gemma"),
+    )

@@ -1,0 +1,116 @@
+"""The keys that the installed ms-swift knows, without importing it each time.
+
+ms-swift takes seconds to import, so one subprocess asks it and the answer is kept in the cache,
+by the versions that make it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import MachineError
+
+_MODULE = "tell_plugins.bridge.keys"
+_MADE_BY = ("ms-swift", "transformers", "trl", "peft")
+
+
+@dataclass(frozen=True)
+class SwiftKeys:
+    """What `swift sft` accepts: key -> its `default`, `choices` and `type` (a plain name)."""
+
+    version: str
+    keys: dict[str, dict[str, Any]]
+
+    def default(self, key: str) -> Any:
+        return self.keys.get(key, {}).get("default")
+
+    @property
+    def takes_yaml_first(self) -> bool:
+        """4.1 and later: `swift sft recipe.yaml`; before: `swift sft --config recipe.yaml`."""
+        return _numbers(self.version) >= (4, 1)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    parts = []
+    for part in version.split("."):
+        digits = "".join(c for c in part if c.isdigit())
+        if not digits or not part[0].isdigit():
+            break
+        parts.append(int(digits))
+    return tuple(parts)
+
+
+def installed_version() -> str:
+    """The installed ms-swift's version. MachineError when there is none."""
+    try:
+        return importlib.metadata.version("ms-swift")
+    except importlib.metadata.PackageNotFoundError:
+        raise MachineError("ms-swift is not installed here\n  remedy:  ./run.sh setup") from None
+
+
+def swift_keys() -> SwiftKeys:
+    """The installed ms-swift's keys. MachineError when ms-swift cannot be asked."""
+    version = installed_version()
+    path = paths.cache_dir() / "swift_keys" / f"{version}-{_fingerprint()}.json"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        stored = _ask()
+        paths.write_text(path, json.dumps(stored))
+    return SwiftKeys(version, stored["keys"])
+
+
+def _fingerprint() -> str:
+    """Changes with whatever the answer depends on."""
+    source = paths.PROJECT.joinpath(*_MODULE.split(".")).with_suffix(".py").read_bytes()
+    made_by = [_version(name) for name in _MADE_BY]
+    return hashlib.sha256(source + json.dumps(made_by).encode()).hexdigest()[:12]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _ask() -> dict[str, Any]:
+    print("asking ms-swift for its keys (once a version, about 10 s) ...", file=sys.stderr)
+    result = subprocess.run(
+        [sys.executable, "-m", _MODULE],
+        cwd=paths.PROJECT,
+        env=project_environment(),
+        capture_output=True,
+        text=True,
+    )
+    lines = result.stdout.strip().splitlines()
+    if result.returncode == 0 and lines:
+        try:
+            answer: dict[str, Any] = json.loads(lines[-1])
+        except json.JSONDecodeError:
+            pass
+        else:
+            return answer
+    raise MachineError(
+        f"ms-swift could not tell its keys:\n{(result.stderr or result.stdout).strip()[-1500:]}"
+        "\n  remedy:  ./run.sh setup"
+    )
+
+
+def project_environment() -> dict[str, str]:
+    """The environment of a subprocess that must find this project's package."""
+    root = str(paths.PROJECT)
+    before = os.environ.get("PYTHONPATH", "")
+    parts = [part for part in before.split(os.pathsep) if part]
+    if root not in [str(Path(part).absolute()) for part in parts]:
+        parts.append(root)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(parts)}
