@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("LOG_LEVEL", "WARNING")  # ms-swift logs every argument else
 
 import torch
 from swift.arguments import BaseArguments

@@ -7,7 +7,6 @@ often a general question is answered in the task's format.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -61,6 +60,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    task = answer(args)
+    from tell_plugins.evaluation.summary import print_summary
+
+    names = [folder_name(args, seed) for seed in _seeds(args)]
+    print_summary(task.out, [adapter.label for adapter in task.adapters], names, task.card)
+    for adapter in task.adapters:
+        if adapter.path is not None and adapter.changes_nothing:
+            print(f"{adapter.label}: every LoRA B matrix is zero; this run trained nothing")
+    return 0
+
+
+def answer(args: argparse.Namespace) -> Task:
+    """Answer and score everything that `args` ask for; what is there already is kept."""
     recipe = load_recipe(args.recipe, args.flags)
     task = plan(recipe, args)
     engine = _engine(args, recipe, task.adapters)
@@ -69,10 +81,7 @@ def run(args: argparse.Namespace) -> int:
             folder = task.out / adapter.label
             _answer_task(engine, task, adapter, folder, args)
             _measure_general(engine, task, adapter, folder, args)
-    from tell_plugins.evaluation.summary import print_summary
-
-    print_summary(task.out, [adapter.label for adapter in task.adapters], task.card)
-    return 0
+    return task
 
 
 @dataclass(frozen=True)
@@ -132,27 +141,30 @@ def _spec_of(adapter: Adapter) -> Spec | None:
 def _engine(args: argparse.Namespace, recipe: Recipe, adapters: list[Adapter]) -> Any:
     from tell_plugins.evaluation.engines import make_engine
 
-    loaded: dict[str, Path] = {
-        a.engine_name: a.path for a in adapters if a.path and a.engine_name
-    }
+    loaded: dict[str, Path] = {a.engine_name: a.path for a in adapters if a.path and a.engine_name}
     return make_engine(args.engine, recipe, loaded, batch_size=args.batch_size)
 
 
-def _seeds(text: str) -> list[int]:
+def _seeds(args: argparse.Namespace) -> list[int]:
+    if args.decoding == "greedy":
+        return [42]
     try:
-        return [int(part) for part in text.split(",")]
+        return [int(part) for part in args.seeds.split(",")]
     except ValueError:
         raise UserError(
-            f"bad seeds '{text}'", where="--seeds", allowed="42 or 42,43,44", remedy="integers"
+            f"bad seeds '{args.seeds}'",
+            where="--seeds",
+            allowed="42 or 42,43,44",
+            remedy="integers, separated by commas",
         ) from None
 
 
-def folder_name(split: str, decoding_name: str, seed: int, anchor: str, rows: int | None) -> str:
-    """The name of an answers folder, from what is not the default."""
-    parts = [split, decoding_name]
-    parts += [f"seed{seed}"] if decoding_name != "greedy" else []
-    parts += [f"anchor-{anchor}"] if anchor != "card" else []
-    parts += [f"{rows}rows"] if rows is not None else []
+def folder_name(args: argparse.Namespace, seed: int) -> str:
+    """The name of an answers folder: the split, the decoding, and what is not the default."""
+    parts = [args.split, args.decoding]
+    parts += [f"seed{seed}"] if args.decoding != "greedy" else []
+    parts += [f"anchor-{args.anchor}"] if args.anchor else []
+    parts += [f"{args.rows}rows"] if args.rows is not None else []
     return "-".join(parts)
 
 
@@ -161,9 +173,8 @@ def _answer_task(
 ) -> None:
     from tell_plugins.evaluation import scoring
 
-    seeds = _seeds(args.seeds) if args.decoding != "greedy" else [42]
-    for seed in seeds:
-        name = folder_name(args.split, args.decoding, seed, task.anchor, args.rows)
+    for seed in _seeds(args):
+        name = folder_name(args, seed)
         settings = Settings(
             recipe=task.recipe.name,
             card=task.card.name,
@@ -227,8 +238,3 @@ def _measure_general(
         folder,
         label=f"{adapter.label}, general",
     )
-
-
-def dump(data: Any) -> str:
-    """JSON as this project writes it to files."""
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

@@ -1,22 +1,114 @@
-"""The table that `eval` prints."""
-import json
-from tell_plugins.evaluation.answers import read_answers
-from tell_plugins.evaluation import retention
+"""What `eval` prints: one line a system, the task beside what the run did elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tell_plugins.core.cards import Card
+from tell_plugins.evaluation import retention, scoring
+from tell_plugins.evaluation.answers import ANSWERS, read_answers
 from tell_plugins.evaluation.bleed import format_test
-from tell_plugins.core.sources import open_task
-import glob
-def print_summary(out, labels, card):
-    f=format_test(card)
-    for l in labels:
-        for d in sorted(glob.glob(str(out/l/'*-greedy*'))):
-            from pathlib import Path
-            a=read_answers(Path(d)); split=Path(d).name.split('-')[0]
-            ref=open_task(card,split); lab=[json.loads(r)[card.answer.label] if r.startswith('{') else r for r in ref.responses]
-            ok=0; cor={'yes':[0,0],'no':[0,0]}; cnt={}
-            for x in a:
-                try: o=json.loads(x['text']); assert set(o)=={'thought',card.answer.label} and o[card.answer.label] in('yes','no')
-                except Exception: continue
-                ok+=1; y=lab[x['row']]; p=o[card.answer.label]; cor[y][1]+=1; cor[y][0]+=p==y; cnt[p]=cnt.get(p,0)+1
-            bal=sum(c[0]/max(c[1],1) for c in cor.values())/2
-            L=retention.read_losses(out/l/'general'); g=read_answers(out/l/'general') if L else []
-            print(l, Path(d).name, f'adherent {ok}/{len(a)} bal {bal:.2f} {cnt}', retention.retention(L) if L else '', 'bleed',sum(f(x['text']) for x in g))
+from tell_plugins.evaluation.intervals import Estimate, Rate, rate
+from tell_plugins.evaluation.scoring import Scores
+
+GENERAL = "general"
+
+
+@dataclass(frozen=True)
+class General:
+    """What a run did elsewhere.
+
+    Attributes:
+        loss: mean loss per token on held-out general rows, None where not measured.
+        change: that loss minus the base model's over the same rows, with its paired interval.
+        bleed: general questions answered in the task's format.
+    """
+
+    loss: retention.Retention | None
+    change: tuple[float, float, float] | None
+    bleed: Rate | None
+
+
+@dataclass(frozen=True)
+class System:
+    """One system: its label, its scores, what it did elsewhere."""
+
+    label: str
+    scores: Scores
+    general: General
+
+
+def read_general(folder: Path, base: Path | None, card: Card) -> General:
+    """What was measured in `folder`, set against the base model's folder where there is one."""
+    losses = retention.read_losses(folder)
+    base_losses = retention.read_losses(base) if base else []
+    change = None
+    if losses and len(base_losses) == len(losses) and base != folder:
+        change = retention.difference(losses, base_losses)
+    bleed = None
+    if (folder / ANSWERS).is_file():
+        in_format = format_test(card)
+        bleed = rate([in_format(answer["text"]) for answer in read_answers(folder)])
+    return General(retention.retention(losses) if losses else None, change, bleed)
+
+
+def read_system(out: Path, label: str, answers: str, card: Card, base: str = "none") -> System:
+    """Scores and general measures of one system below an `eval` folder."""
+    return System(
+        label,
+        scoring.score(out / label / answers),
+        read_general(out / label / GENERAL, out / base / GENERAL, card),
+    )
+
+
+def shown(value: Rate | Estimate | None) -> str:
+    """A number with its 95 % interval; a rate with its counts."""
+    if value is None or value.value is None:
+        return "-"
+    if isinstance(value, Rate):
+        return (
+            f"{value.k}/{value.n} = {value.value:.0%} "
+            f"[{value.low * 100:.0f}, {value.high * 100:.0f}]"
+        )
+    if value.low is None or value.high is None:
+        return f"{value.value:.3g}"
+    return f"{value.value:.3g} [{value.low:.3g}, {value.high:.3g}]"
+
+
+def table(systems: Sequence[System], title: str) -> Table:
+    """One row a system: its headline scores, loss and change elsewhere, bleed."""
+    view = Table(title=title, title_justify="left", caption_justify="left")
+    view.caption = "[95 % interval]; accuracies count an answer of the wrong form as wrong"
+    view.add_column("system", overflow="fold")
+    for name in systems[0].scores.headline:
+        view.add_column(name)
+    view.add_column("general loss, change to base")
+    view.add_column("general questions answered in the task's format")
+    for system in systems:
+        general = system.general
+        loss = "-" if general.loss is None else f"{general.loss.loss:.3f}"
+        if general.change is not None:
+            value, low, high = general.change
+            loss += f", {value:+.3f} [{low:+.3f}, {high:+.3f}]"
+        cells = [shown(value) for value in system.scores.headline.values()]
+        view.add_row(system.label, *cells, loss, shown(general.bleed))
+    return view
+
+
+def print_summary(out: Path, labels: Sequence[str], answers: Sequence[str], card: Card) -> None:
+    """Print the table of the systems of one `eval` call, and why answers failed."""
+    console = Console(soft_wrap=False)
+    for name in answers:
+        systems = [read_system(out, label, name, card) for label in labels]
+        rows = systems[0].scores.rows
+        console.print(table(systems, f"{card.name}, {name}: {rows} rows"))
+        for system in systems:
+            if system.scores.json and system.scores.json["strict"].failures:
+                kinds = system.scores.json["strict"].failures
+                told = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+                console.print(f"{system.label}: not adherent: {told}", highlight=False)

@@ -1,0 +1,183 @@
+"""`./run.sh`: the embedded demo, end to end on a CPU.
+
+Trains the sample recipe and its baselines with the real `swift sft`, scores the base model and
+all of them on the sample's test rows, and ends with a table, a picture and the one command to try
+next. What it shows is what it measured: if a baseline wins, the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from tell_plugins.core import paths
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import MachineError
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.evaluation.summary import System, read_system, table
+from tell_plugins.experiments.training import train_quietly
+from tell_plugins.recipe.recipes import Recipe, checkpoints, load_recipe
+
+MAIN = "smollm2_sample"
+ANSWERS = "test-greedy"
+_STAMP = "demo.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of the demo: its recipe and what a newcomer is told it is."""
+
+    recipe: str
+    name: str
+    what: str
+
+
+BASE = "base model"
+RUNS = (
+    Run(f"{MAIN}_sft", "SFT", "the task rows alone, once (the paper's baseline)"),
+    Run(f"{MAIN}_sft_steps", "SFT, equal steps", "the task rows repeated to the steps of TELL"),
+    Run(f"{MAIN}_general", "general only", "the general rows alone"),
+    Run(MAIN, "TELL", "the task rows, anchored, mixed among the general rows"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--again", action="store_true", help="train again what is there already")
+
+
+def run(args: argparse.Namespace) -> int:
+    from tell_plugins.preparation.embedded_model import prepare_model
+
+    started = time.monotonic()
+    print("TELL on a CPU: SmolLM2-135M learns to judge customers' messages, answering in JSON.")
+    print(f"[1/{len(RUNS) + 2}] the embedded model", flush=True)
+    prepare_model()
+    adapters = [_train(run, number, again=args.again) for number, run in enumerate(RUNS, start=2)]
+    print(f"[{len(RUNS) + 2}/{len(RUNS) + 2}] answers to the test rows", flush=True)
+    _answer(adapters)
+    systems = _systems(adapters)
+    folder = paths.PROJECT / "output" / "demo"
+    _show(systems, folder)
+    print(f"Done in {(time.monotonic() - started) / 60:.0f} min (this call).")
+    print(f"Picture: {paths.shown(folder / 'demo.png')}   Answers: {_eval_folder()}/*/{ANSWERS}/")
+    print("Next, your own task: ./run.sh new my_task --train my_rows.jsonl --anchor 'What to do.'")
+    return 0
+
+
+def _recipe(name: str) -> Recipe:
+    return load_recipe(paths.RECIPES / f"{name}.yaml")
+
+
+def _eval_folder() -> str:
+    return paths.shown(_recipe(MAIN).output_dir / "eval")
+
+
+def _train(run: Run, number: int, *, again: bool) -> Path:
+    """Train one recipe unless its adapter is there; return the adapter's folder."""
+    recipe = _recipe(run.recipe)
+    mixture = build_mixture(recipe.spec)
+    stamp = {
+        "recipe": hashlib.sha256(recipe.path.read_bytes()).hexdigest(),
+        "mixture": mixture.hash,
+    }
+    file = recipe.output_dir / _STAMP
+    head = f"[{number}/{len(RUNS) + 2}] {run.name}: {run.what} ({len(mixture)} rows)"
+    found = checkpoints(recipe.output_dir)
+    if not again and found and file.is_file() and json.loads(file.read_text()) == stamp:
+        print(f"{head}: already trained", flush=True)
+        return found[-1]
+    print(head, flush=True)
+    file.unlink(missing_ok=True)
+    train_quietly(recipe, label=run.name)
+    found = checkpoints(recipe.output_dir)
+    if not found:
+        raise MachineError(f"swift sft left no checkpoint in {paths.shown(recipe.output_dir)}")
+    paths.write_text(file, json.dumps(stamp, indent=2) + "\n")
+    return found[-1]
+
+
+def _answer(adapters: Sequence[Path]) -> None:
+    from tell_plugins.evaluation import evaluate
+
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    recipe = str(paths.RECIPES / f"{MAIN}.yaml")
+    named = ["none", *(str(path) for path in adapters)]
+    args = parser.parse_args([recipe, "--adapter", *named])
+    args.flags = []
+    evaluate.answer(args)
+
+
+def _systems(adapters: Sequence[Path]) -> list[System]:
+    from tell_plugins.evaluation.adapters import find_adapters
+
+    recipe = _recipe(MAIN)
+    out = recipe.output_dir / "eval"
+    named = find_adapters(["none", *(str(path) for path in adapters)], recipe)
+    names = [BASE, *(run.name for run in RUNS)]
+    card = load_card(recipe.spec.card)
+    systems = [read_system(out, adapter.label, ANSWERS, card) for adapter in named]
+    return [
+        System(name, system.scores, system.general)
+        for name, system in zip(names, systems, strict=True)
+    ]
+
+
+def _show(systems: list[System], folder: Path) -> None:
+    from tell_plugins.experiments.demo_picture import draw
+
+    folder.mkdir(parents=True, exist_ok=True)
+    view = table(systems, f"{systems[0].scores.rows} test rows of the sample task")
+    console = Console(width=max(Console().width, 120), record=True)
+    console.print(view)
+    for line in reading(systems):
+        console.print(f"- {line}", highlight=False)
+    paths.write_text(folder / "demo.txt", console.export_text())
+    draw(systems, folder / "demo.png")
+
+
+def reading(systems: list[System]) -> list[str]:
+    """What the table says, in sentences made from its numbers."""
+    lines = []
+    adherence = {s.label: s.scores.headline["adherence"] for s in systems}
+    best = max(adherence.values(), key=lambda rate: rate.value or 0)
+    winners = [label for label, rate in adherence.items() if rate.value == best.value]
+    tell = adherence["TELL"]
+    lines.append(f"Right form most often: {', '.join(winners)} ({best.value:.0%}).")
+    sft = adherence["SFT, equal steps"]
+    if overlap(tell, sft):
+        lines.append("TELL and SFT with equal steps: their intervals overlap on the form.")
+    content = {s.label: s.scores.headline["balanced accuracy"] for s in systems}
+    top = max(content, key=lambda label: content[label].value or 0)
+    value = content[top]
+    chance = "above" if (value.low or 0) > 0.5 else "not clearly above"
+    lines.append(
+        f"Right label most often: {top} (balanced accuracy {value.value:.2f}, {chance} chance)."
+    )
+    for system in systems:
+        share = system.scores.headline["most frequent label"]
+        if share.value is not None and share.value > 0.9 and system.label != BASE:
+            lines.append(f"{system.label} answers nearly always the same label.")
+    losses = {s.label: s.general.change for s in systems if s.general.change is not None}
+    worse = [label for label, (_, low, _) in losses.items() if low > 0]
+    if worse:
+        lines.append(f"Worse on general text than the base model: {', '.join(worse)}.")
+    bled = [s.label for s in systems if s.general.bleed and s.general.bleed.k]
+    if bled:
+        lines.append(f"Answered general questions in the task's format: {', '.join(bled)}.")
+    return lines
+
+
+def overlap(one: Rate | Estimate, other: Rate | Estimate) -> bool:
+    """Whether two 95 % intervals overlap; an unknown one overlaps with all."""
+    if None in (one.low, one.high, other.low, other.high):
+        return True
+    return one.low <= other.high and other.low <= one.high  # type: ignore[operator]

@@ -1,0 +1,80 @@
+"""The demo's picture: form, content and the rest of the model, one bar a system."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tell_plugins.core import paths
+from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.evaluation.summary import System
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_TELL, _OTHER = "#1f6f8b", "#b9c4c9"
+
+
+def draw(systems: Sequence[System], path: Path) -> None:
+    """Draw three panels of horizontal bars with 95 % intervals to `path` (PNG)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    labels = [system.label for system in systems]
+    colours = [_TELL if label == "TELL" else _OTHER for label in labels]
+    figure, (form, content, rest) = plt.subplots(1, 3, figsize=(12, 3.4), sharey=True)
+    _rates(form, systems, "adherence", colours, 100)
+    form.set_title("Right form\nJSON that obeys the schema (%)", fontsize=10)
+    form.set_xlim(0, 100)
+    _rates(content, systems, "balanced accuracy", colours, 100)
+    content.set_title("Right content\nbalanced accuracy of the label (%)", fontsize=10)
+    content.set_xlim(0, 100)
+    content.axvline(50, color="#444", linewidth=0.8, linestyle=":")
+    content.text(50.8, -0.72, "a coin", fontsize=7, color="#444")
+    _changes(rest, systems, colours)
+    rest.set_title(
+        "The rest of the model\nchange of loss on general text (less is better)", fontsize=10
+    )
+    form.set_yticks(range(len(labels)), labels)
+    form.invert_yaxis()
+    for axis in (form, content, rest):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=9)
+    rows = systems[0].scores.rows
+    figure.text(
+        0.995, 0.01, f"{rows} test rows, one seed, whiskers: 95 % intervals", ha="right", fontsize=7
+    )
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    with paths.atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=140)
+    plt.close(figure)
+
+
+def _rates(
+    axis: Axes, systems: Sequence[System], name: str, colours: list[str], scale: float
+) -> None:
+    values = [system.scores.headline[name] for system in systems]
+    heights = [(value.value or 0) * scale for value in values]
+    axis.barh(range(len(values)), heights, color=colours, height=0.6)
+    for place, value in enumerate(values):
+        _whisker(axis, place, value, scale)
+
+
+def _whisker(axis: Axes, place: int, value: Rate | Estimate, scale: float) -> None:
+    if value.low is not None and value.high is not None:
+        ends = [value.low * scale, value.high * scale]
+        axis.plot(ends, [place, place], color="#333", linewidth=1.2)
+
+
+def _changes(axis: Axes, systems: Sequence[System], colours: list[str]) -> None:
+    for place, system in enumerate(systems):
+        change = system.general.change
+        if change is None:
+            continue
+        value, low, high = change
+        axis.barh(place, value, color=colours[place], height=0.6)
+        axis.plot([low, high], [place, place], color="#333", linewidth=1.2)
+    axis.axvline(0, color="#444", linewidth=0.8)

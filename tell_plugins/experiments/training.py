@@ -1,0 +1,69 @@
+"""Training in a subprocess with one progress bar; ms-swift's own output goes to a log file."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import MachineError
+from tell_plugins.recipe.recipes import Recipe
+
+LOG = "train.log"
+_LOSS = re.compile(r"'loss': ([\d.]+)")
+_TAIL = 15  # lines of the log that a failure shows
+
+
+def swift_command(recipe: Recipe) -> list[str]:
+    """`swift sft --config RECIPE` with this Python, as a user would type it."""
+    return [sys.executable, "-m", "swift.cli.main", "sft", "--config", str(recipe.path)]
+
+
+def train_quietly(recipe: Recipe, *, label: str, flags: Sequence[str] = ()) -> None:
+    """Run `swift sft --config` in the project's root, showing steps and loss.
+
+    Raises MachineError with the end of the log when it fails.
+    """
+    recipe.output_dir.mkdir(parents=True, exist_ok=True)
+    log = recipe.output_dir / LOG
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
+    with log.open("wb") as sink, tqdm(desc=f"  {label}", unit="step", dynamic_ncols=True) as bar:
+        process = subprocess.Popen(
+            [*swift_command(recipe), *flags],
+            cwd=paths.PROJECT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                sink.write(line)
+                _follow(line.decode(errors="replace"), bar)
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            process.wait()
+    if process.returncode != 0:
+        tail = log.read_text(errors="replace").splitlines()[-_TAIL:]
+        raise MachineError(
+            f"swift sft failed with exit code {process.returncode}; the end of "
+            f"{paths.shown(log)}:\n" + "\n".join(tail)
+        )
+
+
+def _follow(line: str, bar: tqdm) -> None:
+    found = re.search(r"'global_step/max_steps': '(\d+)/(\d+)'", line)
+    if found is None:
+        return
+    bar.total = int(found[2])
+    bar.update(int(found[1]) - bar.n)
+    loss = _LOSS.search(line)
+    if loss:
+        bar.set_postfix_str(f"loss {float(loss[1]):.2f}")
