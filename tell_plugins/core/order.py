@@ -39,9 +39,12 @@ def arrange(
 
 
 def _even(task: npt.NDArray[np.uint64], rest: Positions, *, task_rows: int) -> Positions:
-    """Task entries in equal slots over the run, each at a hashed place inside its slot.
+    """Task entries in equal slots over the run, each at a hashed place in its slot's middle third.
 
-    Every round of copies visits the rows in the same order, so two copies of a row stand about
+    So neighbours stand two thirds to four thirds of a slot apart, and what a run learns from the
+    task hardly varies with the seed: with the whole slot, 15 rows among 22,700 would vary by 4 %
+    under the paper's warm-up, because the first may or may not fall into it; so it is 1 %. Every
+    round of copies visits the rows in the same order, so two copies of a row stand about
     `total / repeat` apart.
     """
     count, total = len(task), len(task) + len(rest)
@@ -54,7 +57,7 @@ def _even(task: npt.NDArray[np.uint64], rest: Positions, *, task_rows: int) -> P
     width = np.diff(edges)
     # the low half of the hash as a fraction: the sort above hangs on the high half
     fraction = (task[entries] & np.uint64(0xFFFFFFFF)).astype(np.float64) / 2**32
-    places = edges[:-1] + np.floor(fraction * width).astype(np.int64)
+    places = edges[:-1] + np.floor((1 + fraction) / 3 * width).astype(np.int64)
     result = np.empty(total, np.int64)
     is_task = np.zeros(total, bool)
     is_task[places] = True

@@ -1,0 +1,155 @@
+"""The training order: what `even` promises, and how much it steadies what a run learns."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tell_plugins.core.draw import hashes
+from tell_plugins.core.order import arrange
+from tell_plugins.core.spec import ORDERS
+from tell_plugins.core.text import row_id
+
+Hashes = npt.NDArray[np.uint64]
+
+
+def _task(rows: int, *, copies: int = 1, seed: int = 42) -> Hashes:
+    """Hashes of task entries as the mixture makes them, copies in rounds."""
+    ids = np.frombuffer(b"".join(row_id(f"task {n}", "r") for n in range(rows)), np.uint8)
+    ids, zero = ids.reshape(-1, 16), np.zeros(rows, np.int64)
+    purposes = ["order", *(f"order, copy {copy}" for copy in range(1, copies))]
+    rounds = [hashes(ids, zero, seed=seed, source="t", purpose=purpose) for purpose in purposes]
+    return np.concatenate(rounds)
+
+
+def _general(rows: int, seed: int = 42) -> Hashes:
+    return np.random.default_rng(seed).integers(0, 2**64, rows, dtype=np.uint64)
+
+
+def _places(order: str, task: Hashes, general: Hashes, task_rows: int) -> npt.NDArray[np.int64]:
+    """Where each task entry stands in the order."""
+    permutation = arrange(order, task, general, task_rows=task_rows)
+    return np.argsort(permutation)[: len(task)]
+
+
+SHAPES = [(1, 1, 0), (1, 1, 7), (15, 1, 985), (7, 3, 100), (10, 5, 0), (40, 1, 10), (0, 1, 9)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("rows", "copies", "general"), SHAPES)
+def test_every_order_is_a_permutation(order: str, rows: int, copies: int, general: int) -> None:
+    task = _task(rows, copies=copies) if rows else np.zeros(0, np.uint64)
+    permutation = arrange(order, task, _general(general), task_rows=rows)
+    assert sorted(permutation.tolist()) == list(range(rows * copies + general))
+
+
+def test_an_unknown_order_is_our_fault() -> None:
+    with pytest.raises(ValueError, match="unknown order 'evn'"):
+        arrange("evn", _task(1), _general(1), task_rows=1)
+
+
+def test_task_first_and_last() -> None:
+    task, general = _task(20), _general(80)
+    assert sorted(_places("task_first", task, general, 20).tolist()) == list(range(20))
+    assert sorted(_places("task_last", task, general, 20).tolist()) == list(range(80, 100))
+
+
+def test_shuffle_mixes_over_the_whole_run() -> None:
+    places = _places("shuffle", _task(400), _general(3600), 400)
+    assert np.bincount(places // 1000, minlength=4).min() > 70  # 100 expected in each quarter
+    middle = (places[:-1] + 1 == places[1:]).sum()
+    assert middle < 5, "rows do not stay beside their neighbours"
+
+
+@pytest.mark.parametrize("order", ["shuffle", "even", "task_first", "task_last"])
+def test_general_rows_keep_their_order_whatever_the_task(order: str) -> None:
+    """Resizing the task data does not shuffle the general rows anew."""
+    general = _general(500)
+    orders = []
+    for rows in (1, 15, 60):
+        permutation = arrange(order, _task(rows), general, task_rows=rows)
+        orders.append((permutation[permutation >= rows] - rows).tolist())
+    assert orders[0] == orders[1] == orders[2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "copies", "general"),
+    [(5, 1, 25_000), (15, 1, 22_700), (1, 1, 5_000), (3, 20, 997), (15, 8, 1_000), (400, 1, 401)],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_even_puts_one_task_entry_into_every_slot(
+    rows: int, copies: int, general: int, seed: int
+) -> None:
+    count, total = rows * copies, rows * copies + general
+    places = np.sort(
+        _places("even", _task(rows, copies=copies, seed=seed), _general(general), rows)
+    )
+    width = total / count
+    slots = np.arange(count)
+    assert (places >= np.floor(slots * width)).all()
+    assert (places < np.ceil((slots + 1) * width)).all()
+    apart = np.diff(places)
+    assert apart.max(initial=0) < width * 4 / 3 + 2
+    assert apart.min(initial=total) > width * 2 / 3 - 2
+    if width > 100 and count > 1:
+        assert np.ptp(apart) > 0.05 * width or count == 2, "a jitter, not a comb"
+
+
+def test_even_spreads_the_jitter_over_the_middle_of_a_slot() -> None:
+    width = 22_715 / 15
+    inside = np.concatenate(
+        [
+            np.sort(_places("even", _task(15, seed=seed), _general(22_700), 15)) / width % 1
+            for seed in range(100)
+        ]
+    )
+    assert 1 / 3 - 0.001 < inside.min() < 0.335
+    assert 0.665 < inside.max() < 2 / 3
+    fifth = ((inside - 1 / 3) * 15).clip(0).astype(int)
+    assert np.bincount(fifth, minlength=5).min() > 240  # 300 expected in each
+
+
+@pytest.mark.parametrize(
+    ("rows", "copies", "general"), [(15, 8, 1_000), (5, 4, 25_000), (60, 6, 0)]
+)
+def test_even_spreads_copies_of_a_row_apart(rows: int, copies: int, general: int) -> None:
+    total = rows * copies + general
+    for seed in range(5):
+        places = _places("even", _task(rows, copies=copies, seed=seed), _general(general), rows)
+        of_a_row = places.reshape(copies, rows)  # copies in rounds
+        slot, apart = total / (rows * copies), total / copies
+        steps = np.diff(of_a_row, axis=0)
+        assert (abs(steps - apart) < slot + 1).all()
+        visited = np.argsort(of_a_row, axis=1)
+        assert (visited == visited[0]).all(), "every round visits the rows in the same order"
+
+
+def _exposure(places: npt.NDArray[np.int64], total: int, warmup: float) -> float:
+    """Sum over task rows of their step's learning rate: batch 16, peak 1, linear to 0."""
+    steps = -(-total // 16)
+    warm = int(np.ceil(steps * warmup))
+    step = places // 16
+    rising = step / max(1, warm)
+    falling = (steps - step) / (steps - warm)
+    return float(np.where(step < warm, rising, falling).sum())
+
+
+def _variation(order: str, warmup: float) -> float:
+    """Standard deviation over mean of the exposure of 15 task rows among 22,700, 200 seeds."""
+    exposures = [
+        _exposure(_places(order, _task(15, seed=seed), _general(22_700, seed), 15), 22_715, warmup)
+        for seed in range(200)
+    ]
+    assert np.mean(exposures) == pytest.approx(15 * 0.5, rel=0.03)
+    return float(np.std(exposures) / np.mean(exposures))
+
+
+@pytest.mark.parametrize("warmup", [0, 0.03])
+def test_exposure_hardly_varies_with_even(warmup: float) -> None:
+    assert _variation("even", warmup) < 0.02
+
+
+@pytest.mark.parametrize("warmup", [0, 0.03])
+def test_exposure_varies_with_shuffle(warmup: float) -> None:
+    assert 0.11 < _variation("shuffle", warmup) < 0.18  # about 14 %
