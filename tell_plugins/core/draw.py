@@ -69,6 +69,8 @@ def take(
     """
     if amount.unit == "all":
         return ranked
+    if amount.number == 0:
+        return ranked[:0]
     if amount.unit == "tok":
         if tokens is None:
             raise UserError("tokens were not counted", where=source)

@@ -1,0 +1,163 @@
+"""Drawing rows: amounts are nested, and a draw hangs on nothing but the seed and the source."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from tell_plugins.core.draw import hashes, occurrences, ranking, take
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.spec import ALL, NONE, Amount, parse_amount
+from tell_plugins.core.text import row_id
+
+Ids = npt.NDArray[np.uint8]
+
+
+def _ids(texts: list[str]) -> Ids:
+    return np.frombuffer(b"".join(row_id(text, "r") for text in texts), np.uint8).reshape(-1, 16)
+
+
+def _some(count: int) -> Ids:
+    return _ids([f"row {number}" for number in range(count)])
+
+
+def test_occurrences_of_equal_rows() -> None:
+    assert occurrences(_ids(["a", "b", "a", "c", "a", "b"])).tolist() == [0, 0, 1, 0, 2, 1]
+    assert occurrences(_some(1000)).sum() == 0
+    assert occurrences(_ids(["a"] * 5)).tolist() == [0, 1, 2, 3, 4]
+    assert occurrences(_ids([])).tolist() == []
+
+
+def test_a_ranking_is_a_permutation() -> None:
+    ids = _ids(["a", "b", "a", "c"] + [f"row {number}" for number in range(500)])
+    assert sorted(ranking(ids, seed=42, source="x").tolist()) == list(range(504))
+
+
+GOLDEN = [8, 9, 7, 10, 11, 6, 2, 0, 3, 5, 1, 4]
+FIRST = 14172245537887276655
+
+
+def test_a_ranking_stays_what_it_is_for_good() -> None:
+    """Golden: a change here changes every published draw."""
+    assert ranking(_some(12), seed=42, source="x").tolist() == GOLDEN
+    assert hashes(_some(1), np.array([0]), seed=42, source="x", purpose="draw").tolist() == [FIRST]
+
+
+def test_a_ranking_hangs_on_seed_and_source() -> None:
+    ids = _some(200)
+    first = ranking(ids, seed=42, source="x").tolist()
+    assert first == ranking(ids.copy(), seed=42, source="x").tolist()
+    assert first != ranking(ids, seed=43, source="x").tolist()
+    assert first != ranking(ids, seed=42, source="y").tolist()
+
+
+def test_file_order_does_not_move_a_draw() -> None:
+    texts = [f"row {number}" for number in range(300)] + ["twice", "twice", "thrice"] * 2
+    before = [texts[place] for place in ranking(_ids(texts), seed=1, source="x")]
+    for round_ in range(5):
+        random.Random(round_).shuffle(texts)
+        assert [texts[place] for place in ranking(_ids(texts), seed=1, source="x")] == before
+
+
+def test_a_row_more_moves_no_other() -> None:
+    texts = [f"row {number}" for number in range(300)]
+    before = [texts[place] for place in ranking(_ids(texts), seed=1, source="x")]
+    more = [*texts, "another"]
+    after = [more[place] for place in ranking(_ids(more), seed=1, source="x")]
+    assert [text for text in after if text != "another"] == before
+
+
+def test_equal_rows_are_drawn_one_by_one() -> None:
+    ids = _ids(["a"] * 50 + ["b"] * 50)
+    taken = [
+        take(Amount("rows", count), ranking(ids, seed=7, source="x"), None, source="x")
+        for count in (10, 50, 100)
+    ]
+    assert [len(set(part.tolist())) for part in taken] == [10, 50, 100]
+    assert 5 < (taken[1] < 50).sum() < 45  # not all of one kind
+
+
+@pytest.mark.parametrize("unit", ["rows", "tok"])
+def test_amounts_are_nested(unit: str) -> None:
+    rng = np.random.default_rng(5)
+    for count in (1, 2, 15, 400, 3000):
+        ids = _some(count)
+        tokens = rng.integers(1, 900, count)
+        ranked = ranking(ids, seed=count, source="x")
+        most = count if unit == "rows" else int(tokens.sum())
+        sizes = sorted({1, most, *rng.integers(1, most + 1, 60).tolist()})
+        taken = [take(Amount(unit, size), ranked, tokens, source="x").tolist() for size in sizes]
+        for smaller, larger in pairwise(taken):
+            assert larger[: len(smaller)] == smaller
+        assert len(taken[-1]) == count
+
+
+def test_token_amounts_are_met_within_one_row() -> None:
+    rng = np.random.default_rng(6)
+    tokens = rng.integers(1, 2000, 800)
+    ranked = ranking(_some(800), seed=3, source="x")
+    for wanted in rng.integers(1, int(tokens.sum()) + 1, 300).tolist():
+        used = take(Amount("tok", wanted), ranked, tokens, source="x")
+        total = int(tokens[used].sum())
+        assert total >= wanted
+        assert total - int(tokens[used[-1]]) < wanted, "the last row was needed"
+
+
+def test_exact_amounts() -> None:
+    tokens, ranked = np.array([10, 20, 30]), np.array([2, 0, 1])
+    for wanted, used in ((1, [2]), (30, [2]), (31, [2, 0]), (40, [2, 0]), (60, [2, 0, 1])):
+        assert take(Amount("tok", wanted), ranked, tokens, source="x").tolist() == used
+    assert take(ALL, ranked, None, source="x").tolist() == [2, 0, 1]
+    assert take(Amount("rows", 3), ranked, None, source="x").tolist() == [2, 0, 1]
+    assert take(Amount("x", 0.5), ranked, None, source="x", task_rows=4).tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("zero", [NONE, Amount("tok", 0), Amount("x", 0), Amount("rows", 0)])
+def test_nothing_is_nothing(zero: Amount) -> None:
+    assert len(take(zero, np.array([1, 0]), np.array([5, 5]), source="x", task_rows=9)) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "have"),
+    [
+        ("4rows", "only 3 rows (asked: 4)"),
+        ("61tok", "only 60 tokens in 3 rows"),
+        ("2x", "only 3 rows (asked: 10)"),
+        ("1e15rows", "only 3 rows (asked: 1,000,000,000,000,000)"),
+    ],
+)
+def test_too_little_data_says_how_much_there_is(text: str, have: str) -> None:
+    amount = parse_amount(text, task=False, where="here")
+    with pytest.raises(UserError) as caught:
+        take(amount, np.array([2, 0, 1]), np.array([10, 20, 30]), source="data 'x'", task_rows=5)
+    assert have in str(caught.value)
+    assert str(caught.value).startswith(f"data 'x': {amount} asked")
+    assert "repeat=N" in str(caught.value.remedy)
+
+
+def test_an_empty_source_is_too_little() -> None:
+    empty = np.zeros(0, np.int64)
+    for amount in (Amount("rows", 1), Amount("tok", 1)):
+        with pytest.raises(UserError, match="asked, but there are only 0"):
+            take(amount, empty, empty, source="x")
+    assert len(take(ALL, empty, empty, source="x")) == 0
+
+
+def test_hashes_are_spread_evenly() -> None:
+    values = hashes(_some(20_000), np.zeros(20_000, np.int64), seed=1, source="x", purpose="order")
+    assert len(set(values.tolist())) == 20_000
+    for half in (values >> np.uint64(32), values & np.uint64(0xFFFFFFFF)):
+        counts = np.bincount((half.astype(np.float64) / 2**32 * 10).astype(int), minlength=10)
+        assert abs(counts - 2000).max() < 200
+
+
+def test_purposes_are_independent() -> None:
+    ids, zero = _some(3000), np.zeros(3000, np.int64)
+    draw = hashes(ids, zero, seed=1, source="x", purpose="draw").astype(float)
+    order = hashes(ids, zero, seed=1, source="x", purpose="order").astype(float)
+    assert abs(np.corrcoef(draw, order)[0, 1]) < 0.06
+    assert hashes(_ids([]), zero[:0], seed=1, source="x", purpose="draw").tolist() == []
