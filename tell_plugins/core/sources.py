@@ -185,6 +185,13 @@ def open_task(card: Card, split: str, anchor: str = "card") -> TaskRows:
             remedy="all rows of an 'anchor: inline' card begin with the same text",
         )
     plain = [query.removeprefix(front).lstrip() if front else query for query, _ in pairs]
+    bare = [line for text, line in zip(plain, rows.lines, strict=True) if not text.strip()]
+    if bare:
+        raise UserError(
+            f"{len(bare)} rows hold nothing but the inline anchor, first at line {bare[0]}",
+            where=paths.shown(rows.path),
+            remedy="remove these rows, or give the card an anchor file",
+        )
     return TaskRows(
         card=card,
         split=split,

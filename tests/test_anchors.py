@@ -1,0 +1,204 @@
+"""Anchor prompts: from a file, inline, another one, none; on made rows and on the official ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tell_plugins.core.anchors import (
+    Anchor,
+    anchor_files,
+    in_front,
+    resolve_anchor,
+    shared_front,
+)
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.sources import TaskRows, inline_front, open_task
+from tests.conftest import MakeCard
+
+ROWS = [{"q": f"query {n}", "r": f"response {n}"} for n in range(4)]
+INLINE = "Translate this.\nAnswer with the translation alone:\n\n"
+
+
+def _make_inline(make_card: MakeCard, train: list[str], test: list[str] | None = None) -> Path:
+    """A card whose `card.yaml` says `anchor: inline`."""
+    folder = make_card(
+        "t",
+        train=[{"q": query, "r": "r"} for query in train],
+        test=None if test is None else [{"q": query, "r": "r"} for query in test],
+    )
+    card = folder / "card.yaml"
+    card.write_text(card.read_text().replace("anchor: anchor.txt", "anchor: inline"))
+    (folder / "anchor.txt").unlink()
+    return folder
+
+
+def _open(anchor: str = "card", split: str = "train") -> TaskRows:
+    return open_task(load_card("t"), split, anchor)
+
+
+def test_the_cards_anchor_stands_before_every_query(make_card: MakeCard) -> None:
+    folder = make_card("t", train=ROWS)
+    (folder / "anchor.txt").write_text("\ufeff\n Do the task. \n\n", encoding="utf-8")
+    task = _open()
+    assert task.anchor.text == "Do the task."
+    assert task.queries == [f"Do the task.\n\nquery {n}" for n in range(4)]
+    assert task.plain == [row["q"] for row in ROWS]
+    assert task.anchor.name == "card"
+
+
+def test_no_anchor(make_card: MakeCard) -> None:
+    make_card("t", train=ROWS)
+    task = _open("none")
+    assert task.queries == task.plain == [row["q"] for row in ROWS]
+    assert task.anchor.text == ""
+
+
+def test_another_anchor_of_the_card(make_card: MakeCard) -> None:
+    folder = make_card("t", train=ROWS)
+    (folder / "short.txt").write_text("Go!")
+    assert anchor_files(load_card("t")) == ["anchor", "short"]
+    assert _open("short").queries[0] == "Go!\n\nquery 0"
+    assert _open("anchor").queries == _open("card").queries
+    assert _open("short").anchor.sha256 != _open("card").anchor.sha256
+
+
+def test_an_anchor_does_not_change_which_row_it_is(make_card: MakeCard) -> None:
+    make_card("t", train=ROWS)
+    card, none = _open("card"), _open("none")
+    assert card.ids.tolist() == none.ids.tolist()
+    assert card.anchored_ids.tolist() != none.anchored_ids.tolist()
+    assert none.anchored_ids.tolist() == none.ids.tolist()
+
+
+def test_an_unknown_anchor_names_the_nearest(make_card: MakeCard) -> None:
+    folder = make_card("t", train=ROWS)
+    (folder / "short.txt").write_text("Go!")
+    with pytest.raises(UserError, match="did you mean 'short'") as caught:
+        _open("shrt")
+    assert caught.value.allowed == "anchor, card, none, short"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b" \n", "the anchor is empty"), ("für".encode("latin-1"), "UTF-8")]
+)
+def test_an_anchor_file_that_is_none(make_card: MakeCard, content: bytes, message: str) -> None:
+    folder = make_card("t", train=ROWS)
+    (folder / "anchor.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        _open()
+    assert str(caught.value.where).endswith("t/anchor.txt")
+
+
+def test_an_inline_anchor_stays_where_it_is(make_card: MakeCard) -> None:
+    _make_inline(make_card, [INLINE + "one", INLINE + "two"])
+    task = _open()
+    assert task.queries == [INLINE + "one", INLINE + "two"]
+    assert task.plain == ["one", "two"]
+    assert task.anchor.text == INLINE
+
+
+def test_an_inline_anchor_is_stripped_or_exchanged(make_card: MakeCard) -> None:
+    folder = _make_inline(make_card, [INLINE + "one", INLINE + "two"])
+    (folder / "own.txt").write_text("Own words.")
+    assert _open("none").queries == ["one", "two"]
+    assert _open("own").queries == ["Own words.\n\none", "Own words.\n\ntwo"]
+    assert _open("own").ids.tolist() == _open("card").ids.tolist()
+
+
+def test_an_inline_anchor_is_learnt_from_the_training_rows(make_card: MakeCard) -> None:
+    _make_inline(make_card, [INLINE + "one", INLINE + "two"], [INLINE + "only one test row"])
+    assert _open(split="test").plain == ["only one test row"]
+    assert _open("none", split="test").queries == ["only one test row"]
+
+
+def test_an_inline_anchor_is_learnt_from_what_is_here(make_card: MakeCard) -> None:
+    folder = _make_inline(make_card, ["x"], [INLINE + "one", INLINE + "two"])
+    (folder / "train.jsonl").unlink()
+    assert inline_front(load_card("t")) == INLINE
+    (folder / "test.jsonl").unlink()
+    with pytest.raises(UserError, match=r"\./run\.sh data t"):
+        inline_front(load_card("t"))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (["only one"], None, "cannot be told from one row"),
+        (["one", "two"], None, "share no text at the front"),
+        ([" one", " two"], None, "share no text at the front"),
+        ([INLINE + "one", INLINE + "two"], ["something else"], "1 rows lack the inline anchor"),
+        ([INLINE + "one", INLINE + "two", INLINE], None, "nothing but the inline anchor"),
+    ],
+)
+def test_rows_whose_anchor_is_not_inline(
+    make_card: MakeCard, train: list[str], test: list[str] | None, message: str
+) -> None:
+    _make_inline(make_card, train, test)
+    with pytest.raises(UserError, match=message) as caught:
+        _open(split="test" if test else "train")
+    assert "t/" in str(caught.value.where)
+
+
+@pytest.mark.parametrize(
+    ("queries", "front"),
+    [
+        (["A\nb one", "A\nb two"], "A\n"),  # "b " is shared by chance
+        (["Do it: one", "Do it: two"], "Do it: "),
+        (["A\n\n  one", "A\n\n  two"], "A\n\n  "),  # spaces before a query are the anchor's
+        (["A\nsame\nend", "A\nsame\nend"], "A\nsame\n"),
+        (["A þ\nx", "A þ\ny", "A þ\nxy"], "A þ\n"),
+    ],
+)
+def test_the_front_that_rows_share(queries: list[str], front: str) -> None:
+    assert shared_front(queries, "here") == front
+
+
+def test_an_anchor_applied_to_a_foreign_query() -> None:
+    anchor = Anchor("own", "New.", strip="Old. ", prepend="New.\n\n")
+    assert anchor.apply("Old. query") == "New.\n\nquery"
+    assert anchor.apply("query") == "New.\n\nquery"
+    assert in_front("") == ""
+    assert in_front("Text.") == "Text.\n\n"
+    assert in_front("Text.\n") == "Text.\n"
+
+
+OFFICIAL = [
+    ("en_is_news", "train", 71),
+    ("en_is_news", "test", 65),
+    ("halu_cot_json", "test", 1506),
+]
+
+
+@pytest.mark.usefixtures("real_home")
+@pytest.mark.parametrize(("name", "split", "rows"), OFFICIAL)
+def test_official_rows(name: str, split: str, rows: int) -> None:
+    card = load_card(name)
+    with_anchor, without = open_task(card, split), open_task(card, split, "none")
+    front = with_anchor.anchor.text
+    assert len(with_anchor) == rows == card.splits[split].rows
+    assert with_anchor.queries == [front + plain for plain in without.queries]
+    assert without.queries == without.plain == with_anchor.plain
+    assert front == inline_front(card)
+    assert front[-1].isspace()
+
+
+@pytest.mark.usefixtures("real_home")
+def test_official_anchors() -> None:
+    halu = inline_front(load_card("halu_cot_json"))
+    assert "'thought'" in halu or '"thought"' in halu
+    plain = open_task(load_card("halu_cot_json"), "test").plain
+    assert all(text.startswith("'user_query' : ") for text in plain)
+    english = inline_front(load_card("en_is_news"))
+    assert "Icelandic" in english
+
+
+@pytest.mark.usefixtures("real_home")
+def test_an_official_anchor_can_be_put_back() -> None:
+    card = load_card("halu_cot_json")
+    task = open_task(card, "test")
+    anchor = resolve_anchor(card, "none", task.anchor.text)
+    assert [anchor.apply(query) for query in task.queries] == task.plain
+    assert [in_front(task.anchor.text) + plain for plain in task.plain] == task.queries
