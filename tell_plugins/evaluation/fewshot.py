@@ -1,4 +1,4 @@
-"""The fixed examples of a 2-shot test (Section 4.1.2), chosen by seed and saved.
+"""The fixed examples of a 2-shot test (Appendix A.1), chosen by seed and saved.
 
 The paper's script holds placeholders, so which two examples it used is not known. Here they come
 from the training split, and a file beside the answers says which.

@@ -15,8 +15,8 @@ _FENCE = re.compile(
     re.DOTALL,
 )
 # Where an object (or a list of objects) begins; `{` in running text is not followed by these.
-_OPENING = re.compile(r"""\[\s*\{\s*["'}]|\{\s*(?:["'}]|[A-Za-z_]\w*\s*:|$)""")
-_LIST = re.compile(r"""\s*\[\s*["'{]""")
+_OPENING = re.compile(r"""\[\s*\{\s*["'}]|\{\s*(?:["'“”‘’}]|[A-Za-z_]\w*\s*:|$)""")
+_LIST = re.compile(r"""\s*\[\s*["'{\[]""")
 _LONG_INTEGER = 310  # digits; anything longer is beyond double precision
 
 

@@ -157,8 +157,8 @@ def official_fixed(text: str, finish_reason: str, schema: AnswerSchema) -> Verdi
     if value is _FAILED:
         value = _loads(requoted(text, list(schema.properties)))
     if value is _FAILED:
-        kind = _unparsed(text, finish_reason)
-        return Verdict(kind)
+        long_integer = read_whole(text) is not None  # the one thing json.loads refuses beyond JSON
+        return Verdict(taxonomy.NOT_FINITE if long_integer else _unparsed(text, finish_reason))
     return (
         Verdict(taxonomy.ADHERENT, value)
         if isinstance(value, dict)
@@ -177,9 +177,12 @@ def official(text: str, finish_reason: str, schema: AnswerSchema) -> Verdict:
     text = text.replace('"', "'")
     for quote in ("'", '"'):
         text = text.replace(f"'thought': {quote}", '"thought": "')
-    value = _loads(text.replace("yes", "no"))
-    if value is _FAILED:
+    try:
+        value = json.loads(text.replace("yes", "no"))
+    except json.JSONDecodeError:  # all that the script catches
         return Verdict(taxonomy.INVALID_JSON if text.strip() else taxonomy.EMPTY)
+    except (ValueError, RecursionError):
+        return Verdict(taxonomy.CRASH)
     if not isinstance(value, dict):
         return Verdict(taxonomy.CRASH)
     return Verdict(taxonomy.ADHERENT, value)
@@ -213,17 +216,27 @@ def requoted(text: str, keys: list[str]) -> str:
     """
     if not keys:
         return text
-    value = (
-        r"""(?:(?P<quote{n}>["'])(?P<text{n}>.*?)(?P=quote{n})|(?P<bare{n}>[^\s"',{{}}\[\]]+))"""
-    )
-    pairs = [
-        rf"""\s*["']{re.escape(key)}["']\s*:\s*{value.format(n=n)}\s*"""
-        for n, key in enumerate(keys)
-    ]
-    match = re.fullmatch(r"\s*\{" + ",".join(pairs) + r"\}\s*", text, re.DOTALL)
+    pairs = [_pair(key, n) for n, key in enumerate(keys)]
+    pattern = _SPACE + r"\{" + ",".join(pairs) + r"\}" + _SPACE
+    match = re.fullmatch(pattern, text, re.DOTALL)
     if match is None:
         return text
     return "{" + ", ".join(f'"{key}": {_value(match, n)}' for n, key in enumerate(keys)) + "}"
+
+
+_SPACE = f"[{WHITE}]*"
+
+
+def _pair(key: str, n: int) -> str:
+    """The pattern of the n-th key and its value, quoted either way.
+
+    A value never reaches over a quote and a closing brace, into another object.
+    """
+    inside = r"""(?:(?!["']""" + _SPACE + r"""\}).)*?"""
+    quoted = rf"""(?P<quote{n}>["'])(?P<text{n}>{inside})(?P=quote{n})"""
+    bare = rf"""(?P<bare{n}>[^\s"',{{}}\[\]]+)"""
+    name = rf"""["']{re.escape(key)}["']"""
+    return f"{_SPACE}{name}{_SPACE}:{_SPACE}(?:{quoted}|{bare}){_SPACE}"
 
 
 def _value(match: re.Match[str], n: int) -> str:

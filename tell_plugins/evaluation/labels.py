@@ -137,21 +137,20 @@ def metrics(
 ) -> LabelMetrics:
     """Every label score of `given` against `right`; a None among the given is wrong."""
     n = len(right)
-    names = [*truth.labels, _OTHER]
-    code = {name: number for number, name in enumerate(names)}
-    said = [code.get(label if label is not None else _OTHER, code[_OTHER]) for label in given]
-    true = [code[label] for label in right]
-    tables = joint_counts(said, true, rows, len(truth.labels))
+    said, true = codes(given, right, truth)
+    draws = None
+    if n:
+        tables = joint_counts(said, true, rows, len(truth.labels))
+        draws = significance.resampled_sums(tables)
     point = _points(said, true, truth)
     frequent = Counter(label for label in given if label is not None).most_common(1)
     label, times = frequent[0] if frequent else (None, 0)
 
     def estimate(name: str) -> Estimate:
-        value = point[name]
-        if value is None:
+        if draws is None:
             return Estimate(None, None, None, n)
-        low, high = significance.interval(tables, SCORES[name])
-        return Estimate(value, _number(low), _number(high), n)
+        low, high = significance.percentiles(SCORES[name](draws))
+        return Estimate(point[name], low, high, n)
 
     precision: Rate | Estimate = estimate("precision")
     recall: Rate | Estimate = estimate("recall")
@@ -174,7 +173,14 @@ def metrics(
     )
 
 
-_OTHER = "\0none"  # what an answer without a usable label counts as
+def codes(
+    given: Sequence[str | None], right: Sequence[str], truth: Truth
+) -> tuple[list[int], list[int]]:
+    """Labels as numbers, in the order of `truth.labels`; any other answer is one class more."""
+    code = {label: number for number, label in enumerate(truth.labels)}
+    other = len(truth.labels)
+    said = [other if label is None else code.get(label, other) for label in given]
+    return said, [code[label] for label in right]
 
 
 def _points(said: list[int], true: list[int], truth: Truth) -> dict[str, float | None]:
@@ -289,7 +295,3 @@ def _mean_of_present(values: Floats, tables: Floats) -> Floats:
 def _divide(over: Floats, under: Floats) -> Floats:
     """over / under, and 0 where `under` is 0 (scikit-learn's zero_division=0)."""
     return np.divide(over, under, out=np.zeros_like(over, dtype=float), where=under > 0)
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else value

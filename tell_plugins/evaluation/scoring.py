@@ -202,11 +202,21 @@ def score_json(scored: Scored) -> dict[str, JsonScores]:
     """Every JSON scorer over the answers, by its name."""
     schema = json_scorers.card_schema(scored.card)
     truth = labels.true_labels(scored.task, schema) if schema.label else None
+    return {
+        name: _json_scores(name, answers, verdicts, schema, truth)
+        for name, (answers, verdicts) in judged(scored, schema).items()
+    }
+
+
+def judged(
+    scored: Scored, schema: json_scorers.AnswerSchema
+) -> dict[str, tuple[list[Answer], list[json_scorers.Verdict]]]:
+    """The answers that each scorer looks at, and its verdict on each."""
     found = {}
     for scorer in json_scorers.SCORERS:
         answers = first_rows(scored.answers, scorer.limit)
         verdicts = [scorer.judge(a.text, a.finish_reason, schema) for a in answers]
-        found[scorer.name] = _json_scores(scorer.name, answers, verdicts, schema, truth)
+        found[scorer.name] = (answers, verdicts)
     return found
 
 

@@ -1,0 +1,301 @@
+"""`./run.sh compare A B...`: saved answers side by side, under every scorer.
+
+Each system has its scores with intervals, and its differences to a baseline by a paired bootstrap
+over the test rows that both answered. Answers to different tests are never put into one table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tell_plugins.core import paths
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError, unknown
+from tell_plugins.core.progress import tracked
+from tell_plugins.evaluation import scoring
+from tell_plugins.evaluation.answers import ANSWERS
+from tell_plugins.evaluation.json_scorers import SCORERS
+from tell_plugins.evaluation.learned_scores import metric_names
+from tell_plugins.evaluation.paper_numbers import PaperNumber, paper_number
+from tell_plugins.evaluation.scored import Scored, load_scored, read_settings
+from tell_plugins.evaluation.scoring import Scores
+from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
+
+_DEFAULT_OUT = "output/compare"
+_SCORERS = tuple(scorer.name for scorer in SCORERS)
+
+
+@dataclass(frozen=True)
+class System:
+    """One set of answers with its scores. `name` is what tells it from the others."""
+
+    name: str
+    scored: Scored
+    scores: Scores
+    paper: PaperNumber | None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A system's difference to the baseline in one measure of one scorer."""
+
+    system: str
+    baseline: str
+    scorer: str
+    measure: str
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that the tables and files are made of."""
+
+    systems: list[System]
+    baseline: str
+    differences: list[Compared]
+
+    @property
+    def metric(self) -> str:
+        return self.systems[0].scores.metric
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "answers", nargs="+", metavar="DIR", help="answers folders, or run folders that hold some"
+    )
+    parser.add_argument("--split", help="of run folders, take the answers to this split alone")
+    parser.add_argument("--scorer", help=f"show one JSON scorer alone: {', '.join(_SCORERS)}")
+    parser.add_argument(
+        "--baseline", metavar="DIR", help="what differences are taken to (default: the first)"
+    )
+    parser.add_argument(
+        "--learned", default="", help="also compute bleurt, comet, or both: bleurt,comet"
+    )
+    parser.add_argument("--bleurt", metavar="MODEL", help="BLEURT checkpoint (or $TELL_BLEURT)")
+    parser.add_argument("--comet", metavar="MODEL", help="COMET checkpoint (or $TELL_COMET)")
+    parser.add_argument(
+        "--resamples", type=int, default=RESAMPLES, help=f"bootstrap draws (default: {RESAMPLES})"
+    )
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of the draws (default: {SEED})")
+    parser.add_argument(
+        "--out", default=_DEFAULT_OUT, help=f"folder of CSV and JSON (default: {_DEFAULT_OUT})"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from tell_plugins.evaluation import compare_tables
+
+    if args.scorer is not None and args.scorer not in _SCORERS:
+        raise unknown("scorer", args.scorer, _SCORERS, "--scorer")
+    if args.resamples < 100:
+        raise UserError(
+            f"{args.resamples} resamples",
+            where="--resamples",
+            allowed="100 and more",
+            remedy="2000",
+        )
+    folders = find_folders(args.answers, args.split)
+    baseline = None
+    if args.baseline is not None:
+        baseline = _one_folder(args.baseline, args.split)
+        if baseline.resolve() not in {folder.resolve() for folder in folders}:
+            folders = [baseline, *folders]
+    models = {name: value for name in ("bleurt", "comet") if (value := getattr(args, name))}
+    comparison = compare(
+        folders,
+        baseline=baseline,
+        learned=metric_names(args.learned),
+        models=models,
+        resamples=args.resamples,
+        seed=args.seed,
+    )
+    compare_tables.show(comparison, args.scorer)
+    written = write(comparison, Path(args.out))
+    print("written: " + ", ".join(paths.shown(path) for path in written))
+    return 0
+
+
+def compare(
+    folders: Sequence[Path],
+    *,
+    baseline: Path | None = None,
+    learned: Sequence[str] = (),
+    models: dict[str, str] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Comparison:
+    """Score all folders and take differences to `baseline` (default: the first).
+
+    Raises UserError where the folders do not answer the same test.
+    """
+    loaded = [load_scored(folder) for folder in folders]
+    same_test(loaded)
+    names = short_names([scored.folder for scored in loaded])
+    systems = [
+        System(
+            name=name,
+            scored=scored,
+            scores=scoring.score_loaded(scored, learned=learned, models=models),
+            paper=paper_number(scored.card.name, scored.settings),
+        )
+        for name, scored in tracked(
+            list(zip(names, loaded, strict=True)), "scoring", "systems", len(loaded)
+        )
+    ]
+    base = systems[0]
+    if baseline is not None:
+        base = next(s for s in systems if s.scored.folder.resolve() == baseline.resolve())
+    return Comparison(
+        systems, base.name, list(_differences(systems, base, resamples=resamples, seed=seed))
+    )
+
+
+def find_folders(named: Sequence[str], split: str | None = None) -> list[Path]:
+    """The answers folders that the given paths are or hold, in the given order, each once.
+
+    Answers to general questions, which have no references, are passed over where a run folder
+    is searched. Raises UserError for a path without any.
+    """
+    found: dict[Path, Path] = {}
+    for text in named:
+        path = paths.user_path(text)
+        if (path / ANSWERS).is_file():
+            inside = [path]
+        elif path.is_dir():
+            inside = [
+                file.parent
+                for file in sorted(path.rglob(ANSWERS))
+                if _answers_a_task(file.parent, split)
+            ]
+        else:
+            inside = []
+        if not inside:
+            raise UserError(
+                f"no saved answers in '{text}'" + (f" to split '{split}'" if split else ""),
+                where="command line",
+                allowed=f"a folder with {ANSWERS}, or a run folder that holds some",
+                remedy="./run.sh eval RECIPE writes them",
+            )
+        for folder in inside:
+            found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def _one_folder(text: str, split: str | None) -> Path:
+    folders = find_folders([text], split)
+    if len(folders) > 1:
+        raise UserError(
+            f"'{text}' holds {len(folders)} sets of answers",
+            where="--baseline",
+            allowed=", ".join(paths.shown(folder) for folder in folders[:6]),
+            remedy="name one of them",
+        )
+    return folders[0]
+
+
+def _answers_a_task(folder: Path, split: str | None) -> bool:
+    settings = read_settings(folder)
+    if split is not None:
+        return bool(settings["split"] == split)
+    return settings["split"] in load_card(settings["card"]).splits
+
+
+def same_test(loaded: Sequence[Scored]) -> None:
+    """Raise UserError unless all answers are to the same rows under the same rules.
+
+    Cards that differ in their training data alone share a test: same split, file and schema.
+    """
+    first = loaded[0]
+    for other in loaded[1:]:
+        if _test_of(other) != _test_of(first):
+            raise UserError(
+                f"answers to different tests: card '{first.card.name}', split "
+                f"'{first.task.split}' ({paths.shown(first.folder)}) and card "
+                f"'{other.card.name}', split '{other.task.split}' ({paths.shown(other.folder)})",
+                where="command line",
+                allowed="answers to one split of one card",
+                remedy="compare each test on its own; --split picks one out of run folders",
+            )
+
+
+def _test_of(scored: Scored) -> tuple[object, ...]:
+    card = scored.card
+    schema = None
+    if card.answer is not None:
+        schema = card.file(card.answer.schema_file).read_bytes(), card.answer.label
+    return scored.task.split, scored.task.sha256, card.metric, schema
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The parts of the paths that tell the folders apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    if len(parts) == 1:
+        return ["/".join(parts[0][-2:])]
+    start = 0
+    while all(len(p) > start + 1 and p[start] == parts[0][start] for p in parts):
+        start += 1
+    end = 0
+    while all(len(p) - end > start + 1 and p[-1 - end] == parts[0][-1 - end] for p in parts):
+        end += 1
+    return ["/".join(p[start : len(p) - end]) for p in parts]
+
+
+def _differences(
+    systems: Sequence[System], base: System, *, resamples: int, seed: int
+) -> Iterator[Compared]:
+    from tell_plugins.evaluation.measures import difference, measures
+
+    others = [system for system in systems if system is not base]
+    if not others:
+        return
+    theirs = measures(base.scored)
+    for system in tracked(others, "bootstrap", "systems", len(others)):
+        for key, mine in measures(system.scored).items():
+            if key not in theirs:
+                continue
+            result = difference(mine, theirs[key], resamples=resamples, seed=seed)
+            if result is not None:
+                yield Compared(system.name, base.name, *key, result)
+
+
+def write(comparison: Comparison, out: Path) -> list[Path]:
+    """Write scores and differences as CSV, and everything as JSON; return the three files."""
+    from tell_plugins.evaluation.compare_tables import csv_text, score_records
+
+    target = out if out.is_absolute() else paths.user_path(out)
+    files = [target / "scores.csv", target / "differences.csv", target / "comparison.json"]
+    paths.write_text(files[0], csv_text(score_records(comparison)))
+    records = [_flat(compared) for compared in comparison.differences]
+    paths.write_text(files[1], csv_text(records))
+    paths.write_text(files[2], json.dumps(_content(comparison, records), indent=2) + "\n")
+    return files
+
+
+def _flat(compared: Compared) -> dict[str, Any]:
+    record = asdict(compared)
+    return {**record, **record.pop("difference")}
+
+
+def _content(comparison: Comparison, differences: list[dict[str, Any]]) -> dict[str, Any]:
+    first = comparison.systems[0].scores
+    return {
+        "card": first.card,
+        "split": first.split,
+        "metric": first.metric,
+        "baseline": comparison.baseline,
+        "systems": [
+            {
+                "name": system.name,
+                "folder": paths.shown(system.scored.folder),
+                "paper": None if system.paper is None else asdict(system.paper),
+                "scores": system.scores.to_dict(),
+            }
+            for system in comparison.systems
+        ],
+        "differences": differences,
+    }

@@ -1,0 +1,452 @@
+"""What `compare` shows: tables on the terminal, and the same numbers as records for CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tell_plugins.evaluation.final_number import NumberScores
+from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.evaluation.labels import LabelMetrics
+from tell_plugins.evaluation.scoring import JsonScores
+from tell_plugins.evaluation.taxonomy import KINDS
+from tell_plugins.evaluation.translation import METRICS, UNITS, MetricScore, TranslationScores
+
+if TYPE_CHECKING:
+    from tell_plugins.evaluation.compare import Comparison, System
+
+Number = Rate | Estimate
+_NARROWEST = 110  # columns, where the output is no terminal
+_LABEL_COLUMNS = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "mcc")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One table: cells as text, the first column names the row."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+
+def show(comparison: Comparison, scorer: str | None = None) -> None:
+    """Print all tables; of a JSON task those of one scorer, where one is named."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(_NARROWEST, console.width))
+    for grid in grids(comparison, scorer):
+        table = Table(title=Text(grid.title), title_justify="left", title_style="bold")
+        for number, column in enumerate(grid.columns):
+            table.add_column(Text(column), justify="left" if number == 0 else "right")
+        for row in grid.rows:
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+        for note in grid.notes:
+            console.print(Text("  " + note), soft_wrap=True)
+        console.print()
+
+
+def grids(comparison: Comparison, scorer: str | None = None) -> list[Grid]:
+    """The tables of a comparison."""
+    tables = {"json": _json_grids, "translation": _translation_grids, "number": _number_grids}
+    found = tables[comparison.metric](comparison.systems, scorer)
+    if comparison.differences:
+        found.append(_difference_grid(comparison, scorer))
+    return found
+
+
+def _title(systems: Sequence[System], what: str) -> str:
+    first = systems[0].scores
+    return f"{first.card}, {first.split}: {what}"
+
+
+def _json_grids(systems: Sequence[System], scorer: str | None) -> list[Grid]:
+    names = [scorer] if scorer else list(_json(systems[0]))
+    with_paper = any(system.paper for system in systems)
+    adherence = Grid(
+        _title(systems, "adherence in % [95 % interval]"),
+        ["system", "rows", *names, *(["paper"] if with_paper else [])],
+        [
+            [
+                system.name,
+                _rows(system),
+                *(percent(_json(system)[name].adherence) for name in names),
+                *([_paper(system)] if with_paper else []),
+            ]
+            for system in systems
+        ],
+        _notes(systems, names, with_paper),
+    )
+    shown = scorer or "strict"
+    found = [adherence]
+    if _json(systems[0])[shown].labels is not None:
+        found.append(_label_grid(systems, shown))
+    found.append(_failure_grid(systems, names))
+    return found
+
+
+def _label_grid(systems: Sequence[System], scorer: str) -> Grid:
+    rows = []
+    for system in systems:
+        scores = _json(system)[scorer].labels
+        assert scores is not None
+        rows.append(_label_row(system.name, "all", scores.all))
+        rows.append(_label_row("", "adherent", scores.adherent))
+        rows.append(_label_row("", scores.baseline.name, scores.baseline.metrics))
+    first = _json(systems[0])[scorer].labels
+    assert first is not None
+    of = f" of '{first.positive}'" if first.positive else " (macro)"
+    return Grid(
+        _title(systems, f"labels under {scorer}, in %"),
+        ["system", "over", "n", *(c.replace("_", " ") for c in _LABEL_COLUMNS), "most frequent"],
+        rows,
+        [f"precision, recall and F1{of}; over all: an answer that is not adherent is wrong"],
+    )
+
+
+def _label_row(system: str, over: str, metrics: LabelMetrics) -> list[str]:
+    share = metrics.most_frequent_share
+    frequent = f"{metrics.most_frequent} {percent(share, interval=False)}"
+    return [
+        system,
+        over,
+        str(metrics.n),
+        *(percent(getattr(metrics, name)) for name in _LABEL_COLUMNS),
+        frequent if metrics.most_frequent is not None else "-",
+    ]
+
+
+def _failure_grid(systems: Sequence[System], names: Sequence[str]) -> Grid:
+    kept = [name for name in names if name != "official" or len(names) == 1]
+    found = [(system, name, _json(system)[name]) for system in systems for name in kept]
+    kinds = [kind for kind in KINDS if any(kind in scores.failures for _, _, scores in found)]
+    return Grid(
+        _title(systems, "why answers fail"),
+        ["system", "scorer", "failures", *(kind.replace("_", " ") for kind in kinds)],
+        [
+            [
+                system.name if name == kept[0] else "",
+                name,
+                str(scores.adherence.n - scores.adherence.k),
+                *(str(scores.failures.get(kind, 0)) for kind in kinds),
+            ]
+            for system, name, scores in found
+        ],
+    )
+
+
+def _notes(systems: Sequence[System], names: Sequence[str], with_paper: bool) -> list[str]:
+    notes = [
+        f"{system.name}: {100 * share.value:.0f} % of the answers are one and the same text"
+        for system in systems
+        if (share := system.scores.most_frequent_answer.share).value is not None
+        and share.value > 0.5
+        and share.n > 1
+    ]
+    notes += [
+        f"{system.name}: incomplete, {system.scores.rows} of {system.scores.expected} rows"
+        for system in systems
+        if not system.scores.complete
+    ]
+    notes += [
+        f"{system.name}: {system.scores.cut.k} of {system.scores.cut.n} answers were cut by the "
+        "limit of new tokens"
+        for system in systems
+        if system.scores.cut.k
+    ]
+    if "official" in names:
+        notes.append("official: the published script's behaviour; it fails a perfect model too")
+    if with_paper:
+        sources = sorted({system.paper.source for system in systems if system.paper})
+        notes.append(
+            f"paper: adherence stated in {', '.join(sources)}; counted by a script that is not "
+            "the published one"
+        )
+    return notes
+
+
+def _translation_grids(systems: Sequence[System], scorer: str | None) -> list[Grid]:
+    rows = []
+    for system in systems:
+        scores = _translation(system)
+        for unit in UNITS:
+            rows.append(
+                [
+                    system.name if unit == UNITS[0] else "",
+                    unit.replace("_", " "),
+                    str(scores.units[unit]),
+                    *_metric_cells(scores.scores[unit]),
+                ]
+            )
+        copied = scores.copied_source["stripped_segment"]
+        rows.append(
+            ["", "source copied", str(scores.units["stripped_segment"]), *_metric_cells(copied)]
+        )
+    signatures = _translation(systems[0]).scores["stripped_segment"]
+    first = Grid(
+        _title(systems, "corpus score [95 % interval] and mean of units, 0 to 100"),
+        ["system", "unit", "n", *(f"{m} {k}" for m in METRICS for k in ("corpus", "mean"))],
+        rows,
+        [f"{name}: {signatures[name].signature}" for name in METRICS]
+        + _notes(systems, [], with_paper=False),
+    )
+    found = [first, _alignment_grid(systems)]
+    learned = _learned_rows(systems)
+    if learned:
+        found.append(
+            Grid(
+                _title(systems, "learned metrics [95 % interval]"),
+                ["system", "metric", "segments", "documents", "over limit", "raw documents"],
+                learned,
+                ["over limit: lines scored in parts; raw: whole answers, cut to the limit"],
+            )
+        )
+    return found
+
+
+def _metric_cells(scores: Mapping[str, MetricScore]) -> list[str]:
+    return [
+        text
+        for name in METRICS
+        for text in (plain(scores[name].corpus, 1), plain(scores[name].mean, 1, interval=False))
+    ]
+
+
+def _alignment_grid(systems: Sequence[System]) -> Grid:
+    return Grid(
+        _title(systems, "lines of the answers"),
+        ["system", "documents", "other number of lines", "fewer", "more", "empty", "opening"],
+        [
+            [
+                system.name,
+                _rows(system),
+                percent(scores.alignment_failures),
+                str(scores.fewer_lines),
+                str(scores.more_lines),
+                str(scores.empty),
+                percent(scores.opened, interval=False),
+            ]
+            for system in systems
+            for scores in [_translation(system)]
+        ],
+        ["missing lines are scored as empty, surplus ones as part of the last"],
+    )
+
+
+def _learned_rows(systems: Sequence[System]) -> list[list[str]]:
+    rows = []
+    for system in systems:
+        for name, scores in _translation(system).learned.items():
+            raw = "-"
+            if scores.raw_document is not None and scores.raw_cut is not None:
+                cut = f"{scores.raw_cut.k} of {scores.raw_cut.n} cut"
+                raw = f"{plain(scores.raw_document, 4)} ({cut})"
+            rows.append(
+                [
+                    system.name,
+                    f"{name}, {scores.model}",
+                    plain(scores.segment, 4),
+                    plain(scores.document, 4),
+                    str(len(scores.over_limit)),
+                    raw,
+                ]
+            )
+    return rows
+
+
+def _number_grids(systems: Sequence[System], scorer: str | None) -> list[Grid]:
+    kinds = sorted({kind for system in systems for kind in _number(system).failures})
+    return [
+        Grid(
+            _title(systems, "exact match of the final number, in % [95 % interval]"),
+            ["system", "rows", "exact match", *kinds, "with ####", "most frequent", "baseline"],
+            [
+                [
+                    system.name,
+                    _rows(system),
+                    percent(scores.exact),
+                    *(str(scores.failures.get(kind, 0)) for kind in kinds),
+                    percent(scores.marked, interval=False),
+                    f"{scores.most_frequent or '-'} "
+                    f"{percent(scores.most_frequent_share, interval=False)}",
+                    f"{scores.baseline_number} {percent(scores.baseline, interval=False)}",
+                ]
+                for system in systems
+                for scores in [_number(system)]
+            ],
+            _notes(systems, [], with_paper=False),
+        )
+    ]
+
+
+def _difference_grid(comparison: Comparison, scorer: str | None) -> Grid:
+    json = comparison.metric == "json"
+    scale = 1 if comparison.metric == "translation" else 100
+    kept = [
+        compared
+        for compared in comparison.differences
+        if not json
+        or compared.scorer == scorer
+        or (scorer is None and (compared.measure == "adherence" or compared.scorer == "strict"))
+    ]
+    rows = []
+    last = ""
+    for compared in kept:
+        found = compared.difference
+        rows.append(
+            [
+                compared.system if compared.system != last else "",
+                compared.scorer.replace("_", " ") if not json else compared.scorer,
+                compared.measure.replace("_", " "),
+                f"{scale * found.value:+.2f}",
+                f"[{scale * found.low:+.2f}, {scale * found.high:+.2f}]",
+                f"{found.p:.4f}",
+                str(found.n),
+            ]
+        )
+        last = compared.system
+    first = comparison.differences[0].difference
+    unit = "points" if scale == 1 else "percentage points"
+    return Grid(
+        f"difference to {comparison.baseline}, in {unit}",
+        ["system", "scorer", "measure", "difference", "95 % interval", "p", "shared rows"],
+        rows,
+        [
+            f"paired bootstrap over test rows, {first.resamples} draws, seed {first.seed}; "
+            "p is two-sided and not corrected for the number of comparisons"
+        ],
+    )
+
+
+def percent(number: Number, *, interval: bool = True) -> str:
+    """A share as per cent, with its interval: `77.1 [63.5, 86.7]`."""
+    if number.value is None:
+        return "-"
+    text = f"{100 * number.value:.1f}"
+    if not interval or number.low is None or number.high is None:
+        return text
+    return f"{text} [{100 * number.low:.1f}, {100 * number.high:.1f}]"
+
+
+def plain(number: Number, digits: int, *, interval: bool = True) -> str:
+    """A number with its interval, not scaled."""
+    if number.value is None:
+        return "-"
+    text = f"{number.value:.{digits}f}"
+    if not interval or number.low is None or number.high is None:
+        return text
+    return f"{text} [{number.low:.{digits}f}, {number.high:.{digits}f}]"
+
+
+def _rows(system: System) -> str:
+    scores = system.scores
+    text = str(scores.rows) if scores.complete else f"{scores.rows} of {scores.expected}"
+    return text if scores.attempts == 1 else f"{text} x {scores.attempts}"
+
+
+def _paper(system: System) -> str:
+    if system.paper is None:
+        return "-"
+    return ("about " if system.paper.approximate else "") + f"{100 * system.paper.value:g}"
+
+
+def _json(system: System) -> dict[str, JsonScores]:
+    assert system.scores.json is not None
+    return system.scores.json
+
+
+def _translation(system: System) -> TranslationScores:
+    assert system.scores.translation is not None
+    return system.scores.translation
+
+
+def _number(system: System) -> NumberScores:
+    assert system.scores.number is not None
+    return system.scores.number
+
+
+_FIELDS = ("system", "scorer", "measure", "value", "low", "high", "k", "n", "paper", "paper_source")
+
+
+def score_records(comparison: Comparison) -> list[dict[str, Any]]:
+    """Every score of every system as one flat record."""
+    return [record for system in comparison.systems for record in _records(system)]
+
+
+def _records(system: System) -> Iterator[dict[str, Any]]:
+    def record(scorer: str, measure: str, number: Number, **more: Any) -> dict[str, Any]:
+        values = {
+            "value": number.value,
+            "low": number.low,
+            "high": number.high,
+            "n": number.n,
+            "k": number.k if isinstance(number, Rate) else None,
+        }
+        filled = {"system": system.name, "scorer": scorer, "measure": measure, **values, **more}
+        return {key: filled.get(key) for key in _FIELDS}
+
+    def count(scorer: str, measure: str, value: int, n: int) -> dict[str, Any]:
+        return record(scorer, measure, Estimate(value, None, None, n))
+
+    scores = system.scores
+    yield record("", "cut_by_limit", scores.cut)
+    yield record("", "most_frequent_answer", scores.most_frequent_answer.share)
+    for name, found in (scores.json or {}).items():
+        paper = system.paper
+        yield record(
+            name,
+            "adherence",
+            found.adherence,
+            paper=paper.value if paper else None,
+            paper_source=paper.source if paper else None,
+        )
+        for kind, times in found.failures.items():
+            yield count(name, f"failures.{kind}", times, found.adherence.n)
+        if found.labels is None:
+            continue
+        parts = {
+            "all": found.labels.all,
+            "adherent": found.labels.adherent,
+            found.labels.baseline.name: found.labels.baseline.metrics,
+        }
+        for over, metrics in parts.items():
+            for measure in (*_LABEL_COLUMNS, "most_frequent_share"):
+                yield record(name, f"{over}.{measure}", getattr(metrics, measure))
+    if scores.translation is not None:
+        for unit, by_metric in scores.translation.scores.items():
+            for name, score in by_metric.items():
+                yield record(unit, f"{name}.corpus", score.corpus)
+                yield record(unit, f"{name}.mean", score.mean)
+        for unit, by_metric in scores.translation.copied_source.items():
+            for name, score in by_metric.items():
+                yield record(unit, f"source_copied.{name}.corpus", score.corpus)
+        yield record("", "alignment_failures", scores.translation.alignment_failures)
+        for name, learned in scores.translation.learned.items():
+            yield record("stripped_segment", name, learned.segment)
+            yield record("stripped_document", name, learned.document)
+            yield count("stripped_segment", f"{name}.over_limit", len(learned.over_limit), 0)
+            if learned.raw_document is not None:
+                yield record("raw_document", name, learned.raw_document)
+    if scores.number is not None:
+        yield record("number", "exact_match", scores.number.exact)
+        yield record("number", "baseline", scores.number.baseline)
+        for kind, times in scores.number.failures.items():
+            yield count("number", f"failures.{kind}", times, scores.number.exact.n)
+
+
+def csv_text(records: Sequence[Mapping[str, Any]]) -> str:
+    """Records as CSV, the columns in the order of the first record's keys."""
+    out = io.StringIO()
+    if records:
+        writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+    return out.getvalue()

@@ -1,0 +1,75 @@
+"""Answers folders as `./run.sh eval` leaves them, for tests of what reads them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.sources import open_task
+
+HALU_PERFECT = '{"thought": "Nothing in the answer is made up.", "hallucination": "no"}'
+
+
+def answer_line(answer_id: str, row: int, text: str, **more: Any) -> dict[str, Any]:
+    return {
+        "id": answer_id,
+        "row": row,
+        "text": text,
+        "finish_reason": "stop",
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "attempt": 0,
+        **more,
+    }
+
+
+def save_answers(
+    folder: Path,
+    card: str,
+    texts: Mapping[int, str] | Sequence[str],
+    *,
+    split: str = "test",
+    cut: Sequence[int] = (),
+    **settings: Any,
+) -> Path:
+    """Save `texts` (all rows in order, or by row) as the answers to a split of a card."""
+    task = open_task(load_card(card), split)
+    by_row = dict(enumerate(texts)) if not isinstance(texts, Mapping) else dict(texts)
+    lines = [
+        answer_line(
+            bytes(task.ids[row]).hex(),
+            row,
+            text,
+            finish_reason="length" if row in cut else "stop",
+        )
+        for row, text in by_row.items()
+    ]
+    return save_lines(folder, card, lines, split=split, **settings)
+
+
+def save_lines(
+    folder: Path, card: str, lines: Sequence[Mapping[str, Any]], *, split: str = "test", **more: Any
+) -> Path:
+    """Save lines and settings as they are given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "recipe": "made_by_a_test",
+        "card": card,
+        "split": split,
+        "anchor": "card",
+        "adapter": "none",
+        "decoding": "greedy",
+        "seed": 42,
+        "rows": len({line.get("row") for line in lines}),
+        "model": "a test",
+        "engine": "none",
+        "max_new_tokens": 64,
+        **more,
+    }
+    (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (folder / "answers.jsonl").write_text(text, encoding="utf-8", errors="surrogatepass")
+    return folder
