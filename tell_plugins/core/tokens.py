@@ -5,15 +5,17 @@ Counts are kept by content under the cache folder, one file a tokenizer: a text 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
@@ -22,10 +24,11 @@ from tell_plugins.core.rows import Texts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tqdm import tqdm
 
 _ENTRY = np.dtype([("key", "<u8"), ("query", "<u4"), ("response", "<u4")])
 _BATCH = 1000
-_SAVE_EVERY = 50  # batches; an interrupted count goes on from the last save
+_SAVED = 20 * _BATCH  # rows between two saves; an interrupted count goes on from the last one
 
 
 def tokenizer_file() -> Path | None:
@@ -71,7 +74,8 @@ class TokenCounter:
 
     def count(self, texts: list[str]) -> npt.NDArray[np.uint32]:
         """The number of tokens of each text."""
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        with _parallel():
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return np.fromiter((len(encoding) for encoding in encodings), np.uint32, len(texts))
 
     def lengths(
@@ -86,36 +90,63 @@ class TokenCounter:
         """
         store = _LengthStore(self.sha256)
         known, found = store.look_up(keys)
-        missing = np.flatnonzero(~known)
-        if len(missing) == 0:
+        if known.all():
             return found
-        unsaved = 0
-        with track(len(missing), "counting tokens", "rows") as bar:
-            for start in range(0, len(missing), _BATCH):
-                batch = missing[start : start + _BATCH]
-                found[batch] = self.count(
-                    [t for pair in texts(batch).pairs() for t in pair]
-                ).reshape(-1, 2)
-                bar.update(len(batch))
-                done = start + len(batch)
-                if done == len(missing) or done - unsaved >= _SAVE_EVERY * _BATCH:
-                    rows = missing[unsaved:done]
-                    store.add(keys[rows], found[rows])
-                    unsaved = done
+        with store.counting():  # a second process waits for the first instead of counting too
+            known, found = store.look_up(keys)
+            missing = np.flatnonzero(~known)
+            with track(len(missing), "counting tokens", "rows") as bar:
+                for start in range(0, len(missing), _SAVED):
+                    part = missing[start : start + _SAVED]
+                    self._count_rows(part, texts, found, bar)
+                    store.add(keys[part], found[part])
         return found
+
+    def _count_rows(
+        self,
+        rows: npt.NDArray[np.int64],
+        texts: Callable[[npt.NDArray[np.int64]], Texts],
+        into: npt.NDArray[np.uint32],
+        bar: tqdm,
+    ) -> None:
+        for start in range(0, len(rows), _BATCH):
+            batch = rows[start : start + _BATCH]
+            flat = [text for pair in texts(batch).pairs() for text in pair]
+            into[batch] = self.count(flat).reshape(-1, 2)
+            bar.update(len(batch))
+
+
+@contextlib.contextmanager
+def _parallel() -> Iterator[None]:
+    """Let the tokenizer use all cores; ms-swift switches that off for the whole process.
+
+    It is off again afterwards, because it must not be on in processes that are forked later.
+    """
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @lru_cache(maxsize=4)
 def _load(path: Path, _sha256: str) -> Tokenizer:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise UserError(
             f"no tokenizer file: {error}", where=paths.shown(path), remedy="name a tokenizer.json"
         ) from None
+    tokenizer.no_truncation()  # a saved file may carry both, and both falsify a count
+    tokenizer.no_padding()
+    return tokenizer
 
 
 class _LengthStore:
@@ -129,7 +160,13 @@ class _LengthStore:
             entries: npt.NDArray[np.void] = np.load(self._path)
         except (FileNotFoundError, ValueError, EOFError):
             return np.zeros(0, _ENTRY)
-        return entries if entries.dtype == _ENTRY else np.zeros(0, _ENTRY)
+        whole = entries.dtype == _ENTRY and (entries["key"][1:] > entries["key"][:-1]).all()
+        return entries if whole else np.zeros(0, _ENTRY)
+
+    def counting(self) -> FileLock:
+        """A lock for whoever counts with this tokenizer."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(f"{self._path}.counting.lock")
 
     def look_up(
         self, keys: npt.NDArray[np.uint64]
@@ -145,11 +182,8 @@ class _LengthStore:
         return known, found
 
     def add(self, keys: npt.NDArray[np.uint64], lengths: npt.NDArray[np.uint32]) -> None:
-        from filelock import FileLock
-
         new = np.zeros(len(keys), _ENTRY)
         new["key"], new["query"], new["response"] = keys, lengths[:, 0], lengths[:, 1]
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{self._path}.lock"):
             merged = np.concatenate([self._read(), new])
             _, first = np.unique(merged["key"], return_index=True)
