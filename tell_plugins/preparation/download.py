@@ -79,8 +79,14 @@ def ensure(url: str, blob: str, name: str, folder: str, places: Places = DIRECT)
     return fetch(url, checksum, target, places).path
 
 
-def fetch(url: str | None, proof: Proof, target: Path, places: Places = DIRECT) -> Ready:
-    """Make `target` the file that `proof` accepts.
+def fetch(
+    url: str | None,
+    proof: Proof,
+    target: Path,
+    places: Places = DIRECT,
+    name: str | None = None,
+) -> Ready:
+    """Make `target` the file that `proof` accepts; a mirror or folder may know it as `name`.
 
     A file that is there already and is right is left alone; one that is wrong is put aside under
     another name once the right one has arrived. Raises MachineError when the file cannot be had
@@ -91,8 +97,8 @@ def fetch(url: str | None, proof: Proof, target: Path, places: Places = DIRECT) 
         if matches(target, proof):
             return Ready(target, None)
         if places.folder is not None:
-            return Ready(target, _copy(places.folder, proof, target))
-        address = address_of(url, target.name, places)
+            return Ready(target, _copy(places.folder, proof, target, name or target.name))
+        address = address_of(url, name or target.name, places)
         _download(address, proof, target, places.patience)
         return Ready(target, address)
 
@@ -179,16 +185,16 @@ def place(part: Path, target: Path) -> None:
     os.replace(part, target)
 
 
-def _copy(folder: Path, proof: Proof, target: Path) -> str:
-    """Copy the right file of `target`'s name out of `folder`; returns where it lay."""
-    found = find_named(folder, target.name)
+def _copy(folder: Path, proof: Proof, target: Path, name: str) -> str:
+    """Copy the right file of this name out of `folder` to `target`; returns where it lay."""
+    found = find_named(folder, name)
     right = next((path for path in found if matches(path, proof)), None)
     if right is None:
         listed = "; ".join(f"{path}: {proof.problem(path)}" for path in found[:5])
         raise UserError(
-            f"'{target.name}' is there, but not the right file: {listed}"
+            f"'{name}' is there, but not the right file: {listed}"
             if found
-            else f"no file '{target.name}' in the folder or below it",
+            else f"no file '{name}' in the folder or below it",
             where=f"--from {folder}",
             remedy="name the folder that has it, or leave --from out to download it",
         )

@@ -1,0 +1,123 @@
+"""Data sets of a hub as JSON lines: ModelScope's loader, Hugging Face's as the alternative.
+
+The revision is asked for first. That call is short, so a hub that cannot be reached is told at
+once, where the loaders themselves would try for minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tell_plugins.core.cards import Card, Split
+from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.progress import tracked
+from tell_plugins.preparation.transfer import disk_faults
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MODELSCOPE, HUGGINGFACE = "modelscope", "huggingface"
+HUBS = (MODELSCOPE, HUGGINGFACE)
+_NAMES = {MODELSCOPE: "ModelScope", HUGGINGFACE: "Hugging Face"}
+_TIMEOUT = 15  # seconds for the first word from a hub
+
+
+def hub_of(split: Split, wanted: str | None, where: str) -> str | None:
+    """The hub to load a split from, None when it is on none.
+
+    Raises UserError when `wanted` is a hub that does not have it.
+    """
+    have = [hub for hub in HUBS if getattr(split, hub)]
+    if wanted is None or not have:
+        return have[0] if have else None
+    if wanted not in have:
+        raise UserError(
+            f"no id on {_NAMES[wanted]} is known",
+            where=where,
+            allowed=", ".join(f"--hub {hub}" for hub in have),
+            remedy=f"--hub {have[0]}",
+        )
+    return wanted
+
+
+def load_rows(card: Card, split: Split, hub: str, target: Path) -> dict[str, Any]:
+    """Load a split from `hub` and write its columns to `target`, one JSON object a line.
+
+    Returns where the rows came from: hub, id, subset, split, revision. Raises MachineError when
+    the hub cannot be reached or does not have what the card says.
+    """
+    name = str(getattr(split, hub))
+    print(f"Loading {name} from {_NAMES[hub]} ...", flush=True)
+    with _hub_faults(hub, name, target.name):
+        origin, dataset = _LOADERS[hub](name, split)
+    columns = split.columns or card.columns
+    wanted = [*columns.query, columns.response]
+    missing = [column for column in wanted if column not in dataset.column_names]
+    if missing:
+        raise MachineError(
+            f"{name} on {_NAMES[hub]} has no column '{missing[0]}' "
+            f"(columns: {', '.join(dataset.column_names)}); it is not what the card knows\n"
+            "  remedy:  try the other hub (--hub), a mirror (--mirror URL) or --from DIR"
+        )
+    rows = dataset.select_columns(wanted)
+    with disk_faults(target), target.open("w", encoding="utf-8") as file:
+        for row in tracked(rows, f"writing {target.name}", "rows", total=len(rows)):
+            file.write(json.dumps({key: row[key] for key in wanted}, ensure_ascii=False) + "\n")
+    return {"hub": hub, "id": name, "subset": split.subset, "split": split.hub_split, **origin}
+
+
+def _from_modelscope(name: str, split: Split) -> tuple[dict[str, Any], Dataset]:
+    from modelscope import MsDataset
+    from modelscope.hub.api import HubApi
+    from modelscope.utils.logger import get_logger
+
+    get_logger().setLevel(logging.CRITICAL)
+    revision = "master"  # ModelScope gives data sets no commit id, but a hash for each file
+    files = HubApi(timeout=_TIMEOUT, max_retries=1).get_dataset_files(name, revision=revision)
+    dataset = MsDataset.load(
+        name, subset_name=split.subset, split=split.hub_split, version=revision
+    )
+    listed = [
+        {"path": file.get("Path"), "sha256": file.get("Sha256")}
+        for file in files
+        if file.get("Type") != "tree"
+    ]
+    return {"revision": revision, "files": listed}, dataset
+
+
+def _from_huggingface(name: str, split: Split) -> tuple[dict[str, Any], Dataset]:
+    from huggingface_hub import HfApi, logging
+
+    from datasets import load_dataset
+
+    logging.set_verbosity_error()
+    revision = HfApi().dataset_info(name, timeout=_TIMEOUT).sha
+    dataset = load_dataset(name, name=split.subset, split=split.hub_split, revision=revision)
+    return {"revision": revision}, dataset
+
+
+_LOADERS: dict[str, Callable[[str, Split], tuple[dict[str, Any], Dataset]]] = {
+    MODELSCOPE: _from_modelscope,
+    HUGGINGFACE: _from_huggingface,
+}
+
+
+@contextlib.contextmanager
+def _hub_faults(hub: str, name: str, file: str) -> Iterator[None]:
+    """Whatever a hub's library raises on a fault, as one message."""
+    other = next(each for each in HUBS if each != hub)
+    try:
+        yield
+    except Exception as error:  # the libraries raise dozens of kinds, and bare Exception
+        words = str(error).strip().splitlines() or [""]
+        raise MachineError(
+            f"{name} could not be loaded from {_NAMES[hub]} "
+            f"({type(error).__name__}: {words[0][:200]})\n"
+            f"  remedy:  check the network; or --hub {other}; or --mirror URL or --from DIR, "
+            f"where '{file}' lies"
+        ) from error

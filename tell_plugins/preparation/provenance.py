@@ -1,0 +1,46 @@
+"""Where a data file came from, written beside it as `<file>.provenance.json`."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from tell_plugins import __version__
+from tell_plugins.core import paths
+from tell_plugins.core.rows import file_sha256
+
+ENDING = ".provenance.json"
+
+
+def provenance_path(file: Path) -> Path:
+    return file.with_name(file.name + ENDING)
+
+
+def read_provenance(file: Path) -> dict[str, Any] | None:
+    """What is recorded about `file`, None when nothing readable is."""
+    for path in (provenance_path(file), file.with_suffix(ENDING)):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict):
+            return record
+    return None
+
+
+def write_provenance(file: Path, origin: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Record where the finished `file` came from; returns the record."""
+    record = {
+        "file": file.name,
+        "sha256": file_sha256(file),
+        "bytes": file.stat().st_size,
+        "from": origin,
+        "made_by": f"tell-recipes {__version__}",
+        "made_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **more,
+    }
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    paths.write_text(provenance_path(file), text)
+    return record
