@@ -186,7 +186,7 @@ def _translation_grids(systems: Sequence[System], scorer: str | None) -> list[Gr
                     *_metric_cells(scores.scores[unit]),
                 ]
             )
-        copied = scores.copied_source["stripped_segment"]
+        copied = scores.copied_source
         rows.append(
             ["", "source copied", str(scores.units["stripped_segment"]), *_metric_cells(copied)]
         )
@@ -425,9 +425,8 @@ def _records(system: System) -> Iterator[dict[str, Any]]:
             for name, score in by_metric.items():
                 yield record(unit, f"{name}.corpus", score.corpus)
                 yield record(unit, f"{name}.mean", score.mean)
-        for unit, by_metric in scores.translation.copied_source.items():
-            for name, score in by_metric.items():
-                yield record(unit, f"source_copied.{name}.corpus", score.corpus)
+        for name, score in scores.translation.copied_source.items():
+            yield record("stripped_segment", f"source_copied.{name}.corpus", score.corpus)
         yield record("", "alignment_failures", scores.translation.alignment_failures)
         for name, learned in scores.translation.learned.items():
             yield record("stripped_segment", name, learned.segment)

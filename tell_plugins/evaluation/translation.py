@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class TranslationScores:
         cut: answers that the limit of new tokens ended.
         units: how many units each entry of `scores` is over.
         scores: by unit (`UNITS`), then metric (`METRICS`).
-        copied_source: the baseline that gives the source back, by the same units (no `raw`).
+        copied_source: the baseline that gives the source back, over the aligned lines.
         learned: BLEURT and COMET, where they were asked for.
     """
 
@@ -66,7 +66,7 @@ class TranslationScores:
     cut: Rate
     units: dict[str, int]
     scores: dict[str, dict[str, MetricScore]]
-    copied_source: dict[str, dict[str, MetricScore]]
+    copied_source: dict[str, MetricScore]
     learned: dict[str, LearnedScores]
 
 
@@ -74,9 +74,9 @@ class TranslationScores:
 class Pairs:
     """Hypotheses and references of one unit, each on one line; `rows` are their test rows."""
 
-    hypotheses: list[str]
-    references: list[str]
-    rows: list[int]
+    hypotheses: tuple[str, ...]
+    references: tuple[str, ...]
+    rows: tuple[int, ...]
 
 
 def score_translation(scored: Scored) -> TranslationScores:
@@ -95,7 +95,7 @@ def score_translation(scored: Scored) -> TranslationScores:
         cut=rate([doc.cut for doc in docs], rows),
         units={unit: len(found.rows) for unit, found in units.items()},
         scores={unit: score_pairs(found) for unit, found in units.items()},
-        copied_source={unit: score_pairs(pairs(copied, unit)) for unit in UNITS[1:]},
+        copied_source=score_pairs(pairs(copied, "stripped_segment")),
         learned={},
     )
 
@@ -104,18 +104,18 @@ def pairs(docs: Sequence[Document], unit: str) -> Pairs:
     """The hypotheses and references of `docs`, by the unit's kind."""
     if unit == "stripped_segment":
         return Pairs(
-            [one_line(line) for doc in docs for line in doc.hypotheses],
-            [one_line(line) for doc in docs for line in doc.references],
-            [doc.row for doc in docs for _ in doc.references],
+            tuple(one_line(line) for doc in docs for line in doc.hypotheses),
+            tuple(one_line(line) for doc in docs for line in doc.references),
+            tuple(doc.row for doc in docs for _ in doc.references),
         )
-    rows = [doc.row for doc in docs]
+    rows = tuple(doc.row for doc in docs)
     if unit == "raw_document":
-        return Pairs(
-            [one_line(d.answer) for d in docs], [one_line(d.reference) for d in docs], rows
-        )
+        both = [(doc.answer, doc.reference) for doc in docs]
+    else:
+        both = [(" ".join(doc.hypotheses), " ".join(doc.references)) for doc in docs]
     return Pairs(
-        [one_line(" ".join(doc.hypotheses)) for doc in docs],
-        [one_line(" ".join(doc.references)) for doc in docs],
+        tuple(one_line(answer) for answer, _ in both),
+        tuple(one_line(reference) for _, reference in both),
         rows,
     )
 
@@ -140,8 +140,14 @@ def metric(name: str, *, by_unit: bool = False) -> Any:
     return CHRF(word_order=2 if name == "chrf++" else 0)
 
 
+@lru_cache(maxsize=64)
 def unit_statistics(name: str, found: Pairs) -> Floats:
-    """sacrebleu's sufficient statistics of each unit: (units, s), whose sum is the corpus'."""
+    """sacrebleu's sufficient statistics of each unit: (units, s), whose sum is the corpus'.
+
+    Those of chrF are the character part of chrF++'s, so they are not counted twice.
+    """
+    if name == "chrf":
+        return unit_statistics("chrf++", found)[:, : 3 * metric("chrf").char_order]
     stats = metric(name)._extract_corpus_statistics(found.hypotheses, [found.references])
     return np.asarray(stats, float)
 

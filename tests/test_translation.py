@@ -1,0 +1,322 @@
+"""Translation: openings, alignment, sacrebleu's own numbers, baselines, the fixed examples."""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.sources import open_task
+from tell_plugins.evaluation import scoring, translation
+from tell_plugins.evaluation.fewshot import (
+    EXAMPLES,
+    choose_examples,
+    fixed_examples,
+    load_examples,
+)
+from tell_plugins.evaluation.measures import difference, measures
+from tell_plugins.evaluation.scored import load_scored
+from tell_plugins.evaluation.segments import (
+    align,
+    documents,
+    reference_opening,
+    strip_opening,
+)
+from tell_plugins.evaluation.translation import TranslationScores
+from tests.conftest import MakeCard
+from tests.saved_answers import save_answers
+
+OPENING = "Here is the translation: \n\n "
+DOCUMENTS = [
+    ("One house\nTwo red houses\nThe end", "Eitt hús\nTvö rauð hús\nEndir sögunnar"),
+    ("A dog barks\nA cat sleeps all day", "Hundur geltir\nKötturinn sefur allan daginn"),
+    ("Rain again today", "Aftur rigning í dag"),
+]
+REFERENCES = [OPENING + reference for _, reference in DOCUMENTS]
+
+
+@pytest.fixture
+def card(make_card: MakeCard) -> str:
+    make_card(
+        "lines",
+        train=[{"q": s, "r": OPENING + r} for s, r in DOCUMENTS],
+        test=[{"q": s, "r": OPENING + r} for s, r in DOCUMENTS],
+        metric="translation",
+        translation={"source": "English", "target": "Icelandic"},
+    )
+    return "lines"
+
+
+def scored_as(folder: Path) -> TranslationScores:
+    found = scoring.write(folder).translation
+    assert found is not None
+    return found
+
+
+# --- openings and alignment -------------------------------------------------------------------
+
+
+def test_the_opening_is_what_all_references_share_in_front() -> None:
+    assert reference_opening(REFERENCES) == OPENING
+    assert reference_opening(["Sure: a b", "Sure: a c"]) == "Sure: "
+    assert reference_opening(["The house", "The horse"]) == ""  # words, not an opening
+    assert reference_opening(["Sure: only one"]) == ""
+    assert reference_opening(["a", "b"]) == ""
+    assert reference_opening(["\n\na", "\n\nb"]) == ""
+
+
+def test_the_opening_of_the_official_references(real_home: Path) -> None:
+    task = open_task(load_card("en_is_news"), "test")
+    opening = "Sure, here is the Icelandic translation: \n\n "
+    assert reference_opening(task.responses) == opening
+    stripped = [strip_opening(response, opening) for response in task.responses]
+    assert all(had for _, had in stripped)
+    lines = [len(text.split("\n")) for text, _ in stripped]
+    assert lines == [len(source.split("\n")) for source in task.plain]
+    assert sum(lines) == 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "rest", "had"),
+    [
+        (OPENING + "Eitt", "Eitt", True),
+        ("Here is the translation:\nEitt", "Eitt", True),
+        ("\n  Here is  the translation: Eitt", "Eitt", True),
+        ("Here is the translation:", "", True),
+        ("here is the translation: Eitt", "here is the translation: Eitt", False),
+        ("Here is the translation:Eitt", "Here is the translation:Eitt", False),
+        ("Eitt", "Eitt", False),
+        ("", "", False),
+    ],
+)
+def test_stripping_the_opening(text: str, rest: str, had: bool) -> None:
+    assert strip_opening(text, OPENING) == (rest, had)
+    assert strip_opening(text, "") == (text, False)
+
+
+@pytest.mark.parametrize(
+    ("lines", "count", "aligned", "found"),
+    [
+        (["a", "b"], 2, ["a", "b"], 2),
+        (["a", "", "b"], 2, ["a", "b"], 2),  # empty lines between are left out ...
+        (["a", "", "b"], 3, ["a", "", "b"], 3),  # ... unless the number is right with them
+        (["a"], 3, ["a", "", ""], 1),
+        (["a", "b", "c", "d"], 2, ["a", "b c d"], 4),
+        ([], 2, ["", ""], 0),
+        (["a", "b"], 1, ["a b"], 2),
+    ],
+)
+def test_alignment(lines: list[str], count: int, aligned: list[str], found: int) -> None:
+    assert align(lines, count) == (aligned, found)
+
+
+def test_failures_of_alignment_are_counted_and_scored(card: str, tmp_path: Path) -> None:
+    texts = [
+        OPENING + "Eitt hús\nTvö rauð hús",  # one line too few
+        "Hundur geltir\nKötturinn sefur\nallan daginn\n",  # one too many, no opening
+        "",
+    ]
+    folder = save_answers(tmp_path / "a", card, texts, cut=[0])
+    docs, _ = documents(load_scored(folder))
+    assert [doc.hypotheses for doc in docs] == [
+        ["Eitt hús", "Tvö rauð hús", ""],
+        ["Hundur geltir", "Kötturinn sefur allan daginn"],
+        [""],
+    ]
+    found = scored_as(folder)
+    assert (found.alignment_failures.k, found.alignment_failures.n) == (3, 3)
+    assert (found.fewer_lines, found.more_lines, found.empty) == (1, 1, 1)
+    assert (found.opened.k, found.cut.k) == (1, 1)
+    assert found.units == {"raw_document": 3, "stripped_document": 3, "stripped_segment": 6}
+    # the surplus line, joined, makes that segment right; the missing ones count as 0
+    means = found.scores["stripped_segment"]["chrf++"].mean
+    assert means.value == pytest.approx((100 + 100 + 0 + 100 + 100 + 0) / 6)
+
+
+def test_lines_of_any_system_and_odd_characters(card: str, tmp_path: Path) -> None:
+    texts = [
+        "Eitt hús\r\nTvö rauð hús\r\nEndir sögunnar",
+        "Hundur\u2028geltir\n\ud800Kötturinn\x0b sefur",  # neither is a line break here
+        "Aftur rigning í dag",
+    ]
+    found = scored_as(save_answers(tmp_path / "a", card, texts))
+    assert found.alignment_failures.k == 0
+
+
+def test_a_source_with_other_lines_than_its_reference_is_one_segment(
+    make_card: MakeCard, tmp_path: Path
+) -> None:
+    make_card(
+        "uneven",
+        train=[{"q": "a", "r": "b"}],
+        test=[{"q": "One.\nTwo.", "r": "Eitt. Tvö."}, {"q": "x\ny", "r": "u\nv"}],
+        metric="translation",
+        translation={"source": "English", "target": "Icelandic"},
+    )
+    folder = save_answers(tmp_path / "a", "uneven", ["Eitt.\n\nTvö.", "u\nv"])
+    docs, _ = documents(load_scored(folder))
+    assert (docs[0].sources, docs[0].hypotheses) == (["One. Two."], ["Eitt. Tvö."])
+    assert all(doc.aligned for doc in docs)
+    assert scored_as(folder).scores["stripped_segment"]["bleu"].corpus.value is not None
+
+
+# --- scores -----------------------------------------------------------------------------------
+
+
+def test_identical_and_shuffled_references(real_home: Path, tmp_path: Path) -> None:
+    task = open_task(load_card("en_is_news"), "test")
+    same = scored_as(save_answers(tmp_path / "same", "en_is_news", task.responses))
+    for by_metric in same.scores.values():
+        for score in by_metric.values():
+            assert score.corpus.value == pytest.approx(100)
+            assert score.mean.value == pytest.approx(100)
+            assert (score.corpus.low, score.corpus.high) == pytest.approx((100, 100))
+    assert same.units == {"raw_document": 65, "stripped_document": 65, "stripped_segment": 1000}
+    assert (same.alignment_failures.k, same.opened.k) == (0, 65)
+
+    shuffled = list(task.responses)
+    random.Random(0).shuffle(shuffled)
+    other = scored_as(save_answers(tmp_path / "other", "en_is_news", shuffled))
+    assert other.alignment_failures.k > 40
+    assert other.fewer_lines + other.more_lines == other.alignment_failures.k
+    for unit, by_metric in other.scores.items():
+        for name, score in by_metric.items():
+            assert score.corpus.value is not None
+            assert score.corpus.value < (60 if unit == "raw_document" else 45), (unit, name)
+            assert score.corpus.low is not None
+            assert score.corpus.high is not None
+            assert score.corpus.low <= score.corpus.value <= score.corpus.high
+    # the shared opening alone lifts the raw score of wrong documents
+    raw, stripped = (other.scores[u]["bleu"].corpus.value for u in translation.UNITS[:2])
+    assert raw is not None
+    assert stripped is not None
+    assert raw > stripped
+
+
+def test_giving_the_source_back_is_the_baseline(real_home: Path, tmp_path: Path) -> None:
+    task = open_task(load_card("en_is_news"), "test")
+    found = scored_as(save_answers(tmp_path / "a", "en_is_news", task.plain))
+    assert found.scores["stripped_segment"] == found.copied_source
+    assert found.opened.k == 0
+    chrf = found.copied_source["chrf++"].corpus.value
+    assert chrf is not None
+    assert 10 < chrf < 30
+
+
+@pytest.mark.parametrize("unit", translation.UNITS)
+def test_scores_equal_sacrebleus_command_line(card: str, tmp_path: Path, unit: str) -> None:
+    texts = [
+        OPENING + "Eitt gult hús\nTvö rauð hús .",
+        "Hundur geltir\nKötturinn sefur allan daginn\nBúið",
+        "Aftur snjór í dag, 1,000 metrar!",
+    ]
+    folder = save_answers(tmp_path / "a", card, texts)
+    docs, _ = documents(load_scored(folder))
+    pairs = translation.pairs(docs, unit)
+    for name, lines in (("hyp", pairs.hypotheses), ("ref", pairs.references)):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    scores = scored_as(folder).scores[unit]
+    for name, flags in (
+        ("bleu", ["-m", "bleu"]),
+        ("chrf", ["-m", "chrf"]),
+        ("chrf++", ["-m", "chrf", "--chrf-word-order", "2"]),
+    ):
+        command = [sys.executable, "-m", "sacrebleu", str(tmp_path / "ref")]
+        command += ["-i", str(tmp_path / "hyp"), "-w", "10", "-f", "text", *flags]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        match = re.match(r"([^|]+)\|(\S+) = (\d+\.\d+)", printed)
+        assert match is not None, printed
+        assert scores[name].corpus.value == pytest.approx(float(match[3]), abs=1e-9)
+        assert scores[name].signature == match[2]
+
+
+def test_scores_of_units_equal_sacrebleus_sentence_scores(card: str, tmp_path: Path) -> None:
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    texts = ["Eitt gult hús\nTvö rauð hús\nEndir", "Hundur gelti\nKötturinn sefur", "Rigning í dag"]
+    folder = save_answers(tmp_path / "a", card, texts)
+    docs, _ = documents(load_scored(folder))
+    pairs = translation.pairs(docs, "stripped_segment")
+    scores = scored_as(folder).scores["stripped_segment"]
+    for name, scorer in (("bleu", BLEU(effective_order=True)), ("chrf++", CHRF(word_order=2))):
+        each = [
+            scorer.sentence_score(hypothesis, [reference]).score
+            for hypothesis, reference in zip(pairs.hypotheses, pairs.references, strict=True)
+        ]
+        assert scores[name].mean.value == pytest.approx(np.mean(each))
+
+
+def test_differences_of_corpus_scores(real_home: Path, tmp_path: Path) -> None:
+    """A system against one whose last lines are missing: worse, and surely so."""
+    task = open_task(load_card("en_is_news"), "test")
+    worse = [response.rsplit("\n", 2)[0] for response in task.responses]
+    good = measures(load_scored(save_answers(tmp_path / "a", "en_is_news", task.responses)))
+    bad = measures(load_scored(save_answers(tmp_path / "b", "en_is_news", worse)))
+    for key in [(unit, name) for unit in translation.UNITS for name in translation.METRICS]:
+        found = difference(bad[key], good[key], resamples=200, seed=1)
+        assert found is not None
+        assert found.high < 0, key
+        assert (found.n, found.unit) == (65, "test row")
+        again = difference(good[key], good[key], resamples=200, seed=1)
+        assert again is not None
+        assert (again.value, again.low, again.high, again.p) == (0, 0, 0, 1)
+
+
+# --- the fixed examples -----------------------------------------------------------------------
+
+
+def test_two_fixed_examples_are_chosen_by_seed_and_saved(real_home: Path, tmp_path: Path) -> None:
+    card = load_card("en_is_news")
+    first = fixed_examples(tmp_path, card)
+    assert load_examples(tmp_path / EXAMPLES) == first
+    assert fixed_examples(tmp_path, card) == first
+    train = open_task(card, "train")
+    median = np.median(
+        [len(q) + len(r) for q, r in zip(train.queries, train.responses, strict=True)]
+    )
+    assert len(first.history) == 2
+    for example in first.examples:
+        assert bytes(train.ids[example.row]).hex() == example.id
+        assert (example.query, example.response) == (
+            train.queries[example.row],
+            train.responses[example.row],
+        )
+        assert len(example.query) + len(example.response) <= median
+    others = {tuple(e.id for e in choose_examples(card, seed=seed).examples) for seed in range(8)}
+    assert len(others) > 4
+
+
+def test_saved_examples_are_not_replaced_in_silence(make_card: MakeCard, tmp_path: Path) -> None:
+    make_card(
+        "sums",
+        train=[{"q": f"{n} + {n}?", "r": f"#### {2 * n}"} for n in range(10, 30)],
+        test=[{"q": "1 + 1?", "r": "#### 2"}],
+    )
+    card = "sums"
+    fixed_examples(tmp_path, load_card(card), count=1)
+    with pytest.raises(UserError, match="other examples are saved here"):
+        fixed_examples(tmp_path, load_card(card), count=1, seed=43)
+    (tmp_path / EXAMPLES).write_text("{}")
+    with pytest.raises(UserError, match="no saved examples"):
+        fixed_examples(tmp_path, load_card(card), count=1)
+
+
+def test_examples_are_no_test_rows_and_not_too_few(make_card: MakeCard) -> None:
+    make_card(
+        "leaky",
+        train=[{"q": "seen in test", "r": "#### 1"}, {"q": "not seen", "r": "#### 2"}],
+        test=[{"q": "Seen in TEST!", "r": "#### 3"}],
+    )
+    card = load_card("leaky")
+    chosen = choose_examples(card, count=1, longest=1000)
+    assert chosen.examples[0].query.endswith("not seen")
+    with pytest.raises(UserError, match="2 examples asked, 1 rows"):
+        choose_examples(card, count=2, longest=1000)
