@@ -62,6 +62,7 @@ class _Units:
         self._parser.EndElementHandler = self._end
         self._parser.CharacterDataHandler = self._text
         self._parser.EntityDeclHandler = self._entity
+        self._parser.SkippedEntityHandler = self._unknown_entity
         self._parser.StartDoctypeDeclHandler = self._doctype
 
     def feed(self, block: bytes, last: bool = False) -> None:
@@ -82,6 +83,9 @@ class _Units:
 
     def _entity(self, name: str, *_: Any) -> None:
         raise self._error(f"it declares an entity ('{name}'), which is refused")
+
+    def _unknown_entity(self, name: str, _parameter: bool) -> None:
+        raise self._error(f"it uses an entity ('{name}') that it does not define")
 
     def _doctype(self, _name: str, _system: Any, _public: Any, has_subset: bool) -> None:
         if has_subset:

@@ -1,0 +1,478 @@
+"""IS-EN-NEWS made again from aligned lines, and its extra split from a translation memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from hashlib import md5
+from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
+
+import pytest
+
+from tell_plugins.cli import main
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.sources import open_task
+from tell_plugins.preparation import is_en_news, wmt
+from tell_plugins.preparation.checksums import Checksum, matches
+from tell_plugins.preparation.download import DIRECT, Places
+from tell_plugins.preparation.is_en_news import Frame, Segment, frame, join_documents, read_lines
+from tell_plugins.preparation.tmx import read_pairs
+from tests.file_server import FileServer, serving
+
+OFFICIAL = {"train": "dev-en-is.jsonl", "test": "test-en-is.jsonl"}
+Documents = list[tuple[list[str], list[str]]]
+
+
+def documents(path: Path, card: str = "en_is_news") -> Documents:
+    """The aligned lines of every document of an official file."""
+    text = frame(load_card(card))
+    found = []
+    for line in path.open(encoding="utf-8", newline="\n"):
+        row = json.loads(line)
+        assert row["query"].startswith(text.anchor)
+        assert row["response"].startswith(text.opening)
+        source = row["query"].removeprefix(text.anchor).split("\n")
+        target = row["response"].removeprefix(text.opening).split("\n")
+        assert len(source) == len(target)
+        found.append((source, target))
+    return found
+
+
+def write_aligned(folder: Path, docs: Documents, line_end: str = "\n") -> list[str]:
+    """The documents as three aligned files; returns the flags that name them."""
+    folder.mkdir(exist_ok=True)
+    columns: dict[str, list[str]] = {"source": [], "reference": [], "docids": []}
+    for number, (source, target) in enumerate(docs):
+        columns["source"] += source
+        columns["reference"] += target
+        columns["docids"] += [f"doc{number}"] * len(source)
+    flags = []
+    for name, lines in columns.items():
+        path = folder / f"{name}.txt"
+        path.write_bytes("".join(line + line_end for line in lines).encode())
+        flags += [f"--{name}", str(path)]
+    return flags
+
+
+# --- documents from aligned lines ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", OFFICIAL)
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_official_documents_rebuilt_byte_for_byte(
+    real_data: Path, tmp_path: Path, split: str, line_end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    official = real_data / "tell_official" / OFFICIAL[split]
+    docs = documents(official)
+    assert sum(len(source) for source, _ in docs) == 1000
+    flags = write_aligned(tmp_path / "aligned", docs, line_end)
+    assert main(["data", "en_is_news", "--rebuild", "--split", split, *flags]) == 0
+    built = tmp_path / "data" / "en_is_news" / OFFICIAL[split]
+    assert built.read_bytes() == official.read_bytes()
+    assert "1,000 lines, equal to the official file, byte by byte" in capsys.readouterr().out
+    record = json.loads((built.parent / f"{built.name}.provenance.json").read_text())
+    assert record["from"]["official"] is True
+    assert record["rows"] == len(docs)
+
+
+def test_one_blank_less_is_not_the_official_file(
+    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docs = documents(real_data / "tell_official" / OFFICIAL["test"])
+    docs[3][0][1] = docs[3][0][1].replace(" ", "", 1)
+    flags = write_aligned(tmp_path / "aligned", docs)
+    command = ["data", "en_is_news", "--rebuild", "--split", "test", *flags]
+    built = tmp_path / "data" / "en_is_news" / OFFICIAL["test"]
+    assert main(command) == 2
+    assert "do not make the official file (65 documents)" in capsys.readouterr().err
+    assert not built.exists()
+    assert main([*command, "--accept"]) == 0
+    assert "NOT the official" in capsys.readouterr().out
+    assert main(["data", "list", "en_is_news"]) == 0
+    out = capsys.readouterr().out
+    assert "not the official file, taken with --accept" in out
+    built.write_bytes(built.read_bytes() + b"\n")  # and nothing else passes for it
+    assert main(["data", "list", "en_is_news"]) == 1
+    assert "wrong" in capsys.readouterr().out
+
+
+def test_documents_keep_order_lines_and_blanks() -> None:
+    segments = [
+        Segment("b", "One.  Two ", "Eitt."),
+        Segment("b", "Three\u2028Four", ""),
+        Segment("a", "\u201cFive\u201d", "Fimm"),
+        Segment("b", "Six", "Sex"),  # the same id again is another document
+    ]
+    rows = [json.loads(row) for row in join_documents(segments, Frame("A\n\n ", "S\n\n "))]
+    assert rows == [
+        {"query": "A\n\n One.  Two \nThree\u2028Four", "response": "S\n\n Eitt.\n"},
+        {"query": "A\n\n \u201cFive\u201d", "response": "S\n\n Fimm"},
+        {"query": "A\n\n Six", "response": "S\n\n Sex"},
+    ]
+
+
+def test_lines_are_split_at_line_ends_only(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes("\ufeffa b \r\nc\u2028d\x85e\r\n\nlast".encode())
+    assert read_lines(path) == ["a b ", "c\u2028d\x85e", "", "last"]
+
+
+def test_anchor_is_shared_by_every_official_row(real_data: Path, real_home: Path) -> None:
+    card = load_card("en_is_news")
+    rows = open_task(card, "train")
+    assert rows.anchor.text.strip() == frame(card).anchor.strip()
+    other = frame(load_card("is_en_news"))
+    assert other.anchor.startswith("This text is in Icelandic and needs to be translated into En")
+    assert other.opening == "Sure, here is the English translation: \n\n "
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--source", "s"], "aligned lines are three files of one split"),
+        (["--source", "s", "--reference", "s", "--docids", "s"], "three files of one split"),
+        (["--split", "test", "--source", "no", "--reference", "s", "--docids", "s"], "no file"),
+        (["--split", "test", "--source", "s", "--reference", "l", "--docids", "s"], "2, 3 and 2"),
+        (["--split", "test", "--source", "b", "--reference", "s", "--docids", "s"], "not UTF-8"),
+    ],
+)
+def test_wrong_aligned_files(
+    tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "s").write_text("a\nb\n")
+    (tmp_path / "l").write_text("a\nb\nc\n")
+    (tmp_path / "b").write_bytes(b"a\n\xff\n")
+    named = [str(tmp_path / flag) if len(flag) < 3 else flag for flag in flags]
+    assert main(["data", "en_is_news", "--rebuild", *named]) == 1
+    assert message in capsys.readouterr().err
+
+
+# --- WMT's own files, as sacrebleu finds them ----------------------------------------------------
+
+
+def wmt_xml(docs: Documents, source: str, target: str) -> str:
+    """WMT-21's format: the documents, and for each one that was written in the other language."""
+    parts = ["<?xml version='1.0' encoding='utf-8'?>\n<dataset id='x'>\n"]
+    for number, (lines, translated) in enumerate(docs):
+        for origin, translator in ((source, ' translator="A"'), (target, "")):
+            name = quoteattr(f"doc{number}.{origin}")
+            parts.append(f'<doc id={name} origlang="{origin}">\n<src lang="{source}"><p>\n')
+            parts += segs(lines)
+            parts.append(f'</p></src>\n<ref lang="{target}"{translator}><p>\n')
+            parts += segs(translated)
+            parts.append("</p></ref>\n</doc>\n")
+    return "".join([*parts, "</dataset>\n"])
+
+
+def segs(lines: list[str]) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        yield f'<seg id="{number}">{escape(line)}</seg>\n'
+
+
+@pytest.fixture
+def sacrebleu_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Point sacrebleu's data sets at a folder of the test's own, and at another archive."""
+    from sacrebleu.dataset import DATASETS
+
+    def point(
+        name: str, archive: bytes = b"", url: str = "http://no-such-host.invalid/x.tgz"
+    ) -> Path:
+        folder = tmp_path / "sacrebleu" / name / "raw"
+        monkeypatch.setattr(DATASETS[name], "_rawdir", str(folder))
+        monkeypatch.setattr(DATASETS[name], "data", [url])
+        monkeypatch.setattr(DATASETS[name], "md5", [md5(archive).hexdigest()])
+        return folder
+
+    return point
+
+
+def archive_of(folder: Path, member: str, content: bytes) -> bytes:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "member").write_bytes(content)
+    with tarfile.open(folder / "x.tgz", "w:gz") as tar:
+        tar.add(folder / "member", arcname="../outside.txt")
+        tar.add(folder / "member", arcname=member)
+    return (folder / "x.tgz").read_bytes()
+
+
+def test_rebuilt_through_sacrebleus_cache(
+    real_data: Path,
+    tmp_path: Path,
+    sacrebleu_at: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, split, member in (
+        ("wmt21/dev", "train", "dev/xml/newsdev2021.en-is.xml"),
+        ("wmt21", "test", "test/newstest2021.en-is.xml"),
+    ):
+        path = sacrebleu_at(name) / member
+        path.parent.mkdir(parents=True)
+        docs = documents(real_data / "tell_official" / OFFICIAL[split])
+        path.write_text(wmt_xml(docs, "en", "is"), encoding="utf-8", newline="\n")
+    assert main(["data", "en_is_news", "--rebuild"]) == 0
+    for split, file in OFFICIAL.items():
+        built = tmp_path / "data" / "en_is_news" / file
+        assert built.read_bytes() == (real_data / "tell_official" / file).read_bytes()
+        assert matches(built, Checksum("blob", str(load_card("en_is_news").split(split).blob)))
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with serving() as running:
+        yield running
+
+
+def test_archive_is_fetched_verified_and_one_member_taken(
+    tmp_path: Path, server: FileServer, sacrebleu_at: Callable[..., Path]
+) -> None:
+    docs: Documents = [(["One.", "Two."], ["Eitt.", "Tvö."]), (["Three & <four>"], ["Þrjú"])]
+    archive = archive_of(
+        tmp_path / "make",
+        "test/newstest2021.is-en.xml",
+        wmt_xml([(t, s) for s, t in docs], "is", "en").encode(),
+    )
+    server.files["/test.tgz"] = archive
+    folder = sacrebleu_at("wmt21", archive, f"{server.url}/test.tgz")
+    segments, origin = is_en_news.from_sacrebleu(load_card("is_en_news"), "test", DIRECT)
+    assert [s.source for s in segments] == ["Eitt.", "Tvö.", "Þrjú"]
+    assert [s.target for s in segments] == ["One.", "Two.", "Three & <four>"]
+    assert len({s.document for s in segments}) == 2
+    assert origin["archive"] == f"{server.url}/test.tgz"
+    assert not (folder.parent / "outside.txt").exists()
+    is_en_news.from_sacrebleu(load_card("is_en_news"), "test", DIRECT)
+    assert len(server.requests) == 1
+
+
+def test_archive_from_a_folder_under_its_published_name(
+    tmp_path: Path, sacrebleu_at: Callable[..., Path]
+) -> None:
+    xml = wmt_xml([(["One."], ["Eitt."])], "en", "is").encode()
+    archive_of(tmp_path / "make", "test/newstest2021.en-is.xml", xml)
+    sacrebleu_at("wmt21", (tmp_path / "make" / "x.tgz").read_bytes())
+    places = Places(folder=tmp_path / "make")
+    segments, _ = is_en_news.from_sacrebleu(load_card("en_is_news"), "test", places)
+    assert [(s.source, s.target) for s in segments] == [("One.", "Eitt.")]
+
+
+def test_wrong_archive(
+    tmp_path: Path, server: FileServer, sacrebleu_at: Callable[..., Path]
+) -> None:
+    server.files["/test.tgz"] = b"something else"
+    folder = sacrebleu_at("wmt21", b"the right one", f"{server.url}/test.tgz")
+    with pytest.raises(MachineError, match=r"not the right file.*md5"):
+        is_en_news.from_sacrebleu(load_card("en_is_news"), "test", DIRECT)
+    assert [p.name for p in folder.iterdir() if not p.name.endswith(".lock")] == []
+
+
+@pytest.mark.parametrize("kind", ["no archive", "no member", "a link"])
+def test_archive_members_are_checked(tmp_path: Path, kind: str) -> None:
+    archive = tmp_path / "x.tgz"
+    if kind == "no archive":
+        archive.write_bytes(b"no archive")
+    else:
+        with tarfile.open(archive, "w:gz") as tar:
+            entry = tarfile.TarInfo("other" if kind == "no member" else "member")
+            if kind == "a link":
+                entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            tar.addfile(entry)
+    with pytest.raises(MachineError, match="'member'"):
+        wmt.take_member(archive, "member", tmp_path / "out" / "member")
+    assert not (tmp_path / "out" / "member").exists()
+
+
+# --- the translation memory ----------------------------------------------------------------------
+
+LONG = " ".join(f"word{number}" for number in range(51))
+LANG = " ".join(f"orð{number}" for number in range(45))
+
+
+def tmx(units: list[str], head: str = "") -> str:
+    return (
+        f'<?xml version="1.0" encoding="utf-8"?>\n{head}<tmx version="1.4"><header/><body>\n'
+        + "\n".join(units)
+        + "\n</body></tmx>\n"
+    )
+
+
+def unit(english: str, icelandic: str, tags: tuple[str, str] = ("en", "is")) -> str:
+    return (
+        f'<tu><prop type="x">note</prop><tuv xml:lang="{tags[0]}"><seg>{english}</seg></tuv>'
+        f'<tuv xml:lang="{tags[1]}"><seg>{icelandic}</seg></tuv></tu>'
+    )
+
+
+def test_pairs_of_a_memory(tmp_path: Path) -> None:
+    path = tmp_path / "x.tmx"
+    units = [
+        unit("A  dog &amp;\n a cat", "Hundur"),
+        unit(
+            "<bpt i='1'>{b}</bpt>Bold<ept i='1'>{/b}</ept> <hi>high</hi>", "Feitt", ("EN-US", "IS")
+        ),
+        '<tu><tuv lang="is"><seg>Öfug röð</seg></tuv><tuv lang="en_GB"><seg>Order</seg></tuv></tu>',
+        '<tu><tuv xml:lang="en"><seg>Alone</seg></tuv></tu>',
+        unit("", "Tómt"),
+        unit("Other", "Autre", ("en", "fr")),
+    ]
+    path.write_text(tmx(units, '<!DOCTYPE tmx SYSTEM "tmx14.dtd">\n'), encoding="utf-8")
+    assert list(read_pairs(path, ("en", "is"))) == [
+        ("A dog & a cat", "Hundur"),
+        ("Bold high", "Feitt"),
+        ("Order", "Öfug röð"),
+    ]
+    utf16 = tmp_path / "utf16.tmx"
+    text = path.read_text(encoding="utf-8").replace('"utf-8"', '"utf-16"')
+    utf16.write_bytes(text.encode("utf-16"))
+    assert len(list(read_pairs(utf16, ("is", "en")))) == 3
+
+
+BOMB = '<!DOCTYPE tmx [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]>\n'
+OUTSIDE = '<!DOCTYPE tmx [<!ENTITY a SYSTEM "file:///etc/passwd">]>\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (tmx([unit("&b;", "x")], BOMB), "declares"),
+        (tmx([unit("&a;", "x")], OUTSIDE), "declares"),
+        (tmx([unit("&a;", "x")], '<!DOCTYPE tmx SYSTEM "http://host/x.dtd">'), "uses an entity"),
+        (tmx([unit("&a;", "x")]), "no XML: undefined entity"),
+        (tmx([unit("a", "b")])[:-20], "no XML"),
+        ("<tmx><body><tu></body></tmx>", "no XML: mismatched tag"),
+        ("plain text", "no XML"),
+        ("", "no XML: no element found"),
+        ("<html/>", "no translation unit"),
+        (tmx([unit("x" * 200_001, "b")]), "more than 200,000 characters"),
+    ],
+)
+def test_wrong_memories(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "x.tmx"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message) as raised:
+        list(read_pairs(path, ("en", "is")))
+    assert "x.tmx" in str(raised.value)
+
+
+def test_no_such_memory(capsys: pytest.CaptureFixture[str], real_home: Path) -> None:
+    assert main(["data", "en_is_news", "--tmx", "/no/such.tmx"]) == 1
+    assert "no file '/no/such.tmx'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Both cards with documents of the test's own, found in its data home."""
+    home = tmp_path / "data"
+    for name, (train, test) in {
+        "en_is_news": ("dev-en-is.jsonl", "test-en-is.jsonl"),
+        "is_en_news": ("dev-is-en.jsonl", "test-is-en.jsonl"),
+    }.items():
+        text = frame(load_card(name))
+        for file in (train, test):
+            docs = [[Segment(f"{n}", f"{file} line {n}.", f"{file} lína {n}.")] for n in (1, 2)]
+            rows = [row for doc in docs for row in join_documents(doc, text)]
+            (home / name).mkdir(parents=True, exist_ok=True)
+            (home / name / file).write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return home
+
+
+def tm_rows(
+    home: Path, card: str = "en_is_news", file: str = "tm-en-is.jsonl"
+) -> list[tuple[str, str]]:
+    text = frame(load_card(card))
+    rows = [json.loads(line) for line in (home / card / file).open(encoding="utf-8")]
+    assert all(row["query"].startswith(text.anchor) for row in rows)
+    return [
+        (row["query"].removeprefix(text.anchor), row["response"].removeprefix(text.opening))
+        for row in rows
+    ]
+
+
+def test_long_new_pairs_become_a_split(
+    small_cards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = f"{LONG} and so on"
+    with (small_cards / "en_is_news" / "test-en-is.jsonl").open("a", encoding="utf-8") as file:
+        row = join_documents([Segment("9", held_out, "Annað.")], frame(load_card("en_is_news")))
+        file.write(row[0] + "\n")
+    path = tmp_path / "memory.tmx"
+    units = [
+        unit(LONG, LANG),
+        unit(LONG.upper() + "!", "Sama setning"),  # repeated but for case and punctuation
+        unit(LONG + " more", LANG.title()),  # its Icelandic side is repeated
+        unit(" ".join(LONG.split()[:50]), "Of stutt"),
+        unit(held_out.title(), "Próf"),
+        unit(LONG + " last", "dev-is-en.jsonl line 1"),  # Icelandic documents count too
+        unit(LONG + " end", "Lok"),
+    ]
+    path.write_text(tmx(units), encoding="utf-8")
+    assert main(["data", "en_is_news", "--tmx", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "2 pairs (left out: 1 English side of 50 words or fewer" in out
+    assert "2 a sentence of the train or test documents" in out
+    assert "2 a sentence that an earlier pair has" in out
+    assert tm_rows(small_cards) == [(LONG, LANG), (LONG + " end", "Lok")]
+    rows = open_task(load_card("en_is_news"), "tm")
+    assert len(rows) == 2
+    assert rows.plain[0] == LONG
+    record = json.loads((small_cards / "en_is_news" / "tm-en-is.jsonl.provenance.json").read_text())
+    assert record["left_out"] == {"short": 1, "held_out": 2, "repeated": 2}
+    assert main(["data", "is_en_news", "--tmx", str(path)]) == 0
+    assert (LANG, LONG) in tm_rows(small_cards, "is_en_news", "tm-is-en.jsonl")
+
+
+def test_memory_without_a_usable_pair(
+    small_cards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "memory.tmx"
+    path.write_text(tmx([unit("short", "stutt")]), encoding="utf-8")
+    assert main(["data", "en_is_news", "--tmx", str(path)]) == 1
+    assert "none of its 1 pairs can be used" in capsys.readouterr().err
+    assert not (small_cards / "en_is_news" / "tm-en-is.jsonl").exists()
+
+
+def test_memory_needs_the_documents_to_stay_apart_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "memory.tmx"
+    path.write_text(tmx([unit(LONG, LANG)]), encoding="utf-8")
+    assert main(["data", "is_en_news", "--tmx", str(path)]) == 1
+    assert "./run.sh data is_en_news" in capsys.readouterr().err
+
+
+BUILD = """
+import resource, sys
+from pathlib import Path
+from tell_plugins.core.cards import load_card
+from tell_plugins.preparation.translation_memory import build
+build(load_card("en_is_news"), Path(sys.argv[1]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_large_memory_is_streamed(small_cards: Path, tmp_path: Path) -> None:
+    path = tmp_path / "large.tmx"
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        file.write(tmx([]).partition("</body>")[0])
+        while file.tell() < 100 << 20:
+            lines = []
+            for _ in range(500):
+                count += 1
+                words = LONG if count % 2 else "too short"
+                lines.append(unit(f"{words} {count}", f"{LANG} {count}") + "\n")
+            file.write("".join(lines))
+        file.write("</body></tmx>\n")
+    assert path.stat().st_size >= 100 << 20
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, str(path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) < 300  # MiB
+    built = small_cards / "en_is_news" / "tm-en-is.jsonl"
+    with built.open("rb") as lines_built:
+        assert sum(1 for _ in lines_built) == count // 2
