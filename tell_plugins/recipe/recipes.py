@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,22 @@ class Recipe:
     Attributes:
         values: ms-swift's keys as given; what is not given is ms-swift's default.
         lines: for each key of the file, its line (from 1).
+        flags: keys that the command line gave; they won over the file.
     """
 
     path: Path
     values: dict[str, Any]
     lines: dict[str, int] = field(default_factory=dict)
+    flags: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
         return self.path.stem
 
     def where(self, key: str | None = None) -> str:
-        """The file, and the line of `key`, for messages."""
+        """The file, and the line of `key`, or the flag that gave it, for messages."""
+        if key in self.flags:
+            return f"flag --{key}"
         line = self.lines.get(key or "")
         return paths.shown(self.path) + (f", line {line}" if line else "")
 
@@ -76,7 +80,8 @@ class Recipe:
     def with_values(self, **values: Any) -> Recipe:
         """The same recipe with some keys replaced; None removes a key."""
         merged = {**self.values, **values}
-        return Recipe(self.path, {key: v for key, v in merged.items() if v is not None}, self.lines)
+        kept = {key: value for key, value in merged.items() if value is not None}
+        return replace(self, values=kept)
 
     def argv(self) -> list[str]:
         """The recipe as ms-swift's command line flags, which every version reads alike.
@@ -141,7 +146,8 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> Recipe:
             )
         lines[key] = key_node.start_mark.line + 1
     values = {str(key): value for key, value in values.items()}
-    return Recipe(file, {**values, **parse_flags(flags)}, lines)
+    given = parse_flags(flags)
+    return Recipe(file, {**values, **given}, lines, frozenset(given))
 
 
 def _read(file: Path) -> str:

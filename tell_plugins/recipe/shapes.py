@@ -9,6 +9,7 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
+from tell_plugins.recipe.models import model_folder
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,9 @@ def shape_of(model: str) -> Shape | None:
 
     Raises UserError for a folder whose config.json cannot be read.
     """
-    config = Path(model).expanduser() / "config.json"
-    if config.is_file():
-        return _from_config(config)
+    folder = model_folder(model)
+    if folder is not None and (folder / "config.json").is_file():
+        return _from_config(folder / "config.json")
     return _KNOWN.get(model.rstrip("/").rpartition("/")[2].lower())
 
 

@@ -1,0 +1,322 @@
+"""`./run.sh check RECIPE...`: what would this run do? No GPU, no network, no training."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from tell_plugins.core import paths
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import GENERAL, Mixture, build_mixture
+from tell_plugins.core.spec import Amount, Spec
+from tell_plugins.recipe import check_report
+from tell_plugins.recipe.data_rules import check_files, general_part
+from tell_plugins.recipe.findings import Finding, as_errors, error, errors_of, warning
+from tell_plugins.recipe.lengths import Counted, count, max_length, own_tokenizer
+from tell_plugins.recipe.recipes import Recipe, load_recipe
+from tell_plugins.recipe.rules import check_recipe
+from tell_plugins.recipe.schedule import Exposure, Plan, exposure, plan, why_no_op
+from tell_plugins.recipe.settings import Settings
+from tell_plugins.recipe.swift_keys import SwiftKeys, swift_keys
+
+
+@dataclass
+class Checked:
+    """Everything that is known about a run before it runs; what is not known is None.
+
+    Attributes:
+        planned: (task, general) entries by the dataset string alone, without the files.
+        counted: the rows by each tokenizer, the counting one first.
+    """
+
+    recipe: Recipe
+    settings: Settings
+    spec: Spec | None = None
+    mixture: Mixture | None = None
+    planned: tuple[int, int] | None = None
+    plan: Plan | None = None
+    exposure: Exposure | None = None
+    counted: list[Counted] = field(default_factory=list)
+    limit: int | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def is_good(self) -> bool:
+        return not errors_of(self.findings)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help="recipe files")
+    parser.add_argument(
+        "--tokens-per-second",
+        type=float,
+        metavar="N",
+        help="a rate you measured on your machine; only with it a duration is shown",
+    )
+    parser.epilog = "Further --key value pairs are ms-swift's and win over the recipe."
+    parser.set_defaults(takes_flags=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    swift = swift_keys()
+    good = True
+    for number, path in enumerate(args.recipes):
+        if number:
+            print()
+        good &= _check_one(path, args.flags, swift, args.tokens_per_second)
+    return 0 if good else 1
+
+
+def _check_one(path: str, flags: Sequence[str], swift: SwiftKeys, rate: float | None) -> bool:
+    try:
+        recipe = load_recipe(path, flags)
+    except UserError as problem:
+        print(f"{path}\n\n{check_report.problems(as_errors(problem))}")
+        return False
+    checked = inspect(recipe, swift)
+    print(check_report.report(checked, rate))
+    return checked.is_good
+
+
+def inspect(recipe: Recipe, swift: SwiftKeys) -> Checked:
+    """Look at a recipe from all sides. Problems are collected, never raised."""
+    settings = Settings(recipe, swift)
+    spec, findings = check_recipe(recipe, settings)
+    checked = Checked(recipe, settings, spec=spec, findings=findings)
+    if spec is not None:
+        checked.planned = planned_entries(spec)
+        _guard(checked, _look_at_data)
+    _guard(checked, _look_at_schedule)
+    _guard(checked, _look_at_lengths)
+    return checked
+
+
+def _guard(checked: Checked, step: Callable[[Checked], None]) -> None:
+    """Run one step; its UserError joins the problems, unless a rule named the place already."""
+    try:
+        step(checked)
+    except UserError as problem:
+        known = {finding.problem.where for finding in checked.findings}
+        checked.findings += [f for f in as_errors(problem) if f.problem.where not in known]
+
+
+def planned_entries(spec: Spec) -> tuple[int, int] | None:
+    """(task, general) entries that a string asks for, as far as it says so without the files.
+
+    `all` counts what the card says its official file holds; token amounts say nothing.
+    """
+    card = load_card(spec.card)
+    rows = _rows(spec.task, card.split(spec.split).rows)
+    if rows is None:
+        return None
+    if card.kind == GENERAL:
+        return 0, rows
+    amount, names = general_part(spec, card)
+    task = rows * spec.repeat
+    if amount is None or not names:
+        return task, 0
+    if amount.unit == "x":
+        return task, round(amount.number * task)
+    if amount.unit == "all":
+        counts = [load_card(name).split("train").rows for name in names]
+        return None if None in counts else (task, sum(filter(None, counts)))
+    general = _rows(amount, None)
+    return None if general is None else (task, general)
+
+
+def _rows(amount: Amount, available: int | None) -> int | None:
+    if amount.unit == "all":
+        return available
+    return int(amount.number) if amount.unit == "rows" else None
+
+
+def _look_at_data(checked: Checked) -> None:
+    assert checked.spec is not None
+    missing = check_files(checked.spec)
+    checked.findings += missing
+    if not missing:
+        checked.mixture = build_mixture(checked.spec)
+        checked.findings += _data_warnings(checked.mixture, checked.recipe)
+
+
+def _data_warnings(mixture: Mixture, recipe: Recipe) -> list[Finding]:
+    found = []
+    where = recipe.where("dataset")
+    for source in mixture.sources:
+        if source.duplicates:
+            found.append(
+                warning(
+                    f"{source.duplicates} rows of '{source.card.name}' are in its file twice or "
+                    "more and train as often",
+                    paths.shown(source.file),
+                    "remove the copies, unless they are meant",
+                )
+            )
+        if source.dropped.get("malformed"):
+            lines = ", ".join(str(line) for line, _ in source.bad[:5])
+            found.append(
+                warning(
+                    f"{source.dropped['malformed']} rows of '{source.card.name}' are malformed "
+                    f"and left out (lines {lines}{', ...' if len(source.bad) > 5 else ''}): "
+                    f"{source.bad[0][1] if source.bad else ''}",
+                    paths.shown(source.file),
+                    "mend them, or leave it at that",
+                )
+            )
+    kept = mixture.manifest()["overlap"].get("of_these_used", 0)
+    if kept:
+        found.append(
+            warning(
+                f"{kept} general rows train that are queries of the test or validation rows",
+                where,
+                "overlap=drop leaves them out",
+            )
+        )
+    if not mixture.overlap_checked and mixture.task is not None:
+        found.append(
+            warning(
+                "test rows are not here, so nothing tells whether they are trained on",
+                where,
+                f"./run.sh data {mixture.card.name}",
+            )
+        )
+    return found
+
+
+def _look_at_schedule(checked: Checked) -> None:
+    entries = _entries(checked)
+    if entries is None:
+        return
+    where = checked.recipe.where()
+    training = checked.settings.training
+    try:
+        checked.plan = plan(entries, training)
+    except UserError as problem:
+        if problem.where != "lr_scheduler_type" and problem.where != "lr_scheduler_kwargs":
+            raise
+        checked.findings.append(
+            warning(problem.found, checked.recipe.where(problem.where), problem.remedy or "")
+        )
+        return
+    task = _is_task(checked, entries)
+    if task is not None and task.any():
+        checked.exposure = exposure(checked.plan, task)
+    reason = why_no_op(checked.plan)
+    if reason:
+        checked.findings.append(
+            warning(
+                f"this run is a no-op: {reason}",
+                where,
+                "more rows, more epochs, a smaller batch, or warmup_ratio: 0 "
+                "(the paper's SFT baseline at 15 rows is this very case)",
+            )
+        )
+    elif checked.plan.rates.max() < 1:
+        checked.findings.append(
+            warning(
+                f"the learning rate never reaches {training.learning_rate:g}: at most "
+                f"{checked.plan.rates.max():.0%} of it",
+                checked.recipe.where("warmup_ratio"),
+                "fewer warm-up steps",
+            )
+        )
+    checked.findings += _lost_rows(checked, entries)
+
+
+def _entries(checked: Checked) -> int | None:
+    if checked.mixture is not None:
+        return len(checked.mixture)
+    return sum(checked.planned) if checked.planned is not None else None
+
+
+def _is_task(checked: Checked, entries: int) -> npt.NDArray[np.bool_] | None:
+    """Which entries are task rows, in training order; None when that takes the files."""
+    if checked.mixture is not None:
+        return checked.mixture.is_task
+    if checked.planned is None or (checked.planned[0] and checked.planned[1]):
+        return None
+    return np.full(entries, checked.planned[0] > 0)
+
+
+def _lost_rows(checked: Checked, entries: int) -> list[Finding]:
+    """Rows that no step holds: ms-swift says nothing about them."""
+    plan = checked.plan
+    assert plan is not None
+    unseen = entries - plan.seen
+    if unseen == 0:
+        return []
+    reason = (
+        f"{plan.steps} steps end before the mixture does"
+        if plan.seen < plan.served
+        else f"{plan.training.world} processes each get the same number of rows"
+        if plan.training.world > 1
+        else "dataloader_drop_last is true"
+    )
+    task = checked.exposure.unseen if checked.exposure else 0
+    text = f"{unseen} rows are never trained on, {task} of them task rows: {reason}"
+    where = checked.recipe.where("max_steps" if plan.seen < plan.served else None)
+    remedy = "more steps, or amounts that fit"
+    return [error(text, where, remedy) if task else warning(text, where, remedy)]
+
+
+def _look_at_lengths(checked: Checked) -> None:
+    checked.limit = max_length(checked.settings)
+    mixture = checked.mixture
+    if mixture is None:
+        return
+    counters = {
+        counter.sha256: counter
+        for counter in (mixture.counter, own_tokenizer(checked.settings.text("model")))
+        if counter is not None
+    }
+    checked.counted = [
+        count(mixture, counter, checked.settings, checked.limit) for counter in counters.values()
+    ]
+    checked.findings += _length_findings(checked)
+
+
+def _length_findings(checked: Checked) -> list[Finding]:
+    found: list[Finding] = []
+    where = checked.recipe.where("max_length")
+    cut = checked.settings.text("truncation_strategy") in ("left", "right")
+    best = next((c for c in checked.counted if c.own), None)
+    for counted in [best] if best else checked.counted:
+        by = counted.tokenizer + ("" if counted.own else "; the model's own may count otherwise")
+        for place, tokens in counted.over:
+            text = f"task row of {tokens:,} tokens is over max_length {checked.limit:,} (by {by})"
+            remedy = f"raise max_length to {_enough(counted)} or shorten the row"
+            found.append(
+                warning(f"{text} and would be cut", place, remedy)
+                if cut
+                else error(f"{text} and would be lost", place, remedy)
+            )
+        for place, tokens in counted.near:
+            found.append(
+                warning(
+                    f"task row of {tokens:,} tokens may be over max_length {checked.limit:,} with "
+                    f"the chat template (by {by})",
+                    place,
+                    f"raise max_length to {_enough(counted)} to be safe",
+                )
+            )
+        for name, number in counted.general_over.items():
+            text = f"{number} general rows of '{name}' are over max_length {checked.limit:,}"
+            remedy = f"raise max_length, or give card '{name}' a smaller max_tokens"
+            strict = checked.settings.flag("strict") and not cut
+            found.append(
+                error(f"{text} (by {by}); 'strict: true' stops the run there", where, remedy)
+                if strict
+                else warning(f"{text} (by {by}) and would be cut or dropped", where, remedy)
+            )
+    return found
+
+
+def _enough(counted: Counted) -> int:
+    """A round limit that holds the longest row, with a margin where the count is not exact."""
+    longest = counted.longest * (1.0 if counted.own else 1.1)
+    return int(-(-longest // 256) * 256)

@@ -1,0 +1,335 @@
+"""What `check` prints: one section a question, problems last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import Mixture
+from tell_plugins.recipe import estimate
+from tell_plugins.recipe.findings import ERROR, WARNING, Finding
+from tell_plugins.recipe.lengths import Counted, worst_case
+from tell_plugins.recipe.paper import differences
+from tell_plugins.recipe.schedule import Plan, why_no_op
+from tell_plugins.recipe.shapes import shape_of
+from tell_plugins.recipe.tables import table
+
+if TYPE_CHECKING:
+    from tell_plugins.recipe.check import Checked
+
+_UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
+
+
+def report(checked: Checked, rate: float | None = None) -> str:
+    """The whole report of one recipe; `rate` is a measured number of tokens a second."""
+    parts = [_head(checked)]
+    reason = why_no_op(checked.plan) if checked.plan else None
+    if reason:
+        parts.append(f"NO-OP: this run trains nothing. {reason[0].upper()}{reason[1:]}.")
+    parts += [
+        _sources(checked),
+        _training(checked),
+        _lengths(checked),
+        _cost(checked, rate),
+        _paper(checked),
+        problems(checked.findings),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _head(checked: Checked) -> str:
+    recipe, settings = checked.recipe, checked.settings
+    lines = [paths.shown(recipe.path)]
+    purpose = _first_comment(checked)
+    if purpose:
+        lines.append(f"  {purpose}")
+    try:
+        processes = settings.processes
+    except UserError:
+        processes = 1
+    launch = "swift sft" if settings.keys.takes_yaml_first else "swift sft --config"
+    lines += [
+        f"  model    {settings.text('model') or 'none'}",
+        f"  dataset  {', '.join(settings.names('dataset')) or 'none'}",
+        f"  runs by  {launch} {paths.shown(recipe.path)}   (ms-swift {settings.keys.version}, "
+        f"{processes} process{'es' if processes > 1 else ''})",
+        f"  output   {paths.shown(recipe.output_dir)}",
+    ]
+    if recipe.flags:
+        only = "" if settings.keys.takes_yaml_first else "; only `./run.sh train` lets them win"
+        lines.append(f"  flags    {', '.join(sorted(recipe.flags))}{only}")
+    return "\n".join(lines)
+
+
+def _first_comment(checked: Checked) -> str | None:
+    first = checked.recipe.path.read_text(encoding="utf-8-sig").lstrip().split("\n", 1)[0]
+    return first.lstrip("# ").strip() if first.startswith("#") else None
+
+
+def _sources(checked: Checked) -> str:
+    if checked.mixture is None:
+        if checked.planned is None:
+            return "Sources\n  not known until the data is here and the dataset string is good"
+        task, general = checked.planned
+        return (
+            f"Sources\n  by the dataset string alone: {task:,} task and {general:,} general rows "
+            "an epoch; the files were not read"
+        )
+    mixture = checked.mixture
+    header = ["role", "card", "split", "in file", "dropped", "tokens there", "used", "copies"]
+    header += ["tokens used", "trainable", "share of rows"]
+    rows = [_source_row(source.summary(), len(mixture)) for source in mixture.sources]
+    lines = ["Sources", table(header, rows)]
+    lines += _source_notes(mixture)
+    return "\n".join(lines)
+
+
+def _source_row(summary: dict[str, dict[str, int]], total: int) -> list[object]:
+    rows, tokens = summary["rows"], summary["tokens"]
+    entries = rows["used"] * rows["copies"]
+    return [
+        summary["role"],
+        summary["card"],
+        summary["split"],
+        rows["in_file"],
+        sum(rows["dropped"].values()),  # type: ignore[attr-defined]
+        tokens["available"],
+        rows["used"],
+        rows["copies"],
+        tokens["used"],
+        tokens["trainable"],
+        f"{entries / total:.1%}",
+    ]
+
+
+def _source_notes(mixture: Mixture) -> list[str]:
+    notes = []
+    for source in mixture.sources:
+        parts = [
+            f"{count:,} {reason.replace('_', ' ')}" for reason, count in source.dropped.items()
+        ]
+        if parts:
+            notes.append(f"  {source.card.name}: dropped {', '.join(parts)}")
+        if source.duplicates:
+            notes.append(f"  {source.card.name}: {source.duplicates} rows are duplicates, kept")
+    overlap = mixture.manifest()["overlap"]
+    if mixture.task is not None:
+        held = overlap["general_rows_that_are_held_out_queries"]
+        checked = "all held-out rows" if overlap["checked"] else "the held-out rows that are here"
+        notes.append(
+            f"  overlap={overlap['rule']}: checked against {checked}; "
+            f"{held:,} general rows hold one of their queries; no task row does"
+        )
+    if mixture.counter is not None:
+        notes.append(f"  tokens by {mixture.counter.name}, anchors included, chat template not")
+    else:
+        notes.append("  tokens not counted: no tokenizer here (./run.sh data llama2_tokenizer)")
+    notes.append(f"  hash {mixture.hash}")
+    return notes
+
+
+def _training(checked: Checked) -> str:
+    plan = checked.plan
+    if plan is None:
+        return "Training\n  steps are not known (see the problems)"
+    training = plan.training
+    world = f" x {training.world} processes" if training.world > 1 else ""
+    epochs = f"{training.epochs:g} epoch{'s' if training.epochs != 1 else ''}"
+    if training.max_steps > 0:
+        epochs = f"max_steps {training.max_steps}"
+    task, share = _task_entries(checked)
+    rows = [
+        ("rows an epoch", f"{plan.entries:,}{share}"),
+        (
+            "rows a step",
+            f"{training.rows_per_step} = {training.per_device} x {training.accumulation} "
+            f"accumulated{world}",
+        ),
+        ("optimizer steps", f"{plan.steps:,} ({epochs})"),
+        ("warm-up steps", f"{plan.warmup_steps:,}"),
+        ("learning rate", _rates(plan)),
+    ]
+    exposure = checked.exposure
+    if exposure is not None:
+        rows += [
+            (
+                "steps with a task row",
+                f"{exposure.steps:,}, {exposure.working_steps:,} of them above learning rate 0",
+            ),
+            (
+                "task exposure",
+                f"{exposure.weight:.2f} rows at full learning rate, of {task:,}"
+                f"; {exposure.relative:.3f} of what even spacing gives",
+            ),
+        ]
+    elif task:
+        rows.append(("steps with a task row", "not known until the data is here"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(["Training", *(f"  {name:<{width}}  {text}" for name, text in rows)])
+
+
+def _task_entries(checked: Checked) -> tuple[int, str]:
+    """Task entries over the run, and their share of an epoch in words."""
+    plan = checked.plan
+    assert plan is not None
+    if checked.mixture is not None:
+        task = int(checked.mixture.is_task.sum())
+    elif checked.planned is not None:
+        task = checked.planned[0]
+    else:
+        return 0, ""
+    share = f" ({task:,} of them task rows, {task / plan.entries:.1%})"
+    mask = checked.mixture.is_task if checked.mixture is not None else None
+    if mask is None:
+        return task, share
+    epochs = range(plan.epochs_begun)
+    return sum(int(mask[: len(plan.step_of_entries(epoch))].sum()) for epoch in epochs), share
+
+
+def _rates(plan: Plan) -> str:
+    peak = plan.training.learning_rate
+    rates = plan.rates * peak
+    top = int(np.argmax(rates))
+    text = f"{rates[0]:.3g} at step 1"
+    if top > 0:
+        text += f", {rates[top]:.3g} at step {top + 1}"
+    if plan.steps > top + 1:
+        text += f", {rates[-1]:.3g} at step {plan.steps}"
+    return f"{text} ({plan.training.scheduler})"
+
+
+def _lengths(checked: Checked) -> str:
+    limit = checked.limit
+    lines = ["Row lengths"]
+    shown = f"{limit:,}" if limit is not None else "the model's context, which is not known here"
+    source = "" if checked.settings.given("max_length") else " (the model's context)"
+    lines.append(f"  max_length {shown}{source if limit is not None else ''}")
+    if not checked.counted:
+        lines.append("  not counted")
+    for counted in checked.counted:
+        lines.append("  " + _length_line(counted, limit))
+    context = shape_of(checked.settings.text("model"))
+    longest = max((counted.longest for counted in checked.counted), default=0)
+    if context is not None and context.positions and longest > context.positions:
+        lines.append(
+            f"  the longest row reaches beyond the {context.positions:,} positions that "
+            f"{context.name} was trained for"
+        )
+    return "\n".join(lines)
+
+
+def _length_line(counted: Counted, limit: int | None) -> str:
+    name = f"by {counted.tokenizer}"
+    name += " (the model's own)" if counted.own else " (the model's own may differ)"
+    template = (
+        f"chat template's {counted.template} included"
+        if counted.template is not None
+        else "chat template not included"
+    )
+    text = f"{name}: longest {counted.longest:,} tokens ({template})"
+    if limit is not None:
+        general = sum(counted.general_over.values())
+        text += f"; over the limit: {len(counted.over)} task rows, {general} general rows"
+        if counted.near:
+            text += f"; near it: {len(counted.near)} task rows"
+    return text
+
+
+def _cost(checked: Checked, rate: float | None) -> str:
+    settings = checked.settings
+    shape = shape_of(settings.text("model"))
+    if shape is None:
+        return "Cost\n  no estimate: the sizes of this model are not known here"
+    try:
+        tuning = tuning_of(checked)
+        counted = next((c for c in checked.counted if c.own), None)
+        counted = counted or next(iter(checked.counted), None)
+        rows = counted.rows if counted else worst_case(settings, checked.limit)
+        memory = estimate.memory(shape, tuning, rows)
+    except UserError:
+        return "Cost\n  no estimate: settings are unreadable or missing (see the problems)"
+    lines = ["Cost (estimates by formula, not measurements)"]
+    if counted is not None and checked.plan is not None:
+        epochs = checked.plan.steps / checked.plan.steps_per_epoch
+        tokens = round(counted.tokens * epochs)
+        own = estimate.lora_flops(shape, tokens, checkpointing=tuning.checkpointing)
+        shown = estimate.reported_flops(shape, tokens)
+        lines.append(
+            f"  compute  {own:.2e} FLOPs for {tokens:,} tokens "
+            f"({'6' if tuning.checkpointing else '4'} x {shape.parameters / 1e9:.2f}e9 parameters "
+            f"x tokens); TensorBoard will show about {shown:.2e} (6 x N x D)"
+        )
+        if rate:
+            lines.append(f"  time     {_duration(tokens / rate)} at your {rate:g} tokens a second")
+    basis = "at the longest row" if counted is not None else "for a row that fills max_length"
+    gib = estimate.GIB
+    lines.append(
+        f"  memory   {memory.total / gib:.1f} GiB a process {basis}: weights "
+        f"{memory.weights / gib:.1f}, adapter with Adam {memory.adapter / gib:.2f}, activations "
+        f"{memory.activations / gib:.1f}, logits {memory.logits / gib:.1f}"
+        + (f", CUDA {memory.overhead / gib:.1f}" if memory.overhead else "")
+    )
+    return "\n".join(lines)
+
+
+def tuning_of(checked: Checked) -> estimate.Tuning:
+    """A recipe's settings as the memory formula needs them."""
+    settings = checked.settings
+    keep = settings.value("use_logits_to_keep")
+    return estimate.Tuning(
+        rank=settings.integer("lora_rank", 8),
+        targets=tuple(settings.names("target_modules")),
+        dtype=settings.text("torch_dtype", "bfloat16"),
+        lora_dtype=settings.text("lora_dtype", "float32"),  # peft keeps a bf16 model's in fp32
+        batch=settings.integer("per_device_train_batch_size", 1),
+        checkpointing=settings.flag("gradient_checkpointing"),
+        keep_label_logits=True if keep is None else settings.flag("use_logits_to_keep"),
+        fused_loss=settings.flag("use_liger_kernel") and not settings.flag("enable_channel_loss"),
+        on_cpu=settings.flag("use_cpu"),
+    )
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "no time"
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s"
+
+
+def _paper(checked: Checked) -> str:
+    try:
+        found = differences(checked.settings, checked.spec)
+    except UserError:
+        return "Other than the paper\n  not compared: settings are unreadable (see the problems)"
+    if not found:
+        return "Other than the paper\n  nothing: its values, and its framework's defaults then"
+    rows = [
+        (d.key, d.paper, d.of_its_time, d.recipe + ("" if d.given else " (ms-swift's default)"))
+        for d in found
+    ]
+    header = ["setting", "the paper's", "default of its time", "this recipe's"]
+    return "Other than the paper\n" + table(header, rows)
+
+
+def problems(findings: Sequence[Finding]) -> str:
+    """Errors, then warnings, each with its place and remedy."""
+    if not findings:
+        return "No problems found."
+    parts = []
+    for severity, name in ((ERROR, "error"), (WARNING, "warning")):
+        mine = [finding for finding in findings if finding.severity == severity]
+        if mine:
+            count = f"{len(mine)} {name}{'s' if len(mine) > 1 else ''}"
+            parts.append("\n".join([count[0].upper() + count[1:], *map(_problem, mine)]))
+    return "\n\n".join(parts)
+
+
+def _problem(finding: Finding) -> str:
+    first, *rest = str(finding.problem).split("\n")
+    return "\n".join([f"  {first}", *(f"  {line}" for line in rest)])

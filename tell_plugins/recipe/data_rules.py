@@ -1,0 +1,226 @@
+"""Rules on a recipe's data: the dataset string, the files it needs, the order that must survive."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from tell_plugins.core import paths
+from tell_plugins.core.anchors import RESERVED, anchor_files
+from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.errors import UserError, unknown
+from tell_plugins.core.mixture import GENERAL, HELD_OUT
+from tell_plugins.core.sources import need_file
+from tell_plugins.core.spec import PREFIX, Amount, Spec, is_tell, parse_spec
+from tell_plugins.core.tokens import tokenizer_file
+from tell_plugins.recipe.findings import Finding, as_errors, error, split, warning
+from tell_plugins.recipe.recipes import Recipe, as_list
+from tell_plugins.recipe.settings import Settings
+
+_PLUGIN = paths.PROJECT / "tell_plugins" / "register.py"
+
+
+def check_dataset(recipe: Recipe) -> tuple[Spec | None, list[Finding]]:
+    """The parsed dataset string, None when it is wrong, and everything that is wrong with it."""
+    where = recipe.where("dataset")
+    try:
+        text = recipe.dataset_text
+    except UserError as problem:
+        return None, as_errors(problem)
+    problems: list[UserError] = []
+    spec: Spec | None = None
+    try:
+        spec = parse_spec(text, where=where)
+    except UserError as problem:
+        problems += split(problem)
+    name = text.split("::", 1)[-1][len(PREFIX) :].partition("#")[0].partition(":")[0]
+    card = _card(name, problems) if re.fullmatch(r"[\w.-]+", name) else None
+    if spec is not None and card is not None:
+        problems += _misfits(spec, card, f"{where} '{text}'")
+    findings = [finding for problem in problems for finding in as_errors(problem)]
+    return (None if findings else spec), findings
+
+
+def _card(name: str, problems: list[UserError]) -> Card | None:
+    try:
+        return load_card(name)
+    except UserError as problem:
+        problems += split(problem)
+        return None
+
+
+def _misfits(spec: Spec, card: Card, where: str) -> Iterator[UserError]:
+    """What the string asks of the card and the card does not have."""
+    if spec.split not in card.splits:
+        yield unknown("split", spec.split, card.splits, f"{where}, key 'split'")
+    elif spec.split in HELD_OUT:
+        yield UserError(
+            f"split '{spec.split}' is held out: its rows never train",
+            where=f"{where}, key 'split'",
+            remedy="use it under val_dataset, or train on split=train",
+        )
+    if card.kind == GENERAL:
+        return
+    anchors = [*RESERVED, *anchor_files(card)]
+    if spec.anchor not in anchors:
+        yield unknown("value", spec.anchor, anchors, f"{where}, key 'anchor'")
+    for name in spec.sources or ():
+        problems: list[UserError] = []
+        source = _card(name, problems)
+        yield from problems
+        if source is not None and source.kind != GENERAL:
+            yield UserError(
+                f"card '{name}' is task data",
+                where=f"{where}, key 'from'",
+                allowed="cards of kind 'general'",
+                remedy="name general cards only",
+            )
+
+
+def general_part(spec: Spec, card: Card) -> tuple[Amount | None, list[str]]:
+    """The amount of general data that a string asks for, and the cards it comes from."""
+    if card.kind == GENERAL or card.general is None:
+        return None, []
+    amount = spec.general or card.general.amount
+    return amount, [] if amount.number == 0 and amount.unit != "all" else list(
+        spec.sources or card.general.sources
+    )
+
+
+def check_files(spec: Spec) -> list[Finding]:
+    """Files of the mixture that are not on this machine, each with the command that gets it."""
+    card = load_card(spec.card)
+    amount, names = general_part(spec, card)
+    needed = [(card, spec.split)]
+    if card.kind != GENERAL and spec.overlap == "drop":
+        needed += [(card, name) for name in HELD_OUT if name in card.splits]
+    sources = [load_card(name) for name in names]
+    needed += [(source, "train") for source in sources]
+    problems: list[UserError] = []
+    for owner, name in needed:
+        try:
+            need_file(owner, name)
+        except UserError as problem:
+            problems.append(problem)
+    counted = [part for part in (spec.task, amount) if part is not None and part.unit == "tok"]
+    limited = [source for source in [card, *sources] if source.max_tokens]
+    if (counted or limited) and tokenizer_file() is None:
+        reason = f"amount '{counted[0]}'" if counted else f"max_tokens of '{limited[0].name}'"
+        problems.append(
+            UserError(
+                f"{reason} needs a tokenizer to count with, and none is here",
+                where=str(spec),
+                remedy="./run.sh data llama2_tokenizer, or set $TELL_TOKENIZER to a tokenizer.json",
+            )
+        )
+    return [finding for problem in problems for finding in as_errors(problem)]
+
+
+def check_order(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+    """Settings of ms-swift that would undo the mixture's order, or drop rows from it."""
+    if not any(is_tell(str(entry)) for entry in as_list(recipe.values.get("dataset"))):
+        return
+    for key, reason in _REORDERS.items():
+        try:
+            on = settings.flag(key)
+        except UserError:
+            continue  # the rule on values reports it
+        if on:
+            given = "" if settings.given(key) else ", ms-swift's default,"
+            yield error(
+                f"'{key}' is true{given} {reason}", recipe.where(key), f"write '{key}: false'"
+            )
+    for key, least, reason, remedy in _NUMBERS:
+        try:
+            value = settings.number(key)
+        except UserError:
+            continue
+        if value > least:
+            yield error(f"'{key}' is {value:g} {reason}", recipe.where(key), remedy)
+
+
+_REORDERS = {
+    "dataset_shuffle": "and shuffles the mixture again",
+    "train_dataloader_shuffle": "and shuffles the mixture again",
+    "packing": "and puts rows together by length, so the mixture's order is lost",
+    "group_by_length": "and sorts rows by length, so the mixture's order is lost",
+    "streaming": "and does not go with a TELL mixture; its rows stay on disk anyway",
+    "ignore_data_skip": "so a resumed run begins the mixture anew",
+}
+_NUMBERS = (
+    (
+        "split_dataset_ratio",
+        0.0,
+        "and takes scarce task rows out of training",
+        "write 'split_dataset_ratio: 0'; a card's own split goes under val_dataset",
+    ),
+    (
+        "sequence_parallel_size",
+        1.0,
+        "and brings a sampler of its own, which shuffles the mixture again",
+        "write 'sequence_parallel_size: 1'",
+    ),
+)
+
+
+def check_keeping(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+    """Settings under which a row may be lost or cut without an error."""
+    if not settings.flag("strict"):
+        yield warning(
+            "'strict' is not true: ms-swift drops rows it cannot encode with one summary line",
+            recipe.where("strict"),
+            "write 'strict: true'",
+        )
+    strategy = settings.text("truncation_strategy", "delete")
+    if strategy in ("left", "right"):
+        yield warning(
+            f"'truncation_strategy' is {strategy}: rows over max_length are cut, not refused",
+            recipe.where("truncation_strategy"),
+            "remove it and raise max_length",
+        )
+    elif strategy == "split":
+        yield error(
+            "'truncation_strategy' is split, which ms-swift has for pre-training only",
+            recipe.where("truncation_strategy"),
+            "remove it and raise max_length",
+        )
+
+
+def check_plugin(recipe: Recipe) -> Iterator[Finding]:
+    """Without the plugin, `tell/...` would be looked up on a hub."""
+    plugins = [str(part) for part in as_list(recipe.values.get("external_plugins"))]
+    if any((paths.PROJECT / part).resolve() == _PLUGIN for part in plugins):
+        return
+    yield error(
+        "'external_plugins' does not name tell_plugins/register.py, so ms-swift would look for "
+        "the data set on a hub",
+        recipe.where("external_plugins"),
+        "write 'external_plugins: [tell_plugins/register.py]'",
+        "a path from the project's folder",
+    )
+
+
+def check_validation(recipe: Recipe) -> Iterator[Finding]:
+    """TELL strings under `val_dataset`."""
+    where = recipe.where("val_dataset")
+    for entry in map(str, as_list(recipe.values.get("val_dataset"))):
+        if not is_tell(entry):
+            continue
+        try:
+            spec = parse_spec(entry, where=where)
+            load_card(spec.card).split(spec.split)
+        except UserError as problem:
+            yield from as_errors(problem)
+            continue
+        if spec.split == "test":
+            yield warning(
+                "test rows serve as validation data; what they choose cannot be scored on them",
+                where,
+                "validate on split=validation, or on rows of another source",
+            )
+        elif spec.split not in HELD_OUT:
+            yield warning(
+                f"'{entry}' validates on training rows",
+                where,
+                f"write {PREFIX}{spec.card}:split=validation, or another split of the card",
+            )

@@ -1,0 +1,189 @@
+"""Rules on a recipe's keys and values: what ms-swift would misread, raise late, or not know."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tell_plugins.core.errors import nearest
+from tell_plugins.recipe.findings import Finding, error, warning
+from tell_plugins.recipe.recipes import Recipe, as_list
+from tell_plugins.recipe.settings import FALSE, TRUE
+from tell_plugins.recipe.swift_keys import SwiftKeys
+
+# names of earlier releases (ms-swift 1 to 3), for which no nearest match would be right
+_RENAMED = {
+    "sft_type": "tuner_type",
+    "train_type": "tuner_type",
+    "model_id_or_path": "model",
+    "template_type": "template",
+    "dtype": "torch_dtype",
+    "lora_dropout_p": "lora_dropout",
+    "lora_target_modules": "target_modules",
+    "batch_size": "per_device_train_batch_size",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "custom_register_path": "external_plugins",
+    "custom_train_dataset_path": "dataset",
+    "train_dataset_sample": "dataset, with task=... and general=... in its string",
+    "dataset_test_ratio": "split_dataset_ratio",
+    "dataset_seed": "data_seed",
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+}
+# sets of values that ms-swift's own types leave open
+_VALUES = {
+    "lr_scheduler_type": (
+        "linear",
+        "cosine",
+        "constant",
+        "constant_with_warmup",
+        "cosine_with_restarts",
+        "polynomial",
+        "inverse_sqrt",
+        "reduce_lr_on_plateau",
+        "cosine_with_min_lr",
+        "cosine_warmup_with_min_lr",
+        "warmup_stable_decay",
+    ),
+    "save_strategy": ("no", "steps", "epoch", "best"),
+    "eval_strategy": ("no", "steps", "epoch"),
+    "logging_strategy": ("no", "steps", "epoch"),
+}
+
+
+def check_keys(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
+    """Keys that the installed ms-swift does not know by their exact name."""
+    for key in recipe.values:
+        if key not in swift.keys and not (key == "ENV" and swift.takes_yaml_first):
+            yield _unknown_key(recipe, key, swift)
+        elif key in ("train_type", "custom_register_path"):
+            yield warning(
+                f"'{key}' is a name of an earlier ms-swift",
+                recipe.where(key),
+                f"write '{_RENAMED[key]}'",
+            )
+
+
+def _unknown_key(recipe: Recipe, key: str, swift: SwiftKeys) -> Finding:
+    found = f"unknown key '{key}': ms-swift {swift.version} has no such key"
+    longer = [known for known in swift.keys if known.startswith(key)]
+    plain = key.replace("-", "_")
+    if key == "ENV":
+        remedy = "set these variables in the shell: only ms-swift 4.1 and later read them here"
+    elif plain in swift.keys:
+        found = f"unknown key '{key}': ms-swift writes its keys with underscores"
+        remedy = f"write '{plain}'"
+    elif key in _RENAMED:
+        remedy = f"write '{_RENAMED[key]}'"
+    elif key.startswith("no_") and key[3:] in swift.keys:
+        remedy = f"write '{key[3:]}: false'"
+    elif len(longer) == 1:
+        found = f"unknown key '{key}': it passes only as the beginning of '{longer[0]}'"
+        remedy = f"write '{longer[0]}' in full"
+    else:
+        match = nearest(key, swift.keys)
+        remedy = f"did you mean '{match}'?" if match else "remove it"
+    return error(found, recipe.where(key), remedy)
+
+
+def check_values(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
+    """Values that ms-swift would read as something else, or not at all."""
+    for key, value in recipe.values.items():
+        if key not in swift.keys:
+            continue
+        if value is None or value == "None":
+            yield error(
+                f"'{key}' is empty, which ms-swift reads as the text 'None'",
+                recipe.where(key),
+                "remove the key, or give it a value",
+            )
+            continue
+        finding = _check_type(recipe, key, value, swift.keys[key]["type"])
+        finding = finding or _check_choice(recipe, key, value, swift.keys[key]["choices"])
+        if finding is None and _breaks_config(value) and not swift.takes_yaml_first:
+            finding = warning(
+                f"'{key}' lists other things than text, which stops `swift sft --config`",
+                recipe.where(key),
+                f"put each into quotes: {json.dumps([str(part) for part in value])}",
+            )
+        if finding is not None:
+            yield finding
+
+
+def _breaks_config(value: Any) -> bool:
+    return isinstance(value, list) and any(not isinstance(part, str) for part in value)
+
+
+def _check_type(recipe: Recipe, key: str, value: Any, kind: str) -> Finding | None:
+    if kind == "list":
+        parts = as_list(value)
+        wrong = [part for part in parts if part is None or isinstance(part, (bool, dict, list))]
+        if not parts or wrong:
+            return error(
+                f"'{key}' is {json.dumps(value)}",
+                recipe.where(key),
+                "put texts into quotes" if wrong else "remove the key, or name something",
+                "one or several texts or numbers",
+            )
+        return None
+    if kind in _TESTS:
+        allowed, fits = _TESTS[kind]
+        return None if fits(value) else _wrong(recipe, key, value, allowed)
+    if isinstance(value, bool):
+        return error(
+            f"'{key}' is {str(value).lower()}, but ms-swift wants a text there "
+            "(YAML reads an unquoted no, yes, on or off as a truth value)",
+            recipe.where(key),
+            f'put it into quotes: {key}: "{"yes" if value else "no"}"',
+        )
+    if kind != "dict" and isinstance(value, (dict, list)):
+        return _wrong(recipe, key, value, "one text")
+    return None
+
+
+def _wrong(recipe: Recipe, key: str, value: Any, allowed: str) -> Finding:
+    shown = value if isinstance(value, str) else json.dumps(value)
+    return error(f"'{key}' is {shown}", recipe.where(key), "correct the value", allowed)
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    try:
+        int(str(value))
+    except ValueError:
+        return False
+    return True
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool):
+        return False
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+_TESTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "bool": ("true or false", lambda value: str(value).lower() in TRUE + FALSE),
+    "int": ("a whole number", _is_whole),
+    "float": ("a number", _is_number),
+}
+
+
+def _check_choice(
+    recipe: Recipe, key: str, value: Any, choices: list[Any] | None
+) -> Finding | None:
+    allowed = [str(choice) for choice in choices or _VALUES.get(key, ()) if choice is not None]
+    if not allowed or str(value) in allowed:
+        return None
+    match = nearest(str(value), allowed)
+    return error(
+        f"'{key}' is '{value}'",
+        recipe.where(key),
+        f"did you mean '{match}'?" if match else "use one of the allowed values",
+        ", ".join(allowed),
+    )

@@ -1,0 +1,197 @@
+"""Rows against `max_length`: counted with the tokenizer at hand, and the model's own if it is here.
+
+ms-swift encodes a row with the chat template around it. What the template adds is known for the
+templates of the recipes; a row that is only over the limit with it is a near miss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import TASK, Mixture
+from tell_plugins.core.rows import Rows
+from tell_plugins.core.sources import TaskRows, keys_of
+from tell_plugins.core.tokens import TokenCounter
+from tell_plugins.recipe.models import model_folder
+from tell_plugins.recipe.settings import Settings
+from tell_plugins.recipe.shapes import shape_of
+
+Lengths = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TemplateCost:
+    """Tokens that a chat template adds to a row: its markers, and its default system prompt.
+
+    Attributes:
+        markers: around query and response.
+        system_markers: around a system prompt, if there is one.
+        system: Llama-2 tokens of the prompt that the template brings, 0 for none.
+    """
+
+    markers: int
+    system_markers: int = 0
+    system: int = 0
+
+
+_TEMPLATES = {
+    "chatml": TemplateCost(10, 5),
+    "qwen": TemplateCost(10, 5, system=6),
+    "gemma": TemplateCost(10, 6),
+    "llama": TemplateCost(10, 12, system=112),
+}
+_TEMPLATE_OF_MODEL = {
+    "Qwen-7B-Chat": "qwen",
+    "gemma-7b-it": "gemma",
+    "Llama-2-7b-chat": "llama",
+}
+
+
+@dataclass
+class Counted:
+    """The rows of a mixture, counted by one tokenizer.
+
+    Attributes:
+        tokenizer: how it is called.
+        own: whether it is the model's own.
+        template: tokens that the chat template adds, None when they are not known.
+        over: task rows that are longer than the limit: (place, tokens).
+        near: task rows that may be, with the template or by another tokenizer's count.
+        general_over: general rows that are longer, by card.
+        longest: tokens of the longest row, template included.
+        rows: (n, 2) in training order: tokens with template, and those that carry a label.
+    """
+
+    tokenizer: str
+    own: bool
+    template: int | None
+    over: list[tuple[str, int]] = field(default_factory=list)
+    near: list[tuple[str, int]] = field(default_factory=list)
+    general_over: dict[str, int] = field(default_factory=dict)
+    rows: Lengths = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+
+    @property
+    def longest(self) -> int:
+        return int(self.rows[:, 0].max())
+
+    @property
+    def tokens(self) -> int:
+        """All tokens of one epoch."""
+        return int(self.rows[:, 0].sum())
+
+
+_DOUBT = 0.9  # another model's tokenizer: rows from this share of the limit on are near misses
+_RESPONSE_END = 1  # the end-of-turn token carries a label too
+
+
+def own_tokenizer(model: str) -> TokenCounter | None:
+    """The tokenizer.json of a model that is a folder."""
+    folder = model_folder(model)
+    path = folder / "tokenizer.json" if folder else None
+    return TokenCounter(path) if path is not None and path.is_file() else None
+
+
+def max_length(settings: Settings) -> int | None:
+    """The limit, which is the model's context when the recipe names none; None when unknown."""
+    given = settings.value("max_length")
+    if given is not None:
+        return settings.integer("max_length")
+    shape = shape_of(settings.text("model"))
+    return shape.positions if shape is not None and shape.positions else None
+
+
+def count(
+    mixture: Mixture, counter: TokenCounter, settings: Settings, limit: int | None
+) -> Counted:
+    """Count the used rows of `mixture` and hold them against `limit`."""
+    own = own_tokenizer(settings.text("model"))
+    is_own = own is not None and own.sha256 == counter.sha256
+    extra = template_tokens(settings, counter)
+    result = Counted(counter.name, is_own, extra)
+    result.rows = np.zeros((len(mixture), 2), np.int64)
+    entries = np.zeros((len(mixture), 2), np.int64)
+    for index, source in enumerate(mixture.sources):
+        rows = _rows_of(mixture, index)
+        lengths = _lengths(rows, source.used, counter)
+        sums = lengths.sum(axis=1)
+        if limit is not None and source.role == TASK and isinstance(rows, TaskRows):
+            _hold(result, rows, source.used, sums, limit)
+        elif limit is not None:
+            over = int((sums + (extra or 0) > limit).sum())
+            if over:
+                result.general_over[source.card.name] = over
+        place = np.full(source.available, -1, np.int64)
+        place[source.used] = np.arange(len(source.used))
+        mine = mixture.origin == index
+        entries[mine] = lengths[place[mixture.row[mine]]]
+    ordered = entries[mixture.order]
+    result.rows[:, 0] = ordered.sum(axis=1) + (extra or 0)
+    result.rows[:, 1] = ordered[:, 1] + _RESPONSE_END
+    return result
+
+
+def _rows_of(mixture: Mixture, index: int) -> TaskRows | Rows:
+    if mixture.task is None:
+        return mixture.general[index]
+    return mixture.task if index == 0 else mixture.general[index - 1]
+
+
+def _lengths(
+    rows: TaskRows | Rows, used: npt.NDArray[np.int64], counter: TokenCounter
+) -> npt.NDArray[np.int64]:
+    ids = rows.anchored_ids if isinstance(rows, TaskRows) else rows.ids
+    counted = counter.lengths(keys_of(ids[used]), lambda places: rows.texts(used[places]))
+    return counted.astype(np.int64)
+
+
+def _hold(
+    result: Counted, rows: TaskRows, used: npt.NDArray[np.int64], sums: Lengths, limit: int
+) -> None:
+    for row, tokens in sorted(zip(used.tolist(), sums.tolist(), strict=True)):
+        reach = tokens + (result.template or 0)
+        surely = reach > limit if result.own else tokens > limit
+        if surely:
+            result.over.append((rows.place(row), tokens))
+        elif reach > (limit if result.own else _DOUBT * limit):
+            result.near.append((rows.place(row), tokens))
+
+
+def template_name(settings: Settings) -> str | None:
+    """The chat template a recipe trains with, None when only ms-swift knows."""
+    given = settings.value("template")
+    if given is not None:
+        return str(given)
+    shape = shape_of(settings.text("model"))
+    return _TEMPLATE_OF_MODEL.get(shape.name) if shape is not None else None
+
+
+def template_tokens(settings: Settings, counter: TokenCounter) -> int | None:
+    """Tokens that the chat template adds to a row, the system prompt included."""
+    name = template_name(settings)
+    if name not in _TEMPLATES:
+        return None
+    cost = _TEMPLATES[name]
+    system = cost.system
+    given: Any = settings.value("system")
+    if given is not None:
+        system = int(counter.count([str(given)])[0])
+    return cost.markers + (cost.system_markers + system if system else 0)
+
+
+def worst_case(settings: Settings, limit: int | None) -> Lengths:
+    """(1, 2) a row that fills the limit with labels, for an estimate without data.
+
+    Raises UserError when there is no limit to go by.
+    """
+    if limit is None:
+        raise UserError(
+            "no row lengths and no max_length to estimate with",
+            where=settings.recipe.where("max_length"),
+            remedy="name max_length",
+        )
+    return np.array([[limit, limit]], np.int64)

@@ -1,0 +1,96 @@
+"""`./run.sh mix RECIPE`: write a recipe's mixture without training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import UserError, raise_all
+from tell_plugins.core.mixture import Mixture, build_mixture
+from tell_plugins.core.progress import tracked
+from tell_plugins.recipe.data_rules import check_dataset
+from tell_plugins.recipe.findings import errors_of
+from tell_plugins.recipe.recipes import load_recipe
+from tell_plugins.recipe.tables import table
+
+ROWS, MANIFEST, ANCHOR = "train.jsonl", "manifest.json", "anchor.txt"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe file")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, help="folder to write to (default: output/NAME/mix)"
+    )
+    parser.epilog = "--dataset 'tell/...' takes another dataset string than the recipe's."
+    parser.set_defaults(takes_flags=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    recipe = load_recipe(args.recipe, args.flags)
+    strange = sorted(recipe.flags - {"dataset"})
+    if strange:
+        raise UserError(
+            f"flag --{strange[0]} does not change a mixture",
+            where="command line",
+            allowed="--out, --dataset",
+            remedy="remove it; `./run.sh train` takes ms-swift's flags",
+        )
+    spec, findings = check_dataset(recipe)
+    raise_all(errors_of(findings))
+    assert spec is not None  # no error, so it was parsed
+    mixture = build_mixture(spec)
+    folder = _target(args.out) if args.out else paths.PROJECT / "output" / recipe.name / "mix"
+    write_mixture(mixture, folder)
+    print(summary(mixture))
+    print(f"\nwritten to {paths.shown(folder)}/: {ROWS}, {MANIFEST}", end="")
+    print(f", {ANCHOR}" if mixture.task is not None else "")
+    return 0
+
+
+def _target(out: Path) -> Path:
+    """A folder that need not exist yet, counted from where the user is."""
+    return paths.user_path(".") / out.expanduser() if not out.is_absolute() else out
+
+
+def write_mixture(mixture: Mixture, folder: Path) -> None:
+    """Write rows, manifest and anchor; the manifest last, so that it vouches for the others."""
+    with paths.atomic_path(folder / ROWS) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
+            for row in tracked(mixture.rows(), f"writing {ROWS}", "rows", len(mixture)):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    anchor = folder / ANCHOR
+    if mixture.task is not None:
+        paths.write_text(anchor, mixture.task.anchor.text)
+    else:
+        anchor.unlink(missing_ok=True)  # of an earlier mixture
+    text = json.dumps(mixture.manifest(), indent=2, ensure_ascii=False) + "\n"
+    paths.write_text(folder / MANIFEST, text)
+
+
+def summary(mixture: Mixture) -> str:
+    """The manifest in a few lines: sources, totals, anchor, hash."""
+    manifest = mixture.manifest()
+    rows = [
+        (
+            source["role"],
+            source["card"],
+            source["rows"]["used"],
+            source["rows"]["copies"],
+            source["tokens"]["used"],
+            sum(source["rows"]["dropped"].values()),
+        )
+        for source in manifest["sources"]
+    ]
+    lines = [
+        f"{manifest['spec']}",
+        table(["role", "card", "rows", "copies", "tokens", "dropped"], rows),
+        f"  {manifest['rows']:,} rows, order {manifest['order']}, seed {manifest['seed']}, "
+        f"task share {manifest['task_share']['rows']:.1%} of rows",
+    ]
+    if mixture.task is not None:
+        characters = manifest["anchor"]["characters"]
+        lines.append(f"  anchor '{manifest['anchor']['choice']}', {characters:,} characters")
+    lines.append(f"  hash {manifest['hash']}")
+    return "\n".join(lines)

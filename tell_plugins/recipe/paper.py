@@ -1,0 +1,113 @@
+"""The paper's hyper-parameters (Appendix A.1), the defaults of its framework then, and a recipe's.
+
+"The framework then" is ms-swift 1.7 of March 2024: where the paper is silent, its defaults are
+what the experiments most likely ran with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tell_plugins.core.spec import Spec
+from tell_plugins.recipe.settings import Settings
+from tell_plugins.recipe.shapes import shape_of
+
+# fixed by the paper: key of ms-swift -> value
+FIXED: dict[str, Any] = {
+    "tuner_type": "lora",
+    "lora_rank": 8,
+    "lora_alpha": 32,
+    "lora_dropout": 0.05,
+    "optim": "adamw_torch",
+    "learning_rate": 1e-4,
+    "weight_decay": 0.01,
+    "lr_scheduler_type": "linear",
+    "warmup_ratio": 0.03,
+    "num_train_epochs": 1,
+    "seed": 42,
+}
+BATCH = 16
+# where the paper is silent, the defaults of ms-swift 1.7
+OF_ITS_TIME: dict[str, Any] = {
+    "per_device_train_batch_size": 1,
+    "max_grad_norm": 0.5,
+    "adam_beta2": 0.999,
+    "torch_dtype": "bfloat16",
+    "lora_dtype": "float32",
+    "max_length": 2048,
+    "split_dataset_ratio": 0.01,
+}
+_QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting that is not the paper's, or not its framework's default of the time."""
+
+    key: str
+    paper: str | None
+    of_its_time: str | None
+    recipe: str
+    given: bool  # False when the recipe leaves it to ms-swift's default of today
+
+
+def target_modules_then(model: str) -> tuple[str, ...] | None:
+    """ms-swift 1.7's default for a model; None where it is not known."""
+    shape = shape_of(model)
+    if shape is None:
+        return None
+    return ("c_attn",) if "c_attn" in shape.modules else _QUERY_KEY_VALUE
+
+
+def differences(settings: Settings, spec: Spec | None) -> list[Difference]:
+    """What a recipe does other than the paper. Raises UserError for values it cannot read."""
+    found = [_compare(settings, key, value, None) for key, value in FIXED.items()]
+    training = settings.training
+    rows = training.rows_per_step
+    if rows != BATCH:
+        parts = f"{training.per_device} x {training.accumulation}"
+        parts += f" x {training.world} processes" if training.world > 1 else ""
+        found.append(Difference("rows a step", str(BATCH), None, f"{rows} ({parts})", True))
+    found += [_compare(settings, key, None, value) for key, value in OF_ITS_TIME.items()]
+    modules = target_modules_then(settings.text("model"))
+    if modules is not None:
+        mine = settings.names("target_modules")
+        if sorted(mine) != sorted(modules):
+            found.append(
+                Difference(
+                    "target_modules",
+                    None,
+                    ", ".join(modules),
+                    ", ".join(mine),
+                    settings.given("target_modules"),
+                )
+            )
+    if spec is not None and spec.seed != FIXED["seed"]:
+        found.append(Difference("dataset: seed", "42", None, str(spec.seed), True))
+    return [difference for difference in found if difference is not None]
+
+
+def _compare(settings: Settings, key: str, paper: Any, of_its_time: Any) -> Difference | None:
+    expected = of_its_time if paper is None else paper
+    value = settings.value(key)
+    if _equal(value, expected):
+        return None
+    return Difference(
+        key, _shown(paper), _shown(of_its_time), _shown(value) or "unset", settings.given(key)
+    )
+
+
+def _equal(value: Any, expected: Any) -> bool:
+    if isinstance(expected, str):
+        return str(value) == expected
+    try:
+        return float(value) == float(expected)
+    except (TypeError, ValueError):
+        return False
+
+
+def _shown(value: Any) -> str | None:
+    if value is None:
+        return None
+    return f"{value:g}" if isinstance(value, float) else str(value)

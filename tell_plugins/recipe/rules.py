@@ -1,0 +1,52 @@
+"""All rules that need no data: what `check` begins with, and what `train` looks at before a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.spec import Spec
+from tell_plugins.recipe.data_rules import (
+    check_dataset,
+    check_keeping,
+    check_order,
+    check_plugin,
+    check_validation,
+)
+from tell_plugins.recipe.findings import Finding, as_errors
+from tell_plugins.recipe.key_rules import check_keys, check_values
+from tell_plugins.recipe.recipes import Recipe
+from tell_plugins.recipe.run_rules import (
+    check_model,
+    check_near_misses,
+    check_packages,
+    check_targets,
+)
+from tell_plugins.recipe.settings import Settings
+
+
+def check_recipe(recipe: Recipe, settings: Settings) -> tuple[Spec | None, list[Finding]]:
+    """The dataset string when it is good, and every problem that shows without reading data."""
+    spec, dataset = check_dataset(recipe)
+    findings = [
+        *check_keys(recipe, settings.keys),
+        *check_values(recipe, settings.keys),
+        *dataset,
+        *check_plugin(recipe),
+        *check_order(recipe, settings),
+        *check_model(recipe),
+        *check_validation(recipe),
+    ]
+    rules: list[Callable[[Recipe, Settings], Iterable[Finding]]] = [
+        check_keeping,
+        check_targets,
+        check_packages,
+        check_near_misses,
+    ]
+    for rule in rules:
+        try:
+            findings += rule(recipe, settings)
+        except UserError as problem:  # an unreadable value; the rule on values may have named it
+            if problem.where not in {finding.problem.where for finding in findings}:
+                findings += as_errors(problem)
+    return spec, findings

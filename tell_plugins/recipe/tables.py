@@ -1,0 +1,36 @@
+"""Plain text tables: aligned columns, numbers to the right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], indent: str = "  ") -> str:
+    """A table as text; numbers get thousands separators, None shows as a dash."""
+    body = [[_shown(cell) for cell in row] for row in rows]
+    right = [
+        bool(rows) and all(isinstance(row[column], (int, float, type(None))) for row in rows)
+        for column in range(len(header))
+    ]
+    widths = [
+        max(len(line[column]) for line in [list(header), *body]) for column in range(len(header))
+    ]
+    lines = [
+        indent
+        + "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in [list(header), *body]
+    ]
+    return "\n".join(lines)
+
+
+def _shown(cell: object) -> str:
+    if cell is None:
+        return "-"
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    return f"{cell:g}" if isinstance(cell, float) else str(cell)

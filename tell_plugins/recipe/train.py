@@ -1,0 +1,128 @@
+"""`./run.sh train RECIPE [flags]`: `swift sft` with a recipe, on any supported ms-swift.
+
+ms-swift 4.0 lets the YAML win over flags and later releases the other way round. So a recipe goes
+to it as flags, with the command line's applied: they win everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import raise_all
+from tell_plugins.core.spec import Spec
+from tell_plugins.preparation.embedded_model import is_ready, prepare_model
+from tell_plugins.recipe.check import planned_entries
+from tell_plugins.recipe.findings import WARNING, Finding, errors_of
+from tell_plugins.recipe.hubs import need_model
+from tell_plugins.recipe.models import is_embedded, model_folder
+from tell_plugins.recipe.recipes import Recipe, load_recipe
+from tell_plugins.recipe.rules import check_recipe
+from tell_plugins.recipe.run_rules import check_packages
+from tell_plugins.recipe.schedule import plan, why_no_op
+from tell_plugins.recipe.settings import Settings
+from tell_plugins.recipe.swift_keys import project_environment, swift_keys
+
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe file")
+    parser.epilog = (
+        "Further --key value pairs are ms-swift's and win over the recipe, for example "
+        "--learning_rate 2e-4 or --dataset 'tell/halu_cot_json:task=15rows'. "
+        "NPROC_PER_NODE and the like are read from the environment, as by `swift sft`."
+    )
+    parser.set_defaults(takes_flags=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    recipe = load_recipe(args.recipe, args.flags)
+    settings = Settings(recipe, swift_keys())
+    _refuse_errors(recipe, settings)
+    recipe = _with_model(recipe, settings)
+    return train(recipe)
+
+
+def _refuse_errors(recipe: Recipe, settings: Settings) -> None:
+    """The rules of `check` that need no data; ms-swift would find the same, minutes later."""
+    spec, findings = check_recipe(recipe, settings)
+    raise_all([*errors_of(findings), *(f.problem for f in check_packages(recipe, settings))])
+    for warning in [f for f in findings if f.severity == WARNING]:
+        _say(warning)
+    if spec is not None:
+        _say_no_op(spec, settings)
+
+
+def _say(finding: Finding) -> None:
+    print(f"warning: {finding.problem}", file=sys.stderr)
+
+
+def _say_no_op(spec: Spec, settings: Settings) -> None:
+    entries = planned_entries(spec)
+    training = settings.training
+    if entries is None or training.scheduler not in ("linear", "cosine"):
+        return
+    reason = why_no_op(plan(sum(entries), training)) if sum(entries) >= training.world else None
+    if reason:
+        print(f"warning: this run is a no-op: {reason}", file=sys.stderr)
+
+
+def _with_model(recipe: Recipe, settings: Settings) -> Recipe:
+    """The recipe with its model at hand. MachineError when it cannot be had."""
+    model = settings.text("model")
+    if is_embedded(model):
+        if not is_ready():
+            prepare_model()
+        return recipe
+    folder = model_folder(model)
+    if folder is None:
+        need_model(model, settings.flag("use_hf"))
+        return recipe
+    found = {"model": str(folder)} if not (paths.PROJECT / model).is_dir() else {}
+    if not settings.given("check_model"):
+        found["check_model"] = "false"  # ms-swift would ask a hub about a folder
+    return recipe.with_values(**found)
+
+
+def command(recipe: Recipe) -> list[str]:
+    """The `swift sft` of this environment with the recipe as flags."""
+    return [sys.executable, "-m", "swift.cli.main", "sft", *recipe.argv()]
+
+
+def train(recipe: Recipe) -> int:
+    """Run `swift sft` in the project's root and return its exit code (128 + n for signal n)."""
+    process = subprocess.Popen(
+        command(recipe),
+        cwd=paths.PROJECT,
+        env={**project_environment(), **recipe.environment},
+        start_new_session=True,  # ms-swift starts processes of its own: signals go to all of them
+    )
+    with _forwarding(process):
+        code = process.wait()
+    return 128 - code if code < 0 else code
+
+
+@contextmanager
+def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Pass signals on to the training and all of its processes."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:  # it ended meanwhile
+            return
+
+    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
