@@ -29,7 +29,7 @@ from tell_plugins.core.spec import ALL, NONE, Amount, Spec
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 
 TASK, GENERAL = "task", "general"
-HELD_OUT = ("validation", "test")
+HELD_OUT = ("validation", "test", "heldout")
 SCHEMA = pa.schema(
     [
         (
@@ -56,9 +56,10 @@ class Drawn:
     sha256: str
     dropped: dict[str, int] = field(default_factory=dict)
     bad: list[tuple[int, str]] = field(default_factory=list)
-    duplicates: int = 0
+    duplicates: int = 0  # rows used that equal another one used
     copies: int = 1
-    overlapping: int = 0  # rows that are held-out queries, dropped or kept
+    overlapping: int = 0  # rows of the source that are held-out queries, dropped or kept
+    overlap_used: int = 0  # such rows among those used, 0 unless overlap=keep
 
     def tokens(
         self, rows: npt.NDArray[np.int64] | None = None, column: int | None = None
@@ -83,6 +84,7 @@ class Drawn:
                 "dropped": self.dropped,
                 "duplicates_kept": self.duplicates,
                 "held_out_queries": self.overlapping,
+                "held_out_queries_used": self.overlap_used,
                 "used": len(self.used),
                 "copies": self.copies,
             },
@@ -164,7 +166,7 @@ class Mixture:
             yield from batch.to_pylist()
 
     def _channels(self, entries: npt.NDArray[np.int64]) -> pa.Array:
-        several = sum(source.role == GENERAL for source in self.sources) > 1
+        several = sum(s.role == GENERAL and len(s.used) > 0 for s in self.sources) > 1
         names = [
             TASK if s.role == TASK else f"{GENERAL}_{s.card.name}" if several else GENERAL
             for s in self.sources
@@ -229,8 +231,9 @@ class Mixture:
                 "rule": self.spec.overlap,
                 "checked": self.overlap_checked,
                 "general_rows_that_are_held_out_queries": sum(
-                    source.overlapping for source in self.sources if source.role == GENERAL
+                    source.overlapping for source in self.sources
                 ),
+                "of_these_used": sum(source.overlap_used for source in self.sources),
             },
             "rows": len(self),
             "tokens": tokens,
@@ -298,8 +301,11 @@ def build_mixture(spec: Spec) -> Mixture:
     card.split(spec.split)
     training = spec.split not in HELD_OUT
     amount = spec.general or (card.general.amount if training and card.general else NONE)
-    names = spec.sources or (card.general.sources if card.general else ())
-    cards = [] if amount == NONE else [_general_card(name) for name in names]
+    cards = [_general_card(name) for name in spec.sources or ()]  # a typo shows in any case
+    if amount == NONE:
+        cards = []
+    elif not cards and card.general is not None:
+        cards = [_general_card(name) for name in card.general.sources]
     task = open_task(card, spec.split, spec.anchor)
     counter = _counter(spec, [spec.task, amount], cards)
     held_out, checked = _held_out(card, spec) if training else ([], True)
@@ -318,7 +324,7 @@ def build_mixture(spec: Spec) -> Mixture:
         lengths=lengths,
         file=task.file,
         sha256=task.sha256,
-        duplicates=int((draw.occurrences(task.ids) > 0).sum()),
+        duplicates=int((draw.occurrences(task.ids[used]) > 0).sum()),
         copies=spec.repeat,
     )
     entries = len(used) * spec.repeat
@@ -452,7 +458,6 @@ def _draw_general(
         usable &= ~too_long
         if too_long.any():
             dropped["over_max_tokens"] = int(too_long.sum())
-    repeats = draw.occurrences(rows.ids)
     ranked = draw.ranking(rows.ids, seed=spec.seed, source=card.name)
     ranked = ranked[usable[ranked]]
     used = draw.take(amount, ranked, _sums(lengths), source=f"general data '{card.name}'")
@@ -467,8 +472,9 @@ def _draw_general(
         sha256=rows.sha256,
         dropped=dropped,
         bad=[(bad.line, bad.reason) for bad in rows.bad],
-        duplicates=int((repeats[used] > 0).sum()),
+        duplicates=int((draw.occurrences(rows.ids[used]) > 0).sum()),
         overlapping=int(overlapping.sum()),
+        overlap_used=int(overlapping[used].sum()),
     )
     return source, rows
 

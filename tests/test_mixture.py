@@ -1,0 +1,496 @@
+"""The mixture: what it holds, in which order, and that its hash hangs on the spec alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tell_plugins.core import mixture as mixture_module
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import SCHEMA, Mixture, build_mixture
+from tell_plugins.core.spec import ORDERS, parse_spec
+from tests.conftest import PROJECT, MakeCard, write_rows
+
+GOLDEN = Path(__file__).parent / "golden"
+Rows = list[dict[str, str]]
+
+
+def _rows(name: str, count: int) -> Rows:
+    """Rows of varied length; everything about them is fixed."""
+    return [
+        {"q": f"{name} query {n}" + " word" * (n * 7 % 13), "r": f"answer {n}" + " more" * (n % 5)}
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def cards(make_card: MakeCard, monkeypatch: pytest.MonkeyPatch) -> MakeCard:
+    """A task card `t` (30 rows, 10 test rows) and general cards `plain` (400), `other` (300)."""
+    monkeypatch.setenv("TELL_TOKENIZER", str(GOLDEN / "word_tokenizer.json"))
+    make_card("t", train=_rows("task", 30), test=_rows("test", 10))
+    make_card("plain", kind="general", train=_rows("plain", 400))
+    make_card("other", kind="general", train=_rows("other", 300))
+    return make_card
+
+
+def _build(text: str = "") -> Mixture:
+    return build_mixture(parse_spec(f"tell/t:{text}" if text else "tell/t"))
+
+
+def _queries(mixture: Mixture, role: str | None = None) -> list[str]:
+    """The queries in training order, of one channel where it is named."""
+    return [
+        row["messages"][0]["content"]
+        for row in mixture.rows()
+        if role is None or row["channel"] == role
+    ]
+
+
+pytestmark = pytest.mark.usefixtures("cards")
+
+
+# --- what it holds --------------------------------------------------------------------------------
+
+
+def test_rows_as_ms_swift_reads_them() -> None:
+    mixture = _build("task=3rows/general=5rows")
+    rows = list(mixture.rows())
+    assert len(rows) == len(mixture) == 8
+    assert Counter(row["channel"] for row in rows) == {"task": 3, "general": 5}
+    for row in rows:
+        assert list(row) == ["messages", "channel"]
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
+        anchored = row["messages"][0]["content"].startswith("ANCHOR: do the task.\n\ntask query")
+        assert anchored == (row["channel"] == "task")
+        assert row["messages"][1]["content"].startswith("answer ")
+
+
+def test_the_card_says_what_the_spec_leaves_open() -> None:
+    mixture = _build()  # general: 2x of `plain`
+    assert Counter(row["channel"] for row in mixture.rows()) == {"task": 30, "general": 60}
+    assert all(query.startswith("plain") for query in _queries(mixture, "general"))
+
+
+def test_every_order_holds_the_same_rows() -> None:
+    mixtures = [_build(f"general=100rows/order={order}/repeat=2") for order in ORDERS]
+    contents = [Counter(_queries(mixture)) for mixture in mixtures]
+    assert all(content == contents[0] for content in contents)
+    assert len({mixture.hash for mixture in mixtures}) == len(ORDERS)
+    assert _build("order=task_first").is_task[:30].all()
+    assert _build("order=task_last").is_task[-30:].all()
+    even = np.flatnonzero(_build("general=300rows/order=even").is_task)
+    assert np.diff(even).min() >= 7
+    assert np.diff(even).max() <= 15
+
+
+def test_even_holds_at_one_task_row_in_thousands(cards: MakeCard) -> None:
+    cards("many", kind="general", train=[{"q": f"m {n}", "r": "r"} for n in range(15_000)])
+    for seed in range(3):
+        spec = f"task=3rows/from=many/general=15000rows/order=even/seed={seed}"
+        places = np.flatnonzero(_build(spec).is_task)
+        assert [int(place // 5001) for place in places] == [0, 1, 2]
+        assert np.diff(places).min() > 3300
+
+
+@pytest.mark.parametrize("order", ["shuffle", "even"])
+def test_repeat_copies_task_rows_and_spreads_them(order: str) -> None:
+    mixture = _build(f"task=4rows/repeat=5/general=200rows/order={order}")
+    task = _queries(mixture, "task")
+    assert len(task) == 20
+    assert set(Counter(task).values()) == {5}
+    assert len(_queries(mixture, "general")) == len(set(_queries(mixture, "general"))) == 200
+    assert mixture.manifest()["sources"][0]["rows"]["copies"] == 5
+    every = _queries(mixture)
+    if order == "even":
+        for query in set(task):
+            places = [place for place, other in enumerate(every) if other == query]
+            assert min(np.diff(places)) > 220 / 5 - 220 / 20 - 1
+
+
+def test_times_counts_copies_and_rounds() -> None:
+    assert len(_build("task=4rows/repeat=3/general=2x")) == 12 + 24
+    assert len(_build("task=5rows/general=0.5x")) == 5 + 2
+    assert len(_build("task=4rows/general=0.1x")) == 4
+    assert len(_build("task=4rows/general=0")) == 4
+
+
+@pytest.mark.parametrize(
+    ("general", "shares"),
+    [("100rows", [50, 50]), ("7rows", [4, 3]), ("1rows", [1, 0]), ("3x", [45, 45])],
+)
+def test_several_general_cards_share_equally(general: str, shares: list[int]) -> None:
+    mixture = _build(f"from=plain+other/general={general}")
+    assert [len(source.used) for source in mixture.sources[1:]] == shares
+    channels = Counter(row["channel"] for row in mixture.rows())
+    if all(shares):
+        names = {"general_plain": shares[0], "general_other": shares[1]}
+    else:
+        names = {"general": shares[0]}
+    assert channels == {"task": 30, **names}
+
+
+def test_several_general_cards_share_tokens_equally() -> None:
+    mixture = _build("from=plain+other/general=1001tok")
+    for source, share in zip(mixture.sources[1:], (501, 500), strict=True):
+        total = source.tokens()
+        assert total is not None
+        assert source.lengths is not None
+        assert share <= total < share + source.lengths.sum(axis=1).max()
+    assert len(_build("from=plain+other/general=all")) == 30 + 400 + 300
+
+
+def test_token_amounts_are_met_within_one_row() -> None:
+    for wanted in (1, 50, 133, 400):
+        mixture = _build(f"task={wanted}tok/general={3 * wanted}tok")
+        assert mixture.lengths is not None
+        for source, amount in zip(mixture.sources, (wanted, 3 * wanted), strict=True):
+            assert source.lengths is not None
+            total, last = source.tokens(), source.lengths[source.used[-1]].sum()
+            assert total is not None
+            assert amount <= total < amount + last
+        manifest = mixture.manifest()
+        assert manifest["tokens"] == sum(source["tokens"]["used"] for source in manifest["sources"])
+        words = sum(len(m["content"].split()) for row in mixture.rows() for m in row["messages"])
+        assert manifest["tokens"] == words, "query with anchor + response"
+
+
+def test_amounts_are_nested() -> None:
+    for unit in ("rows", "tok"):
+        sizes = [1, 2, 7, 15, 29] if unit == "rows" else [1, 40, 120, 300, 470]
+        drawn = [
+            _build(f"task={size}{unit}/general={size}{unit}/seed=3/order=task_first")
+            for size in sizes
+        ]
+        for channel in ("task", "general"):
+            sets = [set(_queries(mixture, channel)) for mixture in drawn]
+            for smaller, larger in pairwise(sets):
+                assert smaller < larger or smaller == larger
+            assert len(sets[0]) < len(sets[-1])
+
+
+def test_a_smaller_amount_keeps_the_relative_order() -> None:
+    small, large = _queries(_build("general=50rows")), _queries(_build("general=300rows"))
+    assert [query for query in large if query in set(small)] == small
+
+
+# --- sources are independent ----------------------------------------------------------------------
+
+
+def test_resizing_or_adding_a_source_moves_no_other(cards: MakeCard) -> None:
+    first = _build("task=10rows/general=40rows")
+    for text in (
+        "task=10rows/general=200rows",
+        "task=10rows/from=plain+other/general=80rows",
+        "task=10rows/general=40rows/order=even",
+        "task=10rows/general=40rows/anchor=none",
+    ):
+        other = _build(text)
+        assert other.sources[0].used.tolist() == first.sources[0].used.tolist()
+        mine = other.sources[1].used.tolist()
+        assert mine[:40] == first.sources[1].used.tolist()
+    assert _build("task=20rows/general=40rows").sources[1].used.tolist() == (
+        first.sources[1].used.tolist()
+    )
+    cards("other", kind="general", train=_rows("other", 120))
+    both = _build("task=10rows/from=plain+other/general=80rows")
+    assert both.sources[1].used.tolist() == first.sources[1].used.tolist()
+
+
+def test_general_rows_keep_their_order_when_the_task_changes() -> None:
+    plain = _queries(_build("task=1rows/general=200rows"), "general")
+    assert plain == _queries(_build("task=30rows/general=200rows/repeat=3"), "general")
+    assert plain == _queries(_build("task=30rows/general=200rows/order=even"), "general")
+
+
+# --- the hash -------------------------------------------------------------------------------------
+
+SPEC = "task=12rows/general=150rows/from=plain+other/order=even/repeat=2/seed=7"
+
+
+def test_the_same_spec_gives_the_same_mixture_twice() -> None:
+    one, two = _build(SPEC), _build(SPEC)
+    assert one.hash == two.hash
+    assert one.manifest() == two.manifest()
+    assert list(one.rows()) == list(two.rows())
+
+
+@pytest.mark.parametrize("general", ["all", "100rows", "500tok"])
+def test_file_order_does_not_move_the_hash(cards: MakeCard, general: str) -> None:
+    twice = {"q": "the same", "r": "row"}
+    hashes = []
+    for round_ in range(4):
+        for name, count in (("t", 30), ("plain", 400), ("other", 300)):
+            rows = [*_rows(name, count), twice, twice]
+            random.Random(round_).shuffle(rows)
+            kind: dict[str, Any] = {} if name == "t" else {"kind": "general"}
+            cards(name, train=rows, **kind)
+        mixture = _build(f"task=20rows/from=plain+other/general={general}")
+        hashes.append((mixture.hash, mixture.manifest()["tokens"], list(mixture.rows())))
+    assert all(entry == hashes[0] for entry in hashes)
+
+
+def test_the_files_name_and_format_do_not_move_the_hash(cards: MakeCard, tmp_path: Path) -> None:
+    before = _build("general=50rows").hash
+    card = tmp_path / "cards" / "plain" / "card.yaml"
+    (card.parent / "rows.json").write_text(json.dumps(_rows("plain", 400)))
+    card.write_text(card.read_text().replace("train.jsonl", "rows.json"))
+    assert _build("general=50rows").hash == before
+
+
+PRINT_HASH = """
+import sys
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.spec import parse_spec
+mixture = build_mixture(parse_spec(sys.argv[1]))
+print(mixture.hash, mixture.manifest()["tokens"])
+"""
+
+
+def _in_processes(environments: Iterable[dict[str, str]]) -> set[str]:
+    command = [sys.executable, "-c", PRINT_HASH, f"tell/t:{SPEC}"]
+    running = [
+        subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for environment in environments
+    ]
+    return {process.communicate(timeout=60)[0].strip() for process in running}
+
+
+def test_processes_do_not_move_the_hash() -> None:
+    """Nor PYTHONHASHSEED, thread counts, locale, nor two ranks that build at once, cold."""
+    found = _in_processes(
+        [
+            {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "LC_ALL": "C", "RANK": "0"},
+            {"PYTHONHASHSEED": "1", "RAYON_NUM_THREADS": "1", "PYTHONUTF8": "1", "RANK": "1"},
+            {"PYTHONHASHSEED": "random", "ARROW_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "no"},
+        ]
+    )
+    mixture = _build(SPEC)
+    assert found == {f"{mixture.hash} {mixture.manifest()['tokens']}"}
+
+
+def test_threads_do_not_move_the_hash() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(lambda _: _build(SPEC).hash, range(8)))) == 1
+
+
+@pytest.mark.parametrize("size", [1, 7, 29, 1000])
+def test_batches_do_not_show(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    before = list(_build("from=plain+other/general=60rows").rows())
+    monkeypatch.setattr(mixture_module, "_BATCH", size)
+    assert list(_build("from=plain+other/general=60rows").rows()) == before
+
+
+def test_the_hash_sees_whatever_the_model_sees(cards: MakeCard, tmp_path: Path) -> None:
+    base = "task=12rows/general=50rows"
+    texts = [base, *(f"{base}/{more}" for more in ("anchor=none", "order=even", "seed=1"))]
+    texts += [f"{base}/repeat=2", f"{base}/from=other", "task=13rows/general=50rows"]
+    hashes = [_build(text).hash for text in texts]
+    assert len(set(hashes)) == len(texts)
+    (tmp_path / "cards" / "t" / "anchor.txt").write_text("Another anchor.")
+    assert _build(base).hash not in hashes
+    cards(
+        "plain", kind="general", train=[{**row, "r": row["r"] + "!"} for row in _rows("plain", 400)]
+    )
+    assert _build(base).hash not in hashes
+
+
+# --- the manifest ---------------------------------------------------------------------------------
+
+
+def test_golden_manifest() -> None:
+    """Count and hash of a small mixture; a change here changes every published mixture.
+
+    To take a change over on purpose: TELL_GOLDEN=1 pytest tests/test_mixture.py -k golden
+    """
+    path = GOLDEN / "manifest.json"
+    manifest = _build(SPEC).manifest()
+    if os.environ.get("TELL_GOLDEN"):
+        path.write_text(json.dumps(manifest, indent=2) + "\n")
+    assert manifest == json.loads(path.read_text())
+    assert manifest["rows"] == 12 * 2 + 150
+
+
+def _keyed(row: bytes, purpose: str, card: str, seed: int = 7) -> int:
+    key = hashlib.blake2b(f"{purpose}|{seed}|{card}".encode(), digest_size=32).digest()
+    return int.from_bytes(hashlib.blake2b(row, key=key, digest_size=8).digest(), "little")
+
+
+def _row_id(query: str, response: str) -> bytes:
+    text = len(query.encode()).to_bytes(8, "little") + (query + response).encode()
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
+def test_the_hash_by_the_rules_written_out() -> None:
+    """Draw, order and hash once more, in plain Python: what another program would have to do."""
+    entries = []
+    for card, count, copies, front in (
+        ("t", 12, 2, "ANCHOR: do the task.\n\n"),
+        ("plain", 150, 1, ""),
+    ):
+        rows = _rows("task" if card == "t" else card, 30 if card == "t" else 400)
+        rows.sort(key=lambda row: _keyed(_row_id(row["q"], row["r"]), "draw", card))
+        for row in rows[:count]:
+            record = bytes([card == "t"]) + _row_id(front + row["q"], row["r"])
+            for copy in range(copies):
+                purpose = f"order, copy {copy}" if copy else "order"
+                place = _keyed(_row_id(row["q"], row["r"]), purpose, card)
+                entries.append((place, record))
+    expected = hashlib.sha256(b"".join(record for _, record in sorted(entries))).hexdigest()
+    assert _build("task=12rows/general=150rows/repeat=2/seed=7").hash == expected
+
+
+def test_a_manifest_says_what_was_taken(cards: MakeCard, tmp_path: Path) -> None:
+    lines = [*_rows("plain", 20), {"q": "no response"}, {"q": "twice", "r": "x"}]
+    write_rows(tmp_path / "cards" / "plain" / "train.jsonl", [*lines, {"q": "twice", "r": "x"}])
+    mixture = _build("task=10rows/general=all/repeat=3")
+    manifest = json.loads(json.dumps(mixture.manifest()))
+    task, general = manifest["sources"]
+    assert manifest["rows"] == 30 + 22
+    assert task["rows"] == {
+        "in_file": 30,
+        "dropped": {},
+        "duplicates_kept": 0,
+        "held_out_queries": 0,
+        "held_out_queries_used": 0,
+        "used": 10,
+        "copies": 3,
+    }
+    assert general["rows"]["in_file"] == 23
+    assert general["rows"]["dropped"] == {"malformed": 1}
+    assert general["rows"]["duplicates_kept"] == 1
+    assert general["malformed_rows"][0]["line"] == 21
+    lengths, is_task = mixture.lengths, mixture.is_task
+    assert lengths is not None
+    assert manifest["tokens"] == lengths.sum() == task["tokens"]["used"] + general["tokens"]["used"]
+    assert manifest["trainable_tokens"] == lengths[:, 1].sum()
+    assert task["tokens"]["used"] == lengths[is_task].sum()
+    assert task["tokens"]["available"] > task["tokens"]["used"] / 3
+    assert manifest["task_share"]["rows"] == round(30 / 52, 6)
+    assert manifest["task_share"]["tokens"] == round(lengths[is_task].sum() / lengths.sum(), 6)
+    assert manifest["anchor"]["characters"] == len("ANCHOR: do the task.")
+    assert str(tmp_path) not in json.dumps(manifest), "no path of this machine"
+    assert str(PROJECT) not in json.dumps(manifest)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_files_hold_the_rows_in_training_order(tmp_path: Path) -> None:
+    mixture = _build("from=plain+other/general=1500tok")
+    rows = list(mixture.rows())
+    mixture.write_json_lines(tmp_path / "out" / "train.jsonl")
+    lines = (tmp_path / "out" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == rows
+    mixture.write_arrow(tmp_path / "out" / "train.arrow")
+    with pa.memory_map(str(tmp_path / "out" / "train.arrow")) as source:
+        table = pa.ipc.open_stream(source).read_all()
+    assert table.schema == SCHEMA
+    assert table.to_pylist() == rows
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "train.arrow",
+        "train.jsonl",
+    ]
+
+
+def test_texts_of_every_script_survive(cards: MakeCard, tmp_path: Path) -> None:
+    texts = ["þæö", "日本語", "😀" * 50, "\u0000\u2028\x1f", 'q"\\/', "a\r\nb\tc", "x" * 99_999]
+    cards("t", train=[{"q": text, "r": text[::-1]} for text in texts])
+    mixture = _build("general=0/anchor=none")
+    found = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in mixture.rows()}
+    assert found == {text: text[::-1] for text in texts}
+    mixture.write_json_lines(tmp_path / "train.jsonl")
+    with (tmp_path / "train.jsonl").open(encoding="utf-8", newline="\n") as file:
+        assert [json.loads(line) for line in file] == list(mixture.rows())
+
+
+# --- other uses -----------------------------------------------------------------------------------
+
+
+def test_a_general_card_alone() -> None:
+    mixture = build_mixture(parse_spec("tell/plain:task=50rows"))
+    assert mixture.task is None
+    assert Counter(row["channel"] for row in mixture.rows()) == {"general": 50}
+    assert not mixture.is_task.any()
+    manifest = mixture.manifest()
+    assert manifest["anchor"] is None
+    assert manifest["task_share"]["rows"] == 0
+    assert manifest["overlap"]["checked"] is False
+    drawn = _build("general=50rows").sources[1].used.tolist()
+    assert mixture.sources[0].used.tolist() == drawn, "the control trains on the same rows"
+
+
+@pytest.mark.parametrize(
+    "key", ["general=5rows", "from=other", "anchor=none", "order=even", "repeat=2"]
+)
+def test_a_general_card_has_no_task_keys(key: str) -> None:
+    with pytest.raises(UserError, match="'plain' is general data"):
+        build_mixture(parse_spec(f"tell/plain:{key}"))
+
+
+@pytest.mark.parametrize("text", ["split=test", "split=test/from=plain"])
+def test_a_held_out_split_has_no_general_rows(text: str) -> None:
+    mixture = _build(text)
+    assert len(mixture) == 10
+    assert mixture.is_task.all()
+    assert len(_build("split=test/general=5rows")) == 15  # unless it is asked for
+
+
+def test_rows_over_max_tokens_are_dropped_and_counted(cards: MakeCard) -> None:
+    cards("plain", kind="general", train=_rows("plain", 400), max_tokens=10)
+    mixture = _build("general=all")
+    assert mixture.lengths is not None
+    general = mixture.lengths[~mixture.is_task].sum(axis=1)
+    assert general.max() == 10
+    dropped = mixture.manifest()["sources"][1]["rows"]["dropped"]["over_max_tokens"]
+    assert len(general) == 400 - dropped
+    cards("plain", kind="general", train=_rows("plain", 400), max_tokens=1)
+    with pytest.raises(UserError, match="the mixture is empty"):
+        build_mixture(parse_spec("tell/plain"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("from=plian", "did you mean 'plain'"),
+        ("from=plian/general=0", "did you mean 'plain'"),
+        ("from=plian/split=test", "did you mean 'plain'"),
+        ("from=t", "card 't' is task data"),
+        ("split=tset", "did you mean 'test'"),
+        ("anchor=anchr", "did you mean 'anchor'"),
+        ("task=31rows", "31rows asked, but there are only 30 rows"),
+        ("general=401rows", "general data 'plain': 401rows asked, but there are only 400 rows"),
+        ("general=40x", "1200rows asked, but there are only 400 rows"),
+        ("from=plain+other/general=700rows", "general data 'other': 350rows asked"),
+        ("task=1e6tok", "1e6tok asked, but there are only"),
+    ],
+)
+def test_what_cannot_be_built(text: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        _build(text)
+    assert message in str(caught.value)
+
+
+def test_one_row_is_a_mixture(cards: MakeCard) -> None:
+    cards("t", train=[{"q": "only", "r": "row"}])
+    for order in ORDERS:
+        assert len(_build(f"general=0/order={order}")) == 1

@@ -1,0 +1,189 @@
+"""Test rows never train: neither as task rows nor as general rows that ask the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tell_plugins.core.errors import UserError, UserErrors
+from tell_plugins.core.mixture import Mixture, build_mixture
+from tell_plugins.core.spec import parse_spec
+from tests.conftest import MakeCard
+
+TASK = [{"q": f"task {n}", "r": "yes"} for n in range(8)]
+TEST = [{"q": f"What is the capital of country {n}?", "r": "no"} for n in range(5)]
+GENERAL = [{"q": f"general {n}", "r": "text"} for n in range(40)]
+LEAKS = [
+    {"q": "What is the capital of country 0?", "r": "A city."},
+    {"q": "what is  the capital of country 1", "r": "A city."},  # case, spacing, punctuation
+    {"q": "What is the capital of country 1 ??", "r": "Another."},
+]
+NEAR = [{"q": "What is the capital of country 2? Explain.", "r": "A longer question."}]
+
+
+def _build(text: str = "general=all") -> Mixture:
+    return build_mixture(parse_spec(f"tell/t:{text}"))
+
+
+def _queries(mixture: Mixture) -> list[str]:
+    return [row["messages"][0]["content"] for row in mixture.rows()]
+
+
+@pytest.fixture
+def leaky(make_card: MakeCard) -> Path:
+    """A task card `t` whose test queries 0 and 1 stand among the general rows of `plain`."""
+    make_card("plain", kind="general", train=[*GENERAL[:20], *LEAKS, *NEAR, *GENERAL[20:]])
+    return make_card("t", train=TASK, test=TEST)
+
+
+@pytest.mark.usefixtures("leaky")
+def test_general_rows_that_are_test_queries_are_dropped() -> None:
+    mixture = _build()
+    assert len(mixture) == 8 + 41
+    assert not {row["q"] for row in LEAKS} & set(_queries(mixture))
+    assert NEAR[0]["q"] in _queries(mixture)
+    manifest = mixture.manifest()
+    assert manifest["overlap"] == {
+        "rule": "drop",
+        "checked": True,
+        "general_rows_that_are_held_out_queries": 3,
+        "of_these_used": 0,
+    }
+    assert manifest["sources"][1]["rows"]["dropped"] == {"held_out_query": 3}
+    assert manifest["sources"][1]["rows"]["held_out_queries_used"] == 0
+
+
+@pytest.mark.usefixtures("leaky")
+def test_kept_overlaps_are_counted() -> None:
+    mixture = _build("general=all/overlap=keep")
+    assert len(mixture) == 8 + 44
+    assert {row["q"] for row in LEAKS} < set(_queries(mixture))
+    manifest = mixture.manifest()
+    assert manifest["overlap"]["general_rows_that_are_held_out_queries"] == 3
+    assert manifest["overlap"]["of_these_used"] == 3
+    assert manifest["sources"][1]["rows"]["dropped"] == {}
+    few = _build("general=10rows/overlap=keep")
+    used = sum(query in {row["q"] for row in LEAKS} for query in _queries(few))
+    assert few.manifest()["overlap"]["of_these_used"] == used
+    assert few.manifest()["overlap"]["general_rows_that_are_held_out_queries"] == 3
+
+
+@pytest.mark.usefixtures("leaky")
+def test_dropping_leaves_the_rest_of_the_draw_as_it_is() -> None:
+    kept = _build("general=all/overlap=keep").sources[1].used.tolist()
+    leaks = {20, 21, 22}
+    assert _build().sources[1].used.tolist() == [row for row in kept if row not in leaks]
+    drawn = _build("general=41rows").sources[1].used.tolist()
+    assert drawn == [row for row in kept if row not in leaks]
+    with pytest.raises(UserError, match="42rows asked, but there are only 41 rows"):
+        _build("general=42rows")
+
+
+def test_validation_queries_are_held_out_too(make_card: MakeCard) -> None:
+    make_card("plain", kind="general", train=[*GENERAL, *LEAKS])
+    folder = make_card("t", train=TASK, test=TEST)
+    card = folder / "card.yaml"
+    card.write_text(card.read_text().replace("  test:", "  validation:"))
+    assert len(_build()) == 8 + 40
+    validation = build_mixture(parse_spec("tell/t:split=validation"))
+    assert [row["messages"][1]["content"] for row in validation.rows()] == ["no"] * 5
+
+
+def test_only_the_question_of_a_query_is_compared(make_card: MakeCard) -> None:
+    wrap = "'user_query' : {}\n'response' : {}"
+    test = [{"q": wrap.format(row["q"], "An answer."), "r": "no"} for row in TEST]
+    make_card("plain", kind="general", train=[*GENERAL, *LEAKS, *NEAR])
+    make_card("t", train=TASK, test=test, question="'user_query' : (.*?)\n'response' : ")
+    assert len(_build()) == 8 + 41
+    make_card("t", train=TASK, test=test)
+    assert len(_build()) == 8 + 44, "without the pattern the whole query is compared"
+
+
+@pytest.mark.parametrize("overlap", ["drop", "keep"])
+@pytest.mark.parametrize(
+    "query", ["What is the capital of country 3?", "WHAT is the capital of country 3"]
+)
+def test_a_test_row_among_the_training_rows_is_an_error(
+    make_card: MakeCard, query: str, overlap: str
+) -> None:
+    make_card("plain", kind="general", train=GENERAL)
+    make_card("t", train=[*TASK, {"q": query, "r": "another answer"}], test=TEST)
+    for text in (f"overlap={overlap}", f"task=1rows/anchor=none/overlap={overlap}"):
+        with pytest.raises(UserError) as caught:
+            _build(text)
+        assert "1 task rows are test rows" in str(caught.value)
+        assert "line 4 of test.jsonl" in str(caught.value)
+        assert str(caught.value.where).endswith("t/train.jsonl, line 9")
+
+
+def test_rows_in_several_held_out_splits_are_told_together(make_card: MakeCard) -> None:
+    make_card("plain", kind="general", train=GENERAL)
+    folder = make_card("t", train=[*TASK, TEST[0]], test=TEST)
+    card = folder / "card.yaml"
+    (folder / "validation.jsonl").write_bytes((folder / "test.jsonl").read_bytes())
+    text = card.read_text()
+    card.write_text(text.replace("splits:\n", "splits:\n  validation: {file: validation.jsonl}\n"))
+    with pytest.raises(UserErrors) as caught:
+        _build()
+    assert "1 task rows are validation rows" in str(caught.value)
+    assert "1 task rows are test rows" in str(caught.value)
+
+
+def test_a_missing_test_file_is_no_licence_to_train_on_it(make_card: MakeCard) -> None:
+    make_card("plain", kind="general", train=[*GENERAL, *LEAKS])
+    folder = make_card("t", train=TASK, test=TEST)
+    (folder / "test.jsonl").unlink()
+    with pytest.raises(UserError) as caught:
+        _build()
+    assert "split 'test' is not here" in str(caught.value)
+    assert "./run.sh data t" in str(caught.value.remedy)
+    assert "overlap=keep" in str(caught.value.remedy)
+    mixture = _build("general=all/overlap=keep")
+    assert len(mixture) == 8 + 43
+    assert mixture.manifest()["overlap"]["checked"] is False
+
+
+def test_what_is_here_is_checked_even_when_another_split_is_missing(make_card: MakeCard) -> None:
+    make_card("plain", kind="general", train=[*GENERAL, *LEAKS])
+    folder = make_card("t", train=[*TASK, TEST[0]], test=TEST)
+    card = folder / "card.yaml"
+    text = card.read_text()
+    card.write_text(text.replace("splits:\n", "splits:\n  validation: {file: nowhere.jsonl}\n"))
+    with pytest.raises(UserError, match="1 task rows are test rows"):
+        _build("overlap=keep")
+    with pytest.raises(UserError, match="split 'validation' is not here"):
+        _build()
+
+
+def test_a_card_without_held_out_rows(make_card: MakeCard) -> None:
+    make_card("plain", kind="general", train=[*GENERAL, *LEAKS])
+    make_card("t", train=TASK)
+    mixture = _build()
+    assert len(mixture) == 8 + 43
+    assert mixture.manifest()["overlap"]["checked"] is True, "there is nothing to hold out"
+
+
+def test_training_queries_may_stand_among_the_general_rows(make_card: MakeCard) -> None:
+    make_card("plain", kind="general", train=[*GENERAL, {"q": "task 3", "r": "x"}])
+    make_card("t", train=TASK, test=TEST)
+    assert len(_build()) == 8 + 41
+
+
+@pytest.mark.usefixtures("real_home")
+def test_halueval_queries_stand_in_real_alpaca_rows(make_card: MakeCard) -> None:
+    """About 3 % of Alpaca-style rows are Halu test queries with a plain answer."""
+    from tell_plugins.core.cards import load_card
+    from tell_plugins.core.sources import open_task
+
+    halu = load_card("halu_cot_json")
+    folder = make_card("t", train=TASK, question=halu.question)
+    official = open_task(halu, "test")
+    assert len(official) == 1506
+    test = f"{{file: '{official.file}', columns: {{query: prompt, response: response}}}}"
+    card = folder / "card.yaml"
+    card.write_text(card.read_text().replace("splits:\n", f"splits:\n  test: {test}\n"))
+    mixture = build_mixture(parse_spec("tell/t:from=alpaca_en_demo/general=all"))
+    dropped = mixture.manifest()["sources"][1]["rows"]["dropped"]["held_out_query"]
+    assert dropped == 28
+    assert len(mixture) == 8 + 999 - 28
