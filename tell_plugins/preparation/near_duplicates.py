@@ -83,15 +83,15 @@ def compare(rows: Rows, queries: Sequence[str], similarity: int = SIMILARITY) ->
     matches = Matches(
         np.zeros(count, np.int8), np.full(count, -1, np.int32), np.zeros(count, np.uint8)
     )
-    known = normalise(queries).to_pylist()
-    if not any(known):
+    known = _comparable(queries)
+    if not known:
         return matches
-    positions = {text: place for place, text in reversed(list(enumerate(known))) if text}
+    positions = {text: place for place, text in reversed(list(enumerate(known)))}
     openings = _openings(known)
     with track(count, "comparing with held-out queries", "rows") as bar:
         for start in range(0, count, _BATCH):
             batch = np.arange(start, min(start + _BATCH, count))
-            texts = normalise([query for query, _ in rows.texts(batch).pairs()]).to_pylist()
+            texts = _comparable([query for query, _ in rows.texts(batch).pairs()])
             scores = process.cdist(
                 texts,
                 known,
@@ -113,6 +113,11 @@ def compare(rows: Rows, queries: Sequence[str], similarity: int = SIMILARITY) ->
                     matches.kind[row], matches.query[row] = CONTAINS, inside
             bar.update(len(texts))
     return matches
+
+
+def _comparable(texts: Sequence[str]) -> list[str]:
+    """Normalised texts; one without any letter or digit as it stands, as the core compares."""
+    return [plain or text for plain, text in zip(normalise(texts).to_pylist(), texts, strict=True)]
 
 
 def _openings(queries: Sequence[str]) -> dict[str, list[int]]:

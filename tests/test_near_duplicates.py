@@ -1,0 +1,215 @@
+"""General rows that are, or nearly are, held-out queries."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tell_plugins.cli import main
+from tell_plugins.core.cards import Columns, load_card
+from tell_plugins.core.rows import Rows, open_rows, question_of
+from tell_plugins.core.sources import open_split, open_task
+from tell_plugins.preparation import near_duplicates
+from tell_plugins.preparation.near_duplicates import CONTAINS, EQUAL, NEAR, NONE, compare, find
+from tests.conftest import MakeCard, write_rows
+
+QUERIES = [
+    "Name three rivers of South America and the countries they flow through.",
+    "How do I bake bread?",
+    "Write a short poem about the first snow of the year in Reykjavik.",
+    "???",
+]
+
+
+def general(tmp_path: Path, queries: list[str]) -> Rows:
+    rows = [{"q": query, "r": f"answer {number}"} for number, query in enumerate(queries)]
+    path = write_rows(tmp_path / "general.jsonl", rows)
+    return open_rows(path, Columns(query=("q",), response="r"))
+
+
+@pytest.mark.parametrize(
+    ("query", "kind", "held_out"),
+    [
+        (QUERIES[0], EQUAL, 0),
+        ("name three rivers of south america -- and the countries they flow through", EQUAL, 0),
+        ("  HOW do I bake\nbread ", EQUAL, 1),
+        ("Name four rivers of South America and the countries they flow through.", NEAR, 0),
+        ("Name three long rivers of South America and countries they flow through.", NEAR, 0),
+        ("Please: how do I bake bread?", NEAR, 1),
+        (f"Answer in Danish. {QUERIES[2]} Use no rhymes, and give it a title in Icelandic.", 2, 2),
+        ("Name three rivers of North Africa.", NONE, -1),
+        ("How do I bake a cake with three layers?", NONE, -1),
+        ("???", EQUAL, 3),  # nothing is left when normalised: compared as it stands
+        ("!!!", NONE, -1),
+        ("Something else altogether", NONE, -1),
+    ],
+)
+def test_kinds(tmp_path: Path, query: str, kind: int, held_out: int) -> None:
+    assert CONTAINS == 2
+    matches = compare(general(tmp_path, ["unrelated text", query]), QUERIES)
+    assert (matches.kind[1], matches.query[1]) == (kind, held_out)
+    assert (matches.kind[0], matches.query[0], matches.similarity[0]) == (NONE, -1, 0)
+    if kind == EQUAL:
+        assert matches.similarity[1] == 100
+
+
+def test_stored_result_is_used_and_belongs_to_its_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = general(tmp_path, [QUERIES[0], "other"])
+    first = find(rows, QUERIES)
+
+    def never(*_: object) -> None:
+        raise AssertionError("compared again")
+
+    monkeypatch.setattr(near_duplicates, "compare", never)
+    again = find(rows, QUERIES)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    for changed in (lambda: find(rows, QUERIES[1:]), lambda: find(rows, QUERIES, 90)):
+        with pytest.raises(AssertionError):
+            changed()
+
+
+def test_no_held_out_query(tmp_path: Path) -> None:
+    assert not compare(general(tmp_path, ["a", "b"]), []).kind.any()
+
+
+# --- real data -----------------------------------------------------------------------------------
+
+
+def halueval_queries(real_data: Path) -> list[str]:
+    lines = (real_data / "halueval" / "general_data.json").open(encoding="utf-8")
+    return [json.loads(line)["user_query"] for line in lines][3001:]
+
+
+def changed(text: str, words: int, chance: random.Random, vocabulary: list[str]) -> str:
+    parts = text.split()
+    for _ in range(words):
+        place = chance.randrange(len(parts))
+        how = chance.choice(("out", "in", "replaced"))
+        if how == "out" and len(parts) > 1:
+            del parts[place]
+        elif how == "in":
+            parts.insert(place, chance.choice(vocabulary))
+        else:
+            parts[place] = chance.choice(vocabulary)
+    return " ".join(parts)
+
+
+@pytest.mark.parametrize(("words", "least"), [(1, 0.99), (2, 0.93), (3, 0.78)])
+def test_a_few_changed_words_are_found(
+    real_data: Path, tmp_path: Path, words: int, least: float
+) -> None:
+    queries = halueval_queries(real_data)
+    chance = random.Random(words)
+    vocabulary = [word for query in queries for word in query.split()]
+    long = [query for query in queries if len(query.split()) >= 6]
+    rows = general(tmp_path, [changed(query, words, chance, vocabulary) for query in long])
+    found = compare(rows, queries).kind != NONE
+    assert found.mean() >= least
+
+
+def test_alpaca_rows_that_are_halueval_test_queries(real_home: Path) -> None:
+    """28 of 999 rows, the same rows that the core drops from the mixture."""
+    halu = load_card("halu_cot_json")
+    test = open_task(halu, "test")
+    queries = [question_of(text, halu.question) for text in test.plain]
+    rows = open_split(load_card("alpaca_en_demo"), "train")
+    matches = compare(rows, queries)
+    assert matches.count(EQUAL) == 28
+    assert matches.count(CONTAINS) == 0
+    assert 1 <= matches.count(NEAR) <= 10
+    assert np.array_equal(matches.kind == EQUAL, np.isin(rows.keys, test.question_keys))
+
+
+@pytest.mark.slow
+def test_52_000_rows_against_1_500_queries_in_a_minute(real_data: Path, tmp_path: Path) -> None:
+    queries = halueval_queries(real_data)
+    alpaca = json.loads((real_data / "general" / "alpaca_en_demo.json").read_text())
+    texts = [f"{row['instruction']}\n{row['input']}".strip() for row in alpaca]
+    chance = random.Random(0)
+    vocabulary = [word for query in queries for word in query.split()]
+    rows = general(
+        tmp_path,
+        [changed(texts[n % len(texts)], 3, chance, vocabulary) for n in range(52_000)],
+    )
+    began = time.monotonic()
+    matches = compare(rows, queries)
+    assert time.monotonic() - began < 60
+    assert matches.kind.any()
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cards(make_card: MakeCard) -> None:
+    make_card(
+        "plain",
+        kind="general",
+        train=[
+            {"q": "How do I bake bread!", "r": "With flour."},
+            {
+                "q": "Name four rivers of South America and the countries they flow through",
+                "r": "x",
+            },
+            {"q": "Something else altogether", "r": "y"},
+        ],
+    )
+    make_card(
+        "rivers",
+        train=[{"q": "Name a lake.", "r": "1"}, {"q": "Name a sea.", "r": "2"}],
+        test=[{"q": query, "r": "0"} for query in QUERIES[:3]],
+    )
+
+
+@pytest.mark.parametrize("what", ["rivers", "tell/rivers:task=1rows"])
+def test_report(cards: None, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out_file = tmp_path / "found.jsonl"
+    assert main(["data", "overlap", what, "--out", str(out_file)]) == 0
+    out = capsys.readouterr().out
+    assert "rivers: held-out queries of test (3 rows)" in out
+    assert "plain: 3 rows" in out
+    assert "1  33.333%  are a held-out query but for case" in out
+    assert "1  33.333%  are nearly one (similarity 80" in out
+    assert "How do I bake bread!   (line 1)" in out
+    assert "(test, line 2)" in out
+    found = [json.loads(line) for line in out_file.open()]
+    assert [(row["kind"], row["line"], row["held_out"]) for row in found] == [
+        ("equal", 1, "test, line 2"),
+        ("nearly equal", 2, "test, line 1"),
+    ]
+    rows = open_split(load_card("plain"), "train")
+    assert found[1]["id"] == rows.ids[1].tobytes().hex()
+
+
+def test_report_of_a_recipe(
+    cards: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text("model: x\ndataset: [tell/rivers:task=1rows/general=1rows]\n")
+    assert main(["data", "overlap", str(recipe), "--similarity", "100"]) == 0
+    assert "0   0.000%  are nearly one" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["plain"], "'plain' is general data"),
+        (["river"], "did you mean 'rivers'?"),
+        (["rivers", "--general", "plane"], "did you mean 'plain'?"),
+        (["rivers", "--similarity", "20"], "50 to 100"),
+        (["rivers", "--split", "validation"], "unknown split 'validation'"),
+        (["no_such.yaml"], "no recipe 'no_such.yaml'"),
+    ],
+)
+def test_wrong_words(
+    cards: None, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "overlap", *words]) == 1
+    assert message in capsys.readouterr().err
