@@ -287,20 +287,20 @@ def _length_findings(checked: Checked) -> list[Finding]:
     best = next((c for c in checked.counted if c.own), None)
     for counted in [best] if best else checked.counted:
         by = counted.tokenizer + ("" if counted.own else "; the model's own may count otherwise")
-        for place, tokens in counted.over:
-            text = f"task row of {tokens:,} tokens is over max_length {checked.limit:,} (by {by})"
-            remedy = f"raise max_length to {_enough(counted)} or shorten the row"
+        if counted.over:
+            text = f"{_rows_named(counted.over)} over max_length {checked.limit:,} (by {by})"
+            remedy = f"raise max_length to {_enough(counted)} or shorten the rows"
             found.append(
-                warning(f"{text} and would be cut", place, remedy)
+                warning(f"{text} and would be cut", counted.file, remedy)
                 if cut
-                else error(f"{text} and would be lost", place, remedy)
+                else error(f"{text} and would be lost", counted.file, remedy)
             )
-        for place, tokens in counted.near:
+        if counted.near:
             found.append(
                 warning(
-                    f"task row of {tokens:,} tokens may be over max_length {checked.limit:,} with "
-                    f"the chat template (by {by})",
-                    place,
+                    f"{_rows_named(counted.near)} near max_length {checked.limit:,}: with the chat "
+                    f"template around them they may be over it (by {by})",
+                    counted.file,
                     f"raise max_length to {_enough(counted)} to be safe",
                 )
             )
@@ -314,6 +314,14 @@ def _length_findings(checked: Checked) -> list[Finding]:
                 else warning(f"{text} (by {by}) and would be cut or dropped", where, remedy)
             )
     return found
+
+
+def _rows_named(rows: list[tuple[int, int]]) -> str:
+    """`2 task rows (line 5: 2,259 tokens, line 9: 2,300 tokens) are`"""
+    each = ", ".join(f"line {line}: {tokens:,} tokens" for line, tokens in rows)
+    return f"{len(rows)} task row{'s' if len(rows) > 1 else ''} ({each}) " + (
+        "are" if len(rows) > 1 else "is"
+    )
 
 
 def _enough(counted: Counted) -> int:

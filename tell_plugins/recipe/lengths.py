@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import TASK, Mixture
 from tell_plugins.core.rows import Rows
@@ -60,7 +61,8 @@ class Counted:
         tokenizer: how it is called.
         own: whether it is the model's own.
         template: tokens that the chat template adds, None when they are not known.
-        over: task rows that are longer than the limit: (place, tokens).
+        file: where the task rows are, for messages.
+        over: task rows that are longer than the limit: (line, tokens).
         near: task rows that may be, with the template or by another tokenizer's count.
         general_over: general rows that are longer, by card.
         longest: tokens of the longest row, template included.
@@ -70,8 +72,9 @@ class Counted:
     tokenizer: str
     own: bool
     template: int | None
-    over: list[tuple[str, int]] = field(default_factory=list)
-    near: list[tuple[str, int]] = field(default_factory=list)
+    file: str = ""
+    over: list[tuple[int, int]] = field(default_factory=list)
+    near: list[tuple[int, int]] = field(default_factory=list)
     general_over: dict[str, int] = field(default_factory=dict)
     rows: Lengths = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
@@ -111,6 +114,7 @@ def count(
     """Count the used rows of `mixture` and hold them against `limit`."""
     own = own_tokenizer(settings.text("model"))
     is_own = own is not None and own.sha256 == counter.sha256
+    exact = is_own or _is_llama_2(settings, counter)
     extra = template_tokens(settings, counter)
     result = Counted(counter.name, is_own, extra)
     result.rows = np.zeros((len(mixture), 2), np.int64)
@@ -120,7 +124,7 @@ def count(
         lengths = _lengths(rows, source.used, counter)
         sums = lengths.sum(axis=1)
         if limit is not None and source.role == TASK and isinstance(rows, TaskRows):
-            _hold(result, rows, source.used, sums, limit)
+            _hold(result, rows, source.used, sums, limit, 1.0 if exact else _DOUBT)
         elif limit is not None:
             over = int((sums + (extra or 0) > limit).sum())
             if over:
@@ -149,16 +153,30 @@ def _lengths(
     return counted.astype(np.int64)
 
 
+def _is_llama_2(settings: Settings, counter: TokenCounter) -> bool:
+    """Whether a Llama-2 model is counted for with the Llama-2 tokenizer, though not its own copy."""
+    shape = shape_of(settings.text("model"))
+    named = "llama2" in counter.path.parent.name
+    return shape is not None and shape.name.startswith("Llama-2") and named
+
+
 def _hold(
-    result: Counted, rows: TaskRows, used: npt.NDArray[np.int64], sums: Lengths, limit: int
+    result: Counted,
+    rows: TaskRows,
+    used: npt.NDArray[np.int64],
+    sums: Lengths,
+    limit: int,
+    doubt: float,
 ) -> None:
+    result.file = paths.shown(rows.file)
     for row, tokens in sorted(zip(used.tolist(), sums.tolist(), strict=True)):
+        line = int(rows.lines[row])
         reach = tokens + (result.template or 0)
         surely = reach > limit if result.own else tokens > limit
         if surely:
-            result.over.append((rows.place(row), tokens))
-        elif reach > (limit if result.own else _DOUBT * limit):
-            result.near.append((rows.place(row), tokens))
+            result.over.append((line, tokens))
+        elif reach > doubt * limit:
+            result.near.append((line, tokens))
 
 
 def template_name(settings: Settings) -> str | None:

@@ -91,6 +91,8 @@ def differences(settings: Settings, spec: Spec | None) -> list[Difference]:
 def _compare(settings: Settings, key: str, paper: Any, of_its_time: Any) -> Difference | None:
     expected = of_its_time if paper is None else paper
     value = settings.value(key)
+    if key == "learning_rate" and value is None:
+        value = settings.training.learning_rate  # ms-swift sets it late
     if _equal(value, expected):
         return None
     return Difference(
