@@ -1,0 +1,314 @@
+"""BLEURT and COMET for real, on small random checkpoints: limits, order, files, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.evaluation import scoring
+from tell_plugins.evaluation.learned_metrics import (
+    DEFAULT_MODELS,
+    Bleurt,
+    Comet,
+    LearnedMetric,
+    Triple,
+    chosen_model,
+    score_documents,
+    split_evenly,
+)
+from tell_plugins.evaluation.learned_scores import metric_names
+from tell_plugins.evaluation.measures import difference, measures
+from tell_plugins.evaluation.scored import load_scored
+from tell_plugins.evaluation.segments import documents
+from tests import learned_checkpoints
+from tests.conftest import PROJECT, MakeCard
+from tests.saved_answers import save_answers
+
+pytestmark = pytest.mark.slow
+
+KINDS = ["bleurt_sentencepiece", "bleurt_wordpiece", "comet"]
+LONG = " ".join(["x"] * 600)
+PAIRS = [
+    Triple("One house stands here.", "Eitt hus.", "Eitt hus stendur her."),
+    Triple("A dog.", "Hundur", "Hundur."),
+    Triple("The cat sleeps all day long.", "Kotturinn sefur", "Kotturinn sefur allan daginn."),
+    Triple("Rain.", "", "Rigning."),
+    Triple("Sun and wind today.", "Sol og vindur i dag", "Sol og vindur i dag"),
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {kind: getattr(learned_checkpoints, kind)(root / kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoints: dict[str, Path]) -> dict[str, LearnedMetric]:
+    return {
+        kind: (Comet if kind == "comet" else Bleurt)(str(path), batch_size=2)
+        for kind, path in checkpoints.items()
+    }
+
+
+@pytest.fixture(params=KINDS)
+def metric(request: pytest.FixtureRequest, loaded: dict[str, LearnedMetric]) -> LearnedMetric:
+    return loaded[request.param]
+
+
+def test_a_score_depends_on_its_segment_alone(metric: LearnedMetric) -> None:
+    together = metric.score(PAIRS)
+    alone = metric.score([PAIRS[2]])[0]
+    backwards = metric.score(PAIRS[::-1])[::-1]
+    assert together[2] == pytest.approx(alone, abs=1e-4)
+    assert together == pytest.approx(backwards, abs=1e-4)
+    assert np.ptp(together) > 0.01  # the checkpoints do tell texts apart
+    assert metric.score([]) == []
+
+
+def test_shuffled_references_are_scored_as_other_pairs(metric: LearnedMetric) -> None:
+    shuffled = [
+        Triple(a.source, a.hypothesis, b.reference)
+        for a, b in zip(PAIRS, [*PAIRS[1:], PAIRS[0]], strict=True)
+    ]
+    assert metric.score(PAIRS) != pytest.approx(metric.score(shuffled), abs=1e-4)
+    same = Triple("a", "b", "c")
+    assert np.ptp(metric.score([same, PAIRS[0], same, PAIRS[2], same])[::2]) < 1e-4
+
+
+def test_a_segment_of_600_tokens_is_refused_or_split_never_cut(metric: LearnedMetric) -> None:
+    long = Triple(LONG, LONG, LONG + " y")
+    assert metric.limit in (510, 512)
+    assert metric.lengths([long])[0] > 600
+    with pytest.raises(UserError, match=r"a segment has .* tokens"):
+        metric.score([PAIRS[0], long])
+    scores, over = metric.score_in_parts([PAIRS[0], long, PAIRS[1]])
+    assert over == [1]
+    parts = metric._parts(long)
+    assert len(parts) >= 2
+    assert max(metric.lengths(parts)) <= metric.limit
+    for whole, pieces in zip(long, zip(*parts, strict=True), strict=True):
+        assert " ".join(pieces) == whole  # nothing is lost
+    assert scores[1] == pytest.approx(np.mean(metric.score(parts)), abs=1e-5)
+    assert [scores[0], scores[2]] == pytest.approx(metric.score([PAIRS[0], PAIRS[1]]), abs=1e-4)
+
+
+def test_a_text_at_the_limit_is_scored_whole(metric: LearnedMetric) -> None:
+    short = Triple("a", "b", "c")
+    words = 1
+    while metric.lengths([Triple("a", "b", " ".join(["x"] * (words + 1)))])[0] <= metric.limit:
+        words += 1
+    exact = Triple("a", "b", " ".join(["x"] * words))
+    one_more = Triple("a", "b", " ".join(["x"] * (words + 1)))
+    assert metric.score_in_parts([short, exact, one_more])[1] == [2]
+    assert len(metric.score([exact])) == 1
+
+
+def test_splitting_keeps_all_text() -> None:
+    draw = random.Random(0)
+    for _ in range(200):
+        words = ["w" * draw.randint(1, 9) for _ in range(draw.randint(0, 30))]
+        count = draw.randint(2, 6)
+        parts = split_evenly(" ".join(words), count)
+        assert len(parts) == count
+        assert "".join("".join(parts).split()) == "".join(words)
+    assert split_evenly("", 3) == ["", "", ""]
+    assert split_evenly("你好世界", 2) == ["你好", "世界"]  # no spaces to cut at
+
+
+def test_bleurt_equals_its_librarys_own_call(checkpoints: dict[str, Path]) -> None:
+    import torch
+    from bleurt_pytorch import BleurtForSequenceClassification, BleurtTokenizer
+
+    for kind in KINDS[:2]:
+        path = str(checkpoints[kind])
+        tokenizer = BleurtTokenizer.from_pretrained(path)
+        model = BleurtForSequenceClassification.from_pretrained(path).eval()
+        encoded = tokenizer(
+            [pair.reference for pair in PAIRS],
+            [pair.hypothesis for pair in PAIRS],
+            padding="longest",
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            expected = model(**encoded).logits.flatten().tolist()
+        assert Bleurt(path).score(PAIRS) == pytest.approx(expected, abs=1e-4)
+
+
+def test_comet_equals_its_librarys_own_call(checkpoints: dict[str, Path]) -> None:
+    from comet import load_from_checkpoint
+
+    model = load_from_checkpoint(str(checkpoints["comet"] / "checkpoints" / "model.ckpt"))
+    samples = [{"src": p.source, "mt": p.hypothesis, "ref": p.reference} for p in PAIRS]
+    expected = model.predict(samples, batch_size=8, gpus=0, progress_bar=False)["scores"]
+    for path in (checkpoints["comet"], checkpoints["comet"] / "checkpoints" / "model.ckpt"):
+        assert Comet(str(path)).score(PAIRS) == pytest.approx(expected, abs=1e-4)
+
+
+# --- over folders of answers ------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(make_card: MakeCard, tmp_path: Path) -> Path:
+    """Three documents; the second line of the last one is too long for any metric."""
+    rows = [
+        ("One\nTwo", "Sure: here.\nEitt\nTvo"),
+        ("Rain", "Sure: here.\nRigning"),
+        (f"Sun\n{LONG}", f"Sure: here.\nSol\n{LONG}"),
+    ]
+    make_card(
+        "lines",
+        train=[{"q": q, "r": r} for q, r in rows],
+        test=[{"q": q, "r": r} for q, r in rows],
+        metric="translation",
+        translation={"source": "English", "target": "Icelandic"},
+    )
+    return save_answers(tmp_path / "answers", "lines", ["Eitt\nTvo", "Regn", f"Sol\n{LONG}"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_documents_are_scored_by_line_and_long_lines_named(
+    folder: Path, loaded: dict[str, LearnedMetric], kind: str
+) -> None:
+    docs, _ = documents(load_scored(folder))
+    result, scores, rows = score_documents(loaded[kind], docs)
+    assert rows == [0, 0, 1, 2, 2]
+    assert result.over_limit == ["row 2, line 2"]
+    assert result.segment.value == pytest.approx(np.mean(scores))
+    by_document = [np.mean(scores[:2]), scores[2], np.mean(scores[3:])]
+    assert result.document.value == pytest.approx(np.mean(by_document))
+    if kind == "comet":
+        assert result.raw_document is None
+        assert result.raw_cut is None
+    else:  # whole answers against whole references: the long one is cut, and said to be
+        assert result.raw_cut is not None
+        assert (result.raw_cut.k, result.raw_cut.n) == (1, 3)
+        assert result.raw_document is not None
+
+
+def test_learned_scores_are_kept_while_the_answers_are_the_same(
+    folder: Path, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TELL_COMET", str(checkpoints["comet"]))
+    models = {"bleurt": str(checkpoints["bleurt_wordpiece"])}
+    first = scoring.write(folder, learned=["bleurt", "comet"], models=models)
+    assert first.translation is not None
+    assert set(first.translation.learned) == {"bleurt", "comet"}
+    assert "BLEURT" in first.headline
+    again = scoring.write(folder)  # no metric is loaded for this
+    assert again == first
+    keys = [key for key in measures(load_scored(folder)) if " " in key[1]]
+    assert [key[1].split()[0] for key in keys] == ["bleurt", "comet"]
+
+    lines = (folder / "answers.jsonl").read_text().splitlines(keepends=True)
+    (folder / "answers.jsonl").write_text("".join(lines[::-1]))
+    changed = scoring.write(folder)
+    assert changed.translation is not None
+    assert changed.translation.learned == {}
+
+
+def test_learned_scores_of_two_systems_are_paired_by_segment(
+    folder: Path, tmp_path: Path, checkpoints: dict[str, Path]
+) -> None:
+    other = save_answers(tmp_path / "other", "lines", ["Eitt", "Rigning", "Sol\nog tungl"])
+    models = {"bleurt": str(checkpoints["bleurt_wordpiece"])}
+    for answers in (folder, other):
+        scoring.score(answers, learned=["bleurt"], models=models)
+    mine, theirs = measures(load_scored(other)), measures(load_scored(folder))
+    key = next(key for key in mine if key[1].startswith("bleurt"))
+    found = difference(mine[key], theirs[key], resamples=200, seed=1)
+    saved = [json.loads((p / "scores.bleurt.json").read_text()) for p in (other, folder)]
+    means = [np.mean(s["segments"]["scores"]) for s in saved]
+    assert found is not None
+    assert found.value == pytest.approx(means[0] - means[1])
+    assert found.n == 3
+
+
+# --- names, paths and errors ------------------------------------------------------------------
+
+
+def test_which_checkpoint_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TELL_BLEURT", raising=False)
+    assert chosen_model("bleurt") == DEFAULT_MODELS["bleurt"] == "lucadiliello/BLEURT-20"
+    assert DEFAULT_MODELS["comet"] == "Unbabel/wmt22-comet-da"
+    monkeypatch.setenv("TELL_BLEURT", "from/variable")
+    assert chosen_model("bleurt") == "from/variable"
+    assert chosen_model("bleurt", "from/argument") == "from/argument"
+    assert metric_names("comet, bleurt,comet") == ["comet", "bleurt"]
+    with pytest.raises(UserError, match="did you mean 'bleurt'"):
+        metric_names("bleu,blert")
+
+
+def test_paths_that_hold_no_checkpoint(tmp_path: Path) -> None:
+    for kind in (Bleurt, Comet):
+        with pytest.raises(UserError, match="no checkpoint at"):
+            kind(str(tmp_path / "nowhere"))
+        with pytest.raises(UserError):
+            kind(str(tmp_path))
+    with pytest.raises(UserError, match=r"no checkpoints/model\.ckpt"):
+        Comet(str(tmp_path))
+
+
+class _Harmful:
+    """Unpickling this runs code."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch harmed",)
+
+
+def test_a_checkpoint_that_would_run_code_is_not_loaded(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "model"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "hparams.yaml").write_bytes((checkpoints["comet"] / "hparams.yaml").read_bytes())
+    torch.save({"state_dict": {}, "x": _Harmful()}, folder / "checkpoints" / "model.ckpt")
+    with pytest.raises(UserError, match="holds more than weights"):
+        Comet(str(folder))
+    (folder / "checkpoints" / "model.ckpt").write_bytes(pickle.dumps(_Harmful()))
+    with pytest.raises(UserError):
+        Comet(str(folder))
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_learned_metrics_are_for_translations(make_card: MakeCard, tmp_path: Path) -> None:
+    make_card("sums", train=[{"q": "a", "r": "1"}], test=[{"q": "1+1?", "r": "2"}])
+    with pytest.raises(UserError, match="bleurt score translations; card 'sums'"):
+        scoring.score(save_answers(tmp_path / "a", "sums", ["2"]), learned=["bleurt"])
+
+
+def test_a_checkpoint_out_of_reach_is_the_machines_fault(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub")}
+    env.pop("TELL_BLEURT", None)
+    command = [sys.executable, "-m", "tell_plugins", "compare", str(folder)]
+    done = subprocess.run(
+        [*command, "--learned", "bleurt", "--out", str(folder / "out")],
+        cwd=PROJECT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"{DEFAULT_MODELS['bleurt']}: not available" in done.stderr
+    assert "$TELL_BLEURT / $TELL_COMET" in done.stderr
+    assert "Traceback" not in done.stderr
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
+    with pytest.raises(MachineError, match="nobody/no-such-comet: not available"):
+        Comet("nobody/no-such-comet")
