@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tell_plugins.core import draw, paths
+from tell_plugins.core.arrow import integers, labels
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.order import arrange
@@ -171,9 +172,7 @@ class Mixture:
             TASK if s.role == TASK else f"{GENERAL}_{s.card.name}" if several else GENERAL
             for s in self.sources
         ]
-        return pa.DictionaryArray.from_arrays(
-            pa.array(self.origin[entries]), pa.array(names, pa.string())
-        ).cast(pa.string())
+        return labels(self.origin[entries], names)
 
     def _texts(self, entries: npt.NDArray[np.int64]) -> Texts:
         origin, row = self.origin[entries], self.row[entries]
@@ -279,12 +278,10 @@ def _batch(texts: Texts, channels: pa.Array) -> pa.RecordBatch:
     contents = pa.StringArray.from_buffers(
         2 * count, pa.py_buffer(ends.astype("<i4")), pa.py_buffer(texts.data)
     )
-    roles = pa.DictionaryArray.from_arrays(
-        pa.array(np.tile([0, 1], count)), pa.array(["user", "assistant"])
-    ).cast(pa.string())
+    roles = labels(np.tile([0, 1], count), ["user", "assistant"])
     message = list(SCHEMA.field(0).type.value_type)
     struct = pa.StructArray.from_arrays([roles, contents], fields=message)
-    offsets = pa.array(np.arange(count + 1, dtype=np.int32) * 2)
+    offsets = integers(np.arange(count + 1) * 2)
     messages = pa.ListArray.from_arrays(offsets, struct, type=SCHEMA.field(0).type)
     return pa.RecordBatch.from_arrays([messages, channels], schema=SCHEMA)
 

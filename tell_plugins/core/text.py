@@ -10,10 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tell_plugins.core.arrow import strings
+
 
 def normalise(texts: Sequence[str] | pa.Array) -> pa.Array:
     """NFKD, lower case, every run of other than letters and digits one space, trimmed."""
-    array = texts if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
+    array = texts if isinstance(texts, pa.Array) else strings(texts)
     # not NFKC: Arrow 21 gives the decomposed form for it too, other releases may not
     array = pc.utf8_lower(pc.utf8_normalize(array, form="NFKD"))
     array = pc.replace_substring_regex(array, pattern=r"[^\p{L}\p{M}\p{N}]+", replacement=" ")

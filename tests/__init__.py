@@ -1,0 +1,1 @@
+"""The tests; a package, so that no other `tests` in the environment is taken for it."""
