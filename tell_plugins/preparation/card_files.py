@@ -117,7 +117,7 @@ def make_ready(card: Card, split: str, options: Options) -> State:
     target = target_of(card, split)
     if spec.url:
         _from_address(card, split, options.places)
-    elif spec.modelscope or spec.huggingface or (spec.build and options.elsewhere):
+    elif spec.modelscope or spec.huggingface or (options.elsewhere and split in NEEDED):
         _from_hub(card, split, options)
     elif spec.build:
         if not _build(spec.build):
@@ -131,6 +131,8 @@ def make_ready(card: Card, split: str, options: Options) -> State:
             remedy=f"put the file to {target}",
         )
     state = state_of(card, split)
+    if state.path is None:
+        raise MachineError(f"{spec.build}: was run but made no file '{spec.file}'")
     if not state.usable:
         raise _shadowed(state, target)
     _say(split, state, "is ready")

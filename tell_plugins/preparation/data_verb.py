@@ -124,10 +124,10 @@ def _add_place_arguments(parser: argparse.ArgumentParser) -> None:
         help="take rows that differ from what the card says; the file is marked so",
     )
     group.add_argument(
-        "--timeout", type=float, default=60, metavar="S", help="seconds without a byte (60)"
+        "--wait", type=float, default=60, metavar="S", help="seconds to wait for a byte (60)"
     )
     group.add_argument(
-        "--tries", type=int, default=5, metavar="N", help="tries that bring nothing (5)"
+        "--tries", type=int, default=5, metavar="N", help="tries in a row that bring nothing (5)"
     )
 
 
@@ -152,14 +152,14 @@ def _options(args: argparse.Namespace) -> Options:
     from tell_plugins.preparation.download import Places
     from tell_plugins.preparation.transfer import Patience
 
-    if args.timeout <= 0 or args.tries < 1:
+    if args.wait <= 0 or args.tries < 1:
         raise UserError(
-            f"{args.timeout:g} s, {args.tries} tries",
-            where="--timeout, --tries",
+            f"{args.wait:g} s, {args.tries} tries",
+            where="--wait, --tries",
             allowed="more than 0 s, at least 1 try",
         )
     folder = paths.user_path(args.folder) if args.folder else None
-    places = Places(args.mirror, folder, Patience(timeout=args.timeout, tries=args.tries))
+    places = Places(args.mirror, folder, Patience(timeout=args.wait, tries=args.tries))
     return Options(places, args.hub, args.accept)
 
 

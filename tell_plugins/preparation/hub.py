@@ -53,7 +53,7 @@ def load_rows(card: Card, split: Split, hub: str, target: Path) -> dict[str, Any
     """
     name = str(getattr(split, hub))
     print(f"Loading {name} from {_NAMES[hub]} ...", flush=True)
-    with _hub_faults(hub, name, target.name):
+    with _hub_faults(hub, name, split.file):
         origin, dataset = _LOADERS[hub](name, split)
     columns = split.columns or card.columns
     wanted = [*columns.query, columns.response]
@@ -66,7 +66,7 @@ def load_rows(card: Card, split: Split, hub: str, target: Path) -> dict[str, Any
         )
     rows = dataset.select_columns(wanted)
     with disk_faults(target), target.open("w", encoding="utf-8") as file:
-        for row in tracked(rows, f"writing {target.name}", "rows", total=len(rows)):
+        for row in tracked(rows, f"writing {split.file}", "rows", total=len(rows)):
             file.write(json.dumps({key: row[key] for key in wanted}, ensure_ascii=False) + "\n")
     return {"hub": hub, "id": name, "subset": split.subset, "split": split.hub_split, **origin}
 

@@ -1,0 +1,572 @@
+"""`./run.sh data`: cards made ready from addresses, hubs, folders; listed and shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from hashlib import sha1
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tell_plugins.cli import main
+from tell_plugins.core import paths
+from tell_plugins.core.rows import file_sha256
+from tell_plugins.preparation import embedded_model, llama2_tokenizer
+from tests.conftest import PROJECT, MakeCard, write_rows
+from tests.file_server import FileServer, cut_after, serving
+from tests.hub_server import REVISION, hub
+
+ROWS = [{"q": f"question {n}", "r": f"answer {n}", "note": "x"} for n in range(7)]
+CONTENT = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+
+def blob(content: bytes) -> str:
+    return sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with serving() as running:
+        running.files["/x/rows.jsonl"] = CONTENT
+        yield running
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def general_card(make_card: MakeCard, name: str = "far", **split: object) -> None:
+    """A general card whose one split lies elsewhere."""
+    folder = make_card(name, kind="general", train=[{"q": "a", "r": "b"}])
+    (folder / "train.jsonl").unlink()
+    card = yaml.safe_load((folder / "card.yaml").read_text())
+    card["splits"] = {"train": {"file": "rows.jsonl", "rows": 7, **split}}
+    (folder / "card.yaml").write_text(yaml.safe_dump(card))
+
+
+# --- files with an address -----------------------------------------------------------------------
+
+
+def test_card_is_made_ready_listed_and_left_alone(
+    make_card: MakeCard, server: FileServer, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"{server.url}/x/rows.jsonl"
+    general_card(make_card, url=url, blob=blob(CONTENT))
+    assert main(["data", "list", "far"]) == 0
+    assert "missing  ./run.sh data far" in capsys.readouterr().out
+    assert main(["data", "far"]) == 0
+    assert "train: is ready, verified (git blob id)" in capsys.readouterr().out
+    file = home / "far" / "rows.jsonl"
+    assert file.read_bytes() == CONTENT
+    record = json.loads((home / "far" / "rows.jsonl.provenance.json").read_text())
+    assert record["from"] == {"place": url, "official": url, "git_blob": blob(CONTENT)}
+    assert record["sha256"] == file_sha256(file)
+    assert main(["data", "far"]) == 0
+    assert "train: is here, verified (git blob id)" in capsys.readouterr().out
+    assert main(["data", "list", "far"]) == 0
+    out = capsys.readouterr().out
+    assert "7  verified  git blob id" in out
+    assert f"from {url}" in out
+    assert len(server.requests) == 1
+
+
+def test_wrong_file_is_listed_and_replaced(
+    make_card: MakeCard, server: FileServer, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    general_card(make_card, url=f"{server.url}/x/rows.jsonl", blob=blob(CONTENT))
+    write_rows(home / "far" / "rows.jsonl", ROWS[:3])
+    assert main(["data", "list", "far"]) == 1
+    assert "3 of 7  wrong  not the official file" in capsys.readouterr().out
+    server.script = [cut_after(100)]
+    assert main(["data", "far"]) == 0
+    assert (home / "far" / "rows.jsonl").read_bytes() == CONTENT
+    assert (home / "far" / "rows.jsonl.not-official").exists()
+
+
+def test_wrong_file_that_is_found_before_the_right_one(
+    make_card: MakeCard, server: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    general_card(make_card, url=f"{server.url}/x/rows.jsonl", blob=blob(CONTENT))
+    write_rows(tmp_path / "cards" / "far" / "rows.jsonl", ROWS[:3])
+    assert main(["data", "far"]) == 1
+    assert "another of its name is found before it" in capsys.readouterr().err
+
+
+def test_what_fails_is_told_after_the_rest_is_ready(
+    make_card: MakeCard, server: FileServer, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    general_card(make_card, "gone", url=f"{server.url}/gone.jsonl", blob=blob(b"x"))
+    general_card(make_card, url=f"{server.url}/x/rows.jsonl", blob=blob(CONTENT))
+    assert main(["data", "gone", "far"]) == 2
+    captured = capsys.readouterr()
+    assert "train: is ready" in captured.out
+    assert "HTTP 404" in captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ({"url": "http://host/rows.jsonl"}, "no blob id"),
+        ({"url": "ftp://host/rows.jsonl", "blob": "0" * 40}, "no address to download from"),
+        ({"file": "../rows.jsonl", "url": "http://h/x", "blob": "0" * 40}, "no plain file name"),
+        ({}, "nothing says where 'rows.jsonl' can be had"),
+    ],
+)
+def test_cards_that_cannot_be_followed(
+    make_card: MakeCard,
+    split: dict[str, str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    general_card(make_card, **split)
+    assert main(["data", "far"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_official_files_from_a_mirror_and_from_a_folder(
+    real_data: Path, server: FileServer, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (real_data / "tell_official").iterdir():
+        server.files[f"/{path.name}"] = path.read_bytes()
+    server.script = [cut_after(100_000)]
+    assert main(["data", "en_is_news", "--mirror", server.url]) == 0
+    for name in ("dev-en-is.jsonl", "test-en-is.jsonl"):
+        official = (real_data / "tell_official" / name).read_bytes()
+        assert (home / "en_is_news" / name).read_bytes() == official
+    assert server.requests[1] == ("/dev-en-is.jsonl", "bytes=100000-")
+    # the training file is not there, the test file is
+    assert main(["data", "halu_cot_json", "--from", str(real_data)]) == 1
+    captured = capsys.readouterr()
+    assert "test: is ready, verified" in captured.out
+    assert "no file 'dev_Halu_CoT_JSON.jsonl'" in captured.err
+
+
+# --- hubs ----------------------------------------------------------------------------------------
+
+
+def hub_process(tmp_path: Path, url: str, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "MODELSCOPE_ENDPOINT": url,
+        "HF_ENDPOINT": url,
+        "MODELSCOPE_CACHE": str(tmp_path / "ms"),
+        "MODELSCOPE_HOME": str(tmp_path / "ms"),
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "tell_plugins", "data", *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["modelscope", "huggingface"])
+def test_real_loaders_against_a_hub(
+    make_card: MakeCard, tmp_path: Path, home: Path, name: str
+) -> None:
+    with hub() as server:
+        server.data_sets = {
+            "o/good": CONTENT,
+            "o/short": b"".join(CONTENT.splitlines(keepends=True)[:3]),
+            "o/columns": b'{"text": "a"}\n{"text": "b"}\n',
+        }
+        for number, (card, source) in enumerate(
+            [("good", "o/good"), ("short", "o/short"), ("columns", "o/columns"), ("none", "o/none")]
+        ):
+            file = {"file": f"rows{number}.jsonl"}
+            general_card(make_card, card, **file, modelscope=source, huggingface=source)
+        done = hub_process(tmp_path, server.url, "good", "short", "columns", "none", "--hub", name)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        assert "train: is ready, verified (sha256 as recorded beside it)" in done.stdout
+        assert "came with 3 rows (3 usable), the card says 7" in done.stderr
+        assert "has no column 'q' (columns: text)" in done.stderr
+        assert "o/none could not be loaded from" in done.stderr
+        assert sorted(p.name for p in home.glob("*/rows*.jsonl")) == ["rows0.jsonl"]
+        if name == "huggingface":
+            accepted = hub_process(tmp_path, server.url, "short", "--hub", name, "--accept")
+            assert accepted.returncode == 0, accepted.stderr
+    rows = [json.loads(line) for line in (home / "good" / "rows0.jsonl").open()]
+    assert rows == [{"q": row["q"], "r": row["r"]} for row in ROWS]
+    record = json.loads((home / "good" / "rows0.jsonl.provenance.json").read_text())
+    assert (record["from"]["hub"], record["from"]["id"], record["rows"]) == (name, "o/good", 7)
+    assert record["from"]["revision"] == (REVISION if name == "huggingface" else "master")
+    if name == "modelscope":
+        assert any(file["path"] == "train.jsonl" for file in record["from"]["files"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["modelscope", "huggingface"])
+def test_hub_that_cannot_be_reached(
+    make_card: MakeCard, tmp_path: Path, home: Path, name: str
+) -> None:
+    general_card(make_card, modelscope="o/n", huggingface="o/n")
+    began = time.monotonic()
+    done = hub_process(tmp_path, "http://127.0.0.1:9", "far", "--hub", name)
+    assert done.returncode == 2
+    assert time.monotonic() - began < 60
+    assert "o/n could not be loaded from" in done.stderr
+    other = "huggingface" if name == "modelscope" else "modelscope"
+    assert f"--hub {other}; or --mirror URL or --from DIR, where 'rows.jsonl' lies" in done.stderr
+    assert not list(home.glob("far/*.jsonl"))
+
+
+def test_hub_without_an_id(make_card: MakeCard, capsys: pytest.CaptureFixture[str]) -> None:
+    general_card(make_card, huggingface="o/n")
+    assert main(["data", "far", "--hub", "modelscope"]) == 1
+    assert "no id on ModelScope is known" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "csv"])
+def test_hub_data_from_a_folder(
+    make_card: MakeCard,
+    tmp_path: Path,
+    home: Path,
+    form: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    general_card(make_card, modelscope="o/n")
+    file = tmp_path / "usb" / "deep" / f"rows.{form}"
+    write_rows(file, ROWS)
+    if form == "json":
+        file.write_text(json.dumps(ROWS))
+    elif form == "csv":
+        lines = [",".join(row.values()) for row in ROWS]
+        file.write_text("\n".join(["q,r,note", *lines]) + "\n")
+    assert main(["data", "far", "--from", str(tmp_path / "usb")]) == 0
+    rows = [json.loads(line) for line in (home / "far" / "rows.jsonl").open()]
+    assert rows == [{"q": row["q"], "r": row["r"]} for row in ROWS]
+    assert main(["data", "list", "far"]) == 0
+    assert "7  verified  sha256 as recorded beside it" in capsys.readouterr().out
+    (home / "far" / "rows.jsonl").write_bytes(CONTENT)
+    assert main(["data", "list", "far"]) == 1
+    assert "changed" in capsys.readouterr().out
+
+
+def test_hub_data_from_a_mirror(
+    make_card: MakeCard, server: FileServer, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    general_card(make_card, modelscope="o/n")
+    assert main(["data", "far", "--mirror", f"{server.url}/x"]) == 0
+    assert len((home / "far" / "rows.jsonl").read_text().splitlines()) == 7
+    left = {path.name for path in (home / "far").iterdir()}
+    assert left == {"rows.jsonl", "rows.jsonl.provenance.json", ".rows.jsonl.lock"}
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "message"),
+    [
+        (CONTENT[:-30], 1, "no JSON"),
+        (b'{"q": "a"}\n', 1, "no row with the columns q, r"),
+        (CONTENT * 2, 2, "came with 14 rows (14 usable), the card says 7; nothing was kept"),
+        (b"", 1, "the file is empty"),
+    ],
+)
+def test_wrong_rows_from_a_mirror(
+    make_card: MakeCard,
+    server: FileServer,
+    home: Path,
+    content: bytes,
+    code: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    general_card(make_card, modelscope="o/n")
+    server.files["/x/rows.jsonl"] = content
+    assert main(["data", "far", "--mirror", f"{server.url}/x"]) == code
+    assert message in capsys.readouterr().err
+    assert not list((home / "far").glob("*rows.jsonl"))
+
+
+# --- files that are built ------------------------------------------------------------------------
+
+
+def test_build_command_with_arguments_of_the_users_is_told(
+    make_card: MakeCard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    general_card(make_card, build="./run.sh data other --rebuild --base-url URL")
+    assert main(["data", "far"]) == 1
+    out = capsys.readouterr().out
+    assert "train: is built by  ./run.sh data other --rebuild --base-url URL" in out
+
+
+def test_build_command_that_needs_nothing_is_run(
+    make_card: MakeCard, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(tmp_path / "usb" / "rows.jsonl", ROWS)
+    general_card(make_card, build=f"./run.sh data far --from {tmp_path / 'usb'}")
+    assert main(["data", "far"]) == 0
+    out = capsys.readouterr().out
+    assert "building: ./run.sh data far" in out
+    assert "train: is ready" in out
+    assert len((home / "far" / "rows.jsonl").read_text().splitlines()) == 7
+
+
+def test_build_command_that_makes_another_file(
+    make_card: MakeCard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    general_card(make_card, build="./run.sh data list")
+    assert main(["data", "far"]) == 2
+    assert "was run but made no file 'rows.jsonl'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["rm -rf x", "./run.sh train x", "./run.sh data a; rm B"])
+def test_other_build_commands_are_never_run(
+    make_card: MakeCard, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    general_card(make_card, build=command)
+    assert main(["data", "far"]) == 1
+    assert f"is built by  {command}" in capsys.readouterr().out
+
+
+def test_spans_build_from_real_files(real_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "halu_cot_json_spans"]) == 0
+    out = capsys.readouterr().out
+    assert "test: is here, verified" in out
+    assert "train: is ready" in out
+    assert (real_home / "halu_cot_json_spans" / "halu_cot_json_spans.jsonl").is_file()
+
+
+# --- the tokenizer and the model -----------------------------------------------------------------
+
+
+@pytest.fixture
+def small_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A word tokenizer that the test takes for Llama-2's."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    vocabulary = {word: n for n, word in enumerate(["[UNK]", "the", "quick", "def", "is"])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    path = tmp_path / "made" / "tokenizer.json"
+    path.parent.mkdir()
+    tokenizer.save(str(path))
+    digest = llama2_tokenizer.vocabulary_digest(vocabulary)
+    monkeypatch.setattr(llama2_tokenizer, "VOCABULARY", digest)
+    encodings = [
+        tokenizer.encode(text, add_special_tokens=False).ids for text in llama2_tokenizer.PROBES
+    ]
+    monkeypatch.setattr(llama2_tokenizer, "TOKENS", llama2_tokenizer.tokens_digest(encodings))
+    return path
+
+
+@pytest.mark.parametrize("name", ["modelscope", "huggingface"])
+def test_tokenizer_from_a_hub(
+    small_tokenizer: Path,
+    server: FileServer,
+    home: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_ENDPOINT", f"{server.url}/hf/")
+    # another serialisation of the same content
+    text = json.dumps(json.loads(small_tokenizer.read_text()), indent=3)
+    server.files = {
+        "/api/v1/models/modelscope/Llama-2-7b-chat-ms/repo": text.encode(),
+        "/hf/NousResearch/Llama-2-7b-chat-hf/resolve/main/tokenizer.json": text.encode(),
+    }
+    assert main(["data", "llama2_tokenizer", "--hub", name]) == 0
+    assert "is ready, verified (vocabulary and tokens)" in capsys.readouterr().out
+    assert (home / "llama2_tokenizer" / "tokenizer.json").read_text() == text
+    assert main(["data", "llama2_tokenizer"]) == 0
+    assert "is here, verified" in capsys.readouterr().out
+    assert main(["data", "list"]) == 0
+    assert "verified as Llama-2's" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace('"quick"', '"slow"'), "another vocabulary than Llama-2's"),
+        (lambda text: text.replace('"Whitespace"', '"WhitespaceSplit"'), "into other tokens"),
+        (lambda text: text[:-5], "no tokenizer file"),
+        (lambda text: "{}", "no tokenizer file"),
+    ],
+)
+def test_another_tokenizer_is_refused(
+    small_tokenizer: Path,
+    home: Path,
+    change: object,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert callable(change)
+    small_tokenizer.write_text(change(small_tokenizer.read_text()))
+    command = ["data", "llama2_tokenizer", "--from", str(small_tokenizer.parent)]
+    assert main(command) == 1
+    assert message in capsys.readouterr().err
+    assert not (home / "llama2_tokenizer" / "tokenizer.json").exists()
+
+
+def test_tokenizer_named_by_the_user(
+    small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TELL_TOKENIZER", str(small_tokenizer))
+    assert main(["data", "llama2_tokenizer"]) == 1
+    assert "$TELL_TOKENIZER" in capsys.readouterr().err
+
+
+def test_embedded_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(embedded_model, "model_dir", lambda: tmp_path / "model")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert main(["data", "smollm2"]) == 0
+    assert "smollm2: is ready" in capsys.readouterr().out
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["alpaca_eng"], "did you mean 'alpaca_en'?"),
+        (["lst"], "did you mean 'list'?"),
+        (["gsm8k", "alpaka_en"], "did you mean 'alpaca_en'?"),
+        (["--mirror", "http://x", "gsm8k"], "option '--mirror' stands before the name"),
+        (["gsm8k", "--from", "/no/such/folder"], "no folder '/no/such/folder'"),
+        (["gsm8k", "--mirror", "file:///x"], "no address to download from"),
+        (["gsm8k", "--wait", "0"], "more than 0 s"),
+        (["en_is_news", "is_en_news", "--rebuild"], "one data set is rebuilt at a time"),
+        (["show", "gsm8k", "--split", "tset"], "did you mean 'test'?"),
+        (["show", "gsm8k"], "./run.sh data gsm8k"),
+        (["list", "gsm9k"], "did you mean 'gsm8k'?"),
+    ],
+)
+def test_wrong_words(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", *words]) == 1
+    assert message in capsys.readouterr().err
+
+
+HELP = {
+    "--help": "overlap",
+    "list": "NAME",
+    "show": "--split",
+    "overlap": "--similarity",
+    "selfgen": "--model",
+    "gsm8k": "--mirror URL",
+    "en_is_news": "--tmx FILE",
+    "halu_cot_json": "--base-url",
+    "llama2_tokenizer": "--hub",
+    "smollm2": "NAME",
+}
+
+
+@pytest.mark.parametrize("word", HELP)
+def test_help(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", word, "--help"] if word != "--help" else ["data", word])
+    assert stopped.value.code == 0
+    assert HELP[word] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["gsm8k", "--mirro", "x"], ["list", "--nothing"]])
+def test_unknown_options_exit_with_1(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", *words])
+    assert stopped.value.code == 1
+
+
+def test_list_starts_at_once_and_covers_every_card() -> None:
+    code = (
+        "import sys; from tell_plugins.cli import main; code = main(['data']);"
+        "heavy = {'torch', 'swift', 'datasets', 'pandas', 'matplotlib', 'sklearn', 'transformers',"
+        "'modelscope', 'requests.adapters.none'} & set(sys.modules);"
+        "print('heavy:', sorted(heavy)); sys.exit(code)"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "heavy: []" in done.stdout
+    assert time.monotonic() - began < 10
+    for card in (PROJECT / "datasets").iterdir():
+        assert card.name in done.stdout
+
+
+def test_broken_card_does_not_hide_the_others(
+    make_card: MakeCard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_card("odd", train=[{"q": "a", "r": "b"}])
+    (folder / "card.yaml").write_text("name: odd\nkind: task\n")
+    assert main(["data", "list"]) == 1
+    out = capsys.readouterr().out
+    assert "sample_complaints" in out
+    assert "key 'summary' is missing" in out
+
+
+# --- show ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Pictures go to the test's folder."""
+    monkeypatch.setattr(paths, "PROJECT", tmp_path)
+    return tmp_path / "output" / "data"
+
+
+def test_show_a_task(own_output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "show", "sample_complaints", "--split", "test"]) == 0
+    out = capsys.readouterr().out
+    anchor = (PROJECT / "datasets" / "sample_complaints" / "anchor.txt").read_text().strip()
+    first = json.loads(
+        (PROJECT / "datasets" / "sample_complaints" / "test.jsonl").open().readline()
+    )
+    shown = "".join(line.removeprefix("  ") for line in out.splitlines(keepends=True))
+    assert f"[user]\n{anchor}\n\n{first['query']}\n[assistant]\n" in shown
+    assert out.count("--- row ") == 3
+    assert "rows     100" in out
+    assert "labels" in out
+    assert "query, words" in out
+    picture = own_output / "sample_complaints_test.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size > 10_000
+
+
+def test_show_without_the_anchor(own_output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "show", "sample_complaints", "--anchor", "none", "--rows", "1"]) == 0
+    out = capsys.readouterr().out
+    anchor = (PROJECT / "datasets" / "sample_complaints" / "anchor.txt").read_text().strip()
+    assert anchor.splitlines()[0] not in out
+    assert out.count("--- row ") == 1
+
+
+def test_show_general_data_with_unusable_and_long_rows(
+    make_card: MakeCard, own_output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"q": "long " * 1000, "r": "x"}, {"q": "", "r": "y"}, *ROWS, ROWS[0]]
+    make_card("plain", kind="general", train=rows)
+    assert main(["data", "show", "plain"]) == 0
+    out = capsys.readouterr().out
+    assert "rows     9, 1 of them with the query of an earlier row" in out
+    assert "unusable 1, first: line 2: the query is empty" in out
+    assert "characters left out" in out
+    assert (own_output / "plain.png").is_file()
+    assert main(["data", "show", "plain", "--full"]) == 0
+    assert "characters left out" not in capsys.readouterr().out
+
+
+def test_show_counts_tokens(
+    real_home: Path, own_output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "show", "en_is_news", "--rows", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "response, tokens (" in out
+    assert "rows     71" in out
