@@ -154,7 +154,7 @@ def _lengths(
 
 
 def _is_llama_2(settings: Settings, counter: TokenCounter) -> bool:
-    """Whether a Llama-2 model is counted for with the Llama-2 tokenizer, though not its own copy."""
+    """Whether a Llama-2 model is counted for with the Llama-2 tokenizer, if not its own copy."""
     shape = shape_of(settings.text("model"))
     named = "llama2" in counter.path.parent.name
     return shape is not None and shape.name.startswith("Llama-2") and named

@@ -1,0 +1,495 @@
+"""Steps, learning rates, exposure and cost, held against transformers, ms-swift and autograd."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.order import arrange
+from tell_plugins.recipe import estimate
+from tell_plugins.recipe.estimate import Tuning, lora_flops, memory, reported_flops
+from tell_plugins.recipe.schedule import (
+    MODELLED,
+    Training,
+    exposure,
+    plan,
+    relative_rates,
+    warmup_steps,
+    why_no_op,
+)
+from tell_plugins.recipe.settings import world_size
+from tell_plugins.recipe.shapes import shape_of
+
+PAPER = Training(epochs=1, warmup_ratio=0.03)
+
+
+# --- learning rates ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheduler", MODELLED)
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (2, 1), (8, 1), (56, 2), (40, 60)])
+def test_rates_are_those_of_transformers(scheduler: str, steps: int, warmup: int) -> None:
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
+    real = get_scheduler(scheduler, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        real.step()
+    assert (relative_rates(scheduler, steps, warmup) * 3e-4).tolist() == pytest.approx(
+        rates, rel=1e-12, abs=0
+    )
+
+
+def test_cosine_takes_its_cycles() -> None:
+    import torch
+    from transformers import get_cosine_schedule_with_warmup
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    real = get_cosine_schedule_with_warmup(optimizer, 2, 20, num_cycles=1.5)
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        real.step()
+    mine = relative_rates("cosine", 20, 2, {"num_cycles": 1.5})
+    assert mine.tolist() == pytest.approx(rates, rel=1e-12, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "kwargs", "match"),
+    [
+        ("linaer", {}, "did you mean 'linear'"),
+        ("polynomial", {}, "not modelled"),
+        ("linear", {"power": 2}, "'power' of scheduler 'linear' is not modelled"),
+    ],
+)
+def test_what_is_not_modelled_is_said(scheduler: str, kwargs: dict[str, Any], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        relative_rates(scheduler, 10, 1, kwargs)
+
+
+@pytest.mark.parametrize("steps", [1, 8, 33, 34, 100, 1469])
+def test_warm_up_steps_are_those_of_transformers(steps: int, tmp_path: Path) -> None:
+    from transformers import TrainingArguments
+
+    for ratio, count in ((0.03, 0), (0.0, 0), (0.1, 7)):
+        args = TrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, warmup_ratio=ratio, warmup_steps=count
+        )
+        assert warmup_steps(steps, ratio, count) == args.get_warmup_steps(steps)
+
+
+# --- steps -------------------------------------------------------------------------------------
+
+RUNS = [
+    (15, Training(accumulation=16, epochs=1, warmup_ratio=0.03)),
+    (16, Training(accumulation=16, epochs=1, warmup_ratio=0.03)),
+    (17, Training(accumulation=16, epochs=1, warmup_ratio=0.03)),
+    (37, Training(per_device=2, accumulation=4, epochs=2, warmup_ratio=0.1)),
+    (37, Training(per_device=2, accumulation=4, epochs=2, warmup_steps=3, drop_last=True)),
+    (37, Training(per_device=3, accumulation=2, epochs=1.5, scheduler="cosine")),
+    (37, Training(per_device=3, accumulation=2, max_steps=4, warmup_ratio=0.5)),
+    (10, Training(per_device=4, accumulation=2, max_steps=7, scheduler="constant_with_warmup")),
+    (10, Training(per_device=16, accumulation=1, epochs=3)),
+]
+
+
+@pytest.mark.parametrize(("rows", "training"), RUNS)
+def test_steps_and_rows_are_those_of_a_real_training(
+    rows: int, training: Training, tmp_path: Path
+) -> None:
+    taken = _real_training(rows, training, tmp_path)
+    mine = plan(rows, training)
+    assert mine.steps == len(taken)
+    assert (mine.rates * training.learning_rate).tolist() == pytest.approx(
+        [rate for rate, _ in taken], rel=1e-12, abs=0
+    )
+    seen: list[list[int]] = [[] for _ in range(mine.steps)]
+    for epoch in range(mine.epochs_begun):
+        for entry, step in enumerate(mine.step_of_entries(epoch)):
+            seen[step].append(entry)
+    assert seen == [batch for _, batch in taken]
+
+
+def _real_training(rows: int, training: Training, folder: Path) -> list[tuple[float, list[int]]]:
+    """What a real Trainer does without shuffling: each step's learning rate and rows."""
+    import torch
+    from torch.utils.data import SequentialSampler
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, row: torch.Tensor) -> dict[str, torch.Tensor]:
+            held.extend(row.tolist())
+            return {"loss": (self.weight * row).mean()}
+
+    class Plain(Trainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return SequentialSampler(train_dataset if train_dataset is not None else data)
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kw: Any) -> None:
+            taken.append((kw["optimizer"].param_groups[0]["lr"], list(held)))
+            held.clear()
+
+    held: list[int] = []
+    taken: list[tuple[float, list[int]]] = []
+    data = [{"row": row} for row in range(rows)]
+    args = TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        optim="adamw_torch",
+        per_device_train_batch_size=training.per_device,
+        gradient_accumulation_steps=training.accumulation,
+        num_train_epochs=training.epochs,
+        max_steps=training.max_steps,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.scheduler,
+        warmup_ratio=training.warmup_ratio,
+        warmup_steps=training.warmup_steps,
+        dataloader_drop_last=training.drop_last,
+    )
+    Plain(model=Model(), args=args, train_dataset=data, callbacks=[Watch()]).train()  # type: ignore[arg-type]
+    return taken
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("rows", [7, 48, 50])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_processes_share_rows_as_ms_swift_does(world: int, rows: int, drop_last: bool) -> None:
+    training = Training(per_device=2, accumulation=3, world=world, epochs=1, drop_last=drop_last)
+    by_step: dict[int, set[int]] = {}
+    for rank in range(world):
+        for number, batch in enumerate(_swift_batches(rows, rank, world, 2, drop_last)):
+            by_step.setdefault(number // training.accumulation, set()).update(batch)
+    mine = plan(rows, training)
+    assert mine.steps == len(by_step)
+    steps = mine.step_of_entries()
+    assert {step: set(np.flatnonzero(steps == step)) for step in by_step} == by_step
+    assert mine.seen == sum(len(batch) for batch in by_step.values())
+
+
+def _swift_batches(
+    rows: int, rank: int, world: int, batch: int, drop_last: bool
+) -> list[list[int]]:
+    from swift.dataloader import BatchSamplerShard
+
+    class Rank(BatchSamplerShard):
+        @property
+        def rank(self) -> int:
+            return rank
+
+        @property
+        def world_size(self) -> int:
+            return world
+
+    return list(Rank(rows, batch, shuffle=False, drop_last=drop_last, data_seed=42))
+
+
+def test_max_epochs_ends_the_run_but_not_the_schedule() -> None:
+    short = plan(64, Training(epochs=3, max_epochs=1))
+    assert (short.steps, short.scheduled) == (4, 12)
+    assert short.rates[-1] == pytest.approx(9 / 12)
+
+
+@pytest.mark.parametrize(
+    "training",
+    [Training(epochs=0), Training(max_steps=0), Training(world=20), Training(max_epochs=0)],
+)
+def test_a_run_without_a_step_is_an_error(training: Training) -> None:
+    with pytest.raises(UserError, match=r"no optimizer step|no batch"):
+        plan(15, training)
+
+
+@pytest.mark.parametrize(
+    ("environ", "processes"),
+    [({}, 1), ({"NPROC_PER_NODE": "2"}, 2), ({"NPROC_PER_NODE": "4", "NNODES": "3"}, 12)],
+)
+def test_processes_come_from_the_environment(environ: dict[str, str], processes: int) -> None:
+    assert world_size(environ) == processes
+
+
+def test_an_unknown_number_of_processes_is_an_error() -> None:
+    with pytest.raises(UserError, match="NPROC_PER_NODE is 'gpu'"):
+        world_size({"NPROC_PER_NODE": "gpu"})
+
+
+# --- no-op and exposure --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps", "no_op"), [(15, 1, True), (16, 1, True), (17, 2, False), (115, 8, False)]
+)
+def test_the_papers_smallest_baseline_trains_nothing(rows: int, steps: int, no_op: bool) -> None:
+    run = plan(rows, PAPER)
+    assert (run.steps, run.is_no_op) == (steps, no_op)
+    reason = why_no_op(run)
+    assert (reason is not None) == no_op
+    if reason:
+        assert f"{rows} rows at 16 rows a step are 1 optimizer step" in reason
+
+
+def test_a_learning_rate_of_zero_is_a_no_op_too() -> None:
+    assert why_no_op(plan(100, Training(learning_rate=0.0))) == "the learning rate is 0"
+    assert why_no_op(plan(15, Training(epochs=1))) is None  # no warm-up: the step counts
+
+
+def test_the_papers_step_counts() -> None:
+    assert [plan(rows, PAPER).steps for rows in (115, 883)] == [8, 56]
+
+
+def test_exposure_adds_up_by_hand() -> None:
+    run = plan(6, Training(accumulation=2, epochs=1))  # rates 1, 2/3, 1/3
+    got = exposure(run, np.array([True, False, False, True, True, False]))
+    assert got.steps == got.working_steps == 3
+    assert got.weight == pytest.approx(1 + 2 / 3 + 1 / 3)
+    assert got.relative == pytest.approx(1.0)
+    assert got.unseen == 0
+
+
+def test_exposure_counts_epochs_and_what_is_never_seen() -> None:
+    task = np.array([True] + [False] * 6 + [True])
+    two = exposure(plan(8, Training(accumulation=4, epochs=2, scheduler="constant")), task)
+    assert (two.steps, two.weight) == (4, 4.0)
+    cut = exposure(plan(8, Training(accumulation=4, max_steps=1, scheduler="constant")), task)
+    assert (cut.steps, cut.weight, cut.unseen) == (1, 1.0, 1)
+    shared = exposure(plan(8, Training(accumulation=1, world=3, epochs=1)), task)
+    assert shared.unseen == 1  # 8 rows over 3 processes: the last two are left out
+
+
+def test_even_order_gives_steady_exposure() -> None:
+    """15 task rows among 22,700: under 2 % from seed to seed; a shuffle has over 10 %."""
+    task, general = 15, 22_685
+    run = plan(task + general, PAPER)
+    spread = {}
+    for order in ("even", "shuffle"):
+        weights = []
+        for seed in range(200):
+            hashes = np.random.default_rng(seed).integers(0, 2**64, task + general, np.uint64)
+            places = arrange(order, hashes[:task], hashes[task:], task_rows=task)
+            weights.append(exposure(run, places < task).weight)
+        spread[order] = float(np.std(weights) / np.mean(weights))
+    assert spread["even"] < 0.02
+    assert spread["shuffle"] > 0.10
+
+
+# --- cost ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [
+        ("Qwen/Qwen-7B-Chat", 7_721_324_544),
+        ("modelscope/Llama-2-7b-chat-ms", 6_738_415_616),
+        ("AI-ModelScope/gemma-7b-it", 8_537_680_896),
+    ],
+)
+def test_sizes_of_the_papers_models(model: str, parameters: int) -> None:
+    shape = shape_of(model)
+    assert shape is not None
+    assert shape.parameters == parameters
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma"])
+@pytest.mark.parametrize("targets", [["q_proj", "k_proj", "v_proj"], ["all-linear"]])
+def test_sizes_from_a_config_are_those_of_the_model(
+    kind: str, targets: list[str], tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = _small_model(kind, layers=2)
+    model.config.save_pretrained(tmp_path)
+    shape = shape_of(str(tmp_path))
+    assert shape is not None
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    names = "all-linear" if targets == ["all-linear"] else targets
+    tuned = get_peft_model(model, LoraConfig(r=8, target_modules=names))
+    trainable = sum(p.numel() for p in tuned.parameters() if p.requires_grad)
+    assert shape.lora_parameters(targets, 8) == trainable
+
+
+def test_a_model_of_another_kind_has_no_sizes(tmp_path: Path) -> None:
+    assert shape_of("some/model") is None
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    assert shape_of(str(tmp_path)) is None
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert shape_of(str(tmp_path)) is None
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json"):
+        shape_of(str(tmp_path))
+
+
+def test_reported_flops_span_the_papers_range() -> None:
+    """Appendix A.1: 3e14 to 4e17 FLOPs a run, for 1e4 to 1e7 tokens."""
+    shape = shape_of("Qwen/Qwen-7B-Chat")
+    assert shape is not None
+    assert 3e14 < reported_flops(shape, 10_000) < 5e14
+    assert 3.5e17 < reported_flops(shape, 10_000_000) < 5e17
+    plain = lora_flops(shape, 1000, checkpointing=False)
+    assert lora_flops(shape, 1000, checkpointing=True) == 1.5 * plain
+    assert plain == 4.0 * shape.parameters * 1000
+
+
+def test_reported_flops_are_what_the_trainer_counts(tmp_path: Path) -> None:
+    import torch
+
+    model = _small_model("llama", layers=2)
+    model.config.save_pretrained(tmp_path)
+    shape = shape_of(str(tmp_path))
+    assert shape is not None
+    real = model.floating_point_ops({"input_ids": torch.zeros(1, 100, dtype=torch.long)})
+    assert reported_flops(shape, 100) == real
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma"])
+@pytest.mark.parametrize("targets", [("q_proj", "k_proj", "v_proj"), ("all-linear",)])
+def test_activations_are_about_what_autograd_keeps(
+    kind: str, targets: tuple[str, ...], tmp_path: Path
+) -> None:
+    tokens = 512
+    small, large = (_kept_bytes(kind, layers, targets, tokens) for layers in (1, 3))
+    _small_model(kind, layers=3).config.save_pretrained(tmp_path)
+    shape = shape_of(str(tmp_path))
+    assert shape is not None
+    formula = estimate._block_bytes(shape, Tuning(8, targets), 2)
+    assert formula == pytest.approx((large - small) / 2 / tokens, rel=0.15)
+
+
+def _kept_bytes(kind: str, layers: int, targets: tuple[str, ...], tokens: int) -> int:
+    """Bytes that the forward pass of a LoRA model keeps for the backward pass."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    model = _small_model(kind, layers).bfloat16()
+    names = "all-linear" if targets == ("all-linear",) else list(targets)
+    tuned = get_peft_model(model, LoraConfig(r=8, lora_dropout=0.05, target_modules=names))
+    tuned.train()
+    weights = {p.untyped_storage().data_ptr() for p in tuned.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        square = tensor.shape[-2:] == (tokens, tokens)  # the CPU's mask; a GPU makes none
+        if storage.data_ptr() not in weights and not square:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.randint(0, 200, (1, tokens))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            result = tuned.model.model(ids, use_cache=False).last_hidden_state
+    assert result.requires_grad
+    return sum(kept.values())
+
+
+def _small_model(kind: str, layers: int) -> Any:
+    from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 200,
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+    }
+    if kind == "gemma":
+        return GemmaForCausalLM(GemmaConfig(head_dim=64, **sizes))
+    return LlamaForCausalLM(LlamaConfig(**sizes))
+
+
+def test_logits_cost_what_ms_swifts_loss_holds() -> None:
+    """14 bytes a logit: bf16, and in fp32 the log-softmax and its gradient twice."""
+    import torch
+    from swift.trainers.utils import per_token_loss_func
+    from torch.utils import _pytree as pytree
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Peak(TorchDispatchMode):
+        live: dict[int, int]
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.live, self.now, self.peak = {}, 0, 0
+
+        def _add(self, tensor: torch.Tensor) -> None:
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            if key not in self.live:
+                self.live[key] = size
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, key, size)
+
+        def _gone(self, key: int, size: int) -> None:
+            self.live.pop(key, None)
+            self.now -= size
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = func(*args, **(kwargs or {}))
+            pytree.tree_map_only(torch.Tensor, self._add, result)
+            return result
+
+    class Outputs:
+        logits: torch.Tensor
+
+    tokens, vocab = 64, 30_000
+    hidden = torch.randn(1, tokens, 8, dtype=torch.bfloat16, requires_grad=True)
+    head = torch.randn(vocab, 8, dtype=torch.bfloat16)
+    with Peak() as peak:
+        outputs = Outputs()
+        outputs.logits = hidden @ head.T
+        loss = per_token_loss_func(outputs, torch.randint(0, vocab, (1, tokens))).sum()
+        loss.backward()
+    shape = shape_of("AI-ModelScope/gemma-7b-it")
+    assert shape is not None
+    formula = estimate._logit_bytes(shape, 2) / shape.vocab
+    assert formula == 14
+    assert peak.peak / tokens / vocab == pytest.approx(formula, rel=0.05)
+
+
+def test_memory_takes_the_row_that_needs_most() -> None:
+    shape = shape_of("Llama-2-7b-chat-ms")
+    assert shape is not None
+    tuning = Tuning(8, ("q_proj", "k_proj", "v_proj"))
+    short = np.array([[100, 50]])
+    both = np.array([[100, 50], [2048, 2048], [2048, 10]])
+    assert memory(shape, tuning, short).total < memory(shape, tuning, both).total
+    assert memory(shape, tuning, both) == memory(shape, tuning, both[1:2])
+    assert memory(shape, tuning, both).weights == 2 * shape.parameters
+    assert math.isclose(
+        memory(shape, tuning, both).adapter, 16 * shape.lora_parameters(list(tuning.targets), 8)
+    )
+
+
+def test_memory_knows_what_saves_logits() -> None:
+    gemma, qwen = shape_of("gemma-7b-it"), shape_of("Qwen-7B-Chat")
+    assert gemma is not None
+    assert qwen is not None
+    row = np.array([[3500, 2000]])
+
+    def logits(shape: Any, **changes: Any) -> float:
+        return memory(shape, Tuning(8, ("all-linear",), **changes), row).logits
+
+    assert logits(gemma) == 2000 * 256_000 * 14
+    assert logits(gemma, keep_label_logits=False) == 3500 * 256_000 * 14
+    assert logits(gemma, fused_loss=True) < logits(gemma) / 20
+    assert logits(qwen) == 3500 * 151_936 * 14  # its remote code computes every logit
+    plain = memory(gemma, Tuning(8, ("all-linear",), checkpointing=False), row)
+    assert plain.activations > 5 * memory(gemma, Tuning(8, ("all-linear",)), row).activations
