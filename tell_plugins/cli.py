@@ -32,6 +32,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "sweep": ("experiments.sweep_verb", "a grid of runs: train and score each"),
     "report": ("experiments.report_verb", "tables, pictures and one HTML page of a sweep"),
 }
+_RUN_SH = {
+    "setup": "make .venv and install what is pinned",
+    "test": "all tests",
+    "bench": "how fast mixtures are built and trainings start, against ms-swift's own loader",
+}
 _OURS = 2
 
 
@@ -41,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in argv or bool(os.environ.get("TELL_DEBUG"))
     argv = [part for part in argv if part != "--debug"]
     if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
-        match = nearest(argv[0], VERBS)
+        match = nearest(argv[0], [*VERBS, *_RUN_SH])
         hint = f"did you mean '{match}'?" if match else "see ./run.sh --help"
         print(f"unknown verb '{argv[0]}'\n  remedy:  {hint}", file=sys.stderr)
         return 1
@@ -78,21 +83,33 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        self.exit(1, f"{self.prog}: {message}\n")
+        self.exit(1, f"{self.prog}: {message}\n  remedy:  see {self.prog} --help\n")
+
+
+def _table() -> str:
+    """The verbs and what they do, one a line."""
+    texts = {verb: text for verb, (_, text) in VERBS.items()} | _RUN_SH
+    width = max(map(len, texts))
+    return "\n".join(f"  {verb:{width}}  {text}" for verb, text in texts.items())
 
 
 def _run(argv: list[str]) -> int:
     parser = _Parser(
         prog="./run.sh",
-        description="TELL recipes for ms-swift. Without a verb: set up, then the demo.",
-        epilog="`./run.sh VERB --help` explains a verb; setup, test and bench are run.sh's own.",
+        usage="./run.sh [-h] [--version] VERB ...",
+        description="TELL recipes for ms-swift. Without a verb: set up, then the demo.\n\n"
+        + _table(),
+        epilog="`./run.sh VERB --help` explains a verb; --debug shows where an error comes from.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(
+        dest="verb", prog="./run.sh", required=True, help=argparse.SUPPRESS
+    )
     wanted = next((part for part in argv if not part.startswith("-")), None)
     modules: dict[str, ModuleType] = {}
     for verb, (name, help_text) in VERBS.items():
-        sub = verbs.add_parser(verb, help=help_text, description=help_text, allow_abbrev=False)
+        sub = verbs.add_parser(verb, description=help_text, allow_abbrev=False)
         if verb == wanted:
             modules[verb] = importlib.import_module(f"tell_plugins.{name}")
             modules[verb].add_arguments(sub)

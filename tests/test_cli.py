@@ -1,0 +1,216 @@
+"""The command line: verbs, exit codes, and how every kind of error leaves the program."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+import pytest
+
+from tell_plugins import __version__, cli
+from tell_plugins.cli import VERBS, main
+from tell_plugins.core.errors import MachineError, UserError
+from tests.conftest import PROJECT
+
+HEAVY = ("torch", "swift", "transformers", "datasets", "pandas", "matplotlib", "sklearn", "openai")
+
+
+def _run(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tell_plugins", *args]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[argparse.Namespace], int]], None]:
+    """Put a verb `fake` into the table; it runs the given function."""
+
+    def put(run: Callable[[argparse.Namespace], int], **attributes: object) -> None:
+        module = ModuleType("tell_plugins.fake")
+
+        def add_arguments(parser: argparse.ArgumentParser) -> None:
+            parser.add_argument("name", nargs="?")
+            parser.set_defaults(**attributes)
+
+        module.add_arguments = add_arguments  # type: ignore[attr-defined]
+        module.run = run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "tell_plugins.fake", module)
+        monkeypatch.setitem(cli.VERBS, "fake", ("fake", "does what a test wants"))
+        monkeypatch.delenv("TELL_DEBUG", raising=False)
+
+    return put
+
+
+def _raise(error: BaseException) -> Callable[[argparse.Namespace], int]:
+    def run(_: argparse.Namespace) -> int:
+        raise error
+
+    return run
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for name, (_, help_text) in VERBS.items():
+        assert f"  {name} " in text
+        assert help_text in text
+    for name in ("setup", "test", "bench"):
+        assert f"  {name} " in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_verb_is_there_and_explains_itself(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(f"tell_plugins.{VERBS[name][0]}")
+    assert callable(module.run)
+    with pytest.raises(SystemExit) as caught:
+        main([name, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: ./run.sh {name}")
+    assert len(text.splitlines()) > 3
+
+
+HELP_OF_ALL = """
+import contextlib, io, sys
+from tell_plugins.cli import VERBS, main
+
+for verb in [[], *([name] for name in VERBS)]:
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        main([*verb, "--help"])
+    for name in sys.argv[1:]:
+        if name in sys.modules:
+            sys.exit(f"{verb} --help loaded {name}")
+"""
+
+
+def test_help_loads_nothing_heavy() -> None:
+    command = [sys.executable, "-c", HELP_OF_ALL, *HEAVY]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["chekc"], "unknown verb 'chekc'\n  remedy:  did you mean 'check'?"),
+        (["tests"], "unknown verb 'tests'\n  remedy:  did you mean 'test'?"),
+        (["zzzzz"], "unknown verb 'zzzzz'\n  remedy:  see ./run.sh --help"),
+        ([], "the following arguments are required: verb\n  remedy:  see ./run.sh --help"),
+        (["--nonsense"], "required: verb"),
+        (["check"], "required: RECIPE\n  remedy:  see ./run.sh check --help"),
+        (["data", "list", "--nonsense"], "--nonsense"),
+        (["data", "nothing_of_this_name"], "nothing_of_this_name"),
+    ],
+)
+def test_wrong_usage_exits_with_1(args: list[str], message: str) -> None:
+    done = _run(*args)
+    assert done.returncode == 1
+    assert message in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_verb_takes_its_arguments_and_gives_its_code(
+    verb: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[argparse.Namespace] = []
+
+    def run(args: argparse.Namespace) -> int:
+        seen.append(args)
+        return 1
+
+    verb(run)
+    assert main(["fake", "a"]) == 1
+    assert seen[0].name == "a"
+    with pytest.raises(SystemExit) as caught:
+        main(["fake", "--learning_rate", "1"])
+    assert caught.value.code == 1
+    assert "unrecognised arguments: --learning_rate" in capsys.readouterr().err
+
+
+def test_a_verb_that_takes_flags_gets_them_unread(verb: Callable[..., None]) -> None:
+    seen: list[list[str]] = []
+
+    def run(args: argparse.Namespace) -> int:
+        seen.append(args.flags)
+        return 0
+
+    verb(run, takes_flags=True)
+    assert main(["fake", "a", "--learning_rate", "1e-3", "--debug", "--x=2"]) == 0
+    assert seen == [["--learning_rate", "1e-3", "--x=2"]]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("found", where="file, line 3", allowed="a, b", remedy="mend it"), 1, "remedy:"),
+        (MachineError("the network is down\n  remedy:  wait"), 2, "the network is down"),
+        (OSError(28, "No space left on device", "file"), 2, "No space left on device: 'file'"),
+        (KeyboardInterrupt(), 130, "stopped"),
+        (ValueError("oops"), 2, "fault in this program: ValueError: oops"),
+        (MemoryError(), 2, "fault in this program: MemoryError"),
+    ],
+)
+def test_errors_leave_as_one_message(
+    verb: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    verb(_raise(error))
+    assert main(["fake"]) == code
+    text = capsys.readouterr().err
+    assert message in text
+    assert "Traceback" not in text
+
+
+def test_the_shape_of_a_users_error(
+    verb: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb(_raise(UserError("found", where="file, line 3", allowed="a, b", remedy="mend it")))
+    main(["fake"])
+    assert capsys.readouterr().err == ("file, line 3: found\n  allowed: a, b\n  remedy:  mend it\n")
+
+
+@pytest.mark.parametrize("how", ["--debug", "TELL_DEBUG"])
+def test_debug_shows_where_an_error_comes_from(
+    verb: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    verb(_raise(UserError("found")))
+    if how == "TELL_DEBUG":
+        monkeypatch.setenv(how, "1")
+    assert main(["fake", "--debug"] if how == "--debug" else ["fake"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    verb(_raise(ValueError("oops")))
+    with pytest.raises(ValueError, match="oops"):
+        main(["fake", "--debug"])
+
+
+@pytest.mark.parametrize("args", [["--help"], ["data", "list"]])
+def test_a_reader_that_goes_away_is_no_error(args: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "tell_plugins", *args]
+    done = subprocess.run(command, cwd=PROJECT, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert done.returncode == 0
+    assert done.stderr == b""
