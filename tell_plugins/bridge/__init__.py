@@ -25,6 +25,7 @@ def register() -> None:
     from tell_plugins.bridge.callback import TellCallback
     from tell_plugins.bridge.loader import TellLoader
     from tell_plugins.bridge.qwen import let_qwen_generate
+    from tell_plugins.bridge.templates import bring_anchors, let_channel_rows_be_answered
 
     for name in card_names():
         dataset_id = f"{PREFIX}{name}"
@@ -33,6 +34,8 @@ def register() -> None:
     if TellCallback not in trainer.DEFAULT_CALLBACKS:
         trainer.DEFAULT_CALLBACKS.append(TellCallback)  # type: ignore[arg-type]
     let_qwen_generate()
+    let_channel_rows_be_answered()
+    bring_anchors()
 
 
 def _check_arguments(argv: list[str]) -> None:

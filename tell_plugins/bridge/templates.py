@@ -1,0 +1,161 @@
+"""A served adapter brings its anchor along: nobody has to paste it.
+
+`swift infer`, `swift deploy` and `swift app` read `external_plugins` from the adapter's `args.json`
+and so call `register`. From then on the template they build for an adapter with an `anchor.txt`
+(see `callback`) puts that anchor in front of every user turn, as in training, where every task
+query has it. A turn that begins with the anchor already is left alone, so rows of a TELL data set,
+prompts of `./run.sh eval` and pasted anchors are never given it twice. Training, `swift eval` and
+adapters trained with `anchor=none` get nothing.
+
+`$TELL_ANCHOR` overrides: `none` for no anchor, or the checkpoint whose anchor to use (for a merged
+model, which has no adapter folder).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from swift.arguments import InferArguments
+from swift.template import Template
+from swift.utils import get_logger
+
+from tell_plugins.bridge.callback import ANCHOR
+from tell_plugins.core import paths
+from tell_plugins.core.anchors import in_front
+from tell_plugins.core.errors import UserError
+
+logger = get_logger()
+VARIABLE = "TELL_ANCHOR"
+_SERVING = ("InferArguments", "DeployArguments", "AppArguments")
+_EVAL = ("swift", "cli", "eval.py")
+
+
+def bring_anchors() -> None:
+    """Let ms-swift's serving commands anchor the template of an adapter trained with an anchor."""
+    original = InferArguments.get_template
+    if getattr(original, "_tell", False):
+        return
+
+    def get_template(self: Any, *args: Any, **kwargs: Any) -> Any:
+        template = original(self, *args, **kwargs)
+        if not _serves(self):
+            return template
+        front = serving_front(_folders(self))
+        if front:
+            logger.info(
+                f"TELL: an anchor of {len(front)} characters goes in front of every user turn that "
+                f"lacks it ({VARIABLE}=none leaves it away)"
+            )
+            anchor_template(template, front)
+        return template
+
+    get_template._tell = True  # type: ignore[attr-defined]
+    InferArguments.get_template = get_template
+
+
+def let_channel_rows_be_answered() -> None:
+    """Let `swift infer` and `predict_with_generate` answer rows of a TELL data set.
+
+    Its rows have a `channel`, which ms-swift (4.0 and 4.6) hands on to the collator even where it
+    generates, and `generate` refuses it; only the training loss has a use for it.
+    """
+    original = Template.encode
+    if getattr(original, "_tell", False):
+        return
+
+    def encode(self: Any, *args: Any, **kwargs: Any) -> Any:
+        encoded = original(self, *args, **kwargs)
+        if not self.is_training:
+            for part in encoded if isinstance(encoded, list) else [encoded]:
+                part.pop("channel", None)
+        return encoded
+
+    encode._tell = True  # type: ignore[attr-defined]
+    Template.encode = encode
+
+
+def _serves(args: Any) -> bool:
+    """Whether these arguments answer users; `swift eval` deploys too, but measures the model."""
+    return type(args).__name__ in _SERVING and Path(sys.argv[0]).parts[-3:] != _EVAL
+
+
+def _folders(args: Any) -> list[Path]:
+    """The adapters that ms-swift will load, those served under a name of their own included."""
+    named = getattr(args, "adapter_mapping", None) or {}
+    return [Path(adapter) for adapter in [*(args.adapters or []), *named.values()]]
+
+
+def serving_front(adapters: Iterable[Path]) -> str:
+    """What is put in front of a query for these adapter folders: anchor and separator, or "".
+
+    Raises UserError when their anchors differ, since all share one template, or when
+    `$TELL_ANCHOR` names nothing.
+    """
+    named = os.environ.get(VARIABLE)
+    if named == "none":
+        return ""
+    if named:
+        return in_front(_named_anchor(named))
+    found = {folder: read_anchor(folder) for folder in adapters}
+    if len(set(found.values())) > 1:
+        shown = ", ".join(paths.shown(folder) for folder in found)
+        raise UserError(
+            f"the adapters were not trained with the same anchor ({shown})",
+            where="--adapters",
+            remedy=f"serve them one by one, or with {VARIABLE}=none and the anchors in the queries",
+        )
+    return in_front(next(iter(found.values()), ""))
+
+
+def _named_anchor(named: str) -> str:
+    folder = paths.user_path(named)
+    if not (folder / ANCHOR).is_file():
+        raise UserError(
+            f"no {ANCHOR} in '{named}'",
+            where=f"${VARIABLE}",
+            allowed="none, or the folder of a checkpoint",
+            remedy="unset it to use the adapter's own anchor",
+        )
+    return read_anchor(folder)
+
+
+def read_anchor(folder: Path) -> str:
+    """The anchor that an adapter was trained with, "" for none or for an adapter not of TELL."""
+    path = folder / ANCHOR
+    return path.read_bytes().decode("utf-8") if path.is_file() else ""
+
+
+def anchor_template(template: Any, front: str) -> Any:
+    """Let an ms-swift template put `front` before every user turn that does not begin with it.
+
+    Works on the template in place and returns it; prompts and token ids then equal those of
+    training, since the text is joined before it is tokenised.
+    """
+    kind: type = type(template)
+    template.__class__ = _anchored(kind)
+    template.tell_front = front
+    return template
+
+
+@cache
+def _anchored(kind: type) -> type:
+    """`kind` with the anchor in the one place that both of ms-swift's template backends pass."""
+
+    def _swift_prepare_inputs(self: Any, inputs: Any) -> None:
+        kind._swift_prepare_inputs(self, inputs)  # type: ignore[attr-defined]
+        for message in inputs.messages:
+            if message["role"] == "user" and isinstance(message["content"], str):
+                message["content"] = put_in_front(self.tell_front, message["content"])
+
+    body = {"_swift_prepare_inputs": _swift_prepare_inputs, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), body)
+
+
+def put_in_front(front: str, query: str) -> str:
+    """`query` with the anchor in front of it, once."""
+    return query if query.lstrip().startswith(front.strip()) else front + query

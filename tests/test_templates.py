@@ -1,0 +1,278 @@
+"""Use after training: the anchor comes with the adapter, once, and as it was in training."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.sources import open_task
+from tests.conftest import MakeCard
+from tests.tiny import (
+    WORDS,
+    deployed,
+    make_tiny_cards,
+    make_tiny_model,
+    run_swift,
+    tiny_recipe,
+)
+
+INLINE = "Translate the text.\n\n "
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def cards(make_card: MakeCard) -> None:
+    """A task card with an anchor file, one with an inline anchor, and general data."""
+    make_tiny_cards(make_card)
+    folder = make_card(
+        "inlined", train=[{"q": f"{INLINE}The {word} is lazy.", "r": word} for word in WORDS]
+    )
+    card = folder / "card.yaml"
+    card.write_text(card.read_text().replace("anchor: anchor.txt", "anchor: inline"))
+
+
+def _checkpoint(folder: Path, anchor: str | None) -> Path:
+    folder.mkdir()
+    if anchor is not None:
+        (folder / "anchor.txt").write_bytes(anchor.encode())
+    return folder
+
+
+TemplateOf = Callable[..., Any]
+
+
+@pytest.fixture
+def template_of(tiny: Path) -> TemplateOf:
+    """The template that ms-swift's serving arguments build for adapters, by kind and back end."""
+    from swift.arguments import BaseArguments, InferArguments
+
+    from tell_plugins.bridge import templates
+
+    templates.bring_anchors()
+
+    def make(
+        *adapters: Path, kind: str = "chatml", backend: str = "swift", training: bool = False
+    ) -> Any:
+        cls = BaseArguments if training else InferArguments
+        args = cls.__new__(cls)
+        base = BaseArguments(
+            model=str(tiny), model_type="llama", template=kind, template_backend=backend
+        )
+        args.__dict__.update(base.__dict__, adapters=[str(adapter) for adapter in adapters])
+        return args.get_template()
+
+    return make
+
+
+def _ids(template: Any, *turns: str) -> list[int]:
+    messages = [
+        {"role": ("user", "assistant")[number % 2], "content": turn}
+        for number, turn in enumerate(turns)
+    ]
+    return list(template.encode({"messages": messages})["input_ids"])
+
+
+def _trained_ids(template: Any, query: str, response: str) -> tuple[list[int], list[int]]:
+    """Token ids of the prompt and of the response, as training encodes the row."""
+    template.set_mode("train")
+    messages = [{"role": "user", "content": query}, {"role": "assistant", "content": response}]
+    encoded = template.encode({"messages": messages})
+    ids, labels = encoded["input_ids"], encoded["labels"]
+    start = next(place for place, label in enumerate(labels) if label != -100)
+    return list(ids[:start]), list(ids[start:])
+
+
+@pytest.mark.parametrize("card", ["tiny_task", "inlined"])
+@pytest.mark.parametrize("kind", ["chatml", "llama", "qwen", "gemma", "llama3"])
+def test_a_plain_query_is_encoded_as_in_training(
+    card: str, kind: str, cards: None, template_of: TemplateOf, tmp_path: Path
+) -> None:
+    task = open_task(load_card(card), "train")
+    adapter = _checkpoint(tmp_path / "adapter", task.anchor.text)
+    serving = template_of(adapter, kind=kind)
+    training = template_of(kind=kind, training=True)
+    for plain, query, response in zip(task.plain, task.queries, task.responses, strict=True):
+        trained, _ = _trained_ids(training, query, response)
+        assert query != plain
+        assert _ids(serving, plain) == trained
+        assert _ids(serving, query) == trained  # a row that has its anchor gets no second one
+        assert _ids(training, plain) != trained
+
+
+def test_the_official_rows_are_encoded_as_in_training(
+    real_home: Path, template_of: TemplateOf, tmp_path: Path
+) -> None:
+    """Their anchor is inline, and every row has a space between it and the text."""
+    task = open_task(load_card("en_is_news"), "train")
+    assert task.anchor.text.endswith("\n\n ")
+    serving = template_of(_checkpoint(tmp_path / "adapter", task.anchor.text))
+    training = template_of(training=True)
+    for row in range(5):
+        trained, _ = _trained_ids(training, task.queries[row], task.responses[row])
+        assert _ids(serving, task.plain[row]) == trained
+
+
+def test_models_own_chat_template(tiny: Path, template_of: TemplateOf, tmp_path: Path) -> None:
+    adapter = _checkpoint(tmp_path / "adapter", "Answer.")
+    serving = template_of(adapter, backend="jinja")
+    serving.tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+        "{% endfor %}<|im_start|>assistant:"
+    )
+    text = serving.tokenizer.decode(_ids(serving, "The fox."))
+    assert text.endswith("<|im_start|>user\nAnswer.\n\nThe fox.<|im_end|>\n<|im_start|>assistant:")
+
+
+def test_every_user_turn_and_nothing_else_has_the_anchor(
+    template_of: TemplateOf, tmp_path: Path
+) -> None:
+    serving = template_of(_checkpoint(tmp_path / "adapter", "Answer."))
+    text = serving.tokenizer.decode(_ids(serving, "The fox.", "Lazy.", "The dog."))
+    turns = [turn.partition("\n")[2] for turn in text.split("<|im_start|>")[1:]]
+    assert [turn.split("<|im_end|>")[0] for turn in turns] == [
+        "Answer.\n\nThe fox.",
+        "Lazy.",
+        "Answer.\n\nThe dog.",
+        "",
+    ]
+
+
+@pytest.mark.parametrize("pasted", ["Answer.\n\nThe fox.", "Answer. The fox.", "\n Answer.\nFox"])
+def test_a_pasted_anchor_is_left_alone(
+    pasted: str, template_of: TemplateOf, tmp_path: Path
+) -> None:
+    serving = template_of(_checkpoint(tmp_path / "adapter", "Answer."))
+    assert _ids(serving, pasted) == _ids(template_of(), pasted)
+
+
+@pytest.mark.parametrize("anchor", ["", None])
+def test_an_adapter_without_anchor_gets_none(
+    anchor: str | None, template_of: TemplateOf, tmp_path: Path
+) -> None:
+    adapter = _checkpoint(tmp_path / "adapter", anchor)
+    assert _ids(template_of(adapter), "The fox.") == _ids(template_of(), "The fox.")
+
+
+def test_training_on_from_an_adapter_adds_nothing(template_of: TemplateOf, tmp_path: Path) -> None:
+    adapter = _checkpoint(tmp_path / "adapter", "Answer.")
+    assert _ids(template_of(adapter, training=True), "Fox") == _ids(template_of(), "Fox")
+
+
+def test_swift_eval_measures_the_model_without_the_anchor(
+    template_of: TemplateOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = _checkpoint(tmp_path / "adapter", "Answer.")
+    monkeypatch.setattr(sys, "argv", ["/some/where/swift/cli/eval.py"])
+    assert _ids(template_of(adapter), "Fox") == _ids(template_of(), "Fox")
+    monkeypatch.setattr(sys, "argv", ["/home/me/eval.py"])
+    assert _ids(template_of(adapter), "Fox") != _ids(template_of(), "Fox")
+
+
+def test_adapters_with_one_anchor_share_it_and_with_two_are_refused(
+    template_of: TemplateOf, tmp_path: Path
+) -> None:
+    one = _checkpoint(tmp_path / "one", "Answer.")
+    same = _checkpoint(tmp_path / "same", "Answer.")
+    other = _checkpoint(tmp_path / "other", "Translate.")
+    assert _ids(template_of(one, same), "Fox") == _ids(template_of(one), "Fox")
+    with pytest.raises(UserError, match="not trained with the same anchor"):
+        template_of(one, other)
+    with pytest.raises(UserError, match="not trained with the same anchor"):
+        template_of(one, _checkpoint(tmp_path / "none", ""))
+
+
+def test_the_variable_overrides(
+    template_of: TemplateOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = _checkpoint(tmp_path / "one", "Answer.")
+    other = _checkpoint(tmp_path / "other", "Translate.\n")
+    bare = _ids(template_of(), "Fox")
+    monkeypatch.setenv("TELL_ANCHOR", "none")
+    assert _ids(template_of(one, other), "Fox") == bare
+    monkeypatch.setenv("TELL_ANCHOR", str(other))
+    assert _ids(template_of(one), "Fox") == _ids(template_of(), "Translate.\nFox")
+    monkeypatch.setenv("TELL_ANCHOR", str(tmp_path))
+    with pytest.raises(UserError, match=r"no anchor\.txt"):
+        template_of(one)
+
+
+def test_rows_of_a_tell_data_set_lose_their_channel_only_where_text_is_generated(
+    template_of: TemplateOf,
+) -> None:
+    from tell_plugins.bridge.templates import let_channel_rows_be_answered
+
+    let_channel_rows_be_answered()
+    template = template_of()
+    row = {"messages": [{"role": "user", "content": "Fox"}], "channel": "task"}
+    assert "channel" not in template.encode(dict(row))
+    template.set_mode("train")
+    row["messages"] = [*row["messages"], {"role": "assistant", "content": "Dog"}]
+    assert template.encode(row)["channel"] == "task"
+
+
+@pytest.mark.slow
+def test_the_deployed_adapter_answers_as_eval_did(
+    cards: None, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained, evaluated and served for real; asked with plain queries by the openai client."""
+    from openai import OpenAI
+
+    from tell_plugins.cli import main
+
+    recipe = tiny_recipe(
+        tmp_path / "tiny.yaml", tiny, "tell/tiny_task:task=all/general=10rows", num_train_epochs=2
+    )
+    run_swift("sft", "--config", str(recipe))
+    out = tmp_path / "eval"
+    flags = ["--max-new-tokens", "16", "--batch-size", "1", "--general-rows", "0"]
+    assert main(["eval", str(recipe), *flags, "--out", str(out)]) == 0
+    (answers,) = out.glob("*/test-greedy/answers.jsonl")
+    saved = {row["row"]: row for row in map(json.loads, answers.read_text().splitlines())}
+    task = open_task(load_card("tiny_task"), "test")
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+
+    def ask(url: str, query: str) -> tuple[str, int]:
+        client = OpenAI(base_url=url, api_key="none")
+        reply = client.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": query}],
+            temperature=0,
+            max_tokens=16,
+        )
+        assert reply.usage is not None
+        return reply.choices[0].message.content or "", reply.usage.prompt_tokens
+
+    serve = ["--adapters", str(checkpoint), "--served_model_name", "tiny"]
+    with deployed(tmp_path / "deploy.log", *serve) as url:
+        for row, plain in enumerate(task.plain):
+            expected = (saved[row]["text"], saved[row]["prompt_tokens"])
+            assert ask(url, plain) == expected
+            assert ask(url, task.queries[row]) == expected
+    with deployed(tmp_path / "bare.log", *serve, TELL_ANCHOR="none") as url:
+        bare = [ask(url, plain) for plain in task.plain]
+        assert [ask(url, query)[0] for query in task.queries] == [
+            saved[row]["text"] for row in range(len(task))
+        ]
+    assert all(tokens < saved[row]["prompt_tokens"] for row, (_, tokens) in enumerate(bare))
+    assert any(text != saved[row]["text"] for row, (text, _) in enumerate(bare))
+    result = tmp_path / "infer.jsonl"
+    run_swift(
+        *["infer", "--adapters", str(checkpoint), "--val_dataset", "tell/tiny_task:split=test"],
+        *["--temperature", "0", "--max_new_tokens", "16", "--result_path", str(result)],
+    )
+    inferred = [json.loads(line) for line in result.read_text().splitlines()]
+    order = {query: row for row, query in enumerate(task.queries)}
+    for line in inferred:
+        assert line["response"] == saved[order[line["messages"][0]["content"]]]["text"]
+    assert len(inferred) == len(task)

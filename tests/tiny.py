@@ -1,0 +1,188 @@
+"""A two-layer random Llama with a tokenizer of its own: the real code paths in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+import yaml
+
+_TEXT = (
+    "The quick brown fox jumps over the lazy dog. Answer only with one JSON object with the keys "
+    '"thought" and "label", which is "yes" or "no". {"thought": "late", "label": "yes"} '
+    "system user assistant Translate the text. How many days has a week? Write a poem about rain.\n"
+)
+_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+_START_SECONDS = 240
+
+
+def make_tiny_model(folder: Path, *, seed: int = 0) -> Path:
+    """Write a random Llama (2 layers, width 64) and a byte-level tokenizer to `folder`."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=_SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([_TEXT], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=16384,
+        initializer_range=0.3,  # so that the next token depends on what stands before
+        bos_token_id=None,
+        eos_token_id=fast.eos_token_id,
+        pad_token_id=fast.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+WORDS = ["fox", "dog", "rain", "poem", "week", "lazy"]
+
+
+def make_tiny_cards(make_card: Callable[..., Path]) -> None:
+    """A JSON task `tiny_task` with an anchor file, and the general data `plain` it mixes with."""
+    general = [{"q": f"Write about {a} and {b}.", "r": f"{a} {b}"} for a in WORDS for b in WORDS]
+    make_card("plain", train=general, kind="general")
+
+    def rows(question: str) -> list[dict[str, str]]:
+        return [
+            {"q": question.format(word), "r": json.dumps({"label": ["yes", "no"][place % 2]})}
+            for place, word in enumerate(WORDS)
+        ]
+
+    folder = make_card(
+        "tiny_task",
+        train=rows("The {} jumps over the dog."),
+        test=rows("Is the {} over the dog?"),
+        anchor="Answer only with one JSON object.",
+        metric="json",
+        answer={"schema": "answer.schema.json", "label": "label"},
+    )
+    schema = {
+        "type": "object",
+        "properties": {"label": {"type": "string", "enum": ["yes", "no"]}},
+        "required": ["label"],
+        "additionalProperties": False,
+    }
+    (folder / "answer.schema.json").write_text(json.dumps(schema), encoding="utf-8")
+
+
+def tiny_recipe(path: Path, model: Path, dataset: str, **values: Any) -> Path:
+    """Write a recipe that trains the tiny model on a CPU within seconds."""
+    recipe: dict[str, Any] = {
+        "external_plugins": ["tell_plugins/register.py"],
+        "model": str(model),
+        "model_type": "llama",
+        "template": "chatml",
+        "use_cpu": True,
+        "torch_dtype": "float32",
+        "check_model": False,
+        "dataset": [dataset],
+        "dataset_shuffle": False,
+        "train_dataloader_shuffle": False,
+        "strict": True,
+        "max_length": 1024,
+        "tuner_type": "lora",
+        "lora_rank": 4,
+        "target_modules": ["all-linear"],
+        "learning_rate": 0.01,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 4,
+        "gradient_checkpointing": False,
+        "dataloader_num_workers": 0,
+        "logging_steps": 1,
+        "report_to": ["none"],
+        "output_dir": str(path.parent / "run"),
+        "add_version": False,
+    }
+    path.write_text(yaml.safe_dump(recipe | values, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def swift(*arguments: str) -> list[str]:
+    """The command line of `swift` in the environment that runs the tests."""
+    return [sys.executable, "-m", "swift.cli.main", *arguments]
+
+
+def run_swift(*arguments: str, env: Mapping[str, str] | None = None) -> str:
+    """Run `swift` to its end in the project's folder and return what it printed."""
+    done = subprocess.run(
+        swift(*arguments),
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout + done.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def deployed(log: Path, *arguments: str, **env: str) -> Iterator[str]:
+    """`swift deploy` with these arguments on a free port; gives the base URL of its API."""
+    port = free_port()
+    command = swift("deploy", "--host", "127.0.0.1", "--port", str(port), "--verbose", "false")
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*command, *arguments],
+            env={**os.environ, **env},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # `swift` starts a child of its own
+        )
+        try:
+            url = f"http://127.0.0.1:{port}/v1"
+            _wait(url, process, log)
+            yield url
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=30)
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-4000:]
+        try:
+            if requests.get(f"{url}/models", timeout=5).ok:
+                return
+        except requests.RequestException:
+            time.sleep(0.5)
+    raise AssertionError(f"no server after {_START_SECONDS} s:\n{log.read_text()[-4000:]}")
