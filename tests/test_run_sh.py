@@ -1,0 +1,247 @@
+"""run.sh: sets up once, hands verbs on, and says what is wrong; with stand-in Pythons on PATH."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tell_plugins import __version__
+from tests.conftest import PROJECT
+
+TOOLS = ("bash", "sh", "dirname", "cmp", "cp", "flock", "mkdir", "cat", "rm", "sleep", "env")
+
+# stands for the system's Python: `-c` is the version check, `-m venv` makes the one below
+BASE = """#!/bin/sh
+echo "base $*" >> "$LOG"
+case "$1 $2" in
+  "-c "*) exit {wrong} ;;
+  "--version ") echo "Python 3.13.1" ;;
+  "-m venv") [ -z "$VENV_CODE" ] || exit "$VENV_CODE"
+    [ "$3" != --clear ] || rm -rf .venv
+    mkdir -p .venv/bin; cp "$INNER" .venv/bin/python ;;
+esac
+"""
+# stands for .venv/bin/python: pip, tell_plugins, tests.run_all, benchmarks
+INNER = """#!/bin/sh
+echo "inner $*" >> "$LOG"
+case "$2 $3" in
+  "pip install") sleep "${PIP_SECONDS:-0}"; echo "Collecting things"; exit "${PIP_CODE:-0}" ;;
+  "pip "*) exit 0 ;;
+esac
+shift
+for part in "$@"; do echo "<$part>"; done
+echo "caller $TELL_CALLER_DIR"
+sleep "${VERB_SECONDS:-0}"
+exit "${VERB_CODE:-0}"
+"""
+
+
+class World:
+    """A copy of run.sh in a folder of its own, with a PATH that holds nothing but stand-ins."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.bin, self.log = folder / "pro ject", folder / "bin", folder / "log"
+        self.root.mkdir()
+        self.bin.mkdir()
+        self.log.touch()
+        shutil.copy(PROJECT / "run.sh", self.root)
+        (self.root / "requirements.txt").write_text("things==1\n")
+        for tool in TOOLS:
+            found = shutil.which(tool)
+            if found is not None:
+                (self.bin / tool).symlink_to(found)
+        inner = folder / "inner"
+        inner.write_text(INNER)
+        inner.chmod(0o755)
+        self.env = {"PATH": str(self.bin), "LOG": str(self.log), "INNER": str(inner)}
+
+    def python(self, name: str = "python3", *, wrong: bool = False) -> None:
+        path = self.bin / name
+        path.write_text(BASE.format(wrong=int(wrong)))
+        path.chmod(0o755)
+
+    def start(self, *args: str, cwd: Path | None = None, **env: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(self.root / "run.sh"), *args],
+            cwd=cwd or self.root,
+            env={**self.env, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *args: str, cwd: Path | None = None, **env: str) -> tuple[int, str, str]:
+        process = self.start(*args, cwd=cwd, **env)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+
+    def calls(self, start: str) -> list[str]:
+        return [line for line in self.log.read_text().splitlines() if line.startswith(start)]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.fixture
+def ready(world: World) -> World:
+    """A world that is set up."""
+    world.python()
+    assert world.run("setup")[0] == 0
+    world.log.write_text("")
+    return world
+
+
+def test_no_python_at_all(world: World) -> None:
+    code, out, err = world.run("--help")
+    assert code == 2
+    assert out == ""
+    assert "no Python 3.10 to 3.12 with venv; found: no Python at all" in err
+    assert "remedy:  install one" in err
+    assert not (world.root / ".venv").exists()
+
+
+def test_a_python_of_another_version_is_named(world: World) -> None:
+    world.python(wrong=True)
+    code, _, err = world.run("check", "recipe.yaml")
+    assert code == 2
+    assert "no Python 3.10 to 3.12 with venv; found: python3 (Python 3.13.1)" in err
+    assert "remedy:" in err
+
+
+def test_the_right_one_of_several_pythons_is_taken(world: World) -> None:
+    world.python("python3", wrong=True)
+    world.python("python3.12")
+    assert world.run("setup")[0] == 0
+    assert len(world.calls("base -m venv")) == 1
+
+
+def test_the_first_call_sets_up_and_the_second_does_not(world: World) -> None:
+    world.python()
+    code, out, err = world.run("check", "a b", "--x=1", "")
+    assert code == 0
+    assert "Setting up .venv" in err
+    assert "Collecting things" in err, "what pip says does not belong to the verb's output"
+    assert out.splitlines()[:5] == ["<tell_plugins>", "<check>", "<a b>", "<--x=1>", "<>"]
+    code, again, err = world.run("check", "a b", "--x=1", "")
+    assert (code, again, err) == (0, out, "")
+    assert len(world.calls("inner -m pip install")) == 1
+
+
+def test_new_requirements_are_installed(ready: World) -> None:
+    (ready.root / "requirements.txt").write_text("things==2\n")
+    assert "Setting up" in ready.run("setup")[2]
+    assert ready.calls("inner -m pip install")
+    assert not ready.calls("base -m venv"), "into the environment that is there"
+    assert "Setting up" not in ready.run("setup")[2]
+
+
+def test_an_environment_that_broke_is_made_again(ready: World) -> None:
+    (ready.root / ".venv" / "bin" / "python").unlink()
+    (ready.root / ".venv" / "bin" / "python").symlink_to("/nowhere/python3.9")
+    assert ready.run("setup")[0] == 0
+    assert len(ready.calls("base -m venv")) == 1
+
+
+def test_an_environment_that_cannot_be_made(world: World) -> None:
+    world.python()
+    code, out, err = world.run("check", VENV_CODE="1")
+    assert (code, out) == (2, "")
+    assert ".venv could not be made" in err
+    assert "remedy:" in err
+
+
+def test_packages_that_cannot_be_installed(world: World) -> None:
+    world.python()
+    code, out, err = world.run("check", PIP_CODE="1")
+    assert (code, out) == (2, "")
+    assert "the packages could not be installed" in err
+    assert "remedy:" in err
+    code, _, err = world.run("check")
+    assert code == 0
+    assert "Setting up" in err, "it tries again"
+
+
+@pytest.mark.parametrize(
+    ("args", "passed"),
+    [
+        ([], ["tell_plugins", "demo"]),
+        (["--help"], ["tell_plugins", "--help"]),
+        (["nonsense"], ["tell_plugins", "nonsense"]),
+        (["train", "r.yaml", "--lr", "1 2"], ["tell_plugins", "train", "r.yaml", "--lr", "1 2"]),
+        (["test", "-k", "a or b"], ["tests.run_all", "-k", "a or b"]),
+        (["bench", "--quick"], ["benchmarks", "--quick"]),
+    ],
+)
+def test_verbs_are_handed_on(ready: World, args: list[str], passed: list[str]) -> None:
+    code, out, err = ready.run(*args)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[:-1] == [f"<{part}>" for part in passed]
+
+
+def test_setup_says_that_it_is_ready(ready: World) -> None:
+    assert ready.run("setup") == (0, f"ready: {ready.root}/.venv\n", "")
+
+
+@pytest.mark.parametrize("code", ["0", "1", "2", "130"])
+@pytest.mark.parametrize("verb", ["check", "test", "bench"])
+def test_exit_codes_are_handed_on(ready: World, verb: str, code: str) -> None:
+    assert ready.run(verb, VERB_CODE=code)[0] == int(code)
+
+
+def test_it_works_from_any_folder_and_tells_which(ready: World, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    code, out, _ = ready.run("check", cwd=tmp_path / "elsewhere", CDPATH=str(tmp_path))
+    assert code == 0
+    assert out.splitlines()[-1] == f"caller {tmp_path / 'elsewhere'}"
+
+
+def test_two_first_calls_at_once_install_once(world: World) -> None:
+    world.python()
+    calls = [world.start("check", PIP_SECONDS="1") for _ in range(3)]
+    outputs = [process.communicate(timeout=60) for process in calls]
+    assert [process.returncode for process in calls] == [0, 0, 0]
+    assert all(out.startswith("<tell_plugins>\n<check>") for out, _ in outputs)
+    if (world.bin / "flock").exists():
+        assert len(world.calls("inner -m pip install")) == 1
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock")
+def test_a_running_verb_does_not_hold_the_lock_of_the_set_up(world: World) -> None:
+    world.python()
+    first = world.start("demo", VERB_SECONDS="30")
+    try:
+        deadline = time.monotonic() + 30
+        while not world.calls("inner -m tell_plugins demo"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (world.root / "requirements.txt").write_text("things==2\n")  # the next call must lock
+        assert world.run("check")[0] == 0
+        assert first.poll() is None, "the first one is still running"
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+
+
+def test_the_real_one(tmp_path: Path) -> None:
+    stamp = PROJECT / ".venv" / "requirements.installed"
+    if not (stamp.is_file() and filecmp.cmp(stamp, PROJECT / "requirements.txt", shallow=False)):
+        pytest.skip("the project's .venv is not set up by run.sh")
+    done = subprocess.run(
+        [str(PROJECT / "run.sh"), "--version"],
+        cwd=tmp_path,
+        env={**os.environ, "TELL_CALLER_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")
