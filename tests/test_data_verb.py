@@ -212,12 +212,18 @@ def test_real_loaders_against_a_hub(
 def test_hub_that_cannot_be_reached(
     make_card: MakeCard, tmp_path: Path, home: Path, name: str
 ) -> None:
-    general_card(make_card, modelscope="o/n", huggingface="o/n")
+    ids = {"modelscope": "o/n", "huggingface": "o/n"}
+    general_card(make_card, **ids)
+    card_file = tmp_path / "cards" / "far" / "card.yaml"
+    card = yaml.safe_load(card_file.read_text())
+    card["splits"]["validation"] = {"file": "second.jsonl", **ids}
+    card_file.write_text(yaml.safe_dump(card))
     began = time.monotonic()
     done = hub_process(tmp_path, "http://127.0.0.1:9", "far", "--hub", name)
     assert done.returncode == 2
     assert time.monotonic() - began < 60
-    assert "o/n could not be loaded from" in done.stderr
+    assert done.stderr.count("o/n could not be loaded from") == 1  # one message, not one a file
+    assert "the hub does not answer" in done.stderr
     other = "huggingface" if name == "modelscope" else "modelscope"
     assert f"--hub {other}; or --mirror URL or --from DIR, where 'rows.jsonl' lies" in done.stderr
     assert not list(home.glob("far/*.jsonl"))

@@ -165,6 +165,8 @@ def _options(args: argparse.Namespace) -> Options:
 
 def _all_ready(args: argparse.Namespace) -> int:
     """Make everything named ready. What fails is told at the end, after all the others."""
+    from tell_plugins.preparation.transfer import Unreachable
+
     options = _options(args)
     failed: list[UserError | MachineError] = []
     complete = True
@@ -175,6 +177,8 @@ def _all_ready(args: argparse.Namespace) -> int:
                 complete &= job()
             except (UserError, MachineError) as error:
                 failed.append(error)
+                if isinstance(error, Unreachable):  # so are the card's other files
+                    break
     _raise(failed)
     return 0 if complete else 1
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tell_plugins.core.cards import Card, Split
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import tracked
-from tell_plugins.preparation.transfer import disk_faults
+from tell_plugins.preparation.transfer import Unreachable, disk_faults
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,6 +25,7 @@ MODELSCOPE, HUGGINGFACE = "modelscope", "huggingface"
 HUBS = (MODELSCOPE, HUGGINGFACE)
 _NAMES = {MODELSCOPE: "ModelScope", HUGGINGFACE: "Hugging Face"}
 _TIMEOUT = 15  # seconds for the first word from a hub
+_SILENT = ("Max retries exceeded", "Failed to resolve", "Connection refused", "timed out", "E1001")
 
 
 def hub_of(split: Split, wanted: str | None, where: str) -> str | None:
@@ -114,10 +115,13 @@ def _hub_faults(hub: str, name: str, file: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the libraries raise dozens of kinds, and bare Exception
-        words = str(error).strip().splitlines() or [""]
-        raise MachineError(
-            f"{name} could not be loaded from {_NAMES[hub]} "
-            f"({type(error).__name__}: {words[0][:200]})\n"
-            f"  remedy:  check the network; or --hub {other}; or --mirror URL or --from DIR, "
+        text = str(error).strip()
+        silent = any(sign in text for sign in _SILENT)
+        first = text.splitlines()[0][:200] if text else "no message"
+        kind = Unreachable if silent else MachineError
+        raise kind(
+            f"{name} could not be loaded from {_NAMES[hub]}: "
+            + ("the hub does not answer" if silent else f"{type(error).__name__}: {first}")
+            + f"\n  remedy:  check the network; or --hub {other}; or --mirror URL or --from DIR, "
             f"where '{file}' lies"
         ) from error

@@ -48,12 +48,21 @@ class Patience(NamedTuple):
 PATIENT = Patience()
 
 
-class _TryAgain(Exception):
-    """This try failed in a way that another may not; `pause` is what the server asks for."""
+class Unreachable(MachineError):
+    """A server or hub did not answer at all, so another file of it need not be asked for."""
 
-    def __init__(self, reason: str, pause: float | None = None) -> None:
+
+class _TryAgain(Exception):
+    """This try failed in a way that another may not.
+
+    Attributes:
+        pause: seconds that the server asks for.
+        answered: whether the server said anything.
+    """
+
+    def __init__(self, reason: str, pause: float | None = None, answered: bool = True) -> None:
         super().__init__(reason)
-        self.pause = pause
+        self.pause, self.answered = pause, answered
 
 
 def check_url(url: str, where: str) -> str:
@@ -136,13 +145,14 @@ def _network_faults(url: str, patience: Patience) -> Iterator[None]:
         if any(isinstance(part, ReadTimeoutError) for part in error.args):
             raise _TryAgain(silent) from None
         if "resolve" in str(error).lower():
-            raise _TryAgain(f"the name '{urlsplit(url).hostname}' cannot be resolved") from None
+            name = urlsplit(url).hostname
+            raise _TryAgain(f"the name '{name}' cannot be resolved", answered=False) from None
         if isinstance(error, requests.exceptions.SSLError):
             raise MachineError(
                 f"{url}: no safe connection: {error}\n  remedy:  check the clock and the proxy"
             ) from None
         if isinstance(error, requests.ConnectionError) and "refused" in str(error):
-            raise _TryAgain(f"{host} refuses the connection") from None
+            raise _TryAgain(f"{host} refuses the connection", answered=False) from None
         raise _TryAgain("the connection broke off") from None
 
 
