@@ -1,4 +1,7 @@
-"""run.sh: sets up once, hands verbs on, and says what is wrong; with stand-in Pythons on PATH."""
+"""run.sh: sets up once, hands verbs on, and says what is wrong; with stand-in Pythons on PATH.
+
+Also what `./run.sh test` calls, with stand-in steps.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tell_plugins import __version__
+from tests import run_all
 from tests.conftest import PROJECT
 
 TOOLS = ("bash", "sh", "dirname", "cmp", "cp", "flock", "mkdir", "cat", "rm", "sleep", "env")
@@ -245,3 +250,40 @@ def test_the_real_one(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")
+
+
+# --- ./run.sh test --------------------------------------------------------------------------------
+
+
+def _steps(monkeypatch: pytest.MonkeyPatch, *codes: int) -> None:
+    """Let `run_all` run one stand-in step for each exit code."""
+    commands = {
+        f"step {place}": [sys.executable, "-c", f"raise SystemExit({code})"]
+        for place, code in enumerate(codes)
+    }
+    monkeypatch.setattr(run_all, "steps", lambda _: commands)
+
+
+def test_any_failed_step_fails_the_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _steps(monkeypatch, 0, 0)
+    assert run_all.main([]) == 0
+    assert "FAILED" not in capsys.readouterr().out
+    for codes in ((1, 0, 0), (0, 0, 5)):
+        _steps(monkeypatch, *codes)
+        assert run_all.main([]) == 1
+        text = capsys.readouterr().out
+        assert f"FAILED ({max(codes)})" in text
+        assert text.count(" ok ") == 2, "the other steps run all the same"
+
+
+def test_steps_of_the_tests() -> None:
+    names = ["ruff check", "ruff format", "mypy", "pytest"]
+    assert list(run_all.steps([])) == names
+    assert list(run_all.steps(["tests/test_x.py"])) == names
+    everything = run_all.steps(["-k", "name"])["pytest"]
+    assert everything[-2:] == ["-k", "name"]
+    assert "not slow" not in everything
+    fast = run_all.steps(["--fast", "-x"])["pytest"]
+    assert fast[-3:] == ["-m", "not slow", "-x"]
