@@ -320,6 +320,14 @@ def test_build_command_that_needs_nothing_is_run(
     assert len((home / "far" / "rows.jsonl").read_text().splitlines()) == 7
 
 
+def test_build_command_that_calls_itself_comes_to_an_end(
+    make_card: MakeCard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    general_card(make_card, build="./run.sh data far")
+    assert main(["data", "far"]) == 2
+    assert "the build failed: ./run.sh data far" in capsys.readouterr().err
+
+
 def test_build_command_that_makes_another_file(
     make_card: MakeCard, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -269,6 +269,15 @@ def test_wrong_archive(
     assert [p.name for p in folder.iterdir() if not p.name.endswith(".lock")] == []
 
 
+@pytest.mark.parametrize("text", ["", "no XML", "<dataset/>", "<dataset><doc></dataset>"])
+def test_broken_file_in_sacrebleus_cache(sacrebleu_at: Callable[..., Path], text: str) -> None:
+    path = sacrebleu_at("wmt21") / "test" / "newstest2021.en-is.xml"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(MachineError, match="remove the file"):
+        is_en_news.from_sacrebleu(load_card("en_is_news"), "test", DIRECT)
+
+
 @pytest.mark.parametrize("kind", ["no archive", "no member", "a link"])
 def test_archive_members_are_checked(tmp_path: Path, kind: str) -> None:
     archive = tmp_path / "x.tgz"

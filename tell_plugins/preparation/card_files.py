@@ -31,6 +31,7 @@ from tell_plugins.preparation.download import (
 from tell_plugins.preparation.provenance import read_provenance, write_provenance
 from tell_plugins.preparation.transfer import transfer
 
+_RUNNING: list[str] = []  # build commands, so that one that calls itself comes to an end
 NEEDED = ("train", "validation", "test")  # a card is ready when these of its splits are here
 
 
@@ -264,11 +265,17 @@ def _check_rows(card: Card, split: str, part: Path, accept: bool) -> int:
 def _build(command: str) -> bool:
     """Run a build command of a card that needs nothing of the user's; False when it does."""
     words = shlex.split(command)
-    if words[:2] != ["./run.sh", "data"] or any(word.isupper() for word in words):
+    asks = words[:2] != ["./run.sh", "data"] or any(word.isupper() for word in words)
+    if asks or command in _RUNNING:
         return False
     from tell_plugins import cli
 
     print(f"  building: {command}", flush=True)
-    if cli.main(words[1:]) != 0:
+    _RUNNING.append(command)
+    try:
+        code = cli.main(words[1:])
+    finally:
+        _RUNNING.remove(command)
+    if code != 0:
         raise MachineError(f"the build failed: {command}\n  remedy:  see the message above")
     return True

@@ -204,7 +204,12 @@ def from_sacrebleu(card: Card, split: str, places: Places) -> tuple[list[Segment
 
     source, target = languages(card)
     path, dataset, origin = raw_file(TEST_SETS[split], f"{source}-{target}", places)
-    fields = dataset._unwrap_wmt21_or_later(path)
+    try:
+        fields = dataset._unwrap_wmt21_or_later(path)
+    except (SyntaxError, AssertionError, ValueError) as error:  # lxml's errors are SyntaxErrors
+        raise MachineError(
+            f"{path}: not WMT-21's XML ({error})\n  remedy:  remove the file, it is fetched again"
+        ) from None
     references = [name for name in fields if name == "ref" or name.startswith("ref:")]
     segments = []
     for index, document in enumerate(fields["docid"]):
