@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.mixture import GENERAL, Mixture, build_mixture
+from tell_plugins.core.mixture import GENERAL, Drawn, Mixture, build_mixture
 from tell_plugins.core.spec import Amount, Spec
 from tell_plugins.recipe import check_report
 from tell_plugins.recipe.data_rules import check_files, general_part
@@ -23,6 +23,7 @@ from tell_plugins.recipe.rules import check_recipe
 from tell_plugins.recipe.schedule import Exposure, Plan, exposure, plan, why_no_op
 from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.swift_keys import SwiftKeys, swift_keys
+from tell_plugins.recipe.tables import count_of
 
 
 @dataclass
@@ -151,28 +152,19 @@ def _data_warnings(mixture: Mixture, recipe: Recipe) -> list[Finding]:
         if source.duplicates:
             found.append(
                 warning(
-                    f"{source.duplicates} rows of '{source.card.name}' are in its file twice or "
-                    "more and train as often",
+                    f"'{source.card.name}' holds {count_of(source.duplicates, 'duplicate row')}, "
+                    "which train as often as they stand there",
                     paths.shown(source.file),
                     "remove the copies, unless they are meant",
                 )
             )
-        if source.dropped.get("malformed"):
-            lines = ", ".join(str(line) for line, _ in source.bad[:5])
-            found.append(
-                warning(
-                    f"{source.dropped['malformed']} rows of '{source.card.name}' are malformed "
-                    f"and left out (lines {lines}{', ...' if len(source.bad) > 5 else ''}): "
-                    f"{source.bad[0][1] if source.bad else ''}",
-                    paths.shown(source.file),
-                    "mend them, or leave it at that",
-                )
-            )
+        if source.bad:
+            found.append(_malformed(source))
     kept = mixture.manifest()["overlap"].get("of_these_used", 0)
     if kept:
         found.append(
             warning(
-                f"{kept} general rows train that are queries of the test or validation rows",
+                f"{count_of(kept, 'general row')} trained on with a held-out query",
                 where,
                 "overlap=drop leaves them out",
             )
@@ -186,6 +178,17 @@ def _data_warnings(mixture: Mixture, recipe: Recipe) -> list[Finding]:
             )
         )
     return found
+
+
+def _malformed(source: Drawn) -> Finding:
+    first = ", ".join(str(line) for line, _ in source.bad[:5])
+    more = ", ..." if source.dropped["malformed"] > 5 else ""
+    return warning(
+        f"{count_of(source.dropped['malformed'], 'malformed row')} of '{source.card.name}' left "
+        f"out (lines {first}{more}): {source.bad[0][1]}",
+        paths.shown(source.file),
+        "mend them, or leave it at that",
+    )
 
 
 def _look_at_schedule(checked: Checked) -> None:
@@ -258,7 +261,7 @@ def _lost_rows(checked: Checked, entries: int) -> list[Finding]:
         else "dataloader_drop_last is true"
     )
     task = checked.exposure.unseen if checked.exposure else 0
-    text = f"{unseen} rows are never trained on, {task} of them task rows: {reason}"
+    text = f"{count_of(unseen, 'row')} never trained on, {task} of task data: {reason}"
     where = checked.recipe.where("max_steps" if plan.seen < plan.served else None)
     remedy = "more steps, or amounts that fit"
     return [error(text, where, remedy) if task else warning(text, where, remedy)]
@@ -305,7 +308,9 @@ def _length_findings(checked: Checked) -> list[Finding]:
                 )
             )
         for name, number in counted.general_over.items():
-            text = f"{number} general rows of '{name}' are over max_length {checked.limit:,}"
+            text = (
+                f"{count_of(number, 'general row')} of '{name}' over max_length {checked.limit:,}"
+            )
             remedy = f"raise max_length, or give card '{name}' a smaller max_tokens"
             strict = checked.settings.flag("strict") and not cut
             found.append(
@@ -319,9 +324,7 @@ def _length_findings(checked: Checked) -> list[Finding]:
 def _rows_named(rows: list[tuple[int, int]]) -> str:
     """`2 task rows (line 5: 2,259 tokens, line 9: 2,300 tokens) are`"""
     each = ", ".join(f"line {line}: {tokens:,} tokens" for line, tokens in rows)
-    return f"{len(rows)} task row{'s' if len(rows) > 1 else ''} ({each}) " + (
-        "are" if len(rows) > 1 else "is"
-    )
+    return f"{count_of(len(rows), 'task row')} ({each}) {'are' if len(rows) > 1 else 'is'}"
 
 
 def _enough(counted: Counted) -> int:

@@ -17,7 +17,7 @@ from tell_plugins.recipe.lengths import Counted, worst_case
 from tell_plugins.recipe.paper import differences
 from tell_plugins.recipe.schedule import Plan, why_no_op
 from tell_plugins.recipe.shapes import shape_of
-from tell_plugins.recipe.tables import table
+from tell_plugins.recipe.tables import count_of, table
 
 if TYPE_CHECKING:
     from tell_plugins.recipe.check import Checked
@@ -116,14 +116,14 @@ def _source_notes(mixture: Mixture) -> list[str]:
         if parts:
             notes.append(f"  {source.card.name}: dropped {', '.join(parts)}")
         if source.duplicates:
-            notes.append(f"  {source.card.name}: {source.duplicates} rows are duplicates, kept")
+            notes.append(f"  {source.card.name}: {count_of(source.duplicates, 'duplicate')}, kept")
     overlap = mixture.manifest()["overlap"]
     if mixture.task is not None:
         held = overlap["general_rows_that_are_held_out_queries"]
         checked = "all held-out rows" if overlap["checked"] else "the held-out rows that are here"
         notes.append(
             f"  overlap={overlap['rule']}: checked against {checked}; "
-            f"{held:,} general rows hold one of their queries; no task row does"
+            f"general rows that hold one of their queries: {held:,}; task rows: 0"
         )
     if mixture.counter is not None:
         notes.append(f"  tokens by {mixture.counter.name}, anchors included, chat template not")

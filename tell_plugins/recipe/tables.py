@@ -26,6 +26,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], indent: str =
     return "\n".join(lines)
 
 
+def count_of(number: int, what: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def _shown(cell: object) -> str:
     if cell is None:
         return "-"

@@ -1,0 +1,722 @@
+"""`./run.sh check`: every rule, the report, exit codes, and that it is quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tell_plugins.cli import main
+from tell_plugins.recipe.check import Checked, inspect
+from tell_plugins.recipe.findings import ERROR, WARNING
+from tell_plugins.recipe.recipes import load_recipe
+from tell_plugins.recipe.settings import Settings
+from tell_plugins.recipe.swift_keys import installed_version, swift_keys
+from tests.conftest import PROJECT, MakeCard, write_rows
+from tests.swift_keys_once import keys, lay_keys
+
+BASE: dict[str, Any] = {
+    "external_plugins": ["tell_plugins/register.py"],
+    "model": "modelscope/Llama-2-7b-chat-ms",
+    "torch_dtype": "bfloat16",
+    "dataset": ["tell/toy:task=8rows/general=24rows"],
+    "dataset_shuffle": False,
+    "train_dataloader_shuffle": False,
+    "strict": True,
+    "max_length": 2048,
+    "tuner_type": "lora",
+    "lora_rank": 8,
+    "lora_alpha": 32,
+    "lora_dropout": 0.05,
+    "lora_dtype": "float32",
+    "target_modules": ["q_proj", "k_proj", "v_proj"],
+    "optim": "adamw_torch",
+    "learning_rate": 1.0e-4,
+    "lr_scheduler_type": "linear",
+    "warmup_ratio": 0.03,
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 16,
+    "weight_decay": 0.01,
+    "adam_beta2": 0.999,
+    "max_grad_norm": 0.5,
+    "seed": 42,
+    "output_dir": "output/toy",
+}
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, make_card: MakeCard) -> Write:
+    """Write a recipe like `BASE` on a toy task; `key=None` leaves a key out."""
+    lay_keys(tmp_path / "cache")
+    make_card(
+        "toy",
+        train=[{"q": f"task question {n}", "r": f"answer {n}"} for n in range(10)],
+        test=[{"q": f"test question {n}", "r": "answer"} for n in range(4)],
+    )
+    make_card(
+        "plain",
+        train=[{"q": f"general {n}", "r": f"reply {n}"} for n in range(40)],
+        kind="general",
+    )
+
+    def make(name: str = "toy", text: str = "", **changes: Any) -> Path:
+        values = {k: v for k, v in (BASE | changes).items() if v is not None}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text("# A toy.\n" + yaml.safe_dump(values, sort_keys=False) + text)
+        return path
+
+    return make
+
+
+def look(path: Path, *flags: str) -> Checked:
+    return inspect(load_recipe(path, flags), keys())
+
+
+def texts(checked: Checked, severity: str) -> list[str]:
+    return [str(f.problem) for f in checked.findings if f.severity == severity]
+
+
+def errors(checked: Checked) -> list[str]:
+    return texts(checked, ERROR)
+
+
+# --- a good recipe ------------------------------------------------------------------------------
+
+
+def test_a_good_recipe_has_no_problems(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(write())]) == 0
+    report = capsys.readouterr().out
+    assert "No problems found." in report
+    assert "A toy." in report
+    for part in ("Sources", "Training", "Row lengths", "Cost", "Other than the paper"):
+        assert part in report
+
+
+def test_the_report_tells_sources_and_steps(write: Write) -> None:
+    from tell_plugins.recipe.check_report import report
+
+    checked = look(write())
+    assert checked.mixture is not None
+    assert checked.plan is not None
+    assert checked.exposure is not None
+    assert (checked.plan.steps, checked.plan.warmup_steps) == (2, 1)
+    text = report(checked)
+    lines = text.splitlines()
+    task = next(line.split() for line in lines if line.startswith("  task "))
+    general = next(line.split() for line in lines if line.startswith("  general "))
+    assert task[1:5] == ["toy", "train", "10", "0"]
+    assert task[6:8] == ["8", "1"]
+    assert general[1:5] == ["plain", "train", "40", "0"]
+    assert general[6] == "24"
+    assert "32 (8 of them task rows, 25.0%)" in text
+    assert checked.mixture.hash in text
+    assert "no estimate" not in text
+    assert "tokens not counted" in text  # the test has no tokenizer
+
+
+def test_the_head_says_how_to_run_it(write: Write) -> None:
+    from tell_plugins.recipe.check_report import report
+
+    text = report(look(write(), "--seed", "42"))
+    assert f"ms-swift {installed_version()}, 1 process)" in text
+    assert "flags    seed" in text
+
+
+def test_several_recipes_are_checked_and_one_bad_one_fails_all(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = write("good"), write("bad", seed="x")
+    assert main(["check", str(good), str(bad)]) == 1
+    printed = capsys.readouterr().out
+    assert "good.yaml" in printed
+    assert "bad.yaml" in printed
+    assert "'seed' is x" in printed
+    assert main(["check", str(good), str(good)]) == 0
+
+
+def test_warnings_alone_exit_with_0(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(write(strict=None))]) == 0
+    assert "'strict' is not true" in capsys.readouterr().out
+
+
+def test_a_missing_recipe_is_reported_beside_a_good_one(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "recipes/none.yaml", str(write())]) == 1
+    printed = capsys.readouterr().out
+    assert "no recipe" in printed
+    assert "No problems found." in printed
+
+
+# --- keys and values ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("learnin_rate", "did you mean 'learning_rate'?"),
+        ("lora_ran", "write 'lora_rank' in full"),  # argparse would take the beginning
+        ("lora-rank", "write 'lora_rank'"),
+        ("lora_dropout_p", "write 'lora_dropout'"),
+        ("sft_type", "write 'tuner_type'"),
+        ("no_add_version", "write 'add_version: false'"),
+        ("xyzzy", "remove it"),
+    ],
+)
+def test_unknown_keys_have_a_remedy(write: Write, key: str, says: str) -> None:
+    path = write(text=f"{key}: 1\n")
+    found = [text for text in errors(look(path)) if f"unknown key '{key}'" in text]
+    assert len(found) == 1
+    assert says in found[0]
+    assert f"line {len(path.read_text().splitlines())}" in found[0]
+
+
+def test_a_key_of_a_later_release_is_told_apart(write: Write) -> None:
+    checked = look(write(text="ENV: {A: b}\n"))
+    if keys().takes_yaml_first:
+        assert errors(checked) == []
+    else:
+        assert "set these variables in the shell" in errors(checked)[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("system:", "reads as the text 'None'"),
+        ("system: None", "reads as the text 'None'"),
+        ("save_strategy: no", 'put it into quotes: save_strategy: "no"'),
+        ("report_to: no", "put texts into quotes"),
+        ("report_to: []", "remove the key, or name something"),
+        ("logging_steps: 1.5", "a whole number"),
+        ("logging_steps: true", "a whole number"),
+        ("adam_epsilon: small", "a number"),
+        ("adam_epsilon: [1, 2]", "a number"),
+        ("use_cpu: maybe", "true or false"),
+        ("attn_impl: [sdpa]", "one text"),
+        ("truncation_strategy: rigth", "did you mean 'right'?"),
+        ("eval_strategy: epochs", "did you mean 'epoch'?"),
+        ("tuner_backend: pfet", "did you mean 'peft'?"),
+    ],
+)
+def test_values_that_ms_swift_would_misread(write: Write, line: str, says: str) -> None:
+    checked = look(write(text=f"{line}\n"))
+    found = errors(checked)
+    assert len(found) == 1, found
+    assert says in found[0]
+    assert f"'{line.partition(':')[0]}'" in found[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'adam_epsilon: "1e-8"',
+        "adam_epsilon: 1e-8",
+        "use_cpu: yes",
+        'use_cpu: "true"',
+        'save_strategy: "no"',
+        "deepspeed: zero2",
+        "lr_scheduler_kwargs: {}",
+        "report_to: tensorboard",
+    ],
+)
+def test_values_that_ms_swift_reads_well(write: Write, line: str) -> None:
+    assert errors(look(write(text=f"{line}\n"))) == []
+
+
+def test_a_list_of_numbers_stops_the_command_of_4_0(write: Write) -> None:
+    found = texts(look(write(text="interleave_prob: [0.5, 0.5]\n")), WARNING)
+    assert any("stops `swift sft --config`" in text for text in found) != keys().takes_yaml_first
+
+
+def test_a_flag_is_named_as_one(write: Write) -> None:
+    found = errors(look(write(), "--seed", "x", "--lora_ran", "8"))
+    assert any(text.startswith("flag --seed:") for text in found)
+    assert any(text.startswith("flag --lora_ran:") for text in found)
+
+
+def test_flags_win_over_the_file(write: Write) -> None:
+    checked = look(write(), "--max_steps", "5", "--dataset", "tell/toy:task=4rows/general=0")
+    assert checked.mixture is not None
+    assert checked.plan is not None
+    assert (len(checked.mixture), checked.plan.steps) == (4, 5)
+
+
+# --- the dataset string -------------------------------------------------------------------------
+
+
+def test_all_problems_of_a_string_are_reported(write: Write) -> None:
+    text = "tell/toi:tsk=8rows/general=24/order=evne/split=train/split=train"
+    found = "\n".join(errors(look(write(dataset=[text]))))
+    for says in (
+        "did you mean 'task'?",
+        "say the unit: 24rows or 24tok",
+        "did you mean 'even'?",
+        "key 'split' is given twice",
+        "unknown card 'toi'",
+        "did you mean 'toy'?",
+    ):
+        assert says in found
+
+
+@pytest.mark.parametrize(
+    ("dataset", "says"),
+    [
+        (["tell/toy:split=tran"], "did you mean 'train'?"),
+        (["tell/toy:split=test"], "its rows never train"),
+        (["tell/toy:anchor=crad"], "did you mean 'card'?"),
+        (["tell/toy:from=plane"], "did you mean 'plain'?"),
+        (["tell/toy:from=toy"], "name general cards only"),
+        (["tell/toy:task=99rows"], "there are only 10 rows"),
+        (["tell/toy", "tell/plain"], "exactly one entry"),
+        (["some/data"], "0 TELL data sets"),
+        (None, "0 TELL data sets among 0"),
+        (["tell/toy#5"], "'#' takes no sample"),
+        (["tell/plain:from=plain"], "it has no anchor, order, copies or general part"),
+    ],
+)
+def test_strings_that_do_not_fit(write: Write, dataset: list[str] | None, says: str) -> None:
+    assert any(says in text for text in errors(look(write(dataset=dataset))))
+
+
+def test_rows_that_are_test_rows_are_an_error(write: Write, make_card: MakeCard) -> None:
+    rows = [{"q": f"question {n}", "r": "a"} for n in range(4)]
+    make_card("leak", train=rows, test=rows[:1])
+    found = errors(look(write(dataset=["tell/leak:general=0"])))
+    assert any("1 task rows are test rows" in text for text in found)
+
+
+def test_duplicates_and_malformed_rows_are_named(write: Write, make_card: MakeCard) -> None:
+    rows = [{"q": "same", "r": "same"}, {"q": "same", "r": "same"}, {"q": "other", "r": ""}]
+    folder = make_card("rough", train=[*rows, {"q": "fine", "r": "fine"}], kind="general")
+    found = texts(look(write(dataset=["tell/toy:task=4rows/general=3rows/from=rough"])), WARNING)
+    assert any("'rough' holds 1 duplicate row" in text for text in found)
+    malformed = next(text for text in found if "left out" in text)
+    assert "lines 3" in malformed
+    assert "the response is empty" in malformed
+    assert str(folder / "train.jsonl") in malformed
+
+
+def test_general_rows_that_hold_a_test_query(write: Write, make_card: MakeCard) -> None:
+    make_card(
+        "leaky", train=[{"q": "Test question 1", "r": "x"}, {"q": "o", "r": "y"}], kind="general"
+    )
+    dataset = "tell/toy:task=4rows/from=leaky/general="
+    dropped = look(write(dataset=[dataset + "1rows"]))
+    from tell_plugins.recipe.check_report import report
+
+    assert "general rows that hold one of their queries: 1;" in report(dropped)
+    assert errors(dropped) == []
+    kept = texts(look(write(dataset=[dataset + "2rows/overlap=keep"])), WARNING)
+    assert any("1 general row trained on with a held-out query" in text for text in kept)
+
+
+def test_missing_files_are_all_named_and_the_rest_is_still_told(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(dataset=["tell/halu_cot_json:task=115rows/general=4e6tok"], seed="x")
+    assert main(["check", str(path)]) == 1
+    printed = capsys.readouterr().out
+    for says in (
+        "no file 'dev_Halu_CoT_JSON.jsonl'",
+        "no file 'test_Halu_CoT_JSON.jsonl'",
+        "no file 'alpaca_gpt4_data_en.jsonl'",
+        "./run.sh data halu_cot_json",
+        "./run.sh data alpaca_en",
+        "./run.sh data llama2_tokenizer",
+        "'seed' is x",
+        "Other than the paper",
+        "GiB a process for a row that fills max_length",
+    ):
+        assert says in printed
+
+
+def test_steps_are_told_without_the_files_where_the_string_says_enough(write: Write) -> None:
+    rows = "tell/halu_cot_json:task=115rows/general="
+    assert look(write(dataset=[rows + "0"])).plan.steps == 8  # type: ignore[union-attr]
+    assert look(write(dataset=[rows + "2x"])).plan.steps == 22  # type: ignore[union-attr]
+    assert look(write(dataset=[rows + "0/repeat=2"])).plan.steps == 15  # type: ignore[union-attr]
+    assert look(write(dataset=[rows + "4e6tok"])).plan is None
+
+
+# --- the order, and what may be lost ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"dataset_shuffle": None}, "ms-swift's default, and shuffles"),
+        ({"dataset_shuffle": True}, "write 'dataset_shuffle: false'"),
+        ({"train_dataloader_shuffle": None}, "write 'train_dataloader_shuffle: false'"),
+        ({"packing": True}, "write 'packing: false'"),
+        ({"group_by_length": True}, "write 'group_by_length: false'"),
+        ({"streaming": True}, "write 'streaming: false'"),
+        ({"split_dataset_ratio": 0.01}, "takes scarce task rows out of training"),
+        ({"sequence_parallel_size": 2}, "brings a sampler of its own"),
+        ({"ignore_data_skip": True}, "begins the mixture anew"),
+        ({"truncation_strategy": "split"}, "for pre-training only"),
+        ({"external_plugins": None}, "does not name tell_plugins/register.py"),
+        ({"external_plugins": ["register.py"]}, "does not name tell_plugins/register.py"),
+        ({"model": None}, "no 'model'"),
+        ({"model": "models/none"}, "no model folder 'models/none'"),
+        ({"model": "tests"}, "holds no config.json"),
+        ({"target_modules": ["q_proj", "c_attn"]}, "which Llama-2-7b-chat does not have"),
+        ({"val_dataset": ["tell/tooy:split=test"]}, "did you mean 'toy'?"),
+        ({"learning_rate": "1e-4x"}, "a number"),
+        ({"num_train_epochs": 0}, "takes no optimizer step"),
+        ({"gradient_accumulation_steps": 0}, "a whole number from 1"),
+        ({"lr_scheduler_kwargs": "{"}, "a mapping, or its JSON"),
+    ],
+)
+def test_settings_that_stop_a_run(write: Write, changes: dict[str, Any], says: str) -> None:
+    found = errors(look(write(**changes)))
+    assert any(says in text for text in found), found
+    assert len(found) == len(set(found))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"strict": False}, "'strict' is not true"),
+        ({"truncation_strategy": "left"}, "are cut, not refused"),
+        ({"val_dataset": ["tell/toy:split=test"]}, "test rows serve as validation data"),
+        ({"val_dataset": ["tell/toy"]}, "validates on training rows"),
+        ({"learning_rate": 1e4}, "check the exponent's sign"),
+        ({"save_strategy": "no"}, "no adapter is kept"),
+        ({"lr_scheduler_type": "polynomial"}, "'polynomial' is not modelled"),
+        ({"warmup_steps": 50}, "never reaches 0.0001"),
+        ({"max_steps": 1, "warmup_ratio": 0.0}, "rows never trained on"),
+        ({"use_liger_kernel": True}, "pip install liger-kernel"),
+        ({"use_liger_kernel": True, "enable_channel_loss": True}, "the logits are held"),
+    ],
+)
+def test_settings_that_are_nearly_wrong(write: Write, changes: dict[str, Any], says: str) -> None:
+    if says.startswith("pip") and _has_liger():
+        pytest.skip("liger-kernel is installed here")
+    checked = look(write(**changes))
+    found = texts(checked, WARNING) + (errors(checked) if "max_steps" in changes else [])
+    assert any(says in text for text in found), found
+
+
+def _has_liger() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("liger_kernel") is not None
+
+
+def test_a_second_run_into_the_same_folder_is_warned_of(write: Write, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoint-2").mkdir(parents=True)
+    path = write(output_dir=str(run), add_version=False)
+    assert any("already holds a run" in text for text in texts(look(path), WARNING))
+    assert texts(look(write(output_dir=str(run))), WARNING) == []
+
+
+def test_processes_change_steps_and_may_leave_rows_out(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NPROC_PER_NODE", "3")
+    path = write(gradient_accumulation_steps=None, dataset=["tell/toy:task=10rows/general=0"])
+    checked = look(path)
+    assert checked.plan is not None
+    assert checked.plan.training.accumulation == 6  # ms-swift: 16 / 3, rounded up
+    assert checked.plan.steps == 1
+    lost = next(text for text in errors(checked) if "never trained on" in text)
+    assert "1 row never trained on, 1 of task data: 3 processes" in lost
+
+
+def test_task_rows_beyond_max_steps_are_an_error(write: Write) -> None:
+    checked = look(write(max_steps=1, dataset=["tell/toy:task=10rows/general=30rows"]))
+    assert checked.exposure is not None
+    assert checked.exposure.unseen > 0
+    found = next(text for text in errors(checked) if "never trained on" in text)
+    assert f"24 rows never trained on, {checked.exposure.unseen} of task data" in found
+
+
+# --- lengths ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Callable[[Path], Path]:
+    """Write a tokenizer.json whose tokens are words, so that lengths are plain to see."""
+
+    def make(folder: Path) -> Path:
+        from tokenizers import Tokenizer, models, pre_tokenizers
+
+        tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def long_rows(make_card: MakeCard) -> None:
+    """A task whose rows of 10, 60 and 100 words stand at lines 1, 2 and 3."""
+    make_card(
+        "long",
+        train=[{"q": f"{n} " * (n - 5), "r": "a b c d e"} for n in (10, 60, 100)],
+        anchor="w " * 4,
+    )
+
+
+@pytest.mark.usefixtures("long_rows")
+def test_over_long_task_rows_are_named_by_line(
+    write: Write, words: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TELL_TOKENIZER", str(words(tmp_path / "words")))
+    checked = look(write(dataset=["tell/long:general=0/overlap=keep"], max_length=80))
+    found = [text for text in errors(checked) if "max_length" in text]
+    assert len(found) == 1
+    assert "1 task row (line 3: 104 tokens) is over max_length 80" in found[0]
+    assert "long/train.jsonl" in found[0]
+    assert "would be lost" in found[0]
+    assert "the model's own may count otherwise" in found[0]
+    near = next(text for text in texts(checked, WARNING) if "near max_length" in text)
+    assert "line 2: 64 tokens" in near  # with Llama-2's system prompt it is over 80
+
+
+@pytest.mark.usefixtures("long_rows")
+def test_the_models_own_tokenizer_decides(
+    write: Write, words: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tell_plugins.recipe.check_report import report
+
+    model = words(tmp_path / "model")
+    (model / "config.json").write_text('{"model_type": "mamba"}')
+    path = write(
+        model=str(model),
+        template="chatml",
+        dataset=["tell/long:general=0/overlap=keep"],
+        max_length=80,
+    )
+    checked = look(path)
+    found = [text for text in errors(checked) if "max_length" in text]
+    assert len(found) == 1
+    assert "line 3: 104 tokens" in found[0]
+    assert "may count otherwise" not in found[0]
+    assert texts(checked, WARNING) == [
+        text for text in texts(checked, WARNING) if "near max_length" not in text
+    ]
+    assert "(the model's own): longest 114 tokens (chat template's 10 included)" in report(checked)
+    assert errors(look(path, "--max_length", "114")) == []
+    assert len(errors(look(path, "--max_length", "113"))) == 1
+
+
+@pytest.mark.usefixtures("long_rows")
+def test_truncation_is_a_warning_and_names_the_rows_too(
+    write: Write, words: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TELL_TOKENIZER", str(words(tmp_path / "words")))
+    dataset = ["tell/long:general=0/overlap=keep"]
+    checked = look(write(dataset=dataset, max_length=80, truncation_strategy="right"))
+    assert errors(checked) == []
+    assert any("line 3: 104 tokens" in t and "would be cut" in t for t in texts(checked, WARNING))
+
+
+def test_over_long_general_rows_stop_a_strict_run(
+    write: Write,
+    make_card: MakeCard,
+    words: Callable[[Path], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TELL_TOKENIZER", str(words(tmp_path / "words")))
+    make_card("wide", train=[{"q": "w " * n, "r": "x"} for n in (5, 3000, 4000)], kind="general")
+    dataset = ["tell/toy:task=4rows/general=3rows/from=wide"]
+    strict = errors(look(write(dataset=dataset)))
+    assert any("2 general rows of 'wide' over max_length 2,048" in text for text in strict)
+    loose = look(write(dataset=dataset, strict=False))
+    assert errors(loose) == []
+    assert any("2 general rows of 'wide'" in text for text in texts(loose, WARNING))
+
+
+def test_the_12_documents_that_2048_tokens_would_lose(real_home: Path, tmp_path: Path) -> None:
+    lay_keys(tmp_path / "cache")
+    write_rows(
+        real_home / "alpaca_gpt4_data_en.jsonl",
+        [{"instruction": f"Say {n}.", "input": "", "output": f"It is {n}."} for n in range(2840)],
+    )
+    checked = look(PROJECT / "recipes" / "gemma_en_is.yaml", "--max_length", "2048")
+    found = [text for text in errors(checked) if "max_length" in text]
+    assert len(found) == 1
+    assert "12 task rows" in found[0]
+    assert "dev-en-is.jsonl" in found[0]
+    for line, tokens in {2: "2,259", 15: "3,429", 27: "2,138", 58: "2,247"}.items():
+        assert f"line {line}: {tokens} tokens" in found[0]
+    assert errors(look(PROJECT / "recipes" / "gemma_en_is.yaml")) == []
+    assert errors(look(PROJECT / "recipes" / "llama2_en_is.yaml")) == []
+
+
+# --- the acceptance cases -----------------------------------------------------------------------
+
+
+def test_the_papers_15_row_baseline_is_a_no_op(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_keys(tmp_path / "cache")
+    code = main(
+        [
+            "check",
+            "recipes/qwen_json_sft.yaml",
+            "--dataset",
+            "tell/halu_cot_json:task=15rows/general=0",
+        ]
+    )
+    printed = capsys.readouterr().out
+    assert "NO-OP: this run trains nothing." in printed
+    assert "15 rows at 16 rows a step are 1 optimizer step, 1 of them warm-up" in printed
+    assert "learning rate 0 and the adapter stays as it was initialised" in printed
+    assert code == 1  # the rows are not here
+    assert "./run.sh data halu_cot_json" in printed
+
+
+def test_three_mistakes_are_reported_in_time_and_without_torch(tmp_path: Path) -> None:
+    text = (PROJECT / "recipes" / "qwen_json_sft.yaml").read_text()
+    for right, wrong in (
+        ("learning_rate:", "learning_rat:"),
+        ("task=1e6tok", "taks=1e6tok"),
+        ("general=0", "general=12"),
+    ):
+        assert right in text
+        text = text.replace(right, wrong, 1)
+    path = tmp_path / "qwen_json_sft.yaml"
+    path.write_text(text)
+    lay_keys(tmp_path / "cache")
+    program = (
+        "import sys\n"
+        "from tell_plugins.cli import main\n"
+        f"code = main(['check', {str(path)!r}])\n"
+        "heavy = {'torch', 'swift', 'transformers', 'datasets'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy), file=sys.stderr)\n"
+        "sys.exit(code)\n"
+    )
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=PROJECT
+    )
+    seconds = time.monotonic() - start
+    assert done.returncode == 1
+    assert "HEAVY []" in done.stderr
+    assert "3 errors" in done.stdout
+    assert "unknown key 'learning_rat'" in done.stdout
+    assert "write 'learning_rate' in full" in done.stdout
+    assert "did you mean 'task'?" in done.stdout
+    assert "bad amount '12'" in done.stdout
+    assert "say the unit: 12rows or 12tok" in done.stdout
+    assert seconds < 3 * _slowness(), f"{seconds:.1f} s"
+
+
+def _slowness() -> float:
+    """How much slower than usual this machine is now: others may be using its cores."""
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import numpy, pyarrow, pydantic, yaml"], check=True)
+    return max(1.0, (time.monotonic() - start) / 0.5)
+
+
+# --- the paper ----------------------------------------------------------------------------------
+
+
+def test_differences_name_the_paper_its_time_and_the_recipe(write: Write) -> None:
+    from tell_plugins.recipe.paper import differences
+
+    path = write(learning_rate=1e-3, target_modules=["all-linear"], max_grad_norm=None, seed=7)
+    settings = Settings(load_recipe(path), keys())
+    found = {d.key: d for d in differences(settings, None)}
+    assert set(found) == {
+        "learning_rate",
+        "target_modules",
+        "max_grad_norm",
+        "seed",
+        "split_dataset_ratio",
+    }
+    assert (found["learning_rate"].paper, found["learning_rate"].recipe) == ("0.0001", "0.001")
+    assert found["max_grad_norm"].of_its_time == "0.5"
+    assert (found["max_grad_norm"].recipe, found["max_grad_norm"].given) == ("1", False)
+    assert found["target_modules"].of_its_time == "q_proj, k_proj, v_proj"
+
+
+@pytest.mark.parametrize(
+    ("per_device", "accumulation", "differs"), [(1, 16, 0), (4, 4, 1), (2, 4, 2)]
+)
+def test_the_batch_counts_as_a_whole(
+    write: Write, per_device: int, accumulation: int, differs: int
+) -> None:
+    from tell_plugins.recipe.paper import differences
+
+    path = write(per_device_train_batch_size=per_device, gradient_accumulation_steps=accumulation)
+    found = {d.key for d in differences(Settings(load_recipe(path), keys()), None)}
+    batch = found & {"rows a step", "per_device_train_batch_size"}
+    assert len(batch) == differs
+
+
+# --- cost ---------------------------------------------------------------------------------------
+
+
+def test_a_duration_is_told_only_at_a_measured_rate(
+    write: Write,
+    words: Callable[[Path], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("TELL_TOKENIZER", str(words(tmp_path / "words")))
+    assert main(["check", str(write())]) == 0
+    without = capsys.readouterr().out
+    assert "FLOPs for" in without
+    assert "estimates by formula" in without
+    assert "time " not in without.split("Cost")[1].split("Other")[0]
+    assert main(["check", str(write()), "--tokens-per-second", "100"]) == 0
+    assert "at your 100 tokens a second" in capsys.readouterr().out
+
+
+# --- keys ---------------------------------------------------------------------------------------
+
+
+def test_the_keys_are_kept_by_version(tmp_path: Path) -> None:
+    lay_keys(tmp_path / "cache")
+    kept = list((tmp_path / "cache" / "swift_keys").glob("*.json"))
+    assert len(kept) == 1
+    assert kept[0].name.startswith(installed_version())
+    stored = json.loads(kept[0].read_text())
+    stored["keys"] = {"only": {"default": 1, "choices": None, "type": "int"}}
+    kept[0].write_text(json.dumps(stored))
+    assert set(swift_keys().keys) == {"only"}  # read, not asked again
+
+
+def test_the_keys_are_those_of_the_arguments(tmp_path: Path) -> None:
+    assert keys().version == installed_version()
+    for key, kind in {
+        "learning_rate": "float",
+        "lora_rank": "int",
+        "dataset": "list",
+        "strict": "bool",
+        "model": "str",
+    }.items():
+        assert keys().keys[key]["type"] == kind
+    assert keys().keys["torch_dtype"]["choices"][:3] == ["bfloat16", "float16", "float32"]
+
+
+def test_help_starts_at_once() -> None:
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "tell_plugins", "check", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=PROJECT,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+    )
+    assert done.returncode == 0
+    assert "--tokens-per-second" in done.stdout
+    assert time.monotonic() - start < 3 * _slowness()
