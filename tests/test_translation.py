@@ -140,6 +140,25 @@ def test_failures_of_alignment_are_counted_and_scored(card: str, tmp_path: Path)
     assert means.value == pytest.approx((100 + 100 + 0 + 100 + 100 + 0) / 6)
 
 
+def test_an_opening_of_the_answers_own_shifts_no_line(card: str, tmp_path: Path) -> None:
+    texts = [
+        "Sure!\nHere you are:\n\nEitt hús\nTvö rauð hús\nEndir sögunnar",
+        "Translation:\nHundur geltir",  # too few lines with or without it: left alone
+        "Svar:\n\nAftur rigning í dag",
+    ]
+    folder = save_answers(tmp_path / "a", card, texts)
+    docs, _ = documents(load_scored(folder))
+    assert docs[0].hypotheses == docs[0].references
+    assert docs[1].hypotheses == ["Translation:", "Hundur geltir"]
+    assert docs[2].hypotheses == docs[2].references
+    found = scored_as(folder)
+    assert (found.own_opening.k, found.opened.k, found.alignment_failures.k) == (2, 0, 0)
+    raw, stripped = (found.scores[unit]["chrf++"].corpus.value for unit in translation.UNITS[:2])
+    assert raw is not None
+    assert stripped is not None
+    assert raw < stripped  # the raw score keeps it
+
+
 def test_lines_of_any_system_and_odd_characters(card: str, tmp_path: Path) -> None:
     texts = [
         "Eitt hús\r\nTvö rauð hús\r\nEndir sögunnar",

@@ -82,9 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resamples", type=int, default=RESAMPLES, help=f"bootstrap draws (default: {RESAMPLES})"
     )
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the draws (default: {SEED})")
-    parser.add_argument(
-        "--out", default=_DEFAULT_OUT, help=f"folder of CSV and JSON (default: {_DEFAULT_OUT})"
-    )
+    parser.add_argument("--out", help=f"folder of CSV and JSON (default: {_DEFAULT_OUT})")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -114,8 +112,16 @@ def run(args: argparse.Namespace) -> int:
         resamples=args.resamples,
         seed=args.seed,
     )
+    if args.scorer is not None and comparison.metric != "json":
+        raise UserError(
+            f"the answers are scored by metric '{comparison.metric}'",
+            where="--scorer",
+            allowed="for JSON tasks alone",
+            remedy="leave it out",
+        )
     compare_tables.show(comparison, args.scorer)
-    written = write(comparison, Path(args.out))
+    out = paths.user_path(args.out) if args.out else paths.PROJECT / _DEFAULT_OUT
+    written = write(comparison, out)
     print("written: " + ", ".join(paths.shown(path) for path in written))
     return 0
 
@@ -267,18 +273,20 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
     """Write scores and differences as CSV, and everything as JSON; return the three files."""
     from tell_plugins.evaluation.compare_tables import csv_text, score_records
 
-    target = out if out.is_absolute() else paths.user_path(out)
-    files = [target / "scores.csv", target / "differences.csv", target / "comparison.json"]
+    files = [out / "scores.csv", out / "differences.csv", out / "comparison.json"]
     paths.write_text(files[0], csv_text(score_records(comparison)))
     records = [_flat(compared) for compared in comparison.differences]
     paths.write_text(files[1], csv_text(records))
-    paths.write_text(files[2], json.dumps(_content(comparison, records), indent=2) + "\n")
+    paths.write_text(
+        files[2], json.dumps(_content(comparison, records), indent=2, allow_nan=False) + "\n"
+    )
     return files
 
 
 def _flat(compared: Compared) -> dict[str, Any]:
     record = asdict(compared)
-    return {**record, **record.pop("difference")}
+    difference = record.pop("difference")
+    return {**record, **difference}
 
 
 def _content(comparison: Comparison, differences: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""What `compare` shows: tables on the terminal, and the same numbers as records for CSV."""
+"""What `compare` shows: tables on the terminal, and all numbers as records for CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tell_plugins.evaluation.final_number import NumberScores
 from tell_plugins.evaluation.intervals import Estimate, Rate
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from tell_plugins.evaluation.compare import Comparison, System
 
 Number = Rate | Estimate
-_NARROWEST = 110  # columns, where the output is no terminal
-_LABEL_COLUMNS = ("accuracy", "balanced_accuracy", "precision", "recall", "f1", "mcc")
+_WIDE = 110  # columns that the tables need with their intervals
+_INTERVAL = re.compile(r" \[[^\]]*\]")
+_LABEL_COLUMNS = ("accuracy", "balanced_accuracy", "mcc", "precision", "recall", "f1")
+_WITH_INTERVAL = _LABEL_COLUMNS[:3]  # on the terminal; the files have them all
 
 
 @dataclass(frozen=True)
@@ -35,23 +38,34 @@ class Grid:
 
 def show(comparison: Comparison, scorer: str | None = None) -> None:
     """Print all tables; of a JSON task those of one scorer, where one is named."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(_NARROWEST, console.width))
+        console = Console(width=max(_WIDE, console.width))
+    narrow = console.width < _WIDE
     for grid in grids(comparison, scorer):
-        table = Table(title=Text(grid.title), title_justify="left", title_style="bold")
+        table = Table(
+            title=Text(grid.title),
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
         for number, column in enumerate(grid.columns):
-            table.add_column(Text(column), justify="left" if number == 0 else "right")
+            side: Literal["left", "right"] = "left" if number == 0 else "right"
+            table.add_column(Text(column), justify=side, overflow="fold")  # no digit is ever hidden
         for row in grid.rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(_INTERVAL.sub("", cell) if narrow else cell) for cell in row))
         console.print(table)
         for note in grid.notes:
             console.print(Text("  " + note), soft_wrap=True)
         console.print()
+    if narrow:
+        print(f"a terminal of {_WIDE} columns or more also shows the intervals of all scores")
 
 
 def grids(comparison: Comparison, scorer: str | None = None) -> list[Grid]:
@@ -73,7 +87,7 @@ def _json_grids(systems: Sequence[System], scorer: str | None) -> list[Grid]:
     with_paper = any(system.paper for system in systems)
     adherence = Grid(
         _title(systems, "adherence in % [95 % interval]"),
-        ["system", "rows", *names, *(["paper"] if with_paper else [])],
+        ["system", "rows", *map(_spaced, names), *(["paper"] if with_paper else [])],
         [
             [
                 system.name,
@@ -95,18 +109,18 @@ def _json_grids(systems: Sequence[System], scorer: str | None) -> list[Grid]:
 
 def _label_grid(systems: Sequence[System], scorer: str) -> Grid:
     rows = []
-    for system in systems:
-        scores = _json(system)[scorer].labels
-        assert scores is not None
+    found = [labels for system in systems if (labels := _json(system)[scorer].labels) is not None]
+    first = found[0]
+    for system, scores in zip(systems, found, strict=True):
         rows.append(_label_row(system.name, "all", scores.all))
         rows.append(_label_row("", "adherent", scores.adherent))
-        rows.append(_label_row("", scores.baseline.name, scores.baseline.metrics))
-    first = _json(systems[0])[scorer].labels
-    assert first is not None
+        if scores.baseline != first.baseline:
+            rows.append(_label_row("", _spaced(scores.baseline.name), scores.baseline.metrics))
+    rows.append(_label_row("(baseline)", _spaced(first.baseline.name), first.baseline.metrics))
     of = f" of '{first.positive}'" if first.positive else " (macro)"
     return Grid(
         _title(systems, f"labels under {scorer}, in %"),
-        ["system", "over", "n", *(c.replace("_", " ") for c in _LABEL_COLUMNS), "most frequent"],
+        ["system", "over", "n", *map(_spaced, _LABEL_COLUMNS), "most frequent"],
         rows,
         [f"precision, recall and F1{of}; over all: an answer that is not adherent is wrong"],
     )
@@ -119,7 +133,10 @@ def _label_row(system: str, over: str, metrics: LabelMetrics) -> list[str]:
         system,
         over,
         str(metrics.n),
-        *(percent(getattr(metrics, name)) for name in _LABEL_COLUMNS),
+        *(
+            percent(getattr(metrics, name), interval=name in _WITH_INTERVAL)
+            for name in _LABEL_COLUMNS
+        ),
         frequent if metrics.most_frequent is not None else "-",
     ]
 
@@ -130,11 +147,11 @@ def _failure_grid(systems: Sequence[System], names: Sequence[str]) -> Grid:
     kinds = [kind for kind in KINDS if any(kind in scores.failures for _, _, scores in found)]
     return Grid(
         _title(systems, "why answers fail"),
-        ["system", "scorer", "failures", *(kind.replace("_", " ") for kind in kinds)],
+        ["system", "scorer", "failures", *map(_spaced, kinds)],
         [
             [
                 system.name if name == kept[0] else "",
-                name,
+                _spaced(name),
                 str(scores.adherence.n - scores.adherence.k),
                 *(str(scores.failures.get(kind, 0)) for kind in kinds),
             ]
@@ -181,15 +198,15 @@ def _translation_grids(systems: Sequence[System], scorer: str | None) -> list[Gr
             rows.append(
                 [
                     system.name if unit == UNITS[0] else "",
-                    unit.replace("_", " "),
+                    _spaced(unit),
                     str(scores.units[unit]),
                     *_metric_cells(scores.scores[unit]),
                 ]
             )
         copied = scores.copied_source
-        rows.append(
-            ["", "source copied", str(scores.units["stripped_segment"]), *_metric_cells(copied)]
-        )
+        if system is systems[-1] or copied != _translation(systems[-1]).copied_source:
+            n = str(scores.units["stripped_segment"])
+            rows.append(["(baseline)", "source copied", n, *_metric_cells(copied)])
     signatures = _translation(systems[0]).scores["stripped_segment"]
     first = Grid(
         _title(systems, "corpus score [95 % interval] and mean of units, 0 to 100"),
@@ -223,7 +240,16 @@ def _metric_cells(scores: Mapping[str, MetricScore]) -> list[str]:
 def _alignment_grid(systems: Sequence[System]) -> Grid:
     return Grid(
         _title(systems, "lines of the answers"),
-        ["system", "documents", "other number of lines", "fewer", "more", "empty", "opening"],
+        [
+            "system",
+            "documents",
+            "other number of lines",
+            "fewer",
+            "more",
+            "empty",
+            "opening",
+            "own opening",
+        ],
         [
             [
                 system.name,
@@ -233,11 +259,15 @@ def _alignment_grid(systems: Sequence[System]) -> Grid:
                 str(scores.more_lines),
                 str(scores.empty),
                 percent(scores.opened, interval=False),
+                percent(scores.own_opening, interval=False),
             ]
             for system in systems
             for scores in [_translation(system)]
         ],
-        ["missing lines are scored as empty, surplus ones as part of the last"],
+        [
+            "missing lines are scored as empty, surplus ones as part of the last; an opening, the "
+            "references' or one of the answer's own, is stripped"
+        ],
     )
 
 
@@ -304,8 +334,8 @@ def _difference_grid(comparison: Comparison, scorer: str | None) -> Grid:
         rows.append(
             [
                 compared.system if compared.system != last else "",
-                compared.scorer.replace("_", " ") if not json else compared.scorer,
-                compared.measure.replace("_", " "),
+                _spaced(compared.scorer),
+                _spaced(compared.measure),
                 f"{scale * found.value:+.2f}",
                 f"[{scale * found.low:+.2f}, {scale * found.high:+.2f}]",
                 f"{found.p:.4f}",
@@ -327,13 +357,16 @@ def _difference_grid(comparison: Comparison, scorer: str | None) -> Grid:
 
 
 def percent(number: Number, *, interval: bool = True) -> str:
-    """A share as per cent, with its interval: `77.1 [63.5, 86.7]`."""
+    """A share as per cent, with its interval: `77.1 [63.5,86.7]`.
+
+    There is no space inside the interval, so a narrow table breaks the line before it.
+    """
     if number.value is None:
         return "-"
     text = f"{100 * number.value:.1f}"
     if not interval or number.low is None or number.high is None:
         return text
-    return f"{text} [{100 * number.low:.1f}, {100 * number.high:.1f}]"
+    return f"{text} [{100 * number.low:.1f},{100 * number.high:.1f}]"
 
 
 def plain(number: Number, digits: int, *, interval: bool = True) -> str:
@@ -343,7 +376,12 @@ def plain(number: Number, digits: int, *, interval: bool = True) -> str:
     text = f"{number.value:.{digits}f}"
     if not interval or number.low is None or number.high is None:
         return text
-    return f"{text} [{number.low:.{digits}f}, {number.high:.{digits}f}]"
+    return f"{text} [{number.low:.{digits}f},{number.high:.{digits}f}]"
+
+
+def _spaced(name: str) -> str:
+    """A name in words, so that a narrow table can break it."""
+    return name.replace("_", " ")
 
 
 def _rows(system: System) -> str:
@@ -427,7 +465,8 @@ def _records(system: System) -> Iterator[dict[str, Any]]:
                 yield record(unit, f"{name}.mean", score.mean)
         for name, score in scores.translation.copied_source.items():
             yield record("stripped_segment", f"source_copied.{name}.corpus", score.corpus)
-        yield record("", "alignment_failures", scores.translation.alignment_failures)
+        for measure in ("alignment_failures", "opened", "own_opening"):
+            yield record("", measure, getattr(scores.translation, measure))
         for name, learned in scores.translation.learned.items():
             yield record("stripped_segment", name, learned.segment)
             yield record("stripped_document", name, learned.document)

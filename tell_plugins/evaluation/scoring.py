@@ -16,7 +16,9 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.rows import file_sha256
 from tell_plugins.evaluation import final_number, json_scorers, labels, taxonomy
+from tell_plugins.evaluation.answers import ANSWERS
 from tell_plugins.evaluation.final_number import NumberScores
 from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate
 from tell_plugins.evaluation.labels import LabelScores
@@ -33,6 +35,8 @@ _SHOWN_ANSWER = 200  # characters of the most frequent answer that are kept
 @dataclass(frozen=True)
 class Official:
     """What the published script would have printed of the same answers.
+
+    For its first model, that is: it never sets its count of errors back for the next.
 
     Attributes:
         json_correctness: (1000 - errors) / 1000, whatever the number of rows; None after a crash.
@@ -330,3 +334,14 @@ def _saved(scored: Scored) -> dict[str, Any]:
         if fits:
             found[name] = saved
     return found
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The saved scores of `folder` as plain JSON types; None where there are none, or where the
+    answers have changed since."""
+    try:
+        saved: dict[str, Any] = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+        now = file_sha256(folder / ANSWERS)
+    except (FileNotFoundError, ValueError):
+        return None
+    return saved if saved.get("answers_sha256") == now and saved.get("format") == FORMAT else None

@@ -26,6 +26,7 @@ class Document:
         sources, hypotheses, references: the aligned lines, equally many, openings stripped.
         lines: how many lines the answer has (0 for none).
         opened: whether the answer began with the references' opening sentence.
+        own_opening: whether it began with one of its own instead (see `own_opening`).
         cut: whether the limit of new tokens ended the answer.
     """
 
@@ -37,6 +38,7 @@ class Document:
     references: list[str]
     lines: int
     opened: bool
+    own_opening: bool
     cut: bool
 
     @property
@@ -92,6 +94,16 @@ def align(answer: Sequence[str], count: int) -> tuple[list[str], int]:
     return lines + [""] * (count - len(lines)), found
 
 
+def own_opening(lines: Sequence[str], count: int) -> int:
+    """How many leading lines are an opening of the answer's own, such as "Here you are:".
+
+    Only where a line that ends in a colon is followed by exactly `count` lines: left there, it
+    would set every line beside the wrong reference. At most two lines, else 0.
+    """
+    surplus = len(lines) - count
+    return surplus if 0 < surplus <= 2 and lines[surplus - 1].endswith(":") else 0
+
+
 def documents(scored: Scored) -> tuple[list[Document], str]:
     """Every answer as a document, and the opening sentence of the split's references.
 
@@ -107,9 +119,13 @@ def documents(scored: Scored) -> tuple[list[Document], str]:
         reference = _filled(strip_opening(whole_reference, opening)[0])
         stripped, opened = strip_opening(answer.text, opening)
         given = lines_of(stripped)
+        filled = [line for line in given if line]
+        extra = 0 if opened else own_opening(filled, len(reference))
+        if extra:
+            given = filled = filled[extra:]
         if len(source) != len(reference):
             source, reference = [" ".join(source)], [" ".join(reference)]
-            given = [" ".join(line for line in given if line)] if given else []
+            given = [" ".join(filled)] if filled else []
         hypotheses, lines = align(given, len(reference))
         found.append(
             Document(
@@ -121,6 +137,7 @@ def documents(scored: Scored) -> tuple[list[Document], str]:
                 references=reference,
                 lines=lines,
                 opened=opened,
+                own_opening=extra > 0,
                 cut=answer.cut,
             )
         )

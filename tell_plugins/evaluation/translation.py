@@ -47,7 +47,7 @@ class TranslationScores:
 
     Attributes:
         opening: the opening sentence of the references, "" for none.
-        opened: answers that begin with it.
+        opened: answers that begin with it; `own_opening`: with one of their own, also stripped.
         alignment_failures: answers whose number of lines is not the reference's.
         fewer_lines, more_lines, empty: what these failures are; they add up.
         cut: answers that the limit of new tokens ended.
@@ -59,6 +59,7 @@ class TranslationScores:
 
     opening: str
     opened: Rate
+    own_opening: Rate
     alignment_failures: Rate
     fewer_lines: int
     more_lines: int
@@ -88,6 +89,7 @@ def score_translation(scored: Scored) -> TranslationScores:
     return TranslationScores(
         opening=opening,
         opened=rate([doc.opened for doc in docs], rows),
+        own_opening=rate([doc.own_opening for doc in docs], rows),
         alignment_failures=rate([not doc.aligned for doc in docs], rows),
         fewer_lines=sum(0 < doc.lines < len(doc.references) for doc in docs),
         more_lines=sum(doc.lines > len(doc.references) for doc in docs),
@@ -213,5 +215,6 @@ def _copy_of_source(doc: Document) -> Document:
         references=doc.references,
         lines=len(doc.references),
         opened=False,
+        own_opening=False,
         cut=False,
     )

@@ -1,0 +1,403 @@
+"""`compare` as its user calls it: which folders it takes, what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tell_plugins.cli import main
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.evaluation import paper_numbers, scoring
+from tell_plugins.evaluation.compare import compare, find_folders, short_names
+from tell_plugins.evaluation.json_scorers import SCORERS
+from tests.conftest import MakeCard, write_rows
+from tests.saved_answers import HALU_PERFECT as GOOD
+from tests.saved_answers import answer_line, save_answers, save_lines
+
+YES = GOOD.replace('"no"', '"yes"')
+
+
+@pytest.fixture
+def card(make_card: MakeCard) -> str:
+    """40 test rows, every fourth of them 'yes'; answers as those of Halu-CoT-JSON."""
+    schema = load_card("halu_cot_json").folder / "answer.schema.json"
+    rows = [{"q": f"question {i}", "r": "yes" if i % 4 == 0 else "no"} for i in range(40)]
+    for name in ("halu", "halu_too", "other"):
+        folder = make_card(
+            name,
+            train=[{"q": "q", "r": GOOD}],
+            test=rows if name != "other" else rows[:39],
+            metric="json",
+            answer={"schema": "s.json", "label": "hallucination"},
+        )
+        (folder / "s.json").write_bytes(schema.read_bytes())
+    return "halu"
+
+
+@pytest.fixture
+def runs(card: str, tmp_path: Path) -> Path:
+    """A run folder with three sets of answers to the task and one to general questions."""
+    right = [YES if i % 4 == 0 else GOOD for i in range(40)]
+    root = tmp_path / "run" / "eval"
+    save_answers(root / "none" / "test-greedy", card, ["Sure! " + GOOD] * 40)
+    save_answers(root / "checkpoint-4" / "test-greedy", card, [GOOD] * 30 + ["Yes"] * 10)
+    save_answers(root / "checkpoint-8" / "test-greedy", card, right)
+    general = [answer_line(f"general-{i}", i, "Hello.") for i in range(3)]
+    save_lines(root / "none" / "general", card, general, split="general", anchor="none")
+    return tmp_path / "run"
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def content(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "comparison.json").read_text())
+    return found
+
+
+def test_a_run_folder_is_compared_under_every_scorer(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["compare", str(runs), "--out", str(out), "--resamples", "500"]) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "halu, test: adherence in %",
+        "labels under strict",
+        "why answers fail",
+        "difference to checkpoint-4",
+        "always no",
+        "75.0 [59.8,85.8]",  # 30 of 40
+        "none: 100 % of the answers are one and the same text",
+        "it fails a perfect model too",
+        "text around",
+    ):
+        assert text in printed, text
+    found = content(out)
+    assert [system["name"] for system in found["systems"]] == [
+        "checkpoint-4",
+        "checkpoint-8",
+        "none",
+    ]
+    scores = read_csv(out / "scores.csv")
+    adherence = {
+        (row["system"], row["scorer"]): (row["k"], row["n"])
+        for row in scores
+        if row["measure"] == "adherence"
+    }
+    assert {scorer for _, scorer in adherence} == {scorer.name for scorer in SCORERS}
+    assert adherence["checkpoint-4", "strict"] == ("30", "40")
+    assert adherence["none", "strict"] == ("0", "40")
+    assert adherence["none", "lenient"] == ("40", "40")
+    assert adherence["checkpoint-8", "official"] == ("0", "40")
+    for row in scores:
+        assert set(row) >= {"system", "scorer", "measure", "value", "low", "high", "k", "n"}
+
+
+def test_differences_are_paired_and_to_the_named_baseline(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    base = runs / "eval" / "none"
+    assert main(["compare", str(runs), "--baseline", str(base), "--out", str(out)]) == 0
+    rows = read_csv(out / "differences.csv")
+    assert {row["baseline"] for row in rows} == {"none"}
+    assert {row["system"] for row in rows} == {"checkpoint-4", "checkpoint-8"}
+    found = {(row["system"], row["scorer"], row["measure"]): row for row in rows}
+    strict = found["checkpoint-4", "strict", "adherence"]
+    assert float(strict["value"]) == 0.75
+    assert 0.5 < float(strict["low"]) < 0.75 < float(strict["high"]) < 1
+    lenient = found["checkpoint-8", "lenient", "balanced_accuracy"]
+    assert float(lenient["value"]) == pytest.approx(0.5)  # from constant "no" to all right
+    same = found["checkpoint-8", "lenient", "adherence"]
+    assert (float(same["value"]), float(same["p"])) == (0, 1)
+    assert content(out)["differences"] == [
+        {**row, **{key: pytest.approx(float(row[key])) for key in ("value", "low", "high", "p")},
+         **{key: int(row[key]) for key in ("n", "resamples", "seed")}}
+        for row in rows
+    ]  # fmt: skip
+
+
+def test_numbers_are_the_same_each_time(runs: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert main(["compare", str(runs), "--out", str(tmp_path / name)]) == 0
+    for name in ("scores.csv", "differences.csv", "comparison.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_one_system_and_one_scorer(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = runs / "eval" / "none" / "test-greedy"
+    out = tmp_path / "out"
+    assert main(["compare", str(one), "--scorer", "lenient", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "labels under lenient" in printed
+    assert "strict" not in printed
+    assert "difference" not in printed.replace("differences.csv", "")
+    assert read_csv(out / "differences.csv") == []
+
+
+def test_systems_that_answered_other_rows_are_compared_on_the_shared_ones(
+    card: str, tmp_path: Path
+) -> None:
+    first = save_answers(tmp_path / "x" / "first", card, dict.fromkeys(range(0, 30), GOOD))
+    second = save_answers(tmp_path / "x" / "second", card, dict.fromkeys(range(20, 40), "Yes"))
+    found = compare([first, second])
+    assert {compared.difference.n for compared in found.differences} == {10}
+    strict = next(c for c in found.differences if (c.scorer, c.measure) == ("strict", "adherence"))
+    assert strict.difference.value == -1
+    third = save_answers(tmp_path / "x" / "third", card, dict.fromkeys(range(30, 40), GOOD))
+    assert compare([first, third]).differences == []
+
+
+def test_answers_to_different_tests_are_never_mixed(
+    card: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = save_answers(tmp_path / "a", card, [GOOD] * 40)
+    b = save_answers(tmp_path / "b", "other", [GOOD] * 39)
+    c = save_answers(tmp_path / "c", card, [GOOD], split="train")
+    for other, name in ((b, "card 'other', split 'test'"), (c, "card 'halu', split 'train'")):
+        assert main(["compare", str(a), str(other), "--out", str(tmp_path / "out")]) == 1
+        message = capsys.readouterr().err
+        assert "answers to different tests" in message
+        assert name in message
+        assert "remedy" in message
+    assert not (tmp_path / "out").exists()
+    # another card with the very same test rows and schema is the same test
+    d = save_answers(tmp_path / "d", "halu_too", [YES] * 40)
+    assert main(["compare", str(a), str(d), "--out", str(tmp_path / "out")]) == 0
+    schema = load_card("halu_too").folder / "s.json"
+    schema.write_text(schema.read_text().replace('"no"', '"not"'))
+    assert main(["compare", str(a), str(d), "--out", str(tmp_path / "out")]) == 1
+
+
+def test_splits_of_a_run_are_picked(card: str, runs: Path, tmp_path: Path) -> None:
+    save_answers(runs / "eval" / "none" / "train-greedy", card, [GOOD], split="train")
+    assert main(["compare", str(runs), "--out", str(tmp_path)]) == 1
+    assert main(["compare", str(runs), "--split", "test", "--out", str(tmp_path)]) == 0
+    assert len(find_folders([str(runs)], "train")) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--scorer", "strikt"], "did you mean 'strict'"),
+        (["--learned", "bleurt"], "score translations"),
+        (["--learned", "blert"], "did you mean 'bleurt'"),
+        (["--resamples", "5"], "100 and more"),
+        (["--baseline", "nowhere"], "no saved answers in 'nowhere'"),
+    ],
+)
+def test_wrong_flags(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert main(["compare", str(runs), *flags, "--out", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_folders_without_answers_and_an_ambiguous_baseline(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main(["compare", str(empty)]) == 1
+    assert "no saved answers" in capsys.readouterr().err
+    assert main(["compare", str(runs), "--baseline", str(runs)]) == 1
+    assert "holds 3 sets of answers" in capsys.readouterr().err
+    # the general questions alone have nothing to be scored against
+    assert main(["compare", str(runs / "eval" / "none" / "general")]) == 1
+    assert "split 'general'" in capsys.readouterr().err
+
+
+def test_folders_are_taken_once_and_in_order(runs: Path) -> None:
+    named = [str(runs / "eval" / "none" / "test-greedy"), str(runs)]
+    found = [folder.parent.name for folder in find_folders(named)]
+    assert found == ["none", "checkpoint-4", "checkpoint-8"]
+
+
+def test_names_are_what_tells_folders_apart() -> None:
+    def names(*paths: str) -> list[str]:
+        return short_names([Path(path) for path in paths])
+
+    assert names("/x/run/none/test", "/x/run/tell/test") == ["none", "tell"]
+    assert names("/x/a", "/x/b/c") == ["a", "b/c"]
+    assert names("/x/a/test", "/y/a/test") == ["x", "y"]
+    assert names("/x/a", "/x/a/b") == ["a", "a/b"]
+    assert names("/run/one/test-greedy") == ["one/test-greedy"]
+
+
+def test_translations_and_numbers_have_their_tables(
+    make_card: MakeCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_card(
+        "lines",
+        train=[{"q": "One", "r": "Sure: x.\nEitt"}],
+        test=[{"q": f"One {n}\nTwo", "r": f"Sure: x.\nEitt {n} hús\nTvö"} for n in range(4)],
+        metric="translation",
+        translation={"source": "English", "target": "Icelandic"},
+    )
+    a = save_answers(tmp_path / "m" / "a", "lines", [f"Eitt {n} hús\nTvö" for n in range(4)])
+    b = save_answers(tmp_path / "m" / "b", "lines", ["Eitt hús"] * 4)
+    assert main(["compare", str(a), str(b), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    for text in ("chrf++", "source copied", "raw document", "in points", "version:2.6.0", "fewer"):
+        assert text in printed, text
+    assert main(["compare", str(a), "--scorer", "strict"]) == 1
+
+    make_card(
+        "sums",
+        train=[{"q": "1 + 1?", "r": "#### 2"}],
+        test=[{"q": f"{n} + 1?", "r": f"#### {n + 1}"} for n in range(8)],
+    )
+    a = save_answers(tmp_path / "n" / "a", "sums", [f"#### {n + 1}" for n in range(8)])
+    b = save_answers(tmp_path / "n" / "b", "sums", ["5"] * 8)
+    capsys.readouterr()
+    assert main(["compare", str(a), str(b), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "exact match of the final number" in printed
+    assert "wrong_number" in printed
+    assert "-87.50" in printed
+
+
+def test_an_interrupted_run_is_said_to_be_one(
+    card: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_answers(tmp_path / "a", card, {0: GOOD, 1: GOOD}, rows=40)
+    assert main(["compare", str(folder), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "2 of 40" in printed
+    assert "incomplete" in printed
+
+
+# --- the paper's figures ----------------------------------------------------------------------
+
+
+def manifest(path: Path, rows: int, general: list[tuple[str, int]], copies: int = 1) -> str:
+    """A run folder with the manifest of a mixture; returns its path as an adapter."""
+    sources = [{"role": "task", "card": "halu_cot_json", "rows": {"used": rows, "copies": copies}}]
+    sources += [
+        {"role": "general", "card": name, "rows": {"used": used, "copies": 1}}
+        for name, used in general
+    ]
+    path.mkdir(parents=True)
+    (path / "manifest.json").write_text(json.dumps({"sources": sources}))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "general", "value"),
+    [
+        (15, [("alpaca_en", 20_000)], 0.3954),
+        (115, [("alpaca_en", 20_000)], 0.99),
+        (115, [], 0.42),
+        (883, [("alpaca_en", 0)], 0.99),
+        (400, [("alpaca_en", 20_000)], 0.94),
+        (115, [("open_platypus", 20_000)], 0.921),
+        (15, [], None),
+        (15, [("sample_general", 300)], None),
+        (15, [("alpaca_en", 100), ("open_platypus", 100)], None),
+    ],
+)
+def test_the_papers_figure_is_found_by_what_was_trained_on(
+    tmp_path: Path, rows: int, general: list[tuple[str, int]], value: float | None
+) -> None:
+    adapter = manifest(tmp_path / "run", rows, general)
+    settings = {"model": "Qwen/Qwen-7B-Chat", "adapter": adapter, "recipe": "x"}
+    found = paper_numbers.paper_number("halu_cot_json", settings)
+    assert (None if found is None else found.value) == value
+    below = {**settings, "adapter": f"{adapter}/checkpoint-9"}
+    (tmp_path / "run" / "checkpoint-9").mkdir()
+    assert paper_numbers.paper_number("halu_cot_json_spans", below) == found
+    assert paper_numbers.paper_number("en_is_news", settings) is None
+    assert paper_numbers.paper_number("halu_cot_json", {**settings, "model": "llama"}) is None
+
+
+def test_repeated_task_rows_are_no_setting_of_the_paper(tmp_path: Path) -> None:
+    adapter = manifest(tmp_path / "run", 115, [], copies=8)
+    settings = {"model": "qwen-7b-chat", "adapter": adapter}
+    assert paper_numbers.paper_number("halu_cot_json", settings) is None
+
+
+def test_the_base_models_figure_stands_beside_its_answers(
+    real_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_answers(
+        tmp_path / "a", "halu_cot_json", dict.fromkeys(range(50), "Yes"), model="Qwen-7B-Chat"
+    )
+    assert main(["compare", str(folder), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "paper" in printed
+    assert "Section 4.2.3" in printed
+    rows = read_csv(tmp_path / "out" / "scores.csv")
+    strict = next(r for r in rows if (r["scorer"], r["measure"]) == ("strict", "adherence"))
+    assert (strict["paper"], strict["paper_source"]) == ("0.01", "Section 4.2.3")
+
+
+def test_every_figure_is_in_the_papers_text(real_data: Path) -> None:
+    paper = real_data.parent / "reference" / "paper.txt"
+    if not paper.is_file():
+        pytest.skip("needs the paper's text beside the project (../shared/reference)")
+    text = paper.read_text(encoding="utf-8")
+    for number in paper_numbers.JSON_ADHERENCE:
+        shown = f"{100 * number.value:.2f}".rstrip("0").rstrip(".")
+        assert f"{shown}%" in text or f"{100 * number.value:.2f}%" in text, number
+
+
+def test_the_recipe_says_what_was_trained_on_where_no_manifest_does(
+    make_card: MakeCard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tell_plugins.core.paths.RECIPES", tmp_path)
+    for name, text in {
+        "tell": "tell/halu_cot_json:task=115rows",
+        "sft": "tell/halu_cot_json:task=115rows/general=0",
+        "twice": "tell/halu_cot_json:task=115rows/general=0/repeat=2",
+        "tokens": "tell/halu_cot_json:task=1e4tok/from=open_platypus",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(f'dataset: ["{text}"]\n')
+
+    def found(recipe: str) -> paper_numbers.Training | None:
+        return paper_numbers.trained_on({"recipe": recipe, "adapter": "gone"})
+
+    assert found("tell") == paper_numbers.Training("TELL", 115, ("alpaca_en",))
+    assert found("sft") == paper_numbers.Training("SFT", 115)
+    assert found("tokens") == paper_numbers.Training("TELL", None, ("open_platypus",))
+    assert found("twice") is None
+    assert found("nowhere") is None
+
+
+def test_scoring_twice_writes_the_same_file(card: str, tmp_path: Path) -> None:
+    folder = save_answers(tmp_path / "a", card, [GOOD] * 40)
+    scoring.write(folder)
+    first = (folder / "scores.json").read_bytes()
+    scoring.write(folder)
+    assert (folder / "scores.json").read_bytes() == first
+    assert scoring.read(folder) == json.loads(first)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "answers.jsonl",
+        "scores.json",
+        "settings.json",
+    ]
+    lines = (folder / "answers.jsonl").read_text().splitlines(keepends=True)
+    (folder / "answers.jsonl").write_text("".join(lines[:-1]))
+    assert scoring.read(folder) is None  # of other answers
+    assert scoring.read(tmp_path) is None
+
+
+def test_load_errors_reach_the_user_as_one_message(
+    card: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = save_answers(tmp_path / "good", card, [GOOD] * 40)
+    bad = save_lines(tmp_path / "bad", card, [])
+    assert main(["compare", str(good), str(bad)]) == 1
+    message = capsys.readouterr().err
+    assert "holds no answer" in message
+    assert "Traceback" not in message
+    write_rows(bad / "answers.jsonl", [answer_line("f" * 32, 0, GOOD)])
+    with pytest.raises(UserError, match="none of the 1 answers"):
+        compare([bad])

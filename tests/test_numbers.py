@@ -1,0 +1,143 @@
+"""GSM8K: which number an answer ends with, and how answers are counted."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from tell_plugins.core.errors import UserError
+from tell_plugins.evaluation import scoring
+from tell_plugins.evaluation.final_number import NumberScores, final_number, shown_number
+from tests.conftest import MakeCard
+from tests.saved_answers import save_answers
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        # after the marker
+        ("He has 3 + 4 = 7.\n#### 7", 7),
+        ("#### 18", 18),
+        ("####18", 18),
+        ("#### -5", -5),
+        ("#### $1,234.50", "1234.5"),
+        ("#### **18** dollars", 18),
+        (r"#### \boxed{42}", 42),
+        ("#### Answer: 12", 12),
+        ("#### the final answer is unclear: 3 or 4", 4),  # no number right after the marker
+        ("#### 3\nNo, wait.\n#### 4\nSince 2 + 2 = 4, and 9 is more.", 4),
+        ("#### 1. First step\nadd 2\n#### 2. Second step\nso it is 7", 7),  # headings
+        ("#### 3/4", "3/4"),
+        ("####", None),
+        # the last number
+        ("The answer is 18.", 18),
+        ("It costs 5 dollars, so 4 cost 20 dollars in total!", 20),
+        ("18.00", 18),
+        ("x = 10-3", 3),
+        ("10 - 3 = 7", 7),
+        ("so it is -7 degrees", -7),
+        ("(\u22127)", -7),
+        ("- 5 apples", 5),  # a bullet, no minus
+        ("1, 2, 3", 3),
+        ("no number at all", None),
+        ("", None),
+        # separators and currency
+        ("1,234,567", 1234567),
+        ("1,234,567.89 in all", "1234567.89"),
+        ("1\u202f234", 1234),
+        ("1\u00a0234", 1234),
+        ("1'234", 1234),
+        (r"1{,}234", 1234),
+        (r"12\,345", 12345),
+        ("$5", 5),
+        ("-$5", -5),
+        ("$-5", -5),
+        (r"\$5", 5),
+        ("€ 12", 12),
+        ("£3.20", "3.2"),
+        ("12,34", 34),  # not a thousands separator
+        # decimals, fractions, powers
+        (".5", "1/2"),
+        ("0.1", "1/10"),
+        ("3/4", "3/4"),
+        ("-3/4", "-3/4"),
+        ("1 1/2 hours", "3/2"),
+        ("½", "1/2"),
+        ("2½ cups", "5/2"),
+        ("⅓", "1/3"),
+        (r"\frac{3}{4}", "3/4"),
+        (r"\dfrac{3}{4}", "3/4"),
+        ("1e3", 1000),
+        ("2.5e-1", "1/4"),
+        ("50%", 50),
+        ("on 2/3/2020", 2020),  # a date, no fraction
+        # nonsense stays quiet
+        ("5/0", None),
+        ("9" * 400, None),
+        ("1e999999", 999999),
+    ],
+)
+def test_the_final_number(text: str, number: int | str | None) -> None:
+    assert final_number(text) == (None if number is None else Fraction(number))
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [("18", "18"), ("-5/2", "-2.5"), ("1/3", "1/3"), ("123456789/100", "1234567.89"), ("0", "0")],
+)
+def test_numbers_as_shown(number: str, text: str) -> None:
+    assert shown_number(Fraction(number)) == text
+
+
+def numbers_of(folder: Path) -> NumberScores:
+    found = scoring.score(folder).number
+    assert found is not None
+    return found
+
+
+def test_exact_match_and_why_answers_fail(make_card: MakeCard, tmp_path: Path) -> None:
+    references = ["2 + 2 = 4\n#### 4", "#### 1,000", "#### 0.5", "#### 4", "#### 7", "#### 8"]
+    make_card(
+        "sums",
+        train=[{"q": "1 + 1?", "r": "#### 2"}],
+        test=[{"q": f"question {i}", "r": r} for i, r in enumerate(references)],
+    )
+    texts = ["It is 4", "#### 1000.0", "1/2", "#### 5", "", "First we add 3 and"]
+    scores = scoring.score(save_answers(tmp_path / "a", "sums", texts, cut=[5]))
+    found = scores.number
+    assert found is not None
+    assert (found.exact.k, found.exact.n) == (3, 6)
+    assert found.failures == {"empty": 1, "truncated": 1, "wrong_number": 1}
+    assert sum(found.failures.values()) == found.exact.n - found.exact.k
+    assert found.marked.k == 2
+    assert (found.baseline_number, found.baseline.k) == ("4", 2)
+    assert scores.headline["exact match"] == found.exact
+    nothing = numbers_of(save_answers(tmp_path / "b", "sums", ["none"] * 6))
+    assert nothing.failures == {"no_number": 6}
+    assert (nothing.most_frequent, nothing.most_frequent_share.k) == (None, 0)
+    zeros = numbers_of(save_answers(tmp_path / "c", "sums", ["0"] * 6))
+    assert (zeros.most_frequent, zeros.most_frequent_share.value) == ("0", 1.0)
+
+
+def test_the_references_answer_themselves(make_card: MakeCard, tmp_path: Path) -> None:
+    references = [f"Step {n}: {n} * 3 = {3 * n}.\n#### {3 * n:,}" for n in range(990, 1010)]
+    make_card(
+        "steps",
+        train=[{"q": "q", "r": "#### 2"}],
+        test=[{"q": f"q{i}", "r": r} for i, r in enumerate(references)],
+    )
+    assert numbers_of(save_answers(tmp_path / "a", "steps", references)).exact.value == 1.0
+    shifted = references[1:] + references[:1]
+    assert numbers_of(save_answers(tmp_path / "b", "steps", shifted)).exact.value == 0.0
+
+
+def test_a_reference_without_a_number_is_named(make_card: MakeCard, tmp_path: Path) -> None:
+    make_card(
+        "odd",
+        train=[{"q": "q", "r": "#### 2"}],
+        test=[{"q": "a", "r": "#### 2"}, {"q": "b", "r": "none"}],
+    )
+    with pytest.raises(UserError, match="line 2: the response holds no number"):
+        scoring.score(save_answers(tmp_path / "a", "odd", ["2", "2"]))
