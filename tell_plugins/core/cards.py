@@ -103,7 +103,7 @@ class Card(_Strict):
     # task data
     anchor: Text | None = None
     general: General | None = None
-    metric: Literal["json", "translation", "number"] | None = None
+    metric: Literal["json", "translation", "number", "text"] | None = None
     answer: Answer | None = None
     translation: Translation | None = None
     question: Text | None = None
