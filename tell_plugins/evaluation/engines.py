@@ -2,25 +2,64 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
-from tell_plugins.core.errors import UserError
+from tell_plugins.core.errors import UserError, nearest
 from tell_plugins.evaluation.protocol import Engine
 from tell_plugins.recipe.recipes import Recipe
 
+LOCAL = ("transformers", "vllm")
+
 
 def make_engine(
-    kind: str, recipe: Recipe, adapters: Mapping[str, Path], *, batch_size: int
+    kind: str,
+    recipe: Recipe,
+    adapters: Mapping[str, Path],
+    *,
+    batch_size: int,
+    model_name: str | None = None,
 ) -> Engine:
-    """The engine of that kind with the recipe's model. Raises UserError for another kind."""
-    if kind == "transformers":
-        from tell_plugins.bridge.engine import LocalEngine
+    """The engine of that kind with the recipe's model, or the model that a URL serves.
 
-        return LocalEngine(recipe.values, adapters, batch_size=batch_size)
-    raise UserError(
-        f"unknown engine '{kind}'",
-        where="--engine",
-        allowed="transformers",
-        remedy="leave the option away",
-    )
+    `model_name` is the name under which a server knows the model. Raises UserError for another
+    kind, and what the engines raise.
+    """
+    if "://" in kind:
+        from tell_plugins.evaluation.url_engine import UrlEngine
+
+        return UrlEngine(kind, adapters, model_name=model_name, workers=batch_size)
+    if kind not in LOCAL:
+        match = nearest(kind, LOCAL)
+        raise UserError(
+            f"unknown engine '{kind}'",
+            where="--engine",
+            allowed=f"{', '.join(LOCAL)}, or a URL such as http://127.0.0.1:8000/v1",
+            remedy=f"did you mean '{match}'?" if match else "leave the option away",
+        )
+    if model_name is not None:
+        raise UserError(
+            f"a server's model is named, but engine '{kind}' takes the recipe's",
+            where="--model-name",
+            remedy="leave it away, or name the server's URL with --engine",
+        )
+    if kind == "vllm":
+        _need_vllm()
+        from tell_plugins.bridge.vllm_engine import VllmEngine
+
+        return VllmEngine(recipe.values, adapters, batch_size=batch_size)
+    from tell_plugins.bridge.engine import LocalEngine
+
+    return LocalEngine(recipe.values, adapters, batch_size=batch_size)
+
+
+def _need_vllm() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "vLLM is not installed",
+            where="--engine vllm",
+            allowed="transformers, or the URL of a server",
+            remedy="pip install vllm (needs a GPU), or serve the model elsewhere with vLLM and "
+            "pass --engine http://HOST:PORT/v1",
+        )

@@ -1,0 +1,425 @@
+"""Engines: any OpenAI-compatible URL against real servers, vLLM against ms-swift's signatures."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.evaluation.engines import make_engine
+from tell_plugins.evaluation.protocol import DECODINGS, Reply
+from tell_plugins.evaluation.url_engine import UrlEngine
+from tell_plugins.recipe.recipes import Recipe
+from tests.conftest import MakeCard
+from tests.tiny import deployed, make_tiny_cards, make_tiny_model, run_swift, tiny_recipe
+
+GREEDY, PAPER = DECODINGS["greedy"], DECODINGS["paper"]
+Script = Callable[[dict[str, Any], int], tuple[int, Any]]
+
+
+class _Server(ThreadingHTTPServer):
+    """Lists `models`; `script(body, n)` gives status and content of the n-th reply to a prompt."""
+
+    daemon_threads = True
+
+    def __init__(self, script: Script, models: list[str]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.script, self.models = script, models
+        self.asked: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.seen: dict[str, int] = {}
+        self.busy = self.most_busy = 0
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that gives up is part of these tests."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: Any) -> None:
+        """Keep the tests quiet."""
+
+    def do_GET(self) -> None:
+        models = [{"id": name, "object": "model", "created": 0} for name in self.server.models]
+        known = self.path == "/v1/models" and bool(models)
+        self._send(200 if known else 404, {"object": "list", "data": models})
+
+    def do_POST(self) -> None:
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompt = body["messages"][0]["content"]
+        with server.lock:
+            number = server.seen.get(prompt, 0)
+            server.seen[prompt] = number + 1
+            server.asked.append(body)
+            server.keys.append(self.headers.get("Authorization"))
+            server.busy += 1
+            server.most_busy = max(server.most_busy, server.busy)
+        status, content = server.script(body, number)
+        with server.lock:
+            server.busy -= 1
+        self._send(status, content)
+
+    def _send(self, status: int, content: Any) -> None:
+        raw = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(raw)))
+        self.send_header("Retry-After", "0")
+        self.end_headers()
+        self.wfile.write(raw)
+
+
+def completion(text: str | None, finish: str = "stop", tokens: int = 10) -> tuple[int, Any]:
+    choice = {
+        "index": 0,
+        "finish_reason": finish,
+        "message": {"role": "assistant", "content": text},
+    }
+    usage = {"prompt_tokens": tokens, "completion_tokens": 3, "total_tokens": tokens + 3}
+    return 200, {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [choice],
+        "usage": usage,
+    }
+
+
+def error(status: int, message: str = "scripted") -> tuple[int, Any]:
+    return status, {"error": {"message": message, "code": None}}
+
+
+def echo(body: dict[str, Any], _number: int) -> tuple[int, Any]:
+    return completion(body["messages"][0]["content"].upper())
+
+
+@contextmanager
+def serving(script: Script = echo, models: tuple[str, ...] = ("m",)) -> Iterator[_Server]:
+    server = _Server(script, list(models))
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def ask(engine: UrlEngine, *prompts: str, **changes: Any) -> list[Reply]:
+    decoding = changes.get("decoding", GREEDY)
+    return engine.answer(prompts, decoding, max_new_tokens=16, seed=5)
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
+def test_prompts_are_answered_in_order(path: str) -> None:
+    with serving() as server:
+        engine = UrlEngine(server.url + path)
+        assert engine.model_name == "m"
+        assert engine.context is None
+        assert engine.prompt_tokens(["abc", "a"]) == [3, 1]
+        replies = ask(engine, *"abcdefgh")
+    assert [reply.text for reply in replies] == list("ABCDEFGH")
+    assert {(reply.finish_reason, reply.completion_tokens) for reply in replies} == {("stop", 3)}
+
+
+def test_decodings_reach_the_server_in_full() -> None:
+    with serving() as server:
+        engine = UrlEngine(server.url)
+        ask(engine, "a", "b")
+        ask(engine, "c", decoding=PAPER)
+    greedy, other, paper = sorted(server.asked, key=lambda body: body["messages"][0]["content"])
+    assert (greedy["temperature"], greedy["max_tokens"]) == (0.0, 16)
+    assert greedy["repetition_penalty"] == 1.0  # else a server's own default would apply
+    assert "top_k" not in greedy
+    assert greedy["seed"] != other["seed"]
+    assert (paper["temperature"], paper["top_k"], paper["top_p"]) == (0.3, 20, 0.7)
+    assert paper["repetition_penalty"] == 1.05
+
+
+def test_a_server_of_plain_openai_answers_greedily_and_refuses_the_papers_decoding() -> None:
+    def strict(body: dict[str, Any], number: int) -> tuple[int, Any]:
+        if "repetition_penalty" in body:
+            return error(400, "Unrecognized request argument: repetition_penalty")
+        return echo(body, number)
+
+    with serving(strict) as server:
+        engine = UrlEngine(server.url)
+        assert [reply.text for reply in ask(engine, "a")] == ["A"]
+        assert [reply.text for reply in ask(engine, "b")] == ["B"]
+        assert len(server.asked) == 3  # it learnt
+    with serving(strict) as server, pytest.raises(UserError, match="Unrecognized") as caught:
+        ask(UrlEngine(server.url), "a", decoding=PAPER)
+    assert "greedy only" in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_that_is_busy_is_asked_again(status: int) -> None:
+    def script(body: dict[str, Any], number: int) -> tuple[int, Any]:
+        return error(status) if number < 2 else echo(body, number)
+
+    with serving(script) as server:
+        assert [reply.text for reply in ask(UrlEngine(server.url), "a", "b")] == ["A", "B"]
+    assert server.seen == {"a": 3, "b": 3}
+
+
+@pytest.mark.parametrize("status", [429, 500])
+def test_a_server_that_stays_broken_is_the_machines_fault(status: int) -> None:
+    with serving(lambda body, number: error(status, "on fire")) as server:
+        engine = UrlEngine(server.url, tries=3)
+        with pytest.raises(MachineError, match=f"HTTP {status}, 3 times: on fire"):
+            ask(engine, "a")
+    assert server.seen == {"a": 3}
+
+
+def test_an_answer_that_never_comes_ends_with_a_message() -> None:
+    def slow(body: dict[str, Any], number: int) -> tuple[int, Any]:
+        time.sleep(1.0)
+        return echo(body, number)
+
+    with serving(slow) as server:
+        engine = UrlEngine(server.url, timeout=0.2, tries=2)
+        with pytest.raises(MachineError, match="no answer in time, 2 times"):
+            ask(engine, "a")
+
+
+def test_a_time_out_is_asked_again() -> None:
+    def slow_once(body: dict[str, Any], number: int) -> tuple[int, Any]:
+        time.sleep(1.5 if number == 0 else 0.0)
+        return echo(body, number)
+
+    with serving(slow_once) as server:
+        assert [r.text for r in ask(UrlEngine(server.url, timeout=0.5), "a")] == ["A"]
+    assert server.seen == {"a": 2}
+
+
+def test_what_the_server_refuses_is_said_once() -> None:
+    with serving(lambda body, number: error(400, "maximum context length is 99")) as server:
+        with pytest.raises(UserError, match="maximum context length is 99"):
+            ask(UrlEngine(server.url), "a", "b", "c")
+    assert all(count <= 2 for count in server.seen.values())  # with and without the extras
+
+
+@pytest.mark.parametrize(("status", "remedy"), [(401, "OPENAI_API_KEY"), (404, "--model-name")])
+def test_wrong_key_and_wrong_model_name_their_remedy(status: int, remedy: str) -> None:
+    with serving(lambda body, number: error(status)) as server:
+        with pytest.raises(UserError, match=f"HTTP {status}") as caught:
+            ask(UrlEngine(server.url), "a")
+    assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["<html>no</html>", {"choices": []}, [1], {"x": 1}])
+def test_a_server_of_another_kind_is_told_apart(content: Any) -> None:
+    with serving(lambda body, number: (200, content)) as server:
+        with pytest.raises(UserError, match="no chat completion"):
+            ask(UrlEngine(server.url), "a")
+
+
+def test_nobody_at_the_address() -> None:
+    with serving() as server:
+        url = server.url
+    with pytest.raises(MachineError, match="no connection"):
+        UrlEngine(url, tries=1)
+
+
+def test_an_answer_without_text_is_empty() -> None:
+    with serving(lambda body, number: completion(None, "content_filter")) as server:
+        (reply,) = ask(UrlEngine(server.url), "a")
+    assert (reply.text, reply.finish_reason) == ("", "content_filter")
+
+
+def test_requests_run_side_by_side_and_no_more_than_allowed() -> None:
+    def slow(body: dict[str, Any], number: int) -> tuple[int, Any]:
+        time.sleep(0.1)
+        return echo(body, number)
+
+    with serving(slow) as server:
+        started = time.monotonic()
+        ask(UrlEngine(server.url, workers=4), *"abcdefghijkl")
+        assert time.monotonic() - started < 1.0
+    assert 2 <= server.most_busy <= 4
+
+
+def test_the_key_is_sent_and_kept_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with serving() as server:
+        engine = UrlEngine(server.url)
+        ask(engine, "a")
+        guarded = UrlEngine(server.url.replace("http://", "http://user:word@"))
+    assert server.keys == ["Bearer sk-secret"]
+    assert "secret" not in engine.name + engine.model_name
+    assert guarded.name == engine.name
+
+
+def test_a_key_never_goes_in_the_clear_to_a_public_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with pytest.raises(UserError, match="in the clear"):
+        UrlEngine("http://api.example.com/v1")
+
+
+def test_an_adapter_is_asked_for_by_the_name_under_which_it_is_served() -> None:
+    with serving(models=("base", "checkpoint-7")) as server:
+        engine = UrlEngine(server.url, ["checkpoint-7", "checkpoint-9"])
+        ask(engine, "a")
+        with engine.adapter("checkpoint-7"):
+            ask(engine, "b")
+        with engine.adapter(None):
+            ask(engine, "c")
+        with pytest.raises(UserError, match="lists no model 'checkpoint-9'") as caught:
+            with engine.adapter("checkpoint-9"):
+                pass
+        with pytest.raises(ValueError):
+            with engine.adapter("stranger"):
+                pass
+    asked = {body["messages"][0]["content"]: body["model"] for body in server.asked}
+    assert asked == {"a": "base", "b": "checkpoint-7", "c": "base"}
+    assert "--model-name checkpoint-7" in str(caught.value)
+
+
+def test_a_server_with_one_model_serves_the_adapter() -> None:
+    with serving(models=("only",)) as server:
+        engine = UrlEngine(server.url, ["checkpoint-7"])
+        with engine.adapter("checkpoint-7"):
+            assert ask(engine, "a")[0].text == "A"
+    assert server.asked[0]["model"] == "only"
+
+
+def test_a_named_model_needs_no_list() -> None:
+    with serving(models=()) as server:
+        with pytest.raises(UserError, match="404"):
+            UrlEngine(server.url)
+        engine = UrlEngine(server.url, model_name="mine")
+        ask(engine, "a")
+    assert (engine.model_name, server.asked[0]["model"]) == ("mine", "mine")
+
+
+@pytest.mark.parametrize("anchors", [True, False])
+def test_a_server_that_brings_the_anchor_itself_is_noticed(anchors: bool) -> None:
+    def script(body: dict[str, Any], number: int) -> tuple[int, Any]:
+        prompt = body["messages"][0]["content"]
+        full = prompt if prompt.startswith("Go! ") or not anchors else "Go! " + prompt
+        return completion("x", tokens=len(full))
+
+    with serving(script) as server:
+        assert UrlEngine(server.url).puts_in_front("Go! ") is anchors
+
+
+def _recipe(**values: Any) -> Recipe:
+    return Recipe(Path("r.yaml"), {"model": "nowhere/model", **values})
+
+
+def test_an_unknown_engine_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'vllm'"):
+        make_engine("vlm", _recipe(), {}, batch_size=1)
+    with pytest.raises(UserError, match="--model-name"):
+        make_engine("transformers", _recipe(), {}, batch_size=1, model_name="x")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_vllm_missing_is_said() -> None:
+    with pytest.raises(UserError, match="vLLM is not installed") as caught:
+        make_engine("vllm", _recipe(), {}, batch_size=1)
+    assert "--engine http" in str(caught.value)
+
+
+def _calls(tree: ast.AST, name: str) -> list[ast.Call]:
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "attr", getattr(node.func, "id", None)) == name
+    ]
+
+
+def test_calls_of_ms_swifts_vllm_engine_fit_its_signatures() -> None:
+    """Its module imports vLLM at the top, so the two sources are read, not run."""
+    import swift.infer_engine
+
+    from tell_plugins.bridge import vllm_engine
+
+    source = Path(swift.infer_engine.__file__ or "").with_name("vllm_engine.py").read_text()
+    (theirs,) = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ClassDef) and node.name == "VllmEngine"
+    ]
+    known = {
+        method.name: {arg.arg for arg in [*method.args.args, *method.args.kwonlyargs]}
+        for method in theirs.body
+        if isinstance(method, ast.FunctionDef)
+    }
+    ours = ast.parse(Path(vllm_engine.__file__).read_text())
+    (built,) = _calls(ours, "SwiftVllmEngine")
+    (inferred,) = _calls(ours, "infer")
+    assert {keyword.arg for keyword in built.keywords} <= known["__init__"]
+    assert {keyword.arg for keyword in inferred.keywords} <= known["infer"]
+
+
+@pytest.mark.parametrize(("rank", "reserved"), [(4, 8), (8, 8), (12, 16), (64, 64)])
+def test_vllm_reserves_room_for_the_adapters_rank(rank: int, reserved: int, tmp_path: Path) -> None:
+    from tell_plugins.bridge.vllm_engine import lora_rank
+
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank, "rank_pattern": {}}))
+    assert lora_rank(tmp_path) == reserved
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"r": rank, "rank_pattern": {"q_proj": 128}})
+    )
+    assert lora_rank(tmp_path) == 128
+
+
+@pytest.mark.slow
+def test_a_served_adapter_answers_as_on_this_machine(make_card: MakeCard, tmp_path: Path) -> None:
+    """`eval --engine URL`, through a real `swift deploy`, saves what the local engine does."""
+    from tell_plugins.cli import main
+
+    make_tiny_cards(make_card)
+    recipe = tiny_recipe(
+        tmp_path / "tiny.yaml",
+        make_tiny_model(tmp_path / "model"),
+        "tell/tiny_task:task=all/general=10rows",
+    )
+    run_swift("sft", "--config", str(recipe))
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    flags = [*["--max-new-tokens", "12", "--batch-size", "1", "--general-rows", "0"]]
+
+    def answers(name: str, *more: str) -> dict[int, tuple[str, str, int]]:
+        out = tmp_path / name
+        assert main(["eval", str(recipe), *flags, "--out", str(out), *more]) == 0
+        (file,) = out.glob("*/test-greedy/answers.jsonl")
+        lines = map(json.loads, file.read_text().splitlines())
+        keys = ("text", "finish_reason", "completion_tokens")
+        return {line["row"]: tuple(line[key] for key in keys) for line in lines}
+
+    here = answers("here")
+    served = f"{checkpoint.name}={checkpoint}"
+    with deployed(tmp_path / "log", "--adapters", served, "--served_model_name", "base") as url:
+        assert answers("there", "--engine", url) == here
+        base = answers("base", "--engine", url, "--adapter", "none")
+        assert UrlEngine(url, model_name=checkpoint.name).puts_in_front(
+            (checkpoint / "anchor.txt").read_text() + "\n\n"
+        )
+    assert len(here) == 6
+    assert base == answers("base_here", "--adapter", "none")
