@@ -20,7 +20,7 @@ from tell_plugins.evaluation.engines import make_engine
 from tell_plugins.evaluation.protocol import DECODINGS, Reply
 from tell_plugins.evaluation.url_engine import UrlEngine
 from tell_plugins.recipe.recipes import Recipe
-from tests.conftest import MakeCard
+from tests.conftest import PROJECT, MakeCard
 from tests.tiny import deployed, make_tiny_cards, make_tiny_model, run_swift, tiny_recipe
 
 GREEDY, PAPER = DECODINGS["greedy"], DECODINGS["paper"]
@@ -356,11 +356,9 @@ def _calls(tree: ast.AST, name: str) -> list[ast.Call]:
 
 def test_calls_of_ms_swifts_vllm_engine_fit_its_signatures() -> None:
     """Its module imports vLLM at the top, so the two sources are read, not run."""
-    import swift.infer_engine
-
-    from tell_plugins.bridge import vllm_engine
-
-    source = Path(swift.infer_engine.__file__ or "").with_name("vllm_engine.py").read_text()
+    spec = importlib.util.find_spec("swift")
+    assert spec is not None and spec.origin is not None
+    source = (Path(spec.origin).parent / "infer_engine" / "vllm_engine.py").read_text()
     (theirs,) = [
         node
         for node in ast.walk(ast.parse(source))
@@ -371,7 +369,7 @@ def test_calls_of_ms_swifts_vllm_engine_fit_its_signatures() -> None:
         for method in theirs.body
         if isinstance(method, ast.FunctionDef)
     }
-    ours = ast.parse(Path(vllm_engine.__file__).read_text())
+    ours = ast.parse((PROJECT / "tell_plugins" / "bridge" / "vllm_engine.py").read_text())
     (built,) = _calls(ours, "SwiftVllmEngine")
     (inferred,) = _calls(ours, "infer")
     assert {keyword.arg for keyword in built.keywords} <= known["__init__"]
