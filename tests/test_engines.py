@@ -357,7 +357,8 @@ def _calls(tree: ast.AST, name: str) -> list[ast.Call]:
 def test_calls_of_ms_swifts_vllm_engine_fit_its_signatures() -> None:
     """Its module imports vLLM at the top, so the two sources are read, not run."""
     spec = importlib.util.find_spec("swift")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     source = (Path(spec.origin).parent / "infer_engine" / "vllm_engine.py").read_text()
     (theirs,) = [
         node
