@@ -1,0 +1,186 @@
+"""What a reader may conclude from a study, and what not, said from its own numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.experiments.measures import MAIN, Difference, Judge, loss_difference
+from tell_plugins.experiments.results import Study
+from tell_plugins.experiments.tables import Group, fits_table, notes, pairs, same_seeds
+
+_MANY = 3  # points from which on a comparison is told in one sentence
+
+
+@dataclass(frozen=True)
+class Conclusions:
+    """Plain sentences: what was measured, what it shows, what it does not."""
+
+    measured: list[str] = field(default_factory=list)
+    shows: list[str] = field(default_factory=list)
+    not_shown: list[str] = field(default_factory=list)
+
+
+def conclude(study: Study, found: Sequence[Group], judge: Judge) -> Conclusions:
+    """The conclusions of a study."""
+    result = Conclusions()
+    result.measured.extend(_measured(study, found))
+    compared: dict[str, list[tuple[Group, Group]]] = {}
+    for reference, other in pairs(study, found):
+        compared.setdefault(f"{reference.series} against {other.series}", []).append(
+            (reference, other)
+        )
+    for name, points in compared.items():
+        if len(points) < _MANY:
+            sentences = [_compare(study, reference, other, judge) for reference, other in points]
+        else:
+            sentences = [_compare_along(study, name, points, judge)]
+        result.shows.extend(sentence for sentence in sentences if sentence)
+    for _, fit in fits_table(study, found).iterrows():
+        at = f" at {fit['at']}" if fit["at"] else ""
+        result.shows.append(f"{fit['what']}{at}: {fit['says']}.")
+    result.not_shown.extend(_not_shown(study, found))
+    return result
+
+
+def _measured(study: Study, found: Sequence[Group]) -> list[str]:
+    models = sorted({str(e.run.facts.get("model")) for e in study.entries})
+    seeds = study.index["seeds"]
+    rows = sorted({answers.settings["rows"] for e in study.done for answers in e.measured.task})
+    asked = study.index["evaluate"]
+    sentences = [
+        f"Model: {', '.join(models)}. Task: {', '.join(sorted({e.card for e in study.entries}))}, "
+        f"split '{asked['split']}', {_list(rows)} rows, {asked['decoding']} decoding.",
+        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({_list(seeds)}): a seed moves which "
+        "rows are drawn, their order, and the adapter's start.",
+    ]
+    failed = [e for e in study.entries if not e.done and e.run.failure(e.evaluation)]
+    missing = [e for e in study.entries if not e.done and not e.run.failure(e.evaluation)]
+    for entries, what in ((failed, "failed"), (missing, "not done yet")):
+        if entries:
+            names = _list([f"{e.method}{f' ({e.point})' if e.point else ''}" for e in entries])
+            sentences.append(f"{len(entries)} of {len(study.entries)} runs {what}: {names}.")
+    return sentences
+
+
+def _compare(study: Study, reference: Group, other: Group, judge: Judge) -> str | None:
+    mine, theirs = same_seeds(reference, other)
+    if not mine:
+        return None
+    name = MAIN[study.metric]
+    difference = judge.difference(mine, theirs, name)
+    where = f" at {reference.point}" if reference.point else ""
+    if difference is None:
+        return _compare_estimates(study, reference, other, where)
+    steps = _steps_of(reference, other)
+    sentence = (
+        f"{reference.method} against {other.method}{where} ({steps}): {name} "
+        f"{_verdict(difference)} ({_points(difference)})"
+    )
+    content = judge.difference(mine, theirs, "balanced accuracy")
+    if content is not None:
+        sentence += f"; balanced accuracy {_verdict(content)} ({_points(content)})"
+    loss = loss_difference(mine, theirs)
+    if loss is not None and loss.value is not None:
+        sentence += f"; loss on held-out general rows {_loss_verdict(loss)}"
+    remarks = notes(other, study)
+    return sentence + (f". Note: {other.method} is {'; '.join(remarks)}." if remarks else ".")
+
+
+def _compare_along(
+    study: Study, name: str, points: Sequence[tuple[Group, Group]], judge: Judge
+) -> str | None:
+    """Two curves, point by point, on the main measure; the table has the rest."""
+    parts = []
+    for reference, other in points:
+        difference = judge.difference(*same_seeds(reference, other), MAIN[study.metric])
+        if difference is not None:
+            parts.append(f"{_verdict(difference)} at {reference.point} ({_points(difference)})")
+    return f"{name}, {MAIN[study.metric]}: {'; '.join(parts)}." if parts else None
+
+
+def _compare_estimates(study: Study, reference: Group, other: Group, where: str) -> str | None:
+    """Without paired answers: the two intervals beside one another."""
+    name = MAIN[study.metric]
+    mine, theirs = reference.measures.main(study.metric), other.measures.main(study.metric)
+    if mine is None or theirs is None or mine.value is None or theirs.value is None:
+        return None
+    apart = _apart(mine, theirs)
+    word = "their intervals do not touch" if apart else "their intervals overlap"
+    return (
+        f"{reference.method} against {other.method}{where}: {name} {mine.value:.2f} and "
+        f"{theirs.value:.2f}; {word}."
+    )
+
+
+def _apart(first: Rate | Estimate, second: Rate | Estimate) -> bool:
+    if first.low is None or second.low is None or first.high is None or second.high is None:
+        return False
+    return first.low > second.high or second.low > first.high
+
+
+def _steps_of(reference: Group, other: Group) -> str:
+    mine, theirs = reference.steps, other.steps
+    if other.is_base:
+        return "before any training"
+    if mine == theirs:
+        return f"equal steps, {_list(mine)}"
+    return f"{_list(mine)} steps against {_list(theirs)}"
+
+
+def _verdict(difference: Difference) -> str:
+    if not difference.certain:
+        return "not told apart"
+    return "higher" if difference.value > 0 else "LOWER"
+
+
+def _points(difference: Difference) -> str:
+    value, low, high = (100 * part for part in (difference.value, difference.low, difference.high))
+    return f"{value:+.1f} points [{low:+.1f}, {high:+.1f}], {difference.n} rows"
+
+
+def _loss_verdict(loss: Estimate) -> str:
+    value, low, high = loss.value, loss.low, loss.high
+    if value is None or low is None or high is None:
+        return "not measured"
+    numbers = f"({value:+.3f} [{low:+.3f}, {high:+.3f}], {loss.n} rows)"
+    if low <= 0 <= high:
+        return f"not told apart {numbers}"
+    return f"{'lower' if value < 0 else 'HIGHER'} {numbers}"
+
+
+def _not_shown(study: Study, found: Sequence[Group]) -> list[str]:
+    sentences = [
+        "Intervals are over test rows. They do not hold what another seed would change; that is "
+        "shown by the seeds' own spread.",
+        "Many comparisons are listed and none is corrected for that: of twenty without any "
+        "difference, one is expected to look certain.",
+    ]
+    if len(study.index["seeds"]) < 3:
+        sentences.append(
+            f"With {len(study.index['seeds'])} seed(s) the variance between seeds is not known; a "
+            "difference of a few points may be one of seeds."
+        )
+    no_op = sorted({group.method for group in found if group.no_op})
+    if no_op:
+        sentences.append(
+            f"{_list(no_op)}: no-op. With warm-up the learning rate of its only step is 0, so it "
+            "is the base model by construction; a comparison with it says nothing of the method."
+        )
+    constant = sorted({group.method for group in found if group.measures.constant})
+    if constant:
+        sentences.append(
+            f"{_list(constant)}: one and the same label in nearly every adherent answer. The form "
+            "was learned, the content was not."
+        )
+    if any(entry.run.facts.get("settings", {}).get("use_cpu") for entry in study.entries):
+        sentences.append(
+            "Trained on a CPU, without a GPU, with a small model. Whether a 7B model behaves so is "
+            "not shown."
+        )
+    return sentences
+
+
+def _list(items: Sequence[object]) -> str:
+    return ", ".join(map(str, items)) if items else "no"

@@ -1,0 +1,190 @@
+"""General cards that an experiment makes: a held-out part, one mixture's general rows, random text.
+
+Each is an ordinary card in a folder that `$TELL_CARDS` names, so that ms-swift and `eval` read it
+as any other. Its name or its `source` line holds a hash of what it was made from; a card that is
+there already and was made from the same is left as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tell_plugins.core import draw, paths
+from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import GENERAL, Mixture
+from tell_plugins.core.sources import open_split
+
+HELD_OUT_SPLIT = "heldout"  # where `eval` looks for general rows that nobody trained on
+_FORMAT = 1  # raised when a card of the same name would hold other rows
+_HELD_OUT_SEED = 42  # the held-out rows are the same for every run, whatever its seed
+
+Pair = tuple[str, str]
+
+
+def with_held_out(card: Card, rows: int, folder: Path) -> str:
+    """The name of a general card with `rows` rows kept out of training in a split `heldout`.
+
+    That is the card itself where it has such a split. Else its rows are divided once, whatever
+    the run, its seed or its amounts: so all runs are measured on the same rows, and none of them
+    trained on one. Rows that ask the same as a held-out row leave the training part too.
+
+    Raises UserError when the card has too few rows.
+    """
+    if HELD_OUT_SPLIT in card.splits:
+        return card.name
+    source = open_split(card, "train")
+    ranked = draw.ranking(source.ids, seed=_HELD_OUT_SEED, source=f"{card.name} {HELD_OUT_SPLIT}")
+    if len(ranked) <= rows:
+        raise UserError(
+            f"{rows} rows to be held out of {len(ranked)}",
+            where=f"general card '{card.name}'",
+            allowed=f"fewer than {len(ranked)}",
+            remedy="lower evaluate.general_rows (--general-rows)",
+        )
+    name = f"{card.name}_less{rows}"
+    held = ranked[:rows]
+    kept = np.sort(ranked[rows:])
+    kept = kept[~np.isin(source.keys[kept], source.keys[held])]
+    return _write(
+        folder,
+        name,
+        made_from=[card.name, source.sha256, str(rows)],
+        summary=f"{card.name} without {rows} rows, which are its split '{HELD_OUT_SPLIT}'.",
+        card=card,
+        splits={
+            "train": lambda: source.texts(kept).pairs(),
+            HELD_OUT_SPLIT: lambda: source.texts(held).pairs(),
+        },
+        max_tokens=card.max_tokens,
+    )
+
+
+def general_rows_of(mixture: Mixture) -> list[Pair]:
+    """(query, response) of the general rows of a mixture, source by source, ranked."""
+    pairs: list[Pair] = []
+    shift = int(mixture.task is not None)
+    for index, source in enumerate(mixture.sources):
+        if source.role == GENERAL:
+            pairs += mixture.general[index - shift].texts(source.used).pairs()
+    return pairs
+
+
+def general_only(mixture: Mixture, folder: Path) -> str:
+    """The name of a card that holds exactly the general rows of `mixture`."""
+    return _from_mixture(
+        mixture, folder, "only", "The general rows of one mixture, alone", general_rows_of
+    )
+
+
+def random_text(mixture: Mixture, folder: Path) -> str:
+    """The name of a card of random text in the shape of the general rows of `mixture`.
+
+    All words of those rows, queries and responses together, are shuffled (seeded by the mixture)
+    and dealt out again: every row keeps its two word counts, every word its frequency; nothing
+    that makes sense is left. The control of arXiv 2411.07175, which tells the effect of further
+    steps and of regularisation from that of knowledge.
+    """
+    seed = mixture.spec.seed
+
+    def make(source: Mixture) -> list[Pair]:
+        return shuffled_words(general_rows_of(source), seed)
+
+    return _from_mixture(mixture, folder, "random", "Shuffled words in the shape of rows", make)
+
+
+def shuffled_words(pairs: Sequence[Pair], seed: int) -> list[Pair]:
+    """The rows with all their words shuffled among them; each text keeps its number of words."""
+    texts = [text.split() for pair in pairs for text in pair]
+    words = [word for text in texts for word in text]
+    generator = random.Random(f"random text {seed}")
+    keys = [generator.random() for _ in words]  # the one method whose sequence Python fixes
+    dealt = [words[i] for i in sorted(range(len(words)), key=keys.__getitem__)]
+    result, start = [], 0
+    for text in texts:
+        result.append(" ".join(dealt[start : start + len(text)]))
+        start += len(text)
+    return list(zip(result[::2], result[1::2], strict=True))
+
+
+def _from_mixture(
+    mixture: Mixture,
+    folder: Path,
+    kind: str,
+    summary: str,
+    make: Callable[[Mixture], list[Pair]],
+) -> str:
+    sources = [source for source in mixture.sources if source.role == GENERAL]
+    if not any(len(source.used) for source in sources):
+        raise UserError(
+            "the mixture has no general rows to make a control of",
+            where=str(mixture.spec),
+            remedy="give the recipe general data, or --general",
+        )
+    digest = hashlib.sha256()
+    for row in general_rows_of(mixture):
+        digest.update(json.dumps(row).encode())
+    made_from = [kind, digest.hexdigest(), str(mixture.spec.seed)]
+    names = "_".join(source.card.name for source in sources)
+    name = f"{names}_{kind}_{_digest(made_from)[:8]}"
+    return _write(
+        folder,
+        name,
+        made_from=made_from,
+        summary=f"{summary} ({sum(len(s.used) for s in sources)} rows of {names}).",
+        card=sources[0].card,
+        splits={"train": lambda: make(mixture)},
+        max_tokens=None,
+    )
+
+
+def _digest(parts: Iterable[str]) -> str:
+    return hashlib.sha256("|".join([str(_FORMAT), *parts]).encode()).hexdigest()
+
+
+def _write(
+    folder: Path,
+    name: str,
+    *,
+    made_from: list[str],
+    summary: str,
+    card: Card,
+    splits: dict[str, Callable[[], list[Pair]]],
+    max_tokens: int | None,
+) -> str:
+    content: dict[str, Any] = {
+        "name": name,
+        "kind": GENERAL,
+        "summary": summary,
+        "licence": card.licence,
+        "source": f"made by an experiment from {card.name}, key {_digest(made_from)}",
+        "columns": {"query": "query", "response": "response"},
+        "splits": {split: {"file": f"{split}.jsonl"} for split in splits},
+    }
+    if max_tokens is not None:
+        content["max_tokens"] = max_tokens
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
+    here = folder / name
+    target = here / "card.yaml"
+    with suppress(OSError):
+        files = [here / f"{split}.jsonl" for split in splits]
+        if target.read_text(encoding="utf-8") == text and all(file.is_file() for file in files):
+            return name
+    for split, rows in splits.items():
+        lines = (
+            json.dumps({"query": query, "response": response}, ensure_ascii=False) + "\n"
+            for query, response in rows()
+        )
+        paths.write_text(here / f"{split}.jsonl", "".join(lines))
+    paths.write_text(target, text)  # last: a card without its rows is never seen
+    load_card(name)
+    return name

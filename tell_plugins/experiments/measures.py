@@ -1,0 +1,380 @@
+"""Numbers of one method at one point, over all of its seeds; each with n and a 95 % interval.
+
+Answers of several seeds to the same test row are not independent: rates carry the design effect
+of `intervals.rate`, and differences the correlation over test rows. What seeds add to that is shown
+by the spread of the seeds themselves, which no interval over rows can tell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from tell_plugins.core.errors import UserError
+from tell_plugins.evaluation import retention
+from tell_plugins.evaluation.bleed import format_test
+from tell_plugins.evaluation.final_number import final_number
+from tell_plugins.evaluation.intervals import Estimate, Rate, rate
+from tell_plugins.evaluation.json_scorers import card_schema, lenient, strict
+from tell_plugins.experiments.results import Answers, Entry, References, ReferenceShelf, card_of
+
+# the first measure of each metric: the one that curves and comparisons are about
+MAIN = {"json": "adherence", "number": "exact match", "translation": "chrF++"}
+_CONSTANT = 0.95  # a label given at least this often is called a constant answer
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Answers and what they came to. All lists have one item an answer.
+
+    Attributes:
+        rows: the test row (its id) of each answer.
+        hits: adherent, or the right number.
+        lenient: adherent to a tolerant reader; empty for numbers.
+        given, right: labels, None where an answer is not adherent; empty without labels.
+        kinds: kinds of failure.
+    """
+
+    rows: list[str]
+    hits: list[bool]
+    lenient: list[bool]
+    given: list[str | None]
+    right: list[str]
+    kinds: Counter[str]
+
+    def __add__(self, other: Judged) -> Judged:
+        return Judged(
+            self.rows + other.rows,
+            self.hits + other.hits,
+            self.lenient + other.lenient,
+            self.given + other.given,
+            self.right + other.right,
+            self.kinds + other.kinds,
+        )
+
+    @property
+    def places(self) -> list[int]:
+        """The rows as numbers, in the order of their ids."""
+        order = {row: place for place, row in enumerate(sorted(set(self.rows)))}
+        return [order[row] for row in self.rows]
+
+
+NOTHING = Judged([], [], [], [], [], Counter())
+
+
+@dataclass(frozen=True)
+class Measures:
+    """One method at one point of the grid.
+
+    Attributes:
+        rates: named rates, the main one first (none for translations).
+        estimates: named other numbers (balanced accuracy; all scores of translations).
+        seeds: the main measure of each seed.
+        loss: mean loss per token on held-out general rows; `change` against the base model.
+        bleed: general questions answered in the task's format.
+        most_frequent: the label given most often and its share of the adherent answers.
+    """
+
+    entries: list[Entry]
+    rates: dict[str, Rate]
+    estimates: dict[str, Estimate]
+    seeds: list[float]
+    loss: Estimate | None
+    change: Estimate | None
+    bleed: Rate | None
+    most_frequent: tuple[str, Rate] | None
+    kinds: Counter[str]
+
+    @property
+    def constant(self) -> bool:
+        """Whether nearly all adherent answers carry one and the same label."""
+        share = self.most_frequent[1] if self.most_frequent else None
+        return share is not None and share.n > 1 and (share.value or 0) >= _CONSTANT
+
+    def main(self, metric: str) -> Rate | Estimate | None:
+        name = MAIN[metric]
+        return self.rates.get(name) or self.estimates.get(name)
+
+
+class Judge:
+    """Judges the answers of entries and keeps what it found."""
+
+    def __init__(self, shelf: ReferenceShelf) -> None:
+        self._shelf = shelf
+        self._judged: dict[tuple[str, str], Judged] = {}
+
+    def measures(self, entries: Sequence[Entry], base: Entry | None) -> Measures:
+        """The numbers of the entries of one method at one point, pooled over seeds."""
+        card = card_of(entries[0])
+        metric = str(card.metric)
+        pooled = sum((self.judged(entry) for entry in entries), NOTHING)
+        rates: dict[str, Rate] = {}
+        estimates: dict[str, Estimate] = {}
+        seeds: list[float] = []
+        frequent = None
+        if metric == "translation":
+            estimates, seeds = _translation(entries)
+        elif pooled.hits:
+            places = pooled.places
+            rates[MAIN[metric]] = rate(pooled.hits, places)
+            seeds = [_mean(self.judged(entry).hits) for entry in entries]
+            if pooled.lenient:
+                rates["adherence, lenient"] = rate(pooled.lenient, places)
+            if pooled.right:
+                right = [g == r for g, r in zip(pooled.given, pooled.right, strict=True)]
+                rates["accuracy"] = rate(right, places)
+                estimates["balanced accuracy"] = balanced_accuracy(pooled)
+                frequent = _most_frequent(pooled)
+        return Measures(
+            entries=list(entries),
+            rates=rates,
+            estimates=estimates,
+            seeds=seeds,
+            loss=_loss(entries),
+            change=_change(entries, base),
+            bleed=self._bleed(entries),
+            most_frequent=frequent,
+            kinds=pooled.kinds,
+        )
+
+    def judged(self, entry: Entry) -> Judged:
+        """All answers of one entry to its task."""
+        key = (entry.run.folder.name, entry.evaluation)
+        if key not in self._judged:
+            parts = (self._judge(entry, answers) for answers in entry.measured.task)
+            self._judged[key] = sum(parts, NOTHING)
+        return self._judged[key]
+
+    def _judge(self, entry: Entry, answers: Answers) -> Judged:
+        card = card_of(entry)
+        if card.metric == "translation":
+            return NOTHING
+        truth = self._shelf.get(card.name, answers.settings["split"])
+        _check_ids(answers, truth)
+        rows = [str(line["id"]) for line in answers.lines]
+        if card.metric == "number":
+            numbers = [final_number(line["text"]) for line in answers.lines]
+            right = [truth.of[row] for row in rows]
+            hits = [_same(n, expected) for n, expected in zip(numbers, right, strict=True)]
+            kinds = Counter({"wrong_number": hits.count(False)} if not all(hits) else {})
+            return Judged(rows, hits, [], [], [], kinds)
+        schema = card_schema(card)
+        verdicts = [strict(a["text"], a["finish_reason"], schema) for a in answers.lines]
+        tolerant = [lenient(a["text"], a["finish_reason"], schema) for a in answers.lines]
+        given = [schema.label_of(v.value) if v.adherent else None for v in verdicts]
+        return Judged(
+            rows=rows,
+            hits=[verdict.adherent for verdict in verdicts],
+            lenient=[verdict.adherent for verdict in tolerant],
+            given=given if truth.labels else [],
+            right=[truth.of[row] for row in rows] if truth.labels else [],
+            kinds=Counter(verdict.kind for verdict in verdicts if not verdict.adherent),
+        )
+
+    def difference(
+        self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
+    ) -> Difference | None:
+        """System minus baseline over the same test rows; None where there is nothing to pair.
+
+        `name` is `balanced accuracy`, or anything else for the main rate.
+        """
+        mine = sum((self.judged(entry) for entry in system), NOTHING)
+        theirs = sum((self.judged(entry) for entry in baseline), NOTHING)
+        if not mine.rows or set(mine.rows) != set(theirs.rows):
+            return None
+        rows = len(set(mine.rows))
+        if name != "balanced accuracy":
+            hits, others = rate(mine.hits, mine.places), rate(theirs.hits, theirs.places)
+            return paired_difference(hits, others, correlation(mine, theirs, "hits"), rows)
+        if not mine.right:
+            return None
+        agreement = correlation(mine, theirs, "correct")
+        return paired_difference(
+            balanced_accuracy(mine), balanced_accuracy(theirs), agreement, rows
+        )
+
+    def _bleed(self, entries: Sequence[Entry]) -> Rate | None:
+        card = card_of(entries[0])
+        in_format = format_test(card)
+        if card.metric == "translation":
+            answers = entries[0].measured.task
+            split = answers[0].settings["split"] if answers else "test"
+            opening = self._shelf.get(card.name, split).opening
+            in_format = lambda text: bool(opening) and text.strip().startswith(opening)  # noqa: E731
+        lines = [line for entry in entries for line in entry.measured.general]
+        if not lines:
+            return None
+        return rate([in_format(line["text"]) for line in lines], [line["row"] for line in lines])
+
+
+def _check_ids(answers: Answers, truth: References) -> None:
+    strangers = [line["id"] for line in answers.lines if line["id"] not in truth.of]
+    if truth.of and strangers:
+        raise UserError(
+            f"{len(strangers)} of {len(answers.lines)} answers have no row in split "
+            f"'{truth.split}' of card '{truth.card}'",
+            where=str(answers.folder),
+            remedy="the answers belong to other data; run the sweep again",
+        )
+
+
+def _same(number: Fraction | None, right: str) -> bool:
+    return number is not None and str(number) == right
+
+
+def _mean(hits: Sequence[bool]) -> float:
+    return sum(hits) / len(hits) if hits else float("nan")
+
+
+def _most_frequent(judged: Judged) -> tuple[str, Rate] | None:
+    said = [label for label in judged.given if label is not None]
+    if not said:
+        return None
+    places = [p for p, label in zip(judged.places, judged.given, strict=True) if label is not None]
+    label = Counter(said).most_common(1)[0][0]
+    return label, rate([other == label for other in said], places)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """System minus baseline, with its 95 % interval; `n` test rows that both answered."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+
+def balanced_accuracy(judged: Judged) -> Estimate:
+    """The mean recall of the labels that occur, over all answers.
+
+    The interval is put together from the labels' Wilson intervals by square-and-add (Zou and
+    Donner, 2008). Unlike a bootstrap it does not shrink to nothing where every answer is wrong.
+    """
+    names = sorted(set(judged.right))
+    recalls = []
+    for name in names:
+        mine = [i for i, right in enumerate(judged.right) if right == name]
+        hits = [judged.given[i] == name for i in mine]
+        recalls.append(rate(hits, [judged.places[i] for i in mine]))
+    shares = [(r.value or 0.0, r.low, r.high) for r in recalls]
+    middle = sum(value for value, _, _ in shares) / len(shares)
+    below = math.sqrt(sum((value - low) ** 2 for value, low, _ in shares)) / len(shares)
+    above = math.sqrt(sum((high - value) ** 2 for value, _, high in shares)) / len(shares)
+    return Estimate(middle, max(0.0, middle - below), min(1.0, middle + above), len(judged.right))
+
+
+def paired_difference(
+    mine: Rate | Estimate, theirs: Rate | Estimate, agreement: float, rows: int
+) -> Difference:
+    """The difference of two shares over the same rows, by square-and-add with their correlation.
+
+    Newcombe (1998), method 10 without continuity correction. With 0 of n on both sides it still
+    says how far apart the two may be.
+    """
+    p, q = mine.value or 0.0, theirs.value or 0.0
+    below, above = p - (mine.low or 0.0), (mine.high or 0.0) - p
+    under, over = q - (theirs.low or 0.0), (theirs.high or 0.0) - q
+    low = below**2 + over**2 - 2 * agreement * below * over
+    high = above**2 + under**2 - 2 * agreement * above * under
+    value = p - q
+    return Difference(
+        value,
+        max(-1.0, value - math.sqrt(max(low, 0.0))),
+        min(1.0, value + math.sqrt(max(high, 0.0))),
+        rows,
+    )
+
+
+def correlation(mine: Judged, theirs: Judged, what: str) -> float:
+    """Pearson's correlation of two systems over test rows; 0 where one of them never varies.
+
+    `what`: `hits`, or `correct` for the right label.
+    """
+    first, second = _by_row(mine, what), _by_row(theirs, what)
+    x = np.array([first[row] for row in sorted(first)])
+    y = np.array([second[row] for row in sorted(first)])
+    if x.std() == 0 or y.std() == 0:
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _by_row(judged: Judged, what: str) -> dict[str, float]:
+    """The mean over the answers to each test row."""
+    values = judged.hits
+    if what == "correct":
+        values = [g == r for g, r in zip(judged.given, judged.right, strict=True)]
+    found: dict[str, list[bool]] = {}
+    for row, value in zip(judged.rows, values, strict=True):
+        found.setdefault(row, []).append(value)
+    return {row: sum(hits) / len(hits) for row, hits in found.items()}
+
+
+def mean_losses(entries: Sequence[Entry]) -> list[tuple[float, int]]:
+    """(summed loss, tokens) of each held-out general row, the mean over the entries.
+
+    Empty where nothing was measured, or not over the same rows.
+    """
+    found = [losses for entry in entries if (losses := entry.measured.losses)]
+    if not found or len(found) < len(entries):
+        return []
+    tokens = [count for _, count in found[0]]
+    if any([count for _, count in losses] != tokens for losses in found):
+        return []
+    sums = np.mean([[loss for loss, _ in losses] for losses in found], axis=0)
+    return list(zip(sums.tolist(), tokens, strict=True))
+
+
+def _loss(entries: Sequence[Entry]) -> Estimate | None:
+    losses = mean_losses(entries)
+    if not losses:
+        return None
+    found = retention.retention(losses)
+    return Estimate(found.loss, found.low, found.high, found.rows)
+
+
+def _change(entries: Sequence[Entry], base: Entry | None) -> Estimate | None:
+    if base is None or entries[0].run.is_base:
+        return None
+    return loss_difference(entries, [base])
+
+
+def loss_difference(system: Sequence[Entry], baseline: Sequence[Entry]) -> Estimate | None:
+    """Loss on held-out general rows, system minus baseline over the same rows (paired)."""
+    mine, theirs = mean_losses(system), mean_losses(baseline)
+    if not mine or [count for _, count in mine] != [count for _, count in theirs]:
+        return None
+    value, low, high = retention.difference(mine, theirs)
+    return Estimate(value, low, high, len(mine))
+
+
+def _translation(entries: Sequence[Entry]) -> tuple[dict[str, Estimate], list[float]]:
+    """Scores as `eval` saved them: the mean over seeds, the widest of their intervals."""
+    saved = [a.scores["translation"] for e in entries for a in e.measured.task if a.scores]
+    if not saved:
+        return {}, []
+    found: dict[str, list[dict[str, float]]] = {}
+    for scores in saved:
+        segment = scores["scores"]["stripped_segment"]
+        found.setdefault("chrF++", []).append(segment["chrf++"]["corpus"])
+        found.setdefault("BLEU", []).append(segment["bleu"]["corpus"])
+        for name, learned in scores.get("learned", {}).items():
+            found.setdefault(name.upper(), []).append(learned["segment"])
+    estimates = {name: _mean_estimate(values) for name, values in found.items()}
+    return estimates, [value["value"] for value in found["chrF++"]]
+
+
+def _mean_estimate(values: list[dict[str, float]]) -> Estimate:
+    half = max((v["high"] - v["low"]) / 2 for v in values)
+    middle = sum(v["value"] for v in values) / len(values)
+    return Estimate(middle, middle - half, middle + half, int(values[0]["n"]))

@@ -1,0 +1,441 @@
+"""From a sweep to its runs: what each trains on, how long, and under which name it is kept.
+
+A run is known by a hash of what decides its result: ms-swift's settings and the mixture it sees.
+So two sweeps that ask for the same run share it, whatever they call it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tell_plugins.core import paths
+from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.errors import UserError, raise_all, unknown
+from tell_plugins.core.mixture import GENERAL, TASK, Mixture, build_mixture
+from tell_plugins.core.progress import tracked
+from tell_plugins.core.sources import open_task
+from tell_plugins.core.spec import ALL, NONE, Spec, parse_spec
+from tell_plugins.experiments import derived_cards
+from tell_plugins.experiments.sweep import DERIVED, SPEC_KEYS, Settings, Sweep
+from tell_plugins.recipe.recipes import Recipe, load_recipe
+from tell_plugins.recipe.schedule import Plan, Training, plan
+from tell_plugins.recipe.settings import Settings as SwiftSettings
+from tell_plugins.recipe.swift_keys import swift_keys
+
+BASE = "base"
+_FORMAT = 1  # raised when a run of the same hash would come out otherwise
+# keys that do not touch a run's result
+_FREE = ("dataset", "output_dir", "add_version", "logging_dir", "run_name", "report_to")
+# keys that say which model answers, and how a prompt reaches it
+_MODEL = (
+    "model",
+    "model_type",
+    "model_revision",
+    "model_kwargs",
+    "template",
+    "system",
+    "rope_scaling",
+    "new_special_tokens",
+    "quant_method",
+    "quant_bits",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run as the sweep file asks for it. `at` is its point of the grid."""
+
+    method: str
+    at: dict[str, Any]
+    seed: int
+    settings: Settings
+
+    @property
+    def key(self) -> str:
+        return json.dumps([self.method, self.at, self.seed], sort_keys=True)
+
+    @property
+    def label(self) -> str:
+        """How the run is called in lists."""
+        point = ", ".join(f"{key}={value}" for key, value in self.at.items())
+        return f"{self.method}{f' ({point})' if point else ''}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a mixture holds. Tokens are None where no tokenizer is at hand."""
+
+    hash: str
+    rows: int  # entries, copies included
+    task_rows: int  # distinct
+    copies: int
+    general_rows: int
+    tokens: int | None
+    task_tokens: int | None  # of the distinct task rows
+    general_tokens: int | None
+    overlapping: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is asked of one model, and the string that names the rows.
+
+    `dataset` names the task with the anchor of the test and the general card whose held-out rows
+    are measured; `eval` gets a recipe with it.
+    """
+
+    dataset: str
+    anchor: str
+    options: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        rows = self.options["rows"]
+        name = f"{self.options['split']}-{self.options['decoding']}"
+        return f"{name}{f'-{rows}rows' if rows else ''}-{_hash([self.dataset, self.options])[:8]}"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run, ready to be done."""
+
+    cell: Cell
+    recipe: Recipe
+    spec: Spec
+    facts: Facts
+    plan: Plan
+    evaluation: Evaluation
+    trained_tokens: int | None = None  # of all entries that some step holds, every epoch
+    equal_steps: str | None = None  # the id of the run whose steps it must take
+
+    @property
+    def id(self) -> str:
+        values = {key: value for key, value in self.recipe.values.items() if key not in _FREE}
+        return _hash([_FORMAT, values, self.facts.hash])[:12]
+
+    @property
+    def folder(self) -> str:
+        parts = [self.spec.card, self.spec.task, self.spec.general or "", self.cell.seed]
+        return _slug("-".join(str(part) for part in parts if str(part))) + f"-{self.id}"
+
+    @property
+    def needs_gpu(self) -> bool:
+        return not self.recipe.values.get("use_cpu")
+
+
+@dataclass(frozen=True)
+class PlannedBase:
+    """The model before training, asked what the runs are asked."""
+
+    recipe: Recipe
+    evaluation: Evaluation
+
+    @property
+    def id(self) -> str:
+        values = {key: self.recipe.values.get(key) for key in _MODEL}
+        return _hash([_FORMAT, BASE, values])[:12]
+
+    @property
+    def folder(self) -> str:
+        return _slug(f"{BASE}-{Path(str(self.recipe.get('model'))).name}") + f"-{self.id}"
+
+    @property
+    def needs_gpu(self) -> bool:
+        return not self.recipe.values.get("use_cpu")
+
+
+@dataclass
+class SweepPlan:
+    """Everything a sweep has to do: entries in the file's order, runs once each."""
+
+    sweep: Sweep
+    entries: list[Planned] = field(default_factory=list)
+    bases: list[PlannedBase] = field(default_factory=list)
+
+    @property
+    def runs(self) -> list[Planned]:
+        """The runs to be done: an entry that comes to the same run as an earlier one is not."""
+        found: dict[tuple[str, str], Planned] = {}
+        for entry in self.entries:
+            found.setdefault((entry.id, entry.evaluation.id), entry)
+        return list(found.values())
+
+
+def cells(sweep: Sweep) -> list[Cell]:
+    """The runs that a sweep asks for, seed by seed within a point of the grid.
+
+    A method that sets a key of the grid itself stays at that value: it has one run, not one for
+    every value.
+    """
+    found: dict[str, Cell] = {}
+    for method, settings in sweep.crossed().items():
+        for point in sweep.points():
+            at = {key: value for key, value in point.items() if key not in settings}
+            for seed in sweep.seeds:
+                cell = Cell(method, at, seed, {**at, **settings})
+                found.setdefault(cell.key, cell)
+    for method, settings in sweep.runs.items():
+        for seed in sweep.seeds:
+            cell = Cell(method, {}, seed, dict(settings))
+            found.setdefault(cell.key, cell)
+    return list(found.values())
+
+
+class Planner:
+    """Resolves the cells of one sweep; `cards` is the folder of the cards that are made for it."""
+
+    def __init__(self, sweep: Sweep, cards: Path) -> None:
+        self.sweep = sweep
+        self.cards = cards
+        os.environ["TELL_CARDS"] = cards_environment(cards)
+        base = load_recipe(sweep.base)
+        self.base = base.with_values(**sweep.flags) if sweep.flags else base
+        self._spec = self.base.spec
+        self._done: dict[str, tuple[Planned, Mixture]] = {}
+
+    def planned(self, cell: Cell) -> Planned:
+        """The run of a cell. Raises UserError for whatever the user can mend."""
+        return self._resolve(cell)[0]
+
+    def bases(self, entries: list[Planned]) -> list[PlannedBase]:
+        """The base model once for every model, card and split among the entries."""
+        found: dict[tuple[str, str], PlannedBase] = {}
+        for entry in entries:
+            spec = Spec(self._card_of(entry.cell), anchor=self._spec.anchor)
+            base = PlannedBase(entry.recipe, self._evaluation(spec, entry))
+            found.setdefault((base.id, base.evaluation.id), base)
+        return list(found.values())
+
+    def _card_of(self, cell: Cell) -> str:
+        return str(cell.settings.get("card", self._spec.card))
+
+    def _resolve(self, cell: Cell) -> tuple[Planned, Mixture]:
+        if cell.key not in self._done:
+            self._done[cell.key] = self._make(cell)
+        return self._done[cell.key]
+
+    def _make(self, cell: Cell) -> tuple[Planned, Mixture]:
+        task_spec = self._task_spec(cell)
+        spec = task_spec
+        reference: Planned | None = None
+        if "general_only" in cell.settings:
+            _, mixture = self._resolve(self._reference(cell, "general_only"))
+            spec = Spec(derived_cards.general_only(mixture, self.cards), seed=cell.seed)
+        elif "random_text" in cell.settings:
+            _, mixture = self._resolve(self._reference(cell, "random_text"))
+            name = derived_cards.random_text(mixture, self.cards)
+            spec = spec.with_values(sources=(name,), general=ALL)
+        values = {
+            key: value
+            for key, value in cell.settings.items()
+            if key not in (*SPEC_KEYS, "card", *DERIVED)
+        }
+        recipe = self.base.with_values(**values, seed=cell.seed)
+        mixture = build_mixture(spec)
+        if "equal_steps" in cell.settings:
+            reference, _ = self._resolve(self._reference(cell, "equal_steps"))
+            recipe, mixture = _bring_to_steps(recipe, mixture, reference.plan.steps)
+        recipe = recipe.with_values(dataset=[str(mixture.spec)])
+        schedule = plan(len(mixture), training_of(recipe))
+        planned = Planned(
+            cell=cell,
+            recipe=recipe,
+            spec=mixture.spec,
+            facts=facts(mixture),
+            plan=schedule,
+            trained_tokens=trained_tokens(mixture, schedule),
+            evaluation=self._evaluation(task_spec, None),
+            equal_steps=reference.id if reference else None,
+        )
+        return planned, mixture
+
+    def _reference(self, cell: Cell, key: str) -> Cell:
+        """The cell that `key` names: at the same point of the grid and with the same seed."""
+        method = str(cell.settings[key])
+        named = {**self.sweep.crossed(), **self.sweep.runs}[method]
+        at = {k: v for k, v in cell.at.items() if method in self.sweep.crossed() and k not in named}
+        return Cell(method, at, cell.seed, {**at, **named})
+
+    def _task_spec(self, cell: Cell) -> Spec:
+        """The dataset string of a cell before it is derived, with every default written out."""
+        card = self._card_of(cell)
+        own = self._spec
+        if card != own.card:  # amounts and sources are the other card's own
+            own = Spec(
+                card, anchor=own.anchor, order=own.order, repeat=own.repeat, overlap=own.overlap
+            )
+        texts = {
+            key: "+".join(map(str, value)) if isinstance(value, list) else str(value)
+            for key, value in cell.settings.items()
+            if key in SPEC_KEYS
+        }
+        body = "/".join(f"{key}={value}" for key, value in texts.items())
+        where = f"{self.sweep.name}, {cell.label}"
+        given = parse_spec(f"tell/{card}" + (f":{body}" if body else ""), where=where)
+        changed = {_FIELDS.get(key, key): getattr(given, _FIELDS.get(key, key)) for key in texts}
+        return self._written_out(own.with_values(**changed, seed=cell.seed))
+
+    def _written_out(self, spec: Spec) -> Spec:
+        card = load_card(spec.card)
+        if card.general is None:
+            raise UserError(
+                f"'{card.name}' is general data and has no task",
+                where=f"{self.sweep.name}, base {self.sweep.base}",
+                allowed="the recipe of a task",
+                remedy="name the task's recipe; 'general_only' makes the run without task rows",
+            )
+        general = spec.general or card.general.amount
+        if general == NONE:
+            return spec.with_values(general=NONE, sources=None)
+        names = spec.sources or card.general.sources
+        held_out = self.sweep.evaluate.general_rows
+        if held_out:
+            names = tuple(
+                derived_cards.with_held_out(_general(name), held_out, self.cards) for name in names
+            )
+        return spec.with_values(general=general, sources=tuple(names))
+
+    def _evaluation(self, spec: Spec, entry: Planned | None) -> Evaluation:
+        wanted = self.sweep.evaluate
+        card = load_card(spec.card)
+        assert card.general is not None
+        anchor = wanted.anchor or spec.anchor
+        open_task(card, wanted.split, anchor)
+        asked = Spec(card.name, anchor=anchor)
+        if wanted.general_rows:
+            names = self._spec.sources if card.name == self._spec.card else None
+            first = (names or card.general.sources)[0]
+            source = derived_cards.with_held_out(_general(first), wanted.general_rows, self.cards)
+            asked = asked.with_values(sources=(source,))
+        return Evaluation(str(asked), anchor, wanted.model_dump(exclude={"anchor"}, mode="json"))
+
+
+_FIELDS = {"from": "sources"}
+
+
+def _general(name: str) -> Card:
+    card = load_card(name)
+    if card.kind != GENERAL:
+        raise UserError(
+            f"card '{name}' is task data",
+            where="key 'from'",
+            allowed="cards of kind 'general'",
+            remedy="name general cards only",
+        )
+    return card
+
+
+def make_plan(sweep: Sweep, cards: Path) -> SweepPlan:
+    """Resolve a whole sweep; the problems of all its runs are raised together."""
+    planner = Planner(sweep, cards)
+    result = SweepPlan(sweep)
+    problems: dict[str, UserError] = {}
+    wanted = cells(sweep)
+    for cell in tracked(wanted, "planning", "runs", len(wanted)):
+        try:
+            result.entries.append(planner.planned(cell))
+        except UserError as error:
+            problems.setdefault(str(error), error)
+    problems.update({str(error): error for error in _unknown_keys(sweep)})
+    raise_all(list(problems.values()))
+    result.bases = planner.bases(result.entries)
+    return result
+
+
+def _unknown_keys(sweep: Sweep) -> list[UserError]:
+    """Settings that neither the dataset string nor the installed ms-swift knows."""
+    ours = {*SPEC_KEYS, "card", *DERIVED}
+    known = {*ours, *swift_keys().keys}
+    groups: dict[str, Mapping[str, Any]] = {"grid": sweep.grid, **sweep.methods, **sweep.runs}
+    return [
+        unknown("setting", key, known, f"{sweep.name}, {name}")
+        for name, settings in groups.items()
+        for key in settings
+        if key not in known
+    ]
+
+
+def facts(mixture: Mixture) -> Facts:
+    """The counts of a mixture."""
+    task = [source for source in mixture.sources if source.role == TASK]
+    general = [source for source in mixture.sources if source.role == GENERAL]
+    counted = mixture.counter is not None
+    lengths = mixture.lengths
+    return Facts(
+        hash=mixture.hash,
+        rows=len(mixture),
+        task_rows=sum(len(source.used) for source in task),
+        copies=task[0].copies if task else 1,
+        general_rows=sum(len(source.used) for source in general),
+        tokens=None if lengths is None else int(lengths.sum()),
+        task_tokens=sum(source.tokens() or 0 for source in task) if counted else None,
+        general_tokens=sum(source.tokens() or 0 for source in general) if counted else None,
+        overlapping=sum(source.overlapping for source in general),
+    )
+
+
+def trained_tokens(mixture: Mixture, schedule: Plan) -> int | None:
+    """Tokens of all entries that the steps hold, in every epoch; None when not counted."""
+    if mixture.lengths is None:
+        return None
+    sums = mixture.lengths.sum(axis=1)
+    epochs = range(schedule.epochs_begun)
+    return sum(int(sums[: len(schedule.step_of_entries(epoch))].sum()) for epoch in epochs)
+
+
+def training_of(recipe: Recipe) -> Training:
+    """What decides the steps of a recipe, read as the installed ms-swift reads it."""
+    return SwiftSettings(recipe, swift_keys()).training
+
+
+def _bring_to_steps(recipe: Recipe, mixture: Mixture, steps: int) -> tuple[Recipe, Mixture]:
+    """A recipe and mixture that take exactly `steps` optimizer steps.
+
+    Task rows alone are repeated as often as it needs, and the last round is cut by `max_steps`.
+    """
+    own = plan(len(mixture), training_of(recipe)).steps
+    if own < steps and mixture.spec.general == NONE:
+        entries = len(mixture) // mixture.spec.repeat
+        rows_per_step = training_of(recipe).rows_per_step
+        repeat = -(-rows_per_step * steps // entries)
+        mixture = build_mixture(mixture.spec.with_values(repeat=repeat))
+        own = plan(len(mixture), training_of(recipe)).steps
+    if own < steps:
+        raise UserError(
+            f"the run takes {own} optimizer steps and cannot be brought to {steps}",
+            where=str(mixture.spec),
+            allowed="task rows alone, which are repeated, or as many rows as the other run",
+            remedy="give both the same amounts in rows",
+        )
+    return (recipe.with_values(max_steps=steps) if own > steps else recipe), mixture
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.+-]+", "_", text)[:80]
+
+
+def values_text(values: Mapping[str, Any]) -> str:
+    """A recipe's keys as YAML, in their order."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=1000)
+
+
+def cards_environment(cards: Path) -> str:
+    """`$TELL_CARDS` with the sweep's own cards after the user's."""
+    named = os.environ.get("TELL_CARDS", "")
+    parts = [part for part in named.split(os.pathsep) if part]
+    own = str(paths.user_path(cards).resolve())
+    return os.pathsep.join([*(part for part in parts if part != own), own])

@@ -1,0 +1,444 @@
+"""The pictures of a report, with matplotlib: deterministic files, readable in light and dark.
+
+A stroke is one seed, a mark all seeds together, a bar or band the 95 % interval over test rows.
+Nothing is drawn without it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.experiments import fits
+from tell_plugins.experiments.measures import MAIN, Judge
+from tell_plugins.experiments.published import published
+from tell_plugins.experiments.results import BASE_METHOD, Entry, Study
+from tell_plugins.experiments.tables import AXIS_NAMES, Group, curves
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; grey is the base model's
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D")
+_GREY = "#8a8a8a"
+_THEMES = {"light": ("#ffffff", "#1d1d1f", "#d9d9de"), "dark": ("#16181c", "#e8e8ea", "#3a3d44")}
+THEMES = tuple(_THEMES)
+_DPI = 110
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture: its file name without ending, what it shows, and how it is drawn."""
+
+    name: str
+    caption: str
+    draw: Callable[[], Any]
+
+    def png(self, theme: str) -> bytes:
+        """The picture as PNG, the same bytes every time."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        with style(theme):
+            figure = self.draw()
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+            plt.close(figure)
+        return buffer.getvalue()
+
+
+def style(theme: str) -> AbstractContextManager[None]:
+    """matplotlib's settings, all of them ours: a user's own do not change a picture."""
+    import matplotlib
+
+    back, front, grid = _THEMES[theme]
+    return matplotlib.rc_context(
+        {
+            **{k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")},
+            "figure.facecolor": back,
+            "axes.facecolor": back,
+            "savefig.facecolor": back,
+            "axes.edgecolor": grid,
+            "axes.labelcolor": front,
+            "axes.titlesize": 10,
+            "axes.titlelocation": "left",
+            "axes.titlecolor": front,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": grid,
+            "grid.linewidth": 0.6,
+            "text.color": front,
+            "xtick.color": front,
+            "ytick.color": front,
+            "xtick.labelcolor": front,
+            "ytick.labelcolor": front,
+            "legend.frameon": False,
+            "legend.fontsize": 8,
+            "font.size": 9,
+            "figure.constrained_layout.use": True,
+        }
+    )
+
+
+def colours(study: Study, found: Sequence[Group]) -> dict[str, str]:
+    """One colour a series, the reference first, grey for the base model."""
+    names = {group.series: group.method for group in found if not group.is_base}
+    ordered = sorted(names, key=lambda name: names[name] != study.plot.reference)
+    return {
+        **{name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(ordered)},
+        BASE_METHOD: _GREY,
+    }
+
+
+def pictures(study: Study, found: Sequence[Group], judge: Judge) -> list[Picture]:
+    """The pictures of a study; those for which there is nothing to draw are left out."""
+    result = []
+    trained = [group for group in found if not group.is_base]
+    if study.axis and trained:
+        result.append(
+            Picture(
+                f"{study.name}_curve",
+                f"{MAIN[study.metric].capitalize()} and what happened elsewhere, along "
+                f"{AXIS_NAMES[study.axis]}. Bars are 95 % intervals over test rows, strokes single "
+                "seeds, dashed lines methods without a place on the axis; a dotted line is a "
+                "fitted S, its upright line the threshold. Stars are the paper's numbers.",
+                lambda: curve_figure(study, found),
+            )
+        )
+    if found and not study.axis:
+        result.append(
+            Picture(
+                f"{study.name}_methods",
+                "Every method, all seeds together, with 95 % intervals over test rows; strokes "
+                "are single seeds, hollow marks runs that trained nothing or give one and the same "
+                "label. Adherence is form alone: read it beside balanced accuracy.",
+                lambda: methods_figure(study, found),
+            )
+        )
+    if len({step for group in trained for step in group.steps}) > 1:
+        result.append(
+            Picture(
+                f"{study.name}_steps",
+                f"{MAIN[study.metric].capitalize()} against optimizer steps: methods above one "
+                "another took equally many.",
+                lambda: steps_figure(study, found),
+            )
+        )
+    if any(entry.run.logged for group in trained for entry in group.entries):
+        result.append(
+            Picture(
+                f"{study.name}_training",
+                "Training loss of task and general rows by optimizer step, mean over seeds; thin "
+                "lines are the steps themselves, thick ones their running mean.",
+                lambda: training_figure(study, trained),
+            )
+        )
+    return result
+
+
+def _title(study: Study, axis: Any) -> None:
+    axis.figure.suptitle(study.title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+
+
+def _percent(axis: Any, which: str = "y") -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    side = axis.yaxis if which == "y" else axis.xaxis
+    side.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    (axis.set_ylim if which == "y" else axis.set_xlim)(-0.04, 1.04)
+
+
+def _panels(study: Study, found: Sequence[Group]) -> list[tuple[str, Callable[[Group], Any], bool]]:
+    """(title, value of a group, whether it is a share) of each panel that has values."""
+    main = MAIN[study.metric]
+    panels: list[tuple[str, Callable[[Group], Any], bool]] = [
+        (main, lambda g: g.measures.main(study.metric), study.metric != "translation"),
+        ("balanced accuracy", lambda g: g.measures.estimates.get("balanced accuracy"), True),
+        ("general loss minus base", lambda g: g.measures.change, False),
+        ("bleed", lambda g: g.measures.bleed, True),
+    ]
+    return [panel for panel in panels if any(_has(panel[1](group)) for group in found)]
+
+
+def _has(value: Rate | Estimate | None) -> bool:
+    return value is not None and value.value is not None
+
+
+def _bar(value: Rate | Estimate) -> tuple[float, float, float]:
+    """Value and the two lengths of its interval's bar."""
+    middle = float(value.value or 0.0)
+    low = middle if value.low is None else value.low
+    high = middle if value.high is None else value.high
+    return middle, max(middle - low, 0.0), max(high - middle, 0.0)
+
+
+def methods_figure(study: Study, found: Sequence[Group]) -> Any:
+    """One line a method, one panel a measure."""
+    import matplotlib.pyplot as plt
+
+    panels, palette = _panels(study, found), colours(study, found)
+    names = [g.method + (f" ({g.point})" if g.point else "") for g in found]
+    height = 1.3 + 0.34 * len(found)
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(2.3 + 2.3 * len(panels), height), sharey=True, squeeze=False
+    )
+    for axis, (title, value_of, share) in zip(axes[0], panels, strict=True):
+        for place, group in enumerate(found):
+            value = value_of(group)
+            if not _has(value):
+                continue
+            middle, below, above = _bar(value)
+            colour = palette[group.series]
+            hollow = group.no_op or (title != "general loss minus base" and group.measures.constant)
+            axis.errorbar(
+                middle,
+                place,
+                xerr=[[below], [above]],
+                fmt="o",
+                color=colour,
+                markerfacecolor="none" if hollow else colour,
+                capsize=2,
+            )
+            if title == MAIN[study.metric] and len(group.measures.seeds) > 1:
+                axis.plot(
+                    group.measures.seeds, [place] * len(group.measures.seeds), ".", color=colour
+                )
+        axis.set_title(title)
+        if share:
+            _percent(axis, "x")
+        else:
+            axis.axvline(0, color=_GREY, linewidth=1)
+    axes[0][0].set_yticks(
+        range(len(found)), [_marked(n, g) for n, g in zip(names, found, strict=True)]
+    )
+    axes[0][0].invert_yaxis()
+    _title(study, axes[0][0])
+    return figure
+
+
+def _marked(name: str, group: Group) -> str:
+    marks = [m for m, on in (("no-op", group.no_op), ("constant", group.measures.constant)) if on]
+    count = group.steps[-1] if group.steps and not group.is_base else 0
+    steps = f"{count:,} step{'s' if count > 1 else ''}" if count else ""
+    inside = ", ".join(part for part in (steps, *marks) if part)
+    return f"{name}\n({inside})" if inside else name
+
+
+def curve_figure(study: Study, found: Sequence[Group]) -> Any:
+    """Measures along the axis, a panel each, with the S where one fits and the paper's points."""
+    import matplotlib.pyplot as plt
+
+    axis_name = str(study.axis)
+    panels, palette = _panels(study, found)[:3], colours(study, found)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.8), squeeze=False)
+    zero = _place_of_zero(study, found)
+    for axis, (title, value_of, share) in zip(axes[0], panels, strict=True):
+        for series in dict.fromkeys(group.series for group in found):
+            mine = [group for group in found if group.series == series and _has(value_of(group))]
+            if len({group.x(axis_name) for group in mine if group.at}) > 1:
+                _draw_curve(axis, mine, value_of, axis_name, zero, palette[series], title, study)
+            else:
+                for group in mine:
+                    _draw_level(axis, group, value_of(group), palette[series])
+        axis.set_xscale("log")
+        axis.set_xlabel(AXIS_NAMES[axis_name])
+        axis.set_title(title)
+        if share:
+            _percent(axis)
+        if title == MAIN[study.metric]:
+            _draw_s_curves(axis, study, found, palette)
+            _draw_published(axis, study, palette)
+    if zero is not None:
+        for axis in axes[0]:
+            _mark_zero(axis, zero)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=min(len(labels), 5))
+    _title(study, axes[0][0])
+    return figure
+
+
+def _place_of_zero(study: Study, found: Sequence[Group]) -> float | None:
+    """Where x = 0 is drawn on the logarithmic axis; None when no point of a curve is there."""
+    amounts = [x for g in found if g.at and (x := g.x(str(study.axis))) is not None]
+    above = [x for x in amounts if x > 0]
+    return min(above) / 4 if 0 in amounts and above else None
+
+
+def _mark_zero(axis: Any, zero: float) -> None:
+    axis.axvline(zero, color=_GREY, linewidth=0.6, linestyle=":")
+    axis.text(zero, -0.02, "0", transform=axis.get_xaxis_transform(), ha="center", va="top")
+
+
+def _draw_curve(
+    axis: Any,
+    mine: Sequence[Group],
+    value_of: Callable[[Group], Any],
+    axis_name: str,
+    zero: float | None,
+    colour: str,
+    title: str,
+    study: Study,
+) -> None:
+    drawn = sorted(((g.x(axis_name) or zero or 1.0, g) for g in mine), key=lambda pair: pair[0])
+    places = [place for place, _ in drawn]
+    bars = np.array([_bar(value_of(group)) for _, group in drawn])
+    axis.errorbar(
+        places,
+        bars[:, 0],
+        yerr=bars[:, 1:].T,
+        fmt="-o",
+        color=colour,
+        capsize=2,
+        label=mine[0].series,
+    )
+    axis.fill_between(
+        places, bars[:, 0] - bars[:, 1], bars[:, 0] + bars[:, 2], color=colour, alpha=0.12, lw=0
+    )
+    for place, group in drawn:
+        if title == MAIN[study.metric] and len(group.measures.seeds) > 1:
+            seeds = group.measures.seeds
+            axis.plot([place] * len(seeds), seeds, "_", color=colour, markersize=12)
+        if group.no_op:
+            axis.plot(
+                place,
+                value_of(group).value,
+                "o",
+                color=colour,
+                markerfacecolor=axis.get_facecolor(),
+            )
+
+
+def _draw_level(axis: Any, group: Group, value: Any, colour: str) -> None:
+    """A method without a place on the axis: a dashed line with its interval."""
+    middle, below, above = _bar(value)
+    axis.axhline(middle, color=colour, linestyle="--", linewidth=1.2, label=group.series)
+    axis.axhspan(middle - below, middle + above, color=colour, alpha=0.08, lw=0)
+
+
+def _draw_s_curves(
+    axis: Any, study: Study, found: Sequence[Group], palette: dict[str, str]
+) -> None:
+    for series, points in curves(study, found).items():
+        fit = fits.s_curve(points, AXIS_NAMES[str(study.axis)])
+        if fit.curve is None:
+            continue
+        above = [point.x for point in points if point.x > 0]
+        x = np.logspace(math.log10(min(above)), math.log10(max(above)), 200)
+        axis.plot(x, fit.curve.at(x), ":", color=palette[series], linewidth=1.6)
+        axis.axvline(fit.curve.threshold, color=palette[series], linewidth=0.8, alpha=0.6)
+
+
+def _draw_published(axis: Any, study: Study, palette: dict[str, str]) -> None:
+    found = published(study.plot.paper, study.name)
+    if found is None or found.metric != MAIN[study.metric]:
+        return
+    labelled = False
+    for point in found.points:
+        colour = palette.get(point.method, _GREY)
+        if point.x is None or not str(study.axis).endswith("_tokens"):
+            continue
+        label = None if labelled else f"paper ({found.model.split(',')[0]})"
+        labelled = True
+        axis.plot(point.x, point.value, "*", color=colour, markersize=10, alpha=0.55, label=label)
+
+
+def steps_figure(study: Study, found: Sequence[Group]) -> Any:
+    """The main measure against optimizer steps."""
+    import matplotlib.pyplot as plt
+
+    palette, metric = colours(study, found), study.metric
+    figure, axis = plt.subplots(figsize=(7.2, 4.2))
+    for series in dict.fromkeys(group.series for group in found):
+        mine = [g for g in found if g.series == series and _has(g.measures.main(metric))]
+        mine = [group for group in mine if group.steps]
+        if not mine:
+            continue
+        bars = np.array([_bar(group.measures.main(metric)) for group in mine])  # type: ignore[arg-type]
+        places = [group.steps[-1] for group in mine]
+        axis.errorbar(
+            places,
+            bars[:, 0],
+            yerr=bars[:, 1:].T,
+            fmt="o",
+            color=palette[series],
+            capsize=2,
+            label=series,
+            alpha=0.85,
+        )
+    axis.set_xlabel("optimizer steps")
+    axis.set_ylabel(MAIN[metric])
+    axis.set_xscale("symlog", linthresh=1)
+    axis.set_xlim(left=-0.3)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    if metric != "translation":
+        _percent(axis)
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _title(study, axis)
+    return figure
+
+
+def training_figure(study: Study, trained: Sequence[Group]) -> Any:
+    """Task loss left, general loss right; one line a method and point."""
+    import matplotlib.pyplot as plt
+
+    palette = colours(study, trained)
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.0), sharey=False)
+    shades: dict[str, int] = {}
+    order = list(palette)
+    for group in sorted(trained, key=lambda g: order.index(g.series)):
+        shade = shades[group.series] = shades.get(group.series, -1) + 1
+        alpha = max(0.35, 1.0 - 0.18 * shade)
+        name = group.method + (f" ({group.point})" if group.point else "")
+        for axis, key in zip(axes, ("loss_task", "loss_general"), strict=True):
+            steps, losses = mean_losses_by_step(group.entries, key)
+            if len(steps) == 0:
+                continue
+            colour = palette[group.series]
+            axis.plot(steps, losses, color=colour, linewidth=0.5, alpha=0.35 * alpha)
+            marker = "o" if len(steps) == 1 else None
+            axis.plot(
+                steps, running_mean(losses), color=colour, alpha=alpha, label=name, marker=marker
+            )
+    for axis, title in zip(
+        axes, ("training loss, task rows", "training loss, general rows"), strict=True
+    ):
+        axis.set_title(title)
+        axis.set_xlabel("optimizer step")
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), loc="outside right center")
+    _title(study, axes[0])
+    return figure
+
+
+def mean_losses_by_step(entries: Sequence[Entry], key: str) -> tuple[list[int], list[float]]:
+    """The mean over the entries of a logged loss, at the steps that logged it.
+
+    `loss_general` covers every general card (`loss_general_<card>`), each counted once.
+    """
+    by_step: dict[int, list[float]] = {}
+    for entry in entries:
+        for record in entry.run.logged:
+            values = [
+                value
+                for name, value in record.items()
+                if (name == key or name.startswith(f"{key}_")) and isinstance(value, (int, float))
+            ]
+            by_step.setdefault(record["step"], []).extend(values)
+    filled = {step: values for step, values in sorted(by_step.items()) if values}
+    return list(filled), [sum(values) / len(values) for values in filled.values()]
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Mean over a window of about a tenth of the run, centred."""
+    half = max(0, len(values) // 20)
+    return [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]

@@ -1,0 +1,365 @@
+"""Reading what sweeps left behind: a sweep's folder, or what `--collect` kept of it.
+
+Both have the same layout; a collected file may be compressed (`.xz`, `.gz`). What a test row's
+right answer is comes from `references/` where it was collected, else from the card's data.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tell_plugins.core import paths
+from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.sources import open_task
+from tell_plugins.core.spec import parse_spec
+from tell_plugins.experiments.sweep import Plot
+
+GENERAL = "general"
+REFERENCES = "references"
+_OPENERS: dict[str, Any] = {"": open, ".xz": lzma.open, ".gz": gzip.open}
+
+
+def find(path: Path) -> Path | None:
+    """The file itself or its compressed form; None when neither is there."""
+    forms = (path.with_name(path.name + ending) for ending in _OPENERS)
+    return next((form for form in forms if form.is_file()), None)
+
+
+def read_text(path: Path) -> str | None:
+    """The text of a file that may be compressed; None when it is missing."""
+    found = find(path)
+    if found is None:
+        return None
+    opener = _OPENERS[found.suffix if found.suffix in _OPENERS else ""]
+    try:
+        with opener(found, "rt", encoding="utf-8") as file:
+            return str(file.read())
+    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"not readable: {error}", where=paths.shown(found), remedy="restore the file"
+        ) from None
+
+
+def read_json(path: Path) -> Any:
+    """The JSON of a file; None when it is missing."""
+    text = read_text(path)
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(
+            f"no JSON: {error}", where=paths.shown(path), remedy="restore the file"
+        ) from None
+
+
+def read_lines(path: Path, *, torn: bool = False) -> list[Any]:
+    """The JSON lines of a file; empty when it is missing.
+
+    A line that was cut when its writer was killed is passed over where `torn` allows it, and at
+    the end of a file; elsewhere it raises UserError.
+    """
+    lines = (read_text(path) or "").splitlines(keepends=True)
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            if torn or (number == len(lines) and not line.endswith("\n")):
+                continue
+            raise UserError(
+                f"no JSON: {error}", where=f"{paths.shown(path)}, line {number}", remedy="remove it"
+            ) from None
+    return found
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One set of saved answers and its settings."""
+
+    folder: Path
+    settings: dict[str, Any]
+    lines: list[dict[str, Any]]
+    scores: dict[str, Any] | None
+
+    @property
+    def complete(self) -> bool:
+        return len(self.lines) >= int(self.settings.get("rows", 0))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was asked of one run: its answers to the task, and what it did elsewhere."""
+
+    folder: Path
+
+    @cached_property
+    def _all(self) -> list[Answers]:
+        found = []
+        for path in sorted(self.folder.glob("*/*/settings.json")):
+            folder = path.parent
+            lines = read_lines(folder / "answers.jsonl")
+            found.append(Answers(folder, read_json(path), lines, read_json(folder / "scores.json")))
+        return found
+
+    @property
+    def task(self) -> list[Answers]:
+        """One set of answers a decoding seed."""
+        return [answers for answers in self._all if answers.settings["split"] != GENERAL]
+
+    @property
+    def general(self) -> list[dict[str, Any]]:
+        return [
+            line
+            for answers in self._all
+            if answers.settings["split"] == GENERAL
+            for line in answers.lines
+        ]
+
+    @property
+    def losses(self) -> list[tuple[float, int]]:
+        """(summed loss, tokens) of every held-out general row."""
+        for path in sorted(self.folder.glob("*/general")):
+            lines = read_lines(path / "losses.jsonl")
+            if lines:
+                return [(line["loss_sum"], line["tokens"]) for line in lines]
+        return []
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder."""
+
+    folder: Path
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        return read_json(self.folder / "run.json") or {}
+
+    @cached_property
+    def trained(self) -> dict[str, Any] | None:
+        found = read_json(self.folder / "trained.json")
+        return found if isinstance(found, dict) else None
+
+    @cached_property
+    def manifest(self) -> dict[str, Any] | None:
+        found = read_json(self.folder / "train" / "manifest.json")
+        return found if isinstance(found, dict) else None
+
+    @cached_property
+    def logged(self) -> list[dict[str, Any]]:
+        """The trainer's records by step; of a step logged twice (after a resume) the last."""
+        steps: dict[int, dict[str, Any]] = {}
+        for record in read_lines(self.folder / "train" / "logging.jsonl", torn=True):
+            place = str(record.get("global_step/max_steps", ""))
+            if "loss" in record and "/" in place:
+                steps[int(place.split("/")[0])] = record
+        return [{**record, "step": step} for step, record in sorted(steps.items())]
+
+    @property
+    def is_base(self) -> bool:
+        return bool(self.facts.get("base"))
+
+    def evaluation(self, name: str) -> Evaluation:
+        return Evaluation(self.folder / "eval" / name)
+
+    def is_evaluated(self, name: str) -> bool:
+        return find(self.folder / "eval" / name / "evaluated.json") is not None
+
+    def failure(self, name: str) -> dict[str, Any] | None:
+        for folder in (self.folder, self.folder / "eval" / name):
+            found = read_json(folder / "failed.json")
+            if isinstance(found, dict):
+                return found
+        return None
+
+    @property
+    def no_op(self) -> bool:
+        """Whether the run trained nothing: all its B matrices are zero."""
+        return bool(self.trained and self.trained.get("changes_nothing"))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run as a sweep names it."""
+
+    method: str
+    at: dict[str, Any]
+    seed: int | None
+    run: Run
+    evaluation: str
+    card: str
+    equal_steps: str | None = None
+
+    @property
+    def point(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in self.at.items())
+
+    @property
+    def done(self) -> bool:
+        return self.run.is_evaluated(self.evaluation)
+
+    @property
+    def steps(self) -> int | None:
+        return 0 if self.run.is_base else (self.run.trained or {}).get("steps")
+
+    @property
+    def measured(self) -> Evaluation:
+        return self.run.evaluation(self.evaluation)
+
+    def amount(self, name: str) -> float | None:
+        """One of `sweep.AXES`, from the run's mixture."""
+        return self.run.facts.get("mixture", {}).get(name)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One sweep with its entries; the base model first."""
+
+    name: str
+    title: str
+    index: dict[str, Any]
+    entries: list[Entry] = field(default_factory=list)
+
+    @property
+    def plot(self) -> Plot:
+        return Plot(**self.index["plot"])
+
+    @property
+    def done(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.done]
+
+    @property
+    def axis(self) -> str | None:
+        """What the curves run along; rows in place of tokens where none were counted."""
+        axis: str | None = self.plot.x
+        if axis is None or not axis.endswith("_tokens"):
+            return axis
+        counted = any(entry.amount(axis) is not None for entry in self.entries)
+        return axis if counted else axis.replace("_tokens", "_rows")
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods in the order of the sweep, the base model first."""
+        return list(dict.fromkeys(entry.method for entry in self.entries))
+
+    @property
+    def metric(self) -> str:
+        return str(self.index["metric"])
+
+    def base_of(self, entry: Entry) -> Entry | None:
+        """The base model asked about the same card."""
+        bases = (e for e in self.done if e.run.is_base and e.card == entry.card)
+        return next(bases, None)
+
+
+BASE_METHOD = "base model"
+
+
+def load_studies(root: Path) -> list[Study]:
+    """The sweeps of a folder. Raises UserError when it holds none."""
+    files = sorted((root / "sweeps").glob("*.json"))
+    if not files:
+        raise UserError(
+            "no sweep here",
+            where=paths.shown(root),
+            allowed="the folder of ./run.sh sweep (output/sweeps), or one below results/",
+            remedy="./run.sh sweep FILE, then ./run.sh report DIR",
+        )
+    return [_study(root, read_json(path)) for path in files]
+
+
+def _study(root: Path, index: dict[str, Any]) -> Study:
+    def entry(method: str, record: dict[str, Any]) -> Entry:
+        return Entry(
+            method=method,
+            at=record.get("at", {}),
+            seed=record.get("seed"),
+            run=runs.setdefault(record["run"], Run(root / "runs" / record["run"])),
+            evaluation=record["evaluation"],
+            card=record["card"],
+            equal_steps=record.get("equal_steps"),
+        )
+
+    runs: dict[str, Run] = {}
+    entries = [entry(BASE_METHOD, record) for record in index["bases"]]
+    entries += [entry(record["method"], record) for record in index["entries"]]
+    return Study(index["name"], index["title"], index, entries)
+
+
+@dataclass(frozen=True)
+class References:
+    """What is right for the rows of a split, as far as the report needs it.
+
+    Attributes:
+        of: row id -> its label or number; empty for translations.
+        labels: the possible labels in the schema's order; empty where there are none.
+        rows: rows in the split.
+        opening: how the answers of a translation task begin, "" otherwise.
+    """
+
+    card: str
+    split: str
+    metric: str
+    of: dict[str, str]
+    labels: list[str]
+    rows: int
+    opening: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+class ReferenceShelf:
+    """References by card and split: collected ones first, else made from the card's data."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._known: dict[tuple[str, str], References] = {}
+
+    def get(self, card: str, split: str) -> References:
+        """UserError when they were not collected and the data is not on this machine."""
+        if (card, split) not in self._known:
+            saved = read_json(self._root / REFERENCES / f"{card}-{split}.json")
+            self._known[card, split] = References(**saved) if saved else references(card, split)
+        return self._known[card, split]
+
+    def all(self) -> Iterator[References]:
+        yield from self._known.values()
+
+
+def references(card_name: str, split: str) -> References:
+    """The references of a split, from the card's data."""
+    from tell_plugins.evaluation import bleed, final_number, json_scorers, labels
+
+    card = load_card(card_name)
+    task = open_task(card, split, "none")
+    ids = [bytes(row).hex() for row in task.ids]
+    of: dict[str, str] = {}
+    names: list[str] = []
+    if card.metric == "json" and labels.has_labels(card):
+        truth = labels.true_labels(task, json_scorers.card_schema(card))
+        of, names = dict(zip(ids, truth.of, strict=True)), truth.labels
+    elif card.metric == "number":
+        numbers = [final_number.final_number(response) for response in task.responses]
+        of = {row: str(number) for row, number in zip(ids, numbers, strict=True)}
+    opening = bleed._opening(card) if card.metric == "translation" else ""
+    return References(card_name, split, str(card.metric), of, names, len(ids), opening)
+
+
+def card_of(entry: Entry) -> Card:
+    """The card of an entry's task."""
+    return load_card(entry.card)
+
+
+def card_named(dataset: str) -> str:
+    """The card of a dataset string."""
+    return parse_spec(dataset).card

@@ -1,0 +1,175 @@
+"""Doing the runs of a sweep on this machine, several at once, each in a process of its own.
+
+A run's result is what its worker leaves in its folder; the sweep only starts workers and waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Event, Thread
+
+from filelock import FileLock, Timeout
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.progress import track
+from tell_plugins.experiments.machine import Slot
+from tell_plugins.experiments.planning import cards_environment
+from tell_plugins.experiments.store import Job
+from tell_plugins.recipe.swift_keys import project_environment
+
+_STOP_WAIT = 30.0  # seconds for a worker to end what it started
+Say = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def only_sweep(root: Path) -> Iterator[None]:
+    """Hold the lock of a sweep's folder. Raises UserError when another sweep works in it."""
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            "another sweep works in this folder",
+            where=paths.shown(root),
+            allowed="one sweep a folder at a time",
+            remedy="wait for it, or name another folder with --out",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def worker_command(job: Job) -> list[str]:
+    """What does a job. Its standard input must stay open as long as it shall live."""
+    module = "tell_plugins.experiments.worker"
+    return [sys.executable, "-m", module, str(job.folder), job.evaluation]
+
+
+def worker_environment(cards: Path) -> dict[str, str]:
+    """The environment of every worker on this machine."""
+    return {**project_environment(), "TELL_CARDS": cards_environment(cards)}
+
+
+@dataclass
+class Tally:
+    """How the jobs of a sweep ended."""
+
+    done: int = 0
+    failed: int = 0
+
+
+def run_here(jobs: Sequence[Job], slots: Sequence[Slot], cards: Path) -> Tally:
+    """Do the jobs in this machine's slots. Ctrl-C ends what runs and raises KeyboardInterrupt."""
+    waiting: Queue[tuple[int, Job]] = Queue()
+    for number, job in enumerate(jobs, 1):
+        waiting.put((number, job))
+    ended: Queue[tuple[Job, float]] = Queue()
+    stop = Event()
+    environment = worker_environment(cards)
+    with track(len(jobs), "sweep", "runs") as bar:
+
+        def serve(slot: Slot) -> None:
+            while not stop.is_set():
+                try:
+                    number, job = waiting.get_nowait()
+                except Empty:
+                    return
+                bar.write(f"[{number}/{len(jobs)}] {job.label}: started, {_what(job)}")
+                start = time.monotonic()
+                work(job, {**environment, **slot.environment()}, stop)
+                ended.put((job, time.monotonic() - start))
+
+        threads = [Thread(target=serve, args=(slot,), daemon=True) for slot in slots]
+        for thread in threads:
+            thread.start()
+        tally = Tally()
+        try:
+            while any(thread.is_alive() for thread in threads) or not ended.empty():
+                with contextlib.suppress(Empty):
+                    job, seconds = ended.get(timeout=0.2)
+                    bar.write(count(tally, job, seconds))
+                    bar.update()
+        except BaseException:
+            stop.set()
+            for thread in threads:
+                thread.join(_STOP_WAIT)
+            raise
+    return tally
+
+
+def work(job: Job, environment: dict[str, str], stop: Event) -> int:
+    """Do one job in a worker process and wait for it; `stop` ends it early. Its exit code."""
+    with (job.folder / "worker.log").open("ab") as log:
+        process = subprocess.Popen(
+            worker_command(job),
+            cwd=paths.PROJECT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C reaches the sweep alone, which then ends its workers
+        )
+    assert process.stdin is not None
+    try:
+        while process.poll() is None:
+            if stop.wait(0.2):
+                break
+    finally:
+        process.stdin.close()
+    return process.wait()
+
+
+def count(tally: Tally, job: Job, seconds: float) -> str:
+    """Count how a job ended and say it in one line."""
+    if job.done:
+        tally.done += 1
+        return f"  done: {job.label}, {minutes(seconds)}"
+    tally.failed += 1
+    failure = job.failure
+    if failure is None:
+        return f"  failed: {job.label}, see {paths.shown(job.folder / 'worker.log')}"
+    folder = job.folder if failure["step"].startswith("train") else job.eval_folder
+    last = failure["tail"][-1] if failure["tail"] else ""
+    return (
+        f"  failed: {job.label}: {failure['step']} ended with {failure['exit']}\n"
+        f"    {last[:200]}\n    log: {paths.shown(folder / failure['log'])}"
+    )
+
+
+def _what(job: Job) -> str:
+    if job.trained:
+        return f"answers only ({paths.shown(job.eval_folder)})"
+    return f"{job.steps} steps ({paths.shown(job.folder)})"
+
+
+def minutes(seconds: float) -> str:
+    """A duration as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def forget_failures(jobs: Sequence[Job]) -> None:
+    """Let failed jobs be tried again; their logs stay, numbered."""
+    for job in jobs:
+        for folder in (job.folder, job.eval_folder):
+            failed = folder / "failed.json"
+            if not failed.is_file():
+                continue
+            number = len(list(folder.glob("failed-*.json"))) + 1
+            for log in (*folder.glob("train.log"), *folder.glob("eval.log")):
+                os.replace(log, folder / f"{log.stem}-failed-{number}.log")
+            os.replace(failed, folder / f"failed-{number}.json")

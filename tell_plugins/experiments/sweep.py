@@ -1,0 +1,241 @@
+"""Sweep files: a base recipe, what varies, the seeds, and what is evaluated.
+
+    base: recipes/qwen_json.yaml
+    methods: {TELL: {}, SFT: {general: 0}}      # each is crossed with the grid
+    grid: {task: [1e4tok, 1e5tok, 1e6tok]}
+    runs: {general only: {general_only: TELL}}  # not crossed
+    seeds: [42]
+    evaluate: {split: test, rows: 500}
+    plot: {x: task_tokens}
+
+A setting is a key of the dataset string, `card`, a key of ms-swift, or one that derives the run
+from another method of the file (`DERIVED`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
+from tell_plugins.core.spec import KEYS
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Scalar = bool | int | float | str
+Value = Scalar | list[Scalar]
+Settings = dict[Text, Value]
+
+# what makes a run out of the mixture of another method at the same point of the grid
+DERIVED = {
+    "general_only": "the general rows of that method's mixture, alone",
+    "random_text": "its own mixture, with shuffled words in place of that method's general rows",
+    "equal_steps": "as many optimizer steps as that method; task-only runs are repeated to them",
+}
+SPEC_KEYS = tuple(key for key in KEYS if key not in ("seed", "split"))
+_OWN = {  # keys that the sweep sets itself, and how a user sets them
+    "seed": "list it under 'seeds'",
+    "split": "training takes the split 'train'; 'evaluate: {split: ...}' is what is scored",
+    "dataset": "give its keys one by one (card, task, general, ...)",
+    "output_dir": "every run gets a folder of its own, see --out",
+    "add_version": "every run gets a folder of its own, see --out",
+    "resume_from_checkpoint": "a sweep resumes by itself",
+}
+AXES = ("task_tokens", "task_rows", "general_tokens", "general_rows")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Evaluate(_Strict):
+    """What is asked of every run and of the base model; see `./run.sh eval --help`."""
+
+    split: Text = "test"
+    rows: int | None = Field(default=None, ge=1)
+    decoding: Text = "greedy"
+    seeds: tuple[int, ...] = Field(default=(42,), min_length=1)
+    general_rows: int = Field(default=40, ge=0)
+    batch_size: int = Field(default=16, ge=1)
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    anchor: Text | None = None  # default: as the run was trained
+
+
+class Plot(_Strict):
+    """How the report draws the sweep."""
+
+    x: Literal["task_tokens", "task_rows", "general_tokens", "general_rows"] | None = None
+    reference: Text = "TELL"  # what every other method is compared with
+    paper: Text | None = None  # published points that belong to it, see `published`
+
+
+class Sweep(_Strict):
+    """A sweep file. Raises UserErrors through `load_sweep`, never a bare validation error."""
+
+    title: Text
+    base: Text
+    methods: dict[Text, Settings] = Field(default_factory=dict)
+    grid: dict[Text, list[Value]] = Field(default_factory=dict)
+    runs: dict[Text, Settings] = Field(default_factory=dict)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(default=(42,), min_length=1)
+    evaluate: Evaluate = Evaluate()
+    plot: Plot = Plot()
+
+    _name: str = ""
+    _flags: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def flags(self) -> Mapping[str, Any]:
+        """ms-swift's keys given on the command line; they win over the base recipe."""
+        return self._flags
+
+    @field_validator("methods", "runs", mode="before")
+    @classmethod
+    def _empty_settings(cls, value: Any) -> Any:
+        """`TELL:` without anything after it means no settings."""
+        if not isinstance(value, dict):
+            return value
+        return {name: {} if settings is None else settings for name, settings in value.items()}
+
+    @field_validator("grid")
+    @classmethod
+    def _no_empty_axis(cls, value: dict[str, list[Value]]) -> dict[str, list[Value]]:
+        for key, values in value.items():
+            if not values:
+                raise ValueError(f"'{key}' has no values")
+            if len({str(part) for part in values}) < len(values):
+                raise ValueError(f"'{key}' has a value twice")
+            if key in DERIVED:
+                raise ValueError(f"'{key}' is no axis; put it into a method")
+        return value
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Sweep:
+        if not (self.methods or self.runs or self.grid):
+            raise ValueError("nothing to run: give 'methods', 'grid' or 'runs'")
+        both = sorted(set(self.methods) & set(self.runs))
+        if both:
+            raise ValueError(f"'{both[0]}' is under 'methods' and under 'runs'")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("a seed is listed twice")
+        return self
+
+    def crossed(self) -> dict[str, Settings]:
+        """The methods that are crossed with the grid; without any, the base recipe as it is."""
+        if self.methods:
+            return self.methods
+        return {self.plot.reference: {}} if self.grid else {}
+
+    def points(self) -> Iterator[dict[str, Value]]:
+        """Every point of the grid; one empty point where there is no grid."""
+        for values in product(*self.grid.values()):
+            yield dict(zip(self.grid, values, strict=True))
+
+
+def load_sweep(path: str | Path, flags: Mapping[str, Any] | None = None) -> Sweep:
+    """Read a sweep file. Raises UserError for a missing, unreadable or wrong file."""
+    file = paths.user_path(path)
+    if not file.is_file():
+        names = sorted(p.stem for p in (paths.RECIPES / "sweeps").glob("*.yaml"))
+        match = nearest(file.stem, names)
+        raise UserError(
+            f"no sweep file '{path}'",
+            where=paths.shown(file.parent),
+            allowed=", ".join(names) + " in recipes/sweeps/, or a file of your own",
+            remedy=f"did you mean 'recipes/sweeps/{match}.yaml'?" if match else "name a YAML file",
+        )
+    where = paths.shown(file)
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"not readable as YAML: {error}", where=where, remedy="mend it") from None
+    return make_sweep(raw, file.stem, where, flags)
+
+
+def make_sweep(raw: Any, name: str, where: str, flags: Mapping[str, Any] | None = None) -> Sweep:
+    """The sweep that a mapping describes; all of its problems are raised together."""
+    if not isinstance(raw, dict):
+        raise UserError(
+            "a sweep file is a mapping of keys to values", where=where, remedy="see recipes/sweeps/"
+        )
+    try:
+        sweep = Sweep.model_validate(raw)
+    except ValidationError as error:
+        raise_all([_problem(part, where) for part in error.errors()])
+        raise
+    raise_all(list(_wrong_settings(sweep, where)))
+    sweep._name, sweep._flags = name, dict(flags or {})
+    return sweep
+
+
+def _wrong_settings(sweep: Sweep, where: str) -> Iterator[UserError]:
+    groups: list[tuple[str, Mapping[str, Any]]] = [("grid", sweep.grid)]
+    groups += [(f"methods, {name}", settings) for name, settings in sweep.crossed().items()]
+    groups += [(f"runs, {name}", settings) for name, settings in sweep.runs.items()]
+    names = {**sweep.crossed(), **sweep.runs}
+    for place, settings in groups:
+        for key, value in settings.items():
+            if key in _OWN:
+                yield UserError(
+                    f"'{key}' is set by the sweep", where=f"{where}, {place}", remedy=_OWN[key]
+                )
+            elif key in DERIVED:
+                yield from _wrong_reference(key, value, names, f"{where}, {place}")
+            elif key in sweep.grid and place != "grid" and not place.startswith("runs"):
+                yield from ()  # a method may pin an axis: its value wins over the grid's
+
+
+def _wrong_reference(
+    key: str, value: Any, names: Mapping[str, Settings], where: str
+) -> Iterator[UserError]:
+    if not isinstance(value, str) or value not in names:
+        yield unknown("method", str(value), names, f"{where}, key '{key}'")
+    elif set(DERIVED) & set(names[value]):
+        yield UserError(
+            f"'{value}' is itself derived from another method",
+            where=f"{where}, key '{key}'",
+            allowed="a method whose mixture stands on its own",
+            remedy="name that one",
+        )
+
+
+def _problem(part: Any, where: str) -> UserError:
+    """One pydantic error as found, where, allowed, remedy."""
+    location = [str(step) for step in part["loc"] if not str(step).startswith(("bool", "float"))]
+    key = ".".join(location[:3]) or "sweep"
+    if part["type"] == "extra_forbidden":
+        models: dict[str, type[BaseModel]] = {"evaluate": Evaluate, "plot": Plot}
+        model = models[location[0]] if len(location) > 1 else Sweep
+        allowed = list(model.model_fields)
+        match = nearest(location[-1], allowed)
+        return UserError(
+            f"unknown key '{key}'",
+            where=where,
+            allowed=", ".join(allowed),
+            remedy=f"did you mean '{match}'?" if match else "remove it",
+        )
+    if part["type"] == "missing":
+        return UserError(f"key '{key}' is missing", where=where, remedy=f"add '{key}: ...'")
+    message = str(part["msg"]).removeprefix("Value error, ")
+    if not location:
+        return UserError(message, where=where, remedy="see recipes/sweeps/ for examples")
+    value = repr(part["input"])
+    shown = value if len(value) <= 60 else value[:57] + "..."
+    return UserError(f"key '{key}' is {shown}: {message}", where=where, remedy="correct it")

@@ -1,0 +1,438 @@
+"""The tables of a report, with pandas: every number with its n and its 95 % interval."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.experiments import fits
+from tell_plugins.experiments.controls import meaning
+from tell_plugins.experiments.measures import MAIN, Judge, Measures, loss_difference
+from tell_plugins.experiments.published import published
+from tell_plugins.experiments.results import BASE_METHOD, Entry, Study
+
+DIGITS = 6  # beyond what any interval here carries; keeps tables equal on every machine
+AXIS_NAMES = {
+    "task_tokens": "task tokens",
+    "task_rows": "task rows",
+    "general_tokens": "general tokens",
+    "general_rows": "general rows",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The finished entries of one method at one point, over seeds, and their numbers.
+
+    `series` names the curve it belongs to: the method, and what else varies beside the axis.
+    """
+
+    method: str
+    at: dict[str, Any]
+    entries: list[Entry]
+    measures: Measures
+    series: str
+
+    @property
+    def point(self) -> str:
+        return self.entries[0].point
+
+    @property
+    def steps(self) -> list[int]:
+        return sorted({entry.steps for entry in self.entries if entry.steps is not None})
+
+    @property
+    def is_base(self) -> bool:
+        return self.method == BASE_METHOD
+
+    @property
+    def no_op(self) -> bool:
+        return any(entry.run.no_op for entry in self.entries)
+
+    def x(self, axis: str) -> float | None:
+        """The mean place on an axis over the seeds; 0 where there is nothing of it."""
+        found = [amount for e in self.entries if (amount := e.amount(axis)) is not None]
+        return sum(found) / len(found) if found else None
+
+
+def groups(study: Study, judge: Judge) -> list[Group]:
+    """The methods of a study at every point, in the order of the sweep."""
+    found: dict[tuple[str, str], list[Entry]] = {}
+    for entry in study.done:
+        found.setdefault((entry.method, entry.point), []).append(entry)
+    return [
+        Group(
+            method=method,
+            at=entries[0].at,
+            entries=entries,
+            measures=judge.measures(entries, study.base_of(entries[0])),
+            series=_series(study, entries[0]),
+        )
+        for (method, _), entries in found.items()
+    ]
+
+
+def _series(study: Study, entry: Entry) -> str:
+    own = (study.axis or "").partition("_")[0]  # the key of the dataset string behind the axis
+    rest = [f"{key}={value}" for key, value in entry.at.items() if key != own]
+    return entry.method + (f" ({', '.join(rest)})" if rest and study.axis else "")
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(float(value), DIGITS)
+
+
+def _columns(name: str, value: Rate | Estimate | None) -> dict[str, Any]:
+    """A number as columns: its counts, value and interval."""
+    if value is None:
+        return {name: None, f"{name} low": None, f"{name} high": None}
+    counts = {f"{name} k": value.k} if isinstance(value, Rate) else {}
+    return {
+        **counts,
+        f"{name} n": value.n,
+        name: _rounded(value.value),
+        f"{name} low": _rounded(value.low),
+        f"{name} high": _rounded(value.high),
+    }
+
+
+def _measured(measures: Measures) -> dict[str, Any]:
+    record: dict[str, Any] = {}
+    for name, rate in measures.rates.items():
+        record |= _columns(name, rate)
+    for name, estimate in measures.estimates.items():
+        record |= _columns(name, estimate)
+    if measures.most_frequent:
+        label, share = measures.most_frequent
+        record |= {"most frequent label": label, **_columns("its share", share)}
+    record |= _columns("general loss", measures.loss)
+    record |= _columns("general loss minus base", measures.change)
+    return record | _columns("bleed", measures.bleed)
+
+
+def runs_table(study: Study, judge: Judge) -> pd.DataFrame:
+    """One row a run: what it trained on, how long, and what came out; failed ones too."""
+    records = []
+    for entry in study.entries:
+        mixture = entry.run.facts.get("mixture", {})
+        record = {
+            "method": entry.method,
+            "point": entry.point,
+            "seed": entry.seed,
+            "state": _state(entry),
+            "run": entry.run.folder.name,
+            "dataset string": entry.run.facts.get("spec", ""),
+            "rows": mixture.get("rows"),
+            "task rows": mixture.get("task_rows"),
+            "copies": mixture.get("copies"),
+            "general rows": mixture.get("general_rows"),
+            "task tokens": mixture.get("task_tokens"),
+            "general tokens": mixture.get("general_tokens"),
+            "steps": entry.steps,
+            "steps as planned": entry.run.facts.get("planned", {}).get("steps"),
+            "no-op": "yes" if entry.run.no_op else "",
+            "mixture hash": str(mixture.get("hash", ""))[:16],
+        }
+        if entry.done:
+            record |= _measured(judge.measures([entry], study.base_of(entry)))
+        records.append(record)
+    return _frame(records)
+
+
+def _state(entry: Entry) -> str:
+    if entry.done:
+        return "done"
+    failure = entry.run.failure(entry.evaluation)
+    return f"failed: {failure['step']}, {failure['exit']}" if failure else "not done"
+
+
+def methods_table(study: Study, found: Sequence[Group]) -> pd.DataFrame:
+    """One row a method and point, over its seeds."""
+    records = []
+    for group in found:
+        spread = group.measures.seeds
+        records.append(
+            {
+                "method": group.method,
+                "point": group.point,
+                "seeds": len(group.entries) if not group.is_base else 1,
+                "steps": " to ".join(map(str, _ends(group.steps))),
+                "task tokens": _rounded(group.x("task_tokens")),
+                "general tokens": _rounded(group.x("general_tokens")),
+                **_measured(group.measures),
+                "lowest seed": _rounded(min(spread)) if spread else None,
+                "highest seed": _rounded(max(spread)) if spread else None,
+                "note": "; ".join(notes(group, study)),
+            }
+        )
+    return _frame(records)
+
+
+def _ends(steps: list[int]) -> list[int]:
+    """The fewest and the most steps; one number where they are equal."""
+    return sorted({steps[0], steps[-1]}) if steps else [0]
+
+
+def notes(group: Group, study: Study) -> list[str]:
+    """What a reader must know before taking a group's numbers at their word."""
+    found = []
+    if group.no_op:
+        found.append("no-op: nothing was trained (every LoRA B matrix is zero)")
+    if group.measures.constant and group.measures.most_frequent:
+        label, share = group.measures.most_frequent
+        found.append(f"constant: '{label}' in {share.k} of {share.n} adherent answers")
+    expected = len(study.index["seeds"])
+    if not group.is_base and len(group.entries) < expected:
+        found.append(f"{len(group.entries)} of {expected} seeds done")
+    wrong = [entry for entry in group.entries if unequal_steps(entry, study)]
+    if wrong:
+        found.append("NOT the steps of the run it must equal")
+    return found
+
+
+def unequal_steps(entry: Entry, study: Study) -> bool:
+    """Whether an entry that must equal another's optimizer steps took others."""
+    other = next((e for e in study.done if e.run.folder.name == entry.equal_steps), None)
+    return other is not None and entry.steps != other.steps
+
+
+def comparisons_table(study: Study, found: Sequence[Group], judge: Judge) -> pd.DataFrame:
+    """The reference method minus every other at the same point and seeds."""
+    records = []
+    for reference, other in pairs(study, found):
+        mine, theirs = same_seeds(reference, other)
+        if not mine:
+            continue
+        record: dict[str, Any] = {
+            "comparison": f"{reference.method} minus {other.method}",
+            "point": reference.point or other.point,
+            "seeds": len({entry.seed for entry in mine}),
+            "equal steps": _equal(reference.steps, other.steps),
+            "equal task tokens": _equal(_task(reference), _task(other)),
+        }
+        for name in (MAIN[study.metric], "balanced accuracy"):
+            difference = judge.difference(mine, theirs, name)
+            if difference is not None:
+                record |= {
+                    f"{name}, points": _rounded(100 * difference.value),
+                    f"{name}, points low": _rounded(100 * difference.low),
+                    f"{name}, points high": _rounded(100 * difference.high),
+                    f"{name}, points n": difference.n,
+                }
+        record |= _columns("general loss", loss_difference(mine, theirs))
+        record["note"] = "; ".join(notes(other, study))
+        records.append(record)
+    return _frame(records)
+
+
+def pairs(study: Study, found: Sequence[Group]) -> Iterable[tuple[Group, Group]]:
+    """(reference, other): at the same point, or where the other has none (base, single runs)."""
+    for reference in found:
+        if reference.method != study.plot.reference:
+            continue
+        for other in found:
+            if other.method == reference.method:
+                continue
+            shared = set(reference.at) & set(other.at)
+            if all(reference.at[key] == other.at[key] for key in shared):
+                yield reference, other
+
+
+def same_seeds(first: Group, second: Group) -> tuple[list[Entry], list[Entry]]:
+    """The entries of both groups with the seeds that both have; the base model has every seed.
+
+    The base model's answers stand once for each seed of the other.
+    """
+    if second.is_base:
+        return first.entries, second.entries * len(first.entries)
+    seeds = {entry.seed for entry in first.entries} & {entry.seed for entry in second.entries}
+    return (
+        [entry for entry in first.entries if entry.seed in seeds],
+        [entry for entry in second.entries if entry.seed in seeds],
+    )
+
+
+def _task(group: Group) -> list[Any]:
+    return sorted({e.amount("task_tokens") or e.amount("task_rows") or 0 for e in group.entries})
+
+
+def _equal(first: list[Any], second: list[Any]) -> str:
+    return "yes" if first == second else "no"
+
+
+def curves(study: Study, found: Sequence[Group]) -> dict[str, list[fits.CurvePoint]]:
+    """The main measure of each series along the axis; the base model has no place on it."""
+    result: dict[str, list[fits.CurvePoint]] = {}
+    for group in found:
+        x, measure = group.x(str(study.axis)), group.measures.main(study.metric)
+        if not group.is_base and group.at and x is not None and measure is not None:
+            point = fits.curve_point(x, measure)
+            result.setdefault(group.series, []).extend([point] if point else [])
+    return {name: sorted(points, key=lambda p: p.x) for name, points in result.items()}
+
+
+def fits_table(study: Study, found: Sequence[Group]) -> pd.DataFrame:
+    """What the curves say: S or not, and the x-fold efficiency against each other method."""
+    if study.axis is None:
+        return _frame([])
+    unit, drawn = AXIS_NAMES[study.axis], curves(study, found)
+    records = [
+        {"what": f"S-curve of {name}", "at": "", "says": fits.s_curve(points, unit).says}
+        for name, points in drawn.items()
+        if len(points) > 1
+    ]
+    if study.axis.startswith("task"):
+        ours = {name for name in drawn if name.startswith(study.plot.reference)}
+        for name in sorted(ours):
+            for other, points in drawn.items():
+                for point in drawn[name] if other not in ours else ():
+                    read = fits.efficiency(point, points, other)
+                    if read is not None:
+                        what = f"token efficiency of {name} against {other}"
+                        at = f"{point.x:,.0f} {unit}"
+                        records.append({"what": what, "at": at, "says": read.says})
+    return _frame(records)
+
+
+def published_table(study: Study) -> pd.DataFrame:
+    """The paper's numbers that belong to the study."""
+    found = published(study.plot.paper, study.name)
+    if found is None:
+        return _frame([])
+    return _frame(
+        [
+            {
+                "what": point.what,
+                "measure": found.metric,
+                "value": point.value,
+                "model and task": found.model,
+                "source": found.source,
+            }
+            for point in found.points
+        ]
+    )
+
+
+def failures_table(found: Sequence[Group]) -> pd.DataFrame:
+    """Why answers failed: counts by kind, over the seeds."""
+    kinds = sorted({kind for group in found for kind in group.measures.kinds})
+    return _frame(
+        [
+            {
+                "method": group.method,
+                "point": group.point,
+                **{kind: group.measures.kinds.get(kind, 0) for kind in kinds},
+            }
+            for group in found
+        ]
+        if kinds
+        else []
+    )
+
+
+def meanings_table(study: Study) -> pd.DataFrame:
+    """What each control tells."""
+    records = [{"method": method, "tells": meaning(method)} for method in study.methods]
+    return _frame([record for record in records if record["tells"]])
+
+
+_COUNTS = (
+    *("seed", "seeds", "steps", "steps as planned", "copies", "rows"),
+    *("task rows", "general rows", "task tokens", "general tokens"),
+)
+
+
+def _frame(records: list[dict[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame.from_records(records)
+    for column in frame.columns:
+        if column in _COUNTS or column.endswith((" k", " n")):
+            numbers = pd.to_numeric(frame[column], errors="coerce")
+            if numbers.notna().sum() == frame[column].notna().sum():
+                frame[column] = numbers.round().astype("Int64")
+    return frame
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """A table as CSV, the same bytes on every machine."""
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """A table as Markdown, numbers as they are read: rates with counts and interval."""
+    shown = readable(frame)
+    header = "| " + " | ".join(shown.columns) + " |"
+    rule = "|" + "|".join("---" for _ in shown.columns) + "|"
+    rows = ["| " + " | ".join(_cell(value) for value in row) + " |" for row in shown.to_numpy()]
+    return "\n".join([header, rule, *rows]) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+_HIDDEN = ("run", "dataset string", "mixture hash", "steps as planned", "copies")
+_TAILS = (" k", " n", " low", " high")
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns of a number joined into one text; columns for machines left out."""
+    columns: dict[str, list[str]] = {}
+    for column in frame.columns:
+        if column in _HIDDEN or _is_part(column, frame):
+            continue
+        if f"{column} low" in frame.columns:
+            columns[column] = [_number(row, column) for _, row in frame.iterrows()]
+        else:
+            columns[column] = [_plain(value) for value in frame[column]]
+    kept = {name: cells for name, cells in columns.items() if any(cells)}
+    return pd.DataFrame(kept)
+
+
+_ASIDE = (
+    *("adherence, lenient", "accuracy", "general loss", "lowest seed", "highest seed"),
+    *("most frequent label", "its share", "seeds", "task tokens", "general tokens"),
+)
+
+
+def brief(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns of the methods' table that are read first; what a note says is in the note."""
+    aside = [c for c in frame.columns if any(c == name or c in _parts(name) for name in _ASIDE)]
+    return frame.drop(columns=aside)
+
+
+def _parts(name: str) -> list[str]:
+    return [f"{name}{tail}" for tail in _TAILS]
+
+
+def _is_part(column: str, frame: pd.DataFrame) -> bool:
+    return any(
+        column.endswith(tail) and f"{column[: -len(tail)]} low" in frame.columns for tail in _TAILS
+    )
+
+
+def _number(row: Any, column: str) -> str:
+    value, low, high = row[column], row[f"{column} low"], row[f"{column} high"]
+    if pd.isna(value):
+        return ""
+    ends = "" if pd.isna(low) else f" [{_short(low)}, {_short(high)}]"
+    counts = row.get(f"{column} k")
+    if counts is not None and not pd.isna(counts):
+        percent = f" [{100 * low:.1f}, {100 * high:.1f}]" if not pd.isna(low) else ""
+        return f"{int(counts)}/{int(row[f'{column} n'])} = {100 * value:.1f} %{percent}"
+    return f"{_short(value)}{ends}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _plain(value: Any) -> str:
+    if value is None or (not isinstance(value, str) and pd.isna(value)):
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.2f}" if not float(value).is_integer() else f"{int(value):,}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,270 @@
+"""One run of a sweep, in a process of its own: train, then answer; go on where it stopped.
+
+    python -m tell_plugins.experiments.worker RUN_FOLDER EVALUATION < pipe
+
+Whoever starts it holds the other end of its standard input. When that end closes, because the
+sweep was stopped or killed, the worker kills what it had started and ends. Everything that works
+for a run carries the run's folder in its environment; so what a worker that was killed itself left
+behind is found and ended before the next attempt, whatever process group it put itself into. A
+lock in the run's folder keeps two workers apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from tell_plugins.core import paths
+from tell_plugins.experiments import store
+from tell_plugins.recipe.recipes import checkpoints
+
+_TAIL = 30  # lines of a log that a failure keeps
+_MARK = "TELL_SWEEP_RUN"  # in the environment of everything that works for a run
+_LOCK_WAIT = 120.0  # seconds until what a killed sweep left behind has ended
+
+
+class Stopped(Exception):
+    """The sweep went away."""
+
+
+class StepFailed(Exception):
+    """`train` or `eval` ended with an error."""
+
+    def __init__(self, step: str, code: int, log: Path) -> None:
+        self.step, self.code, self.log = step, code, log
+        super().__init__(f"{step} ended with {exit_text(code)}")
+
+
+def exit_text(code: int) -> str:
+    """An exit code in words; a negative one is the signal that killed the process."""
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+    return f"signal {name}{hint}"
+
+
+def end_workers_of(folder: Path) -> int:
+    """Kill every process that works for the run in `folder`, until there is none; how many."""
+    import psutil
+
+    killed = 0
+    while found := [p for p in psutil.process_iter() if _works_for(p, folder)]:
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(found, timeout=5)
+        killed += len(found)
+    return killed
+
+
+def _works_for(process: Any, folder: Path) -> bool:
+    import psutil
+
+    try:
+        return process.environ().get(_MARK) == str(folder) and process.is_running()
+    except (psutil.Error, OSError):  # it ended, is a zombie, or belongs to another user
+        return False
+
+
+class Steps:
+    """Runs the commands of one run; they are killed when the sweep goes away."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stopped = threading.Event()
+        self._starting = threading.Lock()
+
+    def watch(self, descriptor: int) -> None:
+        """Wait in the background until the pipe closes, then stop everything."""
+        threading.Thread(target=self._wait, args=(descriptor,), daemon=True).start()
+
+    def _wait(self, descriptor: int) -> None:
+        with contextlib.suppress(OSError):
+            while os.read(descriptor, 1):
+                pass
+        with self._starting:
+            self._stopped.set()
+        end_workers_of(self._folder)
+
+    def run(self, step: str, command: list[str], log: Path) -> None:
+        """Run a command, its output appended to `log`. Raises StepFailed, or Stopped."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            output.write(f"\n$ {' '.join(command)}\n".encode())
+            output.flush()
+            with self._starting:
+                if self._stopped.is_set():
+                    raise Stopped
+                process = subprocess.Popen(
+                    command,
+                    cwd=paths.PROJECT,
+                    env={**os.environ, _MARK: str(self._folder)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            code = process.wait()
+        if self._stopped.is_set():
+            raise Stopped
+        if code:
+            raise StepFailed(step, code, log)
+
+
+def main(argv: list[str]) -> int:
+    """Do the run; exit code 0 when done, 1 when a step failed, 3 when stopped."""
+    folder, evaluation = Path(argv[0]), argv[1]
+    steps = Steps(folder)
+    steps.watch(sys.stdin.fileno())
+    try:
+        with FileLock(folder / ".lock", timeout=_LOCK_WAIT):
+            end_workers_of(folder)
+            _do(folder, evaluation, steps)
+    except Stopped:
+        end_workers_of(folder)
+        return 3
+    return 0
+
+
+def _do(folder: Path, evaluation: str, steps: Steps) -> None:
+    run = store.read_json(folder / store.RUN)
+    asked = folder / store.EVAL_FOLDER / evaluation
+    _step(folder, folder / store.TRAINED, lambda: {} if run["base"] else train(folder, steps))
+    _step(asked, asked / store.EVALUATED, lambda: evaluate(folder, asked, steps))
+
+
+def _step(folder: Path, marker: Path, work: Callable[[], dict[str, Any]]) -> None:
+    """Do a step unless its marker is there; write the marker, or what went wrong."""
+    if marker.is_file():
+        return
+    try:
+        facts = work()
+    except StepFailed as failure:
+        store.write_json(
+            folder / store.FAILED,
+            {
+                "step": failure.step,
+                "exit": exit_text(failure.code),
+                "log": failure.log.name,
+                "tail": tail(failure.log),
+            },
+        )
+        raise SystemExit(1) from None
+    store.write_json(marker, facts)
+
+
+def tail(log: Path) -> list[str]:
+    """The last lines of a log; of a progress bar only its last state."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
+    return [line for line in lines if line][-_TAIL:]
+
+
+def train(folder: Path, steps: Steps) -> dict[str, Any]:
+    """Train, from the last whole checkpoint of a killed attempt if there is one; what came out."""
+    output = folder / store.TRAIN_FOLDER
+    found = whole_checkpoints(output)
+    seconds = 0.0
+    if not (found and _is_last(found[-1])):
+        command = [sys.executable, "-m", "tell_plugins", "train", str(folder / store.RECIPE)]
+        if found:
+            command += ["--resume_from_checkpoint", str(found[-1])]
+        else:
+            shutil.rmtree(output, ignore_errors=True)
+        start = time.monotonic()
+        steps.run("train", command, folder / store.TRAIN_LOG)
+        seconds = time.monotonic() - start
+        found = whole_checkpoints(output)
+    if not found:
+        raise StepFailed("train (it left no adapter)", 0, folder / store.TRAIN_LOG)
+    return training_facts(found[-1], seconds)
+
+
+def whole_checkpoints(output: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first, without one that was being written when it died.
+
+    The Trainer writes `trainer_state.json` after weights, optimizer and random state.
+    """
+    return [path for path in checkpoints(output) if _state(path) is not None]
+
+
+def _state(checkpoint: Path) -> dict[str, Any] | None:
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return state if isinstance(state, dict) and "global_step" in state else None
+
+
+def _is_last(checkpoint: Path) -> bool:
+    state = _state(checkpoint)
+    return state is not None and state["global_step"] >= state["max_steps"]
+
+
+def training_facts(checkpoint: Path, seconds: float) -> dict[str, Any]:
+    """What the trainer itself says of a finished run, and whether the adapter changes anything."""
+    import importlib.metadata
+
+    from tell_plugins.evaluation.adapters import Adapter
+
+    state = _state(checkpoint)
+    assert state is not None
+    return {
+        "checkpoint": checkpoint.name,
+        "steps": state["global_step"],
+        "max_steps": state["max_steps"],
+        "epochs": state["epoch"],
+        "total_flos": state.get("total_flos"),
+        "changes_nothing": Adapter(checkpoint.name, checkpoint).changes_nothing,
+        "seconds": round(seconds, 1),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("ms-swift", "transformers", "peft", "torch")
+        },
+    }
+
+
+def evaluate(folder: Path, asked: Path, steps: Steps) -> dict[str, Any]:
+    """Answer and measure; `eval` itself goes on where it was stopped."""
+    run = store.read_json(folder / store.RUN)
+    options = store.read_json(asked / store.OPTIONS)
+    adapter = "none"
+    if not run["base"]:
+        checkpoint = store.read_json(folder / store.TRAINED)["checkpoint"]
+        adapter = str(folder / store.TRAIN_FOLDER / checkpoint)
+    flags = {
+        "--adapter": adapter,
+        "--split": options["split"],
+        "--rows": options["rows"],
+        "--decoding": options["decoding"],
+        "--seeds": ",".join(map(str, options["seeds"])),
+        "--batch-size": options["batch_size"],
+        "--max-new-tokens": options["max_new_tokens"],
+        "--general-rows": options["general_rows"],
+        "--out": str(asked),
+    }
+    command = [sys.executable, "-m", "tell_plugins", "eval", str(asked / store.RECIPE)]
+    for flag, value in flags.items():
+        if value is not None:
+            command += [flag, str(value)]
+    start = time.monotonic()
+    steps.run("eval", command, asked / store.EVAL_LOG)
+    return {"seconds": round(time.monotonic() - start, 1)}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
