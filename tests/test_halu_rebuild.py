@@ -28,6 +28,7 @@ from tell_plugins.preparation import halu_cot_json, halueval
 from tell_plugins.preparation.asked_thoughts import answer_check, question_about
 from tell_plugins.preparation.download import DIRECT, Places
 from tell_plugins.preparation.embedded_model import prepare_model
+from tell_plugins.preparation.provenance import provenance_path
 from tell_plugins.preparation.span_thoughts import shorten, span_thought
 from tests.chat_server import Reply, serving
 from tests.conftest import PROJECT, write_rows
@@ -122,7 +123,7 @@ def test_rebuild_from_spans(
         jsonschema.validate(answer, schema)
     assert len({answer["thought"] for answer in answers}) == 3001
 
-    record = json.loads(path.with_suffix(".provenance.json").read_text())
+    record = json.loads(provenance_path(path).read_text())
     assert record["sha256"] == hashlib.sha256(first).hexdigest()
     assert record["labels"] == {"no": 2468, "yes": 533}
     assert sum(record["thoughts"]["forms"].values()) == 3001
@@ -266,15 +267,10 @@ def right(messages: list[dict[str, str]]) -> Reply:
 
 def run_rebuild(home: Path, *flags: str) -> subprocess.Popen[str]:
     """The rebuild as a process of its own; its output goes to `out.txt` and is never a pipe."""
-    code = (
-        "import argparse, sys\n"
-        "from tell_plugins.preparation import halu_cot_json as h\n"
-        "parser = argparse.ArgumentParser(); h.add_arguments(parser)\n"
-        "sys.exit(h.rebuild(parser.parse_args()))"
-    )
+    command = [sys.executable, "-m", "tell_plugins", "data", "halu_cot_json", "--rebuild", *flags]
     with (home / "out.txt").open("w") as out:
         return subprocess.Popen(
-            [sys.executable, "-c", code, "--rebuild", *flags],
+            command,
             stdout=out,
             stderr=subprocess.STDOUT,
             text=True,
@@ -356,7 +352,7 @@ def test_killed_in_the_middle_it_finishes_with_every_row_once(real_home: Path) -
     assert len({row["prompt"] for row in result}) == 3001
     labels = [json.loads(row["response"])["hallucination"] for row in result]
     assert labels == [row.label for row in rows]
-    record = json.loads(path.with_suffix(".provenance.json").read_text())
+    record = json.loads(provenance_path(path).read_text())
     assert record["thoughts"]["from_spans_instead"] == [1]
     assert record["thoughts"]["by"].startswith("m at http://127.0.0.1:")
     account = json.loads(path.with_suffix(".ledger.json").read_text())

@@ -16,11 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tell_plugins import __version__
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.rows import file_sha256
 from tell_plugins.preparation import endpoint
 from tell_plugins.preparation.asked_thoughts import (
     ANSWER_TOKENS,
@@ -40,6 +38,7 @@ from tell_plugins.preparation.halueval import (
     read_sources,
 )
 from tell_plugins.preparation.journal import Journal
+from tell_plugins.preparation.provenance import write_provenance
 from tell_plugins.preparation.span_thoughts import span_thought
 
 BY_SPANS, BY_ENDPOINT = "halu_cot_json_spans", "halu_cot_json_rebuilt"
@@ -231,17 +230,14 @@ def write_rebuilt(
     path = paths.data_homes()[0] / card.name / card.split("train").file
     paths.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     labels = Counter(json.loads(row["response"])["hallucination"] for row in rows)
-    record = {
-        "file": path.name,
-        "sha256": file_sha256(path),
-        "rows": len(rows),
-        "labels": dict(sorted(labels.items())),
-        "made_by": f"tell-recipes {__version__}",
-        "sources": sources.files,
-        "thoughts": how,
-        "licence": card.licence,
-    }
-    write_json(path.with_suffix(".provenance.json"), record)
+    write_provenance(
+        path,
+        {"rebuilt_from": sources.files},
+        rows=len(rows),
+        labels=dict(sorted(labels.items())),
+        thoughts=how,
+        licence=card.licence,
+    )
     print(
         f"{len(rows):,} training rows ({labels['yes']} yes, {labels['no']:,} no): "
         f"{paths.shown(path)}\n"

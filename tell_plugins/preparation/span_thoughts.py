@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
-
-from tell_plugins.core.text import normalise
 
 QUERY_CHARS = 90
 SPAN_CHARS = 140
 MOST_SPANS = 3
 WHOLE = 0.9  # a span of this share of the response is the response as a whole
 _FAULT = "is wrong, cannot be verified or does not answer what was asked"
+_WORD = re.compile(r"[^\W_]+")
 _OTHER_SCRIPT = re.compile(r"[\u3000-\u303f\u3400-\u9fff\uff00-\uffef]")  # Chinese remarks
 
 
@@ -94,15 +94,15 @@ def _distinct(texts: Sequence[str]) -> list[str]:
 
 
 def _holds(response: str, span: str) -> bool:
-    whole, part = _plain([response, span])
-    return bool(part) and part in whole
+    part = _plain(span)
+    return bool(part) and part in _plain(response)
 
 
 def _share(span: str, response: str) -> float:
-    whole, part = _plain([response, span])
-    return len(part) / max(1, len(whole))
+    return len(_plain(span)) / max(1, len(_plain(response)))
 
 
-def _plain(texts: list[str]) -> list[str]:
-    keys: list[str] = normalise(texts).to_pylist()
-    return [key or text.strip() for key, text in zip(keys, texts, strict=True)]
+@lru_cache(maxsize=64)
+def _plain(text: str) -> str:
+    """`text` in lower case, its words alone; as it stands where it has none."""
+    return " ".join(_WORD.findall(text.lower())) or text.strip()
