@@ -1,0 +1,134 @@
+"""`./run.sh bench`: measure, print tables, and say which targets are met."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import __doc__ as about
+from benchmarks import parts
+from benchmarks.measure import machine
+from benchmarks.parts import Part
+from benchmarks.world import World, make_world
+from tell_plugins.core import paths
+from tell_plugins.core.errors import MachineError, UserError
+
+PARTS = ("mixtures", "counting", "starting")
+FULL = {"sizes": [52_000, 520_000], "counted": 52_000, "started": 4_000}
+QUICK = {"sizes": [500, 5_000], "counted": 5_000, "started": 500}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; 1 when a target is missed. `--quick` judges none: its sizes are small."""
+    args = _arguments(argv)
+    try:
+        with tempfile.TemporaryDirectory(prefix="tell-bench-") as temporary:
+            folder = paths.user_path(args.work).resolve() if args.work else Path(temporary)
+            return _run(args, folder)
+    except (UserError, MachineError) as error:
+        print(error, file=sys.stderr)
+        return 1 if isinstance(error, UserError) else 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="./run.sh bench", description=about)
+    parser.add_argument("--quick", action="store_true", help="small sizes: does it work at all?")
+    parser.add_argument(
+        "--part", choices=PARTS, action="append", help="this part alone (repeatable)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, help="measurements of each case (default: 3, quick: 1)"
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", help="numbers of general rows")
+    parser.add_argument("--no-cold", action="store_true", help="leave out first-time builds")
+    parser.add_argument("--work", metavar="DIR", help="keep the made rows here for the next time")
+    parser.add_argument("--out", metavar="FILE", help="also write the results as JSON")
+    return parser.parse_args(argv)
+
+
+def _run(args: argparse.Namespace, folder: Path) -> int:
+    sizes: dict[str, Any] = dict(QUICK if args.quick else FULL)
+    if args.sizes:
+        sizes = {"sizes": args.sizes, "counted": min(args.sizes), "started": min(args.sizes)}
+    rounds = args.rounds or (1 if args.quick else 3)
+    wanted = args.part or PARTS
+    needed = {
+        "mixtures": sizes["sizes"],
+        "counting": [sizes["counted"]],
+        "starting": [sizes["started"]],
+    }
+    world = make_world(folder, sorted({rows for part in wanted for rows in needed[part]}))
+    measure: dict[str, Callable[[World], Part]] = {
+        "mixtures": lambda w: parts.mixtures(w, sizes["sizes"], rounds, cold=not args.no_cold),
+        "counting": lambda w: parts.counting(w, sizes["counted"], max(2, 2 * rounds)),
+        "starting": lambda w: parts.starting(w, sizes["started"], rounds),
+    }
+    done = [measure[part](world) for part in PARTS if part in wanted]
+    for part in done:
+        print(f"\n{part.title}\n{_table([part.columns, *part.rows])}")
+    targets = [target for part in done for target in part.targets]
+    judged = not args.quick
+    print("\n" + _verdicts(targets, judged=judged))
+    if args.out:
+        paths.write_text(paths.user_path(args.out), json.dumps(_results(done), indent=1) + "\n")
+    return int(judged and not all(target.is_met for target in targets))
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if row is rows[0] or not _is_number(cell) else cell.rjust(width)
+            for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(",", "").replace(".", "").isdigit()
+
+
+def _verdicts(targets: Sequence[parts.Target], *, judged: bool) -> str:
+    lines = ["Targets" + ("" if judged else " (not judged: the sizes are too small to say)")]
+    for target in targets:
+        limit = f"{'at least' if target.at_least else 'at most'} {target.limit:g}"
+        verdict = ("met" if target.is_met else "MISSED") if judged else ""
+        lines.append(f"  {target.name}: {target.value:.2f} ({limit}) {verdict}".rstrip())
+    return "\n".join(lines)
+
+
+def _results(done: Sequence[Part]) -> dict[str, Any]:
+    return {
+        "machine": machine(),
+        "parts": [
+            {
+                "title": part.title,
+                "columns": part.columns,
+                "rows": part.rows,
+                "targets": [
+                    {
+                        "name": target.name,
+                        "value": round(target.value, 3),
+                        "limit": target.limit,
+                        "at_least": target.at_least,
+                        "met": target.is_met,
+                    }
+                    for target in part.targets
+                ],
+            }
+            for part in done
+        ],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""The three parts: building mixtures, counting tokens, starting a training."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.measure import Case, Sample, by_turns, ratio, run_child, time_until
+from benchmarks.world import TASK_ROWS, World
+
+_FIRST_STEP = "'loss'"  # ms-swift prints the first step's loss when the step is done
+
+
+@dataclass(frozen=True)
+class Target:
+    """A number that should not be above (or below) a limit."""
+
+    name: str
+    value: float
+    limit: float
+    at_least: bool = False
+
+    @property
+    def is_met(self) -> bool:
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a part measured: a table's rows, and the targets that hang on it."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    targets: list[Target]
+
+
+def mixtures(world: World, sizes: list[int], rounds: int, *, cold: bool) -> Part:
+    """Building the mixture of each size, beside ms-swift's own load of the same rows."""
+    table: list[tuple[str, ...]] = []
+    warm = {rows: _measure_load(world, rows, rounds, cold=cold, table=table) for rows in sizes}
+    small, large = warm[sizes[0]], warm[sizes[-1]]
+    tell, swift = large["TELL, lengths cached"], large["ms-swift"]
+    growth = tell.median("peak_mb") / small["TELL, lengths cached"].median("peak_mb")
+    targets = [
+        Target(f"time, {sizes[-1]:,} rows, TELL / ms-swift", ratio(tell, swift, "seconds"), 1.2),
+        Target(
+            f"peak memory, {sizes[-1]:,} rows, TELL / ms-swift", ratio(tell, swift, "peak_mb"), 1.0
+        ),
+        Target(f"peak memory of TELL, {sizes[-1]:,} rows / {sizes[0]:,} rows", growth, 1.5),
+    ]
+    columns = ("general rows", "case", "seconds", "peak MB", "time / ms-swift", "CPU / ms-swift")
+    return Part(
+        "Building a mixture in a process that has imported ms-swift", columns, table, targets
+    )
+
+
+def _measure_load(
+    world: World, rows: int, rounds: int, *, cold: bool, table: list[tuple[str, ...]]
+) -> dict[str, Case]:
+    print(f"building, {rows:,} general rows", file=sys.stderr)
+    tell_cache, swift_cache = world.folder / f"tell_{rows}", world.folder / f"swift_{rows}"
+    fresh = world.folder / "fresh"
+    warm_env = world.environment(tell_cache=tell_cache, swift_cache=swift_cache)
+    cold_env = world.environment(tell_cache=fresh, swift_cache=fresh)
+    spec, plain = world.spec(rows), str(world.plain(rows))
+    if not world.plain(rows).is_file():
+        run_child(["write", spec, plain], warm_env)
+
+    def case(name: str, dataset: str, env: Mapping[str, str], cached: str = "no") -> Case:
+        return Case(name, lambda: run_child(["load", dataset, cached], env))
+
+    def forget(folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    ours = case("TELL, lengths cached", spec, warm_env)
+    ours.prepare = lambda: forget(tell_cache / "mixtures")
+    cases = [
+        case("ms-swift", plain, warm_env),
+        ours,
+        case("ms-swift, load_from_cache_file", plain, warm_env, "yes"),
+        case("TELL, same mixture again", spec, warm_env),
+    ]
+    for once in (cases[0], cases[2], cases[1]):  # fills the caches that the names speak of
+        once.run()
+    by_turns(cases, rounds)
+    if cold:
+        first = [
+            case("ms-swift, first time", plain, cold_env),
+            case("TELL, first time", spec, cold_env),
+        ]
+        for one in first:
+            one.prepare = lambda: forget(fresh)
+        by_turns(first, 1)
+        forget(fresh)
+        cases = [*first, *cases]
+    for one in cases:
+        by = cases[0] if "first" in one.name else _named(cases, "ms-swift")
+        table.append(
+            (
+                f"{rows:,}",
+                one.name,
+                f"{one.median('seconds'):.2f}",
+                f"{one.median('peak_mb'):,.0f}",
+                f"{ratio(one, by, 'seconds'):.2f}",
+                f"{ratio(one, by, 'cpu'):.2f}",
+            )
+        )
+        expected = rows + TASK_ROWS
+        assert all(sample["rows"] == expected for sample in one.samples), one.name
+    forget(swift_cache)
+    return {one.name: one for one in cases}
+
+
+def _named(cases: list[Case], name: str) -> Case:
+    return next(case for case in cases if case.name == name)
+
+
+def counting(world: World, rows: int, rounds: int) -> Part:
+    """Counting tokens of fresh rows, beside the bare tokenizer on the same texts."""
+    print(f"counting, {rows:,} rows", file=sys.stderr)
+    cache = world.folder / "counting"
+    env = world.environment(tell_cache=cache, swift_cache=cache)
+    file = world.folder / f"general_{rows}.jsonl"
+    sample = run_child(["count", str(file), str(rounds)], env)
+    shutil.rmtree(cache, ignore_errors=True)
+    table = [
+        ("bare tokenizer, encode_batch_fast", f"{sample['raw_tokens_per_second']:,.0f}", "1.00"),
+        (
+            "TokenCounter.lengths",
+            f"{sample['counter_tokens_per_second']:,.0f}",
+            f"{sample['ratio']:.2f}",
+        ),
+    ]
+    targets = [Target("counting speed / bare tokenizer", sample["ratio"], 0.8, at_least=True)]
+    title = f"Counting {sample['tokens']:,} tokens in {rows:,} fresh rows"
+    return Part(title, ("case", "tokens/s", "speed / bare"), table, targets)
+
+
+def starting(world: World, rows: int, rounds: int) -> Part:
+    """The start of `swift sft` until its first optimizer step is done."""
+    print(f"starting a training, {rows:,} general rows", file=sys.stderr)
+    tell_cache, swift_cache = world.folder / "tell_start", world.folder / "swift_start"
+    env = world.environment(tell_cache=tell_cache, swift_cache=swift_cache)
+    if not (world.model / "config.json").is_file():
+        run_child(["model", str(world.tokenizer), str(world.model)], env)
+    run_child(["write", world.spec(rows), str(world.plain(rows))], env)
+
+    def case(name: str, flags: list[str]) -> Case:
+        def run() -> Sample:
+            return time_until(_training(world, flags), env, _FIRST_STEP, world.folder)
+
+        return Case(name, run)
+
+    ours = case(
+        "TELL, a new mixture",
+        ["--external_plugins", "tell_plugins/register.py", "--dataset", world.spec(rows)],
+    )
+    ours.prepare = lambda: shutil.rmtree(tell_cache / "mixtures", ignore_errors=True)
+    plain = case("JSON lines file", ["--dataset", str(world.plain(rows))])
+    by_turns([plain, ours], rounds)
+    shutil.rmtree(tell_cache, ignore_errors=True)
+    shutil.rmtree(swift_cache, ignore_errors=True)
+    quotient = ratio(ours, plain, "seconds")
+    table = [
+        (
+            one.name,
+            f"{one.median('seconds'):.1f}",
+            f"{ratio(one, plain, 'seconds'):.2f}",
+            f"{one.median('cpu'):.1f}",
+            f"{ratio(one, plain, 'cpu'):.2f}",
+        )
+        for one in (plain, ours)
+    ]
+    title = f"Start of `swift sft` to its first step, {rows + TASK_ROWS:,} rows, a 2-layer model"
+    targets = [Target("start of training, TELL / JSON lines", quotient, 1.1)]
+    columns = ("data set", "seconds", "/ JSON lines", "CPU seconds", "/ JSON lines")
+    return Part(title, columns, table, targets)
+
+
+def _training(world: World, flags: list[str]) -> list[str]:
+    values = {
+        "model": str(world.model),
+        "model_type": "llama",
+        "template": "chatml",
+        "check_model": "false",
+        "use_cpu": "true",
+        "torch_dtype": "float32",
+        "tuner_type": "lora",
+        "target_modules": "all-linear",
+        "dataset_shuffle": "false",
+        "train_dataloader_shuffle": "false",
+        "dataloader_num_workers": "0",
+        "split_dataset_ratio": "0",
+        "max_length": "2048",
+        "per_device_train_batch_size": "1",
+        "gradient_accumulation_steps": "16",
+        "max_steps": "1",
+        "logging_steps": "1",
+        "save_strategy": "no",
+        "report_to": "none",
+        "output_dir": str(world.folder / "output"),
+        "add_version": "false",
+    }
+    pairs = [part for key, value in values.items() for part in (f"--{key}", value)]
+    return [sys.executable, "-m", "swift.cli.main", "sft", *pairs, *flags]

@@ -1,0 +1,108 @@
+"""The benchmark at tiny sizes: every part runs for real and says what it should."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as bench
+from benchmarks import parts
+from benchmarks.measure import Case, by_turns, ratio, run_child
+from benchmarks.parts import Target
+from benchmarks.world import TASK_ROWS, general_texts, make_world
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import MachineError
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.spec import parse_spec
+
+
+def test_the_world_is_the_same_for_everyone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worlds = [make_world(tmp_path / name, [60, 200]) for name in ("a", "b")]
+    for name in ("general_60.jsonl", "general_200.jsonl", "task_200.jsonl", "tokenizer.json"):
+        assert (worlds[0].folder / name).read_bytes() == (worlds[1].folder / name).read_bytes()
+    monkeypatch.setenv("TELL_CARDS", str(tmp_path / "a" / "cards"))
+    monkeypatch.setenv("TELL_DATA_HOME", str(tmp_path / "a"))
+    monkeypatch.setenv("TELL_TOKENIZER", str(worlds[0].tokenizer))
+    mixture = build_mixture(parse_spec(worlds[0].spec(200)))
+    assert len(mixture) == 200 + TASK_ROWS
+    assert load_card("bench_task_200").kind == "task"
+
+
+def test_rows_are_as_long_as_alpacas() -> None:
+    rows = list(general_texts(4000))
+    assert len({row["instruction"] for row in rows}) == 4000
+    words = sorted(len(row["output"].split()) for row in rows)
+    assert 60 < words[2000] < 90
+    assert words[400] < 35
+    assert words[3600] > 170
+    assert 0.3 < sum(bool(row["input"]) for row in rows) / 4000 < 0.4
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    """Noise that both sides of a round suffer does not show."""
+    order: list[str] = []
+    values = {"a": iter([2.0, 20.0, 4.0]), "b": iter([1.0, 10.0, 2.0])}
+
+    def case(name: str) -> Case:
+        def run() -> dict[str, float]:
+            order.append(name)
+            return {"seconds": next(values[name])}
+
+        return Case(name, run, prepare=lambda: order.append(f"prepare {name}"))
+
+    one, other = case("a"), case("b")
+    by_turns([one, other], 3)
+    assert order == ["prepare a", "a", "prepare b", "b"] * 3
+    assert ratio(one, other, "seconds") == 2.0
+    assert one.median("seconds") == 4.0
+
+
+def test_targets() -> None:
+    assert Target("x", 1.2, 1.2).is_met
+    assert not Target("x", 1.21, 1.2).is_met
+    assert Target("x", 0.8, 0.8, at_least=True).is_met
+    assert not Target("x", 0.79, 0.8, at_least=True).is_met
+
+
+def test_a_measured_process_that_fails_says_why(tmp_path: Path) -> None:
+    world = make_world(tmp_path, [20])
+    env = world.environment(tell_cache=tmp_path / "c", swift_cache=tmp_path / "c")
+    with pytest.raises(MachineError, match="unknown card 'nothing'"):
+        run_child(["write", "tell/nothing", str(tmp_path / "x.jsonl")], env)
+
+
+def test_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    code = bench.main(["--quick", "--sizes", "300", "--part", "counting", "--out", str(out)])
+    assert code == 0
+    text = capsys.readouterr().out
+    assert "fresh rows" in text
+    assert "TokenCounter.lengths" in text
+    assert "not judged" in text
+    results = json.loads(out.read_text())
+    assert results["parts"][0]["targets"][0]["value"] > 0
+    assert results["machine"]["cores"] >= 1
+    assert "ms-swift" in results["machine"]["packages"]
+
+
+@pytest.mark.slow
+def test_building_and_starting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--quick", "--sizes", "20", "40", "--rounds", "1", "--work", str(tmp_path)]
+    assert bench.main([*flags, "--part", "mixtures", "--part", "starting"]) == 0
+    text = capsys.readouterr().out
+    for name in ("ms-swift, first time", "TELL, lengths cached", "JSON lines file"):
+        assert name in text
+    assert text.count("ms-swift, load_from_cache_file") == 2
+    assert not list(tmp_path.glob("swift_*")), "caches do not stay"
+
+
+def test_a_missed_target_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    part = parts.Part("t", ("a",), [("b",)], [Target("x", 2.0, 1.0)])
+    monkeypatch.setattr(parts, "counting", lambda *_: part)
+    flags = ["--part", "counting", "--sizes", "20", "--work", str(tmp_path)]
+    assert bench.main(flags) == 1
+    assert bench.main([*flags, "--quick"]) == 0
