@@ -494,3 +494,29 @@ def test_one_row_is_a_mixture(cards: MakeCard) -> None:
     cards("t", train=[{"q": "only", "r": "row"}])
     for order in ORDERS:
         assert len(_build(f"general=0/order={order}")) == 1
+
+
+BROKEN_FILE = """
+import os
+from pathlib import Path
+from swift.dataset import load_dataset
+from tell_plugins.bridge import register
+
+register()
+spec = "tell/t:general=100rows"
+rows = load_dataset([spec])[0].to_list()
+(path,) = Path(os.environ["TELL_CACHE"], "mixtures").glob("*.arrow")
+whole = path.read_bytes()
+for broken in (b"", whole[: len(whole) // 2], whole[:100], b"x" * 5000, whole[:-2000]):
+    path.unlink()
+    path.write_bytes(broken)
+    assert load_dataset([spec])[0].to_list() == rows
+    assert path.read_bytes() == whole
+"""
+
+
+@pytest.mark.slow
+def test_a_broken_mixture_file_is_written_again() -> None:
+    command = [sys.executable, "-c", BROKEN_FILE]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from filelock import FileLock
 from swift.dataset import DatasetLoader, DatasetMeta
 from swift.utils import get_logger
@@ -101,11 +102,20 @@ def load_mixture(mixture: Mixture) -> Dataset:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{mixture.hash}.arrow"
     with FileLock(f"{path}.lock"):
-        if not path.is_file():
+        dataset = _open(path)
+        if dataset is None or len(dataset) != len(mixture):  # not there, or broken
             _forget_old(folder)
             mixture.write_arrow(path)
+            dataset = Dataset.from_file(str(path))
         os.utime(path)
-    return Dataset.from_file(str(path))
+    return dataset
+
+
+def _open(path: Path) -> Dataset | None:
+    try:
+        return Dataset.from_file(str(path))
+    except (OSError, pa.ArrowException):
+        return None
 
 
 def _forget_old(folder: Path) -> None:
