@@ -287,6 +287,17 @@ def test_an_interrupted_reading_leaves_nothing_behind(
     assert len(_open(tmp_path, {"q": "a", "r": "b"})) == 1
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    _open(tmp_path, {"q": "a", "r": "b"})
+    folder = _cached(tmp_path)
+    half = folder.rename(folder.with_name(f".{folder.name}.x1y2"))
+    other = half.with_name(".another.x1y2")
+    other.mkdir()
+    _open(tmp_path, {"q": "a", "r": "b"})
+    assert not half.exists()
+    assert other.exists(), "it may be somebody's who is at work"
+
+
 def test_a_cache_that_cannot_be_read_back_is_the_machines_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

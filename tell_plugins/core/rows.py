@@ -116,7 +116,8 @@ def open_rows(path: Path, columns: Columns, question: str | None = None) -> Rows
     with FileLock(f"{folder}.lock"):  # a second process waits for the first instead of reading too
         rows = _open(folder, path, sha256)
         if rows is None:
-            shutil.rmtree(folder, ignore_errors=True)  # broken, if it is there at all
+            for old in (folder, *folder.parent.glob(f".{name}.*")):  # broken, or half-written
+                shutil.rmtree(old, ignore_errors=True)
             with paths.atomic_dir(folder) as temporary:
                 _convert(path, columns, question, temporary)
             rows = _open(folder, path, sha256)

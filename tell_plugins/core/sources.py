@@ -44,7 +44,7 @@ def _in_some_folder(home: Path, card: Card, split: str) -> Path | None:
     folders = sorted(path for path in home.iterdir() if path.is_dir()) if home.is_dir() else []
     found = [folder / name for folder in folders if (folder / name).is_file()]
     found = [path for path in found if _may_serve(path.relative_to(home).parts[0], card, split)]
-    if len({file_sha256(path) for path in found}) > 1:
+    if len(found) > 1 and len({file_sha256(path) for path in found}) > 1:
         raise UserError(
             f"several files may be split '{split}' of card '{card.name}': "
             + ", ".join(paths.shown(path) for path in found),
