@@ -64,6 +64,7 @@ class World:
             "HF_HOME": str(swift_cache / "hf"),
             "HF_HUB_OFFLINE": "1",
             "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": "1",  # threads that wait for each other would count as work
         }
 
 
