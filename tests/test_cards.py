@@ -45,7 +45,7 @@ def test_shipped_card(name: str) -> None:
     for split in card.splits.values():
         here = (card.folder / split.file).is_file()
         assert here or split.url or split.modelscope or split.build, "its rows can be had"
-        assert split.rows
+        assert split.rows or split.build, "what is built here has as many rows as it has"
         if split.url:
             assert split.blob, "a download is verified"
     if card.kind == "task":
