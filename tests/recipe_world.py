@@ -1,0 +1,326 @@
+"""What the recipes name, made small: random models of each architecture, and files of each card.
+
+The models lie in folders named like the hubs' (`Llama-2-7b-chat-ms`), so that ms-swift chooses
+the very template and loader that it chooses for the real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tell_plugins.core.cards import card_names, load_card
+from tell_plugins.core.mixture import GENERAL
+from tell_plugins.core.spec import Amount, Spec
+from tell_plugins.recipe.recipes import Recipe
+from tests.conftest import PROJECT, write_rows
+
+RECIPES = sorted((PROJECT / "recipes").glob("*.yaml"))
+PAPER = [path for path in RECIPES if not path.stem.startswith("smollm2")]
+EMBEDDED = [path for path in RECIPES if path.stem.startswith("smollm2")]
+
+
+# --- models --------------------------------------------------------------------------------------
+
+_SPECIAL = {
+    "qwen": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+    "smollm2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+    "llama2": ["<unk>", "<s>", "</s>"],
+    "gemma": ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"],
+}
+_ROLES = {  # end, begin, padding
+    "qwen": ("<|endoftext|>", None, "<|endoftext|>"),
+    "smollm2": ("<|im_end|>", None, "<|endoftext|>"),
+    "llama2": ("</s>", "<s>", "</s>"),
+    "gemma": ("<eos>", "<bos>", "<pad>"),
+}
+_FOLDERS = {
+    "qwen": "Qwen-7B-Chat",
+    "smollm2": "SmolLM2-135M-Instruct",
+    "llama2": "Llama-2-7b-chat-ms",
+    "gemma": "gemma-7b-it",
+}
+
+
+def architecture(path: Path) -> str:
+    """The part of a recipe's name that says its model."""
+    return path.stem.partition("_")[0]
+
+
+def make_model(kind: str, root: Path) -> Path:
+    """Write a random model of two layers and width 64, with a tokenizer of its own."""
+    import torch
+    from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    folder = root / _FOLDERS[kind]
+    words = _make_tokenizer(kind, folder)
+    sizes: dict[str, Any] = {
+        "vocab_size": words,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 4096 if kind == "llama2" else 8192,
+    }
+    torch.manual_seed(0)
+    if kind == "qwen":
+        _make_qwen(folder, sizes)
+    elif kind == "gemma":
+        GemmaForCausalLM(GemmaConfig(head_dim=16, **sizes)).bfloat16().save_pretrained(folder)
+    else:
+        LlamaForCausalLM(LlamaConfig(**sizes)).bfloat16().save_pretrained(folder)
+    return folder
+
+
+def _make_tokenizer(kind: str, folder: Path) -> int:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=_SPECIAL[kind],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the question and the answer of the row " * 3], trainer)
+    end, begin, padding = _ROLES[kind]
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=end,
+        bos_token=begin,
+        pad_token=padding,
+        additional_special_tokens=_SPECIAL[kind],
+    )
+    fast.save_pretrained(folder)
+    return len(fast)
+
+
+_QWEN_CONFIG = """\
+from transformers import PretrainedConfig
+
+
+class QWenConfig(PretrainedConfig):
+    model_type = "qwen"
+    keys_to_ignore_at_inference = ["past_key_values"]
+"""
+_QWEN_MODEL = '''\
+"""A stand-in for Qwen-7B-Chat's remote code: the same class and layer names, nothing else of it."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .configuration_qwen import QWenConfig
+
+
+class QWenAttention(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.c_attn = nn.Linear(width, 3 * width)
+        self.c_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x):
+        query, key, value = self.c_attn(x)[:, None].chunk(3, dim=-1)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.c_proj(mixed[:, 0])
+
+
+class QWenBlock(nn.Module):
+    def __init__(self, width, inner):
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = QWenAttention(width)
+        self.w1 = nn.Linear(width, inner, bias=False)
+
+    def forward(self, x):
+        x = x + self.attn(self.ln_1(x))
+        return x + self.w1(self.ln_2(x))[..., : x.shape[-1]]
+
+
+class QWenModel(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
+        sizes = config.hidden_size, config.intermediate_size
+        self.h = nn.ModuleList(QWenBlock(*sizes) for _ in range(config.num_hidden_layers))
+        self.gradient_checkpointing = False
+
+    def forward(self, input_ids):
+        x = self.wte(input_ids)
+        for block in self.h:
+            if self.gradient_checkpointing and self.training:
+                x = self._gradient_checkpointing_func(block.__call__, x)
+            else:
+                x = block(x)
+        return x
+
+
+class QWenLMHeadModel(PreTrainedModel, GenerationMixin):
+    config_class = QWenConfig
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config, **kwargs):
+        super().__init__(config)
+        self.transformer = QWenModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.transformer.wte
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, past_key_values=None, **_):
+        assert past_key_values is None or isinstance(past_key_values, tuple), past_key_values
+        return CausalLMOutputWithPast(logits=self.lm_head(self.transformer(input_ids)))
+'''
+
+
+def _make_qwen(folder: Path, sizes: dict[str, Any]) -> None:
+    """Weights are saved by the stand-in itself, so that loading it is a real loading."""
+    (folder / "configuration_qwen.py").write_text(_QWEN_CONFIG)
+    (folder / "modeling_qwen.py").write_text(_QWEN_MODEL)
+    config = {
+        "architectures": ["QWenLMHeadModel"],
+        "auto_map": {
+            "AutoConfig": "configuration_qwen.QWenConfig",
+            "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel",
+        },
+        "model_type": "qwen",
+        "tie_word_embeddings": False,
+        **sizes,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    program = (
+        "import sys, torch\n"
+        "from transformers import AutoConfig, AutoModelForCausalLM\n"
+        "torch.manual_seed(0)\n"
+        "config = AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)\n"
+        "torch.save(model.bfloat16().state_dict(), sys.argv[1] + '/pytorch_model.bin')\n"
+    )
+    home = {"HF_HOME": str(folder.parent / "hf")}  # transformers copies remote code there
+    subprocess.run(
+        [sys.executable, "-c", program, str(folder)],
+        check=True,
+        env={**os.environ, **home},
+        capture_output=True,
+    )
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+_ANCHOR = "Read the text below with care. Then answer as asked.\n\n"
+
+
+def make_data(home: Path) -> None:
+    """A small file for every split of every card that keeps no rows in its own folder."""
+    for name in card_names():
+        card = load_card(name)
+        for split, place in card.splits.items():
+            if (card.folder / place.file).is_file() or (home / place.file).is_file():
+                continue
+            columns = card.columns_of(split)
+            rows = [
+                {
+                    **dict.fromkeys(columns.query, ""),
+                    columns.query[0]: _query(card.kind, card.inline_anchor, name, split, number),
+                    columns.response: f"The answer {number} to {name}.",
+                }
+                for number in range(60 if card.kind == GENERAL else 12)
+            ]
+            if place.file.endswith(".json"):
+                (home / place.file).write_text(json.dumps(rows))
+            else:
+                write_rows(home / place.file, rows)
+
+
+def _query(kind: str, inline: bool, name: str, split: str, number: int) -> str:
+    front = _ANCHOR if inline else ""
+    return f"{front}{number} is the number of this {split} question of {name}."
+
+
+def scaled(spec: Spec) -> Spec:
+    """The same mixture with amounts that the small files hold."""
+    task = spec.task if spec.task.unit == "all" else Amount("rows", 8)
+    if load_card(spec.card).kind == GENERAL:
+        return spec.with_values(task=Amount("rows", 24))
+    general = spec.general
+    if general is None or general.number > 0:
+        general = Amount("x", 2)
+    return spec.with_values(task=task, general=general)
+
+
+def small_copy(recipe: Recipe, model: Path, folder: Path, **changes: Any) -> Path:
+    """A copy of a recipe as YAML with its model, its amounts and its output folder made small."""
+    values = {
+        **recipe.values,
+        "model": str(model),
+        "check_model": False,
+        "use_cpu": True,
+        "dataset": [str(scaled(recipe.spec))],
+        "output_dir": str(folder / "out" / recipe.name),
+        "dataloader_num_workers": 0,
+        "logging_steps": 1,
+        **changes,
+    }
+    if values.get("use_liger_kernel"):
+        del values["use_liger_kernel"]  # its kernels run on GPUs only
+    path = folder / f"{recipe.name}.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def environment(root: Path, model: Path | None = None) -> dict[str, str]:
+    """The environment of a run that sees only what lies under `root`."""
+    values = {
+        "TELL_CACHE": str(root / "cache"),
+        "TELL_DATA_HOME": str(root / "data"),
+        "TELL_CARDS": str(root / "cards"),
+        "HF_HOME": str(root / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(PROJECT),
+    }
+    if model is not None:
+        values["TELL_TOKENIZER"] = str(model)
+    return {**os.environ, **values}
+
+
+def swift_sft(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """`swift sft` with the environment's ms-swift, in the project's folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "swift.cli.main", "sft", *arguments],
+        env=dict(env),
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def only_run(output: Path) -> Path:
+    """The one version folder of a run's output."""
+    runs = sorted(output.glob("v*-*"))
+    assert len(runs) == 1, runs
+    return runs[0]
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log that stand for optimizer steps."""
+    lines = [json.loads(line) for line in (run / "logging.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]

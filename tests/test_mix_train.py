@@ -1,0 +1,604 @@
+"""`mix` and `train`: what they write, what they refuse, and real runs on both ms-swift."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import yaml
+
+from tell_plugins.cli import main
+from tell_plugins.core import paths
+from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.spec import parse_spec
+from tell_plugins.recipe import hubs, models, train
+from tell_plugins.recipe.recipes import load_recipe, parse_flags
+from tell_plugins.recipe.settings import Settings
+from tests.conftest import PROJECT, MakeCard
+from tests.overlay import newer_swift
+from tests.recipe_world import environment, logged, make_model, only_run, swift_sft
+from tests.swift_keys_once import keys, lay_keys
+
+SPEC = "tell/toy:task=6rows/general=18rows"
+
+
+@pytest.fixture
+def toy(tmp_path: Path, make_card: MakeCard) -> Path:
+    """A recipe on a toy task, without a model of its own."""
+    lay_keys(tmp_path / "cache")
+    _make_cards(make_card)
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(_values(tmp_path, "some/model")))
+    return path
+
+
+def _make_cards(make_card: MakeCard) -> None:
+    make_card(
+        "toy",
+        train=[{"q": f"task question {n}", "r": f"answer {n}"} for n in range(8)],
+        test=[{"q": f"test question {n}", "r": "answer"} for n in range(4)],
+    )
+    rows = [{"q": f"general {n}", "r": f"reply {n}"} for n in range(60)]
+    make_card("plain", train=rows, kind="general")
+
+
+def _values(root: Path, model: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "external_plugins": ["tell_plugins/register.py"],
+        "model": model,
+        "model_type": "llama",
+        "template": "chatml",
+        "torch_dtype": "bfloat16",
+        "use_cpu": True,
+        "check_model": False,
+        "dataset": [SPEC],
+        "dataset_shuffle": False,
+        "train_dataloader_shuffle": False,
+        "strict": True,
+        "max_length": 512,
+        "tuner_type": "lora",
+        "target_modules": ["all-linear"],
+        "learning_rate": 1.0e-2,
+        "lr_scheduler_type": "linear",
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 4,
+        "gradient_checkpointing": False,
+        "enable_channel_loss": True,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "dataloader_num_workers": 0,
+        "output_dir": str(root / "out" / "toy"),
+        **changes,
+    }
+
+
+# --- mix -----------------------------------------------------------------------------------------
+
+
+def test_mix_writes_rows_manifest_and_anchor(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mix"
+    assert main(["mix", str(toy), "--out", str(out)]) == 0
+    rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    manifest = json.loads((out / "manifest.json").read_text())
+    mixture = build_mixture(parse_spec(SPEC))
+    assert rows == list(mixture.rows())
+    assert manifest == json.loads(json.dumps(mixture.manifest()))
+    assert (out / "anchor.txt").read_text() == "ANCHOR: do the task."
+    printed = capsys.readouterr().out
+    assert manifest["hash"] in printed
+    assert "24 rows, order shuffle, seed 42, task share 25.0% of rows" in printed
+    assert sorted(path.name for path in out.iterdir()) == [
+        "anchor.txt",
+        "manifest.json",
+        "train.jsonl",
+    ]
+
+
+def test_mix_gives_the_same_bytes_twice(toy: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert main(["mix", str(toy), "--out", str(tmp_path / name)]) == 0
+    for file in ("train.jsonl", "manifest.json", "anchor.txt"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_mix_takes_another_dataset_and_forgets_an_old_anchor(toy: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mix"
+    assert main(["mix", str(toy), "--out", str(out)]) == 0
+    general = ["--dataset", "tell/plain:task=5rows"]
+    assert main(["mix", str(toy), "--out", str(out), *general]) == 0
+    assert len((out / "train.jsonl").read_text().splitlines()) == 5
+    assert not (out / "anchor.txt").exists()
+
+
+def test_mix_writes_below_output_by_default(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "PROJECT", tmp_path / "project")
+    assert main(["mix", str(toy)]) == 0
+    assert (tmp_path / "project" / "output" / "toy" / "mix" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--learning_rate", "1"], "flag --learning_rate does not change a mixture"),
+        (["--dataset", "tell/toy:taks=1rows/order=evne"], "did you mean 'even'?"),
+        (["--dataset", "tell/toy:task=99rows"], "there are only 8 rows"),
+    ],
+)
+def test_mix_refuses_what_it_cannot_do(
+    toy: Path,
+    tmp_path: Path,
+    flags: list[str],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["mix", str(toy), "--out", str(tmp_path / "mix"), *flags]) == 1
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "mix").exists()
+
+
+# --- flags and commands --------------------------------------------------------------------------
+
+
+def test_flags_are_read_as_ms_swift_reads_them() -> None:
+    flags = [
+        "--learning_rate",
+        "1e-4",
+        "--save_strategy",
+        "no",
+        "--seed=7",
+        "--strict",
+        "--report-to",
+        "a",
+        "b",
+    ]
+    assert parse_flags([*flags, "--system", "You are: helpful", "--use_cpu", "False"]) == {
+        "learning_rate": 1e-4,
+        "save_strategy": "no",
+        "seed": 7,
+        "strict": True,
+        "report_to": ["a", "b"],
+        "system": "You are: helpful",
+        "use_cpu": False,
+    }
+    with pytest.raises(UserError, match="belongs to no flag"):
+        parse_flags(["1e-4"])
+
+
+def test_the_command_holds_each_key_once_with_the_flags_value(toy: Path) -> None:
+    recipe = load_recipe(toy, ["--learning_rate", "0.5", "--lr_scheduler_kwargs", '{"a": 1}'])
+    command = train.command(recipe)
+    assert command[1:4] == ["-m", "swift.cli.main", "sft"]
+    assert command.count("--learning_rate") == 1
+    assert command[command.index("--learning_rate") + 1] == "0.5"
+    assert command[command.index("--dataset") + 1] == SPEC
+    assert command[command.index("--use_cpu") + 1] == "true"
+    assert json.loads(command[command.index("--lr_scheduler_kwargs") + 1]) == {"a": 1}
+    assert "--config" not in command
+
+
+def test_an_env_map_goes_to_the_environment(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.write_text(toy.read_text() + "ENV: {NPROC_PER_NODE: 2, TELL_SHELL: theirs}\n")
+    monkeypatch.setenv("TELL_SHELL", "mine")
+    monkeypatch.delenv("NPROC_PER_NODE", raising=False)
+    recipe = load_recipe(toy)
+    assert recipe.environment == {"NPROC_PER_NODE": "2"}
+    assert "--ENV" not in recipe.argv()
+    assert Settings(recipe, keys()).processes == 2
+
+
+# --- what train refuses before anything starts ---------------------------------------------------
+
+
+def test_all_errors_stop_it_together(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--lora_ran", "4", "--dataset", "tell/toy:taks=6rows", "--packing", "true"]
+    assert main(["train", str(toy), *flags]) == 1
+    printed = capsys.readouterr()
+    for says in ("write 'lora_rank' in full", "did you mean 'task'?", "write 'packing: false'"):
+        assert says in printed.err
+    assert printed.out == ""
+
+
+def test_a_missing_package_is_an_error_here(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("liger_kernel") is not None:
+        pytest.skip("liger-kernel is installed here")
+    assert main(["train", str(toy), "--use_liger_kernel", "true"]) == 1
+    assert "pip install liger-kernel" in capsys.readouterr().err
+
+
+def test_a_no_op_is_said_before_it_runs(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "_with_model", lambda recipe, settings: recipe)
+    monkeypatch.setattr(train, "train", lambda recipe: 0)
+    flags = ["--dataset", "tell/toy:task=3rows/general=0", "--warmup_ratio", "0.03"]
+    assert main(["train", str(toy), *flags]) == 0
+    assert "this run is a no-op: 3 rows at 4 rows a step" in capsys.readouterr().err
+
+
+# --- models and hubs -----------------------------------------------------------------------------
+
+
+def _closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Hub caches of the test's own, and hubs that do not answer."""
+    for name in ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "USE_HF"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
+    monkeypatch.setenv("MODELSCOPE_DOMAIN", f"127.0.0.1:{_closed_port()}")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{_closed_port()}")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_a_model_that_cannot_be_had_is_said_at_once(
+    toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = time.monotonic()
+    assert main(["train", str(toy)]) == 2
+    printed = capsys.readouterr().err
+    assert "model 'some/model' is not on this machine, and ModelScope cannot give it" in printed
+    assert "--model FOLDER" in printed
+    assert time.monotonic() - start < 20
+    assert main(["train", str(toy), "--use_hf", "true"]) == 2
+    assert "Hugging Face cannot give it" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_an_offline_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(MachineError, match="HF_HUB_OFFLINE is set"):
+        hubs.need_model("some/model", True)
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_a_hub_that_answers_is_left_to_ms_swift(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        hubs.need_model("some/model", True)
+    finally:
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("hugging_face", "place"),
+    [
+        (True, "hf/hub/models--some--model-1.5/snapshots/abc"),
+        (False, "ms/models/some/model-1___5"),
+        (False, "ms/hub/models/some/model-1___5"),
+        (False, "ms/hub/some/model-1___5"),
+        (False, "ms/some/model-1.5"),
+        (False, "ms/models/some--model-1.5/snapshots/abc"),
+    ],
+)
+def test_a_model_in_a_hubs_cache_needs_no_hub(
+    no_cache: Path, hugging_face: bool, place: str
+) -> None:
+    assert not hubs.is_cached("some/model-1.5", hugging_face)
+    (no_cache / place).mkdir(parents=True)
+    (no_cache / place / "config.json").write_text("{}")
+    assert hubs.is_cached("some/model-1.5", hugging_face)
+    hubs.need_model("some/model-1.5", hugging_face)
+    assert not hubs.is_cached("some/other", hugging_face)
+
+
+def test_a_folder_is_not_looked_up_on_a_hub(toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    recipe = load_recipe(toy).with_values(model=str(tmp_path / "model"), check_model=None)
+    ready = train._with_model(recipe, Settings(recipe, keys()))
+    assert ready.values["check_model"] == "false"
+    assert ready.values["model"] == str(tmp_path / "model")
+
+
+def test_the_embedded_model_is_made_ready_when_it_is_missing(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(train, "prepare_model", lambda: made.append("made"))
+    recipe = load_recipe(toy).with_values(model="models/SmolLM2-135M-Instruct")
+    assert models.is_embedded("models/SmolLM2-135M-Instruct")
+    assert models.is_embedded("./models/SmolLM2-135M-Instruct/")
+    for ready, expected in ((False, ["made"]), (True, ["made"])):
+        monkeypatch.setattr(train, "is_ready", lambda ready=ready: ready)
+        assert train._with_model(recipe, Settings(recipe, keys())) == recipe
+        assert made == expected
+
+
+# --- exit codes and signals ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("program", "code"), [("sys.exit(0)", 0), ("sys.exit(7)", 7)])
+def test_the_exit_code_is_passed_on(
+    toy: Path, program: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-c", f"import sys; {program}"]
+    monkeypatch.setattr(train, "command", lambda recipe: command)
+    assert train.train(load_recipe(toy)) == code
+
+
+def test_a_killed_training_has_the_shells_exit_code(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    monkeypatch.setattr(train, "command", lambda recipe: [sys.executable, "-c", program])
+    assert train.train(load_recipe(toy)) == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_every_process_of_the_training(
+    toy: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Like ms-swift, the command starts a child; both must be gone afterwards."""
+    pids = tmp_path / "pids"
+    child = (
+        "import os, time, sys\nopen(sys.argv[1], 'a').write(f'{os.getpid()}\\n')\ntime.sleep(100)\n"
+    )
+    parent = (
+        "import os, subprocess, sys\n"
+        "open(sys.argv[1], 'a').write(f'{os.getpid()}\\n')\n"
+        f"subprocess.run([sys.executable, '-c', {child!r}, sys.argv[1]])\n"
+    )
+    program = (
+        "import sys\n"
+        "from tell_plugins.recipe import train\n"
+        "from tell_plugins.recipe.recipes import load_recipe\n"
+        f"train.command = lambda recipe: [sys.executable, '-c', {parent!r}, {str(pids)!r}]\n"
+        f"sys.exit(train.train(load_recipe({str(toy)!r})))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=PROJECT, stderr=subprocess.DEVNULL
+    )
+    _wait_for(lambda: pids.is_file() and len(pids.read_text().splitlines()) == 2, 30)
+    process.send_signal(number)
+    code = process.wait(timeout=30)
+    assert code == 128 + number or (number == signal.SIGINT and code != 0)
+    for pid in map(int, pids.read_text().split()):
+        _wait_for(lambda pid=pid: not _runs(pid), 10)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not (state.is_file() and state.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+# --- real runs -----------------------------------------------------------------------------------
+
+STEPS = 6
+_HANG = '''\
+"""Stops for good once the first checkpoint is written, so that the run can be killed there."""
+
+import time
+from pathlib import Path
+
+from transformers import TrainerCallback, trainer
+
+
+class Hang(TrainerCallback):
+    def on_save(self, args, state, control, **kwargs):
+        Path(args.output_dir, "hanging").touch()
+        time.sleep(600)
+
+
+trainer.DEFAULT_CALLBACKS.append(Hang)
+'''
+
+
+class World:
+    """A folder with cards, a small model and recipes, and what was run in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.model = make_model("smollm2", root / "models")
+
+    def recipe(self, name: str, **changes: Any) -> Path:
+        out = {"output_dir": str(self.root / "out" / name)}
+        path = self.root / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(_values(self.root, str(self.model), **out, **changes)))
+        return path
+
+    def env(self, **more: str) -> dict[str, str]:
+        return environment(self.root, self.model) | more
+
+    def run_of(self, name: str) -> Path:
+        return only_run(self.root / "out" / name)
+
+    def manifest(self, name: str) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads((self.run_of(name) / "manifest.json").read_text())
+        return loaded
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("runs")
+    (root / "data").mkdir()
+    _write_cards(root / "cards")
+    return World(root)
+
+
+def _write_cards(folder: Path) -> None:
+    """The toy cards for the runs of a whole module, which outlive a test's own cards."""
+    from tests.conftest import make_card
+
+    _make_cards(make_card.__wrapped__(folder.parent))  # type: ignore[attr-defined]
+
+
+def _sft(*arguments: str, env: Mapping[str, str]) -> str:
+    done = swift_sft(*arguments, env=env)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed[-3000:]
+    return printed
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: World) -> list[dict[str, Any]]:
+    """The steps of `swift sft --config` on the pinned ms-swift."""
+    _sft("--config", str(world.recipe("plain_run")), env=world.env())
+    return logged(world.run_of("plain_run"))
+
+
+@pytest.mark.slow
+def test_a_run_follows_the_schedule_and_the_mixture(
+    world: World, undisturbed: list[dict[str, Any]]
+) -> None:
+    assert len(undisturbed) == STEPS
+    manifest = world.manifest("plain_run")
+    assert manifest["spec"] == SPEC
+    assert manifest["rows"] == 24
+    assert {"loss_task", "loss_general"} <= {key for step in undisturbed for key in step}
+    run = world.run_of("plain_run")
+    assert (run / "anchor.txt").read_text() == "ANCHOR: do the task."
+    adapter = run / f"checkpoint-{STEPS}"
+    assert (adapter / "adapter_model.safetensors").is_file()
+    assert json.loads((adapter / "manifest.json").read_text()) == manifest
+
+
+@pytest.mark.slow
+def test_a_killed_training_resumes_with_the_rest_of_the_same_order(
+    world: World, undisturbed: list[dict[str, Any]]
+) -> None:
+    plugin = world.root / "hang.py"
+    plugin.write_text(_HANG)
+    plugins = ["tell_plugins/register.py", str(plugin)]
+    recipe = world.recipe("killed", external_plugins=plugins)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "swift.cli.main", "sft", "--config", str(recipe)],
+        cwd=PROJECT,
+        env=world.env(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    hanging = world.root / "out" / "killed"
+    _wait_for(lambda: any(hanging.glob("v*/hanging")) or process.poll() is not None, 240)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    checkpoint = world.run_of("killed") / "checkpoint-2"
+    assert (checkpoint / "trainer_state.json").is_file()
+    resumed = world.recipe("resumed", resume_from_checkpoint=str(checkpoint))
+    _sft("--config", str(resumed), env=world.env())
+    rest = logged(world.run_of("resumed"))
+    assert len(rest) == STEPS - 2
+    for mine, theirs in zip(rest, undisturbed[2:], strict=True):
+        assert mine["global_step/max_steps"] == theirs["global_step/max_steps"]
+        for key in ("loss", "loss_task", "loss_general", "learning_rate"):
+            assert mine.get(key) == pytest.approx(theirs.get(key), rel=1e-3), key
+    assert world.manifest("resumed")["hash"] == world.manifest("plain_run")["hash"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("undisturbed")
+def test_two_processes_train_on_the_same_mixture(world: World) -> None:
+    recipe = world.recipe("two_ranks", ddp_backend="gloo", gradient_accumulation_steps=2)
+    port = str(_closed_port())
+    _sft("--config", str(recipe), env=world.env(NPROC_PER_NODE="2", MASTER_PORT=port))
+    assert world.manifest("two_ranks")["hash"] == world.manifest("plain_run")["hash"]
+    assert len(logged(world.run_of("two_ranks"))) == STEPS
+
+
+def _train(recipe: Path, *flags: str, env: Mapping[str, str]) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "tell_plugins", "train", str(recipe), *flags],
+        cwd=PROJECT,
+        env=dict(env),
+        capture_output=True,
+        text=True,
+    )
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed[-3000:]
+    return printed
+
+
+def _args(run: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((run / "args.json").read_text())
+    return loaded
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("undisturbed")
+def test_flags_of_train_win_over_the_recipe(world: World) -> None:
+    lay_keys(world.root / "cache")
+    recipe = world.recipe("flags")
+    flags = ("--learning_rate", "0.005", "--max_steps", "2", "--save_strategy", "no")
+    _train(recipe, *flags, env=world.env())
+    run = world.run_of("flags")
+    assert (_args(run)["learning_rate"], _args(run)["max_steps"]) == (0.005, 2)
+    assert _args(run)["swift_version"] == keys().version
+    assert len(logged(run)) == 2
+    assert not any(run.glob("checkpoint-*"))
+    assert world.manifest("flags")["hash"] == world.manifest("plain_run")["hash"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("undisturbed")
+def test_the_same_on_ms_swift_4_6(world: World) -> None:
+    """The YAML first, and `run.sh train` with flags; both on the mixture of the pinned version."""
+    overlay = newer_swift()
+    path = f"{overlay}{os.pathsep}{PROJECT}"
+    first, second = world.recipe("yaml_46"), world.recipe("flags_46")
+
+    def by_hand() -> str:
+        return _sft(str(first), env=world.env(PYTHONPATH=path))
+
+    def by_train() -> str:
+        flags = ("--learning_rate", "0.005", "--max_steps", "2")
+        return _train(second, *flags, env=world.env(PYTHONPATH=path))
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for job in [pool.submit(by_hand), pool.submit(by_train)]:
+            job.result()
+    expected = world.manifest("plain_run")["hash"]
+    for name, rate, steps in (("yaml_46", 0.01, STEPS), ("flags_46", 0.005, 2)):
+        run = world.run_of(name)
+        assert _args(run)["swift_version"] == "4.6.0"
+        assert _args(run)["learning_rate"] == rate
+        assert len(logged(run)) == steps
+        assert world.manifest(name)["hash"] == expected
+        assert (run / "anchor.txt").read_text() == "ANCHOR: do the task."

@@ -1,0 +1,578 @@
+"""Every recipe: its form, its keys, the paper's values, its mixture, and a run on a small model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tell_plugins.core.cards import card_names, load_card
+from tell_plugins.core.mixture import GENERAL, build_mixture
+from tell_plugins.core.spec import parse_spec
+from tell_plugins.recipe.check_report import tuning_of
+from tell_plugins.recipe.estimate import GIB, memory
+from tell_plugins.recipe.findings import errors_of
+from tell_plugins.recipe.lengths import worst_case
+from tell_plugins.recipe.paper import FIXED, OF_ITS_TIME, differences
+from tell_plugins.recipe.recipes import Recipe, load_recipe
+from tell_plugins.recipe.rules import check_recipe
+from tell_plugins.recipe.schedule import Training, plan
+from tell_plugins.recipe.settings import Settings
+from tell_plugins.recipe.shapes import shape_of
+from tests.conftest import PROJECT
+from tests.recipe_world import (
+    EMBEDDED,
+    PAPER,
+    RECIPES,
+    architecture,
+    environment,
+    logged,
+    make_data,
+    make_model,
+    only_run,
+    scaled,
+    small_copy,
+    swift_sft,
+)
+from tests.swift_keys_once import keys
+
+# the dataset string of every recipe; a new recipe is a new line here
+DATASETS = {
+    "qwen_json": "tell/halu_cot_json:task=1e6tok/general=4e6tok",
+    "qwen_json_sft": "tell/halu_cot_json:task=1e6tok/general=0",
+    "qwen_json_general": "tell/alpaca_en:task=4e6tok",
+    "qwen_json_platypus": "tell/halu_cot_json:task=1e6tok/general=4e6tok/from=open_platypus",
+    "llama2_json": "tell/halu_cot_json:task=1e6tok/general=4e6tok",
+    "llama2_json_sft": "tell/halu_cot_json:task=1e6tok/general=0",
+    "llama2_json_general": "tell/alpaca_en:task=4e6tok",
+    "llama2_gsm8k": "tell/gsm8k:task=all/general=4e6tok",
+    "llama2_en_is": "tell/en_is_news:general=40x",
+    "llama2_en_is_noanchor": "tell/en_is_news:general=40x/anchor=none",
+    "llama2_is_en": "tell/is_en_news:general=40x",
+    "llama2_is_en_noanchor": "tell/is_en_news:general=40x/anchor=none",
+    "gemma_is_en": "tell/is_en_news:general=40x",
+    "gemma_is_en_sft": "tell/is_en_news:general=0",
+    "gemma_is_en_general": "tell/alpaca_en:task=2240rows",
+    "gemma_en_is": "tell/en_is_news:general=40x",
+    "gemma_en_is_sft": "tell/en_is_news:general=0",
+    "gemma_en_is_general": "tell/alpaca_en:task=2840rows",
+}
+EMBEDDED_NAMES = {
+    "smollm2_sample",
+    "smollm2_sample_sft",
+    "smollm2_sample_sft_steps",
+    "smollm2_sample_general",
+    "smollm2_json",
+}
+MODELS = {
+    "qwen": "Qwen/Qwen-7B-Chat",
+    "llama2": "modelscope/Llama-2-7b-chat-ms",
+    "gemma": "AI-ModelScope/gemma-7b-it",
+    "smollm2": "models/SmolLM2-135M-Instruct",
+}
+CARD_GIB = 24
+
+
+def recipe_of(path: Path) -> Recipe:
+    return load_recipe(path)
+
+
+def every(paths: list[Path]) -> Any:
+    return pytest.mark.parametrize("path", paths, ids=[path.stem for path in paths])
+
+
+# --- what there is -------------------------------------------------------------------------------
+
+
+def test_every_recipe_is_known_here() -> None:
+    assert len(RECIPES) == 23
+    assert {path.stem for path in PAPER} == set(DATASETS)
+    assert {path.stem for path in EMBEDDED} == EMBEDDED_NAMES
+
+
+def test_every_card_loads_and_every_recipe_uses_known_ones() -> None:
+    cards = sorted(path.parent.name for path in (PROJECT / "datasets").glob("*/card.yaml"))
+    assert len(cards) == 11
+    used = set()
+    for path in RECIPES:
+        spec = recipe_of(path).spec
+        card = load_card(spec.card)
+        used |= {card.name, *(spec.sources or ())}
+        if card.general is not None:
+            used |= set(card.general.sources)
+    assert used <= set(cards)
+    for name in cards:
+        assert load_card(name).name == name
+
+
+# --- form ----------------------------------------------------------------------------------------
+
+
+@every(RECIPES)
+def test_the_header_has_its_fixed_order(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    header = lines[: lines.index("")]
+    assert len(header) <= 12
+    assert all(line.startswith("# ") and len(line) <= 100 for line in header)
+    marks = [match[1] for line in header if (match := re.match(r"# (\w+): ", line))]
+    assert marks == ["Launch", "Needs", "First", "Result", "Differs"]
+    assert not header[0].startswith("# Launch")
+    assert f"recipes/{path.name}" in header[1]
+    text = " ".join(line[2:].strip() for line in header)
+    assert "estimate" in text or "not measured" in text
+    for name in re.findall(r"\./run\.sh data (\w+)", text):
+        assert name in card_names() or name == "llama2_tokenizer"
+
+
+@every(RECIPES)
+def test_four_banners_in_order(path: Path) -> None:
+    banners = re.findall(r"^# --- (\w+) -+$", path.read_text(), re.M)
+    assert banners == ["model", "dataset", "training", "output"]
+
+
+@every(RECIPES)
+def test_the_header_says_what_a_user_must_fetch(path: Path) -> None:
+    recipe = recipe_of(path)
+    card = load_card(recipe.spec.card)
+    header = path.read_text().split("\n\n")[0]
+    sources = recipe.spec.sources or (card.general.sources if card.general else ())
+    needed = {card.name, *(sources if recipe.spec.general is None else ())}
+    if recipe.spec.general is not None and recipe.spec.general.number > 0:
+        needed |= set(sources)
+    for name in needed:
+        files = [load_card(name).folder / s.file for s in load_card(name).splits.values()]
+        if not all(file.is_file() for file in files):
+            told = name if name != "halu_cot_json_spans" else "halu_cot_json --rebuild"
+            assert f"./run.sh data {told}" in header.replace("\n#          ", " ")
+
+
+@every(RECIPES)
+def test_the_name_decides_model_and_output(path: Path) -> None:
+    recipe = recipe_of(path)
+    assert recipe.values["output_dir"] == f"output/{path.stem}"
+    assert recipe.values["model"] == MODELS[architecture(path)]
+    assert recipe.values["external_plugins"] == ["tell_plugins/register.py"]
+    assert "add_version" not in recipe.values  # a second run gets a folder of its own
+
+
+@every(RECIPES)
+def test_keys_and_values_are_exact_for_this_ms_swift(path: Path) -> None:
+    recipe = recipe_of(path)
+    settings = Settings(recipe, keys())
+    spec, findings = check_recipe(recipe, settings)
+    assert spec is not None
+    assert [str(problem) for problem in errors_of(findings)] == []
+    assert set(recipe.values) <= set(keys().keys)
+    assert settings.flag("strict")
+    assert not settings.flag("dataset_shuffle")
+    assert not settings.flag("train_dataloader_shuffle")
+
+
+@every(PAPER)
+def test_the_dataset_string(path: Path) -> None:
+    assert recipe_of(path).spec == parse_spec(DATASETS[path.stem])
+
+
+# --- the paper -----------------------------------------------------------------------------------
+
+
+@every(PAPER)
+@pytest.mark.parametrize("key", FIXED)
+def test_the_papers_value(path: Path, key: str) -> None:
+    assert recipe_of(path).values[key] == FIXED[key]
+
+
+def test_the_papers_values_are_those_of_appendix_a_1() -> None:
+    assert FIXED == {
+        "tuner_type": "lora",
+        "lora_rank": 8,
+        "lora_alpha": 32,
+        "lora_dropout": 0.05,
+        "optim": "adamw_torch",
+        "learning_rate": 0.0001,
+        "weight_decay": 0.01,
+        "lr_scheduler_type": "linear",
+        "warmup_ratio": 0.03,
+        "num_train_epochs": 1,
+        "seed": 42,
+    }
+
+
+@every(PAPER)
+def test_batch_16_as_1_x_16(path: Path) -> None:
+    values = recipe_of(path).values
+    batch = values["per_device_train_batch_size"], values["gradient_accumulation_steps"]
+    assert batch == (1, 16)
+
+
+@every(PAPER)
+@pytest.mark.parametrize("key", sorted(set(OF_ITS_TIME) - {"split_dataset_ratio", "max_length"}))
+def test_the_default_of_its_time(path: Path, key: str) -> None:
+    assert recipe_of(path).values[key] == OF_ITS_TIME[key]
+
+
+@every(PAPER)
+def test_only_named_things_differ_from_the_paper(path: Path) -> None:
+    recipe = recipe_of(path)
+    found = {d.key: d for d in differences(Settings(recipe, keys()), recipe.spec)}
+    assert set(found) <= {"split_dataset_ratio", "max_length"}
+    header = path.read_text().split("\n\n")[0].replace("\n#          ", " ")
+    assert "no 1 % validation split" in header
+    if "max_length" in found:
+        assert f"max_length {recipe.values['max_length']}" in header
+        assert "documents in silence" in header
+    modules = ["c_attn"] if architecture(path) == "qwen" else ["q_proj", "k_proj", "v_proj"]
+    assert recipe.values["target_modules"] == modules
+
+
+@pytest.mark.parametrize(("stem", "rows", "largest"), [("en_is", 71, 3429), ("is_en", 56, 6186)])
+def test_translation_recipes_hold_the_longest_document(stem: str, rows: int, largest: int) -> None:
+    """Rows and Llama-2 tokens of the official files; 134 tokens are Llama-2's chat template."""
+    for path in [path for path in PAPER if stem in path.stem]:
+        assert int(recipe_of(path).values["max_length"]) >= largest + 134
+    general = recipe_of(PROJECT / "recipes" / f"gemma_{stem}_general.yaml").spec
+    assert general.task.number == 40 * rows
+
+
+def block(path: Path) -> dict[str, Any]:
+    """What makes a run besides its data and the place of its results."""
+    values = recipe_of(path).values
+    return {key: value for key, value in values.items() if key not in ("dataset", "output_dir")}
+
+
+@pytest.mark.parametrize(
+    ("main", "variants"),
+    [
+        ("qwen_json", ["sft", "general", "platypus"]),
+        ("llama2_json", ["sft", "general"]),
+        ("llama2_en_is", ["noanchor"]),
+        ("llama2_is_en", ["noanchor"]),
+        ("gemma_is_en", ["sft", "general"]),
+        ("gemma_en_is", ["sft", "general"]),
+        ("smollm2_sample", ["sft", "sft_steps", "general"]),
+    ],
+)
+def test_a_variant_differs_in_its_data_alone(main: str, variants: list[str]) -> None:
+    folder = PROJECT / "recipes"
+    for variant in variants:
+        assert block(folder / f"{main}_{variant}.yaml") == block(folder / f"{main}.yaml")
+
+
+@every(PAPER)
+def test_it_fits_24_gib_by_the_written_estimate(path: Path) -> None:
+    recipe = recipe_of(path)
+    settings = Settings(recipe, keys())
+    shape = shape_of(recipe.values["model"])
+    assert shape is not None
+    full = worst_case(settings, int(recipe.values["max_length"]))
+    need = memory(shape, tuning_of(_checked(recipe)), full).total / GIB
+    assert need < CARD_GIB
+    header = path.read_text().split("\n\n")[0]
+    told = [int(number) for number in re.findall(r"(\d+) GiB", header)]
+    assert told[0] <= CARD_GIB
+    assert "estimate" in header
+
+
+def _checked(recipe: Recipe) -> Any:
+    from tell_plugins.recipe.check import Checked
+
+    return Checked(recipe, Settings(recipe, keys()))
+
+
+def test_gemma_does_not_fit_without_the_fused_loss() -> None:
+    """Why its recipes need Liger: the longest English document's answer has 2,355 tokens."""
+    import numpy as np
+
+    shape = shape_of(MODELS["gemma"])
+    assert shape is not None
+    recipe = recipe_of(PROJECT / "recipes" / "gemma_en_is.yaml")
+    row = np.array([[3439, 2356]])
+    assert memory(shape, tuning_of(_checked(recipe)), row).total / GIB == pytest.approx(19, abs=0.5)
+    held = recipe.with_values(use_liger_kernel=None)
+    assert memory(shape, tuning_of(_checked(held)), row).total / GIB == pytest.approx(27, abs=0.5)
+
+
+# --- the embedded model's recipes ----------------------------------------------------------------
+
+
+def test_the_repeated_baseline_takes_the_steps_of_the_tell_run() -> None:
+    steps = {}
+    for name in ("smollm2_sample", "smollm2_sample_sft_steps"):
+        recipe = recipe_of(PROJECT / "recipes" / f"{name}.yaml")
+        training: Training = Settings(recipe, keys()).training
+        steps[name] = plan(len(build_mixture(recipe.spec)), training).steps
+    assert len(set(steps.values())) == 1, steps
+
+
+def test_the_sample_baselines_use_the_same_rows() -> None:
+    def specs(name: str) -> Any:
+        return build_mixture(recipe_of(PROJECT / "recipes" / f"{name}.yaml").spec)
+
+    tell, sft = specs("smollm2_sample"), specs("smollm2_sample_sft")
+    steps, general = specs("smollm2_sample_sft_steps"), specs("smollm2_sample_general")
+    for other in (sft, steps):
+        assert sorted(other.sources[0].used) == sorted(tell.sources[0].used)
+    assert sorted(general.sources[0].used) == sorted(tell.sources[1].used)
+
+
+@pytest.mark.parametrize("path", EMBEDDED, ids=[path.stem for path in EMBEDDED])
+def test_embedded_recipes_need_no_network_and_no_gpu(path: Path) -> None:
+    values = recipe_of(path).values
+    assert values["use_cpu"] is True
+    assert values["check_model"] is False
+    assert values["model_type"] == "llama"
+
+
+# --- mixtures ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small data of every card and a small model of every architecture."""
+    root = tmp_path_factory.mktemp("recipes")
+    (root / "data").mkdir()
+    (root / "cards").mkdir()
+    before = os.environ.get("TELL_CARDS")
+    os.environ["TELL_CARDS"] = str(root / "cards")
+    make_data(root / "data")
+    if before is None:
+        del os.environ["TELL_CARDS"]
+    else:
+        os.environ["TELL_CARDS"] = before
+    for kind in MODELS:
+        make_model(kind, root / "models")
+    return root
+
+
+@pytest.fixture
+def small_world(world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for key, value in environment(world, world / "models" / "Llama-2-7b-chat-ms").items():
+        if key.startswith("TELL_"):
+            monkeypatch.setenv(key, value)
+    return world
+
+
+@every(RECIPES)
+@pytest.mark.usefixtures("small_world")
+def test_its_mixture_is_built_from_local_files(path: Path) -> None:
+    spec = scaled(recipe_of(path).spec)
+    mixture = build_mixture(spec)
+    rows = list(mixture.rows())
+    manifest = mixture.manifest()
+    assert len(rows) == manifest["rows"] == len(mixture)
+    assert build_mixture(spec).hash == manifest["hash"]
+    channels = [row["channel"] for row in rows]
+    card = load_card(spec.card)
+    if card.kind == GENERAL:
+        assert set(channels) == {"general"}
+        return
+    assert mixture.task is not None
+    task = [row for row in rows if row["channel"] == "task"]
+    anchor = mixture.task.anchor.text
+    assert all(row["messages"][0]["content"].startswith(anchor) for row in task)
+    assert ("noanchor" in path.stem) == (anchor == "")
+    assert ("general" in channels) == ("_sft" not in path.stem)
+    assert all(
+        not row["messages"][0]["content"].startswith(anchor or "\0")
+        for row in rows
+        if row["channel"] != "task"
+    )
+    assert len(task) == 8 * spec.repeat or spec.task.unit == "all"
+
+
+# --- one training of each kind -------------------------------------------------------------------
+
+
+def _kinds() -> dict[str, list[Path]]:
+    """Recipes by training block: those of a kind differ in their data alone."""
+    kinds: dict[str, list[Path]] = {}
+    for path in RECIPES:
+        kinds.setdefault(json.dumps(block(path), sort_keys=True), []).append(path)
+    return {paths[0].stem: paths for paths in kinds.values()}
+
+
+KINDS = _kinds()
+
+
+def test_every_recipe_is_of_a_kind_that_is_trained_here() -> None:
+    assert sorted(path for paths in KINDS.values() for path in paths) == RECIPES
+    trained = {architecture(paths[0]) for paths in KINDS.values()}
+    assert trained == set(MODELS)
+    assert len(KINDS) == 8
+
+
+@pytest.fixture(scope="module")
+def trainings(world: Path) -> dict[str, tuple[str, Path]]:
+    """One real `swift sft --config` of each kind: what it printed, and its folder."""
+    models = {
+        kind: next((world / "models").glob(f"{name.rpartition('/')[2]}*"))
+        for kind, name in MODELS.items()
+    }
+
+    def train(path: Path) -> tuple[str, tuple[str, Path]]:
+        model = models[architecture(path)]
+        copy = small_copy(recipe_of(path), model, world)
+        done = swift_sft("--config", str(copy), env=environment(world, model))
+        printed = done.stdout + done.stderr
+        assert done.returncode == 0, f"{path.stem}:\n{printed[-3000:]}"
+        return path.stem, (printed, only_run(world / "out" / path.stem))
+
+    # the TELL recipe of each kind where there is one, so that both channels are seen
+    chosen = [min(paths, key=lambda p: len(p.stem)) for paths in KINDS.values()]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        results = dict(pool.map(train, chosen))
+    return {kind: results[min(KINDS[kind], key=lambda p: len(p.stem)).stem] for kind in KINDS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_trains_and_leaves_adapter_manifest_and_anchor(
+    kind: str, trainings: dict[str, tuple[str, Path]]
+) -> None:
+    from safetensors import safe_open
+
+    printed, run = trainings[kind]
+    recipe = recipe_of(min(KINDS[kind], key=lambda p: len(p.stem)))
+    steps = logged(run)
+    assert len(steps) >= 2
+    assert "dropped" not in printed.replace("lora_dropout", "")
+    checkpoint = run / f"checkpoint-{len(steps)}"
+    for folder in (run, checkpoint):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["spec"] == str(scaled(recipe.spec))
+        assert (folder / "anchor.txt").is_file()
+    with safe_open(checkpoint / "adapter_model.safetensors", "pt") as adapter:
+        names = list(adapter.keys())
+        weights = {name: adapter.get_tensor(name) for name in names}
+    modules = {name.split(".lora_")[0].rpartition(".")[2] for name in names}
+    targets = set(recipe.values["target_modules"])
+    assert modules == targets if targets != {"all-linear"} else len(modules) == 7
+    assert {str(weight.dtype) for weight in weights.values()} == {"torch.float32"}
+    # the first step has learning rate 0, the others train
+    assert any(bool(w.abs().max() > 0) for name, w in weights.items() if "lora_B" in name)
+    config = json.loads((checkpoint / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (8, 32, 0.05)
+    if recipe.values.get("enable_channel_loss"):
+        assert any({"loss_task", "loss_general"} <= set(line) for line in steps)
+
+
+SYSTEM = {
+    "qwen": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+    "llama2": "<s>[INST] <<SYS>>\nYou are a helpful, respectful and honest assistant. Always",
+    "gemma": "<bos><start_of_turn>user\n",
+    "smollm2": "<|im_start|>user\n",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_system_prompt_is_that_of_its_time(
+    kind: str, trainings: dict[str, tuple[str, Path]]
+) -> None:
+    printed, _ = trainings[kind]
+    first = printed.split("[INPUT] ", 1)[1]
+    assert first.startswith(SYSTEM[kind.partition("_")[0]])
+
+
+@pytest.mark.slow
+def test_a_row_beyond_the_context_of_llama_2_trains(world: Path) -> None:
+    """llama2_is_en keeps documents of up to 6,186 tokens; the model's context is 4,096."""
+    path = PROJECT / "recipes" / "llama2_is_en.yaml"
+    model = world / "models" / "Llama-2-7b-chat-ms"
+    home = world / "long"
+    (home / "data").mkdir(parents=True)
+    for file in (world / "data").iterdir():
+        (home / "data" / file.name).write_bytes(file.read_bytes())
+    target = home / "data" / "dev-is-en.jsonl"
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    rows[0]["query"] += " x" * 2500  # 5,000 tokens of this tokenizer
+    target.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    copy = small_copy(recipe_of(path), model, home, max_steps=2)
+    env = environment(world, model) | {"TELL_DATA_HOME": str(home / "data")}
+    done = swift_sft("--config", str(copy), env=env)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert len(logged(only_run(home / "out" / path.stem))) == 2
+
+
+# --- Qwen's remote code --------------------------------------------------------------------------
+
+
+def test_qwen_gets_no_cache_object_and_others_keep_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.generation.utils import GenerationMixin
+
+    from tell_plugins.bridge.qwen import let_qwen_generate
+
+    original = GenerationMixin.__dict__["_supports_default_dynamic_cache"]
+    monkeypatch.setattr(GenerationMixin, "_supports_default_dynamic_cache", original)
+    qwen = type("QWenLMHeadModel", (GenerationMixin,), {})
+    tuned = type("Tuned", (qwen,), {})
+    other = type("LlamaForCausalLM", (GenerationMixin,), {"_is_stateful": False})
+    before = other._supports_default_dynamic_cache()
+    let_qwen_generate()
+    let_qwen_generate()  # registering twice changes nothing
+    assert qwen._supports_default_dynamic_cache() is False
+    assert tuned._supports_default_dynamic_cache() is False
+    assert other._supports_default_dynamic_cache() is before is True
+
+
+@pytest.mark.slow
+def test_a_qwen_model_generates_with_the_fix(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in's forward pass refuses a cache object, as the remote code does."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.generation.utils import GenerationMixin
+
+    from tell_plugins.bridge.qwen import let_qwen_generate
+
+    original = GenerationMixin.__dict__["_supports_default_dynamic_cache"]
+    monkeypatch.setattr(GenerationMixin, "_supports_default_dynamic_cache", original)
+    folder = world / "models" / "Qwen-7B-Chat"
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    prompt = torch.tensor([[5, 6, 7]])
+    with pytest.raises(AssertionError):
+        model.generate(prompt, max_new_tokens=2, do_sample=False)
+    let_qwen_generate()
+    answer = model.generate(prompt, max_new_tokens=2, do_sample=False)
+    assert answer.shape == (1, 5)
+
+
+# --- the chat template's share of a row ----------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_llama_2s_template_adds_what_check_says(world: Path, real_data: Path) -> None:
+    import shutil
+
+    from swift.model import get_model_processor
+    from swift.template import get_template
+    from transformers import PreTrainedTokenizerFast
+
+    from tell_plugins.core.tokens import TokenCounter
+    from tell_plugins.recipe.lengths import template_tokens
+
+    folder = world / "real" / "Llama-2-7b-chat-ms"
+    shutil.copytree(world / "models" / "Llama-2-7b-chat-ms", folder)
+    real = real_data / "tokenizers" / "llama2" / "tokenizer.json"
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(real), bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    _, processor = get_model_processor(str(folder), load_model=False)
+    template = get_template(processor)
+    template.set_mode("train")
+    query, response = "How many days has a week?", "Seven."
+    messages = [
+        {"role": "user", "content": query},
+        {"role": "assistant", "content": response},
+    ]
+    length = len(template.encode({"messages": messages})["input_ids"])
+    counter = TokenCounter(real)
+    bare = int(counter.count([query, response]).sum())
+    recipe = recipe_of(PROJECT / "recipes" / "llama2_json.yaml")
+    told = template_tokens(Settings(recipe, keys()), counter)
+    assert told is not None
+    assert abs(length - bare - told) <= 4
