@@ -1,0 +1,282 @@
+"""`new`: a card, an anchor and a recipe from a file of rows, for a task of one's own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tell_plugins.core import paths
+from tell_plugins.core.cards import card_names, find_card, load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.sources import find_file, open_split
+from tell_plugins.core.spec import parse_amount, parse_spec
+from tell_plugins.core.tokens import TokenCounter, tokenizer_file
+from tell_plugins.preparation.known_cards import make_known
+from tell_plugins.preparation.own_task import METRICS, SPLITS, Task, read_task
+from tell_plugins.preparation.task_recipe import (
+    general_of,
+    header,
+    pattern_for,
+    recipe_name,
+    recipe_text,
+)
+from tell_plugins.recipe.recipes import Recipe
+
+MOST_TIMES = 40  # general rows a task row where the user names the general data
+_SHOWN_CHARS = 700
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `new`."""
+    add = parser.add_argument
+    add("name", metavar="NAME", help="name of the task: letters, digits, _")
+    add("--train", metavar="FILE", required=True, help=".jsonl, .json, .csv, .tsv or .parquet")
+    add("--test", metavar="FILE", help="test rows (default: a part of the training rows)")
+    add("--validation", metavar="FILE", help="validation rows")
+    add(
+        "--anchor",
+        metavar="TEXT|FILE",
+        help="the text in front of every query: what to do and in which form to answer; 'inline' "
+        "when the rows begin with it already",
+    )
+    add("--general", metavar="NAME", nargs="+", help="general cards (default: the model's)")
+    add("--amount", metavar="A", help="general data to mix in: 2000rows, 4e6tok, 40x")
+    add("--columns", metavar="query=A,response=B", help="columns, where the form is not known")
+    add(
+        "--model",
+        metavar="M",
+        default="qwen",
+        help="whose recipe to start from: qwen, llama2, gemma, smollm2 or a recipe (default: qwen)",
+    )
+    add("--metric", choices=METRICS, help="how answers are scored (default: told by the rows)")
+    add("--languages", metavar="FROM,TO", help="languages of a translation: Icelandic,English")
+    add("--schema", metavar="FILE", help="JSON schema of the answers (default: from the rows)")
+    add("--label", metavar="PROPERTY", help="property of JSON answers that holds the label")
+    add("--test-rows", metavar="N", type=int, help="rows to split off (default: 20 %%, up to 200)")
+    add("--seed", metavar="S", type=int, default=42, help="of the split (default: 42)")
+    add("--drop-overlap", action="store_true", help="leave out training rows that are test rows")
+    add("--summary", metavar="TEXT", help="one line about the task, for the card")
+    add("--licence", metavar="TEXT", default="not stated", help="of the rows, for the card")
+    add(
+        "--dir",
+        metavar="DIR",
+        help="folder of cards (default: the first of $TELL_CARDS, else datasets/)",
+    )
+    add("--recipes", metavar="DIR", help="folder of the recipe (default: recipes/)")
+    add("--force", action="store_true", help="overwrite the card and the recipe")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, show, write, prove: card and recipe of an own task."""
+    cards, recipes = _places(args)
+    task = read_task(args)
+    pattern = pattern_for(args.model, task.metric)
+    recipe = recipes / f"{recipe_name(pattern, args.name)}.yaml"
+    _refuse_overwriting(args, cards / args.name, recipe)
+    sources, amount = _general(args, pattern, len(task.train))
+    print(_picture(task))
+    for note in task.notes:
+        print(f"note: {note}")
+    _write_card(cards / args.name, _card(task, args, sources, amount), task)
+    export = make_known(cards)
+    dataset = f"tell/{args.name}"
+    lines = header(pattern, args.name, len(task.train), recipe, export)
+    paths.write_text(recipe, recipe_text(pattern, recipe.stem, dataset, lines))
+    return _prove(task, dataset, recipe, cards / args.name, export)
+
+
+# ------------------------------------------------------------------------- places
+
+
+def _places(args: argparse.Namespace) -> tuple[Path, Path]:
+    """The folder of cards and the folder of recipes to write to."""
+    if not re.fullmatch(r"[A-Za-z]\w*", args.name):
+        raise UserError(
+            f"bad name '{args.name}'",
+            where="NAME",
+            allowed="letters, digits and _, a letter first",
+            remedy="rename the task",
+        )
+    roots = paths.card_roots()
+    cards = paths.user_path(args.dir) if args.dir else (roots[1] if len(roots) > 1 else roots[0])
+    recipes = paths.user_path(args.recipes) if args.recipes else paths.RECIPES
+    return cards, recipes
+
+
+def _refuse_overwriting(args: argparse.Namespace, folder: Path, recipe: Path) -> None:
+    if args.name in card_names() and find_card(args.name).parent.resolve() != folder.resolve():
+        raise UserError(
+            f"there is another card '{args.name}': {paths.shown(find_card(args.name).parent)}",
+            where="NAME",
+            remedy="choose another name",
+        )
+    there = [path for path in (folder, recipe) if path.exists()]
+    if there and not args.force:
+        raise UserError(
+            f"{' and '.join(paths.shown(path) for path in there)} would be overwritten",
+            where=args.name,
+            remedy="choose another name, or add --force",
+        )
+
+
+# ------------------------------------------------------------------------- writing
+
+
+def _general(
+    args: argparse.Namespace, pattern: Recipe, task_rows: int
+) -> tuple[tuple[str, ...], str]:
+    """The general cards and the amount for the card: as asked, else the pattern's."""
+    if args.amount:
+        parse_amount(args.amount, task=False, where="--amount")
+    if args.general is None:
+        sources, amount = general_of(pattern)
+        return sources, args.amount or amount
+    for name in args.general:
+        if load_card(name).kind != "general":
+            raise UserError(
+                f"card '{name}' is task data",
+                where="--general",
+                allowed=", ".join(n for n in card_names() if load_card(n).kind == "general"),
+                remedy="name general cards only",
+            )
+    return tuple(args.general), args.amount or _times(args.general, task_rows)
+
+
+def _times(names: Sequence[str], task_rows: int) -> str:
+    """As many times the task rows as the general data has, up to `MOST_TIMES`."""
+    sizes = []
+    for name in names:
+        card = load_card(name)
+        here = find_file(card, "train")
+        sizes.append(len(open_split(card, "train")) if here else card.split("train").rows or 0)
+    smallest = min(sizes)
+    if not smallest:
+        return f"{MOST_TIMES}x"
+    # some rows may be dropped as test queries
+    most = int(0.95 * smallest * len(names) / task_rows)
+    return f"{min(MOST_TIMES, most)}x" if most else "all"
+
+
+def _card(
+    task: Task, args: argparse.Namespace, sources: Sequence[str], amount: str
+) -> dict[str, Any]:
+    parts = {"train": task.train, "validation": task.validation, "test": task.test}
+    splits = {
+        name: {"file": f"{name}.jsonl", "rows": len(pairs)}
+        for name, pairs in parts.items()
+        if pairs
+    }
+    card: dict[str, Any] = {
+        "name": task.name,
+        "kind": "task",
+        "summary": args.summary or f"Own task, {len(task.train)} training rows.",
+        "licence": args.licence,
+        "source": ", ".join(
+            Path(given).name for name in SPLITS if (given := getattr(args, name)) is not None
+        ),
+        "columns": {"query": "query", "response": "response"},
+        "splits": splits,
+        "anchor": "inline" if task.inline else "anchor.txt",
+        "general": {"from": list(sources), "amount": amount},
+        "metric": task.metric,
+    }
+    if task.schema is not None:
+        card["answer"] = {"schema": "answer.schema.json"}
+        if task.label is not None:
+            card["answer"]["label"] = task.label
+    if task.languages is not None:
+        card["translation"] = {"source": task.languages[0], "target": task.languages[1]}
+    card["max_new_tokens"] = _max_new_tokens(task)
+    return card
+
+
+def _max_new_tokens(task: Task) -> int:
+    """Room for the longest training answer and a third more, in steps of 32."""
+    path = tokenizer_file()
+    responses = [pair.response for pair in task.train]
+    longest = (
+        int(TokenCounter(path).count(responses).max())
+        if path is not None
+        else max(map(len, responses)) // 3  # characters a token, on the safe side
+    )
+    return max(64, -(-(longest * 4 // 3 + 16) // 32) * 32)
+
+
+def _write_card(folder: Path, card: dict[str, Any], task: Task) -> None:
+    files: dict[str, str] = {}
+    for name, pairs in (
+        ("train", task.train),
+        ("validation", task.validation),
+        ("test", task.test),
+    ):
+        if pairs:
+            rows = [{"query": pair.query, "response": pair.response} for pair in pairs]
+            files[f"{name}.jsonl"] = "".join(
+                json.dumps(row, ensure_ascii=False) + "\n" for row in rows
+            )
+    if not task.inline:
+        files["anchor.txt"] = task.anchor + "\n"
+    if task.schema is not None:
+        files["answer.schema.json"] = json.dumps(task.schema, indent=2, ensure_ascii=False) + "\n"
+    files["card.yaml"] = yaml.safe_dump(
+        card, sort_keys=False, allow_unicode=True, width=1000, default_flow_style=None
+    )
+    if folder.exists():
+        for name, text in files.items():
+            paths.write_text(folder / name, text)
+        return
+    with paths.atomic_dir(folder) as temporary:
+        for name, text in files.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+
+
+def _picture(task: Task) -> str:
+    """Three rows as the model will see them: the first, the middle and the last training row."""
+    rows = task.train
+    chosen = [rows[place] for place in sorted({0, len(rows) // 2, len(rows) - 1})]
+    parts = []
+    for number, pair in enumerate(chosen, 1):
+        parts.append(f"--- row {number}, user\n{_cut(task.seen(pair))}")
+        parts.append(f"--- row {number}, assistant\n{_cut(pair.response)}")
+    return "\n".join([*parts, "---"])
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _SHOWN_CHARS:
+        return text
+    half = _SHOWN_CHARS // 2
+    return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
+
+
+def _prove(task: Task, dataset: str, recipe: Path, folder: Path, export: str | None) -> int:
+    """Build the mixture that the recipe asks for, and say what comes next.
+
+    Returns 1 when it cannot be built and no download would change that.
+    """
+    steps = [export] if export else []
+    downloads: list[str] = []
+    problem = None
+    try:
+        mixture = build_mixture(parse_spec(dataset))
+        rows = ", ".join(
+            f"{len(source.used)} rows of {source.card.name}" for source in mixture.sources
+        )
+        print(f"mixture: {rows}")
+    except UserError as error:
+        problem = error
+        downloads = re.findall(r"\./run\.sh data [\w.-]+", str(error))
+    print(f"metric:  {task.metric}; {len(task.train)} training rows, {len(task.test)} test rows")
+    print(f"card:    {paths.shown(folder)}")
+    print(f"recipe:  {paths.shown(recipe)}")
+    if problem is not None:
+        print(f"not ready to train yet: {problem}")
+    commands = [f"./run.sh {verb} {paths.shown(recipe)}" for verb in ("check", "train", "eval")]
+    print("next:", *steps, *downloads, *commands, sep="\n  ")
+    return 1 if problem is not None and not downloads else 0

@@ -1,0 +1,200 @@
+"""An own task read from the user's files: rows, split, anchor, metric, schema; all checked."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tell_plugins.core import paths
+from tell_plugins.core.anchors import SEPARATOR, shared_front
+from tell_plugins.core.errors import UserError
+from tell_plugins.preparation.answer_schema import (
+    check_answers,
+    infer_schema,
+    label_of,
+    parse_objects,
+    read_schema,
+)
+from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns, read_task_file
+from tell_plugins.preparation.task_split import split_off_test, without_duplicates, without_overlap
+
+METRICS = ("json", "translation", "number", "text")
+SPLITS = ("train", "validation", "test")
+LEAST_FRONT = 40  # characters that rows must share to be taken for an anchor unasked
+_NUMBER = re.compile(r"\s*[-+]?[\d.,]+\s*|[\s\S]*####\s*[-+$]?[\d.,]+\s*")
+
+
+@dataclass
+class Task:
+    """An own task, read and checked, nothing written yet."""
+
+    name: str
+    train: list[Pair]
+    test: list[Pair]
+    validation: list[Pair]
+    anchor: str  # as the model sees it
+    inline: bool
+    metric: str
+    schema: dict[str, Any] | None = None
+    label: str | None = None
+    languages: tuple[str, str] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def seen(self, pair: Pair) -> str:
+        """The query as the model will see it."""
+        return pair.query if self.inline else self.anchor + SEPARATOR + pair.query
+
+
+def read_task(args: argparse.Namespace) -> Task:
+    """The rows, split and checked, with anchor and metric. Raises UserError; writes nothing."""
+    columns = parse_columns(args.columns) if args.columns else None
+    files: dict[str, TaskFile] = {}
+    notes: list[str] = []
+    for name in SPLITS:
+        given = getattr(args, name)
+        if given is None:
+            continue
+        file = read_task_file(paths.user_path(given), columns)
+        notes.append(f"{name}: {len(file.pairs)} rows of the form {file.form} in {file.path.name}")
+        files[name], warnings = without_duplicates(file)
+        notes += warnings
+    for name in ("test", "validation"):
+        if name in files:
+            files["train"] = without_overlap(files["train"], files[name], name, args.drop_overlap)
+    task = Task(args.name, [], [], [], "", False, "", notes=notes)
+    _set_metric(task, args, files)
+    if "test" not in files:
+        split = split_off_test(files["train"], task.label, args.seed, args.test_rows)
+        task.train, task.test = split.train, split.test
+        by_label = ", ".join(f"{count} {label}" for label, count in split.labels.items())
+        notes.append(
+            f"no --test: {len(split.test)} rows are split off to test with, chosen by content and "
+            f"seed {args.seed}"
+            + (f" in the labels' shares ({by_label})" if by_label else "")
+            + f"; {len(split.train)} train"
+        )
+    else:
+        task.train, task.test = files["train"].pairs, files["test"].pairs
+    task.validation = files["validation"].pairs if "validation" in files else []
+    _set_anchor(task, args)
+    return task
+
+
+def _set_metric(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]) -> None:
+    train = files["train"]
+    responses = [pair.response for pair in train.pairs]
+    objects = parse_objects(responses)
+    metric = args.metric or _metric_of(args, objects, responses)
+    if metric != "json" and (args.schema or args.label):
+        raise UserError(
+            f"--schema and --label belong to JSON answers, but the metric is '{metric}'",
+            where="command line",
+            remedy="leave them out, or --metric json",
+        )
+    task.metric = metric
+    if metric == "json":
+        everything = list(objects or [])
+        for name in ("validation", "test"):
+            if name in files:
+                everything += parse_objects([p.response for p in files[name].pairs]) or []
+        schema = read_schema(paths.user_path(args.schema)) if args.schema else None
+        if schema is None and objects is None:
+            raise UserError(
+                "metric 'json', but not all responses are JSON objects",
+                where=paths.shown(train.path),
+                remedy="mend the responses, give --schema FILE, or another --metric",
+            )
+        task.schema = schema or infer_schema(everything)
+        task.label = label_of(task.schema, args.label)
+        for file in files.values():
+            check_answers(file, task.schema, task.label)
+        if args.schema is None:
+            task.notes.append(f"schema learnt from the responses: {_brief(task.schema)}")
+        if task.label is None:
+            task.notes.append("no property is taken for the label; name one with --label")
+    if metric == "translation":
+        task.languages = _languages(args.languages)
+
+
+def _metric_of(
+    args: argparse.Namespace, objects: list[dict[str, Any]] | None, responses: Sequence[str]
+) -> str:
+    if args.languages:
+        return "translation"
+    if args.schema or objects is not None:
+        return "json"
+    if all(_NUMBER.fullmatch(response) for response in responses):
+        return "number"
+    return "text"
+
+
+def _languages(text: str | None) -> tuple[str, str]:
+    parts = [part.strip() for part in (text or "").split(",")]
+    if len(parts) != 2 or not all(parts):
+        raise UserError(
+            "a translation has two languages" + (f", not '{text}'" if text else ""),
+            where="--languages",
+            allowed="FROM,TO, in English",
+            remedy="--languages Icelandic,English",
+        )
+    return parts[0], parts[1]
+
+
+def _brief(schema: dict[str, Any]) -> str:
+    parts = []
+    for key, value in schema["properties"].items():
+        kind = " | ".join(map(repr, value["enum"])) if "enum" in value else str(value["type"])
+        parts.append(f"{key}{'' if key in schema['required'] else ' (optional)'}: {kind}")
+    return "; ".join(parts)
+
+
+def _set_anchor(task: Task, args: argparse.Namespace) -> None:
+    rows = [pair.query for pair in (*task.train, *task.test, *task.validation)]
+    try:
+        front = shared_front(rows, args.train)
+    except UserError:
+        front = ""
+    if args.anchor == "inline" or (args.anchor is None and len(front) >= LEAST_FRONT):
+        if not front:
+            raise UserError(
+                "the rows share no text at the front",
+                where="--anchor inline",
+                remedy="give the anchor's text: --anchor 'TEXT'",
+            )
+        task.anchor, task.inline = front, True
+        task.notes.append(f"the rows begin with the same {len(front)} characters: the anchor")
+        return
+    if args.anchor is None:
+        raise UserError(
+            "no anchor, and the rows share none at the front",
+            where="--anchor",
+            allowed="a text, a file with it, or 'inline'",
+            remedy="--anchor 'TEXT' that says what to do and in which form to answer; it stands "
+            "in front of every query, in training and at test",
+        )
+    task.anchor = _anchor_text(args.anchor)
+    if len(front) >= LEAST_FRONT:
+        task.notes.append(
+            f"the rows begin with the same {len(front)} characters already, and --anchor comes in "
+            "front of them; --anchor inline takes theirs"
+        )
+
+
+def _anchor_text(given: str) -> str:
+    path = paths.user_path(given) if len(given) < 256 and "\n" not in given else None
+    text = given
+    if path is not None and path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError:
+            raise UserError(
+                "not UTF-8", where=paths.shown(path), remedy="save the anchor as UTF-8"
+            ) from None
+    elif path is not None and re.fullmatch(r"\S+\.(txt|md)", given):
+        raise UserError(f"no file '{given}'", where="--anchor", remedy="correct the path")
+    if not text.strip():
+        raise UserError("the anchor is empty", where="--anchor", remedy="write its text")
+    return text.strip()

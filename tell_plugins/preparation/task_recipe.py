@@ -1,0 +1,114 @@
+"""A recipe for an own task, made from one that is there for the same model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import yaml
+
+from tell_plugins.core import paths
+from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.errors import UserError, unknown
+from tell_plugins.core.spec import NONE
+from tell_plugins.recipe.recipes import Recipe, load_recipe
+
+
+def pattern_for(model: str, metric: str) -> Recipe:
+    """The recipe to start from: of this model, TELL's own method, a task of this metric at best.
+
+    `model` is what recipe names begin with (qwen, llama2, gemma, smollm2), or a recipe file.
+    """
+    if model.endswith((".yaml", ".yml")):
+        recipe = load_recipe(model)
+        if not _is_plain(recipe):
+            raise UserError(
+                "the recipe trains no task among general data with the card's anchor",
+                where=recipe.where("dataset"),
+                remedy="name another recipe, or a model with --model NAME",
+            )
+        return recipe
+    files = sorted(paths.RECIPES.glob("*.yaml"))
+    names = sorted({path.stem.split("_")[0] for path in files})
+    if model not in names:
+        raise unknown("model", model, names, "--model")
+    recipes = [load_recipe(path) for path in files if path.stem.split("_")[0] == model]
+    plain = [recipe for recipe in recipes if _is_plain(recipe)]
+    if not plain:
+        raise UserError(
+            f"no recipe of '{model}' trains a task among general data",
+            where=paths.shown(paths.RECIPES),
+            remedy="name a recipe file with --model FILE",
+        )
+
+    def fit(recipe: Recipe) -> tuple[bool, bool, int, str]:
+        other = load_card(recipe.spec.card).metric != metric
+        return other, recipe.spec.sources is not None, len(recipe.name), recipe.name
+
+    return min(plain, key=fit)
+
+
+def _is_plain(recipe: Recipe) -> bool:
+    """Whether a recipe is TELL's method as it stands, no control and no variant of it."""
+    try:
+        spec = recipe.spec
+        card = load_card(spec.card)
+    except UserError:
+        return False
+    return (
+        card.kind == "task"
+        and card.folder.parent == paths.CARDS
+        and spec.general != NONE
+        and spec.repeat == 1
+        and (spec.anchor, spec.order, spec.split) == ("card", "shuffle", "train")
+    )
+
+
+def general_of(pattern: Recipe) -> tuple[tuple[str, ...], str]:
+    """The general cards and the amount that a recipe's card mixes with."""
+    card: Card = load_card(pattern.spec.card)
+    assert card.general is not None  # a task card has it
+    return pattern.spec.sources or card.general.sources, str(card.general.amount)
+
+
+def recipe_name(pattern: Recipe, task: str) -> str:
+    return f"{pattern.name.split('_')[0]}_{task}"
+
+
+def recipe_text(pattern: Recipe, name: str, dataset: str, header: list[str]) -> str:
+    """The pattern's text with another header, dataset string and output folder.
+
+    All else stays as it is, comments included; a validation set of the pattern's task goes.
+    """
+    text = pattern.path.read_text(encoding="utf-8-sig")
+    node = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert isinstance(node, yaml.MappingNode)  # `load_recipe` checked it
+    new = {"dataset": f'["{dataset}"]', "output_dir": f"output/{name}"}
+    gone = ("val_dataset", "split_dataset_ratio", "resume_from_checkpoint")
+    body = text
+    for key, value in reversed(node.value):
+        start, end = key.start_mark.index, value.end_mark.index
+        if key.value in gone:
+            body = body[:start] + body[end:].partition("\n")[2]
+        elif key.value in new:
+            after = body[end:] if body[end:].startswith(("\n", " ")) else "\n" + body[end:]
+            body = f"{body[:start]}{key.value}: {new.pop(key.value)}{after}"
+    body = re.sub(r"\A(?:#.*\n)*\n*", "", body)
+    for key, line in new.items():
+        body = body.rstrip("\n") + f"\n{key}: {line}\n"
+    return "".join(f"# {line}\n" for line in header) + "\n" + body
+
+
+def header(pattern: Recipe, task: str, rows: int, recipe: Path, exports: str | None) -> list[str]:
+    """The lines in front of a recipe: what, launch, needs, first, result, differs."""
+    origin = paths.shown(pattern.path)
+    lines = [
+        f"TELL on {Path(str(pattern.get('model'))).name}: the task {task}, {rows} rows among "
+        "general data.",
+        f"Launch:  ./run.sh train {paths.shown(recipe)}",
+        f"Needs:   what {origin} needs, which this was made from",
+        f"First:   {f'{exports}; ' if exports else ''}./run.sh check {paths.shown(recipe)}",
+        "Result:  not measured",
+        f"Differs: from {origin} in task and output folder alone; its header says more.",
+    ]
+    return lines

@@ -1,0 +1,173 @@
+"""Rows of an own task parted into training and test rows: nothing twice, nothing in both."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tell_plugins.core import draw
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.text import comparison_keys, row_id
+from tell_plugins.preparation.forms import Pair, TaskFile
+
+TEST_SHARE, MOST_TEST_ROWS = 0.2, 200
+FEWEST_ROWS = 4  # to split a test set off
+
+
+class Split(NamedTuple):
+    """Training and test rows, in file order, and the labels of the test rows."""
+
+    train: list[Pair]
+    test: list[Pair]
+    labels: dict[str, int]
+
+
+def without_duplicates(file: TaskFile) -> tuple[TaskFile, list[str]]:
+    """The file with equal rows once, and a warning for each kind of repetition found.
+
+    Rows are equal when query and response are but for case, spacing and punctuation.
+    """
+    queries = _keys([pair.query for pair in file.pairs])
+    responses = _keys([pair.response for pair in file.pairs])
+    first: dict[tuple[int, int], Pair] = {}
+    repeated: list[tuple[Pair, Pair]] = []
+    other_answer: list[tuple[Pair, Pair]] = []
+    asked: dict[int, Pair] = {}
+    kept = []
+    for pair, query, response in zip(file.pairs, queries, responses, strict=True):
+        if (query, response) in first:
+            repeated.append((pair, first[query, response]))
+            continue
+        if query in asked:
+            other_answer.append((pair, asked[query]))
+        first[query, response] = pair
+        asked.setdefault(query, pair)
+        kept.append(pair)
+    warnings = []
+    if repeated:
+        warnings.append(
+            f"{len(repeated)} rows of {file.path.name} are there twice and are kept once: "
+            + _lines(repeated)
+        )
+    if other_answer:
+        warnings.append(
+            f"{len(other_answer)} rows of {file.path.name} ask the same as another and are "
+            f"answered differently (kept): {_lines(other_answer)}"
+        )
+    return TaskFile(file.path, file.form, kept), warnings
+
+
+def _lines(pairs: Sequence[tuple[Pair, Pair]]) -> str:
+    shown = ", ".join(f"line {later.line} (as {earlier.line})" for later, earlier in pairs[:5])
+    return shown + (" ..." if len(pairs) > 5 else "")
+
+
+def without_overlap(train: TaskFile, held_out: TaskFile, name: str, drop: bool) -> TaskFile:
+    """The training rows that do not ask what a held-out row asks.
+
+    Raises UserError when there are such rows and `drop` does not say to leave them out.
+    """
+    places = dict(zip(_keys([pair.query for pair in held_out.pairs]), held_out.pairs, strict=True))
+    keys = _keys([pair.query for pair in train.pairs])
+    both = [
+        (pair, places[key]) for pair, key in zip(train.pairs, keys, strict=True) if key in places
+    ]
+    if not both:
+        return train
+    shown = ", ".join(f"line {mine.line} (= line {other.line})" for mine, other in both[:5])
+    if not drop:
+        raise UserError(
+            f"{len(both)} training rows are {name} rows: {shown}{' ...' if len(both) > 5 else ''}",
+            where=f"{train.path.name}, {held_out.path.name}",
+            remedy=f"remove them from one of the files, or add --drop-overlap to train without "
+            f"them: {name} rows never train",
+        )
+    print(f"left out: {len(both)} training rows that are {name} rows ({shown})")
+    lost = {pair.line for pair, _ in both}
+    kept = [pair for pair in train.pairs if pair.line not in lost]
+    if not kept:
+        raise UserError(
+            f"all training rows are {name} rows",
+            where=train.path.name,
+            remedy="give other rows to train on",
+        )
+    return TaskFile(train.path, train.form, kept)
+
+
+def split_off_test(
+    file: TaskFile, label: str | None, seed: int, wanted: int | None = None
+) -> Split:
+    """Part the rows of one file; `label` names the JSON property that each share keeps.
+
+    Which rows test depends on their content and the seed alone. Rows that ask the same stay
+    together. Raises UserError for too few rows.
+    """
+    total = len(file.pairs)
+    count = wanted or min(MOST_TEST_ROWS, max(1, round(TEST_SHARE * total)))
+    if total < FEWEST_ROWS or count > total - 2:
+        raise UserError(
+            f"{total} rows are too few to split {count} test rows off",
+            where=file.path.name,
+            remedy="give test rows of their own with --test FILE, or more rows",
+        )
+    ids = np.frombuffer(
+        b"".join(row_id(pair.query, pair.response) for pair in file.pairs), np.uint8
+    ).reshape(-1, 16)
+    rank = draw.ranking(ids, seed=seed, source="test split").tolist()
+    keys = _keys([pair.query for pair in file.pairs])
+    together: dict[int, list[int]] = defaultdict(list)
+    for row, key in enumerate(keys):
+        together[key].append(row)
+    strata = [_label(file.pairs[row], label) for row in range(total)]
+    quota = _quotas(Counter(strata), count)
+    test: set[int] = set()
+    for row in rank:
+        group = together[keys[row]]
+        if row not in test and quota[strata[row]] >= len(group) and group[0] == row:
+            test.update(group)
+            quota[strata[row]] -= len(group)
+    if not test:
+        raise UserError(
+            "no row can be split off: rows that ask the same stay together",
+            where=file.path.name,
+            remedy="give test rows of their own with --test FILE",
+        )
+    chosen = Counter(strata[row] for row in test)
+    return Split(
+        [pair for row, pair in enumerate(file.pairs) if row not in test],
+        [pair for row, pair in enumerate(file.pairs) if row in test],
+        dict(sorted(chosen.items())) if label else {},
+    )
+
+
+def _quotas(sizes: Counter[str], count: int) -> dict[str, int]:
+    """`count` test rows over the strata by size (largest remainder); each keeps a training row."""
+    total = sum(sizes.values())
+    exact = {name: count * size / total for name, size in sizes.items()}
+    quota = {name: min(int(share), sizes[name] - 1) for name, share in exact.items()}
+    by_rest = sorted(sizes, key=lambda name: (quota[name] - exact[name], name))
+    while sum(quota.values()) < count:
+        open_strata = [name for name in by_rest if quota[name] < sizes[name] - 1]
+        if not open_strata:
+            break
+        for name in open_strata[: count - sum(quota.values())]:
+            quota[name] += 1
+    return quota
+
+
+def _label(pair: Pair, label: str | None) -> str:
+    if label is None:
+        return ""
+    try:
+        value: Any = json.loads(pair.response)
+    except json.JSONDecodeError:
+        return pair.response.strip()
+    return str(value.get(label)) if isinstance(value, dict) else str(value)
+
+
+def _keys(texts: Sequence[str]) -> list[int]:
+    return [int(key) for key in comparison_keys(list(texts))]

@@ -1,0 +1,628 @@
+"""`new`: every format and form of rows becomes a card and a recipe that works, or a clear error."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tell_plugins.cli import main
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.sources import open_task
+from tell_plugins.core.spec import parse_spec
+from tell_plugins.preparation.answer_schema import infer_schema, label_of
+from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns, read_task_file
+from tell_plugins.preparation.task_split import split_off_test
+from tell_plugins.recipe.recipes import load_recipe
+from tests.conftest import PROJECT, write_rows
+
+ANCHOR = "Is the message about weather? Answer with a JSON object."
+Row = dict[str, Any]
+
+
+def texts(count: int = 12) -> list[tuple[str, str]]:
+    """(query, response) pairs; every third is labelled yes."""
+    return [
+        (
+            f"Message {n}: " + ("it rains, again" if n % 3 == 0 else 'the cat\tsleeps, "well"'),
+            json.dumps({"thought": f"Number {n}.", "weather": "no" if n % 3 else "yes"}),
+        )
+        for n in range(count)
+    ]
+
+
+FORMS: dict[str, Callable[[str, str], Row]] = {
+    "alpaca": lambda q, r: {"instruction": q, "input": "", "output": r},
+    "sharegpt": lambda q, r: {
+        "conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": r}]
+    },
+    "messages": lambda q, r: {
+        "messages": [{"role": "user", "content": q}, {"role": "assistant", "content": r}]
+    },
+    "query": lambda q, r: {"query": q, "response": r, "history": []},
+    "prompt": lambda q, r: {"prompt": q, "completion": r},
+    "own": lambda q, r: {"id": "7", "title": "", "body": q, "verdict": r},
+}
+FLAGS = {"own": ("--columns", "query=title+body,response=verdict")}
+
+
+def write_table(path: Path, rows: list[Row]) -> Path:
+    """Write rows as the path's ending says; in CSV and TSV, lists are JSON text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        return write_rows(path, rows)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+    elif path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            delimiter = "," if path.suffix == ".csv" else "\t"
+            writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+            writer.writeheader()
+            for row in rows:
+                writer.writerow(
+                    {k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()}
+                )
+    return path
+
+
+def rows_of(form: str = "query", count: int = 12) -> list[Row]:
+    return [FORMS[form](q, r) for q, r in texts(count)]
+
+
+def new(tmp_path: Path, *flags: str, name: str = "own", anchor: bool = True) -> int:
+    """`./run.sh new NAME --model smollm2 FLAGS`, cards and recipe in the test's own folders."""
+    recipes = ("--recipes", str(tmp_path / "recipes"))
+    given = ("--anchor", ANCHOR) if anchor else ()
+    return main(["new", name, "--model", "smollm2", *recipes, *given, *flags])
+
+
+def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str], *flags: str, **keys: Any) -> str:
+    """The message of a `new` that must fail, and write nothing."""
+    assert new(tmp_path, *flags, **keys) == 1
+    assert not (tmp_path / "recipes").exists()
+    assert not (tmp_path / "cards").exists()
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    assert "remedy:" in message
+    return message
+
+
+# ---------------------------------------------------------------- what works
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+def test_every_format_and_form_ends_in_a_mixture(
+    form: str, ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_table(tmp_path / f"rows{ending}", rows_of(form))
+    assert new(tmp_path, "--train", str(path), *FLAGS.get(form, ())) == 0
+    out = capsys.readouterr().out
+
+    recipe = load_recipe(tmp_path / "recipes" / "smollm2_own.yaml")
+    mixture = build_mixture(recipe.spec)
+    train = [row["messages"] for row in mixture.rows() if row["channel"] == "task"]
+    test = open_task(load_card("own"), "test")
+    seen = {(user["content"], answer["content"]) for user, answer in train}
+    seen |= set(zip(test.queries, test.responses, strict=True))
+    assert seen == {(f"{ANCHOR}\n\n{query}", response) for query, response in texts()}
+    assert len(train) == 10
+    assert len(test) == 2
+    assert out.count("--- row") == 6
+    assert f"{ANCHOR}\n\nMessage" in out
+    assert f"./run.sh check {tmp_path / 'recipes' / 'smollm2_own.yaml'}" in out
+
+    card = load_card("own")
+    assert (card.metric, card.answer.label) == ("json", "weather")
+    schema = json.loads(card.file("answer.schema.json").read_text())
+    assert schema["required"] == ["thought", "weather"]
+    assert schema["properties"]["weather"] == {"enum": ["no", "yes"]}
+
+
+@pytest.mark.slow
+def test_check_passes_on_what_new_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_table(tmp_path / "rows.jsonl", rows_of(count=30))
+    assert new(tmp_path, "--train", str(path)) == 0
+    capsys.readouterr()
+    assert main(["check", str(tmp_path / "recipes" / "smollm2_own.yaml")]) == 0
+    assert "No problems found" in capsys.readouterr().out
+
+
+def test_the_recipe_is_the_patterns_but_for_task_and_output(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "rows.jsonl", rows_of())
+    assert new(tmp_path, "--train", str(path)) == 0
+    made = tmp_path / "recipes" / "smollm2_own.yaml"
+    pattern = PROJECT / "recipes" / "smollm2_sample.yaml"
+    mine, theirs = load_recipe(made).values, load_recipe(pattern).values
+    assert mine.pop("dataset") == ["tell/own"]
+    assert mine.pop("output_dir") == "output/smollm2_own"
+    theirs.pop("dataset")
+    theirs.pop("output_dir")
+    assert mine == theirs
+    text = made.read_text()
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    assert (
+        comments[0] == "# TELL on SmolLM2-135M-Instruct: the task own, 10 rows among general data."
+    )
+    assert "# --- training ---" in text
+    assert "higher: learns from fewer steps" in text
+    head = text.split("\n\n")[0].splitlines()
+    assert len(head) <= 12
+    assert [line.split()[1] for line in head[1:]] == [
+        "Launch:", "Needs:", "First:", "Result:", "Differs:",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["qwen", "llama2", "gemma", "smollm2"])
+def test_every_model_has_a_recipe_to_start_from(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_table(tmp_path / "rows.jsonl", rows_of())
+    recipes = str(tmp_path / "recipes")
+    flags = ["--train", str(path), "--anchor", ANCHOR, "--recipes", recipes]
+    code = main(["new", "own", "--model", model, *flags])
+    recipe = load_recipe(tmp_path / "recipes" / f"{model}_own.yaml")
+    assert recipe.dataset_text == "tell/own"
+    out = capsys.readouterr().out
+    assert code == 0
+    if model != "smollm2":
+        assert "not ready to train yet" in out
+        assert "  ./run.sh data " in out
+
+
+def test_given_test_and_validation_rows_are_kept_as_they_are(tmp_path: Path) -> None:
+    pairs = texts(12)
+    parts = {"train": pairs[:8], "test": pairs[8:10], "validation": pairs[10:]}
+    flags = []
+    for name, part in parts.items():
+        path = write_table(tmp_path / f"{name}.jsonl", [FORMS["alpaca"](q, r) for q, r in part])
+        flags += [f"--{name}", str(path)]
+    assert new(tmp_path, *flags) == 0
+    card = load_card("own")
+    for name, part in parts.items():
+        rows = open_task(card, name)
+        assert list(zip(rows.plain, rows.responses, strict=True)) == part
+        assert card.split(name).rows == len(part)
+
+
+def test_bare_labels_test_a_json_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = write_table(tmp_path / "train.jsonl", rows_of())
+    bare = [{"query": "Does it snow?", "response": "yes"}]
+    test = write_table(tmp_path / "test.jsonl", bare)
+    assert new(tmp_path, "--train", str(train), "--test", str(test)) == 0
+    wrong = write_table(tmp_path / "test.jsonl", [{"query": "Snow?", "response": "maybe"}])
+    assert new(tmp_path, "--train", str(train), "--test", str(wrong), "--force") == 1
+    assert "1 responses do not fit the schema: line 1: no JSON" in capsys.readouterr().err
+
+
+def test_rows_that_begin_with_the_same_text_bring_their_anchor(tmp_path: Path) -> None:
+    front = "You read messages and answer in JSON, always.\n\nThe message:\n"
+    rows = [{"query": front + q, "response": r} for q, r in texts()]
+    path = write_table(tmp_path / "rows.jsonl", rows)
+    assert new(tmp_path, "--train", str(path), anchor=False) == 0
+    card = load_card("own")
+    assert card.inline_anchor
+    assert not (card.folder / "anchor.txt").exists()
+    assert open_task(card, "test").anchor.text == front
+    assert sorted(open_task(card, "train").queries + open_task(card, "test").queries) == sorted(
+        str(row["query"]) for row in rows
+    )
+
+
+def test_an_anchor_may_be_a_file(tmp_path: Path) -> None:
+    (tmp_path / "anchor.txt").write_text("\ufeffJudge it.\nIn JSON.\n", encoding="utf-8")
+    path = write_table(tmp_path / "rows.jsonl", rows_of())
+    flags = ("--train", str(path), "--anchor", str(tmp_path / "anchor.txt"))
+    assert new(tmp_path, *flags, anchor=False) == 0
+    assert load_card("own").file("anchor.txt").read_text() == "Judge it.\nIn JSON.\n"
+
+
+@pytest.mark.parametrize(
+    ("responses", "flags", "metric"),
+    [
+        (["It is warm.", "It is cold."], (), "text"),
+        (["4", "-12.5"], (), "number"),
+        (["2 + 2 is 4.\n#### 4", "#### 12"], (), "number"),
+        (["Hello.", "Good day."], ("--languages", "Icelandic, English"), "translation"),
+        (['{"a": 1}', '{"a": 2}'], (), "json"),
+        ([{"a": 1}, {"a": 2}], (), "json"),
+        (["1", "2"], ("--metric", "text"), "text"),
+    ],
+)
+def test_the_metric_is_told_by_the_responses(
+    responses: list[Any], flags: tuple[str, ...], metric: str, tmp_path: Path
+) -> None:
+    rows = [{"query": f"Question {n}", "response": responses[n % 2]} for n in range(6)]
+    path = write_table(tmp_path / "rows.jsonl", rows)
+    assert new(tmp_path, "--train", str(path), *flags) == 0
+    card = load_card("own")
+    assert card.metric == metric
+    if metric == "translation":
+        assert (card.translation.source, card.translation.target) == ("Icelandic", "English")
+
+
+def test_general_data_of_ones_own_sets_an_amount_it_can_meet(
+    tmp_path: Path, make_card: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"q": f"general {n}", "r": f"answer {n}"} for n in range(60)]
+    make_card("plain", train=rows, kind="general")
+    path = write_table(tmp_path / "rows.jsonl", rows_of())
+    assert new(tmp_path, "--train", str(path), "--general", "plain") == 0
+    assert str(load_card("own").general.amount) == "5x"
+    assert "10 rows of own, 50 rows of plain" in capsys.readouterr().out
+    flags = ("--train", str(path), "--general", "plain", "--amount", "99rows", "--force")
+    assert new(tmp_path, *flags) == 1
+    out = capsys.readouterr().out
+    assert "not ready to train yet" in out
+    assert "99rows asked, but there are only 60 rows" in out
+
+
+def test_a_folder_that_is_not_known_is_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TELL_CARDS")
+    path = write_table(tmp_path / "rows.jsonl", rows_of())
+    assert new(tmp_path, "--train", str(path), "--dir", str(tmp_path / "mine")) == 0
+    out = capsys.readouterr().out
+    line = f"export TELL_CARDS={tmp_path / 'mine'}"
+    assert line in out
+    assert line in (tmp_path / "recipes" / "smollm2_own.yaml").read_text()
+    monkeypatch.delenv("TELL_CARDS", raising=False)
+
+
+def test_nothing_is_overwritten_without_force(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_table(tmp_path / "rows.jsonl", rows_of())
+    assert new(tmp_path, "--train", str(path)) == 0
+    card = (tmp_path / "cards" / "own" / "card.yaml").read_text()
+    other = write_table(tmp_path / "other.jsonl", rows_of(count=20))
+    assert new(tmp_path, "--train", str(other)) == 1
+    assert "would be overwritten" in capsys.readouterr().err
+    assert (tmp_path / "cards" / "own" / "card.yaml").read_text() == card
+    assert new(tmp_path, "--train", str(other), "--force") == 0
+    assert len(build_mixture(parse_spec("tell/own:general=0"))) == 16
+    assert new(tmp_path, "--train", str(path), name="gsm8k") == 1
+    assert "there is another card 'gsm8k'" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- bad files
+
+
+def test_an_empty_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text("")
+    assert "the file is empty" in fails(tmp_path, capsys, "--train", str(tmp_path / "rows.jsonl"))
+    (tmp_path / "rows.csv").write_text("query,response\n")
+    assert "has no rows" in fails(tmp_path, capsys, "--train", str(tmp_path / "rows.csv"))
+    message = fails(tmp_path, capsys, "--train", str(tmp_path / "nowhere.csv"))
+    assert "no file" in message
+
+
+def test_a_column_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"text": q, "label": r} for q, r in texts()]
+    path = write_table(tmp_path / "rows.csv", rows)
+    message = fails(tmp_path, capsys, "--train", str(path))
+    assert "rows.csv, line 2: columns text, label are of no known form" in message
+    assert "--columns query=A,response=B" in message
+    flags = ("--train", str(path), "--columns", "query=text,response=answer")
+    message = fails(tmp_path, capsys, *flags)
+    assert "no column 'answer' of the form --columns (columns: text, label)" in message
+
+
+def test_a_row_of_another_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[Any] = rows_of("alpaca")
+    rows[3] = {"question": "Who?", "answer": "Me."}
+    rows[7] = "just text"
+    rows[8] = {"instruction": "Why?", "output": 5}
+    rows[9] = {"instruction": "Why?", "output": "  "}
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    path.write_text(path.read_text() + "{broken\n")
+    message = fails(tmp_path, capsys, "--train", str(path))
+    assert "5 rows cannot be used" in message
+    assert (
+        "line 4: no column 'instruction' of the form Alpaca (columns: question, answer)" in message
+    )
+    assert "line 8: not an object but str" in message
+    assert "line 9: column 'response' is int, not text" in message
+    assert "line 10: the response is empty" in message
+    assert "line 13: no JSON" in message
+
+
+@pytest.mark.parametrize(
+    ("row", "problem", "remedy"),
+    [
+        (
+            {"messages": [{"role": r, "content": "x"} for r in ("user", "assistant") * 2]},
+            "turns user, assistant, user, assistant, not one user and one assistant turn",
+            "split conversations into rows",
+        ),
+        (
+            {"messages": [{"role": r, "content": "x"} for r in ("system", "user", "assistant")]},
+            "a system turn",
+            "into the anchor (--anchor)",
+        ),
+        ({"messages": [{"role": "user", "content": "x"}]}, "turns user, not one", "one answer"),
+        ({"messages": "x"}, "column 'messages' is no JSON list of turns", "mend or remove"),
+        ({"messages": [{"who": "user"}]}, "a turn is no object with 'role'", "mend or remove"),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "tool", "value": "b"}]},
+            "turns human, tool",
+            "one user turn",
+        ),
+        (
+            {"query": "a", "response": "b", "history": [["x", "y"]]},
+            "column 'history' holds earlier turns",
+            "split conversations",
+        ),
+        (
+            {"instruction": "a", "output": "b", "system": "Be kind."},
+            "column 'system' holds a system prompt",
+            "--anchor",
+        ),
+        (
+            {"query": "a", "response": "b", "images": ["x.png"]},
+            "column 'images' holds images",
+            "only text",
+        ),
+    ],
+)
+def test_rows_of_several_turns_or_with_a_system_prompt(
+    row: Row, problem: str, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [row])
+    message = fails(tmp_path, capsys, "--train", str(path))
+    assert f"line 1: {problem}" in message
+    assert remedy in message.split("remedy:")[1]
+
+
+def test_encodings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_table(tmp_path / "rows.csv", rows_of())
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-16")
+    message = fails(tmp_path, capsys, "--train", str(path))
+    assert "UTF-16" in message
+    assert "iconv" in message
+    path.write_bytes((text + '"caf\u00e9 is open?","yes"\r\n').encode("latin-1"))
+    assert "not UTF-8" in fails(tmp_path, capsys, "--train", str(path))
+    path.write_text(text, encoding="utf-8-sig")
+    assert new(tmp_path, "--train", str(path)) == 0
+    assert all("\ufeff" not in query for query in open_task(load_card("own"), "train").plain)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_a_row_of_a_million_characters(
+    ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of()
+    rows[2]["query"] = "word " * 200_000
+    path = write_table(tmp_path / f"rows{ending}", rows)
+    message = fails(tmp_path, capsys, "--train", str(path))
+    assert re.search(r"line \d+: column 'query' has 1,000,000 characters, more than", message)
+
+
+def test_duplicate_rows_are_kept_once_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of()
+    rows.append({"query": rows[0]["query"].upper() + "!", "response": rows[0]["response"]})
+    rows.append({"query": rows[1]["query"], "response": rows[0]["response"]})
+    path = write_table(tmp_path / "rows.jsonl", rows)
+    assert new(tmp_path, "--train", str(path)) == 0
+    out = capsys.readouterr().out
+    assert "1 rows of rows.jsonl are there twice and are kept once: line 13 (as 1)" in out
+    assert "answered differently (kept): line 14 (as 2)" in out
+    card = load_card("own")
+    train, test = open_task(card, "train"), open_task(card, "test")
+    assert len(train) + len(test) == 13
+    assert not set(train.query_keys.tolist()) & set(test.query_keys.tolist())
+
+
+def test_test_rows_in_the_training_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = write_table(tmp_path / "train.jsonl", rows_of())
+    stolen = [{"query": rows_of()[4]["query"].upper(), "response": rows_of()[4]["response"]}]
+    test = write_table(tmp_path / "test.jsonl", stolen)
+    flags = ("--train", str(train), "--test", str(test))
+    message = fails(tmp_path, capsys, *flags)
+    assert "1 training rows are test rows: line 5 (= line 1)" in message
+    assert "--drop-overlap" in message
+    assert new(tmp_path, *flags, "--drop-overlap") == 0
+    assert "left out: 1 training rows" in capsys.readouterr().out
+    assert load_card("own").split("train").rows == 11
+    assert (
+        new(tmp_path, "--train", str(test), "--test", str(test), "--drop-overlap", "--force") == 1
+    )
+    assert "all training rows are test rows" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_table(tmp_path / "rows.jsonl", rows_of())
+    given = ("--train", str(path))
+    message = fails(tmp_path, capsys, *given, anchor=False)
+    assert "no anchor, and the rows share none" in message
+    assert "--anchor 'TEXT'" in message
+    assert "the anchor is empty" in fails(tmp_path, capsys, *given, "--anchor", " ", anchor=False)
+    assert "no file 'a.txt'" in fails(tmp_path, capsys, *given, "--anchor", "a.txt", anchor=False)
+    assert "two languages" in fails(tmp_path, capsys, *given, "--metric", "translation")
+    assert "did you mean 'weather'" in fails(tmp_path, capsys, *given, "--label", "wether")
+    assert "bad name 'a-b'" in fails(tmp_path, capsys, *given, name="a-b")
+    assert "sample_complaints' is task data" in fails(
+        tmp_path, capsys, *given, "--general", "sample_complaints"
+    )
+    assert "unknown card 'alpaca'" in fails(tmp_path, capsys, *given, "--general", "alpaca")
+    assert "bad amount '40'" in fails(tmp_path, capsys, *given, "--amount", "40")
+    assert "unknown key 'qury'" in fails(tmp_path, capsys, *given, "--columns", "qury=a")
+    unlike = [{"query": f"{n} apart", "response": "x"} for n in range(9)]
+    path = write_table(tmp_path / "unlike.jsonl", unlike)
+    inline = ("--train", str(path), "--anchor", "inline")
+    assert "the rows share no text" in fails(tmp_path, capsys, *inline, anchor=False)
+    few = write_table(tmp_path / "few.jsonl", rows_of(count=3))
+    assert "3 rows are too few to split" in fails(tmp_path, capsys, "--train", str(few))
+    mixed = [*rows_of(), {"query": "And?", "response": "No JSON."}]
+    path = write_table(tmp_path / "mixed.jsonl", mixed)
+    message = fails(tmp_path, capsys, "--train", str(path), "--metric", "json")
+    assert "not all responses are JSON objects" in message
+
+
+def test_an_unknown_model_names_the_known_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_table(tmp_path / "rows.jsonl", rows_of())
+    assert main(["new", "own", "--train", str(path), "--anchor", "A", "--model", "qwem"]) == 1
+    message = capsys.readouterr().err
+    assert "did you mean 'qwen'" in message
+    assert "gemma, llama2, qwen, smollm2" in message
+
+
+# ---------------------------------------------------------------- parts
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("query=a", "names only one"),
+        ("query=a,query=b,response=c", "bad value"),
+        ("query=,response=c", "bad value"),
+        ("a,b", "unknown key 'a'"),
+    ],
+)
+def test_bad_columns(text: str, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        parse_columns(text)
+
+
+def test_trl_conversations_are_read(tmp_path: Path) -> None:
+    row = {
+        "prompt": [{"role": "user", "content": "Hi?"}],
+        "completion": [{"role": "assistant", "content": "Ho."}],
+    }
+    file = read_task_file(write_rows(tmp_path / "rows.jsonl", [row]))
+    assert file.pairs == [Pair(1, "Hi?", "Ho.")]
+
+
+def pairs_with(labels: list[str]) -> TaskFile:
+    pairs = [
+        Pair(n, f"question {n}", json.dumps({"label": label})) for n, label in enumerate(labels, 1)
+    ]
+    return TaskFile(Path("rows.jsonl"), "x", pairs)
+
+
+def test_a_split_keeps_the_labels_shares_and_does_not_hang_on_the_files_order() -> None:
+    file = pairs_with(["yes"] * 20 + ["no"] * 80)
+    split = split_off_test(file, "label", 42)
+    assert split.labels == {"no": 16, "yes": 4}
+    assert len(split.train) == 80
+    turned = TaskFile(file.path, file.form, file.pairs[::-1])
+    again = split_off_test(turned, "label", 42)
+    assert sorted(pair.line for pair in again.test) == [pair.line for pair in split.test]
+    other = split_off_test(file, "label", 43)
+    assert {pair.line for pair in other.test} != {pair.line for pair in split.test}
+
+
+def test_a_rare_label_keeps_a_training_row() -> None:
+    split = split_off_test(pairs_with(["rare"] + ["no"] * 9), "label", 42, wanted=5)
+    assert split.labels == {"no": 5}
+    everything = split_off_test(pairs_with(["a"] * 2 + ["b"] * 2), "label", 1, wanted=2)
+    assert everything.labels == {"a": 1, "b": 1}
+
+
+def test_rows_that_ask_the_same_stay_on_one_side() -> None:
+    pairs = [Pair(n, f"question {n // 2}", f"answer {n}") for n in range(40)]
+    for seed in range(5):
+        split = split_off_test(TaskFile(Path("x"), "x", pairs), None, seed)
+        assert not {p.query for p in split.train} & {p.query for p in split.test}
+        assert 0 < len(split.test) <= 8
+
+
+def test_a_schema_is_learnt() -> None:
+    objects: list[Row] = [
+        {"text": f"t{n}", "kind": "ab"[n % 2], "score": n / 2, "n": n, "ok": True, "tags": []}
+        for n in range(6)
+    ]
+    objects[0]["note"] = None
+    objects[1]["note"] = "x"
+    schema = infer_schema(objects)
+    assert schema["properties"] == {
+        "text": {"type": "string", "minLength": 1},
+        "kind": {"enum": ["a", "b"]},
+        "score": {"type": "number"},
+        "n": {"type": "integer"},
+        "ok": {"type": "boolean"},
+        "tags": {"type": "array"},
+        "note": {"type": ["null", "string"]},
+    }
+    assert schema["required"] == ["text", "kind", "score", "n", "ok", "tags"]
+    assert label_of(schema, None) == "kind"
+    schema["properties"]["text"] = {"enum": ["x"]}
+    assert label_of(schema, None) is None
+    assert label_of(schema, "text") == "text"
+
+
+# ---------------------------------------------------------------- ms-swift trains with it
+
+
+def small_llama(folder: Path) -> Path:
+    """A random Llama of 2 layers with a tokenizer of its own, made of the rows' characters."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*specials, *alphabet])}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(specials)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=2048,
+        bos_token_id=None, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_swift_sft_takes_a_step_with_the_recipe(tmp_path: Path) -> None:
+    """The recipe as written, by `swift sft --config`, on a small random Llama."""
+    model = small_llama(tmp_path / "llama")
+    pattern = yaml.safe_load((PROJECT / "recipes" / "smollm2_sample.yaml").read_text())
+    pattern |= {"model": str(model), "max_steps": 1}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(pattern))
+    path = write_table(tmp_path / "rows.jsonl", rows_of())
+    flags = ["--train", str(path), "--anchor", ANCHOR, "--recipes", str(tmp_path)]
+    assert main(["new", "own", "--model", str(tmp_path / "tiny.yaml"), *flags]) == 0
+
+    (tmp_path / "tell_plugins").symlink_to(PROJECT / "tell_plugins")
+    swift = Path(sys.executable).with_name("swift")
+    result = subprocess.run(
+        [str(swift), "sft", "--config", "tiny_own.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    [run] = (tmp_path / "output" / "tiny_own").glob("v*")
+    expected = build_mixture(parse_spec("tell/own")).manifest()
+    assert json.loads((run / "manifest.json").read_text())["hash"] == expected["hash"]
+    assert (run / "checkpoint-1" / "adapter_model.safetensors").is_file()
