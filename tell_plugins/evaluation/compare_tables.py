@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tell_plugins.evaluation.final_number import NumberScores
 from tell_plugins.evaluation.intervals import Estimate, Rate
 from tell_plugins.evaluation.labels import LabelMetrics
+from tell_plugins.evaluation.learned_scores import LEARNED
 from tell_plugins.evaluation.scoring import JsonScores
 from tell_plugins.evaluation.taxonomy import KINDS
 from tell_plugins.evaluation.translation import METRICS, UNITS, MetricScore, TranslationScores
@@ -331,13 +332,14 @@ def _difference_grid(comparison: Comparison, scorer: str | None) -> Grid:
     last = ""
     for compared in kept:
         found = compared.difference
+        digits = 4 if compared.measure.startswith(LEARNED) else 2  # learned scores are near 0 to 1
         rows.append(
             [
                 compared.system if compared.system != last else "",
                 _spaced(compared.scorer),
                 _spaced(compared.measure),
-                f"{scale * found.value:+.2f}",
-                f"[{scale * found.low:+.2f}, {scale * found.high:+.2f}]",
+                f"{scale * found.value:+.{digits}f}",
+                f"[{scale * found.low:+.{digits}f}, {scale * found.high:+.{digits}f}]",
                 f"{found.p:.4f}",
                 str(found.n),
             ]

@@ -47,9 +47,18 @@ class LearnedMetric(ABC):
     model_name: str
     limit: int
 
-    @abstractmethod
+    def __init__(self) -> None:
+        self._known: dict[Triple, int] = {}  # lengths; tokenizing is not cheap
+
     def lengths(self, triples: Sequence[Triple]) -> list[int]:
         """The tokens that the metric needs for each segment, special tokens included."""
+        new = list(dict.fromkeys(triple for triple in triples if triple not in self._known))
+        if new:
+            self._known.update(zip(new, self._lengths(new), strict=True))
+        return [self._known[triple] for triple in triples]
+
+    @abstractmethod
+    def _lengths(self, triples: Sequence[Triple]) -> list[int]: ...
 
     @abstractmethod
     def _score(self, triples: Sequence[Triple]) -> list[float]: ...
@@ -115,6 +124,7 @@ class Bleurt(LearnedMetric):
     name = "bleurt"
 
     def __init__(self, model: str | None = None, *, batch_size: int = 16) -> None:
+        super().__init__()
         self.model_name = chosen_model("bleurt", model)
         self._batch_size = batch_size
         source = _local_or_name(self.model_name, "bleurt")
@@ -126,9 +136,7 @@ class Bleurt(LearnedMetric):
         self._model.to(_device())
         self.limit = int(self._model.config.max_position_embeddings)
 
-    def lengths(self, triples: Sequence[Triple]) -> list[int]:
-        if not triples:
-            return []
+    def _lengths(self, triples: Sequence[Triple]) -> list[int]:
         encoded = self._tokenizer(
             [triple.reference for triple in triples],
             [triple.hypothesis for triple in triples],
@@ -176,6 +184,7 @@ class Comet(LearnedMetric):
     name = "comet"
 
     def __init__(self, model: str | None = None, *, batch_size: int = 16) -> None:
+        super().__init__()
         self.model_name = chosen_model("comet", model)
         self._batch_size = batch_size
         checkpoint = _comet_checkpoint(self.model_name)
@@ -193,9 +202,7 @@ class Comet(LearnedMetric):
             )
         self.limit = int(self._model.encoder.max_positions) - 2
 
-    def lengths(self, triples: Sequence[Triple]) -> list[int]:
-        if not triples:
-            return []
+    def _lengths(self, triples: Sequence[Triple]) -> list[int]:
         texts = [text for triple in triples for text in triple]
         encoded = self._model.encoder.tokenizer(texts, truncation=False, verbose=False)
         counts = [len(ids) for ids in encoded["input_ids"]]
@@ -323,7 +330,8 @@ def _loading(model: str) -> Iterator[None]:
             raise UserError(
                 f"not loadable as a checkpoint of this metric: {message}",
                 where=model,
-                remedy="name a folder that the metric's library saved",
+                remedy="name a folder that the metric's library saved; what its hparams.yaml names "
+                "as pretrained_model must be on this machine or the network",
             ) from None
         raise MachineError(
             f"{model}: not available ({message})\n"
@@ -335,7 +343,14 @@ def _loading(model: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the libraries' notices out of the output; their errors still come through."""
-    names = ("pytorch_lightning", "lightning", "comet", "transformers", "lightning_fabric")
+    names = (
+        "pytorch_lightning",
+        "lightning",
+        "lightning_fabric",
+        "comet",
+        "transformers",
+        "huggingface_hub",  # each of its retries, twice
+    )
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
