@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -247,3 +248,40 @@ def test_parquet_rows_are_counted_over_row_groups(tmp_path: Path) -> None:
     records = list(read_records(path))
     assert [record.line for record in records] == list(range(1, 3001))
     assert [record.value for record in records] == rows
+
+
+def _damaged(good: bytes, rng: random.Random) -> bytes:
+    """`good` with a few bytes changed, taken out or put in."""
+    content = bytearray(good)
+    for _ in range(rng.randint(1, 4)):
+        place = rng.randrange(max(1, len(content)))
+        new = rng.choice([b'"', b"\n", b"\\", b"[", b"}", b"\xff", b"\x00", good[:30]])
+        if rng.random() < 0.5:
+            content[place:place] = new
+        else:
+            content[place : place + rng.randint(1, 30)] = new[:1]
+    return bytes(content)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv"])
+def test_any_damage_is_a_bad_row_or_one_clear_error(tmp_path: Path, suffix: str) -> None:
+    rng = random.Random(11)
+    good = {
+        ".jsonl": _lines(ROWS * 3),
+        ".json": json.dumps(ROWS * 3, indent=1),
+        ".csv": CSV,
+        ".tsv": CSV.replace(",", "\t"),
+    }[suffix].encode()
+    readable, errors = 0, []
+    for _ in range(200):
+        path = _file(tmp_path, f"a{suffix}", _damaged(good, rng))
+        try:
+            records = list(read_records(path))
+        except UserError as error:
+            errors.append(error)
+            continue
+        readable += 1
+        assert all(record.value is None for record in records if record.problem)
+        assert all(one.line <= other.line for one, other in pairwise(records))
+    assert all(path.name in str(error) and error.remedy for error in errors)
+    assert min(readable, len(errors)) > 5
