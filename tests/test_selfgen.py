@@ -1,0 +1,308 @@
+"""General data by the model itself: filters, reproducible batches, resuming, the card it leaves.
+
+A small random Llama that draws whole words stands in for a chat model where only the machinery
+matters; it is loaded and drawn from as any other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tell_plugins.cli import main
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.spec import parse_spec
+from tell_plugins.core.text import comparison_keys
+from tell_plugins.preparation import selfgen
+from tell_plugins.preparation.embedded_model import prepare_model
+from tell_plugins.preparation.provenance import read_provenance
+from tell_plugins.preparation.selfgen_filters import (
+    answer_problem,
+    instruction_problem,
+    is_english,
+    repeats_itself,
+)
+from tests.conftest import PROJECT
+
+WORDS = [
+    f"{a}{b}{c}" for a in ("ri", "mo", "ta", "lu") for b in ("ve", "no", "si") for c in "rnstk"
+]
+
+
+def word_model(folder: Path) -> Path:
+    """A random 2-layer Llama that draws one of 60 words, or the end of turn once in 20.
+
+    Dimension 0 of its residual stream is the same for every token, so the output head's first
+    column is a bias: words and the end of turn are likely, single bytes are not.
+    """
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*specials, *alphabet, *(f"\u0120{word}" for word in WORDS)]
+    backend = Tokenizer(models.BPE({token: n for n, token in enumerate(tokens)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(specials)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokens), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=1024,
+        bos_token_id=None, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = 5.0
+        model.lm_head.weight[:, 0] = -4.0
+        model.lm_head.weight[3 + len(alphabet) :, 0] = 1.0
+        model.lm_head.weight[2, 0] = 1.2
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return word_model(tmp_path_factory.mktemp("word-model"))
+
+
+def command(model: Path, out: Path, *flags: str) -> list[str]:
+    common = ["--model-type", "llama", "--template", "chatml", "--language", "any"]
+    common += ["--name", "by_model", "--max-new-tokens", "60"]
+    return ["data", "selfgen", "--model", str(model), "--out", str(out), *common, *flags]
+
+
+def rows_in(out: Path) -> list[dict[str, object]]:
+    text = (out / "by_model" / "train.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# ---------------------------------------------------------------- filters
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("Name three rivers of France.", None),
+        ("Go on", "instruction too short"),
+        ("Name it", "instruction too short"),
+        ("word " * 400, "instruction too long"),
+        ("say it again and " * 8, "instruction repeats itself"),
+        ("Nenne mir bitte drei gro\u00dfe Fl\u00fcsse, die durch Deutschland flie\u00dfen.",
+         "instruction not English"),
+        ("\u8bf7\u5199\u4e00\u9996 \u5173\u4e8e \u6625\u5929 \u7684 \u8bd7\u6b4c \u8c22\u8c22",
+         "instruction not English"),
+    ],
+)  # fmt: skip
+def test_instructions_that_are_kept(text: str, problem: str | None) -> None:
+    assert instruction_problem(text, "en") == problem
+
+
+def test_any_language_is_kept_where_asked() -> None:
+    german = "Nenne mir bitte drei gro\u00dfe Fl\u00fcsse in Deutschland."
+    assert instruction_problem(german, "any") is None
+    russian = "\u041d\u0435\u0442, \u0441\u043f\u0430\u0441\u0438\u0431\u043e."
+    assert answer_problem(russian, "q", "any", False) is None
+    assert answer_problem(russian, "q", "en", False) == "answer not English"
+
+
+@pytest.mark.parametrize(
+    ("text", "drop_refusals", "problem"),
+    [
+        ("Paris.", True, None),
+        ("def f(x):\n    return x + 1", True, None),
+        ("", False, "answer too short"),
+        ("x y " * 2000, False, "answer too long"),
+        ("NAME a river. ", False, "answer repeats the instruction"),
+        ("I'm sorry, but I can't help with that.", True, "refusal"),
+        ("I'm sorry, but I can't help with that.", False, None),
+        ("As an AI, I have no opinion.", True, "refusal"),
+        ("- one more line\n" * 5, False, "answer repeats itself"),
+    ],
+)
+def test_answers_that_are_kept(text: str, drop_refusals: bool, problem: str | None) -> None:
+    assert answer_problem(text, "name a river.", "en", drop_refusals) == problem
+
+
+def test_prose_and_code_do_not_count_as_repetition() -> None:
+    """The project's own sample, written by hand, passes as it stands."""
+    path = PROJECT / "datasets" / "sample_general" / "train.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert not [row for row in rows if repeats_itself(row["output"])]
+    english = [is_english(row["instruction"]) for row in rows]
+    assert sum(english) > 0.9 * len(rows)
+
+
+# ---------------------------------------------------------------- the work
+
+
+def test_a_run_leaves_a_card_that_a_mixture_takes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mine"
+    assert main(command(model, out, "--rows", "20")) == 0
+    printed = capsys.readouterr().out
+    line = re.search(r"export TELL_CARDS=(\S+?)\$\{TELL_CARDS", printed)
+    assert line is not None
+    assert line[1] == str(out)
+    monkeypatch.setenv("TELL_CARDS", str(out))
+
+    rows = rows_in(out)
+    assert len(rows) == 20
+    assert len(set(comparison_keys([str(row["query"]) for row in rows]).tolist())) == 20
+    for row in rows:
+        assert instruction_problem(str(row["query"]), "any") is None
+        assert answer_problem(str(row["response"]), str(row["query"]), "any", False) is None
+        assert row["model"] == model.name
+        assert row["seed"] == 42
+        assert row["sampling"] == {
+            "instruction": "temperature 1, top_p 0.9, 160 tokens",
+            "answer": "temperature 0.7, top_p 0.9, 60 tokens",
+        }
+    attempts = [int(str(row["attempt"])) for row in rows]
+    assert attempts == sorted(set(attempts))
+
+    card = load_card("by_model")
+    assert card.kind == "general"
+    assert len(build_mixture(parse_spec("tell/by_model"))) == 20
+    task = "tell/sample_complaints:task=5rows/general=20rows/from=by_model"
+    assert len(build_mixture(parse_spec(task))) == 25
+    record = read_provenance(out / "by_model" / "train.jsonl")
+    assert record is not None
+    assert record["from"]["model itself"]["seed"] == 42
+    assert len(record["from"]["model itself"]["model_files"]) == 64
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_file_of_one_that_was_not(model: Path, tmp_path: Path) -> None:
+    """Three processes: one whole, one killed in the middle, one that goes on from there."""
+    assert main(command(model, tmp_path / "whole", "--rows", "150")) == 0
+    arguments = command(model, tmp_path / "killed", "--rows", "150")
+    run = [sys.executable, "-m", "tell_plugins", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    journal = tmp_path / "killed" / "by_model" / "journal.jsonl"
+    with (tmp_path / "out.txt").open("w") as out:
+        first = subprocess.Popen(run, env=env, stdout=out, stderr=subprocess.STDOUT)
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
+            assert first.poll() is None, (tmp_path / "out.txt").read_text()
+            time.sleep(0.01)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    assert not (tmp_path / "killed" / "by_model" / "train.jsonl").exists()
+    done = journal.read_bytes()
+    journal.write_bytes(done + b'{"batch": 99, "attem')  # a torn line, whatever the kill left
+    subprocess.run(run, env=env, check=True, capture_output=True)
+    assert journal.read_bytes().startswith(done)
+    assert rows_in(tmp_path / "killed") == rows_in(tmp_path / "whole")
+
+
+def test_fewer_rows_are_the_first_of_more_and_more_go_on(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(model, tmp_path / "a", "--rows", "5")) == 0
+    few = rows_in(tmp_path / "a")
+    attempts = (tmp_path / "a" / "by_model" / "journal.jsonl").read_bytes()
+    assert main(command(model, tmp_path / "a", "--rows", "30")) == 0
+    assert rows_in(tmp_path / "a")[:5] == few
+    assert (tmp_path / "a" / "by_model" / "journal.jsonl").read_bytes().startswith(attempts)
+
+    assert main(command(model, tmp_path / "b", "--rows", "5", "--seed", "7")) == 0
+    assert [row["query"] for row in rows_in(tmp_path / "b")] != [row["query"] for row in few]
+    capsys.readouterr()
+    assert main(command(model, tmp_path / "a", "--rows", "5", "--seed", "7")) == 1
+    assert "seed was 42, is 7" in capsys.readouterr().err
+
+
+def test_a_model_that_writes_nothing_usable_is_told_so(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(model, tmp_path / "a", "--rows", "5", "--max-new-tokens", "1")) == 1
+    message = capsys.readouterr().err
+    assert "only 0 of 160 attempts are usable" in message
+    assert "answer cut off" in message
+    assert "--template" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (("--rows", "5"), "--model is missing"),
+        (("--model", "smollm2", "--rows", "0"), "start at 1"),
+        (("--model", "smollm2", "--name", "a b"), "bad card name 'a b'"),
+        (("--model", "nowhere.yaml"), "no recipe 'nowhere.yaml'"),
+    ],
+)
+def test_wrong_arguments(
+    flags: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "selfgen", *flags]) == 1
+    assert problem in capsys.readouterr().err
+
+
+def test_a_recipe_names_model_and_template(model: Path, tmp_path: Path) -> None:
+    values = selfgen.model_values("recipes/smollm2_sample.yaml", None, None)
+    assert (values["model_type"], values["template"]) == ("llama", "chatml")
+    assert selfgen.model_values("org/name", "qwen", None) == {
+        "model": "org/name",
+        "model_type": "qwen",
+    }
+    assert selfgen.fingerprint(str(model)) == selfgen.fingerprint(str(model))
+    assert selfgen.fingerprint("org/name") is None
+    (tmp_path / "r.yaml").write_text("tuner_type: lora\n")
+    with pytest.raises(UserError, match="names no model"):
+        selfgen.model_values(str(tmp_path / "r.yaml"), None, None)
+
+
+@pytest.mark.parametrize(
+    ("template", "opening", "end"),
+    [("chatml", "<|im_start|>user\n", "<|im_end|>"), ("llama", "\n<</SYS>>\n\n", "[/INST]")],
+)
+def test_the_prompt_ends_where_the_users_words_begin(
+    template: str, opening: str, end: str, model: Path
+) -> None:
+    from tell_plugins.preparation.self_writer import SelfWriter
+
+    writer = SelfWriter({"model": str(model), "model_type": "llama", "template": template})
+    assert writer.opening.endswith(opening)
+    assert writer._turn_end == end
+    cut = writer._cut_at_turn_end(f"Name a river. {end} The Rhine.", False)
+    assert cut == ("Name a river.", True)
+
+
+@pytest.mark.slow
+def test_the_embedded_model_writes_what_it_is_asked_and_does_so_again() -> None:
+    """SmolLM2's own chat template, system prompt and all; one seed, one result."""
+    from tell_plugins.preparation.self_writer import Sampling, SelfWriter
+
+    folder = prepare_model()
+    writer = SelfWriter({"model": str(folder), "model_type": "llama", "template": "chatml"})
+    assert writer.opening.startswith("<|im_start|>system\nYou are a helpful AI assistant")
+    assert writer.opening.endswith("<|im_end|>\n<|im_start|>user\n")
+    sampling = Sampling(1.0, 0.9, 40)
+    written = writer.instructions(6, sampling, seed=3)
+    assert writer.instructions(6, sampling, seed=3) == written
+    assert writer.instructions(6, sampling, seed=4) != written
+    good = [
+        entry.text
+        for entry in written
+        if entry.ended and instruction_problem(entry.text, "en") is None
+    ]
+    assert len(good) >= 2
+    answers = writer.answers(good[:2], Sampling(0.7, 0.9, 16), seed=5)
+    assert writer.answers(good[:2], Sampling(0.7, 0.9, 16), seed=5) == answers
+    assert all(answer.text for answer in answers)
