@@ -420,16 +420,18 @@ def test_duplicate_rows_are_kept_once_and_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = rows_of()
-    rows.append({"query": rows[0]["query"].upper() + "!", "response": rows[0]["response"]})
-    rows.append({"query": rows[1]["query"], "response": rows[0]["response"]})
+    rows.append(dict(rows[0]))
+    rows.append({"query": rows[1]["query"].upper() + "!", "response": rows[1]["response"]})
+    rows.append({"query": rows[2]["query"], "response": rows[0]["response"]})
     path = write_table(tmp_path / "rows.jsonl", rows)
     assert new(tmp_path, "--train", str(path)) == 0
     out = capsys.readouterr().out
     assert "1 rows of rows.jsonl are there twice and are kept once: line 13 (as 1)" in out
-    assert "answered differently (kept): line 14 (as 2)" in out
+    assert "2 rows of rows.jsonl ask what another row asks" in out
+    assert "line 14 (as 2), line 15 (as 3)" in out
     card = load_card("own")
     train, test = open_task(card, "train"), open_task(card, "test")
-    assert len(train) + len(test) == 13
+    assert len(train) + len(test) == 14
     assert not set(train.query_keys.tolist()) & set(test.query_keys.tolist())
 
 

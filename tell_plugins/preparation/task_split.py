@@ -27,36 +27,33 @@ class Split(NamedTuple):
 
 
 def without_duplicates(file: TaskFile) -> tuple[TaskFile, list[str]]:
-    """The file with equal rows once, and a warning for each kind of repetition found.
+    """The file with rows that are the same to the letter once, and a warning a kind of repetition.
 
-    Rows are equal when query and response are but for case, spacing and punctuation.
+    Rows that ask the same but for case, spacing and punctuation are told and kept.
     """
-    queries = _keys([pair.query for pair in file.pairs])
-    responses = _keys([pair.response for pair in file.pairs])
-    first: dict[tuple[int, int], Pair] = {}
+    first: dict[tuple[str, str], Pair] = {}
     repeated: list[tuple[Pair, Pair]] = []
-    other_answer: list[tuple[Pair, Pair]] = []
+    for pair in file.pairs:
+        earlier = first.setdefault((pair.query, pair.response), pair)
+        if earlier is not pair:
+            repeated.append((pair, earlier))
+    kept = list(first.values())
     asked: dict[int, Pair] = {}
-    kept = []
-    for pair, query, response in zip(file.pairs, queries, responses, strict=True):
-        if (query, response) in first:
-            repeated.append((pair, first[query, response]))
-            continue
-        if query in asked:
-            other_answer.append((pair, asked[query]))
-        first[query, response] = pair
-        asked.setdefault(query, pair)
-        kept.append(pair)
+    alike: list[tuple[Pair, Pair]] = []
+    for pair, key in zip(kept, _keys([pair.query for pair in kept]), strict=True):
+        earlier = asked.setdefault(key, pair)
+        if earlier is not pair:
+            alike.append((pair, earlier))
     warnings = []
     if repeated:
         warnings.append(
             f"{len(repeated)} rows of {file.path.name} are there twice and are kept once: "
             + _lines(repeated)
         )
-    if other_answer:
+    if alike:
         warnings.append(
-            f"{len(other_answer)} rows of {file.path.name} ask the same as another and are "
-            f"answered differently (kept): {_lines(other_answer)}"
+            f"{len(alike)} rows of {file.path.name} ask what another row asks, but for case, "
+            f"spacing and punctuation (kept; look at them): {_lines(alike)}"
         )
     return TaskFile(file.path, file.form, kept), warnings
 
