@@ -108,6 +108,12 @@ def test_an_inline_anchor_is_stripped_or_exchanged(make_card: MakeCard) -> None:
     assert _open("own").ids.tolist() == _open("card").ids.tolist()
 
 
+def test_spaces_after_an_inline_anchor_do_not_stay(make_card: MakeCard) -> None:
+    _make_inline(make_card, [INLINE + "  one", INLINE + "two"])
+    assert _open("none").queries == _open("none").plain == ["one", "two"]
+    assert _open().queries == [INLINE + "  one", INLINE + "two"]
+
+
 def test_an_inline_anchor_is_learnt_from_the_training_rows(make_card: MakeCard) -> None:
     _make_inline(make_card, [INLINE + "one", INLINE + "two"], [INLINE + "only one test row"])
     assert _open(split="test").plain == ["only one test row"]

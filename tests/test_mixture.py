@@ -115,6 +115,8 @@ def test_repeat_copies_task_rows_and_spreads_them(order: str) -> None:
     assert len(_queries(mixture, "general")) == len(set(_queries(mixture, "general"))) == 200
     assert mixture.manifest()["sources"][0]["rows"]["copies"] == 5
     every = _queries(mixture)
+    beside = sum(one == other for one, other in pairwise(every))
+    assert beside < 5, "copies are ordered one by one"
     if order == "even":
         for query in set(task):
             places = [place for place, other in enumerate(every) if other == query]
