@@ -78,6 +78,12 @@ def test_an_answer_that_stays_wrong_is_a_failure_and_costs_no_more(tmp_path: Pat
         assert "bad2" in server.requests[3]["messages"][1]["content"]
 
 
+def test_half_a_character_in_an_answer_breaks_nothing(tmp_path: Path) -> None:
+    with serving(lambda messages, nth: GOOD if nth else Reply("half \ud83d")) as server:
+        outcome = ask_all(server, tmp_path)
+    assert outcome.answers == {"q0": "good"}
+
+
 def test_a_slow_answer_is_asked_for_again(tmp_path: Path) -> None:
     with serving(lambda messages, nth: Reply("good", delay=0 if nth else 1.5)) as server:
         outcome = ask_all(server, tmp_path, timeout=0.3)

@@ -85,6 +85,8 @@ def answer_check(card: Card, rows: Sequence[HaluRow]) -> Callable[[str, str], st
         thought = value["thought"].strip()
         if not thought or len(thought) > LONGEST_THOUGHT:
             return f"'thought' must have 1 to {LONGEST_THOUGHT} characters"
+        if any("\ud800" <= character <= "\udfff" for character in thought):
+            return "'thought' holds half a character (a lone surrogate)"
         given = _GIVEN_AWAY.search(thought)
         if given and given[0].lower() not in row.payload.lower():
             return f"'thought' must not speak of what was given to you ('{given[0]}')"

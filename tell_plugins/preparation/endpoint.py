@@ -527,7 +527,7 @@ def _read(answer: Any, question: Question) -> dict[str, Any]:
     known = getattr(usage, "prompt_tokens", None) is not None
     asked = sum(len(message["content"]) for message in question.messages)
     return {
-        "text": text,
+        "text": text.encode("utf-8", "replace").decode(),  # half a character could not be sent back
         "finish": getattr(choice, "finish_reason", None),
         "tokens_in": usage.prompt_tokens if known else asked // _CHARS_PER_TOKEN,
         "tokens_out": (usage.completion_tokens or 0) if known else len(text) // _CHARS_PER_TOKEN,

@@ -67,7 +67,7 @@ class Journal:
         self.records.append(record)
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._file.write(json.dumps(record).encode() + b"\n")  # ASCII: half a character fits too
         self._file.flush()
         os.fsync(self._file.fileno())
 
