@@ -35,6 +35,10 @@ _SHOWN_CHARS = 700
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `new`."""
+    parser.epilog = (
+        "example: ./run.sh new tickets --train tickets.csv --columns query=text,response=verdict "
+        "--anchor 'Is the ticket urgent? Answer yes or no.' --model smollm2"
+    )
     add = parser.add_argument
     add("name", metavar="NAME", help="name of the task: letters, digits, _")
     add("--train", metavar="FILE", required=True, help=".jsonl, .json, .csv, .tsv or .parquet")
