@@ -95,15 +95,17 @@ def general_texts(rows: int) -> Iterator[dict[str, str]]:
 def _words(rng: np.random.Generator) -> npt.NDArray[np.object_]:
     """Made-up words, the frequent ones short, as in a language."""
     syllables = np.array(_SYLLABLES.split())
-    counts = 1 + np.arange(_WORDS) * 3 // _WORDS
+    rank = np.arange(_WORDS)
+    counts = 1 + (rank >= 10).astype(int) + (rank >= 500) + (rank >= 5000)
     return np.array(["".join(rng.choice(syllables, count)) for count in counts], object)
 
 
 def _sentences(
     rng: np.random.Generator, words: npt.NDArray[np.object_], lengths: npt.NDArray[np.int64]
 ) -> list[str]:
-    """One text for each length in words; word frequencies fall as in a language (Zipf)."""
-    ranks = np.minimum(rng.zipf(1.3, int(lengths.sum())), _WORDS) - 1
+    """One text for each length in words; frequencies fall with the rank, as in a language."""
+    weights = np.cumsum(1 / (np.arange(_WORDS) + 3))
+    ranks = np.searchsorted(weights, rng.random(int(lengths.sum())) * weights[-1])
     flat = words[ranks].tolist()
     ends = np.cumsum(lengths).tolist()
     starts = [0, *ends][:-1]
