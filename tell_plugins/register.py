@@ -12,5 +12,13 @@ if _ROOT not in sys.path:
     sys.path.insert(0, _ROOT)
 
 from tell_plugins.bridge import register  # noqa: E402
+from tell_plugins.bridge.metric import register_metric  # noqa: E402
+from tell_plugins.evaluation import during_training  # noqa: E402
 
 register()
+register_metric(
+    during_training.NAME,
+    during_training.check_card,
+    during_training.score_texts,
+    best=during_training.BEST,
+)

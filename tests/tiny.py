@@ -24,6 +24,7 @@ _TEXT = (
 )
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _START_SECONDS = 240
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two threads only wait for each other on so small a model
 
 
 def make_tiny_model(folder: Path, *, seed: int = 0) -> Path:
@@ -139,7 +140,7 @@ def run_swift(*arguments: str, env: Mapping[str, str] | None = None) -> str:
     """Run `swift` to its end in the project's folder and return what it printed."""
     done = subprocess.run(
         swift(*arguments),
-        env={**os.environ, **(env or {})},
+        env={**os.environ, **_ONE_THREAD, **(env or {})},
         capture_output=True,
         text=True,
         check=False,
@@ -162,7 +163,7 @@ def deployed(log: Path, *arguments: str, **env: str) -> Iterator[str]:
     with log.open("w") as file:
         process = subprocess.Popen(
             [*command, *arguments],
-            env={**os.environ, **env},
+            env={**os.environ, **_ONE_THREAD, **env},
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # `swift` starts a child of its own

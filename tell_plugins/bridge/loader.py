@@ -20,6 +20,7 @@ from tell_plugins.core.spec import PREFIX, Spec, parse_spec
 
 logger = get_logger()
 trained_on: list[Mixture] = []  # the mixtures that this process serves as training data
+validated_on: list[Mixture] = []  # and those it serves to be validated on
 _KEEP_DAYS = 30  # how long an unused mixture file stays in the cache
 
 
@@ -51,8 +52,7 @@ class TellLoader(DatasetLoader):
         if mixture is not None:
             ratio = kwargs.get("split_dataset_ratio", 0.0)
             _check_use(self._spec, ratio, kwargs.get("dataset_sample"), kwargs.get("shuffle", True))
-            if ratio != 1:
-                trained_on.append(mixture)
+            (validated_on if ratio == 1 else trained_on).append(mixture)
         return super().post_process(train_dataset, **kwargs)
 
 

@@ -1,0 +1,152 @@
+"""`eval_metric: tell_json`: the strict scorer over validation answers while a run trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.spec import parse_spec
+from tell_plugins.evaluation.during_training import NAME, check_card, score_texts
+from tests.conftest import MakeCard
+from tests.tiny import make_tiny_cards, make_tiny_model, run_swift, tiny_recipe
+
+YES, NO = '{"label": "yes"}', '{"label": "no"}'
+
+
+@pytest.fixture
+def cards(make_card: MakeCard) -> None:
+    make_tiny_cards(make_card)
+    make_card("numbers", train=[{"q": "1 + 1", "r": "#### 2"}])
+
+
+def _score(answers: list[str], references: list[str]) -> dict[str, float]:
+    return score_texts(load_card("tiny_task"), answers, references)
+
+
+def test_form_and_content_are_scored_apart(cards: None) -> None:
+    answers = [YES, YES, NO, "yes", YES + " I think", '{"label": "maybe"}']
+    scores = _score(answers, [YES, NO, NO, YES, YES, YES])
+    assert scores == {
+        "json_adherence": 3 / 6,
+        "task_rows": 6.0,
+        "label_accuracy": 2 / 6,
+        "balanced_accuracy": (1 / 4 + 1 / 2) / 2,
+    }
+
+
+def test_a_constant_answer_is_adherent_and_no_better_than_chance(cards: None) -> None:
+    scores = _score([NO] * 4, [YES, NO, NO, NO])
+    assert (scores["json_adherence"], scores["balanced_accuracy"]) == (1.0, 0.5)
+    assert scores["label_accuracy"] == 0.75
+
+
+def test_bare_labels_are_references_too_and_general_rows_are_left_out(cards: None) -> None:
+    scores = _score([YES, NO, "A poem", YES], ["yes", "yes", "Rain falls.", "3"])
+    assert scores["task_rows"] == 2
+    assert scores["label_accuracy"] == 0.5
+    assert _score(["A poem"], ["Rain falls."]) == {"task_rows": 0.0}
+
+
+def test_a_card_whose_answers_are_not_json_is_refused(cards: None) -> None:
+    check_card(load_card("tiny_task"))
+    with pytest.raises(UserError, match="no answer of it is JSON"):
+        check_card(load_card("numbers"))
+
+
+@pytest.fixture
+def metric(cards: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The registered class, in a process that has served nothing yet."""
+    from swift.metrics import eval_metrics_map
+
+    import tell_plugins.register  # noqa: F401
+    from tell_plugins.bridge import metric
+
+    monkeypatch.setattr(metric, "trained_on", [])
+    monkeypatch.setattr(metric, "validated_on", [])
+    return SimpleNamespace(make=eval_metrics_map[NAME], module=metric)
+
+
+def _arguments(**changes: Any) -> SimpleNamespace:
+    values = {"predict_with_generate": True, "metric_for_best_model": "loss"}
+    return SimpleNamespace(**(values | {"greater_is_better": False} | changes))
+
+
+def test_the_card_is_that_of_the_validation_data(metric: Any) -> None:
+    from swift.utils import Serializer
+    from torch.nn.utils.rnn import pad_sequence
+
+    with pytest.raises(UserError, match="found none"):
+        metric.make(_arguments(), None)
+    metric.module.trained_on.append(build_mixture(parse_spec("tell/numbers:general=0")))
+    with pytest.raises(UserError, match="no answer of it is JSON"):
+        metric.make(_arguments(), None)
+    metric.module.validated_on.append(build_mixture(parse_spec("tell/tiny_task:split=test")))
+    made = metric.make(_arguments(), None)
+    answers = pad_sequence([Serializer.to_tensor(text) for text in (YES, "rain")], True)
+    labels = pad_sequence([Serializer.to_tensor(text) for text in (YES, NO)], True)
+    prediction = SimpleNamespace(predictions=answers.numpy(), label_ids=labels.numpy())
+    assert made.compute_metrics(prediction)["json_adherence"] == 0.5
+    metric.module.validated_on.append(build_mixture(parse_spec("tell/numbers:general=0")))
+    with pytest.raises(UserError, match="numbers, tiny_task"):
+        metric.make(_arguments(), None)
+
+
+def test_text_must_be_generated(metric: Any) -> None:
+    with pytest.raises(UserError, match="predict_with_generate: true"):
+        metric.make(_arguments(predict_with_generate=False), None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen"), [("rouge-l", "json_adherence"), ("label_accuracy", "label_accuracy")]
+)
+def test_the_best_checkpoint_is_chosen_by_adherence_unless_said_otherwise(
+    metric: Any, asked: str, chosen: str
+) -> None:
+    metric.module.validated_on.append(build_mixture(parse_spec("tell/tiny_task:split=test")))
+    args = _arguments(metric_for_best_model=asked)
+    metric.make(args, None)
+    assert args.metric_for_best_model == chosen
+
+
+@pytest.mark.slow
+def test_a_run_logs_adherence_and_label_accuracy(cards: None, tmp_path: Path) -> None:
+    """A tiny model that learns the form: the logged scores are those of the answers it gave."""
+    recipe = tiny_recipe(
+        tmp_path / "tiny.yaml",
+        make_tiny_model(tmp_path / "model"),
+        "tell/tiny_task:task=all/general=0/repeat=12",
+        val_dataset=["tell/tiny_task:split=test"],
+        eval_steps=18,
+        save_steps=18,
+        predict_with_generate=True,
+        eval_metric=NAME,
+        max_new_tokens=16,
+        per_device_eval_batch_size=6,
+        lora_rank=16,
+        gradient_accumulation_steps=2,
+        num_train_epochs=1,
+        enable_channel_loss=True,
+    )
+    run_swift("sft", "--config", str(recipe))
+    run = tmp_path / "run"
+    logged = [json.loads(line) for line in (run / "logging.jsonl").read_text().splitlines()]
+    evaluations = [line for line in logged if "eval_json_adherence" in line]
+    assert len(evaluations) == 2
+    for evaluation, step in zip(evaluations, (18, 36), strict=True):
+        answers = (run / f"checkpoint-{step}" / "predict.jsonl").read_text().splitlines()
+        lines = [json.loads(line) for line in answers]  # ms-swift moves them to the checkpoint
+        expected = _score([line["response"] for line in lines], [line["labels"] for line in lines])
+        assert expected["task_rows"] == len(lines) == 6
+        for name, value in expected.items():
+            assert evaluation[f"eval_{name}"] == pytest.approx(value, abs=1e-6)
+        assert all("Answer only" in line["messages"][0]["content"] for line in lines)
+    best = max(evaluation["eval_json_adherence"] for evaluation in evaluations)
+    assert best > 0  # so small a model learns the form at least
+    assert logged[-1]["best_metric"] == best
