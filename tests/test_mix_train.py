@@ -204,6 +204,15 @@ def test_an_env_map_goes_to_the_environment(toy: Path, monkeypatch: pytest.Monke
     assert Settings(recipe, keys()).processes == 2
 
 
+def test_waiting_threads_sleep_on_a_cpu(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    recipe = load_recipe(toy)
+    assert train.environment(recipe)["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert "OMP_WAIT_POLICY" not in train.environment(recipe.with_values(use_cpu=False))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert train.environment(recipe)["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
 # --- what train refuses before anything starts ---------------------------------------------------
 
 

@@ -27,7 +27,7 @@ from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.rules import check_recipe
 from tell_plugins.recipe.run_rules import check_packages
 from tell_plugins.recipe.schedule import plan, why_no_op
-from tell_plugins.recipe.settings import Settings
+from tell_plugins.recipe.settings import TRUE, Settings
 from tell_plugins.recipe.swift_keys import project_environment, swift_keys
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -97,12 +97,24 @@ def command(recipe: Recipe) -> list[str]:
     return [sys.executable, "-m", "swift.cli.main", "sft", *recipe.argv()]
 
 
+def environment(recipe: Recipe) -> dict[str, str]:
+    """The environment of a training.
+
+    On a CPU that other processes use too, OpenMP's waiting threads would spin and take the cores
+    from the working ones: on two busy cores a step took 195 s instead of 16 s.
+    """
+    values = {**project_environment(), **recipe.environment}
+    if str(recipe.get("use_cpu", False)).lower() in TRUE:
+        values.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return values
+
+
 def train(recipe: Recipe) -> int:
     """Run `swift sft` in the project's root and return its exit code (128 + n for signal n)."""
     process = subprocess.Popen(
         command(recipe),
         cwd=paths.PROJECT,
-        env={**project_environment(), **recipe.environment},
+        env=environment(recipe),
         start_new_session=True,  # ms-swift starts processes of its own: signals go to all of them
     )
     with _forwarding(process):
