@@ -157,10 +157,11 @@ def _not_shown(study: Study, found: Sequence[Group]) -> list[str]:
         "Many comparisons are listed and none is corrected for that: of twenty without any "
         "difference, one is expected to look certain.",
     ]
-    if len(study.index["seeds"]) < 3:
+    seeds = len(study.index["seeds"])
+    if seeds < 3:
         sentences.append(
-            f"With {len(study.index['seeds'])} seed(s) the variance between seeds is not known; a "
-            "difference of a few points may be one of seeds."
+            f"With {seeds} seed{'s' if seeds > 1 else ''} the variance between seeds is not "
+            "known; a difference of a few points may be one of seeds."
         )
     no_op = sorted({group.method for group in found if group.no_op})
     if no_op:

@@ -64,7 +64,7 @@ class Line:
 def lines(plan: SweepPlan, store: Store, rates: Rates) -> list[Line]:
     """The runs of a plan, the base model first."""
     found = [
-        Line("base model", 0, 0, 0, 0.0, rates.evaluation, store.job(base).state, "")
+        Line(base.label, 0, 0, 0, 0.0, rates.evaluation, store.job(base).state, "")
         for base in plan.bases
     ]
     for run in plan.runs:
@@ -104,7 +104,8 @@ def _note(run: Planned, plan: SweepPlan) -> str:
     twins = [
         entry.cell.method
         for entry in plan.entries
-        if entry.id == run.id and entry.cell.key != run.cell.key
+        if (entry.id, entry.evaluation) == (run.id, run.evaluation)
+        and entry.cell.key != run.cell.key
     ]
     if twins:
         notes.append(f"the same run as {', '.join(dict.fromkeys(twins))}")
@@ -134,7 +135,8 @@ def print_dry_run(plan: SweepPlan, store: Store, rates: Rates) -> None:
     print_table(header, table)
     left = [line for line in found if line.state != "done"]
     tokens = [line.tokens for line in left]
-    print(f"\n{len(found)} runs, {len(left)} left", end="")
+    missing = f", others cannot be planned ({len(plan.problems)})" if plan.problems else ""
+    print(f"\n{len(found)} runs, {len(left)} left{missing}", end="")
     if None not in tokens:
         print(f": {sum(t or 0 for t in tokens):,} tokens to train", end="")
     flops = [line.flops for line in left]

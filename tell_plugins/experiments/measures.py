@@ -277,10 +277,10 @@ def balanced_accuracy(judged: Judged) -> Estimate:
 def paired_difference(
     mine: Rate | Estimate, theirs: Rate | Estimate, agreement: float, rows: int
 ) -> Difference:
-    """The difference of two shares over the same rows, by square-and-add with their correlation.
+    """The difference of two shares over the same rows, by square-and-add (Newcombe, 1998).
 
-    Newcombe (1998), method 10 without continuity correction. With 0 of n on both sides it still
-    says how far apart the two may be.
+    `agreement` is the correlation of the two over the rows. With 0 of n on both sides the interval
+    still says how far apart the two may be, where a bootstrap would say nothing.
     """
     p, q = mine.value or 0.0, theirs.value or 0.0
     below, above = p - (mine.low or 0.0), (mine.high or 0.0) - p

@@ -19,7 +19,7 @@ import yaml
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
-from tell_plugins.core.errors import UserError, raise_all, unknown
+from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.core.mixture import GENERAL, TASK, Mixture, build_mixture
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_task
@@ -145,6 +145,10 @@ class PlannedBase:
         return _hash([_FORMAT, BASE, values])[:12]
 
     @property
+    def label(self) -> str:
+        return f"base model ({parse_spec(self.evaluation.dataset).card})"
+
+    @property
     def folder(self) -> str:
         return _slug(f"{BASE}-{Path(str(self.recipe.get('model'))).name}") + f"-{self.id}"
 
@@ -160,6 +164,7 @@ class SweepPlan:
     sweep: Sweep
     entries: list[Planned] = field(default_factory=list)
     bases: list[PlannedBase] = field(default_factory=list)
+    problems: list[UserError] = field(default_factory=list)  # of runs that cannot be planned
 
     @property
     def runs(self) -> list[Planned]:
@@ -181,11 +186,11 @@ def cells(sweep: Sweep) -> list[Cell]:
         for point in sweep.points():
             at = {key: value for key, value in point.items() if key not in settings}
             for seed in sweep.seeds:
-                cell = Cell(method, at, seed, {**at, **settings})
+                cell = Cell(method, at, seed, {**sweep.settings, **at, **settings})
                 found.setdefault(cell.key, cell)
     for method, settings in sweep.runs.items():
         for seed in sweep.seeds:
-            cell = Cell(method, {}, seed, dict(settings))
+            cell = Cell(method, {}, seed, {**sweep.settings, **settings})
             found.setdefault(cell.key, cell)
     return list(found.values())
 
@@ -263,7 +268,7 @@ class Planner:
         method = str(cell.settings[key])
         named = {**self.sweep.crossed(), **self.sweep.runs}[method]
         at = {k: v for k, v in cell.at.items() if method in self.sweep.crossed() and k not in named}
-        return Cell(method, at, cell.seed, {**at, **named})
+        return Cell(method, at, cell.seed, {**self.sweep.settings, **at, **named})
 
     def _task_spec(self, cell: Cell) -> Spec:
         """The dataset string of a cell before it is derived, with every default written out."""
@@ -312,11 +317,19 @@ class Planner:
         open_task(card, wanted.split, anchor)
         asked = Spec(card.name, anchor=anchor)
         if wanted.general_rows:
-            names = self._spec.sources if card.name == self._spec.card else None
-            first = (names or card.general.sources)[0]
+            first = self._first_source(card)
             source = derived_cards.with_held_out(_general(first), wanted.general_rows, self.cards)
             asked = asked.with_values(sources=(source,))
         return Evaluation(str(asked), anchor, wanted.model_dump(exclude={"anchor"}, mode="json"))
+
+    def _first_source(self, card: Card) -> str:
+        """The general card whose held-out rows all runs are measured on, whatever they train on."""
+        named = self.sweep.settings.get("from")
+        if named is not None:
+            return str(named[0] if isinstance(named, list) else named).partition("+")[0]
+        assert card.general is not None
+        own = self._spec.sources if card.name == self._spec.card else None
+        return (own or card.general.sources)[0]
 
 
 _FIELDS = {"from": "sources"}
@@ -335,7 +348,7 @@ def _general(name: str) -> Card:
 
 
 def make_plan(sweep: Sweep, cards: Path) -> SweepPlan:
-    """Resolve a whole sweep; the problems of all its runs are raised together."""
+    """Resolve a whole sweep; runs that cannot be planned are told under `problems`."""
     planner = Planner(sweep, cards)
     result = SweepPlan(sweep)
     problems: dict[str, UserError] = {}
@@ -346,7 +359,7 @@ def make_plan(sweep: Sweep, cards: Path) -> SweepPlan:
         except UserError as error:
             problems.setdefault(str(error), error)
     problems.update({str(error): error for error in _unknown_keys(sweep)})
-    raise_all(list(problems.values()))
+    result.problems = list(problems.values())
     result.bases = planner.bases(result.entries)
     return result
 
@@ -355,7 +368,12 @@ def _unknown_keys(sweep: Sweep) -> list[UserError]:
     """Settings that neither the dataset string nor the installed ms-swift knows."""
     ours = {*SPEC_KEYS, "card", *DERIVED}
     known = {*ours, *swift_keys().keys}
-    groups: dict[str, Mapping[str, Any]] = {"grid": sweep.grid, **sweep.methods, **sweep.runs}
+    groups: dict[str, Mapping[str, Any]] = {
+        "settings": sweep.settings,
+        "grid": sweep.grid,
+        **sweep.methods,
+        **sweep.runs,
+    }
     return [
         unknown("setting", key, known, f"{sweep.name}, {name}")
         for name, settings in groups.items()

@@ -19,7 +19,7 @@ from tell_plugins.evaluation.intervals import Estimate, Rate
 from tell_plugins.experiments import fits
 from tell_plugins.experiments.measures import MAIN, Judge
 from tell_plugins.experiments.published import published
-from tell_plugins.experiments.results import BASE_METHOD, Entry, Study
+from tell_plugins.experiments.results import Entry, Study
 from tell_plugins.experiments.tables import AXIS_NAMES, Group, curves
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; grey is the base model's
@@ -93,7 +93,7 @@ def colours(study: Study, found: Sequence[Group]) -> dict[str, str]:
     ordered = sorted(names, key=lambda name: names[name] != study.plot.reference)
     return {
         **{name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(ordered)},
-        BASE_METHOD: _GREY,
+        **{group.series: _GREY for group in found if group.is_base},
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import track
 from tell_plugins.experiments.planning import cards_environment
-from tell_plugins.experiments.runner import Tally, count
+from tell_plugins.experiments.runner import Tally, by_folder, count
 from tell_plugins.experiments.store import Job
 
 # what of this environment a worker on another node needs; never a key
@@ -55,15 +56,31 @@ def _ray() -> Any:
 
 
 def _connect(ray: Any, address: str) -> None:
+    _reach(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="warning")
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"no Ray cluster at '{address}': {str(error).strip().splitlines()[0]}",
-            where="--ray",
-            allowed="auto (a cluster on this machine), local (start one), host:port",
-            remedy="ray start --head, then --ray auto",
-        ) from None
+        raise _no_cluster(address, str(error).strip().splitlines()[0]) from None
+
+
+def _reach(address: str) -> None:
+    """Find out at once that nobody listens; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise _no_cluster(address, str(error)) from None
+
+
+def _no_cluster(address: str, reason: str) -> UserError:
+    return UserError(
+        f"no Ray cluster at '{address}': {reason}",
+        where="--ray",
+        allowed="auto (a cluster on this machine), local (start one), host:port",
+        remedy="ray start --head, then --ray auto",
+    )
 
 
 def _run(
@@ -73,24 +90,30 @@ def _run(
     options = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 1}
     task = ray.remote(max_retries=0, **options)(_task())
     environment = passed_environment(cards)
-    waiting = list(enumerate(jobs, 1))
+    waiting = by_folder(jobs)
     running: dict[Any, tuple[Job, float]] = {}
+    rest: dict[Path, list[Job]] = {}  # of a run that is being done: what else is asked of it
     tally = Tally()
+
+    def give(group: list[Job]) -> None:
+        job, *rest[group[0].folder] = group
+        number = tally.done + tally.failed + len(running) + 1
+        bar.write(f"[{number}/{len(jobs)}] {job.label}: given to Ray ({job.steps} steps)")
+        handle = task.remote(str(paths.PROJECT), str(job.folder), job.evaluation, environment)
+        running[handle] = (job, time.monotonic())
+
     with track(len(jobs), "sweep", "runs") as bar:
         while waiting or running:
             while waiting and (at_once is None or len(running) < at_once):
-                number, job = waiting.pop(0)
-                bar.write(f"[{number}/{len(jobs)}] {job.label}: given to Ray ({job.steps} steps)")
-                handle = task.remote(
-                    str(paths.PROJECT), str(job.folder), job.evaluation, environment
-                )
-                running[handle] = (job, time.monotonic())
+                give(waiting.pop(0))
             ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
             for handle in ready:
                 job, start = running.pop(handle)
                 _check(ray, handle, job)
                 bar.write(count(tally, job, time.monotonic() - start))
                 bar.update()
+                if rest[job.folder]:
+                    waiting.insert(0, rest[job.folder])
     return tally
 
 

@@ -290,7 +290,11 @@ def _study(root: Path, index: dict[str, Any]) -> Study:
         )
 
     runs: dict[str, Run] = {}
-    entries = [entry(BASE_METHOD, record) for record in index["bases"]]
+    several = len({record["card"] for record in index["bases"]}) > 1
+    entries = [
+        entry(BASE_METHOD, {**record, "at": {"card": record["card"]}} if several else record)
+        for record in index["bases"]
+    ]
     entries += [entry(record["method"], record) for record in index["entries"]]
     return Study(index["name"], index["title"], index, entries)
 

@@ -6,6 +6,7 @@ A run's result is what its worker leaves in its folder; the sweep only starts wo
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -69,11 +70,20 @@ class Tally:
     failed: int = 0
 
 
+def by_folder(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The jobs in groups that share a run; those are done one after the other."""
+    groups: dict[Path, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.folder, []).append(job)
+    return list(groups.values())
+
+
 def run_here(jobs: Sequence[Job], slots: Sequence[Slot], cards: Path) -> Tally:
     """Do the jobs in this machine's slots. Ctrl-C ends what runs and raises KeyboardInterrupt."""
-    waiting: Queue[tuple[int, Job]] = Queue()
-    for number, job in enumerate(jobs, 1):
-        waiting.put((number, job))
+    waiting: Queue[list[Job]] = Queue()
+    for group in by_folder(jobs):
+        waiting.put(group)
+    started = itertools.count(1)
     ended: Queue[tuple[Job, float]] = Queue()
     stop = Event()
     environment = worker_environment(cards)
@@ -82,13 +92,16 @@ def run_here(jobs: Sequence[Job], slots: Sequence[Slot], cards: Path) -> Tally:
         def serve(slot: Slot) -> None:
             while not stop.is_set():
                 try:
-                    number, job = waiting.get_nowait()
+                    group = waiting.get_nowait()
                 except Empty:
                     return
-                bar.write(f"[{number}/{len(jobs)}] {job.label}: started, {_what(job)}")
-                start = time.monotonic()
-                work(job, {**environment, **slot.environment()}, stop)
-                ended.put((job, time.monotonic() - start))
+                for job in group:
+                    if stop.is_set():
+                        return
+                    bar.write(f"[{next(started)}/{len(jobs)}] {job.label}: started, {_what(job)}")
+                    start = time.monotonic()
+                    work(job, {**environment, **slot.environment()}, stop)
+                    ended.put((job, time.monotonic() - start))
 
         threads = [Thread(target=serve, args=(slot,), daemon=True) for slot in slots]
         for thread in threads:

@@ -108,7 +108,7 @@ class Store:
         return Job(
             folder=self.folder_of(run),
             evaluation=run.evaluation.id,
-            label="base model" if isinstance(run, PlannedBase) else run.cell.label,
+            label=run.label if isinstance(run, PlannedBase) else run.cell.label,
             steps=0 if isinstance(run, PlannedBase) else run.plan.steps,
             needs_gpu=run.needs_gpu,
         )

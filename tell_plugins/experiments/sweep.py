@@ -1,6 +1,7 @@
 """Sweep files: a base recipe, what varies, the seeds, and what is evaluated.
 
     base: recipes/qwen_json.yaml
+    settings: {overlap: keep}                   # for all runs
     methods: {TELL: {}, SFT: {general: 0}}      # each is crossed with the grid
     grid: {task: [1e4tok, 1e5tok, 1e6tok]}
     runs: {general only: {general_only: TELL}}  # not crossed
@@ -72,6 +73,7 @@ class Evaluate(_Strict):
     batch_size: int = Field(default=16, ge=1)
     max_new_tokens: int | None = Field(default=None, ge=1)
     anchor: Text | None = None  # default: as the run was trained
+    engine: Literal["transformers", "vllm"] = "transformers"
 
 
 class Plot(_Strict):
@@ -87,6 +89,7 @@ class Sweep(_Strict):
 
     title: Text
     base: Text
+    settings: Settings = Field(default_factory=dict)  # what all runs have in common
     methods: dict[Text, Settings] = Field(default_factory=dict)
     grid: dict[Text, list[Value]] = Field(default_factory=dict)
     runs: dict[Text, Settings] = Field(default_factory=dict)
@@ -113,6 +116,14 @@ class Sweep(_Strict):
         if not isinstance(value, dict):
             return value
         return {name: {} if settings is None else settings for name, settings in value.items()}
+
+    @field_validator("settings")
+    @classmethod
+    def _not_derived(cls, value: Settings) -> Settings:
+        for key in value:
+            if key in DERIVED:
+                raise ValueError(f"'{key}' cannot hold for all runs; put it into a method")
+        return value
 
     @field_validator("grid")
     @classmethod
@@ -187,6 +198,7 @@ def make_sweep(raw: Any, name: str, where: str, flags: Mapping[str, Any] | None 
 
 def _wrong_settings(sweep: Sweep, where: str) -> Iterator[UserError]:
     groups: list[tuple[str, Mapping[str, Any]]] = [("grid", sweep.grid)]
+    groups.append(("settings", sweep.settings))
     groups += [(f"methods, {name}", settings) for name, settings in sweep.crossed().items()]
     groups += [(f"runs, {name}", settings) for name, settings in sweep.runs.items()]
     names = {**sweep.crossed(), **sweep.runs}
@@ -198,8 +210,6 @@ def _wrong_settings(sweep: Sweep, where: str) -> Iterator[UserError]:
                 )
             elif key in DERIVED:
                 yield from _wrong_reference(key, value, names, f"{where}, {place}")
-            elif key in sweep.grid and place != "grid" and not place.startswith("runs"):
-                yield from ()  # a method may pin an axis: its value wins over the grid's
 
 
 def _wrong_reference(

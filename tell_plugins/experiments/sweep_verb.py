@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tell_plugins.core import paths
-from tell_plugins.core.errors import UserError
+from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.experiments.controls import controls
 from tell_plugins.experiments.dry_run import default_root, measured_rates, print_dry_run
 from tell_plugins.experiments.planning import SweepPlan, make_plan
@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory() as cards:
             plan = make_plan(sweep, Path(cards))
             print_dry_run(plan, store, measured_rates(store, args.rate))
+            raise_all(plan.problems)
         return 0
     return _do(sweep, store, args)
 
@@ -113,6 +114,7 @@ def _do(sweep: Sweep, store: Store, args: argparse.Namespace) -> int:
 
     with only_sweep(store.root):
         plan = make_plan(sweep, store.cards)
+        raise_all(plan.problems)
         everything = [store.prepare(base) for base in plan.bases]
         everything += [store.prepare(run) for run in plan.runs]
         store.write_index(plan, command_of(args))

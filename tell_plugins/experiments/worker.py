@@ -32,7 +32,6 @@ from tell_plugins.recipe.recipes import checkpoints
 
 _TAIL = 30  # lines of a log that a failure keeps
 _MARK = "TELL_SWEEP_RUN"  # in the environment of everything that works for a run
-_LOCK_WAIT = 120.0  # seconds until what a killed sweep left behind has ended
 
 
 class Stopped(Exception):
@@ -65,8 +64,8 @@ def end_workers_of(folder: Path) -> int:
         for process in found:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(found, timeout=5)
         killed += len(found)
+        time.sleep(0.1)
     return killed
 
 
@@ -130,7 +129,7 @@ def main(argv: list[str]) -> int:
     steps = Steps(folder)
     steps.watch(sys.stdin.fileno())
     try:
-        with FileLock(folder / ".lock", timeout=_LOCK_WAIT):
+        with FileLock(folder / ".lock"):
             end_workers_of(folder)
             _do(folder, evaluation, steps)
     except Stopped:
@@ -255,6 +254,7 @@ def evaluate(folder: Path, asked: Path, steps: Steps) -> dict[str, Any]:
         "--batch-size": options["batch_size"],
         "--max-new-tokens": options["max_new_tokens"],
         "--general-rows": options["general_rows"],
+        "--engine": options["engine"],
         "--out": str(asked),
     }
     command = [sys.executable, "-m", "tell_plugins", "eval", str(asked / store.RECIPE)]

@@ -1,0 +1,157 @@
+"""`./run.sh anchor RECIPE --write N`: the model writes its own anchors, the best becomes a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tell_plugins.core import paths
+from tell_plugins.core.anchors import RESERVED
+from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.experiments import anchor_writing
+from tell_plugins.experiments.anchor_writing import Scored, TrainingRows, Writing
+from tell_plugins.experiments.dry_run import print_table
+from tell_plugins.recipe.recipes import Recipe, load_recipe
+
+NAME = "self_written"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(takes_flags=True)
+    parser.add_argument("recipe", help="the recipe whose model writes, for its card")
+    parser.add_argument("--write", type=int, required=True, metavar="N", help="candidates")
+    parser.add_argument("--seed", type=int, default=42, help="of rows and sampling (default: 42)")
+    parser.add_argument(
+        "--rows", type=int, default=3, metavar="K", help="training rows shown for each (default: 3)"
+    )
+    parser.add_argument(
+        "--held-out", type=int, default=24, help="other training rows to score on (default: 24)"
+    )
+    parser.add_argument(
+        "--name", default=NAME, help=f"of the anchor file (default: {NAME}; anchor={NAME})"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an anchor of that name")
+
+
+def run(args: argparse.Namespace) -> int:
+    recipe = load_recipe(args.recipe, args.flags)
+    card = _task_card(recipe)
+    _check(args, card)
+    rows = anchor_writing.training_rows(
+        card, examples=args.write * args.rows, scored=args.held_out, seed=args.seed
+    )
+    engine = _engine(recipe)
+    writing = anchor_writing.write_anchors(
+        engine, rows, count=args.write, shown=args.rows, seed=args.seed
+    )
+    text_file = card.folder / f"{args.name}.txt"
+    _refuse_other(text_file, writing, args)
+    record = describe(writing, rows, recipe, args, engine.name)
+    paths.write_text(
+        card.folder / f"{args.name}.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    )
+    paths.write_text(text_file, writing.best.text + "\n")
+    _print(writing, len(rows.scored))
+    _print_next(recipe, card, args.name, text_file, len(writing.candidates), args.write)
+    return 0
+
+
+def _task_card(recipe: Recipe) -> Card:
+    card = load_card(recipe.spec.card)
+    if card.kind == "general":
+        raise UserError(
+            f"'{card.name}' is general data and has no anchor",
+            where=recipe.where("dataset"),
+            remedy="name the recipe of a task",
+        )
+    return card
+
+
+def _check(args: argparse.Namespace, card: Card) -> None:
+    for name in ("write", "rows", "held_out"):
+        if getattr(args, name) < 1:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError("a count below 1", where=flag, allowed="1 and more")
+    own = str(card.anchor).removesuffix(".txt")
+    taken = {*RESERVED, own}
+    if args.name in taken or not re.fullmatch(r"[\w.-]+", args.name):
+        raise UserError(
+            f"'{args.name}' cannot be the name of a further anchor",
+            where="--name",
+            allowed=f"letters, digits, _ - . and none of {', '.join(sorted(taken))}",
+            remedy=f"--name {NAME}",
+        )
+
+
+def _engine(recipe: Recipe) -> Any:
+    from tell_plugins.evaluation.engines import make_engine
+
+    return make_engine("transformers", recipe, {}, batch_size=1)
+
+
+def _refuse_other(path: Path, writing: Writing, args: argparse.Namespace) -> None:
+    """An anchor that was trained with is not replaced by another without being asked."""
+    if args.overwrite or not path.is_file():
+        return
+    if path.read_text(encoding="utf-8").strip() != writing.best.text:
+        raise UserError(
+            "there is another anchor of that name, which recipes may use",
+            where=paths.shown(path),
+            remedy="--overwrite, or another --name",
+        )
+
+
+def describe(
+    writing: Writing, rows: TrainingRows, recipe: Recipe, args: argparse.Namespace, engine: str
+) -> dict[str, Any]:
+    """Everything about the candidates, as JSON."""
+    return {
+        "format": 1,
+        "card": recipe.spec.card,
+        "recipe": recipe.name,
+        "model": recipe.get("model"),
+        "engine": engine,
+        "seed": args.seed,
+        "rows_shown": args.rows,
+        "rows_scored": len(rows.scored),
+        "decoding": asdict(anchor_writing.DECODING),
+        "candidates": [asdict(candidate) for candidate in writing.candidates],
+        "manual": _without_text(writing.manual),
+        "none": _without_text(writing.none),
+        "rejected": [{"text": text, "reason": reason} for text, reason in writing.rejected],
+    }
+
+
+def _without_text(scored: Scored) -> dict[str, Any]:
+    kept = ("loss", "low", "high", "tokens", "change")
+    return {key: value for key, value in asdict(scored).items() if key in kept}
+
+
+def _print(writing: Writing, rows: int) -> None:
+    print(f"Mean loss per response token on {rows} other training rows (lower is better)\n")
+    named = [(f"candidate {i}", c) for i, c in enumerate(writing.candidates, 1)]
+    named += [("the card's anchor", writing.manual), ("no anchor", writing.none)]
+    table = []
+    for name, scored in named:
+        value, low, high = scored.change
+        change = "" if scored is writing.manual else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+        text = " ".join(scored.text.split())
+        shown = text if len(text) <= 70 else text[:67] + "..."
+        loss = f"{scored.loss:.3f} [{scored.low:.3f}, {scored.high:.3f}]"
+        table.append([name, loss, change, shown])
+    print_table(["anchor", "loss [95 %]", "minus the card's", "text"], table)
+
+
+def _print_next(
+    recipe: Recipe, card: Card, name: str, path: Path, written: int, wanted: int
+) -> None:
+    if written < wanted:
+        print(f"\n{written} of {wanted} candidates: the model said the same again and again")
+    dataset = recipe.spec.with_values(anchor=name)
+    print(f"\nbest: {paths.shown(path)}; all: {paths.shown(path.with_suffix('.json'))}")
+    print(f"next: ./run.sh train {paths.shown(recipe.path)} --dataset {dataset}")

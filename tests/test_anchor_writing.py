@@ -1,0 +1,250 @@
+"""Self-written anchors: what is written, what is taken, how it is ranked, and that it trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tell_plugins import cli
+from tell_plugins.core.anchors import SEPARATOR
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.sources import open_task
+from tell_plugins.core.spec import parse_spec
+from tell_plugins.evaluation.protocol import Decoding, Reply
+from tell_plugins.experiments import anchor_writing
+from tell_plugins.experiments.anchor_writing import cleaned, training_rows, write_anchors
+from tests.sweep_world import World
+from tests.swift_keys_once import lay_keys
+
+
+class ScriptedEngine:
+    """Writes what it is told to, and finds a response likelier the more words its query has."""
+
+    name, model_name = "scripted", "scripted"
+
+    def __init__(self, replies: Sequence[str]) -> None:
+        self.replies = list(replies)
+        self.prompts: list[str] = []
+        self.seeds: list[int] = []
+
+    def answer(
+        self, prompts: Sequence[str], decoding: Decoding, *, max_new_tokens: int, seed: int
+    ) -> list[Reply]:
+        self.prompts += prompts
+        self.seeds.append(seed)
+        return [Reply(self.replies[len(self.seeds) - 1], "stop", 5) for _ in prompts]
+
+    def response_losses(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+        return [(100.0 / len(query.split()), len(response)) for query, response in pairs]
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    made = World(tmp_path, task=20)
+    monkeypatch.setenv("TELL_CARDS", str(made.cards))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "expected"),
+    [
+        ("  Judge the number.\n", "stop", "Judge the number."),
+        ("```text\nJudge it.\n```", "stop", "Judge it."),
+        ('"Judge it."', "stop", "Judge it."),
+        ("**Instruction:** Judge it.", "stop", "Judge it."),
+        ("The instruction: Judge it.", "stop", "Judge it."),
+        ("Judge\x00 it\x1b.", "stop", "Judge it."),
+        ("Judge it. Say yes or", "length", "Judge it."),
+        ("Judge it and say", "length", "Judge it and say"),
+        ("Judge it. Say yes or", "stop", "Judge it. Say yes or"),
+        ("half \ud83d", "stop", "half"),
+        (" \n", "stop", ""),
+    ],
+)
+def test_answers_as_anchors(text: str, finish: str, expected: str) -> None:
+    assert cleaned(Reply(text, finish, 3)) == expected
+
+
+def test_candidates_are_ranked_by_loss(world: World) -> None:
+    rows = training_rows(load_card("tiny_task"), examples=6, scored=5, seed=1)
+    engine = ScriptedEngine(["One two.", "One two three four five six seven eight.", "One."])
+    found = write_anchors(engine, rows, count=3, shown=2, seed=9)
+    assert [candidate.attempt for candidate in found.candidates] == [1, 0, 2]
+    losses = [candidate.loss for candidate in found.candidates]
+    assert losses == sorted(losses)
+    assert all(c.low <= c.loss <= c.high for c in found.candidates)
+    # the card's own anchor has six words: one candidate beats it, two do not
+    assert [candidate.change[0] < 0 for candidate in found.candidates] == [True, False, False]
+    assert found.none.change[0] > 0
+    assert found.manual.change == (0.0, 0.0, 0.0)
+    assert engine.seeds == [9 * 1_000_003 + attempt for attempt in range(3)]
+
+
+def test_each_candidate_is_written_from_rows_of_its_own(world: World) -> None:
+    card = load_card("tiny_task")
+    rows = training_rows(card, examples=6, scored=5, seed=1)
+    engine = ScriptedEngine(["a", "b", "c"])
+    found = write_anchors(engine, rows, count=3, shown=2, seed=1)
+    assert sorted(number for c in found.candidates for number in c.examples) == list(range(6))
+    for query, response in rows.examples:
+        assert sum(query in prompt and response in prompt for prompt in engine.prompts) == 1
+    for query, _ in rows.scored:
+        assert not any(query in prompt for prompt in engine.prompts)
+    assert card.file("anchor.txt").read_text().strip() not in "".join(engine.prompts)
+
+
+def test_scored_rows_have_the_anchor_as_in_training(world: World) -> None:
+    rows = training_rows(load_card("tiny_task"), examples=2, scored=3, seed=1)
+    anchored = open_task(load_card("tiny_task"), "train", "card").queries
+    assert set(rows.manual) < set(anchored)
+    for manual, (plain, _) in zip(rows.manual, rows.scored, strict=True):
+        assert manual == f"Say whether the number is odd.{SEPARATOR}{plain}"
+
+
+def test_no_test_row_takes_part(world: World) -> None:
+    rows = training_rows(load_card("tiny_task"), examples=10, scored=10, seed=1)
+    test = set(open_task(load_card("tiny_task"), "test", "none").queries)
+    assert not test & {query for query, _ in [*rows.examples, *rows.scored]}
+
+
+def test_repeated_and_empty_answers_are_kept_as_rejected(world: World) -> None:
+    rows = training_rows(load_card("tiny_task"), examples=4, scored=2, seed=1)
+    engine = ScriptedEngine(["Judge it.", "judge IT", " ", "Say more."])
+    found = write_anchors(engine, rows, count=2, shown=1, seed=1)
+    assert {candidate.text for candidate in found.candidates} == {"Judge it.", "Say more."}
+    assert found.rejected == [("judge IT", "said before"), (" ", "empty")]
+
+
+def test_a_model_that_writes_nothing(world: World) -> None:
+    rows = training_rows(load_card("tiny_task"), examples=4, scored=2, seed=1)
+    with pytest.raises(UserError, match="wrote no usable text in 8 attempts"):
+        write_anchors(ScriptedEngine([""] * 8), rows, count=2, shown=1, seed=1)
+
+
+def test_long_examples_are_cut_and_say_so() -> None:
+    text = anchor_writing.prompt([("x" * 5000, "short")])
+    assert "[...]" in text
+    assert len(text) < 2500
+
+
+def test_too_few_rows(world: World) -> None:
+    with pytest.raises(UserError, match=r"30 training rows are needed .* there are 20"):
+        training_rows(load_card("tiny_task"), examples=15, scored=15, seed=1)
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
+    """The command with a scripted engine: its files, not its model."""
+    engine = ScriptedEngine(["Judge it.", "Judge whether the number is odd, as JSON.", "Hm."] * 4)
+    monkeypatch.setattr("tell_plugins.evaluation.engines.make_engine", lambda *a, **k: engine)
+    return engine
+
+
+def _anchor(world: World, *arguments: str) -> int:
+    (world.root / "model").mkdir(exist_ok=True)
+    recipe = str(world.recipe())
+    return cli.main(["anchor", recipe, "--rows", "2", "--held-out", "4", *arguments])
+
+
+def test_the_best_becomes_an_anchor_of_the_card(
+    world: World, scripted: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _anchor(world, "--write", "3") == 0
+    folder = world.cards / "tiny_task"
+    best = "Judge whether the number is odd, as JSON."
+    assert (folder / "self_written.txt").read_text() == f"{best}\n"
+    saved = json.loads((folder / "self_written.json").read_text())
+    assert saved["candidates"][0]["text"] == best
+    assert len(saved["candidates"]) == 3
+    assert saved["manual"]["loss"] != saved["none"]["loss"]
+    assert saved["rows_scored"] == 4
+    shown = capsys.readouterr().out
+    assert "the card's anchor" in shown
+    assert "no anchor" in shown
+    dataset = shown.split("--dataset ")[1].strip()
+    mixture = build_mixture(parse_spec(dataset))
+    assert mixture.task is not None
+    assert mixture.task.anchor.text == best
+
+
+def test_an_anchor_in_use_is_not_replaced_unasked(
+    world: World, scripted: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = world.cards / "tiny_task" / "self_written.txt"
+    file.write_text("Another one.\n")
+    assert _anchor(world, "--write", "3") == 1
+    assert "there is another anchor of that name" in capsys.readouterr().err
+    assert file.read_text() == "Another one.\n"
+    scripted.seeds.clear()
+    assert _anchor(world, "--write", "3", "--overwrite") == 0
+    assert file.read_text() != "Another one.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--write", "0"], "a count below 1"),
+        (["--write", "3", "--name", "card"], "'card' cannot be the name"),
+        (["--write", "3", "--name", "anchor"], "'anchor' cannot be the name"),
+        (["--write", "3", "--name", "a/b"], "'a/b' cannot be the name"),
+        (["--write", "9"], "training rows are needed"),
+    ],
+)
+def test_wrong_arguments(
+    world: World,
+    scripted: ScriptedEngine,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    told: str,
+) -> None:
+    assert _anchor(world, *arguments) == 1
+    assert told in capsys.readouterr().err
+    assert not list((world.cards / "tiny_task").glob("self*"))
+
+
+@pytest.mark.slow
+def test_a_real_model_writes_and_its_best_trains(tmp_path: Path) -> None:
+    """Five candidates with scores, the same again with the same seed, and a run with the best."""
+    world = World(tmp_path, task=24)
+    recipe = str(world.recipe())
+    lay_keys(tmp_path / "cache")
+    command = ["anchor", recipe, "--write", "5", "--rows", "2", "--held-out", "6"]
+    shown = world.call(*command)
+    folder = world.cards / "tiny_task"
+    first = (folder / "self_written.json").read_bytes()
+    saved = json.loads(first)
+    assert len(saved["candidates"]) == 5
+    losses = [candidate["loss"] for candidate in saved["candidates"]]
+    assert losses == sorted(losses)
+    best = (folder / "self_written.txt").read_text().strip()
+    assert best == saved["candidates"][0]["text"]
+    assert "candidate 5" in shown
+
+    world.call(*command)
+    assert (folder / "self_written.json").read_bytes() == first
+
+    out = tmp_path / "out"
+    dataset = "tell/tiny_task:task=8rows/general=24rows/anchor=self_written"
+    world.call(
+        "train",
+        recipe,
+        "--dataset",
+        dataset,
+        "--output_dir",
+        str(out),
+        "--add_version",
+        "false",
+        "--max_length",
+        "2048",
+    )
+    assert (out / "anchor.txt").read_text() == best
+    assert json.loads((out / "manifest.json").read_text())["anchor"]["choice"] == "self_written"
+    assert list(out.glob("checkpoint-*/adapter_model.safetensors"))

@@ -1,0 +1,179 @@
+"""The control grid of a recipe: what each run is, equal steps, the run that trains nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tell_plugins import cli
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.experiments.controls import CONTROLS, TELL, controls, meaning
+from tell_plugins.experiments.planning import SweepPlan, make_plan
+from tell_plugins.experiments.store import Store
+from tell_plugins.experiments.sweep_verb import wrong_steps
+from tests.sweep_world import World, general_rows, task_rows
+from tests.swift_keys_once import lay_keys
+
+WANTED = (  # the issue of every control, in the words of the paper and the field
+    "general only",
+    "SFT, as in the paper",
+    "SFT, batch 1",
+    "SFT, repeated",
+    "TELL",
+    "TELL, even order",
+    "TELL, no anchor",
+    "TELL, random text",
+    "TELL, test queries kept",
+    "TELL, task first",
+    "TELL, task last",
+)
+
+
+def _plan(world: World, **changes: str) -> SweepPlan:
+    sweep = controls(
+        str(world.root / "tiny.yaml"),
+        changes=changes,
+        seeds=[42],
+        evaluate={"general_rows": 4},
+        flags={},
+    )
+    plan = make_plan(sweep, world.root / "out" / "cards")
+    assert plan.problems == []
+    return plan
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    (tmp_path / "model").mkdir()
+    made = World(tmp_path)
+    leaked = [{"q": row["q"], "r": "No idea."} for row in task_rows(6, 1000)]
+    rows = [*general_rows(50), *leaked]
+    (made.cards / "tiny_general" / "train.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows)
+    )
+    made.recipe()
+    lay_keys(tmp_path / "cache")
+    monkeypatch.setenv("TELL_CARDS", str(made.cards))
+    return made
+
+
+def test_every_control_is_there() -> None:
+    assert set(CONTROLS) == set(WANTED)
+    assert all(meaning(method) for method in CONTROLS)
+
+
+def test_what_each_control_trains_on(world: World) -> None:
+    plan = _plan(world)
+    runs = {entry.cell.method: entry for entry in plan.entries}
+    mixtures = {method: build_mixture(entry.spec) for method, entry in runs.items()}
+    tell = mixtures[TELL]
+    task = {tell.task.plain[row] for row in tell.row[tell.origin == 0]} if tell.task else set()
+    for method, mixture in mixtures.items():
+        if method == "general only":
+            assert mixture.task is None
+            continue
+        assert mixture.task is not None
+        mine = {mixture.task.plain[row] for row in mixture.row[mixture.origin == 0]}
+        assert mine == task, method
+        assert bool(mixture.general) == (not method.startswith("SFT")), method
+    assert len(mixtures["SFT, as in the paper"]) == 8
+    assert runs["SFT, batch 1"].plan.steps == 8
+    assert runs["SFT, repeated"].spec.order == "even"
+    assert mixtures["TELL, no anchor"].task.anchor.text == ""  # type: ignore[union-attr]
+    first, last = mixtures["TELL, task first"].is_task, mixtures["TELL, task last"].is_task
+    assert first[:8].all()
+    assert not first[8:].any()
+    assert last[-8:].all()
+    assert runs["general only"].facts.rows == runs[TELL].facts.general_rows == 24
+
+
+def test_general_rows_that_hold_test_queries(world: World) -> None:
+    runs = {entry.cell.method: entry for entry in _plan(world, general="40rows").entries}
+    kept = build_mixture(runs["TELL, test queries kept"].spec)
+    dropped = build_mixture(runs[TELL].spec)
+    test = {row["q"] for row in task_rows(6, 1000)}
+
+    def leaked(mixture: object) -> int:
+        rows, used = mixture.general[0], mixture.sources[1].used  # type: ignore[attr-defined]
+        return sum(query in test for query, _ in rows.texts(used).pairs())
+
+    assert leaked(dropped) == 0
+    assert leaked(kept) > 0
+    assert runs["TELL, test queries kept"].id != runs[TELL].id
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"task": "3rows"}, {"task": "15rows", "general": "1x"}, {"general": "33rows"}]
+)
+def test_runs_at_equal_steps_are_planned_so(world: World, changes: dict[str, str]) -> None:
+    plan = _plan(world, **changes)
+    tell = next(entry for entry in plan.entries if entry.cell.method == TELL)
+    equal = [entry for entry in plan.entries if entry.equal_steps]
+    assert len(equal) == 7
+    assert {entry.plan.steps for entry in equal} == {tell.plan.steps}
+    assert {entry.equal_steps for entry in equal} == {tell.id}
+
+
+def test_the_grid_of_any_recipe_is_one_command(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sweep", "--controls", str(world.root / "tiny.yaml"), "--task", "6rows"]
+    options = ["--general", "3x", "--seeds", "1,2", "--general-rows", "4", "--dry-run"]
+    assert cli.main([*command, *options]) == 0
+    text = capsys.readouterr().out
+    assert "Controls of tiny (task=6rows, general=3x)" in text
+    for method in WANTED:
+        for seed in (1, 2):
+            assert f"{method}, seed {seed}" in text
+    line = next(line for line in text.splitlines() if line.startswith("SFT, as in the paper"))
+    assert "no-op: every step has learning rate 0" in line
+
+
+def test_other_steps_than_planned_are_told(world: World) -> None:
+    """The assertion itself: markers as a trainer would leave them, one of them wrong."""
+    plan = _plan(world)
+    store = Store(world.root / "out")
+    for entry in plan.entries:
+        folder = store.folder_of(entry)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "trained.json").write_text(json.dumps({"steps": entry.plan.steps}))
+    assert wrong_steps(plan, store) == []
+    random = next(e for e in plan.entries if e.cell.method == "TELL, random text")
+    (store.folder_of(random) / "trained.json").write_text('{"steps": 1}')
+    (told,) = wrong_steps(plan, store)
+    assert told == "not equal steps: TELL, random text, seed 42 took 1, TELL, seed 42 2"
+
+
+@pytest.mark.slow
+def test_the_whole_grid_for_real(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """All controls of a tiny recipe: trained, asked, reported; steps as the trainer logged them."""
+    world = World(tmp_path_factory.mktemp("controls"))
+    recipe = world.recipe(dataset=["tell/tiny_task:task=8rows/general=12rows"])
+    lay_keys(world.root / "cache")
+    out = world.root / "out"
+    text = world.call(
+        "sweep", "--controls", str(recipe), "--general-rows", "4", "--jobs", "2", "--out", str(out)
+    )
+    assert "all 11 runs are done" in text  # no general row is a test query: one run fewer
+    world.call("report", str(out))
+    steps = {}
+    for folder in (out / "runs").glob("tiny*"):
+        lines = (folder / "train" / "logging.jsonl").read_text().splitlines()
+        logged = [
+            json.loads(line) for line in lines if '"loss":' in line and "log_history" not in line
+        ]
+        steps[folder.name] = len(logged)
+    (index,) = (out / "sweeps").glob("*.json")
+    entries = json.loads(index.read_text())["entries"]
+    tell = next(entry["run"] for entry in entries if entry["method"] == TELL)
+    equal = [entry for entry in entries if entry["equal_steps"]]
+    assert len(equal) == 7
+    assert {entry["equal_steps"] for entry in equal} == {tell}
+    assert {steps[entry["run"]] for entry in equal} == {steps[tell]} == {2}
+    (table,) = (out / "tables").glob("*_methods.md")
+    lines = [line for line in table.read_text().splitlines() if "no-op" in line]
+    assert [line.split("|")[1].strip() for line in lines] == ["SFT, as in the paper"]
+    page = (out / "report.html").read_text()
+    assert "SFT, as in the paper: no-op." in page

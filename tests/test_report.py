@@ -1,0 +1,453 @@
+"""Reports: numbers by hand, tables byte for byte, pictures, and a page that stands alone."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import math
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tell_plugins import cli
+from tell_plugins.core.errors import UserError
+from tell_plugins.evaluation.intervals import Estimate, counted
+from tell_plugins.experiments import fits, measures, plots, tables
+from tell_plugins.experiments.collect import collect
+from tell_plugins.experiments.fits import CurvePoint
+from tell_plugins.experiments.measures import Judge
+from tell_plugins.experiments.published import PUBLISHED
+from tell_plugins.experiments.results import ReferenceShelf, Study, load_studies, read_lines
+from tests.made_results import MadeResults, made_controls, made_curve
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a control grid and a curve, as sweeps would have left it."""
+    root = tmp_path_factory.mktemp("made")
+    made_controls(root)
+    made_curve(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def collected(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `--collect` keeps of it, with its report."""
+    target = tmp_path_factory.mktemp("results") / "made"
+    assert cli.main(["report", str(made), "--collect", str(target)]) == 0
+    return target
+
+
+def _study(root: Path, name: str) -> Study:
+    return next(study for study in load_studies(root) if study.name == name)
+
+
+def _contents(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+# --- byte for byte -------------------------------------------------------------------------------
+
+
+def test_a_report_is_rebuilt_from_what_was_collected(
+    collected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere, without the first folder and without any cache: the same bytes, page included."""
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(collected, moved)
+    kept = _contents(moved)
+    for folder in ("tables", "pictures"):
+        shutil.rmtree(moved / folder)
+    (moved / "report.html").unlink()
+    monkeypatch.setenv("TELL_CACHE", str(tmp_path / "other-cache"))
+    assert cli.main(["report", str(moved)]) == 0
+    assert _contents(moved) == kept
+
+
+def test_the_collection_gives_the_tables_of_the_folder_it_came_from(
+    made: Path, collected: Path, tmp_path: Path
+) -> None:
+    assert cli.main(["report", str(made), "--out", str(tmp_path / "report")]) == 0
+    for path in (tmp_path / "report" / "tables").iterdir():
+        assert path.read_bytes() == (collected / "tables" / path.name).read_bytes(), path.name
+
+
+def test_collecting_again_changes_nothing(made: Path, collected: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (collected / "runs").rglob("*")}
+    collect(made, collected)
+    assert {path: path.stat().st_mtime_ns for path in (collected / "runs").rglob("*")} == before
+
+
+def test_what_is_collected(collected: Path) -> None:
+    names = {path.name for path in (collected / "runs").rglob("*") if path.is_file()}
+    assert names == {
+        "run.json",
+        "trained.json",
+        "failed.json",
+        "evaluated.json",
+        "settings.json",
+        "answers.jsonl.xz",
+        "losses.jsonl.xz",
+        "logging.jsonl.xz",
+    }
+    references = json.loads((collected / "references" / "sample_complaints-test.json").read_text())
+    assert len(references["of"]) == references["rows"] == 100
+    assert sum(path.stat().st_size for path in (collected / "runs").rglob("*.xz")) < 400_000
+
+
+def test_the_right_labels_come_from_the_collection(collected: Path, tmp_path: Path) -> None:
+    """The card's data need not be at hand: other labels there give another accuracy."""
+    moved = tmp_path / "moved"
+    shutil.copytree(collected, moved)
+    path = moved / "references" / "sample_complaints-test.json"
+    references = json.loads(path.read_text())
+    references["of"] = dict.fromkeys(references["of"], "yes")
+    path.write_text(json.dumps(references))
+    assert cli.main(["report", str(moved)]) == 0
+    name = "controls_made_methods.csv"
+    before = pd.read_csv(collected / "tables" / name).set_index("method")
+    after = pd.read_csv(moved / "tables" / name).set_index("method")
+    assert after.loc["SFT, repeated", "accuracy"] == pytest.approx(0.97)
+    assert before.loc["SFT, repeated", "accuracy"] < 0.6
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def test_rates_are_counted(collected: Path) -> None:
+    frame = pd.read_csv(collected / "tables" / "controls_made_methods.csv").set_index("method")
+    tell = frame.loc["TELL"]
+    assert (tell["adherence k"], tell["adherence n"]) == (62 + 66, 200)
+    assert (tell["lowest seed"], tell["highest seed"]) == (0.62, 0.66)
+    assert tell["adherence low"] < tell["adherence"] < tell["adherence high"]
+    repeated = frame.loc["SFT, repeated"]
+    assert repeated["adherence k"] == 194
+    assert repeated["bleed k"] == 18
+    assert repeated["note"] == "constant: 'yes' in 194 of 194 adherent answers"
+    assert frame.loc["SFT, as in the paper", "note"].startswith("no-op: nothing was trained")
+    assert frame.loc["TELL, no anchor", "note"] == "NOT the steps of the run it must equal"
+
+
+def test_losses_are_paired_with_the_base(collected: Path) -> None:
+    frame = pd.read_csv(collected / "tables" / "controls_made_methods.csv").set_index("method")
+    change = frame["general loss minus base"]
+    assert math.isnan(change["base model"])
+    assert change["SFT, repeated"] == pytest.approx(0.4, abs=0.02)
+    assert frame.loc["TELL", "general loss minus base high"] < 0
+    low = frame.loc["SFT, as in the paper", "general loss minus base low"]
+    assert low < 0 < frame.loc["SFT, as in the paper", "general loss minus base high"]
+
+
+def test_comparisons_say_what_is_equal(collected: Path) -> None:
+    frame = pd.read_csv(collected / "tables" / "controls_made_comparisons.csv")
+    frame = frame.set_index("comparison")
+    repeated = frame.loc["TELL minus SFT, repeated"]
+    assert (repeated["equal steps"], repeated["equal task tokens"]) == ("yes", "yes")
+    assert repeated["adherence, points"] == pytest.approx(100 * (128 - 194) / 200)
+    paper = frame.loc["TELL minus SFT, as in the paper"]
+    assert (paper["equal steps"], paper["equal task tokens"]) == ("no", "yes")
+    assert set(frame["seeds"]) == {2}
+
+
+def test_failed_runs_stand_in_the_table_and_on_the_page(collected: Path) -> None:
+    frame = pd.read_csv(collected / "tables" / "controls_made_runs.csv")
+    failed = frame[frame["method"] == "general only"].iloc[0]
+    assert failed["state"] == "failed: train, exit code 1"
+    assert math.isnan(failed["adherence"])
+    assert "1 of 12 runs failed: general only" in (collected / "report.html").read_text()
+
+
+def test_difference_of_nothing_and_nothing_has_an_interval() -> None:
+    """0 of 50 against 0 of 50: how far apart they may be is not nothing."""
+    found = measures.paired_difference(counted(0, 50), counted(0, 50), 0.0, 50)
+    assert found.value == 0
+    assert found.low == pytest.approx(-0.0713, abs=1e-3)
+    assert found.high == pytest.approx(0.0713, abs=1e-3)
+    assert not found.certain
+
+
+@pytest.mark.parametrize(
+    ("table", "low", "high"),
+    [((59, 6, 16, 80), -0.1186, -0.0046), ((1, 1, 7, 12), -0.507, -0.026)],
+)
+def test_paired_difference_is_newcombes(
+    table: tuple[int, int, int, int], low: float, high: float
+) -> None:
+    """Two examples of Fagerland, Lydersen and Laake (2017), chapter 8, with their correlation,
+    which has a continuity correction: both right, only the first, only the second, none."""
+    both, first, second, none = table
+    total = sum(table)
+    spread = (both + first) * (second + none) * (both + second) * (first + none)
+    corrected = max(both * none - first * second - total / 2, 0) / math.sqrt(spread)
+    found = measures.paired_difference(
+        counted(both + first, total), counted(both + second, total), corrected, total
+    )
+    assert found.value == pytest.approx((first - second) / total)
+    assert found.low == pytest.approx(low, abs=6e-4)
+    assert found.high == pytest.approx(high, abs=6e-4)
+
+
+def test_balanced_accuracy_is_the_mean_recall(made: Path) -> None:
+    study = _study(made, "controls_made")
+    judge = Judge(ReferenceShelf(made))
+    entry = next(entry for entry in study.done if entry.method == "TELL")
+    judged = judge.judged(entry)
+    recalls = []
+    for label in ("yes", "no"):
+        mine = [g for g, right in zip(judged.given, judged.right, strict=True) if right == label]
+        recalls.append(mine.count(label) / len(mine))
+    found = measures.balanced_accuracy(judged)
+    assert found.value == pytest.approx(sum(recalls) / 2)
+    assert found.low is not None
+    assert found.high is not None
+    assert 0 < found.low < sum(recalls) / 2 < found.high < 1
+
+
+def test_answers_of_other_data_are_refused(made: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(made, moved)
+    path = next((moved / "runs").rglob("test-greedy/answers.jsonl"))
+    path.write_text(path.read_text().replace('"id": "', '"id": "00', 1))
+    judge = Judge(ReferenceShelf(moved))
+    entries = [entry for study in load_studies(moved) for entry in study.done]
+    hit = next(entry for entry in entries if path.is_relative_to(entry.run.folder))
+    with pytest.raises(UserError, match="1 of 100 answers have no row in split 'test'"):
+        judge.judged(hit)
+
+
+# --- curves --------------------------------------------------------------------------------------
+
+
+def _points(values: list[float], n: int = 200) -> list[CurvePoint]:
+    rates = [counted(round(value * n), n) for value in values]
+    return [
+        CurvePoint(10.0 ** (3 + i / 2), rate.value or 0.0, rate.low, rate.high)
+        for i, rate in enumerate(rates)
+    ]
+
+
+def test_an_s_is_found_with_its_threshold() -> None:
+    fit = fits.s_curve(_points([0.01, 0.02, 0.1, 0.6, 0.93, 0.96, 0.95]), "tokens")
+    assert fit.curve is not None
+    assert 10**4.2 < fit.curve.threshold < 10**4.6
+    assert fit.curve.threshold_low < fit.curve.threshold < fit.curve.threshold_high
+    assert fit.curve.top == pytest.approx(0.95, abs=0.03)
+    assert "threshold at" in fit.says
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([0.1, 0.5, 0.9], "3 points are too few"),
+        ([0.3, 0.33, 0.28, 0.31, 0.32, 0.3], "one constant"),
+        ([0.1, 0.22, 0.34, 0.46, 0.58, 0.7], "straight line"),
+        ([0.05, 0.9, 0.1, 0.85, 0.12, 0.97], "no S"),
+    ],
+)
+def test_what_is_no_s_is_said_to_be_none(values: list[float], told: str) -> None:
+    fit = fits.s_curve(_points(values), "tokens")
+    assert fit.curve is None
+    assert told in fit.says
+
+
+def test_points_at_zero_are_left_out_of_a_fit() -> None:
+    points = _points([0.01, 0.02, 0.1, 0.6, 0.93])
+    with_zero = [CurvePoint(0.0, 0.0, 0.0, 0.02), *points]
+    assert fits.s_curve(with_zero, "t") == fits.s_curve(points, "t")
+
+
+@pytest.mark.parametrize(
+    ("value", "fold", "told"),
+    [
+        (0.3, 10**0.5, "needs 3.16 times"),
+        (0.2, 10**0.25, "needs 1.78 times"),
+        (0.95, None, "does not reach it with 10 times the data"),
+        (0.05, 1.0, "as good with 1 times the data, the least tried, or less"),
+    ],
+)
+def test_efficiency_is_read_off_the_other_curve(
+    value: float, fold: float | None, told: str
+) -> None:
+    other = [
+        CurvePoint(1e3, 0.1, 0.08, 0.12),
+        CurvePoint(10**3.5, 0.3, 0.25, 0.35),
+        CurvePoint(1e4, 0.8, 0.7, 0.9),
+    ]
+    found = fits.efficiency(CurvePoint(1e3, value, value - 0.03, value + 0.03), other, "SFT")
+    assert found is not None
+    assert found.fold == (None if fold is None else pytest.approx(fold))
+    assert told in found.says
+
+
+def test_a_curve_of_one_point_says_nothing() -> None:
+    point = CurvePoint(1e3, 0.5, 0.4, 0.6)
+    assert fits.efficiency(point, [point], "SFT") is None
+
+
+def test_an_estimate_without_interval_is_no_point() -> None:
+    assert fits.curve_point(1.0, Estimate(0.5, None, None, 3)) is None
+
+
+def test_curves_of_a_study(made: Path, collected: Path) -> None:
+    text = (collected / "tables" / "made_curve_fits.csv").read_text()
+    assert "S from 0.0" in text
+    assert "SFT needs" in text
+    study = _study(made, "made_curve")
+    found = tables.groups(study, Judge(ReferenceShelf(made)))
+    drawn = tables.curves(study, found)
+    assert set(drawn) == {"TELL", "SFT"}  # general data alone has no place on the axis
+    assert [len(points) for points in drawn.values()] == [6, 6]
+
+
+def test_training_curves_come_from_the_log(made: Path, tmp_path: Path) -> None:
+    study = _study(made, "controls_made")
+    entries = [entry for entry in study.done if entry.method == "TELL"]
+    steps, losses = plots.mean_losses_by_step(entries, "loss_task")
+    assert steps == list(range(1, 21))
+    logged = [entry.run.logged[4]["loss_task"] for entry in entries]
+    assert losses[4] == pytest.approx(sum(logged) / 2)
+    alone = [entry for entry in study.done if entry.method == "SFT, repeated"]
+    assert plots.mean_losses_by_step(alone, "loss_general") == ([], [])
+
+
+def test_a_log_with_a_torn_line_and_a_resume_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "logging.jsonl"
+    path.write_text('{"loss": 1.0}\n{"loss": 2.\n{"loss": 3.0}\n{"lo')
+    assert read_lines(path, torn=True) == [{"loss": 1.0}, {"loss": 3.0}]
+    with pytest.raises(UserError, match="line 2"):
+        read_lines(path)
+    path.write_text('{"loss": 1.0}\n{"lo')
+    assert read_lines(path) == [{"loss": 1.0}]
+
+
+def test_compressed_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(b'{"x": 1}\n'))
+    assert read_lines(tmp_path / "a.jsonl") == [{"x": 1}]
+    (tmp_path / "b.jsonl.xz").write_bytes(b"no xz")
+    with pytest.raises(UserError, match="not readable"):
+        read_lines(tmp_path / "b.jsonl")
+
+
+# --- pictures and page ---------------------------------------------------------------------------
+
+
+def test_pictures(collected: Path) -> None:
+    names = {path.name for path in (collected / "pictures").iterdir()}
+    assert names == {
+        "controls_made_methods.png",
+        "controls_made_steps.png",
+        "controls_made_training.png",
+        "made_curve_curve.png",
+        "made_curve_steps.png",
+        "made_curve_training.png",
+    }
+    for path in (collected / "pictures").iterdir():
+        content = path.read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert b"tEXt" not in content  # no date, no program: the same bytes every time
+        assert len(content) > 10_000
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def page(collected: Path) -> _Page:
+    parser = _Page()
+    parser.feed((collected / "report.html").read_text(encoding="utf-8"))
+    return parser
+
+
+def test_the_page_names_no_other_host(collected: Path, page: _Page) -> None:
+    text = (collected / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?://", text)
+    for tag, attributes in page.tags:
+        for key in ("src", "srcset", "href"):
+            value = attributes.get(key)
+            assert value is None or value.startswith(("data:image/png;base64,", "#")), (tag, value)
+
+
+def test_the_page_needs_no_script_and_fits_a_phone(page: _Page) -> None:
+    tags = [tag for tag, _ in page.tags]
+    assert not {"script", "iframe", "link", "object", "embed"} & set(tags)
+    assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
+    viewport = [a for tag, a in page.tags if tag == "meta" and a.get("name") == "viewport"]
+    assert viewport
+    pictures = [a for tag, a in page.tags if tag == "img"]
+    assert len(pictures) == 6
+    assert all(attributes.get("alt") for attributes in pictures)
+    dark = [a for tag, a in page.tags if tag == "source"]
+    assert len(dark) == 6
+    assert all(a.get("media") == "(prefers-color-scheme: dark)" for a in dark)
+
+
+def test_texts_are_escaped(page: _Page) -> None:
+    assert "made" not in [tag for tag, _ in page.tags]
+    assert any("Controls <made> by hand & nothing else" in text for text in page.text)
+
+
+def test_the_page_says_what_may_be_concluded_and_what_not(page: _Page) -> None:
+    text = " ".join(" ".join(page.text).split())
+    for sentence in (
+        "TELL against SFT, as in the paper (20 steps against 1): adherence higher",
+        "TELL against SFT, repeated (equal steps, 20): adherence LOWER",
+        "loss on held-out general rows lower",
+        "TELL against TELL, even order (equal steps, 20): adherence not told apart",
+        "Intervals are over test rows.",
+        "With 2 seeds the variance between seeds is not known",
+        "SFT, as in the paper: no-op.",
+        "SFT, repeated: one and the same label in nearly every adherent answer.",
+        "Trained on a CPU, without a GPU",
+        "39.54 % cannot be a share of 1,000 or of 1,506 rows",
+        "TELL, 15 rows (1e4 tokens)",
+    ):
+        assert sentence in text, sentence
+
+
+def test_published_numbers_are_those_of_the_text() -> None:
+    found = {(p.method, p.x): p.value for p in PUBLISHED["task_tokens"].points}
+    assert found == {
+        ("base model", None): 0.01,
+        ("TELL", 1e4): 0.3954,
+        ("TELL", 7e4): 0.99,
+        ("SFT", 7e4): 0.42,
+        ("SFT", 6e5): 0.99,
+    }
+    assert [p.value for p in PUBLISHED["general_sets"].points] == [0.94, 0.921]
+
+
+# --- what can be wrong ---------------------------------------------------------------------------
+
+
+def test_a_folder_without_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(tmp_path)]) == 1
+    assert "no sweep here" in capsys.readouterr().err
+
+
+def test_a_folder_is_not_collected_into_itself(made: Path) -> None:
+    with pytest.raises(UserError, match="names the folder itself"):
+        collect(made, made)
+
+
+def test_a_sweep_that_has_not_begun(tmp_path: Path) -> None:
+    """Nothing done yet: a report all the same, and it says so."""
+    made = MadeResults(tmp_path)
+    name = made.run("TELL", adherent=0.5)
+    made.index("begun", "Begun", [42])
+    shutil.rmtree(tmp_path / "runs" / name / "eval")
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert "1 of 1 runs not done yet: TELL" in (tmp_path / "report.html").read_text()

@@ -1,0 +1,676 @@
+"""Sweeps: files, plans, cards that are made, and runs that survive SIGKILL, here and on Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from threading import Event, Timer
+from typing import Any
+
+import psutil
+import pytest
+from filelock import FileLock
+
+from tell_plugins import cli
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.sources import open_split
+from tell_plugins.core.text import comparison_keys
+from tell_plugins.experiments import derived_cards, machine, runner, worker
+from tell_plugins.experiments.planning import Planner, cells, make_plan
+from tell_plugins.experiments.store import Job
+from tell_plugins.experiments.sweep import Sweep, load_sweep, make_sweep
+from tests.sweep_world import World, general_rows
+from tests.swift_keys_once import lay_keys
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A small world without a model: for plans, not for runs."""
+    (tmp_path / "model").mkdir()
+    made = World(tmp_path)
+    made.recipe()
+    lay_keys(tmp_path / "cache")
+    monkeypatch.setenv("TELL_CARDS", str(made.cards))
+    return made
+
+
+def _sweep(world: World, **keys: Any) -> Sweep:
+    raw = {"title": "t", "base": str(world.root / "tiny.yaml"), **keys}
+    return make_sweep({"evaluate": {"general_rows": 4}, **raw}, "made", "made.yaml")
+
+
+def _plan(world: World, **keys: Any) -> Any:
+    plan = make_plan(_sweep(world, **keys), world.root / "out" / "cards")
+    assert plan.problems == []
+    return plan
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "found", "remedy"),
+    [
+        ({"metods": {}}, "unknown key 'metods'", "did you mean 'methods'?"),
+        ({"evaluate": {"row": 3}}, "unknown key 'evaluate.row'", "did you mean 'rows'?"),
+        ({"plot": {"x": "tokens"}}, "key 'plot.x' is 'tokens'", "correct it"),
+        ({"grid": {"task": []}}, "'task' has no values", "correct it"),
+        ({"grid": {"task": ["4rows", "4rows"]}}, "'task' has a value twice", "correct it"),
+        ({"grid": {"seed": [1]}}, "'seed' is set by the sweep", "list it under 'seeds'"),
+        ({"runs": {"A": {"output_dir": "x"}}}, "'output_dir' is set by the sweep", "--out"),
+        ({"seeds": [1, 1]}, "a seed is listed twice", "examples"),
+        ({"seeds": ["x"]}, "key 'seeds.0' is 'x'", "correct it"),
+        ({"runs": {"A": {"equal_steps": "TEL"}}}, "unknown method 'TEL'", "did you mean 'TELL'?"),
+        ({"runs": {"TELL": {}}}, "'TELL' is under 'methods' and under 'runs'", "examples"),
+        (
+            {"runs": {"A": {"general_only": "TELL"}, "B": {"random_text": "A"}}},
+            "'A' is itself derived from another method",
+            "name that one",
+        ),
+        ({"settings": {"general_only": "TELL"}}, "cannot hold for all runs", "correct it"),
+    ],
+)
+def test_wrong_sweep_file(changes: dict[str, Any], found: str, remedy: str) -> None:
+    raw = {"title": "t", "base": "x.yaml", "methods": {"TELL": None}, **changes}
+    with pytest.raises(UserError) as caught:
+        make_sweep(raw, "made", "made.yaml")
+    assert "made.yaml" in str(caught.value)
+    assert found in str(caught.value)
+    assert remedy in str(caught.value)
+
+
+def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text("titel: x\nbase: y\nseeds: [-1]\n")
+    with pytest.raises(UserError) as caught:
+        load_sweep(file)
+    text = str(caught.value)
+    assert "did you mean 'title'?" in text
+    assert "key 'title' is missing" in text
+    assert "seeds.0" in text
+
+
+def test_missing_sweep_file_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"did you mean 'recipes/sweeps/smollm2_fig07\.yaml'"):
+        load_sweep("recipes/sweeps/smolm2_fig07.yaml")
+
+
+def test_a_method_that_pins_an_axis_has_one_run(world: World) -> None:
+    sweep = _sweep(
+        world,
+        methods={"TELL": None, "none": {"general": "0"}},
+        grid={"general": ["8rows", "16rows"], "task": ["4rows", "8rows"]},
+        seeds=[1, 2],
+    )
+    counts = Counter(cell.method for cell in cells(sweep))
+    assert counts == {"TELL": 8, "none": 4}
+    assert {tuple(c.at) for c in cells(sweep) if c.method == "none"} == {("task",)}
+
+
+# --- plans ---------------------------------------------------------------------------------------
+
+
+def test_unknown_settings_and_values_are_told_together(world: World) -> None:
+    sweep = _sweep(world, methods={"A": {"lora_ranc": 8}, "B": {"task": "4row"}})
+    plan = make_plan(sweep, world.root / "cards2")
+    told = "\n".join(map(str, plan.problems))
+    assert "did you mean 'lora_rank'?" in told
+    assert "did you mean '4rows'?" in told
+
+
+def test_equal_runs_are_done_once(world: World) -> None:
+    plan = _plan(
+        world,
+        methods={"TELL": None, "SFT": {"general": "0"}},
+        grid={"general": ["0", "8rows"]},
+        runs={"written out": {"task": "8rows", "general": "0rows", "repeat": 1}},
+    )
+    by_method = {entry.cell.label: entry.id for entry in plan.entries}
+    assert by_method["TELL (general=0), seed 42"] == by_method["SFT, seed 42"]
+    assert by_method["written out, seed 42"] == by_method["SFT, seed 42"]
+    assert len(plan.entries) == 4
+    assert len(plan.runs) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": 0.02},
+        {"task": "7rows"},
+        {"order": "even"},
+        {"anchor": "none"},
+        {"lora_rank": 2},
+    ],
+)
+def test_what_changes_a_run_changes_its_id(world: World, change: dict[str, Any]) -> None:
+    plan = _plan(world, runs={"A": {}, "B": change})
+    assert len({entry.id for entry in plan.entries}) == 2
+
+
+def test_other_data_is_another_run(world: World) -> None:
+    before = _plan(world, runs={"A": {}}).entries[0].id
+    assert _plan(world, runs={"renamed": {"report_to": ["none"]}}).entries[0].id == before
+    file = world.cards / "tiny_task" / "train.jsonl"
+    file.write_text(file.read_text().replace("number 3", "number three"))
+    later = _plan(world, runs={"A": {"task": "all"}}, settings={"general": "8rows"})
+    assert later.entries[0].id != before
+    file.write_text(file.read_text().replace("number three", "number 3"))
+
+
+def test_a_seed_moves_mixture_and_training(world: World) -> None:
+    first, second = _plan(world, runs={"A": {}}, seeds=[1, 2]).entries
+    assert (first.recipe.values["seed"], second.recipe.values["seed"]) == (1, 2)
+    assert (first.spec.seed, second.spec.seed) == (1, 2)
+    assert first.facts.hash != second.facts.hash
+    assert first.evaluation == second.evaluation
+
+
+@pytest.mark.parametrize("task", [1, 2, 5, 8, 15])
+@pytest.mark.parametrize("general", [1, 9, 24, 47])
+def test_repeated_task_rows_take_equal_steps(world: World, task: int, general: int) -> None:
+    plan = _plan(
+        world,
+        settings={"task": f"{task}rows"},
+        runs={
+            "TELL": {"general": f"{general}rows"},
+            "SFT": {"general": "0", "order": "even", "equal_steps": "TELL"},
+        },
+    )
+    tell, sft = plan.entries
+    assert sft.plan.steps == tell.plan.steps
+    assert sft.equal_steps == tell.id
+    # the last round is cut short, no earlier one: every row is seen as often as any, or once less
+    mixture = build_mixture(sft.spec)
+    seen = mixture.row[mixture.order][: sft.plan.steps * sft.plan.training.rows_per_step]
+    counts = Counter(seen.tolist())
+    assert len(counts) == task
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_steps_that_cannot_be_reached_are_an_error(world: World) -> None:
+    sweep = _sweep(
+        world,
+        runs={"TELL": {"general": "40rows"}, "B": {"general": "8rows", "equal_steps": "TELL"}},
+    )
+    told = "\n".join(map(str, make_plan(sweep, world.root / "c").problems))
+    assert "takes 1 optimizer steps and cannot be brought to 3" in told
+
+
+def test_derived_runs_stand_at_their_reference(world: World) -> None:
+    plan = _plan(
+        world,
+        methods={"TELL": None, "general only": {"general_only": "TELL"}},
+        grid={"general": ["8rows", "16rows"]},
+    )
+    rows = {entry.cell.label: entry.facts.rows for entry in plan.entries}
+    assert rows["general only (general=8rows), seed 42"] == 8
+    assert rows["general only (general=16rows), seed 42"] == 16
+
+
+def test_the_base_model_is_asked_once_a_card(world: World) -> None:
+    plan = _plan(world, runs={"A": {}, "B": {"anchor": "none"}, "C": {"lora_rank": 2}})
+    assert len(plan.bases) == 1
+    assert plan.bases[0].evaluation.anchor == "card"
+
+
+# --- cards that are made -------------------------------------------------------------------------
+
+
+def test_held_out_rows_are_the_same_for_every_seed_and_never_trained(world: World) -> None:
+    plan = _plan(world, runs={"A": {"general": "all"}}, seeds=[1, 2, 3])
+    sources = {entry.spec.sources for entry in plan.entries}
+    assert sources == {("tiny_general_less4",)}
+    card = load_card("tiny_general_less4")
+    held = open_split(card, "heldout").all_texts()
+    trained = open_split(card, "train").all_texts()
+    everything = open_split(load_card("tiny_general"), "train").all_texts()
+    assert len(held) == 4
+    assert sorted(held + trained) == sorted(everything)
+
+
+def test_rows_that_ask_the_same_as_a_held_out_row_do_not_train(world: World) -> None:
+    rows = [*general_rows(20), *({"q": row["q"].upper(), "r": "x"} for row in general_rows(20))]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (world.cards / "tiny_general" / "train.jsonl").write_text(text)
+    os.environ["TELL_CARDS"] += os.pathsep + str(world.root / "made")
+    name = derived_cards.with_held_out(load_card("tiny_general"), 5, world.root / "made")
+    held = [query for query, _ in open_split(load_card(name), "heldout").all_texts()]
+    trained = [query for query, _ in open_split(load_card(name), "train").all_texts()]
+    assert not set(comparison_keys(held)) & set(comparison_keys(trained))
+
+
+def test_a_card_with_a_held_out_split_is_taken_as_it_is(world: World) -> None:
+    card = load_card("sample_general")
+    assert derived_cards.with_held_out(card, 40, world.root / "made") == "sample_general"
+    assert not (world.root / "made").exists()
+
+
+def test_too_few_rows_to_hold_out(world: World) -> None:
+    with pytest.raises(UserError, match="60 rows to be held out of 60"):
+        derived_cards.with_held_out(load_card("tiny_general"), 60, world.root / "made")
+
+
+def test_general_only_holds_exactly_the_general_rows(world: World) -> None:
+    plan = _plan(world, runs={"TELL": {}, "general": {"general_only": "TELL"}}, seeds=[3])
+    tell, general = (build_mixture(entry.spec) for entry in plan.entries)
+    assert sorted(derived_cards.general_rows_of(tell)) == sorted(general.general[0].all_texts())
+    assert general.task is None
+
+
+def test_random_text_keeps_lengths_and_words_and_nothing_else(world: World) -> None:
+    plan = _plan(world, runs={"TELL": {}, "random": {"random_text": "TELL", "equal_steps": "TELL"}})
+    tell, random = (build_mixture(entry.spec) for entry in plan.entries)
+    before = derived_cards.general_rows_of(tell)
+    after = derived_cards.general_rows_of(random)
+    lengths = [[(len(q.split()), len(r.split())) for q, r in rows] for rows in (before, after)]
+    assert Counter(lengths[0]) == Counter(lengths[1])
+    words = [
+        Counter(w for pair in rows for text in pair for w in text.split())
+        for rows in (before, after)
+    ]
+    assert words[0] == words[1]
+    assert not set(before) & set(after)
+    assert plan.entries[0].plan.steps == plan.entries[1].plan.steps
+
+
+def test_random_text_is_seeded() -> None:
+    rows = [("a b c", "d e"), ("f g", "h i j k")]
+    once, again = (derived_cards.shuffled_words(rows, 1) for _ in range(2))
+    assert once == again == [("b i k", "f c"), ("g e", "d h a j")]
+    assert derived_cards.shuffled_words(rows, 2) != once
+
+
+def test_cards_are_made_once(world: World) -> None:
+    _plan(world, runs={"A": {}})
+    file = world.root / "out" / "cards" / "tiny_general_less4" / "train.jsonl"
+    stamp = file.stat().st_mtime_ns
+    _plan(world, runs={"A": {}, "B": {"lora_rank": 2}})
+    assert file.stat().st_mtime_ns == stamp
+
+
+# --- the listing ---------------------------------------------------------------------------------
+
+
+def _main(*arguments: str) -> int:
+    return cli.main(list(arguments))
+
+
+def test_dry_run_lists_and_writes_nothing(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    out = world.root / "out"
+    assert _main("sweep", str(world.sweep()), "--dry-run", "--out", str(out)) == 0
+    text = capsys.readouterr().out
+    assert "TELL (task=8rows), seed 42" in text
+    assert "no-op: every step has learning rate 0" in text
+    assert "5 runs, 5 left" in text
+    assert "unknown until a run is finished" in text
+    assert not out.exists()
+
+
+def test_dry_run_with_a_rate_counts_tokens_flops_and_time(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(world.root / "model")
+    monkeypatch.setenv("TELL_TOKENIZER", str(world.model()))
+    assert _main("sweep", str(world.sweep()), "--dry-run", "--rate", "10") == 0
+    text = capsys.readouterr().out
+    assert "tokens to train" in text
+    assert "FLOPs" in text
+    assert "at 10 tokens a second (--rate)" in text
+    lines = [line.split() for line in text.splitlines() if line.startswith("TELL (task=8rows)")]
+    rows, steps = int(lines[0][4]), int(lines[0][5])
+    assert (rows, steps) == (32, 2)
+
+
+def test_a_plan_with_problems_shows_the_rest_and_fails(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = world.sweep(methods={"TELL": {}, "odd": {"anchor": "nowhere"}})
+    assert _main("sweep", str(sweep), "--dry-run") == 1
+    shown = capsys.readouterr()
+    assert "TELL (task=8rows), seed 42" in shown.out
+    assert "unknown value 'nowhere'" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "name a sweep file or --controls RECIPE"),
+        (["FILE", "--controls", "x.yaml"], "both are given"),
+        (["FILE", "--task", "3rows"], "--task goes with --controls"),
+        (["--controls", "RECIPE", "--seeds", "a"], "bad seeds 'a'"),
+        (["FILE", "--dry-run", "--rate", "0"], "a rate of 0 or less"),
+        (["FILE", "--jobs", "0"], "a count below 1"),
+    ],
+)
+def test_wrong_arguments(
+    world: World, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    places = {"FILE": str(world.sweep()), "RECIPE": str(world.root / "tiny.yaml")}
+    given = [places.get(part, part) for part in arguments]
+    assert _main("sweep", *given, "--out", str(world.root / "out")) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_flags_win_over_the_base_recipe(world: World) -> None:
+    sweep = load_sweep(world.sweep(), {"learning_rate": 0.5})
+    planner = Planner(sweep, world.root / "c")
+    assert planner.planned(cells(sweep)[0]).recipe.values["learning_rate"] == 0.5
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def test_one_sweep_a_folder(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    out = world.root / "out"
+    out.mkdir()
+    with FileLock(out / ".lock"):
+        assert _main("sweep", str(world.sweep()), "--out", str(out)) == 1
+    assert "another sweep works in this folder" in capsys.readouterr().err
+
+
+def test_gpus_are_filled_one_run_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    found = [slot.environment() for slot in machine.slots(None, needs_gpu=True)]
+    assert found == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "6"}]
+    assert len(machine.slots(1, needs_gpu=True)) == 1
+    with pytest.raises(UserError, match="3 runs at once and 2 GPUs"):
+        machine.slots(3, needs_gpu=True)
+
+
+def test_runs_on_a_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    assert [slot.gpu for slot in machine.slots(3, needs_gpu=True)] == [None] * 3
+    assert machine.slots(3, needs_gpu=False)[0].environment() == {"OMP_NUM_THREADS": "2"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert machine.slots(3, needs_gpu=False)[0].environment() == {}
+
+
+_FAKE_WORKER = """
+import json, os, sys, time
+folder, log = sys.argv[1], sys.argv[2]
+start = time.time()
+time.sleep(0.4)
+with open(log, "a") as file:
+    file.write(json.dumps([os.environ["CUDA_VISIBLE_DEVICES"], start, time.time()]) + "\\n")
+os.makedirs(folder + "/eval/e", exist_ok=True)
+for name in ("trained.json", "eval/e/evaluated.json"):
+    open(f"{folder}/{name}", "w").write('{"seconds": 1}')
+"""
+
+
+def test_no_gpu_has_two_runs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setattr(
+        runner,
+        "worker_command",
+        lambda job: [sys.executable, "-c", _FAKE_WORKER, str(job.folder), str(log)],
+    )
+    jobs = [Job(tmp_path / f"run{i}", "e", f"run {i}", 3, True) for i in range(6)]
+    for job in jobs:
+        job.folder.mkdir()
+    slots = [machine.Slot("0", 1), machine.Slot("1", 1)]
+    tally = runner.run_here(jobs, slots, tmp_path / "cards")
+    assert (tally.done, tally.failed) == (6, 0)
+    spans = [json.loads(line) for line in log.read_text().splitlines()]
+    for gpu in ("0", "1"):
+        mine = sorted((start, end) for name, start, end in spans if name == gpu)
+        assert len(mine) >= 2
+        assert all(first[1] <= second[0] for first, second in pairwise(mine))
+
+
+def test_jobs_that_share_a_run_are_done_one_after_the_other(tmp_path: Path) -> None:
+    first = Job(tmp_path / "a", "one", "a", 1, False)
+    second = Job(tmp_path / "b", "one", "b", 1, False)
+    third = Job(tmp_path / "a", "two", "a", 1, False)
+    assert runner.by_folder([first, second, third]) == [[first, third], [second]]
+
+
+def test_one_run_is_asked_about_two_tasks(world: World) -> None:
+    """The general rows alone do not depend on the task: one training, two sets of answers."""
+    shutil.copytree(world.cards / "tiny_task", world.cards / "other_task")
+    card = world.cards / "other_task" / "card.yaml"
+    card.write_text(card.read_text().replace("name: tiny_task", "name: other_task"))
+    plan = _plan(
+        world,
+        methods={"TELL": None, "general only": {"general_only": "TELL"}},
+        grid={"card": ["tiny_task", "other_task"]},
+        settings={"task": "8rows", "general": "16rows"},
+    )
+    alone = [entry for entry in plan.entries if entry.cell.method == "general only"]
+    assert alone[0].id == alone[1].id
+    assert alone[0].evaluation.id != alone[1].evaluation.id
+    assert len(plan.runs) == 4
+    assert len(plan.bases) == 2
+
+
+def test_ctrl_c_ends_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that waits for its standard input to close ends when the sweep is stopped."""
+    program = "import sys; open(sys.argv[1] + '/started', 'w').close(); sys.stdin.read()"
+    monkeypatch.setattr(
+        runner, "worker_command", lambda job: [sys.executable, "-c", program, str(job.folder)]
+    )
+    job = Job(tmp_path / "run", "e", "run", 1, False)
+    job.folder.mkdir()
+    stop = Event()
+    Timer(1.0, stop.set).start()
+    start = time.monotonic()
+    runner.work(job, dict(os.environ), stop)
+    assert (job.folder / "started").exists()
+    assert time.monotonic() - start < 20
+
+
+def test_what_a_killed_worker_left_behind_is_ended(tmp_path: Path) -> None:
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    marked = {**os.environ, "TELL_SWEEP_RUN": str(tmp_path / "run")}
+    other = {**os.environ, "TELL_SWEEP_RUN": str(tmp_path / "other")}
+    mine = subprocess.Popen(sleeper, env=marked, start_new_session=True)
+    theirs = subprocess.Popen(sleeper, env=other)
+    try:
+        time.sleep(0.3)
+        assert worker.end_workers_of(tmp_path / "run") >= 1
+        assert mine.wait(10) == -signal.SIGKILL
+        assert theirs.poll() is None
+    finally:
+        theirs.kill()
+        theirs.wait()
+
+
+def test_half_written_checkpoints_are_no_checkpoints(tmp_path: Path) -> None:
+    for step, state in ((5, '{"global_step": 5, "max_steps": 9}'), (9, '{"global_st')):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text("{}")
+        (folder / "trainer_state.json").write_text(state)
+    (tmp_path / "checkpoint-7").mkdir()
+    assert [path.name for path in worker.whole_checkpoints(tmp_path)] == ["checkpoint-5"]
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [(1, "exit code 1"), (-9, "signal SIGKILL (out of memory?)")]
+)
+def test_exit_codes_in_words(code: int, told: str) -> None:
+    assert worker.exit_text(code) == told
+
+
+# --- for real ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A world with a model."""
+    made = World(tmp_path_factory.mktemp("world"))
+    made.recipe()
+    made.sweep()
+    lay_keys(made.root / "cache")
+    return made
+
+
+@pytest.fixture(scope="module")
+def undisturbed(real_world: World) -> Path:
+    """The folder of a sweep of four runs that nobody disturbed."""
+    out = real_world.root / "undisturbed"
+    text = real_world.call("sweep", _file(real_world), "--jobs", "2", "--out", str(out))
+    assert "all 5 runs are done" in text
+    return out
+
+
+def _file(world: World) -> str:
+    return str(world.root / "small.yaml")
+
+
+def _results(world: World, out: Path) -> dict[str, bytes]:
+    """Everything that a sweep found out: tables, answers, losses, adapters."""
+    report = out.with_name(f"{out.name}-report")
+    world.call("report", str(out), "--out", str(report))
+    found = {str(p.relative_to(report)): p.read_bytes() for p in report.glob("tables/*")}
+    for pattern in ("answers.jsonl", "losses.jsonl", "adapter_model.safetensors", "manifest.json"):
+        for path in (out / "runs").rglob(pattern):
+            found[str(path.relative_to(out))] = path.read_bytes()
+    return found
+
+
+def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _workers(out: Path) -> Iterator[psutil.Process]:
+    """Processes that work for a run in `out`."""
+    for process in psutil.process_iter():
+        try:
+            mark = process.environ().get("TELL_SWEEP_RUN", "")
+        except psutil.Error:
+            continue
+        if mark.startswith(str(out)):
+            yield process
+
+
+def _kill(process: subprocess.Popen[str], out: Path) -> None:
+    """SIGKILL the sweep itself; all that worked for it must be gone soon after."""
+    assert list(_workers(out))
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 30
+    while list(_workers(out)):
+        assert time.monotonic() < end, "a run goes on without its sweep"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_twice_ends_like_an_undisturbed_one(
+    real_world: World, undisturbed: Path
+) -> None:
+    out = real_world.root / "killed"
+    command = ["sweep", _file(real_world), "--jobs", "2", "--out", str(out)]
+
+    first = real_world.start(*command)  # killed while runs train
+    _wait_for(lambda: bool(list((out / "runs").glob("tiny*/train/args.json"))), first)
+    _kill(first, out)
+    assert not list((out / "runs").glob("tiny*/eval/*/evaluated.json"))
+
+    second = real_world.start(*command)  # killed while a trained run is asked
+    _wait_for(lambda: bool(list((out / "runs").glob("tiny*/eval/*/eval.log"))), second)
+    _kill(second, out)
+
+    text = real_world.call(*command)
+    assert "all 5 runs are done" in text
+    assert "0 done" not in text.splitlines()[0]
+    expected, found = _results(real_world, undisturbed), _results(real_world, out)
+    assert found.keys() == expected.keys()
+    assert len([name for name in found if name.endswith("safetensors")]) == 4
+    for name, content in expected.items():
+        assert found[name] == content, name
+
+
+@pytest.mark.slow
+def test_a_second_call_does_nothing_and_another_sweep_shares_runs(
+    real_world: World, undisturbed: Path
+) -> None:
+    text = real_world.call("sweep", _file(real_world), "--out", str(undisturbed))
+    assert "5 runs, 5 done, 0 to do" in text
+    other = real_world.sweep("other", methods={"mine": {}}, grid={"task": ["8rows"]})
+    text = real_world.call("sweep", str(other), "--dry-run", "--out", str(undisturbed))
+    assert "2 runs, 0 left" in text
+
+
+@pytest.mark.slow
+def test_the_time_left_is_measured(real_world: World, undisturbed: Path) -> None:
+    """Without a tokenizer there are no tokens; the time of answering is known all the same."""
+    more = real_world.sweep("more", grid={"task": ["4rows", "8rows", "9rows"]})
+    text = real_world.call("sweep", str(more), "--dry-run", "--out", str(undisturbed))
+    assert "7 runs, 2 left" in text
+    assert "unknown until" in text
+
+
+@pytest.mark.slow
+def test_failed_runs_are_kept_and_tried_again_on_request(real_world: World) -> None:
+    out = real_world.root / "failing"
+    broken = real_world.recipe("broken", max_length=8)  # strict: the rows do not fit
+    sweep = real_world.sweep(
+        "failing", base=str(broken), grid={}, methods={}, runs={"A": {}}, plot={}
+    )
+    command = ["sweep", str(sweep), "--out", str(out)]
+    text = real_world.call(*command, code=1)
+    assert "failed: A, seed 42 (train: exit code 1)" in text
+    (log,) = out.glob("runs/tiny*/train.log")
+    assert "max_length" in log.read_text()
+    (failed,) = out.glob("runs/tiny*/failed.json")
+    assert json.loads(failed.read_text())["tail"]
+    again = real_world.call(*command, code=1)
+    assert "1 failed earlier (--retry-failed tries them again)" in again
+    assert "0 to do" in again
+    retried = real_world.call(*command, "--retry-failed", code=1)
+    assert "1 to do" in retried
+    assert (log.parent / "train-failed-1.log").is_file()
+    assert log.is_file()
+    report = real_world.call("report", str(out))
+    assert "report.html" in report
+    assert "1 of 2 runs failed: A" in (out / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_table(real_world: World, undisturbed: Path) -> None:
+    """A local cluster of two workers, one run at a time each."""
+    ray = pytest.importorskip("ray", reason="Ray is optional: pip install ray")
+    from ray.cluster_utils import Cluster
+
+    out = real_world.root / "ray"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        text = real_world.call(
+            "sweep", _file(real_world), "--ray", cluster.address, "--out", str(out)
+        )
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert "all 5 runs are done" in text
+    assert "given to Ray" in text
+    expected, found = _results(real_world, undisturbed), _results(real_world, out)
+    assert found.keys() == expected.keys()
+    for name, content in expected.items():
+        assert found[name] == content, name
+
+
+def test_no_ray_cluster(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray", reason="Ray is optional: pip install ray")
+    out = str(world.root / "out")
+    assert _main("sweep", str(world.sweep()), "--ray", "127.0.0.1:1", "--out", out) == 1
+    assert "no Ray cluster at '127.0.0.1:1'" in capsys.readouterr().err

@@ -1,0 +1,182 @@
+"""Every sweep file: found by globbing, read, and planned over stand-in data."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tell_plugins import cli
+from tell_plugins.core.cards import card_names, load_card
+from tell_plugins.experiments.planning import make_plan
+from tell_plugins.experiments.published import published
+from tell_plugins.experiments.sweep import load_sweep
+from tests.conftest import PROJECT
+from tests.swift_keys_once import lay_keys
+
+FILES = sorted((PROJECT / "recipes" / "sweeps").glob("*.yaml"))
+PAPER = [path for path in FILES if not path.stem.startswith("smollm2")]
+TWINS = [path for path in FILES if path.stem.startswith("smollm2")]
+FIGURES = {"05", "06", "07", "08", "09", "10", "11", "12", "13", "14", "15", "16"}
+_INLINE = "Read the text below with care. Then answer as asked.\n\n"
+
+
+def _name(path: Path) -> str:
+    return path.stem
+
+
+def test_the_sweeps_are_those_known_here() -> None:
+    assert len(FILES) == 21
+    assert (len(PAPER), len(TWINS)) == (12, 9)
+
+
+@pytest.mark.parametrize("files", [PAPER, TWINS], ids=["paper", "twins"])
+def test_every_figure_has_its_sweep(files: list[Path]) -> None:
+    found = {number for path in files for number in re.findall(r"\d\d", path.stem.split("fig")[-1])}
+    if files is TWINS:
+        found.add("08")  # the embedded model's task is that of Figure 7 already
+    assert found == FIGURES
+    assert any(path.stem.endswith("a5") for path in files)
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_header_says_how_to_launch_it(path: Path) -> None:
+    header = path.read_text(encoding="utf-8").split("title:")[0].splitlines()
+    assert all(line.startswith("# ") for line in header)
+    assert len(header) <= 12
+    text = "\n".join(header)
+    assert f"./run.sh sweep recipes/sweeps/{path.name}" in text
+    assert "# Data:" in text
+    assert "# Ours:" in text
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_base_recipe_and_published_points_are_there(path: Path) -> None:
+    sweep = load_sweep(path)
+    assert (PROJECT / sweep.base).is_file()
+    published(sweep.plot.paper, sweep.name)
+    methods = {*sweep.crossed(), *sweep.runs}
+    assert sweep.plot.reference in methods
+
+
+def test_twins_fit_a_small_machine() -> None:
+    for path in TWINS:
+        sweep = load_sweep(path)
+        assert sweep.base == "recipes/smollm2_json.yaml"
+        assert sweep.evaluate.rows is not None
+        assert sweep.evaluate.rows <= 200
+
+
+# --- plans over stand-in data --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files for every card, large enough for every amount; a tokenizer that counts letters."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    root = tmp_path_factory.mktemp("stand_ins")
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    (root / "data").mkdir()
+    tokenizer.save(str(root / "data" / "tokenizer.json"))
+    for name in card_names():
+        card = load_card(name)
+        for split, place in card.splits.items():
+            if (card.folder / place.file).is_file():
+                continue
+            count, letters = _size(name, split)
+            front = _INLINE if card.inline_anchor else ""
+            columns = card.columns_of(split)
+            label = "no" if card.metric == "json" else f"#### {7}"
+            rows = [
+                {
+                    **dict.fromkeys(columns.query, ""),
+                    columns.query[0]: f"{front}{split} {number} of {name} " + "a" * letters,
+                    columns.response: f"{label}" if split != "train" else f"answer {number}",
+                }
+                for number in range(count)
+            ]
+            file = root / "data" / place.file
+            if place.file.endswith(".json"):
+                file.write_text(json.dumps(rows))
+            else:
+                file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lay_keys(root / "cache")
+    return root
+
+
+def _size(name: str, split: str) -> tuple[int, int]:
+    """Rows, and letters of each: as many rows as the official files where that matters."""
+    if split != "train":
+        return 20, 5
+    sizes = {"alpaca_en": (6000, 720), "open_platypus": (6000, 720), "alpaca_en_demo": (999, 90)}
+    return sizes.get(name) or {"en_is_news": (71, 90), "is_en_news": (56, 90)}.get(
+        name, (920, 1100)
+    )
+
+
+@pytest.fixture
+def at_hand(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The stand-in files are what the machine has; self-written anchors are there."""
+    monkeypatch.setenv("TELL_DATA_HOME", str(stand_ins / "data"))
+    monkeypatch.setenv("TELL_CACHE", str(stand_ins / "cache"))
+    monkeypatch.setenv("TELL_TOKENIZER", str(stand_ins / "data" / "tokenizer.json"))
+    from tell_plugins.core import anchors
+
+    read = anchors._read
+    files = anchors.anchor_files
+    monkeypatch.setattr(anchors, "anchor_files", lambda card: [*files(card), "self_written"])
+    monkeypatch.setattr(
+        anchors,
+        "_read",
+        lambda card, name: "Do it." if name == "self_written.txt" else read(card, name),
+    )
+    return stand_ins
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_dry_run(path: Path, at_hand: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(at_hand / "out")
+    assert cli.main(["sweep", str(path), "--dry-run", "--rate", "1e4", "--out", out]) == 0
+    text = capsys.readouterr().out
+    sweep = load_sweep(path)
+    wanted = len(sweep.crossed()) * len(sweep.seeds)
+    for values in sweep.grid.values():
+        wanted *= len(values)
+    pinned = any(set(settings) & set(sweep.grid) for settings in sweep.crossed().values())
+    wanted += len(sweep.runs) * len(sweep.seeds)
+    listed = [line for line in text.splitlines() if ", seed " in line]
+    same = text.count("the same run as")
+    assert len(listed) + same == wanted or (pinned and listed)
+    assert "one run after the other" in text
+    assert all(line.split("to do")[0].rstrip()[-1] != "?" for line in listed)
+
+
+@pytest.mark.parametrize("path", PAPER, ids=_name)
+def test_paper_sweeps_name_the_papers_amounts(path: Path, at_hand: Path) -> None:
+    plan = make_plan(load_sweep(path), at_hand / "cards")
+    assert plan.problems == []
+    for entry in plan.entries:
+        values = entry.recipe.values
+        assert (values["lora_rank"], values["learning_rate"], values["seed"]) == (8, 1e-4, 42)
+        assert entry.plan.training.rows_per_step == 16
+    if path.stem in ("fig11", "fig12"):
+        rows = {entry.facts.task_rows for entry in plan.entries}
+        assert rows == {"fig11": {15, 115}, "fig12": {115, 883}}[path.stem]
+
+
+def test_twins_run_on_the_real_data(
+    real_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """English to Icelandic is at hand beside the project, the other direction is not."""
+    lay_keys(real_home.parent / "cache")
+    path = str(PROJECT / "recipes" / "sweeps" / "smollm2_fig09_10.yaml")
+    assert cli.main(["sweep", path, "--dry-run"]) == 1
+    shown = capsys.readouterr()
+    assert "TELL (card=en_is_news), seed 42" in shown.out
+    assert "others cannot be planned (1)" in shown.out
+    assert "./run.sh data is_en_news" in shown.err
