@@ -679,6 +679,8 @@ def test_a_duration_is_told_only_at_a_measured_rate(
     assert "time " not in without.split("Cost")[1].split("Other")[0]
     assert main(["check", str(write()), "--tokens-per-second", "100"]) == 0
     assert "at your 100 tokens a second" in capsys.readouterr().out
+    assert main(["check", str(write()), "--tokens-per-second", "-1"]) == 1
+    assert "a number above 0" in capsys.readouterr().err
 
 
 # --- keys ---------------------------------------------------------------------------------------

@@ -64,6 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.tokens_per_second is not None and not args.tokens_per_second > 0:
+        raise UserError(
+            f"--tokens-per-second is {args.tokens_per_second:g}",
+            where="command line",
+            allowed="a number above 0",
+            remedy="give the rate you measured, or leave it out",
+        )
     swift = swift_keys()
     good = True
     for number, path in enumerate(args.recipes):
