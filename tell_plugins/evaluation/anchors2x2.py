@@ -1,0 +1,259 @@
+"""`./run.sh anchors2x2`: anchor in training x anchor at test, in one table (Figures 5 and 6).
+
+One recipe is trained twice, unless the runs are there already: as it is, and with `anchor=none`
+into the folder `<output_dir>_noanchor`. Both are tested with the anchor and without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tell_plugins.core import paths
+from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.evaluation import evaluate
+from tell_plugins.evaluation.adapters import Adapter, find_adapters
+from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.evaluation.scored import load_scored
+from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
+from tell_plugins.evaluation.summary import System, read_system, shown
+from tell_plugins.recipe import train
+from tell_plugins.recipe.recipes import Recipe, checkpoints, load_recipe
+
+SUFFIX = "_noanchor"
+WITH, WITHOUT = "with", "without"
+_STEM = "anchors2x2"
+_WIDE = 140  # columns that the tables need
+# the measures whose differences are shown, by the card's metric
+_SHOWN = {
+    "json": (("strict", "adherence"), ("strict", "balanced_accuracy")),
+    "translation": (("stripped_segment", "chrf++"), ("stripped_segment", "bleu")),
+    "number": (("number", "exact_match"),),
+}
+Cell = tuple[str, str]  # anchor in training, anchor at test
+_EFFECTS: tuple[tuple[str, Cell, Cell], ...] = (
+    ("at test, trained with it", (WITH, WITH), (WITH, WITHOUT)),
+    ("at test, trained without", (WITHOUT, WITH), (WITHOUT, WITHOUT)),
+    ("in training, tested with it", (WITH, WITH), (WITHOUT, WITH)),
+    ("in training, tested without", (WITH, WITHOUT), (WITHOUT, WITHOUT)),
+    ("in both, against in neither", (WITH, WITH), (WITHOUT, WITHOUT)),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(takes_flags=True)
+    parser.add_argument("recipe", help="the recipe, with its anchor")
+    parser.add_argument("--split", default="test", help="split of the card (default: test)")
+    parser.add_argument("--rows", type=int, help="a seeded draw of this many rows (default: all)")
+    parser.add_argument("--batch-size", type=int, default=16, help="prompts answered together")
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="limit of an answer (default: the card's)"
+    )
+    parser.add_argument(
+        "--general-rows", type=int, default=40, help="held-out general rows (default: 40)"
+    )
+    parser.epilog = (
+        "Further --key value pairs are ms-swift's and hold for both runs. Answers go where "
+        "./run.sh eval puts them, the table into <output_dir>/anchors2x2.json and .csv."
+    )
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What the anchor does at one place, in one measure: a paired difference over test rows."""
+
+    anchor: str
+    measure: str
+    difference: Difference
+
+
+def run(args: argparse.Namespace) -> int:
+    recipe = load_recipe(args.recipe, args.flags)
+    bare = without_anchor(recipe)
+    card = load_card(recipe.spec.card)
+    runs = {WITH: _trained(recipe, args.flags), WITHOUT: _trained(bare, _flags(args.flags, bare))}
+    adapters = _adapters(recipe, runs)
+    names = {
+        tested: _answer(args, recipe, adapters, anchor)
+        for tested, anchor in ((WITH, None), (WITHOUT, "none"))
+    }
+    out = recipe.output_dir / "eval"
+    systems = {
+        (trained, tested): read_system(out, adapters[trained].label, names[tested], card)
+        for trained in adapters
+        for tested in names
+    }
+    found = effects(
+        {
+            (trained, tested): out / adapters[trained].label / names[tested]
+            for trained, tested in systems
+        },
+        card,
+    )
+    show(systems, found, f"{card.name}, {recipe.name}: anchor in training x anchor at test")
+    files = write(systems, found, recipe.output_dir / _STEM)
+    print("saved " + " and ".join(paths.shown(file) for file in files))
+    return 0
+
+
+def without_anchor(recipe: Recipe) -> Recipe:
+    """The recipe with `anchor=none`. Raises UserError for one that has none already."""
+    spec = recipe.spec
+    if load_card(spec.card).kind == "general" or spec.anchor == "none":
+        raise UserError(
+            "the recipe trains without an anchor",
+            where=recipe.where("dataset"),
+            remedy="name the recipe that trains with it; the other run is made from it",
+        )
+    return recipe.with_values(
+        dataset=[str(spec.with_values(anchor="none"))],
+        output_dir=f"{recipe.output_dir}{SUFFIX}",
+    )
+
+
+def _flags(flags: Sequence[str], bare: Recipe) -> list[str]:
+    """The command line's flags, then those that make the run the one without the anchor."""
+    return [*flags, "--dataset", bare.dataset_text, "--output_dir", str(bare.output_dir)]
+
+
+def _trained(recipe: Recipe, flags: Sequence[str]) -> Path:
+    """The last checkpoint of the run, which is trained first where there is none.
+
+    Raises UserError when the folder holds a run on other data, MachineError when training failed.
+    """
+    if not checkpoints(recipe.output_dir):
+        print(f"training {recipe.dataset_text} into {paths.shown(recipe.output_dir)}", flush=True)
+        code = train.run(argparse.Namespace(recipe=str(recipe.path), flags=list(flags)))
+        if code or not checkpoints(recipe.output_dir):
+            raise MachineError(
+                f"swift sft ended with exit code {code} and left no checkpoint in "
+                f"{paths.shown(recipe.output_dir)}\n  remedy:  see what it printed above"
+            )
+    checkpoint = checkpoints(recipe.output_dir)[-1]
+    manifest = Adapter(checkpoint.name, checkpoint).manifest()
+    trained = manifest["spec"] if manifest else "unknown data"
+    if trained != str(recipe.spec):
+        raise UserError(
+            f"the run there was trained on {trained}, not on {recipe.spec}",
+            where=paths.shown(checkpoint),
+            remedy="name another folder with --output_dir DIR, or remove that run",
+        )
+    return checkpoint
+
+
+def _adapters(recipe: Recipe, runs: dict[str, Path]) -> dict[str, Adapter]:
+    found = find_adapters([str(path) for path in runs.values()], recipe)
+    return dict(zip(runs, found, strict=True))
+
+
+def _answer(
+    args: argparse.Namespace, recipe: Recipe, adapters: dict[str, Adapter], anchor: str | None
+) -> str:
+    """Answer and score with both adapters; return the name of their answers' folders."""
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    asked = parser.parse_args([str(recipe.path)])
+    asked.adapter = [str(adapter.path) for adapter in adapters.values()]
+    asked.flags, asked.anchor = args.flags, anchor
+    for key in ("split", "rows", "batch_size", "max_new_tokens", "general_rows"):
+        setattr(asked, key, getattr(args, key))
+    evaluate.answer(asked)
+    return evaluate.folder_name(asked, 42)
+
+
+def effects(folders: dict[Cell, Path], card: Card) -> list[Effect]:
+    """Paired differences between the cells, for the measures that the card's metric shows."""
+    from tell_plugins.evaluation.measures import difference, measures
+
+    found = {cell: measures(load_scored(folder)) for cell, folder in folders.items()}
+    result = []
+    for key in _SHOWN[str(card.metric)]:
+        for anchor, one, other in _EFFECTS:
+            value = difference(found[one][key], found[other][key], resamples=RESAMPLES, seed=SEED)
+            if value is not None:
+                result.append(Effect(anchor, key[1], value))
+    return result
+
+
+def show(systems: dict[Cell, System], found: Sequence[Effect], title: str) -> None:
+    """Print the four cells, and what the anchor does at each place."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(_WIDE, console.width))
+    first = next(iter(systems.values())).scores
+    cells = _table(f"{title}, {first.rows} rows")
+    for name in ("trained", "tested", *first.headline, "general loss", "bleed"):
+        cells.add_column(name)
+    for (trained, tested), system in systems.items():
+        loss = system.general.loss
+        cells.add_row(
+            trained,
+            tested,
+            *(shown(value) for value in system.scores.headline.values()),
+            "-" if loss is None else f"{loss.loss:.3f}",
+            shown(system.general.bleed),
+        )
+    console.print(cells)
+    changes = _table("what the anchor adds, paired over test rows [95 % interval]")
+    anchors = list(dict.fromkeys(effect.anchor for effect in found))
+    for name in ("anchor", *dict.fromkeys(effect.measure.replace("_", " ") for effect in found)):
+        changes.add_column(name)
+    for anchor in anchors:
+        values = [effect.difference for effect in found if effect.anchor == anchor]
+        changes.add_row(
+            anchor,
+            *(f"{value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]" for value in values),
+        )
+    console.print(changes)
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+
+
+def write(systems: dict[Cell, System], found: Sequence[Effect], stem: Path) -> list[Path]:
+    """Write the cells as CSV, and cells and differences as JSON; return the two files."""
+    from tell_plugins.evaluation.compare_tables import csv_text
+
+    files = [stem.with_suffix(".csv"), stem.with_suffix(".json")]
+    paths.write_text(files[0], csv_text(list(_records(systems))))
+    content = {
+        "cells": [
+            {
+                "trained": trained,
+                "tested": tested,
+                "scores": system.scores.to_dict(),
+                "general": asdict(system.general),
+            }
+            for (trained, tested), system in systems.items()
+        ],
+        "effects": [asdict(effect) for effect in found],
+    }
+    paths.write_text(files[1], json.dumps(content, indent=2, allow_nan=False) + "\n")
+    return files
+
+
+def _records(systems: dict[Cell, System]) -> Iterator[dict[str, Any]]:
+    for (trained, tested), system in systems.items():
+        numbers: dict[str, Rate | Estimate | None] = {**system.scores.headline}
+        numbers["bleed"] = system.general.bleed
+        for measure, number in numbers.items():
+            if number is not None:
+                yield {
+                    "trained": trained,
+                    "tested": tested,
+                    "measure": measure,
+                    "value": number.value,
+                    "low": number.low,
+                    "high": number.high,
+                    "n": number.n,
+                }
