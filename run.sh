@@ -52,6 +52,7 @@ if ! is_ready; then
 fi
 
 export PATH="$PWD/.venv/bin:$PATH"
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"  # waiting threads sleep: a busy CPU stays usable
 case "${1:-demo}" in
   setup) echo "ready: $PWD/.venv" ;;
   test) shift; exec "$PYTHON" -m tests.run_all "$@" ;;

@@ -69,7 +69,7 @@ def find_adapters(named: Sequence[str], recipe: Recipe) -> list[Adapter]:
                 where=recipe.where("output_dir"),
                 remedy=f"./run.sh train {paths.shown(recipe.path)}, or --adapter none for the base",
             )
-        return [Adapter(found[-1].name, found[-1])]
+        return [Adapter(_label(found[-1], recipe), found[-1])]
     adapters = [_named(text, recipe) for text in named]
     labels = [adapter.label for adapter in adapters]
     twice = {label for label in labels if labels.count(label) > 1}
@@ -92,7 +92,13 @@ def _named(text: str, recipe: Recipe) -> Adapter:
                 remedy="look for adapter_config.json",
             )
         path = found[-1]
-    if path.parent.resolve() == recipe.output_dir.resolve():
-        return Adapter(path.name, path)
-    parts = [part for part in path.parts[-3:] if part not in ("output", "/", "..", ".")]
-    return Adapter("--".join(parts[-2:]), path)
+    return Adapter(_label(path, recipe), path)
+
+
+def _label(path: Path, recipe: Recipe) -> str:
+    """A folder name for an adapter's answers: the last parts of its path, so that runs differ."""
+    inside = path.resolve()
+    for root in (recipe.output_dir.resolve(), recipe.output_dir.resolve().parent):
+        if inside.is_relative_to(root):
+            return "--".join(inside.relative_to(root).parts)
+    return "--".join(inside.parts[-3:])

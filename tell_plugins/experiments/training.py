@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 
 from tqdm import tqdm
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError
 from tell_plugins.recipe.recipes import Recipe
+from tell_plugins.recipe.train import environment
 
 LOG = "train.log"
 _LOSS = re.compile(r"'loss': ([\d.]+)")
@@ -24,19 +23,19 @@ def swift_command(recipe: Recipe) -> list[str]:
     return [sys.executable, "-m", "swift.cli.main", "sft", "--config", str(recipe.path)]
 
 
-def train_quietly(recipe: Recipe, *, label: str, flags: Sequence[str] = ()) -> None:
+def train_quietly(recipe: Recipe, *, label: str) -> None:
     """Run `swift sft --config` in the project's root, showing steps and loss.
 
     Raises MachineError with the end of the log when it fails.
     """
     recipe.output_dir.mkdir(parents=True, exist_ok=True)
     log = recipe.output_dir / LOG
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
+    values = {**environment(recipe), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
     with log.open("wb") as sink, tqdm(desc=f"  {label}", unit="step", dynamic_ncols=True) as bar:
         process = subprocess.Popen(
-            [*swift_command(recipe), *flags],
+            swift_command(recipe),
             cwd=paths.PROJECT,
-            env=environment,
+            env=values,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
