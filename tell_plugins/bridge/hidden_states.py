@@ -1,0 +1,120 @@
+"""Hidden states of prompts, and which of their tokens are the query's own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tell_plugins.bridge.engine import LocalEngine
+
+_CHARACTERS = 16  # of one token, more than any text has on average
+
+
+class PromptIds(NamedTuple):
+    """Token ids of a prompt in four parts: template, anchor, the query's own, template.
+
+    A token that holds the end of one part and the beginning of the next is the later one's.
+    """
+
+    template: list[int]
+    anchor: list[int]
+    own: list[int]
+    after: list[int]
+    cut: bool  # whether the query's end was left away
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.template, *self.anchor, *self.own, *self.after]
+
+
+class Pooled(NamedTuple):
+    """Hidden states of one prompt at one layer, each (width,).
+
+    The template is left out of the means. Its first token is an attention sink in most models: a
+    state some hundred times larger than others and the same for every prompt, with which a mean
+    measures little but the prompt's length.
+
+    Attributes:
+        mean: over anchor and query.
+        last: of the last token of the prompt, from which the answer begins.
+        query: mean over the query's own tokens.
+    """
+
+    mean: npt.NDArray[np.float32]
+    last: npt.NDArray[np.float32]
+    query: npt.NDArray[np.float32]
+
+
+def layer_count(engine: LocalEngine) -> int:
+    """How many layers the model has; hidden states are numbered 0 (embeddings) to this."""
+    config = engine.model.config
+    return int(getattr(config, "num_hidden_layers", None) or config.n_layer)
+
+
+def prompt_ids(engine: LocalEngine, front: str, query: str, max_tokens: int) -> PromptIds:
+    """The prompt with `front` before `query`, whose own tokens are cut after `max_tokens`.
+
+    The parts are told apart by what the prompt shares with others: with one that has another query
+    in the same place, and with one that is empty.
+    """
+    short = query[: _CHARACTERS * max_tokens]
+    other = "b" if short.startswith("a") else "a"
+    full = _encode(engine, front + short)
+    empty, replaced = _encode(engine, ""), _encode(engine, front + other)
+    start = _shared(full, replaced)
+    template = min(_shared(full, empty), start)
+    end = min(_shared(full[::-1], empty[::-1]), len(empty) - template, len(full) - start)
+    own = full[start : len(full) - end]
+    return PromptIds(
+        template=full[:template],
+        anchor=full[template:start],
+        own=own[:max_tokens],
+        after=full[len(full) - end :],
+        cut=len(own) > max_tokens or len(short) < len(query),
+    )
+
+
+def _encode(engine: LocalEngine, text: str) -> list[int]:
+    engine.template.set_mode("transformers")
+    messages = [{"role": "user", "content": text}]
+    return list(engine.template.encode({"messages": messages})["input_ids"])
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many leading ids are equal."""
+    pairs = zip(first, second, strict=False)
+    return next(
+        (place for place, (a, b) in enumerate(pairs) if a != b), min(map(len, (first, second)))
+    )
+
+
+@torch.inference_mode()
+def pooled_states(engine: LocalEngine, prompt: PromptIds, layer: int) -> Pooled:
+    """Hidden states of a prompt after `layer` layers, pooled in float32.
+
+    As transformers counts: 0 are the embeddings, n the output of the n-th layer; the last layer's
+    is given after the final norm.
+    """
+    engine.model.eval()
+    ids = torch.tensor([prompt.ids], device=engine.model.device)
+    outputs = engine.model(
+        input_ids=ids, output_hidden_states=True, use_cache=False, **_few_logits(engine.model)
+    )
+    states = outputs.hidden_states[layer][0].float()
+    start = len(prompt.template)
+    own = start + len(prompt.anchor)
+    end = own + len(prompt.own)
+    parts = states[start:end].mean(0), states[-1], states[own:end].mean(0)
+    return Pooled(*(part.cpu().numpy() for part in parts))
+
+
+def _few_logits(model: Any) -> dict[str, int]:
+    """Keep a model that can from computing logits nobody reads."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    known = inspect.signature(base.forward).parameters
+    return {"logits_to_keep": 1} if "logits_to_keep" in known else {}

@@ -1,0 +1,281 @@
+"""Hidden states with and without the anchor: which tokens, which layer, which numbers."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tell_plugins.cli import main
+from tell_plugins.evaluation.representations import (
+    CONDITIONS,
+    MEASURES,
+    Groups,
+    centroid_distance,
+    separations,
+    tsne,
+)
+from tests.conftest import PROJECT, MakeCard
+from tests.tiny import make_tiny_cards, make_tiny_model, tiny_recipe
+
+DATASET = "tell/tiny_task:general=10rows"
+ANCHOR = "Answer only with one JSON object.\n\n"
+
+
+def _groups(shift: float, anchored: float, control: float, rows: int = 30) -> Groups:
+    """Gaussian groups in 12 dimensions; the task's lies `shift` along the first."""
+    random = np.random.default_rng(0)
+    task, general = random.normal(size=(2, rows, 12)) + 5
+    axis = np.eye(12)[0]
+    task = task + shift * axis
+    return Groups(task, task + anchored * axis, general, general + control * axis)
+
+
+def test_an_anchor_that_moves_nothing_changes_nothing() -> None:
+    for found in separations(_groups(3.0, 0.0, 0.0)).values():
+        values = {part.value for part in found.by_condition.values()}
+        assert len(values) == 1
+        for change in found.change.values():
+            assert (change.value, change.low, change.high) == (0.0, 0.0, 0.0)
+
+
+def test_an_anchor_before_all_queries_moves_both_and_the_control_says_so() -> None:
+    found = separations(_groups(0.0, 8.0, 8.0))["silhouette"]
+    assert found.change["with"].low > 0.3
+    assert abs(found.change["control"].value) < 0.05
+    assert set(found.by_condition) == set(CONDITIONS)
+
+
+def test_groups_of_one_kind_are_at_chance_and_groups_far_apart_are_told_apart() -> None:
+    same = separations(_groups(0.0, 0.0, 0.0))
+    probe = same["probe_accuracy"].by_condition["without"]
+    assert probe.low < 0.5 < probe.high + 0.1
+    assert abs(same["silhouette"].by_condition["without"].value) < 0.05
+    apart = separations(_groups(20.0, 0.0, 0.0))
+    assert apart["probe_accuracy"].by_condition["without"].value == 1.0
+    assert apart["silhouette"].by_condition["without"].low > 0.4
+    assert set(apart) == set(MEASURES)
+
+
+def test_distance_of_centroids_by_hand() -> None:
+    east = np.array([[1.0, 0.0], [3.0, 0.0]])
+    north = np.array([[0.0, 2.0], [0.0, 4.0]])
+    assert centroid_distance(east, north) == pytest.approx(1.0)
+    assert centroid_distance(east, 7 * east) == pytest.approx(0.0)
+    assert centroid_distance(east, -east) == pytest.approx(2.0)
+    for found in separations(_groups(3.0, 1.0, 0.0))["centroid_distance"].by_condition.values():
+        assert found.low < found.value < found.high
+
+
+def test_silhouettes_are_those_of_scikit_learn() -> None:
+    from sklearn.metrics import silhouette_score
+
+    groups = _groups(2.0, 0.0, 0.0)
+    vectors = np.concatenate([groups.task, groups.general])
+    expected = silhouette_score(vectors, [1] * 30 + [0] * 30, metric="cosine")
+    found = separations(groups)["silhouette"].by_condition["without"].value
+    assert found == pytest.approx(expected)
+
+
+def test_the_map_is_fitted_once_for_all_groups_and_seeded() -> None:
+    groups = _groups(5.0, 5.0, 5.0, rows=12)
+    first, second = tsne(groups), tsne(groups)
+    assert list(first) == ["task", "task_anchored", "general", "general_anchored"]
+    for name, places in first.items():
+        assert places.shape == (12, 2)
+        assert np.array_equal(places, second[name])
+
+
+def test_equal_points_have_a_map_too() -> None:
+    """scikit-learn's approximate t-SNE kills the process here."""
+    same = np.ones((30, 12))
+    assert not tsne(Groups(same, same, same, same))["task"].any()
+    random = np.random.default_rng(0).normal(size=(30, 12))
+    places = tsne(Groups(same, random, same, random + 9))
+    assert np.isfinite(np.concatenate(list(places.values()))).all()
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from tell_plugins.bridge.engine import LocalEngine
+
+    model = make_tiny_model(tmp_path_factory.mktemp("tiny"))
+    values = {"model": str(model), "model_type": "llama", "template": "chatml"}
+    return LocalEngine(values, {}, batch_size=1)
+
+
+@pytest.mark.parametrize("query", ["The fox is lazy.", "a", " b", "\n\nanswer", "Ég er hér.", "{"])
+@pytest.mark.parametrize("front", ["", ANCHOR, "Translate.\n\n "])
+def test_a_prompt_falls_into_its_parts(engine: Any, front: str, query: str) -> None:
+    from tell_plugins.bridge.hidden_states import prompt_ids
+
+    prompt = prompt_ids(engine, front, query, 100)
+    whole = {"messages": [{"role": "user", "content": front + query}]}
+    assert prompt.ids == engine.template.encode(whole)["input_ids"]
+    decode = engine.template.tokenizer.decode
+    assert decode(prompt.template) == "<|im_start|>user\n"
+    assert decode(prompt.after) == "<|im_end|>\n<|im_start|>assistant\n"
+    assert decode(prompt.anchor + prompt.own) == front + query
+    assert front.startswith(decode(prompt.anchor))
+    assert len(front) - len(decode(prompt.anchor)) <= 2  # what a token shares with the query
+    assert not prompt.cut
+
+
+def test_long_queries_lose_their_end_and_keep_anchor_and_template(engine: Any) -> None:
+    from tell_plugins.bridge.hidden_states import prompt_ids
+
+    query = "The lazy dog jumps over the fox. " * 50
+    bare, anchored = (prompt_ids(engine, front, query, 20) for front in ("", ANCHOR))
+    assert bare.cut
+    assert anchored.cut
+    assert bare.own == anchored.own
+    assert len(bare.own) == 20
+    assert bare.after == anchored.after
+    assert bare.anchor == []
+    assert prompt_ids(engine, "", "fox", 20).cut is False
+
+
+def test_layers_are_counted_from_the_embeddings(engine: Any) -> None:
+    import torch
+
+    from tell_plugins.bridge.hidden_states import layer_count, pooled_states, prompt_ids
+
+    prompt = prompt_ids(engine, ANCHOR, "The fox is lazy.", 100)
+    ids = torch.tensor([prompt.ids])
+    seen: list[Any] = []
+    first = engine.model.model.layers[0]
+    hook = first.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    pooled = [pooled_states(engine, prompt, layer) for layer in (0, 1)]
+    hook.remove()
+    with torch.no_grad():
+        embedded = engine.model.get_input_embeddings()(ids)[0].numpy()
+    after_one = (seen[0][0] if isinstance(seen[0], tuple) else seen[0]).reshape(len(ids[0]), -1)
+    assert layer_count(engine) == 2
+    for found, states in zip(pooled, (embedded, after_one.detach().numpy()), strict=True):
+        start, own = len(prompt.template), len(prompt.template) + len(prompt.anchor)
+        end = own + len(prompt.own)
+        assert np.allclose(found.last, states[-1], atol=1e-5)
+        assert np.allclose(found.mean, states[start:end].mean(0), atol=1e-5)
+        assert np.allclose(found.query, states[own:end].mean(0), atol=1e-5)
+
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def represent(make_card: MakeCard, tmp_path: Path) -> Run:
+    make_tiny_cards(make_card)
+    questions = [{"q": f"Is dog {n} over the fox?", "r": "yes"} for n in range(12)]
+    make_card(
+        "many",
+        train=questions,
+        anchor=ANCHOR.strip(),
+        metric="number",
+        general={"from": ["plain"], "amount": "0"},
+    )
+    model = make_tiny_model(tmp_path / "model")
+    path = tiny_recipe(tmp_path / "r.yaml", model, "tell/many:general=0")
+    return lambda *more: main(["represent", str(path), "--split", "train", "--rows", "12", *more])
+
+
+def test_picture_numbers_and_table(
+    represent: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert represent("--max-tokens", "6") == 0
+    printed = capsys.readouterr().out
+    folder = tmp_path / "run" / "represent" / "none"
+    report = json.loads((folder / "layer1.json").read_text())
+    assert (report["layer"], report["layers"]) == (1, 2)
+    assert report["rows"] == {"task": 12, "general": 12}
+    assert report["cut"]["task"] == report["cut"]["task_anchored"] == 12
+    assert set(report["separations"]) == {"mean", "last", "query"}
+    for measures in report["separations"].values():
+        assert set(measures) == set(MEASURES)
+    raw = (folder / "layer1.png").read_bytes()
+    assert raw.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", raw[16:24])
+    assert width > 1000
+    assert height > 1000
+    assert "Cut after 6 tokens: 12 task and 12 general" in printed
+    assert printed.count("probe accuracy") == 3
+    again = (folder / "layer1.json").read_bytes()
+    assert represent("--max-tokens", "6") == 0
+    assert (folder / "layer1.json").read_bytes() == again
+
+
+@pytest.mark.slow
+def test_at_the_embeddings_a_query_does_not_see_its_anchor(represent: Run, tmp_path: Path) -> None:
+    """Layer 0 has no attention: pooled over its own tokens, nothing can change."""
+    assert represent("--layer", "0", "--out", str(tmp_path / "out")) == 0
+    report = json.loads((tmp_path / "out" / "layer0.json").read_text())
+    query = report["separations"]["query"]
+    assert abs(query["centroid_distance"]["change"]["with"]["value"]) < 0.02
+    mean = report["separations"]["mean"]["centroid_distance"]["change"]["with"]
+    assert abs(mean["value"]) > 0.01  # shared tokens alone move the mean
+
+
+@pytest.mark.slow
+def test_an_adapter_is_looked_through(represent: Run, tmp_path: Path) -> None:
+    """A LoRA adapter with large weights changes the states."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    adapted = get_peft_model(base, LoraConfig(target_modules=["q_proj", "up_proj"]))
+    torch.manual_seed(0)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    adapted.save_pretrained(tmp_path / "adapter")
+    results = []
+    for more in ([], ["--adapter", str(tmp_path / "adapter")]):
+        out = tmp_path / f"out{len(results)}"
+        assert represent("--out", str(out), *more) == 0
+        results.append(json.loads((out / "layer1.json").read_text())["separations"])
+    last = [result["last"]["centroid_distance"]["by_condition"]["with"] for result in results]
+    assert last[0]["value"] != pytest.approx(last[1]["value"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        (["--layer", "3"], "0 to 2"),
+        (["--layer", "top"], "bad layer"),
+        (["--rows", "13"], "13 rows asked"),
+        (["--rows", "5"], "10 rows and more"),
+        (["--anchor", "none"], "no anchor"),
+        (["--dataset", "tell/plain"], "general data"),
+        (["--split", "tset"], "unknown split"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_said(
+    more: list[str], found: str, represent: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert represent(*more) == 1
+    assert found in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_official_queries_on_the_embedded_model(
+    real_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = PROJECT / "models" / "SmolLM2-135M-Instruct"
+    if not (model / "model.safetensors").is_file():
+        pytest.skip("needs the embedded model (./run.sh makes it)")
+    path = tiny_recipe(
+        tmp_path / "r.yaml", model, "tell/en_is_news:from=alpaca_en_demo/general=200rows"
+    )
+    assert main(["represent", str(path), "--rows", "10", "--max-tokens", "48"]) == 0
+    report = json.loads((tmp_path / "run" / "represent" / "none" / "layer15.json").read_text())
+    assert (report["layer"], report["layers"]) == (15, 30)
+    assert report["cut"]["task"] == 10
+    change = report["separations"]["query"]["silhouette"]["change"]
+    assert change["with"]["low"] <= change["with"]["value"] <= change["with"]["high"]
+    for measures in report["separations"].values():
+        assert measures["probe_accuracy"]["by_condition"]["without"]["value"] > 0.8
