@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("evaluation.compare", "tables of saved answers under every scorer"),
     "represent": ("evaluation.represent", "what the anchor does to hidden states"),
     "anchors2x2": ("evaluation.anchors2x2", "anchor in training x anchor at test"),
+    "ability": ("evaluation.ability", "general ability: AGIEval and OpenBookQA by OpenCompass"),
     "data": ("preparation.data_verb", "download, rebuild, list or show data sets"),
     "new": ("preparation.new_task", "card, anchor and recipe for an own task"),
     "anchor": ("experiments.anchor_verb", "let the model write and rank its own anchors"),

@@ -116,6 +116,19 @@ def test_runs_at_equal_steps_are_planned_so(world: World, changes: dict[str, str
     assert {entry.equal_steps for entry in equal} == {tell.id}
 
 
+def test_amounts_in_tokens_are_the_same_rows_without_the_anchor(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (world.root / "model").rmdir()
+    monkeypatch.setenv("TELL_TOKENIZER", str(world.model()))
+    plan = _plan(world, task="500tok", general="900tok")
+    runs = {entry.cell.method: entry for entry in plan.entries}
+    rows = {entry.facts.task_rows for method, entry in runs.items() if method != "general only"}
+    assert rows == {runs[TELL].facts.task_rows}
+    assert runs["TELL, no anchor"].facts.general_rows == runs[TELL].facts.general_rows
+    assert runs["TELL, no anchor"].facts.task_tokens != runs[TELL].facts.task_tokens
+
+
 def test_the_grid_of_any_recipe_is_one_command(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,10 @@ import pandas as pd
 import pytest
 
 from tell_plugins import cli
+from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.sources import open_task
+from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.intervals import Estimate, counted
 from tell_plugins.experiments import fits, measures, plots, tables
 from tell_plugins.experiments.collect import collect
@@ -22,6 +25,7 @@ from tell_plugins.experiments.fits import CurvePoint
 from tell_plugins.experiments.measures import Judge
 from tell_plugins.experiments.published import PUBLISHED
 from tell_plugins.experiments.results import ReferenceShelf, Study, load_studies, read_lines
+from tests.conftest import MakeCard
 from tests.made_results import MadeResults, made_controls, made_curve
 
 
@@ -191,6 +195,14 @@ def test_paired_difference_is_newcombes(
     assert found.high == pytest.approx(high, abs=6e-4)
 
 
+def test_interval_over_seeds_is_students() -> None:
+    found = measures.t_interval([0.2, 0.4, 0.6])
+    assert found is not None
+    assert found.value == pytest.approx(0.4)
+    assert found.high == pytest.approx(0.4 + 4.303 * 0.2 / math.sqrt(3), abs=1e-3)
+    assert measures.t_interval([0.2]) is None
+
+
 def test_balanced_accuracy_is_the_mean_recall(made: Path) -> None:
     study = _study(made, "controls_made")
     judge = Judge(ReferenceShelf(made))
@@ -330,6 +342,108 @@ def test_compressed_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl.xz").write_bytes(b"no xz")
     with pytest.raises(UserError, match="not readable"):
         read_lines(tmp_path / "b.jsonl")
+
+
+def test_what_general_data_adds(tmp_path: Path) -> None:
+    """Along general data every point is set against the one without any."""
+    made = MadeResults(tmp_path)
+    made.base()
+    for rows, share in ((0, 0.0), (1000, 0.2), (5000, 0.7), (20000, 0.9)):
+        at = {"general": f"{rows // 100}rows"}
+        made.run("TELL", adherent=share, at=at, general=rows, steps=1 + rows // 1600)
+    made.index("general", "General tokens", [42], x="general_tokens")
+    study = load_studies(tmp_path)[0]
+    judge = Judge(ReferenceShelf(tmp_path))
+    frame = tables.comparisons_table(study, tables.groups(study, judge), judge)
+    added = frame[frame["comparison"] == "TELL minus the same without general data"]
+    assert added["adherence, points"].tolist() == [20.0, 70.0, 90.0]
+    assert cli.main(["report", str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert "TELL against the same without general data, adherence: higher at" in text
+
+
+# --- other tasks than JSON -----------------------------------------------------------------------
+
+
+def _asked(root: Path, card: str, texts: list[str], run: str, **facts: object) -> dict[str, object]:
+    """One run's folder with these answers to the test rows of `card`; its entry."""
+    task = open_task(load_card(card), "test", "card")
+    folder = root / "runs" / run
+    answers = folder / "eval" / "e" / "checkpoint-1" / "test-greedy"
+    answers.mkdir(parents=True)
+    lines = [
+        {
+            "id": bytes(row).hex(),
+            "row": i,
+            "text": text,
+            "finish_reason": "stop",
+            "attempt": 0,
+        }
+        for i, (row, text) in enumerate(zip(task.ids, texts, strict=True))
+    ]
+    (answers / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = {"card": card, "split": "test", "anchor": "card", "rows": len(texts)}
+    (answers / "settings.json").write_text(json.dumps(settings))
+    scoring.write(answers)
+    (answers.parents[1] / "evaluated.json").write_text('{"seconds": 1}')
+    (folder / "run.json").write_text(json.dumps({"base": run == "base", "model": "m", **facts}))
+    (folder / "trained.json").write_text('{"steps": 3}')
+    return {"run": run, "evaluation": "e", "card": card}
+
+
+def _indexed(root: Path, metric: str, base: dict[str, object], run: dict[str, object]) -> None:
+    (root / "sweeps").mkdir()
+    index = {
+        "name": "other",
+        "title": "Other",
+        "command": "./run.sh sweep other.yaml",
+        "metric": metric,
+        "seeds": [42],
+        "evaluate": {"split": "test", "decoding": "greedy"},
+        "plot": {"x": None, "reference": "TELL", "paper": None},
+        "bases": [base],
+        "entries": [{**run, "method": "TELL", "at": {}, "seed": 42}],
+    }
+    (root / "sweeps" / "other.json").write_text(json.dumps(index))
+
+
+def test_numbers(tmp_path: Path, make_card: MakeCard) -> None:
+    rows = [{"q": f"{i} and {i}?", "r": f"Add. #### {2 * i}"} for i in range(10)]
+    make_card("sums", train=[{"q": "1 and 2?", "r": "#### 3"}], test=rows)
+    root = tmp_path / "results"
+    base = _asked(root, "sums", ["no idea"] * 10, "base")
+    right = [f"It is\n#### {2 * i}" if i < 7 else "#### 1000" for i in range(10)]
+    _indexed(root, "number", base, _asked(root, "sums", right, "tell"))
+    assert cli.main(["report", str(root)]) == 0
+    frame = pd.read_csv(root / "tables" / "other_methods.csv").set_index("method")
+    assert frame["exact match k"].tolist() == [0, 7]
+    text = (root / "report.html").read_text()
+    assert "exact match higher (+70.0 points" in text
+    first = (root / "tables" / "other_methods.csv").read_bytes()
+    kept = tmp_path / "kept"
+    assert cli.main(["report", str(root), "--collect", str(kept)]) == 0
+    shutil.rmtree(tmp_path / "cards")  # neither the card nor its rows are at hand any more
+    assert cli.main(["report", str(kept)]) == 0
+    assert (kept / "tables" / "other_methods.csv").read_bytes() == first
+
+
+def test_translations(tmp_path: Path, make_card: MakeCard) -> None:
+    rows = [
+        {"q": f"Sentence {i} about rain.\nAnd one on snow.", "r": f"Setning {i} um regn.\nOg snjó."}
+        for i in range(6)
+    ]
+    keys = {"metric": "translation", "translation": {"source": "English", "target": "Icelandic"}}
+    make_card("news", train=[{"q": "a", "r": "b"}], test=rows, **keys)
+    root = tmp_path / "results"
+    base = _asked(root, "news", ["I cannot do that."] * 6, "base")
+    run = _asked(root, "news", [row["r"] for row in rows], "tell")
+    _indexed(root, "translation", base, run)
+    assert cli.main(["report", str(root)]) == 0
+    frame = pd.read_csv(root / "tables" / "other_methods.csv").set_index("method")
+    assert frame.loc["TELL", "chrF++"] == pytest.approx(100)
+    assert frame.loc["base model", "chrF++"] < 30
+    assert "TELL against base model: chrF++ 100.00 and" in (root / "report.html").read_text()
+    assert (root / "pictures" / "other_methods.png").is_file()
 
 
 # --- pictures and page ---------------------------------------------------------------------------

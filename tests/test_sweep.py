@@ -351,6 +351,10 @@ def test_a_plan_with_problems_shows_the_rest_and_fails(
         (["--controls", "RECIPE", "--seeds", "a"], "bad seeds 'a'"),
         (["FILE", "--dry-run", "--rate", "0"], "a rate of 0 or less"),
         (["FILE", "--jobs", "0"], "a count below 1"),
+        (["FILE", "--dryrun"], "unknown flag 'dryrun'"),
+        (["FILE", "--dryrun"], "did you mean 'dry_run'?"),
+        (["FILE", "--learning_rat", "1"], "did you mean 'learning_rate'?"),
+        (["FILE", "--output_dir", "x"], "'--output_dir' is set by the sweep"),
     ],
 )
 def test_wrong_arguments(
@@ -645,8 +649,11 @@ def test_failed_runs_are_kept_and_tried_again_on_request(real_world: World) -> N
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same_table(real_world: World, undisturbed: Path) -> None:
+def test_ray_gives_the_same_table(
+    real_world: World, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A local cluster of two workers, one run at a time each."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else a busy machine starves the tasks
     ray = pytest.importorskip("ray", reason="Ray is optional: pip install ray")
     from ray.cluster_utils import Cluster
 

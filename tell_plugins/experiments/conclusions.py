@@ -28,9 +28,8 @@ def conclude(study: Study, found: Sequence[Group], judge: Judge) -> Conclusions:
     result.measured.extend(_measured(study, found))
     compared: dict[str, list[tuple[Group, Group]]] = {}
     for reference, other in pairs(study, found):
-        compared.setdefault(f"{reference.series} against {other.series}", []).append(
-            (reference, other)
-        )
+        name = f"{reference.series} against {_called(reference, other)}"
+        compared.setdefault(name, []).append((reference, other))
     for name, points in compared.items():
         if len(points) < _MANY:
             sentences = [_compare(study, reference, other, judge) for reference, other in points]
@@ -75,7 +74,7 @@ def _compare(study: Study, reference: Group, other: Group, judge: Judge) -> str 
         return _compare_estimates(study, reference, other, where)
     steps = _steps_of(reference, other)
     sentence = (
-        f"{reference.method} against {other.method}{where} ({steps}): {name} "
+        f"{reference.method} against {_called(reference, other)}{where} ({steps}): {name} "
         f"{_verdict(difference)} ({_points(difference)})"
     )
     content = judge.difference(mine, theirs, "balanced accuracy")
@@ -86,6 +85,10 @@ def _compare(study: Study, reference: Group, other: Group, judge: Judge) -> str 
         sentence += f"; loss on held-out general rows {_loss_verdict(loss)}"
     remarks = notes(other, study)
     return sentence + (f". Note: {other.method} is {'; '.join(remarks)}." if remarks else ".")
+
+
+def _called(reference: Group, other: Group) -> str:
+    return "the same without general data" if other.method == reference.method else other.series
 
 
 def _compare_along(

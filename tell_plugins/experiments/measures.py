@@ -74,7 +74,8 @@ class Measures:
     Attributes:
         rates: named rates, the main one first (none for translations).
         estimates: named other numbers (balanced accuracy; all scores of translations).
-        seeds: the main measure of each seed.
+        seeds: the main measure of each seed; `over_seeds` their mean with its t-interval, which
+            holds whatever a seed changes, and is wide for two.
         loss: mean loss per token on held-out general rows; `change` against the base model.
         bleed: general questions answered in the task's format.
         most_frequent: the label given most often and its share of the adherent answers.
@@ -89,6 +90,10 @@ class Measures:
     bleed: Rate | None
     most_frequent: tuple[str, Rate] | None
     kinds: Counter[str]
+
+    @property
+    def over_seeds(self) -> Estimate | None:
+        return t_interval(self.seeds)
 
     @property
     def constant(self) -> bool:
@@ -210,6 +215,17 @@ class Judge:
         if not lines:
             return None
         return rate([in_format(line["text"]) for line in lines], [line["row"] for line in lines])
+
+
+def t_interval(values: Sequence[float]) -> Estimate | None:
+    """The mean of a few values with its 95 % t-interval; None for fewer than two."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return None
+    middle = float(np.mean(values))
+    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return Estimate(middle, middle - half, middle + half, len(values))
 
 
 def _check_ids(answers: Answers, truth: References) -> None:

@@ -23,7 +23,7 @@ from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.core.mixture import GENERAL, TASK, Mixture, build_mixture
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_task
-from tell_plugins.core.spec import ALL, NONE, Spec, parse_spec
+from tell_plugins.core.spec import ALL, NONE, Amount, Spec, parse_spec
 from tell_plugins.experiments import derived_cards
 from tell_plugins.experiments.sweep import DERIVED, SPEC_KEYS, Settings, Sweep
 from tell_plugins.recipe.recipes import Recipe, load_recipe
@@ -230,8 +230,11 @@ class Planner:
 
     def _make(self, cell: Cell) -> tuple[Planned, Mixture]:
         task_spec = self._task_spec(cell)
-        spec = task_spec
         reference: Planned | None = None
+        if "equal_steps" in cell.settings:
+            reference, _ = self._resolve(self._reference(cell, "equal_steps"))
+            task_spec = _in_rows(task_spec, reference)
+        spec = task_spec
         if "general_only" in cell.settings:
             _, mixture = self._resolve(self._reference(cell, "general_only"))
             spec = Spec(derived_cards.general_only(mixture, self.cards), seed=cell.seed)
@@ -246,8 +249,7 @@ class Planner:
         }
         recipe = self.base.with_values(**values, seed=cell.seed)
         mixture = build_mixture(spec)
-        if "equal_steps" in cell.settings:
-            reference, _ = self._resolve(self._reference(cell, "equal_steps"))
+        if reference is not None:
             recipe, mixture = _bring_to_steps(recipe, mixture, reference.plan.steps)
         recipe = recipe.with_values(dataset=[str(mixture.spec)])
         schedule = plan(len(mixture), training_of(recipe))
@@ -366,20 +368,27 @@ def make_plan(sweep: Sweep, cards: Path) -> SweepPlan:
 
 def _unknown_keys(sweep: Sweep) -> list[UserError]:
     """Settings that neither the dataset string nor the installed ms-swift knows."""
-    ours = {*SPEC_KEYS, "card", *DERIVED}
-    known = {*ours, *swift_keys().keys}
+    swift = set(swift_keys().keys)
+    known = {*SPEC_KEYS, "card", *DERIVED, *swift}
     groups: dict[str, Mapping[str, Any]] = {
         "settings": sweep.settings,
         "grid": sweep.grid,
         **sweep.methods,
         **sweep.runs,
     }
-    return [
+    problems = [
         unknown("setting", key, known, f"{sweep.name}, {name}")
         for name, settings in groups.items()
         for key in settings
         if key not in known
     ]
+    options = {"dry_run", "retry_failed", "general_rows", "jobs", "out", "rate", "ray", "controls"}
+    problems += [
+        unknown("flag", key, swift | options, "command line")
+        for key in sweep.flags
+        if key not in swift
+    ]
+    return problems
 
 
 def facts(mixture: Mixture) -> Facts:
@@ -413,6 +422,20 @@ def trained_tokens(mixture: Mixture, schedule: Plan) -> int | None:
 def training_of(recipe: Recipe) -> Training:
     """What decides the steps of a recipe, read as the installed ms-swift reads it."""
     return SwiftSettings(recipe, swift_keys()).training
+
+
+def _in_rows(spec: Spec, reference: Planned) -> Spec:
+    """The spec with amounts in tokens as the rows that the reference takes for them.
+
+    An anchor counts as tokens of its rows: without it, or with another, the same amount would be
+    other rows. (Amounts over several general cards stay: their rows are not told apart.)
+    """
+    if spec.task.unit == "tok":
+        spec = spec.with_values(task=Amount("rows", reference.facts.task_rows))
+    general = spec.general
+    if general is not None and general.unit == "tok" and len(spec.sources or ()) == 1:
+        spec = spec.with_values(general=Amount("rows", reference.facts.general_rows))
+    return spec
 
 
 def _bring_to_steps(recipe: Recipe, mixture: Mixture, steps: int) -> tuple[Recipe, Mixture]:

@@ -23,7 +23,10 @@ from tell_plugins.experiments.results import Entry, Study
 from tell_plugins.experiments.tables import AXIS_NAMES, Group, curves
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; grey is the base model's
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D")
+_COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+    *("#8C6BB1", "#A6761D", "#44AA99", "#AA4466", "#999933", "#6E6EFF"),
+)
 _GREY = "#8a8a8a"
 _THEMES = {"light": ("#ffffff", "#1d1d1f", "#d9d9de"), "dark": ("#16181c", "#e8e8ea", "#3a3d44")}
 THEMES = tuple(_THEMES)
@@ -106,9 +109,10 @@ def pictures(study: Study, found: Sequence[Group], judge: Judge) -> list[Picture
             Picture(
                 f"{study.name}_curve",
                 f"{MAIN[study.metric].capitalize()} and what happened elsewhere, along "
-                f"{AXIS_NAMES[study.axis]}. Bars are 95 % intervals over test rows, strokes single "
-                "seeds, dashed lines methods without a place on the axis; a dotted line is a "
-                "fitted S, its upright line the threshold. Stars are the paper's numbers.",
+                f"{AXIS_NAMES[study.axis]}. Bars are 95 % intervals over test rows, thin lines "
+                "over seeds (from three on), strokes single seeds, dashed lines methods without a "
+                "place on the axis; a dotted line is a fitted S, its upright line the threshold. "
+                "Stars are the paper's numbers.",
                 lambda: curve_figure(study, found),
             )
         )
@@ -116,9 +120,10 @@ def pictures(study: Study, found: Sequence[Group], judge: Judge) -> list[Picture
         result.append(
             Picture(
                 f"{study.name}_methods",
-                "Every method, all seeds together, with 95 % intervals over test rows; strokes "
-                "are single seeds, hollow marks runs that trained nothing or give one and the same "
-                "label. Adherence is form alone: read it beside balanced accuracy.",
+                "Every method, all seeds together, with 95 % intervals over test rows, and thin "
+                "lines over seeds (from three on); strokes are single seeds, hollow marks runs "
+                "that trained nothing or give one and the same label. Adherence is form alone: "
+                "read it beside balanced accuracy.",
                 lambda: methods_figure(study, found),
             )
         )
@@ -206,10 +211,12 @@ def methods_figure(study: Study, found: Sequence[Group]) -> Any:
                 markerfacecolor="none" if hollow else colour,
                 capsize=2,
             )
+            spread = group.measures.over_seeds
+            if title == MAIN[study.metric] and spread is not None and spread.n > 2:
+                axis.hlines(place, spread.low, spread.high, color=colour, linewidth=0.8)
             if title == MAIN[study.metric] and len(group.measures.seeds) > 1:
-                axis.plot(
-                    group.measures.seeds, [place] * len(group.measures.seeds), ".", color=colour
-                )
+                seeds = group.measures.seeds
+                axis.plot(seeds, [place] * len(seeds), "|", color=colour, markersize=11)
         axis.set_title(title)
         if share:
             _percent(axis, "x")
@@ -305,6 +312,9 @@ def _draw_curve(
         if title == MAIN[study.metric] and len(group.measures.seeds) > 1:
             seeds = group.measures.seeds
             axis.plot([place] * len(seeds), seeds, "_", color=colour, markersize=12)
+        spread = group.measures.over_seeds
+        if title == MAIN[study.metric] and spread is not None and spread.n > 2:
+            axis.vlines(place, spread.low, spread.high, color=colour, linewidth=0.8)
         if group.no_op:
             axis.plot(
                 place,
@@ -312,6 +322,7 @@ def _draw_curve(
                 "o",
                 color=colour,
                 markerfacecolor=axis.get_facecolor(),
+                zorder=5,
             )
 
 
@@ -406,11 +417,11 @@ def training_figure(study: Study, trained: Sequence[Group]) -> Any:
             axis.plot(
                 steps, running_mean(losses), color=colour, alpha=alpha, label=name, marker=marker
             )
-    for axis, title in zip(
-        axes, ("training loss, task rows", "training loss, general rows"), strict=True
-    ):
-        axis.set_title(title)
+    for axis, rows in zip(axes, ("task", "general"), strict=True):
+        axis.set_title(f"training loss, {rows} rows")
         axis.set_xlabel("optimizer step")
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     handles: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):

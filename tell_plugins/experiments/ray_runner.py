@@ -154,16 +154,27 @@ def _task() -> Any:
             **passed,
             "PYTHONPATH": os.pathsep.join(dict.fromkeys(part for part in parts if part)),
         }
+        # Ray kills the children of a worker process that ends. So the run's worker is no child of
+        # it: it goes into a session of its own, sees its standard input close, and cleans up.
+        detach = (
+            "import os, sys\n"
+            "if os.fork(): os._exit(0)\n"
+            "os.setsid()\n"
+            "os.execv(sys.argv[1], sys.argv[1:])\n"
+        )
+        worker = [sys.executable, "-m", "tell_plugins.experiments.worker", folder, evaluation]
         with open(os.path.join(folder, "worker.log"), "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tell_plugins.experiments.worker", folder, evaluation],
+                [sys.executable, "-c", detach, *worker],
                 cwd=project,
                 env=environment,
-                stdin=subprocess.PIPE,  # closes when this task's process dies: the worker ends
-                stdout=log,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 stderr=log,
-                start_new_session=True,
             )
-            return platform.node(), process.wait()
+            assert process.stdout is not None
+            process.stdout.read()  # until the worker, which holds the other end, has ended
+        process.wait()
+        return platform.node(), 0
 
     return run

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import subprocess
 import sys
 import time
@@ -85,6 +86,7 @@ def run_here(jobs: Sequence[Job], slots: Sequence[Slot], cards: Path) -> Tally:
         waiting.put(group)
     started = itertools.count(1)
     ended: Queue[tuple[Job, float]] = Queue()
+    running: set[Job] = set()
     stop = Event()
     environment = worker_environment(cards)
     with track(len(jobs), "sweep", "runs") as bar:
@@ -98,8 +100,12 @@ def run_here(jobs: Sequence[Job], slots: Sequence[Slot], cards: Path) -> Tally:
                 for job in group:
                     if stop.is_set():
                         return
+                    if job.failure:  # the training that it shares has failed just now
+                        ended.put((job, 0.0))
+                        continue
                     bar.write(f"[{next(started)}/{len(jobs)}] {job.label}: started, {_what(job)}")
                     start = time.monotonic()
+                    running.add(job)
                     work(job, {**environment, **slot.environment()}, stop)
                     ended.put((job, time.monotonic() - start))
 
@@ -110,15 +116,29 @@ def run_here(jobs: Sequence[Job], slots: Sequence[Slot], cards: Path) -> Tally:
         try:
             while any(thread.is_alive() for thread in threads) or not ended.empty():
                 with contextlib.suppress(Empty):
-                    job, seconds = ended.get(timeout=0.2)
+                    job, seconds = ended.get(timeout=1.0)
+                    running.discard(job)
                     bar.write(count(tally, job, seconds))
                     bar.update()
+                if sys.stderr.isatty():
+                    bar.set_postfix_str("; ".join(how_far(job) for job in list(running)))
         except BaseException:
             stop.set()
             for thread in threads:
                 thread.join(_STOP_WAIT)
             raise
     return tally
+
+
+def how_far(job: Job) -> str:
+    """Where a running job is: its optimizer step, or how many answers it has."""
+    name = job.label[:30]
+    log = job.folder / "train" / "logging.jsonl"
+    if not job.trained and log.is_file():
+        steps = re.findall(r'"global_step/max_steps": "([0-9/]+)"', log.read_text(errors="replace"))
+        return f"{name}: step {steps[-1]}" if steps else name
+    answers = [path.read_bytes().count(b"\n") for path in job.eval_folder.rglob("answers.jsonl")]
+    return f"{name}: {sum(answers)} answers" if answers else name
 
 
 def work(job: Job, environment: dict[str, str], stop: Event) -> int:

@@ -113,6 +113,10 @@ class Store:
             needs_gpu=run.needs_gpu,
         )
 
+    @property
+    def _header(self) -> str:
+        return f"# Written by ./run.sh sweep. By hand it needs TELL_CARDS={self.cards}\n"
+
     def prepare(self, run: Planned | PlannedBase) -> Job:
         """Write what the run's worker reads; nothing of a finished step is touched."""
         job = self.job(run)
@@ -120,12 +124,12 @@ class Store:
         output = {"output_dir": str(job.folder / TRAIN_FOLDER), "add_version": False}
         if isinstance(run, Planned) and not job.trained:
             text = values_text({**values, **output})
-            paths.write_text(job.folder / RECIPE, text)
+            paths.write_text(job.folder / RECIPE, self._header + text)
         if not (job.folder / RUN).is_file():
             write_json(job.folder / RUN, describe(run))
         if not job.done:
             asked = {**values, **output, "dataset": [run.evaluation.dataset]}
-            paths.write_text(job.eval_folder / RECIPE, values_text(asked))
+            paths.write_text(job.eval_folder / RECIPE, self._header + values_text(asked))
             options = {**run.evaluation.options, "anchor": run.evaluation.anchor}
             write_json(job.eval_folder / OPTIONS, options)
         return job

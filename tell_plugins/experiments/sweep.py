@@ -44,7 +44,8 @@ Settings = dict[Text, Value]
 DERIVED = {
     "general_only": "the general rows of that method's mixture, alone",
     "random_text": "its own mixture, with shuffled words in place of that method's general rows",
-    "equal_steps": "as many optimizer steps as that method; task-only runs are repeated to them",
+    "equal_steps": "as many optimizer steps as that method, and its rows where an amount is in "
+    "tokens; task rows alone are repeated to them",
 }
 SPEC_KEYS = tuple(key for key in KEYS if key not in ("seed", "split"))
 _OWN = {  # keys that the sweep sets itself, and how a user sets them
@@ -191,9 +192,17 @@ def make_sweep(raw: Any, name: str, where: str, flags: Mapping[str, Any] | None 
     except ValidationError as error:
         raise_all([_problem(part, where) for part in error.errors()])
         raise
-    raise_all(list(_wrong_settings(sweep, where)))
+    raise_all([*_wrong_settings(sweep, where), *_wrong_flags(flags or {})])
     sweep._name, sweep._flags = name, dict(flags or {})
     return sweep
+
+
+def _wrong_flags(flags: Mapping[str, Any]) -> Iterator[UserError]:
+    for key in flags:
+        if key in _OWN and key != "dataset":
+            yield UserError(
+                f"'--{key}' is set by the sweep", where="command line", remedy=_OWN[key]
+            )
 
 
 def _wrong_settings(sweep: Sweep, where: str) -> Iterator[UserError]:

@@ -166,6 +166,7 @@ def methods_table(study: Study, found: Sequence[Group]) -> pd.DataFrame:
                 **_measured(group.measures),
                 "lowest seed": _rounded(min(spread)) if spread else None,
                 "highest seed": _rounded(max(spread)) if spread else None,
+                **_columns("mean over seeds", group.measures.over_seeds),
                 "note": "; ".join(notes(group, study)),
             }
         )
@@ -208,7 +209,7 @@ def comparisons_table(study: Study, found: Sequence[Group], judge: Judge) -> pd.
         if not mine:
             continue
         record: dict[str, Any] = {
-            "comparison": f"{reference.method} minus {other.method}",
+            "comparison": pair_name(reference, other),
             "point": reference.point or other.point,
             "seeds": len({entry.seed for entry in mine}),
             "equal steps": _equal(reference.steps, other.steps),
@@ -230,16 +231,36 @@ def comparisons_table(study: Study, found: Sequence[Group], judge: Judge) -> pd.
 
 
 def pairs(study: Study, found: Sequence[Group]) -> Iterable[tuple[Group, Group]]:
-    """(reference, other): at the same point, or where the other has none (base, single runs)."""
+    """(reference, other): at the same point, or where the other has none (base, single runs).
+
+    Along general data every point is also set against the one without any, which is what general
+    data adds.
+    """
     for reference in found:
         if reference.method != study.plot.reference:
             continue
         for other in found:
-            if other.method == reference.method:
-                continue
             shared = set(reference.at) & set(other.at)
-            if all(reference.at[key] == other.at[key] for key in shared):
+            if other.method != reference.method:
+                if all(reference.at[key] == other.at[key] for key in shared):
+                    yield reference, other
+            elif _is_without(study, reference, other):
                 yield reference, other
+
+
+def _is_without(study: Study, group: Group, other: Group) -> bool:
+    """Whether `other` is the point of the same series that has no general data."""
+    axis = study.axis or ""
+    if not axis.startswith("general") or other.series != group.series or other is group:
+        return False
+    return other.x(axis) == 0
+
+
+def pair_name(reference: Group, other: Group) -> str:
+    """How a comparison is called."""
+    if other.method == reference.method:
+        return f"{reference.series} minus the same without general data"
+    return f"{reference.method} minus {other.method}"
 
 
 def same_seeds(first: Group, second: Group) -> tuple[list[Entry], list[Entry]]:
@@ -393,7 +414,8 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 _ASIDE = (
-    *("adherence, lenient", "accuracy", "general loss", "lowest seed", "highest seed"),
+    *("adherence, lenient", "accuracy", "general loss"),
+    *("lowest seed", "highest seed", "mean over seeds"),
     *("most frequent label", "its share", "seeds", "task tokens", "general tokens"),
 )
 

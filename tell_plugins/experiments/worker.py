@@ -176,7 +176,7 @@ def train(folder: Path, steps: Steps) -> dict[str, Any]:
     """Train, from the last whole checkpoint of a killed attempt if there is one; what came out."""
     output = folder / store.TRAIN_FOLDER
     found = whole_checkpoints(output)
-    seconds = 0.0
+    seconds: float | None = None  # of a whole training only, so that rates can be told from it
     if not (found and _is_last(found[-1])):
         command = [sys.executable, "-m", "tell_plugins", "train", str(folder / store.RECIPE)]
         if found:
@@ -185,7 +185,7 @@ def train(folder: Path, steps: Steps) -> dict[str, Any]:
             shutil.rmtree(output, ignore_errors=True)
         start = time.monotonic()
         steps.run("train", command, folder / store.TRAIN_LOG)
-        seconds = time.monotonic() - start
+        seconds = None if found else round(time.monotonic() - start, 1)
         found = whole_checkpoints(output)
     if not found:
         raise StepFailed("train (it left no adapter)", 0, folder / store.TRAIN_LOG)
@@ -213,7 +213,7 @@ def _is_last(checkpoint: Path) -> bool:
     return state is not None and state["global_step"] >= state["max_steps"]
 
 
-def training_facts(checkpoint: Path, seconds: float) -> dict[str, Any]:
+def training_facts(checkpoint: Path, seconds: float | None) -> dict[str, Any]:
     """What the trainer itself says of a finished run, and whether the adapter changes anything."""
     import importlib.metadata
 
@@ -228,7 +228,7 @@ def training_facts(checkpoint: Path, seconds: float) -> dict[str, Any]:
         "epochs": state["epoch"],
         "total_flos": state.get("total_flos"),
         "changes_nothing": Adapter(checkpoint.name, checkpoint).changes_nothing,
-        "seconds": round(seconds, 1),
+        "seconds": seconds,
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "versions": {
             name: importlib.metadata.version(name)

@@ -1,0 +1,336 @@
+"""`./run.sh ability`: general ability of an adapter by OpenCompass (Appendix A.5).
+
+The adapter is served by `swift deploy` from this environment, without its anchor, and asked by
+`swift eval` from a second one, `.venv-eval`: evalscope and this project's pinned set exclude each
+other. Averages are formed as in the paper: the mean over AGIEval's 21 sub-scores, and over
+OpenBookQA's two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.progress import track
+
+AGIEVAL = tuple(
+    f"agieval-{name}"
+    for name in (
+        "gaokao-chinese",
+        "gaokao-english",
+        "gaokao-geography",
+        "gaokao-history",
+        "gaokao-biology",
+        "gaokao-chemistry",
+        "gaokao-mathqa",
+        "logiqa-zh",
+        "lsat-ar",
+        "lsat-lr",
+        "lsat-rc",
+        "logiqa-en",
+        "sat-math",
+        "sat-en",
+        "sat-en-without-passage",
+        "aqua-rat",
+        "gaokao-physics",
+        "jec-qa-kd",
+        "jec-qa-ca",
+        "gaokao-mathcloze",
+        "math",
+    )
+)
+OPENBOOKQA = ("openbookqa", "openbookqa_fact")
+# the paper's averages, by its general data (4e6 tokens each)
+PAPER = {
+    "AGIEval": {"alpaca-en": 43.65, "Open-Platypus": 46.50},
+    "OpenBookQA": {"alpaca-en": 75.2, "Open-Platypus": 79.5},
+}
+RECIPES = ("agieval", "openbookqa")
+REQUIREMENTS = paths.PROJECT / "requirements-eval.txt"
+ENVIRONMENT = paths.PROJECT / ".venv-eval"
+_STAMP = "requirements.installed"
+_LOG_TAIL = 15  # lines of a log that a failure shows
+_START_SECONDS = 1800  # a 7B model from a slow disk
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(takes_flags=True)
+    parser.add_argument("adapter", metavar="ADAPTER_DIR", help="a checkpoint folder")
+    parser.add_argument(
+        "--setup", action="store_true", help="make or update .venv-eval first (about 3 GB)"
+    )
+    parser.add_argument(
+        "--base", action="store_true", help="measure the adapter's base model without it"
+    )
+    parser.add_argument("--rows", type=int, help="questions of each kind (default: all)")
+    parser.add_argument("--url", help="ask this server instead of starting `swift deploy`")
+    parser.add_argument("--model-name", help="the model's name on that server")
+    parser.add_argument("--out", help="folder of the results (default: ADAPTER_DIR/ability)")
+    parser.epilog = (
+        "Further --key value pairs go to `swift deploy`, for example --infer_backend vllm. "
+        "A server of your own must not add an anchor: start it with TELL_ANCHOR=none."
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    adapter = _adapter(args)
+    if args.setup:
+        set_up()
+    python = need_environment()
+    name = args.model_name or ("base" if args.base else adapter.name)
+    out = paths.user_path(args.out) if args.out else adapter / "ability" / name
+    out.mkdir(parents=True, exist_ok=True)
+    if args.url:
+        scores = _ask(python, args.url, name, args.rows, out)
+    else:
+        with served(deploy_arguments(adapter, name, base=args.base), args.flags, out) as url:
+            scores = _ask(python, url, name, args.rows, out)
+    averages = form_averages(scores)
+    report = {"model": name, "rows": args.rows, "averages": averages, "scores": scores}
+    paths.write_text(out / "ability.json", json.dumps(report, indent=2) + "\n")
+    print(table(scores, averages))
+    print(f"saved {paths.shown(out / 'ability.json')}")
+    return 0
+
+
+def _adapter(args: argparse.Namespace) -> Path:
+    """The adapter's folder. Raises UserError for one that holds none, or options that conflict."""
+    adapter = paths.user_path(args.adapter)
+    if not (adapter / "adapter_config.json").is_file():
+        raise UserError(
+            f"no adapter in '{args.adapter}'",
+            where="ADAPTER_DIR",
+            allowed="a checkpoint folder with adapter_config.json",
+            remedy="name the checkpoint, e.g. output/qwen_json/checkpoint-100",
+        )
+    if args.url and (args.base or args.flags or not args.model_name):
+        raise UserError(
+            "a server of your own decides itself what it serves",
+            where="--url",
+            allowed="--url URL --model-name NAME, without --base and flags of `swift deploy`",
+            remedy="name the model as the server lists it",
+        )
+    if args.rows is not None and args.rows < 1:
+        raise UserError(f"--rows {args.rows}", where="command line", allowed="1 and more")
+    return adapter
+
+
+@dataclass(frozen=True)
+class Average:
+    """The arithmetic mean of sub-scores, in percent; None while some are missing."""
+
+    value: float | None
+    found: int
+    of: int
+
+
+def form_averages(scores: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """The averages as the paper forms them, from accuracies in percent by OpenCompass's names."""
+    averages = {"AGIEval": average(scores, AGIEVAL), "OpenBookQA": average(scores, OPENBOOKQA)}
+    return {name: vars(found) for name, found in averages.items()}
+
+
+def average(scores: Mapping[str, float], names: Sequence[str]) -> Average:
+    """The plain mean over the named sub-scores, each counting once whatever its questions."""
+    found = [scores[name] for name in names if name in scores]
+    value = sum(found) / len(found) if len(found) == len(names) else None
+    return Average(value, len(found), len(names))
+
+
+def table(scores: Mapping[str, float], averages: Mapping[str, Mapping[str, Any]]) -> str:
+    """Sub-scores and averages, with the paper's averages beside them."""
+    lines = [
+        f"{name:<32} {scores[name]:7.2f}" for name in (*AGIEVAL, *OPENBOOKQA) if name in scores
+    ]
+    for name, found in averages.items():
+        paper = ", ".join(f"{value:.2f} {data}" for data, value in PAPER[name].items())
+        if found["value"] is None:
+            lines.append(f"{name}: {found['found']} of {found['of']} sub-scores, no average")
+        else:
+            lines.append(f"{name + ' average':<32} {found['value']:7.2f}   (paper: {paper})")
+    return "\n".join(lines)
+
+
+def set_up() -> None:
+    """Make `.venv-eval` from `requirements-eval.txt`, unless it is there and up to date."""
+    if _is_current():
+        return
+    print("Setting up .venv-eval from requirements-eval.txt (once, minutes) ...", flush=True)
+    steps = [[sys.executable, "-m", "venv", str(ENVIRONMENT)]] if not _python().is_file() else []
+    steps.append([str(_python()), "-m", "pip", "install", "-r", str(REQUIREMENTS)])
+    for step in steps:
+        if subprocess.run(step, check=False).returncode:
+            raise MachineError(
+                f"the packages could not be installed into {paths.shown(ENVIRONMENT)} (see above)\n"
+                "  remedy:  check the network and the disk, then call it again with --setup"
+            )
+    shutil.copyfile(REQUIREMENTS, ENVIRONMENT / _STAMP)
+
+
+def need_environment() -> Path:
+    """The Python of `.venv-eval`. Raises UserError when it is missing or outdated."""
+    if not _is_current():
+        found = "is outdated" if _python().is_file() else "is missing"
+        raise UserError(
+            f"{paths.shown(ENVIRONMENT)} {found}",
+            where="second environment",
+            remedy="call it once with --setup",
+        )
+    return _python()
+
+
+def _python() -> Path:
+    return ENVIRONMENT / "bin" / "python"
+
+
+def _is_current() -> bool:
+    stamp = ENVIRONMENT / _STAMP
+    return stamp.is_file() and filecmp.cmp(stamp, REQUIREMENTS, shallow=False)
+
+
+def deploy_arguments(adapter: Path, name: str, *, base: bool) -> list[str]:
+    """The flags of `swift deploy` for an adapter, or for its base model alone.
+
+    Raises UserError when the adapter does not say what its base model is.
+    """
+    if not base:
+        return ["--adapters", str(adapter), "--served_model_name", name]
+    file = adapter / "args.json"
+    if not file.is_file():
+        raise UserError(
+            "no args.json, so nothing says what the base model is",
+            where=paths.shown(adapter),
+            remedy="serve the base model yourself and name it with --url and --model-name",
+        )
+    trained = json.loads(file.read_text(encoding="utf-8"))
+    flags = ["--served_model_name", name]
+    for key in ("model", "model_type", "template", "torch_dtype", "external_plugins", "system"):
+        value = trained.get(key)
+        if value:
+            flags += [f"--{key}", *(value if isinstance(value, list) else [str(value)])]
+    return flags
+
+
+@contextmanager
+def served(arguments: Sequence[str], flags: Sequence[str], out: Path) -> Iterator[str]:
+    """`swift deploy` on this machine without an anchor; gives its address.
+
+    Raises MachineError with the end of its log when it does not come up.
+    """
+    port = _free_port()
+    log = out / "deploy.log"
+    command = [sys.executable, "-m", "swift.cli.main", "deploy", *arguments]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--verbose", "false", *flags]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command,
+            cwd=paths.PROJECT,
+            env={**os.environ, "TELL_ANCHOR": "none"},
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # ms-swift starts a child of its own
+        )
+        try:
+            url = f"http://127.0.0.1:{port}/v1"
+            _wait_for(url, process, log)
+            yield url
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    import requests
+
+    with track(None, "starting swift deploy", "s") as bar:
+        for _ in range(_START_SECONDS):
+            if process.poll() is not None:
+                break
+            try:
+                if requests.get(f"{url}/models", timeout=5).ok:
+                    return
+            except requests.RequestException:
+                time.sleep(1)
+            bar.update()
+    raise MachineError(f"`swift deploy` did not come up; {_end_of(log)}")
+
+
+def _ask(python: Path, url: str, name: str, rows: int | None, out: Path) -> dict[str, float]:
+    """Run every recipe of `recipes/eval` against the server; accuracies in percent by name."""
+    scores: dict[str, float] = {}
+    for recipe in RECIPES:
+        log = out / f"{recipe}.log"
+        print(f"asking {recipe} (log: {paths.shown(log)}) ...", flush=True)
+        code = _run(eval_command(python, recipe, url, name, rows), log, out)
+        if code:
+            raise MachineError(f"`swift eval` ended with exit code {code}; {_end_of(log)}")
+        scores |= read_scores(out / "result" / name / "eval_result.jsonl", log)
+    return scores
+
+
+def eval_command(python: Path, recipe: str, url: str, name: str, rows: int | None) -> list[str]:
+    """`swift eval` of the second environment for one recipe of `recipes/eval`."""
+    file = paths.RECIPES / "eval" / f"{recipe}.yaml"
+    command = [str(python), "-m", "swift.cli.main", "eval", str(file), "--model", name]
+    return command + ["--eval_url", url] + (["--eval_limit", str(rows)] if rows else [])
+
+
+def _run(command: Sequence[str], log: Path, out: Path) -> int:
+    """Run in `out`, where OpenCompass leaves its files; the second environment comes first."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment["PATH"] = f"{ENVIRONMENT / 'bin'}{os.pathsep}{environment['PATH']}"
+    with log.open("wb") as sink:
+        done = subprocess.run(
+            command, cwd=out, env=environment, stdout=sink, stderr=subprocess.STDOUT, check=False
+        )
+    return done.returncode
+
+
+def read_scores(file: Path, log: Path) -> dict[str, float]:
+    """The accuracies that the last `swift eval` left, in percent by OpenCompass's names.
+
+    Raises MachineError when it left none.
+    """
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    found = json.loads(lines[-1]).get("OpenCompass", {}) if lines else {}
+    scores = {
+        name: float(value)
+        for name, metrics in found.items()
+        for metric, value in metrics.items()
+        if name in AGIEVAL + OPENBOOKQA and _is_number(value) and metric in ("accuracy", "score")
+    }
+    if not scores:
+        raise MachineError(f"`swift eval` left no accuracy; {_end_of(log)}")
+    return scores
+
+
+def _is_number(value: Any) -> bool:
+    return re.fullmatch(r"\d+(\.\d+)?", str(value)) is not None
+
+
+def _end_of(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()[-_LOG_TAIL:]
+    return f"the end of {paths.shown(log)}:\n" + "\n".join(lines)
