@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
+Result = TypeVar("Result")
 REAL_DATA = PROJECT.parent / "shared" / "data"
 
 
@@ -38,6 +42,13 @@ def real_home(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     home.mkdir(exist_ok=True)
     monkeypatch.setenv("TELL_DATA_HOME", f"{home}:{real_data}")
     return home
+
+
+def in_fresh_process(function: Callable[..., Result], *arguments: object) -> Result:
+    """Call a function of a test module where no other test has changed a library."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def write_rows(path: Path, rows: Iterable[object]) -> Path:

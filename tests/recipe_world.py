@@ -295,6 +295,7 @@ def environment(root: Path, model: Path | None = None) -> dict[str, str]:
         "HF_HOME": str(root / "hf"),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
+        "LOG_LEVEL": "INFO",  # the engine, imported by another test, asks for less
         "PYTHONPATH": str(PROJECT),
     }
     if model is not None:

@@ -143,6 +143,7 @@ class World:
             "TELL_DATA_HOME": str(self.root / "data"),
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
+            "LOG_LEVEL": "INFO",
         }
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:

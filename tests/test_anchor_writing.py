@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tell_plugins import cli
+from tell_plugins.bridge.protocol import Decoding, Reply
 from tell_plugins.core.anchors import SEPARATOR
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.evaluation.protocol import Decoding, Reply
 from tell_plugins.experiments import anchor_writing
 from tell_plugins.experiments.anchor_writing import cleaned, training_rows, write_anchors
 from tests.sweep_world import World

@@ -163,7 +163,7 @@ def test_other_steps_than_planned_are_told(world: World) -> None:
 def test_the_whole_grid_for_real(tmp_path_factory: pytest.TempPathFactory) -> None:
     """All controls of a tiny recipe: trained, asked, reported; steps as the trainer logged them."""
     world = World(tmp_path_factory.mktemp("controls"))
-    recipe = world.recipe(dataset=["tell/tiny_task:task=8rows/general=12rows"])
+    recipe = world.recipe(dataset=["tell/tiny_task:task=8rows/general=20rows"])
     lay_keys(world.root / "cache")
     out = world.root / "out"
     text = world.call(

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from tell_plugins.bridge.protocol import DECODINGS, Reply
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.evaluation.engines import make_engine
-from tell_plugins.evaluation.protocol import DECODINGS, Reply
 from tell_plugins.evaluation.url_engine import UrlEngine
 from tell_plugins.recipe.recipes import Recipe
 from tests.conftest import PROJECT, MakeCard

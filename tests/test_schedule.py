@@ -25,6 +25,7 @@ from tell_plugins.recipe.schedule import (
 )
 from tell_plugins.recipe.settings import world_size
 from tell_plugins.recipe.shapes import shape_of
+from tests.conftest import in_fresh_process
 
 PAPER = Training(epochs=1, warmup_ratio=0.03)
 
@@ -104,11 +105,20 @@ RUNS = [
 ]
 
 
-@pytest.mark.parametrize(("rows", "training"), RUNS)
+Taken = list[tuple[float, list[int]]]
+
+
+@pytest.fixture(scope="module")
+def real_trainings(tmp_path_factory: pytest.TempPathFactory) -> list[Taken]:
+    """What a real Trainer did in each of RUNS (ms-swift changes the Trainer on import)."""
+    return in_fresh_process(_real_trainings, tmp_path_factory.mktemp("trainings"))
+
+
+@pytest.mark.parametrize("number", range(len(RUNS)))
 def test_steps_and_rows_are_those_of_a_real_training(
-    rows: int, training: Training, tmp_path: Path
+    number: int, real_trainings: list[Taken]
 ) -> None:
-    taken = _real_training(rows, training, tmp_path)
+    (rows, training), taken = RUNS[number], real_trainings[number]
     mine = plan(rows, training)
     assert mine.steps == len(taken)
     assert (mine.rates * training.learning_rate).tolist() == pytest.approx(
@@ -121,7 +131,11 @@ def test_steps_and_rows_are_those_of_a_real_training(
     assert seen == [batch for _, batch in taken]
 
 
-def _real_training(rows: int, training: Training, folder: Path) -> list[tuple[float, list[int]]]:
+def _real_trainings(folder: Path) -> list[Taken]:
+    return [_real_training(rows, training, folder) for rows, training in RUNS]
+
+
+def _real_training(rows: int, training: Training, folder: Path) -> Taken:
     """What a real Trainer does without shuffling: each step's learning rate and rows."""
     import torch
     from torch.utils.data import SequentialSampler
@@ -146,7 +160,7 @@ def _real_training(rows: int, training: Training, folder: Path) -> list[tuple[fl
             held.clear()
 
     held: list[int] = []
-    taken: list[tuple[float, list[int]]] = []
+    taken: Taken = []
     data = [{"row": row} for row in range(rows)]
     args = TrainingArguments(
         output_dir=str(folder),

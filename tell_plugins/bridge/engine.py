@@ -16,7 +16,7 @@ from swift.arguments import BaseArguments
 from swift.infer_engine import InferRequest, RequestConfig, TransformersEngine
 from swift.tuners import Swift
 
-from tell_plugins.evaluation.protocol import Decoding, Reply
+from tell_plugins.bridge.protocol import Decoding, Reply
 
 # what of a recipe says which model answers, and through which template
 _MODEL_KEYS = (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tell_plugins.bridge.engine import _arguments, _reply, _user
-from tell_plugins.evaluation.protocol import Decoding, Reply
+from tell_plugins.bridge.protocol import Decoding, Reply
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM reserves room for
 _MEMORY = 0.9  # share of the GPU's memory, vLLM's own default

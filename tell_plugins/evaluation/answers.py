@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tell_plugins.bridge.protocol import Decoding, Engine
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import track
-from tell_plugins.evaluation.protocol import Decoding, Engine
 
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
 

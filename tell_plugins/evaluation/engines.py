@@ -6,8 +6,8 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
+from tell_plugins.bridge.protocol import Engine
 from tell_plugins.core.errors import UserError, nearest
-from tell_plugins.evaluation.protocol import Engine
 from tell_plugins.recipe.recipes import Recipe
 
 LOCAL = ("transformers", "vllm")

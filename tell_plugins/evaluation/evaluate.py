@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from tell_plugins.bridge.protocol import Engine, decoding
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
@@ -19,7 +20,6 @@ from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.adapters import Adapter, find_adapters
 from tell_plugins.evaluation.answers import Prompt, Settings, answer_all
-from tell_plugins.evaluation.protocol import Engine, decoding
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 
 GENERAL_FOLDER = "general"

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from tell_plugins.bridge.protocol import Decoding, Reply
 from tell_plugins.core.errors import MachineError, UserError, nearest
-from tell_plugins.evaluation.protocol import Decoding, Reply
 from tell_plugins.preparation.endpoint import Endpoint, need_key
 
 if TYPE_CHECKING:

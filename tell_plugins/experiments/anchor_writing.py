@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from tell_plugins.bridge.protocol import Decoding, Reply
 from tell_plugins.core import draw
 from tell_plugins.core.anchors import in_front
 from tell_plugins.core.cards import Card
@@ -20,7 +21,6 @@ from tell_plugins.core.progress import track
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.evaluation import retention
-from tell_plugins.evaluation.protocol import Decoding, Reply
 
 # more various than the paper's sampling: candidates that are all alike leave nothing to choose
 DECODING = Decoding("anchor", 0.9, top_k=50, top_p=0.95)

@@ -4,35 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
-
-import pandas as pd
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import card_names
-from tell_plugins.core.progress import tracked
-from tell_plugins.experiments import plots, tables
-from tell_plugins.experiments.collect import collect, sizes
-from tell_plugins.experiments.conclusions import conclude
-from tell_plugins.experiments.measures import Judge
-from tell_plugins.experiments.page import Figure, Section, render
-from tell_plugins.experiments.planning import cards_environment
-from tell_plugins.experiments.published import published
-from tell_plugins.experiments.results import ReferenceShelf, Study, load_studies
-
-TABLES, PICTURES, PAGE = "tables", "pictures", "report.html"
-_INTRO = (
-    "Every number is counted from the saved answers that lie beside this page, and stands with "
-    "its 95 % interval: k/n = share [low, high] (Wilson; several seeds' answers to one row count "
-    "for less than as many rows). Differences are over the same rows, with Newcombe's interval for "
-    "pairs.",
-    "Adherence is whether the answer alone obeys the task's JSON schema; balanced accuracy counts "
-    "an answer of the wrong form as wrong; general loss is the mean loss per token on general rows "
-    "that no run trained on (lower is better); bleed is the share of general questions, asked "
-    "without the anchor, that came back in the task's format (lower is better).",
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from tell_plugins.experiments.collect import collect, sizes
+    from tell_plugins.experiments.report import write_report
+
     root = paths.user_path(args.folder)
     _know_cards(root)
     if args.collect:
@@ -64,89 +42,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _know_cards(root: Path) -> None:
     """Let the task cards that were collected be found where the user does not have them."""
+    from tell_plugins.experiments.planning import cards_environment
+    from tell_plugins.experiments.results import load_studies
+
     cards = root / "cards"
     needed = {entry.card for study in load_studies(root) for entry in study.entries}
     if cards.is_dir() and not needed <= set(card_names()):
         os.environ["TELL_CARDS"] = cards_environment(cards)
-
-
-@dataclass
-class StudyReport:
-    """What the report says of one study, before it is written."""
-
-    study: Study
-    section: Section
-    frames: dict[str, pd.DataFrame] = field(default_factory=dict)
-    pictures: list[plots.Picture] = field(default_factory=list)
-
-
-def write_report(root: Path, out: Path) -> list[Path]:
-    """Write tables, pictures and page of the sweeps in `root`; the files, the page last.
-
-    What an earlier report left in `out`'s tables and pictures is removed first. Raises UserError
-    for a folder without sweeps, or when the right labels are nowhere to be had.
-    """
-    studies = load_studies(root)
-    judge = Judge(ReferenceShelf(root))
-    reports = [report_on(study, judge) for study in tracked(studies, "reading", "sweeps")]
-    for folder in (TABLES, PICTURES):
-        shutil.rmtree(out / folder, ignore_errors=True)
-    written: list[Path] = []
-    for report in reports:
-        for name, frame in report.frames.items():
-            for ending, text in (("csv", tables.to_csv(frame)), ("md", tables.to_markdown(frame))):
-                written.append(out / TABLES / f"{report.study.name}_{name}.{ending}")
-                paths.write_text(written[-1], text)
-        for picture in report.pictures:
-            light, dark = (picture.png(theme) for theme in plots.THEMES)
-            written.append(out / PICTURES / f"{picture.name}.png")
-            with paths.atomic_path(written[-1]) as temporary:
-                temporary.write_bytes(light)
-            report.section.figures.append(Figure(picture.caption, light, dark))
-    title = studies[0].title if len(studies) == 1 else f"{len(studies)} experiments"
-    page = render(title, _INTRO, [report.section for report in reports])
-    paths.write_text(out / PAGE, page)
-    return [*written, out / PAGE]
-
-
-def report_on(study: Study, judge: Judge) -> StudyReport:
-    """Tables, pictures and sentences of one study."""
-    found = tables.groups(study, judge)
-    frames = {
-        "methods": tables.methods_table(study, found),
-        "comparisons": tables.comparisons_table(study, found, judge),
-        "fits": tables.fits_table(study, found),
-        "published": tables.published_table(study),
-        "failures": tables.failures_table(found),
-        "runs": tables.runs_table(study, judge),
-    }
-    frames = {name: frame for name, frame in frames.items() if len(frame)}
-    section = Section(
-        anchor=study.name,
-        title=study.title,
-        command=study.index["command"],
-        conclusions=conclude(study, found, judge),
-    )
-    shown = {
-        "methods": "Methods, all seeds together",
-        "comparisons": f"{study.plot.reference} minus each other method",
-        "fits": "Curves",
-        "published": "The paper's numbers",
-    }
-    views = (
-        {**frames, "methods": tables.brief(frames["methods"])} if "methods" in frames else frames
-    )
-    section.tables.extend((title, views[name]) for name, title in shown.items() if name in views)
-    meanings = tables.meanings_table(study)
-    if len(meanings):
-        section.tables.append(("What each control tells", meanings))
-    details = {
-        "methods": "Every measure of every method",
-        "failures": "Why answers failed",
-        "runs": "Every run",
-    }
-    section.details.extend((text, frames[name]) for name, text in details.items() if name in frames)
-    note = published(study.plot.paper, study.name)
-    if note is not None and note.note:
-        section.conclusions.not_shown.append(f"On the paper's numbers: {note.note}")
-    return StudyReport(study, section, frames, plots.pictures(study, found, judge))
