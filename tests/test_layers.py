@@ -176,6 +176,7 @@ def test_top_of_the_repository() -> None:
         "results",
         "run.sh",
         "requirements.txt",
+        "requirements-eval.txt",
         "README.md",
         "LICENSE",
         "pyproject.toml",
