@@ -16,7 +16,7 @@ from swift.arguments import BaseArguments
 from swift.infer_engine import InferRequest, RequestConfig, TransformersEngine
 from swift.tuners import Swift
 
-from tell_plugins.bridge.protocol import Decoding, Reply
+from tell_plugins.bridge.protocol import Decoding, History, Reply, conversation
 
 # what of a recipe says which model answers, and through which template
 _MODEL_KEYS = (
@@ -86,16 +86,22 @@ class LocalEngine:
             self.model.set_adapter(name)
             yield
 
-    def prompt_tokens(self, prompts: Sequence[str]) -> list[int]:
-        """The number of tokens of each prompt as the template encodes it."""
+    def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]:
+        """The number of tokens of each prompt, with its history, as the template encodes it."""
         self.template.set_mode("transformers")
         return [
-            len(self.template.encode({"messages": _user(prompt)})["input_ids"])
+            len(self.template.encode({"messages": conversation(prompt, history)})["input_ids"])
             for prompt in prompts
         ]
 
     def answer(
-        self, prompts: Sequence[str], decoding: Decoding, *, max_new_tokens: int, seed: int
+        self,
+        prompts: Sequence[str],
+        decoding: Decoding,
+        *,
+        max_new_tokens: int,
+        seed: int,
+        history: History = (),
     ) -> list[Reply]:
         """One reply a prompt, in order; the prompts are answered as one batch."""
         config = RequestConfig(
@@ -106,7 +112,7 @@ class LocalEngine:
             repetition_penalty=decoding.repetition_penalty,
         )
         torch.manual_seed(seed)
-        requests = [InferRequest(messages=_user(prompt)) for prompt in prompts]
+        requests = [InferRequest(messages=conversation(prompt, history)) for prompt in prompts]
         responses = self._engine.infer(requests, config, use_tqdm=False)
         return [_reply(response) for response in responses]
 
@@ -118,7 +124,7 @@ class LocalEngine:
         return [self._loss(query, response) for query, response in pairs]
 
     def _loss(self, query: str, response: str) -> tuple[float, int]:
-        messages = [*_user(query), {"role": "assistant", "content": response}]
+        messages = [*conversation(query), {"role": "assistant", "content": response}]
         encoded = self.template.encode({"messages": messages})
         ids = torch.tensor([encoded["input_ids"]], device=self.model.device)
         labels = torch.tensor(encoded["labels"], device=self.model.device)[1:]
@@ -126,10 +132,6 @@ class LocalEngine:
         chosen = labels != -100
         loss = torch.nn.functional.cross_entropy(logits[chosen], labels[chosen], reduction="sum")
         return float(loss), int(chosen.sum())
-
-
-def _user(prompt: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": prompt}]
 
 
 def _reply(response: Any) -> Reply:

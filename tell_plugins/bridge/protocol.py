@@ -44,8 +44,18 @@ class Reply:
     completion_tokens: int
 
 
+History = Sequence[tuple[str, str]]  # (query, response) pairs that stand before every prompt
+
+
+def conversation(prompt: str, history: History = ()) -> list[dict[str, str]]:
+    """The messages of a chat: the pairs of `history`, then the prompt."""
+    turns = [text for pair in history for text in pair] + [prompt]
+    roles = ("user", "assistant")
+    return [{"role": roles[place % 2], "content": text} for place, text in enumerate(turns)]
+
+
 class Engine(Protocol):
-    """Answers prompts, one user turn each."""
+    """Answers prompts, one user turn each, after the turns of a history that all share."""
 
     name: str
     model_name: str
@@ -53,8 +63,14 @@ class Engine(Protocol):
 
     def adapter(self, name: str | None) -> AbstractContextManager[None]: ...
 
-    def prompt_tokens(self, prompts: Sequence[str]) -> list[int]: ...
+    def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]: ...
 
     def answer(
-        self, prompts: Sequence[str], decoding: Decoding, *, max_new_tokens: int, seed: int
+        self,
+        prompts: Sequence[str],
+        decoding: Decoding,
+        *,
+        max_new_tokens: int,
+        seed: int,
+        history: History = (),
     ) -> list[Reply]: ...

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tell_plugins.bridge.engine import _arguments, _reply, _user
-from tell_plugins.bridge.protocol import Decoding, Reply
+from tell_plugins.bridge.engine import _arguments, _reply
+from tell_plugins.bridge.protocol import Decoding, History, Reply, conversation
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM reserves room for
 _MEMORY = 0.9  # share of the GPU's memory, vLLM's own default
@@ -69,16 +69,22 @@ class VllmEngine:
         finally:
             self._active = before
 
-    def prompt_tokens(self, prompts: Sequence[str]) -> list[int]:
-        """The number of tokens of each prompt as the template encodes it."""
+    def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]:
+        """The number of tokens of each prompt, with its history, as the template encodes it."""
         self.template.set_mode("vllm")
         return [
-            len(self.template.encode({"messages": _user(prompt)})["input_ids"])
+            len(self.template.encode({"messages": conversation(prompt, history)})["input_ids"])
             for prompt in prompts
         ]
 
     def answer(
-        self, prompts: Sequence[str], decoding: Decoding, *, max_new_tokens: int, seed: int
+        self,
+        prompts: Sequence[str],
+        decoding: Decoding,
+        *,
+        max_new_tokens: int,
+        seed: int,
+        history: History = (),
     ) -> list[Reply]:
         """One reply a prompt, in order."""
         from swift.infer_engine import InferRequest, RequestConfig
@@ -92,7 +98,7 @@ class VllmEngine:
             seed=seed % 2**31,
         )
         responses = self._engine.infer(
-            [InferRequest(messages=_user(prompt)) for prompt in prompts],
+            [InferRequest(messages=conversation(prompt, history)) for prompt in prompts],
             config,
             use_tqdm=False,
             adapter_request=None if self._active is None else self._requests[self._active],

@@ -38,6 +38,7 @@ _SHOWN = {
     "json": (("strict", "adherence"), ("strict", "balanced_accuracy")),
     "translation": (("stripped_segment", "chrf++"), ("stripped_segment", "bleu")),
     "number": (("number", "exact_match"),),
+    "text": (("text", "chrf++"), ("text", "exact_match")),
 }
 Cell = tuple[str, str]  # anchor in training, anchor at test
 _EFFECTS: tuple[tuple[str, Cell, Cell], ...] = (

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tell_plugins.bridge.protocol import Decoding, Engine
+from tell_plugins.bridge.protocol import Decoding, Engine, History
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import track
@@ -47,6 +47,7 @@ class Settings:
     max_new_tokens: int
     batch_size: int
     prompts_sha256: str
+    shots: int = 0
 
 
 def answer_all(
@@ -57,15 +58,17 @@ def answer_all(
     folder: Path,
     *,
     label: str,
+    history: History = (),
 ) -> Path:
     """Answer all prompts into `folder/answers.jsonl` and return it; go on where it stopped.
 
+    `history` stands before every prompt, and counts as part of it.
     Raises UserError when the folder holds answers of other settings, or when a prompt and its
     answer do not fit the model's context.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, settings)
-    lengths = engine.prompt_tokens([prompt.text for prompt in prompts])
+    lengths = engine.prompt_tokens([prompt.text for prompt in prompts], history)
     _check_context(engine, prompts, lengths, settings)
     order = sorted(range(len(prompts)), key=lambda i: (-lengths[i], prompts[i].row))
     size = settings.batch_size
@@ -81,6 +84,7 @@ def answer_all(
                 decoding,
                 max_new_tokens=settings.max_new_tokens,
                 seed=settings.seed * 1_000_003 + number,
+                history=history,
             )
             lines = [
                 {
@@ -109,7 +113,7 @@ def _claim(folder: Path, settings: Settings) -> None:
     if not path.is_file():
         paths.write_text(path, json.dumps(mine, indent=2, ensure_ascii=False) + "\n")
         return
-    theirs: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    theirs = _read_settings(path)
     other = [key for key in mine if theirs.get(key) != mine[key]]
     if other:
         shown = ", ".join(f"{key}: {theirs.get(key)} there, {mine[key]} now" for key in other)
@@ -118,6 +122,20 @@ def _claim(folder: Path, settings: Settings) -> None:
             where=paths.shown(folder),
             remedy="name another folder with --out, or remove this one",
         )
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """Saved settings; one that an earlier release did not save has its default."""
+    try:
+        saved = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise UserError(
+            "not readable as the settings of answers",
+            where=paths.shown(path),
+            remedy="name another folder with --out, or remove this one",
+        ) from None
+    defaults = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
+    return {**defaults, **saved}
 
 
 def _check_context(

@@ -8,21 +8,22 @@ from collections.abc import Callable
 
 from tell_plugins.core.cards import Card
 from tell_plugins.core.sources import find_file, open_split
+from tell_plugins.evaluation.segments import reference_opening
 
 
-def format_test(card: Card) -> Callable[[str], bool]:
+def format_test(card: Card) -> Callable[[str], bool] | None:
     """A function that says whether an answer has the form of the card's task.
 
     JSON: an object with all keys that the schema requires stands somewhere in the answer.
-    Translation: the answer opens as all training responses do. Numbers: a line `#### <number>`.
+    Numbers: a line `#### <number>`. Translation and free text: the answer opens as all training
+    responses do; None where these share no opening, since such a task has no form to be known by.
     """
     if card.metric == "json" and card.answer is not None:
         schema = json.loads(card.file(card.answer.schema_file).read_text(encoding="utf-8"))
         keys = set(schema.get("required", [])) or set(schema.get("properties", {}))
         return lambda text: any(keys <= set(found) for found in _objects(text))
-    if card.metric == "translation":
-        opening = _opening(card)
-        return lambda text: bool(opening) and text.strip().startswith(opening)
+    if card.metric in ("translation", "text"):
+        return opening_test(opening_of(card))
     return lambda text: re.search(r"^#### ?-?[\d,.]+\s*$", text, re.MULTILINE) is not None
 
 
@@ -38,10 +39,14 @@ def _objects(text: str) -> list[dict[str, object]]:
     return found
 
 
-def _opening(card: Card) -> str:
-    import os
+def opening_test(opening: str) -> Callable[[str], bool] | None:
+    """Whether an answer begins with this opening sentence; None without one."""
+    return (lambda text: text.strip().startswith(opening)) if opening else None
 
+
+def opening_of(card: Card) -> str:
+    """The opening sentence of the card's training responses, "" where there is none."""
     if find_file(card, "train") is None:
         return ""
     responses = [response for _, response in open_split(card, "train").all_texts()]
-    return os.path.commonprefix([min(responses), max(responses)]).strip()
+    return reference_opening(responses).strip()

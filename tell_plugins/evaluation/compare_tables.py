@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from tell_plugins.evaluation.final_number import NumberScores
-from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.evaluation.free_text import TextScores
+from tell_plugins.evaluation.intervals import Estimate, Rate, counted
 from tell_plugins.evaluation.labels import LabelMetrics
 from tell_plugins.evaluation.learned_scores import LEARNED
 from tell_plugins.evaluation.scoring import JsonScores
@@ -24,6 +25,7 @@ Number = Rate | Estimate
 _WIDE = 110  # columns that the tables need with their intervals
 _INTERVAL = re.compile(r" \[[^\]]*\]")
 _LABEL_COLUMNS = ("accuracy", "balanced_accuracy", "mcc", "precision", "recall", "f1")
+_SHARES = ("exact_match",)  # measures whose differences are shown in per cent
 _WITH_INTERVAL = _LABEL_COLUMNS[:3]  # on the terminal; the files have them all
 
 
@@ -71,7 +73,12 @@ def show(comparison: Comparison, scorer: str | None = None) -> None:
 
 def grids(comparison: Comparison, scorer: str | None = None) -> list[Grid]:
     """The tables of a comparison."""
-    tables = {"json": _json_grids, "translation": _translation_grids, "number": _number_grids}
+    tables = {
+        "json": _json_grids,
+        "translation": _translation_grids,
+        "number": _number_grids,
+        "text": _text_grids,
+    }
     found = tables[comparison.metric](comparison.systems, scorer)
     if comparison.differences:
         found.append(_difference_grid(comparison, scorer))
@@ -318,9 +325,45 @@ def _number_grids(systems: Sequence[System], scorer: str | None) -> list[Grid]:
     ]
 
 
+def _text_grids(systems: Sequence[System], scorer: str | None) -> list[Grid]:
+    first = _text(systems[0])
+    return [
+        Grid(
+            _title(systems, "free text against its references [95 % interval]"),
+            ["system", "rows", "exact match in %", "chrF++ corpus", "chrF++ mean", "empty in %"],
+            [
+                [
+                    system.name,
+                    _rows(system),
+                    percent(scores.exact),
+                    plain(scores.chrf.corpus, 1),
+                    plain(scores.chrf.mean, 1),
+                    percent(scores.empty, interval=False),
+                ]
+                for system in systems
+                for scores in [_text(system)]
+            ]
+            + [
+                [
+                    "(baseline) constant",
+                    _rows(systems[0]),
+                    percent(first.constant_exact),
+                    plain(first.constant_chrf.corpus, 1),
+                    plain(first.constant_chrf.mean, 1),
+                    percent(counted(0, first.constant_exact.n), interval=False),
+                ]
+            ],
+            [
+                f"chrF++: {first.chrf.signature}",
+                f"the constant answer is the most frequent reference: {first.constant}",
+                *_notes(systems, [], with_paper=False),
+            ],
+        )
+    ]
+
+
 def _difference_grid(comparison: Comparison, scorer: str | None) -> Grid:
     json = comparison.metric == "json"
-    scale = 1 if comparison.metric == "translation" else 100
     kept = [
         compared
         for compared in comparison.differences
@@ -332,6 +375,7 @@ def _difference_grid(comparison: Comparison, scorer: str | None) -> Grid:
     last = ""
     for compared in kept:
         found = compared.difference
+        scale = 100 if compared.measure in _SHARES or json else 1
         digits = 4 if compared.measure.startswith(LEARNED) else 2  # learned scores are near 0 to 1
         rows.append(
             [
@@ -346,9 +390,10 @@ def _difference_grid(comparison: Comparison, scorer: str | None) -> Grid:
         )
         last = compared.system
     first = comparison.differences[0].difference
-    unit = "points" if scale == 1 else "percentage points"
+    unit = {"translation": "points", "text": "points (exact match: percentage points)"}
     return Grid(
-        f"difference to {comparison.baseline}, in {unit}",
+        f"difference to {comparison.baseline}, in "
+        + unit.get(comparison.metric, "percentage points"),
         ["system", "scorer", "measure", "difference", "95 % interval", "p", "shared rows"],
         rows,
         [
@@ -413,6 +458,11 @@ def _number(system: System) -> NumberScores:
     return system.scores.number
 
 
+def _text(system: System) -> TextScores:
+    assert system.scores.text is not None
+    return system.scores.text
+
+
 _FIELDS = ("system", "scorer", "measure", "value", "low", "high", "k", "n", "paper", "paper_source")
 
 
@@ -475,6 +525,13 @@ def _records(system: System) -> Iterator[dict[str, Any]]:
             yield count("stripped_segment", f"{name}.over_limit", len(learned.over_limit), 0)
             if learned.raw_document is not None:
                 yield record("raw_document", name, learned.raw_document)
+    if scores.text is not None:
+        yield record("text", "exact_match", scores.text.exact)
+        yield record("text", "chrf++.corpus", scores.text.chrf.corpus)
+        yield record("text", "chrf++.mean", scores.text.chrf.mean)
+        yield record("text", "empty", scores.text.empty)
+        yield record("text", "constant.exact_match", scores.text.constant_exact)
+        yield record("text", "constant.chrf++.corpus", scores.text.constant_chrf.corpus)
     if scores.number is not None:
         yield record("number", "exact_match", scores.number.exact)
         yield record("number", "baseline", scores.number.baseline)

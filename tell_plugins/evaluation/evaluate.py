@@ -7,23 +7,41 @@ often a general question is answered in the task's format.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from tell_plugins.bridge.protocol import Engine, decoding
+from tell_plugins.bridge.protocol import Engine, History, decoding
 from tell_plugins.core import paths
+from tell_plugins.core.anchors import in_front
 from tell_plugins.core.cards import Card, load_card
-from tell_plugins.core.errors import UserError
+from tell_plugins.core.errors import UserError, raise_all, unknown
+from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import Spec, parse_spec
 from tell_plugins.evaluation import prompts as prompting
-from tell_plugins.evaluation import retention
+from tell_plugins.evaluation import retention, scoring
 from tell_plugins.evaluation.adapters import Adapter, find_adapters
 from tell_plugins.evaluation.answers import Prompt, Settings, answer_all
+from tell_plugins.evaluation.fewshot import choose_examples, fixed_examples
+from tell_plugins.evaluation.learned_scores import LEARNED, metric_names
+from tell_plugins.evaluation.url_engine import UrlEngine
 from tell_plugins.recipe.recipes import Recipe, load_recipe
+from tell_plugins.recipe.swift_keys import swift_keys
 
 GENERAL_FOLDER = "general"
 _GENERAL_TOKENS = 64  # a format shows in the first tokens of an answer
+_ANCHORED = "the server puts the anchor in front of every query"
+# keys of ms-swift that would not reach the answers, and the option that does
+_OPTIONS = {
+    "adapters": "--adapter",
+    "max_new_tokens": "--max-new-tokens",
+    "infer_backend": "--engine",
+    "temperature": "--decoding",
+    "top_k": "--decoding",
+    "top_p": "--decoding",
+    "repetition_penalty": "--decoding",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", default="transformers", help="transformers, vllm, or the URL of a server"
     )
+    parser.add_argument("--model-name", help="of a server: the model to ask for")
     parser.add_argument("--batch-size", type=int, default=16, help="prompts answered together")
+    parser.add_argument(
+        "--shots",
+        type=int,
+        default=0,
+        help="fixed examples of the training split in front of each question (default: 0)",
+    )
     parser.add_argument(
         "--max-new-tokens", type=int, help="limit of an answer (default: the card's)"
     )
@@ -56,7 +81,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=40,
         help="held-out general rows, 0: skip (default: 40)",
     )
+    parser.add_argument(
+        "--learned", default="", help="also score translations by bleurt, comet, or bleurt,comet"
+    )
+    parser.add_argument("--bleurt", metavar="MODEL", help="BLEURT checkpoint (or $TELL_BLEURT)")
+    parser.add_argument("--comet", metavar="MODEL", help="COMET checkpoint (or $TELL_COMET)")
     parser.add_argument("--out", help="folder of the answers (default: <output_dir>/eval)")
+    parser.epilog = (
+        "Further --key value pairs are ms-swift's and win over the recipe, for example "
+        "--model DIR. The same command goes on where it was stopped."
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,14 +108,55 @@ def run(args: argparse.Namespace) -> int:
 def answer(args: argparse.Namespace) -> Task:
     """Answer and score everything that `args` ask for; what is there already is kept."""
     recipe = load_recipe(args.recipe, args.flags)
+    raise_all(list(_wrong_flags(recipe)))
     task = plan(recipe, args)
     engine = _engine(args, recipe, task.adapters)
     for adapter in task.adapters:
         with engine.adapter(adapter.engine_name):
             folder = task.out / adapter.label
+            anchored = _anchors_by_itself(engine, task, args)
             _answer_task(engine, task, adapter, folder, args)
-            _measure_general(engine, task, adapter, folder, args)
+            if anchored:
+                print(f"{adapter.label}: {_ANCHORED}; no general question is asked", flush=True)
+            else:
+                _measure_general(engine, task, adapter, folder, args)
     return task
+
+
+def _anchors_by_itself(engine: Engine, task: Task, args: argparse.Namespace) -> bool:
+    """Whether the engine is a server that puts the anchor before every query.
+
+    Raises UserError where the test is to be without it.
+    """
+    front = in_front(open_task(task.card, args.split, task.spec.anchor).anchor.text)
+    if not front or not isinstance(engine, UrlEngine) or not engine.puts_in_front(front):
+        return False
+    if args.anchor not in (None, task.spec.anchor):
+        raise UserError(
+            f"{_ANCHORED}, so anchor '{args.anchor}' cannot be tested there",
+            where="--anchor",
+            remedy="start the server with TELL_ANCHOR=none in its environment",
+        )
+    return True
+
+
+def _wrong_flags(recipe: Recipe) -> Iterator[UserError]:
+    """Flags that are neither `eval`'s nor the installed ms-swift's, or do nothing here."""
+    if not recipe.flags:
+        return
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = {action.dest for action in parser._actions}
+    swift = set(swift_keys().keys)
+    for key in sorted(recipe.flags):
+        if key in _OPTIONS:
+            yield UserError(
+                f"'--{key}' is ms-swift's and does not reach the answers",
+                where="command line",
+                remedy=f"use {_OPTIONS[key]}",
+            )
+        elif key not in swift:
+            yield unknown("flag", key, swift | options, "command line")
 
 
 @dataclass(frozen=True)
@@ -96,6 +171,7 @@ class Task:
     adapters: list[Adapter]
     general: list[tuple[str, str]]
     max_new_tokens: int
+    learned: list[str]
     out: Path
 
 
@@ -110,10 +186,13 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
             remedy="name the recipe of the task, and this run's folder with --adapter",
         )
     decoding(args.decoding)
-    if args.batch_size < 1 or (args.rows is not None and args.rows < 1):
-        raise UserError("a count below 1", where="--batch-size or --rows", allowed="1 and more")
+    _check_counts(args)
     adapters = find_adapters(args.adapter, recipe)
+    learned = metric_names(args.learned)
+    scoring.need_translation(card, learned)
     anchor = args.anchor or spec.anchor
+    if args.shots:
+        choose_examples(card, anchor, count=args.shots)
     _, prompts = prompting.task_prompts(card, args.split, anchor, args.rows)
     specs = [spec, *(found for found in (_spec_of(adapter) for adapter in adapters) if found)]
     general = (
@@ -129,8 +208,21 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
         adapters=adapters,
         general=general,
         max_new_tokens=args.max_new_tokens or card.max_new_tokens or 512,
+        learned=learned,
         out=out,
     )
+
+
+def _check_counts(args: argparse.Namespace) -> None:
+    least = {"batch_size": 1, "rows": 1, "max_new_tokens": 1, "shots": 0, "general_rows": 0}
+    for key, smallest in least.items():
+        value = getattr(args, key)
+        if value is not None and value < smallest:
+            raise UserError(
+                f"{value} is too small",
+                where=f"--{key.replace('_', '-')}",
+                allowed=f"{smallest} and more",
+            )
 
 
 def _spec_of(adapter: Adapter) -> Spec | None:
@@ -142,7 +234,9 @@ def _engine(args: argparse.Namespace, recipe: Recipe, adapters: list[Adapter]) -
     from tell_plugins.evaluation.engines import make_engine
 
     loaded: dict[str, Path] = {a.engine_name: a.path for a in adapters if a.path and a.engine_name}
-    return make_engine(args.engine, recipe, loaded, batch_size=args.batch_size)
+    return make_engine(
+        args.engine, recipe, loaded, batch_size=args.batch_size, model_name=args.model_name
+    )
 
 
 def _seeds(args: argparse.Namespace) -> list[int]:
@@ -165,14 +259,14 @@ def folder_name(args: argparse.Namespace, seed: int) -> str:
     parts += [f"seed{seed}"] if args.decoding != "greedy" else []
     parts += [f"anchor-{args.anchor}"] if args.anchor else []
     parts += [f"{args.rows}rows"] if args.rows is not None else []
+    parts += [f"{args.shots}shot"] if args.shots else []
     return "-".join(parts)
 
 
 def _answer_task(
     engine: Engine, task: Task, adapter: Adapter, folder: Path, args: argparse.Namespace
 ) -> None:
-    from tell_plugins.evaluation import scoring
-
+    models = {name: value for name in LEARNED if (value := getattr(args, name))}
     for seed in _seeds(args):
         name = folder_name(args, seed)
         settings = Settings(
@@ -189,7 +283,13 @@ def _answer_task(
             max_new_tokens=task.max_new_tokens,
             batch_size=args.batch_size,
             prompts_sha256=prompting.prompts_sha256(task.prompts),
+            shots=args.shots,
         )
+        history: History = ()
+        if args.shots:
+            history = fixed_examples(
+                folder / name, task.card, task.anchor, count=args.shots
+            ).history
         answer_all(
             engine,
             task.prompts,
@@ -197,8 +297,9 @@ def _answer_task(
             settings,
             folder / name,
             label=f"{adapter.label}, {args.split}",
+            history=history,
         )
-        scoring.write(folder / name)
+        scoring.write(folder / name, learned=task.learned, models=models)
 
 
 def _measure_general(
@@ -207,11 +308,6 @@ def _measure_general(
     if not task.general:
         return
     folder = folder / GENERAL_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    if hasattr(engine, "response_losses"):
-        retention.measure(
-            cast(retention.LossEngine, engine), task.general, folder, label=adapter.label
-        )
     questions = [
         Prompt(f"general-{row}", row, query) for row, (query, _) in enumerate(task.general)
     ]
@@ -238,3 +334,7 @@ def _measure_general(
         folder,
         label=f"{adapter.label}, general",
     )
+    if hasattr(engine, "response_losses"):
+        retention.measure(
+            cast(retention.LossEngine, engine), task.general, folder, label=adapter.label
+        )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tell_plugins.evaluation import labels, significance, translation
+from tell_plugins.evaluation import free_text, labels, significance, translation
 from tell_plugins.evaluation.final_number import judge, reference_numbers
 from tell_plugins.evaluation.json_scorers import card_schema
 from tell_plugins.evaluation.scored import Scored
@@ -40,6 +40,15 @@ def measures(scored: Scored) -> dict[Key, Measure]:
         right = reference_numbers(scored.task)
         hits = [judge(answer, right[answer.row]) is None for answer in scored.answers]
         return {("number", "exact_match"): _mean(scored, hits, scored.rows)}
+    if scored.card.metric == "text":
+        found = free_text.pairs(scored)
+        stats = translation.by_row(translation.unit_statistics("chrf++", found), found.rows)
+        return {
+            ("text", "exact_match"): _mean(scored, free_text.hits(found), found.rows),
+            ("text", "chrf++"): _measure(
+                scored, stats, found.rows, translation.corpus_score("chrf++")
+            ),
+        }
     return _translation(scored)
 
 

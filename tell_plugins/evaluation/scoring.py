@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from tell_plugins.core import paths
+from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.rows import file_sha256
-from tell_plugins.evaluation import final_number, json_scorers, labels, taxonomy
+from tell_plugins.evaluation import final_number, free_text, json_scorers, labels, taxonomy
 from tell_plugins.evaluation.answers import ANSWERS
 from tell_plugins.evaluation.final_number import NumberScores
+from tell_plugins.evaluation.free_text import TextScores
 from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate
 from tell_plugins.evaluation.labels import LabelScores
 from tell_plugins.evaluation.learned_scores import LearnedScores, SegmentScores
@@ -79,7 +81,7 @@ class MostFrequent:
 
 @dataclass(frozen=True)
 class Scores:
-    """All scores of one folder; `json`, `translation` or `number` is set, by the card's metric.
+    """All scores of one folder, those of the card's metric set: `json`, `translation` ...
 
     Attributes:
         rows: test rows answered; `expected` as many as were asked; `answers` with all attempts.
@@ -102,6 +104,7 @@ class Scores:
     json: dict[str, JsonScores] | None = None
     translation: TranslationScores | None = None
     number: NumberScores | None = None
+    text: TextScores | None = None
 
     @property
     def complete(self) -> bool:
@@ -124,6 +127,12 @@ class Scores:
             for name, learned in self.translation.learned.items():
                 found[name.upper()] = learned.segment
             return {**found, "alignment failures": self.translation.alignment_failures}
+        if self.text is not None:
+            return {
+                "exact match": self.text.exact,
+                "chrF++": self.text.chrf.corpus,
+                "chrF++ of a constant answer": self.text.constant_chrf.corpus,
+            }
         assert self.number is not None
         return {
             "exact match": self.number.exact,
@@ -153,13 +162,7 @@ def score_loaded(
     """`score` for answers that are loaded already."""
     metric = scored.card.metric
     assert metric is not None  # the card checks it
-    if learned and metric != "translation":
-        raise UserError(
-            f"{', '.join(learned)} score translations; card '{scored.card.name}' has "
-            f"metric '{metric}'",
-            where="--learned",
-            remedy="leave it out",
-        )
+    need_translation(scored.card, learned)
     scores = Scores(
         format=FORMAT,
         card=scored.card.name,
@@ -179,9 +182,22 @@ def score_loaded(
         return replace(scores, json=score_json(scored))
     if metric == "number":
         return replace(scores, number=final_number.score_numbers(scored))
+    if metric == "text":
+        return replace(scores, text=free_text.score_text(scored))
     translation = score_translation(scored)
     translation = replace(translation, learned=_learned(scored, learned, models or {}))
     return replace(scores, translation=translation)
+
+
+def need_translation(card: Card, learned: Sequence[str]) -> None:
+    """Raise UserError when learned metrics are asked for a card that is no translation task."""
+    if learned and card.metric != "translation":
+        raise UserError(
+            f"{', '.join(learned)} score translations; card '{card.name}' has "
+            f"metric '{card.metric}'",
+            where="--learned",
+            remedy="leave it out",
+        )
 
 
 def write(

@@ -53,7 +53,8 @@ def read_general(folder: Path, base: Path | None, card: Card) -> General:
     bleed = None
     if (folder / ANSWERS).is_file():
         in_format = format_test(card)
-        bleed = rate([in_format(answer["text"]) for answer in read_answers(folder)])
+        if in_format is not None:
+            bleed = rate([in_format(answer["text"]) for answer in read_answers(folder)])
     return General(retention.retention(losses) if losses else None, change, bleed)
 
 

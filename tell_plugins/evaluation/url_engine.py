@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from tell_plugins.bridge.protocol import Decoding, Reply
+from tell_plugins.bridge.protocol import Decoding, History, Reply, conversation
 from tell_plugins.core.errors import MachineError, UserError, nearest
 from tell_plugins.preparation.endpoint import Endpoint, need_key
 
@@ -110,9 +110,10 @@ class UrlEngine:
             remedy=f"--model-name {match or self._listed[-1]}, if that is the adapter",
         )
 
-    def prompt_tokens(self, prompts: Sequence[str]) -> list[int]:
+    def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]:
         """Characters, to sort by: only the server knows its tokens."""
-        return [len(prompt) for prompt in prompts]
+        before = sum(len(text) for pair in history for text in pair)
+        return [before + len(prompt) for prompt in prompts]
 
     def puts_in_front(self, anchor: str) -> bool:
         """Whether the server puts this anchor before a query by itself, as `swift deploy` does with
@@ -135,25 +136,39 @@ class UrlEngine:
         return None if usage is None else usage.prompt_tokens
 
     def answer(
-        self, prompts: Sequence[str], decoding: Decoding, *, max_new_tokens: int, seed: int
+        self,
+        prompts: Sequence[str],
+        decoding: Decoding,
+        *,
+        max_new_tokens: int,
+        seed: int,
+        history: History = (),
     ) -> list[Reply]:
         """One reply a prompt, in order; the requests run side by side."""
         pool = ThreadPoolExecutor(max_workers=self._workers)
         try:
             futures = [
-                pool.submit(self._ask, prompt, decoding, max_new_tokens, _seed(seed, place))
+                pool.submit(
+                    self._ask,
+                    conversation(prompt, history),
+                    decoding,
+                    max_new_tokens,
+                    _seed(seed, place),
+                )
                 for place, prompt in enumerate(prompts)
             ]
             return [future.result() for future in futures]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, prompt: str, decoding: Decoding, max_new_tokens: int, seed: int) -> Reply:
+    def _ask(
+        self, messages: list[dict[str, str]], decoding: Decoding, max_new_tokens: int, seed: int
+    ) -> Reply:
         import openai
 
         asked: dict[str, Any] = {
             "model": self._model,
-            "messages": [{"role": "user", "content": prompt}],
+            "messages": messages,
             "temperature": decoding.temperature,
             "max_tokens": max_new_tokens,
             "seed": seed,
