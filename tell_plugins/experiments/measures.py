@@ -17,14 +17,20 @@ import numpy as np
 
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import retention
-from tell_plugins.evaluation.bleed import format_test
+from tell_plugins.evaluation.bleed import format_test, opening_test
 from tell_plugins.evaluation.final_number import final_number
 from tell_plugins.evaluation.intervals import Estimate, Rate, rate
 from tell_plugins.evaluation.json_scorers import card_schema, lenient, strict
 from tell_plugins.experiments.results import Answers, Entry, References, ReferenceShelf, card_of
 
 # the first measure of each metric: the one that curves and comparisons are about
-MAIN = {"json": "adherence", "number": "exact match", "translation": "chrF++"}
+MAIN = {
+    "json": "adherence",
+    "number": "exact match",
+    "translation": "chrF++",
+    "text": "chrF++",
+}
+AS_SAVED = ("translation", "text")  # metrics whose scores are taken as `eval` saved them
 _CONSTANT = 0.95  # a label given at least this often is called a constant answer
 
 
@@ -122,8 +128,9 @@ class Judge:
         estimates: dict[str, Estimate] = {}
         seeds: list[float] = []
         frequent = None
-        if metric == "translation":
-            estimates, seeds = _translation(entries)
+        if metric in AS_SAVED:
+            saved = _translation if metric == "translation" else _text
+            estimates, seeds = saved(entries)
         elif pooled.hits:
             places = pooled.places
             rates[MAIN[metric]] = rate(pooled.hits, places)
@@ -157,7 +164,7 @@ class Judge:
 
     def _judge(self, entry: Entry, answers: Answers) -> Judged:
         card = card_of(entry)
-        if card.metric == "translation":
+        if card.metric in AS_SAVED:
             return NOTHING
         truth = self._shelf.get(card.name, answers.settings["split"])
         _check_ids(answers, truth)
@@ -206,13 +213,12 @@ class Judge:
     def _bleed(self, entries: Sequence[Entry]) -> Rate | None:
         card = card_of(entries[0])
         in_format = format_test(card)
-        if card.metric == "translation":
+        if card.metric in AS_SAVED:
             answers = entries[0].measured.task
             split = answers[0].settings["split"] if answers else "test"
-            opening = self._shelf.get(card.name, split).opening
-            in_format = lambda text: bool(opening) and text.strip().startswith(opening)  # noqa: E731
+            in_format = opening_test(self._shelf.get(card.name, split).opening)
         lines = [line for entry in entries for line in entry.measured.general]
-        if not lines:
+        if not lines or in_format is None:
             return None
         return rate([in_format(line["text"]) for line in lines], [line["row"] for line in lines])
 
@@ -388,6 +394,17 @@ def _translation(entries: Sequence[Entry]) -> tuple[dict[str, Estimate], list[fl
             found.setdefault(name.upper(), []).append(learned["segment"])
     estimates = {name: _mean_estimate(values) for name, values in found.items()}
     return estimates, [value["value"] for value in found["chrF++"]]
+
+
+def _text(entries: Sequence[Entry]) -> tuple[dict[str, Estimate], list[float]]:
+    """Scores of free text as `eval` saved them."""
+    saved = [a.scores["text"] for e in entries for a in e.measured.task if a.scores]
+    if not saved:
+        return {}, []
+    corpus = [scores["chrf"]["corpus"] for scores in saved]
+    exact = [scores["exact"] for scores in saved]
+    estimates = {"chrF++": _mean_estimate(corpus), "exact match": _mean_estimate(exact)}
+    return estimates, [value["value"] for value in corpus]
 
 
 def _mean_estimate(values: list[dict[str, float]]) -> Estimate:

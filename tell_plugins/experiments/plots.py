@@ -17,7 +17,7 @@ import numpy as np
 
 from tell_plugins.evaluation.intervals import Estimate, Rate
 from tell_plugins.experiments import fits
-from tell_plugins.experiments.measures import MAIN, Judge
+from tell_plugins.experiments.measures import AS_SAVED, MAIN, Judge
 from tell_plugins.experiments.published import published
 from tell_plugins.experiments.results import Entry, Study
 from tell_plugins.experiments.tables import AXIS_NAMES, Group, curves
@@ -164,7 +164,7 @@ def _panels(study: Study, found: Sequence[Group]) -> list[tuple[str, Callable[[G
     """(title, value of a group, whether it is a share) of each panel that has values."""
     main = MAIN[study.metric]
     panels: list[tuple[str, Callable[[Group], Any], bool]] = [
-        (main, lambda g: g.measures.main(study.metric), study.metric != "translation"),
+        (main, lambda g: g.measures.main(study.metric), study.metric not in AS_SAVED),
         ("balanced accuracy", lambda g: g.measures.estimates.get("balanced accuracy"), True),
         ("general loss minus base", lambda g: g.measures.change, False),
         ("bleed", lambda g: g.measures.bleed, True),
@@ -388,7 +388,7 @@ def steps_figure(study: Study, found: Sequence[Group]) -> Any:
     axis.set_xscale("symlog", linthresh=1)
     axis.set_xlim(left=-0.3)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    if metric != "translation":
+    if metric not in AS_SAVED:
         _percent(axis)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     _title(study, axis)

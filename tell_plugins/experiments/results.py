@@ -355,7 +355,7 @@ def references(card_name: str, split: str) -> References:
     elif card.metric == "number":
         numbers = [final_number.final_number(response) for response in task.responses]
         of = {row: str(number) for row, number in zip(ids, numbers, strict=True)}
-    opening = bleed._opening(card) if card.metric == "translation" else ""
+    opening = bleed.opening_of(card) if card.metric in ("translation", "text") else ""
     return References(card_name, split, str(card.metric), of, names, len(ids), opening)
 
 
