@@ -23,15 +23,19 @@ def swift_command(recipe: Recipe) -> list[str]:
     return [sys.executable, "-m", "swift.cli.main", "sft", "--config", str(recipe.path)]
 
 
-def train_quietly(recipe: Recipe, *, label: str) -> None:
+def train_quietly(recipe: Recipe, *, label: str, threads: int | None = None, line: int = 0) -> None:
     """Run `swift sft --config` in the project's root, showing steps and loss.
 
-    Raises MachineError with the end of the log when it fails.
+    `threads`: CPU threads it may use (default: all). `line`: where its bar is, from the top, when
+    several train at once. Raises MachineError with the end of the log when it fails.
     """
     recipe.output_dir.mkdir(parents=True, exist_ok=True)
     log = recipe.output_dir / LOG
     values = {**environment(recipe), "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "ignore"}
-    with log.open("wb") as sink, tqdm(desc=f"  {label}", unit="step", dynamic_ncols=True) as bar:
+    if threads is not None:
+        values["OMP_NUM_THREADS"] = str(threads)
+    bar = tqdm(desc=f"  {label}", unit="step", dynamic_ncols=True, position=line)
+    with log.open("wb") as sink, bar:
         process = subprocess.Popen(
             swift_command(recipe),
             cwd=paths.PROJECT,
@@ -41,9 +45,9 @@ def train_quietly(recipe: Recipe, *, label: str) -> None:
         )
         assert process.stdout is not None
         try:
-            for line in process.stdout:
-                sink.write(line)
-                _follow(line.decode(errors="replace"), bar)
+            for printed in process.stdout:
+                sink.write(printed)
+                _follow(printed.decode(errors="replace"), bar)
         except BaseException:
             process.terminate()
             raise

@@ -141,6 +141,8 @@ def _general(
         parse_amount(args.amount, task=False, where="--amount")
     if args.general is None:
         sources, amount = general_of(pattern)
+        if amount.endswith("x"):
+            amount = _times(sources, task_rows, most=float(amount[:-1]))
         return sources, args.amount or amount
     for name in args.general:
         if load_card(name).kind != "general":
@@ -153,8 +155,8 @@ def _general(
     return tuple(args.general), args.amount or _times(args.general, task_rows)
 
 
-def _times(names: Sequence[str], task_rows: int) -> str:
-    """As many times the task rows as the general data has, up to `MOST_TIMES`."""
+def _times(names: Sequence[str], task_rows: int, most: float = MOST_TIMES) -> str:
+    """As many times the task rows as the general data has, up to `most`."""
     sizes = []
     for name in names:
         card = load_card(name)
@@ -162,10 +164,10 @@ def _times(names: Sequence[str], task_rows: int) -> str:
         sizes.append(len(open_split(card, "train")) if here else card.split("train").rows or 0)
     smallest = min(sizes)
     if not smallest:
-        return f"{MOST_TIMES}x"
+        return f"{most:g}x"
     # some rows may be dropped as test queries
-    most = int(0.95 * smallest * len(names) / task_rows)
-    return f"{min(MOST_TIMES, most)}x" if most else "all"
+    there = int(0.95 * smallest * len(names) / task_rows)
+    return f"{min(most, there):g}x" if there else "all"
 
 
 def _card(

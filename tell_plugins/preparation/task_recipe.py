@@ -59,7 +59,6 @@ def _is_plain(recipe: Recipe) -> bool:
         card.kind == "task"
         and card.folder.parent == paths.CARDS
         and spec.general != NONE
-        and spec.repeat == 1
         and (spec.anchor, spec.order, spec.split) == ("card", "shuffle", "train")
     )
 

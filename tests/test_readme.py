@@ -1,0 +1,164 @@
+"""Every command, flag, path, recipe, card and variable that README.md names exists."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tell_plugins import cli
+from tell_plugins.core.cards import card_names
+from tell_plugins.core.spec import parse_spec
+from tests.conftest import PROJECT
+
+TEXT = (PROJECT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.DOTALL)
+INLINE = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", TEXT)
+MADE_BY_NEW = "smollm2_tickets"  # a recipe that the README lets the user make
+SWIFT_VERBS = {"sft", "infer", "deploy", "app", "eval"}
+RUN_SH = set(cli._RUN_SH)
+
+
+def _commands() -> list[list[str]]:
+    """Every command line of the code blocks and of inline code, as words."""
+    lines: list[str] = []
+    for language, block in BLOCKS:
+        if language == "bash":
+            lines += block.replace("\\\n", " ").splitlines()
+    lines += [text for text in INLINE if text.startswith(("./run.sh", "swift "))]
+    parsed = [shlex.split(line, comments=True) for line in lines]
+    found = []
+    for words in parsed:
+        while words and re.match(r"[A-Z_]+=", words[0]):
+            words = words[1:]
+        if words and words[0] in {"./run.sh", "swift"} and words not in found:
+            found.append(words)
+    return found
+
+
+COMMANDS = _commands()
+IDS = [" ".join(words)[:70] for words in COMMANDS]
+
+
+def _help(*words: str) -> str:
+    out = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(out):
+        cli.main([*words, "--help"])
+    return out.getvalue()
+
+
+def test_the_readme_shows_its_commands() -> None:
+    assert len(COMMANDS) > 25
+    assert COMMANDS[0] == ["./run.sh"]
+    verbs = {words[1] for words in COMMANDS if words[0] == "./run.sh" and len(words) > 1}
+    assert verbs - {"--help"} >= set(cli.VERBS) - {"demo"}, "every verb is shown"
+    assert TEXT.index("./run.sh\n") < len("\n".join(TEXT.splitlines()[:40])), "on the first screen"
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=IDS)
+def test_verbs_and_flags_exist(words: list[str]) -> None:
+    if words[0] == "swift":
+        assert words[1] in SWIFT_VERBS
+        return
+    if len(words) == 1 or words[1] in {"--help", *RUN_SH}:
+        return
+    verb, rest = words[1], words[2:]
+    assert verb in cli.VERBS
+    arguments = [verb]
+    if verb == "data" and rest and rest[0] != "NAME":
+        arguments.append(rest[0])
+    text = _help(*arguments)
+    assert text.startswith("usage: ./run.sh " + " ".join(arguments))
+    keys = _swift_keys()
+    for word in rest:
+        if word.startswith("--"):
+            taken_by_swift = verb == "train" and word[2:] in keys
+            assert re.search(rf"{word}\b", text) or taken_by_swift, f"{verb} has no {word}"
+
+
+def _swift_keys() -> set[str]:
+    recipes = (yaml.safe_load(p.read_text()) for p in (PROJECT / "recipes").glob("*.yaml"))
+    return {key for values in recipes for key in values}
+
+
+def test_inline_flags_exist() -> None:
+    text = "".join(
+        _help(*words)
+        for words in (
+            *([verb] for verb in cli.VERBS),
+            *(["data", name] for name in ("halu_cot_json", "is_en_news", "selfgen")),
+        )
+    )
+    for flag in {flag for code in INLINE for flag in re.findall(r"(?<!\w)--[a-z][\w-]*", code)}:
+        assert re.search(rf"{flag}\b", text) or flag == "--adapters", flag
+
+
+def test_paths_exist() -> None:
+    code = "\n".join([*(block for _, block in BLOCKS), *INLINE])
+    paths = set(re.findall(r"(?:recipes|datasets|tell_plugins|results|tests)/[\w./-]*", code))
+    links = {link for link in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in link}
+    assert any(path.endswith(".yaml") for path in paths)
+    for path in paths | links:
+        if MADE_BY_NEW not in path:
+            assert (PROJECT / path.rstrip(".")).exists(), path
+
+
+def test_pictures_are_links_into_the_project() -> None:
+    for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", TEXT):
+        assert (PROJECT / target).is_file(), target
+
+
+def test_recipes_and_cards_of_the_tables_exist() -> None:
+    tables = [line for line in TEXT.splitlines() if line.startswith("| `")]
+    names = {
+        name for line in tables for name in re.findall(r"`([a-z0-9_]+)`", line.split("|")[1])
+    } - {"split", "task", "general", "from", "anchor", "order", "repeat", "overlap", "seed"}
+    recipes = {path.stem for path in (PROJECT / "recipes").glob("*.yaml")}
+    assert len(names) > 12
+    assert names <= recipes | set(card_names())
+
+
+def test_dataset_strings_parse() -> None:
+    strings = re.findall(r"tell/[a-z0-9_]+(?::[\w=./+]+)?", TEXT)
+    assert len(strings) >= 2
+    for text in strings:
+        parse_spec(text)
+
+
+def test_variables_are_read_somewhere() -> None:
+    code = "".join(path.read_text() for path in (PROJECT / "tell_plugins").rglob("*.py"))
+    for name in set(re.findall(r"TELL_[A-Z_]+", TEXT)):
+        assert name in code, name
+
+
+def test_an_own_task_in_the_readmes_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The `new` of the README makes the recipe that its next line trains, and `check` passes."""
+    command = next(words for words in COMMANDS if words[1:2] == ["new"])
+    monkeypatch.setenv("TELL_CALLER_DIR", str(tmp_path))
+    with (tmp_path / "tickets.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "verdict"])
+        for i in range(40):
+            writer.writerow([f"Ticket {i}: the lift in house {i} stands still.", "yes"])
+            writer.writerow([f"Ticket {i}: please send the plan of floor {i}.", "no"])
+    own = ["--dir", str(tmp_path / "cards"), "--recipes", str(tmp_path / "recipes")]
+    assert cli.main([*command[1:], *own]) == 0
+    recipe = tmp_path / "recipes" / f"{MADE_BY_NEW}.yaml"
+    assert recipe.is_file()
+    done = subprocess.run(
+        [sys.executable, "-m", "tell_plugins", "check", str(recipe)],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    problems = done.stdout + done.stderr
+    assert done.returncode == 0, problems
