@@ -189,5 +189,6 @@ def read_answers(folder: Path) -> list[dict[str, Any]]:
     path = folder / ANSWERS
     if not path.is_file():
         raise UserError("no answers", where=paths.shown(folder), remedy="./run.sh eval RECIPE")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # not splitlines: an answer may hold U+2028 and its like, which JSON leaves as they are
+    lines = path.read_text(encoding="utf-8").split("\n")
     return sorted((json.loads(line) for line in lines if line), key=lambda answer: answer["row"])
