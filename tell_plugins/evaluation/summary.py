@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +18,12 @@ from tell_plugins.evaluation.intervals import Estimate, Rate, rate
 from tell_plugins.evaluation.scoring import Scores
 
 GENERAL = "general"
+_WIDTH = 100  # columns that a table needs at least
+_CAPTION = (
+    "[95 % interval]. Accuracies count an answer of the wrong form as wrong. General loss: per "
+    "token on held-out general rows, and its change to the base model. Bleed: general questions, "
+    "asked without the anchor, that were answered in the task's format."
+)
 
 
 @dataclass(frozen=True)
@@ -68,34 +75,32 @@ def read_system(out: Path, label: str, answers: str, card: Card, base: str = "no
 
 
 def shown(value: Rate | Estimate | None) -> str:
-    """A number with its 95 % interval; a rate with its counts."""
+    """A number and, on a line of its own, its 95 % interval; a rate as a share of its rows."""
     if value is None or value.value is None:
         return "-"
     if isinstance(value, Rate):
-        return (
-            f"{value.k}/{value.n} = {value.value:.0%} "
-            f"[{value.low * 100:.0f}, {value.high * 100:.0f}]"
-        )
+        low, high = f"{value.low * 100:.0f}", f"{value.high * 100:.0f}"
+        return f"{value.value:.0%} of {value.n}\n[{low}, {high}]"
     if value.low is None or value.high is None:
-        return f"{value.value:.3g}"
-    return f"{value.value:.3g} [{value.low:.3g}, {value.high:.3g}]"
+        return f"{value.value:.2f}"
+    return f"{value.value:.2f}\n[{value.low:.2f}, {value.high:.2f}]"
 
 
 def table(systems: Sequence[System], title: str) -> Table:
     """One row a system: its headline scores, loss and change elsewhere, bleed."""
-    view = Table(title=title, title_justify="left", caption_justify="left")
-    view.caption = "[95 % interval]; accuracies count an answer of the wrong form as wrong"
+    view = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    view.caption = _CAPTION
     view.add_column("system", overflow="fold")
     for name in systems[0].scores.headline:
-        view.add_column(name)
-    view.add_column("general loss, change to base")
-    view.add_column("general questions answered in the task's format")
+        view.add_column(name, min_width=max(len(word) for word in name.split()))
+    view.add_column("general loss", min_width=14)
+    view.add_column("bleed")
     for system in systems:
         general = system.general
-        loss = "-" if general.loss is None else f"{general.loss.loss:.3f}"
+        loss = "-" if general.loss is None else f"{general.loss.loss:.2f}"
         if general.change is not None:
             value, low, high = general.change
-            loss += f", {value:+.3f} [{low:+.3f}, {high:+.3f}]"
+            loss += f", {value:+.2f}\n[{low:+.2f}, {high:+.2f}]"
         cells = [shown(value) for value in system.scores.headline.values()]
         view.add_row(system.label, *cells, loss, shown(general.bleed))
     return view
@@ -104,6 +109,7 @@ def table(systems: Sequence[System], title: str) -> Table:
 def print_summary(out: Path, labels: Sequence[str], answers: Sequence[str], card: Card) -> None:
     """Print the table of the systems of one `eval` call, and why answers failed."""
     console = Console(soft_wrap=False)
+    console.width = max(console.width, _WIDTH)
     for name in answers:
         systems = [read_system(out, label, name, card) for label in labels]
         rows = systems[0].scores.rows
