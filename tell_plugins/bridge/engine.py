@@ -17,6 +17,7 @@ from swift.infer_engine import InferRequest, RequestConfig, TransformersEngine
 from swift.tuners import Swift
 
 from tell_plugins.bridge.protocol import Decoding, History, Reply, conversation
+from tell_plugins.core.errors import UserError
 
 # what of a recipe says which model answers, and through which template
 _MODEL_KEYS = (
@@ -71,6 +72,7 @@ class LocalEngine:
         self.name = f"transformers {args.torch_dtype}".replace("torch.", "")
         self.model_name = str(values.get("model"))
         self.context = int(self._engine.max_model_len or 0) or None
+        self.template.max_length = None  # ms-swift raises beyond it; `context` says it in time
 
     @contextlib.contextmanager
     def adapter(self, name: str | None) -> Iterator[None]:
@@ -118,7 +120,10 @@ class LocalEngine:
 
     @torch.inference_mode()
     def response_losses(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
-        """For each (query, response): summed negative log-likelihood of the response, tokens."""
+        """For each (query, response): summed negative log-likelihood of the response, tokens.
+
+        Raises UserError for a pair that the model's context does not hold.
+        """
         self.template.set_mode("train")
         self.model.eval()
         return [self._loss(query, response) for query, response in pairs]
@@ -126,6 +131,13 @@ class LocalEngine:
     def _loss(self, query: str, response: str) -> tuple[float, int]:
         messages = [*conversation(query), {"role": "assistant", "content": response}]
         encoded = self.template.encode({"messages": messages})
+        size = len(encoded["input_ids"])
+        if self.context is not None and size > self.context:
+            raise UserError(
+                f"a row of {size:,} tokens, the model's context is {self.context:,}: {query[:80]}",
+                where="loss on given responses",
+                remedy="leave the row out of the data, or take a model with a longer context",
+            )
         ids = torch.tensor([encoded["input_ids"]], device=self.model.device)
         labels = torch.tensor(encoded["labels"], device=self.model.device)[1:]
         logits = self.model(input_ids=ids).logits[0, :-1].float()

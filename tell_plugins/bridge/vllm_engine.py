@@ -57,6 +57,7 @@ class VllmEngine:
         self.name = f"vllm {args.torch_dtype}".replace("torch.", "")
         self.model_name = str(values.get("model"))
         self.context = int(self._engine.max_model_len or 0) or None
+        self.template.max_length = None  # ms-swift raises beyond it; `context` says it in time
 
     @contextlib.contextmanager
     def adapter(self, name: str | None) -> Iterator[None]:

@@ -1,0 +1,335 @@
+"""Saved answers: interrupted, resumed, refused; batched, truncated, sampled; by a real engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tell_plugins.bridge.protocol import DECODINGS
+from tell_plugins.core.errors import UserError
+from tell_plugins.evaluation.answers import (
+    ANSWERS,
+    SETTINGS,
+    Prompt,
+    Settings,
+    answer_all,
+    read_answers,
+)
+from tell_plugins.evaluation.prompts import prompts_sha256
+from tests.conftest import PROJECT, MakeCard
+from tests.tiny import make_tiny_cards, make_tiny_model, tiny_recipe
+from tests.tiny_adapters import gap_where_they_part
+
+pytestmark = pytest.mark.slow
+
+GREEDY, PAPER = DECODINGS["greedy"], DECODINGS["paper"]
+PROMPTS = [
+    Prompt(f"id-{row}", row, f"Write a poem about {word}." * (1 + row // 8))
+    for row, word in enumerate(["fox", "dog", "rain", "week", "time", "over", "the", "lazy"] * 6)
+]
+SETTINGS_OF_TEST = Settings(
+    recipe="r",
+    card="c",
+    split="test",
+    anchor="card",
+    adapter="none",
+    decoding="greedy",
+    seed=42,
+    rows=len(PROMPTS),
+    model="tiny",
+    engine="transformers float32",
+    max_new_tokens=12,
+    batch_size=8,
+    prompts_sha256=prompts_sha256(PROMPTS),
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def local_engine(model: Path, **values: Any) -> Any:
+    from tell_plugins.bridge.engine import LocalEngine
+
+    known = {"model": str(model), "model_type": "llama", "template": "chatml", "check_model": False}
+    return LocalEngine(known | values, {}, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path) -> Iterator[Any]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two only wait for each other on so small a model
+    yield local_engine(model)
+    torch.set_num_threads(threads)
+
+
+def answered(engine: Any, folder: Path, **changes: Any) -> bytes:
+    """The file that `answer_all` leaves with the settings of this test and some changes."""
+    settings = replace(SETTINGS_OF_TEST, **changes)
+    decoding = DECODINGS[settings.decoding]
+    return answer_all(engine, PROMPTS, decoding, settings, folder, label="test").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The file of a run that nothing disturbed."""
+    return answered(engine, tmp_path_factory.mktemp("whole"))
+
+
+def texts(content: bytes) -> dict[int, str]:
+    return {
+        line["row"]: line["text"] for line in map(json.loads, content.decode().split("\n")[:-1])
+    }
+
+
+# --- interrupted ---------------------------------------------------------------------------------
+
+
+def test_every_prompt_is_answered_once_longest_first(whole: bytes, engine: Any) -> None:
+    lines = [json.loads(line) for line in whole.decode().split("\n")[:-1]]
+    assert sorted(line["row"] for line in lines) == list(range(len(PROMPTS)))
+    assert all(line["id"] == f"id-{line['row']}" for line in lines)
+    sizes = [line["prompt_tokens"] for line in lines]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == engine.prompt_tokens([PROMPTS[lines[0]["row"]].text])[0]
+    assert len(set(texts(whole).values())) > 24  # the model does answer what it is asked
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 24, 47, 48])
+@pytest.mark.parametrize("tail", [b"", b'{"id": "id-3", "row": 3, "te', b"\x00\xff\n", b"[1]\n"])
+def test_a_file_that_breaks_off_anywhere_is_made_whole(
+    kept: int, tail: bytes, engine: Any, whole: bytes, tmp_path: Path
+) -> None:
+    """Whole lines, then a line that was torn or is none: batches that are whole stay."""
+    (tmp_path / SETTINGS).write_text(json.dumps(asdict(SETTINGS_OF_TEST)))
+    lines = whole.splitlines(keepends=True)[:kept]
+    (tmp_path / ANSWERS).write_bytes(b"".join(lines) + tail)
+    asked: list[str] = []
+    watched = _Watched(engine, asked)
+    assert answered(watched, tmp_path) == whole
+    assert len(asked) == len(PROMPTS) - kept // 8 * 8
+
+
+class _Watched:
+    """A real engine that notes what it is asked."""
+
+    def __init__(self, engine: Any, asked: list[str]) -> None:
+        self._engine, self._asked = engine, asked
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def answer(self, prompts: Any, *args: Any, **more: Any) -> Any:
+        self._asked += prompts
+        return self._engine.answer(prompts, *args, **more)
+
+
+def test_answers_with_any_line_separator_are_read_back(engine: Any, tmp_path: Path) -> None:
+    line = {"id": "a", "row": 0, "text": "one\u2028two\x85three\r\n\x1d", "finish_reason": "stop"}
+    (tmp_path / ANSWERS).write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_answers(tmp_path) == [line]
+    with pytest.raises(UserError, match="no answers"):
+        read_answers(tmp_path / "none")
+
+
+def test_eval_killed_and_called_again_leaves_the_same_file(
+    make_card: MakeCard, model: Path, tmp_path: Path
+) -> None:
+    make_tiny_cards(make_card)
+    folder = tmp_path / "cards" / "tiny_task"
+    rows = [
+        {"q": f"Is the {w} over {v}?", "r": '{"label": "yes"}'} for w in "abcdef" for v in "xyz"
+    ]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = tiny_recipe(tmp_path / "r.yaml", model, "tell/tiny_task")
+    command = [sys.executable, "-m", "tell_plugins", "eval", str(recipe), "--adapter", "none"]
+    command += ["--batch-size", "2", "--max-new-tokens", "200", "--general-rows", "4", "--out"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def run(out: str) -> dict[str, bytes]:
+        done = subprocess.run([*command, out], env=env, cwd=PROJECT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return {
+            str(file.relative_to(out)): file.read_bytes()
+            for file in sorted(Path(out).rglob("*"))
+            if file.is_file()
+        }
+
+    file = tmp_path / "killed" / "none" / "test-greedy" / ANSWERS
+    with subprocess.Popen(
+        [*command, str(tmp_path / "killed")], env=env, cwd=PROJECT, stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline and not (file.is_file() and file.stat().st_size):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    before = file.read_bytes().count(b"\n")
+    assert 0 < before < len(rows), "it was to be killed in the middle"
+    again, undisturbed = run(str(tmp_path / "killed")), run(str(tmp_path / "undisturbed"))
+    assert again["none/test-greedy/answers.jsonl"].count(b"\n") == len(rows)
+    assert again == undisturbed  # answers, settings, scores and losses
+
+
+# --- refused -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("max_new_tokens", 13),
+        ("batch_size", 4),
+        ("seed", 1),
+        ("adapter", "other"),
+        ("anchor", "none"),
+        ("decoding", "paper"),
+        ("prompts_sha256", "0"),
+        ("shots", 2),
+    ],
+)
+def test_answers_of_other_settings_never_join(
+    key: str, value: Any, engine: Any, whole: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / SETTINGS).write_text(json.dumps(asdict(SETTINGS_OF_TEST)))
+    (tmp_path / ANSWERS).write_bytes(whole[:100])
+    with pytest.raises(UserError, match="answers of other settings") as caught:
+        answered(engine, tmp_path, **{key: value})
+    assert f"{key}: " in str(caught.value)
+    assert (tmp_path / ANSWERS).read_bytes() == whole[:100]
+
+
+def test_settings_of_an_earlier_release_and_those_that_are_none(
+    engine: Any, whole: bytes, tmp_path: Path
+) -> None:
+    saved = asdict(SETTINGS_OF_TEST)
+    del saved["shots"]
+    (tmp_path / SETTINGS).write_text(json.dumps(saved))
+    assert answered(engine, tmp_path) == whole
+    (tmp_path / SETTINGS).write_text("{")
+    with pytest.raises(UserError, match="not readable"):
+        answered(engine, tmp_path)
+
+
+@pytest.mark.parametrize("more", [-5, 0, 10])
+def test_a_prompt_too_long_for_the_model_is_found_before_any_answer(
+    more: int, engine: Any, model: Path, tmp_path: Path
+) -> None:
+    longest = max(engine.prompt_tokens([prompt.text for prompt in PROMPTS]))
+    size = longest + more
+    short = tmp_path / "short"
+    shutil.copytree(model, short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": size}))
+    engine = local_engine(short)
+    assert longest == max(engine.prompt_tokens([prompt.text for prompt in PROMPTS]))
+    room = size - longest
+    if room <= 0:
+        with pytest.raises(UserError, match=f"{longest} prompt tokens, which leaves 0 of"):
+            answered(engine, tmp_path / "a")
+        assert not (tmp_path / "a" / ANSWERS).exists()
+        return
+    with pytest.raises(UserError, match=f"{longest} prompt tokens, which leaves {room}") as caught:
+        answered(engine, tmp_path / "a", max_new_tokens=room + 1)
+    assert f"--max-new-tokens {room}" in str(caught.value)
+    assert not (tmp_path / "a" / ANSWERS).exists()
+    content = answered(engine, tmp_path / "b", max_new_tokens=room)  # the remedy is one
+    assert len(texts(content)) == len(PROMPTS)
+
+
+# --- what an answer is ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ending_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, made to end its answers here and there."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("ending") / "model"
+    shutil.copytree(model, folder)
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        loaded.lm_head.weight[loaded.config.eos_token_id] *= 2.0
+    loaded.save_pretrained(folder)
+    return folder
+
+
+def test_an_answer_that_the_limit_cut_says_so(ending_model: Path, tmp_path: Path) -> None:
+    engine = local_engine(ending_model)
+    content = answered(engine, tmp_path, max_new_tokens=24)
+    lines = [json.loads(line) for line in content.decode().split("\n")[:-1]]
+    ends = {line["finish_reason"] for line in lines}
+    assert ends == {"stop", "length"}  # the model does both
+    for line in lines:
+        if line["finish_reason"] == "length":
+            assert line["completion_tokens"] == 24
+        else:
+            assert line["completion_tokens"] <= 24
+    cut = [line["row"] for line in lines if line["finish_reason"] == "length"]
+    longer = answered(engine, tmp_path / "longer", max_new_tokens=25)
+    both = texts(content), texts(longer)
+    assert all(both[1][row].startswith(both[0][row].rstrip("\ufffd")) for row in cut)
+    ended = [line["row"] for line in lines if line["finish_reason"] == "stop"]
+    assert all(both[1][row] == both[0][row] for row in ended)
+
+
+def test_batched_answers_are_those_given_one_by_one(ending_model: Path, tmp_path: Path) -> None:
+    """In fp32; where two answers part, it is a tie between two tokens."""
+    engine = local_engine(ending_model)
+    batched = texts(answered(engine, tmp_path / "8", max_new_tokens=32))
+    single = texts(answered(engine, tmp_path / "1", max_new_tokens=32, batch_size=1))
+    differ = [row for row in batched if batched[row] != single[row]]
+    assert len(differ) <= 0.02 * len(PROMPTS)
+    for row in differ:
+        gap = gap_where_they_part(engine, PROMPTS[row].text, single[row], batched[row], 32)
+        assert gap < 1e-3
+
+
+def test_a_text_that_parts_without_a_tie_is_told_apart(engine: Any, whole: bytes) -> None:
+    """The measure of the test above: a wide gap, or another token than the runner-up."""
+    said = texts(whole)
+    row = next(row for row, text in said.items() if len(text) > 8)
+    with pytest.raises(AssertionError, match="runner-up was not said"):
+        gap_where_they_part(engine, PROMPTS[row].text, said[row], "\u00fe" + said[row], 12)
+    with pytest.raises(AssertionError, match="not the model's own"):
+        gap_where_they_part(engine, PROMPTS[row].text, "\u00fe" + said[row], said[row], 12)
+    with pytest.raises(AssertionError, match="do not part"):
+        gap_where_they_part(engine, PROMPTS[row].text, said[row], said[row], 12)
+
+
+def test_seeds_of_the_papers_decoding(engine: Any, tmp_path: Path) -> None:
+    """The same seed gives the same answers, another seed others; greedy knows no seed."""
+
+    def sampled(name: str, seed: int) -> dict[int, str]:
+        changes: dict[str, Any] = {"decoding": "paper", "seed": seed}
+        return texts(answered(engine, tmp_path / name, **changes))
+
+    one, again, other = sampled("1", 1), sampled("1 again", 1), sampled("2", 2)
+    assert one == again
+    assert sum(one[row] != other[row] for row in one) > len(PROMPTS) // 4
+    greedy = [texts(answered(engine, tmp_path / f"g{seed}", seed=seed)) for seed in (1, 2)]
+    assert greedy[0] == greedy[1]
+
+
+def test_a_sampled_run_that_was_stopped_goes_on_with_the_same_draws(
+    engine: Any, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"decoding": "paper", "seed": 3}
+    content = answered(engine, tmp_path / "a", **changes)
+    folder = tmp_path / "b"
+    shutil.copytree(tmp_path / "a", folder)
+    os.truncate(folder / ANSWERS, len(content) // 2)
+    assert answered(engine, folder, **changes) == content
