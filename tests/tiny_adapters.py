@@ -24,7 +24,7 @@ def make_adapter(folder: Path, model: Path, *, seed: int | None, spec: str | Non
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.1)
-    adapted.save_pretrained(folder)
+    adapted.save_pretrained(str(folder))
     if spec is not None:
         (folder / "manifest.json").write_text(json.dumps({"spec": spec}), encoding="utf-8")
     return folder

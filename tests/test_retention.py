@@ -1,0 +1,387 @@
+"""What a run did elsewhere: losses, their intervals, held-out rows, bleed, and idle adapters."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tell_plugins.bridge.protocol import DECODINGS
+from tell_plugins.cli import main
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.spec import parse_spec
+from tell_plugins.evaluation import evaluate, retention
+from tell_plugins.evaluation.adapters import Adapter
+from tell_plugins.evaluation.answers import ANSWERS
+from tell_plugins.evaluation.bleed import format_test
+from tell_plugins.evaluation.prompts import general_rows
+from tell_plugins.evaluation.summary import read_general
+from tell_plugins.recipe.recipes import load_recipe
+from tests.conftest import MakeCard, write_rows
+from tests.saved_answers import answer_line, save_lines
+from tests.tiny import WORDS, make_tiny_cards, make_tiny_model, tiny_recipe
+from tests.tiny_adapters import make_adapter
+
+PAIRS = [
+    ("How many days has a week?", "seven"),
+    ("Write a poem about rain.", "The rain jumps over the lazy dog. Rain!\nTranslate the text."),
+    ("x", "y"),
+    ("Is {brown} \u00fe late?\n\n", ' {"thought": "late"} '),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two adapters that change the model, and one that was not trained at all."""
+    root = tmp_path_factory.mktemp("adapters")
+    seeds = {"one": 1, "two": 2, "idle": None}
+    return {name: make_adapter(root / name, model, seed=seed) for name, seed in seeds.items()}
+
+
+def local_engine(model: Path, adapters: dict[str, Path]) -> Any:
+    from tell_plugins.bridge.engine import LocalEngine
+
+    values = {"model": str(model), "model_type": "llama", "template": "chatml"}
+    return LocalEngine({**values, "check_model": False}, adapters, batch_size=4)
+
+
+# --- losses --------------------------------------------------------------------------------------
+
+
+def plain_losses(model: Any, folder: Path) -> list[tuple[float, int]]:
+    """The same losses by transformers alone, on text put together by hand."""
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = []
+    for query, response in PAIRS:
+        front = f"<|im_start|>user\n{query}<|im_end|>\n<|im_start|>assistant\n"
+        prompt = tokenizer(front, add_special_tokens=False)["input_ids"]
+        answer = tokenizer(response + "<|im_end|>\n", add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([prompt + answer])
+        labels = torch.tensor([[-100] * len(prompt) + answer])
+        with torch.inference_mode():
+            loss = model(input_ids=ids, labels=labels).loss
+        found.append((float(loss) * len(answer), len(answer)))
+    return found
+
+
+@pytest.mark.slow
+def test_losses_are_those_of_a_plain_forward(model: Path, adapters: dict[str, Path]) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    engine = local_engine(model, adapters)
+    bare = plain_losses(AutoModelForCausalLM.from_pretrained(model), model)
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    adapted = plain_losses(PeftModel.from_pretrained(loaded, str(adapters["one"])), model)
+    for name, expected in ((None, bare), ("one", adapted), (None, bare)):
+        with engine.adapter(name):
+            losses = engine.response_losses(PAIRS)
+        assert [tokens for _, tokens in losses] == [tokens for _, tokens in expected]
+        sums = [value for value, _ in losses]
+        assert np.allclose(sums, [value for value, _ in expected], rtol=1e-5)
+    assert not np.allclose([v for v, _ in bare], [v for v, _ in adapted], rtol=1e-2)
+
+
+@pytest.mark.slow
+def test_a_row_beyond_the_context_is_one_message(model: Path) -> None:
+    engine = local_engine(model, {})
+    engine.context = 40
+    with pytest.raises(UserError, match="the model's context is 40"):
+        engine.response_losses([("Write a poem. " * 9, "rain")])
+
+
+@pytest.mark.slow
+def test_adapters_share_one_base_and_leave_it_as_it_was(
+    model: Path, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from swift.arguments import BaseArguments
+
+    loads = []
+    load = BaseArguments.get_model_processor
+    monkeypatch.setattr(
+        BaseArguments,
+        "get_model_processor",
+        lambda self, *a, **k: loads.append(1) or load(self, *a, **k),  # type: ignore[func-returns-value]
+    )
+    shared = local_engine(model, adapters)
+    assert loads == [1]
+
+    def answers(engine: Any, name: str | None) -> list[str]:
+        with engine.adapter(name):
+            asked = [query for query, _ in PAIRS]
+            replies = engine.answer(asked, DECODINGS["greedy"], max_new_tokens=12, seed=1)
+        return [reply.text for reply in replies]
+
+    base = answers(shared, None)
+    one, two, idle = (answers(shared, name) for name in ("one", "two", "idle"))
+    assert answers(shared, None) == base == idle
+    assert base != one
+    assert base != two
+    assert one != two
+    assert answers(shared, "one") == one
+    for name, expected in (("one", one), ("two", two)):
+        assert answers(local_engine(model, {name: adapters[name]}), name) == expected
+    assert answers(local_engine(model, {}), None) == base
+    with pytest.raises(ValueError, match="is not loaded"), local_engine(model, {}).adapter("one"):
+        pass
+
+
+@pytest.mark.slow
+def test_an_adapter_that_trained_nothing_is_reported(
+    make_card: MakeCard,
+    model: Path,
+    adapters: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_tiny_cards(make_card)
+    recipe = tiny_recipe(tmp_path / "r.yaml", model, "tell/tiny_task:general=10rows")
+    named = ["none", *(str(folder) for folder in adapters.values())]
+    flags = ["--max-new-tokens", "8", "--general-rows", "6", "--out", str(tmp_path / "eval")]
+    assert main(["eval", str(recipe), "--adapter", *named, *flags]) == 0
+    printed = capsys.readouterr().out
+    (said,) = [line for line in printed.splitlines() if "trained nothing" in line]
+    assert said.partition(":")[0].endswith("--idle")
+    folders = {path.name.rpartition("--")[2]: path for path in (tmp_path / "eval").iterdir()}
+    assert set(folders) == {"none", "one", "two", "idle"}
+
+    def content(name: str, file: str) -> bytes:
+        return (folders[name] / file).read_bytes()
+
+    for file in ("test-greedy/answers.jsonl", "general/answers.jsonl", "general/losses.jsonl"):
+        assert content("idle", file) == content("none", file)
+        assert content("one", file) != content("none", file)
+    card = load_card("tiny_task")
+    found = {
+        name: read_general(folders[name] / "general", folders["none"] / "general", card)
+        for name in folders
+    }
+    assert found["idle"].change == (0.0, 0.0, 0.0)
+    assert found["none"].change is None
+    change = found["one"].change
+    assert change is not None
+    value, low, high = change
+    assert low <= value <= high
+    assert value != 0
+    loss, base = found["one"].loss, found["none"].loss
+    assert loss is not None
+    assert base is not None
+    assert value == pytest.approx(loss.loss - base.loss)
+
+
+def test_whether_b_is_zero_is_read_from_the_file(adapters: dict[str, Path]) -> None:
+    found = {name: Adapter(name, path).changes_nothing for name, path in adapters.items()}
+    assert found == {"one": False, "two": False, "idle": True}
+    assert Adapter("none", None).changes_nothing
+
+
+# --- intervals -----------------------------------------------------------------------------------
+
+
+def _losses(rows: int = 300) -> tuple[list[tuple[float, int]], np.random.Generator]:
+    random = np.random.default_rng(5)
+    tokens = random.integers(5, 200, rows)
+    means = random.normal(2.0, 0.6, rows)
+    return [
+        (float(mean * count), int(count)) for mean, count in zip(means, tokens, strict=True)
+    ], random
+
+
+def test_the_mean_is_per_token_and_its_interval_as_wide_as_theory_says() -> None:
+    losses, _ = _losses()
+    sums, tokens = np.array(losses).T
+    found = retention.retention(losses)
+    assert found.loss == pytest.approx(sums.sum() / tokens.sum())
+    assert (found.rows, found.tokens) == (300, int(tokens.sum()))
+    residuals = sums - found.loss * tokens  # the delta method for a ratio of sums
+    error = np.sqrt((residuals**2).sum()) / tokens.sum()
+    assert found.high - found.loss == pytest.approx(1.96 * error, rel=0.15)
+    assert found.loss - found.low == pytest.approx(1.96 * error, rel=0.15)
+
+
+def test_a_paired_difference_sees_what_rows_hide() -> None:
+    losses, random = _losses()
+    better = [(value - 0.05 * n + random.normal(0, 0.02) * n, n) for value, n in losses]
+    value, low, high = retention.difference(better, losses)
+    assert low < value < high < 0
+    assert value == pytest.approx(-0.05, abs=0.01)
+    alone = retention.retention(losses)
+    assert high - low < (alone.high - alone.low) / 5
+    assert retention.difference(losses, losses) == (0.0, 0.0, 0.0)
+    exact = retention.difference([(v + 0.25 * n, n) for v, n in losses], losses)
+    assert exact == pytest.approx((0.25, 0.25, 0.25))
+    assert retention.difference(losses, better)[0] == pytest.approx(-value)
+
+
+def test_losses_of_other_rows_are_not_paired() -> None:
+    losses, _ = _losses(10)
+    for other in (losses[::-1], losses[:-1]):
+        with pytest.raises(ValueError, match="other rows"):
+            retention.difference(losses, other)
+
+
+def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    random = np.random.default_rng(1)
+    hits = 0
+    for _ in range(60):
+        tokens = random.integers(20, 60, 40)
+        shift = random.normal(0.1, 0.3, 40) * tokens  # the true difference is 0.1
+        base = random.normal(2, 0.5, 40) * tokens
+        pairs = [list(zip((base + s).tolist(), tokens.tolist(), strict=True)) for s in (shift, 0)]
+        _, low, high = retention.difference(*pairs)
+        hits += low <= 0.1 <= high
+    assert 50 <= hits <= 60
+
+
+# --- held-out rows -------------------------------------------------------------------------------
+
+
+def trained_texts(spec: str, file: Path) -> set[str]:
+    """Every text of a mixture, as its file says."""
+    build_mixture(parse_spec(spec)).write_json_lines(file)
+    rows = map(json.loads, file.read_text().splitlines())
+    return {message["content"] for row in rows for message in row["messages"]}
+
+
+def test_no_adapter_trained_on_the_held_out_rows(
+    make_card: MakeCard, adapters: dict[str, Path], model: Path, tmp_path: Path
+) -> None:
+    make_tiny_cards(make_card)
+    trained = [f"tell/tiny_task:general=12rows/seed={seed}" for seed in (1, 2)]
+    folders = [
+        make_adapter(tmp_path / f"a{place}", model, seed=place, spec=spec)
+        for place, spec in enumerate(trained)
+    ]
+    own = "tell/tiny_task:general=9rows/seed=3"
+    recipe = load_recipe(tiny_recipe(tmp_path / "r.yaml", model, own))
+    used = [trained_texts(spec, tmp_path / "mix.jsonl") for spec in (*trained, own)]
+
+    def held_out(rows: int, *named: Path) -> list[tuple[str, str]]:
+        parser = argparse.ArgumentParser()
+        evaluate.add_arguments(parser)
+        flags = ["--adapter", *map(str, named), "--general-rows", str(rows)]
+        return evaluate.plan(recipe, parser.parse_args([str(recipe.path), *flags])).general
+
+    general = {f"Write about {a} and {b}." for a in WORDS for b in WORDS}
+    left = general.difference(*used)
+    rows = held_out(len(left), *folders)
+    assert {query for query, _ in rows} == left  # all that are left, and no other
+    assert {query for query, _ in held_out(5, *folders)} < left
+    with pytest.raises(UserError, match=f"only {len(left)} of its rows were left") as caught:
+        held_out(len(left) + 1, *folders)
+    assert f"--general-rows {len(left)}" in str(caught.value)
+    assert len(held_out(len(left) + 1, folders[0])) > len(left)
+
+
+def test_a_split_that_is_held_out_is_taken_as_it_is(make_card: MakeCard, tmp_path: Path) -> None:
+    make_tiny_cards(make_card)
+    folder = tmp_path / "cards" / "plain"
+    write_rows(folder / "held.jsonl", [{"q": f"held {n}", "r": "r"} for n in range(4)])
+    card = folder / "card.yaml"
+    card.write_text(
+        card.read_text().replace("splits:\n", "splits:\n  heldout: {file: held.jsonl}\n")
+    )
+    found = general_rows([parse_spec("tell/tiny_task")], load_card("tiny_task"), 3)
+    assert found == [("held 0", "r"), ("held 1", "r"), ("held 2", "r")]
+
+
+# --- bleed ---------------------------------------------------------------------------------------
+
+OPENING = "Here is the translation:\n"
+
+
+@pytest.fixture
+def tasks(make_card: MakeCard) -> None:
+    make_tiny_cards(make_card)
+    plain = [{"q": f"q{n}", "r": f"{word} #### {n}"} for n, word in enumerate(WORDS)]
+    opened = [{"q": f"q{n}", "r": f"{OPENING}{word}"} for n, word in enumerate(WORDS)]
+    languages = {"source": "English", "target": "Icelandic"}
+    make_card("sums", train=plain)
+    make_card("en_xx", train=opened, metric="translation", translation=languages)
+    make_card("bare", train=plain, metric="translation", translation=languages)
+    make_card("letters", train=opened, metric="text")
+    make_card("free", train=plain, metric="text")
+
+
+@pytest.mark.parametrize(
+    ("card", "answer", "in_format"),
+    [
+        ("tiny_task", '{"label": "yes"}', True),
+        ("tiny_task", 'Sure: {"more": {}, "label": 3} and so on', True),
+        ("tiny_task", '{"a": {"label": "no"}}', True),
+        ("tiny_task", '{"label": "yes"', False),
+        ("tiny_task", '["label"] {"thought": "label"}', False),
+        ("tiny_task", "{" * 3000, False),
+        ("tiny_task", "", False),
+        ("sums", "So it is\n#### 1,200\nDone", True),
+        ("sums", "#### -3.5", True),
+        ("sums", "It is #### 3", False),
+        ("sums", "#### Results", False),
+        ("en_xx", f"\n{OPENING}La la.", True),
+        ("en_xx", "The translation: La la.", False),
+        ("letters", f"{OPENING}A letter", True),
+        ("letters", "A letter", False),
+    ],
+)
+def test_an_answer_in_the_tasks_format(
+    card: str, answer: str, in_format: bool, tasks: None
+) -> None:
+    has_format = format_test(load_card(card))
+    assert has_format is not None
+    assert has_format(answer) is in_format
+
+
+@pytest.mark.parametrize("card", ["bare", "free"])
+def test_a_task_without_a_format_has_no_bleed(card: str, tasks: None, tmp_path: Path) -> None:
+    assert format_test(load_card(card)) is None
+    folder = save_lines(tmp_path / "general", card, [answer_line("g", 0, "Hi")], split="general")
+    assert read_general(folder, None, load_card(card)).bleed is None
+
+
+def test_bleed_is_counted_over_the_general_answers(tasks: None, tmp_path: Path) -> None:
+    texts = ['{"label": "yes"}', "Rain.", 'Yes: {"label": "no"}', '{"labels": 1}', "", "{}", "7"]
+    lines = [answer_line(f"general-{row}", row, text) for row, text in enumerate(texts)]
+    folder = save_lines(tmp_path / "general", "tiny_task", lines, split="general")
+    found = read_general(folder, None, load_card("tiny_task"))
+    assert found.bleed is not None
+    assert (found.bleed.k, found.bleed.n) == (2, 7)
+    assert found.loss is None
+    assert found.change is None
+
+
+@pytest.mark.slow
+def test_general_questions_are_asked_without_the_anchor(
+    make_card: MakeCard, model: Path, tmp_path: Path
+) -> None:
+    make_tiny_cards(make_card)
+    recipe = tiny_recipe(tmp_path / "r.yaml", model, "tell/tiny_task:general=10rows")
+    flags = ["--max-new-tokens", "8", "--general-rows", "5", "--out", str(tmp_path / "eval")]
+    assert main(["eval", str(recipe), "--adapter", "none", *flags]) == 0
+    folder = tmp_path / "eval" / "none" / "general"
+    lines = [json.loads(line) for line in (folder / ANSWERS).read_text().split("\n") if line]
+    spec = parse_spec("tell/tiny_task:general=10rows")
+    asked = [query for query, _ in general_rows([spec], load_card("tiny_task"), 5)]
+    engine = local_engine(model, {})
+    assert [line["prompt_tokens"] for line in sorted(lines, key=lambda line: line["row"])] == (
+        engine.prompt_tokens(asked)
+    )
+    assert len(retention.read_losses(folder)) == 5
+    found = read_general(folder, None, load_card("tiny_task"))
+    assert found.bleed is not None
+    assert found.bleed.n == 5
+    assert found.loss is not None
+    assert found.loss.rows == 5
