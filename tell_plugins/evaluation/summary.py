@@ -18,7 +18,8 @@ from tell_plugins.evaluation.intervals import Estimate, Rate, rate
 from tell_plugins.evaluation.scoring import Scores
 
 GENERAL = "general"
-_WIDTH = 100  # columns that a table needs at least
+WIDTH = 104  # columns that a table needs at least
+_LABEL = 16  # of them for a system's name, if it is so long
 _CAPTION = (
     "[95 % interval]. Accuracies count an answer of the wrong form as wrong. General loss: per "
     "token on held-out general rows, and its change to the base model. Bleed: general questions, "
@@ -90,7 +91,8 @@ def table(systems: Sequence[System], title: str) -> Table:
     """One row a system: its headline scores, loss and change elsewhere, bleed."""
     view = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     view.caption = _CAPTION
-    view.add_column("system", overflow="fold")
+    longest = max(len(system.label) for system in systems)
+    view.add_column("system", overflow="fold", min_width=min(longest, _LABEL))
     for name in systems[0].scores.headline:
         view.add_column(name, min_width=max(len(word) for word in name.split()))
     view.add_column("general loss", min_width=14)
@@ -109,7 +111,7 @@ def table(systems: Sequence[System], title: str) -> Table:
 def print_summary(out: Path, labels: Sequence[str], answers: Sequence[str], card: Card) -> None:
     """Print the table of the systems of one `eval` call, and why answers failed."""
     console = Console(soft_wrap=False)
-    console.width = max(console.width, _WIDTH)
+    console.width = max(console.width, WIDTH)
     for name in answers:
         systems = [read_system(out, label, name, card) for label in labels]
         rows = systems[0].scores.rows

@@ -25,12 +25,13 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import MachineError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.evaluation.intervals import Estimate, Rate
-from tell_plugins.evaluation.summary import System, read_system, table
+from tell_plugins.evaluation.summary import WIDTH, System, read_system, table
 from tell_plugins.experiments.training import train_quietly
 from tell_plugins.recipe.recipes import Recipe, checkpoints, load_recipe
 
 MAIN = "smollm2_sample"
 ANSWERS = "test-greedy"
+OUT = paths.PROJECT / "output" / "demo"
 _STAMP = "demo.json"
 _AT_ONCE = 2  # trainings; each holds about 2.5 GB
 
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     print("[3/3] answers to the test rows", flush=True)
     _answer(adapters)
     systems = _systems(adapters)
-    folder = paths.PROJECT / "output" / "demo"
+    folder = OUT
     _show(systems, folder)
     print(f"Done in {(time.monotonic() - started) / 60:.0f} min (this call).")
     print(f"Picture: {paths.shown(folder / 'demo.png')}   Answers: {_eval_folder()}/*/{ANSWERS}/")
@@ -189,7 +190,7 @@ def _show(systems: list[System], folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     view = table(systems, f"{systems[0].scores.rows} test rows of the sample task")
-    console = Console(width=max(Console().width, 120), record=True)
+    console = Console(width=max(Console().width, WIDTH), record=True)
     console.print(view)
     for line in reading(systems):
         console.print(f"- {line}", highlight=False)

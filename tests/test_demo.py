@@ -1,0 +1,107 @@
+"""The demo, end to end on a small random model, and what it says about its table."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from tell_plugins import cli
+from tell_plugins.core import paths
+from tell_plugins.core.errors import MachineError
+from tell_plugins.evaluation.intervals import Estimate, rate
+from tell_plugins.experiments import demo
+from tell_plugins.preparation import embedded_model
+from tests.conftest import PROJECT
+from tests.tiny import make_tiny_model
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The demo's recipes on a small random model, with few general rows, under `tmp_path`."""
+    model = make_tiny_model(tmp_path / "model")
+    recipes = tmp_path / "recipes"
+    recipes.mkdir()
+    for run in demo.RUNS:
+        values = yaml.safe_load((PROJECT / "recipes" / f"{run.recipe}.yaml").read_text())
+        values["model"] = str(model)
+        values["output_dir"] = str(tmp_path / "output" / run.recipe)
+        values["dataset"] = [values["dataset"][0].replace("144rows", "24rows").replace("48", "8")]
+        (recipes / f"{run.recipe}.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.setattr(paths, "RECIPES", recipes)
+    monkeypatch.setattr(demo, "OUT", tmp_path / "demo")
+    monkeypatch.setattr(embedded_model, "prepare_model", lambda: model)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_demo(small: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo"]) == 0
+    printed = capfd.readouterr().out
+    for name in ("base model", "SFT", "SFT, equal steps", "general only", "TELL"):
+        assert re.search(rf"^  {name} +\d", printed, flags=re.MULTILINE), name
+    assert "100 test rows" in printed
+    assert "already trained" not in printed
+    assert "Next, your own task: ./run.sh new" in printed
+    assert (small / "demo" / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert "balanced" in (small / "demo" / "demo.txt").read_text()
+    adapters = sorted((small / "output").rglob("adapter_model.safetensors"))
+    assert len(adapters) == len(demo.RUNS)
+
+    assert cli.main(["demo"]) == 0  # a second run reuses what is there
+    again = capfd.readouterr().out
+    assert again.count("already trained") == len(demo.RUNS)
+    assert sorted((small / "output").rglob("adapter_model.safetensors")) == adapters
+
+    recipe = small / "recipes" / "smollm2_sample_sft.yaml"  # another learning rate: trained anew
+    recipe.write_text(recipe.read_text().replace("0.002", "0.001"))
+    trainings = [demo._prepare(run) for run in demo.RUNS]
+    assert [t.run.name for t in trainings if t.adapter is None] == ["SFT"]
+
+
+@pytest.mark.slow
+def test_a_failed_training_shows_the_end_of_its_log(small: Path) -> None:
+    recipe = small / "recipes" / "smollm2_sample.yaml"
+    recipe.write_text(recipe.read_text() + "no_such_key: 1\n")
+    trainings = [demo._prepare(run) for run in demo.RUNS if run.recipe == "smollm2_sample"]
+    with pytest.raises(MachineError, match=r"(?s)swift sft failed.*no_such_key"):
+        demo.train_quietly(trainings[0].recipe, label="TELL", threads=1)
+
+
+def _system(
+    label: str, right: int, content: tuple[float, float, float], share: int = 60, bled: int = 0
+) -> Any:
+    headline = {
+        "adherence": rate([i < right for i in range(100)]),
+        "balanced accuracy": Estimate(*content, 100),
+        "most frequent label": rate([i < share for i in range(100)]),
+    }
+    change = None if label == demo.BASE else (0.1 if label.startswith("SFT") else -0.1,) * 3
+    general = SimpleNamespace(change=change, bleed=rate([i < bled for i in range(40)]))
+    return SimpleNamespace(label=label, scores=SimpleNamespace(headline=headline), general=general)
+
+
+@pytest.mark.parametrize("winner", ["TELL", "SFT, equal steps"])
+def test_the_reading_names_whoever_won(winner: str) -> None:
+    loser = "TELL" if winner != "TELL" else "SFT, equal steps"
+    systems = [
+        _system(demo.BASE, 0, (0.0, 0.0, 0.0)),
+        _system("SFT", 60, (0.4, 0.3, 0.5), share=98),
+        _system(winner, 97, (0.8, 0.7, 0.9)),
+        _system("general only", 0, (0.0, 0.0, 0.0)),
+        _system(loser, 50, (0.5, 0.4, 0.6), bled=3),
+    ]
+    text = "\n".join(demo.reading(systems))
+    assert f"Right form most often: {winner} (97%)" in text
+    assert f"Right label most often: {winner} (balanced accuracy 0.80, above chance)" in text
+    assert "SFT answers nearly always the same label" in text
+    assert "overlap" not in text
+    assert "task's format: " + loser in text
+    worse = next(line for line in text.splitlines() if line.startswith("Worse on general"))
+    assert "TELL" not in worse
+    assert "SFT" in worse
