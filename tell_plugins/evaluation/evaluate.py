@@ -186,6 +186,7 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
             remedy="name the recipe of the task, and this run's folder with --adapter",
         )
     decoding(args.decoding)
+    _seeds(args)
     _check_counts(args)
     adapters = find_adapters(args.adapter, recipe)
     learned = metric_names(args.learned)
