@@ -277,6 +277,22 @@ def test_every_metric_has_its_table(
     assert saved["rows"] == 6
 
 
+@pytest.mark.slow
+def test_answers_of_other_settings_are_refused_before_the_first_answer(
+    recipe_of: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those to general questions too, which come last."""
+    call = ["eval", str(recipe_of("tiny_task")), "--adapter", "none", "--max-new-tokens", "6"]
+    call += ["--general-rows", "2", "--out", str(tmp_path / "eval")]
+    assert main(call) == 0
+    assert main([*call, "--rows", "3", "--batch-size", "2"]) == 1
+    text = said(capsys)
+    assert "batch_size: 16 there, 2 now" in text
+    assert "general" in text
+    assert not (tmp_path / "eval" / "none" / "test-greedy-3rows").exists()
+    assert main([*call, "--rows", "3"]) == 0
+
+
 # --- servers -------------------------------------------------------------------------------------
 
 

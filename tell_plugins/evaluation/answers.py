@@ -108,12 +108,19 @@ def answer_all(
 
 
 def _claim(folder: Path, settings: Settings) -> None:
+    refuse_others(folder, settings)
     path = folder / SETTINGS
-    mine = asdict(settings)
     if not path.is_file():
-        paths.write_text(path, json.dumps(mine, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(asdict(settings), indent=2, ensure_ascii=False)
+        paths.write_text(path, text + "\n")
+
+
+def refuse_others(folder: Path, settings: Settings) -> None:
+    """Raise UserError when the folder holds answers of other settings."""
+    path = folder / SETTINGS
+    if not path.is_file():
         return
-    theirs = _read_settings(path)
+    mine, theirs = asdict(settings), _read_settings(path)
     other = [key for key in mine if theirs.get(key) != mine[key]]
     if other:
         shown = ", ".join(f"{key}: {theirs.get(key)} there, {mine[key]} now" for key in other)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from tell_plugins.core.spec import Spec, parse_spec
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation import retention, scoring
 from tell_plugins.evaluation.adapters import Adapter, find_adapters
-from tell_plugins.evaluation.answers import Prompt, Settings, answer_all
+from tell_plugins.evaluation.answers import Prompt, Settings, answer_all, refuse_others
 from tell_plugins.evaluation.fewshot import choose_examples, fixed_examples
 from tell_plugins.evaluation.learned_scores import LEARNED, metric_names
 from tell_plugins.evaluation.url_engine import UrlEngine
@@ -111,6 +111,9 @@ def answer(args: argparse.Namespace) -> Task:
     raise_all(list(_wrong_flags(recipe)))
     task = plan(recipe, args)
     engine = _engine(args, recipe, task.adapters)
+    for adapter in task.adapters:  # all of them, before the first is answered for hours
+        for name, settings in _planned(engine, task, adapter, args):
+            refuse_others(task.out / adapter.label / name, settings)
     for adapter in task.adapters:
         with engine.adapter(adapter.engine_name):
             folder = task.out / adapter.label
@@ -173,6 +176,12 @@ class Task:
     max_new_tokens: int
     learned: list[str]
     out: Path
+
+    @property
+    def questions(self) -> list[Prompt]:
+        """The general rows as prompts, without an anchor."""
+        rows = enumerate(self.general)
+        return [Prompt(f"general-{row}", row, query) for row, (query, _) in rows]
 
 
 def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
@@ -264,28 +273,59 @@ def folder_name(args: argparse.Namespace, seed: int) -> str:
     return "-".join(parts)
 
 
+def _planned(
+    engine: Engine, task: Task, adapter: Adapter, args: argparse.Namespace
+) -> Iterator[tuple[str, Settings]]:
+    """Every folder of answers of one adapter, and its settings."""
+    for seed in _seeds(args):
+        yield folder_name(args, seed), _settings(engine, task, adapter, args, seed)
+    if task.general:
+        yield GENERAL_FOLDER, _general_settings(engine, task, adapter, args)
+
+
+def _settings(
+    engine: Engine, task: Task, adapter: Adapter, args: argparse.Namespace, seed: int
+) -> Settings:
+    return Settings(
+        recipe=task.recipe.name,
+        card=task.card.name,
+        split=args.split,
+        anchor=task.anchor,
+        adapter=adapter.shown,
+        decoding=args.decoding,
+        seed=seed,
+        rows=len(task.prompts),
+        model=engine.model_name,
+        engine=engine.name,
+        max_new_tokens=task.max_new_tokens,
+        batch_size=args.batch_size,
+        prompts_sha256=prompting.prompts_sha256(task.prompts),
+        shots=args.shots,
+    )
+
+
+def _general_settings(
+    engine: Engine, task: Task, adapter: Adapter, args: argparse.Namespace
+) -> Settings:
+    """General questions: greedy, short, without anchor and examples."""
+    return replace(
+        _settings(engine, task, adapter, args, 42),
+        split=GENERAL_FOLDER,
+        anchor="none",
+        decoding="greedy",
+        rows=len(task.general),
+        max_new_tokens=_GENERAL_TOKENS,
+        prompts_sha256=prompting.prompts_sha256(task.questions),
+        shots=0,
+    )
+
+
 def _answer_task(
     engine: Engine, task: Task, adapter: Adapter, folder: Path, args: argparse.Namespace
 ) -> None:
     models = {name: value for name in LEARNED if (value := getattr(args, name))}
     for seed in _seeds(args):
         name = folder_name(args, seed)
-        settings = Settings(
-            recipe=task.recipe.name,
-            card=task.card.name,
-            split=args.split,
-            anchor=task.anchor,
-            adapter=adapter.shown,
-            decoding=args.decoding,
-            seed=seed,
-            rows=len(task.prompts),
-            model=engine.model_name,
-            engine=engine.name,
-            max_new_tokens=task.max_new_tokens,
-            batch_size=args.batch_size,
-            prompts_sha256=prompting.prompts_sha256(task.prompts),
-            shots=args.shots,
-        )
         history: History = ()
         if args.shots:
             history = fixed_examples(
@@ -295,7 +335,7 @@ def _answer_task(
             engine,
             task.prompts,
             decoding(args.decoding),
-            settings,
+            _settings(engine, task, adapter, args, seed),
             folder / name,
             label=f"{adapter.label}, {args.split}",
             history=history,
@@ -309,29 +349,11 @@ def _measure_general(
     if not task.general:
         return
     folder = folder / GENERAL_FOLDER
-    questions = [
-        Prompt(f"general-{row}", row, query) for row, (query, _) in enumerate(task.general)
-    ]
-    settings = Settings(
-        recipe=task.recipe.name,
-        card=task.card.name,
-        split=GENERAL_FOLDER,
-        anchor="none",
-        adapter=adapter.shown,
-        decoding="greedy",
-        seed=42,
-        rows=len(questions),
-        model=engine.model_name,
-        engine=engine.name,
-        max_new_tokens=_GENERAL_TOKENS,
-        batch_size=args.batch_size,
-        prompts_sha256=prompting.prompts_sha256(questions),
-    )
     answer_all(
         engine,
-        questions,
+        task.questions,
         decoding("greedy"),
-        settings,
+        _general_settings(engine, task, adapter, args),
         folder,
         label=f"{adapter.label}, general",
     )
