@@ -298,6 +298,36 @@ def test_batched_answers_are_those_given_one_by_one(ending_model: Path, tmp_path
         assert gap < 1e-3
 
 
+def test_sharing_heads_on_a_cpu_changes_nothing_but_the_speed(model: Path) -> None:
+    """Logits of a padded batch, with transformers' own copies of the heads and without them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.integrations import sdpa_attention
+
+    from tell_plugins.bridge.cpu_attention import share_heads_on_cpu
+
+    share_heads_on_cpu()
+    shared = sdpa_attention.use_gqa_in_sdpa
+    loaded = AutoModelForCausalLM.from_pretrained(model).eval()
+    assert loaded.config.num_key_value_heads < loaded.config.num_attention_heads
+    ids = torch.arange(60).reshape(3, 20) + 5
+    mask = torch.ones_like(ids)
+    mask[0, :13] = mask[1, :4] = 0
+    said = []
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        for rule in (shared, lambda mask, key: False):
+            patch.setattr(sdpa_attention, "use_gqa_in_sdpa", rule)
+            out = loaded(input_ids=ids, attention_mask=mask, use_cache=True)
+            more = loaded(
+                input_ids=ids[:, :1],
+                attention_mask=torch.cat([mask, mask[:, -1:]], 1),
+                past_key_values=out.past_key_values,
+            )
+            said.append(torch.cat([out.logits[:, -1:], more.logits], 1))
+    assert shared(mask, ids)  # it was in force
+    torch.testing.assert_close(said[0], said[1], rtol=1e-4, atol=1e-4)
+
+
 def test_a_text_that_parts_without_a_tie_is_told_apart(engine: Any, whole: bytes) -> None:
     """The measure of the test above: a wide gap, or another token than the runner-up."""
     said = texts(whole)

@@ -16,6 +16,7 @@ from swift.arguments import BaseArguments
 from swift.infer_engine import InferRequest, RequestConfig, TransformersEngine
 from swift.tuners import Swift
 
+from tell_plugins.bridge.cpu_attention import share_heads_on_cpu
 from tell_plugins.bridge.protocol import Decoding, History, Reply, conversation
 from tell_plugins.core.errors import UserError
 
@@ -62,6 +63,7 @@ class LocalEngine:
         self, values: Mapping[str, Any], adapters: Mapping[str, Path], *, batch_size: int
     ) -> None:
         args = _arguments(values)
+        share_heads_on_cpu()
         self.model, processor = args.get_model_processor()
         template = args.get_template(processor)
         for name, folder in adapters.items():
