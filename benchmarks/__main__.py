@@ -18,9 +18,10 @@ from benchmarks.world import World, make_world
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
 
-PARTS = ("mixtures", "counting", "starting")
-FULL = {"sizes": [52_000, 520_000], "counted": 52_000, "started": 4_000}
-QUICK = {"sizes": [500, 5_000], "counted": 5_000, "started": 500}
+PARTS = ("mixtures", "counting", "starting", "answers")
+FULL = {"sizes": [52_000, 520_000], "counted": 52_000, "started": 4_000, "answered": 32}
+QUICK = {"sizes": [500, 5_000], "counted": 5_000, "started": 500, "answered": 4}
+_LIMIT = 256  # new tokens; the published script's
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,9 +45,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--part", choices=PARTS, action="append", help="this part alone (repeatable)"
     )
     parser.add_argument(
-        "--rounds", type=int, help="measurements of each case (default: 3, quick: 1)"
+        "--rounds", type=int, help="measurements of each case (default: 3; quick and answers: 1)"
     )
     parser.add_argument("--sizes", type=int, nargs="+", help="numbers of general rows")
+    parser.add_argument(
+        "--prompts", type=int, help=f"prompts to answer (default: {FULL['answered']})"
+    )
     parser.add_argument("--no-cold", action="store_true", help="leave out first-time builds")
     parser.add_argument("--work", metavar="DIR", help="keep the made rows here for the next time")
     parser.add_argument("--out", metavar="FILE", help="also write the results as JSON")
@@ -56,19 +60,34 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _run(args: argparse.Namespace, folder: Path) -> int:
     sizes: dict[str, Any] = dict(QUICK if args.quick else FULL)
     if args.sizes:
-        sizes = {"sizes": args.sizes, "counted": min(args.sizes), "started": min(args.sizes)}
+        one = min(args.sizes)
+        sizes |= {"sizes": args.sizes, "counted": one, "started": one}
+    sizes["answered"] = args.prompts or sizes["answered"]
     rounds = args.rounds or (1 if args.quick else 3)
-    wanted = args.part or PARTS
+    wanted = list(args.part or PARTS)
+    asked = None
+    if "answers" in wanted and not args.quick:
+        try:
+            asked = parts.official_prompts(sizes["answered"], _LIMIT)
+        except UserError as error:
+            if args.part:
+                raise
+            print(f"answers are left out:\n{error}", file=sys.stderr)
+            wanted.remove("answers")
     needed = {
         "mixtures": sizes["sizes"],
         "counting": [sizes["counted"]],
         "starting": [sizes["started"]],
+        "answers": [],
     }
     world = make_world(folder, sorted({rows for part in wanted for rows in needed[part]}))
     measure: dict[str, Callable[[World], Part]] = {
         "mixtures": lambda w: parts.mixtures(w, sizes["sizes"], rounds, cold=not args.no_cold),
         "counting": lambda w: parts.counting(w, sizes["counted"], max(2, 2 * rounds)),
         "starting": lambda w: parts.starting(w, sizes["started"], rounds),
+        "answers": lambda w: parts.answering(
+            w, asked or parts.made_prompts(w, sizes["answered"], 8), args.rounds or 1
+        ),
     }
     done = [measure[part](world) for part in PARTS if part in wanted]
     for part in done:

@@ -1,16 +1,18 @@
-"""What runs in a process of its own: `python -m benchmarks.child load|write|model|count`.
+"""What runs in a process of its own: `python -m benchmarks.child JOB ...`.
 
 The last line printed is the sample, as JSON.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,110 @@ def count(file: str, rounds: str) -> dict[str, Any]:
     }
 
 
+def answer_batched(model: str, prompts: str, limit: str, batch: str, out: str) -> dict[str, Any]:
+    """Answer prompts greedily as `eval` does: ms-swift's engine in batches, each answer saved."""
+    from tell_plugins.bridge.engine import LocalEngine
+    from tell_plugins.bridge.protocol import DECODINGS
+    from tell_plugins.evaluation.answers import Prompt, Settings, answer_all, read_answers
+
+    texts: list[str] = _read(prompts)
+    rows = [Prompt(str(row), row, text) for row, text in enumerate(texts)]
+    engine = LocalEngine(_engine_values(model), {}, batch_size=int(batch))
+    settings = Settings(
+        recipe="bench",
+        card="bench",
+        split="test",
+        anchor="card",
+        adapter="none",
+        decoding="greedy",
+        seed=42,
+        rows=len(rows),
+        model=model,
+        engine=engine.name,
+        max_new_tokens=int(limit),
+        batch_size=int(batch),
+        prompts_sha256="",
+    )
+    greedy = DECODINGS["greedy"]
+    engine.answer(texts[:1], greedy, max_new_tokens=2, seed=0)  # neither side pays for a first call
+    start = time.perf_counter()
+    answer_all(engine, rows, greedy, settings, Path(out), label="batched")
+    seconds = time.perf_counter() - start
+    lines = read_answers(Path(out))
+    return _answered(
+        seconds, [line["text"] for line in lines], sum(line["completion_tokens"] for line in lines)
+    )
+
+
+def encode(model: str, prompts: str, ids: str) -> dict[str, Any]:
+    """Write the token ids of prompts, so that both sides answer the very same ones."""
+    from tell_plugins.bridge.engine import LocalEngine
+    from tell_plugins.bridge.protocol import conversation
+
+    template = LocalEngine(_engine_values(model), {}, batch_size=1).template
+    template.set_mode("transformers")
+    encoded = [
+        list(template.encode({"messages": conversation(text)})["input_ids"])
+        for text in _read(prompts)
+    ]
+    Path(ids).write_text(json.dumps(encoded))
+    return {"tokens": sum(map(len, encoded)), "longest": max(map(len, encoded))}
+
+
+def _engine_values(model: str) -> dict[str, Any]:
+    return {"model": model, "model_type": "llama", "template": "chatml", "check_model": False}
+
+
+def answer_singly(model: str, ids: str, limit: str) -> dict[str, Any]:
+    """Answer the same prompts by transformers alone, one row after the other."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    encoded: list[list[int]] = _read(ids)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+
+    def answer(prompt: list[int], limit: int) -> tuple[str, int]:
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            found = loaded.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=limit,
+                do_sample=False,
+            )
+        said = found[0, len(prompt) :]
+        return tokenizer.decode(said, skip_special_tokens=True), len(said)
+
+    answer(encoded[0], 2)
+    start = time.perf_counter()
+    answers = [answer(prompt, int(limit)) for prompt in encoded]
+    seconds = time.perf_counter() - start
+    return _answered(seconds, [text for text, _ in answers], sum(count for _, count in answers))
+
+
+def _read(file: str) -> Any:
+    return json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def _answered(seconds: float, texts: list[str], tokens: int) -> dict[str, Any]:
+    return {
+        "seconds": seconds,
+        "cpu": time.process_time(),
+        "answers_per_second": len(texts) / seconds,
+        "tokens": tokens,
+        "hashes": [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts],
+    }
+
+
 if __name__ == "__main__":
-    jobs = {"load": load, "write": write, "model": model, "count": count}
+    jobs: dict[str, Callable[..., dict[str, Any]]] = {
+        "load": load,
+        "write": write,
+        "model": model,
+        "count": count,
+        "encode": encode,
+        "answer_batched": answer_batched,
+        "answer_singly": answer_singly,
+    }
     print(json.dumps(jobs[sys.argv[1]](*sys.argv[2:])))

@@ -41,7 +41,8 @@ def by_turns(cases: list[Case], rounds: int) -> None:
             case.prepare()
             sample = case.run()
             case.samples.append(sample)
-            shown = ", ".join(f"{key} {value:,.2f}" for key, value in sample.items())
+            numbers = {key: v for key, v in sample.items() if isinstance(v, (int, float))}
+            shown = ", ".join(f"{key} {value:,.2f}" for key, value in numbers.items())
             print(f"  round {number + 1} of {rounds}: {case.name}: {shown}", file=sys.stderr)
 
 

@@ -1,7 +1,8 @@
-"""The three parts: building mixtures, counting tokens, starting a training."""
+"""The parts: building mixtures, counting tokens, starting a training, answering prompts."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import Case, Sample, by_turns, ratio, run_child, time_until
-from benchmarks.world import TASK_ROWS, World
+from benchmarks.world import TASK_ROWS, World, general_texts
+from tell_plugins.core import paths
 
 _FIRST_STEP = "'loss'"  # ms-swift prints the first step's loss when the step is done
 
@@ -179,6 +181,92 @@ def starting(world: World, rows: int, rounds: int) -> Part:
     targets = [Target("start of training, TELL / JSON lines", quotient, 1.1)]
     columns = ("data set", "seconds", "/ JSON lines", "CPU seconds", "/ JSON lines")
     return Part(title, columns, table, targets)
+
+
+def answering(world: World, asked: Asked, rounds: int) -> Part:
+    """Answering prompts as `eval` does, beside a loop over single rows: same model, fp32, greedy.
+
+    The loop is that of the paper's published script (batch 1), with transformers' own `generate`.
+    """
+    print(f"answering, {len(asked.prompts)} prompts", file=sys.stderr)
+    cache = world.folder / "answering"
+    env = world.environment(tell_cache=cache, swift_cache=cache)
+    del env["OMP_NUM_THREADS"]  # a model of this size is worth all cores
+    env["OMP_WAIT_POLICY"] = "PASSIVE"
+    model, file, ids, out = (
+        str(asked.model),
+        cache / "prompts.json",
+        cache / "ids.json",
+        cache / "a",
+    )
+    paths.write_text(file, json.dumps(asked.prompts))
+    encoded = run_child(["encode", model, str(file), str(ids)], env)
+    alone = ["answer_singly", model, str(ids), str(asked.limit)]
+    together = ["answer_batched", model, str(file), str(asked.limit), str(asked.batch), str(out)]
+    single = Case("one row at a time", lambda: run_child(alone, env))
+    batched = Case(f"eval, batches of {asked.batch}", lambda: run_child(together, env))
+    batched.prepare = lambda: shutil.rmtree(out, ignore_errors=True)
+    by_turns([single, batched], rounds)
+    shutil.rmtree(cache, ignore_errors=True)
+    quotient = ratio(batched, single, "answers_per_second")
+    pairs = zip(single.samples[0]["hashes"], batched.samples[0]["hashes"], strict=True)
+    same = sum(one == other for one, other in pairs)
+    table = [
+        (
+            one.name,
+            f"{one.median('answers_per_second'):.3f}",
+            f"{one.median('tokens') / one.median('seconds'):.1f}",
+            f"{ratio(one, single, 'answers_per_second'):.2f}",
+            f"{one.median('tokens'):,.0f}",
+        )
+        for one in (single, batched)
+    ]
+    title = (
+        f"Answering {len(asked.prompts)} prompts ({asked.what}, {encoded['tokens']:,} tokens), "
+        f"up to {asked.limit} new tokens, "
+        f"{asked.model.name}, fp32, greedy; {same} of {len(asked.prompts)} answers are the same"
+    )
+    columns = ("case", "answers/s", "tokens/s", "/ one at a time", "new tokens")
+    targets = [
+        Target("answers per second, eval / one row at a time", quotient, 2.5, at_least=True),
+        Target("share of answers that are the same", same / len(asked.prompts), 0.98, True),
+    ]
+    return Part(title, columns, table, targets)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is answered: prompts, by which model, up to how many new tokens."""
+
+    what: str
+    prompts: list[str]
+    model: Path
+    limit: int
+    batch: int = 16  # the default of `eval`
+
+
+def official_prompts(rows: int, limit: int) -> Asked:
+    """A seeded draw of official test prompts for the embedded model.
+
+    Raises UserError where the data is not here, MachineError where the model cannot be had.
+    """
+    from tell_plugins.core.cards import load_card
+    from tell_plugins.evaluation.prompts import task_prompts
+    from tell_plugins.preparation.embedded_model import prepare_model
+
+    card = load_card("halu_cot_json")
+    _, prompts = task_prompts(card, "test", "card", rows)
+    texts = [prompt.text for prompt in prompts]
+    return Asked("test split of halu_cot_json", texts, prepare_model(), limit)
+
+
+def made_prompts(world: World, rows: int, limit: int) -> Asked:
+    """Prompts and a random model of the benchmark's own."""
+    texts = [row["instruction"] for row in general_texts(rows)]
+    if not (world.model / "config.json").is_file():
+        env = world.environment(tell_cache=world.folder, swift_cache=world.folder)
+        run_child(["model", str(world.tokenizer), str(world.model)], env)
+    return Asked("made up", texts, world.model, limit)
 
 
 def _training(world: World, flags: list[str]) -> list[str]:

@@ -100,6 +100,33 @@ def test_building_and_starting(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert not list(tmp_path.glob("swift_*")), "caches do not stay"
 
 
+@pytest.mark.slow
+def test_answering(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--quick", "--part", "answers", "--prompts", "5", "--work", str(tmp_path)]
+    assert bench.main([*flags, "--out", str(tmp_path / "out.json")]) == 0
+    text = capsys.readouterr().out
+    assert "Answering 5 prompts (made up" in text
+    assert "one row at a time" in text
+    (part,) = json.loads((tmp_path / "out.json").read_text())["parts"]
+    assert [row[-1] for row in part["rows"]] == ["40", "40"]  # 8 new tokens each
+    speed, same = part["targets"]
+    assert speed["value"] > 0
+    assert same["value"] >= 0.5  # ties of a random model apart, both say the same
+
+
+def test_answers_without_their_data_are_left_out_or_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = parts.Part("t", ("a",), [("b",)], [Target("x", 1.0, 2.0)])
+    for name in ("mixtures", "counting", "starting"):
+        monkeypatch.setattr(parts, name, lambda *_, **__: part)
+    flags = ["--sizes", "20", "--work", str(tmp_path)]
+    assert bench.main(flags) == 0
+    assert "answers are left out" in capsys.readouterr().err
+    assert bench.main([*flags, "--part", "answers"]) == 1
+    assert "./run.sh data halu_cot_json" in capsys.readouterr().err
+
+
 def test_a_missed_target_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     part = parts.Part("t", ("a",), [("b",)], [Target("x", 2.0, 1.0)])
     monkeypatch.setattr(parts, "counting", lambda *_: part)
