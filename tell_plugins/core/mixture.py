@@ -298,11 +298,11 @@ def build_mixture(spec: Spec) -> Mixture:
     card.split(spec.split)
     training = spec.split not in HELD_OUT
     amount = spec.general or (card.general.amount if training and card.general else NONE)
-    cards = [_general_card(name) for name in spec.sources or ()]  # a typo shows in any case
+    cards = [general_card(name) for name in spec.sources or ()]  # a typo shows in any case
     if amount == NONE:
         cards = []
     elif not cards and card.general is not None:
-        cards = [_general_card(name) for name in card.general.sources]
+        cards = [general_card(name) for name in card.general.sources]
     task = open_task(card, spec.split, spec.anchor)
     counter = _counter(spec, [spec.task, amount], cards)
     held_out, checked = _held_out(card, spec) if training else ([], True)
@@ -329,8 +329,8 @@ def build_mixture(spec: Spec) -> Mixture:
         np.concatenate([part.question_keys for part in held_out] or [np.zeros(0, "<u8")])
     )
     drawn, general = [first], []
-    for general_card, share in zip(cards, _shares(amount, len(cards), entries), strict=True):
-        source, rows = _draw_general(general_card, share, spec, counter, questions)
+    for source_card, share in zip(cards, _shares(amount, len(cards), entries), strict=True):
+        source, rows = _draw_general(source_card, share, spec, counter, questions)
         drawn.append(source)
         general.append(rows)
     return _assemble(spec, card, drawn, task, general, counter, checked)
@@ -354,7 +354,8 @@ def _build_general_only(spec: Spec, card: Card) -> Mixture:
     return _assemble(spec, card, [source], None, [rows], counter, checked=False)
 
 
-def _general_card(name: str) -> Card:
+def general_card(name: str) -> Card:
+    """The card of that name. Raises UserError when there is none, or it is task data."""
     card = load_card(name)
     if card.kind != GENERAL:
         raise UserError(

@@ -20,7 +20,7 @@ import yaml
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError, unknown
-from tell_plugins.core.mixture import GENERAL, TASK, Mixture, build_mixture
+from tell_plugins.core.mixture import GENERAL, TASK, Mixture, build_mixture, general_card
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec, parse_spec
@@ -307,7 +307,8 @@ class Planner:
         held_out = self.sweep.evaluate.general_rows
         if held_out:
             names = tuple(
-                derived_cards.with_held_out(_general(name), held_out, self.cards) for name in names
+                derived_cards.with_held_out(general_card(name), held_out, self.cards)
+                for name in names
             )
         return spec.with_values(general=general, sources=tuple(names))
 
@@ -320,7 +321,9 @@ class Planner:
         asked = Spec(card.name, anchor=anchor)
         if wanted.general_rows:
             first = self._first_source(card)
-            source = derived_cards.with_held_out(_general(first), wanted.general_rows, self.cards)
+            source = derived_cards.with_held_out(
+                general_card(first), wanted.general_rows, self.cards
+            )
             asked = asked.with_values(sources=(source,))
         return Evaluation(str(asked), anchor, wanted.model_dump(exclude={"anchor"}, mode="json"))
 
@@ -335,18 +338,6 @@ class Planner:
 
 
 _FIELDS = {"from": "sources"}
-
-
-def _general(name: str) -> Card:
-    card = load_card(name)
-    if card.kind != GENERAL:
-        raise UserError(
-            f"card '{name}' is task data",
-            where="key 'from'",
-            allowed="cards of kind 'general'",
-            remedy="name general cards only",
-        )
-    return card
 
 
 def make_plan(sweep: Sweep, cards: Path) -> SweepPlan:
