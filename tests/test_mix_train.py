@@ -385,7 +385,9 @@ def test_a_signal_reaches_every_process_of_the_training(
         f"subprocess.run([sys.executable, '-c', {child!r}, sys.argv[1]])\n"
     )
     program = (
-        "import sys\n"
+        "import signal, sys\n"
+        # a shell's background jobs ignore it, and so would this
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from tell_plugins.recipe import train\n"
         "from tell_plugins.recipe.recipes import load_recipe\n"
         f"train.command = lambda recipe: [sys.executable, '-c', {parent!r}, {str(pids)!r}]\n"
