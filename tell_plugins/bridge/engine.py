@@ -18,6 +18,7 @@ from swift.tuners import Swift
 
 from tell_plugins.bridge.cpu_attention import share_heads_on_cpu
 from tell_plugins.bridge.protocol import Decoding, History, Reply, conversation
+from tell_plugins.bridge.shared_prefix import share_prefix
 from tell_plugins.core.errors import UserError
 
 # what of a recipe says which model answers, and through which template
@@ -66,6 +67,7 @@ class LocalEngine:
         share_heads_on_cpu()
         self.model, processor = args.get_model_processor()
         template = args.get_template(processor)
+        share_prefix(template)
         for name, folder in adapters.items():
             self.model = Swift.from_pretrained(self.model, str(folder), name)
         self._peft = bool(adapters)
