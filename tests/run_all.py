@@ -20,7 +20,9 @@ CHECKS: dict[str, list[str]] = {
     "ruff format": [PYTHON, "-m", "ruff", "format", "--check", "--no-cache"],
     "mypy": [PYTHON, "-m", "mypy", "tell_plugins", "benchmarks"],
 }
-_PYTEST = [PYTHON, "-m", "pytest", "-vv", "--durations=15", "--durations-min=1"]
+# two files at a time: most of a test's time is one process that starts and waits
+_PYTEST = [PYTHON, "-m", "pytest", "-v", "-n", "2", "--dist", "loadfile"]
+_PYTEST += ["--durations=15", "--durations-min=1"]
 
 
 def steps(arguments: Sequence[str]) -> dict[str, list[str]]:

@@ -31,7 +31,7 @@ _KNOWN = {
 
 
 def share_prefix(template: Any) -> None:
-    """Let a template of ms-swift generate with the batch's shared beginning computed once, on a CPU.
+    """Let a template of ms-swift generate with a batch's shared beginning computed once, on a CPU.
 
     A model whose cache is not a plain one of keys and values (sliding windows, a model's own code)
     generates as ever.
