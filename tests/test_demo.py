@@ -30,7 +30,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         values = yaml.safe_load((PROJECT / "recipes" / f"{run.recipe}.yaml").read_text())
         values["model"] = str(model)
         values["output_dir"] = str(tmp_path / "output" / run.recipe)
-        values["dataset"] = [values["dataset"][0].replace("144rows", "24rows").replace("48", "8")]
+        values["dataset"] = [values["dataset"][0].replace("96rows", "24rows").replace("48", "8")]
         (recipes / f"{run.recipe}.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.setattr(paths, "RECIPES", recipes)
     monkeypatch.setattr(demo, "OUT", tmp_path / "demo")

@@ -34,6 +34,7 @@ ANSWERS = "test-greedy"
 OUT = paths.PROJECT / "output" / "demo"
 _STAMP = "demo.json"
 _AT_ONCE = 2  # trainings; each holds about 2.5 GB
+_ANSWERING = ["--batch-size", "32", "--general-rows", "20"]  # in a time that a newcomer waits
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _answer(adapters: Sequence[Path]) -> None:
     evaluate.add_arguments(parser)
     recipe = str(paths.RECIPES / f"{MAIN}.yaml")
     named = ["none", *(str(path) for path in adapters)]
-    args = parser.parse_args([recipe, "--adapter", *named])
+    args = parser.parse_args([recipe, *_ANSWERING, "--adapter", *named])
     args.flags = []
     evaluate.answer(args)
 
