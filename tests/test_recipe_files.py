@@ -455,7 +455,8 @@ def test_it_trains_and_leaves_adapter_manifest_and_anchor(
     # the first step has learning rate 0, the others train
     assert any(bool(w.abs().max() > 0) for name, w in weights.items() if "lora_B" in name)
     config = json.loads((checkpoint / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (8, 32, 0.05)
+    dropout = 0.0 if recipe.path.stem.startswith("smollm2_sample") else 0.05  # the paper's
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (8, 32, dropout)
     if recipe.values.get("enable_channel_loss"):
         assert any({"loss_task", "loss_general"} <= set(line) for line in steps)
 
