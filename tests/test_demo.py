@@ -49,7 +49,11 @@ def test_the_demo(small: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "already trained" not in printed
     assert "Next, your own task: ./run.sh new" in printed
     assert (small / "demo" / "demo.png").read_bytes().startswith(b"\x89PNG")
-    assert "balanced" in (small / "demo" / "demo.txt").read_text()
+    text = (small / "demo" / "demo.txt").read_text()
+    assert "balanced" in text
+    for line in text.splitlines():  # no cell and no line of the caption is cut off
+        assert line.count("[") == line.count("]"), line
+    assert "on held-out general rows" in " ".join(text.split())
     adapters = sorted((small / "output").rglob("adapter_model.safetensors"))
     assert len(adapters) == len(demo.RUNS)
 
@@ -59,7 +63,7 @@ def test_the_demo(small: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert sorted((small / "output").rglob("adapter_model.safetensors")) == adapters
 
     recipe = small / "recipes" / "smollm2_sample_sft.yaml"  # another learning rate: trained anew
-    recipe.write_text(recipe.read_text().replace("0.002", "0.001"))
+    recipe.write_text(recipe.read_text().replace("0.004", "0.001"))
     trainings = [demo._prepare(run) for run in demo.RUNS]
     assert [t.run.name for t in trainings if t.adapter is None] == ["SFT"]
 
@@ -105,3 +109,15 @@ def test_the_reading_names_whoever_won(winner: str) -> None:
     worse = next(line for line in text.splitlines() if line.startswith("Worse on general"))
     assert "TELL" not in worse
     assert "SFT" in worse
+    better = next(line for line in text.splitlines() if line.startswith("Better on general"))
+    assert "SFT" not in better
+    assert "TELL" in better
+
+
+def test_the_reading_tells_what_is_not_told_apart() -> None:
+    systems = [
+        _system(demo.BASE, 0, (0.0, 0.0, 0.0)),
+        _system("SFT, equal steps", 99, (0.73, 0.64, 0.81)),
+        _system("TELL", 98, (0.71, 0.62, 0.79)),
+    ]
+    assert "their intervals overlap on the form and the label." in "\n".join(demo.reading(systems))

@@ -13,12 +13,18 @@ os.environ.setdefault("LOG_LEVEL", "WARNING")  # ms-swift logs every argument el
 
 import torch
 from swift.arguments import BaseArguments
-from swift.infer_engine import InferRequest, RequestConfig, TransformersEngine
+from swift.infer_engine import TransformersEngine
 from swift.tuners import Swift
 
 from tell_plugins.bridge.cpu_attention import share_heads_on_cpu
 from tell_plugins.bridge.protocol import Decoding, History, Reply, conversation
 from tell_plugins.bridge.shared_prefix import share_prefix
+from tell_plugins.bridge.swift_requests import (
+    as_reply,
+    infer_requests,
+    request_config,
+    token_counts,
+)
 from tell_plugins.core.errors import UserError
 
 # what of a recipe says which model answers, and through which template
@@ -42,7 +48,8 @@ _MODEL_KEYS = (
 )
 
 
-def _arguments(values: Mapping[str, Any]) -> BaseArguments:
+def model_arguments(values: Mapping[str, Any]) -> BaseArguments:
+    """What of a recipe says which model answers; on a CPU in float32."""
     known = {field.name for field in dataclasses.fields(BaseArguments)}
     chosen = {key: values[key] for key in _MODEL_KEYS if key in values and key in known}
     if not torch.cuda.is_available():
@@ -63,7 +70,7 @@ class LocalEngine:
     def __init__(
         self, values: Mapping[str, Any], adapters: Mapping[str, Path], *, batch_size: int
     ) -> None:
-        args = _arguments(values)
+        args = model_arguments(values)
         share_heads_on_cpu()
         self.model, processor = args.get_model_processor()
         template = args.get_template(processor)
@@ -95,10 +102,7 @@ class LocalEngine:
     def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]:
         """The number of tokens of each prompt, with its history, as the template encodes it."""
         self.template.set_mode("transformers")
-        return [
-            len(self.template.encode({"messages": conversation(prompt, history)})["input_ids"])
-            for prompt in prompts
-        ]
+        return token_counts(self.template, prompts, history)
 
     def answer(
         self,
@@ -110,17 +114,13 @@ class LocalEngine:
         history: History = (),
     ) -> list[Reply]:
         """One reply a prompt, in order; the prompts are answered as one batch."""
-        config = RequestConfig(
-            max_tokens=max_new_tokens,
-            temperature=decoding.temperature,
-            top_k=decoding.top_k,
-            top_p=decoding.top_p,
-            repetition_penalty=decoding.repetition_penalty,
-        )
         torch.manual_seed(seed)
-        requests = [InferRequest(messages=conversation(prompt, history)) for prompt in prompts]
-        responses = self._engine.infer(requests, config, use_tqdm=False)
-        return [_reply(response) for response in responses]
+        responses = self._engine.infer(
+            infer_requests(prompts, history),
+            request_config(decoding, max_new_tokens),
+            use_tqdm=False,
+        )
+        return [as_reply(response) for response in responses]
 
     @torch.inference_mode()
     def response_losses(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
@@ -148,12 +148,3 @@ class LocalEngine:
         chosen = labels != -100
         loss = torch.nn.functional.cross_entropy(logits[chosen], labels[chosen], reduction="sum")
         return float(loss), int(chosen.sum())
-
-
-def _reply(response: Any) -> Reply:
-    choice = response.choices[0]
-    return Reply(
-        text=choice.message.content,
-        finish_reason=choice.finish_reason or "",
-        completion_tokens=response.usage.completion_tokens,
-    )

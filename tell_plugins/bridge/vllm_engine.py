@@ -12,8 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tell_plugins.bridge.engine import _arguments, _reply
-from tell_plugins.bridge.protocol import Decoding, History, Reply, conversation
+from tell_plugins.bridge.engine import model_arguments
+from tell_plugins.bridge.protocol import Decoding, History, Reply
+from tell_plugins.bridge.swift_requests import (
+    as_reply,
+    infer_requests,
+    request_config,
+    token_counts,
+)
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM reserves room for
 _MEMORY = 0.9  # share of the GPU's memory, vLLM's own default
@@ -34,7 +40,7 @@ class VllmEngine:
         from swift.infer_engine import AdapterRequest
         from swift.infer_engine import VllmEngine as SwiftVllmEngine
 
-        args = _arguments(values)
+        args = model_arguments(values)
         self.template = args.get_template()
         self._engine = SwiftVllmEngine(
             args.model,
@@ -73,10 +79,7 @@ class VllmEngine:
     def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]:
         """The number of tokens of each prompt, with its history, as the template encodes it."""
         self.template.set_mode("vllm")
-        return [
-            len(self.template.encode({"messages": conversation(prompt, history)})["input_ids"])
-            for prompt in prompts
-        ]
+        return token_counts(self.template, prompts, history)
 
     def answer(
         self,
@@ -88,23 +91,13 @@ class VllmEngine:
         history: History = (),
     ) -> list[Reply]:
         """One reply a prompt, in order."""
-        from swift.infer_engine import InferRequest, RequestConfig
-
-        config = RequestConfig(
-            max_tokens=max_new_tokens,
-            temperature=decoding.temperature,
-            top_k=decoding.top_k,
-            top_p=decoding.top_p,
-            repetition_penalty=decoding.repetition_penalty,
-            seed=seed % 2**31,
-        )
         responses = self._engine.infer(
-            [InferRequest(messages=conversation(prompt, history)) for prompt in prompts],
-            config,
+            infer_requests(prompts, history),
+            request_config(decoding, max_new_tokens, seed=seed % 2**31),
             use_tqdm=False,
             adapter_request=None if self._active is None else self._requests[self._active],
         )
-        return [_reply(response) for response in responses]
+        return [as_reply(response) for response in responses]
 
 
 def lora_rank(adapter: Path) -> int:

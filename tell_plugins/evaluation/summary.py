@@ -18,7 +18,7 @@ from tell_plugins.evaluation.intervals import Estimate, Rate, rate
 from tell_plugins.evaluation.scoring import Scores
 
 GENERAL = "general"
-WIDTH = 104  # columns that a table needs at least
+WIDTH = 112  # columns that a table needs at least
 _LABEL = 16  # of them for a system's name, if it is so long
 _CAPTION = (
     "[95 % interval]. Accuracies count an answer of the wrong form as wrong. General loss: per "
@@ -96,7 +96,7 @@ def table(systems: Sequence[System], title: str) -> Table:
     for name in systems[0].scores.headline:
         view.add_column(name, min_width=max(len(word) for word in name.split()))
     view.add_column("general loss", min_width=14)
-    view.add_column("bleed")
+    view.add_column("bleed", min_width=len("100% of 100"))
     for system in systems:
         general = system.general
         loss = "-" if general.loss is None else f"{general.loss.loss:.2f}"

@@ -205,11 +205,7 @@ def reading(systems: list[System]) -> list[str]:
     adherence = {s.label: s.scores.headline["adherence"] for s in systems}
     best = max(adherence.values(), key=lambda rate: rate.value or 0)
     winners = [label for label, rate in adherence.items() if rate.value == best.value]
-    tell = adherence["TELL"]
     lines.append(f"Right form most often: {', '.join(winners)} ({best.value:.0%}).")
-    sft = adherence["SFT, equal steps"]
-    if overlap(tell, sft):
-        lines.append("TELL and SFT with equal steps: their intervals overlap on the form.")
     content = {s.label: s.scores.headline["balanced accuracy"] for s in systems}
     top = max(content, key=lambda label: content[label].value or 0)
     value = content[top]
@@ -217,14 +213,24 @@ def reading(systems: list[System]) -> list[str]:
     lines.append(
         f"Right label most often: {top} (balanced accuracy {value.value:.2f}, {chance} chance)."
     )
+    same = [
+        name
+        for name, values in (("form", adherence), ("label", content))
+        if overlap(values["TELL"], values["SFT, equal steps"])
+    ]
+    if same:
+        what = " and the ".join(same)
+        lines.append(f"TELL and SFT with equal steps: their intervals overlap on the {what}.")
     for system in systems:
         share = system.scores.headline["most frequent label"]
         if share.value is not None and share.value > 0.9 and system.label != BASE:
             lines.append(f"{system.label} answers nearly always the same label.")
     losses = {s.label: s.general.change for s in systems if s.general.change is not None}
+    better = [label for label, (_, _, high) in losses.items() if high < 0]
     worse = [label for label, (_, low, _) in losses.items() if low > 0]
-    if worse:
-        lines.append(f"Worse on general text than the base model: {', '.join(worse)}.")
+    for word, labels in (("Better", better), ("Worse", worse)):
+        if labels:
+            lines.append(f"{word} on general text than the base model: {', '.join(labels)}.")
     bled = [s.label for s in systems if s.general.bleed and s.general.bleed.k]
     if bled:
         lines.append(f"Answered general questions in the task's format: {', '.join(bled)}.")
