@@ -21,7 +21,7 @@ CHECKS: dict[str, list[str]] = {
     "mypy": [PYTHON, "-m", "mypy", "tell_plugins", "benchmarks"],
 }
 # two files at a time: most of a test's time is one process that starts and waits
-_PYTEST = [PYTHON, "-m", "pytest", "-v", "-n", "2", "--dist", "loadfile"]
+_PYTEST = [PYTHON, "-m", "pytest", "-vv", "-n", "2", "--dist", "loadfile"]
 _PYTEST += ["--durations=15", "--durations-min=1"]
 
 
