@@ -19,7 +19,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
 
 PARTS = ("mixtures", "counting", "starting", "answers")
-FULL = {"sizes": [52_000, 520_000], "counted": 52_000, "started": 4_000, "answered": 32}
+FULL = {"sizes": [52_000, 520_000], "counted": 52_000, "started": 4_000, "answered": 16}
 QUICK = {"sizes": [500, 5_000], "counted": 5_000, "started": 500, "answered": 4}
 _LIMIT = 256  # new tokens; the published script's
 
