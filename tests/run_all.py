@@ -20,7 +20,7 @@ CHECKS: dict[str, list[str]] = {
     "ruff format": [PYTHON, "-m", "ruff", "format", "--check", "--no-cache"],
     "mypy": [PYTHON, "-m", "mypy", "tell_plugins", "benchmarks"],
 }
-# two files at a time: most of a test's time is one process that starts and waits
+# two files at a time: most tests start processes that use one core each
 _PYTEST = [PYTHON, "-m", "pytest", "-vv", "-n", "2", "--dist", "loadfile"]
 _PYTEST += ["--durations=15", "--durations-min=1"]
 

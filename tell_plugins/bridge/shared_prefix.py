@@ -14,6 +14,7 @@ are the same. vLLM and servers do this themselves (prefix caching).
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -82,12 +83,8 @@ def _prefix_first(ids: torch.Tensor, mask: torch.Tensor) -> tuple[dict[str, torc
 
 def _shared(rows: list[torch.Tensor]) -> int:
     """How many tokens all rows begin with; at least one of each row stays for the model to read."""
-    size = min(len(row) for row in rows) - 1
-    for row in rows[1:]:
-        differs = (row[:size] != rows[0][:size]).nonzero()
-        if len(differs):
-            size = int(differs[0])
-    return size
+    tokens = [row.tolist() for row in rows]
+    return min(len(os.path.commonprefix([min(tokens), max(tokens)])), min(map(len, tokens)) - 1)
 
 
 @torch.inference_mode()
