@@ -17,6 +17,7 @@ from swift.infer_engine import TransformersEngine
 from swift.tuners import Swift
 
 from tell_plugins.bridge.cpu_attention import share_heads_on_cpu
+from tell_plugins.bridge.cpu_cache import grow_in_place_on_cpu
 from tell_plugins.bridge.protocol import Decoding, History, Reply, conversation
 from tell_plugins.bridge.shared_prefix import share_prefix
 from tell_plugins.bridge.swift_requests import (
@@ -72,6 +73,7 @@ class LocalEngine:
     ) -> None:
         args = model_arguments(values)
         share_heads_on_cpu()
+        grow_in_place_on_cpu()
         self.model, processor = args.get_model_processor()
         template = args.get_template(processor)
         share_prefix(template)
