@@ -17,16 +17,8 @@ from transformers import (
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from tell_plugins.bridge import cpu_cache
+from tests.random_models import SMALL, random_model
 
-SMALL = {
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-}
 ROWS = torch.arange(4 * 20).reshape(4, 20) + 5
 
 
@@ -39,13 +31,8 @@ def plain() -> Iterator[Any]:
         yield own
 
 
-def _llama(**changes: Any) -> Any:
-    torch.manual_seed(1)
-    model = LlamaForCausalLM(LlamaConfig(**{**SMALL, **changes})).eval()
-    for weight in model.parameters():
-        if weight.ndim > 1:
-            torch.nn.init.normal_(weight, std=0.3)  # far from ties
-    return model
+def _llama() -> Any:
+    return random_model(LlamaForCausalLM, LlamaConfig(**SMALL))
 
 
 def _answers(model: Any, **changes: Any) -> torch.Tensor:
@@ -153,8 +140,7 @@ def test_training_keeps_the_copying_cache(plain: Any) -> None:
 
 
 def test_a_sliding_window_keeps_its_own(plain: Any) -> None:
-    torch.manual_seed(1)
-    model = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=16)).eval()
+    model = random_model(MistralForCausalLM, MistralConfig(**SMALL, sliding_window=16))
     expected = _answers(model)
     cpu_cache.grow_in_place_on_cpu()
     assert torch.equal(_answers(model), expected)

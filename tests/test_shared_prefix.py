@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,16 +21,8 @@ from transformers import (
 )
 
 from tell_plugins.bridge.shared_prefix import share_prefix
+from tests.random_models import SMALL, random_model
 
-SMALL = {
-    "vocab_size": 300,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-}
 KINDS = {
     "llama": (LlamaForCausalLM, LlamaConfig(**SMALL)),
     "gemma": (GemmaForCausalLM, GemmaConfig(**SMALL, head_dim=16)),
@@ -42,13 +34,7 @@ PAD, NEW = 0, 12
 
 
 def _model(kind: str) -> PreTrainedModel:
-    torch.manual_seed(1)
-    maker, config = KINDS[kind]
-    model = maker(config).eval()
-    for weight in model.parameters():
-        if weight.ndim > 1:
-            torch.nn.init.normal_(weight, std=0.3)  # far from ties
-    return model
+    return cast(PreTrainedModel, random_model(*KINDS[kind]))
 
 
 def _batch(rows: list[list[int]]) -> dict[str, torch.Tensor]:
