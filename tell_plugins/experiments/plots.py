@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -131,8 +131,8 @@ def pictures(study: Study, found: Sequence[Group], judge: Judge) -> list[Picture
         result.append(
             Picture(
                 f"{study.name}_steps",
-                f"{MAIN[study.metric].capitalize()} against optimizer steps: methods above one "
-                "another took equally many.",
+                f"{MAIN[study.metric].capitalize()} against optimizer steps: methods that "
+                "took equally many stand side by side.",
                 lambda: steps_figure(study, found),
             )
         )
@@ -366,15 +366,15 @@ def steps_figure(study: Study, found: Sequence[Group]) -> Any:
 
     palette, metric = colours(study, found), study.metric
     figure, axis = plt.subplots(figsize=(7.2, 4.2))
-    for series in dict.fromkeys(group.series for group in found):
-        mine = [g for g in found if g.series == series and _has(g.measures.main(metric))]
-        mine = [group for group in mine if group.steps]
-        if not mine:
-            continue
+    drawn: dict[str, list[Group]] = {}
+    for group in found:
+        if group.steps and _has(group.measures.main(metric)):
+            drawn.setdefault(group.series, []).append(group)
+    places = {series: [group.steps[-1] for group in mine] for series, mine in drawn.items()}
+    for series, mine in drawn.items():
         bars = np.array([_bar(group.measures.main(metric)) for group in mine])  # type: ignore[arg-type]
-        places = [group.steps[-1] for group in mine]
         axis.errorbar(
-            places,
+            places[series],
             bars[:, 0],
             yerr=bars[:, 1:].T,
             fmt="o",
@@ -382,10 +382,14 @@ def steps_figure(study: Study, found: Sequence[Group]) -> Any:
             capsize=2,
             label=series,
             alpha=0.85,
+            transform=axis.transData + _beside(figure, series, places),
         )
+        for ends in (bars[:, 0] - bars[:, 1], bars[:, 0] + bars[:, 2]):
+            axis.update_datalim(np.column_stack([places[series], ends]))  # shifted: not seen else
     axis.set_xlabel("optimizer steps")
     axis.set_ylabel(MAIN[metric])
     axis.set_xscale("symlog", linthresh=1)
+    axis.autoscale_view()
     axis.set_xlim(left=-0.3)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     if metric not in AS_SAVED:
@@ -393,6 +397,15 @@ def steps_figure(study: Study, found: Sequence[Group]) -> Any:
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     _title(study, axis)
     return figure
+
+
+def _beside(figure: Any, series: str, places: Mapping[str, Sequence[float]]) -> Any:
+    """A shift that sets series with equal steps side by side, some points apart."""
+    from matplotlib.transforms import ScaledTranslation
+
+    crowd = [name for name, steps in places.items() if set(steps) & set(places[series])]
+    shift = 7 * (crowd.index(series) - (len(crowd) - 1) / 2)
+    return ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
 
 
 def training_figure(study: Study, trained: Sequence[Group]) -> Any:

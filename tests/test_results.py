@@ -1,0 +1,52 @@
+"""What is published in `results/` is what its saved answers say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tell_plugins.experiments.results import Study, load_studies
+from tests.conftest import PROJECT
+
+RESULTS = PROJECT / "results"
+STUDIES = load_studies(RESULTS)
+
+
+def test_every_study_is_a_sweep_of_the_project() -> None:
+    assert [study.name for study in STUDIES] == ["smollm2_first"]
+    for study in STUDIES:
+        assert (PROJECT / "recipes" / "sweeps" / f"{study.name}.yaml").is_file()
+
+
+def test_the_report_is_made_again_from_the_saved_answers(tmp_path: Path) -> None:
+    """Every table byte for byte, and a picture for every picture."""
+    from tell_plugins.cli import main
+
+    assert main(["report", str(RESULTS), "--out", str(tmp_path)]) == 0
+    for kind in ("tables", "pictures"):
+        published = {path.name for path in (RESULTS / kind).iterdir()}
+        assert {path.name for path in (tmp_path / kind).iterdir()} == published
+    for table in (RESULTS / "tables").iterdir():
+        assert (tmp_path / "tables" / table.name).read_bytes() == table.read_bytes(), table.name
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+def test_runs_at_equal_steps_have_equal_steps_and_all_prompts_were_answered(study: Study) -> None:
+    """From the trainers' logs and the saved answers, not from the plan."""
+    assert len(study.done) == len(study.entries)
+    by_run = {entry.run.folder.name: entry for entry in study.entries}
+    for entry in study.done:
+        if entry.equal_steps:
+            assert entry.steps == by_run[entry.equal_steps].steps
+        for answers in entry.measured.task:
+            assert answers.settings["rows"] == 200
+
+
+def test_nothing_published_names_a_machine_or_another_host() -> None:
+    for path in [*RESULTS.rglob("*.json"), *RESULTS.rglob("*.html"), *RESULTS.rglob("*.md")]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r'(?:"|\s)/(?:home|root|tmp|work|Users)/', text), path
+        if path.suffix == ".html":
+            assert not re.search(r'(?:src|href)="(?:https?:)?//', text), path
