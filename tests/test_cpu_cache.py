@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,6 +111,12 @@ def test_a_cache_that_was_changed_goes_on_from_what_it_holds(plain: Any) -> None
         held, _ = cache.update(part[:2], part[:2], 0)
         assert torch.equal(held, torch.cat([whole[..., :5, :], part[:2]], -2))
         assert torch.equal(before, whole)
+        twin = copy.deepcopy(cache)
+        twin.update(-part[:2], -part[:2], 0)
+        cache.update(part[:2], part[:2], 0)
+        assert torch.equal(twin.layers[0].keys, torch.cat([held, -part[:2]], -2))
+        assert torch.equal(cache.layers[0].keys, torch.cat([held, part[:2]], -2))
+        held = cache.layers[0].keys
         cache.batch_repeat_interleave(2)
         again, _ = cache.update(part, part, 0)
         assert torch.equal(again, torch.cat([held.repeat_interleave(2, 0), part], -2))

@@ -466,6 +466,23 @@ def test_pictures(collected: Path) -> None:
         assert len(content) > 10_000
 
 
+def test_every_method_has_a_place_of_its_own_in_the_picture_of_steps(collected: Path) -> None:
+    """Inside the axes, and none behind another of as many steps."""
+    study = _study(collected, "controls_made")
+    found = tables.groups(study, Judge(ReferenceShelf(collected)))
+    figure = plots.steps_figure(study, found)
+    figure.canvas.draw()
+    axis = figure.axes[0]
+    (low, high), steps = axis.get_xlim(), [g.steps[-1] for g in found if g.steps]
+    assert low <= min(steps) < max(steps) <= high
+    dots = [bars.lines[0] for bars in axis.containers]
+    seen = {
+        tuple(dot.get_transform().transform(dot.get_xydata()[0]).round().tolist()) for dot in dots
+    }
+    assert len(seen) == len(dots) > 3
+    assert len(set(steps)) < len(steps)
+
+
 class _Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

@@ -34,14 +34,14 @@ def test_the_report_is_made_again_from_the_saved_answers(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
 def test_runs_at_equal_steps_have_equal_steps_and_all_prompts_were_answered(study: Study) -> None:
-    """From the trainers' logs and the saved answers, not from the plan."""
+    """As the trainers' state and the saved answers have it, not the plan."""
     assert len(study.done) == len(study.entries)
     by_run = {entry.run.folder.name: entry for entry in study.entries}
     for entry in study.done:
         if entry.equal_steps:
             assert entry.steps == by_run[entry.equal_steps].steps
         for answers in entry.measured.task:
-            assert answers.settings["rows"] == 200
+            assert answers.settings["rows"] == len(answers.lines) == 200
 
 
 def test_nothing_published_names_a_machine_or_another_host() -> None:

@@ -22,7 +22,7 @@ def grow_in_place_on_cpu() -> None:
     Caches that append in a way of their own (sliding windows) stay as they are.
     """
     original = DynamicLayer.update
-    if hasattr(original, "__wrapped__"):
+    if getattr(original, "_tell", False):
         return
 
     @functools.wraps(original)
@@ -37,6 +37,7 @@ def grow_in_place_on_cpu() -> None:
         self.values = _append(self, "values", held[1], values)
         return self.keys, self.values
 
+    update._tell = True  # type: ignore[attr-defined]
     DynamicLayer.update = update  # type: ignore[assignment, method-assign]
 
 

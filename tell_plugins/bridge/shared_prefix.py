@@ -84,7 +84,7 @@ def _prefix_first(ids: torch.Tensor, mask: torch.Tensor) -> tuple[dict[str, torc
 def _shared(rows: list[torch.Tensor]) -> int:
     """How many tokens all rows begin with; at least one of each row stays for the model to read."""
     tokens = [row.tolist() for row in rows]
-    return min(len(os.path.commonprefix([min(tokens), max(tokens)])), min(map(len, tokens)) - 1)
+    return min(len(os.path.commonprefix(tokens)), min(map(len, tokens)) - 1)
 
 
 @torch.inference_mode()

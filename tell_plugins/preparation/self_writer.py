@@ -8,6 +8,7 @@ expects to be asked. It answers through the template that it is trained with.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -52,8 +53,8 @@ class SelfWriter:
         self._tokenizer = self._template.tokenizer
         own = bool(self._tokenizer.chat_template) and not values.get("system")
         turns = [self._own_turn(text) if own else self._encode(text) for text in _PROBES]
-        self._opening = _common_start(turns)
-        closing = _common_start([turn[::-1] for turn in turns])[::-1]
+        self._opening = os.path.commonprefix(turns)
+        closing = os.path.commonprefix([turn[::-1] for turn in turns])[::-1]
         if not self._opening or not closing:
             raise UserError(
                 "the chat template has no fixed text around the user's turn",
@@ -136,15 +137,6 @@ class SelfWriter:
         ends = [place for place, token in enumerate(tokens) if token in self._ends]
         kept = tokens[: ends[0]] if ends else tokens
         return str(self._tokenizer.decode(kept)), bool(ends)
-
-
-def _common_start(sequences: Sequence[Sequence[int]]) -> list[int]:
-    shared = []
-    for tokens in zip(*sequences, strict=False):
-        if len(set(tokens)) > 1:
-            break
-        shared.append(tokens[0])
-    return shared
 
 
 def batch_seed(seed: int, batch: int, purpose: str) -> int:
