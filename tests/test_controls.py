@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from tell_plugins import cli
 from tell_plugins.core.mixture import build_mixture
+from tell_plugins.experiments import sweep_verb
 from tell_plugins.experiments.controls import CONTROLS, TELL, controls, meaning
 from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.experiments.store import Store
@@ -142,6 +144,21 @@ def test_the_grid_of_any_recipe_is_one_command(
             assert f"{method}, seed {seed}" in text
     line = next(line for line in text.splitlines() if line.startswith("SFT, as in the paper"))
     assert "no-op: every step has learning rate 0" in line
+
+
+def test_the_options_of_the_grid_reach_what_is_asked(world: World) -> None:
+    parser = argparse.ArgumentParser()
+    sweep_verb.add_arguments(parser)
+    options = ["--rows", "7", "--general-rows", "4", "--batch-size", "3", "--seeds", "1,2"]
+    args = parser.parse_args(["--controls", str(world.root / "tiny.yaml"), *options])
+    args.flags = []
+    grid = sweep_verb._sweep(args)
+    assert grid.seeds == (1, 2)
+    asked = grid.evaluate
+    assert (asked.rows, asked.general_rows, asked.batch_size) == (7, 4, 3)
+    assert sweep_verb.command_of(args).endswith(
+        "--seeds 1,2 --rows 7 --general-rows 4 --batch-size 3"
+    )
 
 
 def test_other_steps_than_planned_are_told(world: World) -> None:

@@ -20,7 +20,17 @@ from tell_plugins.experiments.sweep import Sweep, load_sweep
 from tell_plugins.recipe.recipes import parse_flags
 
 # options that only shape the control grid; a sweep file says them itself
-_GRID_OPTIONS = ("task", "general", "source", "seeds", "split", "rows", "decoding", "general_rows")
+_GRID_OPTIONS = (
+    "task",
+    "general",
+    "source",
+    "seeds",
+    "split",
+    "rows",
+    "decoding",
+    "general_rows",
+    "batch_size",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     grid.add_argument("--rows", type=int, help="a seeded draw of this many of its rows")
     grid.add_argument("--decoding", help="greedy (default) or paper")
     grid.add_argument("--general-rows", type=int, help="held-out general rows (default: 40)")
+    grid.add_argument("--batch-size", type=int, help="prompts answered at once (default: 16)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,6 +99,7 @@ def _controls(args: argparse.Namespace, flags: Mapping[str, Any]) -> Sweep:
         "rows": args.rows,
         "decoding": args.decoding,
         "general_rows": args.general_rows,
+        "batch_size": args.batch_size,
     }
     return controls(
         args.controls,
