@@ -155,6 +155,9 @@ def test_comparisons_say_what_is_equal(collected: Path) -> None:
     paper = frame.loc["TELL minus SFT, as in the paper"]
     assert (paper["equal steps"], paper["equal task tokens"]) == ("no", "yes")
     assert set(frame["seeds"]) == {2}
+    shown = (collected / "tables" / "controls_made_comparisons.md").read_text()
+    assert "| -33.0 [-" in shown  # points have one decimal and a sign
+    assert "| +" in shown
 
 
 def test_failed_runs_stand_in_the_table_and_on_the_page(collected: Path) -> None:

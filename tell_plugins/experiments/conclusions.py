@@ -58,7 +58,7 @@ def _measured(study: Study, found: Sequence[Group]) -> list[str]:
     missing = [e for e in study.entries if not e.done and not e.run.failure(e.evaluation)]
     for entries, what in ((failed, "failed"), (missing, "not done yet")):
         if entries:
-            names = _list([f"{e.method}{f' ({e.point})' if e.point else ''}" for e in entries])
+            names = _names([f"{e.method}{f' ({e.point})' if e.point else ''}" for e in entries])
             sentences.append(f"{len(entries)} of {len(study.entries)} runs {what}: {names}.")
     return sentences
 
@@ -169,13 +169,13 @@ def _not_shown(study: Study, found: Sequence[Group]) -> list[str]:
     no_op = sorted({group.method for group in found if group.no_op})
     if no_op:
         sentences.append(
-            f"{_list(no_op)}: no-op. With warm-up the learning rate of its only step is 0, so it "
+            f"{_names(no_op)}: no-op. With warm-up the learning rate of its only step is 0, so it "
             "is the base model by construction; a comparison with it says nothing of the method."
         )
     constant = sorted({group.method for group in found if group.measures.constant})
     if constant:
         sentences.append(
-            f"{_list(constant)}: one and the same label in nearly every adherent answer. The form "
+            f"{_names(constant)}: one and the same label in nearly every adherent answer. The form "
             "was learned, the content was not."
         )
     if any(entry.run.facts.get("settings", {}).get("use_cpu") for entry in study.entries):
@@ -188,3 +188,8 @@ def _not_shown(study: Study, found: Sequence[Group]) -> list[str]:
 
 def _list(items: Sequence[object]) -> str:
     return ", ".join(map(str, items)) if items else "no"
+
+
+def _names(methods: Sequence[str]) -> str:
+    """Names of methods hold commas themselves ("SFT, repeated")."""
+    return "; ".join(methods)

@@ -15,6 +15,7 @@ from tell_plugins.experiments.measures import MAIN, Judge, Measures, loss_differ
 from tell_plugins.experiments.published import published
 from tell_plugins.experiments.results import BASE_METHOD, Entry, Study
 
+_POINTS = ", points"  # how a column of differences in percentage points ends
 DIGITS = 6  # beyond what any interval here carries; keeps tables equal on every machine
 AXIS_NAMES = {
     "task_tokens": "task tokens",
@@ -219,10 +220,10 @@ def comparisons_table(study: Study, found: Sequence[Group], judge: Judge) -> pd.
             difference = judge.difference(mine, theirs, name)
             if difference is not None:
                 record |= {
-                    f"{name}, points": _rounded(100 * difference.value),
-                    f"{name}, points low": _rounded(100 * difference.low),
-                    f"{name}, points high": _rounded(100 * difference.high),
-                    f"{name}, points n": difference.n,
+                    f"{name}{_POINTS}": _rounded(100 * difference.value),
+                    f"{name}{_POINTS} low": _rounded(100 * difference.low),
+                    f"{name}{_POINTS} high": _rounded(100 * difference.high),
+                    f"{name}{_POINTS} n": difference.n,
                 }
         record |= _columns("general loss", loss_difference(mine, theirs))
         record["note"] = "; ".join(notes(other, study))
@@ -440,6 +441,8 @@ def _number(row: Any, column: str) -> str:
     value, low, high = row[column], row[f"{column} low"], row[f"{column} high"]
     if pd.isna(value):
         return ""
+    if column.endswith(_POINTS):
+        return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
     ends = "" if pd.isna(low) else f" [{_short(low)}, {_short(high)}]"
     counts = row.get(f"{column} k")
     if counts is not None and not pd.isna(counts):
