@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from tell_plugins.bridge import swift_cli
 from tell_plugins.core.cards import card_names, load_card
 from tell_plugins.core.mixture import GENERAL
 from tell_plugins.core.spec import Amount, Spec
@@ -306,7 +307,7 @@ def environment(root: Path, model: Path | None = None) -> dict[str, str]:
 def swift_sft(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """`swift sft` with the environment's ms-swift, in the project's folder."""
     return subprocess.run(
-        [sys.executable, "-m", "swift.cli.main", "sft", *arguments],
+        swift_cli.command("sft", *arguments),
         env=dict(env),
         cwd=PROJECT,
         capture_output=True,

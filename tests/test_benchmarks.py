@@ -91,13 +91,28 @@ def test_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_building_and_starting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--quick", "--sizes", "20", "40", "--rounds", "1", "--work", str(tmp_path)]
+    flags = ["--quick", "--sizes", "20", "--rounds", "1", "--work", str(tmp_path)]
     assert bench.main([*flags, "--part", "mixtures", "--part", "starting"]) == 0
     text = capsys.readouterr().out
     for name in ("ms-swift, first time", "TELL, lengths cached", "JSON lines file"):
         assert name in text
-    assert text.count("ms-swift, load_from_cache_file") == 2
+    assert text.count("ms-swift, load_from_cache_file") == 1
     assert not list(tmp_path.glob("swift_*")), "caches do not stay"
+
+
+def test_growth_is_that_of_the_largest_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(rows: int) -> dict[str, Case]:
+        cases = {name: Case(name, dict) for name in ("TELL, lengths cached", "ms-swift")}
+        for factor, case in enumerate(cases.values(), start=1):
+            case.samples.append({"seconds": factor * rows, "peak_mb": factor * (100 + rows)})
+        return cases
+
+    monkeypatch.setattr(parts, "_measure_load", lambda _, rows, *__, **___: measured(rows))
+    part = parts.mixtures(make_world(tmp_path, [20]), [100, 200, 300], 1, cold=False)
+    assert [target.value for target in part.targets] == [0.5, 0.5, 2.0]
+    assert [target.is_met for target in part.targets] == [True, True, False]
 
 
 @pytest.mark.slow

@@ -185,7 +185,7 @@ def test_flags_are_read_as_ms_swift_reads_them() -> None:
 def test_the_command_holds_each_key_once_with_the_flags_value(toy: Path) -> None:
     recipe = load_recipe(toy, ["--learning_rate", "0.5", "--lr_scheduler_kwargs", '{"a": 1}'])
     command = train.command(recipe)
-    assert command[1:4] == ["-m", "swift.cli.main", "sft"]
+    assert command[1:4] == ["-m", "tell_plugins.bridge.swift_cli", "sft"]
     assert command.count("--learning_rate") == 1
     assert command[command.index("--learning_rate") + 1] == "0.5"
     assert command[command.index("--dataset") + 1] == SPEC

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,8 @@ from typing import Any
 
 import requests
 import yaml
+
+from tell_plugins.bridge import swift_cli
 
 _TEXT = (
     "The quick brown fox jumps over the lazy dog. Answer only with one JSON object with the keys "
@@ -133,7 +134,7 @@ def tiny_recipe(path: Path, model: Path, dataset: str, **values: Any) -> Path:
 
 def swift(*arguments: str) -> list[str]:
     """The command line of `swift` in the environment that runs the tests."""
-    return [sys.executable, "-m", "swift.cli.main", *arguments]
+    return swift_cli.command(*arguments)
 
 
 def run_swift(*arguments: str, env: Mapping[str, str] | None = None) -> str:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tell_plugins.bridge import swift_cli
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import track
@@ -234,7 +235,7 @@ def served(arguments: Sequence[str], flags: Sequence[str], out: Path) -> Iterato
     """
     port = _free_port()
     log = out / "deploy.log"
-    command = [sys.executable, "-m", "swift.cli.main", "deploy", *arguments]
+    command = swift_cli.command("deploy", *arguments)
     command += ["--host", "127.0.0.1", "--port", str(port), "--verbose", "false", *flags]
     with log.open("wb") as sink:
         process = subprocess.Popen(

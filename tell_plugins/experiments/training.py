@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 
 from tqdm import tqdm
 
+from tell_plugins.bridge import swift_cli
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError
 from tell_plugins.recipe.recipes import Recipe
@@ -20,7 +20,7 @@ _TAIL = 15  # lines of the log that a failure shows
 
 def swift_command(recipe: Recipe) -> list[str]:
     """`swift sft --config RECIPE` with this Python, as a user would type it."""
-    return [sys.executable, "-m", "swift.cli.main", "sft", "--config", str(recipe.path)]
+    return swift_cli.command("sft", "--config", str(recipe.path))
 
 
 def train_quietly(recipe: Recipe, *, label: str, threads: int | None = None, line: int = 0) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from tell_plugins.bridge import swift_cli
 from tell_plugins.core import paths
 from tell_plugins.core.errors import raise_all
 from tell_plugins.core.spec import Spec
@@ -94,7 +95,7 @@ def _with_model(recipe: Recipe, settings: Settings) -> Recipe:
 
 def command(recipe: Recipe) -> list[str]:
     """The `swift sft` of this environment with the recipe as flags."""
-    return [sys.executable, "-m", "swift.cli.main", "sft", *recipe.argv()]
+    return swift_cli.command("sft", *recipe.argv())
 
 
 def environment(recipe: Recipe) -> dict[str, str]:
