@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from tell_plugins import cli
 from tell_plugins.core.cards import load_card
@@ -467,6 +468,16 @@ def test_pictures(collected: Path) -> None:
         assert content.startswith(b"\x89PNG")
         assert b"tEXt" not in content  # no date, no program: the same bytes every time
         assert len(content) > 10_000
+
+
+def test_a_logarithmic_axis_names_more_than_its_decades() -> None:
+    figure = Figure()
+    axis = figure.subplots()
+    axis.plot([4600, 76000], [0, 1])
+    plots._logarithmic(axis)
+    figure.canvas.draw()
+    names = {tick.get_text() for tick in axis.get_xticklabels()}
+    assert {"5k", "10k", "20k", "50k"} <= names
 
 
 def test_every_method_has_a_place_of_its_own_in_the_picture_of_steps(collected: Path) -> None:

@@ -160,6 +160,16 @@ def _percent(axis: Any, which: str = "y") -> None:
     (axis.set_ylim if which == "y" else axis.set_xlim)(-0.04, 1.04)
 
 
+def _logarithmic(axis: Any) -> None:
+    """A logarithmic x axis that names more than its decades: 5k, 10k, 20k."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _panels(study: Study, found: Sequence[Group]) -> list[tuple[str, Callable[[Group], Any], bool]]:
     """(title, value of a group, whether it is a share) of each panel that has values."""
     main = MAIN[study.metric]
@@ -254,7 +264,7 @@ def curve_figure(study: Study, found: Sequence[Group]) -> Any:
             else:
                 for group in mine:
                     _draw_level(axis, group, value_of(group), palette[series])
-        axis.set_xscale("log")
+        _logarithmic(axis)
         axis.set_xlabel(AXIS_NAMES[axis_name])
         axis.set_title(title)
         if share:
@@ -433,8 +443,7 @@ def training_figure(study: Study, trained: Sequence[Group]) -> Any:
     for axis, rows in zip(axes, ("task", "general"), strict=True):
         axis.set_title(f"training loss, {rows} rows")
         axis.set_xlabel("optimizer step")
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        _logarithmic(axis)
     handles: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
