@@ -15,7 +15,11 @@ STUDIES = load_studies(RESULTS)
 
 
 def test_every_study_is_a_sweep_of_the_project() -> None:
-    assert [study.name for study in STUDIES] == ["smollm2_first"]
+    assert [study.name for study in STUDIES] == [
+        "smollm2_fig11",
+        "smollm2_first",
+        "smollm2_first_15",
+    ]
     for study in STUDIES:
         assert (PROJECT / "recipes" / "sweeps" / f"{study.name}.yaml").is_file()
 
