@@ -480,6 +480,16 @@ def test_a_logarithmic_axis_names_more_than_its_decades() -> None:
     assert {"5k", "10k", "20k", "50k"} <= names
 
 
+def test_zero_on_a_logarithmic_axis_has_no_other_name_beside_it() -> None:
+    axis = Figure().subplots()
+    axis.plot([1150, 4600, 76000], [0, 1, 2])
+    plots._logarithmic(axis)
+    before = axis.get_xlim()
+    plots._mark_zero(axis, 1150)
+    assert axis.get_xlim() == before
+    assert list(axis.get_xticks()) == [5000, 10_000, 20_000, 50_000]
+
+
 def test_every_method_has_a_place_of_its_own_in_the_picture_of_steps(collected: Path) -> None:
     """Inside the axes, and none behind another of as many steps."""
     study = _study(collected, "controls_made")

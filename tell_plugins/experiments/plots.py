@@ -289,6 +289,8 @@ def _place_of_zero(study: Study, found: Sequence[Group]) -> float | None:
 
 
 def _mark_zero(axis: Any, zero: float) -> None:
+    end = axis.get_xlim()[1]
+    axis.set_xticks([tick for tick in axis.get_xticks() if 2 * zero < tick <= end])  # none at the 0
     axis.axvline(zero, color=_GREY, linewidth=0.6, linestyle=":")
     axis.text(zero, -0.02, "0", transform=axis.get_xaxis_transform(), ha="center", va="top")
 
