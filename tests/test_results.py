@@ -48,6 +48,12 @@ def test_runs_at_equal_steps_have_equal_steps_and_all_prompts_were_answered(stud
             assert answers.settings["rows"] == len(answers.lines) == 200
 
 
+def test_a_point_that_trained_nothing_is_named_not_its_method() -> None:
+    page = (RESULTS / "report.html").read_text(encoding="utf-8")
+    assert "TELL (general=0): no-op." in page
+    assert ">TELL: no-op." not in page
+
+
 def test_nothing_published_names_a_machine_or_another_host() -> None:
     for path in [*RESULTS.rglob("*.json"), *RESULTS.rglob("*.html"), *RESULTS.rglob("*.md")]:
         text = path.read_text(encoding="utf-8")

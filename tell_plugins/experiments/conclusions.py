@@ -166,13 +166,13 @@ def _not_shown(study: Study, found: Sequence[Group]) -> list[str]:
             f"With {seeds} seed{'s' if seeds > 1 else ''} the variance between seeds is not "
             "known; a difference of a few points may be one of seeds."
         )
-    no_op = sorted({group.method for group in found if group.no_op})
+    no_op = sorted({_named(group) for group in found if group.no_op})
     if no_op:
         sentences.append(
             f"{_names(no_op)}: no-op. With warm-up the learning rate of its only step is 0, so it "
             "is the base model by construction; a comparison with it says nothing of the method."
         )
-    constant = sorted({group.method for group in found if group.measures.constant})
+    constant = sorted({_named(group) for group in found if group.measures.constant})
     if constant:
         sentences.append(
             f"{_names(constant)}: one and the same label in nearly every adherent answer. The form "
@@ -188,6 +188,10 @@ def _not_shown(study: Study, found: Sequence[Group]) -> list[str]:
 
 def _list(items: Sequence[object]) -> str:
     return ", ".join(map(str, items)) if items else "no"
+
+
+def _named(group: Group) -> str:
+    return f"{group.method} ({group.point})" if group.point else group.method
 
 
 def _names(methods: Sequence[str]) -> str:
