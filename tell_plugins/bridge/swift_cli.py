@@ -13,13 +13,12 @@ import sys
 from importlib.util import find_spec
 from types import ModuleType
 
-MODULE = "tell_plugins.bridge.swift_cli"
 _MAIN = "swift.cli.main"
 
 
 def command(*arguments: str) -> list[str]:
     """`swift ARGUMENTS` with this Python, to be run in the project's folder."""
-    return [sys.executable, "-m", MODULE, *arguments]
+    return [sys.executable, "-m", __name__, *arguments]
 
 
 def load_main() -> ModuleType:

@@ -58,7 +58,7 @@ def _measured(study: Study, found: Sequence[Group]) -> list[str]:
     missing = [e for e in study.entries if not e.done and not e.run.failure(e.evaluation)]
     for entries, what in ((failed, "failed"), (missing, "not done yet")):
         if entries:
-            names = _names([f"{e.method}{f' ({e.point})' if e.point else ''}" for e in entries])
+            names = _names([entry.name for entry in entries])
             sentences.append(f"{len(entries)} of {len(study.entries)} runs {what}: {names}.")
     return sentences
 
@@ -166,13 +166,13 @@ def _not_shown(study: Study, found: Sequence[Group]) -> list[str]:
             f"With {seeds} seed{'s' if seeds > 1 else ''} the variance between seeds is not "
             "known; a difference of a few points may be one of seeds."
         )
-    no_op = sorted({_named(group) for group in found if group.no_op})
+    no_op = sorted({group.name for group in found if group.no_op})
     if no_op:
         sentences.append(
             f"{_names(no_op)}: no-op. With warm-up the learning rate of its only step is 0, so it "
             "is the base model by construction; a comparison with it says nothing of the method."
         )
-    constant = sorted({_named(group) for group in found if group.measures.constant})
+    constant = sorted({group.name for group in found if group.measures.constant})
     if constant:
         sentences.append(
             f"{_names(constant)}: one and the same label in nearly every adherent answer. The form "
@@ -188,10 +188,6 @@ def _not_shown(study: Study, found: Sequence[Group]) -> list[str]:
 
 def _list(items: Sequence[object]) -> str:
     return ", ".join(map(str, items)) if items else "no"
-
-
-def _named(group: Group) -> str:
-    return f"{group.method} ({group.point})" if group.point else group.method
 
 
 def _names(methods: Sequence[str]) -> str:

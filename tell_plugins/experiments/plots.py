@@ -199,7 +199,6 @@ def methods_figure(study: Study, found: Sequence[Group]) -> Any:
     import matplotlib.pyplot as plt
 
     panels, palette = _panels(study, found), colours(study, found)
-    names = [g.method + (f" ({g.point})" if g.point else "") for g in found]
     height = 1.3 + 0.34 * len(found)
     figure, axes = plt.subplots(
         1, len(panels), figsize=(2.3 + 2.3 * len(panels), height), sharey=True, squeeze=False
@@ -232,20 +231,18 @@ def methods_figure(study: Study, found: Sequence[Group]) -> Any:
             _percent(axis, "x")
         else:
             axis.axvline(0, color=_GREY, linewidth=1)
-    axes[0][0].set_yticks(
-        range(len(found)), [_marked(n, g) for n, g in zip(names, found, strict=True)]
-    )
+    axes[0][0].set_yticks(range(len(found)), [_marked(group) for group in found])
     axes[0][0].invert_yaxis()
     _title(study, axes[0][0])
     return figure
 
 
-def _marked(name: str, group: Group) -> str:
+def _marked(group: Group) -> str:
     marks = [m for m, on in (("no-op", group.no_op), ("constant", group.measures.constant)) if on]
     count = group.steps[-1] if group.steps and not group.is_base else 0
     steps = f"{count:,} step{'s' if count > 1 else ''}" if count else ""
     inside = ", ".join(part for part in (steps, *marks) if part)
-    return f"{name}\n({inside})" if inside else name
+    return f"{group.name}\n({inside})" if inside else group.name
 
 
 def curve_figure(study: Study, found: Sequence[Group]) -> Any:
@@ -431,7 +428,6 @@ def training_figure(study: Study, trained: Sequence[Group]) -> Any:
     for group in sorted(trained, key=lambda g: order.index(g.series)):
         shade = shades[group.series] = shades.get(group.series, -1) + 1
         alpha = max(0.35, 1.0 - 0.18 * shade)
-        name = group.method + (f" ({group.point})" if group.point else "")
         for axis, key in zip(axes, ("loss_task", "loss_general"), strict=True):
             steps, losses = mean_losses_by_step(group.entries, key)
             if len(steps) == 0:
@@ -440,7 +436,12 @@ def training_figure(study: Study, trained: Sequence[Group]) -> Any:
             axis.plot(steps, losses, color=colour, linewidth=0.5, alpha=0.35 * alpha)
             marker = "o" if len(steps) == 1 else None
             axis.plot(
-                steps, running_mean(losses), color=colour, alpha=alpha, label=name, marker=marker
+                steps,
+                running_mean(losses),
+                color=colour,
+                alpha=alpha,
+                label=group.name,
+                marker=marker,
             )
     for axis, rows in zip(axes, ("task", "general"), strict=True):
         axis.set_title(f"training loss, {rows} rows")

@@ -204,6 +204,10 @@ class Entry:
         return ", ".join(f"{key}={value}" for key, value in self.at.items())
 
     @property
+    def name(self) -> str:
+        return f"{self.method} ({self.point})" if self.point else self.method
+
+    @property
     def done(self) -> bool:
         return self.run.is_evaluated(self.evaluation)
 

@@ -20,17 +20,8 @@ from tell_plugins.experiments.sweep import Sweep, load_sweep
 from tell_plugins.recipe.recipes import parse_flags
 
 # options that only shape the control grid; a sweep file says them itself
-_GRID_OPTIONS = (
-    "task",
-    "general",
-    "source",
-    "seeds",
-    "split",
-    "rows",
-    "decoding",
-    "general_rows",
-    "batch_size",
-)
+_ASKED = ("split", "rows", "decoding", "general_rows", "batch_size")
+_GRID_OPTIONS = ("task", "general", "source", "seeds", *_ASKED)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,13 +85,7 @@ def _sweep(args: argparse.Namespace) -> Sweep:
 
 def _controls(args: argparse.Namespace, flags: Mapping[str, Any]) -> Sweep:
     changes = {"task": args.task, "general": args.general, "from": args.source}
-    evaluate = {
-        "split": args.split,
-        "rows": args.rows,
-        "decoding": args.decoding,
-        "general_rows": args.general_rows,
-        "batch_size": args.batch_size,
-    }
+    evaluate = {name: getattr(args, name) for name in _ASKED}
     return controls(
         args.controls,
         changes={key: value for key, value in changes.items() if value is not None},

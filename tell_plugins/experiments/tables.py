@@ -43,6 +43,10 @@ class Group:
         return self.entries[0].point
 
     @property
+    def name(self) -> str:
+        return self.entries[0].name
+
+    @property
     def steps(self) -> list[int]:
         return sorted({entry.steps for entry in self.entries if entry.steps is not None})
 

@@ -19,7 +19,7 @@ _TAIL = 15  # lines of the log that a failure shows
 
 
 def swift_command(recipe: Recipe) -> list[str]:
-    """`swift sft --config RECIPE` with this Python, as a user would type it."""
+    """`swift sft --config RECIPE` with this Python."""
     return swift_cli.command("sft", "--config", str(recipe.path))
 
 
