@@ -26,7 +26,7 @@ from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import MakeCard, write_rows
 from tests.saved_answers import answer_line, save_lines
 from tests.tiny import WORDS, make_tiny_cards, make_tiny_model, tiny_recipe
-from tests.tiny_adapters import make_adapter
+from tests.tiny_adapters import make_adapter, saved_adapter
 
 PAIRS = [
     ("How many days has a week?", "seven"),
@@ -187,6 +187,22 @@ def test_whether_b_is_zero_is_read_from_the_file(adapters: dict[str, Path]) -> N
     found = {name: Adapter(name, path).changes_nothing for name, path in adapters.items()}
     assert found == {"one": False, "two": False, "idle": True}
     assert Adapter("none", None).changes_nothing
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_whether_b_is_zero_is_read_in_any_type(dtype: str, tmp_path: Path) -> None:
+    trained = saved_adapter(tmp_path / "trained", b"\0\0\x80\x3f" * 2, dtype)
+    assert not Adapter("trained", trained).changes_nothing
+    assert Adapter("idle", saved_adapter(tmp_path / "idle", bytes(8), dtype)).changes_nothing
+
+
+def test_weights_in_another_file_are_not_taken_for_zero(tmp_path: Path) -> None:
+    folder = saved_adapter(tmp_path / "older", bytes(8))
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    adapter = Adapter("older", folder)
+    assert not adapter.changes_nothing
+    assert len(adapter.weights_sha256) == 64
+    assert Adapter("none", None).weights_sha256 == ""
 
 
 # --- intervals -----------------------------------------------------------------------------------

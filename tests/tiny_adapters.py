@@ -30,6 +30,31 @@ def make_adapter(folder: Path, model: Path, *, seed: int | None, spec: str | Non
     return folder
 
 
+def saved_adapter(folder: Path, raw: bytes, dtype: str = "F32") -> Path:
+    """Write a LoRA adapter of two modules as safetensors lays it out: an A matrix of ones, and B
+    matrices of the given bytes and of zeros. Without torch, and in types that numpy does not know.
+    """
+    import json
+    import struct
+
+    data = {"q.lora_A": b"\x01" * len(raw), "q.lora_B": raw, "v.lora_B": bytes(len(raw))}
+    size = len(raw) // {"F32": 4, "BF16": 2}[dtype]
+    header = {
+        f"{name}.weight": {
+            "dtype": dtype,
+            "shape": [1, size],
+            "data_offsets": [place * len(raw), (place + 1) * len(raw)],
+        }
+        for place, name in enumerate(data)
+    }
+    text = json.dumps(header).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    content = struct.pack("<Q", len(text)) + text + b"".join(data.values())
+    (folder / "adapter_model.safetensors").write_bytes(content)
+    (folder / "adapter_config.json").write_text("{}")
+    return folder
+
+
 def gap_where_they_part(engine: Any, prompt: str, one: str, other: str, limit: int) -> float:
     """How far apart, in logits, the two likeliest tokens are where two greedy answers part.
 

@@ -18,7 +18,7 @@ from swift.tuners import Swift
 
 from tell_plugins.bridge.cpu_attention import share_heads_on_cpu
 from tell_plugins.bridge.cpu_cache import grow_in_place_on_cpu
-from tell_plugins.bridge.protocol import Decoding, History, Reply, conversation
+from tell_plugins.bridge.protocol import MODEL_KEYS, Decoding, History, Reply, conversation
 from tell_plugins.bridge.shared_prefix import share_prefix
 from tell_plugins.bridge.swift_requests import (
     as_reply,
@@ -28,31 +28,11 @@ from tell_plugins.bridge.swift_requests import (
 )
 from tell_plugins.core.errors import UserError
 
-# what of a recipe says which model answers, and through which template
-_MODEL_KEYS = (
-    "model",
-    "model_type",
-    "model_revision",
-    "model_kwargs",
-    "template",
-    "system",
-    "use_hf",
-    "attn_impl",
-    "rope_scaling",
-    "max_model_len",
-    "new_special_tokens",
-    "quant_method",
-    "quant_bits",
-    "external_plugins",
-    "torch_dtype",
-    "device_map",
-)
-
 
 def model_arguments(values: Mapping[str, Any]) -> BaseArguments:
     """What of a recipe says which model answers; on a CPU in float32."""
     known = {field.name for field in dataclasses.fields(BaseArguments)}
-    chosen = {key: values[key] for key in _MODEL_KEYS if key in values and key in known}
+    chosen = {key: values[key] for key in MODEL_KEYS if key in values and key in known}
     if not torch.cuda.is_available():
         chosen["torch_dtype"] = "float32"  # decodes faster than bf16 on a CPU
         chosen["device_map"] = "cpu"

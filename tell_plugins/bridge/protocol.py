@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from tell_plugins.core.errors import unknown
+
+# what of a recipe says which model answers, and through which template
+MODEL_KEYS = (
+    "model",
+    "model_type",
+    "model_revision",
+    "model_kwargs",
+    "template",
+    "system",
+    "use_hf",
+    "attn_impl",
+    "rope_scaling",
+    "max_model_len",
+    "new_special_tokens",
+    "quant_method",
+    "quant_bits",
+    "external_plugins",
+    "torch_dtype",
+    "device_map",
+)
+_OF_THE_MACHINE = ("torch_dtype", "device_map")
+
+
+def model_sha256(values: Mapping[str, Any]) -> str:
+    """One hash over a recipe's model keys, so that answers of another system prompt are told apart.
+
+    Without those that a CPU overrules: an engine's name says the type of number that it computes
+    with, and where a model lies does not change what it answers.
+    """
+    chosen = {
+        key: value
+        for key in MODEL_KEYS
+        if key not in _OF_THE_MACHINE and (value := values.get(key)) is not None
+    }
+    text = json.dumps(chosen, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)

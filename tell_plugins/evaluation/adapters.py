@@ -11,10 +11,12 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.rows import file_sha256
 from tell_plugins.recipe.recipes import Recipe, checkpoints
 
 BASE = "none"
 WEIGHTS = "adapter_model.safetensors"
+_OLDER_WEIGHTS = "adapter_model.bin"  # as older releases of peft save them
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,26 @@ class Adapter:
         return None
 
     @cached_property
+    def weights_sha256(self) -> str:
+        """The hash of the file of weights, "" for the base model."""
+        files = [] if self.path is None else [self.path / WEIGHTS, self.path / _OLDER_WEIGHTS]
+        return next((file_sha256(file) for file in files if file.is_file()), "")
+
+    @cached_property
     def changes_nothing(self) -> bool:
-        """Whether every LoRA B matrix is zero, so that the model answers as its base does."""
+        """Whether every LoRA B matrix is zero, so that the model answers as its base does.
+
+        False where the weights are in another file than peft's, which is not looked into.
+        """
         if self.path is None:
             return True
-        from safetensors import safe_open
+        file = self.path / WEIGHTS
+        if not file.is_file():
+            return False
+        from safetensors import deserialize  # bytes: numpy has no bfloat16
 
-        with safe_open(str(self.path / WEIGHTS), framework="numpy") as file:
-            names = [name for name in file.keys() if "lora_B" in name]  # noqa: SIM118
-            return bool(names) and not any(file.get_tensor(name).any() for name in names)
+        found = [part["data"] for name, part in deserialize(file.read_bytes()) if "lora_B" in name]
+        return bool(found) and not any(bytes(data).strip(b"\0") for data in found)
 
 
 def find_adapters(named: Sequence[str], recipe: Recipe) -> list[Adapter]:

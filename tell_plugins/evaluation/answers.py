@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,10 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import track
 
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
+_HASHED = {
+    "model_sha256": "the recipe's model keys (system, template and the like)",
+    "adapter_sha256": "the adapter's weights",
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Settings:
-    """What produced the answers of a folder; answers of other settings never join it."""
+    """What produced the answers of a folder; answers of other settings never join it.
+
+    Attributes:
+        model_sha256: of the recipe's model keys; "" where a server answers, which knows none.
+        adapter_sha256: of the adapter's weights; "" for the base model. What is "" in one of two
+            settings, as in those that an earlier release saved, is unknown and not compared.
+    """
 
     recipe: str
     card: str
@@ -48,6 +58,8 @@ class Settings:
     batch_size: int
     prompts_sha256: str
     shots: int = 0
+    model_sha256: str = ""
+    adapter_sha256: str = ""
 
 
 def answer_all(
@@ -117,13 +129,18 @@ def _claim(folder: Path, settings: Settings) -> None:
 
 def refuse_others(folder: Path, settings: Settings) -> None:
     """Raise UserError when the folder holds answers of other settings."""
-    path = folder / SETTINGS
-    if not path.is_file():
+    theirs = saved_settings(folder)
+    if theirs is None:
         return
-    mine, theirs = asdict(settings), _read_settings(path)
-    other = [key for key in mine if theirs.get(key) != mine[key]]
+    mine = asdict(settings)
+    other = differing(mine, theirs, mine)
     if other:
-        shown = ", ".join(f"{key}: {theirs.get(key)} there, {mine[key]} now" for key in other)
+        shown = ", ".join(
+            f"{_HASHED[key]} have changed since"
+            if key in _HASHED
+            else f"{key}: {theirs.get(key)} there, {mine[key]} now"
+            for key in other
+        )
         raise UserError(
             f"the folder holds answers of other settings ({shown})",
             where=paths.shown(folder),
@@ -131,8 +148,22 @@ def refuse_others(folder: Path, settings: Settings) -> None:
         )
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
-    """Saved settings; one that an earlier release did not save has its default."""
+def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    """The keys in which two settings differ; a hash that one of them does not know is left out."""
+    return [
+        key
+        for key in keys
+        if theirs.get(key) != mine.get(key)
+        and not (key in _HASHED and not (theirs.get(key) and mine.get(key)))
+    ]
+
+
+def saved_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings of a folder, None where there are none; one that an earlier release did not
+    save has its default. Raises UserError for a file that is none."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        return None
     try:
         saved = dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):

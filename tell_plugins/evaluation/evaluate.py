@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from tell_plugins.bridge.protocol import Engine, History, decoding
+from tell_plugins.bridge.protocol import Engine, History, decoding, model_sha256
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import in_front
 from tell_plugins.core.cards import Card, load_card
@@ -301,6 +301,8 @@ def _settings(
         batch_size=args.batch_size,
         prompts_sha256=prompting.prompts_sha256(task.prompts),
         shots=args.shots,
+        model_sha256="" if isinstance(engine, UrlEngine) else model_sha256(task.recipe.values),
+        adapter_sha256=adapter.weights_sha256,
     )
 
 

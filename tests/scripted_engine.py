@@ -1,0 +1,54 @@
+"""An engine that answers as a script says, for tests of what stands around an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tell_plugins.bridge.protocol import Decoding, History, Reply
+from tell_plugins.evaluation import engines
+from tell_plugins.recipe.recipes import Recipe
+
+
+class ScriptedEngine:
+    """Answers every prompt by `script(recipe, prompt)`; a loss is one for each character."""
+
+    name, context = "scripted", None
+
+    def __init__(self, recipe: Recipe, script: Callable[[Recipe, str], str]) -> None:
+        self.model_name = str(recipe.get("model"))
+        self._recipe, self._script = recipe, script
+
+    @contextmanager
+    def adapter(self, name: str | None) -> Iterator[None]:
+        yield
+
+    def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]:
+        return [len(prompt) for prompt in prompts]
+
+    def answer(
+        self,
+        prompts: Sequence[str],
+        decoding: Decoding,
+        *,
+        max_new_tokens: int,
+        seed: int,
+        history: History = (),
+    ) -> list[Reply]:
+        return [Reply(self._script(self._recipe, prompt), "stop", 3) for prompt in prompts]
+
+    def response_losses(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+        return [(float(len(response)), len(response)) for _, response in pairs]
+
+
+def answer_by_script(monkeypatch: pytest.MonkeyPatch, script: Callable[[Recipe, str], str]) -> None:
+    """Let `eval` answer by a `ScriptedEngine` instead of loading a model."""
+
+    def make(kind: str, recipe: Recipe, adapters: Mapping[str, Path], **more: Any) -> Any:
+        return ScriptedEngine(recipe, script)
+
+    monkeypatch.setattr(engines, "make_engine", make)

@@ -1,0 +1,94 @@
+"""What answered: answers of another system prompt, template or adapter never pass as new ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tell_plugins.cli import main
+from tell_plugins.evaluation.answers import SETTINGS, read_answers
+from tests.conftest import MakeCard
+from tests.scripted_engine import answer_by_script
+from tests.tiny import make_tiny_cards, tiny_recipe
+from tests.tiny_adapters import saved_adapter
+
+
+@pytest.fixture
+def recipe(make_card: MakeCard, tmp_path: Path) -> Path:
+    make_tiny_cards(make_card)
+    return tiny_recipe(tmp_path / "r.yaml", tmp_path / "model", "tell/tiny_task:general=4rows")
+
+
+@pytest.fixture
+def says_its_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that answers every question with the recipe's system prompt."""
+    answer_by_script(monkeypatch, lambda recipe, prompt: str(recipe.get("system")))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("system", "Be brief."), ("template", "default"), ("model_kwargs", {"a": 1})],
+)
+def test_answers_of_another_system_prompt_or_template_are_not_scored_as_new(
+    key: str,
+    value: Any,
+    says_its_system: None,
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    call = ["eval", str(recipe), "--adapter", "none", "--general-rows", "2"]
+    call += ["--out", str(tmp_path / "eval")]
+    assert main(call) == 0
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {key: value}))
+    assert main(call) == 1
+    text = " ".join(capsys.readouterr().err.split())
+    assert "the recipe's model keys (system, template and the like) have changed since" in text
+    assert "test-greedy" in text
+    kept = read_answers(tmp_path / "eval" / "none" / "test-greedy")
+    assert {line["text"] for line in kept} == {"None"}
+    assert main([*call[:-1], str(tmp_path / "other")]) == 0
+
+
+def test_what_does_not_change_an_answer_is_free(
+    says_its_system: None, recipe: Path, tmp_path: Path
+) -> None:
+    call = ["eval", str(recipe), "--adapter", "none", "--general-rows", "0"]
+    call += ["--out", str(tmp_path / "eval")]
+    assert main(call) == 0
+    more = {"learning_rate": 0.5, "output_dir": "elsewhere", "device_map": "cpu", "system": None}
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | more))
+    assert main(call) == 0
+
+
+def test_an_adapter_trained_again_into_the_same_folder_is_another(
+    says_its_system: None,
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = saved_adapter(tmp_path / "run" / "checkpoint-2", b"\0\1\0\0")
+    call = ["eval", str(recipe), "--general-rows", "0"]
+    assert main(call) == 0
+    assert main(call) == 0  # nothing changed: all is there
+    saved_adapter(folder, b"\0\2\0\0")
+    assert main(call) == 1
+    assert "the adapter's weights have changed since" in " ".join(capsys.readouterr().err.split())
+
+
+def test_answers_of_an_earlier_release_are_accepted(
+    says_its_system: None, recipe: Path, tmp_path: Path
+) -> None:
+    """It saved no hashes of model keys and weights: what is unknown is not compared."""
+    saved_adapter(tmp_path / "run" / "checkpoint-2", b"\0\1\0\0")
+    call = ["eval", str(recipe), "--general-rows", "0"]
+    assert main(call) == 0
+    file = tmp_path / "run" / "eval" / "checkpoint-2" / "test-greedy" / SETTINGS
+    settings = json.loads(file.read_text())
+    assert len(settings.pop("model_sha256")) == len(settings.pop("adapter_sha256")) == 64
+    file.write_text(json.dumps(settings))
+    assert main(call) == 0
