@@ -13,6 +13,7 @@ from tell_plugins.cli import main
 from tell_plugins.evaluation.answers import SETTINGS, read_answers
 from tests.conftest import MakeCard
 from tests.scripted_engine import answer_by_script
+from tests.test_engines import serving
 from tests.tiny import make_tiny_cards, tiny_recipe
 from tests.tiny_adapters import saved_adapter
 
@@ -92,3 +93,14 @@ def test_answers_of_an_earlier_release_are_accepted(
     assert len(settings.pop("model_sha256")) == len(settings.pop("adapter_sha256")) == 64
     file.write_text(json.dumps(settings))
     assert main(call) == 0
+
+
+def test_two_systems_of_one_served_model_are_refused_before_any_answer(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved_adapter(tmp_path / "run" / "checkpoint-2", b"\0\1\0\0")
+    with serving(models=("only",)) as server:
+        call = ["eval", str(recipe), "--adapter", "none", str(folder), "--engine", server.url]
+        assert main([*call, "--general-rows", "0"]) == 1
+    assert "'none' and 'checkpoint-2' would both be answered" in capsys.readouterr().err
+    assert server.asked == []

@@ -307,6 +307,30 @@ def test_a_server_with_one_model_serves_the_adapter() -> None:
     assert server.asked[0]["model"] == "only"
 
 
+@pytest.mark.parametrize(
+    ("listed", "named", "names", "alike"),
+    [
+        (("only",), None, [None, "ckpt"], "'none' and 'ckpt' would both be answered by .* 'only'"),
+        (("base", "adp"), "adp", [None, "ckpt"], "'none' and 'ckpt' .* 'adp'"),
+        (("base", "ckpt"), "ckpt", [None, "ckpt"], "'none' and 'ckpt' .* 'ckpt'"),
+        (("base",), None, ["ckpt", "other"], "'ckpt' and 'other' .* 'base'"),
+        (("base", "ckpt"), None, [None, "ckpt"], None),
+        (("only",), None, ["ckpt"], None),
+    ],
+)
+def test_one_served_model_never_answers_for_two_systems(
+    listed: tuple[str, ...], named: str | None, names: list[str | None], alike: str | None
+) -> None:
+    with serving(models=listed) as server:
+        engine = UrlEngine(server.url, [name for name in names if name], model_name=named)
+        if alike is None:
+            engine.need_apart(names)
+        else:
+            with pytest.raises(UserError, match=alike):
+                engine.need_apart(names)
+    assert server.asked == []
+
+
 def test_a_named_model_needs_no_list() -> None:
     with serving(models=()) as server:
         with pytest.raises(UserError, match="404"):

@@ -111,6 +111,8 @@ def answer(args: argparse.Namespace) -> Task:
     raise_all(list(_wrong_flags(recipe)))
     task = plan(recipe, args)
     engine = _engine(args, recipe, task.adapters)
+    if isinstance(engine, UrlEngine):
+        engine.need_apart([adapter.engine_name for adapter in task.adapters])
     for adapter in task.adapters:  # all of them, before the first is answered for hours
         for name, settings in _planned(engine, task, adapter, args):
             refuse_others(task.out / adapter.label / name, settings)

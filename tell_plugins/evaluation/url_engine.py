@@ -89,13 +89,31 @@ class UrlEngine:
         its own affair. Raises UserError when several models are listed and none fits.
         """
         before = self._model
-        self._model = self.model_name if name is None else self._served(name)
+        self._model = self._served(name)
         try:
             yield
         finally:
             self._model = before
 
-    def _served(self, name: str) -> str:
+    def need_apart(self, names: Sequence[str | None]) -> None:
+        """Raise UserError when one served model would answer for two adapters (None: the base)."""
+        found: dict[str, str | None] = {}
+        for name in names:
+            model = self._served(name)
+            if model in found:
+                raise UserError(
+                    f"'{found[model] or 'none'}' and '{name or 'none'}' would both be answered by "
+                    f"the model '{model}'",
+                    where=self._endpoint.shown_url,
+                    allowed=f"one model for each; listed: {', '.join(self._listed) or 'none'}",
+                    remedy="serve each under its own name (swift deploy --adapters NAME=DIR), or "
+                    "name one of them with --adapter",
+                )
+            found[model] = name
+
+    def _served(self, name: str | None) -> str:
+        if name is None:
+            return self.model_name
         if name not in self._adapters:
             raise ValueError(f"adapter {name!r} was not named")
         if name in self._listed:
