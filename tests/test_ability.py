@@ -214,6 +214,17 @@ def test_the_base_model_is_served_as_the_adapter_was_trained(tmp_path: Path) -> 
         ability.deploy_arguments(adapter, "base", base=True)
 
 
+def test_a_server_that_dies_at_once_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dies = [sys.executable, "-c", "print('unknown flag --x'); raise SystemExit(3)"]
+    monkeypatch.setattr(ability.swift_cli, "command", lambda *arguments: dies)
+    with pytest.raises(MachineError, match="did not come up") as caught:
+        with ability.served([], [], tmp_path):
+            pass
+    assert "unknown flag --x" in str(caught.value)
+
+
 # stands for `python -m swift.cli.main eval RECIPE ...`: asks the server, leaves what it leaves
 STUB = """#!{python}
 import json, pathlib, sys

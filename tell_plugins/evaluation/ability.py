@@ -9,6 +9,7 @@ OpenBookQA's two.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import filecmp
 import json
 import os
@@ -251,7 +252,8 @@ def served(arguments: Sequence[str], flags: Sequence[str], out: Path) -> Iterato
             _wait_for(url, process, log)
             yield url
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself
+                os.killpg(process.pid, signal.SIGTERM)
             process.wait()
 
 
