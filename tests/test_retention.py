@@ -361,6 +361,16 @@ def test_an_answer_in_the_tasks_format(
     assert has_format(answer) is in_format
 
 
+def test_a_schema_that_begins_with_a_byte_order_mark_is_read(make_card: MakeCard) -> None:
+    make_tiny_cards(make_card)
+    card = load_card("tiny_task")
+    file = card.folder / "answer.schema.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    has_format = format_test(card)
+    assert has_format is not None
+    assert has_format('{"label": "yes"}')
+
+
 @pytest.mark.parametrize("card", ["bare", "free"])
 def test_a_task_without_a_format_has_no_bleed(card: str, tasks: None, tmp_path: Path) -> None:
     assert format_test(load_card(card)) is None

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from tell_plugins.core.cards import Card
 from tell_plugins.core.sources import find_file, open_split
+from tell_plugins.evaluation.json_scorers import card_schema
 from tell_plugins.evaluation.segments import reference_opening
 
 
@@ -18,8 +19,8 @@ def format_test(card: Card) -> Callable[[str], bool] | None:
     Numbers: a line `#### <number>`. Translation and free text: the answer opens as all training
     responses do; None where these share no opening, since such a task has no form to be known by.
     """
-    if card.metric == "json" and card.answer is not None:
-        schema = json.loads(card.file(card.answer.schema_file).read_text(encoding="utf-8"))
+    if card.metric == "json":
+        schema = card_schema(card).schema
         keys = set(schema.get("required", [])) or set(schema.get("properties", {}))
         return lambda text: any(keys <= set(found) for found in _objects(text))
     if card.metric in ("translation", "text"):
