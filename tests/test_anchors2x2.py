@@ -75,7 +75,7 @@ def test_differences_are_paired_over_the_rows(make_card: MakeCard, tmp_path: Pat
         "in training, tested without": 0.5,
         "in both, against in neither": 1.0,
     }
-    assert found["in training, tested with it"].low == 1.0
+    assert 0.3 < found["in training, tested with it"].low < 0.6  # six rows say no more
     assert found["at test, trained with it"].low < 0.5 < found["at test, trained with it"].high
 
 

@@ -7,6 +7,7 @@ import lzma
 import math
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tell_plugins import cli
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
-from tell_plugins.evaluation import scoring
+from tell_plugins.evaluation import scoring, shares
 from tell_plugins.evaluation.intervals import Estimate, counted
 from tell_plugins.experiments import fits, measures, plots, tables
 from tell_plugins.experiments.collect import collect
@@ -169,36 +170,6 @@ def test_failed_runs_stand_in_the_table_and_on_the_page(collected: Path) -> None
     assert "1 of 12 runs failed: general only" in (collected / "report.html").read_text()
 
 
-def test_difference_of_nothing_and_nothing_has_an_interval() -> None:
-    """0 of 50 against 0 of 50: how far apart they may be is not nothing."""
-    found = measures.paired_difference(counted(0, 50), counted(0, 50), 0.0, 50)
-    assert found.value == 0
-    assert found.low == pytest.approx(-0.0713, abs=1e-3)
-    assert found.high == pytest.approx(0.0713, abs=1e-3)
-    assert not found.certain
-
-
-@pytest.mark.parametrize(
-    ("table", "low", "high"),
-    [((59, 6, 16, 80), -0.1186, -0.0046), ((1, 1, 7, 12), -0.507, -0.026)],
-)
-def test_paired_difference_is_newcombes(
-    table: tuple[int, int, int, int], low: float, high: float
-) -> None:
-    """Two examples of Fagerland, Lydersen and Laake (2017), chapter 8, with their correlation,
-    which has a continuity correction: both right, only the first, only the second, none."""
-    both, first, second, none = table
-    total = sum(table)
-    spread = (both + first) * (second + none) * (both + second) * (first + none)
-    corrected = max(both * none - first * second - total / 2, 0) / math.sqrt(spread)
-    found = measures.paired_difference(
-        counted(both + first, total), counted(both + second, total), corrected, total
-    )
-    assert found.value == pytest.approx((first - second) / total)
-    assert found.low == pytest.approx(low, abs=6e-4)
-    assert found.high == pytest.approx(high, abs=6e-4)
-
-
 def test_interval_over_seeds_is_students() -> None:
     found = measures.t_interval([0.2, 0.4, 0.6])
     assert found is not None
@@ -216,7 +187,7 @@ def test_balanced_accuracy_is_the_mean_recall(made: Path) -> None:
     for label in ("yes", "no"):
         mine = [g for g, right in zip(judged.given, judged.right, strict=True) if right == label]
         recalls.append(mine.count(label) / len(mine))
-    found = measures.balanced_accuracy(judged)
+    found = shares.mean_share(measures.recalls(judged))
     assert found.value == pytest.approx(sum(recalls) / 2)
     assert found.low is not None
     assert found.high is not None
@@ -317,6 +288,19 @@ def test_curves_of_a_study(made: Path, collected: Path) -> None:
     drawn = tables.curves(study, found)
     assert set(drawn) == {"TELL", "SFT"}  # general data alone has no place on the axis
     assert [len(points) for points in drawn.values()] == [6, 6]
+
+
+def test_efficiency_is_that_of_the_reference_alone(made: Path) -> None:
+    """A method whose name merely begins like it ("TELL, no anchor") is one of the others."""
+    study = _study(made, "made_curve")
+    found = [
+        replace(group, method="TELL, no anchor", series="TELL, no anchor")
+        if group.method == "SFT"
+        else group
+        for group in tables.groups(study, Judge(ReferenceShelf(made)))
+    ]
+    said = [what for what in tables.fits_table(study, found)["what"] if "efficiency" in what]
+    assert set(said) == {"token efficiency of TELL against TELL, no anchor"}
 
 
 def test_training_curves_come_from_the_log(made: Path, tmp_path: Path) -> None:
@@ -565,7 +549,7 @@ def test_the_page_says_what_may_be_concluded_and_what_not(page: _Page) -> None:
         "Intervals are over test rows.",
         "With 2 seeds the variance between seeds is not known",
         "SFT, as in the paper: no-op.",
-        "SFT, repeated: one and the same label in nearly every adherent answer.",
+        "SFT, repeated: one and the same label in nearly every adherent answer:",
         "Trained on a CPU, without a GPU",
         "39.54 % cannot be a share of 1,000 or of 1,506 rows",
         "TELL, 15 rows (1e4 tokens)",

@@ -1,7 +1,7 @@
 """`./run.sh compare A B...`: saved answers side by side, under every scorer.
 
-Each system has its scores with intervals, and its differences to a baseline by a paired bootstrap
-over the test rows that both answered. Answers to different tests are never put into one table.
+Each system has its scores with intervals, and its differences to a baseline, paired over the test
+rows that both answered. Answers to different tests are never put into one table.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bleurt", metavar="MODEL", help="BLEURT checkpoint (or $TELL_BLEURT)")
     parser.add_argument("--comet", metavar="MODEL", help="COMET checkpoint (or $TELL_COMET)")
     parser.add_argument(
-        "--resamples", type=int, default=RESAMPLES, help=f"bootstrap draws (default: {RESAMPLES})"
+        "--resamples", type=int, default=RESAMPLES, help=f"draws of rows (default: {RESAMPLES})"
     )
     parser.add_argument("--seed", type=int, default=SEED, help=f"of the draws (default: {SEED})")
     parser.add_argument("--out", help=f"folder of CSV and JSON (default: {_DEFAULT_OUT})")
@@ -260,7 +260,7 @@ def _differences(
     if not others:
         return
     theirs = measures(base.scored)
-    for system in tracked(others, "bootstrap", "systems", len(others)):
+    for system in tracked(others, "differences", "systems", len(others)):
         for key, mine in measures(system.scored).items():
             if key not in theirs:
                 continue

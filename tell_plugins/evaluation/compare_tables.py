@@ -397,8 +397,9 @@ def _difference_grid(comparison: Comparison, scorer: str | None) -> Grid:
         ["system", "scorer", "measure", "difference", "95 % interval", "p", "shared rows"],
         rows,
         [
-            f"paired bootstrap over test rows, {first.resamples} draws, seed {first.seed}; "
-            "p is two-sided and not corrected for the number of comparisons"
+            "intervals over test rows: of shares and of their means by square-and-add, else by "
+            f"paired bootstrap; p by approximate randomization, two-sided, {first.resamples} "
+            f"draws, seed {first.seed}, not corrected for the number of comparisons"
         ],
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
@@ -24,7 +25,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number that is no plain share, with the 2.5 and 97.5 percentiles of a bootstrap.
+    """A number that is no plain share, with its 95 % interval.
 
     `value` is None where it is undefined; `low` and `high` are None where no interval was made.
     """
@@ -57,13 +58,21 @@ def rate(hits: Sequence[bool] | Sequence[int], rows: Sequence[int] | None = None
     answers to different rows, so n is then divided by the design effect before the interval is
     taken (k, n and the value stay as they are).
     """
-    n = len(hits)
-    k = sum(map(bool, hits))
+    if len(hits) == 0:
+        return Rate(0, 0, None, 0.0, 1.0)
+    _, place = np.unique(np.arange(len(hits)) if rows is None else rows, return_inverse=True)
+    values = np.asarray([bool(hit) for hit in hits], float)
+    return rate_of_rows(np.stack([np.bincount(place, values), np.bincount(place)], axis=1))
+
+
+def rate_of_rows(stats: npt.NDArray[np.float64]) -> Rate:
+    """The rate of (n, 2) rows: of each test row its hits and its answers."""
+    k, n = (float(part) for part in stats.sum(axis=0))
     if n == 0:
         return Rate(0, 0, None, 0.0, 1.0)
-    effective = float(n) if rows is None else _effective(hits, rows)
+    effective = _effective(stats, n, k / n)
     low, high = wilson(k * effective / n, effective)
-    return Rate(k, n, k / n, low, high)
+    return Rate(round(k), round(n), k / n, low, high)
 
 
 def counted(k: int, n: int) -> Rate:
@@ -72,16 +81,13 @@ def counted(k: int, n: int) -> Rate:
     return Rate(k, n, k / n if n else None, low, high)
 
 
-def _effective(hits: Sequence[bool] | Sequence[int], rows: Sequence[int]) -> float:
-    """How many independent answers `hits` is worth, between the number of rows and len(hits)."""
-    values = np.asarray(hits, float)
-    _, place = np.unique(np.asarray(rows), return_inverse=True)
-    count = int(place.max()) + 1
-    n, share = len(values), float(values.mean())
+def _effective(stats: npt.NDArray[np.float64], n: float, share: float) -> float:
+    """How many independent answers `stats` is worth, between the number of rows and n."""
+    count = len(stats)
     if count == n:
-        return float(n)
+        return n
     if share in (0.0, 1.0) or count < 2:
         return float(count)
-    deviation = np.bincount(place, values - share)  # summed within each row
+    deviation = stats[:, 0] - share * stats[:, 1]  # summed within each row
     variance = count / (count - 1) * float(deviation @ deviation) / n**2
-    return min(float(n), max(float(count), share * (1 - share) / max(variance, 1e-12)))
+    return min(n, max(float(count), share * (1 - share) / max(variance, 1e-12)))

@@ -19,7 +19,7 @@ import numpy as np
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import TaskRows
-from tell_plugins.evaluation import significance
+from tell_plugins.evaluation import shares, significance
 from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate
 from tell_plugins.evaluation.json_scorers import AnswerSchema
 from tell_plugins.evaluation.significance import Floats
@@ -84,7 +84,7 @@ def true_labels(task: TaskRows, schema: AnswerSchema) -> Truth:
 
     Raises UserError for a row whose label is not one that the schema allows.
     """
-    labels = [_reference_label(response, schema) for response in task.responses]
+    labels = [reference_label(response, schema) for response in task.responses]
     allowed = schema.labels or sorted(set(labels))
     for row, label in enumerate(labels):
         if label not in allowed:
@@ -97,7 +97,8 @@ def true_labels(task: TaskRows, schema: AnswerSchema) -> Truth:
     return Truth(labels, allowed)
 
 
-def _reference_label(response: str, schema: AnswerSchema) -> str:
+def reference_label(response: str, schema: AnswerSchema) -> str:
+    """The label of a row's response, be it an object or the bare label."""
     try:
         value = json.loads(response)
     except ValueError:
@@ -138,10 +139,8 @@ def metrics(
     """Every label score of `given` against `right`; a None among the given is wrong."""
     n = len(right)
     said, true = codes(given, right, truth)
-    draws = None
-    if n:
-        tables = joint_counts(said, true, rows, len(truth.labels))
-        draws = significance.resampled_sums(tables)
+    tables = joint_counts(said, true, rows, len(truth.labels))
+    draws = significance.resampled_sums(tables) if n else None
     point = _points(said, true, truth)
     frequent = Counter(label for label in given if label is not None).most_common(1)
     label, times = frequent[0] if frequent else (None, 0)
@@ -163,7 +162,7 @@ def metrics(
     return LabelMetrics(
         n=n,
         accuracy=rate([s == t for s, t in zip(said, true, strict=True)], rows),
-        balanced_accuracy=estimate("balanced_accuracy"),
+        balanced_accuracy=shares.mean_share(by_label(tables)),
         precision=precision,
         recall=recall,
         f1=estimate("f1"),
@@ -270,6 +269,37 @@ SCORES = {
     "recall": recall,
     "f1": f1,
     "mcc": mcc,
+}
+
+
+def by_label(stats: Floats) -> list[Floats]:
+    """Of each label that occurs, the hits and the answers of its test rows: (rows, 2) each."""
+    tables = _tables(stats)
+    answers = tables.sum(axis=2)
+    hits = np.diagonal(tables[:, :, :-1], axis1=1, axis2=2)
+    parts = (
+        np.stack([hits[:, label], answers[:, label]], axis=1) for label in range(hits.shape[1])
+    )
+    return [part[part[:, 1] > 0] for part in parts if part[:, 1].any()]
+
+
+def _accuracy_difference(system: Floats, baseline: Floats) -> shares.Interval:
+    mine, theirs = (
+        np.stack([accuracy(stats) * stats.sum(axis=1), stats.sum(axis=1)], axis=1)
+        for stats in (system, baseline)
+    )
+    return shares.difference(mine, theirs)
+
+
+def _balanced_difference(system: Floats, baseline: Floats) -> shares.Interval:
+    parts = zip(by_label(system), by_label(baseline), strict=True)
+    return shares.mean_difference(list(parts))
+
+
+# how the difference of two gets its interval, where it is made of shares
+DIFFERENCES: dict[str, significance.PairedInterval] = {
+    "accuracy": _accuracy_difference,
+    "balanced_accuracy": _balanced_difference,
 }
 
 

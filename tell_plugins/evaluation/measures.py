@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tell_plugins.evaluation import free_text, labels, significance, translation
+from tell_plugins.evaluation import free_text, labels, shares, significance, translation
 from tell_plugins.evaluation.final_number import judge, reference_numbers
 from tell_plugins.evaluation.json_scorers import card_schema
 from tell_plugins.evaluation.scored import Scored
 from tell_plugins.evaluation.scoring import judged, saved_segments
 from tell_plugins.evaluation.segments import documents
-from tell_plugins.evaluation.significance import Difference, Floats, Score
+from tell_plugins.evaluation.significance import Difference, Floats, PairedInterval, Score
 
 Key = tuple[str, str]  # scorer (or unit), measure
 _LABEL_MEASURES = ("accuracy", "balanced_accuracy", "f1", "mcc")
@@ -25,11 +25,13 @@ class Measure:
     """`score` of the summed `stats` (n, s) is the measure; `ids` (n,) name the test rows.
 
     A test row that stands in the file twice is one row here: its statistics are summed.
+    `interval` is how a difference of two gets its interval, by bootstrap where it is None.
     """
 
     ids: npt.NDArray[np.str_]
     stats: Floats
     score: Score
+    interval: PairedInterval | None = None
 
 
 def measures(scored: Scored) -> dict[Key, Measure]:
@@ -39,12 +41,12 @@ def measures(scored: Scored) -> dict[Key, Measure]:
     if scored.card.metric == "number":
         right = reference_numbers(scored.task)
         hits = [judge(answer, right[answer.row]) is None for answer in scored.answers]
-        return {("number", "exact_match"): _mean(scored, hits, scored.rows)}
+        return {("number", "exact_match"): _share(scored, hits, scored.rows)}
     if scored.card.metric == "text":
         found = free_text.pairs(scored)
         stats = translation.by_row(translation.unit_statistics("chrf++", found), found.rows)
         return {
-            ("text", "exact_match"): _mean(scored, free_text.hits(found), found.rows),
+            ("text", "exact_match"): _share(scored, free_text.hits(found), found.rows),
             ("text", "chrf++"): _measure(
                 scored, stats, found.rows, translation.corpus_score("chrf++")
             ),
@@ -66,6 +68,7 @@ def difference(
         unit="test row",
         resamples=resamples,
         seed=seed,
+        interval=system.interval,
     )
 
 
@@ -75,7 +78,7 @@ def _json(scored: Scored) -> dict[Key, Measure]:
     found: dict[Key, Measure] = {}
     for name, (answers, verdicts) in judged(scored, schema).items():
         rows = [answer.row for answer in answers]
-        found[name, "adherence"] = _mean(scored, [v.adherent for v in verdicts], rows)
+        found[name, "adherence"] = _share(scored, [v.adherent for v in verdicts], rows)
         if truth is None:
             continue
         said, true = labels.codes(
@@ -85,7 +88,9 @@ def _json(scored: Scored) -> dict[Key, Measure]:
         )
         stats = labels.joint_counts(said, true, rows, len(truth.labels))
         for measure in _LABEL_MEASURES:
-            found[name, measure] = _measure(scored, stats, rows, labels.SCORES[measure])
+            found[name, measure] = _measure(
+                scored, stats, rows, labels.SCORES[measure], labels.DIFFERENCES.get(measure)
+            )
     return found
 
 
@@ -109,10 +114,21 @@ def _mean(scored: Scored, values: Sequence[float], rows: Sequence[int]) -> Measu
     return _measure(scored, significance.mean_stats(values, rows), rows, significance.mean_score)
 
 
-def _measure(scored: Scored, stats: Floats, rows: Sequence[int], score: Score) -> Measure:
+def _share(scored: Scored, hits: Sequence[bool], rows: Sequence[int]) -> Measure:
+    stats = significance.mean_stats(hits, rows)
+    return _measure(scored, stats, rows, significance.mean_score, shares.difference)
+
+
+def _measure(
+    scored: Scored,
+    stats: Floats,
+    rows: Sequence[int],
+    score: Score,
+    interval: PairedInterval | None = None,
+) -> Measure:
     """`stats` has one line for each distinct entry of `rows`, sorted."""
     ids = np.array([scored.id(row) for row in sorted(set(rows))])
     distinct, place = np.unique(ids, return_inverse=True)
     sums = np.zeros((len(distinct), stats.shape[1]))
     np.add.at(sums, place, stats)
-    return Measure(distinct, sums, score)
+    return Measure(distinct, sums, score, interval)

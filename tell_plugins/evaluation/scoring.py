@@ -28,7 +28,7 @@ from tell_plugins.evaluation.learned_scores import LearnedScores, SegmentScores
 from tell_plugins.evaluation.scored import Answer, Scored, load_scored
 from tell_plugins.evaluation.translation import TranslationScores, score_translation
 
-FORMAT = 1
+FORMAT = 2
 SCORES = "scores.json"
 _SETTINGS = ("recipe", "adapter", "anchor", "decoding", "seed", "model", "engine", "max_new_tokens")
 _SHOWN_ANSWER = 200  # characters of the most frequent answer that are kept

@@ -1,6 +1,8 @@
-"""Paired bootstrap: how far a difference of two systems could be chance of the test rows.
+"""Two systems over the same test rows: how far their difference could be chance of those rows.
 
-Koehn (2004). Test rows are drawn with replacement and both systems are scored on the same draw.
+Intervals are by bootstrap (Koehn, 2004): test rows are drawn with replacement and both systems are
+scored on the same draw. p-values are by approximate randomization (Riezler and Maxwell, 2005):
+where the systems do not differ, swapping their answers to a row changes nothing but chance.
 Every score here is a function of sums over rows, so a draw is a vector of counts and all draws
 are one matrix product.
 """
@@ -16,9 +18,11 @@ import numpy.typing as npt
 RESAMPLES = 2000
 SEED = 42
 _CHUNK = 4_000_000  # counts held in memory at once
+_EQUAL = 1e-12  # differences closer than this are the same: sums of floats
 
 Floats = npt.NDArray[np.float64]
 Score = Callable[[Floats], Floats]  # (r, s) sums -> (r,) scores
+PairedInterval = Callable[[Floats, Floats], tuple[float, float, float]]  # value, low, high
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,8 @@ class Difference:
     """System minus baseline over the same rows.
 
     Attributes:
-        value: the difference; `low` and `high` are its 95 % percentile interval.
-        p: two-sided bootstrap p-value, never below 2 / (resamples + 1).
+        value: the difference; `low` and `high` are its 95 % interval.
+        p: two-sided, by approximate randomization; never below 1 / (resamples + 1).
         n: how many units were drawn from, `unit` what they are.
     """
 
@@ -40,11 +44,6 @@ class Difference:
     resamples: int
     seed: int
 
-    @property
-    def certain(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
-
 
 def resampled_sums(stats: Floats, *, resamples: int = RESAMPLES, seed: int = SEED) -> Floats:
     """Sums of `stats` (n, s) over `resamples` draws of n rows with replacement: (resamples, s).
@@ -56,12 +55,18 @@ def resampled_sums(stats: Floats, *, resamples: int = RESAMPLES, seed: int = SEE
         raise ValueError(f"{resamples} resamples of {len(stats)} rows")
     kinds, counts = np.unique(stats, axis=0, return_counts=True)
     generator = np.random.default_rng(seed)
+    return _sums(
+        kinds,
+        lambda size: generator.multinomial(len(stats), counts / len(stats), size=size),
+        resamples,
+    )
+
+
+def _sums(kinds: Floats, draw: Callable[[int], npt.NDArray[np.int64]], resamples: int) -> Floats:
+    """`resamples` draws of how often each kind of row is taken, summed, a part at a time."""
     step = max(1, _CHUNK // len(kinds))
     parts = [
-        generator.multinomial(
-            len(stats), counts / len(stats), size=min(step, resamples - start)
-        ).astype(float)
-        @ kinds
+        draw(min(step, resamples - start)).astype(float) @ kinds
         for start in range(0, resamples, step)
     ]
     return np.concatenate(parts)
@@ -85,29 +90,54 @@ def paired(
     unit: str,
     resamples: int = RESAMPLES,
     seed: int = SEED,
+    interval: PairedInterval | None = None,
 ) -> Difference:
     """The difference in `score` of two systems over the same rows.
 
-    `system` and `baseline` are (n, s): row i of both belongs to the same test row.
+    `system` and `baseline` are (n, s): row i of both belongs to the same test row. The interval is
+    the percentile interval of a bootstrap, unless the score has one of its own: `interval`.
     """
     if system.shape != baseline.shape:
         raise ValueError(f"not the same rows: {system.shape} and {baseline.shape}")
-    width = system.shape[1]
-    sums = resampled_sums(np.hstack([system, baseline]), resamples=resamples, seed=seed)
-    draws = score(sums[:, :width]) - score(sums[:, width:])
-    value = score(system.sum(axis=0)[None])[0] - score(baseline.sum(axis=0)[None])[0]
-    low, high = percentiles(draws)
-    tail = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    both = np.hstack([system, baseline])
+    value = float(_differences(both.sum(axis=0)[None], score)[0])
+    if interval is None:
+        sums = resampled_sums(both, resamples=resamples, seed=seed)
+        low, high = percentiles(_differences(sums, score))
+    else:
+        _, low, high = interval(system, baseline)
     return Difference(
-        value=float(value),
+        value=value,
         low=low,
         high=high,
-        p=min(1.0, 2 * (tail + 1) / (resamples + 1)),
+        p=_randomized(both, score, value, resamples, seed),
         n=len(system),
         unit=unit,
         resamples=resamples,
         seed=seed,
     )
+
+
+def _differences(sums: Floats, score: Score) -> Floats:
+    width = sums.shape[1] // 2
+    return score(sums[:, :width]) - score(sums[:, width:])
+
+
+def _randomized(both: Floats, score: Score, value: float, resamples: int, seed: int) -> float:
+    """How often the difference is as large when the two answers to half of the rows are swapped."""
+    width = both.shape[1] // 2
+    kinds, counts = np.unique(both, axis=0, return_counts=True)
+    swap = np.hstack([kinds[:, width:], kinds[:, :width]]) - kinds
+    generator = np.random.default_rng(seed)
+    swapped = _sums(
+        swap,
+        lambda size: generator.binomial(counts, 0.5, size=(size, len(counts))),
+        resamples,
+    )
+    draws = _differences(both.sum(axis=0) + swapped, score)
+    draws = draws[~np.isnan(draws)]
+    as_large = int((np.abs(draws) >= abs(value) - _EQUAL).sum())
+    return (as_large + 1) / (len(draws) + 1)
 
 
 def mean_score(sums: Floats) -> Floats:

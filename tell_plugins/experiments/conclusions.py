@@ -172,11 +172,11 @@ def _not_shown(study: Study, found: Sequence[Group]) -> list[str]:
             f"{_names(no_op)}: no-op. With warm-up the learning rate of its only step is 0, so it "
             "is the base model by construction; a comparison with it says nothing of the method."
         )
-    constant = sorted({group.name for group in found if group.measures.constant})
+    constant = sorted({g.name for g in found if g.measures.constant and not g.is_base})
     if constant:
         sentences.append(
-            f"{_names(constant)}: one and the same label in nearly every adherent answer. The form "
-            "was learned, the content was not."
+            f"{_names(constant)}: one and the same label in nearly every adherent answer: however "
+            "often the form was right, the content was not learned."
         )
     if any(entry.run.facts.get("settings", {}).get("use_cpu") for entry in study.entries):
         sentences.append(

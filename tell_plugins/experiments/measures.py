@@ -16,11 +16,12 @@ from fractions import Fraction
 import numpy as np
 
 from tell_plugins.core.errors import UserError
-from tell_plugins.evaluation import retention
+from tell_plugins.evaluation import retention, shares
 from tell_plugins.evaluation.bleed import format_test, opening_test
 from tell_plugins.evaluation.final_number import final_number
 from tell_plugins.evaluation.intervals import Estimate, Rate, rate
 from tell_plugins.evaluation.json_scorers import card_schema, lenient, strict
+from tell_plugins.evaluation.significance import Floats, mean_stats
 from tell_plugins.experiments.results import Answers, Entry, References, ReferenceShelf, card_of
 
 # the first measure of each metric: the one that curves and comparisons are about
@@ -140,7 +141,7 @@ class Judge:
             if pooled.right:
                 right = [g == r for g, r in zip(pooled.given, pooled.right, strict=True)]
                 rates["accuracy"] = rate(right, places)
-                estimates["balanced accuracy"] = balanced_accuracy(pooled)
+                estimates["balanced accuracy"] = shares.mean_share(recalls(pooled))
                 frequent = _most_frequent(pooled)
         return Measures(
             entries=list(entries),
@@ -201,14 +202,12 @@ class Judge:
             return None
         rows = len(set(mine.rows))
         if name != "balanced accuracy":
-            hits, others = rate(mine.hits, mine.places), rate(theirs.hits, theirs.places)
-            return paired_difference(hits, others, correlation(mine, theirs, "hits"), rows)
+            stats = (mean_stats(part.hits, part.places) for part in (mine, theirs))
+            return Difference(*shares.difference(*stats), rows)
         if not mine.right:
             return None
-        agreement = correlation(mine, theirs, "correct")
-        return paired_difference(
-            balanced_accuracy(mine), balanced_accuracy(theirs), agreement, rows
-        )
+        parts = zip(recalls(mine), recalls(theirs), strict=True)
+        return Difference(*shares.mean_difference(list(parts)), rows)
 
     def _bleed(self, entries: Sequence[Entry]) -> Rate | None:
         card = card_of(entries[0])
@@ -277,69 +276,14 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
-def balanced_accuracy(judged: Judged) -> Estimate:
-    """The mean recall of the labels that occur, over all answers.
-
-    The interval is put together from the labels' Wilson intervals by square-and-add (Zou and
-    Donner, 2008). Unlike a bootstrap it does not shrink to nothing where every answer is wrong.
-    """
-    names = sorted(set(judged.right))
-    recalls = []
-    for name in names:
+def recalls(judged: Judged) -> list[Floats]:
+    """Of each label that occurs, in order: the hits and the answers of its test rows."""
+    places = judged.places
+    found = []
+    for name in sorted(set(judged.right)):
         mine = [i for i, right in enumerate(judged.right) if right == name]
-        hits = [judged.given[i] == name for i in mine]
-        recalls.append(rate(hits, [judged.places[i] for i in mine]))
-    shares = [(r.value or 0.0, r.low, r.high) for r in recalls]
-    middle = sum(value for value, _, _ in shares) / len(shares)
-    below = math.sqrt(sum((value - low) ** 2 for value, low, _ in shares)) / len(shares)
-    above = math.sqrt(sum((high - value) ** 2 for value, _, high in shares)) / len(shares)
-    return Estimate(middle, max(0.0, middle - below), min(1.0, middle + above), len(judged.right))
-
-
-def paired_difference(
-    mine: Rate | Estimate, theirs: Rate | Estimate, agreement: float, rows: int
-) -> Difference:
-    """The difference of two shares over the same rows, by square-and-add (Newcombe, 1998).
-
-    `agreement` is the correlation of the two over the rows. With 0 of n on both sides the interval
-    still says how far apart the two may be, where a bootstrap would say nothing.
-    """
-    p, q = mine.value or 0.0, theirs.value or 0.0
-    below, above = p - (mine.low or 0.0), (mine.high or 0.0) - p
-    under, over = q - (theirs.low or 0.0), (theirs.high or 0.0) - q
-    low = below**2 + over**2 - 2 * agreement * below * over
-    high = above**2 + under**2 - 2 * agreement * above * under
-    value = p - q
-    return Difference(
-        value,
-        max(-1.0, value - math.sqrt(max(low, 0.0))),
-        min(1.0, value + math.sqrt(max(high, 0.0))),
-        rows,
-    )
-
-
-def correlation(mine: Judged, theirs: Judged, what: str) -> float:
-    """Pearson's correlation of two systems over test rows; 0 where one of them never varies.
-
-    `what`: `hits`, or `correct` for the right label.
-    """
-    first, second = _by_row(mine, what), _by_row(theirs, what)
-    x = np.array([first[row] for row in sorted(first)])
-    y = np.array([second[row] for row in sorted(first)])
-    if x.std() == 0 or y.std() == 0:
-        return 0.0
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def _by_row(judged: Judged, what: str) -> dict[str, float]:
-    """The mean over the answers to each test row."""
-    values = judged.hits
-    if what == "correct":
-        values = [g == r for g, r in zip(judged.given, judged.right, strict=True)]
-    found: dict[str, list[bool]] = {}
-    for row, value in zip(judged.rows, values, strict=True):
-        found.setdefault(row, []).append(value)
-    return {row: sum(hits) / len(hits) for row, hits in found.items()}
+        found.append(mean_stats([judged.given[i] == name for i in mine], [places[i] for i in mine]))
+    return found
 
 
 def mean_losses(entries: Sequence[Entry]) -> list[tuple[float, int]]:

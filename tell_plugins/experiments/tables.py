@@ -312,8 +312,8 @@ def fits_table(study: Study, found: Sequence[Group]) -> pd.DataFrame:
         if len(points) > 1
     ]
     if study.axis.startswith("task"):
-        ours = {name for name in drawn if name.startswith(study.plot.reference)}
-        for name in sorted(ours):
+        ours = {group.series for group in found if group.method == study.plot.reference}
+        for name in sorted(ours & set(drawn)):
             for other, points in drawn.items():
                 for point in drawn[name] if other not in ours else ():
                     read = fits.efficiency(point, points, other)

@@ -1,0 +1,105 @@
+"""Intervals of shares, of their means and differences: against published values and by simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from tell_plugins.evaluation import labels, shares, significance
+from tell_plugins.evaluation.intervals import counted, rate, rate_of_rows
+from tell_plugins.evaluation.significance import Floats, mean_stats
+
+
+def _once(hits: object) -> Floats:
+    """One answer to each test row."""
+    values = np.asarray(hits, float)
+    return mean_stats(values, np.arange(len(values)))
+
+
+def test_difference_of_nothing_and_nothing_has_an_interval() -> None:
+    """0 of 50 against 0 of 50: how far apart they may be is not nothing."""
+    found = shares.difference(_once([0] * 50), _once([0] * 50))
+    assert found.value == 0
+    assert (found.low, found.high) == pytest.approx((-0.0713, 0.0713), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("table", "low", "high"),
+    [((59, 6, 16, 80), -0.1186, -0.0046), ((1, 1, 7, 12), -0.507, -0.026)],
+)
+def test_paired_difference_is_newcombes(
+    table: tuple[int, int, int, int], low: float, high: float
+) -> None:
+    """Two examples of Fagerland, Lydersen and Laake (2017), chapter 8, with their correlation,
+    which has a continuity correction: both right, only the first, only the second, none."""
+    both, first, second, none = table
+    total = sum(table)
+    spread = (both + first) * (second + none) * (both + second) * (first + none)
+    corrected = max(both * none - first * second - total / 2, 0) / math.sqrt(spread)
+    found = shares.paired_difference(
+        counted(both + first, total), counted(both + second, total), corrected
+    )
+    assert found.value == pytest.approx((first - second) / total)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=6e-4)
+
+
+def test_few_discordant_rows_are_not_certain() -> None:
+    """5 rows right against 5 wrong; 4 of 100; 5 of 1,506: McNemar's exact p is above 0.06."""
+    for better, total in ((5, 5), (4, 100), (5, 1506)):
+        found = significance.paired(
+            _once([1] * total),
+            _once([0] * better + [1] * (total - better)),
+            significance.mean_score,
+            unit="row",
+            interval=shares.difference,
+        )
+        exact = 2 * 0.5**better
+        assert found.p == pytest.approx(exact, abs=0.02)
+        assert found.low < found.value
+
+
+def test_a_rate_of_rows_is_that_of_its_answers() -> None:
+    hits, rows = [1, 0, 1, 1, 0, 0, 1], [0, 0, 1, 2, 2, 3, 4]
+    assert rate_of_rows(mean_stats(hits, rows)) == rate(hits, rows)
+
+
+def test_balanced_accuracy_of_all_wrong_has_an_interval() -> None:
+    truth = labels.Truth(["yes"] * 38 + ["no"] * 162, ["yes", "no"])
+    found = labels.metrics([None] * 200, truth.of, range(200), truth).balanced_accuracy
+    assert (found.value, found.low, found.n) == (0, 0, 200)
+    assert found.high == pytest.approx(0.0475, abs=1e-3)
+
+
+@pytest.mark.parametrize("recalls", [(0.9, 0.1), (0.95, 0.3), (0.6, 0.6)])
+def test_the_balanced_difference_covers_the_truth(recalls: tuple[float, float]) -> None:
+    """Two equal systems, independent within each label. What they share is the labels alone: taken
+    over all rows it would make the interval far too narrow where the recalls differ."""
+    generator = np.random.default_rng(5)
+    inside = 0
+    for _ in range(1000):
+        parts = [
+            (_once(generator.random(n) < recall), _once(generator.random(n) < recall))
+            for n, recall in zip((162, 38), recalls, strict=True)
+        ]
+        found = shares.mean_difference(parts)
+        inside += found.low <= 0 <= found.high
+    assert inside / 1000 > 0.92
+
+
+def test_two_constant_systems_are_not_told_apart() -> None:
+    """Both say "no" nearly always, one of them in the right form more often."""
+    truth = labels.Truth(["no"] * 162 + ["yes"] * 38, ["yes", "no"])
+    first: list[str | None] = ["no"] * 200
+    second: list[str | None] = ["no"] * 146 + [None] * 16 + ["no"] * 38
+    first[199] = "yes"
+    stats = [
+        labels.joint_counts(*labels.codes(given, truth.of, truth), range(200), 2)
+        for given in (first, second)
+    ]
+    difference = labels.DIFFERENCES["balanced_accuracy"](*stats)
+    recalls = [labels.by_label(part) for part in stats]
+    assert difference[0] == pytest.approx((16 / 162 + 1 / 38) / 2)
+    assert [len(part) for part in recalls[0]] == [38, 162]
+    assert difference[1] > 0  # the form alone makes "no" right more often
