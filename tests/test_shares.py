@@ -1,4 +1,4 @@
-"""Intervals of shares, of their means and differences: against published values and by simulation."""
+"""Intervals of shares, of means and differences: against published values and by simulation."""
 
 from __future__ import annotations
 

@@ -277,9 +277,7 @@ def by_label(stats: Floats) -> list[Floats]:
     tables = _tables(stats)
     answers = tables.sum(axis=2)
     hits = np.diagonal(tables[:, :, :-1], axis1=1, axis2=2)
-    parts = (
-        np.stack([hits[:, label], answers[:, label]], axis=1) for label in range(hits.shape[1])
-    )
+    parts = np.stack([hits, answers], axis=2).transpose(1, 0, 2)
     return [part[part[:, 1] > 0] for part in parts if part[:, 1].any()]
 
 
