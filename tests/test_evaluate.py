@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import evaluate, scoring
 from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
+from tell_plugins.evaluation.intervals import Estimate
+from tell_plugins.evaluation.learned_scores import LearnedScores
 from tell_plugins.evaluation.prompts import task_prompts
+from tell_plugins.evaluation.summary import General, System, table
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import MakeCard
 from tests.saved_answers import answer_line, save_answers, save_lines
@@ -386,6 +390,29 @@ def test_every_scorer_takes_any_text(card: str, text: str, cards: None, tmp_path
     scores = scoring.write(folder)
     assert scores.rows == 6
     assert scoring.read(folder) == json.loads(json.dumps(scores.to_dict()))
+
+
+@pytest.mark.parametrize("first", ["plain", "learned"])
+def test_a_score_that_one_system_lacks_moves_no_other(
+    first: str, cards: None, tmp_path: Path
+) -> None:
+    texts = [f"{OPENING}{word}\nlazy {word}" for word in WORDS]
+    scores = scoring.score(save_answers(tmp_path / "a", "en_xx", texts))
+    assert scores.translation is not None
+    bleurt = Estimate(0.6789, 0.6, 0.7, 12)
+    learned = {"bleurt": LearnedScores("bleurt", "B", 512, bleurt, bleurt, [], None, None)}
+    translation = replace(scores.translation, learned=learned)
+    none = General(None, None, None)
+    systems = [
+        System("plain", scores, none),
+        System("learned", replace(scores, translation=translation), none),
+    ]
+    view = table(systems if first == "plain" else systems[::-1], "title")
+    cells = {str(column.header): list(column.cells) for column in view.columns}
+    rows = {name: place for place, name in enumerate(cells["system"])}
+    assert cells["BLEURT"][rows["plain"]] == "-"
+    assert cells["BLEURT"][rows["learned"]].startswith("0.68")
+    assert all(cell.startswith("0%") for cell in cells["alignment failures"])
 
 
 # --- free text -----------------------------------------------------------------------------------

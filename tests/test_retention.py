@@ -18,7 +18,7 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import evaluate, retention
 from tell_plugins.evaluation.adapters import Adapter
-from tell_plugins.evaluation.answers import ANSWERS
+from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
 from tell_plugins.evaluation.bleed import format_test
 from tell_plugins.evaluation.prompts import general_rows
 from tell_plugins.evaluation.summary import read_general
@@ -261,6 +261,38 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         _, low, high = retention.difference(*pairs)
         hits += low <= 0.1 <= high
     assert 50 <= hits <= 60
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model", "another"), ("model_sha256", "1"), ("engine", "another"), ("prompts_sha256", "1")],
+)
+def test_a_change_is_of_one_model_over_one_set_of_rows(
+    key: str, value: str, make_card: MakeCard, tmp_path: Path
+) -> None:
+    make_tiny_cards(make_card)
+    card = load_card("tiny_task")
+    same = {"model_sha256": "0", "prompts_sha256": "0", "split": "general"}
+
+    def measured(name: str, losses: list[tuple[float, int]], **changes: str) -> Path:
+        line = answer_line("g", 0, "Hi")
+        folder = save_lines(tmp_path / name, "tiny_task", [line], **(same | changes))
+        rows = [json.dumps({"loss_sum": loss, "tokens": tokens}) for loss, tokens in losses]
+        (folder / retention.LOSSES).write_text("\n".join(rows) + "\n")
+        return folder
+
+    mine = measured("mine", [(11.0, 5), (4.0, 3)])
+    base = measured("base", [(10.0, 5), (4.0, 3)])
+    change = read_general(mine, base, card).change
+    assert change is not None
+    assert change[0] == pytest.approx(1 / 8)
+    for other in (measured("b", [(10.0, 5), (4.0, 3)], **{key: value}), tmp_path / "none"):
+        found = read_general(mine, other, card)
+        assert found.change is None
+        assert found.loss is not None
+    assert read_general(mine, measured("c", [(10.0, 6), (4.0, 3)]), card).change is None
+    (base / SETTINGS).unlink()
+    assert read_general(mine, base, card).change is None
 
 
 # --- held-out rows -------------------------------------------------------------------------------

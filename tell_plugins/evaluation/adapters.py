@@ -46,6 +46,17 @@ class Adapter:
                 return manifest
         return None
 
+    def saved(self, name: str) -> dict[str, Any]:
+        """What the trainer left beside the weights: `args.json`, `trainer_state.json`.
+
+        Empty where there is none, or one that is torn: the trainer was stopped while it wrote.
+        """
+        try:
+            found = json.loads((self.path / name).read_text(encoding="utf-8")) if self.path else {}
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     @cached_property
     def weights_sha256(self) -> str:
         """The hash of the file of weights, "" for the base model."""

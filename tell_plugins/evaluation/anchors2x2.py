@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from tell_plugins.evaluation.adapters import Adapter, find_adapters
 from tell_plugins.evaluation.intervals import Estimate, Rate
 from tell_plugins.evaluation.scored import load_scored
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
-from tell_plugins.evaluation.summary import System, read_system, shown
+from tell_plugins.evaluation.summary import System, headline_names, read_system, shown
 from tell_plugins.recipe import train
-from tell_plugins.recipe.recipes import Recipe, checkpoints, load_recipe
+from tell_plugins.recipe.models import model_folder
+from tell_plugins.recipe.recipes import Recipe, as_list, checkpoints, load_recipe
 
 SUFFIX = "_noanchor"
 WITH, WITHOUT = "with", "without"
@@ -40,6 +42,31 @@ _SHOWN = {
     "number": (("number", "exact_match"),),
     "text": (("text", "chrf++"), ("text", "exact_match")),
 }
+# what decides what a run learns, of what ms-swift keeps in args.json as it was given
+_TRAINED_WITH = (
+    "model",
+    "torch_dtype",
+    "tuner_type",
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_dtype",
+    "target_modules",
+    "optim",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_ratio",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "max_grad_norm",
+    "max_length",
+    "seed",
+)
 Cell = tuple[str, str]  # anchor in training, anchor at test
 _EFFECTS: tuple[tuple[str, Cell, Cell], ...] = (
     ("at test, trained with it", (WITH, WITH), (WITH, WITHOUT)),
@@ -81,7 +108,10 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.flags)
     bare = without_anchor(recipe)
     card = load_card(recipe.spec.card)
-    runs = {WITH: _trained(recipe, args.flags), WITHOUT: _trained(bare, _flags(args.flags, bare))}
+    wanted = {WITH: (recipe, args.flags), WITHOUT: (bare, _flags(args.flags, bare))}
+    for given in wanted.values():  # both, before one is trained for hours
+        refuse_another(*given)
+    runs = {anchor: _trained(*given) for anchor, given in wanted.items()}
     adapters = _adapters(recipe, runs)
     names = {
         tested: _answer(args, recipe, adapters, anchor)
@@ -129,7 +159,7 @@ def _flags(flags: Sequence[str], bare: Recipe) -> list[str]:
 def _trained(recipe: Recipe, flags: Sequence[str]) -> Path:
     """The last checkpoint of the run, which is trained first where there is none.
 
-    Raises UserError when the folder holds a run on other data, MachineError when training failed.
+    Raises UserError as `refuse_another` does, MachineError when training failed.
     """
     if not checkpoints(recipe.output_dir):
         print(f"training {recipe.dataset_text} into {paths.shown(recipe.output_dir)}", flush=True)
@@ -139,16 +169,66 @@ def _trained(recipe: Recipe, flags: Sequence[str]) -> Path:
                 f"swift sft ended with exit code {code} and left no checkpoint in "
                 f"{paths.shown(recipe.output_dir)}\n  remedy:  see what it printed above"
             )
-    checkpoint = checkpoints(recipe.output_dir)[-1]
-    manifest = Adapter(checkpoint.name, checkpoint).manifest()
+    refuse_another(recipe, flags)
+    return checkpoints(recipe.output_dir)[-1]
+
+
+def refuse_another(recipe: Recipe, flags: Sequence[str]) -> None:
+    """Raise UserError for a run on other data, with other values, or that did not come to its end.
+
+    Of a recipe that may stop early nothing says whether it did.
+    """
+    found = checkpoints(recipe.output_dir)
+    if not found:
+        return
+    run = Adapter(found[-1].name, found[-1])
+    another = "name another folder with --output_dir DIR, or remove that run"
+    manifest = run.manifest()
     trained = manifest["spec"] if manifest else "unknown data"
     if trained != str(recipe.spec):
         raise UserError(
             f"the run there was trained on {trained}, not on {recipe.spec}",
-            where=paths.shown(checkpoint),
-            remedy="name another folder with --output_dir DIR, or remove that run",
+            where=run.shown,
+            remedy=another,
         )
-    return checkpoint
+    changed = _changed(recipe, run.saved("args.json"))
+    if changed:
+        raise UserError(
+            f"the run there was trained with other values ({', '.join(changed)})",
+            where=run.shown,
+            remedy=another,
+        )
+    state = run.saved("trainer_state.json")
+    taken, planned = state.get("global_step", 0), state.get("max_steps", 1)
+    if taken < planned and recipe.get("early_stop_interval") is None:
+        resume = ["./run.sh", "train", paths.shown(recipe.path), *flags]
+        raise UserError(
+            f"the run there stopped at step {taken:,} of {planned:,}"
+            if state
+            else "the run there stopped while it saved this checkpoint",
+            where=run.shown,
+            remedy=shlex.join([*resume, "--resume_from_checkpoint", run.shown])
+            + ", or remove that run",
+        )
+
+
+def _changed(recipe: Recipe, saved: Mapping[str, Any]) -> list[str]:
+    """What the recipe now asks for otherwise than a run was trained, where both say it."""
+    return [
+        f"{key}: {saved[key]} there, {asked} now"
+        for key in _TRAINED_WITH
+        if (asked := recipe.get(key)) is not None
+        and saved.get(key) is not None
+        and not _same(asked, saved[key])
+        and not (key == "model" and saved[key] == str(model_folder(asked)))
+    ]
+
+
+def _same(asked: Any, saved: Any) -> bool:
+    try:
+        return float(asked) == float(saved)
+    except (TypeError, ValueError):
+        return sorted(map(str, as_list(asked))) == sorted(map(str, as_list(saved)))
 
 
 def _adapters(recipe: Recipe, runs: dict[str, Path]) -> dict[str, Adapter]:
@@ -178,6 +258,8 @@ def effects(folders: dict[Cell, Path], card: Card) -> list[Effect]:
     found = {cell: measures(load_scored(folder)) for cell, folder in folders.items()}
     result = []
     for key in _SHOWN[str(card.metric)]:
+        if not all(key in measured for measured in found.values()):
+            continue  # a card without a label has no balanced accuracy
         for anchor, one, other in _EFFECTS:
             value = difference(found[one][key], found[other][key], resamples=RESAMPLES, seed=SEED)
             if value is not None:
@@ -192,29 +274,31 @@ def show(systems: dict[Cell, System], found: Sequence[Effect], title: str) -> No
         console = Console(width=max(_WIDE, console.width))
     first = next(iter(systems.values())).scores
     cells = _table(f"{title}, {first.rows} rows")
-    for name in ("trained", "tested", *first.headline, "general loss", "bleed"):
+    measures = headline_names(systems.values())
+    for name in ("trained", "tested", *measures, "general loss", "bleed"):
         cells.add_column(name)
     for (trained, tested), system in systems.items():
         loss = system.general.loss
         cells.add_row(
             trained,
             tested,
-            *(shown(value) for value in system.scores.headline.values()),
+            *(shown(system.scores.headline.get(name)) for name in measures),
             "-" if loss is None else f"{loss.loss:.3f}",
             shown(system.general.bleed),
         )
     console.print(cells)
     changes = _table("what the anchor adds, paired over test rows [95 % interval]")
-    anchors = list(dict.fromkeys(effect.anchor for effect in found))
-    for name in ("anchor", *dict.fromkeys(effect.measure.replace("_", " ") for effect in found)):
-        changes.add_column(name)
-    for anchor in anchors:
-        values = [effect.difference for effect in found if effect.anchor == anchor]
-        changes.add_row(
-            anchor,
-            *(f"{value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]" for value in values),
-        )
+    differences = {(effect.anchor, effect.measure): effect.difference for effect in found}
+    names = dict.fromkeys(effect.measure for effect in found)
+    for name in ("anchor", *names):
+        changes.add_column(name.replace("_", " "))
+    for anchor in dict.fromkeys(effect.anchor for effect in found):
+        changes.add_row(anchor, *(_signed(differences.get((anchor, name))) for name in names))
     console.print(changes)
+
+
+def _signed(value: Difference | None) -> str:
+    return "-" if value is None else f"{value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
 
 
 def _table(title: str) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +12,14 @@ from rich.table import Table
 
 from tell_plugins.core.cards import Card
 from tell_plugins.evaluation import retention, scoring
-from tell_plugins.evaluation.answers import ANSWERS, read_answers
+from tell_plugins.evaluation.answers import ANSWERS, differing, read_answers, saved_settings
 from tell_plugins.evaluation.bleed import format_test
 from tell_plugins.evaluation.intervals import Estimate, Rate, rate
 from tell_plugins.evaluation.scoring import Scores
 
 GENERAL = "general"
 WIDTH = 112  # columns that a table needs at least
+_OF_LOSSES = ("model", "model_sha256", "engine", "prompts_sha256")  # what two losses must share
 _LABEL = 16  # of them for a system's name, if it is so long
 _CAPTION = (
     "[95 % interval]. Accuracies count an answer of the wrong form as wrong. General loss: per "
@@ -54,16 +55,27 @@ class System:
 def read_general(folder: Path, base: Path | None, card: Card) -> General:
     """What was measured in `folder`, set against the base model's folder where there is one."""
     losses = retention.read_losses(folder)
-    base_losses = retention.read_losses(base) if base else []
-    change = None
-    if losses and len(base_losses) == len(losses) and base != folder:
-        change = retention.difference(losses, base_losses)
+    change = None if base is None or base == folder else _change(folder, base)
     bleed = None
     if (folder / ANSWERS).is_file():
         in_format = format_test(card)
         if in_format is not None:
             bleed = rate([in_format(answer["text"]) for answer in read_answers(folder)])
     return General(retention.retention(losses) if losses else None, change, bleed)
+
+
+def _change(folder: Path, base: Path) -> tuple[float, float, float] | None:
+    """The change of loss to the base's; None unless the same model was measured on the same rows.
+
+    Raises UserError for settings that are not readable.
+    """
+    losses, base_losses = retention.read_losses(folder), retention.read_losses(base)
+    if not losses or [tokens for _, tokens in losses] != [tokens for _, tokens in base_losses]:
+        return None
+    mine, theirs = saved_settings(folder), saved_settings(base)
+    if mine is None or theirs is None or differing(mine, theirs, _OF_LOSSES):
+        return None
+    return retention.difference(losses, base_losses)
 
 
 def read_system(out: Path, label: str, answers: str, card: Card, base: str = "none") -> System:
@@ -87,13 +99,19 @@ def shown(value: Rate | Estimate | None) -> str:
     return f"{value.value:.2f}\n[{value.low:.2f}, {value.high:.2f}]"
 
 
+def headline_names(systems: Iterable[System]) -> list[str]:
+    """The names of all headline scores, each once, in order."""
+    return list(dict.fromkeys(name for system in systems for name in system.scores.headline))
+
+
 def table(systems: Sequence[System], title: str) -> Table:
     """One row a system: its headline scores, loss and change elsewhere, bleed."""
     view = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
     view.caption = _CAPTION
     longest = max(len(system.label) for system in systems)
     view.add_column("system", overflow="fold", min_width=min(longest, _LABEL))
-    for name in systems[0].scores.headline:
+    measures = headline_names(systems)
+    for name in measures:
         view.add_column(name, min_width=max(len(word) for word in name.split()))
     view.add_column("general loss", min_width=14)
     view.add_column("bleed", min_width=len("100% of 100"))
@@ -103,7 +121,8 @@ def table(systems: Sequence[System], title: str) -> Table:
         if general.change is not None:
             value, low, high = general.change
             loss += f", {value:+.2f}\n[{low:+.2f}, {high:+.2f}]"
-        cells = [shown(value) for value in system.scores.headline.values()]
+        headline = system.scores.headline
+        cells = [shown(headline.get(name)) for name in measures]
         view.add_row(system.label, *cells, loss, shown(general.bleed))
     return view
 
