@@ -54,6 +54,19 @@ def test_bare_labels_are_references_too_and_general_rows_are_left_out(cards: Non
     assert _score(["A poem"], ["Rain falls."]) == {"task_rows": 0.0}
 
 
+def test_a_row_without_an_allowed_label_is_left_out(make_card: MakeCard) -> None:
+    """It obeys the schema, which does not require the label."""
+    rows = [{"q": "a", "r": YES}]
+    answer = {"schema": "answer.schema.json", "label": "label"}
+    folder = make_card("optional", train=rows, metric="json", answer=answer)
+    properties = {"label": {"enum": ["yes", "no"]}, "note": {"type": "string"}}
+    schema = {"type": "object", "properties": properties}
+    (folder / "answer.schema.json").write_text(json.dumps(schema))
+    references = [YES, '{"note": "late"}', '{"label": "maybe"}']
+    scores = score_texts(load_card("optional"), [YES] * 3, references)
+    assert (scores["task_rows"], scores["label_accuracy"]) == (1.0, 1.0)
+
+
 def test_a_card_whose_answers_are_not_json_is_refused(cards: None) -> None:
     check_card(load_card("tiny_task"))
     with pytest.raises(UserError, match="no answer of it is JSON"):

@@ -11,13 +11,12 @@ The same strict scorer as in `./run.sh eval`. A recipe switches it on:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation.json_scorers import AnswerSchema, card_schema, strict
-from tell_plugins.evaluation.labels import Truth, score_labels
+from tell_plugins.evaluation.labels import Truth, reference_label, score_labels
 
 NAME = "tell_json"
 BEST = "json_adherence"  # what the best checkpoint is chosen by, unless the recipe says otherwise
@@ -40,8 +39,8 @@ def score_texts(card: Card, answers: Sequence[str], references: Sequence[str]) -
 
     `json_adherence` is that of the strict scorer; `label_accuracy` and `balanced_accuracy` count
     an answer that is not adherent as wrong, and are absent where the card names no label. Rows
-    whose response is no answer to the task, as general rows are, are left out: `task_rows` says
-    how many were scored.
+    whose response is no answer to the task, as general rows are, or has a label that the schema
+    does not allow, are left out: `task_rows` says how many were scored.
     """
     schema = card_schema(card)
     pairs = [(a, r) for a, r in zip(answers, references, strict=True) if _is_task(r, schema)]
@@ -51,7 +50,7 @@ def score_texts(card: Card, answers: Sequence[str], references: Sequence[str]) -
     adherent = sum(verdict.adherent for verdict in verdicts)
     scores = {BEST: adherent / len(pairs), "task_rows": float(len(pairs))}
     if schema.label is not None:
-        right = [_label(reference, schema) for _, reference in pairs]
+        right = [reference_label(reference, schema) for _, reference in pairs]
         given = [schema.label_of(v.value) if v.adherent else None for v in verdicts]
         labels = score_labels(
             given, list(range(len(pairs))), Truth(right, schema.labels or sorted(set(right)))
@@ -61,17 +60,7 @@ def score_texts(card: Card, answers: Sequence[str], references: Sequence[str]) -
     return scores
 
 
-def _label(reference: str, schema: AnswerSchema) -> str:
-    """The label of a row's response, be it an object or the bare label."""
-    try:
-        value = json.loads(reference)
-    except ValueError:
-        return reference.strip()
-    label = schema.label_of(value) if isinstance(value, dict) else None
-    return reference.strip() if label is None else label
-
-
 def _is_task(reference: str, schema: AnswerSchema) -> bool:
-    return strict(reference, "", schema).adherent or (
-        schema.labels is not None and _label(reference, schema) in schema.labels
-    )
+    if schema.labels is None:
+        return strict(reference, "", schema).adherent
+    return reference_label(reference, schema) in schema.labels
