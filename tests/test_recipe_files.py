@@ -162,6 +162,13 @@ def test_the_name_decides_model_and_output(path: Path) -> None:
     assert "add_version" not in recipe.values  # a second run gets a folder of its own
 
 
+@every(PAPER)
+def test_a_killed_run_has_a_checkpoint_to_go_on_from(path: Path) -> None:
+    assert recipe_of(path).values["save_steps"] == 50  # most take under 200
+    (comment,) = re.findall(r"^save_steps: .*# (.+)$", path.read_text(), re.M)
+    assert comment == "--resume_from_checkpoint DIR continues a killed run"
+
+
 @every(RECIPES)
 def test_keys_and_values_are_exact_for_this_ms_swift(path: Path) -> None:
     recipe = recipe_of(path)
