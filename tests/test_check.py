@@ -648,6 +648,33 @@ def test_differences_name_the_paper_its_time_and_the_recipe(write: Write) -> Non
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("warmup_steps", 500, ("0", "500")),
+        ("max_steps", 40, ("-1", "40")),
+        ("adam_beta1", 0.8, ("0.9", "0.8")),
+        ("adam_epsilon", 1e-4, ("1e-08", "0.0001")),
+        ("use_rslora", True, ("false", "true")),
+        ("use_dora", "yes", ("false", "true")),
+        ("lora_bias", "all", ("none", "all")),
+        ("neftune_noise_alpha", 5, ("unset", "5")),
+    ],
+)
+def test_settings_that_override_the_papers_are_told(
+    write: Write, key: str, value: Any, shown: tuple[str, str]
+) -> None:
+    from tell_plugins.recipe.paper import NEUTRAL, differences
+
+    def told(**changes: Any) -> dict[str, tuple[str | None, str]]:
+        settings = Settings(load_recipe(write(**changes)), keys())
+        return {d.key: (d.of_its_time, d.recipe) for d in differences(settings, None)}
+
+    assert told(**{key: value})[key] == shown
+    neutral = {key: value for key, value in NEUTRAL.items() if value != "unset"}
+    assert told(**neutral) == told()
+
+
+@pytest.mark.parametrize(
     ("per_device", "accumulation", "differs"), [(1, 16, 0), (4, 4, 1), (2, 4, 2)]
 )
 def test_the_batch_counts_as_a_whole(

@@ -38,6 +38,21 @@ OF_ITS_TIME: dict[str, Any] = {
     "max_length": 2048,
     "split_dataset_ratio": 0.01,
 }
+# what would override or change the above, and the values that leave it alone
+NEUTRAL: dict[str, Any] = {
+    "warmup_steps": 0,  # above 0 it wins over warmup_ratio
+    "max_steps": -1,
+    "optimizer": "unset",
+    "adam_beta1": 0.9,
+    "adam_epsilon": 1e-8,
+    "use_rslora": False,
+    "use_dora": False,
+    "lora_bias": "none",
+    "init_weights": "true",
+    "lorap_lr_ratio": "unset",
+    "neftune_noise_alpha": "unset",
+    "label_smoothing_factor": 0.0,
+}
 _QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
 
 
@@ -70,6 +85,11 @@ def differences(settings: Settings, spec: Spec | None) -> list[Difference]:
         parts += f" x {training.world} processes" if training.world > 1 else ""
         found.append(Difference("rows a step", str(BATCH), None, f"{rows} ({parts})", True))
     found += [_compare(settings, key, None, value) for key, value in OF_ITS_TIME.items()]
+    found += [
+        _compare(settings, key, None, value)
+        for key, value in NEUTRAL.items()
+        if settings.value(key) is not None
+    ]
     modules = target_modules_then(settings.text("model"))
     if modules is not None:
         mine = settings.names("target_modules")
@@ -90,7 +110,7 @@ def differences(settings: Settings, spec: Spec | None) -> list[Difference]:
 
 def _compare(settings: Settings, key: str, paper: Any, of_its_time: Any) -> Difference | None:
     expected = of_its_time if paper is None else paper
-    value = settings.value(key)
+    value = settings.flag(key) if isinstance(expected, bool) else settings.value(key)
     if key == "learning_rate" and value is None:
         value = settings.training.learning_rate  # ms-swift sets it late
     if _equal(value, expected):
@@ -112,4 +132,6 @@ def _equal(value: Any, expected: Any) -> bool:
 def _shown(value: Any) -> str | None:
     if value is None:
         return None
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
