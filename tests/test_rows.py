@@ -248,8 +248,6 @@ def test_what_makes_a_file_new(tmp_path: Path) -> None:
         ("c", "b")
     ]
     assert _open(tmp_path, {**value, "q": "new"}).all_texts() == [("new", "b")]
-    path = write_rows(tmp_path / "rows.jsonl", [value])
-    assert open_rows(path, COLUMNS, "(b?)a").keys.tolist() == comparison_keys([""]).tolist()
 
 
 @pytest.mark.parametrize("name", ["meta.json", "index.npy", "texts"])
@@ -354,6 +352,14 @@ def test_hash_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert file_sha256(path) == expected
 
 
+@pytest.mark.parametrize(
+    ("pattern", "part"),
+    [(None, "a b"), ("(b)", "b"), ("(b?)a", ""), ("(c)", "a b"), ("a|(c)", "a b")],
+)
+def test_the_part_of_a_query_that_is_compared(pattern: str | None, part: str) -> None:
+    assert question_of("a b", pattern) == part
+
+
 # --- files in one piece ---------------------------------------------------------------------------
 
 
@@ -387,6 +393,25 @@ def test_a_folder_is_written_in_one_piece(tmp_path: Path) -> None:
             (other / "a").write_text("other")
     assert (target / "a").read_text() == "other"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("place", ["", "below/it"])
+@pytest.mark.parametrize("context", [paths.atomic_path, paths.atomic_dir])
+def test_a_file_in_the_way_of_a_folder(tmp_path: Path, context: Any, place: str) -> None:
+    (tmp_path / "file").touch()
+    target = tmp_path / "file" / place / "target"
+    with pytest.raises(UserError) as caught:
+        _write_half(context(target))
+    assert f"'{target.parent}': a file is in the way" in str(caught.value)
+    with pytest.raises(UserError, match="--out: cannot write into the folder"):
+        paths.make_folder(target.parent, "--out")
+
+
+def test_a_cache_that_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TELL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"\$TELL_CACHE: cannot write into the folder"):
+        _open(tmp_path, {"q": "a", "r": "b"})
 
 
 def test_task_rows_in_memory_equal_those_on_disk(make_card: MakeCard) -> None:

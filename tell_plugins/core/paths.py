@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from tell_plugins.core.errors import UserError
+
 PROJECT = Path(__file__).resolve().parents[2]
 CARDS = PROJECT / "datasets"
 RECIPES = PROJECT / "recipes"
@@ -19,8 +21,7 @@ def cache_dir() -> Path:
     named = os.environ.get("TELL_CACHE")
     if named:
         return user_path(named)
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "tell-recipes"
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tell-recipes"
 
 
 def data_homes() -> list[Path]:
@@ -49,13 +50,27 @@ def user_path(text: str | os.PathLike[str]) -> Path:
     """A path as the user meant it: relative to the folder that `run.sh` was called from.
 
     `run.sh` works in the project's root; what lies only there (`recipes/x.yaml`) is found too.
+    Raises UserError for the home (`~name`) of nobody.
     """
-    path = Path(text).expanduser()
+    path = expanded(text)
     caller = os.environ.get("TELL_CALLER_DIR")
     if caller is None or path.is_absolute():
         return path
     there = Path(caller) / path
     return there if there.exists() or not path.exists() else path
+
+
+def expanded(text: str | os.PathLike[str]) -> Path:
+    """A path with `~` and `~name` replaced. Raises UserError for the home of nobody."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"nobody's home: '{os.fspath(text)}'",
+            where="path",
+            allowed="~ for your own folder, ~name for that of a user of this machine",
+            remedy="write the path out",
+        ) from None
 
 
 def shown(path: str | os.PathLike[str]) -> str:
@@ -67,11 +82,42 @@ def shown(path: str | os.PathLike[str]) -> str:
     return str(absolute)
 
 
+def make_folder(folder: Path, named_by: str | None = None) -> Path:
+    """Make `folder` and its parents if they are missing, and return it.
+
+    Raises UserError where a file is in the way or permission is missing; `named_by` is the option
+    that named the folder.
+    """
+    with _writing_into(folder, named_by):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _writing_into(folder: Path, named_by: str | None = None) -> Iterator[None]:
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        denied = isinstance(error, PermissionError)
+        in_cache = cache_dir() in (folder, *folder.parents)
+        raise UserError(
+            f"cannot write into the folder '{shown(folder)}': "
+            + ("permission denied" if denied else "a file is in the way"),
+            where=named_by or ("$TELL_CACHE" if in_cache else None),
+            allowed="a folder that you may write to; a missing one is made",
+            remedy="name another folder, or mend this one",
+        ) from None
+
+
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Give a temporary path beside `target`; renamed to it on success, removed on failure."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    """Give a temporary path beside `target`; renamed to it on success, removed on failure.
+
+    Raises UserError where the folder cannot be made or written to.
+    """
+    with _writing_into(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -87,10 +133,12 @@ def atomic_dir(target: Path) -> Iterator[Path]:
     """Give a temporary folder beside `target`; renamed to it on success, removed on failure.
 
     When another process finished the same folder first, that one stays: both are equal, since
-    such folders are named by their content.
+    such folders are named by their content. Raises UserError where the folder around it cannot be
+    made or written to.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    with _writing_into(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ class Rows:
 
     Attributes:
         ids: (n, 16) bytes, the content hash of each row.
-        keys: (n,) the comparison key of each row's query (or of its `question` part).
+        keys: (n,) the comparison key of each row's query.
         lines: (n,) where each row stands in the file.
         bad: malformed rows, the first `LISTED` of them; `bad_count` counts all.
     """
@@ -99,27 +100,26 @@ class Rows:
         return self.texts(np.arange(len(self))).pairs()
 
 
-def open_rows(path: Path, columns: Columns, question: str | None = None) -> Rows:
+def open_rows(path: Path, columns: Columns) -> Rows:
     """Open the rows of `path`, reading and checking the file if its content is new.
 
-    `question`, a pattern with one group, names the part of a query that comparison looks at.
     Raises UserError when the file as a whole cannot be read or lacks the columns.
     """
     sha256 = file_sha256(path)
-    recipe = json.dumps([FORMAT, sha256, path.suffix, columns.query, columns.response, question])
+    recipe = json.dumps([FORMAT, sha256, path.suffix, columns.query, columns.response])
     name = hashlib.sha256(recipe.encode()).hexdigest()[:32]
     folder = paths.cache_dir() / "rows" / name
     rows = _open(folder, path, sha256)
     if rows is not None:
         return rows
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    paths.make_folder(folder.parent)
     with FileLock(f"{folder}.lock"):  # a second process waits for the first instead of reading too
         rows = _open(folder, path, sha256)
         if rows is None:
             for old in (folder, *folder.parent.glob(f".{name}.*")):  # broken, or half-written
                 shutil.rmtree(old, ignore_errors=True)
             with paths.atomic_dir(folder) as temporary:
-                _convert(path, columns, question, temporary)
+                _convert(path, columns, temporary)
             rows = _open(folder, path, sha256)
     if rows is None:
         raise MachineError(
@@ -170,7 +170,7 @@ def file_sha256(path: Path) -> str:
 _INDEX = np.dtype([("id", "u1", 16), ("key", "<u8"), ("line", "<i8"), ("length", "<i8", 2)])
 
 
-def _convert(path: Path, columns: Columns, question: str | None, folder: Path) -> None:
+def _convert(path: Path, columns: Columns, folder: Path) -> None:
     index: list[npt.NDArray[Any]] = []
     batch: list[tuple[int, str, str]] = []
     bad: list[BadRow] = []
@@ -182,7 +182,7 @@ def _convert(path: Path, columns: Columns, question: str | None, folder: Path) -
         entries = np.zeros(len(batch), _INDEX)
         ids = b"".join(row_id(q, r) for _, q, r in batch)
         entries["id"] = np.frombuffer(ids, "u1").reshape(-1, 16)
-        entries["key"] = comparison_keys([question_of(q, question) for _, q, _ in batch])
+        entries["key"] = comparison_keys([q for _, q, _ in batch])
         entries["line"] = [line for line, _, _ in batch]
         encoded = [(q.encode(), r.encode()) for _, q, r in batch]
         entries["length"] = [(len(q), len(r)) for q, r in encoded]
@@ -252,9 +252,6 @@ def extract(value: Any, columns: Columns) -> tuple[str, str] | str:
 
 def question_of(query: str, pattern: str | None) -> str:
     """The part of a query that comparison looks at: the pattern's group, else the query."""
-    import re
-
-    if pattern is None:
-        return query
-    match = re.search(pattern, query, re.DOTALL)
-    return match[1] if match else query
+    match = re.search(pattern, query, re.DOTALL) if pattern is not None else None
+    part = match[1] if match else None  # a group may take no part in a match
+    return query if part is None else part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +43,8 @@ def find_file(card: Card, split: str) -> Path | None:
 def _in_some_folder(home: Path, card: Card, split: str) -> Path | None:
     name = card.split(split).file
     folders = sorted(path for path in home.iterdir() if path.is_dir()) if home.is_dir() else []
-    found = [folder / name for folder in folders if (folder / name).is_file()]
+    # os.path's, which says no where a folder cannot be entered (lost+found)
+    found = [folder / name for folder in folders if os.path.isfile(folder / name)]
     found = [path for path in found if _may_serve(path.relative_to(home).parts[0], card, split)]
     if len(found) > 1 and len({file_sha256(path) for path in found}) > 1:
         raise UserError(
@@ -84,7 +86,7 @@ def need_file(card: Card, split: str) -> Path:
 
 def open_split(card: Card, split: str) -> Rows:
     """The valid rows of a split as they stand in the file, anchors included."""
-    return open_rows(need_file(card, split), card.columns_of(split), card.question)
+    return open_rows(need_file(card, split), card.columns_of(split))
 
 
 def inline_front(card: Card) -> str:

@@ -165,7 +165,7 @@ class _LengthStore:
 
     def counting(self) -> FileLock:
         """A lock for whoever counts with this tokenizer."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        paths.make_folder(self._path.parent)
         return FileLock(f"{self._path}.counting.lock")
 
     def look_up(

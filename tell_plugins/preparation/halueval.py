@@ -126,7 +126,7 @@ def _halueval_file(named: str | None, places: Places) -> Path:
 def _check_against_official(path: Path, rows: Sequence[HaluRow]) -> str:
     """The anchor of the official test file. UserError unless its rows are `rows`, in order."""
     card = load_card(OFFICIAL)
-    official = open_rows(path, card.columns_of("test"), card.question).all_texts()
+    official = open_rows(path, card.columns_of("test")).all_texts()
     anchor = shared_front([prompt for prompt, _ in official], paths.shown(path))
     expected = [(anchor + row.payload, row.label) for row in rows]
     if official != expected:
