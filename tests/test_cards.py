@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tell_plugins.core import paths
+from tell_plugins.core import paths, sources
 from tell_plugins.core.anchors import resolve_anchor
 from tell_plugins.core.cards import Card, card_names, find_card, load_card
 from tell_plugins.core.errors import UserError, UserErrors
@@ -180,6 +182,11 @@ def test_all_problems_of_a_card_are_raised_together(tmp_path: Path) -> None:
         ({"splits__train__rows": 0}, "key 'splits.train.rows' is 0"),
         ({"splits__train__blob": "abc"}, "key 'splits.train.blob' is 'abc'"),
         ({"general__from": []}, "key 'general.from' is []"),
+        ({"general__from": ["a", "b", "a"]}, "key 'general.from' is ['a', 'b', 'a']: 'a' is named"),
+        ({"splits__dev": {"file": "d.jsonl"}}, "'dev' would not be held out"),
+        ({"splits__evaluation": {"file": "d.jsonl"}}, "write 'validation'"),
+        ({"splits__testing": {"file": "d.jsonl"}}, "write 'test'"),
+        ({"splits__Test": {"file": "d.jsonl"}}, "write 'test'"),
         ({"general__amount": 40}, "say the unit: 40rows or 40tok"),
         ({"max_new_tokens": "many"}, "key 'max_new_tokens' is 'many'"),
         ({"splits": {"tain": {"file": "t.jsonl"}}}, "a task card needs a split 'train'"),
@@ -210,6 +217,8 @@ def test_wrong_values(tmp_path: Path, change: dict[str, Any], message: str) -> N
         ("", "a card is a mapping"),
         ("name: x\nkind: task\nname: x\n", r"line 3: key 'name' is given twice"),
         ("name: x\nsplits:\n  train: {file: a}\n  train: {file: b}\n", "line 4: key 'train'"),
+        ("name: x\ndate: 2024-13-45\n", "not readable as YAML: month must be"),
+        ("name: x\nsource: &all {again: *all}\n", "not readable as YAML: maximum recursion"),
         ("1: x\nyes: y\n", "unknown key|Keys should be strings"),
     ],
 )
@@ -280,6 +289,20 @@ def test_folders_are_meant_from_where_run_sh_was_called(
     assert paths.user_path("new.txt") == Path("new.txt")
 
 
+def test_the_home_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="nobody's home: '~no_such_user/x'"):
+        paths.user_path("~no_such_user/x")
+    monkeypatch.setenv("TELL_CACHE", "~no_such_user/x")
+    with pytest.raises(UserError, match="remedy:  write the path out"):
+        paths.cache_dir()
+
+
+def test_splits_of_other_names_stay(tmp_path: Path) -> None:
+    splits = {name: {"file": f"{name}.jsonl"} for name in ("train", "tm", "validation", "heldout")}
+    _write(tmp_path, _changed(splits=splits))
+    assert set(load_card("x").splits) == set(splits)
+
+
 def test_where_a_file_is_looked_for(tmp_path: Path, make_card: MakeCard) -> None:
     folder = make_card("t", train=[{"q": "1", "r": "2"}])
     card = load_card("t")
@@ -330,6 +353,22 @@ def test_two_folders_with_the_file_are_not_guessed_between(
         path.write_text(f'{{"q": "{name}", "r": "4"}}\n')
     with pytest.raises(UserError, match="several files may be split 'train' of card 't'"):
         find_file(load_card("t"), "train")
+
+
+def test_a_folder_that_cannot_be_entered_is_passed_over(make_card: MakeCard) -> None:
+    make_card("t", train=[{"q": "1", "r": "2"}])
+    card = load_card("t")
+    with tempfile.TemporaryDirectory() as place:  # one that other users may enter
+        home = Path(place)
+        home.chmod(0o755)
+        (home / "lost+found").mkdir(mode=0)
+        was = os.geteuid()
+        if was == 0:  # to the superuser nothing is closed
+            os.seteuid(65534)
+        try:
+            assert sources._in_some_folder(home, card, "train") is None
+        finally:
+            os.seteuid(was)
 
 
 def test_an_unknown_split_names_the_nearest(make_card: MakeCard) -> None:

@@ -23,6 +23,12 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
 from tell_plugins.core.spec import Amount, parse_amount
 
+HELD_OUT = ("validation", "test", "heldout")  # the splits whose rows never train
+_MEANT = {
+    **dict.fromkeys(("dev", "val", "valid", "eval", "evaluation"), "validation"),
+    "testing": "test",
+    **{name: name for name in HELD_OUT},
+}
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -62,6 +68,14 @@ class General(_Strict):
 
     sources: tuple[Text, ...] = Field(alias="from", min_length=1)
     amount: Amount
+
+    @field_validator("sources")
+    @classmethod
+    def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"'{twice[0]}' is named twice, so its rows would train twice")
+        return names
 
     @field_validator("amount", mode="before")
     @classmethod
@@ -118,6 +132,18 @@ class Card(_Strict):
     @property
     def inline_anchor(self) -> bool:
         return self.anchor == "inline"
+
+    @field_validator("splits")
+    @classmethod
+    def _held_out_by_name(cls, splits: dict[str, Split]) -> dict[str, Split]:
+        """Only splits named so are held out; one of a like name would train unnoticed."""
+        for name in splits:
+            meant = _MEANT.get(name.lower(), name)
+            if meant != name:
+                raise ValueError(
+                    f"a split '{name}' would not be held out from training: write '{meant}'"
+                )
+        return splits
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Card:
@@ -221,11 +247,12 @@ def _read(path: Path, where: str) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         raw = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        repeated = list(_repeated_keys(node, where))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date, an alias of itself
         raise UserError(f"not readable as YAML: {error}", where=where, remedy="mend it") from None
     if not isinstance(raw, dict):
         raise UserError("a card is a mapping of keys to values", where=where, remedy="see README")
-    raise_all(list(_repeated_keys(node, where)))
+    raise_all(repeated)
     return raw
 
 
