@@ -44,8 +44,8 @@ _OURS = 2
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    debug = "--debug" in argv or bool(os.environ.get("TELL_DEBUG"))
-    argv = [part for part in argv if part != "--debug"]
+    argv, debug = _take_debug(argv)
+    debug = debug or bool(os.environ.get("TELL_DEBUG"))
     if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
         match = nearest(argv[0], [*VERBS, *_RUN_SH])
         hint = f"did you mean '{match}'?" if match else "see ./run.sh --help"
@@ -66,6 +66,20 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return _OURS
+
+
+def _take_debug(argv: list[str]) -> tuple[list[str], bool]:
+    """The arguments without our `--debug`, and whether it was there.
+
+    Before a value it is the trainer's own flag (`train R --debug underflow_overflow`), unless the
+    value is the verb.
+    """
+    ours = [
+        place
+        for place, part in enumerate(argv)
+        if part == "--debug" and (place == 0 or [*argv, "--"][place + 1].startswith("--"))
+    ]
+    return [part for place, part in enumerate(argv) if place not in ours], bool(ours)
 
 
 def _say(error: BaseException) -> int:

@@ -205,6 +205,35 @@ def test_debug_shows_where_an_error_comes_from(
         main(["fake", "--debug"])
 
 
+@pytest.mark.parametrize(
+    ("args", "flags", "ours"),
+    [
+        (["fake", "a", "--debug"], [], True),
+        (["--debug", "fake", "a"], [], True),
+        (["fake", "a", "--debug", "--x", "1"], ["--x", "1"], True),
+        (["fake", "a", "--debug", "underflow_overflow"], ["--debug", "underflow_overflow"], False),
+        (["fake", "a", "--debug", "tpu", "--debug"], ["--debug", "tpu"], True),
+    ],
+)
+def test_debug_before_a_value_is_the_trainers(
+    verb: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    args: list[str],
+    flags: list[str],
+    ours: bool,
+) -> None:
+    seen: list[list[str]] = []
+
+    def run(parsed: argparse.Namespace) -> int:
+        seen.append(parsed.flags)
+        raise UserError("found")
+
+    verb(run, takes_flags=True)
+    assert main(args) == 1
+    assert seen == [flags]
+    assert ("Traceback" in capsys.readouterr().err) == ours
+
+
 @pytest.mark.parametrize("args", [["--help"], ["data", "list"]])
 def test_a_reader_that_goes_away_is_no_error(args: list[str]) -> None:
     reading, writing = os.pipe()
