@@ -16,6 +16,8 @@ from tell_plugins.evaluation.representations import (
     CONDITIONS,
     MEASURES,
     Groups,
+    _distances,
+    _of_distances,
     centroid_distance,
     separations,
     tsne,
@@ -70,6 +72,26 @@ def test_distance_of_centroids_by_hand() -> None:
     assert centroid_distance(east, -east) == pytest.approx(2.0)
     for found in separations(_groups(3.0, 1.0, 0.0))["centroid_distance"].by_condition.values():
         assert found.low < found.value < found.high
+
+
+@pytest.mark.parametrize("shift", [0.1, 0.3, 1.0])
+def test_the_interval_of_a_distance_holds_its_value_and_covers_the_truth(shift: float) -> None:
+    """In many dimensions the noise of a mean adds to the distance, and a draw's adds again."""
+    random = np.random.default_rng(1)
+    centre = random.normal(size=300)
+    moved = centre + shift * random.normal(size=300)
+    truth = centroid_distance(moved[None], centre[None])
+    covered = 0
+    for _ in range(10):
+        task, general = (mean + random.normal(size=(40, 300)) for mean in (moved, centre))
+        found = _of_distances(_distances(Groups(task, task + 1.0, general, general)))
+        for part in (*found.by_condition.values(), *found.change.values()):
+            assert part.low <= part.value <= part.high
+        part = found.by_condition["without"]
+        covered += part.low <= truth <= part.high
+        assert part.low >= 0
+        assert part.value == pytest.approx(truth, abs=0.05)
+    assert covered >= 8
 
 
 def test_silhouettes_are_those_of_scikit_learn() -> None:

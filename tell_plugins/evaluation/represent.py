@@ -224,7 +224,7 @@ def _report(
 ) -> dict[str, Any]:
     """What is saved beside the picture."""
     return {
-        "format": 1,
+        "format": 2,
         "recipe": job.recipe.name,
         "model": job.recipe.get("model"),
         "adapter": job.adapter.shown,
