@@ -111,6 +111,7 @@ def test_a_folder_says_what_is_not_the_default(flags: list[str], name: str, tmp_
     [
         ("tiny_task", ["--learned", "comet"], "comet score translations; card 'tiny_task'"),
         ("en_xx", ["--learned", "bluert"], "did you mean 'bleurt'?"),
+        ("en_xx", ["--learned", "bleurt", "--bleurt", "./gone"], "no checkpoint at './gone'"),
         ("tiny_task", ["--decoding", "gredy"], "did you mean 'greedy'?"),
         ("tiny_task", ["--decoding", "paper", "--seeds", "1,x"], "bad seeds '1,x'"),
         ("tiny_task", ["--engine", "vlm"], "did you mean 'vllm'?"),

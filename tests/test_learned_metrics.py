@@ -8,13 +8,15 @@ import pickle
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.evaluation import scoring
+from tell_plugins.evaluation import learned_metrics, scoring
 from tell_plugins.evaluation.learned_metrics import (
     DEFAULT_MODELS,
     Bleurt,
@@ -214,6 +216,45 @@ def test_learned_scores_are_kept_while_the_answers_are_the_same(
     changed = scoring.write(folder)
     assert changed.translation is not None
     assert changed.translation.learned == {}
+
+
+class _Constant(LearnedMetric):
+    """A metric that costs nothing and counts what it is asked."""
+
+    name, limit = "comet", 512
+    loaded: ClassVar[list[str]] = []
+    scored: ClassVar[list[int]] = []
+
+    def __init__(self, model: str, *, batch_size: int = 16) -> None:
+        super().__init__()
+        self.model_name = model
+        self.loaded.append(model)
+
+    def _lengths(self, triples: Sequence[Triple]) -> list[int]:
+        return [5] * len(triples)
+
+    def _score(self, triples: Sequence[Triple]) -> list[float]:
+        self.scored.append(len(triples))
+        return [0.5] * len(triples)
+
+
+def test_learned_scores_are_computed_once_for_each_checkpoint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learned_metrics, "Comet", _Constant)
+    other = save_answers(tmp_path / "other", "lines", ["Eitt", "Rigning", "Sol\nog tungl"])
+    one, two = f"{tmp_path.name}/one", f"{tmp_path.name}/two"
+    for _ in range(2):
+        for answers in (folder, other):
+            scores = scoring.write(answers, learned=["comet"], models={"comet": one})
+            assert scores.translation is not None
+            assert scores.translation.learned["comet"].model == one
+    assert _Constant.loaded == [one]
+    assert len(_Constant.scored) == 2
+    again = scoring.write(folder, learned=["comet"], models={"comet": two})
+    assert again.translation is not None
+    assert again.translation.learned["comet"].model == two
+    assert _Constant.loaded == [one, two]
 
 
 def test_learned_scores_of_two_systems_are_paired_by_segment(

@@ -202,6 +202,7 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
     adapters = find_adapters(args.adapter, recipe)
     learned = metric_names(args.learned)
     scoring.need_translation(card, learned)
+    _need_checkpoints(learned, args)
     anchor = args.anchor or spec.anchor
     if args.shots:
         choose_examples(card, anchor, count=args.shots)
@@ -223,6 +224,18 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
         learned=learned,
         out=out,
     )
+
+
+def _models(args: argparse.Namespace) -> dict[str, str]:
+    return {name: value for name in LEARNED if (value := getattr(args, name))}
+
+
+def _need_checkpoints(learned: list[str], args: argparse.Namespace) -> None:
+    if learned:
+        from tell_plugins.evaluation.learned_metrics import need_checkpoint
+
+        for name in learned:
+            need_checkpoint(name, _models(args).get(name))
 
 
 def _check_counts(args: argparse.Namespace) -> None:
@@ -327,7 +340,7 @@ def _general_settings(
 def _answer_task(
     engine: Engine, task: Task, adapter: Adapter, folder: Path, args: argparse.Namespace
 ) -> None:
-    models = {name: value for name in LEARNED if (value := getattr(args, name))}
+    models = _models(args)
     for seed in _seeds(args):
         name = folder_name(args, seed)
         history: History = ()

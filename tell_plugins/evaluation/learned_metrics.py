@@ -8,6 +8,7 @@ length is counted here first.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -222,10 +223,16 @@ class Comet(LearnedMetric):
         return [float(score) for score in prediction["scores"]]
 
 
-def load_metric(name: str, model: str | None = None, *, batch_size: int = 16) -> LearnedMetric:
-    """The metric `bleurt` or `comet`, from `model`, else the variable's, else the default."""
+@functools.cache
+def load_metric(name: str, model: str, *, batch_size: int = 16) -> LearnedMetric:
+    """The metric `bleurt` or `comet` of a checkpoint, loaded once a process."""
     kinds: dict[str, type[Bleurt] | type[Comet]] = {"bleurt": Bleurt, "comet": Comet}
     return kinds[name](model, batch_size=batch_size)
+
+
+def need_checkpoint(name: str, model: str | None = None) -> None:
+    """Raise UserError when the checkpoint that would be taken is a path and not there."""
+    _local_or_name(chosen_model(name, model), name)
 
 
 def chosen_model(name: str, model: str | None = None) -> str:

@@ -297,17 +297,20 @@ def _official(
 def _learned(
     scored: Scored, names: Sequence[str], models: Mapping[str, str]
 ) -> dict[str, LearnedScores]:
-    """Learned scores: those asked for, and those saved earlier over the very same answers."""
-    kept = {name: value for name, value in saved_learned(scored).items() if name not in names}
+    """Learned scores: those saved earlier over the very same answers, and those asked for, which
+    are computed unless the same checkpoint gave them already."""
+    kept = saved_learned(scored)
     if not names:
         return kept
-    from tell_plugins.evaluation.learned_metrics import load_metric, score_documents
+    from tell_plugins.evaluation.learned_metrics import chosen_model, load_metric, score_documents
     from tell_plugins.evaluation.segments import documents
 
-    docs, _ = documents(scored)
     for name in names:
-        metric = load_metric(name, models.get(name))
-        kept[name], values, rows = score_documents(metric, docs)
+        model = chosen_model(name, models.get(name))
+        if name in kept and kept[name].model == model:
+            continue
+        metric = load_metric(name, model)
+        kept[name], values, rows = score_documents(metric, documents(scored)[0])
         segments = SegmentScores(name, metric.model_name, scored.sha256, rows, values)
         saved = {"summary": asdict(kept[name]), "segments": asdict(segments)}
         paths.write_text(learned_file(scored.folder, name), json.dumps(saved, indent=1) + "\n")
