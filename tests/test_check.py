@@ -199,8 +199,10 @@ def test_a_key_of_a_later_release_is_told_apart(write: Write) -> None:
         ("report_to: []", "remove the key, or name something"),
         ("logging_steps: 1.5", "a whole number"),
         ("logging_steps: true", "a whole number"),
+        ("logging_steps: 2024-01-31", "a whole number"),
         ("adam_epsilon: small", "a number"),
         ("adam_epsilon: [1, 2]", "a number"),
+        ("adam_epsilon: 2024-01-31", "a number"),
         ("use_cpu: maybe", "true or false"),
         ("attn_impl: [sdpa]", "one text"),
         ("truncation_strategy: rigth", "did you mean 'right'?"),
@@ -231,6 +233,37 @@ def test_values_that_ms_swift_would_misread(write: Write, line: str, says: str) 
 )
 def test_values_that_ms_swift_reads_well(write: Write, line: str) -> None:
     assert errors(look(write(text=f"{line}\n"))) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("warmup_ratio", 3, "write 0.03 if 3 % is meant"),
+        ("warmup_ratio", -0.03, "remove the minus sign"),
+        ("lora_dropout", 5, "write 0.05 if 5 % is meant"),
+        ("lora_dropout", 500, "allowed: from 0 to 1"),
+        ("learning_rate", "-1e-4", "remove the minus sign"),
+        ("lora_rank", 0, "allowed: from 1"),
+        ("lora_alpha", -32, "remove the minus sign"),
+        ("max_length", -1, "allowed: from 1"),
+        ("weight_decay", ".nan", "allowed: from 0"),
+    ],
+)
+def test_numbers_beyond_their_range(write: Write, key: str, value: Any, says: str) -> None:
+    (found,) = errors(look(write(**{key: None}, text=f"{key}: {value}\n")))
+    assert f"'{key}' is" in found
+    assert says in found
+
+
+def test_the_ends_of_a_range_are_inside(write: Write) -> None:
+    ends = {"warmup_ratio": 1, "lora_dropout": 0, "lora_rank": 1, "max_grad_norm": 0}
+    assert errors(look(write(**ends))) == []
+
+
+def test_an_impossible_date_is_no_yaml(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(text="run_name: 2024-02-31\n")
+    assert main(["check", str(path)]) == 1
+    assert "toy.yaml: no YAML: day is out of range" in capsys.readouterr().out
 
 
 def test_a_list_of_numbers_stops_the_command_of_4_0(write: Write) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from tell_plugins.core.errors import nearest
 from tell_plugins.recipe.findings import Finding, error, warning
-from tell_plugins.recipe.recipes import Recipe, as_list
+from tell_plugins.recipe.recipes import Recipe, as_json, as_list
 from tell_plugins.recipe.settings import FALSE, TRUE
 from tell_plugins.recipe.swift_keys import SwiftKeys
 
@@ -49,6 +49,21 @@ _VALUES = {
     "save_strategy": ("no", "steps", "epoch", "best"),
     "eval_strategy": ("no", "steps", "epoch"),
     "logging_strategy": ("no", "steps", "epoch"),
+}
+# the least and the greatest of numbers that ms-swift takes as they come, or refuses late
+_RANGES = {
+    "learning_rate": (0.0, math.inf),
+    "warmup_ratio": (0.0, 1.0),
+    "warmup_steps": (0.0, math.inf),
+    "weight_decay": (0.0, math.inf),
+    "max_grad_norm": (0.0, math.inf),
+    "adam_beta1": (0.0, 1.0),
+    "adam_beta2": (0.0, 1.0),
+    "adam_epsilon": (0.0, math.inf),
+    "lora_rank": (1.0, math.inf),
+    "lora_alpha": (1.0, math.inf),
+    "lora_dropout": (0.0, 1.0),
+    "max_length": (1.0, math.inf),
 }
 
 
@@ -101,11 +116,12 @@ def check_values(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
             continue
         finding = _check_type(recipe, key, value, swift.keys[key]["type"])
         finding = finding or _check_choice(recipe, key, value, swift.keys[key]["choices"])
+        finding = finding or _check_range(recipe, key, value)
         if finding is None and _breaks_config(value) and not swift.takes_yaml_first:
             finding = warning(
                 f"'{key}' lists other things than text, which stops `swift sft --config`",
                 recipe.where(key),
-                f"put each into quotes: {json.dumps([str(part) for part in value])}",
+                f"put each into quotes: {as_json([str(part) for part in value])}",
             )
         if finding is not None:
             yield finding
@@ -121,7 +137,7 @@ def _check_type(recipe: Recipe, key: str, value: Any, kind: str) -> Finding | No
         wrong = [part for part in parts if part is None or isinstance(part, (bool, dict, list))]
         if not parts or wrong:
             return error(
-                f"'{key}' is {json.dumps(value)}",
+                f"'{key}' is {as_json(value)}",
                 recipe.where(key),
                 "put texts into quotes" if wrong else "remove the key, or name something",
                 "one or several texts or numbers",
@@ -143,7 +159,7 @@ def _check_type(recipe: Recipe, key: str, value: Any, kind: str) -> Finding | No
 
 
 def _wrong(recipe: Recipe, key: str, value: Any, allowed: str) -> Finding:
-    shown = value if isinstance(value, str) else json.dumps(value)
+    shown = value if isinstance(value, str) else as_json(value)
     return error(f"'{key}' is {shown}", recipe.where(key), "correct the value", allowed)
 
 
@@ -187,3 +203,18 @@ def _check_choice(
         f"did you mean '{match}'?" if match else "use one of the allowed values",
         ", ".join(allowed),
     )
+
+
+def _check_range(recipe: Recipe, key: str, value: Any) -> Finding | None:
+    if key not in _RANGES or not _is_number(value):
+        return None
+    (low, high), number = _RANGES[key], float(value)
+    if low <= number <= high:
+        return None
+    remedy = "correct the value"
+    if high < number <= 100 * high:
+        remedy = f"write {number / 100:g} if {number:g} % is meant"
+    elif low <= -number <= high:
+        remedy = "remove the minus sign, or the key"
+    allowed = f"from {low:g}" + (f" to {high:g}" if high < math.inf else "")
+    return error(f"'{key}' is {value}", recipe.where(key), remedy, allowed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,11 @@ class Recipe:
 
     @property
     def output_dir(self) -> Path:
-        """Where the run's results go: the recipe's `output_dir`, else `output/<name>`."""
-        return Path(str(self.get("output_dir", f"output/{self.name}")))
+        """Where the run's results go: the recipe's `output_dir`, else `output/<name>`.
+
+        A `~` is read as ms-swift reads it: that of nobody is a folder's name.
+        """
+        return Path(os.path.expanduser(str(self.get("output_dir", f"output/{self.name}"))))
 
     @property
     def environment(self) -> dict[str, str]:
@@ -107,7 +110,12 @@ def as_list(value: Any) -> list[Any]:
 def _flag_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+    return as_json(value) if isinstance(value, dict) else str(value)
+
+
+def as_json(value: Any) -> str:
+    """A YAML value as JSON; dates, which JSON has not, become text."""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> Recipe:
@@ -127,7 +135,7 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> Recipe:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
         raise UserError(f"no YAML: {error}", where=paths.shown(file), remedy="mend it") from None
     if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
         raise UserError(
@@ -213,16 +221,3 @@ def checkpoints(run: Path) -> list[Path]:
 def _step(path: Path) -> int:
     tail = path.name.rpartition("-")[2]
     return int(tail) if tail.isdigit() else -1
-
-
-def number(values: Mapping[str, Any], key: str, default: float) -> float:
-    """A numeric value of a recipe; text such as `1e-4` counts, as it does for ms-swift."""
-    value = values.get(key)
-    if value is None or value == "None":
-        return default
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise UserError(
-            f"'{key}' is '{value}'", where="recipe", allowed="a number", remedy="correct it"
-        ) from None
