@@ -402,12 +402,17 @@ def test_steps_are_told_without_the_files_where_the_string_says_enough(write: Wr
         ({"model": None}, "no 'model'"),
         ({"model": "models/none"}, "no model folder 'models/none'"),
         ({"model": "tests"}, "holds no config.json"),
+        ({"model": "~nobody-at-all/x"}, "no model folder '~nobody-at-all/x'"),
         ({"target_modules": ["q_proj", "c_attn"]}, "which Llama-2-7b-chat does not have"),
         ({"val_dataset": ["tell/tooy:split=test"]}, "did you mean 'toy'?"),
         ({"learning_rate": "1e-4x"}, "a number"),
         ({"num_train_epochs": 0}, "takes no optimizer step"),
         ({"gradient_accumulation_steps": 0}, "a whole number from 1"),
         ({"lr_scheduler_kwargs": "{"}, "a mapping, or its JSON"),
+        (
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": "abc"}},
+            "'num_cycles' is 'abc'",
+        ),
     ],
 )
 def test_settings_that_stop_a_run(write: Write, changes: dict[str, Any], says: str) -> None:
@@ -425,6 +430,7 @@ def test_settings_that_stop_a_run(write: Write, changes: dict[str, Any], says: s
         ({"val_dataset": ["tell/toy"]}, "validates on training rows"),
         ({"learning_rate": 1e4}, "check the exponent's sign"),
         ({"save_strategy": "no"}, "no adapter is kept"),
+        ({"output_dir": None}, "named after the model, not to output/toy"),
         ({"lr_scheduler_type": "polynomial"}, "'polynomial' is not modelled"),
         ({"warmup_steps": 50}, "never reaches 0.0001"),
         ({"max_steps": 1, "warmup_ratio": 0.0}, "rows never trained on"),

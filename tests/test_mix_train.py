@@ -244,6 +244,30 @@ def test_a_no_op_is_said_before_it_runs(
     assert "this run is a no-op: 3 rows at 4 rows a step" in capsys.readouterr().err
 
 
+def test_what_is_not_modelled_trains_all_the_same(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_with_model", lambda recipe, settings: recipe)
+    monkeypatch.setattr(train, "train", lambda recipe: 0)
+    flags = ["--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 0}']
+    assert main(["train", str(toy), *flags]) == 0
+    assert main(["train", str(toy), "--lr_scheduler_type", "cosine", *flags[2:]]) == 0
+
+
+def test_it_trains_into_the_folder_where_eval_looks(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = yaml.safe_load(toy.read_text())
+    del values["output_dir"]
+    toy.write_text(yaml.safe_dump(values))
+    folders: list[list[str]] = []
+    monkeypatch.setattr(train, "_with_model", lambda recipe, settings: recipe)
+    monkeypatch.setattr(train, "train", lambda recipe: folders.append(recipe.argv()) or 0)
+    assert main(["train", str(toy)]) == 0
+    assert folders[0][-2:] == ["--output_dir", str(load_recipe(toy).output_dir)]
+    assert "output_dir" not in capsys.readouterr().err
+
+
 # --- models and hubs -----------------------------------------------------------------------------
 
 

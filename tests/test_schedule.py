@@ -72,6 +72,8 @@ def test_cosine_takes_its_cycles() -> None:
         ("linaer", {}, "did you mean 'linear'"),
         ("polynomial", {}, "not modelled"),
         ("linear", {"power": 2}, "'power' of scheduler 'linear' is not modelled"),
+        ("cosine", {"num_cycles": "abc"}, "'num_cycles' is 'abc'"),
+        ("cosine", {"num_cycles": math.inf}, "'num_cycles' is 'inf'"),
     ],
 )
 def test_what_is_not_modelled_is_said(scheduler: str, kwargs: dict[str, Any], match: str) -> None:

@@ -20,7 +20,7 @@ from tell_plugins.recipe.findings import Finding, as_errors, error, errors_of, w
 from tell_plugins.recipe.lengths import Counted, count, max_length, own_tokenizer
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.rules import check_recipe
-from tell_plugins.recipe.schedule import Exposure, Plan, exposure, plan, why_no_op
+from tell_plugins.recipe.schedule import Exposure, Plan, Unmodelled, exposure, plan, why_no_op
 from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.swift_keys import SwiftKeys, swift_keys
 from tell_plugins.recipe.tables import count_of
@@ -206,9 +206,7 @@ def _look_at_schedule(checked: Checked) -> None:
     training = checked.settings.training
     try:
         checked.plan = plan(entries, training)
-    except UserError as problem:
-        if problem.where != "lr_scheduler_type" and problem.where != "lr_scheduler_kwargs":
-            raise
+    except Unmodelled as problem:
         checked.findings.append(
             warning(problem.found, checked.recipe.where(problem.where), problem.remedy or "")
         )

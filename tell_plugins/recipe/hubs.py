@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError
 from tell_plugins.recipe.settings import TRUE
 
@@ -36,11 +37,11 @@ def is_cached(model: str, hugging_face: bool) -> bool:
 def _hugging_face_cache() -> Path:
     named = os.environ.get("HF_HUB_CACHE")
     home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    return Path(named or f"{home}/hub").expanduser()
+    return paths.expanded(named or f"{home}/hub")
 
 
 def _modelscope_cache() -> Path:
-    return Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
+    return paths.expanded(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope")
 
 
 def need_model(model: str, flag: bool) -> None:

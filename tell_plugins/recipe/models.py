@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from tell_plugins.core import paths
+from tell_plugins.core.errors import UserError
 from tell_plugins.preparation.embedded_model import model_dir
 
 
 def model_folder(model: str) -> Path | None:
     """The folder that `model` names (`swift sft` runs in the project's root), if there is one."""
-    for path in (paths.PROJECT / Path(model).expanduser(), paths.user_path(model)):
-        if path.is_dir():
-            return path
-    return None
+    try:
+        places = (paths.PROJECT / paths.expanded(model), paths.user_path(model))
+    except UserError:  # the home of nobody
+        return None
+    return next((path for path in places if path.is_dir()), None)
 
 
 def is_embedded(model: str) -> bool:

@@ -21,6 +21,10 @@ from tell_plugins.core.errors import UserError, nearest
 Rates = npt.NDArray[np.float64]
 
 
+class Unmodelled(UserError):
+    """A scheduler, or an argument of one, whose learning rates are not known here."""
+
+
 @dataclass(frozen=True)
 class Training:
     """The settings that decide steps and learning rates; defaults are those of transformers."""
@@ -109,7 +113,7 @@ class Exposure:
 def plan(entries: int, training: Training) -> Plan:
     """Lay out a run over `entries` rows.
 
-    Raises UserError when no step can be taken, or for a scheduler that is not modelled.
+    Raises UserError when no step can be taken, Unmodelled for a scheduler that is not modelled.
     """
     per_process = entries // training.world
     if training.drop_last:
@@ -153,27 +157,28 @@ def relative_rates(
 ) -> Rates:
     """(steps,) the factor on the learning rate at each step.
 
-    Raises UserError for a scheduler, or an argument of one, that is not modelled here.
+    Raises Unmodelled for a scheduler, or an argument of one, that is not modelled here, and
+    UserError for an argument that is no number.
     """
     if scheduler not in _DECAYS:
-        match = nearest(scheduler, _DECAYS)
-        raise UserError(
+        match = nearest(scheduler, MODELLED)
+        raise Unmodelled(
             f"scheduler '{scheduler}' is not modelled",
             where="lr_scheduler_type",
-            allowed=", ".join(_DECAYS),
+            allowed=", ".join(MODELLED),
             remedy=f"did you mean '{match}'?" if match else "its learning rates are not shown",
         )
     decay, known = _DECAYS[scheduler]
     given = kwargs or {}
     extra = sorted(set(given) - set(known))
     if extra:
-        raise UserError(
+        raise Unmodelled(
             f"'{extra[0]}' of scheduler '{scheduler}' is not modelled",
             where="lr_scheduler_kwargs",
             allowed=", ".join(known) or "no arguments",
             remedy="its learning rates are not shown",
         )
-    values = {**known, **{key: float(value) for key, value in given.items()}}
+    values = {**known, **{key: _argument(key, value) for key, value in given.items()}}
     if scheduler == "constant":
         warmup = 0
     return np.array(
@@ -183,6 +188,21 @@ def relative_rates(
         ],
         np.float64,
     )
+
+
+def _argument(key: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(
+            f"'{key}' is '{value}'",
+            where="lr_scheduler_kwargs",
+            allowed="a finite number",
+            remedy="correct the value",
+        )
+    return number
 
 
 def _linear(done: int, span: int, _: dict[str, float]) -> float:

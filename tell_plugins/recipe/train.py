@@ -27,7 +27,7 @@ from tell_plugins.recipe.models import is_embedded, model_folder
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.rules import check_recipe
 from tell_plugins.recipe.run_rules import check_packages
-from tell_plugins.recipe.schedule import plan, why_no_op
+from tell_plugins.recipe.schedule import Unmodelled, plan, why_no_op
 from tell_plugins.recipe.settings import TRUE, Settings
 from tell_plugins.recipe.swift_keys import project_environment, swift_keys
 
@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.flags)
+    # where `eval` will look; by itself ms-swift names the folder after the model
+    recipe = recipe.with_values(output_dir=str(recipe.output_dir))
     settings = Settings(recipe, swift_keys())
     _refuse_errors(recipe, settings)
     recipe = _with_model(recipe, settings)
@@ -69,9 +71,12 @@ def _say(finding: Finding) -> None:
 def _say_no_op(spec: Spec, settings: Settings) -> None:
     entries = planned_entries(spec)
     training = settings.training
-    if entries is None or training.scheduler not in ("linear", "cosine"):
+    if entries is None or sum(entries) < training.world:
         return
-    reason = why_no_op(plan(sum(entries), training)) if sum(entries) >= training.world else None
+    try:
+        reason = why_no_op(plan(sum(entries), training))
+    except Unmodelled:
+        return
     if reason:
         print(f"warning: this run is a no-op: {reason}", file=sys.stderr)
 
