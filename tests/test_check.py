@@ -460,6 +460,26 @@ def test_a_second_run_into_the_same_folder_is_warned_of(write: Write, tmp_path: 
     assert texts(look(write(output_dir=str(run))), WARNING) == []
 
 
+def test_the_home_in_output_dir_is_that_of_ms_swift(write: Write) -> None:
+    assert load_recipe(write(output_dir="~/runs")).output_dir == Path.home() / "runs"
+    assert str(load_recipe(write(output_dir="~nobody-at-all")).output_dir) == "~nobody-at-all"
+
+
+def test_a_broken_model_configuration_is_one_problem_of_a_whole_report(
+    write: Write, tmp_path: Path
+) -> None:
+    from tell_plugins.recipe.check_report import report
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{")
+    checked = look(write(model=str(tmp_path / "model"), max_length=None))
+    (found,) = errors(checked)
+    assert "config.json: no model configuration" in found
+    text = report(checked)
+    for part in ("Sources", "optimizer steps", "Row lengths", "Cost", "split_dataset_ratio"):
+        assert part in text
+
+
 def test_processes_change_steps_and_may_leave_rows_out(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -508,22 +528,40 @@ def long_rows(make_card: MakeCard) -> None:
         train=[{"q": f"{n} " * (n - 5), "r": "a b c d e"} for n in (10, 60, 100)],
         anchor="w " * 4,
     )
+    make_card("long_plain", train=[{"q": "w " * n, "r": "x"} for n in (5, 90)], kind="general")
 
 
 @pytest.mark.usefixtures("long_rows")
 def test_over_long_task_rows_are_named_by_line(
     write: Write, words: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TELL_TOKENIZER", str(words(tmp_path / "words")))
+    monkeypatch.setenv("TELL_TOKENIZER", str(words(tmp_path / "llama2")))
     checked = look(write(dataset=["tell/long:general=0/overlap=keep"], max_length=80))
     found = [text for text in errors(checked) if "max_length" in text]
     assert len(found) == 1
     assert "1 task row (line 3: 104 tokens) is over max_length 80" in found[0]
     assert "long/train.jsonl" in found[0]
     assert "would be lost" in found[0]
-    assert "the model's own may count otherwise" in found[0]
+    assert "may count otherwise" not in found[0]
     near = next(text for text in texts(checked, WARNING) if "near max_length" in text)
     assert "line 2: 64 tokens" in near  # with Llama-2's system prompt it is over 80
+
+
+@pytest.mark.usefixtures("long_rows")
+def test_another_tokenizers_count_is_a_warning(
+    write: Write, words: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Chinese row has far more tokens by Llama-2's tokenizer than by Qwen's."""
+    monkeypatch.setenv("TELL_TOKENIZER", str(words(tmp_path / "llama2")))
+    dataset = ["tell/long:task=3rows/general=2rows/overlap=keep/from=long_plain"]
+    checked = look(
+        write(model="Qwen/Qwen-7B-Chat", target_modules=["c_attn"], dataset=dataset, max_length=80)
+    )
+    assert errors(checked) == []
+    found = [text for text in texts(checked, WARNING) if "over max_length" in text]
+    assert "line 3: 104 tokens" in found[0]
+    assert "1 general row of 'long_plain'" in found[1]
+    assert all("the model's own may count otherwise" in text for text in found)
 
 
 @pytest.mark.usefixtures("long_rows")
@@ -571,7 +609,7 @@ def test_over_long_general_rows_stop_a_strict_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("TELL_TOKENIZER", str(words(tmp_path / "words")))
+    monkeypatch.setenv("TELL_TOKENIZER", str(words(tmp_path / "llama2")))
     make_card("wide", train=[{"q": "w " * n, "r": "x"} for n in (5, 3000, 4000)], kind="general")
     dataset = ["tell/toy:task=4rows/general=3rows/from=wide"]
     strict = errors(look(write(dataset=dataset)))
@@ -587,13 +625,13 @@ def test_the_12_documents_that_2048_tokens_would_lose(real_home: Path, tmp_path:
         real_home / "alpaca_gpt4_data_en.jsonl",
         [{"instruction": f"Say {n}.", "input": "", "output": f"It is {n}."} for n in range(2840)],
     )
-    checked = look(PROJECT / "recipes" / "gemma_en_is.yaml", "--max_length", "2048")
-    found = [text for text in errors(checked) if "max_length" in text]
-    assert len(found) == 1
-    assert "12 task rows" in found[0]
-    assert "dev-en-is.jsonl" in found[0]
-    for line, tokens in {2: "2,259", 15: "3,429", 27: "2,138", 58: "2,247"}.items():
-        assert f"line {line}: {tokens} tokens" in found[0]
+    for name, severity in (("llama2_en_is", ERROR), ("gemma_en_is", WARNING)):  # by Llama-2 tokens
+        checked = look(PROJECT / "recipes" / f"{name}.yaml", "--max_length", "2048")
+        (found,) = [text for text in texts(checked, severity) if "over max_length" in text]
+        assert "12 task rows" in found
+        assert "dev-en-is.jsonl" in found
+        for line, tokens in {2: "2,259", 15: "3,429", 27: "2,138", 58: "2,247"}.items():
+            assert f"line {line}: {tokens} tokens" in found
     assert errors(look(PROJECT / "recipes" / "gemma_en_is.yaml")) == []
     assert errors(look(PROJECT / "recipes" / "llama2_en_is.yaml")) == []
 
@@ -747,6 +785,36 @@ def test_a_duration_is_told_only_at_a_measured_rate(
     assert "at your 100 tokens a second" in capsys.readouterr().out
     assert main(["check", str(write()), "--tokens-per-second", "-1"]) == 1
     assert "a number above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"tuner_type": "full"}, {"quant_method": "bnb", "quant_bits": 4}, {"model": "quantised"}],
+)
+def test_what_the_formulas_are_not_for_gets_no_estimate(
+    write: Write, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    from tell_plugins.recipe.check_report import report
+
+    sizes = dict.fromkeys(("hidden_size", "num_attention_heads", "intermediate_size"), 64)
+    config = sizes | {"model_type": "llama", "num_hidden_layers": 2, "vocab_size": 99}
+    folder = tmp_path / "quantised"
+    folder.mkdir()
+    model = {"model": str(folder)}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "GiB a process" in report(look(write(**model)))
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": 4}}))
+    text = report(look(write(**changes | (model if "model" in changes else {}))))
+    assert "no estimate: it is for LoRA on an unquantised model" in text
+    assert "GiB" not in text
+
+
+def test_the_default_rate_is_that_of_the_tuner(write: Write) -> None:
+    def rate(**changes: Any) -> float:
+        recipe = load_recipe(write(learning_rate=None, **changes))
+        return Settings(recipe, keys()).training.learning_rate
+
+    assert (rate(), rate(tuner_type="full")) == (1e-4, 1e-5)
 
 
 # --- keys ---------------------------------------------------------------------------------------

@@ -275,7 +275,7 @@ def _lost_rows(checked: Checked, entries: int) -> list[Finding]:
 def _look_at_lengths(checked: Checked) -> None:
     checked.limit = max_length(checked.settings)
     mixture = checked.mixture
-    if mixture is None:
+    if mixture is None or (checked.limit is not None and checked.limit < 1):
         return
     counters = {
         counter.sha256: counter
@@ -294,15 +294,14 @@ def _length_findings(checked: Checked) -> list[Finding]:
     cut = checked.settings.text("truncation_strategy") in ("left", "right")
     best = next((c for c in checked.counted if c.own), None)
     for counted in [best] if best else checked.counted:
-        by = counted.tokenizer + ("" if counted.own else "; the model's own may count otherwise")
+        by = counted.tokenizer + ("" if counted.exact else "; the model's own may count otherwise")
+        # a run is not stopped over what another tokenizer counts
+        lost = error if counted.exact and not cut else warning
         if counted.over:
             text = f"{_rows_named(counted.over)} over max_length {checked.limit:,} (by {by})"
             remedy = f"raise max_length to {_enough(counted)} or shorten the rows"
-            found.append(
-                warning(f"{text} and would be cut", counted.file, remedy)
-                if cut
-                else error(f"{text} and would be lost", counted.file, remedy)
-            )
+            fate = "cut" if cut else "lost"
+            found.append(lost(f"{text} and would be {fate}", counted.file, remedy))
         if counted.near:
             found.append(
                 warning(
@@ -319,7 +318,7 @@ def _length_findings(checked: Checked) -> list[Finding]:
             remedy = f"raise max_length, or give card '{name}' a smaller max_tokens"
             strict = checked.settings.flag("strict") and not cut
             found.append(
-                error(f"{text} (by {by}); 'strict: true' stops the run there", where, remedy)
+                lost(f"{text} (by {by}); 'strict: true' stops the run there", where, remedy)
                 if strict
                 else warning(f"{text} (by {by}) and would be cut or dropped", where, remedy)
             )

@@ -16,7 +16,8 @@ from tell_plugins.recipe.findings import ERROR, WARNING, Finding
 from tell_plugins.recipe.lengths import Counted, worst_case
 from tell_plugins.recipe.paper import differences
 from tell_plugins.recipe.schedule import Plan, why_no_op
-from tell_plugins.recipe.shapes import shape_of
+from tell_plugins.recipe.settings import Settings
+from tell_plugins.recipe.shapes import Shape, readable_shape
 from tell_plugins.recipe.tables import count_of, table
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _lengths(checked: Checked) -> str:
         lines.append("  not counted")
     for counted in checked.counted:
         lines.append("  " + _length_line(counted, limit))
-    context = shape_of(checked.settings.text("model"))
+    context = readable_shape(checked.settings.text("model"))
     longest = max((counted.longest for counted in checked.counted), default=0)
     if context is not None and context.positions and longest > context.positions:
         lines.append(
@@ -242,9 +243,11 @@ def _length_line(counted: Counted, limit: int | None) -> str:
 
 def _cost(checked: Checked, rate: float | None) -> str:
     settings = checked.settings
-    shape = shape_of(settings.text("model"))
+    shape = readable_shape(settings.text("model"))
     if shape is None:
         return "Cost\n  no estimate: the sizes of this model are not known here"
+    if not _is_plain_lora(settings, shape):
+        return "Cost\n  no estimate: it is for LoRA on an unquantised model"
     try:
         tuning = tuning_of(checked)
         counted = next((c for c in checked.counted if c.own), None)
@@ -275,6 +278,11 @@ def _cost(checked: Checked, rate: float | None) -> str:
         + (f", CUDA {memory.overhead / gib:.1f}" if memory.overhead else "")
     )
     return "\n".join(lines)
+
+
+def _is_plain_lora(settings: Settings, shape: Shape) -> bool:
+    quantised = settings.given("quant_method") or settings.given("quant_bits") or shape.quantised
+    return settings.text("tuner_type", "lora") == "lora" and not quantised
 
 
 def tuning_of(checked: Checked) -> estimate.Tuning:

@@ -60,6 +60,7 @@ class Counted:
     Attributes:
         tokenizer: how it is called.
         own: whether it is the model's own.
+        exact: whether the model counts as it does: its own, or Llama-2's for a Llama-2 model.
         template: tokens that the chat template adds, None when they are not known.
         file: where the task rows are, for messages.
         over: task rows that are longer than the limit: (line, tokens).
@@ -71,6 +72,7 @@ class Counted:
 
     tokenizer: str
     own: bool
+    exact: bool
     template: int | None
     file: str = ""
     over: list[tuple[int, int]] = field(default_factory=list)
@@ -116,7 +118,7 @@ def count(
     is_own = own is not None and own.sha256 == counter.sha256
     exact = is_own or _is_llama_2(settings, counter)
     extra = template_tokens(settings, counter)
-    result = Counted(counter.name, is_own, extra)
+    result = Counted(counter.name, is_own, exact, extra)
     result.rows = np.zeros((len(mixture), 2), np.int64)
     entries = np.zeros((len(mixture), 2), np.int64)
     for index, source in enumerate(mixture.sources):
@@ -206,7 +208,7 @@ def worst_case(settings: Settings, limit: int | None) -> Lengths:
 
     Raises UserError when there is no limit to go by.
     """
-    if limit is None:
+    if limit is None or limit < 1:
         raise UserError(
             "no row lengths and no max_length to estimate with",
             where=settings.recipe.where("max_length"),

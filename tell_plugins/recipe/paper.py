@@ -11,7 +11,7 @@ from typing import Any
 
 from tell_plugins.core.spec import Spec
 from tell_plugins.recipe.settings import Settings
-from tell_plugins.recipe.shapes import shape_of
+from tell_plugins.recipe.shapes import readable_shape
 
 # fixed by the paper: key of ms-swift -> value
 FIXED: dict[str, Any] = {
@@ -68,8 +68,8 @@ class Difference:
 
 
 def target_modules_then(model: str) -> tuple[str, ...] | None:
-    """ms-swift 1.7's default for a model; None where it is not known."""
-    shape = shape_of(model)
+    """ms-swift 1.7's default for a model; None where it is not known, or cannot be read."""
+    shape = readable_shape(model)
     if shape is None:
         return None
     return ("c_attn",) if "c_attn" in shape.modules else _QUERY_KEY_VALUE

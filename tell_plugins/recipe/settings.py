@@ -99,6 +99,7 @@ class Settings:
         per_device = self._at_least("per_device_train_batch_size", 1, 1)
         accumulation = self._at_least("gradient_accumulation_steps", 0, 1)
         max_epochs = self.integer("max_epochs") if self.value("max_epochs") is not None else None
+        rate = 1e-5 if self.text("tuner_type") == "full" else 1e-4  # ms-swift's defaults
         return Training(
             per_device=per_device,
             accumulation=accumulation or max(1, math.ceil(_TARGET_BATCH / per_device / world)),
@@ -106,7 +107,7 @@ class Settings:
             epochs=self.number("num_train_epochs", 3.0),
             max_steps=self.integer("max_steps", -1),
             max_epochs=max_epochs,
-            learning_rate=self.number("learning_rate", 1e-4),  # ms-swift's default for LoRA
+            learning_rate=self.number("learning_rate", rate),
             scheduler=self.text("lr_scheduler_type", "cosine"),
             scheduler_kwargs=self.mapping("lr_scheduler_kwargs"),
             warmup_ratio=self.number("warmup_ratio"),

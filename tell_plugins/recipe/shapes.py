@@ -22,6 +22,7 @@ class Shape:
         positions: the context the model was trained for.
         tied: whether input and output embeddings are one matrix.
         skips_logits: whether its forward pass can leave out logits that carry no label.
+        quantised: whether its weights are stored in fewer bits (GPTQ, AWQ and the like).
     """
 
     name: str
@@ -37,6 +38,7 @@ class Shape:
     biases: int = 0  # bias parameters of one block
     tied: bool = False
     skips_logits: bool = True
+    quantised: bool = False
 
     @property
     def embedding(self) -> int:
@@ -135,6 +137,14 @@ def shape_of(model: str) -> Shape | None:
     return _KNOWN.get(model.rstrip("/").rpartition("/")[2].lower())
 
 
+def readable_shape(model: str) -> Shape | None:
+    """The sizes of `model`, None also where they cannot be read: a rule of `check` says why."""
+    try:
+        return shape_of(model)
+    except UserError:
+        return None
+
+
 def _from_config(path: Path) -> Shape | None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -146,7 +156,7 @@ def _from_config(path: Path) -> Shape | None:
         return None
     try:
         return _gated_shape(path.parent.name, config)
-    except (KeyError, TypeError, ValueError):  # another layout under a known name
+    except (KeyError, TypeError, ValueError, ArithmeticError):  # another layout
         return None
 
 
@@ -171,4 +181,5 @@ def _gated_shape(name: str, config: dict[str, Any]) -> Shape:
         biases=query + 2 * key if biased else 0,
         # a config.json leaves out what equals its class's default; Gemma's is tied
         tied=config.get("tie_word_embeddings", config["model_type"] == "gemma"),
+        quantised="quantization_config" in config,
     )
