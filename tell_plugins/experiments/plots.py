@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ _GREY = "#8a8a8a"
 _THEMES = {"light": ("#ffffff", "#1d1d1f", "#d9d9de"), "dark": ("#16181c", "#e8e8ea", "#3a3d44")}
 THEMES = tuple(_THEMES)
 _DPI = 110
+_MARK = 7  # points between the middles of two marks that stand side by side
 
 
 @dataclass(frozen=True)
@@ -375,29 +377,25 @@ def steps_figure(study: Study, found: Sequence[Group]) -> Any:
 
     palette, metric = colours(study, found), study.metric
     figure, axis = plt.subplots(figsize=(7.2, 4.2))
-    drawn: dict[str, list[Group]] = {}
-    for group in found:
-        if group.steps and _has(group.measures.main(metric)):
-            drawn.setdefault(group.series, []).append(group)
-    places = {series: [group.steps[-1] for group in mine] for series, mine in drawn.items()}
-    for series, mine in drawn.items():
-        bars = np.array([_bar(group.measures.main(metric)) for group in mine])  # type: ignore[arg-type]
+    drawn = [group for group in found if group.steps and _has(group.measures.main(metric))]
+    named: set[str] = set()
+    for group in drawn:
+        middle, below, above = _bar(group.measures.main(metric))  # type: ignore[arg-type]
         axis.errorbar(
-            places[series],
-            bars[:, 0],
-            yerr=bars[:, 1:].T,
+            group.steps[-1],
+            middle,
+            yerr=[[below], [above]],
             fmt="o",
-            color=palette[series],
+            color=palette[group.series],
             capsize=2,
-            label=series,
+            label=None if group.series in named else group.series,
             alpha=0.85,
-            transform=axis.transData + _beside(figure, series, places),
         )
-        for ends in (bars[:, 0] - bars[:, 1], bars[:, 0] + bars[:, 2]):
-            axis.update_datalim(np.column_stack([places[series], ends]))  # shifted: not seen else
+        named.add(group.series)
     axis.set_xlabel("optimizer steps")
     axis.set_ylabel(MAIN[metric])
     axis.set_xscale("symlog", linthresh=1)
+    axis.margins(x=0.12)  # room for a crowd at the right end
     axis.autoscale_view()
     axis.set_xlim(left=-0.3)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -405,16 +403,37 @@ def steps_figure(study: Study, found: Sequence[Group]) -> Any:
         _percent(axis)
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     _title(study, axis)
+    _set_apart(figure, axis, [group.steps[-1] for group in drawn])
     return figure
 
 
-def _beside(figure: Any, series: str, places: Mapping[str, Sequence[float]]) -> Any:
-    """A shift that sets series with equal steps side by side, some points apart."""
+def _set_apart(figure: Any, axis: Any, steps: Sequence[float]) -> None:
+    """Move what stands at equal or nearly equal steps side by side, in the order of the steps."""
     from matplotlib.transforms import ScaledTranslation
 
-    crowd = [name for name, steps in places.items() if set(steps) & set(places[series])]
-    shift = 7 * (crowd.index(series) - (len(crowd) - 1) / 2)
-    return ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
+    figure.draw_without_rendering()  # where a step is depends on the room that the legend leaves
+    inches = [axis.transData.transform((step, 0))[0] / figure.dpi for step in steps]
+    places = apart(inches, _MARK / 72)
+    for container, place, inch in zip(axis.containers, places, inches, strict=True):
+        shift = ScaledTranslation(place - inch, 0, figure.dpi_scale_trans)
+        for artist in container.get_children():
+            artist.set_transform(artist.get_transform() + shift)
+
+
+def apart(places: Sequence[float], gap: float) -> list[float]:
+    """The places nearest to these (least squares) in the same order and at least `gap` apart."""
+    order = sorted(range(len(places)), key=places.__getitem__)
+    crowds: list[list[float]] = []  # of places that touch, each less the gaps before it
+    for rank, i in enumerate(order):
+        crowds.append([places[i] - gap * rank])
+        while len(crowds) > 1 and np.mean(crowds[-2]) >= np.mean(crowds[-1]):
+            last = crowds.pop()
+            crowds[-1] += last
+    moved = [0.0] * len(places)
+    firsts = [float(np.mean(crowd)) for crowd in crowds for _ in crowd]
+    for rank, (i, first) in enumerate(zip(order, firsts, strict=True)):
+        moved[i] = first + gap * rank
+    return moved
 
 
 def training_figure(study: Study, trained: Sequence[Group]) -> Any:
@@ -423,11 +442,12 @@ def training_figure(study: Study, trained: Sequence[Group]) -> Any:
 
     palette = colours(study, trained)
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.0), sharey=False)
-    shades: dict[str, int] = {}
+    points = Counter(group.series for group in trained)
+    shades: Counter[str] = Counter()
     order = list(palette)
     for group in sorted(trained, key=lambda g: order.index(g.series)):
-        shade = shades[group.series] = shades.get(group.series, -1) + 1
-        alpha = max(0.35, 1.0 - 0.18 * shade)
+        alpha = shade(shades[group.series], points[group.series])
+        shades[group.series] += 1
         for axis, key in zip(axes, ("loss_task", "loss_general"), strict=True):
             steps, losses = mean_losses_by_step(group.entries, key)
             if len(steps) == 0:
@@ -454,6 +474,11 @@ def training_figure(study: Study, trained: Sequence[Group]) -> Any:
     figure.legend(handles.values(), handles.keys(), loc="outside right center")
     _title(study, axes[0])
     return figure
+
+
+def shade(place: int, points: int) -> float:
+    """How solid a line of one of several points of a series is: all of them can be told apart."""
+    return 1.0 - min(0.18, 0.7 / max(1, points - 1)) * place
 
 
 def mean_losses_by_step(entries: Sequence[Entry], key: str) -> tuple[list[int], list[float]]:
