@@ -17,7 +17,8 @@ from tell_plugins.recipe.recipes import Recipe
 class ScriptedEngine:
     """Answers every prompt by `script(recipe, prompt)`; a loss is one for each character."""
 
-    name, context = "scripted", None
+    name = "scripted"
+    context: int | None = None
 
     def __init__(self, recipe: Recipe, script: Callable[[Recipe, str], str]) -> None:
         self.model_name = str(recipe.get("model"))

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
+from tell_plugins.bridge.protocol import DECODINGS
 from tell_plugins.cli import main
-from tell_plugins.evaluation.answers import SETTINGS, read_answers
+from tell_plugins.core.errors import UserError
+from tell_plugins.evaluation.answers import SETTINGS, Prompt, Settings, answer_all, read_answers
+from tell_plugins.recipe.recipes import Recipe
 from tests.conftest import MakeCard
-from tests.scripted_engine import answer_by_script
+from tests.scripted_engine import ScriptedEngine, answer_by_script
 from tests.test_engines import serving
 from tests.tiny import make_tiny_cards, tiny_recipe
 from tests.tiny_adapters import saved_adapter
@@ -104,3 +107,41 @@ def test_two_systems_of_one_served_model_are_refused_before_any_answer(
         assert main([*call, "--general-rows", "0"]) == 1
     assert "'none' and 'checkpoint-2' would both be answered" in capsys.readouterr().err
     assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("split", "lengths", "remedy", "mended"),
+    [
+        ("general", [10, 82, 95, 30, 120], "--general-rows 2, or a model", {"rows": 2}),
+        ("general", [83, 10], "--general-rows 0, or a model", {"rows": 0}),
+        ("test", [10, 87, 30], "--max-new-tokens 3, or a model", {"max_new_tokens": 3}),
+        ("test", [10, 90, 30], "remedy:  a model with a longer context", None),
+    ],
+)
+def test_the_remedy_for_a_prompt_that_does_not_fit_is_one(
+    split: str, lengths: list[int], remedy: str, mended: dict[str, int] | None, tmp_path: Path
+) -> None:
+    """A context of 90 tokens, and answers of up to 8."""
+    engine = ScriptedEngine(Recipe(Path("r.yaml"), {"model": "m"}), lambda recipe, prompt: "x")
+    engine.context = 90
+    prompts = [Prompt(f"id-{row}", row, "x" * length) for row, length in enumerate(lengths)]
+
+    def answered(rows: int, max_new_tokens: int) -> int:
+        settings = Settings(
+            *("r", "c", split, "none", "none", "greedy", 42, rows, "m", "scripted"),
+            max_new_tokens=max_new_tokens,
+            batch_size=2,
+            prompts_sha256="",
+        )
+        folder = tmp_path / f"{rows} {max_new_tokens}"
+        asked = prompts[:rows]
+        answer_all(engine, asked, DECODINGS["greedy"], settings, folder, label="test")
+        return len(read_answers(folder))
+
+    given = {"rows": len(prompts), "max_new_tokens": 8}
+    with pytest.raises(UserError, match="prompt tokens, which leaves") as caught:
+        answered(**given)
+    assert remedy in str(caught.value)
+    if mended is not None:
+        given |= mended
+        assert answered(**given) == given["rows"]

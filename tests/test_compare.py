@@ -278,30 +278,38 @@ def test_an_interrupted_run_is_said_to_be_one(
 # --- the paper's figures ----------------------------------------------------------------------
 
 
-def manifest(path: Path, rows: int, general: list[tuple[str, int]], copies: int = 1) -> str:
-    """A run folder with the manifest of a mixture; returns its path as an adapter."""
+def manifest(
+    path: Path, rows: int, general: list[tuple[str, int]], copies: int = 1, **more: Any
+) -> str:
+    """A run folder with the manifest of a mixture of so many general tokens; returns its path as
+    an adapter."""
     sources = [{"role": "task", "card": "halu_cot_json", "rows": {"used": rows, "copies": copies}}]
     sources += [
-        {"role": "general", "card": name, "rows": {"used": used, "copies": 1}}
-        for name, used in general
+        {
+            "role": "general",
+            "card": name,
+            "rows": {"used": tokens // 200, "copies": 1},
+            "tokens": {"used": tokens},
+        }
+        for name, tokens in general
     ]
     path.mkdir(parents=True)
-    (path / "manifest.json").write_text(json.dumps({"sources": sources}))
+    (path / "manifest.json").write_text(json.dumps({"sources": sources} | more))
     return str(path)
 
 
 @pytest.mark.parametrize(
     ("rows", "general", "value"),
     [
-        (15, [("alpaca_en", 20_000)], 0.3954),
-        (115, [("alpaca_en", 20_000)], 0.99),
+        (15, [("alpaca_en", 4_000_000)], 0.3954),
+        (115, [("alpaca_en", 4_000_000)], 0.99),
         (115, [], 0.42),
         (883, [("alpaca_en", 0)], 0.99),
-        (400, [("alpaca_en", 20_000)], 0.94),
-        (115, [("open_platypus", 20_000)], 0.921),
+        (400, [("alpaca_en", 4_000_000)], 0.94),
+        (115, [("open_platypus", 3_999_800)], 0.921),
         (15, [], None),
-        (15, [("sample_general", 300)], None),
-        (15, [("alpaca_en", 100), ("open_platypus", 100)], None),
+        (15, [("sample_general", 4_000_000)], None),
+        (15, [("alpaca_en", 2_000_000), ("open_platypus", 2_000_000)], None),
     ],
 )
 def test_the_papers_figure_is_found_by_what_was_trained_on(
@@ -316,6 +324,27 @@ def test_the_papers_figure_is_found_by_what_was_trained_on(
     assert paper_numbers.paper_number("halu_cot_json_spans", below) == found
     assert paper_numbers.paper_number("en_is_news", settings) is None
     assert paper_numbers.paper_number("halu_cot_json", {**settings, "model": "llama"}) is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "more", "asked"),
+    [
+        (6_000, {}, {}),
+        (4_000_000, {"anchor": {"choice": "none"}}, {}),
+        (4_000_000, {"order": "task_last"}, {}),
+        (4_000_000, {}, {"anchor": "none"}),
+        (4_000_000, {}, {"shots": 2}),
+    ],
+)
+def test_less_general_data_or_no_anchor_is_no_setting_of_the_paper(
+    tokens: int, more: dict[str, Any], asked: dict[str, Any], tmp_path: Path
+) -> None:
+    def found(path: str, settings: dict[str, Any]) -> paper_numbers.PaperNumber | None:
+        given = {"model": "Qwen/Qwen-7B-Chat", "adapter": path, "anchor": "card", "shots": 0}
+        return paper_numbers.paper_number("halu_cot_json", given | settings)
+
+    assert found(manifest(tmp_path / "paper", 15, [("alpaca_en", 4_000_000)]), {}) is not None
+    assert found(manifest(tmp_path / "other", 15, [("alpaca_en", tokens)], **more), asked) is None
 
 
 def test_repeated_task_rows_are_no_setting_of_the_paper(tmp_path: Path) -> None:
@@ -358,15 +387,17 @@ def test_the_recipe_says_what_was_trained_on_where_no_manifest_does(
         "sft": "tell/halu_cot_json:task=115rows/general=0",
         "twice": "tell/halu_cot_json:task=115rows/general=0/repeat=2",
         "tokens": "tell/halu_cot_json:task=1e4tok/from=open_platypus",
+        "less": "tell/halu_cot_json:task=15rows/general=30rows/anchor=none/order=even",
     }.items():
         (tmp_path / f"{name}.yaml").write_text(f'dataset: ["{text}"]\n')
 
     def found(recipe: str) -> paper_numbers.Training | None:
         return paper_numbers.trained_on({"recipe": recipe, "adapter": "gone"})
 
-    assert found("tell") == paper_numbers.Training("TELL", 115, ("alpaca_en",))
+    assert found("tell") == paper_numbers.Training("TELL", 115, ("alpaca_en",), 4e6)
     assert found("sft") == paper_numbers.Training("SFT", 115)
-    assert found("tokens") == paper_numbers.Training("TELL", None, ("open_platypus",))
+    assert found("tokens") == paper_numbers.Training("TELL", None, ("open_platypus",), 4e6)
+    assert found("less") == paper_numbers.Training("TELL", 15, ("alpaca_en",), None, "none", "even")
     assert found("twice") is None
     assert found("nowhere") is None
 

@@ -122,7 +122,8 @@ class LocalEngine:
             raise UserError(
                 f"a row of {size:,} tokens, the model's context is {self.context:,}: {query[:80]}",
                 where="loss on given responses",
-                remedy="leave the row out of the data, or take a model with a longer context",
+                remedy="leave the row out (of general rows: a smaller --general-rows), or take a "
+                "model with a longer context",
             )
         ids = torch.tensor([encoded["input_ids"]], device=self.model.device)
         labels = torch.tensor(encoded["labels"], device=self.model.device)[1:]

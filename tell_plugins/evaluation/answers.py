@@ -19,6 +19,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import track
 
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
+GENERAL = "general"  # the folder, and the split, of answers to general questions
 _HASHED = {
     "model_sha256": "the recipe's model keys (system, template and the like)",
     "adapter_sha256": "the adapter's weights",
@@ -183,14 +184,22 @@ def _check_context(
         return
     longest = max(range(len(prompts)), key=lambda i: lengths[i])
     room = engine.context - lengths[longest]
-    if room < settings.max_new_tokens:
-        raise UserError(
-            f"row {prompts[longest].row} has {lengths[longest]:,} prompt tokens, which leaves "
-            f"{max(room, 0):,} of the model's {engine.context:,} for an answer of up to "
-            f"{settings.max_new_tokens:,}",
-            where=f"split '{settings.split}' of card '{settings.card}'",
-            remedy=f"--max-new-tokens {max(room, 1)}, or a model with a longer context",
-        )
+    if room >= settings.max_new_tokens:
+        return
+    remedy = "a model with a longer context"
+    if settings.split == GENERAL:  # the first that does not fit: a smaller draw ends before it
+        most = engine.context - settings.max_new_tokens
+        first = next(i for i, length in enumerate(lengths) if length > most)
+        remedy = f"--general-rows {first}, or {remedy}"
+    elif room > 0:
+        remedy = f"--max-new-tokens {room}, or {remedy}"
+    raise UserError(
+        f"row {prompts[longest].row} has {lengths[longest]:,} prompt tokens, which leaves "
+        f"{max(room, 0):,} of the model's {engine.context:,} for an answer of up to "
+        f"{settings.max_new_tokens:,}",
+        where=f"split '{settings.split}' of card '{settings.card}'",
+        remedy=remedy,
+    )
 
 
 def _complete_batches(path: Path, batches: list[list[str]]) -> int:

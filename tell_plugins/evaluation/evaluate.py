@@ -22,14 +22,13 @@ from tell_plugins.core.spec import Spec, parse_spec
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation import retention, scoring
 from tell_plugins.evaluation.adapters import Adapter, find_adapters
-from tell_plugins.evaluation.answers import Prompt, Settings, answer_all, refuse_others
+from tell_plugins.evaluation.answers import GENERAL, Prompt, Settings, answer_all, refuse_others
 from tell_plugins.evaluation.fewshot import choose_examples, fixed_examples
 from tell_plugins.evaluation.learned_scores import LEARNED, metric_names
 from tell_plugins.evaluation.url_engine import UrlEngine
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.swift_keys import swift_keys
 
-GENERAL_FOLDER = "general"
 _GENERAL_TOKENS = 64  # a format shows in the first tokens of an answer
 _ANCHORED = "the server puts the anchor in front of every query"
 # keys of ms-swift that would not reach the answers, and the option that does
@@ -295,7 +294,7 @@ def _planned(
     for seed in _seeds(args):
         yield folder_name(args, seed), _settings(engine, task, adapter, args, seed)
     if task.general:
-        yield GENERAL_FOLDER, _general_settings(engine, task, adapter, args)
+        yield GENERAL, _general_settings(engine, task, adapter, args)
 
 
 def _settings(
@@ -327,7 +326,7 @@ def _general_settings(
     """General questions: greedy, short, without anchor and examples."""
     return replace(
         _settings(engine, task, adapter, args, 42),
-        split=GENERAL_FOLDER,
+        split=GENERAL,
         anchor="none",
         decoding="greedy",
         rows=len(task.general),
@@ -365,7 +364,7 @@ def _measure_general(
 ) -> None:
     if not task.general:
         return
-    folder = folder / GENERAL_FOLDER
+    folder = folder / GENERAL
     answer_all(
         engine,
         task.questions,

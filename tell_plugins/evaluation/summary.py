@@ -12,12 +12,17 @@ from rich.table import Table
 
 from tell_plugins.core.cards import Card
 from tell_plugins.evaluation import retention, scoring
-from tell_plugins.evaluation.answers import ANSWERS, differing, read_answers, saved_settings
+from tell_plugins.evaluation.answers import (
+    ANSWERS,
+    GENERAL,
+    differing,
+    read_answers,
+    saved_settings,
+)
 from tell_plugins.evaluation.bleed import format_test
 from tell_plugins.evaluation.intervals import Estimate, Rate, rate
 from tell_plugins.evaluation.scoring import Scores
 
-GENERAL = "general"
 WIDTH = 112  # columns that a table needs at least
 _OF_LOSSES = ("model", "model_sha256", "engine", "prompts_sha256")  # what two losses must share
 _LABEL = 16  # of them for a system's name, if it is so long
