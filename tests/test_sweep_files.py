@@ -11,7 +11,7 @@ import pytest
 
 from tell_plugins import cli
 from tell_plugins.core.cards import card_names, load_card
-from tell_plugins.experiments.planning import make_plan
+from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.experiments.published import published
 from tell_plugins.experiments.sweep import load_sweep
 from tests.conftest import PROJECT
@@ -154,6 +154,8 @@ def test_dry_run(path: Path, at_hand: Path, capsys: pytest.CaptureFixture[str]) 
     listed = [line for line in text.splitlines() if ", seed " in line]
     same = text.count("the same run as")
     assert len(listed) + same == wanted or (pinned and listed)
+    told = re.search(r"(\d+) runs", path.read_text(encoding="utf-8"))
+    assert told is None or f"\n{told[0]}, " in text  # the base model counted
     assert "one run after the other" in text
     assert all(line.split("to do")[0].rstrip()[-1] != "?" for line in listed)
 
@@ -169,6 +171,26 @@ def test_paper_sweeps_name_the_papers_amounts(path: Path, at_hand: Path) -> None
     if path.stem in ("fig11", "fig12"):
         rows = {entry.facts.task_rows for entry in plan.entries}
         assert rows == {"fig11": {15, 115}, "fig12": {115, 883}}[path.stem]
+
+
+def _ids(plan: SweepPlan) -> set[tuple[str, str]]:
+    return {(run.id, run.evaluation.id) for run in [*plan.runs, *plan.bases]}
+
+
+@pytest.mark.parametrize("path", TWINS, ids=_name)
+def test_twins_train_wherever_the_paper_does(path: Path, at_hand: Path) -> None:
+    """Its SFT with 15 rows alone is one step at learning rate 0."""
+    sweep = load_sweep(path)
+    plan = make_plan(sweep, at_hand / "cards")
+    idle = {run.facts.task_rows for run in plan.runs if run.plan.is_no_op}
+    assert idle <= {15}
+    told = re.search(r"(\d+)(?: of them are| are| of them) shared with (.+)", path.read_text())
+    if told is None:
+        return
+    names = re.findall(r"smollm2_\w+", told[2])
+    others = [load_sweep(PROJECT / "recipes" / "sweeps" / f"{name}.yaml") for name in names]
+    seen = set().union(*(_ids(make_plan(other, at_hand / "cards")) for other in others))
+    assert int(told[1]) == len(_ids(plan) & seen)
 
 
 def test_twins_run_on_the_real_data(
