@@ -19,7 +19,7 @@ import yaml
 from tell_plugins.bridge import swift_cli
 from tell_plugins.core.cards import card_names, load_card
 from tell_plugins.core.mixture import GENERAL
-from tell_plugins.core.spec import Amount, Spec
+from tell_plugins.core.spec import NONE, Amount, Spec
 from tell_plugins.recipe.recipes import Recipe
 from tests.conftest import PROJECT, write_rows
 
@@ -255,9 +255,9 @@ def _query(kind: str, inline: bool, name: str, split: str, number: int) -> str:
 
 def scaled(spec: Spec) -> Spec:
     """The same mixture with amounts that the small files hold."""
+    if spec.task == NONE:
+        return spec.with_values(general=Amount("rows", 24))
     task = spec.task if spec.task.unit == "all" else Amount("rows", 8)
-    if load_card(spec.card).kind == GENERAL:
-        return spec.with_values(task=Amount("rows", 24))
     general = spec.general
     if general is None or general.number > 0:
         general = Amount("x", 2)

@@ -353,6 +353,36 @@ def test_general_rows_that_hold_a_test_query(write: Write, make_card: MakeCard) 
     assert any("1 general row trained on with a held-out query" in text for text in kept)
 
 
+def test_general_rows_alone(write: Write, make_card: MakeCard) -> None:
+    from tell_plugins.recipe.check_report import report
+
+    rows = [{"q": f"plain {n}", "r": "x"} for n in range(40)]
+    make_card("plain", train=[{"q": "Test question 1", "r": "x"}, *rows], kind="general")
+    alone = look(write(dataset=["tell/toy:task=0/general=32rows"]))
+    assert errors(alone) == []
+    assert alone.planned == (0, 32)
+    assert alone.plan is not None
+    assert alone.plan.steps == 2
+    assert alone.exposure is None
+    text = report(alone)
+    assert "checked against all held-out rows; general rows that hold one of their" in text
+    assert "queries: 1\n" in text
+    assert "32 (0 of them task rows, 0.0%)" in text
+    assert "steps with a task row" not in text
+    unchecked = look(write(dataset=["tell/plain:task=32rows"]))
+    assert "overlap: not checked" in report(unchecked)
+    (found,) = errors(look(write(dataset=["tell/toy:task=0"])))  # the card's own amount is 2x
+    assert "'2x' the task rows is nothing" in found
+
+
+def test_without_task_rows_their_file_is_not_asked_for(write: Write) -> None:
+    checked = look(write(dataset=["tell/halu_cot_json:task=0/general=320rows"]))
+    assert checked.plan is not None
+    assert checked.plan.steps == 20
+    assert not any("dev_Halu_CoT_JSON" in text for text in errors(checked))
+    assert any("test_Halu_CoT_JSON" in text for text in errors(checked))
+
+
 def test_missing_files_are_all_named_and_the_rest_is_still_told(
     write: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -154,6 +154,14 @@ def test_mix_refuses_what_it_cannot_do(
     assert not (tmp_path / "mix").exists()
 
 
+def test_mix_cannot_write_below_a_file(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mix", str(toy), "--out", str(toy)]) == 1
+    printed = capsys.readouterr().err
+    assert "--out: cannot write into the folder" in printed
+    assert "a file is in the way" in printed
+    assert "remedy:" in printed
+
+
 # --- flags and commands --------------------------------------------------------------------------
 
 

@@ -436,7 +436,12 @@ def test_a_general_card_alone() -> None:
     manifest = mixture.manifest()
     assert manifest["anchor"] is None
     assert manifest["task_share"]["rows"] == 0
-    assert manifest["overlap"]["checked"] is False
+    assert manifest["overlap"] == {
+        "rule": "drop",
+        "checked": False,
+        "general_rows_that_are_held_out_queries": None,
+        "of_these_used": None,
+    }
     drawn = _build("general=50rows").sources[1].used.tolist()
     assert mixture.sources[0].used.tolist() == drawn, "the control trains on the same rows"
 

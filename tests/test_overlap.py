@@ -70,6 +70,54 @@ def test_kept_overlaps_are_counted() -> None:
 
 
 @pytest.mark.usefixtures("leaky")
+@pytest.mark.parametrize(
+    "text", ["general=30rows", "general=all/overlap=keep", "general=all/repeat=3/order=even/seed=5"]
+)
+def test_no_task_rows_leave_exactly_the_general_rows(text: str) -> None:
+    tell, alone = _build(f"task=5rows/{text}"), _build(f"task=0/{text}")
+    general = [row for row in tell.rows() if row["channel"] == "general"]
+    assert list(alone.rows()) == general
+    assert alone.task is None
+    assert not alone.is_task.any()
+    of_tell, of_alone = tell.manifest(), alone.manifest()
+    assert of_alone["overlap"] == of_tell["overlap"]
+    assert of_alone["sources"] == of_tell["sources"][1:]
+    assert of_alone["anchor"] is None
+    assert of_alone["spec"] == str(alone.spec)
+    assert "task=0/" in of_alone["spec"]
+
+
+def test_no_task_rows_need_no_task_file(leaky: Path) -> None:
+    before = _build("task=0/general=all").hash
+    (leaky / "train.jsonl").unlink()
+    assert _build("task=0/general=all").hash == before
+    (leaky / "test.jsonl").unlink()
+    with pytest.raises(UserError, match="split 'test' is not here"):
+        _build("task=0/general=all")
+    manifest = _build("task=0/general=all/overlap=keep").manifest()
+    assert manifest["overlap"] == {
+        "rule": "keep",
+        "checked": False,
+        "general_rows_that_are_held_out_queries": None,
+        "of_these_used": None,
+    }
+
+
+@pytest.mark.usefixtures("leaky")
+def test_without_task_rows_times_is_nothing_to_go_by() -> None:
+    for text in ("task=0", "task=0/general=40x"):  # the card's own amount is 2x
+        with pytest.raises(UserError) as caught:
+            _build(text)
+        assert "the task rows is nothing, since task=0 takes none" in str(caught.value)
+        assert "general=2000rows" in str(caught.value.remedy)
+    for text in ("task=0/general=0", "task=0/general=0/overlap=keep"):
+        with pytest.raises(UserError, match="the mixture is empty"):
+            _build(text)
+    with pytest.raises(UserError, match="the mixture is empty"):
+        build_mixture(parse_spec("tell/plain:task=0"))
+
+
+@pytest.mark.usefixtures("leaky")
 def test_dropping_leaves_the_rest_of_the_draw_as_it_is() -> None:
     kept = _build("general=all/overlap=keep").sources[1].used.tolist()
     leaks = {20, 21, 22}
@@ -142,6 +190,7 @@ def test_a_missing_test_file_is_no_licence_to_train_on_it(make_card: MakeCard) -
     mixture = _build("general=all/overlap=keep")
     assert len(mixture) == 8 + 43
     assert mixture.manifest()["overlap"]["checked"] is False
+    assert mixture.manifest()["sources"][1]["rows"]["held_out_queries"] is None, "not 0"
 
 
 def test_what_is_here_is_checked_even_when_another_split_is_missing(make_card: MakeCard) -> None:

@@ -14,8 +14,8 @@ from unittest import mock
 import pytest
 
 from tell_plugins.core.cards import card_names, load_card
-from tell_plugins.core.mixture import GENERAL, build_mixture
-from tell_plugins.core.spec import parse_spec
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.spec import ALL, parse_spec
 from tell_plugins.recipe.check_report import tuning_of
 from tell_plugins.recipe.estimate import GIB, memory
 from tell_plugins.recipe.findings import errors_of
@@ -47,11 +47,11 @@ from tests.swift_keys_once import keys
 DATASETS = {
     "qwen_json": "tell/halu_cot_json:task=1e6tok/general=4e6tok",
     "qwen_json_sft": "tell/halu_cot_json:task=1e6tok/general=0",
-    "qwen_json_general": "tell/alpaca_en:task=4e6tok",
+    "qwen_json_general": "tell/halu_cot_json:task=0/general=4e6tok",
     "qwen_json_platypus": "tell/halu_cot_json:task=1e6tok/general=4e6tok/from=open_platypus",
     "llama2_json": "tell/halu_cot_json:task=1e6tok/general=4e6tok",
     "llama2_json_sft": "tell/halu_cot_json:task=1e6tok/general=0",
-    "llama2_json_general": "tell/alpaca_en:task=4e6tok",
+    "llama2_json_general": "tell/halu_cot_json:task=0/general=4e6tok",
     "llama2_gsm8k": "tell/gsm8k:task=all/general=4e6tok",
     "llama2_en_is": "tell/en_is_news:general=40x",
     "llama2_en_is_noanchor": "tell/en_is_news:general=40x/anchor=none",
@@ -59,10 +59,10 @@ DATASETS = {
     "llama2_is_en_noanchor": "tell/is_en_news:general=40x/anchor=none",
     "gemma_is_en": "tell/is_en_news:general=40x",
     "gemma_is_en_sft": "tell/is_en_news:general=0",
-    "gemma_is_en_general": "tell/alpaca_en:task=2240rows",
+    "gemma_is_en_general": "tell/is_en_news:task=0/general=2240rows",
     "gemma_en_is": "tell/en_is_news:general=40x",
     "gemma_en_is_sft": "tell/en_is_news:general=0",
-    "gemma_en_is_general": "tell/alpaca_en:task=2840rows",
+    "gemma_en_is_general": "tell/en_is_news:task=0/general=2840rows",
 }
 EMBEDDED_NAMES = {
     "smollm2_sample",
@@ -245,7 +245,7 @@ def test_translation_recipes_hold_the_longest_document(stem: str, rows: int, lar
     for path in [path for path in PAPER if stem in path.stem]:
         assert int(recipe_of(path).values["max_length"]) >= largest + 134
     general = recipe_of(PROJECT / "recipes" / f"gemma_{stem}_general.yaml").spec
-    assert general.task.number == 40 * rows
+    assert general.general.number == 40 * rows
 
 
 def block(path: Path) -> dict[str, Any]:
@@ -373,11 +373,13 @@ def test_its_mixture_is_built_from_local_files(path: Path) -> None:
     assert len(rows) == manifest["rows"] == len(mixture)
     assert build_mixture(spec).hash == manifest["hash"]
     channels = [row["channel"] for row in rows]
-    card = load_card(spec.card)
-    if card.kind == GENERAL:
+    assert ("_general" in path.stem) == (mixture.task is None)
+    if mixture.task is None:
         assert set(channels) == {"general"}
+        tell = build_mixture(spec.with_values(task=ALL))  # the one that it is the baseline of
+        mine = [row["messages"] for row in tell.rows() if row["channel"] == "general"]
+        assert [row["messages"] for row in rows] == mine
         return
-    assert mixture.task is not None
     task = [row for row in rows if row["channel"] == "task"]
     anchor = mixture.task.anchor.text
     assert all(row["messages"][0]["content"].startswith(anchor) for row in task)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,16 +21,16 @@ import pyarrow as pa
 
 from tell_plugins.core import draw, paths
 from tell_plugins.core.arrow import integers, labels
-from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.cards import HELD_OUT, Card, load_card
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.order import arrange
+from tell_plugins.core.progress import tracked
 from tell_plugins.core.rows import Rows, Texts
 from tell_plugins.core.sources import TaskRows, find_file, keys_of, open_split, open_task
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 
 TASK, GENERAL = "task", "general"
-HELD_OUT = ("validation", "test", "heldout")
 SCHEMA = pa.schema(
     [
         (
@@ -59,8 +59,9 @@ class Drawn:
     bad: list[tuple[int, str]] = field(default_factory=list)
     duplicates: int = 0  # rows used that equal another one used
     copies: int = 1
-    overlapping: int = 0  # rows of the source that are held-out queries, dropped or kept
-    overlap_used: int = 0  # such rows among those used, 0 unless overlap=keep
+    # rows of the source that are held-out queries, dropped or kept; None when nothing was checked
+    overlapping: int | None = 0
+    overlap_used: int | None = 0  # such rows among those used, 0 unless overlap=keep
 
     def tokens(
         self, rows: npt.NDArray[np.int64] | None = None, column: int | None = None
@@ -102,6 +103,12 @@ def _times(count: int | None, copies: int) -> int | None:
     return None if count is None else count * copies
 
 
+def _total(counts: Sequence[int | None]) -> int | None:
+    """The sum, or None when one of the counts is not known."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
 @dataclass
 class Mixture:
     """A mixture of task and general rows; entries count copies, task entries come first.
@@ -110,6 +117,7 @@ class Mixture:
         order: (n,) permutation of the entries, the training order.
         row: (n,) for each entry, the position of its row in its source.
         origin: (n,) for each entry, the index of its source in `sources`.
+        task: the task rows; None for general rows alone, of a general card or with `task=0`.
     """
 
     spec: Spec
@@ -199,8 +207,9 @@ class Mixture:
 
     def write_json_lines(self, path: Path) -> None:
         """Write the rows as JSON lines, in one piece."""
+        rows = tracked(self.rows(), f"writing {path.name}", "rows", len(self))
         with paths.atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            for row in self.rows():
+            for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def manifest(self) -> dict[str, Any]:
@@ -229,10 +238,10 @@ class Mixture:
             "overlap": {
                 "rule": self.spec.overlap,
                 "checked": self.overlap_checked,
-                "general_rows_that_are_held_out_queries": sum(
-                    source.overlapping for source in self.sources
+                "general_rows_that_are_held_out_queries": _total(
+                    [source.overlapping for source in self.sources]
                 ),
-                "of_these_used": sum(source.overlap_used for source in self.sources),
+                "of_these_used": _total([source.overlap_used for source in self.sources]),
             },
             "rows": len(self),
             "tokens": tokens,
@@ -289,8 +298,10 @@ def _batch(texts: Texts, channels: pa.Array) -> pa.RecordBatch:
 def build_mixture(spec: Spec) -> Mixture:
     """Build the mixture that `spec` describes.
 
-    Raises UserError for whatever the user can mend: unknown cards, missing files, malformed task
-    rows, too little data, task rows that are test rows.
+    `task=0` gives exactly the general rows of the mixture that the same string describes with any
+    other amount: the baseline of general data alone. Raises UserError for whatever the user can
+    mend: unknown cards, missing files, malformed task rows, too little data, task rows that are
+    test rows.
     """
     card = load_card(spec.card)
     if card.kind == GENERAL:
@@ -298,37 +309,25 @@ def build_mixture(spec: Spec) -> Mixture:
     card.split(spec.split)
     training = spec.split not in HELD_OUT
     amount = spec.general or (card.general.amount if training and card.general else NONE)
+    refuse_times_nothing(spec, amount, where=str(spec))
     cards = [general_card(name) for name in spec.sources or ()]  # a typo shows in any case
     if amount == NONE:
         cards = []
     elif not cards and card.general is not None:
         cards = [general_card(name) for name in card.general.sources]
-    task = open_task(card, spec.split, spec.anchor)
+    task = open_task(card, spec.split, spec.anchor) if spec.task != NONE else None
     counter = _counter(spec, [spec.task, amount], cards)
     held_out, checked = _held_out(card, spec) if training else ([], True)
-    if training:
+    drawn: list[Drawn] = []
+    general: list[Rows] = []
+    if task is not None:
         _refuse_held_out_rows(task, held_out)
-
-    ranked = draw.ranking(task.ids, seed=spec.seed, source=card.name)
-    lengths = task.lengths(counter) if counter else None
-    used = draw.take(spec.task, ranked, _sums(lengths), source=f"task data '{card.name}'")
-    first = Drawn(
-        role=TASK,
-        card=card,
-        split=spec.split,
-        used=used,
-        available=len(task),
-        lengths=lengths,
-        file=task.file,
-        sha256=task.sha256,
-        duplicates=int((draw.occurrences(task.ids[used]) > 0).sum()),
-        copies=spec.repeat,
-    )
-    entries = len(used) * spec.repeat
-    questions = np.unique(
-        np.concatenate([part.question_keys for part in held_out] or [np.zeros(0, "<u8")])
-    )
-    drawn, general = [first], []
+        drawn.append(_draw_task(task, spec, counter))
+    entries = sum(len(source.used) * source.copies for source in drawn)
+    questions = None
+    if held_out or checked:
+        keys = [part.question_keys for part in held_out]
+        questions = np.unique(np.concatenate(keys or [np.zeros(0, "<u8")]))
     for source_card, share in zip(cards, _shares(amount, len(cards), entries), strict=True):
         source, rows = _draw_general(source_card, share, spec, counter, questions)
         drawn.append(source)
@@ -348,10 +347,19 @@ def _build_general_only(spec: Spec, card: Card) -> Mixture:
         )
     amount = spec.task
     counter = _counter(spec, [amount], [card])
-    source, rows = _draw_general(
-        card, amount, spec, counter, np.zeros(0, np.uint64), split=spec.split
-    )
+    source, rows = _draw_general(card, amount, spec, counter, None, split=spec.split)
     return _assemble(spec, card, [source], None, [rows], counter, checked=False)
+
+
+def refuse_times_nothing(spec: Spec, amount: Amount, *, where: str) -> None:
+    """Raise UserError where general rows are counted by task rows and there are none."""
+    if spec.task == NONE and amount.unit == "x":
+        raise UserError(
+            f"'{amount}' the task rows is nothing, since task=0 takes none",
+            where=f"{where}, key 'general'",
+            allowed="0, all, 2000rows, 4e6tok",
+            remedy="say the amount in rows or tokens, general=2000rows",
+        )
 
 
 def general_card(name: str) -> Card:
@@ -435,17 +443,36 @@ def _sums(lengths: npt.NDArray[np.uint32] | None) -> npt.NDArray[np.int64] | Non
     return None if lengths is None else lengths.sum(axis=1, dtype=np.int64)
 
 
+def _draw_task(task: TaskRows, spec: Spec, counter: TokenCounter | None) -> Drawn:
+    ranked = draw.ranking(task.ids, seed=spec.seed, source=task.card.name)
+    lengths = task.lengths(counter) if counter else None
+    used = draw.take(spec.task, ranked, _sums(lengths), source=f"task data '{task.card.name}'")
+    return Drawn(
+        role=TASK,
+        card=task.card,
+        split=spec.split,
+        used=used,
+        available=len(task),
+        lengths=lengths,
+        file=task.file,
+        sha256=task.sha256,
+        duplicates=int((draw.occurrences(task.ids[used]) > 0).sum()),
+        copies=spec.repeat,
+    )
+
+
 def _draw_general(
     card: Card,
     amount: Amount,
     spec: Spec,
     counter: TokenCounter | None,
-    questions: npt.NDArray[np.uint64],
+    questions: npt.NDArray[np.uint64] | None,
     split: str = "train",
 ) -> tuple[Drawn, Rows]:
+    """Draw from a general card; `questions` are the keys of held-out queries, None if unknown."""
     rows = open_split(card, split)
     lengths = counter.lengths(keys_of(rows.ids), rows.texts) if counter else None
-    overlapping = np.isin(rows.keys, questions) if len(questions) else np.zeros(len(rows), bool)
+    overlapping = np.isin(rows.keys, [] if questions is None else questions)
     dropped = {"malformed": rows.bad_count} if rows.bad_count else {}
     usable = np.ones(len(rows), bool)
     if spec.overlap == "drop" and overlapping.any():
@@ -471,8 +498,8 @@ def _draw_general(
         dropped=dropped,
         bad=[(bad.line, bad.reason) for bad in rows.bad],
         duplicates=int((draw.occurrences(rows.ids[used]) > 0).sum()),
-        overlapping=int(overlapping.sum()),
-        overlap_used=int(overlapping[used].sum()),
+        overlapping=None if questions is None else int(overlapping.sum()),
+        overlap_used=None if questions is None else int(overlapping[used].sum()),
     )
     return source, rows
 
@@ -486,6 +513,8 @@ def _assemble(
     counter: TokenCounter | None,
     checked: bool,
 ) -> Mixture:
+    if not any(len(source.used) for source in sources):
+        raise UserError("the mixture is empty", where=str(spec), remedy="ask for at least one row")
     rows, origins, keys = [], [], []
     for index, source in enumerate(sources):
         is_task = source.role == TASK
@@ -502,8 +531,6 @@ def _assemble(
     split_at = task_rows * (sources[0].copies if task is not None else 0)
     joined = np.concatenate(keys)
     order = arrange(spec.order, joined[:split_at], joined[split_at:], task_rows=task_rows)
-    if len(order) == 0:
-        raise UserError("the mixture is empty", where=str(spec), remedy="ask for at least one row")
     return Mixture(
         spec=spec,
         card=card,

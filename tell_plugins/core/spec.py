@@ -73,14 +73,14 @@ class Spec:
 
 
 def parse_amount(text: str, *, task: bool, where: str) -> Amount:
-    """Parse `all`, `0`, `15rows`, `1e4tok` or, for general data, `40x`.
+    """Parse `0`, `all`, `15rows`, `1e4tok` or, for general data, `40x`.
 
     Raises UserError for anything else.
     """
-    allowed = "all, 15rows, 1e4tok" if task else "0, all, 2000rows, 4e6tok, 40x"
+    allowed = "0, all, 15rows, 1e4tok" if task else "0, all, 2000rows, 4e6tok, 40x"
     if text == "all":
         return ALL
-    if text == "0" and not task:
+    if text == "0":
         return NONE
     match = _AMOUNT.fullmatch(text)
     remedy = None
@@ -92,8 +92,6 @@ def parse_amount(text: str, *, task: bool, where: str) -> Amount:
         remedy = "'x' is for general data; copies of task rows are repeat=N"
     elif match["unit"] != "x" and not _is_whole(match):
         remedy = f"use a whole number of {'rows' if match['unit'] == 'rows' else 'tokens'}"
-    elif float(match["number"]) == 0 and task:
-        remedy = "a run without task rows is a recipe whose card is general data"
     if match is None or remedy is not None:
         raise UserError(f"bad amount '{text}'", where=where, allowed=allowed, remedy=remedy)
     number = float(match["number"])

@@ -176,7 +176,7 @@ def _data_warnings(mixture: Mixture, recipe: Recipe) -> list[Finding]:
                 "overlap=drop leaves them out",
             )
         )
-    if not mixture.overlap_checked and mixture.task is not None:
+    if not mixture.overlap_checked and mixture.card.kind != GENERAL:
         found.append(
             warning(
                 "test rows are not here, so nothing tells whether they are trained on",

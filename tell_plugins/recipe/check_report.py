@@ -10,7 +10,7 @@ import numpy as np
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.mixture import Mixture
+from tell_plugins.core.mixture import GENERAL, Mixture
 from tell_plugins.recipe import estimate
 from tell_plugins.recipe.findings import ERROR, WARNING, Finding
 from tell_plugins.recipe.lengths import Counted, worst_case
@@ -118,20 +118,28 @@ def _source_notes(mixture: Mixture) -> list[str]:
             notes.append(f"  {source.card.name}: dropped {', '.join(parts)}")
         if source.duplicates:
             notes.append(f"  {source.card.name}: {count_of(source.duplicates, 'duplicate')}, kept")
-    overlap = mixture.manifest()["overlap"]
-    if mixture.task is not None:
-        held = overlap["general_rows_that_are_held_out_queries"]
-        checked = "all held-out rows" if overlap["checked"] else "the held-out rows that are here"
-        notes.append(
-            f"  overlap={overlap['rule']}: checked against {checked}; "
-            f"general rows that hold one of their queries: {held:,}; task rows: 0"
-        )
+    notes.append(f"  {_overlap_note(mixture)}")
     if mixture.counter is not None:
         notes.append(f"  tokens by {mixture.counter.name}, anchors included, chat template not")
     else:
         notes.append("  tokens not counted: no tokenizer here (./run.sh data llama2_tokenizer)")
     notes.append(f"  hash {mixture.hash}")
     return notes
+
+
+def _overlap_note(mixture: Mixture) -> str:
+    overlap = mixture.manifest()["overlap"]
+    held = overlap["general_rows_that_are_held_out_queries"]
+    if mixture.card.kind == GENERAL:
+        return "overlap: not checked, since a general card has no held-out rows"
+    if held is None:
+        return f"overlap={overlap['rule']}: not checked, since no held-out row is here"
+    against = "all held-out rows" if overlap["checked"] else "the held-out rows that are here"
+    task = "" if mixture.task is None else "; task rows: 0"
+    return (
+        f"overlap={overlap['rule']}: checked against {against}; "
+        f"general rows that hold one of their queries: {held:,}{task}"
+    )
 
 
 def _training(checked: Checked) -> str:

@@ -9,9 +9,9 @@ from tell_plugins.core import paths
 from tell_plugins.core.anchors import RESERVED, anchor_files
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError, unknown
-from tell_plugins.core.mixture import GENERAL, HELD_OUT
+from tell_plugins.core.mixture import GENERAL, HELD_OUT, refuse_times_nothing
 from tell_plugins.core.sources import need_file
-from tell_plugins.core.spec import PREFIX, Amount, Spec, is_tell, parse_spec
+from tell_plugins.core.spec import NONE, PREFIX, Amount, Spec, is_tell, parse_spec
 from tell_plugins.core.tokens import tokenizer_file
 from tell_plugins.recipe.findings import Finding, as_errors, error, split, warning
 from tell_plugins.recipe.recipes import Recipe, as_list
@@ -61,6 +61,11 @@ def _misfits(spec: Spec, card: Card, where: str) -> Iterator[UserError]:
         )
     if card.kind == GENERAL:
         return
+    amount, _ = general_part(spec, card)
+    try:
+        refuse_times_nothing(spec, amount or NONE, where=where)
+    except UserError as problem:
+        yield problem
     anchors = [*RESERVED, *anchor_files(card)]
     if spec.anchor not in anchors:
         yield unknown("value", spec.anchor, anchors, f"{where}, key 'anchor'")
@@ -91,7 +96,7 @@ def check_files(spec: Spec) -> list[Finding]:
     """Files of the mixture that are not on this machine, each with the command that gets it."""
     card = load_card(spec.card)
     amount, names = general_part(spec, card)
-    needed = [(card, spec.split)]
+    needed = [(card, spec.split)] if card.kind == GENERAL or spec.task != NONE else []
     if card.kind != GENERAL and spec.overlap == "drop":
         needed += [(card, name) for name in HELD_OUT if name in card.splits]
     sources = [load_card(name) for name in names]

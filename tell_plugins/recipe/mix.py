@@ -9,7 +9,6 @@ from pathlib import Path
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.mixture import Mixture, build_mixture
-from tell_plugins.core.progress import tracked
 from tell_plugins.recipe.data_rules import check_dataset
 from tell_plugins.recipe.findings import errors_of
 from tell_plugins.recipe.recipes import load_recipe
@@ -41,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
     raise_all(errors_of(findings))
     assert spec is not None  # no error, so it was parsed
     mixture = build_mixture(spec)
-    folder = _target(args.out) if args.out else paths.PROJECT / "output" / recipe.name / "mix"
+    folder = paths.PROJECT / "output" / recipe.name / "mix"
+    if args.out:
+        folder = paths.make_folder(_target(args.out), "--out")
     write_mixture(mixture, folder)
     print(summary(mixture))
     print(f"\nwritten to {paths.shown(folder)}/: {ROWS}, {MANIFEST}", end="")
@@ -51,15 +52,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _target(out: Path) -> Path:
     """A folder that need not exist yet, counted from where the user is."""
-    return paths.user_path(".") / out.expanduser() if not out.is_absolute() else out
+    return paths.user_path(".") / paths.expanded(out)
 
 
 def write_mixture(mixture: Mixture, folder: Path) -> None:
     """Write rows, manifest and anchor; the manifest last, so that it vouches for the others."""
-    with paths.atomic_path(folder / ROWS) as temporary:
-        with temporary.open("w", encoding="utf-8") as file:
-            for row in tracked(mixture.rows(), f"writing {ROWS}", "rows", len(mixture)):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    mixture.write_json_lines(folder / ROWS)
     anchor = folder / ANCHOR
     if mixture.task is not None:
         paths.write_text(anchor, mixture.task.anchor.text)
