@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, unknown
-from tell_plugins.preparation.forms import TaskFile
+from tell_plugins.preparation.forms import TaskFile, parse_json
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
 
 MOST_VALUES = 12  # a property with more different texts is free text
 LONGEST_VALUE = 60  # characters of one value of an enumeration
@@ -30,8 +32,8 @@ def parse_objects(texts: Sequence[str]) -> list[dict[str, Any]] | None:
     objects = []
     for text in texts:
         try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
+            value = parse_json(text)
+        except ValueError:
             return None
         if not isinstance(value, dict):
             return None
@@ -83,43 +85,54 @@ def label_of(schema: dict[str, Any], wanted: str | None) -> str | None:
         if wanted not in properties:
             raise unknown("property", wanted, properties, "--label")
         return wanted
-    listed = [key for key, value in properties.items() if "enum" in value]
+    listed = [key for key in properties if _values(schema, key)]
     return listed[0] if len(listed) == 1 else None
 
 
+def _values(schema: dict[str, Any], key: str | None) -> list[Any]:
+    """The values that a property's enumeration allows; none where it has no enumeration."""
+    rule = schema.get("properties", {}).get(key)
+    return rule.get("enum", []) if isinstance(rule, dict) else []
+
+
 def read_schema(path: Path) -> dict[str, Any]:
-    """The JSON schema in a file. UserError when it is none."""
-    import jsonschema
+    """The JSON schema in a file, as the scorers read it. UserError when it is none."""
+    from jsonschema import Draft202012Validator, SchemaError
 
     where = paths.shown(path)
     if not path.is_file():
         raise UserError(f"no file '{path}'", where="--schema", remedy="correct the path")
     try:
-        schema = json.loads(path.read_text(encoding="utf-8-sig"))
+        schema = parse_json(path.read_text(encoding="utf-8-sig"))
         if not isinstance(schema, dict):
             raise ValueError("not an object")
-        jsonschema.validators.validator_for(schema).check_schema(schema)
-    except (ValueError, jsonschema.SchemaError) as error:
+        Draft202012Validator.check_schema(schema)
+    except (ValueError, SchemaError) as error:
         message = getattr(error, "message", str(error))
         raise UserError(f"no JSON schema: {message}", where=where, remedy="mend it") from None
     return schema
 
 
-def check_answers(file: TaskFile, schema: dict[str, Any], label: str | None) -> None:
-    """UserError when a response does not fit the schema. Bare labels count (test rows)."""
-    import jsonschema
+def check_answers(
+    file: TaskFile, schema: dict[str, Any], label: str | None, *, bare_labels: bool
+) -> None:
+    """UserError when a response does not fit the schema, or the schema cannot be applied.
 
-    validator = jsonschema.validators.validator_for(schema)(schema)
-    bare = schema.get("properties", {}).get(label, {}).get("enum", []) if label else []
+    `bare_labels` takes responses that are the label alone, as rows that only test may be.
+    """
+    from jsonschema import Draft202012Validator
+    from referencing import Registry
+
+    validator = Draft202012Validator(schema, registry=Registry())  # fetches nothing remote
+    bare = _values(schema, label) if bare_labels else []
     wrong = []
     for pair in file.pairs:
         if pair.response.strip() in bare:
             continue
         try:
-            problem = next(iter(validator.iter_errors(json.loads(pair.response))), None)
-            reason = None if problem is None else problem.message[:120]
-        except json.JSONDecodeError as error:
-            reason = f"no JSON ({error.msg})"
+            reason = _misfit(validator, parse_json(pair.response))
+        except ValueError as error:
+            reason = f"no JSON ({error})"
         if reason is not None:
             wrong.append(f"line {pair.line}: {reason}")
     if wrong:
@@ -129,3 +142,18 @@ def check_answers(file: TaskFile, schema: dict[str, Any], label: str | None) -> 
             where=paths.shown(file.path),
             remedy="mend the rows, or give the right schema with --schema FILE",
         )
+
+
+def _misfit(validator: Validator, value: Any) -> str | None:
+    """Why a value does not fit the schema. UserError when the schema cannot be applied to it."""
+    from referencing.exceptions import Unresolvable
+
+    try:
+        problem = next(iter(validator.iter_errors(value)), None)
+    except (Unresolvable, RecursionError, ValueError) as error:
+        raise UserError(
+            f"the schema cannot be applied: {error}",
+            where="--schema",
+            remedy="mend its references ($ref)",
+        ) from None
+    return None if problem is None else problem.message[:120]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from tell_plugins.core.cards import Card
 from tell_plugins.preparation.endpoint import Question
+from tell_plugins.preparation.forms import parse_json
 from tell_plugins.preparation.halueval import HaluRow
 
 LONGEST_THOUGHT = 1500  # characters; with the label it stays below the card's max_new_tokens
@@ -73,9 +74,9 @@ def answer_check(card: Card, rows: Sequence[HaluRow]) -> Callable[[str, str], st
 
     def check(key: str, text: str) -> str | None:
         try:
-            value = json.loads(bare_json(text))
-        except json.JSONDecodeError as error:
-            return f"it is no JSON ({error.msg})"
+            value = parse_json(bare_json(text))
+        except ValueError as error:
+            return f"it is no JSON ({error})"
         problem = next(iter(validator.iter_errors(value)), None)
         if problem is not None:
             return f"the JSON does not fit: {problem.message[:200]}"

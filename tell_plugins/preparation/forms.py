@@ -28,6 +28,14 @@ _EXTRAS = {
 }
 
 
+def parse_json(text: str) -> Any:
+    """The JSON value in `text`. Raises ValueError when there is none that can be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 class Pair(NamedTuple):
     """One task row and where it stands in its file."""
 
@@ -109,19 +117,20 @@ def read_task_file(path: Path, columns: Columns | None = None) -> TaskFile:
 
 def parse_columns(text: str) -> Columns:
     """`query=a,response=b`; several query columns as `query=a+b`. UserError for anything else."""
-    values: dict[str, str] = {}
+    values: dict[str, list[str]] = {}
     for part in text.split(","):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
+        key, _, value = (piece.strip() for piece in part.partition("="))
         if key not in ("query", "response"):
             raise unknown("key", key, ("query", "response"), "--columns")
-        if not equals or not value or key in values:
+        names = [name.strip() for name in value.split("+")] if key == "query" else [value]
+        if not all(names) or len(set(names)) < len(names) or key in values:
             raise UserError(
                 f"bad value '{text}'",
                 where="--columns",
                 allowed="query=COLUMN[+COLUMN...],response=COLUMN",
                 remedy="name each once",
             )
-        values[key] = value
+        values[key] = names
     if len(values) < 2:
         raise UserError(
             f"'{text}' names only one of query and response",
@@ -129,8 +138,7 @@ def parse_columns(text: str) -> Columns:
             allowed="query=COLUMN[+COLUMN...],response=COLUMN",
             remedy="name both",
         )
-    query = tuple(name.strip() for name in values["query"].split("+"))
-    return Columns(query=query, response=values["response"])
+    return Columns(query=tuple(values["query"]), response=values["response"][0])
 
 
 def _pair(row: Mapping[str, Any], form: Form) -> tuple[str, str]:
@@ -230,8 +238,8 @@ def _list(value: Any, column: str) -> list[Any]:
     """A list of turns; in a table it stands as JSON text."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
+            value = parse_json(value)
+        except ValueError:
             raise _Unusable(f"column '{column}' is no JSON list of turns") from None
     if not isinstance(value, list):
         raise _Unusable(f"column '{column}' is {type(value).__name__}, not a list of turns")

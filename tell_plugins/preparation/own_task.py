@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tell_plugins.core import paths
@@ -109,8 +110,8 @@ def _set_metric(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]
             )
         task.schema = schema or infer_schema(everything)
         task.label = label_of(task.schema, args.label)
-        for file in files.values():
-            check_answers(file, task.schema, task.label)
+        for name, file in files.items():
+            check_answers(file, task.schema, task.label, bare_labels=name != "train")
         if args.schema is None:
             task.notes.append(f"schema learnt from the responses: {_brief(task.schema)}")
         if task.label is None:
@@ -152,11 +153,7 @@ def _brief(schema: dict[str, Any]) -> str:
 
 
 def _set_anchor(task: Task, args: argparse.Namespace) -> None:
-    rows = [pair.query for pair in (*task.train, *task.test, *task.validation)]
-    try:
-        front = shared_front(rows, args.train)
-    except UserError:
-        front = ""
+    front = _front([*task.train, *task.test, *task.validation])
     if args.anchor == "inline" or (args.anchor is None and len(front) >= LEAST_FRONT):
         if not front:
             raise UserError(
@@ -166,6 +163,9 @@ def _set_anchor(task: Task, args: argparse.Namespace) -> None:
             )
         task.anchor, task.inline = front, True
         task.notes.append(f"the rows begin with the same {len(front)} characters: the anchor")
+        _need_more_than(front, task)
+        if _front(task.train) != front:  # which is what a card with an inline anchor goes by
+            _take_out(front, task)
         return
     if args.anchor is None:
         raise UserError(
@@ -183,18 +183,62 @@ def _set_anchor(task: Task, args: argparse.Namespace) -> None:
         )
 
 
+def _front(pairs: Sequence[Pair]) -> str:
+    """The text that all queries begin with, "" when there is none."""
+    try:
+        return shared_front([pair.query for pair in pairs], "")
+    except UserError:
+        return ""
+
+
+def _need_more_than(front: str, task: Task) -> None:
+    """UserError when a row is the anchor and nothing else."""
+    pairs = (*task.train, *task.test, *task.validation)
+    bare = [pair.line for pair in pairs if not pair.query.removeprefix(front).strip()]
+    if bare:
+        raise UserError(
+            f"{len(bare)} rows hold nothing but the text that all begin with, first at line "
+            f"{bare[0]}",
+            where="--anchor",
+            remedy="remove these rows, or give the anchor's text: --anchor 'TEXT'",
+        )
+
+
+def _take_out(front: str, task: Task) -> None:
+    """Keep the anchor in a file and the rows without it."""
+
+    def without(pairs: Sequence[Pair]) -> list[Pair]:
+        return [pair._replace(query=pair.query.removeprefix(front).lstrip()) for pair in pairs]
+
+    task.train, task.test = without(task.train), without(task.test)
+    task.validation = without(task.validation)
+    task.anchor, task.inline = front.strip(), False
+
+
 def _anchor_text(given: str) -> str:
-    path = paths.user_path(given) if len(given) < 256 and "\n" not in given else None
-    text = given
-    if path is not None and path.is_file():
+    path, text = _file_named(given), given
+    if path is not None:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
             raise UserError(
                 "not UTF-8", where=paths.shown(path), remedy="save the anchor as UTF-8"
             ) from None
-    elif path is not None and re.fullmatch(r"\S+\.(txt|md)", given):
-        raise UserError(f"no file '{given}'", where="--anchor", remedy="correct the path")
+    elif re.fullmatch(r".+\.(txt|md)", given, re.IGNORECASE):
+        raise UserError(
+            f"no file '{given}'",
+            where="--anchor",
+            remedy="correct the path; an anchor that ends so is given in a file",
+        )
     if not text.strip():
         raise UserError("the anchor is empty", where="--anchor", remedy="write its text")
     return text.strip()
+
+
+def _file_named(given: str) -> Path | None:
+    """The file that `given` names, None when it is a text."""
+    try:
+        path = paths.user_path(given)
+        return path if path.is_file() else None
+    except (OSError, UserError):  # longer than a name may be; "~" of nobody
+        return None

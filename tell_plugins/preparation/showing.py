@@ -17,6 +17,7 @@ from tell_plugins.core.rows import BadRow, Rows
 from tell_plugins.core.sources import TaskRows, keys_of, open_split, open_task
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 from tell_plugins.preparation.card_files import state_of
+from tell_plugins.preparation.forms import parse_json
 
 ROWS_SHOWN, CHARS_SHOWN = 3, 1500
 _BATCH = 4096
@@ -114,7 +115,6 @@ def _print_statistics(
 
 def _print_labels(card: Card, rows: TaskRows) -> None:
     """How often each short response, or each value of the card's label, stands in the split."""
-    import json
     from collections import Counter
 
     key = card.answer.label if card.answer else None
@@ -123,7 +123,7 @@ def _print_labels(card: Card, rows: TaskRows) -> None:
         value: object = response.strip()
         if key:
             try:
-                parsed = json.loads(response)
+                parsed = parse_json(response)
                 value = parsed.get(key) if isinstance(parsed, dict) else value
             except ValueError:
                 pass

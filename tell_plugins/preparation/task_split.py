@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 from tell_plugins.core import draw
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.text import comparison_keys, row_id
-from tell_plugins.preparation.forms import Pair, TaskFile
+from tell_plugins.preparation.forms import Pair, TaskFile, parse_json
 
 TEST_SHARE, MOST_TEST_ROWS = 0.2, 200
 FEWEST_ROWS = 4  # to split a test set off
@@ -84,8 +83,7 @@ def without_overlap(train: TaskFile, held_out: TaskFile, name: str, drop: bool) 
             f"them: {name} rows never train",
         )
     print(f"left out: {len(both)} training rows that are {name} rows ({shown})")
-    lost = {pair.line for pair, _ in both}
-    kept = [pair for pair in train.pairs if pair.line not in lost]
+    kept = [pair for pair, key in zip(train.pairs, keys, strict=True) if key not in places]
     if not kept:
         raise UserError(
             f"all training rows are {name} rows",
@@ -101,8 +99,15 @@ def split_off_test(
     """Part the rows of one file; `label` names the JSON property that each share keeps.
 
     Which rows test depends on their content and the seed alone. Rows that ask the same stay
-    together. Raises UserError for too few rows.
+    together. Raises UserError for too few rows, or fewer than one test row wanted.
     """
+    if wanted is not None and wanted < 1:
+        raise UserError(
+            f"{wanted} test rows",
+            where="--test-rows",
+            allowed="1 or more",
+            remedy="leave it out for the default, or give test rows of their own with --test FILE",
+        )
     total = len(file.pairs)
     count = wanted or min(MOST_TEST_ROWS, max(1, round(TEST_SHARE * total)))
     if total < FEWEST_ROWS or count > total - 2:
@@ -160,8 +165,8 @@ def _label(pair: Pair, label: str | None) -> str:
     if label is None:
         return ""
     try:
-        value: Any = json.loads(pair.response)
-    except json.JSONDecodeError:
+        value: Any = parse_json(pair.response)
+    except ValueError:
         return pair.response.strip()
     return str(value.get(label)) if isinstance(value, dict) else str(value)
 
