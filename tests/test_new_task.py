@@ -164,9 +164,72 @@ def test_the_recipe_is_the_patterns_but_for_task_and_output(tmp_path: Path) -> N
     assert "higher: learns from fewer steps" in text
     head = text.split("\n\n")[0].splitlines()
     assert len(head) <= 12
-    assert [line.split()[1] for line in head[1:]] == [
+    assert [line.split()[1] for line in head[1:] if line[2] != " "] == [
         "Launch:", "Needs:", "First:", "Result:", "Differs:",
     ]  # fmt: skip
+    assert max(map(len, head[5:])) <= 100
+    assert "without task=48rows, general=96rows, repeat=2, chosen for its own task" in " ".join(
+        line.removeprefix("# ").strip() for line in head
+    )
+
+
+BLOCK_STYLE = """\
+# a pattern
+model: models/SmolLM2-135M-Instruct
+dataset:
+  - tell/sample_complaints:seed=7     # the task
+
+# how it is checked
+val_dataset:
+  - tell/sample_complaints:split=validation
+  # and no other
+# how it learns
+learning_rate: 4.0e-3
+split_dataset_ratio: 0
+output_dir: >-
+  output/x
+seed: 42
+"""
+
+
+def from_pattern(tmp_path: Path, pattern: str) -> int:
+    """`new own` from a recipe of the test's own."""
+    (tmp_path / "tiny.yaml").write_text(pattern)
+    path = write_table(tmp_path / "rows.jsonl", rows_of())
+    flags = ["--train", str(path), "--anchor", ANCHOR, "--recipes", str(tmp_path / "recipes")]
+    return main(["new", "own", "--model", str(tmp_path / "tiny.yaml"), *flags])
+
+
+def test_a_pattern_with_lists_of_items_loses_nothing_else(tmp_path: Path) -> None:
+    assert from_pattern(tmp_path, BLOCK_STYLE) == 0
+    made = tmp_path / "recipes" / "tiny_own.yaml"
+    assert load_recipe(made).values == {
+        "model": "models/SmolLM2-135M-Instruct",
+        "dataset": ["tell/own"],
+        "learning_rate": 4.0e-3,
+        "output_dir": "output/tiny_own",
+        "seed": 42,
+    }
+    text = made.read_text()
+    assert "# how it learns\nlearning_rate" in text
+    assert "without seed=7, val_dataset, split_dataset_ratio, chosen" in text.replace(
+        "\n#         ", ""
+    )
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        '{"model": "m", "dataset": ["tell/sample_complaints"]}',
+        "dataset: &rows [tell/sample_complaints]\nmodel: m\nval_dataset: *rows\nseed: 1\n",
+    ],
+)
+def test_a_pattern_that_cannot_be_rewritten_is_refused(
+    pattern: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert from_pattern(tmp_path, pattern) == 1
+    assert "another dataset cannot be written into this recipe" in capsys.readouterr().err
+    assert not (tmp_path / "cards").exists()
 
 
 @pytest.mark.parametrize("model", ["qwen", "llama2", "gemma", "smollm2"])
@@ -211,6 +274,20 @@ def test_bare_labels_test_a_json_task(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "1 responses do not fit the schema: line 1: no JSON" in capsys.readouterr().err
 
 
+def test_bare_labels_never_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schema = tmp_path / "schema.json"
+    rule = {"enum": ["no", "yes"]}
+    schema.write_text(json.dumps({"type": "object", "properties": {"weather": rule}}))
+    bare = [{"query": f"Does it snow, {n}?", "response": "yes"} for n in range(3)]
+    train = write_table(tmp_path / "train.jsonl", [*rows_of(), *bare])
+    held_out = write_table(tmp_path / "test.jsonl", [{"query": "Snow?", "response": "no"}])
+    flags = ("--test", str(held_out), "--schema", str(schema))
+    message = fails(tmp_path, capsys, "--train", str(train), *flags)
+    assert "3 responses do not fit the schema: line 13: no JSON" in message
+    train = write_table(tmp_path / "train.jsonl", rows_of())
+    assert new(tmp_path, "--train", str(train), *flags) == 0
+
+
 def test_rows_that_begin_with_the_same_text_bring_their_anchor(tmp_path: Path) -> None:
     front = "You read messages and answer in JSON, always.\n\nThe message:\n"
     rows = [{"query": front + q, "response": r} for q, r in texts()]
@@ -223,6 +300,44 @@ def test_rows_that_begin_with_the_same_text_bring_their_anchor(tmp_path: Path) -
     assert sorted(open_task(card, "train").queries + open_task(card, "test").queries) == sorted(
         str(row["query"]) for row in rows
     )
+
+
+@pytest.mark.parametrize("training", ["Tell: ", ""], ids=["longer front", "one row"])
+def test_an_anchor_that_the_training_rows_do_not_show_is_put_into_a_file(
+    training: str, tmp_path: Path
+) -> None:
+    """The core learns an inline anchor from the training rows alone."""
+    front = "You read messages and answer in JSON, always. "
+    pairs = texts(6) if training else texts(1)
+    rows = [{"query": front + training + q, "response": r} for q, r in pairs]
+    train = write_table(tmp_path / "train.jsonl", rows)
+    rows = [{"query": f"{front}Other: {q}", "response": r} for q, r in texts(9)[6:]]
+    test = write_table(tmp_path / "test.jsonl", rows)
+    flags = ("--train", str(train), "--test", str(test), "--general", "sample_general")
+    assert new(tmp_path, *flags, anchor=False) == 0
+    card = load_card("own")
+    assert card.file("anchor.txt").read_text() == front.strip() + "\n"
+    held_out = open_task(card, "test")
+    assert held_out.plain == [f"Other: {q}" for q, _ in texts(9)[6:]]
+    assert held_out.queries[0].startswith(f"{front.strip()}\n\nOther: ")
+
+
+def test_a_row_that_is_the_anchor_alone_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    front = "You read messages and answer in JSON, always.\n"
+    rows = [{"query": front + q, "response": r} for q, r in texts()]
+    rows.append({"query": front, "response": rows[0]["response"]})
+    path = write_table(tmp_path / "rows.jsonl", rows)
+    message = fails(tmp_path, capsys, "--train", str(path), anchor=False)
+    assert "1 rows hold nothing but the text that all begin with, first at line 13" in message
+
+
+@pytest.mark.parametrize("text", ["\u5224\u65ad" * 43, "~ judge it", "A" * 300, "a/b? Judge it."])
+def test_an_anchor_that_could_be_no_file_is_a_text(text: str, tmp_path: Path) -> None:
+    path = write_table(tmp_path / "rows.jsonl", rows_of())
+    assert new(tmp_path, "--train", str(path), "--anchor", text, anchor=False) == 0
+    assert load_card("own").file("anchor.txt").read_text(encoding="utf-8") == text + "\n"
 
 
 def test_an_anchor_may_be_a_file(tmp_path: Path) -> None:
@@ -284,6 +399,28 @@ def test_a_folder_that_is_not_known_is_exported(
     assert line in out
     assert line in (tmp_path / "recipes" / "smollm2_own.yaml").read_text()
     monkeypatch.delenv("TELL_CARDS", raising=False)
+
+
+def test_a_folder_with_a_blank_is_exported_so_that_a_shell_reads_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TELL_CARDS", "/before")
+    path = write_table(tmp_path / "rows.jsonl", rows_of())
+    folder = tmp_path / "my $cards"
+    assert new(tmp_path, "--train", str(path), "--dir", str(folder)) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "export" in line]
+    shell = f'TELL_CARDS=/before; {line}; printf %s "$TELL_CARDS"'
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+    assert done.stdout == f"{folder}:/before"
+
+
+def test_longest_answers_are_measured_in_bytes_where_no_tokenizer_is_at_hand(
+    tmp_path: Path,
+) -> None:
+    rows = [{"query": f"Question {n}?", "response": "\u5929\u6c14" * 100} for n in range(6)]
+    path = write_table(tmp_path / "rows.jsonl", rows)
+    assert new(tmp_path, "--train", str(path)) == 0
+    assert load_card("own").max_new_tokens == 416  # 600 bytes: 300 tokens, and a third more
 
 
 def test_nothing_is_overwritten_without_force(
@@ -452,6 +589,74 @@ def test_test_rows_in_the_training_rows(tmp_path: Path, capsys: pytest.CaptureFi
     assert "all training rows are test rows" in capsys.readouterr().err
 
 
+def test_only_the_overlapping_row_of_a_line_is_left_out(tmp_path: Path) -> None:
+    """Rows of a JSON array share lines."""
+    pairs = [json.dumps(row) for row in rows_of(count=10)]
+    (tmp_path / "train.json").write_text(f"[{','.join(pairs[:5])},\n{','.join(pairs[5:])}]")
+    test = write_table(tmp_path / "test.jsonl", rows_of(count=1))
+    flags = ("--train", str(tmp_path / "train.json"), "--test", str(test), "--drop-overlap")
+    assert new(tmp_path, *flags) == 0
+    assert open_task(load_card("own"), "train").plain == [q for q, _ in texts(10)[1:]]
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "response", [DEEP, "1" * 5000, f'{{"a": {"1" * 5000}}}'], ids=["deep", "long", "long inside"]
+)
+def test_responses_that_no_json_reader_takes_are_texts(
+    response: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [*rows_of(count=6), {"query": "And?", "response": response}]
+    path = write_table(tmp_path / "rows.jsonl", rows)
+    message = fails(tmp_path, capsys, "--train", str(path), "--metric", "json")
+    assert "not all responses are JSON objects" in message
+    (tmp_path / "schema.json").write_text('{"properties": {"weather": {"enum": ["no", "yes"]}}}')
+    flags = ("--train", str(path), "--schema", str(tmp_path / "schema.json"))
+    assert "line 7: no JSON" in fails(tmp_path, capsys, *flags)
+    assert new(tmp_path, "--train", str(path)) == 0
+    assert load_card("own").metric == "text"
+
+
+def test_turns_that_no_json_reader_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_table(tmp_path / "rows.csv", [{"messages": DEEP}])
+    message = fails(tmp_path, capsys, "--train", str(path))
+    assert "column 'messages' is no JSON list of turns" in message
+
+
+@pytest.mark.parametrize(
+    ("schema", "problem"),
+    [
+        ('{"$ref": "#/nowhere"}', "the schema cannot be applied"),
+        ('{"$ref": "#"}', "the schema cannot be applied"),
+        ('{"$ref": "http://127.0.0.1:9/x"}', "the schema cannot be applied"),
+        ('{"$schema": 5}', "no JSON schema"),
+        (DEEP, "no JSON schema: nested too deeply"),
+    ],
+)
+def test_schemas_that_cannot_be_used(
+    schema: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "schema.json").write_text(schema)
+    path = write_table(tmp_path / "rows.jsonl", rows_of())
+    flags = ("--train", str(path), "--schema", str(tmp_path / "schema.json"))
+    assert problem in fails(tmp_path, capsys, *flags)
+
+
+def test_a_schema_may_say_true_of_a_property(tmp_path: Path) -> None:
+    schema = {"properties": {"thought": True, "weather": {"enum": ["no", "yes"]}}}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    train = write_table(tmp_path / "train.jsonl", rows_of()[:9])
+    test = write_table(tmp_path / "test.jsonl", rows_of()[9:])
+    flags = ("--train", str(train), "--test", str(test), "--schema", str(tmp_path / "schema.json"))
+    assert new(tmp_path, *flags) == 0
+    assert load_card("own").answer.label == "weather"
+    assert new(tmp_path, *flags, "--label", "thought", "--force") == 0
+
+
 def test_what_is_missing_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_table(tmp_path / "rows.jsonl", rows_of())
     given = ("--train", str(path))
@@ -459,7 +664,16 @@ def test_what_is_missing_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no anchor, and the rows share none" in message
     assert "--anchor 'TEXT'" in message
     assert "the anchor is empty" in fails(tmp_path, capsys, *given, "--anchor", " ", anchor=False)
-    assert "no file 'a.txt'" in fails(tmp_path, capsys, *given, "--anchor", "a.txt", anchor=False)
+    for name in ("a.txt", "my anchor.txt", "notes/my anchor.MD"):
+        message = fails(tmp_path, capsys, *given, "--anchor", name, anchor=False)
+        assert f"no file '{name}'" in message
+    for number in ("0", "-5"):
+        message = fails(tmp_path, capsys, *given, "--test-rows", number)
+        assert f"--test-rows: {number} test rows" in message
+    assert "the text is empty" in fails(tmp_path, capsys, *given, "--licence", " ")
+    assert "not UTF-8" in fails(tmp_path, capsys, "--train", "caf\udce9.jsonl")
+    twice = ("--general", "sample_general", "sample_general")
+    assert "'sample_general' is named twice" in fails(tmp_path, capsys, *given, *twice)
     assert "two languages" in fails(tmp_path, capsys, *given, "--metric", "translation")
     assert "did you mean 'weather'" in fails(tmp_path, capsys, *given, "--label", "wether")
     assert "bad name 'a-b'" in fails(tmp_path, capsys, *given, name="a-b")
@@ -500,6 +714,9 @@ def test_an_unknown_model_names_the_known_ones(
         ("query=a", "names only one"),
         ("query=a,query=b,response=c", "bad value"),
         ("query=,response=c", "bad value"),
+        ("query=a+,response=c", "bad value"),
+        ("query=a+a,response=c", "bad value"),
+        ("query=a,response", "bad value"),
         ("a,b", "unknown key 'a'"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ from typing import Any
 import yaml
 
 from tell_plugins.core import paths
-from tell_plugins.core.cards import card_names, find_card, load_card
+from tell_plugins.core.cards import card_names, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import find_file, open_split
 from tell_plugins.core.spec import parse_amount, parse_spec
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
-from tell_plugins.preparation.known_cards import make_known
+from tell_plugins.preparation.known_cards import check_name, make_known
 from tell_plugins.preparation.own_task import METRICS, SPLITS, Task, read_task
 from tell_plugins.preparation.task_recipe import (
     general_of,
@@ -79,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, show, write, prove: card and recipe of an own task."""
+    _check_texts(args)
     cards, recipes = _places(args)
     task = read_task(args)
     pattern = pattern_for(args.model, task.metric)
@@ -88,12 +90,28 @@ def run(args: argparse.Namespace) -> int:
     print(_picture(task))
     for note in task.notes:
         print(f"note: {note}")
-    _write_card(cards / args.name, _card(task, args, sources, amount), task)
     export = make_known(cards)
     dataset = f"tell/{args.name}"
     lines = header(pattern, args.name, len(task.train), recipe, export)
-    paths.write_text(recipe, recipe_text(pattern, recipe.stem, dataset, lines))
+    text = recipe_text(pattern, recipe.stem, dataset, lines)
+    _write_card(cards / args.name, _card(task, args, sources, amount), task)
+    paths.write_text(recipe, text)
     return _prove(task, dataset, recipe, cards / args.name, export)
+
+
+def _check_texts(args: argparse.Namespace) -> None:
+    """UserError for a text or a file name that a card cannot hold: empty, or not UTF-8."""
+    for name, value in vars(args).items():
+        if not isinstance(value, str):
+            continue
+        if value.encode("utf-8", "ignore").decode() != value:
+            raise UserError(
+                f"{value!r} is not UTF-8", where=f"--{name}", remedy="rename the file or retype it"
+            )
+        if name in ("summary", "licence") and not value.strip():
+            raise UserError(
+                "the text is empty", where=f"--{name}", remedy="write it, or leave it out"
+            )
 
 
 # ------------------------------------------------------------------------- places
@@ -101,26 +119,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _places(args: argparse.Namespace) -> tuple[Path, Path]:
     """The folder of cards and the folder of recipes to write to."""
-    if not re.fullmatch(r"[A-Za-z]\w*", args.name):
-        raise UserError(
-            f"bad name '{args.name}'",
-            where="NAME",
-            allowed="letters, digits and _, a letter first",
-            remedy="rename the task",
-        )
     roots = paths.card_roots()
     cards = paths.user_path(args.dir) if args.dir else (roots[1] if len(roots) > 1 else roots[0])
+    check_name(args.name, cards, "NAME")
     recipes = paths.user_path(args.recipes) if args.recipes else paths.RECIPES
     return cards, recipes
 
 
 def _refuse_overwriting(args: argparse.Namespace, folder: Path, recipe: Path) -> None:
-    if args.name in card_names() and find_card(args.name).parent.resolve() != folder.resolve():
-        raise UserError(
-            f"there is another card '{args.name}': {paths.shown(find_card(args.name).parent)}",
-            where="NAME",
-            remedy="choose another name",
-        )
     there = [path for path in (folder, recipe) if path.exists()]
     if there and not args.force:
         raise UserError(
@@ -144,6 +150,11 @@ def _general(
         if amount.endswith("x"):
             amount = _times(sources, task_rows, most=float(amount[:-1]))
         return sources, args.amount or amount
+    twice = [name for name in args.general if args.general.count(name) > 1]
+    if twice:
+        raise UserError(
+            f"card '{twice[0]}' is named twice", where="--general", remedy="name it once"
+        )
     for name in args.general:
         if load_card(name).kind != "general":
             raise UserError(
@@ -210,7 +221,7 @@ def _max_new_tokens(task: Task) -> int:
     longest = (
         int(TokenCounter(path).count(responses).max())
         if path is not None
-        else max(map(len, responses)) // 3  # characters a token, on the safe side
+        else max(len(text.encode()) for text in responses) // 2  # bytes a token, to be safe
     )
     return max(64, -(-(longest * 4 // 3 + 16) // 32) * 32)
 
@@ -283,6 +294,7 @@ def _prove(task: Task, dataset: str, recipe: Path, folder: Path, export: str | N
     print(f"recipe:  {paths.shown(recipe)}")
     if problem is not None:
         print(f"not ready to train yet: {problem}")
-    commands = [f"./run.sh {verb} {paths.shown(recipe)}" for verb in ("check", "train", "eval")]
+    shown = shlex.quote(paths.shown(recipe))
+    commands = [f"./run.sh {verb} {shown}" for verb in ("check", "train", "eval")]
     print("next:", *steps, *downloads, *commands, sep="\n  ")
     return 1 if problem is not None and not downloads else 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import textwrap
 from pathlib import Path
 
 import yaml
@@ -12,6 +14,9 @@ from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.core.spec import NONE
 from tell_plugins.recipe.recipes import Recipe, load_recipe
+
+# keys of a recipe that belong to its own task
+GONE = ("val_dataset", "split_dataset_ratio", "resume_from_checkpoint")
 
 
 def pattern_for(model: str, metric: str) -> Recipe:
@@ -78,36 +83,74 @@ def recipe_text(pattern: Recipe, name: str, dataset: str, header: list[str]) -> 
     """The pattern's text with another header, dataset string and output folder.
 
     All else stays as it is, comments included; a validation set of the pattern's task goes.
+    Raises UserError for a pattern that is written so that its keys cannot be told apart.
     """
     text = pattern.path.read_text(encoding="utf-8-sig")
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     assert isinstance(node, yaml.MappingNode)  # `load_recipe` checked it
-    new = {"dataset": f'["{dataset}"]', "output_dir": f"output/{name}"}
-    gone = ("val_dataset", "split_dataset_ratio", "resume_from_checkpoint")
+    new: dict[str, object] = {"dataset": [dataset], "output_dir": f"output/{name}"}
+    lines = {"dataset": f'["{dataset}"]', "output_dir": f"output/{name}"}
     body = text
     for key, value in reversed(node.value):
-        start, end = key.start_mark.index, value.end_mark.index
-        if key.value in gone:
-            body = body[:start] + body[end:].partition("\n")[2]
-        elif key.value in new:
+        start, end = key.start_mark.index, _end(value)
+        if key.value in GONE:
+            rest = body[end:] if body[:end].endswith("\n") else body[end:].partition("\n")[2]
+            body = body[:start] + rest
+        elif key.value in lines:
             after = body[end:] if body[end:].startswith(("\n", " ")) else "\n" + body[end:]
-            body = f"{body[:start]}{key.value}: {new.pop(key.value)}{after}"
+            body = f"{body[:start]}{key.value}: {lines.pop(key.value)}{after}"
     body = re.sub(r"\A(?:#.*\n)*\n*", "", body)
-    for key, line in new.items():
+    for key, line in lines.items():
         body = body.rstrip("\n") + f"\n{key}: {line}\n"
+    kept = {key: value for key, value in yaml.safe_load(text).items() if key not in GONE}
+    if _loaded(body) != {**kept, **new}:
+        raise UserError(
+            "another dataset cannot be written into this recipe as it stands",
+            where=paths.shown(pattern.path),
+            allowed="one 'key: value' a line at the left margin, without braces or references",
+            remedy="write it so, or name another recipe with --model",
+        )
     return "".join(f"# {line}\n" for line in header) + "\n" + body
+
+
+def _end(node: yaml.Node) -> int:
+    """Where a value ends; PyYAML lets a block of items end where the next key begins."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _end(last[1] if isinstance(last, tuple) else last)
+    return int(node.end_mark.index)
+
+
+def _loaded(text: str) -> object:
+    """The values of a YAML text, None when it is none."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
 
 
 def header(pattern: Recipe, task: str, rows: int, recipe: Path, exports: str | None) -> list[str]:
     """The lines in front of a recipe: what, launch, needs, first, result, differs."""
     origin = paths.shown(pattern.path)
+    shown = shlex.quote(paths.shown(recipe))
     lines = [
         f"TELL on {Path(str(pattern.get('model'))).name}: the task {task}, {rows} rows among "
         "general data.",
-        f"Launch:  ./run.sh train {paths.shown(recipe)}",
+        f"Launch:  ./run.sh train {shown}",
         f"Needs:   what {origin} needs, which this was made from",
-        f"First:   {f'{exports}; ' if exports else ''}./run.sh check {paths.shown(recipe)}",
+        f"First:   {f'{exports}; ' if exports else ''}./run.sh check {shown}",
         "Result:  not measured",
-        f"Differs: from {origin} in task and output folder alone; its header says more.",
     ]
-    return lines
+    left_out = _left_out(pattern)
+    without = f", and without {', '.join(left_out)}, chosen for its own task" if left_out else ""
+    differs = f"Differs: from {origin} in task and output folder{without}; its header says more."
+    return lines + textwrap.wrap(
+        differs, 98, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _left_out(pattern: Recipe) -> list[str]:
+    """What of the pattern's task and amounts has no place in another task's recipe."""
+    amounts = str(pattern.spec.with_values(sources=None)).partition(":")[2]
+    keys = [key for key in GONE if key in pattern.values]
+    return [*amounts.split("/"), *keys] if amounts else keys
