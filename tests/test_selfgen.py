@@ -6,6 +6,7 @@ matters; it is loaded and drawn from as any other.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -25,14 +26,14 @@ from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.preparation import selfgen
 from tell_plugins.preparation.embedded_model import prepare_model
-from tell_plugins.preparation.provenance import read_provenance
+from tell_plugins.preparation.provenance import read_provenance, write_provenance
 from tell_plugins.preparation.selfgen_filters import (
     answer_problem,
     instruction_problem,
     is_english,
     repeats_itself,
 )
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, MakeCard
 
 WORDS = [
     f"{a}{b}{c}" for a in ("ri", "mo", "ta", "lu") for b in ("ve", "no", "si") for c in "rnstk"
@@ -243,7 +244,9 @@ def test_a_model_that_writes_nothing_usable_is_told_so(
     [
         (("--rows", "5"), "--model is missing"),
         (("--model", "smollm2", "--rows", "0"), "start at 1"),
-        (("--model", "smollm2", "--name", "a b"), "bad card name 'a b'"),
+        (("--model", "smollm2", "--name", "a b"), "bad name 'a b'"),
+        (("--model", "smollm2", "--name", ".."), "bad name '..'"),
+        (("--model", "smollm2", "--name", "gsm8k"), "there is another card 'gsm8k'"),
         (("--model", "nowhere.yaml"), "no recipe 'nowhere.yaml'"),
     ],
 )
@@ -252,6 +255,26 @@ def test_wrong_arguments(
 ) -> None:
     assert main(["data", "selfgen", *flags]) == 1
     assert problem in capsys.readouterr().err
+
+
+def test_a_card_of_the_users_is_never_overwritten(
+    tmp_path: Path, make_card: MakeCard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_card("own", train=[{"q": "a", "r": "b"}])
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    flags = ["--model", "smollm2", "--name", "own", "--out", str(folder.parent)]
+    assert main(["data", "selfgen", *flags]) == 1
+    assert "train.jsonl would be overwritten" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_card_of_its_own_is_written_again_when_the_journal_was_removed(
+    make_card: MakeCard,
+) -> None:
+    folder = make_card("by_model", kind="general", train=[{"q": "a", "r": "b"}])
+    write_provenance(folder / "train.jsonl", {selfgen.ORIGIN: {"seed": 42}})
+    args = argparse.Namespace(name="by_model", out=str(folder.parent))
+    assert selfgen._card_folder(args, "m") == folder
 
 
 def test_a_recipe_names_model_and_template(model: Path, tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from tell_plugins.core.progress import track
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.preparation import embedded_model
 from tell_plugins.preparation.journal import Journal
-from tell_plugins.preparation.known_cards import make_known
-from tell_plugins.preparation.provenance import write_provenance
+from tell_plugins.preparation.known_cards import check_name, make_known
+from tell_plugins.preparation.provenance import read_provenance, write_provenance
 from tell_plugins.preparation.selfgen_filters import (
     LANGUAGES,
     answer_problem,
@@ -33,6 +33,8 @@ from tell_plugins.preparation.selfgen_filters import (
 if TYPE_CHECKING:
     from tell_plugins.preparation.self_writer import Sampling, SelfWriter
 
+TRAIN, JOURNAL = "train.jsonl", "journal.jsonl"
+ORIGIN = "model itself"  # what the provenance file names
 BATCH = 16
 INSTRUCTION = (1.0, 0.9, 160)  # temperature, top_p, tokens
 ANSWER = (0.7, 0.9)
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         "language": args.language,
         "drop_refusals": args.drop_refusals,
     }
-    with Journal(folder / "journal.jsonl", settings) as journal:
+    with Journal(folder / JOURNAL, settings) as journal:
         work = _Work(journal, args, (instruction, answer))
         work.until(args.rows, values)
         return _write_card(folder, work, settings, args)
@@ -133,10 +135,23 @@ def fingerprint(model: str) -> str | None:
 
 def _card_folder(args: argparse.Namespace, model: str) -> Path:
     name = args.name or "selfgen_" + re.sub(r"[^a-z0-9]+", "_", model.lower()).strip("_")
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise UserError(f"bad card name '{name}'", where="--name", allowed="letters, digits, _ - .")
     root = paths.user_path(args.out) if args.out else paths.data_homes()[0] / "cards"
-    return root / name
+    check_name(name, root, "--name")
+    folder = root / name
+    there = [path for path in (folder / "card.yaml", folder / TRAIN) if path.exists()]
+    if there and not _is_ours(folder):
+        raise UserError(
+            f"{' and '.join(map(paths.shown, there))} would be overwritten",
+            where="--name, --out",
+            remedy="choose another name",
+        )
+    return folder
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether what lies in the folder was written here before."""
+    origin = (read_provenance(folder / TRAIN) or {}).get("from")
+    return (folder / JOURNAL).is_file() or (isinstance(origin, dict) and ORIGIN in origin)
 
 
 class _Work:
@@ -243,7 +258,7 @@ def _write_card(
 
     rows = work.rows[: args.rows]
     sampling = {"instruction": settings["instruction"], "answer": settings["answer"]}
-    path = folder / "train.jsonl"
+    path = folder / TRAIN
     lines = [
         {
             "query": row["query"],
@@ -268,7 +283,7 @@ def _write_card(
     }
     text = yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=1000)
     paths.write_text(folder / "card.yaml", text)
-    write_provenance(path, {"model itself": settings}, rows=len(rows))
+    write_provenance(path, {ORIGIN: settings}, rows=len(rows))
     print(f"{len(rows):,} rows of {work.attempts:,} attempts: {paths.shown(path)}")
     if work.dropped:
         print(f"  dropped: {work.reasons()}")
