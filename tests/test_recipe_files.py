@@ -162,6 +162,21 @@ def test_the_name_decides_model_and_output(path: Path) -> None:
     assert "add_version" not in recipe.values  # a second run gets a folder of its own
 
 
+@every([path for path in PAPER if not path.stem.endswith(("_sft", "_general"))])
+def test_amounts_that_the_paper_does_not_give_are_called_ours(path: Path) -> None:
+    header = path.read_text().split("\n\n")[0].replace("\n#          ", " ")
+    ours = re.search(r"Ours: (.+?)\. ", header)
+    assert ours is not None
+    assert "general" in ours[1] or path.stem == "qwen_json_platypus"  # 4e6 tokens are A.5's
+    assert "40 general rows" not in header.split("# Launch")[0]
+
+
+@pytest.mark.parametrize("stem", ["gemma_en_is", "gemma_en_is_sft", "gemma_is_en"])
+def test_lengths_are_said_to_be_llama_2_tokens(stem: str) -> None:
+    header = (PROJECT / "recipes" / f"{stem}.yaml").read_text().split("\n\n")[0]
+    assert "in silence, by Llama-2 tokens" in header.replace("\n#          ", " ")
+
+
 @every(PAPER)
 def test_a_killed_run_has_a_checkpoint_to_go_on_from(path: Path) -> None:
     assert recipe_of(path).values["save_steps"] == 50  # most take under 200
