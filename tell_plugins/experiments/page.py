@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
+from html import escape, unescape
 
 import pandas as pd
 
@@ -89,6 +90,11 @@ def render(title: str, intro: Sequence[str], sections: Sequence[Section]) -> str
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
+
+
+def anchors(page: str) -> list[str]:
+    """The anchors of the sections of a page that `render` made."""
+    return [unescape(anchor) for anchor in re.findall(r'^<section id="([^"]*)">$', page, re.M)]
 
 
 def _section(section: Section) -> list[str]:

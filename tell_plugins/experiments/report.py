@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,11 +13,14 @@ from tell_plugins.core.progress import tracked
 from tell_plugins.experiments import plots, tables
 from tell_plugins.experiments.conclusions import conclude
 from tell_plugins.experiments.measures import Judge
-from tell_plugins.experiments.page import Figure, Section, render
+from tell_plugins.experiments.page import Figure, Section, anchors, render
 from tell_plugins.experiments.published import published
 from tell_plugins.experiments.results import ReferenceShelf, Study, load_studies
 
 TABLES, PICTURES, PAGE = "tables", "pictures", "report.html"
+# what a study's files are called after its name; others in the same folders are not the report's
+_TABLE_NAMES = ("methods", "comparisons", "fits", "published", "failures", "runs")
+_PICTURE_NAMES = ("curve", "methods", "steps", "training")
 _INTRO = (
     "Every number is counted from the saved answers that lie beside this page, and stands with "
     "its 95 % interval: k/n = share [low, high] (Wilson; several seeds' answers to one row count "
@@ -43,14 +46,13 @@ class StudyReport:
 def write_report(root: Path, out: Path) -> list[Path]:
     """Write tables, pictures and page of the sweeps in `root`; the files, the page last.
 
-    What an earlier report left in `out`'s tables and pictures is removed first. Raises UserError
-    for a folder without sweeps, or when the right labels are nowhere to be had.
+    Tables and pictures that only the earlier report in `out` has are removed. Raises UserError for
+    a folder without sweeps, or when the right labels are nowhere to be had.
     """
     studies = load_studies(root)
     judge = Judge(ReferenceShelf(root))
     reports = [report_on(study, judge) for study in tracked(studies, "reading", "sweeps")]
-    for folder in (TABLES, PICTURES):
-        shutil.rmtree(out / folder, ignore_errors=True)
+    earlier = _earlier_studies(out / PAGE)
     written: list[Path] = []
     for report in reports:
         for name, frame in report.frames.items():
@@ -66,7 +68,28 @@ def write_report(root: Path, out: Path) -> list[Path]:
     title = studies[0].title if len(studies) == 1 else f"{len(studies)} experiments"
     page = render(title, _INTRO, [report.section for report in reports])
     paths.write_text(out / PAGE, page)
+    for path in _files(out, {*earlier, *(study.name for study in studies)}):
+        if path not in written:
+            path.unlink(missing_ok=True)
     return [*written, out / PAGE]
+
+
+def _earlier_studies(page: Path) -> list[str]:
+    """The names of the studies that an earlier report is about; its page has a section of each."""
+    try:
+        return anchors(page.read_text(encoding="utf-8"))
+    except (FileNotFoundError, UnicodeDecodeError):
+        return []
+
+
+def _files(out: Path, names: Iterable[str]) -> Iterator[Path]:
+    """Every table and picture that a report may have of these studies."""
+    for name in names:
+        for table in _TABLE_NAMES:
+            for ending in ("csv", "md"):
+                yield out / TABLES / f"{name}_{table}.{ending}"
+        for picture in _PICTURE_NAMES:
+            yield out / PICTURES / f"{name}_{picture}.png"
 
 
 def report_on(study: Study, judge: Judge) -> StudyReport:
