@@ -182,10 +182,45 @@ def test_an_anchor_in_use_is_not_replaced_unasked(
     file.write_text("Another one.\n")
     assert _anchor(world, "--write", "3") == 1
     assert "there is another anchor of that name" in capsys.readouterr().err
+    assert scripted.prompts == []  # known before anything is written
     assert file.read_text() == "Another one.\n"
-    scripted.seeds.clear()
     assert _anchor(world, "--write", "3", "--overwrite") == 0
     assert file.read_text() != "Another one.\n"
+
+
+def test_the_same_call_finds_its_own_anchor(
+    world: World, scripted: ScriptedEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _anchor(world, "--write", "3") == 0
+    folder = world.cards / "tiny_task"
+    written = {name: (folder / f"self_written.{name}").read_bytes() for name in ("txt", "json")}
+    assert _anchor(world, "--write", "3") == 0
+    assert written == {name: (folder / f"self_written.{name}").read_bytes() for name in written}
+    asked = len(scripted.prompts)
+    assert _anchor(world, "--write", "3", "--seed", "7") == 1
+    assert len(scripted.prompts) == asked
+    capsys.readouterr()
+    scripted.replies = [f"Say {i} words of it." for i in range(20)]  # another release's model
+    assert _anchor(world, "--write", "3") == 1
+    shown = capsys.readouterr()
+    assert "candidate 3" in shown.out  # what was found in hours is shown all the same
+    assert "there is another anchor of that name" in shown.err
+    assert written == {name: (folder / f"self_written.{name}").read_bytes() for name in written}
+
+
+@pytest.mark.parametrize("further", [[], ["--overwrite"]])
+def test_other_files_of_the_card_are_never_replaced(
+    world: World,
+    scripted: ScriptedEngine,
+    capsys: pytest.CaptureFixture[str],
+    further: list[str],
+) -> None:
+    schema = world.cards / "tiny_task" / "schema.json"
+    before = schema.read_bytes()
+    assert _anchor(world, "--write", "3", "--name", "schema", *further) == 1
+    assert "no record of written anchors" in capsys.readouterr().err
+    assert scripted.prompts == []
+    assert schema.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from tell_plugins.core.anchors import RESERVED
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.experiments import anchor_writing
-from tell_plugins.experiments.anchor_writing import Scored, TrainingRows, Writing
+from tell_plugins.experiments.anchor_writing import Scored, Writing
 from tell_plugins.experiments.dry_run import print_table
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 
@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.flags)
     card = _task_card(recipe)
     _check(args, card)
+    _check_files(card, recipe, args)
     rows = anchor_writing.training_rows(
         card, examples=args.write * args.rows, scored=args.held_out, seed=args.seed
     )
@@ -49,14 +50,15 @@ def run(args: argparse.Namespace) -> int:
     writing = anchor_writing.write_anchors(
         engine, rows, count=args.write, shown=args.rows, seed=args.seed
     )
+    _print(writing, len(rows.scored))
     text_file = card.folder / f"{args.name}.txt"
-    _refuse_other(text_file, writing, args)
-    record = describe(writing, rows, recipe, args, engine.name)
+    if not args.overwrite and _text(text_file) not in (None, writing.best.text):
+        raise _taken(text_file)
+    record = describe(writing, recipe, args, engine.name)
     paths.write_text(
         card.folder / f"{args.name}.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     )
     paths.write_text(text_file, writing.best.text + "\n")
-    _print(writing, len(rows.scored))
     _print_next(recipe, card, args.name, text_file, len(writing.candidates), args.write)
     return 0
 
@@ -94,31 +96,69 @@ def _engine(recipe: Recipe) -> Any:
     return make_engine("transformers", recipe, {}, batch_size=1)
 
 
-def _refuse_other(path: Path, writing: Writing, args: argparse.Namespace) -> None:
-    """An anchor that was trained with is not replaced by another without being asked."""
-    if args.overwrite or not path.is_file():
-        return
-    if path.read_text(encoding="utf-8").strip() != writing.best.text:
+def _check_files(card: Card, recipe: Recipe, args: argparse.Namespace) -> None:
+    """Refuse what would be written over, before a model is loaded.
+
+    Only the very same call may find its own anchor again: then its text will be the same.
+    """
+    path = card.folder / f"{args.name}.json"
+    record = _record(path)
+    if path.is_file() and record is None:
         raise UserError(
-            "there is another anchor of that name, which recipes may use",
+            "a file of that name is here, and no record of written anchors",
             where=paths.shown(path),
-            remedy="--overwrite, or another --name",
+            remedy=f"another --name, such as {NAME}",
         )
+    asked = _asked(recipe, args)
+    again = record is not None and {key: record.get(key) for key in asked} == asked
+    text_file = card.folder / f"{args.name}.txt"
+    if text_file.is_file() and not args.overwrite and not again:
+        raise _taken(text_file)
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    """What an earlier call wrote of its candidates; None for a missing or another file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    keys = {"candidates", "manual", "none", "rejected"}
+    return found if isinstance(found, dict) and keys <= set(found) else None
+
+
+def _asked(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
+    """What of a call decides the candidates, beside their number."""
+    return {
+        "card": recipe.spec.card,
+        "recipe": recipe.name,
+        "model": recipe.get("model"),
+        "seed": args.seed,
+        "rows_shown": args.rows,
+        "rows_scored": args.held_out,
+    }
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def _taken(path: Path) -> UserError:
+    """An anchor that was trained with is not replaced by another without being asked."""
+    return UserError(
+        "there is another anchor of that name, which recipes may use",
+        where=paths.shown(path),
+        remedy="--overwrite, or another --name",
+    )
 
 
 def describe(
-    writing: Writing, rows: TrainingRows, recipe: Recipe, args: argparse.Namespace, engine: str
+    writing: Writing, recipe: Recipe, args: argparse.Namespace, engine: str
 ) -> dict[str, Any]:
     """Everything about the candidates, as JSON."""
     return {
         "format": 1,
-        "card": recipe.spec.card,
-        "recipe": recipe.name,
-        "model": recipe.get("model"),
+        **_asked(recipe, args),
         "engine": engine,
-        "seed": args.seed,
-        "rows_shown": args.rows,
-        "rows_scored": len(rows.scored),
         "decoding": asdict(anchor_writing.DECODING),
         "candidates": [asdict(candidate) for candidate in writing.candidates],
         "manual": _without_text(writing.manual),
