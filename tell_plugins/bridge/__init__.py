@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 
 from tell_plugins.core.cards import card_names, load_card
@@ -40,9 +41,20 @@ def register() -> None:
 
 def _check_arguments(argv: list[str]) -> None:
     """Refuse a wrong dataset string before a model is loaded, not after."""
-    for argument in argv:
-        if is_tell(argument):
-            load_card(parse_spec(argument).card)
+    for text in _datasets(argv):
+        if is_tell(text):
+            load_card(parse_spec(text).card)
+
+
+def _datasets(argv: list[str]) -> Iterator[str]:
+    """The values of `--dataset` and `--val_dataset`; others may begin with `tell/` too."""
+    option = ""
+    for part in argv:
+        value = part
+        if part.startswith("--"):
+            option, _, value = part.partition("=")
+        if option in ("--dataset", "--val_dataset"):
+            yield value
 
 
 def _install_excepthook() -> None:

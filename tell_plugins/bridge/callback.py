@@ -16,6 +16,7 @@ from tell_plugins.core.mixture import Mixture
 
 logger = get_logger()
 MANIFEST, ANCHOR = "manifest.json", "anchor.txt"
+_WHERE = "recipe"
 
 
 class TellCallback(TrainerCallback):
@@ -45,24 +46,34 @@ def _leave(folder: Path) -> None:
     paths.write_text(folder / MANIFEST, text)
     if mixture.task is not None:
         paths.write_text(folder / ANCHOR, mixture.task.anchor.text)
+    else:
+        (folder / ANCHOR).unlink(missing_ok=True)  # of an earlier run into this folder
 
 
 def _check_order(args: Any, loader: Any, mixture: Mixture) -> None:
-    where = "recipe"
     for key in ("train_dataloader_shuffle", "group_by_length"):
         if getattr(args, key, False):
             raise UserError(
                 f"{key} is true, so the mixture's order would be lost",
-                where=where,
+                where=_WHERE,
                 remedy=f"{key}: false",
             )
+    if "SequenceParallel" in type(getattr(loader, "sampler", None)).__name__:
+        raise UserError(
+            "sequence parallelism has a sampler of its own, so the mixture's order would be lost",
+            where=_WHERE,
+            remedy="sequence_parallel_size: 1",
+        )
     data = getattr(loader, "dataset", None)
-    if data is None:
-        return
+    if data is not None:
+        _check_rows(data, mixture)
+
+
+def _check_rows(data: Any, mixture: Mixture) -> None:
     if "Packing" in type(data).__name__:
         raise UserError(
             "packing puts rows together by length, so the mixture's order would be lost",
-            where=where,
+            where=_WHERE,
             remedy="packing: false",
         )
     served = getattr(data, "dataset", data)
@@ -72,6 +83,12 @@ def _check_order(args: Any, loader: Any, mixture: Mixture) -> None:
             where="dataset",
             remedy="name one TELL data set alone; general data goes in by from=...",
         )
+    if not getattr(data, "strict", True) and "lengths" not in served.column_names:
+        raise UserError(
+            "rows are tokenised as they come, and one over max_length would be replaced by another",
+            where=_WHERE,
+            remedy="strict: true, or lazy_tokenize: false",
+        )
     if len(served) < len(mixture) and "channel" in served.column_names:
         lost = int(mixture.is_task.sum()) - served["channel"].count("task")
         logger.warning(
@@ -80,6 +97,6 @@ def _check_order(args: Any, loader: Any, mixture: Mixture) -> None:
         if lost:
             raise UserError(
                 f"{lost} scarce task rows are longer than max_length and were dropped",
-                where=where,
+                where=_WHERE,
                 remedy="raise max_length, or see `./run.sh check`; 'strict: true' stops earlier",
             )

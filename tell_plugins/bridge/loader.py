@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -98,8 +99,7 @@ def _check_use(spec: Spec, ratio: float, sample: int | None, shuffle: bool) -> N
 
 def load_mixture(mixture: Mixture) -> Dataset:
     """The mixture as a memory-mapped data set, in training order; written once a content."""
-    folder = paths.cache_dir() / "mixtures"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = paths.make_folder(paths.cache_dir() / "mixtures")
     path = folder / f"{mixture.hash}.arrow"
     with FileLock(f"{path}.lock"):
         dataset = _open(path)
@@ -108,6 +108,8 @@ def load_mixture(mixture: Mixture) -> Dataset:
             mixture.write_arrow(path)
             dataset = Dataset.from_file(str(path))
         os.utime(path)
+    # of the content, not of the file's time: every process then finds what the first one tokenised
+    dataset._fingerprint = mixture.hash[:16]
     return dataset
 
 
@@ -121,5 +123,8 @@ def _open(path: Path) -> Dataset | None:
 def _forget_old(folder: Path) -> None:
     oldest = time.time() - _KEEP_DAYS * 86400
     for path in folder.glob("*"):
-        if path.stat().st_mtime < oldest:
-            path.unlink(missing_ok=True)
+        if path.suffix == ".lock":
+            continue  # somebody may hold it
+        with contextlib.suppress(FileNotFoundError):  # another process forgets as well
+            if path.stat().st_mtime < oldest:
+                path.unlink()

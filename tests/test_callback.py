@@ -1,0 +1,220 @@
+"""The last guard before training: what it refuses, what it lets pass, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from datasets import Dataset, concatenate_datasets
+from tell_plugins import bridge
+from tell_plugins.core import paths
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import Mixture, build_mixture
+from tell_plugins.core.spec import parse_spec
+from tests.conftest import MakeCard
+
+Begin = Callable[..., None]
+
+
+@pytest.fixture
+def mixture(make_card: MakeCard) -> Mixture:
+    """4 task rows among 8 general ones."""
+    make_card("toy", train=[{"q": f"task {n}", "r": "a"} for n in range(6)])
+    make_card("plain", train=[{"q": f"general {n}", "r": "b"} for n in range(20)], kind="general")
+    return _mixture("task=4rows/general=8rows")
+
+
+def _mixture(text: str) -> Mixture:
+    return build_mixture(parse_spec(f"tell/toy:{text}"))
+
+
+@pytest.fixture
+def begin(mixture: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
+    """Begin a training on the mixture with a data loader and settings, below `tmp_path / "run"`."""
+    from tell_plugins.bridge import callback
+
+    monkeypatch.setattr(callback, "trained_on", [mixture])
+    state = SimpleNamespace(is_world_process_zero=True, global_step=3)
+
+    def run(loader: Any = None, **settings: Any) -> None:
+        args = SimpleNamespace(output_dir=str(tmp_path / "run"), **settings)
+        callback.TellCallback().on_train_begin(args, state, None, train_dataloader=loader)
+        callback.TellCallback().on_save(args, state, None)
+
+    return run
+
+
+def _rows(mixture: Mixture) -> Dataset:
+    from tell_plugins.bridge.loader import load_mixture
+
+    return load_mixture(mixture)
+
+
+def _tokenised(rows: Dataset) -> Dataset:
+    """The rows as ms-swift hands them on when it has tokenised them all."""
+    return rows.add_column("lengths", [3] * len(rows))
+
+
+def _loader(rows: Dataset, *, strict: bool = True, sampler: Any = None) -> Any:
+    """What the trainer has: rows in ms-swift's data set, in a data loader."""
+    from swift.dataset import LazyLLMDataset
+    from torch.utils.data import DataLoader
+
+    return DataLoader(LazyLLMDataset(rows, dict, strict=strict), sampler=sampler)
+
+
+def test_a_run_without_a_mixture_is_left_alone(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tell_plugins.bridge import callback
+
+    monkeypatch.setattr(callback, "trained_on", [])
+    begin(train_dataloader_shuffle=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_manifest_and_anchor_lie_beside_the_adapter(
+    begin: Begin, mixture: Mixture, tmp_path: Path
+) -> None:
+    begin(_loader(_tokenised(_rows(mixture))), train_dataloader_shuffle=False)
+    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-3"):
+        assert json.loads((folder / "manifest.json").read_text())["hash"] == mixture.hash
+        assert (folder / "anchor.txt").read_text() == "ANCHOR: do the task."
+
+
+def test_an_adapter_of_general_rows_has_no_anchor(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tell_plugins.bridge import callback, templates
+
+    alone = _mixture("task=0/general=8rows")
+    monkeypatch.setattr(callback, "trained_on", [alone])
+    paths.write_text(tmp_path / "run" / "anchor.txt", "of an earlier run")
+    begin(_loader(_tokenised(_rows(alone))))
+    assert not list((tmp_path / "run").rglob("anchor.txt"))
+    assert templates.serving_front([tmp_path / "run" / "checkpoint-3"]) == ""
+
+
+def test_two_mixtures_have_no_joint_order(
+    begin: Begin, mixture: Mixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tell_plugins.bridge import callback
+
+    monkeypatch.setattr(callback, "trained_on", [mixture, mixture])
+    with pytest.raises(UserError, match="2 TELL mixtures in one run"):
+        begin()
+
+
+@pytest.mark.parametrize("key", ["train_dataloader_shuffle", "group_by_length"])
+def test_settings_that_reorder(begin: Begin, key: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{key} is true, so the mixture's order would be lost"):
+        begin(**{key: True})
+    assert not (tmp_path / "run").exists(), "no manifest vouches for it"
+
+
+def test_sequence_parallelism_shuffles(begin: Begin, mixture: Mixture) -> None:
+    from swift.sequence_parallel import SequenceParallelSampler
+
+    sampler = SequenceParallelSampler.__new__(SequenceParallelSampler)  # else it wants a group
+    with pytest.raises(UserError, match="sequence parallelism has a sampler of its own"):
+        begin(_loader(_tokenised(_rows(mixture)), sampler=sampler))
+
+
+def test_packing_reorders(begin: Begin, mixture: Mixture) -> None:
+    from swift.dataset import PackingDataset
+
+    packed = PackingDataset.__new__(PackingDataset)  # else it starts processes
+    with pytest.raises(UserError, match="packing puts rows together by length"):
+        begin(SimpleNamespace(dataset=packed))
+
+
+def test_rows_of_other_data_sets(begin: Begin, mixture: Mixture) -> None:
+    rows = _tokenised(_rows(mixture))
+    with pytest.raises(UserError, match="12 rows of other data sets follow the mixture"):
+        begin(_loader(concatenate_datasets([rows, rows])))
+
+
+def test_rows_tokenised_late_must_not_be_replaced(begin: Begin, mixture: Mixture) -> None:
+    rows = _rows(mixture)
+    with pytest.raises(UserError, match="would be replaced by another") as caught:
+        begin(_loader(rows, strict=False))
+    assert "strict: true" in str(caught.value.remedy)
+    begin(_loader(rows, strict=True))
+    begin(_loader(_tokenised(rows), strict=False))
+
+
+def test_dropped_rows(begin: Begin, mixture: Mixture) -> None:
+    rows = _tokenised(_rows(mixture))
+    general = [place for place, task in enumerate(mixture.is_task) if not task]
+    task = [place for place, task in enumerate(mixture.is_task) if task]
+    begin(_loader(rows.select(sorted(task + general[2:])), strict=False))
+    with pytest.raises(UserError, match="2 scarce task rows are longer than max_length"):
+        begin(_loader(rows.select(sorted(task[2:] + general)), strict=False))
+
+
+# --- the loader -----------------------------------------------------------------------------------
+
+
+def _longer(row: dict[str, Any]) -> dict[str, Any]:
+    return {"channel": row["channel"] + "!"}
+
+
+def test_the_same_mixture_is_tokenised_into_one_file(mixture: Mixture) -> None:
+    """What other processes find, and what a next run writes over, hangs on the content alone."""
+    first = _rows(mixture)
+    os.utime(first.cache_files[0]["filename"], (1e9, 1e9))
+    second = _rows(mixture)
+    assert second._fingerprint == first._fingerprint
+    assert _rows(_mixture("task=4rows/general=8rows/seed=1"))._fingerprint != first._fingerprint
+    for rows in (first, second):
+        rows.map(_longer, load_from_cache_file=False)
+    assert len(list((paths.cache_dir() / "mixtures").glob("cache-*"))) == 1
+
+
+def test_old_mixtures_are_forgotten(tmp_path: Path) -> None:
+    from tell_plugins.bridge.loader import _forget_old
+
+    for name in ("old.arrow", "old.arrow.lock", "new.arrow"):
+        (tmp_path / name).touch()
+    for name in ("old.arrow", "old.arrow.lock"):
+        os.utime(tmp_path / name, (1e9, 1e9))
+    (tmp_path / "gone.arrow").symlink_to(tmp_path / "nowhere")  # as if just forgotten by another
+    _forget_old(tmp_path)
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert kept - {"gone.arrow"} == {"old.arrow.lock", "new.arrow"}
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("mixture")
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--dataset", "tell/toy:task=4rows", "--output_dir", "tell/run1"],
+        ["--dataset", "other/set", "tell/toy", "--model", "tell/model"],
+        ["tell/positional"],
+    ],
+)
+def test_only_data_sets_are_looked_at(argv: list[str]) -> None:
+    bridge._check_arguments(argv)
+
+
+@pytest.mark.usefixtures("mixture")
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--output_dir", "x", "--dataset", "tell/toy", "tell/tyo"],
+        ["--dataset=tell/tyo"],
+        ["--dataset", "tell/toy", "--val_dataset", "tell/tyo:split=test"],
+    ],
+)
+def test_a_wrong_data_set_is_told_at_once(argv: list[str]) -> None:
+    with pytest.raises(UserError, match="unknown card 'tyo'"):
+        bridge._check_arguments(argv)
