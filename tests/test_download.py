@@ -213,13 +213,28 @@ def test_silent_server_times_out(server: FileServer, target: Path, sent: int) ->
 
 
 def test_nobody_listens(target: Path) -> None:
-    with pytest.raises(MachineError, match="refuses the connection"):
-        fetch("http://127.0.0.1:9/rows.jsonl", BLOB, target, PLACES)
+    url = "http://127.0.0.1:9/o/n/resolve/main/rows.jsonl"  # as the files of Hugging Face
+    with pytest.raises(transfer.Unreachable, match=r"127\.0\.0\.1:9 refuses the connection"):
+        fetch(url, BLOB, target, PLACES)
 
 
 def test_unknown_host(target: Path) -> None:
-    with pytest.raises(MachineError, match=r"'no-such-host\.invalid' cannot be resolved"):
+    with pytest.raises(transfer.Unreachable, match=r"'no-such-host\.invalid' cannot be resolved"):
         fetch("http://no-such-host.invalid/rows.jsonl", BLOB, target, PLACES)
+
+
+def test_a_server_without_encryption(server: FileServer, target: Path) -> None:
+    url = f"{server.url}/o/n/resolve/main/rows.jsonl".replace("http:", "https:")
+    with pytest.raises(MachineError, match="no safe connection") as raised:
+        fetch(url, BLOB, target, PLACES)
+    assert not isinstance(raised.value, transfer.Unreachable)
+
+
+def test_a_server_that_answers_is_not_unreachable(server: FileServer, target: Path) -> None:
+    server.always = cut_after(0)
+    with pytest.raises(MachineError, match="broke off") as raised:
+        get(server, target)
+    assert not isinstance(raised.value, transfer.Unreachable)
 
 
 def test_redirects_are_followed(server: FileServer, target: Path) -> None:
@@ -230,7 +245,9 @@ def test_redirects_are_followed(server: FileServer, target: Path) -> None:
     assert target.read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("place", ["file:///etc/hostname", "ftp://127.0.0.1/rows.jsonl"])
+@pytest.mark.parametrize(
+    "place", ["file:///etc/hostname", "ftp://127.0.0.1/rows.jsonl", "http://[::1", "//h:port/x"]
+)
 def test_redirects_to_other_schemes_are_refused(
     server: FileServer, target: Path, place: str
 ) -> None:
@@ -241,9 +258,10 @@ def test_redirects_to_other_schemes_are_refused(
 
 
 def test_redirect_from_https_to_http_is_refused() -> None:
-    transfer._check_redirect("http://a/x", "https://b/x")
+    assert transfer._redirected("http://a/x", "https://b/x") == "https://b/x"
+    assert transfer._redirected("https://a/x", "/y") == "https://a/y"
     with pytest.raises(MachineError, match="redirected from https to 'http://b/x'"):
-        transfer._check_redirect("https://a/x", "http://b/x")
+        transfer._redirected("https://a/x", "http://b/x?token=secret")
 
 
 def test_redirects_without_end(server: FileServer, target: Path) -> None:
@@ -252,12 +270,57 @@ def test_redirects_without_end(server: FileServer, target: Path) -> None:
         get(server, target)
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/x", "/etc/passwd", "http://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "ftp://host/x",
+        "/etc/passwd",
+        "http://",
+        "http://[::1",
+        "http://host:99999/x",
+        "http://host:port/x",
+    ],
+)
 def test_only_http_addresses(target: Path, url: str) -> None:
     with pytest.raises(UserError, match="no address to download from"):
         fetch(url, BLOB, target, PLACES)
     with pytest.raises(UserError, match="--mirror"):
         fetch("http://host/x", BLOB, target, Places(mirror=url))
+
+
+@pytest.mark.parametrize("host", ["h..x", "*", "a" * 70])
+def test_impossible_hosts(host: str, target: Path) -> None:
+    with pytest.raises(UserError, match="no host can be called"):
+        fetch(f"http://{host}/rows.jsonl", BLOB, target, PLACES)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://bob:secret@host:8443/a@b/c?token=t#x", "https://host:8443/a@b/c"),
+        ("http://bob:secret@[::1", "http://[::1"),
+        ("ftp://bob:secret@host", "ftp://host"),
+        ("/data/a?b@c.jsonl", "/data/a?b@c.jsonl"),
+    ],
+)
+def test_addresses_are_shown_without_passwords(url: str, shown: str) -> None:
+    assert transfer.shown_url(url) == shown
+
+
+@pytest.mark.parametrize("answer", [whole, status(404), status(503), other(b"x"), cut_after(0)])
+def test_a_mirrors_password_is_told_nobody(
+    server: FileServer, target: Path, answer: Answer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.always = answer
+    mirror = server.url.replace("http://", "http://bob:secret@")
+    said = ""
+    try:
+        said = str(fetch(None, BLOB, target, Places(mirror=mirror, patience=QUICK)).source)
+    except MachineError as error:
+        said = str(error)
+    assert f"{server.url}/rows.jsonl" in said
+    assert "secret" not in said + "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "../x", "a\\b", " x"])

@@ -271,6 +271,15 @@ def test_a_public_endpoint_needs_a_key_and_https(monkeypatch: pytest.MonkeyPatch
         need_key(Endpoint("http://api.example.com/v1", "m"))
 
 
+@pytest.mark.parametrize(
+    "url", ["host/v1", "ftp://host/v1", "http://[::1", "http://bob:secret@host:99999/v1", "http://"]
+)
+def test_what_is_no_address_is_told(url: str) -> None:
+    with pytest.raises(UserError, match=r"' is no address") as raised:
+        need_key(Endpoint(url, "m"))
+    assert "secret" not in str(raised.value)
+
+
 def test_an_address_is_shown_without_its_password() -> None:
     shown = Endpoint("https://me:pass@api.example.com:8443/v1?token=t", "m").shown_url
     assert shown == "https://api.example.com:8443/v1"

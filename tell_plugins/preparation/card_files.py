@@ -29,7 +29,7 @@ from tell_plugins.preparation.download import (
     plain_name,
 )
 from tell_plugins.preparation.provenance import read_provenance, write_provenance
-from tell_plugins.preparation.transfer import transfer
+from tell_plugins.preparation.transfer import shown_url, transfer
 
 _RUNNING: list[str] = []  # build commands, so that one that calls itself comes to an end
 NEEDED = ("train", "validation", "test")  # a card is ready when these of its splits are here
@@ -216,7 +216,7 @@ def _take_rows(card: Card, split: str, places: Places, part: Path) -> dict[str, 
             _copy_rows(card, split, named, part)
         finally:
             named.unlink(missing_ok=True)
-        return {"place": address}
+        return {"place": shown_url(address)}
     found = find_named(places.folder, *(Path(name).stem + ending for ending in FORMATS))
     if not found:
         raise UserError(

@@ -23,6 +23,7 @@ from tell_plugins.preparation.transfer import (
     Patience,
     check_url,
     disk_faults,
+    shown_url,
     transfer,
 )
 
@@ -46,7 +47,7 @@ DIRECT = Places()
 
 
 class Ready(NamedTuple):
-    """A verified file. `source` says where it was taken from, None when it was there already."""
+    """A verified file. `source` shows where it was taken from, None when it was there already."""
 
     path: Path
     source: str | None
@@ -100,7 +101,7 @@ def fetch(
             return Ready(target, _copy(places.folder, proof, target, name or target.name))
         address = address_of(url, name or target.name, places)
         _download(address, proof, target, places.patience)
-        return Ready(target, address)
+        return Ready(target, shown_url(address))
 
 
 def address_of(url: str | None, name: str, places: Places) -> str:
@@ -162,7 +163,7 @@ def _download(url: str, proof: Proof, target: Path, patience: Patience) -> None:
         what = _describe(part)
         part.unlink()
         raise MachineError(
-            f"{url}: not the right file: {what}: {problem}; nothing was kept\n"
+            f"{shown_url(url)}: not the right file: {what}: {problem}; nothing was kept\n"
             "  remedy:  try again, or another place: --mirror URL, --from DIR"
         )
     place(part, target)

@@ -16,13 +16,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import track
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 from tell_plugins.preparation.journal import Journal
+from tell_plugins.preparation.transfer import is_address, shown_url
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -72,9 +73,7 @@ class Endpoint:
     @property
     def shown_url(self) -> str:
         """The address without user name, password or query."""
-        parts = urlsplit(self.base_url)
-        host = parts.hostname or ""
-        return urlunsplit((parts.scheme, host + _port(parts.port), parts.path, "", ""))
+        return shown_url(self.base_url)
 
     @property
     def is_local(self) -> bool:
@@ -86,10 +85,6 @@ class Endpoint:
             return ipaddress.ip_address(host).is_private
         except ValueError:
             return "." not in host
-
-
-def _port(port: int | None) -> str:
-    return "" if port is None else f":{port}"
 
 
 @dataclass
@@ -158,13 +153,6 @@ def endpoint_of(args: argparse.Namespace) -> Endpoint:
                 where="command line",
                 remedy="--base-url URL --model NAME of an OpenAI-compatible endpoint",
             )
-    if urlsplit(args.base_url).scheme not in ("http", "https"):
-        raise UserError(
-            f"'{args.base_url}' is no address",
-            where="--base-url",
-            allowed="http://... or https://...",
-            remedy="give the address up to and including /v1",
-        )
     smallest = {"concurrency": 1, "attempts": 1, "timeout": 0.001, "max_tokens": 1}
     for name, least in smallest.items():
         if getattr(args, name) < least:
@@ -541,7 +529,17 @@ def _key(endpoint: Endpoint) -> str | None:
 
 
 def need_key(endpoint: Endpoint) -> None:
-    """UserError when a public endpoint is named without a key, or the key would go in the clear."""
+    """UserError when a public endpoint is named without a key, or the key would go in the clear.
+
+    So it is for what is no address at all.
+    """
+    if not is_address(endpoint.base_url):
+        raise UserError(
+            f"'{endpoint.shown_url}' is no address",
+            where="the endpoint",
+            allowed="http://... or https://...",
+            remedy="give the address up to and including /v1",
+        )
     if endpoint.is_local:
         return
     if _key(endpoint) is None:

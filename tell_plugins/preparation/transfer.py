@@ -18,7 +18,13 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 from tqdm import tqdm
-from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.exceptions import (
+    HTTPError,
+    LocationParseError,
+    NameResolutionError,
+    NewConnectionError,
+    ReadTimeoutError,
+)
 
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import track
@@ -57,7 +63,7 @@ class _TryAgain(Exception):
 
     Attributes:
         pause: seconds that the server asks for.
-        answered: whether the server said anything.
+        answered: whether a server was found.
     """
 
     def __init__(self, reason: str, pause: float | None = None, answered: bool = True) -> None:
@@ -65,12 +71,29 @@ class _TryAgain(Exception):
         self.pause, self.answered = pause, answered
 
 
+def is_address(url: str) -> bool:
+    """Whether `url` is http or https with a host, and a port if any."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in SCHEMES and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a bracket left open, no port
+        return False
+
+
+def shown_url(url: str) -> str:
+    """An address without user name, password and query, for messages and records."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url  # the path of a file
+    host, slash, path = rest.partition("/")
+    return re.split("[?#]", scheme + separator + host.rpartition("@")[2] + slash + path)[0]
+
+
 def check_url(url: str, where: str) -> str:
-    """`url` when it is http or https with a host. Raises UserError otherwise."""
-    parts = urlsplit(url)
-    if parts.scheme not in SCHEMES or not parts.hostname:
+    """`url` when it is an address, see `is_address`. Raises UserError otherwise."""
+    if not is_address(url):
         raise UserError(
-            f"'{url}' is no address to download from",
+            f"'{shown_url(url)}' is no address to download from",
             where=where,
             allowed="http://... or https://...",
             remedy="use --from DIR for a file on this machine",
@@ -82,9 +105,10 @@ def transfer(url: str, part: Path, patience: Patience = PATIENT) -> None:
     """Bring the whole of `url` into `part`, going on where an earlier call stopped.
 
     Raises MachineError when the server refuses, stays silent or keeps breaking off, or when the
-    disk is full. Unless the disk was full, `part` keeps what came and the next call goes on there.
+    disk is full; Unreachable when no try found a server; UserError for a name that no host can
+    have. Unless the disk was full, `part` keeps what came and the next call goes on there.
     """
-    failures = 0
+    failures, answered = 0, False
     with requests.Session() as session:
         while True:
             before = _size(part)
@@ -93,9 +117,11 @@ def transfer(url: str, part: Path, patience: Patience = PATIENT) -> None:
                 return
             except _TryAgain as error:
                 failures = 1 if _size(part) > before else failures + 1
+                answered = answered or error.answered
                 if failures >= patience.tries:
-                    raise MachineError(
-                        f"{url}: {error} ({failures} tries)\n  remedy:  {_remedy(_size(part))}"
+                    raise (MachineError if answered else Unreachable)(
+                        f"{shown_url(url)}: {error} ({failures} tries)\n"
+                        f"  remedy:  {_remedy(_size(part))}"
                     ) from None
                 wait = patience.pause * 2 ** (failures - 1) if error.pause is None else error.pause
                 wait = min(wait, _LONGEST_PAUSE)
@@ -135,25 +161,47 @@ def _one_try(session: requests.Session, url: str, part: Path, patience: Patience
 @contextmanager
 def _network_faults(url: str, patience: Patience) -> Iterator[None]:
     """Faults of the line as `_TryAgain`, each with its own words."""
-    host = urlsplit(url).netloc
+    host = urlsplit(shown_url(url)).netloc
     silent = f"no byte from {host} for {patience.timeout:g} s (time-out)"
     try:
         yield
-    except (requests.Timeout, ReadTimeoutError):
-        raise _TryAgain(silent) from None
+    except (requests.Timeout, ReadTimeoutError) as error:
+        found = not isinstance(error, requests.ConnectTimeout)
+        raise _TryAgain(silent, answered=found) from None
     except (requests.RequestException, HTTPError) as error:
-        if any(isinstance(part, ReadTimeoutError) for part in error.args):
+        cause = _cause(error)
+        if isinstance(cause, ReadTimeoutError):
             raise _TryAgain(silent) from None
-        if "resolve" in str(error).lower():
-            name = urlsplit(url).hostname
-            raise _TryAgain(f"the name '{name}' cannot be resolved", answered=False) from None
         if isinstance(error, requests.exceptions.SSLError):
             raise MachineError(
-                f"{url}: no safe connection: {error}\n  remedy:  check the clock and the proxy"
+                f"{shown_url(url)}: no safe connection: {cause}\n"
+                "  remedy:  check the clock and the proxy"
             ) from None
-        if isinstance(error, requests.ConnectionError) and "refused" in str(error):
-            raise _TryAgain(f"{host} refuses the connection", answered=False) from None
+        if isinstance(cause, NameResolutionError):
+            name = urlsplit(url).hostname
+            raise _TryAgain(f"the name '{name}' cannot be resolved", answered=False) from None
+        if isinstance(cause, NewConnectionError):
+            refused = isinstance(cause.__cause__, ConnectionRefusedError)
+            why = f"{host} refuses the connection" if refused else f"{host} cannot be reached"
+            raise _TryAgain(why, answered=False) from None
+        if isinstance(error, requests.exceptions.InvalidURL | LocationParseError):
+            raise UserError(
+                f"no host can be called '{host}'",
+                where=shown_url(url),
+                remedy="correct the address",
+            ) from None
         raise _TryAgain("the connection broke off") from None
+    except ValueError as error:
+        raise MachineError(
+            f"{shown_url(url)}: redirected to what is no address ({error}), which is not followed\n"
+            "  remedy:  --mirror URL, --from DIR"
+        ) from None
+
+
+def _cause(error: Exception) -> object:
+    """What lies under the errors that requests and urllib3 wrap around it."""
+    inner = error.args[0] if error.args else error
+    return getattr(inner, "reason", None) or inner
 
 
 def _get(session: requests.Session, url: str, have: int, patience: Patience) -> requests.Response:
@@ -167,21 +215,25 @@ def _get(session: requests.Session, url: str, have: int, patience: Patience) -> 
         )
         if not response.is_redirect:
             return response
-        target = urljoin(url, response.headers["Location"])
         response.close()
-        _check_redirect(url, target)
-        url = target
-    raise MachineError(f"{url}: more than {_REDIRECTS} redirects\n  remedy:  --mirror URL")
+        url = _redirected(url, response.headers["Location"])
+    raise MachineError(
+        f"{shown_url(url)}: more than {_REDIRECTS} redirects\n  remedy:  --mirror URL"
+    )
 
 
-def _check_redirect(url: str, target: str) -> None:
-    old, new = urlsplit(url).scheme, urlsplit(target).scheme
-    if new not in SCHEMES or (old, new) == ("https", "http"):
+def _redirected(url: str, location: str) -> str:
+    """The address that `url` is redirected to. MachineError for one that is not followed."""
+    target = urljoin(url, location)
+    old, new = url.partition(":")[0], target.partition(":")[0]
+    if not is_address(target) or (old, new) == ("https", "http"):
         raise MachineError(
-            f"{url}: redirected from {old} to '{target}', which is not followed\n"
+            f"{shown_url(url)}: redirected from {old} to '{shown_url(target)}', which is not "
+            "followed\n"
             "  allowed: http to http or https, https to https\n"
             "  remedy:  --mirror URL, --from DIR"
         )
+    return target
 
 
 def _accept(response: requests.Response, url: str, have: int) -> int | None:
@@ -197,14 +249,16 @@ def _accept(response: requests.Response, url: str, have: int) -> int | None:
         start = int(match[1]) if match else 0
         if start in (0, have):
             return start
-        raise MachineError(f"{url}: asked for byte {have}, got byte {start}\n  remedy:  --mirror")
+        raise MachineError(
+            f"{shown_url(url)}: asked for byte {have}, got byte {start}\n  remedy:  --mirror URL"
+        )
     if status == 416 and have:
         return None
     if status in (408, 425, 429) or status >= 500:
         raise _TryAgain(f"HTTP {status} {response.reason}", _retry_after(response))
     found = "the file is not there" if status in (404, 410) else "the server refuses"
     raise MachineError(
-        f"{url}: HTTP {status} {response.reason}: {found}\n"
+        f"{shown_url(url)}: HTTP {status} {response.reason}: {found}\n"
         "  remedy:  check the address, or name another place: --mirror URL, --from DIR"
     )
 
@@ -224,7 +278,9 @@ def _total(response: requests.Response, start: int) -> int | None:
 
 def _refuse_too_much(url: str, size: int) -> None:
     if size > MAX_BYTES:
-        raise MachineError(f"{url}: more than {MAX_BYTES:,} bytes; this is no data set of ours")
+        raise MachineError(
+            f"{shown_url(url)}: more than {MAX_BYTES:,} bytes; this is no data set of ours"
+        )
 
 
 def _receive(response: requests.Response, url: str, part: Path, bar: tqdm) -> None:
