@@ -99,6 +99,51 @@ def test_wrong_file_that_is_found_before_the_right_one(
     assert "another of its name is found before it" in capsys.readouterr().err
 
 
+def test_a_file_that_may_be_one_of_several_does_not_hide_the_others(
+    make_card: MakeCard, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    general_card(make_card)
+    for folder in ("a", "b"):
+        write_rows(home / folder / "rows.jsonl", [{"q": folder, "r": "x"}])
+    assert main(["data", "list"]) == 1
+    out = capsys.readouterr().out
+    assert "sample_complaints" in out
+    assert "several files may be split 'train' of card 'far'" in out
+    assert main(["data", "list", "far"]) == 1
+    assert "several files may be" in capsys.readouterr().out
+
+
+def test_a_dead_server_is_asked_for_one_file_of_a_card(
+    make_card: MakeCard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    general_card(make_card)
+    path = make_card("far", kind="general", train=[]) / "card.yaml"
+    card = yaml.safe_load(path.read_text())
+    there = {"url": "http://127.0.0.1:9/resolve/x", "blob": "0" * 40}
+    card["splits"] = {name: {"file": f"{name}.rows", **there} for name in ("train", "test")}
+    path.write_text(yaml.safe_dump(card))
+    assert main(["data", "far", "--tries", "1"]) == 2
+    assert capsys.readouterr().err.count("refuses the connection") == 1
+
+
+def test_a_mirrors_password_is_not_recorded(
+    make_card: MakeCard, server: FileServer, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirror = f"{server.url}/x".replace("http://", "http://bob:secret@")
+    for name, split in (("far", {"modelscope": "o/n"}), ("near", {"blob": blob(CONTENT)})):
+        url = {"url": f"{server.url}/x/rows.jsonl"} if "blob" in split else {}
+        general_card(make_card, name, **split, **url)
+        assert main(["data", name, "--mirror", mirror]) == 0
+        record = (home / name / "rows.jsonl.provenance.json").read_text()
+        assert f'"place": "{server.url}/x/rows.jsonl"' in record
+        assert "secret" not in record
+    # records of earlier versions are shown without it
+    path = home / "far" / "rows.jsonl.provenance.json"
+    path.write_text(path.read_text().replace(f"{server.url}/x", mirror))
+    assert main(["data", "list"]) == 0
+    assert "secret" not in "".join(capsys.readouterr())
+
+
 def test_what_fails_is_told_after_the_rest_is_ready(
     make_card: MakeCard, server: FileServer, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -428,6 +473,37 @@ def test_another_tokenizer_is_refused(
     assert not (home / "llama2_tokenizer" / "tokenizer.json").exists()
 
 
+@pytest.fixture
+def unigram(tmp_path: Path) -> Path:
+    """A folder with a tokenizer of another kind: its vocabulary is a list."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import Unigram
+
+    path = tmp_path / "a" / "tokenizer.json"
+    path.parent.mkdir()
+    Tokenizer(Unigram([("<unk>", 0.0), ("the", -1.0)], unk_id=0)).save(str(path))
+    return path
+
+
+def test_a_tokenizer_is_searched_for_beyond_others_of_its_name(
+    small_tokenizer: Path, unigram: Path, tmp_path: Path, home: Path
+) -> None:
+    assert main(["data", "llama2_tokenizer", "--from", str(tmp_path)]) == 0
+    made = home / "llama2_tokenizer" / "tokenizer.json"
+    assert made.read_bytes() == small_tokenizer.read_bytes()
+
+
+def test_a_tokenizer_that_is_found_before_the_right_one(
+    small_tokenizer: Path, unigram: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "tokenizers" / "llama2").mkdir(parents=True)
+    unigram.rename(home / "tokenizers" / "llama2" / "tokenizer.json")
+    assert main(["data", "llama2_tokenizer", "--from", str(small_tokenizer.parent)]) == 1
+    captured = capsys.readouterr()
+    assert "another is found before it" in captured.err
+    assert "is ready, verified" not in captured.out
+
+
 def test_tokenizer_named_by_the_user(
     small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -458,6 +534,12 @@ def test_embedded_model(
         (["--mirror", "http://x", "gsm8k"], "option '--mirror' stands before the name"),
         (["gsm8k", "--from", "/no/such/folder"], "no folder '/no/such/folder'"),
         (["gsm8k", "--mirror", "file:///x"], "no address to download from"),
+        (["gsm8k", "--mirror", "http://[::1"], "no address to download from"),
+        (
+            ["halu_cot_json", "--rebuild", "--thoughts", "spans", "--from", "/no/such/folder"],
+            "no folder '/no/such/folder'",
+        ),
+        (["halu_cot_json", "--rebuild", "--thoughts", "spans", "--tries", "0"], "at least 1 try"),
         (["gsm8k", "--wait", "0"], "more than 0 s"),
         (["en_is_news", "is_en_news", "--rebuild"], "one data set is rebuilt at a time"),
         (["show", "gsm8k", "--split", "tset"], "did you mean 'test'?"),

@@ -356,6 +356,8 @@ OUTSIDE = '<!DOCTYPE tmx [<!ENTITY a SYSTEM "file:///etc/passwd">]>\n'
         ("", "no XML: no element found"),
         ("<html/>", "no translation unit"),
         (tmx([unit("x" * 200_001, "b")]), "more than 200,000 characters"),
+        (tmx([unit("a", "b")]).replace("utf-8", "GBK"), "as it is encoded: multi-byte"),
+        (tmx([unit("a", "b")]).replace("utf-8", "x-unknown"), "as it is encoded: unknown"),
     ],
 )
 def test_wrong_memories(tmp_path: Path, text: str, message: str) -> None:

@@ -137,7 +137,7 @@ def _rebuild(args: argparse.Namespace, first: str) -> int:
             "one data set is rebuilt at a time", where="./run.sh data", remedy="name one"
         )
     if first in HALU:
-        return int(_module("halu_cot_json").rebuild(args))
+        return int(_module("halu_cot_json").rebuild(args, _options(args).places))
     card = load_card(first)
     code = 0
     if args.rebuild:

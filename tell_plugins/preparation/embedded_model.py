@@ -32,7 +32,7 @@ def model_dir() -> Path:
 
 
 def is_ready(folder: Path | None = None) -> bool:
-    """Whether the model is there, whole (its config is written last)."""
+    """Whether the model is there, whole (its folder gets its name last)."""
     return ((folder or model_dir()) / "config.json").is_file()
 
 

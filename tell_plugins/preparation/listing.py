@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tell_plugins.preparation import embedded_model
 from tell_plugins.preparation.card_files import State, state_of
 from tell_plugins.preparation.llama2_tokenizer import Llama2Content
 from tell_plugins.preparation.provenance import read_provenance
+from tell_plugins.preparation.transfer import shown_url
 
 COUNTED = 256 << 20  # bytes; the rows of a larger file of unknown content are not counted
 _HEAD = ("card", "split", "size", "rows", "state", "why")
@@ -28,17 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table; 0, or 1 when a file or a card is wrong."""
-    states: dict[str, dict[str, State]] = {}
+    cards: dict[str, Card] = {}
     problems: list[UserError] = []
     for name in args.names or card_names():
-        try:
-            card = load_card(name)
-        except UserError as error:
-            problems.append(error)
-            continue
-        states[name] = {split: state_of(card, split) for split in card.splits}
+        with _noted(problems):
+            cards[name] = load_card(name)
     if args.names:
         raise_all(problems)
+    states: dict[str, dict[str, State]] = {name: {} for name in cards}
+    for name, card in cards.items():
+        for split in card.splits:
+            with _noted(problems):
+                states[name][split] = state_of(card, split)
     table = [
         _line(load_card(name), split, state)
         for name, splits in states.items()
@@ -54,6 +57,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n{problem}")
     wrong = {state.verdict for splits in states.values() for state in splits.values()}
     return 1 if problems or wrong & {"wrong", "changed"} else 0
+
+
+@contextmanager
+def _noted(problems: list[UserError]) -> Iterator[None]:
+    """Add a UserError to `problems` instead of raising it: one card does not hide the others."""
+    try:
+        yield
+    except UserError as error:
+        problems.append(error)
 
 
 def _others() -> list[str]:
@@ -123,7 +135,7 @@ def _origin(path: Path) -> str:
     if "hub" in origin:
         return f"from {origin['hub']} {origin.get('id')}, revision {origin.get('revision')}"
     if "place" in origin:
-        return f"from {origin['place']}"
+        return f"from {shown_url(str(origin['place']))}"
     return "rebuilt from " + ", ".join(sorted(origin))
 
 

@@ -48,6 +48,8 @@ class Llama2Content:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             return f"no tokenizer file ({type(error).__name__})"
+        if not isinstance(vocabulary, dict):  # a Unigram model lists tokens and scores
+            return "another kind of vocabulary than Llama-2's"
         if vocabulary_digest(vocabulary) != VOCABULARY:
             return f"another vocabulary than Llama-2's ({len(vocabulary):,} tokens)"
         encodings = [tokenizer.encode(text, add_special_tokens=False).ids for text in PROBES]
@@ -80,7 +82,7 @@ def prepare(places: Places, hub: str | None = None) -> Path:
     """Make the tokenizer ready where the token counter looks for it.
 
     Raises MachineError when it cannot be had or is another tokenizer, UserError for a folder that
-    does not have it.
+    does not have it, or when another file is found before it.
     """
     if os.environ.get("TELL_TOKENIZER"):
         named = tokenizer_file()
@@ -99,5 +101,12 @@ def prepare(places: Places, hub: str | None = None) -> Path:
     ready = fetch(url, content, target, places)
     if ready.source is not None:
         write_provenance(target, {"place": ready.source}, licence="Llama 2 Community License")
+    used = tokenizer_file()
+    if used is not None and content.problem(used) is not None:
+        raise UserError(
+            f"it is ready at {target}, but another is found before it and counts the tokens",
+            where=str(used),
+            remedy="remove that file or give it another name",
+        )
     print(f"  {NAME}: is ready, verified (vocabulary and tokens): {paths.shown(target)}")
     return target

@@ -70,16 +70,19 @@ class _Units:
             self._parser.Parse(block, last)
         except expat.ExpatError as error:
             raise self._error(f"no XML: {expat.errors.messages[error.code]}") from None
+        except (LookupError, ValueError) as error:  # an encoding of several bytes, or of nobody
+            raise self._error(
+                f"it cannot be read as it is encoded: {error}",
+                "iconv -f ENCODING -t UTF-8, and correct the name in its first line",
+            ) from None
 
     def take(self) -> list[tuple[str, ...]]:
         done, self._done = self._done, []
         return done
 
-    def _error(self, found: str) -> UserError:
+    def _error(self, found: str, remedy: str = "name a whole TMX file") -> UserError:
         line = self._parser.CurrentLineNumber
-        return UserError(
-            found, where=f"{paths.shown(self._path)}, line {line}", remedy="name a whole TMX file"
-        )
+        return UserError(found, where=f"{paths.shown(self._path)}, line {line}", remedy=remedy)
 
     def _entity(self, name: str, *_: Any) -> None:
         raise self._error(f"it declares an entity ('{name}'), which is refused")
