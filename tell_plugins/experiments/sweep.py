@@ -15,7 +15,7 @@ from another method of the file (`DERIVED`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,6 +34,7 @@ from pydantic import (
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
 from tell_plugins.core.spec import KEYS
+from tell_plugins.experiments.published import published
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Scalar = bool | int | float | str
@@ -56,7 +57,6 @@ _OWN = {  # keys that the sweep sets itself, and how a user sets them
     "add_version": "every run gets a folder of its own, see --out",
     "resume_from_checkpoint": "a sweep resumes by itself",
 }
-AXES = ("task_tokens", "task_rows", "general_tokens", "general_rows")
 
 
 class _Strict(BaseModel):
@@ -190,15 +190,16 @@ def make_sweep(raw: Any, name: str, where: str, flags: Mapping[str, Any] | None 
     try:
         sweep = Sweep.model_validate(raw)
     except ValidationError as error:
-        raise_all([_problem(part, where) for part in error.errors()])
+        problems = [_problem(part, raw, where) for part in error.errors()]
+        raise_all(list({str(problem): problem for problem in problems}.values()))
         raise
-    raise_all([*_wrong_settings(sweep, where), *_wrong_flags(flags or {})])
+    raise_all([*_wrong_settings(sweep, where), *_wrong_plot(sweep, where), *_wrong_flags(flags)])
     sweep._name, sweep._flags = name, dict(flags or {})
     return sweep
 
 
-def _wrong_flags(flags: Mapping[str, Any]) -> Iterator[UserError]:
-    for key in flags:
+def _wrong_flags(flags: Mapping[str, Any] | None) -> Iterator[UserError]:
+    for key in flags or {}:
         if key in _OWN and key != "dataset":
             yield UserError(
                 f"'--{key}' is set by the sweep", where="command line", remedy=_OWN[key]
@@ -221,6 +222,17 @@ def _wrong_settings(sweep: Sweep, where: str) -> Iterator[UserError]:
                 yield from _wrong_reference(key, value, names, f"{where}, {place}")
 
 
+def _wrong_plot(sweep: Sweep, where: str) -> Iterator[UserError]:
+    """Names that the report would look for in vain, after all the runs."""
+    names = {**sweep.crossed(), **sweep.runs}
+    if "reference" in sweep.plot.model_fields_set and sweep.plot.reference not in names:
+        yield unknown("method", sweep.plot.reference, names, f"{where}, key 'plot.reference'")
+    try:
+        published(sweep.plot.paper, f"{where}, key 'plot.paper'")
+    except UserError as error:
+        yield error
+
+
 def _wrong_reference(
     key: str, value: Any, names: Mapping[str, Settings], where: str
 ) -> Iterator[UserError]:
@@ -235,26 +247,48 @@ def _wrong_reference(
         )
 
 
-def _problem(part: Any, where: str) -> UserError:
+def _problem(part: Any, raw: Any, where: str) -> UserError:
     """One pydantic error as found, where, allowed, remedy."""
-    location = [str(step) for step in part["loc"] if not str(step).startswith(("bool", "float"))]
-    key = ".".join(location[:3]) or "sweep"
+    location = [str(step) for step in part["loc"]]
+    if part["type"] == "missing":
+        key = ".".join(location)
+        return UserError(f"key '{key}' is missing", where=where, remedy=f"add '{key}: ...'")
+    place, value = _found(raw, part["loc"])
+    key = ".".join(place) or "sweep"
     if part["type"] == "extra_forbidden":
         models: dict[str, type[BaseModel]] = {"evaluate": Evaluate, "plot": Plot}
-        model = models[location[0]] if len(location) > 1 else Sweep
+        model = models[place[0]] if len(place) > 1 else Sweep
         allowed = list(model.model_fields)
-        match = nearest(location[-1], allowed)
+        match = nearest(place[-1], allowed)
         return UserError(
             f"unknown key '{key}'",
             where=where,
             allowed=", ".join(allowed),
             remedy=f"did you mean '{match}'?" if match else "remove it",
         )
-    if part["type"] == "missing":
-        return UserError(f"key '{key}' is missing", where=where, remedy=f"add '{key}: ...'")
     message = str(part["msg"]).removeprefix("Value error, ")
     if not location:
         return UserError(message, where=where, remedy="see recipes/sweeps/ for examples")
-    value = repr(part["input"])
-    shown = value if len(value) <= 60 else value[:57] + "..."
+    if location[-1] == "[key]":
+        value = part["input"]
+    elif len(place) < len(location):  # none of the kinds of value that a setting may have
+        message = "a setting is a text, a number, true, false, or a list of them"
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    if value is None:
+        return UserError(f"key '{key}' is empty: {message}", where=where, remedy="give it a value")
     return UserError(f"key '{key}' is {shown}: {message}", where=where, remedy="correct it")
+
+
+def _found(raw: Any, location: Sequence[Any]) -> tuple[list[str], Any]:
+    """How far the file itself has a location, and what is there.
+
+    For a value that may be of several kinds pydantic goes on with the name of each kind.
+    """
+    place: list[str] = []
+    for step in location:
+        steps = raw if isinstance(raw, dict) else range(len(raw)) if isinstance(raw, list) else ()
+        if step not in steps:
+            break
+        place, raw = [*place, str(step)], raw[step]
+    return place, raw
