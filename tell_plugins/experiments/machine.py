@@ -50,8 +50,6 @@ def slots(jobs: int | None, *, needs_gpu: bool) -> list[Slot]:
     Raises UserError for more jobs than GPUs: two runs on one GPU would share its memory.
     """
     gpus = visible_gpus() if needs_gpu else []
-    if jobs is not None and jobs < 1:
-        raise UserError("a count below 1", where="--jobs", allowed="1 and more")
     if gpus:
         wanted = jobs or len(gpus)
         if wanted > len(gpus):

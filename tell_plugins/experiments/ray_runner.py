@@ -102,6 +102,10 @@ def _run(
         handle = task.remote(str(paths.PROJECT), str(job.folder), job.evaluation, environment)
         running[handle] = (job, time.monotonic())
 
+    def done(job: Job, seconds: float) -> None:
+        bar.write(count(tally, job, seconds))
+        bar.update()
+
     with track(len(jobs), "sweep", "runs") as bar:
         while waiting or running:
             while waiting and (at_once is None or len(running) < at_once):
@@ -110,10 +114,12 @@ def _run(
             for handle in ready:
                 job, start = running.pop(handle)
                 _check(ray, handle, job)
-                bar.write(count(tally, job, time.monotonic() - start))
-                bar.update()
-                if rest[job.folder]:
-                    waiting.insert(0, rest[job.folder])
+                done(job, time.monotonic() - start)
+                left = rest[job.folder]
+                while left and left[0].failure:  # the training that it shares has failed just now
+                    done(left.pop(0), 0.0)
+                if left:
+                    waiting.insert(0, left)
     return tally
 
 
