@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from tell_plugins.core.spec import parse_spec
+from tell_plugins.experiments.planning import (
+    Cell,
+    Evaluation,
+    Facts,
+    Planned,
+    PlannedBase,
+    training_of,
+)
 from tell_plugins.experiments.results import Study, load_studies
+from tell_plugins.recipe.recipes import Recipe, load_recipe
+from tell_plugins.recipe.schedule import plan
 from tests.conftest import PROJECT
+from tests.swift_keys_once import lay_keys
 
 RESULTS = PROJECT / "results"
 STUDIES = load_studies(RESULTS)
@@ -52,6 +65,34 @@ def test_a_point_that_trained_nothing_is_named_not_its_method() -> None:
     page = (RESULTS / "report.html").read_text(encoding="utf-8")
     assert "TELL (general=0): no-op." in page
     assert ">TELL: no-op." not in page
+
+
+def test_a_sweep_finds_the_published_runs_again(tmp_path: Path) -> None:
+    """Ids are made of settings and mixtures as ever: hours of finished runs hang on them."""
+    lay_keys(tmp_path / "cache")
+    recipe = load_recipe(PROJECT / "recipes" / "smollm2_json.yaml")
+    base = PlannedBase(recipe, Evaluation("tell/halu_cot_json_spans", "card", {}))
+    found = 0
+    for path in sorted((RESULTS / "runs").glob("*/run.json")):
+        run = json.loads(path.read_text())
+        if run["base"]:
+            assert base.folder == path.parent.name
+            continue
+        settings = Recipe(recipe.path, run["settings"])
+        known = Facts(**run["mixture"])
+        planned = Planned(
+            cell=Cell("TELL", {}, run["seed"], {}),
+            recipe=settings,
+            spec=parse_spec(run["spec"]),
+            facts=known,
+            plan=plan(known.rows, training_of(settings)),
+            evaluation=base.evaluation,
+            base=base,
+        )
+        assert planned.folder == path.parent.name
+        assert planned.base.id == PlannedBase(settings, base.evaluation).id
+        found += 1
+    assert found == 15
 
 
 def test_nothing_published_names_a_machine_or_another_host() -> None:

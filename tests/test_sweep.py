@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from threading import Event, Timer
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -26,10 +27,11 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_split
 from tell_plugins.core.text import comparison_keys
-from tell_plugins.experiments import derived_cards, machine, runner, worker
-from tell_plugins.experiments.planning import Planner, cells, make_plan
-from tell_plugins.experiments.store import Job
+from tell_plugins.experiments import derived_cards, machine, ray_runner, runner, worker
+from tell_plugins.experiments.planning import PlannedBase, Planner, cells, make_plan
+from tell_plugins.experiments.store import Job, Store
 from tell_plugins.experiments.sweep import Sweep, load_sweep, make_sweep
+from tell_plugins.recipe.recipes import load_recipe
 from tests.sweep_world import World, general_rows
 from tests.swift_keys_once import lay_keys
 
@@ -79,6 +81,12 @@ def _plan(world: World, **keys: Any) -> Any:
             "name that one",
         ),
         ({"settings": {"general_only": "TELL"}}, "cannot hold for all runs", "correct it"),
+        ({"plot": {"reference": "TEL"}}, "unknown method 'TEL'", "did you mean 'TELL'?"),
+        ({"plot": {"paper": "task_tokns"}}, "'task_tokns'", "did you mean 'task_tokens'?"),
+        ({"settings": {"task": None}}, "key 'settings.task' is empty: a setting is", "a value"),
+        ({"grid": {"task": ["4rows", None]}}, "key 'grid.task.1' is empty", "a value"),
+        ({"methods": {"A": {"task": {"x": 1}}}}, "key 'methods.A.task' is {'x': 1}", "correct it"),
+        ({"runs": {3: {}}}, "key 'runs.3' is 3", "correct it"),
     ],
 )
 def test_wrong_sweep_file(changes: dict[str, Any], found: str, remedy: str) -> None:
@@ -88,6 +96,16 @@ def test_wrong_sweep_file(changes: dict[str, Any], found: str, remedy: str) -> N
     assert "made.yaml" in str(caught.value)
     assert found in str(caught.value)
     assert remedy in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, {"x": 1}, ["4rows", None]])
+def test_a_setting_of_no_allowed_kind_is_told_once(value: Any) -> None:
+    raw = {"title": "t", "base": "x.yaml", "runs": {"A": {"task": value}}}
+    with pytest.raises(UserError) as caught:
+        make_sweep(raw, "made", "made.yaml")
+    text = str(caught.value)
+    assert text.startswith("made.yaml: key 'runs.A.task' is ")
+    assert text.count("made.yaml") == 1
 
 
 def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
@@ -218,6 +236,79 @@ def test_derived_runs_stand_at_their_reference(world: World) -> None:
     assert rows["general only (general=16rows), seed 42"] == 16
 
 
+def test_a_run_must_equal_the_steps_of_a_run_of_the_sweep(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TELL is crossed with the grid, so a single run has no TELL to be equal to."""
+    runs = {
+        "SFT": {"general": "0", "equal_steps": "TELL"},
+        "general only": {"general_only": "TELL"},  # its mixture is the recipe's own: no run needed
+    }
+    grid = {"task": ["4rows", "6rows"]}
+    path = str(world.sweep(methods={"TELL": {}}, grid=grid, runs=runs))
+    assert _main("sweep", path, "--dry-run") == 1
+    shown = capsys.readouterr()
+    assert "general only, seed 42" in shown.out
+    assert "SFT, seed 42" not in shown.out
+    assert "'equal_steps: TELL', but 'TELL' is crossed with the grid" in shown.err
+    pinned = {"TELL, 8 rows": {"task": "8rows"}, "SFT": {**runs["SFT"], "task": "8rows"}}
+    pinned["SFT"]["equal_steps"] = "TELL, 8 rows"
+    path = str(world.sweep(methods={"TELL": {}}, grid=grid, runs=pinned))
+    assert _main("sweep", path, "--dry-run") == 0
+
+
+def test_several_processes_make_another_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take other steps from the same rows; the base model answers as it did."""
+    ids = []
+    for processes in (None, "1", "2"):
+        if processes:
+            monkeypatch.setenv("NPROC_PER_NODE", processes)
+        (entry,) = _plan(world, runs={"A": {}}).entries
+        ids.append((entry.id, entry.base.id))
+    assert ids[0] == ids[1]
+    assert ids[2][0] != ids[0][0]
+    assert ids[2][1] == ids[0][1]
+
+
+@pytest.mark.parametrize(
+    ("use_cpu", "change", "same"),
+    [
+        (True, {"attn_impl": "eager"}, False),
+        (True, {"max_model_len": 256}, False),
+        (True, {"system": "Be brief."}, False),
+        (True, {"attn_impl": None}, True),
+        (True, {"torch_dtype": "float16", "device_map": "auto"}, True),  # float32 all the same
+        (False, {"torch_dtype": "float16"}, False),
+        (False, {"device_map": "auto"}, False),
+        (False, {"external_plugins": ["own.py"]}, True),
+        (False, {"learning_rate": 1e-5}, True),
+    ],
+)
+def test_what_changes_the_base_models_answers_changes_its_id(
+    world: World, use_cpu: bool, change: dict[str, Any], same: bool
+) -> None:
+    world.recipe("other", use_cpu=use_cpu, **change)
+    world.recipe(use_cpu=use_cpu)
+    evaluation = _plan(world, runs={"A": {}}).bases[0].evaluation
+    first, second = (
+        PlannedBase(load_recipe(world.root / f"{name}.yaml"), evaluation)
+        for name in ("tiny", "other")
+    )
+    assert (first.id == second.id) is same
+
+
+def test_every_model_has_its_base(world: World) -> None:
+    models = [str(world.root / name) for name in ("model", "larger")]
+    plan = _plan(world, methods={"TELL": None, "SFT": {"general": "0"}}, grid={"model": models})
+    assert [base.at for base in plan.bases] == [{"model": model} for model in models]
+    assert len({base.label for base in plan.bases}) == 2
+    index = Store(world.root / "out").index(plan, "")
+    names = {base["run"]: base["at"]["model"] for base in index["bases"]}
+    assert len(names) == 2
+    for entry in index["entries"]:
+        assert names[entry["base"]] == entry["at"]["model"]
+
+
 def test_the_base_model_is_asked_once_a_card(world: World) -> None:
     plan = _plan(world, runs={"A": {}, "B": {"anchor": "none"}, "C": {"lora_rank": 2}})
     assert len(plan.bases) == 1
@@ -291,6 +382,25 @@ def test_random_text_is_seeded() -> None:
     assert derived_cards.shuffled_words(rows, 2) != once
 
 
+def test_cards_of_other_sweeps_are_in_nobodys_way(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's recipe says which cards it needs by hand; a later sweep makes its own."""
+    first = world.root / "out" / "cards"
+    _plan(world, runs={"TELL": {}, "general": {"general_only": "TELL"}})
+    named = os.pathsep.join([str(world.cards), str(first)])
+    monkeypatch.setenv("TELL_CARDS", named)
+    assert load_card("tiny_general_less4").folder.parent == first
+    sweep = str(world.sweep(evaluate={"general_rows": 4}))
+    for out in (world.root / "out", world.root / "other"):
+        monkeypatch.setenv("TELL_CARDS", named)
+        assert _main("sweep", sweep, "--dry-run", "--out", str(out)) == 0
+        monkeypatch.setenv("TELL_CARDS", named)
+        plan = make_plan(load_sweep(sweep), out / "cards")
+        assert plan.problems == []
+        assert load_card("tiny_general_less4").folder.parent == out / "cards"
+
+
 def test_cards_are_made_once(world: World) -> None:
     _plan(world, runs={"A": {}})
     file = world.root / "out" / "cards" / "tiny_general_less4" / "train.jsonl"
@@ -351,6 +461,7 @@ def test_a_plan_with_problems_shows_the_rest_and_fails(
         (["--controls", "RECIPE", "--seeds", "a"], "bad seeds 'a'"),
         (["FILE", "--dry-run", "--rate", "0"], "a rate of 0 or less"),
         (["FILE", "--jobs", "0"], "a count below 1"),
+        (["FILE", "--ray", "local", "--jobs", "0"], "a count below 1"),
         (["FILE", "--dryrun"], "unknown flag 'dryrun'"),
         (["FILE", "--dryrun"], "did you mean 'dry_run'?"),
         (["FILE", "--learning_rat", "1"], "did you mean 'learning_rate'?"),
@@ -440,6 +551,44 @@ def test_jobs_that_share_a_run_are_done_one_after_the_other(tmp_path: Path) -> N
     second = Job(tmp_path / "b", "one", "b", 1, False)
     third = Job(tmp_path / "a", "two", "a", 1, False)
     assert runner.by_folder([first, second, third]) == [[first, third], [second]]
+
+
+class _Ray:
+    """As much of Ray as a sweep sees: every task fails in its training, one after the other."""
+
+    exceptions = SimpleNamespace(RayError=RuntimeError)
+
+    def __init__(self) -> None:
+        self.given: list[tuple[str, str]] = []
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def remote(self, **options: Any) -> Callable[[Any], Any]:
+        return lambda function: SimpleNamespace(remote=self._task)
+
+    def _task(self, project: str, folder: str, evaluation: str, environment: Any) -> object:
+        self.given.append((Path(folder).name, evaluation))
+        failure = {"step": "train", "exit": "exit code 1", "log": "train.log", "tail": ["no"]}
+        (Path(folder) / "failed.json").write_text(json.dumps(failure))
+        return object()
+
+    def wait(self, handles: list[object], **options: Any) -> tuple[list[object], list[object]]:
+        return handles[:1], handles[1:]
+
+    def get(self, handle: object) -> tuple[str, int]:
+        return "node", 0
+
+
+def test_on_ray_what_shares_a_failed_training_is_not_started(tmp_path: Path) -> None:
+    names = [("a", "one"), ("a", "two"), ("a", "three"), ("b", "one")]
+    jobs = [Job(tmp_path / run, asked, f"{run} {asked}", 1, False) for run, asked in names]
+    for job in jobs:
+        job.folder.mkdir(exist_ok=True)
+    ray = _Ray()
+    tally = ray_runner._run(ray, jobs, tmp_path / "cards", at_once=None, needs_gpu=False)
+    assert ray.given == [("a", "one"), ("b", "one")]
+    assert (tally.done, tally.failed) == (0, 4)
 
 
 def test_one_run_is_asked_about_two_tasks(world: World) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
+from tell_plugins.experiments.earlier import refuse_other_sweep
 from tell_plugins.experiments.results import (
     REFERENCES,
     Entry,
@@ -34,7 +35,7 @@ def collect(root: Path, target: Path) -> list[Path]:
     """Copy what is kept of `root` into `target` and return the files written.
 
     Unfinished runs are left out, failed ones keep what is known of their failure. Raises
-    UserError when an earlier collection there is of other sweeps' runs under the same names.
+    UserError when `target` is `root`, or holds another sweep under the name of one of `root`.
     """
     studies = load_studies(root)
     if target.resolve() == root.resolve():
@@ -43,6 +44,8 @@ def collect(root: Path, target: Path) -> list[Path]:
             where=paths.shown(target),
             remedy="name another, such as results/NAME",
         )
+    for study in studies:
+        refuse_other_sweep(target, study.index, "name another folder with --collect")
     written: list[Path] = []
     shelf = ReferenceShelf(root)
     done: set[tuple[Path, str]] = set()
@@ -50,7 +53,8 @@ def collect(root: Path, target: Path) -> list[Path]:
         written += _copy(root / "sweeps" / f"{study.name}.json", target / "sweeps")
         for entry in study.entries:
             key = (entry.run.folder, entry.evaluation)
-            if key not in done:
+            ended = entry.done or entry.run.failure(entry.evaluation)
+            if ended and key not in done:
                 done.add(key)
                 written += _entry(entry, target / "runs" / entry.run.folder.name)
         written += _cards(study, target)
@@ -115,7 +119,7 @@ def _logging(source: Path, folder: Path) -> list[Path]:
     text = read_text(source)
     if text is None:
         return []
-    lines = [line for line in text.splitlines() if '"log_history"' not in line]
+    lines = [line for line in text.split("\n") if line and '"log_history"' not in line]
     return [_write_packed(folder / f"{source.name}.xz", "".join(f"{line}\n" for line in lines))]
 
 

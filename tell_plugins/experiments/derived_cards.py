@@ -26,6 +26,7 @@ from tell_plugins.core.sources import open_split
 
 HELD_OUT_SPLIT = "heldout"  # where `eval` looks for general rows that nobody trained on
 _FORMAT = 1  # raised when a card of the same name would hold other rows
+_MADE = "made by an experiment from"  # how the `source` line of such a card begins
 _HELD_OUT_SEED = 42  # the held-out rows are the same for every run, whatever its seed
 
 Pair = tuple[str, str]
@@ -147,6 +148,11 @@ def _from_mixture(
     )
 
 
+def is_derived(card: Path) -> bool:
+    """Whether a `card.yaml` is of a card that was made here."""
+    return f"\nsource: {_MADE} " in card.read_text(encoding="utf-8", errors="replace")
+
+
 def _digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("|".join([str(_FORMAT), *parts]).encode()).hexdigest()
 
@@ -166,7 +172,7 @@ def _write(
         "kind": GENERAL,
         "summary": summary,
         "licence": card.licence,
-        "source": f"made by an experiment from {card.name}, key {_digest(made_from)}",
+        "source": f"{_MADE} {card.name}, key {_digest(made_from)}",
         "columns": {"query": "query", "response": "response"},
         "splits": {split: {"file": f"{split}.jsonl"} for split in splits},
     }

@@ -11,12 +11,13 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tell_plugins.bridge.protocol import MODEL_KEYS
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError, unknown
@@ -35,8 +36,8 @@ BASE = "base"
 _FORMAT = 1  # raised when a run of the same hash would come out otherwise
 # keys that do not touch a run's result
 _FREE = ("dataset", "output_dir", "add_version", "logging_dir", "run_name", "report_to")
-# keys that say which model answers, and how a prompt reaches it
-_MODEL = (
+# keys of the model that every base model's id is made of, given or not; others only where given
+_ALWAYS = (
     "model",
     "model_type",
     "model_revision",
@@ -48,6 +49,7 @@ _MODEL = (
     "quant_method",
     "quant_bits",
 )
+_OF_A_GPU = ("torch_dtype", "device_map")  # on a CPU the base model always answers in float32
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Facts:
     tokens: int | None
     task_tokens: int | None  # of the distinct task rows
     general_tokens: int | None
-    overlapping: int
+    overlapping: int | None  # None where it was not checked
 
 
 @dataclass(frozen=True)
@@ -114,13 +116,16 @@ class Planned:
     facts: Facts
     plan: Plan
     evaluation: Evaluation
+    base: PlannedBase  # the model that it was trained from
     trained_tokens: int | None = None  # of all entries that some step holds, every epoch
     equal_steps: str | None = None  # the id of the run whose steps it must take
 
     @property
     def id(self) -> str:
         values = {key: value for key, value in self.recipe.values.items() if key not in _FREE}
-        return _hash([_FORMAT, values, self.facts.hash])[:12]
+        world = self.plan.training.world  # several processes take other steps from the same rows
+        several = [] if world == 1 else [f"{world} processes"]
+        return _hash([_FORMAT, values, self.facts.hash, *several])[:12]
 
     @property
     def folder(self) -> str:
@@ -138,15 +143,27 @@ class PlannedBase:
 
     recipe: Recipe
     evaluation: Evaluation
+    at: dict[str, Any] = field(default_factory=dict)  # what tells it from others of the sweep
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What decides which model answers, and how a prompt reaches it."""
+        without = ("external_plugins", *(() if self.needs_gpu else _OF_A_GPU))
+        given = {key: self.recipe.get(key) for key in MODEL_KEYS if key not in without}
+        return {key: v for key, v in given.items() if v is not None or key in _ALWAYS}
+
+    @property
+    def card(self) -> str:
+        return parse_spec(self.evaluation.dataset).card
 
     @property
     def id(self) -> str:
-        values = {key: self.recipe.values.get(key) for key in _MODEL}
-        return _hash([_FORMAT, BASE, values])[:12]
+        return _hash([_FORMAT, BASE, self.model])[:12]
 
     @property
     def label(self) -> str:
-        return f"base model ({parse_spec(self.evaluation.dataset).card})"
+        rest = [f", {key}={value}" for key, value in self.at.items() if key != "card"]
+        return f"base model ({self.card}{''.join(rest)})"
 
     @property
     def folder(self) -> str:
@@ -163,7 +180,6 @@ class SweepPlan:
 
     sweep: Sweep
     entries: list[Planned] = field(default_factory=list)
-    bases: list[PlannedBase] = field(default_factory=list)
     problems: list[UserError] = field(default_factory=list)  # of runs that cannot be planned
 
     @property
@@ -173,6 +189,21 @@ class SweepPlan:
         for entry in self.entries:
             found.setdefault((entry.id, entry.evaluation.id), entry)
         return list(found.values())
+
+    @property
+    def bases(self) -> list[PlannedBase]:
+        """The base model once for every model, card and split among the entries."""
+        found: dict[tuple[str, str], PlannedBase] = {}
+        for entry in self.entries:
+            found.setdefault((entry.base.id, entry.base.evaluation.id), entry.base)
+        bases = list(found.values())
+        named = [{"card": base.card, **base.model} for base in bases]
+        keys = dict.fromkeys(key for names in named for key in names)
+        several = [key for key in keys if any(n.get(key) != named[0].get(key) for n in named)]
+        return [
+            replace(base, at={key: names.get(key) for key in several})
+            for base, names in zip(bases, named, strict=True)
+        ]
 
 
 def cells(sweep: Sweep) -> list[Cell]:
@@ -206,19 +237,11 @@ class Planner:
         self.base = base.with_values(**sweep.flags) if sweep.flags else base
         self._spec = self.base.spec
         self._done: dict[str, tuple[Planned, Mixture]] = {}
+        self._asked: dict[Spec, Evaluation] = {}
 
     def planned(self, cell: Cell) -> Planned:
         """The run of a cell. Raises UserError for whatever the user can mend."""
         return self._resolve(cell)[0]
-
-    def bases(self, entries: list[Planned]) -> list[PlannedBase]:
-        """The base model once for every model, card and split among the entries."""
-        found: dict[tuple[str, str], PlannedBase] = {}
-        for entry in entries:
-            spec = Spec(self._card_of(entry.cell), anchor=self._spec.anchor)
-            base = PlannedBase(entry.recipe, self._evaluation(spec, entry))
-            found.setdefault((base.id, base.evaluation.id), base)
-        return list(found.values())
 
     def _card_of(self, cell: Cell) -> str:
         return str(cell.settings.get("card", self._spec.card))
@@ -253,6 +276,7 @@ class Planner:
             recipe, mixture = _bring_to_steps(recipe, mixture, reference.plan.steps)
         recipe = recipe.with_values(dataset=[str(mixture.spec)])
         schedule = plan(len(mixture), training_of(recipe))
+        plain = Spec(self._card_of(cell), anchor=self._spec.anchor)
         planned = Planned(
             cell=cell,
             recipe=recipe,
@@ -260,7 +284,8 @@ class Planner:
             facts=facts(mixture),
             plan=schedule,
             trained_tokens=trained_tokens(mixture, schedule),
-            evaluation=self._evaluation(task_spec, None),
+            evaluation=self._evaluation(task_spec),
+            base=PlannedBase(recipe, self._evaluation(plain)),
             equal_steps=reference.id if reference else None,
         )
         return planned, mixture
@@ -312,20 +337,25 @@ class Planner:
             )
         return spec.with_values(general=general, sources=tuple(names))
 
-    def _evaluation(self, spec: Spec, entry: Planned | None) -> Evaluation:
+    def _evaluation(self, spec: Spec) -> Evaluation:
+        asked = Spec(spec.card, anchor=self.sweep.evaluate.anchor or spec.anchor)
+        if asked not in self._asked:
+            self._asked[asked] = self._make_evaluation(asked)
+        return self._asked[asked]
+
+    def _make_evaluation(self, asked: Spec) -> Evaluation:
         wanted = self.sweep.evaluate
-        card = load_card(spec.card)
+        card = load_card(asked.card)
         assert card.general is not None
-        anchor = wanted.anchor or spec.anchor
-        open_task(card, wanted.split, anchor)
-        asked = Spec(card.name, anchor=anchor)
+        open_task(card, wanted.split, asked.anchor)
         if wanted.general_rows:
             first = self._first_source(card)
             source = derived_cards.with_held_out(
                 general_card(first), wanted.general_rows, self.cards
             )
             asked = asked.with_values(sources=(source,))
-        return Evaluation(str(asked), anchor, wanted.model_dump(exclude={"anchor"}, mode="json"))
+        options = wanted.model_dump(exclude={"anchor"}, mode="json")
+        return Evaluation(str(asked), asked.anchor, options)
 
     def _first_source(self, card: Card) -> str:
         """The general card whose held-out rows all runs are measured on, whatever they train on."""
@@ -351,10 +381,24 @@ def make_plan(sweep: Sweep, cards: Path) -> SweepPlan:
             result.entries.append(planner.planned(cell))
         except UserError as error:
             problems.setdefault(str(error), error)
-    problems.update({str(error): error for error in _unknown_keys(sweep)})
+    known = {None, *(entry.id for entry in result.entries)}
+    strays = [entry for entry in result.entries if entry.equal_steps not in known]
+    result.entries = [entry for entry in result.entries if entry.equal_steps in known]
+    errors = [*(_no_reference(entry, sweep.name) for entry in strays), *_unknown_keys(sweep)]
+    problems.update({str(error): error for error in errors})
     result.problems = list(problems.values())
-    result.bases = planner.bases(result.entries)
     return result
+
+
+def _no_reference(entry: Planned, name: str) -> UserError:
+    """A run must take the steps of one that the sweep does not do."""
+    method = entry.cell.settings["equal_steps"]
+    return UserError(
+        f"'equal_steps: {method}', but '{method}' is crossed with the grid and has no run here",
+        where=f"{name}, {entry.cell.label}",
+        allowed="a method with a run at the same point of the grid",
+        remedy="put this one under 'methods', or name a run that sets the grid's keys itself",
+    )
 
 
 def _unknown_keys(sweep: Sweep) -> list[UserError]:
@@ -386,6 +430,7 @@ def facts(mixture: Mixture) -> Facts:
     """The counts of a mixture."""
     task = [source for source in mixture.sources if source.role == TASK]
     general = [source for source in mixture.sources if source.role == GENERAL]
+    overlaps = [source.overlapping for source in general]
     counted = mixture.counter is not None
     lengths = mixture.lengths
     return Facts(
@@ -397,7 +442,7 @@ def facts(mixture: Mixture) -> Facts:
         tokens=None if lengths is None else int(lengths.sum()),
         task_tokens=sum(source.tokens() or 0 for source in task) if counted else None,
         general_tokens=sum(source.tokens() or 0 for source in general) if counted else None,
-        overlapping=sum(source.overlapping for source in general),
+        overlapping=None if None in overlaps else sum(count or 0 for count in overlaps),
     )
 
 
@@ -466,8 +511,17 @@ def values_text(values: Mapping[str, Any]) -> str:
 
 
 def cards_environment(cards: Path) -> str:
-    """`$TELL_CARDS` with the sweep's own cards after the user's."""
+    """`$TELL_CARDS` with the sweep's own cards after the user's.
+
+    Folders of cards that other sweeps made are left out: this sweep makes its own, and two cards
+    of one name would be in each other's way.
+    """
     named = os.environ.get("TELL_CARDS", "")
-    parts = [part for part in named.split(os.pathsep) if part]
     own = str(paths.user_path(cards).resolve())
-    return os.pathsep.join([*(part for part in parts if part != own), own])
+    parts = [part for part in named.split(os.pathsep) if part and part != own]
+    return os.pathsep.join([*(p for p in parts if not _of_a_sweep(paths.user_path(p))), own])
+
+
+def _of_a_sweep(folder: Path) -> bool:
+    found = sorted(folder.glob("*/card.yaml"))
+    return bool(found) and all(derived_cards.is_derived(card) for card in found)

@@ -19,7 +19,6 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
-from tell_plugins.core.spec import parse_spec
 from tell_plugins.experiments.sweep import Plot
 
 GENERAL = "general"
@@ -67,16 +66,19 @@ def read_lines(path: Path, *, torn: bool = False) -> list[Any]:
     A line that was cut when its writer was killed is passed over where `torn` allows it, and at
     the end of a file; elsewhere it raises UserError.
     """
-    lines = (read_text(path) or "").splitlines(keepends=True)
+    # not splitlines: an answer may hold U+2028 and its like, which JSON leaves as they are
+    lines = (read_text(path) or "").split("\n")
     found = []
     for number, line in enumerate(lines, 1):
         try:
             found.append(json.loads(line))
         except ValueError as error:
-            if torn or (number == len(lines) and not line.endswith("\n")):
+            if torn or number == len(lines):  # what follows the last line's end
                 continue
             raise UserError(
-                f"no JSON: {error}", where=f"{paths.shown(path)}, line {number}", remedy="remove it"
+                f"no JSON: {error}",
+                where=f"{paths.shown(path)}, line {number}",
+                remedy="restore the file",
             ) from None
     return found
 
@@ -89,10 +91,6 @@ class Answers:
     settings: dict[str, Any]
     lines: list[dict[str, Any]]
     scores: dict[str, Any] | None
-
-    @property
-    def complete(self) -> bool:
-        return len(self.lines) >= int(self.settings.get("rows", 0))
 
 
 @dataclass(frozen=True)
@@ -150,11 +148,6 @@ class Run:
         return found if isinstance(found, dict) else None
 
     @cached_property
-    def manifest(self) -> dict[str, Any] | None:
-        found = read_json(self.folder / "train" / "manifest.json")
-        return found if isinstance(found, dict) else None
-
-    @cached_property
     def logged(self) -> list[dict[str, Any]]:
         """The trainer's records by step; of a step logged twice (after a resume) the last."""
         steps: dict[int, dict[str, Any]] = {}
@@ -198,6 +191,7 @@ class Entry:
     evaluation: str
     card: str
     equal_steps: str | None = None
+    base: str | None = None  # the folder of the model that it was trained from
 
     @property
     def point(self) -> str:
@@ -220,7 +214,7 @@ class Entry:
         return self.run.evaluation(self.evaluation)
 
     def amount(self, name: str) -> float | None:
-        """One of `sweep.AXES`, from the run's mixture."""
+        """What a plot may have as its x, from the run's mixture."""
         return self.run.facts.get("mixture", {}).get(name)
 
 
@@ -260,9 +254,12 @@ class Study:
         return str(self.index["metric"])
 
     def base_of(self, entry: Entry) -> Entry | None:
-        """The base model asked about the same card."""
+        """The model that an entry was trained from, asked about the same card.
+
+        An index that does not name it is of an earlier release, with one model a card.
+        """
         bases = (e for e in self.done if e.run.is_base and e.card == entry.card)
-        return next(bases, None)
+        return next((e for e in bases if entry.base in (None, e.run.folder.name)), None)
 
 
 BASE_METHOD = "base model"
@@ -291,12 +288,13 @@ def _study(root: Path, index: dict[str, Any]) -> Study:
             evaluation=record["evaluation"],
             card=record["card"],
             equal_steps=record.get("equal_steps"),
+            base=record.get("base"),
         )
 
     runs: dict[str, Run] = {}
     several = len({record["card"] for record in index["bases"]}) > 1
     entries = [
-        entry(BASE_METHOD, {**record, "at": {"card": record["card"]}} if several else record)
+        entry(BASE_METHOD, {"at": {"card": record["card"]} if several else {}, **record})
         for record in index["bases"]
     ]
     entries += [entry(record["method"], record) for record in index["entries"]]
@@ -366,8 +364,3 @@ def references(card_name: str, split: str) -> References:
 def card_of(entry: Entry) -> Card:
     """The card of an entry's task."""
     return load_card(entry.card)
-
-
-def card_named(dataset: str) -> str:
-    """The card of a dataset string."""
-    return parse_spec(dataset).card

@@ -11,6 +11,7 @@ is done and never repeated; where it is not, the step is done again or goes on.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,46 +135,49 @@ class Store:
             write_json(job.eval_folder / OPTIONS, options)
         return job
 
-    def write_index(self, plan: SweepPlan, command: str) -> None:
-        """Write which run each entry of a sweep is, for the report."""
+    def index(self, plan: SweepPlan, command: str) -> dict[str, Any]:
+        """Which run each entry of a sweep is, for the report."""
         sweep = plan.sweep
         first = plan.entries[0].evaluation if plan.entries else None
         card = load_card(parse_spec(first.dataset).card) if first else None
-        write_json(
-            self.sweeps / f"{sweep.name}.json",
-            {
-                "format": 1,
-                "name": sweep.name,
-                "title": sweep.title,
-                "base_recipe": paths.shown(paths.user_path(sweep.base)),
-                "command": command,
-                "metric": card.metric if card else None,
-                "grid": list(sweep.grid),
-                "seeds": list(sweep.seeds),
-                "evaluate": sweep.evaluate.model_dump(mode="json"),
-                "plot": sweep.plot.model_dump(mode="json"),
-                "entries": [
-                    {
-                        "method": entry.cell.method,
-                        "at": entry.cell.at,
-                        "seed": entry.cell.seed,
-                        "run": self.folder_of(entry).name,
-                        "evaluation": entry.evaluation.id,
-                        "card": parse_spec(entry.evaluation.dataset).card,
-                        "equal_steps": self._other(plan, entry.equal_steps),
-                    }
-                    for entry in plan.entries
-                ],
-                "bases": [
-                    {
-                        "run": self.folder_of(base).name,
-                        "evaluation": base.evaluation.id,
-                        "card": parse_spec(base.evaluation.dataset).card,
-                    }
-                    for base in plan.bases
-                ],
-            },
-        )
+        return {
+            "format": 1,
+            "name": sweep.name,
+            "title": sweep.title,
+            "base_recipe": paths.shown(paths.user_path(sweep.base)),
+            "command": command,
+            "metric": card.metric if card else None,
+            "grid": list(sweep.grid),
+            "seeds": list(sweep.seeds),
+            "evaluate": sweep.evaluate.model_dump(mode="json"),
+            "plot": sweep.plot.model_dump(mode="json"),
+            "entries": [
+                {
+                    "method": entry.cell.method,
+                    "at": entry.cell.at,
+                    "seed": entry.cell.seed,
+                    "run": self.folder_of(entry).name,
+                    "evaluation": entry.evaluation.id,
+                    "card": parse_spec(entry.evaluation.dataset).card,
+                    "equal_steps": self._other(plan, entry.equal_steps),
+                    "base": self.folder_of(entry.base).name,
+                }
+                for entry in plan.entries
+            ],
+            "bases": [
+                {
+                    "at": base.at,
+                    "run": self.folder_of(base).name,
+                    "evaluation": base.evaluation.id,
+                    "card": base.card,
+                }
+                for base in plan.bases
+            ],
+        }
+
+    def write_index(self, index: Mapping[str, Any]) -> None:
+        """Keep an index; one of an earlier call of the same sweep is replaced."""
+        write_json(self.sweeps / f"{index['name']}.json", index)
 
     def _other(self, plan: SweepPlan, run_id: str | None) -> str | None:
         if run_id is None:

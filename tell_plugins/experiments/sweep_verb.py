@@ -14,6 +14,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.experiments.controls import controls
 from tell_plugins.experiments.dry_run import default_root, measured_rates, print_dry_run
+from tell_plugins.experiments.earlier import other_prompts, refuse_other_sweep
 from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.experiments.store import TRAINED, Job, Store, read_json
 from tell_plugins.experiments.sweep import Sweep, load_sweep
@@ -51,13 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError("a count below 1", where="--jobs", allowed="1 and more")
     sweep = _sweep(args)
     store = Store(paths.user_path(args.out or default_root()))
     if args.dry_run:
         with tempfile.TemporaryDirectory() as cards:
             plan = make_plan(sweep, Path(cards))
             print_dry_run(plan, store, measured_rates(store, args.rate))
-            raise_all(plan.problems)
+            _check(plan, store, command_of(args))
         return 0
     return _do(sweep, store, args)
 
@@ -111,10 +114,10 @@ def _do(sweep: Sweep, store: Store, args: argparse.Namespace) -> int:
 
     with only_sweep(store.root):
         plan = make_plan(sweep, store.cards)
-        raise_all(plan.problems)
+        index = _check(plan, store, command_of(args))
         everything = [store.prepare(base) for base in plan.bases]
         everything += [store.prepare(run) for run in plan.runs]
-        store.write_index(plan, command_of(args))
+        store.write_index(index)
         if args.retry_failed:
             forget_failures(everything)
         jobs = [job for job in everything if not job.done and not job.failure]
@@ -125,6 +128,15 @@ def _do(sweep: Sweep, store: Store, args: argparse.Namespace) -> int:
         elif jobs:
             run_here(jobs, slots(args.jobs, needs_gpu=needs_gpu), store.cards)
         return _close(plan, store, everything)
+
+
+def _check(plan: SweepPlan, store: Store, command: str) -> dict[str, Any]:
+    """The sweep's index. Raises UserError for whatever of plan or folder stands in the way."""
+    raise_all(plan.problems)
+    index = store.index(plan, command)
+    refuse_other_sweep(store.root, index, "--out DIR, or a copy of the sweep file of another name")
+    raise_all(list(other_prompts(plan, store)))
+    return index
 
 
 def command_of(args: argparse.Namespace) -> str:

@@ -1,0 +1,99 @@
+"""What an earlier sweep left under the same names, where this one must not take it for its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tell_plugins.core import paths
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.spec import parse_spec
+from tell_plugins.evaluation import prompts as prompting
+from tell_plugins.evaluation.answers import SETTINGS, Prompt
+from tell_plugins.experiments.planning import Evaluation, SweepPlan
+from tell_plugins.experiments.results import GENERAL, Run, read_json
+from tell_plugins.experiments.store import Store
+
+
+def other_prompts(plan: SweepPlan, store: Store) -> Iterator[UserError]:
+    """Evaluations whose answers are to other prompts than those of now.
+
+    An evaluation is known by the names of card, split and anchor; here is seen whether what they
+    stand for has changed since: the test rows, the anchor's text, the held-out general rows.
+    """
+    asked: dict[str, tuple[Evaluation, list[Path]]] = {}
+    for run in (*plan.bases, *plan.runs):
+        folder = store.job(run).eval_folder
+        if folder.is_dir():
+            asked.setdefault(folder.name, (run.evaluation, []))[1].append(folder)
+    for name, (evaluation, folders) in asked.items():
+        now = prompts_of(evaluation)
+        stale = [folder for folder in folders if not _answers(folder, now)]
+        if stale:
+            more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
+            yield UserError(
+                "the answers are to other prompts: test rows, anchor or held-out general rows "
+                "have changed since",
+                where=paths.shown(stale[0]) + more,
+                remedy=f"remove {paths.shown(store.runs)}/*/eval/{name}, or name another folder "
+                "with --out",
+            )
+
+
+def prompts_of(evaluation: Evaluation) -> dict[str, str]:
+    """What an evaluation asks now: split (`general` for general questions) -> hash of its prompts.
+
+    Raises UserError where the card has fewer rows than are asked.
+    """
+    spec, options = parse_spec(evaluation.dataset), evaluation.options
+    card = load_card(spec.card)
+    split, rows, general = options["split"], options["rows"], options["general_rows"]
+    prompts = {split: prompting.task_prompts(card, split, evaluation.anchor, rows)[1]}
+    if general:
+        found = enumerate(prompting.general_rows([spec], card, general))
+        prompts[GENERAL] = [Prompt(f"general-{row}", row, query) for row, (query, _) in found]
+    return {name: prompting.prompts_sha256(asked) for name, asked in prompts.items()}
+
+
+def _answers(folder: Path, now: Mapping[str, str]) -> bool:
+    """Whether all answers of an evaluation are to these prompts."""
+    saved = [read_json(path) for path in folder.glob(f"*/*/{SETTINGS}")]
+    return all(s.get("prompts_sha256") == now.get(s["split"]) for s in saved)
+
+
+def refuse_other_sweep(root: Path, index: Mapping[str, Any], remedy: str) -> None:
+    """Raise UserError when `root` holds another sweep under the name of `index`.
+
+    Another one is a sweep with finished runs that the report would forget: whose entries came to
+    other runs, or which shares none. More seeds, points or methods are the same sweep, and fewer.
+    """
+    path = root / "sweeps" / f"{index['name']}.json"
+    then = read_json(path)
+    if then is None:
+        return
+    kept = {entry["run"] for entry in index["entries"]}
+    lost = [
+        entry
+        for entry in then["entries"]
+        if entry["run"] not in kept
+        and Run(root / "runs" / entry["run"]).is_evaluated(entry["evaluation"])
+    ]
+    places = {_place(entry) for entry in index["entries"]}
+    changed = [entry for entry in lost if _place(entry) in places]
+    apart = kept.isdisjoint(entry["run"] for entry in then["entries"])
+    if lost and (changed or apart or then["base_recipe"] != index["base_recipe"]):
+        first = (changed or lost)[0]
+        raise UserError(
+            f"a sweep of this name is here with {len(lost)} finished runs that are not this "
+            f"sweep's, such as {first['method']}; its report would lose them",
+            where=paths.shown(path),
+            allowed="the same sweep, with more or fewer seeds, points and methods",
+            remedy=remedy,
+        )
+
+
+def _place(entry: Mapping[str, Any]) -> str:
+    return json.dumps([entry["method"], entry["at"], entry["seed"]], sort_keys=True)

@@ -1,0 +1,249 @@
+"""What an earlier sweep left under the same names: taken over only where it is the same still."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tell_plugins import cli
+from tell_plugins.core.errors import UserError
+from tell_plugins.evaluation import evaluate
+from tell_plugins.evaluation.prompts import prompts_sha256
+from tell_plugins.experiments.collect import collect
+from tell_plugins.experiments.earlier import other_prompts, refuse_other_sweep
+from tell_plugins.experiments.planning import Planned, PlannedBase, SweepPlan, make_plan
+from tell_plugins.experiments.store import EVALUATED, TRAINED, Store, write_json
+from tell_plugins.experiments.sweep import make_sweep
+from tell_plugins.recipe.recipes import load_recipe
+from tests.made_results import MadeResults
+from tests.sweep_world import World
+from tests.swift_keys_once import lay_keys
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A small world without a model, and one recipe beside the usual."""
+    (tmp_path / "model").mkdir()
+    made = World(tmp_path)
+    made.recipe()
+    made.recipe("other", lora_rank=2)
+    lay_keys(tmp_path / "cache")
+    monkeypatch.setenv("TELL_CARDS", str(made.cards))
+    return made
+
+
+@pytest.fixture
+def store(world: World) -> Store:
+    return Store(world.root / "out")
+
+
+def _plan(world: World, store: Store, **keys: Any) -> SweepPlan:
+    raw = {
+        "title": "t",
+        "base": str(world.root / "tiny.yaml"),
+        "methods": {"TELL": None, "SFT": {"general": "0"}},
+        "grid": {"task": ["4rows", "8rows"]},
+        "evaluate": {"general_rows": 4},
+        **keys,
+    }
+    plan = make_plan(make_sweep(raw, "made", "made.yaml"), store.cards)
+    assert plan.problems == []
+    return plan
+
+
+def _answered(store: Store, run: Planned | PlannedBase) -> Path:
+    """Prepare a run and leave what `eval` writes before it asks; the folder of its answers."""
+    folder = store.prepare(run).eval_folder
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    recipe = str(folder / "recipe.yaml")
+    args = parser.parse_args([recipe, "--adapter", "none", "--general-rows", "4"])
+    task = evaluate.plan(load_recipe(recipe), args)
+    asked = {("test-greedy", "test"): task.prompts, ("general", "general"): task.questions}
+    for (name, split), prompts in asked.items():
+        settings = {"split": split, "prompts_sha256": prompts_sha256(prompts)}
+        write_json(folder / "none" / name / "settings.json", settings)
+    return folder
+
+
+def _finished(store: Store, plan: SweepPlan) -> dict[str, Any]:
+    """A sweep that is done as far as its folder says; its index."""
+    for run in (*plan.bases, *plan.runs):
+        job = store.prepare(run)
+        write_json(job.folder / TRAINED, {"steps": 1})
+        write_json(job.eval_folder / EVALUATED, {"seconds": 1})
+    index = store.index(plan, "./run.sh sweep made.yaml")
+    store.write_index(index)
+    return index
+
+
+# --- answers -------------------------------------------------------------------------------------
+
+
+def test_answers_to_the_prompts_of_now_are_kept(world: World, store: Store) -> None:
+    plan = _plan(world, store)
+    for run in (*plan.bases, *plan.runs):
+        _answered(store, run)
+    assert list(other_prompts(_plan(world, store), store)) == []
+
+
+def _edit(name: str, old: str, new: str) -> Callable[[World], None]:
+    def edit(world: World) -> None:
+        file = world.cards / name
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _edit("tiny_task/anchor.txt", "odd", "uneven"),
+        _edit("tiny_task/test.jsonl", "Is 1003 an", "Is one thousand and three an"),
+        _edit("tiny_task/test.jsonl", "number 1003", "number 1,003"),  # another right answer
+        _edit("tiny_general/train.jsonl", "Name item", "Tell me item"),
+    ],
+    ids=["anchor", "test_row", "test_answer", "held_out_rows"],
+)
+def test_answers_to_other_prompts_are_not_taken_for_these(
+    world: World, store: Store, change: Callable[[World], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = str(world.sweep(evaluate={"general_rows": 4}))
+    before = _plan(world, store)
+    folder = _answered(store, before.bases[0])
+    change(world)
+    after = _plan(world, store)
+    assert after.bases[0].evaluation.id == before.bases[0].evaluation.id
+    (problem,) = other_prompts(after, store)
+    assert problem.where == str(folder)
+    assert f"runs/*/eval/{folder.name}" in str(problem.remedy)
+    assert cli.main(["sweep", sweep, "--dry-run", "--out", str(store.root)]) == 1
+    assert "the answers are to other prompts" in capsys.readouterr().err
+    assert cli.main(["sweep", sweep, "--out", str(store.root)]) == 1
+    assert not list(store.root.glob("sweeps/*"))
+
+
+def test_answers_of_several_runs_are_told_once(world: World, store: Store) -> None:
+    plan = _plan(world, store)
+    for run in (*plan.bases, *plan.runs):
+        _answered(store, run)
+    _edit("tiny_task/test.jsonl", "Is 1003 an", "Is 3001 an")(world)
+    (problem,) = other_prompts(_plan(world, store), store)
+    assert str(problem.where).endswith(" and 4 more")
+
+
+# --- sweeps of one name --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"seeds": [42, 43]},
+        {"grid": {"task": ["4rows", "8rows", "12rows"]}},
+        {"grid": {"task": ["8rows"]}},
+        {"methods": {"TELL": None}},
+        {"methods": {"ours": None, "SFT": {"general": "0"}}},
+        {"runs": {"more": {"lora_rank": 2}}},
+        {"evaluate": {"general_rows": 4, "batch_size": 2}},
+    ],
+)
+def test_a_sweep_may_grow_and_shrink(world: World, store: Store, change: dict[str, Any]) -> None:
+    _finished(store, _plan(world, store))
+    later = store.index(_plan(world, store, **change), "")
+    refuse_other_sweep(store.root, later, "remedy")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": {"learning_rate": 2e-4}},
+        {"methods": {"TELL": None, "SFT": {"general": "0", "lora_rank": 2}}},
+        {"methods": {"mine": {"lora_rank": 2}}},
+        {"base": "other.yaml", "methods": {"mine": None}},
+        {"base": "other.yaml"},
+    ],
+)
+def test_another_sweep_of_the_same_name_is_refused(
+    world: World, store: Store, change: dict[str, Any]
+) -> None:
+    _finished(store, _plan(world, store))
+    if "base" in change:
+        change = {**change, "base": str(world.root / change["base"])}
+    later = store.index(_plan(world, store, **change), "")
+    with pytest.raises(UserError, match="finished runs that are not this sweep's") as caught:
+        refuse_other_sweep(store.root, later, "--out DIR")
+    assert "sweeps/made.json" in str(caught.value)
+
+
+def test_what_was_never_finished_is_not_lost(world: World, store: Store) -> None:
+    store.write_index(store.index(_plan(world, store), ""))
+    later = store.index(_plan(world, store, settings={"learning_rate": 2e-4}), "")
+    refuse_other_sweep(store.root, later, "remedy")
+
+
+def test_flags_make_another_sweep(
+    world: World, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command, first without and then with a flag: nothing is written."""
+    path = world.sweep("made", evaluate={"general_rows": 4})
+    _finished(store, _plan(world, store))
+    index = store.sweeps / "made.json"
+    before = index.read_bytes()
+    for further in (["--dry-run"], []):
+        command = ["sweep", str(path), "--learning_rate", "2e-4", *further]
+        assert cli.main([*command, "--out", str(store.root)]) == 1
+        assert "--out DIR, or a copy of the sweep file" in capsys.readouterr().err
+    assert index.read_bytes() == before
+    other = ["--dry-run", "--out", str(world.root / "elsewhere")]
+    assert cli.main(["sweep", str(path), "--learning_rate", "2e-4", *other]) == 0
+
+
+# --- collections ---------------------------------------------------------------------------------
+
+
+def _made(root: Path, *methods: str) -> Path:
+    made = MadeResults(root, rows=10, general=4)
+    made.base()
+    for method in methods:
+        made.run(method, adherent=0.5)
+    made.index("made", "Made", [42])
+    return root
+
+
+def test_another_sweep_is_not_collected_over_one_of_the_same_name(tmp_path: Path) -> None:
+    first, second = _made(tmp_path / "a", "TELL"), _made(tmp_path / "b", "TELL")
+    path = second / "sweeps" / "made.json"
+    (second / "runs" / "TELL--42").rename(second / "runs" / "another")
+    path.write_text(path.read_text().replace("TELL--42", "another"))
+    target = tmp_path / "kept"
+    collect(first, target)
+    index = (target / "sweeps" / "made.json").read_bytes()
+    with pytest.raises(UserError, match="finished runs that are not this sweep's"):
+        collect(second, target)
+    assert (target / "sweeps" / "made.json").read_bytes() == index
+    assert not (target / "runs" / "another").exists()
+
+
+def test_a_sweep_that_grew_is_collected_over_itself(tmp_path: Path) -> None:
+    target = tmp_path / "kept"
+    collect(_made(tmp_path / "a", "TELL"), target)
+    collect(_made(tmp_path / "b", "TELL", "SFT"), target)
+    index = json.loads((target / "sweeps" / "made.json").read_text())
+    assert [entry["method"] for entry in index["entries"]] == ["TELL", "SFT"]
+
+
+def test_unfinished_runs_are_not_collected(tmp_path: Path) -> None:
+    """Trained, and half of it answered."""
+    root = _made(tmp_path / "a", "TELL", "SFT")
+    next((root / "runs" / "SFT--42" / "eval").glob("*/evaluated.json")).unlink()
+    target = tmp_path / "kept"
+    collect(root, target)
+    assert {path.name for path in (target / "runs").iterdir()} == {"TELL--42", "base-made"}

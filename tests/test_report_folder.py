@@ -1,0 +1,145 @@
+"""A report's folder: what it writes and removes there, and how it reads what sweeps left."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+
+from tell_plugins import cli
+from tell_plugins.core.errors import UserError
+from tell_plugins.experiments import tables
+from tell_plugins.experiments.collect import collect
+from tell_plugins.experiments.measures import Judge
+from tell_plugins.experiments.results import ReferenceShelf, load_studies, read_lines
+from tests.made_results import MadeResults, made_controls, made_curve
+
+# what ends a line for Python's str.splitlines, and not for JSON
+ODD = "one\u2028two\u2029three\u0085four"
+
+
+def _made(root: Path) -> MadeResults:
+    made = MadeResults(root, rows=20, general=6)
+    made.base()
+    made.run("TELL", adherent=0.5)
+    return made
+
+
+def _files(root: Path) -> set[str]:
+    return {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def test_a_report_leaves_other_files_alone(tmp_path: Path) -> None:
+    root, out = tmp_path / "root", tmp_path / "paper"
+    _made(root).index("made", "Made", [42])
+    mine = ["tables/mine.csv", "tables/made_notes.md", "pictures/photo.png", "tables/sub/a.csv"]
+    for name in mine:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+    for _ in range(2):
+        assert cli.main(["report", str(root), "--out", str(out)]) == 0
+        assert [(out / name).read_text() for name in mine] == ["mine"] * len(mine)
+
+
+def test_files_of_studies_that_are_gone_are_removed(tmp_path: Path) -> None:
+    """Every table and picture that there is, of studies whose names begin alike too."""
+    root, out = tmp_path / "root", tmp_path / "report"
+    made_controls(root)
+    made_curve(root)
+    made = _made(root)
+    made.index("made", "Made", [42])
+    assert cli.main(["report", str(root), "--out", str(out)]) == 0
+    before = _files(out)
+    assert {f"tables/made_curve_{name}.csv" for name in ("fits", "published")} <= before
+    for name in ("controls_made", "made_curve"):
+        (root / "sweeps" / f"{name}.json").unlink()
+    assert cli.main(["report", str(root), "--out", str(out)]) == 0
+    assert cli.main(["report", str(root), "--out", str(tmp_path / "fresh")]) == 0
+    assert _files(out) == _files(tmp_path / "fresh") < before
+
+
+def test_a_picture_that_is_no_longer_drawn_is_removed(tmp_path: Path) -> None:
+    made = _made(tmp_path)
+    made.run("SFT", adherent=0.2, steps=3)
+    made.index("made", "Made", [42])
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert (tmp_path / "pictures" / "made_steps.png").is_file()
+    made.entries.pop()
+    made.index("made", "Made", [42])
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert not (tmp_path / "pictures" / "made_steps.png").exists()
+    assert (tmp_path / "pictures" / "made_methods.png").is_file()
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def test_a_line_ends_at_a_new_line_only(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    text = json.dumps({"text": ODD}, ensure_ascii=False)
+    path.write_text(f"{text}\n{text}\n", encoding="utf-8")
+    assert [line["text"] for line in read_lines(path)] == [ODD] * 2
+    path.write_text(f'{text}\n{{"text": "cut \u2028', encoding="utf-8")
+    assert len(read_lines(path)) == 1
+    path.write_text(f"no JSON\n{text}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="line 1") as caught:
+        read_lines(path)
+    assert "remove" not in str(caught.value)
+
+
+def test_answers_and_logs_with_odd_line_ends_are_collected_and_reported(tmp_path: Path) -> None:
+    root, kept = tmp_path / "root", tmp_path / "kept"
+    made = _made(root)
+    made.index("made", "Made", [42])
+    answers = next((root / "runs" / "TELL--42").rglob("test-greedy/answers.jsonl"))
+    text = answers.read_text().replace("I think so.", "I think\u2028so.\u0085")
+    assert "\u2028" in text
+    answers.write_text(text, encoding="utf-8")
+    log = root / "runs" / "TELL--42" / "train" / "logging.jsonl"
+    first, rest = log.read_text().split("\n", 1)
+    record = json.dumps({**json.loads(first), "note": "a\u2028b"}, ensure_ascii=False)
+    log.write_text(f"{record}\n{rest}", encoding="utf-8")
+    collect(root, kept)
+    saved = next((kept / "runs" / "TELL--42").rglob("logging.jsonl.xz"))
+    assert lzma.decompress(saved.read_bytes()).decode() == log.read_text(encoding="utf-8")
+    for folder in (root, kept):
+        assert cli.main(["report", str(folder), "--out", str(tmp_path / "report")]) == 0
+
+
+# --- several models ------------------------------------------------------------------------------
+
+
+def test_a_run_is_compared_with_the_model_that_it_was_trained_from(tmp_path: Path) -> None:
+    made = MadeResults(tmp_path, rows=20, general=6)
+    for name, adherent in (("small", 0.0), ("large", 0.5)):
+        made.base(adherent)
+        made.bases[-1] |= {"run": f"base-{name}", "at": {"model": name}}
+        (tmp_path / "runs" / "base-made").rename(tmp_path / "runs" / f"base-{name}")
+        made.run("TELL", adherent=0.6, at={"model": name})
+        made.entries[-1]["base"] = f"base-{name}"
+    made.index("models", "Models", [42])
+    (study,) = load_studies(tmp_path)
+    compared = {
+        entry.at["model"]: base.run.folder.name
+        for entry in study.done
+        if not entry.run.is_base and (base := study.base_of(entry))
+    }
+    assert compared == {"small": "base-small", "large": "base-large"}
+    judge = Judge(ReferenceShelf(tmp_path))
+    groups = {group.name: group for group in tables.groups(study, judge)}
+    shares = {name: g.measures.main("json").value for name, g in groups.items() if g.is_base}  # type: ignore[union-attr]
+    assert shares == {"base model (model=small)": 0.0, "base model (model=large)": 0.5}
+
+
+def test_an_index_that_names_no_base_has_one_a_card(tmp_path: Path) -> None:
+    made = _made(tmp_path)
+    made.index("made", "Made", [42])
+    (study,) = load_studies(tmp_path)
+    base = study.base_of(study.entries[-1])
+    assert base is not None
+    assert base.name == "base model"
