@@ -53,9 +53,9 @@ fi
 
 export PATH="$PWD/.venv/bin:$PATH"
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"  # waiting threads sleep: a busy CPU stays usable
-case "${1:-demo}" in
+case "${1-demo}" in  # not `:-`: an empty verb is no call of the demo
   setup) echo "ready: $PWD/.venv" ;;
   test) shift; exec "$PYTHON" -m tests.run_all "$@" ;;
   bench) shift; exec "$PYTHON" -m benchmarks "$@" ;;
-  *) exec "$PYTHON" -m tell_plugins "${@:-demo}" ;;
+  *) exec "$PYTHON" -m tell_plugins "${@-demo}" ;;
 esac

@@ -182,6 +182,8 @@ def test_packages_that_cannot_be_installed(world: World) -> None:
         ([], ["tell_plugins", "demo"]),
         (["--help"], ["tell_plugins", "--help"]),
         (["nonsense"], ["tell_plugins", "nonsense"]),
+        ([""], ["tell_plugins", ""]),
+        (["", "x"], ["tell_plugins", "", "x"]),
         (["train", "r.yaml", "--lr", "1 2"], ["tell_plugins", "train", "r.yaml", "--lr", "1 2"]),
         (["test", "-k", "a or b"], ["tests.run_all", "-k", "a or b"]),
         (["bench", "--quick"], ["benchmarks", "--quick"]),
