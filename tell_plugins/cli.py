@@ -128,8 +128,36 @@ def _run(argv: list[str]) -> int:
         if verb == wanted:
             modules[verb] = importlib.import_module(f"tell_plugins.{name}")
             modules[verb].add_arguments(sub)
+    flags: list[str] = []
+    if argv and argv[0] in modules:
+        argv, flags = _take_flags(argv, verbs.choices[argv[0]])
     args, rest = parser.parse_known_args(argv)
     if rest and not getattr(args, "takes_flags", False):
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
-    args.flags = rest
+    args.flags = [*rest, *flags]
     return int(modules[args.verb].run(args))
+
+
+def _take_flags(argv: list[str], verb: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
+    """The arguments without ms-swift's flags and their values, and these.
+
+    argparse would take the value of a flag that it does not know for the recipe. Before the
+    recipe, a flag's values end at the first name of a YAML file.
+    """
+    reads_all = any(action.nargs == argparse.REMAINDER for action in verb._actions)
+    if reads_all or not verb.get_default("takes_flags"):
+        return argv, []
+    ours: list[str] = []
+    flags: list[str] = []
+    is_value = has_recipe = False
+    for part in argv:
+        is_recipe = part.endswith((".yaml", ".yml")) and not part.startswith("-")
+        if part.startswith("--") and len(part) > 2:
+            name, equals, _ = part.partition("=")
+            is_foreign = name not in verb._option_string_actions
+            is_value = is_foreign and not equals
+        else:
+            is_foreign = is_value = is_value and (has_recipe or not is_recipe)
+        (flags if is_foreign else ours).append(part)
+        has_recipe = has_recipe or (is_recipe and not is_foreign)
+    return ours, flags

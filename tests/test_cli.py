@@ -156,6 +156,31 @@ def test_a_verb_that_takes_flags_gets_them_unread(verb: Callable[..., None]) -> 
 
 
 @pytest.mark.parametrize(
+    ("given", "name", "flags"),
+    [
+        (["--lr", "1", "a.yaml"], "a.yaml", ["--lr", "1"]),
+        (["--names", "x", "y", "a.yaml"], "a.yaml", ["--names", "x", "y"]),
+        (["--strict", "a.yaml", "--lr", "1"], "a.yaml", ["--strict", "--lr", "1"]),
+        (["--x=1", "folder", "--lr", "-1"], "folder", ["--x=1", "--lr", "-1"]),
+        (["a.yaml", "--config", "b.yaml"], "a.yaml", ["--config", "b.yaml"]),
+        (["a.yaml", "loose", "--lr", "1"], "a.yaml", ["loose", "--lr", "1"]),
+    ],
+)
+def test_flags_and_their_values_may_stand_anywhere(
+    verb: Callable[..., None], given: list[str], name: str, flags: list[str]
+) -> None:
+    seen: list[tuple[str, list[str]]] = []
+
+    def run(args: argparse.Namespace) -> int:
+        seen.append((args.name, args.flags))
+        return 0
+
+    verb(run, takes_flags=True)
+    assert main(["fake", *given]) == 0
+    assert seen == [(name, flags)]
+
+
+@pytest.mark.parametrize(
     ("error", "code", "message"),
     [
         (UserError("found", where="file, line 3", allowed="a, b", remedy="mend it"), 1, "remedy:"),
