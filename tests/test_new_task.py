@@ -23,7 +23,7 @@ from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.preparation.answer_schema import infer_schema, label_of
 from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns, read_task_file
-from tell_plugins.preparation.task_split import split_off_test
+from tell_plugins.preparation.task_split import count_test_labels, labels_of, split_off_test
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import PROJECT, write_rows
 
@@ -288,6 +288,51 @@ def test_bare_labels_never_train(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert new(tmp_path, "--train", str(train), *flags) == 0
 
 
+def verdicts(no: int, yes: int, start: int = 0) -> list[Row]:
+    """Rows that answer in plain text, the yes among the last."""
+    answers = ["no"] * no + ["yes"] * yes
+    return [{"query": f"Ticket {n}", "response": answer} for n, answer in enumerate(answers, start)]
+
+
+@pytest.mark.parametrize("metric", ["text", "json"])
+def test_plain_labels_are_split_in_their_shares_as_those_in_json_are(
+    metric: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """3 of 40 rows say yes: drawn without regard to that, a test set may hold none."""
+    rows = verdicts(no=37, yes=3)
+    if metric == "json":
+        rows = [{**row, "response": json.dumps({"urgent": row["response"]})} for row in rows]
+    path = write_table(tmp_path / "rows.csv", rows)
+    assert new(tmp_path, "--train", str(path)) == 0
+    out = capsys.readouterr().out
+    assert "8 rows are split off to test with" in out
+    assert "in the labels' shares (7 'no', 1 'yes'); 32 train" in out
+    assert "WARNING" not in out
+    assert load_card("own").metric == metric
+    held_out = open_task(load_card("own"), "test").responses
+    assert sum("yes" in response for response in held_out) == 1
+
+
+def test_a_test_set_of_one_label_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warning = "the label of every test row is 'no', so a model that always answers that scores"
+    rows = write_table(tmp_path / "rows.csv", verdicts(no=39, yes=1))
+    assert new(tmp_path, "--train", str(rows)) == 0
+    out = capsys.readouterr().out
+    assert warning in out
+    assert "--test-rows N" in out
+    given = write_table(tmp_path / "test.csv", verdicts(no=5, yes=0, start=100))
+    flags = ("--train", str(rows), "--test", str(given), "--force")
+    assert new(tmp_path, *flags) == 0
+    out = capsys.readouterr().out
+    assert warning in out
+    assert "--test-rows N" not in out
+    write_table(given, verdicts(no=5, yes=1, start=100))
+    assert new(tmp_path, *flags) == 0
+    assert "WARNING" not in capsys.readouterr().out
+
+
 def test_rows_that_begin_with_the_same_text_bring_their_anchor(tmp_path: Path) -> None:
     front = "You read messages and answer in JSON, always.\n\nThe message:\n"
     rows = [{"query": front + q, "response": r} for q, r in texts()]
@@ -381,6 +426,12 @@ def test_general_data_of_ones_own_sets_an_amount_it_can_meet(
     assert new(tmp_path, "--train", str(path), "--general", "plain") == 0
     assert str(load_card("own").general.amount) == "5x"
     assert "10 rows of own, 50 rows of plain" in capsys.readouterr().out
+    make_card("other", train=[{"q": "?", "r": f"{n}"} for n in range(60)], kind="general")
+    assert new(tmp_path, "--train", str(path), "--general", "plain+other", "--force") == 0
+    assert load_card("own").general.sources == ("plain", "other")
+    twice = ("--general", "plain+other", "plain")
+    assert new(tmp_path, "--train", str(path), *twice, "--force") == 1
+    assert "'plain' is named twice" in capsys.readouterr().err
     flags = ("--train", str(path), "--general", "plain", "--amount", "99rows", "--force")
     assert new(tmp_path, *flags) == 1
     out = capsys.readouterr().out
@@ -459,7 +510,57 @@ def test_a_column_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "--columns query=A,response=B" in message
     flags = ("--train", str(path), "--columns", "query=text,response=answer")
     message = fails(tmp_path, capsys, *flags)
-    assert "no column 'answer' of the form --columns (columns: text, label)" in message
+    assert (
+        "12 rows cannot be used: lines 2-13: no column 'answer' of the form --columns "
+        "(columns: text, label)\n"
+    ) in message
+    assert "the first row of a table must name them" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "problem"),
+    [
+        ("rows.csv", "text;verdict", "separated by ';', not ','"),
+        ("rows.csv", "text\tverdict", "separated by tabs, not ','"),
+        ("rows.tsv", "text,verdict", "separated by ',', not tabs"),
+    ],
+)
+def test_a_table_with_another_separator(
+    name: str, head: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / name
+    path.write_text(f"\n{head}\n" + "It rains, again;yes\n" * 9)
+    flags = ("--columns", "query=text,response=verdict")
+    message = fails(tmp_path, capsys, "--train", str(path), *flags)
+    assert f"{name}, header: the columns are {problem}" in message
+
+
+@pytest.mark.parametrize("label", [True, 1, 0.5])
+def test_labels_that_are_no_texts_are_to_be_quoted(
+    label: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"query": f"Question {n}", "response": label} for n in range(9)]
+    path = write_table(tmp_path / "rows.jsonl", rows)
+    message = fails(tmp_path, capsys, "--train", str(path))
+    assert f"lines 1-9: column 'response' is {type(label).__name__}, not text" in message
+    assert 'quote numbers, true and false as text: "1", "true"' in message
+    assert "mend or remove" not in message
+
+
+def test_rows_are_grouped_by_what_is_wrong_with_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of(count=30)
+    for n in (1, 2, 3, 7):
+        rows[n]["response"] = ""
+    for n in range(10, 30, 2):
+        rows[n]["query"] = " "
+    rows[5] = {"query": "What?", "response": 5}
+    path = write_table(tmp_path / "rows.jsonl", rows)
+    message = fails(tmp_path, capsys, "--train", str(path))
+    assert "15 rows cannot be used: lines 2-4, 8: the response is empty; line 6: column" in message
+    assert "lines 11, 13, 15, 17, 19, 21, 23, 25, 27, 29: the query is empty" in message
+    assert "mend or remove these rows; quote numbers" in message
 
 
 def test_a_row_of_another_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -634,7 +735,7 @@ def test_turns_that_no_json_reader_takes(
         ('{"$ref": "#"}', "the schema cannot be applied"),
         ('{"$ref": "http://127.0.0.1:9/x"}', "the schema cannot be applied"),
         ('{"$schema": 5}', "no JSON schema"),
-        (DEEP, "no JSON schema: nested too deeply"),
+        pytest.param(DEEP, "no JSON schema: nested too deeply", id="deep"),
     ],
 )
 def test_schemas_that_cannot_be_used(
@@ -744,7 +845,7 @@ def pairs_with(labels: list[str]) -> TaskFile:
 def test_a_split_keeps_the_labels_shares_and_does_not_hang_on_the_files_order() -> None:
     file = pairs_with(["yes"] * 20 + ["no"] * 80)
     split = split_off_test(file, "label", 42)
-    assert split.labels == {"no": 16, "yes": 4}
+    assert count_test_labels(*split, "label") == {"no": 16, "yes": 4}
     assert len(split.train) == 80
     turned = TaskFile(file.path, file.form, file.pairs[::-1])
     again = split_off_test(turned, "label", 42)
@@ -755,9 +856,25 @@ def test_a_split_keeps_the_labels_shares_and_does_not_hang_on_the_files_order() 
 
 def test_a_rare_label_keeps_a_training_row() -> None:
     split = split_off_test(pairs_with(["rare"] + ["no"] * 9), "label", 42, wanted=5)
-    assert split.labels == {"no": 5}
+    assert count_test_labels(*split, "label") == {"no": 5}
     everything = split_off_test(pairs_with(["a"] * 2 + ["b"] * 2), "label", 1, wanted=2)
-    assert everything.labels == {"a": 1, "b": 1}
+    assert count_test_labels(*everything, "label") == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("responses", "labelled"),
+    [
+        (["no"] * 10 + ["yes"] * 5, True),
+        (["no"] * 20 + [" no", "yes", "yes", "maybe"], True),
+        ([f"class {n % 12}" for n in range(60)], True),
+        ([f"class {n % 13}" for n in range(60)], False),  # a label more than are told apart
+        ([f"answer {n}" for n in range(6)], False),
+        (["4"] * 12 + [str(n) for n in range(10, 16)], False),  # a number that comes again
+    ],
+)
+def test_answers_that_come_again_are_labels(responses: list[str], labelled: bool) -> None:
+    pairs = [Pair(n, f"question {n}", response) for n, response in enumerate(responses)]
+    assert labels_of(pairs, None) == ([text.strip() for text in responses] if labelled else None)
 
 
 def test_rows_that_ask_the_same_stay_on_one_side() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,10 @@ from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.core.rowfiles import read_records
 from tell_plugins.core.rows import extract
 
-_LISTED = 10  # bad rows that a message lists
+_LISTED = 10  # reasons, and places of each, that a message lists
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_MARKS = {",": "','", ";": "';'", "|": "'|'", "\t": "tabs"}
+_BY_USER = "--columns"  # the form that the user describes
 _PAIR = Columns(query=("query",), response="response")
 _USER, _ASSISTANT, _SYSTEM = ("user", "human"), ("assistant", "gpt", "bot"), ("system",)
 # columns of single-turn forms that must be empty, and what they would mean
@@ -47,7 +50,7 @@ class Pair(NamedTuple):
 class _Unusable(Exception):
     """Why a row is no pair, and what to do."""
 
-    def __init__(self, reason: str, remedy: str | None = None) -> None:
+    def __init__(self, reason: str, remedy: str = "mend or remove these rows") -> None:
         super().__init__(reason)
         self.remedy = remedy
 
@@ -86,9 +89,11 @@ def read_task_file(path: Path, columns: Columns | None = None) -> TaskFile:
         raise UserError(f"no file '{path}'", where="command line", remedy="correct the path")
     form = None if columns is None else _named(columns)
     pairs: list[Pair] = []
-    problems: list[str] = []
+    problems: dict[str, list[int]] = {}
     remedies: list[str] = []
-    for record in read_records(path):
+    records = read_records(path)
+    _check_delimiter(path)
+    for record in records:
         try:
             if record.problem is not None:
                 raise _Unusable(record.problem)
@@ -97,22 +102,54 @@ def read_task_file(path: Path, columns: Columns | None = None) -> TaskFile:
             form = form or _form_of(record.value, f"{paths.shown(path)}, line {record.line}")
             pairs.append(Pair(record.line, *_pair(record.value, form)))
         except _Unusable as problem:
-            problems.append(f"line {record.line}: {problem}")
-            if problem.remedy and problem.remedy not in remedies:
+            problems.setdefault(str(problem), []).append(record.line)
+            if problem.remedy not in remedies:
                 remedies.append(problem.remedy)
     if problems:
-        more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        shown = [f"{_lines(lines)}: {reason}" for reason, lines in problems.items()]
+        more = f"; and {len(shown) - _LISTED} more problems" if len(shown) > _LISTED else ""
+        count = sum(map(len, problems.values()))
         raise UserError(
-            f"{len(problems)} rows cannot be used: {'; '.join(problems[:_LISTED])}{more}",
+            f"{count} rows cannot be used: {'; '.join(shown[:_LISTED])}{more}",
             where=paths.shown(path),
             allowed=f"rows of one form{f' ({form.name})' if form else ''}, one turn each",
-            remedy="; ".join(remedies) or "mend or remove these rows",
+            remedy="; ".join(remedies),
         )
     if not pairs or form is None:
         raise UserError(
             "the file has no rows", where=paths.shown(path), remedy="check where it came from"
         )
     return TaskFile(path, form.name, pairs)
+
+
+def _lines(lines: Sequence[int]) -> str:
+    """Line numbers in ascending order, such as "lines 2-41, 50"."""
+    runs: list[list[int]] = []
+    for line in lines:
+        if runs and line <= runs[-1][1] + 1:
+            runs[-1][1] = line
+        else:
+            runs.append([line, line])
+    shown = [f"{first}-{last}" if last > first else str(first) for first, last in runs[:_LISTED]]
+    more = " ..." if len(runs) > _LISTED else ""
+    return f"line{'s' if lines[-1] > lines[0] else ''} {', '.join(shown)}{more}"
+
+
+def _check_delimiter(path: Path) -> None:
+    """UserError for a table whose header is separated by something else than its ending says."""
+    wanted = _DELIMITERS.get(path.suffix.lower())
+    if wanted is None:
+        return
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        header = next((line.strip() for line in file if line.strip()), "")
+    found = next((mark for mark in _MARKS if mark in header), None)
+    if found is not None and wanted not in header:
+        raise UserError(
+            f"the columns are separated by {_MARKS[found]}, not {_MARKS[wanted]}",
+            where=f"{paths.shown(path)}, header",
+            allowed=", ".join(f"{_MARKS[mark]} in {end}" for end, mark in _DELIMITERS.items()),
+            remedy="save the table again with that separator",
+        )
 
 
 def parse_columns(text: str) -> Columns:
@@ -147,7 +184,9 @@ def _pair(row: Mapping[str, Any], form: Form) -> tuple[str, str]:
         have = ", ".join(map(str, row)) or "none"
         raise _Unusable(
             f"no column '{missing}' of the form {form.name} (columns: {have[:160]})",
-            "bring all rows to one form, or name their columns with --columns",
+            "name columns that are there; the first row of a table must name them"
+            if form.name == _BY_USER
+            else "bring all rows to one form, or name their columns with --columns",
         )
     for column, meaning in _EXTRAS.items():
         if column not in form.columns and not _is_empty(row.get(column)):
@@ -157,6 +196,8 @@ def _pair(row: Mapping[str, Any], form: Form) -> tuple[str, str]:
         response = json.dumps(response, ensure_ascii=False)
     found = extract({"query": query, "response": response}, _PAIR)
     if isinstance(found, str):
+        if isinstance(query, bool | int | float) or isinstance(response, bool | int | float):
+            raise _Unusable(found, 'quote numbers, true and false as text: "1", "true"')
         raise _Unusable(found)
     return found
 
@@ -198,7 +239,7 @@ def _named(columns: Columns) -> Form:
     def read(row: Mapping[str, Any]) -> tuple[Any, Any]:
         return _joined(row, columns.query), row[columns.response]
 
-    return Form("--columns", (*columns.query, columns.response), read)
+    return Form(_BY_USER, (*columns.query, columns.response), read)
 
 
 def _joined(row: Mapping[str, Any], columns: tuple[str, ...]) -> Any:

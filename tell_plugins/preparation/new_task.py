@@ -51,7 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the text in front of every query: what to do and in which form to answer; 'inline' "
         "when the rows begin with it already",
     )
-    add("--general", metavar="NAME", nargs="+", help="general cards (default: the model's)")
+    add(
+        "--general",
+        metavar="NAME[+NAME]",
+        nargs="+",
+        help="general cards (default: the model's)",
+    )
     add("--amount", metavar="A", help="general data to mix in: 2000rows, 4e6tok, 40x")
     add("--columns", metavar="query=A,response=B", help="columns, where the form is not known")
     add(
@@ -150,12 +155,13 @@ def _general(
         if amount.endswith("x"):
             amount = _times(sources, task_rows, most=float(amount[:-1]))
         return sources, args.amount or amount
-    twice = [name for name in args.general if args.general.count(name) > 1]
+    names = tuple(name for given in args.general for name in given.split("+"))
+    twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(
             f"card '{twice[0]}' is named twice", where="--general", remedy="name it once"
         )
-    for name in args.general:
+    for name in names:
         if load_card(name).kind != "general":
             raise UserError(
                 f"card '{name}' is task data",
@@ -163,7 +169,7 @@ def _general(
                 allowed=", ".join(n for n in card_names() if load_card(n).kind == "general"),
                 remedy="name general cards only",
             )
-    return tuple(args.general), args.amount or _times(args.general, task_rows)
+    return names, args.amount or _times(names, task_rows)
 
 
 def _times(names: Sequence[str], task_rows: int, most: float = MOST_TIMES) -> str:

@@ -13,6 +13,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.anchors import SEPARATOR, shared_front
 from tell_plugins.core.errors import UserError
 from tell_plugins.preparation.answer_schema import (
+    LONGEST_VALUE,
     check_answers,
     infer_schema,
     label_of,
@@ -20,7 +21,12 @@ from tell_plugins.preparation.answer_schema import (
     read_schema,
 )
 from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns, read_task_file
-from tell_plugins.preparation.task_split import split_off_test, without_duplicates, without_overlap
+from tell_plugins.preparation.task_split import (
+    count_test_labels,
+    split_off_test,
+    without_duplicates,
+    without_overlap,
+)
 
 METRICS = ("json", "translation", "number", "text")
 SPLITS = ("train", "validation", "test")
@@ -68,20 +74,43 @@ def read_task(args: argparse.Namespace) -> Task:
     task = Task(args.name, [], [], [], "", False, "", notes=notes)
     _set_metric(task, args, files)
     if "test" not in files:
-        split = split_off_test(files["train"], task.label, args.seed, args.test_rows)
-        task.train, task.test = split.train, split.test
-        by_label = ", ".join(f"{count} {label}" for label, count in split.labels.items())
-        notes.append(
-            f"no --test: {len(split.test)} rows are split off to test with, chosen by content and "
-            f"seed {args.seed}"
-            + (f" in the labels' shares ({by_label})" if by_label else "")
-            + f"; {len(split.train)} train"
+        task.train, task.test = split_off_test(
+            files["train"], task.label, args.seed, args.test_rows
         )
     else:
         task.train, task.test = files["train"].pairs, files["test"].pairs
+    notes += _test_notes(task, None if "test" in files else args.seed)
     task.validation = files["validation"].pairs if "validation" in files else []
     _set_anchor(task, args)
     return task
+
+
+def _test_notes(task: Task, seed: int | None) -> list[str]:
+    """How the test rows were split off, None for `seed` when not, and whether they tell much."""
+    labels = count_test_labels(task.train, task.test, task.label)
+    notes = []
+    if seed is not None:
+        counts = ", ".join(f"{count} {_short(label)}" for label, count in (labels or {}).items())
+        notes.append(
+            f"no --test: {len(task.test)} rows are split off to test with, chosen by content and "
+            f"seed {seed}"
+            + (f" in the labels' shares ({counts})" if counts else "")
+            + f"; {len(task.train)} train"
+        )
+    if labels is not None and len(labels) == 1:
+        [label] = labels
+        notes.append(
+            f"WARNING: the label of every test row is {_short(label)}, so a model that always "
+            "answers that scores 100 %; give test rows of each label with --test FILE"
+            + (", or split more off with --test-rows N" if seed is not None else "")
+        )
+    return notes
+
+
+def _short(label: str) -> str:
+    """A label quoted on one line, the beginning of a long one."""
+    line = " ".join(label.split())
+    return f"'{line}'" if len(line) <= LONGEST_VALUE else f"'{line[:LONGEST_VALUE]} ...'"
 
 
 def _set_metric(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]) -> None:

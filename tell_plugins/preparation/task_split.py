@@ -11,6 +11,7 @@ import numpy as np
 from tell_plugins.core import draw
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.text import comparison_keys, row_id
+from tell_plugins.preparation.answer_schema import MOST_VALUES
 from tell_plugins.preparation.forms import Pair, TaskFile, parse_json
 
 TEST_SHARE, MOST_TEST_ROWS = 0.2, 200
@@ -18,11 +19,10 @@ FEWEST_ROWS = 4  # to split a test set off
 
 
 class Split(NamedTuple):
-    """Training and test rows, in file order, and the labels of the test rows."""
+    """Training and test rows, in file order."""
 
     train: list[Pair]
     test: list[Pair]
-    labels: dict[str, int]
 
 
 def without_duplicates(file: TaskFile) -> tuple[TaskFile, list[str]]:
@@ -96,7 +96,7 @@ def without_overlap(train: TaskFile, held_out: TaskFile, name: str, drop: bool) 
 def split_off_test(
     file: TaskFile, label: str | None, seed: int, wanted: int | None = None
 ) -> Split:
-    """Part the rows of one file; `label` names the JSON property that each share keeps.
+    """Part the rows of one file; both parts keep the labels' shares (see `labels_of`).
 
     Which rows test depends on their content and the seed alone. Rows that ask the same stay
     together. Raises UserError for too few rows, or fewer than one test row wanted.
@@ -124,7 +124,7 @@ def split_off_test(
     together: dict[int, list[int]] = defaultdict(list)
     for row, key in enumerate(keys):
         together[key].append(row)
-    strata = [_label(file.pairs[row], label) for row in range(total)]
+    strata = labels_of(file.pairs, label) or [""] * total
     quota = _quotas(Counter(strata), count)
     test: set[int] = set()
     for row in rank:
@@ -138,12 +138,32 @@ def split_off_test(
             where=file.path.name,
             remedy="give test rows of their own with --test FILE",
         )
-    chosen = Counter(strata[row] for row in test)
     return Split(
         [pair for row, pair in enumerate(file.pairs) if row not in test],
         [pair for row, pair in enumerate(file.pairs) if row in test],
-        dict(sorted(chosen.items())) if label else {},
     )
+
+
+def labels_of(pairs: Sequence[Pair], label: str | None) -> list[str] | None:
+    """The label of each row, None where the answers are free text.
+
+    It is the JSON property `label`. Without one it is the whole response, where there are few
+    different ones: at most `MOST_VALUES`, and at most a tenth of the rows with one of its own.
+    """
+    if label is not None:
+        return [_label(pair, label) for pair in pairs]
+    labels = [pair.response.strip() for pair in pairs]
+    counts = Counter(labels)
+    alone = sum(count == 1 for count in counts.values())
+    return labels if len(counts) <= MOST_VALUES and 10 * alone <= len(labels) else None
+
+
+def count_test_labels(
+    train: Sequence[Pair], test: Sequence[Pair], label: str | None
+) -> dict[str, int] | None:
+    """How many test rows have each label, None where the answers are free text."""
+    labels = labels_of([*train, *test], label)
+    return None if labels is None else dict(sorted(Counter(labels[len(train) :]).items()))
 
 
 def _quotas(sizes: Counter[str], count: int) -> dict[str, int]:
@@ -161,9 +181,7 @@ def _quotas(sizes: Counter[str], count: int) -> dict[str, int]:
     return quota
 
 
-def _label(pair: Pair, label: str | None) -> str:
-    if label is None:
-        return ""
+def _label(pair: Pair, label: str) -> str:
     try:
         value: Any = parse_json(pair.response)
     except ValueError:
