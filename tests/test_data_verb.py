@@ -574,6 +574,15 @@ def test_help(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert HELP[word] in capsys.readouterr().out
 
 
+def test_help_of_a_name_does_not_ask_for_it_again(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["data", "halu_cot_json", "--help"])
+    out = capsys.readouterr().out
+    assert "[NAME ...]\n" in out
+    assert "NAME [NAME ...]" not in out
+    assert "further cards or names" in out
+
+
 @pytest.mark.parametrize("words", [["gsm8k", "--mirro", "x"], ["list", "--nothing"]])
 def test_unknown_options_exit_with_1(words: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -19,6 +19,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
@@ -139,6 +140,19 @@ def test_rebuild_from_spans(
     assert path.read_bytes() == first
 
 
+def test_a_rebuilt_file_is_listed_with_the_files_that_it_was_made_from(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = [{"file": name, "sha256": "0"} for name in ("general_data.json", "official.jsonl")]
+    row = halu_cot_json.training_row(
+        "Judge.\n", halueval.HaluRow(0, "Why?", "Because.", "no", ()), ""
+    )
+    sources = halueval.Sources("Judge.\n", [], files)
+    halu_cot_json.write_rebuilt(load_card("halu_cot_json_spans"), [row], sources, {"by": "a test"})
+    main(["data", "list", "halu_cot_json_spans"])
+    assert "rebuilt from general_data.json, official.jsonl\n" in capsys.readouterr().out
+
+
 def test_sources_that_are_missing_or_foreign_are_named(
     tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,8 +243,8 @@ NO = halueval.HaluRow(1, "Name an annotated book.", "Any annotated one.", "no", 
         ("1", '{"thought": "Wrong.", "hallucination": "yes"}', "must be 'no'"),
         ("0", "Mars is a planet.", "no JSON"),
         ("0", '{"thought": "cut', "no JSON"),
-        ("0", "[" * 100_000, "no JSON"),
-        ("0", "1" * 5000, "no JSON"),
+        pytest.param("0", "[" * 100_000, "no JSON", id="deep"),
+        pytest.param("0", "1" * 5000, "no JSON", id="long"),
         ("0", '["yes"]', "does not fit"),
         ("0", '{"thought": "a", "hallucination": "yes", "more": 1}', "does not fit"),
         ("0", '{"thought": 4, "hallucination": "yes"}', "does not fit"),

@@ -101,6 +101,20 @@ def test_one_blank_less_is_not_the_official_file(
     assert "wrong" in capsys.readouterr().out
 
 
+def test_rebuilt_files_are_listed_with_the_files_that_they_were_made_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = write_aligned(tmp_path / "aligned", [(["Day."], ["Dagur."])])
+    assert main(["data", "en_is_news", "--rebuild", "--split", "test", *flags, "--accept"]) == 0
+    member = {"sacrebleu": "wmt21/dev", "pair": "en-is", "archive": "a.tgz", "member": "dev/x.xml"}
+    segments = [Segment("1", "Day.", "Dagur.")]
+    is_en_news._write(load_card("en_is_news"), "train", segments, member, accept=True)
+    main(["data", "list", "en_is_news"])
+    out = capsys.readouterr().out
+    assert "rebuilt from source.txt, reference.txt, docids.txt\n" in out
+    assert "rebuilt from x.xml\n" in out
+
+
 def test_documents_keep_order_lines_and_blanks() -> None:
     segments = [
         Segment("b", "One.  Two ", "Eitt."),
@@ -431,6 +445,8 @@ def test_long_new_pairs_become_a_split(
     assert rows.plain[0] == LONG
     record = json.loads((small_cards / "en_is_news" / "tm-en-is.jsonl.provenance.json").read_text())
     assert record["left_out"] == {"short": 1, "held_out": 2, "repeated": 2}
+    main(["data", "list", "en_is_news"])
+    assert "rebuilt from memory.tmx\n" in capsys.readouterr().out
     assert main(["data", "is_en_news", "--tmx", str(path)]) == 0
     assert (LANG, LONG) in tm_rows(small_cards, "is_en_news", "tm-is-en.jsonl")
 

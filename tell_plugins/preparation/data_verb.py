@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         )
         module.add_arguments(parser)
         return int(module.run(parser.parse_args(rest)))
-    return _prepare(args.parser_class, first, words)
+    return _prepare(args.parser_class, first, rest)
 
 
 def _module(name: str) -> ModuleType:
@@ -78,20 +78,21 @@ def _module(name: str) -> ModuleType:
 
 
 def _prepare(
-    parser_class: Callable[..., argparse.ArgumentParser], first: str, words: list[str]
+    parser_class: Callable[..., argparse.ArgumentParser], first: str, rest: list[str]
 ) -> int:
     parser = parser_class(
         prog=f"./run.sh data {first}",
         description=_about(first),
         allow_abbrev=False,
     )
-    parser.add_argument("names", nargs="+", metavar="NAME", help="cards or other names")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="further cards or names")
     _add_place_arguments(parser)
     if first in HALU:
         _module("halu_cot_json").add_arguments(parser)
     elif first in NEWS:
         _module("is_en_news").add_arguments(parser)
-    args = parser.parse_args(words)
+    args = parser.parse_args(rest)
+    args.names = [first, *args.names]
     for name in args.names:
         if name not in OTHERS and name not in card_names():
             raise unknown("name", name, [*OTHERS, *card_names()], "./run.sh data")

@@ -21,6 +21,7 @@ from tell_plugins.preparation.transfer import shown_url
 COUNTED = 256 << 20  # bytes; the rows of a larger file of unknown content are not counted
 _HEAD = ("card", "split", "size", "rows", "state", "why")
 _RIGHT = ("size", "rows")
+_FILES = ("rebuilt_from", "aligned_files", "file", "member", "tmx")  # in a record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,7 +137,18 @@ def _origin(path: Path) -> str:
         return f"from {origin['hub']} {origin.get('id')}, revision {origin.get('revision')}"
     if "place" in origin:
         return f"from {shown_url(str(origin['place']))}"
-    return "rebuilt from " + ", ".join(sorted(origin))
+    return "rebuilt from " + ", ".join(_file_names(origin) or sorted(origin))
+
+
+def _file_names(origin: Any) -> list[str]:
+    """The names of the files that a record says a file was made from."""
+    if isinstance(origin, str):
+        return [Path(origin).name]
+    if isinstance(origin, dict):
+        origin = [origin[key] for key in _FILES if key in origin]
+    if not isinstance(origin, list):
+        return []
+    return [name for part in origin for name in _file_names(part)]
 
 
 def size_text(size: int) -> str:
