@@ -501,8 +501,11 @@ def test_a_broken_model_configuration_is_one_problem_of_a_whole_report(
     from tell_plugins.recipe.check_report import report
 
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{")
-    checked = look(write(model=str(tmp_path / "model"), max_length=None))
+    config = tmp_path / "model" / "config.json"
+    config.write_text('{"model_type": "llama", "hidden_size": 64, "num_attention_heads": 0}')
+    assert errors(look(write(model=str(config.parent)))) == []  # another layout, so not known
+    config.write_text("{")
+    checked = look(write(model=str(config.parent), max_length=None))
     (found,) = errors(checked)
     assert "config.json: no model configuration" in found
     text = report(checked)
@@ -813,6 +816,9 @@ def test_a_duration_is_told_only_at_a_measured_rate(
     assert "time " not in without.split("Cost")[1].split("Other")[0]
     assert main(["check", str(write()), "--tokens-per-second", "100"]) == 0
     assert "at your 100 tokens a second" in capsys.readouterr().out
+    full = write(tuner_type="full")
+    assert main(["check", str(full), "--tokens-per-second", "100"]) == 0
+    assert "at your 100 tokens a second" in capsys.readouterr().out  # without an estimate too
     assert main(["check", str(write()), "--tokens-per-second", "-1"]) == 1
     assert "a number above 0" in capsys.readouterr().err
 

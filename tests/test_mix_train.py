@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import signal
@@ -202,6 +203,11 @@ def test_the_command_holds_each_key_once_with_the_flags_value(toy: Path) -> None
     assert "--config" not in command
 
 
+def test_a_date_inside_a_mapping_goes_as_text(toy: Path) -> None:
+    recipe = load_recipe(toy).with_values(model_kwargs={"since": datetime.date(2024, 1, 31)})
+    assert recipe.argv()[-2:] == ["--model_kwargs", '{"since": "2024-01-31"}']
+
+
 def test_an_env_map_goes_to_the_environment(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy.write_text(toy.read_text() + "ENV: {NPROC_PER_NODE: 2, TELL_SHELL: theirs}\n")
     monkeypatch.setenv("TELL_SHELL", "mine")
@@ -316,6 +322,18 @@ def test_an_offline_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(MachineError, match="HF_HUB_OFFLINE is set"):
         hubs.need_model("some/model", True)
+
+
+@pytest.mark.parametrize(
+    ("hugging_face", "variable"), [(True, "HF_HOME"), (False, "MODELSCOPE_CACHE")]
+)
+@pytest.mark.usefixtures("no_cache")
+def test_a_cache_in_nobodys_home_is_told(
+    hugging_face: bool, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "~nobody-at-all/cache")
+    with pytest.raises(UserError, match="nobody's home"):
+        hubs.is_cached("some/model", hugging_face)
 
 
 @pytest.mark.usefixtures("no_cache")

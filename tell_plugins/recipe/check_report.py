@@ -250,24 +250,43 @@ def _length_line(counted: Counted, limit: int | None) -> str:
 
 
 def _cost(checked: Checked, rate: float | None) -> str:
+    tokens = _trained_tokens(checked)
+    lines = _estimates(checked, tokens)
+    if rate and tokens is not None:
+        lines.append(f"  time     {_duration(tokens / rate)} at your {rate:g} tokens a second")
+    return "\n".join(["Cost" + lines[0], *lines[1:]])
+
+
+def _best_count(checked: Checked) -> Counted | None:
+    """The rows by the model's own tokenizer, else by the one at hand."""
+    own = [counted for counted in checked.counted if counted.own]
+    return next(iter([*own, *checked.counted]), None)
+
+
+def _trained_tokens(checked: Checked) -> int | None:
+    counted = _best_count(checked)
+    if counted is None or checked.plan is None:
+        return None
+    return round(counted.tokens * checked.plan.steps / checked.plan.steps_per_epoch)
+
+
+def _estimates(checked: Checked, tokens: int | None) -> list[str]:
+    """The heading's rest, then compute and memory, or why they are not told."""
     settings = checked.settings
     shape = readable_shape(settings.text("model"))
     if shape is None:
-        return "Cost\n  no estimate: the sizes of this model are not known here"
+        return ["", "  no estimate: the sizes of this model are not known here"]
     if not _is_plain_lora(settings, shape):
-        return "Cost\n  no estimate: it is for LoRA on an unquantised model"
+        return ["", "  no estimate: it is for LoRA on an unquantised model"]
+    counted = _best_count(checked)
     try:
         tuning = tuning_of(checked)
-        counted = next((c for c in checked.counted if c.own), None)
-        counted = counted or next(iter(checked.counted), None)
         rows = counted.rows if counted else worst_case(settings, checked.limit)
         memory = estimate.memory(shape, tuning, rows)
     except UserError:
-        return "Cost\n  no estimate: settings are unreadable or missing (see the problems)"
-    lines = ["Cost (estimates by formula, not measurements)"]
-    if counted is not None and checked.plan is not None:
-        epochs = checked.plan.steps / checked.plan.steps_per_epoch
-        tokens = round(counted.tokens * epochs)
+        return ["", "  no estimate: settings are unreadable or missing (see the problems)"]
+    lines = [" (estimates by formula, not measurements)"]
+    if tokens is not None:
         own = estimate.lora_flops(shape, tokens, checkpointing=tuning.checkpointing)
         shown = estimate.reported_flops(shape, tokens)
         lines.append(
@@ -275,8 +294,6 @@ def _cost(checked: Checked, rate: float | None) -> str:
             f"({'6' if tuning.checkpointing else '4'} x {shape.parameters / 1e9:.2f}e9 parameters "
             f"x tokens); TensorBoard will show about {shown:.2e} (6 x N x D)"
         )
-        if rate:
-            lines.append(f"  time     {_duration(tokens / rate)} at your {rate:g} tokens a second")
     basis = "at the longest row" if counted is not None else "for a row that fills max_length"
     gib = estimate.GIB
     lines.append(
@@ -285,7 +302,7 @@ def _cost(checked: Checked, rate: float | None) -> str:
         f"{memory.activations / gib:.1f}, logits {memory.logits / gib:.1f}"
         + (f", CUDA {memory.overhead / gib:.1f}" if memory.overhead else "")
     )
-    return "\n".join(lines)
+    return lines
 
 
 def _is_plain_lora(settings: Settings, shape: Shape) -> bool:

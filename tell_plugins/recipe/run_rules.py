@@ -97,8 +97,8 @@ def check_near_misses(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
 def _check_folder(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
     if not settings.given("output_dir"):
         yield warning(
-            "no 'output_dir': `swift sft` by itself writes to a folder named after the model, not to "
-            f"{paths.shown(recipe.output_dir)}, where `./run.sh train` writes and `eval` looks",
+            "no 'output_dir': `swift sft` by itself writes to a folder named after the model, not "
+            f"to {paths.shown(recipe.output_dir)}, where `./run.sh train` writes and `eval` looks",
             recipe.where(),
             f"write 'output_dir: output/{recipe.name}'",
         )
