@@ -119,6 +119,15 @@ def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     assert "seeds.0" in text
 
 
+def test_a_recipe_is_told_as_one(world: World) -> None:
+    with pytest.raises(UserError) as caught:
+        load_sweep(world.root / "tiny.yaml")
+    text = str(caught.value)
+    assert "tiny.yaml: this is a recipe, no sweep file" in text
+    assert "./run.sh sweep --controls" in text
+    assert "unknown key" not in text
+
+
 def test_missing_sweep_file_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"did you mean 'recipes/sweeps/smollm2_fig07\.yaml'"):
         load_sweep("recipes/sweeps/smolm2_fig07.yaml")
@@ -450,6 +459,25 @@ def test_a_plan_with_problems_shows_the_rest_and_fails(
     shown = capsys.readouterr()
     assert "TELL (task=8rows), seed 42" in shown.out
     assert "unknown value 'nowhere'" in shown.err
+
+
+@pytest.mark.parametrize("keys", [{"settings": {"generl": 0}}, {"grid": {"tsk": ["4rows"]}}])
+def test_no_plan_is_shown_as_if_an_unknown_setting_were_not_there(
+    world: World, capsys: pytest.CaptureFixture[str], keys: dict[str, Any]
+) -> None:
+    assert _main("sweep", str(world.sweep(**keys)), "--dry-run") == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "unknown setting" in shown.err
+
+
+def test_what_is_wrong_with_every_run_is_told_once(world: World) -> None:
+    runs = {name: {"task": "4row"} for name in "ABC"}
+    (problem,) = make_plan(_sweep(world, runs=runs), world.root / "c").problems
+    assert "did you mean '4rows'?" in str(problem)
+    where = str(problem.where)
+    assert where.startswith("made, A, seed 42")
+    assert where.endswith("(and 2 more)")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import yaml
 from tell_plugins.bridge.protocol import MODEL_KEYS
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
-from tell_plugins.core.errors import UserError, unknown
+from tell_plugins.core.errors import UserError, UserErrors, unknown
 from tell_plugins.core.mixture import GENERAL, TASK, Mixture, build_mixture, general_card
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_task
@@ -181,6 +181,7 @@ class SweepPlan:
     sweep: Sweep
     entries: list[Planned] = field(default_factory=list)
     problems: list[UserError] = field(default_factory=list)  # of runs that cannot be planned
+    unknown_keys: bool = False  # the entries were planned as if these were not there
 
     @property
     def runs(self) -> list[Planned]:
@@ -374,20 +375,38 @@ def make_plan(sweep: Sweep, cards: Path) -> SweepPlan:
     """Resolve a whole sweep; runs that cannot be planned are told under `problems`."""
     planner = Planner(sweep, cards)
     result = SweepPlan(sweep)
-    problems: dict[str, UserError] = {}
+    problems: list[UserError] = []
     wanted = cells(sweep)
     for cell in tracked(wanted, "planning", "runs", len(wanted)):
         try:
             result.entries.append(planner.planned(cell))
         except UserError as error:
-            problems.setdefault(str(error), error)
+            problems += error.problems if isinstance(error, UserErrors) else [error]
     known = {None, *(entry.id for entry in result.entries)}
     strays = [entry for entry in result.entries if entry.equal_steps not in known]
     result.entries = [entry for entry in result.entries if entry.equal_steps in known]
-    errors = [*(_no_reference(entry, sweep.name) for entry in strays), *_unknown_keys(sweep)]
-    problems.update({str(error): error for error in errors})
-    result.problems = list(problems.values())
+    unknown_keys = _unknown_keys(sweep)
+    problems += [*(_no_reference(entry, sweep.name) for entry in strays), *unknown_keys]
+    result.problems, result.unknown_keys = _each_once(problems), bool(unknown_keys)
     return result
+
+
+def _each_once(problems: Sequence[UserError]) -> list[UserError]:
+    """Problems that differ in nothing but the place are one, at the first place."""
+    places: dict[tuple[str | None, ...], list[str | None]] = {}
+    for problem in problems:
+        same = places.setdefault((problem.found, problem.allowed, problem.remedy), [])
+        if problem.where not in same:
+            same.append(problem.where)
+    return [
+        UserError(
+            str(found),
+            where=f"{first} (and {len(others)} more)" if others else first,
+            allowed=allowed,
+            remedy=remedy,
+        )
+        for (found, allowed, remedy), (first, *others) in places.items()
+    ]
 
 
 def _no_reference(entry: Planned, name: str) -> UserError:

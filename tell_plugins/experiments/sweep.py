@@ -187,6 +187,13 @@ def make_sweep(raw: Any, name: str, where: str, flags: Mapping[str, Any] | None 
         raise UserError(
             "a sweep file is a mapping of keys to values", where=where, remedy="see recipes/sweeps/"
         )
+    if "base" not in raw and {"dataset", "external_plugins"} & set(raw):
+        raise UserError(
+            "this is a recipe, no sweep file",
+            where=where,
+            allowed="a file like those in recipes/sweeps/, with a recipe as its 'base'",
+            remedy=f"./run.sh sweep --controls {where} does the control grid of this recipe",
+        )
     try:
         sweep = Sweep.model_validate(raw)
     except ValidationError as error:

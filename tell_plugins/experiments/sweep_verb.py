@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         with tempfile.TemporaryDirectory() as cards:
             plan = make_plan(sweep, Path(cards))
-            print_dry_run(plan, store, measured_rates(store, args.rate))
+            if not plan.unknown_keys:
+                print_dry_run(plan, store, measured_rates(store, args.rate))
             _check(plan, store, command_of(args))
         return 0
     return _do(sweep, store, args)
