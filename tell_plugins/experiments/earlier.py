@@ -13,7 +13,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.answers import SETTINGS, Prompt
-from tell_plugins.experiments.planning import Evaluation, SweepPlan
+from tell_plugins.experiments.planning import Evaluation, Planned, PlannedBase, SweepPlan
 from tell_plugins.experiments.results import GENERAL, Run, read_json
 from tell_plugins.experiments.store import Store
 
@@ -25,7 +25,8 @@ def other_prompts(plan: SweepPlan, store: Store) -> Iterator[UserError]:
     stand for has changed since: the test rows, the anchor's text, the held-out general rows.
     """
     asked: dict[str, tuple[Evaluation, list[Path]]] = {}
-    for run in (*plan.bases, *plan.runs):
+    runs: list[Planned | PlannedBase] = [*plan.bases, *plan.runs]
+    for run in runs:
         folder = store.job(run).eval_folder
         if folder.is_dir():
             asked.setdefault(folder.name, (run.evaluation, []))[1].append(folder)
