@@ -15,6 +15,7 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
+from tell_plugins.core.compressed import find, find_below
 from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.core.progress import tracked
 from tell_plugins.evaluation import scoring
@@ -170,13 +171,11 @@ def find_folders(named: Sequence[str], split: str | None = None) -> list[Path]:
     found: dict[Path, Path] = {}
     for text in named:
         path = paths.user_path(text)
-        if (path / ANSWERS).is_file():
+        if find(path / ANSWERS):
             inside = [path]
         elif path.is_dir():
             inside = [
-                file.parent
-                for file in sorted(path.rglob(ANSWERS))
-                if _answers_a_task(file.parent, split)
+                folder for folder in find_below(path, ANSWERS) if _answers_a_task(folder, split)
             ]
         else:
             inside = []
@@ -184,7 +183,7 @@ def find_folders(named: Sequence[str], split: str | None = None) -> list[Path]:
             raise UserError(
                 f"no saved answers in '{text}'" + (f" to split '{split}'" if split else ""),
                 where="command line",
-                allowed=f"a folder with {ANSWERS}, or a run folder that holds some",
+                allowed=f"a folder with {ANSWERS} (or .xz, .gz), or a run folder that holds some",
                 remedy="./run.sh eval RECIPE writes them",
             )
         for folder in inside:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.compressed import find, read_bytes
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import TaskRows, open_task
 from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
@@ -39,7 +40,7 @@ class Scored:
 
     Attributes:
         answers: sorted by row, then attempt.
-        sha256: of `answers.jsonl`; scores of other answers never pass as these.
+        sha256: of `answers.jsonl`, uncompressed; scores of other answers never pass as these.
     """
 
     folder: Path
@@ -76,13 +77,12 @@ def load_scored(folder: Path) -> Scored:
     answer given twice, and answers whose row the split does not have.
     """
     settings = read_settings(folder)
-    path = folder / ANSWERS
-    if not path.is_file():
+    raw = read_bytes(folder / ANSWERS)
+    if raw is None:
         raise UserError(
             f"no {ANSWERS}", where=paths.shown(folder), remedy="./run.sh eval RECIPE writes it"
         )
-    raw = path.read_bytes()
-    where = paths.shown(path)
+    where = paths.shown(find(folder / ANSWERS) or folder)
     if not raw.strip():
         raise UserError(
             "the file holds no answer", where=where, remedy="call ./run.sh eval RECIPE again"

@@ -7,6 +7,7 @@ the same.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,8 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card
+from tell_plugins.core.compressed import read_bytes
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.rows import file_sha256
 from tell_plugins.evaluation import final_number, free_text, json_scorers, labels, taxonomy
 from tell_plugins.evaluation.answers import ANSWERS
 from tell_plugins.evaluation.final_number import NumberScores
@@ -360,7 +361,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     answers have changed since."""
     try:
         saved: dict[str, Any] = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-        now = file_sha256(folder / ANSWERS)
     except (FileNotFoundError, ValueError):
         return None
+    now = hashlib.sha256(read_bytes(folder / ANSWERS) or b"").hexdigest()
     return saved if saved.get("answers_sha256") == now and saved.get("format") == FORMAT else None

@@ -6,9 +6,7 @@ right answer is comes from `references/` where it was collected, else from the c
 
 from __future__ import annotations
 
-import gzip
 import json
-import lzma
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,34 +15,13 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.compressed import find, read_text
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
 from tell_plugins.experiments.sweep import Plot
 
 GENERAL = "general"
 REFERENCES = "references"
-_OPENERS: dict[str, Any] = {"": open, ".xz": lzma.open, ".gz": gzip.open}
-
-
-def find(path: Path) -> Path | None:
-    """The file itself or its compressed form; None when neither is there."""
-    forms = (path.with_name(path.name + ending) for ending in _OPENERS)
-    return next((form for form in forms if form.is_file()), None)
-
-
-def read_text(path: Path) -> str | None:
-    """The text of a file that may be compressed; None when it is missing."""
-    found = find(path)
-    if found is None:
-        return None
-    opener = _OPENERS[found.suffix if found.suffix in _OPENERS else ""]
-    try:
-        with opener(found, "rt", encoding="utf-8") as file:
-            return str(file.read())
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"not readable: {error}", where=paths.shown(found), remedy="restore the file"
-        ) from None
 
 
 def read_json(path: Path) -> Any:
