@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import lzma
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import paper_numbers, scoring
 from tell_plugins.evaluation.compare import compare, find_folders, short_names
 from tell_plugins.evaluation.json_scorers import SCORERS
+from tell_plugins.evaluation.scored import load_scored
 from tests.conftest import MakeCard, write_rows
 from tests.saved_answers import HALU_PERFECT as GOOD
 from tests.saved_answers import answer_line, save_answers, save_lines
@@ -50,6 +54,38 @@ def runs(card: str, tmp_path: Path) -> Path:
     general = [answer_line(f"general-{i}", i, "Hello.") for i in range(3)]
     save_lines(root / "none" / "general", card, general, split="general", anchor="none")
     return tmp_path / "run"
+
+
+@pytest.mark.parametrize(("pack", "ending"), [(lzma.compress, ".xz"), (gzip.compress, ".gz")])
+def test_compressed_answers_are_the_same_answers(
+    runs: Path, pack: Callable[[bytes], bytes], ending: str
+) -> None:
+    plain = [load_scored(folder) for folder in find_folders([str(runs)])]
+    for file in runs.rglob("answers.jsonl"):
+        file.with_name(file.name + ending).write_bytes(pack(file.read_bytes()))
+        file.unlink()
+    packed = [load_scored(folder) for folder in find_folders([str(runs)])]
+    assert [scored.sha256 for scored in packed] == [scored.sha256 for scored in plain]
+    assert [scored.answers for scored in packed] == [scored.answers for scored in plain]
+    damaged = packed[0].folder / f"answers.jsonl{ending}"
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    with pytest.raises(UserError, match=f"answers.jsonl{ending}: not readable"):
+        load_scored(packed[0].folder)
+
+
+def test_long_names_stand_in_a_legend_and_letters_in_the_tables(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = runs / "eval" / "checkpoint-8-of-a-run-with-a-long-name"
+    (runs / "eval" / "checkpoint-8").rename(long)
+    out = tmp_path / "out"
+    folders = [str(runs / "eval" / "none"), str(long)]
+    assert main(["compare", *folders, "--out", str(out), "--resamples", "100"]) == 0
+    printed = capsys.readouterr().out
+    assert f"B = {long.name}\n" in printed
+    assert printed.count(long.name) == 1
+    assert "difference to A, in percentage points" in printed
+    assert long.name in {record["system"] for record in read_csv(out / "scores.csv")}
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -308,6 +344,7 @@ def manifest(
         (400, [("alpaca_en", 4_000_000)], 0.94),
         (115, [("open_platypus", 3_999_800)], 0.921),
         (15, [], None),
+        (0, [("alpaca_en", 4_000_000)], None),
         (15, [("sample_general", 4_000_000)], None),
         (15, [("alpaca_en", 2_000_000), ("open_platypus", 2_000_000)], None),
     ],
@@ -386,6 +423,7 @@ def test_the_recipe_says_what_was_trained_on_where_no_manifest_does(
         "tell": "tell/halu_cot_json:task=115rows",
         "sft": "tell/halu_cot_json:task=115rows/general=0",
         "twice": "tell/halu_cot_json:task=115rows/general=0/repeat=2",
+        "general": "tell/halu_cot_json:task=0",
         "tokens": "tell/halu_cot_json:task=1e4tok/from=open_platypus",
         "less": "tell/halu_cot_json:task=15rows/general=30rows/anchor=none/order=even",
     }.items():
@@ -399,6 +437,7 @@ def test_the_recipe_says_what_was_trained_on_where_no_manifest_does(
     assert found("tokens") == paper_numbers.Training("TELL", None, ("open_platypus",), 4e6)
     assert found("less") == paper_numbers.Training("TELL", 15, ("alpaca_en",), None, "none", "even")
     assert found("twice") is None
+    assert found("general") is None
     assert found("nowhere") is None
 
 

@@ -6,7 +6,9 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Literal
 
 from tell_plugins.evaluation.final_number import NumberScores
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from tell_plugins.evaluation.compare import Comparison, System
 
 Number = Rate | Estimate
+_LONG = 20  # characters of a name that a table of 80 columns has room for
 _WIDE = 110  # columns that the tables need with their intervals
 _INTERVAL = re.compile(r" \[[^\]]*\]")
 _LABEL_COLUMNS = ("accuracy", "balanced_accuracy", "mcc", "precision", "recall", "f1")
@@ -50,6 +53,9 @@ def show(comparison: Comparison, scorer: str | None = None) -> None:
     if not console.is_terminal:
         console = Console(width=max(_WIDE, console.width))
     narrow = console.width < _WIDE
+    comparison, legend = _lettered(comparison)
+    for line in legend:
+        console.print(Text(line), soft_wrap=True)
     for grid in grids(comparison, scorer):
         table = Table(
             title=Text(grid.title),
@@ -69,6 +75,25 @@ def show(comparison: Comparison, scorer: str | None = None) -> None:
         console.print()
     if narrow:
         print(f"a terminal of {_WIDE} columns or more also shows the intervals of all scores")
+
+
+def _lettered(comparison: Comparison) -> tuple[Comparison, list[str]]:
+    """The comparison with letters for names where one is long, and what each letter stands for."""
+    names = [system.name for system in comparison.systems]
+    if max(map(len, names)) <= _LONG:
+        return comparison, []
+    letters = ("".join(part) for size in (1, 2) for part in product(ascii_uppercase, repeat=size))
+    of = dict(zip(names, letters, strict=False))
+    lettered = replace(
+        comparison,
+        systems=[replace(system, name=of[system.name]) for system in comparison.systems],
+        baseline=of[comparison.baseline],
+        differences=[
+            replace(compared, system=of[compared.system], baseline=of[compared.baseline])
+            for compared in comparison.differences
+        ],
+    )
+    return lettered, [*(f"{letter} = {name}" for name, letter in of.items()), ""]
 
 
 def grids(comparison: Comparison, scorer: str | None = None) -> list[Grid]:
