@@ -195,7 +195,7 @@ def test_a_killed_run_ends_with_the_file_of_one_that_was_not(model: Path, tmp_pa
     assert main(command(model, tmp_path / "whole", "--rows", "150")) == 0
     arguments = command(model, tmp_path / "killed", "--rows", "150")
     run = [sys.executable, "-m", "tell_plugins", *arguments]
-    env = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    env = {**os.environ, "PYTHONPATH": str(PROJECT), "TELL_CARDS": ""}
     journal = tmp_path / "killed" / "by_model" / "journal.jsonl"
     with (tmp_path / "out.txt").open("w") as out:
         first = subprocess.Popen(run, env=env, stdout=out, stderr=subprocess.STDOUT)
@@ -213,7 +213,7 @@ def test_a_killed_run_ends_with_the_file_of_one_that_was_not(model: Path, tmp_pa
 
 
 def test_fewer_rows_are_the_first_of_more_and_more_go_on(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command(model, tmp_path / "a", "--rows", "5")) == 0
     few = rows_in(tmp_path / "a")
@@ -222,11 +222,14 @@ def test_fewer_rows_are_the_first_of_more_and_more_go_on(
     assert rows_in(tmp_path / "a")[:5] == few
     assert (tmp_path / "a" / "by_model" / "journal.jsonl").read_bytes().startswith(attempts)
 
-    assert main(command(model, tmp_path / "b", "--rows", "5", "--seed", "7")) == 0
-    assert [row["query"] for row in rows_in(tmp_path / "b")] != [row["query"] for row in few]
     capsys.readouterr()
     assert main(command(model, tmp_path / "a", "--rows", "5", "--seed", "7")) == 1
     assert "seed was 42, is 7" in capsys.readouterr().err
+    assert main(command(model, tmp_path / "b", "--rows", "5", "--seed", "7")) == 1
+    assert "there is another card 'by_model'" in capsys.readouterr().err
+    monkeypatch.delenv("TELL_CARDS")
+    assert main(command(model, tmp_path / "b", "--rows", "5", "--seed", "7")) == 0
+    assert [row["query"] for row in rows_in(tmp_path / "b")] != [row["query"] for row in few]
 
 
 def test_a_model_that_writes_nothing_usable_is_told_so(
