@@ -123,7 +123,7 @@ def _from_manifest(manifest: Mapping[str, Any]) -> Training | None:
     sources = manifest.get("sources", [])
     task = [source for source in sources if source.get("role") == "task"]
     used = [s for s in sources if s.get("role") == "general" and s["rows"]["used"]]
-    if len(task) != 1 or task[0]["rows"].get("copies", 1) != 1:
+    if len(task) != 1 or task[0]["rows"].get("copies", 1) != 1 or not task[0]["rows"]["used"]:
         return None
     return Training(
         TELL if used else SFT,
@@ -141,7 +141,7 @@ def _from_recipe(name: str) -> Training | None:
         spec = load_recipe(path).spec
     except UserError:
         return None
-    if spec.repeat != 1:
+    if spec.repeat != 1 or spec.task == NONE:
         return None
     general = load_card(spec.card).general
     if general is None:
