@@ -113,6 +113,7 @@ def test_amounts_of_general_data(text: str, amount: Amount, shown: str) -> None:
         ("1_000rows", "without a space"),
         ("1,000rows", "without a space"),
         ("everything", "without a space"),
+        ("15rows,general=100rows", "separate keys with '/'"),
         ("１５rows", "without a space"),  # digits of another script
         ("1.5rows", "whole number of rows"),
         ("1.000rows", "whole number of rows"),  # may mean one or a thousand

@@ -107,6 +107,8 @@ def _is_whole(amount: re.Match[str]) -> bool:
 
 def _amount_remedy(text: str) -> str:
     """What a text that is no amount most likely meant."""
+    if "=" in text:
+        return "separate keys with '/', as in task=15rows/general=100rows"
     parts = re.fullmatch(r"(?P<number>[0-9.]+(?:[eE]\+?[0-9]+)?)\s*(?P<unit>[A-Za-z]*)", text)
     if parts and not parts["unit"]:
         return f"say the unit: {text}rows or {text}tok"
