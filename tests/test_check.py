@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tell_plugins.cli import main
+from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.recipe.check import Checked, inspect
 from tell_plugins.recipe.findings import ERROR, WARNING
 from tell_plugins.recipe.recipes import load_recipe
@@ -100,6 +101,36 @@ def test_a_good_recipe_has_no_problems(write: Write, capsys: pytest.CaptureFixtu
     assert "A toy." in report
     for part in ("Sources", "Training", "Row lengths", "Cost", "Other than the paper"):
         assert part in report
+
+
+def test_several_recipes_end_with_how_many_are_good(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = str(write("good")), str(write("bad", lora_rank=0))
+    assert main(["check", good]) == 0
+    assert "1 recipe" not in capsys.readouterr().out
+    assert main(["check", good, bad, "nowhere.yaml"]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"3 recipes: 1 good, 2 with errors: {bad}, nowhere.yaml"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("recipes/qwen_jsn.yaml", "recipes/qwen_json.yaml"),
+        ("qwen_json", "recipes/qwen_json.yaml"),
+    ],
+)
+def test_a_missing_recipe_names_the_nearest(name: str, meant: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(name)
+    assert caught.value.remedy == f"did you mean '{meant}'?"
+
+
+def test_a_missing_recipe_of_ones_own_folder_names_the_nearest(write: Write) -> None:
+    path = write("my_recipe")
+    with pytest.raises(UserError, match=f"did you mean '{path}'"):
+        load_recipe(path.with_name("my_recpe.yaml"))
 
 
 def test_the_report_tells_sources_and_steps(write: Write) -> None:
@@ -260,6 +291,26 @@ def test_the_ends_of_a_range_are_inside(write: Write) -> None:
     assert errors(look(write(**ends))) == []
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "meant"),
+    [("optim", "adamw_troch", "adamw_torch"), ("tuner_type", "lorra", "lora")],
+)
+def test_names_that_ms_swift_refuses_late(write: Write, key: str, value: str, meant: str) -> None:
+    (found,) = errors(look(write(**{key: value})))
+    assert f"'{key}' is '{value}'" in found
+    assert f"did you mean '{meant}'?" in found
+
+
+def test_a_tuner_of_another_plugin_may_have_any_name(write: Write) -> None:
+    plugins = ["tell_plugins/register.py", "my_tuner.py"]
+    assert errors(look(write(tuner_type="mine", external_plugins=plugins))) == []
+
+
+def test_a_learning_rate_of_0_is_mended_by_one_above(write: Write) -> None:
+    found = next(t for t in texts(look(write(learning_rate=0)), WARNING) if "no-op" in t)
+    assert "remedy:  a learning_rate above 0" in found
+
+
 def test_an_impossible_date_is_no_yaml(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(text="run_name: 2024-02-31\n")
     assert main(["check", str(path)]) == 1
@@ -311,8 +362,11 @@ def test_all_problems_of_a_string_are_reported(write: Write) -> None:
         (["tell/toy:from=toy"], "name general cards only"),
         (["tell/toy:task=99rows"], "there are only 10 rows"),
         (["tell/toy", "tell/plain"], "exactly one entry"),
+        (["tell/toy", "tell/plain"], "general cards are joined with from=a+b"),
         (["some/data"], "0 TELL data sets"),
+        (["toy"], "write dataset: [tell/<card>]"),
         (None, "0 TELL data sets among 0"),
+        (None, "write dataset: [tell/<card>]"),
         (["tell/toy#5"], "'#' takes no sample"),
         (["tell/plain:from=plain"], "it has no anchor, order, copies or general part"),
     ],
@@ -865,6 +919,15 @@ def test_the_keys_are_kept_by_version(tmp_path: Path) -> None:
     stored["keys"] = {"only": {"default": 1, "choices": None, "type": "int"}}
     kept[0].write_text(json.dumps(stored))
     assert set(swift_keys().keys) == {"only"}  # read, not asked again
+
+
+def test_a_query_that_was_killed_says_how_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = subprocess.CompletedProcess([], -9, stdout="", stderr="")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: killed)
+    with pytest.raises(MachineError, match=r"\(exit code -9\):\nnothing was said"):
+        swift_keys()
 
 
 def test_the_keys_are_those_of_the_arguments(tmp_path: Path) -> None:

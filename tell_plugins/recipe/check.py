@@ -72,12 +72,17 @@ def run(args: argparse.Namespace) -> int:
             remedy="give the rate you measured, or leave it out",
         )
     swift = swift_keys()
-    good = True
+    bad = []
     for number, path in enumerate(args.recipes):
         if number:
             print()
-        good &= _check_one(path, args.flags, swift, args.tokens_per_second)
-    return 0 if good else 1
+        if not _check_one(path, args.flags, swift, args.tokens_per_second):
+            bad.append(path)
+    count = len(args.recipes)
+    if count > 1:
+        names = f": {', '.join(bad)}" if bad else ""
+        print(f"\n{count} recipes: {count - len(bad)} good, {len(bad)} with errors{names}")
+    return 1 if bad else 0
 
 
 def _check_one(path: str, flags: Sequence[str], swift: SwiftKeys, rate: float | None) -> bool:
@@ -202,7 +207,6 @@ def _look_at_schedule(checked: Checked) -> None:
     entries = _entries(checked)
     if entries is None:
         return
-    where = checked.recipe.where()
     training = checked.settings.training
     try:
         checked.plan = plan(entries, training)
@@ -216,13 +220,14 @@ def _look_at_schedule(checked: Checked) -> None:
         checked.exposure = exposure(checked.plan, task)
     reason = why_no_op(checked.plan)
     if reason:
+        remedy = (
+            "more rows, more epochs, a smaller batch, or warmup_ratio: 0 "
+            "(the paper's SFT baseline at 15 rows is this very case)"
+        )
+        if training.learning_rate == 0:
+            remedy = "a learning_rate above 0"
         checked.findings.append(
-            warning(
-                f"this run is a no-op: {reason}",
-                where,
-                "more rows, more epochs, a smaller batch, or warmup_ratio: 0 "
-                "(the paper's SFT baseline at 15 rows is this very case)",
-            )
+            warning(f"this run is a no-op: {reason}", checked.recipe.where(), remedy)
         )
     elif checked.plan.rates.max() < 1:
         checked.findings.append(

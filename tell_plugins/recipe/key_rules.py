@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from tell_plugins.core.errors import nearest
@@ -45,6 +48,10 @@ _VALUES = {
         "cosine_with_min_lr",
         "cosine_warmup_with_min_lr",
         "warmup_stable_decay",
+    ),
+    "tuner_type": (
+        *("lora", "full", "longlora", "adalora", "llamapro", "adapter", "vera", "boft"),
+        *("fourierft", "reft", "bone", "ia3", "lora_llm", "dummy"),
     ),
     "save_strategy": ("no", "steps", "epoch", "best"),
     "eval_strategy": ("no", "steps", "epoch"),
@@ -115,7 +122,7 @@ def check_values(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
             )
             continue
         finding = _check_type(recipe, key, value, swift.keys[key]["type"])
-        finding = finding or _check_choice(recipe, key, value, swift.keys[key]["choices"])
+        finding = finding or _check_choice(recipe, key, value, _choices(recipe, key, swift))
         finding = finding or _check_range(recipe, key, value)
         if finding is None and _breaks_config(value) and not swift.takes_yaml_first:
             finding = warning(
@@ -125,6 +132,24 @@ def check_values(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
             )
         if finding is not None:
             yield finding
+
+
+def _choices(recipe: Recipe, key: str, swift: SwiftKeys) -> Sequence[Any]:
+    """The values that a key may have; empty where they are not known."""
+    if key == "optim":
+        return _optimizers()
+    if key == "tuner_type" and len(as_list(recipe.get("external_plugins"))) > 1:
+        return ()  # a plugin beside ours may bring a tuner
+    return swift.keys[key]["choices"] or _VALUES.get(key, ())
+
+
+def _optimizers() -> list[str]:
+    """The installed transformers' names, read from its source: an import takes seconds."""
+    found = importlib.util.find_spec("transformers")
+    file = Path(found.origin).parent / "training_args.py" if found and found.origin else None
+    text = file.read_text(encoding="utf-8") if file and file.is_file() else ""
+    body = re.search(r"^class OptimizerNames\b.*?(?=^\S)", text, re.MULTILINE | re.DOTALL)
+    return re.findall(r'^    [A-Z0-9_]+ = "(\w+)"', body[0], re.MULTILINE) if body else []
 
 
 def _breaks_config(value: Any) -> bool:
@@ -190,10 +215,8 @@ _TESTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-def _check_choice(
-    recipe: Recipe, key: str, value: Any, choices: list[Any] | None
-) -> Finding | None:
-    allowed = [str(choice) for choice in choices or _VALUES.get(key, ()) if choice is not None]
+def _check_choice(recipe: Recipe, key: str, value: Any, choices: Sequence[Any]) -> Finding | None:
+    allowed = [str(choice) for choice in choices if choice is not None]
     if not allowed or str(value) in allowed:
         return None
     match = nearest(str(value), allowed)

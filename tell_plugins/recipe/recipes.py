@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from tell_plugins.core import paths
-from tell_plugins.core.errors import UserError
+from tell_plugins.core.errors import UserError, nearest
 from tell_plugins.core.spec import Spec, is_tell, parse_spec
 
 
@@ -53,11 +53,12 @@ class Recipe:
         entries = as_list(self.values.get("dataset"))
         ours = [str(entry) for entry in entries if is_tell(str(entry))]
         if len(ours) != 1 or len(entries) != 1:
+            many = "keep one of the entries; general cards are joined with from=a+b"
             raise UserError(
                 f"{len(ours)} TELL data sets among {len(entries)} under 'dataset'",
                 where=self.where("dataset"),
                 allowed="exactly one entry, tell/<card>:...",
-                remedy="join general cards with from=a+b",
+                remedy=many if ours else "write dataset: [tell/<card>]",
             )
         return ours[0]
 
@@ -125,12 +126,7 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> Recipe:
     """
     file = paths.user_path(path)
     if not file.is_file():
-        raise UserError(
-            f"no recipe '{path}'",
-            where=paths.shown(file.parent),
-            allowed=", ".join(sorted(p.name for p in paths.RECIPES.glob("*.yaml"))) or None,
-            remedy="name a YAML file",
-        )
+        raise _no_recipe(path, file)
     text = _read(file)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -156,6 +152,18 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> Recipe:
     values = {str(key): value for key, value in values.items()}
     given = parse_flags(flags)
     return Recipe(file, {**values, **given}, lines, frozenset(given))
+
+
+def _no_recipe(path: str | Path, file: Path) -> UserError:
+    shipped = sorted(paths.RECIPES.glob("*.yaml"))
+    known = {p.stem: p for p in (*shipped, *file.parent.glob("*.yaml"))}
+    match = nearest(file.stem, known)
+    return UserError(
+        f"no recipe '{path}'",
+        where=paths.shown(file.parent),
+        allowed=", ".join(p.name for p in shipped) or None,
+        remedy=f"did you mean '{paths.shown(known[match])}'?" if match else "name a YAML file",
+    )
 
 
 def _read(file: Path) -> str:

@@ -100,8 +100,9 @@ def _ask() -> dict[str, Any]:
             pass
         else:
             return answer
+    said = (result.stderr or result.stdout).strip()[-1500:] or "nothing was said"
     raise MachineError(
-        f"ms-swift could not tell its keys:\n{(result.stderr or result.stdout).strip()[-1500:]}"
+        f"ms-swift could not tell its keys (exit code {result.returncode}):\n{said}"
         "\n  remedy:  ./run.sh setup"
     )
 
