@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tell_plugins.core.spec import parse_spec
+from tell_plugins.experiments.controls import CONTROLS
 from tell_plugins.experiments.planning import (
     Cell,
     Evaluation,
@@ -17,7 +18,7 @@ from tell_plugins.experiments.planning import (
     PlannedBase,
     training_of,
 )
-from tell_plugins.experiments.results import Study, load_studies
+from tell_plugins.experiments.results import BASE_METHOD, Study, load_studies
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.schedule import plan
 from tests.conftest import PROJECT
@@ -27,14 +28,18 @@ RESULTS = PROJECT / "results"
 STUDIES = load_studies(RESULTS)
 
 
-def test_every_study_is_a_sweep_of_the_project() -> None:
+def test_every_study_can_be_run_again_by_its_command() -> None:
     assert [study.name for study in STUDIES] == [
+        "controls_smollm2_json_15rows_400rows",
         "smollm2_fig11",
         "smollm2_first",
-        "smollm2_first_15",
     ]
     for study in STUDIES:
-        assert (PROJECT / "recipes" / "sweeps" / f"{study.name}.yaml").is_file()
+        words = study.index["command"].removeprefix("./run.sh sweep ").split()
+        if words[0] == "--controls":
+            assert set(study.methods) == {*CONTROLS, BASE_METHOD}
+            words = words[1:]
+        assert (PROJECT / words[0]).is_file()
 
 
 def test_the_report_is_made_again_from_the_saved_answers(tmp_path: Path) -> None:
@@ -92,7 +97,7 @@ def test_a_sweep_finds_the_published_runs_again(tmp_path: Path) -> None:
         assert planned.folder == path.parent.name
         assert planned.base.id == PlannedBase(settings, base.evaluation).id
         found += 1
-    assert found == 15
+    assert found == 19
 
 
 def test_nothing_published_names_a_machine_or_another_host() -> None:
