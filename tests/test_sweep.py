@@ -471,6 +471,11 @@ def test_no_plan_is_shown_as_if_an_unknown_setting_were_not_there(
     assert "unknown setting" in shown.err
 
 
+def test_no_table_without_a_run(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main("sweep", str(world.sweep(settings={"task": "4row"}, grid={})), "--dry-run") == 1
+    assert capsys.readouterr().out == ""
+
+
 def test_what_is_wrong_with_every_run_is_told_once(world: World) -> None:
     runs = {name: {"task": "4row"} for name in "ABC"}
     (problem,) = make_plan(_sweep(world, runs=runs), world.root / "c").problems

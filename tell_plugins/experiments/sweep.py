@@ -50,7 +50,7 @@ DERIVED = {
 }
 SPEC_KEYS = tuple(key for key in KEYS if key not in ("seed", "split"))
 _OWN = {  # keys that the sweep sets itself, and how a user sets them
-    "seed": "list it under 'seeds'",
+    "seed": "list it under 'seeds' (with --controls: --seeds 42,43)",
     "split": "training takes the split 'train'; 'evaluate: {split: ...}' is what is scored",
     "dataset": "give its keys one by one (card, task, general, ...)",
     "output_dir": "every run gets a folder of its own, see --out",

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         with tempfile.TemporaryDirectory() as cards:
             plan = make_plan(sweep, Path(cards))
-            if not plan.unknown_keys:
+            if plan.entries and not plan.unknown_keys:
                 print_dry_run(plan, store, measured_rates(store, args.rate))
             _check(plan, store, command_of(args))
         return 0
