@@ -108,6 +108,13 @@ def test_a_setting_of_no_allowed_kind_is_told_once(value: Any) -> None:
     assert text.count("made.yaml") == 1
 
 
+def test_a_date_that_is_none_is_told_with_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text("title: 2024-02-30\n")
+    with pytest.raises(UserError, match="wrong.yaml: not readable as YAML"):
+        load_sweep(file)
+
+
 def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     file = tmp_path / "wrong.yaml"
     file.write_text("titel: x\nbase: y\nseeds: [-1]\n")

@@ -176,7 +176,7 @@ def load_sweep(path: str | Path, flags: Mapping[str, Any] | None = None) -> Swee
     where = paths.shown(file)
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none, no UTF-8
         raise UserError(f"not readable as YAML: {error}", where=where, remedy="mend it") from None
     return make_sweep(raw, file.stem, where, flags)
 
