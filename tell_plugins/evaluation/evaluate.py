@@ -181,8 +181,7 @@ class Task:
     @property
     def questions(self) -> list[Prompt]:
         """The general rows as prompts, without an anchor."""
-        rows = enumerate(self.general)
-        return [Prompt(f"general-{row}", row, query) for row, (query, _) in rows]
+        return prompting.general_questions(self.general)
 
 
 def plan(recipe: Recipe, args: argparse.Namespace) -> Task:

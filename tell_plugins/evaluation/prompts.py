@@ -73,6 +73,11 @@ def general_rows(specs: Iterable[Spec], card: Card, rows: int) -> list[tuple[str
     return everything.texts(free).pairs()
 
 
+def general_questions(rows: Iterable[tuple[str, str]]) -> list[Prompt]:
+    """The queries of general (query, response) rows as prompts, without an anchor."""
+    return [Prompt(f"general-{row}", row, query) for row, (query, _) in enumerate(rows)]
+
+
 def _general_card_name(specs: list[Spec], card: Card) -> str:
     for spec in specs:
         if spec.sources:

@@ -12,9 +12,9 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import prompts as prompting
-from tell_plugins.evaluation.answers import SETTINGS, Prompt
+from tell_plugins.evaluation.answers import GENERAL, SETTINGS
 from tell_plugins.experiments.planning import Evaluation, Planned, PlannedBase, SweepPlan
-from tell_plugins.experiments.results import GENERAL, Run, read_json
+from tell_plugins.experiments.results import Run, read_json
 from tell_plugins.experiments.store import Store
 
 
@@ -54,8 +54,8 @@ def prompts_of(evaluation: Evaluation) -> dict[str, str]:
     split, rows, general = options["split"], options["rows"], options["general_rows"]
     prompts = {split: prompting.task_prompts(card, split, evaluation.anchor, rows)[1]}
     if general:
-        found = enumerate(prompting.general_rows([spec], card, general))
-        prompts[GENERAL] = [Prompt(f"general-{row}", row, query) for row, (query, _) in found]
+        rows_now = prompting.general_rows([spec], card, general)
+        prompts[GENERAL] = prompting.general_questions(rows_now)
     return {name: prompting.prompts_sha256(asked) for name, asked in prompts.items()}
 
 

@@ -18,9 +18,9 @@ from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.compressed import find, read_text
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
+from tell_plugins.evaluation.answers import GENERAL
 from tell_plugins.experiments.sweep import Plot
 
-GENERAL = "general"
 REFERENCES = "references"
 
 
