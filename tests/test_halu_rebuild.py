@@ -140,6 +140,29 @@ def test_rebuild_from_spans(
     assert path.read_bytes() == first
 
 
+def test_the_same_rows_are_divided_to_choose_settings_on(
+    real_home: Path, real_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rebuild("--thoughts", "spans") == 0
+    assert "2,701 of them (481 yes)" in capsys.readouterr().out
+    whole = load_card("halu_cot_json_spans")
+    card = load_card("halu_cot_json_tuning")
+    text = (real_home / whole.name / whole.split("train").file).read_bytes()
+    parts = [
+        (real_home / card.name / card.split(split).file).read_bytes()
+        for split in ("train", "validation")
+    ]
+    assert b"".join(parts) == text
+    assert [len(part.splitlines()) for part in parts] == [2701, 300]
+    assert all(open_split(card, split).bad_count == 0 for split in card.splits)
+    assert {card.split(split).rows for split in ("train", "validation")} == {2701, 300}
+    schemas = [each.file("answer.schema.json").read_bytes() for each in (whole, card)]
+    assert schemas[0] == schemas[1]
+    assert len(build_mixture(parse_spec("tell/halu_cot_json_tuning:general=0"))) == 2701
+    main(["data", "list", card.name])
+    assert "verified" in capsys.readouterr().out
+
+
 def test_a_rebuilt_file_is_listed_with_the_files_that_it_was_made_from(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -26,7 +26,12 @@ OTHERS = {
     "llama2_tokenizer": "the paper's token counter",
     "smollm2": "the embedded model SmolLM2-135M-Instruct",
 }
-HALU = ("halu_cot_json", "halu_cot_json_rebuilt", "halu_cot_json_spans")
+HALU = (
+    "halu_cot_json",
+    "halu_cot_json_rebuilt",
+    "halu_cot_json_spans",
+    "halu_cot_json_tuning",
+)
 NEWS = ("en_is_news", "is_en_news")
 
 

@@ -42,6 +42,8 @@ from tell_plugins.preparation.provenance import write_provenance
 from tell_plugins.preparation.span_thoughts import span_thought
 
 BY_SPANS, BY_ENDPOINT = "halu_cot_json_spans", "halu_cot_json_rebuilt"
+TUNING = "halu_cot_json_tuning"  # the rows of BY_SPANS, the last of them held out
+HELD_OUT_ROWS = 300  # those that stand next to the test rows in HaluEval
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,6 +105,7 @@ def _rebuild_from_spans(sources: Sources) -> int:
         for row, thought in zip(sources.train, thoughts, strict=True)
     ]
     write_rebuilt(load_card(BY_SPANS), rows, sources, how)
+    write_divided(load_card(TUNING), rows, sources, how)
     return 0
 
 
@@ -227,7 +230,39 @@ def write_rebuilt(
     card: Card, rows: Sequence[dict[str, str]], sources: Sources, how: dict[str, Any]
 ) -> Path:
     """Write the complete training file and, beside it, where it came from."""
-    path = paths.data_homes()[0] / card.name / card.split("train").file
+    path, labels = _write_split(card, "train", rows, sources, how)
+    print(
+        f"{len(rows):,} training rows ({labels['yes']} yes, {labels['no']:,} no): "
+        f"{paths.shown(path)}\n"
+        f"{len(TEST):,} test rows: the paper's own, equal to HaluEval's row by row\n"
+        f"use it as  tell/{card.name}"
+    )
+    return path
+
+
+def write_divided(
+    card: Card, rows: Sequence[dict[str, str]], sources: Sources, how: dict[str, Any]
+) -> None:
+    """Write the training rows once more, the last `HELD_OUT_ROWS` of them as validation rows.
+
+    Settings are chosen on those, so that the test rows choose nothing.
+    """
+    parts = {"train": rows[:-HELD_OUT_ROWS], "validation": rows[-HELD_OUT_ROWS:]}
+    for split, part in parts.items():
+        path, labels = _write_split(card, split, part, sources, how)
+        print(f"{split}: {len(part):,} of them ({labels['yes']} yes): {paths.shown(path)}")
+    print(f"to choose settings on the validation rows, use  tell/{card.name}")
+
+
+def _write_split(
+    card: Card,
+    split: str,
+    rows: Sequence[dict[str, str]],
+    sources: Sources,
+    how: dict[str, Any],
+) -> tuple[Path, Counter[str]]:
+    """Write the rows of a split and their provenance: the file, and how often each label is."""
+    path = paths.data_homes()[0] / card.name / card.split(split).file
     paths.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     labels = Counter(json.loads(row["response"])["hallucination"] for row in rows)
     write_provenance(
@@ -238,13 +273,7 @@ def write_rebuilt(
         thoughts=how,
         licence=card.licence,
     )
-    print(
-        f"{len(rows):,} training rows ({labels['yes']} yes, {labels['no']:,} no): "
-        f"{paths.shown(path)}\n"
-        f"{len(TEST):,} test rows: the paper's own, equal to HaluEval's row by row\n"
-        f"use it as  tell/{card.name}"
-    )
-    return path
+    return path, labels
 
 
 def write_json(path: Path, value: Any) -> None:
