@@ -15,7 +15,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import evaluate
 from tell_plugins.evaluation.prompts import prompts_sha256
 from tell_plugins.experiments.collect import collect
-from tell_plugins.experiments.earlier import other_prompts, refuse_other_sweep
+from tell_plugins.experiments.earlier import other_answers, refuse_other_sweep
 from tell_plugins.experiments.planning import Planned, PlannedBase, SweepPlan, make_plan
 from tell_plugins.experiments.store import EVALUATED, TRAINED, Store, write_json
 from tell_plugins.experiments.sweep import make_sweep
@@ -67,6 +67,7 @@ def _answered(store: Store, run: Planned | PlannedBase) -> Path:
     asked = {("test-greedy", "test"): task.prompts, ("general", "general"): task.questions}
     for (name, split), prompts in asked.items():
         settings = {"split": split, "prompts_sha256": prompts_sha256(prompts)}
+        settings["max_new_tokens"] = task.max_new_tokens if split == "test" else 64
         write_json(folder / "none" / name / "settings.json", settings)
     return folder
 
@@ -89,7 +90,7 @@ def test_answers_to_the_prompts_of_now_are_kept(world: World, store: Store) -> N
     plan = _plan(world, store)
     for run in (*plan.bases, *plan.runs):
         _answered(store, run)
-    assert list(other_prompts(_plan(world, store), store)) == []
+    assert list(other_answers(_plan(world, store), store)) == []
 
 
 def _edit(name: str, old: str, new: str) -> Callable[[World], None]:
@@ -109,10 +110,11 @@ def _edit(name: str, old: str, new: str) -> Callable[[World], None]:
         _edit("tiny_task/test.jsonl", "Is 1003 an", "Is one thousand and three an"),
         _edit("tiny_task/test.jsonl", "number 1003", "number 1,003"),  # another right answer
         _edit("tiny_general/train.jsonl", "Name item", "Tell me item"),
+        _edit("tiny_task/card.yaml", "max_new_tokens: ", "max_new_tokens: 1"),
     ],
-    ids=["anchor", "test_row", "test_answer", "held_out_rows"],
+    ids=["anchor", "test_row", "test_answer", "held_out_rows", "length"],
 )
-def test_answers_to_other_prompts_are_not_taken_for_these(
+def test_answers_to_other_answers_are_not_taken_for_these(
     world: World, store: Store, change: Callable[[World], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = str(world.sweep(evaluate={"general_rows": 4}))
@@ -121,7 +123,7 @@ def test_answers_to_other_prompts_are_not_taken_for_these(
     change(world)
     after = _plan(world, store)
     assert after.bases[0].evaluation.id == before.bases[0].evaluation.id
-    (problem,) = other_prompts(after, store)
+    (problem,) = other_answers(after, store)
     assert problem.where == str(folder)
     assert f"runs/*/eval/{folder.name}" in str(problem.remedy)
     assert cli.main(["sweep", sweep, "--dry-run", "--out", str(store.root)]) == 1
@@ -135,7 +137,7 @@ def test_answers_of_several_runs_are_told_once(world: World, store: Store) -> No
     for run in (*plan.bases, *plan.runs):
         _answered(store, run)
     _edit("tiny_task/test.jsonl", "Is 1003 an", "Is 3001 an")(world)
-    (problem,) = other_prompts(_plan(world, store), store)
+    (problem,) = other_answers(_plan(world, store), store)
     assert str(problem.where).endswith(" and 4 more")
 
 

@@ -203,6 +203,7 @@ def test_report_of_a_recipe(
         (["plain"], "'plain' is general data"),
         (["river"], "did you mean 'rivers'?"),
         (["rivers", "--general", "plane"], "did you mean 'plain'?"),
+        (["rivers", "--general", "plain+plain"], "'plain' is named twice"),
         (["rivers", "--similarity", "20"], "50 to 100"),
         (["rivers", "--split", "validation"], "unknown split 'validation'"),
         (["no_such.yaml"], "no recipe 'no_such.yaml'"),

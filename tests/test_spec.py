@@ -156,7 +156,7 @@ def test_all_problems_of_a_string_are_raised_together() -> None:
         "did you mean 'drop'?",
         "bad number '0'",
         "bad number '-1'",
-        "a card is named twice in 'x+x'",
+        "card 'x' is named twice",
         "bad name 'a b'",
         "'split=' is no key=value pair",
         "key 'task' is given twice",

@@ -151,10 +151,12 @@ def _name(text: str, where: str) -> str:
     return text
 
 
-def _names(text: str, where: str) -> tuple[str, ...]:
+def parse_names(text: str, where: str) -> tuple[str, ...]:
+    """The names of cards joined by `+`. Raises UserError for a bad name and one named twice."""
     names = tuple(_name(part, where) for part in text.split("+"))
-    if len(set(names)) < len(names):
-        raise UserError(f"a card is named twice in '{text}'", where=where, remedy="name it once")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"card '{twice[0]}' is named twice", where=where, remedy="name it once")
     return names
 
 
@@ -162,7 +164,7 @@ _PARSERS: dict[str, Callable[[str, str], Any]] = {
     "split": _name,
     "task": lambda text, where: parse_amount(text, task=True, where=where),
     "general": lambda text, where: parse_amount(text, task=False, where=where),
-    "from": _names,
+    "from": parse_names,
     "anchor": _name,
     "order": _one_of(ORDERS),
     "repeat": _integer(1, 100_000),

@@ -218,7 +218,7 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
         prompts=prompts,
         adapters=adapters,
         general=general,
-        max_new_tokens=args.max_new_tokens or card.max_new_tokens or 512,
+        max_new_tokens=prompting.answer_limit(card, args.max_new_tokens),
         learned=learned,
         out=out,
     )

@@ -40,6 +40,11 @@ def task_prompts(
     return task, prompts
 
 
+def answer_limit(card: Card, asked: int | None = None) -> int:
+    """Tokens that an answer may have: as asked, else the card's, else 512."""
+    return asked or card.max_new_tokens or 512
+
+
 def prompts_sha256(prompts: Sequence[Prompt]) -> str:
     """One hash over the prompts, so that answers to other prompts are told apart."""
     digest = hashlib.sha256()

@@ -18,11 +18,12 @@ from tell_plugins.experiments.results import Run, read_json
 from tell_plugins.experiments.store import Store
 
 
-def other_prompts(plan: SweepPlan, store: Store) -> Iterator[UserError]:
-    """Evaluations whose answers are to other prompts than those of now.
+def other_answers(plan: SweepPlan, store: Store) -> Iterator[UserError]:
+    """Evaluations whose answers are to other prompts than those of now, or of another length.
 
     An evaluation is known by the names of card, split and anchor; here is seen whether what they
-    stand for has changed since: the test rows, the anchor's text, the held-out general rows.
+    stand for has changed since: the test rows, the anchor's text, the held-out general rows, the
+    card's `max_new_tokens`.
     """
     asked: dict[str, tuple[Evaluation, list[Path]]] = {}
     runs: list[Planned | PlannedBase] = [*plan.bases, *plan.runs]
@@ -31,13 +32,13 @@ def other_prompts(plan: SweepPlan, store: Store) -> Iterator[UserError]:
         if folder.is_dir():
             asked.setdefault(folder.name, (run.evaluation, []))[1].append(folder)
     for name, (evaluation, folders) in asked.items():
-        now = prompts_of(evaluation)
-        stale = [folder for folder in folders if not _answers(folder, now)]
+        now, limit = prompts_of(evaluation), _limit_of(evaluation)
+        stale = [folder for folder in folders if not _answers(folder, now, limit)]
         if stale:
             more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
             yield UserError(
-                "the answers are to other prompts: test rows, anchor or held-out general rows "
-                "have changed since",
+                "the answers are to other prompts, or of another length: test rows, anchor, "
+                "held-out general rows or max_new_tokens have changed since",
                 where=paths.shown(stale[0]) + more,
                 remedy=f"remove {paths.shown(store.runs)}/*/eval/{name}, or name another folder "
                 "with --out",
@@ -59,10 +60,18 @@ def prompts_of(evaluation: Evaluation) -> dict[str, str]:
     return {name: prompting.prompts_sha256(asked) for name, asked in prompts.items()}
 
 
-def _answers(folder: Path, now: Mapping[str, str]) -> bool:
-    """Whether all answers of an evaluation are to these prompts."""
+def _limit_of(evaluation: Evaluation) -> int:
+    card = load_card(parse_spec(evaluation.dataset).card)
+    return prompting.answer_limit(card, evaluation.options["max_new_tokens"])
+
+
+def _answers(folder: Path, now: Mapping[str, str], limit: int) -> bool:
+    """Whether all answers of an evaluation are to these prompts, those of the task this long."""
     saved = [read_json(path) for path in folder.glob(f"*/*/{SETTINGS}")]
-    return all(s.get("prompts_sha256") == now.get(s["split"]) for s in saved)
+    of_task = [s for s in saved if s["split"] != GENERAL]
+    return all(s.get("prompts_sha256") == now.get(s["split"]) for s in saved) and all(
+        s.get("max_new_tokens") == limit for s in of_task
+    )
 
 
 def refuse_other_sweep(root: Path, index: Mapping[str, Any], remedy: str) -> None:

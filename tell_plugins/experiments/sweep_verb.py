@@ -14,7 +14,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.experiments.controls import controls
 from tell_plugins.experiments.dry_run import default_root, measured_rates, print_dry_run
-from tell_plugins.experiments.earlier import other_prompts, refuse_other_sweep
+from tell_plugins.experiments.earlier import other_answers, refuse_other_sweep
 from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.experiments.store import TRAINED, Job, Store, read_json
 from tell_plugins.experiments.sweep import Sweep, load_sweep
@@ -136,7 +136,7 @@ def _check(plan: SweepPlan, store: Store, command: str) -> dict[str, Any]:
     raise_all(plan.problems)
     index = store.index(plan, command)
     refuse_other_sweep(store.root, index, "--out DIR, or a copy of the sweep file of another name")
-    raise_all(list(other_prompts(plan, store)))
+    raise_all(list(other_answers(plan, store)))
     return index
 
 

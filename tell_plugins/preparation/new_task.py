@@ -17,7 +17,7 @@ from tell_plugins.core.cards import card_names, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import find_file, open_split
-from tell_plugins.core.spec import parse_amount, parse_spec
+from tell_plugins.core.spec import parse_amount, parse_names, parse_spec
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 from tell_plugins.preparation.known_cards import check_name, make_known
 from tell_plugins.preparation.own_task import METRICS, SPLITS, Task, read_task
@@ -155,12 +155,7 @@ def _general(
         if amount.endswith("x"):
             amount = _times(sources, task_rows, most=float(amount[:-1]))
         return sources, args.amount or amount
-    names = tuple(name for given in args.general for name in given.split("+"))
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise UserError(
-            f"card '{twice[0]}' is named twice", where="--general", remedy="name it once"
-        )
+    names = parse_names("+".join(args.general), where="--general")
     for name in names:
         if load_card(name).kind != "general":
             raise UserError(

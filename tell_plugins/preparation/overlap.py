@@ -14,7 +14,7 @@ from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.rows import Rows, question_of
 from tell_plugins.core.sources import TaskRows, find_file, open_split, open_task
-from tell_plugins.core.spec import is_tell, parse_spec
+from tell_plugins.core.spec import is_tell, parse_names, parse_spec
 from tell_plugins.preparation import near_duplicates
 from tell_plugins.preparation.near_duplicates import CONTAINS, EQUAL, KINDS, NEAR, SIMILARITY
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"similarity {args.similarity}", where="--similarity", allowed="50 to 100")
     card, names = _task(args.what)
     if args.general:
-        names = tuple(args.general.split("+"))
+        names = parse_names(args.general, where="--general")
     held_out = _held_out(card, args.split)
     queries, places = _questions(held_out)
     splits = ", ".join(f"{rows.split} ({len(rows):,} rows)" for rows in held_out)

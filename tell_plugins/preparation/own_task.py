@@ -57,6 +57,13 @@ class Task:
 
 def read_task(args: argparse.Namespace) -> Task:
     """The rows, split and checked, with anchor and metric. Raises UserError; writes nothing."""
+    if args.test is not None and args.test_rows is not None:
+        raise UserError(
+            "rows to split off, and a file of test rows",
+            where="--test, --test-rows",
+            allowed="one of both",
+            remedy="leave --test-rows out, or shorten the file",
+        )
     columns = parse_columns(args.columns) if args.columns else None
     files: dict[str, TaskFile] = {}
     notes: list[str] = []
