@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tell_plugins.evaluation.intervals import Estimate, Rate
-from tell_plugins.experiments.measures import MAIN, Difference, Judge, loss_difference
-from tell_plugins.experiments.results import Study
-from tell_plugins.experiments.tables import Group, fits_table, notes, pairs, same_seeds
+from tell_plugins.experiments.measures import (
+    LEAST_SEEDS,
+    MAIN,
+    Difference,
+    Judge,
+    loss_difference,
+)
+from tell_plugins.experiments.results import Entry, Study
+from tell_plugins.experiments.tables import (
+    Group,
+    fits_table,
+    notes,
+    pairs,
+    point_of_pair,
+    same_seeds,
+    steps_of,
+)
 
 _MANY = 3  # points from which on a comparison is told in one sentence
+_FEWEST_ROWS = 5  # of general rows; a bootstrap over fewer is an interval in name only
 
 
 @dataclass(frozen=True)
@@ -44,7 +60,7 @@ def conclude(study: Study, found: Sequence[Group], judge: Judge) -> Conclusions:
 
 
 def _measured(study: Study, found: Sequence[Group]) -> list[str]:
-    models = sorted({str(e.run.facts.get("model")) for e in study.entries})
+    models = sorted({str(model) for e in study.entries if (model := e.run.facts.get("model"))})
     seeds = study.index["seeds"]
     rows = sorted({answers.settings["rows"] for e in study.done for answers in e.measured.task})
     asked = study.index["evaluate"]
@@ -58,9 +74,14 @@ def _measured(study: Study, found: Sequence[Group]) -> list[str]:
     missing = [e for e in study.entries if not e.done and not e.run.failure(e.evaluation)]
     for entries, what in ((failed, "failed"), (missing, "not done yet")):
         if entries:
-            names = _names([entry.name for entry in entries])
+            names = _names([_with_seed(entry, seeds) for entry in entries])
             sentences.append(f"{len(entries)} of {len(study.entries)} runs {what}: {names}.")
     return sentences
+
+
+def _with_seed(entry: Entry, seeds: Sequence[int]) -> str:
+    several = len(seeds) > 1 and entry.seed is not None
+    return f"{entry.name}, seed {entry.seed}" if several else entry.name
 
 
 def _compare(study: Study, reference: Group, other: Group, judge: Judge) -> str | None:
@@ -68,23 +89,27 @@ def _compare(study: Study, reference: Group, other: Group, judge: Judge) -> str 
     if not mine:
         return None
     name = MAIN[study.metric]
-    difference = judge.difference(mine, theirs, name)
-    where = f" at {reference.point}" if reference.point else ""
+    difference = judge.difference_over_seeds(mine, theirs, name)
+    point = point_of_pair(reference, other)
+    where = f" at {point}" if point else ""
     if difference is None:
         return _compare_estimates(study, reference, other, where)
-    steps = _steps_of(reference, other)
+    steps = "before any training" if other.is_base else _steps(steps_of(mine), steps_of(theirs))
     sentence = (
         f"{reference.method} against {_called(reference, other)}{where} ({steps}): {name} "
         f"{_verdict(difference)} ({_points(difference)})"
     )
-    content = judge.difference(mine, theirs, "balanced accuracy")
+    content = judge.difference_over_seeds(mine, theirs, "balanced accuracy")
     if content is not None:
         sentence += f"; balanced accuracy {_verdict(content)} ({_points(content)})"
     loss = loss_difference(mine, theirs)
-    if loss is not None and loss.value is not None:
+    if loss is not None:
         sentence += f"; loss on held-out general rows {_loss_verdict(loss)}"
-    remarks = notes(other, study)
-    return sentence + (f". Note: {other.method} is {'; '.join(remarks)}." if remarks else ".")
+    remarks = [f"{other.method} is {'; '.join(found)}"] if (found := notes(other, study)) else []
+    asked, both = len(study.index["seeds"]), len({entry.seed for entry in mine})
+    if both < asked:
+        remarks.append(f"{both} of {asked} seeds are compared, those that both have")
+    return sentence + (f". Note: {'; '.join(remarks)}." if remarks else ".")
 
 
 def _called(reference: Group, other: Group) -> str:
@@ -97,9 +122,11 @@ def _compare_along(
     """Two curves, point by point, on the main measure; the table has the rest."""
     parts = []
     for reference, other in points:
-        difference = judge.difference(*same_seeds(reference, other), MAIN[study.metric])
+        mine, theirs = same_seeds(reference, other)
+        difference = judge.difference_over_seeds(mine, theirs, MAIN[study.metric])
         if difference is not None:
-            parts.append(f"{_verdict(difference)} at {reference.point} ({_points(difference)})")
+            at = point_of_pair(reference, other)
+            parts.append(f"{_verdict(difference)} at {at} ({_points(difference)})")
     return f"{name}, {MAIN[study.metric]}: {'; '.join(parts)}." if parts else None
 
 
@@ -123,10 +150,7 @@ def _apart(first: Rate | Estimate, second: Rate | Estimate) -> bool:
     return first.low > second.high or second.low > first.high
 
 
-def _steps_of(reference: Group, other: Group) -> str:
-    mine, theirs = reference.steps, other.steps
-    if other.is_base:
-        return "before any training"
+def _steps(mine: Sequence[int], theirs: Sequence[int]) -> str:
     if mine == theirs:
         return f"equal steps, {_list(mine)}"
     return f"{_list(mine)} steps against {_list(theirs)}"
@@ -134,34 +158,54 @@ def _steps_of(reference: Group, other: Group) -> str:
 
 def _verdict(difference: Difference) -> str:
     if not difference.certain:
-        return "not told apart"
+        return "not told apart" + (", the seeds disagree" if difference.seeds_disagree else "")
     return "higher" if difference.value > 0 else "LOWER"
 
 
 def _points(difference: Difference) -> str:
     value, low, high = (100 * part for part in (difference.value, difference.low, difference.high))
-    return f"{value:+.1f} points [{low:+.1f}, {high:+.1f}], {difference.n} rows"
+    numbers = f"{value:+.1f} points [{low:+.1f}, {high:+.1f}], {difference.n} rows"
+    return numbers + _by_seed(difference.each_seed(100, 1))
 
 
-def _loss_verdict(loss: Estimate) -> str:
-    value, low, high = loss.value, loss.low, loss.high
-    if value is None or low is None or high is None:
-        return "not measured"
-    numbers = f"({value:+.3f} [{low:+.3f}, {high:+.3f}], {loss.n} rows)"
-    if low <= 0 <= high:
-        return f"not told apart {numbers}"
-    return f"{'lower' if value < 0 else 'HIGHER'} {numbers}"
+def _by_seed(each: str) -> str:
+    return f"; by seed {each}" if each else ""
+
+
+def _loss_verdict(loss: Difference) -> str:
+    if not all(map(math.isfinite, (loss.value, loss.low, loss.high))):
+        return "not measured: it is no number, so a run diverged"
+    if loss.n < _FEWEST_ROWS:
+        return f"{loss.value:+.3f}, of {loss.n} rows: too few to tell"
+    numbers = f"{loss.value:+.3f} [{loss.low:+.3f}, {loss.high:+.3f}], {loss.n} rows"
+    numbers += _by_seed(loss.each_seed())
+    if not loss.certain:
+        return f"{_verdict(loss)} ({numbers})"
+    return f"{'lower' if loss.value < 0 else 'HIGHER'} ({numbers})"
 
 
 def _not_shown(study: Study, found: Sequence[Group]) -> list[str]:
     sentences = [
-        "Intervals are over test rows. They do not hold what another seed would change; that is "
-        "shown by the seeds' own spread.",
-        "Many comparisons are listed and none is corrected for that: of twenty without any "
-        "difference, one is expected to look certain.",
+        f"Intervals are over {study.split} rows. They do not hold what another seed would change; "
+        "that is shown by the seeds' own spread.",
     ]
-    seeds = len(study.index["seeds"])
-    if seeds < 3:
+    if study.split != "test":
+        sentences.append(
+            "No test row was asked: what is chosen here is yet to be scored on the test rows."
+        )
+    compared = list(pairs(study, found))
+    sentences.append(
+        "Many comparisons are listed and none is corrected for that: of twenty without any "
+        "difference, one is expected to look certain."
+        if compared
+        else f"Nothing is compared: no finished run of {study.plot.reference} has another beside "
+        "it."
+    )
+    seeds = min(
+        [count for pair in compared if (count := len(same_seeds(*pair)[0]))],
+        default=len(study.index["seeds"]),
+    )
+    if seeds < LEAST_SEEDS:
         sentences.append(
             f"With {seeds} seed{'s' if seeds > 1 else ''} the variance between seeds is not "
             "known; a difference of a few points may be one of seeds."

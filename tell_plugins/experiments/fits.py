@@ -96,6 +96,8 @@ def _s_curve(points: tuple[CurvePoint, ...], unit: str) -> Fit:
     if chi2 + 8 > constant - _BETTER:
         return Fit(None, "no S: within the intervals the points are one constant")
     if chi2 + 8 > line - _BETTER:
+        if line - 4 > _chi2_limit(len(points) - 2):
+            return Fit(None, "no S, nor a straight line in log(x): the points scatter")
         return Fit(None, "no S told apart from a straight line in log(x)")
     bottom, top, middle, slope = parameters
     if not x[0] <= middle <= x[-1]:
@@ -214,12 +216,14 @@ def efficiency(point: CurvePoint, other: Sequence[CurvePoint], name: str) -> Eff
     most = curve[-1].x / point.x
     if fold is None:
         says = f"{name} does not reach it with {most:.3g} times the data, the most tried"
+        if low is not None:
+            says += f" (the lower end of its interval it does, with {low:.3g} times)"
     elif point.value <= curve[0].value:
         says = f"{name} is as good with {fold:.3g} times the data, the least tried, or less"
     else:
         ends = f"{low:.3g}" if low is not None else "?"
         ends += f", {high:.3g}" if high is not None else f", over {most:.3g}"
-        says = f"{name} needs {fold:.3g} times the data [{ends}]"
+        says = f"{name} needs {fold:.3g} times the data [{ends}; from this score's interval alone]"
     return Efficiency(point.x, point.value, fold, low, high, says)
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,7 @@ MAIN = {
 }
 AS_SAVED = ("translation", "text")  # metrics whose scores are taken as `eval` saved them
 _CONSTANT = 0.95  # a label given at least this often is called a constant answer
+LEAST_SEEDS = 3  # from as many on an interval over seeds says anything
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,11 @@ class Measures:
     Attributes:
         rates: named rates, the main one first (none for translations).
         estimates: named other numbers (balanced accuracy; all scores of translations).
-        seeds: the main measure of each seed; `over_seeds` their mean with its t-interval, which
-            holds whatever a seed changes, and is wide for two.
+        seeds: the main measure of each seed, in the order of the entries.
         loss: mean loss per token on held-out general rows; `change` against the base model.
         bleed: general questions answered in the task's format.
         most_frequent: the label given most often and its share of the adherent answers.
+        constants: the same of each entry that gives nearly one label only, by its place.
     """
 
     entries: list[Entry]
@@ -97,16 +99,25 @@ class Measures:
     bleed: Rate | None
     most_frequent: tuple[str, Rate] | None
     kinds: Counter[str]
+    constants: dict[int, tuple[str, Rate]]
 
     @property
     def over_seeds(self) -> Estimate | None:
-        return t_interval(self.seeds)
+        """The seeds' mean with its t-interval, which holds whatever a seed changes.
+
+        None for fewer than `LEAST_SEEDS`, and where all are equal: nothing varied that could tell.
+        """
+        if len(self.seeds) < LEAST_SEEDS or len(set(self.seeds)) == 1:
+            return None
+        middle, low, high = t_interval(self.seeds)
+        if self.rates:
+            low, high = max(0.0, low), min(1.0, high)
+        return Estimate(middle, low, high, len(self.seeds))
 
     @property
     def constant(self) -> bool:
-        """Whether nearly all adherent answers carry one and the same label."""
-        share = self.most_frequent[1] if self.most_frequent else None
-        return share is not None and share.n > 1 and (share.value or 0) >= _CONSTANT
+        """Whether nearly all adherent answers of every seed carry one and the same label."""
+        return len(self.constants) == len(self.entries)
 
     def main(self, metric: str) -> Rate | Estimate | None:
         name = MAIN[metric]
@@ -129,13 +140,15 @@ class Judge:
         estimates: dict[str, Estimate] = {}
         seeds: list[float] = []
         frequent = None
+        constants: dict[int, tuple[str, Rate]] = {}
         if metric in AS_SAVED:
             saved = _translation if metric == "translation" else _text
             estimates, seeds = saved(entries)
         elif pooled.hits:
             places = pooled.places
             rates[MAIN[metric]] = rate(pooled.hits, places)
-            seeds = [_mean(self.judged(entry).hits) for entry in entries]
+            judged = [self.judged(entry) for entry in entries]
+            seeds = [_mean(part.hits) for part in judged]
             if pooled.lenient:
                 rates["adherence, lenient"] = rate(pooled.lenient, places)
             if pooled.right:
@@ -143,6 +156,7 @@ class Judge:
                 rates["accuracy"] = rate(right, places)
                 estimates["balanced accuracy"] = shares.mean_share(recalls(pooled))
                 frequent = _most_frequent(pooled)
+                constants = _constants(judged)
         return Measures(
             entries=list(entries),
             rates=rates,
@@ -153,6 +167,7 @@ class Judge:
             bleed=self._bleed(entries),
             most_frequent=frequent,
             kinds=pooled.kinds,
+            constants=constants,
         )
 
     def judged(self, entry: Entry) -> Judged:
@@ -209,6 +224,19 @@ class Judge:
         parts = zip(recalls(mine), recalls(theirs), strict=True)
         return Difference(*shares.mean_difference(list(parts)), rows)
 
+    def difference_over_seeds(
+        self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
+    ) -> Difference | None:
+        """`difference`, and beside it that of each seed: the entries are paired in their order."""
+        found = self.difference(system, baseline, name)
+        if found is None or len(system) < 2 or len(system) != len(baseline):
+            return found
+        each = [
+            self.difference([mine], [theirs], name)
+            for mine, theirs in zip(system, baseline, strict=True)
+        ]
+        return replace(found, by_seed=tuple(part.value for part in each if part is not None))
+
     def _bleed(self, entries: Sequence[Entry]) -> Rate | None:
         card = card_of(entries[0])
         in_format = format_test(card)
@@ -222,15 +250,13 @@ class Judge:
         return rate([in_format(line["text"]) for line in lines], [line["row"] for line in lines])
 
 
-def t_interval(values: Sequence[float]) -> Estimate | None:
-    """The mean of a few values with its 95 % t-interval; None for fewer than two."""
+def t_interval(values: Sequence[float]) -> shares.Interval:
+    """The mean of at least two values with its 95 % t-interval."""
     from scipy.stats import t
 
-    if len(values) < 2:
-        return None
     middle = float(np.mean(values))
     half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return Estimate(middle, middle - half, middle + half, len(values))
+    return shares.Interval(middle, middle - half, middle + half)
 
 
 def _check_ids(answers: Answers, truth: References) -> None:
@@ -261,19 +287,49 @@ def _most_frequent(judged: Judged) -> tuple[str, Rate] | None:
     return label, rate([other == label for other in said], places)
 
 
+def _constants(judged: Sequence[Judged]) -> dict[int, tuple[str, Rate]]:
+    """Of the parts that give nearly one label only: that label and its share, by their place."""
+    found: dict[int, tuple[str, Rate]] = {}
+    for place, part in enumerate(judged):
+        label, share = _most_frequent(part) or ("", None)
+        if share is not None and share.n > 1 and (share.value or 0) >= _CONSTANT:
+            found[place] = label, share
+    return found
+
+
 @dataclass(frozen=True)
 class Difference:
-    """System minus baseline, with its 95 % interval; `n` test rows that both answered."""
+    """System minus baseline, with its 95 % interval over `n` rows that both answered.
+
+    `by_seed` has the difference of each seed where there are several.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    by_seed: tuple[float, ...] = ()
+
+    def each_seed(self, factor: float = 1, digits: int = 3) -> str:
+        """The differences of the seeds as text; empty for a single one."""
+        return ", ".join(f"{factor * value:+.{digits}f}" for value in self.by_seed)
 
     @property
     def certain(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval lies on one side of zero, and the seeds do too."""
+        return (self.low > 0 or self.high < 0) and not self.seeds_disagree
+
+    @property
+    def seeds_disagree(self) -> bool:
+        """Whether seeds have differences of both signs, or from three on a t-interval over 0."""
+        if len(self.by_seed) < 2:
+            return False
+        if min(self.by_seed) < 0 < max(self.by_seed):
+            return True
+        if len(self.by_seed) < LEAST_SEEDS:
+            return False
+        _, low, high = t_interval(self.by_seed)
+        return low <= 0 <= high
 
 
 def recalls(judged: Judged) -> list[Floats]:
@@ -312,46 +368,69 @@ def _loss(entries: Sequence[Entry]) -> Estimate | None:
 def _change(entries: Sequence[Entry], base: Entry | None) -> Estimate | None:
     if base is None or entries[0].run.is_base:
         return None
-    return loss_difference(entries, [base])
+    found = loss_difference(entries, [base])
+    return None if found is None else Estimate(found.value, found.low, found.high, found.n)
 
 
-def loss_difference(system: Sequence[Entry], baseline: Sequence[Entry]) -> Estimate | None:
+def loss_difference(system: Sequence[Entry], baseline: Sequence[Entry]) -> Difference | None:
     """Loss on held-out general rows, system minus baseline over the same rows (paired)."""
     mine, theirs = mean_losses(system), mean_losses(baseline)
     if not mine or [count for _, count in mine] != [count for _, count in theirs]:
         return None
     value, low, high = retention.difference(mine, theirs)
-    return Estimate(value, low, high, len(mine))
+    each: list[Difference | None] = []
+    if len(system) == len(baseline) > 1:
+        each = [loss_difference([s], [b]) for s, b in zip(system, baseline, strict=True)]
+    by_seed = tuple(part.value for part in each if part is not None)
+    return Difference(value, low, high, len(mine), by_seed)
 
 
 def _translation(entries: Sequence[Entry]) -> tuple[dict[str, Estimate], list[float]]:
-    """Scores as `eval` saved them: the mean over seeds, the widest of their intervals."""
-    saved = [a.scores["translation"] for e in entries for a in e.measured.task if a.scores]
-    if not saved:
-        return {}, []
-    found: dict[str, list[dict[str, float]]] = {}
-    for scores in saved:
-        segment = scores["scores"]["stripped_segment"]
-        found.setdefault("chrF++", []).append(segment["chrf++"]["corpus"])
-        found.setdefault("BLEU", []).append(segment["bleu"]["corpus"])
-        for name, learned in scores.get("learned", {}).items():
-            found.setdefault(name.upper(), []).append(learned["segment"])
-    estimates = {name: _mean_estimate(values) for name, values in found.items()}
-    return estimates, [value["value"] for value in found["chrF++"]]
+    """Scores of translations as `eval` saved them; those of each entry, averaged."""
+    return _as_saved(entries, "chrF++", "translation", _translation_scores)
+
+
+def _translation_scores(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
+    segment = scores["scores"]["stripped_segment"]
+    learned = {name.upper(): v["segment"] for name, v in scores.get("learned", {}).items()}
+    return {"chrF++": segment["chrf++"]["corpus"], "BLEU": segment["bleu"]["corpus"], **learned}
 
 
 def _text(entries: Sequence[Entry]) -> tuple[dict[str, Estimate], list[float]]:
-    """Scores of free text as `eval` saved them."""
-    saved = [a.scores["text"] for e in entries for a in e.measured.task if a.scores]
-    if not saved:
-        return {}, []
-    corpus = [scores["chrf"]["corpus"] for scores in saved]
-    exact = [scores["exact"] for scores in saved]
-    estimates = {"chrF++": _mean_estimate(corpus), "exact match": _mean_estimate(exact)}
-    return estimates, [value["value"] for value in corpus]
+    """Scores of free text as `eval` saved them; those of each entry, averaged."""
+    return _as_saved(
+        entries,
+        "chrF++",
+        "text",
+        lambda scores: {"chrF++": scores["chrf"]["corpus"], "exact match": scores["exact"]},
+    )
+
+
+def _as_saved(
+    entries: Sequence[Entry],
+    main: str,
+    kind: str,
+    read: Callable[[dict[str, Any]], dict[str, dict[str, float]]],
+) -> tuple[dict[str, Estimate], list[float]]:
+    """Estimates by name, and the main one of each entry.
+
+    An entry's own sets of answers (decoding seeds) are averaged first: they are no training seeds.
+    """
+    found: dict[str, list[dict[str, float]]] = {}
+    seeds = []
+    for entry in entries:
+        saved = [read(a.scores[kind]) for a in entry.measured.task if a.scores]
+        for scores in saved:
+            for name, value in scores.items():
+                found.setdefault(name, []).append(value)
+        if saved:
+            seeds.append(sum(scores[main]["value"] for scores in saved) / len(saved))
+    return {name: _mean_estimate(values) for name, values in found.items()}, seeds
 
 
 def _mean_estimate(values: list[dict[str, float]]) -> Estimate:
-    half = max((v["high"] - v["low"]) / 2 for v in values)
+    """The mean, as far from its ends as the widest of the intervals on that side."""
     middle = sum(v["value"] for v in values) / len(values)
-    return Estimate(middle, middle - half, middle + half, int(values[0]["n"]))
+    below = max(v["value"] - v["low"] for v in values)
+    above = max(v["high"] - v["value"] for v in values)
+    return Estimate(middle, middle - below, middle + above, int(values[0]["n"]))

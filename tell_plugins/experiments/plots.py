@@ -19,7 +19,7 @@ import numpy as np
 from tell_plugins.evaluation.intervals import Estimate, Rate
 from tell_plugins.experiments import fits
 from tell_plugins.experiments.measures import AS_SAVED, MAIN, Judge
-from tell_plugins.experiments.published import published
+from tell_plugins.experiments.published import Point, published
 from tell_plugins.experiments.results import Entry, Study
 from tell_plugins.experiments.tables import AXIS_NAMES, Group, curves
 
@@ -105,16 +105,17 @@ def colours(study: Study, found: Sequence[Group]) -> dict[str, str]:
 def pictures(study: Study, found: Sequence[Group], judge: Judge) -> list[Picture]:
     """The pictures of a study; those for which there is nothing to draw are left out."""
     result = []
+    rows = f"{study.split} rows"
     trained = [group for group in found if not group.is_base]
     if study.axis and trained:
         result.append(
             Picture(
                 f"{study.name}_curve",
                 f"{MAIN[study.metric].capitalize()} and what happened elsewhere, along "
-                f"{AXIS_NAMES[study.axis]}. Bars are 95 % intervals over test rows, thin lines "
+                f"{AXIS_NAMES[study.axis]}. Bars are 95 % intervals over {rows}, thin lines "
                 "over seeds (from three on), strokes single seeds, dashed lines methods without a "
-                "place on the axis; a dotted line is a fitted S, its upright line the threshold. "
-                "Stars are the paper's numbers.",
+                "place on the axis; a dotted line is a fitted S, its upright line the threshold."
+                + (" Stars are the paper's numbers." if _stars(study) else ""),
                 lambda: curve_figure(study, found),
             )
         )
@@ -122,7 +123,7 @@ def pictures(study: Study, found: Sequence[Group], judge: Judge) -> list[Picture
         result.append(
             Picture(
                 f"{study.name}_methods",
-                "Every method, all seeds together, with 95 % intervals over test rows, and thin "
+                f"Every method, all seeds together, with 95 % intervals over {rows}, and thin "
                 "lines over seeds (from three on); strokes are single seeds, hollow marks runs "
                 "that trained nothing or give one and the same label. Adherence is form alone: "
                 "read it beside balanced accuracy.",
@@ -262,7 +263,8 @@ def curve_figure(study: Study, found: Sequence[Group]) -> Any:
                 _draw_curve(axis, mine, value_of, axis_name, zero, palette[series], title, study)
             else:
                 for group in mine:
-                    _draw_level(axis, group, value_of(group), palette[series])
+                    x = group.x(axis_name) if group.at else None
+                    _draw_level(axis, group, value_of(group), palette[series], x or zero)
         _logarithmic(axis)
         axis.set_xlabel(AXIS_NAMES[axis_name])
         axis.set_title(title)
@@ -337,9 +339,16 @@ def _draw_curve(
             )
 
 
-def _draw_level(axis: Any, group: Group, value: Any, colour: str) -> None:
-    """A method without a place on the axis: a dashed line with its interval."""
+def _draw_level(axis: Any, group: Group, value: Any, colour: str, x: float | None) -> None:
+    """A method without a place on the axis: a dashed line with its interval.
+
+    A series of which only one point is finished has a place: a mark at `x`.
+    """
     middle, below, above = _bar(value)
+    if x is not None and group.at and not group.is_base:
+        bars = [[below], [above]]
+        axis.errorbar(x, middle, yerr=bars, fmt="o", color=colour, capsize=2, label=group.series)
+        return
     axis.axhline(middle, color=colour, linestyle="--", linewidth=1.2, label=group.series)
     axis.axhspan(middle - below, middle + above, color=colour, alpha=0.08, lw=0)
 
@@ -358,17 +367,20 @@ def _draw_s_curves(
 
 
 def _draw_published(axis: Any, study: Study, palette: dict[str, str]) -> None:
-    found = published(study.plot.paper, study.name)
-    if found is None or found.metric != MAIN[study.metric]:
-        return
-    labelled = False
-    for point in found.points:
+    for place, (model, point) in enumerate(_stars(study)):
         colour = palette.get(point.method, _GREY)
-        if point.x is None or not str(study.axis).endswith("_tokens"):
-            continue
-        label = None if labelled else f"paper ({found.model.split(',')[0]})"
-        labelled = True
+        label = None if place else f"paper ({model})"
         axis.plot(point.x, point.value, "*", color=colour, markersize=10, alpha=0.55, label=label)
+
+
+def _stars(study: Study) -> list[tuple[str, Point]]:
+    """The paper's points that have a place on the axis, each with its model."""
+    found = published(study.plot.paper, study.name) if study.split == "test" else None
+    if found is None or found.metric != MAIN[study.metric]:
+        return []
+    if not str(study.axis).endswith("_tokens"):
+        return []
+    return [(found.model.split(",")[0], point) for point in found.points if point.x is not None]
 
 
 def steps_figure(study: Study, found: Sequence[Group]) -> Any:

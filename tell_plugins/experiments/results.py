@@ -213,6 +213,11 @@ class Study:
         return [entry for entry in self.entries if entry.done]
 
     @property
+    def split(self) -> str:
+        """The split of the card whose rows are scored."""
+        return str(self.index["evaluate"]["split"])
+
+    @property
     def axis(self) -> str | None:
         """What the curves run along; rows in place of tokens where none were counted."""
         axis: str | None = self.plot.x

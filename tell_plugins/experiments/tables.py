@@ -11,7 +11,7 @@ import pandas as pd
 from tell_plugins.evaluation.intervals import Estimate, Rate
 from tell_plugins.experiments import fits
 from tell_plugins.experiments.controls import meaning
-from tell_plugins.experiments.measures import MAIN, Judge, Measures, loss_difference
+from tell_plugins.experiments.measures import MAIN, Difference, Judge, Measures, loss_difference
 from tell_plugins.experiments.published import published
 from tell_plugins.experiments.results import BASE_METHOD, Entry, Study
 
@@ -48,15 +48,21 @@ class Group:
 
     @property
     def steps(self) -> list[int]:
-        return sorted({entry.steps for entry in self.entries if entry.steps is not None})
+        return steps_of(self.entries)
 
     @property
     def is_base(self) -> bool:
         return self.method == BASE_METHOD
 
     @property
+    def no_ops(self) -> int:
+        """How many of its runs trained nothing."""
+        return sum(entry.run.no_op for entry in self.entries)
+
+    @property
     def no_op(self) -> bool:
-        return any(entry.run.no_op for entry in self.entries)
+        """Whether all of them did."""
+        return self.no_ops == len(self.entries)
 
     def x(self, axis: str) -> float | None:
         """The mean place on an axis over the seeds; 0 where there is nothing of it."""
@@ -91,7 +97,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(float(value), DIGITS)
 
 
-def _columns(name: str, value: Rate | Estimate | None) -> dict[str, Any]:
+def _columns(name: str, value: Rate | Estimate | Difference | None) -> dict[str, Any]:
     """A number as columns: its counts, value and interval."""
     if value is None:
         return {name: None, f"{name} low": None, f"{name} high": None}
@@ -186,11 +192,17 @@ def _ends(steps: list[int]) -> list[int]:
 def notes(group: Group, study: Study) -> list[str]:
     """What a reader must know before taking a group's numbers at their word."""
     found = []
-    if group.no_op:
-        found.append("no-op: nothing was trained (every LoRA B matrix is zero)")
-    if group.measures.constant and group.measures.most_frequent:
-        label, share = group.measures.most_frequent
-        found.append(f"constant: '{label}' in {share.k} of {share.n} adherent answers")
+    count = len(group.entries)
+    if group.no_ops:
+        some = "" if group.no_op else f" in {group.no_ops} of {count} seeds"
+        found.append(f"no-op{some}: nothing was trained (every LoRA B matrix is zero)")
+    if group.measures.constants:
+        some = (
+            ""
+            if group.measures.constant
+            else f" in {len(group.measures.constants)} of {count} seeds"
+        )
+        found.append(f"constant{some}: {_said(group)} adherent answers")
     expected = len(study.index["seeds"])
     if not group.is_base and len(group.entries) < expected:
         found.append(f"{len(group.entries)} of {expected} seeds done")
@@ -198,6 +210,15 @@ def notes(group: Group, study: Study) -> list[str]:
     if wrong:
         found.append("NOT the steps of the run it must equal")
     return found
+
+
+def _said(group: Group) -> str:
+    """The labels that constant seeds give, each with its counts over those seeds."""
+    counts: dict[str, tuple[int, int]] = {}
+    for label, share in group.measures.constants.values():
+        k, n = counts.get(label, (0, 0))
+        counts[label] = (k + share.k, n + share.n)
+    return ", ".join(f"'{label}' in {k} of {n}" for label, (k, n) in counts.items())
 
 
 def unequal_steps(entry: Entry, study: Study) -> bool:
@@ -215,13 +236,13 @@ def comparisons_table(study: Study, found: Sequence[Group], judge: Judge) -> pd.
             continue
         record: dict[str, Any] = {
             "comparison": pair_name(reference, other),
-            "point": reference.point or other.point,
+            "point": point_of_pair(reference, other),
             "seeds": len({entry.seed for entry in mine}),
-            "equal steps": _equal(reference.steps, other.steps),
-            "equal task tokens": _equal(_task(reference), _task(other)),
+            "equal steps": _equal(steps_of(mine), steps_of(theirs)),
+            "equal task tokens": _equal(_task(mine), _task(theirs)),
         }
         for name in (MAIN[study.metric], "balanced accuracy"):
-            difference = judge.difference(mine, theirs, name)
+            difference = judge.difference_over_seeds(mine, theirs, name)
             if difference is not None:
                 record |= {
                     f"{name}{_POINTS}": _rounded(100 * difference.value),
@@ -229,7 +250,12 @@ def comparisons_table(study: Study, found: Sequence[Group], judge: Judge) -> pd.
                     f"{name}{_POINTS} high": _rounded(100 * difference.high),
                     f"{name}{_POINTS} n": difference.n,
                 }
-        record |= _columns("general loss", loss_difference(mine, theirs))
+                if difference.by_seed:
+                    record[f"{name}, by seed"] = difference.each_seed(100, 1)
+        loss = loss_difference(mine, theirs)
+        record |= _columns("general loss", loss)
+        if loss is not None and loss.by_seed:
+            record["general loss, by seed"] = loss.each_seed()
         record["note"] = "; ".join(notes(other, study))
         records.append(record)
     return _frame(records)
@@ -239,15 +265,19 @@ def pairs(study: Study, found: Sequence[Group]) -> Iterable[tuple[Group, Group]]
     """(reference, other): at the same point, or where the other has none (base, single runs).
 
     Along general data every point is also set against the one without any, which is what general
-    data adds.
+    data adds. Another card's runs are no comparison, nor is a model that it was not trained from.
     """
     for reference in found:
         if reference.method != study.plot.reference:
             continue
         for other in found:
             shared = set(reference.at) & set(other.at)
-            if other.method != reference.method:
-                if all(reference.at[key] == other.at[key] for key in shared):
+            if other.is_base:
+                if study.base_of(reference.entries[0]) in other.entries:
+                    yield reference, other
+            elif other.method != reference.method:
+                same_card = other.entries[0].card == reference.entries[0].card
+                if same_card and all(reference.at[key] == other.at[key] for key in shared):
                     yield reference, other
             elif _is_without(study, reference, other):
                 yield reference, other
@@ -275,15 +305,25 @@ def same_seeds(first: Group, second: Group) -> tuple[list[Entry], list[Entry]]:
     """
     if second.is_base:
         return first.entries, second.entries * len(first.entries)
-    seeds = {entry.seed for entry in first.entries} & {entry.seed for entry in second.entries}
-    return (
-        [entry for entry in first.entries if entry.seed in seeds],
-        [entry for entry in second.entries if entry.seed in seeds],
-    )
+    mine, theirs = ({entry.seed: entry for entry in group.entries} for group in (first, second))
+    seeds = [seed for seed in mine if seed in theirs]
+    return [mine[seed] for seed in seeds], [theirs[seed] for seed in seeds]
 
 
-def _task(group: Group) -> list[Any]:
-    return sorted({e.amount("task_tokens") or e.amount("task_rows") or 0 for e in group.entries})
+def point_of_pair(reference: Group, other: Group) -> str:
+    """Where two groups are compared: the keys of both; a base model's own say nothing more."""
+    at = reference.at if other.is_base else {**other.at, **reference.at}
+    if other.method == reference.method:
+        at = reference.at
+    return ", ".join(f"{key}={value}" for key, value in at.items())
+
+
+def steps_of(entries: Sequence[Entry]) -> list[int]:
+    return sorted({entry.steps for entry in entries if entry.steps is not None})
+
+
+def _task(entries: Sequence[Entry]) -> list[Any]:
+    return sorted({e.amount("task_tokens") or e.amount("task_rows") or 0 for e in entries})
 
 
 def _equal(first: list[Any], second: list[Any]) -> str:
@@ -325,8 +365,8 @@ def fits_table(study: Study, found: Sequence[Group]) -> pd.DataFrame:
 
 
 def published_table(study: Study) -> pd.DataFrame:
-    """The paper's numbers that belong to the study."""
-    found = published(study.plot.paper, study.name)
+    """The paper's numbers that belong to the study; they are of test rows, as the study's then."""
+    found = published(study.plot.paper, study.name) if study.split == "test" else None
     if found is None:
         return _frame([])
     return _frame(
@@ -351,6 +391,9 @@ def failures_table(found: Sequence[Group]) -> pd.DataFrame:
             {
                 "method": group.method,
                 "point": group.point,
+                "answers": sum(
+                    len(a.lines) for entry in group.entries for a in entry.measured.task
+                ),
                 **{kind: group.measures.kinds.get(kind, 0) for kind in kinds},
             }
             for group in found
