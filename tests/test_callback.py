@@ -101,6 +101,44 @@ def test_an_adapter_of_general_rows_has_no_anchor(
     assert templates.serving_front([tmp_path / "run" / "checkpoint-3"]) == ""
 
 
+def test_a_run_goes_on_with_the_mixture_it_began_with(
+    begin: Begin, mixture: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tell_plugins.bridge import callback
+
+    loader = _loader(_tokenised(_rows(mixture)))
+    begin(loader)
+    checkpoint = str(tmp_path / "run" / "checkpoint-3")
+    begin(loader, resume_from_checkpoint=checkpoint)
+    other = _mixture("task=4rows/general=9rows")
+    monkeypatch.setattr(callback, "trained_on", [other])
+    loader = _loader(_tokenised(_rows(other)))
+    with pytest.raises(UserError, match=r"began with the mixture .*8rows, this is .*9rows"):
+        begin(loader, resume_from_checkpoint=checkpoint)
+    begin(loader, resume_from_checkpoint=checkpoint, resume_only_model=True)
+    begin(loader, resume_from_checkpoint=str(tmp_path))  # no manifest there
+
+
+def test_rows_that_changed_under_a_run_are_told(
+    begin: Begin,
+    mixture: Mixture,
+    make_card: MakeCard,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tell_plugins.bridge import callback
+
+    begin(_loader(_tokenised(_rows(mixture))))
+    make_card("toy", train=[{"q": f"task {n}!", "r": "a"} for n in range(6)])
+    other = _mixture("task=4rows/general=8rows")
+    monkeypatch.setattr(callback, "trained_on", [other])
+    with pytest.raises(UserError, match="have changed since that run began"):
+        begin(
+            _loader(_tokenised(_rows(other))),
+            resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"),
+        )
+
+
 def test_two_mixtures_have_no_joint_order(
     begin: Begin, mixture: Mixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,25 @@ def test_a_card_in_tell_cards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("held_out", "heldout"),
+        ("Held-Out", "heldout"),
+        ("holdout", "test"),
+        ("tests", "test"),
+        ("test_set", "test"),
+        ("validation_set", "validation"),
+        ("dev", "validation"),
+    ],
+)
+def test_splits_that_would_train_unnoticed(name: str, meant: str, tmp_path: Path) -> None:
+    splits = {"train": {"file": "t.jsonl"}, name: {"file": "h.jsonl"}}
+    _write(tmp_path, _changed(splits=splits))
+    with pytest.raises(UserError, match=f"split '{name}' would not be held out .* '{meant}'"):
+        load_card("x")
+
+
+@pytest.mark.parametrize(
     ("typo", "meant"),
     [
         ("anchr", "anchor"),

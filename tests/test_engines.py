@@ -231,6 +231,14 @@ def test_wrong_key_and_wrong_model_name_their_remedy(status: int, remedy: str) -
     assert remedy in str(caught.value)
 
 
+def test_the_key_is_not_shown_when_a_server_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    with serving(lambda body, number: error(401, "Incorrect key: sk-very-secret.")) as server:
+        with pytest.raises(UserError, match=r"Incorrect key: \*\*\*\.") as caught:
+            ask(UrlEngine(server.url), "a")
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("content", ["<html>no</html>", {"choices": []}, [1], {"x": 1}])
 def test_a_server_of_another_kind_is_told_apart(content: Any) -> None:
     with serving(lambda body, number: (200, content)) as server:

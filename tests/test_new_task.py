@@ -690,6 +690,21 @@ def test_test_rows_in_the_training_rows(tmp_path: Path, capsys: pytest.CaptureFi
     assert "all training rows are test rows" in capsys.readouterr().err
 
 
+def test_validation_rows_are_no_test_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = write_table(tmp_path / "train.jsonl", rows_of()[:8])
+    test = write_table(tmp_path / "test.jsonl", rows_of()[8:])
+    more = write_table(tmp_path / "more.jsonl", rows_of()[7:10])
+    flags = ("--train", str(train), "--test", str(test), "--validation")
+    message = fails(tmp_path, capsys, *flags, str(test))
+    assert f"{len(rows_of()) - 8} validation rows are test rows: line 1 (= line 1)" in message
+    assert new(tmp_path, *flags, str(more), "--drop-overlap") == 0
+    out = capsys.readouterr().out
+    assert "left out: 1 training rows that are validation rows" in out
+    assert "left out: 2 validation rows that are test rows" in out
+
+
 def test_only_the_overlapping_row_of_a_line_is_left_out(tmp_path: Path) -> None:
     """Rows of a JSON array share lines."""
     pairs = [json.dumps(row) for row in rows_of(count=10)]

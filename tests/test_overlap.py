@@ -9,7 +9,9 @@ import pytest
 from tell_plugins.core.errors import UserError, UserErrors
 from tell_plugins.core.mixture import Mixture, build_mixture
 from tell_plugins.core.spec import parse_spec
-from tests.conftest import MakeCard
+from tests.conftest import MakeCard, write_rows
+
+GOLDEN = Path(__file__).parent / "golden"
 
 TASK = [{"q": f"task {n}", "r": "yes"} for n in range(8)]
 TEST = [{"q": f"What is the capital of country {n}?", "r": "no"} for n in range(5)]
@@ -54,6 +56,37 @@ def test_general_rows_that_are_test_queries_are_dropped() -> None:
     assert manifest["sources"][1]["rows"]["held_out_queries_used"] == 0
 
 
+def test_a_general_cards_own_held_out_rows_never_train(make_card: MakeCard) -> None:
+    """Whatever `overlap` says: forgetting is measured on them."""
+    held = [{"q": "general 3", "r": "another text"}, {"q": "General  5?", "r": "text"}]
+    splits = {name: {"file": f"{name}.jsonl"} for name in ("train", "heldout")}
+    folder = make_card("plain", kind="general", train=GENERAL, splits=splits)
+    write_rows(folder / "heldout.jsonl", held)
+    make_card("t", train=TASK, test=TEST)
+    for rule in ("drop", "keep"):
+        mixture = _build(f"general=all/overlap={rule}")
+        assert not {"general 3", "general 5"} & set(_queries(mixture))
+        assert mixture.manifest()["sources"][1]["rows"]["dropped"] == {"held_out_row": 2}
+    alone = build_mixture(parse_spec("tell/plain:task=all"))
+    assert len(alone) == 38
+
+
+def test_tokens_of_dropped_rows_are_none_to_draw_from(
+    leaky: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TELL_TOKENIZER", str(GOLDEN / "word_tokenizer.json"))
+    source = _build("general=20rows").manifest()["sources"][1]
+    tokens = source["tokens"]
+    assert set(tokens["dropped"]) == {"held_out_query"}
+    assert tokens["in_file"] == tokens["available"] + tokens["dropped"]["held_out_query"]
+    assert len(_build(f"general={tokens['available']}tok").sources[1].used) == 41
+    with pytest.raises(UserError, match="there are only"):
+        _build(f"general={tokens['available'] + 1}tok")
+    shares = [part["share"] for part in _build("general=20rows").manifest()["sources"]]
+    assert sum(share["rows"] for share in shares) == pytest.approx(1)
+    assert sum(share["tokens"] for share in shares) == pytest.approx(1)
+
+
 @pytest.mark.usefixtures("leaky")
 def test_kept_overlaps_are_counted() -> None:
     mixture = _build("general=all/overlap=keep")
@@ -81,6 +114,8 @@ def test_no_task_rows_leave_exactly_the_general_rows(text: str) -> None:
     assert not alone.is_task.any()
     of_tell, of_alone = tell.manifest(), alone.manifest()
     assert of_alone["overlap"] == of_tell["overlap"]
+    for source in (*of_alone["sources"], *of_tell["sources"]):
+        del source["share"]  # of another whole
     assert of_alone["sources"] == of_tell["sources"][1:]
     assert of_alone["anchor"] is None
     assert of_alone["spec"] == str(alone.spec)

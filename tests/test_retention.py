@@ -305,6 +305,65 @@ def trained_texts(spec: str, file: Path) -> set[str]:
     return {message["content"] for row in rows for message in row["messages"]}
 
 
+def test_what_asks_the_same_as_a_trained_row_is_not_held_out(make_card: MakeCard) -> None:
+    rows = [{"q": f"Say {n}.", "r": "a"} for n in range(6) for _ in range(2)]
+    make_card("plain", kind="general", train=rows)
+    make_card("toy", train=[{"q": f"task {n}", "r": "a"} for n in range(6)])
+    spec = parse_spec("tell/toy:general=4rows")
+    trained = {r["messages"][0]["content"] for r in build_mixture(spec).rows()}
+    left = 12 - 2 * len([q for q in trained if q.startswith("Say")])
+    held = general_rows([spec], load_card("toy"), left)
+    assert len(held) == left
+    assert not {query for query, _ in held} & trained
+    with pytest.raises(UserError, match=f"only {left} of its rows were left out"):
+        general_rows([spec], load_card("toy"), left + 1)
+
+
+def test_rows_that_changed_since_a_training_are_not_known(
+    make_card: MakeCard, model: Path, tmp_path: Path
+) -> None:
+    make_tiny_cards(make_card)
+    spec = "tell/tiny_task:general=12rows"
+    folder = make_adapter(tmp_path / "a", model, seed=1, spec=spec)
+    manifest = build_mixture(parse_spec(spec)).manifest()
+    recipe = load_recipe(tiny_recipe(tmp_path / "r.yaml", model, spec))
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    call = [str(recipe.path), "--adapter", str(folder), "--general-rows"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert len(evaluate.plan(recipe, parser.parse_args([*call, "3"])).general) == 3
+    manifest["sources"][1]["rows"]["used"] = 11
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="have changed since it was trained"):
+        evaluate.plan(recipe, parser.parse_args([*call, "3"]))
+    assert evaluate.plan(recipe, parser.parse_args([*call, "0"])).general == []
+
+
+@pytest.mark.parametrize("trained", ["anchor=none", ""])
+def test_an_adapter_is_tested_with_the_anchor_it_trained_with(
+    trained: str, make_card: MakeCard, model: Path, tmp_path: Path
+) -> None:
+    make_tiny_cards(make_card)
+    own = "tell/tiny_task:general=4rows"
+    manifest = build_mixture(parse_spec(f"{own}/{trained}".rstrip("/"))).manifest()
+    if not trained:  # its text was another one then
+        manifest["anchor"]["sha256"] = "0" * 64
+    folder = make_adapter(tmp_path / "a", model, seed=1, spec=own)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    recipe = load_recipe(tiny_recipe(tmp_path / "r.yaml", model, own))
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    call = [str(recipe.path), "--adapter", str(folder), "--general-rows", "0"]
+    with pytest.raises(UserError, match="to be tested with 'card', whose text is another"):
+        evaluate.plan(recipe, parser.parse_args(call))
+    for asked in ("card", "none"):
+        task = evaluate.plan(recipe, parser.parse_args([*call, "--anchor", asked]))
+        assert task.anchor == asked
+    general = build_mixture(parse_spec("tell/tiny_task:task=0/general=4rows")).manifest()
+    (folder / "manifest.json").write_text(json.dumps(general))
+    assert evaluate.plan(recipe, parser.parse_args(call)).anchor == "card"  # it saw none
+
+
 def test_no_adapter_trained_on_the_held_out_rows(
     make_card: MakeCard, adapters: dict[str, Path], model: Path, tmp_path: Path
 ) -> None:

@@ -71,6 +71,7 @@ def _plan(world: World, **keys: Any) -> Any:
         ({"grid": {"task": ["4rows", "4rows"]}}, "'task' has a value twice", "correct it"),
         ({"grid": {"seed": [1]}}, "'seed' is set by the sweep", "list it under 'seeds'"),
         ({"runs": {"A": {"output_dir": "x"}}}, "'output_dir' is set by the sweep", "--out"),
+        ({"settings": {"hub_token": "x"}}, "'hub_token' would be kept with the runs", "export"),
         ({"seeds": [1, 1]}, "a seed is listed twice", "examples"),
         ({"seeds": ["x"]}, "key 'seeds.0' is 'x'", "correct it"),
         ({"runs": {"A": {"equal_steps": "TEL"}}}, "unknown method 'TEL'", "did you mean 'TELL'?"),
@@ -506,6 +507,8 @@ def test_what_is_wrong_with_every_run_is_told_once(world: World) -> None:
         (["FILE", "--dryrun"], "did you mean 'dry_run'?"),
         (["FILE", "--learning_rat", "1"], "did you mean 'learning_rate'?"),
         (["FILE", "--output_dir", "x"], "'--output_dir' is set by the sweep"),
+        (["FILE", "--hub_token", "hf_x"], "flag --hub_token: 'hub_token' would be kept"),
+        (["--controls", "RECIPE", "--hub_token", "hf_x"], "'hub_token' would be kept"),
     ],
 )
 def test_wrong_arguments(
@@ -514,7 +517,9 @@ def test_wrong_arguments(
     places = {"FILE": str(world.sweep()), "RECIPE": str(world.root / "tiny.yaml")}
     given = [places.get(part, part) for part in arguments]
     assert _main("sweep", *given, "--out", str(world.root / "out")) == 1
-    assert told in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert told in shown
+    assert "hf_x" not in shown
 
 
 def test_flags_win_over_the_base_recipe(world: World) -> None:

@@ -56,6 +56,15 @@ def test_header_says_how_to_launch_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=_name)
+def test_header_names_the_tokenizer_where_tokens_are_counted(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    header, body = text.split("title:", 1)
+    base = (PROJECT / load_sweep(path).base).read_text(encoding="utf-8")
+    counted = re.search(r"\d(?:e\d+)?tok\b|open_platypus", body + base.split("\n\n", 1)[1])
+    assert counted is None or "./run.sh data llama2_tokenizer" in header
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
 def test_base_recipe_and_published_points_are_there(path: Path) -> None:
     sweep = load_sweep(path)
     assert (PROJECT / sweep.base).is_file()

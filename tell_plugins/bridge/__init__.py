@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from tell_plugins.core.cards import card_names, load_card
-from tell_plugins.core.errors import UserError
+from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.spec import PREFIX, is_tell, parse_spec
 
 
@@ -58,16 +58,21 @@ def _datasets(argv: list[str]) -> Iterator[str]:
 
 
 def _install_excepthook() -> None:
-    """Show a user's mistake as one message; everything else keeps its traceback."""
+    """Show a user's mistake, or the machine's, as one message; else the traceback stays.
+
+    The process ends with 1 after a user's mistake, with 2 after anything else.
+    """
     previous = sys.excepthook
     if getattr(previous, "_tell", False):
         return
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, UserError) and not os.environ.get("TELL_DEBUG"):
+        if isinstance(error, (UserError, MachineError)) and not os.environ.get("TELL_DEBUG"):
             print(f"\n{error}", file=sys.stderr)
         else:
             previous(kind, error, trace)
+        if not isinstance(error, (UserError, KeyboardInterrupt)):
+            raise SystemExit(2)  # from a hook this sets the exit code
 
     hook._tell = True  # type: ignore[attr-defined]
     sys.excepthook = hook

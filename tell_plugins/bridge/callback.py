@@ -32,6 +32,7 @@ class TellCallback(TrainerCallback):
                 remedy="name one, and join general cards with from=a+b",
             )
         _check_order(args, kwargs.get("train_dataloader"), trained_on[0])
+        _check_resumed(args, trained_on[0])
         if state.is_world_process_zero:
             _leave(Path(args.output_dir))
 
@@ -48,6 +49,26 @@ def _leave(folder: Path) -> None:
         paths.write_text(folder / ANCHOR, mixture.task.anchor.text)
     else:
         (folder / ANCHOR).unlink(missing_ok=True)  # of an earlier run into this folder
+
+
+def _check_resumed(args: Any, mixture: Mixture) -> None:
+    """A run that goes on must see the mixture it began with, or its manifest tells half of it."""
+    folder = getattr(args, "resume_from_checkpoint", None)
+    if not isinstance(folder, str) or getattr(args, "resume_only_model", False):
+        return
+    try:
+        began = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if began.get("hash") != mixture.hash:
+        raise UserError(
+            f"that run began with the mixture {began.get('spec')}, this is {mixture.spec}"
+            if began.get("spec") != str(mixture.spec)
+            else f"the rows or the anchor of {mixture.spec} have changed since that run began",
+            where=f"resume_from_checkpoint {paths.shown(Path(folder))}",
+            remedy="resume with the same data, or start anew (resume_only_model: true takes the "
+            "weights alone)",
+        )
 
 
 def _check_order(args: Any, loader: Any, mixture: Mixture) -> None:

@@ -24,9 +24,10 @@ from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
 from tell_plugins.core.spec import Amount, parse_amount
 
 HELD_OUT = ("validation", "test", "heldout")  # the splits whose rows never train
-_MEANT = {
+_MEANT = {  # letters only, in lower case
     **dict.fromkeys(("dev", "val", "valid", "eval", "evaluation"), "validation"),
-    "testing": "test",
+    **dict.fromkeys(("testing", "tests", "testset", "holdout"), "test"),
+    **dict.fromkeys(("validationset", "devset", "valset", "evalset"), "validation"),
     **{name: name for name in HELD_OUT},
 }
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -138,7 +139,7 @@ class Card(_Strict):
     def _held_out_by_name(cls, splits: dict[str, Split]) -> dict[str, Split]:
         """Only splits named so are held out; one of a like name would train unnoticed."""
         for name in splits:
-            meant = _MEANT.get(name.lower(), name)
+            meant = _MEANT.get(re.sub(r"[^a-z]", "", name.lower()), name)
             if meant != name:
                 raise ValueError(
                     f"a split '{name}' would not be held out from training: write '{meant}'"

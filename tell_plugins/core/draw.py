@@ -73,7 +73,11 @@ def take(
         return ranked[:0]
     if amount.unit == "tok":
         if tokens is None:
-            raise UserError("tokens were not counted", where=source)
+            raise UserError(
+                "tokens were not counted",
+                where=source,
+                remedy="./run.sh data llama2_tokenizer, or set $TELL_TOKENIZER to a tokenizer.json",
+            )
         sums = np.cumsum(tokens[ranked], dtype=np.int64)
         have = int(sums[-1]) if len(sums) else 0
         if have < amount.number:

@@ -40,6 +40,9 @@ class UserErrors(UserError):
 class MachineError(Exception):
     """The machine or the network failed, not the user (exit code 2)."""
 
+    def __init__(self, found: str, *, remedy: str | None = None) -> None:
+        super().__init__(found + (f"\n  remedy:  {remedy}" if remedy else ""))
+
 
 def raise_all(problems: Sequence[UserError]) -> None:
     """Raise `problems` as one error; do nothing when there are none."""

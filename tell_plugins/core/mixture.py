@@ -56,6 +56,7 @@ class Drawn:
     file: Path
     sha256: str
     dropped: dict[str, int] = field(default_factory=dict)
+    dropped_tokens: dict[str, int] = field(default_factory=dict)  # malformed rows have none
     bad: list[tuple[int, str]] = field(default_factory=list)
     duplicates: int = 0  # rows used that equal another one used
     copies: int = 1
@@ -73,7 +74,8 @@ class Drawn:
         return int((part if column is None else part[:, column]).sum())
 
     def summary(self) -> dict[str, Any]:
-        everything = np.arange(self.available)
+        in_file = self.tokens(np.arange(self.available))
+        lost = self.dropped_tokens
         return {
             "card": self.card.name,
             "role": self.role,
@@ -91,7 +93,9 @@ class Drawn:
                 "copies": self.copies,
             },
             "tokens": {
-                "available": self.tokens(everything),
+                "in_file": in_file,
+                "dropped": None if in_file is None else lost,
+                "available": None if in_file is None else in_file - sum(lost.values()),
                 "used": _times(self.tokens(), self.copies),
                 "trainable": _times(self.tokens(column=1), self.copies),
             },
@@ -253,8 +257,19 @@ class Mixture:
                 if lengths is None
                 else _share_of(lengths[:, 1:], self.is_task),
             },
-            "sources": [source.summary() for source in self.sources],
+            "sources": [
+                {**source.summary(), "share": self._share_of_source(index)}
+                for index, source in enumerate(self.sources)
+            ],
             "hash": self.hash,
+        }
+
+    def _share_of_source(self, index: int) -> dict[str, float | None]:
+        """A source's share of the entries, and of their tokens."""
+        mine = self.origin[self.order] == index
+        return {
+            "rows": _share(int(mine.sum()), len(self)),
+            "tokens": _share_of(self.lengths, mine),
         }
 
 
@@ -469,20 +484,28 @@ def _draw_general(
     questions: npt.NDArray[np.uint64] | None,
     split: str = "train",
 ) -> tuple[Drawn, Rows]:
-    """Draw from a general card; `questions` are the keys of held-out queries, None if unknown."""
+    """Draw from a general card; `questions` are the keys of held-out queries, None if unknown.
+
+    Rows that ask what a row of the card's own split `heldout` asks never train, whatever
+    `overlap` says: forgetting is measured on those.
+    """
     rows = open_split(card, split)
     lengths = counter.lengths(keys_of(rows.ids), rows.texts) if counter else None
     overlapping = np.isin(rows.keys, [] if questions is None else questions)
-    dropped = {"malformed": rows.bad_count} if rows.bad_count else {}
-    usable = np.ones(len(rows), bool)
-    if spec.overlap == "drop" and overlapping.any():
-        usable &= ~overlapping
-        dropped["held_out_query"] = int(overlapping.sum())
+    lost: dict[str, npt.NDArray[np.bool_]] = {}
+    usable = ~np.isin(rows.keys, _held_out_keys(card, split))
+    if not usable.all():
+        lost["held_out_row"] = ~usable
+    if spec.overlap == "drop" and (usable & overlapping).any():
+        lost["held_out_query"] = usable & overlapping
+        usable = usable & ~overlapping
     if card.max_tokens is not None and lengths is not None:
         too_long = usable & (lengths.sum(axis=1) > card.max_tokens)
-        usable &= ~too_long
         if too_long.any():
-            dropped["over_max_tokens"] = int(too_long.sum())
+            lost["over_max_tokens"] = too_long
+            usable = usable & ~too_long
+    dropped = {"malformed": rows.bad_count} if rows.bad_count else {}
+    dropped |= {reason: int(mask.sum()) for reason, mask in lost.items()}
     ranked = draw.ranking(rows.ids, seed=spec.seed, source=card.name)
     ranked = ranked[usable[ranked]]
     used = draw.take(amount, ranked, _sums(lengths), source=f"general data '{card.name}'")
@@ -496,12 +519,23 @@ def _draw_general(
         file=rows.path,
         sha256=rows.sha256,
         dropped=dropped,
+        dropped_tokens={}
+        if lengths is None
+        else {reason: int(lengths[mask].sum()) for reason, mask in lost.items()},
         bad=[(bad.line, bad.reason) for bad in rows.bad],
         duplicates=int((draw.occurrences(rows.ids[used]) > 0).sum()),
         overlapping=None if questions is None else int(overlapping.sum()),
         overlap_used=None if questions is None else int(overlapping[used].sum()),
     )
     return source, rows
+
+
+def _held_out_keys(card: Card, split: str) -> npt.NDArray[np.uint64]:
+    """The keys of what the card's split `heldout` asks; none where it is not on this machine."""
+    name = "heldout"
+    if split in HELD_OUT or name not in card.splits or find_file(card, name) is None:
+        return np.zeros(0, "<u8")
+    return open_split(card, name).keys
 
 
 def _assemble(

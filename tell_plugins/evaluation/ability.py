@@ -57,6 +57,7 @@ AGIEVAL = tuple(
     )
 )
 OPENBOOKQA = ("openbookqa", "openbookqa_fact")
+_REMEDY = "see the log; the same command goes on with what is not done"
 # the paper's averages, by its general data (4e6 tokens each)
 PAPER = {
     "AGIEval": {"alpaca-en": 43.65, "Open-Platypus": 46.50},
@@ -128,7 +129,9 @@ def _adapter(args: argparse.Namespace) -> Path:
             remedy="name the model as the server lists it",
         )
     if args.rows is not None and args.rows < 1:
-        raise UserError(f"--rows {args.rows}", where="command line", allowed="1 and more")
+        raise UserError(
+            f"{args.rows} rows", where="--rows", allowed="1 and more", remedy="leave it out for all"
+        )
     return adapter
 
 
@@ -278,7 +281,7 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             except requests.RequestException:
                 time.sleep(1)
             bar.update()
-    raise MachineError(f"`swift deploy` did not come up; {_end_of(log)}")
+    raise MachineError(f"`swift deploy` did not come up; {_end_of(log)}", remedy=_REMEDY)
 
 
 def _ask(python: Path, url: str, name: str, rows: int | None, out: Path) -> dict[str, float]:
@@ -289,7 +292,9 @@ def _ask(python: Path, url: str, name: str, rows: int | None, out: Path) -> dict
         print(f"asking {recipe} (log: {paths.shown(log)}) ...", flush=True)
         code = _run(eval_command(python, recipe, url, name, rows), log, out)
         if code:
-            raise MachineError(f"`swift eval` ended with exit code {code}; {_end_of(log)}")
+            raise MachineError(
+                f"`swift eval` ended with exit code {code}; {_end_of(log)}", remedy=_REMEDY
+            )
         scores |= read_scores(out / "result" / name / "eval_result.jsonl", log)
     return scores
 
@@ -326,7 +331,7 @@ def read_scores(file: Path, log: Path) -> dict[str, float]:
         if name in AGIEVAL + OPENBOOKQA and _is_number(value) and metric in ("accuracy", "score")
     }
     if not scores:
-        raise MachineError(f"`swift eval` left no accuracy; {_end_of(log)}")
+        raise MachineError(f"`swift eval` left no accuracy; {_end_of(log)}", remedy=_REMEDY)
     return scores
 
 

@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     adapters = _adapters(recipe, runs)
     names = {
         tested: _answer(args, recipe, adapters, anchor)
-        for tested, anchor in ((WITH, None), (WITHOUT, "none"))
+        for tested, anchor in ((WITH, recipe.spec.anchor), (WITHOUT, "none"))
     }
     out = recipe.output_dir / "eval"
     systems = {
@@ -237,7 +237,7 @@ def _adapters(recipe: Recipe, runs: dict[str, Path]) -> dict[str, Adapter]:
 
 
 def _answer(
-    args: argparse.Namespace, recipe: Recipe, adapters: dict[str, Adapter], anchor: str | None
+    args: argparse.Namespace, recipe: Recipe, adapters: dict[str, Adapter], anchor: str
 ) -> str:
     """Answer and score with both adapters; return the name of their answers' folders."""
     parser = argparse.ArgumentParser()

@@ -17,7 +17,9 @@ from tell_plugins.core import paths
 from tell_plugins.core.anchors import in_front
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError, raise_all, unknown
-from tell_plugins.core.sources import open_task
+from tell_plugins.core.mixture import GENERAL as GENERAL_ROLE
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.sources import TaskRows, open_task
 from tell_plugins.core.spec import Spec, parse_spec
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation import retention, scoring
@@ -204,11 +206,15 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
     anchor = args.anchor or spec.anchor
     if args.shots:
         choose_examples(card, anchor, count=args.shots)
-    _, prompts = prompting.task_prompts(card, args.split, anchor, args.rows)
+    task, prompts = prompting.task_prompts(card, args.split, anchor, args.rows)
+    if args.anchor is None:
+        _refuse_other_anchors(adapters, task)
     specs = [spec, *(found for found in (_spec_of(adapter) for adapter in adapters) if found)]
-    general = (
-        prompting.general_rows(specs, card, args.general_rows) if args.general_rows > 0 else []
-    )
+    general: list[tuple[str, str]] = []
+    if args.general_rows > 0:
+        if not prompting.has_held_out(specs, card):
+            _refuse_unknown_rows(adapters)
+        general = prompting.general_rows(specs, card, args.general_rows)
     out = paths.user_path(args.out) if args.out else recipe.output_dir / "eval"
     return Task(
         recipe=recipe,
@@ -222,6 +228,34 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
         learned=learned,
         out=out,
     )
+
+
+def _refuse_other_anchors(adapters: list[Adapter], task: TaskRows) -> None:
+    """Raise UserError for an adapter that trained with another anchor than the test would have.
+
+    Where the rows carry the anchor themselves, its end is found from the rows of a split and may
+    differ by a word; there the choice alone is compared.
+    """
+    problems = []
+    for adapter in adapters:
+        manifest = adapter.manifest() or {}
+        trained = manifest.get("anchor")
+        if trained is None or manifest.get("card") != task.card.name:
+            continue  # it saw no task row, or another task's
+        same = trained["choice"] == task.anchor.name and (
+            task.anchor.prepend == "" or trained["sha256"] == task.anchor.sha256
+        )
+        if not same:
+            problems.append(
+                UserError(
+                    f"trained with anchor '{trained['choice']}', to be tested with "
+                    f"'{task.anchor.name}', whose text is another",
+                    where=f"adapter {adapter.shown}",
+                    remedy=f"--anchor {trained['choice']} for the same one (or its text of then), "
+                    f"--anchor {task.anchor.name} to test with another on purpose",
+                )
+            )
+    raise_all(problems)
 
 
 def _models(args: argparse.Namespace) -> dict[str, str]:
@@ -245,12 +279,45 @@ def _check_counts(args: argparse.Namespace) -> None:
                 f"{value} is too small",
                 where=f"--{key.replace('_', '-')}",
                 allowed=f"{smallest} and more",
+                remedy="raise it, or leave it out for the default",
             )
 
 
 def _spec_of(adapter: Adapter) -> Spec | None:
     manifest = adapter.manifest()
     return parse_spec(manifest["spec"]) if manifest else None
+
+
+def _refuse_unknown_rows(adapters: list[Adapter]) -> None:
+    """Raise UserError where the general rows that an adapter saw cannot be told any more.
+
+    Its manifest has the dataset string, from which they are drawn anew; a card or file that has
+    changed since gives others.
+    """
+    problems = []
+    for adapter in adapters:
+        manifest = adapter.manifest()
+        if manifest is None or "sources" not in manifest:  # of an earlier release
+            continue
+        now = build_mixture(parse_spec(manifest["spec"])).manifest()
+        if _general_sources(now) != _general_sources(manifest):
+            problems.append(
+                UserError(
+                    "its general data or their card have changed since it was trained, so which "
+                    "rows it did not see is not known",
+                    where=f"adapter {adapter.shown}",
+                    remedy="--general-rows 0, or give the general card a split 'heldout'",
+                )
+            )
+    raise_all(problems)
+
+
+def _general_sources(manifest: dict[str, Any]) -> list[tuple[str, str, int]]:
+    return [
+        (source["card"], source["file_sha256"], source["rows"]["used"])
+        for source in manifest["sources"]
+        if source["role"] == GENERAL_ROLE
+    ]
 
 
 def _engine(args: argparse.Namespace, recipe: Recipe, adapters: list[Adapter]) -> Any:

@@ -101,7 +101,11 @@ def card_schema(card: Card) -> AnswerSchema:
     from jsonschema.exceptions import SchemaError
 
     if card.answer is None:
-        raise UserError("the card has no answer schema", where=f"card '{card.name}'")
+        raise UserError(
+            "the card has no answer schema",
+            where=f"card '{card.name}'",
+            remedy="add 'answer: {schema: answer.schema.json}' and the schema's file",
+        )
     path = card.file(card.answer.schema_file)
     try:
         schema = json.loads(path.read_text(encoding="utf-8-sig"))

@@ -72,6 +72,7 @@ class LearnedMetric(ABC):
         if longest > self.limit:
             raise UserError(
                 f"a segment has {longest:,} tokens, {self.name} reads {self.limit:,}",
+                where=f"the texts to be scored by {self.name}",
                 remedy="split it, or use score_in_parts",
             )
         return self._score(triples)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from tell_plugins.core import draw
 from tell_plugins.core.cards import Card, load_card
@@ -66,9 +67,9 @@ def general_rows(specs: Iterable[Spec], card: Card, rows: int) -> list[tuple[str
         held = open_split(general, HELD_OUT_SPLIT)
         return held.texts(np.arange(min(rows, len(held)))).pairs()
     everything = open_split(general, "train")
-    used = _used(specs, name)
     ranked = draw.ranking(everything.ids, seed=_SEED, source=name)[::-1]
-    free = [int(row) for row in ranked if int(row) not in used][:rows]
+    seen = np.isin(everything.keys, everything.keys[_used(specs, name)])  # and what asks the same
+    free = ranked[~seen[ranked]][:rows]
     if len(free) < rows:
         raise UserError(
             f"only {len(free)} of its rows were left out of training, {rows} are needed",
@@ -78,12 +79,17 @@ def general_rows(specs: Iterable[Spec], card: Card, rows: int) -> list[tuple[str
     return everything.texts(free).pairs()
 
 
+def has_held_out(specs: Sequence[Spec], card: Card) -> bool:
+    """Whether general rows are kept out of training by a split, not by what a run left over."""
+    return HELD_OUT_SPLIT in load_card(_general_card_name(specs, card)).splits
+
+
 def general_questions(rows: Iterable[tuple[str, str]]) -> list[Prompt]:
     """The queries of general (query, response) rows as prompts, without an anchor."""
     return [Prompt(f"general-{row}", row, query) for row, (query, _) in enumerate(rows)]
 
 
-def _general_card_name(specs: list[Spec], card: Card) -> str:
+def _general_card_name(specs: Sequence[Spec], card: Card) -> str:
     for spec in specs:
         if spec.sources:
             return spec.sources[0]
@@ -93,10 +99,12 @@ def _general_card_name(specs: list[Spec], card: Card) -> str:
     return card.general.sources[0]
 
 
-def _used(specs: list[Spec], name: str) -> set[int]:
-    used: set[int] = set()
-    for spec in specs:
-        for source in build_mixture(spec).sources:
-            if source.role == GENERAL and source.card.name == name:
-                used |= set(source.used.tolist())
-    return used
+def _used(specs: list[Spec], name: str) -> npt.NDArray[np.int64]:
+    """The places of the card's rows that the mixtures hold."""
+    used = [
+        source.used
+        for spec in specs
+        for source in build_mixture(spec).sources
+        if source.role == GENERAL and source.card.name == name
+    ]
+    return np.concatenate([np.zeros(0, np.int64), *used])

@@ -167,7 +167,10 @@ def _line(number: int, value: Any, where: str) -> _Line:
     attempt = value.get("attempt", 0)
     if not isinstance(attempt, int) or isinstance(attempt, bool) or attempt < 0:
         raise UserError(
-            f"attempt is {attempt!r}", where=f"{where}, line {number}", allowed="0, 1, 2, ..."
+            f"attempt is {attempt!r}",
+            where=f"{where}, line {number}",
+            allowed="0, 1, 2, ...",
+            remedy="restore the line, or remove the file and answer again",
         )
     return _Line(number, value["id"], value["row"], attempt, value["text"], value["finish_reason"])
 

@@ -131,6 +131,8 @@ class Scores:
         if self.text is not None:
             return {
                 "exact match": self.text.exact,
+                "exact match of a constant answer": self.text.constant_exact,
+                "most frequent answer": self.most_frequent_answer.share,
                 "chrF++": self.text.chrf.corpus,
                 "chrF++ of a constant answer": self.text.constant_chrf.corpus,
             }

@@ -6,6 +6,7 @@ The key is read from `$OPENAI_API_KEY` by the client and stored nowhere.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -298,8 +299,10 @@ def _reply(completion: Any) -> Reply:
 
 
 def _said(error: Any) -> str:
-    """What the server says, short."""
+    """What the server says, short, on one line and without the key."""
     body = error.body if isinstance(error.body, dict) else {}
     nested = body.get("error")
     body = nested if isinstance(nested, dict) else body
-    return " ".join(str(body.get("message") or error.message).split())[:_SHOWN]
+    text = " ".join(str(body.get("message") or error.message).split())
+    key = os.environ.get("OPENAI_API_KEY")
+    return (text.replace(key, "***") if key else text)[:_SHOWN]

@@ -78,7 +78,7 @@ def _check(args: argparse.Namespace, card: Card) -> None:
     for name in ("write", "rows", "held_out"):
         if getattr(args, name) < 1:
             flag = f"--{name.replace('_', '-')}"
-            raise UserError("a count below 1", where=flag, allowed="1 and more")
+            raise UserError("a count below 1", where=flag, allowed="1 and more", remedy="raise it")
     own = str(card.anchor).removesuffix(".txt")
     taken = {*RESERVED, own}
     if args.name in taken or not re.fullmatch(r"[\w.-]+", args.name):

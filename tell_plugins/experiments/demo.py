@@ -153,7 +153,10 @@ def _train(training: Training, threads: int, lines: SimpleQueue[int]) -> None:
         train_quietly(training.recipe, label=training.run.name, threads=threads, line=line)
         folder = training.recipe.output_dir
         if not checkpoints(folder):
-            raise MachineError(f"swift sft left no checkpoint in {paths.shown(folder)}")
+            raise MachineError(
+                f"swift sft left no checkpoint in {paths.shown(folder)}",
+                remedy="remove that folder and start the same command again",
+            )
         paths.write_text(training.file, json.dumps(training.stamp, indent=2) + "\n")
     finally:
         lines.put(line)

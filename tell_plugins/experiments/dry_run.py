@@ -33,7 +33,12 @@ class Rates:
 def measured_rates(store: Store, given: float | None) -> Rates:
     """`given` tokens a second, else what the finished runs of the folder took."""
     if given is not None and given <= 0:
-        raise UserError("a rate of 0 or less", where="--rate", allowed="tokens per second")
+        raise UserError(
+            "a rate of 0 or less",
+            where="--rate",
+            allowed="tokens per second, above 0",
+            remedy="leave it out: then the rate of finished runs is taken",
+        )
     trained, seconds, evaluations = 0, 0.0, []
     for folder in sorted(store.runs.glob("*")) if store.runs.is_dir() else []:
         run, facts = read_json(folder / RUN), read_json(folder / TRAINED)

@@ -20,14 +20,14 @@ import yaml
 from tell_plugins.bridge.protocol import MODEL_KEYS
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
-from tell_plugins.core.errors import UserError, UserErrors, unknown
+from tell_plugins.core.errors import UserError, UserErrors, raise_all, unknown
 from tell_plugins.core.mixture import GENERAL, TASK, Mixture, build_mixture, general_card
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec, parse_spec
 from tell_plugins.experiments import derived_cards
-from tell_plugins.experiments.sweep import DERIVED, SPEC_KEYS, Settings, Sweep
-from tell_plugins.recipe.recipes import Recipe, load_recipe
+from tell_plugins.experiments.sweep import DERIVED, SPEC_KEYS, Settings, Sweep, secret_error
+from tell_plugins.recipe.recipes import SECRETS, Recipe, load_recipe
 from tell_plugins.recipe.schedule import Plan, Training, plan
 from tell_plugins.recipe.settings import Settings as SwiftSettings
 from tell_plugins.recipe.swift_keys import swift_keys
@@ -236,6 +236,13 @@ class Planner:
         os.environ["TELL_CARDS"] = cards_environment(cards)
         base = load_recipe(sweep.base)
         self.base = base.with_values(**sweep.flags) if sweep.flags else base
+        raise_all(
+            [
+                secret_error(key, f"flag --{key}" if key in sweep.flags else base.where(key))
+                for key in SECRETS
+                if self.base.get(key)
+            ]
+        )
         self._spec = self.base.spec
         self._done: dict[str, tuple[Planned, Mixture]] = {}
         self._asked: dict[Spec, Evaluation] = {}

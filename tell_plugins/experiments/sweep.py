@@ -35,6 +35,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
 from tell_plugins.core.spec import KEYS
 from tell_plugins.experiments.published import published
+from tell_plugins.recipe.recipes import SECRETS, SECRETS_REMEDY
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Scalar = bool | int | float | str
@@ -225,8 +226,19 @@ def _wrong_settings(sweep: Sweep, where: str) -> Iterator[UserError]:
                 yield UserError(
                     f"'{key}' is set by the sweep", where=f"{where}, {place}", remedy=_OWN[key]
                 )
+            elif key in SECRETS:
+                yield secret_error(key, f"{where}, {place}")
             elif key in DERIVED:
                 yield from _wrong_reference(key, value, names, f"{where}, {place}")
+
+
+def secret_error(key: str, where: str) -> UserError:
+    """A sweep keeps its settings in every run's folder and in its report."""
+    return UserError(
+        f"'{key}' would be kept with the runs and published with their report",
+        where=where,
+        remedy=SECRETS_REMEDY,
+    )
 
 
 def _wrong_plot(sweep: Sweep, where: str) -> Iterator[UserError]:

@@ -53,7 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.jobs is not None and args.jobs < 1:
-        raise UserError("a count below 1", where="--jobs", allowed="1 and more")
+        raise UserError(
+            "a count below 1",
+            where="--jobs",
+            allowed="1 and more",
+            remedy="leave it out for one run a GPU, or one at a time",
+        )
     sweep = _sweep(args)
     store = Store(paths.user_path(args.out or default_root()))
     if args.dry_run:

@@ -57,7 +57,8 @@ def train_quietly(recipe: Recipe, *, label: str, threads: int | None = None, lin
         tail = log.read_text(errors="replace").splitlines()[-_TAIL:]
         raise MachineError(
             f"swift sft failed with exit code {process.returncode}; the end of "
-            f"{paths.shown(log)}:\n" + "\n".join(tail)
+            f"{paths.shown(log)}:\n" + "\n".join(tail),
+            remedy="see the log; the same command goes on with what is not done",
         )
 
 

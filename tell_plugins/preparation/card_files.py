@@ -133,7 +133,10 @@ def make_ready(card: Card, split: str, options: Options) -> State:
         )
     state = state_of(card, split)
     if state.path is None:
-        raise MachineError(f"{spec.build}: was run but made no file '{spec.file}'")
+        raise MachineError(
+            f"{spec.build}: was run but made no file '{spec.file}'",
+            remedy="run it by hand and see what it says",
+        )
     if not state.usable:
         raise _shadowed(state, target)
     _say(split, state, "is ready")

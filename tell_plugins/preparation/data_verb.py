@@ -163,6 +163,7 @@ def _options(args: argparse.Namespace) -> Options:
             f"{args.wait:g} s, {args.tries} tries",
             where="--wait, --tries",
             allowed="more than 0 s, at least 1 try",
+            remedy="leave them out for 60 s and the usual tries",
         )
     folder = paths.user_path(args.folder) if args.folder else None
     places = Places(args.mirror, folder, Patience(timeout=args.wait, tries=args.tries))

@@ -111,7 +111,9 @@ def address_of(url: str | None, name: str, places: Places) -> str:
         return f"{base}/{quote(name)}"
     if url is None:
         raise UserError(
-            f"no address is known for '{name}'", remedy="name a place: --mirror URL, --from DIR"
+            f"no address is known for '{name}'",
+            where="./run.sh data",
+            remedy="name a place: --mirror URL, --from DIR",
         )
     return check_url(url, f"address of '{name}'")
 
@@ -204,7 +206,10 @@ def _copy(folder: Path, proof: Proof, target: Path, name: str) -> str:
         with disk_faults(copy):
             shutil.copyfile(right, copy)
         if not matches(copy, proof):
-            raise MachineError(f"{right}: the copy differs from the file; the disk may be failing")
+            raise MachineError(
+                f"{right}: the copy differs from the file",
+                remedy="the disk may be failing: name another first folder in $TELL_DATA_HOME",
+            )
         place(copy, target)
     finally:
         copy.unlink(missing_ok=True)

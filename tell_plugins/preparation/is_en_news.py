@@ -180,7 +180,9 @@ def read_aligned(source: Path, reference: Path, docids: Path) -> list[Segment]:
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file, blanks at their ends kept. Raises UserError when it is none."""
     if not path.is_file():
-        raise UserError(f"no file '{path}'", remedy="correct the path")
+        raise UserError(
+            f"no file '{path.name}'", where=paths.shown(path.parent), remedy="correct the path"
+        )
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

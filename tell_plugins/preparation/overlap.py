@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 
 from tell_plugins.core import paths
-from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.cards import HELD_OUT, Card, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.rows import Rows, question_of
 from tell_plugins.core.sources import TaskRows, find_file, open_split, open_task
 from tell_plugins.core.spec import is_tell, parse_names, parse_spec
 from tell_plugins.preparation import near_duplicates
 from tell_plugins.preparation.near_duplicates import CONTAINS, EQUAL, KINDS, NEAR, SIMILARITY
-
-HELD_OUT = ("validation", "test")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the report; 0 even when rows overlap, since training drops or reports them."""
     if not 50 <= args.similarity <= 100:
-        raise UserError(f"similarity {args.similarity}", where="--similarity", allowed="50 to 100")
+        raise UserError(
+            f"similarity {args.similarity}",
+            where="--similarity",
+            allowed="50 to 100",
+            remedy=f"leave it out for {SIMILARITY}",
+        )
     card, names = _task(args.what)
     if args.general:
         names = parse_names(args.general, where="--general")

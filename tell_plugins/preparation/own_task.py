@@ -78,6 +78,10 @@ def read_task(args: argparse.Namespace) -> Task:
     for name in ("test", "validation"):
         if name in files:
             files["train"] = without_overlap(files["train"], files[name], name, args.drop_overlap)
+    if "test" in files and "validation" in files:  # else the test rows choose the settings
+        files["validation"] = without_overlap(
+            files["validation"], files["test"], "test", args.drop_overlap, "validation"
+        )
     task = Task(args.name, [], [], [], "", False, "", notes=notes)
     _set_metric(task, args, files)
     if "test" not in files:

@@ -72,7 +72,12 @@ def run(args: argparse.Namespace) -> int:
     if args.model is None:
         raise UserError("--model is missing", where="data selfgen", remedy="--model smollm2")
     if args.rows < 1 or args.max_new_tokens < 1:
-        raise UserError("--rows and --max-new-tokens start at 1", where="data selfgen")
+        raise UserError(
+            "a count below 1",
+            where="--rows, --max-new-tokens",
+            allowed="1 and more",
+            remedy="raise it",
+        )
     values = model_values(args.model, args.model_type, args.template)
     shown_model = Path(str(values["model"])).name
     folder = _card_folder(args, shown_model)

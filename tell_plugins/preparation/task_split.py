@@ -62,8 +62,10 @@ def _lines(pairs: Sequence[tuple[Pair, Pair]]) -> str:
     return shown + (" ..." if len(pairs) > 5 else "")
 
 
-def without_overlap(train: TaskFile, held_out: TaskFile, name: str, drop: bool) -> TaskFile:
-    """The training rows that do not ask what a held-out row asks.
+def without_overlap(
+    train: TaskFile, held_out: TaskFile, name: str, drop: bool, role: str = "training"
+) -> TaskFile:
+    """The training rows (those of `role`) that do not ask what a held-out row asks.
 
     Raises UserError when there are such rows and `drop` does not say to leave them out.
     """
@@ -77,18 +79,18 @@ def without_overlap(train: TaskFile, held_out: TaskFile, name: str, drop: bool) 
     shown = ", ".join(f"line {mine.line} (= line {other.line})" for mine, other in both[:5])
     if not drop:
         raise UserError(
-            f"{len(both)} training rows are {name} rows: {shown}{' ...' if len(both) > 5 else ''}",
+            f"{len(both)} {role} rows are {name} rows: {shown}{' ...' if len(both) > 5 else ''}",
             where=f"{train.path.name}, {held_out.path.name}",
-            remedy=f"remove them from one of the files, or add --drop-overlap to train without "
-            f"them: {name} rows never train",
+            remedy=f"remove them from one of the files, or add --drop-overlap to leave them out: "
+            f"{name} rows neither train nor choose settings",
         )
-    print(f"left out: {len(both)} training rows that are {name} rows ({shown})")
+    print(f"left out: {len(both)} {role} rows that are {name} rows ({shown})")
     kept = [pair for pair, key in zip(train.pairs, keys, strict=True) if key not in places]
     if not kept:
         raise UserError(
-            f"all training rows are {name} rows",
+            f"all {role} rows are {name} rows",
             where=train.path.name,
-            remedy="give other rows to train on",
+            remedy=f"give other {role} rows",
         )
     return TaskFile(train.path, train.form, kept)
 

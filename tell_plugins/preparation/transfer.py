@@ -279,7 +279,8 @@ def _total(response: requests.Response, start: int) -> int | None:
 def _refuse_too_much(url: str, size: int) -> None:
     if size > MAX_BYTES:
         raise MachineError(
-            f"{shown_url(url)}: more than {MAX_BYTES:,} bytes; this is no data set of ours"
+            f"{shown_url(url)}: more than {MAX_BYTES:,} bytes; this is no data set of ours",
+            remedy="check the address (--mirror)",
         )
 
 

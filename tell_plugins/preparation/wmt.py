@@ -57,7 +57,10 @@ def take_member(archive: Path, member: str, target: Path) -> None:
             entry = tar.getmember(member)
             source = tar.extractfile(entry) if entry.isfile() else None
             if source is None or entry.size > MAX_MEMBER:
-                raise MachineError(f"{archive}: '{member}' is no plain file of a sensible size")
+                raise MachineError(
+                    f"{archive}: '{member}' is no plain file of a sensible size",
+                    remedy="it is another archive: fetch it again, or name the right one",
+                )
             with locked(target), paths.atomic_path(target) as temporary:
                 with disk_faults(temporary), temporary.open("wb") as file:
                     shutil.copyfileobj(source, file)

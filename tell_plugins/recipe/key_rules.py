@@ -11,7 +11,7 @@ from typing import Any
 
 from tell_plugins.core.errors import nearest
 from tell_plugins.recipe.findings import Finding, error, warning
-from tell_plugins.recipe.recipes import Recipe, as_json, as_list
+from tell_plugins.recipe.recipes import SECRETS, SECRETS_REMEDY, Recipe, as_json, as_list
 from tell_plugins.recipe.settings import FALSE, TRUE
 from tell_plugins.recipe.swift_keys import SwiftKeys
 
@@ -79,6 +79,12 @@ def check_keys(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
     for key in recipe.values:
         if key not in swift.keys and not (key == "ENV" and swift.takes_yaml_first):
             yield _unknown_key(recipe, key, swift)
+        elif key in SECRETS and key not in recipe.flags and recipe.get(key):
+            yield warning(
+                f"'{key}' in a recipe is read by everyone who reads the recipe",
+                recipe.where(key),
+                SECRETS_REMEDY,
+            )
         elif key in ("train_type", "custom_register_path"):
             yield warning(
                 f"'{key}' is a name of an earlier ms-swift",

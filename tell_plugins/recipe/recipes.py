@@ -16,6 +16,12 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest
 from tell_plugins.core.spec import Spec, is_tell, parse_spec
 
+# keys of ms-swift that hold a password; files of a run and reports must not
+SECRETS = ("hub_token", "push_to_hub_token", "swanlab_token", "swanlab_secret")
+SECRETS_REMEDY = (
+    "leave it out, and export MODELSCOPE_API_TOKEN (HF_TOKEN for Hugging Face, SWANLAB_API_KEY)"
+)
+
 
 @dataclass(frozen=True)
 class Recipe:
