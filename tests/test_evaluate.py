@@ -441,6 +441,18 @@ def test_free_text_is_scored_by_exact_match_and_chrf(cards: None, tmp_path: Path
     assert perfect.constant_chrf == scores.constant_chrf
 
 
+def test_exact_match_stands_beside_that_of_a_constant_answer(cards: None, tmp_path: Path) -> None:
+    folder = save_answers(tmp_path / "a", "free", ["rain it is"] * len(WORDS))
+    shown = scoring.score(folder).headline
+    assert list(shown)[:3] == [
+        "exact match",
+        "exact match of a constant answer",
+        "most frequent answer",
+    ]
+    values = [shown[name].value for name in list(shown)[:3]]
+    assert values == [pytest.approx(1 / 6), pytest.approx(1 / 6), 1.0]
+
+
 def test_free_text_is_compared(
     cards: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,9 +30,10 @@ STUDIES = load_studies(RESULTS)
 
 def test_every_study_can_be_run_again_by_its_command() -> None:
     assert [study.name for study in STUDIES] == [
+        "controls_smollm2_json_115rows_400rows",
         "controls_smollm2_json_15rows_400rows",
         "smollm2_fig11",
-        "smollm2_first",
+        "smollm2_seeds",
     ]
     for study in STUDIES:
         words = study.index["command"].removeprefix("./run.sh sweep ").split()
@@ -63,7 +64,8 @@ def test_runs_at_equal_steps_have_equal_steps_and_all_prompts_were_answered(stud
         if entry.equal_steps:
             assert entry.steps == by_run[entry.equal_steps].steps
         for answers in entry.measured.task:
-            assert answers.settings["rows"] == len(answers.lines) == 200
+            asked = study.index["evaluate"]["rows"]
+            assert answers.settings["rows"] == len(answers.lines) == asked >= 100
 
 
 def test_a_point_that_trained_nothing_is_named_not_its_method() -> None:
@@ -97,7 +99,7 @@ def test_a_sweep_finds_the_published_runs_again(tmp_path: Path) -> None:
         assert planned.folder == path.parent.name
         assert planned.base.id == PlannedBase(settings, base.evaluation).id
         found += 1
-    assert found == 20
+    assert found == 27
 
 
 def test_nothing_published_names_a_machine_or_another_host() -> None:
