@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tell_plugins.experiments import tables
 from tell_plugins.experiments.collect import collect
 from tell_plugins.experiments.measures import Judge
 from tell_plugins.experiments.results import ReferenceShelf, load_studies, read_lines
-from tests.made_results import MadeResults, made_controls, made_curve
+from tests.made_results import CARD, EVALUATION, MadeResults, made_controls, made_curve
 
 # what ends a line for Python's str.splitlines, and not for JSON
 ODD = "one\u2028two\u2029three\u0085four"
@@ -143,3 +144,72 @@ def test_an_index_that_names_no_base_has_one_a_card(tmp_path: Path) -> None:
     base = study.base_of(study.entries[-1])
     assert base is not None
     assert base.name == "base model"
+
+
+# --- damaged folders -----------------------------------------------------------------------------
+
+TELL = "runs/TELL--42"
+ANSWERS = f"{TELL}/eval/{EVALUATION}/checkpoint-1/test-greedy/answers.jsonl"
+LOSSES = f"{TELL}/eval/{EVALUATION}/checkpoint-1/general/losses.jsonl"
+
+
+def _lines(change: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+
+    return damage
+
+
+def _text(text: str) -> Callable[[Path], None]:
+    return lambda path: path.write_text(text) and None
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "told"),
+    [
+        (ANSWERS, _lines(lambda lines: lines + lines[:51]), "51 answers stand twice"),
+        (ANSWERS, _lines(lambda lines: lines[:-50]), "50 rows, but 100 were asked"),
+        (ANSWERS, _lines(lambda lines: [*lines[:-1], lines[-1][:9]]), "99 rows, but 100"),
+        (ANSWERS, _lines(lambda lines: ["[1]\n", *lines[1:]]), "line 1: key 'id' is missing"),
+        (ANSWERS, Path.unlink, "0 rows, but 100 were asked"),
+        (ANSWERS.replace("answers.jsonl", "settings.json"), Path.unlink, "answers to the task are"),
+        (ANSWERS.replace("answers.jsonl", "settings.json"), _text("[]"), "no settings of answers"),
+        (LOSSES, _lines(lambda lines: lines[:-3]), "27 rows, but 30 were asked"),
+        (f"{TELL}/trained.json", Path.unlink, "trained.json: missing, or not what"),
+        (f"{TELL}/run.json", _text("[]"), "run.json: missing, or not what"),
+        ("sweeps/made.json", _text("{}"), "no index of a sweep: 'name' is missing"),
+        ("sweeps/made.json", _text("[]"), "no index of a sweep"),
+        (f"references/{CARD}-test.json", _text('{"a": 1}'), "no right answers of a split"),
+    ],
+)
+def test_damage_is_told_not_counted(
+    name: str,
+    damage: Callable[[Path], None],
+    told: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = MadeResults(tmp_path)
+    made.base()
+    made.run("TELL", adherent=0.6)
+    made.index("made", "Made", [42])
+    (tmp_path / "references").mkdir()
+    damage(tmp_path / name)
+    assert cli.main(["report", str(tmp_path)]) == 1
+    shown = capsys.readouterr().err
+    assert told in shown
+    assert "remedy:" in shown
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_file_is_no_folder_for_a_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = MadeResults(tmp_path / "made")
+    made.base()
+    made.index("made", "Made", [42])
+    (tmp_path / "page.html").write_text("mine")
+    for flag in ("--out", "--collect"):
+        assert cli.main(["report", str(made.root), flag, str(tmp_path / "page.html")]) == 1
+        assert "a file, where a folder is to be written" in capsys.readouterr().err
+    assert (tmp_path / "page.html").read_text() == "mine"

@@ -24,6 +24,7 @@ from tell_plugins.experiments.results import (
     load_studies,
     read_text,
 )
+from tell_plugins.experiments.whole import refuse_damaged
 
 _RUN_FILES = ("run.json", "trained.json", "failed.json", "train/manifest.json")
 _EVAL_FILES = ("evaluated.json", "failed.json")
@@ -44,6 +45,7 @@ def collect(root: Path, target: Path) -> list[Path]:
             where=paths.shown(target),
             remedy="name another, such as results/NAME",
         )
+    refuse_damaged(studies)
     for study in studies:
         refuse_other_sweep(target, study.index, "name another folder with --collect")
     written: list[Path] = []

@@ -16,6 +16,7 @@ from tell_plugins.experiments.measures import Judge
 from tell_plugins.experiments.page import Figure, Section, anchors, render
 from tell_plugins.experiments.published import published
 from tell_plugins.experiments.results import ReferenceShelf, Study, load_studies
+from tell_plugins.experiments.whole import refuse_damaged
 
 TABLES, PICTURES, PAGE = "tables", "pictures", "report.html"
 # what a study's files are called after its name; others in the same folders are not the report's
@@ -47,9 +48,10 @@ def write_report(root: Path, out: Path) -> list[Path]:
     """Write tables, pictures and page of the sweeps in `root`; the files, the page last.
 
     Tables and pictures that only the earlier report in `out` has are removed. Raises UserError for
-    a folder without sweeps, or when the right labels are nowhere to be had.
+    a folder without sweeps, damaged answers, or when the right labels are nowhere to be had.
     """
     studies = load_studies(root)
+    refuse_damaged(studies)
     judge = Judge(ReferenceShelf(root))
     reports = [report_on(study, judge) for study in tracked(studies, "reading", "sweeps")]
     earlier = _earlier_studies(out / PAGE)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import card_names
+from tell_plugins.core.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +26,13 @@ def run(args: argparse.Namespace) -> int:
     from tell_plugins.experiments.report import write_report
 
     root = paths.user_path(args.folder)
+    for flag, given in (("--out", args.out), ("--collect", args.collect)):
+        if given and paths.user_path(given).exists() and not paths.user_path(given).is_dir():
+            raise UserError(
+                "a file, where a folder is to be written",
+                where=f"{flag} {given}",
+                remedy="name a folder",
+            )
     _know_cards(root)
     if args.collect:
         target = paths.user_path(args.collect)

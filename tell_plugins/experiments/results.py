@@ -257,7 +257,28 @@ def load_studies(root: Path) -> list[Study]:
             allowed="the folder of ./run.sh sweep (output/sweeps), or one below results/",
             remedy="./run.sh sweep FILE, then ./run.sh report DIR",
         )
-    return [_study(root, read_json(path)) for path in files]
+    return [_study(root, _index(path)) for path in files]
+
+
+_INDEX = ("name", "title", "seeds", "evaluate", "plot", "metric", "entries", "bases")
+_ENTRY = ("run", "evaluation", "card")
+
+
+def _index(path: Path) -> dict[str, Any]:
+    """A sweep's index. Raises UserError for what is none."""
+    found = read_json(path)
+    missing = list(_INDEX) if not isinstance(found, dict) else [k for k in _INDEX if k not in found]
+    if not missing:
+        records = [*found["entries"], *found["bases"]]
+        missing = [k for record in records for k in _ENTRY if k not in record]
+        missing += [k for record in found["entries"] for k in ("method",) if k not in record]
+    if missing:
+        raise UserError(
+            f"no index of a sweep: '{missing[0]}' is missing",
+            where=paths.shown(path),
+            remedy="restore the file, or call the sweep again, which writes it",
+        )
+    return dict(found)
 
 
 def _study(root: Path, index: dict[str, Any]) -> Study:
@@ -317,11 +338,26 @@ class ReferenceShelf:
         """UserError when they were not collected and the data is not on this machine."""
         if (card, split) not in self._known:
             saved = read_json(self._root / REFERENCES / f"{card}-{split}.json")
-            self._known[card, split] = References(**saved) if saved else references(card, split)
+            self._known[card, split] = (
+                _saved_references(saved, self._root / REFERENCES / f"{card}-{split}.json")
+                if saved is not None
+                else references(card, split)
+            )
         return self._known[card, split]
 
     def all(self) -> Iterator[References]:
         yield from self._known.values()
+
+
+def _saved_references(saved: Any, path: Path) -> References:
+    try:
+        return References(**saved)
+    except TypeError:
+        raise UserError(
+            "no right answers of a split",
+            where=paths.shown(path),
+            remedy="restore the file, or remove it where the card's data is on this machine",
+        ) from None
 
 
 def references(card_name: str, split: str) -> References:
