@@ -22,7 +22,7 @@ raise {error}
     [
         ("UserError('typo')", 1, False),
         ("MachineError('no space')", 2, False),
-        ("ValueError('oops')", 2, True),
+        ("ValueError('oops')", 1, True),
     ],
 )
 def test_faults_leave_with_their_code(error: str, code: int, trace: bool) -> None:

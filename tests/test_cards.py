@@ -15,11 +15,20 @@ from tell_plugins.core import paths, sources
 from tell_plugins.core.anchors import resolve_anchor
 from tell_plugins.core.cards import Card, card_names, find_card, load_card
 from tell_plugins.core.errors import UserError, UserErrors
+from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import find_file, need_file, open_split, open_task
-from tell_plugins.core.spec import Amount
+from tell_plugins.core.spec import Amount, parse_spec
 from tests.conftest import MakeCard
 
 SHIPPED = sorted(path.parent.name for path in paths.CARDS.glob("*/card.yaml"))
+
+
+def test_the_projects_own_cards_hold_their_default_mixtures() -> None:
+    """Their rows are here, so the amount that a card names can be drawn."""
+    for name in SHIPPED:
+        card = load_card(name)
+        if card.kind == "task" and (card.folder / card.split("train").file).is_file():
+            assert len(build_mixture(parse_spec(f"tell/{name}"))) > 0
 
 
 def test_number_of_shipped_cards() -> None:

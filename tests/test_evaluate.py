@@ -114,6 +114,8 @@ def test_a_folder_says_what_is_not_the_default(flags: list[str], name: str, tmp_
         ("en_xx", ["--learned", "bleurt", "--bleurt", "./gone"], "no checkpoint at './gone'"),
         ("tiny_task", ["--decoding", "gredy"], "did you mean 'greedy'?"),
         ("tiny_task", ["--decoding", "paper", "--seeds", "1,x"], "bad seeds '1,x'"),
+        ("tiny_task", ["--seeds", "x"], "bad seeds 'x'"),
+        ("tiny_task", ["--seeds", "1,2"], "greedy answers are the same for each"),
         ("tiny_task", ["--engine", "vlm"], "did you mean 'vllm'?"),
         ("tiny_task", ["--model-name", "m"], "a server's model is named"),
         ("tiny_task", ["--rows", "0"], "--rows: 0 is too small"),

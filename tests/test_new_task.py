@@ -705,6 +705,28 @@ def test_validation_rows_are_no_test_rows(
     assert "left out: 2 validation rows that are test rows" in out
 
 
+def test_one_broken_answer_does_not_make_a_text_task(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of()
+    path = write_table(tmp_path / "rows.jsonl", [*rows, {"query": "More?", "response": '{"a": x}'}])
+    message = fails(tmp_path, capsys, "--train", str(path))
+    assert f"1 of {len(rows) + 1} responses are no JSON object: line {len(rows) + 1}" in message
+    assert new(tmp_path, "--train", str(path), "--metric", "text") == 0
+
+
+def test_numbers_are_looked_for_before_a_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"query": f"Row {n}?", "response": f"It is {n}."} for n in range(12)]
+    broken = [*rows[:4], {**rows[4], "response": "None."}, *rows[5:]]
+    path = write_table(tmp_path / "other.jsonl", broken)
+    message = fails(tmp_path, capsys, "--train", str(path), "--metric", "number")
+    assert "1 of 12 responses hold none; the first is at line 5" in message
+    path = write_table(tmp_path / "rows.jsonl", rows)
+    assert new(tmp_path, "--train", str(path), "--metric", "number") == 0
+
+
 def test_only_the_overlapping_row_of_a_line_is_left_out(tmp_path: Path) -> None:
     """Rows of a JSON array share lines."""
     pairs = [json.dumps(row) for row in rows_of(count=10)]
@@ -810,7 +832,7 @@ def test_what_is_missing_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixt
     mixed = [*rows_of(), {"query": "And?", "response": "No JSON."}]
     path = write_table(tmp_path / "mixed.jsonl", mixed)
     message = fails(tmp_path, capsys, "--train", str(path), "--metric", "json")
-    assert "not all responses are JSON objects" in message
+    assert "1 of 13 responses are no JSON object: line 13" in message
 
 
 def test_an_unknown_model_names_the_known_ones(

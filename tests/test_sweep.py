@@ -67,6 +67,9 @@ def _plan(world: World, **keys: Any) -> Any:
         ({"metods": {}}, "unknown key 'metods'", "did you mean 'methods'?"),
         ({"evaluate": {"row": 3}}, "unknown key 'evaluate.row'", "did you mean 'rows'?"),
         ({"plot": {"x": "tokens"}}, "key 'plot.x' is 'tokens'", "correct it"),
+        ({"evaluate": {"decoding": "gredy"}}, "did you mean 'greedy'?", "correct it"),
+        ({"evaluate": {"split": "train"}}, "the rows of split 'train' train", "correct it"),
+        ({"evaluate": {"seeds": [1, 2]}}, "greedy answers are the same", "correct it"),
         ({"grid": {"task": []}}, "'task' has no values", "correct it"),
         ({"grid": {"task": ["4rows", "4rows"]}}, "'task' has a value twice", "correct it"),
         ({"grid": {"seed": [1]}}, "'seed' is set by the sweep", "list it under 'seeds'"),
@@ -520,6 +523,15 @@ def test_wrong_arguments(
     shown = capsys.readouterr().err
     assert told in shown
     assert "hf_x" not in shown
+
+
+def test_more_rows_than_there_are_is_seen_before_a_training(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = str(world.sweep(evaluate={"rows": 5000, "general_rows": 4}))
+    assert _main("sweep", sweep, "--dry-run", "--out", str(world.root / "out")) == 1
+    shown = capsys.readouterr()
+    assert "5000 rows asked, split 'test' has" in shown.out + shown.err
 
 
 def test_flags_win_over_the_base_recipe(world: World) -> None:

@@ -60,7 +60,8 @@ def _datasets(argv: list[str]) -> Iterator[str]:
 def _install_excepthook() -> None:
     """Show a user's mistake, or the machine's, as one message; else the traceback stays.
 
-    The process ends with 1 after a user's mistake, with 2 after anything else.
+    The process ends with 2 after a fault of the machine; with 1 after all others, ms-swift's own
+    among them, as Python does.
     """
     previous = sys.excepthook
     if getattr(previous, "_tell", False):
@@ -71,7 +72,7 @@ def _install_excepthook() -> None:
             print(f"\n{error}", file=sys.stderr)
         else:
             previous(kind, error, trace)
-        if not isinstance(error, (UserError, KeyboardInterrupt)):
+        if isinstance(error, MachineError):
             raise SystemExit(2)  # from a hook this sets the exit code
 
     hook._tell = True  # type: ignore[attr-defined]

@@ -330,10 +330,8 @@ def _engine(args: argparse.Namespace, recipe: Recipe, adapters: list[Adapter]) -
 
 
 def _seeds(args: argparse.Namespace) -> list[int]:
-    if args.decoding == "greedy":
-        return [42]
     try:
-        return [int(part) for part in args.seeds.split(",")]
+        seeds = [int(part) for part in args.seeds.split(",")]
     except ValueError:
         raise UserError(
             f"bad seeds '{args.seeds}'",
@@ -341,6 +339,15 @@ def _seeds(args: argparse.Namespace) -> list[int]:
             allowed="42 or 42,43,44",
             remedy="integers, separated by commas",
         ) from None
+    if args.decoding != "greedy":
+        return seeds
+    if len(seeds) > 1:
+        raise UserError(
+            f"{len(seeds)} seeds, but greedy answers are the same for each",
+            where="--seeds",
+            remedy="--decoding paper, which samples, or one seed",
+        )
+    return [42]
 
 
 def folder_name(args: argparse.Namespace, seed: int) -> str:

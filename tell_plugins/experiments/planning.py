@@ -355,7 +355,13 @@ class Planner:
         wanted = self.sweep.evaluate
         card = load_card(asked.card)
         assert card.general is not None
-        open_task(card, wanted.split, asked.anchor)
+        task = open_task(card, wanted.split, asked.anchor)
+        if wanted.rows is not None and wanted.rows > len(task):
+            raise UserError(
+                f"{wanted.rows} rows asked, split '{wanted.split}' has {len(task)}",
+                where=f"{self.sweep.name}, card '{card.name}'",
+                remedy=f"evaluate: {{rows: {len(task)}}} or less (with --controls: --rows)",
+            )
         if wanted.general_rows:
             first = self._first_source(card)
             source = derived_cards.with_held_out(

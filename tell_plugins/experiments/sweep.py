@@ -31,7 +31,9 @@ from pydantic import (
     model_validator,
 )
 
+from tell_plugins.bridge.protocol import DECODINGS
 from tell_plugins.core import paths
+from tell_plugins.core.cards import HELD_OUT
 from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
 from tell_plugins.core.spec import KEYS
 from tell_plugins.experiments.published import published
@@ -76,6 +78,20 @@ class Evaluate(_Strict):
     max_new_tokens: int | None = Field(default=None, ge=1)
     anchor: Text | None = None  # default: as the run was trained
     engine: Literal["transformers", "vllm"] = "transformers"
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Evaluate:
+        if self.decoding not in DECODINGS:
+            match = nearest(self.decoding, DECODINGS)
+            raise ValueError(
+                f"decoding '{self.decoding}' is none of {', '.join(DECODINGS)}"
+                + (f"; did you mean '{match}'?" if match else "")
+            )
+        if self.decoding == "greedy" and len(self.seeds) > 1:
+            raise ValueError("greedy answers are the same for each seed: give one, or sample")
+        if self.split not in HELD_OUT:
+            raise ValueError(f"the rows of split '{self.split}' train; score {', '.join(HELD_OUT)}")
+        return self
 
 
 class Plot(_Strict):

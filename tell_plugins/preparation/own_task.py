@@ -30,6 +30,7 @@ from tell_plugins.preparation.task_split import (
 
 METRICS = ("json", "translation", "number", "text")
 SPLITS = ("train", "validation", "test")
+_FEW_BROKEN = 0.1  # a share of responses that are no JSON, up to which they are mistakes
 LEAST_FRONT = 40  # characters that rows must share to be taken for an anchor unasked
 _NUMBER = re.compile(r"\s*[-+]?[\d.,]+\s*|[\s\S]*####\s*[-+$]?[\d.,]+\s*")
 
@@ -128,7 +129,12 @@ def _set_metric(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]
     train = files["train"]
     responses = [pair.response for pair in train.pairs]
     objects = parse_objects(responses)
+    if objects is None and args.metric in (None, "json") and args.schema is None:
+        _refuse_broken_objects(train)
     metric = args.metric or _metric_of(args, objects, responses)
+    if metric == "number":
+        for file in files.values():
+            _need_numbers(file)
     if metric != "json" and (args.schema or args.label):
         raise UserError(
             f"--schema and --label belong to JSON answers, but the metric is '{metric}'",
@@ -158,6 +164,31 @@ def _set_metric(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]
             task.notes.append("no property is taken for the label; name one with --label")
     if metric == "translation":
         task.languages = _languages(args.languages)
+
+
+def _refuse_broken_objects(train: TaskFile) -> None:
+    """Raise UserError where nearly all responses are JSON objects: the others are mistakes."""
+    broken = [pair for pair in train.pairs if parse_objects([pair.response]) is None]
+    if broken and len(broken) <= len(train.pairs) * _FEW_BROKEN:
+        lines = ", ".join(f"line {pair.line}" for pair in broken[:5])
+        raise UserError(
+            f"{len(broken)} of {len(train.pairs)} responses are no JSON object: {lines}"
+            + (" ..." if len(broken) > 5 else ""),
+            where=paths.shown(train.path),
+            remedy="mend them, or --metric text where answers need not be JSON",
+        )
+
+
+def _need_numbers(file: TaskFile) -> None:
+    without = [pair for pair in file.pairs if not any(map(str.isdecimal, pair.response))]
+    if without:
+        raise UserError(
+            f"metric 'number', but {len(without)} of {len(file.pairs)} responses hold none; the "
+            f"first is at line {without[0].line}",
+            where=paths.shown(file.path),
+            allowed="a response that ends with `#### <number>`, or holds a number",
+            remedy="correct the rows, or name another --metric",
+        )
 
 
 def _metric_of(

@@ -57,6 +57,7 @@ _VALUES = {
     "eval_strategy": ("no", "steps", "epoch"),
     "logging_strategy": ("no", "steps", "epoch"),
 }
+_SHARES = ("warmup_ratio", "lora_dropout")  # which some give in percent
 # the least and the greatest of numbers that ms-swift takes as they come, or refuses late
 _RANGES = {
     "learning_rate": (0.0, math.inf),
@@ -71,6 +72,7 @@ _RANGES = {
     "lora_alpha": (1.0, math.inf),
     "lora_dropout": (0.0, 1.0),
     "max_length": (1.0, math.inf),
+    "seed": (0.0, 2.0**32 - 1),
 }
 
 
@@ -125,6 +127,13 @@ def check_values(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
                 f"'{key}' is empty, which ms-swift reads as the text 'None'",
                 recipe.where(key),
                 "remove the key, or give it a value",
+            )
+            continue
+        if key == "output_dir" and not str(value).strip():
+            yield error(
+                "'output_dir' is empty: checkpoints would go into the project's own folder",
+                recipe.where(key),
+                "write 'output_dir: output/NAME'",
             )
             continue
         finding = _check_type(recipe, key, value, swift.keys[key]["type"])
@@ -241,7 +250,7 @@ def _check_range(recipe: Recipe, key: str, value: Any) -> Finding | None:
     if low <= number <= high:
         return None
     remedy = "correct the value"
-    if high < number <= 100 * high:
+    if key in _SHARES and high < number <= 100 * high:
         remedy = f"write {number / 100:g} if {number:g} % is meant"
     elif low <= -number <= high:
         remedy = "remove the minus sign, or the key"
