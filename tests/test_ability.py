@@ -183,7 +183,7 @@ def test_without_the_second_environment_its_set_up_is_named(
     [
         (["--url", "http://127.0.0.1:1/v1"], "--model-name"),
         (["--url", "http://127.0.0.1:1/v1", "--model-name", "m", "--base"], "decides itself"),
-        (["--rows", "0"], "--rows 0"),
+        (["--rows", "0"], "--rows: 0 rows"),
     ],
 )
 def test_wrong_options_are_said(

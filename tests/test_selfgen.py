@@ -246,7 +246,7 @@ def test_a_model_that_writes_nothing_usable_is_told_so(
     ("flags", "problem"),
     [
         (("--rows", "5"), "--model is missing"),
-        (("--model", "smollm2", "--rows", "0"), "start at 1"),
+        (("--model", "smollm2", "--rows", "0"), "--rows, --max-new-tokens: a count below 1"),
         (("--model", "smollm2", "--name", "a b"), "bad name 'a b'"),
         (("--model", "smollm2", "--name", ".."), "bad name '..'"),
         (("--model", "smollm2", "--name", "gsm8k"), "there is another card 'gsm8k'"),
