@@ -16,9 +16,9 @@ from tell_plugins.core.anchors import resolve_anchor
 from tell_plugins.core.cards import Card, card_names, find_card, load_card
 from tell_plugins.core.errors import UserError, UserErrors
 from tell_plugins.core.mixture import build_mixture
-from tell_plugins.core.sources import find_file, need_file, open_split, open_task
+from tell_plugins.core.sources import blob_id, find_file, need_file, open_split, open_task
 from tell_plugins.core.spec import Amount, parse_spec
-from tests.conftest import MakeCard
+from tests.conftest import MakeCard, write_rows
 
 SHIPPED = sorted(path.parent.name for path in paths.CARDS.glob("*/card.yaml"))
 
@@ -342,7 +342,11 @@ def test_where_a_file_is_looked_for(tmp_path: Path, make_card: MakeCard) -> None
         need_file(card, "train")
     assert "./run.sh data t" in str(caught.value)
     assert str(home) in str(caught.value)
-    for place in ("any_folder/train.jsonl", "train.jsonl", "t/train.jsonl"):  # each beats the last
+    for place in ("any_folder/train.jsonl", "T/train.jsonl", "t/old/train.jsonl"):  # of others
+        (home / place).parent.mkdir(parents=True, exist_ok=True)
+        (home / place).write_bytes((tmp_path / "kept.jsonl").read_bytes())
+        assert find_file(card, "train") is None
+    for place in ("train.jsonl", "t/train.jsonl"):  # each beats the last
         (home / place).parent.mkdir(parents=True, exist_ok=True)
         (home / place).write_bytes((tmp_path / "kept.jsonl").read_bytes())
         assert find_file(card, "train") == home / place
@@ -358,43 +362,37 @@ def test_a_file_of_another_card_is_not_taken(tmp_path: Path, make_card: MakeCard
     assert find_file(load_card("t"), "train") is None
 
 
-def test_cards_that_declare_the_very_same_file_share_it(tmp_path: Path) -> None:
-    card = load_card("halu_cot_json_spans")
-    theirs = tmp_path / "data" / "halu_cot_json" / card.splits["test"].file
-    theirs.parent.mkdir(parents=True)
-    theirs.write_text('{"prompt": "q", "response": "r"}\n')
-    assert find_file(card, "test") == theirs
-    _write(tmp_path, "broken: [", name="elsewhere")  # a broken neighbour does not stand in the way
-    (tmp_path / "data" / "elsewhere").mkdir()
-    (tmp_path / "data" / "elsewhere" / card.splits["test"].file).write_text("{}")
-    assert find_file(card, "test") == theirs
+def test_a_card_may_name_a_path(tmp_path: Path, make_card: MakeCard) -> None:
+    splits = {"train": {"file": "shared/rows.jsonl"}}
+    make_card("t", train=[{"q": "1", "r": "2"}], splits=splits)
+    path = write_rows(tmp_path / "data" / "shared" / "rows.jsonl", [{"q": "1", "r": "2"}])
+    assert find_file(load_card("t"), "train") == path
 
 
-def test_two_folders_with_the_file_are_not_guessed_between(
+def test_cards_that_declare_the_very_same_file_share_it(
     tmp_path: Path, make_card: MakeCard
 ) -> None:
-    folder = make_card("t", train=[{"q": "1", "r": "2"}])
-    (folder / "train.jsonl").unlink()
-    for name in ("new", "old"):
-        path = tmp_path / "data" / name / "train.jsonl"
-        path.parent.mkdir(parents=True)
-        path.write_text(f'{{"q": "{name}", "r": "4"}}\n')
-    with pytest.raises(UserError, match="several files may be split 'train' of card 't'"):
-        find_file(load_card("t"), "train")
-
-
-def test_a_folder_that_cannot_be_entered_is_passed_over(make_card: MakeCard) -> None:
-    make_card("t", train=[{"q": "1", "r": "2"}])
+    rows = [{"q": "1", "r": "2"}]
+    theirs = write_rows(tmp_path / "data" / "official" / "rows.jsonl", rows)
+    split = {"file": "rows.jsonl", "blob": blob_id(theirs)}
+    make_card("t", train=rows, splits={"train": {"file": "train.jsonl"}, "test": split})
     card = load_card("t")
+    assert find_file(card, "test") == theirs
+    write_rows(theirs, [{"q": "1", "r": "3"}])  # the name alone does not make it the file
+    assert find_file(card, "test") is None
+
+
+def test_a_folder_that_cannot_be_entered_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory() as place:  # one that other users may enter
         home = Path(place)
         home.chmod(0o755)
         (home / "lost+found").mkdir(mode=0)
+        monkeypatch.setenv("TELL_DATA_HOME", place)
         was = os.geteuid()
         if was == 0:  # to the superuser nothing is closed
             os.seteuid(65534)
         try:
-            assert sources._in_some_folder(home, card, "train") is None
+            assert sources._with_content("train.jsonl", "0" * 40) is None
         finally:
             os.seteuid(was)
 

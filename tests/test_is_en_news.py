@@ -426,7 +426,7 @@ def test_long_new_pairs_become_a_split(
     path = tmp_path / "memory.tmx"
     units = [
         unit(LONG, LANG),
-        unit(LONG.upper() + "!", "Sama setning"),  # repeated but for case and punctuation
+        unit(LONG.upper() + ".", "Sama setning"),  # repeated but for case and a full stop
         unit(LONG + " more", LANG.title()),  # its Icelandic side is repeated
         unit(" ".join(LONG.split()[:50]), "Of stutt"),
         unit(held_out.title(), "Próf"),

@@ -36,15 +36,17 @@ def general(tmp_path: Path, queries: list[str]) -> Rows:
     ("query", "kind", "held_out"),
     [
         (QUERIES[0], EQUAL, 0),
-        ("name three rivers of south america -- and the countries they flow through", EQUAL, 0),
-        ("  HOW do I bake\nbread ", EQUAL, 1),
+        ("name three rivers of south america and the countries they flow through", EQUAL, 0),
+        ("name three rivers of south america -- and the countries they flow through", 2, 0),
+        ("  HOW do I bake\nbread? ", EQUAL, 1),
+        ("how do I bake bread", NEAR, 1),
         ("Name four rivers of South America and the countries they flow through.", NEAR, 0),
         ("Name three long rivers of South America and countries they flow through.", NEAR, 0),
         ("Please: how do I bake bread?", NEAR, 1),
         (f"Answer in Danish. {QUERIES[2]} Use no rhymes, and give it a title in Icelandic.", 2, 2),
         ("Name three rivers of North Africa.", NONE, -1),
         ("How do I bake a cake with three layers?", NONE, -1),
-        ("???", EQUAL, 3),  # nothing is left when normalised: compared as it stands
+        ("???", EQUAL, 3),  # no words: compared as it stands
         ("!!!", NONE, -1),
         ("Something else altogether", NONE, -1),
     ],
@@ -153,7 +155,7 @@ def cards(make_card: MakeCard) -> None:
         "plain",
         kind="general",
         train=[
-            {"q": "How do I bake bread!", "r": "With flour."},
+            {"q": "HOW do I  bake bread?", "r": "With flour."},
             {
                 "q": "Name four rivers of South America and the countries they flow through",
                 "r": "x",
@@ -177,7 +179,7 @@ def test_report(cards: None, tmp_path: Path, what: str, capsys: pytest.CaptureFi
     assert "plain: 3 rows" in out
     assert "1  33.333%  are a held-out query but for case" in out
     assert "1  33.333%  are nearly one (similarity 80" in out
-    assert "How do I bake bread!   (line 1)" in out
+    assert "HOW do I bake bread?   (line 1)" in out
     assert "(test, line 2)" in out
     found = [json.loads(line) for line in out_file.open()]
     assert [(row["kind"], row["line"], row["held_out"]) for row in found] == [

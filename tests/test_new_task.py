@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from tell_plugins.cli import main
+from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
@@ -23,6 +25,7 @@ from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.preparation.answer_schema import infer_schema, label_of
 from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns, read_task_file
+from tell_plugins.preparation.task_recipe import PATTERNS, pattern_for
 from tell_plugins.preparation.task_split import count_test_labels, labels_of, split_off_test
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import PROJECT, write_rows
@@ -232,7 +235,29 @@ def test_a_pattern_that_cannot_be_rewritten_is_refused(
     assert not (tmp_path / "cards").exists()
 
 
-@pytest.mark.parametrize("model", ["qwen", "llama2", "gemma", "smollm2"])
+def test_a_recipe_of_ones_own_is_no_pattern_unless_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier task's recipe, edited: its learning rate is not the next task's."""
+    shutil.copytree(PROJECT / "recipes", tmp_path / "recipes")
+    monkeypatch.setattr(paths, "RECIPES", tmp_path / "recipes")
+    path = write_table(tmp_path / "rows.jsonl", rows_of())
+    assert new(tmp_path, "--train", str(path), name="a") == 0
+    mine = tmp_path / "recipes" / "smollm2_a.yaml"
+    mine.write_text(mine.read_text().replace("learning_rate: 4.0e-3", "learning_rate: 1.0e-6"))
+    assert pattern_for("smollm2", "json").path == tmp_path / "recipes" / "smollm2_sample.yaml"
+    assert pattern_for(str(mine), "json").path == mine
+
+
+def test_the_patterns_are_the_packs_recipes() -> None:
+    models = {path.stem.split("_")[0] for path in (PROJECT / "recipes").glob("*.yaml")}
+    assert set(PATTERNS) == models
+    for names in PATTERNS.values():
+        for name in names:
+            assert pattern_for(f"recipes/{name}.yaml", "json").name == name
+
+
+@pytest.mark.parametrize("model", list(PATTERNS))
 def test_every_model_has_a_recipe_to_start_from(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -659,7 +684,7 @@ def test_duplicate_rows_are_kept_once_and_told(
 ) -> None:
     rows = rows_of()
     rows.append(dict(rows[0]))
-    rows.append({"query": rows[1]["query"].upper() + "!", "response": rows[1]["response"]})
+    rows.append({"query": rows[1]["query"].upper() + " ", "response": rows[1]["response"]})
     rows.append({"query": rows[2]["query"], "response": rows[0]["response"]})
     path = write_table(tmp_path / "rows.jsonl", rows)
     assert new(tmp_path, "--train", str(path)) == 0

@@ -18,8 +18,8 @@ TEST = [{"q": f"What is the capital of country {n}?", "r": "no"} for n in range(
 GENERAL = [{"q": f"general {n}", "r": "text"} for n in range(40)]
 LEAKS = [
     {"q": "What is the capital of country 0?", "r": "A city."},
-    {"q": "what is  the capital of country 1", "r": "A city."},  # case, spacing, punctuation
-    {"q": "What is the capital of country 1 ??", "r": "Another."},
+    {"q": "what is  the capital of country 1?", "r": "A city."},  # case, spacing
+    {"q": "What is the cap\u00adital of\u200b country 1\uff1f", "r": "Another."},  # not to be seen
 ]
 NEAR = [{"q": "What is the capital of country 2? Explain.", "r": "A longer question."}]
 
@@ -58,7 +58,7 @@ def test_general_rows_that_are_test_queries_are_dropped() -> None:
 
 def test_a_general_cards_own_held_out_rows_never_train(make_card: MakeCard) -> None:
     """Whatever `overlap` says: forgetting is measured on them."""
-    held = [{"q": "general 3", "r": "another text"}, {"q": "General  5?", "r": "text"}]
+    held = [{"q": "general 3", "r": "another text"}, {"q": "General  5.", "r": "text"}]
     splits = {name: {"file": f"{name}.jsonl"} for name in ("train", "heldout")}
     folder = make_card("plain", kind="general", train=GENERAL, splits=splits)
     write_rows(folder / "heldout.jsonl", held)
@@ -185,7 +185,7 @@ def test_only_the_question_of_a_query_is_compared(make_card: MakeCard) -> None:
 
 @pytest.mark.parametrize("overlap", ["drop", "keep"])
 @pytest.mark.parametrize(
-    "query", ["What is the capital of country 3?", "WHAT is the capital of country 3"]
+    "query", ["What is the capital of country 3?", "WHAT is the\u200b  capital of country 3?"]
 )
 def test_a_test_row_among_the_training_rows_is_an_error(
     make_card: MakeCard, query: str, overlap: str

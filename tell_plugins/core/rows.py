@@ -28,7 +28,7 @@ from tell_plugins.core.progress import tracked
 from tell_plugins.core.rowfiles import read_records
 from tell_plugins.core.text import comparison_keys, row_id
 
-FORMAT = 2  # raised when the stored columns change their meaning
+FORMAT = 3  # raised when the stored columns change their meaning, as comparison keys do
 MAX_CHARS = 200_000  # one text; about 50,000 tokens, beyond any context this project trains
 LISTED = 1000  # malformed rows that are listed one by one
 _BATCH = 4096

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ import numpy.typing as npt
 
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import Anchor, resolve_anchor, shared_front
-from tell_plugins.core.cards import Card, card_names, load_card
+from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.rows import Rows, Texts, file_sha256, open_rows, question_of
+from tell_plugins.core.rows import Rows, Texts, open_rows, question_of
 from tell_plugins.core.text import comparison_keys, row_id
 from tell_plugins.core.tokens import TokenCounter
 
@@ -24,51 +25,39 @@ _INLINE_SPLITS = ("train", "validation", "test")
 def find_file(card: Card, split: str) -> Path | None:
     """The file of a split, or None when it is not on this machine.
 
-    It lies in the card's folder, or in a data home: under the card's name, at the top, or in any
-    one folder. Raises UserError when several folders hold different files of that name.
+    It lies in the card's folder, or in a data home under the card's name or where the card's
+    `file` says. A file of another folder is taken only where the card declares its git blob id
+    and the content has it, so that cards may share an official file.
     """
-    name = card.split(split).file
-    if (card.folder / name).is_file():
-        return card.folder / name
-    for home in paths.data_homes():
-        for path in (home / card.name / name, home / name):
-            if path.is_file():
-                return path
-        found = _in_some_folder(home, card, split)
-        if found is not None:
-            return found
-    return None
+    name, blob = card.split(split).file, card.split(split).blob
+    homes = paths.data_homes()
+    own = [card.folder, *(place for home in homes for place in (home / card.name, home))]
+    for folder in own:
+        if (folder / name).is_file():
+            return folder / name
+    return None if blob is None else _with_content(name, blob)
 
 
-def _in_some_folder(home: Path, card: Card, split: str) -> Path | None:
-    name = card.split(split).file
-    folders = sorted(path for path in home.iterdir() if path.is_dir()) if home.is_dir() else []
+def _with_content(name: str, blob: str) -> Path | None:
+    """The file of this name and git blob id in any folder of a data home."""
+    places = [path for home in paths.data_homes() for path in sorted(home.glob(f"*/{name}"))]
     # os.path's, which says no where a folder cannot be entered (lost+found)
-    found = [folder / name for folder in folders if os.path.isfile(folder / name)]
-    found = [path for path in found if _may_serve(path.relative_to(home).parts[0], card, split)]
-    if len(found) > 1 and len({file_sha256(path) for path in found}) > 1:
-        raise UserError(
-            f"several files may be split '{split}' of card '{card.name}': "
-            + ", ".join(paths.shown(path) for path in found),
-            where="$TELL_DATA_HOME",
-            remedy=f"put the right one into {paths.shown(home / card.name)}/",
-        )
-    return found[0] if found else None
+    return next((path for path in places if os.path.isfile(path) and blob_id(path) == blob), None)
 
 
-def _may_serve(folder: str, card: Card, split: str) -> bool:
-    """Whether a data home's folder may hold a file of `card`.
+def blob_id(path: Path) -> str:
+    """The git blob id of a file: the SHA-1 of `blob <size>\\0` and the content."""
+    stat = path.stat()
+    return _blob_id(path, stat.st_size, stat.st_mtime_ns)
 
-    A folder named like another card is that card's, unless both declare the very same file.
-    """
-    if folder not in card_names():
-        return True
-    blob = card.split(split).blob
-    try:
-        theirs = load_card(folder).splits.values()
-    except UserError:
-        return False
-    return blob is not None and any(other.blob == blob for other in theirs)
+
+@lru_cache(maxsize=64)
+def _blob_id(path: Path, size: int, _stamp: int) -> str:
+    digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def need_file(card: Card, split: str) -> Path:

@@ -1,35 +1,51 @@
-"""Text as it is compared: two rows that differ only in case, spacing or punctuation are equal."""
+"""Text as it is compared: rows that differ only in case, spacing or invisible signs are equal."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import re
+import unicodedata
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from tell_plugins.core.arrow import strings
+# What Unicode lets a screen leave out (Default_Ignorable_Code_Point): zero-width characters, soft
+# hyphens, marks of direction, variation selectors. Not the tags that make a flag's country.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0100-\U000e01ef]"
+)
+_BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
+_RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")  # else 10\u00b2 were 102
+# other shapes of one sign: dashes and the minus, quotation marks
+_SHAPES = str.maketrans(
+    dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")
+    | dict.fromkeys("\u2018\u2019\u201a\u201b", "'")
+    | dict.fromkeys("\u201c\u201d\u201e\u201f", '"')
+)
+_FULL_STOP = re.compile(r"(?<=[^\s.\u3002])[.\u3002]$")
 
 
-def normalise(texts: Sequence[str] | pa.Array) -> pa.Array:
-    """NFKD, lower case, every run of other than letters and digits one space, trimmed."""
-    array = texts if isinstance(texts, pa.Array) else strings(texts)
-    # not NFKC: Arrow 21 gives the decomposed form for it too, other releases may not
-    array = pc.utf8_lower(pc.utf8_normalize(array, form="NFKD"))
-    array = pc.replace_substring_regex(array, pattern=r"[^\p{L}\p{M}\p{N}]+", replacement=" ")
-    return pc.utf8_trim_whitespace(array)
+def normalise(text: str) -> str:
+    """NFKC, case folded, one shape of dashes and quotes, blanks one space, nothing invisible.
+
+    A full stop that ends the whole text goes. All other punctuation, operators, signs and emoji
+    stay: `10 + 3` is not `10 - 3`, C++ is not C#, and a question mark may be all that differs.
+    """
+    if not text.isascii():
+        text = _INVISIBLE.sub("", _RAISED.sub(r"^\g<0>", text))
+        text = unicodedata.normalize("NFKC", text).casefold().translate(_SHAPES)
+        text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
+    return _FULL_STOP.sub("", _BLANK.sub(" ", text.lower()).strip())
 
 
-def comparison_keys(texts: Sequence[str] | pa.Array) -> npt.NDArray[np.uint64]:
+def comparison_keys(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
     """One 64-bit key a text, equal for texts that are equal when normalised.
 
-    A text without any letter or digit is compared as it stands.
+    A text of which nothing would be left is compared as it stands.
     """
-    raw = texts.to_pylist() if isinstance(texts, pa.Array) else list(texts)
-    normalised = normalise(texts).to_pylist()
-    return keys64(plain or text for plain, text in zip(normalised, raw, strict=True))
+    return keys64(normalise(text) or text for text in texts)
 
 
 def keys64(texts: Iterable[str]) -> npt.NDArray[np.uint64]:

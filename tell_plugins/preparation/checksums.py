@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from tell_plugins.core.sources import blob_id
+
 KINDS = {"blob": "git blob id", "sha256": "sha256", "md5": "md5"}
 _BLOCK = 1 << 20
 
@@ -33,11 +35,10 @@ class Checksum(NamedTuple):
 
 
 def checksum_of(path: Path, kind: str) -> Checksum:
-    """The checksum of a file; a git blob id is the SHA-1 of `blob <size>\\0` and the content."""
+    """The checksum of a file."""
     if kind == "blob":
-        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    else:
-        digest = hashlib.new(kind, usedforsecurity=False)
+        return Checksum(kind, blob_id(path))
+    digest = hashlib.new(kind, usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)

@@ -139,7 +139,7 @@ def _print_report(
     equal, near, inside = (matches.count(kind) for kind in (EQUAL, NEAR, CONTAINS))
     print(f"\n{card.name}: {total:,} rows")
     for count, words in (
-        (equal, "are a held-out query but for case, spacing and punctuation; training drops them"),
+        (equal, "are a held-out query but for case and spacing; training drops them"),
         (inside, "contain one whole; training keeps them"),
         (near, f"are nearly one (similarity {similarity} of 100 or more); training keeps them"),
     ):

@@ -28,7 +28,7 @@ class Split(NamedTuple):
 def without_duplicates(file: TaskFile) -> tuple[TaskFile, list[str]]:
     """The file with rows that are the same to the letter once, and a warning a kind of repetition.
 
-    Rows that ask the same but for case, spacing and punctuation are told and kept.
+    Rows that ask the same but for case and spacing are told and kept.
     """
     first: dict[tuple[str, str], Pair] = {}
     repeated: list[tuple[Pair, Pair]] = []
@@ -51,8 +51,8 @@ def without_duplicates(file: TaskFile) -> tuple[TaskFile, list[str]]:
         )
     if alike:
         warnings.append(
-            f"{len(alike)} rows of {file.path.name} ask what another row asks, but for case, "
-            f"spacing and punctuation (kept; look at them): {_lines(alike)}"
+            f"{len(alike)} rows of {file.path.name} ask what another row asks, but for case "
+            f"and spacing (kept; look at them): {_lines(alike)}"
         )
     return TaskFile(file.path, file.form, kept), warnings
 
@@ -192,4 +192,4 @@ def _label(pair: Pair, label: str) -> str:
 
 
 def _keys(texts: Sequence[str]) -> list[int]:
-    return [int(key) for key in comparison_keys(list(texts))]
+    return [int(key) for key in comparison_keys(texts)]
