@@ -320,6 +320,7 @@ def build_mixture(spec: Spec) -> Mixture:
     """
     card = load_card(spec.card)
     if card.kind == GENERAL:
+        refuse_measuring(card, str(spec))
         return _build_general_only(spec, card)
     card.split(spec.split)
     training = spec.split not in HELD_OUT
@@ -378,7 +379,7 @@ def refuse_times_nothing(spec: Spec, amount: Amount, *, where: str) -> None:
 
 
 def general_card(name: str) -> Card:
-    """The card of that name. Raises UserError when there is none, or it is task data."""
+    """The card of that name. Raises UserError when there is none, or none to train on."""
     card = load_card(name)
     if card.kind != GENERAL:
         raise UserError(
@@ -387,7 +388,19 @@ def general_card(name: str) -> Card:
             allowed="cards of kind 'general'",
             remedy="name general cards only",
         )
+    refuse_measuring(card, "key 'from'")
     return card
+
+
+def refuse_measuring(card: Card, where: str) -> None:
+    """Raise UserError for a card that forgetting is measured on: it has nothing to train on."""
+    if "train" not in card.splits:
+        raise UserError(
+            f"the rows of card '{card.name}' never train: forgetting is measured on them",
+            where=where,
+            allowed="general cards with a split 'train'",
+            remedy="name another general card",
+        )
 
 
 def _counter(spec: Spec, amounts: list[Amount], cards: list[Card]) -> TokenCounter | None:

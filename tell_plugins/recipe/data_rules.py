@@ -9,7 +9,12 @@ from tell_plugins.core import paths
 from tell_plugins.core.anchors import RESERVED, anchor_files
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError, unknown
-from tell_plugins.core.mixture import GENERAL, HELD_OUT, refuse_times_nothing
+from tell_plugins.core.mixture import (
+    GENERAL,
+    HELD_OUT,
+    refuse_measuring,
+    refuse_times_nothing,
+)
 from tell_plugins.core.sources import need_file
 from tell_plugins.core.spec import NONE, PREFIX, Amount, Spec, is_tell, parse_spec
 from tell_plugins.core.tokens import tokenizer_file
@@ -51,6 +56,12 @@ def _card(name: str, problems: list[UserError]) -> Card | None:
 
 def _misfits(spec: Spec, card: Card, where: str) -> Iterator[UserError]:
     """What the string asks of the card and the card does not have."""
+    if card.kind == GENERAL:
+        try:
+            refuse_measuring(card, where)
+        except UserError as problem:
+            yield problem
+            return
     if spec.split not in card.splits:
         yield unknown("split", spec.split, card.splits, f"{where}, key 'split'")
     elif spec.split in HELD_OUT:
