@@ -119,6 +119,36 @@ def test_a_run_goes_on_with_the_mixture_it_began_with(
     begin(loader, resume_from_checkpoint=str(tmp_path))  # no manifest there
 
 
+def test_a_run_goes_on_with_the_loss_it_began_with(
+    begin: Begin, mixture: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tell_plugins.bridge import callback
+
+    loader = _loader(_tokenised(_rows(mixture)))
+    begin(loader)
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    assert (manifest["weighting"], manifest["kl"]) == ("token", 0)
+    with pytest.raises(UserError, match="each token weighing the same and kl=0, this is each row"):
+        begin(loader, resume_from_checkpoint=str(checkpoint), loss_type="tell")
+    for key in ("weighting", "kl"):
+        del manifest[key]
+    paths.write_text(checkpoint / "manifest.json", json.dumps(manifest))
+    with pytest.raises(UserError, match="this is each row"):  # an older manifest says neither
+        begin(loader, resume_from_checkpoint=str(checkpoint), loss_type="tell")
+
+    held = _mixture("task=4rows/general=8rows/kl=0.5")
+    assert held.hash == mixture.hash
+    monkeypatch.setattr(callback, "trained_on", [held])
+    begin(loader, loss_type="tell")
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    assert (manifest["weighting"], manifest["kl"]) == ("row", 0.5)
+    begin(loader, resume_from_checkpoint=str(checkpoint), loss_type="tell")
+    monkeypatch.setattr(callback, "trained_on", [_mixture("task=4rows/general=8rows/kl=1")])
+    with pytest.raises(UserError, match=r"same and kl=0\.5, this is each row .*kl=1"):
+        begin(loader, resume_from_checkpoint=str(checkpoint), loss_type="tell")
+
+
 def test_rows_that_changed_under_a_run_are_told(
     begin: Begin,
     mixture: Mixture,

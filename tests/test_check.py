@@ -368,6 +368,7 @@ def test_all_problems_of_a_string_are_reported(write: Write) -> None:
         (None, "0 TELL data sets among 0"),
         (None, "write dataset: [tell/<card>]"),
         (["tell/toy#5"], "'#' takes no sample"),
+        (["tell/plain:kl=1"], "it has no anchor, order, copies or general part"),
         (["tell/plain:from=plain"], "it has no anchor, order, copies or general part"),
     ],
 )

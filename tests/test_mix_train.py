@@ -99,7 +99,7 @@ def test_mix_writes_rows_manifest_and_anchor(
     manifest = json.loads((out / "manifest.json").read_text())
     mixture = build_mixture(parse_spec(SPEC))
     assert rows == list(mixture.rows())
-    assert manifest == json.loads(json.dumps(mixture.manifest()))
+    assert manifest == json.loads(json.dumps(mixture.manifest("token")))
     assert (out / "anchor.txt").read_text() == "ANCHOR: do the task."
     printed = capsys.readouterr().out
     assert manifest["hash"] in printed

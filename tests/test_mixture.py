@@ -308,6 +308,7 @@ def test_the_hash_sees_whatever_the_model_sees(cards: MakeCard, tmp_path: Path) 
     texts += [f"{base}/repeat=2", f"{base}/from=other", "task=13rows/general=50rows"]
     hashes = [_build(text).hash for text in texts]
     assert len(set(hashes)) == len(texts)
+    assert _build(f"{base}/kl=1").hash == hashes[0], "how they are trained on is not what they are"
     (tmp_path / "cards" / "t" / "anchor.txt").write_text("Another anchor.")
     assert _build(base).hash not in hashes
     cards(

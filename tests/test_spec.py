@@ -25,7 +25,7 @@ def test_a_card_alone_takes_every_default() -> None:
     spec = Spec("gsm8k")
     assert (spec.split, spec.task, spec.general, spec.sources) == ("train", ALL, None, None)
     assert (spec.anchor, spec.order, spec.repeat) == ("card", "shuffle", 1)
-    assert (spec.overlap, spec.seed) == ("drop", 42)
+    assert (spec.overlap, spec.kl, spec.seed) == ("drop", 0, 42)
 
 
 def test_every_key_is_read() -> None:
@@ -38,6 +38,7 @@ def test_every_key_is_read() -> None:
         "order": "even",
         "repeat": "7",
         "overlap": "keep",
+        "kl": "0.3",
         "seed": "0",
     }
     assert set(values) == set(KEYS)
@@ -52,6 +53,7 @@ def test_every_key_is_read() -> None:
         order="even",
         repeat=7,
         overlap="keep",
+        kl=0.3,
         seed=0,
     )
     assert parse_spec(str(spec)) == spec
@@ -202,6 +204,32 @@ def test_repeat_is_a_plain_number(value: str) -> None:
         parse_spec(f"tell/a:repeat={value}")
 
 
+@pytest.mark.parametrize(
+    ("text", "weight", "shown"),
+    [
+        ("0", 0, ""),
+        ("0.0", 0, ""),
+        ("1", 1, ":kl=1"),
+        ("1.50", 1.5, ":kl=1.5"),
+        ("3e-1", 0.3, ":kl=0.3"),
+        ("1e-5", 1e-5, ":kl=0.00001"),
+        ("1e2", 100, ":kl=100"),
+    ],
+)
+def test_the_weight_of_the_divergence(text: str, weight: float, shown: str) -> None:
+    spec = parse_spec(f"tell/a:kl={text}")
+    assert spec.kl == weight
+    assert str(spec) == f"tell/a{shown}"
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "1e9", "1001", "0,5", "1.", ".5", "١", "x"])
+def test_a_bad_weight_says_what_is_allowed(value: str) -> None:
+    with pytest.raises(UserError, match=f"bad weight '{value}'") as caught:
+        parse_spec(f"tell/a:kl={value}")
+    assert "0.3" in str(caught.value.allowed)
+    assert "key 'kl'" in str(caught.value.where)
+
+
 def test_round_trip_of_random_specs() -> None:
     rng = random.Random(1)
     for _ in range(500):
@@ -216,6 +244,7 @@ def test_round_trip_of_random_specs() -> None:
             order=rng.choice(ORDERS),
             repeat=rng.choice([1, 2, 400]),
             overlap=rng.choice(["keep", "drop"]),
+            kl=rng.choice([0, 1, 0.3, 100, 1e-7, rng.random()]),
             seed=rng.randint(0, 2**32 - 1),
         )
         assert parse_spec(str(spec)) == spec

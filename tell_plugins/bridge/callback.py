@@ -13,6 +13,7 @@ from tell_plugins.bridge.loader import trained_on
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import Mixture
+from tell_plugins.core.spec import weighting
 
 logger = get_logger()
 MANIFEST, ANCHOR = "manifest.json", "anchor.txt"
@@ -34,21 +35,25 @@ class TellCallback(TrainerCallback):
         _check_order(args, kwargs.get("train_dataloader"), trained_on[0])
         _check_resumed(args, trained_on[0])
         if state.is_world_process_zero:
-            _leave(Path(args.output_dir))
+            _leave(Path(args.output_dir), args)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if trained_on and state.is_world_process_zero:
-            _leave(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            _leave(Path(args.output_dir) / f"checkpoint-{state.global_step}", args)
 
 
-def _leave(folder: Path) -> None:
+def _leave(folder: Path, args: Any) -> None:
     mixture = trained_on[0]
-    text = json.dumps(mixture.manifest(), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(mixture.manifest(_weighting(args)), indent=2, ensure_ascii=False) + "\n"
     paths.write_text(folder / MANIFEST, text)
     if mixture.task is not None:
         paths.write_text(folder / ANCHOR, mixture.task.anchor.text)
     else:
         (folder / ANCHOR).unlink(missing_ok=True)  # of an earlier run into this folder
+
+
+def _weighting(args: Any) -> str:
+    return weighting(getattr(args, "loss_type", None))
 
 
 def _check_resumed(args: Any, mixture: Mixture) -> None:
@@ -68,6 +73,15 @@ def _check_resumed(args: Any, mixture: Mixture) -> None:
             where=f"resume_from_checkpoint {paths.shown(Path(folder))}",
             remedy="resume with the same data, or start anew (resume_only_model: true takes the "
             "weights alone)",
+        )
+    then = (began.get("weighting", "token"), began.get("kl", 0))
+    now = (_weighting(args), mixture.spec.kl)
+    if then != now:
+        raise UserError(
+            f"that run began with each {then[0]} weighing the same and kl={then[1]:g}, "
+            f"this is each {now[0]} and kl={now[1]:g}",
+            where=f"resume_from_checkpoint {paths.shown(Path(folder))}",
+            remedy="resume with the same loss_type and kl, or start anew",
         )
 
 

@@ -216,8 +216,12 @@ class Mixture:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
-    def manifest(self) -> dict[str, Any]:
-        """Everything that says what this mixture is; no path and no time of this machine."""
+    def manifest(self, weighting: str | None = None) -> dict[str, Any]:
+        """Everything that says what this mixture is; no path and no time of this machine.
+
+        `weighting` is what weighs the same in a step: `row` or `token` (`spec.weighting`); None
+        where no recipe says it.
+        """
         task_entries = int(self.is_task.sum())
         lengths = self.lengths
         tokens = None if lengths is None else int(lengths.sum())
@@ -239,6 +243,8 @@ class Mixture:
             "order": self.spec.order,
             "seed": self.spec.seed,
             "repeat": self.spec.repeat,
+            "kl": self.spec.kl,
+            "weighting": weighting,
             "overlap": {
                 "rule": self.spec.overlap,
                 "checked": self.overlap_checked,
@@ -354,6 +360,7 @@ def build_mixture(spec: Spec) -> Mixture:
 def _build_general_only(spec: Spec, card: Card) -> Mixture:
     """A general card named as the data set: its rows alone, `task` being its amount."""
     extra = [key for key, value in (("general", spec.general), ("from", spec.sources)) if value]
+    extra += ["kl"] * bool(spec.kl)
     if extra or spec.anchor != "card" or spec.repeat != 1 or spec.order not in ("shuffle",):
         raise UserError(
             f"'{card.name}' is general data: it has no anchor, order, copies or general part",

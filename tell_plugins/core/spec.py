@@ -11,6 +11,7 @@ from typing import Any
 from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
 
 PREFIX = "tell/"
+LOSS_TYPE = "tell"  # the loss under which each row weighs the same and `kl` has a meaning
 ORDERS = ("shuffle", "even", "task_first", "task_last")
 OVERLAPS = ("keep", "drop")
 _AMOUNT = re.compile(
@@ -18,6 +19,8 @@ _AMOUNT = re.compile(
     r"(?P<unit>rows|tok|x)"
 )
 _LARGEST = 1e15  # beyond any data set; numbers up to here are exact
+_NUMBER = r"[0-9]{1,15}(\.[0-9]{1,60})?([eE][+-]?[0-9])?"
+_LARGEST_WEIGHT = 1000.0
 _MEANT = {"row": "rows", "token": "tok", "tokens": "tok", "times": "x"}
 
 
@@ -45,7 +48,11 @@ NONE = Amount("rows", 0)
 
 @dataclass(frozen=True)
 class Spec:
-    """A parsed dataset string. `general`, `sources` left at None mean the card's own."""
+    """A parsed dataset string. `general`, `sources` left at None mean the card's own.
+
+    `kl` is the weight of the KL divergence to the base model that general rows get in place of
+    cross-entropy; it says how rows are trained on, not which.
+    """
 
     card: str
     split: str = "train"
@@ -56,6 +63,7 @@ class Spec:
     order: str = "shuffle"
     repeat: int = 1
     overlap: str = "drop"
+    kl: float = 0.0
     seed: int = 42
 
     def __str__(self) -> str:
@@ -64,12 +72,17 @@ class Spec:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name != "card" and value != field.default:
-                shown = "+".join(value) if isinstance(value, tuple) else str(value)
-                parts.append(f"{_KEY_OF_FIELD.get(field.name, field.name)}={shown}")
+                parts.append(f"{_KEY_OF_FIELD.get(field.name, field.name)}={_shown(value)}")
         return f"{PREFIX}{self.card}" + (":" + "/".join(parts) if parts else "")
 
     def with_values(self, **changes: Any) -> Spec:
         return replace(self, **changes)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return format(Decimal(repr(value)).normalize(), "f")
+    return "+".join(value) if isinstance(value, tuple) else str(value)
 
 
 def parse_amount(text: str, *, task: bool, where: str) -> Amount:
@@ -143,6 +156,17 @@ def _integer(smallest: int, largest: int) -> Callable[[str, str], int]:
     return parse
 
 
+def _weight(text: str, where: str) -> float:
+    if not re.fullmatch(_NUMBER, text) or float(text) > _LARGEST_WEIGHT:
+        raise UserError(
+            f"bad weight '{text}'",
+            where=where,
+            allowed=f"0, or a number up to {_LARGEST_WEIGHT:g} such as 0.3 or 1",
+            remedy="write digits and a decimal point only",
+        )
+    return float(text)
+
+
 def _name(text: str, where: str) -> str:
     if not re.fullmatch(r"[\w.-]+", text):
         raise UserError(
@@ -169,11 +193,22 @@ _PARSERS: dict[str, Callable[[str, str], Any]] = {
     "order": _one_of(ORDERS),
     "repeat": _integer(1, 100_000),
     "overlap": _one_of(OVERLAPS),
+    "kl": _weight,
     "seed": _integer(0, 2**32 - 1),  # what ms-swift takes too
 }
 KEYS = tuple(_PARSERS)
 _KEY_OF_FIELD = {"sources": "from"}
 _FIELD_OF_KEY = {"from": "sources"}
+
+
+def weighting(loss_type: str | None) -> str:
+    """What weighs the same in a step under an ms-swift `loss_type`: each `row` or each `token`.
+
+    Another loss than cross-entropy weighs by its own rules and gives its name.
+    """
+    if loss_type in (None, "", "cross_entropy"):
+        return "token"
+    return "row" if loss_type == LOSS_TYPE else str(loss_type)
 
 
 def is_tell(text: str) -> bool:

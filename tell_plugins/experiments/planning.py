@@ -310,9 +310,7 @@ class Planner:
         card = self._card_of(cell)
         own = self._spec
         if card != own.card:  # amounts and sources are the other card's own
-            own = Spec(
-                card, anchor=own.anchor, order=own.order, repeat=own.repeat, overlap=own.overlap
-            )
+            own = own.with_values(card=card, split="train", task=ALL, general=None, sources=None)
         texts = {
             key: "+".join(map(str, value)) if isinstance(value, list) else str(value)
             for key, value in cell.settings.items()

@@ -9,6 +9,7 @@ from pathlib import Path
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.mixture import Mixture, build_mixture
+from tell_plugins.core.spec import weighting
 from tell_plugins.recipe.data_rules import check_dataset
 from tell_plugins.recipe.findings import errors_of
 from tell_plugins.recipe.recipes import load_recipe
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     folder = paths.PROJECT / "output" / recipe.name / "mix"
     if args.out:
         folder = paths.make_folder(_target(args.out), "--out")
-    write_mixture(mixture, folder)
+    write_mixture(mixture, folder, weighting(recipe.get("loss_type")))
     print(summary(mixture))
     print(f"\nwritten to {paths.shown(folder)}/: {ROWS}, {MANIFEST}", end="")
     print(f", {ANCHOR}" if mixture.task is not None else "")
@@ -55,7 +56,7 @@ def _target(out: Path) -> Path:
     return paths.user_path(".") / paths.expanded(out)
 
 
-def write_mixture(mixture: Mixture, folder: Path) -> None:
+def write_mixture(mixture: Mixture, folder: Path, weighting: str) -> None:
     """Write rows, manifest and anchor; the manifest last, so that it vouches for the others."""
     mixture.write_json_lines(folder / ROWS)
     anchor = folder / ANCHOR
@@ -63,7 +64,7 @@ def write_mixture(mixture: Mixture, folder: Path) -> None:
         paths.write_text(anchor, mixture.task.anchor.text)
     else:
         anchor.unlink(missing_ok=True)  # of an earlier mixture
-    text = json.dumps(mixture.manifest(), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(mixture.manifest(weighting), indent=2, ensure_ascii=False) + "\n"
     paths.write_text(folder / MANIFEST, text)
 
 
