@@ -66,8 +66,8 @@ def test_shipped_card(name: str) -> None:
             assert load_card(source).kind == "general"
         if not card.inline_anchor:
             assert resolve_anchor(card, "card", "").text
-        if card.answer is not None:
-            assert card.file(card.answer.schema_file).is_file()
+        if card.metric == "json":
+            assert card.schema_path().is_file()
     assert not list(card.folder.glob("*.py")), "a card holds no code"
 
 
@@ -222,7 +222,12 @@ def test_all_problems_of_a_card_are_raised_together(tmp_path: Path) -> None:
         ({"anchor": ...}, "anchor: a task card needs this"),
         ({"general": ...}, "general: a task card needs this"),
         ({"answer": ...}, "metric 'json' needs the answer's schema"),
-        ({"metric": "translation", "translation": ...}, "needs the two languages"),
+        ({"metric": "translation", "translation": ..., "answer": ...}, "needs the two languages"),
+        ({"metric": "label"}, "'schema' and 'label' are for metric 'json', not 'label'"),
+        ({"answer__labels": ["a", "b"]}, "'labels' are for metric 'label', not 'json'"),
+        ({"metric": "label", "answer": {"labels": ["a"]}}, "at least 2 items"),
+        ({"metric": "label", "answer": {"labels": ["a", "b", "a "]}}, "label 'a' is given twice"),
+        ({"metric": "label", "answer": {"labels": "a"}}, "key 'answer.labels' is 'a'"),
         ({"max_tokens": 5}, "only general data is cut by length"),
         ({"question": "("}, "no regular expression"),
         ({"question": "a"}, "exactly one group"),
@@ -236,6 +241,15 @@ def test_wrong_values(tmp_path: Path, change: dict[str, Any], message: str) -> N
         load_card("x")
     assert message in str(caught.value)
     assert "x/card.yaml" in str(caught.value)
+
+
+def test_labels_are_read_as_they_are_written(tmp_path: Path) -> None:
+    """YAML would make a truth value of `no` and 1.0 of `1.00`: no answer would ever equal it."""
+    card = yaml.safe_dump(_changed(metric="label", answer={"labels": "LABELS"}))
+    _write(tmp_path, card.replace("LABELS", "[no, yes, True, 1.00, 'quoted']"))
+    answer = load_card("x").answer
+    assert answer is not None
+    assert answer.labels == ("no", "yes", "True", "1.00", "quoted")
 
 
 @pytest.mark.parametrize(

@@ -90,10 +90,19 @@ class General(_Strict):
 
 
 class Answer(_Strict):
-    """How an answer to a JSON task is read."""
+    """How an answer is read: that of a JSON task by its schema, a closed one by its labels."""
 
-    schema_file: Text = Field(alias="schema")
+    schema_file: Text | None = Field(default=None, alias="schema")
     label: Text | None = None  # the property that carries the label
+    labels: tuple[Text, ...] | None = Field(default=None, min_length=2)  # without it, those trained
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        twice = [label for label in labels or () if (labels or ()).count(label) > 1]
+        if twice:
+            raise ValueError(f"label '{twice[0]}' is given twice")
+        return labels
 
 
 class Translation(_Strict):
@@ -118,7 +127,7 @@ class Card(_Strict):
     # task data
     anchor: Text | None = None
     general: General | None = None
-    metric: Literal["json", "translation", "number", "text"] | None = None
+    metric: Literal["json", "label", "translation", "number", "text"] | None = None
     answer: Answer | None = None
     translation: Translation | None = None
     question: Text | None = None
@@ -161,8 +170,7 @@ class Card(_Strict):
             raise ValueError("max_tokens: only general data is cut by length")
         if "train" not in self.splits:
             raise ValueError("splits: a task card needs a split 'train'")
-        if self.metric == "json" and self.answer is None:
-            raise ValueError("answer: metric 'json' needs the answer's schema")
+        self._check_answer()
         if self.metric == "translation" and self.translation is None:
             raise ValueError("translation: metric 'translation' needs the two languages")
         if self.question is not None:
@@ -173,6 +181,28 @@ class Card(_Strict):
             if groups != 1:
                 raise ValueError("question: needs exactly one group, the text to compare")
         return self
+
+    def _check_answer(self) -> None:
+        """Raise ValueError where the keys of `answer` are not those of the metric."""
+        answer = self.answer or Answer()
+        if self.metric == "json" and answer.schema_file is None:
+            raise ValueError("answer: metric 'json' needs the answer's schema")
+        if self.metric != "json" and (answer.schema_file or answer.label):
+            raise ValueError(
+                f"answer: 'schema' and 'label' are for metric 'json', not '{self.metric}'"
+            )
+        if self.metric != "label" and answer.labels:
+            raise ValueError(f"answer: 'labels' are for metric 'label', not '{self.metric}'")
+
+    def schema_path(self) -> Path:
+        """The JSON schema of the answers. Raises UserError where there is none."""
+        if self.answer is None or self.answer.schema_file is None:
+            raise UserError(
+                "the card has no answer schema",
+                where=f"card '{self.name}'",
+                remedy="add 'answer: {schema: answer.schema.json}' and the schema's file",
+            )
+        return self.file(self.answer.schema_file)
 
     def columns_of(self, split: str) -> Columns:
         return self.split(split).columns or self.columns
@@ -249,11 +279,15 @@ def _read(path: Path, where: str) -> dict[str, Any]:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         raw = yaml.safe_load(text)
         repeated = list(_repeated_keys(node, where))
+        written = yaml.load(text, Loader=yaml.BaseLoader)  # every value as text, as it stands there
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date, an alias of itself
         raise UserError(f"not readable as YAML: {error}", where=where, remedy="mend it") from None
     if not isinstance(raw, dict):
         raise UserError("a card is a mapping of keys to values", where=where, remedy="see README")
     raise_all(repeated)
+    answer = raw.get("answer")
+    if isinstance(answer, dict) and isinstance(answer.get("labels"), list):
+        answer["labels"] = written["answer"]["labels"]  # a label `no`, `True` or `1.0` stays so
     return raw
 
 

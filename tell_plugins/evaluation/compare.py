@@ -230,10 +230,8 @@ def same_test(loaded: Sequence[Scored]) -> None:
 
 def _test_of(scored: Scored) -> tuple[object, ...]:
     card = scored.card
-    schema = None
-    if card.answer is not None:
-        schema = card.file(card.answer.schema_file).read_bytes(), card.answer.label
-    return scored.task.split, scored.task.sha256, card.metric, schema
+    schema = card.schema_path().read_bytes() if card.metric == "json" else b""
+    return scored.task.split, scored.task.sha256, card.metric, card.answer, schema
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

@@ -100,13 +100,7 @@ def card_schema(card: Card) -> AnswerSchema:
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import SchemaError
 
-    if card.answer is None:
-        raise UserError(
-            "the card has no answer schema",
-            where=f"card '{card.name}'",
-            remedy="add 'answer: {schema: answer.schema.json}' and the schema's file",
-        )
-    path = card.file(card.answer.schema_file)
+    path = card.schema_path()
     try:
         schema = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(schema, dict):
@@ -117,7 +111,7 @@ def card_schema(card: Card) -> AnswerSchema:
         raise UserError(
             f"no JSON Schema (draft 2020-12): {reason}", where=paths.shown(path), remedy="mend it"
         ) from None
-    return AnswerSchema(schema, card.answer.label)
+    return AnswerSchema(schema, card.answer.label if card.answer else None)
 
 
 def strict(text: str, finish_reason: str, schema: AnswerSchema) -> Verdict:

@@ -67,7 +67,7 @@ def answer_check(card: Card, rows: Sequence[HaluRow]) -> Callable[[str, str], st
     assert card.answer is not None
     assert card.answer.label is not None
     validator = jsonschema.validators.validator_for({})(
-        json.loads(card.file(card.answer.schema_file).read_text(encoding="utf-8"))
+        json.loads(card.schema_path().read_text(encoding="utf-8"))
     )
     by_key = {str(row.number): row for row in rows}
     label = card.answer.label
