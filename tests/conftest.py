@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import pytest
 
+from tests.swift_keys_once import lay_known_keys
+
 PROJECT = Path(__file__).resolve().parents[1]
 Result = TypeVar("Result")
 REAL_DATA = PROJECT.parent / "shared" / "data"
@@ -25,6 +27,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TELL_TOKENIZER", raising=False)
     monkeypatch.delenv("TELL_CALLER_DIR", raising=False)
     monkeypatch.chdir(PROJECT)
+    lay_known_keys(tmp_path / "cache")
 
 
 @pytest.fixture
