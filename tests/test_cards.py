@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -423,3 +424,11 @@ def test_a_missing_text_file_is_named(make_card: MakeCard) -> None:
     (folder / "anchor.txt").unlink()
     with pytest.raises(UserError, match=r"file 'anchor\.txt' is missing"):
         open_task(load_card("t"), "train")
+
+
+def test_a_hidden_folder_is_no_card(make_card: MakeCard) -> None:
+    """What a killed `new` left, or an editor keeps."""
+    folder = make_card("good", train=[{"q": "a", "r": "b"}], kind="general")
+    before = card_names()
+    shutil.copytree(folder, folder.parent / ".good.x1y2")
+    assert card_names() == before

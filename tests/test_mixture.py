@@ -515,7 +515,9 @@ spec = "tell/t:general=100rows"
 rows = load_dataset([spec])[0].to_list()
 (path,) = Path(os.environ["TELL_CACHE"], "mixtures").glob("*.arrow")
 whole = path.read_bytes()
-for broken in (b"", whole[: len(whole) // 2], whole[:100], b"x" * 5000, whole[:-2000]):
+exchanged = whole.replace(b"plain", b"PLAIN")
+assert exchanged != whole
+for broken in (b"", whole[: len(whole) // 2], whole[:100], b"x" * 5000, whole[:-2000], exchanged):
     path.unlink()
     path.write_bytes(broken)
     assert load_dataset([spec])[0].to_list() == rows

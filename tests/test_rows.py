@@ -283,8 +283,14 @@ def test_what_makes_a_file_new(tmp_path: Path) -> None:
     assert _open(tmp_path, {**value, "q": "new"}).all_texts() == [("new", "b")]
 
 
+def _exchanged(content: bytes) -> bytes:
+    """The same bytes in another order: texts exchanged, nothing longer or shorter."""
+    half = (len(content) - 32) // 2
+    return content[half : 2 * half] + content[:half] + content[2 * half :]
+
+
 @pytest.mark.parametrize("name", ["meta.json", "index.npy", "texts"])
-@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "garbage"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "garbage", "exchanged"])
 def test_a_broken_cache_is_built_again(tmp_path: Path, name: str, damage: str) -> None:
     values = [{"q": f"q{n}", "r": "r" * n} for n in range(1, 50)] + [7]
     before = _open(tmp_path, *values)
@@ -293,9 +299,12 @@ def test_a_broken_cache_is_built_again(tmp_path: Path, name: str, damage: str) -
     broken.unlink()
     if damage != "gone":
         broken.write_bytes(
-            {"empty": b"", "cut": content[: len(content) // 2], "garbage": b"\x93NUMPY?!{" * 9}[
-                damage
-            ]
+            {
+                "empty": b"",
+                "cut": content[: len(content) // 2],
+                "garbage": b"\x93NUMPY?!{" * 9,
+                "exchanged": _exchanged(content),
+            }[damage]
         )
     after = _open(tmp_path, *values)
     assert after.all_texts() == before.all_texts()
@@ -319,14 +328,71 @@ def test_an_interrupted_reading_leaves_nothing_behind(
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    _open(tmp_path, {"q": "a", "r": "b"})
-    folder = _cached(tmp_path)
-    half = folder.rename(folder.with_name(f".{folder.name}.x1y2"))
-    other = half.with_name(".another.x1y2")
-    other.mkdir()
-    _open(tmp_path, {"q": "a", "r": "b"})
-    assert not half.exists()
-    assert other.exists(), "it may be somebody's who is at work"
+    folder = tmp_path / "cache" / "rows"
+    left = [folder / f".one.x1y2{paths.TEMPORARY}", folder / f".other.z3{paths.TEMPORARY}"]
+    left[0].mkdir(parents=True)
+    (left[0] / "texts").write_text("half")
+    left[1].write_text("half")
+    mine = folder / ".hidden"  # a user's
+    mine.mkdir()
+    with paths.atomic_dir(folder / "at_work") as living:
+        assert len(_open(tmp_path, {"q": "a", "r": "b"})) == 1
+        assert living.is_dir()
+    assert not any(path.exists() for path in left)
+    assert mine.is_dir()
+
+
+REWRITTEN = [{"q": f"q{n}", "r": "r"} for n in range(40)]
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_file_that_is_rewritten_while_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Its hash is that of the rows that were converted, or it is refused; no row is missed."""
+    path = write_rows(tmp_path / "rows.jsonl", REWRITTEN)
+    copy, left = rows.shutil.copyfile, [times]
+
+    def torn(source: Path, target: Path) -> None:
+        """The copy meets the moment in which somebody writes the file anew."""
+        copy(source, target)
+        if left[0]:
+            left[0] -= 1
+            target.write_bytes(path.read_bytes()[:100])
+
+    monkeypatch.setattr(rows.shutil, "copyfile", torn)
+    if times > 1:
+        with pytest.raises(UserError, match="changes while it is read"):
+            open_rows(path, COLUMNS)
+    left[0] = min(left[0], 1)
+    assert len(open_rows(path, COLUMNS)) == 40
+
+
+def test_a_file_is_rewritten_between_its_hash_and_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", REWRITTEN)
+    convert, short = rows._convert, path.read_bytes()[:100]
+
+    def rewritten(*arguments: Any) -> None:
+        whole = path.read_bytes()
+        path.write_bytes(short)
+        convert(*arguments)
+        path.write_bytes(whole)
+
+    monkeypatch.setattr(rows, "_convert", rewritten)
+    assert len(open_rows(path, COLUMNS)) == 40
+    monkeypatch.undo()
+    assert len(open_rows(path, COLUMNS)) == 40
+
+
+def test_errors_name_the_file_and_not_its_copy(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("q,q\n1,2\n")
+    with pytest.raises(UserError) as caught:
+        open_rows(path, COLUMNS)
+    assert str(path) in str(caught.value)
+    assert "cache" not in str(caught.value)
 
 
 def test_a_cache_that_cannot_be_read_back_is_the_machines_fault(

@@ -196,8 +196,15 @@ def _damage_order(content: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda _: b"", _damage_cut, lambda c: c[:60], lambda _: b"garbage" * 50, _damage_order],
-    ids=["empty", "cut", "header cut", "garbage", "unsorted"],
+    [
+        lambda _: b"",
+        _damage_cut,
+        lambda c: c[:60],
+        lambda _: b"garbage" * 50,
+        _damage_order,
+        lambda c: c.replace(b"\x01\0\0\0", b"\x09\0\0\0"),
+    ],
+    ids=["empty", "cut", "header cut", "garbage", "unsorted", "other counts"],
 )
 def test_a_broken_cache_is_counted_again(
     word_tokenizer: Path, tmp_path: Path, damage: Callable[[bytes], bytes]

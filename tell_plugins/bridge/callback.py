@@ -43,13 +43,15 @@ class TellCallback(TrainerCallback):
 
 
 def _leave(folder: Path, args: Any) -> None:
+    """Leave anchor and manifest; the manifest vouches for both: it goes first and comes last."""
     mixture = trained_on[0]
     text = json.dumps(mixture.manifest(_weighting(args)), indent=2, ensure_ascii=False) + "\n"
-    paths.write_text(folder / MANIFEST, text)
+    (folder / MANIFEST).unlink(missing_ok=True)
     if mixture.task is not None:
         paths.write_text(folder / ANCHOR, mixture.task.anchor.text)
     else:
         (folder / ANCHOR).unlink(missing_ok=True)  # of an earlier run into this folder
+    paths.write_text(folder / MANIFEST, text)
 
 
 def _weighting(args: Any) -> str:

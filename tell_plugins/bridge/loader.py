@@ -8,13 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from filelock import FileLock
 from swift.dataset import DatasetLoader, DatasetMeta
 from swift.utils import get_logger
 
 from datasets import Dataset
-from tell_plugins.core import paths
+from tell_plugins.core import paths, sealed
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import HELD_OUT, Mixture, build_mixture
 from tell_plugins.core.spec import PREFIX, Spec, parse_spec
@@ -99,25 +98,23 @@ def _check_use(spec: Spec, ratio: float, sample: int | None, shuffle: bool) -> N
 
 def load_mixture(mixture: Mixture) -> Dataset:
     """The mixture as a memory-mapped data set, in training order; written once a content."""
-    folder = paths.make_folder(paths.cache_dir() / "mixtures")
-    path = folder / f"{mixture.hash}.arrow"
-    with FileLock(f"{path}.lock"):
-        dataset = _open(path)
-        if dataset is None or len(dataset) != len(mixture):  # not there, or broken
-            _forget_old(folder)
-            mixture.write_arrow(path)
-            dataset = Dataset.from_file(str(path))
+    path = paths.cache_dir() / "mixtures" / f"{mixture.hash}.arrow"
+    if not sealed.is_whole(path):
+        _write(mixture, path)
+    with contextlib.suppress(OSError):  # a cache that may only be read
         os.utime(path)
+    dataset = Dataset.from_file(str(path))
     # of the content, not of the file's time: every process then finds what the first one tokenised
     dataset._fingerprint = mixture.hash[:16]
     return dataset
 
 
-def _open(path: Path) -> Dataset | None:
-    try:
-        return Dataset.from_file(str(path))
-    except (OSError, pa.ArrowException):
-        return None
+def _write(mixture: Mixture, path: Path) -> None:
+    folder = paths.make_folder(path.parent)
+    with FileLock(f"{path}.lock"):
+        if not sealed.is_whole(path):  # no other process was faster
+            _forget_old(folder)
+            mixture.write_arrow(path)
 
 
 def _forget_old(folder: Path) -> None:

@@ -230,7 +230,9 @@ def card_names() -> list[str]:
 
 
 def _card_files() -> list[Path]:
-    return [path for root in paths.card_roots() for path in sorted(root.glob("*/card.yaml"))]
+    """All `card.yaml`; a hidden folder is no card, such as one that is just being written."""
+    found = [path for root in paths.card_roots() for path in sorted(root.glob("*/card.yaml"))]
+    return [path for path in found if not path.parent.name.startswith(".")]
 
 
 def find_card(name: str) -> Path:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tell_plugins.core import draw, paths
+from tell_plugins.core import draw, paths, sealed
 from tell_plugins.core.arrow import integers, labels
 from tell_plugins.core.cards import HELD_OUT, Card, load_card
 from tell_plugins.core.errors import UserError, raise_all
@@ -203,11 +203,12 @@ class Mixture:
         return self.task if index == 0 else self.general[index - 1]
 
     def write_arrow(self, path: Path) -> None:
-        """Write the rows as an Arrow stream, in one piece."""
-        with paths.atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-            with pa.ipc.new_stream(sink, SCHEMA) as writer:
+        """Write the rows as a sealed Arrow stream, in one piece."""
+        with paths.atomic_path(path) as temporary:
+            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
                 for batch in self.batches():
                     writer.write_batch(batch)
+            sealed.seal(temporary)
 
     def write_json_lines(self, path: Path) -> None:
         """Write the rows as JSON lines, in one piece."""

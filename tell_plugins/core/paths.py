@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tell_plugins.core.errors import UserError
+from tell_plugins.core.errors import MachineError, UserError
 
 PROJECT = Path(__file__).resolve().parents[2]
 CARDS = PROJECT / "datasets"
 RECIPES = PROJECT / "recipes"
+TEMPORARY = ".tell-tmp"  # the ending of what is not finished yet
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def cache_dir() -> Path:
@@ -113,19 +117,12 @@ def _writing_into(folder: Path, named_by: str | None = None) -> Iterator[None]:
 def atomic_path(target: Path) -> Iterator[Path]:
     """Give a temporary path beside `target`; renamed to it on success, removed on failure.
 
-    Raises UserError where the folder cannot be made or written to.
+    Raises UserError where the folder cannot be made or written to, MachineError on a full disk.
     """
-    with _writing_into(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _beside(target, folder=False) as temporary:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -133,13 +130,9 @@ def atomic_dir(target: Path) -> Iterator[Path]:
     """Give a temporary folder beside `target`; renamed to it on success, removed on failure.
 
     When another process finished the same folder first, that one stays: both are equal, since
-    such folders are named by their content. Raises UserError where the folder around it cannot be
-    made or written to.
+    such folders are named by their content. Raises as `atomic_path` does.
     """
-    with _writing_into(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with _beside(target, folder=True) as temporary:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
         try:
@@ -147,8 +140,84 @@ def atomic_dir(target: Path) -> Iterator[Path]:
         except OSError:
             if not target.is_dir():
                 raise
+
+
+@contextlib.contextmanager
+def _beside(target: Path, folder: bool) -> Iterator[Path]:
+    """A temporary file or folder beside `target`, gone at the end unless it was renamed.
+
+    It is locked as long as its process lives, so that what a killed one left is known as such and
+    removed by the next that writes there.
+    """
+    with _writing_into(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(target.parent)
+        temporary, lock = _new_temporary(target, folder)
+    try:
+        with room_for(target):
+            yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
+        os.close(lock)
+
+
+def _new_temporary(target: Path, folder: bool) -> tuple[Path, int]:
+    """A new temporary file or folder, and the descriptor that holds its lock."""
+    prefix = f".{target.name[:100]}."
+    while True:
+        if folder:
+            name = tempfile.mkdtemp(TEMPORARY, prefix, target.parent)
+        else:
+            handle, name = tempfile.mkstemp(TEMPORARY, prefix, target.parent)
+            os.close(handle)
+        with contextlib.suppress(FileNotFoundError):  # taken for one left by a killed process
+            lock = os.open(name, os.O_RDONLY)
+            _lock(lock)
+            if os.path.exists(name):
+                return Path(name), lock
+            os.close(lock)
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the lock of an open file or folder; False where another holds it or none can be had."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove the temporary files of processes that are no more."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        with contextlib.suppress(OSError):  # somebody else's, or removed meanwhile
+            lock = os.open(path, os.O_RDONLY)
+            try:
+                if _lock(lock):
+                    _remove(path)
+            finally:
+                os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Say which file found no room: the system's own message does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise MachineError(
+            f"{shown(path)}: {error.strerror}",
+            remedy="make room, or name another folder; nothing half-written was kept",
+        ) from None
 
 
 def write_text(target: Path, text: str) -> None:

@@ -2,7 +2,9 @@
 
 A file is read once: its rows are checked, hashed and written under the cache folder, named by the
 file's content. Texts lie one after the other in one data file whose bytes become Arrow buffers as
-they are; an index holds where each row lies. Memory grows with the index alone.
+they are; an index holds where each row lies. Memory grows with the index alone. What is converted
+is a copy whose hash is taken as it is made, so that a file that somebody rewrites meanwhile never
+leaves a part of its rows under the hash of the whole; and each cached file carries its own hash.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -21,17 +23,18 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from tell_plugins.core import paths
+from tell_plugins.core import paths, sealed
 from tell_plugins.core.cards import Columns
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import tracked
-from tell_plugins.core.rowfiles import read_records
+from tell_plugins.core.rowfiles import Record, read_records
 from tell_plugins.core.text import comparison_keys, row_id
 
-FORMAT = 3  # raised when the stored columns change their meaning, as comparison keys do
+FORMAT = 4  # raised when the stored columns change their meaning, as comparison keys do
 MAX_CHARS = 200_000  # one text; about 50,000 tokens, beyond any context this project trains
 LISTED = 1000  # malformed rows that are listed one by one
 _BATCH = 4096
+_TRIES = 3  # readings of a file that changes while it is read
 
 
 @dataclass(frozen=True)
@@ -103,24 +106,46 @@ class Rows:
 def open_rows(path: Path, columns: Columns) -> Rows:
     """Open the rows of `path`, reading and checking the file if its content is new.
 
-    Raises UserError when the file as a whole cannot be read or lacks the columns.
+    Raises UserError when the file as a whole cannot be read, lacks the columns, or is being
+    written.
     """
-    sha256 = file_sha256(path)
+    for _ in range(_TRIES):
+        sha256 = file_sha256(path)
+        folder = _folder(path, columns, sha256)
+        rows = _open(folder, path, sha256) or _make(folder, path, columns, sha256)
+        if rows is not None:
+            return rows
+    raise UserError(
+        "the file changes while it is read",
+        where=paths.shown(path),
+        remedy="wait until it is written, then call again",
+    )
+
+
+def _folder(path: Path, columns: Columns, sha256: str) -> Path:
+    """Where the rows of a file of this content are kept."""
     recipe = json.dumps([FORMAT, sha256, path.suffix, columns.query, columns.response])
     name = hashlib.sha256(recipe.encode()).hexdigest()[:32]
-    folder = paths.cache_dir() / "rows" / name
-    rows = _open(folder, path, sha256)
-    if rows is not None:
-        return rows
+    return paths.cache_dir() / "rows" / name
+
+
+def _make(folder: Path, path: Path, columns: Columns, sha256: str) -> Rows | None:
+    """Read the file into `folder`; None when its content is no longer the expected one."""
     paths.make_folder(folder.parent)
     with FileLock(f"{folder}.lock"):  # a second process waits for the first instead of reading too
         rows = _open(folder, path, sha256)
-        if rows is None:
-            for old in (folder, *folder.parent.glob(f".{name}.*")):  # broken, or half-written
-                shutil.rmtree(old, ignore_errors=True)
-            with paths.atomic_dir(folder) as temporary:
-                _convert(path, columns, temporary)
-            rows = _open(folder, path, sha256)
+        if rows is not None:
+            return rows
+        shutil.rmtree(folder, ignore_errors=True)  # it does not fit
+        with paths.atomic_dir(folder) as temporary:
+            copy = temporary / "copy" / path.name
+            copy.parent.mkdir()
+            shutil.copyfile(path, copy)
+            if file_sha256(copy) != sha256:
+                return None
+            _convert(path, columns, temporary, copy)
+            shutil.rmtree(copy.parent)
+        rows = _open(folder, path, sha256)
     if rows is None:
         raise MachineError(
             f"{paths.shown(folder)}: what was written there cannot be read back\n"
@@ -130,18 +155,11 @@ def open_rows(path: Path, columns: Columns) -> Rows:
 
 
 def _open(folder: Path, path: Path, sha256: str) -> Rows | None:
-    """The rows kept in `folder`, or None when there are none or they are broken."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        bad = [BadRow(*entry) for entry in meta["bad"]]
-        bad_count = int(meta["bad_count"])
-        index = np.load(folder / "index.npy")
-        data = (folder / "texts").open("rb")
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    """The rows kept in `folder`, or None when there are none or they are not as written."""
+    if not all(sealed.is_whole(folder / name) for name in _FILES):
         return None
-    if index.dtype != _INDEX or index["length"].sum() != os.fstat(data.fileno()).st_size:
-        data.close()
-        return None
+    meta = json.loads((folder / _META).read_bytes()[: -sealed.SIZE])
+    index = np.load(folder / _INDEX)
     return Rows(
         path=path,
         sha256=sha256,
@@ -150,9 +168,9 @@ def _open(folder: Path, path: Path, sha256: str) -> Rows | None:
         lines=np.ascontiguousarray(index["line"]),
         _starts=np.concatenate([[0], np.cumsum(index["length"].sum(axis=1))[:-1]]),
         _lengths=np.ascontiguousarray(index["length"]),
-        _data=data,
-        bad=bad,
-        bad_count=bad_count,
+        _data=(folder / _TEXTS).open("rb"),
+        bad=[BadRow(*entry) for entry in meta["bad"]],
+        bad_count=meta["bad_count"],
     )
 
 
@@ -167,10 +185,23 @@ def file_sha256(path: Path) -> str:
         return digest.hexdigest()
 
 
-_INDEX = np.dtype([("id", "u1", 16), ("key", "<u8"), ("line", "<i8"), ("length", "<i8", 2)])
+_FILES = _META, _INDEX, _TEXTS = "meta.json", "index.npy", "texts"
+_ENTRY = np.dtype([("id", "u1", 16), ("key", "<u8"), ("line", "<i8"), ("length", "<i8", 2)])
 
 
-def _convert(path: Path, columns: Columns, folder: Path) -> None:
+def _records(path: Path, copy: Path) -> Iterator[Record]:
+    """The records of the copy; errors name the file itself."""
+    try:
+        yield from read_records(copy)
+    except UserError as error:
+        where = (error.where or "").replace(paths.shown(copy), paths.shown(path))
+        raise UserError(
+            error.found, where=where, allowed=error.allowed, remedy=error.remedy
+        ) from None
+
+
+def _convert(path: Path, columns: Columns, folder: Path, copy: Path) -> None:
+    """Write the rows of `copy`, made of `path`, into `folder`."""
     index: list[npt.NDArray[Any]] = []
     batch: list[tuple[int, str, str]] = []
     bad: list[BadRow] = []
@@ -179,7 +210,7 @@ def _convert(path: Path, columns: Columns, folder: Path) -> None:
     def flush() -> None:
         if not batch:
             return
-        entries = np.zeros(len(batch), _INDEX)
+        entries = np.zeros(len(batch), _ENTRY)
         ids = b"".join(row_id(q, r) for _, q, r in batch)
         entries["id"] = np.frombuffer(ids, "u1").reshape(-1, 16)
         entries["key"] = comparison_keys([q for _, q, _ in batch])
@@ -190,8 +221,8 @@ def _convert(path: Path, columns: Columns, folder: Path) -> None:
         index.append(entries)
         batch.clear()
 
-    with (folder / "texts").open("wb") as texts:
-        for record in tracked(read_records(path), f"reading {path.name}", "rows"):
+    with (folder / _TEXTS).open("wb") as texts:
+        for record in tracked(_records(path, copy), f"reading {path.name}", "rows"):
             problem = record.problem
             if problem is None:
                 row = extract(record.value, columns)
@@ -214,9 +245,11 @@ def _convert(path: Path, columns: Columns, folder: Path) -> None:
             remedy=f"the card reads columns {', '.join((*columns.query, columns.response))}; "
             "correct the card or the file",
         )
-    np.save(folder / "index.npy", np.concatenate(index))
+    np.save(folder / _INDEX, np.concatenate(index))
     meta = {"bad": [[row.line, row.reason] for row in bad], "bad_count": bad_count}
-    paths.write_text(folder / "meta.json", json.dumps(meta))
+    (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
+    for name in _FILES:
+        sealed.seal(folder / name)
 
 
 def extract(value: Any, columns: Columns) -> tuple[str, str] | str:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from tell_plugins.core import paths
+from tell_plugins.core import paths, sealed
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import track
 from tell_plugins.core.rows import Texts
@@ -156,12 +156,10 @@ class _LengthStore:
         self._path = paths.cache_dir() / "lengths" / f"{tokenizer_sha256[:32]}.npy"
 
     def _read(self) -> npt.NDArray[np.void]:
-        try:
-            entries: npt.NDArray[np.void] = np.load(self._path)
-        except (FileNotFoundError, ValueError, EOFError):
+        if not sealed.is_whole(self._path):
             return np.zeros(0, _ENTRY)
-        whole = entries.dtype == _ENTRY and (entries["key"][1:] > entries["key"][:-1]).all()
-        return entries if whole else np.zeros(0, _ENTRY)
+        entries: npt.NDArray[np.void] = np.load(self._path)
+        return entries
 
     def counting(self) -> FileLock:
         """A lock for whoever counts with this tokenizer."""
@@ -187,5 +185,7 @@ class _LengthStore:
         with FileLock(f"{self._path}.lock"):
             merged = np.concatenate([self._read(), new])
             _, first = np.unique(merged["key"], return_index=True)
-            with paths.atomic_path(self._path) as temporary, temporary.open("wb") as file:
-                np.save(file, merged[first])
+            with paths.atomic_path(self._path) as temporary:
+                with temporary.open("wb") as file:
+                    np.save(file, merged[first])
+                sealed.seal(temporary)

@@ -164,16 +164,19 @@ def _from_address(card: Card, split: str, places: Places) -> None:
             remedy="add 'blob: ID' to the card; `git hash-object FILE` prints the id",
         )
     target = target_of(card, split)
-    ready = fetch(spec.url, Checksum("blob", spec.blob), target, places)
-    if ready.source is not None:
+
+    def record(part: Path, source: str) -> None:
         write_provenance(
             target,
-            {"place": ready.source, "official": spec.url, "git_blob": spec.blob},
+            {"place": source, "official": spec.url, "git_blob": spec.blob},
+            part,
             card=card.name,
             split=split,
             rows=spec.rows,
             licence=card.licence,
         )
+
+    fetch(spec.url, Checksum("blob", spec.blob), target, places, record=record)
 
 
 def _from_hub(card: Card, split: str, options: Options) -> None:
@@ -191,10 +194,10 @@ def _from_hub(card: Card, split: str, options: Options) -> None:
             assert chosen is not None
             origin = hub.load_rows(card, spec, chosen, part)
         rows = _check_rows(card, split, part, options.accept)
-        place(part, target)
         write_provenance(
-            target, origin, card=card.name, split=split, rows=rows, licence=card.licence
+            target, origin, part, card=card.name, split=split, rows=rows, licence=card.licence
         )
+        place(part, target)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -86,8 +86,11 @@ def fetch(
     target: Path,
     places: Places = DIRECT,
     name: str | None = None,
+    record: Callable[[Path, str], object] | None = None,
 ) -> Ready:
     """Make `target` the file that `proof` accepts; a mirror or folder may know it as `name`.
+
+    `record` is called with the right file and its source before it gets its name.
 
     A file that is there already and is right is left alone; one that is wrong is put aside under
     another name once the right one has arrived. Raises MachineError when the file cannot be had
@@ -98,9 +101,12 @@ def fetch(
         if matches(target, proof):
             return Ready(target, None)
         if places.folder is not None:
-            return Ready(target, _copy(places.folder, proof, target, name or target.name))
+            return Ready(target, _copy(places.folder, proof, target, name or target.name, record))
         address = address_of(url, name or target.name, places)
-        _download(address, proof, target, places.patience)
+        part = _download(address, proof, target, places.patience)
+        if record is not None:
+            record(part, shown_url(address))
+        place(part, target)
         return Ready(target, shown_url(address))
 
 
@@ -153,7 +159,8 @@ def _not_writable(folder: Path, reason: str) -> MachineError:
     )
 
 
-def _download(url: str, proof: Proof, target: Path, patience: Patience) -> None:
+def _download(url: str, proof: Proof, target: Path, patience: Patience) -> Path:
+    """The right file, not yet under its name."""
     part = target.with_name(f"{target.name}.part")
     resumed = part.is_file()
     transfer(url, part, patience)
@@ -168,7 +175,7 @@ def _download(url: str, proof: Proof, target: Path, patience: Patience) -> None:
             f"{shown_url(url)}: not the right file: {what}: {problem}; nothing was kept\n"
             "  remedy:  try again, or another place: --mirror URL, --from DIR"
         )
-    place(part, target)
+    return part
 
 
 def _describe(part: Path) -> str:
@@ -188,7 +195,13 @@ def place(part: Path, target: Path) -> None:
     os.replace(part, target)
 
 
-def _copy(folder: Path, proof: Proof, target: Path, name: str) -> str:
+def _copy(
+    folder: Path,
+    proof: Proof,
+    target: Path,
+    name: str,
+    record: Callable[[Path, str], object] | None,
+) -> str:
     """Copy the right file of this name out of `folder` to `target`; returns where it lay."""
     found = find_named(folder, name)
     right = next((path for path in found if matches(path, proof)), None)
@@ -210,6 +223,8 @@ def _copy(folder: Path, proof: Proof, target: Path, name: str) -> str:
                 f"{right}: the copy differs from the file",
                 remedy="the disk may be failing: name another first folder in $TELL_DATA_HOME",
             )
+        if record is not None:
+            record(copy, str(right))
         place(copy, target)
     finally:
         copy.unlink(missing_ok=True)

@@ -263,16 +263,19 @@ def _write_split(
 ) -> tuple[Path, Counter[str]]:
     """Write the rows of a split and their provenance: the file, and how often each label is."""
     path = paths.data_homes()[0] / card.name / card.split(split).file
-    paths.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     labels = Counter(json.loads(row["response"])["hallucination"] for row in rows)
-    write_provenance(
-        path,
-        {"rebuilt_from": sources.files},
-        rows=len(rows),
-        labels=dict(sorted(labels.items())),
-        thoughts=how,
-        licence=card.licence,
-    )
+    with paths.atomic_path(path) as temporary:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        temporary.write_text(text, encoding="utf-8")
+        write_provenance(
+            path,
+            {"rebuilt_from": sources.files},
+            temporary,
+            rows=len(rows),
+            labels=dict(sorted(labels.items())),
+            thoughts=how,
+            licence=card.licence,
+        )
     return path, labels
 
 

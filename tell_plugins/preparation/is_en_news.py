@@ -144,19 +144,20 @@ def _write(
                     f"the official file ({spec.rows} documents): {problem}; nothing was kept\n"
                     "  remedy:  other aligned lines (blanks count), or --accept to take it as it is"
                 )
+            write_provenance(
+                target,
+                {"rebuilt_from": origin, "official": problem is None},
+                part,
+                card=card.name,
+                split=split,
+                rows=len(rows),
+                lines=len(segments),
+                licence=card.licence,
+            )
             place(part, target)
         finally:
             part.unlink(missing_ok=True)
     proved = "equal to the official file, byte by byte" if problem is None else "NOT the official"
-    write_provenance(
-        target,
-        {"rebuilt_from": origin, "official": problem is None},
-        card=card.name,
-        split=split,
-        rows=len(rows),
-        lines=len(segments),
-        licence=card.licence,
-    )
     print(
         f"  {split}: {len(rows)} documents of {len(segments):,} lines, {proved}: "
         f"{paths.shown(target)}"

@@ -44,14 +44,14 @@ def run(args: argparse.Namespace) -> int:
             with _noted(problems):
                 states[name][split] = state_of(card, split)
     table = [
-        _line(load_card(name), split, state)
+        _line(cards[name], split, state)
         for name, splits in states.items()
         for split, state in splits.items()
     ]
     print(_render(table))
     print("\nlicences and files:")
     for name, splits in states.items():
-        print(_note(load_card(name), splits, full=bool(args.names)))
+        print(_note(cards[name], splits, full=bool(args.names)))
     if not args.names:
         print("\n" + "\n".join(_others()))
     for problem in problems:

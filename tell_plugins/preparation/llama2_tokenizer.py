@@ -98,9 +98,11 @@ def prepare(places: Places, hub: str | None = None) -> Path:
         return here
     target = paths.data_homes()[0] / NAME / FILE
     url = address(hub or MODELSCOPE)
-    ready = fetch(url, content, target, places)
-    if ready.source is not None:
-        write_provenance(target, {"place": ready.source}, licence="Llama 2 Community License")
+
+    def record(part: Path, source: str) -> None:
+        write_provenance(target, {"place": source}, part, licence="Llama 2 Community License")
+
+    fetch(url, content, target, places, record=record)
     used = tokenizer_file()
     if used is not None and content.problem(used) is not None:
         raise UserError(

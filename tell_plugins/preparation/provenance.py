@@ -1,4 +1,8 @@
-"""Where a data file came from, written beside it as `<file>.provenance.json`."""
+"""Where a data file came from, written beside it as `<file>.provenance.json`.
+
+The record is written before the file gets its name: a file that lies there has its own record, or
+one that names another hash and so vouches for nothing.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +34,14 @@ def read_provenance(file: Path) -> dict[str, Any] | None:
     return None
 
 
-def write_provenance(file: Path, origin: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """Record where the finished `file` came from; returns the record."""
+def write_provenance(
+    file: Path, origin: dict[str, Any], content: Path, **more: Any
+) -> dict[str, Any]:
+    """Record where `file` comes from, which `content` is about to become; returns the record."""
     record = {
         "file": file.name,
-        "sha256": file_sha256(file),
-        "bytes": file.stat().st_size,
+        "sha256": file_sha256(content),
+        "bytes": content.stat().st_size,
         "from": origin,
         "made_by": f"tell-recipes {__version__}",
         "made_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -275,7 +275,10 @@ def _write_card(
         }
         for row in rows
     ]
-    paths.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines))
+    with paths.atomic_path(path) as temporary:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines)
+        temporary.write_text(text, encoding="utf-8")
+        write_provenance(path, {ORIGIN: settings}, temporary, rows=len(rows))
     card = {
         "name": folder.name,
         "kind": "general",
@@ -288,7 +291,6 @@ def _write_card(
     }
     text = yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=1000)
     paths.write_text(folder / "card.yaml", text)
-    write_provenance(path, {ORIGIN: settings}, rows=len(rows))
     print(f"{len(rows):,} rows of {work.attempts:,} attempts: {paths.shown(path)}")
     if work.dropped:
         print(f"  dropped: {work.reasons()}")

@@ -52,16 +52,17 @@ def build(card: Card, tmx: Path) -> int:
                 where=paths.shown(tmx),
                 remedy="name a memory of English and Icelandic",
             )
-    write_provenance(
-        target,
-        {"tmx": tmx.name, "sha256": checksum_of(tmx, "sha256").hex},
-        card=card.name,
-        split=SPLIT,
-        rows=counts["kept"],
-        left_out={reason: counts[reason] for reason in _REASONS},
-        rule=f"English side of more than {WORDS} words",
-        licence="that of the translation memory",
-    )
+        write_provenance(
+            target,
+            {"tmx": tmx.name, "sha256": checksum_of(tmx, "sha256").hex},
+            temporary,
+            card=card.name,
+            split=SPLIT,
+            rows=counts["kept"],
+            left_out={reason: counts[reason] for reason in _REASONS},
+            rule=f"English side of more than {WORDS} words",
+            licence="that of the translation memory",
+        )
     print(
         f"  {SPLIT}: {counts['kept']:,} pairs ({_said(counts)}): {paths.shown(target)}\n"
         f"  train on it with  tell/{card.name}:split={SPLIT}"

@@ -57,7 +57,12 @@ def _target(out: Path) -> Path:
 
 
 def write_mixture(mixture: Mixture, folder: Path, weighting: str) -> None:
-    """Write rows, manifest and anchor; the manifest last, so that it vouches for the others."""
+    """Write rows, anchor and manifest.
+
+    The manifest vouches for the others: that of an earlier mixture goes first, the new one comes
+    last.
+    """
+    (folder / MANIFEST).unlink(missing_ok=True)
     mixture.write_json_lines(folder / ROWS)
     anchor = folder / ANCHOR
     if mixture.task is not None:
