@@ -11,7 +11,6 @@ from unittest import mock
 
 from tell_plugins.recipe.swift_keys import SwiftKeys, swift_keys
 
-
 # the answer's file is named by all that it depends on, so later sessions may use it
 _FOLDER = Path(tempfile.gettempdir()) / f"tell-test-keys-{os.getuid()}"
 
