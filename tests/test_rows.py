@@ -481,16 +481,17 @@ def test_a_file_is_written_in_one_piece(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_written_in_one_piece(tmp_path: Path) -> None:
-    target = tmp_path / "folder"
+    here = tmp_path / "here"
+    target = here / "folder"
     with pytest.raises(RuntimeError):
         _write_half(paths.atomic_dir(target), "a")
-    assert list(tmp_path.iterdir()) == []
+    assert list(here.iterdir()) == []
     with paths.atomic_dir(target) as temporary:
         (temporary / "a").write_text("first")
         with paths.atomic_dir(target) as other:  # somebody else is faster
             (other / "a").write_text("other")
     assert (target / "a").read_text() == "other"
-    assert list(tmp_path.iterdir()) == [target]
+    assert list(here.iterdir()) == [target]
 
 
 @pytest.mark.parametrize("place", ["", "below/it"])
