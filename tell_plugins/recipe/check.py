@@ -89,7 +89,8 @@ def _check_one(path: str, flags: Sequence[str], swift: SwiftKeys, rate: float | 
     try:
         recipe = load_recipe(path, flags)
     except UserError as problem:
-        print(f"{path}\n\n{check_report.problems(as_errors(problem))}")
+        text = check_report.problems(as_errors("tell-recipe", problem))
+        print(f"{path}\n\n{text}")
         return False
     checked = inspect(recipe, swift)
     print(check_report.report(checked, rate))
@@ -103,19 +104,19 @@ def inspect(recipe: Recipe, swift: SwiftKeys) -> Checked:
     checked = Checked(recipe, settings, spec=spec, findings=findings)
     if spec is not None:
         checked.planned = planned_entries(spec)
-        _guard(checked, _look_at_data)
-    _guard(checked, _look_at_schedule)
-    _guard(checked, _look_at_lengths)
+        _guard(checked, "tell-data", _look_at_data)
+    _guard(checked, "tell-schedule", _look_at_schedule)
+    _guard(checked, "tell-value-type", _look_at_lengths)
     return checked
 
 
-def _guard(checked: Checked, step: Callable[[Checked], None]) -> None:
+def _guard(checked: Checked, rule: str, step: Callable[[Checked], None]) -> None:
     """Run one step; its UserError joins the problems, unless a rule named the place already."""
     try:
         step(checked)
     except UserError as problem:
         known = {finding.problem.where for finding in checked.findings}
-        checked.findings += [f for f in as_errors(problem) if f.problem.where not in known]
+        checked.findings += [f for f in as_errors(rule, problem) if f.problem.where not in known]
 
 
 def planned_entries(spec: Spec) -> tuple[int, int] | None:
@@ -164,6 +165,7 @@ def _data_warnings(mixture: Mixture, recipe: Recipe) -> list[Finding]:
         if source.duplicates:
             found.append(
                 warning(
+                    "tell-data-duplicates",
                     f"'{source.card.name}' holds {count_of(source.duplicates, 'duplicate row')}, "
                     "which train as often as they stand there",
                     paths.shown(source.file),
@@ -176,6 +178,7 @@ def _data_warnings(mixture: Mixture, recipe: Recipe) -> list[Finding]:
     if kept:
         found.append(
             warning(
+                "tell-test-rows-train",
                 f"{count_of(kept, 'general row')} trained on with a held-out query",
                 where,
                 "overlap=drop leaves them out",
@@ -184,6 +187,7 @@ def _data_warnings(mixture: Mixture, recipe: Recipe) -> list[Finding]:
     if not mixture.overlap_checked and mixture.card.kind != GENERAL:
         found.append(
             warning(
+                "tell-test-rows-missing",
                 "test rows are not here, so nothing tells whether they are trained on",
                 where,
                 f"./run.sh data {mixture.card.name}",
@@ -196,6 +200,7 @@ def _malformed(source: Drawn) -> Finding:
     first = ", ".join(str(line) for line, _ in source.bad[:5])
     more = ", ..." if source.dropped["malformed"] > 5 else ""
     return warning(
+        "tell-data-malformed",
         f"{count_of(source.dropped['malformed'], 'malformed row')} of '{source.card.name}' left "
         f"out (lines {first}{more}): {source.bad[0][1]}",
         paths.shown(source.file),
@@ -212,7 +217,12 @@ def _look_at_schedule(checked: Checked) -> None:
         checked.plan = plan(entries, training)
     except Unmodelled as problem:
         checked.findings.append(
-            warning(problem.found, checked.recipe.where(problem.where), problem.remedy or "")
+            warning(
+                "tell-schedule-unknown",
+                problem.found,
+                checked.recipe.where(problem.where),
+                problem.remedy or "",
+            )
         )
         return
     task = _is_task(checked, entries)
@@ -227,11 +237,12 @@ def _look_at_schedule(checked: Checked) -> None:
         if training.learning_rate == 0:
             remedy = "a learning_rate above 0"
         checked.findings.append(
-            warning(f"this run is a no-op: {reason}", checked.recipe.where(), remedy)
+            warning("tell-no-op", f"this run is a no-op: {reason}", checked.recipe.where(), remedy)
         )
     elif checked.plan.rates.max() < 1:
         checked.findings.append(
             warning(
+                "tell-rate-low",
                 f"the learning rate never reaches {training.learning_rate:g}: at most "
                 f"{checked.plan.rates.max():.0%} of it",
                 checked.recipe.where("warmup_ratio"),
@@ -274,7 +285,11 @@ def _lost_rows(checked: Checked, entries: int) -> list[Finding]:
     text = f"{count_of(unseen, 'row')} never trained on, {task} of task data: {reason}"
     where = checked.recipe.where("max_steps" if plan.seen < plan.served else None)
     remedy = "more steps, or amounts that fit"
-    return [error(text, where, remedy) if task else warning(text, where, remedy)]
+    return [
+        error("tell-rows-unseen", text, where, remedy)
+        if task
+        else warning("tell-rows-unseen", text, where, remedy)
+    ]
 
 
 def _look_at_lengths(checked: Checked) -> None:
@@ -306,10 +321,11 @@ def _length_findings(checked: Checked) -> list[Finding]:
             text = f"{_rows_named(counted.over)} over max_length {checked.limit:,} (by {by})"
             remedy = f"raise max_length to {_enough(counted)} or shorten the rows"
             fate = "cut" if cut else "lost"
-            found.append(lost(f"{text} and would be {fate}", counted.file, remedy))
+            found.append(lost("tell-row-long", f"{text} and would be {fate}", counted.file, remedy))
         if counted.near:
             found.append(
                 warning(
+                    "tell-row-near",
                     f"{_rows_named(counted.near)} near max_length {checked.limit:,}: with the chat "
                     f"template around them they may be over it (by {by})",
                     counted.file,
@@ -323,15 +339,25 @@ def _length_findings(checked: Checked) -> list[Finding]:
             remedy = f"raise max_length, or give card '{name}' a smaller max_tokens"
             strict = checked.settings.flag("strict") and not cut
             found.append(
-                lost(f"{text} (by {by}); 'strict: true' stops the run there", where, remedy)
+                lost(
+                    "tell-general-long",
+                    f"{text} (by {by}); 'strict: true' stops the run there",
+                    where,
+                    remedy,
+                )
                 if strict
-                else warning(f"{text} (by {by}) and would be cut or dropped", where, remedy)
+                else warning(
+                    "tell-general-long",
+                    f"{text} (by {by}) and would be cut or dropped",
+                    where,
+                    remedy,
+                )
             )
     return found
 
 
 def _rows_named(rows: list[tuple[int, int]]) -> str:
-    """`2 task rows (line 5: 2,259 tokens, line 9: 2,300 tokens) are`"""
+    """`2 task rows (line 5: 2,231 tokens, line 9: 2,300 tokens) are`"""
     each = ", ".join(f"line {line}: {tokens:,} tokens" for line, tokens in rows)
     return f"{count_of(len(rows), 'task row')} ({each}) {'are' if len(rows) > 1 else 'is'}"
 

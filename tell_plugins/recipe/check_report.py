@@ -365,4 +365,4 @@ def problems(findings: Sequence[Finding]) -> str:
 
 def _problem(finding: Finding) -> str:
     first, *rest = str(finding.problem).split("\n")
-    return "\n".join([f"  {first}", *(f"  {line}" for line in rest)])
+    return "\n".join([f"  {first} [{finding.rule}]", *(f"  {line}" for line in rest)])

@@ -31,7 +31,7 @@ def check_dataset(recipe: Recipe) -> tuple[Spec | None, list[Finding]]:
     try:
         text = recipe.dataset_text
     except UserError as problem:
-        return None, as_errors(problem)
+        return None, as_errors("tell-dataset", problem)
     problems: list[UserError] = []
     spec: Spec | None = None
     try:
@@ -42,7 +42,7 @@ def check_dataset(recipe: Recipe) -> tuple[Spec | None, list[Finding]]:
     card = _card(name, problems) if re.fullmatch(r"[\w.-]+", name) else None
     if spec is not None and card is not None:
         problems += _misfits(spec, card, f"{where} '{text}'")
-    findings = [finding for problem in problems for finding in as_errors(problem)]
+    findings = [finding for problem in problems for finding in as_errors("tell-dataset", problem)]
     return (None if findings else spec), findings
 
 
@@ -129,7 +129,7 @@ def check_files(spec: Spec) -> list[Finding]:
                 remedy="./run.sh data llama2_tokenizer, or set $TELL_TOKENIZER to a tokenizer.json",
             )
         )
-    return [finding for problem in problems for finding in as_errors(problem)]
+    return [finding for problem in problems for finding in as_errors("tell-data-missing", problem)]
 
 
 def check_order(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
@@ -144,7 +144,10 @@ def check_order(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
         if on:
             given = "" if settings.given(key) else ", ms-swift's default,"
             yield error(
-                f"'{key}' is true{given} {reason}", recipe.where(key), f"write '{key}: false'"
+                "tell-order",
+                f"'{key}' is true{given} {reason}",
+                recipe.where(key),
+                f"write '{key}: false'",
             )
     for key, least, reason, remedy in _NUMBERS:
         try:
@@ -152,7 +155,7 @@ def check_order(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
         except UserError:
             continue
         if value > least:
-            yield error(f"'{key}' is {value:g} {reason}", recipe.where(key), remedy)
+            yield error("tell-order", f"'{key}' is {value:g} {reason}", recipe.where(key), remedy)
 
 
 _REORDERS = {
@@ -183,6 +186,7 @@ def check_keeping(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
     """Settings under which a row may be lost or cut without an error."""
     if not settings.flag("strict"):
         yield warning(
+            "tell-strict",
             "'strict' is not true: ms-swift drops rows it cannot encode with one summary line",
             recipe.where("strict"),
             "write 'strict: true'",
@@ -190,12 +194,14 @@ def check_keeping(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
     strategy = settings.text("truncation_strategy", "delete")
     if strategy in ("left", "right"):
         yield warning(
+            "tell-truncation",
             f"'truncation_strategy' is {strategy}: rows over max_length are cut, not refused",
             recipe.where("truncation_strategy"),
             "remove it and raise max_length",
         )
     elif strategy == "split":
         yield error(
+            "tell-truncation",
             "'truncation_strategy' is split, which ms-swift has for pre-training only",
             recipe.where("truncation_strategy"),
             "remove it and raise max_length",
@@ -208,6 +214,7 @@ def check_plugin(recipe: Recipe) -> Iterator[Finding]:
     if any((paths.PROJECT / part).resolve() == _PLUGIN for part in plugins):
         return
     yield error(
+        "tell-plugin",
         "'external_plugins' does not name tell_plugins/register.py, so ms-swift would look for "
         "the data set on a hub",
         recipe.where("external_plugins"),
@@ -226,16 +233,18 @@ def check_validation(recipe: Recipe) -> Iterator[Finding]:
             spec = parse_spec(entry, where=where)
             load_card(spec.card).split(spec.split)
         except UserError as problem:
-            yield from as_errors(problem)
+            yield from as_errors("tell-validation", problem)
             continue
         if spec.split == "test":
             yield warning(
+                "tell-validation",
                 "test rows serve as validation data; what they choose cannot be scored on them",
                 where,
                 "validate on split=validation, or on rows of another source",
             )
         elif spec.split not in HELD_OUT:
             yield warning(
+                "tell-validation",
                 f"'{entry}' validates on training rows",
                 where,
                 f"write {PREFIX}{spec.card}:split=validation, or another split of the card",

@@ -83,12 +83,14 @@ def check_keys(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
             yield _unknown_key(recipe, key, swift)
         elif key in SECRETS and key not in recipe.flags and recipe.get(key):
             yield warning(
+                "tell-secret",
                 f"'{key}' in a recipe is read by everyone who reads the recipe",
                 recipe.where(key),
                 SECRETS_REMEDY,
             )
         elif key in ("train_type", "custom_register_path"):
             yield warning(
+                "tell-key-renamed",
                 f"'{key}' is a name of an earlier ms-swift",
                 recipe.where(key),
                 f"write '{_RENAMED[key]}'",
@@ -114,7 +116,7 @@ def _unknown_key(recipe: Recipe, key: str, swift: SwiftKeys) -> Finding:
     else:
         match = nearest(key, swift.keys)
         remedy = f"did you mean '{match}'?" if match else "remove it"
-    return error(found, recipe.where(key), remedy)
+    return error("tell-key-unknown", found, recipe.where(key), remedy)
 
 
 def check_values(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
@@ -124,6 +126,7 @@ def check_values(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
             continue
         if value is None or value == "None":
             yield error(
+                "tell-value-empty",
                 f"'{key}' is empty, which ms-swift reads as the text 'None'",
                 recipe.where(key),
                 "remove the key, or give it a value",
@@ -131,6 +134,7 @@ def check_values(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
             continue
         if key == "output_dir" and not str(value).strip():
             yield error(
+                "tell-value-empty",
                 "'output_dir' is empty: checkpoints would go into the project's own folder",
                 recipe.where(key),
                 "write 'output_dir: output/NAME'",
@@ -141,6 +145,7 @@ def check_values(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
         finding = finding or _check_range(recipe, key, value)
         if finding is None and _breaks_config(value) and not swift.takes_yaml_first:
             finding = warning(
+                "tell-value-list",
                 f"'{key}' lists other things than text, which stops `swift sft --config`",
                 recipe.where(key),
                 f"put each into quotes: {as_json([str(part) for part in value])}",
@@ -177,6 +182,7 @@ def _check_type(recipe: Recipe, key: str, value: Any, kind: str) -> Finding | No
         wrong = [part for part in parts if part is None or isinstance(part, (bool, dict, list))]
         if not parts or wrong:
             return error(
+                "tell-value-type",
                 f"'{key}' is {as_json(value)}",
                 recipe.where(key),
                 "put texts into quotes" if wrong else "remove the key, or name something",
@@ -188,6 +194,7 @@ def _check_type(recipe: Recipe, key: str, value: Any, kind: str) -> Finding | No
         return None if fits(value) else _wrong(recipe, key, value, allowed)
     if isinstance(value, bool):
         return error(
+            "tell-value-type",
             f"'{key}' is {str(value).lower()}, but ms-swift wants a text there "
             "(YAML reads an unquoted no, yes, on or off as a truth value)",
             recipe.where(key),
@@ -200,7 +207,9 @@ def _check_type(recipe: Recipe, key: str, value: Any, kind: str) -> Finding | No
 
 def _wrong(recipe: Recipe, key: str, value: Any, allowed: str) -> Finding:
     shown = value if isinstance(value, str) else as_json(value)
-    return error(f"'{key}' is {shown}", recipe.where(key), "correct the value", allowed)
+    return error(
+        "tell-value-type", f"'{key}' is {shown}", recipe.where(key), "correct the value", allowed
+    )
 
 
 def _is_whole(value: Any) -> bool:
@@ -236,6 +245,7 @@ def _check_choice(recipe: Recipe, key: str, value: Any, choices: Sequence[Any]) 
         return None
     match = nearest(str(value), allowed)
     return error(
+        "tell-value-unknown",
         f"'{key}' is '{value}'",
         recipe.where(key),
         f"did you mean '{match}'?" if match else "use one of the allowed values",
@@ -255,4 +265,4 @@ def _check_range(recipe: Recipe, key: str, value: Any) -> Finding | None:
     elif low <= -number <= high:
         remedy = "remove the minus sign, or the key"
     allowed = f"from {low:g}" + (f" to {high:g}" if high < math.inf else "")
-    return error(f"'{key}' is {value}", recipe.where(key), remedy, allowed)
+    return error("tell-value-range", f"'{key}' is {value}", recipe.where(key), remedy, allowed)

@@ -48,5 +48,5 @@ def check_recipe(recipe: Recipe, settings: Settings) -> tuple[Spec | None, list[
             findings += rule(recipe, settings)
         except UserError as problem:  # an unreadable value; the rule on values may have named it
             if problem.where not in {finding.problem.where for finding in findings}:
-                findings += as_errors(problem)
+                findings += as_errors("tell-value-type", problem)
     return spec, findings

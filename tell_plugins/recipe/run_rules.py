@@ -20,7 +20,13 @@ _HIGH_RATE = 5e-3  # beyond what LoRA runs use; a lost minus sign or power is li
 def check_model(recipe: Recipe) -> Iterator[Finding]:
     """A model is named, and a folder that is named holds one."""
     if not recipe.values.get("model"):
-        yield error("no 'model'", recipe.where(), "name a hub id or a folder", "model: ...")
+        yield error(
+            "tell-model-missing",
+            "no 'model'",
+            recipe.where(),
+            "name a hub id or a folder",
+            "model: ...",
+        )
         return
     model = str(recipe.values["model"])
     if is_embedded(model):
@@ -28,6 +34,7 @@ def check_model(recipe: Recipe) -> Iterator[Finding]:
     folder = model_folder(model)
     if folder is None and not may_be_hub_id(model):
         yield error(
+            "tell-model-missing",
             f"no model folder '{model}'",
             recipe.where("model"),
             "correct the path (from the project's folder), or name a hub id",
@@ -35,6 +42,7 @@ def check_model(recipe: Recipe) -> Iterator[Finding]:
         )
     if folder is not None and not (folder / "config.json").is_file():
         yield error(
+            "tell-model-missing",
             f"folder '{model}' holds no config.json, so it is no model",
             recipe.where("model"),
             "name the folder that holds config.json",
@@ -52,6 +60,7 @@ def check_targets(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
         if name.rpartition(".")[2] not in known:
             match = nearest(name, shape.modules)
             yield error(
+                "tell-targets",
                 f"'target_modules' names '{name}', which {shape.name} does not have",
                 recipe.where("target_modules"),
                 f"did you mean '{match}'?" if match else "use one of the allowed names",
@@ -63,6 +72,7 @@ def check_packages(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
     """Packages that a setting needs and requirements.txt does not bring."""
     if settings.flag("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
         yield warning(
+            "tell-package",
             "'use_liger_kernel' needs a package that is not installed here",
             recipe.where("use_liger_kernel"),
             f".venv/bin/pip install {LIGER} (where the training runs)",
@@ -73,6 +83,7 @@ def check_near_misses(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
     """Settings that work, but hardly as meant."""
     if settings.flag("use_liger_kernel") and settings.flag("enable_channel_loss"):
         yield warning(
+            "tell-liger-channel",
             "'enable_channel_loss' computes the loss outside Liger's kernel, so the logits are "
             "held in memory after all",
             recipe.where("enable_channel_loss"),
@@ -81,12 +92,14 @@ def check_near_misses(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
     rate = settings.number("learning_rate", 1e-4)
     if rate > _HIGH_RATE:
         yield warning(
+            "tell-rate-high",
             f"'learning_rate' is {rate:g}; the paper's is 1e-4",
             recipe.where("learning_rate"),
             "check the exponent's sign",
         )
     if settings.text("save_strategy") == "no":
         yield warning(
+            "tell-no-save",
             "'save_strategy' is no, so no adapter is kept",
             recipe.where("save_strategy"),
             "write 'save_strategy: \"epoch\"'",
@@ -97,6 +110,7 @@ def check_near_misses(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
 def _check_folder(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
     if not settings.given("output_dir"):
         yield warning(
+            "tell-output-dir",
             "no 'output_dir': `swift sft` by itself writes to a folder named after the model, not "
             f"to {paths.shown(recipe.output_dir)}, where `./run.sh train` writes and `eval` looks",
             recipe.where(),
@@ -106,6 +120,7 @@ def _check_folder(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
         return
     if any(recipe.output_dir.glob("checkpoint-*")) or any(recipe.output_dir.glob("logging.jsonl")):
         yield warning(
+            "tell-output-mixed",
             f"'add_version' is false and {paths.shown(recipe.output_dir)} already holds a run: "
             "the two would mix",
             recipe.where("add_version"),
