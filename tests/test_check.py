@@ -311,10 +311,41 @@ def test_a_learning_rate_of_0_is_mended_by_one_above(write: Write) -> None:
     assert "remedy:  a learning_rate above 0" in found
 
 
-def test_an_impossible_date_is_no_yaml(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(text="run_name: 2024-02-31\n")
-    assert main(["check", str(path)]) == 1
-    assert "toy.yaml: no YAML: day is out of range" in capsys.readouterr().out
+@pytest.mark.parametrize("name", ["2024-02-31", "007", "0123456", "2024_10_01", "1.10", "0x1F"])
+def test_a_name_that_looks_like_a_number_stays_as_it_is(write: Write, name: str) -> None:
+    recipe = load_recipe(write(run_name=None, output_dir=None, text=f"run_name: {name}\n"))
+    assert recipe.argv()[-2:] == ["--run_name", name]
+    assert load_recipe(write(output_dir=None, text=f"output_dir: {name}\n")).output_dir == Path(
+        name
+    )
+    other = recipe.with_values(run_name="other")
+    assert other.argv()[-2:] == ["--run_name", "other"]
+
+
+def test_numbers_below_the_top_level_are_those_of_ms_swift(write: Write) -> None:
+    recipe = load_recipe(write(text="lr_scheduler_kwargs: {min_lr: 1e-4}\nadam_epsilon: 1e-9\n"))
+    assert recipe.values["lr_scheduler_kwargs"] == {"min_lr": 1e-4}
+    assert recipe.argv()[-4:] == [
+        "--lr_scheduler_kwargs",
+        '{"min_lr": 0.0001}',
+        "--adam_epsilon",
+        "1e-9",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("base: recipes/a.yaml\nmethods: {TELL: {}}\n", "this is a sweep file"),
+        ("name: a\nkind: task\nsplits: {}\n", "this is a card"),
+        ("- a\n", "a recipe is a mapping"),
+        ("", "a recipe is a mapping"),
+    ],
+)
+def test_other_files_are_said_to_be_what_they_are(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "other.yaml").write_text(text)
+    with pytest.raises(UserError, match=says):
+        load_recipe(tmp_path / "other.yaml")
 
 
 def test_a_list_of_numbers_stops_the_command_of_4_0(write: Write) -> None:
@@ -558,9 +589,10 @@ def test_a_broken_model_configuration_is_one_problem_of_a_whole_report(
     (tmp_path / "model").mkdir()
     config = tmp_path / "model" / "config.json"
     config.write_text('{"model_type": "llama", "hidden_size": 64, "num_attention_heads": 0}')
-    assert errors(look(write(model=str(config.parent)))) == []  # another layout, so not known
+    kind = {"model_type": "llama", "template": "chatml"}
+    assert errors(look(write(model=str(config.parent), **kind))) == []  # another layout: not known
     config.write_text("{")
-    checked = look(write(model=str(config.parent), max_length=None))
+    checked = look(write(model=str(config.parent), max_length=None, **kind))
     (found,) = errors(checked)
     assert "config.json: no model configuration" in found
     text = report(checked)
@@ -662,6 +694,7 @@ def test_the_models_own_tokenizer_decides(
     (model / "config.json").write_text('{"model_type": "mamba"}')
     path = write(
         model=str(model),
+        model_type="llama",
         template="chatml",
         dataset=["tell/long:general=0/overlap=keep"],
         max_length=80,
@@ -977,3 +1010,127 @@ def test_the_report_names_the_rule(write: Write, capsys: pytest.CaptureFixture[s
     assert "one summary line [tell-strict]" in printed
     assert main(["check", "recipes/none.yaml"]) == 1
     assert "no recipe 'recipes/none.yaml' [tell-recipe]" in capsys.readouterr().out
+
+
+# --- each situation has its finding ---------------------------------------------------------------
+
+_YES_NO = [{"q": f"question {n}", "r": "right" if n % 2 else "wrong"} for n in range(12)]
+
+
+@pytest.fixture
+def situations(make_card: MakeCard, tmp_path: Path) -> Path:
+    """Cards and model folders that differ from a good recipe's in one thing each."""
+    make_card("labels", train=_YES_NO, anchor="Is it so? Answer with yes or no.")
+    make_card("quoted", train=_YES_NO, anchor='Say "right", "wrong" or "unsure".')
+    rows = [{"q": f"q {n}", "r": json.dumps({"label": "yes"})} for n in range(8)]
+    make_card("objects", train=rows, anchor='"label" is "yes" or "maybe".')
+    configs: dict[str, dict[str, Any]] = {
+        "llama": {"architectures": ["LlamaForCausalLM"]},  # four types of ms-swift have it
+        "unknown": {"architectures": ["NobodysForCausalLM"]},
+        "nameless": {},
+        "qwen2": {"architectures": ["Qwen2ForCausalLM"]},
+        "gemma": {"architectures": ["GemmaForCausalLM"]},  # one type alone
+    }
+    for name, config in configs.items():
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "config.json").write_text(json.dumps(config))
+    return tmp_path / "models"
+
+
+_FIRST = "tell/toy:task=8rows/general=24rows/order=task_first"  # all in the warm-up step
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes", "says"),
+    [
+        ("general-few", {"dataset": ["tell/toy:task=8rows/general=4rows"]}, "8 task rows among 4"),
+        ("anchor-answers", {"dataset": ["tell/labels:general=24rows"]}, "'yes' and 'no'"),
+        ("anchor-answers", {"dataset": ["tell/quoted:general=24rows"]}, "names 'unsure' as"),
+        ("anchor-answers", {"dataset": ["tell/objects:general=24rows"]}, "names 'maybe' as"),
+        ("exposure-zero", {"dataset": [_FIRST]}, "exposure 0.00: the 8 task rows"),
+        ("model-type", {"model_type": "lama"}, "did you mean 'llama'?"),
+        ("model-type", {"model": "Qwen/Qwen2.5-0.5B-Instruct", "model_type": "llama"}, "Qwen2For"),
+        ("model-type", {"model": "{}/qwen2", "model_type": "llama"}, "is Qwen2ForCausalLM"),
+        ("model-type", {"model": "{}/llama"}, "LlamaForCausalLM may be several"),
+        ("model-type", {"model": "{}/nameless"}, "a config.json without architectures may be"),
+        ("model-type", {"model": "{}/unknown"}, "its table has no NobodysForCausalLM"),
+        ("template", {"template": "chatmll"}, "did you mean 'chatml'?"),
+        ("template", {"template": "gemma"}, "ms-swift's table has 'llama'"),
+        ("template", {"model": "{}/llama", "model_type": "llama"}, "have several chat templates"),
+        ("targets", {"target_modules": ["c_attn"]}, "which Llama-2-7b-chat does not have"),
+        (
+            "targets",
+            {"model": "Qwen/Qwen2.5-7B-Instruct", "target_modules": ["c_attn"]},
+            "models of type 'qwen2' do not have",
+        ),
+        ("model-cpu", {"use_cpu": True}, "has 6.7e9 parameters"),
+        ("model-cpu", {"use_cpu": True, "model": "Qwen/Qwen2.5-14B-Instruct"}, "has 14.0e9"),
+        ("positions", {"max_length": 8192}, "write 'max_length: 4096'"),
+        ("path-variable", {"output_dir": "$HOME/out"}, "holds $HOME"),
+        ("path-variable", {"model": "${MODELS}/a"}, "holds ${MODELS}"),
+        ("path-variable", {"run_name": "${oc.env:USER}"}, "holds ${oc.env:USER}"),
+    ],
+)
+def test_each_situation_has_its_finding(
+    write: Write, situations: Path, rule: str, changes: dict[str, Any], says: str
+) -> None:
+    model = str(changes.get("model", BASE["model"])).replace("{}", str(situations))
+    found = look(write(**{**changes, "model": model})).findings
+    mine = [str(f.problem) for f in found if f.rule == f"tell-{rule}"]
+    assert any(says in text for text in mine), [f"{f.rule}: {f.problem}" for f in found]
+    assert all(f.problem.remedy for f in found)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataset": ["tell/toy:task=8rows/general=0"], "gradient_accumulation_steps": 2},  # SFT
+        {"model": "{}/gemma"},
+        {"model": "{}/llama", "model_type": "llama", "template": "chatml"},
+        {"model": "{}/qwen2", "model_type": "qwen2", "template": "qwen2_5"},
+        {"model": "Qwen/Qwen2.5-0.5B-Instruct", "use_cpu": True},
+        {"model": "somebody/a-model-of-2030", "target_modules": ["c_attn"], "template": "chatml"},
+        {"model_type": "mine", "external_plugins": ["tell_plugins/register.py", "mine.py"]},
+        {"system": "It costs $US 5."},
+    ],
+)
+def test_what_is_good_or_not_known_has_no_finding(
+    write: Write, situations: Path, changes: dict[str, Any]
+) -> None:
+    model = str(changes.get("model", BASE["model"])).replace("{}", str(situations))
+    assert look(write(**{**changes, "model": model})).findings == []
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("run_name: 007", "write 'run_name: \"007\"'"),
+        ("run_name: 1.10", "write 'run_name: \"1.10\"'"),
+        ("logging_steps: 012", "write it in plain digits"),
+        ("run_name: 12", None),
+        ("adam_epsilon: 1e-9", None),
+    ],
+)
+def test_a_value_that_swift_alone_reads_otherwise(
+    write: Write, line: str, says: str | None
+) -> None:
+    found = [f.problem.remedy for f in look(write(text=line + "\n")).findings]
+    assert found == ([says] if says else [])
+
+
+def test_a_remedy_does_not_lead_beyond_the_models_positions(
+    write: Write,
+    make_card: MakeCard,
+    words: Callable[[Path], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TELL_TOKENIZER", str(words(tmp_path / "llama2")))
+    make_card("wide", train=[{"q": f"{n} " * n, "r": "x"} for n in (3800, 5000)])
+    dataset = ["tell/wide:general=0/overlap=keep"]
+    short = look(write(dataset=[f"{dataset[0]}/task=1rows/seed=2"], max_length=1000))
+    remedies = [f.problem.remedy or "" for f in short.findings if f.rule == "tell-row-long"]
+    every = look(write(dataset=dataset, max_length=1000))
+    remedies += [f.problem.remedy or "" for f in every.findings if f.rule == "tell-row-long"]
+    assert any("raise max_length to 4" in text for text in remedies) or len(remedies) == 2
+    assert any("take a model with more than 4,096 positions" in text for text in remedies)

@@ -112,10 +112,10 @@ def test_a_setting_of_no_allowed_kind_is_told_once(value: Any) -> None:
     assert text.count("made.yaml") == 1
 
 
-def test_a_date_that_is_none_is_told_with_the_file(tmp_path: Path) -> None:
+def test_a_date_is_text_as_to_ms_swift(tmp_path: Path) -> None:
     file = tmp_path / "wrong.yaml"
     file.write_text("title: 2024-02-30\n")
-    with pytest.raises(UserError, match=r"wrong\.yaml: not readable as YAML"):
+    with pytest.raises(UserError, match=r"wrong\.yaml: key 'base' is missing"):
         load_sweep(file)
 
 

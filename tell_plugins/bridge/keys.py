@@ -1,4 +1,4 @@
-"""What `swift sft` accepts, told by the installed ms-swift itself."""
+"""What `swift sft` accepts and which models it knows, told by the installed ms-swift itself."""
 
 from __future__ import annotations
 
@@ -48,10 +48,39 @@ def _plain_type(hint: Any) -> str:
     return "str"
 
 
-def print_argument_keys() -> None:
-    """Print version and keys as JSON; `check` runs this once and keeps the answer."""
-    print(json.dumps({"version": swift.__version__, "keys": argument_keys()}, default=str))
+def model_table() -> dict[str, Any]:
+    """ms-swift's own tables: its model types, the names that it knows, and its templates."""
+    from swift.model import MODEL_MAPPING
+    from swift.template import TEMPLATE_MAPPING
+
+    types, names = {}, {}
+    for kind, meta in MODEL_MAPPING.items():
+        types[kind] = {
+            "template": meta.template,
+            "templates": list(meta.candidate_templates),
+            "architectures": [name for name in meta.architectures if name != "null"],
+            "layers": _layers(meta.model_arch),
+        }
+        for group in meta.model_groups:
+            for model in group.models:
+                for name in (model.ms_model_id, model.hf_model_id, model.model_path):
+                    if name:  # the first type that has a name is the one that is taken
+                        last = name.rsplit("/", 1)[-1].lower()
+                        names.setdefault(last, [kind, group.template or meta.template])
+    return {"types": types, "names": names, "templates": list(TEMPLATE_MAPPING)}
+
+
+def _layers(arch: Any) -> list[str]:
+    """The names of a model's linear layers, as far as ms-swift has them in its table."""
+    named = [v for k, v in vars(arch).items() if k.endswith("_proj") and v] if arch else []
+    return sorted({str(name).rpartition(".")[2] for name in named})
+
+
+def print_answer() -> None:
+    """Print version, keys and models as JSON; `check` runs this once and keeps the answer."""
+    answer = {"version": swift.__version__, "keys": argument_keys(), "models": model_table()}
+    print(json.dumps(answer, default=str))
 
 
 if __name__ == "__main__":
-    print_argument_keys()
+    print_answer()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -22,6 +20,7 @@ from pydantic import (
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
 from tell_plugins.core.spec import Amount, parse_amount
+from tell_plugins.core.yamlfile import Document, read_yaml
 
 HELD_OUT = ("validation", "test", "heldout")  # the splits whose rows never train
 _MEANT = {  # letters only, in lower case
@@ -259,11 +258,15 @@ def load_card(name: str) -> Card:
 @lru_cache(maxsize=64)
 def _load(path: Path, _stamp: int) -> Card:
     where = paths.shown(path)
-    raw = _read(path, where)
+    document = read_yaml(path)
+    if not isinstance(document.values, dict):
+        raise UserError("a card is a mapping of keys to values", where=where, remedy="see README")
+    _keep_labels(document)
     try:
-        card = Card.model_validate(raw)
+        card = Card.model_validate(document.values)
     except ValidationError as error:
-        raise_all([_problem(part, where) for part in error.errors()])
+        parts = error.errors()
+        raise_all([_problem(part, document.place(where, part["loc"])) for part in parts])
         raise
     if card.name != path.parent.name:
         raise UserError(
@@ -275,36 +278,14 @@ def _load(path: Path, _stamp: int) -> Card:
     return card
 
 
-def _read(path: Path, where: str) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        raw = yaml.safe_load(text)
-        repeated = list(_repeated_keys(node, where))
-        written = yaml.load(text, Loader=yaml.BaseLoader)  # every value as text, as it stands there
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date, an alias of itself
-        raise UserError(f"not readable as YAML: {error}", where=where, remedy="mend it") from None
-    if not isinstance(raw, dict):
-        raise UserError("a card is a mapping of keys to values", where=where, remedy="see README")
-    raise_all(repeated)
-    answer = raw.get("answer")
+def _keep_labels(document: Document) -> None:
+    """A label `no`, `True` or `1.0` stays as it is written."""
+    answer = document.values.get("answer")
     if isinstance(answer, dict) and isinstance(answer.get("labels"), list):
-        answer["labels"] = written["answer"]["labels"]  # a label `no`, `True` or `1.0` stays so
-    return raw
-
-
-def _repeated_keys(node: yaml.Node | None, where: str) -> Iterator[UserError]:
-    """Keys that stand twice in one mapping: YAML would keep the last and lose the others."""
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: set[str] = set()
-    for key, value in node.value:
-        if key.value in seen:
-            line = key.start_mark.line + 1
-            found = f"key '{key.value}' is given twice"
-            yield UserError(found, where=f"{where}, line {line}", remedy="remove one of them")
-        seen.add(str(key.value))
-        yield from _repeated_keys(value, where)
+        answer["labels"] = [
+            document.written.get(("answer", "labels", str(number)), label)
+            for number, label in enumerate(answer["labels"])
+        ]
 
 
 def _problem(part: Any, where: str) -> UserError:

@@ -26,7 +26,14 @@ from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec, parse_spec
 from tell_plugins.experiments import derived_cards
-from tell_plugins.experiments.sweep import DERIVED, SPEC_KEYS, Settings, Sweep, secret_error
+from tell_plugins.experiments.sweep import (
+    DERIVED,
+    SPEC_KEYS,
+    Settings,
+    Sweep,
+    secret_error,
+    setting_groups,
+)
 from tell_plugins.recipe.recipes import SECRETS, Recipe, load_recipe
 from tell_plugins.recipe.schedule import Plan, Training, plan
 from tell_plugins.recipe.settings import Settings as SwiftSettings
@@ -278,7 +285,8 @@ class Planner:
             for key, value in cell.settings.items()
             if key not in (*SPEC_KEYS, "card", *DERIVED)
         }
-        recipe = self.base.with_values(**values, seed=cell.seed)
+        places = {key: self.sweep.place_of(cell.method, key) for key in values}
+        recipe = self.base.with_values(**values, seed=cell.seed).placed(places)
         mixture = build_mixture(spec)
         if reference is not None:
             recipe, mixture = _bring_to_steps(recipe, mixture, reference.plan.steps)
@@ -317,7 +325,8 @@ class Planner:
             if key in SPEC_KEYS
         }
         body = "/".join(f"{key}={value}" for key, value in texts.items())
-        where = f"{self.sweep.name}, {cell.label}"
+        group = "runs" if cell.method in self.sweep.runs else "methods"
+        where = f"{self.sweep.place(group, cell.method)}, {cell.label}"
         given = parse_spec(f"tell/{card}" + (f":{body}" if body else ""), where=where)
         changed = {_FIELDS.get(key, key): getattr(given, _FIELDS.get(key, key)) for key in texts}
         return self._written_out(own.with_values(**changed, seed=cell.seed))
@@ -327,7 +336,7 @@ class Planner:
         if card.general is None:
             raise UserError(
                 f"'{card.name}' is general data and has no task",
-                where=f"{self.sweep.name}, base {self.sweep.base}",
+                where=f"{self.sweep.place('base')}, base {self.sweep.base}",
                 allowed="the recipe of a task",
                 remedy="name the task's recipe; 'general_only' makes the run without task rows",
             )
@@ -357,7 +366,7 @@ class Planner:
         if wanted.rows is not None and wanted.rows > len(task):
             raise UserError(
                 f"{wanted.rows} rows asked, split '{wanted.split}' has {len(task)}",
-                where=f"{self.sweep.name}, card '{card.name}'",
+                where=f"{self.sweep.place('evaluate', 'rows')}, card '{card.name}'",
                 remedy=f"evaluate: {{rows: {len(task)}}} or less (with --controls: --rows)",
             )
         if wanted.general_rows:
@@ -435,15 +444,9 @@ def _unknown_keys(sweep: Sweep) -> list[UserError]:
     """Settings that neither the dataset string nor the installed ms-swift knows."""
     swift = set(swift_keys().keys)
     known = {*SPEC_KEYS, "card", *DERIVED, *swift}
-    groups: dict[str, Mapping[str, Any]] = {
-        "settings": sweep.settings,
-        "grid": sweep.grid,
-        **sweep.methods,
-        **sweep.runs,
-    }
     problems = [
-        unknown("setting", key, known, f"{sweep.name}, {name}")
-        for name, settings in groups.items()
+        unknown("setting", key, known, f"{sweep.place(*group, key)}, {', '.join(group)}")
+        for group, settings in setting_groups(sweep)
         for key in settings
         if key not in known
     ]

@@ -20,7 +20,6 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -36,6 +35,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import HELD_OUT
 from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
 from tell_plugins.core.spec import KEYS
+from tell_plugins.core.yamlfile import Document, read_yaml
 from tell_plugins.experiments.published import published
 from tell_plugins.recipe.recipes import SECRETS, SECRETS_REMEDY
 
@@ -117,6 +117,8 @@ class Sweep(_Strict):
 
     _name: str = ""
     _flags: dict[str, Any] = {}
+    _document: Document = Document(None)
+    _where: str = ""
 
     @property
     def name(self) -> str:
@@ -126,6 +128,22 @@ class Sweep(_Strict):
     def flags(self) -> Mapping[str, Any]:
         """ms-swift's keys given on the command line; they win over the base recipe."""
         return self._flags
+
+    def place(self, *keys: str) -> str:
+        """The file and the line of a key, by the keys that lead to it, for messages."""
+        return self._document.place(self._where, keys)
+
+    def place_of(self, method: str, key: str) -> str | None:
+        """Where a setting of a method's runs stands; None when the base recipe gives it."""
+        groups = (("runs", self.runs), ("methods", self.methods))
+        own = [(name, method) for name, group in groups if key in group.get(method, {})]
+        shared = [
+            (name,)
+            for name, group in (("grid", self.grid), ("settings", self.settings))
+            if key in group
+        ]
+        found: list[tuple[str, ...]] = [*own, *shared]
+        return f"{self.place(*found[0], key)}, {', '.join(found[0])}" if found else None
 
     @field_validator("methods", "runs", mode="before")
     @classmethod
@@ -190,16 +208,21 @@ def load_sweep(path: str | Path, flags: Mapping[str, Any] | None = None) -> Swee
             allowed=", ".join(names) + " in recipes/sweeps/, or a file of your own",
             remedy=f"did you mean 'recipes/sweeps/{match}.yaml'?" if match else "name a YAML file",
         )
-    where = paths.shown(file)
-    try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, ValueError) as error:  # a date that is none, no UTF-8
-        raise UserError(f"not readable as YAML: {error}", where=where, remedy="mend it") from None
-    return make_sweep(raw, file.stem, where, flags)
+    document = read_yaml(file)
+    return make_sweep(document.values, file.stem, paths.shown(file), flags, document)
 
 
-def make_sweep(raw: Any, name: str, where: str, flags: Mapping[str, Any] | None = None) -> Sweep:
-    """The sweep that a mapping describes; all of its problems are raised together."""
+def make_sweep(
+    raw: Any,
+    name: str,
+    where: str,
+    flags: Mapping[str, Any] | None = None,
+    document: Document | None = None,
+) -> Sweep:
+    """The sweep that a mapping describes; all of its problems are raised together.
+
+    `document` is the file that it was read from, whose lines are named in errors.
+    """
     if not isinstance(raw, dict):
         raise UserError(
             "a sweep file is a mapping of keys to values", where=where, remedy="see recipes/sweeps/"
@@ -214,11 +237,13 @@ def make_sweep(raw: Any, name: str, where: str, flags: Mapping[str, Any] | None 
     try:
         sweep = Sweep.model_validate(raw)
     except ValidationError as error:
-        problems = [_problem(part, raw, where) for part in error.errors()]
+        lines = document or Document(raw)
+        problems = [_problem(part, raw, lines.place(where, part["loc"])) for part in error.errors()]
         raise_all(list({str(problem): problem for problem in problems}.values()))
         raise
-    raise_all([*_wrong_settings(sweep, where), *_wrong_plot(sweep, where), *_wrong_flags(flags)])
     sweep._name, sweep._flags = name, dict(flags or {})
+    sweep._document, sweep._where = document or Document(raw), where
+    raise_all([*_wrong_settings(sweep), *_wrong_plot(sweep), *_wrong_flags(flags)])
     return sweep
 
 
@@ -230,22 +255,27 @@ def _wrong_flags(flags: Mapping[str, Any] | None) -> Iterator[UserError]:
             )
 
 
-def _wrong_settings(sweep: Sweep, where: str) -> Iterator[UserError]:
-    groups: list[tuple[str, Mapping[str, Any]]] = [("grid", sweep.grid)]
-    groups.append(("settings", sweep.settings))
-    groups += [(f"methods, {name}", settings) for name, settings in sweep.crossed().items()]
-    groups += [(f"runs, {name}", settings) for name, settings in sweep.runs.items()]
+def setting_groups(sweep: Sweep) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """All settings of a sweep, with the keys that lead to each group."""
+    yield ("grid",), sweep.grid
+    yield ("settings",), sweep.settings
+    for name, settings in sweep.crossed().items():
+        yield ("methods", name), settings
+    for name, settings in sweep.runs.items():
+        yield ("runs", name), settings
+
+
+def _wrong_settings(sweep: Sweep) -> Iterator[UserError]:
     names = {**sweep.crossed(), **sweep.runs}
-    for place, settings in groups:
+    for group, settings in setting_groups(sweep):
         for key, value in settings.items():
+            where = f"{sweep.place(*group, key)}, {', '.join(group)}"
             if key in _OWN:
-                yield UserError(
-                    f"'{key}' is set by the sweep", where=f"{where}, {place}", remedy=_OWN[key]
-                )
+                yield UserError(f"'{key}' is set by the sweep", where=where, remedy=_OWN[key])
             elif key in SECRETS:
-                yield secret_error(key, f"{where}, {place}")
+                yield secret_error(key, where)
             elif key in DERIVED:
-                yield from _wrong_reference(key, value, names, f"{where}, {place}")
+                yield from _wrong_reference(key, value, names, where)
 
 
 def secret_error(key: str, where: str) -> UserError:
@@ -257,13 +287,14 @@ def secret_error(key: str, where: str) -> UserError:
     )
 
 
-def _wrong_plot(sweep: Sweep, where: str) -> Iterator[UserError]:
+def _wrong_plot(sweep: Sweep) -> Iterator[UserError]:
     """Names that the report would look for in vain, after all the runs."""
     names = {**sweep.crossed(), **sweep.runs}
     if "reference" in sweep.plot.model_fields_set and sweep.plot.reference not in names:
-        yield unknown("method", sweep.plot.reference, names, f"{where}, key 'plot.reference'")
+        where = f"{sweep.place('plot', 'reference')}, key 'plot.reference'"
+        yield unknown("method", sweep.plot.reference, names, where)
     try:
-        published(sweep.plot.paper, f"{where}, key 'plot.paper'")
+        published(sweep.plot.paper, f"{sweep.place('plot', 'paper')}, key 'plot.paper'")
     except UserError as error:
         yield error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,10 +19,12 @@ from tell_plugins.recipe import check_report
 from tell_plugins.recipe.data_rules import check_files, general_part
 from tell_plugins.recipe.findings import Finding, as_errors, error, errors_of, warning
 from tell_plugins.recipe.lengths import Counted, count, max_length, own_tokenizer
+from tell_plugins.recipe.mixture_rules import check_anchor, check_exposure, check_shares
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.rules import check_recipe
 from tell_plugins.recipe.schedule import Exposure, Plan, Unmodelled, exposure, plan, why_no_op
 from tell_plugins.recipe.settings import Settings
+from tell_plugins.recipe.shapes import readable_shape
 from tell_plugins.recipe.swift_keys import SwiftKeys, swift_keys
 from tell_plugins.recipe.tables import count_of
 
@@ -105,6 +108,7 @@ def inspect(recipe: Recipe, swift: SwiftKeys) -> Checked:
     if spec is not None:
         checked.planned = planned_entries(spec)
         _guard(checked, "tell-data", _look_at_data)
+        _look_at_shares(checked)
     _guard(checked, "tell-schedule", _look_at_schedule)
     _guard(checked, "tell-value-type", _look_at_lengths)
     return checked
@@ -156,6 +160,16 @@ def _look_at_data(checked: Checked) -> None:
     if not missing:
         checked.mixture = build_mixture(checked.spec)
         checked.findings += _data_warnings(checked.mixture, checked.recipe)
+        checked.findings += check_anchor(checked.mixture)
+
+
+def _look_at_shares(checked: Checked) -> None:
+    counts = checked.planned
+    if checked.mixture is not None:
+        task = int(checked.mixture.is_task.sum())
+        counts = task, len(checked.mixture) - task
+    if counts is not None:
+        checked.findings += check_shares(*counts, checked.recipe.where("dataset"))
 
 
 def _data_warnings(mixture: Mixture, recipe: Recipe) -> list[Finding]:
@@ -249,6 +263,10 @@ def _look_at_schedule(checked: Checked) -> None:
                 "fewer warm-up steps",
             )
         )
+    elif checked.exposure is not None and task is not None:
+        checked.findings += check_exposure(
+            checked.exposure.weight, int(task.sum()), checked.recipe.where("dataset")
+        )
     checked.findings += _lost_rows(checked, entries)
 
 
@@ -311,6 +329,8 @@ def _look_at_lengths(checked: Checked) -> None:
 def _length_findings(checked: Checked) -> list[Finding]:
     found: list[Finding] = []
     where = checked.recipe.where("max_length")
+    shape = readable_shape(checked.settings.text("model"))
+    positions = shape.positions if shape is not None and shape.positions else math.inf
     cut = checked.settings.text("truncation_strategy") in ("left", "right")
     best = next((c for c in checked.counted if c.own), None)
     for counted in [best] if best else checked.counted:
@@ -319,7 +339,7 @@ def _length_findings(checked: Checked) -> list[Finding]:
         lost = error if counted.exact and not cut else warning
         if counted.over:
             text = f"{_rows_named(counted.over)} over max_length {checked.limit:,} (by {by})"
-            remedy = f"raise max_length to {_enough(counted)} or shorten the rows"
+            remedy = _longer(counted, positions) + " or shorten the rows"
             fate = "cut" if cut else "lost"
             found.append(lost("tell-row-long", f"{text} and would be {fate}", counted.file, remedy))
         if counted.near:
@@ -329,7 +349,7 @@ def _length_findings(checked: Checked) -> list[Finding]:
                     f"{_rows_named(counted.near)} near max_length {checked.limit:,}: with the chat "
                     f"template around them they may be over it (by {by})",
                     counted.file,
-                    f"raise max_length to {_enough(counted)} to be safe",
+                    _longer(counted, positions) + " to be safe",
                 )
             )
         for name, number in counted.general_over.items():
@@ -360,6 +380,14 @@ def _rows_named(rows: list[tuple[int, int]]) -> str:
     """`2 task rows (line 5: 2,231 tokens, line 9: 2,300 tokens) are`"""
     each = ", ".join(f"line {line}: {tokens:,} tokens" for line, tokens in rows)
     return f"{count_of(len(rows), 'task row')} ({each}) {'are' if len(rows) > 1 else 'is'}"
+
+
+def _longer(counted: Counted, positions: float) -> str:
+    """The remedy for rows over the limit, which must not lead beyond the model's positions."""
+    enough = _enough(counted)
+    if counted.longest <= positions:
+        return f"raise max_length to {min(enough, positions):.0f}"
+    return f"take a model with more than {positions:,.0f} positions (max_length {enough})"
 
 
 def _enough(counted: Counted) -> int:

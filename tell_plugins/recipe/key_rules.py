@@ -11,7 +11,14 @@ from typing import Any
 
 from tell_plugins.core.errors import nearest
 from tell_plugins.recipe.findings import Finding, error, warning
-from tell_plugins.recipe.recipes import SECRETS, SECRETS_REMEDY, Recipe, as_json, as_list
+from tell_plugins.recipe.recipes import (
+    PATH_KEYS,
+    SECRETS,
+    SECRETS_REMEDY,
+    Recipe,
+    as_json,
+    as_list,
+)
 from tell_plugins.recipe.settings import FALSE, TRUE
 from tell_plugins.recipe.swift_keys import SwiftKeys
 
@@ -152,6 +159,40 @@ def check_values(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
             )
         if finding is not None:
             yield finding
+
+
+def check_texts(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
+    """Values that `swift sft` by itself would read otherwise than they are written."""
+    for key, written in recipe.written.items():
+        value, kind = recipe.get(key), swift.keys.get(key, {}).get("type")
+        is_same = str(value) == written if kind == "str" else not isinstance(value, str)
+        if kind in ("str", "int", "float") and (not is_same or _is_octal(written)):
+            yield warning(
+                "tell-value-text",
+                f"'{key}: {written}' is another value to `swift sft` alone, which reads it as a "
+                "number of YAML",
+                recipe.where(key),
+                f"write '{key}: \"{written}\"'" if kind == "str" else "write it in plain digits",
+            )
+
+
+def _is_octal(written: str) -> bool:
+    return len(written) > 1 and written.lstrip("+-")[:1] == "0" and written.strip("+-").isdigit()
+
+
+def check_variables(recipe: Recipe) -> Iterator[Finding]:
+    """`$HOME` and the like: ms-swift asks no shell what they stand for."""
+    for key, value in recipe.values.items():
+        for part in map(str, as_list(value)):
+            found = re.search(r"\$\w+" if key in PATH_KEYS else r"\$\{[^}]*\}", part)
+            found = found or re.search(r"\$\{[^}]*\}", part)
+            if found and key != "system":
+                yield error(
+                    "tell-path-variable",
+                    f"'{key}' holds {found[0]}, which `train` takes literally",
+                    recipe.where(key),
+                    "write it out, or give it as a flag: the shell replaces it there",
+                )
 
 
 def _choices(recipe: Recipe, key: str, swift: SwiftKeys) -> Sequence[Any]:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest
 from tell_plugins.core.spec import Spec, is_tell, parse_spec
+from tell_plugins.core.yamlfile import read_yaml
 
 # keys of ms-swift that hold a password; files of a run and reports must not
 SECRETS = ("hub_token", "push_to_hub_token", "swanlab_token", "swanlab_secret")
+# keys whose value is, or may be, a path
+PATH_KEYS = (
+    *("model", "adapters", "external_plugins", "resume_from_checkpoint", "deepspeed"),
+    *("output_dir", "logging_dir", "cached_dataset", "custom_dataset_info", "local_repo_path"),
+)
 SECRETS_REMEDY = (
     "leave it out, and export MODELSCOPE_API_TOKEN (HF_TOKEN for Hugging Face, SWANLAB_API_KEY)"
 )
@@ -31,12 +35,16 @@ class Recipe:
         values: ms-swift's keys as given; what is not given is ms-swift's default.
         lines: for each key of the file, its line (from 1).
         flags: keys that the command line gave; they won over the file.
+        written: for each number of the file, how it is written there.
+        places: where a key stands that another file gave.
     """
 
     path: Path
     values: dict[str, Any]
     lines: dict[str, int] = field(default_factory=dict)
     flags: frozenset[str] = frozenset()
+    written: dict[str, str] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -46,12 +54,19 @@ class Recipe:
         """The file, and the line of `key`, or the flag that gave it, for messages."""
         if key in self.flags:
             return f"flag --{key}"
+        if key in self.places:
+            return self.places[key]
         line = self.lines.get(key or "")
         return paths.shown(self.path) + (f", line {line}" if line else "")
 
     def get(self, key: str, default: Any = None) -> Any:
         value = self.values.get(key)
         return default if value is None else value
+
+    def text(self, key: str, default: str = "") -> str:
+        """A value as text: a number as the file writes it, for names such as 1.10."""
+        value = self.values.get(key)
+        return default if value is None else self.written.get(key, str(value))
 
     @property
     def dataset_text(self) -> str:
@@ -78,7 +93,7 @@ class Recipe:
 
         A `~` is read as ms-swift reads it: that of nobody is a folder's name.
         """
-        return Path(os.path.expanduser(str(self.get("output_dir", f"output/{self.name}"))))
+        return Path(os.path.expanduser(self.text("output_dir", f"output/{self.name}")))
 
     @property
     def environment(self) -> dict[str, str]:
@@ -91,7 +106,12 @@ class Recipe:
         """The same recipe with some keys replaced; None removes a key."""
         merged = {**self.values, **values}
         kept = {key: value for key, value in merged.items() if value is not None}
-        return replace(self, values=kept)
+        written = {key: text for key, text in self.written.items() if key not in values}
+        return replace(self, values=kept, written=written)
+
+    def placed(self, places: Mapping[str, str | None]) -> Recipe:
+        """The same recipe, with where another file gave some of its keys (None: it did not)."""
+        return replace(self, places={key: text for key, text in places.items() if text})
 
     def argv(self) -> list[str]:
         """The recipe as ms-swift's command line flags, which every version reads alike.
@@ -103,6 +123,9 @@ class Recipe:
             if key == "ENV":
                 continue
             flags.append(f"--{key}")
+            if key in self.written:
+                flags.append(self.written[key])
+                continue
             flags += [_flag_text(part) for part in as_list("None" if value is None else value)]
         return flags
 
@@ -133,31 +156,49 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> Recipe:
     file = paths.user_path(path)
     if not file.is_file():
         raise _no_recipe(path, file)
-    text = _read(file)
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
-        raise UserError(f"no YAML: {error}", where=paths.shown(file), remedy="mend it") from None
-    if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
+    document = read_yaml(file)
+    if not isinstance(document.values, dict):
         raise UserError(
             "a recipe is a mapping of ms-swift's keys",
             where=paths.shown(file),
             remedy="see recipes/",
         )
-    lines: dict[str, int] = {}
-    for key_node, _ in node.value:
-        key = str(key_node.value)
-        if key in lines:
-            raise UserError(
-                f"key '{key}' is given twice, first at line {lines[key]}",
-                where=f"{paths.shown(file)}, line {key_node.start_mark.line + 1}",
-                remedy="remove one of them",
-            )
-        lines[key] = key_node.start_mark.line + 1
-    values = {str(key): value for key, value in values.items()}
+    _refuse_other_kinds(document.values, paths.shown(file))
+    values = {str(key): value for key, value in document.values.items()}
     given = parse_flags(flags)
-    return Recipe(file, {**values, **given}, lines, frozenset(given))
+    return Recipe(
+        file,
+        {**values, **given},
+        {place[0]: line for place, line in document.lines.items() if len(place) == 1},
+        frozenset(given),
+        {
+            place[0]: text
+            for place, text in document.written.items()
+            if len(place) == 1
+            and place[0] not in given
+            and not isinstance(values.get(place[0]), (bool, type(None)))
+        },
+    )
+
+
+def _refuse_other_kinds(values: Mapping[Any, Any], where: str) -> None:
+    """Say what a file is that is YAML and no recipe."""
+    if "dataset" in values or "model" in values:
+        return
+    if {"base"} < set(values) and set(values) & {"methods", "grid", "runs"}:
+        found, remedy = "a sweep file", f"./run.sh sweep {where} --dry-run"
+    elif {"kind", "splits"} <= set(values):
+        found, remedy = "a card", f"write 'dataset: [tell/{values.get('name')}]' into a recipe"
+    elif "metric" in values and "datasets" in values:
+        found, remedy = "a configuration of `./run.sh ability`", "name a file in recipes/"
+    else:
+        return
+    raise UserError(
+        f"this is {found}, no recipe",
+        where=where,
+        allowed="a file like those in recipes/, with 'model' and 'dataset'",
+        remedy=remedy,
+    )
 
 
 def _no_recipe(path: str | Path, file: Path) -> UserError:
@@ -170,15 +211,6 @@ def _no_recipe(path: str | Path, file: Path) -> UserError:
         allowed=", ".join(p.name for p in shipped) or None,
         remedy=f"did you mean '{paths.shown(known[match])}'?" if match else "name a YAML file",
     )
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"not UTF-8 (byte {error.start})", where=paths.shown(file), remedy="save it as UTF-8"
-        ) from None
 
 
 def parse_flags(flags: Sequence[str]) -> dict[str, Any]:

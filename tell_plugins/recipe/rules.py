@@ -14,7 +14,13 @@ from tell_plugins.recipe.data_rules import (
     check_validation,
 )
 from tell_plugins.recipe.findings import Finding, as_errors
-from tell_plugins.recipe.key_rules import check_keys, check_values
+from tell_plugins.recipe.key_rules import (
+    check_keys,
+    check_texts,
+    check_values,
+    check_variables,
+)
+from tell_plugins.recipe.model_rules import check_cpu, check_kind, check_positions, check_template
 from tell_plugins.recipe.recipes import Recipe
 from tell_plugins.recipe.run_rules import (
     check_model,
@@ -31,6 +37,8 @@ def check_recipe(recipe: Recipe, settings: Settings) -> tuple[Spec | None, list[
     findings = [
         *check_keys(recipe, settings.keys),
         *check_values(recipe, settings.keys),
+        *check_texts(recipe, settings.keys),
+        *check_variables(recipe),
         *dataset,
         *check_plugin(recipe),
         *check_order(recipe, settings),
@@ -39,7 +47,11 @@ def check_recipe(recipe: Recipe, settings: Settings) -> tuple[Spec | None, list[
     ]
     rules: list[Callable[[Recipe, Settings], Iterable[Finding]]] = [
         check_keeping,
+        check_kind,
+        check_template,
         check_targets,
+        check_cpu,
+        check_positions,
         check_packages,
         check_near_misses,
     ]

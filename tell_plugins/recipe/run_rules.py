@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from tell_plugins.core import paths
 from tell_plugins.core.errors import nearest
 from tell_plugins.recipe.findings import Finding, error, warning
+from tell_plugins.recipe.model_rules import foreign_layers
 from tell_plugins.recipe.models import is_embedded, may_be_hub_id, model_folder
 from tell_plugins.recipe.recipes import Recipe
 from tell_plugins.recipe.settings import Settings
@@ -53,7 +54,10 @@ def check_targets(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
     """`target_modules` that the model does not have."""
     shape = shape_of(settings.text("model"))
     names = settings.names("target_modules")
-    if shape is None or settings.given("target_regex") or not names:
+    if settings.given("target_regex") or not names:
+        return
+    if shape is None:
+        yield from foreign_layers(recipe, settings, names)
         return
     known = [*shape.modules, "all-linear", "all-embedding", "lm_head", "embed_tokens"]
     for name in names:

@@ -1,4 +1,4 @@
-"""The keys that the installed ms-swift knows, without importing it each time.
+"""The keys and models that the installed ms-swift knows, without importing it each time.
 
 ms-swift takes seconds to import, so one subprocess asks it and the answer is kept in the cache,
 by the versions that make it.
@@ -10,9 +10,10 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,42 @@ _MADE_BY = ("ms-swift", "transformers", "trl", "peft")
 
 
 @dataclass(frozen=True)
+class ModelTable:
+    """ms-swift's tables of models.
+
+    Attributes:
+        types: model type -> its `template` (None: several), `templates`, `architectures`, `layers`.
+        names: the last part of a hub's id, in lower case -> type and template.
+        templates: the names of all templates.
+    """
+
+    types: dict[str, dict[str, Any]] = field(default_factory=dict)
+    names: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+    templates: tuple[str, ...] = ()
+
+    def known(self, model: str) -> tuple[str, str | None] | None:
+        """Type and template of a model that ms-swift knows by its name, folder or hub id."""
+        cached = re.search(r"/models--.+?--(.+?)/snapshots/", model)
+        name = cached[1] if cached else model.rstrip("/").rsplit("/", 1)[-1].replace("___", ".")
+        return self.names.get(name.lower())
+
+    def types_of(self, architecture: str | None) -> list[str]:
+        """The types that ms-swift takes into account for an architecture of a config.json."""
+        return [
+            kind
+            for kind, entry in self.types.items()
+            if (architecture in entry["architectures"])
+            or (architecture is None and not entry["architectures"])
+        ]
+
+
+@dataclass(frozen=True)
 class SwiftKeys:
     """What `swift sft` accepts: key -> its `default`, `choices` and `type` (a plain name)."""
 
     version: str
     keys: dict[str, dict[str, Any]]
+    models: ModelTable = ModelTable()
 
     def default(self, key: str) -> Any:
         return self.keys.get(key, {}).get("default")
@@ -66,7 +98,10 @@ def swift_keys() -> SwiftKeys:
     except (FileNotFoundError, json.JSONDecodeError):
         stored = _ask()
         paths.write_text(path, json.dumps(stored))
-    return SwiftKeys(version, stored["keys"])
+    models = stored["models"]
+    names = {name: (kind, template) for name, (kind, template) in models["names"].items()}
+    table = ModelTable(models["types"], names, tuple(models["templates"]))
+    return SwiftKeys(version, stored["keys"], table)
 
 
 def _fingerprint() -> str:

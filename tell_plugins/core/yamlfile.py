@@ -1,0 +1,222 @@
+"""One reading of YAML for recipes, sweeps and cards: that of ms-swift, with limits and with lines.
+
+ms-swift 4.0 reads a recipe with OmegaConf: `1e-4` is a number at every level and a date is text.
+Here a whole number that YAML would write otherwise (`007`, `0123456`, `2024_10_01`) stays text
+too: as a name it must not change, and ms-swift reads the text as a number where it wants one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import UserError, raise_all
+
+try:
+    from yaml import CSafeLoader as _SafeLoader
+except ImportError:  # a PyYAML without libyaml
+    from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment]
+
+Place = tuple[str, ...]
+_LARGEST_FILE = 1_000_000  # bytes; long texts have files of their own
+_MOST_NODES = 10_000  # with every alias written out
+_DEEPEST = 32
+_FLOAT = "tag:yaml.org,2002:float"
+_INT = "tag:yaml.org,2002:int"
+_TEXT = "tag:yaml.org,2002:str"
+_PLAIN_INT = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+
+
+class _Loader(_SafeLoader):
+    """The safe loader with OmegaConf's numbers and without dates."""
+
+    def construct_whole(self, node: yaml.ScalarNode) -> int | str:
+        text = str(node.value)
+        return int(text) if _PLAIN_INT.fullmatch(text) else text
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag not in (_FLOAT, "tag:yaml.org,2002:timestamp")
+    ]
+    for first, resolvers in _SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"""^(?:[-+]?[0-9]+(?:_[0-9]+)*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+        |[-+]?[0-9]+(?:_[0-9]+)*[eE][-+]?[0-9]+
+        |\.[0-9]+(?:_[0-9]+)*(?:[eE][-+][0-9]+)?
+        |[-+]?\.(?:inf|Inf|INF)
+        |\.(?:nan|NaN|NAN))$""",
+        re.VERBOSE,
+    ),
+    list("-+0123456789."),
+)
+_Loader.add_constructor(_INT, _Loader.construct_whole)
+
+# what libyaml says, and what it mostly comes from
+_REMEDIES = (
+    ("tab character", "indent with spaces, not with tabs"),
+    ("cannot start any token", "put the text into quotes, and indent with spaces"),
+    (
+        "mapping values are not allowed",
+        "put a text that holds ': ' into quotes, or mend the indent",
+    ),
+    ("could not find expected ':'", "write 'key: value'"),
+    ("did not find expected key", "indent the keys of one level alike, and quote whole texts"),
+    ("did not find expected ','", "close the bracket, and put ',' between its parts"),
+    ("expected node content", "write a value, or close the bracket"),
+    ("unexpected end of stream", "close the quote"),
+    ("undefined alias", "put a text that begins with * into quotes"),
+    ("alphabetic or numeric character", "put a text that begins with * or & into quotes"),
+    ("another document", "keep one document: remove the line '---' between them"),
+    ("unknown escape character", "write \\\\ for one backslash, or use single quotes"),
+    ("could not determine a constructor", "remove the tag (the word that begins with !)"),
+    ("control characters", "remove the character"),
+    ("unhashable key", "a key is one text"),
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML file as it was read.
+
+    Attributes:
+        values: what stands in it; None for an empty file.
+        lines: the line (from 1) of every key, by the keys that lead to it.
+        written: how each value that is no text to YAML stands in the file, by its keys.
+    """
+
+    values: Any
+    lines: dict[Place, int] = field(default_factory=dict)
+    written: dict[Place, str] = field(default_factory=dict)
+
+    def place(self, where: str, keys: Sequence[Any]) -> str:
+        """`where` with the line of `keys`, or of as many of them as the file has."""
+        known = tuple(map(str, keys))
+        while known and known not in self.lines:
+            known = known[:-1]
+        return f"{where}, line {self.lines[known]}" if known else where
+
+
+def read_yaml(file: Path) -> Document:
+    """Read a YAML file. Raises UserError, with the line, for whatever is wrong with it."""
+    where = paths.shown(file)
+    if file.stat().st_size > _LARGEST_FILE:
+        raise UserError(
+            f"{file.stat().st_size:,} bytes are too many",
+            where=where,
+            allowed=f"a YAML file of at most {_LARGEST_FILE:,} bytes",
+            remedy="name the recipe, sweep or card; rows and long texts lie in files of their own",
+        )
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"not UTF-8 (byte {error.start})", where=where, remedy="save it as UTF-8"
+        ) from None
+    return parse_yaml(text, where)
+
+
+def parse_yaml(text: str, where: str) -> Document:
+    """Like `read_yaml`, for a text; `where` is named in errors."""
+    try:
+        _refuse_too_much(text, where)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return Document(None)
+            document = Document(None)
+            raise_all(list(_walk(node, (), document, where)))
+            return replace(document, values=loader.construct_document(node))
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        raise _readable(error, where) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise _no_yaml(str(error.reason), where, line) from None
+    except ValueError as error:  # a number or a tagged value that is none
+        raise UserError(
+            f"no YAML: {error}", where=where, remedy="put the value into quotes"
+        ) from None
+
+
+def _refuse_too_much(text: str, where: str) -> None:
+    """Count nodes as if every alias were written out, before anything is built of them."""
+    sizes: dict[str, int] = {}
+    within: list[tuple[str | None, int]] = []
+    nodes = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in within):
+                raise _no_yaml(f"alias '*{event.anchor}' stands for what holds it", where, line)
+            nodes += sizes.get(str(event.anchor), 1)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            within.append((event.anchor, nodes))
+            nodes += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = within.pop()
+            if anchor is not None:
+                sizes[anchor] = nodes - before
+        elif isinstance(event, yaml.ScalarEvent):
+            nodes += 1
+            if "\0" in event.value:
+                raise _no_yaml("a NUL character in a value", where, line)
+        if len(within) > _DEEPEST:
+            raise _no_yaml(f"more than {_DEEPEST} levels", where, line)
+        if nodes > _MOST_NODES:
+            raise _no_yaml(f"more than {_MOST_NODES:,} values, aliases written out", where, line)
+
+
+def _walk(node: yaml.Node, place: Place, document: Document, where: str) -> Iterator[UserError]:
+    """Note lines and values as they are written; give the keys that stand twice in a mapping."""
+    lines = document.lines
+    if isinstance(node, yaml.ScalarNode) and node.tag != _TEXT:
+        document.written[place] = str(node.value)
+    if isinstance(node, yaml.SequenceNode):
+        for number, part in enumerate(node.value):
+            yield from _walk(part, (*place, str(number)), document, where)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+            continue
+        here = (*place, str(key.value))
+        line = key.start_mark.line + 1
+        if here in lines:
+            yield UserError(
+                f"key '{key.value}' is given twice, first at line {lines[here]}",
+                where=f"{where}, line {line}",
+                remedy="remove one of them",
+            )
+        lines.setdefault(here, line)
+        yield from _walk(value, here, document, where)
+
+
+def _readable(error: yaml.MarkedYAMLError, where: str) -> UserError:
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark else None
+    started = error.context_mark
+    context = error.context or ""
+    if context and started and line != started.line + 1:
+        context += f" that begins at line {started.line + 1}"
+    found = str(error.problem) + (f" ({context})" if context else "")
+    return _no_yaml(found, where, line)
+
+
+def _no_yaml(found: str, where: str, line: int | None) -> UserError:
+    remedy = next((text for part, text in _REMEDIES if part in found), "correct that line")
+    place = f"{where}, line {line}" if line else where
+    return UserError(f"no YAML: {found}", where=place, remedy=remedy)
