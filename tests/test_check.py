@@ -946,12 +946,12 @@ def test_the_default_rate_is_that_of_the_tuner(write: Write) -> None:
 
 def test_the_keys_are_kept_by_version(tmp_path: Path) -> None:
     lay_keys(tmp_path / "cache")
-    kept = list((tmp_path / "cache" / "swift_keys").glob("*.json"))
-    assert len(kept) == 1
-    assert kept[0].name.startswith(installed_version())
-    stored = json.loads(kept[0].read_text())
-    stored["keys"] = {"only": {"default": 1, "choices": None, "type": "int"}}
-    kept[0].write_text(json.dumps(stored))
+    kept = list((tmp_path / "cache" / "swift_keys").glob(f"{installed_version()}-*.json"))
+    assert kept
+    for file in kept:  # other states of the project may have asked on this machine
+        stored = json.loads(file.read_text())
+        stored["keys"] = {"only": {"default": 1, "choices": None, "type": "int"}}
+        file.write_text(json.dumps(stored))
     assert set(swift_keys().keys) == {"only"}  # read, not asked again
 
 
@@ -959,6 +959,7 @@ def test_a_query_that_was_killed_says_how_it_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = subprocess.CompletedProcess([], -9, stdout="", stderr="")
+    monkeypatch.setenv("TELL_CACHE", str(tmp_path / "empty"))
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: killed)
     with pytest.raises(MachineError, match=r"\(exit code -9\):\nnothing was said"):
         swift_keys()
