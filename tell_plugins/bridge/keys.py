@@ -53,7 +53,8 @@ def model_table() -> dict[str, Any]:
     from swift.model import MODEL_MAPPING
     from swift.template import TEMPLATE_MAPPING
 
-    types, names = {}, {}
+    types: dict[str, dict[str, Any]] = {}
+    names: dict[str, list[str | None]] = {}
     for kind, meta in MODEL_MAPPING.items():
         types[kind] = {
             "template": meta.template,
