@@ -5,6 +5,7 @@ that the package can be imported and hands over to `tell_plugins.bridge`.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 _ROOT = str(Path(__file__).resolve().parents[1])
@@ -16,9 +17,6 @@ from tell_plugins.bridge.metric import register_metric  # noqa: E402
 from tell_plugins.evaluation import during_training  # noqa: E402
 
 register()
-register_metric(
-    during_training.NAME,
-    during_training.check_card,
-    during_training.score_texts,
-    best=during_training.BEST,
-)
+for _metric, (_name, _best) in during_training.NAMES.items():
+    _check = partial(during_training.check_card, metric=_metric)
+    register_metric(_name, _check, during_training.score_texts, best=_best)

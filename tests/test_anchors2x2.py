@@ -80,7 +80,7 @@ def test_differences_are_paired_over_the_rows(make_card: MakeCard, tmp_path: Pat
     assert found["at test, trained with it"].low < 0.5 < found["at test, trained with it"].high
 
 
-def test_a_card_without_a_label_has_adherence_alone(
+def test_a_card_without_a_label_has_adherence_and_its_content(
     make_card: MakeCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_tiny_cards(make_card)
@@ -89,7 +89,7 @@ def test_a_card_without_a_label_has_adherence_alone(
     card = load_card("tiny_task")
     folders = answered_cells(tmp_path / "eval")
     found = effects(folders, card)
-    assert {effect.measure for effect in found} == {"adherence"}
+    assert {effect.measure for effect in found} == {"adherence", "exact_match", "field_f1"}
     systems = {
         cell: System("x", scoring.score(folder), read_general(folder, None, card))
         for cell, folder in folders.items()

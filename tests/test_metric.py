@@ -13,10 +13,11 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.evaluation.during_training import NAME, check_card, score_texts
+from tell_plugins.evaluation.during_training import NAMES, check_card, score_texts
 from tests.conftest import MakeCard
 from tests.tiny import make_tiny_cards, make_tiny_model, run_swift, tiny_recipe
 
+NAME = NAMES["json"][0]
 YES, NO = '{"label": "yes"}', '{"label": "no"}'
 
 

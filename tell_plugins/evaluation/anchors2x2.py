@@ -37,7 +37,13 @@ _STEM = "anchors2x2"
 _WIDE = 140  # columns that the tables need
 # the measures whose differences are shown, by the card's metric
 _SHOWN = {
-    "json": (("strict", "adherence"), ("strict", "balanced_accuracy")),
+    "json": (
+        ("strict", "adherence"),
+        ("strict", "balanced_accuracy"),
+        ("strict", "exact_match"),
+        ("strict", "field_f1"),
+    ),
+    "label": (("label", "adherence"), ("label", "balanced_accuracy")),
     "translation": (("stripped_segment", "chrf++"), ("stripped_segment", "bleu")),
     "number": (("number", "exact_match"),),
     "text": (("text", "chrf++"), ("text", "exact_match")),
@@ -259,7 +265,7 @@ def effects(folders: dict[Cell, Path], card: Card) -> list[Effect]:
     result = []
     for key in _SHOWN[str(card.metric)]:
         if not all(key in measured for measured in found.values()):
-            continue  # a card without a label has no balanced accuracy
+            continue  # with a label there is no exact match, without one no balanced accuracy
         for anchor, one, other in _EFFECTS:
             value = difference(found[one][key], found[other][key], resamples=RESAMPLES, seed=SEED)
             if value is not None:

@@ -18,12 +18,13 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.compressed import find, find_below
 from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.core.progress import tracked
-from tell_plugins.evaluation import scoring
+from tell_plugins.evaluation import scorers, scoring
 from tell_plugins.evaluation.answers import ANSWERS
 from tell_plugins.evaluation.json_scorers import SCORERS
 from tell_plugins.evaluation.learned_scores import metric_names
 from tell_plugins.evaluation.paper_numbers import PaperNumber, paper_number
 from tell_plugins.evaluation.scored import Scored, load_scored, read_settings
+from tell_plugins.evaluation.scorers.judged import Judged
 from tell_plugins.evaluation.scoring import Scores
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
 
@@ -37,6 +38,7 @@ class System:
 
     name: str
     scored: Scored
+    judged: dict[str, Judged]
     scores: Scores
     paper: PaperNumber | None
 
@@ -50,6 +52,7 @@ class Compared:
     scorer: str
     measure: str
     difference: Difference
+    percent: bool
 
 
 @dataclass(frozen=True)
@@ -147,12 +150,14 @@ def compare(
         System(
             name=name,
             scored=scored,
-            scores=scoring.score_loaded(scored, learned=learned, models=models),
+            judged=judged,
+            scores=scoring.score_loaded(scored, judged=judged, learned=learned, models=models),
             paper=paper_number(scored.card.name, scored.settings),
         )
         for name, scored in tracked(
             list(zip(names, loaded, strict=True)), "scoring", "systems", len(loaded)
         )
+        for judged in [scorers.judge_saved(scored)]
     ]
     base = systems[0]
     if baseline is not None:
@@ -256,14 +261,14 @@ def _differences(
     others = [system for system in systems if system is not base]
     if not others:
         return
-    theirs = measures(base.scored)
+    theirs = measures(base.scored, base.judged)
     for system in tracked(others, "differences", "systems", len(others)):
-        for key, mine in measures(system.scored).items():
+        for key, mine in measures(system.scored, system.judged).items():
             if key not in theirs:
                 continue
             result = difference(mine, theirs[key], resamples=resamples, seed=seed)
             if result is not None:
-                yield Compared(system.name, base.name, *key, result)
+                yield Compared(system.name, base.name, *key, result, mine.column.percent)
 
 
 def write(comparison: Comparison, out: Path) -> list[Path]:
@@ -283,6 +288,7 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
 def _flat(compared: Compared) -> dict[str, Any]:
     record = asdict(compared)
     difference = record.pop("difference")
+    del record["percent"]
     return {**record, **difference}
 
 

@@ -16,7 +16,7 @@ from tell_plugins.evaluation.free_text import TextScores
 from tell_plugins.evaluation.intervals import Estimate, Rate, counted
 from tell_plugins.evaluation.labels import LabelMetrics
 from tell_plugins.evaluation.learned_scores import LEARNED
-from tell_plugins.evaluation.scoring import JsonScores
+from tell_plugins.evaluation.scoring import SECOND_READINGS, FormScores
 from tell_plugins.evaluation.taxonomy import KINDS
 from tell_plugins.evaluation.translation import METRICS, UNITS, MetricScore, TranslationScores
 
@@ -28,7 +28,7 @@ _LONG = 20  # characters of a name that a table of 80 columns has room for
 _WIDE = 110  # columns that the tables need with their intervals
 _INTERVAL = re.compile(r" \[[^\]]*\]")
 _LABEL_COLUMNS = ("accuracy", "balanced_accuracy", "mcc", "precision", "recall", "f1")
-_SHARES = ("exact_match",)  # measures whose differences are shown in per cent
+_NOTHING = counted(0, 0)
 _WITH_INTERVAL = _LABEL_COLUMNS[:3]  # on the terminal; the files have them all
 
 
@@ -99,12 +99,14 @@ def _lettered(comparison: Comparison) -> tuple[Comparison, list[str]]:
 def grids(comparison: Comparison, scorer: str | None = None) -> list[Grid]:
     """The tables of a comparison."""
     tables = {
-        "json": _json_grids,
+        "json": _form_grids,
+        "label": _form_grids,
         "translation": _translation_grids,
         "number": _number_grids,
         "text": _text_grids,
     }
     found = tables[comparison.metric](comparison.systems, scorer)
+    found += _measure_grids(comparison.systems, scorer)
     if comparison.differences:
         found.append(_difference_grid(comparison, scorer))
     return found
@@ -115,8 +117,8 @@ def _title(systems: Sequence[System], what: str) -> str:
     return f"{first.card}, {first.split}: {what}"
 
 
-def _json_grids(systems: Sequence[System], scorer: str | None) -> list[Grid]:
-    names = [scorer] if scorer else list(_json(systems[0]))
+def _form_grids(systems: Sequence[System], scorer: str | None) -> list[Grid]:
+    names = [scorer] if scorer else list(_forms(systems[0]))
     with_paper = any(system.paper for system in systems)
     adherence = Grid(
         _title(systems, "adherence in % [95 % interval]"),
@@ -125,24 +127,24 @@ def _json_grids(systems: Sequence[System], scorer: str | None) -> list[Grid]:
             [
                 system.name,
                 _rows(system),
-                *(percent(_json(system)[name].adherence) for name in names),
+                *(percent(_forms(system)[name].adherence) for name in names),
                 *([_paper(system)] if with_paper else []),
             ]
             for system in systems
         ],
         _notes(systems, names, with_paper),
     )
-    shown = scorer or "strict"
+    shown = scorer or names[0]
     found = [adherence]
-    if _json(systems[0])[shown].labels is not None:
-        found.append(_label_grid(systems, shown))
+    if _forms(systems[0])[shown].labels is not None:
+        found += [_label_grid(systems, shown), _recall_grid(systems, shown)]
     found.append(_failure_grid(systems, names))
     return found
 
 
 def _label_grid(systems: Sequence[System], scorer: str) -> Grid:
     rows = []
-    found = [labels for system in systems if (labels := _json(system)[scorer].labels) is not None]
+    found = [labels for system in systems if (labels := _forms(system)[scorer].labels) is not None]
     first = found[0]
     for system, scores in zip(systems, found, strict=True):
         rows.append(_label_row(system.name, "all", scores.all))
@@ -157,6 +159,47 @@ def _label_grid(systems: Sequence[System], scorer: str) -> Grid:
         rows,
         [f"precision, recall and F1{of}; over all: an answer that is not adherent is wrong"],
     )
+
+
+def _recall_grid(systems: Sequence[System], scorer: str) -> Grid:
+    found = [labels for system in systems if (labels := _forms(system)[scorer].labels) is not None]
+    names = list(dict.fromkeys(name for labels in found for name in labels.recalls))
+    return Grid(
+        _title(systems, "recall of each label over all answers, in % [95 % interval]"),
+        ["system", *names],
+        [
+            [system.name, *(percent(labels.recalls.get(name, _NOTHING)) for name in names)]
+            for system, labels in zip(systems, found, strict=True)
+        ],
+    )
+
+
+def _measure_grids(systems: Sequence[System], scorer: str | None) -> list[Grid]:
+    """What scorers measure beyond the tables of the metric."""
+    found = [
+        (system, reading, measures)
+        for system in systems
+        for reading, measures in system.scores.measures.items()
+        if scorer in (None, reading)
+    ]
+    names = list(dict.fromkeys(name for _, _, measures in found for name in measures))
+    if not names:
+        return []
+    rows = [
+        [
+            system.name,
+            _spaced(reading),
+            *(_cell(system, reading, name, measures.get(name, _NOTHING)) for name in names),
+        ]
+        for system, reading, measures in found
+    ]
+    title = _title(systems, "content [95 % interval]")
+    return [Grid(title, ["system", "scorer", *map(_spaced, names)], rows)]
+
+
+def _cell(system: System, reading: str, name: str, value: Number) -> str:
+    column = system.judged[reading].columns.get(name)
+    return plain(value, 2) if column is not None and not column.percent else percent(value)
 
 
 def _label_row(system: str, over: str, metrics: LabelMetrics) -> list[str]:
@@ -176,7 +219,7 @@ def _label_row(system: str, over: str, metrics: LabelMetrics) -> list[str]:
 
 def _failure_grid(systems: Sequence[System], names: Sequence[str]) -> Grid:
     kept = [name for name in names if name != "official" or len(names) == 1]
-    found = [(system, name, _json(system)[name]) for system in systems for name in kept]
+    found = [(system, name, _forms(system)[name]) for system in systems for name in kept]
     kinds = [kind for kind in KINDS if any(kind in scores.failures for _, _, scores in found)]
     return Grid(
         _title(systems, "why answers fail"),
@@ -388,19 +431,21 @@ def _text_grids(systems: Sequence[System], scorer: str | None) -> list[Grid]:
 
 
 def _difference_grid(comparison: Comparison, scorer: str | None) -> Grid:
-    json = comparison.metric == "json"
     kept = [
         compared
         for compared in comparison.differences
-        if not json
+        if comparison.metric != "json"
         or compared.scorer == scorer
-        or (scorer is None and (compared.measure == "adherence" or compared.scorer == "strict"))
+        or (
+            scorer is None
+            and (compared.measure == "adherence" or compared.scorer not in SECOND_READINGS)
+        )
     ]
     rows = []
     last = ""
     for compared in kept:
         found = compared.difference
-        scale = 100 if compared.measure in _SHARES or json else 1
+        scale = 100 if compared.percent else 1
         digits = 4 if compared.measure.startswith(LEARNED) else 2  # learned scores are near 0 to 1
         rows.append(
             [
@@ -469,9 +514,9 @@ def _paper(system: System) -> str:
     return ("about " if system.paper.approximate else "") + f"{100 * system.paper.value:g}"
 
 
-def _json(system: System) -> dict[str, JsonScores]:
-    assert system.scores.json is not None
-    return system.scores.json
+def _forms(system: System) -> dict[str, FormScores]:
+    assert system.scores.forms is not None
+    return system.scores.forms
 
 
 def _translation(system: System) -> TranslationScores:
@@ -515,7 +560,10 @@ def _records(system: System) -> Iterator[dict[str, Any]]:
     scores = system.scores
     yield record("", "cut_by_limit", scores.cut)
     yield record("", "most_frequent_answer", scores.most_frequent_answer.share)
-    for name, found in (scores.json or {}).items():
+    for reading, measures in scores.measures.items():
+        for measure, value in measures.items():
+            yield record(reading, measure, value)
+    for name, found in (scores.forms or {}).items():
         paper = system.paper
         yield record(
             name,
@@ -536,6 +584,8 @@ def _records(system: System) -> Iterator[dict[str, Any]]:
         for over, metrics in parts.items():
             for measure in (*_LABEL_COLUMNS, "most_frequent_share"):
                 yield record(name, f"{over}.{measure}", getattr(metrics, measure))
+        for label, recall in found.labels.recalls.items():
+            yield record(name, f"recall.{label}", recall)
     if scores.translation is not None:
         for unit, by_metric in scores.translation.scores.items():
             for name, score in by_metric.items():

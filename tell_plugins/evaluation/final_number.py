@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import TaskRows
-from tell_plugins.evaluation.intervals import Rate, counted, rate
-from tell_plugins.evaluation.scored import Answer, Scored
+from tell_plugins.evaluation.intervals import Rate
+from tell_plugins.evaluation.scored import Answer
 
 EMPTY = "empty"
 TRUNCATED = "truncated"  # the limit of new tokens cut the answer before its `####`
@@ -143,9 +142,8 @@ def reference_numbers(task: TaskRows) -> list[Fraction]:
     return numbers
 
 
-def judge(answer: Answer, right: Fraction) -> str | None:
-    """The kind of failure of an answer, or None when its final number is right."""
-    number = final_number(answer.text)
+def kind_of(answer: Answer, number: Fraction | None, right: Fraction) -> str | None:
+    """The kind of failure of an answer with this final number, or None when it is right."""
     if number == right:
         return None
     if not answer.text.strip():
@@ -153,24 +151,3 @@ def judge(answer: Answer, right: Fraction) -> str | None:
     if answer.cut and MARKER not in answer.text:
         return TRUNCATED
     return NO_NUMBER if number is None else WRONG_NUMBER
-
-
-def score_numbers(scored: Scored) -> NumberScores:
-    """Exact match over all answers, and why the others failed."""
-    right = reference_numbers(scored.task)
-    rows = scored.rows
-    kinds = [judge(answer, right[answer.row]) for answer in scored.answers]
-    numbers = (final_number(answer.text) for answer in scored.answers)
-    given = Counter(number for number in numbers if number is not None)
-    frequent = given.most_common(1)
-    references = Counter(right[row] for row in rows)
-    guess, times = references.most_common(1)[0]
-    return NumberScores(
-        exact=rate([kind is None for kind in kinds], rows),
-        failures={kind: kinds.count(kind) for kind in KINDS if kind in kinds},
-        marked=rate([MARKER in answer.text for answer in scored.answers], rows),
-        most_frequent=shown_number(frequent[0][0]) if frequent else None,
-        most_frequent_share=counted(frequent[0][1] if frequent else 0, len(rows)),
-        baseline_number=shown_number(guess),
-        baseline=counted(times, len(rows)),
-    )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tell_plugins.evaluation.intervals import Rate, rate
-from tell_plugins.evaluation.scored import Scored
+from tell_plugins.evaluation.scored import Answer, Scored
 from tell_plugins.evaluation.translation import MetricScore, Pairs, one_line, score_pairs
 
 _SHOWN = 200  # characters of the constant answer that are kept
@@ -38,7 +38,7 @@ class TextScores:
 
 def score_text(scored: Scored) -> TextScores:
     """Exact match and chrF++ of the answers, and of a constant answer."""
-    found = pairs(scored)
+    found = pairs(scored.answers, [scored.task.responses[row] for row in scored.rows])
     constant = Counter(found.references).most_common(1)[0][0]
     always = Pairs((constant,) * len(found.rows), found.references, found.rows)
     return TextScores(
@@ -51,12 +51,12 @@ def score_text(scored: Scored) -> TextScores:
     )
 
 
-def pairs(scored: Scored) -> Pairs:
-    """Every answer beside the reference of its row, each on one line."""
+def pairs(answers: Sequence[Answer], right: Sequence[str]) -> Pairs:
+    """Every answer beside its reference, each on one line."""
     return Pairs(
-        tuple(one_line(answer.text) for answer in scored.answers),
-        tuple(one_line(scored.task.responses[row]) for row in scored.rows),
-        tuple(scored.rows),
+        tuple(one_line(answer.text) for answer in answers),
+        tuple(one_line(reference) for reference in right),
+        tuple(answer.row for answer in answers),
     )
 
 

@@ -56,7 +56,10 @@ class Baseline:
 
 @dataclass(frozen=True)
 class LabelScores:
-    """`adherent`: over answers of the right form; `all`: over all, the others being wrong."""
+    """`adherent`: over answers of the right form; `all`: over all, the others being wrong.
+
+    `recalls` has of each label that is right for some row the share that was found, over all.
+    """
 
     positive: str | None
     labels: list[str]
@@ -64,13 +67,14 @@ class LabelScores:
     adherent: LabelMetrics
     all: LabelMetrics
     baseline: Baseline
+    recalls: dict[str, Rate]
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The right labels of a split: `of` by test row, `labels` the possible ones in order."""
+    """What is right: `of` each test row or answer, `labels` all possible ones in order."""
 
-    of: list[str]
+    of: Sequence[str]
     labels: list[str]
 
     @property
@@ -112,11 +116,12 @@ def has_labels(card: Card) -> bool:
 
 
 def score_labels(given: Sequence[str | None], rows: Sequence[int], truth: Truth) -> LabelScores:
-    """Scores of the labels given to test rows; None is an answer that is not adherent.
+    """Scores of the labels given; None is an answer that is not adherent.
 
-    `rows` are the test rows answered, several times where there are several attempts.
+    `truth.of` has the right label of each answer, `rows` its test row: several times the same one
+    where there are several attempts.
     """
-    right = [truth.of[row] for row in rows]
+    right = truth.of
     kept = [i for i, label in enumerate(given) if label is not None]
     counts = Counter(right)
     majority = max(truth.labels, key=lambda label: counts[label])
@@ -130,7 +135,17 @@ def score_labels(given: Sequence[str | None], rows: Sequence[int], truth: Truth)
         ),
         all=metrics(given, right, rows, truth),
         baseline=Baseline(f"always_{majority}", majority, metrics(constant, right, rows, truth)),
+        recalls={
+            label: _recall(label, given, right, rows) for label in truth.labels if counts[label]
+        },
     )
+
+
+def _recall(
+    label: str, given: Sequence[str | None], right: Sequence[str], rows: Sequence[int]
+) -> Rate:
+    mine = [i for i, other in enumerate(right) if other == label]
+    return rate([given[i] == label for i in mine], [rows[i] for i in mine])
 
 
 def metrics(
@@ -162,7 +177,7 @@ def metrics(
     return LabelMetrics(
         n=n,
         accuracy=rate([s == t for s, t in zip(said, true, strict=True)], rows),
-        balanced_accuracy=shares.mean_share(by_label(tables)),
+        balanced_accuracy=balanced_accuracy_estimate(tables),
         precision=precision,
         recall=recall,
         f1=estimate("f1"),
@@ -281,12 +296,18 @@ def by_label(stats: Floats) -> list[Floats]:
     return [part[part[:, 1] > 0] for part in parts if part[:, 1].any()]
 
 
+def hits_of(stats: Floats) -> Floats:
+    """Of each test row its right answers and all of them: (rows, 2)."""
+    return np.stack([accuracy(stats) * stats.sum(axis=1), stats.sum(axis=1)], axis=1)
+
+
+def balanced_accuracy_estimate(stats: Floats) -> Estimate:
+    """The mean recall of the labels that occur, with its interval."""
+    return shares.mean_share(by_label(stats))
+
+
 def _accuracy_difference(system: Floats, baseline: Floats) -> shares.Interval:
-    mine, theirs = (
-        np.stack([accuracy(stats) * stats.sum(axis=1), stats.sum(axis=1)], axis=1)
-        for stats in (system, baseline)
-    )
-    return shares.difference(mine, theirs)
+    return shares.difference(hits_of(system), hits_of(baseline))
 
 
 def _balanced_difference(system: Floats, baseline: Floats) -> shares.Interval:

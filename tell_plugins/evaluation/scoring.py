@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import Card
 from tell_plugins.core.compressed import read_bytes
 from tell_plugins.core.errors import UserError
-from tell_plugins.evaluation import final_number, free_text, json_scorers, labels, taxonomy
+from tell_plugins.evaluation import free_text, json_scorers, labels, scorers, taxonomy
 from tell_plugins.evaluation.answers import ANSWERS
 from tell_plugins.evaluation.final_number import NumberScores
 from tell_plugins.evaluation.free_text import TextScores
@@ -27,11 +27,16 @@ from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate
 from tell_plugins.evaluation.labels import LabelScores
 from tell_plugins.evaluation.learned_scores import LearnedScores, SegmentScores
 from tell_plugins.evaluation.scored import Answer, Scored, load_scored
+from tell_plugins.evaluation.scorers import json_answers, label, number
+from tell_plugins.evaluation.scorers.judged import Judged
 from tell_plugins.evaluation.translation import TranslationScores, score_translation
 
 FORMAT = 2
 SCORES = "scores.json"
 _SETTINGS = ("recipe", "adapter", "anchor", "decoding", "seed", "model", "engine", "max_new_tokens")
+LIMITS = {scorer.name: scorer.limit for scorer in json_scorers.SCORERS}
+FORMS = {"json": tuple(LIMITS), "label": (label.READING,)}  # metrics of a fixed form: readings
+SECOND_READINGS = FORMS["json"][1:]
 _SHOWN_ANSWER = 200  # characters of the most frequent answer that are kept
 
 
@@ -54,13 +59,13 @@ class Official:
 
 
 @dataclass(frozen=True)
-class JsonScores:
-    """One scorer over the answers.
+class FormScores:
+    """One reading of answers of a fixed form: JSON, or one of some labels.
 
     Attributes:
         failures: kinds of failure; their sum is adherence.n - adherence.k.
         by_attempt: adherence of each attempt, where there are several.
-        labels: None where the card names no label.
+        labels: None where there are none.
     """
 
     scorer: str
@@ -87,6 +92,7 @@ class Scores:
     Attributes:
         rows: test rows answered; `expected` as many as were asked; `answers` with all attempts.
         cut: answers that the limit of new tokens ended, adherent or not.
+        measures: by reading, what a scorer measures beyond the scores of the metric.
     """
 
     format: int
@@ -102,7 +108,9 @@ class Scores:
     attempts: int
     cut: Rate
     most_frequent_answer: MostFrequent
-    json: dict[str, JsonScores] | None = None
+    measures: dict[str, dict[str, Rate | Estimate]] = field(default_factory=dict)
+    json: dict[str, FormScores] | None = None
+    label: dict[str, FormScores] | None = None
     translation: TranslationScores | None = None
     number: NumberScores | None = None
     text: TextScores | None = None
@@ -112,15 +120,34 @@ class Scores:
         return self.rows >= self.expected
 
     @property
+    def forms(self) -> dict[str, FormScores] | None:
+        """The readings of answers of a fixed form, the one to go by in front; else None."""
+        return self.json or self.label
+
+    @property
     def headline(self) -> dict[str, Rate | Estimate]:
         """The few numbers to show first, by name; none of them stands alone."""
-        if self.json is not None:
-            strict = self.json["strict"]
-            found: dict[str, Rate | Estimate] = {"adherence": strict.adherence}
-            if strict.labels is not None:
-                found["accuracy"] = strict.labels.all.accuracy
-                found["balanced accuracy"] = strict.labels.all.balanced_accuracy
-                found["most frequent label"] = strict.labels.all.most_frequent_share
+        more = {
+            name.replace("_", " "): value
+            for reading, measures in self.measures.items()
+            if reading not in SECOND_READINGS
+            for name, value in measures.items()
+        }
+        return {**self._headline, **more}
+
+    @property
+    def _headline(self) -> dict[str, Rate | Estimate]:
+        found: dict[str, Rate | Estimate]
+        if self.forms is not None:
+            first = next(iter(self.forms.values()))
+            found = {"adherence": first.adherence}
+            if first.labels is not None:
+                found["accuracy"] = first.labels.all.accuracy
+                found["accuracy given the form"] = first.labels.adherent.accuracy
+                found["balanced accuracy"] = first.labels.all.balanced_accuracy
+                found["most frequent label"] = first.labels.all.most_frequent_share
+            if self.label is not None and first.labels is not None:
+                found["accuracy of a constant"] = first.labels.baseline.metrics.accuracy
             return found
         if self.translation is not None:
             segment = self.translation.scores["stripped_segment"]
@@ -160,12 +187,18 @@ def score(
 
 
 def score_loaded(
-    scored: Scored, *, learned: Sequence[str] = (), models: Mapping[str, str] | None = None
+    scored: Scored,
+    *,
+    judged: Mapping[str, Judged] | None = None,
+    learned: Sequence[str] = (),
+    models: Mapping[str, str] | None = None,
 ) -> Scores:
-    """`score` for answers that are loaded already."""
+    """`score` for answers that are loaded already; `judged` where they are judged too."""
     metric = scored.card.metric
     assert metric is not None  # the card checks it
     need_translation(scored.card, learned)
+    if judged is None:
+        judged = scorers.judge_saved(scored)
     scores = Scores(
         format=FORMAT,
         card=scored.card.name,
@@ -180,16 +213,36 @@ def score_loaded(
         attempts=len({answer.attempt for answer in scored.answers}),
         cut=rate([answer.cut for answer in scored.answers], scored.rows),
         most_frequent_answer=most_frequent_answer(scored.answers),
+        measures=_measures(judged),
     )
-    if metric == "json":
-        return replace(scores, json=score_json(scored))
+    if metric in FORMS:
+        possible = scorers.right(scored.task).labels
+        forms = {
+            name: form_scores(name, scored, part, possible)
+            for name, part in judged.items()
+            if name in FORMS[metric]
+        }
+        return replace(scores, json=forms) if metric == "json" else replace(scores, label=forms)
     if metric == "number":
-        return replace(scores, number=final_number.score_numbers(scored))
+        return replace(scores, number=number.summary(scored.answers, judged["number"]))
     if metric == "text":
         return replace(scores, text=free_text.score_text(scored))
     translation = score_translation(scored)
     translation = replace(translation, learned=_learned(scored, learned, models or {}))
     return replace(scores, translation=translation)
+
+
+def _measures(judged: Mapping[str, Judged]) -> dict[str, dict[str, Rate | Estimate]]:
+    """The measures that have no place of their own, by reading."""
+    found = {
+        reading: {
+            name: column.estimate(part.rows)
+            for name, column in part.columns.items()
+            if not column.own_place
+        }
+        for reading, part in judged.items()
+    }
+    return {reading: measures for reading, measures in found.items() if measures}
 
 
 def need_translation(card: Card, learned: Sequence[str]) -> None:
@@ -221,56 +274,22 @@ def most_frequent_answer(answers: Sequence[Answer]) -> MostFrequent:
     return MostFrequent(shown, counted(times, len(answers)), len(texts))
 
 
-def score_json(scored: Scored) -> dict[str, JsonScores]:
-    """Every JSON scorer over the answers, by its name."""
-    schema = json_scorers.card_schema(scored.card)
-    truth = labels.true_labels(scored.task, schema) if schema.label else None
-    return {
-        name: _json_scores(name, answers, verdicts, schema, truth)
-        for name, (answers, verdicts) in judged(scored, schema).items()
-    }
-
-
-def judged(
-    scored: Scored, schema: json_scorers.AnswerSchema
-) -> dict[str, tuple[list[Answer], list[json_scorers.Verdict]]]:
-    """The answers that each scorer looks at, and its verdict on each."""
-    found = {}
-    for scorer in json_scorers.SCORERS:
-        answers = first_rows(scored.answers, scorer.limit)
-        verdicts = [scorer.judge(a.text, a.finish_reason, schema) for a in answers]
-        found[scorer.name] = (answers, verdicts)
-    return found
-
-
-def first_rows(answers: Sequence[Answer], limit: int | None) -> list[Answer]:
-    """The answers to the first `limit` rows answered, in file order; all for None."""
-    if limit is None:
-        return list(answers)
-    kept = set(sorted({answer.row for answer in answers})[:limit])
-    return [answer for answer in answers if answer.row in kept]
-
-
-def _json_scores(
-    name: str,
-    answers: list[Answer],
-    verdicts: list[json_scorers.Verdict],
-    schema: json_scorers.AnswerSchema,
-    truth: labels.Truth | None,
-) -> JsonScores:
-    rows = [answer.row for answer in answers]
-    hits = [verdict.adherent for verdict in verdicts]
-    given = [schema.label_of(v.value) if v.adherent else None for v in verdicts]
+def form_scores(name: str, scored: Scored, judged: Judged, possible: list[str]) -> FormScores:
+    """The scores of one reading of answers of a fixed form; `possible` are the labels."""
+    hits = [kind is None for kind in judged.kinds]
+    kept = json_answers.first_rows(scored.answers, LIMITS.get(name))
+    answers = [scored.answers[i] for i in kept]
     attempts = sorted({answer.attempt for answer in answers})
-    return JsonScores(
+    truth = labels.Truth(judged.right, possible)
+    return FormScores(
         scorer=name,
-        adherence=rate(hits, rows),
-        failures=taxonomy.count_kinds(v.kind for v in verdicts if not v.adherent),
+        adherence=rate(hits, judged.rows),
+        failures=taxonomy.count_kinds(kind for kind in judged.kinds if kind is not None),
         by_attempt=[_share_of(hits, answers, attempt) for attempt in attempts]
         if len(attempts) > 1
         else [],
-        labels=None if truth is None else labels.score_labels(given, rows, truth),
-        official=_official(given, verdicts, answers, truth) if name == "official" else None,
+        labels=labels.score_labels(judged.given, judged.rows, truth) if judged.right else None,
+        official=_official(judged, answers) if name == "official" else None,
     )
 
 
@@ -279,20 +298,16 @@ def _share_of(hits: list[bool], answers: list[Answer], attempt: int) -> float:
     return sum(mine) / len(mine)
 
 
-def _official(
-    given: list[str | None],
-    verdicts: list[json_scorers.Verdict],
-    answers: list[Answer],
-    truth: labels.Truth | None,
-) -> Official:
+def _official(judged: Judged, answers: list[Answer]) -> Official:
     first = min(answer.attempt for answer in answers)
     chosen = [i for i, answer in enumerate(answers) if answer.attempt == first]
-    crashes = sum(verdicts[i].kind == taxonomy.CRASH for i in chosen)
+    crashes = sum(judged.kinds[i] == taxonomy.CRASH for i in chosen)
     if crashes:
         return Official(None, None, crashes)
-    errors = sum(not verdicts[i].adherent for i in chosen)
-    right = 0 if truth is None else sum(given[i] == truth.of[answers[i].row] for i in chosen)
-    used = 0 if truth is None else sum(bool(given[i]) for i in chosen)
+    errors = sum(judged.kinds[i] is not None for i in chosen)
+    given = judged.given or [None] * len(answers)
+    right = sum(given[i] == judged.right[i] for i in chosen) if judged.right else 0
+    used = sum(bool(given[i]) for i in chosen)
     limit = json_scorers.OFFICIAL_LIMIT
     return Official((limit - errors) / limit, right / (used + len(chosen)), 0)
 

@@ -1,4 +1,4 @@
-"""The kinds of failure of a JSON answer; each failing answer has exactly one.
+"""The kinds of failure of an answer of a fixed form; each failing answer has exactly one.
 
 The order below is the order of judgement: an answer is counted under the first kind that applies,
 so the counts add up to the failures. What does not parse is told apart by what stands there, what
@@ -27,6 +27,7 @@ EXTRA_KEY = "extra_key"
 WRONG_TYPE = "wrong_type"
 WRONG_ENUM = "wrong_enum"  # the right type, but none of the allowed values
 OTHER_RULE = "other_rule"  # any other rule of the schema, such as minLength
+NO_LABEL = "no_label"  # metric `label` only: text that is none of the labels
 CRASH = "crash"  # scorer `official` only: the published script stops with a traceback
 
 KINDS = (
@@ -45,6 +46,7 @@ KINDS = (
     WRONG_TYPE,
     WRONG_ENUM,
     OTHER_RULE,
+    NO_LABEL,
     CRASH,
 )
 

@@ -9,71 +9,39 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from tell_plugins.core.errors import UserError
-from tell_plugins.evaluation import retention, shares
+from tell_plugins.evaluation import retention, scorers, shares, significance
 from tell_plugins.evaluation.bleed import format_test, opening_test
-from tell_plugins.evaluation.final_number import final_number
 from tell_plugins.evaluation.intervals import Estimate, Rate, rate
-from tell_plugins.evaluation.json_scorers import card_schema, lenient, strict
-from tell_plugins.evaluation.significance import Floats, mean_stats
-from tell_plugins.experiments.results import Answers, Entry, References, ReferenceShelf, card_of
+from tell_plugins.evaluation.scored import Answer
+from tell_plugins.evaluation.scorers.judged import Case, Judged, summed
+from tell_plugins.evaluation.scoring import SECOND_READINGS
+from tell_plugins.experiments.results import (
+    AS_SAVED,
+    Answers,
+    Entry,
+    References,
+    ReferenceShelf,
+    card_of,
+)
 
 # the first measure of each metric: the one that curves and comparisons are about
 MAIN = {
     "json": "adherence",
+    "label": "balanced accuracy",
     "number": "exact match",
     "translation": "chrF++",
     "text": "chrF++",
 }
-AS_SAVED = ("translation", "text")  # metrics whose scores are taken as `eval` saved them
 _CONSTANT = 0.95  # a label given at least this often is called a constant answer
+_READINGS = ("strict", "lenient")
 LEAST_SEEDS = 3  # from as many on an interval over seeds says anything
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Answers and what they came to. All lists have one item an answer.
-
-    Attributes:
-        rows: the test row (its id) of each answer.
-        hits: adherent, or the right number.
-        lenient: adherent to a tolerant reader; empty for numbers.
-        given, right: labels, None where an answer is not adherent; empty without labels.
-        kinds: kinds of failure.
-    """
-
-    rows: list[str]
-    hits: list[bool]
-    lenient: list[bool]
-    given: list[str | None]
-    right: list[str]
-    kinds: Counter[str]
-
-    def __add__(self, other: Judged) -> Judged:
-        return Judged(
-            self.rows + other.rows,
-            self.hits + other.hits,
-            self.lenient + other.lenient,
-            self.given + other.given,
-            self.right + other.right,
-            self.kinds + other.kinds,
-        )
-
-    @property
-    def places(self) -> list[int]:
-        """The rows as numbers, in the order of their ids."""
-        order = {row: place for place, row in enumerate(sorted(set(self.rows)))}
-        return [order[row] for row in self.rows]
-
-
-NOTHING = Judged([], [], [], [], [], Counter())
 
 
 @dataclass(frozen=True)
@@ -129,100 +97,81 @@ class Judge:
 
     def __init__(self, shelf: ReferenceShelf) -> None:
         self._shelf = shelf
-        self._judged: dict[tuple[str, str], Judged] = {}
+        self._judged: dict[tuple[str, str], dict[str, Judged]] = {}
+        self._places: dict[str, int] = {}
 
     def measures(self, entries: Sequence[Entry], base: Entry | None) -> Measures:
         """The numbers of the entries of one method at one point, pooled over seeds."""
-        card = card_of(entries[0])
-        metric = str(card.metric)
-        pooled = sum((self.judged(entry) for entry in entries), NOTHING)
-        rates: dict[str, Rate] = {}
-        estimates: dict[str, Estimate] = {}
-        seeds: list[float] = []
-        frequent = None
-        constants: dict[int, tuple[str, Rate]] = {}
+        metric = str(card_of(entries[0]).metric)
+        judged = [self.judged(entry) for entry in entries]
+        pooled = pool(judged)
+        first = _first(pooled)
+        values = _values(pooled)
+        seeds = [_main_value(part, metric) for part in judged if part]
         if metric in AS_SAVED:
-            saved = _translation if metric == "translation" else _text
-            estimates, seeds = saved(entries)
-        elif pooled.hits:
-            places = pooled.places
-            rates[MAIN[metric]] = rate(pooled.hits, places)
-            judged = [self.judged(entry) for entry in entries]
-            seeds = [_mean(part.hits) for part in judged]
-            if pooled.lenient:
-                rates["adherence, lenient"] = rate(pooled.lenient, places)
-            if pooled.right:
-                right = [g == r for g, r in zip(pooled.given, pooled.right, strict=True)]
-                rates["accuracy"] = rate(right, places)
-                estimates["balanced accuracy"] = shares.mean_share(recalls(pooled))
-                frequent = _most_frequent(pooled)
-                constants = _constants(judged)
+            values, seeds = _as_saved(entries, metric)
+        parts = [_first(part) for part in judged]
+        labelled = first is not None and "balanced_accuracy" in first.columns
         return Measures(
             entries=list(entries),
-            rates=rates,
-            estimates=estimates,
+            rates={name: value for name, value in values.items() if isinstance(value, Rate)},
+            estimates={n: value for n, value in values.items() if isinstance(value, Estimate)},
             seeds=seeds,
             loss=_loss(entries),
             change=_change(entries, base),
             bleed=self._bleed(entries),
-            most_frequent=frequent,
-            kinds=pooled.kinds,
-            constants=constants,
+            most_frequent=_most_frequent(first) if first is not None and labelled else None,
+            kinds=Counter(kind for kind in (first.kinds if first else []) if kind is not None),
+            constants=_constants([part for part in parts if part is not None]) if labelled else {},
         )
 
-    def judged(self, entry: Entry) -> Judged:
-        """All answers of one entry to its task."""
+    def judged(self, entry: Entry) -> dict[str, Judged]:
+        """All answers of one entry to its task, by reading."""
         key = (entry.run.folder.name, entry.evaluation)
         if key not in self._judged:
-            parts = (self._judge(entry, answers) for answers in entry.measured.task)
-            self._judged[key] = sum(parts, NOTHING)
+            self._judged[key] = pool(
+                [self._judge(entry, answers) for answers in entry.measured.task]
+            )
         return self._judged[key]
 
-    def _judge(self, entry: Entry, answers: Answers) -> Judged:
+    def _judge(self, entry: Entry, answers: Answers) -> dict[str, Judged]:
         card = card_of(entry)
         if card.metric in AS_SAVED:
-            return NOTHING
+            return {}
         truth = self._shelf.get(card.name, answers.settings["split"])
         _check_ids(answers, truth)
-        rows = [str(line["id"]) for line in answers.lines]
-        if card.metric == "number":
-            numbers = [final_number(line["text"]) for line in answers.lines]
-            right = [truth.of[row] for row in rows]
-            hits = [_same(n, expected) for n, expected in zip(numbers, right, strict=True)]
-            kinds = Counter({"wrong_number": hits.count(False)} if not all(hits) else {})
-            return Judged(rows, hits, [], [], [], kinds)
-        schema = card_schema(card)
-        verdicts = [strict(a["text"], a["finish_reason"], schema) for a in answers.lines]
-        tolerant = [lenient(a["text"], a["finish_reason"], schema) for a in answers.lines]
-        given = [schema.label_of(v.value) if v.adherent else None for v in verdicts]
-        return Judged(
-            rows=rows,
-            hits=[verdict.adherent for verdict in verdicts],
-            lenient=[verdict.adherent for verdict in tolerant],
-            given=given if truth.labels else [],
-            right=[truth.of[row] for row in rows] if truth.labels else [],
-            kinds=Counter(verdict.kind for verdict in verdicts if not verdict.adherent),
-        )
+        found = [
+            Answer(self._place(line["id"]), 0, line["text"], line["finish_reason"])
+            for line in answers.lines
+        ]
+        right = [truth.of[line["id"]] for line in answers.lines] if truth.of else []
+        return scorers.judge(Case(card, found, right, truth.labels, readings=_READINGS))
+
+    def _place(self, row: str) -> int:
+        """A number for the id of a test row."""
+        return self._places.setdefault(row, len(self._places))
 
     def difference(
         self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
     ) -> Difference | None:
-        """System minus baseline over the same test rows; None where there is nothing to pair.
-
-        `name` is `balanced accuracy`, or anything else for the main rate.
-        """
-        mine = sum((self.judged(entry) for entry in system), NOTHING)
-        theirs = sum((self.judged(entry) for entry in baseline), NOTHING)
-        if not mine.rows or set(mine.rows) != set(theirs.rows):
+        """System minus baseline in a measure, over the same test rows; None where there is nothing
+        to pair."""
+        mine, theirs = (
+            _first(pool([self.judged(entry) for entry in entries]))
+            for entries in (system, baseline)
+        )
+        key = name.replace(" ", "_")
+        if mine is None or theirs is None or set(mine.rows) != set(theirs.rows):
             return None
-        rows = len(set(mine.rows))
-        if name != "balanced accuracy":
-            stats = (mean_stats(part.hits, part.places) for part in (mine, theirs))
-            return Difference(*shares.difference(*stats), rows)
-        if not mine.right:
+        if key not in mine.columns or key not in theirs.columns:
             return None
-        parts = zip(recalls(mine), recalls(theirs), strict=True)
-        return Difference(*shares.mean_difference(list(parts)), rows)
+        column, rows = mine.columns[key], len(set(mine.rows))
+        stats = summed(column.stats, mine.rows), summed(theirs.columns[key].stats, theirs.rows)
+        if column.difference is not None:
+            return Difference(*column.difference(*stats), rows)
+        found = significance.paired(*stats, column.score, unit="test row")
+        known = not np.isnan([found.value, found.low]).any()
+        return Difference(found.value, found.low, found.high, rows) if known else None
 
     def difference_over_seeds(
         self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
@@ -270,19 +219,61 @@ def _check_ids(answers: Answers, truth: References) -> None:
         )
 
 
-def _same(number: Fraction | None, right: str) -> bool:
-    return number is not None and str(number) == right
+def pool(parts: Sequence[Mapping[str, Judged]]) -> dict[str, Judged]:
+    """Several sets of answers as one, by reading; what not all of them have is left out."""
+    parts = [part for part in parts if part]
+    shared = [name for name in (parts[0] if parts else {}) if all(name in p for p in parts)]
+    return {name: _joined([part[name] for part in parts]) for name in shared}
 
 
-def _mean(hits: Sequence[bool]) -> float:
-    return sum(hits) / len(hits) if hits else float("nan")
+def _joined(parts: Sequence[Judged]) -> Judged:
+    columns = {
+        name: replace(column, stats=np.concatenate([part.columns[name].stats for part in parts]))
+        for name, column in parts[0].columns.items()
+    }
+    return Judged(
+        rows=[row for part in parts for row in part.rows],
+        columns=columns,
+        kinds=[kind for part in parts for kind in part.kinds],
+        given=[label for part in parts for label in part.given],
+        right=[label for part in parts for label in part.right],
+    )
+
+
+def _first(judged: Mapping[str, Judged]) -> Judged | None:
+    """The reading to go by; None where there are no answers to judge."""
+    return next(iter(judged.values()), None)
+
+
+def _values(judged: Mapping[str, Judged]) -> dict[str, Rate | Estimate]:
+    """The measures to show, by name: those of every scorer's first reading."""
+    found: dict[str, Rate | Estimate] = {}
+    for reading, part in judged.items():
+        if reading in SECOND_READINGS:
+            continue
+        for name, column in part.columns.items():
+            if not column.detail:
+                found[name.replace("_", " ")] = column.estimate(part.rows)
+            if name == "adherence" and "lenient" in judged:
+                lenient = judged["lenient"]
+                found["adherence, lenient"] = lenient.columns[name].estimate(lenient.rows)
+    return found
+
+
+def _main_value(judged: Mapping[str, Judged], metric: str) -> float:
+    first = _first(judged)
+    assert first is not None
+    column = first.columns[MAIN[metric].replace(" ", "_")]
+    return float(column.score(column.stats.sum(axis=0)[None])[0])
 
 
 def _most_frequent(judged: Judged) -> tuple[str, Rate] | None:
     said = [label for label in judged.given if label is not None]
     if not said:
         return None
-    places = [p for p, label in zip(judged.places, judged.given, strict=True) if label is not None]
+    places = [
+        row for row, label in zip(judged.rows, judged.given, strict=True) if label is not None
+    ]
     label = Counter(said).most_common(1)[0][0]
     return label, rate([other == label for other in said], places)
 
@@ -332,16 +323,6 @@ class Difference:
         return low <= 0 <= high
 
 
-def recalls(judged: Judged) -> list[Floats]:
-    """Of each label that occurs, in order: the hits and the answers of its test rows."""
-    places = judged.places
-    found = []
-    for name in sorted(set(judged.right)):
-        mine = [i for i, right in enumerate(judged.right) if right == name]
-        found.append(mean_stats([judged.given[i] == name for i in mine], [places[i] for i in mine]))
-    return found
-
-
 def mean_losses(entries: Sequence[Entry]) -> list[tuple[float, int]]:
     """(summed loss, tokens) of each held-out general row, the mean over the entries.
 
@@ -385,33 +366,25 @@ def loss_difference(system: Sequence[Entry], baseline: Sequence[Entry]) -> Diffe
     return Difference(value, low, high, len(mine), by_seed)
 
 
-def _translation(entries: Sequence[Entry]) -> tuple[dict[str, Estimate], list[float]]:
-    """Scores of translations as `eval` saved them; those of each entry, averaged."""
-    return _as_saved(entries, "chrF++", "translation", _translation_scores)
-
-
-def _translation_scores(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
-    segment = scores["scores"]["stripped_segment"]
-    learned = {name.upper(): v["segment"] for name, v in scores.get("learned", {}).items()}
-    return {"chrF++": segment["chrf++"]["corpus"], "BLEU": segment["bleu"]["corpus"], **learned}
-
-
-def _text(entries: Sequence[Entry]) -> tuple[dict[str, Estimate], list[float]]:
-    """Scores of free text as `eval` saved them; those of each entry, averaged."""
-    return _as_saved(
-        entries,
-        "chrF++",
-        "text",
-        lambda scores: {"chrF++": scores["chrf"]["corpus"], "exact match": scores["exact"]},
-    )
+def _saved_scores(scores: dict[str, Any], metric: str) -> dict[str, dict[str, float]]:
+    """The measures of answers whose scores are taken as `eval` saved them."""
+    more = {
+        name.replace("_", " "): value
+        for measures in scores.get("measures", {}).values()
+        for name, value in measures.items()
+    }
+    found = scores[metric]
+    if metric == "text":
+        return {"chrF++": found["chrf"]["corpus"], "exact match": found["exact"], **more}
+    segment = found["scores"]["stripped_segment"]
+    learned = {name.upper(): v["segment"] for name, v in found.get("learned", {}).items()}
+    whole = {"chrF++": segment["chrf++"]["corpus"], "BLEU": segment["bleu"]["corpus"]}
+    return {**whole, **learned, **more}
 
 
 def _as_saved(
-    entries: Sequence[Entry],
-    main: str,
-    kind: str,
-    read: Callable[[dict[str, Any]], dict[str, dict[str, float]]],
-) -> tuple[dict[str, Estimate], list[float]]:
+    entries: Sequence[Entry], metric: str
+) -> tuple[dict[str, Rate | Estimate], list[float]]:
     """Estimates by name, and the main one of each entry.
 
     An entry's own sets of answers (decoding seeds) are averaged first: they are no training seeds.
@@ -419,11 +392,12 @@ def _as_saved(
     found: dict[str, list[dict[str, float]]] = {}
     seeds = []
     for entry in entries:
-        saved = [read(a.scores[kind]) for a in entry.measured.task if a.scores]
+        saved = [_saved_scores(a.scores, metric) for a in entry.measured.task if a.scores]
         for scores in saved:
             for name, value in scores.items():
                 found.setdefault(name, []).append(value)
         if saved:
+            main = MAIN[metric]
             seeds.append(sum(scores[main]["value"] for scores in saved) / len(saved))
     return {name: _mean_estimate(values) for name, values in found.items()}, seeds
 

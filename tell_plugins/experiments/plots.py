@@ -18,9 +18,9 @@ import numpy as np
 
 from tell_plugins.evaluation.intervals import Estimate, Rate
 from tell_plugins.experiments import fits
-from tell_plugins.experiments.measures import AS_SAVED, MAIN, Judge
+from tell_plugins.experiments.measures import MAIN, Judge
 from tell_plugins.experiments.published import Point, published
-from tell_plugins.experiments.results import Entry, Study
+from tell_plugins.experiments.results import AS_SAVED, Entry, Study
 from tell_plugins.experiments.tables import AXIS_NAMES, Group, curves
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; grey is the base model's
@@ -191,6 +191,7 @@ def _panels(study: Study, found: Sequence[Group]) -> list[tuple[str, Callable[[G
         ("general loss minus base", lambda g: g.measures.change, False),
         ("bleed", lambda g: g.measures.bleed, True),
     ]
+    panels = [panel for i, panel in enumerate(panels) if i == 0 or panel[0] != main]
     return [panel for panel in panels if any(_has(panel[1](group)) for group in found)]
 
 

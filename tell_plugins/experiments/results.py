@@ -22,6 +22,7 @@ from tell_plugins.evaluation.answers import GENERAL
 from tell_plugins.experiments.sweep import Plot
 
 REFERENCES = "references"
+AS_SAVED = ("translation", "text")  # metrics whose scores are taken as `eval` saved them
 
 
 def read_json(path: Path) -> Any:
@@ -309,7 +310,7 @@ class References:
     """What is right for the rows of a split, as far as the report needs it.
 
     Attributes:
-        of: row id -> its label or number; empty for translations.
+        of: row id -> its label or number, or its whole JSON; empty where scores are as saved.
         labels: the possible labels in the schema's order; empty where there are none.
         rows: rows in the split.
         opening: how the answers of a translation task begin, "" otherwise.
@@ -362,19 +363,16 @@ def _saved_references(saved: Any, path: Path) -> References:
 
 def references(card_name: str, split: str) -> References:
     """The references of a split, from the card's data."""
-    from tell_plugins.evaluation import bleed, final_number, json_scorers, labels
+    from tell_plugins.evaluation import bleed, scorers
 
     card = load_card(card_name)
     task = open_task(card, split, "none")
     ids = [bytes(row).hex() for row in task.ids]
     of: dict[str, str] = {}
     names: list[str] = []
-    if card.metric == "json" and labels.has_labels(card):
-        truth = labels.true_labels(task, json_scorers.card_schema(card))
+    if card.metric not in AS_SAVED:
+        truth = scorers.right(task)
         of, names = dict(zip(ids, truth.of, strict=True)), truth.labels
-    elif card.metric == "number":
-        numbers = [final_number.final_number(response) for response in task.responses]
-        of = {row: str(number) for row, number in zip(ids, numbers, strict=True)}
     opening = bleed.opening_of(card) if card.metric in ("translation", "text") else ""
     return References(card_name, split, str(card.metric), of, names, len(ids), opening)
 

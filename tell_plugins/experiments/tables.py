@@ -16,6 +16,7 @@ from tell_plugins.experiments.published import published
 from tell_plugins.experiments.results import BASE_METHOD, Entry, Study
 
 _POINTS = ", points"  # how a column of differences in percentage points ends
+CONTENT = ("balanced accuracy", "exact match", "field f1")  # compared beside the main measure
 DIGITS = 6  # beyond what any interval here carries; keeps tables equal on every machine
 AXIS_NAMES = {
     "task_tokens": "task tokens",
@@ -241,7 +242,7 @@ def comparisons_table(study: Study, found: Sequence[Group], judge: Judge) -> pd.
             "equal steps": _equal(steps_of(mine), steps_of(theirs)),
             "equal task tokens": _equal(_task(mine), _task(theirs)),
         }
-        for name in (MAIN[study.metric], "balanced accuracy"):
+        for name in dict.fromkeys((MAIN[study.metric], *CONTENT)):
             difference = judge.difference_over_seeds(mine, theirs, name)
             if difference is not None:
                 record |= {

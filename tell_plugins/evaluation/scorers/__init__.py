@@ -1,0 +1,67 @@
+"""The scorers: each says which cards it fits, and what it measures of each answer.
+
+A new metric is one file with `fits` and `judge` (see `judged.py`), and one line in `SCORERS`. It
+then stands in `eval`, `compare`, `report` and the table of a sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from tell_plugins.core.cards import Card
+from tell_plugins.core.sources import TaskRows
+from tell_plugins.evaluation.labels import Truth
+from tell_plugins.evaluation.scored import Scored
+from tell_plugins.evaluation.scorers import json_answers, label, number, text, translation
+from tell_plugins.evaluation.scorers.judged import Case, Judged
+
+
+class Scorer(NamedTuple):
+    """A scorer under its name.
+
+    Attributes:
+        fits: whether it scores answers to a card.
+        judge: what it says of the answers, by the name of the reading; the first is the one to
+            look at.
+        right: what is right for each test row, as text that `judge` understands; the responses
+            where no scorer of a card has it.
+    """
+
+    name: str
+    fits: Callable[[Card], bool]
+    judge: Callable[[Case], dict[str, Judged]]
+    right: Callable[[TaskRows], Truth] | None = None
+
+
+SCORERS = [
+    Scorer("json", json_answers.fits, json_answers.judge, json_answers.right),
+    Scorer("label", label.fits, label.judge, label.right),
+    Scorer("number", number.fits, number.judge, number.right),
+    Scorer("translation", translation.fits, translation.judge),
+    Scorer("text", text.fits, text.judge),
+]
+
+
+def right(task: TaskRows) -> Truth:
+    """What is right for the rows of a split. Raises UserError for an unusable one."""
+    for scorer in SCORERS:
+        if scorer.right is not None and scorer.fits(task.card):
+            return scorer.right(task)
+    return Truth(task.responses, [])
+
+
+def judge(case: Case) -> dict[str, Judged]:
+    """What every scorer of the card says of the answers, by reading."""
+    found: dict[str, Judged] = {}
+    for scorer in SCORERS:
+        if scorer.fits(case.card):
+            found |= scorer.judge(case)
+    return found
+
+
+def judge_saved(scored: Scored, readings: Sequence[str] | None = None) -> dict[str, Judged]:
+    """`judge` for saved answers."""
+    truth = right(scored.task)
+    of = [truth.of[row] for row in scored.rows]
+    return judge(Case(scored.card, scored.answers, of, truth.labels, scored, readings))

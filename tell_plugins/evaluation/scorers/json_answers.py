@@ -1,0 +1,137 @@
+"""JSON answers under every reading: form, label, and the content of those without a label.
+
+Content is compared as pairs of a path and a value: `{"a": {"b": 1}, "c": [2, 2]}` has the pairs
+`a.b = 1`, `c[] = 2` and `c[] = 2`. The order of a list does not count there; in the exact match,
+which compares canonical JSON, it does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from tell_plugins.core.cards import Card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.sources import TaskRows
+from tell_plugins.evaluation import labels
+from tell_plugins.evaluation.json_reading import read_whole
+from tell_plugins.evaluation.json_scorers import SCORERS, AnswerSchema, Verdict, card_schema
+from tell_plugins.evaluation.labels import Truth
+from tell_plugins.evaluation.scored import Answer
+from tell_plugins.evaluation.scorers.form import judged_form
+from tell_plugins.evaluation.scorers.judged import Case, Column, Judged, ratio, share
+
+Pairs = Counter[tuple[str, str]]
+
+
+def right(task: TaskRows) -> Truth:
+    """The label of each test row; without labels, its whole response as canonical JSON."""
+    schema = card_schema(task.card)
+    if schema.label:
+        return labels.true_labels(task, schema)
+    return Truth([_whole(task, row) for row in range(len(task))], [])
+
+
+def _whole(task: TaskRows, row: int) -> str:
+    reading = read_whole(task.responses[row])
+    if reading is None:
+        raise UserError(
+            "the response is no JSON, so no answer can be compared with it",
+            where=task.place(row),
+            remedy="correct the row, or the card's metric",
+        )
+    return canonical(reading.value)
+
+
+def judge(case: Case) -> dict[str, Judged]:
+    """What each reading says of the answers; a reading used twice reads them once."""
+    schema = card_schema(case.card)
+    verdicts: dict[Callable[..., Verdict], list[Verdict]] = {}
+    found = {}
+    for scorer in SCORERS:
+        if case.readings is not None and scorer.name not in case.readings:
+            continue
+        if scorer.judge not in verdicts:
+            verdicts[scorer.judge] = [
+                scorer.judge(answer.text, answer.finish_reason, schema) for answer in case.answers
+            ]
+        kept = first_rows(case.answers, scorer.limit)
+        mine = [verdicts[scorer.judge][i] for i in kept]
+        found[scorer.name] = _judged(case, kept, mine, schema)
+    return found
+
+
+def first_rows(answers: Sequence[Answer], limit: int | None) -> list[int]:
+    """The places of the answers to the first `limit` rows answered; all for None."""
+    if limit is None:
+        return list(range(len(answers)))
+    kept = set(sorted({answer.row for answer in answers})[:limit])
+    return [i for i, answer in enumerate(answers) if answer.row in kept]
+
+
+def _judged(case: Case, kept: list[int], verdicts: list[Verdict], schema: AnswerSchema) -> Judged:
+    rows = [case.answers[i].row for i in kept]
+    kinds = [None if verdict.adherent else verdict.kind for verdict in verdicts]
+    given = [schema.label_of(v.value) if v.adherent else None for v in verdicts]
+    right = [case.right[i] for i in kept] if case.right else []
+    truth = Truth(right, case.labels) if case.labels else None
+    found = judged_form(rows, kinds, given, truth)
+    if truth is None and right:
+        found.columns.update(_content([v.value if v.adherent else None for v in verdicts], right))
+    return found
+
+
+def _content(given: Sequence[dict[str, Any] | None], right: Sequence[str]) -> dict[str, Column]:
+    """Exact match and fields; an answer of the wrong form gives nothing."""
+    exact = [
+        value is not None and canonical(value) == whole
+        for value, whole in zip(given, right, strict=True)
+    ]
+    mine = [Counter() if value is None else pairs(value) for value in given]
+    theirs = [pairs(json.loads(whole)) for whole in right]
+    hits = [(a & b).total() for a, b in zip(mine, theirs, strict=True)]
+    said, true = [a.total() for a in mine], [b.total() for b in theirs]
+    return {
+        "exact_match": share(exact),
+        "exact_match_given_the_form": share(exact, [value is not None for value in given]),
+        "field_precision": ratio(hits, said),
+        "field_recall": ratio(hits, true),
+        "field_f1": ratio(
+            [2 * hit for hit in hits], [s + t for s, t in zip(said, true, strict=True)]
+        ),
+    }
+
+
+def canonical(value: Any) -> str:
+    """A JSON value as text that is equal for equal values: keys sorted, 1.0 as 1."""
+    return json.dumps(_plain(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def pairs(value: Any) -> Pairs:
+    """The (path, value) pairs of a JSON value, with how often each stands there."""
+    return Counter(_pairs(value, ""))
+
+
+def _pairs(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _pairs(inner, f"{path}.{key}" if path else key)
+    elif isinstance(value, list) and value:
+        for inner in value:
+            yield from _pairs(inner, f"{path}[]")
+    else:
+        yield path, canonical(value)
+
+
+def fits(card: Card) -> bool:
+    return card.metric == "json"

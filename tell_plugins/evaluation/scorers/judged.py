@@ -1,0 +1,130 @@
+"""The rows table: what a scorer says of each answer, one line an answer, one column a measure.
+
+Everything that is shown of a measure (its value, its interval, its difference to another system) is
+made from its column, so that each answer is judged once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from tell_plugins.core.cards import Card
+from tell_plugins.evaluation import shares, significance
+from tell_plugins.evaluation.intervals import Estimate, Rate, rate_of_rows
+from tell_plugins.evaluation.scored import Answer, Scored
+from tell_plugins.evaluation.significance import Floats, PairedInterval, Score
+
+
+@dataclass(frozen=True)
+class Column:
+    """One measure of every answer.
+
+    Attributes:
+        stats: (answers, s); their sum over any answers gives the measure of these, by `score`.
+        score: from sums (r, s) to r values.
+        value: the measure with its interval, from `stats` summed by test row; a bootstrap over
+            test rows where it is None.
+        difference: the interval of a paired difference; a bootstrap where it is None.
+        percent: whether it is shown in per cent.
+        detail: whether `compare` alone shows it.
+        own_place: whether `scores.json` has it elsewhere than under `measures`.
+    """
+
+    stats: Floats
+    score: Score = significance.mean_score
+    value: Callable[[Floats], Rate | Estimate] | None = None
+    difference: PairedInterval | None = None
+    percent: bool = True
+    detail: bool = False
+    own_place: bool = False
+
+    def estimate(self, rows: npt.ArrayLike) -> Rate | Estimate:
+        """The measure over all answers with its 95 % interval; `rows` are their test rows."""
+        stats = summed(self.stats, rows)
+        if self.value is not None:
+            return self.value(stats)
+        value = float(self.score(stats.sum(axis=0)[None])[0])
+        if np.isnan(value):
+            return Estimate(None, None, None, len(self.stats))
+        low, high = significance.interval(stats, self.score)
+        return Estimate(value, low, high, len(self.stats))
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is to be judged.
+
+    Attributes:
+        right: of each answer what `Scorer.right` gave for its row.
+        labels: all labels that may be right, in order; empty without labels.
+        scored: the answers with their rows; None where only what is right is known of these.
+        readings: of a scorer with several readings those that are wanted; None: all.
+    """
+
+    card: Card
+    answers: Sequence[Answer]
+    right: Sequence[str]
+    labels: list[str]
+    scored: Scored | None = None
+    readings: Sequence[str] | None = None
+
+    @property
+    def rows(self) -> list[int]:
+        return [answer.row for answer in self.answers]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What one reading of the answers gave. All lists have one item an answer.
+
+    Attributes:
+        rows: the test row of each answer.
+        columns: the measures by name, the one to look at first in front.
+        kinds: why an answer fails, None where it does not; empty where nothing can fail.
+        given, right: labels, None where an answer has none; empty without labels.
+    """
+
+    rows: list[int]
+    columns: dict[str, Column]
+    kinds: list[str | None] = field(default_factory=list)
+    given: list[str | None] = field(default_factory=list)
+    right: list[str] = field(default_factory=list)
+
+    def estimates(self) -> dict[str, Rate | Estimate]:
+        """Every measure over all answers, by name."""
+        return {name: column.estimate(self.rows) for name, column in self.columns.items()}
+
+
+def share(hits: Sequence[bool], counted: Sequence[bool] | None = None) -> Column:
+    """The share of hits among the answers that are counted (default: all)."""
+    over = np.asarray(hits, float)
+    under = np.ones(len(over)) if counted is None else np.asarray(counted, float)
+    paired = shares.difference if counted is None else None  # else not over the same rows
+    return Column(np.stack([over * under, under], axis=1), value=rate_of_counted, difference=paired)
+
+
+def ratio(over: Sequence[float], under: Sequence[float], *, percent: bool = True) -> Column:
+    """The sum of `over` divided by that of `under`, as in micro-averaged scores."""
+    return Column(np.stack([np.asarray(over, float), np.asarray(under, float)], 1), percent=percent)
+
+
+def mean(values: Sequence[float], *, percent: bool = True) -> Column:
+    """The mean of the answers' values."""
+    return ratio(values, [1.0] * len(values), percent=percent)
+
+
+def rate_of_counted(stats: Floats) -> Rate:
+    """The rate over the test rows that have an answer that counts."""
+    return rate_of_rows(stats[stats[:, 1] > 0])
+
+
+def summed(stats: Floats, rows: npt.ArrayLike) -> Floats:
+    """Statistics summed over the answers to each test row, rows in sorted order."""
+    distinct, place = np.unique(np.asarray(rows), return_inverse=True)
+    sums = np.zeros((len(distinct), stats.shape[1]))
+    np.add.at(sums, place, stats)
+    return sums

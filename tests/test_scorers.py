@@ -1,0 +1,268 @@
+"""The scorers: closed labels, the content of JSON, and a metric that is one file and one line."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tell_plugins.cli import main
+from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.sources import open_task
+from tell_plugins.evaluation import json_scorers, scorers, scoring
+from tell_plugins.evaluation.during_training import score_texts
+from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.evaluation.scorers import json_answers
+from tell_plugins.evaluation.scorers.judged import Case, Judged, mean
+from tests.conftest import MakeCard
+from tests.saved_answers import save_answers
+
+ANY_OBJECT = '{"type": "object", "required": ["name"]}'
+
+
+def saved_sweep(root: Path, card: str, answers: dict[str, list[str]]) -> Path:
+    """A sweep's folder with one run a method, its answers scored; the first is the reference."""
+    entries = []
+    for method, texts in answers.items():
+        run = root / "runs" / method
+        folder = save_answers(run / "eval" / "e" / "none" / "test-greedy", card, texts)
+        scoring.write(folder)
+        (run / "run.json").write_text(json.dumps({"id": method, "base": False, "mixture": {}}))
+        (run / "trained.json").write_text(json.dumps({"steps": 3, "changes_nothing": False}))
+        (run / "eval" / "e" / "evaluated.json").write_text("{}")
+        entries.append(
+            {"method": method, "at": {}, "seed": 42, "run": method, "evaluation": "e", "card": card}
+        )
+    index = {
+        "name": "made",
+        "title": "Made",
+        "command": "./run.sh sweep made.yaml",
+        "metric": load_card(card).metric,
+        "seeds": [42],
+        "evaluate": {"split": "test", "decoding": "greedy", "rows": len(texts)},
+        "plot": {"x": None, "reference": next(iter(answers)), "paper": None},
+        "entries": entries,
+        "bases": [],
+    }
+    (root / "sweeps").mkdir(parents=True)
+    (root / "sweeps" / "made.json").write_text(json.dumps(index))
+    return root
+
+
+def report_tables(root: Path, name: str) -> str:
+    assert main(["report", str(root), "--out", str(root / "out")]) == 0
+    return (root / "out" / "tables" / f"made_{name}.csv").read_text()
+
+
+def compared(tmp_path: Path, *folders: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Scores and differences of a comparison, by system, scorer and measure."""
+    out = tmp_path / "compared"
+    assert main(["compare", *map(str, folders), "--resamples", "100", "--out", str(out)]) == 0
+    content = json.loads((out / "comparison.json").read_text())
+    return {(d["system"], d["scorer"], d["measure"]): d for d in content["differences"]}
+
+
+# --- labels --------------------------------------------------------------------------------------
+
+RIGHT = ["ham", "spam", "ham", "ham", "spam", "ham"]
+SAID = ["ham", " spam\n", "Ham", "spam", "ham", "ham, I think"]
+
+
+@pytest.fixture
+def mail(make_card: MakeCard) -> str:
+    make_card(
+        "mail",
+        train=[{"q": "Win!", "r": "spam"}, {"q": "Hello", "r": "ham"}],
+        test=[{"q": f"mail {i}", "r": label} for i, label in enumerate(RIGHT)],
+        metric="label",
+    )
+    return "mail"
+
+
+def test_closed_labels_have_form_and_content(mail: str, tmp_path: Path) -> None:
+    scores = scoring.score(save_answers(tmp_path / "a", mail, SAID, cut=[5]))
+    assert scores.label is not None
+    found = scores.label["label"]
+    assert (found.adherence.k, found.adherence.n) == (4, 6)
+    assert found.failures == {"truncated": 1, "no_label": 1}
+    assert found.labels is not None
+    assert (found.labels.all.accuracy.k, found.labels.all.accuracy.n) == (2, 6)
+    assert (found.labels.adherent.accuracy.k, found.labels.adherent.accuracy.n) == (2, 4)
+    assert {name: (r.k, r.n) for name, r in found.labels.recalls.items()} == {
+        "ham": (1, 4),
+        "spam": (1, 2),
+    }
+    shown = scores.headline
+    assert shown["balanced accuracy"].value == pytest.approx((1 / 4 + 1 / 2) / 2)
+    assert shown["accuracy given the form"].value == 0.5
+    assert shown["accuracy of a constant"].value == pytest.approx(4 / 6)
+    assert shown["most frequent label"].value == pytest.approx(2 / 6)
+
+
+def test_labels_in_compare_report_and_training(
+    mail: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = RIGHT, SAID
+    root = saved_sweep(tmp_path / "sweep", mail, {"TELL": good, "SFT": bad})
+    folders = [path.parent for path in sorted(root.rglob("answers.jsonl"), reverse=True)]
+    found = compared(tmp_path, *folders)
+    [name] = {key[0] for key in found}
+    assert found[name, "label", "adherence"]["value"] == pytest.approx(-2 / 6)
+    assert found[name, "label", "balanced_accuracy"]["value"] == pytest.approx(0.375 - 1)
+    shown = capsys.readouterr().out
+    assert "recall of each label" in shown
+    assert "always ham" in shown
+    methods = report_tables(root, "methods").splitlines()
+    head, tell, sft = (line.split(",") for line in methods[:3])
+    row = dict(zip(head, sft, strict=True))
+    assert (tell[0], row["method"]) == ("TELL", "SFT")
+    assert float(row["balanced accuracy"]) == pytest.approx(0.375)
+    assert float(row["accuracy given the form"]) == 0.5
+    assert float(row["recall of spam"]) == 0.5
+    assert "balanced accuracy, points" in report_tables(root, "comparisons")
+    during = score_texts(load_card(mail), [*SAID, "x"], [*RIGHT, "a general row's long answer"])
+    assert during["task_rows"] == 6.0
+    assert during["label_adherence"] == pytest.approx(4 / 6)
+    assert during["balanced_accuracy"] == pytest.approx(0.375)
+
+
+def test_a_response_that_is_no_label_is_named(make_card: MakeCard, tmp_path: Path) -> None:
+    rows = [{"q": "a", "r": "no"}, {"q": "b", "r": "perhaps"}]
+    make_card("odd", train=rows, test=rows, metric="label", answer={"labels": ["yes", "no"]})
+    folder = save_answers(tmp_path / "a", "odd", ["no", "no"])
+    with pytest.raises(UserError, match="line 2: the response 'perhaps' is none of the labels"):
+        scoring.score(folder)
+
+
+# --- the content of JSON -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ({"a": 1, "b": 2}, {"b": 2.0, "a": 1}, True),
+        ({"a": True}, {"a": 1}, False),
+        ({"a": "1"}, {"a": 1}, False),
+        ({"a": [1, 2]}, {"a": [2, 1]}, False),
+        ({"a": None}, {}, False),
+        ({"a": "é"}, {"a": "\u00e9"}, True),
+    ],
+)
+def test_equal_json_is_equal_text(one: Any, other: Any, equal: bool) -> None:
+    assert (json_answers.canonical(one) == json_answers.canonical(other)) is equal
+
+
+def test_fields_are_paths_and_lists_are_multisets() -> None:
+    value = {"a": {"b": 1}, "c": [2, 2, {"d": "x"}], "e": [], "f": None}
+    assert json_answers.pairs(value) == Counter(
+        {("a.b", "1"): 1, ("c[]", "2"): 2, ("c[].d", '"x"'): 1, ("e", "[]"): 1, ("f", "null"): 1}
+    )
+
+
+def test_json_without_a_label_has_content(make_card: MakeCard, tmp_path: Path) -> None:
+    """Three of four answers have the form; one is right, one half right, one of another name."""
+    right = [{"name": "A", "tags": ["x", "y"]}] * 4
+    rows = [{"q": f"q{i}", "r": json.dumps(value)} for i, value in enumerate(right)]
+    folder = make_card(
+        "fields", train=rows[:1], test=rows, metric="json", answer={"schema": "s.json"}
+    )
+    (folder / "s.json").write_text(ANY_OBJECT)
+    said = [
+        '{"tags": ["x", "y"], "name": "A"}',
+        '{"name": "A", "tags": ["y", "z", "z"]}',
+        '{"name": "B"}',
+        "The name is A.",
+    ]
+    best = [row["r"] for row in rows]
+    root = saved_sweep(tmp_path / "sweep", "fields", {"TELL": best, "SFT": said})
+    folders = [path.parent for path in sorted(root.rglob("answers.jsonl"), reverse=True)]
+    shown = scoring.score(folders[1]).headline
+    exact, given = shown["exact match"], shown["exact match given the form"]
+    assert isinstance(exact, Rate)
+    assert isinstance(given, Rate)
+    assert (exact.k, exact.n, given.k, given.n) == (1, 4, 1, 3)
+    precision, recall, f1 = (shown[f"field {name}"] for name in ("precision", "recall", "f1"))
+    assert precision.value == pytest.approx(5 / 8)  # of 3 + 4 + 1 pairs given
+    assert recall.value == pytest.approx(5 / 12)
+    assert f1.value == pytest.approx(10 / 20)
+    assert isinstance(f1, Estimate)
+    assert f1.low is not None
+    assert f1.low < 0.5
+    found = compared(tmp_path, *folders)
+    [name] = {key[0] for key in found}
+    assert found[name, "strict", "exact_match"]["value"] == -0.75
+    assert found[name, "strict", "field_f1"]["value"] == pytest.approx(-0.5)
+    assert "field f1" in report_tables(root, "methods")
+    assert "field f1, points" in report_tables(root, "comparisons")
+
+
+# --- the registry --------------------------------------------------------------------------------
+
+
+def judge_tokens(case: Case) -> dict[str, Judged]:
+    """A new metric: F1 of the words of an answer against those of its reference."""
+    values = []
+    for answer, right in zip(case.answers, case.right, strict=True):
+        said, true = Counter(answer.text.split()), Counter(right.split())
+        values.append(2 * (said & true).total() / max(1, said.total() + true.total()))
+    return {"words": Judged(case.rows, {"word_f1": mean(values)})}
+
+
+def fits_text(card: Card) -> bool:
+    return card.metric == "text"
+
+
+def test_a_new_metric_is_one_file_and_one_line(
+    make_card: MakeCard,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = scorers.Scorer("words", fits_text, judge_tokens)
+    monkeypatch.setattr(scorers, "SCORERS", [*scorers.SCORERS, line])
+    rows = [{"q": f"q{i}", "r": f"It is number {i}"} for i in range(6)]
+    make_card("free", train=rows[:1], test=rows, metric="text")
+    half = [f"It is, {i}" for i in range(6)]  # two of four words, three given
+    root = saved_sweep(tmp_path / "sweep", "free", {"TELL": [r["r"] for r in rows], "SFT": half})
+    folders = [path.parent for path in sorted(root.rglob("answers.jsonl"), reverse=True)]
+    assert scoring.score(folders[1]).headline["word f1"].value == pytest.approx(4 / 7)
+    found = compared(tmp_path, *folders)
+    [name] = {key[0] for key in found}
+    assert found[name, "words", "word_f1"]["value"] == pytest.approx(4 / 7 - 1)
+    assert "word f1" in capsys.readouterr().out
+    head, tell, sft = (line.split(",") for line in report_tables(root, "methods").splitlines()[:3])
+    column = head.index("word f1")
+    assert (float(tell[column]), float(sft[column])) == (1.0, pytest.approx(4 / 7, abs=1e-6))
+
+
+def test_every_answer_is_judged_once(
+    make_card: MakeCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reader of JSON sees each answer once in `compare` and once in `report`."""
+    rows = [{"q": f"q{i}", "r": '{"name": "A"}'} for i in range(5)]
+    folder = make_card("once", train=rows, test=rows, metric="json", answer={"schema": "s.json"})
+    (folder / "s.json").write_text(ANY_OBJECT)
+    root = saved_sweep(tmp_path / "sweep", "once", {"TELL": ["{}"] * 5, "SFT": ["no"] * 5})
+    seen: Counter[str] = Counter()
+
+    def counting(scorer: json_scorers.NamedScorer) -> json_scorers.NamedScorer:
+        def judge(*arguments: Any) -> json_scorers.Verdict:
+            seen[scorer.judge.__name__] += 1
+            return scorer.judge(*arguments)
+
+        return counted.setdefault(scorer.judge, scorer._replace(judge=judge))._replace(
+            name=scorer.name, limit=scorer.limit
+        )
+
+    counted: dict[Any, json_scorers.NamedScorer] = {}
+    monkeypatch.setattr(json_answers, "SCORERS", [counting(s) for s in json_scorers.SCORERS])
+    compared(tmp_path, *(path.parent for path in root.rglob("answers.jsonl")))
+    assert seen == {"strict": 10, "lenient": 10, "official_fixed": 10, "official": 10}
+    seen.clear()
+    report_tables(root, "methods")
+    assert seen == {"strict": 10, "lenient": 10}
+    assert len(open_task(load_card("once"), "test")) == 5
