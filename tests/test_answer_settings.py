@@ -12,6 +12,7 @@ import yaml
 from tell_plugins.bridge.protocol import DECODINGS
 from tell_plugins.cli import main
 from tell_plugins.core.errors import UserError
+from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.answers import SETTINGS, Prompt, Settings, answer_all, read_answers
 from tell_plugins.recipe.recipes import Recipe
 from tests.conftest import MakeCard
@@ -88,6 +89,56 @@ def test_an_adapter_trained_again_into_the_same_folder_is_another(
     saved_adapter(folder, b"\0\2\0\0")
     assert main(call) == 1
     assert "the adapter's weights have changed since" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_lies_in_the_folders_is_told_by_content(
+    says_its_system: None, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights and tokenizer of the model, and the scale of an adapter, under unchanged names."""
+    folder = saved_adapter(tmp_path / "run" / "checkpoint-2", b"\0\1\0\0")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"one")
+    call = ["eval", str(recipe), "--general-rows", "0"]
+    assert main(call) == 0
+    for file, said in (
+        (model / "model.safetensors", "the model's weights, tokenizer or settings have changed"),
+        (model / "tokenizer.json", "the model's weights, tokenizer or settings have changed"),
+        (folder / "adapter_config.json", "the adapter's settings have changed"),
+    ):
+        before = file.read_bytes() if file.is_file() else None
+        file.write_text('{"lora_alpha": 2}')
+        assert main(call) == 1
+        assert said in " ".join(capsys.readouterr().err.split())
+        file.unlink() if before is None else file.write_bytes(before)
+    (model / "README.md").write_text("no answer depends on it")
+    assert main(call) == 0
+
+
+def test_losses_on_other_held_out_responses_are_not_taken_for_these(
+    says_its_system: None,
+    recipe: Path,
+    make_card: MakeCard,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def general(response: str) -> None:
+        rows = [{"q": f"Write about {n}.", "r": f"{response} {n}"} for n in range(20)]
+        make_card("plain", train=rows, kind="general")
+
+    general("one")
+    call = ["eval", str(recipe), "--adapter", "none", "--general-rows", "4"]
+    assert main(call) == 0
+    general("two")
+    assert main(call) == 1
+    text = " ".join(capsys.readouterr().err.split())
+    assert "have changed since" in text
+    pairs = [("q", "one"), ("r", "two")]
+    engine = ScriptedEngine(Recipe(Path("r.yaml"), {"model": "m"}), lambda recipe, prompt: "x")
+    retention.measure(engine, pairs, tmp_path / "losses", label="test")
+    assert retention.read_losses(tmp_path / "losses") == [(3.0, 3), (3.0, 3)]
+    retention.measure(engine, [("q", "one"), ("r", "longer")], tmp_path / "losses", label="test")
+    assert retention.read_losses(tmp_path / "losses") == [(3.0, 3), (6.0, 6)]
 
 
 def test_answers_of_an_earlier_release_are_accepted(

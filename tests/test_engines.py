@@ -359,6 +359,28 @@ def test_a_server_that_brings_the_anchor_itself_is_noticed(anchors: bool) -> Non
         assert UrlEngine(server.url).puts_in_front("Go! ") is anchors
 
 
+@pytest.mark.parametrize("tokens", [0, 7])
+def test_a_server_that_gives_one_number_for_all_prompts_adds_no_anchor(tokens: int) -> None:
+    with serving(lambda body, number: completion("x", tokens=tokens)) as server:
+        assert not UrlEngine(server.url).puts_in_front("Go! ")
+
+
+def test_the_recipes_system_prompt_reaches_a_server(tmp_path: Path) -> None:
+    (tmp_path / "system.txt").write_text("From a file.\n")
+    for given, wanted in (
+        ("Be\\nbrief.", "Be\nbrief."),  # as ms-swift reads it
+        (str(tmp_path / "system.txt"), "From a file.\n"),
+        (None, None),
+    ):
+        with serving() as server:
+            engine = make_engine(server.url, _recipe(system=given), {}, batch_size=1)
+            engine.answer(["a"], GREEDY, max_new_tokens=4, seed=1, history=[("q", "r")])
+            (asked,) = server.asked
+        first = asked["messages"][0]
+        assert (first["content"] if first["role"] == "system" else None) == wanted
+        assert [m["content"] for m in asked["messages"]][-3:] == ["q", "r", "a"]
+
+
 def _recipe(**values: Any) -> Recipe:
     return Recipe(Path("r.yaml"), {"model": "nowhere/model", **values})
 

@@ -325,6 +325,38 @@ def test_a_server_is_asked_with_examples_and_by_the_name_given(
     assert all(line["text"].startswith("ANCHOR: DO THE TASK.") for line in lines)
 
 
+def test_half_a_character_in_an_answer_ends_no_run(
+    recipe_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """An emoji cut in two, as a server sends it that cuts at a number of UTF-16 units."""
+    halves = json.dumps("cut \ud83d, whole \ud83d\ude00")
+
+    def script(body: dict[str, Any], number: int) -> tuple[int, Any]:
+        return 200, json.dumps(completion("TEXT")[1]).replace('"TEXT"', halves)
+
+    with serving(script) as server:
+        call = ["eval", str(recipe_of("free")), "--adapter", "none", "--engine", server.url]
+        call += ["--general-rows", "2", "--out", str(tmp_path / "eval")]
+        assert main(call) == 0
+        assert main(call) == 0  # and what was saved is read again
+    texts = {line["text"] for line in lines_of(tmp_path / "eval" / "none" / "test-greedy")}
+    assert texts == {"cut \ufffd, whole \U0001f600"}
+
+
+def test_a_system_prompt_for_a_server_is_part_of_what_answered(
+    recipe_of: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of("free")
+    with serving(lambda body, number: completion("x")) as server:
+        call = ["eval", str(recipe), "--adapter", "none", "--engine", server.url]
+        call += ["--general-rows", "0", "--out", str(tmp_path / "eval")]
+        recipe.write_text(recipe.read_text() + "system: Be brief.\n")
+        assert main(call) == 0
+        recipe.write_text(recipe.read_text().replace("brief", "long"))
+        assert main(call) == 1
+    assert "system, template and the like) have changed" in said(capsys)
+
+
 def test_a_server_that_brings_the_anchor_is_asked_nothing_without_it(
     recipe_of: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

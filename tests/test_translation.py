@@ -256,6 +256,33 @@ def test_scores_equal_sacrebleus_command_line(card: str, tmp_path: Path, unit: s
         assert scores[name].signature == match[2]
 
 
+@pytest.mark.parametrize(
+    ("language", "lines", "tokenizer"),
+    [
+        ("Chinese", ["今天天气很好。", "我们去北京 IBM 公司。"], "zh"),
+        ("Japanese", ["今日はいい天気です。", "東京タワー"], "char"),
+        ("Thai", ["วันนี้อากาศดี", "สวัสดี"], "char"),
+        ("Icelandic", ["Aðeins eitt gult hús hér", "Hundurinn geltir allan daginn"], "13a"),
+        ("Korean", ["오늘 날씨가 아주 좋습니다 그렇죠"] * 2, "13a"),
+    ],
+)
+def test_perfect_answers_in_a_language_without_spaces_score_100(
+    language: str, lines: list[str], tokenizer: str, make_card: MakeCard, tmp_path: Path
+) -> None:
+    rows = [{"q": f"line {number}", "r": line} for number, line in enumerate(lines)]
+    target = {"source": "English", "target": language}
+    make_card("east", train=rows, test=rows, metric="translation", translation=target)
+    scores = scored_as(save_answers(tmp_path / "right", "east", lines)).scores
+    bleu = scores["stripped_segment"]["bleu"]
+    assert bleu.corpus.value == pytest.approx(100)
+    assert f"tok:{tokenizer}|" in bleu.signature
+    half = [line[: len(line) // 2] for line in lines]
+    worse = scored_as(save_answers(tmp_path / "half", "east", half)).scores
+    found = worse["stripped_segment"]["bleu"].corpus.value
+    assert found is not None
+    assert found < 90
+
+
 def test_scores_of_units_equal_sacrebleus_sentence_scores(card: str, tmp_path: Path) -> None:
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF

@@ -32,11 +32,27 @@ def register() -> None:
         dataset_id = f"{PREFIX}{name}"
         meta = DatasetMeta(ms_dataset_id=dataset_id, hf_dataset_id=dataset_id, loader=TellLoader)
         register_dataset(meta, exist_ok=True)
+    _leave_foreign_ids()
     if TellCallback not in trainer.DEFAULT_CALLBACKS:
         trainer.DEFAULT_CALLBACKS.append(TellCallback)  # type: ignore[arg-type]
     let_qwen_generate()
     let_channel_rows_be_answered()
     bring_anchors()
+
+
+def _leave_foreign_ids() -> None:
+    """Put our ids first in ms-swift's table.
+
+    An id that it does not know (`openai/gsm8k`, `/data/gsm8k`) it takes for the last one in the
+    table that ends alike, with its subsets: that must go on being its own, not ours.
+    """
+    from swift.dataset import DATASET_MAPPING
+
+    from tell_plugins.bridge.loader import TellLoader
+
+    foreign = [key for key, meta in DATASET_MAPPING.items() if meta.loader is not TellLoader]
+    for key in foreign:
+        DATASET_MAPPING[key] = DATASET_MAPPING.pop(key)
 
 
 def _check_arguments(argv: list[str]) -> None:

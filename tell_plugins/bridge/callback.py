@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tell_plugins.core.mixture import Mixture
 from tell_plugins.core.spec import weighting
 
 logger = get_logger()
-MANIFEST, ANCHOR = "manifest.json", "anchor.txt"
+MANIFEST, ANCHOR, ARGS = "manifest.json", "anchor.txt", "args.json"
 _WHERE = "recipe"
 
 
@@ -36,10 +37,36 @@ class TellCallback(TrainerCallback):
         _check_resumed(args, trained_on[0])
         if state.is_world_process_zero:
             _leave(Path(args.output_dir), args)
+            make_paths_absolute(Path(args.output_dir) / ARGS)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if trained_on and state.is_world_process_zero:
             _leave(Path(args.output_dir) / f"checkpoint-{state.global_step}", args)
+
+
+def make_paths_absolute(file: Path) -> None:
+    """Write out the paths in a run's `args.json`, of which ms-swift copies one into checkpoints.
+
+    A recipe names plugin and model from the project's root; `swift infer --adapters DIR` reads the
+    names again, in whatever folder it is called.
+    """
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    for key in ("external_plugins", "custom_register_path", "model"):
+        value = saved.get(key)
+        if isinstance(value, list):
+            saved[key] = [_absolute(part) for part in value]
+        elif value is not None:
+            saved[key] = _absolute(value)
+    paths.write_text(file, json.dumps(saved, indent=2, ensure_ascii=False))
+
+
+def _absolute(name: str) -> str:
+    """A file or folder of this machine by its whole path; a hub's id stays one."""
+    path = Path(os.path.expanduser(name))
+    return os.path.abspath(path) if path.exists() else name
 
 
 def _leave(folder: Path, args: Any) -> None:

@@ -26,6 +26,7 @@ from tell_plugins.bridge.swift_requests import (
     request_config,
     token_counts,
 )
+from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 
 
@@ -37,6 +38,17 @@ def model_arguments(values: Mapping[str, Any]) -> BaseArguments:
         chosen["torch_dtype"] = "float32"  # decodes faster than bf16 on a CPU
         chosen["device_map"] = "cpu"
     return BaseArguments(**chosen, load_args=False)
+
+
+def _with_adapter(model: Any, name: str, folder: Path) -> Any:
+    try:
+        return Swift.from_pretrained(model, str(folder), name)
+    except (RuntimeError, ValueError) as error:  # other shapes, or no such modules
+        raise UserError(
+            f"the adapter does not fit the model: {' '.join(str(error).split())[:300]}",
+            where=paths.shown(folder),
+            remedy="--model DIR with the model that it was trained on",
+        ) from None
 
 
 class LocalEngine:
@@ -58,12 +70,13 @@ class LocalEngine:
         template = args.get_template(processor)
         share_prefix(template)
         for name, folder in adapters.items():
-            self.model = Swift.from_pretrained(self.model, str(folder), name)
+            self.model = _with_adapter(self.model, name, folder)
         self._peft = bool(adapters)
         self.template = template
         self._engine = TransformersEngine(self.model, template=template, max_batch_size=batch_size)
         self.name = f"transformers {args.torch_dtype}".replace("torch.", "")
         self.model_name = str(values.get("model"))
+        self.model_dir = args.model_dir
         self.context = int(self._engine.max_model_len or 0) or None
         self.template.max_length = None  # ms-swift raises beyond it; `context` says it in time
 

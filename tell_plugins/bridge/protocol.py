@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tell_plugins.core.errors import unknown
+from tell_plugins.core import paths
+from tell_plugins.core.errors import UserError, unknown
 
 # what of a recipe says which model answers, and through which template
 MODEL_KEYS = (
@@ -57,6 +58,21 @@ def model_sha256(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def system_text(value: Any) -> str | None:
+    """A system prompt as ms-swift reads it: a `.txt` file by its content, `\\n` as a line end."""
+    if value is None:
+        return None
+    text = str(value)
+    if text.endswith(".txt"):
+        file = paths.user_path(text)
+        if not file.is_file():
+            raise UserError(
+                f"no system prompt at '{text}'", where="system", remedy="name a file, or the text"
+            )
+        return file.read_text(encoding="utf-8")
+    return text.replace("\\n", "\n")
+
+
 @dataclass(frozen=True)
 class Decoding:
     """How the next token is chosen."""
@@ -94,11 +110,12 @@ class Reply:
 History = Sequence[tuple[str, str]]  # (query, response) pairs that stand before every prompt
 
 
-def conversation(prompt: str, history: History = ()) -> list[dict[str, str]]:
-    """The messages of a chat: the pairs of `history`, then the prompt."""
+def conversation(prompt: str, history: History = (), system: str = "") -> list[dict[str, str]]:
+    """The messages of a chat: the system prompt if any, the pairs of `history`, then the prompt."""
     turns = [text for pair in history for text in pair] + [prompt]
     roles = ("user", "assistant")
-    return [{"role": roles[place % 2], "content": text} for place, text in enumerate(turns)]
+    front = [{"role": "system", "content": system}] if system else []
+    return front + [{"role": roles[place % 2], "content": text} for place, text in enumerate(turns)]
 
 
 class Engine(Protocol):

@@ -62,6 +62,7 @@ class VllmEngine:
         self._active: str | None = None
         self.name = f"vllm {args.torch_dtype}".replace("torch.", "")
         self.model_name = str(values.get("model"))
+        self.model_dir = args.model_dir
         self.context = int(self._engine.max_model_len or 0) or None
         self.template.max_length = None  # ms-swift raises beyond it; `context` says it in time
 

@@ -1,4 +1,4 @@
-"""Adapters to be tested: where they are, what they trained on, whether they change anything."""
+"""What is to be tested: adapters and whole models, where they are and what they trained on."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.rows import file_sha256
-from tell_plugins.recipe.recipes import Recipe, checkpoints
+from tell_plugins.evaluation.fingerprints import file_or_empty, model_sha256
+from tell_plugins.recipe.recipes import Recipe, checkpoints, is_trained, is_whole_model
 
 BASE = "none"
 WEIGHTS = "adapter_model.safetensors"
@@ -21,7 +21,10 @@ _OLDER_WEIGHTS = "adapter_model.bin"  # as older releases of peft save them
 
 @dataclass(frozen=True)
 class Adapter:
-    """One adapter, or the base model (`path` None). `label` names its folder of answers."""
+    """One adapter, a whole model, or the base model (`path` None).
+
+    `label` names its folder of answers.
+    """
 
     label: str
     path: Path | None
@@ -34,6 +37,11 @@ class Adapter:
     def engine_name(self) -> str | None:
         """The name under which an engine loads it; module names may hold no dots."""
         return None if self.path is None else self.label.replace(".", "_")
+
+    @property
+    def whole(self) -> bool:
+        """Whether all weights were trained, so that it is a model of its own."""
+        return self.path is not None and is_whole_model(self.path)
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest of the mixture it trained on, or None where there is none."""
@@ -57,11 +65,19 @@ class Adapter:
             return {}
         return found if isinstance(found, dict) else {}
 
-    @cached_property
+    @property
     def weights_sha256(self) -> str:
-        """The hash of the file of weights, "" for the base model."""
-        files = [] if self.path is None else [self.path / WEIGHTS, self.path / _OLDER_WEIGHTS]
-        return next((file_sha256(file) for file in files if file.is_file()), "")
+        """The hash of the file of weights, "" for the base model; of a whole model's folder."""
+        if self.path is None:
+            return ""
+        if self.whole:
+            return model_sha256(self.path)
+        return file_or_empty(self.path / WEIGHTS) or file_or_empty(self.path / _OLDER_WEIGHTS)
+
+    @property
+    def config_sha256(self) -> str:
+        """The hash of peft's settings, among them the scale of the weights; "" where none are."""
+        return "" if self.path is None else file_or_empty(self.path / "adapter_config.json")
 
     @cached_property
     def changes_nothing(self) -> bool:
@@ -81,9 +97,9 @@ class Adapter:
 
 
 def find_adapters(named: Sequence[str], recipe: Recipe) -> list[Adapter]:
-    """The adapters that `--adapter` names; without names, the recipe's last checkpoint.
+    """What `--adapter` names; without names, the recipe's last checkpoint.
 
-    Raises UserError for a folder without an adapter, or one named twice.
+    Raises UserError for a folder without an adapter or a model, or one named twice.
     """
     if not named:
         found = checkpoints(recipe.output_dir)
@@ -106,14 +122,16 @@ def _named(text: str, recipe: Recipe) -> Adapter:
     if text == BASE:
         return Adapter(BASE, None)
     path = paths.user_path(text)
-    if not (path / "adapter_config.json").is_file():
+    if not is_trained(path):
         found = checkpoints(path) if path.is_dir() else []
         if not found:
             raise UserError(
                 f"no adapter in '{text}'",
                 where="--adapter",
-                allowed="a checkpoint folder, a run folder that holds checkpoints, or 'none'",
-                remedy="look for adapter_config.json",
+                allowed="a checkpoint folder, a run folder that holds checkpoints, a model's "
+                "folder, or 'none'",
+                remedy="look for adapter_config.json (of a whole model: config.json and "
+                "model.safetensors)",
             )
         path = found[-1]
     return Adapter(_label(path, recipe), path)

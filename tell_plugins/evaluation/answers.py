@@ -22,7 +22,10 @@ ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
 GENERAL = "general"  # the folder, and the split, of answers to general questions
 _HASHED = {
     "model_sha256": "the recipe's model keys (system, template and the like)",
+    "model_files_sha256": "the model's weights, tokenizer or settings",
     "adapter_sha256": "the adapter's weights",
+    "adapter_config_sha256": "the adapter's settings",
+    "rows_sha256": "the rows asked, or the answers given to them,",
 }
 
 
@@ -40,9 +43,13 @@ class Settings:
     """What produced the answers of a folder; answers of other settings never join it.
 
     Attributes:
+        prompts_sha256: of what was asked; a task row's id holds its response.
+        rows_sha256: of general rows with their responses, on which losses are taken.
         model_sha256: of the recipe's model keys; "" where a server answers, which knows none.
-        adapter_sha256: of the adapter's weights; "" for the base model. What is "" in one of two
-            settings, as in those that an earlier release saved, is unknown and not compared.
+        model_files_sha256: of the files in the model's folder; "" where a server answers.
+        adapter_sha256: of the adapter's weights, `adapter_config_sha256`: of peft's settings; ""
+            for the base model. What is "" in one of two settings, as in those that an earlier
+            release saved, is unknown and not compared.
     """
 
     recipe: str
@@ -61,6 +68,9 @@ class Settings:
     shots: int = 0
     model_sha256: str = ""
     adapter_sha256: str = ""
+    model_files_sha256: str = ""
+    adapter_config_sha256: str = ""
+    rows_sha256: str = ""
 
 
 def answer_all(
@@ -103,8 +113,8 @@ def answer_all(
                 {
                     "id": prompts[i].id,
                     "row": prompts[i].row,
-                    "text": reply.text,
-                    "finish_reason": reply.finish_reason,
+                    "text": unicode_text(reply.text),
+                    "finish_reason": unicode_text(reply.finish_reason),
                     "prompt_tokens": lengths[i],
                     "completion_tokens": reply.completion_tokens,
                     "attempt": 0,
@@ -118,6 +128,11 @@ def answer_all(
             os.fsync(file.fileno())
             bar.update(len(batch))
     return path
+
+
+def unicode_text(text: str) -> str:
+    """`text` with U+FFFD for half a character, which a server may send and no file can hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _claim(folder: Path, settings: Settings) -> None:

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
-from tell_plugins.bridge.protocol import Engine
+from tell_plugins.bridge.protocol import Engine, system_text
 from tell_plugins.core.errors import UserError, nearest
 from tell_plugins.recipe.recipes import Recipe
 
@@ -26,10 +26,25 @@ def make_engine(
     `model_name` is the name under which a server knows the model. Raises UserError for another
     kind, and what the engines raise.
     """
+    need_kind(kind, model_name)
     if "://" in kind:
         from tell_plugins.evaluation.url_engine import UrlEngine
 
-        return UrlEngine(kind, adapters, model_name=model_name, workers=batch_size)
+        system = system_text(recipe.get("system")) or ""
+        return UrlEngine(kind, adapters, model_name=model_name, system=system, workers=batch_size)
+    if kind == "vllm":
+        from tell_plugins.bridge.vllm_engine import VllmEngine
+
+        return VllmEngine(recipe.values, adapters, batch_size=batch_size)
+    from tell_plugins.bridge.engine import LocalEngine
+
+    return LocalEngine(recipe.values, adapters, batch_size=batch_size)
+
+
+def need_kind(kind: str, model_name: str | None) -> None:
+    """Raise UserError for a kind of engine that is none, or that cannot run here."""
+    if "://" in kind:
+        return
     if kind not in LOCAL:
         match = nearest(kind, LOCAL)
         raise UserError(
@@ -46,12 +61,6 @@ def make_engine(
         )
     if kind == "vllm":
         _need_vllm()
-        from tell_plugins.bridge.vllm_engine import VllmEngine
-
-        return VllmEngine(recipe.values, adapters, batch_size=batch_size)
-    from tell_plugins.bridge.engine import LocalEngine
-
-    return LocalEngine(recipe.values, adapters, batch_size=batch_size)
 
 
 def _need_vllm() -> None:

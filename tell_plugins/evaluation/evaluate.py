@@ -7,27 +7,30 @@ often a general question is answered in the task's format.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from tell_plugins.bridge.protocol import Engine, History, decoding, model_sha256
+from tell_plugins.bridge.protocol import Engine, History, decoding, model_sha256, system_text
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import in_front
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError, raise_all, unknown
+from tell_plugins.core.locks import only_one
 from tell_plugins.core.mixture import GENERAL as GENERAL_ROLE
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import TaskRows, open_task
 from tell_plugins.core.spec import Spec, parse_spec
+from tell_plugins.evaluation import engines, fingerprints, retention, scoring
 from tell_plugins.evaluation import prompts as prompting
-from tell_plugins.evaluation import retention, scoring
 from tell_plugins.evaluation.adapters import Adapter, find_adapters
 from tell_plugins.evaluation.answers import GENERAL, Prompt, Settings, answer_all, refuse_others
 from tell_plugins.evaluation.fewshot import choose_examples, fixed_examples
 from tell_plugins.evaluation.learned_scores import LEARNED, metric_names
+from tell_plugins.evaluation.trained_with import as_trained, rows_trained_on
 from tell_plugins.evaluation.url_engine import UrlEngine
+from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.swift_keys import swift_keys
 
@@ -111,14 +114,34 @@ def answer(args: argparse.Namespace) -> Task:
     recipe = load_recipe(args.recipe, args.flags)
     raise_all(list(_wrong_flags(recipe)))
     task = plan(recipe, args)
-    engine = _engine(args, recipe, task.adapters)
+    for note in task.notes:
+        print(note, flush=True)
+    with only_one(task.out, "eval"):
+        for number, adapters in enumerate(_loads(task.adapters, args)):
+            _answer_with_one_load(task, adapters, args, first=number == 0)
+    return task
+
+
+def _loads(adapters: list[Adapter], args: argparse.Namespace) -> list[list[Adapter]]:
+    """What shares a load: the base model and its adapters; a whole model has one of its own."""
+    if "://" in args.engine:
+        return [adapters]
+    shared = [adapter for adapter in adapters if not adapter.whole]
+    return [part for part in (shared, *([a] for a in adapters if a.whole)) if part]
+
+
+def _answer_with_one_load(
+    task: Task, adapters: list[Adapter], args: argparse.Namespace, *, first: bool
+) -> None:
+    engine = _engine(args, task.recipe, adapters)
     if isinstance(engine, UrlEngine):
-        engine.need_apart([adapter.engine_name for adapter in task.adapters])
-    for adapter in task.adapters:  # all of them, before the first is answered for hours
+        engine.need_apart([adapter.engine_name for adapter in adapters])
+    for adapter in task.adapters if first else []:  # before the first is answered for hours
         for name, settings in _planned(engine, task, adapter, args):
             refuse_others(task.out / adapter.label / name, settings)
-    for adapter in task.adapters:
-        with engine.adapter(adapter.engine_name):
+    for adapter in adapters:
+        loaded_as = adapter.engine_name if "://" in args.engine or not adapter.whole else None
+        with engine.adapter(loaded_as):
             folder = task.out / adapter.label
             anchored = _anchors_by_itself(engine, task, args)
             _answer_task(engine, task, adapter, folder, args)
@@ -126,7 +149,6 @@ def answer(args: argparse.Namespace) -> Task:
                 print(f"{adapter.label}: {_ANCHORED}; no general question is asked", flush=True)
             else:
                 _measure_general(engine, task, adapter, folder, args)
-    return task
 
 
 def _anchors_by_itself(engine: Engine, task: Task, args: argparse.Namespace) -> bool:
@@ -179,6 +201,7 @@ class Task:
     max_new_tokens: int
     learned: list[str]
     out: Path
+    notes: list[str]  # what is to be said before the first answer
 
     @property
     def questions(self) -> list[Prompt]:
@@ -197,9 +220,11 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
             remedy="name the recipe of the task, and this run's folder with --adapter",
         )
     decoding(args.decoding)
+    engines.need_kind(args.engine, args.model_name)
     _seeds(args)
     _check_counts(args)
     adapters = find_adapters(args.adapter, recipe)
+    recipe, notes = as_trained(recipe, adapters, None if "://" in args.engine else _resolve)
     learned = metric_names(args.learned)
     scoring.need_translation(card, learned)
     _need_checkpoints(learned, args)
@@ -209,6 +234,7 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
     task, prompts = prompting.task_prompts(card, args.split, anchor, args.rows)
     if args.anchor is None:
         _refuse_other_anchors(adapters, task)
+    notes += rows_trained_on(adapters, task, prompts)
     specs = [spec, *(found for found in (_spec_of(adapter) for adapter in adapters) if found)]
     general: list[tuple[str, str]] = []
     if args.general_rows > 0:
@@ -227,7 +253,19 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
         max_new_tokens=prompting.answer_limit(card, args.max_new_tokens),
         learned=learned,
         out=out,
+        notes=notes,
     )
+
+
+def _resolve(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The model type and template that ms-swift takes for these keys; nothing where it cannot."""
+    from tell_plugins.bridge.engine import model_arguments
+
+    try:
+        found = model_arguments(values)
+    except (ValueError, AssertionError, OSError):  # then an adapter's own keys say what is missing
+        return {}
+    return {"model_type": found.model_type, "template": found.template}
 
 
 def _refuse_other_anchors(adapters: list[Adapter], task: TaskRows) -> None:
@@ -321,10 +359,11 @@ def _general_sources(manifest: dict[str, Any]) -> list[tuple[str, str, int]]:
 
 
 def _engine(args: argparse.Namespace, recipe: Recipe, adapters: list[Adapter]) -> Any:
-    from tell_plugins.evaluation.engines import make_engine
-
+    """An engine with these adapters, or with one whole model in place of the recipe's."""
     loaded: dict[str, Path] = {a.engine_name: a.path for a in adapters if a.path and a.engine_name}
-    return make_engine(
+    if adapters[0].whole and "://" not in args.engine:
+        recipe, loaded = recipe.with_values(model=str(adapters[0].path)), {}
+    return engines.make_engine(
         args.engine, recipe, loaded, batch_size=args.batch_size, model_name=args.model_name
     )
 
@@ -373,6 +412,7 @@ def _planned(
 def _settings(
     engine: Engine, task: Task, adapter: Adapter, args: argparse.Namespace, seed: int
 ) -> Settings:
+    served = isinstance(engine, UrlEngine)
     return Settings(
         recipe=task.recipe.name,
         card=task.card.name,
@@ -382,15 +422,30 @@ def _settings(
         decoding=args.decoding,
         seed=seed,
         rows=len(task.prompts),
-        model=engine.model_name,
+        model=engine.model_name if served else str(task.recipe.get("model")),
         engine=engine.name,
         max_new_tokens=task.max_new_tokens,
         batch_size=args.batch_size,
         prompts_sha256=prompting.prompts_sha256(task.prompts),
         shots=args.shots,
-        model_sha256="" if isinstance(engine, UrlEngine) else model_sha256(task.recipe.values),
+        model_sha256=_keys_sha256(task.recipe, served=served),
         adapter_sha256=adapter.weights_sha256,
+        model_files_sha256="" if served else _files_sha256(engine, task.recipe),
+        adapter_config_sha256=adapter.config_sha256,
     )
+
+
+def _keys_sha256(recipe: Recipe, *, served: bool) -> str:
+    """Of the recipe's model keys; of these a server gets the system prompt alone."""
+    if not served:
+        return model_sha256(recipe.values)
+    system = system_text(recipe.get("system"))
+    return model_sha256({"system": system}) if system else ""
+
+
+def _files_sha256(engine: Engine, recipe: Recipe) -> str:
+    folder = model_folder(str(recipe.get("model"))) or getattr(engine, "model_dir", None)
+    return fingerprints.model_sha256(Path(folder)) if folder else ""
 
 
 def _general_settings(
@@ -405,6 +460,7 @@ def _general_settings(
         rows=len(task.general),
         max_new_tokens=_GENERAL_TOKENS,
         prompts_sha256=prompting.prompts_sha256(task.questions),
+        rows_sha256=prompting.pairs_sha256(task.general),
         shots=0,
     )
 

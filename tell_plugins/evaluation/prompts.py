@@ -14,6 +14,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import GENERAL, build_mixture
 from tell_plugins.core.sources import TaskRows, open_split, open_task
 from tell_plugins.core.spec import Spec
+from tell_plugins.core.text import row_id
 from tell_plugins.evaluation.answers import Prompt
 
 HELD_OUT_SPLIT = "heldout"
@@ -52,6 +53,11 @@ def prompts_sha256(prompts: Sequence[Prompt]) -> str:
     for prompt in prompts:
         digest.update(prompt.id.encode() + prompt.text.encode() + b"\0")
     return digest.hexdigest()
+
+
+def pairs_sha256(pairs: Iterable[tuple[str, str]]) -> str:
+    """One hash over (query, response) pairs."""
+    return hashlib.sha256(b"".join(row_id(*pair) for pair in pairs)).hexdigest()
 
 
 def general_rows(specs: Iterable[Spec], card: Card, rows: int) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from tell_plugins.core import paths
 from tell_plugins.core.progress import tracked
+from tell_plugins.core.text import row_id
 
 LOSSES = "losses.jsonl"
 _RESAMPLES = 2000
@@ -45,14 +46,19 @@ class Retention:
 def measure(
     engine: LossEngine, pairs: Sequence[tuple[str, str]], folder: Path, *, label: str
 ) -> Path:
-    """Write the loss of every general row to `folder/losses.jsonl`, unless it is there already."""
+    """Write the loss of every general row to `folder/losses.jsonl`, unless it is there already.
+
+    A line names its row by content: losses on other responses are taken again.
+    """
     path = folder / LOSSES
-    if path.is_file() and len(read_losses(folder)) == len(pairs):
+    ids = [row_id(*pair).hex() for pair in pairs]
+    if path.is_file() and [line.get("id") for line in _lines(path)] == ids:
         return path
     lines = []
-    for pair in tracked(pairs, f"{label}, general loss", "rows", len(pairs)):
+    asked = list(zip(ids, pairs, strict=True))
+    for row, pair in tracked(asked, f"{label}, general loss", "rows", len(pairs)):
         ((loss, tokens),) = engine.response_losses([pair])
-        lines.append(json.dumps({"loss_sum": loss, "tokens": tokens}) + "\n")
+        lines.append(json.dumps({"id": row, "loss_sum": loss, "tokens": tokens}) + "\n")
     paths.write_text(path, "".join(lines))
     return path
 
@@ -62,8 +68,11 @@ def read_losses(folder: Path) -> list[tuple[float, int]]:
     path = folder / LOSSES
     if not path.is_file():
         return []
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [(row["loss_sum"], row["tokens"]) for row in rows]
+    return [(line["loss_sum"], line["tokens"]) for line in _lines(path)]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def retention(losses: Sequence[tuple[float, int]]) -> Retention:

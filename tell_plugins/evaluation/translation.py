@@ -13,6 +13,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
+import regex
 
 from tell_plugins.evaluation import significance
 from tell_plugins.evaluation.intervals import Estimate, Rate, rate
@@ -132,13 +133,33 @@ def score_pairs(found: Pairs) -> dict[str, MetricScore]:
     return {name: _score(name, found) for name in METRICS}
 
 
-def metric(name: str, *, by_unit: bool = False) -> Any:
+def bleu_tokenizer(references: Sequence[str]) -> str:
+    """sacrebleu's tokenizer for the language of these texts, told by their writing.
+
+    `13a` splits at spaces, which Chinese, Japanese, Thai and others do not write: it would take a
+    line for one word. `zh` splits Chinese characters; `char` every character, where sacrebleu has
+    no tokenizer of its own (Japanese has `ja-mecab`, which needs MeCab).
+    """
+    letters = "".join(letter for text in references for letter in text if letter.isalpha())
+    unspaced, chinese = len(_UNSPACED.findall(letters)), len(_CHINESE.findall(letters))
+    if 2 * (unspaced + chinese) <= len(letters):
+        return "13a"
+    return "char" if 10 * unspaced > len(letters) else "zh"
+
+
+_UNSPACED = regex.compile(
+    r"[\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Tibetan}\p{Myanmar}\p{Khmer}]"
+)
+_CHINESE = regex.compile(r"\p{Han}")
+
+
+def metric(name: str, *, by_unit: bool = False, tokenizer: str = "13a") -> Any:
     """A fresh sacrebleu metric; `by_unit` gives the one whose scores of single units make sense."""
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
     if name == "bleu":
-        return BLEU(effective_order=by_unit)
+        return BLEU(effective_order=by_unit, tokenize=tokenizer)
     return CHRF(word_order=2 if name == "chrf++" else 0)
 
 
@@ -150,7 +171,8 @@ def unit_statistics(name: str, found: Pairs) -> Floats:
     """
     if name == "chrf":
         return unit_statistics("chrf++", found)[:, : 3 * metric("chrf").char_order]
-    stats = metric(name)._extract_corpus_statistics(found.hypotheses, [found.references])
+    scorer = metric(name, tokenizer=bleu_tokenizer(found.references))
+    stats = scorer._extract_corpus_statistics(found.hypotheses, [found.references])
     return np.asarray(stats, float)
 
 
@@ -182,7 +204,7 @@ def _score(name: str, found: Pairs) -> MetricScore:
     score = corpus_score(name)
     value = float(score(stats.sum(axis=0)[None])[0])
     low, high = significance.interval(rows, score, resamples=_RESAMPLES)
-    exact = metric(name)
+    exact = metric(name, tokenizer=bleu_tokenizer(found.references))
     exact.corpus_score(found.hypotheses[:1], [found.references[:1]])  # fills in the signature
     means = _from_statistics(metric(name, by_unit=True))(stats)
     return MetricScore(

@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tell_plugins.bridge.protocol import Decoding, History, Reply, conversation
 from tell_plugins.core.errors import MachineError, UserError, nearest
@@ -30,6 +30,7 @@ class UrlEngine:
         url: the address of the API; `/v1` is added to a bare host.
         adapters: names of adapters that are to be tested; one that the server lists is asked for.
         model_name: the model to ask for (default: the first that the server lists).
+        system: a system prompt in front of every conversation; "" leaves it to the server.
         workers: requests under way at once.
         timeout: seconds for one answer.
         tries: how often a request is sent before the server counts as broken.
@@ -47,6 +48,7 @@ class UrlEngine:
         adapters: Collection[str] = (),
         *,
         model_name: str | None = None,
+        system: str = "",
         workers: int = 16,
         timeout: float = _TIMEOUT,
         tries: int = TRIES,
@@ -55,6 +57,7 @@ class UrlEngine:
         need_key(self._endpoint)
         self.name = f"url {self._endpoint.shown_url}"
         self._client = _client(self._endpoint, timeout, tries)
+        self._system = system
         self._tries = tries
         self._workers = workers
         self._adapters = set(adapters)
@@ -136,19 +139,23 @@ class UrlEngine:
 
     def puts_in_front(self, anchor: str) -> bool:
         """Whether the server puts this anchor before a query by itself, as `swift deploy` does with
-        an adapter trained with it: a query then costs the same tokens with and without it.
+        an adapter trained with it: a query then costs the same tokens with and without it, and a
+        longer query more (some servers give one number whatever they are asked).
 
         Such a server answers task prompts rightly, but nothing can be asked without the anchor.
         """
         query = "Hi"
-        counts = [self._prompt_size(text) for text in (query, anchor + query)]
-        return counts[0] is not None and counts[0] == counts[1]
+        bare = self._prompt_size(query)
+        if bare is None or bare != self._prompt_size(anchor + query):
+            return False
+        longer = self._prompt_size(query * 50)
+        return longer is not None and longer > bare
 
     def _prompt_size(self, prompt: str) -> int | None:
         with self._errors():
             usage = self._client.chat.completions.create(
                 model=self._model,
-                messages=[{"role": "user", "content": prompt}],
+                messages=cast(Any, conversation(prompt, system=self._system)),
                 temperature=0.0,
                 max_tokens=1,
             ).usage
@@ -169,7 +176,7 @@ class UrlEngine:
             futures = [
                 pool.submit(
                     self._ask,
-                    conversation(prompt, history),
+                    conversation(prompt, history, self._system),
                     decoding,
                     max_new_tokens,
                     _seed(seed, place),

@@ -12,16 +12,13 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Event, Thread
 
-from filelock import FileLock, Timeout
-
 from tell_plugins.core import paths
-from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import track
 from tell_plugins.experiments.machine import Slot
 from tell_plugins.experiments.planning import cards_environment
@@ -30,26 +27,6 @@ from tell_plugins.recipe.swift_keys import project_environment
 
 _STOP_WAIT = 30.0  # seconds for a worker to end what it started
 Say = Callable[[str], None]
-
-
-@contextlib.contextmanager
-def only_sweep(root: Path) -> Iterator[None]:
-    """Hold the lock of a sweep's folder. Raises UserError when another sweep works in it."""
-    root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            "another sweep works in this folder",
-            where=paths.shown(root),
-            allowed="one sweep a folder at a time",
-            remedy="wait for it, or name another folder with --out",
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def worker_command(job: Job) -> list[str]:

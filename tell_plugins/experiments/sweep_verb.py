@@ -12,6 +12,7 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
+from tell_plugins.core.locks import only_one
 from tell_plugins.experiments.controls import controls
 from tell_plugins.experiments.dry_run import default_root, measured_rates, print_dry_run
 from tell_plugins.experiments.earlier import other_answers, refuse_other_sweep
@@ -116,9 +117,9 @@ def _seeds(text: str) -> list[int]:
 def _do(sweep: Sweep, store: Store, args: argparse.Namespace) -> int:
     from tell_plugins.experiments.machine import slots
     from tell_plugins.experiments.ray_runner import run_on_ray
-    from tell_plugins.experiments.runner import forget_failures, only_sweep, run_here
+    from tell_plugins.experiments.runner import forget_failures, run_here
 
-    with only_sweep(store.root):
+    with only_one(store.root, "sweep"):
         plan = make_plan(sweep, store.cards)
         index = _check(plan, store, command_of(args))
         everything = [store.prepare(base) for base in plan.bases]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -254,16 +255,39 @@ def _single(parts: list[Any]) -> Any:
     return True if not parts else parts[0] if len(parts) == 1 else parts
 
 
-def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints below a run's output folder, oldest first (by version, then step)."""
+_VERSION = re.compile(
+    r"v([0-9]+)-([0-9]{8}-[0-9]{6})"
+)  # how ms-swift names the runs of one output folder
+_CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
 
-    def key(path: Path) -> tuple[float, int]:
-        return path.parent.stat().st_mtime if path.parent != run else 0.0, _step(path)
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints below a run's output folder, oldest first.
+
+    By the number and time in the version's name, then by step: what is merged or touched later
+    gives an old run's folder a new time. A checkpoint holds an adapter, or a whole model where
+    `tuner_type: full` trained it.
+    """
+
+    def age(path: Path) -> tuple[int, str, int]:
+        version = _VERSION.match(path.parent.name) if path.parent != run else None
+        number, time = (int(version[1]), version[2]) if version else (-1, "")
+        return number, time, int(path.name.rpartition("-")[2])
 
     found = [*run.glob("checkpoint-*"), *run.glob("v*-*/checkpoint-*")]
-    return sorted((path for path in found if (path / "adapter_config.json").is_file()), key=key)
+    steps = [path for path in found if _CHECKPOINT.fullmatch(path.name)]
+    return sorted(filter(is_trained, steps), key=age)
 
 
-def _step(path: Path) -> int:
-    tail = path.name.rpartition("-")[2]
-    return int(tail) if tail.isdigit() else -1
+def is_trained(folder: Path) -> bool:
+    """Whether the folder holds an adapter or a whole model."""
+    return (folder / "adapter_config.json").is_file() or is_whole_model(folder)
+
+
+def is_whole_model(folder: Path) -> bool:
+    """Whether the folder holds all weights of a model, as `tuner_type: full` and merging leave."""
+    if (folder / "adapter_config.json").is_file() or not (folder / "config.json").is_file():
+        return False
+    names = [name + end for name in _WHOLE for end in ("", ".index.json")]
+    return any((folder / name).is_file() for name in names)

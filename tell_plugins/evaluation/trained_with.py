@@ -1,0 +1,216 @@
+"""What lies beside an adapter, against what the recipe asks for: the adapter's own keys are used.
+
+A training's flags (`--model`, `--template`, `--system`) stand in no recipe; ms-swift saves them in
+`args.json`, peft the model in `adapter_config.json`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tell_plugins.bridge.protocol import MODEL_KEYS, system_text
+from tell_plugins.core import draw
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError, raise_all
+from tell_plugins.core.mixture import HELD_OUT, TASK
+from tell_plugins.core.sources import TaskRows, open_task
+from tell_plugins.core.spec import NONE, parse_spec
+from tell_plugins.evaluation.adapters import Adapter
+from tell_plugins.evaluation.answers import Prompt
+from tell_plugins.evaluation.fingerprints import model_sha256
+from tell_plugins.recipe.models import model_folder
+from tell_plugins.recipe.recipes import Recipe
+
+Resolve = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+ARGS, CONFIG = "args.json", "adapter_config.json"
+# of this machine, or of how fast it answers
+_NOT_COMPARED = {
+    *("torch_dtype", "device_map", "use_hf", "attn_impl", "external_plugins", "model_kwargs"),
+    *("max_model_len", "rope_scaling"),  # ms-swift saves what it made of them
+}
+_KEYS = [key for key in MODEL_KEYS if key not in _NOT_COMPARED and not key.startswith("bnb_")]
+_OF_THE_MODEL = ("model_type", "template")  # what ms-swift finds out where nothing says it
+_DEFAULTS = {"use_chat_template": True, "template_backend": "swift", "new_special_tokens": []}
+
+
+def as_trained(
+    recipe: Recipe, adapters: Sequence[Adapter], resolve: Resolve | None
+) -> tuple[Recipe, list[str]]:
+    """The recipe with the model keys that the adapters were trained with, and what that changed.
+
+    A flag of this command wins over both. `resolve` gives the model type and template that ms-swift
+    takes for given values; None where a server answers. Raises UserError where two adapters were
+    trained with different keys, since all are answered alike.
+    """
+    notes: list[str] = []
+    taken: dict[str, tuple[Adapter, Any]] = {}
+    problems = []
+    for adapter in adapters:
+        for key, value in _trained(adapter, recipe, resolve).items():
+            asked = recipe.values.get(key)
+            if key in recipe.flags:
+                if not _same(key, asked, value):
+                    notes.append(
+                        f"{adapter.label}: trained with {key} {_shown(value)}, tested with "
+                        f"--{key} {_shown(asked)}"
+                    )
+                continue
+            first, before = taken.setdefault(key, (adapter, value))
+            if not _same(key, before, value):
+                problems.append(_two(key, first, before, adapter, value))
+    raise_all(problems)
+    changed = {
+        key: value for key, (_, value) in taken.items() if not _same(key, recipe.get(key), value)
+    }
+    for key, value in changed.items():
+        notes.append(
+            f"{taken[key][0].label}: trained with {key} {_shown(value)}, which is used here; the "
+            f"recipe says {_shown(recipe.get(key))}"
+        )
+    return recipe.with_values(**changed), notes
+
+
+def _two(key: str, first: Adapter, one: Any, second: Adapter, other: Any) -> UserError:
+    return UserError(
+        f"{first.label} was trained with {key} {_shown(one)}, {second.label} with {_shown(other)}",
+        where="--adapter",
+        allowed="adapters that are answered with the same model, template and system prompt",
+        remedy=f"call eval once for each, or name one for both: --{key} VALUE",
+    )
+
+
+def _trained(adapter: Adapter, recipe: Recipe, resolve: Resolve | None) -> dict[str, Any]:
+    """The keys that an adapter was trained with, as far as its folder says."""
+    saved = adapter.saved(ARGS)
+    found = {}
+    if saved:
+        asked = {key: recipe.values.get(key) for key in _KEYS}
+        found = {
+            key: saved.get(key)
+            for key in _KEYS
+            if key in saved and not (key in _OF_THE_MODEL and asked[key] is None)
+        }
+        found |= _resolved(saved, recipe, resolve)
+    model = saved.get("model") or adapter.saved(CONFIG).get("base_model_name_or_path")
+    found.pop("model", None)
+    if model and not adapter.whole and _usable(str(model), recipe, adapter):
+        found["model"] = model
+    return found
+
+
+def _resolved(saved: Mapping[str, Any], recipe: Recipe, resolve: Resolve | None) -> dict[str, Any]:
+    """Model type and template where the recipe leaves them to ms-swift, and it took others."""
+    open_keys = [key for key in _OF_THE_MODEL if recipe.get(key) is None and saved.get(key)]
+    if not open_keys or resolve is None:
+        return {}
+    values = recipe.values | ({"model": saved["model"]} if saved.get("model") else {})
+    now = resolve(values)
+    return {key: saved[key] for key in open_keys if now.get(key) != saved[key]}
+
+
+def _usable(model: str, recipe: Recipe, adapter: Adapter) -> bool:
+    """Whether the model that was trained on is to be used: not where its folder is gone.
+
+    Raises UserError where the recipe's is gone as well.
+    """
+    if not os.path.isabs(model) or model_folder(model) is not None:
+        return True
+    mine = str(recipe.get("model", ""))
+    if model_folder(mine) is None and (os.path.isabs(mine) or mine.startswith((".", "models/"))):
+        raise UserError(
+            f"trained on the model '{model}', which is gone, and so is the recipe's '{mine}'",
+            where=f"adapter {adapter.shown}",
+            remedy="--model DIR with the folder of that model",
+        )
+    return False
+
+
+def _same(key: str, one: Any, other: Any) -> bool:
+    if key == "model":
+        return _same_model(str(one), str(other))
+    if key == "system":
+        one, other = system_text(one), system_text(other)
+    default = _DEFAULTS.get(key)
+    plain = [default if value is None else value for value in (one, other)]
+    return plain[0] == plain[1] or (not any(plain) and key != "system")
+
+
+def _same_model(one: str, other: str) -> bool:
+    folders = [model_folder(one), model_folder(other)]
+    if folders[0] is None or folders[1] is None:
+        # a hub's id and the folder into which it was downloaded have the last part in common
+        names = [Path(text).name.casefold().replace("___", ".") for text in (one, other)]
+        return names[0] == names[1]
+    if folders[0].resolve() == folders[1].resolve():
+        return True
+    return model_sha256(folders[0]) == model_sha256(folders[1])
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def rows_trained_on(
+    adapters: Sequence[Adapter], task: TaskRows, prompts: Sequence[Prompt]
+) -> list[str]:
+    """What is to be said of rows asked that an adapter was trained on.
+
+    Raises UserError where the rows are of a held-out split: their scores would be none.
+    """
+    notes, problems = [], []
+    asked = task.query_keys[[prompt.row for prompt in prompts]]
+    for adapter in adapters:
+        manifest = adapter.manifest()
+        if manifest is None:
+            continue
+        card = parse_spec(manifest["spec"]).card
+        if card != task.card.name:
+            notes.append(f"{adapter.label}: trained on '{card}', tested on '{task.card.name}'")
+        trained = _trained_keys(manifest)
+        if trained is None:
+            notes.append(f"{adapter.label}: its training rows cannot be read any more")
+            continue
+        keys, same_file = trained
+        if not same_file:
+            notes.append(f"{adapter.label}: its training file has changed since it was trained")
+        found = int(np.isin(asked, keys).sum())
+        if not found:
+            continue
+        said = f"{found} of the {len(asked)} rows asked are among the rows that it was trained on"
+        notes.append(f"{adapter.label}: {said}")
+        if task.split in HELD_OUT:
+            problems.append(
+                UserError(
+                    said,
+                    where=f"adapter {adapter.shown}, split '{task.split}' of '{task.card.name}'",
+                    remedy="remove them from the split's file, or train without them",
+                )
+            )
+    raise_all(problems)
+    return notes
+
+
+def _trained_keys(manifest: Mapping[str, Any]) -> tuple[Any, bool] | None:
+    """Comparison keys of the task rows that a run drew, and whether their file is still the same.
+
+    None where the file or its card cannot be read any more.
+    """
+    spec = parse_spec(manifest["spec"])
+    if spec.task == NONE:
+        return np.zeros(0, "<u8"), True
+    try:
+        task = open_task(load_card(spec.card), spec.split, spec.anchor)
+    except UserError:
+        return None
+    source = next((s for s in manifest.get("sources", []) if s["role"] == TASK), None)
+    ranked = draw.ranking(task.ids, seed=spec.seed, source=task.card.name)
+    if source is None:  # of an earlier release
+        used = int(spec.task.number) if spec.task.unit == "rows" else len(task)
+        return task.query_keys[ranked[:used]], True
+    return task.query_keys[ranked[: source["rows"]["used"]]], source["file_sha256"] == task.sha256

@@ -1,0 +1,238 @@
+"""What lies beside an adapter against what the recipe and the test ask for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tell_plugins.cli import main
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.locks import only_one
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.spec import parse_spec
+from tell_plugins.evaluation.adapters import Adapter, find_adapters
+from tell_plugins.evaluation.answers import SETTINGS, read_answers
+from tell_plugins.evaluation.trained_with import as_trained
+from tell_plugins.recipe.recipes import checkpoints, load_recipe
+from tests.conftest import MakeCard, write_rows
+from tests.scripted_engine import answer_by_script
+from tests.tiny import WORDS, make_tiny_cards, tiny_recipe
+from tests.tiny_adapters import saved_adapter
+
+Call = Callable[..., list[str]]
+
+
+@pytest.fixture
+def recipe(make_card: MakeCard, tmp_path: Path) -> Path:
+    make_tiny_cards(make_card)
+    (tmp_path / "model").mkdir()
+    return tiny_recipe(tmp_path / "r.yaml", tmp_path / "model", "tell/tiny_task:general=4rows")
+
+
+@pytest.fixture
+def says_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that answers with the keys that it was given."""
+    keys = ("model", "template", "system")
+    answer_by_script(
+        monkeypatch, lambda recipe, prompt: json.dumps({key: recipe.get(key) for key in keys})
+    )
+
+
+def trained(folder: Path, **args: Any) -> Path:
+    saved_adapter(folder, b"\0\1\0\0")
+    (folder / "args.json").write_text(json.dumps(args))
+    return folder
+
+
+def answered(folder: Path) -> dict[str, Any]:
+    texts = {line["text"] for line in read_answers(folder / "test-greedy")}
+    assert len(texts) == 1
+    found: dict[str, Any] = json.loads(texts.pop())
+    return found
+
+
+def test_the_adapters_own_keys_are_used_and_said(
+    says_its_keys: None, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other_model"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    folder = tmp_path / "run" / "checkpoint-2"
+    trained(folder, model=str(other), template="llama", system="Be brief.", model_type="llama")
+    call = ["eval", str(recipe), "--general-rows", "0", "--adapter", "none", str(folder)]
+    assert main(call) == 0
+    printed = capsys.readouterr().out
+    assert "checkpoint-2: trained with template 'llama', which is used here" in printed
+    assert "the recipe says 'chatml'" in printed
+    out = tmp_path / "run" / "eval"
+    wanted = {"model": str(other), "template": "llama", "system": "Be brief."}
+    assert answered(out / "checkpoint-2") == answered(out / "none") == wanted
+    settings = json.loads((out / "checkpoint-2" / "test-greedy" / SETTINGS).read_text())
+    assert settings["model"] == str(other)
+
+
+def test_a_flag_of_the_test_wins_and_is_said(
+    says_its_keys: None, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(tmp_path / "run" / "checkpoint-2", template="chatml", system="Be brief.")
+    call = ["eval", str(recipe), "--general-rows", "0", "--system", "Sing."]
+    from tests.swift_keys_once import lay_keys
+
+    lay_keys(tmp_path / "cache")
+    assert main(call) == 0
+    assert (
+        "trained with system 'Be brief.', tested with --system 'Sing.'" in capsys.readouterr().out
+    )
+    assert answered(tmp_path / "run" / "eval" / "checkpoint-2")["system"] == "Sing."
+
+
+@pytest.mark.parametrize(
+    ("given", "saved"),
+    [
+        ({}, {"template": "chatml", "system": None, "use_chat_template": True}),
+        ({}, {"new_special_tokens": [], "template_backend": "swift", "quant_bits": None}),
+        ({"system": "a\\nb"}, {"system": "a\nb"}),
+        ({"model": "owner/Some-Model"}, {"model": "/gone/hub/owner/Some-Model"}),
+        ({"model": "owner/Some-Model"}, {"model": "owner/some-model"}),
+    ],
+)
+def test_the_same_in_other_words_changes_nothing(
+    given: dict[str, Any], saved: dict[str, Any], recipe: Path, tmp_path: Path
+) -> None:
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | given))
+    adapter = Adapter("a", trained(tmp_path / "a", **saved))
+    found = load_recipe(recipe)
+    assert as_trained(found, [adapter], None) == (found, [])
+
+
+def test_adapters_of_two_templates_or_a_lost_model_stop_it(
+    says_its_keys: None, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = trained(tmp_path / "a" / "checkpoint-2", template="llama")
+    two = trained(tmp_path / "b" / "checkpoint-2", template="chatml")
+    call = ["eval", str(recipe), "--general-rows", "0", "--adapter", str(one), str(two)]
+    assert main(call) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "checkpoint-2 was trained with template 'llama'" in said
+    assert "--template VALUE" in said
+    (two / "args.json").write_text(json.dumps({"model": "/gone/model"}))
+    assert main([*call[:-2], str(two)]) == 0  # the recipe's is there
+    (tmp_path / "model").rmdir()
+    assert main([*call[:-2], str(two)]) == 1
+    assert "'/gone/model', which is gone, and so is the recipe's" in capsys.readouterr().err
+
+
+def test_template_and_type_that_the_recipe_leaves_open_are_compared_with_ms_swifts(
+    recipe: Path, tmp_path: Path
+) -> None:
+    found = load_recipe(recipe).with_values(template=None, model_type=None)
+    adapter = Adapter("a", trained(tmp_path / "a", model_type="llama", template="llama3"))
+    now, notes = as_trained(found, [adapter], lambda values: {"template": "llama3"})
+    assert (now.get("template"), now.get("model_type"), len(notes)) == (None, "llama", 1)
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+
+def test_rows_asked_that_were_trained_on(
+    says_its_keys: None,
+    recipe: Path,
+    make_card: MakeCard,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On purpose for the training split; for a test split it would be a score that is none."""
+    spec = parse_spec("tell/tiny_task:task=4rows/general=4rows")
+    folder = trained(tmp_path / "run" / "checkpoint-2")
+    (folder / "manifest.json").write_text(json.dumps(build_mixture(spec).manifest()))
+    call = ["eval", str(recipe), "--general-rows", "0"]
+    assert main([*call, "--split", "train"]) == 0
+    assert "4 of the 6 rows asked are among the rows" in capsys.readouterr().out
+    assert main(call) == 0
+    assert "rows asked are among" not in capsys.readouterr().out
+    rows = [{"q": f"The {word} jumps over the dog.", "r": '{"label": "yes"}'} for word in WORDS]
+    write_rows(tmp_path / "cards" / "tiny_task" / "test.jsonl", rows)
+    assert main([*call, "--out", str(tmp_path / "again")]) == 1
+    assert "4 of the 6 rows asked are among the rows" in capsys.readouterr().err
+
+
+# --- which run -----------------------------------------------------------------------------------
+
+
+def test_the_newest_run_is_told_by_its_name_not_by_its_folders_time(tmp_path: Path) -> None:
+    names = [
+        "v0-20261101-120000/checkpoint-20",
+        "v1-20261101-130000/checkpoint-4",
+        "v1-20261101-130000/checkpoint-12",
+        "v2-20261030-090000/checkpoint-3",
+        "v10-20261102-080000/checkpoint-1",
+    ]
+    for age, name in enumerate(reversed(names)):
+        saved_adapter(tmp_path / name, b"\0\1\0\0")
+        saved_adapter(tmp_path / f"{name}-merged", b"\0\1\0\0")
+        os.utime((tmp_path / name).parent, (age * 1000, age * 1000))
+    found = [str(path.relative_to(tmp_path)) for path in checkpoints(tmp_path)]
+    assert found == names
+    saved_adapter(tmp_path / "checkpoint-99", b"\0\1\0\0")  # add_version: false
+    assert str(checkpoints(tmp_path)[-1].relative_to(tmp_path)) == names[-1]
+
+
+def test_a_checkpoint_of_full_tuning_is_a_model(recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "v0-20261101-120000" / "checkpoint-2"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (tmp_path / "run" / "v0-20261101-120000" / "checkpoint-3").mkdir()  # half written
+    (folder / "model.safetensors.index.json").write_text("{}")
+    for named in ([], [str(tmp_path / "run")], [str(folder)]):
+        (adapter,) = find_adapters(named, load_recipe(recipe))
+        assert adapter.path == folder
+        assert adapter.whole
+    before = adapter.weights_sha256
+    (folder / "model-00001-of-00001.safetensors").write_bytes(b"weights")
+    assert adapter.weights_sha256 != before
+    with pytest.raises(UserError, match="a model's folder, or 'none'"):
+        find_adapters([str(tmp_path)], load_recipe(recipe))
+
+
+# --- one at a time -------------------------------------------------------------------------------
+
+_HOLDS = """
+import sys, time
+from pathlib import Path
+from tell_plugins.core.locks import only_one
+with only_one(Path(sys.argv[1]), "eval"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_eval_into_one_folder_is_told_who_is_there(
+    says_its_keys: None, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    call = ["eval", str(recipe), "--adapter", "none", "--general-rows", "0", "--out", str(out)]
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDS, str(out)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        assert main(call) == 1
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"another eval works in this folder (process {other.pid} on " in said
+        assert not (out / "none").exists()
+        other.kill()
+    assert main(call) == 0  # a dead one holds nothing
+    with only_one(out, "eval"), pytest.raises(UserError, match="another eval works"):
+        with only_one(out, "eval"):
+            pass
