@@ -88,6 +88,61 @@ def test_manifest_and_anchor_lie_beside_the_adapter(
         assert (folder / "anchor.txt").read_text() == "ANCHOR: do the task."
 
 
+def test_a_run_can_be_served_from_any_folder(
+    begin: Begin, mixture: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`swift infer --adapters DIR` imports what the run's `args.json` names (4.0.4 and 4.6)."""
+    from swift.utils import import_external_file
+
+    saved = {
+        "external_plugins": ["tell_plugins/register.py", "gone.py"],
+        "model": "tests",
+        "custom_register_path": [],
+        "dataset": ["tell/toy"],
+    }
+    paths.write_text(tmp_path / "run" / "args.json", json.dumps(saved))
+    begin(_loader(_tokenised(_rows(mixture))))
+    found = json.loads((tmp_path / "run" / "args.json").read_text())
+    plugin = str(paths.PROJECT / "tell_plugins" / "register.py")
+    assert found == saved | {
+        "external_plugins": [plugin, "gone.py"],
+        "model": str(paths.PROJECT / "tests"),
+    }
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AssertionError, match="py_dir"):
+        import_external_file(saved["external_plugins"][0])
+    import_external_file(plugin)
+    paths.write_text(tmp_path / "run" / "args.json", json.dumps({"model": "owner/name"}))
+    monkeypatch.chdir(paths.PROJECT)
+    begin(_loader(_tokenised(_rows(mixture))))
+    assert json.loads((tmp_path / "run" / "args.json").read_text()) == {"model": "owner/name"}
+
+
+@pytest.mark.parametrize("owner", ["openai", "modelscope", "someone"])
+def test_ids_that_end_like_ours_stay_ms_swifts(
+    owner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their subsets with them: `gsm8k` has `main`."""
+    from swift.dataset import DATASET_MAPPING, DatasetLoader, dataset_syntax
+
+    from tell_plugins.bridge.loader import TellLoader
+
+    kept = dict(DATASET_MAPPING)
+    bridge.register()
+    monkeypatch.setattr(dataset_syntax, "_dataset_meta_mapping", None)
+    assert set(kept) <= set(DATASET_MAPPING)
+    local = tmp_path / "gsm8k"
+    local.mkdir()
+
+    def meta(text: str) -> Any:
+        return dataset_syntax.DatasetSyntax.parse(text).get_dataset_meta(use_hf=True)
+
+    for name in (f"{owner}/gsm8k", str(local)):
+        assert meta(name).loader is DatasetLoader
+        assert [subset.subset for subset in meta(name).subsets] == ["main"]
+    assert meta("tell/gsm8k:task=15rows").loader is TellLoader
+
+
 def test_an_adapter_of_general_rows_has_no_anchor(
     begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

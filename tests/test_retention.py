@@ -17,6 +17,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import evaluate, retention
+from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import Adapter
 from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
 from tell_plugins.evaluation.bleed import format_test
@@ -105,6 +106,21 @@ def test_a_row_beyond_the_context_is_one_message(model: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_adapter_of_another_model_is_one_message(
+    adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    config = adapters["one"] / "adapter_config.json"
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in adapters["one"].iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    changed = json.loads(config.read_text()) | {"r": 8}
+    (other / "adapter_config.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match="the adapter does not fit the model"):
+        local_engine(Path(changed["base_model_name_or_path"]), {"other": other})
+
+
+@pytest.mark.slow
 def test_adapters_share_one_base_and_leave_it_as_it_was(
     model: Path, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,14 +166,16 @@ def test_an_adapter_that_trained_nothing_is_reported(
 ) -> None:
     make_tiny_cards(make_card)
     recipe = tiny_recipe(tmp_path / "r.yaml", model, "tell/tiny_task:general=10rows")
-    named = ["none", *(str(folder) for folder in adapters.values())]
+    whole = make_tiny_model(tmp_path / "whole", seed=1)  # as `tuner_type: full` leaves it
+    named = ["none", *(str(folder) for folder in adapters.values()), str(whole)]
     flags = ["--max-new-tokens", "8", "--general-rows", "6", "--out", str(tmp_path / "eval")]
     assert main(["eval", str(recipe), "--adapter", *named, *flags]) == 0
     printed = capsys.readouterr().out
     (said,) = [line for line in printed.splitlines() if "trained nothing" in line]
     assert said.partition(":")[0].endswith("--idle")
-    folders = {path.name.rpartition("--")[2]: path for path in (tmp_path / "eval").iterdir()}
-    assert set(folders) == {"none", "one", "two", "idle"}
+    made = [path.parent for path in (tmp_path / "eval").glob("*/general")]
+    folders = {path.name.rpartition("--")[2]: path for path in made}
+    assert set(folders) == {"none", "one", "two", "idle", "whole"}
 
     def content(name: str, file: str) -> bytes:
         return (folders[name] / file).read_bytes()
@@ -172,6 +190,17 @@ def test_an_adapter_that_trained_nothing_is_reported(
     }
     assert found["idle"].change == (0.0, 0.0, 0.0)
     assert found["none"].change is None
+    assert found["whole"].change is not None
+    of_whole = json.loads((folders["whole"] / "test-greedy" / "settings.json").read_text())
+    assert of_whole["model"] == str(model)  # what was trained; the weights stand beside it
+    assert len(of_whole["adapter_sha256"]) == 64
+    asked = prompting.task_prompts(card, "test", "card")[1]
+    lines = (folders["whole"] / "test-greedy" / "answers.jsonl").read_text().splitlines()
+    texts = {line["row"]: line["text"] for line in map(json.loads, lines)}
+    replies = local_engine(whole, {}).answer(
+        [prompt.text for prompt in asked], DECODINGS["greedy"], max_new_tokens=8, seed=1
+    )
+    assert [texts[prompt.row] for prompt in asked] == [reply.text for reply in replies]
     change = found["one"].change
     assert change is not None
     value, low, high = change

@@ -17,6 +17,7 @@ import requests
 import yaml
 
 from tell_plugins.bridge import swift_cli
+from tell_plugins.core.paths import PROJECT
 
 _TEXT = (
     "The quick brown fox jumps over the lazy dog. Answer only with one JSON object with the keys "
@@ -158,13 +159,17 @@ def free_port() -> int:
 
 @contextmanager
 def deployed(log: Path, *arguments: str, **env: str) -> Iterator[str]:
-    """`swift deploy` with these arguments on a free port; gives the base URL of its API."""
+    """`swift deploy` with these arguments on a free port; gives the base URL of its API.
+
+    It is called in the log's folder, as users call it, not in the project's.
+    """
     port = free_port()
     command = swift("deploy", "--host", "127.0.0.1", "--port", str(port), "--verbose", "false")
     with log.open("w") as file:
         process = subprocess.Popen(
             [*command, *arguments],
-            env={**os.environ, **_ONE_THREAD, **env},
+            env={**os.environ, **_ONE_THREAD, "PYTHONPATH": str(PROJECT), **env},
+            cwd=log.parent,
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # `swift` starts a child of its own
