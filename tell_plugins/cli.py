@@ -114,7 +114,10 @@ def _run(argv: list[str]) -> int:
         usage="./run.sh [-h] [--version] VERB ...",
         description="TELL recipes for ms-swift. Without a verb: set up, then the demo.\n\n"
         + _table(),
-        epilog="`./run.sh VERB --help` explains a verb; --debug shows where an error comes from.",
+        epilog="`./run.sh VERB --help` explains a verb; --debug shows where an error comes from.\n"
+        "Paths in flags count from the folder that you call from (files to read are found in the\n"
+        "project's folder too); paths inside a recipe count from the project's folder, where\n"
+        "ms-swift runs.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)

@@ -204,6 +204,30 @@ def test_a_run_goes_on_with_the_loss_it_began_with(
         begin(loader, resume_from_checkpoint=str(checkpoint), loss_type="tell")
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "now"),
+    [
+        ("per_device_train_batch_size", 1, 2),
+        ("gradient_accumulation_steps", 16, 8),
+        ("world_size", 1, 2),
+        ("dataloader_drop_last", False, True),
+    ],
+)
+def test_a_run_goes_on_with_the_batches_it_began_with(
+    begin: Begin, mixture: Mixture, tmp_path: Path, name: str, before: Any, now: Any
+) -> None:
+    """The trainer skips batches when it resumes: of other sizes, rows are lost or come twice."""
+    loader = _loader(_tokenised(_rows(mixture)))
+    begin(loader)
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    key = {"world_size": "global_world_size"}.get(name, name)
+    (checkpoint / "args.json").write_text(json.dumps({key: before}))
+    with pytest.raises(UserError, match=f"{before}, this has {now}: rows of the mixture would be"):
+        begin(loader, resume_from_checkpoint=str(checkpoint), **{name: now})
+    begin(loader, resume_from_checkpoint=str(checkpoint), **{name: before})
+    begin(loader, resume_from_checkpoint=str(checkpoint), resume_only_model=True, **{name: now})
+
+
 def test_rows_that_changed_under_a_run_are_told(
     begin: Begin,
     mixture: Mixture,
@@ -303,6 +327,7 @@ def test_the_same_mixture_is_tokenised_into_one_file(mixture: Mixture) -> None:
 def test_old_mixtures_are_forgotten(tmp_path: Path) -> None:
     from tell_plugins.bridge.loader import _forget_old
 
+    tmp_path = paths.make_folder(tmp_path / "mixtures")
     for name in ("old.arrow", "old.arrow.lock", "new.arrow"):
         (tmp_path / name).touch()
     for name in ("old.arrow", "old.arrow.lock"):

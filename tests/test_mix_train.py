@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,7 +27,7 @@ from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.recipe import hubs, models, train
-from tell_plugins.recipe.recipes import load_recipe, parse_flags
+from tell_plugins.recipe.recipes import Recipe, load_recipe, parse_flags
 from tell_plugins.recipe.settings import Settings
 from tests.conftest import PROJECT, MakeCard
 from tests.overlay import newer_swift
@@ -237,6 +238,86 @@ def test_all_errors_stop_it_together(toy: Path, capsys: pytest.CaptureFixture[st
     for says in ("write 'lora_rank' in full", "did you mean 'task'?", "write 'packing: false'"):
         assert says in printed.err
     assert printed.out == ""
+
+
+def test_errors_of_the_data_stop_it_and_force_goes_on(
+    toy: Path,
+    make_card: MakeCard,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [{"q": f"question {n}", "r": "a"} for n in range(6)]
+    make_card("leak", train=rows, test=rows[:1])
+    runs: list[Path] = []
+
+    def trained(recipe: Recipe) -> int:
+        folder = recipe.output_dir / "v0-20260101-000000" / "checkpoint-3"
+        runs.append(folder)
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text("{}")
+        return 0
+
+    monkeypatch.setattr(train, "_with_model", lambda recipe, settings: recipe)
+    monkeypatch.setattr(train, "train", trained)
+    flags = ["--dataset", "tell/leak:general=0", "--output_dir", str(tmp_path / "run")]
+    assert main(["train", str(toy), *flags]) == 1
+    said = capsys.readouterr()
+    assert "1 task rows are test rows" in said.err
+    assert "`--force` trains all the same" in said.err
+    assert (runs, said.out) == ([], "")
+    assert main(["train", str(toy), "--force", *flags]) == 0
+    said = capsys.readouterr()
+    assert "error: " in said.err
+    assert f"adapter  {runs[0]}" in said.out
+    assert f"./run.sh eval {toy} --adapter {runs[0]}" in said.out
+
+
+def test_a_run_that_saves_nothing_says_so(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "_with_model", lambda recipe, settings: recipe)
+    monkeypatch.setattr(train, "train", lambda recipe: 0)
+    assert main(["train", str(toy)]) == 0
+    assert "no adapter was saved" in capsys.readouterr().out
+
+
+def test_paths_in_flags_are_the_callers(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """run.sh works in the project's folder, which has an `output` and `recipes` of its own."""
+    caller = tmp_path / "caller"
+    (caller / "models" / "mine").mkdir(parents=True)
+    monkeypatch.setenv("TELL_CALLER_DIR", str(caller))
+    flags = ["--output_dir", "recipes", "--model", "models/mine", "--deepspeed", "zero2"]
+    flags += ["--external_plugins", "tell_plugins/register.py"]
+    values = load_recipe(toy, flags).values
+    assert values["output_dir"] == str(caller / "recipes")
+    assert values["model"] == str(caller / "models" / "mine")
+    assert values["deepspeed"] == "zero2"
+    assert values["external_plugins"] == "tell_plugins/register.py"
+    assert load_recipe(toy, ["--model", "Qwen/Qwen-7B-Chat"]).values["model"] == "Qwen/Qwen-7B-Chat"
+    assert paths.user_target("results") == caller / "results"  # although the project has one
+    monkeypatch.setenv("TELL_CALLER_DIR", str(PROJECT))
+    assert load_recipe(toy, ["--output_dir", "output/x"]).values["output_dir"] == "output/x"
+
+
+def test_what_a_verb_writes_goes_to_the_callers_folder() -> None:
+    """`user_path` looks in the project too, so no verb may write by it."""
+    sources = {path: path.read_text() for path in (PROJECT / "tell_plugins").rglob("*.py")}
+    wrong = [
+        path.name
+        for path, text in sources.items()
+        if re.search(r"user_path\(args\.(out|collect|recipes|dir)\b", text)
+    ]
+    assert wrong == []
+
+
+def test_a_checkpoint_that_is_not_there_is_an_error(
+    toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(toy), "--resume_from_checkpoint", "out/checkpoint-9"]) == 1
+    assert "no checkpoint 'out/checkpoint-9'" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_an_error_here(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from tell_plugins.bridge.loader import trained_on
 from tell_plugins.core import paths
-from tell_plugins.core.errors import UserError
+from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.mixture import Mixture
 from tell_plugins.core.spec import weighting
 
@@ -90,6 +90,7 @@ def _check_resumed(args: Any, mixture: Mixture) -> None:
     folder = getattr(args, "resume_from_checkpoint", None)
     if not isinstance(folder, str) or getattr(args, "resume_only_model", False):
         return
+    _check_batches(args, Path(folder))
     try:
         began = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -112,6 +113,38 @@ def _check_resumed(args: Any, mixture: Mixture) -> None:
             where=f"resume_from_checkpoint {paths.shown(Path(folder))}",
             remedy="resume with the same loss_type and kl, or start anew",
         )
+
+
+# what decides which rows a step holds: ms-swift's name in args.json, and the trainer's
+_BATCHES = {
+    "per_device_train_batch_size": "per_device_train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "global_world_size": "world_size",
+    "dataloader_drop_last": "dataloader_drop_last",
+}
+
+
+def _check_batches(args: Any, checkpoint: Path) -> None:
+    """A resumed run skips batches, not rows: with others it would lose rows or repeat them."""
+    try:
+        began = json.loads((checkpoint / "args.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    problems = []
+    for key, name in _BATCHES.items():
+        before, now = began.get(key) if isinstance(began, dict) else None, getattr(args, name, None)
+        if None not in (before, now) and before != now:
+            said = "processes" if name == "world_size" else name
+            problems.append(
+                UserError(
+                    f"that run had {said} {before}, this has {now}: rows of the mixture would be "
+                    "lost or trained twice",
+                    where=f"resume_from_checkpoint {paths.shown(checkpoint)}",
+                    remedy=f"resume with {said} {before}, or start anew (resume_only_model: true "
+                    "takes the weights alone)",
+                )
+            )
+    raise_all(problems)
 
 
 def _check_order(args: Any, loader: Any, mixture: Mixture) -> None:

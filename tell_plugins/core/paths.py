@@ -64,6 +64,15 @@ def user_path(text: str | os.PathLike[str]) -> Path:
     return there if there.exists() or not path.exists() else path
 
 
+def user_target(text: str | os.PathLike[str]) -> Path:
+    """A path to write to as the user meant it: always relative to the caller's folder.
+
+    What is to be read is found in the project's root too (`user_path`); what is written there by
+    accident would never be found again.
+    """
+    return Path(os.environ.get("TELL_CALLER_DIR") or Path.cwd()) / expanded(text)
+
+
 def expanded(text: str | os.PathLike[str]) -> Path:
     """A path with `~` and `~name` replaced. Raises UserError for the home of nobody."""
     try:

@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         set_up()
     python = need_environment()
     name = args.model_name or ("base" if args.base else adapter.name)
-    out = paths.user_path(args.out) if args.out else adapter / "ability" / name
+    out = paths.user_target(args.out) if args.out else adapter / "ability" / name
     out.mkdir(parents=True, exist_ok=True)
     if args.url:
         scores = _ask(python, args.url, name, args.rows, out)

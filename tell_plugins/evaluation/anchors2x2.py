@@ -159,7 +159,13 @@ def without_anchor(recipe: Recipe) -> Recipe:
 
 def _flags(flags: Sequence[str], bare: Recipe) -> list[str]:
     """The command line's flags, then those that make the run the one without the anchor."""
-    return [*flags, "--dataset", bare.dataset_text, "--output_dir", str(bare.output_dir)]
+    return [
+        *flags,
+        "--dataset",
+        bare.dataset_text,
+        "--output_dir",
+        str(paths.PROJECT / bare.output_dir),
+    ]
 
 
 def _trained(recipe: Recipe, flags: Sequence[str]) -> Path:
@@ -169,7 +175,9 @@ def _trained(recipe: Recipe, flags: Sequence[str]) -> Path:
     """
     if not checkpoints(recipe.output_dir):
         print(f"training {recipe.dataset_text} into {paths.shown(recipe.output_dir)}", flush=True)
-        code = train.run(argparse.Namespace(recipe=str(recipe.path), flags=list(flags)))
+        code = train.run(
+            argparse.Namespace(recipe=str(recipe.path), flags=list(flags), force=False)
+        )
         if code or not checkpoints(recipe.output_dir):
             raise MachineError(
                 f"swift sft ended with exit code {code} and left no checkpoint in "

@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
             remedy="leave it out",
         )
     compare_tables.show(comparison, args.scorer)
-    out = paths.user_path(args.out) if args.out else paths.PROJECT / _DEFAULT_OUT
+    out = paths.user_target(args.out) if args.out else paths.PROJECT / _DEFAULT_OUT
     written = write(comparison, out)
     print("written: " + ", ".join(paths.shown(path) for path in written))
     return 0

@@ -241,7 +241,7 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
         if not prompting.has_held_out(specs, card):
             _refuse_unknown_rows(adapters)
         general = prompting.general_rows(specs, card, args.general_rows)
-    out = paths.user_path(args.out) if args.out else recipe.output_dir / "eval"
+    out = paths.user_target(args.out) if args.out else recipe.output_dir / "eval"
     return Task(
         recipe=recipe,
         spec=spec,

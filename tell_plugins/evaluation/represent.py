@@ -135,7 +135,9 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Job:
             where="--rows",
             remedy=f"--rows {len(general)}",
         )
-    out = paths.user_path(args.out) if args.out else recipe.output_dir / "represent" / adapter.label
+    out = (
+        paths.user_target(args.out) if args.out else recipe.output_dir / "represent" / adapter.label
+    )
     return Job(
         recipe=recipe,
         card=card,

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
     root = paths.user_path(args.folder)
     for flag, given in (("--out", args.out), ("--collect", args.collect)):
-        if given and paths.user_path(given).exists() and not paths.user_path(given).is_dir():
+        if given and paths.user_target(given).exists() and not paths.user_target(given).is_dir():
             raise UserError(
                 "a file, where a folder is to be written",
                 where=f"{flag} {given}",
@@ -35,14 +35,14 @@ def run(args: argparse.Namespace) -> int:
             )
     _know_cards(root)
     if args.collect:
-        target = paths.user_path(args.collect)
+        target = paths.user_target(args.collect)
         kept = sizes(collect(root, target))
         print(
             f"collected {kept['files']} files, {kept['bytes'] / 1e6:.1f} MB: {paths.shown(target)}"
         )
         root = target
         _know_cards(root)
-    out = paths.user_path(args.out) if args.out else root
+    out = paths.user_target(args.out) if args.out else root
     for path in write_report(root, out):
         print(paths.shown(path))
     return 0

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             remedy="leave it out for one run a GPU, or one at a time",
         )
     sweep = _sweep(args)
-    store = Store(paths.user_path(args.out or default_root()))
+    store = Store(paths.user_target(args.out) if args.out else default_root())
     if args.dry_run:
         with tempfile.TemporaryDirectory() as cards:
             plan = make_plan(sweep, Path(cards))

@@ -125,9 +125,9 @@ def _check_texts(args: argparse.Namespace) -> None:
 def _places(args: argparse.Namespace) -> tuple[Path, Path]:
     """The folder of cards and the folder of recipes to write to."""
     roots = paths.card_roots()
-    cards = paths.user_path(args.dir) if args.dir else (roots[1] if len(roots) > 1 else roots[0])
+    cards = paths.user_target(args.dir) if args.dir else (roots[1] if len(roots) > 1 else roots[0])
     check_name(args.name, cards, "NAME")
-    recipes = paths.user_path(args.recipes) if args.recipes else paths.RECIPES
+    recipes = paths.user_target(args.recipes) if args.recipes else paths.RECIPES
     return cards, recipes
 
 

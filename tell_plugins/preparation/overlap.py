@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         _print_report(general, rows, matches, args.similarity)
         _print_examples([row for row in found if row["general"] == name], args.examples)
     if args.out:
-        path = paths.user_path(args.out)
+        path = paths.user_target(args.out)
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in found)
         paths.write_text(path, "".join(lines))
         print(f"\n{len(found):,} rows written: {paths.shown(path)}")

@@ -140,7 +140,7 @@ def fingerprint(model: str) -> str | None:
 
 def _card_folder(args: argparse.Namespace, model: str) -> Path:
     name = args.name or "selfgen_" + re.sub(r"[^a-z0-9]+", "_", model.lower()).strip("_")
-    root = paths.user_path(args.out) if args.out else paths.data_homes()[0] / "cards"
+    root = paths.user_target(args.out) if args.out else paths.data_homes()[0] / "cards"
     check_name(name, root, "--name")
     folder = root / name
     there = [path for path in (folder / "card.yaml", folder / TRAIN) if path.exists()]

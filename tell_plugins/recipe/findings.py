@@ -58,6 +58,7 @@ RULES = {
     "tell-targets": "the model has the layers that the adapter goes to",
     "tell-package": "the packages that a setting needs are installed",
     "tell-liger-channel": "the loss kernel saves the memory that it is there to save",
+    "tell-checkpoint": "a run that is to be resumed is there",
     "tell-no-save": "an adapter is kept",
     "tell-output-dir": "`eval` will find the run",
     "tell-output-mixed": "one folder holds one run",

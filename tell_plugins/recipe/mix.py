@@ -43,17 +43,12 @@ def run(args: argparse.Namespace) -> int:
     mixture = build_mixture(spec)
     folder = paths.PROJECT / "output" / recipe.name / "mix"
     if args.out:
-        folder = paths.make_folder(_target(args.out), "--out")
+        folder = paths.make_folder(paths.user_target(args.out), "--out")
     write_mixture(mixture, folder, weighting(recipe.get("loss_type")))
     print(summary(mixture))
     print(f"\nwritten to {paths.shown(folder)}/: {ROWS}, {MANIFEST}", end="")
     print(f", {ANCHOR}" if mixture.task is not None else "")
     return 0
-
-
-def _target(out: Path) -> Path:
-    """A folder that need not exist yet, counted from where the user is."""
-    return paths.user_path(".") / paths.expanded(out)
 
 
 def write_mixture(mixture: Mixture, folder: Path, weighting: str) -> None:

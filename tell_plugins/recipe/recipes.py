@@ -23,6 +23,7 @@ PATH_KEYS = (
     *("model", "adapters", "external_plugins", "resume_from_checkpoint", "deepspeed"),
     *("output_dir", "logging_dir", "cached_dataset", "custom_dataset_info", "local_repo_path"),
 )
+WRITTEN_KEYS = ("output_dir", "logging_dir")  # of these, paths that need not exist yet
 SECRETS_REMEDY = (
     "leave it out, and export MODELSCOPE_API_TOKEN (HF_TOKEN for Hugging Face, SWANLAB_API_KEY)"
 )
@@ -215,7 +216,11 @@ def _no_recipe(path: str | Path, file: Path) -> UserError:
 
 
 def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
-    """`--key value [value...]` or `--key=value` as keys and typed values. UserError otherwise."""
+    """`--key value [value...]` or `--key=value` as keys and typed values.
+
+    Paths are those of the caller, as for every program; inside a recipe they are ms-swift's, from
+    the project's root. UserError for what is no flag.
+    """
     values: dict[str, Any] = {}
     key: str | None = None
     for flag in flags:
@@ -232,7 +237,24 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
             )
         else:
             values[key].append(_typed(flag))
-    return {key: _single(parts) for key, parts in values.items()}
+    return {
+        key: _single([_path_of(key, part) for part in parts] if key in PATH_KEYS else parts)
+        for key, parts in values.items()
+    }
+
+
+def _path_of(key: str, value: Any) -> Any:
+    """A path of the caller as `swift sft` finds it from the project's root; a hub id stays."""
+    if not isinstance(value, str) or not value:
+        return value
+    path = paths.user_path(value)
+    if key in WRITTEN_KEYS:
+        path = paths.user_target(value)
+    elif not path.exists():
+        return value
+    absolute = Path(os.path.abspath(path))
+    inside = absolute.is_relative_to(paths.PROJECT) and absolute != paths.PROJECT
+    return str(absolute.relative_to(paths.PROJECT) if inside else absolute)
 
 
 def _typed(text: str) -> Any:

@@ -26,6 +26,7 @@ from tell_plugins.recipe.run_rules import (
     check_model,
     check_near_misses,
     check_packages,
+    check_resumed,
     check_targets,
 )
 from tell_plugins.recipe.settings import Settings
@@ -54,6 +55,7 @@ def check_recipe(recipe: Recipe, settings: Settings) -> tuple[Spec | None, list[
         check_positions,
         check_packages,
         check_near_misses,
+        check_resumed,
     ]
     for rule in rules:
         try:

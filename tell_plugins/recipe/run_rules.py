@@ -111,6 +111,19 @@ def check_near_misses(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
     yield from _check_folder(recipe, settings)
 
 
+def check_resumed(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+    """A checkpoint to resume from that is not there, where ms-swift has a traceback."""
+    named = settings.text("resume_from_checkpoint")
+    if named and not (paths.PROJECT / paths.expanded(named) / "trainer_state.json").is_file():
+        yield error(
+            "tell-checkpoint",
+            f"no checkpoint '{named}'",
+            recipe.where("resume_from_checkpoint"),
+            "name one of the run's checkpoint-N folders",
+            "a folder with trainer_state.json; in a recipe, from the project's folder",
+        )
+
+
 def _check_folder(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
     if not settings.given("output_dir"):
         yield warning(

@@ -7,27 +7,26 @@ to it as flags, with the command line's applied: they win everywhere.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
+import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from tell_plugins.bridge import swift_cli
 from tell_plugins.core import paths
-from tell_plugins.core.errors import raise_all
-from tell_plugins.core.spec import Spec
+from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.preparation.embedded_model import is_ready, prepare_model
-from tell_plugins.recipe.check import planned_entries
-from tell_plugins.recipe.findings import WARNING, Finding, errors_of
+from tell_plugins.recipe.check import Checked, inspect
+from tell_plugins.recipe.findings import errors_of
 from tell_plugins.recipe.hubs import need_model
 from tell_plugins.recipe.models import is_embedded, model_folder
-from tell_plugins.recipe.recipes import Recipe, load_recipe
-from tell_plugins.recipe.rules import check_recipe
-from tell_plugins.recipe.run_rules import check_packages
-from tell_plugins.recipe.schedule import Unmodelled, plan, why_no_op
+from tell_plugins.recipe.recipes import Recipe, checkpoints, load_recipe
 from tell_plugins.recipe.settings import TRUE, Settings
 from tell_plugins.recipe.swift_keys import project_environment, swift_keys
 
@@ -36,10 +35,12 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe file")
+    parser.add_argument("--force", action="store_true", help="train although `check` finds errors")
     parser.epilog = (
-        "Further --key value pairs are ms-swift's and win over the recipe, for example "
-        "--learning_rate 2e-4 or --dataset 'tell/halu_cot_json:task=15rows'. "
-        "NPROC_PER_NODE and the like are read from the environment, as by `swift sft`."
+        "`check` looks at the run first, and its errors stop it. Further --key value pairs are "
+        "ms-swift's and win over the recipe, for example --learning_rate 2e-4 or --dataset "
+        "'tell/halu_cot_json:task=15rows'. NPROC_PER_NODE and the like are read from the "
+        "environment, as by `swift sft`."
     )
     parser.set_defaults(takes_flags=True)
 
@@ -48,37 +49,37 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.flags)
     # where `eval` will look; by itself ms-swift names the folder after the model
     recipe = recipe.with_values(output_dir=str(recipe.output_dir))
-    settings = Settings(recipe, swift_keys())
-    _refuse_errors(recipe, settings)
-    recipe = _with_model(recipe, settings)
-    return train(recipe)
+    checked = inspect(recipe, swift_keys())
+    _stop_on_errors(checked, args.force)
+    recipe = _with_model(recipe, checked.settings)
+    before = set(checkpoints(recipe.output_dir))
+    code = train(recipe)
+    if code == 0:
+        print(_what_next(recipe, before))
+    return code
 
 
-def _refuse_errors(recipe: Recipe, settings: Settings) -> None:
-    """The rules of `check` that need no data; ms-swift would find the same, minutes later."""
-    spec, findings = check_recipe(recipe, settings)
-    raise_all([*errors_of(findings), *(f.problem for f in check_packages(recipe, settings))])
-    for warning in [f for f in findings if f.severity == WARNING]:
-        _say(warning)
-    if spec is not None:
-        _say_no_op(spec, settings)
+def _stop_on_errors(checked: Checked, force: bool) -> None:
+    """Errors that `check` finds stop the run: ms-swift would find the same, minutes later."""
+    errors = errors_of(checked.findings)
+    if importlib.util.find_spec("swift") is not None:  # the training runs here
+        errors += [f.problem for f in checked.findings if f.rule == "tell-package"]
+    if errors and not force:
+        end = UserError(
+            "nothing was trained", remedy="mend the above, or `--force` trains all the same"
+        )
+        raise_all([*errors, end])
+    for finding in checked.findings:
+        print(f"{finding.severity}: {finding.problem}", file=sys.stderr)
 
 
-def _say(finding: Finding) -> None:
-    print(f"warning: {finding.problem}", file=sys.stderr)
-
-
-def _say_no_op(spec: Spec, settings: Settings) -> None:
-    entries = planned_entries(spec)
-    training = settings.training
-    if entries is None or sum(entries) < training.world:
-        return
-    try:
-        reason = why_no_op(plan(sum(entries), training))
-    except Unmodelled:
-        return
-    if reason:
-        print(f"warning: this run is a no-op: {reason}", file=sys.stderr)
+def _what_next(recipe: Recipe, before: Set[Path]) -> str:
+    """Where the adapter lies, and how it is scored."""
+    new = [path for path in checkpoints(recipe.output_dir) if path not in before]
+    if not new:
+        return f"\nno adapter was saved in {paths.shown(recipe.output_dir)}"
+    adapter, file = (shlex.quote(paths.shown(path)) for path in (new[-1], recipe.path))
+    return f"\nadapter  {adapter}\nscore it with  ./run.sh eval {file} --adapter {adapter}"
 
 
 def _with_model(recipe: Recipe, settings: Settings) -> Recipe:
