@@ -66,7 +66,9 @@ def _stop_on_errors(checked: Checked, force: bool) -> None:
         errors += [f.problem for f in checked.findings if f.rule == "tell-package"]
     if errors and not force:
         end = UserError(
-            "nothing was trained", remedy="mend the above, or `--force` trains all the same"
+            "nothing was trained",
+            where="train",
+            remedy="mend the above, or `--force` trains all the same",
         )
         raise_all([*errors, end])
     for finding in checked.findings:
