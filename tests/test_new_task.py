@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
+from tell_plugins.preparation import new_task
+from tell_plugins.preparation.answer_kind import are_labels
 from tell_plugins.preparation.answer_schema import infer_schema, label_of
 from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns, read_task_file
 from tell_plugins.preparation.task_recipe import PATTERNS, pattern_for
-from tell_plugins.preparation.task_split import count_test_labels, labels_of, split_off_test
+from tell_plugins.preparation.task_split import labels_of, split_off_test
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import PROJECT, write_rows
 
@@ -319,7 +322,7 @@ def verdicts(no: int, yes: int, start: int = 0) -> list[Row]:
     return [{"query": f"Ticket {n}", "response": answer} for n, answer in enumerate(answers, start)]
 
 
-@pytest.mark.parametrize("metric", ["text", "json"])
+@pytest.mark.parametrize("metric", ["label", "json"])
 def test_plain_labels_are_split_in_their_shares_as_those_in_json_are(
     metric: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -427,7 +430,12 @@ def test_an_anchor_may_be_a_file(tmp_path: Path) -> None:
         (["Hello.", "Good day."], ("--languages", "Icelandic, English"), "translation"),
         (['{"a": 1}', '{"a": 2}'], (), "json"),
         ([{"a": 1}, {"a": 2}], (), "json"),
+        (["[1, 2]", '["a"]'], (), "json"),
         (["1", "2"], ("--metric", "text"), "text"),
+        (["yes", "no"], ("--metric", "label"), "label"),
+        (["12,5", "1.234,56"], (), "text"),
+        (["03.03.2024", "5.4.2"], (), "text"),
+        (["192.168.0.1", "4"], (), "text"),
     ],
 )
 def test_the_metric_is_told_by_the_responses(
@@ -458,10 +466,51 @@ def test_general_data_of_ones_own_sets_an_amount_it_can_meet(
     assert new(tmp_path, "--train", str(path), *twice, "--force") == 1
     assert "'plain' is named twice" in capsys.readouterr().err
     flags = ("--train", str(path), "--general", "plain", "--amount", "99rows", "--force")
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "cards" / "own").iterdir()}
+    (tmp_path / "cards" / "own" / "mine.txt").write_text("Another anchor.")
+    capsys.readouterr()
     assert new(tmp_path, *flags) == 1
-    out = capsys.readouterr().out
-    assert "not ready to train yet" in out
-    assert "99rows asked, but there are only 60 rows" in out
+    captured = capsys.readouterr()
+    assert "99rows asked, but there are only 60 rows" in captured.err
+    assert "next:" not in captured.out
+    (tmp_path / "cards" / "own" / "mine.txt").unlink()  # a failure changed nothing
+    assert kept == {path.name: path.read_bytes() for path in (tmp_path / "cards" / "own").iterdir()}
+
+
+def test_what_fails_leaves_nothing(
+    tmp_path: Path, make_card: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_card("plain", train=[{"q": "?", "r": f"{n}"} for n in range(60)], kind="general")
+    path = write_table(tmp_path / "rows.jsonl", rows_of())
+    flags = ("--train", str(path), "--general", "plain", "--amount", "99rows")
+    assert new(tmp_path, *flags) == 1
+    captured = capsys.readouterr()
+    assert "only 60 rows" in captured.err
+    assert "next:" not in captured.out
+    assert [path.name for path in (tmp_path / "cards").iterdir()] == ["plain"]
+    assert not (tmp_path / "recipes").exists()
+
+
+@pytest.mark.parametrize("at", ["write_text", "build_mixture"])
+def test_a_card_whose_overwriting_was_killed_comes_back(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed process undoes nothing: the old card lies hidden; the next start puts it back."""
+    path = write_table(tmp_path / "rows.jsonl", rows_of())
+    assert new(tmp_path, "--train", str(path)) == 0
+    folder = tmp_path / "cards" / "own"
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    more = write_table(tmp_path / "more.jsonl", rows_of(count=20))
+    with monkeypatch.context() as patch:
+        patch.setattr(new_task, "_restore", lambda _: None)
+        patch.setattr(new_task.shutil, "rmtree", lambda *_, **__: None)
+        where = new_task.paths if at == "write_text" else new_task
+        patch.setattr(where, at, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert new(tmp_path, "--train", str(more), "--force") not in (0, 1)
+    shutil.rmtree(folder)
+    assert new(tmp_path, "--train", str(path)) == 1  # it is there again
+    assert kept == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert [path.name for path in (tmp_path / "cards").iterdir()] == ["own"]
 
 
 def test_a_folder_that_is_not_known_is_exported(
@@ -490,13 +539,31 @@ def test_a_folder_with_a_blank_is_exported_so_that_a_shell_reads_it(
     assert done.stdout == f"{folder}:/before"
 
 
-def test_longest_answers_are_measured_in_bytes_where_no_tokenizer_is_at_hand(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("response", "tokens"),
+    [("\u5929\u6c14" * 100, 832), ("4711 " * 60, 384), ("weather and " * 50, 416)],
+    ids=["Chinese", "digits", "letters"],
+)
+def test_longest_answers_are_guessed_so_that_none_is_cut(
+    response: str, tokens: int, tmp_path: Path
 ) -> None:
-    rows = [{"query": f"Question {n}?", "response": "\u5929\u6c14" * 100} for n in range(6)]
+    """A byte of Chinese and a digit may be a token each."""
+    rows = [{"query": f"Question {n}?", "response": response} for n in range(6)]
     path = write_table(tmp_path / "rows.jsonl", rows)
-    assert new(tmp_path, "--train", str(path)) == 0
-    assert load_card("own").max_new_tokens == 416  # 600 bytes: 300 tokens, and a third more
+    assert new(tmp_path, "--train", str(path), "--metric", "text", "--model", "qwen") == 0
+    assert load_card("own").max_new_tokens == tokens
+
+
+def test_longest_answers_are_counted_with_the_models_own_tokenizer(tmp_path: Path) -> None:
+    shutil.copytree(PROJECT / "tests" / "golden", tmp_path / "model")
+    (tmp_path / "model" / "word_tokenizer.json").rename(tmp_path / "model" / "tokenizer.json")
+    (tmp_path / "model" / "config.json").write_text("{}")
+    pattern = BLOCK_STYLE.replace("models/SmolLM2-135M-Instruct", str(tmp_path / "model"))
+    (tmp_path / "tiny.yaml").write_text(pattern)
+    rows = [{"query": f"Question {n}?", "response": "word " * 90} for n in range(6)]
+    path = write_table(tmp_path / "rows.jsonl", rows)
+    assert new(tmp_path, "--train", str(path), "--model", str(tmp_path / "tiny.yaml")) == 0
+    assert load_card("own").max_new_tokens == 160  # 90 words, a third and 16 more
 
 
 def test_nothing_is_overwritten_without_force(
@@ -740,6 +807,123 @@ def test_one_broken_answer_does_not_make_a_text_task(
     assert new(tmp_path, "--train", str(path), "--metric", "text") == 0
 
 
+@pytest.mark.parametrize(
+    ("response", "problem"),
+    [
+        ('{"a": NaN}', "NaN or Infinity"),
+        ('{"a": -Infinity}', "NaN or Infinity"),
+        ('{"a": 1e999}', "NaN or Infinity"),
+        ('{"a": 1, "a": 2}', "key 'a' stands twice"),
+        ("{'a': 1}", "Expecting property name"),
+        ('{"a": True}', "Expecting value"),
+    ],
+)
+@pytest.mark.parametrize("all_rows", [True, False])
+def test_answers_that_the_strict_scorer_rejects_never_train(
+    response: str, problem: str, all_rows: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"query": f"Row {n}?", "response": response if all_rows or n > 8 else '{"a": 1}'}
+            for n in range(12)]  # fmt: skip
+    path = write_table(tmp_path / "rows.jsonl", rows)
+    message = fails(tmp_path, capsys, "--train", str(path))
+    first, count = (1, 12) if all_rows else (10, 3)
+    assert f"{count} of 12 responses are no JSON object: line {first}: {problem}" in message
+    assert ("json.dumps" in message) == ("'" in response or "True" in response)
+    fails(tmp_path, capsys, "--train", str(path), "--metric", "json")
+    (tmp_path / "schema.json").write_text("{}")
+    flags = ("--train", str(path), "--schema", str(tmp_path / "schema.json"))
+    assert f"line {first}: no JSON ({problem}" in fails(tmp_path, capsys, *flags)
+
+
+def label_rows(answers: list[str]) -> list[Row]:
+    return [{"query": f"Row {n}?", "response": answer} for n, answer in enumerate(answers)]
+
+
+@pytest.mark.parametrize(
+    ("other", "shown"),
+    [("Yes", "'Yes'"), ("yes ", "'yes '"), ("\uff59es", "'\uff59es'"), ("yes.", "'yes.'"),
+     ("y\u200bes", "'y\\u200bes'")],
+)  # fmt: skip
+@pytest.mark.parametrize("json_answers", [False, True])
+def test_labels_of_two_spellings_are_one_question(
+    other: str,
+    shown: str,
+    json_answers: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answers = ["yes"] * 9 + [other] * 3 + ["no"] * 8
+    if json_answers:
+        answers = [json.dumps({"urgent": answer}, ensure_ascii=False) for answer in answers]
+    path = write_table(tmp_path / "rows.jsonl", label_rows(answers))
+    message = fails(tmp_path, capsys, "--train", str(path))
+    assert f"Unicode form: 'yes' (9 rows, first at line 1), {shown} (3 rows, first at line 10)" in (
+        message
+    )
+    assert "--clean-labels" in message
+    assert new(tmp_path, "--train", str(path), "--clean-labels") == 0
+    card = load_card("own")
+    rows = [*open_task(card, "train").responses, *open_task(card, "test").responses]
+    assert Counter("yes" in row for row in rows) == {True: 12, False: 8}
+    assert len(set(rows)) == 2
+
+
+def test_blanks_around_all_labels_are_taken_off(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "rows.jsonl", label_rows([" yes", " no\n"] * 8))
+    assert new(tmp_path, "--train", str(path)) == 0
+    assert set(open_task(load_card("own"), "train").responses) == {"yes", "no"}
+
+
+def test_labels_are_told_and_stand_in_the_card(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_table(tmp_path / "rows.csv", label_rows(["0", "1", "1"] * 10))
+    assert new(tmp_path, "--train", str(path)) == 0
+    out = capsys.readouterr().out
+    assert "the answers are 2 labels ('1' 20x, '0' 10x); where they are none: --metric text" in out
+    card = load_card("own")
+    assert (card.metric, card.answer.labels) == ("label", ("0", "1"))
+    assert sorted(Counter(open_task(card, "test").responses).values()) == [2, 4]
+    assert new(tmp_path, "--train", str(path), "--metric", "number", "--force") == 0
+    assert load_card("own").metric == "number"
+    other = write_table(tmp_path / "other.csv", [{"query": "New?", "response": "2"}])
+    assert new(tmp_path, "--train", str(path), "--test", str(other), "--force") == 0
+    assert "WARNING: no training row has the label '2'" in capsys.readouterr().out
+    assert load_card("own").answer.labels == ("0", "1", "2")
+    path = write_table(tmp_path / "one.csv", label_rows(["1"] * 12))
+    assert new(tmp_path, "--train", str(path), "--metric", "label", "--force") == 1
+    assert "all training answers are '1'" in capsys.readouterr().err
+
+
+def test_numbers_that_are_not_read_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_table(tmp_path / "rows.csv", label_rows([f"{n},5" for n in range(12)]))
+    assert new(tmp_path, "--train", str(path)) == 0
+    out = capsys.readouterr().out
+    assert "12 answers look like numbers in a notation that is not read, the first at line 2" in out
+    message_of = ("--train", str(path), "--metric", "number", "--force")
+    assert new(tmp_path, *message_of) == 1
+    assert "12 of 12 responses end with none" in capsys.readouterr().err
+
+
+def test_what_few_test_rows_show_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """15 rows of five labels: each label trains and tests."""
+    path = write_table(tmp_path / "rows.jsonl", label_rows(list("aaabbbcccdddeee")))
+    assert new(tmp_path, "--train", str(path)) == 0
+    out = capsys.readouterr().out
+    assert "5 rows are split off to test with" in out
+    assert "(1 'a', 1 'b', 1 'c', 1 'd', 1 'e'); 10 train" in out
+    assert "5 test rows show little: one row is 20 points of a score, and its 95 % interval" in out
+    assert "up to 33 points to either side" in out
+    assert "--test FILE" in out
+    many = write_table(tmp_path / "many.jsonl", label_rows(["yes", "no"] * 200))
+    assert new(tmp_path, "--train", str(many), "--force") == 0
+    assert "show little" not in capsys.readouterr().out
+
+
 def test_numbers_are_looked_for_before_a_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -747,7 +931,7 @@ def test_numbers_are_looked_for_before_a_training(
     broken = [*rows[:4], {**rows[4], "response": "None."}, *rows[5:]]
     path = write_table(tmp_path / "other.jsonl", broken)
     message = fails(tmp_path, capsys, "--train", str(path), "--metric", "number")
-    assert "1 of 12 responses hold none; the first is at line 5" in message
+    assert "1 of 12 responses end with none; the first is at line 5" in message
     path = write_table(tmp_path / "rows.jsonl", rows)
     assert new(tmp_path, "--train", str(path), "--metric", "number") == 0
 
@@ -774,11 +958,11 @@ def test_responses_that_no_json_reader_takes_are_texts(
     rows = [*rows_of(count=6), {"query": "And?", "response": response}]
     path = write_table(tmp_path / "rows.jsonl", rows)
     message = fails(tmp_path, capsys, "--train", str(path), "--metric", "json")
-    assert "not all responses are JSON objects" in message
+    assert "responses are JSON objects" in message or "no JSON object: line 7" in message
     (tmp_path / "schema.json").write_text('{"properties": {"weather": {"enum": ["no", "yes"]}}}')
     flags = ("--train", str(path), "--schema", str(tmp_path / "schema.json"))
     assert "line 7: no JSON" in fails(tmp_path, capsys, *flags)
-    assert new(tmp_path, "--train", str(path)) == 0
+    assert new(tmp_path, "--train", str(path), "--metric", "text") == 0
     assert load_card("own").metric == "text"
 
 
@@ -906,23 +1090,39 @@ def pairs_with(labels: list[str]) -> TaskFile:
     return TaskFile(Path("rows.jsonl"), "x", pairs)
 
 
+def labels_in(pairs: list[Pair]) -> dict[str, int]:
+    return dict(sorted(Counter(labels_of(pairs, "json", "label") or []).items()))
+
+
 def test_a_split_keeps_the_labels_shares_and_does_not_hang_on_the_files_order() -> None:
-    file = pairs_with(["yes"] * 20 + ["no"] * 80)
-    split = split_off_test(file, "label", 42)
-    assert count_test_labels(*split, "label") == {"no": 16, "yes": 4}
+    labels = ["yes"] * 20 + ["no"] * 80
+    file = pairs_with(labels)
+    split = split_off_test(file, labels, 42)
+    assert labels_in(split.test) == {"no": 16, "yes": 4}
     assert len(split.train) == 80
     turned = TaskFile(file.path, file.form, file.pairs[::-1])
-    again = split_off_test(turned, "label", 42)
+    again = split_off_test(turned, labels[::-1], 42)
     assert sorted(pair.line for pair in again.test) == [pair.line for pair in split.test]
-    other = split_off_test(file, "label", 43)
+    other = split_off_test(file, labels, 43)
     assert {pair.line for pair in other.test} != {pair.line for pair in split.test}
 
 
-def test_a_rare_label_keeps_a_training_row() -> None:
-    split = split_off_test(pairs_with(["rare"] + ["no"] * 9), "label", 42, wanted=5)
-    assert count_test_labels(*split, "label") == {"no": 5}
-    everything = split_off_test(pairs_with(["a"] * 2 + ["b"] * 2), "label", 1, wanted=2)
-    assert count_test_labels(*everything, "label") == {"a": 1, "b": 1}
+@pytest.mark.parametrize(
+    ("labels", "wanted", "test"),
+    [
+        (["rare"] + ["no"] * 9, 5, {"no": 5}),  # it keeps a training row
+        (["a"] * 2 + ["b"] * 2, 2, {"a": 1, "b": 1}),
+        (list("aaabbbcccdddeee"), None, dict.fromkeys("abcde", 1)),  # more, so that each tests
+        (["rare"] * 2 + ["no"] * 58, None, {"no": 11, "rare": 1}),
+        (list("aabbccddeeffgghh"), 3, None),
+    ],
+)
+def test_labels_stay_in_both_parts(
+    labels: list[str], wanted: int | None, test: dict[str, int] | None
+) -> None:
+    split = split_off_test(pairs_with(labels), labels, 42, wanted)
+    assert set(labels_in(split.train)) == set(labels)
+    assert labels_in(split.test) == test if test else len(split.test) == wanted
 
 
 @pytest.mark.parametrize(
@@ -930,15 +1130,27 @@ def test_a_rare_label_keeps_a_training_row() -> None:
     [
         (["no"] * 10 + ["yes"] * 5, True),
         (["no"] * 20 + [" no", "yes", "yes", "maybe"], True),
+        (["true", "false"] * 6, True),
+        ([str(n % 2) for n in range(40)], True),
+        (["1.0", "0.0"] * 8, True),
         ([f"class {n % 12}" for n in range(60)], True),
-        ([f"class {n % 13}" for n in range(60)], False),  # a label more than are told apart
-        ([f"answer {n}" for n in range(6)], False),
+        ([f"class {n % 77}" for n in range(308)], True),
+        (list("aaabbbccddeefgg"), True),  # 15 rows of 7 labels
+        (["yes", "no"] * 3, False),  # too few rows to tell
+        ([f"answer {n}" for n in range(60)], False),
+        ([f"answer {n % 20}" for n in range(30)], False),
+        ([f"{n % 13}" for n in range(60)], False),  # more numbers than ratings have
+        (["0.5", "1.5"] * 8, False),
         (["4"] * 12 + [str(n) for n in range(10, 16)], False),  # a number that comes again
+        (
+            ["A long answer in a sentence or two, which happens to come again."] * 9 + ["x"] * 9,
+            False,
+        ),
+        (["yes"] * 20, False),
     ],
 )
 def test_answers_that_come_again_are_labels(responses: list[str], labelled: bool) -> None:
-    pairs = [Pair(n, f"question {n}", response) for n, response in enumerate(responses)]
-    assert labels_of(pairs, None) == ([text.strip() for text in responses] if labelled else None)
+    assert are_labels(responses) == labelled
 
 
 def test_rows_that_ask_the_same_stay_on_one_side() -> None:
@@ -952,7 +1164,7 @@ def test_rows_that_ask_the_same_stay_on_one_side() -> None:
 def test_a_schema_is_learnt() -> None:
     objects: list[Row] = [
         {"text": f"t{n}", "kind": "ab"[n % 2], "score": n / 2, "n": n, "ok": True, "tags": []}
-        for n in range(6)
+        for n in range(12)
     ]
     objects[0]["note"] = None
     objects[1]["note"] = "x"
@@ -971,6 +1183,70 @@ def test_a_schema_is_learnt() -> None:
     schema["properties"]["text"] = {"enum": ["x"]}
     assert label_of(schema, None) is None
     assert label_of(schema, "text") == "text"
+
+
+def test_a_schema_leaves_open_what_few_rows_do_not_close() -> None:
+    cities = [f"city {n}" for n in (0, 1, 2, 3, 4, 5) * 2]  # 6 seen, 11 in the next rows
+    rows: list[Row] = [
+        {
+            "city": city,
+            "tags": ["a", n],
+            "who": {"name": f"n{n}", "age": n} | ({"nick": "x"} if n else {}),
+            "where": {"x": n, "y": [n / 2]},
+            "maybe": None if n else {"z": True},
+        }
+        for n, city in enumerate(cities)
+    ]
+    schema = infer_schema(rows)
+    assert schema["properties"] == {
+        "city": {"type": "string", "minLength": 1},
+        "tags": {"type": "array", "items": {"type": ["integer", "string"]}},
+        "who": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "minLength": 1},
+                "age": {"type": "integer"},
+                "nick": {"enum": ["x"]},
+            },
+            "required": ["name", "age"],
+        },
+        "where": {
+            "type": "object",
+            "properties": {
+                "x": {"type": "integer"},
+                "y": {"type": "array", "items": {"type": "number"}},
+            },
+            "required": ["x", "y"],
+            "additionalProperties": False,
+        },
+        "maybe": {
+            "type": ["null", "object"],
+            "properties": {"z": {"type": "boolean"}},
+            "required": ["z"],
+            "additionalProperties": False,
+        },
+    }
+    assert schema["additionalProperties"] is False
+    assert "additionalProperties" not in infer_schema([{"a": 1}, {"a": 1, "b": 2}])
+    assert infer_schema([[{"a": 1}], []])["items"]["required"] == ["a"]
+
+
+def test_the_label_is_told_and_may_be_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"query": f"Row {n}", "response": {"unit": "kg" if n % 2 else "g", "city": f"c{n % 7}"}}
+            for n in range(21)]  # fmt: skip
+    path = write_table(tmp_path / "rows.jsonl", rows)
+    assert new(tmp_path, "--train", str(path)) == 0
+    assert "'unit' is taken for the label; --label NAME names another, or none" in (
+        capsys.readouterr().out
+    )
+    assert load_card("own").answer.label == "unit"
+    assert new(tmp_path, "--train", str(path), "--label", "none", "--force") == 0
+    assert load_card("own").answer.label is None
+    assert new(tmp_path, "--train", str(path), "--label", "city", "--force") == 0
+    schema = json.loads(load_card("own").file("answer.schema.json").read_text())
+    assert schema["properties"]["city"] == {"enum": [f"c{n}" for n in range(7)]}
 
 
 # ---------------------------------------------------------------- ms-swift trains with it

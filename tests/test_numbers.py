@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.numbers import final_number, shown_number, whole_number
 from tell_plugins.evaluation import scoring
-from tell_plugins.evaluation.final_number import NumberScores, final_number, shown_number
+from tell_plugins.evaluation.final_number import NumberScores
 from tests.conftest import MakeCard
 from tests.saved_answers import save_answers
 
@@ -57,7 +58,22 @@ from tests.saved_answers import save_answers
         (r"\$5", 5),
         ("€ 12", 12),
         ("£3.20", "3.2"),
-        ("12,34", 34),  # not a thousands separator
+        # the whole number or none
+        ("12,34", None),  # not a thousands separator
+        ("12,5", None),
+        ("0,125", None),
+        ("1.234,56", None),
+        ("1,234,56", None),
+        ("03.03.2024", None),
+        ("2024-03-03", None),
+        ("5.4.2", None),
+        ("at 192.168.0.1", None),
+        ("12:30", None),
+        ("3 + 4 = 12,5", None),  # nor the number before it
+        ("3 + 4\n#### 12,5", None),
+        ("#### 5.4.2.", None),
+        ("1e3.", 1000),
+        ("so it is...5", 5),
         # decimals, fractions, powers
         (".5", "1/2"),
         ("0.1", "1/10"),
@@ -72,15 +88,28 @@ from tests.saved_answers import save_answers
         ("1e3", 1000),
         ("2.5e-1", "1/4"),
         ("50%", 50),
-        ("on 2/3/2020", 2020),  # a date, no fraction
+        ("on 2/3/2020", None),  # a date, no fraction
         # nonsense stays quiet
         ("5/0", None),
         ("9" * 400, None),
-        ("1e999999", 999999),
+        ("1e999999", None),
     ],
 )
 def test_the_final_number(text: str, number: int | str | None) -> None:
     assert final_number(text) == (None if number is None else Fraction(number))
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("4", 4), (" -12.5\n", "-12.5"), ("$1,234.50", "1234.5"), ("50%", 50), ("12 €", 12),
+        ("3/4", "3/4"), ("2 + 2 is 4.\n#### 4", 4), ("18.", 18), ("1.234", "1.234"),
+        ("12,5", None), ("1.234,56", None), ("5.4.2", None), ("4 apples", None), ("1 2", None),
+        ("3-4", None), ("#### 12,5", None), ("2024-03-03", None), ("", None), ("####", None),
+    ],
+)  # fmt: skip
+def test_a_text_that_is_a_number(text: str, number: int | str | None) -> None:
+    assert whole_number(text) == (None if number is None else Fraction(number))
 
 
 @pytest.mark.parametrize(

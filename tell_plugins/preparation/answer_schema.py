@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
 
 MOST_VALUES = 12  # a property with more different texts is free text
 LONGEST_VALUE = 60  # characters of one value of an enumeration
+_TIMES_SEEN = 4  # how often a value of an enumeration is seen, on average
+_MOST_NEW = 0.05  # the chance of another value up to which there is none
+_DEEPEST = 8  # levels of objects and lists that get a rule
+NO_LABEL = "none"
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _TYPES: dict[type, str] = {
     str: "string",
@@ -27,66 +33,120 @@ _TYPES: dict[type, str] = {
 }
 
 
-def parse_objects(texts: Sequence[str]) -> list[dict[str, Any]] | None:
-    """The texts as JSON objects, None unless all of them are."""
-    objects = []
-    for text in texts:
-        try:
-            value = parse_json(text)
-        except ValueError:
-            return None
-        if not isinstance(value, dict):
-            return None
-        objects.append(value)
-    return objects
+def strict_json(text: str) -> Any:
+    """The JSON value in `text` as the strict scorer takes it.
 
-
-def infer_schema(objects: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A JSON schema that all `objects` fit.
-
-    Keys that all have are required, others optional, further ones forbidden. A text property is
-    an enumeration when it has few values and they come again.
+    Raises ValueError for anything else: a key twice, NaN, or what json.loads refuses.
     """
-    keys = dict.fromkeys(key for value in objects for key in value)
-    properties = {key: _property([value[key] for value in objects if key in value]) for key in keys}
-    return {
-        "$schema": _DRAFT,
-        "type": "object",
-        "properties": properties,
-        "required": [key for key in keys if all(key in value for value in objects)],
-        "additionalProperties": False,
-    }
+    value = parse_json(text)
+    try:
+        json.dumps(value, allow_nan=False)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except ValueError:
+        raise ValueError("NaN or Infinity") from None
+    return value
 
 
-def _property(values: Sequence[Any]) -> dict[str, Any]:
+def json_values(file: TaskFile) -> list[Any] | None:
+    """The responses as JSON objects and lists, None unless all of them are."""
+    try:
+        values = [strict_json(pair.response) for pair in file.pairs]
+    except ValueError:
+        return None
+    return values if all(isinstance(value, dict | list) for value in values) else None
+
+
+def infer_schema(values: Sequence[Any]) -> dict[str, Any]:
+    """A JSON schema that all `values` fit, and that leaves open what they do not show closed.
+
+    Keys that all have are required; further ones are forbidden where all have the same keys. A
+    text is an enumeration where its values come again so often that another is unlikely.
+    """
+    return {"$schema": _DRAFT, **_rule(values, 0)}
+
+
+def _rule(values: Sequence[Any], depth: int) -> dict[str, Any]:
     types = sorted({_TYPES[type(value)] for value in values})
     if types == ["integer", "number"]:
         types = ["number"]
     if types == ["string"]:
-        distinct = sorted(set(values))
-        comes_again = 2 * len(distinct) <= len(values)
-        if (
-            comes_again
-            and len(distinct) <= MOST_VALUES
-            and max(map(len, distinct)) <= LONGEST_VALUE
-        ):
-            return {"enum": distinct}
+        if _are_closed(values):
+            return {"enum": sorted(set(values))}
         return {"type": "string", "minLength": 1} if all(values) else {"type": "string"}
-    return {"type": types[0] if len(types) == 1 else types}
+    rule: dict[str, Any] = {"type": types[0] if len(types) == 1 else types}
+    if depth == _DEEPEST:
+        return rule
+    objects = [value for value in values if isinstance(value, dict)]
+    items = [item for value in values if isinstance(value, list) for item in value]
+    if objects:
+        rule |= _object_rule(objects, depth)
+    if items:
+        rule["items"] = _rule(items, depth + 1)
+    return rule
+
+
+def _object_rule(objects: Sequence[dict[str, Any]], depth: int) -> dict[str, Any]:
+    keys = dict.fromkeys(key for value in objects for key in value)
+    required = [key for key in keys if all(key in value for value in objects)]
+    rule: dict[str, Any] = {
+        "properties": {
+            key: _rule([value[key] for value in objects if key in value], depth + 1) for key in keys
+        },
+        "required": required,
+    }
+    return rule | ({"additionalProperties": False} if len(required) == len(keys) else {})
+
+
+def _are_closed(texts: Sequence[str]) -> bool:
+    """Whether the next row is unlikely to bring another text.
+
+    By Good and Turing's estimate, the share of values seen once is the chance of a new one.
+    """
+    counts = Counter(texts)
+    once = sum(count == 1 for count in counts.values())
+    return (
+        len(counts) <= MOST_VALUES
+        and _TIMES_SEEN * len(counts) <= len(texts)
+        and once <= _MOST_NEW * len(texts)
+        and all(0 < len(text) <= LONGEST_VALUE for text in counts)
+    )
 
 
 def label_of(schema: dict[str, Any], wanted: str | None) -> str | None:
     """The property that carries the label: `wanted`, else the only enumeration, else None.
 
-    Raises UserError when `wanted` is no property of the schema.
+    "none" wants no label. Raises UserError when `wanted` is no property of the schema.
     """
     properties = schema.get("properties", {})
-    if wanted is not None:
-        if wanted not in properties:
-            raise unknown("property", wanted, properties, "--label")
+    if wanted is not None and wanted in properties:
         return wanted
+    if wanted is not None and wanted != NO_LABEL:
+        raise unknown("property", wanted, [*properties, NO_LABEL], "--label")
     listed = [key for key in properties if _values(schema, key)]
-    return listed[0] if len(listed) == 1 else None
+    return listed[0] if len(listed) == 1 and wanted is None else None
+
+
+def label_in(text: str, key: str) -> str | None:
+    """The text of a JSON answer's label; None where it has none."""
+    try:
+        value = strict_json(text)
+    except ValueError:
+        return None
+    label = value.get(key) if isinstance(value, dict) else None
+    return label if isinstance(label, str) else None
+
+
+def with_label(text: str, key: str, label: str) -> str:
+    """A JSON answer with another label."""
+    return json.dumps({**parse_json(text), key: label}, ensure_ascii=False)
+
+
+def close_label(schema: dict[str, Any], key: str, texts: Sequence[str]) -> None:
+    """Make the property that the user calls the label an enumeration of the trained labels."""
+    labels = {label for text in texts if (label := label_in(text, key)) is not None}
+    if schema["properties"][key].get("type") == "string":
+        schema["properties"][key] = {"enum": sorted(labels)}
 
 
 def _values(schema: dict[str, Any], key: str | None) -> list[Any]:
@@ -130,7 +190,7 @@ def check_answers(
         if pair.response.strip() in bare:
             continue
         try:
-            reason = _misfit(validator, parse_json(pair.response))
+            reason = _misfit(validator, strict_json(pair.response))
         except ValueError as error:
             reason = f"no JSON ({error})"
         if reason is not None:

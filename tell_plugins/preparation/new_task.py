@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shlex
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,9 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import find_file, open_split
 from tell_plugins.core.spec import parse_amount, parse_names, parse_spec
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
+from tell_plugins.preparation.answer_kind import METRICS
 from tell_plugins.preparation.known_cards import check_name, make_known
-from tell_plugins.preparation.own_task import METRICS, SPLITS, Task, read_task
+from tell_plugins.preparation.own_task import SPLITS, Task, read_task
 from tell_plugins.preparation.task_recipe import (
     general_of,
     header,
@@ -28,10 +32,12 @@ from tell_plugins.preparation.task_recipe import (
     recipe_name,
     recipe_text,
 )
+from tell_plugins.recipe.lengths import own_tokenizer
 from tell_plugins.recipe.recipes import Recipe
 
 MOST_TIMES = 40  # general rows a task row where the user names the general data
 _SHOWN_CHARS = 700
+_LETTER = re.compile("[A-Za-z ]")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--metric", choices=METRICS, help="how answers are scored (default: told by the rows)")
     add("--languages", metavar="FROM,TO", help="languages of a translation: Icelandic,English")
     add("--schema", metavar="FILE", help="JSON schema of the answers (default: from the rows)")
-    add("--label", metavar="PROPERTY", help="property of JSON answers that holds the label")
+    add("--label", metavar="PROPERTY", help="property of JSON answers with the label, or none")
+    add(
+        "--clean-labels",
+        action="store_true",
+        help="write labels that differ in blanks, case or Unicode form in one form",
+    )
     add("--test-rows", metavar="N", type=int, help="rows to split off (default: 20 %%, up to 200)")
     add("--seed", metavar="S", type=int, default=42, help="of the split (default: 42)")
     add("--drop-overlap", action="store_true", help="leave out training rows that are test rows")
@@ -84,13 +95,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, show, write, prove: card and recipe of an own task."""
+    """Read, show, write, prove: card and recipes of an own task, or nothing where one fails."""
     _check_texts(args)
     cards, recipes = _places(args)
+    folder = cards / args.name
+    _restore(folder)
     task = read_task(args)
     pattern = pattern_for(args.model, task.metric)
     recipe = recipes / f"{recipe_name(pattern, args.name)}.yaml"
-    _refuse_overwriting(args, cards / args.name, recipe)
+    _refuse_overwriting(args, folder, recipe)
     sources, amount = _general(args, pattern, len(task.train))
     print(_picture(task))
     for note in task.notes:
@@ -99,9 +112,16 @@ def run(args: argparse.Namespace) -> int:
     dataset = f"tell/{args.name}"
     lines = header(pattern, args.name, len(task.train), recipe, export)
     text = recipe_text(pattern, recipe.stem, dataset, lines)
-    _write_card(cards / args.name, _card(task, args, sources, amount), task)
-    paths.write_text(recipe, text)
-    return _prove(task, dataset, recipe, cards / args.name, export)
+    with _placed(folder, _files(_card(task, args, sources, amount, pattern), task)):
+        missing = _missing_for(dataset)
+        paths.write_text(recipe, text)
+    print(f"metric:  {task.metric}; {len(task.train)} training rows, {len(task.test)} test rows")
+    print(f"card:    {paths.shown(folder)}")
+    print(f"recipe:  {paths.shown(recipe)}")
+    shown = shlex.quote(paths.shown(recipe))
+    commands = [f"./run.sh {verb} {shown}" for verb in ("check", "train", "eval")]
+    print("next:", *([export] if export else []), *missing, *commands, sep="\n  ")
+    return 0
 
 
 def _check_texts(args: argparse.Namespace) -> None:
@@ -183,7 +203,7 @@ def _times(names: Sequence[str], task_rows: int, most: float = MOST_TIMES) -> st
 
 
 def _card(
-    task: Task, args: argparse.Namespace, sources: Sequence[str], amount: str
+    task: Task, args: argparse.Namespace, sources: Sequence[str], amount: str, pattern: Recipe
 ) -> dict[str, Any]:
     parts = {"train": task.train, "validation": task.validation, "test": task.test}
     splits = {
@@ -209,25 +229,33 @@ def _card(
         card["answer"] = {"schema": "answer.schema.json"}
         if task.label is not None:
             card["answer"]["label"] = task.label
+    if task.labels is not None:
+        card["answer"] = {"labels": task.labels}
     if task.languages is not None:
         card["translation"] = {"source": task.languages[0], "target": task.languages[1]}
-    card["max_new_tokens"] = _max_new_tokens(task)
+    card["max_new_tokens"] = _max_new_tokens(task, str(pattern.get("model")))
     return card
 
 
-def _max_new_tokens(task: Task) -> int:
-    """Room for the longest training answer and a third more, in steps of 32."""
+def _max_new_tokens(task: Task, model: str) -> int:
+    """Room for the longest training answer and a third more, in steps of 32.
+
+    Counted with the model's own tokenizer, else Llama-2's, else guessed so that none is cut: two
+    letters a token, and every other byte one.
+    """
     path = tokenizer_file()
+    counter = own_tokenizer(model) or (TokenCounter(path) if path else None)
     responses = [pair.response for pair in task.train]
     longest = (
-        int(TokenCounter(path).count(responses).max())
-        if path is not None
-        else max(len(text.encode()) for text in responses) // 2  # bytes a token, to be safe
+        int(counter.count(responses).max())
+        if counter is not None
+        else max(len(text.encode()) - len(_LETTER.findall(text)) // 2 for text in responses)
     )
     return max(64, -(-(longest * 4 // 3 + 16) // 32) * 32)
 
 
-def _write_card(folder: Path, card: dict[str, Any], task: Task) -> None:
+def _files(card: dict[str, Any], task: Task) -> dict[str, str]:
+    """The card's files by name."""
     files: dict[str, str] = {}
     for name, pairs in (
         ("train", task.train),
@@ -246,13 +274,43 @@ def _write_card(folder: Path, card: dict[str, Any], task: Task) -> None:
     files["card.yaml"] = yaml.safe_dump(
         card, sort_keys=False, allow_unicode=True, width=1000, default_flow_style=None
     )
+    return files
+
+
+@contextmanager
+def _placed(folder: Path, files: dict[str, str]) -> Iterator[None]:
+    """The card's folder with these files; as it was before when the block fails."""
+    before, cards_there = _before(folder), folder.parent.is_dir()
     if folder.exists():
-        for name, text in files.items():
-            paths.write_text(folder / name, text)
-        return
-    with paths.atomic_dir(folder) as temporary:
-        for name, text in files.items():
-            (temporary / name).write_text(text, encoding="utf-8")
+        os.replace(folder, before)
+    try:
+        with paths.atomic_dir(folder) as temporary:
+            if before.exists():
+                shutil.copytree(before, temporary, dirs_exist_ok=True)
+            for name, text in files.items():
+                (temporary / name).write_text(text, encoding="utf-8")
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        _restore(folder)
+        if not cards_there:
+            with suppress(OSError):
+                folder.parent.rmdir()
+        raise
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _before(folder: Path) -> Path:
+    """Where a card that is being overwritten waits, hidden from all lists."""
+    return folder.with_name(f".{folder.name}.before")
+
+
+def _restore(folder: Path) -> None:
+    """Put back a card whose overwriting was stopped, by an error or a kill."""
+    before = _before(folder)
+    if before.is_dir() and not folder.exists():
+        os.replace(before, folder)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def _picture(task: Task) -> str:
@@ -273,29 +331,19 @@ def _cut(text: str) -> str:
     return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
 
 
-def _prove(task: Task, dataset: str, recipe: Path, folder: Path, export: str | None) -> int:
-    """Build the mixture that the recipe asks for, and say what comes next.
+def _missing_for(dataset: str) -> list[str]:
+    """Build the mixture that the recipe asks for; gives the downloads that it needs first.
 
-    Returns 1 when it cannot be built and no download would change that.
+    Raises UserError when it cannot be built and no download would change that.
     """
-    steps = [export] if export else []
-    downloads: list[str] = []
-    problem = None
     try:
         mixture = build_mixture(parse_spec(dataset))
-        rows = ", ".join(
-            f"{len(source.used)} rows of {source.card.name}" for source in mixture.sources
-        )
-        print(f"mixture: {rows}")
     except UserError as error:
-        problem = error
         downloads = re.findall(r"\./run\.sh data [\w.-]+", str(error))
-    print(f"metric:  {task.metric}; {len(task.train)} training rows, {len(task.test)} test rows")
-    print(f"card:    {paths.shown(folder)}")
-    print(f"recipe:  {paths.shown(recipe)}")
-    if problem is not None:
-        print(f"not ready to train yet: {problem}")
-    shown = shlex.quote(paths.shown(recipe))
-    commands = [f"./run.sh {verb} {shown}" for verb in ("check", "train", "eval")]
-    print("next:", *steps, *downloads, *commands, sep="\n  ")
-    return 1 if problem is not None and not downloads else 0
+        if not downloads:
+            raise
+        print(f"not ready to train yet: {error}")
+        return downloads
+    parts = ", ".join(f"{len(part.used)} rows of {part.card.name}" for part in mixture.sources)
+    print(f"mixture: {parts}")
+    return []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,27 +14,35 @@ from typing import Any
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import SEPARATOR, shared_front
 from tell_plugins.core.errors import UserError
+from tell_plugins.preparation.answer_kind import (
+    kind_of,
+    need_numbers,
+    number_hint,
+    one_spelling,
+    refuse_broken_json,
+)
 from tell_plugins.preparation.answer_schema import (
     LONGEST_VALUE,
     check_answers,
+    close_label,
     infer_schema,
+    json_values,
+    label_in,
     label_of,
-    parse_objects,
     read_schema,
+    with_label,
 )
 from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns, read_task_file
 from tell_plugins.preparation.task_split import (
-    count_test_labels,
+    labels_of,
     split_off_test,
     without_duplicates,
     without_overlap,
 )
 
-METRICS = ("json", "translation", "number", "text")
+FEW_TEST_ROWS = 50  # with fewer, what a test can show is said
 SPLITS = ("train", "validation", "test")
-_FEW_BROKEN = 0.1  # a share of responses that are no JSON, up to which they are mistakes
 LEAST_FRONT = 40  # characters that rows must share to be taken for an anchor unasked
-_NUMBER = re.compile(r"\s*[-+]?[\d.,]+\s*|[\s\S]*####\s*[-+$]?[\d.,]+\s*")
 
 
 @dataclass
@@ -47,7 +57,8 @@ class Task:
     inline: bool
     metric: str
     schema: dict[str, Any] | None = None
-    label: str | None = None
+    label: str | None = None  # the property of JSON answers that holds it
+    labels: list[str] | None = None  # the answers there are, where they are labels
     languages: tuple[str, str] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -86,9 +97,8 @@ def read_task(args: argparse.Namespace) -> Task:
     task = Task(args.name, [], [], [], "", False, "", notes=notes)
     _set_metric(task, args, files)
     if "test" not in files:
-        task.train, task.test = split_off_test(
-            files["train"], task.label, args.seed, args.test_rows
-        )
+        labels = labels_of(files["train"].pairs, task.metric, task.label)
+        task.train, task.test = split_off_test(files["train"], labels, args.seed, args.test_rows)
     else:
         task.train, task.test = files["train"].pairs, files["test"].pairs
     notes += _test_notes(task, None if "test" in files else args.seed)
@@ -99,22 +109,37 @@ def read_task(args: argparse.Namespace) -> Task:
 
 def _test_notes(task: Task, seed: int | None) -> list[str]:
     """How the test rows were split off, None for `seed` when not, and whether they tell much."""
-    labels = count_test_labels(task.train, task.test, task.label)
+    test, train = (
+        Counter(labels_of(pairs, task.metric, task.label) or [])
+        for pairs in (task.test, task.train)
+    )
     notes = []
     if seed is not None:
-        counts = ", ".join(f"{count} {_short(label)}" for label, count in (labels or {}).items())
+        counts = ", ".join(f"{count} {_short(label)}" for label, count in sorted(test.items()))
         notes.append(
             f"no --test: {len(task.test)} rows are split off to test with, chosen by content and "
             f"seed {seed}"
             + (f" in the labels' shares ({counts})" if counts else "")
             + f"; {len(task.train)} train"
         )
-    if labels is not None and len(labels) == 1:
-        [label] = labels
+        missing = [label for label in sorted(train) if label not in test]
+        if missing:
+            notes.append(f"no test row has the label {', '.join(map(_short, missing[:5]))}")
+    if len(test) == 1:
+        [label] = test
         notes.append(
             f"WARNING: the label of every test row is {_short(label)}, so a model that always "
             "answers that scores 100 %; give test rows of each label with --test FILE"
             + (", or split more off with --test-rows N" if seed is not None else "")
+        )
+    if len(task.test) < FEW_TEST_ROWS:
+        count = len(task.test)
+        width = 100 * 1.96 * math.sqrt(count + 1.96**2) / (2 * (count + 1.96**2))
+        notes.append(
+            f"{count} test rows show little: one row is {100 / count:.0f} points of a score, and "
+            f"its 95 % interval is up to {width:.0f} points to either side; give a file of 100 "
+            "rows or more with --test FILE, or train and test several times, with --seed 1, 2, 3 "
+            "... under names of their own"
         )
     return notes
 
@@ -126,81 +151,91 @@ def _short(label: str) -> str:
 
 
 def _set_metric(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]) -> None:
+    """Metric, labels, schema and languages; labels in `files` are brought to one spelling."""
     train = files["train"]
-    responses = [pair.response for pair in train.pairs]
-    objects = parse_objects(responses)
-    if objects is None and args.metric in (None, "json") and args.schema is None:
-        _refuse_broken_objects(train)
-    metric = args.metric or _metric_of(args, objects, responses)
-    if metric == "number":
-        for file in files.values():
-            _need_numbers(file)
-    if metric != "json" and (args.schema or args.label):
+    metric = args.metric or ("translation" if args.languages else "json" if args.schema else None)
+    task.metric = metric or kind_of(train)
+    if task.metric != "json" and (args.schema or args.label):
         raise UserError(
-            f"--schema and --label belong to JSON answers, but the metric is '{metric}'",
+            f"--schema and --label belong to JSON answers, but the metric is '{task.metric}'",
             where="command line",
             remedy="leave them out, or --metric json",
         )
-    task.metric = metric
-    if metric == "json":
-        everything = list(objects or [])
-        for name in ("validation", "test"):
-            if name in files:
-                everything += parse_objects([p.response for p in files[name].pairs]) or []
-        schema = read_schema(paths.user_path(args.schema)) if args.schema else None
-        if schema is None and objects is None:
-            raise UserError(
-                "metric 'json', but not all responses are JSON objects",
-                where=paths.shown(train.path),
-                remedy="mend the responses, give --schema FILE, or another --metric",
-            )
-        task.schema = schema or infer_schema(everything)
-        task.label = label_of(task.schema, args.label)
-        for name, file in files.items():
-            check_answers(file, task.schema, task.label, bare_labels=name != "train")
-        if args.schema is None:
-            task.notes.append(f"schema learnt from the responses: {_brief(task.schema)}")
-        if task.label is None:
-            task.notes.append("no property is taken for the label; name one with --label")
-    if metric == "translation":
+    if task.metric == "json":
+        _set_schema(task, args, files)
+    elif task.metric == "label":
+        _set_labels(task, args, files)
+    elif task.metric == "number":
+        for file in files.values():
+            need_numbers(file)
+    elif task.metric == "translation":
         task.languages = _languages(args.languages)
+    elif metric is None:
+        task.notes += number_hint(train)
 
 
-def _refuse_broken_objects(train: TaskFile) -> None:
-    """Raise UserError where nearly all responses are JSON objects: the others are mistakes."""
-    broken = [pair for pair in train.pairs if parse_objects([pair.response]) is None]
-    if broken and len(broken) <= len(train.pairs) * _FEW_BROKEN:
-        lines = ", ".join(f"line {pair.line}" for pair in broken[:5])
+def _set_labels(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]) -> None:
+    one_spelling(
+        files,
+        lambda pair: pair.response,
+        lambda pair, label: pair._replace(response=label),
+        args.clean_labels,
+    )
+    counts = Counter(pair.response for pair in files["train"].pairs)
+    if len(counts) < 2:
         raise UserError(
-            f"{len(broken)} of {len(train.pairs)} responses are no JSON object: {lines}"
-            + (" ..." if len(broken) > 5 else ""),
-            where=paths.shown(train.path),
-            remedy="mend them, or --metric text where answers need not be JSON",
+            f"all training answers are {_short(next(iter(counts)))}: one label is none to choose",
+            where=paths.shown(files["train"].path),
+            remedy="give rows of each label, or another --metric",
         )
+    held_out = [p.response for name in ("validation", "test") if name in files
+                for p in files[name].pairs]  # fmt: skip
+    unknown_labels = sorted(set(held_out) - set(counts))
+    if unknown_labels:
+        task.notes.append(
+            f"WARNING: no training row has the label {', '.join(map(_short, unknown_labels[:5]))}"
+        )
+    task.labels = sorted({*counts, *held_out})
+    shown = ", ".join(f"{_short(label)} {count}x" for label, count in counts.most_common(6))
+    task.notes.append(
+        f"the answers are {len(counts)} labels ({shown}{' ...' if len(counts) > 6 else ''})"
+        + ("" if args.metric else "; where they are none: --metric text, or number")
+    )
 
 
-def _need_numbers(file: TaskFile) -> None:
-    without = [pair for pair in file.pairs if not any(map(str.isdecimal, pair.response))]
-    if without:
+def _set_schema(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]) -> None:
+    given = read_schema(paths.user_path(args.schema)) if args.schema else None
+    if given is None and json_values(files["train"]) is None:
+        refuse_broken_json(files["train"])
         raise UserError(
-            f"metric 'number', but {len(without)} of {len(file.pairs)} responses hold none; the "
-            f"first is at line {without[0].line}",
-            where=paths.shown(file.path),
-            allowed="a response that ends with `#### <number>`, or holds a number",
-            remedy="correct the rows, or name another --metric",
+            "metric 'json', but not all responses are JSON objects",
+            where=paths.shown(files["train"].path),
+            remedy="mend the responses, give --schema FILE, or another --metric",
         )
-
-
-def _metric_of(
-    args: argparse.Namespace, objects: list[dict[str, Any]] | None, responses: Sequence[str]
-) -> str:
-    if args.languages:
-        return "translation"
-    if args.schema or objects is not None:
-        return "json"
-    if all(_NUMBER.fullmatch(response) for response in responses):
-        return "number"
-    return "text"
+    task.schema = _learnt(files) if given is None else given
+    task.label = key = label_of(task.schema, args.label)
+    if key is not None:
+        before = dict(files)
+        one_spelling(
+            files,
+            lambda pair: label_in(pair.response, key),
+            lambda pair, label: pair._replace(response=with_label(pair.response, key, label)),
+            args.clean_labels,
+        )
+        if given is None and files != before:
+            task.schema = infer_schema(
+                [v for file in files.values() for v in json_values(file) or []]
+            )
+        if given is None and args.label:
+            close_label(task.schema, key, [p.response for p in files["train"].pairs])
+    for name, file in files.items():
+        check_answers(file, task.schema, task.label, bare_labels=name != "train")
+    if given is None:
+        task.notes.append(f"schema learnt from the responses: {_brief(task.schema)}")
+    if key is None:
+        task.notes.append("no property is taken for the label; name one with --label")
+    elif args.label is None:
+        task.notes.append(f"'{key}' is taken for the label; --label NAME names another, or none")
 
 
 def _languages(text: str | None) -> tuple[str, str]:
@@ -215,12 +250,16 @@ def _languages(text: str | None) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
+def _learnt(files: dict[str, TaskFile]) -> dict[str, Any]:
+    return infer_schema([value for file in files.values() for value in json_values(file) or []])
+
+
 def _brief(schema: dict[str, Any]) -> str:
     parts = []
-    for key, value in schema["properties"].items():
+    for key, value in schema.get("properties", {}).items():
         kind = " | ".join(map(repr, value["enum"])) if "enum" in value else str(value["type"])
         parts.append(f"{key}{'' if key in schema['required'] else ' (optional)'}: {kind}")
-    return "; ".join(parts)
+    return "; ".join(parts) or str(schema["type"])
 
 
 def _set_anchor(task: Task, args: argparse.Namespace) -> None:

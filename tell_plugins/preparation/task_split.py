@@ -11,7 +11,6 @@ import numpy as np
 from tell_plugins.core import draw
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.text import comparison_keys, row_id
-from tell_plugins.preparation.answer_schema import MOST_VALUES
 from tell_plugins.preparation.forms import Pair, TaskFile, parse_json
 
 TEST_SHARE, MOST_TEST_ROWS = 0.2, 200
@@ -96,12 +95,13 @@ def without_overlap(
 
 
 def split_off_test(
-    file: TaskFile, label: str | None, seed: int, wanted: int | None = None
+    file: TaskFile, labels: Sequence[str] | None, seed: int, wanted: int | None = None
 ) -> Split:
-    """Part the rows of one file; both parts keep the labels' shares (see `labels_of`).
+    """Part the rows of one file; both parts keep the shares of `labels`, one a row.
 
     Which rows test depends on their content and the seed alone. Rows that ask the same stay
-    together. Raises UserError for too few rows, or fewer than one test row wanted.
+    together. Of few rows more are taken, so that each label tests. Raises UserError for too few
+    rows, or fewer than one test row wanted.
     """
     if wanted is not None and wanted < 1:
         raise UserError(
@@ -111,7 +111,10 @@ def split_off_test(
             remedy="leave it out for the default, or give test rows of their own with --test FILE",
         )
     total = len(file.pairs)
-    count = wanted or min(MOST_TEST_ROWS, max(1, round(TEST_SHARE * total)))
+    strata = list(labels) if labels is not None else [""] * total
+    several = sum(count > 1 for count in Counter(strata).values())
+    share = max(1, round(TEST_SHARE * total), min(several, total // 3))
+    count = wanted or min(MOST_TEST_ROWS, share)
     if total < FEWEST_ROWS or count > total - 2:
         raise UserError(
             f"{total} rows are too few to split {count} test rows off",
@@ -126,7 +129,6 @@ def split_off_test(
     together: dict[int, list[int]] = defaultdict(list)
     for row, key in enumerate(keys):
         together[key].append(row)
-    strata = labels_of(file.pairs, label) or [""] * total
     quota = _quotas(Counter(strata), count)
     test: set[int] = set()
     for row in rank:
@@ -146,33 +148,27 @@ def split_off_test(
     )
 
 
-def labels_of(pairs: Sequence[Pair], label: str | None) -> list[str] | None:
-    """The label of each row, None where the answers are free text.
+def labels_of(pairs: Sequence[Pair], metric: str, label: str | None) -> list[str] | None:
+    """The label of each row, None where the answers have none.
 
-    It is the JSON property `label`. Without one it is the whole response, where there are few
-    different ones: at most `MOST_VALUES`, and at most a tenth of the rows with one of its own.
+    It is the JSON property `label`, or the whole answer where answers are labels.
     """
     if label is not None:
         return [_label(pair, label) for pair in pairs]
-    labels = [pair.response.strip() for pair in pairs]
-    counts = Counter(labels)
-    alone = sum(count == 1 for count in counts.values())
-    return labels if len(counts) <= MOST_VALUES and 10 * alone <= len(labels) else None
-
-
-def count_test_labels(
-    train: Sequence[Pair], test: Sequence[Pair], label: str | None
-) -> dict[str, int] | None:
-    """How many test rows have each label, None where the answers are free text."""
-    labels = labels_of([*train, *test], label)
-    return None if labels is None else dict(sorted(Counter(labels[len(train) :]).items()))
+    return [pair.response.strip() for pair in pairs] if metric == "label" else None
 
 
 def _quotas(sizes: Counter[str], count: int) -> dict[str, int]:
-    """`count` test rows over the strata by size (largest remainder); each keeps a training row."""
+    """`count` test rows over the strata by size (largest remainder); each keeps a training row.
+
+    Each stratum of two rows or more tests, where `count` suffices.
+    """
     total = sum(sizes.values())
     exact = {name: count * size / total for name, size in sizes.items()}
-    quota = {name: min(int(share), sizes[name] - 1) for name, share in exact.items()}
+    least = int(sum(size > 1 for size in sizes.values()) <= count)
+    quota = {name: min(max(int(exact[name]), least), size - 1) for name, size in sizes.items()}
+    while sum(quota.values()) > count:
+        quota[max(quota, key=lambda name: (quota[name] - exact[name], quota[name], name))] -= 1
     by_rest = sorted(sizes, key=lambda name: (quota[name] - exact[name], name))
     while sum(quota.values()) < count:
         open_strata = [name for name in by_rest if quota[name] < sizes[name] - 1]

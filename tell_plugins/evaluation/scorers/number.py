@@ -8,9 +8,9 @@ from dataclasses import replace
 from fractions import Fraction
 
 from tell_plugins.core.cards import Card
+from tell_plugins.core.numbers import MARKER, final_number, shown_number
 from tell_plugins.core.sources import TaskRows
-from tell_plugins.evaluation import final_number
-from tell_plugins.evaluation.final_number import KINDS, MARKER, NumberScores, shown_number
+from tell_plugins.evaluation.final_number import KINDS, NumberScores, kind_of, reference_numbers
 from tell_plugins.evaluation.intervals import counted, rate
 from tell_plugins.evaluation.labels import Truth
 from tell_plugins.evaluation.scored import Answer
@@ -19,14 +19,14 @@ from tell_plugins.evaluation.scorers.judged import Case, Judged, share
 
 def right(task: TaskRows) -> Truth:
     """The final number of each test row, as a fraction."""
-    return Truth([str(number) for number in final_number.reference_numbers(task)], [])
+    return Truth([str(number) for number in reference_numbers(task)], [])
 
 
 def judge(case: Case) -> dict[str, Judged]:
-    numbers = [final_number.final_number(answer.text) for answer in case.answers]
+    numbers = [final_number(answer.text) for answer in case.answers]
     right = [Fraction(text) for text in case.right]
     kinds = [
-        final_number.kind_of(answer, number, expected)
+        kind_of(answer, number, expected)
         for answer, number, expected in zip(case.answers, numbers, right, strict=True)
     ]
     columns = {"exact_match": replace(share([kind is None for kind in kinds]), own_place=True)}
