@@ -299,6 +299,13 @@ def test_strict_never_accepts_what_lenient_refuses(case: Case, halu: AnswerSchem
         assert official_fixed(case.text, case.finish, halu).adherent
 
 
+def test_a_list_is_an_answer_where_the_schema_wants_one() -> None:
+    schema = AnswerSchema({"type": "array", "items": {"type": "integer"}}, None)
+    verdicts = [strict(text, "stop", schema) for text in ("[1, 2]", '["a"]', '{"a": 1}')]
+    assert [verdict.kind for verdict in verdicts] == ["adherent", "wrong_type", "not_object"]
+    assert verdicts[0].value == [1, 2]
+
+
 def test_long_and_odd_texts_do_not_stall(halu: AnswerSchema) -> None:
     for text in (
         '{"' * 20_000,

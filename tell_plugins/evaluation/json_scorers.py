@@ -39,11 +39,11 @@ class Verdict(NamedTuple):
 
     Attributes:
         kind: `taxonomy.ADHERENT` or a kind of failure.
-        value: the object that was read, where there is one.
+        value: the object that was read (a list where the schema wants one), if there is any.
     """
 
     kind: str
-    value: dict[str, Any] | None = None
+    value: Any = None
 
     @property
     def adherent(self) -> bool:
@@ -83,7 +83,7 @@ class AnswerSchema:
         except RecursionError:  # nested deeper than any answer that is meant
             return taxonomy.OTHER_RULE
 
-    def label_of(self, value: dict[str, Any] | None) -> str | None:
+    def label_of(self, value: Any) -> str | None:
         """The label that an object carries, as text; None when it has none."""
         if value is None or self.label is None or self.label not in value:
             return None
@@ -256,7 +256,8 @@ def _loads(text: str) -> Any:
 
 def _judge(reading: Reading, schema: AnswerSchema) -> Verdict:
     """The verdict on what was parsed."""
-    value = reading.value if isinstance(reading.value, dict) else None
+    wanted = list if schema.schema.get("type") == "array" else dict
+    value = reading.value if isinstance(reading.value, wanted) else None
     if reading.duplicate_key:
         return Verdict(taxonomy.DUPLICATE_KEY, value)
     if reading.not_finite:

@@ -83,7 +83,7 @@ def _judged(case: Case, kept: list[int], verdicts: list[Verdict], schema: Answer
     return found
 
 
-def _content(given: Sequence[dict[str, Any] | None], right: Sequence[str]) -> dict[str, Column]:
+def _content(given: Sequence[Any], right: Sequence[str]) -> dict[str, Column]:
     """Exact match and fields; an answer of the wrong form gives nothing."""
     exact = [
         value is not None and canonical(value) == whole
