@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import lzma
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import paper_numbers, scoring
-from tell_plugins.evaluation.compare import compare, find_folders, short_names
+from tell_plugins.evaluation.compare import compare, find_folders
 from tell_plugins.evaluation.json_scorers import SCORERS
 from tell_plugins.evaluation.scored import load_scored
+from tell_plugins.evaluation.system_names import short_names
 from tests.conftest import MakeCard, write_rows
 from tests.saved_answers import HALU_PERFECT as GOOD
 from tests.saved_answers import answer_line, save_answers, save_lines
@@ -73,9 +75,48 @@ def test_compressed_answers_are_the_same_answers(
         load_scored(packed[0].folder)
 
 
-def test_long_names_stand_in_a_legend_and_letters_in_the_tables(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let tables be printed to a terminal of so many columns."""
+
+    def set_width(columns: int) -> None:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", str(columns))
+
+    return set_width
+
+
+@pytest.mark.parametrize("columns", [60, 80, 132])
+def test_tables_fit_the_terminal_and_no_word_is_cut(
+    columns: int,
+    runs: Path,
+    tmp_path: Path,
+    terminal: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    call = ["compare", str(runs), "--out", str(tmp_path / "out"), "--resamples", "100"]
+    assert main(call) == 0
+    in_file = capsys.readouterr().out
+    terminal(columns)
+    assert main(call) == 0
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    rows = [line for line in shown.splitlines() if line.startswith(" checkpoint-8 ")]
+    assert rows
+    assert max(map(len, rows)) <= columns
+    for word in ("checkpoint-4", "75.0", "accuracy", "balanced", "difference", "prose"):
+        assert word in shown, word
+    (row,) = [line for line in in_file.splitlines() if line.startswith(" checkpoint-4    40")]
+    assert row.count("75.0 [59.8,85.8]") >= 2  # in a file all columns stand in one line
+
+
+def test_long_names_stand_in_a_legend_and_letters_in_the_tables(
+    runs: Path,
+    tmp_path: Path,
+    terminal: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    terminal(132)
     long = runs / "eval" / "checkpoint-8-of-a-run-with-a-long-name"
     (runs / "eval" / "checkpoint-8").rename(long)
     out = tmp_path / "out"
@@ -215,9 +256,72 @@ def test_answers_to_different_tests_are_never_mixed(
 
 def test_splits_of_a_run_are_picked(card: str, runs: Path, tmp_path: Path) -> None:
     save_answers(runs / "eval" / "none" / "train-greedy", card, [GOOD], split="train")
-    assert main(["compare", str(runs), "--out", str(tmp_path)]) == 1
+    assert main(["compare", str(runs), "--out", str(tmp_path)]) == 0  # the test is meant
+    assert len(find_folders([str(runs)])) == 3
     assert main(["compare", str(runs), "--split", "test", "--out", str(tmp_path)]) == 0
     assert len(find_folders([str(runs)], "train")) == 1
+
+
+def test_systems_are_named_by_method_and_seed_and_what_else_differs(
+    card: str, make_card: MakeCard, tmp_path: Path
+) -> None:
+    make_card("plain", train=[{"q": "q", "r": "r"}], kind="general")
+
+    def answered(name: str, spec: str | None, **settings: Any) -> Path:
+        adapter = "none"
+        if spec is not None:
+            folder = tmp_path / name / "v0-20261101-120000" / "checkpoint-4"
+            folder.mkdir(parents=True)
+            (folder / "manifest.json").write_text(json.dumps({"spec": spec, "sources": []}))
+            adapter = str(folder)
+        out = tmp_path / name / "eval" / Path(adapter).name / "test-greedy"
+        return save_answers(out, card, [GOOD] * 40, adapter=adapter, **settings)
+
+    sft, tell = f"tell/{card}:general=0", f"tell/{card}:general=80rows"
+    folders = [
+        answered("a", None),
+        answered("b", sft),
+        answered("c", f"{sft}/seed=43"),
+        answered("d", tell),
+        answered("e", f"{tell}/order=even"),
+        answered("f", f"{tell}/order=even", shots=2),
+        answered("g", f"tell/{card}:task=0/general=80rows"),
+    ]
+    run = {"spec": sft, "seed": 7, "settings": {"learning_rate": 0.5}}
+    swept = save_answers(
+        tmp_path / "runs" / "x-9219d509ae38" / "eval" / "t" / "c" / "test-greedy",
+        *(card, [GOOD] * 40),
+        adapter="gone",
+    )
+    (tmp_path / "runs" / "x-9219d509ae38" / "run.json").write_text(json.dumps(run))
+    names = [s.name for s in compare([*folders, swept, answered("h", sft)]).systems]
+    assert names == [
+        "base",
+        "b",
+        "SFT, seed 43",
+        "TELL, seed 42, order=shuffle",
+        "TELL, seed 42, order=even",
+        "TELL, seed 42, order=even, test shots 2",
+        "general rows, seed 42",
+        "SFT, seed 7",
+        "h",
+    ]
+
+
+def test_the_papers_columns_stand_beside_the_papers_task_alone(
+    make_card: MakeCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema = {"type": "object", "properties": {"x": {"enum": ["a", "b"]}}, "required": ["x"]}
+    rows = [{"q": f"q {n}", "r": '{"x": "a"}'} for n in range(4)]
+    answer = {"schema": "s.json", "label": "x"}
+    folder = make_card("own", train=rows, test=rows, metric="json", answer=answer)
+    (folder / "s.json").write_text(json.dumps(schema))
+    saved = save_answers(tmp_path / "a", "own", ['{"x": "a"}'] * 4)
+    assert main(["compare", str(saved), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "strict" in printed
+    assert "official" not in printed
+    assert "official" not in (tmp_path / "out" / "scores.csv").read_text()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,9 @@ from tell_plugins.evaluation.scored import Scored, load_scored, read_settings
 from tell_plugins.evaluation.scorers.judged import Judged
 from tell_plugins.evaluation.scoring import Scores
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
+from tell_plugins.evaluation.system_names import system_names
 
+_TEST = "test"
 _DEFAULT_OUT = "output/compare"
 _SCORERS = tuple(scorer.name for scorer in SCORERS)
 
@@ -145,7 +147,7 @@ def compare(
     """
     loaded = [load_scored(folder) for folder in folders]
     same_test(loaded)
-    names = short_names([scored.folder for scored in loaded])
+    names = system_names(loaded)
     systems = [
         System(
             name=name,
@@ -170,8 +172,9 @@ def compare(
 def find_folders(named: Sequence[str], split: str | None = None) -> list[Path]:
     """The answers folders that the given paths are or hold, in the given order, each once.
 
-    Answers to general questions, which have no references, are passed over where a run folder
-    is searched. Raises UserError for a path without any.
+    Where a run folder is searched, answers to general questions are passed over, which have no
+    references; and without `split`, answers to other splits than `test` where that was answered.
+    Raises UserError for a path without any.
     """
     found: dict[Path, Path] = {}
     for text in named:
@@ -179,9 +182,7 @@ def find_folders(named: Sequence[str], split: str | None = None) -> list[Path]:
         if find(path / ANSWERS):
             inside = [path]
         elif path.is_dir():
-            inside = [
-                folder for folder in find_below(path, ANSWERS) if _answers_a_task(folder, split)
-            ]
+            inside = _of_a_task(find_below(path, ANSWERS), split)
         else:
             inside = []
         if not inside:
@@ -208,11 +209,15 @@ def _one_folder(text: str, split: str | None) -> Path:
     return folders[0]
 
 
-def _answers_a_task(folder: Path, split: str | None) -> bool:
-    settings = read_settings(folder)
-    if split is not None:
-        return bool(settings["split"] == split)
-    return settings["split"] in load_card(settings["card"]).splits
+def _of_a_task(folders: Sequence[Path], split: str | None) -> list[Path]:
+    splits = {}
+    for folder in folders:
+        settings = read_settings(folder)
+        if settings["split"] in load_card(settings["card"]).splits:
+            splits[folder] = settings["split"]
+    if split is None and _TEST in splits.values():
+        split = _TEST
+    return [folder for folder, found in splits.items() if split in (None, found)]
 
 
 def same_test(loaded: Sequence[Scored]) -> None:
@@ -237,20 +242,6 @@ def _test_of(scored: Scored) -> tuple[object, ...]:
     card = scored.card
     schema = card.schema_path().read_bytes() if card.metric == "json" else b""
     return scored.task.split, scored.task.sha256, card.metric, card.answer, schema
-
-
-def short_names(folders: Sequence[Path]) -> list[str]:
-    """The parts of the paths that tell the folders apart."""
-    parts = [folder.resolve().parts for folder in folders]
-    if len(parts) == 1:
-        return ["/".join(parts[0][-2:])]
-    start = 0
-    while all(len(p) > start + 1 and p[start] == parts[0][start] for p in parts):
-        start += 1
-    end = 0
-    while all(len(p) - end > start + 1 and p[-1 - end] == parts[0][-1 - end] for p in parts):
-        end += 1
-    return ["/".join(p[start : len(p) - end]) for p in parts]
 
 
 def _differences(

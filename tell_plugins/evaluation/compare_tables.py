@@ -16,6 +16,7 @@ from tell_plugins.evaluation.free_text import TextScores
 from tell_plugins.evaluation.intervals import Estimate, Rate, counted
 from tell_plugins.evaluation.labels import LabelMetrics
 from tell_plugins.evaluation.learned_scores import LEARNED
+from tell_plugins.evaluation.paper_numbers import is_papers_task
 from tell_plugins.evaluation.scoring import SECOND_READINGS, FormScores
 from tell_plugins.evaluation.taxonomy import KINDS
 from tell_plugins.evaluation.translation import METRICS, UNITS, MetricScore, TranslationScores
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from tell_plugins.evaluation.compare import Comparison, System
 
 Number = Rate | Estimate
-_LONG = 20  # characters of a name that a table of 80 columns has room for
+_LONG = 20  # characters of a word in a name that a table of 80 columns has room for
+_UNBOUNDED = 10_000  # columns of a file
 _WIDE = 110  # columns that the tables need with their intervals
 _INTERVAL = re.compile(r" \[[^\]]*\]")
 _LABEL_COLUMNS = ("accuracy", "balanced_accuracy", "mcc", "precision", "recall", "f1")
@@ -51,12 +53,13 @@ def show(comparison: Comparison, scorer: str | None = None) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(_WIDE, console.width))
+        console = Console(width=_UNBOUNDED)  # a file has no edge
     narrow = console.width < _WIDE
-    comparison, legend = _lettered(comparison)
+    comparison, legend = _lettered(comparison) if console.width < _UNBOUNDED else (comparison, [])
     for line in legend:
         console.print(Text(line), soft_wrap=True)
-    for grid in grids(comparison, scorer):
+    whole = [_without_intervals(g) if narrow else g for g in grids(comparison, scorer)]
+    for grid in (part for one in whole for part in fitted(one, console.width)):
         table = Table(
             title=Text(grid.title),
             title_justify="left",
@@ -66,9 +69,10 @@ def show(comparison: Comparison, scorer: str | None = None) -> None:
         )
         for number, column in enumerate(grid.columns):
             side: Literal["left", "right"] = "left" if number == 0 else "right"
-            table.add_column(Text(column), justify=side, overflow="fold")  # no digit is ever hidden
+            least = min(_least_width(grid, number), console.width - 2)
+            table.add_column(Text(column), justify=side, overflow="fold", min_width=least)
         for row in grid.rows:
-            table.add_row(*(Text(_INTERVAL.sub("", cell) if narrow else cell) for cell in row))
+            table.add_row(*map(Text, row))
         console.print(table)
         for note in grid.notes:
             console.print(Text("  " + note), soft_wrap=True)
@@ -77,10 +81,41 @@ def show(comparison: Comparison, scorer: str | None = None) -> None:
         print(f"a terminal of {_WIDE} columns or more also shows the intervals of all scores")
 
 
+def _without_intervals(grid: Grid) -> Grid:
+    rows = [[_INTERVAL.sub("", cell) for cell in row] for row in grid.rows]
+    return replace(grid, rows=rows)
+
+
+def _least_width(grid: Grid, column: int) -> int:
+    """Columns of the terminal that a column needs: its longest word, which is never broken."""
+    cells = [grid.columns[column], *(row[column] for row in grid.rows)]
+    return max((len(word) for cell in cells for word in cell.split()), default=0)
+
+
+def fitted(grid: Grid, width: int) -> list[Grid]:
+    """The table, or several with the same first column, none of them wider than `width`."""
+    needs = [_least_width(grid, number) + 2 for number in range(len(grid.columns))]
+    parts: list[list[int]] = [[0]]
+    for number in range(1, len(needs)):
+        taken = sum(needs[place] for place in parts[-1])
+        if len(parts[-1]) > 1 and taken + needs[number] + 1 > width:
+            parts.append([0])
+        parts[-1].append(number)
+    return [
+        Grid(
+            grid.title if part is parts[0] else f"{grid.title} (continued)",
+            [grid.columns[number] for number in part],
+            [[row[number] for number in part] for row in grid.rows],
+            grid.notes if part is parts[-1] else [],
+        )
+        for part in parts
+    ]
+
+
 def _lettered(comparison: Comparison) -> tuple[Comparison, list[str]]:
     """The comparison with letters for names where one is long, and what each letter stands for."""
     names = [system.name for system in comparison.systems]
-    if max(map(len, names)) <= _LONG:
+    if all(len(word) <= _LONG for name in names for word in name.split()):
         return comparison, []
     letters = ("".join(part) for size in (1, 2) for part in product(ascii_uppercase, repeat=size))
     of = dict(zip(names, letters, strict=False))
@@ -118,7 +153,7 @@ def _title(systems: Sequence[System], what: str) -> str:
 
 
 def _form_grids(systems: Sequence[System], scorer: str | None) -> list[Grid]:
-    names = [scorer] if scorer else list(_forms(systems[0]))
+    names = [scorer] if scorer else _scorers(systems[0])
     with_paper = any(system.paper for system in systems)
     adherence = Grid(
         _title(systems, "adherence in % [95 % interval]"),
@@ -519,6 +554,12 @@ def _forms(system: System) -> dict[str, FormScores]:
     return system.scores.forms
 
 
+def _scorers(system: System) -> list[str]:
+    """The scorers shown of a JSON task; those of the paper's script for the paper's task alone."""
+    papers = is_papers_task(system.scored.card)
+    return [name for name in _forms(system) if papers or not name.startswith("official")]
+
+
 def _translation(system: System) -> TranslationScores:
     assert system.scores.translation is not None
     return system.scores.translation
@@ -563,7 +604,8 @@ def _records(system: System) -> Iterator[dict[str, Any]]:
     for reading, measures in scores.measures.items():
         for measure, value in measures.items():
             yield record(reading, measure, value)
-    for name, found in (scores.forms or {}).items():
+    for name in _scorers(system) if scores.forms else []:
+        found = _forms(system)[name]
         paper = system.paper
         yield record(
             name,

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from tell_plugins.core import paths
-from tell_plugins.core.cards import load_card
+from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.spec import NONE
+from tell_plugins.core.spec import NONE, Spec
 from tell_plugins.evaluation.adapters import Adapter
 from tell_plugins.recipe.recipes import load_recipe
 
 BASE, SFT, TELL = "base", "SFT", "TELL"
-_HALU = ("halu_cot_json", "halu_cot_json_rebuilt", "halu_cot_json_spans")  # one test set
+PAPER_CARDS = ("halu_cot_json", "halu_cot_json_rebuilt", "halu_cot_json_spans")  # one test set
 _QWEN = "qwen-7b-chat"
 # Section 4.2; where general data is scaled (4.2.3), the figures are those it converges to
 _GENERAL_TOKENS = 4_000_000
@@ -70,7 +70,7 @@ def paper_number(card: str, settings: Mapping[str, Any]) -> PaperNumber | None:
     less tokens than the paper's.
     """
     model = str(settings.get("model") or "").lower()
-    if card not in _HALU or _QWEN not in model:
+    if card not in PAPER_CARDS or _QWEN not in model:
         return None
     if settings.get("anchor", "card") != "card" or settings.get("shots"):
         return None
@@ -102,13 +102,26 @@ def trained_on(settings: Mapping[str, Any]) -> Training | None:
     adapter = str(settings.get("adapter") or "")
     if adapter == "none":
         return Training(BASE)
-    manifest = _manifest(adapter)
+    manifest = saved_manifest(adapter)
     if manifest is not None:
         return _from_manifest(manifest)
     return _from_recipe(str(settings.get("recipe") or ""))
 
 
-def _manifest(adapter: str) -> dict[str, Any] | None:
+def is_papers_task(card: Card) -> bool:
+    """Whether the answers of this task are what the paper's script was written for."""
+    if card.name in PAPER_CARDS:
+        return True
+    papers = load_card(PAPER_CARDS[0])
+    assert papers.answer is not None
+    schema = papers.file(papers.answer.schema_file)
+    return card.answer is not None and (
+        card.file(card.answer.schema_file).read_bytes() == schema.read_bytes()
+    )
+
+
+def saved_manifest(adapter: str) -> dict[str, Any] | None:
+    """The manifest beside an adapter that saved answers name; None where it is gone or damaged."""
     for folder in (paths.user_path(adapter), paths.PROJECT / adapter):
         try:
             manifest = Adapter("", folder).manifest()
@@ -135,11 +148,17 @@ def _from_manifest(manifest: Mapping[str, Any]) -> Training | None:
     )
 
 
-def _from_recipe(name: str) -> Training | None:
-    path = paths.RECIPES / f"{Path(name).stem}.yaml"
+def recipe_spec(name: str) -> Spec | None:
+    """The dataset string of the pack's recipe of that name; None for another."""
     try:
-        spec = load_recipe(path).spec
+        return load_recipe(paths.RECIPES / f"{Path(name).stem}.yaml").spec
     except UserError:
+        return None
+
+
+def _from_recipe(name: str) -> Training | None:
+    spec = recipe_spec(name)
+    if spec is None:
         return None
     if spec.repeat != 1 or spec.task == NONE:
         return None

@@ -1,0 +1,130 @@
+"""What a system is called among others: its method and seed, and what else tells it apart."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.spec import NONE, Spec, parse_spec
+from tell_plugins.evaluation.paper_numbers import recipe_spec, saved_manifest
+from tell_plugins.evaluation.scored import Scored
+
+_RUN = "run.json"  # of a sweep: what a run was made with
+# what tells apart systems of one method and seed, in the order in which it is said
+_OF_THE_DATA = ("card", "task", "general", "sources", "anchor", "order", "repeat", "overlap", "kl")
+_OF_THE_RUN = (
+    *("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("num_train_epochs", "max_steps", "loss_type", "lora_rank", "lora_alpha", "lora_dropout"),
+)
+_OF_THE_TEST = ("scale", "anchor", "shots", "decoding", "seed", "rows", "model", "recipe")
+_ORDER = (*_OF_THE_DATA, *_OF_THE_RUN, *(f"test {key}" for key in _OF_THE_TEST), "step")
+
+
+def system_names(systems: Sequence[Scored]) -> list[str]:
+    """A name for each set of answers: `TELL, seed 42`, and as much more as tells them apart."""
+    facts = [_facts(scored) for scored in systems]
+    names = [found.pop("name") for found in facts]
+    for key in _ORDER:
+        for group in _alike(names):
+            if len({str(facts[place].get(key)) for place in group}) > 1:
+                for place in group:
+                    value = facts[place].get(key)
+                    names[place] += "" if value is None else f", {value}"
+    for group in _alike(names):
+        for place, rest in zip(group, short_names([systems[p].folder for p in group]), strict=True):
+            names[place] = rest
+    return names
+
+
+def _alike(names: Sequence[str]) -> list[list[int]]:
+    """The places of names that several systems have."""
+    places = defaultdict(list)
+    for place, name in enumerate(names):
+        places[name].append(place)
+    return [group for group in places.values() if len(group) > 1]
+
+
+def _facts(scored: Scored) -> dict[str, Any]:
+    """The system's name, then what may have to be added to it, as text."""
+    settings = scored.settings
+    run = _run_of(scored.folder)
+    spec = _spec_of(settings, run)
+    if settings.get("adapter") == "none":
+        found: dict[str, Any] = {"name": "base"}
+    elif spec is None:
+        found = {"name": str(settings.get("recipe") or "unknown")}
+    else:
+        found = {"name": f"{method_of(spec)}, seed {run.get('seed', spec.seed)}"}
+        found |= {key: _said(spec, key) for key in _OF_THE_DATA}
+    for key in _OF_THE_RUN:
+        value = run.get("settings", {}).get(key)
+        found[key] = None if value is None else f"{key} {value}"
+    for key in _OF_THE_TEST:
+        value = settings.get(key)
+        found[f"test {key}"] = None if value in (None, 0) else f"test {key} {value}"
+    adapter = Path(str(settings.get("adapter") or "none"))
+    return found | {"step": adapter.name if adapter.name.startswith("checkpoint-") else None}
+
+
+def method_of(spec: Spec) -> str:
+    """The field's word for what a mixture trains: `SFT`, `TELL`, or general rows alone."""
+    amount = spec.general
+    if amount is None:
+        try:
+            card = load_card(spec.card)
+        except UserError:
+            return "TELL"
+        amount = card.general.amount if card.general else NONE
+    if spec.task == NONE:
+        return "general rows"
+    return "SFT" if amount == NONE else "TELL"
+
+
+def _said(spec: Spec, key: str) -> str | None:
+    value = getattr(spec, key, None)
+    if value is None or key == "card":
+        return value
+    text = "+".join(value) if isinstance(value, tuple) else str(value)
+    return f"{'from' if key == 'sources' else key}={text}"
+
+
+def _run_of(folder: Path) -> Mapping[str, Any]:
+    """What a sweep wrote beside a run whose answers lie here, below its folder."""
+    for parent in folder.resolve().parents[:4]:
+        try:
+            found = json.loads((parent / _RUN).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict) and isinstance(found.get("spec"), str):
+            return found
+    return {}
+
+
+def _spec_of(settings: Mapping[str, Any], run: Mapping[str, Any]) -> Spec | None:
+    manifest = saved_manifest(str(settings.get("adapter") or "")) or {}
+    for text in (run.get("spec"), manifest.get("spec")):
+        try:
+            if isinstance(text, str):
+                return parse_spec(text)
+        except UserError:
+            continue
+    return recipe_spec(str(settings.get("recipe") or ""))
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The parts of the paths that tell the folders apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    if len(parts) == 1:
+        return ["/".join(parts[0][-2:])]
+    start = 0
+    while all(len(p) > start + 1 and p[start] == parts[0][start] for p in parts):
+        start += 1
+    end = 0
+    while all(len(p) - end > start + 1 and p[-1 - end] == parts[0][-1 - end] for p in parts):
+        end += 1
+    return ["/".join(p[start : len(p) - end]) for p in parts]
