@@ -112,12 +112,12 @@ def is_papers_task(card: Card) -> bool:
     """Whether the answers of this task are what the paper's script was written for."""
     if card.name in PAPER_CARDS:
         return True
-    papers = load_card(PAPER_CARDS[0])
-    assert papers.answer is not None
-    schema = papers.file(papers.answer.schema_file)
-    return card.answer is not None and (
-        card.file(card.answer.schema_file).read_bytes() == schema.read_bytes()
-    )
+    return _schema(card) is not None and _schema(card) == _schema(load_card(PAPER_CARDS[0]))
+
+
+def _schema(card: Card) -> bytes | None:
+    file = card.answer.schema_file if card.answer else None
+    return card.file(file).read_bytes() if file else None
 
 
 def saved_manifest(adapter: str) -> dict[str, Any] | None:
