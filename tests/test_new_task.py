@@ -28,10 +28,11 @@ from tell_plugins.preparation import new_task
 from tell_plugins.preparation.answer_kind import are_labels
 from tell_plugins.preparation.answer_schema import infer_schema, label_of
 from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns, read_task_file
+from tell_plugins.preparation.method import among, entries, general_rows, plain_sft
 from tell_plugins.preparation.task_recipe import PATTERNS, pattern_for
 from tell_plugins.preparation.task_split import labels_of, split_off_test
 from tell_plugins.recipe.recipes import load_recipe
-from tests.conftest import PROJECT, write_rows
+from tests.conftest import PROJECT, MakeCard, write_rows
 
 ANCHOR = "Is the message about weather? Answer with a JSON object."
 Row = dict[str, Any]
@@ -92,8 +93,8 @@ def rows_of(form: str = "query", count: int = 12) -> list[Row]:
 
 
 def new(tmp_path: Path, *flags: str, name: str = "own", anchor: bool = True) -> int:
-    """`./run.sh new NAME --model smollm2 FLAGS`, cards and recipe in the test's own folders."""
-    recipes = ("--recipes", str(tmp_path / "recipes"))
+    """`./run.sh new NAME --model smollm2 --method paper FLAGS`, all in the test's own folders."""
+    recipes = ("--recipes", str(tmp_path / "recipes"), "--method", "paper")
     given = ("--anchor", ANCHOR) if anchor else ()
     return main(["new", name, "--model", "smollm2", *recipes, *given, *flags])
 
@@ -203,6 +204,7 @@ def from_pattern(tmp_path: Path, pattern: str) -> int:
     (tmp_path / "tiny.yaml").write_text(pattern)
     path = write_table(tmp_path / "rows.jsonl", rows_of())
     flags = ["--train", str(path), "--anchor", ANCHOR, "--recipes", str(tmp_path / "recipes")]
+    flags += ["--method", "paper"]
     return main(["new", "own", "--model", str(tmp_path / "tiny.yaml"), *flags])
 
 
@@ -238,6 +240,82 @@ def test_a_pattern_that_cannot_be_rewritten_is_refused(
     assert not (tmp_path / "cards").exists()
 
 
+@pytest.mark.parametrize(
+    ("rows", "times", "general", "sft"),
+    [(15, 16, 96, 22), (48, 5, 96, 7), (60, 4, 120, 6), (240, 1, 480, 3), (1000, 1, 2000, 3)],
+)
+def test_the_settings_follow_from_the_number_of_rows(
+    rows: int, times: int, general: int, sft: int
+) -> None:
+    pattern = load_recipe("recipes/qwen_json.yaml")
+    held = among("t", rows, f"{general_rows(rows)}rows", pattern, hold=True)
+    repeat = f"/repeat={times}" if times > 1 else ""
+    assert held.dataset == f"tell/t:general={general}rows/order=even{repeat}/kl=1"
+    assert held.keys == {"loss_type": "tell", "gradient_accumulation_steps": 8}
+    assert entries(rows) == rows * times + general
+    baseline = plain_sft("t", rows, entries(rows), pattern)
+    assert baseline.dataset == f"tell/t:general=0/repeat={sft}"
+    assert baseline.keys == {"gradient_accumulation_steps": 8}
+
+
+@pytest.mark.parametrize("method", ["hold", "mix"])
+def test_a_method_comes_with_its_baseline(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_table(tmp_path / "rows.jsonl", rows_of(count=60))
+    assert new(tmp_path, "--train", str(path), "--method", method) == 0
+    out = capsys.readouterr().out
+    recipe, baseline = (
+        load_recipe(tmp_path / "recipes" / f"smollm2_own{end}.yaml") for end in ("", "_sft")
+    )
+    kl = "/kl=1" if method == "hold" else ""
+    assert recipe.dataset_text == f"tell/own:general=96rows/order=even/repeat=5{kl}"
+    assert baseline.dataset_text == "tell/own:general=0/repeat=7"
+    assert len(build_mixture(recipe.spec)) == len(build_mixture(baseline.spec)) == 336
+    pattern = load_recipe("recipes/smollm2_sample.yaml").values
+    changed = {"dataset", "output_dir", "loss_type"}
+    assert recipe.values["loss_type"] == "tell"
+    assert baseline.values.get("loss_type") == pattern.get("loss_type")
+    for made in (recipe, baseline):
+        assert {key for key, value in made.values.items() if pattern.get(key) != value} <= changed
+        head = made.path.read_text().split("\n\n")[0].splitlines()
+        assert len(head) <= 12
+        assert max(map(len, [head[0], *head[5:]])) <= 100
+    why = "first readings of one small model"
+    assert why in recipe.path.read_text()
+    both = [str(made.path) for made in (recipe, baseline)]
+    assert f"./run.sh check {' '.join(both)}" in out
+    assert all(f"./run.sh train {name}\n" in out for name in both)
+    runs = "none output/smollm2_own output/smollm2_own_sft"
+    assert f"./run.sh eval {both[0]} --adapter {runs}   # is it better than SFT?" in out
+    # and a recipe of this kind is a pattern when it is named
+    flags = ("--train", str(path), "--model", str(recipe.path))
+    assert new(tmp_path, *flags, name="next") == 0
+    made = load_recipe(tmp_path / "recipes" / "smollm2_next.yaml")
+    assert made.dataset_text == "tell/next"
+
+
+def test_an_amount_that_is_asked_counts(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "rows.jsonl", rows_of(count=60))
+    flags = ("--train", str(path), "--amount", "200rows", "--method", "hold")
+    assert new(tmp_path, *flags) == 0
+    recipe = load_recipe(tmp_path / "recipes" / "smollm2_own.yaml")
+    assert recipe.dataset_text == "tell/own:order=even/repeat=5/kl=1"
+    baseline = load_recipe(tmp_path / "recipes" / "smollm2_own_sft.yaml")
+    assert baseline.dataset_text == "tell/own:general=0/repeat=9"
+    assert new(tmp_path, "--train", str(path), "--method", "sft", "--force") == 0
+
+
+def test_general_data_that_is_small_is_held_whole(tmp_path: Path, make_card: MakeCard) -> None:
+    rows = [{"q": f"general {n}", "r": f"answer {n}"} for n in range(60)]
+    make_card("plain", train=rows, kind="general")
+    path = write_table(tmp_path / "rows.jsonl", rows_of(count=60))
+    flags = ("--train", str(path), "--general", "plain", "--method", "hold")
+    assert new(tmp_path, *flags) == 0
+    recipe = load_recipe(tmp_path / "recipes" / "smollm2_own.yaml")
+    assert recipe.dataset_text == "tell/own:general=57rows/order=even/repeat=5/kl=1"
+
+
 def test_a_recipe_of_ones_own_is_no_pattern_unless_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,7 +344,7 @@ def test_every_model_has_a_recipe_to_start_from(
 ) -> None:
     path = write_table(tmp_path / "rows.jsonl", rows_of())
     recipes = str(tmp_path / "recipes")
-    flags = ["--train", str(path), "--anchor", ANCHOR, "--recipes", recipes]
+    flags = ["--train", str(path), "--anchor", ANCHOR, "--recipes", recipes, "--method", "paper"]
     code = main(["new", "own", "--model", model, *flags])
     recipe = load_recipe(tmp_path / "recipes" / f"{model}_own.yaml")
     assert recipe.dataset_text == "tell/own"
@@ -1286,6 +1364,7 @@ def test_swift_sft_takes_a_step_with_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(pattern))
     path = write_table(tmp_path / "rows.jsonl", rows_of())
     flags = ["--train", str(path), "--anchor", ANCHOR, "--recipes", str(tmp_path)]
+    flags += ["--method", "paper"]
     assert main(["new", "own", "--model", str(tmp_path / "tiny.yaml"), *flags]) == 0
 
     (tmp_path / "tell_plugins").symlink_to(PROJECT / "tell_plugins")

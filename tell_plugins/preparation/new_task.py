@@ -18,12 +18,22 @@ import yaml
 from tell_plugins.core import paths
 from tell_plugins.core.cards import card_names, load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.mixture import Mixture, build_mixture
 from tell_plugins.core.sources import find_file, open_split
 from tell_plugins.core.spec import parse_amount, parse_names, parse_spec
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 from tell_plugins.preparation.answer_kind import METRICS
 from tell_plugins.preparation.known_cards import check_name, make_known
+from tell_plugins.preparation.method import (
+    DEFAULT,
+    METHODS,
+    Method,
+    among,
+    entries,
+    general_rows,
+    paper,
+    plain_sft,
+)
 from tell_plugins.preparation.own_task import SPLITS, Task, read_task
 from tell_plugins.preparation.task_recipe import (
     general_of,
@@ -71,6 +81,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="qwen",
         help="whose recipe to start from: qwen, llama2, gemma, smollm2 or a recipe (default: qwen)",
     )
+    add(
+        "--method",
+        choices=METHODS,
+        default=DEFAULT,
+        help="how it trains: hold (rows repeated among general rows that hold the base model by "
+        f"KL), mix (the same, general rows teach), paper, sft (default: {DEFAULT}); hold and mix "
+        "come with the SFT baseline",
+    )
     add("--metric", choices=METRICS, help="how answers are scored (default: told by the rows)")
     add("--languages", metavar="FROM,TO", help="languages of a translation: Icelandic,English")
     add("--schema", metavar="FILE", help="JSON schema of the answers (default: from the rows)")
@@ -102,26 +120,61 @@ def run(args: argparse.Namespace) -> int:
     _restore(folder)
     task = read_task(args)
     pattern = pattern_for(args.model, task.metric)
-    recipe = recipes / f"{recipe_name(pattern, args.name)}.yaml"
-    _refuse_overwriting(args, folder, recipe)
     sources, amount = _general(args, pattern, len(task.train))
+    files = {
+        variant: recipes / f"{recipe_name(pattern, args.name, variant)}.yaml"
+        for variant in METHODS[args.method]
+    }
+    _refuse_overwriting(args, folder, *files.values())
     print(_picture(task))
     for note in task.notes:
         print(f"note: {note}")
     export = make_known(cards)
-    dataset = f"tell/{args.name}"
-    lines = header(pattern, args.name, len(task.train), recipe, export)
-    text = recipe_text(pattern, recipe.stem, dataset, lines)
     with _placed(folder, _files(_card(task, args, sources, amount, pattern), task)):
-        missing = _missing_for(dataset)
-        paths.write_text(recipe, text)
+        methods, missing = _methods(args, pattern, sources, len(task.train))
+        texts = {}
+        for variant, path in files.items():
+            lines = header(pattern, args.name, methods[variant], path, export)
+            texts[path] = recipe_text(pattern, path.stem, methods[variant], lines)
+        for path, text in texts.items():
+            paths.write_text(path, text)
     print(f"metric:  {task.metric}; {len(task.train)} training rows, {len(task.test)} test rows")
     print(f"card:    {paths.shown(folder)}")
-    print(f"recipe:  {paths.shown(recipe)}")
-    shown = shlex.quote(paths.shown(recipe))
-    commands = [f"./run.sh {verb} {shown}" for verb in ("check", "train", "eval")]
-    print("next:", *([export] if export else []), *missing, *commands, sep="\n  ")
+    for path in texts:
+        print(f"recipe:  {paths.shown(path)}")
+    print("next:", *([export] if export else []), *missing, *_commands(list(texts)), sep="\n  ")
     return 0
+
+
+def _methods(
+    args: argparse.Namespace, pattern: Recipe, sources: Sequence[str], rows: int
+) -> tuple[dict[str, Method], list[str]]:
+    """The method by variant, proven by a mixture, and the downloads that it needs first."""
+    general = None
+    if not args.amount:
+        there = _there(sources)
+        general = f"{min(general_rows(rows), there or general_rows(rows))}rows"
+    main = (
+        paper(args.name, rows)
+        if args.method == "paper"
+        else among(args.name, rows, general, pattern, hold=args.method != "mix")
+    )
+    total = entries(rows)
+    missing: list[str] = []
+    if args.method != "sft":
+        mixture, missing = _mixture(main.dataset)
+        total = total if mixture is None else len(mixture)
+    return {"": main, "sft": plain_sft(args.name, rows, total, pattern)}, missing
+
+
+def _commands(recipes: Sequence[Path]) -> list[str]:
+    """What to type next; two recipes are evaluated in one call, side by side."""
+    shown = [shlex.quote(paths.shown(path)) for path in recipes]
+    lines = [f"./run.sh check {' '.join(shown)}", *(f"./run.sh train {path}" for path in shown)]
+    if len(recipes) == 1:
+        return [*lines, f"./run.sh eval {shown[0]}"]
+    runs = " ".join(shlex.quote(f"output/{path.stem}") for path in recipes)
+    return [*lines, f"./run.sh eval {shown[0]} --adapter none {runs}   # is it better than SFT?"]
 
 
 def _check_texts(args: argparse.Namespace) -> None:
@@ -151,8 +204,8 @@ def _places(args: argparse.Namespace) -> tuple[Path, Path]:
     return cards, recipes
 
 
-def _refuse_overwriting(args: argparse.Namespace, folder: Path, recipe: Path) -> None:
-    there = [path for path in (folder, recipe) if path.exists()]
+def _refuse_overwriting(args: argparse.Namespace, *places: Path) -> None:
+    there = [path for path in places if path.exists()]
     if there and not args.force:
         raise UserError(
             f"{' and '.join(paths.shown(path) for path in there)} would be overwritten",
@@ -189,17 +242,21 @@ def _general(
 
 def _times(names: Sequence[str], task_rows: int, most: float = MOST_TIMES) -> str:
     """As many times the task rows as the general data has, up to `most`."""
+    rows = _there(names)
+    if rows is None:
+        return f"{most:g}x"
+    there = int(rows / task_rows)
+    return f"{min(most, there):g}x" if there else "all"
+
+
+def _there(names: Sequence[str]) -> int | None:
+    """The general rows to be had, in equal parts; some may be dropped. None where unknown."""
     sizes = []
     for name in names:
         card = load_card(name)
         here = find_file(card, "train")
         sizes.append(len(open_split(card, "train")) if here else card.split("train").rows or 0)
-    smallest = min(sizes)
-    if not smallest:
-        return f"{most:g}x"
-    # some rows may be dropped as test queries
-    there = int(0.95 * smallest * len(names) / task_rows)
-    return f"{min(most, there):g}x" if there else "all"
+    return int(0.95 * min(sizes) * len(names)) or None
 
 
 def _card(
@@ -331,8 +388,8 @@ def _cut(text: str) -> str:
     return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
 
 
-def _missing_for(dataset: str) -> list[str]:
-    """Build the mixture that the recipe asks for; gives the downloads that it needs first.
+def _mixture(dataset: str) -> tuple[Mixture | None, list[str]]:
+    """The mixture that the recipe asks for, or None and the downloads that it needs first.
 
     Raises UserError when it cannot be built and no download would change that.
     """
@@ -343,7 +400,7 @@ def _missing_for(dataset: str) -> list[str]:
         if not downloads:
             raise
         print(f"not ready to train yet: {error}")
-        return downloads
+        return None, downloads
     parts = ", ".join(f"{len(part.used)} rows of {part.card.name}" for part in mixture.sources)
     print(f"mixture: {parts}")
-    return []
+    return mixture, []

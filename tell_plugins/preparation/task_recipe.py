@@ -13,6 +13,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.core.spec import NONE
+from tell_plugins.preparation.method import Method
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 
 # The pack's own recipes that train a task as the paper does, by model: a recipe of the user's own
@@ -48,7 +49,7 @@ def pattern_for(model: str, metric: str) -> Recipe:
 
 
 def _is_plain(recipe: Recipe) -> bool:
-    """Whether a recipe is TELL's method as it stands, no control and no variant of it."""
+    """Whether a recipe trains a task among general data with the card's anchor."""
     try:
         spec = recipe.spec
         card = load_card(spec.card)
@@ -57,7 +58,7 @@ def _is_plain(recipe: Recipe) -> bool:
     return (
         card.kind == "task"
         and spec.general != NONE
-        and (spec.anchor, spec.order, spec.split) == ("card", "shuffle", "train")
+        and (spec.anchor, spec.split) == ("card", "train")
     )
 
 
@@ -68,12 +69,13 @@ def general_of(pattern: Recipe) -> tuple[tuple[str, ...], str]:
     return pattern.spec.sources or card.general.sources, str(card.general.amount)
 
 
-def recipe_name(pattern: Recipe, task: str) -> str:
-    return f"{pattern.name.split('_')[0]}_{task}"
+def recipe_name(pattern: Recipe, task: str, variant: str = "") -> str:
+    name = f"{pattern.name.split('_')[0]}_{task}"
+    return f"{name}_{variant}" if variant else name
 
 
-def recipe_text(pattern: Recipe, name: str, dataset: str, header: list[str]) -> str:
-    """The pattern's text with another header, dataset string and output folder.
+def recipe_text(pattern: Recipe, name: str, method: Method, header: list[str]) -> str:
+    """The pattern's text with another header, output folder, dataset string and method's keys.
 
     All else stays as it is, comments included; a validation set of the pattern's task goes.
     Raises UserError for a pattern that is written so that its keys cannot be told apart.
@@ -81,8 +83,12 @@ def recipe_text(pattern: Recipe, name: str, dataset: str, header: list[str]) -> 
     text = pattern.path.read_text(encoding="utf-8-sig")
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     assert isinstance(node, yaml.MappingNode)  # `load_recipe` checked it
-    new: dict[str, object] = {"dataset": [dataset], "output_dir": f"output/{name}"}
-    lines = {"dataset": f'["{dataset}"]', "output_dir": f"output/{name}"}
+    there = {key.value for key, _ in node.value}
+    new = {"dataset": [method.dataset], "output_dir": f"output/{name}", **method.keys}
+    lines = {key: str(value) for key, value in new.items() if key in there}
+    lines |= {"dataset": f'["{method.dataset}"]', "output_dir": f"output/{name}"}
+    front = "".join(f"# {line}\n" for line in method.why)
+    front += "".join(f"{key}: {value}\n" for key, value in method.keys.items() if key not in there)
     body = text
     for key, value in reversed(node.value):
         start, end = key.start_mark.index, _end(value)
@@ -91,7 +97,8 @@ def recipe_text(pattern: Recipe, name: str, dataset: str, header: list[str]) -> 
             body = body[:start] + rest
         elif key.value in lines:
             after = body[end:] if body[end:].startswith(("\n", " ")) else "\n" + body[end:]
-            body = f"{body[:start]}{key.value}: {lines.pop(key.value)}{after}"
+            before = body[:start] + (front if key.value == "dataset" else "")
+            body = f"{before}{key.value}: {lines.pop(key.value)}{after}"
     body = re.sub(r"\A(?:#.*\n)*\n*", "", body)
     for key, line in lines.items():
         body = body.rstrip("\n") + f"\n{key}: {line}\n"
@@ -122,13 +129,14 @@ def _loaded(text: str) -> object:
         return None
 
 
-def header(pattern: Recipe, task: str, rows: int, recipe: Path, exports: str | None) -> list[str]:
+def header(
+    pattern: Recipe, task: str, method: Method, recipe: Path, exports: str | None
+) -> list[str]:
     """The lines in front of a recipe: what, launch, needs, first, result, differs."""
     origin = paths.shown(pattern.path)
     shown = shlex.quote(paths.shown(recipe))
     lines = [
-        f"TELL on {Path(str(pattern.get('model'))).name}: the task {task}, {rows} rows among "
-        "general data.",
+        method.title.format(model=Path(str(pattern.get("model"))).name, task=task),
         f"Launch:  ./run.sh train {shown}",
         f"Needs:   what {origin} needs, which this was made from",
         f"First:   {f'{exports}; ' if exports else ''}./run.sh check {shown}",
@@ -136,7 +144,8 @@ def header(pattern: Recipe, task: str, rows: int, recipe: Path, exports: str | N
     ]
     left_out = _left_out(pattern)
     without = f", and without {', '.join(left_out)}, chosen for its own task" if left_out else ""
-    differs = f"Differs: from {origin} in task and output folder{without}; its header says more."
+    what = "task, method and output folder" if method.why else "task and output folder"
+    differs = f"Differs: from {origin} in {what}{without}; its header says more."
     return lines + textwrap.wrap(
         differs, 98, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False
     )
