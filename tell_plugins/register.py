@@ -13,10 +13,12 @@ if _ROOT not in sys.path:
     sys.path.insert(0, _ROOT)
 
 from tell_plugins.bridge import register  # noqa: E402
+from tell_plugins.bridge.loss import register_loss  # noqa: E402
 from tell_plugins.bridge.metric import register_metric  # noqa: E402
 from tell_plugins.evaluation import during_training  # noqa: E402
 
 register()
+register_loss()
 for _metric, (_name, _best) in during_training.NAMES.items():
     _check = partial(during_training.check_card, metric=_metric)
     register_metric(_name, _check, during_training.score_texts, best=_best)

@@ -16,6 +16,7 @@ import yaml
 
 from tell_plugins.cli import main
 from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.recipe import check_report
 from tell_plugins.recipe.check import Checked, inspect
 from tell_plugins.recipe.findings import ERROR, RULES, WARNING
 from tell_plugins.recipe.recipes import load_recipe
@@ -52,6 +53,7 @@ BASE: dict[str, Any] = {
     "seed": 42,
     "output_dir": "output/toy",
 }
+HELD = "tell/toy:general=24rows/kl=1"
 Write = Callable[..., Path]
 
 
@@ -529,12 +531,41 @@ def test_steps_are_told_without_the_files_where_the_string_says_enough(write: Wr
             {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": "abc"}},
             "'num_cycles' is 'abc'",
         ),
+        ({"dataset": [HELD]}, "write 'loss_type: tell'"),
+        ({"dataset": [HELD], "loss_type": "tell", "tuner_type": "full"}, "full tuning has none"),
+        ({"dataset": [HELD], "loss_type": "tell", "deepspeed": "zero3"}, "deepspeed: zero2"),
+        ({"dataset": [HELD], "loss_type": "tell", "fsdp": "fsdp2"}, "spread over all of them"),
+        (
+            {"dataset": ["tell/toy:task=0/general=24rows/kl=1"], "loss_type": "tell"},
+            "so nothing trains",
+        ),
+        ({"loss_type": "tell", "use_liger_kernel": True}, "does not go with 'use_liger_kernel'"),
+        ({"loss_type": "tell", "sequence_parallel_size": 2}, "'sequence_parallel_size: 1'"),
+        ({"loss_type": "tell", "packing": True}, "'packing: false'"),
+        ({"loss_type": "tell", "enable_dft_loss": True}, "'enable_dft_loss: false'"),
+        ({"loss_type": "tell", "label_smoothing_factor": 0.1}, "'label_smoothing_factor: 0'"),
+        ({"loss_type": "tell", "loss_scale": "last_round"}, "'loss_scale: default'"),
     ],
 )
 def test_settings_that_stop_a_run(write: Write, changes: dict[str, Any], says: str) -> None:
     found = errors(look(write(**changes)))
     assert any(says in text for text in found), found
     assert len(found) == len(set(found))
+
+
+def test_held_rows_are_no_problem_and_cost_a_second_pass(write: Write) -> None:
+    held = look(write(dataset=[HELD], loss_type="tell"))
+    assert errors(held) == []
+    tuning = check_report.tuning_of(held)
+    assert (tuning.row_loss, tuning.held) == (True, True)
+    assert check_report._held_tokens(held, 3400) == 2400, "24 of 34 rows"
+    assert not check_report.tuning_of(look(write(loss_type="tell"))).held
+    assert any(
+        "general=0" in text
+        for text in texts(
+            look(write(dataset=[HELD.replace("24rows", "0")], loss_type="tell")), WARNING
+        )
+    )
 
 
 @pytest.mark.parametrize(

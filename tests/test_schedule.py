@@ -506,6 +506,10 @@ def test_memory_knows_what_saves_logits() -> None:
     assert logits(gemma) == 2000 * 256_000 * 14
     assert logits(gemma, keep_label_logits=False) == 3500 * 256_000 * 14
     assert logits(gemma, fused_loss=True) < logits(gemma) / 20
+    chunks = 2**28  # of fp32 numbers, whatever the row's length
+    assert logits(gemma, row_loss=True) == 2000 * 256_000 * 4 + chunks
+    assert logits(gemma, row_loss=True, held=True) == 2000 * 256_000 * 6 + chunks
+    assert lora_flops(gemma, 100, checkpointing=False, held=50) == 500 * gemma.parameters
     assert logits(qwen) == 3500 * 151_936 * 14  # its remote code computes every logit
     plain = memory(gemma, Tuning(8, ("all-linear",), checkpointing=False), row)
     assert plain.activations > 5 * memory(gemma, Tuning(8, ("all-linear",)), row).activations

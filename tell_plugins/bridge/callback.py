@@ -14,7 +14,7 @@ from tell_plugins.bridge.loader import trained_on
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.mixture import Mixture
-from tell_plugins.core.spec import weighting
+from tell_plugins.core.spec import LOSS_TYPE, weighting
 
 logger = get_logger()
 MANIFEST, ANCHOR, ARGS = "manifest.json", "anchor.txt", "args.json"
@@ -33,6 +33,7 @@ class TellCallback(TrainerCallback):
                 where="dataset",
                 remedy="name one, and join general cards with from=a+b",
             )
+        _check_loss(args, trained_on[0])
         _check_order(args, kwargs.get("train_dataloader"), trained_on[0])
         _check_resumed(args, trained_on[0])
         if state.is_world_process_zero:
@@ -79,6 +80,15 @@ def _leave(folder: Path, args: Any) -> None:
     else:
         (folder / ANCHOR).unlink(missing_ok=True)  # of an earlier run into this folder
     paths.write_text(folder / MANIFEST, text)
+
+
+def _check_loss(args: Any, mixture: Mixture) -> None:
+    if mixture.spec.kl and getattr(args, "loss_type", None) != LOSS_TYPE:
+        raise UserError(
+            f"kl={mixture.spec.kl:g} has no effect without the loss that knows it",
+            where="recipe",
+            remedy=f"write 'loss_type: {LOSS_TYPE}', or take kl out of the dataset string",
+        )
 
 
 def _weighting(args: Any) -> str:

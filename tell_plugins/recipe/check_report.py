@@ -11,6 +11,7 @@ import numpy as np
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import GENERAL, Mixture
+from tell_plugins.core.spec import LOSS_TYPE
 from tell_plugins.recipe import estimate
 from tell_plugins.recipe.findings import ERROR, WARNING, Finding
 from tell_plugins.recipe.lengths import Counted, worst_case
@@ -287,12 +288,14 @@ def _estimates(checked: Checked, tokens: int | None) -> list[str]:
         return ["", "  no estimate: settings are unreadable or missing (see the problems)"]
     lines = [" (estimates by formula, not measurements)"]
     if tokens is not None:
-        own = estimate.lora_flops(shape, tokens, checkpointing=tuning.checkpointing)
+        held = _held_tokens(checked, tokens) if tuning.held else 0
+        own = estimate.lora_flops(shape, tokens, checkpointing=tuning.checkpointing, held=held)
         shown = estimate.reported_flops(shape, tokens)
+        second = f" + 2 x parameters x {held:,} tokens held" if held else ""
         lines.append(
             f"  compute  {own:.2e} FLOPs for {tokens:,} tokens "
             f"({'6' if tuning.checkpointing else '4'} x {shape.parameters / 1e9:.2f}e9 parameters "
-            f"x tokens); TensorBoard will show about {shown:.2e} (6 x N x D)"
+            f"x tokens{second}); TensorBoard will show about {shown:.2e} (6 x N x D)"
         )
     basis = "at the longest row" if counted is not None else "for a row that fills max_length"
     gib = estimate.GIB
@@ -303,6 +306,17 @@ def _estimates(checked: Checked, tokens: int | None) -> list[str]:
         + (f", CUDA {memory.overhead / gib:.1f}" if memory.overhead else "")
     )
     return lines
+
+
+def _held_tokens(checked: Checked, tokens: int) -> int:
+    """Those of the general rows, which pass the base model too."""
+    mixture = checked.mixture
+    if mixture is None:
+        return 0
+    lengths = mixture.lengths
+    if lengths is None:
+        return round(tokens * float((~mixture.is_task).mean()))
+    return round(tokens * float(lengths[~mixture.is_task].sum() / lengths.sum()))
 
 
 def _is_plain_lora(settings: Settings, shape: Shape) -> bool:
@@ -323,6 +337,8 @@ def tuning_of(checked: Checked) -> estimate.Tuning:
         checkpointing=settings.flag("gradient_checkpointing"),
         keep_label_logits=True if keep is None else settings.flag("use_logits_to_keep"),
         fused_loss=settings.flag("use_liger_kernel") and not settings.flag("enable_channel_loss"),
+        row_loss=settings.text("loss_type") == LOSS_TYPE,
+        held=checked.spec is not None and checked.spec.kl > 0,
         on_cpu=settings.flag("use_cpu"),
     )
 

@@ -16,6 +16,7 @@ from tell_plugins.recipe.shapes import Shape
 GIB = 2**30
 _CUDA_CONTEXT = 0.8 * GIB  # context, cuBLAS workspace and fragmentation of one process
 _LIGER_CHUNKS = 0.1 * GIB  # logits exist in small pieces only
+_LOSS_CHUNKS = 0.25 * GIB  # four pieces of 2^24 fp32 numbers, see bridge/loss.py
 _WIDTH = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
@@ -28,6 +29,8 @@ class Tuning:
         checkpointing: whether activations are computed anew in the backward pass.
         keep_label_logits: whether ms-swift computes logits only where there are labels.
         fused_loss: whether Liger's loss never holds the logits.
+        row_loss: whether the loss is `tell`, which takes the logits in chunks.
+        held: whether general rows are held to the base model, whose logits are needed then.
         on_cpu: whether there is no CUDA context.
     """
 
@@ -39,6 +42,8 @@ class Tuning:
     checkpointing: bool = True
     keep_label_logits: bool = True
     fused_loss: bool = False
+    row_loss: bool = False
+    held: bool = False
     on_cpu: bool = False
 
 
@@ -57,10 +62,10 @@ class Memory:
         return self.weights + self.adapter + self.activations + self.logits + self.overhead
 
 
-def lora_flops(shape: Shape, tokens: int, *, checkpointing: bool) -> float:
+def lora_flops(shape: Shape, tokens: int, *, checkpointing: bool, held: int = 0) -> float:
     """4 x parameters x tokens (forward, and backward through frozen weights); 6 x with a second
-    forward pass under gradient checkpointing."""
-    return (6.0 if checkpointing else 4.0) * shape.parameters * tokens
+    forward pass under gradient checkpointing. `held` tokens pass the base model as well, 2 x."""
+    return ((6.0 if checkpointing else 4.0) * tokens + 2.0 * held) * shape.parameters
 
 
 def reported_flops(shape: Shape, tokens: int) -> float:
@@ -81,7 +86,9 @@ def memory(shape: Shape, tuning: Tuning, lengths: npt.NDArray[np.int64]) -> Memo
     if not (tuning.keep_label_logits and shape.skips_logits):
         labels = tokens
     activations = tokens * _activation_bytes(shape, tuning, width)
-    logits = np.zeros(len(tokens)) if tuning.fused_loss else labels * _logit_bytes(shape, width)
+    logits = (
+        np.zeros(len(tokens)) if tuning.fused_loss else labels * _logit_bytes(shape, tuning, width)
+    )
     worst = int(np.argmax(activations + logits))
     lora_width = _WIDTH.get(tuning.lora_dtype, 4)
     adapter = shape.lora_parameters(list(tuning.targets), tuning.rank)
@@ -90,16 +97,25 @@ def memory(shape: Shape, tuning: Tuning, lengths: npt.NDArray[np.int64]) -> Memo
         # the parameters, their gradients, and the two moments of Adam
         adapter=float(4 * lora_width * adapter),
         activations=float(tuning.batch * activations[worst]),
-        logits=_LIGER_CHUNKS if tuning.fused_loss else float(tuning.batch * logits[worst]),
+        logits=_logits_held(tuning, float(tuning.batch * logits[worst])),
         overhead=0.0 if tuning.on_cpu else _CUDA_CONTEXT,
     )
 
 
-def _logit_bytes(shape: Shape, width: int) -> float:
+def _logits_held(tuning: Tuning, logits: float) -> float:
+    if tuning.fused_loss:
+        return _LIGER_CHUNKS
+    return logits + (_LOSS_CHUNKS if tuning.row_loss else 0.0)
+
+
+def _logit_bytes(shape: Shape, tuning: Tuning, width: int) -> float:
     """Per position: the logits, and in fp32 their log-softmax and its gradient before and after.
 
-    ms-swift computes the loss in fp32, so a bf16 model pays for a copy.
+    ms-swift computes the loss in fp32, so a bf16 model pays for a copy. The loss `tell` needs
+    logits and gradient as the model gives them, and the base model's logits where rows are held.
     """
+    if tuning.row_loss:
+        return shape.vocab * width * (3 if tuning.held else 2)
     return shape.vocab * (width + 12)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tell_plugins.core.spec import Spec
+from tell_plugins.core.spec import LOSS_TYPE, Spec
 from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.shapes import readable_shape
 
@@ -36,6 +36,7 @@ OF_ITS_TIME: dict[str, Any] = {
     "torch_dtype": "bfloat16",
     "lora_dtype": "float32",
     "max_length": 2048,
+    "loss_type": LOSS_TYPE,  # each row of a step weighed the same
     "split_dataset_ratio": 0.01,
 }
 # what would override or change the above, and the values that leave it alone

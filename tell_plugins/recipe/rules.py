@@ -21,6 +21,7 @@ from tell_plugins.recipe.key_rules import (
     check_variables,
 )
 from tell_plugins.recipe.model_rules import check_cpu, check_kind, check_positions, check_template
+from tell_plugins.recipe.loss_rules import check_loss
 from tell_plugins.recipe.recipes import Recipe
 from tell_plugins.recipe.run_rules import (
     check_model,
@@ -48,6 +49,7 @@ def check_recipe(recipe: Recipe, settings: Settings) -> tuple[Spec | None, list[
     ]
     rules: list[Callable[[Recipe, Settings], Iterable[Finding]]] = [
         check_keeping,
+        check_loss,
         check_kind,
         check_template,
         check_targets,

@@ -1,0 +1,322 @@
+"""The loss of a recipe with `loss_type: tell`: rows that teach, and rows that hold.
+
+Each row of a step weighs the same: the mean over its answer tokens, then the mean over all rows of
+the step, over its forward passes and processes. With one row a forward pass this is the loss of
+ms-swift 1.7 and transformers 4.38, March 2024, which averaged a forward pass and then the passes.
+(They divided a last step of fewer passes by the full number; here it is its rows' mean.)
+ms-swift 4 weighs each answer token of a step the same.
+
+A row teaches by cross-entropy. With `kl` above 0 in the dataset string general rows hold instead:
+`kl` times the mean over their answer tokens of KL(base || trained), over the whole vocabulary. The
+base is the same model with its adapter disabled, in evaluation mode and without gradient. The
+direction punishes the trained model wherever the base has probability and it has lost it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from swift.loss import BaseLoss, loss_map
+from torch import Tensor
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from tell_plugins.bridge.loader import trained_on
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import GENERAL
+from tell_plugins.core.spec import LOSS_TYPE
+
+_CHUNK = 2**24  # probabilities that are held in float32 at a time
+_NO_LABEL = -100
+
+
+def register_loss() -> None:
+    """Make `loss_type: tell` known to ms-swift."""
+    loss_map[LOSS_TYPE] = TellLoss
+
+
+@dataclass
+class _Pass:
+    """What a forward pass was given, which ms-swift does not tell a loss.
+
+    `inputs` is the trainer's own dict: when the loss is called, it holds what the model got.
+    """
+
+    inputs: dict[str, Any]
+    channels: list[str | None] | None
+    positions: Tensor | None
+
+
+class TellLoss(BaseLoss):
+    """Cross-entropy of taught rows and KL(base || trained) of held rows, by rows."""
+
+    def __init__(self, args: Any, trainer: Any) -> None:
+        super().__init__(args, trainer)
+        _refuse_settings(args, trainer)
+        # ms-swift would compute the cross-entropy of all rows a second time for its curves
+        self._curves = args.enable_channel_loss
+        args.enable_channel_loss = False
+        self._pass: _Pass | None = None
+        trainer.get_batch_samples = self._counting_rows(trainer.get_batch_samples)
+        trainer.compute_loss = self._remembering(trainer.compute_loss)
+
+    def __call__(
+        self,
+        outputs: Any,
+        labels: Tensor,
+        *,
+        num_items_in_batch: Tensor | None = None,
+        loss_scale: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The loss of one forward pass: the sum over its rows, divided by the rows of the step.
+
+        Args:
+            outputs: of the model, with `logits` (batch, positions, vocabulary).
+            labels: (batch, positions), not shifted; -100 where nothing is asked.
+            num_items_in_batch: the rows of the step; None (validation) for those of this pass.
+        """
+        _refuse_call(outputs, loss_scale)
+        targets = labels.roll(-1, dims=-1).to(outputs.logits.device)
+        rows = self._row_of_each_position(targets)
+        channels = self._channels_of(int(rows.max()) + 1)
+        held = torch.tensor([self.kl > 0 and _is_general(name) for name in channels])
+        held = held.to(targets.device)
+
+        base = self._base_logits(held[rows]) if held.any() else None
+        values: Tensor = _TokenLosses.apply(outputs.logits, targets, held[rows], base)
+        if self._curves:
+            self._update_curves(values.detach()[targets != _NO_LABEL], rows[targets != _NO_LABEL])
+
+        counts = torch.bincount(rows[targets != _NO_LABEL], minlength=len(held))
+        sums = torch.zeros(len(held), device=values.device)
+        means = sums.index_add(0, rows.flatten(), values.flatten()) / counts.clamp(min=1)
+        weighted = torch.where(held, self.kl * means, means).sum()
+        return weighted / ((counts > 0).sum() if num_items_in_batch is None else num_items_in_batch)
+
+    @property
+    def kl(self) -> float:
+        """The weight of held rows, 0 where general rows teach."""
+        return trained_on[0].spec.kl if trained_on else 0.0
+
+    # --- what the trainer knows and does not tell ---
+
+    def _counting_rows(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """`get_batch_samples`, with the rows of the step as its number of items."""
+
+        def get_batch_samples(*args: Any, **kwargs: Any) -> Any:
+            batches, items = original(*args, **kwargs)
+            if items is None:
+                return batches, items
+            rows = torch.stack([_rows_with_an_answer(batch) for batch in batches]).sum()
+            rows = rows.to(self.args.device)
+            if self.args.average_tokens_across_devices:
+                rows = self.trainer.accelerator.gather(rows).sum()
+            return batches, rows
+
+        return get_batch_samples
+
+    def _remembering(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """`compute_loss`, which keeps what the model is given for as long as it runs."""
+
+        def compute_loss(
+            model: Any,
+            inputs: dict[str, Any],
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
+            if self.kl:
+                _refuse_model(self.trainer)
+            self._pass = _Pass(inputs, inputs.get("channel"), _positions(inputs))
+            rows = num_items_in_batch if model.training else None
+            try:
+                return original(model, inputs, return_outputs, rows)
+            finally:
+                self._pass = None
+
+        return compute_loss
+
+    def _row_of_each_position(self, targets: Tensor) -> Tensor:
+        """(batch, positions): the row that each position belongs to, counted from 0."""
+        assert self._pass is not None
+        if not self.trainer.template.padding_free:
+            return torch.arange(len(targets), device=targets.device)[:, None].expand_as(targets)
+        kept = self._pass.inputs.get("logits_to_keep")
+        borders = self.trainer.get_cu_seqlens(self._pass.positions, kept).to(targets.device)
+        rows = torch.arange(len(borders) - 1, device=targets.device)
+        return rows.repeat_interleave(borders.diff()).view_as(targets)
+
+    def _channels_of(self, rows: int) -> list[str | None]:
+        assert self._pass is not None
+        return self._pass.channels or [None] * rows
+
+    def _base_logits(self, held: Tensor) -> Tensor:
+        """The logits of the model without its adapter, for the lines of a batch that hold a row.
+
+        Args:
+            held: (batch, positions), whether a position belongs to a held row.
+        """
+        assert self._pass is not None
+        inputs, lines = self._pass.inputs, held.any(dim=1)
+        if not lines.all():
+            inputs = {
+                key: value[lines] if isinstance(value, Tensor) and value.ndim > 1 else value
+                for key, value in inputs.items()
+            }
+        model = self.trainer.model  # not as wrapped for several processes: those need not agree
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad(), model.disable_adapter():
+                logits: Tensor = model(**inputs).logits
+                return logits
+        finally:
+            model.train(training)
+
+    def _update_curves(self, values: Tensor, rows: Tensor) -> None:
+        """One curve a channel, the mean over tokens: `loss_task`, and `kl_general` where held."""
+        metrics = self.trainer.custom_metrics["train" if self.trainer.model.training else "eval"]
+        for row, channel in enumerate(self._channels_of(int(rows.max()) + 1)):
+            measure = "kl" if self.kl and _is_general(channel) else "loss"
+            metrics[f"{measure}_{channel}"].update(values[rows == row])
+
+
+def _is_general(channel: str | None) -> bool:
+    return channel is not None and channel.partition("_")[0] == GENERAL
+
+
+def _positions(inputs: dict[str, Any]) -> Tensor | None:
+    found: Tensor | None = inputs.get("text_position_ids")
+    return inputs.get("position_ids") if found is None else found
+
+
+def _rows_with_an_answer(batch: dict[str, Any]) -> Tensor:
+    """How many rows of a collated batch have an answer; rows put end to end count each."""
+    asked = batch["labels"][:, 1:] != _NO_LABEL
+    positions = _positions(batch)
+    if len(asked) > 1 or positions is None:
+        return asked.any(dim=1).sum()
+    starts = (positions.reshape(-1, positions.shape[-1])[-1] == 0).cumsum(0)
+    return starts[1:][asked[0]].unique().numel() * torch.ones((), dtype=torch.long)
+
+
+class _TokenLosses(torch.autograd.Function):
+    """The loss of each position, with its gradient written out.
+
+    Chunk by chunk in both directions: nothing of the vocabulary's size is held but the logits of
+    the two passes as the model gave them, and the gradient of one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, held: Tensor, base: Tensor | None
+    ) -> Tensor:
+        """(batch, positions): cross-entropy, KL(base || trained) where held, 0 without a target.
+
+        Args:
+            logits: (batch, positions, vocabulary).
+            targets, held: (batch, positions).
+            base: the logits of the base model, for the lines alone that hold.
+        """
+        ctx.save_for_backward(logits, targets, held, base)
+        losses = torch.zeros(targets.shape, device=logits.device)
+        for line, part, before in _chunks(logits, targets, held, base):
+            given = (logits[line, part], targets[line, part], held[line, part], before)
+            losses[line, part] = _chunk_losses(*given)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        logits, targets, held, base = ctx.saved_tensors
+        result = torch.zeros_like(logits)
+        for line, part, before in _chunks(logits, targets, held, base):
+            given = (logits[line, part], targets[line, part], held[line, part], before)
+            scaled = _chunk_gradients(*given) * gradients[0][line, part, None]
+            result[line, part] = scaled.to(result.dtype)
+        return result, None, None, None
+
+
+def _chunks(
+    logits: Tensor, targets: Tensor, held: Tensor, base: Tensor | None
+) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """(line, its positions with a target, the base model's logits there where the line holds)."""
+    size = max(1, _CHUNK // logits.shape[-1])
+    bases = iter(() if base is None else base)
+    for line in range(len(targets)):
+        before = next(bases) if held[line].any() else None
+        for part in (targets[line] != _NO_LABEL).nonzero().flatten().split(size):
+            if len(part):
+                yield line, part, None if before is None else before[part]
+
+
+def _chunk_losses(logits: Tensor, target: Tensor, held: Tensor, before: Tensor | None) -> Tensor:
+    trained = logits.float().log_softmax(-1)
+    entropy = -trained.gather(1, target[:, None])[:, 0]
+    if before is None:
+        return entropy
+    base = before.float().log_softmax(-1)
+    return torch.where(held, (base.exp() * (base - trained)).sum(-1), entropy)
+
+
+def _chunk_gradients(logits: Tensor, target: Tensor, held: Tensor, before: Tensor | None) -> Tensor:
+    """By logit: the probability that the model gives, minus the one that is wanted."""
+    result = logits.float().softmax(-1)
+    taught = (~held).nonzero().flatten()
+    result[taught, target[taught]] -= 1
+    if before is not None:
+        result[held] -= before[held].float().softmax(-1)
+    return result
+
+
+def _refuse_settings(args: Any, trainer: Any) -> None:
+    """Raise UserError for settings that hide the logits, or weigh tokens by another rule."""
+    wrong = {
+        "use_liger_kernel: false": args.use_liger_kernel,
+        "sequence_parallel_size: 1": trainer.template.sequence_parallel_size > 1,
+        "enable_dft_loss: false": args.enable_dft_loss,
+        "label_smoothing_factor: 0": args.label_smoothing_factor,
+    }
+    for remedy, given in wrong.items():
+        if given:
+            key = remedy.partition(":")[0]
+            raise UserError(
+                f"'loss_type: {LOSS_TYPE}' does not go with '{key}'",
+                where="recipe",
+                remedy=f"write '{remedy}', or leave out loss_type",
+            )
+
+
+def _refuse_model(trainer: Any) -> None:
+    """Raise UserError where there is no base model to hold rows to, or it is in parts."""
+    if not isinstance(trainer.model, PeftModel):
+        raise UserError(
+            "kl holds general rows to the model without its adapter, and there is no adapter",
+            where="recipe",
+            remedy="write 'tuner_type: lora', or kl=0 in the dataset string",
+        )
+    if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
+        raise UserError(
+            "kl asks for a second forward pass in some processes only, and the weights are spread "
+            "over all of them",
+            where="recipe",
+            allowed="plain data parallel processes, DeepSpeed ZeRO 1 and 2",
+            remedy="write 'deepspeed: zero2', or kl=0 in the dataset string",
+        )
+
+
+def _refuse_call(outputs: Any, loss_scale: Tensor | None) -> None:
+    if loss_scale is not None:
+        raise UserError(
+            f"'loss_type: {LOSS_TYPE}' weighs each row the same, 'loss_scale' weighs tokens",
+            where="recipe",
+            remedy="write 'loss_scale: default', or leave out loss_type",
+        )
+    if getattr(outputs, "logits", None) is None:
+        raise UserError(
+            f"'loss_type: {LOSS_TYPE}' needs the model's logits, and it gave none",
+            where="recipe",
+            remedy="write 'use_liger_kernel: false'",
+        )
