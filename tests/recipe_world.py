@@ -277,8 +277,6 @@ def small_copy(recipe: Recipe, model: Path, folder: Path, **changes: Any) -> Pat
         "logging_steps": 1,
         **changes,
     }
-    if values.get("use_liger_kernel"):
-        del values["use_liger_kernel"]  # its kernels run on GPUs only
     path = folder / f"{recipe.name}.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path

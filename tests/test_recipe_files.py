@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from tell_plugins.core.cards import card_names, load_card
@@ -69,6 +70,7 @@ EMBEDDED_NAMES = {
     "smollm2_sample_sft",
     "smollm2_sample_sft_steps",
     "smollm2_sample_general",
+    "smollm2_sample_hold",
     "smollm2_json",
 }
 MODELS = {
@@ -77,7 +79,10 @@ MODELS = {
     "gemma": "AI-ModelScope/gemma-7b-it",
     "smollm2": "models/SmolLM2-135M-Instruct",
 }
+OWN_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 CARD_GIB = 24
+# the longest document with its chat template: tokens, and those of its answer (is_en: at most)
+LONGEST = {"en_is": (3563, 2356), "is_en": (6320, 2300)}
 
 
 def recipe_of(path: Path) -> Recipe:
@@ -92,7 +97,7 @@ def every(paths: list[Path]) -> Any:
 
 
 def test_every_recipe_is_known_here() -> None:
-    assert len(RECIPES) == 23
+    assert len(RECIPES) == 24
     assert {path.stem for path in PAPER} == set(DATASETS)
     assert {path.stem for path in EMBEDDED} == EMBEDDED_NAMES
 
@@ -293,14 +298,13 @@ def test_it_fits_24_gib_by_the_written_estimate(path: Path) -> None:
     settings = Settings(recipe, keys())
     shape = shape_of(recipe.values["model"])
     assert shape is not None
-    full = worst_case(settings, int(recipe.values["max_length"]))
-    need = memory(shape, tuning_of(_checked(recipe)), full).total / GIB
+    longest = next((rows for name, rows in LONGEST.items() if name in path.stem), None)
+    rows = worst_case(settings, 2048) if longest is None else np.array([longest])
+    assert int(recipe.values["max_length"]) >= rows[0, 0]
+    need = memory(shape, tuning_of(_checked(recipe)), rows).total / GIB
     assert need < CARD_GIB
     header = path.read_text().split("\n\n")[0]
-    told = [int(number) for number in re.findall(r"(\d+) GiB", header)]
-    assert told[0] <= CARD_GIB
-    if recipe.values["max_length"] == 2048:  # the others state their longest document's need
-        assert told[0] == math.ceil(need)
+    assert [int(number) for number in re.findall(r"(\d+) GiB", header)] == [math.ceil(need)]
     assert "estimate" in header
 
 
@@ -310,16 +314,14 @@ def _checked(recipe: Recipe) -> Any:
     return Checked(recipe, Settings(recipe, keys()))
 
 
-def test_gemma_does_not_fit_without_the_fused_loss() -> None:
-    """Why its recipes need Liger: the longest English document's answer has 2,355 tokens."""
-    import numpy as np
-
+def test_gemma_does_not_fit_by_ms_swifts_own_loss() -> None:
+    """The longest English document's answer has 2,355 tokens, of 256,000 logits each."""
     shape = shape_of(MODELS["gemma"])
     assert shape is not None
     recipe = recipe_of(PROJECT / "recipes" / "gemma_en_is.yaml")
     row = np.array([[3439, 2356]])
-    assert memory(shape, tuning_of(_checked(recipe)), row).total / GIB == pytest.approx(19, abs=0.5)
-    held = recipe.with_values(use_liger_kernel=None)
+    assert memory(shape, tuning_of(_checked(recipe)), row).total / GIB == pytest.approx(21, abs=0.5)
+    held = recipe.with_values(loss_type=None)
     assert memory(shape, tuning_of(_checked(held)), row).total / GIB == pytest.approx(27, abs=0.5)
 
 
@@ -352,6 +354,21 @@ def test_embedded_recipes_need_no_network_and_no_gpu(path: Path) -> None:
     assert values["use_cpu"] is True
     assert values["check_model"] is False
     assert values["model_type"] == "llama"
+    # of the model's own chat template, which a server uses and ms-swift's `chatml` leaves out
+    assert (values["template"], values["system"]) == ("chatml", OWN_SYSTEM)
+
+
+@every(RECIPES)
+def test_each_row_weighs_the_same_and_the_header_says_so(path: Path) -> None:
+    assert recipe_of(path).values["loss_type"] == "tell"
+    header = path.read_text().split("\n\n")[0].replace("\n#          ", " ")
+    assert "rows that weigh the same" in header
+
+
+@every(RECIPES)
+def test_what_the_memory_estimate_counts_on_is_written_out(path: Path) -> None:
+    recipe = recipe_of(path)
+    assert recipe.values["gradient_checkpointing"] is tuning_of(_checked(recipe)).checkpointing
 
 
 # --- mixtures ------------------------------------------------------------------------------------
@@ -489,7 +506,7 @@ SYSTEM = {
     "qwen": "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
     "llama2": "<s>[INST] <<SYS>>\nYou are a helpful, respectful and honest assistant. Always",
     "gemma": "<bos><start_of_turn>user\n",
-    "smollm2": "<|im_start|>user\n",
+    "smollm2": f"<|im_start|>system\n{OWN_SYSTEM}<|im_end|>\n<|im_start|>user\n",
 }
 
 

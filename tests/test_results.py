@@ -25,6 +25,8 @@ from tests.conftest import PROJECT
 from tests.swift_keys_once import lay_keys
 
 RESULTS = PROJECT / "results"
+# what the published runs were trained with and the recipe now sets otherwise
+BEFORE = {"loss_type": None, "system": None}
 STUDIES = load_studies(RESULTS)
 
 
@@ -78,6 +80,7 @@ def test_a_sweep_finds_the_published_runs_again(tmp_path: Path) -> None:
     """Ids are made of settings and mixtures as ever: hours of finished runs hang on them."""
     lay_keys(tmp_path / "cache")
     recipe = load_recipe(PROJECT / "recipes" / "smollm2_json.yaml")
+    recipe = recipe.with_values(**BEFORE)
     base = PlannedBase(recipe, Evaluation("tell/halu_cot_json_spans", "card", {}))
     found = 0
     for path in sorted((RESULTS / "runs").glob("*/run.json")):
@@ -86,6 +89,7 @@ def test_a_sweep_finds_the_published_runs_again(tmp_path: Path) -> None:
             assert base.folder == path.parent.name
             continue
         settings = Recipe(recipe.path, run["settings"])
+        assert not any(run["settings"].get(key) for key in BEFORE)
         known = Facts(**run["mixture"])
         planned = Planned(
             cell=Cell("TELL", {}, run["seed"], {}),
