@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.order import arrange
@@ -36,7 +39,6 @@ PAPER = Training(epochs=1, warmup_ratio=0.03)
 @pytest.mark.parametrize("scheduler", MODELLED)
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (2, 1), (8, 1), (56, 2), (40, 60)])
 def test_rates_are_those_of_transformers(scheduler: str, steps: int, warmup: int) -> None:
-    import torch
     from transformers import get_scheduler
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
@@ -52,7 +54,6 @@ def test_rates_are_those_of_transformers(scheduler: str, steps: int, warmup: int
 
 
 def test_cosine_takes_its_cycles() -> None:
-    import torch
     from transformers import get_cosine_schedule_with_warmup
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -139,7 +140,6 @@ def _real_trainings(folder: Path) -> list[Taken]:
 
 def _real_training(rows: int, training: Training, folder: Path) -> Taken:
     """What a real Trainer does without shuffling: each step's learning rate and rows."""
-    import torch
     from torch.utils.data import SequentialSampler
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -363,8 +363,6 @@ def test_reported_flops_span_the_papers_range() -> None:
 
 
 def test_reported_flops_are_what_the_trainer_counts(tmp_path: Path) -> None:
-    import torch
-
     model = _small_model("llama", layers=2)
     model.config.save_pretrained(tmp_path)
     shape = shape_of(str(tmp_path))
@@ -389,7 +387,6 @@ def test_activations_are_about_what_autograd_keeps(
 
 def _kept_bytes(kind: str, layers: int, targets: tuple[str, ...], tokens: int) -> int:
     """Bytes that the forward pass of a LoRA model keeps for the backward pass."""
-    import torch
     from peft import LoraConfig, get_peft_model
 
     model = _small_model(kind, layers).bfloat16()
@@ -430,10 +427,11 @@ def _small_model(kind: str, layers: int) -> Any:
     return LlamaForCausalLM(LlamaConfig(**sizes))
 
 
-def test_logits_cost_what_ms_swifts_loss_holds() -> None:
-    """14 bytes a logit: bf16, and in fp32 the log-softmax and its gradient twice."""
-    import torch
-    from swift.trainers.utils import per_token_loss_func
+def _peak(work: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> float:
+    """Bytes a logit at the worst moment of a loss and its backward pass, of bf16 logits.
+
+    `work` takes logits (1, tokens, vocabulary) and labels (1, tokens), and returns the loss.
+    """
     from torch.utils import _pytree as pytree
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -462,22 +460,50 @@ def test_logits_cost_what_ms_swifts_loss_holds() -> None:
             pytree.tree_map_only(torch.Tensor, self._add, result)
             return result
 
-    class Outputs:
-        logits: torch.Tensor
-
     tokens, vocab = 64, 30_000
     hidden = torch.randn(1, tokens, 8, dtype=torch.bfloat16, requires_grad=True)
     head = torch.randn(vocab, 8, dtype=torch.bfloat16)
     with Peak() as peak:
-        outputs = Outputs()
-        outputs.logits = hidden @ head.T
-        loss = per_token_loss_func(outputs, torch.randint(0, vocab, (1, tokens))).sum()
-        loss.backward()
-    shape = shape_of("AI-ModelScope/gemma-7b-it")
-    assert shape is not None
-    formula = estimate._logit_bytes(shape, 2) / shape.vocab
+        logits = hidden @ head.T
+        work(logits, torch.randint(0, vocab, (1, tokens))).backward()
+    return peak.peak / tokens / vocab
+
+
+def test_logits_cost_what_ms_swifts_loss_holds() -> None:
+    """14 bytes a logit: bf16, and in fp32 the log-softmax and its gradient twice."""
+    from swift.trainers.utils import per_token_loss_func
+
+    def own(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return per_token_loss_func(SimpleNamespace(logits=logits), labels).sum()
+
+    gemma = shape_of("AI-ModelScope/gemma-7b-it")
+    assert gemma is not None
+    formula = estimate._logit_bytes(gemma, Tuning(8, ()), 2) / gemma.vocab
     assert formula == 14
-    assert peak.peak / tokens / vocab == pytest.approx(formula, rel=0.05)
+    assert _peak(own) == pytest.approx(formula, rel=0.05)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_logits_cost_what_the_loss_by_rows_holds(
+    held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 bytes a logit: the logits and their gradient in bf16; 6 with those of the base model."""
+    from tell_plugins.bridge import loss
+
+    monkeypatch.setattr(loss, "_CHUNK", 30_000)  # one position at a time
+
+    def by_rows(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        held_rows = torch.full_like(labels, held, dtype=torch.bool)
+        base = logits.detach() + 1 if held else None
+        losses: torch.Tensor = loss._TokenLosses.apply(logits, labels, held_rows, base)
+        return losses.sum()
+
+    gemma = shape_of("AI-ModelScope/gemma-7b-it")
+    assert gemma is not None
+    tuning = Tuning(8, (), row_loss=True, held=held)
+    formula = estimate._logit_bytes(gemma, tuning, 2) / gemma.vocab
+    assert formula == (6 if held else 4)
+    assert _peak(by_rows) == pytest.approx(formula, rel=0.15)
 
 
 def test_memory_takes_the_row_that_needs_most() -> None:

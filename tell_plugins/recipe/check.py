@@ -168,7 +168,8 @@ def _look_at_shares(checked: Checked) -> None:
     if checked.mixture is not None:
         task = int(checked.mixture.is_task.sum())
         counts = task, len(checked.mixture) - task
-    if counts is not None:
+    held = checked.spec is not None and checked.spec.kl > 0  # fewer rows hold than teach
+    if counts is not None and not held:
         checked.findings += check_shares(*counts, checked.recipe.where("dataset"))
 
 

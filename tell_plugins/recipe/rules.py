@@ -20,8 +20,8 @@ from tell_plugins.recipe.key_rules import (
     check_values,
     check_variables,
 )
-from tell_plugins.recipe.model_rules import check_cpu, check_kind, check_positions, check_template
 from tell_plugins.recipe.loss_rules import check_loss
+from tell_plugins.recipe.model_rules import check_cpu, check_kind, check_positions, check_template
 from tell_plugins.recipe.recipes import Recipe
 from tell_plugins.recipe.run_rules import (
     check_model,
