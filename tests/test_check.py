@@ -16,6 +16,7 @@ import yaml
 
 from tell_plugins.cli import main
 from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.spec import parse_spec
 from tell_plugins.recipe import check_report
 from tell_plugins.recipe.check import Checked, inspect
 from tell_plugins.recipe.findings import ERROR, RULES, WARNING
@@ -869,7 +870,11 @@ def test_differences_name_the_paper_its_time_and_the_recipe(write: Write) -> Non
         "max_grad_norm",
         "seed",
         "split_dataset_ratio",
+        "loss_type",
     }
+    assert (found["loss_type"].of_its_time, found["loss_type"].recipe) == ("tell", "unset")
+    held = differences(settings, parse_spec(HELD))
+    assert [d.recipe for d in held if d.key == "dataset: kl"] == ["1"]
     assert (found["learning_rate"].paper, found["learning_rate"].recipe) == ("0.0001", "0.001")
     assert found["max_grad_norm"].of_its_time == "0.5"
     assert (found["max_grad_norm"].recipe, found["max_grad_norm"].given) == ("1", False)

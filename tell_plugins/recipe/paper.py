@@ -104,6 +104,8 @@ def differences(settings: Settings, spec: Spec | None) -> list[Difference]:
                     settings.given("target_modules"),
                 )
             )
+    if spec is not None and spec.kl:
+        found.append(Difference("dataset: kl", "0", None, f"{spec.kl:g}", True))
     if spec is not None and spec.seed != FIXED["seed"]:
         found.append(Difference("dataset: seed", "42", None, str(spec.seed), True))
     return [difference for difference in found if difference is not None]
