@@ -23,7 +23,7 @@ TEXT = (PROJECT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.DOTALL)
 INLINE = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", TEXT)
 MADE_BY_NEW = "smollm2_tickets"  # a recipe that the README lets the user make
-SWIFT_VERBS = {"sft", "infer", "deploy", "app", "eval"}
+SWIFT_VERBS = {"sft", "infer", "deploy", "app", "eval", "export"}
 RUN_SH = set(cli._RUN_SH)
 
 

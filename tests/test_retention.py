@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,47 @@ def test_adapters_share_one_base_and_leave_it_as_it_was(
     assert answers(local_engine(model, {}), None) == base
     with pytest.raises(ValueError, match="is not loaded"), local_engine(model, {}).adapter("one"):
         pass
+
+
+@pytest.mark.slow
+def test_a_scaled_adapter_is_one_whose_weights_are_scaled(
+    model: Path, adapters: dict[str, Path], make_card: MakeCard, tmp_path: Path
+) -> None:
+    """At 0 the base model, at 1 the adapter, between them the LoRA product times the scale."""
+    from safetensors.torch import load_file, save_file
+
+    half = tmp_path / "half"
+    shutil.copytree(adapters["one"], half)
+    weights = load_file(half / "adapter_model.safetensors")
+    for name in weights:
+        if "lora_B" in name:
+            weights[name] = weights[name] * 0.5
+    save_file(weights, half / "adapter_model.safetensors")
+    engine = local_engine(model, {"one": adapters["one"], "half": half})
+
+    def losses(name: str | None, scale: float = 1.0) -> list[float]:
+        with engine.adapter(name) if scale == 1 else engine.scaled(name, scale):
+            return [loss for loss, _ in engine.response_losses(PAIRS)]
+
+    whole = losses("one")
+    assert losses("one", 0.5) == pytest.approx(losses("half"), rel=1e-5)
+    assert losses("one", 0.0) == losses(None)
+    assert losses("one") == whole  # the scale is taken back
+    assert losses("one", 0.5) != pytest.approx(whole, rel=1e-5)
+    out = tmp_path / "eval"
+    make_tiny_cards(make_card)
+    recipe = tiny_recipe(tmp_path / "r.yaml", model, "tell/tiny_task:general=10rows")
+    call = ["eval", str(recipe), "--adapter", "none", str(adapters["one"]), "--scales", "0,0.5,1"]
+    call += ["--max-new-tokens", "6", "--general-rows", "4", "--out", str(out)]
+    assert main(call) == 0
+    folders = {path.parent.name: path for path in out.glob("*/general")}
+    label = next(name for name in folders if name.endswith("--one"))
+    assert set(folders) == {"none", label, f"{label}-scale0", f"{label}-scale0.5"}
+    found = {name: (path / "losses.jsonl").read_bytes() for name, path in folders.items()}
+    assert found[f"{label}-scale0"] == found["none"]
+    assert len(set(found.values())) == 3
+    saved = json.loads((folders[f"{label}-scale0.5"] / SETTINGS).read_text())
+    assert saved["scale"] == 0.5
 
 
 @pytest.mark.slow

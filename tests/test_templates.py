@@ -164,6 +164,19 @@ def test_an_adapter_without_anchor_gets_none(
     assert _ids(template_of(adapter), "The fox.") == _ids(template_of(), "The fox.")
 
 
+def test_a_model_of_full_tuning_brings_its_anchor(
+    template_of: TemplateOf, tiny: Path, tmp_path: Path
+) -> None:
+    bare = _ids(template_of(), "Fox")
+    (tiny / "anchor.txt").write_text("Answer.")
+    try:
+        assert _ids(template_of(), "Answer.\n\nFox") == _ids(template_of(), "Fox") != bare
+        other = _checkpoint(tmp_path / "adapter", None)
+        assert _ids(template_of(other), "Fox") == bare  # an adapter on it is another training
+    finally:
+        (tiny / "anchor.txt").unlink()
+
+
 def test_training_on_from_an_adapter_adds_nothing(template_of: TemplateOf, tmp_path: Path) -> None:
     adapter = _checkpoint(tmp_path / "adapter", "Answer.")
     assert _ids(template_of(adapter, training=True), "Fox") == _ids(template_of(), "Fox")

@@ -202,6 +202,66 @@ def test_a_checkpoint_of_full_tuning_is_a_model(recipe: Path, tmp_path: Path) ->
         find_adapters([str(tmp_path)], load_recipe(recipe))
 
 
+# --- against a baseline, and at several scales ---------------------------------------------------
+
+
+def test_a_recipe_against_its_baseline(
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answer_by_script(monkeypatch, lambda recipe, prompt: '{"label": "yes"}')
+    call = ["eval", str(recipe), "--general-rows", "2", "--against"]
+    assert main([*call, "sft"]) == 1
+    assert "no recipe 'r_sft.yaml'" in capsys.readouterr().err
+    baseline = tiny_recipe(
+        tmp_path / "r_sft.yaml",
+        tmp_path / "model",
+        "tell/tiny_task:general=0",
+        output_dir=str(tmp_path / "run_sft"),
+    )
+    assert main([*call, "sfd"]) == 1
+    assert "did you mean 'sft'?" in capsys.readouterr().err
+    spec = {"spec": "tell/tiny_task:general=4rows"}
+    own = trained(tmp_path / "run" / "v0-20261101-120000" / "checkpoint-3")
+    (own / "manifest.json").write_text(json.dumps(spec))
+    assert main([*call, "sft"]) == 1
+    assert f"./run.sh train {baseline}" in capsys.readouterr().err
+    theirs = trained(tmp_path / "run_sft" / "v0-20261101-120000" / "checkpoint-2")
+    (theirs / "manifest.json").write_text(json.dumps({"spec": "tell/tiny_task:general=0"}))
+    assert main([*call, "sft"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "none" in printed
+    assert "difference to SFT, seed 42, in percentage points" in printed
+    assert "adherence: TELL, seed 42 is not told apart from SFT, seed 42" in printed
+    folders = {path.parent.name for path in (tmp_path / "run" / "eval").glob("*/test-greedy")}
+    label = "v0-20261101-120000--checkpoint"
+    assert folders == {"none", f"{label}-3", f"run_sft--{label}-2"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--scales", "x"], "bad scales 'x'"),
+        (["--scales", "0.5,-1"], "bad scales '0.5,-1'"),
+        (["--scales", "0.5", "--engine", "http://127.0.0.1:9/v1"], "adapters as they are"),
+        (["--scales", "0.5"], "no LoRA matrices alone"),
+    ],
+)
+def test_scales_that_cannot_be(
+    flags: list[str],
+    message: str,
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = trained(tmp_path / "run" / "checkpoint-2")
+    (folder / "adapter_config.json").write_text('{"modules_to_save": ["lm_head"]}')
+    assert main(["eval", str(recipe), "--general-rows", "0", *flags]) == 1
+    assert message.replace("no LoRA", "not LoRA") in capsys.readouterr().err
+
+
 # --- one at a time -------------------------------------------------------------------------------
 
 _HOLDS = """

@@ -40,6 +40,11 @@ def model_arguments(values: Mapping[str, Any]) -> BaseArguments:
     return BaseArguments(**chosen, load_args=False)
 
 
+def _peft_name(name: str) -> str:
+    """A name that torch takes for a module: an adapter's folder may be called `half` or `train`."""
+    return f"adapter_{name}"
+
+
 def _with_adapter(model: Any, name: str, folder: Path) -> Any:
     try:
         return Swift.from_pretrained(model, str(folder), name)
@@ -70,7 +75,7 @@ class LocalEngine:
         template = args.get_template(processor)
         share_prefix(template)
         for name, folder in adapters.items():
-            self.model = _with_adapter(self.model, name, folder)
+            self.model = _with_adapter(self.model, _peft_name(name), folder)
         self._peft = bool(adapters)
         self.template = template
         self._engine = TransformersEngine(self.model, template=template, max_batch_size=batch_size)
@@ -91,8 +96,24 @@ class LocalEngine:
             with self.model.disable_adapter():
                 yield
         else:
-            self.model.set_adapter(name)
+            self.model.set_adapter(_peft_name(name))
             yield
+
+    @contextlib.contextmanager
+    def scaled(self, name: str, scale: float) -> Iterator[None]:
+        """Use one adapter inside the block, its LoRA matrices' product times `scale`."""
+        key = _peft_name(name)
+        scalings = [getattr(module, "scaling", None) for module in self.model.modules()]
+        found = [scaling for scaling in scalings if isinstance(scaling, dict) and key in scaling]
+        before = [scaling[key] for scaling in found]
+        try:
+            for scaling in found:
+                scaling[key] *= scale
+            with self.adapter(name):
+                yield
+        finally:
+            for scaling, value in zip(found, before, strict=True):
+                scaling[key] = value
 
     def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]:
         """The number of tokens of each prompt, with its history, as the template encodes it."""

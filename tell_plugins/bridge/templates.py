@@ -85,9 +85,11 @@ def _serves(args: Any) -> bool:
 
 
 def _folders(args: Any) -> list[Path]:
-    """The adapters that ms-swift will load, those served under a name of their own included."""
+    """The adapters that ms-swift will load, those served under a name of their own included; of
+    none, the model itself, in whose folder full tuning leaves the anchor."""
     named = getattr(args, "adapter_mapping", None) or {}
-    return [Path(adapter) for adapter in [*(args.adapters or []), *named.values()]]
+    adapters = [*(args.adapters or []), *named.values()]
+    return [Path(folder) for folder in adapters or [args.model] if folder]
 
 
 def serving_front(adapters: Iterable[Path]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ _OLDER_WEIGHTS = "adapter_model.bin"  # as older releases of peft save them
 class Adapter:
     """One adapter, a whole model, or the base model (`path` None).
 
-    `label` names its folder of answers.
+    `label` names its folder of answers; `scale` is what the adapter's weights are multiplied by.
     """
 
     label: str
     path: Path | None
+    scale: float = 1.0
 
     @property
     def shown(self) -> str:
@@ -36,7 +37,9 @@ class Adapter:
     @property
     def engine_name(self) -> str | None:
         """The name under which an engine loads it; module names may hold no dots."""
-        return None if self.path is None else self.label.replace(".", "_")
+        if self.path is None:
+            return None
+        return self.label.removesuffix(_suffix(self.scale)).replace(".", "_")
 
     @property
     def whole(self) -> bool:
@@ -116,6 +119,47 @@ def find_adapters(named: Sequence[str], recipe: Recipe) -> list[Adapter]:
     if twice:
         raise UserError(f"{', '.join(sorted(twice))} named twice", where="--adapter", remedy="once")
     return adapters
+
+
+def at_scales(adapters: Sequence[Adapter], scales: Sequence[float]) -> list[Adapter]:
+    """Each adapter at each scale of its LoRA weights; the base model once.
+
+    Raises UserError for what no scale of LoRA matrices takes back exactly.
+    """
+    if list(scales) == [1.0]:
+        return list(adapters)
+    found = []
+    for adapter in adapters:
+        if adapter.path is None:
+            found.append(adapter)
+            continue
+        _need_plain_lora(adapter)
+        found += [
+            replace(adapter, label=adapter.label + _suffix(scale), scale=scale) for scale in scales
+        ]
+    return found
+
+
+def _suffix(scale: float) -> str:
+    return "" if scale == 1 else f"-scale{scale:g}"
+
+
+def _need_plain_lora(adapter: Adapter) -> None:
+    config = adapter.saved("adapter_config.json")
+    more = [
+        key
+        for key, plain in (("use_dora", False), ("bias", "none"), ("modules_to_save", None))
+        if config.get(key, plain) not in (plain, None, [])
+    ]
+    if config.get("peft_type", "LORA") != "LORA" or adapter.whole:
+        more = ["no LoRA adapter"]
+    if more:
+        raise UserError(
+            f"its weights are not LoRA matrices alone ({', '.join(more)})",
+            where=f"adapter {adapter.shown}",
+            allowed="plain LoRA, whose change of the model grows with its scale",
+            remedy="leave --scales out",
+        )
 
 
 def _named(text: str, recipe: Recipe) -> Adapter:

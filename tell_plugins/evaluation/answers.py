@@ -71,6 +71,7 @@ class Settings:
     model_files_sha256: str = ""
     adapter_config_sha256: str = ""
     rows_sha256: str = ""
+    scale: float = 1.0  # of the adapter's weights
 
 
 def answer_all(

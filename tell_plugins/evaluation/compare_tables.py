@@ -22,6 +22,8 @@ from tell_plugins.evaluation.taxonomy import KINDS
 from tell_plugins.evaluation.translation import METRICS, UNITS, MetricScore, TranslationScores
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tell_plugins.evaluation.compare import Comparison, System
 
 Number = Rate | Estimate
@@ -46,39 +48,46 @@ class Grid:
 
 def show(comparison: Comparison, scorer: str | None = None) -> None:
     """Print all tables; of a JSON task those of one scorer, where one is named."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     console = Console()
     if not console.is_terminal:
         console = Console(width=_UNBOUNDED)  # a file has no edge
-    narrow = console.width < _WIDE
     comparison, legend = _lettered(comparison) if console.width < _UNBOUNDED else (comparison, [])
     for line in legend:
         console.print(Text(line), soft_wrap=True)
-    whole = [_without_intervals(g) if narrow else g for g in grids(comparison, scorer)]
-    for grid in (part for one in whole for part in fitted(one, console.width)):
+    for grid in grids(comparison, scorer):
+        print_grid(grid, console)
+    if console.width < _WIDE:
+        print(f"a terminal of {_WIDE} columns or more also shows the intervals of all scores")
+
+
+def print_grid(grid: Grid, console: Console) -> None:
+    """Print a table in parts that fit; below 110 columns without the scores' intervals."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    whole = _without_intervals(grid) if console.width < _WIDE else grid
+    for part in fitted(whole, console.width):
         table = Table(
-            title=Text(grid.title),
+            title=Text(part.title),
             title_justify="left",
             title_style="bold",
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
         )
-        for number, column in enumerate(grid.columns):
+        for number, column in enumerate(part.columns):
             side: Literal["left", "right"] = "left" if number == 0 else "right"
-            least = min(_least_width(grid, number), console.width - 2)
+            least = min(_least_width(part, number), console.width - 2)
             table.add_column(Text(column), justify=side, overflow="fold", min_width=least)
-        for row in grid.rows:
+        for row in part.rows:
             table.add_row(*map(Text, row))
         console.print(table)
-        for note in grid.notes:
+        for note in part.notes:
             console.print(Text("  " + note), soft_wrap=True)
         console.print()
-    if narrow:
-        print(f"a terminal of {_WIDE} columns or more also shows the intervals of all scores")
 
 
 def _without_intervals(grid: Grid) -> Grid:
@@ -143,7 +152,7 @@ def grids(comparison: Comparison, scorer: str | None = None) -> list[Grid]:
     found = tables[comparison.metric](comparison.systems, scorer)
     found += _measure_grids(comparison.systems, scorer)
     if comparison.differences:
-        found.append(_difference_grid(comparison, scorer))
+        found.append(difference_grid(comparison, scorer))
     return found
 
 
@@ -465,7 +474,8 @@ def _text_grids(systems: Sequence[System], scorer: str | None) -> list[Grid]:
     ]
 
 
-def _difference_grid(comparison: Comparison, scorer: str | None) -> Grid:
+def difference_grid(comparison: Comparison, scorer: str | None) -> Grid:
+    """The paired differences to the baseline, and whether the rows tell the two apart."""
     kept = [
         compared
         for compared in comparison.differences

@@ -22,9 +22,9 @@ from tell_plugins.core.mixture import GENERAL as GENERAL_ROLE
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import TaskRows, open_task
 from tell_plugins.core.spec import Spec, parse_spec
-from tell_plugins.evaluation import engines, fingerprints, retention, scoring
+from tell_plugins.evaluation import against, engines, fingerprints, retention, scoring
 from tell_plugins.evaluation import prompts as prompting
-from tell_plugins.evaluation.adapters import Adapter, find_adapters
+from tell_plugins.evaluation.adapters import Adapter, at_scales, find_adapters
 from tell_plugins.evaluation.answers import GENERAL, Prompt, Settings, answer_all, refuse_others
 from tell_plugins.evaluation.fewshot import choose_examples, fixed_examples
 from tell_plugins.evaluation.learned_scores import LEARNED, metric_names
@@ -34,6 +34,7 @@ from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.swift_keys import swift_keys
 
+_LARGEST_SCALE = 10
 _GENERAL_TOKENS = 64  # a format shows in the first tokens of an answer
 _ANCHORED = "the server puts the anchor in front of every query"
 # keys of ms-swift that would not reach the answers, and the option that does
@@ -57,6 +58,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="DIR",
         help="checkpoint or run folders; 'none' is the base model (default: the recipe's last run)",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="VARIANT",
+        help="also test the last run of <recipe>_<VARIANT>.yaml and take differences to it: sft",
+    )
+    parser.add_argument(
+        "--scales",
+        default="1",
+        help="test each adapter at these multiples of its weights: 0.25,0.5,0.75,1 (default: 1)",
     )
     parser.add_argument("--split", default="test", help="split of the card (default: test)")
     parser.add_argument("--rows", type=int, help="a seeded draw of this many rows (default: all)")
@@ -106,6 +117,9 @@ def run(args: argparse.Namespace) -> int:
     for adapter in task.adapters:
         if adapter.path is not None and adapter.changes_nothing:
             print(f"{adapter.label}: every LoRA B matrix is zero; this run trained nothing")
+    if args.against:
+        for name in names:
+            against.print_verdict([task.out / adapter.label / name for adapter in task.adapters])
     return 0
 
 
@@ -113,6 +127,8 @@ def answer(args: argparse.Namespace) -> Task:
     """Answer and score everything that `args` ask for; what is there already is kept."""
     recipe = load_recipe(args.recipe, args.flags)
     raise_all(list(_wrong_flags(recipe)))
+    if args.against:
+        args.adapter = against.with_baseline(recipe, args.against, args.adapter)
     task = plan(recipe, args)
     for note in task.notes:
         print(note, flush=True)
@@ -140,8 +156,7 @@ def _answer_with_one_load(
         for name, settings in _planned(engine, task, adapter, args):
             refuse_others(task.out / adapter.label / name, settings)
     for adapter in adapters:
-        loaded_as = adapter.engine_name if "://" in args.engine or not adapter.whole else None
-        with engine.adapter(loaded_as):
+        with _active(engine, adapter, args):
             folder = task.out / adapter.label
             anchored = _anchors_by_itself(engine, task, args)
             _answer_task(engine, task, adapter, folder, args)
@@ -149,6 +164,14 @@ def _answer_with_one_load(
                 print(f"{adapter.label}: {_ANCHORED}; no general question is asked", flush=True)
             else:
                 _measure_general(engine, task, adapter, folder, args)
+
+
+def _active(engine: Any, adapter: Adapter, args: argparse.Namespace) -> Any:
+    """The engine answering as this adapter; a whole model of its own load is its base model."""
+    if adapter.scale != 1:
+        return engine.scaled(adapter.engine_name, adapter.scale)
+    served = "://" in args.engine
+    return engine.adapter(adapter.engine_name if served or not adapter.whole else None)
 
 
 def _anchors_by_itself(engine: Engine, task: Task, args: argparse.Namespace) -> bool:
@@ -223,6 +246,7 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
     engines.need_kind(args.engine, args.model_name)
     _seeds(args)
     _check_counts(args)
+    scales = _scales(args)
     adapters = find_adapters(args.adapter, recipe)
     recipe, notes = as_trained(recipe, adapters, None if "://" in args.engine else _resolve)
     learned = metric_names(args.learned)
@@ -248,7 +272,7 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
         card=card,
         anchor=anchor,
         prompts=prompts,
-        adapters=adapters,
+        adapters=at_scales(adapters, scales),
         general=general,
         max_new_tokens=prompting.answer_limit(card, args.max_new_tokens),
         learned=learned,
@@ -368,6 +392,27 @@ def _engine(args: argparse.Namespace, recipe: Recipe, adapters: list[Adapter]) -
     )
 
 
+def _scales(args: argparse.Namespace) -> list[float]:
+    try:
+        scales = [float(part) for part in args.scales.split(",")]
+    except ValueError:
+        scales = []
+    if not scales or not all(0 <= scale <= _LARGEST_SCALE for scale in scales):
+        raise UserError(
+            f"bad scales '{args.scales}'",
+            where="--scales",
+            allowed=f"numbers from 0 to {_LARGEST_SCALE}, separated by commas",
+            remedy="--scales 0.25,0.5,0.75,1",
+        )
+    if scales != [1.0] and args.engine != "transformers":
+        raise UserError(
+            f"engine '{args.engine}' answers with adapters as they are",
+            where="--scales",
+            remedy="--engine transformers, which scales their weights in memory",
+        )
+    return list(dict.fromkeys(scales))
+
+
 def _seeds(args: argparse.Namespace) -> list[int]:
     try:
         seeds = [int(part) for part in args.seeds.split(",")]
@@ -432,6 +477,7 @@ def _settings(
         adapter_sha256=adapter.weights_sha256,
         model_files_sha256="" if served else _files_sha256(engine, task.recipe),
         adapter_config_sha256=adapter.config_sha256,
+        scale=adapter.scale,
     )
 
 

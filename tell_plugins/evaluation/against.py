@@ -1,0 +1,67 @@
+"""`eval RECIPE --against sft`: a recipe and its baseline in one table, with paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import UserError, nearest
+from tell_plugins.evaluation.adapters import BASE
+from tell_plugins.evaluation.scoring import SECOND_READINGS
+from tell_plugins.recipe.recipes import Recipe, checkpoints, load_recipe
+
+
+def with_baseline(recipe: Recipe, variant: str, named: Sequence[str]) -> list[str]:
+    """What `--adapter` is to name: the base model, the recipe's run (or `named`), the baseline's.
+
+    Raises UserError where there is no recipe `<recipe>_<variant>.yaml`, or no run of one of them.
+    """
+    stem = recipe.path.stem
+    path = recipe.path.with_name(f"{stem}_{variant}.yaml")
+    if not path.is_file():
+        variants = [
+            p.stem.removeprefix(f"{stem}_") for p in recipe.path.parent.glob(f"{stem}_*.yaml")
+        ]
+        match = nearest(variant, variants)
+        raise UserError(
+            f"no recipe '{path.name}'",
+            where=f"--against {variant}",
+            allowed=", ".join(sorted(variants)) or f"{stem}_<VARIANT>.yaml beside this recipe",
+            remedy=f"did you mean '{match}'?" if match else "write that recipe, then train it",
+        )
+    own = [name for name in named if name != BASE] or [str(_last_run(recipe))]
+    return [BASE, *own, str(_last_run(load_recipe(path)))]
+
+
+def _last_run(recipe: Recipe) -> Path:
+    found = checkpoints(recipe.output_dir)
+    if not found:
+        raise UserError(
+            f"no run of {paths.shown(recipe.path)}",
+            where=paths.shown(recipe.output_dir),
+            remedy=f"./run.sh train {paths.shown(recipe.path)}",
+        )
+    return found[-1].absolute()
+
+
+def print_verdict(folders: Sequence[Path]) -> None:
+    """Print each system's paired differences to the last one, and a line of what they say."""
+    from rich.console import Console
+
+    from tell_plugins.evaluation.compare import compare
+    from tell_plugins.evaluation.compare_tables import difference_grid, print_grid
+
+    comparison = compare(folders, baseline=folders[-1])
+    if not comparison.differences:
+        return
+    console = Console()
+    print_grid(difference_grid(comparison, None), console)
+    own = comparison.systems[-2].name
+    for compared in comparison.differences:
+        if compared.system == own and compared.scorer not in SECOND_READINGS:
+            found = compared.difference
+            word = "better" if found.low > 0 else "worse" if found.high < 0 else None
+            said = f"is {word} than" if word else "is not told apart from"
+            measure = compared.measure.replace("_", " ")
+            console.print(f"{measure}: {own} {said} {comparison.baseline}", highlight=False)
