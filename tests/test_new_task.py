@@ -145,10 +145,11 @@ def test_every_format_and_form_ends_in_a_mixture(
 @pytest.mark.slow
 def test_check_passes_on_what_new_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_table(tmp_path / "rows.jsonl", rows_of(count=30))
-    assert new(tmp_path, "--train", str(path)) == 0
-    capsys.readouterr()
-    assert main(["check", str(tmp_path / "recipes" / "smollm2_own.yaml")]) == 0
-    assert "No problems found" in capsys.readouterr().out
+    assert new(tmp_path, "--train", str(path), "--method", "hold") == 0
+    for name in ("smollm2_own", "smollm2_own_sft"):
+        capsys.readouterr()
+        assert main(["check", str(tmp_path / "recipes" / f"{name}.yaml")]) == 0
+        assert "No problems found" in capsys.readouterr().out
 
 
 def test_the_recipe_is_the_patterns_but_for_task_and_output(tmp_path: Path) -> None:
@@ -293,6 +294,14 @@ def test_a_method_comes_with_its_baseline(
     assert new(tmp_path, *flags, name="next") == 0
     made = load_recipe(tmp_path / "recipes" / "smollm2_next.yaml")
     assert made.dataset_text == "tell/next"
+
+
+def test_rows_hold_the_model_unless_another_method_is_named(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "rows.jsonl", rows_of(count=60))
+    flags = ["--train", str(path), "--anchor", ANCHOR, "--recipes", str(tmp_path / "recipes")]
+    assert main(["new", "own", "--model", "smollm2", *flags]) == 0
+    assert load_recipe(tmp_path / "recipes" / "smollm2_own.yaml").spec.kl == 1
+    assert (tmp_path / "recipes" / "smollm2_own_sft.yaml").is_file()
 
 
 def test_an_amount_that_is_asked_counts(tmp_path: Path) -> None:

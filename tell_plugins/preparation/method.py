@@ -23,7 +23,7 @@ METHODS = {  # and the variants that recipes are written of
 }
 TASK_ENTRIES, MOST_COPIES = 240, 16
 GENERAL_ROWS, GENERAL_TIMES = 96, 2
-DEFAULT = "paper"
+DEFAULT = "hold"
 STEP = 8  # entries an optimizer step
 _READINGS = "in first readings of one small model; see preparation/method.py"
 

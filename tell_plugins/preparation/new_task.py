@@ -359,7 +359,7 @@ def _placed(folder: Path, files: dict[str, str]) -> Iterator[None]:
 
 def _before(folder: Path) -> Path:
     """Where a card that is being overwritten waits, hidden from all lists."""
-    return folder.with_name(f".{folder.name}.before")
+    return folder.with_name(f".{folder.name[:200]}.before")
 
 
 def _restore(folder: Path) -> None:
