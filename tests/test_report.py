@@ -19,7 +19,7 @@ from tell_plugins import cli
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
-from tell_plugins.evaluation import scoring, shares
+from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.intervals import Estimate, counted
 from tell_plugins.experiments import fits, measures, plots, tables
 from tell_plugins.experiments.collect import collect
@@ -180,12 +180,12 @@ def test_balanced_accuracy_is_the_mean_recall(made: Path) -> None:
     study = _study(made, "controls_made")
     judge = Judge(ReferenceShelf(made))
     entry = next(entry for entry in study.done if entry.method == "TELL")
-    judged = judge.judged(entry)
+    judged = judge.judged(entry)["strict"]
     recalls = []
     for label in ("yes", "no"):
         mine = [g for g, right in zip(judged.given, judged.right, strict=True) if right == label]
         recalls.append(mine.count(label) / len(mine))
-    found = shares.mean_share(measures.recalls(judged))
+    found = judge.measures([entry], None).estimates["balanced accuracy"]
     assert found.value == pytest.approx(sum(recalls) / 2)
     assert found.low is not None
     assert found.high is not None
