@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import regex
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -174,8 +175,8 @@ class Card(_Strict):
             raise ValueError("translation: metric 'translation' needs the two languages")
         if self.question is not None:
             try:
-                groups = re.compile(self.question).groups
-            except re.error as error:
+                groups = regex.compile(self.question).groups
+            except regex.error as error:
                 raise ValueError(f"question: no regular expression ({error})") from None
             if groups != 1:
                 raise ValueError("question: needs exactly one group, the text to compare")

@@ -28,6 +28,7 @@ from tell_plugins.core.cards import Columns
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.rowfiles import Record, read_records
+from tell_plugins.core.schemas import search
 from tell_plugins.core.text import comparison_keys, row_id
 
 FORMAT = 4  # raised when the stored columns change their meaning, as comparison keys do
@@ -285,6 +286,8 @@ def extract(value: Any, columns: Columns) -> tuple[str, str] | str:
 
 def question_of(query: str, pattern: str | None) -> str:
     """The part of a query that comparison looks at: the pattern's group, else the query."""
-    match = re.search(pattern, query, re.DOTALL) if pattern is not None else None
+    match = None
+    if pattern is not None:
+        match = search(pattern, query, "key 'question' of the card", re.DOTALL)
     part = match[1] if match else None  # a group may take no part in a match
     return query if part is None else part

@@ -20,6 +20,7 @@ from tell_plugins.core.errors import UserError, raise_all, unknown
 from tell_plugins.core.locks import only_one
 from tell_plugins.core.mixture import GENERAL as GENERAL_ROLE
 from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.schemas import card_validator
 from tell_plugins.core.sources import TaskRows, open_task
 from tell_plugins.core.spec import Spec, parse_spec
 from tell_plugins.evaluation import against, engines, fingerprints, retention, scoring
@@ -236,6 +237,7 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
     """Everything that can be wrong, found before a model is loaded."""
     spec = recipe.spec
     card = load_card(spec.card)
+    card_validator(card)  # a schema that cannot be applied is told before anything is asked
     if card.kind == "general":
         raise UserError(
             f"'{card.name}' is general data and has no task to score",

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from tell_plugins.core import paths
 from tell_plugins.core.cards import Card
-from tell_plugins.core.errors import UserError
+from tell_plugins.core.schemas import compile_schema, read_schema
 from tell_plugins.evaluation import taxonomy
 from tell_plugins.evaluation.json_reading import (
     WHITE,
@@ -59,10 +58,7 @@ class AnswerSchema:
 
     @cached_property
     def _validator(self) -> Any:
-        from jsonschema import Draft202012Validator
-        from referencing import Registry
-
-        return Draft202012Validator(self.schema, registry=Registry())  # fetches nothing remote
+        return compile_schema(self.schema, "the answer schema")
 
     @property
     def properties(self) -> dict[str, Any]:
@@ -97,20 +93,7 @@ def label_text(value: Any) -> str:
 
 def card_schema(card: Card) -> AnswerSchema:
     """The answer schema of a JSON card. Raises UserError when it is no JSON Schema."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
-
-    path = card.schema_path()
-    try:
-        schema = json.loads(path.read_text(encoding="utf-8-sig"))
-        if not isinstance(schema, dict):
-            raise UserError("a schema is a JSON object", where=paths.shown(path), remedy="mend it")
-        Draft202012Validator.check_schema(schema)
-    except (ValueError, SchemaError) as error:
-        reason = error.message if isinstance(error, SchemaError) else str(error)
-        raise UserError(
-            f"no JSON Schema (draft 2020-12): {reason}", where=paths.shown(path), remedy="mend it"
-        ) from None
+    schema = read_schema(card.schema_path())
     return AnswerSchema(schema, card.answer.label if card.answer else None)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, unknown
+from tell_plugins.core.schemas import compile_schema
 from tell_plugins.preparation.forms import TaskFile, parse_json
 
 if TYPE_CHECKING:
@@ -155,24 +155,6 @@ def _values(schema: dict[str, Any], key: str | None) -> list[Any]:
     return rule.get("enum", []) if isinstance(rule, dict) else []
 
 
-def read_schema(path: Path) -> dict[str, Any]:
-    """The JSON schema in a file, as the scorers read it. UserError when it is none."""
-    from jsonschema import Draft202012Validator, SchemaError
-
-    where = paths.shown(path)
-    if not path.is_file():
-        raise UserError(f"no file '{path}'", where="--schema", remedy="correct the path")
-    try:
-        schema = parse_json(path.read_text(encoding="utf-8-sig"))
-        if not isinstance(schema, dict):
-            raise ValueError("not an object")
-        Draft202012Validator.check_schema(schema)
-    except (ValueError, SchemaError) as error:
-        message = getattr(error, "message", str(error))
-        raise UserError(f"no JSON schema: {message}", where=where, remedy="mend it") from None
-    return schema
-
-
 def check_answers(
     file: TaskFile, schema: dict[str, Any], label: str | None, *, bare_labels: bool
 ) -> None:
@@ -180,10 +162,7 @@ def check_answers(
 
     `bare_labels` takes responses that are the label alone, as rows that only test may be.
     """
-    from jsonschema import Draft202012Validator
-    from referencing import Registry
-
-    validator = Draft202012Validator(schema, registry=Registry())  # fetches nothing remote
+    validator = compile_schema(schema, "--schema")
     bare = _values(schema, label) if bare_labels else []
     wrong = []
     for pair in file.pairs:

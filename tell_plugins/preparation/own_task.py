@@ -14,6 +14,7 @@ from typing import Any
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import SEPARATOR, shared_front
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.schemas import read_schema
 from tell_plugins.preparation.answer_kind import (
     kind_of,
     need_numbers,
@@ -29,7 +30,6 @@ from tell_plugins.preparation.answer_schema import (
     json_values,
     label_in,
     label_of,
-    read_schema,
     with_label,
 )
 from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns, read_task_file

@@ -16,7 +16,12 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import GENERAL, Drawn, Mixture, build_mixture
 from tell_plugins.core.spec import Amount, Spec
 from tell_plugins.recipe import check_report
-from tell_plugins.recipe.data_rules import check_files, general_part
+from tell_plugins.recipe.data_rules import (
+    check_files,
+    check_patterns,
+    check_schema,
+    general_part,
+)
 from tell_plugins.recipe.findings import Finding, as_errors, error, errors_of, warning
 from tell_plugins.recipe.lengths import Counted, count, max_length, own_tokenizer
 from tell_plugins.recipe.mixture_rules import check_anchor, check_exposure, check_shares
@@ -107,6 +112,7 @@ def inspect(recipe: Recipe, swift: SwiftKeys) -> Checked:
     checked = Checked(recipe, settings, spec=spec, findings=findings)
     if spec is not None:
         checked.planned = planned_entries(spec)
+        checked.findings += check_schema(load_card(spec.card))
         _guard(checked, "tell-data", _look_at_data)
         _look_at_shares(checked)
     _guard(checked, "tell-schedule", _look_at_schedule)
@@ -161,6 +167,9 @@ def _look_at_data(checked: Checked) -> None:
         checked.mixture = build_mixture(checked.spec)
         checked.findings += _data_warnings(checked.mixture, checked.recipe)
         checked.findings += check_anchor(checked.mixture)
+        task = checked.mixture.task
+        if task is not None and not any(f.rule == "tell-answer-schema" for f in checked.findings):
+            checked.findings += check_patterns(task.card, task.responses)
 
 
 def _look_at_shares(checked: Checked) -> None:

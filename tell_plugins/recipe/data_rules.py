@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import RESERVED, anchor_files
@@ -15,6 +16,7 @@ from tell_plugins.core.mixture import (
     refuse_measuring,
     refuse_times_nothing,
 )
+from tell_plugins.core.schemas import card_validator
 from tell_plugins.core.sources import need_file
 from tell_plugins.core.spec import NONE, PREFIX, Amount, Spec, is_tell, parse_spec
 from tell_plugins.core.tokens import tokenizer_file
@@ -101,6 +103,28 @@ def general_part(spec: Spec, card: Card) -> tuple[Amount | None, list[str]]:
     return amount, [] if amount.number == 0 and amount.unit != "all" else list(
         spec.sources or card.general.sources
     )
+
+
+def check_schema(card: Card) -> list[Finding]:
+    """The answer schema, before anything is built, trained or asked by it."""
+    try:
+        card_validator(card)
+    except UserError as problem:
+        return as_errors("tell-answer-schema", problem)
+    return []
+
+
+def check_patterns(card: Card, responses: Sequence[str]) -> list[Finding]:
+    """Patterns of the answer schema that take too long on an answer of the training rows."""
+    validator = card_validator(card)
+    for response in responses if validator is not None else ():
+        try:
+            list(validator.iter_errors(json.loads(response)))
+        except UserError as problem:
+            return as_errors("tell-pattern-slow", problem)
+        except (ValueError, RecursionError):  # no JSON: what `new` and the scorers tell
+            continue
+    return []
 
 
 def check_files(spec: Spec) -> list[Finding]:

@@ -27,6 +27,8 @@ RULES = {
     "tell-dataset": "the dataset string is good, and the card has what it asks for",
     "tell-validation": "validation rows are rows of a card, and neither train nor test",
     "tell-data": "the mixture can be built from the files",
+    "tell-answer-schema": "the card's answer schema can be applied",
+    "tell-pattern-slow": "a pattern of the card is done with a row within a second",
     "tell-data-missing": "the files of the mixture are on this machine",
     "tell-data-duplicates": "no row of a source stands there twice",
     "tell-data-malformed": "every row of a source can be read",

@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 
 from tell_plugins.core import paths
+from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.mixture import Mixture, build_mixture
 from tell_plugins.core.spec import weighting
-from tell_plugins.recipe.data_rules import check_dataset
+from tell_plugins.recipe.data_rules import check_dataset, check_patterns, check_schema
 from tell_plugins.recipe.findings import errors_of
 from tell_plugins.recipe.recipes import load_recipe
 from tell_plugins.recipe.tables import table
@@ -40,7 +41,11 @@ def run(args: argparse.Namespace) -> int:
     spec, findings = check_dataset(recipe)
     raise_all(errors_of(findings))
     assert spec is not None  # no error, so it was parsed
+    card = load_card(spec.card)
+    raise_all(errors_of(check_schema(card)))
     mixture = build_mixture(spec)
+    if mixture.task is not None:
+        raise_all(errors_of(check_patterns(card, mixture.task.responses)))
     folder = paths.PROJECT / "output" / recipe.name / "mix"
     if args.out:
         folder = paths.make_folder(paths.user_target(args.out), "--out")

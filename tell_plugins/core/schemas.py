@@ -1,0 +1,179 @@
+"""Answer schemas (JSON Schema 2020-12) and patterns, looked at before anything is asked of a model.
+
+References stay inside the file, and a pattern has a second for a text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import regex
+
+from tell_plugins.core import paths
+from tell_plugins.core.cards import Card
+from tell_plugins.core.errors import UserError
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
+
+PATIENCE = 1.0  # seconds that a pattern may take on one text
+_DEEPEST = 64
+
+
+def search(pattern: str, text: str, where: str, flags: int = 0) -> regex.Match[str] | None:
+    """`re.search` within `PATIENCE`. Raises UserError, naming the pattern, beyond it."""
+    try:
+        return regex.search(pattern, text, flags, timeout=PATIENCE)
+    except TimeoutError:
+        shown = text if len(text) <= 60 else text[:57] + "..."
+        raise UserError(
+            f"the pattern '{pattern}' runs longer than {PATIENCE:g} s on '{shown}'",
+            where=where,
+            allowed="patterns whose time does not grow with every character",
+            remedy="write it without repeats inside repeats, such as (a+)+ or (.*)*",
+        ) from None
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """The JSON schema in a file. Raises UserError for one that answers cannot be held against."""
+    where = paths.shown(path)
+    if not path.is_file():
+        raise UserError(f"no file '{path}'", where="answer schema", remedy="correct the path")
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError:
+        raise _no_schema("its parts lie too deep in one another", where) from None
+    except ValueError as error:
+        raise _no_schema(str(error), where) from None
+    if not isinstance(schema, dict):
+        raise UserError("a schema is a JSON object", where=where, remedy="mend it")
+    compile_schema(schema, where)
+    return schema
+
+
+def card_validator(card: Card) -> Validator | None:
+    """What holds answers of a card against its schema; None for a card without one.
+
+    Raises UserError as `read_schema` does.
+    """
+    if card.answer is None or card.answer.schema_file is None:
+        return None
+    path = card.schema_path()
+    return compile_schema(read_schema(path), paths.shown(path))
+
+
+def compile_schema(schema: dict[str, Any], where: str) -> Validator:
+    """A validator that fetches nothing. Raises UserError for a schema that cannot be applied."""
+    from jsonschema import SchemaError
+    from referencing import Registry
+
+    for part in _parts(schema, where):
+        _check_references(part, schema, where)
+        _check_patterns(part, where)
+    kind = _timed(where)
+    try:
+        kind.check_schema(schema)
+        validator = kind(schema, registry=Registry())
+        for value in ({}, [], "", 0, None):  # a schema that refers to itself alone never ends
+            next(iter(validator.iter_errors(value)), None)
+    except SchemaError as error:
+        raise _no_schema(error.message, where) from None
+    except RecursionError:
+        raise _no_schema("it refers to itself without end", where) from None
+    return validator  # type: ignore[no-any-return]
+
+
+def _no_schema(reason: str, where: str) -> UserError:
+    return UserError(f"no JSON Schema (draft 2020-12): {reason}", where=where, remedy="mend it")
+
+
+def _parts(schema: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
+    """All objects of a schema. Raises UserError where they lie too deep in one another."""
+    stack: list[tuple[Any, int]] = [(schema, 1)]
+    while stack:
+        part, depth = stack.pop()
+        if depth > _DEEPEST:
+            raise _no_schema(f"more than {_DEEPEST} levels", where)
+        if isinstance(part, dict):
+            yield part
+            stack += [(value, depth + 1) for value in part.values()]
+        elif isinstance(part, list):
+            stack += [(value, depth + 1) for value in part]
+
+
+def _check_references(part: dict[str, Any], schema: dict[str, Any], where: str) -> None:
+    """References lead to a place in the same file."""
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    for key in ("$ref", "$dynamicRef"):
+        reference = part.get(key)
+        if not isinstance(reference, str):
+            continue
+        found = f"'{key}': '{reference}' leads out of the file"
+        if reference.startswith("#"):
+            resource = DRAFT202012.create_resource(schema)
+            name = resource.id() or ""
+            try:
+                Registry().with_resource(name, resource).resolver(name).lookup(reference)
+                continue
+            except (Unresolvable, ValueError, TypeError):
+                found = f"'{key}': '{reference}' leads to nothing"
+        raise UserError(
+            found,
+            where=where,
+            allowed="references inside the file, such as #/$defs/name",
+            remedy="write what it refers to under '$defs' of this file",
+        )
+
+
+def _check_patterns(part: dict[str, Any], where: str) -> None:
+    patterns = [part["pattern"]] if isinstance(part.get("pattern"), str) else []
+    named = part.get("patternProperties")
+    for pattern in [*patterns, *(named if isinstance(named, dict) else ())]:
+        try:
+            regex.compile(pattern)
+        except regex.error as error:
+            raise _no_schema(f"'{pattern}' is no regular expression ({error})", where) from None
+
+
+def _timed(where: str) -> Any:
+    """The validator of draft 2020-12 whose patterns have a time limit."""
+    from jsonschema import Draft202012Validator, ValidationError
+    from jsonschema.validators import extend
+
+    def pattern(validator: Any, wanted: str, value: Any, _: Any) -> Iterator[ValidationError]:
+        if validator.is_type(value, "string") and not search(wanted, value, where):
+            yield ValidationError(f"{value!r} does not match {wanted!r}")
+
+    def by_pattern(validator: Any, rules: Any, value: Any, _: Any) -> Iterator[ValidationError]:
+        for wanted, rule in rules.items() if validator.is_type(value, "object") else ():
+            for key in [key for key in value if search(wanted, key, where)]:
+                yield from validator.descend(value[key], rule, path=key, schema_path=wanted)
+
+    def additional(validator: Any, rule: Any, value: Any, schema: Any) -> Iterator[ValidationError]:
+        if not validator.is_type(value, "object"):
+            return
+        known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+        extra = [
+            key
+            for key in value
+            if key not in known and not any(search(wanted, key, where) for wanted in patterns)
+        ]
+        if rule is False and extra:
+            yield ValidationError(f"Additional properties are not allowed ({', '.join(extra)})")
+        for key in extra if isinstance(rule, dict) else ():
+            yield from validator.descend(value[key], rule, path=key)
+
+    return extend(
+        Draft202012Validator,
+        {
+            "pattern": pattern,
+            "patternProperties": by_pattern,
+            "additionalProperties": additional,
+        },
+    )
