@@ -77,7 +77,8 @@ def compile_schema(schema: dict[str, Any], where: str) -> Validator:
     try:
         kind.check_schema(schema)
         validator = kind(schema, registry=Registry())
-        for value in ({}, [], "", 0, None):  # a schema that refers to itself alone never ends
+        samples: list[Any] = [{}, [], "", 0, None]
+        for value in samples:  # a schema that refers to itself alone never ends
             next(iter(validator.iter_errors(value)), None)
     except SchemaError as error:
         raise _no_schema(error.message, where) from None

@@ -117,7 +117,9 @@ def check_schema(card: Card) -> list[Finding]:
 def check_patterns(card: Card, responses: Sequence[str]) -> list[Finding]:
     """Patterns of the answer schema that take too long on an answer of the training rows."""
     validator = card_validator(card)
-    for response in responses if validator is not None else ():
+    if validator is None:
+        return []
+    for response in responses:
         try:
             list(validator.iter_errors(json.loads(response)))
         except UserError as problem:
