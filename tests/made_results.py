@@ -50,6 +50,8 @@ class MadeResults:
         no_op: bool = False,
         equal_steps: str | None = None,
         constant: str | None = None,
+        exposure: float | None = None,
+        leaked: int = 0,
     ) -> str:
         """One finished run; its folder's name."""
         point = "-".join(f"{k}_{v}" for k, v in (at or {}).items())
@@ -74,7 +76,12 @@ class MadeResults:
             "seed": seed,
             "settings": {"use_cpu": True, "learning_rate": 0.001},
             "mixture": mixture,
-            "planned": {"steps": steps, "no_op": no_op},
+            "planned": {
+                "steps": steps,
+                "no_op": no_op,
+                "exposure": 0.0 if no_op else exposure,
+                "leaked": leaked,
+            },
         }
         self._write(f"runs/{name}/run.json", facts)
         self._write(f"runs/{name}/trained.json", {"steps": steps, "changes_nothing": no_op})
@@ -165,6 +172,11 @@ class MadeResults:
         )
         self._lines(f"{folder}/answers.jsonl", lines)
         self._lines(f"{folder}/losses.jsonl", losses)
+        for name, shift in (("instructions", 0.1), ("prose", 0.2)):
+            moved = [{**row, "loss_sum": row["loss_sum"] + shift * row["tokens"]} for row in losses]
+            self._lines(f"{folder}/{name}.jsonl", moved)
+        if "base" not in folder:
+            self._lines(f"{folder}/kl.jsonl", [{**row, "loss_sum": 0.05} for row in losses])
 
     @staticmethod
     def _line(row_id: str, row: int, text: str) -> dict[str, Any]:

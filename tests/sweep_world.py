@@ -126,7 +126,7 @@ class World:
             "base": str(self.root / "tiny.yaml"),
             "methods": {"TELL": {}, "SFT": {"general": "0", "gradient_accumulation_steps": 4}},
             "grid": {"task": ["4rows", "8rows"]},
-            "evaluate": {"general_rows": 4, "batch_size": 4},
+            "evaluate": {"general_rows": 4, "retention_rows": 4, "batch_size": 4},
             "plot": {"x": "task_tokens"},
             **changes,
         }

@@ -38,7 +38,7 @@ def _plan(world: World, **changes: str) -> SweepPlan:
         str(world.root / "tiny.yaml"),
         changes=changes,
         seeds=[42],
-        evaluate={"general_rows": 4},
+        evaluate={"general_rows": 4, "retention_rows": 4},
         flags={},
     )
     plan = make_plan(sweep, world.root / "out" / "cards")

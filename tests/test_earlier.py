@@ -48,7 +48,7 @@ def _plan(world: World, store: Store, **keys: Any) -> SweepPlan:
         "base": str(world.root / "tiny.yaml"),
         "methods": {"TELL": None, "SFT": {"general": "0"}},
         "grid": {"task": ["4rows", "8rows"]},
-        "evaluate": {"general_rows": 4},
+        "evaluate": {"general_rows": 4, "retention_rows": 4},
         **keys,
     }
     plan = make_plan(make_sweep(raw, "made", "made.yaml"), store.cards)
@@ -117,7 +117,7 @@ def _edit(name: str, old: str, new: str) -> Callable[[World], None]:
 def test_answers_to_other_answers_are_not_taken_for_these(
     world: World, store: Store, change: Callable[[World], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = str(world.sweep(evaluate={"general_rows": 4}))
+    sweep = str(world.sweep(evaluate={"general_rows": 4, "retention_rows": 4}))
     before = _plan(world, store)
     folder = _answered(store, before.bases[0])
     change(world)
@@ -154,7 +154,7 @@ def test_answers_of_several_runs_are_told_once(world: World, store: Store) -> No
         {"methods": {"TELL": None}},
         {"methods": {"ours": None, "SFT": {"general": "0"}}},
         {"runs": {"more": {"lora_rank": 2}}},
-        {"evaluate": {"general_rows": 4, "batch_size": 2}},
+        {"evaluate": {"general_rows": 4, "retention_rows": 4, "batch_size": 2}},
     ],
 )
 def test_a_sweep_may_grow_and_shrink(world: World, store: Store, change: dict[str, Any]) -> None:
@@ -195,7 +195,7 @@ def test_flags_make_another_sweep(
     world: World, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command, first without and then with a flag: nothing is written."""
-    path = world.sweep("made", evaluate={"general_rows": 4})
+    path = world.sweep("made", evaluate={"general_rows": 4, "retention_rows": 4})
     _finished(store, _plan(world, store))
     index = store.sweeps / "made.json"
     before = index.read_bytes()

@@ -98,6 +98,9 @@ def test_what_is_collected(collected: Path) -> None:
         "settings.json",
         "answers.jsonl.xz",
         "losses.jsonl.xz",
+        "instructions.jsonl.xz",
+        "prose.jsonl.xz",
+        "kl.jsonl.xz",
         "logging.jsonl.xz",
     }
     references = json.loads((collected / "references" / "sample_complaints-test.json").read_text())
@@ -140,12 +143,17 @@ def test_rates_are_counted(collected: Path) -> None:
 
 def test_losses_are_paired_with_the_base(collected: Path) -> None:
     frame = pd.read_csv(collected / "tables" / "controls_made_methods.csv").set_index("method")
-    change = frame["general loss minus base"]
+    change = frame["style fit minus base"]
     assert math.isnan(change["base model"])
     assert change["SFT, repeated"] == pytest.approx(0.4, abs=0.02)
-    assert frame.loc["TELL", "general loss minus base high"] < 0
-    low = frame.loc["SFT, as in the paper", "general loss minus base low"]
-    assert low < 0 < frame.loc["SFT, as in the paper", "general loss minus base high"]
+    assert frame.loc["TELL", "style fit minus base high"] < 0
+    low = frame.loc["SFT, as in the paper", "style fit minus base low"]
+    assert low < 0 < frame.loc["SFT, as in the paper", "style fit minus base high"]
+    for name in ("foreign instructions", "prose"):
+        assert frame.loc["SFT, repeated", f"{name} minus base"] == pytest.approx(0.4, abs=0.02)
+    assert frame.loc["SFT, repeated", "KL to base"] > 0
+    assert frame.loc["SFT, repeated", "bleed minus base"] == pytest.approx(0.3)
+    assert frame.loc["SFT, repeated", "bleed minus base low"] > 0
 
 
 def test_comparisons_say_what_is_equal(collected: Path) -> None:
@@ -540,9 +548,11 @@ def test_texts_are_escaped(page: _Page) -> None:
 def test_the_page_says_what_may_be_concluded_and_what_not(page: _Page) -> None:
     text = " ".join(" ".join(page.text).split())
     for sentence in (
-        "TELL against SFT, as in the paper (20 steps against 1): adherence higher",
+        "TELL against SFT, as in the paper: NO CONCLUSION. the task rows of SFT, as in the paper",
         "TELL against SFT, repeated (equal steps, 20): adherence LOWER",
-        "loss on held-out general rows lower",
+        "loss, foreign instructions: lower",
+        "CONTENT NOT LEARNED by 1 of 5 trained systems",
+        "TELL 0 of 60, SFT, repeated 18 of 60; fewer (-30.0 points",
         "TELL against TELL, even order (equal steps, 20): adherence not told apart",
         "Intervals are over test rows.",
         "With 2 seeds the variance between seeds is not known",

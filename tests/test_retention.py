@@ -13,16 +13,19 @@ import pytest
 
 from tell_plugins.bridge.protocol import DECODINGS
 from tell_plugins.cli import main
+from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.evaluation import evaluate, retention
+from tell_plugins.evaluation import bleed, evaluate, retention
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import Adapter
 from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
-from tell_plugins.evaluation.bleed import format_test
+from tell_plugins.evaluation.bleed import form_of
+from tell_plugins.evaluation.intervals import smallest_shown
 from tell_plugins.evaluation.prompts import general_rows
+from tell_plugins.evaluation.retention import INSTRUCTIONS, KL, LOSSES, PROSE
 from tell_plugins.evaluation.summary import read_general
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import MakeCard, write_rows
@@ -210,7 +213,8 @@ def test_an_adapter_that_trained_nothing_is_reported(
     recipe = tiny_recipe(tmp_path / "r.yaml", model, "tell/tiny_task:general=10rows")
     whole = make_tiny_model(tmp_path / "whole", seed=1)  # as `tuner_type: full` leaves it
     named = ["none", *(str(folder) for folder in adapters.values()), str(whole)]
-    flags = ["--max-new-tokens", "8", "--general-rows", "6", "--out", str(tmp_path / "eval")]
+    flags = ["--max-new-tokens", "8", "--general-rows", "6", "--retention-rows", "4"]
+    flags += ["--out", str(tmp_path / "eval")]
     assert main(["eval", str(recipe), "--adapter", *named, *flags]) == 0
     printed = capsys.readouterr().out
     (said,) = [line for line in printed.splitlines() if "trained nothing" in line]
@@ -222,7 +226,8 @@ def test_an_adapter_that_trained_nothing_is_reported(
     def content(name: str, file: str) -> bytes:
         return (folders[name] / file).read_bytes()
 
-    for file in ("test-greedy/answers.jsonl", "general/answers.jsonl", "general/losses.jsonl"):
+    measured = [f"general/{name}" for name in (LOSSES, INSTRUCTIONS, PROSE)]
+    for file in ("test-greedy/answers.jsonl", "general/answers.jsonl", *measured):
         assert content("idle", file) == content("none", file)
         assert content("one", file) != content("none", file)
     card = load_card("tiny_task")
@@ -230,9 +235,20 @@ def test_an_adapter_that_trained_nothing_is_reported(
         name: read_general(folders[name] / "general", folders["none"] / "general", card)
         for name in folders
     }
-    assert found["idle"].change == (0.0, 0.0, 0.0)
-    assert found["none"].change is None
-    assert found["whole"].change is not None
+    for key in ("style_change", "instructions", "prose"):
+        assert getattr(found["idle"], key) == (0.0, 0.0, 0.0)
+        assert getattr(found["none"], key) is None
+        value, low, high = getattr(found["one"], key)
+        assert low <= value <= high
+        assert value != 0
+    assert found["none"].kl is None
+    assert found["idle"].kl is not None
+    assert found["idle"].kl.loss == pytest.approx(0, abs=1e-5)
+    assert found["one"].kl is not None
+    assert found["one"].kl.loss > 1e-4
+    assert found["one"].kl.rows <= 4  # as many as the base model said anything to
+    assert found["whole"].style_change is not None
+    assert found["whole"].kl is None  # its base is not at hand
     of_whole = json.loads((folders["whole"] / "test-greedy" / "settings.json").read_text())
     assert of_whole["model"] == str(model)  # what was trained; the weights stand beside it
     assert len(of_whole["adapter_sha256"]) == 64
@@ -243,15 +259,14 @@ def test_an_adapter_that_trained_nothing_is_reported(
         [prompt.text for prompt in asked], DECODINGS["greedy"], max_new_tokens=8, seed=1
     )
     assert [texts[prompt.row] for prompt in asked] == [reply.text for reply in replies]
-    change = found["one"].change
-    assert change is not None
-    value, low, high = change
-    assert low <= value <= high
-    assert value != 0
-    loss, base = found["one"].loss, found["none"].loss
+    loss, base = found["one"].style_fit, found["none"].style_fit
     assert loss is not None
     assert base is not None
-    assert value == pytest.approx(loss.loss - base.loss)
+    assert found["one"].style_change is not None
+    assert found["one"].style_change.value == pytest.approx(loss.loss - base.loss)
+    assert (folders["none"] / "general" / KL).exists() is False
+    (kept,) = (paths.cache_dir() / "base_answers").iterdir()  # one model, answered once
+    assert len(json.loads(kept.read_text())) == 4
 
 
 def test_whether_b_is_zero_is_read_from_the_file(adapters: dict[str, Path]) -> None:
@@ -354,16 +369,27 @@ def test_a_change_is_of_one_model_over_one_set_of_rows(
 
     mine = measured("mine", [(11.0, 5), (4.0, 3)])
     base = measured("base", [(10.0, 5), (4.0, 3)])
-    change = read_general(mine, base, card).change
+    change = read_general(mine, base, card).style_change
     assert change is not None
     assert change[0] == pytest.approx(1 / 8)
     for other in (measured("b", [(10.0, 5), (4.0, 3)], **{key: value}), tmp_path / "none"):
         found = read_general(mine, other, card)
-        assert found.change is None
-        assert found.loss is not None
-    assert read_general(mine, measured("c", [(10.0, 6), (4.0, 3)]), card).change is None
+        assert found.style_change is None
+        assert found.style_fit is not None
+    assert read_general(mine, measured("c", [(10.0, 6), (4.0, 3)]), card).style_change is None
     (base / SETTINGS).unlink()
-    assert read_general(mine, base, card).change is None
+    assert read_general(mine, base, card).style_change is None
+
+
+def test_sixty_rows_tell_a_fiftieth_of_a_nat() -> None:
+    """Of runs that drift little: the spread over rows is then about as large as the drift."""
+    random = np.random.default_rng(3)
+    tokens = random.integers(30, 110, 60)
+    base = random.normal(2, 0.5, 60) * tokens
+    drifted = base + random.normal(0.02, 0.05, 60) * tokens
+    pairs = [list(zip(part.tolist(), tokens.tolist(), strict=True)) for part in (drifted, base)]
+    change = retention.difference(*pairs)
+    assert smallest_shown(change.low, change.high) < 0.022
 
 
 # --- held-out rows -------------------------------------------------------------------------------
@@ -495,60 +521,108 @@ def tasks(make_card: MakeCard) -> None:
     make_card("free", train=plain, metric="text")
 
 
+@pytest.fixture
+def closed(tasks: None, make_card: MakeCard) -> None:
+    names = ["card_arrival", "no", "age_limit"]
+    rows = [{"q": f"q{n}", "r": names[n % 3]} for n in range(30)]
+    make_card("intents", train=rows, metric="text")
+    make_card("counts", train=[{"q": f"q{n}", "r": str(n * 7)} for n in range(30)])
+    said = "Nothing is wrong here."
+    long = [{"q": f"q{n}", "r": f"{said} " * (n % 2) + f"It was {n}."} for n in range(30)]
+    make_card("verdicts", train=long, metric="text")
+
+
 @pytest.mark.parametrize(
-    ("card", "answer", "in_format"),
+    ("card", "answer", "opens"),
     [
         ("tiny_task", '{"label": "yes"}', True),
-        ("tiny_task", 'Sure: {"more": {}, "label": 3} and so on', True),
-        ("tiny_task", '{"a": {"label": "no"}}', True),
-        ("tiny_task", '{"label": "yes"', False),
-        ("tiny_task", '["label"] {"thought": "label"}', False),
-        ("tiny_task", "{" * 3000, False),
+        ("tiny_task", ' \n{"lab', True),  # cut after a few tokens
+        ("tiny_task", '{"other": 1}', True),  # whatever follows: it has left the question
+        ("tiny_task", 'Sure: {"label": "yes"}', False),
+        ("tiny_task", '["label"]', False),
         ("tiny_task", "", False),
-        ("sums", "So it is\n#### 1,200\nDone", True),
-        ("sums", "#### -3.5", True),
-        ("sums", "It is #### 3", False),
-        ("sums", "#### Results", False),
         ("en_xx", f"\n{OPENING}La la.", True),
         ("en_xx", "The translation: La la.", False),
         ("letters", f"{OPENING}A letter", True),
         ("letters", "A letter", False),
+        ("intents", "card_arrival", True),
+        ("intents", " Card_Arrival.\nMore", True),
+        ("intents", "No", True),
+        ("intents", "No, that is another thing.", False),
+        ("intents", "card", False),
+        ("counts", "42", True),
+        ("counts", "-1,250.5.", True),
+        ("counts", "42 is the answer", False),
     ],
 )
-def test_an_answer_in_the_tasks_format(
-    card: str, answer: str, in_format: bool, tasks: None
+def test_an_answer_that_opens_as_the_task(
+    card: str, answer: str, opens: bool, closed: None
 ) -> None:
-    has_format = format_test(load_card(card))
-    assert has_format is not None
-    assert has_format(answer) is in_format
+    form = form_of(load_card(card))
+    assert form.known
+    assert form.opens(answer) is opens
 
 
-def test_a_schema_that_begins_with_a_byte_order_mark_is_read(make_card: MakeCard) -> None:
+@pytest.mark.parametrize(
+    ("card", "answer", "speaks"),
+    [
+        ("tiny_task", 'I think "label" is the word', True),
+        ("tiny_task", "a label without quotes", False),
+        ("intents", "Is it about card_arrival?", True),
+        ("intents", "no", False),  # any answer may hold a short word
+        ("verdicts", "Well. Nothing is wrong here. Or is it?", True),
+        ("verdicts", "Nothing is wrong.", False),
+    ],
+)
+def test_an_answer_in_the_tasks_words(card: str, answer: str, speaks: bool, closed: None) -> None:
+    assert form_of(load_card(card)).speaks(answer) is speaks
+
+
+def test_arrays_open_with_a_bracket(make_card: MakeCard) -> None:
     make_tiny_cards(make_card)
     card = load_card("tiny_task")
-    file = card.folder / "answer.schema.json"
-    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
-    has_format = format_test(card)
-    assert has_format is not None
-    assert has_format('{"label": "yes"}')
+    (card.folder / "answer.schema.json").write_text('{"type": "array"}')
+    write_rows(card.folder / "train.jsonl", [{"q": "a", "r": '["x"]'}, {"q": "b", "r": "[]"}])
+    form = form_of(card)
+    assert form.opens('["x", ')
+    assert not form.opens('{"x": ')
 
 
-@pytest.mark.parametrize("card", ["bare", "free"])
-def test_a_task_without_a_format_has_no_bleed(card: str, tasks: None, tmp_path: Path) -> None:
-    assert format_test(load_card(card)) is None
+def test_the_opening_that_most_share() -> None:
+    few = [f"Here it is: {n}" for n in range(6)] + [f"{n} apples" for n in range(5)]
+    assert bleed.shared_opening(few) == "Here it is:"
+    assert bleed.shared_opening(few[:5] + few[6:]) == ""  # half is not most
+    assert bleed.shared_opening(["yes", "yes", "no"]) == ""  # too short to be known by
+    assert bleed.shared_opening([]) == ""
+
+
+@pytest.mark.parametrize("card", ["bare", "free", "sums"])
+def test_a_task_without_a_form_has_no_bleed(card: str, tasks: None, tmp_path: Path) -> None:
+    assert not form_of(load_card(card)).known
     folder = save_lines(tmp_path / "general", card, [answer_line("g", 0, "Hi")], split="general")
     assert read_general(folder, None, load_card(card)).bleed is None
 
 
-def test_bleed_is_counted_over_the_general_answers(tasks: None, tmp_path: Path) -> None:
-    texts = ['{"label": "yes"}', "Rain.", 'Yes: {"label": "no"}', '{"labels": 1}', "", "{}", "7"]
-    lines = [answer_line(f"general-{row}", row, text) for row, text in enumerate(texts)]
-    folder = save_lines(tmp_path / "general", "tiny_task", lines, split="general")
-    found = read_general(folder, None, load_card("tiny_task"))
+def test_bleed_is_set_against_the_base_model(tasks: None, tmp_path: Path) -> None:
+    """Paired over the questions; the base model opens two of them so by itself."""
+    mine = ['{"label": "yes"}'] * 8 + ["Rain."] * 4
+    theirs = ["{a: 1}"] * 2 + ["Rain."] * 10
+    folders = []
+    for name, texts in (("mine", mine), ("base", theirs)):
+        lines = [answer_line(f"general-{row}", row, text) for row, text in enumerate(texts)]
+        folders.append(save_lines(tmp_path / name, "tiny_task", lines, split="general"))
+    found = read_general(*folders, load_card("tiny_task"))
     assert found.bleed is not None
-    assert (found.bleed.k, found.bleed.n) == (2, 7)
-    assert found.loss is None
-    assert found.change is None
+    assert (found.bleed.k, found.bleed.n) == (8, 12)
+    assert found.words is not None
+    assert (found.words.k, found.words.n) == (8, 12)
+    assert found.bleed_change is not None
+    assert found.bleed_change.value == pytest.approx(6 / 12)
+    assert found.bleed_change.low > 0
+    assert found.style_fit is None
+    assert found.instructions is None
+    other = save_lines(tmp_path / "other", "tiny_task", [answer_line("general-99", 99, "{")])
+    assert read_general(folders[0], other, load_card("tiny_task")).bleed_change is None
 
 
 @pytest.mark.slow
@@ -557,19 +631,62 @@ def test_general_questions_are_asked_without_the_anchor(
 ) -> None:
     make_tiny_cards(make_card)
     recipe = tiny_recipe(tmp_path / "r.yaml", model, "tell/tiny_task:general=10rows")
-    flags = ["--max-new-tokens", "8", "--general-rows", "5", "--out", str(tmp_path / "eval")]
+    flags = [
+        "--max-new-tokens",
+        "8",
+        "--general-rows",
+        "5",
+        "--retention-rows",
+        "4",
+        "--out",
+        str(tmp_path / "eval"),
+    ]
     assert main(["eval", str(recipe), "--adapter", "none", *flags]) == 0
     folder = tmp_path / "eval" / "none" / "general"
     lines = [json.loads(line) for line in (folder / ANSWERS).read_text().split("\n") if line]
-    spec = parse_spec("tell/tiny_task:general=10rows")
-    asked = [query for query, _ in general_rows([spec], load_card("tiny_task"), 5)]
+    asked = [question.text for question in retention.foreign(4).questions]
     engine = local_engine(model, {})
     assert [line["prompt_tokens"] for line in sorted(lines, key=lambda line: line["row"])] == (
         engine.prompt_tokens(asked)
     )
-    assert len(retention.read_losses(folder)) == 5
+    assert len(retention.read(folder)) == 5
+    assert len(retention.read(folder, INSTRUCTIONS)) == len(retention.read(folder, PROSE)) == 4
     found = read_general(folder, None, load_card("tiny_task"))
     assert found.bleed is not None
-    assert found.bleed.n == 5
-    assert found.loss is not None
-    assert found.loss.rows == 5
+    assert found.bleed.n == 4
+    assert found.style_fit is not None
+    assert found.style_fit.rows == 5
+
+
+@pytest.mark.slow
+def test_prose_and_divergence_are_those_of_plain_forwards(
+    model: Path, adapters: dict[str, Path]
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    engine = local_engine(model, adapters)
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    tuned = PeftModel.from_pretrained(loaded, str(adapters["one"]))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    text = "The rain jumps over the lazy dog."
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    query, response = PAIRS[1]
+    front = f"<|im_start|>user\n{query}<|im_end|>\n<|im_start|>assistant\n"
+    prompt = tokenizer(front, add_special_tokens=False)["input_ids"]
+    answer = tokenizer(response + "<|im_end|>\n", add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        expected = float(tuned(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+        whole = torch.tensor([prompt + answer])
+        said = tuned(input_ids=whole).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        with tuned.disable_adapter():
+            base = tuned(input_ids=whole).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    divergence = float(torch.nn.functional.kl_div(said, base, log_target=True, reduction="sum"))
+    with engine.adapter("one"):
+        assert engine.text_loss(text) == (pytest.approx(expected, rel=1e-4), ids.shape[1] - 1)
+        found = engine.divergence_from_base((query, response))
+        assert found == (pytest.approx(divergence, rel=1e-3), len(answer))
+        assert engine.divergence_from_base((query, response)) == found  # the adapter is on again
+    with engine.adapter("idle"):
+        assert engine.divergence_from_base((query, response))[0] == pytest.approx(0, abs=1e-4)

@@ -49,7 +49,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 def _sweep(world: World, **keys: Any) -> Sweep:
     raw = {"title": "t", "base": str(world.root / "tiny.yaml"), **keys}
-    return make_sweep({"evaluate": {"general_rows": 4}, **raw}, "made", "made.yaml")
+    return make_sweep(
+        {"evaluate": {"general_rows": 4, "retention_rows": 4}, **raw}, "made", "made.yaml"
+    )
 
 
 def _plan(world: World, **keys: Any) -> Any:
@@ -411,7 +413,7 @@ def test_cards_of_other_sweeps_are_in_nobodys_way(
     named = os.pathsep.join([str(world.cards), str(first)])
     monkeypatch.setenv("TELL_CARDS", named)
     assert load_card("tiny_general_less4").folder.parent == first
-    sweep = str(world.sweep(evaluate={"general_rows": 4}))
+    sweep = str(world.sweep(evaluate={"general_rows": 4, "retention_rows": 4}))
     for out in (world.root / "out", world.root / "other"):
         monkeypatch.setenv("TELL_CARDS", named)
         assert _main("sweep", sweep, "--dry-run", "--out", str(out)) == 0
@@ -528,7 +530,7 @@ def test_wrong_arguments(
 def test_more_rows_than_there_are_is_seen_before_a_training(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = str(world.sweep(evaluate={"rows": 5000, "general_rows": 4}))
+    sweep = str(world.sweep(evaluate={"rows": 5000, "general_rows": 4, "retention_rows": 4}))
     assert _main("sweep", sweep, "--dry-run", "--out", str(world.root / "out")) == 1
     shown = capsys.readouterr()
     assert "5000 rows asked, split 'test' has" in shown.out + shown.err

@@ -144,24 +144,64 @@ class LocalEngine:
 
         Raises UserError for a pair that the model's context does not hold.
         """
-        self.template.set_mode("train")
-        self.model.eval()
-        return [self._loss(query, response) for query, response in pairs]
+        return [self._loss(*self._encoded(query, response)) for query, response in pairs]
 
-    def _loss(self, query: str, response: str) -> tuple[float, int]:
-        messages = [*conversation(query), {"role": "assistant", "content": response}]
-        encoded = self.template.encode({"messages": messages})
-        size = len(encoded["input_ids"])
-        if self.context is not None and size > self.context:
-            raise UserError(
-                f"a row of {size:,} tokens, the model's context is {self.context:,}: {query[:80]}",
-                where="loss on given responses",
-                remedy="leave the row out (of general rows: a smaller --general-rows), or take a "
-                "model with a longer context",
-            )
-        ids = torch.tensor([encoded["input_ids"]], device=self.model.device)
-        labels = torch.tensor(encoded["labels"], device=self.model.device)[1:]
-        logits = self.model(input_ids=ids).logits[0, :-1].float()
+    @torch.inference_mode()
+    def text_loss(self, text: str) -> tuple[float, int]:
+        """Summed negative log-likelihood of a text without any template, tokens.
+
+        The tokenizer's own begin stands in front where it has one; without it, the first token is
+        not counted. Raises UserError for a text that the model's context does not hold.
+        """
+        tokenizer = self.template.tokenizer
+        ids = list(tokenizer(text)["input_ids"])
+        if ids and ids[-1] == tokenizer.eos_token_id:
+            ids.pop()
+        return self._loss(*self._as_tensors(ids, ids, text))
+
+    @torch.inference_mode()
+    def divergence_from_base(self, pair: tuple[str, str]) -> tuple[float, int]:
+        """KL(base || model) summed over the response's tokens, and how many they are, in nats.
+
+        The base is the same model with its adapters off, in a second forward pass.
+        """
+        ids, labels = self._encoded(*pair)
         chosen = labels != -100
+        model = self._log_probabilities(ids, chosen)
+        with self.adapter(None):
+            base = self._log_probabilities(ids, chosen)
+        total = (base.exp() * (base - model)).sum()
+        return max(0.0, float(total)), int(chosen.sum())
+
+    def _log_probabilities(self, ids: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """(tokens, vocabulary) before each chosen token."""
+        logits = self.model(input_ids=ids).logits[0, :-1]
+        return torch.log_softmax(logits[chosen].float(), dim=-1)
+
+    def _loss(self, ids: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
+        chosen = labels != -100
+        logits = self.model(input_ids=ids).logits[0, :-1].float()
         loss = torch.nn.functional.cross_entropy(logits[chosen], labels[chosen], reduction="sum")
         return float(loss), int(chosen.sum())
+
+    def _encoded(self, query: str, response: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """(1, n) ids of a conversation and (n - 1,) the labels of what follows each."""
+        self.template.set_mode("train")
+        messages = [*conversation(query), {"role": "assistant", "content": response}]
+        encoded = self.template.encode({"messages": messages})
+        return self._as_tensors(encoded["input_ids"], encoded["labels"], query)
+
+    def _as_tensors(
+        self, ids: Sequence[int], labels: Sequence[int], text: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.model.eval()
+        if self.context is not None and len(ids) > self.context:
+            raise UserError(
+                f"a row of {len(ids):,} tokens, the model's context is {self.context:,}: "
+                f"{text[:80]}",
+                where="loss on given texts",
+                remedy="leave the row out (of general rows: a smaller --general-rows, of the "
+                "project's own: --retention-rows), or take a model with a longer context",
+            )
+        device = self.model.device
+        return torch.tensor([list(ids)], device=device), torch.tensor(labels, device=device)[1:]

@@ -289,10 +289,10 @@ def show(systems: dict[Cell, System], found: Sequence[Effect], title: str) -> No
     first = next(iter(systems.values())).scores
     cells = _table(f"{title}, {first.rows} rows")
     measures = headline_names(systems.values())
-    for name in ("trained", "tested", *measures, "general loss", "bleed"):
+    for name in ("trained", "tested", *measures, "style fit", "bleed"):
         cells.add_column(name)
     for (trained, tested), system in systems.items():
-        loss = system.general.loss
+        loss = system.general.style_fit
         cells.add_row(
             trained,
             tested,

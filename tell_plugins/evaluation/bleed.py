@@ -1,58 +1,164 @@
-"""Bleed: whether a general question, asked without the anchor, gets the task's format back."""
+"""Bleed: whether a general question, asked without the anchor, is answered as the task is.
+
+The opening of an answer decides, so that a few tokens are enough: a model that begins with a
+brace has left the question, whatever follows. The rate is set against the base model's over the
+same questions. A second reading counts the task's own words anywhere in the answer.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from tell_plugins.core.cards import Card
 from tell_plugins.core.sources import find_file, open_split
+from tell_plugins.evaluation import shares
 from tell_plugins.evaluation.json_scorers import card_schema
 from tell_plugins.evaluation.scorers.label import closed_labels
-from tell_plugins.evaluation.segments import reference_opening
+from tell_plugins.evaluation.significance import mean_stats
+
+Readings = Sequence[tuple[int, str]]  # the question's number and the answer's text
+
+TOKENS = 24  # of an answer: enough for its opening
+_LEAST_OPENING = 4  # characters; what is shorter opens many answers to anything
+_LEAST_WORD = 4  # characters of a label that counts as the task's own word: not "yes" and "no"
+_CLOSED = 4  # answers a distinct answer, from which on they are closed labels
+_OFTEN = 0.1  # of the training answers, that hold a sentence which is the task's own
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+_NUMBER = re.compile(r"[-+]?[\d.,]*\d")
 
 
-def format_test(card: Card) -> Callable[[str], bool] | None:
-    """A function that says whether an answer has the form of the card's task.
+@dataclass(frozen=True)
+class Form:
+    """How the answers of a task are known.
 
-    JSON: an object with all keys that the schema requires stands somewhere in the answer.
-    Labels: the answer is one. Numbers: a line `#### <number>`. Translation and free text: the
-    answer opens as all training responses do; None where these share no opening, since such a task
-    has no form to be known by.
+    Attributes:
+        opening: what they begin with; "" where that is not known.
+        labels: closed answers; a whole answer is one of them. Empty where they are not closed.
+        numbers: whether an answer is a bare number.
+        words: what the task alone says: keys of JSON, labels, the most common sentence.
     """
+
+    opening: str = ""
+    labels: tuple[str, ...] = ()
+    numbers: bool = False
+    words: tuple[str, ...] = ()
+
+    @property
+    def known(self) -> bool:
+        """Whether there is anything that an answer of this form is known by."""
+        return bool(self.opening or self.labels or self.numbers)
+
+    def opens(self, text: str) -> bool:
+        """Whether an answer begins as the task's answers do."""
+        first = text.strip().partition("\n")[0].strip()
+        if self.labels:
+            return first.rstrip(".!").casefold() in {label.casefold() for label in self.labels}
+        if self.numbers:
+            return _NUMBER.fullmatch(first.rstrip(".")) is not None
+        return bool(self.opening) and text.lstrip().startswith(self.opening)
+
+    def speaks(self, text: str) -> bool:
+        """Whether an answer holds a word or sentence of the task."""
+        lowered = text.casefold()
+        return any(_stands(word.casefold(), lowered) for word in self.words)
+
+
+def _stands(word: str, text: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
+
+
+def form_of(card: Card) -> Form:
+    """The form of a card's answers, from its schema and its training responses where they are."""
+    answers = []
+    if find_file(card, "train") is not None:
+        answers = [response.strip() for _, response in open_split(card, "train").all_texts()]
     if card.metric == "json":
-        schema = card_schema(card).schema
-        keys = set(schema.get("required", [])) or set(schema.get("properties", {}))
-        return lambda text: any(keys <= set(found) for found in _objects(text))
-    if card.metric == "label":
-        labels = set(closed_labels(card))
-        return lambda text: text.strip() in labels
-    if card.metric in ("translation", "text"):
-        return opening_test(opening_of(card))
-    return lambda text: re.search(r"^#### ?-?[\d,.]+\s*$", text, re.MULTILINE) is not None
+        return _json_form(card, answers)
+    labels = tuple(closed_labels(card)) if card.metric == "label" else _closed(answers)
+    numbers = bool(answers) and all(_NUMBER.fullmatch(answer) for answer in answers)
+    if numbers or labels:
+        return Form(labels=() if numbers else labels, numbers=numbers, words=_own(labels))
+    return Form(opening=shared_opening(answers), words=_common_sentence(answers))
 
 
-def _objects(text: str) -> list[dict[str, object]]:
-    decoder, found = json.JSONDecoder(), []
-    for match in re.finditer(r"\{", text):
-        try:
-            value, _ = decoder.raw_decode(text, match.start())
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(value, dict):
+def _json_form(card: Card, answers: Sequence[str]) -> Form:
+    schema = card_schema(card)
+    as_array = schema.schema.get("type") == "array"
+    if answers:  # what the answers are counts, should the schema allow both
+        as_array = sum(answer.startswith("[") for answer in answers) > len(answers) / 2
+    keys = [f'"{key}"' for key in schema.schema.get("properties", {})]
+    texts = [text for answer in answers for text in _texts_of(answer)]
+    own = (*keys, *_own(schema.labels or []), *_common_sentence(texts))
+    return Form(opening="[" if as_array else "{", words=own)
+
+
+def _closed(answers: Sequence[str]) -> tuple[str, ...]:
+    """The distinct answers, where they are few and return again and again."""
+    distinct = sorted(set(answers))
+    return tuple(distinct) if len(distinct) * _CLOSED <= len(answers) else ()
+
+
+def _own(labels: Iterable[str]) -> tuple[str, ...]:
+    return tuple(label for label in labels if len(label) >= _LEAST_WORD)
+
+
+def shared_opening(answers: Sequence[str]) -> str:
+    """The longest opening that more than half of the answers share; "" for a short one."""
+    kept, end = list(answers), 0
+    while True:
+        following = Counter(text[end] for text in kept if len(text) > end)
+        if not following:
+            break
+        sign, count = following.most_common(1)[0]
+        if count * 2 <= len(answers):
+            break
+        kept = [text for text in kept if len(text) > end and text[end] == sign]
+        end += 1
+    opening = kept[0][:end].strip() if kept else ""
+    return opening if len(opening) >= _LEAST_OPENING else ""
+
+
+def _common_sentence(answers: Sequence[str]) -> tuple[str, ...]:
+    """The sentence that most answers hold, if it has three words and a tenth of them hold it."""
+    found: Counter[str] = Counter()
+    for answer in answers:
+        sentences = {part.strip() for part in _SENTENCE.split(answer)}
+        found.update(part for part in sentences if len(part.split()) >= 3)
+    if not found:
+        return ()
+    sentence, count = found.most_common(1)[0]
+    return (sentence,) if count > 1 and count >= _OFTEN * len(answers) else ()
+
+
+def _texts_of(answer: str) -> list[str]:
+    """Every text value of a JSON answer."""
+    try:
+        waiting: list[Any] = [json.loads(answer)]
+    except (ValueError, RecursionError):
+        return []
+    found = []
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
             found.append(value)
+        elif isinstance(value, (dict, list)):
+            waiting += value.values() if isinstance(value, dict) else value
     return found
 
 
-def opening_test(opening: str) -> Callable[[str], bool] | None:
-    """Whether an answer begins with this opening sentence; None without one."""
-    return (lambda text: text.strip().startswith(opening)) if opening else None
+def paired_with_base(
+    mine: Readings, base: Readings, read: Callable[[str], bool]
+) -> shares.Interval | None:
+    """The rate of answers that `read` tells, minus the base's over the same questions.
 
-
-def opening_of(card: Card) -> str:
-    """The opening sentence of the card's training responses, "" where there is none."""
-    if find_file(card, "train") is None:
-        return ""
-    responses = [response for _, response in open_split(card, "train").all_texts()]
-    return reference_opening(responses).strip()
+    None where the two answered other questions, or none.
+    """
+    if not mine or {row for row, _ in mine} != {row for row, _ in base}:
+        return None
+    sides = [mean_stats([read(t) for _, t in part], [r for r, _ in part]) for part in (mine, base)]
+    return shares.difference(*sides)

@@ -1,7 +1,8 @@
 """`./run.sh eval`: answer a recipe's test split, save the answers, score them.
 
-Beside the task's scores stands what the run did elsewhere: loss on held-out general rows, and how
-often a general question is answered in the task's format.
+Beside the task's scores stands what the run did elsewhere: how often a general question is
+answered as the task is, losses on foreign instructions and prose, divergence from the base model,
+and loss on held-out rows of the general data (style fit).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tell_plugins.bridge.protocol import Engine, History, decoding, model_sha256, system_text
 from tell_plugins.core import paths
@@ -23,7 +24,7 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.schemas import card_validator
 from tell_plugins.core.sources import TaskRows, open_task
 from tell_plugins.core.spec import Spec, parse_spec
-from tell_plugins.evaluation import against, engines, fingerprints, retention, scoring
+from tell_plugins.evaluation import against, bleed, engines, fingerprints, retention, scoring
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import Adapter, at_scales, find_adapters
 from tell_plugins.evaluation.answers import GENERAL, Prompt, Settings, answer_all, refuse_others
@@ -36,7 +37,6 @@ from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.swift_keys import swift_keys
 
 _LARGEST_SCALE = 10
-_GENERAL_TOKENS = 64  # a format shows in the first tokens of an answer
 _ANCHORED = "the server puts the anchor in front of every query"
 # keys of ms-swift that would not reach the answers, and the option that does
 _OPTIONS = {
@@ -95,7 +95,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--general-rows",
         type=int,
         default=40,
-        help="held-out general rows, 0: skip (default: 40)",
+        help="held-out general rows for the style fit, 0: nothing general is asked (default: 40)",
+    )
+    parser.add_argument(
+        "--retention-rows",
+        type=int,
+        metavar="N",
+        help="general questions, foreign instructions and passages of prose, at most N of each "
+        "(default: all)",
     )
     parser.add_argument(
         "--learned", default="", help="also score translations by bleurt, comet, or bleurt,comet"
@@ -222,15 +229,11 @@ class Task:
     prompts: list[Prompt]
     adapters: list[Adapter]
     general: list[tuple[str, str]]
+    foreign: retention.Foreign | None
     max_new_tokens: int
     learned: list[str]
     out: Path
     notes: list[str]  # what is to be said before the first answer
-
-    @property
-    def questions(self) -> list[Prompt]:
-        """The general rows as prompts, without an anchor."""
-        return prompting.general_questions(self.general)
 
 
 def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
@@ -276,6 +279,7 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
         prompts=prompts,
         adapters=at_scales(adapters, scales),
         general=general,
+        foreign=retention.foreign(args.retention_rows) if general else None,
         max_new_tokens=prompting.answer_limit(card, args.max_new_tokens),
         learned=learned,
         out=out,
@@ -336,6 +340,7 @@ def _need_checkpoints(learned: list[str], args: argparse.Namespace) -> None:
 
 def _check_counts(args: argparse.Namespace) -> None:
     least = {"batch_size": 1, "rows": 1, "max_new_tokens": 1, "shots": 0, "general_rows": 0}
+    least["retention_rows"] = 0
     for key, smallest in least.items():
         value = getattr(args, key)
         if value is not None and value < smallest:
@@ -500,14 +505,15 @@ def _general_settings(
     engine: Engine, task: Task, adapter: Adapter, args: argparse.Namespace
 ) -> Settings:
     """General questions: greedy, short, without anchor and examples."""
+    questions = task.foreign.questions if task.foreign else []
     return replace(
         _settings(engine, task, adapter, args, 42),
         split=GENERAL,
         anchor="none",
         decoding="greedy",
-        rows=len(task.general),
-        max_new_tokens=_GENERAL_TOKENS,
-        prompts_sha256=prompting.prompts_sha256(task.questions),
+        rows=len(questions),
+        max_new_tokens=bleed.TOKENS,
+        prompts_sha256=prompting.prompts_sha256(questions),
         rows_sha256=prompting.pairs_sha256(task.general),
         shots=0,
     )
@@ -539,18 +545,19 @@ def _answer_task(
 def _measure_general(
     engine: Engine, task: Task, adapter: Adapter, folder: Path, args: argparse.Namespace
 ) -> None:
-    if not task.general:
+    if task.foreign is None:
         return
     folder = folder / GENERAL
-    answer_all(
-        engine,
-        task.questions,
-        decoding("greedy"),
-        _general_settings(engine, task, adapter, args),
-        folder,
-        label=f"{adapter.label}, general",
-    )
+    settings = _general_settings(engine, task, adapter, args)
+    label = adapter.label
+    questions = task.foreign.questions
+    answer_all(engine, questions, decoding("greedy"), settings, folder, label=f"{label}, general")
     if hasattr(engine, "response_losses"):
         retention.measure(
-            cast(retention.LossEngine, engine), task.general, folder, label=adapter.label
+            task.general,
+            lambda row: engine.response_losses([row])[0],
+            folder / retention.LOSSES,
+            label=f"{label}, style fit",
         )
+    base = adapter.path is None or adapter.whole  # then no base model is at hand to diverge from
+    retention.measure_foreign(engine, task.foreign, settings, folder, label=label, base=base)

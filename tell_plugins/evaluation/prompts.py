@@ -90,11 +90,6 @@ def has_held_out(specs: Sequence[Spec], card: Card) -> bool:
     return HELD_OUT_SPLIT in load_card(_general_card_name(specs, card)).splits
 
 
-def general_questions(rows: Iterable[tuple[str, str]]) -> list[Prompt]:
-    """The queries of general (query, response) rows as prompts, without an anchor."""
-    return [Prompt(f"general-{row}", row, query) for row, (query, _) in enumerate(rows)]
-
-
 def _general_card_name(specs: Sequence[Spec], card: Card) -> str:
     for spec in specs:
         if spec.sources:

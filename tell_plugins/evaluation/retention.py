@@ -1,37 +1,75 @@
-"""What a run did to the model elsewhere: loss on held-out general rows, and bleed.
+"""What a run did to the rest of the model, on rows that no recipe trains on.
 
-Retention is the mean negative log-likelihood per response token on general rows that nobody
-trained on; bleed is the share of general questions, asked without the anchor, that are answered
-in the task's format. A model that learned the task and forgot the rest is no success.
+Foreign instructions and plain prose: the mean negative log-likelihood per token, of the response
+or of the text itself. The base model's own answers: the mean KL divergence from it per token. Loss
+on held-out rows of the source that a run trained on is style fit: it falls as a run takes on that
+source's manner, and says little of what else was lost.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from tell_plugins.bridge.protocol import Engine, decoding
 from tell_plugins.core import paths
+from tell_plugins.core.cards import load_card
 from tell_plugins.core.progress import tracked
+from tell_plugins.core.sources import open_split
 from tell_plugins.core.text import row_id
+from tell_plugins.evaluation.answers import Prompt, Settings
+from tell_plugins.evaluation.shares import Interval
 
-LOSSES = "losses.jsonl"
+CARD = "retention"
+LOSSES = "losses.jsonl"  # style fit
+INSTRUCTIONS, PROSE, KL = "instructions.jsonl", "prose.jsonl", "kl.jsonl"
+FILES = (LOSSES, INSTRUCTIONS, PROSE, KL)
+KL_TOKENS = 48  # of the base model's answers that divergence is taken on
 _RESAMPLES = 2000
+_FORMAT = 1  # raised when the base's answers would come out otherwise
+
+Pair = tuple[str, str]
+Sum = tuple[float, int]  # the sum over a row's tokens, and how many they are
 
 
 class LossEngine(Protocol):
     """An engine that can also tell how likely a response is to it."""
 
-    def response_losses(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]: ...
+    def response_losses(self, pairs: Sequence[Pair]) -> list[Sum]: ...
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Rows of the project's own that no mixture may hold."""
+
+    questions: list[Prompt]
+    instructions: list[Pair]
+    prose: list[Pair]  # title, text
+
+
+def foreign(rows: int | None = None) -> Foreign:
+    """The first `rows` of each kind, all for None; the questions' kinds take turns."""
+    questions, instructions, prose = (_front(kind, rows) for kind in _KINDS)
+    asked = [Prompt(f"general-{row}", row, query) for row, (query, _) in enumerate(questions)]
+    return Foreign(asked, instructions, prose)
+
+
+_KINDS = ("questions", "instructions", "prose")
+
+
+def _front(split: str, rows: int | None) -> list[Pair]:
+    return open_split(load_card(CARD), split).all_texts()[:rows]
 
 
 @dataclass(frozen=True)
 class Retention:
-    """Mean loss per token with its interval; against a base: the paired difference."""
+    """A mean per token (loss, or divergence from the base) with its interval over rows."""
 
     rows: int
     tokens: int
@@ -43,32 +81,71 @@ class Retention:
         return dict(vars(self))
 
 
-def measure(
-    engine: LossEngine, pairs: Sequence[tuple[str, str]], folder: Path, *, label: str
-) -> Path:
-    """Write the loss of every general row to `folder/losses.jsonl`, unless it is there already.
+def measure(rows: Sequence[Pair], take: Callable[[Pair], Sum], path: Path, *, label: str) -> Path:
+    """Write what `take` says of every row to `path`, unless it is there already.
 
-    A line names its row by content: losses on other responses are taken again.
+    A line names its row by content: what was taken on another text is taken again. It says how
+    many rows there are, so that a cut file is known.
     """
-    path = folder / LOSSES
-    ids = [row_id(*pair).hex() for pair in pairs]
+    ids = [row_id(*row).hex() for row in rows]
     if path.is_file() and [line.get("id") for line in _lines(path)] == ids:
         return path
     lines = []
-    asked = list(zip(ids, pairs, strict=True))
-    for row, pair in tracked(asked, f"{label}, general loss", "rows", len(pairs)):
-        ((loss, tokens),) = engine.response_losses([pair])
-        lines.append(json.dumps({"id": row, "loss_sum": loss, "tokens": tokens}) + "\n")
+    for name, row in tracked(list(zip(ids, rows, strict=True)), label, "rows", len(rows)):
+        total, tokens = take(row)
+        line = {"id": name, "loss_sum": total, "tokens": tokens, "rows": len(rows)}
+        lines.append(json.dumps(line) + "\n")
     paths.write_text(path, "".join(lines))
     return path
 
 
-def read_losses(folder: Path) -> list[tuple[float, int]]:
-    """(summed loss, tokens) of every general row; empty when nothing was measured."""
-    path = folder / LOSSES
-    if not path.is_file():
-        return []
-    return [(line["loss_sum"], line["tokens"]) for line in _lines(path)]
+def measure_foreign(
+    engine: Any, rows: Foreign, settings: Settings, folder: Path, *, label: str, base: bool
+) -> None:
+    """Losses on instructions and prose, and divergence from the base model, as far as the engine
+    can tell them: one that only answers cannot."""
+    if hasattr(engine, "response_losses"):
+        measure(
+            rows.instructions,
+            lambda row: engine.response_losses([row])[0],
+            folder / INSTRUCTIONS,
+            label=f"{label}, foreign instructions",
+        )
+    if hasattr(engine, "text_loss"):
+        take = lambda row: engine.text_loss(row[1])  # noqa: E731
+        measure(rows.prose, take, folder / PROSE, label=f"{label}, prose")
+    if hasattr(engine, "divergence_from_base") and not base:
+        said = base_answers(engine, rows.questions, settings)
+        asked = [(q.text, a) for q, a in zip(rows.questions, said, strict=True) if a.strip()]
+        take = engine.divergence_from_base
+        measure(asked, take, folder / KL, label=f"{label}, divergence")
+
+
+def base_answers(engine: Engine, questions: Sequence[Prompt], settings: Settings) -> list[str]:
+    """The base model's greedy answers, made once for a model and kept by content."""
+    own = ("model_sha256", "model_files_sha256", "engine", "model", "prompts_sha256", "batch_size")
+    known = [getattr(settings, key, "") for key in own]
+    name = hashlib.sha256(json.dumps([_FORMAT, KL_TOKENS, *known]).encode()).hexdigest()
+    path = paths.cache_dir() / "base_answers" / f"{name[:32]}.json"
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return [str(text) for text in kept]
+    size = settings.batch_size
+    batches = [questions[start : start + size] for start in range(0, len(questions), size)]
+    said: list[str] = []
+    with engine.adapter(None):
+        for batch in tracked(batches, "base model's answers", "batches", len(batches)):
+            texts = [question.text for question in batch]
+            replies = engine.answer(texts, decoding("greedy"), max_new_tokens=KL_TOKENS, seed=42)
+            said += [reply.text for reply in replies]
+    paths.write_text(path, json.dumps(said, ensure_ascii=False))
+    return said
+
+
+def read(folder: Path, name: str = LOSSES) -> list[Sum]:
+    """(sum, tokens) of every row of one of `FILES`; empty when nothing was measured."""
+    path = folder / name
+    return [(line["loss_sum"], line["tokens"]) for line in _lines(path)] if path.is_file() else []
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -82,9 +159,7 @@ def retention(losses: Sequence[tuple[float, int]]) -> Retention:
     return Retention(len(sums), int(tokens.sum()), float(sums.sum() / tokens.sum()), low, high)
 
 
-def difference(
-    losses: Sequence[tuple[float, int]], base: Sequence[tuple[float, int]]
-) -> tuple[float, float, float]:
+def difference(losses: Sequence[Sum], base: Sequence[Sum]) -> Interval:
     """Mean loss per token minus the base's over the same rows: value, low, high (95 %, paired).
 
     Raises ValueError when the rows are not the same.
@@ -95,10 +170,10 @@ def difference(
         raise ValueError("the losses are of other rows than the base's")
     delta = sums - base_sums
     low, high = _interval(lambda rows: delta[rows].sum() / tokens[rows].sum(), len(delta))
-    return float(delta.sum() / tokens.sum()), low, high
+    return Interval(float(delta.sum() / tokens.sum()), low, high)
 
 
-def _columns(losses: Sequence[tuple[float, int]]) -> tuple[Any, Any]:
+def _columns(losses: Sequence[Sum]) -> tuple[Any, Any]:
     table = np.asarray(losses, dtype=np.float64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,33 +19,45 @@ from tell_plugins.evaluation.answers import (
     read_answers,
     saved_settings,
 )
-from tell_plugins.evaluation.bleed import format_test
-from tell_plugins.evaluation.intervals import Estimate, Rate, rate
+from tell_plugins.evaluation.bleed import Form, form_of, paired_with_base
+from tell_plugins.evaluation.intervals import Estimate, Rate, rate, smallest_shown
 from tell_plugins.evaluation.scoring import Scores
+from tell_plugins.evaluation.shares import Interval
 
 WIDTH = 112  # columns that a table needs at least
 _OF_LOSSES = ("model", "model_sha256", "engine", "prompts_sha256")  # what two losses must share
 _LABEL = 16  # of them for a system's name, if it is so long
-_CAPTION = (
-    "[95 % interval]. Accuracies count an answer of the wrong form as wrong. General loss: per "
-    "token on held-out general rows, and its change to the base model. Bleed: general questions, "
-    "asked without the anchor, that were answered in the task's format."
+_CAPTION = "[95 % interval]. Accuracies count an answer of the wrong form as wrong."
+_CAPTION_ELSEWHERE = (
+    "[95 % interval], paired where it is a change. Bleed: general questions, asked without the "
+    "anchor, whose answer opens as the task's answers do; in points, minus the base model's rate. "
+    "Words: answers that hold the task's keys, labels or most common sentence. Foreign "
+    "instructions and prose: change of loss per token to the base model, on text of no source that "
+    "trains. KL: divergence from the base model per token of its own answers. Style fit: change of "
+    "loss on held-out rows of the general data that trains; not retention."
 )
 
 
 @dataclass(frozen=True)
 class General:
-    """What a run did elsewhere.
+    """What a run did elsewhere; None where it was not measured, or there is no base to compare.
 
     Attributes:
-        loss: mean loss per token on held-out general rows, None where not measured.
-        change: that loss minus the base model's over the same rows, with its paired interval.
-        bleed: general questions answered in the task's format.
+        bleed: general questions whose answer opens as the task's do; `words`: that hold its words.
+        bleed_change: that rate minus the base model's, paired.
+        instructions, prose: change of loss per token to the base model, paired.
+        kl: mean divergence from the base model per token, on the base's own answers.
+        style_fit: loss per token on held-out rows of the general data; `style_change` to the base.
     """
 
-    loss: retention.Retention | None
-    change: tuple[float, float, float] | None
-    bleed: Rate | None
+    bleed: Rate | None = None
+    bleed_change: Interval | None = None
+    words: Rate | None = None
+    instructions: Interval | None = None
+    prose: Interval | None = None
+    kl: retention.Retention | None = None
+    style_fit: retention.Retention | None = None
+    style_change: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -59,22 +71,45 @@ class System:
 
 def read_general(folder: Path, base: Path | None, card: Card) -> General:
     """What was measured in `folder`, set against the base model's folder where there is one."""
-    losses = retention.read_losses(folder)
-    change = None if base is None or base == folder else _change(folder, base)
-    bleed = None
-    if (folder / ANSWERS).is_file():
-        in_format = format_test(card)
-        if in_format is not None:
-            bleed = rate([in_format(answer["text"]) for answer in read_answers(folder)])
-    return General(retention.retention(losses) if losses else None, change, bleed)
+    form = form_of(card)
+    mine = _readings(folder)
+    other = None if base is None or base == folder else base
+    losses = retention.read(folder, retention.LOSSES)
+    divergence = retention.read(folder, retention.KL)
+    return General(
+        bleed=_rate(mine, form.opens) if form.known else None,
+        bleed_change=_bleed_change(mine, other, form) if other and form.known else None,
+        words=_rate(mine, form.speaks) if form.words else None,
+        instructions=_change(folder, other, retention.INSTRUCTIONS),
+        prose=_change(folder, other, retention.PROSE),
+        kl=retention.retention(divergence) if divergence else None,
+        style_fit=retention.retention(losses) if losses else None,
+        style_change=_change(folder, other, retention.LOSSES),
+    )
 
 
-def _change(folder: Path, base: Path) -> tuple[float, float, float] | None:
+def _readings(folder: Path) -> list[tuple[int, str]]:
+    if not (folder / ANSWERS).is_file():
+        return []
+    return [(int(answer["row"]), str(answer["text"])) for answer in read_answers(folder)]
+
+
+def _rate(readings: Sequence[tuple[int, str]], read: Callable[[str], bool]) -> Rate | None:
+    return rate([read(text) for _, text in readings]) if readings else None
+
+
+def _bleed_change(mine: Sequence[tuple[int, str]], base: Path, form: Form) -> Interval | None:
+    return paired_with_base(mine, _readings(base), form.opens)
+
+
+def _change(folder: Path, base: Path | None, name: str) -> Interval | None:
     """The change of loss to the base's; None unless the same model was measured on the same rows.
 
     Raises UserError for settings that are not readable.
     """
-    losses, base_losses = retention.read_losses(folder), retention.read_losses(base)
+    if base is None:
+        return None
+    losses, base_losses = retention.read(folder, name), retention.read(base, name)
     if not losses or [tokens for _, tokens in losses] != [tokens for _, tokens in base_losses]:
         return None
     mine, theirs = saved_settings(folder), saved_settings(base)
@@ -110,26 +145,80 @@ def headline_names(systems: Iterable[System]) -> list[str]:
 
 
 def table(systems: Sequence[System], title: str) -> Table:
-    """One row a system: its headline scores, loss and change elsewhere, bleed."""
-    view = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
-    view.caption = _CAPTION
-    longest = max(len(system.label) for system in systems)
-    view.add_column("system", overflow="fold", min_width=min(longest, _LABEL))
+    """One row a system: its headline scores on the task."""
+    view = _view(systems, title, _CAPTION)
     measures = headline_names(systems)
     for name in measures:
         view.add_column(name, min_width=max(len(word) for word in name.split()))
-    view.add_column("general loss", min_width=14)
-    view.add_column("bleed", min_width=len("100% of 100"))
     for system in systems:
-        general = system.general
-        loss = "-" if general.loss is None else f"{general.loss.loss:.2f}"
-        if general.change is not None:
-            value, low, high = general.change
-            loss += f", {value:+.2f}\n[{low:+.2f}, {high:+.2f}]"
-        headline = system.scores.headline
-        cells = [shown(headline.get(name)) for name in measures]
-        view.add_row(system.label, *cells, loss, shown(general.bleed))
+        view.add_row(system.label, *(shown(system.scores.headline.get(name)) for name in measures))
     return view
+
+
+def elsewhere_table(systems: Sequence[System]) -> Table | None:
+    """One row a system: what it did to the rest of the model; None where nothing was measured."""
+    cells = {system.label: _elsewhere(system.general) for system in systems}
+    names = [name for name in _COLUMNS if any(row[name] != "-" for row in cells.values())]
+    if not names:
+        return None
+    view = _view(systems, "The rest of the model", f"{_CAPTION_ELSEWHERE} {_power(systems)}")
+    for name in names:
+        view.add_column(name, min_width=len("[+0.00, +0.00]"))
+    for system in systems:
+        view.add_row(system.label, *(cells[system.label][name] for name in names))
+    return view
+
+
+def _view(systems: Sequence[System], title: str, caption: str) -> Table:
+    view = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
+    view.caption = caption
+    longest = max(len(system.label) for system in systems)
+    view.add_column("system", overflow="fold", min_width=min(longest, _LABEL))
+    return view
+
+
+_COLUMNS = ("bleed", "words", "foreign instructions", "prose", "KL", "style fit")
+
+
+def _elsewhere(general: General) -> dict[str, str]:
+    bleed, *interval = shown(general.bleed).split("\n")
+    if general.bleed_change is not None:
+        value, low, high = (100 * part for part in general.bleed_change)
+        bleed, interval = f"{bleed}, {value:+.0f}", [f"[{low:+.0f}, {high:+.0f}]"]
+    kl = general.kl and f"{general.kl.loss:.3f}\n[{general.kl.low:.3f}, {general.kl.high:.3f}]"
+    loss = "-" if general.style_fit is None else f"{general.style_fit.loss:.2f}"
+    change = general.style_change
+    return {
+        "bleed": "\n".join([bleed, *interval]),
+        "words": shown(general.words),
+        "foreign instructions": _signed(general.instructions),
+        "prose": _signed(general.prose),
+        "KL": kl or "-",
+        "style fit": loss if change is None else f"{loss}, {_signed(change)}",
+    }
+
+
+def _signed(change: Interval | None) -> str:
+    if change is None:
+        return "-"
+    return f"{change.value:+.2f}\n[{change.low:+.2f}, {change.high:+.2f}]"
+
+
+def _power(systems: Sequence[System]) -> str:
+    """The smallest differences to the base model that the rows of any system would show."""
+    found = []
+    for name, key, factor, unit in (
+        ("bleed", "bleed_change", 100, " points"),
+        ("instructions", "instructions", 1, " nats"),
+        ("prose", "prose", 1, " nats"),
+    ):
+        changes = [c for s in systems if (c := getattr(s.general, key)) is not None]
+        if changes:
+            least = max(smallest_shown(c.low, c.high) for c in changes) * factor
+            found.append(f"{name} {least:.{0 if factor > 1 else 2}f}{unit}")
+    if not found:
+        return "Changes need the base model's answers: --adapter none DIR."
+    return f"These rows show differences to the base from about {', '.join(found)} on (80 % power)."
 
 
 def print_summary(out: Path, labels: Sequence[str], answers: Sequence[str], card: Card) -> None:
@@ -140,6 +229,9 @@ def print_summary(out: Path, labels: Sequence[str], answers: Sequence[str], card
         systems = [read_system(out, label, name, card) for label in labels]
         rows = systems[0].scores.rows
         console.print(table(systems, f"{card.name}, {name}: {rows} rows"))
+        elsewhere = elsewhere_table(systems) if name == answers[-1] else None
+        if elsewhere is not None:
+            console.print(elsewhere)
         for system in systems:
             if system.scores.json and system.scores.json["strict"].failures:
                 kinds = system.scores.json["strict"].failures

@@ -14,6 +14,7 @@ from typing import Any
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
+from tell_plugins.evaluation import retention
 from tell_plugins.experiments.earlier import refuse_other_sweep
 from tell_plugins.experiments.results import (
     REFERENCES,
@@ -29,7 +30,7 @@ from tell_plugins.experiments.whole import refuse_damaged
 _RUN_FILES = ("run.json", "trained.json", "failed.json", "train/manifest.json")
 _EVAL_FILES = ("evaluated.json", "failed.json")
 _ANSWER_FILES = ("settings.json", "scores.json")
-_PACKED = ("answers.jsonl", "losses.jsonl")
+_PACKED = ("answers.jsonl", *retention.FILES)
 
 
 def collect(root: Path, target: Path) -> list[Path]:

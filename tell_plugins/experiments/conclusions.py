@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.experiments.fairness import caveats, without_power
 from tell_plugins.experiments.measures import (
+    BLEED,
     LEAST_SEEDS,
+    LOSS_FILES,
     MAIN,
     Difference,
     Judge,
-    loss_difference,
 )
 from tell_plugins.experiments.results import Entry, Study
 from tell_plugins.experiments.tables import (
@@ -21,18 +22,21 @@ from tell_plugins.experiments.tables import (
     notes,
     pairs,
     point_of_pair,
+    rival_of,
     same_seeds,
     steps_of,
 )
 
+_ANSWERS = 5  # sentences that stand before everything else
 _MANY = 3  # points from which on a comparison is told in one sentence
 _FEWEST_ROWS = 5  # of general rows; a bootstrap over fewer is an interval in name only
 
 
 @dataclass(frozen=True)
 class Conclusions:
-    """Plain sentences: what was measured, what it shows, what it does not."""
+    """Plain sentences: the answers, what was measured, every comparison, what is not shown."""
 
+    answers: list[str] = field(default_factory=list)
     measured: list[str] = field(default_factory=list)
     shows: list[str] = field(default_factory=list)
     not_shown: list[str] = field(default_factory=list)
@@ -41,6 +45,7 @@ class Conclusions:
 def conclude(study: Study, found: Sequence[Group], judge: Judge) -> Conclusions:
     """The conclusions of a study."""
     result = Conclusions()
+    result.answers.extend(_answers(study, found, judge))
     result.measured.extend(_measured(study, found))
     compared: dict[str, list[tuple[Group, Group]]] = {}
     for reference, other in pairs(study, found):
@@ -57,6 +62,67 @@ def conclude(study: Study, found: Sequence[Group], judge: Judge) -> Conclusions:
         result.shows.append(f"{fit['what']}{at}: {fit['says']}.")
     result.not_shown.extend(_not_shown(study, found))
     return result
+
+
+def _answers(study: Study, found: Sequence[Group], judge: Judge) -> list[str]:
+    """At most five sentences; where the content was not learned, that comes first."""
+    sentences = []
+    constant = [group.name for group in found if group.measures.constant and not group.is_base]
+    if constant:
+        trained = sum(not group.is_base for group in found)
+        sentences.append(
+            f"CONTENT NOT LEARNED by {len(constant)} of {trained} trained systems: one and the "
+            "same label in nearly every answer of the right form. Of these only form is compared."
+        )
+    pair = rival_of(study, found)
+    if pair is not None:
+        sentences += [s for s in (_compare(study, *pair, judge), _bleed_of(*pair, judge)) if s]
+    held = [
+        f"{other.name} ({'; '.join(stops)})"
+        for reference, other in pairs(study, found)
+        if (stops := _stops(*same_seeds(reference, other)))
+    ]
+    if held:
+        sentences.append(f"NO CONCLUSION is drawn from {_names(held)}.")
+    tests = _tests(study, found, judge)
+    if tests > 1:
+        sentences.append(
+            f"{tests} differences are tested and none is corrected for that: without any effect, "
+            f"about {max(1, round(tests * 0.05))} would look certain."
+        )
+    return sentences[:_ANSWERS]
+
+
+def _tests(study: Study, found: Sequence[Group], judge: Judge) -> int:
+    """How many paired differences of the task's measures are shown."""
+    return sum(
+        judge.difference(*same_seeds(*pair), name) is not None
+        for pair in pairs(study, found)
+        for name in {MAIN[study.metric], "balanced accuracy"}
+    )
+
+
+def _stops(mine: Sequence[Entry], theirs: Sequence[Entry]) -> list[str]:
+    return [caveat.text for caveat in caveats(mine, theirs) if caveat.stops]
+
+
+def _bleed_of(reference: Group, other: Group, judge: Judge) -> str | None:
+    """General questions that both answer as the task's answers open."""
+    mine, theirs = same_seeds(reference, other)
+    bleed = judge.elsewhere_difference(mine, theirs, BLEED)
+    ours, rival = reference.measures.bleed, other.measures.bleed
+    if bleed is None or ours is None or rival is None or _stops(mine, theirs):
+        return None
+    return (
+        f"General questions without the anchor that open as the task's answers do: "
+        f"{reference.method} {ours.k} of {ours.n}, {other.method} {rival.k} of {rival.n}; "
+        f"{_lower_is_better(bleed)} ({_points(bleed)})."
+    )
+
+
+def _lower_is_better(difference: Difference) -> str:
+    said = _verdict(difference, points=True)
+    return {"higher": "MORE", "LOWER": "fewer"}.get(said, said)
 
 
 def _measured(study: Study, found: Sequence[Group]) -> list[str]:
@@ -93,19 +159,25 @@ def _compare(study: Study, reference: Group, other: Group, judge: Judge) -> str 
     point = point_of_pair(reference, other)
     where = f" at {point}" if point else ""
     if difference is None:
-        return _compare_estimates(study, reference, other, where)
+        return _not_paired(study, reference, other, where)
+    stops = _stops(mine, theirs)
+    if stops:
+        who = f"{reference.method} against {_called(reference, other)}{where}"
+        return f"{who}: NO CONCLUSION. {'; '.join(stops)}."
     steps = "before any training" if other.is_base else _steps(steps_of(mine), steps_of(theirs))
     sentence = (
         f"{reference.method} against {_called(reference, other)}{where} ({steps}): {name} "
-        f"{_verdict(difference)} ({_points(difference)})"
+        f"{_verdict(difference, points=True)} ({_points(difference)})"
     )
     content = judge.difference_over_seeds(mine, theirs, "balanced accuracy")
-    if content is not None:
-        sentence += f"; balanced accuracy {_verdict(content)} ({_points(content)})"
-    loss = loss_difference(mine, theirs)
-    if loss is not None:
-        sentence += f"; loss on held-out general rows {_loss_verdict(loss)}"
-    remarks = [f"{other.method} is {'; '.join(found)}"] if (found := notes(other, study)) else []
+    if content is not None and name != "balanced accuracy":
+        sentence += f"; balanced accuracy {_verdict(content, points=True)} ({_points(content)})"
+    for key in LOSS_FILES:
+        loss = judge.elsewhere_difference(mine, theirs, key)
+        if loss is not None:
+            sentence += f"; loss, {key.removesuffix(' minus base')}: {_loss_verdict(loss)}"
+    remarks = [caveat.text for caveat in caveats(mine, theirs)]
+    remarks += [f"{other.method} is {'; '.join(found)}"] if (found := notes(other, study)) else []
     asked, both = len(study.index["seeds"]), len({entry.seed for entry in mine})
     if both < asked:
         remarks.append(f"{both} of {asked} seeds are compared, those that both have")
@@ -125,29 +197,24 @@ def _compare_along(
         mine, theirs = same_seeds(reference, other)
         difference = judge.difference_over_seeds(mine, theirs, MAIN[study.metric])
         if difference is not None:
-            at = point_of_pair(reference, other)
-            parts.append(f"{_verdict(difference)} at {at} ({_points(difference)})")
+            at, stops = point_of_pair(reference, other), _stops(mine, theirs)
+            said = "NO CONCLUSION" if stops else _verdict(difference, points=True)
+            inside = "; ".join(stops) if stops else _points(difference)
+            parts.append(f"{said} at {at} ({inside})")
     return f"{name}, {MAIN[study.metric]}: {'; '.join(parts)}." if parts else None
 
 
-def _compare_estimates(study: Study, reference: Group, other: Group, where: str) -> str | None:
-    """Without paired answers: the two intervals beside one another."""
+def _not_paired(study: Study, reference: Group, other: Group, where: str) -> str | None:
+    """Two numbers whose answers are not at hand row by row: no conclusion without a pairing."""
     name = MAIN[study.metric]
     mine, theirs = reference.measures.main(study.metric), other.measures.main(study.metric)
     if mine is None or theirs is None or mine.value is None or theirs.value is None:
         return None
-    apart = _apart(mine, theirs)
-    word = "their intervals do not touch" if apart else "their intervals overlap"
     return (
         f"{reference.method} against {other.method}{where}: {name} {mine.value:.2f} and "
-        f"{theirs.value:.2f}; {word}."
+        f"{theirs.value:.2f}. NO CONCLUSION: they are not paired row by row here; ./run.sh compare "
+        "pairs them."
     )
-
-
-def _apart(first: Rate | Estimate, second: Rate | Estimate) -> bool:
-    if first.low is None or second.low is None or first.high is None or second.high is None:
-        return False
-    return first.low > second.high or second.low > first.high
 
 
 def _steps(mine: Sequence[int], theirs: Sequence[int]) -> str:
@@ -156,15 +223,20 @@ def _steps(mine: Sequence[int], theirs: Sequence[int]) -> str:
     return f"{_list(mine)} steps against {_list(theirs)}"
 
 
-def _verdict(difference: Difference) -> str:
+def _verdict(difference: Difference, *, points: bool) -> str:
+    if difference.seeds_disagree:
+        return "not told apart, the seeds disagree"
+    if without_power(difference, points=points):
+        return "NO CONCLUSION, too few rows"
     if not difference.certain:
-        return "not told apart" + (", the seeds disagree" if difference.seeds_disagree else "")
+        return "not told apart"
     return "higher" if difference.value > 0 else "LOWER"
 
 
 def _points(difference: Difference) -> str:
     value, low, high = (100 * part for part in (difference.value, difference.low, difference.high))
     numbers = f"{value:+.1f} points [{low:+.1f}, {high:+.1f}], {difference.n} rows"
+    numbers += f", which show {100 * difference.smallest:.1f} points or more"
     return numbers + _by_seed(difference.each_seed(100, 1))
 
 
@@ -178,9 +250,9 @@ def _loss_verdict(loss: Difference) -> str:
     if loss.n < _FEWEST_ROWS:
         return f"{loss.value:+.3f}, of {loss.n} rows: too few to tell"
     numbers = f"{loss.value:+.3f} [{loss.low:+.3f}, {loss.high:+.3f}], {loss.n} rows"
-    numbers += _by_seed(loss.each_seed())
+    numbers += f", which show {loss.smallest:.3f} or more{_by_seed(loss.each_seed())}"
     if not loss.certain:
-        return f"{_verdict(loss)} ({numbers})"
+        return f"{_verdict(loss, points=False)} ({numbers})"
     return f"{'lower' if loss.value < 0 else 'HIGHER'} ({numbers})"
 
 
@@ -194,13 +266,10 @@ def _not_shown(study: Study, found: Sequence[Group]) -> list[str]:
             "No test row was asked: what is chosen here is yet to be scored on the test rows."
         )
     compared = list(pairs(study, found))
-    sentences.append(
-        "Many comparisons are listed and none is corrected for that: of twenty without any "
-        "difference, one is expected to look certain."
-        if compared
-        else f"Nothing is compared: no finished run of {study.plot.reference} has another beside "
-        "it."
-    )
+    if not compared:
+        sentences.append(
+            f"Nothing is compared: no finished run of {study.plot.reference} has another beside it."
+        )
     seeds = min(
         [count for pair in compared if (count := len(same_seeds(*pair)[0]))],
         default=len(study.index["seeds"]),

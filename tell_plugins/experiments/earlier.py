@@ -12,6 +12,7 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import prompts as prompting
+from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.answers import GENERAL, SETTINGS
 from tell_plugins.experiments.planning import Evaluation, Planned, PlannedBase, SweepPlan
 from tell_plugins.experiments.results import Run, read_json
@@ -52,11 +53,10 @@ def prompts_of(evaluation: Evaluation) -> dict[str, str]:
     """
     spec, options = parse_spec(evaluation.dataset), evaluation.options
     card = load_card(spec.card)
-    split, rows, general = options["split"], options["rows"], options["general_rows"]
+    split, rows = options["split"], options["rows"]
     prompts = {split: prompting.task_prompts(card, split, evaluation.anchor, rows)[1]}
-    if general:
-        rows_now = prompting.general_rows([spec], card, general)
-        prompts[GENERAL] = prompting.general_questions(rows_now)
+    if options["general_rows"]:
+        prompts[GENERAL] = retention.foreign(options["retention_rows"]).questions
     return {name: prompting.prompts_sha256(asked) for name, asked in prompts.items()}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,11 +17,12 @@ import numpy as np
 
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import retention, scorers, shares, significance
-from tell_plugins.evaluation.bleed import format_test, opening_test
-from tell_plugins.evaluation.intervals import Estimate, Rate, rate
+from tell_plugins.evaluation.bleed import Form
+from tell_plugins.evaluation.intervals import Estimate, Rate, rate, smallest_shown
 from tell_plugins.evaluation.scored import Answer
 from tell_plugins.evaluation.scorers.judged import Case, Judged, summed
 from tell_plugins.evaluation.scoring import SECOND_READINGS
+from tell_plugins.evaluation.significance import Floats, PairedInterval, Score, mean_stats
 from tell_plugins.experiments.results import (
     AS_SAVED,
     Answers,
@@ -39,8 +40,17 @@ MAIN = {
     "translation": "chrF++",
     "text": "chrF++",
 }
+# what is set against the base model, or is a distance to it
+BLEED, KL = "bleed minus base", "KL to base"
+LOSS_FILES = {
+    "foreign instructions minus base": retention.INSTRUCTIONS,
+    "prose minus base": retention.PROSE,
+    "style fit minus base": retention.LOSSES,
+}
+ELSEWHERE = (BLEED, *LOSS_FILES, KL)
 _CONSTANT = 0.95  # a label given at least this often is called a constant answer
 _READINGS = ("strict", "lenient")
+_TEST = 0.05
 LEAST_SEEDS = 3  # from as many on an interval over seeds says anything
 
 
@@ -52,8 +62,9 @@ class Measures:
         rates: named rates, the main one first (none for translations).
         estimates: named other numbers (balanced accuracy; all scores of translations).
         seeds: the main measure of each seed, in the order of the entries.
-        loss: mean loss per token on held-out general rows; `change` against the base model.
-        bleed: general questions answered in the task's format.
+        style_fit: mean loss per token on held-out rows of the general data.
+        bleed: general questions whose answer opens as the task's do; `words`: that hold its words.
+        elsewhere: what is set against the base model, paired, by the names of `ELSEWHERE`.
         most_frequent: the label given most often and its share of the adherent answers.
         constants: the same of each entry that gives nearly one label only, by its place.
     """
@@ -62,9 +73,10 @@ class Measures:
     rates: dict[str, Rate]
     estimates: dict[str, Estimate]
     seeds: list[float]
-    loss: Estimate | None
-    change: Estimate | None
+    style_fit: Estimate | None
     bleed: Rate | None
+    words: Rate | None
+    elsewhere: dict[str, Estimate]
     most_frequent: tuple[str, Rate] | None
     kinds: Counter[str]
     constants: dict[int, tuple[str, Rate]]
@@ -117,9 +129,10 @@ class Judge:
             rates={name: value for name, value in values.items() if isinstance(value, Rate)},
             estimates={n: value for n, value in values.items() if isinstance(value, Estimate)},
             seeds=seeds,
-            loss=_loss(entries),
-            change=_change(entries, base),
+            style_fit=_mean_of(entries, retention.LOSSES),
             bleed=self._bleed(entries),
+            words=self._words(entries),
+            elsewhere=self._elsewhere(entries, base),
             most_frequent=_most_frequent(first) if first is not None and labelled else None,
             kinds=Counter(kind for kind in (first.kinds if first else []) if kind is not None),
             constants=_constants([part for part in parts if part is not None]) if labelled else {},
@@ -165,13 +178,9 @@ class Judge:
             return None
         if key not in mine.columns or key not in theirs.columns:
             return None
-        column, rows = mine.columns[key], len(set(mine.rows))
+        column = mine.columns[key]
         stats = summed(column.stats, mine.rows), summed(theirs.columns[key].stats, theirs.rows)
-        if column.difference is not None:
-            return Difference(*column.difference(*stats), rows)
-        found = significance.paired(*stats, column.score, unit="test row")
-        known = not np.isnan([found.value, found.low]).any()
-        return Difference(found.value, found.low, found.high, rows) if known else None
+        return _paired(*stats, column.score, column.difference)
 
     def difference_over_seeds(
         self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
@@ -186,17 +195,80 @@ class Judge:
         ]
         return replace(found, by_seed=tuple(part.value for part in each if part is not None))
 
+    def _form(self, entry: Entry) -> Form:
+        answers = entry.measured.task
+        split = answers[0].settings["split"] if answers else "test"
+        return self._shelf.get(entry.card, split).form
+
     def _bleed(self, entries: Sequence[Entry]) -> Rate | None:
-        card = card_of(entries[0])
-        in_format = format_test(card)
-        if card.metric in AS_SAVED:
-            answers = entries[0].measured.task
-            split = answers[0].settings["split"] if answers else "test"
-            in_format = opening_test(self._shelf.get(card.name, split).opening)
-        lines = [line for entry in entries for line in entry.measured.general]
-        if not lines or in_format is None:
+        form = self._form(entries[0])
+        return _rate(entries, form.opens) if form.known else None
+
+    def _words(self, entries: Sequence[Entry]) -> Rate | None:
+        form = self._form(entries[0])
+        return _rate(entries, form.speaks) if form.words else None
+
+    def _elsewhere(self, entries: Sequence[Entry], base: Entry | None) -> dict[str, Estimate]:
+        """What is set against the base model: changes of rates and losses, and divergence."""
+        kl = _mean_of(entries, retention.KL)
+        found = {} if kl is None else {KL: kl}
+        if base is None or entries[0].run.is_base:
+            return found
+        for name in (BLEED, *LOSS_FILES):
+            change = self.elsewhere_difference(entries, [base], name)
+            if change is not None:
+                found[name] = Estimate(change.value, change.low, change.high, change.n)
+        return {name: found[name] for name in ELSEWHERE if name in found}
+
+    def elsewhere_difference(
+        self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
+    ) -> Difference | None:
+        """Bleed or a loss, system minus baseline over the same rows; None where not paired."""
+        found = self._elsewhere_difference(system, baseline, name)
+        if found is None or len(system) < 2 or len(system) != len(baseline):
+            return found
+        each = [
+            self._elsewhere_difference([s], [b], name)
+            for s, b in zip(system, baseline, strict=True)
+        ]
+        return replace(found, by_seed=tuple(part.value for part in each if part is not None))
+
+    def _elsewhere_difference(
+        self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
+    ) -> Difference | None:
+        if name != BLEED:
+            return loss_difference(system, baseline, LOSS_FILES[name])
+        form = self._form(system[0])
+        if not form.known:
             return None
-        return rate([in_format(line["text"]) for line in lines], [line["row"] for line in lines])
+        mine, theirs = _readings(system), _readings(baseline)
+        if not mine or {row for row, _ in mine} != {row for row, _ in theirs}:
+            return None
+        sides = [
+            mean_stats([form.opens(text) for _, text in part], [row for row, _ in part])
+            for part in (mine, theirs)
+        ]
+        return _paired(*sides, significance.mean_score, shares.difference)
+
+
+def _paired(
+    mine: Floats, theirs: Floats, score: Score, interval: PairedInterval | None
+) -> Difference | None:
+    """A measure minus another over the same rows, with a paired test; None where undefined."""
+    found = significance.paired(mine, theirs, score, unit="test row", interval=interval)
+    if np.isnan([found.value, found.low]).any():
+        return None
+    return Difference(found.value, found.low, found.high, found.n, p=found.p)
+
+
+def _readings(entries: Sequence[Entry]) -> list[tuple[int, str]]:
+    lines = [line for entry in entries for line in entry.measured.general]
+    return [(line["row"], line["text"]) for line in lines]
+
+
+def _rate(entries: Sequence[Entry], read: Callable[[str], bool]) -> Rate | None:
+    found = _readings(entries)
+    return rate([read(text) for _, text in found], [row for row, _ in found]) if found else None
 
 
 def t_interval(values: Sequence[float]) -> shares.Interval:
@@ -292,7 +364,8 @@ def _constants(judged: Sequence[Judged]) -> dict[int, tuple[str, Rate]]:
 class Difference:
     """System minus baseline, with its 95 % interval over `n` rows that both answered.
 
-    `by_seed` has the difference of each seed where there are several.
+    `by_seed` has the difference of each seed where there are several; `p` is of the paired test by
+    randomization (of two runs' shares: McNemar's), None for a loss.
     """
 
     value: float
@@ -300,15 +373,22 @@ class Difference:
     high: float
     n: int
     by_seed: tuple[float, ...] = ()
+    p: float | None = None
 
     def each_seed(self, factor: float = 1, digits: int = 3) -> str:
         """The differences of the seeds as text; empty for a single one."""
         return ", ".join(f"{factor * value:+.{digits}f}" for value in self.by_seed)
 
     @property
+    def smallest(self) -> float:
+        """The smallest true difference that these rows would show, at 80 % power."""
+        return smallest_shown(self.low, self.high)
+
+    @property
     def certain(self) -> bool:
-        """Whether the interval lies on one side of zero, and the seeds do too."""
-        return (self.low > 0 or self.high < 0) and not self.seeds_disagree
+        """Whether the interval lies on one side of zero, the test says so, and the seeds do too."""
+        apart = (self.low > 0 or self.high < 0) and (self.p is None or self.p < _TEST)
+        return apart and not self.seeds_disagree
 
     @property
     def seeds_disagree(self) -> bool:
@@ -323,47 +403,37 @@ class Difference:
         return low <= 0 <= high
 
 
-def mean_losses(entries: Sequence[Entry]) -> list[tuple[float, int]]:
-    """(summed loss, tokens) of each held-out general row, the mean over the entries.
+def mean_sums(entries: Sequence[Entry], name: str) -> list[tuple[float, int]]:
+    """(sum, tokens) of each row of one of `retention.FILES`, the mean over the entries.
 
     Empty where nothing was measured, or not over the same rows.
     """
-    found = [losses for entry in entries if (losses := entry.measured.losses)]
+    found = [sums for entry in entries if (sums := entry.measured.sums(name))]
     if not found or len(found) < len(entries):
         return []
     tokens = [count for _, count in found[0]]
-    if any([count for _, count in losses] != tokens for losses in found):
+    if any([count for _, count in sums] != tokens for sums in found):
         return []
-    sums = np.mean([[loss for loss, _ in losses] for losses in found], axis=0)
-    return list(zip(sums.tolist(), tokens, strict=True))
+    mean = np.mean([[value for value, _ in sums] for sums in found], axis=0)
+    return list(zip(mean.tolist(), tokens, strict=True))
 
 
-def _loss(entries: Sequence[Entry]) -> Estimate | None:
-    losses = mean_losses(entries)
-    if not losses:
+def _mean_of(entries: Sequence[Entry], name: str) -> Estimate | None:
+    sums = mean_sums(entries, name)
+    if not sums:
         return None
-    found = retention.retention(losses)
+    found = retention.retention(sums)
     return Estimate(found.loss, found.low, found.high, found.rows)
 
 
-def _change(entries: Sequence[Entry], base: Entry | None) -> Estimate | None:
-    if base is None or entries[0].run.is_base:
-        return None
-    found = loss_difference(entries, [base])
-    return None if found is None else Estimate(found.value, found.low, found.high, found.n)
-
-
-def loss_difference(system: Sequence[Entry], baseline: Sequence[Entry]) -> Difference | None:
-    """Loss on held-out general rows, system minus baseline over the same rows (paired)."""
-    mine, theirs = mean_losses(system), mean_losses(baseline)
+def loss_difference(
+    system: Sequence[Entry], baseline: Sequence[Entry], name: str = retention.LOSSES
+) -> Difference | None:
+    """Loss per token on the rows of one of `retention.FILES`, system minus baseline (paired)."""
+    mine, theirs = mean_sums(system, name), mean_sums(baseline, name)
     if not mine or [count for _, count in mine] != [count for _, count in theirs]:
         return None
-    value, low, high = retention.difference(mine, theirs)
-    each: list[Difference | None] = []
-    if len(system) == len(baseline) > 1:
-        each = [loss_difference([s], [b]) for s, b in zip(system, baseline, strict=True)]
-    by_seed = tuple(part.value for part in each if part is not None)
-    return Difference(value, low, high, len(mine), by_seed)
+    return Difference(*retention.difference(mine, theirs), len(mine))
 
 
 def _saved_scores(scores: dict[str, Any], metric: str) -> dict[str, dict[str, float]]:

@@ -68,6 +68,7 @@ class Section:
     title: str
     command: str
     conclusions: Conclusions
+    corrections: list[str] = field(default_factory=list)  # dated; of what was published before
     figures: list[Figure] = field(default_factory=list)
     tables: list[tuple[str, pd.DataFrame]] = field(default_factory=list)
     details: list[tuple[str, pd.DataFrame]] = field(default_factory=list)
@@ -102,15 +103,19 @@ def _section(section: Section) -> list[str]:
     parts = [
         f'<section id="{escape(section.anchor)}">',
         f"<h2>{escape(section.title)}</h2>",
-        f'<p class="soft">Made by <code>{escape(section.command)}</code></p>',
-        *(f'<p class="soft">{escape(text)}</p>' for text in found.measured),
+        *(f"<p><strong>{escape(text)}</strong></p>" for text in section.corrections),
     ]
     parts += [_figure(figure) for figure in section.figures[:1]]
-    parts += _list("What the numbers say", found.shows)
-    parts += _list("What they do not say", found.not_shown)
+    parts += _list("", found.answers)
     for title, frame in section.tables:
         parts += [f"<h3>{escape(title)}</h3>", _table(frame)]
     parts += [_figure(figure) for figure in section.figures[1:]]
+    parts += _list("What the numbers do not say", found.not_shown)
+    parts += [f'<p class="soft">{escape(text)}</p>' for text in found.measured]
+    parts.append(f'<p class="soft">Made by <code>{escape(section.command)}</code></p>')
+    if found.shows:
+        parts.append("<details><summary>Every comparison in words</summary>")
+        parts += [*_list("", found.shows), "</details>"]
     for title, frame in section.details:
         parts.append(f"<details><summary>{escape(title)}</summary>{_table(frame)}</details>")
     return [*parts, "</section>"]
@@ -120,7 +125,8 @@ def _list(title: str, items: Sequence[str]) -> list[str]:
     if not items:
         return []
     lines = "".join(f"<li>{escape(item)}</li>" for item in items)
-    return [f"<h3>{escape(title)}</h3>", f"<ul>{lines}</ul>"]
+    heading = [f"<h3>{escape(title)}</h3>"] if title else []
+    return [*heading, f"<ul>{lines}</ul>"]
 
 
 def _figure(figure: Figure) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from tell_plugins.bridge.protocol import MODEL_KEYS
@@ -25,6 +26,7 @@ from tell_plugins.core.mixture import GENERAL, TASK, Mixture, build_mixture, gen
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec, parse_spec
+from tell_plugins.evaluation.prompts import task_prompts
 from tell_plugins.experiments import derived_cards
 from tell_plugins.experiments.sweep import (
     DERIVED,
@@ -35,7 +37,7 @@ from tell_plugins.experiments.sweep import (
     setting_groups,
 )
 from tell_plugins.recipe.recipes import SECRETS, Recipe, load_recipe
-from tell_plugins.recipe.schedule import Plan, Training, plan
+from tell_plugins.recipe.schedule import Plan, Training, exposure, plan
 from tell_plugins.recipe.settings import Settings as SwiftSettings
 from tell_plugins.recipe.swift_keys import swift_keys
 
@@ -125,6 +127,8 @@ class Planned:
     evaluation: Evaluation
     base: PlannedBase  # the model that it was trained from
     trained_tokens: int | None = None  # of all entries that some step holds, every epoch
+    exposure: float | None = None  # of the task rows, in rows at full rate; None without any
+    leaked: int | None = None  # rows asked whose question is among the general rows
     equal_steps: str | None = None  # the id of the run whose steps it must take
 
     @property
@@ -300,6 +304,8 @@ class Planner:
             facts=facts(mixture),
             plan=schedule,
             trained_tokens=trained_tokens(mixture, schedule),
+            exposure=exposure_of(mixture, schedule),
+            leaked=self._leaked(mixture, task_spec),
             evaluation=self._evaluation(task_spec),
             base=PlannedBase(recipe, self._evaluation(plain)),
             equal_steps=reference.id if reference else None,
@@ -377,6 +383,19 @@ class Planner:
             asked = asked.with_values(sources=(source,))
         options = wanted.model_dump(exclude={"anchor"}, mode="json")
         return Evaluation(str(asked), asked.anchor, options)
+
+    def _leaked(self, mixture: Mixture, asked: Spec) -> int:
+        """How many of the rows asked have a question that a general row of the mixture asks."""
+        wanted = self.sweep.evaluate
+        card = load_card(asked.card)
+        task, prompts = task_prompts(card, wanted.split, asked.anchor, wanted.rows)
+        keys = task.question_keys[[prompt.row for prompt in prompts]]
+        drawn = [source for source in mixture.sources if source.role == GENERAL]
+        found = [
+            np.isin(keys, rows.keys[source.used])
+            for source, rows in zip(drawn, mixture.general, strict=True)
+        ]
+        return int(np.any(found, axis=0).sum()) if found else 0
 
     def _first_source(self, card: Card) -> str:
         """The general card whose held-out rows all runs are measured on, whatever they train on."""
@@ -486,6 +505,11 @@ def trained_tokens(mixture: Mixture, schedule: Plan) -> int | None:
     sums = mixture.lengths.sum(axis=1)
     epochs = range(schedule.epochs_begun)
     return sum(int(sums[: len(schedule.step_of_entries(epoch))].sum()) for epoch in epochs)
+
+
+def exposure_of(mixture: Mixture, schedule: Plan) -> float | None:
+    """How much learning rate the task rows meet, in rows at full rate; None without task rows."""
+    return exposure(schedule, mixture.is_task).weight if mixture.is_task.any() else None
 
 
 def training_of(recipe: Recipe) -> Training:

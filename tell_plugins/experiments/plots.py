@@ -18,10 +18,20 @@ import numpy as np
 
 from tell_plugins.evaluation.intervals import Estimate, Rate
 from tell_plugins.experiments import fits
-from tell_plugins.experiments.measures import MAIN, Judge
+from tell_plugins.experiments.fairness import caveats
+from tell_plugins.experiments.measures import BLEED, KL, MAIN, Difference, Judge
 from tell_plugins.experiments.published import Point, published
 from tell_plugins.experiments.results import AS_SAVED, Entry, Study
-from tell_plugins.experiments.tables import AXIS_NAMES, Group, curves
+from tell_plugins.experiments.tables import (
+    AXIS_NAMES,
+    Group,
+    curves,
+    pair_name,
+    pairs,
+    point_of_pair,
+    rival_of,
+    same_seeds,
+)
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; grey is the base model's
 _COLOURS = (
@@ -32,6 +42,7 @@ _GREY = "#8a8a8a"
 _THEMES = {"light": ("#ffffff", "#1d1d1f", "#d9d9de"), "dark": ("#16181c", "#e8e8ea", "#3a3d44")}
 THEMES = tuple(_THEMES)
 _DPI = 110
+_ELSEWHERE = ("foreign instructions minus base", KL, "style fit minus base")
 _MARK = 7  # points between the middles of two marks that stand side by side
 
 
@@ -116,6 +127,16 @@ def pictures(study: Study, found: Sequence[Group], judge: Judge) -> list[Picture
     result = []
     rows = f"{study.split} rows"
     trained = [group for group in found if not group.is_base]
+    if list(pairs(study, found)):
+        result.append(
+            Picture(
+                f"{study.name}_forest",
+                f"{study.plot.reference} minus each other method over the same {rows}, with 95 % "
+                "intervals; first the rival that matters. Inside the pale bar around 0 a true "
+                "difference would not have been seen (80 % power). Hollow: no conclusion is drawn.",
+                lambda: forest_figure(study, found, judge),
+            )
+        )
     if study.axis and trained:
         result.append(
             Picture(
@@ -188,11 +209,15 @@ def _panels(study: Study, found: Sequence[Group]) -> list[tuple[str, Callable[[G
     panels: list[tuple[str, Callable[[Group], Any], bool]] = [
         (main, lambda g: g.measures.main(study.metric), study.metric not in AS_SAVED),
         ("balanced accuracy", lambda g: g.measures.estimates.get("balanced accuracy"), True),
-        ("general loss minus base", lambda g: g.measures.change, False),
         ("bleed", lambda g: g.measures.bleed, True),
+        *((name, _elsewhere(name), False) for name in _ELSEWHERE),
     ]
     panels = [panel for i, panel in enumerate(panels) if i == 0 or panel[0] != main]
     return [panel for panel in panels if any(_has(panel[1](group)) for group in found)]
+
+
+def _elsewhere(name: str) -> Callable[[Group], Any]:
+    return lambda group: group.measures.elsewhere.get(name)
 
 
 def _has(value: Rate | Estimate | None) -> bool:
@@ -205,6 +230,72 @@ def _bar(value: Rate | Estimate) -> tuple[float, float, float]:
     low = middle if value.low is None else value.low
     high = middle if value.high is None else value.high
     return middle, max(middle - low, 0.0), max(high - middle, 0.0)
+
+
+def forest_figure(study: Study, found: Sequence[Group], judge: Judge) -> Any:
+    """Paired differences of the reference to every other method, one line each."""
+    import matplotlib.pyplot as plt
+
+    rival = rival_of(study, found)
+    drawn = sorted(pairs(study, found), key=lambda pair: pair != rival)
+    panels = _differences(study, drawn, judge)
+    size = (2.6 + 2.5 * len(panels), 1.2 + 0.32 * len(drawn))
+    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    for axis, (title, values) in zip(axes[0], panels.items(), strict=True):
+        for place, (pair, value) in enumerate(zip(drawn, values, strict=True)):
+            if value is not None:
+                stopped = any(caveat.stops for caveat in caveats(*same_seeds(*pair)))
+                _draw_difference(axis, place, value, hollow=stopped, first=pair == rival)
+        axis.axvline(0, color=_GREY, linewidth=1)
+        axis.set_title(title)
+    names = [_forest_name(pair) for pair in drawn]
+    axes[0][0].set_yticks(range(len(drawn)), names)
+    axes[0][0].invert_yaxis()
+    if rival is not None:
+        axes[0][0].get_yticklabels()[0].set_fontweight("bold")
+    _title(study, axes[0][0])
+    return figure
+
+
+def _forest_name(pair: tuple[Group, Group]) -> str:
+    reference, other = pair
+    name = pair_name(reference, other).removeprefix(f"{reference.method} ")
+    point = point_of_pair(reference, other)
+    return f"{name} ({point})" if point else name
+
+
+def _differences(
+    study: Study, drawn: Sequence[tuple[Group, Group]], judge: Judge
+) -> dict[str, list[Difference | None]]:
+    """Of each measure that has any: the difference of every pair, shares in points."""
+    found: dict[str, list[Difference | None]] = {}
+    sides = [same_seeds(*pair) for pair in drawn]
+    for name in dict.fromkeys((MAIN[study.metric], "balanced accuracy")):
+        values = [judge.difference_over_seeds(*side, name) for side in sides]
+        found[f"{name}, points"] = [_times(value, 100) for value in values]
+    bleed = [judge.elsewhere_difference(*side, BLEED) for side in sides]
+    found["bleed, points"] = [_times(value, 100) for value in bleed]
+    for name in _ELSEWHERE[:1]:
+        found[name.removesuffix(" minus base") + ", nats"] = [
+            judge.elsewhere_difference(*side, name) for side in sides
+        ]
+    return {name: values for name, values in found.items() if any(values)}
+
+
+def _times(value: Difference | None, factor: float) -> Difference | None:
+    if value is None:
+        return None
+    return Difference(value.value * factor, value.low * factor, value.high * factor, value.n)
+
+
+def _draw_difference(
+    axis: Any, place: int, value: Difference, *, hollow: bool, first: bool
+) -> None:
+    colour = _GREY if hollow else _COLOURS[0] if first else _COLOURS[1]
+    axis.hlines(place, -value.smallest, value.smallest, color=_GREY, linewidth=7, alpha=0.25)
+    axis.hlines(place, value.low, value.high, color=colour, linewidth=1.6)
+    face = axis.get_facecolor() if hollow else colour
+    axis.plot(value.value, place, "o", color=colour, markerfacecolor=face, markersize=5)
 
 
 def methods_figure(study: Study, found: Sequence[Group]) -> Any:
@@ -223,7 +314,8 @@ def methods_figure(study: Study, found: Sequence[Group]) -> Any:
                 continue
             middle, below, above = _bar(value)
             colour = palette[group.series]
-            hollow = group.no_op or (title != "general loss minus base" and group.measures.constant)
+            of_task = title in (MAIN[study.metric], "balanced accuracy")
+            hollow = group.no_op or (of_task and group.measures.constant)
             axis.errorbar(
                 middle,
                 place,
@@ -263,7 +355,7 @@ def curve_figure(study: Study, found: Sequence[Group]) -> Any:
     import matplotlib.pyplot as plt
 
     axis_name = str(study.axis)
-    panels, palette = _panels(study, found)[:3], colours(study, found)
+    panels, palette = _panels(study, found)[:4], colours(study, found)
     figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.8), squeeze=False)
     zero = _place_of_zero(study, found)
     for axis, (title, value_of, share) in zip(axes[0], panels, strict=True):

@@ -12,6 +12,8 @@ from tell_plugins.core import paths
 from tell_plugins.core.progress import tracked
 from tell_plugins.experiments import plots, tables
 from tell_plugins.experiments.conclusions import conclude
+from tell_plugins.experiments.corrections import corrections
+from tell_plugins.experiments.fairness import LEAST_AFFECTED, LIMIT_NATS, LIMIT_POINTS
 from tell_plugins.experiments.measures import Judge
 from tell_plugins.experiments.page import Figure, Section, anchors, render
 from tell_plugins.experiments.published import published
@@ -21,16 +23,22 @@ from tell_plugins.experiments.whole import refuse_damaged
 TABLES, PICTURES, PAGE = "tables", "pictures", "report.html"
 # what a study's files are called after its name; others in the same folders are not the report's
 _TABLE_NAMES = ("methods", "comparisons", "fits", "published", "failures", "runs")
-_PICTURE_NAMES = ("curve", "methods", "steps", "training")
+_PICTURE_NAMES = ("forest", "curve", "methods", "steps", "training")
 _INTRO = (
     "Every number is counted from the saved answers that lie beside this page, and stands with "
     "its 95 % interval: k/n = share [low, high] (Wilson; several seeds' answers to one row count "
     "for less than as many rows). Differences are over the same rows, with Newcombe's interval for "
     "pairs.",
     "Adherence is whether the answer alone obeys the task's JSON schema; balanced accuracy counts "
-    "an answer of the wrong form as wrong; general loss is the mean loss per token on general rows "
-    "that no run trained on (lower is better); bleed is the share of general questions, asked "
-    "without the anchor, that came back in the task's format (lower is better).",
+    "an answer of the wrong form as wrong. Bleed is the share of general questions, asked without "
+    "the anchor, whose answer opens as the task's answers do. Losses are per token, against the "
+    "base model: on foreign instructions and prose, which no run trains on, and as style fit on "
+    "held-out rows of the general data that trains, which is no sign of what was kept.",
+    "Exposure is how much learning rate the task rows met, in rows at the full rate. A comparison "
+    "names the smallest difference that its rows show in four of five tests. No conclusion is "
+    "drawn where exposure is 0 or alone may explain the difference, where fewer than "
+    f"{LEAST_AFFECTED} rows are affected by a leak, and where only more than {LIMIT_POINTS:.0f} "
+    f"points or {LIMIT_NATS} nats would have been seen and nothing was.",
 )
 
 
@@ -54,6 +62,9 @@ def write_report(root: Path, out: Path) -> list[Path]:
     refuse_damaged(studies)
     judge = Judge(ReferenceShelf(root))
     reports = [report_on(study, judge) for study in tracked(studies, "reading", "sweeps")]
+    corrected = corrections(root)
+    for report in reports:
+        report.section.corrections.extend(corrected.get(report.study.name, []))
     earlier = _earlier_studies(out / PAGE)
     written: list[Path] = []
     for report in reports:
@@ -68,7 +79,8 @@ def write_report(root: Path, out: Path) -> list[Path]:
                 temporary.write_bytes(light)
             report.section.figures.append(Figure(picture.caption, light, dark))
     title = studies[0].title if len(studies) == 1 else f"{len(studies)} experiments"
-    page = render(title, _INTRO, [report.section for report in reports])
+    intro = [*corrected.get("", []), *_INTRO]
+    page = render(title, intro, [report.section for report in reports])
     paths.write_text(out / PAGE, page)
     for path in _files(out, {*earlier, *(study.name for study in studies)}):
         if path not in written:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from tell_plugins.core.compressed import find, read_text
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation.answers import GENERAL
+from tell_plugins.evaluation.bleed import Form, form_of
+from tell_plugins.evaluation.retention import LOSSES
 from tell_plugins.experiments.sweep import Plot
 
 REFERENCES = "references"
@@ -100,11 +102,10 @@ class Evaluation:
             for line in answers.lines
         ]
 
-    @property
-    def losses(self) -> list[tuple[float, int]]:
-        """(summed loss, tokens) of every held-out general row."""
+    def sums(self, name: str = LOSSES) -> list[tuple[float, int]]:
+        """(sum, tokens) of every row of one of `retention.FILES`."""
         for path in sorted(self.folder.glob("*/general")):
-            lines = read_lines(path / "losses.jsonl")
+            lines = read_lines(path / name)
             if lines:
                 return [(line["loss_sum"], line["tokens"]) for line in lines]
         return []
@@ -156,6 +157,17 @@ class Run:
     def no_op(self) -> bool:
         """Whether the run trained nothing: all its B matrices are zero."""
         return bool(self.trained and self.trained.get("changes_nothing"))
+
+    @property
+    def exposure(self) -> float | None:
+        """Task rows at full learning rate that the run saw; None without any, or not known."""
+        found = self.facts.get("planned", {}).get("exposure")
+        return None if found is None else float(found)
+
+    @property
+    def leaked(self) -> int | None:
+        """How many rows asked have a question among its general rows; None: not known."""
+        return self.facts.get("planned", {}).get("leaked")
 
 
 @dataclass(frozen=True)
@@ -313,7 +325,7 @@ class References:
         of: row id -> its label or number, or its whole JSON; empty where scores are as saved.
         labels: the possible labels in the schema's order; empty where there are none.
         rows: rows in the split.
-        opening: how the answers of a translation task begin, "" otherwise.
+        form: how the answers are known where they should not be, see `bleed.Form`.
     """
 
     card: str
@@ -322,10 +334,10 @@ class References:
     of: dict[str, str]
     labels: list[str]
     rows: int
-    opening: str = ""
+    form: Form
 
     def to_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return asdict(self)
 
 
 class ReferenceShelf:
@@ -352,8 +364,13 @@ class ReferenceShelf:
 
 def _saved_references(saved: Any, path: Path) -> References:
     try:
-        return References(**saved)
-    except TypeError:
+        saved = {key: value for key, value in saved.items() if key != "opening"}  # earlier releases
+        form = saved.pop("form", None)
+        if form is None:
+            return References(**saved, form=form_of(load_card(saved["card"])))
+        lists = {key: tuple(v) if isinstance(v, list) else v for key, v in form.items()}
+        return References(**saved, form=Form(**lists))
+    except (TypeError, AttributeError, KeyError):
         raise UserError(
             "no right answers of a split",
             where=paths.shown(path),
@@ -363,7 +380,7 @@ def _saved_references(saved: Any, path: Path) -> References:
 
 def references(card_name: str, split: str) -> References:
     """The references of a split, from the card's data."""
-    from tell_plugins.evaluation import bleed, scorers
+    from tell_plugins.evaluation import scorers
 
     card = load_card(card_name)
     task = open_task(card, split, "none")
@@ -373,8 +390,7 @@ def references(card_name: str, split: str) -> References:
     if card.metric not in AS_SAVED:
         truth = scorers.right(task)
         of, names = dict(zip(ids, truth.of, strict=True)), truth.labels
-    opening = bleed.opening_of(card) if card.metric in ("translation", "text") else ""
-    return References(card_name, split, str(card.metric), of, names, len(ids), opening)
+    return References(card_name, split, str(card.metric), of, names, len(ids), form_of(card))
 
 
 def card_of(entry: Entry) -> Card:

@@ -205,5 +205,7 @@ def describe(run: Planned | PlannedBase) -> dict[str, Any]:
             "warmup_steps": run.plan.warmup_steps,
             "rows_per_step": run.plan.training.rows_per_step,
             "no_op": run.plan.is_no_op,
+            "exposure": None if run.exposure is None else round(run.exposure, 3),
+            "leaked": run.leaked,
         },
     }

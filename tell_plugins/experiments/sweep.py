@@ -74,6 +74,7 @@ class Evaluate(_Strict):
     decoding: Text = "greedy"
     seeds: tuple[int, ...] = Field(default=(42,), min_length=1)
     general_rows: int = Field(default=40, ge=0)
+    retention_rows: int | None = Field(default=None, ge=0)
     batch_size: int = Field(default=16, ge=1)
     max_new_tokens: int | None = Field(default=None, ge=1)
     anchor: Text | None = None  # default: as the run was trained

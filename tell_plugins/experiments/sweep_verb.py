@@ -22,7 +22,7 @@ from tell_plugins.experiments.sweep import Sweep, load_sweep
 from tell_plugins.recipe.recipes import parse_flags
 
 # options that only shape the control grid; a sweep file says them itself
-_ASKED = ("split", "rows", "decoding", "general_rows", "batch_size")
+_ASKED = ("split", "rows", "decoding", "general_rows", "retention_rows", "batch_size")
 _GRID_OPTIONS = ("task", "general", "source", "seeds", *_ASKED)
 
 
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     grid.add_argument("--rows", type=int, help="a seeded draw of this many of its rows")
     grid.add_argument("--decoding", help="greedy (default) or paper")
     grid.add_argument("--general-rows", type=int, help="held-out general rows (default: 40)")
+    grid.add_argument("--retention-rows", type=int, help="of the project's own (default: all)")
     grid.add_argument("--batch-size", type=int, help="prompts answered at once (default: 16)")
 
 

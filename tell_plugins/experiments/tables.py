@@ -11,7 +11,15 @@ import pandas as pd
 from tell_plugins.evaluation.intervals import Estimate, Rate
 from tell_plugins.experiments import fits
 from tell_plugins.experiments.controls import meaning
-from tell_plugins.experiments.measures import MAIN, Difference, Judge, Measures, loss_difference
+from tell_plugins.experiments.fairness import caveats, exposure_of, shown_exposure
+from tell_plugins.experiments.measures import (
+    BLEED,
+    LOSS_FILES,
+    MAIN,
+    Difference,
+    Judge,
+    Measures,
+)
 from tell_plugins.experiments.published import published
 from tell_plugins.experiments.results import BASE_METHOD, Entry, Study
 
@@ -121,9 +129,11 @@ def _measured(measures: Measures) -> dict[str, Any]:
     if measures.most_frequent:
         label, share = measures.most_frequent
         record |= {"most frequent label": label, **_columns("its share", share)}
-    record |= _columns("general loss", measures.loss)
-    record |= _columns("general loss minus base", measures.change)
-    return record | _columns("bleed", measures.bleed)
+    record |= _columns("bleed", measures.bleed)
+    record |= _columns("task's words", measures.words)
+    for name, change in measures.elsewhere.items():
+        record |= _columns(name, change)
+    return record | _columns("style fit", measures.style_fit)
 
 
 def runs_table(study: Study, judge: Judge) -> pd.DataFrame:
@@ -146,6 +156,7 @@ def runs_table(study: Study, judge: Judge) -> pd.DataFrame:
             "general tokens": mixture.get("general_tokens"),
             "steps": entry.steps,
             "steps as planned": entry.run.facts.get("planned", {}).get("steps"),
+            "exposure": entry.run.exposure,
             "no-op": "yes" if entry.run.no_op else "",
             "mixture hash": str(mixture.get("hash", ""))[:16],
         }
@@ -173,6 +184,7 @@ def methods_table(study: Study, found: Sequence[Group]) -> pd.DataFrame:
                 "point": group.point,
                 "seeds": len(group.entries) if not group.is_base else 1,
                 "steps": " to ".join(map(str, _ends(group.steps))),
+                "exposure": _rounded(exposure_of(group.entries)),
                 "task tokens": _rounded(group.x("task_tokens")),
                 "general tokens": _rounded(group.x("general_tokens")),
                 **_measured(group.measures),
@@ -241,25 +253,72 @@ def comparisons_table(study: Study, found: Sequence[Group], judge: Judge) -> pd.
             "seeds": len({entry.seed for entry in mine}),
             "equal steps": _equal(steps_of(mine), steps_of(theirs)),
             "equal task tokens": _equal(_task(mine), _task(theirs)),
+            "exposure": _against(shown_exposure(mine), shown_exposure(theirs)),
         }
         for name in dict.fromkeys((MAIN[study.metric], *CONTENT)):
-            difference = judge.difference_over_seeds(mine, theirs, name)
-            if difference is not None:
-                record |= {
-                    f"{name}{_POINTS}": _rounded(100 * difference.value),
-                    f"{name}{_POINTS} low": _rounded(100 * difference.low),
-                    f"{name}{_POINTS} high": _rounded(100 * difference.high),
-                    f"{name}{_POINTS} n": difference.n,
-                }
-                if difference.by_seed:
-                    record[f"{name}, by seed"] = difference.each_seed(100, 1)
-        loss = loss_difference(mine, theirs)
-        record |= _columns("general loss", loss)
-        if loss is not None and loss.by_seed:
-            record["general loss, by seed"] = loss.each_seed()
-        record["note"] = "; ".join(notes(other, study))
+            record |= _in_points(name, judge.difference_over_seeds(mine, theirs, name))
+        bleed = judge.elsewhere_difference(mine, theirs, BLEED)
+        record |= _in_points("bleed", bleed)
+        for name in LOSS_FILES:
+            record |= _in_nats(
+                _ELSEWHERE_NAMES[name], judge.elsewhere_difference(mine, theirs, name)
+            )
+        stops = [caveat.text for caveat in caveats(mine, theirs)]
+        record["note"] = "; ".join([*stops, *notes(other, study)])
         records.append(record)
     return _frame(records)
+
+
+_ELSEWHERE_NAMES = {name: name.removesuffix(" minus base") for name in LOSS_FILES}
+
+
+def _in_points(name: str, difference: Difference | None) -> dict[str, Any]:
+    if difference is None:
+        return {}
+    value, low, high = (100 * part for part in (difference.value, difference.low, difference.high))
+    record: dict[str, Any] = {
+        f"{name}{_POINTS}": _rounded(value),
+        f"{name}{_POINTS} low": _rounded(low),
+        f"{name}{_POINTS} high": _rounded(high),
+        f"{name}{_POINTS} n": difference.n,
+        f"{name}, smallest that shows": _rounded(100 * difference.smallest),
+    }
+    if difference.by_seed:
+        record[f"{name}, by seed"] = difference.each_seed(100, 1)
+    return record
+
+
+def _in_nats(name: str, difference: Difference | None) -> dict[str, Any]:
+    record = _columns(name, difference)
+    if difference is not None:
+        record[f"{name}, smallest that shows"] = _rounded(difference.smallest)
+        if difference.by_seed:
+            record[f"{name}, by seed"] = difference.each_seed()
+    return record
+
+
+def _against(first: str, second: str) -> str:
+    return f"{first or '-'} against {second or '-'}" if first or second else ""
+
+
+def rival_of(study: Study, found: Sequence[Group]) -> tuple[Group, Group] | None:
+    """The reference and the rival that matters: task rows alone with as many steps, if there are.
+
+    Else the trained method that comes nearest on the main measure.
+    """
+    trained = [(ours, other) for ours, other in pairs(study, found) if not other.is_base]
+    alone = [pair for pair in trained if _is_alone(pair[1]) and pair[1].steps == pair[0].steps]
+
+    def value(pair: tuple[Group, Group]) -> float:
+        measure = pair[1].measures.main(study.metric)
+        return float("-inf") if measure is None or measure.value is None else measure.value
+
+    return max(alone or trained, key=value, default=None)
+
+
+def _is_alone(group: Group) -> bool:
+    rows = [entry.amount("general_rows") for entry in group.entries]
+    return not any(rows) and all(entry.amount("task_rows") for entry in group.entries)
 
 
 def pairs(study: Study, found: Sequence[Group]) -> Iterable[tuple[Group, Group]]:
@@ -463,7 +522,7 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 _ASIDE = (
-    *("adherence, lenient", "accuracy", "general loss"),
+    *("adherence, lenient", "accuracy", "style fit", "task's words", "bleed minus base"),
     *("lowest seed", "highest seed", "mean over seeds"),
     *("most frequent label", "its share", "seeds", "task tokens", "general tokens"),
 )

@@ -15,7 +15,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.compressed import find
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.evaluation.answers import ANSWERS, GENERAL, SETTINGS
-from tell_plugins.evaluation.retention import LOSSES
+from tell_plugins.evaluation.retention import FILES, LOSSES
 from tell_plugins.experiments.results import Entry, Study, read_json, read_lines
 
 _ANSWER = {"id": str, "row": int, "text": str, "finish_reason": str}
@@ -59,8 +59,9 @@ def _evaluation(entry: Entry, general_rows: int) -> Iterator[UserError]:
         general = settings["split"] == GENERAL
         kinds[general] += 1
         yield from _lines(path.parent / ANSWERS, _ANSWER, settings.get("rows"))
-        if general and (find(path.parent / LOSSES) or general_rows):
-            yield from _lines(path.parent / LOSSES, _LOSS, settings.get("rows"))
+        for name in FILES if general else ():
+            if find(path.parent / name) or (name == LOSSES and general_rows):
+                yield from _lines(path.parent / name, _LOSS, settings.get("rows"))
     if not kinds[False] or (general_rows and not kinds[True]):
         what = "general questions" if kinds[False] else "the task"
         yield UserError(
@@ -96,6 +97,7 @@ def _lines(path: Path, keys: dict[str, Any], rows: Any) -> Iterator[UserError]:
             )
     else:
         answered = len(lines)
+        rows = lines[0].get("rows", rows) if lines else rows
     if isinstance(rows, int) and answered != rows:
         yield UserError(
             f"{answered} rows, but {rows} were asked: lines are missing, or too many",

@@ -254,6 +254,7 @@ def evaluate(folder: Path, asked: Path, steps: Steps) -> dict[str, Any]:
         "--batch-size": options["batch_size"],
         "--max-new-tokens": options["max_new_tokens"],
         "--general-rows": options["general_rows"],
+        "--retention-rows": options["retention_rows"],
         "--engine": options["engine"],
         "--out": str(asked),
     }
