@@ -89,6 +89,13 @@ def test_what_each_control_trains_on(world: World) -> None:
     assert not first[8:].any()
     assert last[-8:].all()
     assert runs["general only"].facts.rows == runs[TELL].facts.general_rows == 24
+    assert runs["general only"].exposure is None
+    for name, order in (("TELL, task first", first), ("TELL, task last", last)):
+        entry = runs[name]
+        steps = entry.plan.step_of_entries()
+        by_hand = entry.plan.rates[steps[order[: len(steps)]]].sum()
+        assert entry.exposure == pytest.approx(by_hand)
+        assert entry.exposure != pytest.approx(runs[TELL].exposure)
 
 
 def test_general_rows_that_hold_test_queries(world: World) -> None:
@@ -103,6 +110,8 @@ def test_general_rows_that_hold_test_queries(world: World) -> None:
 
     assert leaked(dropped) == 0
     assert leaked(kept) > 0
+    assert runs[TELL].leaked == 0
+    assert runs["TELL, test queries kept"].leaked == leaked(kept)  # of the rows asked
     assert runs["TELL, test queries kept"].id != runs[TELL].id
 
 

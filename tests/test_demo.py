@@ -14,6 +14,8 @@ from tell_plugins import cli
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError
 from tell_plugins.evaluation.intervals import Estimate, rate
+from tell_plugins.evaluation.shares import Interval
+from tell_plugins.evaluation.significance import Difference
 from tell_plugins.experiments import demo
 from tell_plugins.preparation import embedded_model
 from tests.conftest import PROJECT
@@ -43,7 +45,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_demo(small: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["demo"]) == 0
     printed = capfd.readouterr().out
-    for name in ("base model", "SFT", "SFT, equal steps", "general only", "TELL"):
+    for name in ("base model", "SFT", "SFT, equal steps", "TELL"):
         assert re.search(rf"^  {name} +\d", printed, flags=re.MULTILINE), name
     assert "100 test rows" in printed
     assert "already trained" not in printed
@@ -53,7 +55,8 @@ def test_the_demo(small: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "balanced" in text
     for line in text.splitlines():  # no cell and no line of the caption is cut off
         assert line.count("[") == line.count("]"), line
-    assert "on held-out general rows" in " ".join(text.split())
+    assert "foreign instructions" in text
+    assert "TELL against SFT, equal steps, form: " in " ".join(text.split())
     adapters = sorted((small / "output").rglob("adapter_model.safetensors"))
     assert len(adapters) == len(demo.RUNS)
 
@@ -85,8 +88,9 @@ def _system(
         "balanced accuracy": Estimate(*content, 100),
         "most frequent label": rate([i < share for i in range(100)]),
     }
-    change = None if label == demo.BASE else (0.1 if label.startswith("SFT") else -0.1,) * 3
-    general = SimpleNamespace(change=change, bleed=rate([i < bled for i in range(40)]))
+    change = None if label == demo.BASE else Interval(*(0.1 if "SFT" in label else -0.1,) * 3)
+    bleed = rate([i < bled for i in range(40)])
+    general = SimpleNamespace(instructions=change, prose=None, bleed=bleed)
     return SimpleNamespace(label=label, scores=SimpleNamespace(headline=headline), general=general)
 
 
@@ -97,27 +101,40 @@ def test_the_reading_names_whoever_won(winner: str) -> None:
         _system(demo.BASE, 0, (0.0, 0.0, 0.0)),
         _system("SFT", 60, (0.4, 0.3, 0.5), share=98),
         _system(winner, 97, (0.8, 0.7, 0.9)),
-        _system("general only", 0, (0.0, 0.0, 0.0)),
         _system(loser, 50, (0.5, 0.4, 0.6), bled=3),
     ]
-    text = "\n".join(demo.reading(systems))
+    text = "\n".join(demo.reading(systems, {}))
     assert f"Right form most often: {winner} (97%)" in text
     assert f"Right label most often: {winner} (balanced accuracy 0.80, above chance)" in text
     assert "SFT answers nearly always the same label" in text
-    assert "overlap" not in text
-    assert "task's format: " + loser in text
-    worse = next(line for line in text.splitlines() if line.startswith("Worse on general"))
+    assert f"task's answers open: {loser} 3 of 40" in text
+    worse = next(line for line in text.splitlines() if line.startswith("Worse on foreign"))
     assert "TELL" not in worse
     assert "SFT" in worse
-    better = next(line for line in text.splitlines() if line.startswith("Better on general"))
+    better = next(line for line in text.splitlines() if line.startswith("Better on foreign"))
     assert "SFT" not in better
     assert "TELL" in better
 
 
-def test_the_reading_tells_what_is_not_told_apart() -> None:
+@pytest.mark.parametrize(
+    ("gap", "said"),
+    [
+        ((0.30, 0.20, 0.40, 0.001), "more often right (+30 points [+20, +40]; these rows show 14"),
+        ((-0.30, -0.40, -0.20, 0.001), "less often right (-30 points"),
+        ((0.02, -0.05, 0.09, 0.6), "not told apart (+2 points [-5, +9]; these rows show 10 points"),
+        ((0.04, 0.01, 0.07, 0.07), "not told apart (+4 points"),
+    ],
+)
+def test_the_reading_pairs_the_two_that_matter(
+    gap: tuple[float, float, float, float], said: str
+) -> None:
+    """By the paired difference: these systems' own intervals overlap in every case."""
     systems = [
         _system(demo.BASE, 0, (0.0, 0.0, 0.0)),
-        _system("SFT, equal steps", 99, (0.73, 0.64, 0.81)),
-        _system("TELL", 98, (0.71, 0.62, 0.79)),
+        _system(demo.RIVAL, 99, (0.73, 0.64, 0.81)),
+        _system(demo.OURS, 98, (0.71, 0.62, 0.79)),
     ]
-    assert "their intervals overlap on the form and the label." in "\n".join(demo.reading(systems))
+    gaps = {"form": Difference(*gap, 100, "test row", 2000, 42)}
+    text = "\n".join(demo.reading(systems, gaps))
+    assert f"{demo.OURS} against {demo.RIVAL}, form: {said}" in text
+    assert "overlap" not in text

@@ -462,6 +462,8 @@ def test_dry_run_with_a_rate_counts_tokens_flops_and_time(
     lines = [line.split() for line in text.splitlines() if line.startswith("TELL (task=8rows)")]
     rows, steps = int(lines[0][4]), int(lines[0][5])
     assert (rows, steps) == (32, 2)
+    assert 0 <= float(lines[0][6]) <= 8  # the exposure of its task rows, at most all of them
+    assert "exposure: how much learning rate the task rows meet" in text
 
 
 def test_a_plan_with_problems_shows_the_rest_and_fails(

@@ -12,9 +12,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -24,8 +24,9 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import MachineError
 from tell_plugins.core.mixture import build_mixture
-from tell_plugins.evaluation.intervals import Estimate, Rate
-from tell_plugins.evaluation.summary import WIDTH, System, read_system, table
+from tell_plugins.evaluation.intervals import smallest_shown
+from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
+from tell_plugins.evaluation.summary import WIDTH, System, elsewhere_table, read_system, table
 from tell_plugins.experiments.training import train_quietly
 from tell_plugins.recipe.recipes import Recipe, checkpoints, load_recipe
 
@@ -34,7 +35,11 @@ ANSWERS = "test-greedy"
 OUT = paths.PROJECT / "output" / "demo"
 _STAMP = "demo.json"
 _AT_ONCE = 2  # trainings; each holds about 2.5 GB
-_ANSWERING = ["--batch-size", "32", "--general-rows", "20"]  # in a time that a newcomer waits
+# in a time that a newcomer waits; the sample's answers have at most 31 tokens
+_ANSWERING = [
+    *("--batch-size", "32", "--max-new-tokens", "40"),
+    *("--general-rows", "20", "--retention-rows", "60"),
+]
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,10 @@ BASE = "base model"
 RUNS = (
     Run(f"{MAIN}_sft", "SFT", "the task rows alone, once (the paper's baseline)"),
     Run(f"{MAIN}_sft_steps", "SFT, equal steps", "the task rows repeated to the steps of TELL"),
-    Run(f"{MAIN}_general", "general only", "the general rows alone"),
     Run(MAIN, "TELL", "the task rows, anchored, mixed among the general rows"),
 )
+RIVAL, OURS = "SFT, equal steps", RUNS[-1].name  # the two that the table is read for
+_SHOWN = {"adherence": "form", "balanced_accuracy": "label"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
     adapters = _train_all(again=args.again)
     print("[3/3] answers to the test rows", flush=True)
     _answer(adapters)
-    systems = _systems(adapters)
+    systems, gaps = _systems(adapters)
     folder = OUT
-    _show(systems, folder)
+    _show(systems, gaps, folder)
     print(f"Done in {(time.monotonic() - started) / 60:.0f} min (this call).")
     print(f"Picture: {paths.shown(folder / 'demo.png')}   Answers: {_eval_folder()}/*/{ANSWERS}/")
     print("Next, your own task: ./run.sh new my_task --train my_rows.jsonl --anchor 'What to do.'")
@@ -174,35 +180,48 @@ def _answer(adapters: Sequence[Path]) -> None:
     evaluate.answer(args)
 
 
-def _systems(adapters: Sequence[Path]) -> list[System]:
+def _systems(adapters: Sequence[Path]) -> tuple[list[System], dict[str, Difference]]:
+    """Every line's scores, and what our line has over its rival, row by row."""
     from tell_plugins.evaluation.adapters import find_adapters
+    from tell_plugins.evaluation.measures import difference, measures
+    from tell_plugins.evaluation.scored import load_scored
 
     recipe = _recipe(MAIN)
     out = recipe.output_dir / "eval"
     named = find_adapters(["none", *(str(path) for path in adapters)], recipe)
     names = [BASE, *(run.name for run in RUNS)]
     card = load_card(recipe.spec.card)
-    systems = [read_system(out, adapter.label, ANSWERS, card) for adapter in named]
-    return [
-        System(name, system.scores, system.general)
-        for name, system in zip(names, systems, strict=True)
+    labels = dict(zip(names, [adapter.label for adapter in named], strict=True))
+    systems = [
+        replace(read_system(out, label, ANSWERS, card), label=name)
+        for name, label in labels.items()
     ]
+    ours, rival = (measures(load_scored(out / labels[name] / ANSWERS)) for name in (OURS, RIVAL))
+    gaps = {}
+    for measure, what in _SHOWN.items():
+        key = ("strict", measure)
+        found = difference(ours[key], rival[key], resamples=RESAMPLES, seed=SEED)
+        if found is not None:
+            gaps[what] = found
+    return systems, gaps
 
 
-def _show(systems: list[System], folder: Path) -> None:
+def _show(systems: list[System], gaps: Mapping[str, Difference], folder: Path) -> None:
     from tell_plugins.experiments.demo_picture import draw
 
     folder.mkdir(parents=True, exist_ok=True)
-    view = table(systems, f"{systems[0].scores.rows} test rows of the sample task")
     console = Console(width=max(Console().width, WIDTH), record=True)
-    console.print(view)
-    for line in reading(systems):
+    console.print(table(systems, f"{systems[0].scores.rows} test rows of the sample task"))
+    elsewhere = elsewhere_table(systems)
+    if elsewhere is not None:
+        console.print(elsewhere)
+    for line in reading(systems, gaps):
         console.print(f"- {line}", highlight=False)
     paths.write_text(folder / "demo.txt", console.export_text())
     draw(systems, folder / "demo.png")
 
 
-def reading(systems: list[System]) -> list[str]:
+def reading(systems: list[System], gaps: Mapping[str, Difference]) -> list[str]:
     """What the table says, in sentences made from its numbers."""
     lines = []
     adherence = {s.label: s.scores.headline["adherence"] for s in systems}
@@ -216,32 +235,36 @@ def reading(systems: list[System]) -> list[str]:
     lines.append(
         f"Right label most often: {top} (balanced accuracy {value.value:.2f}, {chance} chance)."
     )
-    same = [
-        name
-        for name, values in (("form", adherence), ("label", content))
-        if overlap(values["TELL"], values["SFT, equal steps"])
-    ]
-    if same:
-        what = " and the ".join(same)
-        lines.append(f"TELL and SFT with equal steps: their intervals overlap on the {what}.")
+    lines += [_gap(what, gap) for what, gap in gaps.items()]
     for system in systems:
         share = system.scores.headline["most frequent label"]
         if share.value is not None and share.value > 0.9 and system.label != BASE:
             lines.append(f"{system.label} answers nearly always the same label.")
-    losses = {s.label: s.general.change for s in systems if s.general.change is not None}
-    better = [label for label, (_, _, high) in losses.items() if high < 0]
-    worse = [label for label, (_, low, _) in losses.items() if low > 0]
-    for word, labels in (("Better", better), ("Worse", worse)):
-        if labels:
-            lines.append(f"{word} on general text than the base model: {', '.join(labels)}.")
-    bled = [s.label for s in systems if s.general.bleed and s.general.bleed.k]
+    for what, key in (("foreign instructions", "instructions"), ("prose", "prose")):
+        changes = {s.label: c for s in systems if (c := getattr(s.general, key)) is not None}
+        for word, labels in (
+            ("Better", [label for label, change in changes.items() if change.high < 0]),
+            ("Worse", [label for label, change in changes.items() if change.low > 0]),
+        ):
+            if labels:
+                lines.append(f"{word} on {what} than the base model: {', '.join(labels)}.")
+    bled = [
+        f"{s.label} {s.general.bleed.k} of {s.general.bleed.n}"
+        for s in systems
+        if s.general.bleed and s.general.bleed.k
+    ]
     if bled:
-        lines.append(f"Answered general questions in the task's format: {', '.join(bled)}.")
+        lines.append(f"Open general questions as the task's answers open: {', '.join(bled)}.")
     return lines
 
 
-def overlap(one: Rate | Estimate, other: Rate | Estimate) -> bool:
-    """Whether two 95 % intervals overlap; an unknown one overlaps with all."""
-    if None in (one.low, one.high, other.low, other.high):
-        return True
-    return one.low <= other.high and other.low <= one.high  # type: ignore[operator]
+def _gap(what: str, gap: Difference) -> str:
+    """What our line has over its rival on the same rows, and whether it can be told."""
+    value, low, high = (100 * part for part in (gap.value, gap.low, gap.high))
+    shown = 100 * smallest_shown(gap.low, gap.high)
+    apart = (gap.low > 0 or gap.high < 0) and gap.p < 0.05
+    said = ("more often right" if value > 0 else "less often right") if apart else "not told apart"
+    return (
+        f"{OURS} against {RIVAL}, {what}: {said} ({value:+.0f} points [{low:+.0f}, {high:+.0f}]; "
+        f"these rows show {shown:.0f} points or more)."
+    )

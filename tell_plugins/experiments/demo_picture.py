@@ -1,4 +1,4 @@
-"""The demo's picture: form, content and the rest of the model, one bar a system."""
+"""The demo's picture: form, content, bleed and foreign text, one bar a system."""
 
 from __future__ import annotations
 
@@ -13,34 +13,38 @@ from tell_plugins.evaluation.summary import System
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_TELL, _OTHER = "#1f6f8b", "#b9c4c9"
+_OURS, _OTHER = "#1f6f8b", "#b9c4c9"
 
 
 def draw(systems: Sequence[System], path: Path) -> None:
-    """Draw three panels of horizontal bars with 95 % intervals to `path` (PNG)."""
+    """Draw four panels of horizontal bars with 95 % intervals to `path` (PNG); ours is the last."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     labels = [system.label for system in systems]
-    colours = [_TELL if label == "TELL" else _OTHER for label in labels]
-    figure, (form, content, rest) = plt.subplots(1, 3, figsize=(12, 3.4), sharey=True)
-    _rates(form, systems, "adherence", colours, 100)
+    colours = [*[_OTHER] * (len(labels) - 1), _OURS]
+    figure, (form, content, bleed, rest) = plt.subplots(1, 4, figsize=(14, 3.4), sharey=True)
+    headlines = [system.scores.headline for system in systems]
+    _rates(form, [scores["adherence"] for scores in headlines], colours)
     form.set_title("Right form\nJSON that obeys the schema (%)", fontsize=10)
     form.set_xlim(0, 100)
-    _rates(content, systems, "balanced accuracy", colours, 100)
+    _rates(content, [scores["balanced accuracy"] for scores in headlines], colours)
     content.set_title("Right content\nbalanced accuracy of the label (%)", fontsize=10)
     content.set_xlim(0, 100)
     content.axvline(50, color="#444", linewidth=0.8, linestyle=":")
     content.set_xlabel("dotted: a coin", fontsize=7, color="#444")  # clear of any bar
+    _rates(bleed, [system.general.bleed for system in systems], colours)
+    bleed.set_title("Bleed (less is better)\ngeneral questions opened as the task (%)", fontsize=10)
+    bleed.set_xlim(0, 100)
     _changes(rest, systems, colours)
     rest.set_title(
-        "The rest of the model\nchange of loss on general text (less is better)", fontsize=10
+        "Forgetting (less is better)\nchange of loss on foreign instructions", fontsize=10
     )
     form.set_yticks(range(len(labels)), labels)
     form.invert_yaxis()
-    for axis in (form, content, rest):
+    for axis in (form, content, bleed, rest):
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=9)
     rows = systems[0].scores.rows
@@ -53,25 +57,18 @@ def draw(systems: Sequence[System], path: Path) -> None:
     plt.close(figure)
 
 
-def _rates(
-    axis: Axes, systems: Sequence[System], name: str, colours: list[str], scale: float
-) -> None:
-    values = [system.scores.headline[name] for system in systems]
-    heights = [(value.value or 0) * scale for value in values]
+def _rates(axis: Axes, values: Sequence[Rate | Estimate | None], colours: list[str]) -> None:
+    heights = [0.0 if value is None else 100 * (value.value or 0) for value in values]
     axis.barh(range(len(values)), heights, color=colours, height=0.6)
     for place, value in enumerate(values):
-        _whisker(axis, place, value, scale)
-
-
-def _whisker(axis: Axes, place: int, value: Rate | Estimate, scale: float) -> None:
-    if value.low is not None and value.high is not None:
-        ends = [value.low * scale, value.high * scale]
-        axis.plot(ends, [place, place], color="#333", linewidth=1.2)
+        if value is not None and value.low is not None and value.high is not None:
+            ends = [value.low * 100, value.high * 100]
+            axis.plot(ends, [place, place], color="#333", linewidth=1.2)
 
 
 def _changes(axis: Axes, systems: Sequence[System], colours: list[str]) -> None:
     for place, system in enumerate(systems):
-        change = system.general.change
+        change = system.general.instructions
         if change is None:
             continue
         value, low, high = change

@@ -54,11 +54,12 @@ def measured_rates(store: Store, given: float | None) -> Rates:
 
 @dataclass(frozen=True)
 class Line:
-    """One run of the listing."""
+    """One run of the listing. `exposure`: of its task rows, None without any."""
 
     label: str
     rows: int
     steps: int
+    exposure: float | None
     tokens: int | None
     flops: float | None
     seconds: float | None
@@ -69,7 +70,7 @@ class Line:
 def lines(plan: SweepPlan, store: Store, rates: Rates) -> list[Line]:
     """The runs of a plan, the base model first."""
     found = [
-        Line(base.label, 0, 0, 0, 0.0, rates.evaluation, store.job(base).state, "")
+        Line(base.label, 0, 0, None, 0, 0.0, rates.evaluation, store.job(base).state, "")
         for base in plan.bases
     ]
     for run in plan.runs:
@@ -81,6 +82,7 @@ def lines(plan: SweepPlan, store: Store, rates: Rates) -> list[Line]:
                 label=run.cell.label,
                 rows=run.facts.rows,
                 steps=run.plan.steps,
+                exposure=run.exposure,
                 tokens=tokens,
                 flops=None if shape is None or tokens is None else reported_flops(shape, tokens),
                 seconds=_seconds(job, tokens, rates),
@@ -104,6 +106,8 @@ def _seconds(job: Job, tokens: int | None, rates: Rates) -> float | None:
 
 def _note(run: Planned, plan: SweepPlan) -> str:
     notes = ["no-op: every step has learning rate 0"] if run.plan.is_no_op else []
+    if run.exposure == 0 and not run.plan.is_no_op:
+        notes.append("no task row meets a learning rate above 0")
     if run.plan.steps * run.plan.training.rows_per_step < run.facts.rows:
         notes.append(f"stops after {run.plan.steps} steps")
     twins = [
@@ -124,12 +128,13 @@ def print_dry_run(plan: SweepPlan, store: Store, rates: Rates) -> None:
     found = lines(plan, store, rates)
     sweep = plan.sweep
     print(f"{sweep.title}\nbase recipe {sweep.base}, folder {store.root}\n")
-    header = ["run", "rows", "steps", "tokens", "FLOPs", "time", "state"]
+    header = ["run", "rows", "steps", "exposure", "tokens", "FLOPs", "time", "state"]
     table = [
         [
             line.label,
             f"{line.rows:,}" if line.rows else "",
             f"{line.steps:,}" if line.steps else "",
+            "" if line.exposure is None else f"{line.exposure:.1f}",
             _number(line.tokens),
             _number(line.flops),
             "?" if line.seconds is None else minutes(line.seconds) if line.seconds else "",
@@ -141,6 +146,7 @@ def print_dry_run(plan: SweepPlan, store: Store, rates: Rates) -> None:
     left = [line for line in found if line.state != "done"]
     tokens = [line.tokens for line in left]
     missing = f", others cannot be planned ({len(plan.problems)})" if plan.problems else ""
+    print("exposure: how much learning rate the task rows meet, in rows at the full rate")
     print(f"\n{len(found)} runs, {len(left)} left{missing}", end="")
     if None not in tokens:
         print(f": {sum(t or 0 for t in tokens):,} tokens to train", end="")
