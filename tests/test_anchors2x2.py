@@ -168,6 +168,7 @@ def test_two_runs_four_cells(
     make_tiny_cards(make_card)
     recipe = tiny_recipe(tmp_path / "r.yaml", make_tiny_model(tmp_path / "model"), DATASET)
     call = ["anchors2x2", str(recipe), "--max-new-tokens", "8", "--general-rows", "3"]
+    call += ["--retention-rows", "3"]
     flags = ["--learning_rate", "0.02"]
     assert main([*call, *flags]) == 0
     printed = capsys.readouterr().out

@@ -53,6 +53,7 @@ def test_answers_of_another_system_prompt_or_template_are_not_scored_as_new(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     call = ["eval", str(recipe), "--adapter", "none", "--general-rows", "2"]
+    call += ["--retention-rows", "3"]
     call += ["--out", str(tmp_path / "eval")]
     assert main(call) == 0
     recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {key: value}))
@@ -128,6 +129,7 @@ def test_losses_on_other_held_out_responses_are_not_taken_for_these(
 
     general("one")
     call = ["eval", str(recipe), "--adapter", "none", "--general-rows", "4"]
+    call += ["--retention-rows", "3"]
     assert main(call) == 0
     general("two")
     assert main(call) == 1
@@ -135,10 +137,14 @@ def test_losses_on_other_held_out_responses_are_not_taken_for_these(
     assert "have changed since" in text
     pairs = [("q", "one"), ("r", "two")]
     engine = ScriptedEngine(Recipe(Path("r.yaml"), {"model": "m"}), lambda recipe, prompt: "x")
-    retention.measure(engine, pairs, tmp_path / "losses", label="test")
-    assert retention.read_losses(tmp_path / "losses") == [(3.0, 3), (3.0, 3)]
-    retention.measure(engine, [("q", "one"), ("r", "longer")], tmp_path / "losses", label="test")
-    assert retention.read_losses(tmp_path / "losses") == [(3.0, 3), (6.0, 6)]
+
+    def taken(pairs: list[tuple[str, str]]) -> list[tuple[float, int]]:
+        path = tmp_path / "losses" / retention.LOSSES
+        retention.measure(pairs, lambda row: engine.response_losses([row])[0], path, label="test")
+        return retention.read(path.parent)
+
+    assert taken(pairs) == [(3.0, 3), (3.0, 3)]
+    assert taken([("q", "one"), ("r", "longer")]) == [(3.0, 3), (6.0, 6)]
 
 
 def test_answers_of_an_earlier_release_are_accepted(
@@ -169,8 +175,8 @@ def test_two_systems_of_one_served_model_are_refused_before_any_answer(
 @pytest.mark.parametrize(
     ("split", "lengths", "remedy", "mended"),
     [
-        ("general", [10, 82, 95, 30, 120], "--general-rows 2, or a model", {"rows": 2}),
-        ("general", [83, 10], "--general-rows 0, or a model", {"rows": 0}),
+        ("general", [10, 82, 95, 30, 120], "--retention-rows 2, or a model", {"rows": 2}),
+        ("general", [83, 10], "--retention-rows 0, or a model", {"rows": 0}),
         ("test", [10, 87, 30], "--max-new-tokens 3, or a model", {"max_new_tokens": 3}),
         ("test", [10, 90, 30], "remedy:  a model with a longer context", None),
     ],

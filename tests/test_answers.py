@@ -156,7 +156,8 @@ def test_eval_killed_and_called_again_leaves_the_same_file(
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = tiny_recipe(tmp_path / "r.yaml", model, "tell/tiny_task")
     command = [sys.executable, "-m", "tell_plugins", "eval", str(recipe), "--adapter", "none"]
-    command += ["--batch-size", "2", "--max-new-tokens", "200", "--general-rows", "4", "--out"]
+    command += ["--batch-size", "2", "--max-new-tokens", "200", "--general-rows", "4"]
+    command += ["--retention-rows", "4", "--out"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def run(out: str) -> dict[str, bytes]:

@@ -95,6 +95,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--general-rows", type=int, default=40, help="held-out general rows (default: 40)"
     )
+    parser.add_argument(
+        "--retention-rows", type=int, metavar="N", help="of the project's own (default: all)"
+    )
     parser.epilog = (
         "Further --key value pairs are ms-swift's and hold for both runs. Answers go where "
         "./run.sh eval puts them, the table into <output_dir>/anchors2x2.json and .csv."
@@ -259,7 +262,7 @@ def _answer(
     asked = parser.parse_args([str(recipe.path)])
     asked.adapter = [str(adapter.path) for adapter in adapters.values()]
     asked.flags, asked.anchor = args.flags, anchor
-    for key in ("split", "rows", "batch_size", "max_new_tokens", "general_rows"):
+    for key in ("split", "rows", "batch_size", "max_new_tokens", "general_rows", "retention_rows"):
         setattr(asked, key, getattr(args, key))
     evaluate.answer(asked)
     return evaluate.folder_name(asked, 42)

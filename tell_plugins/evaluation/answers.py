@@ -206,7 +206,7 @@ def _check_context(
     if settings.split == GENERAL:  # the first that does not fit: a smaller draw ends before it
         most = engine.context - settings.max_new_tokens
         first = next(i for i, length in enumerate(lengths) if length > most)
-        remedy = f"--general-rows {first}, or {remedy}"
+        remedy = f"--retention-rows {first}, or {remedy}"
     elif room > 0:
         remedy = f"--max-new-tokens {room}, or {remedy}"
     raise UserError(
