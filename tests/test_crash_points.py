@@ -217,7 +217,7 @@ def test_eval(cards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     lay_keys(cards / "cache")
     answer_by_script(monkeypatch, lambda _, prompt: f"#### {len(prompt)}")
     argv = ["eval", str(recipe(cards)), "--adapter", "none", "--batch-size", "2"]
-    argv += ["--general-rows", "4", "--out"]
+    argv += ["--general-rows", "4", "--retention-rows", "4", "--out"]
     assert main([*argv, str(tmp_path / "loaded")]) == 0  # so that no child loads the modules anew
     argv.append(str(cards / "out"))
     case = Case(cards, argv, argv, [cards / "out"], lambda: None)

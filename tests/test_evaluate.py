@@ -276,6 +276,7 @@ def test_every_metric_has_its_table(
     card: str, recipe_of: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call = ["eval", str(recipe_of(card)), "--adapter", "none", "--max-new-tokens", "6"]
+    call += ["--retention-rows", "2"]
     assert main([*call, "--general-rows", "2", "--out", str(tmp_path / "eval")]) == 0
     printed = capsys.readouterr().out
     assert f"{card}, test-greedy: 6 rows" in printed
@@ -290,6 +291,7 @@ def test_answers_of_other_settings_are_refused_before_the_first_answer(
 ) -> None:
     """Those to general questions too, which come last."""
     call = ["eval", str(recipe_of("tiny_task")), "--adapter", "none", "--max-new-tokens", "6"]
+    call += ["--retention-rows", "2"]
     call += ["--general-rows", "2", "--out", str(tmp_path / "eval")]
     assert main(call) == 0
     assert main([*call, "--rows", "3", "--batch-size", "2"]) == 1
@@ -311,7 +313,16 @@ def test_a_server_is_asked_with_examples_and_by_the_name_given(
 
     with serving(script, models=("a", "b")) as server:
         call = ["eval", str(recipe_of("en_xx")), "--adapter", "none", "--engine", server.url]
-        call += ["--model-name", "b", "--shots", "2", "--general-rows", "3"]
+        call += [
+            "--model-name",
+            "b",
+            "--shots",
+            "2",
+            "--general-rows",
+            "3",
+            "--retention-rows",
+            "3",
+        ]
         assert main([*call, "--out", str(tmp_path / "eval")]) == 0
     assert {body["model"] for body in server.asked} == {"b"}
     turns = [body["messages"] for body in server.asked]
@@ -336,7 +347,7 @@ def test_half_a_character_in_an_answer_ends_no_run(
 
     with serving(script) as server:
         call = ["eval", str(recipe_of("free")), "--adapter", "none", "--engine", server.url]
-        call += ["--general-rows", "2", "--out", str(tmp_path / "eval")]
+        call += ["--general-rows", "2", "--retention-rows", "2", "--out", str(tmp_path / "eval")]
         assert main(call) == 0
         assert main(call) == 0  # and what was saved is read again
     texts = {line["text"] for line in lines_of(tmp_path / "eval" / "none" / "test-greedy")}
