@@ -244,11 +244,11 @@ class Judge:
         mine, theirs = _readings(system), _readings(baseline)
         if not mine or {row for row, _ in mine} != {row for row, _ in theirs}:
             return None
-        sides = [
+        ours, base = (
             mean_stats([form.opens(text) for _, text in part], [row for row, _ in part])
             for part in (mine, theirs)
-        ]
-        return _paired(*sides, significance.mean_score, shares.difference)
+        )
+        return _paired(ours, base, significance.mean_score, shares.difference)
 
 
 def _paired(

@@ -368,7 +368,7 @@ def _saved_references(saved: Any, path: Path) -> References:
         form = saved.pop("form", None)
         if form is None:
             return References(**saved, form=form_of(load_card(saved["card"])))
-        lists = {key: tuple(v) if isinstance(v, list) else v for key, v in form.items()}
+        lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in form.items()}
         return References(**saved, form=Form(**lists))
     except (TypeError, AttributeError, KeyError):
         raise UserError(
