@@ -45,7 +45,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_demo(small: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["demo"]) == 0
     printed = capfd.readouterr().out
-    for name in ("base model", "SFT", "SFT, equal steps", "TELL"):
+    for name in ("base model", "SFT", "SFT, equal steps", "TELL", "TELL, held"):
         assert re.search(rf"^  {name} +\d", printed, flags=re.MULTILINE), name
     assert "100 test rows" in printed
     assert "already trained" not in printed
@@ -56,7 +56,7 @@ def test_the_demo(small: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for line in text.splitlines():  # no cell and no line of the caption is cut off
         assert line.count("[") == line.count("]"), line
     assert "foreign instructions" in text
-    assert "TELL against SFT, equal steps, form: " in " ".join(text.split())
+    assert "TELL, held against SFT, equal steps, form: " in " ".join(text.split())
     adapters = sorted((small / "output").rglob("adapter_model.safetensors"))
     assert len(adapters) == len(demo.RUNS)
 

@@ -328,9 +328,9 @@ def test_gemma_does_not_fit_by_ms_swifts_own_loss() -> None:
 # --- the embedded model's recipes ----------------------------------------------------------------
 
 
-def test_the_repeated_baseline_takes_the_steps_of_the_tell_run() -> None:
+def test_the_repeated_baseline_takes_the_steps_of_the_main_run() -> None:
     steps = {}
-    for name in ("smollm2_sample", "smollm2_sample_sft_steps"):
+    for name in ("smollm2_sample_hold", "smollm2_sample_sft_steps"):
         recipe = recipe_of(PROJECT / "recipes" / f"{name}.yaml")
         training: Training = Settings(recipe, keys()).training
         steps[name] = plan(len(build_mixture(recipe.spec)), training).steps
