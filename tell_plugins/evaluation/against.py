@@ -47,15 +47,13 @@ def _last_run(recipe: Recipe) -> Path:
 
 def print_verdict(folders: Sequence[Path]) -> None:
     """Print each system's paired differences to the last one, and a line of what they say."""
-    from rich.console import Console
-
     from tell_plugins.evaluation.compare import compare
-    from tell_plugins.evaluation.compare_tables import difference_grid, print_grid
+    from tell_plugins.evaluation.compare_tables import difference_grid, print_grid, table_console
 
     comparison = compare(folders, baseline=folders[-1])
     if not comparison.differences:
         return
-    console = Console()
+    console = table_console()
     print_grid(difference_grid(comparison, None), console)
     own = comparison.systems[-2].name
     for compared in comparison.differences:

@@ -48,12 +48,9 @@ class Grid:
 
 def show(comparison: Comparison, scorer: str | None = None) -> None:
     """Print all tables; of a JSON task those of one scorer, where one is named."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_UNBOUNDED)  # a file has no edge
+    console = table_console()
     comparison, legend = _lettered(comparison) if console.width < _UNBOUNDED else (comparison, [])
     for line in legend:
         console.print(Text(line), soft_wrap=True)
@@ -61,6 +58,14 @@ def show(comparison: Comparison, scorer: str | None = None) -> None:
         print_grid(grid, console)
     if console.width < _WIDE:
         print(f"a terminal of {_WIDE} columns or more also shows the intervals of all scores")
+
+
+def table_console() -> Console:
+    """Where tables are printed: as wide as the terminal, without an edge in a file."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=_UNBOUNDED)
 
 
 def print_grid(grid: Grid, console: Console) -> None:

@@ -8,7 +8,7 @@ and loss on held-out rows of the general data (style fit).
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from tell_plugins.evaluation.adapters import Adapter, at_scales, find_adapters
 from tell_plugins.evaluation.answers import GENERAL, Prompt, Settings, answer_all, refuse_others
 from tell_plugins.evaluation.fewshot import choose_examples, fixed_examples
 from tell_plugins.evaluation.learned_scores import LEARNED, metric_names
-from tell_plugins.evaluation.trained_with import as_trained, rows_trained_on
+from tell_plugins.evaluation.trained_with import as_trained, found_by_swift, rows_trained_on
 from tell_plugins.evaluation.url_engine import UrlEngine
 from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.recipes import Recipe, load_recipe
@@ -253,7 +253,7 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
     _check_counts(args)
     scales = _scales(args)
     adapters = find_adapters(args.adapter, recipe)
-    recipe, notes = as_trained(recipe, adapters, None if "://" in args.engine else _resolve)
+    recipe, notes = as_trained(recipe, adapters, None if "://" in args.engine else found_by_swift)
     learned = metric_names(args.learned)
     scoring.need_translation(card, learned)
     _need_checkpoints(learned, args)
@@ -285,17 +285,6 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
         out=out,
         notes=notes,
     )
-
-
-def _resolve(values: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The model type and template that ms-swift takes for these keys; nothing where it cannot."""
-    from tell_plugins.bridge.engine import model_arguments
-
-    try:
-        found = model_arguments(values)
-    except (ValueError, AssertionError, OSError):  # then an adapter's own keys say what is missing
-        return {}
-    return {"model_type": found.model_type, "template": found.template}
 
 
 def _refuse_other_anchors(adapters: list[Adapter], task: TaskRows) -> None:

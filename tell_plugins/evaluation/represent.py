@@ -21,6 +21,7 @@ from tell_plugins.core.progress import track
 from tell_plugins.core.spec import ALL, NONE, parse_spec
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import BASE, Adapter, find_adapters
+from tell_plugins.evaluation.trained_with import as_trained, found_by_swift
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -123,6 +124,9 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Job:
             remedy="--layer 16",
         )
     (adapter,) = find_adapters([args.adapter], recipe)
+    recipe, notes = as_trained(recipe, [adapter], found_by_swift)
+    for note in notes:
+        print(note)
     task, chosen = prompting.task_prompts(card, args.split, args.anchor, args.rows)
     if not task.anchor.text:
         raise UserError("there is no anchor to look at", where="--anchor", remedy="--anchor card")
@@ -161,7 +165,10 @@ def hidden_states(job: Job) -> tuple[int, int, dict[str, int], dict[str, Groups]
 
     name, folder = job.adapter.engine_name, job.adapter.path
     loaded = {name: folder} if name is not None and folder is not None else {}
-    engine = LocalEngine(job.recipe.values, loaded, batch_size=1)
+    values = job.recipe.values
+    if job.adapter.whole:
+        name, loaded, values = None, {}, {**values, "model": str(folder)}
+    engine = LocalEngine(values, loaded, batch_size=1)
     layers = layer_count(engine)
     layer = layers // 2 if job.layer == MIDDLE else int(job.layer)
     if layer > layers:

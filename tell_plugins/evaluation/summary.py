@@ -25,7 +25,11 @@ from tell_plugins.evaluation.scoring import Scores
 from tell_plugins.evaluation.shares import Interval
 
 WIDTH = 112  # columns that a table needs at least
-_OF_LOSSES = ("model", "model_sha256", "engine", "prompts_sha256")  # what two losses must share
+# what two losses must share
+_OF_LOSSES = (
+    *("model", "model_sha256", "model_files_sha256", "engine"),
+    *("prompts_sha256", "rows_sha256"),
+)
 _LABEL = 16  # of them for a system's name, if it is so long
 _CAPTION = "[95 % interval]. Accuracies count an answer of the wrong form as wrong."
 _CAPTION_ELSEWHERE = (

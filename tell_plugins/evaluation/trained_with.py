@@ -75,6 +75,17 @@ def as_trained(
     return recipe.with_values(**changed), notes
 
 
+def found_by_swift(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The model type and template that ms-swift takes for these keys; nothing where it cannot."""
+    from tell_plugins.bridge.engine import model_arguments
+
+    try:
+        found = model_arguments(values)
+    except (ValueError, AssertionError, OSError):  # then an adapter's own keys say what is missing
+        return {}
+    return {"model_type": found.model_type, "template": found.template}
+
+
 def _two(key: str, first: Adapter, one: Any, second: Adapter, other: Any) -> UserError:
     return UserError(
         f"{first.label} was trained with {key} {_shown(one)}, {second.label} with {_shown(other)}",
