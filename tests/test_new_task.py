@@ -682,47 +682,28 @@ def test_an_empty_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_column_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"text": q, "label": r} for q, r in texts()]
+    rows = [{"id": 7, "tweet": q, "category": r} for q, r in texts()]
     path = write_table(tmp_path / "rows.csv", rows)
     message = fails(tmp_path, capsys, "--train", str(path))
-    assert "rows.csv, line 2: columns text, label are of no known form" in message
-    assert "--columns query=A,response=B" in message
-    flags = ("--train", str(path), "--columns", "query=text,response=answer")
+    assert "rows.csv, line 2: columns id, tweet, category are of no known form" in message
+    assert "--columns query=tweet,response=category names them; --columns 1,2" in message
+    flags = ("--train", str(path), "--columns", "query=tweet,response=answer")
     message = fails(tmp_path, capsys, *flags)
     assert (
         "12 rows cannot be used: lines 2-13: no column 'answer' of the form --columns "
-        "(columns: text, label)\n"
+        "(columns: id, tweet, category)\n"
     ) in message
     assert "the first row of a table must name them" in message
 
 
-@pytest.mark.parametrize(
-    ("name", "head", "problem"),
-    [
-        ("rows.csv", "text;verdict", "separated by ';', not ','"),
-        ("rows.csv", "text\tverdict", "separated by tabs, not ','"),
-        ("rows.tsv", "text,verdict", "separated by ',', not tabs"),
-    ],
-)
-def test_a_table_with_another_separator(
-    name: str, head: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_numbers_with_a_fraction_are_to_be_written_as_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / name
-    path.write_text(f"\n{head}\n" + "It rains, again;yes\n" * 9)
-    flags = ("--columns", "query=text,response=verdict")
-    message = fails(tmp_path, capsys, "--train", str(path), *flags)
-    assert f"{name}, header: the columns are {problem}" in message
-
-
-@pytest.mark.parametrize("label", [True, 1, 0.5])
-def test_labels_that_are_no_texts_are_to_be_quoted(
-    label: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = [{"query": f"Question {n}", "response": label} for n in range(9)]
+    rows = [{"query": f"Question {n}", "response": 0.5} for n in range(9)]
     path = write_table(tmp_path / "rows.jsonl", rows)
     message = fails(tmp_path, capsys, "--train", str(path))
-    assert f"lines 1-9: column 'response' is {type(label).__name__}, not text" in message
-    assert 'quote numbers, true and false as text: "1", "true"' in message
+    assert "lines 1-9: column 'response' is float, not text" in message
+    assert "write numbers with a fraction as text" in message
     assert "mend or remove" not in message
 
 
@@ -734,19 +715,19 @@ def test_rows_are_grouped_by_what_is_wrong_with_them(
         rows[n]["response"] = ""
     for n in range(10, 30, 2):
         rows[n]["query"] = " "
-    rows[5] = {"query": "What?", "response": 5}
+    rows[5] = {"query": "What?", "response": 0.5}
     path = write_table(tmp_path / "rows.jsonl", rows)
     message = fails(tmp_path, capsys, "--train", str(path))
     assert "15 rows cannot be used: lines 2-4, 8: the response is empty; line 6: column" in message
     assert "lines 11, 13, 15, 17, 19, 21, 23, 25, 27, 29: the query is empty" in message
-    assert "mend or remove these rows; quote numbers" in message
+    assert "mend or remove these rows; write numbers with a fraction as text" in message
 
 
 def test_a_row_of_another_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows: list[Any] = rows_of("alpaca")
     rows[3] = {"question": "Who?", "answer": "Me."}
     rows[7] = "just text"
-    rows[8] = {"instruction": "Why?", "output": 5}
+    rows[8] = {"instruction": "Why?", "output": 5.5}
     rows[9] = {"instruction": "Why?", "output": "  "}
     path = write_rows(tmp_path / "rows.jsonl", rows)
     path.write_text(path.read_text() + "{broken\n")
@@ -756,7 +737,7 @@ def test_a_row_of_another_shape(tmp_path: Path, capsys: pytest.CaptureFixture[st
         "line 4: no column 'instruction' of the form Alpaca (columns: question, answer)" in message
     )
     assert "line 8: not an object but str" in message
-    assert "line 9: column 'response' is int, not text" in message
+    assert "line 9: column 'response' is float, not text" in message
     assert "line 10: the response is empty" in message
     assert "line 13: no JSON" in message
 
@@ -764,33 +745,43 @@ def test_a_row_of_another_shape(tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("row", "problem", "remedy"),
     [
-        (
-            {"messages": [{"role": r, "content": "x"} for r in ("user", "assistant") * 2]},
-            "turns user, assistant, user, assistant, not one user and one assistant turn",
-            "split conversations into rows",
-        ),
-        (
-            {"messages": [{"role": r, "content": "x"} for r in ("system", "user", "assistant")]},
-            "a system turn",
-            "into the anchor (--anchor)",
-        ),
-        ({"messages": [{"role": "user", "content": "x"}]}, "turns user, not one", "one answer"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "turns user: not", "after an answer"),
         ({"messages": "x"}, "column 'messages' is no JSON list of turns", "mend or remove"),
         ({"messages": [{"who": "user"}]}, "a turn is no object with 'role'", "mend or remove"),
         (
             {"conversations": [{"from": "human", "value": "a"}, {"from": "tool", "value": "b"}]},
             "turns human, tool",
-            "one user turn",
+            "turns of tools are not trained",
         ),
         (
-            {"query": "a", "response": "b", "history": [["x", "y"]]},
-            "column 'history' holds earlier turns",
-            "split conversations",
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url"}]},
+                    {"role": "assistant", "content": "x"},
+                ]
+            },
+            "a part of a turn is 'image_url', not text",
+            "only text",
         ),
         (
-            {"instruction": "a", "output": "b", "system": "Be kind."},
-            "column 'system' holds a system prompt",
-            "--anchor",
+            {
+                "messages": [
+                    {"role": "user", "content": "x"},
+                    {"role": "assistant", "content": "", "tool_calls": [{"id": 1}]},
+                ]
+            },
+            "a turn calls tools",
+            "only text",
+        ),
+        (
+            {"query": "a", "response": "b", "history": [["x"]]},
+            "column 'history' is no list of [question, answer]",
+            "mend or remove",
+        ),
+        (
+            {"query": "a", "response": "b", "tools": "[{}]"},
+            "column 'tools' holds tool calls",
+            "only text",
         ),
         (
             {"query": "a", "response": "b", "images": ["x.png"]},
@@ -799,7 +790,7 @@ def test_a_row_of_another_shape(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ),
     ],
 )
-def test_rows_of_several_turns_or_with_a_system_prompt(
+def test_what_is_no_text_or_no_conversation(
     row: Row, problem: str, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [row])
@@ -815,7 +806,7 @@ def test_encodings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = fails(tmp_path, capsys, "--train", str(path))
     assert "UTF-16" in message
     assert "iconv" in message
-    path.write_bytes((text + '"caf\u00e9 is open?","yes"\r\n').encode("latin-1"))
+    path.write_bytes((text + '"\u4e0b\u96e8\u4e86","yes"\r\n').encode("gb18030"))
     assert "not UTF-8" in fails(tmp_path, capsys, "--train", str(path))
     path.write_text(text, encoding="utf-8-sig")
     assert new(tmp_path, "--train", str(path)) == 0

@@ -54,7 +54,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
         ({"Q": "a", "r": "b"}, "no column 'q' (columns: Q, r)"),
         ({"q": "a"}, "no column 'r' (columns: q)"),
         ({"messages": [{"role": "user"}]}, "no column 'q' (columns: messages)"),
-        ({"q": 5, "r": "b"}, "column 'q' is int, not text"),
+        ({"q": 5.5, "r": "b"}, "column 'q' is float, not text"),
         ({"q": "a", "r": None}, "column 'r' is NoneType, not text"),
         ({"q": "a", "r": {"x": 1}}, "column 'r' is dict, not text"),
         ({"q": " \n", "r": "b"}, "the query is empty"),
@@ -112,7 +112,7 @@ def test_batches_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, si
     [
         ('{"prompt": "a", "r": "b"}\n' * 3, "no usable row in 3 rows; line 1: no column 'q'"),
         ("\n\n", "no usable row in 0 rows"),
-        ('{\n "q": "a"\n}\n', "no usable row in 3 rows; line 1: no JSON"),
+        ('{"q": \n"a"\n}\n', "no usable row in 3 rows; line 1: no JSON"),
     ],
 )
 def test_a_file_of_another_shape(tmp_path: Path, content: str, reason: str) -> None:

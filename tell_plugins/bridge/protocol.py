@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, unknown
+from tell_plugins.core.turns import turns_of
 
 # what of a recipe says which model answers, and through which template
 MODEL_KEYS = (
@@ -111,8 +112,8 @@ History = Sequence[tuple[str, str]]  # (query, response) pairs that stand before
 
 
 def conversation(prompt: str, history: History = (), system: str = "") -> list[dict[str, str]]:
-    """The messages of a chat: the system prompt if any, the pairs of `history`, then the prompt."""
-    turns = [text for pair in history for text in pair] + [prompt]
+    """The messages of a chat: the system prompt if any, of `history`, of the prompt."""
+    turns = [text for pair in history for text in pair] + turns_of(prompt)
     roles = ("user", "assistant")
     front = [{"role": "system", "content": system}] if system else []
     return front + [{"role": roles[place % 2], "content": text} for place, text in enumerate(turns)]

@@ -38,10 +38,19 @@ class _Strict(BaseModel):
 
 
 class Columns(_Strict):
-    """Which columns of a file are the query and the response; several are joined by a new line."""
+    """Which columns of a file are the query and the response; several are joined by a new line.
+
+    `history` is a column of earlier turns, a list of [question, answer], which may be empty.
+    """
 
     query: tuple[Text, ...] = Field(min_length=1)
     response: Text
+    history: Text | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that every row must have."""
+        return (*self.query, self.response)
 
     @field_validator("query", mode="before")
     @classmethod

@@ -29,6 +29,7 @@ from tell_plugins.core.rows import Rows, Texts
 from tell_plugins.core.sources import TaskRows, find_file, keys_of, open_split, open_task
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
+from tell_plugins.core.turns import messages_of
 
 TASK, GENERAL = "task", "general"
 SCHEMA = pa.schema(
@@ -40,6 +41,8 @@ SCHEMA = pa.schema(
         ("channel", pa.string()),
     ]
 )
+_WITH_LOSS = pa.struct([("role", pa.string()), ("content", pa.string()), ("loss", pa.float64())])
+TURNS_SCHEMA = pa.schema([("messages", pa.list_(_WITH_LOSS)), ("channel", pa.string())])
 _BATCH = 1000
 
 
@@ -167,16 +170,28 @@ class Mixture:
             records["id"][mine] = ids[self.row[mine]]
         return hashlib.sha256(records[self.order].tobytes()).hexdigest()
 
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """What the rows are as Arrow; with a loss of each message where rows have earlier turns."""
+        turns = [source.card.columns_of(source.split).history for source in self.sources]
+        return TURNS_SCHEMA if any(turns) else SCHEMA
+
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows in training order as Arrow batches of `messages` and `channel`."""
         for start in range(0, len(self), _BATCH):
             entries = self.order[start : start + _BATCH]
-            yield _batch(self._texts(entries), self._channels(entries))
+            texts, channels = self._texts(entries), self._channels(entries)
+            make = _batch_of_turns if self.schema is TURNS_SCHEMA else _batch
+            yield make(texts, channels)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows in training order as ms-swift reads them from JSON lines."""
         for batch in self.batches():
-            yield from batch.to_pylist()
+            for row in batch.to_pylist():
+                for message in row["messages"]:
+                    if message.get("loss", 0) is None:
+                        del message["loss"]
+                yield row
 
     def _channels(self, entries: npt.NDArray[np.int64]) -> pa.Array:
         several = sum(s.role == GENERAL and len(s.used) > 0 for s in self.sources) > 1
@@ -205,9 +220,10 @@ class Mixture:
     def write_arrow(self, path: Path) -> None:
         """Write the rows as a sealed Arrow stream, in one piece."""
         with paths.atomic_path(path) as temporary:
-            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
-                for batch in self.batches():
-                    writer.write_batch(batch)
+            with pa.OSFile(str(temporary), "wb") as sink:
+                with pa.ipc.new_stream(sink, self.schema) as writer:
+                    for batch in self.batches():
+                        writer.write_batch(batch)
             sealed.seal(temporary)
 
     def write_json_lines(self, path: Path) -> None:
@@ -315,6 +331,16 @@ def _batch(texts: Texts, channels: pa.Array) -> pa.RecordBatch:
     offsets = integers(np.arange(count + 1) * 2)
     messages = pa.ListArray.from_arrays(offsets, struct, type=SCHEMA.field(0).type)
     return pa.RecordBatch.from_arrays([messages, channels], schema=SCHEMA)
+
+
+def _batch_of_turns(texts: Texts, channels: pa.Array) -> pa.RecordBatch:
+    """The same for rows of which some have earlier turns."""
+    rows = [
+        [*messages_of(query), {"role": "assistant", "content": response}]
+        for query, response in texts.pairs()
+    ]
+    messages = pa.array(rows, type=TURNS_SCHEMA.field(0).type)
+    return pa.RecordBatch.from_arrays([messages, channels], schema=TURNS_SCHEMA)
 
 
 def build_mixture(spec: Spec) -> Mixture:

@@ -27,11 +27,13 @@ from tell_plugins.core import paths, sealed
 from tell_plugins.core.cards import Columns
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import tracked
-from tell_plugins.core.rowfiles import Record, read_records
+from tell_plugins.core.records import Record
+from tell_plugins.core.rowfiles import read_records
 from tell_plugins.core.schemas import search
 from tell_plugins.core.text import comparison_keys, row_id
+from tell_plugins.core.turns import MARK, joined
 
-FORMAT = 4  # raised when the stored columns change their meaning, as comparison keys do
+FORMAT = 5  # raised when the stored columns change their meaning, as comparison keys do
 MAX_CHARS = 200_000  # one text; about 50,000 tokens, beyond any context this project trains
 LISTED = 1000  # malformed rows that are listed one by one
 _BATCH = 4096
@@ -125,7 +127,8 @@ def open_rows(path: Path, columns: Columns) -> Rows:
 
 def _folder(path: Path, columns: Columns, sha256: str) -> Path:
     """Where the rows of a file of this content are kept."""
-    recipe = json.dumps([FORMAT, sha256, path.suffix, columns.query, columns.response])
+    read = [columns.query, columns.response, columns.history]
+    recipe = json.dumps([FORMAT, sha256, path.suffix, *read])
     name = hashlib.sha256(recipe.encode()).hexdigest()[:32]
     return paths.cache_dir() / "rows" / name
 
@@ -243,7 +246,7 @@ def _convert(path: Path, columns: Columns, folder: Path, copy: Path) -> None:
         raise UserError(
             f"no usable row in {bad_count} rows{first}",
             where=paths.shown(path),
-            remedy=f"the card reads columns {', '.join((*columns.query, columns.response))}; "
+            remedy=f"the card reads columns {', '.join(columns.names)}; "
             "correct the card or the file",
         )
     np.save(folder / _INDEX, np.concatenate(index))
@@ -254,34 +257,71 @@ def _convert(path: Path, columns: Columns, folder: Path, copy: Path) -> None:
 
 
 def extract(value: Any, columns: Columns) -> tuple[str, str] | str:
-    """(query, response) of a raw row, or the reason why it has none."""
+    """(query, response) of a raw row, or the reason why it has none.
+
+    A query with earlier turns is one text, see `core.turns`.
+    """
     if not isinstance(value, dict):
         return f"not an object but {type(value).__name__}"
-    wanted = (*columns.query, columns.response)
+    wanted = columns.names
     missing = [name for name in wanted if name not in value]
     if missing:
         have = ", ".join(map(str, value)) or "none"
         return f"no column '{missing[0]}' (columns: {have[:200]})"
     texts = []
     for name in wanted:
-        text = value[name]
-        if text is None and name != columns.response and len(columns.query) > 1:
-            text = ""
-        if not isinstance(text, str):
-            return f"column '{name}' is {type(text).__name__}, not text"
-        if len(text) > MAX_CHARS:
-            return f"column '{name}' has {len(text):,} characters, more than {MAX_CHARS:,}"
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return f"column '{name}' holds half a character (a lone surrogate)"
+        raw = value[name]
+        if raw is None and name != columns.response and len(columns.query) > 1:
+            raw = ""
+        text = text_of(raw)
+        problem = f"is {type(raw).__name__}, not text" if text is None else _problem(text)
+        if text is None or problem:
+            return f"column '{name}' {problem}"
         texts.append(text)
     query = "\n".join(text for text in texts[:-1] if text.strip())
     if not query.strip():
         return "the query is empty"
     if not texts[-1].strip():
         return "the response is empty"
-    return query, texts[-1]
+    earlier = _earlier(value.get(columns.history)) if columns.history else []
+    return earlier if isinstance(earlier, str) else (joined([*earlier, query]), texts[-1])
+
+
+def _earlier(history: Any) -> list[str] | str:
+    """The turns of a list of [question, answer], or the reason why it is none."""
+    if history is not None and not isinstance(history, list):
+        return f"the history is {type(history).__name__}, not a list of [question, answer]"
+    turns: list[str] = []
+    for pair in history or []:
+        if not isinstance(pair, list) or len(pair) != 2 or None in map(text_of, pair):
+            return "the history is no list of [question, answer]"
+        turns += [str(text_of(text)) for text in pair]
+    reasons = [_problem(turn) for turn in turns if turn.strip()]
+    if len(reasons) < len(turns):
+        return "an earlier turn is empty"
+    return next((f"an earlier turn {reason}" for reason in reasons if reason), turns)
+
+
+def text_of(value: Any) -> str | None:
+    """A value as text: integers and booleans as they stand in JSON, None for any other type."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int) else None
+
+
+def _problem(text: str) -> str | None:
+    """Why a text can be no part of a row."""
+    if len(text) > MAX_CHARS:
+        return f"has {len(text):,} characters, more than {MAX_CHARS:,}"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "holds half a character (a lone surrogate)"
+    if MARK in text:
+        return "holds the control characters that part turns (ETX, STX)"
+    return None
 
 
 def question_of(query: str, pattern: str | None) -> str:

@@ -18,6 +18,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.rows import Rows, Texts, open_rows, question_of
 from tell_plugins.core.text import comparison_keys, row_id
 from tell_plugins.core.tokens import TokenCounter
+from tell_plugins.core.turns import first_turn
 
 _INLINE_SPLITS = ("train", "validation", "test")
 
@@ -84,7 +85,9 @@ def inline_front(card: Card) -> str:
         return ""
     splits = [split for split in _INLINE_SPLITS if split in card.splits and find_file(card, split)]
     rows = open_split(card, splits[0] if splits else "train")
-    return shared_front([query for query, _ in rows.all_texts()], paths.shown(rows.path))
+    return shared_front(
+        [first_turn(query) for query, _ in rows.all_texts()], paths.shown(rows.path)
+    )
 
 
 @dataclass(frozen=True)

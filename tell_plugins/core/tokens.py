@@ -21,6 +21,7 @@ from tell_plugins.core import paths, sealed
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import track
 from tell_plugins.core.rows import Texts
+from tell_plugins.core.turns import MARK
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -111,7 +112,7 @@ class TokenCounter:
     ) -> None:
         for start in range(0, len(rows), _BATCH):
             batch = rows[start : start + _BATCH]
-            flat = [text for pair in texts(batch).pairs() for text in pair]
+            flat = [text.replace(MARK, "\n") for pair in texts(batch).pairs() for text in pair]
             into[batch] = self.count(flat).reshape(-1, 2)
             bar.update(len(batch))
 

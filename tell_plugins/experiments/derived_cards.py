@@ -23,6 +23,7 @@ from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import GENERAL, Mixture
 from tell_plugins.core.sources import open_split
+from tell_plugins.core.turns import MARK, row_of
 
 HELD_OUT_SPLIT = "heldout"  # where `eval` looks for general rows that nobody trained on
 _FORMAT = 1  # raised when a card of the same name would hold other rows
@@ -105,7 +106,7 @@ def random_text(mixture: Mixture, folder: Path) -> str:
 
 def shuffled_words(pairs: Sequence[Pair], seed: int) -> list[Pair]:
     """The rows with all their words shuffled among them; each text keeps its number of words."""
-    texts = [text.split() for pair in pairs for text in pair]
+    texts = [text.replace(MARK, " ").split() for pair in pairs for text in pair]
     words = [word for text in texts for word in text]
     generator = random.Random(f"random text {seed}")
     keys = [generator.random() for _ in words]  # the one method whose sequence Python fixes
@@ -142,7 +143,7 @@ def _from_mixture(
         name,
         made_from=made_from,
         summary=f"{summary} ({sum(len(s.used) for s in sources)} rows of {names}).",
-        card=sources[0].card,
+        card=max((s.card for s in sources), key=lambda card: card.columns.history is not None),
         splits={"train": lambda: make(mixture)},
         max_tokens=None,
     )
@@ -167,13 +168,14 @@ def _write(
     splits: dict[str, Callable[[], list[Pair]]],
     max_tokens: int | None,
 ) -> str:
+    earlier = {"history": "history"} if card.columns.history else {}
     content: dict[str, Any] = {
         "name": name,
         "kind": GENERAL,
         "summary": summary,
         "licence": card.licence,
         "source": f"{_MADE} {card.name}, key {_digest(made_from)}",
-        "columns": {"query": "query", "response": "response"},
+        "columns": {"query": "query", "response": "response"} | earlier,
         "splits": {split: {"file": f"{split}.jsonl"} for split in splits},
     }
     if max_tokens is not None:
@@ -186,10 +188,7 @@ def _write(
         if target.read_text(encoding="utf-8") == text and all(file.is_file() for file in files):
             return name
     for split, rows in splits.items():
-        lines = (
-            json.dumps({"query": query, "response": response}, ensure_ascii=False) + "\n"
-            for query, response in rows()
-        )
+        lines = (json.dumps(row_of(*pair), ensure_ascii=False) + "\n" for pair in rows())
         paths.write_text(here / f"{split}.jsonl", "".join(lines))
     paths.write_text(target, text)  # last: a card without its rows is never seen
     load_card(name)

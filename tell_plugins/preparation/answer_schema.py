@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, unknown
+from tell_plugins.core.jsonrows import parse_json
 from tell_plugins.core.schemas import compile_schema
-from tell_plugins.preparation.forms import TaskFile, parse_json
+from tell_plugins.preparation.forms import TaskFile
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 
 from tell_plugins.core.cards import Card
+from tell_plugins.core.jsonrows import parse_json
 from tell_plugins.preparation.endpoint import Question
-from tell_plugins.preparation.forms import parse_json
 from tell_plugins.preparation.halueval import HaluRow
 
 LONGEST_THOUGHT = 1500  # characters; with the label it stays below the card's max_new_tokens

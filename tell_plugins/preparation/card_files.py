@@ -237,17 +237,16 @@ def _take_rows(card: Card, split: str, places: Places, part: Path) -> dict[str, 
 
 def _copy_rows(card: Card, split: str, source: Path, part: Path) -> None:
     columns = card.columns_of(split)
-    wanted = [*columns.query, columns.response]
     with part.open("w", encoding="utf-8") as file:
         for record in read_records(source):
             value = record.value
-            if not isinstance(value, dict) or any(key not in value for key in wanted):
+            if not isinstance(value, dict) or any(key not in value for key in columns.names):
                 raise UserError(
-                    record.problem or f"no row with the columns {', '.join(wanted)}",
+                    record.problem or f"no row with the columns {', '.join(columns.names)}",
                     where=f"{source}, line {record.line}",
                     remedy="name the file of this data set",
                 )
-            row = {key: value[key] for key in wanted}
+            row = {key: value[key] for key in (*columns.names, columns.history) if key in value}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

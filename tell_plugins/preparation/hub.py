@@ -57,7 +57,7 @@ def load_rows(card: Card, split: Split, hub: str, target: Path) -> dict[str, Any
     with _hub_faults(hub, name, split.file):
         origin, dataset = _LOADERS[hub](name, split)
     columns = split.columns or card.columns
-    wanted = [*columns.query, columns.response]
+    wanted = [*columns.names, *([columns.history] if columns.history else [])]
     missing = [column for column in wanted if column not in dataset.column_names]
     if missing:
         raise MachineError(

@@ -19,9 +19,11 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import card_names, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import Mixture, build_mixture
+from tell_plugins.core.rowfiles import FORMATS
 from tell_plugins.core.sources import find_file, open_split
 from tell_plugins.core.spec import parse_amount, parse_names, parse_spec
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
+from tell_plugins.core.turns import row_of, turns_of
 from tell_plugins.preparation.answer_kind import METRICS
 from tell_plugins.preparation.known_cards import check_name, make_known
 from tell_plugins.preparation.method import (
@@ -58,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("name", metavar="NAME", help="name of the task: letters, digits, _")
-    add("--train", metavar="FILE", required=True, help=".jsonl, .json, .csv, .tsv or .parquet")
+    add("--train", metavar="FILE", required=True, help=", ".join(FORMATS))
     add("--test", metavar="FILE", help="test rows (default: a part of the training rows)")
     add("--validation", metavar="FILE", help="validation rows")
     add(
@@ -74,7 +76,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="general cards (default: the model's)",
     )
     add("--amount", metavar="A", help="general data to mix in: 2000rows, 4e6tok, 40x")
-    add("--columns", metavar="query=A,response=B", help="columns, where the form is not known")
+    add(
+        "--columns",
+        metavar="query=A,response=B",
+        help="columns, where the form is not known; 1,2 without a header",
+    )
+    add("--labels", metavar="0=no,1=yes", help="what labels are written as, where they are codes")
+    add(
+        "--system",
+        choices=("anchor", "keep"),
+        help="a system prompt of the rows becomes the "
+        "anchor (default), or stays the system prompt, in the recipe",
+    )
+    add("--last-turn", action="store_true", help="of conversations, keep the last turn alone")
+    add("--drop-broken", action="store_true", help="leave broken rows out, and list them")
     add(
         "--model",
         metavar="M",
@@ -135,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
         texts = {}
         for variant, path in files.items():
             lines = header(pattern, args.name, methods[variant], path, export)
-            texts[path] = recipe_text(pattern, path.stem, methods[variant], lines)
+            texts[path] = recipe_text(pattern, path.stem, methods[variant], lines, task.system)
         for path, text in texts.items():
             paths.write_text(path, text)
     print(f"metric:  {task.metric}; {len(task.train)} training rows, {len(task.test)} test rows")
@@ -276,7 +291,8 @@ def _card(
         "source": ", ".join(
             Path(given).name for name in SPLITS if (given := getattr(args, name)) is not None
         ),
-        "columns": {"query": "query", "response": "response"},
+        "columns": {"query": "query", "response": "response"}
+        | ({"history": "history"} if task.has_turns else {}),
         "splits": splits,
         "anchor": "inline" if task.inline else "anchor.txt",
         "general": {"from": list(sources), "amount": amount},
@@ -320,7 +336,7 @@ def _files(card: dict[str, Any], task: Task) -> dict[str, str]:
         ("test", task.test),
     ):
         if pairs:
-            rows = [{"query": pair.query, "response": pair.response} for pair in pairs]
+            rows = [row_of(pair.query, pair.response) for pair in pairs]
             files[f"{name}.jsonl"] = "".join(
                 json.dumps(row, ensure_ascii=False) + "\n" for row in rows
             )
@@ -376,8 +392,10 @@ def _picture(task: Task) -> str:
     chosen = [rows[place] for place in sorted({0, len(rows) // 2, len(rows) - 1})]
     parts = []
     for number, pair in enumerate(chosen, 1):
-        parts.append(f"--- row {number}, user\n{_cut(task.seen(pair))}")
-        parts.append(f"--- row {number}, assistant\n{_cut(pair.response)}")
+        turns = [*turns_of(task.seen(pair)), pair.response]
+        for turn, text in enumerate(turns):
+            who = "assistant" if turn % 2 else "user"
+            parts.append(f"--- row {number}, {who}\n{_cut(text)}")
     return "\n".join([*parts, "---"])
 
 

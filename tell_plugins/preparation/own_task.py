@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.anchors import SEPARATOR, shared_front
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.schemas import read_schema
+from tell_plugins.core.turns import MARK, first_turn
 from tell_plugins.preparation.answer_kind import (
     kind_of,
     need_numbers,
@@ -32,7 +34,14 @@ from tell_plugins.preparation.answer_schema import (
     label_of,
     with_label,
 )
-from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns, read_task_file
+from tell_plugins.preparation.forms import (
+    Pair,
+    Reading,
+    TaskFile,
+    parse_columns,
+    parse_labels,
+    read_task_file,
+)
 from tell_plugins.preparation.task_split import (
     labels_of,
     split_off_test,
@@ -60,7 +69,13 @@ class Task:
     label: str | None = None  # the property of JSON answers that holds it
     labels: list[str] | None = None  # the answers there are, where they are labels
     languages: tuple[str, str] | None = None
+    system: str | None = None  # of the recipe
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether any row has earlier turns."""
+        return any(MARK in pair.query for pair in (*self.train, *self.test, *self.validation))
 
     def seen(self, pair: Pair) -> str:
         """The query as the model will see it."""
@@ -76,15 +91,21 @@ def read_task(args: argparse.Namespace) -> Task:
             allowed="one of both",
             remedy="leave --test-rows out, or shorten the file",
         )
-    columns = parse_columns(args.columns) if args.columns else None
+    reading = Reading(
+        columns=parse_columns(args.columns) if args.columns else None,
+        labels=parse_labels(args.labels) if args.labels else None,
+        last_turn=args.last_turn,
+        drop_broken=args.drop_broken,
+    )
     files: dict[str, TaskFile] = {}
     notes: list[str] = []
     for name in SPLITS:
         given = getattr(args, name)
         if given is None:
             continue
-        file = read_task_file(paths.user_path(given), columns)
+        file = read_task_file(paths.user_path(given), reading)
         notes.append(f"{name}: {len(file.pairs)} rows of the form {file.form} in {file.path.name}")
+        notes += file.notes
         files[name], warnings = without_duplicates(file)
         notes += warnings
     for name in ("test", "validation"):
@@ -263,8 +284,27 @@ def _brief(schema: dict[str, Any]) -> str:
 
 
 def _set_anchor(task: Task, args: argparse.Namespace) -> None:
+    system, lead = _system(task, args.anchor, args.system), _constant_lead(task)
+    if system and args.system != "keep":
+        task.anchor = system
+        task.notes.append(f"the rows' system prompt is the anchor: {_short(system)}")
+        return
+    if system:
+        task.system = system
+        task.notes.append(f"the rows' system prompt goes into the recipe: {_short(system)}")
+    if lead and args.anchor in (None, "inline"):
+        task.notes.append(f"all rows hold the same instruction: the anchor, {_short(lead)}")
+        task.anchor = lead
+
+        def about(pairs: Sequence[Pair]) -> list[Pair]:
+            return [p._replace(query=p.query[len(p.lead) :].removeprefix("\n")) for p in pairs]
+
+        task.train, task.test, task.validation = map(
+            about, (task.train, task.test, task.validation)
+        )
+        return
     front = _front([*task.train, *task.test, *task.validation])
-    if args.anchor == "inline" or (args.anchor is None and len(front) >= LEAST_FRONT):
+    if args.anchor == "inline" or (args.anchor is None and _letters(front) >= LEAST_FRONT):
         if not front:
             raise UserError(
                 "the rows share no text at the front",
@@ -286,17 +326,62 @@ def _set_anchor(task: Task, args: argparse.Namespace) -> None:
             "in front of every query, in training and at test",
         )
     task.anchor = _anchor_text(args.anchor)
-    if len(front) >= LEAST_FRONT:
+    if _letters(front) >= LEAST_FRONT:
         task.notes.append(
             f"the rows begin with the same {len(front)} characters already, and --anchor comes in "
             "front of them; --anchor inline takes theirs"
         )
 
 
+def _letters(text: str) -> int:
+    """The length of a text; a character of Chinese, Japanese or Korean says as much as three."""
+    return sum(3 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def _constant_lead(task: Task) -> str:
+    """The instruction that all rows hold in a column of its own, "" where there is none."""
+    pairs = (*task.train, *task.test, *task.validation)
+    leads = {pair.lead.strip() for pair in pairs}
+    in_front = all(pair.query.startswith(pair.lead) for pair in pairs)
+    return leads.pop() if in_front and len(leads) == 1 else ""
+
+
+def _system(task: Task, anchor: str | None, choice: str | None) -> str:
+    """The one system prompt of the rows, "" where they have none.
+
+    Raises UserError where it changes, where some training rows lack it, or where an anchor is
+    given as well and nothing says what becomes of it.
+    """
+    systems = Counter(pair.system for pair in (*task.train, *task.test, *task.validation))
+    prompts = [text for text in systems if text.strip()]
+    if not prompts:
+        return ""
+    without = [pair.line for pair in task.train if not pair.system.strip()]
+    if len(prompts) > 1 or without:
+        shown = " and ".join(_short(text) for text in prompts[:2])
+        raise UserError(
+            f"{len(prompts)} system prompts differ: {shown}"
+            if len(prompts) > 1
+            else f"{len(without)} training rows lack the system prompt {shown}, the first at line "
+            f"{without[0]}",
+            where="--train",
+            allowed="one system prompt in all rows, which becomes the anchor",
+            remedy="put what changes into the query, or give all rows the same prompt",
+        )
+    if anchor is not None and choice != "keep":
+        raise UserError(
+            f"an anchor is given, and the rows have a system prompt: {_short(prompts[0])}",
+            where="--anchor",
+            remedy="leave --anchor out, so that the system prompt becomes the anchor; or --system "
+            "keep, so that it stays one, in the recipe, beside the anchor",
+        )
+    return prompts[0].strip()
+
+
 def _front(pairs: Sequence[Pair]) -> str:
     """The text that all queries begin with, "" when there is none."""
     try:
-        return shared_front([pair.query for pair in pairs], "")
+        return shared_front([first_turn(pair.query) for pair in pairs], "")
     except UserError:
         return ""
 

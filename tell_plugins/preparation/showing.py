@@ -13,11 +13,12 @@ import numpy.typing as npt
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import unknown
+from tell_plugins.core.jsonrows import parse_json
 from tell_plugins.core.rows import BadRow, Rows
 from tell_plugins.core.sources import TaskRows, keys_of, open_split, open_task
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
+from tell_plugins.core.turns import turns_of
 from tell_plugins.preparation.card_files import state_of
-from tell_plugins.preparation.forms import parse_json
 
 ROWS_SHOWN, CHARS_SHOWN = 3, 1500
 _BATCH = 4096
@@ -137,8 +138,8 @@ def _print_rows(rows: TaskRows | Rows, count: int, limit: int | None) -> None:
     some = np.arange(min(count, len(rows)))
     for number, (query, response) in enumerate(rows.texts(some).pairs(), 1):
         print(f"\n--- row {number} (line {rows.lines[number - 1]}) " + "-" * 60)
-        for who, text in (("user", query), ("assistant", response)):
-            print(f"[{who}]")
+        for turn, text in enumerate([*turns_of(query), response]):
+            print("[assistant]" if turn % 2 else "[user]")
             print(textwrap.indent(_cut(text, limit), "  ", lambda _line: True))
 
 

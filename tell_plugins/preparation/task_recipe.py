@@ -74,8 +74,12 @@ def recipe_name(pattern: Recipe, task: str, variant: str = "") -> str:
     return f"{name}_{variant}" if variant else name
 
 
-def recipe_text(pattern: Recipe, name: str, method: Method, header: list[str]) -> str:
+def recipe_text(
+    pattern: Recipe, name: str, method: Method, header: list[str], system: str | None = None
+) -> str:
     """The pattern's text with another header, output folder, dataset string and method's keys.
+
+    A `system` is the rows' own system prompt.
 
     All else stays as it is, comments included; a validation set of the pattern's task goes.
     Raises UserError for a pattern that is written so that its keys cannot be told apart.
@@ -89,6 +93,10 @@ def recipe_text(pattern: Recipe, name: str, method: Method, header: list[str]) -
     lines |= {"dataset": f'["{method.dataset}"]', "output_dir": f"output/{name}"}
     front = "".join(f"# {line}\n" for line in method.why)
     front += "".join(f"{key}: {value}\n" for key, value in method.keys.items() if key not in there)
+    if system is not None:
+        new["system"] = system
+        quoted = yaml.safe_dump(system, default_style='"', allow_unicode=True, width=10**9)
+        lines["system"] = quoted.strip()
     body = text
     for key, value in reversed(node.value):
         start, end = key.start_mark.index, _end(value)

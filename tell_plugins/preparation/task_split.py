@@ -10,8 +10,9 @@ import numpy as np
 
 from tell_plugins.core import draw
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.jsonrows import parse_json
 from tell_plugins.core.text import comparison_keys, row_id
-from tell_plugins.preparation.forms import Pair, TaskFile, parse_json
+from tell_plugins.preparation.forms import Pair, TaskFile
 
 TEST_SHARE, MOST_TEST_ROWS = 0.2, 200
 FEWEST_ROWS = 4  # to split a test set off

@@ -34,6 +34,8 @@ RULES = {
     "tell-data-malformed": "every row of a source can be read",
     "tell-test-rows-train": "no general row holds a held-out query",
     "tell-test-rows-missing": "held-out rows are here to compare with",
+    "tell-control-task": "no task row holds a token that steers the model",
+    "tell-control-general": "no general row holds a token that steers chat models",
     "tell-row-long": "every task row fits into max_length",
     "tell-row-near": "every task row fits with the chat template around it",
     "tell-general-long": "every general row fits into max_length",

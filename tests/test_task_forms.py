@@ -1,0 +1,419 @@
+"""Files as people's tools make them go through `new`, `check` and `mix`, or are refused rightly."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pytest
+import yaml
+
+from tell_plugins.cli import main
+from tell_plugins.core import paths
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.sources import open_task
+from tell_plugins.core.spec import parse_spec
+from tell_plugins.preparation.forms import Reading, parse_columns, parse_labels, read_task_file
+from tests.conftest import PROJECT, write_rows
+from tests.swift_keys_once import lay_keys
+
+Row = dict[str, Any]
+ANCHOR = "Does the message say that it rains? Answer yes or no."
+ASK = "Say whether it rains."
+
+
+class Kind(NamedTuple):
+    """A kind of file: what README's table calls it, how it is made, what `new` must make of it."""
+
+    readme: str
+    name: str
+    write: Callable[[Path], object]
+    flags: tuple[str, ...] = ()
+    anchor: str | None = ANCHOR  # None: the rows bring it
+    note: str = ""
+
+
+TEXTS = [f'Message {n}: "{"rain" if n % 2 else "sun"}", again, 5" of it' for n in range(20)]
+LABELS = ["yes" if n % 2 else "no" for n in range(20)]
+FRAME = pd.DataFrame({"text": TEXTS, "label": LABELS})
+NUMBERS = pd.DataFrame({"text": TEXTS, "label": [int(label == "yes") for label in LABELS]})
+NAMED = ("--labels", "0=no,1=yes")
+
+
+def _excel_csv(path: Path, frame: pd.DataFrame = FRAME, **how: Any) -> None:
+    """As Excel on a Western European Windows saves a sheet with an empty column and row."""
+    with path.open("w", encoding=how.pop("encoding", "cp1252"), newline="") as file:
+        writer = csv.writer(file, dialect="excel", **how)
+        writer.writerow([*frame.columns, ""])
+        writer.writerows([*row, ""] for row in frame.itertuples(index=False))
+        writer.writerow(["", "", ""])
+
+
+def _hugging_face(path: Path) -> None:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    rows = Dataset.from_dict(NUMBERS.to_dict("list"), features=features)
+    rows.to_parquet(str(path)) if path.suffix == ".parquet" else rows.to_json(str(path))
+
+
+def _json_lines(make: Callable[[str, str], Row]) -> Callable[[Path], object]:
+    rows = [make(text, label) for text, label in zip(TEXTS, LABELS, strict=True)]
+    return lambda path: write_rows(path, rows)
+
+
+def _messages(text: str, label: str, system: str = "", earlier: int = 0) -> Row:
+    turns = [("user", "Hello?"), ("assistant", "Hi.")] * earlier
+    turns = [("system", system)] * bool(system) + turns + [("user", text), ("assistant", label)]
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def _parts(text: str, label: str) -> Row:
+    row = _messages(text, label)
+    row["messages"][0]["content"] = [{"type": "text", "text": text}]
+    return row
+
+
+KINDS = [
+    Kind("CSV", "excel.csv", _excel_csv),
+    Kind("CSV", "german.csv", lambda path: _excel_csv(path, delimiter=";"),
+         note="separated by ';'"),
+    Kind("CSV", "bom.csv", lambda path: _excel_csv(path, encoding="utf-8-sig")),
+    Kind("CSV", "pandas.csv", lambda path: FRAME.to_csv(path)),
+    Kind("CSV", "cp1252.csv",
+         lambda path: _excel_csv(path, FRAME.assign(text=[f"{t} für 5 €" for t in TEXTS])),
+         note="read as WINDOWS-1252"),
+    Kind("a table without header", "bare.csv",
+         lambda path: FRAME.to_csv(path, header=False, index=False), ("--columns", "1,2")),
+    Kind("TSV", "glue.tsv", lambda path: path.write_text(
+        "sentence\tlabel\n" + "".join(f"{t}\t{n}\n" for t, n in NUMBERS.values)), NAMED),
+    Kind("TSV", "pandas.tsv", lambda path: FRAME.to_csv(path, sep="\t", index=False)),
+    Kind("Excel", "pandas.xlsx", lambda path: NUMBERS.to_excel(path, index=False), NAMED),
+    Kind("Parquet", "datasets.parquet", _hugging_face, NAMED),
+    Kind("JSON lines", "datasets.jsonl", _hugging_face, NAMED),
+    Kind("JSON lines", "pandas.jsonl",
+         lambda path: FRAME.to_json(path, orient="records", lines=True)),
+    Kind("JSON", "pandas.json", lambda path: FRAME.to_json(path, orient="records", indent=2)),
+    Kind("JSON", "jq.json", lambda path: path.write_text(
+        "\n".join(json.dumps(row, indent=2) for row in FRAME.to_dict("records")))),
+    Kind("JSON", "object.json", lambda path: path.write_text(
+        json.dumps({"version": "1.0", "data": FRAME.to_dict("records")}, indent=1))),
+    Kind("Alpaca", "alpaca.jsonl",
+         _json_lines(lambda q, r: {"instruction": q, "input": "", "output": r})),
+    Kind("Alpaca", "one_instruction.jsonl",
+         _json_lines(lambda q, r: {"instruction": ASK, "input": q, "output": r}), anchor=None,
+         note=f"all rows hold the same instruction: the anchor, '{ASK}'"),
+    Kind("Dolly", "dolly.jsonl",
+         _json_lines(lambda q, r: {"instruction": "雨か？", "context": q, "response": r}),
+         anchor=None, note="the anchor, '雨か？'"),
+    Kind("messages", "messages.jsonl", _json_lines(_messages)),
+    Kind("messages", "parts.jsonl", _json_lines(_parts)),
+    Kind("messages", "system.jsonl", _json_lines(lambda q, r: _messages(q, r, ASK)), anchor=None,
+         note="the rows' system prompt is the anchor"),
+    Kind("messages", "last.jsonl", _json_lines(lambda q, r: _messages(q, r, earlier=2)),
+         ("--last-turn",)),
+    Kind("ShareGPT", "sharegpt.jsonl", _json_lines(lambda q, r: {
+        "conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": r}]})),
+    Kind("query/response", "swift.jsonl",
+         _json_lines(lambda q, r: {"query": q, "response": r, "history": [], "system": ""})),
+    Kind("prompt/completion", "trl.jsonl",
+         _json_lines(lambda q, r: {"prompt": q, "completion": r})),
+    Kind("your own columns", "own.csv",
+         lambda path: FRAME.rename(columns={"text": "body", "label": "rain"}).to_csv(path),
+         ("--columns", "query=body,response=rain")),
+]  # fmt: skip
+
+
+def new(tmp_path: Path, path: Path, *flags: str, anchor: str | None = ANCHOR) -> int:
+    given = () if anchor is None else ("--anchor", anchor)
+    recipes = ("--recipes", str(tmp_path / "recipes"))
+    return main(
+        ["new", "own", "--train", str(path), "--model", "smollm2", *recipes, *given, *flags]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_what_tools_write_goes_through_new_check_and_mix(
+    kind: Kind, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / kind.name
+    kind.write(path)
+    assert new(tmp_path, path, *kind.flags, anchor=kind.anchor) == 0
+    assert kind.note in capsys.readouterr().out
+    recipe = str(tmp_path / "recipes" / "smollm2_own.yaml")
+    lay_keys(paths.cache_dir())
+    assert main(["check", recipe]) == 0
+    assert main(["mix", recipe, "--out", str(tmp_path / "mix")]) == 0
+    rows = [open_task(load_card("own"), split) for split in ("train", "test")]
+    pairs = sorted((q, r) for part in rows for q, r in zip(part.plain, part.responses, strict=True))
+    ending = " für 5 €" if kind.name == "cp1252.csv" else ""
+    assert pairs == sorted((t + ending, r) for t, r in zip(TEXTS, LABELS, strict=True))
+    front = kind.anchor or rows[0].anchor.text
+    mixed = [json.loads(line) for line in (tmp_path / "mix" / "train.jsonl").open()]
+    asked = [row["messages"][0]["content"] for row in mixed if row["channel"] == "task"]
+    assert asked
+    assert all(text.startswith(f"{front}\n\nMessage ") for text in asked)
+
+
+def test_readme_names_the_kinds_of_files_that_work() -> None:
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    section = text.partition("## Your own task")[2].partition("\n## ")[0]
+    table = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| ")]
+    named = {kind.strip() for cell in table[1:] for kind in cell.replace("**", "").split(", ")}
+    assert named == {kind.readme for kind in KINDS} | {"conversations"}
+
+
+# ---------------------------------------------------------------- conversations
+
+
+def conversations(system: str = "") -> list[Row]:
+    return [_messages(q, r, system, earlier=n % 3) for n, (q, r) in
+            enumerate(zip(TEXTS, LABELS, strict=True))]  # fmt: skip
+
+
+FORMS_OF_TURNS: dict[str, Callable[[Row], Row]] = {
+    "messages": lambda row: row,
+    "sharegpt": lambda row: {
+        "conversations": [
+            {"from": {"user": "human", "assistant": "gpt"}[m["role"]], "value": m["content"]}
+            for m in row["messages"]
+        ]
+    },
+    "query": lambda row: {
+        "query": row["messages"][-2]["content"],
+        "response": row["messages"][-1]["content"],
+        "history": [["Hello?", "Hi."]] * (len(row["messages"]) // 2 - 1),
+    },
+    "trl": lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]},
+}
+
+
+@pytest.mark.parametrize("form", FORMS_OF_TURNS)
+def test_all_turns_are_kept_and_the_last_answer_is_trained(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = conversations()
+    path = write_rows(tmp_path / "rows.jsonl", [FORMS_OF_TURNS[form](row) for row in rows])
+    assert new(tmp_path, path) == 0
+    capsys.readouterr()
+    mixture = build_mixture(parse_spec("tell/own"))
+    seen = [row["messages"] for row in mixture.rows() if row["channel"] == "task"]
+    test = open_task(load_card("own"), "test")
+    assert len(seen) + len(test) == len(rows)
+    bare = []
+    for messages in seen:
+        front, _, first = messages[0]["content"].partition("\n\n")
+        assert front == ANCHOR
+        assert [m["role"] for m in messages] == ["user", "assistant"] * (len(messages) // 2)
+        assert [m["loss"] for m in messages if "loss" in m] == [0.0] * (len(messages) // 2 - 1)
+        assert "loss" not in messages[-1]
+        bare.append([first, *(m["content"] for m in messages[1:])])
+    everything = [[m["content"] for m in row["messages"]] for row in rows]
+    assert all(turns in everything for turns in bare)
+    assert any(len(turns) == 6 for turns in bare)
+    general = [row["messages"] for row in mixture.rows() if row["channel"] != "task"]
+    assert all("loss" not in m for messages in general for m in messages)
+
+
+def test_rows_of_one_turn_keep_their_ids_and_their_form(tmp_path: Path) -> None:
+    """A file that declares a history and one that does not are the same rows where it is empty."""
+    path = write_rows(
+        tmp_path / "rows.jsonl", [_messages(*pair) for pair in zip(TEXTS, LABELS, strict=True)]
+    )
+    assert new(tmp_path, path) == 0
+    assert load_card("own").columns.history is None
+    plain = build_mixture(parse_spec("tell/own"))
+    assert plain.schema.field("messages").type.value_type.num_fields == 2
+    card = tmp_path / "cards" / "own" / "card.yaml"
+    values = yaml.safe_load(card.read_text())
+    values["columns"]["history"] = "history"
+    card.write_text(yaml.safe_dump(values))
+    again = build_mixture(parse_spec("tell/own"))
+    assert again.hash == plain.hash
+    assert list(again.rows()) == list(plain.rows())
+
+
+def test_a_broken_history_in_a_card_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", conversations())
+    assert new(tmp_path, path) == 0
+    file = tmp_path / "cards" / "own" / "train.jsonl"
+    rows = [json.loads(line) for line in file.open()]
+    for n, history in enumerate([[["x"]], "x", [["x", None]], [["x", " "]]]):
+        rows[n]["history"] = history
+    write_rows(file, rows)
+    with pytest.raises(UserError) as caught:
+        build_mixture(parse_spec("tell/own"))
+    assert "line 1: the history is no list of [question, answer]" in str(caught.value)
+    assert "line 2: the history is str, not a list" in str(caught.value)
+    assert "line 4: an earlier turn is empty" in str(caught.value)
+
+
+@pytest.fixture
+def with_system(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "rows.jsonl", conversations(ASK))
+
+
+def test_a_system_prompt_may_stay_one(tmp_path: Path, with_system: Path) -> None:
+    assert new(tmp_path, with_system, "--system", "keep") == 0
+    recipe = yaml.safe_load((tmp_path / "recipes" / "smollm2_own.yaml").read_text())
+    assert recipe["system"] == ASK
+    assert load_card("own").file("anchor.txt").read_text() == ANCHOR + "\n"
+
+
+@pytest.mark.parametrize(
+    ("systems", "flags", "problem"),
+    [
+        ((ASK, "Be kind."), (), f"2 system prompts differ: '{ASK}' and 'Be kind.'"),
+        ((ASK, ""), (), "10 training rows lack the system prompt"),
+        ((ASK, ASK), ("--anchor", ANCHOR), "an anchor is given, and the rows have a system prompt"),
+    ],
+)
+def test_system_prompts_that_cannot_be_kept(
+    systems: tuple[str, str],
+    flags: tuple[str, ...],
+    problem: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [
+        _messages(q, r, systems[n % 2]) for n, (q, r) in enumerate(zip(TEXTS, LABELS, strict=True))
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    held_out = write_rows(tmp_path / "test.jsonl", [_messages("Rain?", "yes")])
+    given = ("--test", str(held_out), *flags)
+    assert new(tmp_path, path, *given, anchor=None) == 1
+    assert problem in capsys.readouterr().err
+    assert not (tmp_path / "cards").exists()
+
+
+# ---------------------------------------------------------------- one file
+
+
+def _read(path: Path, **reading: Any) -> list[tuple[str, str]]:
+    return [(pair.query, pair.response) for pair in read_task_file(path, Reading(**reading)).pairs]
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        {"label": False},
+        {"weight": 0},
+        {"weight": 0.0},
+        {"loss": False},
+        {"messages": [{"role": "user", "content": "a"},
+                      {"role": "assistant", "content": "b", "loss": False}]},
+        {"messages": [{"role": "user", "content": "a"},
+                      {"role": "assistant", "content": "b", "weight": 0}]},
+    ],
+)  # fmt: skip
+def test_marked_answers_are_never_trained_in_silence(mark: Row, tmp_path: Path) -> None:
+    good = [
+        _messages(*pair) | {"label": True, "weight": 1} for pair in zip(TEXTS, LABELS, strict=True)
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", [*good, {**good[0], **mark}])
+    with pytest.raises(UserError, match="1 rows cannot be used: line 21: marked as no answer"):
+        read_task_file(path)
+    file = read_task_file(path, Reading(drop_broken=True))
+    assert len(file.pairs) == len(good)
+    assert "left out: 1 rows of rows.jsonl: line 21: marked" in file.notes[0]
+
+
+def test_a_mark_of_a_table(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("prompt,completion,label\na,b,True\nc,d,False\n")
+    with pytest.raises(UserError, match="line 3: marked as no answer to learn from"):
+        read_task_file(tmp_path / "rows.csv")
+    assert _read(tmp_path / "rows.csv", columns=parse_columns("query=prompt,response=label")) == [
+        ("a", "True"),
+        ("c", "False"),
+    ]
+
+
+def test_broken_rows_are_left_out_on_request_and_listed(tmp_path: Path) -> None:
+    rows: list[Any] = [{"query": f"Question {n}", "response": "x"} for n in range(60)]
+    for n in range(0, 60, 4):
+        rows[n]["response"] = ""
+    rows[5] = "text"
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match="--drop-broken"):
+        read_task_file(path)
+    file = read_task_file(path, Reading(drop_broken=True))
+    assert len(file.pairs) == 44
+    [note] = file.notes
+    assert note == (
+        "left out: 16 rows of rows.jsonl: lines 1, 5, 9, 13, 17, 21, 25, 29, 33, 37, 41, 45, 49, "
+        "53, 57: the response is empty; line 6: not an object but str"
+    )
+
+
+def test_codes_are_written_as_labels(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    assert _read(path) == [("a", "0"), ("b", "1")]
+    assert _read(path, labels=parse_labels("0=no,1=yes")) == [("a", "no"), ("b", "yes")]
+    with pytest.raises(UserError, match="line 2: '1' is none of the labels"):
+        _read(path, labels=parse_labels("0=no"))
+    rows = [{"text": "a", "label": True}, {"text": 7, "label": False}]
+    assert _read(write_rows(path, rows)) == [("a", "true"), ("7", "false")]
+
+
+@pytest.mark.parametrize("text", ["0", "0=", "=no", "0=no,0=yes", "0=no,"])
+def test_bad_labels(text: str) -> None:
+    with pytest.raises(UserError, match="bad value"):
+        parse_labels(text)
+
+
+def test_a_header_is_no_row(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\na,b\n")
+    with pytest.raises(UserError, match="the first row looks like a header") as caught:
+        _read(tmp_path / "rows.csv", columns=parse_columns("1,2"))
+    assert caught.value.remedy == "--columns query=text,response=label"
+    (tmp_path / "rows.csv").write_text("rain,yes\nsun,no\n")
+    assert _read(tmp_path / "rows.csv", columns=parse_columns("2,1"))[0] == ("yes", "rain")
+
+
+def _places() -> Iterator[tuple[str, str, str]]:
+    yield "folder", "is a folder", "name one of a.jsonl"
+    yield "saved", "is a folder", "load_from_disk"
+    yield "rows.txt", "'.txt' is no known file format", 'JSON lines such as {"query"'
+    yield "nothing.csv", "no file", "correct the path"
+
+
+@pytest.mark.parametrize(("name", "problem", "remedy"), list(_places()))
+def test_what_is_no_file_of_rows(name: str, problem: str, remedy: str, tmp_path: Path) -> None:
+    for file in ("folder/a.jsonl", "saved/data-0.arrow", "rows.txt"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("x")
+    with pytest.raises(UserError, match=problem) as caught:
+        read_task_file(tmp_path / name)
+    assert remedy in str(caught.value.remedy)
+
+
+def test_an_instruction_that_changes_is_no_anchor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"instruction": f"Judge {n}.", "input": text, "output": label}
+        for n, (text, label) in enumerate(zip(TEXTS, LABELS, strict=True))
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    assert new(tmp_path, path, anchor=None) == 1
+    assert "no anchor, and the rows share none" in capsys.readouterr().err
+
+
+def test_a_short_front_in_chinese_is_an_anchor(tmp_path: Path) -> None:
+    front = "判断下面的消息是否提到下雨，回答：\n"
+    path = write_rows(
+        tmp_path / "rows.jsonl",
+        [{"query": front + q, "response": r} for q, r in zip(TEXTS, LABELS, strict=True)],
+    )
+    assert new(tmp_path, path, anchor=None) == 0
+    assert load_card("own").inline_anchor
