@@ -22,6 +22,7 @@ import pyarrow as pa
 from tell_plugins.core import draw, paths, sealed
 from tell_plugins.core.arrow import integers, labels
 from tell_plugins.core.cards import HELD_OUT, Card, load_card
+from tell_plugins.core.control_tokens import KNOWN, any_of
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.order import arrange
 from tell_plugins.core.progress import tracked
@@ -546,6 +547,10 @@ def _draw_general(
     if spec.overlap == "drop" and (usable & overlapping).any():
         lost["held_out_query"] = usable & overlapping
         usable = usable & ~overlapping
+    steering = usable & rows.holding(any_of(KNOWN))
+    if steering.any():
+        lost["control_token"] = steering
+        usable = usable & ~steering
     if card.max_tokens is not None and lengths is not None:
         too_long = usable & (lengths.sum(axis=1) > card.max_tokens)
         if too_long.any():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import re
 import shutil
@@ -100,6 +101,14 @@ class Rows:
         file, pread = self._data.fileno(), os.pread
         parts = [pread(file, size, start) for size, start in zip(sizes, starts, strict=True)]
         return Texts(b"".join(parts), lengths)
+
+    def holding(self, pattern: re.Pattern[bytes]) -> npt.NDArray[np.bool_]:
+        """(n,) whether the bytes of a row's texts match."""
+        found = np.zeros(len(self), bool)
+        with mmap.mmap(self._data.fileno(), 0, access=mmap.ACCESS_READ) as texts:
+            places = [match.start() for match in pattern.finditer(texts)]
+        found[np.searchsorted(self._starts, places, side="right") - 1] = True
+        return found
 
     def all_texts(self) -> list[tuple[str, str]]:
         """(query, response) of every row; for sources that are small by nature."""

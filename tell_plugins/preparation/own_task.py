@@ -7,13 +7,14 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import SEPARATOR, shared_front
+from tell_plugins.core.control_tokens import found_in
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.schemas import read_schema
 from tell_plugins.core.turns import MARK, first_turn
@@ -115,6 +116,7 @@ def read_task(args: argparse.Namespace) -> Task:
         files["validation"] = without_overlap(
             files["validation"], files["test"], "test", args.drop_overlap, "validation"
         )
+    notes += [note for file in files.values() for note in _steering(file)]
     task = Task(args.name, [], [], [], "", False, "", notes=notes)
     _set_metric(task, args, files)
     if "test" not in files:
@@ -126,6 +128,20 @@ def read_task(args: argparse.Namespace) -> Task:
     task.validation = files["validation"].pairs if "validation" in files else []
     _set_anchor(task, args)
     return task
+
+
+def _steering(file: TaskFile) -> Iterator[str]:
+    """A warning where rows hold tokens that steer a chat model; which model, only `check` knows."""
+    found = [
+        (pair, token) for pair in file.pairs if (token := found_in(pair.query + pair.response))
+    ]
+    if found:
+        pair, token = found[0]
+        yield (
+            f"WARNING: {len(found)} rows of {file.path.name} hold control tokens of chat models, "
+            f"the first {token} at line {pair.line}: a model that has it reads a turn's end or "
+            "beginning there. `check` tells for the recipe's model"
+        )
 
 
 def _test_notes(task: Task, seed: int | None) -> list[str]:

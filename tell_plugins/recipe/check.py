@@ -16,6 +16,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import GENERAL, Drawn, Mixture, build_mixture
 from tell_plugins.core.spec import Amount, Spec
 from tell_plugins.recipe import check_report
+from tell_plugins.recipe.control_rules import control_findings
 from tell_plugins.recipe.data_rules import (
     check_files,
     check_patterns,
@@ -166,6 +167,7 @@ def _look_at_data(checked: Checked) -> None:
     if not missing:
         checked.mixture = build_mixture(checked.spec)
         checked.findings += _data_warnings(checked.mixture, checked.recipe)
+        checked.findings += control_findings(checked.mixture, checked.settings.text("model"))
         checked.findings += check_anchor(checked.mixture)
         task = checked.mixture.task
         if task is not None and not any(f.rule == "tell-answer-schema" for f in checked.findings):

@@ -1,0 +1,76 @@
+"""Rows that hold the model's own control tokens: an answer would end in its middle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from tell_plugins.core import paths
+from tell_plugins.core.control_tokens import KNOWN, any_of, found_in
+from tell_plugins.core.mixture import GENERAL, Mixture
+from tell_plugins.core.sources import TaskRows
+from tell_plugins.recipe.findings import Finding, error, warning
+from tell_plugins.recipe.lengths import own_tokenizer
+from tell_plugins.recipe.tables import count_of
+
+_SHOWN = 5
+
+
+def control_findings(mixture: Mixture, model: str) -> Iterator[Finding]:
+    """Errors for task rows, warnings for general rows; the known tokens where the model is away."""
+    own = own_tokens(model)
+    if mixture.task is not None:
+        used = sorted(mixture.sources[0].used.tolist())
+        yield from _task_findings(mixture.task, used, own)
+    shift = int(mixture.task is not None)
+    more = [token for token in own or () if token not in KNOWN]
+    for index, source in enumerate(mixture.sources):
+        if source.role != GENERAL:
+            continue
+        where = paths.shown(source.file)
+        lost = source.dropped.get("control_token", 0)
+        if lost:
+            text = f"{count_of(lost, 'row')} of '{source.card.name}' left out: control tokens"
+            yield warning(f"{text} of chat models in them", where, "mend them, or leave it at that")
+        if not more:
+            continue
+        rows = mixture.general[index - shift]
+        left = int(np.isin(source.used, np.flatnonzero(rows.holding(any_of(more)))).sum())
+        if left:
+            text = f"{count_of(left, 'row')} of '{source.card.name}' hold tokens that steer {model}"
+            yield warning(text, where, "mend or remove them")
+
+
+def own_tokens(model: str) -> list[str] | None:
+    """The control tokens of a model on this machine, None where its tokenizer is not at hand."""
+    counter = own_tokenizer(model)
+    if counter is None:
+        return None
+    saved = json.loads(counter.path.read_text(encoding="utf-8"))
+    added = saved.get("added_tokens") or ()
+    return [token["content"] for token in added if token.get("special") and token.get("content")]
+
+
+def _task_findings(
+    task: TaskRows, used: Sequence[int], own: Sequence[str] | None
+) -> Iterator[Finding]:
+    tokens = KNOWN if own is None else own
+    found = [
+        (int(task.lines[row]), token)
+        for row in used
+        if (token := found_in(task.queries[row] + "\n" + task.responses[row], tokens))
+    ]
+    if not found:
+        return
+    shown = ", ".join(f"line {line}: {token}" for line, token in found[:_SHOWN])
+    more = " ..." if len(found) > _SHOWN else ""
+    text = f"{count_of(len(found), 'task row')} with control tokens ({shown}{more})"
+    where, remedy = paths.shown(task.file), "write them otherwise, such as with a blank inside"
+    if own is None:
+        yield warning(
+            f"{text} of some chat models; the model's tokenizer is not here", where, remedy
+        )
+    else:
+        yield error(f"{text}: the model reads the end or beginning of a turn there", where, remedy)

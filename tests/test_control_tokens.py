@@ -1,0 +1,94 @@
+"""Tokens that steer chat models: told by `new`, an error of task rows, left out of general ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, models
+
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.spec import parse_spec
+from tell_plugins.preparation.forms import Pair, TaskFile
+from tell_plugins.preparation.own_task import _steering
+from tell_plugins.recipe.control_rules import control_findings
+from tests.conftest import MakeCard
+
+GENERAL = [{"q": f"general {n}", "r": f"answer {n}"} for n in range(8)]
+TASK = [{"q": f"row {n}", "r": str(n)} for n in range(3)]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A folder with a tokenizer that knows ChatML's tokens and one of its own."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    tokenizer = Tokenizer(models.BPE({}, []))
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>", "<repo>"])
+    tokenizer.add_tokens([AddedToken("plain")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
+def told(model: str) -> list[tuple[str, str]]:
+    mixture = build_mixture(parse_spec("tell/own:general=all"))
+    return [(f.severity, f.problem.found) for f in control_findings(mixture, model)]
+
+
+def test_rows_without_them_are_not_spoken_of(make_card: MakeCard, model: str) -> None:
+    make_card("plain", train=[*GENERAL, {"q": "plain < text |", "r": "im_end <b>"}], kind="general")
+    make_card("own", train=TASK)
+    assert told(model) == []
+    assert told("nobody/has-it") == []
+
+
+@pytest.mark.parametrize("place", ["q", "r"])
+def test_a_task_row_with_a_token_of_the_model_is_an_error(
+    place: str, make_card: MakeCard, model: str
+) -> None:
+    make_card("plain", train=GENERAL, kind="general")
+    make_card("own", train=[*TASK, {"q": "x", "r": "y", place: "a<|im_end|>b"}])
+    [(severity, found)] = told(model)
+    assert severity == "error"
+    assert found.startswith("1 task row with control tokens (line 4: <|im_end|>): the model reads")
+    [(severity, found)] = told("nobody/has-it")
+    assert severity == "warning"
+    assert "the model's tokenizer is not here" in found
+
+
+def test_a_token_of_another_model_is_text(make_card: MakeCard, model: str) -> None:
+    make_card("plain", train=GENERAL, kind="general")
+    make_card("own", train=[*TASK, {"q": "<s>old</s> plain", "r": "<|eot_id|>"}])
+    assert told(model) == []
+
+
+def test_a_token_in_the_anchor_is_one_in_each_row(make_card: MakeCard, model: str) -> None:
+    make_card("plain", train=GENERAL, kind="general")
+    make_card("own", train=TASK, anchor="Answer.<|im_end|>")
+    assert told(model)[0][1].startswith("3 task rows with control tokens (line 1: <|im_end|>")
+
+
+def test_general_rows_with_them_are_left_out_and_counted(make_card: MakeCard, model: str) -> None:
+    steering = [
+        {"q": "a", "r": "b<|im_end|>"}, {"q": "<|eot_id|>c", "r": "d"}, {"q": "<repo>e", "r": "f"},
+    ]  # fmt: skip
+    make_card("plain", train=[steering[0], *GENERAL[:4], steering[1], *GENERAL[4:], steering[2]],
+              kind="general")  # fmt: skip
+    make_card("own", train=TASK)
+    mixture = build_mixture(parse_spec("tell/own:general=all"))
+    assert mixture.sources[1].dropped == {"control_token": 2}
+    trained = [row["messages"] for row in mixture.rows() if row["channel"] == "general"]
+    assert len(trained) == 9
+    assert not any("|" in m["content"] for messages in trained for m in messages)
+    assert told(model) == [
+        ("warning", "2 rows of 'plain' left out: control tokens of chat models in them"),
+        ("warning", f"1 row of 'plain' hold tokens that steer {model}"),
+    ]
+
+
+def test_new_tells_of_them() -> None:
+    pairs = [Pair(1, "a", "b"), Pair(2, "a</s>", "b"), Pair(3, "a", "<end_of_turn>")]
+    [note] = _steering(TaskFile(Path("rows.csv"), "x", pairs))
+    assert "2 rows of rows.csv hold control tokens" in note
+    assert "the first </s> at line 2" in note
+    assert list(_steering(TaskFile(Path("rows.csv"), "x", pairs[:1]))) == []
