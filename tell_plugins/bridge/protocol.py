@@ -112,7 +112,7 @@ History = Sequence[tuple[str, str]]  # (query, response) pairs that stand before
 
 
 def conversation(prompt: str, history: History = (), system: str = "") -> list[dict[str, str]]:
-    """The messages of a chat: the system prompt if any, of `history`, of the prompt."""
+    """The messages of a chat: the system prompt if any, then the turns of `history` and prompt."""
     turns = [text for pair in history for text in pair] + turns_of(prompt)
     roles = ("user", "assistant")
     front = [{"role": "system", "content": system}] if system else []

@@ -15,6 +15,7 @@ from tell_plugins.recipe.findings import Finding, error, warning
 from tell_plugins.recipe.lengths import own_tokenizer
 from tell_plugins.recipe.tables import count_of
 
+_TASK, _GENERAL = "tell-control-task", "tell-control-general"
 _SHOWN = 5
 
 
@@ -33,14 +34,16 @@ def control_findings(mixture: Mixture, model: str) -> Iterator[Finding]:
         lost = source.dropped.get("control_token", 0)
         if lost:
             text = f"{count_of(lost, 'row')} of '{source.card.name}' left out: control tokens"
-            yield warning(f"{text} of chat models in them", where, "mend them, or leave it at that")
+            yield warning(
+                _GENERAL, f"{text} of chat models in them", where, "mend them, or leave it at that"
+            )
         if not more:
             continue
         rows = mixture.general[index - shift]
         left = int(np.isin(source.used, np.flatnonzero(rows.holding(any_of(more)))).sum())
         if left:
             text = f"{count_of(left, 'row')} of '{source.card.name}' hold tokens that steer {model}"
-            yield warning(text, where, "mend or remove them")
+            yield warning(_GENERAL, text, where, "mend or remove them")
 
 
 def own_tokens(model: str) -> list[str] | None:
@@ -70,7 +73,9 @@ def _task_findings(
     where, remedy = paths.shown(task.file), "write them otherwise, such as with a blank inside"
     if own is None:
         yield warning(
-            f"{text} of some chat models; the model's tokenizer is not here", where, remedy
+            _TASK, f"{text} of some chat models; the model's tokenizer is not here", where, remedy
         )
     else:
-        yield error(f"{text}: the model reads the end or beginning of a turn there", where, remedy)
+        yield error(
+            _TASK, f"{text}: the model reads the end or beginning of a turn there", where, remedy
+        )
