@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -287,6 +288,28 @@ def test_exposure_counts_epochs_and_what_is_never_seen() -> None:
     assert (cut.steps, cut.weight, cut.unseen) == (1, 1.0, 1)
     shared = exposure(plan(8, Training(accumulation=1, world=3, epochs=1)), task)
     assert shared.unseen == 1  # 8 rows over 3 processes: the last two are left out
+
+
+@pytest.mark.parametrize(
+    "training",
+    [Training(max_steps=10**11), Training(epochs=1e10), Training(epochs=1e9, scheduler="cosine")],
+)
+def test_a_schedule_is_computed_not_listed(training: Training) -> None:
+    began = time.monotonic()
+    run = plan(32, training)
+    told = exposure(run, np.arange(32) < 8)
+    assert time.monotonic() - began < 20
+    assert run.peak == 1
+    assert told.weight == pytest.approx(4 * run.epochs_begun, rel=0.01)
+    assert run.over_the_run(np.ones(32)) == pytest.approx(16 * run.steps, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "training", [Training(max_steps=10**18), Training(epochs=1e300), Training(max_steps=10**18 * 9)]
+)
+def test_a_schedule_beyond_all_trainings_is_an_error(training: Training) -> None:
+    with pytest.raises(UserError, match="optimizer steps"):
+        plan(32, training)
 
 
 def test_even_order_gives_steady_exposure() -> None:

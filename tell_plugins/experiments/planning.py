@@ -502,9 +502,7 @@ def trained_tokens(mixture: Mixture, schedule: Plan) -> int | None:
     """Tokens of all entries that the steps hold, in every epoch; None when not counted."""
     if mixture.lengths is None:
         return None
-    sums = mixture.lengths.sum(axis=1)
-    epochs = range(schedule.epochs_begun)
-    return sum(int(sums[: len(schedule.step_of_entries(epoch))].sum()) for epoch in epochs)
+    return schedule.over_the_run(mixture.lengths.sum(axis=1))
 
 
 def exposure_of(mixture: Mixture, schedule: Plan) -> float | None:

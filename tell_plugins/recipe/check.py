@@ -265,12 +265,12 @@ def _look_at_schedule(checked: Checked) -> None:
         checked.findings.append(
             warning("tell-no-op", f"this run is a no-op: {reason}", checked.recipe.where(), remedy)
         )
-    elif checked.plan.rates.max() < 1:
+    elif checked.plan.peak < 1:
         checked.findings.append(
             warning(
                 "tell-rate-low",
                 f"the learning rate never reaches {training.learning_rate:g}: at most "
-                f"{checked.plan.rates.max():.0%} of it",
+                f"{checked.plan.peak:.0%} of it",
                 checked.recipe.where("warmup_ratio"),
                 "fewer warm-up steps",
             )

@@ -197,19 +197,18 @@ def _task_entries(checked: Checked) -> tuple[int, str]:
     mask = checked.mixture.is_task if checked.mixture is not None else None
     if mask is None:
         return task, share
-    epochs = range(plan.epochs_begun)
-    return sum(int(mask[: len(plan.step_of_entries(epoch))].sum()) for epoch in epochs), share
+    return plan.over_the_run(mask), share
 
 
 def _rates(plan: Plan) -> str:
     peak = plan.training.learning_rate
-    rates = plan.rates * peak
-    top = int(np.argmax(rates))
-    text = f"{rates[0]:.3g} at step 1"
+    top = plan.peak_step
+    first, highest, last = plan.rates_at(np.array([0, top, plan.steps - 1])) * peak
+    text = f"{first:.3g} at step 1"
     if top > 0:
-        text += f", {rates[top]:.3g} at step {top + 1}"
+        text += f", {highest:.3g} at step {top + 1}"
     if plan.steps > top + 1:
-        text += f", {rates[-1]:.3g} at step {plan.steps}"
+        text += f", {last:.3g} at step {plan.steps}"
     return f"{text} ({plan.training.scheduler})"
 
 

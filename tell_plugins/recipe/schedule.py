@@ -19,6 +19,9 @@ import numpy.typing as npt
 from tell_plugins.core.errors import UserError, nearest
 
 Rates = npt.NDArray[np.float64]
+Steps = npt.NDArray[np.int64]
+_MOST_STEPS = 10**12  # at a million steps a second, eleven days
+_MOST_EPOCHS = 1000  # that exposure looks at; of a longer run, so many spread evenly
 
 
 class Unmodelled(UserError):
@@ -58,7 +61,6 @@ class Plan:
         steps: optimizer steps taken in all.
         scheduled: the steps the learning rate is laid out for (more than `steps` only when
             `max_epochs` ends the run early).
-        rates: (steps,) learning rate of each step, relative to the recipe's.
     """
 
     training: Training
@@ -68,12 +70,40 @@ class Plan:
     steps: int
     scheduled: int
     warmup_steps: int
-    rates: Rates
+
+    def rates_at(self, steps: Steps) -> Rates:
+        """(n,) learning rate of each of the given steps, relative to the recipe's."""
+        training = self.training
+        return _factors(
+            training.scheduler, steps, self.scheduled, self.warmup_steps, training.scheduler_kwargs
+        )
+
+    @property
+    def rates(self) -> Rates:
+        """(steps,) learning rate of each step, relative to the recipe's."""
+        return self.rates_at(np.arange(self.steps))
+
+    @property
+    def peak_step(self) -> int:
+        """The step, from 0, of the highest learning rate: where warm-up ends, or the run."""
+        warmup = 0 if self.training.scheduler == "constant" else self.warmup_steps
+        return min(warmup, self.steps - 1)
+
+    @property
+    def peak(self) -> float:
+        """The highest learning rate, relative to the recipe's."""
+        return float(self.rates_at(np.array([self.peak_step]))[0])
 
     @property
     def is_no_op(self) -> bool:
         """Whether every step's learning rate is 0, so that nothing is trained."""
-        return self.training.learning_rate == 0 or not bool(self.rates.any())
+        return self.training.learning_rate == 0 or self.peak == 0
+
+    def over_the_run(self, numbers: npt.NDArray[Any]) -> int:
+        """The sum, over all entries that steps hold in all epochs, of a number of each entry."""
+        last = self.epochs_begun - 1
+        rest = len(self.step_of_entries(last))
+        return last * int(numbers[: self.served].sum()) + int(numbers[:rest].sum())
 
     @property
     def seen(self) -> int:
@@ -130,7 +160,9 @@ def plan(entries: int, training: Training) -> Plan:
         )
     per_epoch = max(-(-batches // training.accumulation), 1)
     scheduled = (
-        training.max_steps if training.max_steps > 0 else math.ceil(training.epochs * per_epoch)
+        training.max_steps
+        if training.max_steps > 0
+        else math.ceil(min(training.epochs, 1e300) * per_epoch)
     )
     steps = scheduled
     if training.max_epochs is not None:
@@ -142,9 +174,17 @@ def plan(entries: int, training: Training) -> Plan:
             allowed="num_train_epochs above 0, max_steps -1 or above 0",
             remedy="correct max_steps, num_train_epochs or max_epochs",
         )
+    if scheduled > _MOST_STEPS:
+        raise UserError(
+            f"the run takes {float(min(scheduled, 10**300)):.0e} optimizer steps",
+            where="training",
+            allowed=f"up to {_MOST_STEPS:.0e}",
+            remedy="correct max_steps or num_train_epochs",
+        )
     warmup = warmup_steps(scheduled, training.warmup_ratio, training.warmup_steps)
-    rates = relative_rates(training.scheduler, scheduled, warmup, training.scheduler_kwargs)
-    return Plan(training, entries, served, per_epoch, steps, scheduled, warmup, rates[:steps])
+    result = Plan(training, entries, served, per_epoch, steps, scheduled, warmup)
+    result.rates_at(np.zeros(1, np.int64))  # a scheduler that is not modelled is told here
+    return result
 
 
 def warmup_steps(steps: int, ratio: float, count: int = 0) -> int:
@@ -155,7 +195,12 @@ def warmup_steps(steps: int, ratio: float, count: int = 0) -> int:
 def relative_rates(
     scheduler: str, steps: int, warmup: int, kwargs: dict[str, Any] | None = None
 ) -> Rates:
-    """(steps,) the factor on the learning rate at each step.
+    """(steps,) the factor on the learning rate at each step. Raises as `plan` does."""
+    return _factors(scheduler, np.arange(steps), steps, warmup, kwargs or {})
+
+
+def _factors(scheduler: str, at: Steps, steps: int, warmup: int, given: dict[str, Any]) -> Rates:
+    """The factor on the learning rate at the steps `at` of a run of `steps`.
 
     Raises Unmodelled for a scheduler, or an argument of one, that is not modelled here, and
     UserError for an argument that is no number.
@@ -169,7 +214,6 @@ def relative_rates(
             remedy=f"did you mean '{match}'?" if match else "its learning rates are not shown",
         )
     decay, known = _DECAYS[scheduler]
-    given = kwargs or {}
     extra = sorted(set(given) - set(known))
     if extra:
         raise Unmodelled(
@@ -181,13 +225,9 @@ def relative_rates(
     values = {**known, **{key: _argument(key, value) for key, value in given.items()}}
     if scheduler == "constant":
         warmup = 0
-    return np.array(
-        [
-            step / max(1, warmup) if step < warmup else decay(step - warmup, steps - warmup, values)
-            for step in range(steps)
-        ],
-        np.float64,
-    )
+    done = at.astype(np.float64)
+    decayed = decay(np.maximum(done - warmup, 0), max(1, steps - warmup), values)
+    return np.where(done < warmup, done / max(1, warmup), decayed)
 
 
 def _argument(key: str, value: Any) -> float:
@@ -205,21 +245,21 @@ def _argument(key: str, value: Any) -> float:
     return number
 
 
-def _linear(done: int, span: int, _: dict[str, float]) -> float:
-    return max(0.0, (span - done) / max(1, span))
+def _linear(done: Rates, span: int, _: dict[str, float]) -> Rates:
+    return np.maximum(0.0, (span - done) / span)
 
 
-def _cosine(done: int, span: int, values: dict[str, float]) -> float:
-    turns = values["num_cycles"] * 2.0 * (done / max(1, span))
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * turns)))
+def _cosine(done: Rates, span: int, values: dict[str, float]) -> Rates:
+    turns = values["num_cycles"] * 2.0 * (done / span)
+    return np.maximum(0.0, 0.5 * (1.0 + np.cos(math.pi * turns)))
 
 
-def _constant(done: int, span: int, _: dict[str, float]) -> float:
-    return 1.0
+def _constant(done: Rates, span: int, _: dict[str, float]) -> Rates:
+    return np.ones(len(done))
 
 
 # after warm-up: steps done and steps there are, to the factor; with the arguments' defaults
-_Decay = Callable[[int, int, dict[str, float]], float]
+_Decay = Callable[[Rates, int, dict[str, float]], Rates]
 _DECAYS: dict[str, tuple[_Decay, dict[str, float]]] = {
     "linear": (_linear, {}),
     "cosine": (_cosine, {"num_cycles": 0.5}),
@@ -234,18 +274,20 @@ def exposure(plan: Plan, is_task: npt.NDArray[np.bool_]) -> Exposure:
 
     `is_task`: (entries,) in training order, the same in every epoch.
     """
-    epochs = [plan.step_of_entries(epoch) for epoch in range(plan.epochs_begun)]
+    begun = plan.epochs_begun
+    looked_at = min(begun, _MOST_EPOCHS)
+    epochs = [plan.step_of_entries(int(e)) for e in np.linspace(0, begun - 1, looked_at)]
+    times = begun / looked_at
     all_steps = np.concatenate(epochs)
     task = np.concatenate([is_task[: len(steps)] for steps in epochs])
-    holding = np.zeros(plan.steps, bool)
-    holding[all_steps[task]] = True
-    rates = plan.rates[all_steps]
+    holding = np.unique(all_steps[task])
+    rates = plan.rates_at(all_steps)
     weight = float(rates[task].sum())
     even = float(rates.mean()) * int(task.sum())
     return Exposure(
-        steps=int(holding.sum()),
-        working_steps=int((holding & (plan.rates > 0)).sum()),
-        weight=weight,
+        steps=round(len(holding) * times),
+        working_steps=round(int((plan.rates_at(holding) > 0).sum()) * times),
+        weight=weight * times,
         relative=weight / even if even else 0.0,
         unseen=int(is_task[plan.seen :].sum()),
     )

@@ -39,7 +39,7 @@ class Settings:
             return default
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise self._wrong(key, value, "a number") from None
         if not math.isfinite(number):
             raise self._wrong(key, value, "a finite number")
