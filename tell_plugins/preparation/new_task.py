@@ -188,8 +188,7 @@ def _commands(recipes: Sequence[Path]) -> list[str]:
     lines = [f"./run.sh check {' '.join(shown)}", *(f"./run.sh train {path}" for path in shown)]
     if len(recipes) == 1:
         return [*lines, f"./run.sh eval {shown[0]}"]
-    runs = " ".join(shlex.quote(f"output/{path.stem}") for path in recipes)
-    return [*lines, f"./run.sh eval {shown[0]} --adapter none {runs}   # is it better than SFT?"]
+    return [*lines, f"./run.sh eval {shown[0]} --against sft   # is it better than plain SFT?"]
 
 
 def _check_texts(args: argparse.Namespace) -> None:
@@ -353,7 +352,7 @@ def _files(card: dict[str, Any], task: Task) -> dict[str, str]:
 @contextmanager
 def _placed(folder: Path, files: dict[str, str]) -> Iterator[None]:
     """The card's folder with these files; as it was before when the block fails."""
-    before, cards_there = _before(folder), folder.parent.is_dir()
+    before, cards_there = _hidden(folder, "before"), folder.parent.is_dir()
     if folder.exists():
         os.replace(folder, before)
     try:
@@ -364,26 +363,39 @@ def _placed(folder: Path, files: dict[str, str]) -> Iterator[None]:
                 (temporary / name).write_text(text, encoding="utf-8")
         yield
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        _restore(folder)
+        if before.exists():
+            _restore(folder)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
         if not cards_there:
             with suppress(OSError):
                 folder.parent.rmdir()
         raise
-    shutil.rmtree(before, ignore_errors=True)
+    if before.exists():
+        _discard(before, folder)
 
 
-def _before(folder: Path) -> Path:
-    """Where a card that is being overwritten waits, hidden from all lists."""
-    return folder.with_name(f".{folder.name[:200]}.before")
+def _hidden(folder: Path, state: str) -> Path:
+    """Where a card lies that is being overwritten, hidden from all lists."""
+    return folder.with_name(f".{folder.name[:200]}.{state}")
 
 
 def _restore(folder: Path) -> None:
-    """Put back a card whose overwriting was stopped, by an error or a kill."""
-    before = _before(folder)
-    if before.is_dir() and not folder.exists():
+    """Put back a card whose overwriting did not end, be it by an error or a kill."""
+    before, gone = _hidden(folder, "before"), _hidden(folder, "gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    if before.is_dir():
+        if folder.exists():
+            os.replace(folder, gone)
         os.replace(before, folder)
-    shutil.rmtree(before, ignore_errors=True)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _discard(before: Path, folder: Path) -> None:
+    """Remove the old card of an overwriting that has ended; renamed first, so that none is half."""
+    gone = _hidden(folder, "gone")
+    os.replace(before, gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _picture(task: Task) -> str:
