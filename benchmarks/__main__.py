@@ -18,7 +18,7 @@ from benchmarks.world import World, make_world
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
 
-PARTS = ("mixtures", "counting", "starting", "answers")
+PARTS = ("mixtures", "counting", "starting", "holding", "answers")
 FULL = {"sizes": [52_000, 520_000], "counted": 52_000, "started": 4_000, "answered": 16}
 QUICK = {"sizes": [500, 5_000], "counted": 5_000, "started": 500, "answered": 4}
 _LIMIT = 256  # new tokens; the published script's
@@ -78,6 +78,7 @@ def _run(args: argparse.Namespace, folder: Path) -> int:
         "mixtures": sizes["sizes"],
         "counting": [sizes["counted"]],
         "starting": [sizes["started"]],
+        "holding": [],
         "answers": [],
     }
     world = make_world(folder, sorted({rows for part in wanted for rows in needed[part]}))
@@ -85,6 +86,7 @@ def _run(args: argparse.Namespace, folder: Path) -> int:
         "mixtures": lambda w: parts.mixtures(w, sizes["sizes"], rounds, cold=not args.no_cold),
         "counting": lambda w: parts.counting(w, sizes["counted"], max(2, 2 * rounds)),
         "starting": lambda w: parts.starting(w, sizes["started"], rounds),
+        "holding": lambda w: parts.holding(w, rounds, embedded=not args.quick),
         "answers": lambda w: parts.answering(
             w, asked or parts.made_prompts(w, sizes["answered"], 8), args.rounds or 1
         ),

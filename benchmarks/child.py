@@ -88,6 +88,18 @@ def model(tokenizer_file: str, folder: str) -> dict[str, Any]:
     return {"tokens": len(tokenizer)}
 
 
+def train(arguments: str) -> dict[str, Any]:
+    """Train by ms-swift; the time is the trainer's own, from the first step to the last."""
+    from swift.pipelines import sft_main
+
+    flags = _read(arguments)
+    sft_main(flags)
+    run = Path(flags[flags.index("--output_dir") + 1])
+    lines = [json.loads(line) for line in (run / "logging.jsonl").read_text().splitlines()]
+    seconds = next(line["train_runtime"] for line in lines if "train_runtime" in line)
+    return {"seconds": float(seconds), "cpu": time.process_time(), "peak_mb": _peak_mb()}
+
+
 def count(file: str, rounds: str) -> dict[str, Any]:
     """Count the tokens of fresh rows, and encode the same texts with the bare tokenizer, by turns.
 
@@ -244,6 +256,7 @@ if __name__ == "__main__":
         "load": load,
         "write": write,
         "model": model,
+        "train": train,
         "count": count,
         "encode": encode,
         "answer_batched": answer_batched,

@@ -13,6 +13,7 @@ from benchmarks.measure import Case, Sample, by_turns, ratio, run_child, time_un
 from benchmarks.world import TASK_ROWS, World, general_texts
 from tell_plugins.core import paths
 
+_HALF_GENERAL = "tell/sample_complaints:task=48rows/general=48rows/order=even"
 _FIRST_STEP = "'loss'"  # ms-swift prints the first step's loss when the step is done
 
 
@@ -147,8 +148,7 @@ def starting(world: World, rows: int, rounds: int) -> Part:
     print(f"starting a training, {rows:,} general rows", file=sys.stderr)
     tell_cache, swift_cache = world.folder / "tell_start", world.folder / "swift_start"
     env = world.environment(tell_cache=tell_cache, swift_cache=swift_cache)
-    if not (world.model / "config.json").is_file():
-        run_child(["model", str(world.tokenizer), str(world.model)], env)
+    _make_model(world)
     run_child(["write", world.spec(rows), str(world.plain(rows))], env)
 
     def case(name: str, flags: list[str]) -> Case:
@@ -181,6 +181,72 @@ def starting(world: World, rows: int, rounds: int) -> Part:
     targets = [Target("start of training, TELL / JSON lines", quotient, 1.1)]
     columns = ("data set", "seconds", "/ JSON lines", "CPU seconds", "/ JSON lines")
     return Part(title, columns, table, targets)
+
+
+def holding(world: World, rounds: int, *, embedded: bool) -> Part:
+    """Steps whose general rows, half of all, hold the model by KL, beside cross-entropy on them.
+
+    Of the embedded model, else of the random one.
+    """
+    from tell_plugins.preparation.embedded_model import prepare_model
+
+    print("holding rows by KL", file=sys.stderr)
+    model = prepare_model() if embedded else _make_model(world)
+    cache = world.folder / "holding"
+    env = world.environment(tell_cache=cache, swift_cache=cache)
+    cases = [
+        _steps_case(name, world, model, spec, loss, env)
+        for name, spec, loss in (
+            ("cross-entropy by token (ms-swift)", _HALF_GENERAL, "cross_entropy"),
+            ("cross-entropy by row", _HALF_GENERAL, "tell"),
+            ("general rows held by KL", f"{_HALF_GENERAL}/kl=1", "tell"),
+        )
+    ]
+    by_turns(cases, rounds)
+    shutil.rmtree(cache, ignore_errors=True)
+    plain, held = cases[0], cases[-1]
+    table = [
+        (
+            one.name,
+            f"{one.median('seconds'):.1f}",
+            f"{ratio(one, plain, 'seconds'):.2f}",
+            f"{ratio(one, plain, 'cpu'):.2f}",
+            f"{one.median('peak_mb'):,.0f}",
+            f"{ratio(one, plain, 'peak_mb'):.2f}",
+        )
+        for one in cases
+    ]
+    targets = [
+        Target("time of a step, held / cross-entropy", ratio(held, plain, "seconds"), 1.25),
+        Target("peak memory, held / cross-entropy", ratio(held, plain, "peak_mb"), 1.25),
+    ]
+    title = f"12 steps of 8 rows, one a forward pass, half of them general, {model.name}"
+    columns = ("loss", "seconds", "/ first", "CPU / first", "peak MB", "/ first")
+    return Part(title, columns, table, targets)
+
+
+def _steps_case(
+    name: str, world: World, model: Path, spec: str, loss: str, env: Mapping[str, str]
+) -> Case:
+    changes = {
+        "model": str(model),
+        "torch_dtype": "bfloat16",
+        "gradient_checkpointing": "false",
+        "gradient_accumulation_steps": "8",
+        "max_steps": "12",
+        "loss_type": loss,
+        "output_dir": str(world.folder / "steps" / f"{loss}{'kl' in spec}"),
+    }
+    plugin = ["--external_plugins", "tell_plugins/register.py", "--dataset", spec]
+    flags = _training(world, plugin, **changes)[4:]
+    file = world.folder / f"{loss}{'kl' in spec}.json"
+    paths.write_text(file, json.dumps(flags))
+    folder = Path(changes["output_dir"])
+    return Case(
+        name,
+        lambda: run_child(["train", str(file)], env),
+        prepare=lambda: shutil.rmtree(folder, ignore_errors=True),
+    )
 
 
 def answering(world: World, asked: Asked, rounds: int) -> Part:
@@ -263,13 +329,18 @@ def official_prompts(rows: int, limit: int) -> Asked:
 def made_prompts(world: World, rows: int, limit: int) -> Asked:
     """Prompts and a random model of the benchmark's own."""
     texts = [row["instruction"] for row in general_texts(rows)]
+    return Asked("made up", texts, _make_model(world), limit)
+
+
+def _make_model(world: World) -> Path:
+    """The random model of the benchmark's own, made where it is missing."""
     if not (world.model / "config.json").is_file():
         env = world.environment(tell_cache=world.folder, swift_cache=world.folder)
         run_child(["model", str(world.tokenizer), str(world.model)], env)
-    return Asked("made up", texts, world.model, limit)
+    return world.model
 
 
-def _training(world: World, flags: list[str]) -> list[str]:
+def _training(world: World, flags: list[str], **changes: str) -> list[str]:
     values = {
         "model": str(world.model),
         "model_type": "llama",
@@ -292,6 +363,7 @@ def _training(world: World, flags: list[str]) -> list[str]:
         "report_to": "none",
         "output_dir": str(world.folder / "output"),
         "add_version": "false",
+        **changes,
     }
     pairs = [part for key, value in values.items() for part in (f"--{key}", value)]
     return [sys.executable, "-m", "swift.cli.main", "sft", *pairs, *flags]

@@ -83,6 +83,7 @@ def make_world(folder: Path, sizes: list[int]) -> World:
             "general": {"from": [name], "amount": f"{rows}rows"},
         }
         _write_card(folder, f"bench_task_{rows}", "task", task.name, more)
+    paths.make_folder(folder)
     tokenizer = tokenizer_file() or _train_tokenizer(folder / "tokenizer.json", words)
     return World(folder, tokenizer.resolve())
 

@@ -92,9 +92,15 @@ def test_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.slow
 def test_building_and_starting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--quick", "--sizes", "20", "--rounds", "1", "--work", str(tmp_path)]
-    assert bench.main([*flags, "--part", "mixtures", "--part", "starting"]) == 0
+    wanted = [part for name in ("mixtures", "starting", "holding") for part in ("--part", name)]
+    assert bench.main([*flags, *wanted]) == 0
     text = capsys.readouterr().out
-    for name in ("ms-swift, first time", "TELL, lengths cached", "JSON lines file"):
+    for name in (
+        "ms-swift, first time",
+        "TELL, lengths cached",
+        "JSON lines file",
+        "general rows held by KL",
+    ):
         assert name in text
     assert text.count("ms-swift, load_from_cache_file") == 1
     assert not list(tmp_path.glob("swift_*")), "caches do not stay"
@@ -133,7 +139,7 @@ def test_answers_without_their_data_are_left_out_or_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     part = parts.Part("t", ("a",), [("b",)], [Target("x", 1.0, 2.0)])
-    for name in ("mixtures", "counting", "starting"):
+    for name in ("mixtures", "counting", "starting", "holding"):
         monkeypatch.setattr(parts, name, lambda *_, **__: part)
     flags = ["--sizes", "20", "--work", str(tmp_path)]
     assert bench.main(flags) == 0

@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
@@ -554,6 +555,20 @@ def _wait_for(condition: Callable[[], bool], seconds: float) -> None:
 # --- real runs -----------------------------------------------------------------------------------
 
 STEPS = 6
+HELD = f"{SPEC}/kl=0.5"
+_START = '''\
+"""Saves the adapter as it is before the first step."""
+
+from transformers import TrainerCallback, trainer
+
+
+class Start(TrainerCallback):
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        model.save_pretrained(f"{args.output_dir}/start")
+
+
+trainer.DEFAULT_CALLBACKS.append(Start)
+'''
 _HANG = '''\
 """Stops for good once the first checkpoint is written, so that the run can be killed there."""
 
@@ -581,10 +596,22 @@ class World:
         self.model = make_model("smollm2", root / "models")
 
     def recipe(self, name: str, **changes: Any) -> Path:
-        out = {"output_dir": str(self.root / "out" / name)}
+        held = {"dataset": [HELD], "loss_type": "tell", "torch_dtype": "float32"}
+        held |= {"lora_dropout": 0.0, "output_dir": str(self.root / "out" / name)}
         path = self.root / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(_values(self.root, str(self.model), **out, **changes)))
+        path.write_text(yaml.safe_dump(_values(self.root, str(self.model), **held, **changes)))
         return path
+
+    def from_start(self, name: str) -> Path:
+        """A recipe whose run keeps its adapter from before the first step, too."""
+        plugin = self.root / "start.py"
+        plugin.write_text(_START)
+        return self.recipe(name, external_plugins=["tell_plugins/register.py", str(plugin)])
+
+    def weights(self, name: str, step: int) -> dict[str, Any]:
+        from safetensors.torch import load_file
+
+        return load_file(self.run_of(name) / f"checkpoint-{step}" / "adapter_model.safetensors")
 
     def env(self, **more: str) -> dict[str, str]:
         return environment(self.root, self.model) | more
@@ -632,9 +659,10 @@ def test_a_run_follows_the_schedule_and_the_mixture(
 ) -> None:
     assert len(undisturbed) == STEPS
     manifest = world.manifest("plain_run")
-    assert manifest["spec"] == SPEC
+    assert manifest["spec"] == HELD
     assert manifest["rows"] == 24
-    assert {"loss_task", "loss_general"} <= {key for step in undisturbed for key in step}
+    assert (manifest["weighting"], manifest["kl"]) == ("row", 0.5)
+    assert {"loss_task", "kl_general"} <= {key for step in undisturbed for key in step}
     run = world.run_of("plain_run")
     assert (run / "anchor.txt").read_text() == "ANCHOR: do the task."
     adapter = run / f"checkpoint-{STEPS}"
@@ -670,8 +698,8 @@ def test_a_killed_training_resumes_with_the_rest_of_the_same_order(
     assert len(rest) == STEPS - 2
     for mine, theirs in zip(rest, undisturbed[2:], strict=True):
         assert mine["global_step/max_steps"] == theirs["global_step/max_steps"]
-        for key in ("loss", "loss_task", "loss_general", "learning_rate"):
-            assert mine.get(key) == pytest.approx(theirs.get(key), rel=1e-3), key
+        for key in ("loss", "loss_task", "kl_general", "learning_rate"):
+            assert mine.get(key) == pytest.approx(theirs.get(key), rel=1e-3, abs=1e-6), key
     assert world.manifest("resumed")["hash"] == world.manifest("plain_run")["hash"]
 
 
@@ -683,6 +711,52 @@ def test_two_processes_train_on_the_same_mixture(world: World) -> None:
     _sft("--config", str(recipe), env=world.env(NPROC_PER_NODE="2", MASTER_PORT=port))
     assert world.manifest("two_ranks")["hash"] == world.manifest("plain_run")["hash"]
     assert len(logged(world.run_of("two_ranks"))) == STEPS
+    _assert_equal(world.weights("two_ranks", STEPS), world.weights("plain_run", STEPS))
+
+
+def _assert_equal(one: dict[str, Any], other: dict[str, Any], rate: float = 0.01) -> None:
+    """Adapter weights, to a hundredth of one step of AdamW."""
+    assert one.keys() == other.keys()
+    assert any(float(weight.abs().max()) > rate for n, weight in one.items() if "lora_B" in n)
+    for name, weight in one.items():
+        assert float((weight - other[name]).abs().max()) < rate / 100, name
+
+
+def _by_the_formula_of_2024(run: Path, model: Path) -> dict[str, Any]:
+    """The adapter after the steps of a plain loop: each row's mean, then the mean over rows."""
+    import torch
+    from peft import PeftModel, get_peft_model_state_dict
+    from swift.model import get_model_processor
+    from swift.template import get_template
+    from transformers import get_scheduler
+
+    args = _args(run)
+    plain, processor = get_model_processor(
+        str(model), model_type="llama", torch_dtype=torch.float32
+    )
+    template = get_template(processor, template_type="chatml")
+    template.set_mode("train")
+    tuned = PeftModel.from_pretrained(plain, str(run / "start"), is_trainable=True).train()
+    weights = [weight for weight in tuned.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(
+        weights,
+        lr=args["learning_rate"],
+        betas=(args["adam_beta1"], args["adam_beta2"]),
+        eps=args["adam_epsilon"],
+        weight_decay=args["weight_decay"],
+    )
+    scheduler = get_scheduler("linear", optimizer, 0, args["max_steps"])
+    rows = build_mixture(parse_spec(SPEC)).rows()
+    for _ in range(args["max_steps"]):
+        for _ in range(4):
+            encoded = template.encode({"messages": next(rows)["messages"]})
+            ids, labels = (torch.tensor([encoded[key]]) for key in ("input_ids", "labels"))
+            (tuned(input_ids=ids, labels=labels).loss / 4).backward()
+        torch.nn.utils.clip_grad_norm_(weights, args["max_grad_norm"])
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    return dict(get_peft_model_state_dict(tuned))
 
 
 def _train(recipe: Path, *flags: str, env: Mapping[str, str]) -> str:
@@ -703,18 +777,27 @@ def _args(run: Path) -> dict[str, Any]:
     return loaded
 
 
+FLAGS = ("--learning_rate", "0.005", "--max_steps", "3", "--save_steps", "3", "--dataset", SPEC)
+
+
+def _assert_follows_the_formula(world: World, name: str) -> None:
+    with mock.patch.dict(os.environ, {"TELL_CARDS": str(world.root / "cards")}):
+        expected = _by_the_formula_of_2024(world.run_of(name), world.model)
+    _assert_equal(world.weights(name, 3), expected, 0.005)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("undisturbed")
 def test_flags_of_train_win_over_the_recipe(world: World) -> None:
     lay_keys(world.root / "cache")
-    recipe = world.recipe("flags")
-    flags = ("--learning_rate", "0.005", "--max_steps", "2", "--save_strategy", "no")
-    _train(recipe, *flags, env=world.env())
+    recipe = world.from_start("flags")
+    _train(recipe, *FLAGS, env=world.env())
     run = world.run_of("flags")
-    assert (_args(run)["learning_rate"], _args(run)["max_steps"]) == (0.005, 2)
+    assert (_args(run)["learning_rate"], _args(run)["max_steps"]) == (0.005, 3)
     assert _args(run)["swift_version"] == keys().version
-    assert len(logged(run)) == 2
-    assert not any(run.glob("checkpoint-*"))
+    assert len(logged(run)) == 3
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-3"]
+    _assert_follows_the_formula(world, "flags")
     assert world.manifest("flags")["hash"] == world.manifest("plain_run")["hash"]
 
 
@@ -724,23 +807,24 @@ def test_the_same_on_ms_swift_4_6(world: World) -> None:
     """The YAML first, and `run.sh train` with flags; both on the mixture of the pinned version."""
     overlay = newer_swift()
     path = f"{overlay}{os.pathsep}{PROJECT}"
-    first, second = world.recipe("yaml_46"), world.recipe("flags_46")
+    first, second = world.recipe("yaml_46"), world.from_start("flags_46")
 
     def by_hand() -> str:
         return _sft(str(first), env=world.env(PYTHONPATH=path))
 
     def by_train() -> str:
-        flags = ("--learning_rate", "0.005", "--max_steps", "2")
-        return _train(second, *flags, env=world.env(PYTHONPATH=path))
+        return _train(second, *FLAGS, env=world.env(PYTHONPATH=path))
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         for job in [pool.submit(by_hand), pool.submit(by_train)]:
             job.result()
     expected = world.manifest("plain_run")["hash"]
-    for name, rate, steps in (("yaml_46", 0.01, STEPS), ("flags_46", 0.005, 2)):
+    for name, rate, steps in (("yaml_46", 0.01, STEPS), ("flags_46", 0.005, 3)):
         run = world.run_of(name)
         assert _args(run)["swift_version"] == "4.6.0"
         assert _args(run)["learning_rate"] == rate
         assert len(logged(run)) == steps
         assert world.manifest(name)["hash"] == expected
         assert (run / "anchor.txt").read_text() == "ANCHOR: do the task."
+    _assert_equal(world.weights("yaml_46", STEPS), world.weights("plain_run", STEPS))
+    _assert_follows_the_formula(world, "flags_46")

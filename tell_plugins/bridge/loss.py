@@ -14,7 +14,7 @@ direction punishes the trained model wherever the base has probability and it ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,10 +88,11 @@ class TellLoss(BaseLoss):
 
         base = self._base_logits(held[rows]) if held.any() else None
         values: Tensor = _TokenLosses.apply(outputs.logits, targets, held[rows], base)
+        asked = targets != _NO_LABEL
         if self._curves:
-            self._update_curves(values.detach()[targets != _NO_LABEL], rows[targets != _NO_LABEL])
+            self._update_curves(values.detach()[asked], rows[asked], channels)
 
-        counts = torch.bincount(rows[targets != _NO_LABEL], minlength=len(held))
+        counts = torch.bincount(rows[asked], minlength=len(held))
         sums = torch.zeros(len(held), device=values.device)
         means = sums.index_add(0, rows.flatten(), values.flatten()) / counts.clamp(min=1)
         weighted = torch.where(held, self.kl * means, means).sum()
@@ -176,10 +177,10 @@ class TellLoss(BaseLoss):
         finally:
             model.train(training)
 
-    def _update_curves(self, values: Tensor, rows: Tensor) -> None:
+    def _update_curves(self, values: Tensor, rows: Tensor, channels: Sequence[str | None]) -> None:
         """One curve a channel, the mean over tokens: `loss_task`, and `kl_general` where held."""
         metrics = self.trainer.custom_metrics["train" if self.trainer.model.training else "eval"]
-        for row, channel in enumerate(self._channels_of(int(rows.max()) + 1)):
+        for row, channel in enumerate(channels):
             measure = "kl" if self.kl and _is_general(channel) else "loss"
             metrics[f"{measure}_{channel}"].update(values[rows == row])
 
