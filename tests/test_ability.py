@@ -214,6 +214,16 @@ def test_the_base_model_is_served_as_the_adapter_was_trained(tmp_path: Path) -> 
         ability.deploy_arguments(adapter, "base", base=True)
 
 
+def test_a_whole_model_is_served_as_the_model_that_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-5"
+    flags = ability.deploy_arguments(_adapter(folder), "five", base=False)
+    assert flags == ["--adapters", str(folder), "--served_model_name", "five"]
+    (folder / "adapter_config.json").rename(folder / "config.json")
+    (folder / "model.safetensors").touch()
+    flags = ability.deploy_arguments(folder, "five", base=False)
+    assert flags == ["--model", str(folder), "--served_model_name", "five"]
+
+
 def test_a_server_that_dies_at_once_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ from tell_plugins.bridge import swift_cli
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import track
+from tell_plugins.recipe.recipes import is_trained, is_whole_model
 
 AGIEVAL = tuple(
     f"agieval-{name}"
@@ -114,11 +115,11 @@ def run(args: argparse.Namespace) -> int:
 def _adapter(args: argparse.Namespace) -> Path:
     """The adapter's folder. Raises UserError for one that holds none, or options that conflict."""
     adapter = paths.user_path(args.adapter)
-    if not (adapter / "adapter_config.json").is_file():
+    if not is_trained(adapter):
         raise UserError(
             f"no adapter in '{args.adapter}'",
             where="ADAPTER_DIR",
-            allowed="a checkpoint folder with adapter_config.json",
+            allowed="a checkpoint folder with adapter_config.json, or a whole model's",
             remedy="name the checkpoint, e.g. output/qwen_json/checkpoint-100",
         )
     if args.url and (args.base or args.flags or not args.model_name):
@@ -209,12 +210,13 @@ def _is_current() -> bool:
 
 
 def deploy_arguments(adapter: Path, name: str, *, base: bool) -> list[str]:
-    """The flags of `swift deploy` for an adapter, or for its base model alone.
+    """The flags of `swift deploy` for an adapter or a whole model, or for the base model alone.
 
     Raises UserError when the adapter does not say what its base model is.
     """
     if not base:
-        return ["--adapters", str(adapter), "--served_model_name", name]
+        kind = "--model" if is_whole_model(adapter) else "--adapters"
+        return [kind, str(adapter), "--served_model_name", name]
     file = adapter / "args.json"
     if not file.is_file():
         raise UserError(
