@@ -777,7 +777,17 @@ def _args(run: Path) -> dict[str, Any]:
     return loaded
 
 
-FLAGS = ("--learning_rate", "0.005", "--max_steps", "3", "--save_steps", "3", "--dataset", SPEC)
+FLAGS = (
+    "--force",
+    "--learning_rate",
+    "0.005",
+    "--max_steps",
+    "3",
+    "--save_steps",
+    "3",
+    "--dataset",
+    SPEC,
+)
 
 
 def _assert_follows_the_formula(world: World, name: str) -> None:
