@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from tell_plugins import __version__
 from tell_plugins.core.errors import MachineError, UserError, nearest
+from tell_plugins.core.shown import safe_output, shown_text
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("experiments.demo", "train and score the embedded model on the sample, on a CPU"),
@@ -43,6 +44,11 @@ _OURS = 2
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb and return its exit code."""
+    with safe_output():
+        return _main(argv)
+
+
+def _main(argv: list[str] | None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     argv, debug = _take_debug(argv)
     debug = debug or bool(os.environ.get("TELL_DEBUG"))
@@ -61,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         print(
-            f"fault in this program: {type(error).__name__}: {error}\n"
+            f"fault in this program: {type(error).__name__}: {shown_text(str(error))}\n"
             "  remedy:  run the same command with --debug and report what it prints",
             file=sys.stderr,
         )
@@ -89,7 +95,7 @@ def _say(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    print(str(error), file=sys.stderr)
+    print(shown_text(str(error)), file=sys.stderr)
     return 1 if isinstance(error, UserError) else _OURS
 
 

@@ -13,6 +13,7 @@ import pytest
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.preparation.endpoint import (
     TRIES,
+    AskedRecord,
     Endpoint,
     Outcome,
     Question,
@@ -40,7 +41,7 @@ def ask_all(server: ChatServer | None, folder: Path, count: int = 1, **settings:
     url = server.url if server else "http://127.0.0.1:9/v1"
     values = {"attempts": 3, "first_wait": 0.01, "timeout": 5.0, **settings}
     endpoint = Endpoint(url, "m", **values)  # type: ignore[arg-type]
-    with Journal(folder / "j.jsonl", {"model": "m"}) as journal:
+    with Journal(folder / "j.jsonl", {"model": "m"}, AskedRecord) as journal:
         return ask(questions(count), check, endpoint, journal)
 
 
@@ -302,30 +303,61 @@ def test_a_torn_last_line_is_dropped_and_its_row_asked_again(tmp_path: Path) -> 
 
 
 def test_a_damaged_line_in_the_middle_is_an_error_with_its_place(tmp_path: Path) -> None:
-    with Journal(tmp_path / "j.jsonl", {"model": "m"}) as journal:
+    with Journal(tmp_path / "j.jsonl", {"model": "m"}, AskedRecord) as journal:
         journal.append({"key": "a"})
         journal.append({"key": "b"})
     lines = (tmp_path / "j.jsonl").read_text().splitlines()
     (tmp_path / "j.jsonl").write_text("\n".join([lines[0], lines[1][:4], lines[2]]) + "\n")
-    with pytest.raises(UserError, match=r"j\.jsonl, line 2: the journal is damaged"):
-        with Journal(tmp_path / "j.jsonl", {"model": "m"}):
+    with pytest.raises(UserError, match=r"j\.jsonl, line 2: no JSON"):
+        with Journal(tmp_path / "j.jsonl", {"model": "m"}, AskedRecord):
             pass
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("null", "it is None"),
+        ('{"text": "x"}', "key 'key' is missing"),
+        ('{"key": 5}', "key 'key' is 5"),
+        ('{"key": "a", "text": NaN}', "NaN is no number"),
+        ("[" * 100_000, "more than 100 levels"),
+    ],
+)
+def test_a_line_that_is_no_record_is_told(tmp_path: Path, line: str, told: str) -> None:
+    with Journal(tmp_path / "j.jsonl", {"model": "m"}, AskedRecord) as journal:
+        journal.append({"key": "a"})
+    with (tmp_path / "j.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(UserError, match=r"j\.jsonl, line 3: ") as caught:
+        with Journal(tmp_path / "j.jsonl", {"model": "m"}, AskedRecord):
+            pass
+    assert told in str(caught.value)
+    assert "remove that line" in str(caught.value)
+
+
+def test_a_line_that_stands_twice_counts_once(tmp_path: Path) -> None:
+    with serving(lambda messages, nth: GOOD if nth else Reply("bad")) as server:
+        ask_all(server, tmp_path, attempts=1)
+        lines = (tmp_path / "j.jsonl").read_text().splitlines()
+        (tmp_path / "j.jsonl").write_text("\n".join([*lines, lines[-1]]) + "\n")
+        outcome = ask_all(server, tmp_path, attempts=2)
+    assert outcome.answers == {"q0": "good"}
+
+
 def test_a_journal_of_another_model_is_not_gone_on_with(tmp_path: Path) -> None:
-    with Journal(tmp_path / "j.jsonl", {"model": "a"}):
+    with Journal(tmp_path / "j.jsonl", {"model": "a"}, AskedRecord):
         pass
     with pytest.raises(UserError, match="model was 'a', is 'b'"):
-        with Journal(tmp_path / "j.jsonl", {"model": "b"}):
+        with Journal(tmp_path / "j.jsonl", {"model": "b"}, AskedRecord):
             pass
 
 
 def test_two_processes_do_not_share_a_journal(tmp_path: Path) -> None:
-    with Journal(tmp_path / "j.jsonl", {}):
+    with Journal(tmp_path / "j.jsonl", {}, AskedRecord):
         with pytest.raises(UserError, match="another process"):
-            with Journal(tmp_path / "j.jsonl", {}):
+            with Journal(tmp_path / "j.jsonl", {}, AskedRecord):
                 pass
-    with Journal(tmp_path / "j.jsonl", {}):
+    with Journal(tmp_path / "j.jsonl", {}, AskedRecord):
         pass
 
 
@@ -333,7 +365,7 @@ def test_answers_that_no_longer_pass_the_check_are_open_again(tmp_path: Path) ->
     with serving(lambda messages, nth: GOOD) as server:
         ask_all(server, tmp_path, 2)
     endpoint = Endpoint("http://127.0.0.1:9/v1", "m")
-    with Journal(tmp_path / "j.jsonl", {"model": "m"}) as journal:
+    with Journal(tmp_path / "j.jsonl", {"model": "m"}, AskedRecord) as journal:
         assert open_questions(questions(2), check, endpoint, journal) == []
         stricter = open_questions(questions(2), lambda key, text: "no", endpoint, journal)
     assert len(stricter) == 2

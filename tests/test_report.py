@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from tell_plugins import cli
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import read_json_lines
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.intervals import Estimate, counted
@@ -26,7 +27,7 @@ from tell_plugins.experiments.collect import collect
 from tell_plugins.experiments.fits import CurvePoint
 from tell_plugins.experiments.measures import Judge
 from tell_plugins.experiments.published import PUBLISHED
-from tell_plugins.experiments.results import ReferenceShelf, Study, load_studies, read_lines
+from tell_plugins.experiments.results import ReferenceShelf, Study, load_studies
 from tests.conftest import MakeCard
 from tests.made_results import MadeResults, made_controls, made_curve
 
@@ -323,19 +324,19 @@ def test_training_curves_come_from_the_log(made: Path, tmp_path: Path) -> None:
 def test_a_log_with_a_torn_line_and_a_resume_is_read(tmp_path: Path) -> None:
     path = tmp_path / "logging.jsonl"
     path.write_text('{"loss": 1.0}\n{"loss": 2.\n{"loss": 3.0}\n{"lo')
-    assert read_lines(path, torn=True) == [{"loss": 1.0}, {"loss": 3.0}]
+    assert read_json_lines(path, dict, "", foreign=True) == [{"loss": 1.0}, {"loss": 3.0}]
     with pytest.raises(UserError, match="line 2"):
-        read_lines(path)
+        read_json_lines(path, dict, "")
     path.write_text('{"loss": 1.0}\n{"lo')
-    assert read_lines(path) == [{"loss": 1.0}]
+    assert read_json_lines(path, dict, "") == [{"loss": 1.0}]
 
 
 def test_compressed_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(b'{"x": 1}\n'))
-    assert read_lines(tmp_path / "a.jsonl") == [{"x": 1}]
+    assert read_json_lines(tmp_path / "a.jsonl", dict, "") == [{"x": 1}]
     (tmp_path / "b.jsonl.xz").write_bytes(b"no xz")
     with pytest.raises(UserError, match="not readable"):
-        read_lines(tmp_path / "b.jsonl")
+        read_json_lines(tmp_path / "b.jsonl", dict, "")
 
 
 def test_what_general_data_adds(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import pytest
 
 from tell_plugins import cli
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import read_json_lines
 from tell_plugins.experiments import tables
 from tell_plugins.experiments.collect import collect
 from tell_plugins.experiments.measures import Judge
-from tell_plugins.experiments.results import ReferenceShelf, load_studies, read_lines
+from tell_plugins.experiments.results import ReferenceShelf, load_studies
 from tests.made_results import CARD, EVALUATION, MadeResults, made_controls, made_curve
 
 # what ends a line for Python's str.splitlines, and not for JSON
@@ -84,12 +85,12 @@ def test_a_line_ends_at_a_new_line_only(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     text = json.dumps({"text": ODD}, ensure_ascii=False)
     path.write_text(f"{text}\n{text}\n", encoding="utf-8")
-    assert [line["text"] for line in read_lines(path)] == [ODD] * 2
+    assert [line["text"] for line in read_json_lines(path, dict, "restore")] == [ODD] * 2
     path.write_text(f'{text}\n{{"text": "cut \u2028', encoding="utf-8")
-    assert len(read_lines(path)) == 1
+    assert len(read_json_lines(path, dict, "restore")) == 1
     path.write_text(f"no JSON\n{text}\n", encoding="utf-8")
     with pytest.raises(UserError, match="line 1") as caught:
-        read_lines(path)
+        read_json_lines(path, dict, "restore")
     assert "remove" not in str(caught.value)
 
 
@@ -164,22 +165,49 @@ def _text(text: str) -> Callable[[Path], None]:
     return lambda path: path.write_text(text) and None
 
 
+def _named(run: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        index = json.loads(path.read_text())
+        index["entries"][0]["run"] = run
+        path.write_text(json.dumps(index))
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "told"),
     [
         (ANSWERS, _lines(lambda lines: lines + lines[:51]), "51 answers stand twice"),
         (ANSWERS, _lines(lambda lines: lines[:-50]), "50 rows, but 100 were asked"),
         (ANSWERS, _lines(lambda lines: [*lines[:-1], lines[-1][:9]]), "99 rows, but 100"),
-        (ANSWERS, _lines(lambda lines: ["[1]\n", *lines[1:]]), "line 1: key 'id' is missing"),
+        (
+            ANSWERS,
+            _lines(lambda lines: ["[1]\n", *lines[1:]]),
+            "line 1: not what was written here: it is [1]",
+        ),
         (ANSWERS, Path.unlink, "0 rows, but 100 were asked"),
         (ANSWERS.replace("answers.jsonl", "settings.json"), Path.unlink, "answers to the task are"),
-        (ANSWERS.replace("answers.jsonl", "settings.json"), _text("[]"), "no settings of answers"),
+        (
+            ANSWERS.replace("answers.jsonl", "settings.json"),
+            _text("[]"),
+            "here: it is []",
+        ),
         (LOSSES, _lines(lambda lines: lines[:-3]), "27 rows, but 30 were asked"),
-        (f"{TELL}/trained.json", Path.unlink, "trained.json: missing, or not what"),
-        (f"{TELL}/run.json", _text("[]"), "run.json: missing, or not what"),
-        ("sweeps/made.json", _text("{}"), "no index of a sweep: 'name' is missing"),
-        ("sweeps/made.json", _text("[]"), "no index of a sweep"),
-        (f"references/{CARD}-test.json", _text('{"a": 1}'), "no right answers of a split"),
+        (f"{TELL}/trained.json", Path.unlink, "trained.json: the file is missing"),
+        (f"{TELL}/run.json", _text("[]"), "run.json: not what was written here: it is []"),
+        (f"{TELL}/trained.json", _text('{"steps": "8", "checkpoint": "c"}'), "key 'steps' is '8'"),
+        (f"{TELL}/trained.json", _text('{"steps": NaN}'), "no JSON: NaN is no number"),
+        (f"{TELL}/run.json", _text("[" * 100_000), "more than 100 levels"),
+        (LOSSES, _lines(lambda lines: ["null\n", *lines[1:]]), "line 1: not what was written here"),
+        (LOSSES, _lines(lambda lines: ['{"loss_sum": 1, "tokens": 0}\n', *lines[1:]]), "'tokens'"),
+        ("sweeps/made.json", _text("{}"), "made.json: not what was written here: key 'name' is"),
+        ("sweeps/made.json", _text("[]"), "made.json: not what was written here: it is []"),
+        ("sweeps/made.json", _named("../../etc"), "is '../../etc': not a plain name"),
+        (
+            f"references/{CARD}-test.json",
+            _text('{"a": 1}'),
+            "here: key 'card' is missing",
+        ),
     ],
 )
 def test_damage_is_told_not_counted(

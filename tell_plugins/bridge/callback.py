@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 from tell_plugins.bridge.loader import trained_on
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.core.mixture import Mixture
+from tell_plugins.core.files import read_json
+from tell_plugins.core.mixture import Manifest, Mixture
 from tell_plugins.core.spec import LOSS_TYPE, weighting
 
 logger = get_logger()
@@ -101,9 +102,9 @@ def _check_resumed(args: Any, mixture: Mixture) -> None:
     if not isinstance(folder, str) or getattr(args, "resume_only_model", False):
         return
     _check_batches(args, Path(folder))
-    try:
-        began = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    remedy = "remove the file: then nothing says which mixture that run began with"
+    began = read_json(Path(folder) / MANIFEST, Manifest, remedy)
+    if began is None:
         return
     if began.get("hash") != mixture.hash:
         raise UserError(

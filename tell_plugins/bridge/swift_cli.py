@@ -12,6 +12,9 @@ import logging
 import sys
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
+
+from tell_plugins.core.secrets import hide_secrets
 
 _MAIN = "swift.cli.main"
 
@@ -44,5 +47,12 @@ def _stand_ins() -> dict[str, ModuleType]:
     return {"swift": package, "swift.utils": utils}
 
 
+def _say_without_secrets(*values: object, **options: Any) -> None:
+    """What ms-swift says of itself, its whole command line among it."""
+    print(*(hide_secrets(str(value), sys.argv) for value in values), **options)
+
+
 if __name__ == "__main__":
-    load_main().cli_main()
+    main = load_main()
+    main.__dict__["print"] = _say_without_secrets
+    main.cli_main()

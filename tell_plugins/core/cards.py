@@ -222,8 +222,18 @@ class Card(_Strict):
         return self.splits[name]
 
     def file(self, name: str) -> Path:
-        """The path of a text file of the card (anchor, schema); UserError when it is missing."""
+        """The path of a text file of the card (anchor, schema), which lies in the card's folder.
+
+        Raises UserError when it is missing or elsewhere: a card may come from a stranger.
+        """
         path = self.folder / name
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise UserError(
+                f"file '{name}' is outside the card's folder",
+                where=paths.shown(self.folder / "card.yaml"),
+                allowed="a file in the card's folder, and no link that leads out of it",
+                remedy=f"copy it into {paths.shown(self.folder)}/",
+            )
         if not path.is_file():
             raise UserError(
                 f"file '{name}' is missing",

@@ -24,6 +24,7 @@ from tell_plugins.core.arrow import integers, labels
 from tell_plugins.core.cards import HELD_OUT, Card, load_card
 from tell_plugins.core.control_tokens import KNOWN, any_of
 from tell_plugins.core.errors import UserError, raise_all
+from tell_plugins.core.files import Shape
 from tell_plugins.core.order import arrange
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.rows import Rows, Texts
@@ -115,6 +116,26 @@ def _total(counts: Sequence[int | None]) -> int | None:
     """The sum, or None when one of the counts is not known."""
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
+
+
+class _AnchorFacts(Shape):
+    choice: str
+    sha256: str
+
+
+class _SourceFacts(Shape):
+    card: str
+    role: str
+
+
+class Manifest(Shape):
+    """The keys of a `manifest.json` that others count on; earlier releases wrote no sources."""
+
+    spec: str
+    card: str
+    hash: str
+    anchor: _AnchorFacts | None = None
+    sources: list[_SourceFacts] | None = None
 
 
 @dataclass

@@ -28,6 +28,7 @@ from typing import Any
 from tell_plugins.bridge import swift_cli
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.files import read_json
 from tell_plugins.core.progress import track
 from tell_plugins.recipe.recipes import is_trained, is_whole_model
 
@@ -217,14 +218,14 @@ def deploy_arguments(adapter: Path, name: str, *, base: bool) -> list[str]:
     if not base:
         kind = "--model" if is_whole_model(adapter) else "--adapters"
         return [kind, str(adapter), "--served_model_name", name]
-    file = adapter / "args.json"
-    if not file.is_file():
+    remedy = "name the base model's server with --url and --model-name"
+    trained = read_json(adapter / "args.json", dict[str, Any], remedy, foreign=True)
+    if trained is None:
         raise UserError(
             "no args.json, so nothing says what the base model is",
             where=paths.shown(adapter),
             remedy="serve the base model yourself and name it with --url and --model-name",
         )
-    trained = json.loads(file.read_text(encoding="utf-8"))
     flags = ["--served_model_name", name]
     for key in ("model", "model_type", "template", "torch_dtype", "external_plugins", "system"):
         value = trained.get(key)

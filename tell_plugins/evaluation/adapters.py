@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +10,8 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import cached_json, read_json
+from tell_plugins.core.mixture import Manifest
 from tell_plugins.evaluation.fingerprints import file_or_empty, model_sha256
 from tell_plugins.recipe.recipes import Recipe, checkpoints, is_trained, is_whole_model
 
@@ -51,10 +52,10 @@ class Adapter:
         if self.path is None:
             return None
         for folder in (self.path, self.path.parent):
-            file = folder / "manifest.json"
-            if file.is_file():
-                manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-                return manifest
+            remedy = "restore the file, or remove it: then nothing is known of the training rows"
+            found: dict[str, Any] | None = read_json(folder / "manifest.json", Manifest, remedy)
+            if found is not None:
+                return found
         return None
 
     def saved(self, name: str) -> dict[str, Any]:
@@ -62,11 +63,9 @@ class Adapter:
 
         Empty where there is none, or one that is torn: the trainer was stopped while it wrote.
         """
-        try:
-            found = json.loads((self.path / name).read_text(encoding="utf-8")) if self.path else {}
-        except (FileNotFoundError, ValueError):
+        if self.path is None:
             return {}
-        return found if isinstance(found, dict) else {}
+        return cached_json(self.path / name, dict[str, Any], foreign=True) or {}
 
     @property
     def weights_sha256(self) -> str:

@@ -13,9 +13,12 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from tell_plugins.bridge.protocol import Decoding, Engine, History
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import Name, Shape, parse_json, read_json, read_json_lines
 from tell_plugins.core.progress import track
 
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
@@ -27,6 +30,30 @@ _HASHED = {
     "adapter_config_sha256": "the adapter's settings",
     "rows_sha256": "the rows asked, or the answers given to them,",
 }
+
+
+class AnswerLine(Shape):
+    """A line of `answers.jsonl`."""
+
+    id: str
+    row: int
+    text: str
+    finish_reason: str
+    attempt: int = Field(default=0, ge=0)
+
+
+class SavedSettings(Shape):
+    """`settings.json` of a folder of answers."""
+
+    split: Name
+    rows: int | None = None
+
+
+class SettingsOfRows(SavedSettings):
+    """The same where the rows that were answered are looked for."""
+
+    card: Name
+    anchor: str
 
 
 @dataclass(frozen=True)
@@ -181,14 +208,8 @@ def saved_settings(folder: Path) -> dict[str, Any] | None:
     path = folder / SETTINGS
     if not path.is_file():
         return None
-    try:
-        saved = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        raise UserError(
-            "not readable as the settings of answers",
-            where=paths.shown(path),
-            remedy="name another folder with --out, or remove this one",
-        ) from None
+    remedy = "name another folder with --out, or remove this one"
+    saved = read_json(path, SavedSettings, remedy)
     defaults = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
     return {**defaults, **saved}
 
@@ -231,8 +252,8 @@ def _complete_batches(path: Path, batches: list[list[str]]) -> int:
         try:
             if not line.endswith(b"\n"):
                 break
-            ids.append(json.loads(line)["id"])
-        except (ValueError, KeyError, TypeError):
+            ids.append(parse_json(line)["id"])
+        except (ValueError, KeyError, TypeError, RecursionError):
             break
         ends.append(position)
     done = rows = 0
@@ -252,6 +273,5 @@ def read_answers(folder: Path) -> list[dict[str, Any]]:
     path = folder / ANSWERS
     if not path.is_file():
         raise UserError("no answers", where=paths.shown(folder), remedy="./run.sh eval RECIPE")
-    # not splitlines: an answer may hold U+2028 and its like, which JSON leaves as they are
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return sorted((json.loads(line) for line in lines if line), key=lambda answer: answer["row"])
+    lines = read_json_lines(path, AnswerLine, "remove the line and call ./run.sh eval again")
+    return sorted(lines, key=lambda answer: int(answer["row"]))

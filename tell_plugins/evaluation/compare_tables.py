@@ -11,6 +11,7 @@ from itertools import product
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Literal
 
+from tell_plugins.core.shown import csv_cell
 from tell_plugins.evaluation.final_number import NumberScores
 from tell_plugins.evaluation.free_text import TextScores
 from tell_plugins.evaluation.intervals import Estimate, Rate, counted
@@ -678,5 +679,5 @@ def csv_text(records: Sequence[Mapping[str, Any]]) -> str:
     if records:
         writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(records)
+        writer.writerows({key: csv_cell(cell) for key, cell in row.items()} for row in records)
     return out.getvalue()

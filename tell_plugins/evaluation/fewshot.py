@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tell_plugins.core import draw, paths
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import read_json
 from tell_plugins.core.sources import find_file, open_task
 
 FORMAT = 1
@@ -118,11 +120,11 @@ def save_examples(path: Path, examples: Examples) -> None:
 def load_examples(path: Path) -> Examples:
     """Read saved examples. Raises UserError for a file that is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = dict(read_json(path, dict[str, Any], "remove the file") or {})
         del content["format"]
         content["examples"] = [Example(**example) for example in content["examples"]]
         return Examples(**content)
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(
             f"no saved examples: {error}", where=paths.shown(path), remedy="remove the file"
         ) from None

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from pydantic import Field
 
 from tell_plugins.bridge.protocol import Engine, decoding
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
+from tell_plugins.core.files import Shape, cached_json, read_json_lines
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_split
 from tell_plugins.core.text import row_id
@@ -36,6 +38,14 @@ _FORMAT = 1  # raised when the base's answers would come out otherwise
 
 Pair = tuple[str, str]
 Sum = tuple[float, int]  # the sum over a row's tokens, and how many they are
+
+
+class LossLine(Shape):
+    """A line of one of `FILES`: the sum of a row, over at least one token."""
+
+    loss_sum: float
+    tokens: int = Field(gt=0)
+    rows: int | None = None
 
 
 class LossEngine(Protocol):
@@ -127,9 +137,9 @@ def base_answers(engine: Engine, questions: Sequence[Prompt], settings: Settings
     known = [getattr(settings, key, "") for key in own]
     name = hashlib.sha256(json.dumps([_FORMAT, KL_TOKENS, *known]).encode()).hexdigest()
     path = paths.cache_dir() / "base_answers" / f"{name[:32]}.json"
-    if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return [str(text) for text in kept]
+    kept: list[str] | None = cached_json(path, list[str])
+    if kept is not None:
+        return kept
     size = settings.batch_size
     batches = [questions[start : start + size] for start in range(0, len(questions), size)]
     said: list[str] = []
@@ -144,12 +154,11 @@ def base_answers(engine: Engine, questions: Sequence[Prompt], settings: Settings
 
 def read(folder: Path, name: str = LOSSES) -> list[Sum]:
     """(sum, tokens) of every row of one of `FILES`; empty when nothing was measured."""
-    path = folder / name
-    return [(line["loss_sum"], line["tokens"]) for line in _lines(path)] if path.is_file() else []
+    return [(line["loss_sum"], line["tokens"]) for line in _lines(folder / name)]
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return read_json_lines(path, LossLine, "remove the file: ./run.sh eval measures again")
 
 
 def retention(losses: Sequence[tuple[float, int]]) -> Retention:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +13,13 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.compressed import find, read_bytes
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import check_shape, parse_json, read_json
 from tell_plugins.core.sources import TaskRows, open_task
-from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
+from tell_plugins.evaluation.answers import ANSWERS, SETTINGS, AnswerLine, SettingsOfRows
 
 CUT = "length"  # the finish reason of an answer that met the limit of new tokens
 _SHOWN = 5  # lines named in one message
+_REMEDY = "remove the line and call ./run.sh eval again"
 
 
 class Answer(NamedTuple):
@@ -97,7 +98,6 @@ def load_scored(folder: Path) -> Scored:
 def read_settings(folder: Path) -> dict[str, Any]:
     """`settings.json` of an answers folder. Raises UserError when it is missing or no such file."""
     path = folder / SETTINGS
-    where = paths.shown(path)
     if not path.is_file():
         raise UserError(
             f"no {SETTINGS}, so nothing says which card and split was answered",
@@ -105,16 +105,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
             allowed=f"a folder that ./run.sh eval wrote, with {ANSWERS} and {SETTINGS}",
             remedy="name such a folder",
         )
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"no JSON: {error}", where=where, remedy="restore the file") from None
-    keys = ("card", "split", "anchor")
-    if not isinstance(settings, dict) or not all(isinstance(settings.get(k), str) for k in keys):
-        raise UserError(
-            f"the keys {', '.join(keys)} are not all there", where=where, remedy="restore the file"
-        )
-    return settings
+    return dict(read_json(path, SettingsOfRows, "restore the file"))
 
 
 class _Line(NamedTuple):
@@ -131,48 +122,21 @@ def _lines(raw: bytes, where: str) -> Iterator[_Line]:
     for number, line in enumerate(raw.split(b"\n"), 1):
         if not line.strip():
             continue
+        place = f"{where}, line {number}"
         try:
-            value = json.loads(line)
-        except ValueError as error:
+            value = parse_json(line)
+        except (ValueError, RecursionError) as error:
             if number == last:  # no line end after it: the writer was stopped
                 raise UserError(
                     "the last line is torn: the run was stopped while it wrote",
-                    where=f"{where}, line {number}",
+                    where=place,
                     remedy="call the same ./run.sh eval again (it goes on), or remove the line",
                 ) from None
-            raise UserError(
-                f"no JSON: {error}",
-                where=f"{where}, line {number}",
-                remedy="remove the line and call ./run.sh eval again",
-            ) from None
-        yield _line(number, value, where)
-
-
-def _line(number: int, value: Any, where: str) -> _Line:
-    kinds = {"id": str, "row": int, "text": str, "finish_reason": str}
-    wrong = [
-        key
-        for key, kind in kinds.items()
-        if not isinstance(value, dict)
-        or not isinstance(value.get(key), kind)
-        or isinstance(value[key], bool)
-    ]
-    if wrong:
-        raise UserError(
-            f"no answer: key '{wrong[0]}' is missing or of another type",
-            where=f"{where}, line {number}",
-            allowed=", ".join(f"{key} ({kind.__name__})" for key, kind in kinds.items()),
-            remedy="this file is not one that ./run.sh eval wrote",
-        )
-    attempt = value.get("attempt", 0)
-    if not isinstance(attempt, int) or isinstance(attempt, bool) or attempt < 0:
-        raise UserError(
-            f"attempt is {attempt!r}",
-            where=f"{where}, line {number}",
-            allowed="0, 1, 2, ...",
-            remedy="restore the line, or remove the file and answer again",
-        )
-    return _Line(number, value["id"], value["row"], attempt, value["text"], value["finish_reason"])
+            raise UserError(f"no JSON: {error}", where=place, remedy=_REMEDY) from None
+        check_shape(value, AnswerLine, place, _REMEDY)
+        attempt = value.get("attempt", 0)
+        text, reason = value["text"], value["finish_reason"]
+        yield _Line(number, value["id"], value["row"], attempt, text, reason)
 
 
 def _join(lines: list[_Line], task: TaskRows, where: str) -> list[Answer]:

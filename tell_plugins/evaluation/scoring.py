@@ -19,6 +19,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import Card
 from tell_plugins.core.compressed import read_bytes
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import Shape, cached_json
 from tell_plugins.evaluation import free_text, json_scorers, labels, scorers, taxonomy
 from tell_plugins.evaluation.answers import ANSWERS
 from tell_plugins.evaluation.final_number import NumberScores
@@ -357,18 +358,22 @@ def saved_segments(scored: Scored) -> dict[str, SegmentScores]:
     return {name: SegmentScores(**saved["segments"]) for name, saved in _saved(scored).items()}
 
 
+class _Segments(Shape):
+    answers_sha256: str
+
+
+class _Learned(Shape):
+    segments: _Segments
+
+
 def _saved(scored: Scored) -> dict[str, Any]:
     from tell_plugins.evaluation.learned_scores import LEARNED
 
     found = {}
     for name in LEARNED:
         path = learned_file(scored.folder, name)
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            fits = saved["segments"]["answers_sha256"] == scored.sha256
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            continue
-        if fits:
+        saved = cached_json(path, _Learned)
+        if saved is not None and saved["segments"]["answers_sha256"] == scored.sha256:
             found[name] = saved
     return found
 
@@ -376,9 +381,6 @@ def _saved(scored: Scored) -> dict[str, Any]:
 def read(folder: Path) -> dict[str, Any] | None:
     """The saved scores of `folder` as plain JSON types; None where there are none, or where the
     answers have changed since."""
-    try:
-        saved: dict[str, Any] = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
+    saved: dict[str, Any] = cached_json(folder / SCORES, dict[str, Any]) or {}
     now = hashlib.sha256(read_bytes(folder / ANSWERS) or b"").hexdigest()
     return saved if saved.get("answers_sha256") == now and saved.get("format") == FORMAT else None

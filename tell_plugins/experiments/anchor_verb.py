@@ -13,6 +13,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.anchors import RESERVED
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import cached_json
 from tell_plugins.experiments import anchor_writing
 from tell_plugins.experiments.anchor_writing import Scored, Writing
 from tell_plugins.experiments.dry_run import print_table
@@ -118,12 +119,9 @@ def _check_files(card: Card, recipe: Recipe, args: argparse.Namespace) -> None:
 
 def _record(path: Path) -> dict[str, Any] | None:
     """What an earlier call wrote of its candidates; None for a missing or another file."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
+    found: dict[str, Any] | None = cached_json(path, dict[str, Any])
     keys = {"candidates", "manual", "none", "rejected"}
-    return found if isinstance(found, dict) and keys <= set(found) else None
+    return found if found is not None and keys <= set(found) else None
 
 
 def _asked(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
+from tell_plugins.core.compressed import find, read_text
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import retention
 from tell_plugins.experiments.earlier import refuse_other_sweep
@@ -21,9 +22,7 @@ from tell_plugins.experiments.results import (
     Entry,
     ReferenceShelf,
     Study,
-    find,
     load_studies,
-    read_text,
 )
 from tell_plugins.experiments.whole import refuse_damaged
 

@@ -23,6 +23,7 @@ from rich.console import Console
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import MachineError
+from tell_plugins.core.files import cached_json
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.evaluation.intervals import smallest_shown
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
@@ -115,7 +116,7 @@ class Training:
     def adapter(self) -> Path | None:
         """The adapter of just this recipe and mixture, if it is there."""
         found = checkpoints(self.recipe.output_dir)
-        same = self.file.is_file() and json.loads(self.file.read_text()) == self.stamp
+        same = self.file.is_file() and cached_json(self.file, dict[str, str]) == self.stamp
         return found[-1] if found and same else None
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import read_json
 from tell_plugins.experiments.planning import Planned, SweepPlan
+from tell_plugins.experiments.records import AGAIN, Evaluated, RunFacts, Trained
 from tell_plugins.experiments.runner import minutes
-from tell_plugins.experiments.store import EVALUATED, RUN, TRAINED, Job, Store, read_json
+from tell_plugins.experiments.store import EVALUATED, RUN, TRAINED, Job, Store
 from tell_plugins.recipe.estimate import reported_flops
 from tell_plugins.recipe.shapes import shape_of
 
@@ -41,12 +43,14 @@ def measured_rates(store: Store, given: float | None) -> Rates:
         )
     trained, seconds, evaluations = 0, 0.0, []
     for folder in sorted(store.runs.glob("*")) if store.runs.is_dir() else []:
-        run, facts = read_json(folder / RUN), read_json(folder / TRAINED)
-        if run and facts and facts.get("seconds") and run.get("trained_tokens"):
+        run = read_json(folder / RUN, RunFacts, AGAIN)
+        trains = run is not None and not run["base"]
+        facts = read_json(folder / TRAINED, Trained, AGAIN) if trains else None
+        if facts and facts.get("seconds") and run.get("trained_tokens"):
             trained += run["trained_tokens"]
             seconds += facts["seconds"]
         for marker in folder.glob(f"eval/*/{EVALUATED}"):
-            evaluations.append(float(read_json(marker)["seconds"]))
+            evaluations.append(float(read_json(marker, Evaluated, AGAIN)["seconds"]))
     rate = given or (trained / seconds if seconds else None)
     source = "--rate" if given else "the finished runs here" if seconds else "not measured yet"
     return Rates(rate, sum(evaluations) / len(evaluations) if evaluations else None, source)

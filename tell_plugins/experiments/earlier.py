@@ -10,12 +10,14 @@ from typing import Any
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import read_json
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation import retention
-from tell_plugins.evaluation.answers import GENERAL, SETTINGS
+from tell_plugins.evaluation.answers import GENERAL, SETTINGS, SavedSettings
 from tell_plugins.experiments.planning import Evaluation, Planned, PlannedBase, SweepPlan
-from tell_plugins.experiments.results import Run, read_json
+from tell_plugins.experiments.records import AGAIN, Index
+from tell_plugins.experiments.results import Run
 from tell_plugins.experiments.store import Store
 
 
@@ -67,7 +69,8 @@ def _limit_of(evaluation: Evaluation) -> int:
 
 def _answers(folder: Path, now: Mapping[str, str], limit: int) -> bool:
     """Whether all answers of an evaluation are to these prompts, those of the task this long."""
-    saved = [read_json(path) for path in folder.glob(f"*/*/{SETTINGS}")]
+    found = folder.glob(f"*/*/{SETTINGS}")
+    saved = [read_json(path, SavedSettings, AGAIN) for path in found]
     of_task = [s for s in saved if s["split"] != GENERAL]
     return all(s.get("prompts_sha256") == now.get(s["split"]) for s in saved) and all(
         s.get("max_new_tokens") == limit for s in of_task
@@ -81,7 +84,7 @@ def refuse_other_sweep(root: Path, index: Mapping[str, Any], remedy: str) -> Non
     other runs, or which shares none. More seeds, points or methods are the same sweep, and fewer.
     """
     path = root / "sweeps" / f"{index['name']}.json"
-    then = read_json(path)
+    then = read_json(path, Index, "remove the file: the sweep writes it again")
     if then is None:
         return
     kept = {entry["run"] for entry in index["entries"]}
@@ -94,7 +97,7 @@ def refuse_other_sweep(root: Path, index: Mapping[str, Any], remedy: str) -> Non
     places = {_place(entry) for entry in index["entries"]}
     changed = [entry for entry in lost if _place(entry) in places]
     apart = kept.isdisjoint(entry["run"] for entry in then["entries"])
-    if lost and (changed or apart or then["base_recipe"] != index["base_recipe"]):
+    if lost and (changed or apart or then.get("base_recipe") != index["base_recipe"]):
         first = (changed or lost)[0]
         raise UserError(
             f"a sweep of this name is here with {len(lost)} finished runs that are not this "
@@ -106,4 +109,4 @@ def refuse_other_sweep(root: Path, index: Mapping[str, Any], remedy: str) -> Non
 
 
 def _place(entry: Mapping[str, Any]) -> str:
-    return json.dumps([entry["method"], entry["at"], entry["seed"]], sort_keys=True)
+    return json.dumps([entry["method"], entry.get("at"), entry.get("seed")], sort_keys=True)

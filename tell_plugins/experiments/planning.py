@@ -24,6 +24,7 @@ from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError, UserErrors, raise_all, unknown
 from tell_plugins.core.mixture import GENERAL, TASK, Mixture, build_mixture, general_card
 from tell_plugins.core.progress import tracked
+from tell_plugins.core.secrets import secret_keys
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec, parse_spec
 from tell_plugins.evaluation.prompts import task_prompts
@@ -36,7 +37,7 @@ from tell_plugins.experiments.sweep import (
     secret_error,
     setting_groups,
 )
-from tell_plugins.recipe.recipes import SECRETS, Recipe, load_recipe
+from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.schedule import Plan, Training, exposure, plan
 from tell_plugins.recipe.settings import Settings as SwiftSettings
 from tell_plugins.recipe.swift_keys import swift_keys
@@ -250,8 +251,7 @@ class Planner:
         raise_all(
             [
                 secret_error(key, f"flag --{key}" if key in sweep.flags else base.where(key))
-                for key in SECRETS
-                if self.base.get(key)
+                for key in secret_keys(self.base.values)
             ]
         )
         self._spec = self.base.spec

@@ -6,7 +6,6 @@ right answer is comes from `references/` where it was collected, else from the c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -15,52 +14,25 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
-from tell_plugins.core.compressed import find, read_text
+from tell_plugins.core.compressed import find
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import read_json, read_json_lines
 from tell_plugins.core.sources import open_task
-from tell_plugins.evaluation.answers import GENERAL
+from tell_plugins.evaluation.answers import ANSWERS, GENERAL, SETTINGS, AnswerLine, SavedSettings
 from tell_plugins.evaluation.bleed import Form, form_of
-from tell_plugins.evaluation.retention import LOSSES
+from tell_plugins.evaluation.retention import LOSSES, LossLine
+from tell_plugins.experiments.records import (
+    AGAIN,
+    Failed,
+    Index,
+    RunFacts,
+    SavedReferences,
+    Trained,
+)
 from tell_plugins.experiments.sweep import Plot
 
 REFERENCES = "references"
 AS_SAVED = ("translation", "text")  # metrics whose scores are taken as `eval` saved them
-
-
-def read_json(path: Path) -> Any:
-    """The JSON of a file; None when it is missing."""
-    text = read_text(path)
-    if text is None:
-        return None
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(
-            f"no JSON: {error}", where=paths.shown(path), remedy="restore the file"
-        ) from None
-
-
-def read_lines(path: Path, *, torn: bool = False) -> list[Any]:
-    """The JSON lines of a file; empty when it is missing.
-
-    A line that was cut when its writer was killed is passed over where `torn` allows it, and at
-    the end of a file; elsewhere it raises UserError.
-    """
-    # not splitlines: an answer may hold U+2028 and its like, which JSON leaves as they are
-    lines = (read_text(path) or "").split("\n")
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found.append(json.loads(line))
-        except ValueError as error:
-            if torn or number == len(lines):  # what follows the last line's end
-                continue
-            raise UserError(
-                f"no JSON: {error}",
-                where=f"{paths.shown(path)}, line {number}",
-                remedy="restore the file",
-            ) from None
-    return found
 
 
 @dataclass(frozen=True)
@@ -82,10 +54,12 @@ class Evaluation:
     @cached_property
     def _all(self) -> list[Answers]:
         found = []
-        for path in sorted(self.folder.glob("*/*/settings.json")):
+        for path in sorted(self.folder.glob(f"*/*/{SETTINGS}")):
             folder = path.parent
-            lines = read_lines(folder / "answers.jsonl")
-            found.append(Answers(folder, read_json(path), lines, read_json(folder / "scores.json")))
+            settings = read_json(path, SavedSettings, AGAIN)
+            lines = read_json_lines(folder / ANSWERS, AnswerLine, AGAIN)
+            scores = read_json(folder / "scores.json", dict[str, Any], AGAIN)
+            found.append(Answers(folder, settings, lines, scores))
         return found
 
     @property
@@ -105,7 +79,7 @@ class Evaluation:
     def sums(self, name: str = LOSSES) -> list[tuple[float, int]]:
         """(sum, tokens) of every row of one of `retention.FILES`."""
         for path in sorted(self.folder.glob("*/general")):
-            lines = read_lines(path / name)
+            lines = read_json_lines(path / name, LossLine, AGAIN)
             if lines:
                 return [(line["loss_sum"], line["tokens"]) for line in lines]
         return []
@@ -119,21 +93,23 @@ class Run:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        return read_json(self.folder / "run.json") or {}
+        return read_json(self.folder / "run.json", RunFacts, AGAIN) or {}
 
     @cached_property
     def trained(self) -> dict[str, Any] | None:
-        found = read_json(self.folder / "trained.json")
-        return found if isinstance(found, dict) else None
+        if self.is_base:
+            return None
+        return read_json(self.folder / "trained.json", Trained, AGAIN)  # type: ignore[no-any-return]
 
     @cached_property
     def logged(self) -> list[dict[str, Any]]:
         """The trainer's records by step; of a step logged twice (after a resume) the last."""
         steps: dict[int, dict[str, Any]] = {}
-        for record in read_lines(self.folder / "train" / "logging.jsonl", torn=True):
-            place = str(record.get("global_step/max_steps", ""))
-            if "loss" in record and "/" in place:
-                steps[int(place.split("/")[0])] = record
+        path = self.folder / "train" / "logging.jsonl"
+        for record in read_json_lines(path, dict[str, Any], AGAIN, foreign=True):
+            step, slash, _ = str(record.get("global_step/max_steps", "")).partition("/")
+            if "loss" in record and slash and step.isdecimal():
+                steps[int(step)] = record
         return [{**record, "step": step} for step, record in sorted(steps.items())]
 
     @property
@@ -148,8 +124,8 @@ class Run:
 
     def failure(self, name: str) -> dict[str, Any] | None:
         for folder in (self.folder, self.folder / "eval" / name):
-            found = read_json(folder / "failed.json")
-            if isinstance(found, dict):
+            found: dict[str, Any] | None = read_json(folder / "failed.json", Failed, AGAIN)
+            if found is not None:
                 return found
         return None
 
@@ -205,7 +181,7 @@ class Entry:
 
     def amount(self, name: str) -> float | None:
         """What a plot may have as its x, from the run's mixture."""
-        return self.run.facts.get("mixture", {}).get(name)
+        return (self.run.facts.get("mixture") or {}).get(name)
 
 
 @dataclass(frozen=True)
@@ -273,32 +249,17 @@ def load_studies(root: Path) -> list[Study]:
     return [_study(root, _index(path)) for path in files]
 
 
-_INDEX = ("name", "title", "seeds", "evaluate", "plot", "metric", "entries", "bases")
-_ENTRY = ("run", "evaluation", "card")
-
-
 def _index(path: Path) -> dict[str, Any]:
     """A sweep's index. Raises UserError for what is none."""
-    found = read_json(path)
-    missing = list(_INDEX) if not isinstance(found, dict) else [k for k in _INDEX if k not in found]
-    if not missing:
-        records = [*found["entries"], *found["bases"]]
-        missing = [k for record in records for k in _ENTRY if k not in record]
-        missing += [k for record in found["entries"] for k in ("method",) if k not in record]
-    if missing:
-        raise UserError(
-            f"no index of a sweep: '{missing[0]}' is missing",
-            where=paths.shown(path),
-            remedy="restore the file, or call the sweep again, which writes it",
-        )
-    return dict(found)
+    remedy = "restore the file, or call the sweep again, which writes it"
+    return dict(read_json(path, Index, remedy))
 
 
 def _study(root: Path, index: dict[str, Any]) -> Study:
     def entry(method: str, record: dict[str, Any]) -> Entry:
         return Entry(
             method=method,
-            at=record.get("at", {}),
+            at=record.get("at") or {},
             seed=record.get("seed"),
             run=runs.setdefault(record["run"], Run(root / "runs" / record["run"])),
             evaluation=record["evaluation"],
@@ -350,11 +311,11 @@ class ReferenceShelf:
     def get(self, card: str, split: str) -> References:
         """UserError when they were not collected and the data is not on this machine."""
         if (card, split) not in self._known:
-            saved = read_json(self._root / REFERENCES / f"{card}-{split}.json")
+            remedy = "restore the file, or remove it where the card's data is on this machine"
+            path = self._root / REFERENCES / f"{card}-{split}.json"
+            saved = read_json(path, SavedReferences, remedy)
             self._known[card, split] = (
-                _saved_references(saved, self._root / REFERENCES / f"{card}-{split}.json")
-                if saved is not None
-                else references(card, split)
+                _saved_references(saved, path) if saved is not None else references(card, split)
             )
         return self._known[card, split]
 

@@ -10,7 +10,6 @@ is done and never repeated; where it is not, the step is done again or goes on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,27 +17,16 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
+from tell_plugins.core.files import read_json, write_json
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.experiments.planning import Planned, PlannedBase, SweepPlan, values_text
+from tell_plugins.experiments.records import AGAIN, Failed
 
 RUN, TRAINED, EVALUATED, FAILED = "run.json", "trained.json", "evaluated.json", "failed.json"
 RECIPE, OPTIONS = "recipe.yaml", "options.json"
 TRAIN_LOG, EVAL_LOG = "train.log", "eval.log"
 TRAIN_FOLDER, EVAL_FOLDER = "train", "eval"
 _PATHS = ("output_dir", "add_version", "dataset")
-
-
-def read_json(path: Path) -> Any:
-    """The JSON of a file, None when it is missing."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON in one piece."""
-    paths.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @dataclass(frozen=True)
@@ -70,8 +58,11 @@ class Job:
     @property
     def failure(self) -> dict[str, Any] | None:
         """What is known of a failed attempt, of this run's training or of this evaluation."""
-        found = read_json(self.folder / FAILED) or read_json(self.eval_folder / FAILED)
-        return found if isinstance(found, dict) else None
+        for folder in (self.folder, self.eval_folder):
+            found: dict[str, Any] | None = read_json(folder / FAILED, Failed, AGAIN)
+            if found is not None:
+                return found
+        return None
 
     @property
     def state(self) -> str:

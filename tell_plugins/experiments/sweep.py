@@ -34,10 +34,11 @@ from tell_plugins.bridge.protocol import DECODINGS
 from tell_plugins.core import paths
 from tell_plugins.core.cards import HELD_OUT
 from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
+from tell_plugins.core.secrets import secret_keys
 from tell_plugins.core.spec import KEYS
 from tell_plugins.core.yamlfile import Document, read_yaml
 from tell_plugins.experiments.published import published
-from tell_plugins.recipe.recipes import SECRETS, SECRETS_REMEDY
+from tell_plugins.recipe.recipes import SECRETS_REMEDY
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Scalar = bool | int | float | str
@@ -273,8 +274,8 @@ def _wrong_settings(sweep: Sweep) -> Iterator[UserError]:
             where = f"{sweep.place(*group, key)}, {', '.join(group)}"
             if key in _OWN:
                 yield UserError(f"'{key}' is set by the sweep", where=where, remedy=_OWN[key])
-            elif key in SECRETS:
-                yield secret_error(key, where)
+            elif held := list(secret_keys({key: value})):
+                yield secret_error(held[0], where)
             elif key in DERIVED:
                 yield from _wrong_reference(key, value, names, where)
 

@@ -12,12 +12,14 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
+from tell_plugins.core.files import read_json
 from tell_plugins.core.locks import only_one
 from tell_plugins.experiments.controls import controls
 from tell_plugins.experiments.dry_run import default_root, measured_rates, print_dry_run
 from tell_plugins.experiments.earlier import other_answers, refuse_other_sweep
 from tell_plugins.experiments.planning import SweepPlan, make_plan
-from tell_plugins.experiments.store import TRAINED, Job, Store, read_json
+from tell_plugins.experiments.records import AGAIN, Trained
+from tell_plugins.experiments.store import TRAINED, Job, Store
 from tell_plugins.experiments.sweep import Sweep, load_sweep
 from tell_plugins.recipe.recipes import parse_flags
 
@@ -190,7 +192,7 @@ def wrong_steps(plan: SweepPlan, store: Store) -> list[str]:
     """Runs whose trainer took other steps than the run they must equal; empty when all fit."""
     steps = {}
     for entry in plan.entries:
-        facts = read_json(store.folder_of(entry) / TRAINED)
+        facts = read_json(store.folder_of(entry) / TRAINED, Trained, AGAIN)
         if facts:
             steps[entry.id] = (entry.cell.label, facts["steps"])
     found = []

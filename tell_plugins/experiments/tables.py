@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from tell_plugins.core.shown import csv_cell, markdown_cell
 from tell_plugins.evaluation.intervals import Estimate, Rate
 from tell_plugins.experiments import fits
 from tell_plugins.experiments.controls import meaning
@@ -487,20 +488,22 @@ def _frame(records: list[dict[str, Any]]) -> pd.DataFrame:
 
 def to_csv(frame: pd.DataFrame) -> str:
     """A table as CSV, the same bytes on every machine."""
-    return str(frame.to_csv(index=False, lineterminator="\n"))
+    texts = {
+        name: column.map(csv_cell) for name, column in frame.items() if column.dtype.kind == "O"
+    }
+    safe = frame.assign(**texts).rename(columns=csv_cell)
+    return str(safe.to_csv(index=False, lineterminator="\n"))
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
     """A table as Markdown, numbers as they are read: rates with counts and interval."""
     shown = readable(frame)
-    header = "| " + " | ".join(shown.columns) + " |"
+    header = "| " + " | ".join(map(markdown_cell, shown.columns)) + " |"
     rule = "|" + "|".join("---" for _ in shown.columns) + "|"
-    rows = ["| " + " | ".join(_cell(value) for value in row) + " |" for row in shown.to_numpy()]
+    rows = [
+        "| " + " | ".join(markdown_cell(value) for value in row) + " |" for row in shown.to_numpy()
+    ]
     return "\n".join([header, rule, *rows]) + "\n"
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 _HIDDEN = ("run", "dataset string", "mixture hash", "steps as planned", "copies")

@@ -14,12 +14,12 @@ from typing import Any
 from tell_plugins.core import paths
 from tell_plugins.core.compressed import find
 from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.evaluation.answers import ANSWERS, GENERAL, SETTINGS
-from tell_plugins.evaluation.retention import FILES, LOSSES
-from tell_plugins.experiments.results import Entry, Study, read_json, read_lines
+from tell_plugins.core.files import read_json, read_json_lines
+from tell_plugins.evaluation.answers import ANSWERS, GENERAL, SETTINGS, AnswerLine, SavedSettings
+from tell_plugins.evaluation.retention import FILES, LOSSES, LossLine
+from tell_plugins.experiments.records import RunFacts, Trained
+from tell_plugins.experiments.results import Entry, Study
 
-_ANSWER = {"id": str, "row": int, "text": str, "finish_reason": str}
-_LOSS = {"loss_sum": (int, float), "tokens": int}
 _REMEDY = "restore the file, or remove the evaluation's folder and start the sweep again"
 
 
@@ -39,29 +39,38 @@ def refuse_damaged(studies: Sequence[Study]) -> None:
 
 
 def _run(entry: Entry) -> Iterator[UserError]:
-    for name, key in (("run.json", None), ("trained.json", "steps")):
-        if entry.run.is_base and key is not None:
+    for name, shape in (("run.json", RunFacts), ("trained.json", Trained)):
+        path = entry.run.folder / name
+        if shape is Trained and (find(entry.run.folder / "run.json") is None or entry.run.is_base):
             continue
-        content = read_json(entry.run.folder / name)
-        if not isinstance(content, dict) or (key is not None and key not in content):
-            where = paths.shown(entry.run.folder / name)
-            yield UserError("missing, or not what a sweep writes", where=where, remedy=_REMEDY)
+        if find(path) is None:
+            yield UserError("the file is missing", where=paths.shown(path), remedy=_REMEDY)
+        yield from _problem(path, shape)
+
+
+def _problem(path: Path, shape: Any) -> Iterator[UserError]:
+    """What is wrong with a file of JSON, if anything is."""
+    try:
+        read_json(path, shape, _REMEDY)
+    except UserError as error:
+        yield error
 
 
 def _evaluation(entry: Entry, general_rows: int) -> Iterator[UserError]:
     folder = entry.measured.folder
     kinds = Counter[bool]()
     for path in sorted(folder.glob(f"*/*/{SETTINGS}")):
-        settings = read_json(path)
-        if not isinstance(settings, dict) or not isinstance(settings.get("split"), str):
-            yield UserError("no settings of answers", where=paths.shown(path), remedy=_REMEDY)
+        wrong = list(_problem(path, SavedSettings))
+        yield from wrong
+        if wrong:
             continue
+        settings = read_json(path, SavedSettings, _REMEDY)
         general = settings["split"] == GENERAL
         kinds[general] += 1
-        yield from _lines(path.parent / ANSWERS, _ANSWER, settings.get("rows"))
+        yield from _lines(path.parent / ANSWERS, AnswerLine, settings.get("rows"))
         for name in FILES if general else ():
             if find(path.parent / name) or (name == LOSSES and general_rows):
-                yield from _lines(path.parent / name, _LOSS, settings.get("rows"))
+                yield from _lines(path.parent / name, LossLine, settings.get("rows"))
     if not kinds[False] or (general_rows and not kinds[True]):
         what = "general questions" if kinds[False] else "the task"
         yield UserError(
@@ -71,24 +80,16 @@ def _evaluation(entry: Entry, general_rows: int) -> Iterator[UserError]:
         )
 
 
-def _lines(path: Path, keys: dict[str, Any], rows: Any) -> Iterator[UserError]:
+def _lines(path: Path, shape: Any, rows: Any) -> Iterator[UserError]:
     """What is wrong with a file of one line a row (and attempt)."""
     where = paths.shown(find(path) or path)
-    lines = read_lines(path)
-    for number, line in enumerate(lines, 1):
-        wrong = [
-            key
-            for key, kind in keys.items()
-            if not isinstance(line, dict) or not isinstance(line.get(key), kind)
-        ]
-        if wrong:
-            yield UserError(
-                f"key '{wrong[0]}' is missing or of another type",
-                where=f"{where}, line {number}",
-                remedy=_REMEDY,
-            )
-            return
-    if keys is _ANSWER:
+    try:
+        lines = read_json_lines(path, shape, _REMEDY)
+    except UserError as error:
+        yield error
+        return
+    answered = len(lines)
+    if shape is AnswerLine:
         twice = Counter((line["row"], line.get("attempt", 0)) for line in lines)
         answered = len({row for row, _ in twice})
         if len(twice) < len(lines):
@@ -96,7 +97,6 @@ def _lines(path: Path, keys: dict[str, Any], rows: Any) -> Iterator[UserError]:
                 f"{len(lines) - len(twice)} answers stand twice", where=where, remedy=_REMEDY
             )
     else:
-        answered = len(lines)
         rows = lines[0].get("rows", rows) if lines else rows
     if isinstance(rows, int) and answered != rows:
         yield UserError(

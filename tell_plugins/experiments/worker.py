@@ -12,7 +12,6 @@ lock in the run's folder keeps two workers apart.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -27,7 +26,9 @@ from typing import Any
 from filelock import FileLock
 
 from tell_plugins.core import paths
+from tell_plugins.core.files import cached_json, read_json, write_json
 from tell_plugins.experiments import store
+from tell_plugins.experiments.records import AGAIN, RunFacts, TrainedHere, TrainerState
 from tell_plugins.recipe.recipes import checkpoints
 
 _TAIL = 30  # lines of a log that a failure keeps
@@ -139,7 +140,7 @@ def main(argv: list[str]) -> int:
 
 
 def _do(folder: Path, evaluation: str, steps: Steps) -> None:
-    run = store.read_json(folder / store.RUN)
+    run = read_json(folder / store.RUN, RunFacts, AGAIN)
     asked = folder / store.EVAL_FOLDER / evaluation
     _step(folder, folder / store.TRAINED, lambda: {} if run["base"] else train(folder, steps))
     _step(asked, asked / store.EVALUATED, lambda: evaluate(folder, asked, steps))
@@ -152,7 +153,7 @@ def _step(folder: Path, marker: Path, work: Callable[[], dict[str, Any]]) -> Non
     try:
         facts = work()
     except StepFailed as failure:
-        store.write_json(
+        write_json(
             folder / store.FAILED,
             {
                 "step": failure.step,
@@ -162,7 +163,7 @@ def _step(folder: Path, marker: Path, work: Callable[[], dict[str, Any]]) -> Non
             },
         )
         raise SystemExit(1) from None
-    store.write_json(marker, facts)
+    write_json(marker, facts)
 
 
 def tail(log: Path) -> list[str]:
@@ -201,11 +202,10 @@ def whole_checkpoints(output: Path) -> list[Path]:
 
 
 def _state(checkpoint: Path) -> dict[str, Any] | None:
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return state if isinstance(state, dict) and "global_step" in state else None
+    found: dict[str, Any] | None = cached_json(
+        checkpoint / "trainer_state.json", TrainerState, foreign=True
+    )
+    return found
 
 
 def _is_last(checkpoint: Path) -> bool:
@@ -225,7 +225,7 @@ def training_facts(checkpoint: Path, seconds: float | None) -> dict[str, Any]:
         "checkpoint": checkpoint.name,
         "steps": state["global_step"],
         "max_steps": state["max_steps"],
-        "epochs": state["epoch"],
+        "epochs": state.get("epoch"),
         "total_flos": state.get("total_flos"),
         "changes_nothing": Adapter(checkpoint.name, checkpoint).changes_nothing,
         "seconds": seconds,
@@ -239,11 +239,11 @@ def training_facts(checkpoint: Path, seconds: float | None) -> dict[str, Any]:
 
 def evaluate(folder: Path, asked: Path, steps: Steps) -> dict[str, Any]:
     """Answer and measure; `eval` itself goes on where it was stopped."""
-    run = store.read_json(folder / store.RUN)
-    options = store.read_json(asked / store.OPTIONS)
+    run = read_json(folder / store.RUN, RunFacts, AGAIN)
+    options = read_json(asked / store.OPTIONS, dict[str, Any], AGAIN)
     adapter = "none"
     if not run["base"]:
-        checkpoint = store.read_json(folder / store.TRAINED)["checkpoint"]
+        checkpoint = read_json(folder / store.TRAINED, TrainedHere, AGAIN)["checkpoint"]
         adapter = str(folder / store.TRAIN_FOLDER / checkpoint)
     flags = {
         "--adapter": adapter,

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.files import Shape
 from tell_plugins.core.progress import track
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 from tell_plugins.preparation.journal import Journal
@@ -85,6 +86,15 @@ class Endpoint:
             return ipaddress.ip_address(host).is_private
         except ValueError:
             return "." not in host
+
+
+class AskedRecord(Shape):
+    """A record of the journal: one request and what came of it."""
+
+    key: str
+    text: str | None = None
+    problem: str | None = None
+    attempt: bool = True
 
 
 @dataclass

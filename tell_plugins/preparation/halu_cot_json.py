@@ -123,7 +123,7 @@ def _rebuild_from_endpoint(
         "halueval_sha256": HALUEVAL_SHA256,
         "prompt_sha256": hashlib.sha256((SYSTEM + TASK).encode()).hexdigest(),
     }
-    with Journal(path.with_suffix(".journal.jsonl"), header) as journal:
+    with Journal(path.with_suffix(".journal.jsonl"), header, endpoint.AskedRecord) as journal:
         todo = endpoint.open_questions(questions, check, where_to_ask, journal)
         if len(todo) < len(questions):
             print(f"{len(questions) - len(todo):,} rows are answered already (or given up)")

@@ -10,20 +10,22 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import Shape, check_shape, read_json_lines
 
 
 class Journal:
     """Append-only records under a header that says what they belong to.
 
     Use it in a `with` statement: it is locked against a second process. A last line that was cut
-    off by a kill is dropped; every other unreadable line is an error.
+    off by a kill is dropped, a line that stands twice counts once; one that is no record of this
+    `shape` is an error.
 
     Attributes:
         records: all records, those of earlier runs first.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
-        self.path, self.header = path, header
+    def __init__(self, path: Path, header: dict[str, Any], shape: type[Shape]) -> None:
+        self.path, self.header, self._shape = path, header, shape
         self.records: list[dict[str, Any]] = []
 
     def __enter__(self) -> Journal:
@@ -40,12 +42,12 @@ class Journal:
                 remedy="wait for it, or stop it",
             ) from None
         try:
-            lines = self._whole_lines()
-            if lines:
-                self._check_header(lines[0])
-            self.records = lines[1:]
+            self._cut_torn_line()
+            header, *self.records = self._lines() or [None]
+            if header is not None:
+                self._check_header(header)
             self._file = self.path.open("ab")
-            if not lines:
+            if header is None:
                 self._write({"journal": self.header})
         except BaseException:
             self._lock.release()
@@ -67,34 +69,29 @@ class Journal:
         self.records.append(record)
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record).encode() + b"\n")  # ASCII: half a character fits too
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        line = json.dumps(record).encode() + b"\n"  # ASCII: half a character fits too
+        with paths.room_for(self.path):
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
-    def _whole_lines(self) -> list[dict[str, Any]]:
-        """The lines of the file as it stands, cut back to its last whole one."""
-        if not self.path.is_file():
-            return []
-        raw = self.path.read_bytes()
-        whole = raw.rfind(b"\n") + 1
-        if whole < len(raw):
-            os.truncate(self.path, whole)
-        lines = []
-        for number, line in enumerate(raw[:whole].splitlines(), 1):
-            try:
-                value = json.loads(line)
-                if not isinstance(value, dict):
-                    raise ValueError("not an object")
-            except ValueError as error:
-                raise UserError(
-                    f"the journal is damaged: {error}",
-                    where=f"{paths.shown(self.path)}, line {number}",
-                    remedy="remove that line (its work is done again), or the whole file",
-                ) from None
-            lines.append(value)
-        return lines
+    def _cut_torn_line(self) -> None:
+        if self.path.is_file():
+            raw = self.path.read_bytes()
+            whole = raw.rfind(b"\n") + 1
+            if whole < len(raw):
+                os.truncate(self.path, whole)
 
-    def _check_header(self, line: dict[str, Any]) -> None:
+    def _lines(self) -> list[Any]:
+        """The header and the records, each once; checked."""
+        remedy = "remove that line (its work is done again), or the whole file"
+        lines = read_json_lines(self.path, dict[str, Any], remedy)
+        where = paths.shown(self.path)
+        for number, line in enumerate(lines[1:], 2):
+            check_shape(line, self._shape, f"{where}, line {number}", remedy)
+        return list({json.dumps(line): line for line in lines}.values())
+
+    def _check_header(self, line: Any) -> None:
         found = line.get("journal")
         if found == self.header:
             return

@@ -6,13 +6,12 @@ one that names another hash and so vouches for nothing.
 
 from __future__ import annotations
 
-import json
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from tell_plugins import __version__
-from tell_plugins.core import paths
+from tell_plugins.core.files import cached_json, write_json
 from tell_plugins.core.rows import file_sha256
 
 ENDING = ".provenance.json"
@@ -25,11 +24,8 @@ def provenance_path(file: Path) -> Path:
 def read_provenance(file: Path) -> dict[str, Any] | None:
     """What is recorded about `file`, None when nothing readable is."""
     for path in (provenance_path(file), file.with_suffix(ENDING)):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(record, dict):
+        record: dict[str, Any] | None = cached_json(path, dict[str, Any])
+        if record is not None:
             return record
     return None
 
@@ -47,6 +43,5 @@ def write_provenance(
         "made_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **more,
     }
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    paths.write_text(provenance_path(file), text)
+    write_json(provenance_path(file), record)
     return record

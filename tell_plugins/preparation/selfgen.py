@@ -16,8 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import Shape
 from tell_plugins.core.progress import track
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.preparation import embedded_model
@@ -96,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         "language": args.language,
         "drop_refusals": args.drop_refusals,
     }
-    with Journal(folder / JOURNAL, settings) as journal:
+    with Journal(folder / JOURNAL, settings, _Batch) as journal:
         work = _Work(journal, args, (instruction, answer))
         work.until(args.rows, values)
         return _write_card(folder, work, settings, args)
@@ -159,8 +162,25 @@ def _is_ours(folder: Path) -> bool:
     return (folder / JOURNAL).is_file() or (isinstance(origin, dict) and ORIGIN in origin)
 
 
+class _Attempt(Shape):
+    query: str
+    response: str | None = None
+    problem: str | None
+
+
+class _Batch(Shape):
+    """A record of the journal."""
+
+    batch: int = Field(ge=0)
+    attempts: list[_Attempt] = Field(min_length=BATCH, max_length=BATCH)
+
+
 class _Work:
-    """The batches done so far and the rows they gave, in the order of the attempts."""
+    """The batches done so far and the rows they gave, in the order of the attempts.
+
+    A batch that is missing among them is done again, as it was done first: only rows of earlier
+    batches count as seen.
+    """
 
     def __init__(
         self, journal: Journal, args: argparse.Namespace, sampling: tuple[Sampling, Sampling]
@@ -171,7 +191,12 @@ class _Work:
         self.dropped: Counter[str] = Counter()
         self.attempts = 0
         self._seen: set[int] = set()
-        for record in journal.records:
+        self._known = {record["batch"]: record for record in journal.records}
+        self._take_known()
+
+    def _take_known(self) -> None:
+        """Count the batches that were done earlier, up to the first that is missing."""
+        while (record := self._known.pop(self.attempts // BATCH, None)) is not None:
             self._note(record)
 
     def _note(self, record: dict[str, Any]) -> None:
@@ -198,6 +223,7 @@ class _Work:
                 record = {"batch": batch, "attempts": self._batch(writer, batch)}
                 self.journal.append(record)
                 self._note(record)
+                self._take_known()
                 bar.update(min(rows, len(self.rows)) - before)
                 self._judge_yield()
 

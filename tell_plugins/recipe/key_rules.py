@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tell_plugins.core.errors import nearest
+from tell_plugins.core.secrets import secret_keys
 from tell_plugins.recipe.findings import Finding, error, warning
 from tell_plugins.recipe.recipes import (
     PATH_KEYS,
-    SECRETS,
     SECRETS_REMEDY,
     Recipe,
     as_json,
@@ -88,10 +88,10 @@ def check_keys(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
     for key in recipe.values:
         if key not in swift.keys and not (key == "ENV" and swift.takes_yaml_first):
             yield _unknown_key(recipe, key, swift)
-        elif key in SECRETS and key not in recipe.flags and recipe.get(key):
+        elif key not in recipe.flags and (held := list(secret_keys({key: recipe.get(key)}))):
             yield warning(
                 "tell-secret",
-                f"'{key}' in a recipe is read by everyone who reads the recipe",
+                f"'{held[0]}' in a recipe is read by everyone who reads the recipe",
                 recipe.where(key),
                 SECRETS_REMEDY,
             )

@@ -16,8 +16,6 @@ from tell_plugins.core.errors import UserError, nearest
 from tell_plugins.core.spec import Spec, is_tell, parse_spec
 from tell_plugins.core.yamlfile import read_yaml
 
-# keys of ms-swift that hold a password; files of a run and reports must not
-SECRETS = ("hub_token", "push_to_hub_token", "swanlab_token", "swanlab_secret")
 # keys whose value is, or may be, a path
 PATH_KEYS = (
     *("model", "adapters", "external_plugins", "resume_from_checkpoint", "deepspeed"),

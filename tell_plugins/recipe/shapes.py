@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import read_json
 from tell_plugins.recipe.models import model_folder
 
 
@@ -146,13 +145,8 @@ def readable_shape(model: str) -> Shape | None:
 
 
 def _from_config(path: Path) -> Shape | None:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"no model configuration: {error}", where=paths.shown(path), remedy="get the model anew"
-        ) from None
-    if not isinstance(config, dict) or config.get("model_type") not in _GATED_TYPES:
+    config = read_json(path, dict[str, Any], "get the model anew", foreign=True)
+    if config is None or config.get("model_type") not in _GATED_TYPES:
         return None
     try:
         return _gated_shape(path.parent.name, config)

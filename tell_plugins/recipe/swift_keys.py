@@ -19,9 +19,14 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError
+from tell_plugins.core.files import Shape, cached_json
 
 _MODULE = "tell_plugins.bridge.keys"
 _MADE_BY = ("ms-swift", "transformers", "trl", "peft")
+
+
+class _Stored(Shape):
+    keys: dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,8 @@ def swift_keys() -> SwiftKeys:
     """The installed ms-swift's keys. MachineError when ms-swift cannot be asked."""
     version = installed_version()
     path = paths.cache_dir() / "swift_keys" / f"{version}-{_fingerprint()}.json"
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    stored = cached_json(path, _Stored)
+    if stored is None:
         stored = _ask()
         paths.write_text(path, json.dumps(stored))
     models = stored["models"]

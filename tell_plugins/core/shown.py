@@ -1,0 +1,87 @@
+"""Texts of files as they are shown: no control character, formula or script among them.
+
+What reaches the terminal is UTF-8 whatever the locale.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+# all but tab and line break; and what turns the direction of a line around
+_CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+_COLOUR = r"\x1b\[[0-9;]*m"
+_BAR = r"\r|\x1b\[[AK]"  # how a progress bar goes back over itself
+_SHOWN = {1: re.compile(f"({_COLOUR})|{_CONTROL}"), 2: re.compile(f"({_COLOUR}|{_BAR})|{_CONTROL}")}
+
+
+def shown_text(text: str) -> str:
+    """`text` with its control characters written out (`\\x1b`), as texts of files are shown."""
+    return re.sub(_CONTROL, lambda match: _written(match[0]), text)
+
+
+def _written(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def csv_cell(value: Any) -> Any:
+    """A cell that a spreadsheet does not take for a formula; numbers stay as they are."""
+    if not isinstance(value, str) or len(value) < 2 or value[0] not in "=+-@\t\r":
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return "'" + value
+    return value
+
+
+def markdown_cell(value: Any) -> str:
+    """A cell of a Markdown table; what would be a tag of HTML is text."""
+    text = str(value).replace("|", "\\|").replace("\n", " ")
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
+
+
+class _Shown:
+    """A stream that shows text; everything else is the stream's own."""
+
+    def __init__(self, stream: Any, number: int) -> None:
+        self._stream, self._pattern = stream, _SHOWN[number]
+
+    def write(self, text: str) -> int:
+        kept = self._pattern.sub(lambda match: match[1] or _written(match[0]), text)
+        self._stream.write(kept)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def safe_output() -> Iterator[None]:
+    """Standard output and error that take any text, closed ones included."""
+    before = sys.stdout, sys.stderr
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name) or _nowhere(number)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+        setattr(sys, name, _Shown(stream, number))
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _nowhere(number: int) -> Any:
+    """A stream to nowhere, under the number that the next opened file would take else."""
+    try:
+        os.fstat(number)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        if nowhere != number:
+            os.dup2(nowhere, number)
+            os.close(nowhere)
+    return open(os.devnull, "w", encoding="utf-8")

@@ -1,0 +1,82 @@
+"""Our own JSON, read back: what fits, what is told and where, and what is made again."""
+
+from __future__ import annotations
+
+import lzma
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import Name, Shape, cached_json, read_json, read_json_lines, write_json
+
+REMEDY = "remove the file: it is made again"
+
+
+class Thing(Shape):
+    name: Name
+    count: int
+    rate: float | None = None
+
+
+GOOD = '{"name": "a", "count": 1, "rate": 2, "more": [1]}'
+
+
+def test_what_fits_comes_back_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    assert read_json(path, Thing, REMEDY) is None
+    write_json(path, {"name": "þ\u2028", "count": 1})
+    assert read_json(path, Thing, REMEDY) == {"name": "þ\u2028", "count": 1}
+    path.write_text(GOOD)
+    assert read_json(path, Thing, REMEDY) == {"name": "a", "count": 1, "rate": 2, "more": [1]}
+    (tmp_path / "b.json.xz").write_bytes(lzma.compress(GOOD.encode()))
+    assert read_json(tmp_path / "b.json", Thing, REMEDY)["count"] == 1
+
+
+DAMAGED = [
+    ("", "no JSON"),
+    ('{"name": "a",\n "count": }', "line 2: no JSON"),
+    ("null", "it is None"),
+    ("[]", "it is []"),
+    ('{"name": "a"}', "key 'count' is missing"),
+    ('{"name": "a", "count": "1"}', "key 'count' is '1'"),
+    ('{"name": "a", "count": true}', "key 'count' is True"),
+    ('{"name": "a", "count": 1.5}', "key 'count' is 1.5"),
+    ('{"name": "a", "count": 1, "rate": NaN}', "NaN is no number"),
+    ('{"name": "a", "count": 1, "more": -Infinity}', "-Infinity is no number"),
+    ('{"name": "a", "count": 1, "rate": 1e999}', "key 'rate' is inf"),
+    ('{"name": "../../etc", "count": 1}', "not a plain name"),
+    ('{"name": "..", "count": 1}', "not a plain name"),
+    ('{"name": "a\\u0000", "count": 1}', "not a plain name"),
+    ("[" * 200 + "]" * 200, "more than 100 levels"),
+    ('{"a":' * 100_000, "more than 100 levels"),
+    ("1" * 5000, "no JSON"),
+]
+
+
+@pytest.mark.parametrize(("text", "told"), DAMAGED, ids=range(len(DAMAGED)))
+def test_damage_is_one_message(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_json(path, Thing, REMEDY)
+    assert told in str(caught.value)
+    assert str(path) in str(caught.value.where)
+    assert caught.value.remedy == REMEDY
+    assert cached_json(path, Thing) is None
+    path.write_text(GOOD + "\n" + text.replace("\n", " ") + "\n" + GOOD + "\n")
+    with pytest.raises(UserError, match="line 2"):
+        read_json_lines(path, Thing, REMEDY)
+
+
+def test_brackets_in_a_text_are_no_levels(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"text": "' + '[{\\"' * 500 + '"}')
+    assert read_json(path, dict[str, Any], REMEDY)["text"] == '[{"' * 500
+
+
+def test_the_trainers_files_may_hold_what_ours_may_not(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"loss": NaN}')
+    assert str(read_json(path, dict[str, Any], REMEDY, foreign=True)["loss"]) == "nan"
