@@ -232,6 +232,19 @@ def test_fewer_rows_are_the_first_of_more_and_more_go_on(
     assert [row["query"] for row in rows_in(tmp_path / "b")] != [row["query"] for row in few]
 
 
+def test_a_removed_line_is_done_again_and_a_line_twice_counts_once(
+    model: Path, tmp_path: Path
+) -> None:
+    assert main(command(model, tmp_path / "a", "--rows", "30")) == 0
+    whole = rows_in(tmp_path / "a")
+    journal = tmp_path / "a" / "by_model" / "journal.jsonl"
+    header, first, second, *more = journal.read_text().splitlines()
+    journal.write_text("\n".join([header, second, second, *more]) + "\n")
+    assert main(command(model, tmp_path / "a", "--rows", "30")) == 0
+    assert rows_in(tmp_path / "a") == whole
+    assert journal.read_text().splitlines()[-1] == first
+
+
 def test_a_model_that_writes_nothing_usable_is_told_so(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -275,7 +288,8 @@ def test_a_card_of_its_own_is_written_again_when_the_journal_was_removed(
     make_card: MakeCard,
 ) -> None:
     folder = make_card("by_model", kind="general", train=[{"q": "a", "r": "b"}])
-    write_provenance(folder / "train.jsonl", {selfgen.ORIGIN: {"seed": 42}})
+    file = folder / "train.jsonl"
+    write_provenance(file, {selfgen.ORIGIN: {"seed": 42}}, file)
     args = argparse.Namespace(name="by_model", out=str(folder.parent))
     assert selfgen._card_folder(args, "m") == folder
 
