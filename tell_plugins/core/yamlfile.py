@@ -120,6 +120,9 @@ def read_yaml(file: Path) -> Document:
         )
     try:
         text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UserError(why, where=where, remedy="name a file that can be read") from None
     except UnicodeDecodeError as error:
         raise UserError(
             f"not UTF-8 (byte {error.start})", where=where, remedy="save it as UTF-8"

@@ -1,0 +1,233 @@
+"""Cards, texts and names from strangers, secrets, and terminals that are not UTF-8 or not there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from tell_plugins.cli import main
+from tell_plugins.core import paths
+from tell_plugins.core.errors import MachineError
+from tell_plugins.core.secrets import hide_secrets, is_secret, secret_keys
+from tell_plugins.core.shown import csv_cell, markdown_cell, shown_text
+from tell_plugins.evaluation.compare_tables import csv_text
+from tell_plugins.experiments import tables
+from tell_plugins.preparation import card_files
+from tell_plugins.recipe.recipes import load_recipe
+from tests.conftest import PROJECT, MakeCard, write_rows
+from tests.test_crash_points import recipe
+
+ROWS = [{"q": f"sum {n}", "r": f"#### {n}"} for n in range(6)]
+GENERAL = [{"q": f"g {n}", "r": "x"} for n in range(40)]
+
+
+@pytest.fixture
+def toy(make_card: MakeCard) -> Path:
+    make_card("plain", train=GENERAL, kind="general")
+    return make_card("toy", train=ROWS, test=[{"q": "x", "r": "#### 1"}])
+
+
+def change(folder: Path, **keys: Any) -> None:
+    file = folder / "card.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | keys))
+
+
+# --- a card from a stranger ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../secret.txt", "link.txt", "below/../../secret.txt"]
+)
+def test_a_card_reads_files_of_its_own_folder_only(
+    toy: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (toy.parent / "secret.txt").write_text("SECRET")
+    (toy / "below").mkdir()
+    (toy / "link.txt").symlink_to(toy.parent / "secret.txt")
+    change(toy, anchor=name)
+    out = tmp_path / "mix"
+    assert main(["mix", str(recipe(tmp_path)), "--out", str(out)]) == 1
+    assert f"file '{name}' is outside the card's folder" in capsys.readouterr().err
+    assert not (out / "train.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--rebuild --base-url http://127.0.0.1:9/v1 --model m --key-env=HOME --yes",
+        "--rebuild --thoughts endpoint --base-url=http://127.0.0.1:9/v1",
+        "--mirror http://127.0.0.1:9",
+        "--from /etc",
+        "--tmx FILE",
+    ],
+)
+def test_a_card_names_no_server_and_no_key(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr("tell_plugins.cli.main", called.append)
+    assert not card_files._build(f"./run.sh data halu_cot_json {options}")
+    assert called == []
+
+
+EVIL = "\x1b]0;title\x07 \x1b[2J\x9b31m\x07\x08 \u202egnp"
+
+
+def test_control_characters_of_files_do_not_reach_the_terminal(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(toy, summary=f"short {EVIL}", licence=EVIL)
+    write_rows(toy / "train.jsonl", [{"q": EVIL, "r": EVIL}, *ROWS])
+    shown = ""
+    for argv in (["data", "list"], ["data", "list", "toy"], ["data", "show", "toy"]):
+        main(argv)
+        said = capsys.readouterr()
+        shown += said.out + said.err
+    assert "\\x1b[2J" in shown
+    assert not [sign for sign in EVIL.replace(" ", "") if sign in shown and not sign.isprintable()]
+    assert main(["data", EVIL]) == 1
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_text_that_is_shown() -> None:
+    assert shown_text("a\tb\nþ 😀") == "a\tb\nþ 😀"
+    assert shown_text("a\x1b[31m\r\x00\x85") == "a\\x1b[31m\\r\\x00\\x85"
+
+
+# --- one broken card, folders that are none -------------------------------------------------------
+
+
+def test_a_broken_card_hides_no_other(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, text in enumerate(("[", "- 1", "name: x", "\x00", "&a [*a]")):
+        (toy.parent / f"broken{number}").mkdir()
+        (toy.parent / f"broken{number}" / "card.yaml").write_text(text)
+    (toy.parent / "no_file" / "card.yaml").mkdir(parents=True)
+    (toy.parent / ".toy.x1y2").mkdir()
+    (toy.parent / ".toy.x1y2" / "card.yaml").write_text("[")
+    assert main(["data", "list"]) == 1
+    said = capsys.readouterr()
+    assert "toy" in said.out
+    assert "plain" in said.out
+    assert all(f"broken{number}" in said.out for number in range(5))
+    assert ".toy" not in said.out + said.err
+    assert "fault in this program" not in said.err
+
+
+# --- secrets -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "secret"),
+    [
+        *(
+            (name, True)
+            for name in ("hub_token", "swanlab_secret", "swanlab_webhook_url", "api_key")
+        ),
+        *((name, True) for name in ("HF_TOKEN", "password", "MY-PASSWORD", "wandb_api_key")),
+        *((name, False) for name in ("max_new_tokens", "tokenizer", "reft_layer_key", "keys")),
+        *((name, False) for name in ("include_tokens_per_second", "monkey", "lazy_tokenize")),
+    ],
+)
+def test_a_secret_is_told_by_its_name(name: str, secret: bool) -> None:
+    assert is_secret(name) == secret
+
+
+def test_secrets_at_every_depth() -> None:
+    values = {"a": 1, "hub_token": "x", "swanlab_token": None, "ENV": {"HF_TOKEN": "y", "N": 1}}
+    assert list(secret_keys(values)) == ["hub_token", "ENV.HF_TOKEN"]
+
+
+def test_the_command_is_logged_without_secrets(tmp_path: Path) -> None:
+    argv = ["sft", "--hub_token", "hf_abc", "--swanlab_webhook_url=https://x/y", "--seed", "1"]
+    said = hide_secrets(f"run sh: `{' '.join(argv)}`", argv)
+    assert said == "run sh: `sft --hub_token *** --swanlab_webhook_url=*** --seed 1`"
+
+
+def test_secrets_of_a_recipe_are_told(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = recipe(tmp_path, swanlab_webhook_url="https://hooks/secret-part")
+    main(["check", str(file)])
+    said = capsys.readouterr()
+    assert "'swanlab_webhook_url' in a recipe is read by everyone" in said.out + said.err
+    assert load_recipe(file).get("swanlab_webhook_url")
+    sweep = tmp_path / "s.yaml"
+    sweep.write_text(yaml.safe_dump({"base": str(file), "methods": {"TELL": {}}, "title": "s"}))
+    assert main(["sweep", str(sweep), "--dry-run"]) == 1
+    said = capsys.readouterr()
+    assert "swanlab_webhook_url" in said.err
+    assert "secret-part" not in said.out + said.err
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def test_cells_are_no_formulas_and_no_scripts() -> None:
+    assert [csv_cell(cell) for cell in ("=1+1", "+a", "-b", "@c", "\td")] == [
+        *("'=1+1", "'+a", "'-b", "'@c", "'\td")
+    ]
+    same = ["-0.5", "+1e3", "-", "a=b", 5, None, 0.1]
+    assert [csv_cell(cell) for cell in same] == same
+    assert markdown_cell("<script>a|b</script>\n2 < 3") == "&lt;script>a\\|b&lt;/script> 2 < 3"
+    frame = pd.DataFrame({"method": ["=HYPERLINK(1)", "<img src=x>"], "rate": [-0.5, 1.0]})
+    assert tables.to_csv(frame) == "method,rate\n'=HYPERLINK(1),-0.5\n<img src=x>,1.0\n"
+    assert "<img" not in tables.to_markdown(frame)
+    assert csv_text([{"method": "@x", "n": -1}]) == "method,n\n'@x,-1\n"
+
+
+# --- the terminal and the disk --------------------------------------------------------------------
+
+
+def run(*argv: str, **more: str) -> subprocess.CompletedProcess[str]:
+    ascii_locale = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "LANG": "C"}
+    command = [sys.executable, "-m", "tell_plugins", *argv]
+    shell = more.pop("shell", "")
+    return subprocess.run(
+        ["sh", "-c", f'"$@" {shell}', "sh", *command],
+        cwd=PROJECT,
+        env={**os.environ, **ascii_locale, **more},
+        capture_output=True,
+        encoding="utf-8",
+    )
+
+
+@pytest.mark.parametrize("shell", ["", "2>&-", ">&- 2>&-"], ids=["both", "no stderr", "none"])
+def test_an_ascii_locale_and_closed_streams(toy: Path, shell: str) -> None:
+    change(toy, summary="þorn 😀")
+    done = run("data", "list", "toy", shell=shell)
+    assert done.returncode == 0, done.stderr
+    assert ("þorn 😀" in done.stdout) == (">&- 2" not in shell)
+    assert done.stderr == ""
+
+
+def _all_of(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_warm_cache_is_only_read(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that it may lie where nothing can be written, not even a lock."""
+    monkeypatch.setenv("TELL_TOKENIZER", str(PROJECT / "tests/golden/word_tokenizer.json"))
+    argv = ["mix", str(recipe(tmp_path)), "--out", str(tmp_path / "mix")]
+    assert main(argv) == 0
+    before = _all_of(tmp_path / "cache")
+    assert main(argv) == 0
+    assert main(["data", "list"]) == 0
+    assert _all_of(tmp_path / "cache") == before
+
+
+def test_a_full_disk_names_the_path(tmp_path: Path) -> None:
+    def fill(target: Path) -> None:
+        with paths.atomic_path(target):
+            Path("/dev/full").write_bytes(b"x" * 100_000)
+
+    with pytest.raises(MachineError, match=r"out\.txt: No space left") as caught:
+        fill(tmp_path / "out.txt")
+    assert "make room" in str(caught.value)
+    assert list(tmp_path.glob("*.txt")) == []
