@@ -131,5 +131,5 @@ def test_corrections_stand_on_the_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ['{"date": "x"}', '[{"text": "x"}]', "[1]"])
 def test_corrections_that_are_none(content: str, tmp_path: Path) -> None:
     (tmp_path / "corrections.json").write_text(content)
-    with pytest.raises(UserError, match="no list of corrections"):
+    with pytest.raises(UserError, match="not what was written here"):
         corrections(tmp_path)

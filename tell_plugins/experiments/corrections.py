@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tell_plugins.core import paths
-from tell_plugins.core.errors import UserError
-from tell_plugins.experiments.results import read_json
+from tell_plugins.core.files import Shape, read_json
 
 FILE = "corrections.json"
+
+
+class _Correction(Shape):
+    date: str
+    text: str
+    study: str = ""
 
 
 def corrections(root: Path) -> dict[str, list[str]]:
@@ -18,18 +22,7 @@ def corrections(root: Path) -> dict[str, list[str]]:
     for another content.
     """
     found: dict[str, list[str]] = {}
-    saved = read_json(root / FILE)
-    for entry in saved if isinstance(saved, list) else [] if saved is None else [saved]:
-        wanted = {"date": str, "text": str}
-        if not isinstance(entry, dict) or any(
-            not isinstance(entry.get(key), kind) for key, kind in wanted.items()
-        ):
-            raise UserError(
-                "no list of corrections",
-                where=paths.shown(root / FILE),
-                allowed='[{"date": "2026-11-29", "study": "NAME", "text": "..."}]',
-                remedy="mend the file, or remove it",
-            )
+    for entry in read_json(root / FILE, list[_Correction], "mend the file, or remove it") or []:
         text = f"Correction of {entry['date']}: {entry['text']}"
         found.setdefault(str(entry.get("study", "")), []).append(text)
     return found
