@@ -189,7 +189,8 @@ def test_a_scaled_adapter_is_one_whose_weights_are_scaled(
     make_tiny_cards(make_card)
     recipe = tiny_recipe(tmp_path / "r.yaml", model, "tell/tiny_task:general=10rows")
     call = ["eval", str(recipe), "--adapter", "none", str(adapters["one"]), "--scales", "0,0.5,1"]
-    call += ["--max-new-tokens", "6", "--general-rows", "4", "--out", str(out)]
+    call += ["--max-new-tokens", "6", "--general-rows", "4", "--retention-rows", "4"]
+    call += ["--out", str(out)]
     assert main(call) == 0
     folders = {path.parent.name: path for path in out.glob("*/general")}
     label = next(name for name in folders if name.endswith("--one"))
