@@ -51,6 +51,7 @@ ELSEWHERE = (BLEED, *LOSS_FILES, KL)
 _CONSTANT = 0.95  # a label given at least this often is called a constant answer
 _READINGS = ("strict", "lenient")
 _TEST = 0.05
+Names = tuple[tuple[str, str], ...]  # a run's folder and its evaluation, of several entries
 LEAST_SEEDS = 3  # from as many on an interval over seeds says anything
 
 
@@ -111,6 +112,7 @@ class Judge:
         self._shelf = shelf
         self._judged: dict[tuple[str, str], dict[str, Judged]] = {}
         self._places: dict[str, int] = {}
+        self._differences: dict[tuple[str, Names, Names], Difference | None] = {}
 
     def measures(self, entries: Sequence[Entry], base: Entry | None) -> Measures:
         """The numbers of the entries of one method at one point, pooled over seeds."""
@@ -168,7 +170,15 @@ class Judge:
         self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
     ) -> Difference | None:
         """System minus baseline in a measure, over the same test rows; None where there is nothing
-        to pair."""
+        to pair. Tables, sentences and pictures ask for the same ones: each is made once."""
+        known = (name, _names(system), _names(baseline))
+        if known not in self._differences:
+            self._differences[known] = self._difference(system, baseline, name)
+        return self._differences[known]
+
+    def _difference(
+        self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
+    ) -> Difference | None:
         mine, theirs = (
             _first(pool([self.judged(entry) for entry in entries]))
             for entries in (system, baseline)
@@ -236,6 +246,14 @@ class Judge:
     def _elsewhere_difference(
         self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
     ) -> Difference | None:
+        known = (name, _names(system), _names(baseline))
+        if known not in self._differences:
+            self._differences[known] = self._make_elsewhere(system, baseline, name)
+        return self._differences[known]
+
+    def _make_elsewhere(
+        self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
+    ) -> Difference | None:
         if name != BLEED:
             return loss_difference(system, baseline, LOSS_FILES[name])
         form = self._form(system[0])
@@ -259,6 +277,10 @@ def _paired(
     if np.isnan([found.value, found.low]).any():
         return None
     return Difference(found.value, found.low, found.high, found.n, p=found.p)
+
+
+def _names(entries: Sequence[Entry]) -> Names:
+    return tuple((entry.run.folder.name, entry.evaluation) for entry in entries)
 
 
 def _readings(entries: Sequence[Entry]) -> list[tuple[int, str]]:
