@@ -24,16 +24,18 @@ _OLDER_WEIGHTS = "adapter_model.bin"  # as older releases of peft save them
 class Adapter:
     """One adapter, a whole model, or the base model (`path` None).
 
-    `label` names its folder of answers; `scale` is what the adapter's weights are multiplied by.
+    `label` names its folder of answers; `scale` is what the adapter's weights are multiplied by;
+    `rival` says what answers in the base model's place.
     """
 
     label: str
     path: Path | None
     scale: float = 1.0
+    rival: str = ""
 
     @property
     def shown(self) -> str:
-        return BASE if self.path is None else paths.shown(self.path)
+        return self.rival or BASE if self.path is None else paths.shown(self.path)
 
     @property
     def engine_name(self) -> str | None:
@@ -98,9 +100,12 @@ class Adapter:
         return bool(found) and not any(bytes(data).strip(b"\0") for data in found)
 
 
-def find_adapters(named: Sequence[str], recipe: Recipe) -> list[Adapter]:
+def find_adapters(
+    named: Sequence[str], recipe: Recipe, rivals: Sequence[str] = ()
+) -> list[Adapter]:
     """What `--adapter` names; without names, the recipe's last checkpoint.
 
+    `rivals` are names that stand for themselves, as 'none' does for the base model.
     Raises UserError for a folder without an adapter or a model, or one named twice.
     """
     if not named:
@@ -112,7 +117,10 @@ def find_adapters(named: Sequence[str], recipe: Recipe) -> list[Adapter]:
                 remedy=f"./run.sh train {paths.shown(recipe.path)}, or --adapter none for the base",
             )
         return [Adapter(_label(found[-1], recipe), found[-1])]
-    adapters = [_named(text, recipe) for text in named]
+    adapters = [
+        Adapter(text, None, rival=text) if text in rivals else _named(text, recipe)
+        for text in named
+    ]
     labels = [adapter.label for adapter in adapters]
     twice = {label for label in labels if labels.count(label) > 1}
     if twice:

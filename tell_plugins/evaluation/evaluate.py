@@ -24,11 +24,25 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.schemas import card_validator
 from tell_plugins.core.sources import TaskRows, open_task
 from tell_plugins.core.spec import Spec, parse_spec
-from tell_plugins.evaluation import against, bleed, engines, fingerprints, retention, scoring
+from tell_plugins.evaluation import (
+    against,
+    bleed,
+    engines,
+    fingerprints,
+    retention,
+    rivals,
+    scoring,
+)
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import Adapter, at_scales, find_adapters
 from tell_plugins.evaluation.answers import GENERAL, Prompt, Settings, answer_all, refuse_others
-from tell_plugins.evaluation.fewshot import choose_examples, fixed_examples
+from tell_plugins.evaluation.fewshot import (
+    EXAMPLES,
+    Examples,
+    choose_examples,
+    fixed_examples,
+    save_examples,
+)
 from tell_plugins.evaluation.learned_scores import LEARNED, metric_names
 from tell_plugins.evaluation.trained_with import as_trained, found_by_swift, rows_trained_on
 from tell_plugins.evaluation.url_engine import UrlEngine
@@ -58,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="DIR",
-        help="checkpoint or run folders; 'none' is the base model (default: the recipe's last run)",
+        help="checkpoint or run folders; 'none' is the base model, and 'shots', 'choices', 'words' "
+        "are its rivals without training (default: the recipe's last run)",
     )
     parser.add_argument(
         "--against",
@@ -150,8 +165,9 @@ def _loads(adapters: list[Adapter], args: argparse.Namespace) -> list[list[Adapt
     """What shares a load: the base model and its adapters; a whole model has one of its own."""
     if "://" in args.engine:
         return [adapters]
-    shared = [adapter for adapter in adapters if not adapter.whole]
-    return [part for part in (shared, *([a] for a in adapters if a.whole)) if part]
+    words = [adapter for adapter in adapters if adapter.rival == rivals.WORDS]
+    shared = [adapter for adapter in adapters if not adapter.whole and adapter not in words]
+    return [part for part in (shared, words, *([a] for a in adapters if a.whole)) if part]
 
 
 def _answer_with_one_load(
@@ -161,11 +177,14 @@ def _answer_with_one_load(
     if isinstance(engine, UrlEngine):
         engine.need_apart([adapter.engine_name for adapter in adapters])
     for adapter in task.adapters if first else []:  # before the first is answered for hours
-        for name, settings in _planned(engine, task, adapter, args):
+        for name, settings in [] if adapter.rival else _planned(engine, task, adapter, args):
             refuse_others(task.out / adapter.label / name, settings)
     for adapter in adapters:
         with _active(engine, adapter, args):
             folder = task.out / adapter.label
+            if adapter.rival:
+                _answer_rival(engine, task, adapter, folder, args)
+                continue
             anchored = _anchors_by_itself(engine, task, args)
             _answer_task(engine, task, adapter, folder, args)
             if anchored:
@@ -252,7 +271,9 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
     _seeds(args)
     _check_counts(args)
     scales = _scales(args)
-    adapters = find_adapters(args.adapter, recipe)
+    adapters = find_adapters(args.adapter, recipe, rivals.RIVALS)
+    for adapter in adapters:
+        rivals.refuse_unfit(adapter.rival, card)
     recipe, notes = as_trained(recipe, adapters, None if "://" in args.engine else found_by_swift)
     learned = metric_names(args.learned)
     scoring.need_translation(card, learned)
@@ -380,6 +401,8 @@ def _general_sources(manifest: dict[str, Any]) -> list[tuple[str, str, int]]:
 
 def _engine(args: argparse.Namespace, recipe: Recipe, adapters: list[Adapter]) -> Any:
     """An engine with these adapters, or with one whole model in place of the recipe's."""
+    if all(adapter.rival == rivals.WORDS for adapter in adapters):
+        return rivals.NO_MODEL
     loaded: dict[str, Path] = {a.engine_name: a.path for a in adapters if a.path and a.engine_name}
     if adapters[0].whole and "://" not in args.engine:
         recipe, loaded = recipe.with_values(model=str(adapters[0].path)), {}
@@ -508,22 +531,46 @@ def _general_settings(
     )
 
 
-def _answer_task(
+def _answer_rival(
     engine: Engine, task: Task, adapter: Adapter, folder: Path, args: argparse.Namespace
+) -> None:
+    """A rival's answers to the task; it has nothing to say to general questions."""
+    examples = None
+    if adapter.rival == rivals.WORDS:
+        engine = rivals.by_words(task.spec, task.card, task.prompts, args.split)
+    elif adapter.rival == rivals.CHOICES:
+        engine = rivals.by_choice(engine, task.card)
+    else:
+        examples = rivals.examples_that_fit(
+            engine, task.spec, task.prompts, task.max_new_tokens, task.anchor
+        )
+    _answer_task(engine, task, adapter, folder, args, examples)
+
+
+def _answer_task(
+    engine: Engine,
+    task: Task,
+    adapter: Adapter,
+    folder: Path,
+    args: argparse.Namespace,
+    examples: Examples | None = None,
 ) -> None:
     models = _models(args)
     for seed in _seeds(args):
         name = folder_name(args, seed)
         history: History = ()
-        if args.shots:
-            history = fixed_examples(
-                folder / name, task.card, task.anchor, count=args.shots
-            ).history
+        settings = _settings(engine, task, adapter, args, seed)
+        if args.shots and not adapter.rival:
+            examples = fixed_examples(folder / name, task.card, task.anchor, count=args.shots)
+        elif examples is not None:
+            save_examples(folder / name / EXAMPLES, examples)
+        if examples is not None:
+            history = examples.history
         answer_all(
             engine,
             task.prompts,
             decoding(args.decoding),
-            _settings(engine, task, adapter, args, seed),
+            replace(settings, shots=len(history)),
             folder / name,
             label=f"{adapter.label}, {args.split}",
             history=history,

@@ -7,7 +7,8 @@ from the training split, and a file beside the answers says which.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,25 +66,42 @@ def choose_examples(
     median, so that examples leave room for the question. Rows that also stand in a held-out split
     are never chosen. Raises UserError when too few rows are left.
     """
-    task = open_task(card, split, anchor)
-    sizes = [len(q) + len(r) for q, r in zip(task.queries, task.responses, strict=True)]
-    limit = int(np.median(sizes)) if longest is None else longest
-    held_out = _held_out_keys(card, anchor, split)
-    ranked = draw.ranking(task.ids, seed=seed, source=f"{card.name} examples")
-    fit = [
-        int(row)
-        for row in ranked
-        if sizes[row] <= limit and int(task.query_keys[row]) not in held_out
-    ]
-    if len(fit) < count:
+    fit = ranked_examples(card, anchor, seed=seed, split=split, longest=longest or 0)
+    if len(fit.examples) < count:
         raise UserError(
-            f"{count} examples asked, {len(fit)} rows have up to {limit:,} characters",
+            f"{count} examples asked, {len(fit.examples)} rows have up to {fit.longest:,} "
+            "characters",
             where=f"split '{split}' of card '{card.name}'",
             remedy="ask for fewer examples, or allow longer ones",
         )
+    return replace(fit, examples=fit.examples[:count])
+
+
+def ranked_examples(
+    card: Card,
+    anchor: str,
+    *,
+    seed: int = 42,
+    split: str = "train",
+    longest: int | None = None,
+    among: Collection[int] | None = None,
+) -> Examples:
+    """All rows of the split that may be examples, in the seeded order.
+
+    `longest` bounds their characters (None: it does not; 0: by the split's median), `among` names
+    the rows that may be taken.
+    """
+    task = open_task(card, split, anchor)
+    sizes = [len(q) + len(r) for q, r in zip(task.queries, task.responses, strict=True)]
+    limit = max(sizes) if longest is None else longest or int(np.median(sizes))
+    held_out = _held_out_keys(card, anchor, split)
+    ranked = draw.ranking(task.ids, seed=seed, source=f"{card.name} examples")
     examples = [
-        Example(bytes(task.ids[row]).hex(), row, task.queries[row], task.responses[row])
-        for row in fit[:count]
+        Example(bytes(task.ids[row]).hex(), int(row), task.queries[row], task.responses[row])
+        for row in ranked
+        if sizes[row] <= limit
+        and int(task.query_keys[row]) not in held_out
+        and (among is None or int(row) in among)
     ]
     return Examples(card.name, split, anchor, seed, limit, examples)
 

@@ -1,0 +1,196 @@
+"""What a trained adapter has to beat: the base model with examples, with a choice, and word counts.
+
+They answer through `eval` like any system, so every table shows them beside it. What they learn
+from are the recipe's task rows, those that its training would see.
+
+- `shots`: the base model with as many of the task rows in front of a question as fit.
+- `choices`: the base model takes the closed answer that it finds likeliest.
+- `words`: TF-IDF and logistic regression, no language model; the answer is a training answer that
+  carries the predicted label.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+from tell_plugins.bridge.protocol import Decoding, Engine, History, Reply
+from tell_plugins.core.cards import Card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import TASK, build_mixture
+from tell_plugins.core.sources import TaskRows, open_task
+from tell_plugins.core.spec import Spec, parse_amount
+from tell_plugins.evaluation import labels
+from tell_plugins.evaluation.answers import Prompt
+from tell_plugins.evaluation.fewshot import Example, Examples, ranked_examples
+from tell_plugins.evaluation.json_scorers import card_schema
+from tell_plugins.evaluation.retention import LossEngine
+from tell_plugins.evaluation.scorers.label import closed_labels
+
+SHOTS, CHOICES, WORDS = RIVALS = ("shots", "choices", "words")
+_MOST_UNBOUNDED = 16  # examples where nobody knows how many the context holds
+
+
+@dataclass
+class AnswerTable:
+    """An engine without a model: it looks the answer to a prompt up."""
+
+    name: str
+    answer_to: Callable[[str], str]
+    model_name: str = "none"
+    context: int | None = None
+
+    @contextlib.contextmanager
+    def adapter(self, name: str | None) -> Iterator[None]:
+        yield
+
+    def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]:
+        return [len(prompt.split()) for prompt in prompts]
+
+    def answer(
+        self,
+        prompts: Sequence[str],
+        decoding: Decoding,
+        *,
+        max_new_tokens: int,
+        seed: int,
+        history: History = (),
+    ) -> list[Reply]:
+        texts = [self.answer_to(prompt) for prompt in prompts]
+        return [Reply(text, "stop", len(text.split())) for text in texts]
+
+
+NO_MODEL = AnswerTable("no model", str)
+
+
+def refuse_unfit(rival: str, card: Card, where: str = "--adapter") -> None:
+    """Raise UserError where the card's answers are none that the rival can give."""
+    if rival == CHOICES and closed_answers(card) is None:
+        raise UserError(
+            f"card '{card.name}' has no closed answers to choose from",
+            where=f"{where} {rival}",
+            allowed="cards with metric 'label', or JSON of nothing but a label with an enum",
+            remedy="leave it out",
+        )
+    if rival == WORDS and not _has_labels(card):
+        raise UserError(
+            f"card '{card.name}' has no label that words could tell",
+            where=f"{where} {rival}",
+            allowed="cards with metric 'label', or JSON with a label",
+            remedy="leave it out",
+        )
+
+
+def _has_labels(card: Card) -> bool:
+    return card.metric == "label" or labels.has_labels(card)
+
+
+def closed_answers(card: Card) -> list[str] | None:
+    """All answers that the card allows; None where these cannot be listed."""
+    if card.metric == "label":
+        return closed_labels(card)
+    if card.metric != "json" or not labels.has_labels(card):
+        return None
+    schema = card_schema(card)
+    allowed = schema.properties.get(schema.label or "", {}).get("enum")
+    if allowed is None or set(schema.properties) != {schema.label}:
+        return None
+    return [json.dumps({schema.label: value}, ensure_ascii=False) for value in allowed]
+
+
+def task_rows(spec: Spec) -> tuple[TaskRows, list[int]]:
+    """The split that a dataset string trains on, and the places of the task rows that it draws."""
+    alone = replace(spec, general=parse_amount("0", task=False, where="general"), sources=None)
+    mixture = build_mixture(alone)
+    used = [int(row) for part in mixture.sources if part.role == TASK for row in part.used]
+    if mixture.task is None or not used:
+        raise UserError(
+            "the recipe has no task rows to learn from",
+            where=f"dataset: {spec}",
+            remedy="name the recipe of the task",
+        )
+    return mixture.task, used
+
+
+def by_words(spec: Spec, card: Card, prompts: Sequence[Prompt], split: str) -> Engine:
+    """TF-IDF of words and pairs of words, and logistic regression with balanced classes."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    task, used = task_rows(spec)
+    right = [_label_of(card, task.responses[row]) for row in used]
+    first = {
+        label: task.responses[row] for label, row in reversed(list(zip(right, used, strict=True)))
+    }
+    tested = open_task(card, split, "none").plain
+    queries = [tested[prompt.row] for prompt in prompts]
+    if len(first) == 1:
+        said = right[:1] * len(queries)
+    else:
+        model = make_pipeline(
+            TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\S+"),
+            LogisticRegression(class_weight="balanced", max_iter=1000),
+        )
+        said = list(model.fit([task.plain[row] for row in used], right).predict(queries))
+    table = {prompt.text: first[label] for prompt, label in zip(prompts, said, strict=True)}
+    return AnswerTable(f"TF-IDF and logistic regression, {len(used)} rows", table.__getitem__)
+
+
+def _label_of(card: Card, response: str) -> str:
+    if card.metric == "label":
+        return response.strip()
+    return labels.reference_label(response, card_schema(card))
+
+
+def by_choice(engine: Engine, card: Card) -> Engine:
+    """The closed answer with the highest likelihood as a whole, end of the turn included."""
+    answers = closed_answers(card)
+    assert answers is not None  # `refuse_unfit`
+    if not hasattr(engine, "response_losses"):
+        raise UserError(
+            f"engine '{engine.name}' gives no likelihood of a given answer",
+            where=f"--adapter {CHOICES}",
+            remedy="--engine transformers",
+        )
+    losses = cast(LossEngine, engine).response_losses
+
+    def likeliest(prompt: str) -> str:
+        found = losses([(prompt, answer) for answer in answers])
+        return min(zip(found, answers, strict=True), key=lambda pair: pair[0][0])[1]
+
+    return AnswerTable(f"{engine.name}, likeliest of {len(answers)}", likeliest, engine.model_name)
+
+
+def examples_that_fit(
+    engine: Engine, spec: Spec, prompts: Sequence[Prompt], max_new_tokens: int, anchor: str
+) -> Examples:
+    """Task rows in seeded order, up to the first that the model's context does not hold."""
+    task, used = task_rows(spec)
+    ranked = ranked_examples(task.card, anchor, split=spec.split, among=set(used))
+    kept = ranked.examples[:_MOST_UNBOUNDED]
+    if engine.context is not None:
+        longest = max(engine.prompt_tokens([prompt.text for prompt in prompts]))
+        kept = _within(engine, ranked.examples, engine.context - longest - max_new_tokens)
+    if not kept:
+        raise UserError(
+            "no task row fits in front of the longest question",
+            where=f"--adapter {SHOTS}",
+            remedy="a smaller --max-new-tokens, or a model with a longer context",
+        )
+    return replace(ranked, examples=kept)
+
+
+def _within(engine: Engine, examples: Sequence[Example], room: int) -> list[Example]:
+    """The first examples whose turns have at most `room` tokens, each counted with its template."""
+    turns = engine.prompt_tokens([text for e in examples for text in (e.query, e.response)])
+    kept = []
+    for place, example in enumerate(examples):
+        room -= turns[2 * place] + turns[2 * place + 1]
+        if room < 0:
+            break
+        kept.append(example)
+    return kept

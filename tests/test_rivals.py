@@ -1,0 +1,134 @@
+"""Rivals without training answer through `eval` as systems of its table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tell_plugins.cli import main
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.spec import parse_spec
+from tell_plugins.evaluation import rivals
+from tell_plugins.evaluation.prompts import task_prompts
+from tell_plugins.evaluation.scored import load_scored
+from tell_plugins.recipe.recipes import load_recipe
+from tests.conftest import MakeCard
+from tests.scripted_engine import ScriptedEngine, answer_by_script
+from tests.tiny import make_tiny_cards, tiny_recipe
+
+MAIL = [("win money now", "spam"), ("see you at noon", "ham"), ("money for you", "spam")]
+
+
+@pytest.fixture
+def recipe_of(make_card: MakeCard, tmp_path: Path) -> Callable[..., Path]:
+    make_tiny_cards(make_card)
+    rows = [{"q": f"{text} {i}", "r": label} for i in range(4) for text, label in MAIL]
+    tests = [{"q": "noon it is", "r": "ham"}, {"q": "win a lot of money", "r": "spam"}]
+    make_card("mail", train=rows, test=tests, metric="label")
+    thought = [{"q": r["q"], "r": json.dumps({"why": "so", "label": r["r"]})} for r in rows]
+    for name, properties in (("told", ["why", "label"]), ("bare", ["label"])):
+        folder = make_card(
+            name,
+            train=thought,
+            test=[{"q": t["q"], "r": json.dumps({"why": "!", "label": t["r"]})} for t in tests],
+            metric="json",
+            answer={"schema": "s.json", "label": "label"},
+        )
+        allowed = {key: {} for key in properties} | {"label": {"enum": ["spam", "ham"]}}
+        (folder / "s.json").write_text(json.dumps({"type": "object", "properties": allowed}))
+
+    def make(card: str, amount: str = "all") -> Path:
+        dataset = f"tell/{card}:task={amount}/general=4rows"
+        return tiny_recipe(tmp_path / f"{card}.yaml", tmp_path / "model", dataset)
+
+    return make
+
+
+def answered(recipe: Path, out: Path, *systems: str) -> dict[str, list[str]]:
+    """The answers of each system, by row."""
+    command = ["eval", str(recipe), "--general-rows", "0", "--out", str(out), "--adapter"]
+    assert main([*command, *systems]) == 0
+    folders = {name: out / name / "test-greedy" for name in systems}
+    return {name: [a.text for a in load_scored(f).answers] for name, f in folders.items()}
+
+
+def test_rivals_stand_in_the_table_of_eval(
+    recipe_of: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answer_by_script(monkeypatch, lambda _, prompt: "ham")
+    recipe, out = recipe_of("mail"), tmp_path / "eval"
+    found = answered(recipe, out, "none", "shots", "choices", "words")
+    assert found["none"] == found["shots"] == ["ham", "ham"]
+    assert found["choices"] == ["ham", "ham"]  # the shorter text is the likelier one here
+    assert found["words"] == ["ham", "spam"]
+    table = capsys.readouterr().out
+    assert all(name in table for name in found)
+    settings = json.loads((out / "shots" / "test-greedy" / "settings.json").read_text())
+    examples = json.loads((out / "shots" / "test-greedy" / "examples.json").read_text())
+    assert settings["shots"] == len(examples["examples"]) == 12
+    assert main(["compare", str(out), "--out", str(tmp_path / "c"), "--resamples", "100"]) == 0
+
+
+def test_word_counts_need_no_model_and_answer_as_the_training_rows(
+    recipe_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    """No model lies in the recipe's folder; the JSON of a training row carries the label."""
+    found = answered(recipe_of("told"), tmp_path / "eval", "words")
+    assert [json.loads(text)["label"] for text in found["words"]] == ["ham", "spam"]
+    assert all(json.loads(text)["why"] == "so" for text in found["words"])
+
+
+def test_rivals_learn_from_the_rows_that_the_recipe_trains_on(
+    recipe_of: Callable[..., Path],
+) -> None:
+    recipe_of("mail")
+    task, used = rivals.task_rows(parse_spec("tell/mail:task=5rows/general=40x/repeat=3"))
+    assert (len(task), len(used), len(set(used))) == (12, 5, 5)
+    assert used == rivals.task_rows(parse_spec("tell/mail:task=5rows/general=0"))[1]
+
+
+def test_examples_end_where_the_context_does(
+    recipe_of: Callable[..., Path],
+) -> None:
+    """The scripted engine counts characters: three examples have room beside the question."""
+    engine = ScriptedEngine(load_recipe(str(recipe_of("mail"))), lambda *_: "")
+    _, prompts = task_prompts(load_card("mail"), "test", "none")
+    ranked = rivals.ranked_examples(load_card("mail"), "none").examples
+    used = sum(len(example.query) + len(example.response) for example in ranked[:3])
+    longest = max(len(prompt.text) for prompt in prompts)
+    engine.context = longest + 8 + used + 2
+    found = rivals.examples_that_fit(engine, parse_spec("tell/mail"), prompts, 8, "none")
+    assert found.examples == ranked[:3]
+
+
+@pytest.mark.parametrize(
+    ("card", "rival", "message"),
+    [
+        ("told", "choices", "card 'told' has no closed answers to choose from"),
+        ("numbers", "words", "card 'numbers' has no label that words could tell"),
+    ],
+)
+def test_a_rival_that_cannot_answer_is_refused_before_a_model_is_loaded(
+    card: str,
+    rival: str,
+    message: str,
+    recipe_of: Callable[..., Path],
+    make_card: MakeCard,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_card("numbers", train=[{"q": "1", "r": "#### 1"}], test=[{"q": "2", "r": "#### 2"}])
+    assert main(["eval", str(recipe_of(card)), "--adapter", rival]) == 1
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_json_of_nothing_but_a_label_is_closed(recipe_of: Callable[..., Path]) -> None:
+    recipe_of("mail")
+    assert rivals.closed_answers(load_card("bare")) == ['{"label": "spam"}', '{"label": "ham"}']
+    assert rivals.closed_answers(load_card("told")) is None
+    assert rivals.closed_answers(load_card("mail")) == ["ham", "spam"]
