@@ -12,7 +12,6 @@ import pytest
 from tell_plugins.cli import main
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import json_scorers, scorers, scoring
 from tell_plugins.evaluation.during_training import score_texts
 from tell_plugins.evaluation.intervals import Estimate, Rate
@@ -242,27 +241,28 @@ def test_a_new_metric_is_one_file_and_one_line(
 def test_every_answer_is_judged_once(
     make_card: MakeCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each reader of JSON sees each answer once in `compare` and once in `report`."""
+    """Each reader of JSON sees each answer once, as often as a process scores and compares it."""
     rows = [{"q": f"q{i}", "r": '{"name": "A"}'} for i in range(5)]
     folder = make_card("once", train=rows, test=rows, metric="json", answer={"schema": "s.json"})
     (folder / "s.json").write_text(ANY_OBJECT)
-    root = saved_sweep(tmp_path / "sweep", "once", {"TELL": ["{}"] * 5, "SFT": ["no"] * 5})
     seen: Counter[str] = Counter()
+    counted: dict[Any, Any] = {}
 
     def counting(scorer: json_scorers.NamedScorer) -> json_scorers.NamedScorer:
         def judge(*arguments: Any) -> json_scorers.Verdict:
             seen[scorer.judge.__name__] += 1
             return scorer.judge(*arguments)
 
-        return counted.setdefault(scorer.judge, scorer._replace(judge=judge))._replace(
-            name=scorer.name, limit=scorer.limit
-        )
+        return scorer._replace(judge=counted.setdefault(scorer.judge, judge))
 
-    counted: dict[Any, json_scorers.NamedScorer] = {}
     monkeypatch.setattr(json_answers, "SCORERS", [counting(s) for s in json_scorers.SCORERS])
-    compared(tmp_path, *(path.parent for path in root.rglob("answers.jsonl")))
-    assert seen == {"strict": 10, "lenient": 10, "official_fixed": 10, "official": 10}
+    root = saved_sweep(tmp_path / "sweep", "once", {"TELL": ["{}"] * 5, "SFT": ["no"] * 5})
+    folders = [path.parent for path in root.rglob("answers.jsonl")]
+    compared(tmp_path, *folders)
+    assert [scoring.score(folder).rows for folder in folders] == [5, 5]
+    once = {"strict": 10, "lenient": 10, "official_fixed": 10, "official": 10}
+    assert seen == {name: once[name] for name in seen}
+    assert {"strict", "lenient"} <= set(seen)
     seen.clear()
     report_tables(root, "methods")
     assert seen == {"strict": 10, "lenient": 10}
-    assert len(open_task(load_card("once"), "test")) == 5

@@ -42,6 +42,8 @@ SCORERS = [
     Scorer("text", text.fits, text.judge),
 ]
 
+_JUDGED: dict[tuple[object, ...], dict[str, Judged]] = {}
+
 
 def right(task: TaskRows) -> Truth:
     """What is right for the rows of a split. Raises UserError for an unusable one."""
@@ -61,7 +63,13 @@ def judge(case: Case) -> dict[str, Judged]:
 
 
 def judge_saved(scored: Scored, readings: Sequence[str] | None = None) -> dict[str, Judged]:
-    """`judge` for saved answers."""
+    """`judge` for saved answers; the same answers to the same test are judged once a process."""
     truth = right(scored.task)
-    of = [truth.of[row] for row in scored.rows]
-    return judge(Case(scored.card, scored.answers, of, truth.labels, scored, readings))
+    card, task = scored.card, scored.task
+    schema = card.schema_path().read_bytes() if card.metric == "json" else b""
+    test = (card.name, task.split, task.sha256, schema, tuple(truth.labels))
+    key = (scored.sha256, test, tuple(readings or ()), tuple(scorer.name for scorer in SCORERS))
+    if key not in _JUDGED:
+        of = [truth.of[row] for row in scored.rows]
+        _JUDGED[key] = judge(Case(card, scored.answers, of, truth.labels, scored, readings))
+    return _JUDGED[key]
