@@ -127,7 +127,7 @@ def pictures(study: Study, found: Sequence[Group], judge: Judge) -> list[Picture
     result = []
     rows = f"{study.split} rows"
     trained = [group for group in found if not group.is_base]
-    if list(pairs(study, found)):
+    if _differences(study, list(pairs(study, found)), judge):  # none for scores taken as saved
         result.append(
             Picture(
                 f"{study.name}_forest",
