@@ -102,6 +102,8 @@ def test_a_flag_of_the_test_wins_and_is_said(
         ({"system": "a\\nb"}, {"system": "a\nb"}),
         ({"model": "owner/Some-Model"}, {"model": "/gone/hub/owner/Some-Model"}),
         ({"model": "owner/Some-Model"}, {"model": "owner/some-model"}),
+        ({"response_prefix": "<think>\\n"}, {"response_prefix": "<think>\n"}),
+        ({"new_special_tokens": "<a>"}, {"new_special_tokens": ["<a>"]}),
     ],
 )
 def test_the_same_in_other_words_changes_nothing(

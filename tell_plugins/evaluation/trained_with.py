@@ -24,7 +24,7 @@ from tell_plugins.evaluation.adapters import Adapter
 from tell_plugins.evaluation.answers import Prompt
 from tell_plugins.evaluation.fingerprints import model_sha256
 from tell_plugins.recipe.models import model_folder
-from tell_plugins.recipe.recipes import Recipe
+from tell_plugins.recipe.recipes import Recipe, as_list
 
 Resolve = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 ARGS, CONFIG = "args.json", "adapter_config.json"
@@ -146,6 +146,12 @@ def _same(key: str, one: Any, other: Any) -> bool:
         return _same_model(str(one), str(other))
     if key == "system":
         one, other = system_text(one), system_text(other)
+    if key == "response_prefix":
+        one, other = (
+            None if text is None else str(text).replace("\\n", "\n") for text in (one, other)
+        )
+    if key == "new_special_tokens":
+        one, other = as_list(one), as_list(other)
     default = _DEFAULTS.get(key)
     plain = [default if value is None else value for value in (one, other)]
     return plain[0] == plain[1] or (not any(plain) and key != "system")
