@@ -1171,3 +1171,37 @@ def test_a_remedy_does_not_lead_beyond_the_models_positions(
     remedies += [f.problem.remedy or "" for f in every.findings if f.rule == "tell-row-long"]
     assert any("raise max_length to 4" in text for text in remedies) or len(remedies) == 2
     assert any("take a model with more than 4,096 positions" in text for text in remedies)
+
+
+def test_a_dry_run_counts_as_check_does_without_the_counting_tokenizer(
+    write: Write, words: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    from tell_plugins.experiments.planning import trained_tokens
+
+    model = words(tmp_path / "model")
+    (model / "config.json").write_text("{}")
+    checked = look(write(model=str(model), model_type="llama", template="chatml"))
+    assert checked.mixture is not None
+    assert checked.plan is not None
+    assert checked.mixture.lengths is None  # no Llama-2 tokenizer in a test
+    # 8 x (anchor 4 + query 3 + answer 2) + 24 x (query 2 + answer 2), chatml's 10 around each row
+    tokens = 8 * (9 + 10) + 24 * (4 + 10)
+    assert trained_tokens(checked.mixture, checked.plan, checked.recipe) == tokens
+    (model / "tokenizer.json").unlink()
+    assert trained_tokens(checked.mixture, checked.plan, checked.recipe) is None
+
+
+_NOT_SILENT = {"tell-positions"}  # the paper's rows go beyond Llama-2's positions, and it is said
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_packs_own_recipes_have_no_finding_of_their_own(path: Path) -> None:
+    """What lies on this machine apart: files that are fetched, packages and what is held out."""
+    of_the_machine = {"tell-data-missing", "tell-test-rows-missing", "tell-package", "tell-no-op"}
+    found = look(path).findings
+    said = [f"{f.rule}: {f.problem}" for f in found if f.rule not in of_the_machine | _NOT_SILENT]
+    assert said == []
+    if any(f.rule in _NOT_SILENT for f in found):
+        assert path.stem.startswith("llama2_is_en")
+    if any(f.rule == "tell-no-op" for f in found):
+        assert "_sft" in path.stem  # the paper's smallest baseline

@@ -112,6 +112,20 @@ def test_the_card_is_that_of_the_validation_data(metric: Any) -> None:
         metric.make(_arguments(), None)
 
 
+def test_rows_that_fill_up_the_batches_of_several_processes_do_not_count(metric: Any) -> None:
+    """Two processes with batches of two answer 8 rows where there are 5: the last three again."""
+    from swift.utils import Serializer
+    from torch.nn.utils.rnn import pad_sequence
+
+    metric.module.validated_on.append(build_mixture(parse_spec("tell/tiny_task:split=test")))
+    made = metric.make(_arguments(), SimpleNamespace(eval_dataset=range(5)))
+    given = [YES, "rain", "rain", "rain", "rain", YES, YES, YES]
+    answers = pad_sequence([Serializer.to_tensor(text) for text in given], True).numpy()
+    labels = pad_sequence([Serializer.to_tensor(YES) for _ in given], True).numpy()
+    prediction = SimpleNamespace(predictions=answers, label_ids=labels)
+    assert made.compute_metrics(prediction)["json_adherence"] == 0.2
+
+
 def test_text_must_be_generated(metric: Any) -> None:
     with pytest.raises(UserError, match="predict_with_generate: true"):
         metric.make(_arguments(predict_with_generate=False), None)

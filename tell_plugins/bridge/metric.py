@@ -50,9 +50,20 @@ def register_metric(name: str, check: Callable[[Card], None], score: Score, *, b
         def compute_metrics(self, eval_prediction: Any) -> dict[str, float]:
             answers = [Serializer.from_tensor(row) for row in eval_prediction.predictions]
             responses = [Serializer.from_tensor(row) for row in eval_prediction.label_ids]
-            return score(self._card, answers, responses)
+            rows = _rows_of(self.trainer) or len(answers)
+            return score(self._card, answers[:rows], responses[:rows])
 
     eval_metrics_map[name] = TellMetric
+
+
+def _rows_of(trainer: Any) -> int:
+    """How many rows are validated on; 0 where it is not known.
+
+    Several processes get batches of one size, filled up with rows from the front, whose answers
+    come last.
+    """
+    data = getattr(trainer, "eval_dataset", None)
+    return len(data) if hasattr(data, "__len__") else 0
 
 
 def validation_card(name: str) -> Card:

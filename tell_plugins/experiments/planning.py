@@ -37,6 +37,7 @@ from tell_plugins.experiments.sweep import (
     secret_error,
     setting_groups,
 )
+from tell_plugins.recipe.lengths import count, own_tokenizer
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.schedule import Plan, Training, exposure, plan
 from tell_plugins.recipe.settings import Settings as SwiftSettings
@@ -303,7 +304,7 @@ class Planner:
             spec=mixture.spec,
             facts=facts(mixture),
             plan=schedule,
-            trained_tokens=trained_tokens(mixture, schedule),
+            trained_tokens=trained_tokens(mixture, schedule, recipe),
             exposure=exposure_of(mixture, schedule),
             leaked=self._leaked(mixture, task_spec),
             evaluation=self._evaluation(task_spec),
@@ -498,11 +499,18 @@ def facts(mixture: Mixture) -> Facts:
     )
 
 
-def trained_tokens(mixture: Mixture, schedule: Plan) -> int | None:
-    """Tokens of all entries that the steps hold, in every epoch; None when not counted."""
-    if mixture.lengths is None:
+def trained_tokens(mixture: Mixture, schedule: Plan, recipe: Recipe) -> int | None:
+    """Tokens of all entries that the steps hold, in every epoch; None when not counted.
+
+    Without the counting tokenizer they are counted with the model's own, as `check` does.
+    """
+    if mixture.lengths is not None:
+        return schedule.over_the_run(mixture.lengths.sum(axis=1))
+    settings = SwiftSettings(recipe, swift_keys())
+    own = own_tokenizer(settings.text("model"))
+    if own is None:
         return None
-    return schedule.over_the_run(mixture.lengths.sum(axis=1))
+    return schedule.over_the_run(count(mixture, own, settings, None).rows[:, 0])
 
 
 def exposure_of(mixture: Mixture, schedule: Plan) -> float | None:
