@@ -5,7 +5,7 @@ What is measured is handed in by `register.py`: scorers stand above the bridge.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
 from swift.metrics import eval_metrics_map
@@ -62,8 +62,8 @@ def _rows_of(trainer: Any) -> int:
     Several processes get batches of one size, filled up with rows from the front, whose answers
     come last.
     """
-    data = getattr(trainer, "eval_dataset", None)
-    return len(data) if hasattr(data, "__len__") else 0
+    data: Any = getattr(trainer, "eval_dataset", None)
+    return len(data) if isinstance(data, Sized) else 0
 
 
 def validation_card(name: str) -> Card:
