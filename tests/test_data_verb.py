@@ -99,18 +99,14 @@ def test_wrong_file_that_is_found_before_the_right_one(
     assert "another of its name is found before it" in capsys.readouterr().err
 
 
-def test_a_file_that_may_be_one_of_several_does_not_hide_the_others(
+def test_files_of_other_folders_are_not_taken_for_a_cards(
     make_card: MakeCard, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     general_card(make_card)
     for folder in ("a", "b"):
         write_rows(home / folder / "rows.jsonl", [{"q": folder, "r": "x"}])
-    assert main(["data", "list"]) == 1
-    out = capsys.readouterr().out
-    assert "sample_complaints" in out
-    assert "several files may be split 'train' of card 'far'" in out
-    assert main(["data", "list", "far"]) == 1
-    assert "several files may be" in capsys.readouterr().out
+    assert main(["data", "list", "far"]) == 0
+    assert "missing" in capsys.readouterr().out
 
 
 def test_a_dead_server_is_asked_for_one_file_of_a_card(
@@ -354,15 +350,15 @@ def test_build_command_with_arguments_of_the_users_is_told(
 
 
 def test_build_command_that_needs_nothing_is_run(
-    make_card: MakeCard, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_card: MakeCard, server: FileServer, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_rows(tmp_path / "usb" / "rows.jsonl", ROWS)
-    general_card(make_card, build=f"./run.sh data far --from {tmp_path / 'usb'}")
+    general_card(make_card, "near", url=f"{server.url}/x/rows.jsonl", blob=blob(CONTENT))
+    general_card(make_card, build="./run.sh data near", blob=blob(CONTENT))
     assert main(["data", "far"]) == 0
     out = capsys.readouterr().out
-    assert "building: ./run.sh data far" in out
+    assert "building: ./run.sh data near" in out
     assert "train: is ready" in out
-    assert len((home / "far" / "rows.jsonl").read_text().splitlines()) == 7
+    assert (home / "near" / "rows.jsonl").read_bytes() == CONTENT
 
 
 def test_build_command_that_calls_itself_comes_to_an_end(
@@ -381,7 +377,10 @@ def test_build_command_that_makes_another_file(
     assert "was run but made no file 'rows.jsonl'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["rm -rf x", "./run.sh train x", "./run.sh data a; rm B"])
+@pytest.mark.parametrize(
+    "command",
+    ["rm -rf x", "./run.sh train x", "./run.sh data a; rm B", "./run.sh data far --from /etc"],
+)
 def test_other_build_commands_are_never_run(
     make_card: MakeCard, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from tell_plugins.preparation.provenance import read_provenance, write_provenanc
 from tell_plugins.preparation.transfer import shown_url, transfer
 
 _BUILDS_WITH = {"--rebuild", "--thoughts", "--seed"}  # what a card's command may say by itself
+_PLAIN_WORD = re.compile(r"[\w.,=+-]+")
 _RUNNING: list[str] = []  # build commands, so that one that calls itself comes to an end
 NEEDED = ("train", "validation", "test")  # a card is ready when these of its splits are here
 
@@ -275,7 +277,10 @@ def _build(command: str) -> bool:
     """
     words = shlex.split(command)
     options = {word.partition("=")[0] for word in words if word.startswith("-")}
-    if words[:2] != ["./run.sh", "data"] or not options <= _BUILDS_WITH or command in _RUNNING:
+    plain = all(_PLAIN_WORD.fullmatch(word) for word in words[2:])
+    if words[:2] != ["./run.sh", "data"] or not plain or not options <= _BUILDS_WITH:
+        return False
+    if command in _RUNNING:
         return False
     from tell_plugins import cli
 
