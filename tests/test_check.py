@@ -626,7 +626,7 @@ def test_a_broken_model_configuration_is_one_problem_of_a_whole_report(
     config.write_text("{")
     checked = look(write(model=str(config.parent), max_length=None, **kind))
     (found,) = errors(checked)
-    assert "config.json: no model configuration" in found
+    assert "config.json: no JSON" in found
     text = report(checked)
     for part in ("Sources", "optimizer steps", "Row lengths", "Cost", "split_dataset_ratio"):
         assert part in text

@@ -461,7 +461,7 @@ def test_a_missing_file_or_settings_are_refused(make_card: MakeCard, tmp_path: P
     card, lines = lines_of(make_card)
     folder = save_lines(tmp_path / "a", card, lines)
     (folder / "settings.json").write_text('{"card": "halu"}')
-    assert "card, split, anchor" in refused(folder)
+    assert "key 'split' is missing" in refused(folder)
     (folder / "settings.json").write_text("{")
     assert "no JSON" in refused(folder)
     (folder / "settings.json").unlink()
