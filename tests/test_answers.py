@@ -220,7 +220,7 @@ def test_settings_of_an_earlier_release_and_those_that_are_none(
     (tmp_path / SETTINGS).write_text(json.dumps(saved))
     assert answered(engine, tmp_path) == whole
     (tmp_path / SETTINGS).write_text("{")
-    with pytest.raises(UserError, match="not readable"):
+    with pytest.raises(UserError, match="no JSON"):
         answered(engine, tmp_path)
 
 

@@ -434,7 +434,9 @@ def manifest(
         for name, tokens in general
     ]
     path.mkdir(parents=True)
-    (path / "manifest.json").write_text(json.dumps({"sources": sources} | more))
+    (path / "manifest.json").write_text(
+        json.dumps({"spec": "tell/made", "sources": sources} | more)
+    )
     return str(path)
 
 

@@ -45,6 +45,7 @@ def only_one(folder: Path, verb: str, option: str = "--out") -> Iterator[None]:
         )
         yield
     finally:
+        (folder / LOCK).write_text("", encoding="utf-8")  # nobody is here any more
         lock.release()
 
 

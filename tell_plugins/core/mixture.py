@@ -132,8 +132,8 @@ class Manifest(Shape):
     """The keys of a `manifest.json` that others count on; earlier releases wrote no sources."""
 
     spec: str
-    card: str
-    hash: str
+    card: str | None = None
+    hash: str | None = None
     anchor: _AnchorFacts | None = None
     sources: list[_SourceFacts] | None = None
 
