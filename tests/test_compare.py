@@ -473,7 +473,7 @@ def test_the_papers_figure_is_found_by_what_was_trained_on(
     ("tokens", "more", "asked"),
     [
         (6_000, {}, {}),
-        (4_000_000, {"anchor": {"choice": "none"}}, {}),
+        (4_000_000, {"anchor": {"choice": "none", "sha256": ""}}, {}),
         (4_000_000, {"order": "task_last"}, {}),
         (4_000_000, {}, {"anchor": "none"}),
         (4_000_000, {}, {"shots": 2}),
