@@ -359,7 +359,7 @@ def test_examples_are_no_test_rows_and_not_too_few(make_card: MakeCard) -> None:
     make_card(
         "leaky",
         train=[{"q": "seen in test", "r": "#### 1"}, {"q": "not seen", "r": "#### 2"}],
-        test=[{"q": "Seen in TEST!", "r": "#### 3"}],
+        test=[{"q": "Seen in  TEST.", "r": "#### 3"}],
     )
     card = load_card("leaky")
     chosen = choose_examples(card, count=1, longest=1000)

@@ -42,7 +42,7 @@ def parse_json(text: str | bytes, *, foreign: bool = False) -> Any:
     """The value of a JSON text. Raises ValueError also for too many levels, and for NaN and its
     like where the file is not a `foreign` one: the trainer's files may hold them."""
     if isinstance(text, bytes):
-        text = text.decode()
+        text = text.decode("utf-8", "surrogatepass")  # as json does; older answers may hold some
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise ValueError(f"more than {MAX_DEPTH} levels of arrays and objects")
     return json.loads(text, parse_constant=float if foreign else _no_constant)
