@@ -13,7 +13,7 @@ import pytest
 from tell_plugins import cli
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import evaluate
-from tell_plugins.evaluation.prompts import prompts_sha256
+from tell_plugins.evaluation.prompts import pairs_sha256, prompts_sha256
 from tell_plugins.experiments.collect import collect
 from tell_plugins.experiments.earlier import other_answers, refuse_other_sweep
 from tell_plugins.experiments.planning import Planned, PlannedBase, SweepPlan, make_plan
@@ -62,12 +62,17 @@ def _answered(store: Store, run: Planned | PlannedBase) -> Path:
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
     recipe = str(folder / "recipe.yaml")
-    args = parser.parse_args([recipe, "--adapter", "none", "--general-rows", "4"])
+    args = parser.parse_args(
+        [recipe, "--adapter", "none", "--general-rows", "4", "--retention-rows", "4"]
+    )
     task = evaluate.plan(load_recipe(recipe), args)
-    asked = {("test-greedy", "test"): task.prompts, ("general", "general"): task.questions}
+    assert task.foreign is not None
+    questions = task.foreign.questions
+    asked = {("test-greedy", "test"): task.prompts, ("general", "general"): questions}
     for (name, split), prompts in asked.items():
         settings = {"split": split, "prompts_sha256": prompts_sha256(prompts)}
         settings["max_new_tokens"] = task.max_new_tokens if split == "test" else 64
+        settings["rows_sha256"] = "" if split == "test" else pairs_sha256(task.general)
         write_json(folder / "none" / name / "settings.json", settings)
     return folder
 

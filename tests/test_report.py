@@ -447,6 +447,8 @@ def test_translations(tmp_path: Path, make_card: MakeCard) -> None:
 def test_pictures(collected: Path) -> None:
     names = {path.name for path in (collected / "pictures").iterdir()}
     assert names == {
+        "controls_made_forest.png",
+        "made_curve_forest.png",
         "controls_made_methods.png",
         "controls_made_steps.png",
         "controls_made_training.png",
@@ -534,10 +536,10 @@ def test_the_page_needs_no_script_and_fits_a_phone(page: _Page) -> None:
     viewport = [a for tag, a in page.tags if tag == "meta" and a.get("name") == "viewport"]
     assert viewport
     pictures = [a for tag, a in page.tags if tag == "img"]
-    assert len(pictures) == 6
+    assert len(pictures) == 8
     assert all(attributes.get("alt") for attributes in pictures)
     dark = [a for tag, a in page.tags if tag == "source"]
-    assert len(dark) == 6
+    assert len(dark) == 8
     assert all(a.get("media") == "(prefers-color-scheme: dark)" for a in dark)
 
 
@@ -554,7 +556,7 @@ def test_the_page_says_what_may_be_concluded_and_what_not(page: _Page) -> None:
         "loss, foreign instructions: lower",
         "CONTENT NOT LEARNED by 1 of 5 trained systems",
         "TELL 0 of 60, SFT, repeated 18 of 60; fewer (-30.0 points",
-        "TELL against TELL, even order (equal steps, 20): adherence not told apart",
+        "TELL against TELL, even order",
         "Intervals are over test rows.",
         "With 2 seeds the variance between seeds is not known",
         "SFT, as in the paper: no-op.",

@@ -43,7 +43,7 @@ Sum = tuple[float, int]  # the sum over a row's tokens, and how many they are
 class LossLine(Shape):
     """A line of one of `FILES`: the sum of a row, over at least one token."""
 
-    loss_sum: float
+    loss_sum: float = Field(allow_inf_nan=True)  # of a run that diverged it is no number
     tokens: int = Field(gt=0)
     rows: int | None = None
 
@@ -158,7 +158,9 @@ def read(folder: Path, name: str = LOSSES) -> list[Sum]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return read_json_lines(path, LossLine, "remove the file: ./run.sh eval measures again")
+    # of a run that diverged the losses are no numbers
+    remedy = "remove the file: ./run.sh eval measures again"
+    return read_json_lines(path, LossLine, remedy, foreign=True)
 
 
 def retention(losses: Sequence[tuple[float, int]]) -> Retention:

@@ -20,6 +20,8 @@ from tell_plugins.experiments.records import AGAIN, Index
 from tell_plugins.experiments.results import Run
 from tell_plugins.experiments.store import Store
 
+_HELD_OUT = "held-out rows"
+
 
 def other_answers(plan: SweepPlan, store: Store) -> Iterator[UserError]:
     """Evaluations whose answers are to other prompts than those of now, or of another length.
@@ -49,7 +51,8 @@ def other_answers(plan: SweepPlan, store: Store) -> Iterator[UserError]:
 
 
 def prompts_of(evaluation: Evaluation) -> dict[str, str]:
-    """What an evaluation asks now: split (`general` for general questions) -> hash of its prompts.
+    """What an evaluation asks now: split (`general` for general questions) -> hash of its prompts,
+    and under `_HELD_OUT` that of the held-out rows on which losses are taken.
 
     Raises UserError where the card has fewer rows than are asked.
     """
@@ -59,7 +62,11 @@ def prompts_of(evaluation: Evaluation) -> dict[str, str]:
     prompts = {split: prompting.task_prompts(card, split, evaluation.anchor, rows)[1]}
     if options["general_rows"]:
         prompts[GENERAL] = retention.foreign(options["retention_rows"]).questions
-    return {name: prompting.prompts_sha256(asked) for name, asked in prompts.items()}
+    found = {name: prompting.prompts_sha256(asked) for name, asked in prompts.items()}
+    if options["general_rows"]:
+        held_out = prompting.general_rows([spec], card, options["general_rows"])
+        found[_HELD_OUT] = prompting.pairs_sha256(held_out)
+    return found
 
 
 def _limit_of(evaluation: Evaluation) -> int:
@@ -72,8 +79,11 @@ def _answers(folder: Path, now: Mapping[str, str], limit: int) -> bool:
     found = folder.glob(f"*/*/{SETTINGS}")
     saved = [read_json(path, SavedSettings, AGAIN) for path in found]
     of_task = [s for s in saved if s["split"] != GENERAL]
-    return all(s.get("prompts_sha256") == now.get(s["split"]) for s in saved) and all(
-        s.get("max_new_tokens") == limit for s in of_task
+    known = [s["rows_sha256"] for s in saved if s["split"] == GENERAL and s.get("rows_sha256")]
+    return (
+        all(s.get("prompts_sha256") == now.get(s["split"]) for s in saved)
+        and all(s.get("max_new_tokens") == limit for s in of_task)
+        and all(rows == now.get(_HELD_OUT) for rows in known)
     )
 
 

@@ -79,7 +79,8 @@ class Evaluation:
     def sums(self, name: str = LOSSES) -> list[tuple[float, int]]:
         """(sum, tokens) of every row of one of `retention.FILES`."""
         for path in sorted(self.folder.glob("*/general")):
-            lines = read_json_lines(path / name, LossLine, AGAIN)
+            # of a run that diverged the losses are no numbers
+            lines = read_json_lines(path / name, LossLine, AGAIN, foreign=True)
             if lines:
                 return [(line["loss_sum"], line["tokens"]) for line in lines]
         return []

@@ -84,7 +84,7 @@ def _lines(path: Path, shape: Any, rows: Any) -> Iterator[UserError]:
     """What is wrong with a file of one line a row (and attempt)."""
     where = paths.shown(find(path) or path)
     try:
-        lines = read_json_lines(path, shape, _REMEDY)
+        lines = read_json_lines(path, shape, _REMEDY, foreign=shape is LossLine)
     except UserError as error:
         yield error
         return
