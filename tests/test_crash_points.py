@@ -126,6 +126,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TELL_CACHE", str(folder / "cache"))
     monkeypatch.setenv("TELL_DATA_HOME", str(folder / "data"))
     monkeypatch.setenv("TELL_CARDS", str(folder / "cards"))
+    lay_keys(folder / "cache")  # no child asks ms-swift
     return folder
 
 
@@ -156,7 +157,7 @@ def test_mix_over_an_earlier_mixture(cards: Path, tmp_path: Path) -> None:
     out, file = cards / "mix", str(recipe(cards))
     earlier = ["mix", file, "--out", str(out), "--dataset", "tell/toy:task=2rows/general=3rows"]
     assert main(earlier) == 0
-    shutil.rmtree(cards / "cache")
+    shutil.rmtree(cards / "cache" / "rows")
 
     def whole() -> None:
         if (out / "manifest.json").is_file():
@@ -170,6 +171,7 @@ def test_mix_over_an_earlier_mixture(cards: Path, tmp_path: Path) -> None:
 # --- new -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_new(cards: Path, tmp_path: Path) -> None:
     rows = [{"query": f"Is {n} odd?", "response": "yes" if n % 2 else "no"} for n in range(40)]
     file = write_rows(tmp_path / "mine.jsonl", rows)
@@ -214,7 +216,6 @@ def test_data_of_a_folder(cards: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_eval(cards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lay_keys(cards / "cache")
     answer_by_script(monkeypatch, lambda _, prompt: f"#### {len(prompt)}")
     argv = ["eval", str(recipe(cards)), "--adapter", "none", "--batch-size", "2"]
     argv += ["--general-rows", "4", "--retention-rows", "4", "--out"]
@@ -230,19 +231,22 @@ def test_eval(cards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("kind", [paths.atomic_path, paths.atomic_dir])
 def test_temporary_files_of_the_living_stay(tmp_path: Path, kind: Callable[..., Any]) -> None:
     """Of another process too: its lock tells that it lives."""
+    here = tmp_path / "here"
     ready, end = os.pipe(), os.pipe()
     child = os.fork()
     if not child:
-        with kind(tmp_path / "first"):
+        with kind(here / "first"):
             os.write(ready[1], b"x")
             os.read(end[0], 1)
             os._exit(KILLED)
-    os.read(ready[0], 1)
-    (living,) = tmp_path.iterdir()
-    paths.write_text(tmp_path / "second", "")
+    try:
+        os.read(ready[0], 1)
+        (living,) = here.iterdir()
+        paths.write_text(here / "second", "")
+        assert living.exists()
+    finally:
+        os.write(end[1], b"x")
+        os.waitpid(child, 0)
     assert living.exists()
-    os.write(end[1], b"x")
-    os.waitpid(child, 0)
-    assert living.exists()
-    paths.write_text(tmp_path / "second", "")
-    assert [path.name for path in tmp_path.iterdir()] == ["second"]
+    paths.write_text(here / "second", "")
+    assert [path.name for path in here.iterdir()] == ["second"]
