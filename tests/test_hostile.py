@@ -171,7 +171,8 @@ def test_cells_are_no_formulas_and_no_scripts() -> None:
     assert [csv_cell(cell) for cell in ("=1+1", "+a", "-b", "@c", "\td")] == [
         *("'=1+1", "'+a", "'-b", "'@c", "'\td")
     ]
-    same = ["-0.5", "+1e3", "-", "a=b", 5, None, 0.1]
+    assert csv_cell("+1, =2") == "'+1, =2"
+    same = ["-0.5", "+1e3", "+18.5, -10.5", "-", "a=b", 5, None, 0.1]
     assert [csv_cell(cell) for cell in same] == same
     assert markdown_cell("<script>a|b</script>\n2 < 3") == "&lt;script>a\\|b&lt;/script> 2 < 3"
     frame = pd.DataFrame({"method": ["=HYPERLINK(1)", "<img src=x>"], "rate": [-0.5, 1.0]})

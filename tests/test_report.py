@@ -556,7 +556,7 @@ def test_the_page_says_what_may_be_concluded_and_what_not(page: _Page) -> None:
         "loss, foreign instructions: lower",
         "CONTENT NOT LEARNED by 1 of 5 trained systems",
         "TELL 0 of 60, SFT, repeated 18 of 60; fewer (-30.0 points",
-        "TELL against TELL, even order",
+        "TELL against TELL, even order (equal steps, 20): adherence NO CONCLUSION, too few rows",
         "Intervals are over test rows.",
         "With 2 seeds the variance between seeds is not known",
         "SFT, as in the paper: no-op.",

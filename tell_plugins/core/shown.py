@@ -29,11 +29,13 @@ def _written(character: str) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """A cell that a spreadsheet does not take for a formula; numbers stay as they are."""
+    """A cell that a spreadsheet does not take for a formula; numbers, and lists of numbers parted
+    by ", ", stay as they are."""
     if not isinstance(value, str) or len(value) < 2 or value[0] not in "=+-@\t\r":
         return value
     try:
-        float(value)
+        for number in value.split(", "):
+            float(number)
     except ValueError:
         return "'" + value
     return value
