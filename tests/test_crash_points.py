@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,8 @@ def run_child(argv: list[str], below: Path, stop_before: int | None = None) -> i
     code = 99
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a fork that hangs ends by it
+        signal.alarm(300)
         count = 0
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:

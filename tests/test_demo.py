@@ -46,14 +46,14 @@ def test_the_demo(small: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["demo"]) == 0
     printed = capfd.readouterr().out
     for name in ("base model", "SFT", "SFT, equal steps", "TELL", "TELL, held"):
-        assert re.search(rf"^  {name} +\d", printed, flags=re.MULTILINE), name
+        assert re.search(rf"^ +{name} +\d", printed, flags=re.MULTILINE), name
     assert "100 test rows" in printed
     assert "already trained" not in printed
     assert "Next, your own task: ./run.sh new" in printed
     assert (small / "demo" / "demo.png").read_bytes().startswith(b"\x89PNG")
     text = (small / "demo" / "demo.txt").read_text()
     assert "balanced" in text
-    for line in text.splitlines():  # no cell and no line of the caption is cut off
+    for line in (printed + text).splitlines():  # no cell and no line of the notes is cut off
         assert line.count("[") == line.count("]"), line
     assert "foreign instructions" in text
     assert "TELL, held against SFT, equal steps, form: " in " ".join(text.split())

@@ -454,7 +454,7 @@ def test_a_score_that_one_system_lacks_moves_no_other(
         System("learned", replace(scores, translation=translation), none),
     ]
     view = table(systems if first == "plain" else systems[::-1], "title")
-    cells = {str(column.header): list(column.cells) for column in view.columns}
+    cells = dict(zip(view.columns, zip(*view.rows, strict=True), strict=True))
     rows = {name: place for place, name in enumerate(cells["system"])}
     assert cells["BLEURT"][rows["plain"]] == "-"
     assert cells["BLEURT"][rows["learned"]].startswith("0.68")

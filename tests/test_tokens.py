@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -159,6 +160,21 @@ def test_parallelism_is_left_as_it_was(
         monkeypatch.setenv("TOKENIZERS_PARALLELISM", before)
     TokenCounter(word_tokenizer).count(["a b", "c"])
     assert os.environ.get("TOKENIZERS_PARALLELISM") == before
+
+
+def test_a_fork_counts_without_its_parents_threads(
+    word_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the variable set, as by ms-swift, the library itself does not see to forks."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    counter, texts = TokenCounter(word_tokenizer), ["a b"] * 5000
+    assert counter.count(texts).sum() == 10_000  # on all cores: the pool of threads is there
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)
+        os._exit(int(counter.count(texts).sum() != 10_000))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_an_interrupted_count_goes_on(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _ENTRY = np.dtype([("key", "<u8"), ("query", "<u4"), ("response", "<u4")])
 _BATCH = 1000
 _SAVED = 20 * _BATCH  # rows between two saves; an interrupted count goes on from the last one
+_PROCESS = os.getpid()  # the process that may have threads
 
 
 def tokenizer_file() -> Path | None:
@@ -121,11 +122,12 @@ class TokenCounter:
 def _parallel() -> Iterator[None]:
     """Let the tokenizer use all cores; ms-swift switches that off for the whole process.
 
-    It is off again afterwards, because it must not be on in processes that are forked later.
+    It is off again afterwards, because it must not be on in processes that are forked later: a
+    fork has no threads of its parent's pool, and would wait for them for ever.
     """
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
-    os.environ[name] = "true"
+    os.environ[name] = "true" if _PROCESS == os.getpid() else "false"
     try:
         yield
     finally:

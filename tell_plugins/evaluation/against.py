@@ -48,7 +48,8 @@ def _last_run(recipe: Recipe) -> Path:
 def print_verdict(folders: Sequence[Path]) -> None:
     """Print each system's paired differences to the last one, and a line of what they say."""
     from tell_plugins.evaluation.compare import compare
-    from tell_plugins.evaluation.compare_tables import difference_grid, print_grid, table_console
+    from tell_plugins.evaluation.compare_tables import difference_grid
+    from tell_plugins.evaluation.grids import print_grid, table_console
 
     comparison = compare(folders, baseline=folders[-1])
     if not comparison.differences:

@@ -14,15 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.evaluation import evaluate
 from tell_plugins.evaluation.adapters import Adapter, find_adapters
+from tell_plugins.evaluation.grids import Grid, print_grid, table_console
 from tell_plugins.evaluation.intervals import Estimate, Rate
 from tell_plugins.evaluation.scored import load_scored
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
@@ -34,7 +31,6 @@ from tell_plugins.recipe.recipes import Recipe, as_list, checkpoints, load_recip
 SUFFIX = "_noanchor"
 WITH, WITHOUT = "with", "without"
 _STEM = "anchors2x2"
-_WIDE = 140  # columns that the tables need
 # the measures whose differences are shown, by the card's metric
 _SHOWN = {
     "json": (
@@ -286,40 +282,30 @@ def effects(folders: dict[Cell, Path], card: Card) -> list[Effect]:
 
 def show(systems: dict[Cell, System], found: Sequence[Effect], title: str) -> None:
     """Print the four cells, and what the anchor does at each place."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(_WIDE, console.width))
+    console = table_console()
     first = next(iter(systems.values())).scores
-    cells = _table(f"{title}, {first.rows} rows")
     measures = headline_names(systems.values())
-    for name in ("trained", "tested", *measures, "style fit", "bleed"):
-        cells.add_column(name)
+    columns = ["trained, tested", *measures, "style fit", "bleed"]
+    rows = []
     for (trained, tested), system in systems.items():
         loss = system.general.style_fit
-        cells.add_row(
-            trained,
-            tested,
-            *(shown(system.scores.headline.get(name)) for name in measures),
-            "-" if loss is None else f"{loss.loss:.3f}",
-            shown(system.general.bleed),
-        )
-    console.print(cells)
-    changes = _table("what the anchor adds, paired over test rows [95 % interval]")
+        scores = [shown(system.scores.headline.get(name)) for name in measures]
+        told = "-" if loss is None else f"{loss.loss:.3f}"
+        rows.append([f"{trained}, {tested}", *scores, told, shown(system.general.bleed)])
+    print_grid(Grid(f"{title}, {first.rows} rows", columns, rows), console)
     differences = {(effect.anchor, effect.measure): effect.difference for effect in found}
-    names = dict.fromkeys(effect.measure for effect in found)
-    for name in ("anchor", *names):
-        changes.add_column(name.replace("_", " "))
-    for anchor in dict.fromkeys(effect.anchor for effect in found):
-        changes.add_row(anchor, *(_signed(differences.get((anchor, name))) for name in names))
-    console.print(changes)
+    names = list(dict.fromkeys(effect.measure for effect in found))
+    rows = [
+        [anchor, *(_signed(differences.get((anchor, name))) for name in names)]
+        for anchor in dict.fromkeys(effect.anchor for effect in found)
+    ]
+    columns = ["anchor", *(name.replace("_", " ") for name in names)]
+    changes = "what the anchor adds, paired over test rows [95 % interval]"
+    print_grid(Grid(changes, columns, rows), console)
 
 
 def _signed(value: Difference | None) -> str:
-    return "-" if value is None else f"{value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    return "-" if value is None else f"{value.value:+.3f}\n[{value.low:+.3f}, {value.high:+.3f}]"
 
 
 def write(systems: dict[Cell, System], found: Sequence[Effect], stem: Path) -> list[Path]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import product
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tell_plugins.core.shown import csv_cell
 from tell_plugins.evaluation.final_number import NumberScores
 from tell_plugins.evaluation.free_text import TextScores
+from tell_plugins.evaluation.grids import UNBOUNDED, WIDE, Grid, print_grid, table_console
 from tell_plugins.evaluation.intervals import Estimate, Rate, counted
 from tell_plugins.evaluation.labels import LabelMetrics
 from tell_plugins.evaluation.learned_scores import LEARNED
@@ -23,28 +23,13 @@ from tell_plugins.evaluation.taxonomy import KINDS
 from tell_plugins.evaluation.translation import METRICS, UNITS, MetricScore, TranslationScores
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from tell_plugins.evaluation.compare import Comparison, System
 
 Number = Rate | Estimate
 _LONG = 20  # characters of a word in a name that a table of 80 columns has room for
-_UNBOUNDED = 10_000  # columns of a file
-_WIDE = 110  # columns that the tables need with their intervals
-_INTERVAL = re.compile(r" \[[^\]]*\]")
 _LABEL_COLUMNS = ("accuracy", "balanced_accuracy", "mcc", "precision", "recall", "f1")
 _NOTHING = counted(0, 0)
 _WITH_INTERVAL = _LABEL_COLUMNS[:3]  # on the terminal; the files have them all
-
-
-@dataclass(frozen=True)
-class Grid:
-    """One table: cells as text, the first column names the row."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-    notes: list[str] = field(default_factory=list)
 
 
 def show(comparison: Comparison, scorer: str | None = None) -> None:
@@ -52,79 +37,13 @@ def show(comparison: Comparison, scorer: str | None = None) -> None:
     from rich.text import Text
 
     console = table_console()
-    comparison, legend = _lettered(comparison) if console.width < _UNBOUNDED else (comparison, [])
+    comparison, legend = _lettered(comparison) if console.width < UNBOUNDED else (comparison, [])
     for line in legend:
         console.print(Text(line), soft_wrap=True)
     for grid in grids(comparison, scorer):
         print_grid(grid, console)
-    if console.width < _WIDE:
-        print(f"a terminal of {_WIDE} columns or more also shows the intervals of all scores")
-
-
-def table_console() -> Console:
-    """Where tables are printed: as wide as the terminal, without an edge in a file."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=_UNBOUNDED)
-
-
-def print_grid(grid: Grid, console: Console) -> None:
-    """Print a table in parts that fit; below 110 columns without the scores' intervals."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    whole = _without_intervals(grid) if console.width < _WIDE else grid
-    for part in fitted(whole, console.width):
-        table = Table(
-            title=Text(part.title),
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-        )
-        for number, column in enumerate(part.columns):
-            side: Literal["left", "right"] = "left" if number == 0 else "right"
-            least = min(_least_width(part, number), console.width - 2)
-            table.add_column(Text(column), justify=side, overflow="fold", min_width=least)
-        for row in part.rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
-        for note in part.notes:
-            console.print(Text("  " + note), soft_wrap=True)
-        console.print()
-
-
-def _without_intervals(grid: Grid) -> Grid:
-    rows = [[_INTERVAL.sub("", cell) for cell in row] for row in grid.rows]
-    return replace(grid, rows=rows)
-
-
-def _least_width(grid: Grid, column: int) -> int:
-    """Columns of the terminal that a column needs: its longest word, which is never broken."""
-    cells = [grid.columns[column], *(row[column] for row in grid.rows)]
-    return max((len(word) for cell in cells for word in cell.split()), default=0)
-
-
-def fitted(grid: Grid, width: int) -> list[Grid]:
-    """The table, or several with the same first column, none of them wider than `width`."""
-    needs = [_least_width(grid, number) + 2 for number in range(len(grid.columns))]
-    parts: list[list[int]] = [[0]]
-    for number in range(1, len(needs)):
-        taken = sum(needs[place] for place in parts[-1])
-        if len(parts[-1]) > 1 and taken + needs[number] + 1 > width:
-            parts.append([0])
-        parts[-1].append(number)
-    return [
-        Grid(
-            grid.title if part is parts[0] else f"{grid.title} (continued)",
-            [grid.columns[number] for number in part],
-            [[row[number] for number in part] for row in grid.rows],
-            grid.notes if part is parts[-1] else [],
-        )
-        for part in parts
-    ]
+    if console.width < WIDE:
+        print(f"a terminal of {WIDE} columns or more also shows the intervals of all scores")
 
 
 def _lettered(comparison: Comparison) -> tuple[Comparison, list[str]]:

@@ -6,10 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
 from tell_plugins.core.cards import Card
 from tell_plugins.evaluation import retention, scoring
 from tell_plugins.evaluation.answers import (
@@ -20,25 +16,26 @@ from tell_plugins.evaluation.answers import (
     saved_settings,
 )
 from tell_plugins.evaluation.bleed import Form, form_of, paired_with_base
+from tell_plugins.evaluation.grids import Grid, print_grid, table_console
 from tell_plugins.evaluation.intervals import Estimate, Rate, rate, smallest_shown
 from tell_plugins.evaluation.scoring import Scores
 from tell_plugins.evaluation.shares import Interval
 
-WIDTH = 112  # columns that a table needs at least
 # what two losses must share
 _OF_LOSSES = (
     *("model", "model_sha256", "model_files_sha256", "engine"),
     *("prompts_sha256", "rows_sha256"),
 )
-_LABEL = 16  # of them for a system's name, if it is so long
 _CAPTION = "[95 % interval]. Accuracies count an answer of the wrong form as wrong."
 _CAPTION_ELSEWHERE = (
-    "[95 % interval], paired where it is a change. Bleed: general questions, asked without the "
-    "anchor, whose answer opens as the task's answers do; in points, minus the base model's rate. "
-    "Words: answers that hold the task's keys, labels or most common sentence. Foreign "
-    "instructions and prose: change of loss per token to the base model, on text of no source that "
-    "trains. KL: divergence from the base model per token of its own answers. Style fit: change of "
-    "loss on held-out rows of the general data that trains; not retention."
+    "[95 % interval], paired where it is a change.",
+    "Bleed: general questions, asked without the anchor, whose answer opens as the task's answers "
+    "do; in points, minus the base model's rate.",
+    "Words: answers that hold the task's keys, labels or most common sentence.",
+    "Foreign instructions and prose: change of loss per token to the base model, on text of no "
+    "source that trains.",
+    "KL: divergence from the base model per token of its own answers.",
+    "Style fit: change of loss on held-out rows of the general data that trains; not retention.",
 )
 
 
@@ -148,37 +145,22 @@ def headline_names(systems: Iterable[System]) -> list[str]:
     return list(dict.fromkeys(name for system in systems for name in system.scores.headline))
 
 
-def table(systems: Sequence[System], title: str) -> Table:
+def table(systems: Sequence[System], title: str) -> Grid:
     """One row a system: its headline scores on the task."""
-    view = _view(systems, title, _CAPTION)
-    measures = headline_names(systems)
-    for name in measures:
-        view.add_column(name, min_width=max(len(word) for word in name.split()))
-    for system in systems:
-        view.add_row(system.label, *(shown(system.scores.headline.get(name)) for name in measures))
-    return view
+    names = headline_names(systems)
+    rows = [[s.label, *(shown(s.scores.headline.get(name)) for name in names)] for s in systems]
+    return Grid(title, ["system", *names], rows, [_CAPTION])
 
 
-def elsewhere_table(systems: Sequence[System]) -> Table | None:
+def elsewhere_table(systems: Sequence[System]) -> Grid | None:
     """One row a system: what it did to the rest of the model; None where nothing was measured."""
     cells = {system.label: _elsewhere(system.general) for system in systems}
     names = [name for name in _COLUMNS if any(row[name] != "-" for row in cells.values())]
     if not names:
         return None
-    view = _view(systems, "The rest of the model", f"{_CAPTION_ELSEWHERE} {_power(systems)}")
-    for name in names:
-        view.add_column(name, min_width=len("[+0.00, +0.00]"))
-    for system in systems:
-        view.add_row(system.label, *(cells[system.label][name] for name in names))
-    return view
-
-
-def _view(systems: Sequence[System], title: str, caption: str) -> Table:
-    view = Table(title=title, title_justify="left", caption_justify="left", box=SIMPLE_HEAD)
-    view.caption = caption
-    longest = max(len(system.label) for system in systems)
-    view.add_column("system", overflow="fold", min_width=min(longest, _LABEL))
-    return view
+    rows = [[label, *(row[name] for name in names)] for label, row in cells.items()]
+    notes = [*_CAPTION_ELSEWHERE, _power(systems)]
+    return Grid("The rest of the model", ["system", *names], rows, notes)
 
 
 _COLUMNS = ("bleed", "words", "foreign instructions", "prose", "KL", "style fit")
@@ -227,15 +209,14 @@ def _power(systems: Sequence[System]) -> str:
 
 def print_summary(out: Path, labels: Sequence[str], answers: Sequence[str], card: Card) -> None:
     """Print the table of the systems of one `eval` call, and why answers failed."""
-    console = Console(soft_wrap=False)
-    console.width = max(console.width, WIDTH)
+    console = table_console()
     for name in answers:
         systems = [read_system(out, label, name, card) for label in labels]
         rows = systems[0].scores.rows
-        console.print(table(systems, f"{card.name}, {name}: {rows} rows"))
+        print_grid(table(systems, f"{card.name}, {name}: {rows} rows"), console)
         elsewhere = elsewhere_table(systems) if name == answers[-1] else None
         if elsewhere is not None:
-            console.print(elsewhere)
+            print_grid(elsewhere, console)
         for system in systems:
             if system.scores.json and system.scores.json["strict"].failures:
                 kinds = system.scores.json["strict"].failures

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -25,9 +26,10 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import MachineError
 from tell_plugins.core.files import cached_json
 from tell_plugins.core.mixture import build_mixture
+from tell_plugins.evaluation.grids import UNBOUNDED, print_grid, table_console
 from tell_plugins.evaluation.intervals import smallest_shown
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
-from tell_plugins.evaluation.summary import WIDTH, System, elsewhere_table, read_system, table
+from tell_plugins.evaluation.summary import System, elsewhere_table, read_system, table
 from tell_plugins.experiments.training import train_quietly
 from tell_plugins.recipe.recipes import Recipe, checkpoints, load_recipe
 
@@ -216,14 +218,17 @@ def _show(systems: list[System], gaps: Mapping[str, Difference], folder: Path) -
     from tell_plugins.experiments.demo_picture import draw
 
     folder.mkdir(parents=True, exist_ok=True)
-    console = Console(width=max(Console().width, WIDTH), record=True)
-    console.print(table(systems, f"{systems[0].scores.rows} test rows of the sample task"))
+    tables = [table(systems, f"{systems[0].scores.rows} test rows of the sample task")]
     elsewhere = elsewhere_table(systems)
     if elsewhere is not None:
-        console.print(elsewhere)
-    for line in reading(systems, gaps):
-        console.print(f"- {line}", highlight=False)
-    paths.write_text(folder / "demo.txt", console.export_text())
+        tables.append(elsewhere)
+    text = StringIO()
+    for console in (table_console(), Console(file=text, width=UNBOUNDED)):
+        for grid in tables:
+            print_grid(grid, console)
+        for line in reading(systems, gaps):
+            console.print(f"- {line}", highlight=False)
+    paths.write_text(folder / "demo.txt", text.getvalue())
     draw(systems, folder / "demo.png")
 
 
