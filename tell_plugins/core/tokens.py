@@ -127,7 +127,7 @@ def _parallel() -> Iterator[None]:
     """
     name = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(name)
-    os.environ[name] = "true" if _PROCESS == os.getpid() else "false"
+    os.environ[name] = "true" if os.getpid() == _PROCESS else "false"
     try:
         yield
     finally:
