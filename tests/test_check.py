@@ -744,6 +744,33 @@ def test_the_models_own_tokenizer_decides(
     assert len(errors(look(path, "--max_length", "113"))) == 1
 
 
+def test_the_template_stands_around_each_pair_of_turns(
+    write: Write, words: Callable[[Path], Path], make_card: MakeCard, tmp_path: Path
+) -> None:
+    from tell_plugins.recipe.check_report import report
+
+    model = words(tmp_path / "model")
+    (model / "config.json").write_text('{"model_type": "mamba"}')
+    folder = make_card("chat", train=[{"q": "x", "r": "y"}], anchor="w w")
+    rows = [
+        {"q": "one two", "r": "three"},
+        {"q": "five", "r": "six", "h": [["one", "two"], ["three", "four"]]},
+    ]
+    write_rows(folder / "train.jsonl", rows)
+    card = yaml.safe_load((folder / "card.yaml").read_text())
+    card["columns"]["history"] = "h"
+    (folder / "card.yaml").write_text(yaml.safe_dump(card))
+    keys = {"model": str(model), "model_type": "llama", "template": "chatml"}
+    path = write(dataset=["tell/chat:general=0"], max_length=80, **keys)
+    checked = look(path)
+    # anchor and words, 10 tokens of the template, and for each earlier pair 8 more than the two
+    # line breaks that are counted with the words (this tokenizer has none)
+    assert checked.counted[0].rows[:, 0].tolist() in ([15, 34], [34, 15])
+    assert "10 included, and 8 more for each earlier pair of turns" in report(checked)
+    assert errors(look(path, "--max_length", "34")) == []
+    assert len(errors(look(path, "--max_length", "33"))) == 1
+
+
 @pytest.mark.usefixtures("long_rows")
 def test_truncation_is_a_warning_and_names_the_rows_too(
     write: Write, words: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

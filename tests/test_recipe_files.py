@@ -599,7 +599,7 @@ def test_llama_2s_template_adds_what_check_says(world: Path, real_data: Path) ->
     from transformers import PreTrainedTokenizerFast
 
     from tell_plugins.core.tokens import TokenCounter
-    from tell_plugins.recipe.lengths import template_tokens
+    from tell_plugins.recipe.lengths import TEMPLATES, template_tokens
 
     folder = world / "real" / "Llama-2-7b-chat-ms"
     shutil.copytree(world / "models" / "Llama-2-7b-chat-ms", folder)
@@ -610,15 +610,18 @@ def test_llama_2s_template_adds_what_check_says(world: Path, real_data: Path) ->
     _, processor = get_model_processor(str(folder), load_model=False)
     template = get_template(processor)
     template.set_mode("train")
-    query, response = "How many days has a week?", "Seven."
-    messages = [
-        {"role": "user", "content": query},
-        {"role": "assistant", "content": response},
-    ]
-    length = len(template.encode({"messages": messages})["input_ids"])
-    counter = TokenCounter(real)
-    bare = int(counter.count([query, response]).sum())
     recipe = recipe_of(PROJECT / "recipes" / "llama2_json.yaml")
+    counter = TokenCounter(real)
     told = template_tokens(Settings(recipe, keys()), counter)
     assert told is not None
-    assert abs(length - bare - told) <= 4
+    turns = ["How many days has a week?", "Seven.", "And a year?", "365, or 366.", "A day?", "24"]
+    for count in (2, 4, 6):
+        messages = [
+            {"role": ("user", "assistant")[place % 2], "content": text}
+            for place, text in enumerate(turns[:count])
+        ]
+        length = len(template.encode({"messages": messages})["input_ids"])
+        bare = int(counter.count(turns[:count]).sum())
+        earlier = (count - 2) // 2
+        # beside the template: how the tokenizer begins a text that stands alone
+        assert abs(length - bare - told - earlier * TEMPLATES["llama"].markers) <= 4 + 2 * earlier

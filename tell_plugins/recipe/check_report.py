@@ -237,6 +237,7 @@ def _length_line(counted: Counted, limit: int | None) -> str:
     name += " (the model's own)" if counted.own else " (the model's own may differ)"
     template = (
         f"chat template's {counted.template} included"
+        + (f", and {counted.a_turn} more for each earlier pair of turns" if counted.a_turn else "")
         if counted.template is not None
         else "chat template not included"
     )

@@ -18,6 +18,7 @@ from tell_plugins.core.mixture import TASK, Mixture
 from tell_plugins.core.rows import Rows
 from tell_plugins.core.sources import TaskRows, keys_of
 from tell_plugins.core.tokens import TokenCounter
+from tell_plugins.core.turns import MARK
 from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.shapes import shape_of
@@ -30,7 +31,7 @@ class TemplateCost:
     """Tokens that a chat template adds to a row: its markers, and its default system prompt.
 
     Attributes:
-        markers: around query and response.
+        markers: around query and response; around each earlier pair of turns as many.
         system_markers: around a system prompt, if there is one.
         system: Llama-2 tokens of the prompt that the template brings, 0 for none.
     """
@@ -40,7 +41,7 @@ class TemplateCost:
     system: int = 0
 
 
-_TEMPLATES = {
+TEMPLATES = {
     "chatml": TemplateCost(10, 5),
     "qwen": TemplateCost(10, 5, system=6),
     "gemma": TemplateCost(10, 6),
@@ -62,6 +63,7 @@ class Counted:
         own: whether it is the model's own.
         exact: whether the model counts as it does: its own, or Llama-2's for a Llama-2 model.
         template: tokens that the chat template adds, None when they are not known.
+        a_turn: tokens that it adds for each earlier pair of turns, 0 where no row has any.
         file: where the task rows are, for messages.
         over: task rows that are longer than the limit: (line, tokens).
         near: task rows that may be, with the template or by another tokenizer's count.
@@ -74,6 +76,7 @@ class Counted:
     own: bool
     exact: bool
     template: int | None
+    a_turn: int = 0
     file: str = ""
     over: list[tuple[int, int]] = field(default_factory=list)
     near: list[tuple[int, int]] = field(default_factory=list)
@@ -92,6 +95,7 @@ class Counted:
 
 _DOUBT = 0.9  # another model's tokenizer: rows from this share of the limit on are near misses
 _RESPONSE_END = 1  # the end-of-turn token carries a label too
+_COUNTED = 2  # of an earlier pair's markers: the counter takes a line break for each MARK
 
 
 def own_tokenizer(model: str) -> TokenCounter | None:
@@ -119,11 +123,15 @@ def count(
     exact = is_own or _is_llama_2(settings, counter)
     extra = template_tokens(settings, counter)
     result = Counted(counter.name, is_own, exact, extra)
-    result.rows = np.zeros((len(mixture), 2), np.int64)
+    a_turn = 0 if extra is None else TEMPLATES[str(template_name(settings))].markers - _COUNTED
     entries = np.zeros((len(mixture), 2), np.int64)
     for index, source in enumerate(mixture.sources):
         rows = _rows_of(mixture, index)
         lengths = _lengths(rows, source.used, counter)
+        if source.card.columns_of(source.split).history:
+            earlier = _earlier_pairs(rows, source.used)
+            result.a_turn = max(result.a_turn, a_turn * int(earlier.any()))
+            lengths[:, 0] += a_turn * earlier
         sums = lengths.sum(axis=1)
         if limit is not None and source.role == TASK and isinstance(rows, TaskRows):
             _hold(result, rows, source.used, sums, limit, 1.0 if exact else _DOUBT)
@@ -136,8 +144,9 @@ def count(
         mine = mixture.origin == index
         entries[mine] = lengths[place[mixture.row[mine]]]
     ordered = entries[mixture.order]
-    result.rows[:, 0] = ordered.sum(axis=1) + (extra or 0)
-    result.rows[:, 1] = ordered[:, 1] + _RESPONSE_END
+    result.rows = np.column_stack(
+        [ordered.sum(axis=1) + (extra or 0), ordered[:, 1] + _RESPONSE_END]
+    )
     return result
 
 
@@ -153,6 +162,12 @@ def _lengths(
     ids = rows.anchored_ids if isinstance(rows, TaskRows) else rows.ids
     counted = counter.lengths(keys_of(ids[used]), lambda places: rows.texts(used[places]))
     return counted.astype(np.int64)
+
+
+def _earlier_pairs(rows: TaskRows | Rows, used: npt.NDArray[np.int64]) -> Lengths:
+    """(n,) how many pairs of turns stand before the query of each row."""
+    marks = [query.count(MARK) for query, _ in rows.texts(used).pairs()]
+    return np.array(marks, np.int64) // 2
 
 
 def _is_llama_2(settings: Settings, counter: TokenCounter) -> bool:
@@ -193,9 +208,9 @@ def template_name(settings: Settings) -> str | None:
 def template_tokens(settings: Settings, counter: TokenCounter) -> int | None:
     """Tokens that the chat template adds to a row, the system prompt included."""
     name = template_name(settings)
-    if name not in _TEMPLATES:
+    if name not in TEMPLATES:
         return None
-    cost = _TEMPLATES[name]
+    cost = TEMPLATES[name]
     system = cost.system
     given: Any = settings.value("system")
     if given is not None:
