@@ -10,6 +10,7 @@ import pytest
 
 from tell_plugins import cli
 from tell_plugins.core.mixture import build_mixture
+from tell_plugins.experiments import controls as controls_module
 from tell_plugins.experiments import sweep_verb
 from tell_plugins.experiments.controls import CONTROLS, TELL, controls, meaning
 from tell_plugins.experiments.planning import SweepPlan, make_plan
@@ -197,17 +198,22 @@ def test_other_steps_than_planned_are_told(world: World) -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_grid_for_real(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """All controls of a tiny recipe: trained, asked, reported; steps as the trainer logged them."""
-    world = World(tmp_path_factory.mktemp("controls"))
+def test_controls_for_real(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A control of each kind: trained, asked, reported; steps as the trainer logged them."""
+    world = World(tmp_path)
     recipe = world.recipe(dataset=["tell/tiny_task:task=8rows/general=20rows"])
+    for name, value in world.environment.items():
+        monkeypatch.setenv(name, value)
     lay_keys(world.root / "cache")
+    chosen = (TELL, "SFT, as in the paper", "general only", "TELL, random text")
+    monkeypatch.setattr(controls_module, "CONTROLS", {name: CONTROLS[name] for name in chosen})
     out = world.root / "out"
-    text = world.call(
-        "sweep", "--controls", str(recipe), "--general-rows", "4", "--jobs", "2", "--out", str(out)
-    )
-    assert "all 11 runs are done" in text  # no general row is a test query: one run fewer
-    world.call("report", str(out))
+    command = ["sweep", "--controls", str(recipe), "--general-rows", "4", "--retention-rows", "4"]
+    assert cli.main([*command, "--jobs", "2", "--out", str(out)]) == 0
+    assert "all 5 runs are done" in capsys.readouterr().out  # with the base model's answers
+    assert cli.main(["report", str(out)]) == 0
     steps = {}
     for folder in (out / "runs").glob("tiny*"):
         lines = (folder / "train" / "logging.jsonl").read_text().splitlines()
@@ -219,7 +225,7 @@ def test_the_whole_grid_for_real(tmp_path_factory: pytest.TempPathFactory) -> No
     entries = json.loads(index.read_text())["entries"]
     tell = next(entry["run"] for entry in entries if entry["method"] == TELL)
     equal = [entry for entry in entries if entry["equal_steps"]]
-    assert len(equal) == 7
+    assert [entry["method"] for entry in equal] == ["TELL, random text"]
     assert {entry["equal_steps"] for entry in equal} == {tell}
     assert {steps[entry["run"]] for entry in equal} == {steps[tell]} == {2}
     (table,) = (out / "tables").glob("*_methods.md")

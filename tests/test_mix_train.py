@@ -713,6 +713,14 @@ def test_two_processes_train_on_the_same_mixture(world: World) -> None:
     assert len(logged(world.run_of("two_ranks"))) == STEPS
     _assert_equal(world.weights("two_ranks", STEPS), world.weights("plain_run", STEPS))
 
+    checkpoint = world.run_of("two_ranks") / "checkpoint-2"
+    alone = world.recipe(
+        "alone", gradient_accumulation_steps=2, resume_from_checkpoint=str(checkpoint)
+    )
+    done = swift_sft("--config", str(alone), env=world.env())
+    assert done.returncode != 0
+    assert "that run had processes 2, this has 1" in done.stdout + done.stderr
+
 
 def _assert_equal(one: dict[str, Any], other: dict[str, Any], rate: float = 0.01) -> None:
     """Adapter weights, to a hundredth of one step of AdamW."""
