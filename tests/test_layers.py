@@ -174,6 +174,7 @@ def test_top_of_the_repository() -> None:
         "tests",
         "benchmarks",
         "results",
+        "docs",
         "run.sh",
         "requirements.txt",
         "requirements-eval.txt",

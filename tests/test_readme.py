@@ -1,4 +1,4 @@
-"""Every command, flag, path, recipe, card and variable that README.md names exists."""
+"""Every command, flag, path, recipe, card and variable that README.md or docs/ name exists."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from tell_plugins.core.cards import card_names
 from tell_plugins.core.spec import parse_spec
 from tests.conftest import PROJECT
 
-TEXT = (PROJECT / "README.md").read_text(encoding="utf-8")
+README = PROJECT / "README.md"
+PAGES = [README, *sorted((PROJECT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.DOTALL)
 INLINE = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", TEXT)
 MADE_BY_NEW = "smollm2_tickets"  # a recipe that the README lets the user make
@@ -105,16 +107,29 @@ def test_inline_flags_exist() -> None:
 def test_paths_exist() -> None:
     code = "\n".join([*(block for _, block in BLOCKS), *INLINE])
     paths = set(re.findall(r"(?:recipes|datasets|tell_plugins|results|tests)/[\w./-]*", code))
-    links = {link for link in re.findall(r"\]\(([^)#]+)\)", TEXT) if "://" not in link}
     assert any(path.endswith(".yaml") for path in paths)
-    for path in paths | links:
+    for path in paths:
         if MADE_BY_NEW not in path:
             assert (PROJECT / path.rstrip(".")).exists(), path
 
 
-def test_pictures_are_links_into_the_project() -> None:
-    for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", TEXT):
-        assert (PROJECT / target).is_file(), target
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        if "://" in link:
+            continue
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        titles = re.findall(r"(?m)^#+ (.+)$", target.read_text(encoding="utf-8")) if heading else []
+        assert not heading or heading in {t.lower().replace(" ", "-") for t in titles}, link
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    text = README.read_text(encoding="utf-8")
+    for page in PAGES[1:]:
+        assert f"](docs/{page.name})" in text, page.name
 
 
 def test_recipes_and_cards_of_the_tables_exist() -> None:

@@ -29,7 +29,7 @@ ASK = "Say whether it rains."
 
 
 class Kind(NamedTuple):
-    """A kind of file: what README's table calls it, how it is made, what `new` must make of it."""
+    """A kind of file: what the table of docs/own-task.md calls it, how it is made, what `new` must make of it."""
 
     readme: str
     name: str
@@ -162,9 +162,9 @@ def test_what_tools_write_goes_through_new_check_and_mix(
     assert all(text.startswith(f"{front}\n\nMessage ") for text in asked)
 
 
-def test_readme_names_the_kinds_of_files_that_work() -> None:
-    text = (PROJECT / "README.md").read_text(encoding="utf-8")
-    section = text.partition("## Your own task")[2].partition("\n## ")[0]
+def test_the_page_names_the_kinds_of_files_that_work() -> None:
+    text = (PROJECT / "docs" / "own-task.md").read_text(encoding="utf-8")
+    section = text.partition("## Files that work")[2].partition("\n## ")[0]
     table = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| ")]
     named = {kind.strip() for cell in table[1:] for kind in cell.replace("**", "").split(", ")}
     assert named == {kind.readme for kind in KINDS} | {"conversations"}

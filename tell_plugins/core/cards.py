@@ -280,7 +280,7 @@ def _load(path: Path, _stamp: int) -> Card:
     where = paths.shown(path)
     document = read_yaml(path)
     if not isinstance(document.values, dict):
-        raise UserError("a card is a mapping of keys to values", where=where, remedy="see README")
+        raise UserError("a card is a mapping of keys to values", where=where, remedy="see docs/own-task.md")
     _keep_labels(document)
     try:
         card = Card.model_validate(document.values)
@@ -332,7 +332,7 @@ def _problem(part: Any, where: str) -> UserError:
         )
     message = str(part["msg"]).removeprefix("Value error, ")
     if not location:
-        return UserError(message, where=where, remedy="see 'Own tasks' in README.md")
+        return UserError(message, where=where, remedy="see docs/own-task.md")
     found = f"key '{key}' is {_short(part['input'])}: {message}"
     return UserError(found, where=where, remedy="correct the value")
 
