@@ -29,7 +29,7 @@ ASK = "Say whether it rains."
 
 
 class Kind(NamedTuple):
-    """A kind of file: what the table of docs/own-task.md calls it, how it is made, what `new` must make of it."""
+    """A kind of file: its name in the docs, how it is made, what `new` must make of it."""
 
     readme: str
     name: str

@@ -280,7 +280,9 @@ def _load(path: Path, _stamp: int) -> Card:
     where = paths.shown(path)
     document = read_yaml(path)
     if not isinstance(document.values, dict):
-        raise UserError("a card is a mapping of keys to values", where=where, remedy="see docs/own-task.md")
+        raise UserError(
+            "a card is a mapping of keys to values", where=where, remedy="see docs/own-task.md"
+        )
     _keep_labels(document)
     try:
         card = Card.model_validate(document.values)
