@@ -57,7 +57,7 @@ def test_files_of_studies_that_are_gone_are_removed(tmp_path: Path) -> None:
     made.index("made", "Made", [42])
     assert cli.main(["report", str(root), "--out", str(out)]) == 0
     before = _files(out)
-    assert {f"tables/made_curve_{name}.csv" for name in ("fits", "published")} <= before
+    assert {f"tables/made_curve_{name}.csv" for name in ("efficiency", "published")} <= before
     for name in ("controls_made", "made_curve"):
         (root / "sweeps" / f"{name}.json").unlink()
     assert cli.main(["report", str(root), "--out", str(out)]) == 0
@@ -67,15 +67,13 @@ def test_files_of_studies_that_are_gone_are_removed(tmp_path: Path) -> None:
 
 def test_a_picture_that_is_no_longer_drawn_is_removed(tmp_path: Path) -> None:
     made = _made(tmp_path)
-    made.run("SFT", adherent=0.2, steps=3)
     made.index("made", "Made", [42])
     assert cli.main(["report", str(tmp_path)]) == 0
-    assert (tmp_path / "pictures" / "made_steps.png").is_file()
-    made.entries.pop()
-    made.index("made", "Made", [42])
-    assert cli.main(["report", str(tmp_path)]) == 0
-    assert not (tmp_path / "pictures" / "made_steps.png").exists()
     assert (tmp_path / "pictures" / "made_methods.png").is_file()
+    made.index("made", "Made", [42], x="task_tokens")
+    assert cli.main(["report", str(tmp_path)]) == 0
+    assert not (tmp_path / "pictures" / "made_methods.png").exists()
+    assert (tmp_path / "pictures" / "made_curve.png").is_file()
 
 
 # --- reading -------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from tell_plugins.experiments.measures import (
 from tell_plugins.experiments.results import Entry, Study
 from tell_plugins.experiments.tables import (
     Group,
-    fits_table,
+    efficiency_table,
     notes,
     pairs,
     point_of_pair,
@@ -57,9 +57,8 @@ def conclude(study: Study, found: Sequence[Group], judge: Judge) -> Conclusions:
         else:
             sentences = [_compare_along(study, name, points, judge)]
         result.shows.extend(sentence for sentence in sentences if sentence)
-    for _, fit in fits_table(study, found).iterrows():
-        at = f" at {fit['at']}" if fit["at"] else ""
-        result.shows.append(f"{fit['what']}{at}: {fit['says']}.")
+    for _, read in efficiency_table(study, found).iterrows():
+        result.shows.append(f"{read['what']} at {read['at']}: {read['says']}.")
     result.not_shown.extend(_not_shown(study, found))
     return result
 

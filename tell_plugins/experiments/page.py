@@ -1,4 +1,4 @@
-"""The report as one HTML page: no script, no other host, pictures inside, light and dark."""
+"""The report as one HTML page: no script, no other host, pictures inside."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ code { background: var(--card); padding: .1em .3em; border-radius: 4px; font-siz
   overflow-wrap: anywhere; }
 figure { margin: 1rem 0; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; }
+figure .scroll { background: #ffffff; }
 figure img { max-width: max(100%, 42rem); height: auto; display: block; margin: 0 auto; }
 figcaption { color: var(--soft); font-size: .85rem; }
 .table { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px;
@@ -53,11 +54,10 @@ nav ul { padding-left: 1.2rem; }
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture in both themes and what it shows."""
+    """A picture and what it shows."""
 
     caption: str
-    light: bytes
-    dark: bytes
+    png: bytes
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,7 @@ def _list(title: str, items: Sequence[str]) -> list[str]:
 def _figure(figure: Figure) -> str:
     caption = escape(figure.caption)
     return (
-        '<figure><div class="scroll"><picture>'
-        f'<source media="(prefers-color-scheme: dark)" srcset="{_data(figure.dark)}">'
-        f'<img alt="{caption}" src="{_data(figure.light)}"></picture></div>'
+        f'<figure><div class="scroll"><img alt="{caption}" src="{_data(figure.png)}"></div>'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 

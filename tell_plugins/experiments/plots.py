@@ -1,4 +1,4 @@
-"""The pictures of a report, with matplotlib: deterministic files, readable in light and dark.
+"""The pictures of a report, with matplotlib: the same bytes every time, on a ground of their own.
 
 A stroke is one seed, a mark all seeds together, a bar or band the 95 % interval over test rows.
 Nothing is drawn without it.
@@ -7,7 +7,6 @@ Nothing is drawn without it.
 from __future__ import annotations
 
 import io
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from tell_plugins.evaluation.intervals import Estimate, Rate
-from tell_plugins.experiments import fits
 from tell_plugins.experiments.fairness import caveats
 from tell_plugins.experiments.measures import BLEED, KL, MAIN, Difference, Judge
 from tell_plugins.experiments.published import Point, published
@@ -25,7 +23,6 @@ from tell_plugins.experiments.results import AS_SAVED, Entry, Study
 from tell_plugins.experiments.tables import (
     AXIS_NAMES,
     Group,
-    curves,
     pair_name,
     pairs,
     point_of_pair,
@@ -39,11 +36,9 @@ _COLOURS = (
     *("#8C6BB1", "#A6761D", "#44AA99", "#AA4466", "#999933", "#6E6EFF"),
 )
 _GREY = "#8a8a8a"
-_THEMES = {"light": ("#ffffff", "#1d1d1f", "#d9d9de"), "dark": ("#16181c", "#e8e8ea", "#3a3d44")}
-THEMES = tuple(_THEMES)
+_FRONT, _LINES = "#1d1d1f", "#d9d9de"
 _DPI = 110
 _ELSEWHERE = ("foreign instructions minus base", KL, "style fit minus base")
-_MARK = 7  # points between the middles of two marks that stand side by side
 
 
 @dataclass(frozen=True)
@@ -54,14 +49,14 @@ class Picture:
     caption: str
     draw: Callable[[], Any]
 
-    def png(self, theme: str) -> bytes:
+    def png(self) -> bytes:
         """The picture as PNG, the same bytes every time."""
         import matplotlib
 
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
 
-        with style(theme):
+        with style():
             figure = self.draw()
             buffer = io.BytesIO()
             figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
@@ -70,7 +65,7 @@ class Picture:
 
 
 def _with_palette(png: io.BytesIO) -> bytes:
-    """The same picture in 256 colours: a third of the bytes, for a page that holds each twice."""
+    """The same picture in 256 colours: a third of the bytes, for a page that holds them all."""
     from PIL import Image
 
     reduced, result = Image.open(png).convert("RGB"), io.BytesIO()
@@ -78,32 +73,26 @@ def _with_palette(png: io.BytesIO) -> bytes:
     return result.getvalue()
 
 
-def style(theme: str) -> AbstractContextManager[None]:
+def style() -> AbstractContextManager[None]:
     """matplotlib's settings, all of them ours: a user's own do not change a picture."""
     import matplotlib
 
-    back, front, grid = _THEMES[theme]
     return matplotlib.rc_context(
         {
             **{k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")},
-            "figure.facecolor": back,
-            "axes.facecolor": back,
-            "savefig.facecolor": back,
-            "axes.edgecolor": grid,
-            "axes.labelcolor": front,
+            "axes.edgecolor": _LINES,
+            "axes.labelcolor": _FRONT,
             "axes.titlesize": 10,
             "axes.titlelocation": "left",
-            "axes.titlecolor": front,
+            "axes.titlecolor": _FRONT,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,
-            "grid.color": grid,
+            "grid.color": _LINES,
             "grid.linewidth": 0.6,
-            "text.color": front,
-            "xtick.color": front,
-            "ytick.color": front,
-            "xtick.labelcolor": front,
-            "ytick.labelcolor": front,
+            "text.color": _FRONT,
+            "xtick.color": _FRONT,
+            "ytick.color": _FRONT,
             "legend.frameon": False,
             "legend.fontsize": 8,
             "font.size": 9,
@@ -144,8 +133,7 @@ def pictures(study: Study, found: Sequence[Group], judge: Judge) -> list[Picture
                 f"{MAIN[study.metric].capitalize()} and what happened elsewhere, along "
                 f"{AXIS_NAMES[study.axis]}. Bars are 95 % intervals over {rows}, thin lines "
                 "over seeds (from three on), strokes single seeds, dashed lines methods without a "
-                "place on the axis; a dotted line is a fitted S, its upright line the threshold."
-                + (" Stars are the paper's numbers." if _stars(study) else ""),
+                "place on the axis." + (" Stars are the paper's numbers." if _stars(study) else ""),
                 lambda: curve_figure(study, found),
             )
         )
@@ -158,15 +146,6 @@ def pictures(study: Study, found: Sequence[Group], judge: Judge) -> list[Picture
                 "that trained nothing or give one and the same label. Adherence is form alone: "
                 "read it beside balanced accuracy.",
                 lambda: methods_figure(study, found),
-            )
-        )
-    if len({step for group in trained for step in group.steps}) > 1:
-        result.append(
-            Picture(
-                f"{study.name}_steps",
-                f"{MAIN[study.metric].capitalize()} against optimizer steps: methods that "
-                "took equally many stand side by side.",
-                lambda: steps_figure(study, found),
             )
         )
     if any(entry.run.logged for group in trained for entry in group.entries):
@@ -351,7 +330,7 @@ def _marked(group: Group) -> str:
 
 
 def curve_figure(study: Study, found: Sequence[Group]) -> Any:
-    """Measures along the axis, a panel each, with the S where one fits and the paper's points."""
+    """Measures along the axis, a panel each, with the paper's points."""
     import matplotlib.pyplot as plt
 
     axis_name = str(study.axis)
@@ -373,7 +352,6 @@ def curve_figure(study: Study, found: Sequence[Group]) -> Any:
         if share:
             _percent(axis)
         if title == MAIN[study.metric]:
-            _draw_s_curves(axis, study, found, palette)
             _draw_published(axis, study, palette)
     if zero is not None:
         for axis in axes[0]:
@@ -455,19 +433,6 @@ def _draw_level(axis: Any, group: Group, value: Any, colour: str, x: float | Non
     axis.axhspan(middle - below, middle + above, color=colour, alpha=0.08, lw=0)
 
 
-def _draw_s_curves(
-    axis: Any, study: Study, found: Sequence[Group], palette: dict[str, str]
-) -> None:
-    for series, points in curves(study, found).items():
-        fit = fits.s_curve(points, AXIS_NAMES[str(study.axis)])
-        if fit.curve is None:
-            continue
-        above = [point.x for point in points if point.x > 0]
-        x = np.logspace(math.log10(min(above)), math.log10(max(above)), 200)
-        axis.plot(x, fit.curve.at(x), ":", color=palette[series], linewidth=1.6)
-        axis.axvline(fit.curve.threshold, color=palette[series], linewidth=0.8, alpha=0.6)
-
-
 def _draw_published(axis: Any, study: Study, palette: dict[str, str]) -> None:
     for place, (model, point) in enumerate(_stars(study)):
         colour = palette.get(point.method, _GREY)
@@ -483,71 +448,6 @@ def _stars(study: Study) -> list[tuple[str, Point]]:
     if not str(study.axis).endswith("_tokens"):
         return []
     return [(found.model.split(",")[0], point) for point in found.points if point.x is not None]
-
-
-def steps_figure(study: Study, found: Sequence[Group]) -> Any:
-    """The main measure against optimizer steps."""
-    import matplotlib.pyplot as plt
-
-    palette, metric = colours(study, found), study.metric
-    figure, axis = plt.subplots(figsize=(7.2, 4.2))
-    drawn = [group for group in found if group.steps and _has(group.measures.main(metric))]
-    named: set[str] = set()
-    for group in drawn:
-        middle, below, above = _bar(group.measures.main(metric))  # type: ignore[arg-type]
-        axis.errorbar(
-            group.steps[-1],
-            middle,
-            yerr=[[below], [above]],
-            fmt="o",
-            color=palette[group.series],
-            capsize=2,
-            label=None if group.series in named else group.series,
-            alpha=0.85,
-        )
-        named.add(group.series)
-    axis.set_xlabel("optimizer steps")
-    axis.set_ylabel(MAIN[metric])
-    axis.set_xscale("symlog", linthresh=1)
-    axis.margins(x=0.12)  # room for a crowd at the right end
-    axis.autoscale_view()
-    axis.set_xlim(left=-0.3)
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    if metric not in AS_SAVED:
-        _percent(axis)
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    _title(study, axis)
-    _set_apart(figure, axis, [group.steps[-1] for group in drawn])
-    return figure
-
-
-def _set_apart(figure: Any, axis: Any, steps: Sequence[float]) -> None:
-    """Move what stands at equal or nearly equal steps side by side, in the order of the steps."""
-    from matplotlib.transforms import ScaledTranslation
-
-    figure.draw_without_rendering()  # where a step is depends on the room that the legend leaves
-    inches = [axis.transData.transform((step, 0))[0] / figure.dpi for step in steps]
-    places = apart(inches, _MARK / 72)
-    for container, place, inch in zip(axis.containers, places, inches, strict=True):
-        shift = ScaledTranslation(place - inch, 0, figure.dpi_scale_trans)
-        for artist in container.get_children():
-            artist.set_transform(artist.get_transform() + shift)
-
-
-def apart(places: Sequence[float], gap: float) -> list[float]:
-    """The places nearest to these (least squares) in the same order and at least `gap` apart."""
-    order = sorted(range(len(places)), key=places.__getitem__)
-    crowds: list[list[float]] = []  # of places that touch, each less the gaps before it
-    for rank, i in enumerate(order):
-        crowds.append([places[i] - gap * rank])
-        while len(crowds) > 1 and np.mean(crowds[-2]) >= np.mean(crowds[-1]):
-            last = crowds.pop()
-            crowds[-1] += last
-    moved = [0.0] * len(places)
-    firsts = [float(np.mean(crowd)) for crowd in crowds for _ in crowd]
-    for rank, (i, first) in enumerate(zip(order, firsts, strict=True)):
-        moved[i] = first + gap * rank
-    return moved
 
 
 def training_figure(study: Study, trained: Sequence[Group]) -> Any:

@@ -21,8 +21,9 @@ from tell_plugins.experiments.results import ReferenceShelf, Study, load_studies
 from tell_plugins.experiments.whole import refuse_damaged
 
 TABLES, PICTURES, PAGE = "tables", "pictures", "report.html"
-# what a study's files are called after its name; others in the same folders are not the report's
-_TABLE_NAMES = ("methods", "comparisons", "fits", "published", "failures", "runs")
+# what a study's files are called after its name, `fits` and `steps` by earlier releases; others in
+# the same folders are not the report's
+_TABLE_NAMES = ("methods", "comparisons", "efficiency", "fits", "published", "failures", "runs")
 _PICTURE_NAMES = ("forest", "curve", "methods", "steps", "training")
 _INTRO = (
     "Every number is counted from the saved answers that lie beside this page, and stands with "
@@ -73,11 +74,11 @@ def write_report(root: Path, out: Path) -> list[Path]:
                 written.append(out / TABLES / f"{report.study.name}_{name}.{ending}")
                 paths.write_text(written[-1], text)
         for picture in report.pictures:
-            light, dark = (picture.png(theme) for theme in plots.THEMES)
+            png = picture.png()
             written.append(out / PICTURES / f"{picture.name}.png")
             with paths.atomic_path(written[-1]) as temporary:
-                temporary.write_bytes(light)
-            report.section.figures.append(Figure(picture.caption, light, dark))
+                temporary.write_bytes(png)
+            report.section.figures.append(Figure(picture.caption, png))
     title = studies[0].title if len(studies) == 1 else f"{len(studies)} experiments"
     intro = [*corrected.get("", []), *_INTRO]
     page = render(title, intro, [report.section for report in reports])
@@ -112,7 +113,7 @@ def report_on(study: Study, judge: Judge) -> StudyReport:
     frames = {
         "methods": tables.methods_table(study, found),
         "comparisons": tables.comparisons_table(study, found, judge),
-        "fits": tables.fits_table(study, found),
+        "efficiency": tables.efficiency_table(study, found),
         "published": tables.published_table(study),
         "failures": tables.failures_table(found),
         "runs": tables.runs_table(study, judge),
@@ -127,7 +128,7 @@ def report_on(study: Study, judge: Judge) -> StudyReport:
     shown = {
         "methods": "Methods, all seeds together",
         "comparisons": f"{study.plot.reference} minus each other method",
-        "fits": "Curves",
+        "efficiency": "Token efficiency",
         "published": "The paper's numbers",
     }
     views = (

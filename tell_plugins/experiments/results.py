@@ -67,7 +67,7 @@ class Evaluation:
         """One set of answers a decoding seed."""
         return [answers for answers in self._all if answers.settings["split"] != GENERAL]
 
-    @property
+    @cached_property
     def general(self) -> list[dict[str, Any]]:
         return [
             line
@@ -76,8 +76,17 @@ class Evaluation:
             for line in answers.lines
         ]
 
+    @cached_property
+    def _sums(self) -> dict[str, list[tuple[float, int]]]:
+        return {}
+
     def sums(self, name: str = LOSSES) -> list[tuple[float, int]]:
         """(sum, tokens) of every row of one of `retention.FILES`."""
+        if name not in self._sums:
+            self._sums[name] = self._read_sums(name)
+        return self._sums[name]
+
+    def _read_sums(self, name: str) -> list[tuple[float, int]]:
         for path in sorted(self.folder.glob("*/general")):
             # of a run that diverged the losses are no numbers
             lines = read_json_lines(path / name, LossLine, AGAIN, foreign=True)
@@ -117,8 +126,13 @@ class Run:
     def is_base(self) -> bool:
         return bool(self.facts.get("base"))
 
+    @cached_property
+    def _evaluations(self) -> dict[str, Evaluation]:
+        return {}
+
     def evaluation(self, name: str) -> Evaluation:
-        return Evaluation(self.folder / "eval" / name)
+        """What was asked under this name; read once, however often it is looked at."""
+        return self._evaluations.setdefault(name, Evaluation(self.folder / "eval" / name))
 
     def is_evaluated(self, name: str) -> bool:
         return find(self.folder / "eval" / name / "evaluated.json") is not None

@@ -10,8 +10,8 @@ import pandas as pd
 
 from tell_plugins.core.shown import csv_cell, markdown_cell
 from tell_plugins.evaluation.intervals import Estimate, Rate
-from tell_plugins.experiments import fits
 from tell_plugins.experiments.controls import meaning
+from tell_plugins.experiments.efficiency import CurvePoint, curve_point, efficiency
 from tell_plugins.experiments.fairness import caveats, exposure_of, shown_exposure
 from tell_plugins.experiments.measures import (
     BLEED,
@@ -391,37 +391,34 @@ def _equal(first: list[Any], second: list[Any]) -> str:
     return "yes" if first == second else "no"
 
 
-def curves(study: Study, found: Sequence[Group]) -> dict[str, list[fits.CurvePoint]]:
+def curves(study: Study, found: Sequence[Group]) -> dict[str, list[CurvePoint]]:
     """The main measure of each series along the axis; the base model has no place on it."""
-    result: dict[str, list[fits.CurvePoint]] = {}
+    result: dict[str, list[CurvePoint]] = {}
     for group in found:
         x, measure = group.x(str(study.axis)), group.measures.main(study.metric)
         if not group.is_base and group.at and x is not None and measure is not None:
-            point = fits.curve_point(x, measure)
+            point = curve_point(x, measure)
             result.setdefault(group.series, []).extend([point] if point else [])
     return {name: sorted(points, key=lambda p: p.x) for name, points in result.items()}
 
 
-def fits_table(study: Study, found: Sequence[Group]) -> pd.DataFrame:
-    """What the curves say: S or not, and the x-fold efficiency against each other method."""
-    if study.axis is None:
+def efficiency_table(study: Study, found: Sequence[Group]) -> pd.DataFrame:
+    """How many times the task data each other method needs for the reference's scores."""
+    if study.axis is None or not study.axis.startswith("task"):
         return _frame([])
     unit, drawn = AXIS_NAMES[study.axis], curves(study, found)
+    ours = {group.series for group in found if group.method == study.plot.reference}
     records = [
-        {"what": f"S-curve of {name}", "at": "", "says": fits.s_curve(points, unit).says}
-        for name, points in drawn.items()
-        if len(points) > 1
+        {
+            "what": f"token efficiency of {name} against {other}",
+            "at": f"{point.x:,.0f} {unit}",
+            "says": says,
+        }
+        for name in sorted(ours & set(drawn))
+        for other, points in drawn.items()
+        for point in (drawn[name] if other not in ours else ())
+        if (says := efficiency(point, points, other)) is not None
     ]
-    if study.axis.startswith("task"):
-        ours = {group.series for group in found if group.method == study.plot.reference}
-        for name in sorted(ours & set(drawn)):
-            for other, points in drawn.items():
-                for point in drawn[name] if other not in ours else ():
-                    read = fits.efficiency(point, points, other)
-                    if read is not None:
-                        what = f"token efficiency of {name} against {other}"
-                        at = f"{point.x:,.0f} {unit}"
-                        records.append({"what": what, "at": at, "says": read.says})
     return _frame(records)
 
 
