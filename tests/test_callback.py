@@ -153,7 +153,7 @@ def test_an_adapter_of_general_rows_has_no_anchor(
     paths.write_text(tmp_path / "run" / "anchor.txt", "of an earlier run")
     begin(_loader(_tokenised(_rows(alone))))
     assert not list((tmp_path / "run").rglob("anchor.txt"))
-    assert templates.serving_front([tmp_path / "run" / "checkpoint-3"]) == ""
+    assert templates.serving_front([tmp_path / "run" / "checkpoint-3"]).text == ""
 
 
 def test_a_run_goes_on_with_the_mixture_it_began_with(

@@ -12,8 +12,10 @@ import pytest
 
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
-from tests.conftest import MakeCard
+from tell_plugins.core.spec import parse_spec
+from tests.conftest import MakeCard, write_rows
 from tests.tiny import (
     WORDS,
     deployed,
@@ -146,6 +148,37 @@ def test_every_user_turn_and_nothing_else_has_the_anchor(
         "Answer.\n\nThe dog.",
         "",
     ]
+
+
+@pytest.mark.parametrize("kind", ["chatml", "llama", "gemma"])
+def test_a_conversation_is_encoded_as_in_training(
+    kind: str, make_card: MakeCard, template_of: TemplateOf, tmp_path: Path
+) -> None:
+    """The manifest beside the adapter says that the first turn alone has the anchor."""
+    folder = make_card("chats", train=[], anchor="Answer.")
+    turns = ["The fox.", "Lazy.", "The dog."]
+    write_rows(folder / "train.jsonl", [{"q": turns[2], "r": "Quick.", "h": [turns[:2]]}])
+    card = folder / "card.yaml"
+    card.write_text(card.read_text().replace("query: q", "history: h\n  query: q"))
+    mixture = build_mixture(parse_spec("tell/chats:general=0"))
+    adapter = _checkpoint(tmp_path / "adapter", "Answer.")
+    (adapter / "manifest.json").write_text(json.dumps(mixture.manifest()))
+
+    training = template_of(kind=kind, training=True)
+    training.set_mode("train")
+    (row,) = mixture.rows()
+    encoded = training.encode(row)
+    start = next(place for place, label in enumerate(encoded["labels"]) if label != -100)
+    trained = encoded["input_ids"][:start]
+
+    serving = template_of(adapter, kind=kind)
+    assert _ids(serving, *turns) == trained
+    assert _ids(serving, f"Answer.\n\n{turns[0]}", *turns[1:]) == trained
+    with pytest.raises(UserError, match="on conversations, where the first turn alone has it"):
+        template_of(adapter, _checkpoint(tmp_path / "other", "Answer."))
+    (adapter / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"(?s)no JSON.*restore the file, or remove it"):
+        template_of(adapter)
 
 
 @pytest.mark.parametrize("pasted", ["Answer.\n\nThe fox.", "Answer. The fox.", "\n Answer.\nFox"])

@@ -3,9 +3,10 @@
 `swift infer`, `swift deploy` and `swift app` read `external_plugins` from the adapter's `args.json`
 and so call `register`. From then on the template they build for an adapter with an `anchor.txt`
 (see `callback`) puts that anchor in front of every user turn, as in training, where every task
-query has it. A turn that begins with the anchor already is left alone, so rows of a TELL data set,
-prompts of `./run.sh eval` and pasted anchors are never given it twice. Training, `swift eval` and
-adapters trained with `anchor=none` get nothing.
+query has it; trained on conversations, in front of the first turn alone, which the manifest beside
+the anchor says. A turn that begins with the anchor already is left alone, so rows of a TELL data
+set, prompts of `./run.sh eval` and pasted anchors are never given it twice. Training, `swift eval`
+and adapters trained with `anchor=none` get nothing.
 
 `$TELL_ANCHOR` overrides: `none` for no anchor, or the checkpoint whose anchor to use (for a merged
 model, which has no adapter folder).
@@ -18,21 +19,35 @@ import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from swift.arguments import InferArguments
 from swift.template import Template
 from swift.utils import get_logger
 
-from tell_plugins.bridge.callback import ANCHOR
+from tell_plugins.bridge.callback import ANCHOR, MANIFEST
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import in_front
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import read_json
+from tell_plugins.core.mixture import Manifest
 
 logger = get_logger()
 VARIABLE = "TELL_ANCHOR"
 _SERVING = ("InferArguments", "DeployArguments", "AppArguments")
 _EVAL = ("swift", "cli", "eval.py")
+
+
+class Front(NamedTuple):
+    """What is put in front of queries.
+
+    Attributes:
+        text: anchor and separator, "" for none.
+        first_alone: whether only the first user turn of a conversation has it.
+    """
+
+    text: str = ""
+    first_alone: bool = False
 
 
 def bring_anchors() -> None:
@@ -46,10 +61,11 @@ def bring_anchors() -> None:
         if not _serves(self):
             return template
         front = serving_front(_folders(self))
-        if front:
+        if front.text:
+            which = "the first" if front.first_alone else "every"
             logger.info(
-                f"TELL: an anchor of {len(front)} characters goes in front of every user turn that "
-                f"lacks it ({VARIABLE}=none leaves it away)"
+                f"TELL: an anchor of {len(front.text)} characters goes in front of {which} user "
+                f"turn that lacks it ({VARIABLE}=none leaves it away)"
             )
             anchor_template(template, front)
         return template
@@ -92,29 +108,31 @@ def _folders(args: Any) -> list[Path]:
     return [Path(folder) for folder in adapters or [args.model] if folder]
 
 
-def serving_front(adapters: Iterable[Path]) -> str:
-    """What is put in front of a query for these adapter folders: anchor and separator, or "".
+def serving_front(adapters: Iterable[Path]) -> Front:
+    """What is put in front of a query for these adapter folders.
 
     Raises UserError when their anchors differ, since all share one template, or when
     `$TELL_ANCHOR` names nothing.
     """
     named = os.environ.get(VARIABLE)
     if named == "none":
-        return ""
+        return Front()
     if named:
-        return in_front(_named_anchor(named))
-    found = {folder: read_anchor(folder) for folder in adapters}
+        return _named_front(named)
+    found = {folder: read_front(folder) for folder in adapters}
     if len(set(found.values())) > 1:
         shown = ", ".join(paths.shown(folder) for folder in found)
+        same = len({front.text for front in found.values()}) == 1
         raise UserError(
-            f"the adapters were not trained with the same anchor ({shown})",
+            f"the adapters were not trained with the same anchor ({shown})"
+            + (": some on conversations, where the first turn alone has it" if same else ""),
             where="--adapters",
             remedy=f"serve them one by one, or with {VARIABLE}=none and the anchors in the queries",
         )
-    return in_front(next(iter(found.values()), ""))
+    return next(iter(found.values()), Front())
 
 
-def _named_anchor(named: str) -> str:
+def _named_front(named: str) -> Front:
     folder = paths.user_path(named)
     if not (folder / ANCHOR).is_file():
         raise UserError(
@@ -123,17 +141,25 @@ def _named_anchor(named: str) -> str:
             allowed="none, or the folder of a checkpoint",
             remedy="unset it to use the adapter's own anchor",
         )
-    return read_anchor(folder)
+    return read_front(folder)
 
 
-def read_anchor(folder: Path) -> str:
-    """The anchor that an adapter was trained with, "" for none or for an adapter not of TELL."""
+def read_front(folder: Path) -> Front:
+    """What stood before queries in an adapter's training; nothing for an adapter not of TELL.
+
+    Raises UserError where the manifest beside the anchor cannot be read.
+    """
     path = folder / ANCHOR
-    return path.read_bytes().decode("utf-8") if path.is_file() else ""
+    text = path.read_bytes().decode("utf-8") if path.is_file() else ""
+    if not text:
+        return Front()
+    remedy = f"restore the file, or remove it: then every user turn gets the anchor of {ANCHOR}"
+    manifest = read_json(folder / MANIFEST, Manifest, remedy) or {}
+    return Front(in_front(text), (manifest.get("anchor") or {}).get("turn") == "first")
 
 
-def anchor_template(template: Any, front: str) -> Any:
-    """Let an ms-swift template put `front` before every user turn that does not begin with it.
+def anchor_template(template: Any, front: Front) -> Any:
+    """Let an ms-swift template put `front` before the user turns that do not begin with it.
 
     Works on the template in place and returns it; prompts and token ids then equal those of
     training, since the text is joined before it is tokenised.
@@ -150,9 +176,11 @@ def _anchored(kind: type) -> type:
 
     def _swift_prepare_inputs(self: Any, inputs: Any) -> None:
         kind._swift_prepare_inputs(self, inputs)  # type: ignore[attr-defined]
-        for message in inputs.messages:
-            if message["role"] == "user" and isinstance(message["content"], str):
-                message["content"] = put_in_front(self.tell_front, message["content"])
+        front: Front = self.tell_front
+        turns = [message for message in inputs.messages if message["role"] == "user"]
+        for message in turns[:1] if front.first_alone else turns:
+            if isinstance(message["content"], str):
+                message["content"] = put_in_front(front.text, message["content"])
 
     body = {"_swift_prepare_inputs": _swift_prepare_inputs, "__module__": kind.__module__}
     return type(kind.__name__, (kind,), body)

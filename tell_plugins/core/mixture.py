@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -121,6 +121,7 @@ def _total(counts: Sequence[int | None]) -> int | None:
 class _AnchorFacts(Shape):
     choice: str
     sha256: str
+    turn: Literal["first"] | None = None  # of a conversation; None: rows of one turn
 
 
 class _SourceFacts(Shape):
@@ -275,6 +276,7 @@ class Mixture:
                 "choice": self.task.anchor.name,
                 "sha256": self.task.anchor.sha256,
                 "characters": len(self.task.anchor.text),
+                **({"turn": "first"} if self.task.has_turns else {}),
             },
             "tokenizer": None
             if self.counter is None

@@ -107,6 +107,11 @@ class TaskRows:
     def __len__(self) -> int:
         return len(self.queries)
 
+    @property
+    def has_turns(self) -> bool:
+        """Whether the card's rows may have earlier turns, of which the first has the anchor."""
+        return self.card.columns_of(self.split).history is not None
+
     @cached_property
     def ids(self) -> npt.NDArray[np.uint8]:
         """(n, 16) content hashes of the plain rows: an anchor does not move a draw."""
