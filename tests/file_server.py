@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ class FileServer(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.script: list[Answer] = []
         self.always: Answer | None = None
-        self.requests: list[tuple[str, str | None]] = []  # path, Range
+        self.requests: list[str] = []
 
     @property
     def url(self) -> str:
@@ -40,7 +39,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.server.requests.append((path, self.headers.get("Range")))
+        self.server.requests.append(path)
         content = self.server.files.get(path)
         if content is None:
             self.send_error(404)
@@ -71,27 +70,9 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: Any) -> None:
         pass
 
-    def range_start(self) -> int:
-        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        return int(match[1]) if match else 0
-
 
 def whole(handler: _Handler, content: bytes) -> None:
-    """The file, or the part of it that a Range header asks for."""
-    start = handler.range_start()
-    if start >= len(content) and start:
-        handler.start(416, 0, Content_Range=f"bytes */{len(content)}")
-    elif start:
-        where = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        handler.start(206, len(content) - start, Content_Range=where)
-        handler.body(content[start:])
-    else:
-        handler.start(200, len(content))
-        handler.body(content)
-
-
-def without_range(handler: _Handler, content: bytes) -> None:
-    """The whole file whatever was asked, as servers without Range support answer."""
+    """The file."""
     handler.start(200, len(content))
     handler.body(content)
 
@@ -115,13 +96,8 @@ def cut_after(size: int) -> Answer:
     """The connection breaks after `size` bytes."""
 
     def answer(handler: _Handler, content: bytes) -> None:
-        start = handler.range_start()
-        if start:
-            where = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            handler.start(206, len(content) - start, Content_Range=where)
-        else:
-            handler.start(200, len(content))
-        handler.body(content[start : start + size])
+        handler.start(200, len(content))
+        handler.body(content[:size])
         handler.close_connection = True
 
     return answer

@@ -119,7 +119,7 @@ def test_a_dead_server_is_asked_for_one_file_of_a_card(
     card["splits"] = {name: {"file": f"{name}.rows", **there} for name in ("train", "test")}
     path.write_text(yaml.safe_dump(card))
     assert main(["data", "far", "--tries", "1"]) == 2
-    assert capsys.readouterr().err.count("refuses the connection") == 1
+    assert capsys.readouterr().err.count("cannot be reached") == 1
 
 
 def test_a_mirrors_password_is_not_recorded(
@@ -182,7 +182,7 @@ def test_official_files_from_a_mirror_and_from_a_folder(
     for name in ("dev-en-is.jsonl", "test-en-is.jsonl"):
         official = (real_data / "tell_official" / name).read_bytes()
         assert (home / "en_is_news" / name).read_bytes() == official
-    assert server.requests[1] == ("/dev-en-is.jsonl", "bytes=100000-")
+    assert server.requests[:2] == ["/dev-en-is.jsonl"] * 2  # the first was cut
     # the training file is not there, the test file is
     assert main(["data", "halu_cot_json", "--from", str(real_data)]) == 1
     captured = capsys.readouterr()

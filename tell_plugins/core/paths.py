@@ -101,22 +101,23 @@ def make_folder(folder: Path, named_by: str | None = None) -> Path:
     Raises UserError where a file is in the way or permission is missing; `named_by` is the option
     that named the folder.
     """
-    with _writing_into(folder, named_by):
+    with writing_into(folder, named_by):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 @contextlib.contextmanager
-def _writing_into(folder: Path, named_by: str | None = None) -> Iterator[None]:
+def writing_into(folder: Path, named_by: str | None = None) -> Iterator[None]:
     try:
         yield
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         denied = isinstance(error, PermissionError)
-        in_cache = cache_dir() in (folder, *folder.parents)
+        owners = {"$TELL_DATA_HOME": data_homes()[0], "$TELL_CACHE": cache_dir()}
+        owner = (name for name, root in owners.items() if root in (folder, *folder.parents))
         raise UserError(
             f"cannot write into the folder '{shown(folder)}': "
             + ("permission denied" if denied else "a file is in the way"),
-            where=named_by or ("$TELL_CACHE" if in_cache else None),
+            where=named_by or next(owner, None),
             allowed="a folder that you may write to; a missing one is made",
             remedy="name another folder, or mend this one",
         ) from None
@@ -158,7 +159,7 @@ def _beside(target: Path, folder: bool) -> Iterator[Path]:
     It is locked as long as its process lives, so that what a killed one left is known as such and
     removed by the next that writes there.
     """
-    with _writing_into(target.parent):
+    with writing_into(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_left(target.parent)
         temporary, lock = _new_temporary(target, folder)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +21,9 @@ from tell_plugins.preparation.download import (
     DIRECT,
     Places,
     address_of,
+    arriving,
     fetch,
     find_named,
-    locked,
-    place,
     plain_name,
 )
 from tell_plugins.preparation.provenance import read_provenance, write_provenance
@@ -187,7 +184,7 @@ def _from_hub(card: Card, split: str, options: Options) -> None:
     spec = card.split(split)
     target = target_of(card, split)
     where = f"card '{card.name}', split '{split}'"
-    with locked(target), _part_of(target) as part:
+    with arriving(target) as part:
         if state_of(card, split).usable:  # another process was faster
             return
         if options.elsewhere:
@@ -200,17 +197,6 @@ def _from_hub(card: Card, split: str, options: Options) -> None:
         write_provenance(
             target, origin, part, card=card.name, split=split, rows=rows, licence=card.licence
         )
-        place(part, target)
-
-
-@contextlib.contextmanager
-def _part_of(target: Path) -> Iterator[Path]:
-    """A file beside `target` to write into; it does not outlive a failure."""
-    part = target.with_name(f".new.{target.name}")  # the reader goes by the ending
-    try:
-        yield part
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _take_rows(card: Card, split: str, places: Places, part: Path) -> dict[str, Any]:
@@ -218,13 +204,12 @@ def _take_rows(card: Card, split: str, places: Places, part: Path) -> dict[str, 
     name = card.split(split).file
     if places.folder is None:
         address = address_of(None, name, places)
-        raw = part.with_name(f"{name}.part")
-        transfer(address, raw, places.patience)
-        named = raw.rename(part.with_name(f".mirrored.{name}"))
+        raw = part.with_name(f".mirrored.{name}")
         try:
-            _copy_rows(card, split, named, part)
+            transfer(address, raw, places.patience)
+            _copy_rows(card, split, raw, part)
         finally:
-            named.unlink(missing_ok=True)
+            raw.unlink(missing_ok=True)
         return {"place": shown_url(address)}
     found = find_named(places.folder, *(Path(name).stem + ending for ending in FORMATS))
     if not found:

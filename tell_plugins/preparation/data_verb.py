@@ -133,7 +133,7 @@ def _add_place_arguments(parser: argparse.ArgumentParser) -> None:
         "--wait", type=float, default=60, metavar="S", help="seconds to wait for a byte (60)"
     )
     group.add_argument(
-        "--tries", type=int, default=5, metavar="N", help="tries in a row that bring nothing (5)"
+        "--tries", type=int, default=5, metavar="N", help="how often a file is asked for (5)"
     )
 
 

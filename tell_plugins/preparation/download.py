@@ -22,7 +22,6 @@ from tell_plugins.preparation.transfer import (
     PATIENT,
     Patience,
     check_url,
-    disk_faults,
     shown_url,
     transfer,
 )
@@ -97,17 +96,30 @@ def fetch(
     or is not the right one, UserError for a wrong address or a folder that does not have it.
     """
     plain_name(target.name, paths.shown(target))
-    with locked(target):
+    with arriving(target) as part:
         if matches(target, proof):
             return Ready(target, None)
-        if places.folder is not None:
-            return Ready(target, _copy(places.folder, proof, target, name or target.name, record))
-        address = address_of(url, name or target.name, places)
-        part = _download(address, proof, target, places.patience)
+        source = _bring(url, name or target.name, part, proof, places)
+        problem = proof.problem(part)
+        if problem is not None:
+            raise MachineError(
+                f"{source}: not the right file: {_describe(part)}: {problem}; nothing was kept",
+                remedy="try again, or another place: --mirror URL, --from DIR",
+            )
         if record is not None:
-            record(part, shown_url(address))
-        place(part, target)
-        return Ready(target, shown_url(address))
+            record(part, source)
+    return Ready(target, source)
+
+
+def _bring(url: str | None, name: str, part: Path, proof: Proof, places: Places) -> str:
+    """Write the file to `part`; returns where it was taken from."""
+    if places.folder is not None:
+        found = _right_one(places.folder, name, proof)
+        shutil.copyfile(found, part)
+        return str(found)
+    address = address_of(url, name, places)
+    transfer(address, part, places.patience)
+    return shown_url(address)
 
 
 def address_of(url: str | None, name: str, places: Places) -> str:
@@ -125,57 +137,47 @@ def address_of(url: str | None, name: str, places: Places) -> str:
 
 
 @contextmanager
+def arriving(target: Path) -> Iterator[Path]:
+    """A file beside `target` to write into. It gets that name at the end, if it was written.
+
+    A file that had the name is kept beside it under another. `target` is locked meanwhile.
+    """
+    part = target.with_name(f".new.{target.name}")  # readers go by the ending
+    with locked(target), paths.room_for(target):
+        part.unlink(missing_ok=True)  # left by a killed process
+        try:
+            yield part
+            if part.is_file():
+                _settle(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _settle(part: Path, target: Path) -> None:
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    if target.exists():
+        os.replace(target, target.with_name(target.name + ASIDE))
+    os.replace(part, target)
+
+
+@contextmanager
 def locked(target: Path) -> Iterator[None]:
     """Hold the lock of `target`; a second process says that it waits, and does."""
     from filelock import FileLock, Timeout
 
-    _make_folder(target.parent)
-    lock = FileLock(target.parent / f".{target.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"{target.name}: another process is at it, waiting ...", file=sys.stderr)
-        lock.acquire()
+    with paths.writing_into(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target.with_name(f".{target.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"{target.name}: another process is at it, waiting ...", file=sys.stderr)
+            lock.acquire()
     try:
         yield
     finally:
         lock.release()
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError as error:
-        raise _not_writable(folder, error.strerror or str(error)) from None
-    if not writable:
-        raise _not_writable(folder, "permission denied")
-
-
-def _not_writable(folder: Path, reason: str) -> MachineError:
-    return MachineError(
-        f"no file can be put into {folder}: {reason}\n"
-        "  remedy:  set $TELL_DATA_HOME to a folder of your own"
-    )
-
-
-def _download(url: str, proof: Proof, target: Path, patience: Patience) -> Path:
-    """The right file, not yet under its name."""
-    part = target.with_name(f"{target.name}.part")
-    resumed = part.is_file()
-    transfer(url, part, patience)
-    if resumed and not matches(part, proof):
-        part.unlink()  # the earlier part was of another file, or broken
-        transfer(url, part, patience)
-    problem = proof.problem(part)
-    if problem is not None:
-        what = _describe(part)
-        part.unlink()
-        raise MachineError(
-            f"{shown_url(url)}: not the right file: {what}: {problem}; nothing was kept\n"
-            "  remedy:  try again, or another place: --mirror URL, --from DIR"
-        )
-    return part
 
 
 def _describe(part: Path) -> str:
@@ -185,24 +187,8 @@ def _describe(part: Path) -> str:
     return f"{kind} of {part.stat().st_size:,} bytes"
 
 
-def place(part: Path, target: Path) -> None:
-    """Give the finished `part` its name; a file that had it is kept beside it under another."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    if target.exists():
-        os.replace(target, target.with_name(target.name + ASIDE))
-    os.chmod(part, 0o644)
-    os.replace(part, target)
-
-
-def _copy(
-    folder: Path,
-    proof: Proof,
-    target: Path,
-    name: str,
-    record: Callable[[Path, str], object] | None,
-) -> str:
-    """Copy the right file of this name out of `folder` to `target`; returns where it lay."""
+def _right_one(folder: Path, name: str, proof: Proof) -> Path:
+    """The file of this name in `folder` or below that `proof` accepts. Raises UserError."""
     found = find_named(folder, name)
     right = next((path for path in found if matches(path, proof)), None)
     if right is None:
@@ -214,21 +200,7 @@ def _copy(
             where=f"--from {folder}",
             remedy="name the folder that has it, or leave --from out to download it",
         )
-    copy = target.with_name(f"{target.name}.copy")
-    try:
-        with disk_faults(copy):
-            shutil.copyfile(right, copy)
-        if not matches(copy, proof):
-            raise MachineError(
-                f"{right}: the copy differs from the file",
-                remedy="the disk may be failing: name another first folder in $TELL_DATA_HOME",
-            )
-        if record is not None:
-            record(copy, str(right))
-        place(copy, target)
-    finally:
-        copy.unlink(missing_ok=True)
-    return str(right)
+    return right
 
 
 def find_named(folder: Path, *names: str) -> list[Path]:

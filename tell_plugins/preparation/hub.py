@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tell_plugins.core.cards import Card, Split
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import tracked
-from tell_plugins.preparation.transfer import Unreachable, disk_faults
+from tell_plugins.preparation.transfer import Unreachable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,7 +66,7 @@ def load_rows(card: Card, split: Split, hub: str, target: Path) -> dict[str, Any
             "  remedy:  try the other hub (--hub), a mirror (--mirror URL) or --from DIR"
         )
     rows = dataset.select_columns(wanted)
-    with disk_faults(target), target.open("w", encoding="utf-8") as file:
+    with target.open("w", encoding="utf-8") as file:
         for row in tracked(rows, f"writing {split.file}", "rows", total=len(rows)):
             file.write(json.dumps({key: row[key] for key in wanted}, ensure_ascii=False) + "\n")
     return {"hub": hub, "id": name, "subset": split.subset, "split": split.hub_split, **origin}

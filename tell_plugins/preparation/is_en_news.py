@@ -19,7 +19,7 @@ from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.preparation.card_files import target_of
 from tell_plugins.preparation.checksums import Checksum
-from tell_plugins.preparation.download import Places, locked, place
+from tell_plugins.preparation.download import Places, arriving
 from tell_plugins.preparation.provenance import write_provenance
 
 CARDS = ("en_is_news", "is_en_news")
@@ -132,31 +132,26 @@ def _write(
 ) -> None:
     spec, target = card.split(split), target_of(card, split)
     rows = join_documents(segments, frame(card))
-    with locked(target):
-        part = target.with_name(f".new.{target.name}")
-        try:
-            part.write_bytes("".join(row + LINE_END for row in rows).encode())
-            assert spec.blob is not None
-            problem = Checksum("blob", spec.blob).problem(part)
-            if problem is not None and not accept:
-                raise MachineError(
-                    f"{target.name}: {len(rows)} documents of {len(segments):,} lines do not make "
-                    f"the official file ({spec.rows} documents): {problem}; nothing was kept\n"
-                    "  remedy:  other aligned lines (blanks count), or --accept to take it as it is"
-                )
-            write_provenance(
-                target,
-                {"rebuilt_from": origin, "official": problem is None},
-                part,
-                card=card.name,
-                split=split,
-                rows=len(rows),
-                lines=len(segments),
-                licence=card.licence,
+    with arriving(target) as part:
+        part.write_bytes("".join(row + LINE_END for row in rows).encode())
+        assert spec.blob is not None
+        problem = Checksum("blob", spec.blob).problem(part)
+        if problem is not None and not accept:
+            raise MachineError(
+                f"{target.name}: {len(rows)} documents of {len(segments):,} lines do not make "
+                f"the official file ({spec.rows} documents): {problem}; nothing was kept\n"
+                "  remedy:  other aligned lines (blanks count), or --accept to take it as it is"
             )
-            place(part, target)
-        finally:
-            part.unlink(missing_ok=True)
+        write_provenance(
+            target,
+            {"rebuilt_from": origin, "official": problem is None},
+            part,
+            card=card.name,
+            split=split,
+            rows=len(rows),
+            lines=len(segments),
+            licence=card.licence,
+        )
     proved = "equal to the official file, byte by byte" if problem is None else "NOT the official"
     print(
         f"  {split}: {len(rows)} documents of {len(segments):,} lines, {proved}: "

@@ -22,7 +22,6 @@ from tell_plugins.preparation.download import locked
 from tell_plugins.preparation.is_en_news import CARDS, Frame, frame, languages, row_text
 from tell_plugins.preparation.provenance import write_provenance
 from tell_plugins.preparation.tmx import read_pairs
-from tell_plugins.preparation.transfer import disk_faults
 
 SPLIT = "tm"
 WORDS = 50  # the English side has more
@@ -43,7 +42,7 @@ def build(card: Card, tmx: Path) -> int:
     target = target_of(card, SPLIT)
     counts: Counter[str] = Counter()
     with locked(target), paths.atomic_path(target) as temporary:
-        with disk_faults(temporary), temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             for row in _rows(card, tmx, known, counts):
                 file.write(row + "\n")
         if not counts["kept"]:

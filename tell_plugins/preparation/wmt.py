@@ -15,7 +15,6 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError
 from tell_plugins.preparation.checksums import Checksum
 from tell_plugins.preparation.download import Places, fetch, locked
-from tell_plugins.preparation.transfer import disk_faults
 
 if TYPE_CHECKING:
     from sacrebleu.dataset.wmt_xml import WMTXMLDataset
@@ -62,7 +61,7 @@ def take_member(archive: Path, member: str, target: Path) -> None:
                     remedy="it is another archive: fetch it again, or name the right one",
                 )
             with locked(target), paths.atomic_path(target) as temporary:
-                with disk_faults(temporary), temporary.open("wb") as file:
+                with temporary.open("wb") as file:
                     shutil.copyfileobj(source, file)
     except (tarfile.TarError, KeyError, EOFError) as error:
         raise MachineError(
