@@ -28,6 +28,7 @@ from tell_plugins.preparation import new_task
 from tell_plugins.preparation.answer_kind import are_labels
 from tell_plugins.preparation.answer_schema import infer_schema, label_of
 from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns, read_task_file
+from tell_plugins.preparation.json_repair import json_of_python
 from tell_plugins.preparation.method import among, entries, general_rows, plain_sft
 from tell_plugins.preparation.task_recipe import PATTERNS, pattern_for
 from tell_plugins.preparation.task_split import labels_of, split_off_test
@@ -906,11 +907,109 @@ def test_answers_that_the_strict_scorer_rejects_never_train(
     message = fails(tmp_path, capsys, "--train", str(path))
     first, count = (1, 12) if all_rows else (10, 3)
     assert f"{count} of 12 responses are no JSON object: line {first}: {problem}" in message
-    assert ("json.dumps" in message) == ("'" in response or "True" in response)
+    assert ("--repair-json" in message) == ("'" in response or "True" in response)
     fails(tmp_path, capsys, "--train", str(path), "--metric", "json")
     (tmp_path / "schema.json").write_text("{}")
     flags = ("--train", str(path), "--schema", str(tmp_path / "schema.json"))
     assert f"line {first}: no JSON ({problem}" in fails(tmp_path, capsys, *flags)
+
+
+def test_answers_in_python_are_repaired_where_it_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = ["{'a': 'yes', 'b': None}", '{"a": "no", "b": null}'] * 6
+    train = write_table(tmp_path / "rows.csv", label_rows(answers))
+    test = write_table(
+        tmp_path / "test.csv", [{"query": "Test?", "response": "{'a': 'no', 'b': None}"}]
+    )
+    flags = ("--train", str(train), "--test", str(test))
+    assert "--repair-json writes them as JSON" in fails(tmp_path, capsys, *flags)
+    assert new(tmp_path, *flags, "--repair-json") == 0
+    out = capsys.readouterr().out
+    assert (
+        "repaired: 6 answers of rows.csv are Python's and are written as JSON, lines 2, 4," in out
+    )
+    assert """the first: {'a': 'yes', 'b': None}  ->  {"a": "yes", "b": null}""" in out
+    assert "repaired: 1 answers of test.csv" in out
+    task = open_task(load_card("own"), "train")
+    assert {str(json.loads(text)) for text in task.responses} == {
+        "{'a': 'yes', 'b': None}",
+        "{'a': 'no', 'b': None}",
+    }
+    whole = write_table(
+        tmp_path / "whole.csv", label_rows(answers[1::2] + ['{"a": "yes", "b": 1}'] * 6)
+    )
+    assert new(tmp_path, "--train", str(whole), "--repair-json", name="other") == 0
+    assert "--repair-json: no answer of whole.csv is a Python" in capsys.readouterr().out
+
+
+def test_what_cannot_be_repaired_stays_refused_or_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = ["{'a': 1}"] * 10 + ['{"a": NaN}', '{"a": 1, "a": 2}', "{'a': 1, 'a': 2}"]
+    train = ("--train", str(write_table(tmp_path / "rows.jsonl", label_rows(answers))))
+    message = fails(tmp_path, capsys, *train, "--repair-json")
+    assert "3 of 13 responses are no JSON object: line 11: NaN or Infinity; line 12: key" in message
+    assert "--repair-json" not in message
+    assert "--drop-broken leaves them out" in message
+    assert new(tmp_path, *train, "--repair-json", "--drop-broken") == 0
+    out = capsys.readouterr().out
+    assert "repaired: 10 answers of rows.jsonl" in out
+    assert "left out: 3 rows of rows.jsonl: line 11: no JSON (NaN or Infinity); line 12:" in out
+    assert "8 training rows, 2 test rows" in out
+
+
+def test_a_bare_label_that_tests_is_no_broken_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = write_table(tmp_path / "rows.jsonl", rows_of(count=30))
+    tested = [{"query": "Sun?", "response": "yes"}, {"query": "Fog?", "response": '{"weather": }'}]
+    test = write_table(tmp_path / "test.jsonl", tested)
+    flags = ("--train", str(train), "--test", str(test), "--label", "weather", "--metric", "json")
+    assert "line 2: no JSON" in fails(tmp_path, capsys, *flags)
+    assert new(tmp_path, *flags, "--drop-broken") == 0
+    assert "left out: 1 rows of test.jsonl: line 2: no JSON" in capsys.readouterr().out
+    assert open_task(load_card("own"), "test").responses == ["yes"]
+
+
+def test_only_json_is_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = ("--train", str(write_table(tmp_path / "rows.jsonl", label_rows(["yes", "no"] * 6))))
+    for metric in ((), ("--metric", "label")):
+        message = fails(tmp_path, capsys, *train, "--repair-json", *metric)
+        assert "--repair-json belong to JSON answers, but the metric is 'label'" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("{'a': [True, None, -1.5, {'b': \"it's\"}]}", '{"a": [true, null, -1.5, {"b": "it\'s"}]}'),
+        (" ['\\n', 'é'] ", '["\\n", "é"]'),
+        ('{"a": None}', '{"a": null}'),
+        ("{}", "{}"),
+        ("{'a': 1, 'a': 2}", None),
+        ("{'b': {'a': 1, 'a': 1}}", None),
+        ("{'a': nan}", None),
+        ("{'a': 1e999}", None),
+        ("{1: 'a'}", None),
+        ("{True: 'a'}", None),
+        ("{'a': (1, 2)}", None),
+        ("{'a', 'b'}", None),
+        ("{**{'a': 1}}", None),
+        ("['a' 'b']", None),
+        ("['\\d']", None),
+        ("['\\ud800']", None),
+        ("[b'a']", None),
+        ("[1j]", None),
+        ("[f'a']", None),
+        ("['a'.upper()]", None),
+        ("[" * 300 + "]" * 300, None),
+        ("{'a': true}", None),
+        ("'a'", None),
+        ("", None),
+    ],
+)
+def test_python_that_json_can_say(text: str, written: str | None) -> None:
+    assert json_of_python(text) == written
 
 
 def label_rows(answers: list[str]) -> list[Row]:

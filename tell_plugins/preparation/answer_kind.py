@@ -12,7 +12,8 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.numbers import final_number, whole_number
 from tell_plugins.core.text import normalise
 from tell_plugins.preparation.answer_schema import LONGEST_VALUE, MOST_VALUES, strict_json
-from tell_plugins.preparation.forms import Pair, TaskFile
+from tell_plugins.preparation.forms import Pair, TaskFile, lines_named, told
+from tell_plugins.preparation.json_repair import HINT, json_of_python
 
 METRICS = ("json", "label", "translation", "number", "text")
 MOST_LABELS = 150  # more different answers are free text
@@ -21,7 +22,6 @@ _FEW_BROKEN = 0.1  # a share of responses that are no JSON, up to which they are
 _SHOWN = 5
 _WHOLE = re.compile(r"[-+]?\d+(\.0+)?")
 _LIKE_A_NUMBER = re.compile(r"[-+]?\d[\d.,'\s]*")
-_PYTHON = re.compile(r"\s*[\[{][\s\[{]*'|[\s\S]*[:,\[]\s*(?:None|True|False)\s*[,\]}]")
 
 
 def kind_of(file: TaskFile) -> str:
@@ -91,23 +91,71 @@ def _json_problem(text: str) -> str | None:
     return None if isinstance(value, dict | list) else "no object or list"
 
 
-def refuse_broken_json(file: TaskFile) -> None:
-    """Raise UserError where the responses are JSON but for mistakes in a few, or in all."""
+def _broken_json(file: TaskFile, surely: bool = False) -> list[tuple[Pair, str]]:
+    """Responses that are no JSON, and why, where JSON is meant: `surely`, or by all others."""
     problems = [(pair, _json_problem(pair.response)) for pair in file.pairs]
     broken = [(pair, problem) for pair, problem in problems if problem is not None]
     meant = [pair for pair, problem in broken if _looks_like_json(pair.response)]
     total = len(file.pairs)
     few = len(broken) <= total * _FEW_BROKEN
-    if not broken or not (few or (2 * (total - len(broken) + len(meant)) > total and meant)):
+    if surely or few or (2 * (total - len(broken) + len(meant)) > total and meant):
+        return broken
+    return []
+
+
+def with_json(file: TaskFile) -> TaskFile:
+    """The file with answers that are Python's dicts and lists as JSON; a note says which."""
+    pairs, changed = [], []
+    for pair in file.pairs:
+        written = json_of_python(pair.response) if _json_problem(pair.response) else None
+        if written is not None:
+            changed.append((pair, written))
+            pair = pair._replace(response=written)
+        pairs.append(pair)
+    note = f"--repair-json: no answer of {file.path.name} is a Python dict or list"
+    if changed:
+        first, written = changed[0]
+        lines = lines_named([pair.line for pair, _ in changed], None)
+        note = (
+            f"repaired: {len(changed)} answers of {file.path.name} are Python's and are written "
+            f"as JSON, {lines}; the first: {first.response.strip()}  ->  {written}"
+        )
+    return replace(file, pairs=pairs, notes=(*file.notes, note))
+
+
+def without_broken_json(file: TaskFile, *, surely: bool, bare_labels: bool) -> TaskFile:
+    """The file without answers that are broken JSON, with a note that lists them.
+
+    They are JSON `surely`, or where most are. `bare_labels` keeps those that do not look like it,
+    as rows that only test may. A file of which nothing would be left stays as it is.
+    """
+    problems: dict[str, list[int]] = {}
+    broken = set()
+    for pair, problem in _broken_json(file, surely):
+        if _looks_like_json(pair.response) or not bare_labels:
+            broken.add(pair)
+            problems.setdefault(f"no JSON ({problem})", []).append(pair.line)
+    kept = [pair for pair in file.pairs if pair not in broken]
+    if not broken or not kept:
+        return file
+    count = len(file.pairs) - len(kept)
+    note = f"left out: {count} rows of {file.path.name}: {told(problems, None)}"
+    return replace(file, pairs=kept, notes=(*file.notes, note))
+
+
+def refuse_broken_json(file: TaskFile) -> None:
+    """Raise UserError where the responses are JSON but for mistakes in a few, or in all."""
+    broken = _broken_json(file)
+    if not broken:
         return
-    python = sum(bool(_PYTHON.match(pair.response)) for pair in meant)
     lines = "; ".join(f"line {pair.line}: {problem}" for pair, problem in broken[:_SHOWN])
-    hint = "they are Python's: write rows with json.dumps(answer); or " if python else ""
+    hint = HINT if any(json_of_python(pair.response) for pair, _ in broken) else ""
     raise UserError(
-        f"{len(broken)} of {total} responses are no JSON object: {lines}"
+        f"{len(broken)} of {len(file.pairs)} responses are no JSON object: {lines}"
         + (" ..." if len(broken) > _SHOWN else ""),
         where=paths.shown(file.path),
-        remedy=f"{hint}mend them, or --metric text where answers need not be JSON",
+        remedy=f"{hint}mend them; --drop-broken leaves them out; --metric text where answers need "
+        "not be JSON",
     )
 
 

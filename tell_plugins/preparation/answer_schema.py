@@ -12,6 +12,7 @@ from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.core.jsonrows import parse_json
 from tell_plugins.core.schemas import compile_schema
 from tell_plugins.preparation.forms import TaskFile
+from tell_plugins.preparation.json_repair import HINT, json_of_python
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
@@ -165,7 +166,7 @@ def check_answers(
     """
     validator = compile_schema(schema, "--schema")
     bare = _values(schema, label) if bare_labels else []
-    wrong = []
+    wrong, hint = [], ""
     for pair in file.pairs:
         if pair.response.strip() in bare:
             continue
@@ -173,6 +174,7 @@ def check_answers(
             reason = _misfit(validator, strict_json(pair.response))
         except ValueError as error:
             reason = f"no JSON ({error})"
+            hint = hint or (HINT if json_of_python(pair.response) else "")
         if reason is not None:
             wrong.append(f"line {pair.line}: {reason}")
     if wrong:
@@ -180,7 +182,7 @@ def check_answers(
         raise UserError(
             f"{len(wrong)} responses do not fit the schema: {'; '.join(wrong[:5])}{more}",
             where=paths.shown(file.path),
-            remedy="mend the rows, or give the right schema with --schema FILE",
+            remedy=f"{hint}mend the rows, or give the right schema with --schema FILE",
         )
 
 

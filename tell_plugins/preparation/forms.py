@@ -149,7 +149,7 @@ def read_task_file(path: Path, reading: Reading | None = None) -> TaskFile:
     notes = table_notes(path)
     if problems and reading.drop_broken and pairs:
         count = sum(map(len, problems.values()))
-        notes.append(f"left out: {count} rows of {path.name}: {_told(problems, None)}")
+        notes.append(f"left out: {count} rows of {path.name}: {told(problems, None)}")
     elif problems:
         raise _broken_rows(path, problems, remedies, form)
     if not pairs or form is None:
@@ -178,21 +178,21 @@ def _broken_rows(
 ) -> UserError:
     count = sum(map(len, problems.values()))
     return UserError(
-        f"{count} rows cannot be used: {_told(problems, _LISTED)}",
+        f"{count} rows cannot be used: {told(problems, _LISTED)}",
         where=paths.shown(path),
         allowed=f"rows of one form{f' ({form.name})' if form else ''}",
         remedy="; ".join([*remedies, _DROP]),
     )
 
 
-def _told(problems: Mapping[str, list[int]], most: int | None) -> str:
+def told(problems: Mapping[str, list[int]], most: int | None) -> str:
     """Each reason with its lines; at most `most` of both."""
-    shown = [f"{_lines(lines, most)}: {reason}" for reason, lines in problems.items()]
+    shown = [f"{lines_named(lines, most)}: {reason}" for reason, lines in problems.items()]
     more = f"; and {len(shown) - most} more problems" if most and len(shown) > most else ""
     return "; ".join(shown[:most]) + more
 
 
-def _lines(lines: Sequence[int], most: int | None) -> str:
+def lines_named(lines: Sequence[int], most: int | None) -> str:
     """Line numbers in ascending order, such as "lines 2-41, 50"."""
     runs: list[list[int]] = []
     for line in lines:

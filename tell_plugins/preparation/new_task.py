@@ -91,6 +91,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--last-turn", action="store_true", help="of conversations, keep the last turn alone")
     add("--drop-broken", action="store_true", help="leave broken rows out, and list them")
     add(
+        "--repair-json",
+        action="store_true",
+        help="write answers that are Python's dicts and lists as JSON, and say which; NaN and a "
+        "key that stands twice stay broken",
+    )
+    add(
         "--model",
         metavar="M",
         default="qwen",

@@ -24,6 +24,8 @@ from tell_plugins.preparation.answer_kind import (
     number_hint,
     one_spelling,
     refuse_broken_json,
+    with_json,
+    without_broken_json,
 )
 from tell_plugins.preparation.answer_schema import (
     LONGEST_VALUE,
@@ -104,7 +106,7 @@ def read_task(args: argparse.Namespace) -> Task:
         given = getattr(args, name)
         if given is None:
             continue
-        file = read_task_file(paths.user_path(given), reading)
+        file = _whole_json(read_task_file(paths.user_path(given), reading), args, name)
         notes.append(f"{name}: {len(file.pairs)} rows of the form {file.form} in {file.path.name}")
         notes += file.notes
         files[name], warnings = without_duplicates(file)
@@ -128,6 +130,18 @@ def read_task(args: argparse.Namespace) -> Task:
     task.validation = files["validation"].pairs if "validation" in files else []
     _set_anchor(task, args)
     return task
+
+
+def _whole_json(file: TaskFile, args: argparse.Namespace, name: str) -> TaskFile:
+    """The file with Python's answers as JSON, and without broken JSON, each where it is asked."""
+    if args.languages or args.metric not in (None, "json"):
+        return file
+    if args.repair_json:
+        file = with_json(file)
+    if args.drop_broken:
+        surely = bool(args.schema or args.metric)
+        file = without_broken_json(file, surely=surely, bare_labels=name != "train")
+    return file
 
 
 def _steering(file: TaskFile) -> Iterator[str]:
@@ -192,9 +206,10 @@ def _set_metric(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]
     train = files["train"]
     metric = args.metric or ("translation" if args.languages else "json" if args.schema else None)
     task.metric = metric or kind_of(train)
-    if task.metric != "json" and (args.schema or args.label):
+    if task.metric != "json" and (args.schema or args.label or args.repair_json):
         raise UserError(
-            f"--schema and --label belong to JSON answers, but the metric is '{task.metric}'",
+            "--schema, --label and --repair-json belong to JSON answers, but the metric is "
+            f"'{task.metric}'",
             where="command line",
             remedy="leave them out, or --metric json",
         )
