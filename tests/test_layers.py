@@ -179,6 +179,7 @@ def test_top_of_the_repository() -> None:
         "requirements.txt",
         "requirements-eval.txt",
         "README.md",
+        "AGENTS.md",
         "LICENSE",
         "pyproject.toml",
         ".ci",

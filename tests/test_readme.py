@@ -1,4 +1,4 @@
-"""Every command, flag, path, recipe, card and variable that README.md or docs/ name exists."""
+"""Every command, flag, path, recipe, card and variable that README.md, AGENTS.md or docs/ name exists."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tell_plugins.core.spec import parse_spec
 from tests.conftest import PROJECT
 
 README = PROJECT / "README.md"
-PAGES = [README, *sorted((PROJECT / "docs").glob("*.md"))]
+PAGES = [README, PROJECT / "AGENTS.md", *sorted((PROJECT / "docs").glob("*.md"))]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.DOTALL)
 INLINE = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", TEXT)
@@ -128,7 +128,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_every_page_is_linked_from_the_readme() -> None:
     text = README.read_text(encoding="utf-8")
-    for page in PAGES[1:]:
+    for page in PAGES[2:]:
         assert f"](docs/{page.name})" in text, page.name
 
 
