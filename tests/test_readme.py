@@ -1,4 +1,4 @@
-"""Every command, flag, path, recipe, card and variable that README.md, AGENTS.md or docs/ name exists."""
+"""Every command, flag, path, recipe, card and variable that README and docs name exists."""
 
 from __future__ import annotations
 
