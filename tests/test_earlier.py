@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from tell_plugins import cli
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import evaluate
+from tell_plugins.evaluation.options import Options
 from tell_plugins.evaluation.prompts import pairs_sha256, prompts_sha256
 from tell_plugins.experiments.collect import collect
 from tell_plugins.experiments.earlier import other_answers, refuse_other_sweep
@@ -59,13 +59,9 @@ def _plan(world: World, store: Store, **keys: Any) -> SweepPlan:
 def _answered(store: Store, run: Planned | PlannedBase) -> Path:
     """Prepare a run and leave what `eval` writes before it asks; the folder of its answers."""
     folder = store.prepare(run).eval_folder
-    parser = argparse.ArgumentParser()
-    evaluate.add_arguments(parser)
     recipe = str(folder / "recipe.yaml")
-    args = parser.parse_args(
-        [recipe, "--adapter", "none", "--general-rows", "4", "--retention-rows", "4"]
-    )
-    task = evaluate.plan(load_recipe(recipe), args)
+    asked = Options(recipe=recipe, adapter=["none"], general_rows=4, retention_rows=4)
+    task = evaluate.plan(load_recipe(recipe), asked)
     assert task.foreign is not None
     questions = task.foreign.questions
     asked = {("test-greedy", "test"): task.prompts, ("general", "general"): questions}

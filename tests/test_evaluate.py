@@ -20,6 +20,7 @@ from tell_plugins.evaluation import evaluate, scoring
 from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
 from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.learned_scores import LearnedScores
+from tell_plugins.evaluation.options import Options, options_of
 from tell_plugins.evaluation.prompts import task_prompts
 from tell_plugins.evaluation.summary import General, System, table
 from tell_plugins.recipe.recipes import load_recipe
@@ -83,27 +84,27 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 # --- options -------------------------------------------------------------------------------------
 
 
-def arguments(recipe: Path, *flags: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    evaluate.add_arguments(parser)
-    return parser.parse_args([str(recipe), "--adapter", "none", *flags])
-
-
 @pytest.mark.parametrize(
-    ("flags", "name"),
+    ("asked", "name"),
     [
-        ([], "test-greedy"),
-        (["--seeds", "1"], "test-greedy"),  # greedy knows no seed
-        (["--decoding", "paper"], "test-paper-seed7"),
-        (["--split", "validation", "--rows", "9"], "validation-greedy-9rows"),
-        (
-            ["--anchor", "none", "--rows", "2", "--shots", "2"],
-            "test-greedy-anchor-none-2rows-2shot",
-        ),
+        ({}, "test-greedy"),
+        ({"seeds": "1"}, "test-greedy"),  # greedy knows no seed
+        ({"decoding": "paper"}, "test-paper-seed7"),
+        ({"split": "validation", "rows": 9}, "validation-greedy-9rows"),
+        ({"anchor": "none", "rows": 2, "shots": 2}, "test-greedy-anchor-none-2rows-2shot"),
     ],
 )
-def test_a_folder_says_what_is_not_the_default(flags: list[str], name: str, tmp_path: Path) -> None:
-    assert evaluate.folder_name(arguments(tmp_path, *flags), 7) == name
+def test_a_folder_says_what_is_not_the_default(asked: dict[str, Any], name: str) -> None:
+    assert Options(recipe="r", **asked).folder(7) == name
+
+
+def test_the_command_line_gives_the_options_and_their_defaults() -> None:
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    given = parser.parse_args(["r.yaml", "--rows", "3", "--adapter", "a", "b"])
+    given.flags = ["--model", "m"]
+    expected = Options(recipe="r.yaml", rows=3, adapter=["a", "b"], flags=["--model", "m"])
+    assert options_of(given) == expected
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -24,6 +23,7 @@ from tell_plugins.evaluation.adapters import Adapter
 from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
 from tell_plugins.evaluation.bleed import form_of
 from tell_plugins.evaluation.intervals import smallest_shown
+from tell_plugins.evaluation.options import Options
 from tell_plugins.evaluation.prompts import general_rows
 from tell_plugins.evaluation.retention import INSTRUCTIONS, KL, LOSSES, PROSE
 from tell_plugins.evaluation.summary import read_general
@@ -425,16 +425,18 @@ def test_rows_that_changed_since_a_training_are_not_known(
     folder = make_adapter(tmp_path / "a", model, seed=1, spec=spec)
     manifest = build_mixture(parse_spec(spec)).manifest()
     recipe = load_recipe(tiny_recipe(tmp_path / "r.yaml", model, spec))
-    parser = argparse.ArgumentParser()
-    evaluate.add_arguments(parser)
-    call = [str(recipe.path), "--adapter", str(folder), "--general-rows"]
+
+    def general(rows: int) -> list[tuple[str, str]]:
+        asked = Options(recipe=str(recipe.path), adapter=[str(folder)], general_rows=rows)
+        return evaluate.plan(recipe, asked).general
+
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert len(evaluate.plan(recipe, parser.parse_args([*call, "3"])).general) == 3
+    assert len(general(3)) == 3
     manifest["sources"][1]["rows"]["used"] = 11
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="have changed since it was trained"):
-        evaluate.plan(recipe, parser.parse_args([*call, "3"]))
-    assert evaluate.plan(recipe, parser.parse_args([*call, "0"])).general == []
+        general(3)
+    assert general(0) == []
 
 
 @pytest.mark.parametrize("trained", ["anchor=none", ""])
@@ -449,17 +451,15 @@ def test_an_adapter_is_tested_with_the_anchor_it_trained_with(
     folder = make_adapter(tmp_path / "a", model, seed=1, spec=own)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     recipe = load_recipe(tiny_recipe(tmp_path / "r.yaml", model, own))
-    parser = argparse.ArgumentParser()
-    evaluate.add_arguments(parser)
-    call = [str(recipe.path), "--adapter", str(folder), "--general-rows", "0"]
+    call = Options(recipe=str(recipe.path), adapter=[str(folder)], general_rows=0)
     with pytest.raises(UserError, match="to be tested with 'card', whose text is another"):
-        evaluate.plan(recipe, parser.parse_args(call))
+        evaluate.plan(recipe, call)
     for asked in ("card", "none"):
-        task = evaluate.plan(recipe, parser.parse_args([*call, "--anchor", asked]))
+        task = evaluate.plan(recipe, call.model_copy(update={"anchor": asked}))
         assert task.anchor == asked
     general = build_mixture(parse_spec("tell/tiny_task:task=0/general=4rows")).manifest()
     (folder / "manifest.json").write_text(json.dumps(general))
-    assert evaluate.plan(recipe, parser.parse_args(call)).anchor == "card"  # it saw none
+    assert evaluate.plan(recipe, call).anchor == "card"  # it saw none
 
 
 def test_no_adapter_trained_on_the_held_out_rows(
@@ -476,10 +476,10 @@ def test_no_adapter_trained_on_the_held_out_rows(
     used = [trained_texts(spec, tmp_path / "mix.jsonl") for spec in (*trained, own)]
 
     def held_out(rows: int, *named: Path) -> list[tuple[str, str]]:
-        parser = argparse.ArgumentParser()
-        evaluate.add_arguments(parser)
-        flags = ["--adapter", *map(str, named), "--general-rows", str(rows)]
-        return evaluate.plan(recipe, parser.parse_args([str(recipe.path), *flags])).general
+        asked = Options(
+            recipe=str(recipe.path), adapter=[str(path) for path in named], general_rows=rows
+        )
+        return evaluate.plan(recipe, asked).general
 
     general = {f"Write about {a} and {b}." for a in WORDS for b in WORDS}
     left = general.difference(*used)

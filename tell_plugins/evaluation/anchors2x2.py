@@ -21,6 +21,7 @@ from tell_plugins.evaluation import evaluate
 from tell_plugins.evaluation.adapters import Adapter, find_adapters
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console
 from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.evaluation.options import Options
 from tell_plugins.evaluation.scored import load_scored
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
 from tell_plugins.evaluation.summary import System, headline_names, read_system, shown
@@ -174,9 +175,7 @@ def _trained(recipe: Recipe, flags: Sequence[str]) -> Path:
     """
     if not checkpoints(recipe.output_dir):
         print(f"training {recipe.dataset_text} into {paths.shown(recipe.output_dir)}", flush=True)
-        code = train.run(
-            argparse.Namespace(recipe=str(recipe.path), flags=list(flags), force=False)
-        )
+        code = train.check_and_train(str(recipe.path), flags)
         if code or not checkpoints(recipe.output_dir):
             raise MachineError(
                 f"swift sft ended with exit code {code} and left no checkpoint in "
@@ -253,15 +252,16 @@ def _answer(
     args: argparse.Namespace, recipe: Recipe, adapters: dict[str, Adapter], anchor: str
 ) -> str:
     """Answer and score with both adapters; return the name of their answers' folders."""
-    parser = argparse.ArgumentParser()
-    evaluate.add_arguments(parser)
-    asked = parser.parse_args([str(recipe.path)])
-    asked.adapter = [str(adapter.path) for adapter in adapters.values()]
-    asked.flags, asked.anchor = args.flags, anchor
-    for key in ("split", "rows", "batch_size", "max_new_tokens", "general_rows", "retention_rows"):
-        setattr(asked, key, getattr(args, key))
-    evaluate.answer(asked)
-    return evaluate.folder_name(asked, 42)
+    keys = ("split", "rows", "batch_size", "max_new_tokens", "general_rows", "retention_rows")
+    options = Options(
+        recipe=str(recipe.path),
+        flags=args.flags,
+        adapter=[str(adapter.path) for adapter in adapters.values()],
+        anchor=anchor,
+        **{key: getattr(args, key) for key in keys},
+    )
+    evaluate.answer(options)
+    return options.folder(42)
 
 
 def effects(folders: dict[Cell, Path], card: Card) -> list[Effect]:

@@ -17,7 +17,7 @@ from tell_plugins.bridge.protocol import Engine, History, decoding, model_sha256
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import in_front
 from tell_plugins.core.cards import Card, load_card
-from tell_plugins.core.errors import UserError, raise_all, unknown
+from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.locks import only_one
 from tell_plugins.core.mixture import GENERAL as GENERAL_ROLE
 from tell_plugins.core.mixture import build_mixture
@@ -44,126 +44,51 @@ from tell_plugins.evaluation.fewshot import (
     save_examples,
 )
 from tell_plugins.evaluation.learned_scores import LEARNED, metric_names
+from tell_plugins.evaluation.options import Options, add_arguments, options_of, wrong_flags
 from tell_plugins.evaluation.trained_with import as_trained, found_by_swift, rows_trained_on
 from tell_plugins.evaluation.url_engine import UrlEngine
 from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.recipes import Recipe, load_recipe
-from tell_plugins.recipe.swift_keys import swift_keys
 
-_LARGEST_SCALE = 10
+__all__ = ["add_arguments", "run"]
 _ANCHORED = "the server puts the anchor in front of every query"
-# keys of ms-swift that would not reach the answers, and the option that does
-_OPTIONS = {
-    "adapters": "--adapter",
-    "max_new_tokens": "--max-new-tokens",
-    "infer_backend": "--engine",
-    "temperature": "--decoding",
-    "top_k": "--decoding",
-    "top_p": "--decoding",
-    "repetition_penalty": "--decoding",
-}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(takes_flags=True)
-    parser.add_argument("recipe", help="the recipe whose card and model are tested")
-    parser.add_argument(
-        "--adapter",
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="checkpoint or run folders; 'none' is the base model, and 'shots', 'choices', 'words' "
-        "are its rivals without training (default: the recipe's last run)",
-    )
-    parser.add_argument(
-        "--against",
-        metavar="VARIANT",
-        help="also test the last run of <recipe>_<VARIANT>.yaml and take differences to it: sft",
-    )
-    parser.add_argument(
-        "--scales",
-        default="1",
-        help="test each adapter at these multiples of its weights: 0.25,0.5,0.75,1 (default: 1)",
-    )
-    parser.add_argument("--split", default="test", help="split of the card (default: test)")
-    parser.add_argument("--rows", type=int, help="a seeded draw of this many rows (default: all)")
-    parser.add_argument(
-        "--decoding", default="greedy", help="greedy, or the paper's sampling: paper"
-    )
-    parser.add_argument("--seeds", default="42", help="one set of answers a seed (default: 42)")
-    parser.add_argument("--anchor", help="anchor at test (default: as in the recipe)")
-    parser.add_argument(
-        "--engine", default="transformers", help="transformers, vllm, or the URL of a server"
-    )
-    parser.add_argument("--model-name", help="of a server: the model to ask for")
-    parser.add_argument("--batch-size", type=int, default=16, help="prompts answered together")
-    parser.add_argument(
-        "--shots",
-        type=int,
-        default=0,
-        help="fixed examples of the training split in front of each question (default: 0)",
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=int, help="limit of an answer (default: the card's)"
-    )
-    parser.add_argument(
-        "--general-rows",
-        type=int,
-        default=40,
-        help="held-out general rows for the style fit, 0: nothing general is asked (default: 40)",
-    )
-    parser.add_argument(
-        "--retention-rows",
-        type=int,
-        metavar="N",
-        help="general questions, foreign instructions and passages of prose, at most N of each "
-        "(default: all)",
-    )
-    parser.add_argument(
-        "--learned", default="", help="also score translations by bleurt, comet, or bleurt,comet"
-    )
-    parser.add_argument("--bleurt", metavar="MODEL", help="BLEURT checkpoint (or $TELL_BLEURT)")
-    parser.add_argument("--comet", metavar="MODEL", help="COMET checkpoint (or $TELL_COMET)")
-    parser.add_argument("--out", help="folder of the answers (default: <output_dir>/eval)")
-    parser.epilog = (
-        "Further --key value pairs are ms-swift's and win over the recipe, for example "
-        "--model DIR. The same command goes on where it was stopped."
-    )
 
 
 def run(args: argparse.Namespace) -> int:
-    task = answer(args)
     from tell_plugins.evaluation.summary import print_summary
 
-    names = [folder_name(args, seed) for seed in _seeds(args)]
+    options = options_of(args)
+    task = answer(options)
+    names = [options.folder(seed) for seed in options.all_seeds()]
     print_summary(task.out, [adapter.label for adapter in task.adapters], names, task.card)
     for adapter in task.adapters:
         if adapter.path is not None and adapter.changes_nothing:
             print(f"{adapter.label}: every LoRA B matrix is zero; this run trained nothing")
-    if args.against:
+    if options.against:
         for name in names:
             against.print_verdict([task.out / adapter.label / name for adapter in task.adapters])
     return 0
 
 
-def answer(args: argparse.Namespace) -> Task:
-    """Answer and score everything that `args` ask for; what is there already is kept."""
-    recipe = load_recipe(args.recipe, args.flags)
-    raise_all(list(_wrong_flags(recipe)))
-    if args.against:
-        args.adapter = against.with_baseline(recipe, args.against, args.adapter)
-    task = plan(recipe, args)
+def answer(options: Options) -> Task:
+    """Answer and score everything that is asked for; what is there already is kept."""
+    recipe = load_recipe(options.recipe, options.flags)
+    raise_all(list(wrong_flags(recipe)))
+    if options.against:
+        named = against.with_baseline(recipe, options.against, options.adapter)
+        options = options.model_copy(update={"adapter": named})
+    task = plan(recipe, options)
     for note in task.notes:
         print(note, flush=True)
     with only_one(task.out, "eval"):
-        for number, adapters in enumerate(_loads(task.adapters, args)):
-            _answer_with_one_load(task, adapters, args, first=number == 0)
+        for number, adapters in enumerate(_loads(task.adapters, options)):
+            _answer_with_one_load(task, adapters, options, first=number == 0)
     return task
 
 
-def _loads(adapters: list[Adapter], args: argparse.Namespace) -> list[list[Adapter]]:
+def _loads(adapters: list[Adapter], options: Options) -> list[list[Adapter]]:
     """What shares a load: the base model and its adapters; a whole model has one of its own."""
-    if "://" in args.engine:
+    if "://" in options.engine:
         return [adapters]
     words = [adapter for adapter in adapters if adapter.rival == rivals.WORDS]
     shared = [adapter for adapter in adapters if not adapter.whole and adapter not in words]
@@ -171,70 +96,51 @@ def _loads(adapters: list[Adapter], args: argparse.Namespace) -> list[list[Adapt
 
 
 def _answer_with_one_load(
-    task: Task, adapters: list[Adapter], args: argparse.Namespace, *, first: bool
+    task: Task, adapters: list[Adapter], options: Options, *, first: bool
 ) -> None:
-    engine = _engine(args, task.recipe, adapters)
+    engine = _engine(options, task.recipe, adapters)
     if isinstance(engine, UrlEngine):
         engine.need_apart([adapter.engine_name for adapter in adapters])
     for adapter in task.adapters if first else []:  # before the first is answered for hours
-        for name, settings in [] if adapter.rival else _planned(engine, task, adapter, args):
+        for name, settings in [] if adapter.rival else _planned(engine, task, adapter, options):
             refuse_others(task.out / adapter.label / name, settings)
     for adapter in adapters:
-        with _active(engine, adapter, args):
+        with _active(engine, adapter, options):
             folder = task.out / adapter.label
             if adapter.rival:
-                _answer_rival(engine, task, adapter, folder, args)
+                _answer_rival(engine, task, adapter, folder, options)
                 continue
-            anchored = _anchors_by_itself(engine, task, args)
-            _answer_task(engine, task, adapter, folder, args)
+            anchored = _anchors_by_itself(engine, task, options)
+            _answer_task(engine, task, adapter, folder, options)
             if anchored:
                 print(f"{adapter.label}: {_ANCHORED}; no general question is asked", flush=True)
             else:
-                _measure_general(engine, task, adapter, folder, args)
+                _measure_general(engine, task, adapter, folder, options)
 
 
-def _active(engine: Any, adapter: Adapter, args: argparse.Namespace) -> Any:
+def _active(engine: Any, adapter: Adapter, options: Options) -> Any:
     """The engine answering as this adapter; a whole model of its own load is its base model."""
     if adapter.scale != 1:
         return engine.scaled(adapter.engine_name, adapter.scale)
-    served = "://" in args.engine
+    served = "://" in options.engine
     return engine.adapter(adapter.engine_name if served or not adapter.whole else None)
 
 
-def _anchors_by_itself(engine: Engine, task: Task, args: argparse.Namespace) -> bool:
+def _anchors_by_itself(engine: Engine, task: Task, options: Options) -> bool:
     """Whether the engine is a server that puts the anchor before every query.
 
     Raises UserError where the test is to be without it.
     """
-    front = in_front(open_task(task.card, args.split, task.spec.anchor).anchor.text)
+    front = in_front(open_task(task.card, options.split, task.spec.anchor).anchor.text)
     if not front or not isinstance(engine, UrlEngine) or not engine.puts_in_front(front):
         return False
-    if args.anchor not in (None, task.spec.anchor):
+    if options.anchor not in (None, task.spec.anchor):
         raise UserError(
-            f"{_ANCHORED}, so anchor '{args.anchor}' cannot be tested there",
+            f"{_ANCHORED}, so anchor '{options.anchor}' cannot be tested there",
             where="--anchor",
             remedy="start the server with TELL_ANCHOR=none in its environment",
         )
     return True
-
-
-def _wrong_flags(recipe: Recipe) -> Iterator[UserError]:
-    """Flags that are neither `eval`'s nor the installed ms-swift's, or do nothing here."""
-    if not recipe.flags:
-        return
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    options = {action.dest for action in parser._actions}
-    swift = set(swift_keys().keys)
-    for key in sorted(recipe.flags):
-        if key in _OPTIONS:
-            yield UserError(
-                f"'--{key}' is ms-swift's and does not reach the answers",
-                where="command line",
-                remedy=f"use {_OPTIONS[key]}",
-            )
-        elif key not in swift:
-            yield unknown("flag", key, swift | options, "command line")
 
 
 @dataclass(frozen=True)
@@ -255,7 +161,7 @@ class Task:
     notes: list[str]  # what is to be said before the first answer
 
 
-def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
+def plan(recipe: Recipe, options: Options) -> Task:
     """Everything that can be wrong, found before a model is loaded."""
     spec = recipe.spec
     card = load_card(spec.card)
@@ -266,32 +172,33 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
             where=recipe.where("dataset"),
             remedy="name the recipe of the task, and this run's folder with --adapter",
         )
-    decoding(args.decoding)
-    engines.need_kind(args.engine, args.model_name)
-    _seeds(args)
-    _check_counts(args)
-    scales = _scales(args)
-    adapters = find_adapters(args.adapter, recipe, rivals.RIVALS)
+    decoding(options.decoding)
+    engines.need_kind(options.engine, options.model_name)
+    options.all_seeds()
+    options.check_counts()
+    scales = options.all_scales()
+    adapters = find_adapters(options.adapter, recipe, rivals.RIVALS)
     for adapter in adapters:
         rivals.refuse_unfit(adapter.rival, card)
-    recipe, notes = as_trained(recipe, adapters, None if "://" in args.engine else found_by_swift)
-    learned = metric_names(args.learned)
+    found = None if "://" in options.engine else found_by_swift
+    recipe, notes = as_trained(recipe, adapters, found)
+    learned = metric_names(options.learned)
     scoring.need_translation(card, learned)
-    _need_checkpoints(learned, args)
-    anchor = args.anchor or spec.anchor
-    if args.shots:
-        choose_examples(card, anchor, count=args.shots)
-    task, prompts = prompting.task_prompts(card, args.split, anchor, args.rows)
-    if args.anchor is None:
+    _need_checkpoints(learned, options)
+    anchor = options.anchor or spec.anchor
+    if options.shots:
+        choose_examples(card, anchor, count=options.shots)
+    task, prompts = prompting.task_prompts(card, options.split, anchor, options.rows)
+    if options.anchor is None:
         _refuse_other_anchors(adapters, task)
     notes += rows_trained_on(adapters, task, prompts)
     specs = [spec, *(found for found in (_spec_of(adapter) for adapter in adapters) if found)]
     general: list[tuple[str, str]] = []
-    if args.general_rows > 0:
+    if options.general_rows > 0:
         if not prompting.has_held_out(specs, card):
             _refuse_unknown_rows(adapters)
-        general = prompting.general_rows(specs, card, args.general_rows)
-    out = paths.user_target(args.out) if args.out else recipe.output_dir / "eval"
+        general = prompting.general_rows(specs, card, options.general_rows)
+    out = paths.user_target(options.out) if options.out else recipe.output_dir / "eval"
     return Task(
         recipe=recipe,
         spec=spec,
@@ -300,8 +207,8 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Task:
         prompts=prompts,
         adapters=at_scales(adapters, scales),
         general=general,
-        foreign=retention.foreign(args.retention_rows) if general else None,
-        max_new_tokens=prompting.answer_limit(card, args.max_new_tokens),
+        foreign=retention.foreign(options.retention_rows) if general else None,
+        max_new_tokens=prompting.answer_limit(card, options.max_new_tokens),
         learned=learned,
         out=out,
         notes=notes,
@@ -336,30 +243,16 @@ def _refuse_other_anchors(adapters: list[Adapter], task: TaskRows) -> None:
     raise_all(problems)
 
 
-def _models(args: argparse.Namespace) -> dict[str, str]:
-    return {name: value for name in LEARNED if (value := getattr(args, name))}
+def _models(options: Options) -> dict[str, str]:
+    return {name: value for name in LEARNED if (value := getattr(options, name))}
 
 
-def _need_checkpoints(learned: list[str], args: argparse.Namespace) -> None:
+def _need_checkpoints(learned: list[str], options: Options) -> None:
     if learned:
         from tell_plugins.evaluation.learned_metrics import need_checkpoint
 
         for name in learned:
-            need_checkpoint(name, _models(args).get(name))
-
-
-def _check_counts(args: argparse.Namespace) -> None:
-    least = {"batch_size": 1, "rows": 1, "max_new_tokens": 1, "shots": 0, "general_rows": 0}
-    least["retention_rows"] = 0
-    for key, smallest in least.items():
-        value = getattr(args, key)
-        if value is not None and value < smallest:
-            raise UserError(
-                f"{value} is too small",
-                where=f"--{key.replace('_', '-')}",
-                allowed=f"{smallest} and more",
-                remedy="raise it, or leave it out for the default",
-            )
+            need_checkpoint(name, _models(options).get(name))
 
 
 def _spec_of(adapter: Adapter) -> Spec | None:
@@ -399,99 +292,47 @@ def _general_sources(manifest: dict[str, Any]) -> list[tuple[str, str, int]]:
     ]
 
 
-def _engine(args: argparse.Namespace, recipe: Recipe, adapters: list[Adapter]) -> Any:
+def _engine(options: Options, recipe: Recipe, adapters: list[Adapter]) -> Any:
     """An engine with these adapters, or with one whole model in place of the recipe's."""
     if all(adapter.rival == rivals.WORDS for adapter in adapters):
         return rivals.NO_MODEL
     loaded: dict[str, Path] = {a.engine_name: a.path for a in adapters if a.path and a.engine_name}
-    if adapters[0].whole and "://" not in args.engine:
+    if adapters[0].whole and "://" not in options.engine:
         recipe, loaded = recipe.with_values(model=str(adapters[0].path)), {}
     return engines.make_engine(
-        args.engine, recipe, loaded, batch_size=args.batch_size, model_name=args.model_name
+        options.engine, recipe, loaded, batch_size=options.batch_size, model_name=options.model_name
     )
 
 
-def _scales(args: argparse.Namespace) -> list[float]:
-    try:
-        scales = [float(part) for part in args.scales.split(",")]
-    except ValueError:
-        scales = []
-    if not scales or not all(0 <= scale <= _LARGEST_SCALE for scale in scales):
-        raise UserError(
-            f"bad scales '{args.scales}'",
-            where="--scales",
-            allowed=f"numbers from 0 to {_LARGEST_SCALE}, separated by commas",
-            remedy="--scales 0.25,0.5,0.75,1",
-        )
-    if scales != [1.0] and args.engine != "transformers":
-        raise UserError(
-            f"engine '{args.engine}' answers with adapters as they are",
-            where="--scales",
-            remedy="--engine transformers, which scales their weights in memory",
-        )
-    return list(dict.fromkeys(scales))
-
-
-def _seeds(args: argparse.Namespace) -> list[int]:
-    try:
-        seeds = [int(part) for part in args.seeds.split(",")]
-    except ValueError:
-        raise UserError(
-            f"bad seeds '{args.seeds}'",
-            where="--seeds",
-            allowed="42 or 42,43,44",
-            remedy="integers, separated by commas",
-        ) from None
-    if args.decoding != "greedy":
-        return seeds
-    if len(seeds) > 1:
-        raise UserError(
-            f"{len(seeds)} seeds, but greedy answers are the same for each",
-            where="--seeds",
-            remedy="--decoding paper, which samples, or one seed",
-        )
-    return [42]
-
-
-def folder_name(args: argparse.Namespace, seed: int) -> str:
-    """The name of an answers folder: the split, the decoding, and what is not the default."""
-    parts = [args.split, args.decoding]
-    parts += [f"seed{seed}"] if args.decoding != "greedy" else []
-    parts += [f"anchor-{args.anchor}"] if args.anchor else []
-    parts += [f"{args.rows}rows"] if args.rows is not None else []
-    parts += [f"{args.shots}shot"] if args.shots else []
-    return "-".join(parts)
-
-
 def _planned(
-    engine: Engine, task: Task, adapter: Adapter, args: argparse.Namespace
+    engine: Engine, task: Task, adapter: Adapter, options: Options
 ) -> Iterator[tuple[str, Settings]]:
     """Every folder of answers of one adapter, and its settings."""
-    for seed in _seeds(args):
-        yield folder_name(args, seed), _settings(engine, task, adapter, args, seed)
+    for seed in options.all_seeds():
+        yield options.folder(seed), _settings(engine, task, adapter, options, seed)
     if task.general:
-        yield GENERAL, _general_settings(engine, task, adapter, args)
+        yield GENERAL, _general_settings(engine, task, adapter, options)
 
 
 def _settings(
-    engine: Engine, task: Task, adapter: Adapter, args: argparse.Namespace, seed: int
+    engine: Engine, task: Task, adapter: Adapter, options: Options, seed: int
 ) -> Settings:
     served = isinstance(engine, UrlEngine)
     return Settings(
         recipe=task.recipe.name,
         card=task.card.name,
-        split=args.split,
+        split=options.split,
         anchor=task.anchor,
         adapter=adapter.shown,
-        decoding=args.decoding,
+        decoding=options.decoding,
         seed=seed,
         rows=len(task.prompts),
         model=engine.model_name if served else str(task.recipe.get("model")),
         engine=engine.name,
         max_new_tokens=task.max_new_tokens,
-        batch_size=args.batch_size,
+        batch_size=options.batch_size,
         prompts_sha256=prompting.prompts_sha256(task.prompts),
-        shots=args.shots,
+        shots=options.shots,
         model_sha256=_keys_sha256(task.recipe, served=served),
         adapter_sha256=adapter.weights_sha256,
         model_files_sha256="" if served else _files_sha256(engine, task.recipe),
@@ -513,13 +354,11 @@ def _files_sha256(engine: Engine, recipe: Recipe) -> str:
     return fingerprints.model_sha256(Path(folder)) if folder else ""
 
 
-def _general_settings(
-    engine: Engine, task: Task, adapter: Adapter, args: argparse.Namespace
-) -> Settings:
+def _general_settings(engine: Engine, task: Task, adapter: Adapter, options: Options) -> Settings:
     """General questions: greedy, short, without anchor and examples."""
     questions = task.foreign.questions if task.foreign else []
     return replace(
-        _settings(engine, task, adapter, args, 42),
+        _settings(engine, task, adapter, options, 42),
         split=GENERAL,
         anchor="none",
         decoding="greedy",
@@ -532,19 +371,19 @@ def _general_settings(
 
 
 def _answer_rival(
-    engine: Engine, task: Task, adapter: Adapter, folder: Path, args: argparse.Namespace
+    engine: Engine, task: Task, adapter: Adapter, folder: Path, options: Options
 ) -> None:
     """A rival's answers to the task; it has nothing to say to general questions."""
     examples = None
     if adapter.rival == rivals.WORDS:
-        engine = rivals.by_words(task.spec, task.card, task.prompts, args.split)
+        engine = rivals.by_words(task.spec, task.card, task.prompts, options.split)
     elif adapter.rival == rivals.CHOICES:
         engine = rivals.by_choice(engine, task.card)
     else:
         examples = rivals.examples_that_fit(
             engine, task.spec, task.prompts, task.max_new_tokens, task.anchor
         )
-    _answer_task(engine, task, adapter, folder, args, examples)
+    _answer_task(engine, task, adapter, folder, options, examples)
 
 
 def _answer_task(
@@ -552,16 +391,16 @@ def _answer_task(
     task: Task,
     adapter: Adapter,
     folder: Path,
-    args: argparse.Namespace,
+    options: Options,
     examples: Examples | None = None,
 ) -> None:
-    models = _models(args)
-    for seed in _seeds(args):
-        name = folder_name(args, seed)
+    models = _models(options)
+    for seed in options.all_seeds():
+        name = options.folder(seed)
         history: History = ()
-        settings = _settings(engine, task, adapter, args, seed)
-        if args.shots and not adapter.rival:
-            examples = fixed_examples(folder / name, task.card, task.anchor, count=args.shots)
+        settings = _settings(engine, task, adapter, options, seed)
+        if options.shots and not adapter.rival:
+            examples = fixed_examples(folder / name, task.card, task.anchor, count=options.shots)
         elif examples is not None:
             save_examples(folder / name / EXAMPLES, examples)
         if examples is not None:
@@ -569,22 +408,22 @@ def _answer_task(
         answer_all(
             engine,
             task.prompts,
-            decoding(args.decoding),
+            decoding(options.decoding),
             replace(settings, shots=len(history)),
             folder / name,
-            label=f"{adapter.label}, {args.split}",
+            label=f"{adapter.label}, {options.split}",
             history=history,
         )
         scoring.write(folder / name, learned=task.learned, models=models)
 
 
 def _measure_general(
-    engine: Engine, task: Task, adapter: Adapter, folder: Path, args: argparse.Namespace
+    engine: Engine, task: Task, adapter: Adapter, folder: Path, options: Options
 ) -> None:
     if task.foreign is None:
         return
     folder = folder / GENERAL
-    settings = _general_settings(engine, task, adapter, args)
+    settings = _general_settings(engine, task, adapter, options)
     label = adapter.label
     questions = task.foreign.questions
     answer_all(engine, questions, decoding("greedy"), settings, folder, label=f"{label}, general")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 from rich.console import Console
 
@@ -39,10 +40,12 @@ OUT = paths.PROJECT / "output" / "demo"
 _STAMP = "demo.json"
 _AT_ONCE = 2  # trainings; each holds about 2.5 GB
 # in a time that a newcomer waits; the sample's answers have at most 31 tokens
-_ANSWERING = [
-    *("--batch-size", "32", "--max-new-tokens", "40"),
-    *("--general-rows", "20", "--retention-rows", "60"),
-]
+_ANSWERING: dict[str, Any] = {
+    "batch_size": 32,
+    "max_new_tokens": 40,
+    "general_rows": 20,
+    "retention_rows": 60,
+}
 
 
 @dataclass(frozen=True)
@@ -178,14 +181,11 @@ def _train(training: Training, threads: int, lines: SimpleQueue[int]) -> None:
 
 def _answer(adapters: Sequence[Path]) -> None:
     from tell_plugins.evaluation import evaluate
+    from tell_plugins.evaluation.options import Options
 
-    parser = argparse.ArgumentParser()
-    evaluate.add_arguments(parser)
     recipe = str(paths.RECIPES / f"{MAIN}.yaml")
     named = ["none", *(str(path) for path in adapters)]
-    args = parser.parse_args([recipe, *_ANSWERING, "--adapter", *named])
-    args.flags = []
-    evaluate.answer(args)
+    evaluate.answer(Options(recipe=recipe, adapter=named, **_ANSWERING))
 
 
 def _systems(adapters: Sequence[Path]) -> tuple[list[System], dict[str, Difference]]:

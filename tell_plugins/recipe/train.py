@@ -13,7 +13,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -46,11 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    recipe = load_recipe(args.recipe, args.flags)
+    return check_and_train(args.recipe, args.flags, force=args.force)
+
+
+def check_and_train(file: str, flags: Sequence[str], *, force: bool = False) -> int:
+    """Train a recipe, unless `check` finds errors and `force` is not given; the exit code.
+
+    Raises UserError for what `check` finds.
+    """
+    recipe = load_recipe(file, list(flags))
     # where `eval` will look; by itself ms-swift names the folder after the model
     recipe = recipe.with_values(output_dir=str(recipe.output_dir))
     checked = inspect(recipe, swift_keys())
-    _stop_on_errors(checked, args.force)
+    _stop_on_errors(checked, force)
     recipe = _with_model(recipe, checked.settings)
     before = set(checkpoints(recipe.output_dir))
     code = train(recipe)
