@@ -174,12 +174,20 @@ def test_mix_over_an_earlier_mixture(cards: Path, tmp_path: Path) -> None:
 # --- new -----------------------------------------------------------------------------------------
 
 
+def new_task(cards: Path, file: Path) -> list[str]:
+    """The call that makes the task `own` of a file."""
+    argv = ["new", "own", "--train", str(file), "--anchor", "Is the number odd? Say yes or no."]
+    return [*argv, "--general", "plain", "--recipes", str(cards / "recipes"), "--model", "smollm2"]
+
+
+def odd_rows(path: Path, count: int) -> Path:
+    rows = [{"query": f"Is {n} odd?", "response": "yes" if n % 2 else "no"} for n in range(count)]
+    return write_rows(path, rows)
+
+
 @pytest.mark.slow
 def test_new(cards: Path, tmp_path: Path) -> None:
-    rows = [{"query": f"Is {n} odd?", "response": "yes" if n % 2 else "no"} for n in range(40)]
-    file = write_rows(tmp_path / "mine.jsonl", rows)
-    argv = ["new", "own", "--train", str(file), "--anchor", "Is the number odd? Say yes or no."]
-    argv += ["--general", "plain", "--recipes", str(cards / "recipes"), "--model", "smollm2"]
+    argv = new_task(cards, odd_rows(tmp_path / "mine.jsonl", 40))
 
     def whole() -> None:
         assert not [name for name in card_names() if name.startswith(".")]
@@ -188,6 +196,35 @@ def test_new(cards: Path, tmp_path: Path) -> None:
     results = [cards / "cards", cards / "recipes"]
     case = Case(cards, argv, [*argv, "--force"], results, whole)
     assert stop_everywhere(case, tmp_path / "before") > 5
+
+
+@pytest.mark.slow
+def test_new_over_an_earlier_task(cards: Path, tmp_path: Path) -> None:
+    """The card is the old or the new one as a whole; no old recipe stands beside the new card."""
+    card, recipes = cards / "cards" / "own", cards / "recipes"
+    assert main(new_task(cards, odd_rows(tmp_path / "old.jsonl", 20))) == 0
+    old = contents([card, recipes])
+    shutil.copytree(cards, tmp_path / "old")
+    argv = [*new_task(cards, odd_rows(tmp_path / "mine.jsonl", 40)), "--force"]
+    assert main(argv) == 0
+    new = contents([card, recipes])
+    assert old.keys() == new.keys()
+    assert not any(old[name] == new[name] for name in old if name.endswith((".jsonl", ".yaml")))
+    shutil.rmtree(cards)
+    shutil.copytree(tmp_path / "old", cards)
+
+    def whole() -> None:
+        def of(state: dict[str, bytes]) -> dict[str, bytes]:
+            return {name: text for name, text in state.items() if name.startswith(str(card))}
+
+        made, there = contents([recipes]), contents([card])
+        assert there in ({}, of(old), of(new))
+        state = new if there == of(new) else old
+        shown = {name: text for name, text in made.items() if not name.endswith(paths.TEMPORARY)}
+        assert all(text == state[name] for name, text in shown.items())
+
+    case = Case(cards, argv, argv, [cards / "cards", recipes], whole)
+    assert stop_everywhere(case, tmp_path / "before") > 10
 
 
 # --- data ----------------------------------------------------------------------------------------

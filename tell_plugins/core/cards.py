@@ -269,14 +269,17 @@ def find_card(name: str) -> Path:
     return files[0]
 
 
-def load_card(name: str) -> Card:
-    """Load the card `name`. Raises UserError for a missing, unreadable or wrong card."""
-    path = find_card(name)
-    return _load(path, path.stat().st_mtime_ns)
+def load_card(name: str, folder: Path | None = None) -> Card:
+    """Load the card `name`, from `folder` where it does not lie at its place yet.
+
+    Raises UserError for a missing, unreadable or wrong card.
+    """
+    path = folder / "card.yaml" if folder else find_card(name)
+    return _load(path, path.stat().st_mtime_ns, name)
 
 
 @lru_cache(maxsize=64)
-def _load(path: Path, _stamp: int) -> Card:
+def _load(path: Path, _stamp: int, name: str) -> Card:
     where = paths.shown(path)
     document = read_yaml(path)
     if not isinstance(document.values, dict):
@@ -290,9 +293,9 @@ def _load(path: Path, _stamp: int) -> Card:
         parts = error.errors()
         raise_all([_problem(part, document.place(where, part["loc"])) for part in parts])
         raise
-    if card.name != path.parent.name:
+    if card.name != name:
         raise UserError(
-            f"name '{card.name}' differs from the folder '{path.parent.name}'",
+            f"name '{card.name}' differs from the folder '{name}'",
             where=where,
             remedy="give both the same name",
         )

@@ -367,15 +367,15 @@ def _batch_of_turns(texts: Texts, channels: pa.Array) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([messages, channels], schema=TURNS_SCHEMA)
 
 
-def build_mixture(spec: Spec) -> Mixture:
-    """Build the mixture that `spec` describes.
+def build_mixture(spec: Spec, card: Card | None = None) -> Mixture:
+    """Build the mixture that `spec` describes; `card` is the one it names, if it is loaded.
 
     `task=0` gives exactly the general rows of the mixture that the same string describes with any
     other amount: the baseline of general data alone. Raises UserError for whatever the user can
     mend: unknown cards, missing files, malformed task rows, too little data, task rows that are
     test rows.
     """
-    card = load_card(spec.card)
+    card = card or load_card(spec.card)
     if card.kind == GENERAL:
         refuse_measuring(card, str(spec))
         return _build_general_only(spec, card)

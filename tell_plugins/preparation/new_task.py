@@ -9,14 +9,14 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tell_plugins.core import paths
-from tell_plugins.core.cards import card_names, load_card
+from tell_plugins.core.cards import Card, card_names, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import Mixture, build_mixture
 from tell_plugins.core.rowfiles import FORMATS
@@ -151,24 +151,28 @@ def run(args: argparse.Namespace) -> int:
     for note in task.notes:
         print(f"note: {note}")
     export = make_known(cards)
-    with _placed(folder, _files(_card(task, args, sources, amount, pattern), task)):
-        methods, missing = _methods(args, pattern, sources, len(task.train))
-        texts = {}
+    content = _files(_card(task, args, sources, amount, pattern), task)
+    with ExitStack() as recipes_last, _staged(folder, content) as staged:
+        card = load_card(args.name, staged)
+        methods, missing = _methods(args, pattern, sources, len(task.train), card)
         for variant, path in files.items():
             lines = header(pattern, args.name, methods[variant], path, export)
-            texts[path] = recipe_text(pattern, path.stem, methods[variant], lines, task.system)
-        for path, text in texts.items():
-            paths.write_text(path, text)
+            text = recipe_text(pattern, path.stem, methods[variant], lines, task.system)
+            written = recipes_last.enter_context(paths.atomic_path(path))
+            written.write_text(text, encoding="utf-8")
+        for path in files.values():
+            path.unlink(missing_ok=True)  # no old recipe ever stands beside the new card
     print(f"metric:  {task.metric}; {len(task.train)} training rows, {len(task.test)} test rows")
     print(f"card:    {paths.shown(folder)}")
-    for path in texts:
+    for path in files.values():
         print(f"recipe:  {paths.shown(path)}")
-    print("next:", *([export] if export else []), *missing, *_commands(list(texts)), sep="\n  ")
+    commands = _commands(list(files.values()))
+    print("next:", *([export] if export else []), *missing, *commands, sep="\n  ")
     return 0
 
 
 def _methods(
-    args: argparse.Namespace, pattern: Recipe, sources: Sequence[str], rows: int
+    args: argparse.Namespace, pattern: Recipe, sources: Sequence[str], rows: int, card: Card
 ) -> tuple[dict[str, Method], list[str]]:
     """The method by variant, proven by a mixture, and the downloads that it needs first."""
     general = None
@@ -183,7 +187,7 @@ def _methods(
     total = entries(rows)
     missing: list[str] = []
     if args.method != "sft":
-        mixture, missing = _mixture(main.dataset)
+        mixture, missing = _mixture(main.dataset, card)
         total = total if mixture is None else len(mixture)
     return {"": main, "sft": plain_sft(args.name, rows, total, pattern)}, missing
 
@@ -356,52 +360,42 @@ def _files(card: dict[str, Any], task: Task) -> dict[str, str]:
 
 
 @contextmanager
-def _placed(folder: Path, files: dict[str, str]) -> Iterator[None]:
-    """The card's folder with these files; as it was before when the block fails."""
-    before, cards_there = _hidden(folder, "before"), folder.parent.is_dir()
-    if folder.exists():
-        os.replace(folder, before)
+def _staged(folder: Path, files: dict[str, str]) -> Iterator[Path]:
+    """A card's new folder, hidden; it takes its place as a whole when the block ends well.
+
+    Files that the user put into the old one stay.
+    """
+    before, cards_there = _hidden(folder), folder.parent.is_dir()
     try:
         with paths.atomic_dir(folder) as temporary:
-            if before.exists():
-                shutil.copytree(before, temporary, dirs_exist_ok=True)
+            if folder.exists():
+                shutil.copytree(folder, temporary, dirs_exist_ok=True)
             for name, text in files.items():
                 (temporary / name).write_text(text, encoding="utf-8")
-        yield
+            yield temporary
+            if folder.exists():
+                os.replace(folder, before)
     except BaseException:
-        if before.exists():
-            _restore(folder)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
+        _restore(folder)
         if not cards_there:
             with suppress(OSError):
                 folder.parent.rmdir()
         raise
-    if before.exists():
-        _discard(before, folder)
+    _restore(folder)
 
 
-def _hidden(folder: Path, state: str) -> Path:
-    """Where a card lies that is being overwritten, hidden from all lists."""
-    return folder.with_name(f".{folder.name[:200]}.{state}")
+def _hidden(folder: Path) -> Path:
+    """Where a card lies while another takes its place, hidden from all lists."""
+    return folder.with_name(f".{folder.name[:200]}.before")
 
 
 def _restore(folder: Path) -> None:
-    """Put back a card whose overwriting did not end, be it by an error or a kill."""
-    before, gone = _hidden(folder, "before"), _hidden(folder, "gone")
-    shutil.rmtree(gone, ignore_errors=True)
-    if before.is_dir():
-        if folder.exists():
-            os.replace(folder, gone)
+    """Put back a card that was killed out of its place; remove it where the new one stands."""
+    before = _hidden(folder)
+    if folder.exists():
+        shutil.rmtree(before, ignore_errors=True)
+    elif before.is_dir():
         os.replace(before, folder)
-        shutil.rmtree(gone, ignore_errors=True)
-
-
-def _discard(before: Path, folder: Path) -> None:
-    """Remove the old card of an overwriting that has ended; renamed first, so that none is half."""
-    gone = _hidden(folder, "gone")
-    os.replace(before, gone)
-    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _picture(task: Task) -> str:
@@ -424,13 +418,13 @@ def _cut(text: str) -> str:
     return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
 
 
-def _mixture(dataset: str) -> tuple[Mixture | None, list[str]]:
+def _mixture(dataset: str, card: Card) -> tuple[Mixture | None, list[str]]:
     """The mixture that the recipe asks for, or None and the downloads that it needs first.
 
     Raises UserError when it cannot be built and no download would change that.
     """
     try:
-        mixture = build_mixture(parse_spec(dataset))
+        mixture = build_mixture(parse_spec(dataset), card)
     except UserError as error:
         downloads = re.findall(r"\./run\.sh data [\w.-]+", str(error))
         if not downloads:
