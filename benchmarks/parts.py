@@ -188,7 +188,7 @@ def holding(world: World, rounds: int, *, embedded: bool) -> Part:
 
     Of the embedded model, else of the random one.
     """
-    from tell_plugins.preparation.embedded_model import prepare_model
+    from tell_plugins.bridge.embedded_model import prepare_model
 
     print("holding rows by KL", file=sys.stderr)
     model = prepare_model() if embedded else _make_model(world)
@@ -316,9 +316,9 @@ def official_prompts(rows: int, limit: int) -> Asked:
 
     Raises UserError where the data is not here, MachineError where the model cannot be had.
     """
+    from tell_plugins.bridge.embedded_model import prepare_model
     from tell_plugins.core.cards import load_card
     from tell_plugins.evaluation.prompts import task_prompts
-    from tell_plugins.preparation.embedded_model import prepare_model
 
     card = load_card("halu_cot_json")
     _, prompts = task_prompts(card, "test", "card", rows)

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tell_plugins.bridge import embedded_model
 from tell_plugins.cli import main
 from tell_plugins.core import paths
 from tell_plugins.core.rows import file_sha256
-from tell_plugins.preparation import embedded_model, llama2_tokenizer
+from tell_plugins.preparation import llama2_tokenizer
 from tests.conftest import PROJECT, MakeCard, write_rows
 from tests.file_server import FileServer, cut_after, serving
 from tests.hub_server import REVISION, hub

@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from tell_plugins import cli
+from tell_plugins.bridge import embedded_model
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError
 from tell_plugins.evaluation.intervals import Estimate, rate
 from tell_plugins.evaluation.shares import Interval
 from tell_plugins.evaluation.significance import Difference
 from tell_plugins.experiments import demo
-from tell_plugins.preparation import embedded_model
 from tests.conftest import PROJECT
 from tests.tiny import make_tiny_model
 

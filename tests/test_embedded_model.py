@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tell_plugins.bridge.embedded_model import prepare_model
 from tell_plugins.core.errors import UserError
-from tell_plugins.preparation.embedded_model import prepare_model
 
 
 def test_a_folder_in_the_way_is_named(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from tell_plugins.bridge.embedded_model import prepare_model
 from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
@@ -28,7 +29,6 @@ from tell_plugins.core.spec import parse_spec
 from tell_plugins.preparation import halu_cot_json, halueval
 from tell_plugins.preparation.asked_thoughts import answer_check, question_about
 from tell_plugins.preparation.download import DIRECT, Places
-from tell_plugins.preparation.embedded_model import prepare_model
 from tell_plugins.preparation.provenance import provenance_path
 from tell_plugins.preparation.span_thoughts import shorten, span_thought
 from tests.chat_server import Reply, serving

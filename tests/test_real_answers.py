@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
+from tell_plugins.bridge.embedded_model import prepare_model
 from tell_plugins.core.cards import load_card
 from tell_plugins.evaluation.answers import ANSWERS
 from tell_plugins.evaluation.prompts import task_prompts
-from tell_plugins.preparation.embedded_model import prepare_model
 from tests.conftest import PROJECT
 from tests.tiny import tiny_recipe
 from tests.tiny_adapters import gap_where_they_part

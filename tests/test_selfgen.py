@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tell_plugins.bridge.embedded_model import prepare_model
 from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
@@ -25,7 +26,6 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.preparation import selfgen
-from tell_plugins.preparation.embedded_model import prepare_model
 from tell_plugins.preparation.provenance import read_provenance, write_provenance
 from tell_plugins.preparation.selfgen_filters import (
     answer_problem,

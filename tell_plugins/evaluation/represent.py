@@ -21,6 +21,7 @@ from tell_plugins.core.progress import track
 from tell_plugins.core.spec import ALL, NONE, parse_spec
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import BASE, Adapter, find_adapters
+from tell_plugins.evaluation.representations import POOLINGS
 from tell_plugins.evaluation.trained_with import as_trained, found_by_swift
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 
@@ -29,11 +30,6 @@ if TYPE_CHECKING:
     from tell_plugins.evaluation.representations import Groups, Separation
 
 MIDDLE = "middle"
-POOLINGS = {
-    "mean": "mean over anchor and query",
-    "last": "last token of the prompt",
-    "query": "mean over the query's own tokens",
-}
 _LEAST_ROWS = 10  # five folds of two rows a group
 _MAX_TOKENS = 512
 

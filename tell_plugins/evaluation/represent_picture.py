@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from tell_plugins.core import paths
-from tell_plugins.evaluation.represent import POOLINGS
-from tell_plugins.evaluation.representations import Groups, Vectors, tsne
+from tell_plugins.evaluation.representations import POOLINGS, Groups, Vectors, tsne
 
 _PANELS = (
     ("no anchor", "task", "general"),

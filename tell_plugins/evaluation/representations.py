@@ -27,6 +27,11 @@ import numpy.typing as npt
 
 Vectors = npt.NDArray[np.float64]  # (rows, width)
 
+POOLINGS = {
+    "mean": "mean over anchor and query",
+    "last": "last token of the prompt",
+    "query": "mean over the query's own tokens",
+}
 CONDITIONS = ("without", "with", "control")
 MEASURES = ("centroid_distance", "silhouette", "probe_accuracy")
 _RESAMPLES = 2000

@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tell_plugins.preparation.embedded_model import prepare_model
+    from tell_plugins.bridge.embedded_model import prepare_model
 
     started = time.monotonic()
     print("TELL on a CPU: SmolLM2-135M learns to judge customers' messages, answering in JSON.")

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tell_plugins.bridge import embedded_model
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, card_names, load_card
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.tokens import tokenizer_file
-from tell_plugins.preparation import embedded_model
 from tell_plugins.preparation.card_files import State, state_of
 from tell_plugins.preparation.llama2_tokenizer import Llama2Content
 from tell_plugins.preparation.provenance import read_provenance

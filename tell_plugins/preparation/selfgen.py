@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from tell_plugins.bridge import embedded_model
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import Shape
 from tell_plugins.core.progress import track
 from tell_plugins.core.text import comparison_keys
-from tell_plugins.preparation import embedded_model
 from tell_plugins.preparation.journal import Journal
 from tell_plugins.preparation.known_cards import check_name, make_known
 from tell_plugins.preparation.provenance import read_provenance, write_provenance

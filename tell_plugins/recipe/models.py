@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tell_plugins.bridge.embedded_model import model_dir
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
-from tell_plugins.preparation.embedded_model import model_dir
 
 
 def model_folder(model: str) -> Path | None:

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import FrameType
 
 from tell_plugins.bridge import swift_cli
+from tell_plugins.bridge.embedded_model import is_ready, prepare_model
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.preparation.embedded_model import is_ready, prepare_model
 from tell_plugins.recipe.check import Checked, inspect
 from tell_plugins.recipe.findings import errors_of
 from tell_plugins.recipe.hubs import need_model
