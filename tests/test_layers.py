@@ -29,9 +29,20 @@ BELOW = {  # each part of the package, and what it may import of the others
 }
 
 
-def _imports(path: Path) -> Iterator[str]:
-    """Every module that a file imports, also inside functions, as dotted names."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+class _WithoutTypes(ast.NodeTransformer):
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if ast.unparse(node.test) == "TYPE_CHECKING" else node
+
+
+def _imports(path: Path, *, of_types: bool = True) -> Iterator[str]:
+    """Every module that a file imports, also inside functions, as dotted names.
+
+    `of_types`: those too that are for type checkers alone.
+    """
+    tree: ast.AST = ast.parse(path.read_text(encoding="utf-8"))
+    if not of_types:
+        tree = _WithoutTypes().visit(tree)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -65,7 +76,11 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     names = {".".join(path.relative_to(PROJECT).with_suffix("").parts): path for path in MODULES}
     graph = TopologicalSorter()
     for name, path in names.items():
-        found = {part for full in _imports(path) for part in (full, full.rpartition(".")[0])}
+        found = {
+            part
+            for full in _imports(path, of_types=False)
+            for part in (full, full.rpartition(".")[0])
+        }
         graph.add(name, *(found & names.keys()))
     graph.prepare()  # raises CycleError, which names the circle
 

@@ -210,7 +210,9 @@ def _split_ready(card: Card, split: str, options: Options) -> bool:
 
 
 def _model_ready() -> bool:
-    folder = _module("embedded_model").prepare_model()
+    from tell_plugins.bridge.embedded_model import prepare_model
+
+    folder = prepare_model()
     print(f"  smollm2: is ready: {paths.shown(folder)}")
     return True
 
