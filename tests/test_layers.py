@@ -213,6 +213,7 @@ def test_top_of_the_repository() -> None:
         "requirements-eval.txt",
         "README.md",
         "AGENTS.md",
+        "README_CN.md",
         "LICENSE",
         "pyproject.toml",
         ".ci",

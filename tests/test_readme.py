@@ -20,6 +20,7 @@ from tell_plugins.core.spec import parse_spec
 from tests.conftest import PROJECT
 
 README = PROJECT / "README.md"
+CHINESE = PROJECT / "README_CN.md"
 PAGES = [README, PROJECT / "AGENTS.md", *sorted((PROJECT / "docs").glob("*.md"))]
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.DOTALL)
@@ -124,6 +125,29 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.exists(), link
         titles = re.findall(r"(?m)^#+ (.+)$", target.read_text(encoding="utf-8")) if heading else []
         assert not heading or heading in {t.lower().replace(" ", "-") for t in titles}, link
+
+
+def _shape(page: Path) -> list[str]:
+    """What both languages share: headings' levels, code without its comments, links, names."""
+    text = page.read_text(encoding="utf-8")
+    code = [
+        [line.partition(" # ")[0].rstrip() for line in block.splitlines()]
+        for _, block in re.findall(r"```(\w*)\n(.*?)```", text, flags=re.DOTALL)
+    ]
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+    return [
+        *map(str, code),
+        *re.findall(r"(?m)^#+", text),
+        *re.findall(r"\]\(([^)]+)\)", text),
+        *(row for row in rows if "`" in row or "]" in row),
+        *sorted(re.findall(r"`([^`\n]+)`", text)),
+        *sorted(re.findall(r"\*\*([A-Z][\w, ]+)\*\*", text)),
+    ]
+
+
+def test_both_languages_say_the_same() -> None:
+    assert _shape(CHINESE) == _shape(README)
 
 
 def test_every_page_is_linked_from_the_readme() -> None:
