@@ -1,4 +1,4 @@
-"""Asking an OpenAI-compatible endpoint many questions: bounded, patient, resumable, accounted for.
+"""Asking an OpenAI-compatible endpoint many questions: checked, resumable, accounted for.
 
 Every answer is checked; one that fails is asked again with the reason. A journal holds each answer
 as it comes, so a run that was killed goes on without asking twice.
@@ -7,38 +7,29 @@ as it comes, so a run that was killed goes on without asking twice.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import ipaddress
-import os
-import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.files import Shape
 from tell_plugins.core.progress import track
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
+from tell_plugins.preparation.chat import NoAnswer, Refused, Server, api_url, side_by_side
 from tell_plugins.preparation.journal import Journal
-from tell_plugins.preparation.transfer import is_address, shown_url
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+from tell_plugins.preparation.transfer import Unreachable
 
 Message = dict[str, str]
 Check = Callable[[str, str], str | None]  # (key, answer) -> what is wrong with it, or None
 
 SPEND_FREELY = 1.0  # an estimated cost up to this needs no --yes
-TRIES = 8  # of one request, when the server fails or the line is cut
-RATE_LIMIT_TRIES = 40
-LONGEST_WAIT = 3600.0  # seconds; an endpoint that asks for more is left for later
 _GIVEN_UP = 3  # requests in a row that got no answer at all: the endpoint is down
 _CHARS_PER_TOKEN = 4
-_FATAL = (401, 402, 403, 404)
+_HINT = "check --model and --temperature (or 'none')"
 
 
 @dataclass(frozen=True)
@@ -50,42 +41,19 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class Endpoint(Server):
     """Where and how to ask. Prices are per million tokens, in any currency.
 
     Attributes:
         attempts: answers asked for at most, for one question, over all runs.
-        timeout: seconds for one answer.
-        first_wait: seconds before a failed request is sent again; doubles each time.
     """
 
-    base_url: str
-    model: str
-    key_env: str = "OPENAI_API_KEY"
     concurrency: int = 8
     attempts: int = 3
-    timeout: float = 120.0
     temperature: float | None = 0.0
     max_tokens: int = 600
     price_in: float | None = None
     price_out: float | None = None
-    first_wait: float = 1.0
-
-    @property
-    def shown_url(self) -> str:
-        """The address without user name, password or query."""
-        return shown_url(self.base_url)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is this machine or a private network: nothing is bought there."""
-        host = urlsplit(self.base_url).hostname or ""
-        if host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(host).is_private
-        except ValueError:
-            return "." not in host
 
 
 class AskedRecord(Shape):
@@ -179,7 +147,7 @@ def endpoint_of(args: argparse.Namespace) -> Endpoint:
             remedy="give both, per million tokens",
         )
     return Endpoint(
-        base_url=args.base_url,
+        base_url=api_url(args.base_url),
         model=args.model,
         key_env=args.key_env,
         concurrency=args.concurrency,
@@ -248,9 +216,7 @@ def ask(
     of reach or out of quota. The journal keeps what was answered before either.
     """
     asker = _Asker(check, endpoint, journal)
-    todo = [question for question in questions if asker.is_open(question.key)]
-    if todo:
-        asyncio.run(asker.run(todo))
+    asker.run([question for question in questions if asker.is_open(question.key)])
     outcome = Outcome(ledger=ledger(journal.records, endpoint))
     for question in questions:
         good = asker.answers.get(question.key)
@@ -271,19 +237,17 @@ def open_questions(
 
 def ledger(records: Sequence[dict[str, Any]], endpoint: Endpoint) -> dict[str, Any]:
     """What all runs of a journal have taken so far."""
-    repeats: Counter[str] = Counter()
-    for record in records:
-        repeats.update(record.get("repeats", {}))
+    again = sum(record.get("sent_again", 0) for record in records)
     tokens_in = sum(record.get("tokens_in", 0) for record in records)
     tokens_out = sum(record.get("tokens_out", 0) for record in records)
     answered = [record for record in records if record.get("text") is not None]
     cost = _cost(endpoint, tokens_in, tokens_out)
     return {
         "model": endpoint.model,
-        "requests": len(records) + sum(repeats.values()),
+        "requests": len(records) + again,
         "answers": len(answered),
         "refused_by_check": sum(record.get("problem") is not None for record in answered),
-        "sent_again_after": dict(sorted(repeats.items())),
+        "sent_again": again,
         "tokens_in": tokens_in,
         "tokens_out": tokens_out,
         "tokens_estimated_for": sum(bool(record.get("estimated")) for record in answered),
@@ -293,12 +257,8 @@ def ledger(records: Sequence[dict[str, Any]], endpoint: Endpoint) -> dict[str, A
     }
 
 
-class _NoAnswer(Exception):
-    """A request that got no answer at all, though it was sent again."""
-
-
 class _Asker:
-    """The state of one run: what is answered, and until when nothing may be sent."""
+    """The state of one run: what is answered, and what was wrong with the other answers."""
 
     def __init__(self, check: Check, endpoint: Endpoint, journal: Journal) -> None:
         self.check, self.endpoint, self.journal = check, endpoint, journal
@@ -306,7 +266,7 @@ class _Asker:
         self.reasons: dict[str, str] = {}
         self._attempts: Counter[str] = Counter()
         self._last: dict[str, tuple[str, str]] = {}  # key -> refused answer, reason
-        self._not_before = 0.0
+        self._lock = threading.Lock()
         self._reached = False
         self._given_up = 0
         for record in journal.records:
@@ -328,239 +288,74 @@ class _Asker:
         if text is not None:
             self._last[key] = text, str(problem)
 
-    async def run(self, questions: Sequence[Question]) -> None:
-        queue: asyncio.Queue[Question] = asyncio.Queue()
-        for question in questions:
-            queue.put_nowait(question)
+    def run(self, questions: Sequence[Question]) -> None:
         with track(len(questions), f"asking {self.endpoint.model}", "rows") as bar:
-            async with self._client() as client:
-                workers = [
-                    asyncio.create_task(self._work(client, queue, bar))
-                    for _ in range(min(self.endpoint.concurrency, len(questions)))
-                ]
-                try:
-                    await asyncio.gather(*workers)
-                finally:
-                    for worker in workers:
-                        worker.cancel()
-                    await asyncio.gather(*workers, return_exceptions=True)
+            for _ in side_by_side(self._answer, questions, self.endpoint.concurrency):
+                bar.update(1)
 
-    def _client(self) -> AsyncOpenAI:
-        from openai import AsyncOpenAI
-
-        return AsyncOpenAI(
-            api_key=_key(self.endpoint) or "none",
-            base_url=self.endpoint.base_url,
-            timeout=self.endpoint.timeout,
-            max_retries=0,  # sent again here, where it is counted and all workers wait
-        )
-
-    async def _work(self, client: AsyncOpenAI, queue: asyncio.Queue[Question], bar: Any) -> None:
-        while not queue.empty():
-            question = queue.get_nowait()
-            while self.is_open(question.key):
-                repeats: Counter[str] = Counter()
-                try:
-                    record = await self._request(client, question, repeats)
-                except _NoAnswer as error:
-                    self._record(question.key, repeats, problem=str(error), attempt=False)
-                    self._given_up += 1
-                    if self._given_up >= _GIVEN_UP:
-                        raise MachineError(
-                            f"{self.endpoint.shown_url} does not answer: {error}\n"
-                            f"  remedy:  the same command goes on; {len(self.answers):,} answers "
-                            f"are kept in {paths.shown(self.journal.path)}"
-                        ) from None
-                    break
-                self._given_up = 0
-                self._record(question.key, repeats, **record)
-            bar.update(1)
-
-    def _record(self, key: str, repeats: Counter[str], **values: Any) -> None:
-        record = {"key": key, **values, "repeats": dict(repeats)}
-        if record.get("text") is not None:
-            record["problem"] = self.check(key, record["text"])
-        self.journal.append(record)
-        self._note(record)
-
-    async def _request(
-        self, client: AsyncOpenAI, question: Question, repeats: Counter[str]
-    ) -> dict[str, Any]:
-        """Send one request until it is answered; the answer as values of a record."""
-        import openai
-
-        while True:
-            await self._until_allowed()
-            started = time.monotonic()
+    def _answer(self, question: Question) -> None:
+        """Ask until the answer is right, or the attempts are used up."""
+        while self.is_open(question.key):
             try:
-                answer = await asyncio.wait_for(
-                    self._send(client, question), self.endpoint.timeout + 1
-                )
-                self._reached = True
-                return {**_read(answer, question), "seconds": round(time.monotonic() - started, 3)}
-            except (openai.APITimeoutError, asyncio.TimeoutError):
-                reason, wait = f"no answer within {self.endpoint.timeout:g} s", None
-                repeats["timeout"] += 1
-            except openai.APIConnectionError as error:
-                reason, wait = f"no connection ({error.__cause__ or error})", None
-                repeats["connection"] += 1
-                if not self._reached and repeats["connection"] >= 3:
-                    raise MachineError(
-                        f"cannot reach {self.endpoint.shown_url}: {error.__cause__ or error}\n"
-                        "  remedy:  check --base-url and the network; the same command goes on"
-                    ) from None
-            except openai.APIStatusError as error:
-                self._reached = True
-                said = self._said(error)
-                if not _is_transient(error):
-                    return self._refused(error.status_code, said)
-                reason, wait = f"HTTP {error.status_code}: {said}", _retry_after(error.response)
-                limited = error.status_code == 429
-                repeats["rate_limit" if limited else "server_error"] += 1
-            except openai.APIError as error:  # an answer that is no answer
-                reason, wait = f"unreadable answer ({type(error).__name__}: {error})", None
-                repeats["server_error"] += 1
-            self._give_up_after_too_many(repeats, reason)
-            await self._wait(wait, repeats)
+                self._record(question.key, **self._asked(question))
+                self._given_up = 0
+            except Refused as error:  # this row's fault, or the settings'
+                if not self.answers and not self._last:
+                    raise
+                self._record(question.key, problem=_first_line(error))
+            except (NoAnswer, Unreachable) as error:
+                again, told = self.endpoint.tries - 1, _first_line(error)
+                self._record(question.key, problem=told, sent_again=again, attempt=False)
+                self._stop_when_down(error)
+                return
 
-    def _send(self, client: AsyncOpenAI, question: Question) -> Any:
-        messages: list[Any] = list(question.messages)
+    def _stop_when_down(self, error: MachineError) -> None:
+        with self._lock:
+            self._given_up += 1
+        never = isinstance(error, Unreachable) and not self._reached
+        if never or self._given_up >= _GIVEN_UP:
+            raise MachineError(
+                f"{error}; {len(self.answers):,} answers are kept in "
+                f"{paths.shown(self.journal.path)}"
+            )
+
+    def _asked(self, question: Question) -> dict[str, Any]:
+        """Ask once; the answer as values of a record."""
+        messages = list(question.messages)
         if question.key in self._last:
             text, problem = self._last[question.key]
+            again = f"That cannot be used: {problem}. Answer again, as asked above."
             messages += [
                 {"role": "assistant", "content": text},
-                {
-                    "role": "user",
-                    "content": f"That cannot be used: {problem}. Answer again, as asked above.",
-                },
+                {"role": "user", "content": again},
             ]
-        extra: dict[str, Any] = {}
+        request: dict[str, Any] = {"model": self.endpoint.model, "messages": messages}
         if self.endpoint.temperature is not None:
-            extra["temperature"] = self.endpoint.temperature
-        return client.chat.completions.create(
-            model=self.endpoint.model,
-            messages=messages,
-            max_tokens=self.endpoint.max_tokens,
-            **extra,
-        )
+            request["temperature"] = self.endpoint.temperature
+        started = time.monotonic()
+        answer = self.endpoint.ask(hint=_HINT, max_tokens=self.endpoint.max_tokens, **request)
+        self._reached = True
+        asked = sum(len(message["content"]) for message in question.messages)
+        known = answer.tokens_in is not None
+        return {
+            # half a character could not be sent back
+            "text": answer.text.encode("utf-8", "replace").decode(),
+            "finish": answer.finish,
+            "tokens_in": answer.tokens_in if known else asked // _CHARS_PER_TOKEN,
+            "tokens_out": answer.tokens_out if known else len(answer.text) // _CHARS_PER_TOKEN,
+            "estimated": not known,
+            "seconds": round(time.monotonic() - started, 3),
+            "sent_again": answer.sent_again,
+        }
 
-    def _refused(self, status: int, said: str) -> dict[str, Any]:
-        """A request that the endpoint does not take: this row's fault, or the settings'."""
-        if status in _FATAL or (not self.answers and not self._last):
-            raise UserError(
-                f"the endpoint refuses: HTTP {status}: {said}",
-                where=self.endpoint.shown_url,
-                remedy={
-                    401: f"check the key in ${self.endpoint.key_env}",
-                    402: "check the account's balance",
-                    403: f"check the key in ${self.endpoint.key_env} and what it may use",
-                    404: f"check --base-url and --model {self.endpoint.model}",
-                }.get(status, "check --model and --temperature (or 'none')"),
-            )
-        return {"text": None, "problem": f"the endpoint refuses: HTTP {status}: {said}"}
-
-    def _said(self, error: Any) -> str:
-        """The server's message, on one line and without the key."""
-        body = error.body if isinstance(error.body, dict) else {}
-        text = " ".join(str(body.get("message") or error.message).split())
-        key = _key(self.endpoint)
-        return (text.replace(key, "***") if key else text)[:300]
-
-    def _give_up_after_too_many(self, repeats: Counter[str], reason: str) -> None:
-        failed = repeats["timeout"] + repeats["connection"] + repeats["server_error"]
-        if failed >= TRIES or repeats["rate_limit"] >= RATE_LIMIT_TRIES:
-            raise _NoAnswer(reason)
-
-    async def _wait(self, told: float | None, repeats: Counter[str]) -> None:
-        """Wait before sending again: as long as told, which holds all workers, or ever longer."""
-        if told is None:
-            told = min(60.0, self.endpoint.first_wait * 2 ** (sum(repeats.values()) - 1))
-            await asyncio.sleep(told * (0.5 + random.random() / 2))
-            return
-        if told > LONGEST_WAIT:
-            raise MachineError(
-                f"{self.endpoint.shown_url} asks to wait {told:,.0f} s\n"
-                "  remedy:  start the same command again then; it goes on where it stopped"
-            )
-        self._not_before = max(self._not_before, time.monotonic() + told)
-
-    async def _until_allowed(self) -> None:
-        while (left := self._not_before - time.monotonic()) > 0:
-            await asyncio.sleep(left)
+    def _record(self, key: str, *, text: str | None = None, **values: Any) -> None:
+        record = {"key": key, "text": text, **values}
+        if text is not None:
+            record["problem"] = self.check(key, text)
+        with self._lock:
+            self.journal.append(record)
+            self._note(record)
 
 
-def _is_transient(error: Any) -> bool:
-    if error.status_code == 429:
-        if getattr(error, "code", None) == "insufficient_quota":
-            raise MachineError(
-                "the endpoint's quota is used up\n"
-                "  remedy:  raise it, then start the same command again; it goes on"
-            )
-        return True
-    return error.status_code in (408, 409) or error.status_code >= 500
-
-
-def _retry_after(response: Any) -> float | None:
-    """Seconds that a `Retry-After` header asks for: a number, or a date."""
-    from email.utils import parsedate_to_datetime
-
-    text = response.headers.get("retry-after")
-    if text is None:
-        return None
-    try:
-        return max(0.0, float(text))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
-
-
-def _read(answer: Any, question: Question) -> dict[str, Any]:
-    """Text and tokens of a chat completion; tokens are estimated where it does not say."""
-    choice = answer.choices[0] if getattr(answer, "choices", None) else None
-    text = (choice.message.content if choice is not None and choice.message else None) or ""
-    usage: Any = getattr(answer, "usage", None)
-    known = getattr(usage, "prompt_tokens", None) is not None
-    asked = sum(len(message["content"]) for message in question.messages)
-    return {
-        "text": text.encode("utf-8", "replace").decode(),  # half a character could not be sent back
-        "finish": getattr(choice, "finish_reason", None),
-        "tokens_in": usage.prompt_tokens if known else asked // _CHARS_PER_TOKEN,
-        "tokens_out": (usage.completion_tokens or 0) if known else len(text) // _CHARS_PER_TOKEN,
-        "estimated": not known,
-    }
-
-
-def _key(endpoint: Endpoint) -> str | None:
-    """The key, read from the environment each time and kept nowhere."""
-    return os.environ.get(endpoint.key_env) or None
-
-
-def need_key(endpoint: Endpoint) -> None:
-    """UserError when a public endpoint is named without a key, or the key would go in the clear.
-
-    So it is for what is no address at all.
-    """
-    if not is_address(endpoint.base_url):
-        raise UserError(
-            f"'{endpoint.shown_url}' is no address",
-            where="the endpoint",
-            allowed="http://... or https://...",
-            remedy="give the address up to and including /v1",
-        )
-    if endpoint.is_local:
-        return
-    if _key(endpoint) is None:
-        raise UserError(
-            f"no key in ${endpoint.key_env}",
-            where=endpoint.shown_url,
-            remedy=f"export {endpoint.key_env}=..., or --key-env NAME of the variable that has it",
-        )
-    if urlsplit(endpoint.base_url).scheme != "https":
-        raise UserError(
-            "the key would go over the network in the clear",
-            where=endpoint.shown_url,
-            remedy="use https://",
-        )
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

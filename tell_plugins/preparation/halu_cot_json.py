@@ -85,7 +85,7 @@ def rebuild(args: argparse.Namespace, places: Places = DIRECT) -> int:
     if thoughts == "spans":
         return _rebuild_from_spans(read_sources(args.halueval, places))
     where_to_ask = endpoint.endpoint_of(args)
-    endpoint.need_key(where_to_ask)
+    where_to_ask.need_key()
     return _rebuild_from_endpoint(read_sources(args.halueval, places), where_to_ask, args)
 
 
@@ -207,13 +207,12 @@ def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _account_line(account: dict[str, Any]) -> str:
-    again = ", ".join(f"{number} x {why}" for why, number in account["sent_again_after"].items())
     cost = "" if account["cost"] is None else f"; cost {account['cost']:.2f}"
     return (
         f"so far: {account['requests']:,} requests, {account['answers']:,} answers, "
-        f"{account['refused_by_check']:,} refused by the check"
-        + (f", sent again after {again}" if again else "")
-        + f"; {account['tokens_in']:,} tokens asked, {account['tokens_out']:,} answered{cost}"
+        f"{account['refused_by_check']:,} refused by the check, "
+        f"{account['sent_again']:,} sent again; "
+        f"{account['tokens_in']:,} tokens asked, {account['tokens_out']:,} answered{cost}"
     )
 
 
