@@ -155,7 +155,9 @@ def test_a_run_with_other_values_is_another(
 def test_both_runs_are_looked_at_before_one_is_trained(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tell_plugins.recipe.train.run", lambda args: pytest.fail("it trains"))
+    monkeypatch.setattr(
+        "tell_plugins.recipe.train.check_and_train", lambda *_: pytest.fail("it trains")
+    )
     trained_run(without_anchor(recipe), 500)
     assert main(["anchors2x2", str(recipe.path)]) == 1
     assert "stopped at step 500" in capsys.readouterr().err

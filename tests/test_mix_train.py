@@ -252,7 +252,7 @@ def test_errors_of_the_data_stop_it_and_force_goes_on(
     make_card("leak", train=rows, test=rows[:1])
     runs: list[Path] = []
 
-    def trained(recipe: Recipe) -> int:
+    def trained(recipe: Recipe, *, verbose: bool) -> int:
         folder = recipe.output_dir / "v0-20260101-000000" / "checkpoint-3"
         runs.append(folder)
         folder.mkdir(parents=True)
@@ -278,9 +278,11 @@ def test_a_run_that_saves_nothing_says_so(
     toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(train, "_with_model", lambda recipe, settings: recipe)
-    monkeypatch.setattr(train, "train", lambda recipe: 0)
+    monkeypatch.setattr(train, "train", lambda recipe, verbose: 0)
     assert main(["train", str(toy)]) == 0
-    assert "no adapter was saved" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert re.search(r"\d+ task rows, \d+ general rows, \d+ steps\n  into .*--verbose", said)
+    assert "no adapter was saved" in said
 
 
 def test_paths_in_flags_are_the_callers(
@@ -334,7 +336,7 @@ def test_a_no_op_is_said_before_it_runs(
     toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(train, "_with_model", lambda recipe, settings: recipe)
-    monkeypatch.setattr(train, "train", lambda recipe: 0)
+    monkeypatch.setattr(train, "train", lambda recipe, verbose: 0)
     flags = ["--dataset", "tell/toy:task=3rows/general=0", "--warmup_ratio", "0.03"]
     assert main(["train", str(toy), *flags]) == 0
     assert "this run is a no-op: 3 rows at 4 rows a step" in capsys.readouterr().err
@@ -344,7 +346,7 @@ def test_what_is_not_modelled_trains_all_the_same(
     toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "_with_model", lambda recipe, settings: recipe)
-    monkeypatch.setattr(train, "train", lambda recipe: 0)
+    monkeypatch.setattr(train, "train", lambda recipe, verbose: 0)
     flags = ["--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 0}']
     assert main(["train", str(toy), *flags]) == 0
     assert main(["train", str(toy), "--lr_scheduler_type", "cosine", *flags[2:]]) == 0
@@ -358,7 +360,7 @@ def test_it_trains_into_the_folder_where_eval_looks(
     toy.write_text(yaml.safe_dump(values))
     folders: list[list[str]] = []
     monkeypatch.setattr(train, "_with_model", lambda recipe, settings: recipe)
-    monkeypatch.setattr(train, "train", lambda recipe: folders.append(recipe.argv()) or 0)
+    monkeypatch.setattr(train, "train", lambda recipe, verbose: folders.append(recipe.argv()) or 0)
     assert main(["train", str(toy)]) == 0
     assert folders[0][-2:] == ["--output_dir", str(load_recipe(toy).output_dir)]
     assert "output_dir" not in capsys.readouterr().err
@@ -809,8 +811,11 @@ def _assert_follows_the_formula(world: World, name: str) -> None:
 def test_flags_of_train_win_over_the_recipe(world: World) -> None:
     lay_keys(world.root / "cache")
     recipe = world.from_start("flags")
-    _train(recipe, *FLAGS, env=world.env())
+    env = {key: value for key, value in world.env().items() if key != "LOG_LEVEL"}
+    printed = _train(recipe, *FLAGS, env=env)
     run = world.run_of("flags")
+    assert "[INFO" not in printed
+    assert "'loss': " in printed
     assert (_args(run)["learning_rate"], _args(run)["max_steps"]) == (0.005, 3)
     assert _args(run)["swift_version"] == keys().version
     assert len(logged(run)) == 3

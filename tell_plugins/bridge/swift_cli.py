@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from importlib.util import find_spec
 from types import ModuleType
@@ -48,8 +49,9 @@ def _stand_ins() -> dict[str, ModuleType]:
 
 
 def _say_without_secrets(*values: object, **options: Any) -> None:
-    """What ms-swift says of itself, its whole command line among it."""
-    print(*(hide_secrets(str(value), sys.argv) for value in values), **options)
+    """What ms-swift says of itself, its whole command line among it, where its log is asked for."""
+    if os.environ.get("LOG_LEVEL", "INFO").upper() in {"INFO", "DEBUG"}:
+        print(*(hide_secrets(str(value), sys.argv) for value in values), **options)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe file")
     parser.add_argument("--force", action="store_true", help="train although `check` finds errors")
+    parser.add_argument("--verbose", action="store_true", help="show ms-swift's own log, too")
     parser.epilog = (
         "`check` looks at the run first, and its errors stop it. Further --key value pairs are "
         "ms-swift's and win over the recipe, for example --learning_rate 2e-4 or --dataset "
@@ -46,13 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return check_and_train(args.recipe, args.flags, force=args.force)
+    return check_and_train(args.recipe, args.flags, force=args.force, verbose=args.verbose)
 
 
-def check_and_train(file: str, flags: Sequence[str], *, force: bool = False) -> int:
+def check_and_train(
+    file: str, flags: Sequence[str], *, force: bool = False, verbose: bool = False
+) -> int:
     """Train a recipe, unless `check` finds errors and `force` is not given; the exit code.
 
-    Raises UserError for what `check` finds.
+    `verbose`: with ms-swift's own log, which is 500 lines before the first step. Raises UserError
+    for what `check` finds.
     """
     recipe = load_recipe(file, list(flags))
     # where `eval` will look; by itself ms-swift names the folder after the model
@@ -61,7 +65,9 @@ def check_and_train(file: str, flags: Sequence[str], *, force: bool = False) -> 
     _stop_on_errors(checked, force)
     recipe = _with_model(recipe, checked.settings)
     before = set(checkpoints(recipe.output_dir))
-    code = train(recipe)
+    if not verbose:
+        print("\n".join(_what_now(checked)), flush=True)
+    code = train(recipe, verbose=verbose)
     if code == 0:
         print(_what_next(recipe, before))
     return code
@@ -81,6 +87,20 @@ def _stop_on_errors(checked: Checked, force: bool) -> None:
         raise_all([*errors, end])
     for finding in checked.findings:
         print(f"{finding.severity}: {finding.problem}", file=sys.stderr)
+
+
+def _what_now(checked: Checked) -> list[str]:
+    """The run in a few lines, in place of ms-swift's log."""
+    recipe = checked.recipe
+    lines = [f"training {recipe.dataset_text} on {recipe.get('model')}"]
+    if checked.plan is not None and checked.mixture is not None:
+        task = int(checked.mixture.is_task.sum())
+        general = len(checked.mixture) - task
+        lines.append(
+            f"  {task:,} task rows, {general:,} general rows, {checked.plan.steps:,} steps"
+        )
+    lines.append(f"  into {paths.shown(recipe.output_dir)}   (--verbose: ms-swift's own log, too)")
+    return lines
 
 
 def _what_next(recipe: Recipe, before: Set[Path]) -> str:
@@ -126,12 +146,13 @@ def environment(recipe: Recipe) -> dict[str, str]:
     return values
 
 
-def train(recipe: Recipe) -> int:
+def train(recipe: Recipe, *, verbose: bool = True) -> int:
     """Run `swift sft` in the project's root and return its exit code (128 + n for signal n)."""
+    quiet = {} if verbose else {"LOG_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen(
         command(recipe),
         cwd=paths.PROJECT,
-        env=environment(recipe),
+        env={**quiet, **environment(recipe)},
         start_new_session=True,  # ms-swift starts processes of its own: signals go to all of them
     )
     with _forwarding(process):
