@@ -18,9 +18,15 @@ from benchmarks.world import World, make_world
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
 
-PARTS = ("mixtures", "counting", "starting", "holding", "answers")
-FULL = {"sizes": [52_000, 520_000], "counted": 52_000, "started": 4_000, "answered": 16}
-QUICK = {"sizes": [500, 5_000], "counted": 5_000, "started": 500, "answered": 4}
+PARTS = ("mixtures", "checking", "counting", "starting", "holding", "answers")
+FULL = {
+    "sizes": [52_000, 520_000],
+    "checked": 200_000,
+    "counted": 52_000,
+    "started": 4_000,
+    "answered": 16,
+}
+QUICK = {"sizes": [500, 5_000], "checked": 5_000, "counted": 5_000, "started": 500, "answered": 4}
 _LIMIT = 256  # new tokens; the published script's
 
 
@@ -61,7 +67,7 @@ def _run(args: argparse.Namespace, folder: Path) -> int:
     sizes: dict[str, Any] = dict(QUICK if args.quick else FULL)
     if args.sizes:
         one = min(args.sizes)
-        sizes |= {"sizes": args.sizes, "counted": one, "started": one}
+        sizes |= {"sizes": args.sizes, "checked": one, "counted": one, "started": one}
     sizes["answered"] = args.prompts or sizes["answered"]
     rounds = args.rounds or (1 if args.quick else 3)
     wanted = list(args.part or PARTS)
@@ -76,6 +82,7 @@ def _run(args: argparse.Namespace, folder: Path) -> int:
             wanted.remove("answers")
     needed = {
         "mixtures": sizes["sizes"],
+        "checking": [sizes["checked"]],
         "counting": [sizes["counted"]],
         "starting": [sizes["started"]],
         "holding": [],
@@ -84,6 +91,7 @@ def _run(args: argparse.Namespace, folder: Path) -> int:
     world = make_world(folder, sorted({rows for part in wanted for rows in needed[part]}))
     measure: dict[str, Callable[[World], Part]] = {
         "mixtures": lambda w: parts.mixtures(w, sizes["sizes"], rounds, cold=not args.no_cold),
+        "checking": lambda w: parts.checking(w, sizes["checked"], rounds),
         "counting": lambda w: parts.counting(w, sizes["counted"], max(2, 2 * rounds)),
         "starting": lambda w: parts.starting(w, sizes["started"], rounds),
         "holding": lambda w: parts.holding(w, rounds, embedded=not args.quick),

@@ -58,6 +58,20 @@ def write(spec: str, target: str) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - start, "rows": len(mixture)}
 
 
+def verb(*words: str) -> dict[str, Any]:
+    """Run a verb of `./run.sh`, as far as it comes."""
+    from tell_plugins.cli import main
+
+    start = time.perf_counter()
+    code = main(list(words))
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu": time.process_time(),
+        "peak_mb": _peak_mb(),
+        "code": code,
+    }
+
+
 def model(tokenizer_file: str, folder: str) -> dict[str, Any]:
     """Write a random Llama (2 layers, width 64) with the given tokenizer."""
     import torch
@@ -262,6 +276,7 @@ if __name__ == "__main__":
     jobs: dict[str, Callable[..., dict[str, Any]]] = {
         "load": load,
         "write": write,
+        "verb": verb,
         "model": model,
         "train": train,
         "count": count,

@@ -1,4 +1,4 @@
-"""The parts: building mixtures, counting tokens, starting a training, answering prompts."""
+"""The parts: building and checking mixtures, counting tokens, starting a training, answering."""
 
 from __future__ import annotations
 
@@ -141,6 +141,67 @@ def counting(world: World, rows: int, rounds: int) -> Part:
     targets = [Target("counting speed / bare tokenizer", sample["ratio"], 0.8, at_least=True)]
     title = f"Counting {sample['tokens']:,} tokens in {rows:,} fresh rows"
     return Part(title, ("case", "tokens/s", "speed / bare"), table, targets)
+
+
+def checking(world: World, rows: int, rounds: int) -> Part:
+    """`check` of a recipe, which counts by the model's tokenizer alone, beside `mix`, which counts
+    nothing then; both read the rows for the first time."""
+    print(f"checking, {rows:,} general rows", file=sys.stderr)
+    cache, recipe = world.folder / "checking", world.folder / "checking.yaml"
+    env = world.environment(tell_cache=cache, swift_cache=cache)
+    del env["TELL_TOKENIZER"]
+    paths.write_text(recipe, json.dumps(_recipe(world, rows)))
+    run_child(["verb", "check", str(recipe)], env)  # asks ms-swift for its keys
+
+    def case(*words: str) -> Case:
+        return Case(
+            f"./run.sh {words[0]}",
+            lambda: run_child(["verb", *words], env),
+            prepare=lambda: _forget_rows(cache),
+        )
+
+    mixed = case("mix", str(recipe), "--out", str(cache / "out"))
+    checked = case("check", str(recipe))
+    by_turns([mixed, checked], rounds)
+    assert all(sample["code"] == 0 for one in (mixed, checked) for sample in one.samples)
+    shutil.rmtree(cache, ignore_errors=True)
+    table = [
+        (
+            one.name,
+            f"{one.median('seconds'):.1f}",
+            f"{ratio(one, mixed, 'seconds'):.2f}",
+            f"{ratio(one, mixed, 'cpu'):.2f}",
+            f"{one.median('peak_mb'):,.0f}",
+        )
+        for one in (mixed, checked)
+    ]
+    targets = [Target("check / mix, nothing cached", ratio(checked, mixed, "seconds"), 2.0)]
+    title = f"Checking a recipe of {rows:,} general rows, nothing cached"
+    return Part(title, ("verb", "seconds", "/ mix", "CPU / mix", "peak MB"), table, targets)
+
+
+def _forget_rows(cache: Path) -> None:
+    for name in ("rows", "lengths"):
+        shutil.rmtree(cache / name, ignore_errors=True)
+
+
+def _recipe(world: World, rows: int) -> dict[str, object]:
+    """A recipe without findings, whose model is a tokenizer alone."""
+    model = world.folder / "tokenizer_alone"
+    paths.write_text(model / "config.json", json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    shutil.copyfile(world.tokenizer, model / "tokenizer.json")
+    return {
+        "external_plugins": ["tell_plugins/register.py"],
+        "model": str(model),
+        "model_type": "llama",
+        "template": "chatml",
+        "dataset": [world.spec(rows)],
+        "dataset_shuffle": False,
+        "train_dataloader_shuffle": False,
+        "strict": True,
+        "max_length": 8192,
+        "output_dir": "output/checking",
+    }
 
 
 def starting(world: World, rows: int, rounds: int) -> Part:

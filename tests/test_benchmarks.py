@@ -75,6 +75,15 @@ def test_a_measured_process_that_fails_says_why(tmp_path: Path) -> None:
         run_child(["write", "tell/nothing", str(tmp_path / "x.jsonl")], env)
 
 
+def test_checking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--quick", "--sizes", "300", "--part", "checking", "--work", str(tmp_path)]
+    assert bench.main(flags) == 0
+    text = capsys.readouterr().out
+    assert "Checking a recipe of 300 general rows" in text
+    assert "check / mix, nothing cached" in text
+    assert not (tmp_path / "checking").exists()
+
+
 def test_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
     code = bench.main(["--quick", "--sizes", "300", "--part", "counting", "--out", str(out)])
@@ -139,7 +148,7 @@ def test_answers_without_their_data_are_left_out_or_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     part = parts.Part("t", ("a",), [("b",)], [Target("x", 1.0, 2.0)])
-    for name in ("mixtures", "counting", "starting", "holding"):
+    for name in ("mixtures", "checking", "counting", "starting", "holding"):
         monkeypatch.setattr(parts, name, lambda *_, **__: part)
     flags = ["--sizes", "20", "--work", str(tmp_path)]
     assert bench.main(flags) == 0
