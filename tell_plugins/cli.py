@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "data": ("preparation.data_verb", "download, rebuild, list or show data sets"),
     "new": ("preparation.new_task", "card, anchor and recipe for an own task"),
     "anchor": ("experiments.anchor_verb", "let the model write and rank its own anchors"),
+    "tune": ("experiments.tune", "choose settings on validation rows, within a time budget"),
     "sweep": ("experiments.sweep_verb", "a grid of runs: train and score each"),
     "report": ("experiments.report_verb", "tables, pictures and one HTML page of a sweep"),
 }

@@ -389,13 +389,13 @@ def build_mixture(spec: Spec, card: Card | None = None) -> Mixture:
     elif not cards and card.general is not None:
         cards = [general_card(name) for name in card.general.sources]
     task = open_task(card, spec.split, spec.anchor) if spec.task != NONE else None
-    counter = _counter(spec, [spec.task, amount], cards)
+    counter = counter_for(spec, [spec.task, amount], cards)
     held_out, checked = _held_out(card, spec) if training else ([], True)
     drawn: list[Drawn] = []
     general: list[Rows] = []
     if task is not None:
         _refuse_held_out_rows(task, held_out)
-        drawn.append(_draw_task(task, spec, counter))
+        drawn.append(draw_task(task, spec, counter))
     entries = sum(len(source.used) * source.copies for source in drawn)
     questions = None
     if held_out or checked:
@@ -420,7 +420,7 @@ def _build_general_only(spec: Spec, card: Card) -> Mixture:
             remedy="remove the other keys, or name a task card",
         )
     amount = spec.task
-    counter = _counter(spec, [amount], [card])
+    counter = counter_for(spec, [amount], [card])
     source, rows = _draw_general(card, amount, spec, counter, None, split=spec.split)
     return _assemble(spec, card, [source], None, [rows], counter, checked=False)
 
@@ -461,7 +461,8 @@ def refuse_measuring(card: Card, where: str) -> None:
         )
 
 
-def _counter(spec: Spec, amounts: list[Amount], cards: list[Card]) -> TokenCounter | None:
+def counter_for(spec: Spec, amounts: list[Amount], cards: list[Card]) -> TokenCounter | None:
+    """What counts tokens; None without a tokenizer. Raises UserError where one is needed."""
     path = tokenizer_file()
     if path is not None:
         return TokenCounter(path)
@@ -529,7 +530,8 @@ def _sums(lengths: npt.NDArray[np.uint32] | None) -> npt.NDArray[np.int64] | Non
     return None if lengths is None else lengths.sum(axis=1, dtype=np.int64)
 
 
-def _draw_task(task: TaskRows, spec: Spec, counter: TokenCounter | None) -> Drawn:
+def draw_task(task: TaskRows, spec: Spec, counter: TokenCounter | None) -> Drawn:
+    """The task rows that `spec` takes. Raises UserError where there are too few."""
     ranked = draw.ranking(task.ids, seed=spec.seed, source=task.card.name)
     lengths = task.lengths(counter) if counter else None
     used = draw.take(spec.task, ranked, _sums(lengths), source=f"task data '{task.card.name}'")

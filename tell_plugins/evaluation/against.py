@@ -9,15 +9,16 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest
 from tell_plugins.evaluation.adapters import BASE
 from tell_plugins.evaluation.scoring import SECOND_READINGS
-from tell_plugins.recipe.recipes import Recipe, checkpoints, load_recipe
+from tell_plugins.recipe.recipes import TUNED, Recipe, checkpoints, load_recipe
 
 
 def with_baseline(recipe: Recipe, variant: str, named: Sequence[str]) -> list[str]:
     """What `--adapter` is to name: the base model, the recipe's run (or `named`), the baseline's.
 
-    Raises UserError where there is no recipe `<recipe>_<variant>.yaml`, or no run of one of them.
+    A tuned recipe has the baselines of the one that it was tuned from. Raises UserError where
+    there is no recipe `<recipe>_<variant>.yaml`, or no run of one of them.
     """
-    stem = recipe.path.stem
+    stem = recipe.path.stem.removesuffix(TUNED)
     path = recipe.path.with_name(f"{stem}_{variant}.yaml")
     if not path.is_file():
         variants = [

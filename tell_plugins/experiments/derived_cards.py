@@ -1,4 +1,4 @@
-"""General cards that an experiment makes: a held-out part, one mixture's general rows, random text.
+"""Cards that an experiment makes: general rows held out or of one mixture, random text, task parts.
 
 Each is an ordinary card in a folder that `$TELL_CARDS` names, so that ms-swift and `eval` read it
 as any other. Its name or its `source` line holds a hash of what it was made from; a card that is
@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import GENERAL, Mixture
 from tell_plugins.core.sources import open_split
 from tell_plugins.core.turns import MARK, row_of
+from tell_plugins.evaluation.scorers.label import closed_labels
 
 HELD_OUT_SPLIT = "heldout"  # where `eval` looks for general rows that nobody trained on
 _FORMAT = 1  # raised when a card of the same name would hold other rows
@@ -67,7 +70,41 @@ def with_held_out(card: Card, rows: int, folder: Path) -> str:
             "train": lambda: source.texts(kept).pairs(),
             HELD_OUT_SPLIT: lambda: source.texts(held).pairs(),
         },
-        max_tokens=card.max_tokens,
+        keys={} if card.max_tokens is None else {"max_tokens": card.max_tokens},
+    )
+
+
+def part_of_task(card: Card, splits: Mapping[str, Sequence[Pair]], folder: Path) -> str:
+    """The name of a card of the same task that has these rows as its splits, and no others.
+
+    Rows stand as in the card's files, an inline anchor included. Without a split `test` nothing
+    that works with the part can read a test row.
+    """
+    needed = [] if card.inline_anchor else [card.file(str(card.anchor))]
+    needed += [card.schema_path()] if card.metric == "json" else []
+    files = sorted({*card.folder.glob("*.txt"), *needed})
+    own = card.model_dump(mode="json", by_alias=True, exclude_none=True)
+    kept = ("kind", "anchor", "metric", "answer", "translation", "question", "max_new_tokens")
+    keys = {key: own[key] for key in kept if key in own}
+    assert card.general is not None  # a task card has it
+    keys["general"] = {"from": list(card.general.sources), "amount": str(card.general.amount)}
+    if card.metric == "label":  # a part need not hold all of them
+        keys["answer"] = {"labels": closed_labels(card)}
+    rows = json.dumps({split: list(pairs) for split, pairs in splits.items()})
+    made_from = [
+        rows,
+        json.dumps(keys),
+        *(hashlib.sha256(f.read_bytes()).hexdigest() for f in files),
+    ]
+    return _write(
+        folder,
+        f"{card.name}_part_{_digest(made_from)[:8]}",
+        made_from=made_from,
+        summary=f"Rows of {card.name} that train, and others that judge what they taught.",
+        card=card,
+        splits={split: partial(list, pairs) for split, pairs in splits.items()},
+        keys=keys,
+        files=files,
     )
 
 
@@ -145,7 +182,6 @@ def _from_mixture(
         summary=f"{summary} ({sum(len(s.used) for s in sources)} rows of {names}).",
         card=max((s.card for s in sources), key=lambda card: card.columns.history is not None),
         splits={"train": lambda: make(mixture)},
-        max_tokens=None,
     )
 
 
@@ -165,8 +201,9 @@ def _write(
     made_from: list[str],
     summary: str,
     card: Card,
-    splits: dict[str, Callable[[], list[Pair]]],
-    max_tokens: int | None,
+    splits: Mapping[str, Callable[[], Sequence[Pair]]],
+    keys: Mapping[str, Any] | None = None,
+    files: Sequence[Path] = (),
 ) -> str:
     earlier = {"history": "history"} if card.columns.history else {}
     content: dict[str, Any] = {
@@ -177,19 +214,22 @@ def _write(
         "source": f"{_MADE} {card.name}, key {_digest(made_from)}",
         "columns": {"query": "query", "response": "response"} | earlier,
         "splits": {split: {"file": f"{split}.jsonl"} for split in splits},
+        **(keys or {}),
     }
-    if max_tokens is not None:
-        content["max_tokens"] = max_tokens
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
     here = folder / name
     target = here / "card.yaml"
+    copies = {file: here / file.relative_to(card.folder) for file in files}
     with suppress(OSError):
-        files = [here / f"{split}.jsonl" for split in splits]
-        if target.read_text(encoding="utf-8") == text and all(file.is_file() for file in files):
+        parts = [*(here / f"{split}.jsonl" for split in splits), *copies.values()]
+        if target.read_text(encoding="utf-8") == text and all(part.is_file() for part in parts):
             return name
     for split, rows in splits.items():
         lines = (json.dumps(row_of(*pair), ensure_ascii=False) + "\n" for pair in rows())
         paths.write_text(here / f"{split}.jsonl", "".join(lines))
+    for file, copy in copies.items():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
     paths.write_text(target, text)  # last: a card without its rows is never seen
     load_card(name)
     return name

@@ -89,7 +89,7 @@ def lines(plan: SweepPlan, store: Store, rates: Rates) -> list[Line]:
                 exposure=run.exposure,
                 tokens=tokens,
                 flops=None if shape is None or tokens is None else reported_flops(shape, tokens),
-                seconds=_seconds(job, tokens, rates),
+                seconds=seconds_left(job, tokens, rates),
                 state=job.state,
                 note=_note(run, plan),
             )
@@ -97,7 +97,7 @@ def lines(plan: SweepPlan, store: Store, rates: Rates) -> list[Line]:
     return found
 
 
-def _seconds(job: Job, tokens: int | None, rates: Rates) -> float | None:
+def seconds_left(job: Job, tokens: int | None, rates: Rates) -> float | None:
     """What is left to do of a run; None when it is not known."""
     if job.done:
         return 0.0

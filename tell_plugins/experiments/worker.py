@@ -257,6 +257,7 @@ def evaluate(folder: Path, asked: Path, steps: Steps) -> dict[str, Any]:
         "--general-rows": options["general_rows"],
         "--retention-rows": options["retention_rows"],
         "--engine": options["engine"],
+        "--scales": options.get("scales"),
         "--out": str(asked),
     }
     command = [sys.executable, "-m", "tell_plugins", "eval", str(asked / store.RECIPE)]

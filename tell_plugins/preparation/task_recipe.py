@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -75,13 +76,19 @@ def recipe_name(pattern: Recipe, task: str, variant: str = "") -> str:
 
 
 def recipe_text(
-    pattern: Recipe, name: str, method: Method, header: list[str], system: str | None = None
+    pattern: Recipe,
+    name: str,
+    method: Method,
+    header: list[str],
+    system: str | None = None,
+    gone: Sequence[str] = GONE,
 ) -> str:
     """The pattern's text with another header, output folder, dataset string and method's keys.
 
     A `system` is the rows' own system prompt.
 
-    All else stays as it is, comments included; a validation set of the pattern's task goes.
+    All else stays as it is, comments included, but for the keys `gone`: by default those of the
+    pattern's own task, its validation set among them.
     Raises UserError for a pattern that is written so that its keys cannot be told apart.
     """
     text = pattern.path.read_text(encoding="utf-8-sig")
@@ -89,10 +96,12 @@ def recipe_text(
     assert isinstance(node, yaml.MappingNode)  # `load_recipe` checked it
     there = {key.value for key, _ in node.value}
     new = {"dataset": [method.dataset], "output_dir": f"output/{name}", **method.keys}
-    lines = {key: str(value) for key, value in new.items() if key in there}
+    lines = {key: _written(value) for key, value in new.items() if key in there}
     lines |= {"dataset": f'["{method.dataset}"]', "output_dir": f"output/{name}"}
     front = "".join(f"# {line}\n" for line in method.why)
-    front += "".join(f"{key}: {value}\n" for key, value in method.keys.items() if key not in there)
+    front += "".join(
+        f"{key}: {_written(value)}\n" for key, value in method.keys.items() if key not in there
+    )
     if system is not None:
         new["system"] = system
         quoted = yaml.safe_dump(system, default_style='"', allow_unicode=True, width=10**9)
@@ -100,7 +109,7 @@ def recipe_text(
     body = text
     for key, value in reversed(node.value):
         start, end = key.start_mark.index, _end(value)
-        if key.value in GONE:
+        if key.value in gone:
             rest = body[end:] if body[:end].endswith("\n") else body[end:].partition("\n")[2]
             body = body[:start] + rest
         elif key.value in lines:
@@ -110,7 +119,7 @@ def recipe_text(
     body = re.sub(r"\A(?:#.*\n)*\n*", "", body)
     for key, line in lines.items():
         body = body.rstrip("\n") + f"\n{key}: {line}\n"
-    kept = {key: value for key, value in yaml.safe_load(text).items() if key not in GONE}
+    kept = {key: value for key, value in yaml.safe_load(text).items() if key not in gone}
     if _loaded(body) != {**kept, **new}:
         raise UserError(
             "another dataset cannot be written into this recipe as it stands",
@@ -119,6 +128,11 @@ def recipe_text(
             remedy="write it so, or name another recipe with --model",
         )
     return "".join(f"# {line}\n" for line in header) + "\n" + body
+
+
+def _written(value: object) -> str:
+    """A scalar as YAML reads it back: 1e-05 has no point and would be text."""
+    return yaml.safe_dump(value).partition("\n")[0]
 
 
 def _end(node: yaml.Node) -> int:

@@ -22,6 +22,7 @@ PATH_KEYS = (
     *("output_dir", "logging_dir", "cached_dataset", "custom_dataset_info", "local_repo_path"),
 )
 WRITTEN_KEYS = ("output_dir", "logging_dir")  # of these, paths that need not exist yet
+TUNED = "_tuned"  # how the recipe ends that `tune` writes of another
 SECRETS_REMEDY = (
     "leave it out, and export MODELSCOPE_API_TOKEN (HF_TOKEN for Hugging Face, SWANLAB_API_KEY)"
 )

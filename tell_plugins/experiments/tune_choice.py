@@ -1,0 +1,141 @@
+"""What `tune` goes by: one measure of content, paired row by row, and how far the model moved."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from tell_plugins.core.files import read_json
+from tell_plugins.core.sources import TaskRows
+from tell_plugins.evaluation import retention
+from tell_plugins.evaluation.answers import GENERAL, SETTINGS, SavedSettings
+from tell_plugins.evaluation.measures import Measure, difference, measures
+from tell_plugins.evaluation.scored import Scored, load_scored
+from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
+from tell_plugins.experiments.records import AGAIN
+
+# the measure that settings are chosen by: the first that a card's answers have
+CONTENT = (
+    ("strict", "balanced_accuracy"),
+    ("strict", "field_f1"),
+    ("label", "balanced_accuracy"),
+    ("number", "exact_match"),
+    ("stripped_segment", "chrf++"),
+    ("text", "chrf++"),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one candidate has shown in its first `parts` runs.
+
+    Attributes:
+        name: of the candidate.
+        key: the scorer and the name of the measure.
+        measure: of all rows that were judged in these runs, each once.
+        drift: (sum, tokens) of the divergence from the base model, by row; empty: not measured.
+        scale: what the adapters' weights were multiplied by.
+    """
+
+    name: str
+    parts: int
+    key: tuple[str, str]
+    measure: Measure
+    drift: list[retention.Sum]
+    scale: float = 1.0
+
+    @cached_property
+    def score(self) -> float:
+        """The measure; minus infinity where it is undefined."""
+        found = float(self.measure.column.score(self.measure.stats.sum(axis=0)[None])[0])
+        return -math.inf if math.isnan(found) else found
+
+    @cached_property
+    def kl(self) -> float:
+        """Mean divergence from the base model a token; infinite where none was measured, or it is
+        no number."""
+        found = retention.retention(self.drift).loss if self.drift else math.inf
+        return found if math.isfinite(found) else math.inf
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The better of two has the larger one."""
+        return self.score, -self.kl
+
+    def minus(self, other: Result) -> Difference | None:
+        """The paired difference in content; None where there is none."""
+        return difference(self.measure, other.measure, resamples=RESAMPLES, seed=SEED)
+
+    def is_better_than(self, other: Result) -> bool:
+        """Whether its content is told apart as better."""
+        found = self.minus(other)
+        return found is not None and found.low > 0
+
+    def moves_less_than(self, other: Result) -> bool:
+        """Whether it is told apart as nearer to the base model."""
+        if not (math.isfinite(self.kl) and math.isfinite(other.kl)):
+            return False
+        return retention.difference(self.drift, other.drift).high < 0
+
+
+def result_of(name: str, evaluations: Sequence[Path], judges: TaskRows, scale: float = 1) -> Result:
+    """The result of the runs whose evaluations' folders are given, at one scale of the adapter."""
+    task, drift = [], []
+    for folder in evaluations:
+        for path in sorted(folder.glob(f"*/*/{SETTINGS}")):
+            settings = read_json(path, SavedSettings, AGAIN)
+            if settings.get("scale", 1.0) != scale:
+                continue
+            if settings["split"] == GENERAL:
+                drift.append(retention.read(path.parent, retention.KL))
+            else:
+                task.append(path.parent)
+    found = measures(_pooled(task, judges))
+    key = next(key for key in CONTENT if key in found)
+    return Result(name, len(evaluations), key, found[key], _mean(drift), scale)
+
+
+def _pooled(folders: Sequence[Path], judges: TaskRows) -> Scored:
+    """The answers of several runs as answers to the rows of the user's own card, a run an attempt.
+
+    Of each part labels could be others; so all are judged by the same rows.
+    """
+    place = {bytes(row).hex(): number for number, row in enumerate(judges.ids)}
+    loaded = [load_scored(folder) for folder in folders]
+    answers = [
+        answer._replace(row=place[scored.id(answer.row)], attempt=attempt)
+        for attempt, scored in enumerate(loaded)
+        for answer in scored.answers
+    ]
+    sha256 = hashlib.sha256("".join(scored.sha256 for scored in loaded).encode()).hexdigest()
+    settings = {**loaded[0].settings, "rows": len({answer.row for answer in answers})}
+    return Scored(folders[0], settings, judges.card, judges, sorted(answers), sha256)
+
+
+def _mean(drift: Sequence[list[retention.Sum]]) -> list[retention.Sum]:
+    """The mean of each row over the runs; empty where not all were measured on the same rows."""
+    if not drift or any([n for _, n in one] != [n for _, n in drift[0]] for one in drift):
+        return []
+    sums = np.mean([[value for value, _ in one] for one in drift], axis=0)
+    return [(float(value), n) for value, (_, n) in zip(sums, drift[0], strict=True)]
+
+
+def choose(results: Sequence[Result]) -> Result:
+    """The result to take; the first is of the recipe's own settings.
+
+    It is the best of those that a paired interval tells apart as better than the first. Where
+    there is none: of those that score no lower and are told apart as nearer to the base model, the
+    nearest. Else the first.
+    """
+    own, *others = results
+    better = [result for result in others if result.is_better_than(own)]
+    if better:
+        return max(better, key=lambda result: result.rank)
+    lighter = [r for r in others if r.score >= own.score and r.moves_less_than(own)]
+    return min(lighter, key=lambda result: result.kl, default=own)

@@ -1,0 +1,347 @@
+"""`tune`: parts, rounds, budget, choice and the recipe it writes; made-up runs but for one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tell_plugins import cli
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.sources import open_task
+from tell_plugins.evaluation.measures import Measure
+from tell_plugins.evaluation.scorers.judged import mean
+from tell_plugins.experiments import tune_rounds
+from tell_plugins.experiments.store import EVALUATED, TRAINED, Job
+from tell_plugins.experiments.tune_choice import Result, choose
+from tell_plugins.experiments.tune_rounds import OWN, RUNGS, better_half, fitting, seconds_needed
+from tell_plugins.experiments.tune_rows import PARTS
+from tell_plugins.recipe.recipes import load_recipe
+from tests.conftest import write_rows
+from tests.sweep_world import World, task_rows
+from tests.swift_keys_once import lay_keys
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A small world without a model, whose test rows cannot be read."""
+    (tmp_path / "model").mkdir()
+    made = World(tmp_path)
+    made.recipe(dataset=["tell/tiny_task:task=all/general=16rows/repeat=2"])
+    (made.cards / "tiny_task" / "test.jsonl").write_text("no row at all")
+    lay_keys(tmp_path / "cache")
+    monkeypatch.setenv("TELL_CARDS", str(made.cards))
+    return made
+
+
+class Runs:
+    """Does jobs in an instant: a candidate answers the first `right[name]` of ten rows right.
+
+    `drift` is its divergence from the base model a token, `seconds` what a training takes.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.right: dict[str, int] = {}
+        self.drift: dict[str, float] = {}
+        self.failing: set[str] = set()
+        self.seconds = 1.0
+        self.started: list[str] = []
+        monkeypatch.setattr(tune_rounds, "run_here", self)
+        monkeypatch.setattr(tune_rounds, "other_answers", lambda plan, store: [])  # made up, too
+
+    def __call__(self, jobs: Sequence[Job], slots: object, cards: Path) -> None:
+        for job in jobs:
+            name = job.label.split(" (")[0]
+            self.started.append(name)
+            if name in self.failing:
+                failed = {"step": "train", "exit": "exit code 1", "log": "train.log", "tail": []}
+                _write(job.folder / "failed.json", failed)
+                continue
+            _write(job.folder / TRAINED, {"steps": job.steps, "seconds": self.seconds})
+            options = json.loads((job.eval_folder / "options.json").read_text())
+            for scale in str(options.get("scales", "1")).split(","):
+                self._answer(job, name, float(scale))
+            _write(job.eval_folder / EVALUATED, {"seconds": 1.0})
+
+    def _answer(self, job: Job, name: str, scale: float) -> None:
+        recipe = yaml.safe_load((job.eval_folder / "recipe.yaml").read_text())
+        card = load_card(recipe["dataset"][0].partition("/")[2].partition(":")[0])
+        task = open_task(card, "validation", "card")
+        lines = []
+        for row, response in enumerate(task.responses):
+            good = int(json.loads(response)["thought"].split()[-1]) % 10 < self.right.get(name, 5)
+            text = response if good else "no JSON"
+            ids = bytes(task.ids[row]).hex()
+            lines.append({"id": ids, "row": row, "text": text, "finish_reason": "stop"})
+        settings = {"card": card.name, "anchor": "card", "scale": scale, "rows": len(lines)}
+        folder = job.eval_folder / f"scale{scale}"
+        _write(folder / "validation-greedy" / "settings.json", {**settings, "split": "validation"})
+        write_rows(folder / "validation-greedy" / "answers.jsonl", lines)
+        _write(folder / "general" / "settings.json", {**settings, "split": "general"})
+        loss = scale * self.drift.get(name, 1.0)
+        kl = [{"loss_sum": loss * 10 + row / 100, "tokens": 10} for row in range(20)]
+        write_rows(folder / "general" / "kl.jsonl", kl)
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    return Runs(monkeypatch)
+
+
+def _tune(world: World, *flags: str, recipe: str = "tiny", code: int = 0) -> None:
+    out = str(world.root / "out")
+    given = [str(world.root / f"{recipe}.yaml"), "--out", out, *flags]
+    assert cli.main(["tune", *given]) == code
+
+
+def _tuned(world: World) -> Any:
+    return load_recipe(world.root / "tiny_tuned.yaml")
+
+
+# --- the whole -----------------------------------------------------------------------------------
+
+
+def test_the_better_half_goes_on_and_the_best_is_written(
+    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.right = {"learning_rate=0.02": 10, "repeat=4": 8, "general=8rows": 7}
+    _tune(world)
+    done = {name: runs.started.count(name) for name in set(runs.started)}
+    assert done == {
+        OWN: PARTS,
+        "learning_rate=0.02": PARTS + PARTS,  # and once more at smaller scales
+        "repeat=4": 2,
+        "general=8rows": 2,
+        "learning_rate=0.005": 1,
+        "repeat=1": 1,
+        "general=32rows": 1,
+    }
+    tuned = _tuned(world)
+    assert tuned.values["learning_rate"] == 0.02
+    assert str(tuned.spec) == "tell/tiny_task:general=16rows/repeat=2"
+    text = tuned.path.read_text()
+    assert "learning_rate=0.02 is better than the recipe's own settings" in text
+    assert "no test row was read" in text
+    shown = capsys.readouterr().out
+    assert "balanced accuracy" in shown
+    assert f"next: ./run.sh train {tuned.path}" in shown
+
+
+def test_a_second_call_trains_nothing(world: World, runs: Runs) -> None:
+    runs.right = {"repeat=4": 9}
+    _tune(world)
+    first = _tuned(world).path.read_bytes()
+    runs.started.clear()
+    _tune(world)
+    assert runs.started == []
+    assert _tuned(world).path.read_bytes() == first
+
+
+def test_a_failed_candidate_is_left_behind(
+    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.failing = {"repeat=4"}
+    _tune(world)
+    assert "failed, see" in capsys.readouterr().out
+    runs.failing = {OWN}
+    (world.root / "tiny_tuned.yaml").unlink()
+    world.recipe(learning_rate=0.03)
+    _tune(world, code=1)
+    assert "own settings failed" in capsys.readouterr().err
+
+
+def test_what_the_data_cannot_give_is_left_out(
+    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.recipe(dataset=["tell/tiny_task:general=30rows"])  # of 60, 20 of which are held out
+    _tune(world)
+    assert "general=60rows" not in runs.started
+    assert "general=60rows: left out: 60rows asked" in capsys.readouterr().out
+
+
+def test_nothing_told_apart_keeps_the_recipes_own(
+    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _tune(world)
+    told = "nothing is told apart as better than the recipe's own settings; they stay"
+    assert told in capsys.readouterr().out
+    tuned = _tuned(world)
+    assert told in tuned.path.read_text()
+    assert tuned.values["learning_rate"] == 0.01
+
+
+def test_a_validation_split_judges_all_seeds(world: World, runs: Runs) -> None:
+    card = world.cards / "tiny_task" / "card.yaml"
+    values = yaml.safe_load(card.read_text())
+    values["splits"]["validation"] = {"file": "validation.jsonl"}
+    card.write_text(yaml.safe_dump(values))
+    write_rows(world.cards / "tiny_task" / "validation.jsonl", task_rows(12, 500))
+    _tune(world)
+    facts = [json.loads(p.read_text()) for p in (world.root / "out/runs").glob("*/run.json")]
+    assert {run["seed"] for run in facts} == {42, 43, 44, 45}
+    assert {run["mixture"]["task_rows"] for run in facts} == {16}
+    assert "12 rows of the split 'validation'" in _tuned(world).path.read_text()
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def test_too_few_rows_are_one_message(
+    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.recipe(dataset=["tell/tiny_task:task=7rows"])
+    _tune(world, code=1)
+    shown = capsys.readouterr().err
+    assert "7 task rows of tell/tiny_task:task=7rows" in shown
+    assert "too few to tell settings apart" in shown
+    assert "--validation FILE" in shown
+    assert runs.started == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "told"),
+    [
+        ({"dataset": ["tell/tiny_task", "tell/tiny_task:task=8rows"]}, [], "2 TELL data sets"),
+        ({"dataset": ["tell/tiny_general"]}, [], "general data and has no task to tune"),
+        ({}, ["--minutes", "0"], "0 minutes"),
+    ],
+)
+def test_wrong_recipes_and_flags(
+    world: World,
+    runs: Runs,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    flags: list[str],
+    told: str,
+) -> None:
+    world.recipe(**changes)
+    _tune(world, *flags, code=1)
+    assert told in capsys.readouterr().err
+    assert runs.started == []
+
+
+def test_another_recipe_of_that_name_stays(
+    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = world.recipe("tiny_tuned")
+    text = own.read_text()
+    _tune(world, code=1)
+    assert "not written by tune" in capsys.readouterr().err
+    assert own.read_text() == text
+
+
+# --- rounds and budget ---------------------------------------------------------------------------
+
+
+def test_time_is_that_of_the_dearest_candidates() -> None:
+    costs = {OWN: [1.0] * 4, "a": [2.0] * 4, "b": [1.0] * 4, "c": [3.0] * 4}
+    # four once, two a second time (own and c), the same two twice more
+    assert seconds_needed([OWN, "a", "b", "c"], costs, RUNGS) == 7 + 4 + 8
+    assert fitting([OWN, "a", "b", "c"], costs, RUNGS, 18) == [OWN, "a", "b"]
+    assert fitting([OWN, "c"], costs, RUNGS, 10) == [OWN]
+
+
+def test_candidates_that_do_not_fit_are_dropped(
+    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.seconds = 60.0
+    _tune(world, "--minutes", "10")
+    assert "dropped, it does not fit into the" in capsys.readouterr().out
+    assert 2 < len(set(runs.started)) < 7
+    _tune(world, "--minutes", "3", code=0)  # what is done costs nothing
+
+
+def test_a_budget_for_one_run_is_told(
+    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.seconds = 600.0
+    _tune(world, "--minutes", "5", code=1)
+    assert runs.started == [OWN]
+    shown = capsys.readouterr().err
+    assert "comparing a single candidate takes" in shown
+    assert "--minutes" in shown
+
+
+# --- the choice ----------------------------------------------------------------------------------
+
+
+def _result(name: str, hits: Sequence[float], kl: float) -> Result:
+    column = mean(hits)
+    ids = np.array([f"{row:03}" for row in range(len(hits))])
+    drift = [(kl * 10 + row / 100, 10) for row in range(20)]
+    return Result(name, 4, ("number", "exact_match"), Measure(ids, column.stats, column), drift)
+
+
+def test_better_content_wins_whatever_it_moves() -> None:
+    own = _result(OWN, [0] * 30 + [1] * 10, 0.1)
+    good, best = _result("good", [1] * 35 + [0] * 5, 0.5), _result("best", [1] * 40, 2.0)
+    assert choose([own, good, best]) is best
+
+
+def test_of_what_is_not_told_apart_the_nearer_to_the_base_wins() -> None:
+    own = _result(OWN, [1] * 20 + [0] * 20, 0.5)
+    nearer = _result("nearer", [1] * 20 + [0] * 20, 0.2)
+    worse = _result("a row less, and nearer", [1] * 19 + [0] * 21, 0.1)
+    farther = _result("a row more, and farther", [1] * 21 + [0] * 19, 0.9)
+    assert choose([own, worse, farther]) is own
+    assert choose([own, nearer, worse, farther]) is nearer
+
+
+def test_a_run_that_diverged_ranks_last() -> None:
+    own = _result(OWN, [1] * 10, 0.5)
+    broken = _result("diverged", [1] * 10, float("nan"))
+    equal = _result("equal", [1] * 10, 0.9)
+    assert choose([own, broken]) is own
+    assert better_half([own, broken, equal]) == [OWN, "equal"]
+
+
+def test_each_label_is_in_each_fold(world: World, runs: Runs) -> None:
+    _tune(world)
+    held: list[str] = []
+    for folder in (world.root / "out/cards").glob("tiny_task_part_*"):
+        parts = {
+            split: [json.loads(line) for line in (folder / f"{split}.jsonl").open()]
+            for split in ("train", "validation")
+        }
+        assert not (folder / "test.jsonl").exists()
+        for rows in parts.values():
+            assert {json.loads(row["response"])["label"] for row in rows} == {"yes", "no"}
+        assert len(parts["train"]) == 12
+        held += [row["query"] for row in parts["validation"]]
+    assert sorted(held) == sorted(row["q"] for row in task_rows(16))
+
+
+# --- for real ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_candidates_for_real(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained, asked and judged, at smaller scales too; there is no file of test rows."""
+    world = World(tmp_path)
+    world.recipe(dataset=["tell/tiny_task:general=16rows"])
+    (world.cards / "tiny_task" / "test.jsonl").unlink()
+    for name, value in world.environment.items():
+        monkeypatch.setenv(name, value)
+    lay_keys(tmp_path / "cache")
+    monkeypatch.setattr(tune_rounds, "RUNGS", (1,))
+    two = {OWN: {}, "learning_rate=0.02": {"learning_rate": 0.02}}
+    monkeypatch.setattr(tune_rounds, "candidates", lambda recipe: two)
+    _tune(world)
+    shown = capsys.readouterr().out
+    assert "2 candidates, judged by 16 task rows" in shown
+    assert "scale 0.5" in shown
+    kl = [float(line.split()[-2]) for line in shown.splitlines() if line.strip().startswith(OWN)]
+    assert kl[0] > 0
+    assert _tuned(world).spec.card == "tiny_task"
