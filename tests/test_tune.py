@@ -14,6 +14,7 @@ import yaml
 from tell_plugins import cli
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
+from tell_plugins.evaluation.against import with_baseline
 from tell_plugins.evaluation.measures import Measure
 from tell_plugins.evaluation.scorers.judged import mean
 from tell_plugins.experiments import tune_rounds
@@ -191,6 +192,30 @@ def test_a_validation_split_judges_all_seeds(world: World, runs: Runs) -> None:
     assert {run["seed"] for run in facts} == {42, 43, 44, 45}
     assert {run["mixture"]["task_rows"] for run in facts} == {16}
     assert "12 rows of the split 'validation'" in _tuned(world).path.read_text()
+
+
+def test_the_recipe_that_is_written_is_the_old_one_but_for_the_choice(
+    world: World, runs: Runs
+) -> None:
+    given = {"learning_rate": 5e-06, "val_dataset": ["tell/tiny_task:split=test"]}
+    path = world.recipe(dataset=["tell/tiny_task:general=16rows"], **given)
+    path.write_text("# An old header.\n" + path.read_text().replace("lora", "lora  # a comment", 1))
+    runs.right = {"learning_rate=1e-05": 10}
+    _tune(world)
+    tuned, old = _tuned(world), load_recipe(path)
+    changed = {"learning_rate": 1e-05, "output_dir": "output/tiny_tuned"}
+    assert tuned.values == {**old.values, "dataset": [str(old.spec)], **changed}
+    assert "# a comment" in tuned.path.read_text()
+    assert "An old header" not in tuned.path.read_text()
+
+
+def test_a_tuned_recipe_has_the_baseline_of_the_first(world: World) -> None:
+    tuned = load_recipe(world.recipe("tiny_tuned", output_dir=str(world.root / "tuned")))
+    world.recipe("tiny_sft", output_dir=str(world.root / "sft"))
+    for folder in ("tuned", "sft"):
+        _write(world.root / folder / "checkpoint-1" / "adapter_config.json", {})
+    found = with_baseline(tuned, "sft", [])
+    assert [Path(name).parent.name for name in found[1:]] == ["tuned", "sft"]
 
 
 # --- what is refused -----------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def _print_table(trial: Trial, chosen: Result, scales: Sequence[Result]) -> None
 
 
 def _line(result: Result, against: Result, note: str = "") -> list[str]:
-    minus = "" if result is against else _minus(result, against)
+    minus = "" if result.name == against.name else _minus(result, against)
     kl = f"{result.kl:.3f}" if math.isfinite(result.kl) else "not known"
     return [result.name, str(result.parts), _number(result.score, result), minus, kl, note]
 
