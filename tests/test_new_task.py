@@ -1183,7 +1183,7 @@ def test_what_is_missing_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixt
         message = fails(tmp_path, capsys, *given, "--test-rows", number)
         assert f"--test-rows: {number} test rows" in message
     both = fails(tmp_path, capsys, *given, "--test", str(tmp_path / "t.csv"), "--test-rows", "5")
-    assert "rows to split off, and a file of test rows" in both
+    assert "--test, --test-rows: test rows in more than one way" in both
     assert "the text is empty" in fails(tmp_path, capsys, *given, "--licence", " ")
     assert "not UTF-8" in fails(tmp_path, capsys, "--train", "caf\udce9.jsonl")
     twice = ("--general", "sample_general", "sample_general")

@@ -269,6 +269,17 @@ def find_card(name: str) -> Path:
     return files[0]
 
 
+def fold_name(task: str, number: int) -> str:
+    """The card of a task's fold: a part of its rows tests, the others train."""
+    return f"{task}_fold{number}"
+
+
+def fold_of(name: str) -> tuple[str, int] | None:
+    """The task and the number of a fold's card; None for another card's name."""
+    match = re.fullmatch(r"(\w+)_fold([1-9]\d*)", name)
+    return (match[1], int(match[2])) if match else None
+
+
 def load_card(name: str, folder: Path | None = None) -> Card:
     """Load the card `name`, from `folder` where it does not lie at its place yet.
 

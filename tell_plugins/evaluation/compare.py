@@ -18,7 +18,7 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.compressed import find, find_below
 from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.core.progress import tracked
-from tell_plugins.evaluation import scorers, scoring
+from tell_plugins.evaluation import folds, scorers, scoring
 from tell_plugins.evaluation.answers import ANSWERS
 from tell_plugins.evaluation.json_scorers import SCORERS
 from tell_plugins.evaluation.learned_scores import metric_names
@@ -31,6 +31,10 @@ from tell_plugins.evaluation.system_names import system_names
 
 _TEST = "test"
 _DEFAULT_OUT = "output/compare"
+_OF_FOLDS = (
+    "Each row was answered by a training that did not see it, one a fold. The intervals are over "
+    "the rows; that the trainings differ is not in them."
+)
 _SCORERS = tuple(scorer.name for scorer in SCORERS)
 
 
@@ -75,6 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "answers", nargs="+", metavar="DIR", help="answers folders, or run folders that hold some"
     )
     parser.add_argument("--split", help="of run folders, take the answers to this split alone")
+    parser.add_argument(
+        "--pool",
+        action="store_true",
+        help="answers to the folds of one task (new --folds) as one test, each row once; "
+        "differences are taken to plain SFT, if it is there",
+    )
     parser.add_argument("--scorer", help=f"show one JSON scorer alone: {', '.join(_SCORERS)}")
     parser.add_argument(
         "--baseline", metavar="DIR", help="what differences are taken to (default: the first)"
@@ -103,6 +113,12 @@ def run(args: argparse.Namespace) -> int:
             allowed="100 and more",
             remedy="2000",
         )
+    if args.pool and (args.baseline or args.learned):
+        raise UserError(
+            "--pool goes without --baseline and --learned",
+            where="command line",
+            remedy="leave them out; --learned scores each fold on its own",
+        )
     folders = find_folders(args.answers, args.split)
     baseline = None
     if args.baseline is not None:
@@ -117,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
         models=models,
         resamples=args.resamples,
         seed=args.seed,
+        pool=args.pool,
     )
     if args.scorer is not None and comparison.metric != "json":
         raise UserError(
@@ -126,6 +143,8 @@ def run(args: argparse.Namespace) -> int:
             remedy="leave it out",
         )
     compare_tables.show(comparison, args.scorer)
+    if args.pool:
+        print(_OF_FOLDS)
     out = paths.user_target(args.out) if args.out else paths.PROJECT / _DEFAULT_OUT
     written = write(comparison, out)
     print("written: " + ", ".join(paths.shown(path) for path in written))
@@ -140,12 +159,17 @@ def compare(
     models: dict[str, str] | None = None,
     resamples: int = RESAMPLES,
     seed: int = SEED,
+    pool: bool = False,
 ) -> Comparison:
     """Score all folders and take differences to `baseline` (default: the first).
+
+    `pool` joins the answers to the folds of one task.
 
     Raises UserError where the folders do not answer the same test.
     """
     loaded = [load_scored(folder) for folder in folders]
+    if pool:
+        loaded = folds.pooled(loaded)
     same_test(loaded)
     names = system_names(loaded)
     systems = [

@@ -11,7 +11,9 @@ from typing import Any
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.spec import NONE, Spec, parse_spec
+from tell_plugins.evaluation.adapters import BASE
 from tell_plugins.evaluation.paper_numbers import recipe_spec, saved_manifest
+from tell_plugins.evaluation.rivals import RIVALS
 from tell_plugins.evaluation.scored import Scored
 
 _RUN = "run.json"  # of a sweep: what a run was made with
@@ -91,6 +93,14 @@ def _said(spec: Spec, key: str) -> str | None:
         return value
     text = "+".join(value) if isinstance(value, tuple) else str(value)
     return f"{'from' if key == 'sources' else key}={text}"
+
+
+def trained_spec(scored: Scored) -> Spec | None:
+    """The dataset string that a system trained on; None for the base model and what stands in
+    its place, which trained nothing."""
+    if scored.settings["adapter"] in (BASE, *RIVALS):
+        return None
+    return _spec_of(scored.settings, _run_of(scored.folder))
 
 
 def _run_of(folder: Path) -> Mapping[str, Any]:

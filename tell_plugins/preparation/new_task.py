@@ -8,8 +8,9 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from tell_plugins.preparation.method import (
     paper,
     plain_sft,
 )
-from tell_plugins.preparation.own_task import SPLITS, Task, read_task
+from tell_plugins.preparation.own_task import SPLITS, Task, folds_of, read_task
 from tell_plugins.preparation.task_recipe import (
     general_of,
     header,
@@ -120,6 +121,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write labels that differ in blanks, case or Unicode form in one form",
     )
     add("--test-rows", metavar="N", type=int, help="rows to split off (default: 20 %%, up to 200)")
+    add(
+        "--folds",
+        metavar="K",
+        type=int,
+        help="for few rows: K cards and their recipes more, in which each row tests once",
+    )
     add("--seed", metavar="S", type=int, default=42, help="of the split (default: 42)")
     add("--drop-overlap", action="store_true", help="leave out training rows that are test rows")
     add("--summary", metavar="TEXT", help="one line about the task, for the card")
@@ -134,62 +141,118 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, show, write, prove: card and recipes of an own task, or nothing where one fails."""
+    """Read, show, write, prove: cards and recipes of an own task, or nothing where one fails."""
     _check_texts(args)
     cards, recipes = _places(args)
-    folder = cards / args.name
-    _restore(folder)
     task = read_task(args)
+    folds = folds_of(task, args.folds, args.seed) if args.folds is not None else []
     pattern = pattern_for(args.model, task.metric)
-    sources, amount = _general(args, pattern, len(task.train))
     files = {
-        variant: recipes / f"{recipe_name(pattern, args.name, variant)}.yaml"
-        for variant in METHODS[args.method]
+        part.name: {
+            variant: recipes / f"{recipe_name(pattern, part.name, variant)}.yaml"
+            for variant in METHODS[args.method]
+        }
+        for part in (task, *folds)
     }
-    _refuse_overwriting(args, folder, *files.values())
+    folders = [cards / name for name in files]
+    for folder in folders:
+        check_name(folder.name, cards, "NAME")
+        _restore(folder)
+    written = [path for variants in files.values() for path in variants.values()]
+    _refuse_overwriting(args, *folders, *written)
     print(_picture(task))
     for note in task.notes:
         print(f"note: {note}")
     export = make_known(cards)
-    content = _files(_card(task, args, sources, amount, pattern), task)
-    with ExitStack() as recipes_last, _staged(folder, content) as staged:
-        card = load_card(args.name, staged)
-        methods, missing = _methods(args, pattern, sources, len(task.train), card)
-        for variant, path in files.items():
-            lines = header(pattern, args.name, methods[variant], path, export)
-            text = recipe_text(pattern, path.stem, methods[variant], lines, task.system)
-            written = recipes_last.enter_context(paths.atomic_path(path))
-            written.write_text(text, encoding="utf-8")
-        for path in files.values():
-            path.unlink(missing_ok=True)  # no old recipe ever stands beside the new card
-    print(f"metric:  {task.metric}; {len(task.train)} training rows, {len(task.test)} test rows")
-    print(f"card:    {paths.shown(folder)}")
-    for path in files.values():
+    downloads = _write(args, pattern, (task, *folds), cards, files, export)
+    tested = f"{len(folds)} folds" if folds else f"{len(task.test)} test rows"
+    print(f"metric:  {task.metric}; {len(task.train)} training rows, {tested}")
+    for folder in folders:
+        print(f"card:    {paths.shown(folder)}")
+    for path in written:
         print(f"recipe:  {paths.shown(path)}")
-    commands = _commands(list(files.values()))
-    print("next:", *([export] if export else []), *missing, *commands, sep="\n  ")
+    own = list(files[task.name].values())
+    front = recipes / f"{recipe_name(pattern, task.name)}_fold"
+    commands = (
+        _fold_commands(front, METHODS[args.method], len(folds), own[0]) if folds else _commands(own)
+    )
+    print("next:", *([export] if export else []), *downloads, *commands, sep="\n  ")
     return 0
 
 
+def _write(
+    args: argparse.Namespace,
+    pattern: Recipe,
+    tasks: Sequence[Task],
+    cards: Path,
+    files: Mapping[str, Mapping[str, Path]],
+    export: str | None,
+) -> list[str]:
+    """Write cards and recipes of a task and its folds; returns the downloads that they need first.
+
+    `files` are the recipes by task and variant. Each card changes as a whole, once all is known to
+    be right, and the recipes come last: no old one ever stands beside a new card.
+    """
+    whole, *folds = tasks
+    sources, amount = _general(args, pattern, len(whole.train))
+    downloads: dict[str, None] = {}
+    methods: dict[str, Method] = {}
+    with ExitStack() as recipes_last, ExitStack() as cards_first:
+        for part in tasks:
+            content = _files(_card(part, args, sources, amount, pattern), part)
+            staged = cards_first.enter_context(_staged(cards / part.name, content))
+            if part in folds[1:]:  # all folds train alike
+                used = {key: _of_fold(method, folds[0], part) for key, method in methods.items()}
+            else:
+                card = load_card(part.name, staged)
+                methods, missing = _methods(args, part, pattern, sources, card)
+                used, downloads = methods, downloads | dict.fromkeys(missing)
+            for variant, path in files[part.name].items():
+                lines = header(pattern, part.name, used[variant], path, export)
+                text = recipe_text(pattern, path.stem, used[variant], lines, part.system)
+                file = recipes_last.enter_context(paths.atomic_path(path))
+                file.write_text(text, encoding="utf-8")
+        for variants in files.values():
+            for path in variants.values():
+                path.unlink(missing_ok=True)
+    return list(downloads)
+
+
 def _methods(
-    args: argparse.Namespace, pattern: Recipe, sources: Sequence[str], rows: int, card: Card
+    args: argparse.Namespace, task: Task, pattern: Recipe, sources: Sequence[str], card: Card
 ) -> tuple[dict[str, Method], list[str]]:
     """The method by variant, proven by a mixture, and the downloads that it needs first."""
+    rows = len(task.train)
     general = None
     if not args.amount:
         there = _there(sources)
         general = f"{min(general_rows(rows), there or general_rows(rows))}rows"
     main = (
-        paper(args.name, rows)
+        paper(task.name, rows)
         if args.method == "paper"
-        else among(args.name, rows, general, pattern, hold=args.method != "mix")
+        else among(task.name, rows, general, pattern, hold=args.method != "mix")
     )
     total = entries(rows)
     missing: list[str] = []
     if args.method != "sft":
         mixture, missing = _mixture(main.dataset, card)
         total = total if mixture is None else len(mixture)
-    return {"": main, "sft": plain_sft(args.name, rows, total, pattern)}, missing
+    return {"": main, "sft": plain_sft(task.name, rows, total, pattern)}, missing
+
+
+def _of_fold(method: Method, first: Task, fold: Task) -> Method:
+    """The settings of the first fold for another."""
+
+    def said(text: str) -> str:
+        rows = f" {len(first.train)} rows"
+        return text.replace(first.name, fold.name).replace(rows, f" {len(fold.train)} rows")
+
+    return replace(
+        method,
+        dataset=said(method.dataset),
+        title=said(method.title),
+        why=tuple(map(said, method.why)),
+    )
 
 
 def _commands(recipes: Sequence[Path]) -> list[str]:
@@ -199,6 +262,22 @@ def _commands(recipes: Sequence[Path]) -> list[str]:
     if len(recipes) == 1:
         return [*lines, f"./run.sh eval {shown[0]}"]
     return [*lines, f"./run.sh eval {shown[0]} --against sft   # is it better than plain SFT?"]
+
+
+def _fold_commands(front: Path, variants: Sequence[str], folds: int, whole: Path) -> list[str]:
+    """What to type next: a loop over the folds, whose recipes' names begin with `front`, one
+    table of them all, and the training of the adapter to use on the whole task."""
+    at = shlex.quote(paths.shown(front))
+    recipes = [f"{at}${{fold}}{variant and f'_{variant}'}.yaml" for variant in variants]
+    steps = [f"./run.sh train {recipe}" for recipe in recipes]
+    steps.append(f"./run.sh eval {recipes[0]}{' --against sft' if len(recipes) > 1 else ''}")
+    numbers = " ".join(str(number) for number in range(1, folds + 1))
+    return [
+        f"./run.sh check {at}*.yaml",
+        f"for fold in {numbers}; do {' && '.join(steps)} || break; done",
+        f"./run.sh compare --pool output/{front.name}*/eval   # every row, in one table",
+        f"./run.sh train {shlex.quote(paths.shown(whole))}   # the adapter to use, of all rows",
+    ]
 
 
 def _check_texts(args: argparse.Namespace) -> None:

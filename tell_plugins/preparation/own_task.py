@@ -8,12 +8,13 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import SEPARATOR, shared_front
+from tell_plugins.core.cards import fold_name
 from tell_plugins.core.control_tokens import found_in
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.schemas import read_schema
@@ -47,6 +48,7 @@ from tell_plugins.preparation.forms import (
 )
 from tell_plugins.preparation.task_split import (
     labels_of,
+    split_into_folds,
     split_off_test,
     without_duplicates,
     without_overlap,
@@ -87,13 +89,7 @@ class Task:
 
 def read_task(args: argparse.Namespace) -> Task:
     """The rows, split and checked, with anchor and metric. Raises UserError; writes nothing."""
-    if args.test is not None and args.test_rows is not None:
-        raise UserError(
-            "rows to split off, and a file of test rows",
-            where="--test, --test-rows",
-            allowed="one of both",
-            remedy="leave --test-rows out, or shorten the file",
-        )
+    _refuse_two_tests(args)
     reading = Reading(
         columns=parse_columns(args.columns) if args.columns else None,
         labels=parse_labels(args.labels) if args.labels else None,
@@ -121,15 +117,58 @@ def read_task(args: argparse.Namespace) -> Task:
     notes += [note for file in files.values() for note in _steering(file)]
     task = Task(args.name, [], [], [], "", False, "", notes=notes)
     _set_metric(task, args, files)
-    if "test" not in files:
+    if args.folds is not None:
+        task.train = files["train"].pairs
+    elif "test" not in files:
         labels = labels_of(files["train"].pairs, task.metric, task.label)
         task.train, task.test = split_off_test(files["train"], labels, args.seed, args.test_rows)
     else:
         task.train, task.test = files["train"].pairs, files["test"].pairs
-    notes += _test_notes(task, None if "test" in files else args.seed)
+    if args.folds is None:
+        notes += _test_notes(task, None if "test" in files else args.seed)
     task.validation = files["validation"].pairs if "validation" in files else []
     _set_anchor(task, args)
     return task
+
+
+def _refuse_two_tests(args: argparse.Namespace) -> None:
+    """UserError where test rows are asked for in more than one way."""
+    ways = ("--test", "--test-rows", "--folds")
+    given = [way for way in ways if getattr(args, way[2:].replace("-", "_")) is not None]
+    if len(given) > 1:
+        raise UserError(
+            "test rows in more than one way",
+            where=", ".join(given),
+            allowed="a file of test rows, rows to split off, or folds",
+            remedy=f"leave {' or '.join(given[1:])} out",
+        )
+
+
+def folds_of(task: Task, count: int, seed: int) -> list[Task]:
+    """A task for each fold: a part of the rows tests, the others train.
+
+    Notes about them are added to those of `task`. Raises UserError as `split_into_folds` does.
+    """
+    labels = labels_of(task.train, task.metric, task.label)
+    splits = split_into_folds(task.train, labels, seed, count)
+    sizes = [len(split.test) for split in splits]
+    shares = "" if labels is None else ", in the labels' shares"
+    task.notes.append(
+        f"--folds {count}: each of the {len(task.train)} rows tests once, for a model that did not "
+        f"train on it; {min(sizes)} to {max(sizes)} rows a fold, chosen by content and seed "
+        f"{seed}{shares}. Over all folds the 95 % interval of a score is up to "
+        f"{_width(len(task.train)):.0f} points to either side"
+    )
+    once = [label for label, times in sorted(Counter(labels or []).items()) if times == 1]
+    if once:
+        task.notes.append(
+            f"WARNING: one row alone has the label {', '.join(map(_short, once[:5]))}: where it "
+            "tests, no row trains it"
+        )
+    return [
+        replace(task, name=fold_name(task.name, number), train=split.train, test=split.test)
+        for number, split in enumerate(splits, 1)
+    ]
 
 
 def _whole_json(file: TaskFile, args: argparse.Namespace, name: str) -> TaskFile:
@@ -185,14 +224,18 @@ def _test_notes(task: Task, seed: int | None) -> list[str]:
         )
     if len(task.test) < FEW_TEST_ROWS:
         count = len(task.test)
-        width = 100 * 1.96 * math.sqrt(count + 1.96**2) / (2 * (count + 1.96**2))
         notes.append(
             f"{count} test rows show little: one row is {100 / count:.0f} points of a score, and "
-            f"its 95 % interval is up to {width:.0f} points to either side; give a file of 100 "
-            "rows or more with --test FILE, or train and test several times, with --seed 1, 2, 3 "
-            "... under names of their own"
+            f"its 95 % interval is up to {_width(count):.0f} points to either side; give a file of "
+            "100 rows or more with --test FILE"
+            + (", or let each row test once, with --folds 5" if seed is not None else "")
         )
     return notes
+
+
+def _width(rows: int) -> float:
+    """Points to either side of 50 % that the 95 % interval of a rate over `rows` reaches."""
+    return 100 * 1.96 * math.sqrt(rows + 1.96**2) / (2 * (rows + 1.96**2))
 
 
 def _short(label: str) -> str:
@@ -345,7 +388,8 @@ def _set_anchor(task: Task, args: argparse.Namespace) -> None:
         task.anchor, task.inline = front, True
         task.notes.append(f"the rows begin with the same {len(front)} characters: the anchor")
         _need_more_than(front, task)
-        if _front(task.train) != front:  # which is what a card with an inline anchor goes by
+        # what a card with an inline anchor goes by; each fold would have its own
+        if args.folds is not None or _front(task.train) != front:
             _take_out(front, task)
         return
     if args.anchor is None:

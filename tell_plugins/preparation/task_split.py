@@ -122,17 +122,13 @@ def split_off_test(
             where=file.path.name,
             remedy="give test rows of their own with --test FILE, or more rows",
         )
-    ids = np.frombuffer(
-        b"".join(row_id(pair.query, pair.response) for pair in file.pairs), np.uint8
-    ).reshape(-1, 16)
-    rank = draw.ranking(ids, seed=seed, source="test split").tolist()
     keys = _keys([pair.query for pair in file.pairs])
     together: dict[int, list[int]] = defaultdict(list)
     for row, key in enumerate(keys):
         together[key].append(row)
     quota = _quotas(Counter(strata), count)
     test: set[int] = set()
-    for row in rank:
+    for row in _ranked(file.pairs, seed, "test split"):
         group = together[keys[row]]
         if row not in test and quota[strata[row]] >= len(group) and group[0] == row:
             test.update(group)
@@ -147,6 +143,48 @@ def split_off_test(
         [pair for row, pair in enumerate(file.pairs) if row not in test],
         [pair for row, pair in enumerate(file.pairs) if row in test],
     )
+
+
+def split_into_folds(
+    pairs: Sequence[Pair], labels: Sequence[str] | None, seed: int, count: int
+) -> list[Split]:
+    """`count` ways to part the rows, such that each row tests once; `labels` are one a row.
+
+    The rows of each label are dealt out one by one, so that all parts have its share where it has
+    rows enough. Which row falls where depends on the rows' content and the seed alone. Rows that
+    ask the same stay together. Raises UserError for fewer than two folds, or rows too few.
+    """
+    together: dict[int, list[int]] = defaultdict(list)
+    for row, key in enumerate(_keys([pair.query for pair in pairs])):
+        together[key].append(row)
+    if not 2 <= count <= len(together) or len(pairs) < FEWEST_ROWS:
+        raise UserError(
+            f"{count} folds of {len(pairs)} rows that ask {len(together)} things",
+            where="--folds",
+            allowed=f"2 to {len(together)}, of {FEWEST_ROWS} rows or more",
+            remedy="name fewer folds, or give more rows",
+        )
+    place = {row: rank for rank, row in enumerate(_ranked(pairs, seed, "folds"))}
+    groups = [sorted(group, key=place.__getitem__) for group in together.values()]
+    strata = labels if labels is not None else [""] * len(pairs)
+    fold = [0] * len(pairs)
+    for turn, group in enumerate(sorted(groups, key=lambda g: (strata[g[0]], place[g[0]]))):
+        for row in group:
+            fold[row] = turn % count
+    return [
+        Split(
+            [pair for pair, its in zip(pairs, fold, strict=True) if its != number],
+            [pair for pair, its in zip(pairs, fold, strict=True) if its == number],
+        )
+        for number in range(count)
+    ]
+
+
+def _ranked(pairs: Sequence[Pair], seed: int, purpose: str) -> list[int]:
+    """The rows in an order that hangs on their content, the seed and the purpose alone."""
+    raw = b"".join(row_id(pair.query, pair.response) for pair in pairs)
+    ids = np.frombuffer(raw, np.uint8).reshape(-1, 16)
+    return draw.ranking(ids, seed=seed, source=purpose).tolist()
 
 
 def labels_of(pairs: Sequence[Pair], metric: str, label: str | None) -> list[str] | None:

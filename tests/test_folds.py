@@ -1,0 +1,246 @@
+"""Cross-validation of an own task: `new --folds`, the recipes it writes, `compare --pool`."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tell_plugins.cli import main
+from tell_plugins.core.cards import fold_of, load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.sources import open_task
+from tell_plugins.preparation.forms import Pair
+from tell_plugins.preparation.task_split import split_into_folds
+from tell_plugins.recipe.recipes import load_recipe
+from tests.conftest import PROJECT, write_rows
+from tests.saved_answers import save_answers
+
+FOLDS = 3
+
+
+def new(tmp_path: Path, *flags: str, name: str = "own") -> int:
+    where = ("--recipes", str(tmp_path / "recipes"), "--anchor", "Odd? Answer yes or no.")
+    return main(["new", name, "--model", "smollm2", *where, *flags])
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """Twenty rows, every fourth labelled yes."""
+    rows = [{"query": f"Is {n} a four?", "response": "no" if n % 4 else "yes"} for n in range(20)]
+    return write_rows(tmp_path / "rows.jsonl", rows)
+
+
+@pytest.fixture
+def own(tmp_path: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """The task `own` in three folds; the folder of its recipes. What was said can be read."""
+    assert new(tmp_path, "--train", str(rows), "--folds", str(FOLDS)) == 0
+    return tmp_path / "recipes"
+
+
+# --- the split -----------------------------------------------------------------------------------
+
+
+def _pairs(count: int) -> tuple[list[Pair], list[str]]:
+    labels = ["yes" if n % 5 == 0 else "no" if n % 5 < 4 else "maybe" for n in range(count)]
+    return [Pair(n + 1, f"Row {n}?", label) for n, label in enumerate(labels)], labels
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 7])
+def test_each_row_tests_once_and_labels_keep_their_shares(count: int) -> None:
+    pairs, labels = _pairs(41)
+    folds = split_into_folds(pairs, labels, 42, count)
+    assert sorted(pair for fold in folds for pair in fold.test) == pairs
+    for fold in folds:
+        assert sorted([*fold.train, *fold.test]) == pairs
+        assert len(fold.test) in (41 // count, 41 // count + 1)
+        assert {pair.response for pair in fold.train} == set(labels)
+    for label, total in Counter(labels).items():
+        tested = [sum(pair.response == label for pair in fold.test) for fold in folds]
+        assert max(tested) - min(tested) <= 1
+        assert sum(tested) == total
+
+
+def test_folds_hang_on_content_and_seed_alone() -> None:
+    pairs, labels = _pairs(30)
+    moved = list(zip(pairs, labels, strict=True))
+    random.Random(3).shuffle(moved)
+    others = split_into_folds([pair for pair, _ in moved], [label for _, label in moved], 42, 4)
+    folds = split_into_folds(pairs, labels, 42, 4)
+    assert [set(fold.test) for fold in folds] == [set(fold.test) for fold in others]
+    assert folds != split_into_folds(pairs, labels, 43, 4)
+
+
+def test_rows_that_ask_the_same_are_in_one_fold() -> None:
+    pairs = [Pair(n + 1, f"{'row' if n % 2 else 'ROW'} {n // 2}?", f"{n}") for n in range(20)]
+    for fold in split_into_folds(pairs, None, 42, 5):
+        assert not {p.query.lower() for p in fold.train} & {p.query.lower() for p in fold.test}
+    for count in (0, 1, 11):
+        with pytest.raises(UserError, match="2 to 10"):
+            split_into_folds(pairs, None, 42, count)
+
+
+# --- new -----------------------------------------------------------------------------------------
+
+
+def test_each_fold_has_a_card_and_recipes(
+    own: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = capsys.readouterr().out
+    assert "--folds 3: each of the 20 rows tests once" in out
+    assert "6 to 7 rows a fold" in out
+    assert "card:    " in out
+    whole = open_task(load_card("own"), "train")
+    assert len(whole) == 20
+    assert list(load_card("own").splits) == ["train"]
+    tested: list[str] = []
+    settings = set()
+    for number in range(1, FOLDS + 1):
+        card = load_card(f"own_fold{number}")
+        assert fold_of(card.name) == ("own", number)
+        train, test = open_task(card, "train"), open_task(card, "test")
+        assert sorted(train.plain + test.plain) == sorted(whole.plain)
+        tested += test.plain
+        for variant in ("", "_sft"):
+            recipe = load_recipe(own / f"smollm2_own_fold{number}{variant}.yaml")
+            assert recipe.spec.card == card.name
+            assert recipe.output_dir.name == recipe.path.stem
+            mixture = build_mixture(recipe.spec)
+            assert set(train.queries) == {
+                row["messages"][0]["content"] for row in mixture.rows() if row["channel"] == "task"
+            }
+            said = recipe.path.read_text()
+            assert f"own_fold{number}, {len(train)} rows" in said
+            settings.add(str(recipe.spec.with_values(card="own")))
+    assert sorted(tested) == sorted(whole.plain)
+    assert len(settings) == 2  # all folds train alike
+    capsys.readouterr()
+    assert main(["check", str(own / "smollm2_own.yaml"), str(own / "smollm2_own_fold2.yaml")]) == 0
+    assert new(tmp_path, "--train", str(rows), "--folds", "2") == 1
+    assert "own_fold1" in capsys.readouterr().err
+    assert new(tmp_path, "--train", str(rows), "--folds", "2", "--force") == 0
+
+
+def test_the_next_commands_name_what_was_written(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [line.strip() for line in capsys.readouterr().out.partition("next:")[2].splitlines()]
+    (loop,) = [line for line in lines if line.startswith("for fold")]
+    dry = loop.replace("./run.sh", "echo")
+    done = subprocess.run(["bash", "-c", dry], capture_output=True, text=True, check=True)
+    named = re.findall(r"(train|eval) (\S+)( --against sft)?", done.stdout)
+    assert [verb for verb, _, _ in named] == ["train", "train", "eval"] * FOLDS
+    assert all((PROJECT / path).is_file() for _, path, _ in named)
+    assert any(line.startswith("./run.sh compare --pool output/smollm2_own_fold") for line in lines)
+    assert new(tmp_path, "--train", str(tmp_path / "rows.jsonl"), "--folds", "2", "--method", "sft",
+               name="alone") == 0  # fmt: skip
+    out = capsys.readouterr().out
+    assert "&& ./run.sh eval " in out
+    assert "--against" not in out
+
+
+def test_folds_of_rows_with_an_anchor_of_their_own(tmp_path: Path) -> None:
+    """The rows of a fold may share more of their beginning than all do."""
+    front = "Decide whether the number in this line is a multiple of four:\n"
+    rows = [{"query": f"{front}{n}", "response": "no" if n % 4 else "yes"} for n in range(100, 120)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    argv = ["new", "own", "--train", str(path), "--model", "smollm2", "--folds", "3"]
+    assert main([*argv, "--recipes", str(tmp_path / "recipes")]) == 0
+    anchors = {(load_card(name).folder / "anchor.txt").read_text() for name in ("own", "own_fold2")}
+    assert anchors == {front}
+
+
+@pytest.mark.parametrize("more", [("--test", "t.jsonl"), ("--test-rows", "5")])
+def test_one_way_to_test(
+    more: tuple[str, str], rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert new(tmp_path, "--train", str(rows), "--folds", "3", *more) == 1
+    assert f"{more[0]}, --folds: test rows in more than one way" in capsys.readouterr().err
+
+
+def test_few_rows_propose_folds(
+    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert new(tmp_path, "--train", str(rows)) == 0
+    assert "or let each row test once, with --folds 5" in capsys.readouterr().out
+    assert new(tmp_path, "--train", str(rows), "--folds", "21", name="other") == 1
+    assert "allowed: 2 to 20" in capsys.readouterr().err
+    single = [*map(json.loads, rows.read_text().splitlines()), {"query": "?", "response": "some"}]
+    path = write_rows(tmp_path / "single.jsonl", single)
+    assert new(tmp_path, "--train", str(path), "--folds", "3", name="single") == 0
+    assert "one row alone has the label 'some'" in capsys.readouterr().out
+
+
+# --- compare --pool ------------------------------------------------------------------------------
+
+
+def _answers(folder: Path, number: int, wrong: int, **settings: object) -> Path:
+    """Answers to a fold, of which the first `wrong` are."""
+    card = f"own_fold{number}"
+    right = open_task(load_card(card), "test").responses
+    texts = [("no" if r == "yes" else "yes") if n < wrong else r for n, r in enumerate(right)]
+    return save_answers(folder / card / "test-greedy", card, texts, **settings)
+
+
+def test_every_row_counts_once(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(1, FOLDS + 1):
+        _answers(tmp_path / "base", number, 3)
+        for name, wrong in (("", 1), ("_sft", 2)):
+            run = tmp_path / f"run{number}{name}"
+            run.mkdir()
+            spec = str(load_recipe(own / f"smollm2_own_fold{number}{name}.yaml").spec)
+            (run / "manifest.json").write_text(json.dumps({"spec": spec}))
+            _answers(tmp_path / f"tell{name}", number, wrong, adapter=str(run))
+    out = tmp_path / "out"
+    folders = [str(tmp_path / name) for name in ("base", "tell", "tell_sft")]
+    assert main(["compare", "--pool", *folders, "--out", str(out)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "own, 3 folds: adherence" in said
+    assert "The intervals are over the rows; that the trainings differ is not in them." in said
+    found = json.loads((out / "comparison.json").read_text())
+    assert [system["name"] for system in found["systems"]] == [
+        "SFT, seed 42",
+        "base",
+        "TELL, seed 42",
+    ]
+    assert found["baseline"] == "SFT, seed 42"
+    for system, wrong in zip(found["systems"], (2, 3, 1), strict=True):
+        scores = system["scores"]
+        (form,) = scores["label"].values()
+        assert (scores["rows"], scores["expected"]) == (20, 20)
+        accuracy = form["labels"]["all"]["accuracy"]
+        assert (accuracy["k"], accuracy["n"]) == (20 - wrong * FOLDS, 20)
+    differences = {(d["system"], d["measure"]): d["value"] for d in found["differences"]}
+    assert differences["TELL, seed 42", "accuracy"] == pytest.approx(3 / 20)
+
+
+def test_what_cannot_be_pooled(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*folders: Path) -> str:
+        assert main(["compare", "--pool", *map(str, folders)]) == 1
+        message = capsys.readouterr().err
+        assert "remedy:" in message
+        return message
+
+    base = [_answers(tmp_path / "base", number, 0) for number in range(1, FOLDS + 1)]
+    shots = _answers(tmp_path / "shots", 1, 0, adapter="shots")
+    again = _answers(tmp_path / "again", 2, 0)
+    assert "no answers to fold 2, 3 of the system that answered in" in refused(*base, shots)
+    assert "two sets of answers of one system to fold 2" in refused(*base, again)
+    other = save_answers(tmp_path / "whole", "own", ["no"] * 20, split="train")
+    assert "answers to card 'own', which is no fold" in refused(*base, other)
+    assert "without --baseline" in refused(*base, Path("--baseline"), base[0])
+    rows = open_task(load_card("own"), "train")
+    write_rows(
+        rows.file, [{"query": "New?", "response": "yes"}, {"query": "Old?", "response": "no"}]
+    )
+    assert "the folds are of other rows" in refused(*base)
