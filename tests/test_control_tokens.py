@@ -81,9 +81,32 @@ def test_general_rows_with_them_are_left_out_and_counted(make_card: MakeCard, mo
     assert len(trained) == 9
     assert not any("|" in m["content"] for messages in trained for m in messages)
     assert told(model) == [
-        ("warning", "2 rows of 'plain' left out: control tokens of chat models in them"),
+        (
+            "warning",
+            "2 rows of 'plain' left out: control tokens of chat models in them "
+            "(line 1: <|im_end|>, line 6: <|eot_id|>)",
+        ),
         ("warning", f"1 row of 'plain' hold tokens that steer {model}"),
     ]
+
+
+def test_text_that_html_strikes_through_has_a_remedy_of_its_own(
+    make_card: MakeCard, model: str
+) -> None:
+    """Llama-2's tokenizer reads `</s>` as the end of a turn wherever it stands."""
+    struck = {"q": "was <s>old</s>", "r": "new"}
+    make_card("plain", train=[*GENERAL, *[struck] * 7], kind="general")
+    make_card("own", train=[*TASK, struck])
+    mixture = build_mixture(parse_spec("tell/own:general=all"))
+    [told_of_general] = control_findings(mixture, model)
+    assert "left out" in told_of_general.problem.found
+    assert "line 9: <s>, line 10: <s>" in told_of_general.problem.found
+    assert told_of_general.problem.found.endswith("line 13: <s> ...)")
+    [told_of_task, general] = control_findings(mixture, "nobody/has-it")
+    assert told_of_task.rule == "tell-control-task"
+    remedy = "write them otherwise, such as with a blank inside (text that HTML strikes through: as"
+    for finding in (told_of_general, told_of_task, general):
+        assert (finding.problem.remedy or "").startswith(f"{remedy} <del> in place of <s>)")
 
 
 def test_new_tells_of_them() -> None:

@@ -63,6 +63,7 @@ class Drawn:
     dropped: dict[str, int] = field(default_factory=dict)
     dropped_tokens: dict[str, int] = field(default_factory=dict)  # malformed rows have none
     bad: list[tuple[int, str]] = field(default_factory=list)
+    steering: list[int] = field(default_factory=list)  # rows dropped for a control token
     duplicates: int = 0  # rows used that equal another one used
     copies: int = 1
     # rows of the source that are held-out queries, dropped or kept; None when nothing was checked
@@ -600,6 +601,7 @@ def _draw_general(
         if lengths is None
         else {reason: int(lengths[mask].sum()) for reason, mask in lost.items()},
         bad=[(bad.line, bad.reason) for bad in rows.bad],
+        steering=np.flatnonzero(steering).tolist(),
         duplicates=int((draw.occurrences(rows.ids[used]) > 0).sum()),
         overlapping=None if questions is None else int(overlapping.sum()),
         overlap_used=None if questions is None else int(overlapping[used].sum()),

@@ -31,15 +31,24 @@ def control_findings(mixture: Mixture, model: str) -> Iterator[Finding]:
         if source.role != GENERAL:
             continue
         where = paths.shown(source.file)
-        lost = source.dropped.get("control_token", 0)
-        if lost:
-            text = f"{count_of(lost, 'row')} of '{source.card.name}' left out: control tokens"
+        rows = mixture.general[index - shift]
+        if source.steering:
+            text = f"{count_of(len(source.steering), 'row')} of '{source.card.name}' left out"
+            some = source.steering[:_SHOWN]
+            pairs = rows.texts(some).pairs()
+            found = [
+                (int(rows.lines[row]), found_in("\n".join(pair)) or "")
+                for row, pair in zip(some, pairs, strict=True)
+            ]
             yield warning(
-                _GENERAL, f"{text} of chat models in them", where, "mend them, or leave it at that"
+                _GENERAL,
+                f"{text}: control tokens of chat models in them "
+                f"({_shown(found, len(source.steering))})",
+                where,
+                f"{_remedy(found)}, or leave it at that",
             )
         if not more:
             continue
-        rows = mixture.general[index - shift]
         left = int(np.isin(source.used, np.flatnonzero(rows.holding(any_of(more)))).sum())
         if left:
             text = f"{count_of(left, 'row')} of '{source.card.name}' hold tokens that steer {model}"
@@ -67,10 +76,8 @@ def _task_findings(
     ]
     if not found:
         return
-    shown = ", ".join(f"line {line}: {token}" for line, token in found[:_SHOWN])
-    more = " ..." if len(found) > _SHOWN else ""
-    text = f"{count_of(len(found), 'task row')} with control tokens ({shown}{more})"
-    where, remedy = paths.shown(task.file), "write them otherwise, such as with a blank inside"
+    text = f"{count_of(len(found), 'task row')} with control tokens ({_shown(found, len(found))})"
+    where, remedy = paths.shown(task.file), _remedy(found)
     if own is None:
         yield warning(
             _TASK, f"{text} of some chat models; the model's tokenizer is not here", where, remedy
@@ -79,3 +86,15 @@ def _task_findings(
         yield error(
             _TASK, f"{text}: the model reads the end or beginning of a turn there", where, remedy
         )
+
+
+def _shown(found: Sequence[tuple[int, str]], count: int) -> str:
+    """The lines and tokens of the first rows of `count`."""
+    shown = ", ".join(f"line {line}: {token}" for line, token in found[:_SHOWN])
+    return shown + (" ..." if count > _SHOWN else "")
+
+
+def _remedy(found: Sequence[tuple[int, str]]) -> str:
+    struck = any(token in ("<s>", "</s>") for _, token in found)
+    html = " (text that HTML strikes through: as <del> in place of <s>)" if struck else ""
+    return f"write them otherwise, such as with a blank inside{html}"
