@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.errors import UserError
+from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.mixture import GENERAL, Drawn, Mixture, build_mixture
 from tell_plugins.core.spec import Amount, Spec
-from tell_plugins.recipe import check_report
+from tell_plugins.recipe import check_json, check_report
 from tell_plugins.recipe.control_rules import control_findings
 from tell_plugins.recipe.data_rules import (
     check_files,
@@ -68,6 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="a rate you measured on your machine; only with it a duration is shown",
     )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object, for several recipes a list of them, and nothing else "
+        "(its form: tell_plugins/recipe/check.schema.json); exit code 2: could not be judged",
+    )
     parser.epilog = "Further --key value pairs are ms-swift's and win over the recipe."
     parser.set_defaults(takes_flags=True)
 
@@ -80,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
             allowed="a number above 0",
             remedy="give the rate you measured, or leave it out",
         )
+    if args.json:
+        return _print_json(args.recipes, args.flags)
     swift = swift_keys()
     bad = []
     for number, path in enumerate(args.recipes):
@@ -104,6 +114,35 @@ def _check_one(path: str, flags: Sequence[str], swift: SwiftKeys, rate: float | 
     checked = inspect(recipe, swift)
     print(check_report.report(checked, rate))
     return checked.is_good
+
+
+def _print_json(recipes: Sequence[str], flags: Sequence[str]) -> int:
+    swift: SwiftKeys | MachineError
+    try:
+        swift = swift_keys()
+    except MachineError as problem:
+        swift = problem
+    judged = [_object_of(path, flags, swift) for path in recipes]
+    objects = [found for found, _ in judged]
+    print(json.dumps(objects if len(objects) > 1 else objects[0], indent=2))
+    return max(code for _, code in judged)
+
+
+def _object_of(
+    path: str, flags: Sequence[str], swift: SwiftKeys | MachineError
+) -> tuple[dict[str, Any], int]:
+    """What is known of a recipe, and the exit code: 0 good, 1 errors, 2 not to be judged."""
+    try:
+        recipe = load_recipe(path, flags)
+        if isinstance(swift, MachineError):
+            raise swift
+        checked = inspect(recipe, swift)
+    except UserError as problem:
+        findings = as_errors("tell-recipe", problem)
+        return check_json.unjudged(path, "the recipe cannot be read", findings), 1
+    except MachineError as problem:
+        return check_json.unjudged(path, str(problem)), 2
+    return check_json.as_object(checked), 0 if checked.is_good else 1
 
 
 def inspect(recipe: Recipe, swift: SwiftKeys) -> Checked:

@@ -1,0 +1,175 @@
+"""`./run.sh check --json`: one object a recipe, as its schema says, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tell_plugins.cli import main
+from tell_plugins.core.errors import MachineError
+from tell_plugins.recipe import check, check_json
+from tests.conftest import PROJECT, MakeCard
+from tests.test_check import HELD, Write, words, write  # noqa: F401
+
+SCHEMA = json.loads((PROJECT / "tell_plugins" / "recipe" / "check.schema.json").read_text())
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:
+    """The exit code and the whole standard output, which must fit the schema."""
+    code = main(["check", "--json", *arguments])
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    jsonschema.validate(found, SCHEMA, jsonschema.Draft202012Validator)
+    return code, found
+
+
+def parts_of(found: dict[str, Any]) -> set[str]:
+    reasons = {each["part"]: each["why"] for each in found["not_checked"]}
+    assert all(reasons.values())
+    assert {*found["ran"], *reasons} == set(check_json.PARTS)
+    assert len(found["ran"]) + len(reasons) == len(check_json.PARTS)
+    return set(reasons)
+
+
+def test_the_schema_is_one_and_knows_the_parts() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    ran = SCHEMA["$defs"]["recipe"]["properties"]["ran"]
+    assert tuple(ran["items"]["enum"]) == check_json.PARTS
+
+
+def test_a_good_recipe(write: Write, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    code, found = said(capsys, str(write()), "--seed", "7")
+    assert code == 0
+    assert found["recipe"].endswith("toy.yaml")
+    assert found["findings"] == []
+    task, general = found["sources"]
+    assert (task["role"], task["card"], task["rows"]["used"]) == ("task", "toy", 8)
+    assert (general["rows"]["used"], general["share"]["rows"]) == (24, 0.75)
+    steps = found["steps"]
+    assert (steps["rows_an_epoch"], steps["optimizer_steps"], steps["warmup_steps"]) == (32, 2, 1)
+    assert steps["learning_rate"] == {"first": 0.0, "highest": 1e-4, "last": 1e-4}
+    assert steps["task"]["rows_unseen"] == 0
+    assert parts_of(found) == {"control_tokens", "lengths"}, "the test has no tokenizer"
+
+
+def test_with_the_models_tokenizer_everything_is_looked_at(
+    write: Write,  # noqa: F811
+    words: Callable[[Path], Path],  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = words(tmp_path / "model")
+    (model / "config.json").write_text("{}")
+    path = write(model=str(model), model_type="llama", template="chatml", target_modules=None)
+    code, found = said(capsys, str(path))
+    assert (code, found["findings"]) == (0, [])
+    assert parts_of(found) == set()
+    code, found = said(capsys, str(path), "--max_length", "3")
+    assert code == 1
+    assert {each["id"] for each in found["findings"]} == {"tell-row-long", "tell-general-long"}
+
+
+def test_findings_have_all_their_words(
+    write: Write,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = write(seed="x", strict=None)
+    code, found = said(capsys, str(path))
+    assert code == 1
+    by_id = {each["id"]: each for each in found["findings"]}
+    assert by_id["tell-value-type"] == {
+        "id": "tell-value-type",
+        "level": "error",
+        "found": "'seed' is x",
+        "where": f"{path}, line {path.read_text().splitlines().index('seed: x') + 1}",
+        "allowed": "a whole number",
+        "remedy": "correct the value",
+    }
+    assert by_id["tell-strict"]["level"] == "warning"
+    assert said(capsys, str(write(strict=None)))[0] == 0, "warnings alone"
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"dataset": ["tell/toy:tsk=1rows"]}, {"data", "schedule"}),
+        ({"dataset": ["tell/halu_cot_json:task=1e4tok/general=4e6tok"]}, {"data", "schedule"}),
+        ({"dataset": ["tell/halu_cot_json:task=115rows/general=0"]}, {"data"}),
+        ({"dataset": ["tell/toy:task=99rows"]}, {"data"}),
+        ({"dataset": ["tell/plain:task=32rows"]}, {"held_out_rows"}),
+        ({"dataset": ["tell/toy:task=0/general=24rows"]}, set()),
+        ({"dataset": [HELD], "loss_type": "tell"}, set()),
+        ({"lr_scheduler_type": "polynomial"}, {"schedule"}),
+        ({"learning_rate": "x"}, {"schedule"}),
+        ({"learning_rate": float("inf")}, {"schedule"}),
+        (
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 1e308}},
+            set(),  # its rates are no numbers
+        ),
+        ({"max_length": "x"}, set()),
+    ],
+)
+def test_what_was_not_checked_says_why(
+    write: Write,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    parts: set[str],
+) -> None:
+    _, found = said(capsys, str(write(**changes)))
+    without = {"control_tokens", "lengths"}  # the test has no tokenizer
+    unread = {"held_out_rows"} if "data" in parts else set()
+    assert parts_of(found) == parts | without | unread
+    assert (found["sources"] is None) == ("data" in parts)
+    assert (found["steps"] is None) == ("schedule" in parts)
+
+
+def test_held_out_rows_that_are_not_all_here(
+    write: Write,  # noqa: F811
+    make_card: MakeCard,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = make_card("half", train=[{"q": f"q {n}", "r": "a"} for n in range(9)], test=[])
+    (folder / "test.jsonl").unlink()
+    path = write(dataset=["tell/half:general=24rows/overlap=keep"])
+    _, found = said(capsys, str(path))
+    assert "held_out_rows" in parts_of(found)
+
+
+def test_several_recipes_are_a_list(
+    write: Write,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, found = said(capsys, str(write("good")), str(write("bad", seed="x")), "nowhere.yaml")
+    assert code == 1
+    assert [each["recipe"].rpartition("/")[2] for each in found] == [
+        "good.yaml",
+        "bad.yaml",
+        "nowhere.yaml",
+    ]
+    assert [bool(each["findings"]) for each in found] == [False, True, True]
+    assert found[2]["findings"][0]["id"] == "tell-recipe"
+    assert parts_of(found[2]) == set(check_json.PARTS)
+
+
+def test_what_cannot_be_judged_is_exit_code_2(
+    write: Write,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise MachineError("ms-swift could not tell its keys")
+
+    good = str(write())
+    with monkeypatch.context() as patched:
+        patched.setattr(check, "swift_keys", fail)
+        code, found = said(capsys, good)
+        assert (code, found["findings"], found["ran"]) == (2, [], [])
+        assert "could not tell its keys" in found["not_checked"][0]["why"]
+        code, found = said(capsys, "nowhere.yaml", good)
+        assert (code, found[0]["findings"][0]["id"]) == (2, "tell-recipe")
+    monkeypatch.setattr(check, "build_mixture", fail)
+    assert said(capsys, good)[0] == 2
