@@ -26,6 +26,7 @@ from tell_plugins.core.spec import parse_amount, parse_names, parse_spec
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 from tell_plugins.core.turns import row_of, turns_of
 from tell_plugins.preparation.answer_kind import METRICS
+from tell_plugins.preparation.any_model import any_model
 from tell_plugins.preparation.known_cards import check_name, make_known
 from tell_plugins.preparation.method import (
     DEFAULT,
@@ -39,6 +40,7 @@ from tell_plugins.preparation.method import (
 )
 from tell_plugins.preparation.own_task import SPLITS, Task, folds_of, read_task
 from tell_plugins.preparation.task_recipe import (
+    PATTERNS,
     general_of,
     header,
     pattern_for,
@@ -101,8 +103,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="M",
         default="qwen",
-        help="whose recipe to start from: qwen, llama2, gemma, smollm2 or a recipe (default: qwen)",
+        help="qwen, llama2, gemma, smollm2; a recipe to start from; or any model: an id that "
+        "ms-swift knows, or a folder (default: qwen)",
     )
+    add("--model-type", metavar="TYPE", help="of a model that ms-swift cannot tell the type of")
+    add("--template", metavar="NAME", help="its chat template, where its type has several")
     add(
         "--method",
         choices=METHODS,
@@ -146,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     cards, recipes = _places(args)
     task = read_task(args)
     folds = folds_of(task, args.folds, args.seed) if args.folds is not None else []
-    pattern = pattern_for(args.model, task.metric)
+    pattern = _pattern(args, task)
     files = {
         part.name: {
             variant: recipes / f"{recipe_name(pattern, part.name, variant)}.yaml"
@@ -216,6 +221,16 @@ def _write(
             for path in variants.values():
                 path.unlink(missing_ok=True)
     return list(downloads)
+
+
+def _pattern(args: argparse.Namespace, task: Task) -> Recipe:
+    """The recipe to start from; what was assumed of a model without one joins the notes."""
+    named = args.model in PATTERNS or args.model.endswith((".yaml", ".yml"))
+    if named and not (args.model_type or args.template):
+        return pattern_for(args.model, task.metric)
+    recipe, assumed = any_model(args.model, args.model_type, args.template)
+    task.notes.append(assumed)
+    return recipe
 
 
 def _methods(

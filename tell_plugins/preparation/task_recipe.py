@@ -7,6 +7,7 @@ import shlex
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -32,7 +33,7 @@ GONE = ("val_dataset", "split_dataset_ratio", "resume_from_checkpoint")
 def pattern_for(model: str, metric: str) -> Recipe:
     """The recipe to start from: of this model, and of a task with this metric where there is one.
 
-    `model` is a key of `PATTERNS`, or a recipe file.
+    `model` is a key of `PATTERNS`, or a recipe file; see `any_model` for all others.
     """
     if model.endswith((".yaml", ".yml")):
         recipe = load_recipe(model)
@@ -71,8 +72,17 @@ def general_of(pattern: Recipe) -> tuple[tuple[str, ...], str]:
 
 
 def recipe_name(pattern: Recipe, task: str, variant: str = "") -> str:
-    name = f"{pattern.name.split('_')[0]}_{task}"
+    model = Path(str(pattern.get("model"))).name
+    own = "model" in _overrides(pattern)
+    stem = re.sub(r"[^a-z0-9.]+", "-", model.lower()) if own else pattern.name.split("_")[0]
+    name = f"{stem}_{task}"
     return f"{name}_{variant}" if variant else name
+
+
+def _overrides(pattern: Recipe) -> dict[str, Any]:
+    """The pattern's values that are not those of its file."""
+    there = load_recipe(pattern.path).values
+    return {key: value for key, value in pattern.values.items() if there.get(key) != value}
 
 
 def recipe_text(
@@ -95,8 +105,9 @@ def recipe_text(
     node = yaml.compose(text, Loader=yaml.SafeLoader)
     assert isinstance(node, yaml.MappingNode)  # `load_recipe` checked it
     there = {key.value for key, _ in node.value}
-    new = {"dataset": [method.dataset], "output_dir": f"output/{name}", **method.keys}
-    lines = {key: _written(value) for key, value in new.items() if key in there}
+    own = {key: value for key, value in _overrides(pattern).items() if key not in method.keys}
+    new = own | {"dataset": [method.dataset], "output_dir": f"output/{name}", **method.keys}
+    lines = {key: _written(value) for key, value in new.items() if key in there or key in own}
     lines |= {"dataset": f'["{method.dataset}"]', "output_dir": f"output/{name}"}
     front = "".join(f"# {line}\n" for line in method.why)
     front += "".join(
@@ -131,8 +142,9 @@ def recipe_text(
 
 
 def _written(value: object) -> str:
-    """A scalar as YAML reads it back: 1e-05 has no point and would be text."""
-    return yaml.safe_dump(value).partition("\n")[0]
+    """A value in one line as YAML reads it back: 1e-05 has no point and would be text."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9)
+    return text.partition("\n")[0]
 
 
 def _end(node: yaml.Node) -> int:
@@ -160,13 +172,17 @@ def header(
     lines = [
         method.title.format(model=Path(str(pattern.get("model"))).name, task=task),
         f"Launch:  ./run.sh train {shown}",
-        f"Needs:   what {origin} needs, which this was made from",
+        "Needs:   what `check` estimates; not measured"
+        if "model" in _overrides(pattern)
+        else f"Needs:   what {origin} needs, which this was made from",
         f"First:   {f'{exports}; ' if exports else ''}./run.sh check {shown}",
         "Result:  not measured",
     ]
     left_out = _left_out(pattern)
     without = f", and without {', '.join(left_out)}, chosen for its own task" if left_out else ""
     what = "task, method and output folder" if method.why else "task and output folder"
+    if "model" in _overrides(pattern):
+        what = f"model, layers, learning rate, {what}"
     differs = f"Differs: from {origin} in {what}{without}; its header says more."
     return lines + textwrap.wrap(
         differs, 98, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False
