@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
@@ -42,7 +43,7 @@ def any_model(model: str, model_type: str | None, template: str | None) -> tuple
     known = keys.models.known(model)
     if folder is None and known is None and model_type is None:
         raise _unknown(model, keys.models)
-    values = {
+    values: dict[str, Any] = {
         "model": str(folder) if folder is not None else model,
         "model_type": model_type,
         "template": template,
