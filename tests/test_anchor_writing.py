@@ -75,9 +75,9 @@ def test_candidates_are_ranked_by_loss(world: World) -> None:
     engine = ScriptedEngine(["One two.", "One two three four five six seven eight.", "One."])
     found = write_anchors(engine, rows, count=3, shown=2, seed=9)
     assert [candidate.attempt for candidate in found.candidates] == [1, 0, 2]
-    losses = [candidate.loss for candidate in found.candidates]
+    losses = [candidate.loss.value for candidate in found.candidates]
     assert losses == sorted(losses)
-    assert all(c.low <= c.loss <= c.high for c in found.candidates)
+    assert all(c.loss.low <= c.loss.value <= c.loss.high for c in found.candidates)
     # the card's own anchor has six words: one candidate beats it, two do not
     assert [candidate.change[0] < 0 for candidate in found.candidates] == [True, False, False]
     assert found.none.change[0] > 0

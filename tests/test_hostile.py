@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import yaml
 
@@ -17,8 +16,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError
 from tell_plugins.core.secrets import hide_secrets, is_secret, secret_keys
 from tell_plugins.core.shown import csv_cell, markdown_cell, shown_text
-from tell_plugins.evaluation.compare_tables import csv_text
-from tell_plugins.experiments import tables
+from tell_plugins.evaluation.grids import grid_of, to_csv, to_markdown
 from tell_plugins.preparation import card_files
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import PROJECT, MakeCard, write_rows
@@ -175,10 +173,10 @@ def test_cells_are_no_formulas_and_no_scripts() -> None:
     same = ["-0.5", "+1e3", "+18.5, -10.5", "-", "a=b", 5, None, 0.1]
     assert [csv_cell(cell) for cell in same] == same
     assert markdown_cell("<script>a|b</script>\n2 < 3") == "&lt;script>a\\|b&lt;/script> 2 < 3"
-    frame = pd.DataFrame({"method": ["=HYPERLINK(1)", "<img src=x>"], "rate": [-0.5, 1.0]})
-    assert tables.to_csv(frame) == "method,rate\n'=HYPERLINK(1),-0.5\n<img src=x>,1.0\n"
-    assert "<img" not in tables.to_markdown(frame)
-    assert csv_text([{"method": "@x", "n": -1}]) == "method,n\n'@x,-1\n"
+    records = [{"method": "=HYPERLINK(1)", "rate": -0.5}, {"method": "<img src=x>", "rate": 1.0}]
+    assert to_csv(records) == "method,rate\n'=HYPERLINK(1),-0.5\n<img src=x>,1.0\n"
+    assert "<img" not in to_markdown(grid_of(records))
+    assert to_csv([{"method": "@x", "n": -1}]) == "method,n\n'@x,-1\n"
 
 
 # --- the terminal and the disk --------------------------------------------------------------------

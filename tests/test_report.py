@@ -263,8 +263,8 @@ def test_efficiency_is_that_of_the_reference_alone(made: Path) -> None:
         else group
         for group in tables.groups(study, Judge(ReferenceShelf(made)))
     ]
-    said = tables.efficiency_table(study, found)["what"]
-    assert set(said) == {"token efficiency of TELL against TELL, no anchor"}
+    said = {record["what"] for record in tables.efficiency_table(study, found)}
+    assert said == {"token efficiency of TELL against TELL, no anchor"}
 
 
 def test_training_curves_come_from_the_log(made: Path, tmp_path: Path) -> None:
@@ -306,9 +306,10 @@ def test_what_general_data_adds(tmp_path: Path) -> None:
     made.index("general", "General tokens", [42], x="general_tokens")
     study = load_studies(tmp_path)[0]
     judge = Judge(ReferenceShelf(tmp_path))
-    frame = tables.comparisons_table(study, tables.groups(study, judge), judge)
-    added = frame[frame["comparison"] == "TELL minus the same without general data"]
-    assert added["adherence, points"].tolist() == [20.0, 70.0, 90.0]
+    compared = tables.comparisons_table(study, tables.groups(study, judge), judge)
+    name = "TELL minus the same without general data"
+    added = [record["adherence, points"] for record in compared if record["comparison"] == name]
+    assert [points.value for points in added] == [20.0, 70.0, 90.0]
     assert cli.main(["report", str(tmp_path)]) == 0
     text = (tmp_path / "report.html").read_text()
     assert "TELL against the same without general data, adherence: higher at" in text

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tell_plugins.evaluation import shares
+from tell_plugins.evaluation.grids import to_csv
 from tell_plugins.evaluation.intervals import Rate, counted
 from tell_plugins.experiments import measures, plots, tables
 from tell_plugins.experiments.conclusions import conclude
@@ -40,7 +43,8 @@ class Report:
 
     @property
     def compared(self) -> Any:
-        frame = tables.comparisons_table(self.study, self.groups, self.judge)
+        records = tables.comparisons_table(self.study, self.groups, self.judge)
+        frame = pd.read_csv(StringIO(to_csv(records))).fillna({"point": ""})
         return frame.set_index("comparison")
 
 

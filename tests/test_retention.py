@@ -244,10 +244,10 @@ def test_an_adapter_that_trained_nothing_is_reported(
         assert value != 0
     assert found["none"].kl is None
     assert found["idle"].kl is not None
-    assert found["idle"].kl.loss == pytest.approx(0, abs=1e-5)
+    assert found["idle"].kl.value == pytest.approx(0, abs=1e-5)
     assert found["one"].kl is not None
-    assert found["one"].kl.loss > 1e-4
-    assert found["one"].kl.rows <= 4  # as many as the base model said anything to
+    assert found["one"].kl.value > 1e-4
+    assert found["one"].kl.n <= 4  # as many as the base model said anything to
     assert found["whole"].style_change is not None
     assert found["whole"].kl is None  # its base is not at hand
     of_whole = json.loads((folders["whole"] / "test-greedy" / "settings.json").read_text())
@@ -264,7 +264,7 @@ def test_an_adapter_that_trained_nothing_is_reported(
     assert loss is not None
     assert base is not None
     assert found["one"].style_change is not None
-    assert found["one"].style_change.value == pytest.approx(loss.loss - base.loss)
+    assert found["one"].style_change.value == pytest.approx(loss.value - base.value)
     assert (folders["none"] / "general" / KL).exists() is False
     (kept,) = (paths.cache_dir() / "base_answers").iterdir()  # one model, answered once
     assert len(json.loads(kept.read_text())) == 4
@@ -308,12 +308,12 @@ def test_the_mean_is_per_token_and_its_interval_as_wide_as_theory_says() -> None
     losses, _ = _losses()
     sums, tokens = np.array(losses).T
     found = retention.retention(losses)
-    assert found.loss == pytest.approx(sums.sum() / tokens.sum())
-    assert (found.rows, found.tokens) == (300, int(tokens.sum()))
-    residuals = sums - found.loss * tokens  # the delta method for a ratio of sums
+    assert found.value == pytest.approx(sums.sum() / tokens.sum())
+    assert found.n == 300
+    residuals = sums - found.value * tokens  # the delta method for a ratio of sums
     error = np.sqrt((residuals**2).sum()) / tokens.sum()
-    assert found.high - found.loss == pytest.approx(1.96 * error, rel=0.15)
-    assert found.loss - found.low == pytest.approx(1.96 * error, rel=0.15)
+    assert found.high - found.value == pytest.approx(1.96 * error, rel=0.15)
+    assert found.value - found.low == pytest.approx(1.96 * error, rel=0.15)
 
 
 def test_a_paired_difference_sees_what_rows_hide() -> None:

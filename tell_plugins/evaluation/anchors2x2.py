@@ -19,12 +19,12 @@ from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.evaluation import evaluate
 from tell_plugins.evaluation.adapters import Adapter, find_adapters
-from tell_plugins.evaluation.grids import Grid, print_grid, table_console
-from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.evaluation.grids import Grid, print_grid, table_console, to_csv
+from tell_plugins.evaluation.intervals import Estimate, Rate, shown
 from tell_plugins.evaluation.options import Options
 from tell_plugins.evaluation.scored import load_scored
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
-from tell_plugins.evaluation.summary import System, headline_names, read_system, shown
+from tell_plugins.evaluation.summary import System, cell, headline_names, read_system
 from tell_plugins.recipe import train
 from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.recipes import Recipe, as_list, checkpoints, load_recipe
@@ -174,7 +174,6 @@ def _trained(recipe: Recipe, flags: Sequence[str]) -> Path:
     Raises UserError as `refuse_another` does, MachineError when training failed.
     """
     if not checkpoints(recipe.output_dir):
-        print(f"training {recipe.dataset_text} into {paths.shown(recipe.output_dir)}", flush=True)
         code = train.check_and_train(str(recipe.path), flags)
         if code or not checkpoints(recipe.output_dir):
             raise MachineError(
@@ -288,15 +287,17 @@ def show(systems: dict[Cell, System], found: Sequence[Effect], title: str) -> No
     columns = ["trained, tested", *measures, "style fit", "bleed"]
     rows = []
     for (trained, tested), system in systems.items():
-        loss = system.general.style_fit
-        scores = [shown(system.scores.headline.get(name)) for name in measures]
-        told = "-" if loss is None else f"{loss.loss:.3f}"
-        rows.append([f"{trained}, {tested}", *scores, told, shown(system.general.bleed)])
+        scores = [cell(system.scores.headline.get(name)) for name in measures]
+        loss = shown(system.general.style_fit, 3, interval=False)
+        rows.append([f"{trained}, {tested}", *scores, loss, cell(system.general.bleed)])
     print_grid(Grid(f"{title}, {first.rows} rows", columns, rows), console)
     differences = {(effect.anchor, effect.measure): effect.difference for effect in found}
     names = list(dict.fromkeys(effect.measure for effect in found))
     rows = [
-        [anchor, *(_signed(differences.get((anchor, name))) for name in names)]
+        [
+            anchor,
+            *(shown(differences.get((anchor, name)), 3, sign="+", between="\n") for name in names),
+        ]
         for anchor in dict.fromkeys(effect.anchor for effect in found)
     ]
     columns = ["anchor", *(name.replace("_", " ") for name in names)]
@@ -304,16 +305,10 @@ def show(systems: dict[Cell, System], found: Sequence[Effect], title: str) -> No
     print_grid(Grid(changes, columns, rows), console)
 
 
-def _signed(value: Difference | None) -> str:
-    return "-" if value is None else f"{value.value:+.3f}\n[{value.low:+.3f}, {value.high:+.3f}]"
-
-
 def write(systems: dict[Cell, System], found: Sequence[Effect], stem: Path) -> list[Path]:
     """Write the cells as CSV, and cells and differences as JSON; return the two files."""
-    from tell_plugins.evaluation.compare_tables import csv_text
-
     files = [stem.with_suffix(".csv"), stem.with_suffix(".json")]
-    paths.write_text(files[0], csv_text(list(_records(systems))))
+    paths.write_text(files[0], to_csv(list(_records(systems))))
     content = {
         "cells": [
             {

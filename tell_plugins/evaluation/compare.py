@@ -288,12 +288,13 @@ def _differences(
 
 def write(comparison: Comparison, out: Path) -> list[Path]:
     """Write scores and differences as CSV, and everything as JSON; return the three files."""
-    from tell_plugins.evaluation.compare_tables import csv_text, score_records
+    from tell_plugins.evaluation.compare_tables import score_records
+    from tell_plugins.evaluation.grids import to_csv
 
     files = [out / "scores.csv", out / "differences.csv", out / "comparison.json"]
-    paths.write_text(files[0], csv_text(score_records(comparison)))
+    paths.write_text(files[0], to_csv(score_records(comparison)))
     records = [_flat(compared) for compared in comparison.differences]
-    paths.write_text(files[1], csv_text(records))
+    paths.write_text(files[1], to_csv(records))
     paths.write_text(
         files[2], json.dumps(_content(comparison, records), indent=2, allow_nan=False) + "\n"
     )

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
-from tell_plugins.core.shown import csv_cell
 from tell_plugins.evaluation.final_number import NumberScores
 from tell_plugins.evaluation.free_text import TextScores
-from tell_plugins.evaluation.grids import UNBOUNDED, WIDE, Grid, print_grid, table_console
-from tell_plugins.evaluation.intervals import Estimate, Rate, counted
+from tell_plugins.evaluation.grids import UNBOUNDED, Grid, print_grid, table_console
+from tell_plugins.evaluation.intervals import Estimate, Rate, counted, shown
 from tell_plugins.evaluation.labels import LabelMetrics
 from tell_plugins.evaluation.learned_scores import LEARNED
 from tell_plugins.evaluation.paper_numbers import is_papers_task
@@ -42,8 +39,6 @@ def show(comparison: Comparison, scorer: str | None = None) -> None:
         console.print(Text(line), soft_wrap=True)
     for grid in grids(comparison, scorer):
         print_grid(grid, console)
-    if console.width < WIDE:
-        print(f"a terminal of {WIDE} columns or more also shows the intervals of all scores")
 
 
 def _lettered(comparison: Comparison) -> tuple[Comparison, list[str]]:
@@ -422,8 +417,7 @@ def difference_grid(comparison: Comparison, scorer: str | None) -> Grid:
                 compared.system if compared.system != last else "",
                 _spaced(compared.scorer),
                 _spaced(compared.measure),
-                f"{scale * found.value:+.{digits}f}",
-                f"[{scale * found.low:+.{digits}f}, {scale * found.high:+.{digits}f}]",
+                shown(found, digits, factor=scale, sign="+", between="\n"),
                 f"{found.p:.4f}",
                 str(found.n),
             ]
@@ -434,7 +428,7 @@ def difference_grid(comparison: Comparison, scorer: str | None) -> Grid:
     return Grid(
         f"difference to {comparison.baseline}, in "
         + unit.get(comparison.metric, "percentage points"),
-        ["system", "scorer", "measure", "difference", "95 % interval", "p", "shared rows"],
+        ["system", "scorer", "measure", "difference", "p", "shared rows"],
         rows,
         [
             "intervals over test rows: of shares and of their means by square-and-add, else by "
@@ -445,26 +439,13 @@ def difference_grid(comparison: Comparison, scorer: str | None) -> Grid:
 
 
 def percent(number: Number, *, interval: bool = True) -> str:
-    """A share as per cent, with its interval: `77.1 [63.5,86.7]`.
-
-    There is no space inside the interval, so a narrow table breaks the line before it.
-    """
-    if number.value is None:
-        return "-"
-    text = f"{100 * number.value:.1f}"
-    if not interval or number.low is None or number.high is None:
-        return text
-    return f"{text} [{100 * number.low:.1f},{100 * number.high:.1f}]"
+    """A share as per cent, its interval on a line of its own."""
+    return shown(number, 1, factor=100, interval=interval, between="\n")
 
 
 def plain(number: Number, digits: int, *, interval: bool = True) -> str:
     """A number with its interval, not scaled."""
-    if number.value is None:
-        return "-"
-    text = f"{number.value:.{digits}f}"
-    if not interval or number.low is None or number.high is None:
-        return text
-    return f"{text} [{number.low:.{digits}f},{number.high:.{digits}f}]"
+    return shown(number, digits, interval=interval, between="\n")
 
 
 def _spaced(name: str) -> str:
@@ -590,13 +571,3 @@ def _records(system: System) -> Iterator[dict[str, Any]]:
         yield record("number", "baseline", scores.number.baseline)
         for kind, times in scores.number.failures.items():
             yield count("number", f"failures.{kind}", times, scores.number.exact.n)
-
-
-def csv_text(records: Sequence[Mapping[str, Any]]) -> str:
-    """Records as CSV, the columns in the order of the first record's keys."""
-    out = io.StringIO()
-    if records:
-        writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: csv_cell(cell) for key, cell in row.items()} for row in records)
-    return out.getvalue()

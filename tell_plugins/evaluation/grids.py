@@ -1,19 +1,28 @@
-"""Tables on the terminal: they fit its width in parts, and nothing is cropped."""
+"""Tables: rows of cells, and how they are written to the terminal, as Markdown and as CSV.
+
+On the terminal they fit its width in parts, and nothing is cropped.
+"""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field, replace
-from typing import Literal
+import csv
+import io
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tell_plugins.core.shown import csv_cell, markdown_cell
+from tell_plugins.evaluation.intervals import Estimate, Rate, shown
+
 UNBOUNDED = 10_000  # columns of a file
-WIDE = 110  # columns that tables with intervals in their cells need
-_INTERVAL = re.compile(r" \[[^\]]*\]")
+POINTS = ", points"  # how a column of differences in percentage points ends
+_DIGITS = 6  # beyond what any interval here carries; keeps files equal on every machine
+Record = Mapping[str, Any]  # a row: texts, numbers, rates and estimates by column
 
 
 @dataclass(frozen=True)
@@ -33,9 +42,8 @@ def table_console() -> Console:
 
 
 def print_grid(grid: Grid, console: Console) -> None:
-    """Print a table in parts that fit; below 110 columns without the scores' intervals."""
-    whole = _without_intervals(grid) if console.width < WIDE else grid
-    for part in fitted(whole, console.width):
+    """Print a table, in parts where it is wider than the terminal."""
+    for part in fitted(grid, console.width):
         table = Table(
             title=Text(part.title),
             title_justify="left",
@@ -53,11 +61,6 @@ def print_grid(grid: Grid, console: Console) -> None:
         for note in part.notes:
             console.print(Text("  " + note), soft_wrap=True)
         console.print()
-
-
-def _without_intervals(grid: Grid) -> Grid:
-    rows = [[_INTERVAL.sub("", cell) for cell in row] for row in grid.rows]
-    return replace(grid, rows=rows)
 
 
 def _least_width(grid: Grid, column: int) -> int:
@@ -90,3 +93,65 @@ def fitted(grid: Grid, width: int) -> list[Grid]:
         )
         for part in parts
     ]
+
+
+def grid_of(records: Sequence[Record], title: str = "", without: Collection[str] = ()) -> Grid:
+    """The records as they are read; columns that are empty or in `without` are left out."""
+    cells = {
+        name: [_text(name, record.get(name)) for record in records]
+        for name in _columns(records)
+        if name not in without
+    }
+    kept = {name: texts for name, texts in cells.items() if any(texts)}
+    return Grid(title, list(kept), [list(row) for row in zip(*kept.values(), strict=True)])
+
+
+def _columns(records: Sequence[Record]) -> list[str]:
+    return list(dict.fromkeys(name for record in records for name in record))
+
+
+def _text(column: str, cell: Any) -> str:
+    """A cell as it is read: rates with their counts, points with their sign."""
+    if isinstance(cell, Rate):
+        share = shown(cell, 1, factor=100).replace(" [", " % [")
+        return "" if cell.value is None else f"{cell.k}/{cell.n} = {share}"
+    if isinstance(cell, Estimate):
+        points = column.endswith(POINTS)
+        text = shown(cell, 1, sign="+") if points else shown(cell, 3)
+        return "" if cell.value is None else text
+    if isinstance(cell, float):
+        return f"{int(cell):,}" if cell.is_integer() else f"{cell:,.2f}"
+    return f"{cell:,}" if isinstance(cell, int) else str(cell or "")
+
+
+def to_markdown(grid: Grid) -> str:
+    """A table as Markdown."""
+    lines = [grid.columns, ["---"] * len(grid.columns), *grid.rows]
+    texts = [" | ".join(map(markdown_cell, line)) for line in lines]
+    return "".join(f"| {text} |\n" for text in texts)
+
+
+def to_csv(records: Sequence[Record]) -> str:
+    """Records as CSV, a number as columns of its counts, value and interval."""
+    parts = [
+        {name: part for key, cell in record.items() for name, part in _parts(key, cell).items()}
+        for record in records
+    ]
+    out = io.StringIO()
+    if parts:
+        writer = csv.writer(out, lineterminator="\n")
+        names = _columns(parts)
+        writer.writerow(map(csv_cell, names))
+        writer.writerows([csv_cell(part.get(name)) for name in names] for part in parts)
+    return out.getvalue()
+
+
+def _parts(name: str, cell: Any) -> dict[str, Any]:
+    if not isinstance(cell, (Rate, Estimate)):
+        return {name: round(cell, _DIGITS) if isinstance(cell, float) else cell}
+    numbers = {key: part for key, part in asdict(cell).items() if key in ("k", "n")}
+    ends = {"": cell.value, " low": cell.low, " high": cell.high}
+    return {
+        **{f"{name} {key}": part for key, part in numbers.items()},
+        **{name + key: None if v is None else round(float(v), _DIGITS) for key, v in ends.items()},
+    }

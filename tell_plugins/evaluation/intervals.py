@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,39 @@ class Estimate:
     low: float | None
     high: float | None
     n: int
+
+
+class Bounded(Protocol):
+    """Any number with an interval: a rate, an estimate, a difference."""
+
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
+
+
+def shown(
+    number: Bounded | None,
+    digits: int = 2,
+    *,
+    factor: float = 1,
+    sign: str = "",
+    interval: bool = True,
+    between: str = " ",
+) -> str:
+    """A number as it is read: `0.71 [0.62, 0.80]`; `-` where there is none.
+
+    `sign="+"` is for differences. `between` a line break puts the interval on a line of its own.
+    """
+    if number is None or number.value is None:
+        return "-"
+    text = f"{factor * number.value:{sign}.{digits}f}"
+    if not interval or number.low is None or number.high is None:
+        return text
+    low, high = (f"{factor * end:{sign}.{digits}f}" for end in (number.low, number.high))
+    return f"{text}{between}[{low}, {high}]"
 
 
 def wilson(k: float, n: float) -> tuple[float, float]:

@@ -21,6 +21,7 @@ from tell_plugins.core.progress import track
 from tell_plugins.core.spec import ALL, NONE, parse_spec
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import BASE, Adapter, find_adapters
+from tell_plugins.evaluation.intervals import shown
 from tell_plugins.evaluation.representations import POOLINGS
 from tell_plugins.evaluation.trained_with import as_trained, found_by_swift
 from tell_plugins.recipe.recipes import Recipe, load_recipe
@@ -261,14 +262,8 @@ def _table(
     for pooling, measures in result.items():
         rows.append([POOLINGS[pooling], *[""] * 5])
         for measure, found in measures.items():
-            cells = [
-                f"{part.value:.3f} [{part.low:.3f}, {part.high:.3f}]"
-                for part in found.by_condition.values()
-            ]
-            cells += [
-                f"{part.value:+.3f} [{part.low:+.3f}, {part.high:+.3f}]"
-                for part in found.change.values()
-            ]
+            cells = [shown(part, 3) for part in found.by_condition.values()]
+            cells += [shown(part, 3, sign="+") for part in found.change.values()]
             rows.append([f"  {measure.replace('_', ' ')}", *cells])
     widths = [max(len(row[column]) for row in rows[:1] + rows[2:3]) for column in range(len(heads))]
     widths[0] = max(len(row[0]) for row in rows)

@@ -25,7 +25,9 @@ from tell_plugins.core.files import Shape, cached_json, read_json_lines
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_split
 from tell_plugins.core.text import row_id
+from tell_plugins.evaluation import significance
 from tell_plugins.evaluation.answers import Prompt, Settings
+from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.shares import Interval
 
 CARD = "retention"
@@ -33,7 +35,6 @@ LOSSES = "losses.jsonl"  # style fit
 INSTRUCTIONS, PROSE, KL = "instructions.jsonl", "prose.jsonl", "kl.jsonl"
 FILES = (LOSSES, INSTRUCTIONS, PROSE, KL)
 KL_TOKENS = 48  # of the base model's answers that divergence is taken on
-_RESAMPLES = 2000
 _FORMAT = 1  # raised when the base's answers would come out otherwise
 
 Pair = tuple[str, str]
@@ -75,20 +76,6 @@ _KINDS = ("questions", "instructions", "prose")
 
 def _front(split: str, rows: int | None) -> list[Pair]:
     return open_split(load_card(CARD), split).all_texts()[:rows]
-
-
-@dataclass(frozen=True)
-class Retention:
-    """A mean per token (loss, or divergence from the base) with its interval over rows."""
-
-    rows: int
-    tokens: int
-    loss: float
-    low: float
-    high: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
 
 
 def measure(rows: Sequence[Pair], take: Callable[[Pair], Sum], path: Path, *, label: str) -> Path:
@@ -163,11 +150,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return read_json_lines(path, LossLine, remedy, foreign=True)
 
 
-def retention(losses: Sequence[tuple[float, int]]) -> Retention:
-    """Mean loss per token, with a 95 % bootstrap interval over rows."""
-    sums, tokens = _columns(losses)
-    low, high = _interval(lambda rows: sums[rows].sum() / tokens[rows].sum(), len(sums))
-    return Retention(len(sums), int(tokens.sum()), float(sums.sum() / tokens.sum()), low, high)
+def retention(losses: Sequence[Sum]) -> Estimate:
+    """Mean loss (or divergence) per token, with a 95 % bootstrap interval over its n rows."""
+    return Estimate(*_mean(np.asarray(losses, float)), len(losses))
 
 
 def difference(losses: Sequence[Sum], base: Sequence[Sum]) -> Interval:
@@ -175,23 +160,12 @@ def difference(losses: Sequence[Sum], base: Sequence[Sum]) -> Interval:
 
     Raises ValueError when the rows are not the same.
     """
-    sums, tokens = _columns(losses)
-    base_sums, base_tokens = _columns(base)
-    if not np.array_equal(tokens, base_tokens):
+    mine, theirs = np.asarray(losses, float), np.asarray(base, float)
+    if not np.array_equal(mine[:, 1:], theirs[:, 1:]):
         raise ValueError("the losses are of other rows than the base's")
-    delta = sums - base_sums
-    low, high = _interval(lambda rows: delta[rows].sum() / tokens[rows].sum(), len(delta))
-    return Interval(float(delta.sum() / tokens.sum()), low, high)
+    return Interval(*_mean(np.stack([mine[:, 0] - theirs[:, 0], mine[:, 1]], axis=1)))
 
 
-def _columns(losses: Sequence[Sum]) -> tuple[Any, Any]:
-    table = np.asarray(losses, dtype=np.float64).reshape(-1, 2)
-    return table[:, 0], table[:, 1]
-
-
-def _interval(statistic: Any, rows: int) -> tuple[float, float]:
-    random = np.random.default_rng(0)
-    draws = random.integers(0, rows, size=(_RESAMPLES, rows))
-    values = [statistic(draw) for draw in draws]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+def _mean(stats: significance.Floats) -> tuple[float, float, float]:
+    low, high = significance.interval(stats, significance.mean_score)
+    return float(significance.mean_score(stats.sum(axis=0)[None])[0]), low, high

@@ -17,7 +17,7 @@ from tell_plugins.evaluation.answers import (
 )
 from tell_plugins.evaluation.bleed import Form, form_of, paired_with_base
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console
-from tell_plugins.evaluation.intervals import Estimate, Rate, rate, smallest_shown
+from tell_plugins.evaluation.intervals import Estimate, Rate, rate, shown, smallest_shown
 from tell_plugins.evaluation.scoring import Scores
 from tell_plugins.evaluation.shares import Interval
 
@@ -56,8 +56,8 @@ class General:
     words: Rate | None = None
     instructions: Interval | None = None
     prose: Interval | None = None
-    kl: retention.Retention | None = None
-    style_fit: retention.Retention | None = None
+    kl: Estimate | None = None
+    style_fit: Estimate | None = None
     style_change: Interval | None = None
 
 
@@ -128,16 +128,12 @@ def read_system(out: Path, label: str, answers: str, card: Card, base: str = "no
     )
 
 
-def shown(value: Rate | Estimate | None) -> str:
+def cell(value: Rate | Estimate | None) -> str:
     """A number and, on a line of its own, its 95 % interval; a rate as a share of its rows."""
-    if value is None or value.value is None:
-        return "-"
-    if isinstance(value, Rate):
-        low, high = f"{value.low * 100:.0f}", f"{value.high * 100:.0f}"
-        return f"{value.value:.0%} of {value.n}\n[{low}, {high}]"
-    if value.low is None or value.high is None:
-        return f"{value.value:.2f}"
-    return f"{value.value:.2f}\n[{value.low:.2f}, {value.high:.2f}]"
+    if not isinstance(value, Rate) or value.value is None:
+        return shown(value, between="\n")
+    share, _, ends = shown(value, 0, factor=100, between="\n").partition("\n")
+    return f"{share}% of {value.n}\n{ends}"
 
 
 def headline_names(systems: Iterable[System]) -> list[str]:
@@ -148,7 +144,7 @@ def headline_names(systems: Iterable[System]) -> list[str]:
 def table(systems: Sequence[System], title: str) -> Grid:
     """One row a system: its headline scores on the task."""
     names = headline_names(systems)
-    rows = [[s.label, *(shown(s.scores.headline.get(name)) for name in names)] for s in systems]
+    rows = [[s.label, *(cell(s.scores.headline.get(name)) for name in names)] for s in systems]
     return Grid(title, ["system", *names], rows, [_CAPTION])
 
 
@@ -167,27 +163,25 @@ _COLUMNS = ("bleed", "words", "foreign instructions", "prose", "KL", "style fit"
 
 
 def _elsewhere(general: General) -> dict[str, str]:
-    bleed, *interval = shown(general.bleed).split("\n")
+    bleed = cell(general.bleed)
     if general.bleed_change is not None:
-        value, low, high = (100 * part for part in general.bleed_change)
-        bleed, interval = f"{bleed}, {value:+.0f}", [f"[{low:+.0f}, {high:+.0f}]"]
-    kl = general.kl and f"{general.kl.loss:.3f}\n[{general.kl.low:.3f}, {general.kl.high:.3f}]"
-    loss = "-" if general.style_fit is None else f"{general.style_fit.loss:.2f}"
-    change = general.style_change
+        change = shown(general.bleed_change, 0, factor=100, sign="+", between="\n")
+        bleed = f"{bleed.partition(chr(10))[0]}, {change}"
+    style = shown(general.style_fit, interval=False)
+    if general.style_change is not None:
+        style += f", {_signed(general.style_change)}"
     return {
-        "bleed": "\n".join([bleed, *interval]),
-        "words": shown(general.words),
+        "bleed": bleed,
+        "words": cell(general.words),
         "foreign instructions": _signed(general.instructions),
         "prose": _signed(general.prose),
-        "KL": kl or "-",
-        "style fit": loss if change is None else f"{loss}, {_signed(change)}",
+        "KL": shown(general.kl, 3, between="\n"),
+        "style fit": style,
     }
 
 
 def _signed(change: Interval | None) -> str:
-    if change is None:
-        return "-"
-    return f"{change.value:+.2f}\n[{change.low:+.2f}, {change.high:+.2f}]"
+    return shown(change, sign="+", between="\n")
 
 
 def _power(systems: Sequence[System]) -> str:

@@ -14,6 +14,7 @@ from tell_plugins.core.anchors import RESERVED
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import cached_json
+from tell_plugins.evaluation.intervals import shown
 from tell_plugins.experiments import anchor_writing
 from tell_plugins.experiments.anchor_writing import Scored, Writing
 from tell_plugins.experiments.dry_run import print_table
@@ -158,7 +159,7 @@ def describe(
         **_asked(recipe, args),
         "engine": engine,
         "decoding": asdict(anchor_writing.DECODING),
-        "candidates": [asdict(candidate) for candidate in writing.candidates],
+        "candidates": [_plain(candidate) for candidate in writing.candidates],
         "manual": _without_text(writing.manual),
         "none": _without_text(writing.none),
         "rejected": [{"text": text, "reason": reason} for text, reason in writing.rejected],
@@ -167,7 +168,13 @@ def describe(
 
 def _without_text(scored: Scored) -> dict[str, Any]:
     kept = ("loss", "low", "high", "tokens", "change")
-    return {key: value for key, value in asdict(scored).items() if key in kept}
+    return {key: value for key, value in _plain(scored).items() if key in kept}
+
+
+def _plain(scored: Scored) -> dict[str, Any]:
+    """What is known of an anchor, as JSON."""
+    loss = scored.loss
+    return {**asdict(scored), "loss": loss.value, "low": loss.low, "high": loss.high}
 
 
 def _print(writing: Writing, rows: int) -> None:
@@ -176,12 +183,10 @@ def _print(writing: Writing, rows: int) -> None:
     named += [("the card's anchor", writing.manual), ("no anchor", writing.none)]
     table = []
     for name, scored in named:
-        value, low, high = scored.change
-        change = "" if scored is writing.manual else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+        change = "" if scored is writing.manual else shown(scored.change, 3, sign="+")
         text = " ".join(scored.text.split())
-        shown = text if len(text) <= 70 else text[:67] + "..."
-        loss = f"{scored.loss:.3f} [{scored.low:.3f}, {scored.high:.3f}]"
-        table.append([name, loss, change, shown])
+        start = text if len(text) <= 70 else text[:67] + "..."
+        table.append([name, shown(scored.loss, 3), change, start])
     print_table(["anchor", "loss [95 %]", "minus the card's", "text"], table)
 
 

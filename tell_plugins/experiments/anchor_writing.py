@@ -21,6 +21,8 @@ from tell_plugins.core.progress import track
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.evaluation import retention
+from tell_plugins.evaluation.intervals import Estimate
+from tell_plugins.evaluation.shares import Interval
 
 # more various than the paper's sampling: candidates that are all alike leave nothing to choose
 DECODING = Decoding("anchor", 0.9, top_k=50, top_p=0.95)
@@ -65,16 +67,14 @@ class TrainingRows:
 class Scored:
     """An anchor and its loss: mean per response token over the scored rows, 95 % interval.
 
-    `change` is the loss minus that of the card's own anchor over the same rows (paired): value,
-    low, high. `examples` are the numbers of the rows it was written from.
+    `change` is the loss minus that of the card's own anchor over the same rows (paired).
+    `examples` are the numbers of the rows it was written from.
     """
 
     text: str
-    loss: float
-    low: float
-    high: float
+    loss: Estimate
     tokens: int
-    change: tuple[float, float, float]
+    change: Interval
     attempt: int | None = None
     examples: tuple[int, ...] = ()
 
@@ -144,7 +144,7 @@ def write_anchors(
             queries = [in_front(written.text) + query for query in plain]
             score = _scored(written.text, losses(queries), reference)
             candidates.append(replace(score, attempt=written.attempt, examples=written.examples))
-    ranked = sorted(candidates, key=lambda candidate: (candidate.loss, candidate.attempt))
+    ranked = sorted(candidates, key=lambda candidate: (candidate.loss.value, candidate.attempt))
     return Writing(ranked, manual, none, rejected)
 
 
@@ -153,7 +153,8 @@ def _scored(
 ) -> Scored:
     found = retention.retention(losses)
     change = retention.difference(losses, reference)
-    return Scored(text, found.loss, found.low, found.high, found.tokens, change)
+    tokens = sum(count for _, count in losses)
+    return Scored(text, found, tokens, change)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tell_plugins.evaluation.intervals import shown
 from tell_plugins.experiments.fairness import caveats, without_power
 from tell_plugins.experiments.measures import (
     BLEED,
@@ -57,7 +58,7 @@ def conclude(study: Study, found: Sequence[Group], judge: Judge) -> Conclusions:
         else:
             sentences = [_compare_along(study, name, points, judge)]
         result.shows.extend(sentence for sentence in sentences if sentence)
-    for _, read in efficiency_table(study, found).iterrows():
+    for read in efficiency_table(study, found):
         result.shows.append(f"{read['what']} at {read['at']}: {read['says']}.")
     result.not_shown.extend(_not_shown(study, found))
     return result
@@ -233,8 +234,8 @@ def _verdict(difference: Difference, *, points: bool) -> str:
 
 
 def _points(difference: Difference) -> str:
-    value, low, high = (100 * part for part in (difference.value, difference.low, difference.high))
-    numbers = f"{value:+.1f} points [{low:+.1f}, {high:+.1f}], {difference.n} rows"
+    numbers = shown(difference, 1, factor=100, sign="+").replace(" [", " points [")
+    numbers += f", {difference.n} rows"
     numbers += f", which show {100 * difference.smallest:.1f} points or more"
     return numbers + _by_seed(difference.each_seed(100, 1))
 
@@ -248,8 +249,8 @@ def _loss_verdict(loss: Difference) -> str:
         return "not measured: it is no number, so a run diverged"
     if loss.n < _FEWEST_ROWS:
         return f"{loss.value:+.3f}, of {loss.n} rows: too few to tell"
-    numbers = f"{loss.value:+.3f} [{loss.low:+.3f}, {loss.high:+.3f}], {loss.n} rows"
-    numbers += f", which show {loss.smallest:.3f} or more{_by_seed(loss.each_seed())}"
+    numbers = f"{shown(loss, 3, sign='+')}, {loss.n} rows, which show {loss.smallest:.3f} or more"
+    numbers += _by_seed(loss.each_seed())
     if not loss.certain:
         return f"{_verdict(loss, points=False)} ({numbers})"
     return f"{'lower' if loss.value < 0 else 'HIGHER'} ({numbers})"

@@ -28,7 +28,7 @@ from tell_plugins.core.errors import MachineError
 from tell_plugins.core.files import cached_json
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.evaluation.grids import UNBOUNDED, print_grid, table_console
-from tell_plugins.evaluation.intervals import smallest_shown
+from tell_plugins.evaluation.intervals import shown, smallest_shown
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
 from tell_plugins.evaluation.summary import System, elsewhere_table, read_system, table
 from tell_plugins.experiments.training import train_quietly
@@ -271,11 +271,13 @@ def reading(systems: list[System], gaps: Mapping[str, Difference]) -> list[str]:
 
 def _gap(what: str, gap: Difference) -> str:
     """What our line has over its rival on the same rows, and whether it can be told."""
-    value, low, high = (100 * part for part in (gap.value, gap.low, gap.high))
-    shown = 100 * smallest_shown(gap.low, gap.high)
+    points = shown(gap, 0, factor=100, sign="+").replace(" [", " points [")
+    least = 100 * smallest_shown(gap.low, gap.high)
     apart = (gap.low > 0 or gap.high < 0) and gap.p < 0.05
-    said = ("more often right" if value > 0 else "less often right") if apart else "not told apart"
+    said = (
+        ("more often right" if gap.value > 0 else "less often right") if apart else "not told apart"
+    )
     return (
-        f"{OURS} against {RIVAL}, {what}: {said} ({value:+.0f} points [{low:+.0f}, {high:+.0f}]; "
-        f"these rows show {shown:.0f} points or more)."
+        f"{OURS} against {RIVAL}, {what}: {said} ({points}; these rows show "
+        f"{least:.0f} points or more)."
     )

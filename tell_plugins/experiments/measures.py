@@ -227,7 +227,7 @@ class Judge:
         for name in (BLEED, *LOSS_FILES):
             change = self.elsewhere_difference(entries, [base], name)
             if change is not None:
-                found[name] = Estimate(change.value, change.low, change.high, change.n)
+                found[name] = change.estimate()
         return {name: found[name] for name in ELSEWHERE if name in found}
 
     def elsewhere_difference(
@@ -397,6 +397,11 @@ class Difference:
     by_seed: tuple[float, ...] = ()
     p: float | None = None
 
+    def estimate(self, factor: float = 1) -> Estimate:
+        """The difference as a number of a table, times `factor`."""
+        value, low, high = (factor * part for part in (self.value, self.low, self.high))
+        return Estimate(value, low, high, self.n)
+
     def each_seed(self, factor: float = 1, digits: int = 3) -> str:
         """The differences of the seeds as text; empty for a single one."""
         return ", ".join(f"{factor * value:+.{digits}f}" for value in self.by_seed)
@@ -444,8 +449,7 @@ def _mean_of(entries: Sequence[Entry], name: str) -> Estimate | None:
     sums = mean_sums(entries, name)
     if not sums:
         return None
-    found = retention.retention(sums)
-    return Estimate(found.loss, found.low, found.high, found.rows)
+    return retention.retention(sums)
 
 
 def loss_difference(

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd
-
 from tell_plugins.core import paths
 from tell_plugins.core.progress import tracked
+from tell_plugins.evaluation.grids import Record, grid_of, to_csv, to_markdown
 from tell_plugins.experiments import plots, tables
 from tell_plugins.experiments.conclusions import conclude
 from tell_plugins.experiments.corrections import corrections
@@ -49,7 +48,7 @@ class StudyReport:
 
     study: Study
     section: Section
-    frames: dict[str, pd.DataFrame] = field(default_factory=dict)
+    tables: dict[str, list[Record]] = field(default_factory=dict)
     pictures: list[plots.Picture] = field(default_factory=list)
 
 
@@ -69,8 +68,9 @@ def write_report(root: Path, out: Path) -> list[Path]:
     earlier = _earlier_studies(out / PAGE)
     written: list[Path] = []
     for report in reports:
-        for name, frame in report.frames.items():
-            for ending, text in (("csv", tables.to_csv(frame)), ("md", tables.to_markdown(frame))):
+        for name, records in report.tables.items():
+            grid = grid_of(records, without=tables.HIDDEN)
+            for ending, text in (("csv", to_csv(records)), ("md", to_markdown(grid))):
                 written.append(out / TABLES / f"{report.study.name}_{name}.{ending}")
                 paths.write_text(written[-1], text)
         for picture in report.pictures:
@@ -110,7 +110,7 @@ def _files(out: Path, names: Iterable[str]) -> Iterator[Path]:
 def report_on(study: Study, judge: Judge) -> StudyReport:
     """Tables, pictures and sentences of one study."""
     found = tables.groups(study, judge)
-    frames = {
+    made = {
         "methods": tables.methods_table(study, found),
         "comparisons": tables.comparisons_table(study, found, judge),
         "efficiency": tables.efficiency_table(study, found),
@@ -118,7 +118,7 @@ def report_on(study: Study, judge: Judge) -> StudyReport:
         "failures": tables.failures_table(found),
         "runs": tables.runs_table(study, judge),
     }
-    frames = {name: frame for name, frame in frames.items() if len(frame)}
+    made = {name: records for name, records in made.items() if records}
     section = Section(
         anchor=study.name,
         title=study.title,
@@ -126,25 +126,21 @@ def report_on(study: Study, judge: Judge) -> StudyReport:
         conclusions=conclude(study, found, judge),
     )
     shown = {
-        "methods": "Methods, all seeds together",
-        "comparisons": f"{study.plot.reference} minus each other method",
-        "efficiency": "Token efficiency",
-        "published": "The paper's numbers",
+        "Methods, all seeds together": made.get("methods"),
+        f"{study.plot.reference} minus each other method": made.get("comparisons"),
+        "Token efficiency": made.get("efficiency"),
+        "The paper's numbers": made.get("published"),
+        "What each control tells": tables.meanings_table(study),
     }
-    views = (
-        {**frames, "methods": tables.brief(frames["methods"])} if "methods" in frames else frames
-    )
-    section.tables.extend((title, views[name]) for name, title in shown.items() if name in views)
-    meanings = tables.meanings_table(study)
-    if len(meanings):
-        section.tables.append(("What each control tells", meanings))
     details = {
-        "methods": "Every measure of every method",
-        "failures": "Why answers failed",
-        "runs": "Every run",
+        "Every measure of every method": made.get("methods"),
+        "Why answers failed": made.get("failures"),
+        "Every run": made.get("runs"),
     }
-    section.details.extend((text, frames[name]) for name, text in details.items() if name in frames)
+    aside = (*tables.HIDDEN, *tables.ASIDE)
+    section.tables.extend(grid_of(r, title, aside) for title, r in shown.items() if r)
+    section.details.extend(grid_of(r, title, tables.HIDDEN) for title, r in details.items() if r)
     note = published(study.plot.paper, study.name)
     if note is not None and note.note:
         section.conclusions.not_shown.append(f"On the paper's numbers: {note.note}")
-    return StudyReport(study, section, frames, plots.pictures(study, found, judge))
+    return StudyReport(study, section, made, plots.pictures(study, found, judge))

@@ -1,4 +1,4 @@
-"""The tables of a report, with pandas: every number with its n and its 95 % interval."""
+"""The tables of a report: every number with its n and its 95 % interval."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
-from tell_plugins.core.shown import csv_cell, markdown_cell
-from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.evaluation.grids import POINTS, Record
 from tell_plugins.experiments.controls import meaning
 from tell_plugins.experiments.efficiency import CurvePoint, curve_point, efficiency
 from tell_plugins.experiments.fairness import caveats, exposure_of, shown_exposure
@@ -24,9 +21,7 @@ from tell_plugins.experiments.measures import (
 from tell_plugins.experiments.published import published
 from tell_plugins.experiments.results import BASE_METHOD, Entry, Study
 
-_POINTS = ", points"  # how a column of differences in percentage points ends
 CONTENT = ("balanced accuracy", "exact match", "field f1")  # compared beside the main measure
-DIGITS = 6  # beyond what any interval here carries; keeps tables equal on every machine
 AXIS_NAMES = {
     "task_tokens": "task tokens",
     "task_rows": "task rows",
@@ -103,43 +98,18 @@ def _series(study: Study, entry: Entry) -> str:
     return entry.method + (f" ({', '.join(rest)})" if rest and study.axis else "")
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(float(value), DIGITS)
-
-
-def _columns(name: str, value: Rate | Estimate | Difference | None) -> dict[str, Any]:
-    """A number as columns: its counts, value and interval."""
-    if value is None:
-        return {name: None, f"{name} low": None, f"{name} high": None}
-    counts = {f"{name} k": value.k} if isinstance(value, Rate) else {}
-    return {
-        **counts,
-        f"{name} n": value.n,
-        name: _rounded(value.value),
-        f"{name} low": _rounded(value.low),
-        f"{name} high": _rounded(value.high),
-    }
-
-
 def _measured(measures: Measures) -> dict[str, Any]:
-    record: dict[str, Any] = {}
-    for name, rate in measures.rates.items():
-        record |= _columns(name, rate)
-    for name, estimate in measures.estimates.items():
-        record |= _columns(name, estimate)
+    record: dict[str, Any] = {**measures.rates, **measures.estimates}
     if measures.most_frequent:
         label, share = measures.most_frequent
-        record |= {"most frequent label": label, **_columns("its share", share)}
-    record |= _columns("bleed", measures.bleed)
-    record |= _columns("task's words", measures.words)
-    for name, change in measures.elsewhere.items():
-        record |= _columns(name, change)
-    return record | _columns("style fit", measures.style_fit)
+        record |= {"most frequent label": label, "its share": share}
+    record |= {"bleed": measures.bleed, "task's words": measures.words}
+    return {**record, **measures.elsewhere, "style fit": measures.style_fit}
 
 
-def runs_table(study: Study, judge: Judge) -> pd.DataFrame:
+def runs_table(study: Study, judge: Judge) -> list[Record]:
     """One row a run: what it trained on, how long, and what came out; failed ones too."""
-    records = []
+    records: list[Record] = []
     for entry in study.entries:
         mixture = entry.run.facts.get("mixture", {})
         record = {
@@ -164,7 +134,7 @@ def runs_table(study: Study, judge: Judge) -> pd.DataFrame:
         if entry.done:
             record |= _measured(judge.measures([entry], study.base_of(entry)))
         records.append(record)
-    return _frame(records)
+    return records
 
 
 def _state(entry: Entry) -> str:
@@ -174,9 +144,9 @@ def _state(entry: Entry) -> str:
     return f"failed: {failure['step']}, {failure['exit']}" if failure else "not done"
 
 
-def methods_table(study: Study, found: Sequence[Group]) -> pd.DataFrame:
+def methods_table(study: Study, found: Sequence[Group]) -> list[Record]:
     """One row a method and point, over its seeds."""
-    records = []
+    records: list[Record] = []
     for group in found:
         spread = group.measures.seeds
         records.append(
@@ -185,17 +155,21 @@ def methods_table(study: Study, found: Sequence[Group]) -> pd.DataFrame:
                 "point": group.point,
                 "seeds": len(group.entries) if not group.is_base else 1,
                 "steps": " to ".join(map(str, _ends(group.steps))),
-                "exposure": _rounded(exposure_of(group.entries)),
-                "task tokens": _rounded(group.x("task_tokens")),
-                "general tokens": _rounded(group.x("general_tokens")),
+                "exposure": exposure_of(group.entries),
+                "task tokens": _whole(group.x("task_tokens")),
+                "general tokens": _whole(group.x("general_tokens")),
                 **_measured(group.measures),
-                "lowest seed": _rounded(min(spread)) if spread else None,
-                "highest seed": _rounded(max(spread)) if spread else None,
-                **_columns("mean over seeds", group.measures.over_seeds),
+                "lowest seed": min(spread, default=None),
+                "highest seed": max(spread, default=None),
+                "mean over seeds": group.measures.over_seeds,
                 "note": "; ".join(notes(group, study)),
             }
         )
-    return _frame(records)
+    return records
+
+
+def _whole(number: float | None) -> int | None:
+    return None if number is None else round(number)
 
 
 def _ends(steps: list[int]) -> list[int]:
@@ -241,9 +215,9 @@ def unequal_steps(entry: Entry, study: Study) -> bool:
     return other is not None and entry.steps != other.steps
 
 
-def comparisons_table(study: Study, found: Sequence[Group], judge: Judge) -> pd.DataFrame:
+def comparisons_table(study: Study, found: Sequence[Group], judge: Judge) -> list[Record]:
     """The reference method minus every other at the same point and seeds."""
-    records = []
+    records: list[Record] = []
     for reference, other in pairs(study, found):
         mine, theirs = same_seeds(reference, other)
         if not mine:
@@ -267,34 +241,33 @@ def comparisons_table(study: Study, found: Sequence[Group], judge: Judge) -> pd.
         stops = [caveat.text for caveat in caveats(mine, theirs)]
         record["note"] = "; ".join([*stops, *notes(other, study)])
         records.append(record)
-    return _frame(records)
+    return records
 
 
 _ELSEWHERE_NAMES = {name: name.removesuffix(" minus base") for name in LOSS_FILES}
 
 
-def _in_points(name: str, difference: Difference | None) -> dict[str, Any]:
+def _in_points(name: str, difference: Difference | None) -> Record:
     if difference is None:
         return {}
-    value, low, high = (100 * part for part in (difference.value, difference.low, difference.high))
     record: dict[str, Any] = {
-        f"{name}{_POINTS}": _rounded(value),
-        f"{name}{_POINTS} low": _rounded(low),
-        f"{name}{_POINTS} high": _rounded(high),
-        f"{name}{_POINTS} n": difference.n,
-        f"{name}, smallest that shows": _rounded(100 * difference.smallest),
+        f"{name}{POINTS}": difference.estimate(100),
+        f"{name}, smallest that shows": 100 * difference.smallest,
     }
     if difference.by_seed:
         record[f"{name}, by seed"] = difference.each_seed(100, 1)
     return record
 
 
-def _in_nats(name: str, difference: Difference | None) -> dict[str, Any]:
-    record = _columns(name, difference)
-    if difference is not None:
-        record[f"{name}, smallest that shows"] = _rounded(difference.smallest)
-        if difference.by_seed:
-            record[f"{name}, by seed"] = difference.each_seed()
+def _in_nats(name: str, difference: Difference | None) -> Record:
+    if difference is None:
+        return {}
+    record: dict[str, Any] = {
+        name: difference.estimate(),
+        f"{name}, smallest that shows": difference.smallest,
+    }
+    if difference.by_seed:
+        record[f"{name}, by seed"] = difference.each_seed()
     return record
 
 
@@ -402,13 +375,13 @@ def curves(study: Study, found: Sequence[Group]) -> dict[str, list[CurvePoint]]:
     return {name: sorted(points, key=lambda p: p.x) for name, points in result.items()}
 
 
-def efficiency_table(study: Study, found: Sequence[Group]) -> pd.DataFrame:
+def efficiency_table(study: Study, found: Sequence[Group]) -> list[Record]:
     """How many times the task data each other method needs for the reference's scores."""
     if study.axis is None or not study.axis.startswith("task"):
-        return _frame([])
+        return []
     unit, drawn = AXIS_NAMES[study.axis], curves(study, found)
     ours = {group.series for group in found if group.method == study.plot.reference}
-    records = [
+    return [
         {
             "what": f"token efficiency of {name} against {other}",
             "at": f"{point.x:,.0f} {unit}",
@@ -419,152 +392,51 @@ def efficiency_table(study: Study, found: Sequence[Group]) -> pd.DataFrame:
         for point in (drawn[name] if other not in ours else ())
         if (says := efficiency(point, points, other)) is not None
     ]
-    return _frame(records)
 
 
-def published_table(study: Study) -> pd.DataFrame:
+def published_table(study: Study) -> list[Record]:
     """The paper's numbers that belong to the study; they are of test rows, as the study's then."""
     found = published(study.plot.paper, study.name) if study.split == "test" else None
     if found is None:
-        return _frame([])
-    return _frame(
-        [
-            {
-                "what": point.what,
-                "measure": found.metric,
-                "value": point.value,
-                "model and task": found.model,
-                "source": found.source,
-            }
-            for point in found.points
-        ]
-    )
+        return []
+    return [
+        {
+            "what": point.what,
+            "measure": found.metric,
+            "value": point.value,
+            "model and task": found.model,
+            "source": found.source,
+        }
+        for point in found.points
+    ]
 
 
-def failures_table(found: Sequence[Group]) -> pd.DataFrame:
+def failures_table(found: Sequence[Group]) -> list[Record]:
     """Why answers failed: counts by kind, over the seeds."""
     kinds = sorted({kind for group in found for kind in group.measures.kinds})
-    return _frame(
-        [
-            {
-                "method": group.method,
-                "point": group.point,
-                "answers": sum(
-                    len(a.lines) for entry in group.entries for a in entry.measured.task
-                ),
-                **{kind: group.measures.kinds.get(kind, 0) for kind in kinds},
-            }
-            for group in found
-        ]
-        if kinds
-        else []
-    )
-
-
-def meanings_table(study: Study) -> pd.DataFrame:
-    """What each control tells."""
-    records = [{"method": method, "tells": meaning(method)} for method in study.methods]
-    return _frame([record for record in records if record["tells"]])
-
-
-_COUNTS = (
-    *("seed", "seeds", "steps", "steps as planned", "copies", "rows"),
-    *("task rows", "general rows", "task tokens", "general tokens"),
-)
-
-
-def _frame(records: list[dict[str, Any]]) -> pd.DataFrame:
-    frame = pd.DataFrame.from_records(records)
-    for column in frame.columns:
-        if column in _COUNTS or column.endswith((" k", " n")):
-            numbers = pd.to_numeric(frame[column], errors="coerce")
-            if numbers.notna().sum() == frame[column].notna().sum():
-                frame[column] = numbers.round().astype("Int64")
-    return frame
-
-
-def to_csv(frame: pd.DataFrame) -> str:
-    """A table as CSV, the same bytes on every machine."""
-    texts = {
-        name: column.map(csv_cell) for name, column in frame.items() if column.dtype.kind == "O"
-    }
-    safe = frame.assign(**texts).rename(columns=csv_cell)
-    return str(safe.to_csv(index=False, lineterminator="\n"))
-
-
-def to_markdown(frame: pd.DataFrame) -> str:
-    """A table as Markdown, numbers as they are read: rates with counts and interval."""
-    shown = readable(frame)
-    header = "| " + " | ".join(map(markdown_cell, shown.columns)) + " |"
-    rule = "|" + "|".join("---" for _ in shown.columns) + "|"
-    rows = [
-        "| " + " | ".join(markdown_cell(value) for value in row) + " |" for row in shown.to_numpy()
+    if not kinds:
+        return []
+    return [
+        {
+            "method": group.method,
+            "point": group.point,
+            "answers": sum(len(a.lines) for e in group.entries for a in e.measured.task),
+            **{kind: group.measures.kinds.get(kind, 0) for kind in kinds},
+        }
+        for group in found
     ]
-    return "\n".join([header, rule, *rows]) + "\n"
 
 
-_HIDDEN = ("run", "dataset string", "mixture hash", "steps as planned", "copies")
-_TAILS = (" k", " n", " low", " high")
+def meanings_table(study: Study) -> list[Record]:
+    """What each control tells."""
+    told = {name: meaning(name) for name in study.methods}
+    return [{"method": name, "tells": text} for name, text in told.items() if text]
 
 
-def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns of a number joined into one text; columns for machines left out."""
-    columns: dict[str, list[str]] = {}
-    for column in frame.columns:
-        if column in _HIDDEN or _is_part(column, frame):
-            continue
-        if f"{column} low" in frame.columns:
-            columns[column] = [_number(row, column) for _, row in frame.iterrows()]
-        else:
-            columns[column] = [_plain(value) for value in frame[column]]
-    kept = {name: cells for name, cells in columns.items() if any(cells)}
-    return pd.DataFrame(kept)
-
-
-_ASIDE = (
+# columns for machines, and those that a reader looks at last: what a note says is in the note
+HIDDEN = ("run", "dataset string", "mixture hash", "steps as planned", "copies")
+ASIDE = (
     *("adherence, lenient", "accuracy", "style fit", "task's words", "bleed minus base"),
     *("lowest seed", "highest seed", "mean over seeds"),
     *("most frequent label", "its share", "seeds", "task tokens", "general tokens"),
 )
-
-
-def brief(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns of the methods' table that are read first; what a note says is in the note."""
-    aside = [c for c in frame.columns if any(c == name or c in _parts(name) for name in _ASIDE)]
-    return frame.drop(columns=aside)
-
-
-def _parts(name: str) -> list[str]:
-    return [f"{name}{tail}" for tail in _TAILS]
-
-
-def _is_part(column: str, frame: pd.DataFrame) -> bool:
-    return any(
-        column.endswith(tail) and f"{column[: -len(tail)]} low" in frame.columns for tail in _TAILS
-    )
-
-
-def _number(row: Any, column: str) -> str:
-    value, low, high = row[column], row[f"{column} low"], row[f"{column} high"]
-    if pd.isna(value):
-        return ""
-    if column.endswith(_POINTS):
-        return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
-    ends = "" if pd.isna(low) else f" [{_short(low)}, {_short(high)}]"
-    counts = row.get(f"{column} k")
-    if counts is not None and not pd.isna(counts):
-        percent = f" [{100 * low:.1f}, {100 * high:.1f}]" if not pd.isna(low) else ""
-        return f"{int(counts)}/{int(row[f'{column} n'])} = {100 * value:.1f} %{percent}"
-    return f"{_short(value)}{ends}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _plain(value: Any) -> str:
-    if value is None or (not isinstance(value, str) and pd.isna(value)):
-        return ""
-    if isinstance(value, float):
-        return f"{value:,.2f}" if not float(value).is_integer() else f"{int(value):,}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -60,8 +60,8 @@ class Result:
     def kl(self) -> float:
         """Mean divergence from the base model a token; infinite where none was measured, or it is
         no number."""
-        found = retention.retention(self.drift).loss if self.drift else math.inf
-        return found if math.isfinite(found) else math.inf
+        found = retention.retention(self.drift).value if self.drift else None
+        return found if found is not None and math.isfinite(found) else math.inf
 
     @property
     def rank(self) -> tuple[float, float]:
