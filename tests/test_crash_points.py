@@ -199,29 +199,38 @@ def test_new(cards: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_new_over_an_earlier_task(cards: Path, tmp_path: Path) -> None:
-    """The card is the old or the new one as a whole; no old recipe stands beside the new card."""
-    card, recipes = cards / "cards" / "own", cards / "recipes"
-    assert main(new_task(cards, odd_rows(tmp_path / "old.jsonl", 20))) == 0
-    old = contents([card, recipes])
+@pytest.mark.parametrize("folds", [0, 2])
+def test_new_over_an_earlier_task(folds: int, cards: Path, tmp_path: Path) -> None:
+    """A card is the old or the new one as a whole; no old recipe stands beside a new card."""
+    names = ["own", *(f"own_fold{number}" for number in range(1, folds + 1))]
+    flags = ["--folds", str(folds)] if folds else []
+    recipes = cards / "recipes"
+    assert main([*new_task(cards, odd_rows(tmp_path / "old.jsonl", 20)), *flags]) == 0
+
+    def state() -> list[dict[str, bytes]]:
+        """What each card holds, and the recipes."""
+        return [contents([folder]) for folder in (*(cards / "cards" / n for n in names), recipes)]
+
+    old = state()
     shutil.copytree(cards, tmp_path / "old")
-    argv = [*new_task(cards, odd_rows(tmp_path / "mine.jsonl", 40)), "--force"]
+    argv = [*new_task(cards, odd_rows(tmp_path / "mine.jsonl", 40)), *flags, "--force"]
     assert main(argv) == 0
-    new = contents([card, recipes])
-    assert old.keys() == new.keys()
-    assert not any(old[name] == new[name] for name in old if name.endswith((".jsonl", ".yaml")))
+    new = state()
+    for before, after in zip(old, new, strict=True):
+        assert before.keys() == after.keys()
+        assert not any(before[n] == after[n] for n in before if n.endswith((".jsonl", ".yaml")))
     shutil.rmtree(cards)
     shutil.copytree(tmp_path / "old", cards)
 
     def whole() -> None:
-        def of(state: dict[str, bytes]) -> dict[str, bytes]:
-            return {name: text for name, text in state.items() if name.startswith(str(card))}
-
-        made, there = contents([recipes]), contents([card])
-        assert there in ({}, of(old), of(new))
-        state = new if there == of(new) else old
+        *there, made = state()
+        assert all(
+            card in ({}, *both) for card, *both in zip(there, old[:-1], new[:-1], strict=True)
+        )
+        right = new if there == new[:-1] else old
         shown = {name: text for name, text in made.items() if not name.endswith(paths.TEMPORARY)}
-        assert all(text == state[name] for name, text in shown.items())
+        assert all(text == right[-1][name] for name, text in shown.items())
+        assert there == old[:-1] or right is new or not shown
 
     case = Case(cards, argv, argv, [cards / "cards", recipes], whole)
     assert stop_everywhere(case, tmp_path / "before") > 10

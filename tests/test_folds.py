@@ -122,6 +122,8 @@ def test_each_fold_has_a_card_and_recipes(
     assert len(settings) == 2  # all folds train alike
     capsys.readouterr()
     assert main(["check", str(own / "smollm2_own.yaml"), str(own / "smollm2_own_fold2.yaml")]) == 0
+    assert main(["eval", str(own / "smollm2_own.yaml"), "--adapter", "none"]) == 1
+    assert "no split 'test': the task is tested by its folds" in capsys.readouterr().err
     assert new(tmp_path, "--train", str(rows), "--folds", "2") == 1
     assert "own_fold1" in capsys.readouterr().err
     assert new(tmp_path, "--train", str(rows), "--folds", "2", "--force") == 0

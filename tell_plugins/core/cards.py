@@ -217,6 +217,13 @@ class Card(_Strict):
         return self.split(split).columns or self.columns
 
     def split(self, name: str) -> Split:
+        if name not in self.splits and fold_name(self.name, 1) in card_names():
+            raise UserError(
+                f"no split '{name}': the task is tested by its folds",
+                where=f"card '{self.name}'",
+                allowed=f"the splits of the cards {fold_name(self.name, 1)} ...",
+                remedy="./run.sh eval the recipes of the folds, then ./run.sh compare --pool",
+            )
         if name not in self.splits:
             raise unknown("split", name, self.splits, f"card '{self.name}'")
         return self.splits[name]
