@@ -1,0 +1,452 @@
+"""Planted faults: each has the one finding that it should, and every rule has some."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tell_plugins.core.errors import UserError
+from tell_plugins.recipe.check_page import PAGE, page
+from tell_plugins.recipe.findings import RULES, Finding, as_errors
+from tests.conftest import MakeCard
+from tests.test_check import HELD, Write, keys, look, situations, words, write  # noqa: F401
+
+# rule -> what is planted, and what the finding says of it. A text is a line of the recipe, a
+# mapping its keys (None: left out). Of these, `text` is a line too, `whole` the whole file, `also`
+# the rule of what follows from the fault.
+PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
+    "tell-recipe": [
+        ({"whole": "base: recipes/a.yaml\nmethods: {TELL: {}}\n"}, "this is a sweep file"),
+        ({"whole": "name: a\nkind: task\nsplits: {}\n"}, "this is a card"),
+        ({"whole": "- a\n"}, "a recipe is a mapping"),
+        ({"whole": ""}, "a recipe is a mapping"),
+    ],
+    "tell-key-unknown": [
+        ("learnin_rate: 1", "did you mean 'learning_rate'?"),
+        ("lora_ran: 1", "write 'lora_rank' in full"),
+        ("lora-rank: 1", "write 'lora_rank'"),
+        ("lora_dropout_p: 1", "write 'lora_dropout'"),
+        ("sft_type: 1", "write 'tuner_type'"),
+        ("no_add_version: 1", "write 'add_version: false'"),
+        ("xyzzy: 1", "remove it"),
+    ],
+    "tell-key-renamed": [
+        ({"text": "train_type: lora\n", "tuner_type": None}, "write 'tuner_type'"),
+    ],
+    "tell-secret": [
+        ("hub_token: hf_abc", "'hub_token' in a recipe is read by everyone"),
+    ],
+    "tell-value-empty": [
+        ("system:", "reads as the text 'None'"),
+        ("system: None", "reads as the text 'None'"),
+    ],
+    "tell-value-type": [
+        ("save_strategy: no", 'put it into quotes: save_strategy: "no"'),
+        ("report_to: no", "put texts into quotes"),
+        ("report_to: []", "remove the key, or name something"),
+        ("logging_steps: 1.5", "a whole number"),
+        ("logging_steps: true", "a whole number"),
+        ("logging_steps: 2024-01-31", "a whole number"),
+        ("adam_epsilon: small", "a number"),
+        ("adam_epsilon: [1, 2]", "a number"),
+        ("adam_epsilon: 2024-01-31", "a number"),
+        ("use_cpu: maybe", "true or false"),
+        ("attn_impl: [sdpa]", "one text"),
+        ({"learning_rate": "1e-4x"}, "a number"),
+    ],
+    "tell-value-unknown": [
+        ("truncation_strategy: rigth", "did you mean 'right'?"),
+        ("eval_strategy: epochs", "did you mean 'epoch'?"),
+        ("tuner_backend: pfet", "did you mean 'peft'?"),
+        ({"optim": "adamw_troch"}, "adamw_torch"),
+        ({"tuner_type": "lorra"}, "lora"),
+    ],
+    "tell-value-range": [
+        (
+            {"also": "tell-rate-low", "warmup_ratio": None, "text": "warmup_ratio: 3\n"},
+            "write 0.03 if 3 % is meant",
+        ),
+        ({"warmup_ratio": None, "text": "warmup_ratio: -0.03\n"}, "remove the minus sign"),
+        ({"lora_dropout": None, "text": "lora_dropout: 5\n"}, "write 0.05 if 5 % is meant"),
+        ({"lora_dropout": None, "text": "lora_dropout: 500\n"}, "allowed: from 0 to 1"),
+        ({"learning_rate": None, "text": "learning_rate: -1e-4\n"}, "remove the minus sign"),
+        ({"lora_rank": None, "text": "lora_rank: 0\n"}, "allowed: from 1"),
+        ({"lora_alpha": None, "text": "lora_alpha: -32\n"}, "remove the minus sign"),
+        ({"max_length": None, "text": "max_length: -1\n"}, "allowed: from 1"),
+        ({"weight_decay": None, "text": "weight_decay: .nan\n"}, "allowed: from 0"),
+    ],
+    "tell-value-text": [
+        ("run_name: 007", "write 'run_name: \"007\"'"),
+        ("run_name: 1.10", "write 'run_name: \"1.10\"'"),
+        ("logging_steps: 012", "write it in plain digits"),
+    ],
+    "tell-path-variable": [
+        ({"output_dir": "$HOME/out"}, "holds $HOME"),
+        ({"model": "${MODELS}/a"}, "holds ${MODELS}"),
+        ({"run_name": "${oc.env:USER}"}, "holds ${oc.env:USER}"),
+    ],
+    "tell-value-list": [
+        ("interleave_prob: [0.5, 0.5]", "stops `swift sft --config`"),
+    ],
+    "tell-dataset": [
+        ({"dataset": ["tell/toy:split=tran"]}, "did you mean 'train'?"),
+        ({"dataset": ["tell/toy:split=test"]}, "its rows never train"),
+        ({"dataset": ["tell/toy:anchor=crad"]}, "did you mean 'card'?"),
+        ({"dataset": ["tell/toy:from=plane"]}, "did you mean 'plain'?"),
+        ({"dataset": ["tell/toy:from=toy"]}, "name general cards only"),
+        ({"dataset": ["tell/toy", "tell/plain"]}, "exactly one entry"),
+        ({"dataset": ["tell/toy", "tell/plain"]}, "general cards are joined with from=a+b"),
+        ({"dataset": ["some/data"]}, "0 TELL data sets"),
+        ({"dataset": ["toy"]}, "write dataset: [tell/<card>]"),
+        ({"dataset": None}, "0 TELL data sets among 0"),
+        ({"dataset": None}, "write dataset: [tell/<card>]"),
+        ({"dataset": ["tell/toy#5"]}, "'#' takes no sample"),
+    ],
+    "tell-validation": [
+        ({"val_dataset": ["tell/tooy:split=test"]}, "did you mean 'toy'?"),
+        ({"val_dataset": ["tell/toy:split=test"]}, "test rows serve as validation data"),
+        ({"val_dataset": ["tell/toy"]}, "validates on training rows"),
+    ],
+    "tell-data": [
+        ({"dataset": ["tell/toy:task=99rows"]}, "there are only 10 rows"),
+        (
+            {"also": "tell-kl", "dataset": ["tell/plain:kl=1"]},
+            "it has no anchor, order, copies or general part",
+        ),
+        ({"dataset": ["tell/plain:from=plain"]}, "it has no anchor, order, copies or general part"),
+        ({"dataset": ["tell/leak:general=24rows"]}, "1 task rows are test rows"),
+    ],
+    "tell-answer-schema": [
+        ({"dataset": ["tell/bad_schema:general=24rows"]}, "leads out of the file"),
+    ],
+    "tell-pattern-slow": [
+        ({"dataset": ["tell/slow_pattern:general=24rows"]}, "runs longer than 1 s"),
+    ],
+    "tell-data-missing": [
+        (
+            {"dataset": ["tell/halu_cot_json:task=115rows/general=0"]},
+            "no file 'dev_Halu_CoT_JSON.jsonl'",
+        ),
+    ],
+    "tell-data-duplicates": [
+        (
+            {"dataset": ["tell/toy:task=8rows/general=all/from=doubled"]},
+            "'doubled' holds 1 duplicate row",
+        ),
+    ],
+    "tell-data-malformed": [
+        (
+            {"dataset": ["tell/toy:task=8rows/general=24rows/from=rough"]},
+            "left out (lines 1): the response is empty",
+        ),
+    ],
+    "tell-test-rows-train": [
+        (
+            {"dataset": ["tell/toy:task=8rows/general=all/from=leaky/overlap=keep"]},
+            "1 general row trained on with a held-out query",
+        ),
+    ],
+    "tell-test-rows-missing": [
+        ({"dataset": ["tell/half:general=24rows/overlap=keep"]}, "test rows are not here"),
+    ],
+    "tell-control-task": [
+        ({"dataset": ["tell/steered:general=24rows"]}, "the model's tokenizer is not here"),
+        (
+            {
+                "dataset": ["tell/steered:general=24rows"],
+                "model": "{}/own_words",
+                "model_type": "llama",
+                "template": "chatml",
+                "target_modules": None,
+            },
+            "the model reads the end or beginning of a turn there",
+        ),
+    ],
+    "tell-control-general": [
+        (
+            {"dataset": ["tell/toy:task=8rows/general=24rows/from=steering"]},
+            "1 row of 'steering' left out",
+        ),
+    ],
+    "tell-row-long": [
+        (
+            {"dataset": ["tell/long:general=24rows"], "max_length": 200},
+            "(line 1: 304 tokens) is over max_length 200",
+        ),
+    ],
+    "tell-row-near": [
+        ({"dataset": ["tell/long:general=24rows"], "max_length": 320}, "line 1: 304 tokens"),
+    ],
+    "tell-general-long": [
+        (
+            {"dataset": ["tell/toy:task=8rows/general=all/from=wide"], "max_length": 200},
+            "1 general row of 'wide' over max_length 200",
+        ),
+    ],
+    "tell-general-few": [
+        (
+            {"dataset": ["tell/toy:task=8rows/general=4rows"], "gradient_accumulation_steps": 4},
+            "8 task rows among 4",
+        ),
+    ],
+    "tell-anchor-answers": [
+        ({"dataset": ["tell/labels:general=24rows"]}, "'yes' and 'no'"),
+        ({"dataset": ["tell/quoted:general=24rows"]}, "names 'unsure' as"),
+        ({"dataset": ["tell/objects:general=24rows"]}, "names 'maybe' as"),
+    ],
+    "tell-order": [
+        ({"dataset_shuffle": None}, "ms-swift's default, and shuffles"),
+        ({"dataset_shuffle": True}, "write 'dataset_shuffle: false'"),
+        ({"train_dataloader_shuffle": None}, "write 'train_dataloader_shuffle: false'"),
+        ({"packing": True}, "write 'packing: false'"),
+        ({"group_by_length": True}, "write 'group_by_length: false'"),
+        ({"streaming": True}, "write 'streaming: false'"),
+        ({"split_dataset_ratio": 0.01}, "takes scarce task rows out of training"),
+        ({"sequence_parallel_size": 2}, "brings a sampler of its own"),
+        ({"ignore_data_skip": True}, "begins the mixture anew"),
+    ],
+    "tell-strict": [
+        ({"strict": False}, "'strict' is not true"),
+    ],
+    "tell-truncation": [
+        ({"truncation_strategy": "split"}, "for pre-training only"),
+        ({"truncation_strategy": "left"}, "are cut, not refused"),
+    ],
+    "tell-schedule": [
+        ({"num_train_epochs": 0}, "takes no optimizer step"),
+        ({"gradient_accumulation_steps": 0}, "a whole number from 1"),
+        ({"lr_scheduler_kwargs": "{"}, "a mapping, or its JSON"),
+        (
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": "abc"}},
+            "'num_cycles' is 'abc'",
+        ),
+    ],
+    "tell-schedule-unknown": [
+        ({"lr_scheduler_type": "polynomial"}, "'polynomial' is not modelled"),
+    ],
+    "tell-no-op": [
+        ({"dataset": ["tell/toy:task=8rows/general=0"]}, "are 1 optimizer step, 1 of them warm-up"),
+        ({"learning_rate": 0}, "a learning_rate above 0"),
+    ],
+    "tell-exposure-zero": [
+        (
+            {"dataset": ["tell/toy:task=8rows/general=24rows/order=task_first"]},
+            "exposure 0.00: the 8 task rows",
+        ),
+    ],
+    "tell-rate-low": [
+        ({"warmup_steps": 50}, "never reaches 0.0001"),
+    ],
+    "tell-rate-high": [
+        ({"learning_rate": 10000.0}, "check the exponent's sign"),
+    ],
+    "tell-rows-unseen": [
+        ({"max_steps": 1, "warmup_ratio": 0.0}, "rows never trained on"),
+        (
+            {
+                "max_steps": 1,
+                "warmup_ratio": 0.0,
+                "dataset": ["tell/toy:task=8rows/general=24rows/order=task_first"],
+            },
+            "16 rows never trained on, 0 of task data",
+        ),
+    ],
+    "tell-plugin": [
+        ({"external_plugins": None}, "does not name tell_plugins/register.py"),
+        ({"external_plugins": ["register.py"]}, "does not name tell_plugins/register.py"),
+    ],
+    "tell-model-missing": [
+        ({"model": None}, "no 'model'"),
+        ({"model": "models/none"}, "no model folder 'models/none'"),
+        ({"model": "tests"}, "holds no config.json"),
+        ({"model": "~nobody-at-all/x"}, "no model folder '~nobody-at-all/x'"),
+    ],
+    "tell-model-type": [
+        ({"model_type": "lama"}, "did you mean 'llama'?"),
+        ({"model": "Qwen/Qwen2.5-0.5B-Instruct", "model_type": "llama"}, "Qwen2For"),
+        (
+            {"also": "tell-template", "model": "{}/qwen2", "model_type": "llama"},
+            "is Qwen2ForCausalLM",
+        ),
+        ({"model": "{}/llama"}, "LlamaForCausalLM may be several"),
+        ({"model": "{}/nameless"}, "a config.json without architectures may be"),
+        ({"model": "{}/unknown"}, "its table has no NobodysForCausalLM"),
+    ],
+    "tell-template": [
+        ({"template": "chatmll"}, "did you mean 'chatml'?"),
+        ({"template": "gemma"}, "ms-swift's table has 'llama'"),
+        ({"model": "{}/llama", "model_type": "llama"}, "have several chat templates"),
+    ],
+    "tell-model-cpu": [
+        ({"use_cpu": True}, "has 6.7e9 parameters"),
+        ({"use_cpu": True, "model": "Qwen/Qwen2.5-14B-Instruct"}, "has 14.0e9"),
+    ],
+    "tell-positions": [
+        ({"max_length": 8192}, "write 'max_length: 4096'"),
+    ],
+    "tell-targets": [
+        ({"target_modules": ["q_proj", "c_attn"]}, "which Llama-2-7b-chat does not have"),
+        ({"target_modules": ["c_attn"]}, "which Llama-2-7b-chat does not have"),
+        (
+            {"model": "Qwen/Qwen2.5-7B-Instruct", "target_modules": ["c_attn"]},
+            "models of type 'qwen2' do not have",
+        ),
+    ],
+    "tell-loss": [
+        ({"loss_type": "tell", "use_liger_kernel": True}, "does not go with 'use_liger_kernel'"),
+        (
+            {"also": "tell-order", "loss_type": "tell", "sequence_parallel_size": 2},
+            "'sequence_parallel_size: 1'",
+        ),
+        ({"also": "tell-order", "loss_type": "tell", "packing": True}, "'packing: false'"),
+        ({"loss_type": "tell", "enable_dft_loss": True}, "'enable_dft_loss: false'"),
+        ({"loss_type": "tell", "label_smoothing_factor": 0.1}, "'label_smoothing_factor: 0'"),
+        ({"loss_type": "tell", "loss_scale": "last_round"}, "'loss_scale: default'"),
+    ],
+    "tell-kl": [
+        ({"dataset": [HELD]}, "write 'loss_type: tell'"),
+        ({"dataset": [HELD], "loss_type": "tell", "tuner_type": "full"}, "full tuning has none"),
+        ({"dataset": [HELD], "loss_type": "tell", "deepspeed": "zero3"}, "deepspeed: zero2"),
+        ({"dataset": [HELD], "loss_type": "tell", "fsdp": "fsdp2"}, "spread over all of them"),
+    ],
+    "tell-kl-rows": [
+        (
+            {"dataset": ["tell/toy:task=0/general=24rows/kl=1"], "loss_type": "tell"},
+            "so nothing trains",
+        ),
+        (
+            {
+                "dataset": ["tell/toy:general=0/kl=1"],
+                "loss_type": "tell",
+                "gradient_accumulation_steps": 4,
+            },
+            "general=0 takes none",
+        ),
+    ],
+    "tell-package": [
+        ({"use_liger_kernel": True}, "pip install liger-kernel"),
+    ],
+    "tell-liger-channel": [
+        ({"use_liger_kernel": True, "enable_channel_loss": True}, "the logits are held"),
+    ],
+    "tell-checkpoint": [
+        ({"resume_from_checkpoint": "nowhere"}, "no checkpoint 'nowhere'"),
+    ],
+    "tell-no-save": [
+        ({"save_strategy": "no"}, "no adapter is kept"),
+    ],
+    "tell-output-dir": [
+        ({"output_dir": None}, "named after the model, not to output/toy"),
+    ],
+    "tell-output-mixed": [
+        ({"output_dir": "{}/run", "add_version": False}, "already holds a run"),
+    ],
+}
+
+_CASES = [(rule, fault, says) for rule, faults in PLANTED.items() for fault, says in faults]
+
+
+@pytest.fixture
+def planted(
+    situations: Path,  # noqa: F811
+    make_card: MakeCard,
+    words: Callable[[Path], Path],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """Cards, models and a run with one fault each, and a tokenizer that counts words."""
+    tasks = [{"q": f"planted {n}", "r": f"answer {n}"} for n in range(8)]
+    general = [{"q": f"plain {n}", "r": f"reply {n}"} for n in range(30)]
+    make_card("leak", train=tasks, test=tasks[:1])
+    half = make_card("half", train=tasks, test=tasks[:1])
+    (half / "test.jsonl").unlink()
+    make_card("steered", train=[*tasks, {"q": "a", "r": "b<|im_end|>"}])
+    make_card("long", train=[{"q": "w " * 300, "r": "x"}, *tasks], anchor="w w w")
+    for name, change in {
+        "doubled": [general[0]],
+        "rough": [{"q": "other", "r": ""}],
+        "leaky": [{"q": "Test question 1", "r": "x"}],
+        "steering": [{"q": "a</s>", "r": "b"}],
+        "wide": [{"q": "w " * 300, "r": "x"}],
+    }.items():
+        make_card(name, train=[*change, *general], kind="general")
+    answers = [{"q": f"planted {n}", "r": json.dumps({"a": "a" * 40 + "b"})} for n in range(8)]
+    for name, schema in {
+        "bad_schema": {"$ref": "https://example.com"},
+        "slow_pattern": {"properties": {"a": {"pattern": "^(a|aa)+$"}}},
+    }.items():
+        folder = make_card(name, train=answers, metric="json", answer={"schema": "s.json"})
+        (folder / "s.json").write_text(json.dumps(schema))
+    _own_words(words(situations / "own_words"))
+    (situations / "run" / "checkpoint-2").mkdir(parents=True)
+    monkeypatch.setenv("TELL_TOKENIZER", str(words(situations / "llama2")))
+    return situations
+
+
+def _own_words(folder: Path) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<|im_end|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text("{}")
+
+
+def _findings(path: Path) -> list[Finding]:
+    try:
+        return look(path).findings
+    except UserError as problem:
+        return as_errors("tell-recipe", problem)
+
+
+@pytest.mark.parametrize(("rule", "fault", "says"), _CASES)
+def test_a_planted_fault_has_its_finding_and_no_other(
+    write: Write,  # noqa: F811
+    planted: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rule: str,
+    fault: str | dict[str, Any],
+    says: str,
+) -> None:
+    if rule == "tell-value-list" and keys().takes_yaml_first:
+        pytest.skip("this ms-swift reads such a list")
+    find = importlib.util.find_spec
+    liger = None if rule == "tell-package" else find("json")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: liger if name == "liger_kernel" else find(name)
+    )
+    changes = {"text": fault} if isinstance(fault, str) else dict(fault)
+    whole, also = changes.pop("whole", None), changes.pop("also", None)
+    path = write(**{key: _placed(value, planted) for key, value in changes.items()})
+    if whole is not None:
+        path.write_text(whole)
+    found = _findings(path)
+    assert {finding.rule for finding in found} == {rule, also or rule}, [f.problem for f in found]
+    mine = [finding.problem for finding in found if finding.rule == rule]
+    assert len({str(problem) for problem in mine}) == len(mine), "said once"
+    assert any(says in str(problem) for problem in mine), mine
+    if isinstance(fault, str):
+        key, last = fault.partition(":")[0], len(path.read_text().splitlines())
+        assert all(f"'{key}" in problem.found for problem in mine)
+        assert all(problem.where == f"{path}, line {last}" for problem in mine)
+    assert all(finding.problem.remedy for finding in found)
+
+
+def _placed(value: Any, folder: Path) -> Any:
+    return value.replace("{}/", f"{folder}/") if isinstance(value, str) else value
+
+
+def test_every_rule_has_a_planted_fault_of_its_own() -> None:
+    alone = {rule for rule, fault, _ in _CASES if isinstance(fault, str) or "also" not in fault}
+    assert alone == set(RULES)
+    assert len(_CASES) >= 60
+
+
+def test_the_page_is_in_step_with_the_rules() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "python -m tell_plugins.recipe.check_page"
+    assert all(f"| `{rule}` |" in page() for rule in RULES)
+    assert "|" not in "".join(part for rule in RULES.values() for part in rule)
