@@ -357,16 +357,12 @@ def test_a_perfect_model_scores_1_and_the_published_script_gives_it_0(
         "strict": (1506, 1506),
         "lenient": (1506, 1506),
         "official_fixed": (1506, 1506),
-        "official_fixed_1000": (1000, 1000),
         "official": (0, 1000),
     }
-    published = scores.json["official"].official
-    assert published is not None
-    assert (published.json_correctness, published.accuracy) == (0.0, 0.0)
     for name in ("strict", "lenient", "official_fixed"):
         labels = scores.json[name].labels
         assert labels is not None
-        assert labels.all.accuracy.value == labels.all.mcc.value == 1.0
+        assert labels.all.accuracy.value == labels.all.f1.value == 1.0
     saved = json.loads((tmp_path / "a" / "scores.json").read_text())
     assert saved == json.loads(json.dumps(scores.to_dict()))
 
@@ -382,25 +378,12 @@ def test_failures_add_up_under_every_scorer(make_card: MakeCard, tmp_path: Path)
     scores = scoring.score(folder)
     assert scores.json is not None
     for name, found in scores.json.items():
-        column = name.removesuffix("_1000")
-        kinds = [getattr(case, column) for case in CASES]
+        kinds = [getattr(case, name) for case in CASES]
         assert found.adherence.k == kinds.count(OK)
         assert found.failures == taxonomy.count_kinds(k for k in kinds if k != OK)
         assert sum(found.failures.values()) == found.adherence.n - found.adherence.k
         assert found.adherence.low < found.adherence.k / len(CASES) < found.adherence.high
     assert scores.cut.k == sum(case.finish == "length" for case in CASES)
-    assert scores.json["official"].official == scoring.Official(None, None, 6)
-
-
-def test_the_published_rate_divides_by_1000_whatever_was_seen(
-    make_card: MakeCard, tmp_path: Path
-) -> None:
-    card = halu_card(make_card, ["no"] * 40)
-    scores = scoring.score(save_answers(tmp_path / "a", card, [GOOD] * 40))
-    assert scores.json is not None
-    found = scores.json["official"]
-    assert found.adherence.value == 0.0
-    assert found.official == scoring.Official(json_correctness=0.96, accuracy=0.0, crashes=0)
 
 
 def test_several_attempts_count_but_do_not_narrow_the_interval(

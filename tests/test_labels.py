@@ -12,7 +12,7 @@ import pytest
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
-from tell_plugins.evaluation import labels, scoring, significance
+from tell_plugins.evaluation import scoring, significance
 from tell_plugins.evaluation.intervals import Rate, counted, rate, wilson
 from tell_plugins.evaluation.labels import LabelScores, Truth, score_labels
 from tests.conftest import MakeCard
@@ -50,10 +50,7 @@ def test_baselines_on_the_official_rows(real_home: Path, tmp_path: Path) -> None
     assert found.adherent == base
     assert base.accuracy.value == pytest.approx(0.812749, abs=1e-6)
     assert base.balanced_accuracy.value == 0.5
-    assert (base.precision.n, base.precision.value) == (0, None)
-    assert isinstance(base.recall, Rate)
-    assert (base.recall.k, base.recall.n, base.recall.value) == (0, 282, 0.0)
-    assert (base.f1.value, base.mcc.value) == (0.0, 0.0)
+    assert base.f1.value == 0.0
     assert (base.most_frequent, base.most_frequent_share.value) == ("no", 1.0)
 
 
@@ -61,11 +58,8 @@ def test_always_yes_on_the_official_rows(real_home: Path, tmp_path: Path) -> Non
     folder = save_answers(tmp_path / "a", "halu_cot_json", [halu_answer("yes")] * 1506)
     found = strict_labels(folder).all
     assert (found.accuracy.k, found.accuracy.n) == (282, 1506)
-    assert isinstance(found.precision, Rate)
-    assert (found.precision.k, found.precision.n) == (282, 1506)
-    assert found.recall.value == 1.0
     assert found.f1.value == pytest.approx(2 * 282 / (282 + 1506))
-    assert (found.balanced_accuracy.value, found.mcc.value) == (0.5, 0.0)
+    assert found.balanced_accuracy.value == 0.5
 
 
 def test_answers_that_are_not_adherent_count_as_wrong(real_home: Path, tmp_path: Path) -> None:
@@ -76,11 +70,9 @@ def test_answers_that_are_not_adherent_count_as_wrong(real_home: Path, tmp_path:
         texts[row] = "Yes"
     found = strict_labels(save_answers(tmp_path / "a", "halu_cot_json", texts))
     assert found.adherent.n == 1406
-    assert found.adherent.accuracy.value == found.adherent.mcc.value == 1.0
+    assert found.adherent.accuracy.value == found.adherent.f1.value == 1.0
     assert (found.all.accuracy.k, found.all.accuracy.n) == (1406, 1506)
-    assert isinstance(found.all.recall, Rate)
-    assert (found.all.recall.k, found.all.recall.n) == (182, 282)
-    assert found.all.precision.value == 1.0
+    assert (found.recalls["yes"].k, found.recalls["yes"].n) == (182, 282)
     assert found.all.balanced_accuracy.value == pytest.approx((182 / 282 + 1) / 2)
     assert (found.all.most_frequent_share.k, found.all.most_frequent_share.n) == (1224, 1506)
 
@@ -89,7 +81,7 @@ def test_the_first_1000_official_rows_are_mostly_no(real_home: Path, tmp_path: P
     folder = save_answers(tmp_path / "a", "halu_cot_json", [halu_answer("no")] * 1506)
     scores = scoring.score(folder)
     assert scores.json is not None
-    found = scores.json["official_fixed_1000"].labels
+    found = scores.json["official"].labels
     assert found is not None
     assert found.true_counts == {"yes": 236, "no": 764}
 
@@ -121,22 +113,7 @@ def test_scores_equal_scikit_learns(classes: list[str], seed: int) -> None:
             ]
         )
     )
-    assert found.precision.value == pytest.approx(sk.precision_score(truth.of, said, **options))
-    assert found.recall.value == pytest.approx(sk.recall_score(truth.of, said, **options))
     assert found.f1.value == pytest.approx(sk.f1_score(truth.of, said, **options))
-    assert found.mcc.value == pytest.approx(sk.matthews_corrcoef(truth.of, said))
-
-
-@pytest.mark.parametrize("name", sorted(labels.SCORES))
-def test_bootstrap_scores_equal_the_point_scores(name: str) -> None:
-    draw = random.Random(1)
-    for classes in (YES_NO, ["a", "b", "c"]):
-        truth = Truth(draw.choices(classes, k=60), classes)
-        given = [draw.choice([*classes, None]) for _ in truth.of]
-        said, true = labels.codes(given, truth.of, truth)
-        sums = labels.joint_counts(said, true, range(60), len(classes)).sum(axis=0)[None]
-        point = labels._points(said, true, truth)[name]
-        assert labels.SCORES[name](sums)[0] == pytest.approx(point)
 
 
 def test_intervals_hold_the_value_and_are_the_same_each_time() -> None:
@@ -145,7 +122,7 @@ def test_intervals_hold_the_value_and_are_the_same_each_time() -> None:
     given: list[str | None] = [t if draw.random() < 0.8 else "no" for t in truth.of]
     first, second = (score_labels(given, range(100), truth) for _ in range(2))
     assert first == second
-    for found in (first.all.balanced_accuracy, first.all.f1, first.all.mcc):
+    for found in (first.all.balanced_accuracy, first.all.f1):
         assert found.low is not None
         assert found.high is not None
         assert found.value is not None

@@ -22,8 +22,7 @@ _NUMBER = re.compile(
     (?:\\?[{_CURRENCY}]\s?(?P<sign2>-)?)?
     {_BEFORE}
     (?:
-      \\[dt]?frac\{{(?P<over>{_DIGITS})\}}\{{(?P<under>{_DIGITS})\}}
-    | (?:(?P<whole>{_DIGITS})[ ])?(?P<top>{_DIGITS})\s?/\s?(?P<bottom>{_DIGITS})
+      (?:(?P<whole>{_DIGITS})[ ])?(?P<top>{_DIGITS})\s?/\s?(?P<bottom>{_DIGITS})
     | (?P<before>{_DIGITS})?(?P<vulgar>[{_VULGAR}])
     | (?P<plain>{_DIGITS}(?:\.\d+)?|(?<!\.)\.\d+)(?:[eE](?P<power>[+-]?\d{{1,3}})(?!\w))?
     )
@@ -31,6 +30,7 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
+_FRAC = re.compile(rf"(?<!\d)\\[dt]?frac\{{({_DIGITS})\}}\{{({_DIGITS})\}}")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d")
 # What may stand between the marker and its number: white space, "Answer:", emphasis, brackets.
 _AFTER_MARKER = re.compile(
@@ -73,6 +73,7 @@ def whole_number(text: str) -> Fraction | None:
 
 def _prepared(text: str) -> str:
     text = text.replace("\u2212", "-").replace("\\,", "").replace("\\!", "").replace("{,}", ",")
+    text = _FRAC.sub(r"\1/\2", text)
     return _DATE.sub("0:0", text)  # which is no number, while its parts would be three
 
 
@@ -80,9 +81,6 @@ def _value(match: re.Match[str]) -> Fraction | None:
     sign = -1 if match["sign"] or match["sign2"] else 1
     if len(match[0]) > _MOST_DIGITS:
         return None
-    if match["over"]:
-        under = _whole(match["under"])
-        return sign * Fraction(_whole(match["over"]), under) if under else None
     if match["top"]:
         bottom = _whole(match["bottom"])
         if not bottom:

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
 Number = Rate | Estimate
 _LONG = 20  # characters of a word in a name that a table of 80 columns has room for
-_LABEL_COLUMNS = ("accuracy", "balanced_accuracy", "mcc", "precision", "recall", "f1")
+_LABEL_COLUMNS = ("accuracy", "balanced_accuracy", "f1")
 _NOTHING = counted(0, 0)
-_WITH_INTERVAL = _LABEL_COLUMNS[:3]  # on the terminal; the files have them all
 
 
 def show(comparison: Comparison, scorer: str | None = None) -> None:
@@ -121,7 +120,7 @@ def _label_grid(systems: Sequence[System], scorer: str) -> Grid:
         _title(systems, f"labels under {scorer}, in %"),
         ["system", "over", "n", *map(_spaced, _LABEL_COLUMNS), "most frequent"],
         rows,
-        [f"precision, recall and F1{of}; over all: an answer that is not adherent is wrong"],
+        [f"F1{of}; over all: an answer that is not adherent is wrong"],
     )
 
 
@@ -173,10 +172,7 @@ def _label_row(system: str, over: str, metrics: LabelMetrics) -> list[str]:
         system,
         over,
         str(metrics.n),
-        *(
-            percent(getattr(metrics, name), interval=name in _WITH_INTERVAL)
-            for name in _LABEL_COLUMNS
-        ),
+        *(percent(getattr(metrics, name)) for name in _LABEL_COLUMNS),
         frequent if metrics.most_frequent is not None else "-",
     ]
 

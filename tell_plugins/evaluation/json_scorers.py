@@ -184,7 +184,6 @@ SCORERS = (
     NamedScorer("strict", strict, None),
     NamedScorer("lenient", lenient, None),
     NamedScorer("official_fixed", official_fixed, None),
-    NamedScorer("official_fixed_1000", official_fixed, OFFICIAL_LIMIT),
     NamedScorer("official", official, OFFICIAL_LIMIT),
 )
 

@@ -9,7 +9,6 @@ to a constant can be perfectly adherent.
 from __future__ import annotations
 
 import json
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,18 +28,14 @@ from tell_plugins.evaluation.significance import Floats
 class LabelMetrics:
     """Scores of predicted against true labels.
 
-    With two labels, `precision`, `recall` and `f1` are those of the positive label; with more,
-    they are macro averages (then as estimates). `most_frequent` is the label given most often and
-    its share of the n answers.
+    With two labels `f1` is that of the positive label; with more, a macro average.
+    `most_frequent` is the label given most often and its share of the n answers.
     """
 
     n: int
     accuracy: Rate
     balanced_accuracy: Estimate
-    precision: Rate | Estimate
-    recall: Rate | Estimate
     f1: Estimate
-    mcc: Estimate
     most_frequent: str | None
     most_frequent_share: Rate
 
@@ -79,7 +74,7 @@ class Truth:
 
     @property
     def positive(self) -> str | None:
-        """The label that precision and recall look at: the schema's first of two, else None."""
+        """The label that F1 looks at: the schema's first of two, else None."""
         return self.labels[0] if len(self.labels) == 2 else None
 
 
@@ -155,33 +150,14 @@ def metrics(
     n = len(right)
     said, true = codes(given, right, truth)
     tables = joint_counts(said, true, rows, len(truth.labels))
-    draws = significance.resampled_sums(tables) if n else None
-    point = _points(said, true, truth)
     frequent = Counter(label for label in given if label is not None).most_common(1)
     label, times = frequent[0] if frequent else (None, 0)
 
-    def estimate(name: str) -> Estimate:
-        if draws is None:
-            return Estimate(None, None, None, n)
-        low, high = significance.percentiles(SCORES[name](draws))
-        return Estimate(point[name], low, high, n)
-
-    precision: Rate | Estimate = estimate("precision")
-    recall: Rate | Estimate = estimate("recall")
-    if truth.positive is not None:
-        chosen = [i for i, label in enumerate(given) if label == truth.positive]
-        actual = [i for i, label in enumerate(right) if label == truth.positive]
-        hit = [given[i] == right[i] for i in range(n)]
-        precision = rate([hit[i] for i in chosen], [rows[i] for i in chosen])
-        recall = rate([hit[i] for i in actual], [rows[i] for i in actual])
     return LabelMetrics(
         n=n,
         accuracy=rate([s == t for s, t in zip(said, true, strict=True)], rows),
         balanced_accuracy=balanced_accuracy_estimate(tables),
-        precision=precision,
-        recall=recall,
-        f1=estimate("f1"),
-        mcc=estimate("mcc"),
+        f1=_f1_estimate(tables),
         most_frequent=label,
         most_frequent_share=counted(times, n),
     )
@@ -195,31 +171,6 @@ def codes(
     other = len(truth.labels)
     said = [other if label is None else code.get(label, other) for label in given]
     return said, [code[label] for label in right]
-
-
-def _points(said: list[int], true: list[int], truth: Truth) -> dict[str, float | None]:
-    """The scores by scikit-learn; None where there is nothing to score."""
-    if not true:
-        return dict.fromkeys(SCORES)
-    from sklearn import metrics as sk
-
-    classes = list(range(len(truth.labels)))
-    present = sorted(set(true))
-    average: dict[str, object] = (
-        {"labels": [0], "average": "macro"}  # the positive label is the first
-        if truth.positive is not None
-        else {"labels": [c for c in classes if c in present], "average": "macro"}
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of labels given that are never right
-        return {
-            "accuracy": float(sk.accuracy_score(true, said)),
-            "balanced_accuracy": float(sk.balanced_accuracy_score(true, said)),
-            "precision": float(sk.precision_score(true, said, zero_division=0, **average)),
-            "recall": float(sk.recall_score(true, said, zero_division=0, **average)),
-            "f1": float(sk.f1_score(true, said, zero_division=0, **average)),
-            "mcc": float(sk.matthews_corrcoef(true, said)),
-        }
 
 
 def joint_counts(
@@ -251,14 +202,6 @@ def balanced_accuracy(sums: Floats) -> Floats:
     return _mean_of_present(_recalls(_tables(sums)), _tables(sums))
 
 
-def precision(sums: Floats) -> Floats:
-    return _positive_or_macro(_precisions(_tables(sums)), _tables(sums))
-
-
-def recall(sums: Floats) -> Floats:
-    return _positive_or_macro(_recalls(_tables(sums)), _tables(sums))
-
-
 def f1(sums: Floats) -> Floats:
     tables = _tables(sums)
     hits = np.diagonal(tables[:, :, :-1], axis1=1, axis2=2)
@@ -266,25 +209,19 @@ def f1(sums: Floats) -> Floats:
     return _positive_or_macro(_divide(np.asarray(2 * hits, float), both), tables)
 
 
-def mcc(sums: Floats) -> Floats:
-    """Matthews' correlation in Gorodkin's (2004) form for any number of classes; 0 if undefined."""
-    tables = _tables(sums)
-    true, said = tables.sum(axis=2), tables.sum(axis=1)
-    n = tables.sum(axis=(1, 2))
-    hits = np.trace(tables[:, :, :-1], axis1=1, axis2=2)
-    over: Floats = np.asarray(hits * n - (true * said[:, :-1]).sum(axis=1), float)
-    under: Floats = np.sqrt((n**2 - (said**2).sum(axis=1)) * (n**2 - (true**2).sum(axis=1)))
-    return _divide(over, under)
-
-
 SCORES = {
     "accuracy": accuracy,
     "balanced_accuracy": balanced_accuracy,
-    "precision": precision,
-    "recall": recall,
     "f1": f1,
-    "mcc": mcc,
 }
+
+
+def _f1_estimate(stats: Floats) -> Estimate:
+    n = int(stats.sum())
+    if n == 0:
+        return Estimate(None, None, None, 0)
+    low, high = significance.interval(stats, f1)
+    return Estimate(float(f1(stats.sum(axis=0)[None])[0]), low, high, n)
 
 
 def by_label(stats: Floats) -> list[Floats]:
@@ -324,11 +261,6 @@ DIFFERENCES: dict[str, significance.PairedInterval] = {
 
 def _recalls(tables: Floats) -> Floats:
     return _divide(np.diagonal(tables[:, :, :-1], axis1=1, axis2=2), tables.sum(axis=2))
-
-
-def _precisions(tables: Floats) -> Floats:
-    hits = np.diagonal(tables[:, :, :-1], axis1=1, axis2=2)
-    return _divide(hits, tables.sum(axis=1)[:, :-1])
 
 
 def _positive_or_macro(values: Floats, tables: Floats) -> Floats:

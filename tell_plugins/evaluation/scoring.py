@@ -32,31 +32,13 @@ from tell_plugins.evaluation.scorers import json_answers, label, number
 from tell_plugins.evaluation.scorers.judged import Judged
 from tell_plugins.evaluation.translation import TranslationScores, score_translation
 
-FORMAT = 2
+FORMAT = 3
 SCORES = "scores.json"
 _SETTINGS = ("recipe", "adapter", "anchor", "decoding", "seed", "model", "engine", "max_new_tokens")
 LIMITS = {scorer.name: scorer.limit for scorer in json_scorers.SCORERS}
 FORMS = {"json": tuple(LIMITS), "label": (label.READING,)}  # metrics of a fixed form: readings
 SECOND_READINGS = FORMS["json"][1:]
 _SHOWN_ANSWER = 200  # characters of the most frequent answer that are kept
-
-
-@dataclass(frozen=True)
-class Official:
-    """What the published script would have printed of the same answers.
-
-    For its first model, that is: it never sets its count of errors back for the next.
-
-    Attributes:
-        json_correctness: (1000 - errors) / 1000, whatever the number of rows; None after a crash.
-        accuracy: right labels over twice the rows, since its sum includes the total: 0.50 at
-            most; None after a crash.
-        crashes: answers that end the script with a traceback.
-    """
-
-    json_correctness: float | None
-    accuracy: float | None
-    crashes: int
 
 
 @dataclass(frozen=True)
@@ -74,7 +56,6 @@ class FormScores:
     failures: dict[str, int]
     by_attempt: list[float]
     labels: LabelScores | None
-    official: Official | None = None
 
 
 @dataclass(frozen=True)
@@ -290,27 +271,12 @@ def form_scores(name: str, scored: Scored, judged: Judged, possible: list[str]) 
         if len(attempts) > 1
         else [],
         labels=labels.score_labels(judged.given, judged.rows, truth) if judged.right else None,
-        official=_official(judged, answers) if name == "official" else None,
     )
 
 
 def _share_of(hits: list[bool], answers: list[Answer], attempt: int) -> float:
     mine = [hit for hit, answer in zip(hits, answers, strict=True) if answer.attempt == attempt]
     return sum(mine) / len(mine)
-
-
-def _official(judged: Judged, answers: list[Answer]) -> Official:
-    first = min(answer.attempt for answer in answers)
-    chosen = [i for i, answer in enumerate(answers) if answer.attempt == first]
-    crashes = sum(judged.kinds[i] == taxonomy.CRASH for i in chosen)
-    if crashes:
-        return Official(None, None, crashes)
-    errors = sum(judged.kinds[i] is not None for i in chosen)
-    given = judged.given or [None] * len(answers)
-    right = sum(given[i] == judged.right[i] for i in chosen) if judged.right else 0
-    used = sum(bool(given[i]) for i in chosen)
-    limit = json_scorers.OFFICIAL_LIMIT
-    return Official((limit - errors) / limit, right / (used + len(chosen)), 0)
 
 
 def _learned(

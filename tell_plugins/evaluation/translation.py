@@ -1,4 +1,4 @@
-"""Translation scores without a learned model: chrF++, chrF and BLEU by sacrebleu.
+"""Translation scores without a learned model: chrF++ and BLEU by sacrebleu.
 
 `raw` is as in the paper: the whole answer against the whole reference, opening sentence included.
 `stripped` takes the references' opening sentence off both sides; it is scored by document and by
@@ -22,7 +22,7 @@ from tell_plugins.evaluation.scored import Scored
 from tell_plugins.evaluation.segments import Document, documents
 from tell_plugins.evaluation.significance import Floats, Score
 
-METRICS = ("chrf++", "chrf", "bleu")
+METRICS = ("chrf++", "bleu")
 UNITS = ("raw_document", "stripped_document", "stripped_segment")
 
 
@@ -160,17 +160,12 @@ def metric(name: str, *, by_unit: bool = False, tokenizer: str = "13a") -> Any:
 
     if name == "bleu":
         return BLEU(effective_order=by_unit, tokenize=tokenizer)
-    return CHRF(word_order=2 if name == "chrf++" else 0)
+    return CHRF(word_order=2)
 
 
 @lru_cache(maxsize=64)
 def unit_statistics(name: str, found: Pairs) -> Floats:
-    """sacrebleu's sufficient statistics of each unit: (units, s), whose sum is the corpus'.
-
-    Those of chrF are the character part of chrF++'s, so they are not counted twice.
-    """
-    if name == "chrf":
-        return unit_statistics("chrf++", found)[:, : 3 * metric("chrf").char_order]
+    """sacrebleu's sufficient statistics of each unit: (units, s), whose sum is the corpus'."""
     scorer = metric(name, tokenizer=bleu_tokenizer(found.references))
     stats = scorer._extract_corpus_statistics(found.hypotheses, [found.references])
     return np.asarray(stats, float)

@@ -11,7 +11,7 @@ from tell_plugins.evaluation.labels import Truth
 from tell_plugins.evaluation.scorers.judged import Column, Judged, rate_of_counted, share
 from tell_plugins.evaluation.significance import Floats
 
-LABEL_MEASURES = ("accuracy", "balanced_accuracy", "f1", "mcc")
+LABEL_MEASURES = ("accuracy", "balanced_accuracy", "f1")
 GIVEN_FORM = "accuracy_given_the_form"
 
 

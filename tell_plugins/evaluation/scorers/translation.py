@@ -1,4 +1,4 @@
-"""Translations: chrF++, chrF and BLEU of documents and of aligned lines."""
+"""Translations: chrF++ and BLEU of documents and of aligned lines."""
 
 from __future__ import annotations
 
