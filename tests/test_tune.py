@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class Runs:
         self.right: dict[str, int] = {}
         self.drift: dict[str, float] = {}
         self.failing: set[str] = set()
+        self.constant: str | None = None  # the answer to each row, whatever the candidate
         self.seconds = 1.0
         self.started: list[str] = []
         monkeypatch.setattr(tune_rounds, "run_here", self)
@@ -76,7 +78,7 @@ class Runs:
         lines = []
         for row, response in enumerate(task.responses):
             good = int(json.loads(response)["thought"].split()[-1]) % 10 < self.right.get(name, 5)
-            text = response if good else "no JSON"
+            text = self.constant or (response if good else "no JSON")
             ids = bytes(task.ids[row]).hex()
             lines.append({"id": ids, "row": row, "text": text, "finish_reason": "stop"})
         settings = {"card": card.name, "anchor": "card", "scale": scale, "rows": len(lines)}
@@ -320,6 +322,23 @@ def test_of_what_is_not_told_apart_the_nearer_to_the_base_wins() -> None:
     farther = _result("a row more, and farther", [1] * 21 + [0] * 19, 0.9)
     assert choose([own, worse, farther]) is own
     assert choose([own, nearer, worse, farther]) is nearer
+
+
+def test_where_nothing_is_learned_less_training_does_not_win() -> None:
+    own = replace(_result(OWN, [0] * 20, 0.5), learned=False)
+    idle = replace(_result("trains less", [0] * 20, 0.1), learned=False)
+    assert choose([own, idle]) is own
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_content_that_is_not_learned_is_told(
+    world: World, runs: Runs, capsys: pytest.CaptureFixture[str], constant: bool
+) -> None:
+    runs.constant = json.dumps({"thought": "0", "label": "no"}) if constant else "no JSON"
+    runs.drift = {"learning_rate=0.005": 0.1}
+    _tune(world)
+    assert "CONTENT NOT LEARNED" in capsys.readouterr().out
+    assert _tuned(world).values["learning_rate"] == 0.01
 
 
 def test_a_run_that_diverged_ranks_last() -> None:

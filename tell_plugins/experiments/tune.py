@@ -148,6 +148,8 @@ def _said(final: Sequence[Result], chosen: Result, scale: Result, judges: str) -
             f"{scale.name} of the adapter's weights is taken: {_minus(scale, chosen)} to "
             f"the whole, and a KL to the base of {scale.kl:.3f} in place of {chosen.kl:.3f}"
         )
+    if not chosen.learned:
+        said.append("CONTENT NOT LEARNED: nothing is right, or one label is given all the time")
     return [*said, f"Judged by {judges}; no test row was read."]
 
 

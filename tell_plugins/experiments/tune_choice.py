@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.answers import GENERAL, SETTINGS, SavedSettings
 from tell_plugins.evaluation.measures import Measure, difference, measures
 from tell_plugins.evaluation.scored import Scored, load_scored
+from tell_plugins.evaluation.scorers import judge_saved
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
 from tell_plugins.experiments.records import AGAIN
 
@@ -40,6 +41,7 @@ class Result:
         key: the scorer and the name of the measure.
         measure: of all rows that were judged in these runs, each once.
         drift: (sum, tokens) of the divergence from the base model, by row; empty: not measured.
+        learned: whether any content is right, and not for one label given all the time.
         scale: what the adapters' weights were multiplied by.
     """
 
@@ -48,6 +50,7 @@ class Result:
     key: tuple[str, str]
     measure: Measure
     drift: list[retention.Sum]
+    learned: bool = True
     scale: float = 1.0
 
     @cached_property
@@ -96,9 +99,13 @@ def result_of(name: str, evaluations: Sequence[Path], judges: TaskRows, scale: f
                 drift.append(retention.read(path.parent, retention.KL))
             else:
                 task.append(path.parent)
-    found = measures(_pooled(task, judges))
+    scored = _pooled(task, judges)
+    judged = judge_saved(scored)
+    found = measures(scored, judged)
     key = next(key for key in CONTENT if key in found)
-    return Result(name, len(evaluations), key, found[key], _mean(drift), scale)
+    given = {label for label in judged[key[0]].given if label is not None}
+    result = Result(name, len(evaluations), key, found[key], _mean(drift), scale=scale)
+    return replace(result, learned=result.score > 0 and len(given) != 1)
 
 
 def _pooled(folders: Sequence[Path], judges: TaskRows) -> Scored:
@@ -131,11 +138,12 @@ def choose(results: Sequence[Result]) -> Result:
 
     It is the best of those that a paired interval tells apart as better than the first. Where
     there is none: of those that score no lower and are told apart as nearer to the base model, the
-    nearest. Else the first.
+    nearest; where nothing is learned this would be the one that trains least. Else the first.
     """
     own, *others = results
     better = [result for result in others if result.is_better_than(own)]
     if better:
         return max(better, key=lambda result: result.rank)
-    lighter = [r for r in others if r.score >= own.score and r.moves_less_than(own)]
+    learned = [r for r in others if r.learned and own.learned]
+    lighter = [r for r in learned if r.score >= own.score and r.moves_less_than(own)]
     return min(lighter, key=lambda result: result.kl, default=own)

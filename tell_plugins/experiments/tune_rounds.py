@@ -173,12 +173,12 @@ class Trial:
             for e in [run.evaluation]
         ]
         to_do = [run for run in runs if not self.store.job(run).done]
-        if self.scale_seconds(len(to_do)) <= max(0.0, self.left()):
-            self._finish(runs)
-        if not all(self.store.job(run).done for run in runs):
-            where = paths.shown(self.store.runs)
-            print(f"smaller scales of the adapter were not judged: no time, or a fault ({where})")
+        if self.scale_seconds(len(to_do)) > max(0.0, self.left()):
+            print("no time is left to judge smaller scales of the adapter")
             return [chosen]
+        self._finish(runs)
+        if not all(self.store.job(run).done for run in runs):
+            return [chosen]  # what failed is told already
         return [chosen, *(self._judged(f"scale {scale:g}", runs, scale) for scale in SCALES)]
 
     def scale_seconds(self, runs: int) -> float:
@@ -199,14 +199,16 @@ def halving(trial: Trial) -> list[Result]:
     alive, last = list(trial.runs), [trial.result(OWN, 1)]
     for place, parts in enumerate(RUNGS):
         costs, rungs = trial.costs(), RUNGS[place:]
-        left = max(0.0, trial.left() - trial.scale_seconds(PARTS))
-        kept = fitting(alive, costs, rungs, left)
+        left = max(0.0, trial.left())
+        kept = fitting(alive, costs, rungs, left - trial.scale_seconds(PARTS))
+        if kept == [OWN]:  # a comparison comes before the scales
+            kept = fitting(alive, costs, rungs, left)
+        if kept == [OWN] and len(alive) > 1 and place == 0:
+            raise _too_short(trial, alive, costs)
         for name in (name for name in alive if name not in kept):
             trial.gone[name] = "no time"
             print(f"  {name}: dropped, it does not fit into the {minutes(left)} that are left")
         if kept == [OWN]:
-            if place == 0 and len(alive) > 1:
-                raise _too_short(trial, alive, costs)
             break
         needed = minutes(seconds_needed(kept, costs, rungs))
         print(f"round {place + 1}: {len(kept)} candidates; all that is left takes about {needed}")
@@ -259,6 +261,6 @@ def _too_short(
         f"{minutes(least)} (estimated from the run that is done)",
         where="--minutes",
         allowed="time for two candidates and more",
-        remedy=f"--minutes {math.ceil((least + trial.scale_seconds(PARTS)) / 60) + 1}; what is "
-        "done is kept",
+        remedy=f"--minutes {math.ceil(least / 60) + 1}, or more for more candidates; what is done "
+        "is kept",
     )
