@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,9 @@ class Runs:
         task = open_task(card, "validation", "card")
         lines = []
         for row, response in enumerate(task.responses):
-            good = int(json.loads(response)["thought"].split()[-1]) % 10 < self.right.get(name, 5)
+            number = re.search("[0-9]+", task.plain[row])
+            assert number is not None
+            good = int(number[0]) % 10 < self.right.get(name, 5)
             text = self.constant or (response if good else "no JSON")
             ids = bytes(task.ids[row]).hex()
             lines.append({"id": ids, "row": row, "text": text, "finish_reason": "stop"})
@@ -220,6 +223,45 @@ def test_a_tuned_recipe_has_the_baseline_of_the_first(world: World) -> None:
     assert [Path(name).parent.name for name in found[1:]] == ["tuned", "sft"]
 
 
+@pytest.mark.parametrize(
+    ("keys", "answer", "measure"),
+    [
+        ({"metric": "label"}, lambda i: "odd" if i % 2 else "even", "balanced accuracy"),
+        ({"metric": "number"}, lambda i: f"It is {i}.", "exact match"),
+        ({"metric": "text"}, lambda i: f"The number {i}, no other.", "chrf++"),
+        (
+            {"metric": "translation", "translation": {"source": "English", "target": "German"}},
+            lambda i: f"Ist {i} eine ungerade Zahl?",
+            "chrf++",
+        ),
+        (
+            {"metric": "json", "answer": {"schema": "schema.json"}},
+            lambda i: json.dumps({"thought": f"number {i}", "label": "yes"}),
+            "field f1",
+        ),
+    ],
+)
+def test_each_metric_has_a_measure(
+    world: World,
+    runs: Runs,
+    capsys: pytest.CaptureFixture[str],
+    keys: dict[str, Any],
+    answer: Callable[[int], str],
+    measure: str,
+) -> None:
+    folder = world.cards / "tiny_task"
+    card = yaml.safe_load((folder / "card.yaml").read_text())
+    del card["metric"], card["answer"]
+    (folder / "card.yaml").write_text(yaml.safe_dump(card | keys))
+    rows = [{"q": f"Is {i} an odd number?", "r": answer(i)} for i in range(40)]
+    write_rows(folder / "train.jsonl", rows)
+    runs.right = {"learning_rate=0.02": 10}
+    _tune(world)
+    shown = capsys.readouterr().out
+    assert f"{measure}: learning_rate=0.02 is better than the recipe's own settings" in shown
+    assert "CONTENT NOT LEARNED" not in shown
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 
@@ -239,7 +281,8 @@ def test_too_few_rows_are_one_message(
     ("changes", "flags", "told"),
     [
         ({"dataset": ["tell/tiny_task", "tell/tiny_task:task=8rows"]}, [], "2 TELL data sets"),
-        ({"dataset": ["tell/tiny_general"]}, [], "general data and has no task to tune"),
+        ({"dataset": ["tell/tiny_general"]}, [], "trains no task row"),
+        ({"dataset": ["tell/tiny_task:task=0/general=8rows"]}, [], "trains no task row"),
         ({}, ["--minutes", "0"], "0 minutes"),
     ],
 )
@@ -265,6 +308,28 @@ def test_another_recipe_of_that_name_stays(
     _tune(world, code=1)
     assert "not written by tune" in capsys.readouterr().err
     assert own.read_text() == text
+
+
+def test_turns_and_an_anchor_in_the_rows_stay(world: World, runs: Runs) -> None:
+    folder = world.cards / "tiny_task"
+    card = yaml.safe_load((folder / "card.yaml").read_text())
+    card["columns"]["history"], card["anchor"] = "h", "inline"
+    (folder / "card.yaml").write_text(yaml.safe_dump(card))
+    rows = [
+        {**row, "h": [[f"Odd or even:\n{row['q']}", "Well."]] * (i % 2)}
+        for i, row in enumerate(task_rows(16))
+    ]
+    for row in rows[::2]:
+        row["q"] = f"Odd or even:\n{row['q']}"
+    write_rows(folder / "train.jsonl", rows)
+    _tune(world)
+    parts = [
+        json.loads(line)
+        for path in (world.root / "out/cards").glob("tiny_task_part_*/validation.jsonl")
+        for line in path.open()
+    ]
+    assert sum("history" in row for row in parts) == 8
+    assert {row["query"] for row in parts} == {row["q"] for row in rows}
 
 
 # --- rounds and budget ---------------------------------------------------------------------------

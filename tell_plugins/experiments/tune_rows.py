@@ -20,6 +20,7 @@ from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import counter_for, draw_task
 from tell_plugins.core.sources import TaskRows, open_split, open_task
+from tell_plugins.core.spec import NONE
 from tell_plugins.evaluation.json_scorers import card_schema
 from tell_plugins.evaluation.labels import has_labels, reference_label
 from tell_plugins.experiments.derived_cards import Pair, part_of_task
@@ -52,15 +53,15 @@ class Parts:
 def parts_of(recipe: Recipe, folder: Path) -> Parts:
     """Write the parts' cards into `folder`. Reads no row of the split `test`.
 
-    Raises UserError for a card of general data, and for too few rows.
+    Raises UserError for a recipe without task rows, and for too few of them.
     """
     spec = recipe.spec
     card = load_card(spec.card)
-    if card.kind == "general":
+    if card.kind == "general" or spec.task == NONE:
         raise UserError(
-            f"'{card.name}' is general data and has no task to tune",
+            "the recipe trains no task row, so there is nothing to tune",
             where=recipe.where("dataset"),
-            remedy="name the recipe of a task",
+            remedy="name a recipe that trains a task",
         )
     task = open_task(card, spec.split, spec.anchor)
     used = draw_task(task, spec, counter_for(spec, [spec.task], [])).used
