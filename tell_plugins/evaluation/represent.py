@@ -21,6 +21,7 @@ from tell_plugins.core.progress import track
 from tell_plugins.core.spec import ALL, NONE, parse_spec
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import BASE, Adapter, find_adapters
+from tell_plugins.evaluation.grids import Grid, print_grid, table_console
 from tell_plugins.evaluation.intervals import shown
 from tell_plugins.evaluation.representations import POOLINGS
 from tell_plugins.evaluation.trained_with import as_trained, found_by_swift
@@ -91,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
     paths.write_text(
         stem.with_suffix(".json"), _dump(_report(job, args, layer, layers, cut, result))
     )
-    print(_table(title, job, cut, result))
-    print(f"\npicture {paths.shown(picture)}, numbers {paths.shown(stem.with_suffix('.json'))}")
+    print_grid(_grid(title, job, cut, result), table_console())
+    print(f"picture {paths.shown(picture)}, numbers {paths.shown(stem.with_suffix('.json'))}")
     return 0
 
 
@@ -253,30 +254,25 @@ def _dump(data: Any) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
-def _table(
+def _grid(
     title: str, job: Job, cut: dict[str, int], result: dict[str, dict[str, Separation]]
-) -> str:
+) -> Grid:
     """Every measure under every condition, and the change that the anchor makes."""
-    heads = ["", "without", "with", "control", "with - without", "control - without"]
-    rows = [heads]
+    rows = []
     for pooling, measures in result.items():
         rows.append([POOLINGS[pooling], *[""] * 5])
         for measure, found in measures.items():
-            cells = [shown(part, 3) for part in found.by_condition.values()]
-            cells += [shown(part, 3, sign="+") for part in found.change.values()]
+            cells = [shown(part, 3, between="\n") for part in found.by_condition.values()]
+            cells += [shown(part, 3, sign="+", between="\n") for part in found.change.values()]
             rows.append([f"  {measure.replace('_', ' ')}", *cells])
-    widths = [max(len(row[column]) for row in rows[:1] + rows[2:3]) for column in range(len(heads))]
-    widths[0] = max(len(row[0]) for row in rows)
-    lines = [
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    notes = [
+        f"{len(job.task)} task and {len(job.general)} general queries; 95 % intervals over rows",
+        "without: no anchor; with: the anchor before task queries; control: before all queries",
     ]
-    note = (
-        f"{len(job.task)} task and {len(job.general)} general queries; 95 % intervals over rows.\n"
-        "without: no anchor; with: the anchor before task queries; control: before all queries."
-    )
     if any(cut.values()):
-        note += (
-            f"\nCut after {job.max_tokens} tokens: {cut['task']} task and {cut['general']} general "
-            "queries (--max-tokens)."
+        notes.append(
+            f"Cut after {job.max_tokens} tokens: {cut['task']} task and {cut['general']} general "
+            "queries (--max-tokens)"
         )
-    return "\n".join([title, *lines, note])
+    heads = ["", "without", "with", "control", "with - without", "control - without"]
+    return Grid(title, heads, rows, notes)

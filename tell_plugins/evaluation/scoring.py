@@ -7,7 +7,6 @@ the same.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,11 +16,9 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card
-from tell_plugins.core.compressed import read_bytes
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import Shape, cached_json
 from tell_plugins.evaluation import free_text, json_scorers, labels, scorers, taxonomy
-from tell_plugins.evaluation.answers import ANSWERS
 from tell_plugins.evaluation.final_number import NumberScores
 from tell_plugins.evaluation.free_text import TextScores
 from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate
@@ -342,11 +339,3 @@ def _saved(scored: Scored) -> dict[str, Any]:
         if saved is not None and saved["segments"]["answers_sha256"] == scored.sha256:
             found[name] = saved
     return found
-
-
-def read(folder: Path) -> dict[str, Any] | None:
-    """The saved scores of `folder` as plain JSON types; None where there are none, or where the
-    answers have changed since."""
-    saved: dict[str, Any] = cached_json(folder / SCORES, dict[str, Any]) or {}
-    now = hashlib.sha256(read_bytes(folder / ANSWERS) or b"").hexdigest()
-    return saved if saved.get("answers_sha256") == now and saved.get("format") == FORMAT else None

@@ -109,7 +109,7 @@ def _stops(mine: Sequence[Entry], theirs: Sequence[Entry]) -> list[str]:
 def _bleed_of(reference: Group, other: Group, judge: Judge) -> str | None:
     """General questions that both answer as the task's answers open."""
     mine, theirs = same_seeds(reference, other)
-    bleed = judge.elsewhere_difference(mine, theirs, BLEED)
+    bleed = judge.difference(mine, theirs, BLEED)
     ours, rival = reference.measures.bleed, other.measures.bleed
     if bleed is None or ours is None or rival is None or _stops(mine, theirs):
         return None
@@ -155,7 +155,7 @@ def _compare(study: Study, reference: Group, other: Group, judge: Judge) -> str 
     if not mine:
         return None
     name = MAIN[study.metric]
-    difference = judge.difference_over_seeds(mine, theirs, name)
+    difference = judge.difference(mine, theirs, name)
     point = point_of_pair(reference, other)
     where = f" at {point}" if point else ""
     if difference is None:
@@ -169,11 +169,11 @@ def _compare(study: Study, reference: Group, other: Group, judge: Judge) -> str 
         f"{reference.method} against {_called(reference, other)}{where} ({steps}): {name} "
         f"{_verdict(difference, points=True)} ({_points(difference)})"
     )
-    content = judge.difference_over_seeds(mine, theirs, "balanced accuracy")
+    content = judge.difference(mine, theirs, "balanced accuracy")
     if content is not None and name != "balanced accuracy":
         sentence += f"; balanced accuracy {_verdict(content, points=True)} ({_points(content)})"
     for key in LOSS_FILES:
-        loss = judge.elsewhere_difference(mine, theirs, key)
+        loss = judge.difference(mine, theirs, key)
         if loss is not None:
             sentence += f"; loss, {key.removesuffix(' minus base')}: {_loss_verdict(loss)}"
     remarks = [caveat.text for caveat in caveats(mine, theirs)]
@@ -195,7 +195,7 @@ def _compare_along(
     parts = []
     for reference, other in points:
         mine, theirs = same_seeds(reference, other)
-        difference = judge.difference_over_seeds(mine, theirs, MAIN[study.metric])
+        difference = judge.difference(mine, theirs, MAIN[study.metric])
         if difference is not None:
             at, stops = point_of_pair(reference, other), _stops(mine, theirs)
             said = "NO CONCLUSION" if stops else _verdict(difference, points=True)

@@ -169,14 +169,34 @@ class Judge:
     def difference(
         self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
     ) -> Difference | None:
-        """System minus baseline in a measure, over the same test rows; None where there is nothing
-        to pair. Tables, sentences and pictures ask for the same ones: each is made once."""
-        known = (name, _names(system), _names(baseline))
-        if known not in self._differences:
-            self._differences[known] = self._difference(system, baseline, name)
-        return self._differences[known]
+        """System minus baseline over the same rows, and beside it that of each seed, the entries
+        paired in their order; None where there is nothing to pair.
 
-    def _difference(
+        `name` is a measure of the task, or one of `ELSEWHERE` but `KL`. Tables, sentences and
+        pictures ask for the same differences: each is made once.
+        """
+        found = self._known(system, baseline, name)
+        if found is None or len(system) < 2 or len(system) != len(baseline):
+            return found
+        each = [
+            self._known([mine], [theirs], name)
+            for mine, theirs in zip(system, baseline, strict=True)
+        ]
+        return replace(found, by_seed=tuple(part.value for part in each if part is not None))
+
+    def _known(
+        self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
+    ) -> Difference | None:
+        key = (name, _names(system), _names(baseline))
+        if key not in self._differences:
+            if name in LOSS_FILES:
+                self._differences[key] = loss_difference(system, baseline, LOSS_FILES[name])
+            else:
+                make = self._of_bleed if name == BLEED else self._of_task
+                self._differences[key] = make(system, baseline, name)
+        return self._differences[key]
+
+    def _of_task(
         self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
     ) -> Difference | None:
         mine, theirs = (
@@ -192,18 +212,18 @@ class Judge:
         stats = summed(column.stats, mine.rows), summed(theirs.columns[key].stats, theirs.rows)
         return _paired(*stats, column.score, column.difference)
 
-    def difference_over_seeds(
-        self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
+    def _of_bleed(
+        self, system: Sequence[Entry], baseline: Sequence[Entry], _: str
     ) -> Difference | None:
-        """`difference`, and beside it that of each seed: the entries are paired in their order."""
-        found = self.difference(system, baseline, name)
-        if found is None or len(system) < 2 or len(system) != len(baseline):
-            return found
-        each = [
-            self.difference([mine], [theirs], name)
-            for mine, theirs in zip(system, baseline, strict=True)
-        ]
-        return replace(found, by_seed=tuple(part.value for part in each if part is not None))
+        form = self._form(system[0])
+        mine, theirs = _readings(system), _readings(baseline)
+        if not form.known or not mine or {row for row, _ in mine} != {row for row, _ in theirs}:
+            return None
+        ours, base = (
+            mean_stats([form.opens(text) for _, text in part], [row for row, _ in part])
+            for part in (mine, theirs)
+        )
+        return _paired(ours, base, significance.mean_score, shares.difference)
 
     def _form(self, entry: Entry) -> Form:
         answers = entry.measured.task
@@ -225,48 +245,10 @@ class Judge:
         if base is None or entries[0].run.is_base:
             return found
         for name in (BLEED, *LOSS_FILES):
-            change = self.elsewhere_difference(entries, [base], name)
+            change = self.difference(entries, [base], name)
             if change is not None:
                 found[name] = change.estimate()
         return {name: found[name] for name in ELSEWHERE if name in found}
-
-    def elsewhere_difference(
-        self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
-    ) -> Difference | None:
-        """Bleed or a loss, system minus baseline over the same rows; None where not paired."""
-        found = self._elsewhere_difference(system, baseline, name)
-        if found is None or len(system) < 2 or len(system) != len(baseline):
-            return found
-        each = [
-            self._elsewhere_difference([s], [b], name)
-            for s, b in zip(system, baseline, strict=True)
-        ]
-        return replace(found, by_seed=tuple(part.value for part in each if part is not None))
-
-    def _elsewhere_difference(
-        self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
-    ) -> Difference | None:
-        known = (name, _names(system), _names(baseline))
-        if known not in self._differences:
-            self._differences[known] = self._make_elsewhere(system, baseline, name)
-        return self._differences[known]
-
-    def _make_elsewhere(
-        self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
-    ) -> Difference | None:
-        if name != BLEED:
-            return loss_difference(system, baseline, LOSS_FILES[name])
-        form = self._form(system[0])
-        if not form.known:
-            return None
-        mine, theirs = _readings(system), _readings(baseline)
-        if not mine or {row for row, _ in mine} != {row for row, _ in theirs}:
-            return None
-        ours, base = (
-            mean_stats([form.opens(text) for _, text in part], [row for row, _ in part])
-            for part in (mine, theirs)
-        )
-        return _paired(ours, base, significance.mean_score, shares.difference)
 
 
 def _paired(

@@ -250,13 +250,13 @@ def _differences(
     found: dict[str, list[Difference | None]] = {}
     sides = [same_seeds(*pair) for pair in drawn]
     for name in dict.fromkeys((MAIN[study.metric], "balanced accuracy")):
-        values = [judge.difference_over_seeds(*side, name) for side in sides]
+        values = [judge.difference(*side, name) for side in sides]
         found[f"{name}, points"] = [_times(value, 100) for value in values]
-    bleed = [judge.elsewhere_difference(*side, BLEED) for side in sides]
+    bleed = [judge.difference(*side, BLEED) for side in sides]
     found["bleed, points"] = [_times(value, 100) for value in bleed]
     for name in _ELSEWHERE[:1]:
         found[name.removesuffix(" minus base") + ", nats"] = [
-            judge.elsewhere_difference(*side, name) for side in sides
+            judge.difference(*side, name) for side in sides
         ]
     return {name: values for name, values in found.items() if any(values)}
 

@@ -231,13 +231,11 @@ def comparisons_table(study: Study, found: Sequence[Group], judge: Judge) -> lis
             "exposure": _against(shown_exposure(mine), shown_exposure(theirs)),
         }
         for name in dict.fromkeys((MAIN[study.metric], *CONTENT)):
-            record |= _in_points(name, judge.difference_over_seeds(mine, theirs, name))
-        bleed = judge.elsewhere_difference(mine, theirs, BLEED)
+            record |= _in_points(name, judge.difference(mine, theirs, name))
+        bleed = judge.difference(mine, theirs, BLEED)
         record |= _in_points("bleed", bleed)
         for name in LOSS_FILES:
-            record |= _in_nats(
-                _ELSEWHERE_NAMES[name], judge.elsewhere_difference(mine, theirs, name)
-            )
+            record |= _in_nats(_ELSEWHERE_NAMES[name], judge.difference(mine, theirs, name))
         stops = [caveat.text for caveat in caveats(mine, theirs)]
         record["note"] = "; ".join([*stops, *notes(other, study)])
         records.append(record)

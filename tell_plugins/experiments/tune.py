@@ -22,7 +22,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.locks import only_one
 from tell_plugins.core.spec import parse_amount
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console
-from tell_plugins.evaluation.intervals import smallest_shown
+from tell_plugins.evaluation.intervals import shown, smallest_shown
 from tell_plugins.experiments.store import Store
 from tell_plugins.experiments.tune_choice import Result, choose
 from tell_plugins.experiments.tune_rounds import OWN, Trial, halving
@@ -112,17 +112,18 @@ def _measure(result: Result) -> str:
     return result.key[1].replace("_", " ")
 
 
-def _number(value: float, result: Result, sign: str = "") -> str:
+def _digits(result: Result) -> int:
     """Shares have two digits, scores from 0 to 100 one."""
-    return format(value, f"{sign}.{2 if result.measure.column.percent else 1}f")
+    return 2 if result.measure.column.percent else 1
+
+
+def _number(value: float, result: Result, sign: str = "") -> str:
+    return format(value, f"{sign}.{_digits(result)}f")
 
 
 def _minus(result: Result, against: Result) -> str:
     found = result.minus(against)
-    if found is None:
-        return "not paired"
-    value, low, high = (_number(part, result, "+") for part in (found.value, found.low, found.high))
-    return f"{value} [{low}, {high}]"
+    return "not paired" if found is None else shown(found, _digits(result), sign="+")
 
 
 def _said(final: Sequence[Result], chosen: Result, scale: Result, judges: str) -> list[str]:
