@@ -28,6 +28,10 @@ def test_what_fits_comes_back_as_it_is(tmp_path: Path) -> None:
     assert read_json(path, Thing, REMEDY) is None
     write_json(path, {"name": "þ\u2028", "count": 1})
     assert read_json(path, Thing, REMEDY) == {"name": "þ\u2028", "count": 1}
+    write_json(path, {"name": "half \ud83d", "count": 1})
+    assert read_json(path, Thing, REMEDY)["name"] == "half \ud83d"
+    with pytest.raises(ValueError):
+        write_json(path, {"name": "a", "count": float("nan")}, allow_nan=False)
     path.write_text(GOOD)
     assert read_json(path, Thing, REMEDY) == {"name": "a", "count": 1, "rate": 2, "more": [1]}
     (tmp_path / "b.json.xz").write_bytes(lzma.compress(GOOD.encode()))

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from tell_plugins.bridge.loader import trained_on
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.core.files import read_json
+from tell_plugins.core.files import read_json, write_json
 from tell_plugins.core.mixture import Manifest, Mixture
 from tell_plugins.core.spec import LOSS_TYPE, weighting
 
@@ -62,7 +62,7 @@ def make_paths_absolute(file: Path) -> None:
             saved[key] = [_absolute(part) for part in value]
         elif value is not None:
             saved[key] = _absolute(value)
-    paths.write_text(file, json.dumps(saved, indent=2, ensure_ascii=False))
+    write_json(file, saved)
 
 
 def _absolute(name: str) -> str:
@@ -74,13 +74,12 @@ def _absolute(name: str) -> str:
 def _leave(folder: Path, args: Any) -> None:
     """Leave anchor and manifest; the manifest vouches for both: it goes first and comes last."""
     mixture = trained_on[0]
-    text = json.dumps(mixture.manifest(_weighting(args)), indent=2, ensure_ascii=False) + "\n"
     (folder / MANIFEST).unlink(missing_ok=True)
     if mixture.task is not None:
         paths.write_text(folder / ANCHOR, mixture.task.anchor.text)
     else:
         (folder / ANCHOR).unlink(missing_ok=True)  # of an earlier run into this folder
-    paths.write_text(folder / MANIFEST, text)
+    write_json(folder / MANIFEST, mixture.manifest(_weighting(args)))
 
 
 def _check_loss(args: Any, mixture: Mixture) -> None:

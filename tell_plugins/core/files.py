@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -97,9 +98,29 @@ def cached_json(path: Path, shape: Any, *, foreign: bool = False) -> Any:
         return None
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON in one piece."""
-    paths.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def json_text(value: Any, *, allow_nan: bool = True) -> str:
+    """Readable JSON; half a character stands in it as an escape, which a file can hold.
+
+    Raises ValueError for NaN and its like, unless allowed: `read_json` takes none.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=allow_nan)
+    return text.encode("utf-8", "backslashreplace").decode() + "\n"
+
+
+def json_lines(rows: Iterable[Any]) -> Iterator[str]:
+    """Each row as a line of JSON."""
+    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_json(path: Path, value: Any, *, allow_nan: bool = True) -> None:
+    """Write JSON in one piece, see `json_text`."""
+    paths.write_text(path, json_text(value, allow_nan=allow_nan))
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Write JSON lines in one piece."""
+    with paths.atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json_lines(rows))
 
 
 def _where(path: Path) -> str:

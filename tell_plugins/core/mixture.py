@@ -8,7 +8,6 @@ what came out.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +23,7 @@ from tell_plugins.core.arrow import integers, labels
 from tell_plugins.core.cards import HELD_OUT, Card, load_card
 from tell_plugins.core.control_tokens import KNOWN, any_of
 from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.core.files import Shape
+from tell_plugins.core.files import Shape, write_json_lines
 from tell_plugins.core.order import arrange
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.rows import Rows, Texts
@@ -253,9 +252,7 @@ class Mixture:
     def write_json_lines(self, path: Path) -> None:
         """Write the rows as JSON lines, in one piece."""
         rows = tracked(self.rows(), f"writing {path.name}", "rows", len(self))
-        with paths.atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        write_json_lines(path, rows)
 
     def manifest(self, weighting: str | None = None) -> dict[str, Any]:
         """Everything that says what this mixture is; no path and no time of this machine.

@@ -28,7 +28,7 @@ from typing import Any
 from tell_plugins.bridge import swift_cli
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.core.files import read_json
+from tell_plugins.core.files import read_json, write_json
 from tell_plugins.core.progress import track
 from tell_plugins.recipe.recipes import is_trained, is_whole_model
 
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             scores = _ask(python, url, name, args.rows, out)
     averages = form_averages(scores)
     report = {"model": name, "rows": args.rows, "averages": averages, "scores": scores}
-    paths.write_text(out / "ability.json", json.dumps(report, indent=2) + "\n")
+    write_json(out / "ability.json", report)
     print(table(scores, averages))
     print(f"saved {paths.shown(out / 'ability.json')}")
     return 0

@@ -7,7 +7,6 @@ into the folder `<output_dir>_noanchor`. Both are tested with the anchor and wit
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.files import write_json
 from tell_plugins.evaluation import evaluate
 from tell_plugins.evaluation.adapters import Adapter, find_adapters
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console, to_csv
@@ -321,7 +321,7 @@ def write(systems: dict[Cell, System], found: Sequence[Effect], stem: Path) -> l
         ],
         "effects": [asdict(effect) for effect in found],
     }
-    paths.write_text(files[1], json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_json(files[1], content, allow_nan=False)
     return files
 
 

@@ -6,7 +6,6 @@ the same batches as one that was not, and leaves the same file.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -18,7 +17,15 @@ from pydantic import Field
 from tell_plugins.bridge.protocol import Decoding, Engine, History
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import Name, Shape, parse_json, read_json, read_json_lines
+from tell_plugins.core.files import (
+    Name,
+    Shape,
+    json_lines,
+    parse_json,
+    read_json,
+    read_json_lines,
+    write_json,
+)
 from tell_plugins.core.progress import track
 
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
@@ -149,9 +156,7 @@ def answer_all(
                 }
                 for i, reply in zip(batch, replies, strict=True)
             ]
-            file.write(
-                "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-            )
+            file.write("".join(json_lines(lines)).encode())
             file.flush()
             os.fsync(file.fileno())
             bar.update(len(batch))
@@ -167,8 +172,7 @@ def _claim(folder: Path, settings: Settings) -> None:
     refuse_others(folder, settings)
     path = folder / SETTINGS
     if not path.is_file():
-        text = json.dumps(asdict(settings), indent=2, ensure_ascii=False)
-        paths.write_text(path, text + "\n")
+        write_json(path, asdict(settings))
 
 
 def refuse_others(folder: Path, settings: Settings) -> None:

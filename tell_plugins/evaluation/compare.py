@@ -7,7 +7,6 @@ rows that both answered. Answers to different tests are never put into one table
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.compressed import find, find_below
 from tell_plugins.core.errors import UserError, unknown
+from tell_plugins.core.files import write_json
 from tell_plugins.core.progress import tracked
 from tell_plugins.evaluation import folds, scorers, scoring
 from tell_plugins.evaluation.answers import ANSWERS
@@ -295,9 +295,7 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
     paths.write_text(files[0], to_csv(score_records(comparison)))
     records = [_flat(compared) for compared in comparison.differences]
     paths.write_text(files[1], to_csv(records))
-    paths.write_text(
-        files[2], json.dumps(_content(comparison, records), indent=2, allow_nan=False) + "\n"
-    )
+    write_json(files[2], _content(comparison, records), allow_nan=False)
     return files
 
 

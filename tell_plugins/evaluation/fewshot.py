@@ -6,7 +6,6 @@ from the training split, and a file beside the answers says which.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from tell_plugins.core import draw, paths
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import read_json
+from tell_plugins.core.files import read_json, write_json
 from tell_plugins.core.sources import find_file, open_task
 
 FORMAT = 1
@@ -132,7 +131,7 @@ def fixed_examples(
 def save_examples(path: Path, examples: Examples) -> None:
     """Write the examples in one piece."""
     content = {"format": FORMAT, **asdict(examples)}
-    paths.write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_json(path, content)
 
 
 def load_examples(path: Path) -> Examples:

@@ -7,7 +7,6 @@ one layer are pooled in three ways (`bridge.hidden_states`), measured (`represen
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.anchors import in_front
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import write_json
 from tell_plugins.core.progress import track
 from tell_plugins.core.spec import ALL, NONE, parse_spec
 from tell_plugins.evaluation import prompts as prompting
@@ -89,9 +89,7 @@ def run(args: argparse.Namespace) -> int:
     stem = job.out / f"layer{layer}"
     picture = stem.with_suffix(".png")
     draw(groups, title, picture)
-    paths.write_text(
-        stem.with_suffix(".json"), _dump(_report(job, args, layer, layers, cut, result))
-    )
+    write_json(stem.with_suffix(".json"), _report(job, args, layer, layers, cut, result))
     print_grid(_grid(title, job, cut, result), table_console())
     print(f"picture {paths.shown(picture)}, numbers {paths.shown(stem.with_suffix('.json'))}")
     return 0
@@ -248,10 +246,6 @@ def _report(
             for pooling, measures in result.items()
         },
     }
-
-
-def _dump(data: Any) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
 
 
 def _grid(

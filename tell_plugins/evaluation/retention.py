@@ -21,7 +21,7 @@ from pydantic import Field
 from tell_plugins.bridge.protocol import Engine, decoding
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.files import Shape, cached_json, read_json_lines
+from tell_plugins.core.files import Shape, cached_json, read_json_lines, write_json_lines
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_split
 from tell_plugins.core.text import row_id
@@ -91,8 +91,8 @@ def measure(rows: Sequence[Pair], take: Callable[[Pair], Sum], path: Path, *, la
     for name, row in tracked(list(zip(ids, rows, strict=True)), label, "rows", len(rows)):
         total, tokens = take(row)
         line = {"id": name, "loss_sum": total, "tokens": tokens, "rows": len(rows)}
-        lines.append(json.dumps(line) + "\n")
-    paths.write_text(path, "".join(lines))
+        lines.append(line)
+    write_json_lines(path, lines)
     return path
 
 

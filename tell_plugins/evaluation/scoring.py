@@ -7,17 +7,15 @@ the same.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tell_plugins.core import paths
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import Shape, cached_json
+from tell_plugins.core.files import Shape, cached_json, write_json
 from tell_plugins.evaluation import free_text, json_scorers, labels, scorers, taxonomy
 from tell_plugins.evaluation.final_number import NumberScores
 from tell_plugins.evaluation.free_text import TextScores
@@ -240,8 +238,7 @@ def write(
 ) -> Scores:
     """Score the answers of `folder`, save `scores.json` there in one piece, and return them."""
     scores = score(folder, learned=learned, models=models)
-    text = json.dumps(scores.to_dict(), indent=2, allow_nan=False) + "\n"
-    paths.write_text(folder / SCORES, text)
+    write_json(folder / SCORES, scores.to_dict(), allow_nan=False)
     return scores
 
 
@@ -295,7 +292,7 @@ def _learned(
         kept[name], values, rows = score_documents(metric, documents(scored)[0])
         segments = SegmentScores(name, metric.model_name, scored.sha256, rows, values)
         saved = {"summary": asdict(kept[name]), "segments": asdict(segments)}
-        paths.write_text(learned_file(scored.folder, name), json.dumps(saved, indent=1) + "\n")
+        write_json(learned_file(scored.folder, name), saved)
     return kept
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.anchors import RESERVED
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import cached_json
+from tell_plugins.core.files import cached_json, write_json
 from tell_plugins.evaluation.intervals import shown
 from tell_plugins.experiments import anchor_writing
 from tell_plugins.experiments.anchor_writing import Scored, Writing
@@ -57,9 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.overwrite and _text(text_file) not in (None, writing.best.text):
         raise _taken(text_file)
     record = describe(writing, recipe, args, engine.name)
-    paths.write_text(
-        card.folder / f"{args.name}.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    )
+    write_json(card.folder / f"{args.name}.json", record)
     paths.write_text(text_file, writing.best.text + "\n")
     _print_next(recipe, card, args.name, text_file, len(writing.candidates), args.write)
     return 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from rich.console import Console
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import MachineError
-from tell_plugins.core.files import cached_json
+from tell_plugins.core.files import cached_json, write_json
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.evaluation.grids import UNBOUNDED, print_grid, table_console
 from tell_plugins.evaluation.intervals import shown, smallest_shown
@@ -174,7 +173,7 @@ def _train(training: Training, threads: int, lines: SimpleQueue[int]) -> None:
                 f"swift sft left no checkpoint in {paths.shown(folder)}",
                 remedy="remove that folder and start the same command again",
             )
-        paths.write_text(training.file, json.dumps(training.stamp, indent=2) + "\n")
+        write_json(training.file, training.stamp)
     finally:
         lines.put(line)
 

@@ -23,6 +23,7 @@ import yaml
 from tell_plugins.core import draw, paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import write_json_lines
 from tell_plugins.core.mixture import GENERAL, Mixture
 from tell_plugins.core.sources import open_split
 from tell_plugins.core.turns import MARK, row_of
@@ -225,8 +226,7 @@ def _write(
         if target.read_text(encoding="utf-8") == text and all(part.is_file() for part in parts):
             return name
     for split, rows in splits.items():
-        lines = (json.dumps(row_of(*pair), ensure_ascii=False) + "\n" for pair in rows())
-        paths.write_text(here / f"{split}.jsonl", "".join(lines))
+        write_json_lines(here / f"{split}.jsonl", (row_of(*pair) for pair in rows()))
     for file, copy in copies.items():
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)

@@ -19,6 +19,7 @@ from typing import Any
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import json_lines, write_json, write_json_lines
 from tell_plugins.preparation import endpoint
 from tell_plugins.preparation.asked_thoughts import (
     ANSWER_TOKENS,
@@ -201,7 +202,7 @@ def _failure(row: HaluRow, outcome: endpoint.Outcome) -> dict[str, Any]:
 def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write JSON lines in one piece; no rows, no file."""
     if rows:
-        paths.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_json_lines(path, rows)
     else:
         path.unlink(missing_ok=True)
 
@@ -264,8 +265,7 @@ def _write_split(
     path = paths.data_homes()[0] / card.name / card.split(split).file
     labels = Counter(json.loads(row["response"])["hallucination"] for row in rows)
     with paths.atomic_path(path) as temporary:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text("".join(json_lines(rows)), encoding="utf-8")
         write_provenance(
             path,
             {"rebuilt_from": sources.files},
@@ -276,8 +276,3 @@ def _write_split(
             licence=card.licence,
         )
     return path, labels
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as readable JSON, in one piece."""
-    paths.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

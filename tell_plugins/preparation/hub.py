@@ -7,7 +7,6 @@ once, where the loaders themselves would try for minutes.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tell_plugins.core.cards import Card, Split
 from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.files import json_lines
 from tell_plugins.core.progress import tracked
 from tell_plugins.preparation.transfer import Unreachable
 
@@ -66,9 +66,9 @@ def load_rows(card: Card, split: Split, hub: str, target: Path) -> dict[str, Any
             "  remedy:  try the other hub (--hub), a mirror (--mirror URL) or --from DIR"
         )
     rows = dataset.select_columns(wanted)
+    shown = tracked(rows, f"writing {split.file}", "rows", total=len(rows))
     with target.open("w", encoding="utf-8") as file:
-        for row in tracked(rows, f"writing {split.file}", "rows", total=len(rows)):
-            file.write(json.dumps({key: row[key] for key in wanted}, ensure_ascii=False) + "\n")
+        file.writelines(json_lines({key: row[key] for key in wanted} for row in shown))
     return {"hub": hub, "id": name, "subset": split.subset, "split": split.hub_split, **origin}
 
 

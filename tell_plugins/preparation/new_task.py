@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -19,6 +18,7 @@ import yaml
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, card_names, load_card
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import json_lines, json_text
 from tell_plugins.core.mixture import Mixture, build_mixture
 from tell_plugins.core.rowfiles import FORMATS
 from tell_plugins.core.sources import find_file, open_split
@@ -440,13 +440,11 @@ def _files(card: dict[str, Any], task: Task) -> dict[str, str]:
     ):
         if pairs:
             rows = [row_of(pair.query, pair.response) for pair in pairs]
-            files[f"{name}.jsonl"] = "".join(
-                json.dumps(row, ensure_ascii=False) + "\n" for row in rows
-            )
+            files[f"{name}.jsonl"] = "".join(json_lines(rows))
     if not task.inline:
         files["anchor.txt"] = task.anchor + "\n"
     if task.schema is not None:
-        files["answer.schema.json"] = json.dumps(task.schema, indent=2, ensure_ascii=False) + "\n"
+        files["answer.schema.json"] = json_text(task.schema)
     files["card.yaml"] = yaml.safe_dump(
         card, sort_keys=False, allow_unicode=True, width=1000, default_flow_style=None
     )

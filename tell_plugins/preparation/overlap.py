@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from tell_plugins.core import paths
 from tell_plugins.core.cards import HELD_OUT, Card, load_card
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import write_json_lines
 from tell_plugins.core.rows import Rows, question_of
 from tell_plugins.core.sources import TaskRows, find_file, open_split, open_task
 from tell_plugins.core.spec import is_tell, parse_names, parse_spec
@@ -61,8 +61,7 @@ def run(args: argparse.Namespace) -> int:
         _print_examples([row for row in found if row["general"] == name], args.examples)
     if args.out:
         path = paths.user_target(args.out)
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in found)
-        paths.write_text(path, "".join(lines))
+        write_json_lines(path, found)
         print(f"\n{len(found):,} rows written: {paths.shown(path)}")
     return 0
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from pydantic import Field
 from tell_plugins.bridge import embedded_model
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import Shape
+from tell_plugins.core.files import Shape, json_lines
 from tell_plugins.core.progress import track
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.preparation.journal import Journal
@@ -302,8 +301,7 @@ def _write_card(
         for row in rows
     ]
     with paths.atomic_path(path) as temporary:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines)
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text("".join(json_lines(lines)), encoding="utf-8")
         write_provenance(path, {ORIGIN: settings}, temporary, rows=len(rows))
     card = {
         "name": folder.name,

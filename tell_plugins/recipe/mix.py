@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, raise_all
+from tell_plugins.core.files import write_json
 from tell_plugins.core.mixture import Mixture, build_mixture
 from tell_plugins.core.spec import weighting
 from tell_plugins.recipe.data_rules import check_dataset, check_patterns, check_schema
@@ -69,8 +69,7 @@ def write_mixture(mixture: Mixture, folder: Path, weighting: str) -> None:
         paths.write_text(anchor, mixture.task.anchor.text)
     else:
         anchor.unlink(missing_ok=True)  # of an earlier mixture
-    text = json.dumps(mixture.manifest(weighting), indent=2, ensure_ascii=False) + "\n"
-    paths.write_text(folder / MANIFEST, text)
+    write_json(folder / MANIFEST, mixture.manifest(weighting))
 
 
 def summary(mixture: Mixture) -> str:
