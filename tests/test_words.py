@@ -179,8 +179,8 @@ def test_rows_are_counted_in_batches_and_each_word_once(
     asked: list[list[str]] = []
     learn = Words._learn
 
-    def spy(self: Words, known: dict[str, int], new: set[str], front: str) -> None:
-        asked.append(sorted(new - known.keys()))
+    def spy(self: Words, known: dict[str, int], new: list[str], front: str) -> None:
+        asked.append([word for word in new if word not in known])
         learn(self, known, new, front)
 
     monkeypatch.setattr(Words, "_learn", spy)

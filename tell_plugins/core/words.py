@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 _Encode = Callable[[list[str]], Collection[int]]
 
@@ -115,6 +117,7 @@ class Words:
         self._rule, self._encode = rule, encode
         self._first: dict[str, int] = {}
         self._later = self._first if rule is None or not rule.front else {}
+        self._front = rule.front if rule is not None else ""
         self._size = 0
 
     def count(self, texts: list[str]) -> npt.NDArray[np.uint32]:
@@ -125,27 +128,56 @@ class Words:
             self._first.clear()
             self._later.clear()
             self._size = 0
-        later = [_words(text, self._rule.whole) for text in texts]
-        first = [words.pop(0) for words in later]
-        self._learn(self._first, set(first), "")
-        self._learn(self._later, set().union(*later), self._rule.front)
-        known, count_of = self._first, self._later.__getitem__
-        counts = (
-            known[word] + sum(map(count_of, words))
-            for word, words in zip(first, later, strict=True)
-        )
-        return np.fromiter(counts, np.uint32, len(texts))
+        whole = self._rule.whole
+        odd = np.array([_is_odd(text, whole) for text in texts], bool)
+        counts = np.zeros(len(texts), np.uint32)
+        if not odd.all():
+            plain = [texts[place] for place in np.flatnonzero(~odd)]
+            counts[~odd] = self._sums(pc.split_pattern(pa.array(plain, pa.string()), " "))
+        if odd.any():
+            words = [_words(texts[place], whole) for place in np.flatnonzero(odd)]
+            counts[odd] = self._sums(pa.array(words, pa.list_(pa.string())))
+        return counts
 
-    def _learn(self, known: dict[str, int], words: set[str], front: str) -> None:
-        new = list(words - known.keys())
+    def _sums(self, texts: pa.ListArray) -> npt.NDArray[np.int64]:
+        """The tokens of texts given as their words; each word that is new is asked for once."""
+        encoded = texts.flatten().dictionary_encode()
+        words, places = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+        first = texts.offsets.to_numpy()[:-1]
+        is_later = np.ones(len(places), bool)
+        is_later[first] = False
+        counts = np.zeros(len(places), np.int64)
+        counts[first] = self._counts(self._first, words, places[first], "")
+        counts[is_later] = self._counts(self._later, words, places[is_later], self._front)
+        return np.asarray(np.add.reduceat(counts, first))
+
+    def _counts(
+        self, known: dict[str, int], words: list[str], places: npt.NDArray[np.int32], front: str
+    ) -> npt.NDArray[np.int64]:
+        used = np.unique(places)
+        names = [words[place] for place in used]
+        self._learn(known, names, front)
+        table = np.zeros(len(words), np.int64)
+        table[used] = [known[name] for name in names]
+        return table[places]
+
+    def _learn(self, known: dict[str, int], words: list[str], front: str) -> None:
+        new = [word for word in words if word not in known]
         if new:
             known.update(zip(new, self._encode([front + word for word in new]), strict=True))
             self._size += sum(map(len, new)) + _ENTRY * len(new)
 
 
+def _is_odd(text: str, whole: re.Pattern[str] | None) -> bool:
+    """Whether some blank of a text parts no words, or the text has to stay whole."""
+    at_an_end = text[:1] == " " or text[-1:] == " "
+    return bool(
+        at_an_end or _RUN.search(text) or (whole is not None and whole.search(text) is not None)
+    )
+
+
 def _words(text: str, whole: re.Pattern[str] | None) -> list[str]:
-    """The words of a text, at least one, without the blanks in front of them."""
+    """The words of any text, at least one, without the blanks in front of them."""
     if whole is not None and whole.search(text):
         return [text]
-    is_odd = text[:1] == " " or text[-1:] == " " or _RUN.search(text)
-    return _BETWEEN.split(text) if is_odd else text.split(" ")  # the latter is six times as fast
+    return _BETWEEN.split(text)
