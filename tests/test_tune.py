@@ -137,7 +137,7 @@ def test_the_better_half_goes_on_and_the_best_is_written(
     assert str(tuned.spec) == "tell/tiny_task:general=16rows/repeat=2"
     text = tuned.path.read_text()
     assert "learning_rate=0.02 is better than the recipe's own settings" in text
-    assert "no test row was read" in text
+    assert "No test row was read" in text
     shown = capsys.readouterr().out
     assert "balanced accuracy" in shown
     assert f"next: ./run.sh train {tuned.path}" in shown
@@ -353,15 +353,25 @@ def test_candidates_that_do_not_fit_are_dropped(
     _tune(world, "--minutes", "3", code=0)  # what is done costs nothing
 
 
+def test_a_short_budget_has_fewer_rounds(
+    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.seconds = 60.0
+    _tune(world, "--minutes", "4")
+    assert "there is time for 2 of 4 runs" in capsys.readouterr().out
+    assert runs.started.count(OWN) == 2 + 2  # and at smaller scales
+    assert "2 of 4 runs each" in _tuned(world).path.read_text()
+
+
 def test_a_budget_for_one_run_is_told(
     world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs.seconds = 600.0
-    _tune(world, "--minutes", "5", code=1)
+    _tune(world, "--minutes", "4", code=1)
     assert runs.started == [OWN]
     shown = capsys.readouterr().err
-    assert "comparing a single candidate takes" in shown
-    assert "--minutes" in shown
+    assert "too few to try anything beside the recipe's own settings" in shown
+    assert "for one candidate" in shown
 
 
 # --- the choice ----------------------------------------------------------------------------------

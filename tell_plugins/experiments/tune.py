@@ -26,6 +26,7 @@ from tell_plugins.evaluation.intervals import shown, smallest_shown
 from tell_plugins.experiments.store import Store
 from tell_plugins.experiments.tune_choice import Result, choose
 from tell_plugins.experiments.tune_rounds import OWN, Trial, halving
+from tell_plugins.experiments.tune_rows import PARTS
 from tell_plugins.preparation.method import Method
 from tell_plugins.preparation.task_recipe import recipe_text
 from tell_plugins.recipe.recipes import TUNED, Recipe, load_recipe
@@ -151,7 +152,8 @@ def _said(final: Sequence[Result], chosen: Result, scale: Result, judges: str) -
         )
     if not chosen.learned:
         said.append("CONTENT NOT LEARNED: nothing is right, or one label is given all the time")
-    return [*said, f"Judged by {judges}; no test row was read."]
+    runs = f"{own.parts} of {PARTS} runs each"
+    return [*said, f"Judged by {judges}; {runs}.", "No test row was read."]
 
 
 def _tuned_text(recipe: Recipe, target: Path, changes: dict[str, object], said: list[str]) -> str:

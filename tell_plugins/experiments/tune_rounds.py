@@ -197,25 +197,43 @@ def halving(trial: Trial) -> list[Result]:
         print(f"  {name}: {why}")
     trial.do([OWN], 1)  # which also measures how fast this machine is
     alive, last = list(trial.runs), [trial.result(OWN, 1)]
-    for place, parts in enumerate(RUNGS):
-        costs, rungs = trial.costs(), RUNGS[place:]
-        left = max(0.0, trial.left())
-        kept = fitting(alive, costs, rungs, left - trial.scale_seconds(PARTS))
+    rungs = _rungs(trial, alive)
+    while rungs:
+        costs, left = trial.costs(), max(0.0, trial.left())
+        kept = fitting(alive, costs, rungs, left - trial.scale_seconds(rungs[-1]))
         if kept == [OWN]:  # a comparison comes before the scales
             kept = fitting(alive, costs, rungs, left)
-        if kept == [OWN] and len(alive) > 1 and place == 0:
-            raise _too_short(trial, alive, costs)
         for name in (name for name in alive if name not in kept):
             trial.gone[name] = "no time"
             print(f"  {name}: dropped, it does not fit into the {minutes(left)} that are left")
         if kept == [OWN]:
             break
         needed = minutes(seconds_needed(kept, costs, rungs))
-        print(f"round {place + 1}: {len(kept)} candidates; all that is left takes about {needed}")
-        last = [trial.result(name, parts) for name in trial.do(kept, parts)]
+        print(f"{len(kept)} candidates, {rungs[0]} of {PARTS} runs each; all takes about {needed}")
+        last = [trial.result(name, rungs[0]) for name in trial.do(kept, rungs[0])]
         trial.measured |= {result.name: result for result in last}
-        alive = better_half(last)
+        alive, rungs = better_half(last), rungs[1:]
     return last
+
+
+def _rungs(trial: Trial, names: Sequence[str]) -> Sequence[int]:
+    """The rounds that fit for one candidate beside the recipe's own settings, from the first.
+
+    Raises UserError where there is no time for any.
+    """
+    costs, left = trial.costs(), max(0.0, trial.left())
+    for rungs in (RUNGS[:count] for count in range(len(RUNGS), 0, -1)):
+        if len(names) == 1 or len(fitting(names, costs, rungs, left)) > 1:
+            if rungs != RUNGS:
+                print(f"  there is time for {rungs[-1]} of {PARTS} runs of a candidate")
+            return rungs
+    least = min(seconds_needed([OWN, name], costs, RUNGS) for name in names[1:])
+    raise UserError(
+        f"{minutes(left)} are left, too few to try anything beside the recipe's own settings",
+        where="--minutes",
+        allowed=f"about {minutes(least)} for one candidate (estimated from the run that is done)",
+        remedy=f"--minutes {math.ceil(least / 60) + 1} or more; what is done is kept",
+    )
 
 
 def fitting(
@@ -250,17 +268,3 @@ def better_half(results: Sequence[Result]) -> list[str]:
     own, *others = results
     best = sorted(others, key=lambda result: result.rank, reverse=True)
     return [own.name, *(result.name for result in best[: _halved(len(results)) - 1])]
-
-
-def _too_short(
-    trial: Trial, alive: Sequence[str], costs: Mapping[str, Sequence[float]]
-) -> UserError:
-    least = min(seconds_needed([OWN, name], costs, RUNGS) for name in alive[1:])
-    return UserError(
-        f"{minutes(max(0, trial.left()))} are left, and comparing a single candidate takes "
-        f"{minutes(least)} (estimated from the run that is done)",
-        where="--minutes",
-        allowed="time for two candidates and more",
-        remedy=f"--minutes {math.ceil(least / 60) + 1}, or more for more candidates; what is done "
-        "is kept",
-    )
