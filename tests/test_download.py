@@ -186,6 +186,19 @@ def test_nobody_there(target: Path, url: str, words: str) -> None:
         fetch(url, BLOB, target, PLACES)
 
 
+def test_the_proxy_of_the_environment_is_used_and_told_when_dead(
+    server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "http://no-such-host.invalid/rows.jsonl"
+    monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:9")
+    with pytest.raises(transfer.Unreachable, match="the proxy cannot be reached") as raised:
+        fetch(url, BLOB, target, PLACES)
+    assert "secret" not in str(raised.value)
+    monkeypatch.setenv("http_proxy", server.url)
+    assert fetch(url, BLOB, target, PLACES).source == url
+    assert server.requests == ["/rows.jsonl"]
+
+
 def test_a_server_without_encryption(server: FileServer, target: Path) -> None:
     url = f"{server.url}/rows.jsonl".replace("http:", "https:")
     with pytest.raises(MachineError, match="no safe connection") as raised:

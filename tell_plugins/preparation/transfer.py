@@ -13,7 +13,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import requests
-from requests.exceptions import SSLError
+from requests.exceptions import ProxyError, SSLError
 from urllib3.exceptions import NewConnectionError, ReadTimeoutError
 
 from tell_plugins.core.errors import MachineError, UserError
@@ -149,6 +149,8 @@ def _fault(error: Exception, url: str, patience: Patience) -> MachineError | Use
     kind, said = MachineError, "the connection broke off"
     if isinstance(error, SSLError):
         said = f"no safe connection: {cause}; check the clock and the proxy"
+    elif isinstance(error, ProxyError):
+        kind, said = Unreachable, "the proxy cannot be reached; check $http_proxy and $https_proxy"
     elif isinstance(cause, NewConnectionError):
         kind, said = Unreachable, f"{host} cannot be reached: {str(cause).partition(': ')[2]}"
     elif isinstance(error, requests.Timeout) or isinstance(cause, ReadTimeoutError):
