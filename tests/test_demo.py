@@ -134,7 +134,7 @@ def test_the_reading_pairs_the_two_that_matter(
         _system(demo.RIVAL, 99, (0.73, 0.64, 0.81)),
         _system(demo.OURS, 98, (0.71, 0.62, 0.79)),
     ]
-    gaps = {"form": Difference(*gap, 100, "test row", 2000, 42)}
+    gaps = {"form": Difference(*gap, 100, 2000, 42)}
     text = "\n".join(demo.reading(systems, gaps))
     assert f"{demo.OURS} against {demo.RIVAL}, form: {said}" in text
     assert "overlap" not in text

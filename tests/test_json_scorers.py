@@ -399,7 +399,6 @@ def test_several_attempts_count_but_do_not_narrow_the_interval(
     assert three.json is not None
     a, b = first.json["strict"].adherence, three.json["strict"].adherence
     assert (b.k, b.n, three.attempts, three.rows) == (30, 60, 3, 20)
-    assert three.json["strict"].by_attempt == [0.5, 0.5, 0.5]
     assert b.low == pytest.approx(a.low, abs=0.01)
     assert b.high == pytest.approx(a.high, abs=0.01)
 

@@ -232,7 +232,6 @@ def test_the_paired_bootstrap_against_the_plain_one() -> None:
         significance.mean_stats(a, range(80)),
         significance.mean_stats(b, range(80)),
         significance.mean_score,
-        unit="row",
         resamples=5000,
     )
     draws = generator.integers(0, 80, (5000, 80))
@@ -249,7 +248,7 @@ def test_significance_of_equal_of_better_and_of_unsure_systems() -> None:
     other = significance.mean_stats([0, 1] * 20, range(40))
 
     def between(x: significance.Floats, y: significance.Floats) -> significance.Difference:
-        return significance.paired(x, y, significance.mean_score, unit="row", resamples=1000)
+        return significance.paired(x, y, significance.mean_score, resamples=1000)
 
     same = between(half, half)
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
@@ -271,7 +270,6 @@ def test_interval_and_p_are_about_right_under_no_difference() -> None:
             significance.mean_stats(a, range(60)),
             significance.mean_stats(b, range(60)),
             significance.mean_score,
-            unit="row",
             resamples=1000,
         )
         missed += found.low > 0 or found.high < 0
@@ -284,4 +282,4 @@ def test_rows_must_be_paired() -> None:
     short = significance.mean_stats([1], [0])
     long = significance.mean_stats([1, 0], [0, 1])
     with pytest.raises(ValueError, match="not the same rows"):
-        significance.paired(short, long, significance.mean_score, unit="row")
+        significance.paired(short, long, significance.mean_score)

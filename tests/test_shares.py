@@ -52,7 +52,6 @@ def test_few_discordant_rows_are_not_certain() -> None:
             _once([1] * total),
             _once([0] * better + [1] * (total - better)),
             significance.mean_score,
-            unit="row",
             interval=shares.difference,
         )
         exact = 2 * 0.5**better

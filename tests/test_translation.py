@@ -309,7 +309,7 @@ def test_differences_of_corpus_scores(real_home: Path, tmp_path: Path) -> None:
         found = difference(bad[key], good[key], resamples=200, seed=1)
         assert found is not None
         assert found.high < 0, key
-        assert (found.n, found.unit) == (65, "test row")
+        assert found.n == 65
         again = difference(good[key], good[key], resamples=200, seed=1)
         assert again is not None
         assert (again.value, again.low, again.high, again.p) == (0, 0, 0, 1)

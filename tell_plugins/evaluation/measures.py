@@ -61,7 +61,6 @@ def difference(
         system.stats[mine],
         baseline.stats[theirs],
         system.column.score,
-        unit="test row",
         resamples=resamples,
         seed=seed,
         interval=system.column.difference,

@@ -23,15 +23,15 @@ from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate
 from tell_plugins.evaluation.labels import LabelScores
 from tell_plugins.evaluation.learned_scores import LearnedScores, SegmentScores
 from tell_plugins.evaluation.scored import Answer, Scored, load_scored
-from tell_plugins.evaluation.scorers import json_answers, label, number
+from tell_plugins.evaluation.scorers import label, number
 from tell_plugins.evaluation.scorers.judged import Judged
 from tell_plugins.evaluation.translation import TranslationScores, score_translation
 
 FORMAT = 3
 SCORES = "scores.json"
 _SETTINGS = ("recipe", "adapter", "anchor", "decoding", "seed", "model", "engine", "max_new_tokens")
-LIMITS = {scorer.name: scorer.limit for scorer in json_scorers.SCORERS}
-FORMS = {"json": tuple(LIMITS), "label": (label.READING,)}  # metrics of a fixed form: readings
+# metrics of a fixed form: readings
+FORMS = {"json": tuple(s.name for s in json_scorers.SCORERS), "label": (label.READING,)}
 SECOND_READINGS = FORMS["json"][1:]
 _SHOWN_ANSWER = 200  # characters of the most frequent answer that are kept
 
@@ -42,14 +42,12 @@ class FormScores:
 
     Attributes:
         failures: kinds of failure; their sum is adherence.n - adherence.k.
-        by_attempt: adherence of each attempt, where there are several.
         labels: None where there are none.
     """
 
     scorer: str
     adherence: Rate
     failures: dict[str, int]
-    by_attempt: list[float]
     labels: LabelScores | None
 
 
@@ -195,7 +193,7 @@ def score_loaded(
     if metric in FORMS:
         possible = scorers.right(scored.task).labels
         forms = {
-            name: form_scores(name, scored, part, possible)
+            name: form_scores(name, part, possible)
             for name, part in judged.items()
             if name in FORMS[metric]
         }
@@ -250,27 +248,15 @@ def most_frequent_answer(answers: Sequence[Answer]) -> MostFrequent:
     return MostFrequent(shown, counted(times, len(answers)), len(texts))
 
 
-def form_scores(name: str, scored: Scored, judged: Judged, possible: list[str]) -> FormScores:
+def form_scores(name: str, judged: Judged, possible: list[str]) -> FormScores:
     """The scores of one reading of answers of a fixed form; `possible` are the labels."""
-    hits = [kind is None for kind in judged.kinds]
-    kept = json_answers.first_rows(scored.answers, LIMITS.get(name))
-    answers = [scored.answers[i] for i in kept]
-    attempts = sorted({answer.attempt for answer in answers})
     truth = labels.Truth(judged.right, possible)
     return FormScores(
         scorer=name,
-        adherence=rate(hits, judged.rows),
+        adherence=rate([kind is None for kind in judged.kinds], judged.rows),
         failures=taxonomy.count_kinds(kind for kind in judged.kinds if kind is not None),
-        by_attempt=[_share_of(hits, answers, attempt) for attempt in attempts]
-        if len(attempts) > 1
-        else [],
         labels=labels.score_labels(judged.given, judged.rows, truth) if judged.right else None,
     )
-
-
-def _share_of(hits: list[bool], answers: list[Answer], attempt: int) -> float:
-    mine = [hit for hit, answer in zip(hits, answers, strict=True) if answer.attempt == attempt]
-    return sum(mine) / len(mine)
 
 
 def _learned(

@@ -32,7 +32,7 @@ class Difference:
     Attributes:
         value: the difference; `low` and `high` are its 95 % interval.
         p: two-sided, by approximate randomization; never below 1 / (resamples + 1).
-        n: how many units were drawn from, `unit` what they are.
+        n: how many rows were drawn from.
     """
 
     value: float
@@ -40,7 +40,6 @@ class Difference:
     high: float
     p: float
     n: int
-    unit: str
     resamples: int
     seed: int
 
@@ -87,7 +86,6 @@ def paired(
     baseline: Floats,
     score: Score,
     *,
-    unit: str,
     resamples: int = RESAMPLES,
     seed: int = SEED,
     interval: PairedInterval | None = None,
@@ -112,7 +110,6 @@ def paired(
         high=high,
         p=_randomized(both, score, value, resamples, seed),
         n=len(system),
-        unit=unit,
         resamples=resamples,
         seed=seed,
     )

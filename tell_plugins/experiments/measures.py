@@ -255,7 +255,7 @@ def _paired(
     mine: Floats, theirs: Floats, score: Score, interval: PairedInterval | None
 ) -> Difference | None:
     """A measure minus another over the same rows, with a paired test; None where undefined."""
-    found = significance.paired(mine, theirs, score, unit="test row", interval=interval)
+    found = significance.paired(mine, theirs, score, interval=interval)
     if np.isnan([found.value, found.low]).any():
         return None
     return Difference(found.value, found.low, found.high, found.n, p=found.p)

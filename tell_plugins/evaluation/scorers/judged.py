@@ -94,10 +94,6 @@ class Judged:
     given: list[str | None] = field(default_factory=list)
     right: list[str] = field(default_factory=list)
 
-    def estimates(self) -> dict[str, Rate | Estimate]:
-        """Every measure over all answers, by name."""
-        return {name: column.estimate(self.rows) for name, column in self.columns.items()}
-
 
 def share(hits: Sequence[bool], counted: Sequence[bool] | None = None) -> Column:
     """The share of hits among the answers that are counted (default: all)."""
