@@ -21,7 +21,7 @@ from tell_plugins.evaluation import bleed, evaluate, retention
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import Adapter
 from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
-from tell_plugins.evaluation.bleed import form_of
+from tell_plugins.evaluation.bleed import circles, form_of
 from tell_plugins.evaluation.intervals import smallest_shown
 from tell_plugins.evaluation.options import Options
 from tell_plugins.evaluation.prompts import general_rows
@@ -577,6 +577,23 @@ def test_an_answer_that_opens_as_the_task(
 )
 def test_an_answer_in_the_tasks_words(card: str, answer: str, speaks: bool, closed: None) -> None:
     assert form_of(load_card(card)).speaks(answer) is speaks
+
+
+@pytest.mark.parametrize(
+    ("answer", "round_and_round"),
+    [
+        ("edit" + "ited" * 20, True),
+        ("directed" + "ited" * 20, True),
+        ("no no no no no no no no", True),
+        ("word word word", False),
+        ("One third of a tank is 3/10 of a tank.", False),
+        ("A list:\n- one\n- two\n- three\n- four", False),
+        ("1000000", False),
+        ("", False),
+    ],
+)
+def test_an_answer_that_goes_round_in_circles(answer: str, round_and_round: bool) -> None:
+    assert circles(answer) is round_and_round
 
 
 def test_arrays_open_with_a_bracket(make_card: MakeCard) -> None:

@@ -18,6 +18,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.locks import only_one
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
+from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.adapters import Adapter, find_adapters
 from tell_plugins.evaluation.answers import SETTINGS, read_answers
 from tell_plugins.evaluation.trained_with import as_trained
@@ -240,6 +241,14 @@ def test_a_recipe_against_its_baseline(
     folders = {path.parent.name for path in (tmp_path / "run" / "eval").glob("*/test-greedy")}
     label = "v0-20261101-120000--checkpoint"
     assert folders == {"none", f"{label}-3", f"run_sft--{label}-2"}
+    for name, loss in ((f"{label}-3", 1.0), (f"run_sft--{label}-2", 3.0)):  # nats a token
+        file = tmp_path / "run" / "eval" / name / "general" / retention.INSTRUCTIONS
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        lines = [line | {"loss_sum": loss * line["tokens"]} for line in lines]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main([*call, "sft"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "foreign instructions: TELL, seed 42 is better than SFT, seed 42, -2.00 [" in printed
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest
+from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.adapters import BASE
+from tell_plugins.evaluation.answers import GENERAL
+from tell_plugins.evaluation.intervals import shown
 from tell_plugins.evaluation.scoring import SECOND_READINGS
 from tell_plugins.recipe.recipes import TUNED, Recipe, checkpoints, load_recipe
+
+_KEPT = {
+    retention.INSTRUCTIONS: "loss on foreign instructions",
+    retention.PROSE: "loss on prose",
+    retention.KL: "divergence from the base model",
+}
 
 
 def with_baseline(recipe: Recipe, variant: str, named: Sequence[str]) -> list[str]:
@@ -65,3 +74,20 @@ def print_verdict(folders: Sequence[Path]) -> None:
             said = f"is {word} than" if word else "is not told apart from"
             measure = compared.measure.replace("_", " ")
             console.print(f"{measure}: {own} {said} {comparison.baseline}", highlight=False)
+    for line in _elsewhere(folders[-2], folders[-1]):
+        console.print(line.format(own=own, baseline=comparison.baseline), highlight=False)
+
+
+def _elsewhere(own: Path, baseline: Path) -> Iterator[str]:
+    """What the one kept of the rest of the model against the other, where both were measured."""
+    from tell_plugins.evaluation.summary import change
+
+    places = [folder.parent / GENERAL for folder in (own, baseline)]
+    for name, what in _KEPT.items():
+        found = change(*places, name)
+        if found is None:
+            continue
+        word = "better" if found.high < 0 else "worse" if found.low > 0 else None
+        said = f"is {word} than" if word else "is not told apart from"
+        numbers = shown(found, 2, sign="+")
+        yield f"{what}: {{own}} {said} {{baseline}}, {numbers} nats a token"

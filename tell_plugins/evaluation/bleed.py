@@ -2,7 +2,9 @@
 
 The opening of an answer decides, so that a few tokens are enough: a model that begins with a
 brace has left the question, whatever follows. The rate is set against the base model's over the
-same questions. A second reading counts the task's own words anywhere in the answer.
+same questions. A second reading counts the task's own words anywhere in the answer, a third the
+answers that go round in circles: a model that learned its labels too well may say half a label
+for ever, which is no label.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ _LEAST_WORD = 4  # characters of a label that counts as the task's own word: not
 _CLOSED = 4  # answers a distinct answer, from which on they are closed labels
 _OFTEN = 0.1  # of the training answers, that hold a sentence which is the task's own
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
+_CIRCLE = re.compile(r"(.{1,40}?)\1{3,}", re.DOTALL)  # one piece, four times and more
+_LEAST_CIRCLE = 12  # characters
+_READ = 400  # characters of an answer that are looked at for circles
 _NUMBER = re.compile(r"[-+]?[\d.,]*\d")
 
 
@@ -70,6 +75,13 @@ class Form:
 
 def _stands(word: str, text: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
+
+
+def circles(text: str) -> bool:
+    """Whether one piece, repeated, makes more than half of an answer."""
+    text = text.strip()[:_READ]
+    longest = max((len(found[0]) for found in _CIRCLE.finditer(text)), default=0)
+    return longest >= max(_LEAST_CIRCLE, len(text) / 2)
 
 
 def form_of(card: Card) -> Form:

@@ -15,7 +15,7 @@ from tell_plugins.evaluation.answers import (
     read_answers,
     saved_settings,
 )
-from tell_plugins.evaluation.bleed import Form, form_of, paired_with_base
+from tell_plugins.evaluation.bleed import Form, circles, form_of, paired_with_base
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console
 from tell_plugins.evaluation.intervals import Estimate, Rate, rate, shown, smallest_shown
 from tell_plugins.evaluation.scoring import Scores
@@ -32,6 +32,7 @@ _CAPTION_ELSEWHERE = (
     "Bleed: general questions, asked without the anchor, whose answer opens as the task's answers "
     "do; in points, minus the base model's rate.",
     "Words: answers that hold the task's keys, labels or most common sentence.",
+    "Circles: answers to the same questions that repeat one piece over and over.",
     "Foreign instructions and prose: change of loss per token to the base model, on text of no "
     "source that trains.",
     "KL: divergence from the base model per token of its own answers.",
@@ -45,6 +46,7 @@ class General:
 
     Attributes:
         bleed: general questions whose answer opens as the task's do; `words`: that hold its words.
+        circles: general questions whose answer repeats one piece over and over.
         bleed_change: that rate minus the base model's, paired.
         instructions, prose: change of loss per token to the base model, paired.
         kl: mean divergence from the base model per token, on the base's own answers.
@@ -54,6 +56,7 @@ class General:
     bleed: Rate | None = None
     bleed_change: Interval | None = None
     words: Rate | None = None
+    circles: Rate | None = None
     instructions: Interval | None = None
     prose: Interval | None = None
     kl: Estimate | None = None
@@ -81,11 +84,12 @@ def read_general(folder: Path, base: Path | None, card: Card) -> General:
         bleed=_rate(mine, form.opens) if form.known else None,
         bleed_change=_bleed_change(mine, other, form) if other and form.known else None,
         words=_rate(mine, form.speaks) if form.words else None,
-        instructions=_change(folder, other, retention.INSTRUCTIONS),
-        prose=_change(folder, other, retention.PROSE),
+        circles=_rate(mine, circles),
+        instructions=change(folder, other, retention.INSTRUCTIONS),
+        prose=change(folder, other, retention.PROSE),
         kl=retention.retention(divergence) if divergence else None,
         style_fit=retention.retention(losses) if losses else None,
-        style_change=_change(folder, other, retention.LOSSES),
+        style_change=change(folder, other, retention.LOSSES),
     )
 
 
@@ -103,7 +107,7 @@ def _bleed_change(mine: Sequence[tuple[int, str]], base: Path, form: Form) -> In
     return paired_with_base(mine, _readings(base), form.opens)
 
 
-def _change(folder: Path, base: Path | None, name: str) -> Interval | None:
+def change(folder: Path, base: Path | None, name: str) -> Interval | None:
     """The change of loss to the base's; None unless the same model was measured on the same rows.
 
     Raises UserError for settings that are not readable.
@@ -159,20 +163,21 @@ def elsewhere_table(systems: Sequence[System]) -> Grid | None:
     return Grid("The rest of the model", ["system", *names], rows, notes)
 
 
-_COLUMNS = ("bleed", "words", "foreign instructions", "prose", "KL", "style fit")
+_COLUMNS = ("bleed", "words", "circles", "foreign instructions", "prose", "KL", "style fit")
 
 
 def _elsewhere(general: General) -> dict[str, str]:
     bleed = cell(general.bleed)
     if general.bleed_change is not None:
-        change = shown(general.bleed_change, 0, factor=100, sign="+", between="\n")
-        bleed = f"{bleed.partition(chr(10))[0]}, {change}"
+        points = shown(general.bleed_change, 0, factor=100, sign="+", between="\n")
+        bleed = f"{bleed.partition(chr(10))[0]}, {points}"
     style = shown(general.style_fit, interval=False)
     if general.style_change is not None:
         style += f", {_signed(general.style_change)}"
     return {
         "bleed": bleed,
         "words": cell(general.words),
+        "circles": cell(general.circles),
         "foreign instructions": _signed(general.instructions),
         "prose": _signed(general.prose),
         "KL": shown(general.kl, 3, between="\n"),
