@@ -82,9 +82,9 @@ def _elsewhere(own: Path, baseline: Path) -> Iterator[str]:
     """What the one kept of the rest of the model against the other, where both were measured."""
     from tell_plugins.evaluation.summary import change
 
-    places = [folder.parent / GENERAL for folder in (own, baseline)]
+    mine, theirs = own.parent / GENERAL, baseline.parent / GENERAL
     for name, what in _KEPT.items():
-        found = change(*places, name)
+        found = change(mine, theirs, name)
         if found is None:
             continue
         word = "better" if found.high < 0 else "worse" if found.low > 0 else None
