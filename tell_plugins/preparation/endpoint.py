@@ -314,10 +314,8 @@ class _Asker:
             self._given_up += 1
         never = isinstance(error, Unreachable) and not self._reached
         if never or self._given_up >= _GIVEN_UP:
-            raise MachineError(
-                f"{error}; {len(self.answers):,} answers are kept in "
-                f"{paths.shown(self.journal.path)}"
-            )
+            kept = f"{len(self.answers):,} answers are kept in {paths.shown(self.journal.path)}"
+            raise MachineError(f"{kept}\n" + str(error))
 
     def _asked(self, question: Question) -> dict[str, Any]:
         """Ask once; the answer as values of a record."""
