@@ -673,7 +673,7 @@ def test_general_questions_are_asked_without_the_anchor(
     assert found.bleed is not None
     assert found.bleed.n == 4
     assert found.style_fit is not None
-    assert found.style_fit.rows == 5
+    assert found.style_fit.n == 5
 
 
 @pytest.mark.slow
