@@ -45,7 +45,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_demo(small: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["demo"]) == 0
     printed = capfd.readouterr().out
-    for name in ("base model", "SFT", "SFT, equal steps", "TELL", "TELL, held"):
+    for name in ("base model", "word counting", "SFT", "SFT, equal steps", "TELL", "TELL, held"):
         assert re.search(rf"^ +{name} +\d", printed, flags=re.MULTILINE), name
     assert "100 test rows" in printed
     assert "already trained" not in printed

@@ -28,6 +28,7 @@ from tell_plugins.core.files import cached_json, write_json
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.evaluation.grids import UNBOUNDED, print_grid, table_console
 from tell_plugins.evaluation.intervals import shown, smallest_shown
+from tell_plugins.evaluation.rivals import WORDS
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
 from tell_plugins.evaluation.summary import System, elsewhere_table, read_system, table
 from tell_plugins.experiments.training import train_quietly
@@ -57,6 +58,7 @@ class Run:
 
 
 BASE = "base model"
+COUNTING = "word counting"  # TF-IDF and logistic regression on the task rows: no language model
 RUNS = (
     Run(f"{MAIN}_sft", "SFT", "the task rows alone, once (the paper's baseline)"),
     Run(
@@ -178,13 +180,17 @@ def _train(training: Training, threads: int, lines: SimpleQueue[int]) -> None:
         lines.put(line)
 
 
+def _tested(adapters: Sequence[Path]) -> list[str]:
+    """What `eval` is to test: the base model, a rival without training, the trained ones."""
+    return ["none", WORDS, *(str(path) for path in adapters)]
+
+
 def _answer(adapters: Sequence[Path]) -> None:
     from tell_plugins.evaluation import evaluate
     from tell_plugins.evaluation.options import Options
 
     recipe = str(paths.RECIPES / f"{MAIN}.yaml")
-    named = ["none", *(str(path) for path in adapters)]
-    evaluate.answer(Options(recipe=recipe, adapter=named, **_ANSWERING))
+    evaluate.answer(Options(recipe=recipe, adapter=_tested(adapters), **_ANSWERING))
 
 
 def _systems(adapters: Sequence[Path]) -> tuple[list[System], dict[str, Difference]]:
@@ -195,8 +201,8 @@ def _systems(adapters: Sequence[Path]) -> tuple[list[System], dict[str, Differen
 
     recipe = _recipe(MAIN)
     out = recipe.output_dir / "eval"
-    named = find_adapters(["none", *(str(path) for path in adapters)], recipe)
-    names = [BASE, *(run.name for run in RUNS)]
+    named = find_adapters(_tested(adapters), recipe, [WORDS])
+    names = [BASE, COUNTING, *(run.name for run in RUNS)]
     card = load_card(recipe.spec.card)
     labels = dict(zip(names, [adapter.label for adapter in named], strict=True))
     systems = [
