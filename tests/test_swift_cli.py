@@ -70,7 +70,7 @@ def test_a_command_line_that_asks_for_more_runs_as_it_is(tmp_path: Path) -> None
     done = subprocess.run(
         swift_cli.command("sft"),
         cwd=PROJECT,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "LOG_LEVEL": "INFO"},
         capture_output=True,
         text=True,
     )
