@@ -250,7 +250,8 @@ def _linear(done: Rates, span: int, _: dict[str, float]) -> Rates:
 
 
 def _cosine(done: Rates, span: int, values: dict[str, float]) -> Rates:
-    turns = values["num_cycles"] * 2.0 * (done / span)
+    with np.errstate(all="ignore"):  # a number of cycles beyond all sense is told elsewhere
+        turns = values["num_cycles"] * 2.0 * (done / span)
     return np.maximum(0.0, 0.5 * (1.0 + np.cos(math.pi * turns)))
 
 
