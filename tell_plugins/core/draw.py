@@ -7,6 +7,7 @@ a smaller amount is always part of a larger one.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -98,3 +99,18 @@ def _too_little(amount: Amount, have: str, source: str) -> UserError:
         remedy="ask for less, or name more general cards with from=a+b "
         "(task rows are repeated only by repeat=N)",
     )
+
+
+def deal(
+    ranked: Sequence[int], keys: Sequence[int], strata: Sequence[str], count: int
+) -> list[int]:
+    """The fold (from 0) of each row of `ranked`, in its order.
+
+    Rows are dealt out one by one, stratum by stratum, so that every fold has its share of each
+    where its rows suffice. Rows of one key, which ask the same, stay together. `keys` and `strata`
+    are looked up by row.
+    """
+    dealt: dict[int, int] = {}
+    for row in sorted(ranked, key=lambda row: strata[row]):  # stable: as ranked in each stratum
+        dealt.setdefault(int(keys[row]), len(dealt) % count)
+    return [dealt[int(keys[row])] for row in ranked]

@@ -12,6 +12,7 @@ from tell_plugins.evaluation.adapters import BASE
 from tell_plugins.evaluation.answers import GENERAL
 from tell_plugins.evaluation.intervals import shown
 from tell_plugins.evaluation.scoring import SECOND_READINGS
+from tell_plugins.evaluation.shares import Interval
 from tell_plugins.recipe.recipes import TUNED, Recipe, checkpoints, load_recipe
 
 _KEPT = {
@@ -70,24 +71,26 @@ def print_verdict(folders: Sequence[Path]) -> None:
     for compared in comparison.differences:
         if compared.system == own and compared.scorer not in SECOND_READINGS:
             found = compared.difference
-            word = "better" if found.low > 0 else "worse" if found.high < 0 else None
-            said = f"is {word} than" if word else "is not told apart from"
             measure = compared.measure.replace("_", " ")
+            said = _said(better=found.low > 0, worse=found.high < 0)
             console.print(f"{measure}: {own} {said} {comparison.baseline}", highlight=False)
-    for line in _elsewhere(folders[-2], folders[-1]):
-        console.print(line.format(own=own, baseline=comparison.baseline), highlight=False)
+    for what, change in _elsewhere(folders[-2], folders[-1]):
+        said = _said(better=change.high < 0, worse=change.low > 0)
+        numbers = f"{shown(change, sign='+')} nats a token"
+        console.print(f"{what}: {own} {said} {comparison.baseline}, {numbers}", highlight=False)
 
 
-def _elsewhere(own: Path, baseline: Path) -> Iterator[str]:
-    """What the one kept of the rest of the model against the other, where both were measured."""
+def _said(*, better: bool, worse: bool) -> str:
+    word = "better" if better else "worse" if worse else None
+    return f"is {word} than" if word else "is not told apart from"
+
+
+def _elsewhere(own: Path, baseline: Path) -> Iterator[tuple[str, Interval]]:
+    """What the one kept of the rest of the model, less is better, where both were measured."""
     from tell_plugins.evaluation.summary import change
 
     mine, theirs = own.parent / GENERAL, baseline.parent / GENERAL
     for name, what in _KEPT.items():
         found = change(mine, theirs, name)
-        if found is None:
-            continue
-        word = "better" if found.high < 0 else "worse" if found.low > 0 else None
-        said = f"is {word} than" if word else "is not told apart from"
-        numbers = shown(found, 2, sign="+")
-        yield f"{what}: {{own}} {said} {{baseline}}, {numbers} nats a token"
+        if found is not None:
+            yield what, found

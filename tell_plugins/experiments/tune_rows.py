@@ -108,15 +108,14 @@ def _pairs(card: Card, split: str, rows: npt.ArrayLike) -> list[Pair]:
 def _folds(task: TaskRows, used: list[int], seed: int) -> list[list[int]]:
     """The rows dealt into `PARTS` folds in seeded order, label by label, so that each fold has
     each label as far as its rows suffice. Rows that ask the same stay together."""
-    ranked = draw.ranking(task.ids, seed=seed, source=f"{task.card.name} folds")
-    place = {int(row): number for number, row in enumerate(ranked)}
-    labels = _labels(task)
-    fold_of: dict[int, int] = {}
+    ranking = draw.ranking(task.ids, seed=seed, source=f"{task.card.name} folds").tolist()
+    wanted = set(used)
+    ranked = [row for row in ranking if row in wanted]
+    dealt = draw.deal(ranked, task.query_keys.tolist(), _labels(task), PARTS)
     folds: dict[int, list[int]] = defaultdict(list)
-    for row in sorted(used, key=lambda row: (labels[row], place[row])):
-        fold = fold_of.setdefault(int(task.query_keys[row]), len(fold_of) % PARTS)
+    for row, fold in zip(ranked, dealt, strict=True):
         folds[fold].append(row)
-    return [sorted(folds[fold], key=place.__getitem__)[:MOST_IN_FOLD] for fold in range(PARTS)]
+    return [folds[fold][:MOST_IN_FOLD] for fold in range(PARTS)]
 
 
 def _labels(task: TaskRows) -> list[str]:

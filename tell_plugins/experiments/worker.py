@@ -179,8 +179,8 @@ def train(folder: Path, steps: Steps) -> dict[str, Any]:
     found = whole_checkpoints(output)
     seconds: float | None = None  # of a whole training only, so that rates can be told from it
     if not (found and _is_last(found[-1])):
-        command = [sys.executable, "-m", "tell_plugins", "train", "--verbose"]
-        command.append(str(folder / store.RECIPE))
+        recipe = str(folder / store.RECIPE)
+        command = [sys.executable, "-m", "tell_plugins", "train", "--verbose", recipe]
         if found:
             command += ["--resume_from_checkpoint", str(found[-1])]
         else:

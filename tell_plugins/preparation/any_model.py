@@ -54,17 +54,17 @@ def any_model(model: str, model_type: str | None, template: str | None) -> tuple
     values["learning_rate"] = next(rate for most, rate in _RATES if (size or _LARGE) < most)
     values["gradient_checkpointing"] = size is None or size > _SMALL
     recipe = load_recipe(paths.RECIPES / f"{PATTERN}.yaml").with_values(**values)
-    raise_all(list(_untold(recipe)))
+    raise_all(list(_untold(Settings(recipe, keys))))
     kind = model_type or (known[0] if known else "found by ms-swift in its config.json")
     told = f"{size / 1e9:.2g}B parameters" if size else "a size that its name does not tell"
     rate = f"learning rate {values['learning_rate']:g}, not measured for it"
     return recipe, f"{model}: type {kind}, {told}; assumed: LoRA on all linear layers, {rate}"
 
 
-def _untold(recipe: Recipe) -> Iterator[UserError]:
+def _untold(settings: Settings) -> Iterator[UserError]:
     """What of the model ms-swift could not tell, with the flag of `new` as remedy."""
-    settings = Settings(recipe, swift_keys())
-    for finding in (*check_kind(recipe, settings), *check_template(recipe, settings)):
+    rules = (check_kind, check_template)
+    for finding in (found for rule in rules for found in rule(settings.recipe, settings)):
         if finding.severity == "error":
             problem = finding.problem
             yield UserError(

@@ -154,27 +154,22 @@ def split_into_folds(
     rows enough. Which row falls where depends on the rows' content and the seed alone. Rows that
     ask the same stay together. Raises UserError for fewer than two folds, or rows too few.
     """
-    together: dict[int, list[int]] = defaultdict(list)
-    for row, key in enumerate(_keys([pair.query for pair in pairs])):
-        together[key].append(row)
-    if not 2 <= count <= len(together) or len(pairs) < FEWEST_ROWS:
+    keys = _keys([pair.query for pair in pairs])
+    asked = len(set(keys))
+    if not 2 <= count <= asked or len(pairs) < FEWEST_ROWS:
         raise UserError(
-            f"{count} folds of {len(pairs)} rows that ask {len(together)} things",
+            f"{count} folds of {len(pairs)} rows that ask {asked} things",
             where="--folds",
-            allowed=f"2 to {len(together)}, of {FEWEST_ROWS} rows or more",
+            allowed=f"2 to {asked}, of {FEWEST_ROWS} rows or more",
             remedy="name fewer folds, or give more rows",
         )
-    place = {row: rank for rank, row in enumerate(_ranked(pairs, seed, "folds"))}
-    groups = [sorted(group, key=place.__getitem__) for group in together.values()]
     strata = labels if labels is not None else [""] * len(pairs)
-    fold = [0] * len(pairs)
-    for turn, group in enumerate(sorted(groups, key=lambda g: (strata[g[0]], place[g[0]]))):
-        for row in group:
-            fold[row] = turn % count
+    ranked = _ranked(pairs, seed, "folds")
+    fold_of = dict(zip(ranked, draw.deal(ranked, keys, strata, count), strict=True))
     return [
         Split(
-            [pair for pair, its in zip(pairs, fold, strict=True) if its != number],
-            [pair for pair, its in zip(pairs, fold, strict=True) if its == number],
+            [pair for row, pair in enumerate(pairs) if fold_of[row] != number],
+            [pair for row, pair in enumerate(pairs) if fold_of[row] == number],
         )
         for number in range(count)
     ]
