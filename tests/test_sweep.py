@@ -198,6 +198,13 @@ def test_what_changes_a_run_changes_its_id(world: World, change: dict[str, Any])
     assert len({entry.id for entry in plan.entries}) == 2
 
 
+def test_the_weight_of_the_kl_makes_another_run_of_the_same_rows(world: World) -> None:
+    runs = {"teach": {"kl": 0}, "hold": {"kl": 1}, "hold harder": {"kl": 3}}
+    plan = _plan(world, runs=runs, settings={"loss_type": "tell"})
+    assert len({entry.facts.hash for entry in plan.entries}) == 1
+    assert len({entry.id for entry in plan.entries}) == 3
+
+
 def test_other_data_is_another_run(world: World) -> None:
     before = _plan(world, runs={"A": {}}).entries[0].id
     assert _plan(world, runs={"renamed": {"report_to": ["none"]}}).entries[0].id == before

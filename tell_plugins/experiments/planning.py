@@ -138,7 +138,8 @@ class Planned:
         values = {key: value for key, value in self.recipe.values.items() if key not in _FREE}
         world = self.plan.training.world  # several processes take other steps from the same rows
         several = [] if world == 1 else [f"{world} processes"]
-        return _hash([_FORMAT, values, self.facts.hash, *several])[:12]
+        held = [f"kl {self.spec.kl:g}"] if self.spec.kl else []  # the same rows, another loss
+        return _hash([_FORMAT, values, self.facts.hash, *several, *held])[:12]
 
     @property
     def folder(self) -> str:
