@@ -31,6 +31,7 @@ _MEANT = {  # letters only, in lower case
     **{name: name for name in HELD_OUT},
 }
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+BlobId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]  # git's, of a file
 
 
 class _Strict(BaseModel):
@@ -58,6 +59,32 @@ class Columns(_Strict):
         return (value,) if isinstance(value, str) else value
 
 
+class Published(_Strict):
+    """A published file that rows are made of.
+
+    Its rows are ranked by a hash of what is made of them; `first` takes that many of the ranking,
+    `after` all but that many, so that two splits of one file have no row in common.
+    """
+
+    file: Text
+    url: Text
+    blob: BlobId
+    add: dict[Text, Text] = Field(default_factory=dict)  # a column for all rows, e.g. a label
+    first: int | None = Field(default=None, gt=0)
+    after: int = Field(default=0, ge=0)
+
+
+class Made(_Strict):
+    """How published rows become query and response: which rows are kept, and two templates.
+
+    The templates are Jinja2 over a row's columns; `keep` names the values of a column that stay.
+    """
+
+    query: Text
+    response: Text
+    keep: dict[Text, tuple[Text, ...]] = Field(default_factory=dict)
+
+
 class Split(_Strict):
     """Where the rows of one split are: a local file name, and where it can be had."""
 
@@ -65,7 +92,8 @@ class Split(_Strict):
     columns: Columns | None = None
     rows: int | None = Field(default=None, gt=0)  # what the official file holds
     url: Text | None = None
-    blob: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")] | None = None  # git blob id
+    blob: BlobId | None = None
+    made_of: tuple[Published, ...] | None = Field(default=None, min_length=1)
     modelscope: Text | None = None
     huggingface: Text | None = None
     subset: Text | None = None
@@ -131,6 +159,7 @@ class Card(_Strict):
     source: Text
     columns: Columns
     splits: dict[str, Split] = Field(min_length=1)
+    made: Made | None = None
     # general data
     max_tokens: int | None = Field(default=None, gt=0)
     # task data
@@ -163,6 +192,15 @@ class Card(_Strict):
                     f"a split '{name}' would not be held out from training: write '{meant}'"
                 )
         return splits
+
+    @model_validator(mode="after")
+    def _made_by_templates(self) -> Card:
+        made_of = [name for name, split in self.splits.items() if split.made_of]
+        if made_of and self.made is None:
+            raise ValueError(f"made: split '{made_of[0]}' has made_of, which needs the templates")
+        if self.made is not None and not made_of:
+            raise ValueError("made: no split has made_of, so there is nothing to make rows of")
+        return self
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Card:
@@ -372,10 +410,11 @@ def _allowed_keys(location: list[str]) -> list[str]:
         "general": General,
         "answer": Answer,
         "translation": Translation,
+        "made": Made,
     }
     model: type[BaseModel] = Card
     if location[:1] == ["splits"]:
-        model, location = Split, location[2:]
+        model, location = (Published, []) if "made_of" in location else (Split, location[2:])
     for step in location:
         model = nested[step]
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -26,6 +26,7 @@ from tell_plugins.preparation.download import (
     find_named,
     plain_name,
 )
+from tell_plugins.preparation.made_rows import make_rows, recipe_of
 from tell_plugins.preparation.provenance import read_provenance, write_provenance
 from tell_plugins.preparation.transfer import shown_url, transfer
 
@@ -71,6 +72,8 @@ def state_of(card: Card, split: str) -> State:
             return State(path, "own", "not the official file, taken with --accept")
         return State(path, "wrong", f"not the official file: {problem}")
     if record is not None:
+        if recorded and record["from"].get("recipe") != recipe_of(card, split):
+            return State(path, "changed", "made by another version of the card")
         if recorded:
             return State(path, "verified", "sha256 as recorded beside it")
         return State(path, "changed", "not the file its provenance describes")
@@ -118,6 +121,8 @@ def make_ready(card: Card, split: str, options: Options) -> State:
     target = target_of(card, split)
     if spec.url:
         _from_address(card, split, options.places)
+    elif spec.made_of:
+        make_rows(card, split, target, options.places)
     elif spec.modelscope or spec.huggingface or (options.elsewhere and split in NEEDED):
         _from_hub(card, split, options)
     elif spec.build:
@@ -128,7 +133,7 @@ def make_ready(card: Card, split: str, options: Options) -> State:
         raise UserError(
             f"nothing says where '{spec.file}' can be had",
             where=f"card '{card.name}', split '{split}'",
-            allowed="url and blob, modelscope, huggingface, build",
+            allowed="url and blob, made_of, modelscope, huggingface, build",
             remedy=f"put the file to {target}",
         )
     state = state_of(card, split)

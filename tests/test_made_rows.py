@@ -1,0 +1,197 @@
+"""Rows that a card makes of published files: kept by value, written by templates."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tell_plugins.cli import main
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.sources import open_task
+from tests.conftest import MakeCard, write_rows
+
+KINDS = ("spam", "news", "other")
+CSV = "text,kind\n" + "".join(
+    f'"message {n}, it\'s ""so""",{KINDS[n % 3].upper()}\n' for n in range(30)
+)
+MADE = {
+    "query": "{{ text }}",
+    "response": "{{ kind | lower }}",
+    "keep": {"kind": ["SPAM", "NEWS"]},
+}
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    folder = tmp_path / "published"
+    folder.mkdir()
+    (folder / "rows.csv").write_text(CSV)
+    return folder
+
+
+def source(folder: Path, name: str = "rows.csv", **more: Any) -> dict[str, Any]:
+    content = (folder / name).read_bytes()
+    blob = sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return {"file": name, "url": f"https://far.example/{name}", "blob": blob, **more}
+
+
+def card_of(make_card: MakeCard, splits: dict[str, Any], **made: Any) -> None:
+    folder = make_card("mail", train=[{"q": "a", "r": "b"}], metric="label")
+    (folder / "train.jsonl").unlink()
+    card = yaml.safe_load((folder / "card.yaml").read_text())
+    card["columns"] = {"query": "query", "response": "response"}
+    card["made"] = MADE | made
+    card["splits"] = {
+        name: {"file": f"{name}.jsonl", "made_of": made_of} for name, made_of in splits.items()
+    }
+    (folder / "card.yaml").write_text(yaml.safe_dump(card))
+
+
+def rows_of(tmp_path: Path, split: str) -> list[dict[str, str]]:
+    text = (tmp_path / "data" / "mail" / f"{split}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def make(published: Path) -> int:
+    return main(["data", "mail", "--from", str(published)])
+
+
+def test_rows_are_kept_by_value_written_by_templates_and_dealt_to_splits(
+    make_card: MakeCard, published: Path, tmp_path: Path
+) -> None:
+    splits = {"train": [source(published, after=5)], "test": [source(published, first=5)]}
+    card_of(make_card, splits)
+    assert make(published) == 0
+    train, test = rows_of(tmp_path, "train"), rows_of(tmp_path, "test")
+    wanted = {(f'message {n}, it\'s "so"', KINDS[n % 3]) for n in range(30) if n % 3 < 2}
+    assert (len(train), len(test)) == (15, 5)
+    assert {(row["query"], row["response"]) for row in train + test} == wanted
+    assert len(open_task(load_card("mail"), "train")) == 15
+    assert make(published) == 0
+    assert rows_of(tmp_path, "train") == train
+
+
+def test_a_query_of_a_held_out_split_trains_nowhere(
+    make_card: MakeCard, published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (published / "new.csv").write_text("text,kind\nMESSAGE 0,SPAM\nmessage 0,SPAM\nother,NEWS\n")
+    (published / "held.csv").write_text("text,kind\nmessage  0.,SPAM\n")
+    splits = {"train": [source(published, "new.csv")], "test": [source(published, "held.csv")]}
+    card_of(make_card, splits)
+    assert make(published) == 0
+    assert [row["query"] for row in rows_of(tmp_path, "train")] == ["other"]
+    assert "train: 2 rows whose query stands before are left out" in capsys.readouterr().out
+
+
+def test_nested_rows_and_json_answers(make_card: MakeCard, published: Path, tmp_path: Path) -> None:
+    pieces = [{"text": "a table for "}, {"text": "két <5>", "slot": "size"}]
+    (published / "nested.json").write_text(json.dumps({"Book": [{"data": pieces}]}))
+    card_of(
+        make_card,
+        {"train": [source(published, "nested.json", add={"intent": "book"})]},
+        query="{{ data | map(attribute='text') | join }}",
+        response="{{ {'intent': intent, data[1].slot: data[1].text} | tojson }}",
+        keep={},
+    )
+    assert make(published) == 0
+    row = rows_of(tmp_path, "train")[0]
+    assert row["query"] == "a table for két <5>"
+    assert row["response"] == '{"intent": "book", "size": "két <5>"}'
+
+
+def test_a_changed_card_makes_its_rows_anew(
+    make_card: MakeCard, published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = {"train": [source(published)]}
+    card_of(make_card, splits)
+    assert make(published) == 0
+    card_of(make_card, splits, response="{{ kind }}")
+    assert main(["data", "list", "mail"]) == 1
+    assert "made by another version of the card" in " ".join(capsys.readouterr().out.split())
+    assert make(published) == 0
+    assert {row["response"] for row in rows_of(tmp_path, "train")} == {"SPAM", "NEWS"}
+
+
+@pytest.mark.parametrize(
+    ("made", "found"),
+    [
+        ({"query": "{{ body }}"}, "the template of 'query' does not fit a row"),
+        ({"query": "{{ text"}, "the template of 'query' does not fit a row"),
+        ({"response": "{{ '' }}"}, "the template of 'response' gives no text"),
+        ({"keep": {"sort": ["x"]}}, "'keep' names the column 'sort', which the row lacks"),
+        ({"keep": {"kind": ["x"]}}, "0 rows were made"),
+        ({"query": "{{ text.__class__.__mro__ }}"}, "is unsafe"),
+        ({"query": "{{ text.format.__globals__ }}"}, "is unsafe"),
+        ({"query": "{% include '/etc/passwd' %}"}, "no loader"),
+    ],
+)
+def test_a_template_that_does_not_fit_is_one_message(
+    make_card: MakeCard,
+    published: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    made: dict[str, Any],
+    found: str,
+) -> None:
+    card_of(make_card, {"train": [source(published)]}, **made)
+    assert make(published) in (1, 2)
+    error = capsys.readouterr().err
+    assert found in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "data" / "mail" / "train.jsonl").exists()
+
+
+def test_a_published_file_is_verified(
+    make_card: MakeCard, published: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card_of(make_card, {"train": [source(published)]})
+    write_rows(published / "rows.csv", [])
+    (published / "rows.csv").write_text(CSV + "more,SPAM\n")
+    assert make(published) == 1
+    assert "not the right file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ({"made": None}, "which needs the templates"),
+        ({"splits": {"train": {"file": "train.jsonl"}}}, "no split has made_of"),
+        ({"splits": {"train": {"file": "a", "made_of": [{"fil": "x"}]}}}, "unknown key"),
+    ],
+)
+def test_a_card_that_does_not_say_all(
+    make_card: MakeCard,
+    published: Path,
+    capsys: pytest.CaptureFixture[str],
+    keys: dict[str, Any],
+    found: str,
+) -> None:
+    card_of(make_card, {"train": [source(published)]})
+    path = published.parent / "cards" / "mail" / "card.yaml"
+    card = {k: v for k, v in (yaml.safe_load(path.read_text()) | keys).items() if v is not None}
+    path.write_text(yaml.safe_dump(card))
+    assert make(published) == 1
+    assert found in capsys.readouterr().err
+
+
+SUITE = Path(__file__).parents[2] / "shared" / "data" / "suite"
+
+
+@pytest.mark.skipif(not SUITE.is_dir(), reason="no ../shared/data/suite")
+@pytest.mark.parametrize("name", ["banking77", "snips_intents", "snips_restaurants"])
+def test_the_published_tasks_are_made_as_their_cards_say(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TELL_DATA_HOME", str(tmp_path))
+    assert main(["data", name, "--from", str(SUITE)]) == 0
+    card = load_card(name)
+    test = open_task(card, "test")
+    assert len(test) >= 150
+    labels = card.answer.labels if card.answer and card.answer.labels else None
+    if labels:
+        assert set(open_task(card, "train").responses) == set(labels) == set(test.responses)
