@@ -14,7 +14,7 @@ def argument_keys() -> dict[str, dict[str, Any]]:
     """What `swift sft` accepts: key -> default (if plain), allowed values (if listed), type."""
     from swift.arguments import SftArguments
 
-    hints = typing.get_type_hints(SftArguments)
+    hints, named = typing.get_type_hints(SftArguments), _named_values()
     keys = {}
     for field in dataclasses.fields(SftArguments):
         if not field.init:
@@ -25,10 +25,27 @@ def argument_keys() -> dict[str, dict[str, Any]]:
             default = field.default_factory()
         keys[field.name] = {
             "default": default if isinstance(default, (str, int, float, bool, list)) else None,
-            "choices": _choices(hint),
+            "choices": named.get(field.name) or _choices(hint),
             "type": _plain_type(hint),
         }
     return keys
+
+
+def _named_values() -> dict[str, list[str]]:
+    """Values of keys whose types leave them open, as those who read them have them."""
+    from swift.arguments import get_supported_tuners
+    from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    named: dict[str, Any] = {
+        "optim": OptimizerNames,
+        "lr_scheduler_type": SchedulerType,
+        "save_strategy": SaveStrategy,
+        "eval_strategy": IntervalStrategy,
+        "logging_strategy": IntervalStrategy,
+    }
+    values = {key: [str(one.value) for one in kind] for key, kind in named.items()}
+    return values | {"tuner_type": sorted(get_supported_tuners())}
 
 
 def _choices(hint: Any) -> list[Any] | None:

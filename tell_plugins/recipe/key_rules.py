@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from tell_plugins.core.errors import nearest
@@ -40,29 +38,6 @@ _RENAMED = {
     "dataset_seed": "data_seed",
     "epochs": "num_train_epochs",
     "lr": "learning_rate",
-}
-# sets of values that ms-swift's own types leave open
-_VALUES = {
-    "lr_scheduler_type": (
-        "linear",
-        "cosine",
-        "constant",
-        "constant_with_warmup",
-        "cosine_with_restarts",
-        "polynomial",
-        "inverse_sqrt",
-        "reduce_lr_on_plateau",
-        "cosine_with_min_lr",
-        "cosine_warmup_with_min_lr",
-        "warmup_stable_decay",
-    ),
-    "tuner_type": (
-        *("lora", "full", "longlora", "adalora", "llamapro", "adapter", "vera", "boft"),
-        *("fourierft", "reft", "bone", "ia3", "lora_llm", "dummy"),
-    ),
-    "save_strategy": ("no", "steps", "epoch", "best"),
-    "eval_strategy": ("no", "steps", "epoch"),
-    "logging_strategy": ("no", "steps", "epoch"),
 }
 _SHARES = ("warmup_ratio", "lora_dropout")  # which some give in percent
 # the least and the greatest of numbers that ms-swift takes as they come, or refuses late
@@ -197,20 +172,9 @@ def check_variables(recipe: Recipe) -> Iterator[Finding]:
 
 def _choices(recipe: Recipe, key: str, swift: SwiftKeys) -> Sequence[Any]:
     """The values that a key may have; empty where they are not known."""
-    if key == "optim":
-        return _optimizers()
     if key == "tuner_type" and len(as_list(recipe.get("external_plugins"))) > 1:
         return ()  # a plugin beside ours may bring a tuner
-    return swift.keys[key]["choices"] or _VALUES.get(key, ())
-
-
-def _optimizers() -> list[str]:
-    """The installed transformers' names, read from its source: an import takes seconds."""
-    found = importlib.util.find_spec("transformers")
-    file = Path(found.origin).parent / "training_args.py" if found and found.origin else None
-    text = file.read_text(encoding="utf-8") if file and file.is_file() else ""
-    body = re.search(r"^class OptimizerNames\b.*?(?=^\S)", text, re.MULTILINE | re.DOTALL)
-    return re.findall(r'^    [A-Z0-9_]+ = "(\w+)"', body[0], re.MULTILINE) if body else []
+    return swift.keys[key]["choices"] or ()
 
 
 def _breaks_config(value: Any) -> bool:
