@@ -69,8 +69,8 @@ def test_an_anchor_does_not_change_which_row_it_is(make_card: MakeCard) -> None:
     make_card("t", train=ROWS)
     card, none = _open("card"), _open("none")
     assert card.ids.tolist() == none.ids.tolist()
-    assert card.anchored_ids.tolist() != none.anchored_ids.tolist()
-    assert none.anchored_ids.tolist() == none.ids.tolist()
+    assert card.seen_ids.tolist() != none.seen_ids.tolist()
+    assert none.seen_ids.tolist() == none.ids.tolist()
 
 
 def test_an_unknown_anchor_names_the_nearest(make_card: MakeCard) -> None:

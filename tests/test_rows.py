@@ -271,7 +271,7 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert second.bad == first.bad
     moved = tmp_path / "elsewhere.jsonl"
     moved.write_bytes((tmp_path / "rows.jsonl").read_bytes())
-    assert open_rows(moved, COLUMNS).path == moved  # named by content, not by place
+    assert open_rows(moved, COLUMNS).file == moved  # named by content, not by place
 
 
 def test_what_makes_a_file_new(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.rows import Texts
-from tell_plugins.core.sources import open_task
+from tell_plugins.core.sources import lengths_of, open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.text import keys64
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
@@ -338,7 +338,7 @@ def test_71_documents_of_en_is() -> None:
     path = tokenizer_file()
     assert path is not None
     task = open_task(load_card("en_is_news"), "train")
-    lengths = task.lengths(TokenCounter(path))
+    lengths = lengths_of(task, TokenCounter(path))
     assert len(lengths) == 71
     assert lengths.sum() == pytest.approx(1.02e5, rel=0.05)
     assert (lengths.sum(axis=1) > 2048).sum() == 12
@@ -374,7 +374,7 @@ def test_15_rows_of_halu_cot_json(halu_home: str, monkeypatch: pytest.MonkeyPatc
     assert 55 < response < 75
     path = tokenizer_file()
     assert path is not None
-    official = open_task(load_card("halu_cot_json"), "test").lengths(TokenCounter(path))
+    official = lengths_of(open_task(load_card("halu_cot_json"), "test"), TokenCounter(path))
     assert official[:, 0].mean() == pytest.approx(517, rel=0.01)
     totals = []
     for seed in range(6):

@@ -20,10 +20,9 @@ from pydantic import (
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
-from tell_plugins.core.spec import Amount, parse_amount
+from tell_plugins.core.spec import HELD_OUT, Amount, parse_amount
 from tell_plugins.core.yamlfile import Document, read_yaml
 
-HELD_OUT = ("validation", "test", "heldout")  # the splits whose rows never train
 _MEANT = {  # letters only, in lower case
     **dict.fromkeys(("dev", "val", "valid", "eval", "evaluation"), "validation"),
     **dict.fromkeys(("testing", "tests", "testset", "holdout"), "test"),

@@ -26,13 +26,14 @@ from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.files import Shape, write_json_lines
 from tell_plugins.core.order import arrange
 from tell_plugins.core.progress import tracked
-from tell_plugins.core.rows import Rows, Texts
-from tell_plugins.core.sources import TaskRows, find_file, keys_of, open_split, open_task
+from tell_plugins.core.rows import BadRow, Rows, Texts
+from tell_plugins.core.sources import TaskRows, find_file, lengths_of, open_split, open_task
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 from tell_plugins.core.turns import messages_of
 
 TASK, GENERAL = "task", "general"
+STEERING = "control_token"  # why a general row is dropped
 SCHEMA = pa.schema(
     [
         (
@@ -47,31 +48,67 @@ TURNS_SCHEMA = pa.schema([("messages", pa.list_(_WITH_LOSS)), ("channel", pa.str
 _BATCH = 1000
 
 
+Mask = npt.NDArray[np.bool_]
+
+
 @dataclass
 class Drawn:
-    """What was taken from one source: `used` are positions of its rows, ranked."""
+    """What was taken from one source.
 
-    role: str
+    Attributes:
+        rows: all of its rows, those of a task with their anchor.
+        used: positions of the rows taken, ranked.
+        lengths: (all rows, 2) tokens of query and response; None when not counted.
+        held_out: (all rows,) which are held-out queries; None when nothing was checked.
+        lost: for each reason, the rows that are dropped for it.
+    """
+
     card: Card
     split: str
+    rows: TaskRows | Rows
     used: npt.NDArray[np.int64]
-    available: int
-    lengths: npt.NDArray[np.uint32] | None  # (all rows, 2)
-    file: Path
-    sha256: str
-    dropped: dict[str, int] = field(default_factory=dict)
-    dropped_tokens: dict[str, int] = field(default_factory=dict)  # malformed rows have none
-    bad: list[tuple[int, str]] = field(default_factory=list)
-    steering: list[int] = field(default_factory=list)  # rows dropped for a control token
-    duplicates: int = 0  # rows used that equal another one used
+    lengths: npt.NDArray[np.uint32] | None
+    held_out: Mask | None
+    lost: dict[str, Mask] = field(default_factory=dict)
     copies: int = 1
-    # rows of the source that are held-out queries, dropped or kept; None when nothing was checked
-    overlapping: int | None = 0
-    overlap_used: int | None = 0  # such rows among those used, 0 unless overlap=keep
 
-    def tokens(
-        self, rows: npt.NDArray[np.int64] | None = None, column: int | None = None
-    ) -> int | None:
+    @property
+    def role(self) -> str:
+        return TASK if isinstance(self.rows, TaskRows) else GENERAL
+
+    @property
+    def bad(self) -> list[BadRow]:
+        """Malformed rows, of which task data has none."""
+        return [] if isinstance(self.rows, TaskRows) else self.rows.bad
+
+    @cached_property
+    def dropped(self) -> dict[str, int]:
+        """How many rows are left out, by reason."""
+        malformed = 0 if isinstance(self.rows, TaskRows) else self.rows.bad_count
+        counts = {reason: int(mask.sum()) for reason, mask in self.lost.items()}
+        return ({"malformed": malformed} if malformed else {}) | counts
+
+    @cached_property
+    def duplicates(self) -> int:
+        """Rows used that equal another one used."""
+        return int((draw.occurrences(self.rows.ids[self.used]) > 0).sum())
+
+    @cached_property
+    def steering(self) -> list[int]:
+        """Rows dropped for a control token."""
+        return np.flatnonzero(self.lost.get(STEERING, ())).tolist()
+
+    @property
+    def overlapping(self) -> int | None:
+        """Rows that are held-out queries, dropped or kept; None when nothing was checked."""
+        return None if self.held_out is None else int(self.held_out.sum())
+
+    @property
+    def overlap_used(self) -> int | None:
+        """Such rows among those used, 0 unless overlap=keep."""
+        return None if self.held_out is None else int(self.held_out[self.used].sum())
+
+    def tokens(self, rows: Any = None, column: int | None = None) -> int | None:
         """Tokens of the given rows (default: those used, each once); None when not counted."""
         if self.lengths is None:
             return None
@@ -79,17 +116,17 @@ class Drawn:
         return int((part if column is None else part[:, column]).sum())
 
     def summary(self) -> dict[str, Any]:
-        in_file = self.tokens(np.arange(self.available))
-        lost = self.dropped_tokens
+        in_file = self.tokens(slice(None))
+        lost = {reason: self.tokens(mask) or 0 for reason, mask in self.lost.items()}
         return {
             "card": self.card.name,
             "role": self.role,
             "split": self.split,
             "licence": self.card.licence,
-            "file": self.file.name,
-            "file_sha256": self.sha256,
+            "file": self.rows.file.name,
+            "file_sha256": self.rows.sha256,
             "rows": {
-                "in_file": self.available + self.dropped.get("malformed", 0),
+                "in_file": len(self.rows) + self.dropped.get("malformed", 0),
                 "dropped": self.dropped,
                 "duplicates_kept": self.duplicates,
                 "held_out_queries": self.overlapping,
@@ -104,7 +141,7 @@ class Drawn:
                 "used": _times(self.tokens(), self.copies),
                 "trainable": _times(self.tokens(column=1), self.copies),
             },
-            "malformed_rows": [{"line": line, "reason": reason} for line, reason in self.bad],
+            "malformed_rows": [{"line": bad.line, "reason": bad.reason} for bad in self.bad],
         }
 
 
@@ -147,7 +184,6 @@ class Mixture:
         order: (n,) permutation of the entries, the training order.
         row: (n,) for each entry, the position of its row in its source.
         origin: (n,) for each entry, the index of its source in `sources`.
-        task: the task rows; None for general rows alone, of a general card or with `task=0`.
     """
 
     spec: Spec
@@ -156,16 +192,24 @@ class Mixture:
     order: npt.NDArray[np.int64]
     row: npt.NDArray[np.int64]
     origin: npt.NDArray[np.int64]
-    task: TaskRows | None
-    general: list[Rows]
     counter: TokenCounter | None
     overlap_checked: bool
 
     def __len__(self) -> int:
         return len(self.order)
 
+    @property
+    def task(self) -> TaskRows | None:
+        """The task rows; None for general rows alone, of a general card or with `task=0`."""
+        return next((s.rows for s in self.sources if isinstance(s.rows, TaskRows)), None)
+
+    @property
+    def general(self) -> list[Rows]:
+        """The rows of each general source."""
+        return [s.rows for s in self.sources if isinstance(s.rows, Rows)]
+
     @cached_property
-    def is_task(self) -> npt.NDArray[np.bool_]:
+    def is_task(self) -> Mask:
         """(n,) in training order: whether the entry is a task row."""
         return np.array([s.role == TASK for s in self.sources], bool)[self.origin[self.order]]
 
@@ -188,9 +232,7 @@ class Mixture:
         for index, source in enumerate(self.sources):
             mine = self.origin == index
             records["role"][mine] = source.role == TASK
-            rows = self._rows_of(index)
-            ids = rows.anchored_ids if isinstance(rows, TaskRows) else rows.ids
-            records["id"][mine] = ids[self.row[mine]]
+            records["id"][mine] = source.rows.seen_ids[self.row[mine]]
         return hashlib.sha256(records[self.order].tobytes()).hexdigest()
 
     @cached_property
@@ -229,16 +271,11 @@ class Mixture:
         parts: list[tuple[npt.NDArray[np.int64], Texts]] = []
         for index in np.unique(origin):
             mine = np.flatnonzero(origin == index)
-            texts = self._rows_of(int(index)).texts(row[mine])
+            texts = self.sources[index].rows.texts(row[mine])
             if len(mine) == len(entries):
                 return texts
             parts.append((mine, texts))
         return _interleave(parts, len(entries))
-
-    def _rows_of(self, index: int) -> TaskRows | Rows:
-        if self.task is None:
-            return self.general[index]
-        return self.task if index == 0 else self.general[index - 1]
 
     def write_arrow(self, path: Path) -> None:
         """Write the rows as a sealed Arrow stream, in one piece."""
@@ -322,7 +359,7 @@ def _share(part: int, whole: int) -> float:
     return round(part / whole, 6) if whole else 0.0
 
 
-def _share_of(lengths: npt.NDArray[np.int64] | None, mask: npt.NDArray[np.bool_]) -> float | None:
+def _share_of(lengths: npt.NDArray[np.int64] | None, mask: Mask) -> float | None:
     if lengths is None:
         return None
     return _share(int(lengths[mask].sum()), int(lengths.sum()))
@@ -379,18 +416,15 @@ def build_mixture(spec: Spec, card: Card | None = None) -> Mixture:
         return _build_general_only(spec, card)
     card.split(spec.split)
     training = spec.split not in HELD_OUT
-    amount = spec.general or (card.general.amount if training and card.general else NONE)
+    amount, names = spec.general_of(card)
     refuse_times_nothing(spec, amount, where=str(spec))
-    cards = [general_card(name) for name in spec.sources or ()]  # a typo shows in any case
-    if amount == NONE:
-        cards = []
-    elif not cards and card.general is not None:
-        cards = [general_card(name) for name in card.general.sources]
+    for name in spec.sources or ():  # a typo shows in any case
+        general_card(name)
+    cards = [general_card(name) for name in names]
     task = open_task(card, spec.split, spec.anchor) if spec.task != NONE else None
     counter = counter_for(spec, [spec.task, amount], cards)
     held_out, checked = _held_out(card, spec) if training else ([], True)
     drawn: list[Drawn] = []
-    general: list[Rows] = []
     if task is not None:
         _refuse_held_out_rows(task, held_out)
         drawn.append(draw_task(task, spec, counter))
@@ -399,11 +433,9 @@ def build_mixture(spec: Spec, card: Card | None = None) -> Mixture:
     if held_out or checked:
         keys = [part.question_keys for part in held_out]
         questions = np.unique(np.concatenate(keys or [np.zeros(0, "<u8")]))
-    for source_card, share in zip(cards, _shares(amount, len(cards), entries), strict=True):
-        source, rows = _draw_general(source_card, share, spec, counter, questions)
-        drawn.append(source)
-        general.append(rows)
-    return _assemble(spec, card, drawn, task, general, counter, checked)
+    for source, share in zip(cards, _shares(amount, len(cards), entries), strict=True):
+        drawn.append(_draw_general(source, share, spec, counter, questions))
+    return _assemble(spec, card, drawn, counter, checked)
 
 
 def _build_general_only(spec: Spec, card: Card) -> Mixture:
@@ -419,8 +451,8 @@ def _build_general_only(spec: Spec, card: Card) -> Mixture:
         )
     amount = spec.task
     counter = counter_for(spec, [amount], [card])
-    source, rows = _draw_general(card, amount, spec, counter, None, split=spec.split)
-    return _assemble(spec, card, [source], None, [rows], counter, checked=False)
+    source = _draw_general(card, amount, spec, counter, None, split=spec.split)
+    return _assemble(spec, card, [source], counter, checked=False)
 
 
 def refuse_times_nothing(spec: Spec, amount: Amount, *, where: str) -> None:
@@ -434,17 +466,17 @@ def refuse_times_nothing(spec: Spec, amount: Amount, *, where: str) -> None:
         )
 
 
-def general_card(name: str) -> Card:
+def general_card(name: str, where: str = "key 'from'") -> Card:
     """The card of that name. Raises UserError when there is none, or none to train on."""
     card = load_card(name)
     if card.kind != GENERAL:
         raise UserError(
             f"card '{name}' is task data",
-            where="key 'from'",
+            where=where,
             allowed="cards of kind 'general'",
             remedy="name general cards only",
         )
-    refuse_measuring(card, "key 'from'")
+    refuse_measuring(card, where)
     return card
 
 
@@ -531,20 +563,10 @@ def _sums(lengths: npt.NDArray[np.uint32] | None) -> npt.NDArray[np.int64] | Non
 def draw_task(task: TaskRows, spec: Spec, counter: TokenCounter | None) -> Drawn:
     """The task rows that `spec` takes. Raises UserError where there are too few."""
     ranked = draw.ranking(task.ids, seed=spec.seed, source=task.card.name)
-    lengths = task.lengths(counter) if counter else None
+    lengths = lengths_of(task, counter)
     used = draw.take(spec.task, ranked, _sums(lengths), source=f"task data '{task.card.name}'")
-    return Drawn(
-        role=TASK,
-        card=task.card,
-        split=spec.split,
-        used=used,
-        available=len(task),
-        lengths=lengths,
-        file=task.file,
-        sha256=task.sha256,
-        duplicates=int((draw.occurrences(task.ids[used]) > 0).sum()),
-        copies=spec.repeat,
-    )
+    nothing = np.zeros(len(task), bool)
+    return Drawn(task.card, spec.split, task, used, lengths, nothing, copies=spec.repeat)
 
 
 def _draw_general(
@@ -554,56 +576,34 @@ def _draw_general(
     counter: TokenCounter | None,
     questions: npt.NDArray[np.uint64] | None,
     split: str = "train",
-) -> tuple[Drawn, Rows]:
+) -> Drawn:
     """Draw from a general card; `questions` are the keys of held-out queries, None if unknown.
 
     Rows that ask what a row of the card's own split `heldout` asks never train, whatever
     `overlap` says: forgetting is measured on those.
     """
     rows = open_split(card, split)
-    lengths = counter.lengths(keys_of(rows.ids), rows.texts) if counter else None
-    overlapping = np.isin(rows.keys, [] if questions is None else questions)
-    lost: dict[str, npt.NDArray[np.bool_]] = {}
-    usable = ~np.isin(rows.keys, _held_out_keys(card, split))
-    if not usable.all():
-        lost["held_out_row"] = ~usable
-    if spec.overlap == "drop" and (usable & overlapping).any():
-        lost["held_out_query"] = usable & overlapping
-        usable = usable & ~overlapping
-    steering = usable & rows.holding(any_of(KNOWN))
-    if steering.any():
-        lost["control_token"] = steering
-        usable = usable & ~steering
+    lengths = lengths_of(rows, counter)
+    overlapping = None if questions is None else np.isin(rows.keys, questions)
+    usable = np.ones(len(rows), bool)
+    lost: dict[str, Mask] = {}
+
+    def leave_out(reason: str, mask: Mask) -> None:
+        mask = usable & mask
+        if mask.any():
+            lost[reason] = mask
+            usable[mask] = False
+
+    leave_out("held_out_row", np.isin(rows.keys, _held_out_keys(card, split)))
+    if spec.overlap == "drop" and overlapping is not None:
+        leave_out("held_out_query", overlapping)
+    leave_out(STEERING, rows.holding(any_of(KNOWN)))
     if card.max_tokens is not None and lengths is not None:
-        too_long = usable & (lengths.sum(axis=1) > card.max_tokens)
-        if too_long.any():
-            lost["over_max_tokens"] = too_long
-            usable = usable & ~too_long
-    dropped = {"malformed": rows.bad_count} if rows.bad_count else {}
-    dropped |= {reason: int(mask.sum()) for reason, mask in lost.items()}
+        leave_out("over_max_tokens", lengths.sum(axis=1) > card.max_tokens)
     ranked = draw.ranking(rows.ids, seed=spec.seed, source=card.name)
     ranked = ranked[usable[ranked]]
     used = draw.take(amount, ranked, _sums(lengths), source=f"general data '{card.name}'")
-    source = Drawn(
-        role=GENERAL,
-        card=card,
-        split=split,
-        used=used,
-        available=len(rows),
-        lengths=lengths,
-        file=rows.path,
-        sha256=rows.sha256,
-        dropped=dropped,
-        dropped_tokens={}
-        if lengths is None
-        else {reason: int(lengths[mask].sum()) for reason, mask in lost.items()},
-        bad=[(bad.line, bad.reason) for bad in rows.bad],
-        steering=np.flatnonzero(steering).tolist(),
-        duplicates=int((draw.occurrences(rows.ids[used]) > 0).sum()),
-        overlapping=None if questions is None else int(overlapping.sum()),
-        overlap_used=None if questions is None else int(overlapping[used].sum()),
-    )
-    return source, rows
+    return Drawn(card, split, rows, used, lengths, overlapping, lost)
 
 
 def _held_out_keys(card: Card, split: str) -> npt.NDArray[np.uint64]:
@@ -618,8 +618,6 @@ def _assemble(
     spec: Spec,
     card: Card,
     sources: list[Drawn],
-    task: TaskRows | None,
-    general: list[Rows],
     counter: TokenCounter | None,
     checked: bool,
 ) -> Mixture:
@@ -627,8 +625,7 @@ def _assemble(
         raise UserError("the mixture is empty", where=str(spec), remedy="ask for at least one row")
     rows, origins, keys = [], [], []
     for index, source in enumerate(sources):
-        is_task = source.role == TASK
-        ids = task.ids if is_task and task is not None else general[index - (task is not None)].ids
+        ids = source.rows.ids
         ids, repeats = ids[source.used], draw.occurrences(ids)[source.used]
         for copy in range(source.copies):
             purpose = "order" if copy == 0 else f"order, copy {copy}"
@@ -637,19 +634,9 @@ def _assemble(
             )
             rows.append(source.used)
             origins.append(np.full(len(source.used), index, np.int64))
-    task_rows = len(sources[0].used) if task is not None else 0
-    split_at = task_rows * (sources[0].copies if task is not None else 0)
+    task_rows = sum(len(source.used) for source in sources if source.role == TASK)
+    split_at = task_rows * sources[0].copies
     joined = np.concatenate(keys)
     order = arrange(spec.order, joined[:split_at], joined[split_at:], task_rows=task_rows)
-    return Mixture(
-        spec=spec,
-        card=card,
-        sources=sources,
-        order=order,
-        row=np.concatenate(rows),
-        origin=np.concatenate(origins),
-        task=task,
-        general=general,
-        counter=counter,
-        overlap_checked=checked,
-    )
+    row, origin = np.concatenate(rows), np.concatenate(origins)
+    return Mixture(spec, card, sources, order, row, origin, counter, overlap_checked=checked)

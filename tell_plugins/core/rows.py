@@ -79,7 +79,7 @@ class Rows:
         bad: malformed rows, the first `LISTED` of them; `bad_count` counts all.
     """
 
-    path: Path
+    file: Path
     sha256: str
     ids: npt.NDArray[np.uint8]
     keys: npt.NDArray[np.uint64]
@@ -92,6 +92,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.lines)
+
+    @property
+    def seen_ids(self) -> npt.NDArray[np.uint8]:
+        """(n, 16) content hashes of the rows as the model sees them: as they stand here."""
+        return self.ids
 
     def texts(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Texts:
         """The texts of the rows at the given positions, in that order."""
@@ -174,7 +179,7 @@ def _open(folder: Path, path: Path, sha256: str) -> Rows | None:
     meta = json.loads((folder / _META).read_bytes()[: -sealed.SIZE])
     index = np.load(folder / _INDEX)
     return Rows(
-        path=path,
+        file=path,
         sha256=sha256,
         ids=np.ascontiguousarray(index["id"]),
         keys=np.ascontiguousarray(index["key"]),

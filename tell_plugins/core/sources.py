@@ -86,7 +86,7 @@ def inline_front(card: Card) -> str:
     splits = [split for split in _INLINE_SPLITS if split in card.splits and find_file(card, split)]
     rows = open_split(card, splits[0] if splits else "train")
     return shared_front(
-        [first_turn(query) for query, _ in rows.all_texts()], paths.shown(rows.path)
+        [first_turn(query) for query, _ in rows.all_texts()], paths.shown(rows.file)
     )
 
 
@@ -118,7 +118,7 @@ class TaskRows:
         return _ids(self.plain, self.responses)
 
     @cached_property
-    def anchored_ids(self) -> npt.NDArray[np.uint8]:
+    def seen_ids(self) -> npt.NDArray[np.uint8]:
         """(n, 16) content hashes of the rows as the model sees them."""
         return _ids(self.queries, self.responses)
 
@@ -131,10 +131,6 @@ class TaskRows:
     def question_keys(self) -> npt.NDArray[np.uint64]:
         """(n,) comparison keys of what the card calls the question (else of the plain queries)."""
         return comparison_keys([question_of(text, self.card.question) for text in self.plain])
-
-    def lengths(self, counter: TokenCounter) -> npt.NDArray[np.uint32]:
-        """(n, 2) token counts of anchored query and response."""
-        return counter.lengths(keys_of(self.anchored_ids), self.texts)
 
     def texts(self, rows: npt.NDArray[np.int64]) -> Texts:
         """The texts of the rows at the given positions, anchored."""
@@ -157,6 +153,22 @@ def keys_of(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     return np.ascontiguousarray(ids[:, :8]).view("<u8").ravel()
 
 
+def lengths_of(
+    rows: TaskRows | Rows,
+    counter: TokenCounter | None,
+    used: npt.NDArray[np.int64] | None = None,
+) -> npt.NDArray[np.uint32] | None:
+    """(n, 2) tokens of query, anchored, and response, of the `used` rows (default: all).
+
+    None without a counter.
+    """
+    if counter is None:
+        return None
+    if used is None:
+        return counter.lengths(keys_of(rows.seen_ids), rows.texts)
+    return counter.lengths(keys_of(rows.seen_ids[used]), lambda places: rows.texts(used[places]))
+
+
 def open_task(card: Card, split: str, anchor: str = "card") -> TaskRows:
     """The rows of a task split with `anchor` applied.
 
@@ -168,7 +180,7 @@ def open_task(card: Card, split: str, anchor: str = "card") -> TaskRows:
         more = f" (and {rows.bad_count - 10} more)" if rows.bad_count > 10 else ""
         raise UserError(
             f"{rows.bad_count} task rows cannot be used: {shown}{more}",
-            where=paths.shown(rows.path),
+            where=paths.shown(rows.file),
             remedy="mend or remove these rows; task data is too scarce to drop rows in silence",
         )
     front = inline_front(card)
@@ -180,7 +192,7 @@ def open_task(card: Card, split: str, anchor: str = "card") -> TaskRows:
     if without:
         raise UserError(
             f"{len(without)} rows lack the inline anchor, first at line {without[0]}",
-            where=paths.shown(rows.path),
+            where=paths.shown(rows.file),
             remedy="all rows of an 'anchor: inline' card begin with the same text",
         )
     plain = [query.removeprefix(front).lstrip() if front else query for query, _ in pairs]
@@ -188,14 +200,14 @@ def open_task(card: Card, split: str, anchor: str = "card") -> TaskRows:
     if bare:
         raise UserError(
             f"{len(bare)} rows hold nothing but the inline anchor, first at line {bare[0]}",
-            where=paths.shown(rows.path),
+            where=paths.shown(rows.file),
             remedy="remove these rows, or give the card an anchor file",
         )
     return TaskRows(
         card=card,
         split=split,
         anchor=resolved,
-        file=rows.path,
+        file=rows.file,
         sha256=rows.sha256,
         lines=rows.lines,
         plain=plain,

@@ -6,11 +6,15 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
 
+if TYPE_CHECKING:
+    from tell_plugins.core.cards import Card
+
 PREFIX = "tell/"
+HELD_OUT = ("validation", "test", "heldout")  # the splits whose rows never train
 LOSS_TYPE = "tell"  # the loss under which each row weighs the same and `kl` has a meaning
 ORDERS = ("shuffle", "even", "task_first", "task_last")
 OVERLAPS = ("keep", "drop")
@@ -74,6 +78,16 @@ class Spec:
             if field.name != "card" and value != field.default:
                 parts.append(f"{_KEY_OF_FIELD.get(field.name, field.name)}={_shown(value)}")
         return f"{PREFIX}{self.card}" + (":" + "/".join(parts) if parts else "")
+
+    def general_of(self, card: Card) -> tuple[Amount, tuple[str, ...]]:
+        """The amount of general rows, and the cards they come from: the string's, else the card's.
+
+        Rows that are asked, not trained on, have none beside them unless the string says so.
+        """
+        if card.general is None:
+            return NONE, ()
+        amount = self.general or (NONE if self.split in HELD_OUT else card.general.amount)
+        return amount, () if amount == NONE else self.sources or card.general.sources
 
     def with_values(self, **changes: Any) -> Spec:
         return replace(self, **changes)

@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from tell_plugins.core import paths
-from tell_plugins.core.cards import Card, card_names, load_card
+from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import json_lines, json_text
-from tell_plugins.core.mixture import Mixture, build_mixture
+from tell_plugins.core.mixture import Mixture, build_mixture, general_card
 from tell_plugins.core.rowfiles import FORMATS
 from tell_plugins.core.sources import find_file, open_split
 from tell_plugins.core.spec import parse_amount, parse_names, parse_spec
@@ -348,13 +348,7 @@ def _general(
         return sources, args.amount or amount
     names = parse_names("+".join(args.general), where="--general")
     for name in names:
-        if load_card(name).kind != "general":
-            raise UserError(
-                f"card '{name}' is task data",
-                where="--general",
-                allowed=", ".join(n for n in card_names() if load_card(n).kind == "general"),
-                remedy="name general cards only",
-            )
+        general_card(name, "--general")
     return names, args.amount or _times(names, task_rows)
 
 

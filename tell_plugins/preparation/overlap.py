@@ -14,7 +14,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import write_json_lines
 from tell_plugins.core.rows import Rows, question_of
 from tell_plugins.core.sources import TaskRows, find_file, open_split, open_task
-from tell_plugins.core.spec import is_tell, parse_names, parse_spec
+from tell_plugins.core.spec import ALL, is_tell, parse_names, parse_spec
 from tell_plugins.preparation import near_duplicates
 from tell_plugins.preparation.near_duplicates import CONTAINS, EQUAL, KINDS, NEAR, SIMILARITY
 
@@ -84,7 +84,7 @@ def _task(what: str) -> tuple[Card, tuple[str, ...]]:
             allowed="a recipe or a card of kind 'task'",
             remedy=f"./run.sh data overlap TASK --general {card.name}",
         )
-    return card, spec.sources or (card.general.sources if card.general else ())
+    return card, spec.with_values(general=ALL).general_of(card)[1]
 
 
 def _held_out(card: Card, split: str | None) -> list[TaskRows]:

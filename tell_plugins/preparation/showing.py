@@ -14,8 +14,8 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import unknown
 from tell_plugins.core.jsonrows import parse_json
-from tell_plugins.core.rows import BadRow, Rows
-from tell_plugins.core.sources import TaskRows, keys_of, open_split, open_task
+from tell_plugins.core.rows import Rows
+from tell_plugins.core.sources import TaskRows, lengths_of, open_split, open_task
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 from tell_plugins.core.turns import turns_of
 from tell_plugins.preparation.card_files import state_of
@@ -47,20 +47,17 @@ def run(args: argparse.Namespace) -> int:
     card = load_card(args.name)
     if args.split not in card.splits:
         raise unknown("split", args.split, card.splits, f"card '{card.name}'")
-    rows: TaskRows | Rows
-    bad: list[BadRow] = []
-    if card.kind == "task":
-        rows = open_task(card, args.split, args.anchor)
-        file = rows.file
-    else:
-        rows = open_split(card, args.split)
-        file, bad = rows.path, rows.bad
+    rows: TaskRows | Rows = (
+        open_task(card, args.split, args.anchor)
+        if card.kind == "task"
+        else open_split(card, args.split)
+    )
     state = state_of(card, args.split)
     print(f"{card.name}, split {args.split}: {card.summary}")
     print(f"  licence  {card.licence}")
-    print(f"  file     {paths.shown(file)}: {state.verdict} ({state.why})")
+    print(f"  file     {paths.shown(rows.file)}: {state.verdict} ({state.why})")
     lengths = measure(rows)
-    _print_statistics(card, rows, lengths, bad)
+    _print_statistics(card, rows, lengths)
     stem = card.name if args.split == "train" else f"{card.name}_{args.split}"
     picture = paths.PROJECT / "output" / "data" / f"{stem}.png"
     query = "query with anchor" if isinstance(rows, TaskRows) and rows.anchor.text else "query"
@@ -82,23 +79,19 @@ def measure(rows: TaskRows | Rows) -> list[Lengths]:
     tokenizer = tokenizer_file()
     if tokenizer is not None:
         counter = TokenCounter(tokenizer)
-        counted = (
-            rows.lengths(counter)
-            if isinstance(rows, TaskRows)
-            else counter.lengths(keys_of(rows.ids), rows.texts)
-        )
-        result.insert(0, Lengths(f"tokens ({counter.name})", counted.astype(np.int64)))
+        counted = np.asarray(lengths_of(rows, counter), np.int64)
+        result.insert(0, Lengths(f"tokens ({counter.name})", counted))
     return result
 
 
-def _print_statistics(
-    card: Card, rows: TaskRows | Rows, lengths: list[Lengths], bad: list[BadRow]
-) -> None:
+def _print_statistics(card: Card, rows: TaskRows | Rows, lengths: list[Lengths]) -> None:
     keys = rows.query_keys if isinstance(rows, TaskRows) else rows.keys
     repeated = len(keys) - len(np.unique(keys))
     print(f"  rows     {len(rows):,}, {repeated:,} of them with the query of an earlier row")
     if isinstance(rows, Rows) and rows.bad_count:
-        print(f"  unusable {rows.bad_count:,}, first: line {bad[0].line}: {bad[0].reason}")
+        print(
+            f"  unusable {rows.bad_count:,}, first: line {rows.bad[0].line}: {rows.bad[0].reason}"
+        )
     if isinstance(rows, TaskRows):
         text = rows.anchor.text
         print(f"  anchor   {rows.anchor.name}: {len(text):,} characters, {len(text.split())} words")

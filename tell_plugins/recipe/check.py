@@ -23,7 +23,6 @@ from tell_plugins.recipe.data_rules import (
     check_files,
     check_patterns,
     check_schema,
-    general_part,
 )
 from tell_plugins.recipe.findings import Finding, as_errors, error, errors_of, warning
 from tell_plugins.recipe.lengths import Counted, count, max_length, own_tokenizer
@@ -180,9 +179,9 @@ def planned_entries(spec: Spec) -> tuple[int, int] | None:
         return None
     if card.kind == GENERAL:
         return 0, rows
-    amount, names = general_part(spec, card)
+    amount, names = spec.general_of(card)
     task = rows * spec.repeat
-    if amount is None or not names:
+    if not names:
         return task, 0
     if amount.unit == "x":
         return task, round(amount.number * task)
@@ -233,7 +232,7 @@ def _data_warnings(mixture: Mixture, recipe: Recipe) -> list[Finding]:
                     "tell-data-duplicates",
                     f"'{source.card.name}' holds {count_of(source.duplicates, 'duplicate row')}, "
                     "which train as often as they stand there",
-                    paths.shown(source.file),
+                    paths.shown(source.rows.file),
                     "remove the copies, unless they are meant",
                 )
             )
@@ -262,13 +261,13 @@ def _data_warnings(mixture: Mixture, recipe: Recipe) -> list[Finding]:
 
 
 def _malformed(source: Drawn) -> Finding:
-    first = ", ".join(str(line) for line, _ in source.bad[:5])
+    first = ", ".join(str(bad.line) for bad in source.bad[:5])
     more = ", ..." if source.dropped["malformed"] > 5 else ""
     return warning(
         "tell-data-malformed",
         f"{count_of(source.dropped['malformed'], 'malformed row')} of '{source.card.name}' left "
-        f"out (lines {first}{more}): {source.bad[0][1]}",
-        paths.shown(source.file),
+        f"out (lines {first}{more}): {source.bad[0].reason}",
+        paths.shown(source.rows.file),
         "mend them, or leave it at that",
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tell_plugins.core import paths
 from tell_plugins.core.control_tokens import KNOWN, any_of, found_in
-from tell_plugins.core.mixture import GENERAL, Mixture
+from tell_plugins.core.mixture import Mixture
 from tell_plugins.core.sources import TaskRows
 from tell_plugins.recipe.findings import Finding, error, warning
 from tell_plugins.recipe.lengths import own_tokenizer
@@ -25,13 +25,12 @@ def control_findings(mixture: Mixture, model: str) -> Iterator[Finding]:
     if mixture.task is not None:
         used = sorted(mixture.sources[0].used.tolist())
         yield from _task_findings(mixture.task, used, own)
-    shift = int(mixture.task is not None)
     more = [token for token in own or () if token not in KNOWN]
-    for index, source in enumerate(mixture.sources):
-        if source.role != GENERAL:
+    for source in mixture.sources:
+        rows = source.rows
+        if isinstance(rows, TaskRows):
             continue
-        where = paths.shown(source.file)
-        rows = mixture.general[index - shift]
+        where = paths.shown(rows.file)
         if source.steering:
             text = f"{count_of(len(source.steering), 'row')} of '{source.card.name}' left out"
             some = source.steering[:_SHOWN]

@@ -13,12 +13,13 @@ from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.core.mixture import (
     GENERAL,
     HELD_OUT,
+    general_card,
     refuse_measuring,
     refuse_times_nothing,
 )
 from tell_plugins.core.schemas import card_validator
 from tell_plugins.core.sources import need_file
-from tell_plugins.core.spec import NONE, PREFIX, Amount, Spec, is_tell, parse_spec
+from tell_plugins.core.spec import NONE, PREFIX, Spec, is_tell, parse_spec
 from tell_plugins.core.tokens import tokenizer_file
 from tell_plugins.recipe.findings import Finding, as_errors, error, split, warning
 from tell_plugins.recipe.recipes import Recipe, as_list
@@ -74,35 +75,18 @@ def _misfits(spec: Spec, card: Card, where: str) -> Iterator[UserError]:
         )
     if card.kind == GENERAL:
         return
-    amount, _ = general_part(spec, card)
     try:
-        refuse_times_nothing(spec, amount or NONE, where=where)
+        refuse_times_nothing(spec, spec.general_of(card)[0], where=where)
     except UserError as problem:
         yield problem
     anchors = [*RESERVED, *anchor_files(card)]
     if spec.anchor not in anchors:
         yield unknown("value", spec.anchor, anchors, f"{where}, key 'anchor'")
     for name in spec.sources or ():
-        problems: list[UserError] = []
-        source = _card(name, problems)
-        yield from problems
-        if source is not None and source.kind != GENERAL:
-            yield UserError(
-                f"card '{name}' is task data",
-                where=f"{where}, key 'from'",
-                allowed="cards of kind 'general'",
-                remedy="name general cards only",
-            )
-
-
-def general_part(spec: Spec, card: Card) -> tuple[Amount | None, list[str]]:
-    """The amount of general data that a string asks for, and the cards it comes from."""
-    if card.kind == GENERAL or card.general is None:
-        return None, []
-    amount = spec.general or card.general.amount
-    return amount, [] if amount.number == 0 and amount.unit != "all" else list(
-        spec.sources or card.general.sources
-    )
+        try:
+            general_card(name, f"{where}, key 'from'")
+        except UserError as problem:
+            yield from split(problem)
 
 
 def check_schema(card: Card) -> list[Finding]:
@@ -132,7 +116,7 @@ def check_patterns(card: Card, responses: Sequence[str]) -> list[Finding]:
 def check_files(spec: Spec) -> list[Finding]:
     """Files of the mixture that are not on this machine, each with the command that gets it."""
     card = load_card(spec.card)
-    amount, names = general_part(spec, card)
+    amount, names = spec.general_of(card)
     needed = [(card, spec.split)] if card.kind == GENERAL or spec.task != NONE else []
     if card.kind != GENERAL and spec.overlap == "drop":
         needed += [(card, name) for name in HELD_OUT if name in card.splits]
@@ -144,7 +128,7 @@ def check_files(spec: Spec) -> list[Finding]:
             need_file(owner, name)
         except UserError as problem:
             problems.append(problem)
-    counted = [part for part in (spec.task, amount) if part is not None and part.unit == "tok"]
+    counted = [part for part in (spec.task, amount) if part.unit == "tok"]
     limited = [source for source in [card, *sources] if source.max_tokens]
     if (counted or limited) and tokenizer_file() is None:
         reason = f"amount '{counted[0]}'" if counted else f"max_tokens of '{limited[0].name}'"

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.mixture import TASK, Mixture
+from tell_plugins.core.mixture import Mixture
 from tell_plugins.core.rows import Rows
-from tell_plugins.core.sources import TaskRows, keys_of
+from tell_plugins.core.sources import TaskRows, lengths_of
 from tell_plugins.core.tokens import TokenCounter
 from tell_plugins.core.turns import MARK
 from tell_plugins.recipe.models import model_folder
@@ -126,20 +126,20 @@ def count(
     a_turn = 0 if extra is None else TEMPLATES[str(template_name(settings))].markers - _COUNTED
     entries = np.zeros((len(mixture), 2), np.int64)
     for index, source in enumerate(mixture.sources):
-        rows = _rows_of(mixture, index)
-        lengths = _lengths(rows, source.used, counter)
+        rows = source.rows
+        lengths = np.asarray(lengths_of(rows, counter, source.used), np.int64)
         if source.card.columns_of(source.split).history:
             earlier = _earlier_pairs(rows, source.used)
             result.a_turn = max(result.a_turn, a_turn * int(earlier.any()))
             lengths[:, 0] += a_turn * earlier
         sums = lengths.sum(axis=1)
-        if limit is not None and source.role == TASK and isinstance(rows, TaskRows):
+        if limit is not None and isinstance(rows, TaskRows):
             _hold(result, rows, source.used, sums, limit, 1.0 if exact else _DOUBT)
         elif limit is not None:
             over = int((sums + (extra or 0) > limit).sum())
             if over:
                 result.general_over[source.card.name] = over
-        place = np.full(source.available, -1, np.int64)
+        place = np.full(len(rows), -1, np.int64)
         place[source.used] = np.arange(len(source.used))
         mine = mixture.origin == index
         entries[mine] = lengths[place[mixture.row[mine]]]
@@ -148,20 +148,6 @@ def count(
         [ordered.sum(axis=1) + (extra or 0), ordered[:, 1] + _RESPONSE_END]
     )
     return result
-
-
-def _rows_of(mixture: Mixture, index: int) -> TaskRows | Rows:
-    if mixture.task is None:
-        return mixture.general[index]
-    return mixture.task if index == 0 else mixture.general[index - 1]
-
-
-def _lengths(
-    rows: TaskRows | Rows, used: npt.NDArray[np.int64], counter: TokenCounter
-) -> npt.NDArray[np.int64]:
-    ids = rows.anchored_ids if isinstance(rows, TaskRows) else rows.ids
-    counted = counter.lengths(keys_of(ids[used]), lambda places: rows.texts(used[places]))
-    return counted.astype(np.int64)
 
 
 def _earlier_pairs(rows: TaskRows | Rows, used: npt.NDArray[np.int64]) -> Lengths:
