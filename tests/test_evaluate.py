@@ -18,8 +18,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import evaluate, scoring
 from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
-from tell_plugins.evaluation.intervals import Estimate
-from tell_plugins.evaluation.learned_scores import LearnedScores
+from tell_plugins.evaluation.intervals import Estimate, Rate
 from tell_plugins.evaluation.options import Options, options_of
 from tell_plugins.evaluation.prompts import task_prompts
 from tell_plugins.evaluation.summary import General, System, table
@@ -267,8 +266,8 @@ def test_translations_are_scored_by_a_learned_metric(
     assert main([*call, "--learned", "bleurt", "--bleurt", str(checkpoint)]) == 0
     assert "BLEURT" in capsys.readouterr().out
     folder = tmp_path / "eval" / "none" / "test-greedy"
-    saved = json.loads((folder / "scores.json").read_text())
-    assert saved["translation"]["learned"]["bleurt"]["segment"]["n"] == 12  # two lines a document
+    saved = json.loads((folder / "scores.bleurt.json").read_text())
+    assert len(saved["segments"]) == 12  # two lines a document
 
 
 @pytest.mark.slow
@@ -446,14 +445,12 @@ def test_a_score_that_one_system_lacks_moves_no_other(
 ) -> None:
     texts = [f"{OPENING}{word}\nlazy {word}" for word in WORDS]
     scores = scoring.score(save_answers(tmp_path / "a", "en_xx", texts))
-    assert scores.translation is not None
-    bleurt = Estimate(0.6789, 0.6, 0.7, 12)
-    learned = {"bleurt": LearnedScores("bleurt", "B", 512, bleurt, bleurt, [], None, None)}
-    translation = replace(scores.translation, learned=learned)
+    measures = {**scores.first.measures, "bleurt B": Estimate(0.6789, 0.6, 0.7, 12)}
+    learned = {"stripped_segment": replace(scores.first, measures=measures)}
     none = General(None, None, None)
     systems = [
         System("plain", scores, none),
-        System("learned", replace(scores, translation=translation), none),
+        System("learned", replace(scores, readings=scores.readings | learned), none),
     ]
     view = table(systems if first == "plain" else systems[::-1], "title")
     cells = dict(zip(view.columns, zip(*view.rows, strict=True), strict=True))
@@ -472,32 +469,22 @@ def test_free_text_is_scored_by_exact_match_and_chrf(cards: None, tmp_path: Path
     references = [f"{word} it is" for word in WORDS]
     answers = [*references[:3], "  rain\nit   is", references[0], ""]
     references[3] = "poem it is"
-    scores = scoring.score(save_answers(tmp_path / "a", "free", answers)).text
-    assert scores is not None
-    assert (scores.exact.k, scores.exact.n) == (3, 6)
-    assert scores.empty.k == 1
+    scores = scoring.score(save_answers(tmp_path / "a", "free", answers))
+    exact, empty = scores.first.measures["exact_match"], scores.first.details["empty"]
+    assert isinstance(exact, Rate)
+    assert isinstance(empty, Rate)
+    assert (exact.k, exact.n, empty.k) == (3, 6, 1)
     said = [" ".join(answer.split()) for answer in answers]
     expected = CHRF(word_order=2).corpus_score(said, [references]).score
-    assert scores.chrf.corpus.value == pytest.approx(expected)
-    perfect = scoring.score(save_answers(tmp_path / "b", "free", references)).text
-    assert perfect is not None
-    assert perfect.exact.k == 6
-    assert perfect.chrf.corpus.value == pytest.approx(100)
-    assert perfect.constant in references
-    assert perfect.constant_exact.k == 1  # it is the reference of one row
-    assert perfect.constant_chrf == scores.constant_chrf
-
-
-def test_exact_match_stands_beside_that_of_a_constant_answer(cards: None, tmp_path: Path) -> None:
-    folder = save_answers(tmp_path / "a", "free", ["rain it is"] * len(WORDS))
-    shown = scoring.score(folder).headline
-    assert list(shown)[:3] == [
-        "exact match",
-        "exact match of a constant answer",
-        "most frequent answer",
-    ]
-    values = [shown[name].value for name in list(shown)[:3]]
-    assert values == [pytest.approx(1 / 6), pytest.approx(1 / 6), 1.0]
+    assert scores.headline["chrF++"].value == pytest.approx(expected)
+    perfect = scoring.score(save_answers(tmp_path / "b", "free", references))
+    assert perfect.headline["exact match"].value == 1.0
+    assert perfect.headline["chrF++"].value == pytest.approx(100)
+    assert perfect.constant.removeprefix("always ") in references
+    assert perfect.constant_measures == scores.constant_measures
+    always = scoring.score(save_answers(tmp_path / "c", "free", ["rain it is"] * 6)).headline
+    shown = ("exact match", "exact match of a constant", "most frequent answer")
+    assert [always[name].value for name in shown] == [pytest.approx(1 / 6)] * 2 + [1.0]
 
 
 def test_free_text_is_compared(
@@ -511,6 +498,6 @@ def test_free_text_is_compared(
     out = ["--out", str(tmp_path / "out")]
     assert main(["compare", *map(str, folders), *out]) == 0
     printed = capsys.readouterr().out
-    for text in ("free text against its references", "constant", "exact match", "-50.00"):
+    for text in ("free, test: text", "(baseline) always", "exact match", "-50.00"):
         assert text in printed
-    assert (tmp_path / "out" / "scores.csv").read_text().count("text,chrf++.corpus") == 2
+    assert (tmp_path / "out" / "scores.csv").read_text().count("text,chrf++,") == 2

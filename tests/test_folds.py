@@ -205,7 +205,7 @@ def test_every_row_counts_once(
     folders = [str(tmp_path / name) for name in ("base", "tell", "tell_sft")]
     assert main(["compare", "--pool", *folders, "--out", str(out)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "own, 3 folds: adherence" in said
+    assert "own, 3 folds: label" in said
     assert "The intervals are over the rows; that the trainings differ is not in them." in said
     found = json.loads((out / "comparison.json").read_text())
     assert [system["name"] for system in found["systems"]] == [
@@ -216,9 +216,9 @@ def test_every_row_counts_once(
     assert found["baseline"] == "SFT, seed 42"
     for system, wrong in zip(found["systems"], (2, 3, 1), strict=True):
         scores = system["scores"]
-        (form,) = scores["label"].values()
+        (form,) = scores["readings"].values()
         assert (scores["rows"], scores["expected"]) == (20, 20)
-        accuracy = form["labels"]["all"]["accuracy"]
+        accuracy = form["measures"]["accuracy"]
         assert (accuracy["k"], accuracy["n"]) == (20 - wrong * FOLDS, 20)
     differences = {(d["system"], d["measure"]): d["value"] for d in found["differences"]}
     assert differences["TELL, seed 42", "accuracy"] == pytest.approx(3 / 20)

@@ -11,6 +11,7 @@ import pytest
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import scoring, taxonomy
+from tell_plugins.evaluation.intervals import Rate
 from tell_plugins.evaluation.json_scorers import (
     SCORERS,
     AnswerSchema,
@@ -278,8 +279,8 @@ def test_the_table_is_long_enough_and_names_each_case_once() -> None:
     assert len(CASES) >= 60
     assert len({case.name for case in CASES}) == len(CASES)
     kinds = {kind for case in CASES for kind in case[2:6]}
-    of_labels = {taxonomy.NO_LABEL}
-    assert kinds == {taxonomy.ADHERENT, *taxonomy.KINDS} - of_labels
+    of_others = {kind for kind in taxonomy.KINDS if kind.endswith(("_label", "_number", "_lines"))}
+    assert kinds == {taxonomy.ADHERENT, *taxonomy.KINDS} - of_others
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
@@ -343,6 +344,12 @@ def halu_card(make_card: MakeCard, responses: list[str]) -> str:
     return "halu"
 
 
+def adherence_of(reading: scoring.Reading) -> Rate:
+    found = reading.measures["adherence"]
+    assert isinstance(found, Rate)
+    return found
+
+
 def test_a_perfect_model_scores_1_and_the_published_script_gives_it_0(
     real_home: Path, tmp_path: Path
 ) -> None:
@@ -351,18 +358,16 @@ def test_a_perfect_model_scores_1_and_the_published_script_gives_it_0(
     task = open_task(load_card("halu_cot_json"), "test")
     texts = [json.dumps({"thought": "Known.", "hallucination": r}) for r in task.responses]
     scores = scoring.write(save_answers(tmp_path / "a", "halu_cot_json", texts))
-    assert scores.json is not None
-    values = {name: (s.adherence.k, s.adherence.n) for name, s in scores.json.items()}
-    assert values == {
+    adherence = {name: adherence_of(part) for name, part in scores.readings.items()}
+    assert {name: (rate.k, rate.n) for name, rate in adherence.items()} == {
         "strict": (1506, 1506),
         "lenient": (1506, 1506),
         "official_fixed": (1506, 1506),
         "official": (0, 1000),
     }
     for name in ("strict", "lenient", "official_fixed"):
-        labels = scores.json[name].labels
-        assert labels is not None
-        assert labels.all.accuracy.value == labels.all.f1.value == 1.0
+        found = scores.readings[name]
+        assert found.measures["accuracy"].value == found.details["f1"].value == 1.0
     saved = json.loads((tmp_path / "a" / "scores.json").read_text())
     assert saved == json.loads(json.dumps(scores.to_dict()))
 
@@ -376,13 +381,12 @@ def test_failures_add_up_under_every_scorer(make_card: MakeCard, tmp_path: Path)
         cut=[i for i, case in enumerate(CASES) if case.finish == "length"],
     )
     scores = scoring.score(folder)
-    assert scores.json is not None
-    for name, found in scores.json.items():
-        kinds = [getattr(case, name) for case in CASES]
-        assert found.adherence.k == kinds.count(OK)
+    for name, found in scores.readings.items():
+        kinds, adherence = [getattr(case, name) for case in CASES], adherence_of(found)
+        assert adherence.k == kinds.count(OK)
         assert found.failures == taxonomy.count_kinds(k for k in kinds if k != OK)
-        assert sum(found.failures.values()) == found.adherence.n - found.adherence.k
-        assert found.adherence.low < found.adherence.k / len(CASES) < found.adherence.high
+        assert sum(found.failures.values()) == adherence.n - adherence.k
+        assert adherence.low < adherence.k / len(CASES) < adherence.high
     assert scores.cut.k == sum(case.finish == "length" for case in CASES)
 
 
@@ -395,9 +399,7 @@ def test_several_attempts_count_but_do_not_narrow_the_interval(
     again = [{**line, "attempt": attempt} for attempt in range(3) for line in lines]
     first = scoring.score(once)
     three = scoring.score(save_lines(tmp_path / "three", card, again))
-    assert first.json is not None
-    assert three.json is not None
-    a, b = first.json["strict"].adherence, three.json["strict"].adherence
+    a, b = adherence_of(first.first), adherence_of(three.first)
     assert (b.k, b.n, three.attempts, three.rows) == (30, 60, 3, 20)
     assert b.low == pytest.approx(a.low, abs=0.01)
     assert b.high == pytest.approx(a.high, abs=0.01)
@@ -526,8 +528,9 @@ def test_equal_test_rows_are_each_answered_once(make_card: MakeCard, tmp_path: P
     task = open_task(load_card("twins"), "test")
     assert bytes(task.ids[0]) == bytes(task.ids[1])
     scores = scoring.score(save_answers(tmp_path / "a", "twins", ["#### 2", "#### 3"]))
-    assert scores.number is not None
-    assert (scores.number.exact.k, scores.number.exact.n, scores.rows) == (1, 2, 2)
+    exact = scores.first.measures["exact_match"]
+    assert isinstance(exact, Rate)
+    assert (exact.k, exact.n, scores.rows) == (1, 2, 2)
 
 
 def test_a_schema_that_is_none_is_named(make_card: MakeCard, tmp_path: Path) -> None:

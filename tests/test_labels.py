@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import scoring, significance
-from tell_plugins.evaluation.intervals import Rate, counted, rate, wilson
-from tell_plugins.evaluation.labels import LabelScores, Truth, score_labels
+from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate, wilson
+from tell_plugins.evaluation.labels import Truth
+from tell_plugins.evaluation.scored import load_scored
+from tell_plugins.evaluation.scorers import judge_saved
+from tell_plugins.evaluation.scorers.form import judged_form
 from tests.conftest import MakeCard
 from tests.saved_answers import save_answers
 
@@ -25,41 +29,42 @@ def halu_answer(label: str) -> str:
     return json.dumps({"thought": "Because.", "hallucination": label})
 
 
-def strict_labels(folder: Path) -> LabelScores:
-    scores = scoring.score(folder)
-    assert scores.json is not None
-    found = scores.json["strict"].labels
-    assert found is not None
-    return found
+def strict(folder: Path) -> dict[str, Rate | Estimate]:
+    """Every measure of the strict reading."""
+    found = scoring.score(folder).readings["strict"]
+    return {**found.measures, **found.details}
+
+
+def counts(value: Rate | Estimate) -> tuple[int, int]:
+    assert isinstance(value, Rate)
+    return value.k, value.n
 
 
 # --- the official test rows ----------------------------------------------------------------------
 
 
-def test_baselines_on_the_official_rows(real_home: Path, tmp_path: Path) -> None:
-    rows = len(open_task(load_card("halu_cot_json"), "test"))
-    folder = save_answers(tmp_path / "a", "halu_cot_json", [halu_answer("no")] * rows)
-    found = strict_labels(folder)
-    assert found.true_counts == {"yes": 282, "no": 1224}
-    assert (found.positive, found.baseline.name) == ("yes", "always_no")
-    base = found.baseline.metrics
-    assert (base.accuracy.k, base.accuracy.n) == (1224, 1506)
-
-    # always answering "no" is that baseline, with all that follows from it
-    assert found.all == base
-    assert found.adherent == base
-    assert base.accuracy.value == pytest.approx(0.812749, abs=1e-6)
-    assert base.balanced_accuracy.value == 0.5
-    assert base.f1.value == 0.0
-    assert (base.most_frequent, base.most_frequent_share.value) == ("no", 1.0)
-
-
-def test_always_yes_on_the_official_rows(real_home: Path, tmp_path: Path) -> None:
-    folder = save_answers(tmp_path / "a", "halu_cot_json", [halu_answer("yes")] * 1506)
-    found = strict_labels(folder).all
-    assert (found.accuracy.k, found.accuracy.n) == (282, 1506)
-    assert found.f1.value == pytest.approx(2 * 282 / (282 + 1506))
-    assert found.balanced_accuracy.value == 0.5
+def test_constant_answers_on_the_official_rows(real_home: Path, tmp_path: Path) -> None:
+    """282 of 1,506 rows are 'yes', of the first 1,000 that the published script reads 236."""
+    found = {}
+    for label in YES_NO:
+        answers = [halu_answer(label)] * 1506
+        found[label] = scoring.score(save_answers(tmp_path / label, "halu_cot_json", answers))
+        measures = strict(tmp_path / label)
+        yes = label == "yes"
+        assert counts(measures["accuracy"]) == (282 if yes else 1224, 1506)
+        assert measures["balanced_accuracy"].value == 0.5
+        f1 = 2 * 282 / (282 + 1506) if yes else 0.0
+        assert measures["f1"].value == pytest.approx(f1)
+        assert counts(measures["accuracy_given_the_form"]) == counts(measures["accuracy"])
+    # always answering "no" is the baseline, with all that follows from it
+    no = found["no"]
+    assert no.constant == found["yes"].constant == "always no"
+    assert no.constant_measures == no.readings["strict"].measures
+    most = no.readings["strict"].most_frequent
+    assert most is not None
+    assert (most.text, most.share.value) == ("no", 1.0)
+    scored = load_scored(tmp_path / "no")
+    assert Counter(judge_saved(scored)["official"].right) == {"yes": 236, "no": 764}
 
 
 def test_answers_that_are_not_adherent_count_as_wrong(real_home: Path, tmp_path: Path) -> None:
@@ -68,25 +73,19 @@ def test_answers_that_are_not_adherent_count_as_wrong(real_home: Path, tmp_path:
     yes = [row for row, label in enumerate(task.responses) if label == "yes"]
     for row in yes[:100]:
         texts[row] = "Yes"
-    found = strict_labels(save_answers(tmp_path / "a", "halu_cot_json", texts))
-    assert found.adherent.n == 1406
-    assert found.adherent.accuracy.value == found.adherent.f1.value == 1.0
-    assert (found.all.accuracy.k, found.all.accuracy.n) == (1406, 1506)
-    assert (found.recalls["yes"].k, found.recalls["yes"].n) == (182, 282)
-    assert found.all.balanced_accuracy.value == pytest.approx((182 / 282 + 1) / 2)
-    assert (found.all.most_frequent_share.k, found.all.most_frequent_share.n) == (1224, 1506)
-
-
-def test_the_first_1000_official_rows_are_mostly_no(real_home: Path, tmp_path: Path) -> None:
-    folder = save_answers(tmp_path / "a", "halu_cot_json", [halu_answer("no")] * 1506)
-    scores = scoring.score(folder)
-    assert scores.json is not None
-    found = scores.json["official"].labels
-    assert found is not None
-    assert found.true_counts == {"yes": 236, "no": 764}
+    found = strict(save_answers(tmp_path / "a", "halu_cot_json", texts))
+    assert counts(found["accuracy_given_the_form"]) == (1406, 1406)
+    assert counts(found["accuracy"]) == (1406, 1506)
+    assert found["balanced_accuracy"].value == pytest.approx((182 / 282 + 1) / 2)
 
 
 # --- arithmetic ----------------------------------------------------------------------------------
+
+
+def of_labels(given: list[str | None], truth: Truth) -> dict[str, Rate | Estimate]:
+    kinds = [None if label is not None else "prose" for label in given]
+    judged = judged_form(list(range(len(given))), kinds, given, truth)
+    return {name: column.estimate(judged.rows) for name, column in judged.columns.items()}
 
 
 @pytest.mark.parametrize("classes", [YES_NO, ["a", "b", "c"], ["a", "b", "c", "d", "e"]])
@@ -97,46 +96,27 @@ def test_scores_equal_scikit_learns(classes: list[str], seed: int) -> None:
     draw = random.Random(seed)
     truth = Truth(draw.choices(classes, k=200), classes)
     given = [draw.choice([*classes, None, right, right]) for right in truth.of]
-    rows = list(range(200))
-    found = score_labels(given, rows, truth).all
+    found = of_labels(given, truth)
     said = ["none" if label is None else label for label in given]
-    if len(classes) == 2:
-        options = {"labels": ["yes"], "average": "macro", "zero_division": 0}
-    else:
-        options = {"labels": classes, "average": "macro", "zero_division": 0}
-    assert found.accuracy.value == pytest.approx(sk.accuracy_score(truth.of, said))
-    assert found.balanced_accuracy.value == pytest.approx(
-        np.mean(
-            [
-                np.mean([s == c for s, t in zip(said, truth.of, strict=True) if t == c])
-                for c in classes
-            ]
-        )
-    )
-    assert found.f1.value == pytest.approx(sk.f1_score(truth.of, said, **options))
-
-
-def test_intervals_hold_the_value_and_are_the_same_each_time() -> None:
-    draw = random.Random(2)
-    truth = Truth(draw.choices(YES_NO, k=100), YES_NO)
-    given: list[str | None] = [t if draw.random() < 0.8 else "no" for t in truth.of]
-    first, second = (score_labels(given, range(100), truth) for _ in range(2))
-    assert first == second
-    for found in (first.all.balanced_accuracy, first.all.f1):
-        assert found.low is not None
-        assert found.high is not None
-        assert found.value is not None
-        assert found.low < found.value < found.high
+    some = classes[:1] if len(classes) == 2 else classes
+    recalls = sk.recall_score(truth.of, said, labels=classes, average=None, zero_division=0)
+    f1 = sk.f1_score(truth.of, said, labels=some, average="macro", zero_division=0)
+    assert found["accuracy"].value == pytest.approx(sk.accuracy_score(truth.of, said))
+    assert found["balanced_accuracy"].value == pytest.approx(np.mean(recalls))
+    assert found["f1"].value == pytest.approx(f1)
+    assert of_labels(given, truth) == found  # seeded
+    for name in ("balanced_accuracy", "f1"):
+        value = found[name]
+        assert value.low is not None
+        assert value.high is not None
+        assert value.value is not None
+        assert value.low < value.value < value.high
 
 
 def test_no_adherent_answer_leaves_scores_undefined() -> None:
-    truth = Truth(["yes", "no"], YES_NO)
-    found = score_labels([None, None], [0, 1], truth)
-    assert found.adherent.n == 0
-    assert found.adherent.accuracy.value is None
-    assert found.adherent.balanced_accuracy.value is None
-    assert found.all.accuracy.value == 0.0
-    assert found.all.most_frequent is None
+    found = of_labels([None, None], Truth(["yes", "no"], YES_NO))
+    assert found["accuracy_given_the_form"].value is None
+    assert found["accuracy"].value == 0.0
 
 
 # --- reference labels ----------------------------------------------------------------------------
@@ -161,28 +141,31 @@ def test_labels_are_taken_from_objects_and_from_bare_text(
     responses = ['{"mood": "good"}', "bad", ' {"mood": "odd", "x": 1}', "good\n"]
     card = labelled(make_card, responses, {"enum": ["good", "bad", "odd"]})
     texts = ['{"mood": "good"}', '{"mood": "good"}', '{"mood": "odd"}', '{"mood": "best"}']
-    found = strict_labels(save_answers(tmp_path / "a", card, texts))
-    assert found.true_counts == {"good": 2, "bad": 1, "odd": 1}
-    assert found.positive is None  # three labels: macro averages
-    assert (found.all.accuracy.k, found.adherent.accuracy.k, found.adherent.n) == (2, 2, 3)
-    assert found.baseline.name == "always_good"
+    scores = scoring.score(save_answers(tmp_path / "a", card, texts))
+    found = scores.readings["strict"].measures
+    assert counts(found["accuracy"]) == (2, 4)
+    assert counts(found["accuracy_given_the_form"]) == (2, 3)
+    assert (scores.constant, counts(scores.constant_measures["accuracy"])) == (
+        "always good",
+        (2, 4),
+    )
 
 
 def test_labels_that_are_no_text(make_card: MakeCard, tmp_path: Path) -> None:
     card = labelled(make_card, ['{"mood": true}', "false"], {"enum": [True, False]})
     texts = ['{"mood": true}', '{"mood": "false"}']
-    found = strict_labels(save_answers(tmp_path / "a", card, texts))
-    assert found.true_counts == {"true": 1, "false": 1}
-    assert (found.adherent.n, found.all.accuracy.k) == (1, 1)  # "false" is not false
+    found = strict(save_answers(tmp_path / "a", card, texts))
+    assert counts(found["accuracy"]) == (1, 2)
+    assert counts(found["accuracy_given_the_form"]) == (1, 1)  # "false" is not false
 
 
 def test_labels_of_an_open_schema_are_those_of_the_references(
     make_card: MakeCard, tmp_path: Path
 ) -> None:
     card = labelled(make_card, ["b", "a", "b"], {"type": "string"})
-    found = strict_labels(save_answers(tmp_path / "x", card, ['{"mood": "b"}'] * 3))
-    assert found.labels == ["a", "b"]
-    assert found.all.accuracy.k == 2
+    found = strict(save_answers(tmp_path / "x", card, ['{"mood": "b"}'] * 3))
+    assert counts(found["accuracy"]) == (2, 3)
+    assert found["balanced_accuracy"].value == 0.5
 
 
 def test_a_reference_without_an_allowed_label_is_named(make_card: MakeCard, tmp_path: Path) -> None:

@@ -30,7 +30,6 @@ from tell_plugins.evaluation.learned_metrics import (
 from tell_plugins.evaluation.learned_scores import metric_names
 from tell_plugins.evaluation.measures import difference, measures
 from tell_plugins.evaluation.scored import load_scored
-from tell_plugins.evaluation.segments import documents
 from tests import learned_checkpoints
 from tests.conftest import PROJECT, MakeCard
 from tests.saved_answers import save_answers
@@ -181,20 +180,13 @@ def folder(make_card: MakeCard, tmp_path: Path) -> Path:
 def test_documents_are_scored_by_line_and_long_lines_named(
     folder: Path, loaded: dict[str, LearnedMetric], kind: str
 ) -> None:
-    docs, _ = documents(load_scored(folder))
-    result, scores, rows = score_documents(loaded[kind], docs)
-    assert rows == [0, 0, 1, 2, 2]
+    result = score_documents(loaded[kind], load_scored(folder))
+    assert len(result.segments) == 5  # of 2, 1 and 2 lines
     assert result.over_limit == ["row 2, line 2"]
-    assert result.segment.value == pytest.approx(np.mean(scores))
-    by_document = [np.mean(scores[:2]), scores[2], np.mean(scores[3:])]
-    assert result.document.value == pytest.approx(np.mean(by_document))
     if kind == "comet":
-        assert result.raw_document is None
-        assert result.raw_cut is None
+        assert result.raw == []
     else:  # whole answers against whole references: the long one is cut, and said to be
-        assert result.raw_cut is not None
-        assert (result.raw_cut.k, result.raw_cut.n) == (1, 3)
-        assert result.raw_document is not None
+        assert (result.raw_cut, len(result.raw)) == (1, 3)
 
 
 def test_learned_scores_are_kept_while_the_answers_are_the_same(
@@ -203,19 +195,23 @@ def test_learned_scores_are_kept_while_the_answers_are_the_same(
     monkeypatch.setenv("TELL_COMET", str(checkpoints["comet"]))
     models = {"bleurt": str(checkpoints["bleurt_wordpiece"])}
     first = scoring.write(folder, learned=["bleurt", "comet"], models=models)
-    assert first.translation is not None
-    assert set(first.translation.learned) == {"bleurt", "comet"}
-    assert "BLEURT" in first.headline
+    assert {"BLEURT", "COMET"} <= set(first.headline)
+    saved = json.loads((folder / "scores.bleurt.json").read_text())
+    lines, documents, raw = (
+        next(v.value for name, v in part.measures.items() if name.startswith("bleurt"))
+        for part in first.readings.values()
+    )
+    each = saved["segments"]
+    assert lines == pytest.approx(np.mean(each))
+    assert documents == pytest.approx(np.mean([np.mean(each[:2]), each[2], np.mean(each[3:])]))
+    assert raw == pytest.approx(np.mean(saved["raw"]))
     again = scoring.write(folder)  # no metric is loaded for this
     assert again == first
-    keys = [key for key in measures(load_scored(folder)) if " " in key[1]]
-    assert [key[1].split()[0] for key in keys] == ["bleurt", "comet"]
 
     lines = (folder / "answers.jsonl").read_text().splitlines(keepends=True)
     (folder / "answers.jsonl").write_text("".join(lines[::-1]))
     changed = scoring.write(folder)
-    assert changed.translation is not None
-    assert changed.translation.learned == {}
+    assert not {"BLEURT", "COMET"} & set(changed.headline)
 
 
 class _Constant(LearnedMetric):
@@ -247,13 +243,12 @@ def test_learned_scores_are_computed_once_for_each_checkpoint(
     for _ in range(2):
         for answers in (folder, other):
             scores = scoring.write(answers, learned=["comet"], models={"comet": one})
-            assert scores.translation is not None
-            assert scores.translation.learned["comet"].model == one
+            assert f"comet {one}" in scores.first.measures
     assert _Constant.loaded == [one]
     assert len(_Constant.scored) == 2
     again = scoring.write(folder, learned=["comet"], models={"comet": two})
-    assert again.translation is not None
-    assert again.translation.learned["comet"].model == two
+    assert f"comet {two}" in again.first.measures
+    assert f"comet {one}" not in again.first.measures
     assert _Constant.loaded == [one, two]
 
 
@@ -268,7 +263,7 @@ def test_learned_scores_of_two_systems_are_paired_by_segment(
     key = next(key for key in mine if key[1].startswith("bleurt"))
     found = difference(mine[key], theirs[key], resamples=200, seed=1)
     saved = [json.loads((p / "scores.bleurt.json").read_text()) for p in (other, folder)]
-    means = [np.mean(s["segments"]["scores"]) for s in saved]
+    means = [np.mean(s["segments"]) for s in saved]
     assert found is not None
     assert found.value == pytest.approx(means[0] - means[1])
     assert found.n == 3

@@ -10,7 +10,7 @@ import pytest
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.numbers import final_number, shown_number, whole_number
 from tell_plugins.evaluation import scoring
-from tell_plugins.evaluation.final_number import NumberScores
+from tell_plugins.evaluation.intervals import Rate
 from tests.conftest import MakeCard
 from tests.saved_answers import save_answers
 
@@ -120,10 +120,13 @@ def test_numbers_as_shown(number: str, text: str) -> None:
     assert shown_number(Fraction(number)) == text
 
 
-def numbers_of(folder: Path) -> NumberScores:
-    found = scoring.score(folder).number
-    assert found is not None
-    return found
+def counted(folder: Path) -> tuple[scoring.Reading, int]:
+    """The reading of the numbers, and how many are right."""
+    found = scoring.score(folder).readings["number"]
+    exact = found.measures["exact_match"]
+    assert isinstance(exact, Rate)
+    assert sum(found.failures.values()) == exact.n - exact.k
+    return found, exact.k
 
 
 def test_exact_match_and_why_answers_fail(make_card: MakeCard, tmp_path: Path) -> None:
@@ -133,33 +136,26 @@ def test_exact_match_and_why_answers_fail(make_card: MakeCard, tmp_path: Path) -
         train=[{"q": "1 + 1?", "r": "#### 2"}],
         test=[{"q": f"question {i}", "r": r} for i, r in enumerate(references)],
     )
-    texts = ["It is 4", "#### 1000.0", "1/2", "#### 5", "", "First we add 3 and"]
-    scores = scoring.score(save_answers(tmp_path / "a", "sums", texts, cut=[5]))
-    found = scores.number
-    assert found is not None
-    assert (found.exact.k, found.exact.n) == (3, 6)
-    assert found.failures == {"empty": 1, "truncated": 1, "wrong_number": 1}
-    assert sum(found.failures.values()) == found.exact.n - found.exact.k
-    assert found.marked.k == 2
-    assert (found.baseline_number, found.baseline.k) == ("4", 2)
-    assert scores.headline["exact match"] == found.exact
-    nothing = numbers_of(save_answers(tmp_path / "b", "sums", ["none"] * 6))
-    assert nothing.failures == {"no_number": 6}
-    assert (nothing.most_frequent, nothing.most_frequent_share.k) == (None, 0)
-    zeros = numbers_of(save_answers(tmp_path / "c", "sums", ["0"] * 6))
-    assert (zeros.most_frequent, zeros.most_frequent_share.value) == ("0", 1.0)
-
-
-def test_the_references_answer_themselves(make_card: MakeCard, tmp_path: Path) -> None:
-    references = [f"Step {n}: {n} * 3 = {3 * n}.\n#### {3 * n:,}" for n in range(990, 1010)]
-    make_card(
-        "steps",
-        train=[{"q": "q", "r": "#### 2"}],
-        test=[{"q": f"q{i}", "r": r} for i, r in enumerate(references)],
-    )
-    assert numbers_of(save_answers(tmp_path / "a", "steps", references)).exact.value == 1.0
-    shifted = references[1:] + references[:1]
-    assert numbers_of(save_answers(tmp_path / "b", "steps", shifted)).exact.value == 0.0
+    for name, texts, cut, right, failures, most in (
+        (
+            *("a", ["It is 4", "#### 1000.0", "1/2", "#### 5", "", "First we add 3 and"], [5], 3),
+            *({"empty": 1, "truncated": 1, "wrong_number": 1}, ("4", 1)),
+        ),
+        ("b", ["none"] * 6, [], 0, {"no_number": 6}, ("", 0)),
+        ("c", ["0"] * 6, [], 0, {"wrong_number": 6}, ("0", 6)),
+        ("d", references, [], 6, {}, ("4", 2)),
+    ):
+        folder = save_answers(tmp_path / name, "sums", texts, cut=cut)
+        found, k = counted(folder)
+        assert (k, found.failures) == (right, failures), name
+        assert found.most_frequent is not None
+        assert (found.most_frequent.text, found.most_frequent.share.k) == most, name
+    scores = scoring.score(tmp_path / "a")
+    marked, always = scores.first.details["with_####"], scores.constant_measures["exact_match"]
+    assert isinstance(marked, Rate)
+    assert isinstance(always, Rate)
+    assert (marked.k, scores.constant, always.k) == (2, "always 4", 2)
+    assert scores.headline["exact match"] == scores.first.measures["exact_match"]
 
 
 def test_a_reference_without_a_number_is_named(make_card: MakeCard, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import json_scorers, scorers, scoring
 from tell_plugins.evaluation.during_training import score_texts
 from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.evaluation.judged import Case, Judged, mean
 from tell_plugins.evaluation.scorers import json_answers
-from tell_plugins.evaluation.scorers.judged import Case, Judged, mean
 from tests.conftest import MakeCard
 from tests.saved_answers import save_answers
 
@@ -84,16 +84,14 @@ def mail(make_card: MakeCard) -> str:
 
 def test_closed_labels_have_form_and_content(mail: str, tmp_path: Path) -> None:
     scores = scoring.score(save_answers(tmp_path / "a", mail, SAID, cut=[5]))
-    assert scores.label is not None
-    found = scores.label["label"]
-    assert (found.adherence.k, found.adherence.n) == (4, 6)
+    found = scores.readings["label"]
     assert found.failures == {"truncated": 1, "no_label": 1}
-    assert found.labels is not None
-    assert (found.labels.all.accuracy.k, found.labels.all.accuracy.n) == (2, 6)
-    assert (found.labels.adherent.accuracy.k, found.labels.adherent.accuracy.n) == (2, 4)
-    assert {name: (r.k, r.n) for name, r in found.labels.recalls.items()} == {
-        "ham": (1, 4),
-        "spam": (1, 2),
+    assert {n: (r.k, r.n) for n, r in found.measures.items() if isinstance(r, Rate)} == {
+        "adherence": (4, 6),
+        "accuracy": (2, 6),
+        "accuracy_given_the_form": (2, 4),
+        "recall_of_ham": (1, 4),
+        "recall_of_spam": (1, 2),
     }
     shown = scores.headline
     assert shown["balanced accuracy"].value == pytest.approx((1 / 4 + 1 / 2) / 2)
@@ -113,7 +111,7 @@ def test_labels_in_compare_report_and_training(
     assert found[name, "label", "adherence"]["value"] == pytest.approx(-2 / 6)
     assert found[name, "label", "balanced_accuracy"]["value"] == pytest.approx(0.375 - 1)
     shown = capsys.readouterr().out
-    assert "recall of each label" in shown
+    assert "recall of spam" in shown
     assert "always ham" in shown
     methods = report_tables(root, "methods").splitlines()
     head, tell, sft = (line.split(",") for line in methods[:3])

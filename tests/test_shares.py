@@ -66,7 +66,8 @@ def test_a_rate_of_rows_is_that_of_its_answers() -> None:
 
 def test_balanced_accuracy_of_all_wrong_has_an_interval() -> None:
     truth = labels.Truth(["yes"] * 38 + ["no"] * 162, ["yes", "no"])
-    found = labels.metrics([None] * 200, truth.of, range(200), truth).balanced_accuracy
+    said, true = labels.codes([None] * 200, truth.of, truth)
+    found = labels.balanced_accuracy_estimate(labels.joint_counts(said, true, range(200), 2))
     assert (found.value, found.low, found.n) == (0, 0, 200)
     assert found.high == pytest.approx(0.0475, abs=1e-3)
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from tell_plugins.evaluation.fewshot import (
     fixed_examples,
     load_examples,
 )
+from tell_plugins.evaluation.intervals import Rate
 from tell_plugins.evaluation.measures import difference, measures
 from tell_plugins.evaluation.scored import load_scored
 from tell_plugins.evaluation.segments import (
@@ -29,7 +31,6 @@ from tell_plugins.evaluation.segments import (
     reference_opening,
     strip_opening,
 )
-from tell_plugins.evaluation.translation import TranslationScores
 from tests.conftest import MakeCard
 from tests.saved_answers import save_answers
 
@@ -54,10 +55,20 @@ def card(make_card: MakeCard) -> str:
     return "lines"
 
 
-def scored_as(folder: Path) -> TranslationScores:
-    found = scoring.write(folder).translation
-    assert found is not None
-    return found
+Found = dict[str, dict[str, Any]]
+
+
+def scored_as(folder: Path) -> tuple[Found, dict[str, int]]:
+    """Every measure by unit, of a rate its count; and how answers have other lines."""
+    scores = scoring.write(folder)
+    found = {
+        unit: {
+            name: number.k if isinstance(number, Rate) else number
+            for name, number in {**part.measures, **part.details}.items()
+        }
+        for unit, part in scores.readings.items()
+    }
+    return found, scores.first.failures
 
 
 # --- openings and alignment -------------------------------------------------------------------
@@ -130,14 +141,13 @@ def test_failures_of_alignment_are_counted_and_scored(card: str, tmp_path: Path)
         ["Hundur geltir", "Kötturinn sefur allan daginn"],
         [""],
     ]
-    found = scored_as(folder)
-    assert (found.alignment_failures.k, found.alignment_failures.n) == (3, 3)
-    assert (found.fewer_lines, found.more_lines, found.empty) == (1, 1, 1)
-    assert (found.opened.k, found.cut.k) == (1, 1)
-    assert found.units == {"raw_document": 3, "stripped_document": 3, "stripped_segment": 6}
+    found, failures = scored_as(folder)
+    lines = found["stripped_segment"]
+    assert (lines["alignment_failures"], lines["opened"]) == (3, 1)
+    assert failures == {"empty": 1, "fewer_lines": 1, "more_lines": 1}
     # the surplus line, joined, makes that segment right; the missing ones count as 0
-    means = found.scores["stripped_segment"]["chrf++"].mean
-    assert means.value == pytest.approx((100 + 100 + 0 + 100 + 100 + 0) / 6)
+    mean = lines["chrf++_mean"].value
+    assert mean == pytest.approx((100 + 100 + 0 + 100 + 100 + 0) / 6)
 
 
 def test_an_opening_of_the_answers_own_shifts_no_line(card: str, tmp_path: Path) -> None:
@@ -151,11 +161,10 @@ def test_an_opening_of_the_answers_own_shifts_no_line(card: str, tmp_path: Path)
     assert docs[0].hypotheses == docs[0].references
     assert docs[1].hypotheses == ["Translation:", "Hundur geltir"]
     assert docs[2].hypotheses == docs[2].references
-    found = scored_as(folder)
-    assert (found.own_opening.k, found.opened.k, found.alignment_failures.k) == (2, 0, 0)
-    raw, stripped = (found.scores[unit]["chrf++"].corpus.value for unit in translation.UNITS[:2])
-    assert raw is not None
-    assert stripped is not None
+    found, failures = scored_as(folder)
+    lines = found["stripped_segment"]
+    assert (lines["own_opening"], lines["opened"], failures) == (2, 0, {})
+    raw, stripped = (found[unit]["chrf++"].value for unit in ("raw_document", "stripped_document"))
     assert raw < stripped  # the raw score keeps it
 
 
@@ -165,8 +174,7 @@ def test_lines_of_any_system_and_odd_characters(card: str, tmp_path: Path) -> No
         "Hundur\u2028geltir\n\ud800Kötturinn\x0b sefur",  # neither is a line break here
         "Aftur rigning í dag",
     ]
-    found = scored_as(save_answers(tmp_path / "a", card, texts))
-    assert found.alignment_failures.k == 0
+    assert scored_as(save_answers(tmp_path / "a", card, texts))[1] == {}
 
 
 def test_a_source_with_other_lines_than_its_reference_is_one_segment(
@@ -183,7 +191,7 @@ def test_a_source_with_other_lines_than_its_reference_is_one_segment(
     docs, _ = documents(load_scored(folder))
     assert (docs[0].sources, docs[0].hypotheses) == (["One. Two."], ["Eitt. Tvö."])
     assert all(doc.aligned for doc in docs)
-    assert scored_as(folder).scores["stripped_segment"]["bleu"].corpus.value is not None
+    assert scored_as(folder)[0]["stripped_segment"]["bleu"].value is not None
 
 
 # --- scores -----------------------------------------------------------------------------------
@@ -191,40 +199,32 @@ def test_a_source_with_other_lines_than_its_reference_is_one_segment(
 
 def test_identical_and_shuffled_references(real_home: Path, tmp_path: Path) -> None:
     task = open_task(load_card("en_is_news"), "test")
-    same = scored_as(save_answers(tmp_path / "same", "en_is_news", task.responses))
-    for by_metric in same.scores.values():
-        for score in by_metric.values():
-            assert score.corpus.value == pytest.approx(100)
-            assert score.mean.value == pytest.approx(100)
-            assert (score.corpus.low, score.corpus.high) == pytest.approx((100, 100))
-    assert same.units == {"raw_document": 65, "stripped_document": 65, "stripped_segment": 1000}
-    assert (same.alignment_failures.k, same.opened.k) == (0, 65)
+    same, failures = scored_as(save_answers(tmp_path / "same", "en_is_news", task.responses))
+    for unit in translation.UNITS:
+        for name in ("chrf++", "bleu", "chrf++_mean", "bleu_mean"):
+            score = same[unit][name]
+            assert (score.value, score.low, score.high) == pytest.approx((100, 100, 100))
+    assert (failures, same["stripped_segment"]["opened"]) == ({}, 65)
 
     shuffled = list(task.responses)
     random.Random(0).shuffle(shuffled)
-    other = scored_as(save_answers(tmp_path / "other", "en_is_news", shuffled))
-    assert other.alignment_failures.k > 40
-    assert other.fewer_lines + other.more_lines == other.alignment_failures.k
-    for unit, by_metric in other.scores.items():
-        for name, score in by_metric.items():
-            assert score.corpus.value is not None
-            assert score.corpus.value < (60 if unit == "raw_document" else 45), (unit, name)
-            assert score.corpus.low is not None
-            assert score.corpus.high is not None
-            assert score.corpus.low <= score.corpus.value <= score.corpus.high
+    other, failures = scored_as(save_answers(tmp_path / "other", "en_is_news", shuffled))
+    assert failures["fewer_lines"] + failures["more_lines"] > 40
+    for unit in translation.UNITS:
+        for name in translation.METRICS:
+            score = other[unit][name]
+            assert score.value < (60 if unit == "raw_document" else 45), (unit, name)
+            assert score.low <= score.value <= score.high
     # the shared opening alone lifts the raw score of wrong documents
-    raw, stripped = (other.scores[u]["bleu"].corpus.value for u in translation.UNITS[:2])
-    assert raw is not None
-    assert stripped is not None
-    assert raw > stripped
+    assert other["raw_document"]["bleu"].value > other["stripped_document"]["bleu"].value
 
 
 def test_giving_the_source_back_is_the_baseline(real_home: Path, tmp_path: Path) -> None:
     task = open_task(load_card("en_is_news"), "test")
-    found = scored_as(save_answers(tmp_path / "a", "en_is_news", task.plain))
-    assert found.scores["stripped_segment"] == found.copied_source
-    assert found.opened.k == 0
-    chrf = found.copied_source["chrf++"].corpus.value
+    scores = scoring.score(save_answers(tmp_path / "a", "en_is_news", task.plain))
+    assert scores.constant == "source copied"
+    assert scores.first.measures == scores.constant_measures
+    chrf = scores.headline["chrF++"].value
     assert chrf is not None
     assert 10 < chrf < 30
 
@@ -241,7 +241,7 @@ def test_scores_equal_sacrebleus_command_line(card: str, tmp_path: Path, unit: s
     pairs = translation.pairs(docs, unit)
     for name, lines in (("hyp", pairs.hypotheses), ("ref", pairs.references)):
         (tmp_path / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    scores = scored_as(folder).scores[unit]
+    scores = scored_as(folder)[0][unit]
     for name, flags in (
         ("bleu", ["-m", "bleu"]),
         ("chrf++", ["-m", "chrf", "--chrf-word-order", "2"]),
@@ -251,8 +251,9 @@ def test_scores_equal_sacrebleus_command_line(card: str, tmp_path: Path, unit: s
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         match = re.match(r"([^|]+)\|(\S+) = (\d+\.\d+)", printed)
         assert match is not None, printed
-        assert scores[name].corpus.value == pytest.approx(float(match[3]), abs=1e-9)
-        assert scores[name].signature == match[2]
+        assert scores[name].value == pytest.approx(float(match[3]), abs=1e-9)
+        signature = translation.signature(name, pairs)
+        assert signature == f"{translation.SHOWN[name]}: {match[2]}"
 
 
 @pytest.mark.parametrize(
@@ -271,15 +272,12 @@ def test_perfect_answers_in_a_language_without_spaces_score_100(
     rows = [{"q": f"line {number}", "r": line} for number, line in enumerate(lines)]
     target = {"source": "English", "target": language}
     make_card("east", train=rows, test=rows, metric="translation", translation=target)
-    scores = scored_as(save_answers(tmp_path / "right", "east", lines)).scores
-    bleu = scores["stripped_segment"]["bleu"]
-    assert bleu.corpus.value == pytest.approx(100)
-    assert f"tok:{tokenizer}|" in bleu.signature
+    assert translation.bleu_tokenizer(lines) == tokenizer
+    right, _ = scored_as(save_answers(tmp_path / "right", "east", lines))
+    assert right["stripped_segment"]["bleu"].value == pytest.approx(100)
     half = [line[: len(line) // 2] for line in lines]
-    worse = scored_as(save_answers(tmp_path / "half", "east", half)).scores
-    found = worse["stripped_segment"]["bleu"].corpus.value
-    assert found is not None
-    assert found < 90
+    worse, _ = scored_as(save_answers(tmp_path / "half", "east", half))
+    assert worse["stripped_segment"]["bleu"].value < 90
 
 
 def test_scores_of_units_equal_sacrebleus_sentence_scores(card: str, tmp_path: Path) -> None:
@@ -290,13 +288,13 @@ def test_scores_of_units_equal_sacrebleus_sentence_scores(card: str, tmp_path: P
     folder = save_answers(tmp_path / "a", card, texts)
     docs, _ = documents(load_scored(folder))
     pairs = translation.pairs(docs, "stripped_segment")
-    scores = scored_as(folder).scores["stripped_segment"]
+    scores = scored_as(folder)[0]["stripped_segment"]
     for name, scorer in (("bleu", BLEU(effective_order=True)), ("chrf++", CHRF(word_order=2))):
         each = [
             scorer.sentence_score(hypothesis, [reference]).score
             for hypothesis, reference in zip(pairs.hypotheses, pairs.references, strict=True)
         ]
-        assert scores[name].mean.value == pytest.approx(np.mean(each))
+        assert scores[f"{name}_mean"].value == pytest.approx(np.mean(each))
 
 
 def test_differences_of_corpus_scores(real_home: Path, tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ from tell_plugins.core.progress import tracked
 from tell_plugins.evaluation import folds, scorers, scoring
 from tell_plugins.evaluation.answers import ANSWERS
 from tell_plugins.evaluation.json_scorers import SCORERS
+from tell_plugins.evaluation.judged import Judged
 from tell_plugins.evaluation.learned_scores import metric_names
 from tell_plugins.evaluation.paper_numbers import PaperNumber, paper_number
 from tell_plugins.evaluation.scored import Scored, load_scored, read_settings
-from tell_plugins.evaluation.scorers.judged import Judged
 from tell_plugins.evaluation.scoring import Scores
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
 from tell_plugins.evaluation.system_names import system_names
@@ -59,6 +59,11 @@ class Compared:
     measure: str
     difference: Difference
     percent: bool
+
+    @property
+    def factor(self) -> float:
+        """Shares are shown in per cent."""
+        return 100.0 if self.percent else 1.0
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,8 @@ def compare(
     Raises UserError where the folders do not answer the same test.
     """
     loaded = [load_scored(folder) for folder in folders]
+    for scored in loaded:
+        scoring.add_learned(scored, learned, models or {})
     if pool:
         loaded = folds.pooled(loaded)
     same_test(loaded)
@@ -177,7 +184,7 @@ def compare(
             name=name,
             scored=scored,
             judged=judged,
-            scores=scoring.score_loaded(scored, judged=judged, learned=learned, models=models),
+            scores=scoring.scores_of(scored, judged),
             paper=paper_number(scored.card.name, scored.settings),
         )
         for name, scored in tracked(

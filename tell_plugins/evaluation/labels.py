@@ -1,15 +1,12 @@
 """Labels: is the content right, not only the form?
 
-Two views: over the adherent answers (given the form, how good is the label?) and over all answers,
-where one that is not adherent counts as wrong. Beside them the baseline that always answers the
-most frequent label, and how much of the answers is one and the same label: a model that collapsed
-to a constant can be perfectly adherent.
+An answer that is not adherent has the wrong label. With two labels F1 is that of the positive one;
+with more, a macro average.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,50 +16,9 @@ from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import TaskRows
 from tell_plugins.evaluation import shares, significance
-from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate
+from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.json_scorers import AnswerSchema
 from tell_plugins.evaluation.significance import Floats
-
-
-@dataclass(frozen=True)
-class LabelMetrics:
-    """Scores of predicted against true labels.
-
-    With two labels `f1` is that of the positive label; with more, a macro average.
-    `most_frequent` is the label given most often and its share of the n answers.
-    """
-
-    n: int
-    accuracy: Rate
-    balanced_accuracy: Estimate
-    f1: Estimate
-    most_frequent: str | None
-    most_frequent_share: Rate
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """Always answering the most frequent label of the references."""
-
-    name: str
-    label: str
-    metrics: LabelMetrics
-
-
-@dataclass(frozen=True)
-class LabelScores:
-    """`adherent`: over answers of the right form; `all`: over all, the others being wrong.
-
-    `recalls` has of each label that is right for some row the share that was found, over all.
-    """
-
-    positive: str | None
-    labels: list[str]
-    true_counts: dict[str, int]
-    adherent: LabelMetrics
-    all: LabelMetrics
-    baseline: Baseline
-    recalls: dict[str, Rate]
 
 
 @dataclass(frozen=True)
@@ -108,59 +64,6 @@ def reference_label(response: str, schema: AnswerSchema) -> str:
 
 def has_labels(card: Card) -> bool:
     return card.answer is not None and card.answer.label is not None
-
-
-def score_labels(given: Sequence[str | None], rows: Sequence[int], truth: Truth) -> LabelScores:
-    """Scores of the labels given; None is an answer that is not adherent.
-
-    `truth.of` has the right label of each answer, `rows` its test row: several times the same one
-    where there are several attempts.
-    """
-    right = truth.of
-    kept = [i for i, label in enumerate(given) if label is not None]
-    counts = Counter(right)
-    majority = max(truth.labels, key=lambda label: counts[label])
-    constant: list[str | None] = [majority] * len(right)
-    return LabelScores(
-        positive=truth.positive,
-        labels=truth.labels,
-        true_counts={label: counts[label] for label in truth.labels},
-        adherent=metrics(
-            [given[i] for i in kept], [right[i] for i in kept], [rows[i] for i in kept], truth
-        ),
-        all=metrics(given, right, rows, truth),
-        baseline=Baseline(f"always_{majority}", majority, metrics(constant, right, rows, truth)),
-        recalls={
-            label: _recall(label, given, right, rows) for label in truth.labels if counts[label]
-        },
-    )
-
-
-def _recall(
-    label: str, given: Sequence[str | None], right: Sequence[str], rows: Sequence[int]
-) -> Rate:
-    mine = [i for i, other in enumerate(right) if other == label]
-    return rate([given[i] == label for i in mine], [rows[i] for i in mine])
-
-
-def metrics(
-    given: Sequence[str | None], right: Sequence[str], rows: Sequence[int], truth: Truth
-) -> LabelMetrics:
-    """Every label score of `given` against `right`; a None among the given is wrong."""
-    n = len(right)
-    said, true = codes(given, right, truth)
-    tables = joint_counts(said, true, rows, len(truth.labels))
-    frequent = Counter(label for label in given if label is not None).most_common(1)
-    label, times = frequent[0] if frequent else (None, 0)
-
-    return LabelMetrics(
-        n=n,
-        accuracy=rate([s == t for s, t in zip(said, true, strict=True)], rows),
-        balanced_accuracy=balanced_accuracy_estimate(tables),
-        f1=_f1_estimate(tables),
-        most_frequent=label,
-        most_frequent_share=counted(times, n),
-    )
 
 
 def codes(
@@ -214,14 +117,6 @@ SCORES = {
     "balanced_accuracy": balanced_accuracy,
     "f1": f1,
 }
-
-
-def _f1_estimate(stats: Floats) -> Estimate:
-    n = int(stats.sum())
-    if n == 0:
-        return Estimate(None, None, None, 0)
-    low, high = significance.interval(stats, f1)
-    return Estimate(float(f1(stats.sum(axis=0)[None])[0]), low, high, n)
 
 
 def by_label(stats: Floats) -> list[Floats]:

@@ -15,7 +15,8 @@ import os
 import pickle
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +24,12 @@ import numpy as np
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.files import write_json
 from tell_plugins.core.progress import track
-from tell_plugins.evaluation.intervals import rate
-from tell_plugins.evaluation.learned_scores import LearnedScores
-from tell_plugins.evaluation.segments import Document
-from tell_plugins.evaluation.translation import mean_estimate, one_line, pairs
+from tell_plugins.evaluation.learned_scores import LearnedScores, learned_file, saved_learned
+from tell_plugins.evaluation.scored import Scored
+from tell_plugins.evaluation.segments import documents
+from tell_plugins.evaluation.translation import one_line, pairs
 
 DEFAULT_MODELS = {"bleurt": "lucadiliello/BLEURT-20", "comet": "Unbabel/wmt22-comet-da"}
 VARIABLES = {"bleurt": "TELL_BLEURT", "comet": "TELL_COMET"}
@@ -241,10 +243,22 @@ def chosen_model(name: str, model: str | None = None) -> str:
     return model or os.environ.get(VARIABLES[name]) or DEFAULT_MODELS[name]
 
 
-def score_documents(
-    metric: LearnedMetric, docs: Sequence[Document]
-) -> tuple[LearnedScores, list[float], list[int]]:
-    """The scores of documents, the score of each aligned line, and the line's test row."""
+def score_learned(scored: Scored, names: Sequence[str], models: Mapping[str, str]) -> None:
+    """Score the answers by the named metrics, unless the same checkpoint has done so already.
+
+    What they give is kept beside the answers.
+    """
+    kept = saved_learned(scored)
+    for name in names:
+        model = chosen_model(name, models.get(name))
+        if name not in kept or kept[name].model != model:
+            found = score_documents(load_metric(name, model), scored)
+            write_json(learned_file(scored.folder, name), asdict(found))
+
+
+def score_documents(metric: LearnedMetric, scored: Scored) -> LearnedScores:
+    """The scores of each aligned line and, by BLEURT, of whole answers."""
+    docs, _ = documents(scored)
     triples = [
         Triple(one_line(source), one_line(hypothesis), one_line(reference))
         for doc in docs
@@ -253,28 +267,23 @@ def score_documents(
         )
     ]
     places = [(doc.row, line) for doc in docs for line in range(len(doc.references))]
-    owner = [number for number, doc in enumerate(docs) for _ in doc.references]
     scores, over = metric.score_in_parts(triples)
-    sums = np.bincount(owner, scores) / np.bincount(owner)
-    raw = raw_cut = None
+    raw: list[float] = []
+    cut: list[int] = []
     if isinstance(metric, Bleurt):
         whole = pairs(docs, "raw_document")
         both = zip(whole.hypotheses, whole.references, strict=True)
-        values, cut = metric.score_cut([Triple("", h, r) for h, r in both])
-        raw = mean_estimate(values, whole.rows)
-        raw_cut = rate([i in set(cut) for i in range(len(values))], whole.rows)
-    rows = [row for row, _ in places]
-    result = LearnedScores(
+        raw, cut = metric.score_cut([Triple("", h, r) for h, r in both])
+    return LearnedScores(
         metric=metric.name,
         model=metric.model_name,
+        answers_sha256=scored.sha256,
         limit=metric.limit,
-        segment=mean_estimate(scores, rows),
-        document=mean_estimate(sums, [doc.row for doc in docs]),
+        segments=scores,
         over_limit=[f"row {places[i][0]}, line {places[i][1] + 1}" for i in over],
-        raw_document=raw,
-        raw_cut=raw_cut,
+        raw=raw,
+        raw_cut=len(cut),
     )
-    return result, scores, rows
 
 
 def _device() -> str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tell_plugins.evaluation import scorers, scoring, significance
+from tell_plugins.evaluation import scorers, significance
+from tell_plugins.evaluation.judged import Column, Judged, summed
 from tell_plugins.evaluation.scored import Scored
-from tell_plugins.evaluation.scorers.judged import Column, Judged, summed
 from tell_plugins.evaluation.significance import Difference, Floats
 
 Key = tuple[str, str]  # scorer (or unit), measure
@@ -37,16 +37,6 @@ def measures(scored: Scored, judged: Mapping[str, Judged] | None = None) -> dict
         ids = np.array([scored.id(int(row)) for row in part.rows])
         for name, column in part.columns.items():
             found[reading, name] = Measure(np.unique(ids), summed(column.stats, ids), column)
-    if scored.card.metric != "translation":
-        return found
-    for name, segments in scoring.saved_segments(scored).items():
-        # the checkpoint is part of the name: scores of two checkpoints are never paired
-        ids = np.array([scored.id(row) for row in segments.rows])
-        stats = significance.mean_stats(segments.scores, ids)
-        column = Column(stats, percent=False)
-        found["stripped_segment", f"{name} {segments.model}"] = Measure(
-            np.unique(ids), stats, column
-        )
     return found
 
 

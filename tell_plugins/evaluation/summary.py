@@ -217,7 +217,7 @@ def print_summary(out: Path, labels: Sequence[str], answers: Sequence[str], card
         if elsewhere is not None:
             print_grid(elsewhere, console)
         for system in systems:
-            if system.scores.json and system.scores.json["strict"].failures:
-                kinds = system.scores.json["strict"].failures
-                told = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+            if system.scores.metric == "json" and system.scores.first.failures:
+                kinds = system.scores.first.failures
+                told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
                 console.print(f"{system.label}: not adherent: {told}", highlight=False)

@@ -28,6 +28,10 @@ WRONG_TYPE = "wrong_type"
 WRONG_ENUM = "wrong_enum"  # the right type, but none of the allowed values
 OTHER_RULE = "other_rule"  # any other rule of the schema, such as minLength
 NO_LABEL = "no_label"  # metric `label` only: text that is none of the labels
+NO_NUMBER = "no_number"  # metric `number` only, as the next
+WRONG_NUMBER = "wrong_number"
+FEWER_LINES = "fewer_lines"  # metric `translation` only, as the next: other lines than the source's
+MORE_LINES = "more_lines"
 CRASH = "crash"  # scorer `official` only: the published script stops with a traceback
 
 KINDS = (
@@ -47,6 +51,10 @@ KINDS = (
     WRONG_ENUM,
     OTHER_RULE,
     NO_LABEL,
+    NO_NUMBER,
+    WRONG_NUMBER,
+    FEWER_LINES,
+    MORE_LINES,
     CRASH,
 )
 

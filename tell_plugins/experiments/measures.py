@@ -11,17 +11,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from tell_plugins.core.errors import UserError
-from tell_plugins.evaluation import retention, scorers, shares, significance
+from tell_plugins.evaluation import retention, scorers, scoring, shares, significance
 from tell_plugins.evaluation.bleed import Form
 from tell_plugins.evaluation.intervals import Estimate, Rate, rate, smallest_shown
+from tell_plugins.evaluation.judged import Case, Judged, summed
 from tell_plugins.evaluation.scored import Answer
-from tell_plugins.evaluation.scorers.judged import Case, Judged, summed
-from tell_plugins.evaluation.scoring import SECOND_READINGS
 from tell_plugins.evaluation.significance import Floats, PairedInterval, Score, mean_stats
 from tell_plugins.experiments.results import (
     AS_SAVED,
@@ -325,7 +323,7 @@ def _values(judged: Mapping[str, Judged]) -> dict[str, Rate | Estimate]:
     """The measures to show, by name: those of every scorer's first reading."""
     found: dict[str, Rate | Estimate] = {}
     for reading, part in judged.items():
-        if reading in SECOND_READINGS:
+        if reading in scorers.SECOND_READINGS:
             continue
         for name, column in part.columns.items():
             if not column.detail:
@@ -444,20 +442,17 @@ def loss_difference(
     return Difference(*retention.difference(mine, theirs), len(mine))
 
 
-def _saved_scores(scores: dict[str, Any], metric: str) -> dict[str, dict[str, float]]:
+def _saved_scores(answers: Answers) -> dict[str, dict[str, float]]:
     """The measures of answers whose scores are taken as `eval` saved them."""
-    more = {
-        name.replace("_", " "): value
-        for measures in scores.get("measures", {}).values()
-        for name, value in measures.items()
+    saved = answers.scores
+    if saved is not None and saved.get("format") != scoring.FORMAT:  # of an earlier release
+        saved = scoring.score(answers.folder).to_dict()
+    return {
+        scoring.spaced(name): value
+        for reading, part in (saved or {}).get("readings", {}).items()
+        if reading not in scorers.SECOND_READINGS
+        for name, value in part["measures"].items()
     }
-    found = scores[metric]
-    if metric == "text":
-        return {"chrF++": found["chrf"]["corpus"], "exact match": found["exact"], **more}
-    segment = found["scores"]["stripped_segment"]
-    learned = {name.upper(): v["segment"] for name, v in found.get("learned", {}).items()}
-    whole = {"chrF++": segment["chrf++"]["corpus"], "BLEU": segment["bleu"]["corpus"]}
-    return {**whole, **learned, **more}
 
 
 def _as_saved(
@@ -470,7 +465,7 @@ def _as_saved(
     found: dict[str, list[dict[str, float]]] = {}
     seeds = []
     for entry in entries:
-        saved = [_saved_scores(a.scores, metric) for a in entry.measured.task if a.scores]
+        saved = [_saved_scores(answers) for answers in entry.measured.task if answers.scores]
         for scores in saved:
             for name, value in scores.items():
                 found.setdefault(name, []).append(value)

@@ -1,6 +1,6 @@
 """The scorers: each says which cards it fits, and what it measures of each answer.
 
-A new metric is one file with `fits` and `judge` (see `judged.py`), and one line in `SCORERS`. It
+A new metric is one file with `fits` and `judge` (see `../judged.py`), and one line in `SCORERS`. It
 then stands in `eval`, `compare`, `report` and the table of a sweep.
 """
 
@@ -11,10 +11,13 @@ from typing import NamedTuple
 
 from tell_plugins.core.cards import Card
 from tell_plugins.core.sources import TaskRows
+from tell_plugins.evaluation import json_scorers
+from tell_plugins.evaluation.judged import Case, Judged
 from tell_plugins.evaluation.labels import Truth
+from tell_plugins.evaluation.learned_scores import with_learned
 from tell_plugins.evaluation.scored import Scored
 from tell_plugins.evaluation.scorers import json_answers, label, number, text, translation
-from tell_plugins.evaluation.scorers.judged import Case, Judged
+from tell_plugins.evaluation.translation import UNITS
 
 
 class Scorer(NamedTuple):
@@ -26,21 +29,28 @@ class Scorer(NamedTuple):
             look at.
         right: what is right for each test row, as text that `judge` understands; the responses
             where no scorer of a card has it.
+        constant: what is worth nothing (one answer every time, the source given back): its name,
+            and what the first reading says of it.
     """
 
     name: str
     fits: Callable[[Card], bool]
     judge: Callable[[Case], dict[str, Judged]]
     right: Callable[[TaskRows], Truth] | None = None
+    constant: Callable[[Case], tuple[str, Judged]] | None = None
 
 
 SCORERS = [
-    Scorer("json", json_answers.fits, json_answers.judge, json_answers.right),
-    Scorer("label", label.fits, label.judge, label.right),
-    Scorer("number", number.fits, number.judge, number.right),
-    Scorer("translation", translation.fits, translation.judge),
-    Scorer("text", text.fits, text.judge),
+    Scorer(
+        "json", json_answers.fits, json_answers.judge, json_answers.right, json_answers.constant
+    ),
+    Scorer("label", label.fits, label.judge, label.right, label.constant),
+    Scorer("number", number.fits, number.judge, number.right, number.constant),
+    Scorer("translation", translation.fits, translation.judge, None, translation.constant),
+    Scorer("text", text.fits, text.judge, None, text.constant),
 ]
+# readings beside the one to go by
+SECOND_READINGS = (*(s.name for s in json_scorers.SCORERS[1:]), *UNITS[1:])
 
 _JUDGED: dict[tuple[object, ...], dict[str, Judged]] = {}
 
@@ -70,6 +80,16 @@ def judge_saved(scored: Scored, readings: Sequence[str] | None = None) -> dict[s
     test = (card.name, task.split, task.sha256, schema, tuple(truth.labels))
     key = (scored.sha256, test, tuple(readings or ()), tuple(scorer.name for scorer in SCORERS))
     if key not in _JUDGED:
-        of = [truth.of[row] for row in scored.rows]
-        _JUDGED[key] = judge(Case(card, scored.answers, of, truth.labels, scored, readings))
-    return _JUDGED[key]
+        _JUDGED[key] = judge(_case(scored, truth, readings))
+    return with_learned(scored, _JUDGED[key]) if card.metric == "translation" else _JUDGED[key]
+
+
+def _case(scored: Scored, truth: Truth, readings: Sequence[str] | None = None) -> Case:
+    of = [truth.of[row] for row in scored.rows]
+    return Case(scored.card, scored.answers, of, truth.labels, scored, readings)
+
+
+def constant(scored: Scored) -> tuple[str, Judged]:
+    """The baseline of the card's metric over the rows answered: its name and its measures."""
+    made = next(s.constant for s in SCORERS if s.constant is not None and s.fits(scored.card))
+    return made(_case(scored, right(scored.task)))

@@ -18,10 +18,10 @@ from tell_plugins.core.sources import TaskRows
 from tell_plugins.evaluation import labels
 from tell_plugins.evaluation.json_reading import read_whole
 from tell_plugins.evaluation.json_scorers import SCORERS, AnswerSchema, Verdict, card_schema
+from tell_plugins.evaluation.judged import Case, Column, Judged, ratio, share
 from tell_plugins.evaluation.labels import Truth
 from tell_plugins.evaluation.scored import Answer
-from tell_plugins.evaluation.scorers.form import judged_form
-from tell_plugins.evaluation.scorers.judged import Case, Column, Judged, ratio, share
+from tell_plugins.evaluation.scorers.form import always_most_frequent, judged_form
 
 Pairs = Counter[tuple[str, str]]
 
@@ -61,6 +61,16 @@ def judge(case: Case) -> dict[str, Judged]:
         mine = [verdicts[scorer.judge][i] for i in kept]
         found[scorer.name] = _judged(case, kept, mine, schema)
     return found
+
+
+def constant(case: Case) -> tuple[str, Judged]:
+    if case.labels:
+        return always_most_frequent(case.rows, Truth(case.right, case.labels))
+    whole = Counter(case.right).most_common(1)[0][0]
+    nothing: list[str | None] = [None] * len(case.answers)
+    found = judged_form(case.rows, nothing, nothing, None)
+    found.columns.update(_content([json.loads(whole)] * len(case.answers), case.right))
+    return f"always {whole}", found
 
 
 def first_rows(answers: Sequence[Answer], limit: int | None) -> list[int]:

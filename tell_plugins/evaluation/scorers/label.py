@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import TaskRows, open_split
 from tell_plugins.evaluation import taxonomy
+from tell_plugins.evaluation.judged import Case, Column, Judged, share
 from tell_plugins.evaluation.labels import Truth
 from tell_plugins.evaluation.scored import Answer
-from tell_plugins.evaluation.scorers.form import judged_form
-from tell_plugins.evaluation.scorers.judged import Case, Column, Judged, share
+from tell_plugins.evaluation.scorers.form import always_most_frequent, judged_form
 
 READING = "label"
 MOST_SHOWN = 6  # labels whose recalls are measures of their own; `compare` shows all
@@ -64,17 +62,17 @@ def judge(case: Case) -> dict[str, Judged]:
     return {READING: found}
 
 
+def constant(case: Case) -> tuple[str, Judged]:
+    return always_most_frequent(case.rows, Truth(case.right, case.labels))
+
+
 def _recalls(judged: Judged, allowed: list[str]) -> dict[str, Column]:
     """The recall of each label, where these are few enough to be looked at."""
     if len(allowed) > MOST_SHOWN:
         return {}
     hits = [given == right for given, right in zip(judged.given, judged.right, strict=True)]
     counted = {label: [right == label for right in judged.right] for label in allowed}
-    return {
-        f"recall_of_{label}": replace(share(hits, mine), own_place=True)
-        for label, mine in counted.items()
-        if any(mine)
-    }
+    return {f"recall_of_{label}": share(hits, mine) for label, mine in counted.items() if any(mine)}
 
 
 def fits(card: Card) -> bool:

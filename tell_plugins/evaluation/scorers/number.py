@@ -1,25 +1,44 @@
-"""The final number of an answer (metric `number`), exactly."""
+"""The final number of an answer (metric `number`), exactly (Figure 15); see `core.numbers`."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
 from fractions import Fraction
 
 from tell_plugins.core.cards import Card
+from tell_plugins.core.errors import UserError
 from tell_plugins.core.numbers import MARKER, final_number, shown_number
 from tell_plugins.core.sources import TaskRows
-from tell_plugins.evaluation.final_number import KINDS, NumberScores, kind_of, reference_numbers
-from tell_plugins.evaluation.intervals import counted, rate
+from tell_plugins.evaluation import taxonomy
+from tell_plugins.evaluation.judged import Case, Judged, share
 from tell_plugins.evaluation.labels import Truth
 from tell_plugins.evaluation.scored import Answer
-from tell_plugins.evaluation.scorers.judged import Case, Judged, share
 
 
 def right(task: TaskRows) -> Truth:
-    """The final number of each test row, as a fraction."""
-    return Truth([str(number) for number in reference_numbers(task)], [])
+    """The final number of each test row, as a fraction. Raises UserError for a row without one."""
+    numbers = []
+    for row, response in enumerate(task.responses):
+        number = final_number(response)
+        if number is None:
+            raise UserError(
+                "the response holds no number",
+                where=task.place(row),
+                allowed="a response that ends with `#### <number>`, or holds a number",
+                remedy="correct the row, or the card's metric",
+            )
+        numbers.append(str(number))
+    return Truth(numbers, [])
+
+
+def kind_of(answer: Answer, number: Fraction | None, right: Fraction) -> str | None:
+    """The kind of failure of an answer with this final number, or None when it is right."""
+    if number == right:
+        return None
+    if not answer.text.strip():
+        return taxonomy.EMPTY
+    if answer.cut and MARKER not in answer.text:
+        return taxonomy.TRUNCATED
+    return taxonomy.NO_NUMBER if number is None else taxonomy.WRONG_NUMBER
 
 
 def judge(case: Case) -> dict[str, Judged]:
@@ -29,25 +48,17 @@ def judge(case: Case) -> dict[str, Judged]:
         kind_of(answer, number, expected)
         for answer, number, expected in zip(case.answers, numbers, right, strict=True)
     ]
-    columns = {"exact_match": replace(share([kind is None for kind in kinds]), own_place=True)}
+    columns = {
+        "exact_match": share([kind is None for kind in kinds]),
+        "with_####": share([MARKER in answer.text for answer in case.answers], detail=True),
+    }
     given = [None if number is None else shown_number(number) for number in numbers]
     return {"number": Judged(case.rows, columns, kinds, given, [shown_number(n) for n in right])}
 
 
-def summary(answers: Sequence[Answer], judged: Judged) -> NumberScores:
-    """Exact match over all answers, and why the others failed."""
-    n = len(judged.given)
-    frequent = Counter(given for given in judged.given if given is not None).most_common(1)
-    guess, times = Counter(judged.right).most_common(1)[0]
-    return NumberScores(
-        exact=rate([kind is None for kind in judged.kinds], judged.rows),
-        failures={kind: judged.kinds.count(kind) for kind in KINDS if kind in judged.kinds},
-        marked=rate([MARKER in answer.text for answer in answers], judged.rows),
-        most_frequent=frequent[0][0] if frequent else None,
-        most_frequent_share=counted(frequent[0][1] if frequent else 0, n),
-        baseline_number=guess,
-        baseline=counted(times, n),
-    )
+def constant(case: Case) -> tuple[str, Judged]:
+    always = case.always_most_frequent()
+    return f"always {always.answers[0].text}", judge(always)["number"]
 
 
 def fits(card: Card) -> bool:

@@ -1,26 +1,31 @@
-"""Free text (metric `text`): exact match, and chrF++ of whole answers."""
+"""Free text (metric `text`): exact match, and chrF++ of whole answers.
+
+Nothing is known of such a task but its references, so nothing more is claimed. Runs of white space
+count as one blank everywhere.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tell_plugins.core.cards import Card
-from tell_plugins.evaluation import free_text, translation
-from tell_plugins.evaluation.scorers.judged import Case, Column, Judged, share
+from tell_plugins.evaluation import translation
+from tell_plugins.evaluation.judged import Case, Judged, share
 
 
 def judge(case: Case) -> dict[str, Judged]:
-    found = free_text.pairs(case.answers, case.right)
+    said = [translation.one_line(answer.text) for answer in case.answers]
+    right = [translation.one_line(reference) for reference in case.right]
+    both = translation.Pairs(tuple(said), tuple(right), tuple(range(len(said))))
     columns = {
-        "exact_match": replace(share(free_text.hits(found)), own_place=True),
-        "chrf++": sacrebleu_column("chrf++", translation.unit_statistics("chrf++", found)),
+        "exact_match": share([a == b for a, b in zip(said, right, strict=True)]),
+        "empty": share([not text for text in said], detail=True),
+        **translation.columns("chrf++", both),
     }
-    return {"text": Judged(case.rows, columns)}
+    return {"text": Judged(case.rows, columns, notes=[translation.signature("chrf++", both)])}
 
 
-def sacrebleu_column(name: str, stats: translation.Floats) -> Column:
-    """A metric of sacrebleu, 0 to 100, from its statistics of each answer."""
-    return Column(stats, translation.corpus_score(name), percent=False, own_place=True)
+def constant(case: Case) -> tuple[str, Judged]:
+    always = case.always_most_frequent()
+    return f"always {translation.one_line(always.answers[0].text)}", judge(always)["text"]
 
 
 def fits(card: Card) -> bool:

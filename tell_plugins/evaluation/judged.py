@@ -6,8 +6,9 @@ made from its column, so that each answer is judged once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,6 @@ class Column:
         difference: the interval of a paired difference; a bootstrap where it is None.
         percent: whether it is shown in per cent.
         detail: whether `compare` alone shows it.
-        own_place: whether `scores.json` has it elsewhere than under `measures`.
     """
 
     stats: Floats
@@ -40,7 +40,6 @@ class Column:
     difference: PairedInterval | None = None
     percent: bool = True
     detail: bool = False
-    own_place: bool = False
 
     def estimate(self, rows: npt.ArrayLike) -> Rate | Estimate:
         """The measure over all answers with its 95 % interval; `rows` are their test rows."""
@@ -76,6 +75,20 @@ class Case:
     def rows(self) -> list[int]:
         return [answer.row for answer in self.answers]
 
+    def answered(self, texts: Sequence[str]) -> Case:
+        """The same case with these texts for answers."""
+        answers = [
+            answer._replace(text=text, finish_reason="stop")
+            for answer, text in zip(self.answers, texts, strict=True)
+        ]
+        scored = None if self.scored is None else replace(self.scored, answers=answers)
+        return replace(self, answers=answers, scored=scored)
+
+    def always_most_frequent(self) -> Case:
+        """The same case, answered with the most frequent right answer every time."""
+        text = Counter(self.right).most_common(1)[0][0]
+        return self.answered([text] * len(self.answers))
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -86,6 +99,7 @@ class Judged:
         columns: the measures by name, the one to look at first in front.
         kinds: why an answer fails, None where it does not; empty where nothing can fail.
         given, right: labels, None where an answer has none; empty without labels.
+        notes: what is to be said below a table of these measures.
     """
 
     rows: list[int]
@@ -93,24 +107,31 @@ class Judged:
     kinds: list[str | None] = field(default_factory=list)
     given: list[str | None] = field(default_factory=list)
     right: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def share(hits: Sequence[bool], counted: Sequence[bool] | None = None) -> Column:
+def share(
+    hits: Sequence[bool], counted: Sequence[bool] | None = None, *, detail: bool = False
+) -> Column:
     """The share of hits among the answers that are counted (default: all)."""
     over = np.asarray(hits, float)
     under = np.ones(len(over)) if counted is None else np.asarray(counted, float)
     paired = shares.difference if counted is None else None  # else not over the same rows
-    return Column(np.stack([over * under, under], axis=1), value=rate_of_counted, difference=paired)
+    stats = np.stack([over * under, under], axis=1)
+    return Column(stats, value=rate_of_counted, difference=paired, detail=detail)
 
 
-def ratio(over: Sequence[float], under: Sequence[float], *, percent: bool = True) -> Column:
+def ratio(
+    over: npt.ArrayLike, under: npt.ArrayLike, *, percent: bool = True, detail: bool = False
+) -> Column:
     """The sum of `over` divided by that of `under`, as in micro-averaged scores."""
-    return Column(np.stack([np.asarray(over, float), np.asarray(under, float)], 1), percent=percent)
+    stats = np.stack([np.asarray(over, float), np.asarray(under, float)], axis=1)
+    return Column(stats, percent=percent, detail=detail)
 
 
-def mean(values: Sequence[float], *, percent: bool = True) -> Column:
+def mean(values: npt.ArrayLike, *, percent: bool = True) -> Column:
     """The mean of the answers' values."""
-    return ratio(values, [1.0] * len(values), percent=percent)
+    return ratio(values, np.ones(np.shape(values)), percent=percent)
 
 
 def rate_of_counted(stats: Floats) -> Rate:
