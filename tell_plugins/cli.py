@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from tell_plugins import __version__
-from tell_plugins.core.errors import MachineError, UserError, nearest
+from tell_plugins.core.errors import MachineError, UserError, nearest, not_installed
 from tell_plugins.core.shown import safe_output, shown_text
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -67,6 +67,9 @@ def _main(argv: list[str] | None) -> int:
     except Exception as error:
         if debug:
             raise
+        missing = not_installed(error) if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None:
+            return _say(missing)
         print(
             f"fault in this program: {type(error).__name__}: {shown_text(str(error))}\n"
             "  remedy:  run the same command with --debug and report what it prints",

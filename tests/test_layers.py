@@ -209,6 +209,7 @@ def test_top_of_the_repository() -> None:
         "results",
         "docs",
         "run.sh",
+        "requirements",
         "requirements.txt",
         "requirements-eval.txt",
         "README.md",

@@ -1,11 +1,10 @@
-"""run.sh: sets up once, hands verbs on, and says what is wrong; with stand-in Pythons on PATH.
+"""run.sh: sets up what a verb needs, hands verbs on, says what is wrong; stand-ins are on PATH.
 
 Also what `./run.sh test` calls, with stand-in steps.
 """
 
 from __future__ import annotations
 
-import filecmp
 import os
 import shutil
 import signal
@@ -17,15 +16,20 @@ from pathlib import Path
 import pytest
 
 from tell_plugins import __version__
+from tell_plugins.cli import VERBS
 from tests import run_all
 from tests.conftest import PROJECT
 
 TOOLS = ("bash", "sh", "dirname", "cmp", "cp", "flock", "mkdir", "cat", "rm", "sleep", "env")
+TOOLS += ("sed", "head", "cut")
+LIGHT = ("check", "mix", "new", "data")
+ALL = ["light", "data", "train", "translation", "ray", "tests"]
 
 # stands for the system's Python: `-c` is the version check, `-m venv` makes the one below
 BASE = """#!/bin/sh
 echo "base $*" >> "$LOG"
 case "$1 $2" in
+  "-c import pip"*) exit 1 ;;
   "-c "*) exit {wrong} ;;
   "--version ") echo "Python 3.13.1" ;;
   "-m venv") [ -z "$VENV_CODE" ] || exit "$VENV_CODE"
@@ -36,15 +40,28 @@ esac
 # stands for .venv/bin/python: pip, tell_plugins, tests.run_all, benchmarks
 INNER = """#!/bin/sh
 echo "inner $*" >> "$LOG"
-case "$2 $3" in
-  "pip install") sleep "${PIP_SECONDS:-0}"; echo "Collecting things"; exit "${PIP_CODE:-0}" ;;
-  "pip "*) exit 0 ;;
+case "$1 $2 $3" in
+  "-c "*) exit 0 ;;
+  "-m pip config") printf '%s\\n' "$PIP_SETTINGS"; exit ;;
+  "-m pip install") case "$*" in
+      *uv==*) [ -z "$NO_UV" ] || exit 1; cp "$FAKE_UV" .venv/bin/uv; exit ;;
+      *) echo "Collecting things"; exit "${PIP_CODE:-0}" ;;
+    esac ;;
 esac
 shift
 for part in "$@"; do echo "<$part>"; done
 echo "caller $TELL_CALLER_DIR"
 sleep "${VERB_SECONDS:-0}"
 exit "${VERB_CODE:-0}"
+"""
+# stands for uv, that of the machine or the one that pip brings
+UV = """#!/bin/sh
+echo "uv $*" >> "$LOG"
+echo "settings $UV_DEFAULT_INDEX $UV_INDEX $UV_FIND_LINKS $UV_INSECURE_HOST" >> "$LOG"
+sleep "${UV_SECONDS:-0}"
+echo "Installed 1 package in 1ms"
+echo " + things==1"
+exit "${UV_CODE:-0}"
 """
 
 
@@ -57,15 +74,22 @@ class World:
         self.bin.mkdir()
         self.log.touch()
         shutil.copy(PROJECT / "run.sh", self.root)
-        (self.root / "requirements.txt").write_text("things==1\n")
+        (self.root / "requirements").mkdir()
+        for group in ALL:
+            self.requirements(group).write_text(f"# {group}: some things\nthings==1\n")
         for tool in TOOLS:
             found = shutil.which(tool)
             if found is not None:
                 (self.bin / tool).symlink_to(found)
-        inner = folder / "inner"
-        inner.write_text(INNER)
-        inner.chmod(0o755)
-        self.env = {"PATH": str(self.bin), "LOG": str(self.log), "INNER": str(inner)}
+        self.env = {"PATH": str(self.bin), "LOG": str(self.log)}
+        for name, text in (("INNER", INNER), ("FAKE_UV", UV)):
+            file = folder / name.lower()
+            file.write_text(text)
+            file.chmod(0o755)
+            self.env[name] = str(file)
+
+    def requirements(self, group: str) -> Path:
+        return self.root / "requirements" / f"{group}.txt"
 
     def python(self, name: str = "python3", *, wrong: bool = False) -> None:
         path = self.bin / name
@@ -91,6 +115,13 @@ class World:
     def calls(self, start: str) -> list[str]:
         return [line for line in self.log.read_text().splitlines() if line.startswith(start)]
 
+    def installed(self) -> list[list[str]]:
+        """The groups of each call of uv."""
+        return [
+            [Path(part).stem for part in call.split() if part.endswith(".txt")]
+            for call in self.calls("uv pip install")
+        ]
+
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
@@ -99,9 +130,9 @@ def world(tmp_path: Path) -> World:
 
 @pytest.fixture
 def ready(world: World) -> World:
-    """A world that is set up."""
+    """A world that is set up, with everything."""
     world.python()
-    assert world.run("setup")[0] == 0
+    assert world.run("setup", "all")[0] == 0
     world.log.write_text("")
     return world
 
@@ -134,18 +165,107 @@ def test_the_first_call_sets_up_and_the_second_does_not(world: World) -> None:
     world.python()
     code, out, err = world.run("check", "a b", "--x=1", "")
     assert code == 0
-    assert "Setting up .venv" in err
-    assert "Collecting things" in err, "what pip says does not belong to the verb's output"
+    assert err.splitlines() == [
+        "Setting up light: some things",
+        "Installed 1 package in 1ms",
+        "Set up in 0 s",
+    ], "what uv says does not belong to the verb's output, and its list of packages to no log"
     assert out.splitlines()[:5] == ["<tell_plugins>", "<check>", "<a b>", "<--x=1>", "<>"]
     code, again, err = world.run("check", "a b", "--x=1", "")
     assert (code, again, err) == (0, out, "")
-    assert len(world.calls("inner -m pip install")) == 1
+    assert world.installed() == [["light"]]
+
+
+@pytest.mark.parametrize(
+    ("args", "groups"),
+    [
+        (["mix", "r.yaml"], ["light"]),
+        (["new"], ["light"]),
+        (["--help"], ["light"]),
+        (["--debug", "check"], ["light"]),
+        ([""], ["light"]),
+        (["data", "list"], ["light", "data"]),
+        ([], ["light", "data", "train"]),
+        (["train", "r.yaml"], ["light", "data", "train"]),
+        (["bench"], ["light", "data", "train"]),
+        (["test"], ALL),
+        (["setup"], ["light", "data", "train"]),
+        (["setup", "light"], ["light"]),
+        (["setup", "data"], ["light", "data"]),
+        (["setup", "ray"], ["light", "data", "train", "ray"]),
+        (["setup", "translation", "tests"], ["light", "data", "train", "translation", "tests"]),
+        (["setup", "all"], ALL),
+    ],
+)
+def test_a_verb_installs_what_it_needs(world: World, args: list[str], groups: list[str]) -> None:
+    world.python()
+    assert world.run(*args)[0] == 0
+    assert world.installed() == [groups]
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in LIGHT])
+def test_all_other_verbs_need_what_trains(world: World, verb: str) -> None:
+    world.python()
+    assert world.run(verb)[0] == 0
+    assert world.installed() == [["light", "data", "train"]]
+
+
+def test_what_is_there_stays_when_more_is_installed(world: World) -> None:
+    world.python()
+    for args in (["setup", "ray"], ["check"], ["test"], ["demo"]):
+        assert world.run(*args)[0] == 0
+    assert world.installed() == [["light", "data", "train", "ray"], ALL]
+    world.requirements("light").write_text("things==2\n")
+    assert world.run("check")[0] == 0
+    assert world.installed()[2:] == [ALL], "pins are of one set"
+
+
+def test_a_group_that_is_none(world: World) -> None:
+    world.python()
+    code, out, err = world.run("setup", "light", "rays")
+    assert (code, out) == (1, "")
+    assert "no group 'rays' of packages\n  allowed: all light data" in err
+    assert not (world.root / ".venv").exists()
+
+
+def test_the_machines_uv_is_taken(world: World) -> None:
+    world.python()
+    shutil.copy(world.env["FAKE_UV"], world.bin / "uv")
+    assert world.run("check")[0] == 0
+    assert world.installed() == [["light"]]
+    assert not world.calls("inner -m pip install")
+
+
+def test_uv_installs_from_where_pip_would(world: World) -> None:
+    """From a mirror, say, or a CPU's build of torch that lies on the disk."""
+    world.python()
+    settings = """:env:.find-links='/wheels'
+global.extra-index-url='file:///more\\nfile:///still/more'
+global.index-url='https://mirror/simple'
+install.trusted-host='mirror'"""
+    assert world.run("check", PIP_SETTINGS=settings)[0] == 0
+    assert world.calls("settings") == [
+        "settings https://mirror/simple file:///more file:///still/more /wheels mirror"
+    ]
+    world.requirements("light").write_text("things==2\n")
+    assert world.run("check", PIP_SETTINGS=settings, UV_DEFAULT_INDEX="https://own")[0] == 0
+    assert world.calls("settings")[1].startswith("settings https://own file:///more")
+
+
+@pytest.mark.parametrize("trouble", ["NO_UV", "UV_CODE"])
+def test_where_uv_cannot_pip_does(world: World, trouble: str) -> None:
+    world.python()
+    code, _, err = world.run("check", **{trouble: "1"})
+    assert code == 0
+    assert "Collecting things" in err
+    assert len(world.calls("inner -m pip install --disable-pip-version-check --progress")) == 1
+    assert "Set up" not in world.run("check", **{trouble: "1"})[2]
 
 
 def test_new_requirements_are_installed(ready: World) -> None:
-    (ready.root / "requirements.txt").write_text("things==2\n")
+    ready.requirements("train").write_text("things==2\n")
     assert "Setting up" in ready.run("setup")[2]
-    assert ready.calls("inner -m pip install")
+    assert ready.installed() == [ALL]
     assert not ready.calls("base -m venv"), "into the environment that is there"
     assert "Setting up" not in ready.run("setup")[2]
 
@@ -167,7 +287,7 @@ def test_an_environment_that_cannot_be_made(world: World) -> None:
 
 def test_packages_that_cannot_be_installed(world: World) -> None:
     world.python()
-    code, out, err = world.run("check", PIP_CODE="1")
+    code, out, err = world.run("check", UV_CODE="1", PIP_CODE="1")
     assert (code, out) == (2, "")
     assert "the packages could not be installed" in err
     assert "remedy:" in err
@@ -214,12 +334,12 @@ def test_it_works_from_any_folder_and_tells_which(ready: World, tmp_path: Path) 
 
 def test_two_first_calls_at_once_install_once(world: World) -> None:
     world.python()
-    calls = [world.start("check", PIP_SECONDS="1") for _ in range(3)]
+    calls = [world.start("check", UV_SECONDS="1") for _ in range(3)]
     outputs = [process.communicate(timeout=60) for process in calls]
     assert [process.returncode for process in calls] == [0, 0, 0]
     assert all(out.startswith("<tell_plugins>\n<check>") for out, _ in outputs)
     if (world.bin / "flock").exists():
-        assert len(world.calls("inner -m pip install")) == 1
+        assert len(world.installed()) == 1
 
 
 @pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock")
@@ -231,7 +351,7 @@ def test_a_running_verb_does_not_hold_the_lock_of_the_set_up(world: World) -> No
         while not world.calls("inner -m tell_plugins demo"):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        (world.root / "requirements.txt").write_text("things==2\n")  # the next call must lock
+        world.requirements("light").write_text("things==2\n")  # the next call must lock
         assert world.run("check")[0] == 0
         assert first.poll() is None, "the first one is still running"
     finally:
@@ -240,8 +360,9 @@ def test_a_running_verb_does_not_hold_the_lock_of_the_set_up(world: World) -> No
 
 
 def test_the_real_one(tmp_path: Path) -> None:
-    stamp = PROJECT / ".venv" / "requirements.installed"
-    if not (stamp.is_file() and filecmp.cmp(stamp, PROJECT / "requirements.txt", shallow=False)):
+    stamp = PROJECT / ".venv" / "installed" / "light.txt"
+    pinned = (PROJECT / "requirements" / "light.txt").read_text()
+    if not (stamp.is_file() and stamp.read_text() == pinned):
         pytest.skip("the project's .venv is not set up by run.sh")
     done = subprocess.run(
         [str(PROJECT / "run.sh"), "--version"],

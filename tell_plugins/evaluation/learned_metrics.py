@@ -338,7 +338,7 @@ def _loading(model: str) -> Iterator[None]:
             where=model,
             remedy="use a checkpoint of plain weights",
         ) from None
-    except (UserError, MemoryError):
+    except (UserError, MemoryError, ModuleNotFoundError):
         raise
     except Exception as error:  # the libraries raise bare Exception, KeyError, OSError ...
         reason = str(error).strip().splitlines() or [""]

@@ -50,7 +50,7 @@ def _ray() -> Any:
         raise UserError(
             "Ray is not installed",
             where="--ray",
-            remedy=".venv/bin/pip install ray==2.60.0, or leave --ray out",
+            remedy="./run.sh setup ray, or leave --ray out",
         ) from None
     return ray
 

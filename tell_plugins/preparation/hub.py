@@ -114,6 +114,8 @@ def _hub_faults(hub: str, name: str, file: str) -> Iterator[None]:
     other = next(each for each in HUBS if each != hub)
     try:
         yield
+    except ModuleNotFoundError:  # a package is missing here, and nothing is wrong with the hub
+        raise
     except Exception as error:  # the libraries raise dozens of kinds, and bare Exception
         text = str(error).strip()
         silent = any(sign in text for sign in _SILENT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import textwrap
 from pathlib import Path
 from typing import NamedTuple
@@ -61,8 +62,12 @@ def run(args: argparse.Namespace) -> int:
     stem = card.name if args.split == "train" else f"{card.name}_{args.split}"
     picture = paths.PROJECT / "output" / "data" / f"{stem}.png"
     query = "query with anchor" if isinstance(rows, TaskRows) and rows.anchor.text else "query"
-    draw(lengths[0], (query, "response"), f"{card.name}, {args.split}: {len(rows):,} rows", picture)
-    print(f"  picture  {paths.shown(picture)}")
+    title = f"{card.name}, {args.split}: {len(rows):,} rows"
+    if importlib.util.find_spec("matplotlib") is None:
+        print("  picture  not drawn: matplotlib is not installed (./run.sh setup data)")
+    else:
+        draw(lengths[0], (query, "response"), title, picture)
+        print(f"  picture  {paths.shown(picture)}")
     _print_rows(rows, args.rows, None if args.full else CHARS_SHOWN)
     return 0
 

@@ -104,6 +104,7 @@ def _finite(number: float) -> float | None:
 def _not_checked(checked: Checked) -> dict[str, str]:
     """The parts that could not be looked at, or not to the end, and why."""
     reasons = {
+        "settings": why_not_installed(checked),
         "data": _why_no_data(checked),
         "held_out_rows": _why_not_compared(checked),
         "control_tokens": _why_no_tokens(checked),
@@ -113,6 +114,17 @@ def _not_checked(checked: Checked) -> dict[str, str]:
         "lengths": _why_not_counted(checked),
     }
     return {part: why for part, why in reasons.items() if why}
+
+
+def why_not_installed(checked: Checked) -> str | None:
+    """Why the settings were compared with a table, and not with ms-swift itself."""
+    if checked.settings.keys.installed:
+        return None
+    version = checked.settings.keys.version
+    return (
+        "ms-swift is not installed: keys, models and templates were compared with a table of "
+        f"those of {version}"
+    )
 
 
 def _why_no_data(checked: Checked) -> str | None:

@@ -13,6 +13,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import GENERAL, Mixture
 from tell_plugins.core.spec import LOSS_TYPE
 from tell_plugins.recipe import estimate
+from tell_plugins.recipe.check_json import why_not_installed
 from tell_plugins.recipe.findings import ERROR, WARNING, Finding
 from tell_plugins.recipe.lengths import Counted, worst_case
 from tell_plugins.recipe.paper import differences
@@ -39,6 +40,7 @@ def report(checked: Checked, rate: float | None = None) -> str:
         _lengths(checked),
         _cost(checked, rate),
         _paper(checked),
+        _not_checked(checked),
         problems(checked.findings),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -364,6 +366,11 @@ def _paper(checked: Checked) -> str:
     ]
     header = ["setting", "the paper's", "default of its time", "this recipe's"]
     return "Other than the paper\n" + table(header, rows)
+
+
+def _not_checked(checked: Checked) -> str:
+    reason = why_not_installed(checked)
+    return f"Not checked\n  {reason}" if reason else ""
 
 
 def problems(findings: Sequence[Finding]) -> str:

@@ -73,7 +73,7 @@ def check_targets(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
 
 
 def check_packages(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
-    """Packages that a setting needs and requirements.txt does not bring."""
+    """Packages that a setting needs and requirements/ does not bring."""
     if settings.flag("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
         yield warning(
             "tell-package",

@@ -1,7 +1,8 @@
 """The keys and models that the installed ms-swift knows, without importing it each time.
 
 ms-swift takes seconds to import, so one subprocess asks it and the answer is kept in the cache,
-by the versions that make it.
+by the versions that make it. Where ms-swift is not installed, the answer of the pinned version,
+which comes along, stands for it.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from tell_plugins.core import paths
+from tell_plugins.core.compressed import read_text
 from tell_plugins.core.errors import MachineError
 from tell_plugins.core.files import Shape, cached_json
 
 _MODULE = "tell_plugins.bridge.keys"
 _MADE_BY = ("ms-swift", "transformers", "trl", "peft")
+# of the pinned version:  python -m tell_plugins.bridge.keys | xz > tell_plugins/bridge/keys.json.xz
+SHIPPED = Path(__file__).parents[1] / "bridge" / "keys.json"
 
 
 class _Stored(Shape):
@@ -61,11 +65,15 @@ class ModelTable:
 
 @dataclass(frozen=True)
 class SwiftKeys:
-    """What `swift sft` accepts: key -> its `default`, `choices` and `type` (a plain name)."""
+    """What `swift sft` accepts: key -> its `default`, `choices` and `type` (a plain name).
+
+    `installed`: whether the ms-swift of this environment said so.
+    """
 
     version: str
     keys: dict[str, dict[str, Any]]
     models: ModelTable = ModelTable()
+    installed: bool = True
 
     def default(self, key: str) -> Any:
         return self.keys.get(key, {}).get("default")
@@ -88,24 +96,38 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def installed_version() -> str:
     """The installed ms-swift's version. MachineError when there is none."""
-    try:
-        return importlib.metadata.version("ms-swift")
-    except importlib.metadata.PackageNotFoundError:
-        raise MachineError("ms-swift is not installed here\n  remedy:  ./run.sh setup") from None
+    version = _version("ms-swift")
+    if version is None:
+        raise MachineError("ms-swift is not installed here", remedy="./run.sh setup")
+    return version
 
 
 def swift_keys() -> SwiftKeys:
-    """The installed ms-swift's keys. MachineError when ms-swift cannot be asked."""
-    version = installed_version()
+    """The installed ms-swift's keys, or those that come along where none is installed.
+
+    MachineError when ms-swift cannot be asked.
+    """
+    version = _version("ms-swift")
+    if version is None:
+        return shipped_keys()
     path = paths.cache_dir() / "swift_keys" / f"{version}-{_fingerprint()}.json"
     stored = cached_json(path, _Stored)
     if stored is None:
         stored = _ask()
         paths.write_text(path, json.dumps(stored))
-    models = stored["models"]
+    return _keys_of({**stored, "version": version})
+
+
+def shipped_keys() -> SwiftKeys:
+    """What the pinned ms-swift accepts, by the table that comes along."""
+    return _keys_of(json.loads(read_text(SHIPPED) or ""), installed=False)
+
+
+def _keys_of(answer: dict[str, Any], *, installed: bool = True) -> SwiftKeys:
+    models = answer["models"]
     names = {name: (kind, template) for name, (kind, template) in models["names"].items()}
     table = ModelTable(models["types"], names, tuple(models["templates"]))
-    return SwiftKeys(version, stored["keys"], table)
+    return SwiftKeys(answer["version"], answer["keys"], table, installed)
 
 
 def _fingerprint() -> str:

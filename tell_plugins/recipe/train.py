@@ -28,7 +28,7 @@ from tell_plugins.recipe.hubs import need_model
 from tell_plugins.recipe.models import is_embedded, model_folder
 from tell_plugins.recipe.recipes import Recipe, checkpoints, load_recipe
 from tell_plugins.recipe.settings import TRUE, Settings
-from tell_plugins.recipe.swift_keys import project_environment, swift_keys
+from tell_plugins.recipe.swift_keys import installed_version, project_environment, swift_keys
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -59,6 +59,7 @@ def check_and_train(
     for what `check` finds.
     """
     recipe = load_recipe(file, list(flags))
+    installed_version()
     # where `eval` will look; by itself ms-swift names the folder after the model
     recipe = recipe.with_values(output_dir=str(recipe.output_dir))
     checked = inspect(recipe, swift_keys())
