@@ -438,6 +438,18 @@ def test_task_rows_beyond_max_steps_are_an_error(write: Write) -> None:
     assert f"24 rows never trained on, {checked.exposure.unseen} of task data" in found
 
 
+def test_copies_beyond_max_steps_are_no_lost_rows(write: Write) -> None:
+    """Task rows alone, repeated to another run's steps: the last round is cut."""
+    dataset = ["tell/toy:task=10rows/general=0/order=even/repeat=6"]
+    checked = look(write(max_steps=3, warmup_ratio=0.0, dataset=dataset))
+    assert checked.exposure is not None
+    assert checked.exposure.unseen == 12
+    assert not [text for text in errors(checked) if "never trained on" in text]
+    first = ["tell/toy:task=10rows/general=0/order=even/repeat=6"]
+    checked = look(write(max_steps=1, gradient_accumulation_steps=1, dataset=first))
+    assert [text for text in errors(checked) if "9 rows never trained on, 9 of task data" in text]
+
+
 # --- lengths ------------------------------------------------------------------------------------
 
 

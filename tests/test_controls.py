@@ -16,6 +16,8 @@ from tell_plugins.experiments.controls import CONTROLS, TELL, controls, meaning
 from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.experiments.store import Store
 from tell_plugins.experiments.sweep_verb import wrong_steps
+from tell_plugins.recipe.check import inspect
+from tell_plugins.recipe.swift_keys import swift_keys
 from tests.sweep_world import World, general_rows, task_rows
 from tests.swift_keys_once import lay_keys
 
@@ -126,6 +128,9 @@ def test_runs_at_equal_steps_are_planned_so(world: World, changes: dict[str, str
     assert len(equal) == 7
     assert {entry.plan.steps for entry in equal} == {tell.plan.steps}
     assert {entry.equal_steps for entry in equal} == {tell.id}
+    for entry in equal:  # `train` does not refuse them
+        found = inspect(entry.recipe, swift_keys()).findings
+        assert ("tell-rows-unseen", "error") not in {(f.rule, f.severity) for f in found}
 
 
 def test_amounts_in_tokens_are_the_same_rows_without_the_anchor(

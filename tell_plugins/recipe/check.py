@@ -350,6 +350,10 @@ def _lost_rows(checked: Checked, entries: int) -> list[Finding]:
         else "dataloader_drop_last is true"
     )
     task = checked.exposure.unseen if checked.exposure else 0
+    if checked.mixture is not None and checked.mixture.spec.repeat > 1:
+        unseen, task = _whole_rows_lost(checked.mixture, plan.seen)
+        if unseen == 0:
+            return []  # what no step holds are copies of rows that train elsewhere
     text = f"{count_of(unseen, 'row')} never trained on, {task} of task data: {reason}"
     where = checked.recipe.where("max_steps" if plan.seen < plan.served else None)
     remedy = "more steps, or amounts that fit"
@@ -358,6 +362,15 @@ def _lost_rows(checked: Checked, entries: int) -> list[Finding]:
         if task
         else warning("tell-rows-unseen", text, where, remedy)
     ]
+
+
+def _whole_rows_lost(mixture: Mixture, seen: int) -> tuple[int, int]:
+    """How many rows have no copy among the first `seen` entries: of all rows, of task rows."""
+    task = mixture.is_task.tolist()
+    entries = mixture.order
+    rows = list(zip(task, mixture.origin[entries], mixture.row[entries], strict=True))
+    lost = set(rows[seen:]) - set(rows[:seen])
+    return len(lost), sum(is_task for is_task, *_ in lost)
 
 
 def _look_at_lengths(checked: Checked) -> None:
