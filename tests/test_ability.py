@@ -25,7 +25,7 @@ from tell_plugins.evaluation.ability import (
     table,
 )
 from tests.conftest import PROJECT, MakeCard
-from tests.tiny import make_tiny_cards, make_tiny_model, run_swift, tiny_recipe
+from tests.tiny import make_tiny_cards, make_tiny_model, run_swift, sft, tiny_recipe
 
 PAPER_TEXT = PROJECT.parent / "shared" / "reference" / "paper.txt"
 # Appendix A.5: Open-Platypus, alpaca-en
@@ -266,7 +266,7 @@ def test_an_adapter_is_served_without_its_anchor_and_asked_from_the_second_envir
     recipe = tiny_recipe(
         tmp_path / "r.yaml", make_tiny_model(tmp_path / "model"), "tell/tiny_task:general=2rows"
     )
-    run_swift("sft", "--config", str(recipe))
+    run_swift(*sft(recipe))
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
     (environment / "bin").mkdir(parents=True)
     python = environment / "bin" / "python"

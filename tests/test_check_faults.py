@@ -34,6 +34,7 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ("sft_type: 1", "write 'tuner_type'"),
         ("no_add_version: 1", "write 'add_version: false'"),
         ("xyzzy: 1", "remove it"),
+        ({"rlhf_type": "dpo"}, "needs rows with a rejected answer"),
     ],
     "tell-key-renamed": [
         ({"text": "train_type: lora\n", "tuner_type": None}, "write 'tuner_type'"),
@@ -91,7 +92,7 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ({"run_name": "${oc.env:USER}"}, "holds ${oc.env:USER}"),
     ],
     "tell-value-list": [
-        ("interleave_prob: [0.5, 0.5]", "stops `swift sft --config`"),
+        ("modules_to_save: [1, 2]", "stops `swift sft --config`"),
     ],
     "tell-dataset": [
         ({"dataset": ["tell/toy:split=tran"]}, "did you mean 'train'?"),
@@ -101,9 +102,10 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ({"dataset": ["tell/toy:from=toy"]}, "name general cards only"),
         ({"dataset": ["tell/toy", "tell/plain"]}, "exactly one entry"),
         ({"dataset": ["tell/toy", "tell/plain"]}, "general cards are joined with from=a+b"),
+        ({"dataset": ["tell/toy", "some/data"]}, "1 TELL data sets among 2"),
         ({"dataset": ["some/data"]}, "0 TELL data sets"),
         ({"dataset": ["toy"]}, "write dataset: [tell/<card>]"),
-        ({"dataset": None}, "0 TELL data sets among 0"),
+        ({"dataset": None, "cached_dataset": ["x"]}, "0 TELL data sets among 0"),
         ({"dataset": None}, "write dataset: [tell/<card>]"),
         ({"dataset": ["tell/toy#5"]}, "'#' takes no sample"),
     ],
@@ -206,6 +208,8 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ({"packing": True}, "write 'packing: false'"),
         ({"group_by_length": True}, "write 'group_by_length: false'"),
         ({"streaming": True}, "write 'streaming: false'"),
+        ({"interleave_prob": ["0.5", "0.5"]}, "draws in an order of its own"),
+        ({"cached_dataset": ["some/folder"]}, "brings rows of other data sets"),
         ({"split_dataset_ratio": 0.01}, "takes scarce task rows out of training"),
         ({"sequence_parallel_size": 2}, "brings a sampler of its own"),
         ({"ignore_data_skip": True}, "begins the mixture anew"),

@@ -21,7 +21,7 @@ from tell_plugins.evaluation.engines import make_engine
 from tell_plugins.evaluation.url_engine import UrlEngine
 from tell_plugins.recipe.recipes import Recipe
 from tests.conftest import PROJECT, MakeCard
-from tests.tiny import deployed, make_tiny_cards, make_tiny_model, run_swift, tiny_recipe
+from tests.tiny import deployed, make_tiny_cards, make_tiny_model, run_swift, sft, tiny_recipe
 
 GREEDY, PAPER = DECODINGS["greedy"], DECODINGS["paper"]
 Script = Callable[[dict[str, Any], int], tuple[int, Any]]
@@ -454,7 +454,7 @@ def test_a_served_adapter_answers_as_on_this_machine(make_card: MakeCard, tmp_pa
         make_tiny_model(tmp_path / "model"),
         "tell/tiny_task:task=all/general=10rows",
     )
-    run_swift("sft", "--config", str(recipe))
+    run_swift(*sft(recipe))
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
     flags = [*["--max-new-tokens", "12", "--batch-size", "1", "--general-rows", "0"]]
 

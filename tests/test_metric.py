@@ -15,7 +15,7 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation.during_training import NAMES, check_card, score_texts
 from tests.conftest import MakeCard
-from tests.tiny import free_port, make_tiny_cards, make_tiny_model, run_swift, tiny_recipe
+from tests.tiny import free_port, make_tiny_cards, make_tiny_model, run_swift, sft, tiny_recipe
 
 NAME = NAMES["json"][0]
 YES, NO = '{"label": "yes"}', '{"label": "no"}'
@@ -162,7 +162,7 @@ def test_a_run_logs_adherence_and_label_accuracy(cards: None, tmp_path: Path) ->
         num_train_epochs=1,
         enable_channel_loss=True,
     )
-    run_swift("sft", "--config", str(recipe))
+    run_swift(*sft(recipe))
     run = tmp_path / "run"
     logged = [json.loads(line) for line in (run / "logging.jsonl").read_text().splitlines()]
     evaluations = [line for line in logged if "eval_json_adherence" in line]
@@ -197,7 +197,7 @@ def test_two_processes_score_each_validation_row_once(cards: None, tmp_path: Pat
         ddp_backend="gloo",
     )
     env = {"NPROC_PER_NODE": "2", "MASTER_PORT": str(free_port())}
-    run_swift("sft", "--config", str(recipe), env=env)
+    run_swift(*sft(recipe), env=env)
     logged = (tmp_path / "run" / "logging.jsonl").read_text().splitlines()
     (evaluation,) = [line for line in map(json.loads, logged) if "eval_task_rows" in line]
     assert evaluation["eval_task_rows"] == 6

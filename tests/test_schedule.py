@@ -390,8 +390,8 @@ def test_reported_flops_are_what_the_trainer_counts(tmp_path: Path) -> None:
     model.config.save_pretrained(tmp_path)
     shape = shape_of(str(tmp_path))
     assert shape is not None
-    real = model.floating_point_ops({"input_ids": torch.zeros(1, 100, dtype=torch.long)})
-    assert reported_flops(shape, 100) == real
+    counted = 6 * 100 * model.num_parameters(exclude_embeddings=True)  # transformers' formula
+    assert reported_flops(shape, 100) == counted
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma"])

@@ -22,6 +22,7 @@ from tests.tiny import (
     make_tiny_cards,
     make_tiny_model,
     run_swift,
+    sft,
     tiny_recipe,
 )
 
@@ -279,7 +280,7 @@ def test_the_deployed_adapter_answers_as_eval_did(
     recipe = tiny_recipe(
         tmp_path / "tiny.yaml", tiny, "tell/tiny_task:task=all/general=10rows", num_train_epochs=2
     )
-    run_swift("sft", "--config", str(recipe))
+    run_swift(*sft(recipe))
     out = tmp_path / "eval"
     flags = ["--max-new-tokens", "16", "--batch-size", "1", "--general-rows", "0"]
     assert main(["eval", str(recipe), *flags, "--out", str(out)]) == 0

@@ -18,6 +18,7 @@ import yaml
 
 from tell_plugins.bridge import swift_cli
 from tell_plugins.core.paths import PROJECT
+from tests.swift_keys_once import keys
 
 _TEXT = (
     "The quick brown fox jumps over the lazy dog. Answer only with one JSON object with the keys "
@@ -136,6 +137,11 @@ def tiny_recipe(path: Path, model: Path, dataset: str, **values: Any) -> Path:
 def swift(*arguments: str) -> list[str]:
     """The command line of `swift` in the environment that runs the tests."""
     return swift_cli.command(*arguments)
+
+
+def sft(recipe: Path) -> list[str]:
+    """The arguments of `swift` that train a recipe: 4.0 takes it as --config, later ones first."""
+    return ["sft", *([] if keys().takes_yaml_first else ["--config"]), str(recipe)]
 
 
 def run_swift(*arguments: str, env: Mapping[str, str] | None = None) -> str:

@@ -25,6 +25,7 @@ def register() -> None:
 
     from tell_plugins.bridge.callback import TellCallback
     from tell_plugins.bridge.loader import TellLoader
+    from tell_plugins.bridge.mixed_use import refuse_mixed_use
     from tell_plugins.bridge.qwen import let_qwen_generate
     from tell_plugins.bridge.templates import bring_anchors, let_channel_rows_be_answered
 
@@ -35,6 +36,7 @@ def register() -> None:
     _leave_foreign_ids()
     if TellCallback not in trainer.DEFAULT_CALLBACKS:
         trainer.DEFAULT_CALLBACKS.append(TellCallback)  # type: ignore[arg-type]
+    refuse_mixed_use()
     let_qwen_generate()
     let_channel_rows_be_answered()
     bring_anchors()

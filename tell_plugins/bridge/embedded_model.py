@@ -7,6 +7,7 @@ verified by hash, de-quantised by transformers and saved as an ordinary Llama-ty
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def convert(gguf: Path, folder: Path) -> None:
         clean_up_tokenization_spaces=False,
     )
     model: Any = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **_dense()
     )
     model = model.bfloat16()
     for config in (model.config, model.generation_config):
@@ -129,4 +130,24 @@ def convert(gguf: Path, folder: Path) -> None:
         config.eos_token_id = tokenizer.eos_token_id
         config.pad_token_id = tokenizer.pad_token_id
     tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder, safe_serialization=True)
+    model.save_pretrained(folder)
+    _let_transformers_4_read(folder)
+
+
+def _dense() -> dict[str, Any]:
+    """What makes `from_pretrained` unpack a GGUF file: transformers 5 may keep its blocks."""
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
+def _let_transformers_4_read(folder: Path) -> None:
+    """Add the names that transformers 4 looks for, where 5 has written its own."""
+    config_file, tokenizer_file = folder / "config.json", folder / "tokenizer_config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config |= {"rope_theta": config.get("rope_parameters", config)["rope_theta"]}
+    config_file.write_text(json.dumps(config, indent=2), encoding="utf-8")
+    tokenizer = json.loads(tokenizer_file.read_text(encoding="utf-8"))
+    tokenizer |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    tokenizer_file.write_text(json.dumps(tokenizer, indent=2), encoding="utf-8")

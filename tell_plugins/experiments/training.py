@@ -7,24 +7,18 @@ import subprocess
 
 from tqdm import tqdm
 
-from tell_plugins.bridge import swift_cli
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError
 from tell_plugins.recipe.recipes import Recipe
-from tell_plugins.recipe.train import environment
+from tell_plugins.recipe.train import command, environment
 
 LOG = "train.log"
-_LOSS = re.compile(r"'loss': ([\d.]+)")
+_LOSS = re.compile(r"'loss': '?([\d.]+)")
 _TAIL = 15  # lines of the log that a failure shows
 
 
-def swift_command(recipe: Recipe) -> list[str]:
-    """`swift sft --config RECIPE` with this Python."""
-    return swift_cli.command("sft", "--config", str(recipe.path))
-
-
 def train_quietly(recipe: Recipe, *, label: str, threads: int | None = None, line: int = 0) -> None:
-    """Run `swift sft --config` in the project's root, showing steps and loss.
+    """Run `swift sft` in the project's root, showing steps and loss.
 
     `threads`: CPU threads it may use (default: all). `line`: where its bar is, from the top, when
     several train at once. Raises MachineError with the end of the log when it fails.
@@ -37,7 +31,7 @@ def train_quietly(recipe: Recipe, *, label: str, threads: int | None = None, lin
     bar = tqdm(desc=f"  {label}", unit="step", dynamic_ncols=True, position=line)
     with log.open("wb") as sink, bar:
         process = subprocess.Popen(
-            swift_command(recipe),
+            command(recipe),
             cwd=paths.PROJECT,
             env=values,
             stdout=subprocess.PIPE,

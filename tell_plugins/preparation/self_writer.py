@@ -88,7 +88,12 @@ class SelfWriter:
 
     def _own_turn(self, user: str) -> list[int]:
         messages = [{"role": "user", "content": user}]
-        return list(self._tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+        ids = self._tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            return_dict=False,  # transformers 5 gives a dict by default
+        )
+        return list(ids)
 
     def _end_tokens(self, closing: int) -> list[int]:
         """Tokens that end a turn: of the tokenizer, of the model, of the template."""

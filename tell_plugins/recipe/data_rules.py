@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
+from tell_plugins.bridge import mixed_use
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import RESERVED, anchor_files
 from tell_plugins.core.cards import Card, load_card
@@ -166,14 +167,27 @@ def check_order(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
             continue
         if value > least:
             yield error("tell-order", f"'{key}' is {value:g} {reason}", recipe.where(key), remedy)
+    yield from _foreign_orders(recipe, settings)
+
+
+def _foreign_orders(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+    """Keys that bring rows of other data sets, or an order of their own."""
+    sampler = settings.text("train_sampling_strategy")
+    wrong = {
+        "interleave_prob": f"'interleave_prob' {mixed_use.INTERLEAVED}",
+        "cached_dataset": mixed_use.CACHED,
+    }
+    if sampler in mixed_use.SAMPLERS:
+        wrong["train_sampling_strategy"] = f"'{sampler}' orders the rows anew"
+    for key, found in wrong.items():
+        if settings.given(key):
+            yield error("tell-order", found, recipe.where(key), f"leave out '{key}'")
 
 
 _REORDERS = {
     "dataset_shuffle": "and shuffles the mixture again",
     "train_dataloader_shuffle": "and shuffles the mixture again",
-    "packing": "and puts rows together by length, so the mixture's order is lost",
-    "group_by_length": "and sorts rows by length, so the mixture's order is lost",
-    "streaming": "and does not go with a TELL mixture; its rows stay on disk anyway",
+    **mixed_use.REORDERS,
     "ignore_data_skip": "so a resumed run begins the mixture anew",
 }
 _NUMBERS = (

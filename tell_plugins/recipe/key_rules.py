@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from tell_plugins.bridge import mixed_use
 from tell_plugins.core.errors import nearest
 from tell_plugins.core.secrets import secret_keys
 from tell_plugins.recipe.findings import Finding, error, warning
@@ -85,6 +86,8 @@ def _unknown_key(recipe: Recipe, key: str, swift: SwiftKeys) -> Finding:
     plain = key.replace("-", "_")
     if key == "ENV":
         remedy = "set these variables in the shell: only ms-swift 4.1 and later read them here"
+    elif key == "rlhf_type":
+        found, remedy = mixed_use.PREFERENCES, "train with `swift sft`, and remove the key"
     elif plain in swift.keys:
         found = f"unknown key '{key}': ms-swift writes its keys with underscores"
         remedy = f"write '{plain}'"

@@ -1,0 +1,74 @@
+"""What does not go with a TELL mixture is refused by ms-swift's own commands, in our words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import MakeCard, in_fresh_process
+from tests.tiny import make_tiny_cards, make_tiny_model
+
+TELL = "tell/tiny_task:task=4rows/general=8rows"
+# command, what is given beside model and plugin, and what is said; None: nothing
+CASES: list[tuple[str, dict[str, Any], str | None]] = [
+    ("Sft", {"dataset": [TELL]}, None),
+    ("Sft", {"dataset": ["some/other"], "packing": True, "attn_impl": "flash_attn"}, None),
+    ("Sft", {"dataset": [TELL, "some/other"]}, "1 TELL data sets among 2 under 'dataset'"),
+    ("Sft", {"dataset": [TELL, TELL]}, "2 TELL data sets among 2 under 'dataset'"),
+    ("Sft", {"dataset": [TELL], "cached_dataset": ["x"]}, "1 TELL data sets among 2"),
+    ("Sft", {"dataset": [TELL], "val_dataset": [TELL, "some/other"]}, "under 'val_dataset'"),
+    ("Sft", {"dataset": [TELL], "interleave_prob": [1.0]}, "'interleave_prob' is for several"),
+    ("Sft", {"dataset": [TELL], "packing": True}, "'packing' is true and puts rows together"),
+    ("Sft", {"dataset": [TELL], "group_by_length": True}, "'group_by_length' is true and sorts"),
+    ("Sft", {"dataset": [TELL], "streaming": True, "max_steps": 1}, "'streaming' is true"),
+    ("RLHF", {"dataset": [TELL], "rlhf_type": "dpo"}, "needs rows with a rejected answer"),
+    ("RLHF", {"dataset": [TELL], "rlhf_type": "kto"}, "needs rows with a rejected answer"),
+    ("Export", {"dataset": [TELL], "to_cached_dataset": True}, "keeps neither the mixture's"),
+]
+
+
+def _said(model: str, out: str, cases: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """What each command says of its arguments; an empty text where it takes them."""
+    import swift.arguments
+
+    from tell_plugins.core.errors import UserError
+
+    common = {
+        "model": model,
+        "model_type": "llama",
+        "template": "chatml",
+        "torch_dtype": "float32",
+        "external_plugins": ["tell_plugins/register.py"],
+    }
+    found = []
+    for number, (name, given) in enumerate(cases):
+        kind = getattr(swift.arguments, f"{name}Arguments")
+        more: dict[str, Any] = {"output_dir": f"{out}/{number}"}
+        if name != "Export":
+            more |= {"use_cpu": True, "check_model": False, "split_dataset_ratio": 0.0}
+        try:
+            kind(**common, **more, **given)
+        except UserError as problem:
+            found.append(str(problem))
+        except Exception as other:  # ms-swift's own, which comes later
+            found.append(f"not ours: {other!r}")
+        else:
+            found.append("")
+    return found
+
+
+@pytest.mark.slow
+def test_each_is_refused_before_a_model_is_loaded(make_card: MakeCard, tmp_path: Path) -> None:
+    make_tiny_cards(make_card)
+    model = make_tiny_model(tmp_path / "model")
+    given = [(name, values) for name, values, _ in CASES]
+    said = in_fresh_process(_said, str(model), str(tmp_path / "out"), given)
+    for (name, values, expected), text in zip(CASES, said, strict=True):
+        if expected is None:
+            assert "TELL" not in text, (name, values, text)
+        else:
+            assert expected in text, (name, values, text)
+            assert "remedy" in text
