@@ -16,11 +16,12 @@ import pytest
 from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import paper_numbers, scoring
 from tell_plugins.evaluation.compare import compare, find_folders
 from tell_plugins.evaluation.json_scorers import SCORERS
 from tell_plugins.evaluation.scored import load_scored
-from tell_plugins.evaluation.system_names import short_names
+from tell_plugins.evaluation.system_names import short_names, trained_spec
 from tests.conftest import MakeCard, write_rows
 from tests.saved_answers import HALU_PERFECT as GOOD
 from tests.saved_answers import answer_line, save_answers, save_lines
@@ -423,82 +424,40 @@ def test_an_interrupted_run_is_said_to_be_one(
 # --- the paper's figures ----------------------------------------------------------------------
 
 
-def manifest(
-    path: Path, rows: int, general: list[tuple[str, int]], copies: int = 1, **more: Any
-) -> str:
-    """A run folder with the manifest of a mixture of so many general tokens; returns its path as
-    an adapter."""
-    sources = [{"role": "task", "card": "halu_cot_json", "rows": {"used": rows, "copies": copies}}]
-    sources += [
-        {
-            "role": "general",
-            "card": name,
-            "rows": {"used": tokens // 200, "copies": 1},
-            "tokens": {"used": tokens},
-        }
-        for name, tokens in general
-    ]
-    path.mkdir(parents=True)
-    (path / "manifest.json").write_text(
-        json.dumps({"spec": "tell/made", "sources": sources} | more)
-    )
-    return str(path)
-
-
 @pytest.mark.parametrize(
-    ("rows", "general", "value"),
+    ("keys", "asked", "value"),
     [
-        (15, [("alpaca_en", 4_000_000)], 0.3954),
-        (115, [("alpaca_en", 4_000_000)], 0.99),
-        (115, [], 0.42),
-        (883, [("alpaca_en", 0)], 0.99),
-        (400, [("alpaca_en", 4_000_000)], 0.94),
-        (115, [("open_platypus", 3_999_800)], 0.921),
-        (15, [], None),
-        (0, [("alpaca_en", 4_000_000)], None),
-        (15, [("sample_general", 4_000_000)], None),
-        (15, [("alpaca_en", 2_000_000), ("open_platypus", 2_000_000)], None),
+        ("task=15rows", {}, 0.3954),
+        ("task=115rows/from=alpaca_en/general=4e6tok", {}, 0.99),
+        ("task=115rows/general=0", {}, 0.42),
+        ("task=883rows/general=0", {}, 0.99),
+        ("task=1e4tok", {}, 0.94),
+        ("task=115rows/from=open_platypus/general=3999800tok", {}, 0.921),
+        ("task=15rows/general=0", {}, None),
+        ("task=0", {}, None),
+        ("task=115rows/general=0/repeat=8", {}, None),
+        ("task=15rows/from=sample_general", {}, None),
+        ("task=15rows/from=alpaca_en+open_platypus", {}, None),
+        # less general data, another order, or no anchor is no setting of the paper
+        ("task=15rows/general=6000tok", {}, None),
+        ("task=15rows/general=400rows", {}, None),
+        ("task=15rows/order=task_last", {}, None),
+        ("task=15rows/anchor=none", {}, None),
+        ("task=15rows", {"anchor": "none"}, None),
+        ("task=15rows", {"shots": 2}, None),
+        ("task=15rows", {"model": "llama"}, None),
+        ("task=15rows", {"adapter": "none"}, 0.01),
     ],
 )
 def test_the_papers_figure_is_found_by_what_was_trained_on(
-    tmp_path: Path, rows: int, general: list[tuple[str, int]], value: float | None
+    keys: str, asked: dict[str, Any], value: float | None
 ) -> None:
-    adapter = manifest(tmp_path / "run", rows, general)
-    settings = {"model": "Qwen/Qwen-7B-Chat", "adapter": adapter, "recipe": "x"}
-    found = paper_numbers.paper_number("halu_cot_json", settings)
+    spec = parse_spec(f"tell/halu_cot_json:{keys}")
+    settings = {"model": "Qwen/Qwen-7B-Chat", "adapter": "x", "anchor": "card", "shots": 0} | asked
+    found = paper_numbers.paper_number("halu_cot_json", settings, spec)
     assert (None if found is None else found.value) == value
-    below = {**settings, "adapter": f"{adapter}/checkpoint-9"}
-    (tmp_path / "run" / "checkpoint-9").mkdir()
-    assert paper_numbers.paper_number("halu_cot_json_spans", below) == found
-    assert paper_numbers.paper_number("en_is_news", settings) is None
-    assert paper_numbers.paper_number("halu_cot_json", {**settings, "model": "llama"}) is None
-
-
-@pytest.mark.parametrize(
-    ("tokens", "more", "asked"),
-    [
-        (6_000, {}, {}),
-        (4_000_000, {"anchor": {"choice": "none", "sha256": ""}}, {}),
-        (4_000_000, {"order": "task_last"}, {}),
-        (4_000_000, {}, {"anchor": "none"}),
-        (4_000_000, {}, {"shots": 2}),
-    ],
-)
-def test_less_general_data_or_no_anchor_is_no_setting_of_the_paper(
-    tokens: int, more: dict[str, Any], asked: dict[str, Any], tmp_path: Path
-) -> None:
-    def found(path: str, settings: dict[str, Any]) -> paper_numbers.PaperNumber | None:
-        given = {"model": "Qwen/Qwen-7B-Chat", "adapter": path, "anchor": "card", "shots": 0}
-        return paper_numbers.paper_number("halu_cot_json", given | settings)
-
-    assert found(manifest(tmp_path / "paper", 15, [("alpaca_en", 4_000_000)]), {}) is not None
-    assert found(manifest(tmp_path / "other", 15, [("alpaca_en", tokens)], **more), asked) is None
-
-
-def test_repeated_task_rows_are_no_setting_of_the_paper(tmp_path: Path) -> None:
-    adapter = manifest(tmp_path / "run", 115, [], copies=8)
-    settings = {"model": "qwen-7b-chat", "adapter": adapter}
-    assert paper_numbers.paper_number("halu_cot_json", settings) is None
+    assert paper_numbers.paper_number("halu_cot_json_spans", settings, spec) == found
+    assert paper_numbers.paper_number("en_is_news", settings, spec) is None
 
 
 def test_the_base_models_figure_stands_beside_its_answers(
@@ -521,35 +480,27 @@ def test_every_figure_is_in_the_papers_text(real_data: Path) -> None:
     if not paper.is_file():
         pytest.skip("needs the paper's text beside the project (../shared/reference)")
     text = paper.read_text(encoding="utf-8")
-    for number in paper_numbers.JSON_ADHERENCE:
+    for number in paper_numbers.paper().settings:
         shown = f"{100 * number.value:.2f}".rstrip("0").rstrip(".")
         assert f"{shown}%" in text or f"{100 * number.value:.2f}%" in text, number
 
 
-def test_the_recipe_says_what_was_trained_on_where_no_manifest_does(
-    make_card: MakeCard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_what_was_trained_on_is_read_from_the_manifest_else_from_the_recipe(
+    real_home: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("tell_plugins.core.paths.RECIPES", tmp_path)
-    for name, text in {
-        "tell": "tell/halu_cot_json:task=115rows",
-        "sft": "tell/halu_cot_json:task=115rows/general=0",
-        "twice": "tell/halu_cot_json:task=115rows/general=0/repeat=2",
-        "general": "tell/halu_cot_json:task=0",
-        "tokens": "tell/halu_cot_json:task=1e4tok/from=open_platypus",
-        "less": "tell/halu_cot_json:task=15rows/general=30rows/anchor=none/order=even",
-    }.items():
-        (tmp_path / f"{name}.yaml").write_text(f'dataset: ["{text}"]\n')
-
-    def found(recipe: str) -> paper_numbers.Training | None:
-        return paper_numbers.trained_on({"recipe": recipe, "adapter": "gone"})
-
-    assert found("tell") == paper_numbers.Training("TELL", 115, ("alpaca_en",), 4e6)
-    assert found("sft") == paper_numbers.Training("SFT", 115)
-    assert found("tokens") == paper_numbers.Training("TELL", None, ("open_platypus",), 4e6)
-    assert found("less") == paper_numbers.Training("TELL", 15, ("alpaca_en",), None, "none", "even")
-    assert found("twice") is None
-    assert found("general") is None
-    assert found("nowhere") is None
+    run = tmp_path / "run" / "checkpoint-9"
+    run.mkdir(parents=True)
+    spec = "tell/halu_cot_json:task=115rows/general=0"
+    (run.parent / "manifest.json").write_text(json.dumps({"spec": spec, "sources": []}))
+    for adapter, recipe, task in (
+        (str(run), "qwen_json", "115rows"),
+        ("gone", "qwen_json", "1e6tok"),
+        ("gone", "nowhere", None),
+    ):
+        folder = tmp_path / f"{recipe}-{Path(adapter).name}"
+        save_answers(folder, "halu_cot_json", {0: GOOD}, adapter=adapter, recipe=recipe)
+        found = trained_spec(load_scored(folder))
+        assert (None if found is None else str(found.task)) == task
 
 
 def test_scoring_twice_writes_the_same_file(card: str, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from tell_plugins.evaluation.paper_numbers import PaperNumber, paper_number
 from tell_plugins.evaluation.scored import Scored, load_scored, read_settings
 from tell_plugins.evaluation.scoring import Scores
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
-from tell_plugins.evaluation.system_names import system_names
+from tell_plugins.evaluation.system_names import system_names, trained_spec
 
 _TEST = "test"
 _DEFAULT_OUT = "output/compare"
@@ -185,7 +185,7 @@ def compare(
             scored=scored,
             judged=judged,
             scores=scoring.scores_of(scored, judged),
-            paper=paper_number(scored.card.name, scored.settings),
+            paper=paper_number(scored.card.name, scored.settings, trained_spec(scored)),
         )
         for name, scored in tracked(
             list(zip(names, loaded, strict=True)), "scoring", "systems", len(loaded)
@@ -324,7 +324,7 @@ def _content(comparison: Comparison, differences: list[dict[str, Any]]) -> dict[
             {
                 "name": system.name,
                 "folder": paths.shown(system.scored.folder),
-                "paper": None if system.paper is None else asdict(system.paper),
+                "paper": None if system.paper is None else system.paper.model_dump(),
                 "scores": system.scores.to_dict(),
             }
             for system in comparison.systems

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.spec import NONE, Spec, parse_spec
-from tell_plugins.evaluation.adapters import BASE
-from tell_plugins.evaluation.paper_numbers import recipe_spec, saved_manifest
+from tell_plugins.evaluation.adapters import BASE, Adapter
 from tell_plugins.evaluation.rivals import RIVALS
 from tell_plugins.evaluation.scored import Scored
+from tell_plugins.recipe.recipes import load_recipe
 
 _RUN = "run.json"  # of a sweep: what a run was made with
 # what tells apart systems of one method and seed, in the order in which it is said
@@ -123,7 +124,23 @@ def _spec_of(settings: Mapping[str, Any], run: Mapping[str, Any]) -> Spec | None
                 return parse_spec(text)
         except UserError:
             continue
-    return recipe_spec(str(settings.get("recipe") or ""))
+    try:
+        name = Path(str(settings.get("recipe") or "")).stem
+        return load_recipe(paths.RECIPES / f"{name}.yaml").spec
+    except UserError:
+        return None
+
+
+def saved_manifest(adapter: str) -> dict[str, Any] | None:
+    """The manifest beside an adapter that saved answers name; None where it is gone or damaged."""
+    for folder in (paths.user_path(adapter), paths.PROJECT / adapter):
+        try:
+            manifest = Adapter("", folder).manifest()
+        except ValueError:  # a damaged file says nothing
+            manifest = None
+        if manifest is not None:
+            return manifest
+    return None
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

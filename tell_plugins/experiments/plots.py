@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.evaluation.paper_numbers import Point, paper, published
 from tell_plugins.experiments.fairness import caveats
 from tell_plugins.experiments.measures import BLEED, KL, MAIN, Difference, Judge
-from tell_plugins.experiments.published import Point, published
 from tell_plugins.experiments.results import AS_SAVED, Entry, Study
 from tell_plugins.experiments.tables import (
     AXIS_NAMES,
@@ -443,11 +443,11 @@ def _draw_published(axis: Any, study: Study, palette: dict[str, str]) -> None:
 def _stars(study: Study) -> list[tuple[str, Point]]:
     """The paper's points that have a place on the axis, each with its model."""
     found = published(study.plot.paper, study.name) if study.split == "test" else None
-    if found is None or found.metric != MAIN[study.metric]:
+    if found is None or paper().metric != MAIN[study.metric]:
         return []
     if not str(study.axis).endswith("_tokens"):
         return []
-    return [(found.model.split(",")[0], point) for point in found.points if point.x is not None]
+    return [(paper().model.split(",")[0], point) for point in found.points if point.x is not None]
 
 
 def training_figure(study: Study, trained: Sequence[Group]) -> Any:

@@ -9,13 +9,13 @@ from pathlib import Path
 from tell_plugins.core import paths
 from tell_plugins.core.progress import tracked
 from tell_plugins.evaluation.grids import Record, grid_of, to_csv, to_markdown
+from tell_plugins.evaluation.paper_numbers import published
 from tell_plugins.experiments import plots, tables
 from tell_plugins.experiments.conclusions import conclude
 from tell_plugins.experiments.corrections import corrections
 from tell_plugins.experiments.fairness import LEAST_AFFECTED, LIMIT_NATS, LIMIT_POINTS
 from tell_plugins.experiments.measures import Judge
 from tell_plugins.experiments.page import Figure, Section, anchors, render
-from tell_plugins.experiments.published import published
 from tell_plugins.experiments.results import ReferenceShelf, Study, load_studies
 from tell_plugins.experiments.whole import refuse_damaged
 

@@ -37,7 +37,7 @@ from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
 from tell_plugins.core.secrets import secret_keys
 from tell_plugins.core.spec import KEYS
 from tell_plugins.core.yamlfile import Document, read_yaml
-from tell_plugins.experiments.published import published
+from tell_plugins.evaluation.paper_numbers import published
 from tell_plugins.recipe.recipes import SECRETS_REMEDY
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]

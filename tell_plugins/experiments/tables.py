@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tell_plugins.evaluation.grids import POINTS, Record
+from tell_plugins.evaluation.paper_numbers import paper, published
 from tell_plugins.experiments.controls import meaning
 from tell_plugins.experiments.efficiency import CurvePoint, curve_point, efficiency
 from tell_plugins.experiments.fairness import caveats, exposure_of, shown_exposure
@@ -18,7 +19,6 @@ from tell_plugins.experiments.measures import (
     Judge,
     Measures,
 )
-from tell_plugins.experiments.published import published
 from tell_plugins.experiments.results import BASE_METHOD, Entry, Study
 
 CONTENT = ("balanced accuracy", "exact match", "field f1")  # compared beside the main measure
@@ -400,9 +400,9 @@ def published_table(study: Study) -> list[Record]:
     return [
         {
             "what": point.what,
-            "measure": found.metric,
+            "measure": paper().metric,
             "value": point.value,
-            "model and task": found.model,
+            "model and task": paper().model,
             "source": found.source,
         }
         for point in found.points
