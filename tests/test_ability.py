@@ -83,7 +83,7 @@ def test_a_missing_sub_score_gives_no_average() -> None:
     scores = _column(0)
     del scores["agieval-math"]
     found = average(scores, AGIEVAL)
-    assert (found.value, found.found, found.of) == (None, 20, 21)
+    assert found == {"value": None, "found": 20, "of": 21}
     shown = table(scores, form_averages(scores))
     assert "AGIEval: 20 of 21 sub-scores, no average" in shown
     assert "OpenBookQA average" in shown

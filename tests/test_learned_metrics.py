@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import random
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,7 +24,6 @@ from tell_plugins.evaluation.learned_metrics import (
     Triple,
     chosen_model,
     score_documents,
-    split_evenly,
 )
 from tell_plugins.evaluation.learned_scores import metric_names
 from tell_plugins.evaluation.measures import difference, measures
@@ -73,7 +71,6 @@ def test_a_score_depends_on_its_segment_alone(metric: LearnedMetric) -> None:
     assert together[2] == pytest.approx(alone, abs=1e-4)
     assert together == pytest.approx(backwards, abs=1e-4)
     assert np.ptp(together) > 0.01  # the checkpoints do tell texts apart
-    assert metric.score([]) == []
 
 
 def test_shuffled_references_are_scored_as_other_pairs(metric: LearnedMetric) -> None:
@@ -86,44 +83,17 @@ def test_shuffled_references_are_scored_as_other_pairs(metric: LearnedMetric) ->
     assert np.ptp(metric.score([same, PAIRS[0], same, PAIRS[2], same])[::2]) < 1e-4
 
 
-def test_a_segment_of_600_tokens_is_refused_or_split_never_cut(metric: LearnedMetric) -> None:
-    long = Triple(LONG, LONG, LONG + " y")
+def test_a_text_over_the_limit_is_known(metric: LearnedMetric) -> None:
     assert metric.limit in (510, 512)
+    long = Triple(LONG, LONG, LONG + " y")
     assert metric.lengths([long])[0] > 600
-    with pytest.raises(UserError, match=r"a segment has .* tokens"):
-        metric.score([PAIRS[0], long])
-    scores, over = metric.score_in_parts([PAIRS[0], long, PAIRS[1]])
-    assert over == [1]
-    parts = metric._parts(long)
-    assert len(parts) >= 2
-    assert max(metric.lengths(parts)) <= metric.limit
-    for whole, pieces in zip(long, zip(*parts, strict=True), strict=True):
-        assert " ".join(pieces) == whole  # nothing is lost
-    assert scores[1] == pytest.approx(np.mean(metric.score(parts)), abs=1e-5)
+    scores = metric.score([PAIRS[0], long, PAIRS[1]])
     assert [scores[0], scores[2]] == pytest.approx(metric.score([PAIRS[0], PAIRS[1]]), abs=1e-4)
-
-
-def test_a_text_at_the_limit_is_scored_whole(metric: LearnedMetric) -> None:
-    short = Triple("a", "b", "c")
     words = 1
     while metric.lengths([Triple("a", "b", " ".join(["x"] * (words + 1)))])[0] <= metric.limit:
         words += 1
-    exact = Triple("a", "b", " ".join(["x"] * words))
-    one_more = Triple("a", "b", " ".join(["x"] * (words + 1)))
-    assert metric.score_in_parts([short, exact, one_more])[1] == [2]
-    assert len(metric.score([exact])) == 1
-
-
-def test_splitting_keeps_all_text() -> None:
-    draw = random.Random(0)
-    for _ in range(200):
-        words = ["w" * draw.randint(1, 9) for _ in range(draw.randint(0, 30))]
-        count = draw.randint(2, 6)
-        parts = split_evenly(" ".join(words), count)
-        assert len(parts) == count
-        assert "".join("".join(parts).split()) == "".join(words)
-    assert split_evenly("", 3) == ["", "", ""]
-    assert split_evenly("你好世界", 2) == ["你好", "世界"]  # no spaces to cut at
+    exact, one_more = (Triple("a", "b", " ".join(["x"] * n)) for n in (words, words + 1))
+    assert metric.over_limit([PAIRS[1], exact, one_more]) == [2]
 
 
 def test_bleurt_equals_its_librarys_own_call(checkpoints: dict[str, Path]) -> None:
@@ -222,14 +192,13 @@ class _Constant(LearnedMetric):
     scored: ClassVar[list[int]] = []
 
     def __init__(self, model: str, *, batch_size: int = 16) -> None:
-        super().__init__()
         self.model_name = model
         self.loaded.append(model)
 
-    def _lengths(self, triples: Sequence[Triple]) -> list[int]:
+    def lengths(self, triples: Sequence[Triple]) -> list[int]:
         return [5] * len(triples)
 
-    def _score(self, triples: Sequence[Triple]) -> list[float]:
+    def score(self, triples: Sequence[Triple]) -> list[float]:
         self.scored.append(len(triples))
         return [0.5] * len(triples)
 

@@ -22,11 +22,11 @@ from tell_plugins.core.files import read_json_lines
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.intervals import Estimate
+from tell_plugins.evaluation.paper_numbers import paper
 from tell_plugins.experiments import measures, plots, tables
 from tell_plugins.experiments.collect import collect
 from tell_plugins.experiments.efficiency import CurvePoint, curve_point, efficiency
 from tell_plugins.experiments.measures import Judge
-from tell_plugins.experiments.published import PUBLISHED
 from tell_plugins.experiments.results import ReferenceShelf, Study, load_studies
 from tests.conftest import MakeCard
 from tests.made_results import MadeResults, made_controls, made_curve
@@ -194,7 +194,7 @@ def test_balanced_accuracy_is_the_mean_recall(made: Path) -> None:
     for label in ("yes", "no"):
         mine = [g for g, right in zip(judged.given, judged.right, strict=True) if right == label]
         recalls.append(mine.count(label) / len(mine))
-    found = judge.measures([entry], None).estimates["balanced accuracy"]
+    found = judge.measures([entry], None).task["balanced accuracy"]
     assert found.value == pytest.approx(sum(recalls) / 2)
     assert found.low is not None
     assert found.high is not None
@@ -505,7 +505,8 @@ def test_the_page_says_what_may_be_concluded_and_what_not(page: _Page) -> None:
 
 
 def test_published_numbers_are_those_of_the_text() -> None:
-    found = {(p.method, p.x): p.value for p in PUBLISHED["task_tokens"].points}
+    figures = paper().figures
+    found = {(p.method, p.x): p.value for p in figures["task_tokens"].points}
     assert found == {
         ("base model", None): 0.01,
         ("TELL", 1e4): 0.3954,
@@ -513,7 +514,7 @@ def test_published_numbers_are_those_of_the_text() -> None:
         ("SFT", 7e4): 0.42,
         ("SFT", 6e5): 0.99,
     }
-    assert [p.value for p in PUBLISHED["general_sets"].points] == [0.94, 0.921]
+    assert [p.value for p in figures["general_sets"].points] == [0.94, 0.921]
 
 
 # --- what can be wrong ---------------------------------------------------------------------------

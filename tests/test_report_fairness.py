@@ -10,7 +10,7 @@ import pytest
 
 from tell_plugins import cli
 from tell_plugins.core.errors import UserError
-from tell_plugins.evaluation.intervals import POWER, Z95, smallest_shown
+from tell_plugins.evaluation.intervals import POWER, Z95, Estimate, Rate, smallest_shown
 from tell_plugins.experiments import tables
 from tell_plugins.experiments.conclusions import Conclusions, conclude
 from tell_plugins.experiments.corrections import corrections
@@ -108,10 +108,11 @@ def test_a_small_gap_needs_the_paired_test_too() -> None:
 def test_bleed_on_the_committed_answers(method: str, bled: int) -> None:
     study = next(s for s in load_studies(RESULTS) if "115rows" in s.name)
     entries = [entry for entry in study.done if entry.method == method]
-    measures = Judge(ReferenceShelf(RESULTS)).measures(entries, study.base_of(entries[0]))
-    assert measures.bleed is not None
-    assert (measures.bleed.k, measures.bleed.n) == (bled, 40)
-    change = measures.elsewhere["bleed minus base"]  # of the base model's, which is 0 of 40
+    found = Judge(ReferenceShelf(RESULTS)).measures(entries, study.base_of(entries[0])).elsewhere
+    bleed, change = found["bleed"], found["bleed minus base"]  # the base model's is 0 of 40
+    assert isinstance(bleed, Rate)
+    assert (bleed.k, bleed.n) == (bled, 40)
+    assert isinstance(change, Estimate)
     assert change.value == pytest.approx(bled / 40)
 
 

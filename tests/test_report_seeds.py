@@ -259,7 +259,7 @@ def test_a_single_point_of_a_curve_is_a_mark(report: Callable[..., Report]) -> N
 
 
 def _of_seeds(values: list[float], rates: dict[str, Rate]) -> Measures:
-    return Measures([], rates, {}, values, None, None, None, {}, None, measures.Counter(), {})
+    return Measures([], {**rates}, values, {}, None, measures.Counter(), {})
 
 
 def test_an_interval_over_seeds_needs_three_that_differ() -> None:

@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,32 +31,12 @@ from tell_plugins.core.files import read_json, write_json
 from tell_plugins.core.progress import track
 from tell_plugins.recipe.recipes import is_trained, is_whole_model
 
-AGIEVAL = tuple(
-    f"agieval-{name}"
-    for name in (
-        "gaokao-chinese",
-        "gaokao-english",
-        "gaokao-geography",
-        "gaokao-history",
-        "gaokao-biology",
-        "gaokao-chemistry",
-        "gaokao-mathqa",
-        "logiqa-zh",
-        "lsat-ar",
-        "lsat-lr",
-        "lsat-rc",
-        "logiqa-en",
-        "sat-math",
-        "sat-en",
-        "sat-en-without-passage",
-        "aqua-rat",
-        "gaokao-physics",
-        "jec-qa-kd",
-        "jec-qa-ca",
-        "gaokao-mathcloze",
-        "math",
-    )
-)
+_OF_AGIEVAL = """
+gaokao-chinese gaokao-english gaokao-geography gaokao-history gaokao-biology gaokao-chemistry
+gaokao-mathqa logiqa-zh lsat-ar lsat-lr lsat-rc logiqa-en sat-math sat-en sat-en-without-passage
+aqua-rat gaokao-physics jec-qa-kd jec-qa-ca gaokao-mathcloze math
+"""
+AGIEVAL = tuple(f"agieval-{name}" for name in _OF_AGIEVAL.split())
 OPENBOOKQA = ("openbookqa", "openbookqa_fact")
 _REMEDY = "see the log; the same command goes on with what is not done"
 # the paper's averages, by its general data (4e6 tokens each)
@@ -137,26 +116,17 @@ def _adapter(args: argparse.Namespace) -> Path:
     return adapter
 
 
-@dataclass(frozen=True)
-class Average:
-    """The arithmetic mean of sub-scores, in percent; None while some are missing."""
-
-    value: float | None
-    found: int
-    of: int
-
-
 def form_averages(scores: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     """The averages as the paper forms them, from accuracies in percent by OpenCompass's names."""
-    averages = {"AGIEval": average(scores, AGIEVAL), "OpenBookQA": average(scores, OPENBOOKQA)}
-    return {name: vars(found) for name, found in averages.items()}
+    return {"AGIEval": average(scores, AGIEVAL), "OpenBookQA": average(scores, OPENBOOKQA)}
 
 
-def average(scores: Mapping[str, float], names: Sequence[str]) -> Average:
-    """The plain mean over the named sub-scores, each counting once whatever its questions."""
+def average(scores: Mapping[str, float], names: Sequence[str]) -> dict[str, Any]:
+    """The plain mean over the named sub-scores, each counting once whatever its questions; None
+    while some of them are missing."""
     found = [scores[name] for name in names if name in scores]
     value = sum(found) / len(found) if len(found) == len(names) else None
-    return Average(value, len(found), len(names))
+    return {"value": value, "found": len(found), "of": len(names)}
 
 
 def table(scores: Mapping[str, float], averages: Mapping[str, Mapping[str, Any]]) -> str:

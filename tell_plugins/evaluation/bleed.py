@@ -12,19 +12,19 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tell_plugins.core.cards import Card
 from tell_plugins.core.sources import find_file, open_split
-from tell_plugins.evaluation import shares
 from tell_plugins.evaluation.json_scorers import card_schema
+from tell_plugins.evaluation.judged import Judged, share
 from tell_plugins.evaluation.scorers.label import closed_labels
-from tell_plugins.evaluation.significance import mean_stats
 
 Readings = Sequence[tuple[int, str]]  # the question's number and the answer's text
 
+BLEED, WORDS, CIRCLES = "bleed", "task's words", "circles"  # what is read in an answer
 TOKENS = 24  # of an answer: enough for its opening
 _LEAST_OPENING = 4  # characters; what is shorter opens many answers to anything
 _LEAST_WORD = 4  # characters of a label that counts as the task's own word: not "yes" and "no"
@@ -163,14 +163,18 @@ def _texts_of(answer: str) -> list[str]:
     return found
 
 
-def paired_with_base(
-    mine: Readings, base: Readings, read: Callable[[str], bool]
-) -> shares.Interval | None:
-    """The rate of answers that `read` tells, minus the base's over the same questions.
-
-    None where the two answered other questions, or none.
-    """
-    if not mine or {row for row, _ in mine} != {row for row, _ in base}:
-        return None
-    sides = [mean_stats([read(t) for _, t in part], [r for r, _ in part]) for part in (mine, base)]
-    return shares.difference(*sides)
+def judged(readings: Readings, form: Form) -> Judged:
+    """The rows table of answers to general questions; without what the form does not tell."""
+    columns = {
+        BLEED: form.opens if form.known else None,
+        WORDS: form.speaks if form.words else None,
+        CIRCLES: circles,
+    }
+    return Judged(
+        rows=[row for row, _ in readings],
+        columns={
+            name: share([read(text) for _, text in readings])
+            for name, read in columns.items()
+            if read is not None
+        },
+    )

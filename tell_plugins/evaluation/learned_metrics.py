@@ -1,15 +1,12 @@
 """BLEURT and COMET, computed on request. No text is ever cut without being counted and named.
 
-Both read a limited number of tokens. Lines are scored one by one; a line over the limit is scored
-in parts and named. bleurt-pytorch fails beyond its positions and COMET cuts in silence, so every
-length is counted here first.
+Both read a limited number of tokens and cut what is longer, so every length is counted here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import logging
 import os
 import pickle
@@ -19,8 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
@@ -44,82 +39,23 @@ class Triple(NamedTuple):
 
 
 class LearnedMetric(ABC):
-    """A loaded metric. Subclasses say how long a segment is and score segments that fit."""
+    """A loaded metric. It cuts what is longer than `limit` tokens."""
 
     name: str
     model_name: str
     limit: int
 
-    def __init__(self) -> None:
-        self._known: dict[Triple, int] = {}  # lengths; tokenizing is not cheap
-
+    @abstractmethod
     def lengths(self, triples: Sequence[Triple]) -> list[int]:
         """The tokens that the metric needs for each segment, special tokens included."""
-        new = list(dict.fromkeys(triple for triple in triples if triple not in self._known))
-        if new:
-            self._known.update(zip(new, self._lengths(new), strict=True))
-        return [self._known[triple] for triple in triples]
 
     @abstractmethod
-    def _lengths(self, triples: Sequence[Triple]) -> list[int]: ...
-
-    @abstractmethod
-    def _score(self, triples: Sequence[Triple]) -> list[float]: ...
-
     def score(self, triples: Sequence[Triple]) -> list[float]:
-        """One score a segment. Raises UserError for a segment over the limit."""
-        if not triples:
-            return []
-        longest = max(self.lengths(triples))
-        if longest > self.limit:
-            raise UserError(
-                f"a segment has {longest:,} tokens, {self.name} reads {self.limit:,}",
-                where=f"the texts to be scored by {self.name}",
-                remedy="split it, or use score_in_parts",
-            )
-        return self._score(triples)
+        """One score a segment."""
 
-    def score_in_parts(self, triples: Sequence[Triple]) -> tuple[list[float], list[int]]:
-        """One score a segment, and the positions of those over the limit.
-
-        Such a segment is split into the fewest equal parts that fit, source, translation and
-        reference alike, and counts as the mean of its parts.
-        """
-        lengths = self.lengths(triples)
-        over = [i for i, length in enumerate(lengths) if length > self.limit]
-        split = {i: self._parts(triples[i]) for i in over}
-        pieces = [part for i, triple in enumerate(triples) for part in split.get(i, [triple])]
-        scores = iter(self.score(pieces))
-        means = [
-            float(np.mean([next(scores) for _ in split.get(i, [triple])]))
-            for i, triple in enumerate(triples)
-        ]
-        return means, over
-
-    def _parts(self, triple: Triple) -> list[Triple]:
-        count = 2
-        while True:
-            split = [split_evenly(text, count) for text in triple]
-            parts = [Triple(*texts) for texts in zip(*split, strict=True)]
-            if max(self.lengths(parts)) <= self.limit:
-                return parts
-            if count > max(map(len, triple)):
-                raise UserError(
-                    f"{self.name} reads {self.limit} tokens, too few for a single character",
-                    where=self.model_name,
-                    remedy="name another checkpoint",
-                )
-            count += 1
-
-
-def split_evenly(text: str, count: int) -> list[str]:
-    """A text in `count` parts of about equal length: between words, or between characters where
-    there are fewer words than parts. Nothing but the white space at the cuts is lost."""
-    words = text.split()
-    items: Sequence[str] = words if len(words) >= count else text
-    ends = np.linspace(0, len(items), count + 1).round().astype(int)
-    glue = " " if items is words else ""
-    return [glue.join(items[start:end]).strip() for start, end in itertools.pairwise(ends)]
+    def over_limit(self, triples: Sequence[Triple]) -> list[int]:
+        """The positions of the segments that lose text."""
+        return [i for i, length in enumerate(self.lengths(triples)) if length > self.limit]
 
 
 class Bleurt(LearnedMetric):
@@ -128,7 +64,6 @@ class Bleurt(LearnedMetric):
     name = "bleurt"
 
     def __init__(self, model: str | None = None, *, batch_size: int = 16) -> None:
-        super().__init__()
         self.model_name = chosen_model("bleurt", model)
         self._batch_size = batch_size
         source = _local_or_name(self.model_name, "bleurt")
@@ -140,7 +75,7 @@ class Bleurt(LearnedMetric):
         self._model.to(_device())
         self.limit = int(self._model.config.max_position_embeddings)
 
-    def _lengths(self, triples: Sequence[Triple]) -> list[int]:
+    def lengths(self, triples: Sequence[Triple]) -> list[int]:
         encoded = self._tokenizer(
             [triple.reference for triple in triples],
             [triple.hypothesis for triple in triples],
@@ -149,15 +84,7 @@ class Bleurt(LearnedMetric):
         )
         return [len(ids) for ids in encoded["input_ids"]]
 
-    def _score(self, triples: Sequence[Triple]) -> list[float]:
-        return self._run(triples, cut=False)
-
-    def score_cut(self, triples: Sequence[Triple]) -> tuple[list[float], list[int]]:
-        """Scores with pairs cut to the limit, and the positions of those that lost text."""
-        over = [i for i, length in enumerate(self.lengths(triples)) if length > self.limit]
-        return self._run(triples, cut=True), over
-
-    def _run(self, triples: Sequence[Triple], *, cut: bool) -> list[float]:
+    def score(self, triples: Sequence[Triple]) -> list[float]:
         import torch
 
         lengths = self.lengths(triples)
@@ -170,8 +97,8 @@ class Bleurt(LearnedMetric):
                     [triples[i].reference for i in batch],
                     [triples[i].hypothesis for i in batch],
                     padding="longest",
-                    truncation="longest_first" if cut else False,
-                    max_length=self.limit if cut else None,
+                    truncation="longest_first",
+                    max_length=self.limit,
                     return_tensors="pt",
                     verbose=False,
                 ).to(self._model.device)
@@ -188,7 +115,6 @@ class Comet(LearnedMetric):
     name = "comet"
 
     def __init__(self, model: str | None = None, *, batch_size: int = 16) -> None:
-        super().__init__()
         self.model_name = chosen_model("comet", model)
         self._batch_size = batch_size
         checkpoint = _comet_checkpoint(self.model_name)
@@ -206,13 +132,13 @@ class Comet(LearnedMetric):
             )
         self.limit = int(self._model.encoder.max_positions) - 2
 
-    def _lengths(self, triples: Sequence[Triple]) -> list[int]:
+    def lengths(self, triples: Sequence[Triple]) -> list[int]:
         texts = [text for triple in triples for text in triple]
         encoded = self._model.encoder.tokenizer(texts, truncation=False, verbose=False)
         counts = [len(ids) for ids in encoded["input_ids"]]
         return [max(counts[i : i + 3]) for i in range(0, len(counts), 3)]
 
-    def _score(self, triples: Sequence[Triple]) -> list[float]:
+    def score(self, triples: Sequence[Triple]) -> list[float]:
         import torch
 
         samples = [{"src": t.source, "mt": t.hypothesis, "ref": t.reference} for t in triples]
@@ -267,22 +193,21 @@ def score_documents(metric: LearnedMetric, scored: Scored) -> LearnedScores:
         )
     ]
     places = [(doc.row, line) for doc in docs for line in range(len(doc.references))]
-    scores, over = metric.score_in_parts(triples)
-    raw: list[float] = []
-    cut: list[int] = []
+    whole: list[Triple] = []
     if isinstance(metric, Bleurt):
-        whole = pairs(docs, "raw_document")
-        both = zip(whole.hypotheses, whole.references, strict=True)
-        raw, cut = metric.score_cut([Triple("", h, r) for h, r in both])
+        raw = pairs(docs, "raw_document")
+        whole = [Triple("", h, r) for h, r in zip(raw.hypotheses, raw.references, strict=True)]
     return LearnedScores(
         metric=metric.name,
         model=metric.model_name,
         answers_sha256=scored.sha256,
         limit=metric.limit,
-        segments=scores,
-        over_limit=[f"row {places[i][0]}, line {places[i][1] + 1}" for i in over],
-        raw=raw,
-        raw_cut=len(cut),
+        segments=metric.score(triples),
+        over_limit=[
+            f"row {places[i][0]}, line {places[i][1] + 1}" for i in metric.over_limit(triples)
+        ],
+        raw=metric.score(whole) if whole else [],
+        raw_cut=len(metric.over_limit(whole)) if whole else 0,
     )
 
 

@@ -27,8 +27,7 @@ class LearnedScores:
         answers_sha256: of the answers; scores of others never pass as these.
         limit: tokens that the metric reads at once.
         segments: the score of each aligned line, answer after answer.
-        over_limit: the lines longer than `limit`; each was scored in equal parts that fit, and
-            counts as the mean of its parts.
+        over_limit: the lines longer than `limit`, which were cut to it.
         raw: BLEURT of each whole answer against its whole reference, opening included, cut to
             `limit` as BLEURT's own scorer does it: the paper's way. Empty for COMET.
         raw_cut: how many of these lost text by that.
@@ -46,7 +45,9 @@ class LearnedScores:
     @property
     def note(self) -> str:
         """What is to be said below its scores."""
-        text = f"{self.metric}: {self.model}; {len(self.over_limit)} lines scored in parts"
+        text = (
+            f"{self.metric}: {self.model}; {len(self.over_limit)} lines cut to {self.limit} tokens"
+        )
         return f"{text}, {self.raw_cut} of {len(self.raw)} raw documents cut" if self.raw else text
 
 

@@ -56,3 +56,17 @@ def difference(
         interval=system.column.difference,
     )
     return None if np.isnan([found.value, found.low]).any() else found  # nothing to take a share of
+
+
+def same_rows_difference(mine: Judged, theirs: Judged, name: str) -> Difference | None:
+    """The paired difference in one column; None unless both have it, over the same rows."""
+    if name not in mine.columns or name not in theirs.columns or set(mine.rows) != set(theirs.rows):
+        return None
+    column = mine.columns[name]
+    found = significance.paired(
+        summed(column.stats, mine.rows),
+        summed(theirs.columns[name].stats, theirs.rows),
+        column.score,
+        interval=column.difference,
+    )
+    return None if np.isnan([found.value, found.low]).any() else found

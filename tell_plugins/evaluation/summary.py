@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tell_plugins.core.cards import Card
-from tell_plugins.evaluation import retention, scoring
+from tell_plugins.evaluation import bleed, retention, scoring
 from tell_plugins.evaluation.answers import (
     ANSWERS,
     GENERAL,
@@ -15,9 +15,10 @@ from tell_plugins.evaluation.answers import (
     read_answers,
     saved_settings,
 )
-from tell_plugins.evaluation.bleed import Form, circles, form_of, paired_with_base
+from tell_plugins.evaluation.bleed import form_of
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console
-from tell_plugins.evaluation.intervals import Estimate, Rate, rate, shown, smallest_shown
+from tell_plugins.evaluation.intervals import Estimate, Rate, shown, smallest_shown
+from tell_plugins.evaluation.measures import same_rows_difference
 from tell_plugins.evaluation.scoring import Scores
 from tell_plugins.evaluation.shares import Interval
 
@@ -76,15 +77,20 @@ class System:
 def read_general(folder: Path, base: Path | None, card: Card) -> General:
     """What was measured in `folder`, set against the base model's folder where there is one."""
     form = form_of(card)
-    mine = _readings(folder)
-    other = None if base is None or base == folder else base
+    mine, other = bleed.judged(_readings(folder), form), None
+    found = {n: column.estimate(mine.rows) for n, column in mine.columns.items() if mine.rows}
+    rates = {name: rate for name, rate in found.items() if isinstance(rate, Rate)}
+    bled = None
+    if base is not None and base != folder:
+        other = base
+        bled = same_rows_difference(mine, bleed.judged(_readings(base), form), bleed.BLEED)
     losses = retention.read(folder, retention.LOSSES)
     divergence = retention.read(folder, retention.KL)
     return General(
-        bleed=_rate(mine, form.opens) if form.known else None,
-        bleed_change=_bleed_change(mine, other, form) if other and form.known else None,
-        words=_rate(mine, form.speaks) if form.words else None,
-        circles=_rate(mine, circles),
+        bleed=rates.get(bleed.BLEED),
+        bleed_change=None if bled is None else Interval(bled.value, bled.low, bled.high),
+        words=rates.get(bleed.WORDS),
+        circles=rates.get(bleed.CIRCLES),
         instructions=change(folder, other, retention.INSTRUCTIONS),
         prose=change(folder, other, retention.PROSE),
         kl=retention.retention(divergence) if divergence else None,
@@ -97,14 +103,6 @@ def _readings(folder: Path) -> list[tuple[int, str]]:
     if not (folder / ANSWERS).is_file():
         return []
     return [(int(answer["row"]), str(answer["text"])) for answer in read_answers(folder)]
-
-
-def _rate(readings: Sequence[tuple[int, str]], read: Callable[[str], bool]) -> Rate | None:
-    return rate([read(text) for _, text in readings]) if readings else None
-
-
-def _bleed_change(mine: Sequence[tuple[int, str]], base: Path, form: Form) -> Interval | None:
-    return paired_with_base(mine, _readings(base), form.opens)
 
 
 def change(folder: Path, base: Path | None, name: str) -> Interval | None:
@@ -167,15 +165,15 @@ _COLUMNS = ("bleed", "words", "circles", "foreign instructions", "prose", "KL", 
 
 
 def _elsewhere(general: General) -> dict[str, str]:
-    bleed = cell(general.bleed)
+    rate = cell(general.bleed)
     if general.bleed_change is not None:
         points = shown(general.bleed_change, 0, factor=100, sign="+", between="\n")
-        bleed = f"{bleed.partition(chr(10))[0]}, {points}"
+        rate = f"{rate.partition(chr(10))[0]}, {points}"
     style = shown(general.style_fit, interval=False)
     if general.style_change is not None:
         style += f", {_signed(general.style_change)}"
     return {
-        "bleed": bleed,
+        "bleed": rate,
         "words": cell(general.words),
         "circles": cell(general.circles),
         "foreign instructions": _signed(general.instructions),

@@ -16,8 +16,8 @@ from tell_plugins.core.files import cached_json, write_json
 from tell_plugins.evaluation.intervals import shown
 from tell_plugins.experiments import anchor_writing
 from tell_plugins.experiments.anchor_writing import Scored, Writing
-from tell_plugins.experiments.dry_run import print_table
 from tell_plugins.recipe.recipes import Recipe, load_recipe
+from tell_plugins.recipe.tables import table
 
 NAME = "self_written"
 
@@ -174,17 +174,17 @@ def _plain(scored: Scored) -> dict[str, Any]:
     return {**asdict(scored), "loss": loss.value, "low": loss.low, "high": loss.high}
 
 
-def _print(writing: Writing, rows: int) -> None:
-    print(f"Mean loss per response token on {rows} other training rows (lower is better)\n")
+def _print(writing: Writing, count: int) -> None:
+    print(f"Mean loss per response token on {count} other training rows (lower is better)\n")
     named = [(f"candidate {i}", c) for i, c in enumerate(writing.candidates, 1)]
     named += [("the card's anchor", writing.manual), ("no anchor", writing.none)]
-    table = []
+    rows = []
     for name, scored in named:
         change = "" if scored is writing.manual else shown(scored.change, 3, sign="+")
         text = " ".join(scored.text.split())
         start = text if len(text) <= 70 else text[:67] + "..."
-        table.append([name, shown(scored.loss, 3), change, start])
-    print_table(["anchor", "loss [95 %]", "minus the card's", "text"], table)
+        rows.append([name, shown(scored.loss, 3), change, start])
+    print(table(["anchor", "loss [95 %]", "minus the card's", "text"], rows, indent=""))
 
 
 def _print_next(

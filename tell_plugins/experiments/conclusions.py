@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tell_plugins.evaluation.intervals import shown
+from tell_plugins.evaluation.intervals import Rate, shown
 from tell_plugins.experiments.fairness import caveats, without_power
 from tell_plugins.experiments.measures import (
     BLEED,
@@ -110,8 +110,10 @@ def _bleed_of(reference: Group, other: Group, judge: Judge) -> str | None:
     """General questions that both answer as the task's answers open."""
     mine, theirs = same_seeds(reference, other)
     bleed = judge.difference(mine, theirs, BLEED)
-    ours, rival = reference.measures.bleed, other.measures.bleed
-    if bleed is None or ours is None or rival is None or _stops(mine, theirs):
+    ours, rival = (group.measures.elsewhere["bleed"] for group in (reference, other))
+    if bleed is None or _stops(mine, theirs):
+        return None
+    if not (isinstance(ours, Rate) and isinstance(rival, Rate)):
         return None
     return (
         f"General questions without the anchor that open as the task's answers do: "

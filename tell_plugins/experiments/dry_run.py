@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import read_json
@@ -15,6 +14,7 @@ from tell_plugins.experiments.runner import minutes
 from tell_plugins.experiments.store import EVALUATED, RUN, TRAINED, Job, Store
 from tell_plugins.recipe.estimate import reported_flops
 from tell_plugins.recipe.shapes import shape_of
+from tell_plugins.recipe.tables import table
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def print_dry_run(plan: SweepPlan, store: Store, rates: Rates) -> None:
     sweep = plan.sweep
     print(f"{sweep.title}\nbase recipe {sweep.base}, folder {store.root}\n")
     header = ["run", "rows", "steps", "exposure", "tokens", "FLOPs", "time", "state"]
-    table = [
+    rows = [
         [
             line.label,
             f"{line.rows:,}" if line.rows else "",
@@ -146,7 +146,7 @@ def print_dry_run(plan: SweepPlan, store: Store, rates: Rates) -> None:
         ]
         for line in found
     ]
-    print_table(header, table)
+    print(table(header, rows, indent=""))
     left = [line for line in found if line.state != "done"]
     tokens = [line.tokens for line in left]
     missing = f", others cannot be planned ({len(plan.problems)})" if plan.problems else ""
@@ -174,19 +174,6 @@ def _number(value: float | None) -> str:
     if value is None:
         return "?"
     return "" if value == 0 else f"{value:,.0f}" if value < 1e8 else f"{value:.1e}"
-
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A plain table: the first and the last column left, numbers right."""
-    cells = [list(map(str, header)), *[list(map(str, row)) for row in rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    last = len(header) - 1
-    for row in cells:
-        parts = [
-            cell.ljust(widths[i]) if i in (0, last) else cell.rjust(widths[i])
-            for i, cell in enumerate(row)
-        ]
-        print("  ".join(parts).rstrip())
 
 
 def default_root() -> Path:

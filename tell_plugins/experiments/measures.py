@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tell_plugins.core.errors import UserError
-from tell_plugins.evaluation import retention, scorers, scoring, shares, significance
+from tell_plugins.evaluation import bleed, retention, scorers, scoring, shares
 from tell_plugins.evaluation.bleed import Form
 from tell_plugins.evaluation.intervals import Estimate, Rate, rate, smallest_shown
-from tell_plugins.evaluation.judged import Case, Judged, summed
+from tell_plugins.evaluation.judged import Case, Judged
+from tell_plugins.evaluation.measures import same_rows_difference
 from tell_plugins.evaluation.scored import Answer
-from tell_plugins.evaluation.significance import Floats, PairedInterval, Score, mean_stats
 from tell_plugins.experiments.results import (
     AS_SAVED,
     Answers,
@@ -45,10 +45,11 @@ LOSS_FILES = {
     "prose minus base": retention.PROSE,
     "style fit minus base": retention.LOSSES,
 }
-ELSEWHERE = (BLEED, *LOSS_FILES, KL)
+ASKED, STYLE_FIT = (bleed.BLEED, bleed.WORDS), "style fit"  # rates over general questions
 _CONSTANT = 0.95  # a label given at least this often is called a constant answer
 _READINGS = ("strict", "lenient")
 _TEST = 0.05
+Number = Rate | Estimate
 Names = tuple[tuple[str, str], ...]  # a run's folder and its evaluation, of several entries
 LEAST_SEEDS = 3  # from as many on an interval over seeds says anything
 
@@ -58,24 +59,18 @@ class Measures:
     """One method at one point of the grid.
 
     Attributes:
-        rates: named rates, the main one first (none for translations).
-        estimates: named other numbers (balanced accuracy; all scores of translations).
+        task: what the scorers measure, by name, rates in front.
         seeds: the main measure of each seed, in the order of the entries.
-        style_fit: mean loss per token on held-out rows of the general data.
-        bleed: general questions whose answer opens as the task's do; `words`: that hold its words.
-        elsewhere: what is set against the base model, paired, by the names of `ELSEWHERE`.
+        elsewhere: what general questions and texts tell; what is set against the base model is
+            paired.
         most_frequent: the label given most often and its share of the adherent answers.
         constants: the same of each entry that gives nearly one label only, by its place.
     """
 
     entries: list[Entry]
-    rates: dict[str, Rate]
-    estimates: dict[str, Estimate]
+    task: dict[str, Number]
     seeds: list[float]
-    style_fit: Estimate | None
-    bleed: Rate | None
-    words: Rate | None
-    elsewhere: dict[str, Estimate]
+    elsewhere: dict[str, Number | None]
     most_frequent: tuple[str, Rate] | None
     kinds: Counter[str]
     constants: dict[int, tuple[str, Rate]]
@@ -89,7 +84,7 @@ class Measures:
         if len(self.seeds) < LEAST_SEEDS or len(set(self.seeds)) == 1:
             return None
         middle, low, high = t_interval(self.seeds)
-        if self.rates:
+        if any(isinstance(value, Rate) for value in self.task.values()):
             low, high = max(0.0, low), min(1.0, high)
         return Estimate(middle, low, high, len(self.seeds))
 
@@ -98,9 +93,8 @@ class Measures:
         """Whether nearly all adherent answers of every seed carry one and the same label."""
         return len(self.constants) == len(self.entries)
 
-    def main(self, metric: str) -> Rate | Estimate | None:
-        name = MAIN[metric]
-        return self.rates.get(name) or self.estimates.get(name)
+    def main(self, metric: str) -> Number | None:
+        return self.task.get(MAIN[metric])
 
 
 class Judge:
@@ -124,14 +118,11 @@ class Judge:
             values, seeds = _as_saved(entries, metric)
         parts = [_first(part) for part in judged]
         labelled = first is not None and "balanced_accuracy" in first.columns
+        rates: dict[str, Number] = {n: v for n, v in values.items() if isinstance(v, Rate)}
         return Measures(
             entries=list(entries),
-            rates={name: value for name, value in values.items() if isinstance(value, Rate)},
-            estimates={n: value for n, value in values.items() if isinstance(value, Estimate)},
+            task=rates | values,
             seeds=seeds,
-            style_fit=_mean_of(entries, retention.LOSSES),
-            bleed=self._bleed(entries),
-            words=self._words(entries),
             elsewhere=self._elsewhere(entries, base),
             most_frequent=_most_frequent(first) if first is not None and labelled else None,
             kinds=Counter(kind for kind in (first.kinds if first else []) if kind is not None),
@@ -170,7 +161,7 @@ class Judge:
         """System minus baseline over the same rows, and beside it that of each seed, the entries
         paired in their order; None where there is nothing to pair.
 
-        `name` is a measure of the task, or one of `ELSEWHERE` but `KL`. Tables, sentences and
+        `name` is a measure of the task, or `BLEED`, or one of `LOSS_FILES`. Tables, sentences and
         pictures ask for the same differences: each is made once.
         """
         found = self._known(system, baseline, name)
@@ -190,87 +181,60 @@ class Judge:
             if name in LOSS_FILES:
                 self._differences[key] = loss_difference(system, baseline, LOSS_FILES[name])
             else:
-                make = self._of_bleed if name == BLEED else self._of_task
-                self._differences[key] = make(system, baseline, name)
+                self._differences[key] = self._of_columns(system, baseline, name)
         return self._differences[key]
 
-    def _of_task(
+    def _of_columns(
         self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
     ) -> Difference | None:
-        mine, theirs = (
-            _first(pool([self.judged(entry) for entry in entries]))
-            for entries in (system, baseline)
-        )
-        key = name.replace(" ", "_")
-        if mine is None or theirs is None or set(mine.rows) != set(theirs.rows):
+        if name == BLEED:
+            form = self._form(system[0])
+            mine, theirs = (_general(entries, form) for entries in (system, baseline))
+            found = same_rows_difference(mine, theirs, bleed.BLEED) if mine.rows else None
+        else:
+            ours, base = (
+                _first(pool([self.judged(entry) for entry in entries]))
+                for entries in (system, baseline)
+            )
+            if ours is None or base is None:
+                return None
+            found = same_rows_difference(ours, base, name.replace(" ", "_"))
+        if found is None:
             return None
-        if key not in mine.columns or key not in theirs.columns:
-            return None
-        column = mine.columns[key]
-        stats = summed(column.stats, mine.rows), summed(theirs.columns[key].stats, theirs.rows)
-        return _paired(*stats, column.score, column.difference)
-
-    def _of_bleed(
-        self, system: Sequence[Entry], baseline: Sequence[Entry], _: str
-    ) -> Difference | None:
-        form = self._form(system[0])
-        mine, theirs = _readings(system), _readings(baseline)
-        if not form.known or not mine or {row for row, _ in mine} != {row for row, _ in theirs}:
-            return None
-        ours, base = (
-            mean_stats([form.opens(text) for _, text in part], [row for row, _ in part])
-            for part in (mine, theirs)
-        )
-        return _paired(ours, base, significance.mean_score, shares.difference)
+        return Difference(found.value, found.low, found.high, found.n, p=found.p)
 
     def _form(self, entry: Entry) -> Form:
         answers = entry.measured.task
         split = answers[0].settings["split"] if answers else "test"
         return self._shelf.get(entry.card, split).form
 
-    def _bleed(self, entries: Sequence[Entry]) -> Rate | None:
-        form = self._form(entries[0])
-        return _rate(entries, form.opens) if form.known else None
-
-    def _words(self, entries: Sequence[Entry]) -> Rate | None:
-        form = self._form(entries[0])
-        return _rate(entries, form.speaks) if form.words else None
-
-    def _elsewhere(self, entries: Sequence[Entry], base: Entry | None) -> dict[str, Estimate]:
-        """What is set against the base model: changes of rates and losses, and divergence."""
+    def _elsewhere(self, entries: Sequence[Entry], base: Entry | None) -> dict[str, Number | None]:
+        """Rates over general questions, changes to the base model, and divergence from it."""
+        asked = _general(entries, self._form(entries[0]))
+        found: dict[str, Number | None] = {
+            name: asked.columns[name].estimate(asked.rows)
+            if asked.rows and name in asked.columns
+            else None
+            for name in ASKED
+        }
+        if base is not None and not entries[0].run.is_base:
+            for name in (BLEED, *LOSS_FILES):
+                change = self.difference(entries, [base], name)
+                if change is not None:
+                    found[name] = change.estimate()
         kl = _mean_of(entries, retention.KL)
-        found = {} if kl is None else {KL: kl}
-        if base is None or entries[0].run.is_base:
-            return found
-        for name in (BLEED, *LOSS_FILES):
-            change = self.difference(entries, [base], name)
-            if change is not None:
-                found[name] = change.estimate()
-        return {name: found[name] for name in ELSEWHERE if name in found}
+        if kl is not None:
+            found[KL] = kl
+        return {**found, STYLE_FIT: _mean_of(entries, retention.LOSSES)}
 
 
-def _paired(
-    mine: Floats, theirs: Floats, score: Score, interval: PairedInterval | None
-) -> Difference | None:
-    """A measure minus another over the same rows, with a paired test; None where undefined."""
-    found = significance.paired(mine, theirs, score, interval=interval)
-    if np.isnan([found.value, found.low]).any():
-        return None
-    return Difference(found.value, found.low, found.high, found.n, p=found.p)
+def _general(entries: Sequence[Entry], form: Form) -> Judged:
+    lines = [line for entry in entries for line in entry.measured.general]
+    return bleed.judged([(line["row"], line["text"]) for line in lines], form)
 
 
 def _names(entries: Sequence[Entry]) -> Names:
     return tuple((entry.run.folder.name, entry.evaluation) for entry in entries)
-
-
-def _readings(entries: Sequence[Entry]) -> list[tuple[int, str]]:
-    lines = [line for entry in entries for line in entry.measured.general]
-    return [(line["row"], line["text"]) for line in lines]
-
-
-def _rate(entries: Sequence[Entry], read: Callable[[str], bool]) -> Rate | None:
-    found = _readings(entries)
-    return rate([read(text) for _, text in found], [row for row, _ in found]) if found else None
 
 
 def t_interval(values: Sequence[float]) -> shares.Interval:

@@ -187,8 +187,8 @@ def _panels(study: Study, found: Sequence[Group]) -> list[tuple[str, Callable[[G
     main = MAIN[study.metric]
     panels: list[tuple[str, Callable[[Group], Any], bool]] = [
         (main, lambda g: g.measures.main(study.metric), study.metric not in AS_SAVED),
-        ("balanced accuracy", lambda g: g.measures.estimates.get("balanced accuracy"), True),
-        ("bleed", lambda g: g.measures.bleed, True),
+        ("balanced accuracy", lambda g: g.measures.task.get("balanced accuracy"), True),
+        ("bleed", _elsewhere("bleed"), True),
         *((name, _elsewhere(name), False) for name in _ELSEWHERE),
     ]
     panels = [panel for i, panel in enumerate(panels) if i == 0 or panel[0] != main]

@@ -99,12 +99,11 @@ def _series(study: Study, entry: Entry) -> str:
 
 
 def _measured(measures: Measures) -> dict[str, Any]:
-    record: dict[str, Any] = {**measures.rates, **measures.estimates}
+    record: dict[str, Any] = {**measures.task}
     if measures.most_frequent:
         label, share = measures.most_frequent
         record |= {"most frequent label": label, "its share": share}
-    record |= {"bleed": measures.bleed, "task's words": measures.words}
-    return {**record, **measures.elsewhere, "style fit": measures.style_fit}
+    return {**record, **measures.elsewhere}
 
 
 def runs_table(study: Study, judge: Judge) -> list[Record]:
