@@ -24,6 +24,11 @@ VERBS: dict[str, tuple[str, str]] = {
     "mix": ("recipe.mix", "write a recipe's mixture and manifest without training"),
     "train": ("recipe.train", "swift sft with a recipe; flags win over the YAML"),
     "eval": ("evaluation.evaluate", "answer a recipe's test split, save the answers, score them"),
+    "export": (
+        "evaluation.export",
+        "a run as a model folder that any server answers alike",
+    ),
+    "verify": ("evaluation.verify", "does a server, or a folder, answer as `eval` saved it?"),
     "compare": ("evaluation.compare", "tables of saved answers under every scorer"),
     "represent": ("evaluation.represent", "what the anchor does to hidden states"),
     "anchors2x2": ("evaluation.anchors2x2", "anchor in training x anchor at test"),

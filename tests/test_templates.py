@@ -211,6 +211,40 @@ def test_a_model_of_full_tuning_brings_its_anchor(
         (tiny / "anchor.txt").unlink()
 
 
+def test_a_merged_folder_has_the_anchor_of_the_adapter_beside_it(tmp_path: Path) -> None:
+    from argparse import Namespace
+
+    from tell_plugins.bridge.templates import _folders
+
+    adapter = _checkpoint(tmp_path / "checkpoint-4", "Answer.")
+    merged = _checkpoint(tmp_path / "checkpoint-4-merged", None)
+    asked = Namespace(adapters=[], model=str(merged))
+    assert _folders(asked) == [adapter]
+    (merged / "anchor.txt").write_text("Other.")
+    assert _folders(asked) == [merged]
+
+
+@pytest.mark.parametrize(("anchor", "warns"), [(None, True), ("", False), ("Answer.", False)])
+def test_where_no_anchor_is_found_the_plugin_warns(
+    anchor: str | None,
+    warns: bool,
+    template_of: TemplateOf,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tell_plugins.bridge import templates
+
+    said: list[str] = []
+    monkeypatch.setattr(templates.logger, "warning", said.append)
+    adapter = _checkpoint(tmp_path / "adapter", anchor)
+    template_of(adapter)
+    assert bool(said) == warns
+    monkeypatch.setenv("TELL_ANCHOR", "none")
+    said.clear()
+    template_of(adapter)
+    assert not said
+
+
 def test_training_on_from_an_adapter_adds_nothing(template_of: TemplateOf, tmp_path: Path) -> None:
     adapter = _checkpoint(tmp_path / "adapter", "Answer.")
     assert _ids(template_of(adapter, training=True), "Fox") == _ids(template_of(), "Fox")

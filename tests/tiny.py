@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,11 @@ _START_SECONDS = 240
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two threads only wait for each other on so small a model
 
 
-def make_tiny_model(folder: Path, *, seed: int = 0) -> Path:
-    """Write a random Llama (2 layers, width 64) and a byte-level tokenizer to `folder`."""
+def make_tiny_model(folder: Path, *, seed: int = 0, special: Sequence[str] = ()) -> Path:
+    """Write a random Llama (2 layers, width 64) and a byte-level tokenizer to `folder`.
+
+    `special` are further tokens that steer, of other families' templates.
+    """
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -40,8 +43,8 @@ def make_tiny_model(folder: Path, *, seed: int = 0) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=_SPECIAL,
+        vocab_size=400 + len(special),
+        special_tokens=[*_SPECIAL, *special],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -50,7 +53,7 @@ def make_tiny_model(folder: Path, *, seed: int = 0) -> Path:
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>"],
+        additional_special_tokens=["<|im_start|>", *special],
     )
     torch.manual_seed(seed)
     config = LlamaConfig(

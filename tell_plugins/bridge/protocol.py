@@ -101,11 +101,13 @@ def decoding(name: str) -> Decoding:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer. `finish_reason` is `stop`, or `length` when the limit cut it."""
+    """One answer. `finish_reason` is `stop`, or `length` when the limit cut it; `prompt_tokens` is
+    None where the engine has counted them before."""
 
     text: str
     finish_reason: str
     completion_tokens: int
+    prompt_tokens: int | None = None
 
 
 History = Sequence[tuple[str, str]]  # (query, response) pairs that stand before every prompt

@@ -8,8 +8,8 @@ the anchor says. A turn that begins with the anchor already is left alone, so ro
 set, prompts of `./run.sh eval` and pasted anchors are never given it twice. Training, `swift eval`
 and adapters trained with `anchor=none` get nothing.
 
-`$TELL_ANCHOR` overrides: `none` for no anchor, or the checkpoint whose anchor to use (for a merged
-model, which has no adapter folder).
+Where no file says what the anchor was, that is a warning. `$TELL_ANCHOR` overrides: `none` for no
+anchor, or the checkpoint whose anchor to use.
 """
 
 from __future__ import annotations
@@ -60,8 +60,11 @@ def bring_anchors() -> None:
         template = original(self, *args, **kwargs)
         if not _serves(self):
             return template
-        front = serving_front(_folders(self))
-        if front.text:
+        folders = _folders(self)
+        front = serving_front(folders)
+        if not front.text:
+            _say_where_none_is(folders)
+        else:
             which = "the first" if front.first_alone else "every"
             logger.info(
                 f"TELL: an anchor of {len(front.text)} characters goes in front of {which} user "
@@ -72,6 +75,17 @@ def bring_anchors() -> None:
 
     get_template._tell = True  # type: ignore[attr-defined]
     InferArguments.get_template = get_template
+
+
+def _say_where_none_is(folders: Iterable[Path]) -> None:
+    """Warn where nothing tells of an anchor; an empty file tells that training had none."""
+    if os.environ.get(VARIABLE) or any((folder / ANCHOR).is_file() for folder in folders):
+        return
+    shown = ", ".join(paths.shown(folder) for folder in folders)
+    logger.warning(
+        f"TELL: no {ANCHOR} in {shown}: queries get no anchor. {VARIABLE}=DIR names the checkpoint "
+        f"whose anchor to use, {VARIABLE}=none says that there is none"
+    )
 
 
 def let_channel_rows_be_answered() -> None:
@@ -102,10 +116,18 @@ def _serves(args: Any) -> bool:
 
 def _folders(args: Any) -> list[Path]:
     """The adapters that ms-swift will load, those served under a name of their own included; of
-    none, the model itself, in whose folder full tuning leaves the anchor."""
+    none, the model itself, in whose folder full tuning and `export` leave the anchor.
+
+    `swift export --merge_lora` leaves none in `DIR-merged`, beside the adapter `DIR` that has it.
+    """
     named = getattr(args, "adapter_mapping", None) or {}
     adapters = [*(args.adapters or []), *named.values()]
-    return [Path(folder) for folder in adapters or [args.model] if folder]
+    found = [Path(folder) for folder in adapters or [args.model] if folder]
+    merged = [folder.with_name(folder.name.removesuffix("-merged")) for folder in found]
+    return [
+        folder if (folder / ANCHOR).is_file() or not (other / ANCHOR).is_file() else other
+        for folder, other in zip(found, merged, strict=True)
+    ]
 
 
 def serving_front(adapters: Iterable[Path]) -> Front:

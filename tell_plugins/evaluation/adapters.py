@@ -38,11 +38,16 @@ class Adapter:
         return self.rival or BASE if self.path is None else paths.shown(self.path)
 
     @property
+    def suffix(self) -> str:
+        """How the label of a scaled adapter ends."""
+        return _suffix(self.scale)
+
+    @property
     def engine_name(self) -> str | None:
         """The name under which an engine loads it; module names may hold no dots."""
         if self.path is None:
             return None
-        return self.label.removesuffix(_suffix(self.scale)).replace(".", "_")
+        return self.label.removesuffix(self.suffix).replace(".", "_")
 
     @property
     def whole(self) -> bool:
@@ -172,20 +177,29 @@ def _need_plain_lora(adapter: Adapter) -> None:
 def _named(text: str, recipe: Recipe) -> Adapter:
     if text == BASE:
         return Adapter(BASE, None)
-    path = paths.user_path(text)
-    if not is_trained(path):
-        found = checkpoints(path) if path.is_dir() else []
-        if not found:
-            raise UserError(
-                f"no adapter in '{text}'",
-                where="--adapter",
-                allowed="a checkpoint folder, a run folder that holds checkpoints, a model's "
-                "folder, or 'none'",
-                remedy="look for adapter_config.json (of a whole model: config.json and "
-                "model.safetensors)",
-            )
-        path = found[-1]
+    path = trained_folder(text, "--adapter")
     return Adapter(_label(path, recipe), path)
+
+
+def trained_folder(text: str, where: str) -> Path:
+    """The checkpoint that `text` names, of a run's folder its last.
+
+    Raises UserError for a folder without an adapter or a model.
+    """
+    path = paths.user_path(text)
+    if is_trained(path):
+        return path
+    found = checkpoints(path) if path.is_dir() else []
+    if not found:
+        raise UserError(
+            f"no adapter in '{text}'",
+            where=where,
+            allowed="a checkpoint folder, a run folder that holds checkpoints, a model's folder"
+            + (", or 'none'" if where == "--adapter" else ""),
+            remedy="look for adapter_config.json (of a whole model: config.json and "
+            "model.safetensors)",
+        )
+    return found[-1]
 
 
 def _label(path: Path, recipe: Recipe) -> str:

@@ -150,7 +150,7 @@ def answer_all(
                     "row": prompts[i].row,
                     "text": unicode_text(reply.text),
                     "finish_reason": unicode_text(reply.finish_reason),
-                    "prompt_tokens": lengths[i],
+                    "prompt_tokens": reply.prompt_tokens or lengths[i],
                     "completion_tokens": reply.completion_tokens,
                     "attempt": 0,
                 }

@@ -24,12 +24,17 @@ def model_sha256(folder: Path) -> str:
     """
     if not folder.is_dir():
         return ""
-    found = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (*_WEIGHTS, *_TEXT) and path.name not in _OTHERS and path.is_file():
-            state = path.stat()
-            found.append((path, state.st_size, state.st_mtime_ns))
-    return _hash_of(tuple(found))
+    states = [(path, path.stat()) for path in model_files(folder)]
+    return _hash_of(tuple((path, state.st_size, state.st_mtime_ns) for path, state in states))
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model's folder on which its answers depend."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix in (*_WEIGHTS, *_TEXT) and path.name not in _OTHERS and path.is_file()
+    ]
 
 
 def file_or_empty(path: Path) -> str:

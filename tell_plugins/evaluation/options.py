@@ -11,7 +11,7 @@ from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.recipe.recipes import Recipe
 from tell_plugins.recipe.swift_keys import swift_keys
 
-_LARGEST_SCALE = 10
+LARGEST_SCALE = 10
 # keys of ms-swift that would not reach the answers, and the option that does
 _OPTIONS = {
     "adapters": "--adapter",
@@ -71,11 +71,11 @@ class Options(BaseModel):
             scales = [float(part) for part in self.scales.split(",")]
         except ValueError:
             scales = []
-        if not scales or not all(0 <= scale <= _LARGEST_SCALE for scale in scales):
+        if not scales or not all(0 <= scale <= LARGEST_SCALE for scale in scales):
             raise UserError(
                 f"bad scales '{self.scales}'",
                 where="--scales",
-                allowed=f"numbers from 0 to {_LARGEST_SCALE}, separated by commas",
+                allowed=f"numbers from 0 to {LARGEST_SCALE}, separated by commas",
                 remedy="--scales 0.25,0.5,0.75,1",
             )
         if scales != [1.0] and self.engine != "transformers":

@@ -198,4 +198,4 @@ def _seed(seed: int, place: int) -> int:
 
 
 def _reply(answer: Answer) -> Reply:
-    return Reply(answer.text, answer.finish, answer.tokens_out or 0)
+    return Reply(answer.text, answer.finish, answer.tokens_out or 0, answer.tokens_in)

