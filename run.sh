@@ -11,7 +11,7 @@ readonly UV_VERSION=0.13.9
 
 groups_of() {  # the files of requirements/ that a verb needs
   case "$1" in
-    check | mix | new | "" | -*) echo light ;;
+    check | mix | new | plugin | "" | -*) echo light ;;
     data) echo light data ;;
     test) echo "$GROUPS_KNOWN" ;;
     *) echo light data train ;;

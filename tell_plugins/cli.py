@@ -15,7 +15,8 @@ from types import ModuleType
 from typing import NoReturn
 
 from tell_plugins import __version__
-from tell_plugins.core.errors import MachineError, UserError, nearest, not_installed
+from tell_plugins.core import paths
+from tell_plugins.core.errors import MachineError, UserError, nearest
 from tell_plugins.core.shown import safe_output, shown_text
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -33,6 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "represent": ("evaluation.represent", "what the anchor does to hidden states"),
     "anchors2x2": ("evaluation.anchors2x2", "anchor in training x anchor at test"),
     "ability": ("evaluation.ability", "general ability: AGIEval and OpenBookQA by OpenCompass"),
+    "plugin": ("recipe.plugin_path", "the path for ms-swift's `external_plugins`"),
     "data": ("preparation.data_verb", "download, rebuild, list or show data sets"),
     "new": ("preparation.new_task", "card, anchor and recipe for an own task"),
     "anchor": ("experiments.anchor_verb", "let the model write and rank its own anchors"),
@@ -40,11 +42,15 @@ VERBS: dict[str, tuple[str, str]] = {
     "sweep": ("experiments.sweep_verb", "a grid of runs: train and score each"),
     "report": ("experiments.report_verb", "tables, pictures and one HTML page of a sweep"),
 }
-_RUN_SH = {
-    "setup": "make .venv and install what is pinned",
-    "test": "all tests",
-    "bench": "how fast mixtures are built, trainings start and prompts are answered",
-}
+_RUN_SH = (
+    {  # only a checkout has these
+        "setup": "make .venv and install what is pinned",
+        "test": "all tests",
+        "bench": "how fast mixtures are built, trainings start and prompts are answered",
+    }
+    if paths.IS_CHECKOUT
+    else {}
+)
 _OURS = 2
 
 
@@ -72,7 +78,7 @@ def _main(argv: list[str] | None) -> int:
     except Exception as error:
         if debug:
             raise
-        missing = not_installed(error) if isinstance(error, ModuleNotFoundError) else None
+        missing = _not_installed(error) if isinstance(error, ModuleNotFoundError) else None
         if missing is not None:
             return _say(missing)
         print(
@@ -81,6 +87,25 @@ def _main(argv: list[str] | None) -> int:
             file=sys.stderr,
         )
         return _OURS
+
+
+# which group of requirements/ brings a module; all others are in `train`
+_GROUPS = {
+    **dict.fromkeys(("datasets", "modelscope", "pandas", "matplotlib", "sacrebleu"), "data"),
+    **dict.fromkeys(("comet", "bleurt_pytorch"), "translation"),
+    "ray": "ray",
+}
+
+
+def _not_installed(error: ModuleNotFoundError) -> MachineError | None:
+    """The error for a package of another group; None where a module of this project is missing."""
+    name = (error.name or "").partition(".")[0]
+    if name in ("", "tell_plugins"):
+        return None
+    return MachineError(
+        f"this needs the package '{name}', which is not installed here",
+        remedy=paths.needs(_GROUPS.get(name, "train")),
+    )
 
 
 def _take_debug(argv: list[str]) -> tuple[list[str], bool]:

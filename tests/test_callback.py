@@ -338,31 +338,44 @@ def test_old_mixtures_are_forgotten(tmp_path: Path) -> None:
     assert kept - {"gone.arrow"} == {"old.arrow.lock", "new.arrow"}
 
 
-# --- the command line -----------------------------------------------------------------------------
+# --- the arguments -----------------------------------------------------------------------------
+
+
+Arguments = Callable[..., bool]
+
+
+@pytest.fixture
+def arguments() -> Arguments:
+    """ms-swift's arguments, as far as the plugin looks at them."""
+    from swift.arguments import BaseArguments
+
+    bridge._check_arguments()
+
+    def look(**values: object) -> bool:
+        BaseArguments._init_model_kwargs(SimpleNamespace(model_kwargs=None, **values))
+        return True
+
+    return look
 
 
 @pytest.mark.usefixtures("mixture")
 @pytest.mark.parametrize(
-    "argv",
-    [
-        ["--dataset", "tell/toy:task=4rows", "--output_dir", "tell/run1"],
-        ["--dataset", "other/set", "tell/toy", "--model", "tell/model"],
-        ["tell/positional"],
-    ],
+    ("dataset", "val_dataset"),
+    [("tell/toy:task=4rows", []), (["other/set", "tell/toy"], "tell/toy:split=train")],
 )
-def test_only_data_sets_are_looked_at(argv: list[str]) -> None:
-    bridge._check_arguments(argv)
+def test_good_data_sets_pass(arguments: Arguments, dataset: object, val_dataset: object) -> None:
+    assert arguments(dataset=dataset, val_dataset=val_dataset, output_dir="tell/run1")
 
 
 @pytest.mark.usefixtures("mixture")
 @pytest.mark.parametrize(
-    "argv",
+    "values",
     [
-        ["--output_dir", "x", "--dataset", "tell/toy", "tell/tyo"],
-        ["--dataset=tell/tyo"],
-        ["--dataset", "tell/toy", "--val_dataset", "tell/tyo:split=test"],
+        {"dataset": ["tell/toy", "tell/tyo"]},
+        {"dataset": "tell/tyo"},
+        {"dataset": ["tell/toy"], "val_dataset": ["tell/tyo:split=test"]},
     ],
 )
-def test_a_wrong_data_set_is_told_at_once(argv: list[str]) -> None:
+def test_a_wrong_data_set_is_told_at_once(arguments: Arguments, values: dict[str, object]) -> None:
     with pytest.raises(UserError, match="unknown card 'tyo'"):
-        bridge._check_arguments(argv)
+        arguments(**values)

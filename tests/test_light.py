@@ -91,7 +91,7 @@ def test_data(light: Path) -> None:
 
 def test_train_says_what_is_missing(light: Path) -> None:
     text = run(light, "train", "recipes/smollm2_sample.yaml", code=2)
-    assert text == "ms-swift is not installed here\n  remedy:  ./run.sh setup\n"
+    assert text == "ms-swift is not installed here\n  remedy:  ./run.sh setup train\n"
 
 
 @pytest.mark.parametrize("verb", VERBS)

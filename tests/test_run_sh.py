@@ -22,7 +22,7 @@ from tests.conftest import PROJECT
 
 TOOLS = ("bash", "sh", "dirname", "cmp", "cp", "flock", "mkdir", "cat", "rm", "sleep", "env")
 TOOLS += ("sed", "head", "cut")
-LIGHT = ("check", "mix", "new", "data")
+LIGHT = ("check", "mix", "new", "plugin", "data")
 ALL = ["light", "data", "train", "translation", "ray", "tests"]
 
 # stands for the system's Python: `-c` is the version check, `-m venv` makes the one below

@@ -8,38 +8,52 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from tell_plugins.core.cards import card_names, load_card
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.spec import PREFIX, is_tell, parse_spec
 
+_PLUGIN = Path(__file__).resolve().parents[1] / "register.py"
+
 
 def register() -> None:
     """Register every card with ms-swift, the callback with the trainer, and the Qwen fix."""
     _install_excepthook()
-    _check_arguments(sys.argv)
-    from swift.dataset import DatasetMeta, register_dataset
+    _check_arguments()
     from transformers import trainer
 
     from tell_plugins.bridge.callback import TellCallback
-    from tell_plugins.bridge.loader import TellLoader
     from tell_plugins.bridge.mixed_use import refuse_mixed_use
     from tell_plugins.bridge.qwen import let_qwen_generate
     from tell_plugins.bridge.templates import bring_anchors, let_channel_rows_be_answered
 
-    for name in card_names():
-        dataset_id = f"{PREFIX}{name}"
-        meta = DatasetMeta(ms_dataset_id=dataset_id, hf_dataset_id=dataset_id, loader=TellLoader)
-        register_dataset(meta, exist_ok=True)
-    _leave_foreign_ids()
+    _register_cards()
+    _let_others_be_called_register()
     if TellCallback not in trainer.DEFAULT_CALLBACKS:
         trainer.DEFAULT_CALLBACKS.append(TellCallback)  # type: ignore[arg-type]
     refuse_mixed_use()
     let_qwen_generate()
     let_channel_rows_be_answered()
     bring_anchors()
+
+
+def _register_cards() -> None:
+    """Make every card's `tell/<name>` known to ms-swift."""
+    from swift.dataset import DATASET_MAPPING, DatasetMeta, dataset_syntax, register_dataset
+
+    from tell_plugins.bridge.loader import TellLoader
+
+    names = [f"{PREFIX}{name}" for name in card_names()]
+    if all((name, name, None) in DATASET_MAPPING for name in names):
+        return
+    for name in names:
+        meta = DatasetMeta(ms_dataset_id=name, hf_dataset_id=name, loader=TellLoader)
+        register_dataset(meta, exist_ok=True)
+    dataset_syntax._dataset_meta_mapping = None  # what ms-swift made of the table before
+    _leave_foreign_ids()
 
 
 def _leave_foreign_ids() -> None:
@@ -57,22 +71,54 @@ def _leave_foreign_ids() -> None:
         DATASET_MAPPING[key] = DATASET_MAPPING.pop(key)
 
 
-def _check_arguments(argv: list[str]) -> None:
-    """Refuse a wrong dataset string before a model is loaded, not after."""
-    for text in _datasets(argv):
-        if is_tell(text):
-            load_card(parse_spec(text).card)
+def _check_arguments() -> None:
+    """Let ms-swift's arguments refuse a wrong dataset string, before a model is loaded.
+
+    They come from the command line, from `--config` or from a notebook. ms-swift calls this method
+    after it has imported the plugins, those of the first arguments as well.
+    """
+    from swift.arguments import BaseArguments
+
+    original = BaseArguments._init_model_kwargs
+    if getattr(original, "_tell", False):
+        return
+
+    def checked(self: Any) -> None:
+        for text in [*_texts(self, "dataset"), *_texts(self, "val_dataset")]:
+            if is_tell(text):
+                load_card(parse_spec(text).card)
+        _register_cards()  # a card may be younger than the process
+        original(self)
+
+    checked._tell = True  # type: ignore[attr-defined]
+    BaseArguments._init_model_kwargs = checked
 
 
-def _datasets(argv: list[str]) -> Iterator[str]:
-    """The values of `--dataset` and `--val_dataset`; others may begin with `tell/` too."""
-    option = ""
-    for part in argv:
-        value = part
-        if part.startswith("--"):
-            option, _, value = part.partition("=")
-        if option in ("--dataset", "--val_dataset"):
-            yield value
+def _texts(args: Any, key: str) -> list[str]:
+    value = getattr(args, key, None) or []
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _let_others_be_called_register() -> None:
+    """Let ms-swift 4.0 import another plugin called `register.py` after ours.
+
+    It imports plugins by their stem, and Python takes a second one of that name for the first.
+    """
+    from swift.arguments.base_args import base_args
+
+    original = base_args.import_external_file
+    if getattr(original, "_tell", False):
+        return
+
+    def import_external_file(path: str) -> Any:
+        known = sys.modules.get(_PLUGIN.stem)
+        is_ours = getattr(known, "__file__", None) == str(_PLUGIN)
+        if is_ours and Path(path).expanduser().resolve() != _PLUGIN:
+            del sys.modules[_PLUGIN.stem]
+        return original(path)
+
+    import_external_file._tell = True  # type: ignore[attr-defined]
+    base_args.import_external_file = import_external_file
 
 
 def _install_excepthook() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from swift.utils import get_logger
 from transformers import TrainerCallback
 
-from tell_plugins.bridge.loader import trained_on
+from tell_plugins.bridge.loader import forget_mixtures, trained_on
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.files import read_json, write_json
@@ -44,6 +44,9 @@ class TellCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if trained_on and state.is_world_process_zero:
             _leave(Path(args.output_dir) / f"checkpoint-{state.global_step}", args)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        forget_mixtures()  # a notebook may train again
 
 
 def make_paths_absolute(file: Path) -> None:

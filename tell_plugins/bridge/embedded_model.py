@@ -30,7 +30,7 @@ PADDING = "<|endoftext|>"
 
 def model_dir() -> Path:
     """Where the recipes look for the model."""
-    return paths.PROJECT / "models" / NAME
+    return (paths.PROJECT if paths.IS_CHECKOUT else paths.cache_dir()) / "models" / NAME
 
 
 def is_ready(folder: Path | None = None) -> bool:

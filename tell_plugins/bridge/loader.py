@@ -24,6 +24,12 @@ validated_on: list[Mixture] = []  # and those it serves to be validated on
 _KEEP_DAYS = 30  # how long an unused mixture file stays in the cache
 
 
+def forget_mixtures() -> None:
+    """The next training of this process begins with none."""
+    trained_on.clear()
+    validated_on.clear()
+
+
 class TellLoader(DatasetLoader):
     """Serves `tell/<card>:...`; anything else goes to ms-swift's own loader.
 

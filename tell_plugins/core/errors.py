@@ -44,25 +44,6 @@ class MachineError(Exception):
         super().__init__(found + (f"\n  remedy:  {remedy}" if remedy else ""))
 
 
-# which group of requirements/ brings a module; all others are in `train`
-_GROUPS = {
-    **dict.fromkeys(("datasets", "modelscope", "pandas", "matplotlib", "sacrebleu"), "data"),
-    **dict.fromkeys(("comet", "bleurt_pytorch"), "translation"),
-    "ray": "ray",
-}
-
-
-def not_installed(error: ModuleNotFoundError) -> MachineError | None:
-    """The error for a package of another group; None where a module of this project is missing."""
-    name = (error.name or "").partition(".")[0]
-    if name in ("", "tell_plugins"):
-        return None
-    return MachineError(
-        f"this needs the package '{name}', which is not installed here",
-        remedy=f"./run.sh setup {_GROUPS.get(name, 'train')}",
-    )
-
-
 def raise_all(problems: Sequence[UserError]) -> None:
     """Raise `problems` as one error; do nothing when there are none."""
     if len(problems) == 1:

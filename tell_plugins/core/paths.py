@@ -1,4 +1,12 @@
-"""Where things lie: the project, the cache, data and cards; and writing a file in one piece."""
+"""Where things lie: the project, the cache, data and cards; and writing a file in one piece.
+
+In a checkout all lies in one folder, which `run.sh` works in. Installed as a package, the cards and
+recipes that come along lie in it, and what is written lies in the folder that the user works in.
+
+One rule for a relative path: what is read is looked for in the folder that one calls from, then
+among what the project ships; what a flag names to be written lies in the folder that one calls
+from.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +21,17 @@ from pathlib import Path
 
 from tell_plugins.core.errors import MachineError, UserError
 
-PROJECT = Path(__file__).resolve().parents[2]
-CARDS = PROJECT / "datasets"
-RECIPES = PROJECT / "recipes"
+PACKAGE = Path(__file__).resolve().parents[1]
+IS_CHECKOUT = (PACKAGE.parent / "run.sh").is_file()
+SHIPPED = (
+    PACKAGE.parent if IS_CHECKOUT else PACKAGE / "shipped"
+)  # cards and recipes that come along
+PROJECT = PACKAGE.parent if IS_CHECKOUT else Path.cwd()  # where ms-swift runs and `output/` lies
+PLUGIN = PACKAGE / "register.py"  # what a recipe names under `external_plugins`
+CARDS = SHIPPED / "datasets"
+RECIPES = SHIPPED / "recipes"
+OWN_CARDS = PROJECT / "datasets"
+OWN_RECIPES = PROJECT / "recipes"
 TEMPORARY = ".tell-tmp"  # the ending of what is not finished yet
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -37,9 +53,9 @@ def data_homes() -> list[Path]:
 
 
 def card_roots() -> list[Path]:
-    """Folders whose sub-folders are cards: the project's, then those of `$TELL_CARDS`."""
+    """Folders whose sub-folders are cards: those that come along, of `$TELL_CARDS`, one's own."""
     roots: dict[Path, Path] = {}
-    for root in (CARDS, *_folders("TELL_CARDS")):
+    for root in (CARDS, *_folders("TELL_CARDS"), OWN_CARDS):
         roots.setdefault(root.resolve(), root)
     return list(roots.values())
 
@@ -53,15 +69,18 @@ def _folders(variable: str) -> list[Path]:
 def user_path(text: str | os.PathLike[str]) -> Path:
     """A path as the user meant it: relative to the folder that `run.sh` was called from.
 
-    `run.sh` works in the project's root; what lies only there (`recipes/x.yaml`) is found too.
-    Raises UserError for the home (`~name`) of nobody.
+    What lies only in the project (`recipes/x.yaml`) is found too: in the folder that `run.sh` works
+    in, or in the package. Raises UserError for the home (`~name`) of nobody.
     """
     path = expanded(text)
     caller = os.environ.get("TELL_CALLER_DIR")
-    if caller is None or path.is_absolute():
+    there = path if caller is None else Path(caller) / path
+    shipped = SHIPPED / path
+    if path.is_absolute() or there.exists():
+        return there
+    if path.exists():
         return path
-    there = Path(caller) / path
-    return there if there.exists() or not path.exists() else path
+    return shipped if path.parts and shipped.exists() else there
 
 
 def user_target(text: str | os.PathLike[str]) -> Path:
@@ -93,6 +112,11 @@ def shown(path: str | os.PathLike[str]) -> str:
         with contextlib.suppress(ValueError):
             return str(absolute.relative_to(base))
     return str(absolute)
+
+
+def needs(group: str) -> str:
+    """How a group of packages is installed."""
+    return f"./run.sh setup {group}" if IS_CHECKOUT else f"pip install 'tell-recipes[{group}]'"
 
 
 def make_folder(folder: Path, named_by: str | None = None) -> Path:

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from tell_plugins.core import paths
+
 # all but tab and line break; and what turns the direction of a line around
 _CONTROL = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 _COLOUR = r"\x1b\[[0-9;]*m"
@@ -55,6 +57,8 @@ class _Shown:
 
     def write(self, text: str) -> int:
         kept = self._pattern.sub(lambda match: match[1] or _written(match[0]), text)
+        if not paths.IS_CHECKOUT:
+            kept = kept.replace("./run.sh", "tell")  # the command that the package installs
         self._stream.write(kept)
         return len(text)
 

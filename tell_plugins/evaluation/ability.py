@@ -45,7 +45,7 @@ PAPER = {
     "OpenBookQA": {"alpaca-en": 75.2, "Open-Platypus": 79.5},
 }
 RECIPES = ("agieval", "openbookqa")
-REQUIREMENTS = paths.PROJECT / "requirements-eval.txt"
+REQUIREMENTS = paths.SHIPPED / "requirements-eval.txt"
 ENVIRONMENT = paths.PROJECT / ".venv-eval"
 _STAMP = "requirements.installed"
 _LOG_TAIL = 15  # lines of a log that a failure shows

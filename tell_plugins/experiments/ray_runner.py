@@ -50,7 +50,7 @@ def _ray() -> Any:
         raise UserError(
             "Ray is not installed",
             where="--ray",
-            remedy="./run.sh setup ray, or leave --ray out",
+            remedy=f"{paths.needs('ray')}, or leave --ray out",
         ) from None
     return ray
 

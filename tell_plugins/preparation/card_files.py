@@ -77,7 +77,7 @@ def state_of(card: Card, split: str) -> State:
         if recorded:
             return State(path, "verified", "sha256 as recorded beside it")
         return State(path, "changed", "not the file its provenance describes")
-    if path.is_relative_to(paths.PROJECT):
+    if path.is_relative_to(paths.SHIPPED):
         return State(path, "project", "part of the project")
     return State(path, "own", "no checksum is known")
 

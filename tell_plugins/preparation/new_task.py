@@ -318,7 +318,7 @@ def _places(args: argparse.Namespace) -> tuple[Path, Path]:
     roots = paths.card_roots()
     cards = paths.user_target(args.dir) if args.dir else (roots[1] if len(roots) > 1 else roots[0])
     check_name(args.name, cards, "NAME")
-    recipes = paths.user_target(args.recipes) if args.recipes else paths.RECIPES
+    recipes = paths.user_target(args.recipes) if args.recipes else paths.OWN_RECIPES
     return cards, recipes
 
 

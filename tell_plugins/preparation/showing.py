@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     query = "query with anchor" if isinstance(rows, TaskRows) and rows.anchor.text else "query"
     title = f"{card.name}, {args.split}: {len(rows):,} rows"
     if importlib.util.find_spec("matplotlib") is None:
-        print("  picture  not drawn: matplotlib is not installed (./run.sh setup data)")
+        print(f"  picture  not drawn: matplotlib is not installed ({paths.needs('data')})")
     else:
         draw(lengths[0], (query, "response"), title, picture)
         print(f"  picture  {paths.shown(picture)}")

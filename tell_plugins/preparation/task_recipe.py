@@ -106,6 +106,7 @@ def recipe_text(
     assert isinstance(node, yaml.MappingNode)  # `load_recipe` checked it
     there = {key.value for key, _ in node.value}
     own = {key: value for key, value in _overrides(pattern).items() if key not in method.keys}
+    own |= _placed(pattern, yaml.safe_load(text))
     new = own | {"dataset": [method.dataset], "output_dir": f"output/{name}", **method.keys}
     lines = {key: _written(value) for key, value in new.items() if key in there or key in own}
     lines |= {"dataset": f'["{method.dataset}"]', "output_dir": f"output/{name}"}
@@ -139,6 +140,13 @@ def recipe_text(
             remedy="write it so, or name another recipe with --model",
         )
     return "".join(f"# {line}\n" for line in header) + "\n" + body
+
+
+def _placed(pattern: Recipe, written: dict[str, Any]) -> dict[str, Any]:
+    """Plugin and model, where an installed package has them elsewhere than the pattern writes."""
+    keys = ("external_plugins", "model")
+    values = {key: pattern.values[key] for key in keys if key in written}
+    return {key: value for key, value in values.items() if value != written[key]}
 
 
 def _written(value: object) -> str:

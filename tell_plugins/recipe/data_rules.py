@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from tell_plugins.bridge import mixed_use
 from tell_plugins.core import paths
@@ -25,8 +26,6 @@ from tell_plugins.core.tokens import tokenizer_file
 from tell_plugins.recipe.findings import Finding, as_errors, error, split, warning
 from tell_plugins.recipe.recipes import Recipe, as_list
 from tell_plugins.recipe.settings import Settings
-
-_PLUGIN = paths.PROJECT / "tell_plugins" / "register.py"
 
 
 def check_dataset(recipe: Recipe) -> tuple[Spec | None, list[Finding]]:
@@ -235,7 +234,9 @@ def check_keeping(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
 def check_plugin(recipe: Recipe) -> Iterator[Finding]:
     """Without the plugin, `tell/...` would be looked up on a hub."""
     plugins = [str(part) for part in as_list(recipe.values.get("external_plugins"))]
-    if any((paths.PROJECT / part).resolve() == _PLUGIN for part in plugins):
+    ours = [(paths.PROJECT / part).resolve() == paths.PLUGIN for part in plugins]
+    if True in ours:
+        yield from _check_names(recipe, plugins[: ours.index(True)])
         return
     yield error(
         "tell-plugin",
@@ -245,6 +246,19 @@ def check_plugin(recipe: Recipe) -> Iterator[Finding]:
         "write 'external_plugins: [tell_plugins/register.py]'",
         "a path from the project's folder",
     )
+
+
+def _check_names(recipe: Recipe, before: Sequence[str]) -> Iterator[Finding]:
+    """ms-swift 4.0 imports plugins by their stem, and Python takes a second one for the first."""
+    for plugin in before:
+        if Path(plugin).name == paths.PLUGIN.name:
+            yield error(
+                "tell-plugin",
+                f"'external_plugins' names '{plugin}' before tell_plugins/register.py, and "
+                "ms-swift 4.0 takes the second of two files of one name for the first",
+                recipe.where("external_plugins"),
+                "name tell_plugins/register.py first",
+            )
 
 
 def check_validation(recipe: Recipe) -> Iterator[Finding]:

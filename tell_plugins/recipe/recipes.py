@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tell_plugins.bridge.embedded_model import NAME, model_dir
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest
 from tell_plugins.core.spec import Spec, is_tell, parse_spec
@@ -165,7 +166,7 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> Recipe:
             remedy="see recipes/",
         )
     _refuse_other_kinds(document.values, paths.shown(file))
-    values = {str(key): value for key, value in document.values.items()}
+    values = _installed({str(key): value for key, value in document.values.items()})
     given = parse_flags(flags)
     return Recipe(
         file,
@@ -180,6 +181,25 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> Recipe:
             and not isinstance(values.get(place[0]), (bool, type(None)))
         },
     )
+
+
+def _installed(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's values, with what it names from a checkout's root where the package has it."""
+    if paths.IS_CHECKOUT:
+        return values
+    places = {
+        str(paths.PLUGIN.relative_to(paths.PACKAGE.parent)): str(paths.PLUGIN),
+        f"models/{NAME}": str(model_dir()),
+    }
+
+    def placed(value: Any) -> Any:
+        return places.get(value, value) if isinstance(value, str) else value
+
+    found = {key: values[key] for key in ("external_plugins", "model") if key in values}
+    return values | {
+        key: [placed(part) for part in value] if isinstance(value, list) else placed(value)
+        for key, value in found.items()
+    }
 
 
 def _refuse_other_kinds(values: Mapping[Any, Any], where: str) -> None:

@@ -98,7 +98,7 @@ def installed_version() -> str:
     """The installed ms-swift's version. MachineError when there is none."""
     version = _version("ms-swift")
     if version is None:
-        raise MachineError("ms-swift is not installed here", remedy="./run.sh setup")
+        raise MachineError("ms-swift is not installed here", remedy=paths.needs("train"))
     return version
 
 
@@ -132,7 +132,7 @@ def _keys_of(answer: dict[str, Any], *, installed: bool = True) -> SwiftKeys:
 
 def _fingerprint() -> str:
     """Changes with whatever the answer depends on."""
-    source = paths.PROJECT.joinpath(*_MODULE.split(".")).with_suffix(".py").read_bytes()
+    source = SHIPPED.with_name("keys.py").read_bytes()
     made_by = [_version(name) for name in _MADE_BY]
     return hashlib.sha256(source + json.dumps(made_by).encode()).hexdigest()[:12]
 
@@ -164,12 +164,14 @@ def _ask() -> dict[str, Any]:
     said = (result.stderr or result.stdout).strip()[-1500:] or "nothing was said"
     raise MachineError(
         f"ms-swift could not tell its keys (exit code {result.returncode}):\n{said}"
-        "\n  remedy:  ./run.sh setup"
+        f"\n  remedy:  {paths.needs('train')}"
     )
 
 
 def project_environment() -> dict[str, str]:
     """The environment of a subprocess that must find this project's package."""
+    if not paths.IS_CHECKOUT:
+        return dict(os.environ)  # it is installed
     root = str(paths.PROJECT)
     before = os.environ.get("PYTHONPATH", "")
     parts = [part for part in before.split(os.pathsep) if part]

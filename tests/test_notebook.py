@@ -1,0 +1,77 @@
+"""The plugin in a notebook: no command line, several trainings in one process, other plugins."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import PROJECT, MakeCard
+from tests.tiny import make_tiny_cards, make_tiny_model
+
+SESSION = """
+import json, os, sys, time
+from pathlib import Path
+
+sys.argv = ["ipykernel_launcher.py", "-f", "kernel.json", "--dataset", "tell/no_card_at_all"]
+root, model, plugin = Path(sys.argv_of_test[0]), sys.argv_of_test[1], sys.argv_of_test[2]
+from swift import sft_main
+from swift.arguments import SftArguments
+from tell_plugins.core.errors import UserError
+
+
+def arguments(dataset, run, **values):
+    return SftArguments(
+        model=model, model_type="llama", template="chatml", check_model=False, use_cpu=True,
+        torch_dtype="float32", dataset=dataset, dataset_shuffle=False, strict=True,
+        train_dataloader_shuffle=False, max_length=1024, tuner_type="lora", max_steps=1,
+        target_modules=["all-linear"], per_device_train_batch_size=1, report_to=["none"],
+        gradient_accumulation_steps=2, gradient_checkpointing=False, dataloader_num_workers=0,
+        output_dir=str(root / run), add_version=False, **values)
+
+
+start = time.monotonic()
+try:
+    arguments("tell/tiny_tusk", "never", external_plugins=plugin)
+except UserError as error:
+    assert "unknown card 'tiny_tusk'" in str(error) and "'tiny_task'" in str(error)
+    assert time.monotonic() - start < 60
+else:
+    raise SystemExit("a misspelt card passed")
+
+folder = str(Path(plugin).parent)
+assert folder not in sys.path, "its names would hide others"
+plugins = [plugin, str(root / "register.py")]
+first = arguments(["tell/tiny_task:task=4rows/general=0"], "first", external_plugins=plugins)
+assert os.environ.get("OTHER_PLUGIN") == "here", "another plugin may be called register.py"
+
+(root / "cards" / "plain").rename(root / "cards" / "later")
+card = root / "cards" / "later" / "card.yaml"
+card.write_text(card.read_text().replace("name: plain", "name: later"))
+second = arguments(["tell/later:task=6rows"], "second", external_plugins=plugins)
+for args in (first, second):
+    sft_main(args)
+for run, dataset in (("first", "tell/tiny_task"), ("second", "tell/later")):
+    checkpoint = root / run / "checkpoint-1"
+    assert json.loads((checkpoint / "manifest.json").read_text())["spec"].startswith(dataset)
+    assert json.loads((checkpoint / "args.json").read_text())["external_plugins"] == plugins
+print("all of it went well")
+"""
+
+
+def test_two_trainings_and_a_misspelt_card(tmp_path: Path, make_card: MakeCard) -> None:
+    make_tiny_cards(make_card)
+    model = make_tiny_model(tmp_path / "model")
+    (tmp_path / "register.py").write_text("import os\nos.environ['OTHER_PLUGIN'] = 'here'\n")
+    plugin = PROJECT / "tell_plugins" / "register.py"
+    given = [str(tmp_path), str(model), str(plugin)]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\nsys.argv_of_test = {given!r}\n{SESSION}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.stdout.endswith("all of it went well\n"), (done.stdout + done.stderr)[-4000:]
