@@ -43,7 +43,7 @@ else:
 folder = str(Path(plugin).parent)
 assert folder not in sys.path, "its names would hide others"
 plugins = [plugin, str(root / "register.py")]
-first = arguments(["tell/tiny_task:task=4rows/general=0"], "first", external_plugins=plugins)
+first = arguments("tell/tiny_task:task=4rows/general=0", "first", external_plugins=plugins)
 assert os.environ.get("OTHER_PLUGIN") == "here", "another plugin may be called register.py"
 
 (root / "cards" / "plain").rename(root / "cards" / "later")

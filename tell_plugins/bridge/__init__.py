@@ -84,19 +84,17 @@ def _check_arguments() -> None:
         return
 
     def checked(self: Any) -> None:
-        for text in [*_texts(self, "dataset"), *_texts(self, "val_dataset")]:
-            if is_tell(text):
-                load_card(parse_spec(text).card)
+        for key in ("dataset", "val_dataset"):
+            if isinstance(getattr(self, key, None), str):  # from Python, one may stand alone
+                setattr(self, key, [getattr(self, key)])
+            for text in getattr(self, key, None) or []:
+                if is_tell(text):
+                    load_card(parse_spec(text).card)
         _register_cards()  # a card may be younger than the process
         original(self)
 
     checked._tell = True  # type: ignore[attr-defined]
     BaseArguments._init_model_kwargs = checked
-
-
-def _texts(args: Any, key: str) -> list[str]:
-    value = getattr(args, key, None) or []
-    return [value] if isinstance(value, str) else list(value)
 
 
 def _let_others_be_called_register() -> None:
