@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tell_plugins.core import paths
@@ -146,18 +146,9 @@ def endpoint_of(args: argparse.Namespace) -> Endpoint:
             where="--price-in, --price-out",
             remedy="give both, per million tokens",
         )
-    return Endpoint(
-        base_url=api_url(args.base_url),
-        model=args.model,
-        key_env=args.key_env,
-        concurrency=args.concurrency,
-        attempts=args.attempts,
-        timeout=args.timeout,
-        temperature=args.temperature,
-        max_tokens=args.max_tokens,
-        price_in=args.price_in,
-        price_out=args.price_out,
-    )
+    given: dict[str, Any] = {part.name: getattr(args, part.name, None) for part in fields(Endpoint)}
+    given |= {"base_url": api_url(args.base_url), "tries": Endpoint.tries}
+    return Endpoint(**given)
 
 
 # ------------------------------------------------------------------------- what it will cost

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from tell_plugins.preparation.card_files import State, state_of
 from tell_plugins.preparation.llama2_tokenizer import Llama2Content
 from tell_plugins.preparation.provenance import read_provenance
 from tell_plugins.preparation.transfer import shown_url
+from tell_plugins.recipe.tables import table
 
 COUNTED = 256 << 20  # bytes; the rows of a larger file of unknown content are not counted
 _HEAD = ("card", "split", "size", "rows", "state", "why")
-_RIGHT = ("size", "rows")
 _FILES = ("rebuilt_from", "aligned_files", "file", "member", "tmx")  # in a record
 
 
@@ -43,12 +43,12 @@ def run(args: argparse.Namespace) -> int:
         for split in card.splits:
             with _noted(problems):
                 states[name][split] = state_of(card, split)
-    table = [
+    lines = [
         _line(cards[name], split, state)
         for name, splits in states.items()
         for split, state in splits.items()
     ]
-    print(_render(table))
+    print(table(_HEAD, lines, indent=""))
     print("\nlicences and files:")
     for name, splits in states.items():
         print(_note(cards[name], splits, full=bool(args.names)))
@@ -159,17 +159,3 @@ def size_text(size: int) -> str:
             break
         amount /= 1000
     return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
-
-
-def _render(table: Sequence[Sequence[str]]) -> str:
-    rows = [_HEAD, *table]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = [
-            cell.rjust(width) if name in _RIGHT else cell.ljust(width)
-            for name, cell, width in zip(_HEAD, row, widths, strict=True)
-        ]
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([line(_HEAD), "  ".join("-" * width for width in widths), *map(line, table)])

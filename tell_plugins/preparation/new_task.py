@@ -374,11 +374,10 @@ def _there(names: Sequence[str]) -> int | None:
 def _card(
     task: Task, args: argparse.Namespace, sources: Sequence[str], amount: str, pattern: Recipe
 ) -> dict[str, Any]:
-    parts = {"train": task.train, "validation": task.validation, "test": task.test}
     splits = {
-        name: {"file": f"{name}.jsonl", "rows": len(pairs)}
-        for name, pairs in parts.items()
-        if pairs
+        name: {"file": f"{name}.jsonl", "rows": len(task.parts[name])}
+        for name in SPLITS
+        if name in task.parts
     }
     card: dict[str, Any] = {
         "name": task.name,
@@ -427,14 +426,9 @@ def _max_new_tokens(task: Task, model: str) -> int:
 def _files(card: dict[str, Any], task: Task) -> dict[str, str]:
     """The card's files by name."""
     files: dict[str, str] = {}
-    for name, pairs in (
-        ("train", task.train),
-        ("validation", task.validation),
-        ("test", task.test),
-    ):
-        if pairs:
-            rows = [row_of(pair.query, pair.response) for pair in pairs]
-            files[f"{name}.jsonl"] = "".join(json_lines(rows))
+    for name, pairs in task.parts.items():
+        rows = [row_of(pair.query, pair.response) for pair in pairs]
+        files[f"{name}.jsonl"] = "".join(json_lines(rows))
     if not task.inline:
         files["anchor.txt"] = task.anchor + "\n"
     if task.schema is not None:

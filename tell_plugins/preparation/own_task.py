@@ -7,7 +7,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,10 @@ class Task:
     """An own task, read and checked, nothing written yet."""
 
     name: str
-    train: list[Pair]
-    test: list[Pair]
-    validation: list[Pair]
-    anchor: str  # as the model sees it
-    inline: bool
-    metric: str
+    parts: dict[str, list[Pair]]  # the rows of each split there is
+    anchor: str = ""  # as the model sees it
+    inline: bool = False
+    metric: str = ""
     schema: dict[str, Any] | None = None
     label: str | None = None  # the property of JSON answers that holds it
     labels: list[str] | None = None  # the answers there are, where they are labels
@@ -78,9 +76,29 @@ class Task:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def train(self) -> list[Pair]:
+        return self.parts["train"]
+
+    @property
+    def test(self) -> list[Pair]:
+        return self.parts.get("test", [])
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The rows of all splits."""
+        return [pair for pairs in self.parts.values() for pair in pairs]
+
+    @property
     def has_turns(self) -> bool:
         """Whether any row has earlier turns."""
-        return any(MARK in pair.query for pair in (*self.train, *self.test, *self.validation))
+        return any(MARK in pair.query for pair in self.pairs)
+
+    def change_queries(self, change: Callable[[Pair], str]) -> None:
+        """Give each row the query that `change` makes of it."""
+        self.parts = {
+            name: [pair._replace(query=change(pair)) for pair in pairs]
+            for name, pairs in self.parts.items()
+        }
 
     def seen(self, pair: Pair) -> str:
         """The query as the model will see it."""
@@ -115,18 +133,15 @@ def read_task(args: argparse.Namespace) -> Task:
             files["validation"], files["test"], "test", args.drop_overlap, "validation"
         )
     notes += [note for file in files.values() for note in _steering(file)]
-    task = Task(args.name, [], [], [], "", False, "", notes=notes)
+    task = Task(args.name, {}, notes=notes)
     _set_metric(task, args, files)
-    if args.folds is not None:
-        task.train = files["train"].pairs
-    elif "test" not in files:
-        labels = labels_of(files["train"].pairs, task.metric, task.label)
-        task.train, task.test = split_off_test(files["train"], labels, args.seed, args.test_rows)
-    else:
-        task.train, task.test = files["train"].pairs, files["test"].pairs
+    task.parts = {name: files[name].pairs for name in SPLITS if name in files}
+    if args.folds is None and "test" not in files:
+        labels = labels_of(task.train, task.metric, task.label)
+        split = split_off_test(files["train"], labels, args.seed, args.test_rows)
+        task.parts |= split._asdict()
     if args.folds is None:
         notes += _test_notes(task, None if "test" in files else args.seed)
-    task.validation = files["validation"].pairs if "validation" in files else []
     _set_anchor(task, args)
     return task
 
@@ -166,7 +181,7 @@ def folds_of(task: Task, count: int, seed: int) -> list[Task]:
             "tests, no row trains it"
         )
     return [
-        replace(task, name=fold_name(task.name, number), train=split.train, test=split.test)
+        replace(task, name=fold_name(task.name, number), parts=task.parts | split._asdict())
         for number, split in enumerate(splits, 1)
     ]
 
@@ -283,9 +298,8 @@ def _set_labels(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]
             where=paths.shown(files["train"].path),
             remedy="give rows of each label, or another --metric",
         )
-    held_out = [p.response for name in ("validation", "test") if name in files
-                for p in files[name].pairs]  # fmt: skip
-    unknown_labels = sorted(set(held_out) - set(counts))
+    held_out = {pair.response for file in files.values() for pair in file.pairs} - set(counts)
+    unknown_labels = sorted(held_out)
     if unknown_labels:
         task.notes.append(
             f"WARNING: no training row has the label {', '.join(map(_short, unknown_labels[:5]))}"
@@ -318,9 +332,7 @@ def _set_schema(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]
             args.clean_labels,
         )
         if given is None and files != before:
-            task.schema = infer_schema(
-                [v for file in files.values() for v in json_values(file) or []]
-            )
+            task.schema = _learnt(files)
         if given is None and args.label:
             close_label(task.schema, key, [p.response for p in files["train"].pairs])
     for name, file in files.items():
@@ -369,15 +381,9 @@ def _set_anchor(task: Task, args: argparse.Namespace) -> None:
     if lead and args.anchor in (None, "inline"):
         task.notes.append(f"all rows hold the same instruction: the anchor, {_short(lead)}")
         task.anchor = lead
-
-        def about(pairs: Sequence[Pair]) -> list[Pair]:
-            return [p._replace(query=p.query[len(p.lead) :].removeprefix("\n")) for p in pairs]
-
-        task.train, task.test, task.validation = map(
-            about, (task.train, task.test, task.validation)
-        )
+        task.change_queries(lambda pair: pair.query[len(pair.lead) :].removeprefix("\n"))
         return
-    front = _front([*task.train, *task.test, *task.validation])
+    front = _front(task.pairs)
     if args.anchor == "inline" or (args.anchor is None and _letters(front) >= LEAST_FRONT):
         if not front:
             raise UserError(
@@ -390,7 +396,8 @@ def _set_anchor(task: Task, args: argparse.Namespace) -> None:
         _need_more_than(front, task)
         # what a card with an inline anchor goes by; each fold would have its own
         if args.folds is not None or _front(task.train) != front:
-            _take_out(front, task)
+            task.change_queries(lambda pair: pair.query.removeprefix(front).lstrip())
+            task.anchor, task.inline = front.strip(), False
         return
     if args.anchor is None:
         raise UserError(
@@ -415,9 +422,8 @@ def _letters(text: str) -> int:
 
 def _constant_lead(task: Task) -> str:
     """The instruction that all rows hold in a column of its own, "" where there is none."""
-    pairs = (*task.train, *task.test, *task.validation)
-    leads = {pair.lead.strip() for pair in pairs}
-    in_front = all(pair.query.startswith(pair.lead) for pair in pairs)
+    leads = {pair.lead.strip() for pair in task.pairs}
+    in_front = all(pair.query.startswith(pair.lead) for pair in task.pairs)
     return leads.pop() if in_front and len(leads) == 1 else ""
 
 
@@ -427,7 +433,7 @@ def _system(task: Task, anchor: str | None, choice: str | None) -> str:
     Raises UserError where it changes, where some training rows lack it, or where an anchor is
     given as well and nothing says what becomes of it.
     """
-    systems = Counter(pair.system for pair in (*task.train, *task.test, *task.validation))
+    systems = Counter(pair.system for pair in task.pairs)
     prompts = [text for text in systems if text.strip()]
     if not prompts:
         return ""
@@ -463,8 +469,7 @@ def _front(pairs: Sequence[Pair]) -> str:
 
 def _need_more_than(front: str, task: Task) -> None:
     """UserError when a row is the anchor and nothing else."""
-    pairs = (*task.train, *task.test, *task.validation)
-    bare = [pair.line for pair in pairs if not pair.query.removeprefix(front).strip()]
+    bare = [pair.line for pair in task.pairs if not pair.query.removeprefix(front).strip()]
     if bare:
         raise UserError(
             f"{len(bare)} rows hold nothing but the text that all begin with, first at line "
@@ -472,17 +477,6 @@ def _need_more_than(front: str, task: Task) -> None:
             where="--anchor",
             remedy="remove these rows, or give the anchor's text: --anchor 'TEXT'",
         )
-
-
-def _take_out(front: str, task: Task) -> None:
-    """Keep the anchor in a file and the rows without it."""
-
-    def without(pairs: Sequence[Pair]) -> list[Pair]:
-        return [pair._replace(query=pair.query.removeprefix(front).lstrip()) for pair in pairs]
-
-    task.train, task.test = without(task.train), without(task.test)
-    task.validation = without(task.validation)
-    task.anchor, task.inline = front.strip(), False
 
 
 def _anchor_text(given: str) -> str:

@@ -72,31 +72,6 @@ def _gated(hidden: int, query: int, key: int, inner: int) -> dict[str, tuple[tup
     }
 
 
-_LLAMA_2_7B = Shape(
-    name="Llama-2-7b-chat",
-    layers=32,
-    hidden=4096,
-    intermediate=11008,
-    heads=32,
-    kv_heads=32,
-    head_dim=128,
-    vocab=32000,
-    positions=4096,
-    modules=_gated(4096, 4096, 4096, 11008),
-)
-_GEMMA_7B = Shape(
-    name="gemma-7b-it",
-    layers=28,
-    hidden=3072,
-    intermediate=24576,
-    heads=16,
-    kv_heads=16,
-    head_dim=256,
-    vocab=256000,
-    positions=8192,
-    modules=_gated(3072, 4096, 4096, 24576),
-    tied=True,
-)
 _QWEN_7B = Shape(
     name="Qwen-7B-Chat",
     layers=32,
@@ -116,12 +91,6 @@ _QWEN_7B = Shape(
     biases=3 * 4096,
     skips_logits=False,
 )
-_KNOWN = {
-    "qwen-7b-chat": _QWEN_7B,
-    "llama-2-7b-chat-ms": _LLAMA_2_7B,
-    "llama-2-7b-chat-hf": _LLAMA_2_7B,
-    "gemma-7b-it": _GEMMA_7B,
-}
 _GATED_TYPES = ("llama", "gemma", "mistral", "qwen2", "qwen3")
 
 
@@ -177,3 +146,30 @@ def _gated_shape(name: str, config: dict[str, Any]) -> Shape:
         tied=config.get("tie_word_embeddings", config["model_type"] == "gemma"),
         quantised="quantization_config" in config,
     )
+
+
+_LLAMA_2_7B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+}
+_GEMMA_7B = {
+    "model_type": "gemma",
+    "hidden_size": 3072,
+    "intermediate_size": 24576,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "head_dim": 256,
+    "vocab_size": 256000,
+    "max_position_embeddings": 8192,
+}
+_KNOWN = {
+    "qwen-7b-chat": _QWEN_7B,
+    "llama-2-7b-chat-ms": _gated_shape("Llama-2-7b-chat", _LLAMA_2_7B),
+    "llama-2-7b-chat-hf": _gated_shape("Llama-2-7b-chat", _LLAMA_2_7B),
+    "gemma-7b-it": _gated_shape("gemma-7b-it", _GEMMA_7B),
+}
