@@ -1,8 +1,8 @@
 """Translation memories (TMX) as a stream of sentence pairs.
 
-The file is read in pieces and no tree is built, so memory does not grow with it. Entity
-declarations are refused, so a file cannot blow itself up or read others; the bare DOCTYPE line
-that names the format's DTD, which most TMX files carry, is harmless: expat never fetches it.
+The file is read unit by unit, so memory does not grow with it. Entities and document types of a
+file's own are refused, so it cannot blow itself up or read others; the bare DOCTYPE line that names
+the format's DTD, which most TMX files carry, is harmless: nothing is fetched for it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from xml.parsers import expat
+
+from lxml import etree
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import track
 
-_BLOCK = 1 << 18
-_CODE = frozenset(("bpt", "ept", "it", "ph", "ut"))  # inline elements that hold formatting codes
+_CODE = ("bpt", "ept", "it", "ph", "ut")  # inline elements that hold formatting codes
+_LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 MAX_SEGMENT = 200_000  # characters of one segment
 
 
@@ -29,99 +30,60 @@ def read_pairs(path: Path, languages: Sequence[str]) -> Iterator[tuple[str, ...]
     """
     if not path.is_file():
         raise UserError(f"no file '{path}'", where="--tmx", remedy="correct the path")
-    units = _Units(path, tuple(languages))
+    unit = None
     with path.open("rb") as file, track(path.stat().st_size, f"reading {path.name}", "B") as bar:
         bar.unit_scale = True
-        while block := file.read(_BLOCK):
-            units.feed(block)
-            bar.update(len(block))
-            yield from units.take()
-        units.feed(b"", last=True)
-        yield from units.take()
-    if not units.seen:
+        try:
+            for _, part in etree.iterparse(file, tag="tu", resolve_entities=False):
+                if unit is None:
+                    _refuse_document_type(part, path)
+                unit = part
+                bar.update(file.tell() - bar.n)
+                texts = _texts(unit, path)
+                if all(language in texts for language in languages):
+                    yield tuple(texts[language] for language in languages)
+                _forget(unit)
+        except etree.XMLSyntaxError as error:
+            raise _error(path, error.lineno, f"no XML: {error.msg}") from None
+    if unit is None:
         raise UserError(
             "no translation unit (<tu>) is in it", where=paths.shown(path), remedy="name a TMX file"
         )
 
 
-class _Units:
-    """Collects the translation units of a TMX file that is fed piece by piece."""
+def _texts(unit: Any, path: Path) -> dict[str, str]:
+    """The text of each language's first segment."""
+    texts: dict[str, str] = {}
+    for variant in unit.iterchildren("tuv"):
+        code = (variant.get(_LANGUAGE) or variant.get("lang") or "").replace("_", "-")
+        for segment in variant.iterchildren("seg"):
+            for entity in segment.iter(etree.Entity):
+                what = f"it uses an entity ('{entity.name}') that it does not define"
+                raise _error(path, segment.sourceline, what)
+            etree.strip_elements(segment, *_CODE, with_tail=False)
+            text = "".join(segment.itertext())
+            if len(text) > MAX_SEGMENT:
+                what = f"a segment has more than {MAX_SEGMENT:,} characters"
+                raise _error(path, segment.sourceline, what)
+            if code and text.strip():
+                texts.setdefault(code.partition("-")[0].lower(), " ".join(text.split()))
+    return texts
 
-    def __init__(self, path: Path, languages: tuple[str, ...]) -> None:
-        self.seen = 0
-        self._path, self._languages = path, languages
-        self._done: list[tuple[str, ...]] = []
-        self._texts: dict[str, str] = {}
-        self._language: str | None = None
-        self._segment: list[str] | None = None
-        self._length = 0
-        self._code_depth = 0
-        self._parser = expat.ParserCreate()
-        self._parser.buffer_text = True
-        self._parser.StartElementHandler = self._start
-        self._parser.EndElementHandler = self._end
-        self._parser.CharacterDataHandler = self._text
-        self._parser.EntityDeclHandler = self._entity
-        self._parser.SkippedEntityHandler = self._unknown_entity
-        self._parser.StartDoctypeDeclHandler = self._doctype
 
-    def feed(self, block: bytes, last: bool = False) -> None:
-        try:
-            self._parser.Parse(block, last)
-        except expat.ExpatError as error:
-            raise self._error(f"no XML: {expat.errors.messages[error.code]}") from None
-        except (LookupError, ValueError) as error:  # an encoding of several bytes, or of nobody
-            raise self._error(
-                f"it cannot be read as it is encoded: {error}",
-                "iconv -f ENCODING -t UTF-8, and correct the name in its first line",
-            ) from None
+def _refuse_document_type(unit: Any, path: Path) -> None:
+    kind = unit.getroottree().docinfo.internalDTD
+    if kind is not None and [*kind.iterentities(), *kind.iterelements()]:
+        raise _error(path, 1, "it declares entities or elements of its own, which is refused")
 
-    def take(self) -> list[tuple[str, ...]]:
-        done, self._done = self._done, []
-        return done
 
-    def _error(self, found: str, remedy: str = "name a whole TMX file") -> UserError:
-        line = self._parser.CurrentLineNumber
-        return UserError(found, where=f"{paths.shown(self._path)}, line {line}", remedy=remedy)
+def _forget(unit: Any) -> None:
+    """Take a unit, and what stands before it, out of the tree."""
+    unit.clear()
+    while unit.getprevious() is not None:
+        del unit.getparent()[0]
 
-    def _entity(self, name: str, *_: Any) -> None:
-        raise self._error(f"it declares an entity ('{name}'), which is refused")
 
-    def _unknown_entity(self, name: str, _parameter: bool) -> None:
-        raise self._error(f"it uses an entity ('{name}') that it does not define")
-
-    def _doctype(self, _name: str, _system: Any, _public: Any, has_subset: bool) -> None:
-        if has_subset:
-            raise self._error("it declares a document type of its own, which is refused")
-
-    def _start(self, name: str, attributes: dict[str, str]) -> None:
-        if name == "tu":
-            self._texts = {}
-        elif name == "tuv":
-            code = attributes.get("xml:lang") or attributes.get("lang") or ""
-            self._language = code.replace("_", "-").partition("-")[0].lower()
-        elif name == "seg":
-            self._segment, self._length = [], 0
-        elif name in _CODE:
-            self._code_depth += 1
-
-    def _text(self, text: str) -> None:
-        if self._segment is None or self._code_depth:
-            return
-        self._length += len(text)
-        if self._length > MAX_SEGMENT:
-            raise self._error(f"a segment has more than {MAX_SEGMENT:,} characters")
-        self._segment.append(text)
-
-    def _end(self, name: str) -> None:
-        if name == "seg" and self._segment is not None:
-            text = " ".join("".join(self._segment).split())
-            if self._language and text:
-                self._texts.setdefault(self._language, text)
-            self._segment = None
-        elif name in _CODE:
-            self._code_depth -= 1
-        elif name == "tu":
-            self.seen += 1
-            if all(language in self._texts for language in self._languages):
-                self._done.append(tuple(self._texts[language] for language in self._languages))
+def _error(path: Path, line: int, found: str) -> UserError:
+    return UserError(
+        found, where=f"{paths.shown(path)}, line {line}", remedy="name a whole TMX file"
+    )
