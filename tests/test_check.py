@@ -166,30 +166,9 @@ def test_the_head_says_how_to_run_it(write: Write) -> None:
     assert "flags    seed" in text
 
 
-def test_several_recipes_are_checked_and_one_bad_one_fails_all(
-    write: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
-    good, bad = write("good"), write("bad", seed="x")
-    assert main(["check", str(good), str(bad)]) == 1
-    printed = capsys.readouterr().out
-    assert "good.yaml" in printed
-    assert "bad.yaml" in printed
-    assert "'seed' is x" in printed
-    assert main(["check", str(good), str(good)]) == 0
-
-
 def test_warnings_alone_exit_with_0(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(write(strict=None))]) == 0
     assert "'strict' is not true" in capsys.readouterr().out
-
-
-def test_a_missing_recipe_is_reported_beside_a_good_one(
-    write: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["check", "recipes/none.yaml", str(write())]) == 1
-    printed = capsys.readouterr().out
-    assert "no recipe" in printed
-    assert "No problems found." in printed
 
 
 # --- keys and values ----------------------------------------------------------------------------
@@ -284,17 +263,6 @@ def test_all_problems_of_a_string_are_reported(write: Write) -> None:
         assert says in found
 
 
-def test_duplicates_and_malformed_rows_are_named(write: Write, make_card: MakeCard) -> None:
-    rows = [{"q": "same", "r": "same"}, {"q": "same", "r": "same"}, {"q": "other", "r": ""}]
-    folder = make_card("rough", train=[*rows, {"q": "fine", "r": "fine"}], kind="general")
-    found = texts(look(write(dataset=["tell/toy:task=4rows/general=3rows/from=rough"])), WARNING)
-    assert any("'rough' holds 1 duplicate row" in text for text in found)
-    malformed = next(text for text in found if "left out" in text)
-    assert "lines 3" in malformed
-    assert "the response is empty" in malformed
-    assert str(folder / "train.jsonl") in malformed
-
-
 def test_general_rows_that_hold_a_test_query(write: Write, make_card: MakeCard) -> None:
     make_card(
         "leaky", train=[{"q": "Test question 1", "r": "x"}, {"q": "o", "r": "y"}], kind="general"
@@ -383,14 +351,6 @@ def test_held_rows_are_no_problem_and_cost_a_second_pass(write: Write) -> None:
             look(write(dataset=[HELD.replace("24rows", "0")], loss_type="tell")), WARNING
         )
     )
-
-
-def test_a_second_run_into_the_same_folder_is_warned_of(write: Write, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    (run / "checkpoint-2").mkdir(parents=True)
-    path = write(output_dir=str(run), add_version=False)
-    assert any("already holds a run" in text for text in texts(look(path), WARNING))
-    assert texts(look(write(output_dir=str(run))), WARNING) == []
 
 
 def test_the_home_in_output_dir_is_that_of_ms_swift(write: Write) -> None:

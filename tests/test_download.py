@@ -127,13 +127,6 @@ def test_one_wrong_byte_is_found(server: FileServer, target: Path, place: int) -
     assert left_in(target) == []
 
 
-def test_html_page_instead_of_the_file(server: FileServer, target: Path) -> None:
-    server.always = other(b"<!DOCTYPE html><html>please log in</html>")
-    with pytest.raises(MachineError, match="an HTML page"):
-        get(server, target)
-    assert left_in(target) == []
-
-
 @pytest.mark.parametrize(
     ("answer", "words", "tries"),
     [

@@ -316,13 +316,6 @@ def test_what_a_verb_writes_goes_to_the_callers_folder() -> None:
     assert wrong == []
 
 
-def test_a_checkpoint_that_is_not_there_is_an_error(
-    toy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["train", str(toy), "--resume_from_checkpoint", "out/checkpoint-9"]) == 1
-    assert "no checkpoint 'out/checkpoint-9'" in capsys.readouterr().err
-
-
 def test_a_missing_package_is_an_error_here(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import importlib.util
 

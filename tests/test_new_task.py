@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -26,13 +25,14 @@ from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.preparation.answer_kind import are_labels
 from tell_plugins.preparation.answer_schema import infer_schema, label_of
-from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns, read_task_file
+from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns
 from tell_plugins.preparation.json_repair import json_of_python
 from tell_plugins.preparation.method import among, entries, general_rows, plain_sft
 from tell_plugins.preparation.task_recipe import PATTERNS, pattern_for
 from tell_plugins.preparation.task_split import labels_of, split_off_test
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import PROJECT, MakeCard, write_rows
+from tests.tiny import make_tiny_model
 
 ANCHOR = "Is the message about weather? Answer with a JSON object."
 Row = dict[str, Any]
@@ -563,20 +563,6 @@ def test_general_data_of_ones_own_sets_an_amount_it_can_meet(
     assert kept == {path.name: path.read_bytes() for path in (tmp_path / "cards" / "own").iterdir()}
 
 
-def test_what_fails_leaves_nothing(
-    tmp_path: Path, make_card: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    make_card("plain", train=[{"q": "?", "r": f"{n}"} for n in range(60)], kind="general")
-    path = write_table(tmp_path / "rows.jsonl", rows_of())
-    flags = ("--train", str(path), "--general", "plain", "--amount", "99rows")
-    assert new(tmp_path, *flags) == 1
-    captured = capsys.readouterr()
-    assert "only 60 rows" in captured.err
-    assert "next:" not in captured.out
-    assert [path.name for path in (tmp_path / "cards").iterdir()] == ["plain"]
-    assert not (tmp_path / "recipes").exists()
-
-
 def test_a_card_whose_overwriting_was_killed_comes_back(tmp_path: Path) -> None:
     """A killed process undoes nothing: the old card lies hidden; the next start puts it back."""
     path = write_table(tmp_path / "rows.jsonl", rows_of())
@@ -685,17 +671,6 @@ def test_a_column_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "the first row of a table must name them" in message
 
 
-def test_numbers_with_a_fraction_are_to_be_written_as_text(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = [{"query": f"Question {n}", "response": 0.5} for n in range(9)]
-    path = write_table(tmp_path / "rows.jsonl", rows)
-    message = fails(tmp_path, capsys, "--train", str(path))
-    assert "lines 1-9: column 'response' is float, not text" in message
-    assert "write numbers with a fraction as text" in message
-    assert "mend or remove" not in message
-
-
 def test_rows_are_grouped_by_what_is_wrong_with_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -786,31 +761,6 @@ def test_what_is_no_text_or_no_conversation(
     message = fails(tmp_path, capsys, "--train", str(path))
     assert f"line 1: {problem}" in message
     assert remedy in message.split("remedy:")[1]
-
-
-def test_encodings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_table(tmp_path / "rows.csv", rows_of())
-    text = path.read_text(encoding="utf-8")
-    path.write_text(text, encoding="utf-16")
-    message = fails(tmp_path, capsys, "--train", str(path))
-    assert "UTF-16" in message
-    assert "iconv" in message
-    path.write_bytes((text + '"\u4e0b\u96e8\u4e86","yes"\r\n').encode("gb18030"))
-    assert "not UTF-8" in fails(tmp_path, capsys, "--train", str(path))
-    path.write_text(text, encoding="utf-8-sig")
-    assert new(tmp_path, "--train", str(path)) == 0
-    assert all("\ufeff" not in query for query in open_task(load_card("own"), "train").plain)
-
-
-@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
-def test_a_row_of_a_million_characters(
-    ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = rows_of()
-    rows[2]["query"] = "word " * 200_000
-    path = write_table(tmp_path / f"rows{ending}", rows)
-    message = fails(tmp_path, capsys, "--train", str(path))
-    assert re.search(r"line \d+: column 'query' has 1,000,000 characters, more than", message)
 
 
 def test_duplicate_rows_are_kept_once_and_told(
@@ -1239,15 +1189,6 @@ def test_bad_columns(text: str, problem: str) -> None:
         parse_columns(text)
 
 
-def test_trl_conversations_are_read(tmp_path: Path) -> None:
-    row = {
-        "prompt": [{"role": "user", "content": "Hi?"}],
-        "completion": [{"role": "assistant", "content": "Ho."}],
-    }
-    file = read_task_file(write_rows(tmp_path / "rows.jsonl", [row]))
-    assert file.pairs == [Pair(1, "Hi?", "Ho.")]
-
-
 def pairs_with(labels: list[str]) -> TaskFile:
     pairs = [
         Pair(n, f"question {n}", json.dumps({"label": label})) for n, label in enumerate(labels, 1)
@@ -1417,35 +1358,10 @@ def test_the_label_is_told_and_may_be_chosen(
 # ---------------------------------------------------------------- ms-swift trains with it
 
 
-def small_llama(folder: Path) -> Path:
-    """A random Llama of 2 layers with a tokenizer of its own, made of the rows' characters."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate([*specials, *alphabet])}
-    backend = Tokenizer(models.BPE(vocabulary, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(specials)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=2048,
-        bos_token_id=None, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.slow
 def test_swift_sft_takes_a_step_with_the_recipe(tmp_path: Path) -> None:
     """The recipe as written, by `swift sft --config`, on a small random Llama."""
-    model = small_llama(tmp_path / "llama")
+    model = make_tiny_model(tmp_path / "llama")
     pattern = yaml.safe_load((PROJECT / "recipes" / "smollm2_sample.yaml").read_text())
     pattern |= {"model": str(model), "max_steps": 1}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(pattern))
