@@ -69,7 +69,7 @@ def test_a_card_reads_files_of_its_own_folder_only(
 def test_a_card_names_no_server_and_no_key(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[Any] = []
     monkeypatch.setattr("tell_plugins.cli.main", called.append)
-    assert not card_files._build(f"./run.sh data halu_cot_json {options}")
+    assert not card_files._build(f"./run.sh data halu_cot_json {options}", lambda words: 0)
     assert called == []
 
 

@@ -104,7 +104,6 @@ def test_every_recipe_is_known_here() -> None:
 
 def test_every_card_loads_and_every_recipe_uses_known_ones() -> None:
     cards = sorted(path.parent.name for path in (PROJECT / "datasets").glob("*/card.yaml"))
-    assert len(cards) == 13
     used = set()
     for path in RECIPES:
         spec = recipe_of(path).spec

@@ -13,19 +13,13 @@ os.environ.setdefault("LOG_LEVEL", "WARNING")  # ms-swift logs every argument el
 
 import torch
 from swift.arguments import BaseArguments
-from swift.infer_engine import TransformersEngine
+from swift.infer_engine import InferRequest, RequestConfig, TransformersEngine
 from swift.tuners import Swift
 
 from tell_plugins.bridge.cpu_attention import share_heads_on_cpu
 from tell_plugins.bridge.cpu_cache import grow_in_place_on_cpu
 from tell_plugins.bridge.protocol import MODEL_KEYS, Decoding, History, Reply, conversation
 from tell_plugins.bridge.shared_prefix import share_prefix
-from tell_plugins.bridge.swift_requests import (
-    as_reply,
-    infer_requests,
-    request_config,
-    token_counts,
-)
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 
@@ -56,7 +50,59 @@ def _with_adapter(model: Any, name: str, folder: Path) -> Any:
         ) from None
 
 
-class LocalEngine:
+class SwiftEngine:
+    """What ms-swift's engines on this machine have in common.
+
+    Attributes:
+        template: ms-swift's, which encodes prompts for `mode`.
+        context: tokens of prompt and answer together, None when not known.
+    """
+
+    mode: str
+
+    def _describe(self, values: Mapping[str, Any], args: BaseArguments, engine: Any) -> None:
+        """Take over what ms-swift's `engine` is."""
+        self._engine = engine
+        kind = type(engine).__name__.removesuffix("Engine").lower()
+        self.name = f"{kind} {args.torch_dtype}".replace("torch.", "")
+        self.model_name = str(values.get("model"))
+        self.model_dir = args.model_dir
+        self.context = int(engine.max_model_len or 0) or None
+        self.template = engine.template
+        self.template.max_length = None  # ms-swift raises beyond it; `context` says it in time
+
+    def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]:
+        """The number of tokens of each prompt, with its history, as the template encodes it."""
+        self.template.set_mode(self.mode)
+        chats = [{"messages": conversation(prompt, history)} for prompt in prompts]
+        return [len(self.template.encode(chat)["input_ids"]) for chat in chats]
+
+
+def requests_for(
+    prompts: Sequence[str], history: History, decoding: Decoding, max_new_tokens: int, **more: Any
+) -> tuple[list[InferRequest], RequestConfig]:
+    """Prompts and decoding as ms-swift's engines take them; `more` are fields of the latter."""
+    requests = [InferRequest(messages=conversation(prompt, history)) for prompt in prompts]
+    config = RequestConfig(
+        max_tokens=max_new_tokens,
+        temperature=decoding.temperature,
+        top_k=decoding.top_k,
+        top_p=decoding.top_p,
+        repetition_penalty=decoding.repetition_penalty,
+        **more,
+    )
+    return requests, config
+
+
+def as_reply(response: Any) -> Reply:
+    """What an engine of ms-swift answered to one request."""
+    choice = response.choices[0]
+    return Reply(
+        choice.message.content, choice.finish_reason or "", response.usage.completion_tokens
+    )
+
+
+class LocalEngine(SwiftEngine):
     """Answers prompts with a model on this machine.
 
     Args:
@@ -64,6 +110,8 @@ class LocalEngine:
         adapters: name -> folder of a LoRA adapter; all share the base model.
         batch_size: prompts that are answered together.
     """
+
+    mode = "transformers"
 
     def __init__(
         self, values: Mapping[str, Any], adapters: Mapping[str, Path], *, batch_size: int
@@ -77,13 +125,8 @@ class LocalEngine:
         for name, folder in adapters.items():
             self.model = _with_adapter(self.model, _peft_name(name), folder)
         self._peft = bool(adapters)
-        self.template = template
-        self._engine = TransformersEngine(self.model, template=template, max_batch_size=batch_size)
-        self.name = f"transformers {args.torch_dtype}".replace("torch.", "")
-        self.model_name = str(values.get("model"))
-        self.model_dir = args.model_dir
-        self.context = int(self._engine.max_model_len or 0) or None
-        self.template.max_length = None  # ms-swift raises beyond it; `context` says it in time
+        engine = TransformersEngine(self.model, template=template, max_batch_size=batch_size)
+        self._describe(values, args, engine)
 
     @contextlib.contextmanager
     def adapter(self, name: str | None) -> Iterator[None]:
@@ -115,11 +158,6 @@ class LocalEngine:
             for scaling, value in zip(found, before, strict=True):
                 scaling[key] = value
 
-    def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]:
-        """The number of tokens of each prompt, with its history, as the template encodes it."""
-        self.template.set_mode("transformers")
-        return token_counts(self.template, prompts, history)
-
     def answer(
         self,
         prompts: Sequence[str],
@@ -131,12 +169,8 @@ class LocalEngine:
     ) -> list[Reply]:
         """One reply a prompt, in order; the prompts are answered as one batch."""
         torch.manual_seed(seed)
-        responses = self._engine.infer(
-            infer_requests(prompts, history),
-            request_config(decoding, max_new_tokens),
-            use_tqdm=False,
-        )
-        return [as_reply(response) for response in responses]
+        asked = requests_for(prompts, history, decoding, max_new_tokens)
+        return [as_reply(response) for response in self._engine.infer(*asked, use_tqdm=False)]
 
     @torch.inference_mode()
     def response_losses(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:

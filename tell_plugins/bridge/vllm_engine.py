@@ -12,20 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tell_plugins.bridge.engine import model_arguments
+from tell_plugins.bridge.engine import SwiftEngine, as_reply, model_arguments, requests_for
 from tell_plugins.bridge.protocol import Decoding, History, Reply
-from tell_plugins.bridge.swift_requests import (
-    as_reply,
-    infer_requests,
-    request_config,
-    token_counts,
-)
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM reserves room for
 _MEMORY = 0.9  # share of the GPU's memory, vLLM's own default
 
 
-class VllmEngine:
+class VllmEngine(SwiftEngine):
     """Answers prompts with vLLM on this machine.
 
     Args:
@@ -34,6 +28,8 @@ class VllmEngine:
         batch_size: prompts that are answered together.
     """
 
+    mode = "vllm"
+
     def __init__(
         self, values: Mapping[str, Any], adapters: Mapping[str, Path], *, batch_size: int
     ) -> None:
@@ -41,10 +37,9 @@ class VllmEngine:
         from swift.infer_engine import VllmEngine as SwiftVllmEngine
 
         args = model_arguments(values)
-        self.template = args.get_template()
-        self._engine = SwiftVllmEngine(
+        engine = SwiftVllmEngine(
             args.model,
-            template=self.template,
+            template=args.get_template(),
             torch_dtype=args.torch_dtype,
             model_type=args.model_type,
             use_hf=args.use_hf,
@@ -60,11 +55,7 @@ class VllmEngine:
             name: AdapterRequest(name, str(folder)) for name, folder in adapters.items()
         }
         self._active: str | None = None
-        self.name = f"vllm {args.torch_dtype}".replace("torch.", "")
-        self.model_name = str(values.get("model"))
-        self.model_dir = args.model_dir
-        self.context = int(self._engine.max_model_len or 0) or None
-        self.template.max_length = None  # ms-swift raises beyond it; `context` says it in time
+        self._describe(values, args, engine)
 
     @contextlib.contextmanager
     def adapter(self, name: str | None) -> Iterator[None]:
@@ -77,11 +68,6 @@ class VllmEngine:
         finally:
             self._active = before
 
-    def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]:
-        """The number of tokens of each prompt, with its history, as the template encodes it."""
-        self.template.set_mode("vllm")
-        return token_counts(self.template, prompts, history)
-
     def answer(
         self,
         prompts: Sequence[str],
@@ -92,12 +78,9 @@ class VllmEngine:
         history: History = (),
     ) -> list[Reply]:
         """One reply a prompt, in order."""
-        responses = self._engine.infer(
-            infer_requests(prompts, history),
-            request_config(decoding, max_new_tokens, seed=seed % 2**31),
-            use_tqdm=False,
-            adapter_request=None if self._active is None else self._requests[self._active],
-        )
+        asked = requests_for(prompts, history, decoding, max_new_tokens, seed=seed % 2**31)
+        adapter = None if self._active is None else self._requests[self._active]
+        responses = self._engine.infer(*asked, use_tqdm=False, adapter_request=adapter)
         return [as_reply(response) for response in responses]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,10 +94,12 @@ class Options:
     """How files are made ready.
 
     Attributes:
+        data: `./run.sh data` with other words, which build a card's file; returns its exit code.
         hub: the hub to load from; None is the first that the card names.
         accept: take a file whose number of rows is not the card's.
     """
 
+    data: Callable[[list[str]], int]
     places: Places = DIRECT
     hub: str | None = None
     accept: bool = False
@@ -126,7 +129,7 @@ def make_ready(card: Card, split: str, options: Options) -> State:
     elif spec.modelscope or spec.huggingface or (options.elsewhere and split in NEEDED):
         _from_hub(card, split, options)
     elif spec.build:
-        if not _build(spec.build):
+        if not _build(spec.build, options.data):
             print(f"  {split}: is built by  {spec.build}")
             return state
     else:
@@ -260,7 +263,7 @@ def _check_rows(card: Card, split: str, part: Path, accept: bool) -> int:
     return rows
 
 
-def _build(command: str) -> bool:
+def _build(command: str, data: Callable[[list[str]], int]) -> bool:
     """Run a build command of a card that needs nothing of the user's; False when it does.
 
     A card may come from a stranger: a server and its key are named by the user alone.
@@ -272,12 +275,12 @@ def _build(command: str) -> bool:
         return False
     if command in _RUNNING:
         return False
-    from tell_plugins import cli
-
     print(f"  building: {command}", flush=True)
     _RUNNING.append(command)
     try:
-        code = cli.main(words[1:])
+        code = data(words[2:])
+    except (UserError, MachineError) as error:
+        raise MachineError(f"the build failed: {command}\n{error}") from None
     finally:
         _RUNNING.remove(command)
     if code != 0:

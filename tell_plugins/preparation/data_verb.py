@@ -33,6 +33,7 @@ HALU = (
     "halu_cot_json_tuning",
 )
 NEWS = ("en_is_news", "is_en_news")
+Parser = Callable[..., argparse.ArgumentParser]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,28 +64,29 @@ def run(args: argparse.Namespace) -> int:
             allowed="./run.sh data NAME... [options]",
             remedy="put the name first",
         )
-    words: list[str] = args.words or ["list"]
+    return _run_words(args.parser_class, args.words or ["list"])
+
+
+def _run_words(parser_class: Parser, words: list[str]) -> int:
     first, rest = words[0], words[1:]
     known = [*ACTIONS, *OTHERS, *card_names()]
     if first not in known:
         raise unknown("name", first, known, "./run.sh data")
     if first in ACTIONS:
         module = _module(ACTIONS[first][0])
-        parser = args.parser_class(
+        parser = parser_class(
             prog=f"./run.sh data {first}", description=ACTIONS[first][1], allow_abbrev=False
         )
         module.add_arguments(parser)
         return int(module.run(parser.parse_args(rest)))
-    return _prepare(args.parser_class, first, rest)
+    return _prepare(parser_class, first, rest)
 
 
 def _module(name: str) -> ModuleType:
     return importlib.import_module(f"tell_plugins.preparation.{name}")
 
 
-def _prepare(
-    parser_class: Callable[..., argparse.ArgumentParser], first: str, rest: list[str]
-) -> int:
+def _prepare(parser_class: Parser, first: str, rest: list[str]) -> int:
     parser = parser_class(
         prog=f"./run.sh data {first}",
         description=_about(first),
@@ -97,7 +99,7 @@ def _prepare(
     elif first in NEWS:
         _module("is_en_news").add_arguments(parser)
     args = parser.parse_args(rest)
-    args.names = [first, *args.names]
+    args.names, args.parser_class = [first, *args.names], parser_class
     for name in args.names:
         if name not in OTHERS and name not in card_names():
             raise unknown("name", name, [*OTHERS, *card_names()], "./run.sh data")
@@ -167,7 +169,7 @@ def _options(args: argparse.Namespace) -> Options:
         )
     folder = paths.user_path(args.folder) if args.folder else None
     places = Places(args.mirror, folder, Patience(timeout=args.wait, tries=args.tries))
-    return Options(places, args.hub, args.accept)
+    return Options(partial(_run_words, args.parser_class), places, args.hub, args.accept)
 
 
 def _all_ready(args: argparse.Namespace) -> int:

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         for name, splits in states.items()
         for split, state in splits.items()
     ]
-    print(table(_HEAD, lines, indent=""))
+    print(table(_HEAD, lines, indent="", right=("size", "rows")))
     print("\nlicences and files:")
     for name, splits in states.items():
         print(_note(cards[name], splits, full=bool(args.names)))

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]], indent: str = "  ") -> str:
-    """A table as text; numbers get thousands separators, None shows as a dash."""
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    indent: str = "  ",
+    right: Collection[str] = (),
+) -> str:
+    """A table as text; numbers get thousands separators, None shows as a dash.
+
+    Numbers stand to the right, and so do the columns named in `right`.
+    """
     body = [[_shown(cell) for cell in row] for row in rows]
-    right = [
-        bool(rows) and all(isinstance(row[column], (int, float, type(None))) for row in rows)
-        for column in range(len(header))
+    to_right = [
+        name in right
+        or (bool(rows) and all(isinstance(row[column], (int, float, type(None))) for row in rows))
+        for column, name in enumerate(header)
     ]
     widths = [
         max(len(line[column]) for line in [list(header), *body]) for column in range(len(header))
@@ -18,8 +27,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], indent: str =
     lines = [
         indent
         + "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(line, widths, right, strict=True)
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(line, widths, to_right, strict=True)
         ).rstrip()
         for line in [list(header), *body]
     ]
