@@ -8,8 +8,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
+
+from tests.loopback import Handler, Server, running
 
 
 class Reply(NamedTuple):
@@ -23,38 +24,10 @@ class Reply(NamedTuple):
     usage: bool = True
 
 
-class ChatServer(ThreadingHTTPServer):
-    """Serves `/v1/chat/completions`.
-
-    `script(messages, n)` says what to reply to the n-th request (from 0) whose question, the last
-    user message but for corrections, is the same.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, script: Callable[[list[dict[str, str]], int], Reply]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.script = script
-        self.requests: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.times: list[float] = []
-        self.seen: Counter[str] = Counter()
-        self.at_once = self.most_at_once = 0
-        self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is part of these tests."""
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: ChatServer
-    protocol_version = "HTTP/1.1"
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         question = next(m["content"] for m in body["messages"] if m["role"] == "user")
@@ -81,27 +54,35 @@ class _Handler(BaseHTTPRequestHandler):
             content["choices"] = [choice]
             if reply.usage:
                 content["usage"] = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-        raw = json.dumps(content).encode()
-        self.send_response(reply.status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(raw)))
-        for name, value in reply.headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(raw)
+        headers = {"Content-Type": "application/json", **reply.headers}
+        self.send(json.dumps(content).encode(), reply.status, headers)
 
-    def log_message(self, *args: Any) -> None:
-        pass
+
+class ChatServer(Server):
+    """Serves `/v1/chat/completions`.
+
+    `script(messages, n)` says what to reply to the n-th request (from 0) whose question, the last
+    user message but for corrections, is the same.
+    """
+
+    handler = _Handler
+
+    def __init__(self, script: Callable[[list[dict[str, str]], int], Reply]) -> None:
+        super().__init__()
+        self.script = script
+        self.keys: list[str | None] = []
+        self.times: list[float] = []
+        self.seen: Counter[str] = Counter()
+        self.at_once = self.most_at_once = 0
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"{super().url}/v1"
 
 
 @contextmanager
 def serving(script: Callable[[list[dict[str, str]], int], Reply]) -> Iterator[ChatServer]:
     """A running server, closed at the end."""
-    server = ChatServer(script)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with running(ChatServer(script)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()

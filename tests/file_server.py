@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.loopback import Handler, Server, running
 
 Answer = Callable[["_Handler", bytes], None]
 
 
-class FileServer(ThreadingHTTPServer):
-    """Serves `files` by path. `script` holds answers for the next requests, in order."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.files: dict[str, bytes] = {}
-        self.script: list[Answer] = []
-        self.always: Answer | None = None
-        self.requests: list[str] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is part of these tests."""
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: FileServer
-    protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append(path)
         content = self.server.files.get(path)
@@ -67,8 +45,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
             self.wfile.flush()
 
-    def log_message(self, *args: Any) -> None:
-        pass
+
+class FileServer(Server):
+    """Serves `files` by path. `script` holds answers for the next requests, in order."""
+
+    handler = _Handler
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: dict[str, bytes] = {}
+        self.script: list[Answer] = []
+        self.always: Answer | None = None
 
 
 def whole(handler: _Handler, content: bytes) -> None:
@@ -141,12 +128,5 @@ def other(content: bytes) -> Answer:
 @contextmanager
 def serving() -> Iterator[FileServer]:
     """A server that runs while the block does."""
-    server = FileServer()
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with running(FileServer()) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.loopback import Handler, Server, running
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 _README = b"""---
@@ -22,32 +21,10 @@ configs:
 """
 
 
-class HubServer(ThreadingHTTPServer):
-    """Serves data sets by id; each is the content of its one file, `train.jsonl`."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.data_sets: dict[str, bytes] = {}
-        self.requests: list[str] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def files(self, name: str) -> dict[str, bytes]:
-        return {"README.md": _README, "train.jsonl": self.data_sets[name]}
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is none of the tests' business."""
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: HubServer
-    protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         length = int(self.headers.get("Content-Length") or 0)
         self.rfile.read(length)
         url = urlsplit(self.path)
@@ -104,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def _json(self, value: object) -> None:
-        self._send(json.dumps(value).encode(), {"Content-Type": "application/json"})
+        self.send(json.dumps(value).encode(), headers={"Content-Type": "application/json"})
 
     def _file(self, name: str, file: str) -> None:
         content = self.server.files(name).get(file)
@@ -112,30 +89,24 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         etag = hashlib.sha256(content).hexdigest()
-        self._send(content, {"ETag": f'"{etag}"', "X-Repo-Commit": REVISION})
+        self.send(content, headers={"ETag": f'"{etag}"', "X-Repo-Commit": REVISION})
 
-    def _send(self, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
 
-    def log_message(self, *args: Any) -> None:
-        pass
+class HubServer(Server):
+    """Serves data sets by id; each is the content of its one file, `train.jsonl`."""
+
+    handler = _Handler
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data_sets: dict[str, bytes] = {}
+
+    def files(self, name: str) -> dict[str, bytes]:
+        return {"README.md": _README, "train.jsonl": self.data_sets[name]}
 
 
 @contextmanager
 def hub() -> Iterator[HubServer]:
     """A hub that runs while the block does."""
-    server = HubServer()
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with running(HubServer()) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

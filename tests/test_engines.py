@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,47 +20,22 @@ from tell_plugins.evaluation.engines import make_engine
 from tell_plugins.evaluation.url_engine import UrlEngine
 from tell_plugins.recipe.recipes import Recipe
 from tests.conftest import PROJECT, MakeCard
+from tests.loopback import Handler, Server, running
 from tests.tiny import deployed, make_tiny_cards, make_tiny_model, run_swift, sft, tiny_recipe
 
 GREEDY, PAPER = DECODINGS["greedy"], DECODINGS["paper"]
 Script = Callable[[dict[str, Any], int], tuple[int, Any]]
 
 
-class _Server(ThreadingHTTPServer):
-    """Lists `models`; `script(body, n)` gives status and content of the n-th reply to a prompt."""
-
-    daemon_threads = True
-
-    def __init__(self, script: Script, models: list[str]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.script, self.models = script, models
-        self.asked: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.seen: dict[str, int] = {}
-        self.busy = self.most_busy = 0
-        self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that gives up is part of these tests."""
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: _Server
-    protocol_version = "HTTP/1.1"
 
-    def log_message(self, *args: Any) -> None:
-        """Keep the tests quiet."""
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
         models = [{"id": name, "object": "model", "created": 0} for name in self.server.models]
         known = self.path == "/v1/models" and bool(models)
         self._send(200 if known else 404, {"object": "list", "data": models})
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         prompt = body["messages"][0]["content"]
@@ -79,12 +53,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, content: Any) -> None:
         raw = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(raw)))
-        self.send_header("Retry-After", "0")
-        self.end_headers()
-        self.wfile.write(raw)
+        self.send(raw, status, {"Content-Type": "application/json", "Retry-After": "0"})
+
+
+class _Server(Server):
+    """Lists `models`; `script(body, n)` gives status and content of the n-th reply to a prompt."""
+
+    handler = _Handler
+
+    def __init__(self, script: Script, models: list[str]) -> None:
+        super().__init__()
+        self.script, self.models = script, models
+        self.asked: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.seen: dict[str, int] = {}
+        self.busy = self.most_busy = 0
+        self.lock = threading.Lock()
 
 
 def completion(text: str | None, finish: str = "stop", tokens: int = 10) -> tuple[int, Any]:
@@ -114,14 +98,8 @@ def echo(body: dict[str, Any], _number: int) -> tuple[int, Any]:
 
 @contextmanager
 def serving(script: Script = echo, models: tuple[str, ...] = ("m",)) -> Iterator[_Server]:
-    server = _Server(script, list(models))
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with running(_Server(script, list(models))) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def ask(engine: UrlEngine, *prompts: str, **changes: Any) -> list[Reply]:

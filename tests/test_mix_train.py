@@ -13,9 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from unittest import mock
 
@@ -31,6 +29,7 @@ from tell_plugins.recipe import hubs, models, train
 from tell_plugins.recipe.recipes import Recipe, load_recipe, parse_flags
 from tell_plugins.recipe.settings import Settings
 from tests.conftest import PROJECT, MakeCard
+from tests.loopback import Server, running
 from tests.overlay import newer_swift
 from tests.recipe_world import environment, logged, make_model, only_run, swift_sft
 from tests.swift_keys_once import keys, lay_keys
@@ -415,21 +414,9 @@ def test_a_cache_in_nobodys_home_is_told(
 
 @pytest.mark.usefixtures("no_cache")
 def test_a_hub_that_answers_is_left_to_ms_swift(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Hub(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.send_response(404)
-            self.end_headers()
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Hub)
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    with running(Server()) as server:  # it knows no method, and says so
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
         hubs.need_model("some/model", True)
-    finally:
-        server.shutdown()
 
 
 @pytest.mark.parametrize(
