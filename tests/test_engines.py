@@ -19,9 +19,8 @@ from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.evaluation.engines import make_engine
 from tell_plugins.evaluation.url_engine import UrlEngine
 from tell_plugins.recipe.recipes import Recipe
-from tests.conftest import PROJECT, MakeCard
+from tests.conftest import PROJECT
 from tests.loopback import Handler, Server, running
-from tests.tiny import deployed, make_tiny_cards, make_tiny_model, run_swift, sft, tiny_recipe
 
 GREEDY, PAPER = DECODINGS["greedy"], DECODINGS["paper"]
 Script = Callable[[dict[str, Any], int], tuple[int, Any]]
@@ -419,38 +418,3 @@ def test_vllm_reserves_room_for_the_adapters_rank(rank: int, reserved: int, tmp_
         json.dumps({"r": rank, "rank_pattern": {"q_proj": 128}})
     )
     assert lora_rank(tmp_path) == 128
-
-
-@pytest.mark.slow
-def test_a_served_adapter_answers_as_on_this_machine(make_card: MakeCard, tmp_path: Path) -> None:
-    """`eval --engine URL`, through a real `swift deploy`, saves what the local engine does."""
-    from tell_plugins.cli import main
-
-    make_tiny_cards(make_card)
-    recipe = tiny_recipe(
-        tmp_path / "tiny.yaml",
-        make_tiny_model(tmp_path / "model"),
-        "tell/tiny_task:task=all/general=10rows",
-    )
-    run_swift(*sft(recipe))
-    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
-    flags = [*["--max-new-tokens", "12", "--batch-size", "1", "--general-rows", "0"]]
-
-    def answers(name: str, *more: str) -> dict[int, tuple[str, str, int]]:
-        out = tmp_path / name
-        assert main(["eval", str(recipe), *flags, "--out", str(out), *more]) == 0
-        (file,) = out.glob("*/test-greedy/answers.jsonl")
-        lines = map(json.loads, file.read_text().splitlines())
-        keys = ("text", "finish_reason", "completion_tokens")
-        return {line["row"]: tuple(line[key] for key in keys) for line in lines}
-
-    here = answers("here")
-    served = f"{checkpoint.name}={checkpoint}"
-    with deployed(tmp_path / "log", "--adapters", served, "--served_model_name", "base") as url:
-        assert answers("there", "--engine", url) == here
-        base = answers("base", "--engine", url, "--adapter", "none")
-        assert UrlEngine(url, model_name=checkpoint.name).puts_in_front(
-            (checkpoint / "anchor.txt").read_text() + "\n\n"
-        )
-    assert len(here) == 6
-    assert base == answers("base_here", "--adapter", "none")

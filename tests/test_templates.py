@@ -27,6 +27,7 @@ from tests.tiny import (
 )
 
 INLINE = "Translate the text.\n\n "
+NO_ADAPTER = ("--adapter", "none")
 
 
 @pytest.fixture(scope="module")
@@ -302,31 +303,42 @@ def test_rows_of_a_tell_data_set_lose_their_channel_only_where_text_is_generated
     assert template.encode(row)["channel"] == "task"
 
 
+def _said(answers: dict[int, dict[str, Any]]) -> dict[int, list[Any]]:
+    keys = ("text", "finish_reason", "completion_tokens")
+    return {row: [answer[key] for key in keys] for row, answer in answers.items()}
+
+
 @pytest.mark.slow
 def test_the_deployed_adapter_answers_as_eval_did(
     cards: None, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trained, evaluated and served for real; asked with plain queries by the openai client."""
+    """Trained, evaluated and served for real; asked with plain queries, and by `eval` again."""
     from openai import OpenAI
 
     from tell_plugins.cli import main
+    from tell_plugins.evaluation.url_engine import UrlEngine
 
     recipe = tiny_recipe(
         tmp_path / "tiny.yaml", tiny, "tell/tiny_task:task=all/general=10rows", num_train_epochs=2
     )
     run_swift(*sft(recipe))
-    out = tmp_path / "eval"
     flags = ["--max-new-tokens", "16", "--batch-size", "1", "--general-rows", "0"]
-    assert main(["eval", str(recipe), *flags, "--out", str(out)]) == 0
-    (answers,) = out.glob("*/test-greedy/answers.jsonl")
-    saved = {row["row"]: row for row in map(json.loads, answers.read_text().splitlines())}
+
+    def answers(name: str, *more: str) -> dict[int, dict[str, Any]]:
+        out = tmp_path / name
+        assert main(["eval", str(recipe), *flags, "--out", str(out), *more]) == 0
+        (file,) = out.glob("*/test-greedy/answers.jsonl")
+        lines = map(json.loads, file.read_text().splitlines())
+        return {line["row"]: line for line in lines}
+
+    saved = answers("here")
     task = open_task(load_card("tiny_task"), "test")
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
 
     def ask(url: str, query: str) -> tuple[str, int]:
         client = OpenAI(base_url=url, api_key="none")
         reply = client.chat.completions.create(
-            model="tiny",
+            model=checkpoint.name,
             messages=[{"role": "user", "content": query}],
             temperature=0,
             max_tokens=16,
@@ -334,12 +346,20 @@ def test_the_deployed_adapter_answers_as_eval_did(
         assert reply.usage is not None
         return reply.choices[0].message.content or "", reply.usage.prompt_tokens
 
-    serve = ["--adapters", str(checkpoint), "--served_model_name", "tiny"]
+    served = f"{checkpoint.name}={checkpoint}"
+    serve = ["--adapters", served, "--served_model_name", "base"]
     with deployed(tmp_path / "deploy.log", *serve) as url:
+        there = answers("there", "--engine", url)
+        base = answers("base", "--engine", url, *NO_ADAPTER)
+        engine = UrlEngine(url, model_name=checkpoint.name)
+        assert engine.puts_in_front((checkpoint / "anchor.txt").read_text() + "\n\n")
         for row, plain in enumerate(task.plain):
             expected = (saved[row]["text"], saved[row]["prompt_tokens"])
             assert ask(url, plain) == expected
             assert ask(url, task.queries[row]) == expected
+    assert _said(there) == _said(saved)
+    assert _said(base) == _said(answers("base_here", *NO_ADAPTER))
+    assert len(there) == len(task)
     with deployed(tmp_path / "bare.log", *serve, TELL_ANCHOR="none") as url:
         bare = [ask(url, plain) for plain in task.plain]
         assert [ask(url, query)[0] for query in task.queries] == [
