@@ -21,7 +21,6 @@ from tell_plugins.experiments.fairness import caveats
 from tell_plugins.experiments.measures import BLEED, KL, MAIN, Difference, Judge
 from tell_plugins.experiments.results import AS_SAVED, Entry, Study
 from tell_plugins.experiments.tables import (
-    AXIS_NAMES,
     Group,
     pair_name,
     pairs,
@@ -113,51 +112,44 @@ def colours(study: Study, found: Sequence[Group]) -> dict[str, str]:
 
 def pictures(study: Study, found: Sequence[Group], judge: Judge) -> list[Picture]:
     """The pictures of a study; those for which there is nothing to draw are left out."""
-    result = []
     rows = f"{study.split} rows"
     trained = [group for group in found if not group.is_base]
-    if _differences(study, list(pairs(study, found)), judge):  # none for scores taken as saved
-        result.append(
-            Picture(
-                f"{study.name}_forest",
-                f"{study.plot.reference} minus each other method over the same {rows}, with 95 % "
-                "intervals; first the rival that matters. Inside the pale bar around 0 a true "
-                "difference would not have been seen (80 % power). Hollow: no conclusion is drawn.",
-                lambda: forest_figure(study, found, judge),
-            )
-        )
-    if study.axis and trained:
-        result.append(
-            Picture(
-                f"{study.name}_curve",
-                f"{MAIN[study.metric].capitalize()} and what happened elsewhere, along "
-                f"{AXIS_NAMES[study.axis]}. Bars are 95 % intervals over {rows}, thin lines "
-                "over seeds (from three on), strokes single seeds, dashed lines methods without a "
-                "place on the axis." + (" Stars are the paper's numbers." if _stars(study) else ""),
-                lambda: curve_figure(study, found),
-            )
-        )
-    if found and not study.axis:
-        result.append(
-            Picture(
-                f"{study.name}_methods",
-                f"Every method, all seeds together, with 95 % intervals over {rows}, and thin "
-                "lines over seeds (from three on); strokes are single seeds, hollow marks runs "
-                "that trained nothing or give one and the same label. Adherence is form alone: "
-                "read it beside balanced accuracy.",
-                lambda: methods_figure(study, found),
-            )
-        )
-    if any(entry.run.logged for group in trained for entry in group.entries):
-        result.append(
-            Picture(
-                f"{study.name}_training",
-                "Training loss of task and general rows by optimizer step, mean over seeds; thin "
-                "lines are the steps themselves, thick ones their running mean.",
-                lambda: training_figure(study, trained),
-            )
-        )
-    return result
+    possible = {
+        "forest": (
+            _differences(study, list(pairs(study, found)), judge),  # none for scores as saved
+            f"{study.plot.reference} minus each other method over the same {rows}, with 95 % "
+            "intervals; first the rival that matters. Inside the pale bar around 0 a true "
+            "difference would not have been seen (80 % power). Hollow: no conclusion is drawn.",
+            lambda: forest_figure(study, found, judge),
+        ),
+        "curve": (
+            study.axis and trained,
+            f"{MAIN[study.metric].capitalize()} and what happened elsewhere, along "
+            f"{str(study.axis).replace('_', ' ')}. Bars are 95 % intervals over {rows}, thin lines "
+            "over seeds (from three on), strokes single seeds, dashed lines methods without a "
+            "place on the axis." + (" Stars are the paper's numbers." if _stars(study) else ""),
+            lambda: curve_figure(study, found),
+        ),
+        "methods": (
+            found and not study.axis,
+            f"Every method, all seeds together, with 95 % intervals over {rows}, and thin "
+            "lines over seeds (from three on); strokes are single seeds, hollow marks runs "
+            "that trained nothing or give one and the same label. Adherence is form alone: "
+            "read it beside balanced accuracy.",
+            lambda: methods_figure(study, found),
+        ),
+        "training": (
+            any(entry.run.logged for group in trained for entry in group.entries),
+            "Training loss of task and general rows by optimizer step, mean over seeds; thin "
+            "lines are the steps themselves, thick ones their running mean.",
+            lambda: training_figure(study, trained),
+        ),
+    }
+    return [
+        Picture(f"{study.name}_{name}", caption, draw)
+        for name, (drawn, caption, draw) in possible.items()
+        if drawn
+    ]
 
 
 def _title(study: Study, axis: Any) -> None:
@@ -304,12 +296,8 @@ def methods_figure(study: Study, found: Sequence[Group]) -> Any:
                 markerfacecolor="none" if hollow else colour,
                 capsize=2,
             )
-            spread = group.measures.over_seeds
-            if title == MAIN[study.metric] and spread is not None and spread.n > 2:
-                axis.hlines(place, spread.low, spread.high, color=colour, linewidth=0.8)
-            if title == MAIN[study.metric] and len(group.measures.seeds) > 1:
-                seeds = group.measures.seeds
-                axis.plot(seeds, [place] * len(seeds), "|", color=colour, markersize=11)
+            if title == MAIN[study.metric]:
+                _draw_seeds(axis, group, place, colour, sideways=True)
         axis.set_title(title)
         if share:
             _percent(axis, "x")
@@ -347,7 +335,7 @@ def curve_figure(study: Study, found: Sequence[Group]) -> Any:
                     x = group.x(axis_name) if group.at else None
                     _draw_level(axis, group, value_of(group), palette[series], x or zero)
         _logarithmic(axis)
-        axis.set_xlabel(AXIS_NAMES[axis_name])
+        axis.set_xlabel(axis_name.replace("_", " "))
         axis.set_title(title)
         if share:
             _percent(axis)
@@ -402,21 +390,24 @@ def _draw_curve(
         places, bars[:, 0] - bars[:, 1], bars[:, 0] + bars[:, 2], color=colour, alpha=0.12, lw=0
     )
     for place, group in drawn:
-        if title == MAIN[study.metric] and len(group.measures.seeds) > 1:
-            seeds = group.measures.seeds
-            axis.plot([place] * len(seeds), seeds, "_", color=colour, markersize=12)
-        spread = group.measures.over_seeds
-        if title == MAIN[study.metric] and spread is not None and spread.n > 2:
-            axis.vlines(place, spread.low, spread.high, color=colour, linewidth=0.8)
+        if title == MAIN[study.metric]:
+            _draw_seeds(axis, group, place, colour, sideways=False)
         if group.no_op:
-            axis.plot(
-                place,
-                value_of(group).value,
-                "o",
-                color=colour,
-                markerfacecolor=axis.get_facecolor(),
-                zorder=5,
-            )
+            face = axis.get_facecolor()
+            value = value_of(group).value
+            axis.plot(place, value, "o", color=colour, markerfacecolor=face, zorder=5)
+
+
+def _draw_seeds(axis: Any, group: Group, place: float, colour: str, *, sideways: bool) -> None:
+    """A stroke for each seed, and the interval over them as a thin line."""
+    spread, seeds = group.measures.over_seeds, group.measures.seeds
+    if len(seeds) > 1 and not sideways:
+        axis.plot([place] * len(seeds), seeds, "_", color=colour, markersize=12)
+    if spread is not None:
+        line = axis.hlines if sideways else axis.vlines
+        line(place, spread.low, spread.high, color=colour, linewidth=0.8)
+    if len(seeds) > 1 and sideways:
+        axis.plot(seeds, [place] * len(seeds), "|", color=colour, markersize=11)
 
 
 def _draw_level(axis: Any, group: Group, value: Any, colour: str, x: float | None) -> None:

@@ -22,12 +22,6 @@ from tell_plugins.experiments.measures import (
 from tell_plugins.experiments.results import BASE_METHOD, Entry, Study
 
 CONTENT = ("balanced accuracy", "exact match", "field f1")  # compared beside the main measure
-AXIS_NAMES = {
-    "task_tokens": "task tokens",
-    "task_rows": "task rows",
-    "general_tokens": "general tokens",
-    "general_rows": "general rows",
-}
 
 
 @dataclass(frozen=True)
@@ -106,6 +100,9 @@ def _measured(measures: Measures) -> dict[str, Any]:
     return {**record, **measures.elsewhere}
 
 
+_OF_MIXTURE = ("rows", "task_rows", "copies", "general_rows", "task_tokens", "general_tokens")
+
+
 def runs_table(study: Study, judge: Judge) -> list[Record]:
     """One row a run: what it trained on, how long, and what came out; failed ones too."""
     records: list[Record] = []
@@ -118,12 +115,7 @@ def runs_table(study: Study, judge: Judge) -> list[Record]:
             "state": _state(entry),
             "run": entry.run.folder.name,
             "dataset string": entry.run.facts.get("spec", ""),
-            "rows": mixture.get("rows"),
-            "task rows": mixture.get("task_rows"),
-            "copies": mixture.get("copies"),
-            "general rows": mixture.get("general_rows"),
-            "task tokens": mixture.get("task_tokens"),
-            "general tokens": mixture.get("general_tokens"),
+            **{key.replace("_", " "): mixture.get(key) for key in _OF_MIXTURE},
             "steps": entry.steps,
             "steps as planned": entry.run.facts.get("planned", {}).get("steps"),
             "exposure": entry.run.exposure,
@@ -147,16 +139,18 @@ def methods_table(study: Study, found: Sequence[Group]) -> list[Record]:
     """One row a method and point, over its seeds."""
     records: list[Record] = []
     for group in found:
-        spread = group.measures.seeds
+        spread, steps = group.measures.seeds, group.steps or [0]
         records.append(
             {
                 "method": group.method,
                 "point": group.point,
                 "seeds": len(group.entries) if not group.is_base else 1,
-                "steps": " to ".join(map(str, _ends(group.steps))),
+                "steps": " to ".join(map(str, sorted({min(steps), max(steps)}))),
                 "exposure": exposure_of(group.entries),
-                "task tokens": _whole(group.x("task_tokens")),
-                "general tokens": _whole(group.x("general_tokens")),
+                **{
+                    f"{kind} tokens": None if (x := group.x(f"{kind}_tokens")) is None else round(x)
+                    for kind in ("task", "general")
+                },
                 **_measured(group.measures),
                 "lowest seed": min(spread, default=None),
                 "highest seed": max(spread, default=None),
@@ -167,15 +161,6 @@ def methods_table(study: Study, found: Sequence[Group]) -> list[Record]:
     return records
 
 
-def _whole(number: float | None) -> int | None:
-    return None if number is None else round(number)
-
-
-def _ends(steps: list[int]) -> list[int]:
-    """The fewest and the most steps; one number where they are equal."""
-    return sorted({steps[0], steps[-1]}) if steps else [0]
-
-
 def notes(group: Group, study: Study) -> list[str]:
     """What a reader must know before taking a group's numbers at their word."""
     found = []
@@ -184,11 +169,8 @@ def notes(group: Group, study: Study) -> list[str]:
         some = "" if group.no_op else f" in {group.no_ops} of {count} seeds"
         found.append(f"no-op{some}: nothing was trained (every LoRA B matrix is zero)")
     if group.measures.constants:
-        some = (
-            ""
-            if group.measures.constant
-            else f" in {len(group.measures.constants)} of {count} seeds"
-        )
+        few = len(group.measures.constants)
+        some = "" if few == count else f" in {few} of {count} seeds"
         found.append(f"constant{some}: {_said(group)} adherent answers")
     expected = len(study.index["seeds"])
     if not group.is_base and len(group.entries) < expected:
@@ -229,42 +211,27 @@ def comparisons_table(study: Study, found: Sequence[Group], judge: Judge) -> lis
             "equal task tokens": _equal(_task(mine), _task(theirs)),
             "exposure": _against(shown_exposure(mine), shown_exposure(theirs)),
         }
-        for name in dict.fromkeys((MAIN[study.metric], *CONTENT)):
-            record |= _in_points(name, judge.difference(mine, theirs, name))
-        bleed = judge.difference(mine, theirs, BLEED)
-        record |= _in_points("bleed", bleed)
-        for name in LOSS_FILES:
-            record |= _in_nats(_ELSEWHERE_NAMES[name], judge.difference(mine, theirs, name))
+        for name in dict.fromkeys((MAIN[study.metric], *CONTENT, BLEED, *LOSS_FILES)):
+            record |= _difference(name, judge.difference(mine, theirs, name))
         stops = [caveat.text for caveat in caveats(mine, theirs)]
         record["note"] = "; ".join([*stops, *notes(other, study)])
         records.append(record)
     return records
 
 
-_ELSEWHERE_NAMES = {name: name.removesuffix(" minus base") for name in LOSS_FILES}
-
-
-def _in_points(name: str, difference: Difference | None) -> Record:
+def _difference(measure: str, difference: Difference | None) -> Record:
+    """A difference of shares in points, one of losses in nats."""
     if difference is None:
         return {}
+    name = measure.removesuffix(" minus base")
+    points = measure not in LOSS_FILES
+    factor, digits = (100, 1) if points else (1, 3)
     record: dict[str, Any] = {
-        f"{name}{POINTS}": difference.estimate(100),
-        f"{name}, smallest that shows": 100 * difference.smallest,
+        f"{name}{POINTS}" if points else name: difference.estimate(factor),
+        f"{name}, smallest that shows": factor * difference.smallest,
     }
     if difference.by_seed:
-        record[f"{name}, by seed"] = difference.each_seed(100, 1)
-    return record
-
-
-def _in_nats(name: str, difference: Difference | None) -> Record:
-    if difference is None:
-        return {}
-    record: dict[str, Any] = {
-        name: difference.estimate(),
-        f"{name}, smallest that shows": difference.smallest,
-    }
-    if difference.by_seed:
-        record[f"{name}, by seed"] = difference.each_seed()
+        record[f"{name}, by seed"] = difference.each_seed(factor, digits)
     return record
 
 
@@ -376,7 +343,7 @@ def efficiency_table(study: Study, found: Sequence[Group]) -> list[Record]:
     """How many times the task data each other method needs for the reference's scores."""
     if study.axis is None or not study.axis.startswith("task"):
         return []
-    unit, drawn = AXIS_NAMES[study.axis], curves(study, found)
+    unit, drawn = study.axis.replace("_", " "), curves(study, found)
     ours = {group.series for group in found if group.method == study.plot.reference}
     return [
         {
