@@ -160,7 +160,9 @@ def test_fields_are_paths_and_lists_are_multisets() -> None:
     )
 
 
-def test_json_without_a_label_has_content(make_card: MakeCard, tmp_path: Path) -> None:
+def test_json_without_a_label_has_content(
+    make_card: MakeCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Three of four answers have the form; one is right, one half right, one of another name."""
     right = [{"name": "A", "tags": ["x", "y"]}] * 4
     rows = [{"q": f"q{i}", "r": json.dumps(value)} for i, value in enumerate(right)]
@@ -193,6 +195,11 @@ def test_json_without_a_label_has_content(make_card: MakeCard, tmp_path: Path) -
     [name] = {key[0] for key in found}
     assert found[name, "strict", "exact_match"]["value"] == -0.75
     assert found[name, "strict", "field_f1"]["value"] == pytest.approx(-0.5)
+    by_field = scoring.score(folders[1]).first.details  # 2 of 3 names given are right, 3 of 5 tags
+    assert by_field["field_precision:name"].value == pytest.approx(2 / 3)
+    assert by_field["field_recall:tags"].value == pytest.approx(3 / 8)
+    printed = capsys.readouterr().out
+    assert "fields, test: strict, by field, in %" in printed
     assert "field f1" in report_tables(root, "methods")
     assert "field f1, points" in report_tables(root, "comparisons")
 

@@ -67,7 +67,8 @@ def grids(comparison: Comparison, scorer: str | None = None) -> list[Grid]:
         if len(names) > 1
     ]
     more = [name for name in names if name not in SECOND_READINGS or name == scorer]
-    found += [_measures_grid(systems, name) for name in more]
+    for name in more:
+        found += [_measures_grid(systems, name), *_field_grid(systems, name)]
     found += _failure_grid(systems, names)
     if comparison.differences:
         found.append(difference_grid(comparison, scorer))
@@ -107,7 +108,7 @@ def _side_by_side(systems: Sequence[System], names: Sequence[str], measure: str)
 def _measures_grid(systems: Sequence[System], reading: str) -> Grid:
     """Every measure of one reading, and what is worth nothing."""
     found = [_all(system.scores.readings[reading]) for system in systems]
-    names = list(dict.fromkeys(name for numbers in found for name in numbers))
+    names = list(dict.fromkeys(name for part in found for name in part if ":" not in name))
     with_most = any(system.scores.readings[reading].most_frequent for system in systems)
     rows = [
         [
@@ -131,6 +132,25 @@ def _measures_grid(systems: Sequence[System], reading: str) -> Grid:
     notes = first.judged[reading].notes
     title = f"{spaced(reading)}, shares in % [95 % interval]"
     return Grid(_title(systems, title), columns, rows, list(notes))
+
+
+def _field_grid(systems: Sequence[System], reading: str) -> list[Grid]:
+    """Precision, recall and F1 of each key of JSON answers."""
+    names = [name for name in systems[0].judged[reading].columns if ":" in name]
+    measures = list(dict.fromkeys(name.partition(":")[0] for name in names))
+    fields = list(dict.fromkeys(name.partition(":")[2] for name in names))
+    rows = [
+        [
+            system.name if field == fields[0] else "",
+            field,
+            *(_cell(system, reading, f"{measure}:{field}") for measure in measures),
+        ]
+        for system in systems
+        for field in fields
+    ]
+    columns = ["system", "field", *map(spaced, measures)]
+    title = _title(systems, f"{spaced(reading)}, by field, in % [95 % interval]")
+    return [Grid(title, columns, rows)] if rows else []
 
 
 def _all(reading: Reading) -> Numbers:

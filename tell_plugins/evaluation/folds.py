@@ -6,7 +6,6 @@ trainings with the same settings; intervals over the rows leave out that these d
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import fold_of, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
-from tell_plugins.evaluation.scored import Scored
+from tell_plugins.evaluation.scored import Scored, joined
 from tell_plugins.evaluation.system_names import method_of, trained_spec
 
 _OF_THE_TEST = ("anchor", "decoding", "seed", "shots", "scale", "model", "engine")
@@ -77,24 +76,5 @@ def _joined(parts: Sequence[Scored]) -> Scored:
     assert found is not None  # `_system_and_fold` checked it
     card = load_card(found[0])
     task = open_task(card, "train", str(first.settings["anchor"]))
-    places = {bytes(content).hex(): row for row, content in enumerate(task.ids)}
-    answers = []
-    for part in parts:
-        for answer in part.answers:
-            if part.id(answer.row) not in places:
-                raise UserError(
-                    f"row {answer.row} of {paths.shown(part.task.file)} is no row of card "
-                    f"'{card.name}': the folds are of other rows",
-                    where=paths.shown(part.folder),
-                    remedy="write the task and its folds anew (new --folds K --force)",
-                )
-            answers.append(answer._replace(row=places[part.id(answer.row)]))
-    answers.sort(key=lambda answer: (answer.row, answer.attempt))
-    return replace(
-        first,
-        settings={**first.settings, "card": card.name, "rows": len(task)},
-        card=card,
-        task=replace(task, split=f"{len(parts)} folds"),
-        answers=answers,
-        sha256=hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest(),
-    )
+    split = f"{len(parts)} folds"
+    return joined(parts, replace(task, split=split), len(task))

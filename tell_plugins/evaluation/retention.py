@@ -150,6 +150,14 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return read_json_lines(path, LossLine, remedy, foreign=True)
 
 
+def mean_sums(parts: Sequence[Sequence[Sum]]) -> list[Sum]:
+    """The mean of each row over several runs; empty where these measured other rows."""
+    if not parts or any([n for _, n in one] != [n for _, n in parts[0]] for one in parts):
+        return []
+    sums = np.mean([[value for value, _ in one] for one in parts], axis=0)
+    return [(float(value), n) for value, (_, n) in zip(sums, parts[0], strict=True)]
+
+
 def retention(losses: Sequence[Sum]) -> Estimate:
     """Mean loss (or divergence) per token, with a 95 % bootstrap interval over its n rows."""
     return Estimate(*_mean(np.asarray(losses, float)), len(losses))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -187,3 +187,31 @@ def _place(lines: list[_Line], places: dict[str, list[int]]) -> list[Answer]:
 def _numbers(lines: list[_Line]) -> str:
     more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     return "line " + ", ".join(str(line.number) for line in lines[:_SHOWN]) + more
+
+
+def joined(parts: Sequence[Scored], task: TaskRows, rows: int | None = None) -> Scored:
+    """Answers to parts of a task as answers to the rows of `task`, of which `rows` were asked.
+
+    Raises UserError for an answer to a row that is none of them.
+    """
+    places = {bytes(content).hex(): row for row, content in enumerate(task.ids)}
+    answers = []
+    for part in parts:
+        for answer in part.answers:
+            if part.id(answer.row) not in places:
+                raise UserError(
+                    f"row {answer.row} of {paths.shown(part.task.file)} is no row of card "
+                    f"'{task.card.name}': the folds are of other rows",
+                    where=paths.shown(part.folder),
+                    remedy="write the task and its folds anew (new --folds K --force)",
+                )
+            answers.append(answer._replace(row=places[part.id(answer.row)]))
+    asked = len({answer.row for answer in answers}) if rows is None else rows
+    return Scored(
+        folder=parts[0].folder,
+        settings={**parts[0].settings, "card": task.card.name, "rows": asked},
+        card=task.card,
+        task=task,
+        answers=sorted(answers, key=lambda answer: (answer.row, answer.attempt)),
+        sha256=hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest(),
+    )

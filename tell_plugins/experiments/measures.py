@@ -374,19 +374,9 @@ class Difference:
         return low <= 0 <= high
 
 
-def mean_sums(entries: Sequence[Entry], name: str) -> list[tuple[float, int]]:
-    """(sum, tokens) of each row of one of `retention.FILES`, the mean over the entries.
-
-    Empty where nothing was measured, or not over the same rows.
-    """
-    found = [sums for entry in entries if (sums := entry.measured.sums(name))]
-    if not found or len(found) < len(entries):
-        return []
-    tokens = [count for _, count in found[0]]
-    if any([count for _, count in sums] != tokens for sums in found):
-        return []
-    mean = np.mean([[value for value, _ in sums] for sums in found], axis=0)
-    return list(zip(mean.tolist(), tokens, strict=True))
+def mean_sums(entries: Sequence[Entry], name: str) -> list[retention.Sum]:
+    """`retention.mean_sums` of the entries, of one of `retention.FILES`."""
+    return retention.mean_sums([entry.measured.sums(name) for entry in entries])
 
 
 def _mean_of(entries: Sequence[Entry], name: str) -> Estimate | None:

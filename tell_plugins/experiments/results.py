@@ -18,9 +18,10 @@ from tell_plugins.core.compressed import find
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import read_json, read_json_lines
 from tell_plugins.core.sources import open_task
+from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.answers import ANSWERS, GENERAL, SETTINGS, AnswerLine, SavedSettings
 from tell_plugins.evaluation.bleed import Form, form_of
-from tell_plugins.evaluation.retention import LOSSES, LossLine
+from tell_plugins.evaluation.retention import FILES
 from tell_plugins.experiments.records import (
     AGAIN,
     Failed,
@@ -77,22 +78,14 @@ class Evaluation:
         ]
 
     @cached_property
-    def _sums(self) -> dict[str, list[tuple[float, int]]]:
-        return {}
+    def _sums(self) -> dict[str, list[retention.Sum]]:
+        folders = sorted(self.folder.glob("*/general"))
+        read = {name: [retention.read(folder, name) for folder in folders] for name in FILES}
+        return {name: next(filter(None, found), []) for name, found in read.items()}
 
-    def sums(self, name: str = LOSSES) -> list[tuple[float, int]]:
+    def sums(self, name: str) -> list[retention.Sum]:
         """(sum, tokens) of every row of one of `retention.FILES`."""
-        if name not in self._sums:
-            self._sums[name] = self._read_sums(name)
         return self._sums[name]
-
-    def _read_sums(self, name: str) -> list[tuple[float, int]]:
-        for path in sorted(self.folder.glob("*/general")):
-            # of a run that diverged the losses are no numbers
-            lines = read_json_lines(path / name, LossLine, AGAIN, foreign=True)
-            if lines:
-                return [(line["loss_sum"], line["tokens"]) for line in lines]
-        return []
 
 
 @dataclass(frozen=True)

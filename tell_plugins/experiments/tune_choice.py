@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from tell_plugins.core.files import read_json
 from tell_plugins.core.sources import TaskRows
 from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.answers import GENERAL, SETTINGS, SavedSettings
 from tell_plugins.evaluation.measures import Measure, difference, measures
-from tell_plugins.evaluation.scored import Scored, load_scored
+from tell_plugins.evaluation.scored import Scored, joined, load_scored
 from tell_plugins.evaluation.scorers import judge_saved
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
 from tell_plugins.experiments.records import AGAIN
@@ -104,7 +101,9 @@ def result_of(name: str, evaluations: Sequence[Path], judges: TaskRows, scale: f
     found = measures(scored, judged)
     key = next(key for key in CONTENT if key in found)
     given = {label for label in judged[key[0]].given if label is not None}
-    result = Result(name, len(evaluations), key, found[key], _mean(drift), scale=scale)
+    result = Result(
+        name, len(evaluations), key, found[key], retention.mean_sums(drift), scale=scale
+    )
     return replace(result, learned=result.score > 0 and len(given) != 1)
 
 
@@ -113,24 +112,12 @@ def _pooled(folders: Sequence[Path], judges: TaskRows) -> Scored:
 
     Of each part labels could be others; so all are judged by the same rows.
     """
-    place = {bytes(row).hex(): number for number, row in enumerate(judges.ids)}
     loaded = [load_scored(folder) for folder in folders]
-    answers = [
-        answer._replace(row=place[scored.id(answer.row)], attempt=attempt)
-        for attempt, scored in enumerate(loaded)
-        for answer in scored.answers
+    runs = [
+        replace(scored, answers=[answer._replace(attempt=run) for answer in scored.answers])
+        for run, scored in enumerate(loaded)
     ]
-    sha256 = hashlib.sha256("".join(scored.sha256 for scored in loaded).encode()).hexdigest()
-    settings = {**loaded[0].settings, "rows": len({answer.row for answer in answers})}
-    return Scored(folders[0], settings, judges.card, judges, sorted(answers), sha256)
-
-
-def _mean(drift: Sequence[list[retention.Sum]]) -> list[retention.Sum]:
-    """The mean of each row over the runs; empty where not all were measured on the same rows."""
-    if not drift or any([n for _, n in one] != [n for _, n in drift[0]] for one in drift):
-        return []
-    sums = np.mean([[value for value, _ in one] for one in drift], axis=0)
-    return [(float(value), n) for value, (_, n) in zip(sums, drift[0], strict=True)]
+    return joined(runs, judges)
 
 
 def choose(results: Sequence[Result]) -> Result:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
@@ -24,6 +27,7 @@ from tell_plugins.evaluation.scored import Answer
 from tell_plugins.evaluation.scorers.form import always_most_frequent, judged_form
 
 Pairs = Counter[tuple[str, str]]
+MOST_FIELDS = 20  # keys whose content is measured one by one
 
 
 def right(task: TaskRows) -> Truth:
@@ -101,17 +105,43 @@ def _content(given: Sequence[Any], right: Sequence[str]) -> dict[str, Column]:
     ]
     mine = [Counter() if value is None else pairs(value) for value in given]
     theirs = [pairs(json.loads(whole)) for whole in right]
-    hits = [(a & b).total() for a, b in zip(mine, theirs, strict=True)]
-    said, true = [a.total() for a in mine], [b.total() for b in theirs]
     return {
         "exact_match": share(exact),
         "exact_match_given_the_form": share(exact, [value is not None for value in given]),
+        **_ratios(mine, theirs),
+        **_by_field(mine, theirs),
+    }
+
+
+def _ratios(mine: Sequence[Pairs], theirs: Sequence[Pairs]) -> dict[str, Column]:
+    """Precision, recall and F1 of pairs, over all answers at once."""
+    hits = np.array([(a & b).total() for a, b in zip(mine, theirs, strict=True)], float)
+    said, true = (np.array([one.total() for one in side], float) for side in (mine, theirs))
+    return {
         "field_precision": ratio(hits, said),
         "field_recall": ratio(hits, true),
-        "field_f1": ratio(
-            [2 * hit for hit in hits], [s + t for s, t in zip(said, true, strict=True)]
-        ),
+        "field_f1": ratio(2 * hits, said + true),
     }
+
+
+def _by_field(mine: Sequence[Pairs], theirs: Sequence[Pairs]) -> dict[str, Column]:
+    """The same of each key of the whole object, `field_f1:name`; where these are few."""
+    fields = list(dict.fromkeys(_field(path) for pairs in theirs for path, _ in pairs))
+    if not 1 < len(fields) <= MOST_FIELDS:
+        return {}
+
+    def only(field: str, side: Sequence[Pairs]) -> list[Pairs]:
+        return [Counter({p: n for p, n in one.items() if _field(p[0]) == field}) for one in side]
+
+    return {
+        f"{name}:{field}": replace(column, detail=True)
+        for field in fields
+        for name, column in _ratios(only(field, mine), only(field, theirs)).items()
+    }
+
+
+def _field(path: str) -> str:
+    return path.partition(".")[0].partition("[")[0]
 
 
 def canonical(value: Any) -> str:
