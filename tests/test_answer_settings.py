@@ -140,7 +140,7 @@ def test_losses_on_other_held_out_responses_are_not_taken_for_these(
 
     def taken(pairs: list[tuple[str, str]]) -> list[tuple[float, int]]:
         path = tmp_path / "losses" / retention.LOSSES
-        retention.measure(pairs, lambda row: engine.response_losses([row])[0], path, label="test")
+        retention.measure(pairs, engine.response_losses, path, label="test")
         return retention.read(path.parent)
 
     assert taken(pairs) == [(3.0, 3), (3.0, 3)]

@@ -13,27 +13,33 @@ import yaml
 from tell_plugins import cli
 from tell_plugins.bridge import embedded_model
 from tell_plugins.core import paths
-from tell_plugins.core.errors import MachineError
 from tell_plugins.evaluation.intervals import Estimate, rate
 from tell_plugins.evaluation.shares import Interval
-from tell_plugins.evaluation.significance import Difference
 from tell_plugins.experiments import demo
+from tell_plugins.experiments.measures import Difference
+from tell_plugins.experiments.planning import make_plan
+from tell_plugins.experiments.store import Store
+from tell_plugins.experiments.sweep import load_sweep
 from tests.conftest import PROJECT
 from tests.tiny import make_tiny_model
+
+LINES = ("base model", "word counting", "SFT", "SFT, equal steps", "TELL", "TELL, held")
 
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The demo's recipes on a small random model, with few general rows, under `tmp_path`."""
+    """The demo's sweep on a small random model, with few general rows, under `tmp_path`."""
     model = make_tiny_model(tmp_path / "model")
     recipes = tmp_path / "recipes"
-    recipes.mkdir()
-    for run in demo.RUNS:
-        values = yaml.safe_load((PROJECT / "recipes" / f"{run.recipe}.yaml").read_text())
-        values["model"] = str(model)
-        values["output_dir"] = str(tmp_path / "output" / run.recipe)
-        values["dataset"] = [values["dataset"][0].replace("96rows", "24rows").replace("48", "8")]
-        (recipes / f"{run.recipe}.yaml").write_text(yaml.safe_dump(values))
+    (recipes / "sweeps").mkdir(parents=True)
+    values = yaml.safe_load((PROJECT / "recipes" / "smollm2_sample_hold.yaml").read_text())
+    values["model"] = str(model)
+    values["dataset"] = [values["dataset"][0].replace("96rows", "24rows").replace("48", "8")]
+    (recipes / "hold.yaml").write_text(yaml.safe_dump(values))
+    sweep = yaml.safe_load((PROJECT / "recipes" / "sweeps" / "demo.yaml").read_text())
+    sweep["base"] = str(recipes / "hold.yaml")
+    sweep["evaluate"]["retention_rows"] = 10
+    (recipes / "sweeps" / "demo.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
     monkeypatch.setattr(paths, "RECIPES", recipes)
     monkeypatch.setattr(demo, "OUT", tmp_path / "demo")
     monkeypatch.setattr(embedded_model, "prepare_model", lambda: model)
@@ -45,10 +51,10 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_demo(small: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["demo"]) == 0
     printed = capfd.readouterr().out
-    for name in ("base model", "word counting", "SFT", "SFT, equal steps", "TELL", "TELL, held"):
+    for name in LINES:
         assert re.search(rf"^ +{name} +\d", printed, flags=re.MULTILINE), name
     assert "100 test rows" in printed
-    assert "already trained" not in printed
+    assert "6 runs, 0 done, 6 to do" in printed
     assert "Next, your own task: ./run.sh new" in printed
     assert (small / "demo" / "demo.png").read_bytes().startswith(b"\x89PNG")
     text = (small / "demo" / "demo.txt").read_text()
@@ -57,27 +63,39 @@ def test_the_demo(small: Path, capfd: pytest.CaptureFixture[str]) -> None:
         assert line.count("[") == line.count("]"), line
     assert "foreign instructions" in text
     assert "TELL, held against SFT, equal steps, form: " in " ".join(text.split())
-    adapters = sorted((small / "output").rglob("adapter_model.safetensors"))
-    assert len(adapters) == len(demo.RUNS)
+    adapters = sorted((small / "demo").rglob("adapter_model.safetensors"))
+    assert len(adapters) == len(LINES) - 2  # not of the base model and of word counting
+
+    assert cli.main(["report", str(small / "demo")]) == 0  # the report reads it as any sweep
+    page = (small / "demo" / "report.html").read_text(encoding="utf-8")
+    assert "word counting" in page
+    assert "circles" in page
+    capfd.readouterr()
 
     assert cli.main(["demo"]) == 0  # a second run reuses what is there
-    again = capfd.readouterr().out
-    assert again.count("already trained") == len(demo.RUNS)
-    assert sorted((small / "output").rglob("adapter_model.safetensors")) == adapters
+    assert "6 runs, 6 done, 0 to do" in capfd.readouterr().out
+    assert sorted((small / "demo").rglob("adapter_model.safetensors")) == adapters
 
-    recipe = small / "recipes" / "smollm2_sample_sft.yaml"  # another learning rate: trained anew
+    recipe = small / "recipes" / "hold.yaml"  # another learning rate: trained anew
     recipe.write_text(recipe.read_text().replace("0.004", "0.001"))
-    trainings = [demo._prepare(run) for run in demo.RUNS]
-    assert [t.run.name for t in trainings if t.adapter is None] == ["SFT"]
+    sweep = load_sweep(small / "recipes" / "sweeps" / "demo.yaml")
+    store = Store(small / "demo")
+    plan = make_plan(sweep, store.cards)
+    assert [run.cell.method for run in plan.runs if store.job(run).done] == ["word counting"]
 
 
 @pytest.mark.slow
-def test_a_failed_training_shows_the_end_of_its_log(small: Path) -> None:
-    recipe = small / "recipes" / "smollm2_sample.yaml"
-    recipe.write_text(recipe.read_text() + "no_such_key: 1\n")
-    trainings = [demo._prepare(run) for run in demo.RUNS if run.recipe == "smollm2_sample"]
-    with pytest.raises(MachineError, match=r"(?s)swift sft failed.*no_such_key"):
-        demo.train_quietly(trainings[0].recipe, label="TELL", threads=1)
+def test_a_failed_training_shows_the_end_of_its_log(
+    small: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sweep = small / "recipes" / "sweeps" / "demo.yaml"
+    values = yaml.safe_load(sweep.read_text())
+    values["runs"] = {"TELL, held": {"max_length": 20}}  # no row is that short
+    sweep.write_text(yaml.safe_dump(values))
+    assert cli.main(["demo"]) == 1
+    found = capfd.readouterr()
+    assert "failed: TELL, held, seed 42: train ended with exit code 1" in found.out + found.err
+    assert "train.log" in found.out + found.err
 
 
 def _system(
@@ -134,7 +152,7 @@ def test_the_reading_pairs_the_two_that_matter(
         _system(demo.RIVAL, 99, (0.73, 0.64, 0.81)),
         _system(demo.OURS, 98, (0.71, 0.62, 0.79)),
     ]
-    gaps = {"form": Difference(*gap, 100, 2000, 42)}
+    gaps = {"form": Difference(*gap[:3], 100, p=gap[3])}
     text = "\n".join(demo.reading(systems, gaps))
     assert f"{demo.OURS} against {demo.RIVAL}, form: {said}" in text
     assert "overlap" not in text

@@ -190,6 +190,38 @@ def test_rows_end_to_end_without_padding(bench: MakeBench) -> None:
     assert_close(made.gradients(), wanted)
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_rows_of_a_pass_share_what_they_begin_with(bench: MakeBench, attention: str) -> None:
+    """One line without padding, and the base's pass without the rows that are not held."""
+    made = bench(kl=0.5)
+    made.model.set_attn_implementation(attention)
+    seen: list[list[int]] = []
+    made.model.get_base_model().model.layers[0].register_forward_pre_hook(
+        lambda module, inputs: seen.append(list(inputs[0].shape[:2]))
+    )
+    expected_loss, expected = made.by_hand(0.5)
+    seen.clear()
+    made.step([[*ROWS, ROWS[0]]])
+    rows = [made.encode(row)["input_ids"] for row in ROWS]
+    distinct = {tuple(row[:end]) for row in rows for end in range(1, len(row) + 1)}
+    held = {tuple(row[:end]) for row in (rows[1], rows[3]) for end in range(1, len(row) + 1)}
+    assert seen == [[1, len(distinct)], [1, len(held)]]
+    assert len(distinct) < sum(map(len, rows)) < len(rows) * max(map(len, rows))
+
+    loss, gradients = made.step([ROWS])
+    assert loss == pytest.approx(expected_loss, rel=1e-4)
+    assert_close(gradients, expected)
+
+
+def test_rows_stay_apart_where_a_line_would_be_another_loss(bench: MakeBench) -> None:
+    """Dropout takes each row's own numbers; a model with windows counts places in the line."""
+    for made in (bench(dropout=0.5), bench()):
+        if not any(getattr(module, "p", 0) for module in made.model.modules()):
+            made.model.config.use_sliding_window = True
+        batch = made.template.data_collator([made.encode(row) for row in ROWS])
+        assert made.trainer.compute_loss_func._pack(dict(batch)) is None
+
+
 def test_by_token_is_another_loss(bench: MakeBench) -> None:
     """What ms-swift does without `loss_type`: else the tests here could not fail."""
     made = bench(loss_type=None)

@@ -676,6 +676,26 @@ def test_general_questions_are_asked_without_the_anchor(
     assert found.style_fit.n == 5
 
 
+@pytest.mark.parametrize(
+    ("asked", "native", "got"),
+    [
+        ("bfloat16", True, "bfloat16"),
+        ("bfloat16", False, "float32"),
+        ("float16", True, "float32"),
+        (None, True, "float32"),
+    ],
+)
+def test_a_cpu_answers_in_bfloat16_where_it_computes_so(
+    model: Path, asked: str | None, native: bool, got: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tell_plugins.bridge import engine
+
+    monkeypatch.setattr(engine, "_computes_in_bfloat16", lambda: native)
+    values = {"model": str(model), "model_type": "llama", "template": "chatml"}
+    values |= {} if asked is None else {"torch_dtype": asked}
+    assert str(engine.model_arguments(values).torch_dtype) == f"torch.{got}"
+
+
 @pytest.mark.slow
 def test_prose_and_divergence_are_those_of_plain_forwards(
     model: Path, adapters: dict[str, Path]
@@ -702,9 +722,13 @@ def test_prose_and_divergence_are_those_of_plain_forwards(
             base = tuned(input_ids=whole).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
     divergence = float(torch.nn.functional.kl_div(said, base, log_target=True, reduction="sum"))
     with engine.adapter("one"):
-        assert engine.text_loss(text) == (pytest.approx(expected, rel=1e-4), ids.shape[1] - 1)
-        found = engine.divergence_from_base((query, response))
-        assert found == (pytest.approx(divergence, rel=1e-3), len(answer))
-        assert engine.divergence_from_base((query, response)) == found  # the adapter is on again
+        texts = engine.text_losses([text, PAIRS[0][0]])  # read in one line, each as if alone
+        assert texts[0] == (pytest.approx(expected, rel=1e-4), ids.shape[1] - 1)
+        found = engine.divergences_from_base([(query, response), PAIRS[0]])
+        assert found[0] == (pytest.approx(divergence, rel=1e-3), len(answer))
+        again = engine.divergences_from_base([(query, response), PAIRS[0]])
+        assert again == found  # the adapter is on again
+        engine._of_base.clear()  # the base's part was kept
+        assert engine.divergences_from_base([(query, response), PAIRS[0]]) == found
     with engine.adapter("idle"):
-        assert engine.divergence_from_base((query, response))[0] == pytest.approx(0, abs=1e-4)
+        assert engine.divergences_from_base([PAIRS[1]])[0][0] == pytest.approx(0, abs=1e-4)

@@ -24,8 +24,10 @@ from filelock import FileLock
 from tell_plugins import cli
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import write_json
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_split
+from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.experiments import derived_cards, machine, ray_runner, runner, worker
 from tell_plugins.experiments.planning import PlannedBase, Planner, cells, make_plan
@@ -93,6 +95,7 @@ def _plan(world: World, **keys: Any) -> Any:
         ({"grid": {"task": ["4rows", None]}}, "key 'grid.task.1' is empty", "a value"),
         ({"methods": {"A": {"task": {"x": 1}}}}, "key 'methods.A.task' is {'x': 1}", "correct it"),
         ({"runs": {3: {}}}, "key 'runs.3' is 3", "correct it"),
+        ({"runs": {"A": {"rival": "shot"}}}, "unknown rival 'shot'", "did you mean 'shots'?"),
     ],
 )
 def test_wrong_sweep_file(changes: dict[str, Any], found: str, remedy: str) -> None:
@@ -306,7 +309,7 @@ def test_several_processes_make_another_run(world: World, monkeypatch: pytest.Mo
         (True, {"max_model_len": 256}, False),
         (True, {"system": "Be brief."}, False),
         (True, {"attn_impl": None}, True),
-        (True, {"torch_dtype": "float16", "device_map": "auto"}, True),  # float32 all the same
+        (True, {"torch_dtype": "float16", "device_map": "auto"}, True),  # as the machine can
         (False, {"torch_dtype": "float16"}, False),
         (False, {"device_map": "auto"}, False),
         (False, {"external_plugins": ["own.py"]}, True),
@@ -345,6 +348,87 @@ def test_the_base_model_is_asked_once_a_card(world: World) -> None:
 
 
 # --- cards that are made -------------------------------------------------------------------------
+
+
+def test_rivals_stand_among_the_runs_and_train_nothing(world: World) -> None:
+    """They learn from the task rows of their point, whatever the training would be."""
+    runs: dict[str, Any] = {
+        "TELL": {},
+        "counting": {"rival": "words"},
+        "fast counting": {"rival": "words", "learning_rate": 0.1},
+        "fewer": {"rival": "words", "task": "4rows"},
+        "examples": {"rival": "shots", "test_anchor": "none"},
+    }
+    plan = _plan(world, runs=runs)
+    tell, counting, fast, fewer, examples = plan.entries
+    assert counting.id == fast.id
+    assert len({run.id for run in (tell, counting, fewer, examples)}) == 4
+    assert counting.exposure is None
+    assert len(plan.runs) == 4
+    assert len(plan.bases) == 1
+    store = Store(world.root / "out")
+    job = store.prepare(counting)
+    assert job.trained
+    assert not job.trains
+    options = json.loads((job.eval_folder / "options.json").read_text())
+    assert (options["rival"], options["general_rows"]) == ("words", 0)
+    assert load_recipe(job.eval_folder / "recipe.yaml").spec == parse_spec(
+        "tell/tiny_task:task=8rows/general=0"
+    )
+    assert examples.asked.endswith("/anchor=none")
+
+
+def test_a_rival_that_does_not_fit_is_told_before_anything_runs(world: World) -> None:
+    sweep = _sweep(world, runs={"TELL": {}, "label scoring": {"rival": "choices"}})
+    plan = make_plan(sweep, world.root / "out" / "cards")
+    (problem,) = plan.problems
+    assert "has no closed answers to choose from" in str(problem)
+    assert "label scoring, seed 42" in str(problem)
+
+
+def test_one_run_is_tested_with_two_anchors(world: World) -> None:
+    plan = _plan(world, runs={"with": {}, "without": {"test_anchor": "none"}})
+    first, second = plan.entries
+    assert first.id == second.id
+    assert [run.evaluation.anchor for run in plan.runs] == ["card", "none"]
+
+
+def test_how_it_is_asked_makes_another_evaluation(world: World) -> None:
+    """Examples and learned metrics; without them the name is that of earlier releases."""
+    asked = {"general_rows": 4, "retention_rows": 4}
+    plans = [
+        _plan(world, runs={"A": {}}, evaluate={**asked, **more})
+        for more in ({}, {"shots": 0, "learned": ""}, {"shots": 2}, {"learned": "bleurt"})
+    ]
+    names = [plan.runs[0].evaluation.id for plan in plans]
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
+    assert "shots" not in plans[0].runs[0].evaluation.options
+    assert plans[2].runs[0].evaluation.options["shots"] == 2
+
+
+def test_what_a_worker_asks_of_eval(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: dict[str, Any] = {
+        "with": {},
+        "without": {"test_anchor": "none"},
+        "counting": {"rival": "words"},
+    }
+    evaluate = {"general_rows": 4, "retention_rows": 4, "shots": 2}
+    plan = _plan(world, runs=runs, evaluate=evaluate)
+    store = Store(world.root / "out")
+    asked: list[list[str]] = []
+    monkeypatch.setattr(worker.Steps, "run", lambda self, step, command, log: asked.append(command))
+    for run in [*plan.bases, *plan.runs]:
+        job = store.prepare(run)
+        write_json(job.folder / "trained.json", {"steps": 3, "checkpoint": "checkpoint-3"})
+        worker.evaluate(job.folder, job.eval_folder, worker.Steps(job.folder))
+    adapters = [command[command.index("--adapter") + 1] for command in asked]
+    assert [Path(name).name for name in adapters] == [
+        *("none", "checkpoint-3", "checkpoint-3", "words")
+    ]
+    assert all(command[command.index("--shots") + 1] == "2" for command in asked)
+    anchors = ["--anchor" in command and command[-1] for command in asked]
+    assert [bool(anchor) for anchor in anchors] == [False, False, True, False]
 
 
 def test_held_out_rows_are_the_same_for_every_seed_and_never_trained(world: World) -> None:

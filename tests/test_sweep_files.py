@@ -18,7 +18,7 @@ from tests.conftest import PROJECT
 from tests.swift_keys_once import lay_keys
 
 FILES = sorted((PROJECT / "recipes" / "sweeps").glob("*.yaml"))
-PAPER = [path for path in FILES if not path.stem.startswith("smollm2")]
+PAPER = [path for path in FILES if not path.stem.startswith(("smollm2", "demo"))]
 TWINS = [path for path in FILES if path.stem.startswith("smollm2")]
 FIGURES = {"05", "06", "07", "08", "09", "10", "11", "12", "13", "14", "15", "16"}
 _INLINE = "Read the text below with care. Then answer as asked.\n\n"
@@ -29,8 +29,8 @@ def _name(path: Path) -> str:
 
 
 def test_the_sweeps_are_those_known_here() -> None:
-    assert len(FILES) == 23
-    assert (len(PAPER), len(TWINS)) == (12, 11)
+    assert len(FILES) == 24
+    assert (len(PAPER), len(TWINS)) == (12, 11)  # and the demo's
 
 
 @pytest.mark.parametrize("files", [PAPER, TWINS], ids=["paper", "twins"])
@@ -166,7 +166,8 @@ def test_dry_run(path: Path, at_hand: Path, capsys: pytest.CaptureFixture[str]) 
     told = re.search(r"(\d+) runs", path.read_text(encoding="utf-8"))
     assert told is None or f"\n{told[0]}, " in text  # the base model counted
     assert "one run after the other" in text
-    assert all(line.split("to do")[0].rstrip()[-1] != "?" for line in listed)
+    trained = [line for line in listed if not line.startswith("word counting")]
+    assert all(line.split("to do")[0].rstrip()[-1] != "?" for line in trained)
 
 
 @pytest.mark.parametrize("path", PAPER, ids=_name)

@@ -18,20 +18,34 @@ from swift.tuners import Swift
 
 from tell_plugins.bridge.cpu_attention import share_heads_on_cpu
 from tell_plugins.bridge.cpu_cache import grow_in_place_on_cpu
+from tell_plugins.bridge.packing import Line, Row, fits, line_of
 from tell_plugins.bridge.protocol import MODEL_KEYS, Decoding, History, Reply, conversation
 from tell_plugins.bridge.shared_prefix import share_prefix
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 
+_LINE = 1024  # tokens of rows that are read in one forward pass
+_KEPT = 2**30  # bytes of the base model's log-probabilities that are kept for other adapters
+
 
 def model_arguments(values: Mapping[str, Any]) -> BaseArguments:
-    """What of a recipe says which model answers; on a CPU in float32."""
+    """What of a recipe says which model answers; on a CPU in bfloat16 only where it computes so.
+
+    Other CPUs take it for float32 and back at every step, which is slower than float32.
+    """
     known = {field.name for field in dataclasses.fields(BaseArguments)}
     chosen = {key: values[key] for key in MODEL_KEYS if key in values and key in known}
     if not torch.cuda.is_available():
-        chosen["torch_dtype"] = "float32"  # decodes faster than bf16 on a CPU
+        if chosen.get("torch_dtype") != "bfloat16" or not _computes_in_bfloat16():
+            chosen["torch_dtype"] = "float32"
         chosen["device_map"] = "cpu"
     return BaseArguments(**chosen, load_args=False)
+
+
+def _computes_in_bfloat16() -> bool:
+    """Whether this CPU has instructions for it (AVX512_BF16, AMX)."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def _peft_name(name: str) -> str:
@@ -125,6 +139,7 @@ class LocalEngine(SwiftEngine):
         for name, folder in adapters.items():
             self.model = _with_adapter(self.model, _peft_name(name), folder)
         self._peft = bool(adapters)
+        self._of_base: dict[tuple[int, ...], torch.Tensor] = {}
         engine = TransformersEngine(self.model, template=template, max_batch_size=batch_size)
         self._describe(values, args, engine)
 
@@ -172,70 +187,106 @@ class LocalEngine(SwiftEngine):
         asked = requests_for(prompts, history, decoding, max_new_tokens)
         return [as_reply(response) for response in self._engine.infer(*asked, use_tqdm=False)]
 
-    @torch.inference_mode()
     def response_losses(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
         """For each (query, response): summed negative log-likelihood of the response, tokens.
 
         Raises UserError for a pair that the model's context does not hold.
         """
-        return [self._loss(*self._encoded(query, response)) for query, response in pairs]
+        return self._losses([self._encoded(query, response) for query, response in pairs])
 
-    @torch.inference_mode()
-    def text_loss(self, text: str) -> tuple[float, int]:
-        """Summed negative log-likelihood of a text without any template, tokens.
+    def text_losses(self, texts: Sequence[str]) -> list[tuple[float, int]]:
+        """Summed negative log-likelihood of each text without any template, tokens.
 
         The tokenizer's own begin stands in front where it has one; without it, the first token is
         not counted. Raises UserError for a text that the model's context does not hold.
         """
+        return self._losses([self._plain(text) for text in texts])
+
+    @torch.inference_mode()
+    def divergences_from_base(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+        """For each (query, response): KL(base || model) summed over the response's tokens, in nats,
+        and how many they are.
+
+        The base is the same model with its adapters off, in a second forward pass.
+        """
+        found: list[tuple[float, int]] = []
+        for line in self._lines([self._encoded(query, response) for query, response in pairs]):
+            model = self._log_probabilities(line)
+            base = self._base_log_probabilities(line)
+            values = (base.exp() * (base - model)).sum(-1)
+            found += [(max(0.0, total), count) for total, count in _by_row(values, line)]
+        return found
+
+    @torch.inference_mode()
+    def _losses(self, rows: Sequence[Row]) -> list[tuple[float, int]]:
+        found: list[tuple[float, int]] = []
+        for line in self._lines(rows):
+            values = -self._log_probabilities(line).gather(1, line.targets[:, None])[:, 0]
+            found += _by_row(values, line)
+        return found
+
+    def _lines(self, rows: Sequence[Row]) -> Iterator[Line]:
+        """The rows in order, several in one line as far as the model can read that."""
+        self.model.eval()
+        room = _LINE if fits(self.model) else 0
+        waiting: list[Row] = []
+        for row in rows:
+            if waiting and sum(len(r.ids) for r in [*waiting, row]) > room:
+                yield line_of(waiting, self.model.device)
+                waiting = []
+            waiting.append(row)
+        if waiting:
+            yield line_of(waiting, self.model.device)
+
+    def _log_probabilities(self, line: Line) -> torch.Tensor:
+        """(asked, vocabulary) before each asked token, in float32."""
+        if len(line.rows) > 1 or fits(self.model):
+            logits = self.model(**line.inputs).logits[0]
+        else:  # it may know no `logits_to_keep`
+            logits = self.model(input_ids=line.inputs["input_ids"]).logits[0]
+            logits = logits[line.inputs["logits_to_keep"]]
+        return torch.log_softmax(logits.float(), dim=-1)
+
+    def _base_log_probabilities(self, line: Line) -> torch.Tensor:
+        """Those of the base model, kept for the next adapter as long as there is room."""
+        key = tuple(line.inputs["input_ids"][0].tolist())
+        if key not in self._of_base:
+            with self.adapter(None):
+                found = self._log_probabilities(line)
+            if sum(kept.nbytes for kept in self._of_base.values()) + found.nbytes > _KEPT:
+                return found
+            self._of_base[key] = found
+        return self._of_base[key]
+
+    def _encoded(self, query: str, response: str) -> Row:
+        self.template.set_mode("train")
+        messages = [*conversation(query), {"role": "assistant", "content": response}]
+        encoded = self.template.encode({"messages": messages})
+        asked = [label != -100 for label in encoded["labels"]]
+        return self._held(Row(list(encoded["input_ids"]), asked), query)
+
+    def _plain(self, text: str) -> Row:
         tokenizer = self.template.tokenizer
         ids = list(tokenizer(text)["input_ids"])
         if ids and ids[-1] == tokenizer.eos_token_id:
             ids.pop()
-        return self._loss(*self._as_tensors(ids, ids, text))
+        return self._held(Row(ids, [place > 0 for place in range(len(ids))]), text)
 
-    @torch.inference_mode()
-    def divergence_from_base(self, pair: tuple[str, str]) -> tuple[float, int]:
-        """KL(base || model) summed over the response's tokens, and how many they are, in nats.
-
-        The base is the same model with its adapters off, in a second forward pass.
-        """
-        ids, labels = self._encoded(*pair)
-        chosen = labels != -100
-        model = self._log_probabilities(ids, chosen)
-        with self.adapter(None):
-            base = self._log_probabilities(ids, chosen)
-        total = (base.exp() * (base - model)).sum()
-        return max(0.0, float(total)), int(chosen.sum())
-
-    def _log_probabilities(self, ids: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        """(tokens, vocabulary) before each chosen token."""
-        logits = self.model(input_ids=ids).logits[0, :-1]
-        return torch.log_softmax(logits[chosen].float(), dim=-1)
-
-    def _loss(self, ids: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
-        chosen = labels != -100
-        logits = self.model(input_ids=ids).logits[0, :-1].float()
-        loss = torch.nn.functional.cross_entropy(logits[chosen], labels[chosen], reduction="sum")
-        return float(loss), int(chosen.sum())
-
-    def _encoded(self, query: str, response: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """(1, n) ids of a conversation and (n - 1,) the labels of what follows each."""
-        self.template.set_mode("train")
-        messages = [*conversation(query), {"role": "assistant", "content": response}]
-        encoded = self.template.encode({"messages": messages})
-        return self._as_tensors(encoded["input_ids"], encoded["labels"], query)
-
-    def _as_tensors(
-        self, ids: Sequence[int], labels: Sequence[int], text: str
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.model.eval()
-        if self.context is not None and len(ids) > self.context:
+    def _held(self, row: Row, text: str) -> Row:
+        """The row. Raises UserError for one that the model's context does not hold."""
+        if self.context is not None and len(row.ids) > self.context:
             raise UserError(
-                f"a row of {len(ids):,} tokens, the model's context is {self.context:,}: "
+                f"a row of {len(row.ids):,} tokens, the model's context is {self.context:,}: "
                 f"{text[:80]}",
                 where="loss on given texts",
                 remedy="leave the row out (of general rows: a smaller --general-rows, of the "
                 "project's own: --retention-rows), or take a model with a longer context",
             )
-        device = self.model.device
-        return torch.tensor([list(ids)], device=device), torch.tensor(labels, device=device)[1:]
+        return row
+
+
+def _by_row(values: torch.Tensor, line: Line) -> list[tuple[float, int]]:
+    """The sum of the values of each row, and how many they are."""
+    sums = torch.zeros(len(line.rows), device=values.device).index_add(0, line.row_of, values)
+    counts = torch.bincount(line.row_of, minlength=len(line.rows))
+    return list(zip(sums.tolist(), counts.tolist(), strict=True))

@@ -24,6 +24,7 @@ from swift.loss import BaseLoss, loss_map
 from torch import Tensor
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from tell_plugins.bridge import packing
 from tell_plugins.bridge.loader import trained_on
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import GENERAL
@@ -31,6 +32,9 @@ from tell_plugins.core.spec import LOSS_TYPE
 
 _CHUNK = 2**24  # probabilities that are held in float32 at a time
 _NO_LABEL = -100
+# what a padded batch of text is made of, and what ms-swift adds for itself
+_PADDED = ("input_ids", "attention_mask", "position_ids", "text_position_ids", "logits_to_keep")
+_KNOWN = ("labels", "channel", "compute_loss_func")
 
 
 def register_loss() -> None:
@@ -48,6 +52,7 @@ class _Pass:
     inputs: dict[str, Any]
     channels: list[str | None] | None
     positions: Tensor | None
+    line: packing.Line | None  # the rows, where they were put into one line
 
 
 class TellLoss(BaseLoss):
@@ -131,7 +136,8 @@ class TellLoss(BaseLoss):
         ) -> Any:
             if self.kl:
                 _refuse_model(self.trainer)
-            self._pass = _Pass(inputs, inputs.get("channel"), _positions(inputs))
+            positions = _positions(inputs)
+            self._pass = _Pass(inputs, inputs.get("channel"), positions, self._pack(inputs))
             rows = num_items_in_batch if model.training else None
             try:
                 return original(model, inputs, return_outputs, rows)
@@ -140,9 +146,40 @@ class TellLoss(BaseLoss):
 
         return compute_loss
 
+    def _pack(self, inputs: dict[str, Any]) -> packing.Line | None:
+        """Put the rows of a padded batch into one line, in place; None where they stay as they are.
+
+        On a CPU alone: a GPU's kernels know other masks, and its batches are better padded.
+        """
+        if not self._packs(inputs):
+            return None
+        ids, mask, labels = (inputs[key] for key in ("input_ids", "attention_mask", "labels"))
+        labels = torch.nn.functional.pad(
+            labels, (ids.shape[1] - labels.shape[1], 0), value=_NO_LABEL
+        )
+        rows = [
+            packing.Row(row[seen].tolist(), (asked[seen] != _NO_LABEL).tolist())
+            for row, seen, asked in zip(ids, mask.bool(), labels, strict=True)
+        ]
+        line = packing.line_of(rows)
+        for key in _PADDED:
+            inputs.pop(key, None)
+        inputs.update(line.inputs, labels=line.targets.roll(1)[None])
+        return line
+
+    def _packs(self, inputs: dict[str, Any]) -> bool:
+        if not {"input_ids", "attention_mask", "labels"} <= set(inputs) <= {*_PADDED, *_KNOWN}:
+            return False
+        model, ids = self.trainer.model, inputs["input_ids"]
+        dropped = any(m.p for m in model.modules() if isinstance(m, torch.nn.Dropout))
+        plain = ids.device.type == "cpu" and len(ids) > 1 and not self.trainer.template.padding_free
+        return plain and not dropped and packing.fits(model)
+
     def _row_of_each_position(self, targets: Tensor) -> Tensor:
         """(batch, positions): the row that each position belongs to, counted from 0."""
         assert self._pass is not None
+        if self._pass.line is not None:
+            return self._pass.line.row_of[None]
         if not self.trainer.template.padding_free:
             return torch.arange(len(targets), device=targets.device)[:, None].expand_as(targets)
         kept = self._pass.inputs.get("logits_to_keep")
@@ -162,11 +199,25 @@ class TellLoss(BaseLoss):
         """
         assert self._pass is not None
         inputs, lines = self._pass.inputs, held.any(dim=1)
+        if self._pass.line is not None:
+            return self._base_logits_of_rows(self._pass.line, held)
         if not lines.all():
             inputs = {
                 key: value[lines] if isinstance(value, Tensor) and value.ndim > 1 else value
                 for key, value in inputs.items()
             }
+        return self._as_base(inputs)
+
+    def _base_logits_of_rows(self, line: packing.Line, held: Tensor) -> Tensor:
+        """The same of a line, for its held rows alone; 0 at the positions of others."""
+        wanted = set(line.row_of[held[0]].tolist())
+        rows = [row for number, row in enumerate(line.rows) if number in wanted]
+        logits = self._as_base(packing.line_of(rows).inputs)
+        result = logits.new_zeros((*held.shape, logits.shape[-1]))
+        result[held] = logits[0]
+        return result
+
+    def _as_base(self, inputs: dict[str, Any]) -> Tensor:
         model = self.trainer.model  # not as wrapped for several processes: those need not agree
         training = model.training
         model.eval()

@@ -430,9 +430,11 @@ def _measure_general(
     if hasattr(engine, "response_losses"):
         retention.measure(
             task.general,
-            lambda row: engine.response_losses([row])[0],
+            engine.response_losses,
             folder / retention.LOSSES,
             label=f"{label}, style fit",
         )
+    if adapter.path is None and hasattr(engine, "divergences_from_base"):
+        retention.base_answers(engine, questions, settings)  # adapters that follow find them there
     base = adapter.path is None or adapter.whole  # then no base model is at hand to diverge from
     retention.measure_foreign(engine, task.foreign, settings, folder, label=label, base=base)

@@ -35,6 +35,7 @@ LOSSES = "losses.jsonl"  # style fit
 INSTRUCTIONS, PROSE, KL = "instructions.jsonl", "prose.jsonl", "kl.jsonl"
 FILES = (LOSSES, INSTRUCTIONS, PROSE, KL)
 KL_TOKENS = 48  # of the base model's answers that divergence is taken on
+_AT_ONCE = 16  # rows that an engine gets at a time
 _FORMAT = 1  # raised when the base's answers would come out otherwise
 
 Pair = tuple[str, str]
@@ -78,8 +79,10 @@ def _front(split: str, rows: int | None) -> list[Pair]:
     return open_split(load_card(CARD), split).all_texts()[:rows]
 
 
-def measure(rows: Sequence[Pair], take: Callable[[Pair], Sum], path: Path, *, label: str) -> Path:
-    """Write what `take` says of every row to `path`, unless it is there already.
+def measure(
+    rows: Sequence[Pair], take: Callable[[Sequence[Pair]], list[Sum]], path: Path, *, label: str
+) -> Path:
+    """Write what `take` says of the rows, several at a time, to `path`, unless it is there already.
 
     A line names its row by content: what was taken on another text is taken again. It says how
     many rows there are, so that a cut file is known.
@@ -87,12 +90,15 @@ def measure(rows: Sequence[Pair], take: Callable[[Pair], Sum], path: Path, *, la
     ids = [row_id(*row).hex() for row in rows]
     if path.is_file() and [line.get("id") for line in _lines(path)] == ids:
         return path
-    lines = []
-    for name, row in tracked(list(zip(ids, rows, strict=True)), label, "rows", len(rows)):
-        total, tokens = take(row)
-        line = {"id": name, "loss_sum": total, "tokens": tokens, "rows": len(rows)}
-        lines.append(line)
-    write_json_lines(path, lines)
+    parts = [rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)]
+    sums = [found for part in tracked(parts, label, "batches", len(parts)) for found in take(part)]
+    write_json_lines(
+        path,
+        [
+            {"id": name, "loss_sum": total, "tokens": tokens, "rows": len(rows)}
+            for name, (total, tokens) in zip(ids, sums, strict=True)
+        ],
+    )
     return path
 
 
@@ -104,18 +110,17 @@ def measure_foreign(
     if hasattr(engine, "response_losses"):
         measure(
             rows.instructions,
-            lambda row: engine.response_losses([row])[0],
+            engine.response_losses,
             folder / INSTRUCTIONS,
             label=f"{label}, foreign instructions",
         )
-    if hasattr(engine, "text_loss"):
-        take = lambda row: engine.text_loss(row[1])  # noqa: E731
+    if hasattr(engine, "text_losses"):
+        take = lambda part: engine.text_losses([text for _, text in part])  # noqa: E731
         measure(rows.prose, take, folder / PROSE, label=f"{label}, prose")
-    if hasattr(engine, "divergence_from_base") and not base:
+    if hasattr(engine, "divergences_from_base") and not base:
         said = base_answers(engine, rows.questions, settings)
         asked = [(q.text, a) for q, a in zip(rows.questions, said, strict=True) if a.strip()]
-        take = engine.divergence_from_base
-        measure(asked, take, folder / KL, label=f"{label}, divergence")
+        measure(asked, engine.divergences_from_base, folder / KL, label=f"{label}, divergence")
 
 
 def base_answers(engine: Engine, questions: Sequence[Prompt], settings: Settings) -> list[str]:

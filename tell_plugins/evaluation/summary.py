@@ -123,11 +123,12 @@ def change(folder: Path, base: Path | None, name: str) -> Interval | None:
 
 def read_system(out: Path, label: str, answers: str, card: Card, base: str = "none") -> System:
     """Scores and general measures of one system below an `eval` folder."""
-    return System(
-        label,
-        scoring.score(out / label / answers),
-        read_general(out / label / GENERAL, out / base / GENERAL, card),
-    )
+    return system_of(label, out / label / answers, out / base / GENERAL, card)
+
+
+def system_of(label: str, answers: Path, base: Path, card: Card) -> System:
+    """The same from the folder of its answers to the task, and the base's to general questions."""
+    return System(label, scoring.score(answers), read_general(answers.parent / GENERAL, base, card))
 
 
 def cell(value: Rate | Estimate | None) -> str:

@@ -28,6 +28,7 @@ from tell_plugins.evaluation.shares import Interval
 DECODING = Decoding("anchor", 0.9, top_k=50, top_p=0.95)
 _MAX_NEW_TOKENS = 200
 _MAX_CHARS = 900  # of one text of an example in the prompt
+_AT_ONCE = 16  # rows that are scored together
 _ATTEMPTS = 4  # times the candidates asked for
 _QUESTION = (
     "Above are examples of one task: inputs, and the answer that is wanted for each. Write the "
@@ -130,10 +131,12 @@ def write_anchors(
     with track((len(texts) + 2) * len(plain), "scoring anchors", "rows") as bar:
 
         def losses(queries: Sequence[str]) -> list[tuple[float, int]]:
-            found = []
-            for pair in zip(queries, responses, strict=True):
-                found += engine.response_losses([pair])
-                bar.update()
+            found: list[tuple[float, int]] = []
+            pairs = list(zip(queries, responses, strict=True))
+            while len(found) < len(pairs):
+                part = pairs[len(found) : len(found) + _AT_ONCE]
+                found += engine.response_losses(part)
+                bar.update(len(part))
             return found
 
         reference = losses(rows.manual)

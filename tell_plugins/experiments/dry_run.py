@@ -85,7 +85,7 @@ def lines(plan: SweepPlan, store: Store, rates: Rates) -> list[Line]:
             Line(
                 label=run.cell.label,
                 rows=run.facts.rows,
-                steps=run.plan.steps,
+                steps=run.steps,
                 exposure=run.exposure,
                 tokens=tokens,
                 flops=None if shape is None or tokens is None else reported_flops(shape, tokens),
@@ -109,11 +109,11 @@ def seconds_left(job: Job, tokens: int | None, rates: Rates) -> float | None:
 
 
 def _note(run: Planned, plan: SweepPlan) -> str:
-    notes = ["no-op: every step has learning rate 0"] if run.plan.is_no_op else []
-    if run.exposure == 0 and not run.plan.is_no_op:
+    notes = ["no-op: every step has learning rate 0"] if run.is_no_op else []
+    if run.exposure == 0 and not run.is_no_op:
         notes.append("no task row meets a learning rate above 0")
-    if run.plan.steps * run.plan.training.rows_per_step < run.facts.rows:
-        notes.append(f"stops after {run.plan.steps} steps")
+    if run.steps and run.steps * run.plan.training.rows_per_step < run.facts.rows:
+        notes.append(f"stops after {run.steps} steps")
     twins = [
         entry.cell.method
         for entry in plan.entries

@@ -28,10 +28,13 @@ from tell_plugins.core.secrets import secret_keys
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec, parse_spec
 from tell_plugins.evaluation.prompts import task_prompts
+from tell_plugins.evaluation.rivals import refuse_unfit
 from tell_plugins.experiments import derived_cards
 from tell_plugins.experiments.sweep import (
-    DERIVED,
+    OWN_KEYS,
+    RIVAL,
     SPEC_KEYS,
+    TEST_ANCHOR,
     Settings,
     Sweep,
     secret_error,
@@ -60,7 +63,7 @@ _ALWAYS = (
     "quant_method",
     "quant_bits",
 )
-_OF_A_GPU = ("torch_dtype", "device_map")  # on a CPU the base model always answers in float32
+_OF_A_GPU = ("torch_dtype", "device_map")  # on a CPU they are the machine's choice
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,29 @@ class Planned:
     exposure: float | None = None  # of the task rows, in rows at full rate; None without any
     leaked: int | None = None  # rows asked whose question is among the general rows
     equal_steps: str | None = None  # the id of the run whose steps it must take
+    rival: str = ""  # what answers in place of a trained model
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps; a rival takes none."""
+        return 0 if self.rival else self.plan.steps
+
+    @property
+    def is_no_op(self) -> bool:
+        """Whether it trains, and every step has learning rate 0."""
+        return not self.rival and self.plan.is_no_op
+
+    @property
+    def asked(self) -> str:
+        """The dataset string that `eval` gets; a rival learns from the rows of it."""
+        if self.rival:
+            return str(self.spec.with_values(anchor=self.evaluation.anchor))
+        return self.evaluation.dataset
 
     @property
     def id(self) -> str:
+        if self.rival:
+            return _hash([_FORMAT, self.rival, self.base.model, self.facts.hash])[:12]
         values = {key: value for key, value in self.recipe.values.items() if key not in _FREE}
         world = self.plan.training.world  # several processes take other steps from the same rows
         several = [] if world == 1 else [f"{world} processes"]
@@ -143,7 +166,8 @@ class Planned:
 
     @property
     def folder(self) -> str:
-        parts = [self.spec.card, self.spec.task, self.spec.general or "", self.cell.seed]
+        general = self.rival or self.spec.general or ""
+        parts = [self.spec.card, self.spec.task, general, self.cell.seed]
         return _slug("-".join(str(part) for part in parts if str(part))) + f"-{self.id}"
 
     @property
@@ -158,6 +182,13 @@ class PlannedBase:
     recipe: Recipe
     evaluation: Evaluation
     at: dict[str, Any] = field(default_factory=dict)  # what tells it from others of the sweep
+    steps: int = 0
+    rival: str = ""
+
+    @property
+    def asked(self) -> str:
+        """The dataset string that `eval` gets."""
+        return self.evaluation.dataset
 
     @property
     def model(self) -> dict[str, Any]:
@@ -279,7 +310,12 @@ class Planner:
             reference, _ = self._resolve(self._reference(cell, "equal_steps"))
             task_spec = _in_rows(task_spec, reference)
         spec = task_spec
-        if "general_only" in cell.settings:
+        rival = str(cell.settings.get(RIVAL, ""))
+        if rival:
+            refuse_unfit(rival, load_card(spec.card), f"{self.sweep.place()}, {cell.label}: rival")
+            spec = Spec(spec.card, split=spec.split, task=spec.task, general=NONE, seed=spec.seed)
+            spec = spec.with_values(anchor=task_spec.anchor)
+        elif "general_only" in cell.settings:
             _, mixture = self._resolve(self._reference(cell, "general_only"))
             spec = Spec(derived_cards.general_only(mixture, self.cards), seed=cell.seed)
         elif "random_text" in cell.settings:
@@ -287,9 +323,7 @@ class Planner:
             name = derived_cards.random_text(mixture, self.cards)
             spec = spec.with_values(sources=(name,), general=ALL)
         values = {
-            key: value
-            for key, value in cell.settings.items()
-            if key not in (*SPEC_KEYS, "card", *DERIVED)
+            key: value for key, value in cell.settings.items() if key not in (*SPEC_KEYS, *OWN_KEYS)
         }
         places = {key: self.sweep.place_of(cell.method, key) for key in values}
         recipe = self.base.with_values(**values, seed=cell.seed).placed(places)
@@ -305,19 +339,20 @@ class Planner:
             spec=mixture.spec,
             facts=facts(mixture),
             plan=schedule,
-            trained_tokens=trained_tokens(mixture, schedule, recipe),
-            exposure=exposure_of(mixture, schedule),
+            trained_tokens=0 if rival else trained_tokens(mixture, schedule, recipe),
+            exposure=None if rival else exposure_of(mixture, schedule),
             leaked=self._leaked(mixture, task_spec),
-            evaluation=self._evaluation(task_spec),
+            evaluation=self._evaluation(task_spec, cell.settings.get(TEST_ANCHOR)),
             base=PlannedBase(recipe, self._evaluation(plain)),
             equal_steps=reference.id if reference else None,
+            rival=rival,
         )
         return planned, mixture
 
     def _reference(self, cell: Cell, key: str) -> Cell:
         """The cell that `key` names: at the same point of the grid and with the same seed."""
         method = str(cell.settings[key])
-        named = {**self.sweep.crossed(), **self.sweep.runs}[method]
+        named = self.sweep.method(method)
         at = {k: v for k, v in cell.at.items() if method in self.sweep.crossed() and k not in named}
         return Cell(method, at, cell.seed, {**self.sweep.settings, **at, **named})
 
@@ -360,8 +395,9 @@ class Planner:
             )
         return spec.with_values(general=general, sources=tuple(names))
 
-    def _evaluation(self, spec: Spec) -> Evaluation:
-        asked = Spec(spec.card, anchor=self.sweep.evaluate.anchor or spec.anchor)
+    def _evaluation(self, spec: Spec, anchor: Any = None) -> Evaluation:
+        tested = anchor or self.sweep.evaluate.anchor or spec.anchor
+        asked = Spec(spec.card, anchor=str(tested))
         if asked not in self._asked:
             self._asked[asked] = self._make_evaluation(asked)
         return self._asked[asked]
@@ -383,7 +419,9 @@ class Planner:
                 general_card(first), wanted.general_rows, self.cards
             )
             asked = asked.with_values(sources=(source,))
-        options = wanted.model_dump(exclude={"anchor"}, mode="json")
+        options = wanted.model_dump(exclude={"anchor", "shots", "learned"}, mode="json")
+        more = {"shots": wanted.shots, "learned": wanted.learned}
+        options |= {key: value for key, value in more.items() if value}  # ids of earlier releases
         return Evaluation(str(asked), asked.anchor, options)
 
     def _leaked(self, mixture: Mixture, asked: Spec) -> int:
@@ -464,7 +502,7 @@ def _no_reference(entry: Planned, name: str) -> UserError:
 def _unknown_keys(sweep: Sweep) -> list[UserError]:
     """Settings that neither the dataset string nor the installed ms-swift knows."""
     swift = set(swift_keys().keys)
-    known = {*SPEC_KEYS, "card", *DERIVED, *swift}
+    known = {*SPEC_KEYS, *OWN_KEYS, *swift}
     problems = [
         unknown("setting", key, known, f"{sweep.place(*group, key)}, {', '.join(group)}")
         for group, settings in setting_groups(sweep)

@@ -49,11 +49,14 @@ class Tally:
 
 
 def by_folder(jobs: Sequence[Job]) -> list[list[Job]]:
-    """The jobs in groups that share a run; those are done one after the other."""
+    """The jobs in groups that share a run; those are done one after the other.
+
+    What needs no training comes first, then the longest: so the last to end does not run alone.
+    """
     groups: dict[Path, list[Job]] = {}
     for job in jobs:
         groups.setdefault(job.folder, []).append(job)
-    return list(groups.values())
+    return sorted(groups.values(), key=lambda group: (group[0].trains, -group[0].steps))
 
 
 def run_here(jobs: Sequence[Job], slots: Sequence[Slot], cards: Path) -> Tally:

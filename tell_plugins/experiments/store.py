@@ -36,7 +36,7 @@ class Job:
     folder: Path
     evaluation: str
     label: str
-    steps: int  # 0 for the base model
+    steps: int  # 0 for the base model and its rivals
     needs_gpu: bool
 
     @property
@@ -44,12 +44,12 @@ class Job:
         return self.folder / EVAL_FOLDER / self.evaluation
 
     @property
-    def is_base(self) -> bool:
-        return self.steps == 0
+    def trains(self) -> bool:
+        return self.steps > 0
 
     @property
     def trained(self) -> bool:
-        return self.is_base or (self.folder / TRAINED).is_file()
+        return not self.trains or (self.folder / TRAINED).is_file()
 
     @property
     def done(self) -> bool:
@@ -70,7 +70,7 @@ class Job:
             return "done"
         if self.failure:
             return "failed"
-        return "trained" if self.trained and not self.is_base else "to do"
+        return "trained" if self.trained and self.trains else "to do"
 
 
 class Store:
@@ -101,7 +101,7 @@ class Store:
             folder=self.folder_of(run),
             evaluation=run.evaluation.id,
             label=run.label if isinstance(run, PlannedBase) else run.cell.label,
-            steps=0 if isinstance(run, PlannedBase) else run.plan.steps,
+            steps=run.steps,
             needs_gpu=run.needs_gpu,
         )
 
@@ -120,9 +120,10 @@ class Store:
         if not (job.folder / RUN).is_file():
             write_json(job.folder / RUN, describe(run))
         if not job.done:
-            asked = {**values, **output, "dataset": [run.evaluation.dataset]}
+            asked = {**values, **output, "dataset": [run.asked]}
             paths.write_text(job.eval_folder / RECIPE, self._header + values_text(asked))
             options = {**run.evaluation.options, "anchor": run.evaluation.anchor}
+            options |= {"rival": run.rival, "general_rows": 0} if run.rival else {}
             write_json(job.eval_folder / OPTIONS, options)
         return job
 
@@ -190,12 +191,13 @@ def describe(run: Planned | PlannedBase) -> dict[str, Any]:
         "seed": run.cell.seed,
         "settings": values,
         "mixture": asdict(run.facts),
+        **({"rival": run.rival} if run.rival else {}),
         "trained_tokens": run.trained_tokens,
         "planned": {
-            "steps": run.plan.steps,
+            "steps": run.steps,
             "warmup_steps": run.plan.warmup_steps,
             "rows_per_step": run.plan.training.rows_per_step,
-            "no_op": run.plan.is_no_op,
+            "no_op": run.is_no_op,
             "exposure": None if run.exposure is None else round(run.exposure, 3),
             "leaked": run.leaked,
         },

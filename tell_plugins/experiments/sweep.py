@@ -9,8 +9,7 @@
     evaluate: {split: test, rows: 500}
     plot: {x: task_tokens}
 
-A setting is a key of the dataset string, `card`, a key of ms-swift, or one that derives the run
-from another method of the file (`DERIVED`).
+A setting is a key of the dataset string, a key of ms-swift, or one of `OWN_KEYS`.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ from tell_plugins.core.secrets import secret_keys
 from tell_plugins.core.spec import KEYS
 from tell_plugins.core.yamlfile import Document, read_yaml
 from tell_plugins.evaluation.paper_numbers import published
+from tell_plugins.evaluation.rivals import RIVALS
 from tell_plugins.recipe.recipes import SECRETS_REMEDY
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -51,6 +51,14 @@ DERIVED = {
     "random_text": "its own mixture, with shuffled words in place of that method's general rows",
     "equal_steps": "as many optimizer steps as that method, and its rows where an amount is in "
     "tokens; task rows alone are repeated to them",
+}
+RIVAL, TEST_ANCHOR = "rival", "test_anchor"
+# what a method may set beside keys of the dataset string and of ms-swift
+OWN_KEYS = {
+    "card": "the task",
+    RIVAL: "answers without training: shots, choices or words, see ./run.sh eval --help",
+    TEST_ANCHOR: "the anchor that it is tested with, in place of the one that it trained with",
+    **DERIVED,
 }
 SPEC_KEYS = tuple(key for key in KEYS if key not in ("seed", "split"))
 _OWN = {  # keys that the sweep sets itself, and how a user sets them
@@ -79,6 +87,8 @@ class Evaluate(_Strict):
     batch_size: int = Field(default=16, ge=1)
     max_new_tokens: int | None = Field(default=None, ge=1)
     anchor: Text | None = None  # default: as the run was trained
+    shots: int = Field(default=0, ge=0)
+    learned: str = ""  # bleurt, comet, or both
     engine: Literal["transformers", "vllm"] = "transformers"
 
     @model_validator(mode="after")
@@ -186,6 +196,10 @@ class Sweep(_Strict):
             raise ValueError("a seed is listed twice")
         return self
 
+    def method(self, name: str) -> Settings:
+        """The settings of a method, by its name."""
+        return {**self.crossed(), **self.runs}[name]
+
     def crossed(self) -> dict[str, Settings]:
         """The methods that are crossed with the grid; without any, the base recipe as it is."""
         if self.methods:
@@ -278,6 +292,14 @@ def _wrong_settings(sweep: Sweep) -> Iterator[UserError]:
                 yield secret_error(held[0], where)
             elif key in DERIVED:
                 yield from _wrong_reference(key, value, names, where)
+            elif key == RIVAL:
+                yield from _wrong_rival(value, where)
+
+
+def _wrong_rival(value: Any, where: str) -> Iterator[UserError]:
+    for name in value if isinstance(value, list) else [value]:
+        if name not in RIVALS:
+            yield unknown("rival", str(name), RIVALS, where)
 
 
 def secret_error(key: str, where: str) -> UserError:

@@ -72,7 +72,14 @@ def run(args: argparse.Namespace) -> int:
                 print_dry_run(plan, store, measured_rates(store, args.rate))
             _check(plan, store, command_of(args))
         return 0
-    return _do(sweep, store, args)
+    return do(
+        sweep,
+        store,
+        command_of(args),
+        jobs=args.jobs,
+        ray=args.ray,
+        retry_failed=args.retry_failed,
+    )
 
 
 def _sweep(args: argparse.Namespace) -> Sweep:
@@ -117,26 +124,42 @@ def _seeds(text: str) -> list[int]:
         ) from None
 
 
-def _do(sweep: Sweep, store: Store, args: argparse.Namespace) -> int:
+def do(
+    sweep: Sweep,
+    store: Store,
+    command: str,
+    *,
+    jobs: int | None = None,
+    ray: str | None = None,
+    retry_failed: bool = False,
+) -> int:
+    """Do what is not done of a sweep; 0 when all runs are there.
+
+    Args:
+        command: what makes the sweep again, kept with it.
+        jobs: runs at once (default: one a GPU, else one).
+        ray: address of a Ray cluster that does them.
+        retry_failed: whether runs that failed earlier are tried again.
+    """
     from tell_plugins.experiments.machine import slots
     from tell_plugins.experiments.ray_runner import run_on_ray
     from tell_plugins.experiments.runner import forget_failures, run_here
 
     with only_one(store.root, "sweep"):
         plan = make_plan(sweep, store.cards)
-        index = _check(plan, store, command_of(args))
+        index = _check(plan, store, command)
         everything = [store.prepare(base) for base in plan.bases]
         everything += [store.prepare(run) for run in plan.runs]
         store.write_index(index)
-        if args.retry_failed:
+        if retry_failed:
             forget_failures(everything)
-        jobs = [job for job in everything if not job.done and not job.failure]
-        needs_gpu = any(job.needs_gpu for job in jobs)
-        _announce(sweep, store, everything, jobs)
-        if jobs and args.ray:
-            run_on_ray(jobs, args.ray, store.cards, at_once=args.jobs, needs_gpu=needs_gpu)
-        elif jobs:
-            run_here(jobs, slots(args.jobs, needs_gpu=needs_gpu), store.cards)
+        left = [job for job in everything if not job.done and not job.failure]
+        needs_gpu = any(job.needs_gpu for job in left)
+        _announce(sweep, store, everything, left)
+        if left and ray:
+            run_on_ray(left, ray, store.cards, at_once=jobs, needs_gpu=needs_gpu)
+        elif left:
+            run_here(left, slots(jobs, needs_gpu=needs_gpu), store.cards)
         return _close(plan, store, everything)
 
 

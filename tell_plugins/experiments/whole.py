@@ -34,7 +34,7 @@ def refuse_damaged(studies: Sequence[Study]) -> None:
             if key not in seen:
                 seen.add(key)
                 problems += _run(entry)
-                problems += _evaluation(entry, asked)
+                problems += _evaluation(entry, 0 if entry.run.facts.get("rival") else asked)
     raise_all(problems)
 
 

@@ -27,6 +27,7 @@ from filelock import FileLock
 
 from tell_plugins.core import paths
 from tell_plugins.core.files import cached_json, read_json, write_json
+from tell_plugins.core.spec import parse_spec
 from tell_plugins.experiments import store
 from tell_plugins.experiments.records import AGAIN, RunFacts, TrainedHere, TrainerState
 from tell_plugins.recipe.recipes import checkpoints
@@ -142,8 +143,14 @@ def main(argv: list[str]) -> int:
 def _do(folder: Path, evaluation: str, steps: Steps) -> None:
     run = read_json(folder / store.RUN, RunFacts, AGAIN)
     asked = folder / store.EVAL_FOLDER / evaluation
-    _step(folder, folder / store.TRAINED, lambda: {} if run["base"] else train(folder, steps))
+    _step(folder, folder / store.TRAINED, lambda: _trained(run, folder, steps))
     _step(asked, asked / store.EVALUATED, lambda: evaluate(folder, asked, steps))
+
+
+def _trained(run: dict[str, Any], folder: Path, steps: Steps) -> dict[str, Any]:
+    if run["base"]:
+        return {}
+    return {"steps": 0} if run.get("rival") else train(folder, steps)
 
 
 def _step(folder: Path, marker: Path, work: Callable[[], dict[str, Any]]) -> None:
@@ -242,28 +249,19 @@ def evaluate(folder: Path, asked: Path, steps: Steps) -> dict[str, Any]:
     """Answer and measure; `eval` itself goes on where it was stopped."""
     run = read_json(folder / store.RUN, RunFacts, AGAIN)
     options = read_json(asked / store.OPTIONS, dict[str, Any], AGAIN)
-    adapter = "none"
-    if not run["base"]:
+    adapter, anchor = options.pop("rival", "none"), options.pop("anchor", None)
+    flags: dict[str, Any] = {}
+    if not run["base"] and adapter == "none":
+        if anchor not in (None, parse_spec(run["spec"]).anchor):
+            flags["anchor"] = anchor  # another than it trained with, on purpose
         checkpoint = read_json(folder / store.TRAINED, TrainedHere, AGAIN)["checkpoint"]
         adapter = str(folder / store.TRAIN_FOLDER / checkpoint)
-    flags = {
-        "--adapter": adapter,
-        "--split": options["split"],
-        "--rows": options["rows"],
-        "--decoding": options["decoding"],
-        "--seeds": ",".join(map(str, options["seeds"])),
-        "--batch-size": options["batch_size"],
-        "--max-new-tokens": options["max_new_tokens"],
-        "--general-rows": options["general_rows"],
-        "--retention-rows": options["retention_rows"],
-        "--engine": options["engine"],
-        "--scales": options.get("scales"),
-        "--out": str(asked),
-    }
+    seeds = ",".join(map(str, options["seeds"]))
+    flags |= {**options, "seeds": seeds, "adapter": adapter, "out": asked}
     command = [sys.executable, "-m", "tell_plugins", "eval", str(asked / store.RECIPE)]
     for flag, value in flags.items():
         if value is not None:
-            command += [flag, str(value)]
+            command += [f"--{flag.replace('_', '-')}", str(value)]
     start = time.monotonic()
     steps.run("eval", command, asked / store.EVAL_LOG)
     return {"seconds": round(time.monotonic() - start, 1)}
