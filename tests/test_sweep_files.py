@@ -11,8 +11,8 @@ import pytest
 
 from tell_plugins import cli
 from tell_plugins.core.cards import card_names, load_card
+from tell_plugins.evaluation.paper_numbers import published
 from tell_plugins.experiments.planning import SweepPlan, make_plan
-from tell_plugins.experiments.published import published
 from tell_plugins.experiments.sweep import load_sweep
 from tests.conftest import PROJECT
 from tests.swift_keys_once import lay_keys

@@ -45,7 +45,8 @@ LOSS_FILES = {
     "prose minus base": retention.PROSE,
     "style fit minus base": retention.LOSSES,
 }
-ASKED, STYLE_FIT = (bleed.BLEED, bleed.WORDS), "style fit"  # rates over general questions
+ASKED = (bleed.BLEED, bleed.WORDS, bleed.CIRCLES)  # rates over general questions
+STYLE_FIT = "style fit"
 _CONSTANT = 0.95  # a label given at least this often is called a constant answer
 _READINGS = ("strict", "lenient")
 _TEST = 0.05
