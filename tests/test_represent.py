@@ -17,7 +17,7 @@ from tell_plugins.evaluation.representations import (
     MEASURES,
     Groups,
     _distances,
-    _of_distances,
+    _separation,
     centroid_distance,
     separations,
     tsne,
@@ -84,7 +84,7 @@ def test_the_interval_of_a_distance_holds_its_value_and_covers_the_truth(shift: 
     covered = 0
     for _ in range(10):
         task, general = (mean + random.normal(size=(40, 300)) for mean in (moved, centre))
-        found = _of_distances(_distances(Groups(task, task + 1.0, general, general)))
+        found = _separation(_distances(Groups(task, task + 1.0, general, general)), distance=True)
         for part in (*found.by_condition.values(), *found.change.values()):
             assert part.low <= part.value <= part.high
         part = found.by_condition["without"]

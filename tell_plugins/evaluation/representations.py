@@ -19,13 +19,14 @@ bootstrap's interval; the other two are means over rows and have percentile inte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Vectors = npt.NDArray[np.float64]  # (rows, width)
+Draws = dict[str, tuple[float, Vectors]]  # by condition: a value, and those of the draws
 
 POOLINGS = {
     "mean": "mean over anchor and query",
@@ -77,9 +78,9 @@ class Separation:
 def separations(groups: Groups) -> dict[str, Separation]:
     """Every measure of `groups`."""
     return {
-        "centroid_distance": _of_distances(_distances(groups)),
-        "silhouette": _from_rows(groups, _silhouettes),
-        "probe_accuracy": _from_rows(groups, _probe),
+        "centroid_distance": _separation(_distances(groups), distance=True),
+        "silhouette": _separation(_means_over_rows(groups, _silhouettes)),
+        "probe_accuracy": _separation(_means_over_rows(groups, _probe)),
     }
 
 
@@ -94,7 +95,7 @@ def _draws(rows: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng(_SEED).integers(0, rows, size=(_RESAMPLES, rows))
 
 
-def _distances(groups: Groups) -> dict[str, tuple[float, Vectors]]:
+def _distances(groups: Groups) -> Draws:
     """For each condition the distance, and those of the draws; rows are drawn within groups."""
     task_draws, general_draws = _draws(len(groups.task)), _draws(len(groups.general))[::-1]
     result = {}
@@ -113,36 +114,8 @@ def _means(vectors: Vectors, draws: npt.NDArray[np.int64]) -> Vectors:
     return np.asarray(counts @ vectors / len(vectors))
 
 
-def _of_distances(values: Mapping[str, tuple[float, Vectors]]) -> Separation:
-    """Distances are never negative; a change may be."""
-    found = _from_draws(values, _basic)
-    return Separation(
-        {
-            name: Interval(*(max(0.0, number) for number in (part.value, part.low, part.high)))
-            for name, part in found.by_condition.items()
-        },
-        found.change,
-    )
-
-
-def _from_draws(
-    values: Mapping[str, tuple[float, Vectors]],
-    interval: Callable[[float, Vectors], Interval],
-) -> Separation:
-    base_value, base_draws = values["without"]
-    return Separation(
-        {name: interval(value, drawn) for name, (value, drawn) in values.items()},
-        {
-            name: interval(value - base_value, drawn - base_draws)
-            for name, (value, drawn) in values.items()
-            if name != "without"
-        },
-    )
-
-
-def _from_rows(groups: Groups, measure: object) -> Separation:
+def _means_over_rows(groups: Groups, measure: Callable[[Vectors, Vectors], Vectors]) -> Draws:
     """A measure that is a mean over rows: drawn within task and general rows."""
-    assert callable(measure)
     task_draws, general_draws = _draws(len(groups.task)), _draws(len(groups.general))[::-1]
     values = {}
     for condition in CONDITIONS:
@@ -151,20 +124,36 @@ def _from_rows(groups: Groups, measure: object) -> Separation:
         of_task, of_general = rows[: len(task)], rows[len(task) :]
         total = of_task[task_draws].sum(1) + of_general[general_draws].sum(1)
         values[condition] = float(rows.mean()), total / len(rows)
-    return _from_draws(values, _percentile)
+    return values
 
 
-def _percentile(value: float, draws: Vectors) -> Interval:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
-
-
-def _basic(value: float, draws: Vectors) -> Interval:
-    """The basic bootstrap's interval, and the value less what the draws exceed it by on average."""
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(
-        float(2 * value - draws.mean()), float(2 * value - high), float(2 * value - low)
+def _separation(values: Draws, *, distance: bool = False) -> Separation:
+    """The intervals of a measure. A distance is never negative, though a change of one may be."""
+    base_value, base_draws = values["without"]
+    least = 0.0 if distance else -np.inf
+    by_condition = {
+        name: _interval(value, drawn, basic=distance) for name, (value, drawn) in values.items()
+    }
+    return Separation(
+        {
+            name: Interval(*(max(least, number) for number in (part.value, part.low, part.high)))
+            for name, part in by_condition.items()
+        },
+        {
+            name: _interval(value - base_value, drawn - base_draws, basic=distance)
+            for name, (value, drawn) in values.items()
+            if name != "without"
+        },
     )
+
+
+def _interval(value: float, draws: Vectors, *, basic: bool) -> Interval:
+    """The percentile interval; or the basic bootstrap's, and the value less what the draws exceed
+    it by on average."""
+    low, high = map(float, np.quantile(draws, [0.025, 0.975]))
+    if not basic:
+        return Interval(value, low, high)
+    return Interval(float(2 * value - draws.mean()), 2 * value - high, 2 * value - low)
 
 
 def _silhouettes(task: Vectors, general: Vectors) -> Vectors:
