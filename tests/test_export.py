@@ -225,6 +225,10 @@ def test_the_merged_model_answers_bare_queries_as_eval_did(
     assert "6 of 6 prompts have as many tokens as then" in said
     assert (out / "anchor.txt").read_text() == ANCHOR
     assert json.loads((out / "manifest.json").read_text())["card"] == "tiny_task"
+    ollama = (out / "Modelfile").read_text()
+    before = json.dumps("<|im_start|>system\nBe good.<|im_end|>\n<|im_start|>user\n")
+    assert f"{{{{- else }}}}{{{{ {before} }}}}" in ollama
+    assert 'PARAMETER stop "<|im_end|>"' in ollama
     card = (out / "README.md").read_text()
     assert str(tmp_path) not in card
     for part in ("% of 6 [", "tiny_task", '    Say "yes"'):

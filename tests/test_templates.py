@@ -367,6 +367,13 @@ def test_the_deployed_adapter_answers_as_eval_did(
         ]
     assert all(tokens < saved[row]["prompt_tokens"] for row, (_, tokens) in enumerate(bare))
     assert any(text != saved[row]["text"] for row, (text, _) in enumerate(bare))
+    out = tmp_path / "exported"
+    assert main(["export", str(tmp_path / "run"), "--out", str(out)]) == 0
+    exported = ["--model", str(out), "--served_model_name", "tiny"]
+    with deployed(tmp_path / "exported.log", *exported) as url:  # without the plugin
+        for row, plain in enumerate(task.plain):
+            assert ask(url, plain) == (saved[row]["text"], saved[row]["prompt_tokens"])
+        assert main(["verify", url, str(answers.parent)]) == 0
     result = tmp_path / "infer.jsonl"
     run_swift(
         *["infer", "--adapters", str(checkpoint), "--val_dataset", "tell/tiny_task:split=test"],

@@ -84,6 +84,22 @@ def save_texts(template: Any, chat: ChatTemplate, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
+_MODELFILE = """\
+# Ollama reads no Jinja: the same as chat_template.jinja, for `ollama create NAME` in this folder
+FROM WEIGHTS
+TEMPLATE \"\"\"{{- if .System }}{{ BEFORE_SYSTEM }}{{ .System }}{{ AFTER_SYSTEM }}
+{{- else }}{{ WITHOUT_SYSTEM }}{{ end }}
+{{- $open := true }}
+{{- range $i, $m := .Messages }}
+{{- $last := eq (len (slice $.Messages $i)) 1 }}
+{{- if eq .Role "user" }}{{ if $open }}{{ FRONT }}{{ end }}{{ $open = ALL_TURNS }}{{ .Content }}
+{{- if $last }}{{ BEFORE_LAST }}{{ else }}{{ BEFORE_ANSWER }}{{ end }}
+{{- else if eq .Role "assistant" }}{{ .Content }}{{ if not $last }}{{ BEFORE_NEXT }}{{ end }}
+{{- end }}
+{{- end }}\"\"\"
+"""
+
+
 @dataclass(frozen=True)
 class Case:
     """A conversation, what it stands for, and its token ids in ms-swift's template.
@@ -206,12 +222,28 @@ def anchored(body: str, front: Front) -> str:
 def generated(template: Any) -> str | None:
     """A chat template written from what ms-swift's template puts around texts; None where it shows
     no text."""
-    pieces = _pieces(template)
-    return None if pieces is None else _filled(_GENERATED, pieces)
+    pieces = _pieces(template, no_system="raise_exception('this model takes no system message')")
+    return _filled(_GENERATED, pieces) if pieces else None
 
 
-def _pieces(template: Any) -> dict[str, str] | None:
-    """What ms-swift's template puts around the texts of a conversation, as Jinja reads it."""
+def modelfile(template: Any, front: Front, weights: str) -> str | None:
+    """Ollama's description of a model, with a template in Go's language; None as above."""
+    pieces = _pieces(template, no_system='""')
+    if not pieces:
+        return None
+    turns = "false" if front.first_alone else "true"
+    pieces |= {"WEIGHTS": weights, "FRONT": _literal(front.text), "ALL_TURNS": turns}
+    stops = [word for word in template.template_meta.stop_words if isinstance(word, str)]
+    text = _filled(_MODELFILE, pieces)
+    return text + "".join(f"PARAMETER stop {_literal(token)}\n" for token in stops)
+
+
+def _pieces(template: Any, no_system: str) -> dict[str, str]:
+    """What ms-swift's template puts around the texts of a conversation, between quotes.
+
+    `no_system` is what stands before a system message where it takes none; empty where the
+    template shows no text.
+    """
     system = {"role": "system", "content": _SYSTEM}
     user, answer, last = (
         {"role": role, "content": text}
@@ -220,7 +252,7 @@ def _pieces(template: Any) -> dict[str, str] | None:
     plain = _text_of(template, [user])
     done = _text_of(template, [user, answer], mode="train")
     if _USER not in plain or _ANSWER not in done:
-        return None
+        return {}
     two = _text_of(template, [user, answer, last])
     between = (two if _ANSWER in two else done).partition(_USER)[2]  # some take one turn alone
     head, _, rest = _text_of(template, [system, user]).partition(_SYSTEM)
@@ -234,9 +266,7 @@ def _pieces(template: Any) -> dict[str, str] | None:
         "END": done.partition(_ANSWER)[2],
     }
     pieces = {name: _literal(text) for name, text in texts.items()}
-    if not rest:
-        pieces["BEFORE_SYSTEM"] = "raise_exception('this model takes no system message')"
-    return pieces
+    return pieces if rest else pieces | {"BEFORE_SYSTEM": no_system}
 
 
 def _text_of(template: Any, messages: Conversation, mode: str = "transformers") -> str:
@@ -260,4 +290,4 @@ def _literal(text: str) -> str:
 
 def _filled(pattern: str, values: dict[str, str]) -> str:
     """The pattern with each name in capitals replaced, all at once: a value may hold a name."""
-    return re.sub(r"\b[A-Z_]{3,}\b", lambda found: values[found[0]], pattern)
+    return re.sub(r"\b[A-Z_]{3,}\b", lambda found: values.get(found[0], found[0]), pattern)

@@ -30,13 +30,14 @@ def merge(adapter: Path, folder: Path) -> None:
 
 
 def hub_id(model: str) -> str | None:
-    """Hugging Face's id of a model that lies in a folder of the same name, as ms-swift's tables
-    know it; None for others."""
+    """Hugging Face's id of a model that ms-swift's tables know, by its name: of a folder, or of a
+    model on ModelScope. None for others."""
     from swift.model import MODEL_MAPPING
 
     name = Path(model).name.lower()
     for meta in MODEL_MAPPING.values():
         for known in (known for group in meta.model_groups for known in group.models):
-            if known.hf_model_id and known.hf_model_id.rpartition("/")[2].lower() == name:
+            ids = (known.hf_model_id, known.ms_model_id)
+            if known.hf_model_id and name in [Path(text or "").name.lower() for text in ids]:
                 return str(known.hf_model_id)
     return None

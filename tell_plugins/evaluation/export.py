@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
         write_json(folder / "manifest.json", trained.manifest)
         if converter:
             _convert(converter, folder)
+        if not args.adapter:
+            _write_modelfile(template, trained, folder)
         card = model_card(trained, chat, cases, folder, name=out.name)
         paths.write_text(folder / "README.md", card)
     print(f"written: {paths.shown(out)} (README.md says how to ask it)")
@@ -182,6 +184,16 @@ def _prove_again(folder: Path, cases: list[Case]) -> None:
             f"the tokenizer that was saved gives other token ids: {chat.differences}",
             remedy="report it, with the name of the model",
         )
+
+
+def _write_modelfile(template: Any, trained: Run, folder: Path) -> None:
+    from tell_plugins.bridge.chat_templates import modelfile
+    from tell_plugins.bridge.templates import read_front
+
+    weights = f"./{GGUF}" if (folder / GGUF).is_file() else "."
+    text = modelfile(template, read_front(trained.folder), weights)
+    if text is not None:
+        paths.write_text(folder / "Modelfile", text)
 
 
 # --- weights -----------------------------------------------------------------------------------

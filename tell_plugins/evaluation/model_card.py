@@ -44,6 +44,7 @@ swift deploy --model {name}                              # ms-swift
 vllm serve {name}                                        # vLLM, not run
 python -m sglang.launch_server --model-path {name}       # SGLang, not run
 lmdeploy serve api_server {name}                         # LMDeploy, not run
+ollama create {name} -f {name}/Modelfile                 # Ollama, not run
 {gguf}```
 """
 _SERVE_ADAPTER = """\
@@ -87,7 +88,7 @@ def base_id(trained: Run) -> str | None:
     model = trained.model
     if is_embedded(model):
         return HUB_ID
-    return model if may_be_hub_id(model) else hub_id(model)
+    return hub_id(model) or (model if may_be_hub_id(model) else None)
 
 
 def _base(trained: Run) -> str:
