@@ -62,6 +62,8 @@ def same_rows_difference(mine: Judged, theirs: Judged, name: str) -> Difference 
     """The paired difference in one column; None unless both have it, over the same rows."""
     if name not in mine.columns or name not in theirs.columns or set(mine.rows) != set(theirs.rows):
         return None
+    if not mine.rows:  # nothing was asked
+        return None
     column = mine.columns[name]
     found = significance.paired(
         summed(column.stats, mine.rows),
