@@ -32,7 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "verify": ("evaluation.verify", "does a server, or a folder, answer as `eval` saved it?"),
     "compare": ("evaluation.compare", "tables of saved answers under every scorer"),
     "represent": ("evaluation.represent", "what the anchor does to hidden states"),
-    "anchors2x2": ("evaluation.anchors2x2", "anchor in training x anchor at test"),
+    "anchors2x2": ("experiments.anchors2x2", "anchor in training x anchor at test"),
     "ability": ("evaluation.ability", "general ability: AGIEval and OpenBookQA by OpenCompass"),
     "plugin": ("recipe.plugin_path", "the path for ms-swift's `external_plugins`"),
     "data": ("preparation.data_verb", "download, rebuild, list or show data sets"),

@@ -6,48 +6,34 @@ import csv
 import itertools
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import scoring
-from tell_plugins.evaluation.anchors2x2 import (
+from tell_plugins.evaluation.summary import System, read_general
+from tell_plugins.experiments.anchors2x2 import (
     Cell,
     effects,
-    refuse_another,
     show,
-    without_anchor,
 )
-from tell_plugins.evaluation.summary import System, read_general
-from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tests.conftest import MakeCard
 from tests.saved_answers import save_answers
 from tests.tiny import make_tiny_cards, make_tiny_model, tiny_recipe
-from tests.tiny_adapters import saved_adapter
 
 DATASET = "tell/tiny_task:task=all/general=10rows"
 YES = '{"label": "yes"}'
 
 
-def test_the_other_run_differs_in_anchor_and_folder_alone(
-    make_card: MakeCard, tmp_path: Path
+@pytest.mark.parametrize("dataset", ["tell/tiny_task:anchor=none", "tell/plain"])
+def test_a_recipe_without_an_anchor_is_refused(
+    dataset: str, make_card: MakeCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_tiny_cards(make_card)
-    recipe = load_recipe(tiny_recipe(tmp_path / "r.yaml", tmp_path, DATASET), ["--seed", "7"])
-    bare = without_anchor(recipe)
-    assert bare.dataset_text == "tell/tiny_task:general=10rows/anchor=none"
-    assert bare.output_dir == tmp_path / "run_noanchor"
-    same = {"dataset", "output_dir"}
-    assert {k: v for k, v in bare.values.items() if k not in same} == {
-        k: v for k, v in recipe.values.items() if k not in same
-    }
-    assert bare.values["seed"] == 7
-    for dataset in ("tell/tiny_task:anchor=none", "tell/plain"):
-        with pytest.raises(UserError, match="without an anchor"):
-            without_anchor(recipe.with_values(dataset=[dataset]))
+    recipe = tiny_recipe(tmp_path / "r.yaml", tmp_path, dataset)
+    assert main(["anchors2x2", str(recipe), "--out", str(tmp_path / "out")]) == 1
+    assert "without an anchor" in capsys.readouterr().err
 
 
 def answered_cells(root: Path) -> dict[Cell, Path]:
@@ -100,102 +86,36 @@ def test_a_card_without_a_label_has_adherence_and_its_content(
     assert "+1.000" in printed
 
 
-def trained_run(recipe: Recipe, steps: int, **args: Any) -> Path:
-    """What a training leaves that came to step `steps` of 2,000."""
-    folder = saved_adapter(recipe.output_dir / f"checkpoint-{steps}", bytes(4))
-    (folder / "manifest.json").write_text(json.dumps({"spec": str(recipe.spec)}))
-    (folder / "args.json").write_text(json.dumps(recipe.values | args))
-    state = {"global_step": steps, "max_steps": 2000}
-    (folder / "trainer_state.json").write_text(json.dumps(state))
-    return folder
-
-
-@pytest.fixture
-def recipe(make_card: MakeCard, tmp_path: Path) -> Recipe:
-    make_tiny_cards(make_card)
-    return load_recipe(tiny_recipe(tmp_path / "r.yaml", tmp_path / "model", DATASET))
-
-
-def test_a_run_that_came_to_its_end_is_taken(recipe: Recipe) -> None:
-    refuse_another(recipe, [])  # none: it is trained
-    trained_run(recipe, 2000, learning_rate="1e-2", lora_rank=4.0, target_modules="all-linear")
-    refuse_another(recipe, [])
-
-
-def test_a_run_that_was_stopped_is_not_taken_for_a_trained_one(recipe: Recipe) -> None:
-    folder = trained_run(recipe, 500)
-    with pytest.raises(UserError, match="stopped at step 500 of 2,000") as caught:
-        refuse_another(recipe, ["--lora_rank", "4"])
-    remedy = str(caught.value).partition("remedy:")[2]
-    assert f"--lora_rank 4 --resume_from_checkpoint {folder}" in remedy
-    refuse_another(recipe.with_values(early_stop_interval=3), [])
-    (folder / "trainer_state.json").unlink()
-    with pytest.raises(UserError, match="stopped while it saved"):
-        refuse_another(recipe, [])
-
-
-@pytest.mark.parametrize(
-    ("key", "before", "now"),
-    [
-        ("num_train_epochs", 3, 1),
-        ("learning_rate", 1e-4, 2e-4),
-        ("target_modules", ["q_proj", "v_proj"], ["v_proj"]),
-        ("model", "other/model", "some/model"),
-    ],
-)
-def test_a_run_with_other_values_is_another(
-    key: str, before: Any, now: Any, recipe: Recipe
-) -> None:
-    trained_run(recipe, 2000, **{key: before})
-    refuse_another(recipe.with_values(**{key: before}), [])
-    with pytest.raises(UserError, match=f"{key}: .* there, .* now"):
-        refuse_another(recipe.with_values(**{key: now}), [])
-
-
-def test_both_runs_are_looked_at_before_one_is_trained(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(
-        "tell_plugins.recipe.train.check_and_train", lambda *_: pytest.fail("it trains")
-    )
-    trained_run(without_anchor(recipe), 500)
-    assert main(["anchors2x2", str(recipe.path)]) == 1
-    assert "stopped at step 500" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_two_runs_four_cells(
     make_card: MakeCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_tiny_cards(make_card)
     recipe = tiny_recipe(tmp_path / "r.yaml", make_tiny_model(tmp_path / "model"), DATASET)
-    call = ["anchors2x2", str(recipe), "--max-new-tokens", "8", "--general-rows", "3"]
-    call += ["--retention-rows", "3"]
-    flags = ["--learning_rate", "0.02"]
-    assert main([*call, *flags]) == 0
-    printed = capsys.readouterr().out
-    assert printed.count("training tell/") == 2
-    run, bare = tmp_path / "run", tmp_path / "run_noanchor"
-    for folder, anchor in ((run, "card"), (bare, "none")):
-        assert json.loads((folder / "manifest.json").read_text())["anchor"]["choice"] == anchor
-        assert json.loads((folder / "args.json").read_text())["learning_rate"] == 0.02
-    content = json.loads((run / "anchors2x2.json").read_text())
+    out = tmp_path / "out"
+    call = ["anchors2x2", str(recipe), "--out", str(out), "--max-new-tokens", "8"]
+    call += ["--general-rows", "3", "--retention-rows", "3", "--learning_rate", "0.02"]
+    assert main(call) == 0
+    assert "5 runs, 0 done, 5 to do" in capsys.readouterr().out
+    trained = [
+        (json.loads(path.read_text()), json.loads(path.with_name("args.json").read_text()))
+        for path in sorted((out / "runs").glob("*/train/manifest.json"))
+    ]
+    assert {manifest["anchor"]["choice"] for manifest, _ in trained} == {"card", "none"}
+    assert [args["learning_rate"] for _, args in trained] == [0.02, 0.02]
+    content = json.loads((out / "anchors2x2_r.json").read_text())
     cells = {(cell["trained"], cell["tested"]): cell["scores"] for cell in content["cells"]}
     assert set(cells) == {(a, b) for a in ("with", "without") for b in ("with", "without")}
-    for (trained, tested), scores in cells.items():
+    for (_, tested), scores in cells.items():
         assert scores["settings"]["anchor"] == ("card" if tested == "with" else "none")
-        assert ("run_noanchor" in scores["settings"]["adapter"]) is (trained == "without")
         assert scores["rows"] == 6
-    with (run / "anchors2x2.csv").open() as file:
+    with (out / "anchors2x2_r.csv").open() as file:
         records = list(csv.DictReader(file))
     adherence = [r for r in records if r["measure"] == "adherence"]
     assert len(adherence) == 4
     assert len({r["measure"] for r in records}) >= 4  # adherence never stands alone
     assert len(content["effects"]) == 10
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    assert main([*call, *flags]) == 0  # everything is there: nothing is trained or answered again
-    assert "training tell/" not in capsys.readouterr().out
+    assert main(call) == 0  # everything is there: nothing is trained or answered again
+    assert "5 runs, 5 done, 0 to do" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    other = ["--dataset", "tell/tiny_task:task=all/general=9rows"]
-    assert main([*call, *flags, *other]) == 1
-    assert "was trained on tell/tiny_task:general=10rows" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from tell_plugins import cli
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.experiments import controls as controls_module
 from tell_plugins.experiments import sweep_verb
-from tell_plugins.experiments.controls import CONTROLS, TELL, controls, meaning
+from tell_plugins.experiments.controls import CONTROLS, RIVALS, TELL, controls, meaning
 from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.experiments.store import Store
 from tell_plugins.experiments.sweep_verb import wrong_steps
@@ -66,7 +66,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 def test_every_control_is_there() -> None:
     assert set(CONTROLS) == set(WANTED)
-    assert all(meaning(method) for method in CONTROLS)
+    assert all(meaning(method) for method in (*CONTROLS, *RIVALS))
 
 
 def test_what_each_control_trains_on(world: World) -> None:
@@ -75,7 +75,12 @@ def test_what_each_control_trains_on(world: World) -> None:
     mixtures = {method: build_mixture(entry.spec) for method, entry in runs.items()}
     tell = mixtures[TELL]
     task = {tell.task.plain[row] for row in tell.row[tell.origin == 0]} if tell.task else set()
+    # its answers are no closed ones: they have a thought
+    assert {m for m, run in runs.items() if run.rival} == {*RIVALS} - {"label scoring"}
     for method, mixture in mixtures.items():
+        if runs[method].rival:
+            assert not mixture.general
+            continue
         if method == "general only":
             assert mixture.task is None
             continue
@@ -214,6 +219,7 @@ def test_controls_for_real(
     lay_keys(world.root / "cache")
     chosen = (TELL, "SFT, as in the paper", "general only", "TELL, random text")
     monkeypatch.setattr(controls_module, "CONTROLS", {name: CONTROLS[name] for name in chosen})
+    monkeypatch.setattr(controls_module, "RIVALS", {})
     out = world.root / "out"
     command = ["sweep", "--controls", str(recipe), "--general-rows", "4", "--retention-rows", "4"]
     assert cli.main([*command, "--jobs", "2", "--out", str(out)]) == 0

@@ -128,6 +128,13 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
+def test_the_demo_says_first_what_will_happen(world: World) -> None:
+    world.python()
+    _, _, err = world.run()
+    assert err.index("The demo: ") < err.index("Setting up")
+    assert "The demo: " not in world.run("check")[2]
+
+
 @pytest.fixture
 def ready(world: World) -> World:
     """A world that is set up, with everything."""

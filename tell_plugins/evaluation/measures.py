@@ -59,8 +59,9 @@ def difference(
 
 
 def same_rows_difference(mine: Judged, theirs: Judged, name: str) -> Difference | None:
-    """The paired difference in one column; None unless both have it, over the same rows."""
-    if name not in mine.columns or name not in theirs.columns or set(mine.rows) != set(theirs.rows):
+    """The paired difference in one column; None unless both have it, over the same rows (some)."""
+    same = bool(mine.rows) and set(mine.rows) == set(theirs.rows)
+    if not same or name not in mine.columns or name not in theirs.columns:
         return None
     if not mine.rows:  # nothing was asked
         return None

@@ -66,22 +66,26 @@ class AnswerTable:
 NO_MODEL = AnswerTable("no model", str)
 
 
+def fits(rival: str, card: Card) -> bool:
+    """Whether the card's answers are such as the rival can give."""
+    if rival == CHOICES:
+        return closed_answers(card) is not None
+    return rival != WORDS or _has_labels(card)
+
+
 def refuse_unfit(rival: str, card: Card, where: str = "--adapter") -> None:
     """Raise UserError where the card's answers are none that the rival can give."""
-    if rival == CHOICES and closed_answers(card) is None:
-        raise UserError(
-            f"card '{card.name}' has no closed answers to choose from",
-            where=f"{where} {rival}",
-            allowed="cards with metric 'label', or JSON of nothing but a label with an enum",
-            remedy="leave it out",
-        )
-    if rival == WORDS and not _has_labels(card):
-        raise UserError(
-            f"card '{card.name}' has no label that words could tell",
-            where=f"{where} {rival}",
-            allowed="cards with metric 'label', or JSON with a label",
-            remedy="leave it out",
-        )
+    if fits(rival, card):
+        return
+    closed = rival == CHOICES
+    raise UserError(
+        f"card '{card.name}' has no "
+        + ("closed answers to choose from" if closed else "label that words could tell"),
+        where=f"{where} {rival}",
+        allowed="cards with metric 'label', or JSON "
+        + ("of nothing but a label with an enum" if closed else "with a label"),
+        remedy="leave it out",
+    )
 
 
 def _has_labels(card: Card) -> bool:

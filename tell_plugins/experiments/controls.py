@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tell_plugins.core import paths
+from tell_plugins.core.cards import Card, load_card
+from tell_plugins.evaluation import rivals
 from tell_plugins.experiments.sweep import Settings, Sweep, make_sweep
 from tell_plugins.recipe.recipes import load_recipe
 
@@ -66,6 +68,22 @@ CONTROLS: dict[str, tuple[Settings, str]] = {
     ),
 }
 
+# the same for what is not trained at all, where the card's answers are of its kind
+RIVALS: dict[str, tuple[Settings, str]] = {
+    "base with examples": (
+        {"rival": "shots"},
+        "no training: as many of the task rows in front of each question as fit",
+    ),
+    "label scoring": (
+        {"rival": "choices"},
+        "no training: of the closed answers the one that the base model finds likeliest",
+    ),
+    "word counting": (
+        {"rival": "words"},
+        "no language model: TF-IDF and logistic regression on the same task rows",
+    ),
+}
+
 
 def controls(
     recipe: str,
@@ -86,7 +104,8 @@ def controls(
     amounts = "_".join(str(value).replace("+", "_") for value in changes.values())
     name = "_".join(part for part in ("controls", base.name, amounts) if part)
     where = f"controls of {paths.shown(base.path)}"
-    runs = {method: {**changes, **settings} for method, (settings, _) in CONTROLS.items()}
+    methods = {**CONTROLS, **_rivals_of(load_card(base.spec.card))}
+    runs = {method: {**changes, **settings} for method, (settings, _) in methods.items()}
     shown = ", ".join(f"{key}={value}" for key, value in changes.items())
     raw = {
         "title": f"Controls of {base.name}" + (f" ({shown})" if shown else ""),
@@ -99,6 +118,14 @@ def controls(
     return make_sweep(raw, name, where, flags)
 
 
+def _rivals_of(card: Card) -> dict[str, tuple[Settings, str]]:
+    return {
+        name: rival
+        for name, rival in RIVALS.items()
+        if card.kind == "task" and rivals.fits(str(rival[0]["rival"]), card)
+    }
+
+
 def meaning(method: str) -> str:
     """What a control tells, "" for a method that is none."""
-    return CONTROLS[method][1] if method in CONTROLS else ""
+    return {**CONTROLS, **RIVALS}.get(method, ({}, ""))[1]

@@ -1,0 +1,233 @@
+"""`./run.sh anchors2x2`: anchor in training x anchor at test, in one table (Figures 5 and 6).
+
+A sweep: one recipe is trained twice, unless the runs are there already, as it is and with
+`anchor=none`. Both are tested with the anchor and without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tell_plugins.core import paths
+from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import write_json
+from tell_plugins.evaluation.answers import GENERAL
+from tell_plugins.evaluation.grids import Grid, print_grid, table_console, to_csv
+from tell_plugins.evaluation.intervals import Estimate, Rate, shown
+from tell_plugins.evaluation.scored import load_scored
+from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
+from tell_plugins.evaluation.summary import System, cell, headline_names, system_of
+from tell_plugins.experiments import sweep_verb
+from tell_plugins.experiments.dry_run import default_root
+from tell_plugins.experiments.results import load_studies
+from tell_plugins.experiments.store import Store
+from tell_plugins.experiments.sweep import Sweep, make_sweep
+from tell_plugins.recipe.recipes import Recipe, load_recipe, parse_flags
+
+WITH, WITHOUT = "with", "without"
+_STEM = "anchors2x2"
+_ASKED = ("split", "rows", "batch_size", "max_new_tokens", "general_rows", "retention_rows")
+# the measures whose differences are shown, by the card's metric
+_SHOWN = {
+    "json": (
+        ("strict", "adherence"),
+        ("strict", "balanced_accuracy"),
+        ("strict", "exact_match"),
+        ("strict", "field_f1"),
+    ),
+    "label": (("label", "adherence"), ("label", "balanced_accuracy")),
+    "translation": (("stripped_segment", "chrf++"), ("stripped_segment", "bleu")),
+    "number": (("number", "exact_match"),),
+    "text": (("text", "chrf++"), ("text", "exact_match")),
+}
+Cell = tuple[str, str]  # anchor in training, anchor at test
+_EFFECTS: tuple[tuple[str, Cell, Cell], ...] = (
+    ("at test, trained with it", (WITH, WITH), (WITH, WITHOUT)),
+    ("at test, trained without", (WITHOUT, WITH), (WITHOUT, WITHOUT)),
+    ("in training, tested with it", (WITH, WITH), (WITHOUT, WITH)),
+    ("in training, tested without", (WITH, WITHOUT), (WITHOUT, WITHOUT)),
+    ("in both, against in neither", (WITH, WITH), (WITHOUT, WITHOUT)),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(takes_flags=True)
+    parser.add_argument("recipe", help="the recipe, with its anchor")
+    parser.add_argument("--split", default="test", help="split of the card (default: test)")
+    parser.add_argument("--rows", type=int, help="a seeded draw of this many rows (default: all)")
+    parser.add_argument("--batch-size", type=int, default=16, help="prompts answered together")
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="limit of an answer (default: the card's)"
+    )
+    parser.add_argument(
+        "--general-rows", type=int, default=40, help="held-out general rows (default: 40)"
+    )
+    parser.add_argument(
+        "--retention-rows", type=int, metavar="N", help="of the project's own (default: all)"
+    )
+    parser.add_argument("--jobs", type=int, help="runs at once (default: one a GPU, else 1)")
+    parser.add_argument("--out", help="folder of the runs (default: output/sweeps, shared)")
+    parser.epilog = (
+        "Further --key value pairs are ms-swift's and hold for both runs. The two runs are those "
+        "of a sweep: killed, it goes on, and ./run.sh report shows it. The table goes beside them, "
+        "as anchors2x2_<recipe>.json and .csv."
+    )
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What the anchor does at one place, in one measure: a paired difference over test rows."""
+
+    anchor: str
+    measure: str
+    difference: Difference
+
+
+def run(args: argparse.Namespace) -> int:
+    recipe = load_recipe(args.recipe, args.flags)
+    card = _card(recipe)
+    store = Store(paths.user_target(args.out) if args.out else default_root())
+    sweep = _sweep(args, recipe)
+    command = shlex.join(["./run.sh", "anchors2x2", paths.shown(recipe.path), *args.flags])
+    code = sweep_verb.do(sweep, store, command, jobs=args.jobs, retry_failed=True)
+    if code:
+        return code
+    study = next(study for study in load_studies(store.root) if study.name == sweep.name)
+    base = study.entries[0].measured.task[0].folder.parent / GENERAL
+    folders = {_cell_of(e.method): e.measured.task[0].folder for e in study.entries[1:]}
+    systems = {
+        cell: system_of(_method(cell), folder, base, card) for cell, folder in folders.items()
+    }
+    found = effects(folders, card)
+    show(systems, found, f"{card.name}, {recipe.name}: anchor in training x anchor at test")
+    files = write(systems, found, store.root / f"{_STEM}_{recipe.name}")
+    print("saved " + " and ".join(paths.shown(file) for file in files))
+    return 0
+
+
+def _card(recipe: Recipe) -> Card:
+    """The recipe's card. Raises UserError where there is no anchor to be left out."""
+    card = load_card(recipe.spec.card)
+    if card.kind == "general" or recipe.spec.anchor == "none":
+        raise UserError(
+            "the recipe trains without an anchor",
+            where=recipe.where("dataset"),
+            remedy="name the recipe that trains with it; the other run is made from it",
+        )
+    return card
+
+
+def _method(cell: Cell) -> str:
+    return ", ".join(cell)
+
+
+def _cell_of(method: str) -> Cell:
+    trained, tested = method.split(", ")
+    return trained, tested
+
+
+def _sweep(args: argparse.Namespace, recipe: Recipe) -> Sweep:
+    """Two runs, each tested twice."""
+    both = _method((WITH, WITH))
+    bare = {"anchor": "none", "equal_steps": both}
+    asked = {key: getattr(args, key) for key in _ASKED}
+    raw = {
+        "title": f"Anchor in training x anchor at test ({recipe.name})",
+        "base": str(recipe.path),
+        "runs": {
+            both: {},
+            _method((WITH, WITHOUT)): {"test_anchor": "none"},
+            _method((WITHOUT, WITH)): {**bare, "test_anchor": recipe.spec.anchor},
+            _method((WITHOUT, WITHOUT)): bare,
+        },
+        "seeds": [recipe.spec.seed],
+        "evaluate": {key: value for key, value in asked.items() if value is not None},
+        "plot": {"reference": both},
+    }
+    name = f"{_STEM}_{recipe.name}"
+    return make_sweep(raw, name, f"{_STEM} {paths.shown(recipe.path)}", parse_flags(args.flags))
+
+
+def effects(folders: dict[Cell, Path], card: Card) -> list[Effect]:
+    """Paired differences between the cells, for the measures that the card's metric shows."""
+    from tell_plugins.evaluation.measures import difference, measures
+
+    found = {cell: measures(load_scored(folder)) for cell, folder in folders.items()}
+    result = []
+    for key in _SHOWN[str(card.metric)]:
+        if not all(key in measured for measured in found.values()):
+            continue  # with a label there is no exact match, without one no balanced accuracy
+        for anchor, one, other in _EFFECTS:
+            value = difference(found[one][key], found[other][key], resamples=RESAMPLES, seed=SEED)
+            if value is not None:
+                result.append(Effect(anchor, key[1], value))
+    return result
+
+
+def show(systems: dict[Cell, System], found: Sequence[Effect], title: str) -> None:
+    """Print the four cells, and what the anchor does at each place."""
+    console = table_console()
+    first = next(iter(systems.values())).scores
+    measures = headline_names(systems.values())
+    columns = ["trained, tested", *measures, "style fit", "bleed"]
+    rows = []
+    for (trained, tested), system in systems.items():
+        scores = [cell(system.scores.headline.get(name)) for name in measures]
+        loss = shown(system.general.style_fit, 3, interval=False)
+        rows.append([f"{trained}, {tested}", *scores, loss, cell(system.general.bleed)])
+    print_grid(Grid(f"{title}, {first.rows} rows", columns, rows), console)
+    differences = {(effect.anchor, effect.measure): effect.difference for effect in found}
+    names = list(dict.fromkeys(effect.measure for effect in found))
+    rows = [
+        [
+            anchor,
+            *(shown(differences.get((anchor, name)), 3, sign="+", between="\n") for name in names),
+        ]
+        for anchor in dict.fromkeys(effect.anchor for effect in found)
+    ]
+    columns = ["anchor", *(name.replace("_", " ") for name in names)]
+    changes = "what the anchor adds, paired over test rows [95 % interval]"
+    print_grid(Grid(changes, columns, rows), console)
+
+
+def write(systems: dict[Cell, System], found: Sequence[Effect], stem: Path) -> list[Path]:
+    """Write the cells as CSV, and cells and differences as JSON; return the two files."""
+    files = [stem.with_suffix(".csv"), stem.with_suffix(".json")]
+    paths.write_text(files[0], to_csv(list(_records(systems))))
+    content = {
+        "cells": [
+            {
+                "trained": trained,
+                "tested": tested,
+                "scores": system.scores.to_dict(),
+                "general": asdict(system.general),
+            }
+            for (trained, tested), system in systems.items()
+        ],
+        "effects": [asdict(effect) for effect in found],
+    }
+    write_json(files[1], content, allow_nan=False)
+    return files
+
+
+def _records(systems: dict[Cell, System]) -> Iterator[dict[str, Any]]:
+    for (trained, tested), system in systems.items():
+        numbers: dict[str, Rate | Estimate | None] = {**system.scores.headline}
+        numbers["bleed"] = system.general.bleed
+        for measure, number in numbers.items():
+            if number is not None:
+                yield {
+                    "trained": trained,
+                    "tested": tested,
+                    "measure": measure,
+                    "value": number.value,
+                    "low": number.low,
+                    "high": number.high,
+                    "n": number.n,
+                }
