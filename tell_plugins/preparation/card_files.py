@@ -171,28 +171,25 @@ def _from_address(card: Card, split: str, places: Places) -> None:
             where=f"card '{card.name}', split '{split}'",
             remedy="add 'blob: ID' to the card; `git hash-object FILE` prints the id",
         )
-    target = target_of(card, split)
 
     def record(part: Path, source: str) -> None:
-        write_provenance(
-            target,
-            {"place": source, "official": spec.url, "git_blob": spec.blob},
-            part,
-            card=card.name,
-            split=split,
-            rows=spec.rows,
-            licence=card.licence,
-        )
+        origin = {"place": source, "official": spec.url, "git_blob": spec.blob}
+        _record(card, split, origin, part, spec.rows)
 
-    fetch(spec.url, Checksum("blob", spec.blob), target, places, record=record)
+    fetch(spec.url, Checksum("blob", spec.blob), target_of(card, split), places, record=record)
+
+
+def _record(card: Card, split: str, origin: dict[str, Any], part: Path, rows: int | None) -> None:
+    """Record where the file of a split comes from, which `part` is about to become."""
+    facts = {"card": card.name, "split": split, "rows": rows, "licence": card.licence}
+    write_provenance(target_of(card, split), origin, part, **facts)
 
 
 def _from_hub(card: Card, split: str, options: Options) -> None:
     """Rows of a hub, or a file of them from a mirror or a folder, as the card's JSON lines."""
     spec = card.split(split)
-    target = target_of(card, split)
     where = f"card '{card.name}', split '{split}'"
-    with arriving(target) as part:
+    with arriving(target_of(card, split)) as part:
         if state_of(card, split).usable:  # another process was faster
             return
         if options.elsewhere:
@@ -202,9 +199,7 @@ def _from_hub(card: Card, split: str, options: Options) -> None:
             assert chosen is not None
             origin = hub.load_rows(card, spec, chosen, part)
         rows = _check_rows(card, split, part, options.accept)
-        write_provenance(
-            target, origin, part, card=card.name, split=split, rows=rows, licence=card.licence
-        )
+        _record(card, split, origin, part, rows)
 
 
 def _take_rows(card: Card, split: str, places: Places, part: Path) -> dict[str, Any]:

@@ -25,8 +25,6 @@ from tell_plugins.recipe.tables import count_of, table
 if TYPE_CHECKING:
     from tell_plugins.recipe.check import Checked
 
-_UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
-
 
 def report(checked: Checked, rate: float | None = None) -> str:
     """The whole report of one recipe; `rate` is a measured number of tokens a second."""

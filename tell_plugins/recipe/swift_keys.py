@@ -25,7 +25,8 @@ from tell_plugins.core.files import Shape, cached_json
 
 _MODULE = "tell_plugins.bridge.keys"
 _MADE_BY = ("ms-swift", "transformers", "trl", "peft")
-# of the pinned version:  python -m tell_plugins.bridge.keys | xz -9 > tell_plugins/bridge/keys.json.xz
+# of the pinned version:
+#   python -m tell_plugins.bridge.keys | xz -9 > tell_plugins/bridge/keys.json.xz
 SHIPPED = Path(__file__).parents[1] / "bridge" / "keys.json"
 
 
