@@ -18,7 +18,7 @@ from tests.conftest import PROJECT
 from tests.swift_keys_once import lay_keys
 
 FILES = sorted((PROJECT / "recipes" / "sweeps").glob("*.yaml"))
-PAPER = [path for path in FILES if not path.stem.startswith(("smollm2", "demo"))]
+PAPER = [path for path in FILES if not path.stem.startswith(("smollm2", "demo", "study"))]
 TWINS = [path for path in FILES if path.stem.startswith("smollm2")]
 FIGURES = {"05", "06", "07", "08", "09", "10", "11", "12", "13", "14", "15", "16"}
 _INLINE = "Read the text below with care. Then answer as asked.\n\n"
@@ -29,8 +29,8 @@ def _name(path: Path) -> str:
 
 
 def test_the_sweeps_are_those_known_here() -> None:
-    assert len(FILES) == 24
-    assert (len(PAPER), len(TWINS)) == (12, 11)  # and the demo's
+    assert len(FILES) == 26
+    assert (len(PAPER), len(TWINS)) == (12, 11)  # and those of demo and study
 
 
 @pytest.mark.parametrize("files", [PAPER, TWINS], ids=["paper", "twins"])
@@ -111,7 +111,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 }
                 for number in range(count)
             ]
-            file = root / "data" / place.file
+            file = root / "data" / name / place.file
+            file.parent.mkdir(exist_ok=True)
             if place.file.endswith(".json"):
                 file.write_text(json.dumps(rows))
             else:
