@@ -6,10 +6,30 @@ set -euo pipefail
 export TELL_CALLER_DIR="${TELL_CALLER_DIR:-$PWD}"
 unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")"
-readonly PYTHON=.venv/bin/python INSTALLED=.venv/installed GROUPS_KNOWN="light data train translation ray tests"
-readonly UV_VERSION=0.13.9
+if [ "${2-}" = --swift ]; then  # ./run.sh VERB --swift latest ...
+  export TELL_SWIFT=${3-}
+  set -- "$1" "${@:4}"
+fi
+case "${TELL_SWIFT-pinned}" in
+  pinned) VENV=.venv GROUPS_KNOWN="light data train translation ray tests" ;;
+  latest) VENV=.venv-latest GROUPS_KNOWN="latest tests" ;;
+  *)
+    echo "no ms-swift '$TELL_SWIFT' (--swift or \$TELL_SWIFT)" >&2
+    echo "  allowed: pinned, latest" >&2
+    exit 1
+    ;;
+esac
+readonly PYTHON=$VENV/bin/python INSTALLED=$VENV/installed UV_VERSION=0.13.9
 
 groups_of() {  # the files of requirements/ that a verb needs
+  case "$GROUPS_KNOWN $1" in
+    "latest tests test") echo latest tests ;;
+    latest*) echo latest ;;
+    *) groups_of_pinned "$1" ;;
+  esac
+}
+
+groups_of_pinned() {
   case "$1" in
     check | mix | new | plugin | "" | -*) echo light ;;
     data) echo light data ;;
@@ -20,7 +40,8 @@ groups_of() {  # the files of requirements/ that a verb needs
 
 groups_to_set_up() {  # those that `setup [GROUP...]` names
   local group wanted="light data train"
-  [ $# -gt 0 ] || set -- train
+  if [ "$VENV" != .venv ]; then wanted=latest; fi
+  [ $# -gt 0 ] || set -- "${wanted##* }"
   for group in "$@"; do
     case " $GROUPS_KNOWN all " in
       *" $group "*) ;;
@@ -76,7 +97,7 @@ find_pip() {  # that of .venv, else the system's at work for .venv, else the one
 UV=""
 find_uv() {  # that of the machine, else one from the package index
   if UV=$(command -v uv); then return; fi
-  UV=.venv/bin/uv
+  UV=$VENV/bin/uv
   [ -x "$UV" ] || "${PIP[@]}" install -qq --disable-pip-version-check "uv==$UV_VERSION" >&2
 }
 
@@ -105,7 +126,7 @@ install_by_uv() {  # with its progress on a terminal; in a log without its list 
   fi
 }
 
-fetch() {  # the packages of requirement files into .venv: by uv, ten times as fast, else by pip
+fetch() {  # the packages of requirement files into $VENV: by uv, ten times as fast, else by pip
   local has_pip=true
   find_pip || has_pip=false
   if find_uv; then
@@ -121,7 +142,7 @@ install() {
   if ! "$PYTHON" -c "" 2>/dev/null; then  # none yet, or one that broke
     local base
     base=$(find_python)
-    "$base" -m venv --clear --without-pip .venv >&2 || give_up ".venv could not be made"
+    "$base" -m venv --clear --without-pip $VENV >&2 || give_up "$VENV could not be made"
   fi
   for group in $GROUPS_KNOWN; do  # what is there already stays there
     case " $* " in
@@ -148,7 +169,7 @@ verb=${1-demo}  # not `:-`: an empty verb is no call of the demo
 if [ "$verb" = setup ]; then groups=$(groups_to_set_up "${@:2}"); else groups=$(groups_of "$verb"); fi
 if ! is_ready $groups; then
   if command -v flock >/dev/null; then  # two first calls at once: one installs, the other waits
-    exec 9>.venv.lock
+    exec 9>$VENV.lock
     flock 9
   fi
   if ! is_ready $groups; then
@@ -160,10 +181,10 @@ if ! is_ready $groups; then
   exec 9>&-  # else the verb would hold the lock as long as it runs
 fi
 
-export PATH="$PWD/.venv/bin:$PATH"
+export PATH="$PWD/$VENV/bin:$PATH"
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"  # waiting threads sleep: a busy CPU stays usable
 case "$verb" in
-  setup) echo "ready: $PWD/.venv" ;;
+  setup) echo "ready: $PWD/$VENV" ;;
   test) shift; exec "$PYTHON" -m tests.run_all "$@" ;;
   bench) shift; exec "$PYTHON" -m benchmarks "$@" ;;
   *) exec "$PYTHON" -m tell_plugins "${@-demo}" ;;

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,33 +22,20 @@ from tell_plugins.core.cards import card_names, load_card
 from tell_plugins.core.mixture import GENERAL
 from tell_plugins.core.spec import NONE, Amount, Spec
 from tell_plugins.recipe.recipes import Recipe
+from tell_plugins.recipe.shapes import shape_of
 from tests.conftest import PROJECT, write_rows
+from tests.swift_keys_once import keys
+from tests.tiny import sft
 
 RECIPES = sorted((PROJECT / "recipes").glob("*.yaml"))
-PAPER = [path for path in RECIPES if not path.stem.startswith("smollm2")]
-EMBEDDED = [path for path in RECIPES if path.stem.startswith("smollm2")]
+PAPER = [path for path in RECIPES if path.stem.partition("_")[0] in ("qwen", "llama2", "gemma")]
+EMBEDDED = [path for path in RECIPES if path.stem.startswith("smollm2_")]
+TODAYS = sorted({*RECIPES} - {*PAPER, *EMBEDDED})
 
 
 # --- models --------------------------------------------------------------------------------------
 
-_SPECIAL = {
-    "qwen": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-    "smollm2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-    "llama2": ["<unk>", "<s>", "</s>"],
-    "gemma": ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"],
-}
-_ROLES = {  # end, begin, padding
-    "qwen": ("<|endoftext|>", None, "<|endoftext|>"),
-    "smollm2": ("<|im_end|>", None, "<|endoftext|>"),
-    "llama2": ("</s>", "<s>", "</s>"),
-    "gemma": ("<eos>", "<bos>", "<pad>"),
-}
-_FOLDERS = {
-    "qwen": "Qwen-7B-Chat",
-    "smollm2": "SmolLM2-135M-Instruct",
-    "llama2": "Llama-2-7b-chat-ms",
-    "gemma": "gemma-7b-it",
-}
+_PADDING, _END = "<pad>", "</s>"
 
 
 def architecture(path: Path) -> str:
@@ -55,56 +43,109 @@ def architecture(path: Path) -> str:
     return path.stem.partition("_")[0]
 
 
-def make_model(kind: str, root: Path) -> Path:
-    """Write a random model of two layers and width 64, with a tokenizer of its own."""
-    import torch
-    from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
+def make_model(recipe: Recipe, root: Path) -> Path:
+    """Write a random model of a recipe's architecture, two layers deep, with its own tokenizer.
 
-    folder = root / _FOLDERS[kind]
-    words = _make_tokenizer(kind, folder)
+    ms-swift's table says which architecture and chat template the model has.
+    """
+    import torch
+
+    folder = root / str(recipe.values["model"]).rpartition("/")[2]
+    kind, template = keys().models.known(str(recipe.values["model"])) or ("", "")
+    kind = str(recipe.values.get("model_type", kind))
+    tokenizer = _make_tokenizer(str(recipe.values.get("template", template)), folder)
+    shape = shape_of(str(recipe.values["model"]))
     sizes: dict[str, Any] = {
-        "vocab_size": words,
+        "vocab_size": len(tokenizer),
         "hidden_size": 64,
         "intermediate_size": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
-        "max_position_embeddings": 4096 if kind == "llama2" else 8192,
+        "max_position_embeddings": min(8192, shape.positions if shape else 8192),
     }
     torch.manual_seed(0)
-    if kind == "qwen":
+    name = keys().models.types[kind]["architectures"][0]
+    if name == "QWenLMHeadModel":  # its code lies beside its weights
         _make_qwen(folder, sizes)
-    elif kind == "gemma":
-        GemmaForCausalLM(GemmaConfig(head_dim=16, **sizes)).bfloat16().save_pretrained(folder)
     else:
-        LlamaForCausalLM(LlamaConfig(**sizes)).bfloat16().save_pretrained(folder)
+        _make_known(name, tokenizer, folder, sizes)
     return folder
 
 
-def _make_tokenizer(kind: str, folder: Path) -> int:
+def _make_known(name: str, tokenizer: Any, folder: Path, sizes: dict[str, Any]) -> None:
+    """A model whose code is in transformers; one that also sees pictures with its processor."""
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    names = {
+        **auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        **auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    }
+    config_class = transformers.CONFIG_MAPPING[
+        next(kind for kind, known in names.items() if known == name)
+    ]
+    sizes = {**sizes, "head_dim": 16, "pad_token_id": tokenizer.pad_token_id}
+    if "vision_config" in getattr(config_class, "sub_configs", {}):
+        config = config_class(text_config=sizes, vision_config=_VISION, mm_tokens_per_image=4)
+        config.image_token_index = tokenizer.convert_tokens_to_ids(_PICTURE["image_token"])
+        _save_processor(tokenizer, folder)
+    else:
+        config = config_class(**sizes)
+    getattr(transformers, name)(config).bfloat16().save_pretrained(folder)
+
+
+_PICTURE = {"image_token": "<image>", "boi_token": "<begin_image>", "eoi_token": "<end_image>"}
+_VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def _save_processor(tokenizer: Any, folder: Path) -> None:
+    """As of Gemma 3, whose processor ms-swift loads though no row here has a picture."""
+    from transformers import Gemma3ImageProcessor, Gemma3Processor
+
+    pictures = Gemma3ImageProcessor(size={"height": 28, "width": 28})
+    Gemma3Processor(pictures, tokenizer, image_seq_length=4).save_pretrained(folder)
+
+
+def _make_tokenizer(template: str, folder: Path) -> Any:
+    """A byte-level tokenizer that has the control tokens of an ms-swift template."""
+    from swift.template import TEMPLATE_MAPPING
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    meta = TEMPLATE_MAPPING[template]
+    written = json.dumps([meta.prefix, meta.prompt, meta.chat_sep, meta.suffix, meta.stop_words])
+    control = sorted(set(re.findall(r"</?[a-z]+>|<\|?\w+\|?>", written)))
+    begin = next((token for token in control if "begin_of" in token or token in "<bos><s>"), None)
+    ends = [token for token in control if token in json.dumps(meta.suffix)]
+    special = sorted({*control, _PADDING, _END, *_PICTURE.values()})
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=500,
-        special_tokens=_SPECIAL[kind],
+        special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(["the question and the answer of the row " * 3], trainer)
-    end, begin, padding = _ROLES[kind]
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token=end,
+        eos_token=ends[0] if ends else _END,
         bos_token=begin,
-        pad_token=padding,
-        additional_special_tokens=_SPECIAL[kind],
+        pad_token=_PADDING,
+        additional_special_tokens=special,
+        extra_special_tokens=_PICTURE,
     )
     fast.save_pretrained(folder)
-    return len(fast)
+    return fast
 
 
 _QWEN_CONFIG = """\
@@ -302,10 +343,10 @@ def environment(root: Path, model: Path | None = None) -> dict[str, str]:
     return {**os.environ, **values}
 
 
-def swift_sft(*arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def swift_sft(recipe: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """`swift sft` with the environment's ms-swift, in the project's folder."""
     return subprocess.run(
-        swift_cli.command("sft", *arguments),
+        swift_cli.command(*sft(recipe)),
         env=dict(env),
         cwd=PROJECT,
         capture_output=True,

@@ -3,10 +3,12 @@
 ./run.sh test                    everything
 ./run.sh test --fast             without the tests marked slow
 ./run.sh test tests/test_x.py    the checks, then these tests; further arguments are pytest's
+./run.sh test --swift latest     the tests marked newest, in the environment of the newest ms-swift
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -28,6 +30,8 @@ _PYTEST += ["--durations=15", "--durations-min=1"]
 def steps(arguments: Sequence[str]) -> dict[str, list[str]]:
     """The commands to run, by name. `--fast` leaves out the tests marked slow."""
     passed = [part for part in arguments if part != "--fast"]
+    if os.environ.get("TELL_SWIFT") == "latest":
+        return {"pytest": [*_PYTEST, "-m", "newest", *passed]}
     fast = ["-m", "not slow"] if "--fast" in arguments else []
     return {**CHECKS, "pytest": [*_PYTEST, *fast, *passed]}
 

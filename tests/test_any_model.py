@@ -12,6 +12,8 @@ from tell_plugins.preparation.any_model import parameters
 from tests.conftest import write_rows
 from tests.tiny import make_tiny_model
 
+pytestmark = pytest.mark.newest
+
 
 def new(tmp_path: Path, *flags: str) -> int:
     """`./run.sh new own FLAGS` for a task of 40 rows, in the test's own folders."""
@@ -46,6 +48,17 @@ def test_an_id_that_ms_swift_knows(
         assert values["gradient_checkpointing"] is checkpointing
         assert values["target_modules"] == ["all-linear"]
         assert values["output_dir"] == f"output/{stem}_own{variant}"
+
+
+def test_a_hybrid_model_answers_without_a_think_block(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ms-swift 4.0 lets it think in answers and 4.6 does not; the rows have no thoughts."""
+    assert new(tmp_path, "--model", "Qwen/Qwen3-4B") == 0
+    assert "ms-swift 4.0 would let it think in answers, 4.6 not" in capsys.readouterr().out
+    for variant in ("", "_sft"):
+        recipe = tmp_path / "r" / f"qwen3-4b_own{variant}.yaml"
+        assert yaml.safe_load(recipe.read_text())["enable_thinking"] is False
 
 
 def test_a_folder_whose_type_has_to_be_named(

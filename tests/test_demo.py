@@ -47,6 +47,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 def test_the_demo(small: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["demo"]) == 0

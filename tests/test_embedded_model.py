@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import transformers
 
 from tell_plugins.bridge.embedded_model import prepare_model
 from tell_plugins.core.errors import UserError
@@ -21,3 +23,19 @@ def test_a_folder_in_the_way_is_named(tmp_path: Path) -> None:
 def test_a_model_that_is_there_is_taken(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert prepare_model(tmp_path, wheel=tmp_path / "none.whl") == tmp_path
+
+
+@pytest.mark.newest
+@pytest.mark.slow
+@pytest.mark.skipif(
+    transformers.__version__ < "5", reason="other tests make it with the pinned one"
+)
+def test_transformers_4_reads_what_5_has_made(tmp_path: Path) -> None:
+    """All environments share the model, whichever of them makes it."""
+    folder = prepare_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 100000
+    assert "quantization_config" not in config
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert (folder / "model.safetensors").stat().st_size > 250e6  # bf16, no GGUF blocks

@@ -5,9 +5,6 @@ The runs of `test_mix_train.py` train with it, on both ms-swift and in two proce
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +15,9 @@ import torch
 from torch import Tensor
 
 from tell_plugins.core.errors import UserError
-from tests.conftest import PROJECT
-from tests.overlay import newer_swift
 from tests.tiny import make_tiny_model
 
+pytestmark = pytest.mark.newest
 # answers of very unlike lengths: weighing by token is then far from weighing by row
 ROWS = [
     ("task", "Is it late?", "yes"),
@@ -330,18 +326,3 @@ def test_what_it_cannot_work_without(bench: MakeBench) -> None:
         loss(SimpleNamespace(logits=None), torch.zeros(1, 2))
     with pytest.raises(UserError, match="weighs tokens"):
         loss(SimpleNamespace(), torch.zeros(1, 2), loss_scale=torch.ones(2))
-
-
-@pytest.mark.slow
-def test_the_same_on_ms_swift_4_6() -> None:
-    path = f"{newer_swift()}{os.pathsep}{PROJECT}"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(
-        [*command, "-m", "not slow"],
-        env={**os.environ, "PYTHONPATH": path},
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]

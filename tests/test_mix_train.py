@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,9 +29,9 @@ from tell_plugins.recipe.recipes import Recipe, load_recipe, parse_flags
 from tell_plugins.recipe.settings import Settings
 from tests.conftest import PROJECT, MakeCard
 from tests.loopback import Server, running
-from tests.overlay import newer_swift
-from tests.recipe_world import environment, logged, make_model, only_run, swift_sft
+from tests.recipe_world import EMBEDDED, environment, logged, make_model, only_run, swift_sft
 from tests.swift_keys_once import keys, lay_keys
+from tests.tiny import sft
 
 SPEC = "tell/toy:task=6rows/general=18rows"
 
@@ -575,7 +574,7 @@ class World:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.model = make_model("smollm2", root / "models")
+        self.model = make_model(load_recipe(str(EMBEDDED[0])), root / "models")
 
     def recipe(self, name: str, **changes: Any) -> Path:
         held = {"dataset": [HELD], "loss_type": "tell", "torch_dtype": "float32"}
@@ -621,8 +620,8 @@ def _write_cards(folder: Path) -> None:
     _make_cards(make_card.__wrapped__(folder.parent))  # type: ignore[attr-defined]
 
 
-def _sft(*arguments: str, env: Mapping[str, str]) -> str:
-    done = swift_sft(*arguments, env=env)
+def _sft(recipe: Path, *, env: Mapping[str, str]) -> str:
+    done = swift_sft(recipe, env)
     printed = done.stdout + done.stderr
     assert done.returncode == 0, printed[-3000:]
     return printed
@@ -630,11 +629,12 @@ def _sft(*arguments: str, env: Mapping[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def undisturbed(world: World) -> list[dict[str, Any]]:
-    """The steps of `swift sft --config` on the pinned ms-swift."""
-    _sft("--config", str(world.recipe("plain_run")), env=world.env())
+    """The steps of `swift sft` with the YAML."""
+    _sft(world.recipe("plain_run"), env=world.env())
     return logged(world.run_of("plain_run"))
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 def test_a_run_follows_the_schedule_and_the_mixture(
     world: World, undisturbed: list[dict[str, Any]]
@@ -661,7 +661,7 @@ def test_a_killed_training_resumes_with_the_rest_of_the_same_order(
     plugins = ["tell_plugins/register.py", str(plugin)]
     recipe = world.recipe("killed", external_plugins=plugins)
     process = subprocess.Popen(
-        [sys.executable, "-m", "swift.cli.main", "sft", "--config", str(recipe)],
+        [sys.executable, "-m", "swift.cli.main", *sft(recipe)],
         cwd=PROJECT,
         env=world.env(),
         stdout=subprocess.DEVNULL,
@@ -675,7 +675,7 @@ def test_a_killed_training_resumes_with_the_rest_of_the_same_order(
     checkpoint = world.run_of("killed") / "checkpoint-2"
     assert (checkpoint / "trainer_state.json").is_file()
     resumed = world.recipe("resumed", resume_from_checkpoint=str(checkpoint))
-    _sft("--config", str(resumed), env=world.env())
+    _sft(resumed, env=world.env())
     rest = logged(world.run_of("resumed"))
     assert len(rest) == STEPS - 2
     for mine, theirs in zip(rest, undisturbed[2:], strict=True):
@@ -690,7 +690,7 @@ def test_a_killed_training_resumes_with_the_rest_of_the_same_order(
 def test_two_processes_train_on_the_same_mixture(world: World) -> None:
     recipe = world.recipe("two_ranks", ddp_backend="gloo", gradient_accumulation_steps=2)
     port = str(_closed_port())
-    _sft("--config", str(recipe), env=world.env(NPROC_PER_NODE="2", MASTER_PORT=port))
+    _sft(recipe, env=world.env(NPROC_PER_NODE="2", MASTER_PORT=port))
     assert world.manifest("two_ranks")["hash"] == world.manifest("plain_run")["hash"]
     assert len(logged(world.run_of("two_ranks"))) == STEPS
     _assert_equal(world.weights("two_ranks", STEPS), world.weights("plain_run", STEPS))
@@ -699,7 +699,7 @@ def test_two_processes_train_on_the_same_mixture(world: World) -> None:
     alone = world.recipe(
         "alone", gradient_accumulation_steps=2, resume_from_checkpoint=str(checkpoint)
     )
-    done = swift_sft("--config", str(alone), env=world.env())
+    done = swift_sft(alone, env=world.env())
     assert done.returncode != 0
     assert "that run had processes 2, this has 1" in done.stdout + done.stderr
 
@@ -786,6 +786,7 @@ def _assert_follows_the_formula(world: World, name: str) -> None:
     _assert_equal(world.weights(name, 3), expected, 0.005)
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 @pytest.mark.usefixtures("undisturbed")
 def test_flags_of_train_win_over_the_recipe(world: World) -> None:
@@ -802,32 +803,3 @@ def test_flags_of_train_win_over_the_recipe(world: World) -> None:
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-3"]
     _assert_follows_the_formula(world, "flags")
     assert world.manifest("flags")["hash"] == world.manifest("plain_run")["hash"]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("undisturbed")
-def test_the_same_on_ms_swift_4_6(world: World) -> None:
-    """The YAML first, and `run.sh train` with flags; both on the mixture of the pinned version."""
-    overlay = newer_swift()
-    path = f"{overlay}{os.pathsep}{PROJECT}"
-    first, second = world.recipe("yaml_46"), world.from_start("flags_46")
-
-    def by_hand() -> str:
-        return _sft(str(first), env=world.env(PYTHONPATH=path))
-
-    def by_train() -> str:
-        return _train(second, *FLAGS, env=world.env(PYTHONPATH=path))
-
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for job in [pool.submit(by_hand), pool.submit(by_train)]:
-            job.result()
-    expected = world.manifest("plain_run")["hash"]
-    for name, rate, steps in (("yaml_46", 0.01, STEPS), ("flags_46", 0.005, 3)):
-        run = world.run_of(name)
-        assert _args(run)["swift_version"] == "4.6.0"
-        assert _args(run)["learning_rate"] == rate
-        assert len(logged(run)) == steps
-        assert world.manifest(name)["hash"] == expected
-        assert (run / "anchor.txt").read_text() == "ANCHOR: do the task."
-    _assert_equal(world.weights("yaml_46", STEPS), world.weights("plain_run", STEPS))
-    _assert_follows_the_formula(world, "flags_46")

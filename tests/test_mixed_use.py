@@ -60,6 +60,7 @@ def _said(model: str, out: str, cases: Sequence[tuple[str, dict[str, Any]]]) -> 
     return found
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 def test_each_is_refused_before_a_model_is_loaded(make_card: MakeCard, tmp_path: Path) -> None:
     make_tiny_cards(make_card)

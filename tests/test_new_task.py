@@ -28,7 +28,7 @@ from tell_plugins.preparation.answer_schema import infer_schema, label_of
 from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns
 from tell_plugins.preparation.json_repair import json_of_python
 from tell_plugins.preparation.method import among, entries, general_rows, plain_sft
-from tell_plugins.preparation.task_recipe import PATTERNS, pattern_for
+from tell_plugins.preparation.task_recipe import pattern_for, short_names
 from tell_plugins.preparation.task_split import labels_of, split_off_test
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import PROJECT, MakeCard, write_rows
@@ -338,15 +338,23 @@ def test_a_recipe_of_ones_own_is_no_pattern_unless_it_is_named(
     assert pattern_for(str(mine), "json").path == mine
 
 
+OF_THE_PAPER = {
+    ("qwen", "json"): "qwen_json",
+    ("llama2", "json"): "llama2_json",
+    ("llama2", "number"): "llama2_gsm8k",
+    ("gemma", "label"): "gemma_en_is",
+    ("smollm2", "json"): "smollm2_sample",
+}
+
+
 def test_the_patterns_are_the_packs_recipes() -> None:
     models = {path.stem.split("_")[0] for path in (PROJECT / "recipes").glob("*.yaml")}
-    assert set(PATTERNS) == models
-    for names in PATTERNS.values():
-        for name in names:
-            assert pattern_for(f"recipes/{name}.yaml", "json").name == name
+    assert set(short_names()) == models
+    chosen = {(model, metric): pattern_for(model, metric).name for model, metric in OF_THE_PAPER}
+    assert chosen == OF_THE_PAPER
 
 
-@pytest.mark.parametrize("model", list(PATTERNS))
+@pytest.mark.parametrize("model", short_names())
 def test_every_model_has_a_recipe_to_start_from(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

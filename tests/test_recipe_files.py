@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from tests.recipe_world import (
     EMBEDDED,
     PAPER,
     RECIPES,
+    TODAYS,
     architecture,
     environment,
     logged,
@@ -44,7 +46,7 @@ from tests.recipe_world import (
 )
 from tests.swift_keys_once import keys
 
-# the dataset string of every recipe; a new recipe is a new line here
+# the dataset string of every recipe of the paper's
 DATASETS = {
     "qwen_json": "tell/halu_cot_json:task=1e6tok/general=4e6tok",
     "qwen_json_sft": "tell/halu_cot_json:task=1e6tok/general=0",
@@ -96,8 +98,7 @@ def every(paths: list[Path]) -> Any:
 # --- what there is -------------------------------------------------------------------------------
 
 
-def test_every_recipe_is_known_here() -> None:
-    assert len(RECIPES) == 24
+def test_every_recipe_of_the_papers_is_known_here() -> None:
     assert {path.stem for path in PAPER} == set(DATASETS)
     assert {path.stem for path in EMBEDDED} == EMBEDDED_NAMES
 
@@ -161,7 +162,9 @@ def test_the_header_says_what_a_user_must_fetch(path: Path) -> None:
 def test_the_name_decides_model_and_output(path: Path) -> None:
     recipe = recipe_of(path)
     assert recipe.values["output_dir"] == f"output/{path.stem}"
-    assert recipe.values["model"] == MODELS[architecture(path)]
+    same = [other for other in RECIPES if architecture(other) == architecture(path)]
+    assert {recipe_of(other).values["model"] for other in same} == {recipe.values["model"]}
+    assert recipe.values["model"] == MODELS.get(architecture(path), recipe.values["model"])
     assert recipe.values["external_plugins"] == ["tell_plugins/register.py"]
     assert "add_version" not in recipe.values  # a second run gets a folder of its own
 
@@ -283,6 +286,7 @@ def block(path: Path) -> dict[str, Any]:
         ("gemma_is_en", ["sft", "general"]),
         ("gemma_en_is", ["sft", "general"]),
         ("smollm2_sample", ["sft", "sft_steps", "general"]),
+        *((path.stem.removesuffix("_sft"), ["sft"]) for path in TODAYS if "_sft" in path.stem),
     ],
 )
 def test_a_variant_differs_in_its_data_alone(main: str, variants: list[str]) -> None:
@@ -291,12 +295,14 @@ def test_a_variant_differs_in_its_data_alone(main: str, variants: list[str]) -> 
         assert block(folder / f"{main}_{variant}.yaml") == block(folder / f"{main}.yaml")
 
 
-@every(PAPER)
+@every([*PAPER, *TODAYS])
 def test_it_fits_24_gib_by_the_written_estimate(path: Path) -> None:
     recipe = recipe_of(path)
     settings = Settings(recipe, keys())
     shape = shape_of(recipe.values["model"])
-    assert shape is not None
+    if shape is None:
+        assert "memory not estimated" in path.read_text().split("\n\n")[0]
+        return
     longest = next((rows for name, rows in LONGEST.items() if name in path.stem), None)
     rows = worst_case(settings, 2048) if longest is None else np.array([longest])
     assert int(recipe.values["max_length"]) >= rows[0, 0]
@@ -381,9 +387,40 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "cards").mkdir()
     with mock.patch.dict(os.environ, {"TELL_CARDS": str(root / "cards")}):
         make_data(root / "data")
-    for kind in MODELS:
-        make_model(kind, root / "models")
+    (root / "recipes").mkdir()
+    another_family(root / "recipes")
+    for path in {architecture(path): path for path in [*RECIPES, root / ANOTHER]}.values():
+        make_model(recipe_of(path), root / "models")
     return root
+
+
+ANOTHER = Path("recipes/mistral_json.yaml")
+
+
+def another_family(folder: Path) -> Path:
+    """A recipe for a model that nothing here names: of Qwen3's, with another model's id."""
+    text = (PROJECT / "recipes" / "qwen3_json.yaml").read_text()
+    model = recipe_of(PROJECT / "recipes" / "qwen3_json.yaml").values["model"]
+    text = text.replace(model, "LLM-Research/Mistral-7B-Instruct-v0.3")
+    path = folder / ANOTHER.name
+    path.write_text(text.replace("qwen3_json", path.stem))
+    return path
+
+
+def test_a_model_of_another_family_takes_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checked, and a pattern for `new`, beside the pack's; below it trains as they do."""
+    from tell_plugins.core import paths
+    from tell_plugins.preparation.task_recipe import pattern_for
+
+    shutil.copytree(PROJECT / "recipes", tmp_path / "recipes")
+    path = another_family(tmp_path / "recipes")
+    monkeypatch.setattr(paths, "RECIPES", tmp_path / "recipes")
+    recipe = recipe_of(path)
+    _, findings = check_recipe(recipe, Settings(recipe, keys()))
+    assert findings == []
+    assert pattern_for("mistral", "json").path == path
 
 
 @pytest.fixture
@@ -429,7 +466,7 @@ def test_its_mixture_is_built_from_local_files(path: Path) -> None:
 
 def _kinds() -> dict[str, list[Path]]:
     """Recipes by training block: those of a kind differ in their data alone."""
-    kinds: dict[str, list[Path]] = {}
+    kinds: dict[str, list[Path]] = {"": [ANOTHER]}
     for path in RECIPES:
         kinds.setdefault(json.dumps(block(path), sort_keys=True), []).append(path)
     return {paths[0].stem: paths for paths in kinds.values()}
@@ -439,24 +476,19 @@ KINDS = _kinds()
 
 
 def test_every_recipe_is_of_a_kind_that_is_trained_here() -> None:
-    assert sorted(path for paths in KINDS.values() for path in paths) == RECIPES
-    trained = {architecture(paths[0]) for paths in KINDS.values()}
-    assert trained == set(MODELS)
-    assert len(KINDS) == 8
+    trained = [path for paths in KINDS.values() for path in paths]
+    assert sorted(trained) == sorted([*RECIPES, ANOTHER])
 
 
 @pytest.fixture(scope="module")
 def trainings(world: Path) -> dict[str, tuple[str, Path]]:
-    """One real `swift sft --config` of each kind: what it printed, and its folder."""
-    models = {
-        kind: next((world / "models").glob(f"{name.rpartition('/')[2]}*"))
-        for kind, name in MODELS.items()
-    }
+    """One real `swift sft` of each kind: what it printed, and its folder."""
 
     def train(path: Path) -> tuple[str, tuple[str, Path]]:
-        model = models[architecture(path)]
-        copy = small_copy(recipe_of(path), model, world)
-        done = swift_sft("--config", str(copy), env=environment(world, model))
+        recipe = recipe_of(world / path)  # an absolute path stays as it is
+        model = world / "models" / recipe.values["model"].rpartition("/")[2]
+        copy = small_copy(recipe, model, world)
+        done = swift_sft(copy, environment(world, model))
         printed = done.stdout + done.stderr
         assert done.returncode == 0, f"{path.stem}:\n{printed[-3000:]}"
         return path.stem, (printed, only_run(world / "out" / path.stem))
@@ -476,14 +508,14 @@ def test_it_trains_and_leaves_adapter_manifest_and_anchor(
     from safetensors import safe_open
 
     printed, run = trainings[kind]
-    recipe = recipe_of(min(KINDS[kind], key=lambda p: len(p.stem)))
+    recipe = recipe_of(run.parents[1].parent / f"{run.parent.name}.yaml")
     steps = logged(run)
     assert len(steps) >= 2
     assert "dropped" not in printed.replace("lora_dropout", "")
     checkpoint = run / f"checkpoint-{len(steps)}"
     for folder in (run, checkpoint):
         manifest = json.loads((folder / "manifest.json").read_text())
-        assert manifest["spec"] == str(scaled(recipe.spec))
+        assert manifest["spec"] == str(recipe.spec)
         assert (folder / "anchor.txt").is_file()
     with safe_open(checkpoint / "adapter_model.safetensors", "pt") as adapter:
         names = list(adapter.keys())
@@ -510,7 +542,7 @@ SYSTEM = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.partition("_")[0] in SYSTEM])
 def test_the_system_prompt_is_that_of_its_time(
     kind: str, trainings: dict[str, tuple[str, Path]]
 ) -> None:
@@ -534,7 +566,7 @@ def test_a_row_beyond_the_context_of_llama_2_trains(world: Path) -> None:
     target.write_text("".join(json.dumps(row) + "\n" for row in rows))
     copy = small_copy(recipe_of(path), model, home, max_steps=2)
     env = environment(world, model) | {"TELL_DATA_HOME": str(home / "data")}
-    done = swift_sft("--config", str(copy), env=env)
+    done = swift_sft(copy, env)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert len(logged(only_run(home / "out" / path.stem))) == 2
 

@@ -6,6 +6,7 @@ Also what `./run.sh test` calls, with stand-in steps.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ TOOLS = ("bash", "sh", "dirname", "cmp", "cp", "flock", "mkdir", "cat", "rm", "s
 TOOLS += ("sed", "head", "cut")
 LIGHT = ("check", "mix", "new", "plugin", "data")
 ALL = ["light", "data", "train", "translation", "ray", "tests"]
+LATEST = [("setup", ["latest"]), ("train", ["latest"]), ("test", ["latest", "tests"])]
 
 # stands for the system's Python: `-c` is the version check, `-m venv` makes the one below
 BASE = """#!/bin/sh
@@ -33,8 +35,9 @@ case "$1 $2" in
   "-c "*) exit {wrong} ;;
   "--version ") echo "Python 3.13.1" ;;
   "-m venv") [ -z "$VENV_CODE" ] || exit "$VENV_CODE"
-    [ "$3" != --clear ] || rm -rf .venv
-    mkdir -p .venv/bin; cp "$INNER" .venv/bin/python ;;
+    for folder; do :; done
+    [ "$3" != --clear ] || rm -rf "$folder"
+    mkdir -p "$folder/bin"; cp "$INNER" "$folder/bin/python" ;;
 esac
 """
 # stands for .venv/bin/python: pip, tell_plugins, tests.run_all, benchmarks
@@ -44,7 +47,7 @@ case "$1 $2 $3" in
   "-c "*) exit 0 ;;
   "-m pip config") printf '%s\\n' "$PIP_SETTINGS"; exit ;;
   "-m pip install") case "$*" in
-      *uv==*) [ -z "$NO_UV" ] || exit 1; cp "$FAKE_UV" .venv/bin/uv; exit ;;
+      *uv==*) [ -z "$NO_UV" ] || exit 1; cp "$FAKE_UV" "${0%/*}/uv"; exit ;;
       *) echo "Collecting things"; exit "${PIP_CODE:-0}" ;;
     esac ;;
 esac
@@ -75,7 +78,7 @@ class World:
         self.log.touch()
         shutil.copy(PROJECT / "run.sh", self.root)
         (self.root / "requirements").mkdir()
-        for group in ALL:
+        for group in [*ALL, "latest"]:
             self.requirements(group).write_text(f"# {group}: some things\nthings==1\n")
         for tool in TOOLS:
             found = shutil.which(tool)
@@ -172,10 +175,10 @@ def test_the_first_call_sets_up_and_the_second_does_not(world: World) -> None:
     world.python()
     code, out, err = world.run("check", "a b", "--x=1", "")
     assert code == 0
-    assert err.splitlines() == [
+    assert re.sub(r"in \d+ s", "in N s", err).splitlines() == [
         "Setting up light: some things",
         "Installed 1 package in 1ms",
-        "Set up in 0 s",
+        "Set up in N s",
     ], "what uv says does not belong to the verb's output, and its list of packages to no log"
     assert out.splitlines()[:5] == ["<tell_plugins>", "<check>", "<a b>", "<--x=1>", "<>"]
     code, again, err = world.run("check", "a b", "--x=1", "")
@@ -225,6 +228,28 @@ def test_what_is_there_stays_when_more_is_installed(world: World) -> None:
     world.requirements("light").write_text("things==2\n")
     assert world.run("check")[0] == 0
     assert world.installed()[2:] == [ALL], "pins are of one set"
+
+
+@pytest.mark.parametrize(("verb", "groups"), LATEST)
+def test_the_newest_ms_swift_has_an_environment_of_its_own(
+    world: World, verb: str, groups: list[str]
+) -> None:
+    world.python()
+    code, out, _ = world.run(verb, "--swift", "latest", "r.yaml" if verb == "train" else "latest")
+    assert code == 0
+    assert "--swift" not in out
+    assert world.installed() == [groups]
+    assert not (world.root / ".venv").exists()
+    assert (world.root / ".venv-latest" / "installed" / "latest.txt").is_file()
+    assert world.run(verb, TELL_SWIFT="latest")[0] == 0
+    assert world.installed() == [groups]
+
+
+def test_an_ms_swift_that_is_none(world: World) -> None:
+    code, out, err = world.run("setup", "--swift", "newest")
+    assert (code, out) == (1, "")
+    assert "no ms-swift 'newest'" in err
+    assert "allowed: pinned, latest" in err
 
 
 def test_a_group_that_is_none(world: World) -> None:

@@ -189,6 +189,7 @@ def test_a_run_leaves_a_card_that_a_mixture_takes(
     assert len(record["from"]["model itself"]["model_files"]) == 64
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_file_of_one_that_was_not(model: Path, tmp_path: Path) -> None:
     """Three processes: one whole, one killed in the middle, one that goes on from there."""

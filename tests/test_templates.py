@@ -308,6 +308,7 @@ def _said(answers: dict[int, dict[str, Any]]) -> dict[int, list[Any]]:
     return {row: [answer[key] for key in keys] for row, answer in answers.items()}
 
 
+@pytest.mark.newest
 @pytest.mark.slow
 def test_the_deployed_adapter_answers_as_eval_did(
     cards: None, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -85,7 +85,12 @@ def model_table() -> dict[str, Any]:
                     if name:  # the first type that has a name is the one that is taken
                         last = name.rsplit("/", 1)[-1].lower()
                         names.setdefault(last, [kind, group.template or meta.template])
-    return {"types": types, "names": names, "templates": list(TEMPLATE_MAPPING)}
+    hybrid = [
+        name
+        for name, meta in TEMPLATE_MAPPING.items()
+        if meta.is_thinking and meta.non_thinking_prefix
+    ]
+    return {"types": types, "names": names, "templates": list(TEMPLATE_MAPPING), "hybrid": hybrid}
 
 
 def _layers(arch: Any) -> list[str]:

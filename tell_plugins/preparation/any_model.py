@@ -13,7 +13,7 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
-from tell_plugins.preparation.task_recipe import PATTERNS
+from tell_plugins.preparation.task_recipe import short_names
 from tell_plugins.recipe.model_rules import check_kind, check_template
 from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.recipes import Recipe, load_recipe
@@ -24,6 +24,10 @@ from tell_plugins.recipe.swift_keys import ModelTable, swift_keys
 PATTERN = "llama2_json"  # its settings for a 24 GB card are those of any model of its size
 _DATA = "tell/sample_complaints"  # and its general data are those that come along
 _SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
+_WITHOUT_THINKING = (
+    "; answers without a think block (enable_thinking: false), as your rows have none: ms-swift "
+    "4.0 would let it think in answers, 4.6 not, and both train it on an empty block"
+)
 _SMALL, _LARGE = 0.6e9, 3e9  # parameters
 # learning rates by size. The paper's for 7B; of SmolLM2-135M's readings, a fourth; between them
 # by eye. None was measured at its size
@@ -37,8 +41,8 @@ def any_model(model: str, model_type: str | None, template: str | None) -> tuple
     where ms-swift cannot be asked.
     """
     folder = model_folder(model)
-    if folder is None and "/" not in model and nearest(model, PATTERNS):
-        raise unknown("model", model, PATTERNS, "--model")  # without asking ms-swift
+    if folder is None and "/" not in model and nearest(model, short_names()):
+        raise unknown("model", model, short_names(), "--model")  # without asking ms-swift
     keys = swift_keys()
     known = keys.models.known(model)
     if folder is None and known is None and model_type is None:
@@ -53,12 +57,17 @@ def any_model(model: str, model_type: str | None, template: str | None) -> tuple
     size = parameters(model)
     values["learning_rate"] = next(rate for most, rate in _RATES if (size or _LARGE) < most)
     values["gradient_checkpointing"] = size is None or size > _SMALL
+    chosen = template or (known[1] if known else None)
+    is_hybrid = chosen in keys.models.hybrid
+    if is_hybrid:
+        values["enable_thinking"] = False
     recipe = load_recipe(paths.RECIPES / f"{PATTERN}.yaml").with_values(**values)
     raise_all(list(_untold(Settings(recipe, keys))))
     kind = model_type or (known[0] if known else "found by ms-swift in its config.json")
     told = f"{size / 1e9:.2g}B parameters" if size else "a size that its name does not tell"
     rate = f"learning rate {values['learning_rate']:g}, not measured for it"
-    return recipe, f"{model}: type {kind}, {told}; assumed: LoRA on all linear layers, {rate}"
+    said = f"{model}: type {kind}, {told}; assumed: LoRA on all linear layers, {rate}"
+    return recipe, said + (_WITHOUT_THINKING if is_hybrid else "")
 
 
 def _untold(settings: Settings) -> Iterator[UserError]:

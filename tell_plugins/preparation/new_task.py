@@ -40,12 +40,12 @@ from tell_plugins.preparation.method import (
 )
 from tell_plugins.preparation.own_task import SPLITS, Task, folds_of, read_task
 from tell_plugins.preparation.task_recipe import (
-    PATTERNS,
     general_of,
     header,
     pattern_for,
     recipe_name,
     recipe_text,
+    short_names,
 )
 from tell_plugins.recipe.lengths import own_tokenizer
 from tell_plugins.recipe.recipes import Recipe
@@ -225,7 +225,7 @@ def _write(
 
 def _pattern(args: argparse.Namespace, task: Task) -> Recipe:
     """The recipe to start from; what was assumed of a model without one joins the notes."""
-    named = args.model in PATTERNS or args.model.endswith((".yaml", ".yml"))
+    named = args.model in short_names() or args.model.endswith((".yaml", ".yml"))
     if named and not (args.model_type or args.template):
         return pattern_for(args.model, task.metric)
     recipe, assumed = any_model(args.model, args.model_type, args.template)

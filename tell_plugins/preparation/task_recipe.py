@@ -18,14 +18,6 @@ from tell_plugins.core.spec import NONE
 from tell_plugins.preparation.method import Method
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 
-# The pack's own recipes that train a task as the paper does, by model: a recipe of the user's own
-# beside them is a pattern only when it is named, since its settings were chosen for its own task.
-PATTERNS = {
-    "gemma": ("gemma_en_is", "gemma_is_en"),
-    "llama2": ("llama2_json", "llama2_gsm8k", "llama2_en_is", "llama2_is_en"),
-    "qwen": ("qwen_json",),
-    "smollm2": ("smollm2_sample", "smollm2_json"),
-}
 # keys of a recipe that belong to its own task
 GONE = ("val_dataset", "split_dataset_ratio", "resume_from_checkpoint")
 
@@ -33,7 +25,7 @@ GONE = ("val_dataset", "split_dataset_ratio", "resume_from_checkpoint")
 def pattern_for(model: str, metric: str) -> Recipe:
     """The recipe to start from: of this model, and of a task with this metric where there is one.
 
-    `model` is a key of `PATTERNS`, or a recipe file; see `any_model` for all others.
+    `model` is one of `short_names`, or a recipe file; see `any_model` for all others.
     """
     if model.endswith((".yaml", ".yml")):
         recipe = load_recipe(model)
@@ -44,10 +36,40 @@ def pattern_for(model: str, metric: str) -> Recipe:
                 remedy="name another recipe, or a model with --model NAME",
             )
         return recipe
-    if model not in PATTERNS:
-        raise unknown("model", model, PATTERNS, "--model")
-    recipes = [load_recipe(paths.RECIPES / f"{name}.yaml") for name in PATTERNS[model]]
+    if model not in short_names():
+        raise unknown("model", model, short_names(), "--model")
+    recipes = _patterns(model)
     return next((it for it in recipes if load_card(it.spec.card).metric == metric), recipes[0])
+
+
+def short_names() -> list[str]:
+    """What the pack's recipes call their models: the first part of a recipe's name."""
+    return sorted({recipe.name.partition("_")[0] for recipe in _patterns()})
+
+
+def _patterns(model: str = "") -> list[Recipe]:
+    """The pack's own recipes that train a task as the paper does, the least memory first.
+
+    A recipe of the user's own beside them is a pattern only when it is named, since its settings
+    were chosen for its own task; a variant (`qwen_json_sft`) is none either.
+    """
+    files = sorted(paths.RECIPES.glob(f"{model or '*'}_*.yaml"), reverse=True)
+    stems = [file.stem for file in files]
+    mains = [f for f in files if not any(f.stem.startswith(f"{stem}_") for stem in stems)]
+    found = [recipe for recipe in map(_readable, mains) if recipe is not None]
+    return sorted(found, key=lambda recipe: int(recipe.get("max_length", 0)))
+
+
+def _readable(file: Path) -> Recipe | None:
+    """A recipe of the pack that is plain and trains one of its data sets, else nothing."""
+    try:
+        recipe = load_recipe(file)
+        card = load_card(recipe.spec.card)
+    except UserError:
+        return None
+    return (
+        recipe if card.folder.parent == paths.PROJECT / "datasets" and _is_plain(recipe) else None
+    )
 
 
 def _is_plain(recipe: Recipe) -> bool:

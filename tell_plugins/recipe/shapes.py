@@ -1,8 +1,8 @@
-"""Sizes of a model, from its config.json or from a small table of the paper's models."""
+"""Sizes of a model, from its config.json; of the recipes' models on a hub from a copy of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class Shape:
         tied: whether input and output embeddings are one matrix.
         skips_logits: whether its forward pass can leave out logits that carry no label.
         quantised: whether its weights are stored in fewer bits (GPTQ, AWQ and the like).
+        beside: parameters beside the decoder, which are loaded and not trained (a vision tower).
     """
 
     name: str
@@ -38,6 +39,7 @@ class Shape:
     tied: bool = False
     skips_logits: bool = True
     quantised: bool = False
+    beside: int = 0
 
     @property
     def embedding(self) -> int:
@@ -49,7 +51,7 @@ class Shape:
         linear = sum(i * o for layers in self.modules.values() for i, o in layers)
         block = linear + self.biases + 2 * self.hidden
         outside = self.embedding * (1 if self.tied else 2) + self.hidden
-        return self.layers * block + outside
+        return self.layers * block + outside + self.beside
 
     def targets(self, names: list[str]) -> list[tuple[int, int]]:
         """(inputs, outputs) of each linear layer of a block that `target_modules` names."""
@@ -91,7 +93,55 @@ _QWEN_7B = Shape(
     biases=3 * 4096,
     skips_logits=False,
 )
-_GATED_TYPES = ("llama", "gemma", "mistral", "qwen2", "qwen3")
+# of models on a hub, by the last part of their id: what their config.json says. A model that is
+# missing here trains as well; `check` then has no estimate until its folder is at hand
+_CONFIGS: dict[str, dict[str, Any]] = {
+    "llama-2-7b-chat-ms": {
+        "name": "Llama-2-7b-chat",
+        **{"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008},
+        **{"num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000},
+        "max_position_embeddings": 4096,
+    },
+    "llama-3.2-3b-instruct": {
+        **{"model_type": "llama", "hidden_size": 3072, "intermediate_size": 8192},
+        **{"num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8},
+        **{"vocab_size": 128256, "max_position_embeddings": 131072, "tie_word_embeddings": True},
+    },
+    "smollm2-360m-instruct": {
+        **{"model_type": "llama", "hidden_size": 960, "intermediate_size": 2560},
+        **{"num_hidden_layers": 32, "num_attention_heads": 15, "num_key_value_heads": 5},
+        **{"vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True},
+    },
+    "gemma-7b-it": {
+        **{"model_type": "gemma", "hidden_size": 3072, "intermediate_size": 24576},
+        **{"num_hidden_layers": 28, "num_attention_heads": 16, "head_dim": 256},
+        **{"vocab_size": 256000, "max_position_embeddings": 8192},
+    },
+    "gemma-3-4b-it": {
+        "model_type": "gemma3",
+        "text_config": {
+            **{"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240},
+            **{"num_hidden_layers": 34, "num_attention_heads": 8, "num_key_value_heads": 4},
+            **{"head_dim": 256, "vocab_size": 262208, "max_position_embeddings": 131072},
+        },
+        "vision_config": {
+            **{"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27},
+        },
+    },
+    "qwen2.5-7b-instruct": {
+        **{"model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944},
+        **{"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4},
+        **{"vocab_size": 152064, "max_position_embeddings": 32768},
+    },
+    "qwen3-4b-instruct-2507": {
+        **{"model_type": "qwen3", "hidden_size": 2560, "intermediate_size": 9728},
+        **{"num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8},
+        **{"head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 262144},
+        "tie_word_embeddings": True,
+    },
+}
+_CONFIGS["llama-2-7b-chat-hf"] = _CONFIGS["llama-2-7b-chat-ms"]
+_GATED_TYPES = ("llama", "gemma", "gemma3_text", "mistral", "qwen2", "qwen3", "smollm3")
 
 
 def shape_of(model: str) -> Shape | None:
@@ -102,7 +152,11 @@ def shape_of(model: str) -> Shape | None:
     folder = model_folder(model)
     if folder is not None and (folder / "config.json").is_file():
         return _from_config(folder / "config.json")
-    return _KNOWN.get(model.rstrip("/").rpartition("/")[2].lower())
+    name = model.rstrip("/").rpartition("/")[2]
+    if name.lower() == _QWEN_7B.name.lower():
+        return _QWEN_7B
+    config = _CONFIGS.get(name.lower())
+    return None if config is None else _shape(config.get("name", name), config)
 
 
 def readable_shape(model: str) -> Shape | None:
@@ -115,12 +169,28 @@ def readable_shape(model: str) -> Shape | None:
 
 def _from_config(path: Path) -> Shape | None:
     config = read_json(path, dict[str, Any], "get the model anew", foreign=True)
-    if config is None or config.get("model_type") not in _GATED_TYPES:
-        return None
+    return None if config is None else _shape(path.parent.name, config)
+
+
+def _shape(name: str, config: dict[str, Any]) -> Shape | None:
+    """The sizes by a config.json; of a model that also sees pictures, those of its decoder."""
+    text = config.get("text_config") or config
     try:
-        return _gated_shape(path.parent.name, config)
-    except (KeyError, TypeError, ValueError, ArithmeticError):  # another layout
+        if text.get("model_type") not in _GATED_TYPES:
+            return None
+        shape = _gated_shape(name, text)
+        beside = _vision_parameters(config.get("vision_config"))
+        return replace(shape, beside=beside, quantised="quantization_config" in config)
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError):  # another layout
         return None
+
+
+def _vision_parameters(config: dict[str, Any] | None) -> int:
+    """Those of a plain vision transformer: attention and one feed-forward layer each block."""
+    if config is None:
+        return 0
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    return int(config["num_hidden_layers"] * (4 * hidden**2 + 2 * hidden * inner))
 
 
 def _gated_shape(name: str, config: dict[str, Any]) -> Shape:
@@ -143,33 +213,5 @@ def _gated_shape(name: str, config: dict[str, Any]) -> Shape:
         modules=_gated(hidden, query, key, inner),
         biases=query + 2 * key if biased else 0,
         # a config.json leaves out what equals its class's default; Gemma's is tied
-        tied=config.get("tie_word_embeddings", config["model_type"] == "gemma"),
-        quantised="quantization_config" in config,
+        tied=config.get("tie_word_embeddings", config["model_type"].startswith("gemma")),
     )
-
-
-_LLAMA_2_7B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "vocab_size": 32000,
-    "max_position_embeddings": 4096,
-}
-_GEMMA_7B = {
-    "model_type": "gemma",
-    "hidden_size": 3072,
-    "intermediate_size": 24576,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "head_dim": 256,
-    "vocab_size": 256000,
-    "max_position_embeddings": 8192,
-}
-_KNOWN = {
-    "qwen-7b-chat": _QWEN_7B,
-    "llama-2-7b-chat-ms": _gated_shape("Llama-2-7b-chat", _LLAMA_2_7B),
-    "llama-2-7b-chat-hf": _gated_shape("Llama-2-7b-chat", _LLAMA_2_7B),
-    "gemma-7b-it": _gated_shape("gemma-7b-it", _GEMMA_7B),
-}

@@ -42,11 +42,13 @@ class ModelTable:
         types: model type -> its `template` (None: several), `templates`, `architectures`, `layers`.
         names: the last part of a hub's id, in lower case -> type and template.
         templates: the names of all templates.
+        hybrid: those of models that answer with a think block or without.
     """
 
     types: dict[str, dict[str, Any]] = field(default_factory=dict)
     names: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     templates: tuple[str, ...] = ()
+    hybrid: tuple[str, ...] = ()
 
     def known(self, model: str) -> tuple[str, str | None] | None:
         """Type and template of a model that ms-swift knows by its name, folder or hub id."""
@@ -127,7 +129,7 @@ def shipped_keys() -> SwiftKeys:
 def _keys_of(answer: dict[str, Any], *, installed: bool = True) -> SwiftKeys:
     models = answer["models"]
     names = {name: (kind, template) for name, (kind, template) in models["names"].items()}
-    table = ModelTable(models["types"], names, tuple(models["templates"]))
+    table = ModelTable(models["types"], names, tuple(models["templates"]), tuple(models["hybrid"]))
     return SwiftKeys(answer["version"], answer["keys"], table, installed)
 
 
