@@ -155,6 +155,7 @@ def _run(argv: list[str]) -> int:
         description="TELL recipes for ms-swift. Without a verb: set up, then the demo.\n\n"
         + _table(),
         epilog="`./run.sh VERB --help` explains a verb; --debug shows where an error comes from.\n"
+        "`./run.sh VERB --swift latest ...` uses the newest ms-swift, in .venv-latest.\n"
         "Paths in flags count from the folder that you call from (files to read are found in the\n"
         "project's folder too); paths inside a recipe count from the project's folder, where\n"
         "ms-swift runs.",
