@@ -175,6 +175,7 @@ def test_dataset_strings_parse() -> None:
 
 def test_variables_are_read_somewhere() -> None:
     code = "".join(path.read_text() for path in (PROJECT / "tell_plugins").rglob("*.py"))
+    code += (PROJECT / "run.sh").read_text()
     for name in set(re.findall(r"TELL_[A-Z_]+", TEXT)):
         assert name in code, name
 
