@@ -15,6 +15,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
+from tell_plugins.evaluation.answers import read_answers
 from tests.conftest import MakeCard, write_rows
 from tests.tiny import (
     WORDS,
@@ -370,11 +371,11 @@ def test_the_deployed_adapter_answers_as_eval_did(
     assert any(text != saved[row]["text"] for row, (text, _) in enumerate(bare))
     out = tmp_path / "exported"
     assert main(["export", str(tmp_path / "run"), "--out", str(out)]) == 0
-    exported = ["--model", str(out), "--served_model_name", "tiny"]
-    with deployed(tmp_path / "exported.log", *exported) as url:  # without the plugin
-        for row, plain in enumerate(task.plain):
-            assert ask(url, plain) == (saved[row]["text"], saved[row]["prompt_tokens"])
-        assert main(["verify", url, str(answers.parent)]) == 0
+    (folder,) = (tmp_path / "here").glob("*/test-greedy")
+    again = tmp_path / "again"
+    with deployed(tmp_path / "exported.log", "--model", str(out)) as url:  # without the plugin
+        assert main(["verify", url, str(folder), "--out", str(again)]) == 0
+    assert _said({line["row"]: line for line in read_answers(again)}) == _said(saved)
     result = tmp_path / "infer.jsonl"
     run_swift(
         *["infer", "--adapters", str(checkpoint), "--val_dataset", "tell/tiny_task:split=test"],
