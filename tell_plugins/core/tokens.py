@@ -22,9 +22,9 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import track
 from tell_plugins.core.rows import Texts
 from tell_plugins.core.turns import MARK
+from tell_plugins.core.words import Words, rule_of
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from tqdm import tqdm
 
 _ENTRY = np.dtype([("key", "<u8"), ("query", "<u4"), ("response", "<u4")])
@@ -72,11 +72,7 @@ class TokenCounter:
 
     def count(self, texts: list[str]) -> npt.NDArray[np.uint32]:
         """The number of tokens of each text."""
-        with _parallel():
-            encodings = _load(self.path, self.sha256).encode_batch_fast(
-                texts, add_special_tokens=False
-            )
-        return np.array([len(encoding) for encoding in encodings], np.uint32)
+        return _load(self.path, self.sha256).count(texts)
 
     def lengths(
         self,
@@ -136,7 +132,7 @@ def _parallel() -> Iterator[None]:
 
 
 @lru_cache(maxsize=4)
-def _load(path: Path, _sha256: str) -> Tokenizer:
+def _load(path: Path, _sha256: str) -> Words:
     from tokenizers import Tokenizer
 
     try:
@@ -147,7 +143,13 @@ def _load(path: Path, _sha256: str) -> Tokenizer:
         ) from None
     tokenizer.no_truncation()  # a saved file may carry both, and both falsify a count
     tokenizer.no_padding()
-    return tokenizer
+
+    def encode(texts: list[str]) -> list[int]:
+        with _parallel():
+            encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [len(encoding) for encoding in encodings]
+
+    return Words(rule_of(tokenizer.to_str()), encode)
 
 
 class _LengthStore:
