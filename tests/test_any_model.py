@@ -105,8 +105,8 @@ def test_a_type_that_ms_swift_does_not_know(
 @pytest.mark.parametrize(
     ("model", "size"),
     [
-        ("Qwen/Qwen2.5-7B-Instruct", 7e9),
-        ("HuggingFaceTB/SmolLM2-360M-Instruct", 360e6),
+        ("Qwen/Qwen2.5-14B-Instruct", 14e9),
+        ("HuggingFaceTB/SmolLM-360M-Instruct", 360e6),
         ("x/Qwen3-30B-A3B", 30e9),
         ("Qwen/Qwen3-0.6B", 0.6e9),
         ("x/phi-4", None),

@@ -301,7 +301,7 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ({"target_modules": ["q_proj", "c_attn"]}, "which Llama-2-7b-chat does not have"),
         ({"target_modules": ["c_attn"]}, "which Llama-2-7b-chat does not have"),
         (
-            {"model": "Qwen/Qwen2.5-7B-Instruct", "target_modules": ["c_attn"]},
+            {"model": "Qwen/Qwen2.5-14B-Instruct", "target_modules": ["c_attn"]},
             "models of type 'qwen2' do not have",
         ),
     ],
