@@ -275,9 +275,11 @@ def _build(command: str, data: Callable[[list[str]], int]) -> bool:
     try:
         code = data(words[2:])
     except (UserError, MachineError) as error:
-        raise MachineError(f"the build failed: {command}\n{error}") from None
+        raise MachineError(
+            f"the build failed: {command}\n{error}", remedy="mend this, then call it again"
+        ) from None
     finally:
         _RUNNING.remove(command)
     if code != 0:
-        raise MachineError(f"the build failed: {command}\n  remedy:  see the message above")
+        raise MachineError(f"the build failed: {command}", remedy="see the message above")
     return True

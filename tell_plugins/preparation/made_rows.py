@@ -105,7 +105,10 @@ def _kept(card: Card, source: Published, path: Path) -> Iterator[tuple[dict[str,
     for record in read_records(path):
         where = f"{path.name}, line {record.line}"
         if not isinstance(record.value, dict):
-            raise MachineError(f"{where}: {record.problem or 'no row'}")
+            raise MachineError(
+                f"{where}: {record.problem or 'no row'}",
+                remedy="name a file whose records are rows: correct 'made_of' in the card",
+            )
         row = record.value | source.add
         missing = [column for column in card.made.keep if column not in row]
         if missing:
