@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.yamlfile import parse_yaml, read_yaml
 from tell_plugins.experiments.sweep import load_sweep
 from tests.conftest import PROJECT
+
+OmegaConf = pytest.importorskip("omegaconf").OmegaConf  # newer ms-swift reads YAML without it
 
 _SCALARS = ["1e-4", "1.0e-4", "1E5", "-.5", "5.", "1_0.5", "1e+3", ".inf", "12", "-3", "0", "yes"]
 _SCALARS += ["off", "~", "null", "2024-01-31", "a", "1e", "e5", "'1'", "1:30:00", "[1e-3, x]"]
