@@ -13,7 +13,7 @@ import yaml
 from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
-from tests.conftest import MakeCard, write_rows
+from tests.conftest import PROJECT, MakeCard, write_rows
 
 KINDS = ("spam", "news", "other")
 CSV = "text,kind\n" + "".join(
@@ -179,7 +179,7 @@ def test_a_card_that_does_not_say_all(
     assert found in capsys.readouterr().err
 
 
-SUITE = Path(__file__).parents[2] / "shared" / "data" / "suite"
+SUITE = PROJECT.parent / "shared" / "data" / "suite"
 
 
 @pytest.mark.skipif(not SUITE.is_dir(), reason="no ../shared/data/suite")
