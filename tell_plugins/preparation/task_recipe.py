@@ -67,9 +67,7 @@ def _readable(file: Path) -> Recipe | None:
         card = load_card(recipe.spec.card)
     except UserError:
         return None
-    return (
-        recipe if card.folder.parent == paths.PROJECT / "datasets" and _is_plain(recipe) else None
-    )
+    return recipe if card.folder.parent == paths.CARDS and _is_plain(recipe) else None
 
 
 def _is_plain(recipe: Recipe) -> bool:
