@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +133,8 @@ def _made(card: Card, row: dict[str, Any], where: str) -> Pair:
 
 def _filled(card: Card, name: str, template: str, row: dict[str, Any], where: str) -> str:
     """The text that a template makes of a row. Raises UserError for either's fault."""
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-    environment.filters["tojson"] = _json  # Jinja's own escapes for HTML
     try:
-        text = environment.from_string(template).render(row).strip()
+        text = _compiled(template).render(row).strip()
     except Exception as error:  # a template is the card's, and may raise what it likes
         raise UserError(
             f"the template of '{name}' does not fit a row: {error}",
@@ -153,6 +149,17 @@ def _filled(card: Card, name: str, template: str, row: dict[str, Any], where: st
             remedy="correct 'made' in the card, or leave such rows out with 'keep'",
         )
     return text
+
+
+@lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
+    """The template, read once for all rows."""
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+    environment.filters["tojson"] = _json  # Jinja's own escapes for HTML
+    return environment.from_string(template)
 
 
 def _json(value: Any) -> str:
