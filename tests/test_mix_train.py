@@ -272,6 +272,17 @@ def test_errors_of_the_data_stop_it_and_force_goes_on(
     assert f"./run.sh eval {toy} --adapter {runs[0]}" in said.out
 
 
+def test_without_a_gpu_a_recipe_of_a_gpu_says_what_to_do(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers would stop with a traceback after half a minute of loading."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert main(["train", str(toy), "--use_cpu", "false"]) == 1
+    printed = capsys.readouterr().err
+    assert "PyTorch sees no GPU on this machine" in printed
+    assert "--use_cpu true" in printed
+
+
 def test_a_run_that_saves_nothing_says_so(
     toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

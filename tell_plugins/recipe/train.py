@@ -64,6 +64,8 @@ def check_and_train(
     recipe = recipe.with_values(output_dir=str(recipe.output_dir))
     checked = inspect(recipe, swift_keys())
     _stop_on_errors(checked, force)
+    if not force:
+        _need_gpu(recipe, checked.settings)
     recipe = _with_model(recipe, checked.settings)
     before = set(checkpoints(recipe.output_dir))
     if not verbose:
@@ -88,6 +90,26 @@ def _stop_on_errors(checked: Checked, force: bool) -> None:
         raise_all([*errors, end])
     for finding in checked.findings:
         print(f"{finding.severity}: {finding.problem}", file=sys.stderr)
+
+
+_SEES_GPU = """
+import torch
+raise SystemExit(not getattr(torch, "accelerator", torch.cuda).is_available())
+"""
+
+
+def _need_gpu(recipe: Recipe, settings: Settings) -> None:
+    """UserError for 16-bit training without a GPU: transformers wants `use_cpu` said for it."""
+    if settings.flag("use_cpu") or settings.text("torch_dtype") == "float32":
+        return
+    if subprocess.run([sys.executable, "-c", _SEES_GPU], check=False).returncode:
+        raise UserError(
+            "PyTorch sees no GPU on this machine",
+            where=f"train, {recipe.where('use_cpu')}",
+            allowed="a GPU, or 'use_cpu: true'",
+            remedy="--use_cpu true trains on the CPU (small models); a driver or a build of "
+            "PyTorch may be missing",
+        )
 
 
 def _what_now(checked: Checked) -> list[str]:
