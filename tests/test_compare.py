@@ -18,10 +18,10 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import paper_numbers, scoring
+from tell_plugins.evaluation.answers import load_scored
 from tell_plugins.evaluation.compare import compare, find_folders
-from tell_plugins.evaluation.json_scorers import SCORERS
-from tell_plugins.evaluation.scored import load_scored
-from tell_plugins.evaluation.system_names import short_names, trained_spec
+from tell_plugins.evaluation.scorers.json_readings import SCORERS
+from tell_plugins.evaluation.systems import short_names, trained_spec
 from tests.conftest import MakeCard, write_rows
 from tests.saved_answers import HALU_PERFECT as GOOD
 from tests.saved_answers import answer_line, save_answers, save_lines

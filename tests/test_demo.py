@@ -13,8 +13,7 @@ import yaml
 from tell_plugins import cli
 from tell_plugins.bridge import embedded_model
 from tell_plugins.core import paths
-from tell_plugins.evaluation.intervals import Estimate, rate
-from tell_plugins.evaluation.shares import Interval
+from tell_plugins.evaluation.intervals import Estimate, Interval, rate
 from tell_plugins.experiments import demo
 from tell_plugins.experiments.measures import Difference
 from tell_plugins.experiments.planning import make_plan

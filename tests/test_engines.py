@@ -16,8 +16,7 @@ import pytest
 
 from tell_plugins.bridge.protocol import DECODINGS, Reply
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.evaluation.engines import make_engine
-from tell_plugins.evaluation.url_engine import UrlEngine
+from tell_plugins.evaluation.engines import UrlEngine, make_engine
 from tell_plugins.recipe.recipes import Recipe
 from tests.conftest import PROJECT
 from tests.loopback import Handler, Server, running

@@ -12,7 +12,7 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import scoring, taxonomy
 from tell_plugins.evaluation.intervals import Rate
-from tell_plugins.evaluation.json_scorers import (
+from tell_plugins.evaluation.scorers.json_readings import (
     SCORERS,
     AnswerSchema,
     card_schema,

@@ -14,11 +14,10 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import scoring, significance
+from tell_plugins.evaluation.answers import load_scored
 from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate, wilson
-from tell_plugins.evaluation.labels import Truth
-from tell_plugins.evaluation.scored import load_scored
 from tell_plugins.evaluation.scorers import judge_saved
-from tell_plugins.evaluation.scorers.form import judged_form
+from tell_plugins.evaluation.scorers.label import Truth, judged_form
 from tests.conftest import MakeCard
 from tests.saved_answers import save_answers
 

@@ -15,19 +15,20 @@ import numpy as np
 import pytest
 
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.evaluation import learned_metrics, scoring
-from tell_plugins.evaluation.learned_metrics import (
+from tell_plugins.evaluation import scoring
+from tell_plugins.evaluation.answers import load_scored
+from tell_plugins.evaluation.scorers import learned
+from tell_plugins.evaluation.scorers.learned import (
     DEFAULT_MODELS,
     Bleurt,
     Comet,
     LearnedMetric,
     Triple,
     chosen_model,
+    metric_names,
     score_documents,
 )
-from tell_plugins.evaluation.learned_scores import metric_names
-from tell_plugins.evaluation.measures import difference, measures
-from tell_plugins.evaluation.scored import load_scored
+from tell_plugins.evaluation.scoring import difference, measures
 from tests import learned_checkpoints
 from tests.conftest import PROJECT, MakeCard
 from tests.saved_answers import save_answers
@@ -206,7 +207,7 @@ class _Constant(LearnedMetric):
 def test_learned_scores_are_computed_once_for_each_checkpoint(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learned_metrics, "Comet", _Constant)
+    monkeypatch.setattr(learned, "Comet", _Constant)
     other = save_answers(tmp_path / "other", "lines", ["Eitt", "Rigning", "Sol\nog tungl"])
     one, two = f"{tmp_path.name}/one", f"{tmp_path.name}/two"
     for _ in range(2):

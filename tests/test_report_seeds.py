@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tell_plugins.evaluation import shares
+from tell_plugins.evaluation import intervals
 from tell_plugins.evaluation.grids import to_csv
 from tell_plugins.evaluation.intervals import Rate, counted
 from tell_plugins.experiments import measures, plots, tables
@@ -143,8 +143,8 @@ def test_three_seeds_of_thirds_do_not_vary() -> None:
     n = 200
     mine = np.column_stack([np.full(n, 1.0), np.full(n, 3.0)])
     theirs = np.column_stack([np.full(n, 2.0), np.full(n, 3.0)])
-    assert shares.correlation(mine, theirs) == 0
-    found = shares.difference(mine, theirs)
+    assert intervals.correlation(mine, theirs) == 0
+    found = intervals.share_difference(mine, theirs)
     assert found.low < found.value < found.high
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tell_plugins.cli import main
-from tell_plugins.evaluation.representations import (
+from tell_plugins.evaluation.represent import (
     CONDITIONS,
     MEASURES,
     Groups,

@@ -12,11 +12,11 @@ import pytest
 from tell_plugins.cli import main
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.evaluation import json_scorers, scorers, scoring
+from tell_plugins.evaluation import scorers, scoring
 from tell_plugins.evaluation.during_training import score_texts
 from tell_plugins.evaluation.intervals import Estimate, Rate
 from tell_plugins.evaluation.judged import Case, Judged, mean
-from tell_plugins.evaluation.scorers import json_answers
+from tell_plugins.evaluation.scorers import json_answers, json_readings
 from tests.conftest import MakeCard
 from tests.saved_answers import save_answers
 
@@ -253,14 +253,14 @@ def test_every_answer_is_judged_once(
     seen: Counter[str] = Counter()
     counted: dict[Any, Any] = {}
 
-    def counting(scorer: json_scorers.NamedScorer) -> json_scorers.NamedScorer:
-        def judge(*arguments: Any) -> json_scorers.Verdict:
+    def counting(scorer: json_readings.NamedScorer) -> json_readings.NamedScorer:
+        def judge(*arguments: Any) -> json_readings.Verdict:
             seen[scorer.judge.__name__] += 1
             return scorer.judge(*arguments)
 
         return scorer._replace(judge=counted.setdefault(scorer.judge, judge))
 
-    monkeypatch.setattr(json_answers, "SCORERS", [counting(s) for s in json_scorers.SCORERS])
+    monkeypatch.setattr(json_answers, "SCORERS", [counting(s) for s in json_readings.SCORERS])
     root = saved_sweep(tmp_path / "sweep", "once", {"TELL": ["{}"] * 5, "SFT": ["no"] * 5})
     folders = [path.parent for path in root.rglob("answers.jsonl")]
     compared(tmp_path, *folders)

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from tell_plugins.evaluation import labels, shares, significance
+from tell_plugins.evaluation import intervals, significance
 from tell_plugins.evaluation.intervals import counted, rate, rate_of_rows
+from tell_plugins.evaluation.scorers import label
 from tell_plugins.evaluation.significance import Floats, mean_stats
 
 
@@ -20,7 +21,7 @@ def _once(hits: object) -> Floats:
 
 def test_difference_of_nothing_and_nothing_has_an_interval() -> None:
     """0 of 50 against 0 of 50: how far apart they may be is not nothing."""
-    found = shares.difference(_once([0] * 50), _once([0] * 50))
+    found = intervals.share_difference(_once([0] * 50), _once([0] * 50))
     assert found.value == 0
     assert (found.low, found.high) == pytest.approx((-0.0713, 0.0713), abs=1e-3)
 
@@ -38,7 +39,7 @@ def test_paired_difference_is_newcombes(
     total = sum(table)
     spread = (both + first) * (second + none) * (both + second) * (first + none)
     corrected = max(both * none - first * second - total / 2, 0) / math.sqrt(spread)
-    found = shares.paired_difference(
+    found = intervals.paired_difference(
         counted(both + first, total), counted(both + second, total), corrected
     )
     assert found.value == pytest.approx((first - second) / total)
@@ -52,7 +53,7 @@ def test_few_discordant_rows_are_not_certain() -> None:
             _once([1] * total),
             _once([0] * better + [1] * (total - better)),
             significance.mean_score,
-            interval=shares.difference,
+            interval=intervals.share_difference,
         )
         exact = 2 * 0.5**better
         assert found.p == pytest.approx(exact, abs=0.02)
@@ -65,9 +66,9 @@ def test_a_rate_of_rows_is_that_of_its_answers() -> None:
 
 
 def test_balanced_accuracy_of_all_wrong_has_an_interval() -> None:
-    truth = labels.Truth(["yes"] * 38 + ["no"] * 162, ["yes", "no"])
-    said, true = labels.codes([None] * 200, truth.of, truth)
-    found = labels.balanced_accuracy_estimate(labels.joint_counts(said, true, range(200), 2))
+    truth = label.Truth(["yes"] * 38 + ["no"] * 162, ["yes", "no"])
+    said, true = label.codes([None] * 200, truth.of, truth)
+    found = label.balanced_accuracy_estimate(label.joint_counts(said, true, range(200), 2))
     assert (found.value, found.low, found.n) == (0, 0, 200)
     assert found.high == pytest.approx(0.0475, abs=1e-3)
 
@@ -83,23 +84,23 @@ def test_the_balanced_difference_covers_the_truth(recalls: tuple[float, float]) 
             (_once(generator.random(n) < recall), _once(generator.random(n) < recall))
             for n, recall in zip((162, 38), recalls, strict=True)
         ]
-        found = shares.mean_difference(parts)
+        found = intervals.mean_difference(parts)
         inside += found.low <= 0 <= found.high
     assert inside / 1000 > 0.92
 
 
 def test_two_constant_systems_are_not_told_apart() -> None:
     """Both say "no" nearly always, one of them in the right form more often."""
-    truth = labels.Truth(["no"] * 162 + ["yes"] * 38, ["yes", "no"])
+    truth = label.Truth(["no"] * 162 + ["yes"] * 38, ["yes", "no"])
     first: list[str | None] = ["no"] * 200
     second: list[str | None] = ["no"] * 146 + [None] * 16 + ["no"] * 38
     first[199] = "yes"
     stats = [
-        labels.joint_counts(*labels.codes(given, truth.of, truth), range(200), 2)
+        label.joint_counts(*label.codes(given, truth.of, truth), range(200), 2)
         for given in (first, second)
     ]
-    difference = labels.DIFFERENCES["balanced_accuracy"](*stats)
-    recalls = [labels.by_label(part) for part in stats]
+    difference = label.DIFFERENCES["balanced_accuracy"](*stats)
+    recalls = [label.by_label(part) for part in stats]
     assert difference[0] == pytest.approx((16 / 162 + 1 / 38) / 2)
     assert [len(part) for part in recalls[0]] == [38, 162]
     assert difference[1] > 0  # the form alone makes "no" right more often

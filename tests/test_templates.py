@@ -318,7 +318,7 @@ def test_the_deployed_adapter_answers_as_eval_did(
     from openai import OpenAI
 
     from tell_plugins.cli import main
-    from tell_plugins.evaluation.url_engine import UrlEngine
+    from tell_plugins.evaluation.engines import UrlEngine
 
     recipe = tiny_recipe(
         tmp_path / "tiny.yaml", tiny, "tell/tiny_task:task=all/general=10rows", num_train_epochs=2

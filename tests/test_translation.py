@@ -15,22 +15,23 @@ import pytest
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
-from tell_plugins.evaluation import scoring, translation
-from tell_plugins.evaluation.fewshot import (
+from tell_plugins.evaluation import scoring
+from tell_plugins.evaluation.answers import load_scored
+from tell_plugins.evaluation.intervals import Rate
+from tell_plugins.evaluation.rivals import (
     EXAMPLES,
     choose_examples,
     fixed_examples,
     load_examples,
 )
-from tell_plugins.evaluation.intervals import Rate
-from tell_plugins.evaluation.measures import difference, measures
-from tell_plugins.evaluation.scored import load_scored
-from tell_plugins.evaluation.segments import (
+from tell_plugins.evaluation.scorers import translation
+from tell_plugins.evaluation.scorers.translation import (
     align,
     documents,
     reference_opening,
     strip_opening,
 )
+from tell_plugins.evaluation.scoring import difference, measures
 from tests.conftest import MakeCard
 from tests.saved_answers import save_answers
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from tell_plugins.bridge.protocol import MODEL_KEYS
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import cached_json, read_json
 from tell_plugins.core.mixture import Manifest
-from tell_plugins.evaluation.fingerprints import file_or_empty, model_sha256
+from tell_plugins.core.rows import file_sha256
 from tell_plugins.recipe.recipes import Recipe, checkpoints, is_trained, is_whole_model
 
 BASE = "none"
+ARGS, CONFIG = "args.json", "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _OLDER_WEIGHTS = "adapter_model.bin"  # as older releases of peft save them
 
@@ -80,7 +83,7 @@ class Adapter:
         if self.path is None:
             return ""
         if self.whole:
-            return model_sha256(self.path)
+            return folder_sha256(self.path)
         return file_or_empty(self.path / WEIGHTS) or file_or_empty(self.path / _OLDER_WEIGHTS)
 
     @property
@@ -209,3 +212,101 @@ def _label(path: Path, recipe: Recipe) -> str:
         if inside.is_relative_to(root):
             return "--".join(inside.relative_to(root).parts)
     return "--".join(inside.parts[-3:])
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run: its checkpoint, what ms-swift saved beside it, and its mixture's manifest."""
+
+    adapter: Adapter
+    args: dict[str, Any]
+    manifest: dict[str, Any]
+    anchor: str
+
+    @property
+    def folder(self) -> Path:
+        assert self.adapter.path is not None
+        return self.adapter.path
+
+    @property
+    def model(self) -> str:
+        """The model that it was trained on, as ms-swift was told."""
+        return str(self.args["model"])
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The keys of a recipe that say which model answers, and through which template."""
+        saved = {key: self.args[key] for key in MODEL_KEYS if self.args.get(key) is not None}
+        return saved | ({"model": str(self.folder)} if self.adapter.whole else {})
+
+
+def read_run(text: str, scale: float = 1.0) -> Run:
+    """The run that `text` names. Raises UserError for a folder that is none of TELL's."""
+    folder = trained_folder(text, "RUN")
+    (adapter,) = at_scales([Adapter(folder.name, folder)], [scale])
+    manifest, saved = adapter.manifest(), adapter.saved(ARGS)
+    for found, name in ((manifest, "manifest.json"), (saved, ARGS)):
+        if not found:
+            raise UserError(
+                f"no {name}, so nothing says how it was trained",
+                where=paths.shown(folder),
+                allowed="a checkpoint of `./run.sh train`",
+                remedy="restore the file",
+            )
+    assert manifest is not None
+    anchor = folder / "anchor.txt"
+    text = anchor.read_bytes().decode() if anchor.is_file() else ""
+    return Run(adapter, saved, manifest, text)
+
+
+_WEIGHTS = (".safetensors", ".bin", ".gguf")
+_TEXT = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py")  # settings, tokenizer, code
+# what a trainer leaves beside a model; it changes no answer
+_OTHERS = {"training_args.bin", "trainer_state.json", "args.json", "manifest.json", "anchor.txt"}
+_SMALL = 1 << 30  # bytes; a file of weights up to here is read whole
+_SAMPLES, _SAMPLE = 256, 1 << 16  # else so many evenly spaced parts of so many bytes
+
+
+def folder_sha256(folder: Path) -> str:
+    """One hash over weights, settings, tokenizer and code in a model's folder; "" for no folder.
+
+    Of a large file of weights the size, the beginning (safetensors' header) and 256 evenly spaced
+    parts of 64 KiB are read: what trains a model changes all of its tensors.
+    """
+    if not folder.is_dir():
+        return ""
+    states = [(path, path.stat()) for path in model_files(folder)]
+    return _hash_of(tuple((path, state.st_size, state.st_mtime_ns) for path, state in states))
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model's folder on which its answers depend."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix in (*_WEIGHTS, *_TEXT) and path.name not in _OTHERS and path.is_file()
+    ]
+
+
+def file_or_empty(path: Path) -> str:
+    """The SHA-256 of a file, "" where there is none."""
+    return file_sha256(path) if path.is_file() else ""
+
+
+@lru_cache(maxsize=16)
+def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, size, _ in files:
+        sampled = path.suffix in _WEIGHTS and size > _SMALL
+        content = _sampled(path, size) if sampled else file_sha256(path)
+        digest.update(f"{path.name} {size} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _sampled(path: Path, size: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for number in range(_SAMPLES):
+            file.seek(number * (size - _SAMPLE) // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()

@@ -10,9 +10,8 @@ from tell_plugins.core.errors import UserError, nearest
 from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.adapters import BASE
 from tell_plugins.evaluation.answers import GENERAL
-from tell_plugins.evaluation.intervals import shown
+from tell_plugins.evaluation.intervals import Interval, shown
 from tell_plugins.evaluation.scorers import SECOND_READINGS
-from tell_plugins.evaluation.shares import Interval
 from tell_plugins.recipe.recipes import TUNED, Recipe, checkpoints, load_recipe
 
 _KEPT = {

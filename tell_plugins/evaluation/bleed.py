@@ -18,8 +18,8 @@ from typing import Any
 
 from tell_plugins.core.cards import Card
 from tell_plugins.core.sources import find_file, open_split
-from tell_plugins.evaluation.json_scorers import card_schema
 from tell_plugins.evaluation.judged import Judged, share
+from tell_plugins.evaluation.scorers.json_readings import card_schema
 from tell_plugins.evaluation.scorers.label import closed_labels
 
 Readings = Sequence[tuple[int, str]]  # the question's number and the answer's text

@@ -18,16 +18,15 @@ from tell_plugins.core.compressed import find, find_below
 from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.core.files import write_json
 from tell_plugins.core.progress import tracked
-from tell_plugins.evaluation import folds, scorers, scoring
-from tell_plugins.evaluation.answers import ANSWERS
-from tell_plugins.evaluation.json_scorers import SCORERS
+from tell_plugins.evaluation import scorers, scoring
+from tell_plugins.evaluation.answers import ANSWERS, Scored, load_scored, read_settings
 from tell_plugins.evaluation.judged import Judged
-from tell_plugins.evaluation.learned_scores import metric_names
 from tell_plugins.evaluation.paper_numbers import PaperNumber, paper_number
-from tell_plugins.evaluation.scored import Scored, load_scored, read_settings
+from tell_plugins.evaluation.scorers.json_readings import SCORERS
+from tell_plugins.evaluation.scorers.learned import metric_names
 from tell_plugins.evaluation.scoring import Scores
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
-from tell_plugins.evaluation.system_names import system_names, trained_spec
+from tell_plugins.evaluation.systems import pooled, system_names, trained_spec
 
 _TEST = "test"
 _DEFAULT_OUT = "output/compare"
@@ -176,7 +175,7 @@ def compare(
     for scored in loaded:
         scoring.add_learned(scored, learned, models or {})
     if pool:
-        loaded = folds.pooled(loaded)
+        loaded = pooled(loaded)
     same_test(loaded)
     names = system_names(loaded)
     systems = [
@@ -278,7 +277,7 @@ def _test_of(scored: Scored) -> tuple[object, ...]:
 def _differences(
     systems: Sequence[System], base: System, *, resamples: int, seed: int
 ) -> Iterator[Compared]:
-    from tell_plugins.evaluation.measures import difference, measures
+    from tell_plugins.evaluation.scoring import difference, measures
 
     others = [system for system in systems if system is not base]
     if not others:

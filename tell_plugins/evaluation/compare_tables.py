@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from tell_plugins.evaluation.grids import UNBOUNDED, Grid, print_grid, table_console
 from tell_plugins.evaluation.intervals import Estimate, Rate, shown
-from tell_plugins.evaluation.learned_scores import LEARNED
 from tell_plugins.evaluation.paper_numbers import is_papers_task
 from tell_plugins.evaluation.scorers import SECOND_READINGS
+from tell_plugins.evaluation.scorers.learned import LEARNED
 from tell_plugins.evaluation.scoring import Numbers, Reading, spaced
 from tell_plugins.evaluation.taxonomy import KINDS
 

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import scorers
-from tell_plugins.evaluation.json_scorers import card_schema, strict
+from tell_plugins.evaluation.answers import Answer
 from tell_plugins.evaluation.judged import Case
-from tell_plugins.evaluation.labels import reference_label
-from tell_plugins.evaluation.scored import Answer
 from tell_plugins.evaluation.scorers.json_answers import canonical
+from tell_plugins.evaluation.scorers.json_readings import card_schema, reference_label, strict
 from tell_plugins.evaluation.scorers.label import closed_labels
 
 # metric of a card: what ms-swift calls its scores, and the score that the best checkpoint is chosen

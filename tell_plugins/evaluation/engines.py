@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from tell_plugins.bridge.protocol import Engine, system_text
+from tell_plugins.bridge.protocol import Decoding, Engine, History, Reply, conversation, system_text
 from tell_plugins.core.errors import UserError, nearest
+from tell_plugins.preparation.chat import Answer, Refused, Server, api_url, side_by_side
 from tell_plugins.recipe.recipes import Recipe
 
 LOCAL = ("transformers", "vllm")
@@ -28,8 +31,6 @@ def make_engine(
     """
     need_kind(kind, model_name)
     if "://" in kind:
-        from tell_plugins.evaluation.url_engine import UrlEngine
-
         system = system_text(recipe.get("system")) or ""
         return UrlEngine(kind, adapters, model_name=model_name, system=system, workers=batch_size)
     if kind == "vllm":
@@ -72,3 +73,190 @@ def _need_vllm() -> None:
             remedy="pip install vllm (needs a GPU), or serve the model elsewhere with vLLM and "
             "pass --engine http://HOST:PORT/v1",
         )
+
+
+class UrlEngine:
+    """Answers prompts through a server's chat completions.
+
+    Args:
+        url: the address of the API; `/v1` is added to a bare host.
+        adapters: names of adapters that are to be tested; one that the server lists is asked for.
+        model_name: the model to ask for (default: the first that the server lists).
+        system: a system prompt in front of every conversation; "" leaves it to the server.
+        workers: requests under way at once.
+        timeout: seconds for one answer.
+        tries: how often a request is sent before the server counts as broken.
+
+    Raises:
+        UserError: for an address, key or model name that the server does not take.
+        MachineError: when the server cannot be reached or fails again and again.
+    """
+
+    context: int | None = None  # servers do not say; one that is exceeded is reported by the server
+
+    def __init__(
+        self,
+        url: str,
+        adapters: Collection[str] = (),
+        *,
+        model_name: str | None = None,
+        system: str = "",
+        workers: int = 16,
+        timeout: float = 600.0,
+        tries: int = 6,
+    ) -> None:
+        self._server = Server(api_url(url), timeout=timeout, tries=tries)
+        self._server.need_key()
+        self.name = f"url {self._server.shown_url}"
+        self._system = system
+        self._workers = workers
+        self._adapters = set(adapters)
+        self._plain = False  # whether the server refuses what is not in OpenAI's own API
+        self._listed = self._list(need=model_name is None)
+        self.model_name = model_name or self._listed[0]
+        self._named = model_name is not None
+        self._model = self.model_name
+
+    def _list(self, *, need: bool) -> list[str]:
+        """The names of the models that the server lists; it may list none if one was named."""
+        try:
+            listed = self._server.models()
+        except UserError:
+            if need:
+                raise
+            return []
+        if not listed and need:
+            raise UserError(
+                "the server lists no model",
+                where=self._server.shown_url,
+                remedy="name one with --model-name",
+            )
+        return listed
+
+    @contextlib.contextmanager
+    def adapter(self, name: str | None) -> Iterator[None]:
+        """Ask for one adapter inside the block, or for the model itself for None.
+
+        A server that lists the adapter's name is asked for it. Where it does not, the model of
+        `--model-name`, or the only one, is taken to be that adapter: what a server answers with is
+        its own affair. Raises UserError when several models are listed and none fits.
+        """
+        before = self._model
+        self._model = self._served(name)
+        try:
+            yield
+        finally:
+            self._model = before
+
+    def need_apart(self, names: Sequence[str | None]) -> None:
+        """Raise UserError when one served model would answer for two adapters (None: the base)."""
+        found: dict[str, str | None] = {}
+        for name in names:
+            model = self._served(name)
+            if model in found:
+                raise UserError(
+                    f"'{found[model] or 'none'}' and '{name or 'none'}' would both be answered by "
+                    f"the model '{model}'",
+                    where=self._server.shown_url,
+                    allowed=f"one model for each; listed: {', '.join(self._listed) or 'none'}",
+                    remedy="serve each under its own name (swift deploy --adapters NAME=DIR), or "
+                    "name one of them with --adapter",
+                )
+            found[model] = name
+
+    def _served(self, name: str | None) -> str:
+        if name is None:
+            return self.model_name
+        if name not in self._adapters:
+            raise ValueError(f"adapter {name!r} was not named")
+        if name in self._listed:
+            return name
+        if self._named or len(self._listed) == 1:
+            return self.model_name
+        match = nearest(name, self._listed)
+        raise UserError(
+            f"the server lists no model '{name}'",
+            where=self._server.shown_url,
+            allowed=", ".join(self._listed),
+            remedy=f"--model-name {match or self._listed[-1]}, if that is the adapter",
+        )
+
+    def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]:
+        """Characters, to sort by: only the server knows its tokens."""
+        before = sum(len(text) for pair in history for text in pair)
+        return [before + len(prompt) for prompt in prompts]
+
+    def puts_in_front(self, anchor: str) -> bool:
+        """Whether the server puts this anchor before a query by itself, as `swift deploy` does with
+        an adapter trained with it: a query then costs the same tokens with and without it, and a
+        longer query more (some servers give one number whatever they are asked).
+
+        Such a server answers task prompts rightly, but nothing can be asked without the anchor.
+        """
+        query = "Hi"
+        bare = self._prompt_size(query)
+        if bare is None or bare != self._prompt_size(anchor + query):
+            return False
+        longer = self._prompt_size(query * 50)
+        return longer is not None and longer > bare
+
+    def _prompt_size(self, prompt: str) -> int | None:
+        messages = conversation(prompt, system=self._system)
+        return self._send(messages, temperature=0.0, max_tokens=1).tokens_in
+
+    def answer(
+        self,
+        prompts: Sequence[str],
+        decoding: Decoding,
+        *,
+        max_new_tokens: int,
+        seed: int,
+        history: History = (),
+    ) -> list[Reply]:
+        """One reply a prompt, in order; the requests run side by side."""
+        numbered = list(enumerate(prompts))
+
+        def ask(item: tuple[int, str]) -> Reply:
+            place, prompt = item
+            messages = conversation(prompt, history, self._system)
+            return self._ask(messages, decoding, max_new_tokens, _seed(seed, place))
+
+        return list(side_by_side(ask, numbered, self._workers))
+
+    def _ask(
+        self, messages: list[dict[str, str]], decoding: Decoding, max_new_tokens: int, seed: int
+    ) -> Reply:
+        asked: dict[str, Any] = {
+            "temperature": decoding.temperature,
+            "max_tokens": max_new_tokens,
+            "seed": seed,
+        }
+        if decoding.top_p is not None:
+            asked["top_p"] = decoding.top_p
+        extra: dict[str, Any] = {"repetition_penalty": decoding.repetition_penalty}
+        if decoding.top_k is not None:
+            extra["top_k"] = decoding.top_k
+        # what OpenAI's own API does not know can be left away where that changes nothing
+        needed = decoding.top_k is not None or decoding.repetition_penalty != 1.0
+        if not self._plain:
+            try:
+                return _reply(self._send(messages, **asked, extra_body=extra))
+            except Refused:
+                if needed:
+                    raise
+        reply = _reply(self._send(messages, **asked))
+        self._plain = True  # it takes the request without the extras, so they were the reason
+        return reply
+
+    def _send(self, messages: list[dict[str, str]], **settings: Any) -> Answer:
+        hint = "check --model-name; one that takes no top_k answers --decoding greedy only"
+        return self._server.ask(hint=hint, model=self._model, messages=messages, **settings)
+
+
+def _seed(seed: int, place: int) -> int:
+    """A seed for each prompt of a batch, within what servers take."""
+    return (seed * 1009 + place) % 2**31
+
+
+def _reply(answer: Answer) -> Reply:
+    return Reply(answer.text, answer.finish, answer.tokens_out or 0, answer.tokens_in)

@@ -28,25 +28,24 @@ from tell_plugins.evaluation import (
     against,
     bleed,
     engines,
-    fingerprints,
     retention,
     rivals,
     scoring,
 )
 from tell_plugins.evaluation import prompts as prompting
-from tell_plugins.evaluation.adapters import Adapter, at_scales, find_adapters
+from tell_plugins.evaluation.adapters import Adapter, at_scales, find_adapters, folder_sha256
 from tell_plugins.evaluation.answers import GENERAL, Prompt, Settings, answer_all, refuse_others
-from tell_plugins.evaluation.fewshot import (
+from tell_plugins.evaluation.engines import UrlEngine
+from tell_plugins.evaluation.options import Options, add_arguments, options_of, wrong_flags
+from tell_plugins.evaluation.rivals import (
     EXAMPLES,
     Examples,
     choose_examples,
     fixed_examples,
     save_examples,
 )
-from tell_plugins.evaluation.learned_scores import LEARNED, metric_names
-from tell_plugins.evaluation.options import Options, add_arguments, options_of, wrong_flags
+from tell_plugins.evaluation.scorers.learned import LEARNED, metric_names
 from tell_plugins.evaluation.trained_with import as_trained, found_by_swift, rows_trained_on
-from tell_plugins.evaluation.url_engine import UrlEngine
 from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 
@@ -249,7 +248,7 @@ def _models(options: Options) -> dict[str, str]:
 
 def _need_checkpoints(learned: list[str], options: Options) -> None:
     if learned:
-        from tell_plugins.evaluation.learned_metrics import need_checkpoint
+        from tell_plugins.evaluation.scorers.learned import need_checkpoint
 
         for name in learned:
             need_checkpoint(name, _models(options).get(name))
@@ -351,7 +350,7 @@ def _keys_sha256(recipe: Recipe, *, served: bool) -> str:
 
 def _files_sha256(engine: Engine, recipe: Recipe) -> str:
     folder = model_folder(str(recipe.get("model"))) or getattr(engine, "model_dir", None)
-    return fingerprints.model_sha256(Path(folder)) if folder else ""
+    return folder_sha256(Path(folder)) if folder else ""
 
 
 def _general_settings(engine: Engine, task: Task, adapter: Adapter, options: Options) -> Settings:

@@ -23,11 +23,9 @@ from tell_plugins.core.files import write_json
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.turns import MARK
-from tell_plugins.evaluation.fingerprints import model_files
+from tell_plugins.evaluation.adapters import ARGS, CONFIG, Run, model_files, read_run
 from tell_plugins.evaluation.model_card import GGUF, counted, model_card
 from tell_plugins.evaluation.options import LARGEST_SCALE
-from tell_plugins.evaluation.trained_run import Run, read_run
-from tell_plugins.evaluation.trained_with import ARGS, CONFIG
 from tell_plugins.recipe.models import model_folder
 
 if TYPE_CHECKING:  # they import torch, which --help does not need

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tell_plugins.core.cards import Card
-from tell_plugins.evaluation import shares, significance
-from tell_plugins.evaluation.intervals import Estimate, Rate, rate_of_rows
-from tell_plugins.evaluation.scored import Answer, Scored
+from tell_plugins.evaluation import significance
+from tell_plugins.evaluation.answers import Answer, Scored
+from tell_plugins.evaluation.intervals import Estimate, Rate, rate_of_rows, share_difference
 from tell_plugins.evaluation.significance import Floats, PairedInterval, Score
 
 
@@ -116,7 +116,7 @@ def share(
     """The share of hits among the answers that are counted (default: all)."""
     over = np.asarray(hits, float)
     under = np.ones(len(over)) if counted is None else np.asarray(counted, float)
-    paired = shares.difference if counted is None else None  # else not over the same rows
+    paired = share_difference if counted is None else None  # else not over the same rows
     stats = np.stack([over * under, under], axis=1)
     return Column(stats, value=rate_of_counted, difference=paired, detail=detail)
 

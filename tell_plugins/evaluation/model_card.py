@@ -13,9 +13,9 @@ from tell_plugins.bridge.merging import hub_id
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import summary
+from tell_plugins.evaluation.adapters import Run
 from tell_plugins.evaluation.answers import GENERAL, SETTINGS, saved_settings
 from tell_plugins.evaluation.grids import Grid, to_markdown
-from tell_plugins.evaluation.trained_run import Run
 from tell_plugins.recipe.models import is_embedded, may_be_hub_id
 
 if TYPE_CHECKING:

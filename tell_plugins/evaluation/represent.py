@@ -7,10 +7,13 @@ one layer are pooled in three ways (`bridge.hidden_states`), measured (`represen
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import in_front
@@ -23,13 +26,12 @@ from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import BASE, Adapter, find_adapters
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console
 from tell_plugins.evaluation.intervals import shown
-from tell_plugins.evaluation.representations import POOLINGS
 from tell_plugins.evaluation.trained_with import as_trained, found_by_swift
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from tell_plugins.bridge.engine import LocalEngine
-    from tell_plugins.evaluation.representations import Groups, Separation
+
 
 MIDDLE = "middle"
 _LEAST_ROWS = 10  # five folds of two rows a group
@@ -80,8 +82,6 @@ class Job:
 
 def run(args: argparse.Namespace) -> int:
     job = plan(load_recipe(args.recipe, args.flags), args)
-    from tell_plugins.evaluation.represent_picture import draw
-    from tell_plugins.evaluation.representations import separations
 
     layer, layers, cut, groups = hidden_states(job)
     result = {name: separations(group) for name, group in groups.items()}
@@ -157,7 +157,6 @@ def hidden_states(job: Job) -> tuple[int, int, dict[str, int], dict[str, Groups]
 
     from tell_plugins.bridge.engine import LocalEngine
     from tell_plugins.bridge.hidden_states import layer_count
-    from tell_plugins.evaluation.representations import Groups
 
     name, folder = job.adapter.engine_name, job.adapter.path
     loaded = {name: folder} if name is not None and folder is not None else {}
@@ -270,3 +269,232 @@ def _grid(
         )
     heads = ["", "without", "with", "control", "with - without", "control - without"]
     return Grid(title, heads, rows, notes)
+
+
+Vectors = npt.NDArray[np.float64]  # (rows, width)
+Draws = dict[str, tuple[float, Vectors]]  # by condition: a value, and those of the draws
+
+POOLINGS = {
+    "mean": "mean over anchor and query",
+    "last": "last token of the prompt",
+    "query": "mean over the query's own tokens",
+}
+CONDITIONS = ("without", "with", "control")
+MEASURES = ("centroid_distance", "silhouette", "probe_accuracy")
+_RESAMPLES = 2000
+_SEED = 42
+_FOLDS, _REPEATS = 5, 5
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Pooled hidden states of the same task and general queries, with and without the anchor."""
+
+    task: Vectors
+    task_anchored: Vectors
+    general: Vectors
+    general_anchored: Vectors
+
+    def pair(self, condition: str) -> tuple[Vectors, Vectors]:
+        """(task, general) under a condition."""
+        return {
+            "without": (self.task, self.general),
+            "with": (self.task_anchored, self.general),
+            "control": (self.task_anchored, self.general_anchored),
+        }[condition]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Separation:
+    """One measure under every condition, and how it changes against `without`."""
+
+    by_condition: dict[str, Interval]
+    change: dict[str, Interval]  # condition minus `without`, rows paired
+
+
+def separations(groups: Groups) -> dict[str, Separation]:
+    """Every measure of `groups`."""
+    return {
+        "centroid_distance": _separation(_distances(groups), distance=True),
+        "silhouette": _separation(_means_over_rows(groups, _silhouettes)),
+        "probe_accuracy": _separation(_means_over_rows(groups, _probe)),
+    }
+
+
+def centroid_distance(task: Vectors, general: Vectors) -> float:
+    """1 - cosine of the two means."""
+    first, second = task.mean(0), general.mean(0)
+    return float(1 - first @ second / (np.linalg.norm(first) * np.linalg.norm(second)))
+
+
+def _draws(rows: int) -> npt.NDArray[np.int64]:
+    """(resamples, rows) draws with replacement, the same for every condition."""
+    return np.random.default_rng(_SEED).integers(0, rows, size=(_RESAMPLES, rows))
+
+
+def _distances(groups: Groups) -> Draws:
+    """For each condition the distance, and those of the draws; rows are drawn within groups."""
+    task_draws, general_draws = _draws(len(groups.task)), _draws(len(groups.general))[::-1]
+    result = {}
+    for condition in CONDITIONS:
+        task, general = groups.pair(condition)
+        first, second = _means(task, task_draws), _means(general, general_draws)
+        norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+        drawn = 1 - np.einsum("ij,ij->i", first, second) / norms
+        result[condition] = centroid_distance(task, general), drawn
+    return result
+
+
+def _means(vectors: Vectors, draws: npt.NDArray[np.int64]) -> Vectors:
+    """(resamples, width) means of the drawn rows, by how often each row was drawn."""
+    counts = np.stack([np.bincount(draw, minlength=len(vectors)) for draw in draws])
+    return np.asarray(counts @ vectors / len(vectors))
+
+
+def _means_over_rows(groups: Groups, measure: Callable[[Vectors, Vectors], Vectors]) -> Draws:
+    """A measure that is a mean over rows: drawn within task and general rows."""
+    task_draws, general_draws = _draws(len(groups.task)), _draws(len(groups.general))[::-1]
+    values = {}
+    for condition in CONDITIONS:
+        task, general = groups.pair(condition)
+        rows = measure(task, general)
+        of_task, of_general = rows[: len(task)], rows[len(task) :]
+        total = of_task[task_draws].sum(1) + of_general[general_draws].sum(1)
+        values[condition] = float(rows.mean()), total / len(rows)
+    return values
+
+
+def _separation(values: Draws, *, distance: bool = False) -> Separation:
+    """The intervals of a measure. A distance is never negative, though a change of one may be."""
+    base_value, base_draws = values["without"]
+    least = 0.0 if distance else -np.inf
+    by_condition = {
+        name: _interval(value, drawn, basic=distance) for name, (value, drawn) in values.items()
+    }
+    return Separation(
+        {
+            name: Interval(*(max(least, number) for number in (part.value, part.low, part.high)))
+            for name, part in by_condition.items()
+        },
+        {
+            name: _interval(value - base_value, drawn - base_draws, basic=distance)
+            for name, (value, drawn) in values.items()
+            if name != "without"
+        },
+    )
+
+
+def _interval(value: float, draws: Vectors, *, basic: bool) -> Interval:
+    """The percentile interval; or the basic bootstrap's, and the value less what the draws exceed
+    it by on average."""
+    low, high = map(float, np.quantile(draws, [0.025, 0.975]))
+    if not basic:
+        return Interval(value, low, high)
+    return Interval(float(2 * value - draws.mean()), 2 * value - high, 2 * value - low)
+
+
+def _silhouettes(task: Vectors, general: Vectors) -> Vectors:
+    """The silhouette of every row by cosine distance, -1 to 1."""
+    from sklearn.metrics import silhouette_samples
+
+    labels = np.repeat([1, 0], [len(task), len(general)])
+    return np.asarray(
+        silhouette_samples(np.concatenate([task, general]), labels, metric="cosine"), float
+    )
+
+
+def _probe(task: Vectors, general: Vectors) -> Vectors:
+    """For every row, the share of repeats in which a probe that never saw it tells its group.
+
+    Logistic regression on standardised features, five stratified folds, five seeded repeats.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    vectors = np.concatenate([task, general])
+    labels = np.repeat([1, 0], [len(task), len(general)])
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    hits = [
+        cross_val_predict(
+            probe, vectors, labels, cv=StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
+        )
+        == labels
+        for seed in range(_REPEATS)
+    ]
+    return np.asarray(np.mean(hits, axis=0), float)
+
+
+def tsne(groups: Groups) -> dict[str, Vectors]:
+    """Places in the plane, (rows, 2) for each of the four groups, from one joint fit.
+
+    So that panels with different groups show the same map. Seeded; scikit-learn's t-SNE, exact,
+    since its approximation does not survive equal points. Vectors that are all equal (the last
+    token's embedding) stay in one place.
+    """
+    from sklearn.manifold import TSNE
+
+    names = ("task", "task_anchored", "general", "general_anchored")
+    parts = [getattr(groups, name) for name in names]
+    vectors = np.concatenate(parts)
+    places = np.zeros((len(vectors), 2))
+    if np.ptp(vectors, axis=0).max() > 0:
+        perplexity = min(30.0, (len(vectors) - 1) / 3)
+        fit = TSNE(random_state=_SEED, perplexity=perplexity, init="pca", method="exact")
+        places = fit.fit_transform(vectors)
+    ends = np.cumsum([len(part) for part in parts])
+    return dict(zip(names, np.split(places, ends[:-1]), strict=True))
+
+
+_PANELS = (
+    ("no anchor", "task", "general"),
+    ("anchor before task queries", "task_anchored", "general"),
+    ("anchor before all queries (control)", "task_anchored", "general_anchored"),
+)
+_TASK, _GENERAL = "#c1440e", "#2f6f9f"
+_DPI = 150
+
+
+def draw(groups: Mapping[str, Groups], title: str, path: Path) -> None:
+    """Draw the t-SNE map of every pooling to `path` (PNG).
+
+    The panels of a row show the same map, fitted once on all four groups, so that their distances
+    can be compared; those of different rows cannot. t-SNE keeps neighbours, not distances.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.2 * len(groups)), layout="constrained")
+    axes = figure.subplots(len(groups), len(_PANELS), squeeze=False)
+    for row, (pooling, group) in zip(axes, groups.items(), strict=True):
+        _draw_row(row, pooling, tsne(group))
+    for axis, (panel, _, _) in zip(axes[0], _PANELS, strict=True):
+        axis.set_title(panel, fontsize=10)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(f"{title}: t-SNE of hidden states", fontsize=12)
+    with paths.atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=_DPI)
+
+
+def _draw_row(row: Any, pooling: str, places: Mapping[str, Vectors]) -> None:
+    everything = np.concatenate(list(places.values()))
+    low, high = everything.min(0), everything.max(0)
+    margin = 0.06 * (high - low) + 1e-6  # all in one place, perhaps
+    for axis, (_, task, general) in zip(row, _PANELS, strict=True):
+        axis.scatter(*places[general].T, s=16, c=_GENERAL, label="general queries", linewidths=0)
+        axis.scatter(*places[task].T, s=22, c=_TASK, marker="^", label="task queries", linewidths=0)
+        axis.set_xlim(low[0] - margin[0], high[0] + margin[0])
+        axis.set_ylim(low[1] - margin[1], high[1] + margin[1])
+        axis.set_xticks([])
+        axis.set_yticks([])
+    row[0].set_ylabel(POOLINGS[pooling], fontsize=9)

@@ -27,8 +27,7 @@ from tell_plugins.core.sources import open_split
 from tell_plugins.core.text import row_id
 from tell_plugins.evaluation import significance
 from tell_plugins.evaluation.answers import Prompt, Settings
-from tell_plugins.evaluation.intervals import Estimate
-from tell_plugins.evaluation.shares import Interval
+from tell_plugins.evaluation.intervals import Estimate, Interval
 
 CARD = "retention"
 LOSSES = "losses.jsonl"  # style fit

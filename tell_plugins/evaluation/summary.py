@@ -17,10 +17,8 @@ from tell_plugins.evaluation.answers import (
 )
 from tell_plugins.evaluation.bleed import form_of
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console
-from tell_plugins.evaluation.intervals import Estimate, Rate, shown, smallest_shown
-from tell_plugins.evaluation.measures import same_rows_difference
-from tell_plugins.evaluation.scoring import Scores
-from tell_plugins.evaluation.shares import Interval
+from tell_plugins.evaluation.intervals import Estimate, Interval, Rate, shown, smallest_shown
+from tell_plugins.evaluation.scoring import Scores, same_rows_difference
 
 # what two losses must share
 _OF_LOSSES = (

@@ -20,14 +20,12 @@ from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.mixture import HELD_OUT, TASK
 from tell_plugins.core.sources import TaskRows, open_task
 from tell_plugins.core.spec import NONE, parse_spec
-from tell_plugins.evaluation.adapters import Adapter
+from tell_plugins.evaluation.adapters import ARGS, CONFIG, Adapter, folder_sha256
 from tell_plugins.evaluation.answers import Prompt
-from tell_plugins.evaluation.fingerprints import model_sha256
 from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.recipes import Recipe, as_list
 
 Resolve = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-ARGS, CONFIG = "args.json", "adapter_config.json"
 # of this machine, or of how fast it answers
 _NOT_COMPARED = {
     *("torch_dtype", "device_map", "use_hf", "attn_impl", "external_plugins", "model_kwargs"),
@@ -165,7 +163,7 @@ def _same_model(one: str, other: str) -> bool:
         return names[0] == names[1]
     if folders[0].resolve() == folders[1].resolve():
         return True
-    return model_sha256(folders[0]) == model_sha256(folders[1])
+    return folder_sha256(folders[0]) == folder_sha256(folders[1])
 
 
 def _shown(value: Any) -> str:

@@ -15,13 +15,19 @@ from tell_plugins.bridge.protocol import DECODINGS, Engine
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import scoring
-from tell_plugins.evaluation.answers import Prompt, Settings, answer_all, read_answers
+from tell_plugins.evaluation.answers import (
+    Prompt,
+    Scored,
+    Settings,
+    answer_all,
+    load_scored,
+    read_answers,
+)
+from tell_plugins.evaluation.engines import UrlEngine
 from tell_plugins.evaluation.grids import print_grid, table_console
 from tell_plugins.evaluation.intervals import Rate
 from tell_plugins.evaluation.prompts import prompts_sha256
-from tell_plugins.evaluation.scored import Scored, load_scored
 from tell_plugins.evaluation.summary import General, System, table
-from tell_plugins.evaluation.url_engine import UrlEngine
 from tell_plugins.recipe.recipes import is_trained
 
 _WORKERS = 4

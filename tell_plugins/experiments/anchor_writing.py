@@ -21,8 +21,7 @@ from tell_plugins.core.progress import track
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.evaluation import retention
-from tell_plugins.evaluation.intervals import Estimate
-from tell_plugins.evaluation.shares import Interval
+from tell_plugins.evaluation.intervals import Estimate, Interval
 
 # more various than the paper's sampling: candidates that are all alike leave nothing to choose
 DECODING = Decoding("anchor", 0.9, top_k=50, top_p=0.95)

@@ -17,10 +17,9 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import write_json
-from tell_plugins.evaluation.answers import GENERAL
+from tell_plugins.evaluation.answers import GENERAL, load_scored
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console, to_csv
 from tell_plugins.evaluation.intervals import Estimate, Rate, shown
-from tell_plugins.evaluation.scored import load_scored
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
 from tell_plugins.evaluation.summary import System, cell, headline_names, system_of
 from tell_plugins.experiments import sweep_verb
@@ -156,7 +155,7 @@ def _sweep(args: argparse.Namespace, recipe: Recipe) -> Sweep:
 
 def effects(folders: dict[Cell, Path], card: Card) -> list[Effect]:
     """Paired differences between the cells, for the measures that the card's metric shows."""
-    from tell_plugins.evaluation.measures import difference, measures
+    from tell_plugins.evaluation.scoring import difference, measures
 
     found = {cell: measures(load_scored(folder)) for cell, folder in folders.items()}
     result = []

@@ -11,10 +11,16 @@ from pathlib import Path
 from tell_plugins.core.files import read_json
 from tell_plugins.core.sources import TaskRows
 from tell_plugins.evaluation import retention
-from tell_plugins.evaluation.answers import GENERAL, SETTINGS, SavedSettings
-from tell_plugins.evaluation.measures import Measure, difference, measures
-from tell_plugins.evaluation.scored import Scored, joined, load_scored
+from tell_plugins.evaluation.answers import (
+    GENERAL,
+    SETTINGS,
+    SavedSettings,
+    Scored,
+    joined,
+    load_scored,
+)
 from tell_plugins.evaluation.scorers import judge_saved
+from tell_plugins.evaluation.scoring import Measure, difference, measures
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
 from tell_plugins.experiments.records import AGAIN
 

@@ -21,8 +21,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import counter_for, draw_task
 from tell_plugins.core.sources import TaskRows, open_split, open_task
 from tell_plugins.core.spec import NONE
-from tell_plugins.evaluation.json_scorers import card_schema
-from tell_plugins.evaluation.labels import has_labels, reference_label
+from tell_plugins.evaluation.scorers.json_readings import card_schema, has_labels, reference_label
 from tell_plugins.experiments.derived_cards import Pair, part_of_task
 from tell_plugins.recipe.recipes import Recipe
 

@@ -11,13 +11,19 @@ from typing import NamedTuple
 
 from tell_plugins.core.cards import Card
 from tell_plugins.core.sources import TaskRows
-from tell_plugins.evaluation import json_scorers
+from tell_plugins.evaluation.answers import Scored
 from tell_plugins.evaluation.judged import Case, Judged
-from tell_plugins.evaluation.labels import Truth
-from tell_plugins.evaluation.learned_scores import with_learned
-from tell_plugins.evaluation.scored import Scored
-from tell_plugins.evaluation.scorers import json_answers, label, number, text, translation
-from tell_plugins.evaluation.translation import UNITS
+from tell_plugins.evaluation.scorers import (
+    json_answers,
+    json_readings,
+    label,
+    number,
+    text,
+    translation,
+)
+from tell_plugins.evaluation.scorers.label import Truth
+from tell_plugins.evaluation.scorers.learned import with_learned
+from tell_plugins.evaluation.scorers.translation import UNITS
 
 
 class Scorer(NamedTuple):
@@ -50,7 +56,7 @@ SCORERS = [
     Scorer("text", text.fits, text.judge, None, text.constant),
 ]
 # readings beside the one to go by
-SECOND_READINGS = (*(s.name for s in json_scorers.SCORERS[1:]), *UNITS[1:])
+SECOND_READINGS = (*(s.name for s in json_readings.SCORERS[1:]), *UNITS[1:])
 
 _JUDGED: dict[tuple[object, ...], dict[str, Judged]] = {}
 

@@ -18,13 +18,17 @@ import numpy as np
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import TaskRows
-from tell_plugins.evaluation import labels
-from tell_plugins.evaluation.json_reading import read_whole
-from tell_plugins.evaluation.json_scorers import SCORERS, AnswerSchema, Verdict, card_schema
+from tell_plugins.evaluation.answers import Answer
 from tell_plugins.evaluation.judged import Case, Column, Judged, ratio, share
-from tell_plugins.evaluation.labels import Truth
-from tell_plugins.evaluation.scored import Answer
-from tell_plugins.evaluation.scorers.form import always_most_frequent, judged_form
+from tell_plugins.evaluation.scorers.json_readings import (
+    SCORERS,
+    AnswerSchema,
+    Verdict,
+    card_schema,
+    read_whole,
+    true_labels,
+)
+from tell_plugins.evaluation.scorers.label import Truth, always_most_frequent, judged_form
 
 Pairs = Counter[tuple[str, str]]
 MOST_FIELDS = 20  # keys whose content is measured one by one
@@ -34,7 +38,7 @@ def right(task: TaskRows) -> Truth:
     """The label of each test row; without labels, its whole response as canonical JSON."""
     schema = card_schema(task.card)
     if schema.label:
-        return labels.true_labels(task, schema)
+        return true_labels(task, schema)
     return Truth([_whole(task, row) for row in range(len(task))], [])
 
 

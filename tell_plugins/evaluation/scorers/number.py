@@ -9,9 +9,9 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.numbers import MARKER, final_number, shown_number
 from tell_plugins.core.sources import TaskRows
 from tell_plugins.evaluation import taxonomy
+from tell_plugins.evaluation.answers import Answer
 from tell_plugins.evaluation.judged import Case, Judged, share
-from tell_plugins.evaluation.labels import Truth
-from tell_plugins.evaluation.scored import Answer
+from tell_plugins.evaluation.scorers.label import Truth
 
 
 def right(task: TaskRows) -> Truth:

@@ -7,8 +7,8 @@ count as one blank everywhere.
 from __future__ import annotations
 
 from tell_plugins.core.cards import Card
-from tell_plugins.evaluation import translation
 from tell_plugins.evaluation.judged import Case, Judged, share
+from tell_plugins.evaluation.scorers import translation
 
 
 def judge(case: Case) -> dict[str, Judged]:

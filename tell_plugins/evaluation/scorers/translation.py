@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import regex
+
 from tell_plugins.core.cards import Card
-from tell_plugins.evaluation import taxonomy, translation
-from tell_plugins.evaluation.judged import Case, Judged, share
-from tell_plugins.evaluation.segments import Document, documents
+from tell_plugins.evaluation import taxonomy
+from tell_plugins.evaluation.answers import Scored
+from tell_plugins.evaluation.judged import Case, Column, Judged, ratio, share, summed
+from tell_plugins.evaluation.significance import Floats, Score
 
 
 def judge(case: Case) -> dict[str, Judged]:
@@ -14,16 +25,12 @@ def judge(case: Case) -> dict[str, Judged]:
         return {}
     docs, _ = documents(case.scored)
     found = {}
-    for unit in translation.UNITS:
-        both = translation.pairs(docs, unit)
-        columns = {
-            key: column
-            for name in translation.METRICS
-            for key, column in translation.columns(name, both).items()
-        }
-        notes = [translation.signature(name, both) for name in translation.METRICS]
+    for unit in UNITS:
+        both = pairs(docs, unit)
+        columns = {key: column for name in METRICS for key, column in columns(name, both).items()}
+        notes = [signature(name, both) for name in METRICS]
         found[unit] = Judged(case.rows, columns, notes=notes)
-    lines = found[translation.UNITS[0]]
+    lines = found[UNITS[0]]
     lines.kinds.extend(_kind_of(doc) for doc in docs)
     lines.columns["alignment_failures"] = share([not doc.aligned for doc in docs])
     lines.columns["opened"] = share([doc.opened for doc in docs], detail=True)
@@ -50,8 +57,247 @@ def constant(case: Case) -> tuple[str, Judged]:
     assert case.scored is not None
     sources = case.scored.task.plain
     copied = case.answered([sources[row] for row in case.rows])
-    return "source copied", judge(copied)[translation.UNITS[0]]
+    return "source copied", judge(copied)[UNITS[0]]
 
 
 def fits(card: Card) -> bool:
     return card.metric == "translation"
+
+
+METRICS = ("chrf++", "bleu")
+SHOWN = {"chrf++": "chrF++", "bleu": "BLEU"}
+UNITS = ("stripped_segment", "stripped_document", "raw_document")  # the one to go by in front
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Hypotheses and references of one unit, each on one line; `owners` are their answers."""
+
+    hypotheses: tuple[str, ...]
+    references: tuple[str, ...]
+    owners: tuple[int, ...]
+
+
+def pairs(docs: Sequence[Document], unit: str) -> Pairs:
+    """The hypotheses and references of `docs`, by the unit's kind."""
+    parts: list[tuple[Sequence[str], Sequence[str]]]
+    if unit == "stripped_segment":
+        parts = [(doc.hypotheses, doc.references) for doc in docs]
+    elif unit == "raw_document":
+        parts = [([doc.answer], [doc.reference]) for doc in docs]
+    else:
+        parts = [([" ".join(doc.hypotheses)], [" ".join(doc.references)]) for doc in docs]
+    return Pairs(
+        tuple(one_line(text) for said, _ in parts for text in said),
+        tuple(one_line(text) for _, right in parts for text in right),
+        tuple(place for place, (_, right) in enumerate(parts) for _ in right),
+    )
+
+
+def one_line(text: str) -> str:
+    """A text as sacrebleu's files hold it: one line, and nothing that is no Unicode text."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())
+
+
+def bleu_tokenizer(references: Sequence[str]) -> str:
+    """sacrebleu's tokenizer for the language of these texts, told by their writing.
+
+    `13a` splits at spaces, which Chinese, Japanese, Thai and others do not write: it would take a
+    line for one word. `zh` splits Chinese characters; `char` every character, where sacrebleu has
+    no tokenizer of its own (Japanese has `ja-mecab`, which needs MeCab).
+    """
+    letters = "".join(letter for text in references for letter in text if letter.isalpha())
+    unspaced, chinese = len(_UNSPACED.findall(letters)), len(_CHINESE.findall(letters))
+    if 2 * (unspaced + chinese) <= len(letters):
+        return "13a"
+    return "char" if 10 * unspaced > len(letters) else "zh"
+
+
+_UNSPACED = regex.compile(
+    r"[\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Tibetan}\p{Myanmar}\p{Khmer}]"
+)
+_CHINESE = regex.compile(r"\p{Han}")
+
+
+def metric(name: str, *, by_unit: bool = False, tokenizer: str = "13a") -> Any:
+    """A fresh sacrebleu metric; `by_unit` gives the one whose scores of single units make sense."""
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    if name == "bleu":
+        return BLEU(effective_order=by_unit, tokenize=tokenizer)
+    return CHRF(word_order=2)
+
+
+def signature(name: str, both: Pairs) -> str:
+    """What sacrebleu calls its settings for a corpus score of these pairs."""
+    exact = metric(name, tokenizer=bleu_tokenizer(both.references))
+    exact.corpus_score(both.hypotheses[:1], [both.references[:1]])  # fills the signature in
+    return f"{SHOWN[name]}: {exact.get_signature()}"
+
+
+def columns(name: str, both: Pairs) -> dict[str, Column]:
+    """A metric, 0 to 100: of the corpus, as sacrebleu's command line gives it, and the mean of the
+    units' own scores (BLEU then with effective order).
+
+    Intervals come from drawing test rows, so lines of a document stay together.
+    """
+    scorer = metric(name, tokenizer=bleu_tokenizer(both.references))
+    stats = np.asarray(scorer._extract_corpus_statistics(both.hypotheses, [both.references]), float)
+    means = _from_statistics(metric(name, by_unit=True))(stats)
+    ones = np.ones(len(means))
+    of_answers = summed(np.stack([means, ones], axis=1), both.owners)
+    return {
+        name: Column(summed(stats, both.owners), corpus_score(name), percent=False),
+        f"{name}_mean": ratio(*of_answers.T, percent=False, detail=True),
+    }
+
+
+@cache
+def corpus_score(name: str) -> Score:
+    """A function from summed statistics (r, s) to corpus scores (r,)."""
+    return _from_statistics(metric(name))
+
+
+def _from_statistics(scorer: Any) -> Callable[[Floats], Floats]:
+    def scores(sums: Floats) -> Floats:
+        whole = [[int(value) for value in row] for row in sums.round()]
+        return np.array([scorer._compute_score_from_stats(row).score for row in whole])
+
+    return scores
+
+
+_SENTENCE_END = re.compile(r"[:.!?]\s+")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One answer beside its reference.
+
+    Attributes:
+        row: the test row.
+        answer, reference: whole texts, as in the paper.
+        sources, hypotheses, references: the aligned lines, equally many, openings stripped.
+        lines: how many lines the answer has (0 for none).
+        opened: whether the answer began with the references' opening sentence.
+        own_opening: whether it began with one of its own instead (see `own_opening`).
+        cut: whether the limit of new tokens ended the answer.
+    """
+
+    row: int
+    answer: str
+    reference: str
+    sources: list[str]
+    hypotheses: list[str]
+    references: list[str]
+    lines: int
+    opened: bool
+    own_opening: bool
+    cut: bool
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the answer has as many lines as the reference."""
+        return self.lines == len(self.references)
+
+
+def reference_opening(references: Sequence[str]) -> str:
+    """The opening sentence that all references share at the front, "" when there is none.
+
+    It ends at the last line break of the shared text, or at its last end of a sentence, so words
+    that the references happen to share are left to them. One reference alone shows none.
+    """
+    if len(references) < 2:
+        return ""
+    shared = os.path.commonprefix([min(references), max(references)])
+    lines = shared.rfind("\n") + 1
+    ends = [match.end() for match in _SENTENCE_END.finditer(shared)]
+    cut = lines or (ends[-1] if ends else 0)
+    while cut < len(shared) and shared[cut].isspace():
+        cut += 1
+    return shared[:cut] if shared[:cut].strip() else ""
+
+
+def strip_opening(text: str, opening: str) -> tuple[str, bool]:
+    """`text` without the opening, and whether it had it; white space may differ."""
+    words = opening.split()
+    if not words:
+        return text, False
+    match = re.match(r"\s*" + r"\s+".join(map(re.escape, words)) + r"(?:\s+|$)", text)
+    return (text[match.end() :], True) if match else (text, False)
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, trimmed, without empty ones at both ends; [] for an empty text."""
+    text = text.strip()
+    return [line.strip() for line in re.split(r"\r\n?|\n", text)] if text else []
+
+
+def align(answer: Sequence[str], count: int) -> tuple[list[str], int]:
+    """The lines of an answer brought to `count` lines, and how many lines it had.
+
+    Where the number differs, empty lines between others are first left out. If it still differs,
+    missing lines are empty and surplus ones join the last: nothing of an answer is dropped.
+    """
+    lines = list(answer)
+    if len(lines) != count:
+        lines = [line for line in lines if line]
+    found = len(lines)
+    if found > count:
+        lines = [*lines[: count - 1], " ".join(lines[count - 1 :])]
+    return lines + [""] * (count - len(lines)), found
+
+
+def own_opening(lines: Sequence[str], count: int) -> int:
+    """How many leading lines are an opening of the answer's own, such as "Here you are:".
+
+    Only where a line that ends in a colon is followed by exactly `count` lines: left there, it
+    would set every line beside the wrong reference. At most two lines, else 0.
+    """
+    surplus = len(lines) - count
+    return surplus if 0 < surplus <= 2 and lines[surplus - 1].endswith(":") else 0
+
+
+def documents(scored: Scored) -> tuple[list[Document], str]:
+    """Every answer as a document, and the opening sentence of the split's references.
+
+    A document whose source and reference differ in their number of lines (none in the official
+    data) is one segment as a whole.
+    """
+    task = scored.task
+    opening = reference_opening(task.responses)
+    found = []
+    for answer in scored.answers:
+        whole_reference = task.responses[answer.row]
+        source = _filled(task.plain[answer.row])
+        reference = _filled(strip_opening(whole_reference, opening)[0])
+        stripped, opened = strip_opening(answer.text, opening)
+        given = lines_of(stripped)
+        filled = [line for line in given if line]
+        extra = 0 if opened else own_opening(filled, len(reference))
+        if extra:
+            given = filled = filled[extra:]
+        if len(source) != len(reference):
+            source, reference = [" ".join(source)], [" ".join(reference)]
+            given = [" ".join(filled)] if filled else []
+        hypotheses, lines = align(given, len(reference))
+        found.append(
+            Document(
+                row=answer.row,
+                answer=answer.text,
+                reference=whole_reference,
+                sources=source,
+                hypotheses=hypotheses,
+                references=reference,
+                lines=lines,
+                opened=opened,
+                own_opening=extra > 0,
+                cut=answer.cut,
+            )
+        )
+    return found, opening
+
+
+def _filled(text: str) -> list[str]:
+    """The lines of a text that are not empty; one empty line where there are none."""
+    return [line for line in lines_of(text) if line] or [""]
