@@ -211,8 +211,8 @@ def test_the_paired_bootstrap_against_the_plain_one() -> None:
     generator = np.random.default_rng(3)
     a, b = generator.random(80), generator.random(80)
     found = significance.paired(
-        significance.mean_stats(a, range(80)),
-        significance.mean_stats(b, range(80)),
+        significance.counts_of(a, range(80)),
+        significance.counts_of(b, range(80)),
         significance.mean_score,
         resamples=5000,
     )
@@ -224,10 +224,10 @@ def test_the_paired_bootstrap_against_the_plain_one() -> None:
 
 
 def test_significance_of_equal_of_better_and_of_unsure_systems() -> None:
-    right = significance.mean_stats([1] * 40, range(40))
-    wrong = significance.mean_stats([0] * 40, range(40))
-    half = significance.mean_stats([1, 0] * 20, range(40))
-    other = significance.mean_stats([0, 1] * 20, range(40))
+    right = significance.counts_of([1] * 40, range(40))
+    wrong = significance.counts_of([0] * 40, range(40))
+    half = significance.counts_of([1, 0] * 20, range(40))
+    other = significance.counts_of([0, 1] * 20, range(40))
 
     def between(x: significance.Floats, y: significance.Floats) -> significance.Difference:
         return significance.paired(x, y, significance.mean_score, resamples=1000)
@@ -249,8 +249,8 @@ def test_interval_and_p_are_about_right_under_no_difference() -> None:
     for _ in range(200):
         a, b = generator.random((2, 60)) < 0.7
         found = significance.paired(
-            significance.mean_stats(a, range(60)),
-            significance.mean_stats(b, range(60)),
+            significance.counts_of(a, range(60)),
+            significance.counts_of(b, range(60)),
             significance.mean_score,
             resamples=1000,
         )
@@ -261,7 +261,7 @@ def test_interval_and_p_are_about_right_under_no_difference() -> None:
 
 
 def test_rows_must_be_paired() -> None:
-    short = significance.mean_stats([1], [0])
-    long = significance.mean_stats([1, 0], [0, 1])
+    short = significance.counts_of([1], [0])
+    long = significance.counts_of([1, 0], [0, 1])
     with pytest.raises(ValueError, match="not the same rows"):
         significance.paired(short, long, significance.mean_score)

@@ -6,10 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import rivals
 from tell_plugins.evaluation.answers import load_scored
@@ -99,7 +102,7 @@ def test_examples_end_where_the_context_does(
     """The scripted engine counts characters: three examples have room beside the question."""
     engine = ScriptedEngine(load_recipe(str(recipe_of("mail"))), lambda *_: "")
     _, prompts = task_prompts(load_card("mail"), "test", "none")
-    ranked = rivals.ranked_examples(load_card("mail"), "none").examples
+    ranked = rivals.ranked_examples(load_card("mail"), "none", "train").examples
     used = sum(len(example.query) + len(example.response) for example in ranked[:3])
     longest = max(len(prompt.text) for prompt in prompts)
     engine.context = longest + 8 + used + 2
@@ -132,3 +135,42 @@ def test_json_of_nothing_but_a_label_is_closed(recipe_of: Callable[..., Path]) -
     assert rivals.closed_answers(load_card("bare")) == ['{"label": "spam"}', '{"label": "ham"}']
     assert rivals.closed_answers(load_card("told")) is None
     assert rivals.closed_answers(load_card("mail")) == ["ham", "spam"]
+
+
+# --- examples in front of a question --------------------------------------------------------------
+
+
+def test_fixed_examples_are_drawn_by_seed_among_the_shorter_half(real_home: Path) -> None:
+    card = load_card("en_is_news")
+    first = rivals.choose_examples(card, "card", 2)
+    assert rivals.choose_examples(card, "card", 2) == first
+    train = open_task(card, "train")
+    sizes = [len(q) + len(r) for q, r in zip(train.queries, train.responses, strict=True)]
+    assert len(first.history) == 2
+    for example in first.examples:
+        assert bytes(train.ids[example.row]).hex() == example.id
+        mine = (train.queries[example.row], train.responses[example.row])
+        assert (example.query, example.response) == mine
+        assert sizes[example.row] <= np.median(sizes)
+    others = {rivals.choose_examples(card, "card", 2, seed=seed).examples[0] for seed in range(8)}
+    assert len(others) > 4
+
+
+def test_saved_examples_are_not_replaced_in_silence(make_card: MakeCard, tmp_path: Path) -> None:
+    rows = [{"q": f"{n} + {n}?", "r": f"#### {2 * n}"} for n in range(10, 30)]
+    make_card("sums", train=rows, test=[{"q": "1 + 1?", "r": "#### 2"}])
+    card = load_card("sums")
+    for _ in range(2):
+        rivals.choose_examples(card, "card", 1).keep(tmp_path)
+    with pytest.raises(UserError, match="other examples are saved here"):
+        rivals.choose_examples(card, "card", 1, seed=43).keep(tmp_path)
+
+
+def test_examples_are_no_test_rows_and_not_too_few(make_card: MakeCard) -> None:
+    rows = [{"q": "seen in test", "r": "#### 1"}, {"q": "not seen", "r": "#### 2"}]
+    make_card("leaky", train=rows, test=[{"q": "Seen in  TEST.", "r": "#### 3"}])
+    card = load_card("leaky")
+    (example,) = rivals.ranked_examples(card, "card", "train").examples
+    assert example.query.endswith("not seen")
+    with pytest.raises(UserError, match="2 examples asked, 1 rows"):
+        rivals.choose_examples(card, "card", 2)

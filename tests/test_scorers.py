@@ -131,7 +131,7 @@ def test_a_response_that_is_no_label_is_named(make_card: MakeCard, tmp_path: Pat
     rows = [{"q": "a", "r": "no"}, {"q": "b", "r": "perhaps"}]
     make_card("odd", train=rows, test=rows, metric="label", answer={"labels": ["yes", "no"]})
     folder = save_answers(tmp_path / "a", "odd", ["no", "no"])
-    with pytest.raises(UserError, match="line 2: the response 'perhaps' is none of the labels"):
+    with pytest.raises(UserError, match="line 2: the response's label is 'perhaps'"):
         scoring.score(folder)
 
 
@@ -253,14 +253,14 @@ def test_every_answer_is_judged_once(
     seen: Counter[str] = Counter()
     counted: dict[Any, Any] = {}
 
-    def counting(scorer: json_readings.NamedScorer) -> json_readings.NamedScorer:
+    def counting(scorer: json_readings.Reading) -> json_readings.Reading:
         def judge(*arguments: Any) -> json_readings.Verdict:
             seen[scorer.judge.__name__] += 1
             return scorer.judge(*arguments)
 
         return scorer._replace(judge=counted.setdefault(scorer.judge, judge))
 
-    monkeypatch.setattr(json_answers, "SCORERS", [counting(s) for s in json_readings.SCORERS])
+    monkeypatch.setattr(json_answers, "READINGS", [counting(s) for s in json_readings.READINGS])
     root = saved_sweep(tmp_path / "sweep", "once", {"TELL": ["{}"] * 5, "SFT": ["no"] * 5})
     folders = [path.parent for path in root.rglob("answers.jsonl")]
     compared(tmp_path, *folders)

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 from tell_plugins.evaluation import intervals, significance
-from tell_plugins.evaluation.intervals import counted, rate, rate_of_rows
+from tell_plugins.evaluation.intervals import rate, rate_of_rows
+from tell_plugins.evaluation.judged import Column
 from tell_plugins.evaluation.scorers import label
-from tell_plugins.evaluation.significance import Floats, mean_stats
+from tell_plugins.evaluation.significance import Floats, counts_of
 
 
 def _once(hits: object) -> Floats:
     """One answer to each test row."""
     values = np.asarray(hits, float)
-    return mean_stats(values, np.arange(len(values)))
+    return counts_of(values, np.arange(len(values)))
 
 
 def test_difference_of_nothing_and_nothing_has_an_interval() -> None:
@@ -40,7 +41,7 @@ def test_paired_difference_is_newcombes(
     spread = (both + first) * (second + none) * (both + second) * (first + none)
     corrected = max(both * none - first * second - total / 2, 0) / math.sqrt(spread)
     found = intervals.paired_difference(
-        counted(both + first, total), counted(both + second, total), corrected
+        intervals.counted(both + first, total), intervals.counted(both + second, total), corrected
     )
     assert found.value == pytest.approx((first - second) / total)
     assert (found.low, found.high) == pytest.approx((low, high), abs=6e-4)
@@ -53,7 +54,7 @@ def test_few_discordant_rows_are_not_certain() -> None:
             _once([1] * total),
             _once([0] * better + [1] * (total - better)),
             significance.mean_score,
-            interval=intervals.share_difference,
+            interval_of=intervals.share_difference,
         )
         exact = 2 * 0.5**better
         assert found.p == pytest.approx(exact, abs=0.02)
@@ -62,15 +63,20 @@ def test_few_discordant_rows_are_not_certain() -> None:
 
 def test_a_rate_of_rows_is_that_of_its_answers() -> None:
     hits, rows = [1, 0, 1, 1, 0, 0, 1], [0, 0, 1, 2, 2, 3, 4]
-    assert rate_of_rows(mean_stats(hits, rows)) == rate(hits, rows)
+    assert rate_of_rows(counts_of(hits, rows)) == rate(hits, rows)
 
 
 def test_balanced_accuracy_of_all_wrong_has_an_interval() -> None:
     truth = label.Truth(["yes"] * 38 + ["no"] * 162, ["yes", "no"])
-    said, true = label.codes([None] * 200, truth.of, truth)
-    found = label.balanced_accuracy_estimate(label.joint_counts(said, true, range(200), 2))
+    found = _balanced([None] * 200, truth).estimate(range(200))
     assert (found.value, found.low, found.n) == (0, 0, 200)
     assert found.high == pytest.approx(0.0475, abs=1e-3)
+
+
+def _balanced(given: list[str | None], truth: label.Truth) -> Column:
+    rows = list(range(len(given)))
+    kinds = [None if said else "prose" for said in given]
+    return label.judged_form(rows, kinds, given, truth).columns["balanced_accuracy"]
 
 
 @pytest.mark.parametrize("recalls", [(0.9, 0.1), (0.95, 0.3), (0.6, 0.6)])
@@ -95,12 +101,8 @@ def test_two_constant_systems_are_not_told_apart() -> None:
     first: list[str | None] = ["no"] * 200
     second: list[str | None] = ["no"] * 146 + [None] * 16 + ["no"] * 38
     first[199] = "yes"
-    stats = [
-        label.joint_counts(*label.codes(given, truth.of, truth), range(200), 2)
-        for given in (first, second)
-    ]
-    difference = label.DIFFERENCES["balanced_accuracy"](*stats)
-    recalls = [label.by_label(part) for part in stats]
-    assert difference[0] == pytest.approx((16 / 162 + 1 / 38) / 2)
-    assert [len(part) for part in recalls[0]] == [38, 162]
-    assert difference[1] > 0  # the form alone makes "no" right more often
+    mine, theirs = (_balanced(given, truth) for given in (first, second))
+    assert mine.difference is not None
+    value, low, _ = mine.difference(mine.stats, theirs.stats)
+    assert value == pytest.approx((16 / 162 + 1 / 38) / 2)
+    assert low > 0  # the form alone makes "no" right more often

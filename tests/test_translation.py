@@ -13,17 +13,10 @@ import numpy as np
 import pytest
 
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.answers import load_scored
 from tell_plugins.evaluation.intervals import Rate
-from tell_plugins.evaluation.rivals import (
-    EXAMPLES,
-    choose_examples,
-    fixed_examples,
-    load_examples,
-)
 from tell_plugins.evaluation.scorers import translation
 from tell_plugins.evaluation.scorers.translation import (
     align,
@@ -136,7 +129,7 @@ def test_failures_of_alignment_are_counted_and_scored(card: str, tmp_path: Path)
         "",
     ]
     folder = save_answers(tmp_path / "a", card, texts, cut=[0])
-    docs, _ = documents(load_scored(folder))
+    docs = documents(load_scored(folder))
     assert [doc.hypotheses for doc in docs] == [
         ["Eitt hús", "Tvö rauð hús", ""],
         ["Hundur geltir", "Kötturinn sefur allan daginn"],
@@ -158,7 +151,7 @@ def test_an_opening_of_the_answers_own_shifts_no_line(card: str, tmp_path: Path)
         "Svar:\n\nAftur rigning í dag",
     ]
     folder = save_answers(tmp_path / "a", card, texts)
-    docs, _ = documents(load_scored(folder))
+    docs = documents(load_scored(folder))
     assert docs[0].hypotheses == docs[0].references
     assert docs[1].hypotheses == ["Translation:", "Hundur geltir"]
     assert docs[2].hypotheses == docs[2].references
@@ -172,7 +165,7 @@ def test_an_opening_of_the_answers_own_shifts_no_line(card: str, tmp_path: Path)
 def test_lines_of_any_system_and_odd_characters(card: str, tmp_path: Path) -> None:
     texts = [
         "Eitt hús\r\nTvö rauð hús\r\nEndir sögunnar",
-        "Hundur\u2028geltir\n\ud800Kötturinn\x0b sefur",  # neither is a line break here
+        "Hundur\u2028geltir\nKötturinn\x0b sefur",  # neither is a line break here
         "Aftur rigning í dag",
     ]
     assert scored_as(save_answers(tmp_path / "a", card, texts))[1] == {}
@@ -189,7 +182,7 @@ def test_a_source_with_other_lines_than_its_reference_is_one_segment(
         translation={"source": "English", "target": "Icelandic"},
     )
     folder = save_answers(tmp_path / "a", "uneven", ["Eitt.\n\nTvö.", "u\nv"])
-    docs, _ = documents(load_scored(folder))
+    docs = documents(load_scored(folder))
     assert (docs[0].sources, docs[0].hypotheses) == (["One. Two."], ["Eitt. Tvö."])
     assert all(doc.aligned for doc in docs)
     assert scored_as(folder)[0]["stripped_segment"]["bleu"].value is not None
@@ -238,7 +231,7 @@ def test_scores_equal_sacrebleus_command_line(card: str, tmp_path: Path, unit: s
         "Aftur snjór í dag, 1,000 metrar!",
     ]
     folder = save_answers(tmp_path / "a", card, texts)
-    docs, _ = documents(load_scored(folder))
+    docs = documents(load_scored(folder))
     pairs = translation.pairs(docs, unit)
     for name, lines in (("hyp", pairs.hypotheses), ("ref", pairs.references)):
         (tmp_path / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -287,7 +280,7 @@ def test_scores_of_units_equal_sacrebleus_sentence_scores(card: str, tmp_path: P
 
     texts = ["Eitt gult hús\nTvö rauð hús\nEndir", "Hundur gelti\nKötturinn sefur", "Rigning í dag"]
     folder = save_answers(tmp_path / "a", card, texts)
-    docs, _ = documents(load_scored(folder))
+    docs = documents(load_scored(folder))
     pairs = translation.pairs(docs, "stripped_segment")
     scores = scored_as(folder)[0]["stripped_segment"]
     for name, scorer in (("bleu", BLEU(effective_order=True)), ("chrf++", CHRF(word_order=2))):
@@ -312,55 +305,3 @@ def test_differences_of_corpus_scores(real_home: Path, tmp_path: Path) -> None:
         again = difference(good[key], good[key], resamples=200, seed=1)
         assert again is not None
         assert (again.value, again.low, again.high, again.p) == (0, 0, 0, 1)
-
-
-# --- the fixed examples -----------------------------------------------------------------------
-
-
-def test_two_fixed_examples_are_chosen_by_seed_and_saved(real_home: Path, tmp_path: Path) -> None:
-    card = load_card("en_is_news")
-    first = fixed_examples(tmp_path, card)
-    assert load_examples(tmp_path / EXAMPLES) == first
-    assert fixed_examples(tmp_path, card) == first
-    train = open_task(card, "train")
-    median = np.median(
-        [len(q) + len(r) for q, r in zip(train.queries, train.responses, strict=True)]
-    )
-    assert len(first.history) == 2
-    for example in first.examples:
-        assert bytes(train.ids[example.row]).hex() == example.id
-        assert (example.query, example.response) == (
-            train.queries[example.row],
-            train.responses[example.row],
-        )
-        assert len(example.query) + len(example.response) <= median
-    others = {tuple(e.id for e in choose_examples(card, seed=seed).examples) for seed in range(8)}
-    assert len(others) > 4
-
-
-def test_saved_examples_are_not_replaced_in_silence(make_card: MakeCard, tmp_path: Path) -> None:
-    make_card(
-        "sums",
-        train=[{"q": f"{n} + {n}?", "r": f"#### {2 * n}"} for n in range(10, 30)],
-        test=[{"q": "1 + 1?", "r": "#### 2"}],
-    )
-    card = "sums"
-    fixed_examples(tmp_path, load_card(card), count=1)
-    with pytest.raises(UserError, match="other examples are saved here"):
-        fixed_examples(tmp_path, load_card(card), count=1, seed=43)
-    (tmp_path / EXAMPLES).write_text("{}")
-    with pytest.raises(UserError, match="no saved examples"):
-        fixed_examples(tmp_path, load_card(card), count=1)
-
-
-def test_examples_are_no_test_rows_and_not_too_few(make_card: MakeCard) -> None:
-    make_card(
-        "leaky",
-        train=[{"q": "seen in test", "r": "#### 1"}, {"q": "not seen", "r": "#### 2"}],
-        test=[{"q": "Seen in  TEST.", "r": "#### 3"}],
-    )
-    card = load_card("leaky")
-    chosen = choose_examples(card, count=1, longest=1000)
-    assert chosen.examples[0].query.endswith("not seen")
-    with pytest.raises(UserError, match="2 examples asked, 1 rows"):
-        choose_examples(card, count=2, longest=1000)

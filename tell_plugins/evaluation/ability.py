@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -38,7 +39,6 @@ aqua-rat gaokao-physics jec-qa-kd jec-qa-ca gaokao-mathcloze math
 """
 AGIEVAL = tuple(f"agieval-{name}" for name in _OF_AGIEVAL.split())
 OPENBOOKQA = ("openbookqa", "openbookqa_fact")
-_REMEDY = "see the log; the same command goes on with what is not done"
 # the paper's averages, by its general data (4e6 tokens each)
 PAPER = {
     "AGIEval": {"alpaca-en": 43.65, "Open-Platypus": 46.50},
@@ -117,16 +117,14 @@ def _adapter(args: argparse.Namespace) -> Path:
 
 
 def form_averages(scores: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """The averages as the paper forms them, from accuracies in percent by OpenCompass's names."""
-    return {"AGIEval": average(scores, AGIEVAL), "OpenBookQA": average(scores, OPENBOOKQA)}
-
-
-def average(scores: Mapping[str, float], names: Sequence[str]) -> dict[str, Any]:
-    """The plain mean over the named sub-scores, each counting once whatever its questions; None
-    while some of them are missing."""
-    found = [scores[name] for name in names if name in scores]
-    value = sum(found) / len(found) if len(found) == len(names) else None
-    return {"value": value, "found": len(found), "of": len(names)}
+    """The averages as the paper forms them, from accuracies in percent by OpenCompass's names: each
+    sub-score counts once, whatever its questions; None while some of them are missing."""
+    averages = {}
+    for data, names in (("AGIEval", AGIEVAL), ("OpenBookQA", OPENBOOKQA)):
+        found = [scores[name] for name in names if name in scores]
+        value = sum(found) / len(found) if len(found) == len(names) else None
+        averages[data] = {"value": value, "found": len(found), "of": len(names)}
+    return averages
 
 
 def table(scores: Mapping[str, float], averages: Mapping[str, Mapping[str, Any]]) -> str:
@@ -210,7 +208,9 @@ def served(arguments: Sequence[str], flags: Sequence[str], out: Path) -> Iterato
 
     Raises MachineError with the end of its log when it does not come up.
     """
-    port = _free_port()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
     log = out / "deploy.log"
     command = swift_cli.command("deploy", *arguments)
     command += ["--host", "127.0.0.1", "--port", str(port), "--verbose", "false", *flags]
@@ -233,14 +233,6 @@ def served(arguments: Sequence[str], flags: Sequence[str], out: Path) -> Iterato
             process.wait()
 
 
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     import requests
 
@@ -254,40 +246,31 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             except requests.RequestException:
                 time.sleep(1)
             bar.update()
-    raise MachineError(f"`swift deploy` did not come up; {_end_of(log)}", remedy=_REMEDY)
+    raise _failed("`swift deploy` did not come up", log)
 
 
 def _ask(python: Path, url: str, name: str, rows: int | None, out: Path) -> dict[str, float]:
-    """Run every recipe of `recipes/eval` against the server; accuracies in percent by name."""
+    """Run every recipe of `recipes/eval` against the server; accuracies in percent by name.
+
+    In `out`, where OpenCompass leaves its files; the second environment's programs come first.
+    """
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    environment["PATH"] = f"{ENVIRONMENT / 'bin'}{os.pathsep}{environment['PATH']}"
     scores: dict[str, float] = {}
     for recipe in RECIPES:
         log = out / f"{recipe}.log"
         print(f"asking {recipe} (log: {paths.shown(log)}) ...", flush=True)
-        code = _run(eval_command(python, recipe, url, name, rows), log, out)
+        file = paths.RECIPES / "eval" / f"{recipe}.yaml"
+        command = [str(python), "-m", "swift.cli.main", "eval", str(file), "--model", name]
+        command += ["--eval_url", url] + (["--eval_limit", str(rows)] if rows else [])
+        with log.open("wb") as sink:
+            code = subprocess.run(
+                command, cwd=out, env=environment, stdout=sink, stderr=subprocess.STDOUT
+            ).returncode
         if code:
-            raise MachineError(
-                f"`swift eval` ended with exit code {code}; {_end_of(log)}", remedy=_REMEDY
-            )
+            raise _failed(f"`swift eval` ended with exit code {code}", log)
         scores |= read_scores(out / "result" / name / "eval_result.jsonl", log)
     return scores
-
-
-def eval_command(python: Path, recipe: str, url: str, name: str, rows: int | None) -> list[str]:
-    """`swift eval` of the second environment for one recipe of `recipes/eval`."""
-    file = paths.RECIPES / "eval" / f"{recipe}.yaml"
-    command = [str(python), "-m", "swift.cli.main", "eval", str(file), "--model", name]
-    return command + ["--eval_url", url] + (["--eval_limit", str(rows)] if rows else [])
-
-
-def _run(command: Sequence[str], log: Path, out: Path) -> int:
-    """Run in `out`, where OpenCompass leaves its files; the second environment comes first."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    environment["PATH"] = f"{ENVIRONMENT / 'bin'}{os.pathsep}{environment['PATH']}"
-    with log.open("wb") as sink:
-        done = subprocess.run(
-            command, cwd=out, env=environment, stdout=sink, stderr=subprocess.STDOUT, check=False
-        )
-    return done.returncode
 
 
 def read_scores(file: Path, log: Path) -> dict[str, float]:
@@ -301,17 +284,18 @@ def read_scores(file: Path, log: Path) -> dict[str, float]:
         name: float(value)
         for name, metrics in found.items()
         for metric, value in metrics.items()
-        if name in AGIEVAL + OPENBOOKQA and _is_number(value) and metric in ("accuracy", "score")
+        if name in AGIEVAL + OPENBOOKQA
+        and metric in ("accuracy", "score")
+        and re.fullmatch(r"\d+(\.\d+)?", str(value))
     }
     if not scores:
-        raise MachineError(f"`swift eval` left no accuracy; {_end_of(log)}", remedy=_REMEDY)
+        raise _failed("`swift eval` left no accuracy", log)
     return scores
 
 
-def _is_number(value: Any) -> bool:
-    return re.fullmatch(r"\d+(\.\d+)?", str(value)) is not None
-
-
-def _end_of(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()[-_LOG_TAIL:]
-    return f"the end of {paths.shown(log)}:\n" + "\n".join(lines)
+def _failed(found: str, log: Path) -> MachineError:
+    end = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_TAIL:])
+    return MachineError(
+        f"{found}; the end of {paths.shown(log)}:\n{end}",
+        remedy="see the log; the same command goes on with what is not done",
+    )

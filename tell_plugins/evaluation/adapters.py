@@ -11,16 +11,35 @@ from typing import Any
 
 from tell_plugins.bridge.protocol import MODEL_KEYS
 from tell_plugins.core import paths
-from tell_plugins.core.errors import UserError
+from tell_plugins.core.errors import UserError, nearest
 from tell_plugins.core.files import cached_json, read_json
 from tell_plugins.core.mixture import Manifest
 from tell_plugins.core.rows import file_sha256
-from tell_plugins.recipe.recipes import Recipe, checkpoints, is_trained, is_whole_model
+from tell_plugins.recipe.recipes import (
+    TUNED,
+    Recipe,
+    checkpoints,
+    is_trained,
+    is_whole_model,
+    load_recipe,
+)
 
 BASE = "none"
 ARGS, CONFIG = "args.json", "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-_OLDER_WEIGHTS = "adapter_model.bin"  # as older releases of peft save them
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # the second: of older peft
+_MODELS_WEIGHTS = (".safetensors", ".bin", ".gguf")
+_MODELS_TEXT = (
+    ".json",
+    ".model",
+    ".txt",
+    ".jinja",
+    ".tiktoken",
+    ".py",
+)  # settings, tokenizer, code
+# what a trainer leaves beside a model; it changes no answer
+_OTHERS = {"training_args.bin", "trainer_state.json", "args.json", "manifest.json", "anchor.txt"}
+_SMALL = 1 << 30  # bytes; a file of weights up to here is read whole
+_SAMPLES, _SAMPLE = 256, 1 << 16  # else so many evenly spaced parts of so many bytes
 
 
 @dataclass(frozen=True)
@@ -43,7 +62,7 @@ class Adapter:
     @property
     def suffix(self) -> str:
         """How the label of a scaled adapter ends."""
-        return _suffix(self.scale)
+        return "" if self.scale == 1 else f"-scale{self.scale:g}"
 
     @property
     def engine_name(self) -> str | None:
@@ -59,9 +78,7 @@ class Adapter:
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest of the mixture it trained on, or None where there is none."""
-        if self.path is None:
-            return None
-        for folder in (self.path, self.path.parent):
+        for folder in () if self.path is None else (self.path, self.path.parent):
             remedy = "restore the file, or remove it: then nothing is known of the training rows"
             found: dict[str, Any] | None = read_json(folder / "manifest.json", Manifest, remedy)
             if found is not None:
@@ -80,16 +97,18 @@ class Adapter:
     @property
     def weights_sha256(self) -> str:
         """The hash of the file of weights, "" for the base model; of a whole model's folder."""
-        if self.path is None:
-            return ""
-        if self.whole:
+        if self.whole and self.path is not None:
             return folder_sha256(self.path)
-        return file_or_empty(self.path / WEIGHTS) or file_or_empty(self.path / _OLDER_WEIGHTS)
+        return self._sha256(*WEIGHTS)
 
     @property
     def config_sha256(self) -> str:
         """The hash of peft's settings, among them the scale of the weights; "" where none are."""
-        return "" if self.path is None else file_or_empty(self.path / "adapter_config.json")
+        return self._sha256(CONFIG)
+
+    def _sha256(self, *names: str) -> str:
+        files = [] if self.path is None else [self.path / name for name in names]
+        return next((file_sha256(file) for file in files if file.is_file()), "")
 
     @cached_property
     def changes_nothing(self) -> bool:
@@ -99,13 +118,58 @@ class Adapter:
         """
         if self.path is None:
             return True
-        file = self.path / WEIGHTS
+        file = self.path / WEIGHTS[0]
         if not file.is_file():
             return False
         from safetensors import deserialize  # bytes: numpy has no bfloat16
 
         found = [part["data"] for name, part in deserialize(file.read_bytes()) if "lora_B" in name]
         return bool(found) and not any(bytes(data).strip(b"\0") for data in found)
+
+
+def folder_sha256(folder: Path) -> str:
+    """One hash over weights, settings, tokenizer and code in a model's folder; "" for no folder.
+
+    Of a large file of weights the size, the beginning (safetensors' header) and 256 evenly spaced
+    parts of 64 KiB are read: what trains a model changes all of its tensors.
+    """
+    if not folder.is_dir():
+        return ""
+    states = [(path, path.stat()) for path in model_files(folder)]
+    return _hash_of(tuple((path, state.st_size, state.st_mtime_ns) for path, state in states))
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model's folder on which its answers depend."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix in (*_MODELS_WEIGHTS, *_MODELS_TEXT)
+        and path.name not in _OTHERS
+        and path.is_file()
+    ]
+
+
+@lru_cache(maxsize=16)
+def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, size, _ in files:
+        sampled = path.suffix in _MODELS_WEIGHTS and size > _SMALL
+        content = _sampled(path, size) if sampled else file_sha256(path)
+        digest.update(f"{path.name} {size} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _sampled(path: Path, size: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for number in range(_SAMPLES):
+            file.seek(number * (size - _SAMPLE) // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+# --- what a command names -------------------------------------------------------------------------
 
 
 def find_adapters(
@@ -116,19 +180,13 @@ def find_adapters(
     `rivals` are names that stand for themselves, as 'none' does for the base model.
     Raises UserError for a folder without an adapter or a model, or one named twice.
     """
-    if not named:
-        found = checkpoints(recipe.output_dir)
-        if not found:
-            raise UserError(
-                f"no trained adapter in {paths.shown(recipe.output_dir)}",
-                where=recipe.where("output_dir"),
-                remedy=f"./run.sh train {paths.shown(recipe.path)}, or --adapter none for the base",
-            )
-        return [Adapter(_label(found[-1], recipe), found[-1])]
-    adapters = [
-        Adapter(text, None, rival=text) if text in rivals else _named(text, recipe)
-        for text in named
-    ]
+    adapters = []
+    for text in named or [str(_last_run(recipe))]:
+        if text in (BASE, *rivals):
+            adapters.append(Adapter(text, None, rival="" if text == BASE else text))
+        else:
+            path = trained_folder(text, "--adapter")
+            adapters.append(Adapter(_label(path, recipe), path))
     labels = [adapter.label for adapter in adapters]
     twice = {label for label in labels if labels.count(label) > 1}
     if twice:
@@ -136,31 +194,57 @@ def find_adapters(
     return adapters
 
 
+def with_baseline(recipe: Recipe, variant: str, named: Sequence[str]) -> list[str]:
+    """What `--adapter` is to name: the base model, the recipe's run (or `named`), the baseline's.
+
+    A tuned recipe has the baselines of the one that it was tuned from. Raises UserError where
+    there is no recipe `<recipe>_<variant>.yaml`, or no run of one of them.
+    """
+    stem = recipe.path.stem.removesuffix(TUNED)
+    path = recipe.path.with_name(f"{stem}_{variant}.yaml")
+    if not path.is_file():
+        beside = recipe.path.parent.glob(f"{stem}_*.yaml")
+        variants = [p.stem.removeprefix(f"{stem}_") for p in beside]
+        match = nearest(variant, variants)
+        raise UserError(
+            f"no recipe '{path.name}'",
+            where=f"--against {variant}",
+            allowed=", ".join(sorted(variants)) or f"{stem}_<VARIANT>.yaml beside this recipe",
+            remedy=f"did you mean '{match}'?" if match else "write that recipe, then train it",
+        )
+    own = [name for name in named if name != BASE] or [str(_last_run(recipe))]
+    return [BASE, *own, str(_last_run(load_recipe(path)))]
+
+
+def _last_run(recipe: Recipe) -> Path:
+    found = checkpoints(recipe.output_dir)
+    if not found:
+        raise UserError(
+            f"no trained adapter in {paths.shown(recipe.output_dir)}",
+            where=recipe.where("output_dir"),
+            remedy=f"./run.sh train {paths.shown(recipe.path)}, or --adapter none for the base",
+        )
+    return found[-1].absolute()
+
+
 def at_scales(adapters: Sequence[Adapter], scales: Sequence[float]) -> list[Adapter]:
     """Each adapter at each scale of its LoRA weights; the base model once.
 
     Raises UserError for what no scale of LoRA matrices takes back exactly.
     """
-    if list(scales) == [1.0]:
-        return list(adapters)
     found = []
     for adapter in adapters:
-        if adapter.path is None:
+        if adapter.path is None or list(scales) == [1.0]:
             found.append(adapter)
             continue
         _need_plain_lora(adapter)
-        found += [
-            replace(adapter, label=adapter.label + _suffix(scale), scale=scale) for scale in scales
-        ]
+        scaled = [replace(adapter, scale=scale) for scale in scales]
+        found += [replace(one, label=adapter.label + one.suffix) for one in scaled]
     return found
 
 
-def _suffix(scale: float) -> str:
-    return "" if scale == 1 else f"-scale{scale:g}"
-
-
 def _need_plain_lora(adapter: Adapter) -> None:
-    config = adapter.saved("adapter_config.json")
+    config = adapter.saved(CONFIG)
     more = [
         key
         for key, plain in (("use_dora", False), ("bias", "none"), ("modules_to_save", None))
@@ -175,13 +259,6 @@ def _need_plain_lora(adapter: Adapter) -> None:
             allowed="plain LoRA, whose change of the model grows with its scale",
             remedy="leave --scales out",
         )
-
-
-def _named(text: str, recipe: Recipe) -> Adapter:
-    if text == BASE:
-        return Adapter(BASE, None)
-    path = trained_folder(text, "--adapter")
-    return Adapter(_label(path, recipe), path)
 
 
 def trained_folder(text: str, where: str) -> Path:
@@ -214,19 +291,18 @@ def _label(path: Path, recipe: Recipe) -> str:
     return "--".join(inside.parts[-3:])
 
 
+# --- a run, as its checkpoint tells it ------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Run:
     """A trained run: its checkpoint, what ms-swift saved beside it, and its mixture's manifest."""
 
     adapter: Adapter
+    folder: Path
     args: dict[str, Any]
     manifest: dict[str, Any]
     anchor: str
-
-    @property
-    def folder(self) -> Path:
-        assert self.adapter.path is not None
-        return self.adapter.path
 
     @property
     def model(self) -> str:
@@ -245,68 +321,13 @@ def read_run(text: str, scale: float = 1.0) -> Run:
     folder = trained_folder(text, "RUN")
     (adapter,) = at_scales([Adapter(folder.name, folder)], [scale])
     manifest, saved = adapter.manifest(), adapter.saved(ARGS)
-    for found, name in ((manifest, "manifest.json"), (saved, ARGS)):
-        if not found:
-            raise UserError(
-                f"no {name}, so nothing says how it was trained",
-                where=paths.shown(folder),
-                allowed="a checkpoint of `./run.sh train`",
-                remedy="restore the file",
-            )
-    assert manifest is not None
+    if not manifest or not saved:
+        raise UserError(
+            f"no {ARGS if manifest else 'manifest.json'}, so nothing says how it was trained",
+            where=paths.shown(folder),
+            allowed="a checkpoint of `./run.sh train`",
+            remedy="restore the file",
+        )
     anchor = folder / "anchor.txt"
     text = anchor.read_bytes().decode() if anchor.is_file() else ""
-    return Run(adapter, saved, manifest, text)
-
-
-_WEIGHTS = (".safetensors", ".bin", ".gguf")
-_TEXT = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py")  # settings, tokenizer, code
-# what a trainer leaves beside a model; it changes no answer
-_OTHERS = {"training_args.bin", "trainer_state.json", "args.json", "manifest.json", "anchor.txt"}
-_SMALL = 1 << 30  # bytes; a file of weights up to here is read whole
-_SAMPLES, _SAMPLE = 256, 1 << 16  # else so many evenly spaced parts of so many bytes
-
-
-def folder_sha256(folder: Path) -> str:
-    """One hash over weights, settings, tokenizer and code in a model's folder; "" for no folder.
-
-    Of a large file of weights the size, the beginning (safetensors' header) and 256 evenly spaced
-    parts of 64 KiB are read: what trains a model changes all of its tensors.
-    """
-    if not folder.is_dir():
-        return ""
-    states = [(path, path.stat()) for path in model_files(folder)]
-    return _hash_of(tuple((path, state.st_size, state.st_mtime_ns) for path, state in states))
-
-
-def model_files(folder: Path) -> list[Path]:
-    """The files of a model's folder on which its answers depend."""
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if path.suffix in (*_WEIGHTS, *_TEXT) and path.name not in _OTHERS and path.is_file()
-    ]
-
-
-def file_or_empty(path: Path) -> str:
-    """The SHA-256 of a file, "" where there is none."""
-    return file_sha256(path) if path.is_file() else ""
-
-
-@lru_cache(maxsize=16)
-def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for path, size, _ in files:
-        sampled = path.suffix in _WEIGHTS and size > _SMALL
-        content = _sampled(path, size) if sampled else file_sha256(path)
-        digest.update(f"{path.name} {size} {content}\n".encode())
-    return digest.hexdigest()
-
-
-def _sampled(path: Path, size: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for number in range(_SAMPLES):
-            file.seek(number * (size - _SAMPLE) // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE))
-    return digest.hexdigest()
+    return Run(adapter, folder, saved, manifest, text)

@@ -1,15 +1,16 @@
 """Saved answers: one JSON line an answer, written as they come, resumed where they stopped.
 
 The batches are fixed by the prompts (longest first), so a run that was killed and resumed answers
-the same batches as one that was not, and leaves the same file.
+the same batches as one that was not, and leaves the same file. `load_scored` joins saved answers to
+the rows that they answer: what every scorer starts from.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,6 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import (
     Name,
     Shape,
-    check_shape,
     json_lines,
     parse_json,
     read_json,
@@ -36,6 +36,8 @@ from tell_plugins.core.sources import TaskRows, open_task
 
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
 GENERAL = "general"  # the folder, and the split, of answers to general questions
+CUT = "length"  # the finish reason of an answer that met the limit of new tokens
+_SHOWN = 5  # lines named in one message
 _HASHED = {
     "model_sha256": "the recipe's model keys (system, template and the like)",
     "model_files_sha256": "the model's weights, tokenizer or settings",
@@ -82,14 +84,15 @@ class Prompt:
 class Settings:
     """What produced the answers of a folder; answers of other settings never join it.
 
+    A hash that is "" in one of two settings (a server knows no model keys and files, the base model
+    has no adapter, an earlier release saved fewer) is unknown and not compared.
+
     Attributes:
         prompts_sha256: of what was asked; a task row's id holds its response.
         rows_sha256: of general rows with their responses, on which losses are taken.
-        model_sha256: of the recipe's model keys; "" where a server answers, which knows none.
-        model_files_sha256: of the files in the model's folder; "" where a server answers.
-        adapter_sha256: of the adapter's weights, `adapter_config_sha256`: of peft's settings; ""
-            for the base model. What is "" in one of two settings, as in those that an earlier
-            release saved, is unknown and not compared.
+        model_sha256: of the recipe's model keys; `model_files_sha256`: of the model's folder.
+        adapter_sha256: of the adapter's weights; `adapter_config_sha256`: of peft's settings.
+        scale: of the adapter's weights.
     """
 
     recipe: str
@@ -111,7 +114,10 @@ class Settings:
     model_files_sha256: str = ""
     adapter_config_sha256: str = ""
     rows_sha256: str = ""
-    scale: float = 1.0  # of the adapter's weights
+    scale: float = 1.0
+
+
+# --- writing --------------------------------------------------------------------------------------
 
 
 def answer_all(
@@ -130,8 +136,9 @@ def answer_all(
     Raises UserError when the folder holds answers of other settings, or when a prompt and its
     answer do not fit the model's context.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _claim(folder, settings)
+    refuse_others(folder, settings)
+    if not (folder / SETTINGS).is_file():
+        write_json(folder / SETTINGS, asdict(settings))
     lengths = engine.prompt_tokens([prompt.text for prompt in prompts], history)
     _check_context(engine, prompts, lengths, settings)
     order = sorted(range(len(prompts)), key=lambda i: (-lengths[i], prompts[i].row))
@@ -174,21 +181,11 @@ def unicode_text(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _claim(folder: Path, settings: Settings) -> None:
-    refuse_others(folder, settings)
-    path = folder / SETTINGS
-    if not path.is_file():
-        write_json(path, asdict(settings))
-
-
 def refuse_others(folder: Path, settings: Settings) -> None:
     """Raise UserError when the folder holds answers of other settings."""
-    theirs = saved_settings(folder)
-    if theirs is None:
-        return
-    mine = asdict(settings)
-    other = differing(mine, theirs, mine)
-    if other:
+    mine, theirs = asdict(settings), saved_settings(folder)
+    other = differing(mine, theirs, mine) if theirs is not None else []
+    if theirs is not None and other:
         shown = ", ".join(
             f"{_HASHED[key]} have changed since"
             if key in _HASHED
@@ -204,24 +201,8 @@ def refuse_others(folder: Path, settings: Settings) -> None:
 
 def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
     """The keys in which two settings differ; a hash that one of them does not know is left out."""
-    return [
-        key
-        for key in keys
-        if theirs.get(key) != mine.get(key)
-        and not (key in _HASHED and not (theirs.get(key) and mine.get(key)))
-    ]
-
-
-def saved_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings of a folder, None where there are none; one that an earlier release did not
-    save has its default. Raises UserError for a file that is none."""
-    path = folder / SETTINGS
-    if not path.is_file():
-        return None
-    remedy = "name another folder with --out, or remove this one"
-    saved = read_json(path, SavedSettings, remedy)
-    defaults = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
-    return {**defaults, **saved}
+    unknown = {key for key in _HASHED if not (theirs.get(key) and mine.get(key))}
+    return [key for key in keys if theirs.get(key) != mine.get(key) and key not in unknown]
 
 
 def _check_context(
@@ -230,12 +211,12 @@ def _check_context(
     if engine.context is None or not prompts:
         return
     longest = max(range(len(prompts)), key=lambda i: lengths[i])
-    room = engine.context - lengths[longest]
-    if room >= settings.max_new_tokens:
+    most = engine.context - settings.max_new_tokens
+    if lengths[longest] <= most:
         return
+    room = engine.context - lengths[longest]
     remedy = "a model with a longer context"
     if settings.split == GENERAL:  # the first that does not fit: a smaller draw ends before it
-        most = engine.context - settings.max_new_tokens
         first = next(i for i, length in enumerate(lengths) if length > most)
         remedy = f"--retention-rows {first}, or {remedy}"
     elif room > 0:
@@ -253,43 +234,62 @@ def _complete_batches(path: Path, batches: list[list[str]]) -> int:
     """How many leading batches the file holds whole; cuts off what follows them."""
     if not path.is_file():
         return 0
-    raw = path.read_bytes()
-    ids: list[str] = []
-    ends: list[int] = []
-    position = 0
-    for line in raw.splitlines(keepends=True):
-        position += len(line)
-        try:
-            if not line.endswith(b"\n"):
-                break
-            ids.append(parse_json(line)["id"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            break
-        ends.append(position)
+    lines = path.read_bytes().splitlines(keepends=True)
     done = rows = 0
     for batch in batches:
-        if ids[rows : rows + len(batch)] != batch:
+        if [_id_of(line) for line in lines[rows : rows + len(batch)]] != batch:
             break
         rows += len(batch)
         done += 1
-    keep = ends[rows - 1] if rows else 0
-    if keep < len(raw):
-        os.truncate(path, keep)
+    os.truncate(path, sum(map(len, lines[:rows])))
     return done
+
+
+def _id_of(line: bytes) -> Any:
+    """The id of a whole line, None of one that is torn or none."""
+    try:
+        return parse_json(line)["id"] if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def saved_settings(folder: Path) -> dict[str, Any] | None:
+    """The settings of a folder, None where there are none; one that an earlier release did not
+    save has its default. Raises UserError for a file that is none."""
+    remedy = "name another folder with --out, or remove this one"
+    saved = read_json(folder / SETTINGS, SavedSettings, remedy)
+    defaults = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
+    return None if saved is None else {**defaults, **saved}
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of answers to a task. Raises UserError when they are missing or none."""
+    saved = read_json(folder / SETTINGS, SettingsOfRows, "restore the file")
+    if saved is None:
+        raise UserError(
+            f"no {SETTINGS}, so nothing says which card and split was answered",
+            where=paths.shown(folder),
+            allowed=f"a folder that ./run.sh eval wrote, with {ANSWERS} and {SETTINGS}",
+            remedy="name such a folder",
+        )
+    return dict(saved)
 
 
 def read_answers(folder: Path) -> list[dict[str, Any]]:
     """The answers of a folder, by row. Raises UserError when there are none."""
-    path = folder / ANSWERS
-    if not path.is_file():
-        raise UserError("no answers", where=paths.shown(folder), remedy="./run.sh eval RECIPE")
-    lines = read_json_lines(path, AnswerLine, "remove the line and call ./run.sh eval again")
-    return sorted(lines, key=lambda answer: int(answer["row"]))
+    return sorted(_lines(folder), key=lambda answer: int(answer["row"]))
 
 
-CUT = "length"  # the finish reason of an answer that met the limit of new tokens
-_SHOWN = 5  # lines named in one message
-_REMEDY = "remove the line and call ./run.sh eval again"
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    if find(folder / ANSWERS) is None:
+        raise UserError(
+            f"no {ANSWERS}", where=paths.shown(folder), remedy="./run.sh eval RECIPE writes it"
+        )
+    remedy = "remove the line and call ./run.sh eval again"
+    return read_json_lines(folder / ANSWERS, AnswerLine, remedy)
 
 
 class Answer(NamedTuple):
@@ -307,10 +307,9 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Scored:
-    """The answers of one folder, in the order of the test rows, and the rows themselves.
+    """The answers of one folder, by row and attempt, and the rows themselves.
 
     Attributes:
-        answers: sorted by row, then attempt.
         sha256: of `answers.jsonl`, uncompressed; scores of other answers never pass as these.
     """
 
@@ -327,14 +326,17 @@ class Scored:
         return [answer.row for answer in self.answers]
 
     @property
-    def distinct_rows(self) -> int:
-        return len(set(self.rows))
-
-    @property
     def expected(self) -> int:
         """How many rows were asked; the run was interrupted where fewer are answered."""
         asked = self.settings.get("rows")
         return asked if isinstance(asked, int) else len(self.task)
+
+    @property
+    def test(self) -> tuple[object, ...]:
+        """The rows and the rules of the test: cards that differ in their training share them."""
+        card = self.card
+        schema = card.schema_path().read_bytes() if card.metric == "json" else b""
+        return self.task.split, self.task.sha256, card.metric, str(card.answer), schema
 
     def id(self, row: int) -> str:
         """The content hash of a test row, as it stands in the answers."""
@@ -344,119 +346,65 @@ class Scored:
 def load_scored(folder: Path) -> Scored:
     """The answers of `folder` joined to the rows of their card and split.
 
-    Raises UserError for missing or empty files, lines that are no answers, a torn last line, an
-    answer given twice, and answers whose row the split does not have.
+    Raises UserError for missing or empty files, lines that are no answers, an answer given twice,
+    and answers whose row the split does not have.
     """
     settings = read_settings(folder)
-    raw = read_bytes(folder / ANSWERS)
-    if raw is None:
+    lines = _lines(folder)
+    if not lines:
         raise UserError(
-            f"no {ANSWERS}", where=paths.shown(folder), remedy="./run.sh eval RECIPE writes it"
+            "the file holds no answer",
+            where=paths.shown(find(folder / ANSWERS) or folder),
+            remedy="call ./run.sh eval RECIPE again",
         )
-    where = paths.shown(find(folder / ANSWERS) or folder)
-    if not raw.strip():
-        raise UserError(
-            "the file holds no answer", where=where, remedy="call ./run.sh eval RECIPE again"
-        )
-    lines = list(_lines(raw, where))
+    sha256 = hashlib.sha256(read_bytes(folder / ANSWERS) or b"").hexdigest()
     card = load_card(settings["card"])
     task = open_task(card, settings["split"], settings["anchor"])
-    answers = _join(lines, task, where)
-    return Scored(folder, settings, card, task, answers, hashlib.sha256(raw).hexdigest())
+    answers = _join(lines, task, paths.shown(find(folder / ANSWERS) or folder))
+    return Scored(folder, settings, card, task, answers, sha256)
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """`settings.json` of an answers folder. Raises UserError when it is missing or no such file."""
-    path = folder / SETTINGS
-    if not path.is_file():
-        raise UserError(
-            f"no {SETTINGS}, so nothing says which card and split was answered",
-            where=paths.shown(folder),
-            allowed=f"a folder that ./run.sh eval wrote, with {ANSWERS} and {SETTINGS}",
-            remedy="name such a folder",
-        )
-    return dict(read_json(path, SettingsOfRows, "restore the file"))
+def _join(lines: list[dict[str, Any]], task: TaskRows, where: str) -> list[Answer]:
+    """Answers by test row, matched by content: a row that moved in its file is still that row.
 
-
-class _Line(NamedTuple):
-    number: int
-    id: str
-    row: int
-    attempt: int
-    text: str
-    finish_reason: str
-
-
-def _lines(raw: bytes, where: str) -> Iterator[_Line]:
-    last = raw.count(b"\n") + 1
-    for number, line in enumerate(raw.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        place = f"{where}, line {number}"
-        try:
-            value = parse_json(line)
-        except (ValueError, RecursionError) as error:
-            if number == last:  # no line end after it: the writer was stopped
-                raise UserError(
-                    "the last line is torn: the run was stopped while it wrote",
-                    where=place,
-                    remedy="call the same ./run.sh eval again (it goes on), or remove the line",
-                ) from None
-            raise UserError(f"no JSON: {error}", where=place, remedy=_REMEDY) from None
-        check_shape(value, AnswerLine, place, _REMEDY)
-        attempt = value.get("attempt", 0)
-        text, reason = value["text"], value["finish_reason"]
-        yield _Line(number, value["id"], value["row"], attempt, text, reason)
-
-
-def _join(lines: list[_Line], task: TaskRows, where: str) -> list[Answer]:
-    """Answers by test row, matched by content: a row that moved in its file is still that row."""
-    places: dict[str, list[int]] = {}
+    Equal test rows are told apart by the saved row number.
+    """
+    places = defaultdict(list)
     for row, content in enumerate(task.ids):
-        places.setdefault(bytes(content).hex(), []).append(row)
-    strangers = [line for line in lines if line.id not in places]
-    split = f"split '{task.split}' of card '{task.card.name}' ({paths.shown(task.file)})"
-    if len(strangers) == len(lines):
-        raise UserError(
-            f"none of the {len(lines)} answers belongs to a row of {split}",
-            where=where,
-            remedy="these are answers to another card or split, or the data file was replaced",
-        )
+        places[bytes(content).hex()].append(row)
+    strangers = [number for number, line in enumerate(lines, 1) if line["id"] not in places]
     if strangers:
         raise UserError(
-            f"{len(strangers)} of {len(lines)} answers have no row in {split}: "
-            f"{_numbers(strangers)}",
+            f"{len(strangers)} of {len(lines)} answers have no row in split '{task.split}' of card "
+            f"'{task.card.name}' ({paths.shown(task.file)}): {_numbers(strangers)}",
             where=where,
-            remedy="remove these lines, or restore the data file that was answered",
+            remedy="restore the data file that was answered, or remove these lines"
+            if len(strangers) < len(lines)
+            else "these are answers to another card or split, or the data file was replaced",
         )
-    counts = Counter((line.id, line.attempt) for line in lines)
-    surplus = [line for line in lines if counts[line.id, line.attempt] > len(places[line.id])]
+    taken: dict[tuple[int, int], Answer] = {}
+    surplus = []
+    numbered = enumerate(lines, 1)
+    for number, line in sorted(numbered, key=lambda n: n[1]["row"] not in places[n[1]["id"]]):
+        attempt = line.get("attempt", 0)
+        free = [row for row in places[line["id"]] if (row, attempt) not in taken]
+        if not free:
+            surplus.append(number)
+            continue
+        row = line["row"] if line["row"] in free else free[0]
+        taken[row, attempt] = Answer(row, attempt, line["text"], line["finish_reason"])
     if surplus:
         raise UserError(
-            f"{len(surplus)} answers share an id and attempt: {_numbers(surplus)}",
+            f"{len(surplus)} answers are given to a row that has one: {_numbers(surplus)}",
             where=where,
             remedy="each row is answered once an attempt; remove the surplus lines",
         )
-    return _place(lines, places)
+    return [taken[place] for place in sorted(taken)]
 
 
-def _place(lines: list[_Line], places: dict[str, list[int]]) -> list[Answer]:
-    """Give each answer its row; equal test rows are told apart by the saved row number."""
-    taken: set[tuple[int, int]] = set()
-    answers = []
-    exact = [line for line in lines if line.row in places[line.id]]
-    moved = [line for line in lines if line.row not in places[line.id]]
-    for line in [*exact, *moved]:
-        wished = [line.row] if line.row in places[line.id] else []
-        row = next(row for row in [*wished, *places[line.id]] if (row, line.attempt) not in taken)
-        taken.add((row, line.attempt))
-        answers.append(Answer(row, line.attempt, line.text, line.finish_reason))
-    return sorted(answers, key=lambda answer: (answer.row, answer.attempt))
-
-
-def _numbers(lines: list[_Line]) -> str:
+def _numbers(lines: Sequence[int]) -> str:
     more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
-    return "line " + ", ".join(str(line.number) for line in lines[:_SHOWN]) + more
+    return "line " + ", ".join(map(str, lines[:_SHOWN])) + more
 
 
 def joined(parts: Sequence[Scored], task: TaskRows, rows: int | None = None) -> Scored:
@@ -482,6 +430,6 @@ def joined(parts: Sequence[Scored], task: TaskRows, rows: int | None = None) -> 
         settings={**parts[0].settings, "card": task.card.name, "rows": asked},
         card=task.card,
         task=task,
-        answers=sorted(answers, key=lambda answer: (answer.row, answer.attempt)),
+        answers=sorted(answers),
         sha256=hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest(),
     )

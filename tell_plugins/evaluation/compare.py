@@ -15,15 +15,14 @@ from typing import Any
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.compressed import find, find_below
-from tell_plugins.core.errors import UserError, unknown
+from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import write_json
 from tell_plugins.core.progress import tracked
 from tell_plugins.evaluation import scorers, scoring
 from tell_plugins.evaluation.answers import ANSWERS, Scored, load_scored, read_settings
 from tell_plugins.evaluation.judged import Judged
 from tell_plugins.evaluation.paper_numbers import PaperNumber, paper_number
-from tell_plugins.evaluation.scorers.json_readings import SCORERS
-from tell_plugins.evaluation.scorers.learned import metric_names
+from tell_plugins.evaluation.scorers.learned import LEARNED, metric_names, score_learned
 from tell_plugins.evaluation.scoring import Scores
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
 from tell_plugins.evaluation.systems import pooled, system_names, trained_spec
@@ -34,7 +33,6 @@ _OF_FOLDS = (
     "Each row was answered by a training that did not see it, one a fold. The intervals are over "
     "the rows; that the trainings differ is not in them."
 )
-_SCORERS = tuple(scorer.name for scorer in SCORERS)
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,6 @@ class Compared:
     measure: str
     difference: Difference
     percent: bool
-
-    @property
-    def factor(self) -> float:
-        """Shares are shown in per cent."""
-        return 100.0 if self.percent else 1.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +82,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="answers to the folds of one task (new --folds) as one test, each row once; "
         "differences are taken to plain SFT, if it is there",
     )
-    parser.add_argument("--scorer", help=f"show one JSON scorer alone: {', '.join(_SCORERS)}")
     parser.add_argument(
         "--baseline", metavar="DIR", help="what differences are taken to (default: the first)"
     )
@@ -108,8 +100,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tell_plugins.evaluation import compare_tables
 
-    if args.scorer is not None and args.scorer not in _SCORERS:
-        raise unknown("scorer", args.scorer, _SCORERS, "--scorer")
+    _check(args)
+    folders = find_folders(args.answers, args.split)
+    baseline = None
+    if args.baseline is not None:
+        baseline = _one_folder(args.baseline, args.split)
+        if baseline.resolve() not in {folder.resolve() for folder in folders}:
+            folders = [baseline, *folders]
+    comparison = compare(
+        folders,
+        baseline=baseline,
+        learned=metric_names(args.learned),
+        models={name: value for name in LEARNED if (value := getattr(args, name))},
+        resamples=args.resamples,
+        seed=args.seed,
+        pool=args.pool,
+    )
+    compare_tables.show(comparison)
+    if args.pool:
+        print(_OF_FOLDS)
+    out = paths.user_target(args.out) if args.out else paths.PROJECT / _DEFAULT_OUT
+    written = write(comparison, out)
+    print("written: " + ", ".join(paths.shown(path) for path in written))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
     if args.resamples < 100:
         raise UserError(
             f"{args.resamples} resamples",
@@ -123,36 +139,6 @@ def run(args: argparse.Namespace) -> int:
             where="command line",
             remedy="leave them out; --learned scores each fold on its own",
         )
-    folders = find_folders(args.answers, args.split)
-    baseline = None
-    if args.baseline is not None:
-        baseline = _one_folder(args.baseline, args.split)
-        if baseline.resolve() not in {folder.resolve() for folder in folders}:
-            folders = [baseline, *folders]
-    models = {name: value for name in ("bleurt", "comet") if (value := getattr(args, name))}
-    comparison = compare(
-        folders,
-        baseline=baseline,
-        learned=metric_names(args.learned),
-        models=models,
-        resamples=args.resamples,
-        seed=args.seed,
-        pool=args.pool,
-    )
-    if args.scorer is not None and comparison.metric != "json":
-        raise UserError(
-            f"the answers are scored by metric '{comparison.metric}'",
-            where="--scorer",
-            allowed="for JSON tasks alone",
-            remedy="leave it out",
-        )
-    compare_tables.show(comparison, args.scorer)
-    if args.pool:
-        print(_OF_FOLDS)
-    out = paths.user_target(args.out) if args.out else paths.PROJECT / _DEFAULT_OUT
-    written = write(comparison, out)
-    print("written: " + ", ".join(paths.shown(path) for path in written))
-    return 0
 
 
 def compare(
@@ -173,30 +159,23 @@ def compare(
     """
     loaded = [load_scored(folder) for folder in folders]
     for scored in loaded:
-        scoring.add_learned(scored, learned, models or {})
+        score_learned(scored, learned, models or {})
     if pool:
         loaded = pooled(loaded)
-    same_test(loaded)
-    names = system_names(loaded)
-    systems = [
-        System(
-            name=name,
-            scored=scored,
-            judged=judged,
-            scores=scoring.scores_of(scored, judged),
-            paper=paper_number(scored.card.name, scored.settings, trained_spec(scored)),
-        )
-        for name, scored in tracked(
-            list(zip(names, loaded, strict=True)), "scoring", "systems", len(loaded)
-        )
-        for judged in [scorers.judge_saved(scored)]
-    ]
+    _need_same_test(loaded)
+    named = list(zip(system_names(loaded), loaded, strict=True))
+    systems = [_system(*one) for one in tracked(named, "scoring", "systems", len(named))]
     base = systems[0]
     if baseline is not None:
         base = next(s for s in systems if s.scored.folder.resolve() == baseline.resolve())
-    return Comparison(
-        systems, base.name, list(_differences(systems, base, resamples=resamples, seed=seed))
-    )
+    differences = _differences(systems, base, resamples=resamples, seed=seed)
+    return Comparison(systems, base.name, list(differences))
+
+
+def _system(name: str, scored: Scored) -> System:
+    judged = scorers.judge_saved(scored)
+    paper = paper_number(scored.card.name, scored.settings, trained_spec(scored))
+    return System(name, scored, judged, scoring.scores_of(scored, judged), paper)
 
 
 def find_folders(named: Sequence[str], split: str | None = None) -> list[Path]:
@@ -211,10 +190,8 @@ def find_folders(named: Sequence[str], split: str | None = None) -> list[Path]:
         path = paths.user_path(text)
         if find(path / ANSWERS):
             inside = [path]
-        elif path.is_dir():
-            inside = _of_a_task(find_below(path, ANSWERS), split)
         else:
-            inside = []
+            inside = _of_a_task(find_below(path, ANSWERS) if path.is_dir() else [], split)
         if not inside:
             raise UserError(
                 f"no saved answers in '{text}'" + (f" to split '{split}'" if split else ""),
@@ -250,14 +227,11 @@ def _of_a_task(folders: Sequence[Path], split: str | None) -> list[Path]:
     return [folder for folder, found in splits.items() if split in (None, found)]
 
 
-def same_test(loaded: Sequence[Scored]) -> None:
-    """Raise UserError unless all answers are to the same rows under the same rules.
-
-    Cards that differ in their training data alone share a test: same split, file and schema.
-    """
+def _need_same_test(loaded: Sequence[Scored]) -> None:
+    """Raise UserError unless all answers are to the same rows under the same rules."""
     first = loaded[0]
     for other in loaded[1:]:
-        if _test_of(other) != _test_of(first):
+        if other.test != first.test:
             raise UserError(
                 f"answers to different tests: card '{first.card.name}', split "
                 f"'{first.task.split}' ({paths.shown(first.folder)}) and card "
@@ -268,28 +242,17 @@ def same_test(loaded: Sequence[Scored]) -> None:
             )
 
 
-def _test_of(scored: Scored) -> tuple[object, ...]:
-    card = scored.card
-    schema = card.schema_path().read_bytes() if card.metric == "json" else b""
-    return scored.task.split, scored.task.sha256, card.metric, card.answer, schema
-
-
 def _differences(
     systems: Sequence[System], base: System, *, resamples: int, seed: int
 ) -> Iterator[Compared]:
-    from tell_plugins.evaluation.scoring import difference, measures
-
     others = [system for system in systems if system is not base]
-    if not others:
-        return
-    theirs = measures(base.scored, base.judged)
+    theirs = scoring.measures(base.scored, base.judged) if others else {}
     for system in tracked(others, "differences", "systems", len(others)):
-        for key, mine in measures(system.scored, system.judged).items():
-            if key not in theirs:
-                continue
-            result = difference(mine, theirs[key], resamples=resamples, seed=seed)
-            if result is not None:
-                yield Compared(system.name, base.name, *key, result, mine.column.percent)
+        for key, mine in scoring.measures(system.scored, system.judged).items():
+            if key in theirs:
+                found = scoring.difference(mine, theirs[key], resamples=resamples, seed=seed)
+                if found is not None:
+                    yield Compared(system.name, base.name, *key, found, mine.column.percent)
 
 
 def write(comparison: Comparison, out: Path) -> list[Path]:
@@ -299,17 +262,16 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
 
     files = [out / "scores.csv", out / "differences.csv", out / "comparison.json"]
     paths.write_text(files[0], to_csv(score_records(comparison)))
-    records = [_flat(compared) for compared in comparison.differences]
+    records = [
+        {
+            **{key: getattr(found, key) for key in ("system", "baseline", "scorer", "measure")},
+            **asdict(found.difference),
+        }
+        for found in comparison.differences
+    ]
     paths.write_text(files[1], to_csv(records))
     write_json(files[2], _content(comparison, records), allow_nan=False)
     return files
-
-
-def _flat(compared: Compared) -> dict[str, Any]:
-    record = asdict(compared)
-    difference = record.pop("difference")
-    del record["percent"]
-    return {**record, **difference}
 
 
 def _content(comparison: Comparison, differences: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,75 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import product
-from string import ascii_uppercase
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from tell_plugins.evaluation.grids import UNBOUNDED, Grid, print_grid, table_console
+from tell_plugins.evaluation import retention
+from tell_plugins.evaluation.answers import GENERAL
+from tell_plugins.evaluation.grids import Grid, print_grid, table_console
 from tell_plugins.evaluation.intervals import Estimate, Rate, shown
+from tell_plugins.evaluation.judged import KINDS
 from tell_plugins.evaluation.paper_numbers import is_papers_task
 from tell_plugins.evaluation.scorers import SECOND_READINGS
 from tell_plugins.evaluation.scorers.learned import LEARNED
 from tell_plugins.evaluation.scoring import Numbers, Reading, spaced
-from tell_plugins.evaluation.taxonomy import KINDS
+from tell_plugins.evaluation.summary import change
 
 if TYPE_CHECKING:
     from tell_plugins.evaluation.compare import Comparison, System
 
 _MOST_SHOWN = 60  # characters of a constant answer
-_LONG = 20  # characters of a word in a name that a table of 80 columns has room for
 # what is shown under every reading, side by side, by the card's metric
 _SIDE_BY_SIDE = {"json": ("adherence",), "translation": ("chrf++", "bleu")}
+# what was kept of the rest of the model: less is better
+_KEPT = {
+    retention.INSTRUCTIONS: "loss on foreign instructions",
+    retention.PROSE: "loss on prose",
+    retention.KL: "divergence from the base model",
+}
 
 
-def show(comparison: Comparison, scorer: str | None = None) -> None:
-    """Print all tables; of a JSON task those of one scorer, where one is named."""
-    from rich.text import Text
-
+def show(comparison: Comparison) -> None:
+    """Print all tables."""
     console = table_console()
-    comparison, legend = _lettered(comparison) if console.width < UNBOUNDED else (comparison, [])
-    for line in legend:
-        console.print(Text(line), soft_wrap=True)
-    for grid in grids(comparison, scorer):
+    for grid in grids(comparison):
         print_grid(grid, console)
 
 
-def _lettered(comparison: Comparison) -> tuple[Comparison, list[str]]:
-    """The comparison with letters for names where one is long, and what each letter stands for."""
-    names = [system.name for system in comparison.systems]
-    if all(len(word) <= _LONG for name in names for word in name.split()):
-        return comparison, []
-    letters = ("".join(part) for size in (1, 2) for part in product(ascii_uppercase, repeat=size))
-    of = dict(zip(names, letters, strict=False))
-    lettered = replace(
-        comparison,
-        systems=[replace(system, name=of[system.name]) for system in comparison.systems],
-        baseline=of[comparison.baseline],
-        differences=[
-            replace(compared, system=of[compared.system], baseline=of[compared.baseline])
-            for compared in comparison.differences
-        ],
-    )
-    return lettered, [*(f"{letter} = {name}" for name, letter in of.items()), ""]
+def print_verdict(comparison: Comparison) -> None:
+    """Print each system's paired differences to the last one, and what they say of the one before
+    it, line by line."""
+    if not comparison.differences:
+        return
+    console = table_console()
+    print_grid(difference_grid(comparison), console)
+    own, baseline = comparison.systems[-2:]
+    for compared in comparison.differences:
+        if compared.system == own.name and compared.scorer not in SECOND_READINGS:
+            found = compared.difference
+            said = _said(own, baseline, better=found.low > 0, worse=found.high < 0)
+            console.print(f"{compared.measure.replace('_', ' ')}: {said}", highlight=False)
+    mine, theirs = (system.scored.folder.parent / GENERAL for system in (own, baseline))
+    for name, what in _KEPT.items():
+        moved = change(mine, theirs, name)
+        if moved is not None:
+            said = _said(own, baseline, better=moved.high < 0, worse=moved.low > 0)
+            console.print(f"{what}: {said}, {shown(moved, sign='+')} nats a token", highlight=False)
 
 
-def grids(comparison: Comparison, scorer: str | None = None) -> list[Grid]:
+def _said(own: System, baseline: System, *, better: bool, worse: bool) -> str:
+    word = "better than" if better else "worse than" if worse else "not told apart from"
+    return f"{own.name} is {word} {baseline.name}"
+
+
+def grids(comparison: Comparison) -> list[Grid]:
     """The tables of a comparison."""
     systems = comparison.systems
-    names = [scorer] if scorer else _readings(systems[0])
+    names = _readings(systems[0])
     found = [
         _side_by_side(systems, names, measure)
         for measure in _SIDE_BY_SIDE.get(comparison.metric, ())
         if len(names) > 1
     ]
-    more = [name for name in names if name not in SECOND_READINGS or name == scorer]
-    for name in more:
-        found += [_measures_grid(systems, name), *_field_grid(systems, name)]
+    for name in names:
+        if name not in SECOND_READINGS:
+            found += [_measures_grid(systems, name), *_field_grid(systems, name)]
     found += _failure_grid(systems, names)
     if comparison.differences:
-        found.append(difference_grid(comparison, scorer))
+        found.append(difference_grid(comparison))
     found[0].notes.extend(_notes(systems, names))
     return found
 
@@ -89,56 +96,52 @@ def _title(systems: Sequence[System], what: str) -> str:
 
 def _side_by_side(systems: Sequence[System], names: Sequence[str], measure: str) -> Grid:
     """One measure under every reading, and beside JSON adherence the paper's."""
-    with_paper = any(system.paper for system in systems)
+    paper = ["paper"] if any(system.paper for system in systems) else []
     percent = systems[0].judged[names[0]].columns[measure].percent
     rows = [
         [
             system.name,
             _rows(system),
             *(_cell(system, name, measure) for name in names),
-            *([_paper(system)] if with_paper else []),
+            *([_paper(system)] if paper else []),
         ]
         for system in systems
     ]
-    columns = ["system", "rows", *map(spaced, names), *(["paper"] if with_paper else [])]
     title = f"{spaced(measure)}{' in %' if percent else ''} [95 % interval]"
-    return Grid(_title(systems, title), columns, rows)
+    return Grid(_title(systems, title), ["system", "rows", *map(spaced, names), *paper], rows)
 
 
 def _measures_grid(systems: Sequence[System], reading: str) -> Grid:
     """Every measure of one reading, and what is worth nothing."""
     found = [_all(system.scores.readings[reading]) for system in systems]
     names = list(dict.fromkeys(name for part in found for name in part if ":" not in name))
-    with_most = any(system.scores.readings[reading].most_frequent for system in systems)
+    most = any(system.scores.readings[reading].most_frequent for system in systems)
     rows = [
         [
             system.name,
             _rows(system),
             *(_cell(system, reading, name) for name in names),
-            *([_most_frequent(system, reading)] if with_most else []),
+            *([_most_frequent(system, reading)] if most else []),
         ]
         for system in systems
     ]
     first = systems[0]
     for system in systems:
-        scores = system.scores
-        if system is first or scores.constant_measures != first.scores.constant_measures:
-            constant = [
-                _shown(system, reading, name, scores.constant_measures.get(name)) for name in names
-            ]
-            name = f"(baseline) {shorten(scores.constant, _MOST_SHOWN)}"
-            rows.append([name, _rows(system), *constant, *([""] if with_most else [])])
-    columns = ["system", "rows", *map(spaced, names), *(["most frequent"] if with_most else [])]
-    notes = first.judged[reading].notes
+        constant = system.scores.constant_measures
+        if system is first or constant != first.scores.constant_measures:
+            cells = [_shown(system, reading, name, constant.get(name)) for name in names]
+            name = f"(baseline) {shorten(system.scores.constant, _MOST_SHOWN)}"
+            rows.append([name, _rows(system), *cells, *([""] if most else [])])
+    columns = ["system", "rows", *map(spaced, names), *(["most frequent"] if most else [])]
     title = f"{spaced(reading)}, shares in % [95 % interval]"
-    return Grid(_title(systems, title), columns, rows, list(notes))
+    return Grid(_title(systems, title), columns, rows, list(first.judged[reading].notes))
 
 
 def _field_grid(systems: Sequence[System], reading: str) -> list[Grid]:
     """Precision, recall and F1 of each key of JSON answers."""
-    names = [name for name in systems[0].judged[reading].columns if ":" in name]
-    measures = list(dict.fromkeys(name.partition(":")[0] for name in names))
-    fields = list(dict.fromkeys(name.partition(":")[2] for name in names))
+    names = [name.split(":", 1) for name in systems[0].judged[reading].columns if ":" in name]
+    measures = list(dict.fromkeys(measure for measure, _ in names))
+    fields = list(dict.fromkeys(field for _, field in names))
     rows = [
         [
             system.name if field == fields[0] else "",
@@ -148,9 +151,8 @@ def _field_grid(systems: Sequence[System], reading: str) -> list[Grid]:
         for system in systems
         for field in fields
     ]
-    columns = ["system", "field", *map(spaced, measures)]
     title = _title(systems, f"{spaced(reading)}, by field, in % [95 % interval]")
-    return [Grid(title, columns, rows)] if rows else []
+    return [Grid(title, ["system", "field", *map(spaced, measures)], rows)] if rows else []
 
 
 def _all(reading: Reading) -> Numbers:
@@ -177,43 +179,37 @@ def _shown(system: System, reading: str, name: str, value: Rate | Estimate | Non
 
 
 def _failure_grid(systems: Sequence[System], names: Sequence[str]) -> list[Grid]:
-    kept = [name for name in names if name != "official" or len(names) == 1]
-    found = [(system, name, system.scores.readings[name]) for system in systems for name in kept]
-    kinds = [kind for kind in KINDS if any(kind in part.failures for _, _, part in found)]
-    if not kinds:
-        return []
+    kept = [name for name in names if name != "official"]
+    found = [(s, name, s.scores.readings[name].failures) for s in systems for name in kept]
+    kinds = [kind for kind in KINDS if any(kind in part for _, _, part in found)]
     rows = [
         [
             system.name if name == kept[0] else "",
             spaced(name),
-            str(sum(part.failures.values())),
-            *(str(part.failures.get(kind, 0)) for kind in kinds),
+            str(sum(part.values())),
+            *(str(part.get(kind, 0)) for kind in kinds),
         ]
         for system, name, part in found
     ]
     columns = ["system", "scorer", "failures", *map(spaced, kinds)]
-    return [Grid(_title(systems, "why answers fail"), columns, rows)]
+    return [Grid(_title(systems, "why answers fail"), columns, rows)] if kinds else []
 
 
 def _notes(systems: Sequence[System], names: Sequence[str]) -> list[str]:
-    notes = [
-        f"{system.name}: {100 * share.value:.0f} % of the answers are one and the same text"
-        for system in systems
-        if (share := system.scores.most_frequent_answer.share).value is not None
-        and share.value > 0.5
-        and share.n > 1
-    ]
-    notes += [
-        f"{system.name}: incomplete, {system.scores.rows} of {system.scores.expected} rows"
-        for system in systems
-        if not system.scores.complete
-    ]
-    notes += [
-        f"{system.name}: {system.scores.cut.k} of {system.scores.cut.n} answers were cut by the "
-        "limit of new tokens"
-        for system in systems
-        if system.scores.cut.k
-    ]
+    said: list[list[str]] = [[], [], []]
+    for system in systems:
+        scores, share = system.scores, system.scores.most_frequent_answer.share
+        if share.n > 1 and (share.value or 0) > 0.5:
+            said[0].append(
+                f"{system.name}: {100 * (share.value or 0):.0f} % of the answers are one and the "
+                "same text"
+            )
+        if not scores.complete:
+            said[1].append(f"{system.name}: incomplete, {scores.rows} of {scores.expected} rows")
+        if scores.cut.k:
+            cut = f"{scores.cut.k} of {scores.cut.n}"
+            said[2].append(f"{system.name}: {cut} answers were cut by the limit of new tokens")
+    notes = [note for part in said for note in part]
     if "official" in names:
         notes.append("official: the published script's behaviour; it fails a perfect model too")
     sources = sorted({system.paper.source for system in systems if system.paper})
@@ -225,36 +221,32 @@ def _notes(systems: Sequence[System], names: Sequence[str]) -> list[str]:
     return notes
 
 
-def difference_grid(comparison: Comparison, scorer: str | None) -> Grid:
+def difference_grid(comparison: Comparison) -> Grid:
     """The paired differences to the baseline, and whether the rows tell the two apart."""
     main = _SIDE_BY_SIDE.get(comparison.metric, ())
-    kept = [
-        compared
-        for compared in comparison.differences
-        if compared.scorer == scorer
-        or (scorer is None and (compared.measure in main or compared.scorer not in SECOND_READINGS))
-    ]
-    rows = []
+    rows: list[list[str]] = []
     last = ""
-    for compared in kept:
-        found = compared.difference
+    for compared in comparison.differences:
+        if compared.measure not in main and compared.scorer in SECOND_READINGS:
+            continue
         digits = 4 if compared.measure.startswith(LEARNED) else 2  # learned scores are near 0 to 1
+        factor = 100.0 if compared.percent else 1.0
         rows.append(
             [
                 compared.system if compared.system != last else "",
                 spaced(compared.scorer),
                 spaced(compared.measure),
-                shown(found, digits, factor=compared.factor, sign="+", between="\n"),
-                f"{found.p:.4f}",
-                str(found.n),
+                shown(compared.difference, digits, factor=factor, sign="+", between="\n"),
+                f"{compared.difference.p:.4f}",
+                str(compared.difference.n),
             ]
         )
         last = compared.system
     first = comparison.differences[0].difference
-    unit = {"translation": "points", "text": "points (exact match: percentage points)"}
+    units = {"translation": "points", "text": "points (exact match: percentage points)"}
+    unit = units.get(comparison.metric, "percentage points")
     return Grid(
-        f"difference to {comparison.baseline}, in "
-        + unit.get(comparison.metric, "percentage points"),
+        f"difference to {comparison.baseline}, in {unit}",
         ["system", "scorer", "measure", "difference", "p", "shared rows"],
         rows,
         [
@@ -291,7 +283,7 @@ def score_records(comparison: Comparison) -> list[dict[str, Any]]:
 
 def _records(system: System) -> Iterator[tuple[Any, ...]]:
     def record(scorer: str, measure: str, number: Rate | Estimate, *paper: Any) -> tuple[Any, ...]:
-        k = number.k if isinstance(number, Rate) else None
+        k = getattr(number, "k", None)
         paper = paper or (None, None)
         return scorer, measure, number.value, number.low, number.high, k, number.n, *paper
 

@@ -8,12 +8,24 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tell_plugins.bridge.protocol import Decoding, Engine, History, Reply, conversation, system_text
+from tell_plugins.bridge.protocol import (
+    Decoding,
+    Engine,
+    History,
+    Reply,
+    conversation,
+    system_text,
+)
 from tell_plugins.core.errors import UserError, nearest
 from tell_plugins.preparation.chat import Answer, Refused, Server, api_url, side_by_side
 from tell_plugins.recipe.recipes import Recipe
 
 LOCAL = ("transformers", "vllm")
+
+
+def is_url(kind: str) -> bool:
+    """Whether a kind of engine is the address of a server."""
+    return "://" in kind
 
 
 def make_engine(
@@ -30,7 +42,7 @@ def make_engine(
     kind, and what the engines raise.
     """
     need_kind(kind, model_name)
-    if "://" in kind:
+    if is_url(kind):
         system = system_text(recipe.get("system")) or ""
         return UrlEngine(kind, adapters, model_name=model_name, system=system, workers=batch_size)
     if kind == "vllm":
@@ -44,7 +56,7 @@ def make_engine(
 
 def need_kind(kind: str, model_name: str | None) -> None:
     """Raise UserError for a kind of engine that is none, or that cannot run here."""
-    if "://" in kind:
+    if is_url(kind):
         return
     if kind not in LOCAL:
         match = nearest(kind, LOCAL)
@@ -60,12 +72,7 @@ def need_kind(kind: str, model_name: str | None) -> None:
             where="--model-name",
             remedy="leave it away, or name the server's URL with --engine",
         )
-    if kind == "vllm":
-        _need_vllm()
-
-
-def _need_vllm() -> None:
-    if importlib.util.find_spec("vllm") is None:
+    if kind == "vllm" and importlib.util.find_spec("vllm") is None:
         raise UserError(
             "vLLM is not installed",
             where="--engine vllm",
@@ -76,7 +83,7 @@ def _need_vllm() -> None:
 
 
 class UrlEngine:
-    """Answers prompts through a server's chat completions.
+    """Answers prompts through a server's chat completions; the key is `$OPENAI_API_KEY`.
 
     Args:
         url: the address of the API; `/v1` is added to a bare host.
@@ -108,24 +115,21 @@ class UrlEngine:
         self._server = Server(api_url(url), timeout=timeout, tries=tries)
         self._server.need_key()
         self.name = f"url {self._server.shown_url}"
-        self._system = system
-        self._workers = workers
-        self._adapters = set(adapters)
+        self._system, self._workers, self._adapters = system, workers, set(adapters)
         self._plain = False  # whether the server refuses what is not in OpenAI's own API
-        self._listed = self._list(need=model_name is None)
-        self.model_name = model_name or self._listed[0]
         self._named = model_name is not None
-        self._model = self.model_name
+        self._listed = self._list()
+        self.model_name = self._model = model_name or self._listed[0]
 
-    def _list(self, *, need: bool) -> list[str]:
+    def _list(self) -> list[str]:
         """The names of the models that the server lists; it may list none if one was named."""
         try:
             listed = self._server.models()
         except UserError:
-            if need:
+            if not self._named:
                 raise
             return []
-        if not listed and need:
+        if not listed and not self._named:
             raise UserError(
                 "the server lists no model",
                 where=self._server.shown_url,
@@ -141,8 +145,7 @@ class UrlEngine:
         `--model-name`, or the only one, is taken to be that adapter: what a server answers with is
         its own affair. Raises UserError when several models are listed and none fits.
         """
-        before = self._model
-        self._model = self._served(name)
+        before, self._model = self._model, self._served(name)
         try:
             yield
         finally:
@@ -193,15 +196,13 @@ class UrlEngine:
 
         Such a server answers task prompts rightly, but nothing can be asked without the anchor.
         """
-        query = "Hi"
-        bare = self._prompt_size(query)
-        if bare is None or bare != self._prompt_size(anchor + query):
+        bare = self._size("Hi")
+        if bare is None or bare != self._size(anchor + "Hi"):
             return False
-        longer = self._prompt_size(query * 50)
-        return longer is not None and longer > bare
+        return (self._size("Hi" * 50) or 0) > bare
 
-    def _prompt_size(self, prompt: str) -> int | None:
-        messages = conversation(prompt, system=self._system)
+    def _size(self, query: str) -> int | None:
+        messages = conversation(query, (), self._system)
         return self._send(messages, temperature=0.0, max_tokens=1).tokens_in
 
     def answer(
@@ -214,18 +215,19 @@ class UrlEngine:
         history: History = (),
     ) -> list[Reply]:
         """One reply a prompt, in order; the requests run side by side."""
-        numbered = list(enumerate(prompts))
 
         def ask(item: tuple[int, str]) -> Reply:
             place, prompt = item
+            own_seed = (seed * 1009 + place) % 2**31  # within what servers take
             messages = conversation(prompt, history, self._system)
-            return self._ask(messages, decoding, max_new_tokens, _seed(seed, place))
+            found = self._ask(messages, decoding, max_new_tokens, own_seed)
+            return Reply(found.text, found.finish, found.tokens_out or 0, found.tokens_in)
 
-        return list(side_by_side(ask, numbered, self._workers))
+        return list(side_by_side(ask, list(enumerate(prompts)), self._workers))
 
     def _ask(
         self, messages: list[dict[str, str]], decoding: Decoding, max_new_tokens: int, seed: int
-    ) -> Reply:
+    ) -> Answer:
         asked: dict[str, Any] = {
             "temperature": decoding.temperature,
             "max_tokens": max_new_tokens,
@@ -240,23 +242,14 @@ class UrlEngine:
         needed = decoding.top_k is not None or decoding.repetition_penalty != 1.0
         if not self._plain:
             try:
-                return _reply(self._send(messages, **asked, extra_body=extra))
+                return self._send(messages, **asked, extra_body=extra)
             except Refused:
                 if needed:
                     raise
-        reply = _reply(self._send(messages, **asked))
+        answer = self._send(messages, **asked)
         self._plain = True  # it takes the request without the extras, so they were the reason
-        return reply
+        return answer
 
     def _send(self, messages: list[dict[str, str]], **settings: Any) -> Answer:
         hint = "check --model-name; one that takes no top_k answers --decoding greedy only"
         return self._server.ask(hint=hint, model=self._model, messages=messages, **settings)
-
-
-def _seed(seed: int, place: int) -> int:
-    """A seed for each prompt of a batch, within what servers take."""
-    return (seed * 1009 + place) % 2**31
-
-
-def _reply(answer: Answer) -> Reply:
-    return Reply(answer.text, answer.finish, answer.tokens_out or 0, answer.tokens_in)

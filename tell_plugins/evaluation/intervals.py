@@ -1,24 +1,30 @@
-"""Rates and estimates: no number leaves the evaluation without its n and a 95 % interval."""
+"""Numbers with their 95 % intervals, those of shares in closed form.
+
+A share has Wilson's interval; means and differences of shares are put together from these by
+square-and-add (Newcombe, 1998; Zou and Donner, 2008). Unlike a bootstrap they do not shrink to
+nothing where every answer is right, or every one wrong. Shares come as (n, 2) arrays: of each test
+row its hits and its answers, see `significance.summed`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from tell_plugins.evaluation.significance import Floats
+from tell_plugins.evaluation.significance import Floats, counts_of
 
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 POWER = 2.8  # standard errors that a difference needs to be seen in 80 % of tests at 5 %
+_SAME = 1e-9  # shares nearer to each other than this are equal
 
 
 @dataclass(frozen=True)
 class Rate:
-    """`k` of `n`, as a share with its 95 % Wilson interval; `value` is None when n is 0."""
+    """`k` of `n`, as a share with its interval; `value` is None when n is 0."""
 
     k: int
     n: int
@@ -29,10 +35,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number that is no plain share, with its 95 % interval.
-
-    `value` is None where it is undefined; `low` and `high` are None where no interval was made.
-    """
+    """A number that is no plain share; None where it, or its interval, is undefined."""
 
     value: float | None
     low: float | None
@@ -40,19 +43,16 @@ class Estimate:
     n: int
 
 
-class Bounded(Protocol):
-    """Any number with an interval: a rate, an estimate, a difference."""
+class Interval(NamedTuple):
+    """A number with its interval."""
 
-    @property
-    def value(self) -> float | None: ...
-    @property
-    def low(self) -> float | None: ...
-    @property
-    def high(self) -> float | None: ...
+    value: float
+    low: float
+    high: float
 
 
 def shown(
-    number: Bounded | None,
+    number: object | None,
     digits: int = 2,
     *,
     factor: float = 1,
@@ -60,24 +60,22 @@ def shown(
     interval: bool = True,
     between: str = " ",
 ) -> str:
-    """A number as it is read: `0.71 [0.62, 0.80]`; `-` where there is none.
+    """Anything with `value`, `low` and `high` as it is read: `0.71 [0.62, 0.80]`, or `-`.
 
     `sign="+"` is for differences. `between` a line break puts the interval on a line of its own.
     """
-    if number is None or number.value is None:
+    value, low, high = (getattr(number, name, None) for name in ("value", "low", "high"))
+    if value is None:
         return "-"
-    text = f"{factor * number.value:{sign}.{digits}f}"
-    if not interval or number.low is None or number.high is None:
+    text = f"{factor * value:{sign}.{digits}f}"
+    if not interval or low is None or high is None:
         return text
-    low, high = (f"{factor * end:{sign}.{digits}f}" for end in (number.low, number.high))
-    return f"{text}{between}[{low}, {high}]"
+    ends = [f"{factor * end:{sign}.{digits}f}" for end in (low, high)]
+    return f"{text}{between}[{ends[0]}, {ends[1]}]"
 
 
 def wilson(k: float, n: float) -> tuple[float, float]:
-    """The 95 % Wilson score interval of k successes in n trials; (0, 1) when n is 0.
-
-    E. B. Wilson (1927). Unlike k/n +- z*sd it holds at 0 and n successes and in small samples.
-    """
+    """The Wilson score interval (1927) of k successes in n trials; (0, 1) when n is 0."""
     if n <= 0:
         return 0.0, 1.0
     share, z2 = k / n, Z95 * Z95
@@ -88,37 +86,30 @@ def wilson(k: float, n: float) -> tuple[float, float]:
     return low, high
 
 
-def rate(hits: Sequence[bool] | Sequence[int], rows: Sequence[int] | None = None) -> Rate:
-    """The share of true entries of `hits`.
-
-    `rows` names the test row of each entry. Several answers to one row say less than as many
-    answers to different rows, so n is then divided by the design effect before the interval is
-    taken (k, n and the value stay as they are).
-    """
-    if len(hits) == 0:
-        return Rate(0, 0, None, 0.0, 1.0)
-    _, place = np.unique(np.arange(len(hits)) if rows is None else rows, return_inverse=True)
-    values = np.asarray([bool(hit) for hit in hits], float)
-    return rate_of_rows(np.stack([np.bincount(place, values), np.bincount(place)], axis=1))
-
-
-def rate_of_rows(stats: npt.NDArray[np.float64]) -> Rate:
-    """The rate of (n, 2) rows: of each test row its hits and its answers."""
-    k, n = (float(part) for part in stats.sum(axis=0))
-    if n == 0:
-        return Rate(0, 0, None, 0.0, 1.0)
-    effective = _effective(stats, n, k / n)
-    low, high = wilson(k * effective / n, effective)
-    return Rate(round(k), round(n), k / n, low, high)
-
-
 def counted(k: int, n: int) -> Rate:
     """`k` of `n` as a rate."""
-    low, high = wilson(k, n)
-    return Rate(k, n, k / n if n else None, low, high)
+    return Rate(k, n, k / n if n else None, *wilson(k, n))
 
 
-def _effective(stats: npt.NDArray[np.float64], n: float, share: float) -> float:
+def rate(hits: Sequence[bool] | Sequence[int], rows: Sequence[int] | None = None) -> Rate:
+    """The share of true entries of `hits`; `rows` names the test row of each entry."""
+    return rate_of_rows(counts_of(hits, range(len(hits)) if rows is None else rows))
+
+
+def rate_of_rows(stats: Floats) -> Rate:
+    """The rate of (n, 2) rows.
+
+    Several answers to one row say less than as many answers to different rows, so n is divided by
+    the design effect before the interval is taken (k, n and the value stay as they are).
+    """
+    k, n = (float(part) for part in stats.sum(axis=0))
+    if n == 0:
+        return counted(0, 0)
+    effective = _effective(stats, n, k / n)
+    return Rate(round(k), round(n), k / n, *wilson(k * effective / n, effective))
+
+
+def _effective(stats: Floats, n: float, share: float) -> float:
     """How many independent answers `stats` is worth, between the number of rows and n."""
     count = len(stats)
     if count == n:
@@ -128,26 +119,6 @@ def _effective(stats: npt.NDArray[np.float64], n: float, share: float) -> float:
     deviation = stats[:, 0] - share * stats[:, 1]  # summed within each row
     variance = count / (count - 1) * float(deviation @ deviation) / n**2
     return min(n, max(float(count), share * (1 - share) / max(variance, 1e-12)))
-
-
-def smallest_shown(low: float, high: float) -> float:
-    """The smallest true difference that a test with this 95 % interval would show, at 80 % power.
-
-    2.8 standard errors, 1.96 for the test and 0.84 for the power (Cohen, 1988, chapter 2); a
-    standard error is the interval's half over 1.96.
-    """
-    return POWER * (high - low) / (2 * Z95)
-
-
-_SAME = 1e-9  # shares nearer to each other than this are equal
-
-
-class Interval(NamedTuple):
-    """A number with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def mean_share(parts: Sequence[Floats]) -> Estimate:
@@ -172,9 +143,8 @@ def share_difference(mine: Floats, theirs: Floats) -> Interval:
 def mean_difference(parts: Sequence[tuple[Floats, Floats]]) -> Interval:
     """The mean of independent paired differences, such as those of the labels' recalls.
 
-    What two systems have in common is taken within each part. Over all rows it would be mostly
-    that of the labels: two that always say "no" agree on which rows are right, but not on how
-    well they tell the labels apart.
+    What two systems have in common is taken within each part: over all rows it would be mostly
+    that of the labels, on which two that always say "no" agree.
     """
     value, low, high = _mean([share_difference(mine, theirs) for mine, theirs in parts])
     return Interval(value, max(-1.0, low), min(1.0, high))
@@ -207,3 +177,11 @@ def _mean(parts: Sequence[Interval]) -> Interval:
     below = math.sqrt(sum((part.value - part.low) ** 2 for part in parts)) / len(parts)
     above = math.sqrt(sum((part.high - part.value) ** 2 for part in parts)) / len(parts)
     return Interval(value, value - below, value + above)
+
+
+def smallest_shown(low: float, high: float) -> float:
+    """The smallest true difference that a test with this 95 % interval would show, at 80 % power.
+
+    2.8 standard errors: 1.96 for the test and 0.84 for the power (Cohen, 1988, chapter 2).
+    """
+    return POWER * (high - low) / (2 * Z95)

@@ -7,7 +7,7 @@ made from its column, so that each answer is judged once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,7 +17,38 @@ from tell_plugins.core.cards import Card
 from tell_plugins.evaluation import significance
 from tell_plugins.evaluation.answers import Answer, Scored
 from tell_plugins.evaluation.intervals import Estimate, Rate, rate_of_rows, share_difference
-from tell_plugins.evaluation.significance import Floats, PairedInterval, Score
+from tell_plugins.evaluation.significance import Floats, PairedInterval, Score, summed
+
+# why an answer fails: it is counted under the first kind that applies
+KINDS = (
+    "empty",  # nothing but white space
+    "code_fence",  # JSON alone, but inside a Markdown code fence
+    "several_values",  # one JSON value after the other
+    "text_around",  # a JSON object with other text before or after it
+    "truncated",  # an object was begun and the limit of new tokens cut it
+    "invalid_json",  # an object was begun, but what stands there is no JSON
+    "prose",  # no object was begun
+    "duplicate_key",  # JSON in which an object has a key twice
+    "not_finite",  # NaN, Infinity, or a number beyond double precision
+    "not_object",  # JSON, but an array, a string, a number ...
+    "missing_key",
+    "extra_key",
+    "wrong_type",
+    "wrong_enum",  # the right type, but none of the allowed values
+    "other_rule",  # any other rule of the schema, such as minLength
+    "no_label",  # metric `label`: text that is none of the labels
+    "no_number",  # metric `number`, as the next
+    "wrong_number",
+    "fewer_lines",  # metric `translation`, as the next: other lines than the source's
+    "more_lines",
+    "crash",  # scorer `official`: the published script stops with a traceback
+)
+
+
+def count_kinds(kinds: Iterable[str | None]) -> dict[str, int]:
+    """How often each kind of failure occurs, in the order of KINDS, without the absent ones."""
+    seen = Counter(kinds)
+    return {kind: seen[kind] for kind in KINDS if kind in seen}
 
 
 @dataclass(frozen=True)
@@ -49,8 +80,7 @@ class Column:
         value = float(self.score(stats.sum(axis=0)[None])[0])
         if np.isnan(value):
             return Estimate(None, None, None, len(self.stats))
-        low, high = significance.interval(stats, self.score)
-        return Estimate(value, low, high, len(self.stats))
+        return Estimate(value, *significance.interval(stats, self.score), len(self.stats))
 
 
 @dataclass(frozen=True)
@@ -84,10 +114,10 @@ class Case:
         scored = None if self.scored is None else replace(self.scored, answers=answers)
         return replace(self, answers=answers, scored=scored)
 
-    def always_most_frequent(self) -> Case:
-        """The same case, answered with the most frequent right answer every time."""
+    def always(self) -> tuple[str, Case]:
+        """The most frequent right answer, and the same case answered with it every time."""
         text = Counter(self.right).most_common(1)[0][0]
-        return self.answered([text] * len(self.answers))
+        return text, self.answered([text] * len(self.answers))
 
 
 @dataclass(frozen=True)
@@ -118,7 +148,12 @@ def share(
     under = np.ones(len(over)) if counted is None else np.asarray(counted, float)
     paired = share_difference if counted is None else None  # else not over the same rows
     stats = np.stack([over * under, under], axis=1)
-    return Column(stats, value=rate_of_counted, difference=paired, detail=detail)
+    return Column(stats, value=_rate_of_counted, difference=paired, detail=detail)
+
+
+def _rate_of_counted(stats: Floats) -> Rate:
+    """The rate over the test rows that have an answer that counts."""
+    return rate_of_rows(stats[stats[:, 1] > 0])
 
 
 def ratio(
@@ -129,19 +164,6 @@ def ratio(
     return Column(stats, percent=percent, detail=detail)
 
 
-def mean(values: npt.ArrayLike, *, percent: bool = True) -> Column:
+def mean(values: npt.ArrayLike, *, percent: bool = True, detail: bool = False) -> Column:
     """The mean of the answers' values."""
-    return ratio(values, np.ones(np.shape(values)), percent=percent)
-
-
-def rate_of_counted(stats: Floats) -> Rate:
-    """The rate over the test rows that have an answer that counts."""
-    return rate_of_rows(stats[stats[:, 1] > 0])
-
-
-def summed(stats: Floats, rows: npt.ArrayLike) -> Floats:
-    """Statistics summed over the answers to each test row, rows in sorted order."""
-    distinct, place = np.unique(np.asarray(rows), return_inverse=True)
-    sums = np.zeros((len(distinct), stats.shape[1]))
-    np.add.at(sums, place, stats)
-    return sums
+    return ratio(values, np.ones(np.shape(values)), percent=percent, detail=detail)

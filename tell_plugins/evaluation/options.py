@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.recipe.recipes import Recipe
@@ -24,44 +25,67 @@ _OPTIONS = {
 }
 
 
+def _option(default: Any, text: str, *, metavar: str | None = None, least: int = 0) -> Any:
+    """An option with its help; a number is not below `least`."""
+    return Field(default, description=text, json_schema_extra={"metavar": metavar, "least": least})
+
+
 class Options(BaseModel):
-    """The options of `eval`, with its defaults; `--help` says what each means."""
+    """The options of `eval`, with its defaults and what `--help` says of each."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     recipe: str
     flags: list[str] = []
-    adapter: list[str] = []
-    against: str | None = None
-    scales: str = "1"
-    split: str = "test"
-    rows: int | None = None
-    decoding: str = "greedy"
-    seeds: str = "42"
-    anchor: str | None = None
-    engine: str = "transformers"
-    model_name: str | None = None
-    batch_size: int = 16
-    shots: int = 0
-    max_new_tokens: int | None = None
-    general_rows: int = 40
-    retention_rows: int | None = None
-    learned: str = ""
-    bleurt: str | None = None
-    comet: str | None = None
-    out: str | None = None
+    adapter: list[str] = _option(
+        [],
+        "checkpoint or run folders; 'none' is the base model, and 'shots', 'choices', 'words' "
+        "are its rivals without training (default: the recipe's last run)",
+        metavar="DIR",
+    )
+    against: str | None = _option(
+        None,
+        "also test the last run of <recipe>_<VARIANT>.yaml and take differences to it: sft",
+        metavar="VARIANT",
+    )
+    scales: str = _option(
+        "1", "test each adapter at these multiples of its weights: 0.25,0.5,0.75,1 (default: 1)"
+    )
+    split: str = _option("test", "split of the card (default: test)")
+    rows: int | None = _option(None, "a seeded draw of this many rows (default: all)", least=1)
+    decoding: str = _option("greedy", "greedy, or the paper's sampling: paper")
+    seeds: str = _option("42", "one set of answers a seed (default: 42)")
+    anchor: str | None = _option(None, "anchor at test (default: as in the recipe)")
+    engine: str = _option("transformers", "transformers, vllm, or the URL of a server")
+    model_name: str | None = _option(None, "of a server: the model to ask for")
+    batch_size: int = _option(16, "prompts answered together", least=1)
+    shots: int = _option(
+        0, "fixed examples of the training split in front of each question (default: 0)"
+    )
+    max_new_tokens: int | None = _option(None, "limit of an answer (default: the card's)", least=1)
+    general_rows: int = _option(
+        40, "held-out general rows for the style fit, 0: nothing general is asked (default: 40)"
+    )
+    retention_rows: int | None = _option(
+        None,
+        "general questions, foreign instructions and passages of prose, at most N of each "
+        "(default: all)",
+        metavar="N",
+    )
+    learned: str = _option("", "also score translations by bleurt, comet, or bleurt,comet")
+    bleurt: str | None = _option(None, "BLEURT checkpoint (or $TELL_BLEURT)", metavar="MODEL")
+    comet: str | None = _option(None, "COMET checkpoint (or $TELL_COMET)", metavar="MODEL")
+    out: str | None = _option(None, "folder of the answers (default: <output_dir>/eval)")
 
     def check_counts(self) -> None:
         """Raise UserError for a number below what it may be."""
-        least = {"batch_size": 1, "rows": 1, "max_new_tokens": 1, "shots": 0, "general_rows": 0}
-        least["retention_rows"] = 0
-        for key, smallest in least.items():
-            value = getattr(self, key)
-            if value is not None and value < smallest:
+        for name, (_, extra) in _described().items():
+            value = getattr(self, name)
+            if isinstance(value, int) and value < extra["least"]:
                 raise UserError(
                     f"{value} is too small",
-                    where=f"--{key.replace('_', '-')}",
-                    allowed=f"{smallest} and more",
+                    where=f"--{name.replace('_', '-')}",
+                    allowed=f"{extra['least']} and more",
                     remedy="raise it, or leave it out for the default",
                 )
 
@@ -117,59 +141,27 @@ class Options(BaseModel):
         return "-".join(parts)
 
 
+def _described() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Help and more of every option that is one on the command line."""
+    return {
+        name: (field.description, field.json_schema_extra)  # type: ignore[misc]
+        for name, field in Options.model_fields.items()
+        if field.description is not None
+    }
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_flags=True, **Options(recipe="").model_dump())
     parser.add_argument("recipe", help="the recipe whose card and model are tested")
-    parser.add_argument(
-        "--adapter",
-        nargs="+",
-        metavar="DIR",
-        help="checkpoint or run folders; 'none' is the base model, and 'shots', 'choices', 'words' "
-        "are its rivals without training (default: the recipe's last run)",
-    )
-    parser.add_argument(
-        "--against",
-        metavar="VARIANT",
-        help="also test the last run of <recipe>_<VARIANT>.yaml and take differences to it: sft",
-    )
-    parser.add_argument(
-        "--scales",
-        help="test each adapter at these multiples of its weights: 0.25,0.5,0.75,1 (default: 1)",
-    )
-    parser.add_argument("--split", help="split of the card (default: test)")
-    parser.add_argument("--rows", type=int, help="a seeded draw of this many rows (default: all)")
-    parser.add_argument("--decoding", help="greedy, or the paper's sampling: paper")
-    parser.add_argument("--seeds", help="one set of answers a seed (default: 42)")
-    parser.add_argument("--anchor", help="anchor at test (default: as in the recipe)")
-    parser.add_argument("--engine", help="transformers, vllm, or the URL of a server")
-    parser.add_argument("--model-name", help="of a server: the model to ask for")
-    parser.add_argument("--batch-size", type=int, help="prompts answered together")
-    parser.add_argument(
-        "--shots",
-        type=int,
-        help="fixed examples of the training split in front of each question (default: 0)",
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=int, help="limit of an answer (default: the card's)"
-    )
-    parser.add_argument(
-        "--general-rows",
-        type=int,
-        help="held-out general rows for the style fit, 0: nothing general is asked (default: 40)",
-    )
-    parser.add_argument(
-        "--retention-rows",
-        type=int,
-        metavar="N",
-        help="general questions, foreign instructions and passages of prose, at most N of each "
-        "(default: all)",
-    )
-    parser.add_argument(
-        "--learned", help="also score translations by bleurt, comet, or bleurt,comet"
-    )
-    parser.add_argument("--bleurt", metavar="MODEL", help="BLEURT checkpoint (or $TELL_BLEURT)")
-    parser.add_argument("--comet", metavar="MODEL", help="COMET checkpoint (or $TELL_COMET)")
-    parser.add_argument("--out", help="folder of the answers (default: <output_dir>/eval)")
+    for name, (text, extra) in _described().items():
+        annotation = Options.model_fields[name].annotation
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            help=text,
+            metavar=extra["metavar"],
+            type=int if annotation in (int, int | None) else str,
+            nargs="+" if annotation == list[str] else None,
+        )
     parser.epilog = (
         "Further --key value pairs are ms-swift's and win over the recipe, for example "
         "--model DIR. The same command goes on where it was stopped."
@@ -185,7 +177,6 @@ def wrong_flags(recipe: Recipe) -> Iterator[UserError]:
     """Flags that are neither `eval`'s nor the installed ms-swift's, or do nothing here."""
     if not recipe.flags:
         return
-    options = set(Options.model_fields)
     swift = set(swift_keys().keys)
     for key in sorted(recipe.flags):
         if key in _OPTIONS:
@@ -195,4 +186,4 @@ def wrong_flags(recipe: Recipe) -> Iterator[UserError]:
                 remedy=f"use {_OPTIONS[key]}",
             )
         elif key not in swift:
-            yield unknown("flag", key, swift | options, "command line")
+            yield unknown("flag", key, swift | set(Options.model_fields), "command line")

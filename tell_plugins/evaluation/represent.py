@@ -1,19 +1,28 @@
 """`./run.sh represent`: what the anchor does to hidden states (Section 4.2.1, Figures 3 and 4).
 
 Task and general queries go through the model with and without the anchor; their hidden states at
-one layer are pooled in three ways (`bridge.hidden_states`), measured (`representations`) and drawn.
+one layer are pooled in three ways (`bridge.hidden_states`), measured and drawn. Three measures tell
+task from general queries: cosine distance of the centroids, silhouette (cosine), and accuracy of a
+cross-validated linear probe. They are taken under three conditions:
+
+    without   no query has the anchor (Figure 3 of the paper)
+    with      the task queries have it (Figure 4)
+    control   the general queries have it too
+
+All task queries share the anchor's tokens, so `with` grows by that alone. What the anchor does
+beyond marking shows in the pooling over the query's own tokens; and where `control` is as far
+apart as `with`, it is not the mark that separates.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import in_front
@@ -25,17 +34,31 @@ from tell_plugins.core.spec import ALL, NONE, parse_spec
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import BASE, Adapter, find_adapters
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console
-from tell_plugins.evaluation.intervals import shown
+from tell_plugins.evaluation.intervals import Interval, shown
+from tell_plugins.evaluation.significance import Floats
 from tell_plugins.evaluation.trained_with import as_trained, found_by_swift
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 
-if TYPE_CHECKING:
-    from tell_plugins.bridge.engine import LocalEngine
-
-
-MIDDLE = "middle"
+POOLINGS = {
+    "mean": "mean over anchor and query",
+    "last": "last token of the prompt",
+    "query": "mean over the query's own tokens",
+}
+CONDITIONS = {
+    "without": ("task", "general"),
+    "with": ("task_anchored", "general"),
+    "control": ("task_anchored", "general_anchored"),
+}
+_MIDDLE = "middle"
 _LEAST_ROWS = 10  # five folds of two rows a group
 _MAX_TOKENS = 512
+_RESAMPLES, _SEED = 2000, 42
+_FOLDS, _REPEATS = 5, 5
+_PANELS = ("no anchor", "anchor before task queries", "anchor before all queries (control)")
+_TASK, _GENERAL = "#c1440e", "#2f6f9f"
+_DPI = 150
+
+Groups = Mapping[str, Floats]  # pooled states (rows, width): task, general, each plain or anchored
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="the recipe whose card, anchor and model are looked at")
     parser.add_argument(
         "--layer",
-        default=MIDDLE,
+        default=_MIDDLE,
         help="layer whose output is read: 0 are the embeddings, n the n-th layer, 'middle' half "
         "way (default: middle; the paper's 16 of LLaMA2-7B's 32)",
     )
@@ -65,9 +88,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", help="folder of picture and numbers (default: <output_dir>/...)")
 
 
+def run(args: argparse.Namespace) -> int:
+    job = plan(load_recipe(args.recipe, args.flags), args)
+    found = hidden_states(job, args.layer, args.max_tokens)
+    result = {name: separations(groups) for name, groups in found.groups.items()}
+    model = Path(str(job.recipe.get("model"))).name
+    who = model if job.adapter.path is None else f"{model} with {job.adapter.label}"
+    layer = f"layer {found.layer} of {found.layers}"
+    title = f"{job.card.name} and general queries, {who}, {layer}"
+    picture = job.out / f"layer{found.layer}.png"
+    numbers = picture.with_suffix(".json")
+    draw(found.groups, title, picture)
+    write_json(numbers, _report(job, args, found, result))
+    print_grid(_grid(title, job, args.max_tokens, found.cut, result), table_console())
+    print(f"picture {paths.shown(picture)}, numbers {paths.shown(numbers)}")
+    return 0
+
+
 @dataclass(frozen=True)
 class Job:
-    """What one call has to do."""
+    """What one call looks at: bare queries of the task and general ones, and the anchor."""
 
     recipe: Recipe
     card: Card
@@ -75,50 +115,14 @@ class Job:
     front: str
     task: list[str]
     general: list[str]
-    layer: str
-    max_tokens: int
     out: Path
-
-
-def run(args: argparse.Namespace) -> int:
-    job = plan(load_recipe(args.recipe, args.flags), args)
-
-    layer, layers, cut, groups = hidden_states(job)
-    result = {name: separations(group) for name, group in groups.items()}
-    title = _title(job, layer, layers)
-    stem = job.out / f"layer{layer}"
-    picture = stem.with_suffix(".png")
-    draw(groups, title, picture)
-    write_json(stem.with_suffix(".json"), _report(job, args, layer, layers, cut, result))
-    print_grid(_grid(title, job, cut, result), table_console())
-    print(f"picture {paths.shown(picture)}, numbers {paths.shown(stem.with_suffix('.json'))}")
-    return 0
 
 
 def plan(recipe: Recipe, args: argparse.Namespace) -> Job:
     """Everything that can be wrong, found before a model is loaded."""
     spec = recipe.spec
     card = load_card(spec.card)
-    if card.kind == "general":
-        raise UserError(
-            f"'{card.name}' is general data and has no anchor",
-            where=recipe.where("dataset"),
-            remedy="name the recipe of a task",
-        )
-    if args.rows < _LEAST_ROWS or args.max_tokens < 1:
-        raise UserError(
-            f"--rows {args.rows} and --max-tokens {args.max_tokens}",
-            where="command line",
-            allowed=f"{_LEAST_ROWS} rows and more, 1 token and more",
-            remedy="ask for more",
-        )
-    if args.layer != MIDDLE and not args.layer.isdigit():
-        raise UserError(
-            f"bad layer '{args.layer}'",
-            where="--layer",
-            allowed="middle, or a number from 0",
-            remedy="--layer 16",
-        )
+    _check(recipe, card, args)
     (adapter,) = find_adapters([args.adapter], recipe)
     recipe, notes = as_trained(recipe, [adapter], found_by_swift)
     for note in notes:
@@ -135,9 +139,7 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Job:
             where="--rows",
             remedy=f"--rows {len(general)}",
         )
-    out = (
-        paths.user_target(args.out) if args.out else recipe.output_dir / "represent" / adapter.label
-    )
+    out = recipe.output_dir / "represent" / adapter.label
     return Job(
         recipe=recipe,
         card=card,
@@ -145,27 +147,53 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Job:
         front=in_front(task.anchor.text),
         task=[task.plain[prompt.row] for prompt in chosen],
         general=[query for query, _ in general],
-        layer=args.layer,
-        max_tokens=args.max_tokens,
-        out=out,
+        out=paths.user_target(args.out) if args.out else out,
     )
 
 
-def hidden_states(job: Job) -> tuple[int, int, dict[str, int], dict[str, Groups]]:
-    """(layer, layers of the model, queries that were cut by kind, groups by pooling)."""
-    import numpy as np
+def _check(recipe: Recipe, card: Card, args: argparse.Namespace) -> None:
+    if card.kind == "general":
+        raise UserError(
+            f"'{card.name}' is general data and has no anchor",
+            where=recipe.where("dataset"),
+            remedy="name the recipe of a task",
+        )
+    if args.rows < _LEAST_ROWS or args.max_tokens < 1:
+        raise UserError(
+            f"--rows {args.rows} and --max-tokens {args.max_tokens}",
+            where="command line",
+            allowed=f"{_LEAST_ROWS} rows and more, 1 token and more",
+            remedy="ask for more",
+        )
+    if args.layer != _MIDDLE and not args.layer.isdigit():
+        raise UserError(
+            f"bad layer '{args.layer}'",
+            where="--layer",
+            allowed="middle, or a number from 0",
+            remedy="--layer 16",
+        )
 
+
+class States(NamedTuple):
+    """The groups by pooling, at one of so many layers, and how many queries of a kind were cut."""
+
+    layer: int
+    layers: int
+    cut: dict[str, int]
+    groups: dict[str, Groups]
+
+
+def hidden_states(job: Job, asked_layer: str, max_tokens: int) -> States:
+    """The pooled states of all queries. Raises UserError for a layer that the model has not."""
     from tell_plugins.bridge.engine import LocalEngine
-    from tell_plugins.bridge.hidden_states import layer_count
+    from tell_plugins.bridge.hidden_states import layer_count, pooled_states, prompt_ids
 
-    name, folder = job.adapter.engine_name, job.adapter.path
-    loaded = {name: folder} if name is not None and folder is not None else {}
-    values = job.recipe.values
+    name, folder, values = job.adapter.engine_name, job.adapter.path, job.recipe.values
     if job.adapter.whole:
-        name, loaded, values = None, {}, {**values, "model": str(folder)}
-    engine = LocalEngine(values, loaded, batch_size=1)
+        name, values = None, {**values, "model": str(folder)}
+    engine = LocalEngine(values, {name: folder} if name and folder else {}, batch_size=1)
     layers = layer_count(engine)
-    layer = layers // 2 if job.layer == MIDDLE else int(job.layer)
+    layer = layers // 2 if asked_layer == _MIDDLE else int(asked_layer)
     if layer > layers:
         raise UserError(
             f"layer {layer}",
@@ -173,60 +201,213 @@ def hidden_states(job: Job) -> tuple[int, int, dict[str, int], dict[str, Groups]
             allowed=f"0 to {layers}, what the model has",
             remedy="--layer middle",
         )
-    kinds = {
-        "task": ("", job.task),
-        "task_anchored": (job.front, job.task),
-        "general": ("", job.general),
-        "general_anchored": (job.front, job.general),
-    }
-    pooled: dict[str, list[Any]] = {}
+    kinds = [
+        (kind + end, front, queries)
+        for kind, queries in (("task", job.task), ("general", job.general))
+        for end, front in (("", ""), ("_anchored", job.front))
+    ]
+    groups: dict[str, dict[str, Floats]] = {pooling: {} for pooling in POOLINGS}
     cut: dict[str, int] = {}
-    total = sum(len(queries) for _, queries in kinds.values())
+    total = sum(len(queries) for _, _, queries in kinds)
     with engine.adapter(name), track(total, "hidden states", "prompts") as bar:
-        for kind, (front, queries) in kinds.items():
-            pooled[kind], cut[kind] = _states(engine, front, queries, layer, job.max_tokens, bar)
-    groups = {
-        pooling: Groups(
-            **{
-                kind: np.stack([getattr(state, pooling) for state in states]).astype(np.float64)
-                for kind, states in pooled.items()
-            }
-        )
-        for pooling in POOLINGS
+        for kind, front, queries in kinds:
+            states = []
+            cut[kind] = 0
+            for query in queries:
+                prompt = prompt_ids(engine, front, query, max_tokens)
+                states.append(pooled_states(engine, prompt, layer))
+                cut[kind] += prompt.cut
+                bar.update()
+            for pooling in POOLINGS:
+                rows = [getattr(state, pooling) for state in states]
+                groups[pooling][kind] = np.stack(rows).astype(np.float64)
+    return States(layer, layers, cut, dict(groups))
+
+
+# --- measures -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Separation:
+    """One measure under every condition, and how it changes against `without`, rows paired."""
+
+    by_condition: dict[str, Interval]
+    change: dict[str, Interval]
+
+
+def separations(groups: Groups) -> dict[str, Separation]:
+    """Every measure of the groups, with 95 % intervals by bootstrap over rows."""
+    pairs = {name: (groups[task], groups[other]) for name, (task, other) in CONDITIONS.items()}
+    return {
+        "centroid_distance": _separation(pairs, _distances, basic=True),
+        "silhouette": _separation(pairs, _means_of(_silhouettes)),
+        "probe_accuracy": _separation(pairs, _means_of(_probe)),
     }
-    return layer, layers, cut, groups
 
 
-def _states(
-    engine: LocalEngine, front: str, queries: Sequence[str], layer: int, max_tokens: int, bar: Any
-) -> tuple[list[Any], int]:
-    """Pooled states of queries with `front` before each, and how many of them were cut."""
-    from tell_plugins.bridge.hidden_states import pooled_states, prompt_ids
-
-    states, cut = [], 0
-    for query in queries:
-        prompt = prompt_ids(engine, front, query, max_tokens)
-        states.append(pooled_states(engine, prompt, layer))
-        cut += prompt.cut
-        bar.update()
-    return states, cut
+Draws = tuple[float, Floats]  # a value, and those of the draws
 
 
-def _title(job: Job, layer: int, layers: int) -> str:
-    model = Path(str(job.recipe.get("model"))).name
-    who = model if job.adapter.path is None else f"{model} with {job.adapter.label}"
-    return f"{job.card.name} and general queries, {who}, layer {layer} of {layers}"
+def _separation(
+    pairs: Mapping[str, tuple[Floats, Floats]],
+    measure: Callable[[Floats, Floats], Draws],
+    *,
+    basic: bool = False,
+) -> Separation:
+    """Means of a few rows lie further apart than what they estimate: their noise adds to the
+    distance, and that of a draw adds it once more. So the distance is `basic`: given less that
+    noise, never negative, with the basic bootstrap's interval. The others, means over rows, have
+    percentile intervals."""
+    values = {name: measure(*pair) for name, pair in pairs.items()}
+    found = {name: _interval(*drawn, basic=basic) for name, drawn in values.items()}
+    if basic:
+        found = {name: Interval(*(max(0.0, n) for n in part)) for name, part in found.items()}
+    base, base_draws = values["without"]
+    change = {
+        name: _interval(value - base, draws - base_draws, basic=basic)
+        for name, (value, draws) in values.items()
+        if name != "without"
+    }
+    return Separation(found, change)
 
 
-def _report(
-    job: Job,
-    args: argparse.Namespace,
-    layer: int,
-    layers: int,
-    cut: dict[str, int],
-    result: dict[str, dict[str, Separation]],
-) -> dict[str, Any]:
+def _interval(value: float, draws: Floats, *, basic: bool) -> Interval:
+    low, high = map(float, np.quantile(draws, [0.025, 0.975]))
+    if not basic:
+        return Interval(value, low, high)
+    return Interval(float(2 * value - draws.mean()), 2 * value - high, 2 * value - low)
+
+
+def _draws(rows: int) -> Any:
+    """(resamples, rows) draws with replacement, the same for every condition."""
+    return np.random.default_rng(_SEED).integers(0, rows, size=(_RESAMPLES, rows))
+
+
+def centroid_distance(task: Floats, general: Floats) -> float:
+    """1 - cosine of the two means."""
+    first, second = task.mean(0), general.mean(0)
+    return float(1 - first @ second / (np.linalg.norm(first) * np.linalg.norm(second)))
+
+
+def _distances(task: Floats, general: Floats) -> Draws:
+    first, second = _drawn_means(task, 1), _drawn_means(general, -1)
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return centroid_distance(task, general), 1 - np.einsum("ij,ij->i", first, second) / norms
+
+
+def _drawn_means(vectors: Floats, step: int) -> Floats:
+    """(resamples, width) means of the drawn rows, by how often each row was drawn."""
+    draws = _draws(len(vectors))[::step]
+    counts = np.stack([np.bincount(draw, minlength=len(vectors)) for draw in draws])
+    return np.asarray(counts @ vectors / len(vectors))
+
+
+def _means_of(measure: Callable[[Floats, Floats], Floats]) -> Callable[[Floats, Floats], Draws]:
+    """A measure that is a mean over rows: drawn within task and general rows."""
+
+    def draws(task: Floats, general: Floats) -> Draws:
+        rows = measure(task, general)
+        of_task, of_general = rows[: len(task)], rows[len(task) :]
+        total = of_task[_draws(len(task))].sum(1) + of_general[_draws(len(general))[::-1]].sum(1)
+        return float(rows.mean()), total / len(rows)
+
+    return draws
+
+
+def _labelled(task: Floats, general: Floats) -> tuple[Floats, Any]:
+    return np.concatenate([task, general]), np.repeat([1, 0], [len(task), len(general)])
+
+
+def _silhouettes(task: Floats, general: Floats) -> Floats:
+    """The silhouette of every row by cosine distance, -1 to 1."""
+    from sklearn.metrics import silhouette_samples
+
+    return np.asarray(silhouette_samples(*_labelled(task, general), metric="cosine"), float)
+
+
+def _probe(task: Floats, general: Floats) -> Floats:
+    """For every row, the share of repeats in which a probe that never saw it tells its group.
+
+    Logistic regression on standardised features, five stratified folds, five seeded repeats.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    vectors, labels = _labelled(task, general)
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    folds = [StratifiedKFold(_FOLDS, shuffle=True, random_state=seed) for seed in range(_REPEATS)]
+    hits = [cross_val_predict(probe, vectors, labels, cv=part) == labels for part in folds]
+    return np.asarray(np.mean(hits, axis=0), float)
+
+
+# --- picture and table ----------------------------------------------------------------------------
+
+
+def tsne(groups: Groups) -> dict[str, Floats]:
+    """Places in the plane, (rows, 2) for each group, from one joint fit: panels show the same map.
+
+    Seeded; scikit-learn's t-SNE, exact, since its approximation does not survive equal points.
+    Vectors that are all equal (the last token's embedding) stay in one place.
+    """
+    from sklearn.manifold import TSNE
+
+    vectors = np.concatenate(list(groups.values()))
+    places = np.zeros((len(vectors), 2))
+    if np.ptp(vectors, axis=0).max() > 0:
+        perplexity = min(30.0, (len(vectors) - 1) / 3)
+        fit = TSNE(random_state=_SEED, perplexity=perplexity, init="pca", method="exact")
+        places = fit.fit_transform(vectors)
+    ends = np.cumsum([len(part) for part in groups.values()])
+    return dict(zip(groups, np.split(places, ends[:-1]), strict=True))
+
+
+def draw(groups: Mapping[str, Groups], title: str, path: Path) -> None:
+    """Draw the t-SNE map of every pooling to `path` (PNG): one row a pooling, a panel a condition.
+
+    The panels of a row can be compared, those of different rows cannot. t-SNE keeps neighbours,
+    not distances.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.2 * len(groups)), layout="constrained")
+    axes = figure.subplots(len(groups), len(CONDITIONS), squeeze=False)
+    for row, (pooling, group) in zip(axes, groups.items(), strict=True):
+        places = tsne(group)
+        everything = np.concatenate(list(places.values()))
+        low, high = everything.min(0), everything.max(0)
+        margin = 0.06 * (high - low) + 1e-6  # all in one place, perhaps
+        for axis, (task, general) in zip(row, CONDITIONS.values(), strict=True):
+            blue = {"s": 16, "c": _GENERAL, "label": "general queries", "linewidths": 0}
+            red = {"s": 22, "c": _TASK, "marker": "^", "label": "task queries", "linewidths": 0}
+            axis.scatter(*places[general].T, **blue)
+            axis.scatter(*places[task].T, **red)
+            axis.set(
+                xlim=(low[0] - margin[0], high[0] + margin[0]),
+                ylim=(low[1] - margin[1], high[1] + margin[1]),
+                xticks=[],
+                yticks=[],
+            )
+        row[0].set_ylabel(POOLINGS[pooling], fontsize=9)
+    for axis, panel in zip(axes[0], _PANELS, strict=True):
+        axis.set_title(panel, fontsize=10)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(f"{title}: t-SNE of hidden states", fontsize=12)
+    with paths.atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=_DPI)
+
+
+Result = Mapping[str, Mapping[str, Separation]]  # by pooling and measure
+
+
+def _report(job: Job, args: argparse.Namespace, found: States, result: Result) -> dict[str, Any]:
     """What is saved beside the picture."""
+
+    def plain(parts: Mapping[str, Interval]) -> dict[str, Any]:
+        return {name: part._asdict() for name, part in parts.items()}
+
     return {
         "format": 2,
         "recipe": job.recipe.name,
@@ -235,21 +416,22 @@ def _report(
         "card": job.card.name,
         "split": args.split,
         "anchor": args.anchor,
-        "layer": layer,
-        "layers": layers,
+        "layer": found.layer,
+        "layers": found.layers,
         "rows": {"task": len(job.task), "general": len(job.general)},
-        "max_tokens": job.max_tokens,
-        "cut": cut,
+        "max_tokens": args.max_tokens,
+        "cut": found.cut,
         "separations": {
-            pooling: {measure: asdict(found) for measure, found in measures.items()}
+            pooling: {
+                measure: {"by_condition": plain(one.by_condition), "change": plain(one.change)}
+                for measure, one in measures.items()
+            }
             for pooling, measures in result.items()
         },
     }
 
 
-def _grid(
-    title: str, job: Job, cut: dict[str, int], result: dict[str, dict[str, Separation]]
-) -> Grid:
+def _grid(title: str, job: Job, max_tokens: int, cut: dict[str, int], result: Result) -> Grid:
     """Every measure under every condition, and the change that the anchor makes."""
     rows = []
     for pooling, measures in result.items():
@@ -264,237 +446,8 @@ def _grid(
     ]
     if any(cut.values()):
         notes.append(
-            f"Cut after {job.max_tokens} tokens: {cut['task']} task and {cut['general']} general "
+            f"Cut after {max_tokens} tokens: {cut['task']} task and {cut['general']} general "
             "queries (--max-tokens)"
         )
     heads = ["", "without", "with", "control", "with - without", "control - without"]
     return Grid(title, heads, rows, notes)
-
-
-Vectors = npt.NDArray[np.float64]  # (rows, width)
-Draws = dict[str, tuple[float, Vectors]]  # by condition: a value, and those of the draws
-
-POOLINGS = {
-    "mean": "mean over anchor and query",
-    "last": "last token of the prompt",
-    "query": "mean over the query's own tokens",
-}
-CONDITIONS = ("without", "with", "control")
-MEASURES = ("centroid_distance", "silhouette", "probe_accuracy")
-_RESAMPLES = 2000
-_SEED = 42
-_FOLDS, _REPEATS = 5, 5
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Pooled hidden states of the same task and general queries, with and without the anchor."""
-
-    task: Vectors
-    task_anchored: Vectors
-    general: Vectors
-    general_anchored: Vectors
-
-    def pair(self, condition: str) -> tuple[Vectors, Vectors]:
-        """(task, general) under a condition."""
-        return {
-            "without": (self.task, self.general),
-            "with": (self.task_anchored, self.general),
-            "control": (self.task_anchored, self.general_anchored),
-        }[condition]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Separation:
-    """One measure under every condition, and how it changes against `without`."""
-
-    by_condition: dict[str, Interval]
-    change: dict[str, Interval]  # condition minus `without`, rows paired
-
-
-def separations(groups: Groups) -> dict[str, Separation]:
-    """Every measure of `groups`."""
-    return {
-        "centroid_distance": _separation(_distances(groups), distance=True),
-        "silhouette": _separation(_means_over_rows(groups, _silhouettes)),
-        "probe_accuracy": _separation(_means_over_rows(groups, _probe)),
-    }
-
-
-def centroid_distance(task: Vectors, general: Vectors) -> float:
-    """1 - cosine of the two means."""
-    first, second = task.mean(0), general.mean(0)
-    return float(1 - first @ second / (np.linalg.norm(first) * np.linalg.norm(second)))
-
-
-def _draws(rows: int) -> npt.NDArray[np.int64]:
-    """(resamples, rows) draws with replacement, the same for every condition."""
-    return np.random.default_rng(_SEED).integers(0, rows, size=(_RESAMPLES, rows))
-
-
-def _distances(groups: Groups) -> Draws:
-    """For each condition the distance, and those of the draws; rows are drawn within groups."""
-    task_draws, general_draws = _draws(len(groups.task)), _draws(len(groups.general))[::-1]
-    result = {}
-    for condition in CONDITIONS:
-        task, general = groups.pair(condition)
-        first, second = _means(task, task_draws), _means(general, general_draws)
-        norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-        drawn = 1 - np.einsum("ij,ij->i", first, second) / norms
-        result[condition] = centroid_distance(task, general), drawn
-    return result
-
-
-def _means(vectors: Vectors, draws: npt.NDArray[np.int64]) -> Vectors:
-    """(resamples, width) means of the drawn rows, by how often each row was drawn."""
-    counts = np.stack([np.bincount(draw, minlength=len(vectors)) for draw in draws])
-    return np.asarray(counts @ vectors / len(vectors))
-
-
-def _means_over_rows(groups: Groups, measure: Callable[[Vectors, Vectors], Vectors]) -> Draws:
-    """A measure that is a mean over rows: drawn within task and general rows."""
-    task_draws, general_draws = _draws(len(groups.task)), _draws(len(groups.general))[::-1]
-    values = {}
-    for condition in CONDITIONS:
-        task, general = groups.pair(condition)
-        rows = measure(task, general)
-        of_task, of_general = rows[: len(task)], rows[len(task) :]
-        total = of_task[task_draws].sum(1) + of_general[general_draws].sum(1)
-        values[condition] = float(rows.mean()), total / len(rows)
-    return values
-
-
-def _separation(values: Draws, *, distance: bool = False) -> Separation:
-    """The intervals of a measure. A distance is never negative, though a change of one may be."""
-    base_value, base_draws = values["without"]
-    least = 0.0 if distance else -np.inf
-    by_condition = {
-        name: _interval(value, drawn, basic=distance) for name, (value, drawn) in values.items()
-    }
-    return Separation(
-        {
-            name: Interval(*(max(least, number) for number in (part.value, part.low, part.high)))
-            for name, part in by_condition.items()
-        },
-        {
-            name: _interval(value - base_value, drawn - base_draws, basic=distance)
-            for name, (value, drawn) in values.items()
-            if name != "without"
-        },
-    )
-
-
-def _interval(value: float, draws: Vectors, *, basic: bool) -> Interval:
-    """The percentile interval; or the basic bootstrap's, and the value less what the draws exceed
-    it by on average."""
-    low, high = map(float, np.quantile(draws, [0.025, 0.975]))
-    if not basic:
-        return Interval(value, low, high)
-    return Interval(float(2 * value - draws.mean()), 2 * value - high, 2 * value - low)
-
-
-def _silhouettes(task: Vectors, general: Vectors) -> Vectors:
-    """The silhouette of every row by cosine distance, -1 to 1."""
-    from sklearn.metrics import silhouette_samples
-
-    labels = np.repeat([1, 0], [len(task), len(general)])
-    return np.asarray(
-        silhouette_samples(np.concatenate([task, general]), labels, metric="cosine"), float
-    )
-
-
-def _probe(task: Vectors, general: Vectors) -> Vectors:
-    """For every row, the share of repeats in which a probe that never saw it tells its group.
-
-    Logistic regression on standardised features, five stratified folds, five seeded repeats.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    vectors = np.concatenate([task, general])
-    labels = np.repeat([1, 0], [len(task), len(general)])
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    hits = [
-        cross_val_predict(
-            probe, vectors, labels, cv=StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
-        )
-        == labels
-        for seed in range(_REPEATS)
-    ]
-    return np.asarray(np.mean(hits, axis=0), float)
-
-
-def tsne(groups: Groups) -> dict[str, Vectors]:
-    """Places in the plane, (rows, 2) for each of the four groups, from one joint fit.
-
-    So that panels with different groups show the same map. Seeded; scikit-learn's t-SNE, exact,
-    since its approximation does not survive equal points. Vectors that are all equal (the last
-    token's embedding) stay in one place.
-    """
-    from sklearn.manifold import TSNE
-
-    names = ("task", "task_anchored", "general", "general_anchored")
-    parts = [getattr(groups, name) for name in names]
-    vectors = np.concatenate(parts)
-    places = np.zeros((len(vectors), 2))
-    if np.ptp(vectors, axis=0).max() > 0:
-        perplexity = min(30.0, (len(vectors) - 1) / 3)
-        fit = TSNE(random_state=_SEED, perplexity=perplexity, init="pca", method="exact")
-        places = fit.fit_transform(vectors)
-    ends = np.cumsum([len(part) for part in parts])
-    return dict(zip(names, np.split(places, ends[:-1]), strict=True))
-
-
-_PANELS = (
-    ("no anchor", "task", "general"),
-    ("anchor before task queries", "task_anchored", "general"),
-    ("anchor before all queries (control)", "task_anchored", "general_anchored"),
-)
-_TASK, _GENERAL = "#c1440e", "#2f6f9f"
-_DPI = 150
-
-
-def draw(groups: Mapping[str, Groups], title: str, path: Path) -> None:
-    """Draw the t-SNE map of every pooling to `path` (PNG).
-
-    The panels of a row show the same map, fitted once on all four groups, so that their distances
-    can be compared; those of different rows cannot. t-SNE keeps neighbours, not distances.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.2 * len(groups)), layout="constrained")
-    axes = figure.subplots(len(groups), len(_PANELS), squeeze=False)
-    for row, (pooling, group) in zip(axes, groups.items(), strict=True):
-        _draw_row(row, pooling, tsne(group))
-    for axis, (panel, _, _) in zip(axes[0], _PANELS, strict=True):
-        axis.set_title(panel, fontsize=10)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle(f"{title}: t-SNE of hidden states", fontsize=12)
-    with paths.atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=_DPI)
-
-
-def _draw_row(row: Any, pooling: str, places: Mapping[str, Vectors]) -> None:
-    everything = np.concatenate(list(places.values()))
-    low, high = everything.min(0), everything.max(0)
-    margin = 0.06 * (high - low) + 1e-6  # all in one place, perhaps
-    for axis, (_, task, general) in zip(row, _PANELS, strict=True):
-        axis.scatter(*places[general].T, s=16, c=_GENERAL, label="general queries", linewidths=0)
-        axis.scatter(*places[task].T, s=22, c=_TASK, marker="^", label="task queries", linewidths=0)
-        axis.set_xlim(low[0] - margin[0], high[0] + margin[0])
-        axis.set_ylim(low[1] - margin[1], high[1] + margin[1])
-        axis.set_xticks([])
-        axis.set_yticks([])
-    row[0].set_ylabel(POOLINGS[pooling], fontsize=9)

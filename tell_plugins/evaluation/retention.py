@@ -66,16 +66,13 @@ class Foreign:
 
 def foreign(rows: int | None = None) -> Foreign:
     """The first `rows` of each kind, all for None; the questions' kinds take turns."""
-    questions, instructions, prose = (_front(kind, rows) for kind in _KINDS)
+    card = load_card(CARD)
+    questions, instructions, prose = (
+        open_split(card, split).all_texts()[:rows]
+        for split in ("questions", "instructions", "prose")
+    )
     asked = [Prompt(f"general-{row}", row, query) for row, (query, _) in enumerate(questions)]
     return Foreign(asked, instructions, prose)
-
-
-_KINDS = ("questions", "instructions", "prose")
-
-
-def _front(split: str, rows: int | None) -> list[Pair]:
-    return open_split(load_card(CARD), split).all_texts()[:rows]
 
 
 def measure(
@@ -91,35 +88,39 @@ def measure(
         return path
     parts = [rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)]
     sums = [found for part in tracked(parts, label, "batches", len(parts)) for found in take(part)]
-    write_json_lines(
-        path,
-        [
-            {"id": name, "loss_sum": total, "tokens": tokens, "rows": len(rows)}
-            for name, (total, tokens) in zip(ids, sums, strict=True)
-        ],
-    )
+    lines = [
+        {"id": name, "loss_sum": total, "tokens": tokens, "rows": len(rows)}
+        for name, (total, tokens) in zip(ids, sums, strict=True)
+    ]
+    write_json_lines(path, lines)
     return path
 
 
-def measure_foreign(
-    engine: Any, rows: Foreign, settings: Settings, folder: Path, *, label: str, base: bool
+def measure_all(
+    engine: Any,
+    general: Sequence[Pair],
+    rows: Foreign,
+    settings: Settings,
+    folder: Path,
+    *,
+    label: str,
+    base: bool,
 ) -> None:
-    """Losses on instructions and prose, and divergence from the base model, as far as the engine
-    can tell them: one that only answers cannot."""
+    """Style fit on the `general` rows, losses on instructions and prose, and divergence from the
+    base model, as far as the engine can tell them: one that only answers cannot."""
     if hasattr(engine, "response_losses"):
-        measure(
-            rows.instructions,
-            engine.response_losses,
-            folder / INSTRUCTIONS,
-            label=f"{label}, foreign instructions",
-        )
+        losses = engine.response_losses
+        measure(general, losses, folder / LOSSES, label=f"{label}, style fit")
+        instructions = f"{label}, foreign instructions"
+        measure(rows.instructions, losses, folder / INSTRUCTIONS, label=instructions)
     if hasattr(engine, "text_losses"):
         take = lambda part: engine.text_losses([text for _, text in part])  # noqa: E731
         measure(rows.prose, take, folder / PROSE, label=f"{label}, prose")
-    if hasattr(engine, "divergences_from_base") and not base:
-        said = base_answers(engine, rows.questions, settings)
-        asked = [(q.text, a) for q, a in zip(rows.questions, said, strict=True) if a.strip()]
-        measure(asked, engine.divergences_from_base, folder / KL, label=f"{label}, divergence")
+    if hasattr(engine, "divergences_from_base"):
+        said = base_answers(engine, rows.questions, settings)  # kept, for adapters that follow
+        if not base:
+            asked = [(q.text, a) for q, a in zip(rows.questions, said, strict=True) if a.strip()]
+            measure(asked, engine.divergences_from_base, folder / KL, label=f"{label}, divergence")
 
 
 def base_answers(engine: Engine, questions: Sequence[Prompt], settings: Settings) -> list[str]:
@@ -131,13 +132,12 @@ def base_answers(engine: Engine, questions: Sequence[Prompt], settings: Settings
     kept: list[str] | None = cached_json(path, list[str])
     if kept is not None:
         return kept
-    size = settings.batch_size
-    batches = [questions[start : start + size] for start in range(0, len(questions), size)]
+    size, texts = settings.batch_size, [question.text for question in questions]
+    batches = [texts[start : start + size] for start in range(0, len(texts), size)]
     said: list[str] = []
     with engine.adapter(None):
         for batch in tracked(batches, "base model's answers", "batches", len(batches)):
-            texts = [question.text for question in batch]
-            replies = engine.answer(texts, decoding("greedy"), max_new_tokens=KL_TOKENS, seed=42)
+            replies = engine.answer(batch, decoding("greedy"), max_new_tokens=KL_TOKENS, seed=42)
             said += [reply.text for reply in replies]
     paths.write_text(path, json.dumps(said, ensure_ascii=False))
     return said

@@ -7,6 +7,10 @@ from are the recipe's task rows, those that its training would see.
 - `choices`: the base model takes the closed answer that it finds likeliest.
 - `words`: TF-IDF and logistic regression, no language model; the answer is a training answer that
   carries the predicted label.
+
+Fixed examples in front of a question (`--shots`, Appendix A.1) are chosen here too. The paper's
+script holds placeholders, so which two it used is not known; a file beside the answers says which
+were taken.
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ from tell_plugins.evaluation.scorers.json_readings import card_schema, has_label
 from tell_plugins.evaluation.scorers.label import closed_labels
 
 SHOTS, CHOICES, WORDS = RIVALS = ("shots", "choices", "words")
+EXAMPLES = "examples.json"
+_FORMAT = 1  # of `EXAMPLES`
 _MOST_UNBOUNDED = 16  # examples where nobody knows how many the context holds
 
 
@@ -73,7 +79,7 @@ def fits(rival: str, card: Card) -> bool:
     """Whether the card's answers are such as the rival can give."""
     if rival == CHOICES:
         return closed_answers(card) is not None
-    return rival != WORDS or _has_labels(card)
+    return rival != WORDS or card.metric == "label" or has_labels(card)
 
 
 def refuse_unfit(rival: str, card: Card, where: str = "--adapter") -> None:
@@ -89,10 +95,6 @@ def refuse_unfit(rival: str, card: Card, where: str = "--adapter") -> None:
         + ("of nothing but a label with an enum" if closed else "with a label"),
         remedy="leave it out",
     )
-
-
-def _has_labels(card: Card) -> bool:
-    return card.metric == "label" or has_labels(card)
 
 
 def closed_answers(card: Card) -> list[str] | None:
@@ -177,7 +179,7 @@ def examples_that_fit(
 ) -> Examples:
     """Task rows in seeded order, up to the first that the model's context does not hold."""
     task, used = task_rows(spec)
-    ranked = ranked_examples(task.card, anchor, split=spec.split, among=set(used))
+    ranked = ranked_examples(task.card, anchor, spec.split, among=set(used))
     kept = ranked.examples[:_MOST_UNBOUNDED]
     if engine.context is not None:
         longest = max(engine.prompt_tokens([prompt.text for prompt in prompts]))
@@ -203,8 +205,7 @@ def _within(engine: Engine, examples: Sequence[Example], room: int) -> list[Exam
     return kept
 
 
-FORMAT = 1
-EXAMPLES = "examples.json"
+# --- examples in front of a question --------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -233,29 +234,30 @@ class Examples:
         """(query, response) pairs to put in front of a question."""
         return [(example.query, example.response) for example in self.examples]
 
+    def keep(self, folder: Path) -> None:
+        """Save them in a folder of answers. Raises UserError where others are saved there."""
+        path, content = folder / EXAMPLES, {"format": _FORMAT, **asdict(self)}
+        saved = read_json(path, dict[str, Any], "remove the file and the answers beside it")
+        if saved is None:
+            write_json(path, content)
+        elif saved != content:
+            raise UserError(
+                "other examples are saved here",
+                where=paths.shown(path),
+                remedy="use another folder, or remove the file and the answers beside it",
+            )
 
-def choose_examples(
-    card: Card,
-    anchor: str = "card",
-    *,
-    count: int = 2,
-    seed: int = 42,
-    split: str = "train",
-    longest: int | None = None,
-) -> Examples:
-    """The first `count` rows of the split's seeded ranking that are not too long.
 
-    `longest` bounds the characters of query and response together; by default it is the split's
-    median, so that examples leave room for the question. Rows that also stand in a held-out split
-    are never chosen. Raises UserError when too few rows are left.
-    """
-    fit = ranked_examples(card, anchor, seed=seed, split=split, longest=longest or 0)
+def choose_examples(card: Card, anchor: str, count: int, seed: int = 42) -> Examples:
+    """The first `count` training rows of the seeded ranking that are not longer than the median, so
+    that they leave room for the question. Raises UserError when too few rows are left."""
+    fit = ranked_examples(card, anchor, "train", seed=seed, up_to_median=True)
     if len(fit.examples) < count:
         raise UserError(
             f"{count} examples asked, {len(fit.examples)} rows have up to {fit.longest:,} "
             "characters",
-            where=f"split '{split}' of card '{card.name}'",
-            remedy="ask for fewer examples, or allow longer ones",
+            where=f"split 'train' of card '{card.name}'",
+            remedy="ask for fewer examples",
         )
     return replace(fit, examples=fit.examples[:count])
 
@@ -263,77 +265,25 @@ def choose_examples(
 def ranked_examples(
     card: Card,
     anchor: str,
+    split: str,
     *,
     seed: int = 42,
-    split: str = "train",
-    longest: int | None = None,
+    up_to_median: bool = False,
     among: Collection[int] | None = None,
 ) -> Examples:
-    """All rows of the split that may be examples, in the seeded order.
-
-    `longest` bounds their characters (None: it does not; 0: by the split's median), `among` names
-    the rows that may be taken.
+    """All rows of the split that may be examples, in the seeded order: none that stands in another
+    split too, those of `among` alone where it is given, and none longer than the median if asked.
     """
     task = open_task(card, split, anchor)
     sizes = [len(q) + len(r) for q, r in zip(task.queries, task.responses, strict=True)]
-    limit = max(sizes) if longest is None else longest or int(np.median(sizes))
-    held_out = _held_out_keys(card, anchor, split)
-    ranked = draw.ranking(task.ids, seed=seed, source=f"{card.name} examples")
+    longest = int(np.median(sizes)) if up_to_median else max(sizes)
+    others = [name for name in card.splits if name != split and find_file(card, name)]
+    held_out = {int(key) for name in others for key in open_task(card, name, anchor).query_keys}
     examples = [
         Example(bytes(task.ids[row]).hex(), int(row), task.queries[row], task.responses[row])
-        for row in ranked
-        if sizes[row] <= limit
+        for row in draw.ranking(task.ids, seed=seed, source=f"{card.name} examples")
+        if sizes[row] <= longest
         and int(task.query_keys[row]) not in held_out
         and (among is None or int(row) in among)
     ]
-    return Examples(card.name, split, anchor, seed, limit, examples)
-
-
-def fixed_examples(
-    folder: Path, card: Card, anchor: str = "card", *, count: int = 2, seed: int = 42
-) -> Examples:
-    """The examples saved in `folder`, chosen and saved there on the first call.
-
-    Raises UserError when those saved were chosen otherwise, or their rows are gone.
-    """
-    path = folder / EXAMPLES
-    chosen = choose_examples(card, anchor, count=count, seed=seed)
-    if not path.is_file():
-        save_examples(path, chosen)
-        return chosen
-    saved = load_examples(path)
-    if saved != chosen:
-        raise UserError(
-            f"other examples are saved here (card '{saved.card}', anchor '{saved.anchor}', "
-            f"seed {saved.seed}, {len(saved.examples)} rows)",
-            where=paths.shown(path),
-            remedy="use another folder, or remove the file and the answers beside it",
-        )
-    return saved
-
-
-def save_examples(path: Path, examples: Examples) -> None:
-    """Write the examples in one piece."""
-    content = {"format": FORMAT, **asdict(examples)}
-    write_json(path, content)
-
-
-def load_examples(path: Path) -> Examples:
-    """Read saved examples. Raises UserError for a file that is none."""
-    try:
-        content = dict(read_json(path, dict[str, Any], "remove the file") or {})
-        del content["format"]
-        content["examples"] = [Example(**example) for example in content["examples"]]
-        return Examples(**content)
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"no saved examples: {error}", where=paths.shown(path), remedy="remove the file"
-        ) from None
-
-
-def _held_out_keys(card: Card, anchor: str, split: str) -> set[int]:
-    keys: set[int] = set()
-    for name in card.splits:
-        if name != split and find_file(card, name):
-            keys |= {int(key) for key in open_task(card, name, anchor).query_keys}
-    return keys
+    return Examples(card.name, split, anchor, seed, longest, examples)

@@ -1,8 +1,7 @@
-"""Scores of one folder of saved answers: the rows table in numbers.
+"""Scores of one folder of saved answers, and differences of two: the rows table in numbers.
 
-`score` reads `answers.jsonl` and `settings.json`; `write` saves `scores.json` beside them. The
-same answers can be scored again at any time; learned metrics are kept as long as the answers are
-the same.
+The same answers can be scored again at any time; learned metrics are kept as long as the answers
+are the same.
 """
 
 from __future__ import annotations
@@ -16,22 +15,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tell_plugins.core.cards import Card
-from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import write_json
-from tell_plugins.evaluation import scorers, significance, taxonomy
+from tell_plugins.evaluation import scorers, significance
 from tell_plugins.evaluation.answers import Scored, load_scored
 from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate
-from tell_plugins.evaluation.judged import Column, Judged, summed
+from tell_plugins.evaluation.judged import Column, Judged, count_kinds
 from tell_plugins.evaluation.scorers import SECOND_READINGS
+from tell_plugins.evaluation.scorers.learned import score_learned
 from tell_plugins.evaluation.scorers.translation import SHOWN
-from tell_plugins.evaluation.significance import Difference, Floats
+from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference, Floats, summed
 
 FORMAT = 4
 SCORES = "scores.json"
 _SETTINGS = ("recipe", "adapter", "anchor", "decoding", "seed", "model", "engine", "max_new_tokens")
 _SHOWN_ANSWER = 200  # characters of a frequent or constant answer that are kept
+# the measures beside which those of a constant answer stand
+_WITH_CONSTANT = {"label": ("accuracy",), "text": ("exact_match", "chrf++")}
 Numbers = dict[str, Rate | Estimate]
+Key = tuple[str, str]  # scorer (or unit), measure
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Reading:
 
     Attributes:
         measures: every column of the rows table; `details`: those that `compare` alone shows.
-        failures: kinds of failure, in the order of `taxonomy.KINDS`.
+        failures: kinds of failure, in the order of `judged.KINDS`.
         most_frequent: the label or number given most often; None where answers carry none.
     """
 
@@ -98,37 +99,25 @@ class Scores:
 
     @property
     def headline(self) -> Numbers:
-        """The few numbers to show first, by name; none of them stands alone."""
-        found = headline_of(self.readings)
+        """The few numbers to show first, by name: the measures of every scorer's first reading."""
+        found = {
+            spaced(name): value
+            for reading, part in self.readings.items()
+            if reading not in SECOND_READINGS
+            for name, value in part.measures.items()
+            if not name.startswith("recall_of_")
+        }
         kind = {"number": "number", "text": "answer"}.get(self.metric, "label")
         frequent = self.most_frequent_answer if kind == "answer" else self.first.most_frequent
         if frequent is not None:
             found[f"most frequent {kind}"] = frequent.share
-        if self.metric in _WITH_CONSTANT:
-            found |= {
-                f"{spaced(name)} of a constant": self.constant_measures[name]
-                for name in _WITH_CONSTANT[self.metric]
-            }
+        for name in _WITH_CONSTANT.get(self.metric, ()):
+            found[f"{spaced(name)} of a constant"] = self.constant_measures[name]
         return found
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON types."""
         return asdict(self)
-
-
-# the measures beside which those of a constant answer stand
-_WITH_CONSTANT = {"label": ("accuracy",), "text": ("exact_match", "chrf++")}
-
-
-def headline_of(readings: Mapping[str, Reading]) -> Numbers:
-    """The measures of every scorer's first reading, by the names that are shown."""
-    return {
-        spaced(name): value
-        for reading, part in readings.items()
-        if reading not in SECOND_READINGS
-        for name, value in part.measures.items()
-        if not name.startswith("recall_of_")
-    }
 
 
 def spaced(name: str) -> str:
@@ -147,17 +136,17 @@ def score(
     Raises UserError as `load_scored` does.
     """
     scored = load_scored(folder)
-    add_learned(scored, learned, models or {})
+    score_learned(scored, learned, models or {})
     return scores_of(scored, scorers.judge_saved(scored))
 
 
-def add_learned(scored: Scored, learned: Sequence[str], models: Mapping[str, str]) -> None:
-    """Have the answers scored by learned metrics, which `judge_saved` then knows."""
-    need_translation(scored.card, learned)
-    if learned:
-        from tell_plugins.evaluation.scorers.learned import score_learned
-
-        score_learned(scored, learned, models)
+def write(
+    folder: Path, *, learned: Sequence[str] = (), models: Mapping[str, str] | None = None
+) -> Scores:
+    """Score the answers of `folder`, save `scores.json` there in one piece, and return them."""
+    scores = score(folder, learned=learned, models=models)
+    write_json(folder / SCORES, scores.to_dict(), allow_nan=False)
+    return scores
 
 
 def scores_of(scored: Scored, judged: Mapping[str, Judged]) -> Scores:
@@ -171,7 +160,7 @@ def scores_of(scored: Scored, judged: Mapping[str, Judged]) -> Scores:
         settings={key: scored.settings.get(key) for key in _SETTINGS},
         answers_sha256=scored.sha256,
         test_sha256=scored.task.sha256,
-        rows=scored.distinct_rows,
+        rows=len(set(scored.rows)),
         expected=scored.expected,
         answers=len(scored.answers),
         attempts=len({answer.attempt for answer in scored.answers}),
@@ -187,7 +176,7 @@ def _reading(judged: Judged) -> Reading:
     return Reading(
         measures=_numbers(judged, detail=False),
         details=_numbers(judged, detail=True),
-        failures=taxonomy.count_kinds(kind for kind in judged.kinds if kind is not None),
+        failures=count_kinds(judged.kinds),
         most_frequent=_most_frequent(judged.given) if judged.given else None,
     )
 
@@ -211,55 +200,37 @@ def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN_ANSWER else f"{text[:_SHOWN_ANSWER]}..."
 
 
-def need_translation(card: Card, learned: Sequence[str]) -> None:
-    """Raise UserError when learned metrics are asked for a card that is no translation task."""
-    if learned and card.metric != "translation":
-        raise UserError(
-            f"{', '.join(learned)} score translations; card '{card.name}' has "
-            f"metric '{card.metric}'",
-            where="--learned",
-            remedy="leave it out",
-        )
-
-
-def write(
-    folder: Path, *, learned: Sequence[str] = (), models: Mapping[str, str] | None = None
-) -> Scores:
-    """Score the answers of `folder`, save `scores.json` there in one piece, and return them."""
-    scores = score(folder, learned=learned, models=models)
-    write_json(folder / SCORES, scores.to_dict(), allow_nan=False)
-    return scores
-
-
-Key = tuple[str, str]  # scorer (or unit), measure
+# --- differences ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A column whose `stats` (n, s) are summed by test row; `ids` (n,) name the rows.
+    """A column whose `stats` (n, s) are summed by test row; `ids` (n,) name the rows."""
 
-    A test row that stands in the file twice is one row here.
-    """
-
-    ids: npt.NDArray[np.str_]
+    ids: npt.NDArray[Any]
     stats: Floats
     column: Column
 
 
 def measures(scored: Scored, judged: Mapping[str, Judged] | None = None) -> dict[Key, Measure]:
-    """All measures of a set of answers, by scorer and name."""
+    """All measures of a set of answers, by scorer and name.
+
+    A test row that stands in the file twice is one row here.
+    """
     found: dict[Key, Measure] = {}
-    if judged is None:
-        judged = scorers.judge_saved(scored)
-    for reading, part in judged.items():
-        ids = np.array([scored.id(int(row)) for row in part.rows])
+    for reading, part in (scorers.judge_saved(scored) if judged is None else judged).items():
+        ids = [scored.id(row) for row in part.rows]
         for name, column in part.columns.items():
-            found[reading, name] = Measure(np.unique(ids), summed(column.stats, ids), column)
+            found[reading, name] = _measure(ids, column)
     return found
 
 
+def _measure(ids: Sequence[Any], column: Column) -> Measure:
+    return Measure(np.unique(ids), summed(column.stats, ids), column)
+
+
 def difference(
-    system: Measure, baseline: Measure, *, resamples: int, seed: int
+    system: Measure, baseline: Measure, *, resamples: int = RESAMPLES, seed: int = SEED
 ) -> Difference | None:
     """The paired difference over the rows that both answered; None where there is none."""
     _, mine, theirs = np.intersect1d(system.ids, baseline.ids, return_indices=True)
@@ -271,23 +242,14 @@ def difference(
         system.column.score,
         resamples=resamples,
         seed=seed,
-        interval=system.column.difference,
+        interval_of=system.column.difference,
     )
     return None if np.isnan([found.value, found.low]).any() else found  # nothing to take a share of
 
 
 def same_rows_difference(mine: Judged, theirs: Judged, name: str) -> Difference | None:
     """The paired difference in one column; None unless both have it, over the same rows (some)."""
-    same = bool(mine.rows) and set(mine.rows) == set(theirs.rows)
-    if not same or name not in mine.columns or name not in theirs.columns:
+    if set(mine.rows) != set(theirs.rows) or name not in mine.columns.keys() & theirs.columns:
         return None
-    if not mine.rows:  # nothing was asked
-        return None
-    column = mine.columns[name]
-    found = significance.paired(
-        summed(column.stats, mine.rows),
-        summed(theirs.columns[name].stats, theirs.rows),
-        column.score,
-        interval=column.difference,
-    )
-    return None if np.isnan([found.value, found.low]).any() else found
+    pair = [_measure(part.rows, part.columns[name]) for part in (mine, theirs)]
+    return difference(*pair)

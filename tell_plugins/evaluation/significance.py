@@ -44,21 +44,46 @@ class Difference:
     seed: int
 
 
-def resampled_sums(stats: Floats, *, resamples: int = RESAMPLES, seed: int = SEED) -> Floats:
-    """Sums of `stats` (n, s) over `resamples` draws of n rows with replacement: (resamples, s).
+def summed(stats: Floats, rows: npt.ArrayLike) -> Floats:
+    """Statistics summed over the answers to each test row, rows in sorted order."""
+    distinct, place = np.unique(np.asarray(rows), return_inverse=True)
+    sums = np.zeros((len(distinct), stats.shape[1]))
+    np.add.at(sums, place, stats)
+    return sums
 
-    Rows with equal statistics are drawn as one kind of row, which changes nothing but the speed:
-    a thousand test rows of a classification are a handful of kinds.
+
+def counts_of(values: npt.ArrayLike, rows: npt.ArrayLike) -> Floats:
+    """(n, 2) statistics for `mean_score`: values summed and counted by row, rows sorted."""
+    numbers = np.asarray(values, float)
+    return summed(np.stack([numbers, np.ones(len(numbers))], axis=1), rows)
+
+
+def mean_score(sums: Floats) -> Floats:
+    """The mean, where a row's statistics are (sum of its values, number of its values)."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(sums[:, 0] / sums[:, 1])
+
+
+def interval(
+    stats: Floats, score: Score, *, resamples: int = RESAMPLES, seed: int = SEED
+) -> tuple[float, float]:
+    """The 95 % percentile interval of `score` over draws of the rows of `stats` (n, s).
+
+    Rows with equal statistics are drawn as one kind of row, which changes nothing but the speed.
+    Draws in which the score is undefined (NaN) are left out; NaN when it is in all.
     """
     if resamples < 1 or len(stats) == 0:
         raise ValueError(f"{resamples} resamples of {len(stats)} rows")
     kinds, counts = np.unique(stats, axis=0, return_counts=True)
     generator = np.random.default_rng(seed)
-    return _sums(
-        kinds,
-        lambda size: generator.multinomial(len(stats), counts / len(stats), size=size),
-        resamples,
-    )
+    shares = counts / len(stats)
+    sums = _sums(kinds, lambda n: generator.multinomial(len(stats), shares, size=n), resamples)
+    draws = score(sums)
+    defined = draws[~np.isnan(draws)]
+    if len(defined) == 0:
+        return float("nan"), float("nan")
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _sums(kinds: Floats, draw: Callable[[int], npt.NDArray[np.int64]], resamples: int) -> Floats:
@@ -71,16 +96,6 @@ def _sums(kinds: Floats, draw: Callable[[int], npt.NDArray[np.int64]], resamples
     return np.concatenate(parts)
 
 
-def interval(
-    stats: Floats, score: Score, *, resamples: int = RESAMPLES, seed: int = SEED
-) -> tuple[float, float]:
-    """The 95 % percentile interval of `score` over draws of the rows of `stats` (n, s).
-
-    Draws in which the score is undefined (NaN) are left out; NaN when it is in all.
-    """
-    return percentiles(score(resampled_sums(stats, resamples=resamples, seed=seed)))
-
-
 def paired(
     system: Floats,
     baseline: Floats,
@@ -88,72 +103,39 @@ def paired(
     *,
     resamples: int = RESAMPLES,
     seed: int = SEED,
-    interval: PairedInterval | None = None,
+    interval_of: PairedInterval | None = None,
 ) -> Difference:
     """The difference in `score` of two systems over the same rows.
 
     `system` and `baseline` are (n, s): row i of both belongs to the same test row. The interval is
-    the percentile interval of a bootstrap, unless the score has one of its own: `interval`.
+    the percentile interval of a bootstrap, unless the score has one of its own: `interval_of`.
     """
     if system.shape != baseline.shape:
         raise ValueError(f"not the same rows: {system.shape} and {baseline.shape}")
-    both = np.hstack([system, baseline])
-    value = float(_differences(both.sum(axis=0)[None], score)[0])
-    if interval is None:
-        sums = resampled_sums(both, resamples=resamples, seed=seed)
-        low, high = percentiles(_differences(sums, score))
+    both, width = np.hstack([system, baseline]), system.shape[1]
+
+    def differences(sums: Floats) -> Floats:
+        return score(sums[:, :width]) - score(sums[:, width:])
+
+    value = float(differences(both.sum(axis=0)[None])[0])
+    if interval_of is None:
+        low, high = interval(both, differences, resamples=resamples, seed=seed)
     else:
-        _, low, high = interval(system, baseline)
-    return Difference(
-        value=value,
-        low=low,
-        high=high,
-        p=_randomized(both, score, value, resamples, seed),
-        n=len(system),
-        resamples=resamples,
-        seed=seed,
-    )
+        _, low, high = interval_of(system, baseline)
+    p = _randomized(both, differences, value, resamples, seed)
+    return Difference(value, low, high, p, len(system), resamples, seed)
 
 
-def _differences(sums: Floats, score: Score) -> Floats:
-    width = sums.shape[1] // 2
-    return score(sums[:, :width]) - score(sums[:, width:])
-
-
-def _randomized(both: Floats, score: Score, value: float, resamples: int, seed: int) -> float:
+def _randomized(both: Floats, differences: Score, value: float, resamples: int, seed: int) -> float:
     """How often the difference is as large when the two answers to half of the rows are swapped."""
     width = both.shape[1] // 2
     kinds, counts = np.unique(both, axis=0, return_counts=True)
     swap = np.hstack([kinds[:, width:], kinds[:, :width]]) - kinds
     generator = np.random.default_rng(seed)
     swapped = _sums(
-        swap,
-        lambda size: generator.binomial(counts, 0.5, size=(size, len(counts))),
-        resamples,
+        swap, lambda n: generator.binomial(counts, 0.5, size=(n, len(counts))), resamples
     )
-    draws = _differences(both.sum(axis=0) + swapped, score)
+    draws = differences(both.sum(axis=0) + swapped)
     draws = draws[~np.isnan(draws)]
     as_large = int((np.abs(draws) >= abs(value) - _EQUAL).sum())
     return (as_large + 1) / (len(draws) + 1)
-
-
-def mean_score(sums: Floats) -> Floats:
-    """The mean, where a row's statistics are (sum of its values, number of its values)."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(sums[:, 0] / sums[:, 1])
-
-
-def mean_stats(values: npt.ArrayLike, rows: npt.ArrayLike) -> Floats:
-    """(n, 2) statistics for `mean_score`: values summed and counted by row, rows sorted."""
-    numbers = np.asarray(values, float)
-    _, place = np.unique(np.asarray(rows), return_inverse=True)
-    return np.stack([np.bincount(place, numbers), np.bincount(place)], axis=1).astype(float)
-
-
-def percentiles(draws: Floats) -> tuple[float, float]:
-    """The 2.5 and 97.5 percentiles of the defined draws; NaN when none is defined."""
-    defined = draws[~np.isnan(draws)]
-    if len(defined) == 0:
-        return float("nan"), float("nan")
-    low, high = np.percentile(defined, [2.5, 97.5])
-    return float(low), float(high)

@@ -18,6 +18,7 @@ from tell_plugins.evaluation.answers import (
 from tell_plugins.evaluation.bleed import form_of
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console
 from tell_plugins.evaluation.intervals import Estimate, Interval, Rate, shown, smallest_shown
+from tell_plugins.evaluation.judged import Judged
 from tell_plugins.evaluation.scoring import Scores, same_rows_difference
 
 # what two losses must share
@@ -44,12 +45,10 @@ class General:
     """What a run did elsewhere; None where it was not measured, or there is no base to compare.
 
     Attributes:
-        bleed: general questions whose answer opens as the task's do; `words`: that hold its words.
-        circles: general questions whose answer repeats one piece over and over.
-        bleed_change: that rate minus the base model's, paired.
-        instructions, prose: change of loss per token to the base model, paired.
+        bleed, words, circles: rates over general questions, see `bleed.judged`.
+        instructions, prose, style_change: change of loss per token to the base model, paired.
         kl: mean divergence from the base model per token, on the base's own answers.
-        style_fit: loss per token on held-out rows of the general data; `style_change` to the base.
+        style_fit: loss per token on held-out rows of the general data.
     """
 
     bleed: Rate | None = None
@@ -74,14 +73,11 @@ class System:
 
 def read_general(folder: Path, base: Path | None, card: Card) -> General:
     """What was measured in `folder`, set against the base model's folder where there is one."""
-    form = form_of(card)
-    mine, other = bleed.judged(_readings(folder), form), None
+    other = None if base == folder else base
+    mine, theirs = (_judged(part, card) for part in (folder, other))
     found = {n: column.estimate(mine.rows) for n, column in mine.columns.items() if mine.rows}
     rates = {name: rate for name, rate in found.items() if isinstance(rate, Rate)}
-    bled = None
-    if base is not None and base != folder:
-        other = base
-        bled = same_rows_difference(mine, bleed.judged(_readings(base), form), bleed.BLEED)
+    bled = same_rows_difference(mine, theirs, bleed.BLEED) if theirs.rows else None
     losses = retention.read(folder, retention.LOSSES)
     divergence = retention.read(folder, retention.KL)
     return General(
@@ -97,10 +93,12 @@ def read_general(folder: Path, base: Path | None, card: Card) -> General:
     )
 
 
-def _readings(folder: Path) -> list[tuple[int, str]]:
-    if not (folder / ANSWERS).is_file():
-        return []
-    return [(int(answer["row"]), str(answer["text"])) for answer in read_answers(folder)]
+def _judged(folder: Path | None, card: Card) -> Judged:
+    """The answers of a folder to general questions; without rows where there are none."""
+    has_answers = folder is not None and (folder / ANSWERS).is_file()
+    lines = read_answers(folder) if folder is not None and has_answers else []
+    readings = [(int(line["row"]), str(line["text"])) for line in lines]
+    return bleed.judged(readings, form_of(card))
 
 
 def change(folder: Path, base: Path | None, name: str) -> Interval | None:
@@ -152,15 +150,13 @@ def table(systems: Sequence[System], title: str) -> Grid:
 def elsewhere_table(systems: Sequence[System]) -> Grid | None:
     """One row a system: what it did to the rest of the model; None where nothing was measured."""
     cells = {system.label: _elsewhere(system.general) for system in systems}
-    names = [name for name in _COLUMNS if any(row[name] != "-" for row in cells.values())]
+    first = next(iter(cells.values()), {})
+    names = [name for name in first if any(row[name] != "-" for row in cells.values())]
     if not names:
         return None
     rows = [[label, *(row[name] for name in names)] for label, row in cells.items()]
     notes = [*_CAPTION_ELSEWHERE, _power(systems)]
     return Grid("The rest of the model", ["system", *names], rows, notes)
-
-
-_COLUMNS = ("bleed", "words", "circles", "foreign instructions", "prose", "KL", "style fit")
 
 
 def _elsewhere(general: General) -> dict[str, str]:

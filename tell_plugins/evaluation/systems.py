@@ -1,4 +1,4 @@
-"""What a system is called among others: its method and seed, and what else tells it apart."""
+"""Which system gave some answers: its name among others, and its answers to folds as one test."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ _OF_THE_RUN = (
 )
 _OF_THE_TEST = ("scale", "anchor", "shots", "decoding", "seed", "rows", "model", "recipe")
 _ORDER = (*_OF_THE_DATA, *_OF_THE_RUN, *(f"test {key}" for key in _OF_THE_TEST), "step")
+_SAME_IN_ALL_FOLDS = ("anchor", "decoding", "seed", "shots", "scale", "model", "engine")
 
 
 def system_names(systems: Sequence[Scored]) -> list[str]:
@@ -59,20 +60,19 @@ def _facts(scored: Scored) -> dict[str, Any]:
     settings = scored.settings
     run = _run_of(scored.folder)
     spec = _spec_of(settings, run)
-    if settings.get("adapter") == "none":
+    if settings.get("adapter") == BASE:
         found: dict[str, Any] = {"name": "base"}
     elif spec is None:
         found = {"name": str(settings.get("recipe") or "unknown")}
     else:
         found = {"name": f"{method_of(spec)}, seed {run.get('seed', spec.seed)}"}
         found |= {key: _said(spec, key) for key in _OF_THE_DATA}
-    for key in _OF_THE_RUN:
-        value = run.get("settings", {}).get(key)
-        found[key] = None if value is None else f"{key} {value}"
+    run_settings = run.get("settings", {})
+    found |= {k: f"{k} {run_settings[k]}" for k in _OF_THE_RUN if run_settings.get(k) is not None}
     for key in _OF_THE_TEST:
         value = settings.get(key)
         found[f"test {key}"] = None if value in (None, 0) else f"test {key} {value}"
-    adapter = Path(str(settings.get("adapter") or "none"))
+    adapter = Path(str(settings.get("adapter")))
     return found | {"step": adapter.name if adapter.name.startswith("checkpoint-") else None}
 
 
@@ -119,27 +119,25 @@ def _run_of(folder: Path) -> Mapping[str, Any]:
 
 
 def _spec_of(settings: Mapping[str, Any], run: Mapping[str, Any]) -> Spec | None:
-    manifest = saved_manifest(str(settings.get("adapter") or "")) or {}
-    for text in (run.get("spec"), manifest.get("spec")):
-        try:
-            if isinstance(text, str):
-                return parse_spec(text)
-        except UserError:
-            continue
+    """What a sweep, the manifest beside the adapter, or else the recipe says."""
+    manifest = _saved_manifest(str(settings.get("adapter") or "")) or {}
     try:
+        text = run.get("spec") or manifest.get("spec")
+        if text:
+            return parse_spec(text)
         name = Path(str(settings.get("recipe") or "")).stem
         return load_recipe(paths.RECIPES / f"{name}.yaml").spec
     except UserError:
         return None
 
 
-def saved_manifest(adapter: str) -> dict[str, Any] | None:
+def _saved_manifest(adapter: str) -> dict[str, Any] | None:
     """The manifest beside an adapter that saved answers name; None where it is gone or damaged."""
     for folder in (paths.user_path(adapter), paths.PROJECT / adapter):
         try:
             manifest = Adapter("", folder).manifest()
-        except ValueError:  # a damaged file says nothing
-            manifest = None
+        except UserError:
+            continue
         if manifest is not None:
             return manifest
     return None
@@ -147,23 +145,22 @@ def saved_manifest(adapter: str) -> dict[str, Any] | None:
 
 def short_names(folders: Sequence[Path]) -> list[str]:
     """The parts of the paths that tell the folders apart."""
-    parts = [folder.resolve().parts for folder in folders]
+    parts = [list(folder.resolve().parts) for folder in folders]
     if len(parts) == 1:
         return ["/".join(parts[0][-2:])]
-    start = 0
-    while all(len(p) > start + 1 and p[start] == parts[0][start] for p in parts):
-        start += 1
-    end = 0
-    while all(len(p) - end > start + 1 and p[-1 - end] == parts[0][-1 - end] for p in parts):
-        end += 1
-    return ["/".join(p[start : len(p) - end]) for p in parts]
+    for end in (0, -1):
+        while all(len(p) > 1 for p in parts) and len({p[end] for p in parts}) == 1:
+            for part in parts:
+                del part[end]
+    return ["/".join(part) for part in parts]
 
 
-_ASKED = ("anchor", "decoding", "seed", "shots", "scale", "model", "engine")
+# --- folds ----------------------------------------------------------------------------------------
 
 
 def pooled(answers: Sequence[Scored]) -> list[Scored]:
-    """The answers of each system to all folds, joined; plain SFT, if it is there, comes first.
+    """The answers of each system to all folds of a task, joined: each row counts once, and was
+    answered by a training that did not see it. Plain SFT, if it is there, comes first.
 
     Raises UserError for answers to another card than a fold's, two sets of one system to a fold,
     or systems that did not answer the same folds.
@@ -190,11 +187,11 @@ def pooled(answers: Sequence[Scored]) -> list[Scored]:
                 remedy="./run.sh eval the recipes of these folds too, or name other folders",
             )
     order = sorted(systems, key=lambda key: key[0] != "SFT")
-    return [_joined([systems[key][fold] for fold in sorted(every)]) for key in order]
+    return [_joined(key[1], [systems[key][fold] for fold in sorted(every)]) for key in order]
 
 
 def _system_and_fold(scored: Scored) -> tuple[tuple[Any, ...], int]:
-    """What is the same of a system in all folds, its method first; and the fold's number."""
+    """What is the same of a system in all folds, its method and task first; the fold's number."""
     found = fold_of(scored.card.name)
     if found is None:
         raise UserError(
@@ -207,16 +204,11 @@ def _system_and_fold(scored: Scored) -> tuple[tuple[Any, ...], int]:
     spec = trained_spec(scored)
     method = "none" if spec is None else method_of(spec)
     trained = scored.settings["adapter"] if spec is None else str(spec.with_values(card=task))
-    test = tuple(str(scored.settings.get(key)) for key in _ASKED)
+    test = tuple(str(scored.settings.get(key)) for key in _SAME_IN_ALL_FOLDS)
     return (method, task, trained, *test), fold
 
 
-def _joined(parts: Sequence[Scored]) -> Scored:
+def _joined(task: str, parts: Sequence[Scored]) -> Scored:
     """The answers to several folds as answers to the rows of the whole task."""
-    first = parts[0]
-    found = fold_of(first.card.name)
-    assert found is not None  # `_system_and_fold` checked it
-    card = load_card(found[0])
-    task = open_task(card, "train", str(first.settings["anchor"]))
-    split = f"{len(parts)} folds"
-    return joined(parts, replace(task, split=split), len(task))
+    rows = open_task(load_card(task), "train", str(parts[0].settings["anchor"]))
+    return joined(parts, replace(rows, split=f"{len(parts)} folds"), len(rows))

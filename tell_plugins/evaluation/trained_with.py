@@ -17,7 +17,7 @@ from tell_plugins.bridge.protocol import MODEL_KEYS, system_text
 from tell_plugins.core import draw
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.core.mixture import HELD_OUT, TASK
+from tell_plugins.core.mixture import GENERAL, HELD_OUT, TASK, build_mixture
 from tell_plugins.core.sources import TaskRows, open_task
 from tell_plugins.core.spec import NONE, parse_spec
 from tell_plugins.evaluation.adapters import ARGS, CONFIG, Adapter, folder_sha256
@@ -60,16 +60,25 @@ def as_trained(
                 continue
             first, before = taken.setdefault(key, (adapter, value))
             if not _same(key, before, value):
-                problems.append(_two(key, first, before, adapter, value))
+                problems.append(
+                    UserError(
+                        f"{first.label} was trained with {key} {_shown(before)}, {adapter.label} "
+                        f"with {_shown(value)}",
+                        where="--adapter",
+                        allowed="adapters that are answered with the same model, template and "
+                        "system prompt",
+                        remedy=f"call eval once for each, or name one for both: --{key} VALUE",
+                    )
+                )
     raise_all(problems)
-    changed = {
-        key: value for key, (_, value) in taken.items() if not _same(key, recipe.get(key), value)
-    }
-    for key, value in changed.items():
-        notes.append(
-            f"{taken[key][0].label}: trained with {key} {_shown(value)}, which is used here; the "
-            f"recipe says {_shown(recipe.get(key))}"
-        )
+    changed = {}
+    for key, (adapter, value) in taken.items():
+        if not _same(key, recipe.get(key), value):
+            changed[key] = value
+            notes.append(
+                f"{adapter.label}: trained with {key} {_shown(value)}, which is used here; the "
+                f"recipe says {_shown(recipe.get(key))}"
+            )
     return recipe.with_values(**changed), notes
 
 
@@ -84,42 +93,26 @@ def found_by_swift(values: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"model_type": found.model_type, "template": found.template}
 
 
-def _two(key: str, first: Adapter, one: Any, second: Adapter, other: Any) -> UserError:
-    return UserError(
-        f"{first.label} was trained with {key} {_shown(one)}, {second.label} with {_shown(other)}",
-        where="--adapter",
-        allowed="adapters that are answered with the same model, template and system prompt",
-        remedy=f"call eval once for each, or name one for both: --{key} VALUE",
-    )
-
-
 def _trained(adapter: Adapter, recipe: Recipe, resolve: Resolve | None) -> dict[str, Any]:
-    """The keys that an adapter was trained with, as far as its folder says."""
+    """The keys that an adapter was trained with, as far as its folder says.
+
+    Model type and template count where the recipe names them, or where it leaves them to ms-swift
+    and that took others in training.
+    """
     saved = adapter.saved(ARGS)
-    found = {}
-    if saved:
-        asked = {key: recipe.values.get(key) for key in _KEYS}
-        found = {
-            key: saved.get(key)
-            for key in _KEYS
-            if key in saved and not (key in _OF_THE_MODEL and asked[key] is None)
-        }
-        found |= _resolved(saved, recipe, resolve)
+    found = {key: saved[key] for key in _KEYS if key in saved}
+    left_open = [key for key in _OF_THE_MODEL if recipe.get(key) is None and key in found]
+    if left_open:
+        own = {"model": saved["model"]} if saved.get("model") else {}
+        now = resolve(recipe.values | own) if resolve is not None else found
+        for key in left_open:
+            if not found[key] or now.get(key) == found[key]:
+                del found[key]
     model = saved.get("model") or adapter.saved(CONFIG).get("base_model_name_or_path")
     found.pop("model", None)
     if model and not adapter.whole and _usable(str(model), recipe, adapter):
         found["model"] = model
     return found
-
-
-def _resolved(saved: Mapping[str, Any], recipe: Recipe, resolve: Resolve | None) -> dict[str, Any]:
-    """Model type and template where the recipe leaves them to ms-swift, and it took others."""
-    open_keys = [key for key in _OF_THE_MODEL if recipe.get(key) is None and saved.get(key)]
-    if not open_keys or resolve is None:
-        return {}
-    values = recipe.values | ({"model": saved["model"]} if saved.get("model") else {})
-    now = resolve(values)
-    return {key: saved[key] for key in open_keys if now.get(key) != saved[key]}
 
 
 def _usable(model: str, recipe: Recipe, adapter: Adapter) -> bool:
@@ -142,17 +135,19 @@ def _usable(model: str, recipe: Recipe, adapter: Adapter) -> bool:
 def _same(key: str, one: Any, other: Any) -> bool:
     if key == "model":
         return _same_model(str(one), str(other))
+    one, other = _plain(key, one), _plain(key, other)
+    return one == other or (key != "system" and not one and not other)
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A value as ms-swift takes it."""
     if key == "system":
-        one, other = system_text(one), system_text(other)
-    if key == "response_prefix":
-        one, other = (
-            None if text is None else str(text).replace("\\n", "\n") for text in (one, other)
-        )
+        return system_text(value)
+    if value is None:
+        return _DEFAULTS.get(key)
     if key == "new_special_tokens":
-        one, other = as_list(one), as_list(other)
-    default = _DEFAULTS.get(key)
-    plain = [default if value is None else value for value in (one, other)]
-    return plain[0] == plain[1] or (not any(plain) and key != "system")
+        return as_list(value)
+    return value.replace("\\n", "\n") if key == "response_prefix" else value
 
 
 def _same_model(one: str, other: str) -> bool:
@@ -229,3 +224,61 @@ def _trained_keys(manifest: Mapping[str, Any]) -> tuple[Any, bool] | None:
         used = int(spec.task.number) if spec.task.unit == "rows" else len(task)
         return task.query_keys[ranked[:used]], True
     return task.query_keys[ranked[: source["rows"]["used"]]], source["file_sha256"] == task.sha256
+
+
+def refuse_other_anchors(adapters: Sequence[Adapter], task: TaskRows) -> None:
+    """Raise UserError for an adapter that trained with another anchor than the test would have.
+
+    Where the rows carry the anchor themselves, its end is found from the rows of a split and may
+    differ by a word; there the choice alone is compared.
+    """
+    problems = []
+    for adapter in adapters:
+        manifest = adapter.manifest() or {}
+        trained, mine = manifest.get("anchor"), task.anchor
+        if trained is None or manifest.get("card") != task.card.name:
+            continue  # it saw no task row, or another task's
+        same_text = mine.prepend == "" or trained["sha256"] == mine.sha256
+        if trained["choice"] != mine.name or not same_text:
+            problems.append(
+                UserError(
+                    f"trained with anchor '{trained['choice']}', to be tested with "
+                    f"'{mine.name}', whose text is another",
+                    where=f"adapter {adapter.shown}",
+                    remedy=f"--anchor {trained['choice']} for the same one (or its text of then), "
+                    f"--anchor {mine.name} to test with another on purpose",
+                )
+            )
+    raise_all(problems)
+
+
+def refuse_unknown_rows(adapters: Sequence[Adapter]) -> None:
+    """Raise UserError where the general rows that an adapter saw cannot be told any more.
+
+    Its manifest has the dataset string, from which they are drawn anew; a card or file that has
+    changed since gives others.
+    """
+    problems = []
+    for adapter in adapters:
+        manifest = adapter.manifest()
+        if manifest is None or "sources" not in manifest:  # of an earlier release
+            continue
+        now = build_mixture(parse_spec(manifest["spec"])).manifest()
+        if _general_sources(now) != _general_sources(manifest):
+            problems.append(
+                UserError(
+                    "its general data or their card have changed since it was trained, so which "
+                    "rows it did not see is not known",
+                    where=f"adapter {adapter.shown}",
+                    remedy="--general-rows 0, or give the general card a split 'heldout'",
+                )
+            )
+    raise_all(problems)
+
+
+def _general_sources(manifest: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    return [
+        (source["card"], source["file_sha256"], source["rows"]["used"])
+        for source in manifest["sources"]
+        if source["role"] == GENERAL
+    ]

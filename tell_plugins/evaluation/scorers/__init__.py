@@ -1,12 +1,12 @@
 """The scorers: each says which cards it fits, and what it measures of each answer.
 
-A new metric is one file with `fits` and `judge` (see `../judged.py`), and one line in `SCORERS`. It
-then stands in `eval`, `compare`, `report` and the table of a sweep.
+A new metric is one file with `judge` (see `../judged.py`), and one line in `SCORERS`. It then
+stands in `eval`, `compare`, `report` and the table of a sweep.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from tell_plugins.core.cards import Card
@@ -17,13 +17,12 @@ from tell_plugins.evaluation.scorers import (
     json_answers,
     json_readings,
     label,
+    learned,
     number,
     text,
     translation,
 )
 from tell_plugins.evaluation.scorers.label import Truth
-from tell_plugins.evaluation.scorers.learned import with_learned
-from tell_plugins.evaluation.scorers.translation import UNITS
 
 
 class Scorer(NamedTuple):
@@ -46,17 +45,23 @@ class Scorer(NamedTuple):
     constant: Callable[[Case], tuple[str, Judged]] | None = None
 
 
+def has_metric(name: str) -> Callable[[Card], bool]:
+    """Whether a card has this metric."""
+    return lambda card: card.metric == name
+
+
 SCORERS = [
-    Scorer(
-        "json", json_answers.fits, json_answers.judge, json_answers.right, json_answers.constant
-    ),
-    Scorer("label", label.fits, label.judge, label.right, label.constant),
-    Scorer("number", number.fits, number.judge, number.right, number.constant),
-    Scorer("translation", translation.fits, translation.judge, None, translation.constant),
-    Scorer("text", text.fits, text.judge, None, text.constant),
+    Scorer(name, has_metric(name), part.judge, getattr(part, "right", None), part.constant)
+    for name, part in (
+        ("json", json_answers),
+        ("label", label),
+        ("number", number),
+        ("translation", translation),
+        ("text", text),
+    )
 ]
 # readings beside the one to go by
-SECOND_READINGS = (*(s.name for s in json_readings.SCORERS[1:]), *UNITS[1:])
+SECOND_READINGS = (*(r.name for r in json_readings.READINGS[1:]), *translation.UNITS[1:])
 
 _JUDGED: dict[tuple[object, ...], dict[str, Judged]] = {}
 
@@ -78,24 +83,22 @@ def judge(case: Case) -> dict[str, Judged]:
     return found
 
 
-def judge_saved(scored: Scored, readings: Sequence[str] | None = None) -> dict[str, Judged]:
+def judge_saved(scored: Scored) -> dict[str, Judged]:
     """`judge` for saved answers; the same answers to the same test are judged once a process."""
-    truth = right(scored.task)
-    card, task = scored.card, scored.task
-    schema = card.schema_path().read_bytes() if card.metric == "json" else b""
-    test = (card.name, task.split, task.sha256, schema, tuple(truth.labels))
-    key = (scored.sha256, test, tuple(readings or ()), tuple(scorer.name for scorer in SCORERS))
+    key = (scored.sha256, scored.test, tuple(scorer.name for scorer in SCORERS))
     if key not in _JUDGED:
-        _JUDGED[key] = judge(_case(scored, truth, readings))
-    return with_learned(scored, _JUDGED[key]) if card.metric == "translation" else _JUDGED[key]
+        _JUDGED[key] = judge(_case(scored))
+    is_translation = scored.card.metric == "translation"
+    return learned.with_learned(scored, _JUDGED[key]) if is_translation else _JUDGED[key]
 
 
-def _case(scored: Scored, truth: Truth, readings: Sequence[str] | None = None) -> Case:
+def _case(scored: Scored) -> Case:
+    truth = right(scored.task)
     of = [truth.of[row] for row in scored.rows]
-    return Case(scored.card, scored.answers, of, truth.labels, scored, readings)
+    return Case(scored.card, scored.answers, of, truth.labels, scored)
 
 
 def constant(scored: Scored) -> tuple[str, Judged]:
     """The baseline of the card's metric over the rows answered: its name and its measures."""
     made = next(s.constant for s in SCORERS if s.constant is not None and s.fits(scored.card))
-    return made(_case(scored, right(scored.task)))
+    return made(_case(scored))

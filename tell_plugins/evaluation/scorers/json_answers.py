@@ -9,96 +9,87 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import TaskRows
-from tell_plugins.evaluation.answers import Answer
 from tell_plugins.evaluation.judged import Case, Column, Judged, ratio, share
+from tell_plugins.evaluation.scorers import label
 from tell_plugins.evaluation.scorers.json_readings import (
-    SCORERS,
+    READINGS,
     AnswerSchema,
-    Verdict,
+    Reading,
     card_schema,
     read_whole,
-    true_labels,
+    reference_label,
 )
-from tell_plugins.evaluation.scorers.label import Truth, always_most_frequent, judged_form
+from tell_plugins.evaluation.scorers.label import Truth, checked, judged_form
 
 Pairs = Counter[tuple[str, str]]
 MOST_FIELDS = 20  # keys whose content is measured one by one
 
 
 def right(task: TaskRows) -> Truth:
-    """The label of each test row; without labels, its whole response as canonical JSON."""
+    """The label of each test row; without labels, its whole response as canonical JSON.
+
+    Raises UserError for a response that is no JSON, or whose label is not allowed.
+    """
     schema = card_schema(task.card)
     if schema.label:
-        return true_labels(task, schema)
-    return Truth([_whole(task, row) for row in range(len(task))], [])
-
-
-def _whole(task: TaskRows, row: int) -> str:
-    reading = read_whole(task.responses[row])
-    if reading is None:
+        found = [reference_label(response, schema) for response in task.responses]
+        remedy = f"correct the row, or the values of '{schema.label}' in the schema"
+        return checked(Truth(found, schema.labels or sorted(set(found))), task, remedy)
+    read = [read_whole(response) for response in task.responses]
+    if None in read:
         raise UserError(
             "the response is no JSON, so no answer can be compared with it",
-            where=task.place(row),
+            where=task.place(read.index(None)),
             remedy="correct the row, or the card's metric",
         )
-    return canonical(reading.value)
+    return Truth([canonical(parsed.value) for parsed in read if parsed], [])
 
 
 def judge(case: Case) -> dict[str, Judged]:
-    """What each reading says of the answers; a reading used twice reads them once."""
+    """What each reading says of the answers."""
     schema = card_schema(case.card)
-    verdicts: dict[Callable[..., Verdict], list[Verdict]] = {}
     found = {}
-    for scorer in SCORERS:
-        if case.readings is not None and scorer.name not in case.readings:
-            continue
-        if scorer.judge not in verdicts:
-            verdicts[scorer.judge] = [
-                scorer.judge(answer.text, answer.finish_reason, schema) for answer in case.answers
-            ]
-        kept = first_rows(case.answers, scorer.limit)
-        mine = [verdicts[scorer.judge][i] for i in kept]
-        found[scorer.name] = _judged(case, kept, mine, schema)
+    for reading in READINGS:
+        if case.readings is None or reading.name in case.readings:
+            asked = None if reading.limit is None else sorted(set(case.rows))[: reading.limit]
+            kept = [i for i, row in enumerate(case.rows) if asked is None or row in asked]
+            mine = replace(
+                case,
+                answers=[case.answers[i] for i in kept],
+                right=[case.right[i] for i in kept] if case.right else [],
+            )
+            found[reading.name] = _judged(mine, reading, schema)
+    return found
+
+
+def _judged(case: Case, reading: Reading, schema: AnswerSchema) -> Judged:
+    verdicts = [reading.judge(a.text, a.finish_reason, schema) for a in case.answers]
+    kinds = [None if verdict.adherent else verdict.kind for verdict in verdicts]
+    values = [verdict.value if verdict.adherent else None for verdict in verdicts]
+    given = [schema.label_of(value) for value in values]
+    truth = Truth(case.right, case.labels) if case.labels else None
+    found = judged_form(case.rows, kinds, given, truth)
+    if truth is None and case.right:
+        found.columns.update(_content(values, case.right))
     return found
 
 
 def constant(case: Case) -> tuple[str, Judged]:
+    """The most frequent label, or without labels the most frequent response, every time."""
     if case.labels:
-        return always_most_frequent(case.rows, Truth(case.right, case.labels))
-    whole = Counter(case.right).most_common(1)[0][0]
-    nothing: list[str | None] = [None] * len(case.answers)
-    found = judged_form(case.rows, nothing, nothing, None)
-    found.columns.update(_content([json.loads(whole)] * len(case.answers), case.right))
+        return label.constant(case)
+    whole, always = case.always()
+    found = judged_form(always.rows, [None] * len(always.rows), [], None)
+    found.columns.update(_content([json.loads(whole)] * len(always.rows), case.right))
     return f"always {whole}", found
-
-
-def first_rows(answers: Sequence[Answer], limit: int | None) -> list[int]:
-    """The places of the answers to the first `limit` rows answered; all for None."""
-    if limit is None:
-        return list(range(len(answers)))
-    kept = set(sorted({answer.row for answer in answers})[:limit])
-    return [i for i, answer in enumerate(answers) if answer.row in kept]
-
-
-def _judged(case: Case, kept: list[int], verdicts: list[Verdict], schema: AnswerSchema) -> Judged:
-    rows = [case.answers[i].row for i in kept]
-    kinds = [None if verdict.adherent else verdict.kind for verdict in verdicts]
-    given = [schema.label_of(v.value) if v.adherent else None for v in verdicts]
-    right = [case.right[i] for i in kept] if case.right else []
-    truth = Truth(right, case.labels) if case.labels else None
-    found = judged_form(rows, kinds, given, truth)
-    if truth is None and right:
-        found.columns.update(_content([v.value if v.adherent else None for v in verdicts], right))
-    return found
 
 
 def _content(given: Sequence[Any], right: Sequence[str]) -> dict[str, Column]:
@@ -175,7 +166,3 @@ def _pairs(value: Any, path: str) -> Iterator[tuple[str, str]]:
             yield from _pairs(inner, f"{path}[]")
     else:
         yield path, canonical(value)
-
-
-def fits(card: Card) -> bool:
-    return card.metric == "json"

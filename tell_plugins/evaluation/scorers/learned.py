@@ -1,4 +1,8 @@
-"""What learned metrics leave behind; light, so that saved scores can be read without torch."""
+"""BLEURT and COMET, computed on request and kept beside the answers.
+
+Both read a limited number of tokens and cut what is longer, so every length is counted and what is
+cut is named. Saved scores are read without torch.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +12,27 @@ import logging
 import os
 import pickle
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tell_plugins.core import paths
+from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import MachineError, UserError, unknown
 from tell_plugins.core.files import Shape, cached_json, write_json
 from tell_plugins.core.progress import track
 from tell_plugins.evaluation.answers import Scored
-from tell_plugins.evaluation.judged import Judged, mean, ratio, summed
+from tell_plugins.evaluation.judged import Judged, mean, ratio
 from tell_plugins.evaluation.scorers.translation import UNITS, documents, one_line, pairs
+from tell_plugins.evaluation.significance import counts_of
 
-LEARNED = ("bleurt", "comet")
+DEFAULT_MODELS = {"bleurt": "lucadiliello/BLEURT-20", "comet": "Unbabel/wmt22-comet-da"}
+VARIABLES = {"bleurt": "TELL_BLEURT", "comet": "TELL_COMET"}
+LEARNED = tuple(DEFAULT_MODELS)
 
 
-@dataclass(frozen=True)
-class LearnedScores:
+class LearnedScores(Shape):
     """Scores by one learned metric of the answers to a translation task, as they are kept.
 
     Attributes:
@@ -38,7 +42,7 @@ class LearnedScores:
         segments: the score of each aligned line, answer after answer.
         over_limit: the lines longer than `limit`, which were cut to it.
         raw: BLEURT of each whole answer against its whole reference, opening included, cut to
-            `limit` as BLEURT's own scorer does it: the paper's way. Empty for COMET.
+            `limit`: the paper's way. Empty for COMET.
         raw_cut: how many of these lost text by that.
     """
 
@@ -60,25 +64,18 @@ class LearnedScores:
         return f"{text}, {self.raw_cut} of {len(self.raw)} raw documents cut" if self.raw else text
 
 
-def learned_file(folder: Path, name: str) -> Path:
-    """Where the scores of a folder's answers by a learned metric are kept."""
+def _file(folder: Path, name: str) -> Path:
     return folder / f"scores.{name}.json"
-
-
-class _Saved(Shape):
-    answers_sha256: str
-    segments: list[float]
-    raw: list[float]
 
 
 def saved_learned(scored: Scored) -> dict[str, LearnedScores]:
     """Learned scores saved earlier for the same answers, by metric."""
-    found = {}
-    for name in LEARNED:
-        saved = cached_json(learned_file(scored.folder, name), _Saved)
-        if saved is not None and saved["answers_sha256"] == scored.sha256:
-            found[name] = LearnedScores(**saved)
-    return found
+    read = {name: cached_json(_file(scored.folder, name), LearnedScores) for name in LEARNED}
+    return {
+        name: LearnedScores(**saved)
+        for name, saved in read.items()
+        if saved is not None and saved["answers_sha256"] == scored.sha256
+    }
 
 
 def with_learned(scored: Scored, judged: Mapping[str, Judged]) -> dict[str, Judged]:
@@ -88,19 +85,17 @@ def with_learned(scored: Scored, judged: Mapping[str, Judged]) -> dict[str, Judg
     """
     found = dict(judged)
     for name, scores in saved_learned(scored).items():
-        owners = pairs(documents(scored)[0], UNITS[0]).owners
-        lines = np.stack([scores.segments, np.ones(len(owners))], axis=1)
-        over, under = summed(lines, owners).T
+        over, under = counts_of(scores.segments, pairs(documents(scored), UNITS[0]).owners).T
         parts = {
             UNITS[0]: ratio(over, under, percent=False),
             UNITS[1]: mean(over / under, percent=False),
-            UNITS[2]: mean(scores.raw, percent=False) if scores.raw else None,
         }
+        if scores.raw:
+            parts[UNITS[2]] = mean(scores.raw, percent=False)
         for unit, column in parts.items():
-            part, key = found[unit], f"{name} {scores.model}"
-            if column is not None:
-                columns, notes = {**part.columns, key: column}, [*part.notes, scores.note]
-                found[unit] = replace(part, columns=columns, notes=notes)
+            columns = {**found[unit].columns, f"{name} {scores.model}": column}
+            notes = [*found[unit].notes, scores.note]
+            found[unit] = replace(found[unit], columns=columns, notes=notes)
     return found
 
 
@@ -113,10 +108,6 @@ def metric_names(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-DEFAULT_MODELS = {"bleurt": "lucadiliello/BLEURT-20", "comet": "Unbabel/wmt22-comet-da"}
-VARIABLES = {"bleurt": "TELL_BLEURT", "comet": "TELL_COMET"}
-
-
 class Triple(NamedTuple):
     """One segment: source, translation, reference."""
 
@@ -125,20 +116,20 @@ class Triple(NamedTuple):
     reference: str
 
 
-class LearnedMetric(ABC):
+class LearnedMetric:
     """A loaded metric. It cuts what is longer than `limit` tokens."""
 
     name: str
     model_name: str
     limit: int
 
-    @abstractmethod
     def lengths(self, triples: Sequence[Triple]) -> list[int]:
         """The tokens that the metric needs for each segment, special tokens included."""
+        raise NotImplementedError
 
-    @abstractmethod
     def score(self, triples: Sequence[Triple]) -> list[float]:
         """One score a segment."""
+        raise NotImplementedError
 
     def over_limit(self, triples: Sequence[Triple]) -> list[int]:
         """The positions of the segments that lose text."""
@@ -151,6 +142,8 @@ class Bleurt(LearnedMetric):
     name = "bleurt"
 
     def __init__(self, model: str | None = None, *, batch_size: int = 16) -> None:
+        import torch
+
         self.model_name = chosen_model("bleurt", model)
         self._batch_size = batch_size
         source = _local_or_name(self.model_name, "bleurt")
@@ -159,17 +152,15 @@ class Bleurt(LearnedMetric):
 
             self._tokenizer: Any = BleurtTokenizer.from_pretrained(source)
             self._model: Any = BleurtForSequenceClassification.from_pretrained(source).eval()
-        self._model.to(_device())
+        self._model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.limit = int(self._model.config.max_position_embeddings)
 
+    def _encoded(self, triples: Sequence[Triple], **settings: Any) -> Any:
+        references, hypotheses = ([t.reference for t in triples], [t.hypothesis for t in triples])
+        return self._tokenizer(references, hypotheses, verbose=False, **settings)
+
     def lengths(self, triples: Sequence[Triple]) -> list[int]:
-        encoded = self._tokenizer(
-            [triple.reference for triple in triples],
-            [triple.hypothesis for triple in triples],
-            truncation=False,
-            verbose=False,
-        )
-        return [len(ids) for ids in encoded["input_ids"]]
+        return [len(ids) for ids in self._encoded(triples, truncation=False)["input_ids"]]
 
     def score(self, triples: Sequence[Triple]) -> list[float]:
         import torch
@@ -180,14 +171,12 @@ class Bleurt(LearnedMetric):
         with track(len(triples), "BLEURT", "segments") as bar, torch.inference_mode(), _quiet():
             for start in range(0, len(order), self._batch_size):
                 batch = order[start : start + self._batch_size]
-                encoded = self._tokenizer(
-                    [triples[i].reference for i in batch],
-                    [triples[i].hypothesis for i in batch],
+                encoded = self._encoded(
+                    [triples[i] for i in batch],
                     padding="longest",
                     truncation="longest_first",
                     max_length=self.limit,
                     return_tensors="pt",
-                    verbose=False,
                 ).to(self._model.device)
                 values = self._model(**encoded).logits.flatten().tolist()
                 for i, value in zip(batch, values, strict=True):
@@ -213,7 +202,7 @@ class Comet(LearnedMetric):
         if type(self._model) is not RegressionMetric:
             raise UserError(
                 f"'{self.model_name}' is a {type(self._model).__name__}",
-                where=f"--comet or ${VARIABLES['comet']}",
+                where=_asked("comet"),
                 allowed="a RegressionMetric, which reads its three texts apart: wmt22-comet-da",
                 remedy=f"leave it out for {DEFAULT_MODELS['comet']}",
             )
@@ -228,22 +217,20 @@ class Comet(LearnedMetric):
     def score(self, triples: Sequence[Triple]) -> list[float]:
         import torch
 
-        samples = [{"src": t.source, "mt": t.hypothesis, "ref": t.reference} for t in triples]
         with _quiet():
             prediction = self._model.predict(
-                samples,
+                [{"src": t.source, "mt": t.hypothesis, "ref": t.reference} for t in triples],
                 batch_size=self._batch_size,
                 gpus=1 if torch.cuda.is_available() else 0,
-                progress_bar=len(samples) > 500,
+                progress_bar=len(triples) > 500,
             )
         return [float(score) for score in prediction["scores"]]
 
 
 @functools.cache
-def load_metric(name: str, model: str, *, batch_size: int = 16) -> LearnedMetric:
+def load_metric(name: str, model: str) -> LearnedMetric:
     """The metric `bleurt` or `comet` of a checkpoint, loaded once a process."""
-    kinds: dict[str, type[Bleurt] | type[Comet]] = {"bleurt": Bleurt, "comet": Comet}
-    return kinds[name](model, batch_size=batch_size)
+    return Bleurt(model) if name == "bleurt" else Comet(model)
 
 
 def need_checkpoint(name: str, model: str | None = None) -> None:
@@ -259,27 +246,38 @@ def chosen_model(name: str, model: str | None = None) -> str:
 def score_learned(scored: Scored, names: Sequence[str], models: Mapping[str, str]) -> None:
     """Score the answers by the named metrics, unless the same checkpoint has done so already.
 
-    What they give is kept beside the answers.
+    Raises UserError for answers that are no translations.
     """
-    kept = saved_learned(scored)
+    need_translation(scored.card, names)
+    kept = saved_learned(scored) if names else {}
     for name in names:
         model = chosen_model(name, models.get(name))
         if name not in kept or kept[name].model != model:
             found = score_documents(load_metric(name, model), scored)
-            write_json(learned_file(scored.folder, name), asdict(found))
+            write_json(_file(scored.folder, name), found.model_dump())
+
+
+def need_translation(card: Card, names: Sequence[str]) -> None:
+    """Raise UserError when learned metrics are asked for a card that is no translation task."""
+    if names and card.metric != "translation":
+        raise UserError(
+            f"{', '.join(names)} score translations; card '{card.name}' has metric '{card.metric}'",
+            where="--learned",
+            remedy="leave it out",
+        )
 
 
 def score_documents(metric: LearnedMetric, scored: Scored) -> LearnedScores:
     """The scores of each aligned line and, by BLEURT, of whole answers."""
-    docs, _ = documents(scored)
-    triples = [
-        Triple(one_line(source), one_line(hypothesis), one_line(reference))
+    docs = documents(scored)
+    lines = [
+        (f"row {doc.row}, line {number}", Triple(*map(one_line, texts)))
         for doc in docs
-        for source, hypothesis, reference in zip(
-            doc.sources, doc.hypotheses, doc.references, strict=True
+        for number, texts in enumerate(
+            zip(doc.sources, doc.hypotheses, doc.references, strict=True), 1
         )
     ]
-    places = [(doc.row, line) for doc in docs for line in range(len(doc.references))]
+    triples = [triple for _, triple in lines]
     whole: list[Triple] = []
     if isinstance(metric, Bleurt):
         raw = pairs(docs, "raw_document")
@@ -290,18 +288,14 @@ def score_documents(metric: LearnedMetric, scored: Scored) -> LearnedScores:
         answers_sha256=scored.sha256,
         limit=metric.limit,
         segments=metric.score(triples),
-        over_limit=[
-            f"row {places[i][0]}, line {places[i][1] + 1}" for i in metric.over_limit(triples)
-        ],
+        over_limit=[lines[i][0] for i in metric.over_limit(triples)],
         raw=metric.score(whole) if whole else [],
         raw_cut=len(metric.over_limit(whole)) if whole else 0,
     )
 
 
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _asked(name: str) -> str:
+    return f"--{name} or ${VARIABLES[name]}"
 
 
 def _local_or_name(model: str, name: str) -> str:
@@ -312,7 +306,7 @@ def _local_or_name(model: str, name: str) -> str:
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UserError(
             f"no checkpoint at '{model}'",
-            where=f"--{name} or ${VARIABLES[name]}",
+            where=_asked(name),
             allowed=f"a folder, or a hub's name such as {DEFAULT_MODELS[name]}",
             remedy="correct the path",
         )
@@ -329,7 +323,7 @@ def _comet_checkpoint(model: str) -> Path:
         if not checkpoint.is_file():
             raise UserError(
                 "no checkpoints/model.ckpt in the folder",
-                where=f"--comet or ${VARIABLES['comet']}: {model}",
+                where=f"{_asked('comet')}: {model}",
                 remedy="name the folder that holds hparams.yaml and checkpoints/",
             )
         return checkpoint
@@ -353,8 +347,8 @@ def _loading(model: str) -> Iterator[None]:
     except (UserError, MemoryError, ModuleNotFoundError):
         raise
     except Exception as error:  # the libraries raise bare Exception, KeyError, OSError ...
-        reason = str(error).strip().splitlines() or [""]
-        message = f"{type(error).__name__}: {reason[0][:300]}"
+        reason = str(error).strip().partition("\n")[0][:300]
+        message = f"{type(error).__name__}: {reason}"
         if paths.user_path(model).exists():
             raise UserError(
                 f"not loadable as a checkpoint of this metric: {message}",
@@ -363,31 +357,20 @@ def _loading(model: str) -> Iterator[None]:
                 "as pretrained_model must be on this machine or the network",
             ) from None
         raise MachineError(
-            f"{model}: not available ({message})\n"
-            "  remedy:  check the network, or name a local folder by argument or by "
-            "$TELL_BLEURT / $TELL_COMET"
+            f"{model}: not available ({message})",
+            remedy="check the network, or name a local folder by argument or by "
+            "$TELL_BLEURT / $TELL_COMET",
         ) from None
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the libraries' notices out of the output; their errors still come through."""
-    names = (
-        "pytorch_lightning",
-        "lightning",
-        "lightning_fabric",
-        "comet",
-        "transformers",
-        "huggingface_hub",  # each of its retries, twice
-    )
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    finally:
+        logging.disable(before)

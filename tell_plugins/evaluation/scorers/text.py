@@ -6,7 +6,6 @@ count as one blank everywhere.
 
 from __future__ import annotations
 
-from tell_plugins.core.cards import Card
 from tell_plugins.evaluation.judged import Case, Judged, share
 from tell_plugins.evaluation.scorers import translation
 
@@ -14,7 +13,7 @@ from tell_plugins.evaluation.scorers import translation
 def judge(case: Case) -> dict[str, Judged]:
     said = [translation.one_line(answer.text) for answer in case.answers]
     right = [translation.one_line(reference) for reference in case.right]
-    both = translation.Pairs(tuple(said), tuple(right), tuple(range(len(said))))
+    both = translation.Pairs(said, right, list(range(len(said))))
     columns = {
         "exact_match": share([a == b for a, b in zip(said, right, strict=True)]),
         "empty": share([not text for text in said], detail=True),
@@ -24,9 +23,5 @@ def judge(case: Case) -> dict[str, Judged]:
 
 
 def constant(case: Case) -> tuple[str, Judged]:
-    always = case.always_most_frequent()
-    return f"always {translation.one_line(always.answers[0].text)}", judge(always)["text"]
-
-
-def fits(card: Card) -> bool:
-    return card.metric == "text"
+    text, always = case.always()
+    return f"always {translation.one_line(text)}", judge(always)["text"]

@@ -1,4 +1,10 @@
-"""Translations: chrF++ and BLEU of documents and of aligned lines, and how lines align."""
+"""Translations: chrF++ and BLEU by sacrebleu, of documents and of aligned lines.
+
+`raw` is as in the paper: the whole answer against the whole reference, opening sentence included.
+`stripped` takes the references' opening sentence off both sides; it is scored by document and by
+aligned line, where whole documents exceed what learned metrics read. Nothing is skipped: an answer
+with another number of lines is counted and scored.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +13,35 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import regex
 
-from tell_plugins.core.cards import Card
-from tell_plugins.evaluation import taxonomy
 from tell_plugins.evaluation.answers import Scored
-from tell_plugins.evaluation.judged import Case, Column, Judged, ratio, share, summed
-from tell_plugins.evaluation.significance import Floats, Score
+from tell_plugins.evaluation.judged import Case, Column, Judged, ratio, share
+from tell_plugins.evaluation.significance import Floats, Score, counts_of, summed
+
+METRICS = ("chrf++", "bleu")
+SHOWN = {"chrf++": "chrF++", "bleu": "BLEU"}
+UNITS = ("stripped_segment", "stripped_document", "raw_document")  # the one to go by in front
+_SENTENCE_END = re.compile(r"[:.!?]\s+")
+_UNSPACED = regex.compile(
+    r"[\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Tibetan}\p{Myanmar}\p{Khmer}]"
+)
+_CHINESE = regex.compile(r"\p{Han}")
 
 
 def judge(case: Case) -> dict[str, Judged]:
     """Every unit is a reading. Without the rows themselves there are none: lines need sources."""
     if case.scored is None:
         return {}
-    docs, _ = documents(case.scored)
+    docs = documents(case.scored)
     found = {}
     for unit in UNITS:
         both = pairs(docs, unit)
-        columns = {key: column for name in METRICS for key, column in columns(name, both).items()}
-        notes = [signature(name, both) for name in METRICS]
-        found[unit] = Judged(case.rows, columns, notes=notes)
+        made = {key: part for name in METRICS for key, part in columns(name, both).items()}
+        found[unit] = Judged(case.rows, made, notes=[signature(name, both) for name in METRICS])
     lines = found[UNITS[0]]
     lines.kinds.extend(_kind_of(doc) for doc in docs)
     lines.columns["alignment_failures"] = share([not doc.aligned for doc in docs])
@@ -42,132 +54,12 @@ def judge(case: Case) -> dict[str, Judged]:
     return found
 
 
-def _kind_of(doc: Document) -> str | None:
-    """How the number of an answer's lines differs from its reference's; None where it does not."""
-    if doc.aligned:
-        return None
-    if doc.lines == 0:
-        return taxonomy.EMPTY
-    few = doc.lines < len(doc.references)
-    return taxonomy.FEWER_LINES if few else taxonomy.MORE_LINES
-
-
 def constant(case: Case) -> tuple[str, Judged]:
     """The baseline that gives the source back."""
     assert case.scored is not None
     sources = case.scored.task.plain
     copied = case.answered([sources[row] for row in case.rows])
     return "source copied", judge(copied)[UNITS[0]]
-
-
-def fits(card: Card) -> bool:
-    return card.metric == "translation"
-
-
-METRICS = ("chrf++", "bleu")
-SHOWN = {"chrf++": "chrF++", "bleu": "BLEU"}
-UNITS = ("stripped_segment", "stripped_document", "raw_document")  # the one to go by in front
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Hypotheses and references of one unit, each on one line; `owners` are their answers."""
-
-    hypotheses: tuple[str, ...]
-    references: tuple[str, ...]
-    owners: tuple[int, ...]
-
-
-def pairs(docs: Sequence[Document], unit: str) -> Pairs:
-    """The hypotheses and references of `docs`, by the unit's kind."""
-    parts: list[tuple[Sequence[str], Sequence[str]]]
-    if unit == "stripped_segment":
-        parts = [(doc.hypotheses, doc.references) for doc in docs]
-    elif unit == "raw_document":
-        parts = [([doc.answer], [doc.reference]) for doc in docs]
-    else:
-        parts = [([" ".join(doc.hypotheses)], [" ".join(doc.references)]) for doc in docs]
-    return Pairs(
-        tuple(one_line(text) for said, _ in parts for text in said),
-        tuple(one_line(text) for _, right in parts for text in right),
-        tuple(place for place, (_, right) in enumerate(parts) for _ in right),
-    )
-
-
-def one_line(text: str) -> str:
-    """A text as sacrebleu's files hold it: one line, and nothing that is no Unicode text."""
-    return " ".join(text.encode("utf-8", "replace").decode().split())
-
-
-def bleu_tokenizer(references: Sequence[str]) -> str:
-    """sacrebleu's tokenizer for the language of these texts, told by their writing.
-
-    `13a` splits at spaces, which Chinese, Japanese, Thai and others do not write: it would take a
-    line for one word. `zh` splits Chinese characters; `char` every character, where sacrebleu has
-    no tokenizer of its own (Japanese has `ja-mecab`, which needs MeCab).
-    """
-    letters = "".join(letter for text in references for letter in text if letter.isalpha())
-    unspaced, chinese = len(_UNSPACED.findall(letters)), len(_CHINESE.findall(letters))
-    if 2 * (unspaced + chinese) <= len(letters):
-        return "13a"
-    return "char" if 10 * unspaced > len(letters) else "zh"
-
-
-_UNSPACED = regex.compile(
-    r"[\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Tibetan}\p{Myanmar}\p{Khmer}]"
-)
-_CHINESE = regex.compile(r"\p{Han}")
-
-
-def metric(name: str, *, by_unit: bool = False, tokenizer: str = "13a") -> Any:
-    """A fresh sacrebleu metric; `by_unit` gives the one whose scores of single units make sense."""
-    from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.metrics.chrf import CHRF
-
-    if name == "bleu":
-        return BLEU(effective_order=by_unit, tokenize=tokenizer)
-    return CHRF(word_order=2)
-
-
-def signature(name: str, both: Pairs) -> str:
-    """What sacrebleu calls its settings for a corpus score of these pairs."""
-    exact = metric(name, tokenizer=bleu_tokenizer(both.references))
-    exact.corpus_score(both.hypotheses[:1], [both.references[:1]])  # fills the signature in
-    return f"{SHOWN[name]}: {exact.get_signature()}"
-
-
-def columns(name: str, both: Pairs) -> dict[str, Column]:
-    """A metric, 0 to 100: of the corpus, as sacrebleu's command line gives it, and the mean of the
-    units' own scores (BLEU then with effective order).
-
-    Intervals come from drawing test rows, so lines of a document stay together.
-    """
-    scorer = metric(name, tokenizer=bleu_tokenizer(both.references))
-    stats = np.asarray(scorer._extract_corpus_statistics(both.hypotheses, [both.references]), float)
-    means = _from_statistics(metric(name, by_unit=True))(stats)
-    ones = np.ones(len(means))
-    of_answers = summed(np.stack([means, ones], axis=1), both.owners)
-    return {
-        name: Column(summed(stats, both.owners), corpus_score(name), percent=False),
-        f"{name}_mean": ratio(*of_answers.T, percent=False, detail=True),
-    }
-
-
-@cache
-def corpus_score(name: str) -> Score:
-    """A function from summed statistics (r, s) to corpus scores (r,)."""
-    return _from_statistics(metric(name))
-
-
-def _from_statistics(scorer: Any) -> Callable[[Floats], Floats]:
-    def scores(sums: Floats) -> Floats:
-        whole = [[int(value) for value in row] for row in sums.round()]
-        return np.array([scorer._compute_score_from_stats(row).score for row in whole])
-
-    return scores
-
-
-_SENTENCE_END = re.compile(r"[:.!?]\s+")
 
 
 @dataclass(frozen=True)
@@ -180,8 +72,7 @@ class Document:
         sources, hypotheses, references: the aligned lines, equally many, openings stripped.
         lines: how many lines the answer has (0 for none).
         opened: whether the answer began with the references' opening sentence.
-        own_opening: whether it began with one of its own instead (see `own_opening`).
-        cut: whether the limit of new tokens ended the answer.
+        own_opening: whether it began with one of its own instead.
     """
 
     row: int
@@ -193,12 +84,49 @@ class Document:
     lines: int
     opened: bool
     own_opening: bool
-    cut: bool
 
     @property
     def aligned(self) -> bool:
         """Whether the answer has as many lines as the reference."""
         return self.lines == len(self.references)
+
+
+def _kind_of(doc: Document) -> str | None:
+    """How the number of an answer's lines differs from its reference's; None where it does not."""
+    if doc.aligned:
+        return None
+    if doc.lines == 0:
+        return "empty"
+    return "fewer_lines" if doc.lines < len(doc.references) else "more_lines"
+
+
+def documents(scored: Scored) -> list[Document]:
+    """Every answer as a document.
+
+    One whose source and reference differ in their number of lines (none in the official data) is
+    one segment as a whole.
+    """
+    task = scored.task
+    opening = reference_opening(task.responses)
+    found = []
+    for answer in scored.answers:
+        whole = task.responses[answer.row]
+        source = _filled(task.plain[answer.row]) or [""]
+        reference = _filled(strip_opening(whole, opening)[0]) or [""]
+        text, opened = strip_opening(answer.text, opening)
+        filled = _filled(text)
+        own = 0 if opened else _own_opening(filled, len(reference))
+        given = filled[own:] if own else lines_of(text)
+        if len(source) != len(reference):
+            source, reference = [" ".join(source)], [" ".join(reference)]
+            given = [" ".join(filled[own:])] if filled else []
+        said, lines = align(given, len(reference))
+        found.append(
+            Document(
+                answer.row, answer.text, whole, source, said, reference, lines, opened, own > 0
+            )
+        )
+    return found
 
 
 def reference_opening(references: Sequence[str]) -> str:
@@ -210,11 +138,9 @@ def reference_opening(references: Sequence[str]) -> str:
     if len(references) < 2:
         return ""
     shared = os.path.commonprefix([min(references), max(references)])
-    lines = shared.rfind("\n") + 1
     ends = [match.end() for match in _SENTENCE_END.finditer(shared)]
-    cut = lines or (ends[-1] if ends else 0)
-    while cut < len(shared) and shared[cut].isspace():
-        cut += 1
+    cut = shared.rfind("\n") + 1 or (ends[-1] if ends else 0)
+    cut = len(shared) - len(shared[cut:].lstrip())
     return shared[:cut] if shared[:cut].strip() else ""
 
 
@@ -233,6 +159,10 @@ def lines_of(text: str) -> list[str]:
     return [line.strip() for line in re.split(r"\r\n?|\n", text)] if text else []
 
 
+def _filled(text: str) -> list[str]:
+    return [line for line in lines_of(text) if line]
+
+
 def align(answer: Sequence[str], count: int) -> tuple[list[str], int]:
     """The lines of an answer brought to `count` lines, and how many lines it had.
 
@@ -248,7 +178,7 @@ def align(answer: Sequence[str], count: int) -> tuple[list[str], int]:
     return lines + [""] * (count - len(lines)), found
 
 
-def own_opening(lines: Sequence[str], count: int) -> int:
+def _own_opening(lines: Sequence[str], count: int) -> int:
     """How many leading lines are an opening of the answer's own, such as "Here you are:".
 
     Only where a line that ends in a colon is followed by exactly `count` lines: left there, it
@@ -258,46 +188,89 @@ def own_opening(lines: Sequence[str], count: int) -> int:
     return surplus if 0 < surplus <= 2 and lines[surplus - 1].endswith(":") else 0
 
 
-def documents(scored: Scored) -> tuple[list[Document], str]:
-    """Every answer as a document, and the opening sentence of the split's references.
+class Pairs(NamedTuple):
+    """Hypotheses and references of one unit, each on one line; `owners` are their answers."""
 
-    A document whose source and reference differ in their number of lines (none in the official
-    data) is one segment as a whole.
+    hypotheses: list[str]
+    references: list[str]
+    owners: list[int]
+
+
+def pairs(docs: Sequence[Document], unit: str) -> Pairs:
+    """The hypotheses and references of `docs`, by the unit's kind."""
+    parts: list[tuple[Sequence[str], Sequence[str]]]
+    if unit == "stripped_segment":
+        parts = [(doc.hypotheses, doc.references) for doc in docs]
+    elif unit == "raw_document":
+        parts = [([doc.answer], [doc.reference]) for doc in docs]
+    else:
+        parts = [([" ".join(doc.hypotheses)], [" ".join(doc.references)]) for doc in docs]
+    return Pairs(
+        [one_line(text) for said, _ in parts for text in said],
+        [one_line(text) for _, right in parts for text in right],
+        [place for place, (_, right) in enumerate(parts) for _ in right],
+    )
+
+
+def one_line(text: str) -> str:
+    """A text as sacrebleu's files hold it: one line, and nothing that is no Unicode text."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())
+
+
+def bleu_tokenizer(references: Sequence[str]) -> str:
+    """sacrebleu's tokenizer for the language of these texts, told by their writing.
+
+    `13a` splits at spaces, which Chinese, Japanese, Thai and others do not write. `zh` splits
+    Chinese characters; `char` every character, where sacrebleu has no tokenizer of its own.
     """
-    task = scored.task
-    opening = reference_opening(task.responses)
-    found = []
-    for answer in scored.answers:
-        whole_reference = task.responses[answer.row]
-        source = _filled(task.plain[answer.row])
-        reference = _filled(strip_opening(whole_reference, opening)[0])
-        stripped, opened = strip_opening(answer.text, opening)
-        given = lines_of(stripped)
-        filled = [line for line in given if line]
-        extra = 0 if opened else own_opening(filled, len(reference))
-        if extra:
-            given = filled = filled[extra:]
-        if len(source) != len(reference):
-            source, reference = [" ".join(source)], [" ".join(reference)]
-            given = [" ".join(filled)] if filled else []
-        hypotheses, lines = align(given, len(reference))
-        found.append(
-            Document(
-                row=answer.row,
-                answer=answer.text,
-                reference=whole_reference,
-                sources=source,
-                hypotheses=hypotheses,
-                references=reference,
-                lines=lines,
-                opened=opened,
-                own_opening=extra > 0,
-                cut=answer.cut,
-            )
-        )
-    return found, opening
+    letters = "".join(letter for text in references for letter in text if letter.isalpha())
+    unspaced, chinese = len(_UNSPACED.findall(letters)), len(_CHINESE.findall(letters))
+    if 2 * (unspaced + chinese) <= len(letters):
+        return "13a"
+    return "char" if 10 * unspaced > len(letters) else "zh"
 
 
-def _filled(text: str) -> list[str]:
-    """The lines of a text that are not empty; one empty line where there are none."""
-    return [line for line in lines_of(text) if line] or [""]
+def _metric(name: str, *, by_unit: bool = False, tokenizer: str = "13a") -> Any:
+    """A fresh sacrebleu metric; `by_unit` gives the one whose scores of single units make sense."""
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    if name == "bleu":
+        return BLEU(effective_order=by_unit, tokenize=tokenizer)
+    return CHRF(word_order=2)
+
+
+def signature(name: str, both: Pairs) -> str:
+    """What sacrebleu calls its settings for a corpus score of these pairs."""
+    exact = _metric(name, tokenizer=bleu_tokenizer(both.references))
+    exact.corpus_score(both.hypotheses[:1], [both.references[:1]])  # fills the signature in
+    return f"{SHOWN[name]}: {exact.get_signature()}"
+
+
+def columns(name: str, both: Pairs) -> dict[str, Column]:
+    """A metric, 0 to 100: of the corpus, as sacrebleu's command line gives it, and the mean of the
+    units' own scores (BLEU then with effective order).
+
+    Intervals come from drawing test rows, so lines of a document stay together.
+    """
+    scorer = _metric(name, tokenizer=bleu_tokenizer(both.references))
+    stats = np.asarray(scorer._extract_corpus_statistics(both.hypotheses, [both.references]), float)
+    means = counts_of(_from_statistics(_metric(name, by_unit=True))(stats), both.owners)
+    return {
+        name: Column(summed(stats, both.owners), _corpus_score(name), percent=False),
+        f"{name}_mean": ratio(*means.T, percent=False, detail=True),
+    }
+
+
+@cache
+def _corpus_score(name: str) -> Score:
+    """A function from summed statistics (r, s) to corpus scores (r,)."""
+    return _from_statistics(_metric(name))
+
+
+def _from_statistics(scorer: Any) -> Callable[[Floats], Floats]:
+    def scores(sums: Floats) -> Floats:
+        whole = [[int(value) for value in row] for row in sums.round()]
+        return np.array([scorer._compute_score_from_stats(row).score for row in whole])
+
+    return scores
