@@ -141,7 +141,7 @@ def test_answers_with_any_line_separator_are_read_back(engine: Any, tmp_path: Pa
     line = {"id": "a", "row": 0, "text": "one\u2028two\x85three\r\n\x1d", "finish_reason": "stop"}
     (tmp_path / ANSWERS).write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
     assert read_answers(tmp_path) == [line]
-    with pytest.raises(UserError, match="no answers.jsonl"):
+    with pytest.raises(UserError, match="no answers"):
         read_answers(tmp_path / "none")
 
 
