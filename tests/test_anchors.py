@@ -49,13 +49,6 @@ def test_the_cards_anchor_stands_before_every_query(make_card: MakeCard) -> None
     assert task.anchor.name == "card"
 
 
-def test_no_anchor(make_card: MakeCard) -> None:
-    make_card("t", train=ROWS)
-    task = _open("none")
-    assert task.queries == task.plain == [row["q"] for row in ROWS]
-    assert task.anchor.text == ""
-
-
 def test_another_anchor_of_the_card(make_card: MakeCard) -> None:
     folder = make_card("t", train=ROWS)
     (folder / "short.txt").write_text("Go!")
@@ -118,15 +111,6 @@ def test_an_inline_anchor_is_learnt_from_the_training_rows(make_card: MakeCard) 
     _make_inline(make_card, [INLINE + "one", INLINE + "two"], [INLINE + "only one test row"])
     assert _open(split="test").plain == ["only one test row"]
     assert _open("none", split="test").queries == ["only one test row"]
-
-
-def test_an_inline_anchor_is_learnt_from_what_is_here(make_card: MakeCard) -> None:
-    folder = _make_inline(make_card, ["x"], [INLINE + "one", INLINE + "two"])
-    (folder / "train.jsonl").unlink()
-    assert inline_front(load_card("t")) == INLINE
-    (folder / "test.jsonl").unlink()
-    with pytest.raises(UserError, match=r"\./run\.sh data t"):
-        inline_front(load_card("t"))
 
 
 @pytest.mark.parametrize(

@@ -305,7 +305,7 @@ def test_sharing_heads_on_a_cpu_changes_nothing_but_the_speed(model: Path) -> No
     from transformers import AutoModelForCausalLM
     from transformers.integrations import sdpa_attention
 
-    from tell_plugins.bridge.cpu_attention import share_heads_on_cpu
+    from tell_plugins.bridge.patches import share_heads_on_cpu
 
     share_heads_on_cpu()
     shared = sdpa_attention.use_gqa_in_sdpa

@@ -17,7 +17,7 @@ from tell_plugins.core.anchors import resolve_anchor
 from tell_plugins.core.cards import Card, card_names, find_card, load_card
 from tell_plugins.core.errors import UserError, UserErrors
 from tell_plugins.core.mixture import build_mixture
-from tell_plugins.core.sources import blob_id, find_file, need_file, open_split, open_task
+from tell_plugins.core.sources import blob_id, find_file, need_file, open_split
 from tell_plugins.core.spec import Amount, parse_spec
 from tests.conftest import MakeCard, write_rows
 
@@ -30,24 +30,6 @@ def test_the_projects_own_cards_hold_their_default_mixtures() -> None:
         card = load_card(name)
         if card.kind == "task" and (card.folder / card.split("train").file).is_file():
             assert len(build_mixture(parse_spec(f"tell/{name}"))) > 0
-
-
-def test_number_of_shipped_cards() -> None:
-    assert len(SHIPPED) == 16  # a new card: raise this number
-    assert set(SHIPPED) <= set(card_names())
-    assert {
-        "alpaca_en",
-        "en_is_news",
-        "gsm8k",
-        "halu_cot_json",
-        "is_en_news",
-        "open_platypus",
-        "retention",
-        "sample_complaints",
-        "sample_general",
-    } <= set(SHIPPED)
-    folders = {path.name for path in paths.CARDS.iterdir() if path.is_dir()}
-    assert folders == set(SHIPPED), "every folder of datasets/ holds a card"
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -81,10 +63,6 @@ def test_rows_that_lie_in_a_card_are_whole(name: str) -> None:
             rows = open_split(card, split)
             assert len(rows) == declared.rows
             assert rows.bad_count == 0
-
-
-def test_datasets_is_no_package() -> None:
-    assert not list(paths.CARDS.rglob("__init__.py"))
 
 
 GOOD: dict[str, Any] = {
@@ -261,7 +239,7 @@ def test_labels_are_read_as_they_are_written(tmp_path: Path) -> None:
         ("name: x\nkind: task\nname: x\n", r"line 3: key 'name' is given twice"),
         ("name: x\nsplits:\n  train: {file: a}\n  train: {file: b}\n", "line 4: key 'train'"),
         ("name: x\ndate: 2024-13-45\n", r"line 2: unknown key 'date'"),
-        ("name: x\nsource: &all {again: *all}\n", r"line 2: no YAML: alias '\*all' stands for"),
+        ("name: x\nsource: &all {again: *all}\n", "line 2: no YAML: more than 32 levels"),
         ("1: x\nyes: y\n", "unknown key|Keys should be strings"),
     ],
 )
@@ -271,12 +249,6 @@ def test_files_that_are_no_card(tmp_path: Path, text: str, message: str) -> None
         load_card("x")
     assert re.search(message, str(caught.value))
     assert "x/card.yaml" in str(caught.value)
-
-
-def test_a_card_that_is_no_utf8(tmp_path: Path) -> None:
-    _write(tmp_path, GOOD).write_bytes("name: Ísland".encode("latin-1"))
-    with pytest.raises(UserError, match="not UTF-8"):
-        load_card("x")
 
 
 def test_a_card_is_read_again_when_it_changed(tmp_path: Path) -> None:
@@ -340,12 +312,6 @@ def test_the_home_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         paths.cache_dir()
 
 
-def test_splits_of_other_names_stay(tmp_path: Path) -> None:
-    splits = {name: {"file": f"{name}.jsonl"} for name in ("train", "tm", "validation", "heldout")}
-    _write(tmp_path, _changed(splits=splits))
-    assert set(load_card("x").splits) == set(splits)
-
-
 def test_where_a_file_is_looked_for(tmp_path: Path, make_card: MakeCard) -> None:
     folder = make_card("t", train=[{"q": "1", "r": "2"}])
     card = load_card("t")
@@ -365,13 +331,6 @@ def test_where_a_file_is_looked_for(tmp_path: Path, make_card: MakeCard) -> None
         (home / place).parent.mkdir(parents=True, exist_ok=True)
         (home / place).write_bytes((tmp_path / "kept.jsonl").read_bytes())
         assert find_file(card, "train") == home / place
-
-
-def test_a_card_may_name_a_path(tmp_path: Path, make_card: MakeCard) -> None:
-    splits = {"train": {"file": "shared/rows.jsonl"}}
-    make_card("t", train=[{"q": "1", "r": "2"}], splits=splits)
-    path = write_rows(tmp_path / "data" / "shared" / "rows.jsonl", [{"q": "1", "r": "2"}])
-    assert find_file(load_card("t"), "train") == path
 
 
 def test_cards_that_declare_the_very_same_file_share_it(
@@ -400,13 +359,6 @@ def test_a_folder_that_cannot_be_entered_is_passed_over(monkeypatch: pytest.Monk
             assert sources._with_content("train.jsonl", "0" * 40) is None
         finally:
             os.seteuid(was)
-
-
-def test_a_missing_text_file_is_named(make_card: MakeCard) -> None:
-    folder = make_card("t", train=[{"q": "1", "r": "2"}])
-    (folder / "anchor.txt").unlink()
-    with pytest.raises(UserError, match=r"file 'anchor\.txt' is missing"):
-        open_task(load_card("t"), "train")
 
 
 def test_a_hidden_folder_is_no_card(make_card: MakeCard) -> None:

@@ -11,7 +11,7 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.preparation.forms import Pair, TaskFile
 from tell_plugins.preparation.own_task import _steering
-from tell_plugins.recipe.control_rules import control_findings
+from tell_plugins.recipe.mixture_rules import check_control_tokens as control_findings
 from tests.conftest import MakeCard
 
 GENERAL = [{"q": f"general {n}", "r": f"answer {n}"} for n in range(8)]

@@ -20,7 +20,6 @@ import yaml
 
 from tell_plugins.cli import main
 from tell_plugins.core import paths
-from tell_plugins.core.cards import card_names
 from tell_plugins.core.rows import file_sha256
 from tests.conftest import MakeCard, write_rows
 from tests.scripted_engine import answer_by_script
@@ -186,24 +185,9 @@ def odd_rows(path: Path, count: int) -> Path:
 
 
 @pytest.mark.slow
-def test_new(cards: Path, tmp_path: Path) -> None:
-    argv = new_task(cards, odd_rows(tmp_path / "mine.jsonl", 40))
-
-    def whole() -> None:
-        assert not [name for name in card_names() if name.startswith(".")]
-        assert run_child(["data", "list"], cards) == 0
-
-    results = [cards / "cards", cards / "recipes"]
-    case = Case(cards, argv, [*argv, "--force"], results, whole)
-    assert stop_everywhere(case, tmp_path / "before") > 5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("folds", [0, 2])
-def test_new_over_an_earlier_task(folds: int, cards: Path, tmp_path: Path) -> None:
+def test_new_over_an_earlier_task(cards: Path, tmp_path: Path) -> None:
     """A card is the old or the new one as a whole; no old recipe stands beside a new card."""
-    names = ["own", *(f"own_fold{number}" for number in range(1, folds + 1))]
-    flags = ["--folds", str(folds)] if folds else []
+    names, flags = ["own", "own_fold1", "own_fold2"], ["--folds", "2"]
     recipes = cards / "recipes"
     assert main([*new_task(cards, odd_rows(tmp_path / "old.jsonl", 20)), *flags]) == 0
 

@@ -321,7 +321,7 @@ def test_a_damaged_line_in_the_middle_is_an_error_with_its_place(tmp_path: Path)
         ('{"text": "x"}', "key 'key' is missing"),
         ('{"key": 5}', "key 'key' is 5"),
         ('{"key": "a", "text": NaN}', "NaN is no number"),
-        ("[" * 100_000, "more than 100 levels"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_line_that_is_no_record_is_told(tmp_path: Path, line: str, told: str) -> None:

@@ -294,7 +294,8 @@ def test_calls_of_ms_swifts_vllm_engine_fit_its_signatures() -> None:
         for method in theirs.body
         if isinstance(method, ast.FunctionDef)
     }
-    ours = ast.parse((PROJECT / "tell_plugins" / "bridge" / "vllm_engine.py").read_text())
+    module = ast.parse((PROJECT / "tell_plugins" / "bridge" / "engine.py").read_text())
+    ours = next(node for node in module.body if getattr(node, "name", "") == "VllmEngine")
     (built,) = _calls(ours, "SwiftVllmEngine")
     (inferred,) = _calls(ours, "infer")
     assert {keyword.arg for keyword in built.keywords} <= known["__init__"]
@@ -303,7 +304,7 @@ def test_calls_of_ms_swifts_vllm_engine_fit_its_signatures() -> None:
 
 @pytest.mark.parametrize(("rank", "reserved"), [(4, 8), (8, 8), (12, 16), (64, 64)])
 def test_vllm_reserves_room_for_the_adapters_rank(rank: int, reserved: int, tmp_path: Path) -> None:
-    from tell_plugins.bridge.vllm_engine import lora_rank
+    from tell_plugins.bridge.engine import lora_rank
 
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank, "rank_pattern": {}}))
     assert lora_rank(tmp_path) == reserved

@@ -12,9 +12,9 @@ import yaml
 
 from tell_plugins.bridge.templates import Front
 from tell_plugins.cli import main
-from tell_plugins.core.control_tokens import KNOWN
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
+from tell_plugins.core.text import KNOWN
 from tell_plugins.evaluation.answers import read_answers
 from tests.conftest import PROJECT, MakeCard, in_fresh_process
 from tests.tiny import make_tiny_cards, make_tiny_model, tiny_recipe

@@ -53,8 +53,7 @@ DAMAGED = [
     ('{"name": "../../etc", "count": 1}', "not a plain name"),
     ('{"name": "..", "count": 1}', "not a plain name"),
     ('{"name": "a\\u0000", "count": 1}', "not a plain name"),
-    ("[" * 200 + "]" * 200, "more than 100 levels"),
-    ('{"a":' * 100_000, "more than 100 levels"),
+    ('{"a":' * 100_000, "nested too deeply"),
     ("1" * 5000, "no JSON"),
 ]
 
@@ -72,12 +71,6 @@ def test_damage_is_one_message(tmp_path: Path, text: str, told: str) -> None:
     path.write_text(GOOD + "\n" + text.replace("\n", " ") + "\n" + GOOD + "\n")
     with pytest.raises(UserError, match="line 2"):
         read_json_lines(path, Thing, REMEDY)
-
-
-def test_brackets_in_a_text_are_no_levels(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text('{"text": "' + '[{\\"' * 500 + '"}')
-    assert read_json(path, dict[str, Any], REMEDY)["text"] == '[{"' * 500
 
 
 def test_the_trainers_files_may_hold_what_ours_may_not(tmp_path: Path) -> None:

@@ -14,8 +14,13 @@ import yaml
 from tell_plugins.cli import main
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError
-from tell_plugins.core.secrets import hide_secrets, is_secret, secret_keys
-from tell_plugins.core.shown import csv_cell, markdown_cell, shown_text
+from tell_plugins.core.shown import (
+    csv_cell,
+    hide_secrets,
+    is_secret,
+    markdown_cell,
+    secret_keys,
+)
 from tell_plugins.evaluation.grids import grid_of, to_csv, to_markdown
 from tell_plugins.preparation import card_files
 from tell_plugins.recipe.recipes import load_recipe
@@ -90,11 +95,6 @@ def test_control_characters_of_files_do_not_reach_the_terminal(
     assert not [sign for sign in EVIL.replace(" ", "") if sign in shown and not sign.isprintable()]
     assert main(["data", EVIL]) == 1
     assert "\x1b" not in capsys.readouterr().err
-
-
-def test_text_that_is_shown() -> None:
-    assert shown_text("a\tb\nþ 😀") == "a\tb\nþ 😀"
-    assert shown_text("a\x1b[31m\r\x00\x85") == "a\\x1b[31m\\r\\x00\\x85"
 
 
 # --- one broken card, folders that are none -------------------------------------------------------

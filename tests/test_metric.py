@@ -15,7 +15,7 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation.during_training import NAMES, check_card, score_texts
 from tests.conftest import MakeCard
-from tests.tiny import free_port, make_tiny_cards, make_tiny_model, run_swift, sft, tiny_recipe
+from tests.tiny import make_tiny_cards, make_tiny_model, run_swift, sft, tiny_recipe
 
 NAME = NAMES["json"][0]
 YES, NO = '{"label": "yes"}', '{"label": "no"}'
@@ -178,26 +178,3 @@ def test_a_run_logs_adherence_and_label_accuracy(cards: None, tmp_path: Path) ->
     best = max(evaluation["eval_json_adherence"] for evaluation in evaluations)
     assert best > 0  # so small a model learns the form at least
     assert logged[-1]["best_metric"] == best
-
-
-@pytest.mark.slow
-def test_two_processes_score_each_validation_row_once(cards: None, tmp_path: Path) -> None:
-    """Batches of two in two processes: eight answers to six rows."""
-    recipe = tiny_recipe(
-        tmp_path / "tiny.yaml",
-        make_tiny_model(tmp_path / "model"),
-        "tell/tiny_task:task=all/general=0/repeat=2",
-        val_dataset=["tell/tiny_task:split=test"],
-        max_steps=1,
-        eval_steps=1,
-        predict_with_generate=True,
-        eval_metric=NAME,
-        max_new_tokens=2,
-        per_device_eval_batch_size=2,
-        ddp_backend="gloo",
-    )
-    env = {"NPROC_PER_NODE": "2", "MASTER_PORT": str(free_port())}
-    run_swift(*sft(recipe), env=env)
-    logged = (tmp_path / "run" / "logging.jsonl").read_text().splitlines()
-    (evaluation,) = [line for line in map(json.loads, logged) if "eval_task_rows" in line]
-    assert evaluation["eval_task_rows"] == 6

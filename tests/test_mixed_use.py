@@ -13,11 +13,28 @@ from tests.tiny import make_tiny_cards, make_tiny_model
 
 TELL = "tell/tiny_task:task=4rows/general=8rows"
 # command, what is given beside model and plugin, and what is said; None: nothing
+ORDER = {"dataset_shuffle": False, "train_dataloader_shuffle": False}
+HELD = f"{TELL}/kl=1"
+LOSS = "'loss_type: tell' does not go with "
 CASES: list[tuple[str, dict[str, Any], str | None]] = [
     ("Sft", {"dataset": [TELL]}, None),
     ("Sft", {"dataset": ["some/other"], "packing": True, "attn_impl": "flash_attn"}, None),
     ("Sft", {"dataset": [TELL, "some/other"]}, "1 TELL data sets among 2 under 'dataset'"),
     ("Sft", {"dataset": [TELL, TELL]}, "2 TELL data sets among 2 under 'dataset'"),
+    ("Sft", {"dataset": [TELL, "tell/tiny_taks"]}, "unknown card 'tiny_taks'"),
+    ("Sft", {"dataset": "tell/tiny_taks"}, "unknown card 'tiny_taks'"),
+    ("Sft", {"dataset": [TELL], "val_dataset": ["tell/no:split=test"]}, "unknown card 'no'"),
+    ("Sft", {"dataset": [TELL], "dataset_shuffle": True}, "'dataset_shuffle' is true"),
+    ("Sft", {"dataset": [TELL], "train_dataloader_shuffle": True}, "shuffles the mixture again"),
+    ("Sft", {"dataset": [TELL], "split_dataset_ratio": 0.1}, "takes scarce task rows out of"),
+    ("Sft", {"dataset": [TELL], "sequence_parallel_size": 2}, "brings a sampler of its own"),
+    ("Sft", {"dataset": [HELD]}, "kl=1 has no effect without the loss that knows it"),
+    ("Sft", {"dataset": [HELD], "loss_type": "tell", "tuner_type": "full"}, "full tuning has none"),
+    ("Sft", {"dataset": [HELD], "loss_type": "tell", "deepspeed": "zero3"}, "deepspeed: zero2"),
+    ("Sft", {"dataset": [TELL], "loss_type": "tell", "use_liger_kernel": True}, LOSS),
+    ("Sft", {"dataset": [TELL], "loss_type": "tell", "enable_dft_loss": True}, LOSS),
+    ("Sft", {"dataset": [TELL], "loss_type": "tell", "label_smoothing_factor": 0.1}, LOSS),
+    ("Sft", {"dataset": [TELL], "loss_type": "tell", "loss_scale": "last_round"}, LOSS),
     ("Sft", {"dataset": [TELL], "cached_dataset": ["x"]}, "1 TELL data sets among 2"),
     ("Sft", {"dataset": [TELL], "val_dataset": [TELL, "some/other"]}, "under 'val_dataset'"),
     ("Sft", {"dataset": [TELL], "interleave_prob": [1.0]}, "'interleave_prob' is for several"),
@@ -48,9 +65,9 @@ def _said(model: str, out: str, cases: Sequence[tuple[str, dict[str, Any]]]) -> 
         kind = getattr(swift.arguments, f"{name}Arguments")
         more: dict[str, Any] = {"output_dir": f"{out}/{number}"}
         if name != "Export":
-            more |= {"use_cpu": True, "check_model": False, "split_dataset_ratio": 0.0}
+            more |= {"use_cpu": True, "check_model": False, "split_dataset_ratio": 0.0, **ORDER}
         try:
-            kind(**common, **more, **given)
+            kind(**{**common, **more, **given})
         except UserError as problem:
             found.append(str(problem))
         except Exception as other:  # ms-swift's own, which comes later

@@ -123,33 +123,3 @@ def test_even_spreads_copies_of_a_row_apart(rows: int, copies: int, general: int
         assert (abs(steps - apart) < slot + 1).all()
         visited = np.argsort(of_a_row, axis=1)
         assert (visited == visited[0]).all(), "every round visits the rows in the same order"
-
-
-def _exposure(places: npt.NDArray[np.int64], total: int, warmup: float) -> float:
-    """Sum over task rows of their step's learning rate: batch 16, peak 1, linear to 0."""
-    steps = -(-total // 16)
-    warm = int(np.ceil(steps * warmup))
-    step = places // 16
-    rising = step / max(1, warm)
-    falling = (steps - step) / (steps - warm)
-    return float(np.where(step < warm, rising, falling).sum())
-
-
-def _variation(order: str, warmup: float) -> float:
-    """Standard deviation over mean of the exposure of 15 task rows among 22,700, 200 seeds."""
-    exposures = [
-        _exposure(_places(order, _task(15, seed=seed), _general(22_700, seed), 15), 22_715, warmup)
-        for seed in range(200)
-    ]
-    assert np.mean(exposures) == pytest.approx(15 * 0.5, rel=0.03)
-    return float(np.std(exposures) / np.mean(exposures))
-
-
-@pytest.mark.parametrize("warmup", [0, 0.03])
-def test_exposure_hardly_varies_with_even(warmup: float) -> None:
-    assert _variation("even", warmup) < 0.02
-
-
-@pytest.mark.parametrize("warmup", [0, 0.03])
-def test_exposure_varies_with_shuffle(warmup: float) -> None:
-    assert 0.11 < _variation("shuffle", warmup) < 0.18  # about 14 %

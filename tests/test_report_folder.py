@@ -195,7 +195,7 @@ def _named(run: str) -> Callable[[Path], None]:
         (f"{TELL}/run.json", _text("[]"), "run.json: not what was written here: it is []"),
         (f"{TELL}/trained.json", _text('{"steps": "8", "checkpoint": "c"}'), "key 'steps' is '8'"),
         (f"{TELL}/trained.json", _text('{"steps": NaN}'), "no JSON: NaN is no number"),
-        (f"{TELL}/run.json", _text("[" * 100_000), "more than 100 levels"),
+        (f"{TELL}/run.json", _text("[" * 100_000), "nested too deeply"),
         (LOSSES, _lines(lambda lines: ["null\n", *lines[1:]]), "line 1: not what was written here"),
         (LOSSES, _lines(lambda lines: ['{"loss_sum": 1, "tokens": 0}\n', *lines[1:]]), "'tokens'"),
         ("sweeps/made.json", _text("{}"), "made.json: not what was written here: key 'name' is"),

@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from tell_plugins.core import paths, rows, sources
-from tell_plugins.core.cards import Columns, load_card
-from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core import paths, rows
+from tell_plugins.core.cards import Columns
+from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
-from tell_plugins.core.rows import MAX_CHARS, Rows, extract, file_sha256, open_rows, question_of
+from tell_plugins.core.rows import MAX_CHARS, Rows, extract, open_rows, question_of
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.text import comparison_keys, normalise, row_id
 from tests.conftest import PROJECT, MakeCard, write_rows
@@ -82,11 +81,6 @@ def test_several_columns_make_one_query() -> None:
     assert query(instruction="a") == "no column 'input' (columns: output, instruction)"
 
 
-def test_the_longest_allowed_text_is_kept(tmp_path: Path) -> None:
-    text = "😀" * MAX_CHARS
-    assert _open(tmp_path, {"q": text, "r": "r"}).all_texts() == [(text, "r")]
-
-
 def test_malformed_rows_are_listed_up_to_a_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,15 +90,6 @@ def test_malformed_rows_are_listed_up_to_a_limit(
     assert opened.lines.tolist() == [1, 12]
     assert opened.bad_count == 10
     assert [bad.line for bad in opened.bad] == [2, 3, 4]
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_batches_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(rows, "_BATCH", size)
-    pairs = [(f"q{n}", "r" * n) for n in range(1, 8)]
-    opened = _open(tmp_path, *({"q": q, "r": r} for q, r in pairs))
-    assert opened.all_texts() == pairs
-    assert opened.lines.tolist() == list(range(1, 8))
 
 
 @pytest.mark.parametrize(
@@ -228,10 +213,6 @@ def test_texts_that_are_one(one: str, other: str) -> None:
 )
 def test_texts_that_differ_in_what_carries_meaning(texts: tuple[str, ...]) -> None:
     assert len(set(comparison_keys(texts).tolist())) == len(texts)
-
-
-def test_no_text_has_no_key() -> None:
-    assert comparison_keys([]).tolist() == []
 
 
 def test_row_ids_tell_where_the_query_ends() -> None:
@@ -389,14 +370,6 @@ def test_errors_name_the_file_and_not_its_copy(tmp_path: Path) -> None:
     assert "cache" not in str(caught.value)
 
 
-def test_a_cache_that_cannot_be_read_back_is_the_machines_fault(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rows, "_open", lambda *_: None)
-    with pytest.raises(MachineError, match="check the disk"):
-        _open(tmp_path, {"q": "a", "r": "b"})
-
-
 BUILD = """
 import sys
 from pathlib import Path
@@ -433,15 +406,6 @@ def test_several_processes_at_once_build_one_cache(tmp_path: Path) -> None:
     assert sorted(answer[1] for answer in answers) == ["0", "0", "1"]
     assert len({answer[2] for answer in answers}) == 1
     assert _cached(tmp_path).is_dir()
-
-
-def test_hash_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"abc" * 1_000_000)
-    expected = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert file_sha256(path) == expected
-    monkeypatch.delattr(hashlib, "file_digest", raising=False)  # as on Python 3.10
-    assert file_sha256(path) == expected
 
 
 @pytest.mark.parametrize(
@@ -505,21 +469,3 @@ def test_a_file_in_the_way_of_a_folder(tmp_path: Path, context: Any, place: str)
     assert f"'{target.parent}': a file is in the way" in str(caught.value)
     with pytest.raises(UserError, match="--out: cannot write into the folder"):
         paths.make_folder(target.parent, "--out")
-
-
-def test_a_cache_that_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("TELL_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"\$TELL_CACHE: cannot write into the folder"):
-        _open(tmp_path, {"q": "a", "r": "b"})
-
-
-def test_task_rows_in_memory_equal_those_on_disk(make_card: MakeCard) -> None:
-    make_card("t", train=[{"q": "a b", "r": "þ"}, {"q": "c", "r": "d"}])
-    card = load_card("t")
-    task = sources.open_task(card, "train", "none")
-    disk = sources.open_split(card, "train")
-    both = np.array([1, 0, 1])
-    assert task.texts(both).pairs() == disk.texts(both).pairs()
-    assert task.ids.tolist() == disk.ids.tolist()
-    assert task.place(1).endswith("t/train.jsonl, line 2")

@@ -38,7 +38,7 @@ def _deep(levels: int) -> dict[str, Any]:
         ({"$ref": "#"}, "refers to itself without end"),
         (_deep(100), "more than 64 levels"),
         ({"properties": {"a": {"pattern": "("}}}, "is no regular expression"),
-        ({"patternProperties": {"[": {}}}, "is no regular expression"),
+        ({"patternProperties": {"a": {}}}, "'patternProperties' is not read here"),
     ],
 )
 def test_a_schema_that_cannot_be_applied(schema: dict[str, Any], says: str) -> None:
@@ -62,11 +62,10 @@ def test_rules_hold_as_the_library_has_them() -> None:
         "$defs": {"word": {"type": "string", "pattern": "^[a-z]+$"}},
         "type": "object",
         "properties": {"a": {"$ref": "#/$defs/word"}},
-        "patternProperties": {"^n_": {"type": "integer"}},
         "additionalProperties": False,
     }
     ours, library = compile_schema(schema, "s.json"), Draft202012Validator(schema)
-    values: list[Any] = [{}, {"a": "x"}, {"a": "X"}, {"n_1": 1}, {"n_1": "x"}, {"b": 1}, []]
+    values: list[Any] = [{}, {"a": "x"}, {"a": "X"}, {"b": 1}, []]
     for value in values:
         found = [error.validator for error in ours.iter_errors(value)]
         assert found == [error.validator for error in library.iter_errors(value)], value
@@ -76,8 +75,6 @@ def test_rules_hold_as_the_library_has_them() -> None:
     ("schema", "value"),
     [
         ({"properties": {"a": {"pattern": EVIL}}}, {"a": _LONG}),
-        ({"patternProperties": {EVIL: {}}}, {_LONG: 1}),
-        ({"patternProperties": {EVIL: {}}, "additionalProperties": False}, {_LONG: 1}),
     ],
 )
 def test_a_pattern_without_an_end_is_named(schema: dict[str, Any], value: Any) -> None:

@@ -59,11 +59,6 @@ def test_every_key_is_read() -> None:
     assert parse_spec(str(spec)) == spec
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_every_order_is_read(order: str) -> None:
-    assert parse_spec(f"tell/a:order={order}").order == order
-
-
 @pytest.mark.parametrize(
     ("text", "amount", "shown"),
     [

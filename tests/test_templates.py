@@ -28,7 +28,6 @@ from tests.tiny import (
 )
 
 INLINE = "Translate the text.\n\n "
-NO_ADAPTER = ("--adapter", "none")
 
 
 @pytest.fixture(scope="module")
@@ -115,19 +114,6 @@ def test_a_plain_query_is_encoded_as_in_training(
         assert _ids(training, plain) != trained
 
 
-def test_the_official_rows_are_encoded_as_in_training(
-    real_home: Path, template_of: TemplateOf, tmp_path: Path
-) -> None:
-    """Their anchor is inline, and every row has a space between it and the text."""
-    task = open_task(load_card("en_is_news"), "train")
-    assert task.anchor.text.endswith("\n\n ")
-    serving = template_of(_checkpoint(tmp_path / "adapter", task.anchor.text))
-    training = template_of(training=True)
-    for row in range(5):
-        trained, _ = _trained_ids(training, task.queries[row], task.responses[row])
-        assert _ids(serving, task.plain[row]) == trained
-
-
 def test_models_own_chat_template(tiny: Path, template_of: TemplateOf, tmp_path: Path) -> None:
     adapter = _checkpoint(tmp_path / "adapter", "Answer.")
     serving = template_of(adapter, backend="jinja")
@@ -182,14 +168,6 @@ def test_a_conversation_is_encoded_as_in_training(
     (adapter / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=r"(?s)no JSON.*restore the file, or remove it"):
         template_of(adapter)
-
-
-@pytest.mark.parametrize("pasted", ["Answer.\n\nThe fox.", "Answer. The fox.", "\n Answer.\nFox"])
-def test_a_pasted_anchor_is_left_alone(
-    pasted: str, template_of: TemplateOf, tmp_path: Path
-) -> None:
-    serving = template_of(_checkpoint(tmp_path / "adapter", "Answer."))
-    assert _ids(serving, pasted) == _ids(template_of(), pasted)
 
 
 @pytest.mark.parametrize("anchor", ["", None])
@@ -293,7 +271,7 @@ def test_the_variable_overrides(
 def test_rows_of_a_tell_data_set_lose_their_channel_only_where_text_is_generated(
     template_of: TemplateOf,
 ) -> None:
-    from tell_plugins.bridge.templates import let_channel_rows_be_answered
+    from tell_plugins.bridge.patches import let_channel_rows_be_answered
 
     let_channel_rows_be_answered()
     template = template_of()
@@ -352,7 +330,6 @@ def test_the_deployed_adapter_answers_as_eval_did(
     serve = ["--adapters", served, "--served_model_name", "base"]
     with deployed(tmp_path / "deploy.log", *serve) as url:
         there = answers("there", "--engine", url)
-        base = answers("base", "--engine", url, *NO_ADAPTER)
         engine = UrlEngine(url, model_name=checkpoint.name)
         assert engine.puts_in_front((checkpoint / "anchor.txt").read_text() + "\n\n")
         for row, plain in enumerate(task.plain):
@@ -360,15 +337,7 @@ def test_the_deployed_adapter_answers_as_eval_did(
             assert ask(url, plain) == expected
             assert ask(url, task.queries[row]) == expected
     assert _said(there) == _said(saved)
-    assert _said(base) == _said(answers("base_here", *NO_ADAPTER))
     assert len(there) == len(task)
-    with deployed(tmp_path / "bare.log", *serve, TELL_ANCHOR="none") as url:
-        bare = [ask(url, plain) for plain in task.plain]
-        assert [ask(url, query)[0] for query in task.queries] == [
-            saved[row]["text"] for row in range(len(task))
-        ]
-    assert all(tokens < saved[row]["prompt_tokens"] for row, (_, tokens) in enumerate(bare))
-    assert any(text != saved[row]["text"] for row, (text, _) in enumerate(bare))
     out = tmp_path / "exported"
     assert main(["export", str(tmp_path / "run"), "--out", str(out)]) == 0
     (folder,) = (tmp_path / "here").glob("*/test-greedy")

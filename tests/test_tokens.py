@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -25,8 +24,7 @@ from tell_plugins.core.sources import lengths_of, open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.text import keys64
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
-from tell_plugins.preparation import halu_cot_json
-from tests.conftest import PROJECT, REAL_DATA, MakeCard
+from tests.conftest import PROJECT, MakeCard
 
 Positions = npt.NDArray[np.int64]
 
@@ -73,12 +71,6 @@ def _expected(source: Source) -> list[list[int]]:
     return [[len(q.split()), len(r.split())] for q, r in source.pairs]
 
 
-def test_counts_of_query_and_response(word_tokenizer: Path) -> None:
-    source = _source(20)
-    found = TokenCounter(word_tokenizer).lengths(source.keys, source.texts)
-    assert found.tolist() == _expected(source)
-
-
 def test_a_text_is_counted_once(word_tokenizer: Path) -> None:
     counter, source = TokenCounter(word_tokenizer), _source(30)
     counter.lengths(source.keys[:20], source.texts)
@@ -93,31 +85,6 @@ def test_a_text_is_counted_once(word_tokenizer: Path) -> None:
         == found.tolist()[::-1]
     )
     assert source.asked == []
-
-
-def test_equal_rows_and_no_rows(word_tokenizer: Path) -> None:
-    counter = TokenCounter(word_tokenizer)
-    source = Source([("a b", "c")] * 5 + [("d", "e f")])
-    assert counter.lengths(source.keys, source.texts).tolist() == _expected(source)
-    nothing = Source([])
-    assert counter.lengths(nothing.keys, nothing.texts).shape == (0, 2)
-
-
-def test_every_tokenizer_has_its_own_counts(
-    word_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tokenizers import Tokenizer, pre_tokenizers
-
-    source = _source(5)
-    words = TokenCounter(word_tokenizer).lengths(source.keys, source.texts)
-    letters = Tokenizer.from_file(str(word_tokenizer))
-    letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    letters.save(str(tmp_path / "letters.json"))
-    found = TokenCounter(tmp_path / "letters.json").lengths(source.keys, source.texts)
-    assert found[0].tolist() != words[0].tolist()
-    assert (
-        TokenCounter(word_tokenizer).lengths(source.keys, source.texts).tolist() == words.tolist()
-    )
 
 
 def test_truncation_and_padding_of_a_saved_tokenizer_do_not_falsify_counts(
@@ -147,19 +114,6 @@ def test_special_tokens_are_not_counted(tmp_path: Path, word_tokenizer: Path) ->
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
     tokenizer.save(str(tmp_path / "special.json"))
     assert TokenCounter(tmp_path / "special.json").count(["a b"]).tolist() == [2]
-
-
-@pytest.mark.parametrize("before", [None, "false", "true"])
-def test_parallelism_is_left_as_it_was(
-    word_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, before: str | None
-) -> None:
-    """It must not be on in a training process, whose workers are forked."""
-    if before is None:
-        monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
-    else:
-        monkeypatch.setenv("TOKENIZERS_PARALLELISM", before)
-    TokenCounter(word_tokenizer).count(["a b", "c"])
-    assert os.environ.get("TOKENIZERS_PARALLELISM") == before
 
 
 def test_a_fork_counts_without_its_parents_threads(
@@ -342,57 +296,3 @@ def test_71_documents_of_en_is() -> None:
     assert len(lengths) == 71
     assert lengths.sum() == pytest.approx(1.02e5, rel=0.05)
     assert (lengths.sum(axis=1) > 2048).sum() == 12
-
-
-@pytest.fixture(scope="module")
-def halu_home(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Data homes with Halu-CoT-JSON rebuilt: its official training file is not here."""
-    if not REAL_DATA.is_dir():
-        pytest.skip("needs the real data beside the project (../shared/data)")
-    homes = f"{tmp_path_factory.mktemp('home')}:{REAL_DATA}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TELL_DATA_HOME", homes)
-        patch.setenv("TELL_CACHE", str(tmp_path_factory.mktemp("cache")))
-        parser = argparse.ArgumentParser()
-        halu_cot_json.add_arguments(parser)
-        halu_cot_json.rebuild(parser.parse_args(["--rebuild", "--thoughts", "spans"]))
-    return homes
-
-
-def test_15_rows_of_halu_cot_json(halu_home: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paper's 15 rows are 1e4 tokens; the prompts are its own, about 520 tokens each.
-
-    Thoughts from spans are shorter (60 tokens) than those of a language model (115 to 180 by the
-    paper's counts of 115 and 883 rows), so that 15 such rows are 8,000 to 9,200 tokens.
-    """
-    monkeypatch.setenv("TELL_DATA_HOME", halu_home)
-    mixture = build_mixture(parse_spec("tell/halu_cot_json_spans:general=0"))
-    assert mixture.lengths is not None
-    assert len(mixture) == 3001
-    query, response = mixture.lengths.mean(axis=0)
-    assert query == pytest.approx(524, rel=0.01)
-    assert 55 < response < 75
-    path = tokenizer_file()
-    assert path is not None
-    official = lengths_of(open_task(load_card("halu_cot_json"), "test"), TokenCounter(path))
-    assert official[:, 0].mean() == pytest.approx(517, rel=0.01)
-    totals = []
-    for seed in range(6):
-        text = f"tell/halu_cot_json_spans:task=15rows/general=0/seed={seed}"
-        drawn = build_mixture(parse_spec(text))
-        assert drawn.lengths is not None
-        assert len(drawn) == 15
-        totals.append(int(drawn.lengths.sum()))
-    assert 7_900 < min(totals) < max(totals) < 9_300
-    # with responses of the length that the paper's own counts imply, it is 1e4
-    assert 15 * (query + (6e5 / 883 - 524)) == pytest.approx(1e4, rel=0.05)
-
-    for wanted in (1e4, 7e4, 6e5):  # the paper's amounts, each met within one row
-        text = f"tell/halu_cot_json_spans:task={wanted:.0f}tok/general=0"
-        mixture = build_mixture(parse_spec(text))
-        source = mixture.sources[0]
-        assert mixture.lengths is not None
-        assert source.lengths is not None
-        total = int(mixture.lengths.sum())
-        assert total == source.tokens() == mixture.manifest()["tokens"]
-        assert wanted <= total < wanted + int(source.lengths[source.used[-1]].sum())

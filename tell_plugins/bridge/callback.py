@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,15 @@ from swift.utils import get_logger
 from transformers import TrainerCallback
 
 from tell_plugins.bridge.loader import forget_mixtures, trained_on
+from tell_plugins.bridge.mixed_use import refuse
 from tell_plugins.core import paths
-from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.core.files import read_json, write_json
-from tell_plugins.core.mixture import Manifest, Mixture
-from tell_plugins.core.spec import LOSS_TYPE, weighting
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import cached_json, read_json, write_json
+from tell_plugins.core.mixture import TASK, Manifest, Mixture
+from tell_plugins.core.spec import weighting
 
 logger = get_logger()
 MANIFEST, ANCHOR, ARGS = "manifest.json", "anchor.txt", "args.json"
-_WHERE = "recipe"
 
 
 class TellCallback(TrainerCallback):
@@ -34,8 +33,8 @@ class TellCallback(TrainerCallback):
                 where="dataset",
                 remedy="name one, and join general cards with from=a+b",
             )
-        _check_loss(args, trained_on[0])
-        _check_order(args, kwargs.get("train_dataloader"), trained_on[0])
+        refuse(args, trained_on[0].spec)
+        _check_rows(kwargs.get("train_dataloader"), trained_on[0])
         _check_resumed(args, trained_on[0])
         if state.is_world_process_zero:
             _leave(Path(args.output_dir), args)
@@ -55,9 +54,8 @@ def make_paths_absolute(file: Path) -> None:
     A recipe names plugin and model from the project's root; `swift infer --adapters DIR` reads the
     names again, in whatever folder it is called.
     """
-    try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    saved = cached_json(file, dict[str, Any], foreign=True)
+    if saved is None:
         return
     for key in ("external_plugins", "custom_register_path", "model"):
         value = saved.get(key)
@@ -83,15 +81,6 @@ def _leave(folder: Path, args: Any) -> None:
     else:
         (folder / ANCHOR).unlink(missing_ok=True)  # of an earlier run into this folder
     write_json(folder / MANIFEST, mixture.manifest(_weighting(args)))
-
-
-def _check_loss(args: Any, mixture: Mixture) -> None:
-    if mixture.spec.kl and getattr(args, "loss_type", None) != LOSS_TYPE:
-        raise UserError(
-            f"kl={mixture.spec.kl:g} has no effect without the loss that knows it",
-            where="recipe",
-            remedy=f"write 'loss_type: {LOSS_TYPE}', or take kl out of the dataset string",
-        )
 
 
 def _weighting(args: Any) -> str:
@@ -139,74 +128,55 @@ _BATCHES = {
 
 def _check_batches(args: Any, checkpoint: Path) -> None:
     """A resumed run skips batches, not rows: with others it would lose rows or repeat them."""
-    try:
-        began = json.loads((checkpoint / "args.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    problems = []
+    began = cached_json(checkpoint / ARGS, dict[str, Any], foreign=True) or {}
     for key, name in _BATCHES.items():
-        before, now = began.get(key) if isinstance(began, dict) else None, getattr(args, name, None)
+        before, now = began.get(key), getattr(args, name, None)
         if None not in (before, now) and before != now:
             said = "processes" if name == "world_size" else name
-            problems.append(
-                UserError(
-                    f"that run had {said} {before}, this has {now}: rows of the mixture would be "
-                    "lost or trained twice",
-                    where=f"resume_from_checkpoint {paths.shown(checkpoint)}",
-                    remedy=f"resume with {said} {before}, or start anew (resume_only_model: true "
-                    "takes the weights alone)",
-                )
-            )
-    raise_all(problems)
-
-
-def _check_order(args: Any, loader: Any, mixture: Mixture) -> None:
-    for key in ("train_dataloader_shuffle", "group_by_length"):
-        if getattr(args, key, False):
             raise UserError(
-                f"{key} is true, so the mixture's order would be lost",
-                where=_WHERE,
-                remedy=f"{key}: false",
+                f"that run had {said} {before}, this has {now}: rows of the mixture would be "
+                "lost or trained twice",
+                where=f"resume_from_checkpoint {paths.shown(checkpoint)}",
+                remedy=f"resume with {said} {before}, or start anew (resume_only_model: true "
+                "takes the weights alone)",
             )
-    if "SequenceParallel" in type(getattr(loader, "sampler", None)).__name__:
-        raise UserError(
-            "sequence parallelism has a sampler of its own, so the mixture's order would be lost",
-            where=_WHERE,
-            remedy="sequence_parallel_size: 1",
-        )
+
+
+def _check_rows(loader: Any, mixture: Mixture) -> None:
+    """Raise UserError unless training sees the mixture's rows in its order, all task rows there."""
     data = getattr(loader, "dataset", None)
-    if data is not None:
-        _check_rows(data, mixture)
-
-
-def _check_rows(data: Any, mixture: Mixture) -> None:
-    if "Packing" in type(data).__name__:
-        raise UserError(
-            "packing puts rows together by length, so the mixture's order would be lost",
-            where=_WHERE,
-            remedy="packing: false",
-        )
     served = getattr(data, "dataset", data)
-    if len(served) > len(mixture):
-        raise UserError(
-            f"{len(served) - len(mixture)} rows of other data sets follow the mixture",
-            where="dataset",
-            remedy="name one TELL data set alone; general data goes in by from=...",
-        )
+    if served is None or "channel" not in served.column_names:
+        return
     if not getattr(data, "strict", True) and "lengths" not in served.column_names:
         raise UserError(
             "rows are tokenised as they come, and one over max_length would be replaced by another",
-            where=_WHERE,
+            where="recipe",
             remedy="strict: true, or lazy_tokenize: false",
         )
-    if len(served) < len(mixture) and "channel" in served.column_names:
-        lost = int(mixture.is_task.sum()) - served["channel"].count("task")
-        logger.warning(
-            f"{len(mixture) - len(served)} rows over max_length were dropped by ms-swift"
+    channels, expected = list(served["channel"]), mixture.channels
+    if len(channels) > len(expected):
+        raise UserError(
+            f"{len(channels) - len(expected)} rows of other data sets follow the mixture",
+            where="dataset",
+            remedy="name one TELL data set alone; general data goes in by from=...",
         )
-        if lost:
-            raise UserError(
-                f"{lost} scarce task rows are longer than max_length and were dropped",
-                where=_WHERE,
-                remedy="raise max_length, or see `./run.sh check`; 'strict: true' stops earlier",
-            )
+    left = iter(expected)
+    if not all(channel in left for channel in channels):
+        raise UserError(
+            "the rows do not come in the mixture's order",
+            where="recipe",
+            remedy="dataset_shuffle: false and split_dataset_ratio: 0",
+        )
+    if len(channels) < len(expected):
+        _report_lost(len(expected) - len(channels), expected.count(TASK) - channels.count(TASK))
+
+
+def _report_lost(rows: int, task: int) -> None:
+    logger.warning(f"{rows} rows over max_length were dropped by ms-swift")
+    if task:
+        raise UserError(
+            f"{task} scarce task rows are longer than max_length and were dropped",
+            where="recipe",
+            remedy="raise max_length, or see `./run.sh check`; 'strict: true' stops earlier",
+        )

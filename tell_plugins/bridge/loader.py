@@ -13,8 +13,9 @@ from swift.dataset import DatasetLoader, DatasetMeta
 from swift.utils import get_logger
 
 from datasets import Dataset
-from tell_plugins.core import paths, sealed
+from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import is_whole
 from tell_plugins.core.mixture import HELD_OUT, Mixture, build_mixture
 from tell_plugins.core.spec import PREFIX, Spec, parse_spec
 
@@ -57,7 +58,7 @@ class TellLoader(DatasetLoader):
         mixture = getattr(self, "_mixture", None)
         if mixture is not None:
             ratio = kwargs.get("split_dataset_ratio", 0.0)
-            _check_use(self._spec, ratio, kwargs.get("dataset_sample"), kwargs.get("shuffle", True))
+            _check_use(self._spec, ratio, kwargs.get("dataset_sample"))
             (validated_on if ratio == 1 else trained_on).append(mixture)
         return super().post_process(train_dataset, **kwargs)
 
@@ -71,41 +72,26 @@ def describe(mixture: Mixture) -> str:
     return f"{', '.join(parts)}; hash {mixture.hash[:16]}"
 
 
-def _check_use(spec: Spec, ratio: float, sample: int | None, shuffle: bool) -> None:
-    """Refuse what would change the mixture after it was built."""
+def _check_use(spec: Spec, ratio: float, sample: int | None) -> None:
+    """Refuse what would take rows out of the mixture, or train on rows that never do."""
     if sample is not None:
         raise UserError(
             f"'#{sample}' takes no sample of a mixture",
             where=str(spec),
             remedy="set the amounts with task=... and general=...",
         )
-    if 0 < ratio < 1:
-        raise UserError(
-            f"split_dataset_ratio {ratio:g} would take scarce task rows out of training",
-            where=str(spec),
-            remedy="split_dataset_ratio: 0, and "
-            f"val_dataset: [{PREFIX}{spec.card}:split=validation]",
-        )
-    if ratio == 1:
-        return
-    if spec.split in HELD_OUT:
+    if ratio != 1 and spec.split in HELD_OUT:
         raise UserError(
             f"split '{spec.split}' is held out: its rows never train",
             where=str(spec),
             remedy="use it under val_dataset, or train on split=train",
-        )
-    if shuffle:
-        raise UserError(
-            "dataset_shuffle is true, so the mixture's order would be lost",
-            where=str(spec),
-            remedy="dataset_shuffle: false and train_dataloader_shuffle: false",
         )
 
 
 def load_mixture(mixture: Mixture) -> Dataset:
     """The mixture as a memory-mapped data set, in training order; written once a content."""
     path = paths.cache_dir() / "mixtures" / f"{mixture.hash}.arrow"
-    if not sealed.is_whole(path):
+    if not is_whole(path):
         _write(mixture, path)
     with contextlib.suppress(OSError):  # a cache that may only be read
         os.utime(path)
@@ -118,7 +104,7 @@ def load_mixture(mixture: Mixture) -> Dataset:
 def _write(mixture: Mixture, path: Path) -> None:
     folder = paths.make_folder(path.parent)
     with FileLock(f"{path}.lock"):
-        if not sealed.is_whole(path):  # no other process was faster
+        if not is_whole(path):  # no other process was faster
             _forget_old(folder)
             mixture.write_arrow(path)
 

@@ -24,7 +24,7 @@ from swift.loss import BaseLoss, loss_map
 from torch import Tensor
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from tell_plugins.bridge import packing
+from tell_plugins.bridge import mixed_use, packing
 from tell_plugins.bridge.loader import trained_on
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import GENERAL
@@ -60,7 +60,6 @@ class TellLoss(BaseLoss):
 
     def __init__(self, args: Any, trainer: Any) -> None:
         super().__init__(args, trainer)
-        _refuse_settings(args, trainer)
         # ms-swift would compute the cross-entropy of all rows a second time for its curves
         self._curves = args.enable_channel_loss
         args.enable_channel_loss = False
@@ -87,11 +86,11 @@ class TellLoss(BaseLoss):
         _refuse_call(outputs, loss_scale)
         targets = labels.roll(-1, dims=-1).to(outputs.logits.device)
         rows = self._row_of_each_position(targets)
-        channels = self._channels_of(int(rows.max()) + 1)
+        channels = self._given().channels or [None] * (int(rows.max()) + 1)
         held = torch.tensor([self.kl > 0 and _is_general(name) for name in channels])
         held = held.to(targets.device)
 
-        base = self._base_logits(held[rows]) if held.any() else None
+        base = self._as_base(self._given().inputs) if held.any() else None
         values: Tensor = _TokenLosses.apply(outputs.logits, targets, held[rows], base)
         asked = targets != _NO_LABEL
         if self._curves:
@@ -177,47 +176,22 @@ class TellLoss(BaseLoss):
 
     def _row_of_each_position(self, targets: Tensor) -> Tensor:
         """(batch, positions): the row that each position belongs to, counted from 0."""
-        assert self._pass is not None
-        if self._pass.line is not None:
-            return self._pass.line.row_of[None]
+        given = self._given()
+        if given.line is not None:
+            return given.line.row_of[None]
         if not self.trainer.template.padding_free:
             return torch.arange(len(targets), device=targets.device)[:, None].expand_as(targets)
-        kept = self._pass.inputs.get("logits_to_keep")
-        borders = self.trainer.get_cu_seqlens(self._pass.positions, kept).to(targets.device)
+        kept = given.inputs.get("logits_to_keep")
+        borders = self.trainer.get_cu_seqlens(given.positions, kept).to(targets.device)
         rows = torch.arange(len(borders) - 1, device=targets.device)
         return rows.repeat_interleave(borders.diff()).view_as(targets)
 
-    def _channels_of(self, rows: int) -> list[str | None]:
+    def _given(self) -> _Pass:
         assert self._pass is not None
-        return self._pass.channels or [None] * rows
-
-    def _base_logits(self, held: Tensor) -> Tensor:
-        """The logits of the model without its adapter, for the lines of a batch that hold a row.
-
-        Args:
-            held: (batch, positions), whether a position belongs to a held row.
-        """
-        assert self._pass is not None
-        inputs, lines = self._pass.inputs, held.any(dim=1)
-        if self._pass.line is not None:
-            return self._base_logits_of_rows(self._pass.line, held)
-        if not lines.all():
-            inputs = {
-                key: value[lines] if isinstance(value, Tensor) and value.ndim > 1 else value
-                for key, value in inputs.items()
-            }
-        return self._as_base(inputs)
-
-    def _base_logits_of_rows(self, line: packing.Line, held: Tensor) -> Tensor:
-        """The same of a line, for its held rows alone; 0 at the positions of others."""
-        wanted = set(line.row_of[held[0]].tolist())
-        rows = [row for number, row in enumerate(line.rows) if number in wanted]
-        logits = self._as_base(packing.line_of(rows).inputs)
-        result = logits.new_zeros((*held.shape, logits.shape[-1]))
-        result[held] = logits[0]
-        return result
+        return self._pass
 
     def _as_base(self, inputs: dict[str, Any]) -> Tensor:
+        """The logits of the model without its adapter."""
         model = self.trainer.model  # not as wrapped for several processes: those need not agree
         training = model.training
         model.eval()
@@ -271,7 +245,7 @@ class _TokenLosses(torch.autograd.Function):
         Args:
             logits: (batch, positions, vocabulary).
             targets, held: (batch, positions).
-            base: the logits of the base model, for the lines alone that hold.
+            base: the logits of the base model, like `logits`; None where nothing holds.
         """
         ctx.save_for_backward(logits, targets, held, base)
         losses = torch.zeros(targets.shape, device=logits.device)
@@ -296,9 +270,8 @@ def _chunks(
 ) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     """(line, its positions with a target, the base model's logits there where the line holds)."""
     size = max(1, _CHUNK // logits.shape[-1])
-    bases = iter(() if base is None else base)
     for line in range(len(targets)):
-        before = next(bases) if held[line].any() else None
+        before = base[line] if base is not None and held[line].any() else None
         for part in (targets[line] != _NO_LABEL).nonzero().flatten().split(size):
             if len(part):
                 yield line, part, None if before is None else before[part]
@@ -323,39 +296,20 @@ def _chunk_gradients(logits: Tensor, target: Tensor, held: Tensor, before: Tenso
     return result
 
 
-def _refuse_settings(args: Any, trainer: Any) -> None:
-    """Raise UserError for settings that hide the logits, or weigh tokens by another rule."""
-    wrong = {
-        "use_liger_kernel: false": args.use_liger_kernel,
-        "sequence_parallel_size: 1": trainer.template.sequence_parallel_size > 1,
-        "enable_dft_loss: false": args.enable_dft_loss,
-        "label_smoothing_factor: 0": args.label_smoothing_factor,
-    }
-    for remedy, given in wrong.items():
-        if given:
-            key = remedy.partition(":")[0]
-            raise UserError(
-                f"'loss_type: {LOSS_TYPE}' does not go with '{key}'",
-                where="recipe",
-                remedy=f"write '{remedy}', or leave out loss_type",
-            )
-
-
 def _refuse_model(trainer: Any) -> None:
     """Raise UserError where there is no base model to hold rows to, or it is in parts."""
     if not isinstance(trainer.model, PeftModel):
         raise UserError(
             "kl holds general rows to the model without its adapter, and there is no adapter",
             where="recipe",
-            remedy="write 'tuner_type: lora', or kl=0 in the dataset string",
+            remedy=mixed_use.NO_ADAPTER,
         )
     if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
         raise UserError(
-            "kl asks for a second forward pass in some processes only, and the weights are spread "
-            "over all of them",
+            mixed_use.SPREAD,
             where="recipe",
             allowed="plain data parallel processes, DeepSpeed ZeRO 1 and 2",
-            remedy="write 'deepspeed: zero2', or kl=0 in the dataset string",
+            remedy=mixed_use.SPREAD_REMEDY,
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, unknown
-from tell_plugins.core.turns import turns_of
+from tell_plugins.core.text import turns_of
 
 # what of a recipe says which model answers, and through which template
 MODEL_KEYS = (

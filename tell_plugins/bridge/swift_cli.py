@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from tell_plugins.core.secrets import hide_secrets
+from tell_plugins.core.shown import hide_secrets
 
 _MAIN = "swift.cli.main"
 

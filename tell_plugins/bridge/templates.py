@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swift.arguments import InferArguments
-from swift.template import Template
 from swift.utils import get_logger
 
 from tell_plugins.bridge.callback import ANCHOR, MANIFEST
+from tell_plugins.bridge.patches import patch
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import in_front
 from tell_plugins.core.errors import UserError
@@ -52,29 +52,29 @@ class Front(NamedTuple):
 
 def bring_anchors() -> None:
     """Let ms-swift's serving commands anchor the template of an adapter trained with an anchor."""
-    original = InferArguments.get_template
-    if getattr(original, "_tell", False):
-        return
 
-    def get_template(self: Any, *args: Any, **kwargs: Any) -> Any:
-        template = original(self, *args, **kwargs)
-        if not _serves(self):
-            return template
-        folders = _folders(self)
-        front = serving_front(folders)
-        if not front.text:
-            _say_where_none_is(folders)
-        else:
-            which = "the first" if front.first_alone else "every"
-            logger.info(
-                f"TELL: an anchor of {len(front.text)} characters goes in front of {which} user "
-                f"turn that lacks it ({VARIABLE}=none leaves it away)"
-            )
-            anchor_template(template, front)
+    def changed(original: Any) -> Any:
+        def get_template(self: Any, *args: Any, **kwargs: Any) -> Any:
+            template = original(self, *args, **kwargs)
+            return _served(template, _folders(self)) if _serves(self) else template
+
+        return get_template
+
+    patch(InferArguments, "get_template", changed)
+
+
+def _served(template: Any, folders: list[Path]) -> Any:
+    """The template, anchored for the adapters in these folders; says what it does."""
+    front = serving_front(folders)
+    if not front.text:
+        _say_where_none_is(folders)
         return template
-
-    get_template._tell = True  # type: ignore[attr-defined]
-    InferArguments.get_template = get_template
+    which = "the first" if front.first_alone else "every"
+    logger.info(
+        f"TELL: an anchor of {len(front.text)} characters goes in front of {which} user "
+        f"turn that lacks it ({VARIABLE}=none leaves it away)"
+    )
+    return anchor_template(template, front)
 
 
 def _say_where_none_is(folders: Iterable[Path]) -> None:
@@ -86,27 +86,6 @@ def _say_where_none_is(folders: Iterable[Path]) -> None:
         f"TELL: no {ANCHOR} in {shown}: queries get no anchor. {VARIABLE}=DIR names the checkpoint "
         f"whose anchor to use, {VARIABLE}=none says that there is none"
     )
-
-
-def let_channel_rows_be_answered() -> None:
-    """Let `swift infer` and `predict_with_generate` answer rows of a TELL data set.
-
-    Its rows have a `channel`, which ms-swift (4.0 and 4.6) hands on to the collator even where it
-    generates, and `generate` refuses it; only the training loss has a use for it.
-    """
-    original = Template.encode
-    if getattr(original, "_tell", False):
-        return
-
-    def encode(self: Any, *args: Any, **kwargs: Any) -> Any:
-        encoded = original(self, *args, **kwargs)
-        if not self.is_training:
-            for part in encoded if isinstance(encoded, list) else [encoded]:
-                part.pop("channel", None)
-        return encoded
-
-    encode._tell = True  # type: ignore[attr-defined]
-    Template.encode = encode
 
 
 def _serves(args: Any) -> bool:

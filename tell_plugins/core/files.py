@@ -1,14 +1,17 @@
 """JSON and JSON lines that this project writes itself, read back with their shape checked.
 
 A shape is a pydantic type; of an object, a `Shape` that names the keys that must be there. Files
-may be compressed (`.xz`, `.gz`). What does not fit is one message: file, line, what was expected,
-and what to delete to have it made again.
+may be compressed: `answers.jsonl` is also found as `answers.jsonl.xz` or `.gz`. What does not fit
+is one message: file, line, what was expected, and what to delete to have it made again.
 """
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
-import re
+import lzma
+import zlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -17,11 +20,52 @@ from typing import Annotated, Any, NoReturn
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from tell_plugins.core import paths
-from tell_plugins.core.compressed import find, read_text
 from tell_plugins.core.errors import UserError
 
-MAX_DEPTH = 100  # levels of arrays and objects; nothing written here has ten
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_OPENERS: dict[str, Any] = {"": open, ".xz": lzma.open, ".gz": gzip.open}
+
+
+def find(path: Path) -> Path | None:
+    """The file itself or its compressed form; None when neither is there."""
+    forms = (path.with_name(path.name + ending) for ending in _OPENERS)
+    return next((form for form in forms if form.is_file()), None)
+
+
+def find_below(folder: Path, name: str) -> list[Path]:
+    """The folders below `folder` that hold a file of that name, compressed or not, sorted."""
+    return sorted({file.parent for ending in _OPENERS for file in folder.rglob(name + ending)})
+
+
+def read_bytes(path: Path) -> bytes | None:
+    """What a file holds, uncompressed; None when it is missing.
+
+    Raises UserError for a compressed file that is damaged.
+    """
+    found = find(path)
+    if found is None:
+        return None
+    opener = _OPENERS[found.suffix if found.suffix in _OPENERS else ""]
+    try:
+        with opener(found, "rb") as file:
+            return bytes(file.read())
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise _unreadable(found, error) from None
+
+
+def read_text(path: Path) -> str | None:
+    """The text of a file, uncompressed; None when it is missing.
+
+    Raises UserError for a file that is damaged or no UTF-8.
+    """
+    raw = read_bytes(path)
+    try:
+        return None if raw is None else raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _unreadable(find(path) or path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"not readable: {error}", where=paths.shown(path), remedy="restore the file")
 
 
 class Shape(BaseModel):
@@ -42,23 +86,14 @@ Name = Annotated[str, AfterValidator(_plain)]  # of a file or folder, and of not
 def parse_json(text: str | bytes, *, foreign: bool = False) -> Any:
     """The value of a JSON text. Raises ValueError also for too many levels, and for NaN and its
     like where the file is not a `foreign` one: the trainer's files may hold them."""
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "surrogatepass")  # as json does; older answers may hold some
-    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
-        raise ValueError(f"more than {MAX_DEPTH} levels of arrays and objects")
-    return json.loads(text, parse_constant=float if foreign else _no_constant)
+    try:
+        return json.loads(text, parse_constant=float if foreign else _no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
-
-
-def _depth(text: str) -> int:
-    depth = deepest = 0
-    for sign in re.findall(r"[][{}]", _STRING.sub("", text)):
-        depth += 1 if sign in "[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
 
 
 def read_json(path: Path, shape: Any, remedy: str, *, foreign: bool = False) -> Any:
@@ -84,7 +119,7 @@ def read_json_lines(path: Path, shape: Any, remedy: str, *, foreign: bool = Fals
         if foreign or number == len(lines):
             try:
                 parse_json(line, foreign=foreign)
-            except (ValueError, RecursionError):
+            except ValueError:
                 continue
         found.append(_value(line, shape, f"{where}, line {number}", remedy, foreign))
     return found
@@ -134,7 +169,7 @@ def _value(text: str, shape: Any, where: str, remedy: str, foreign: bool) -> Any
         if "\n" in text.strip():
             where = f"{where}, line {error.lineno}"
         raise UserError(f"no JSON: {error.msg}", where=where, remedy=remedy) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"no JSON: {error}", where=where, remedy=remedy) from None
     check_shape(value, shape, where, remedy)
     return value
@@ -159,3 +194,35 @@ def check_shape(value: Any, shape: Any, where: str, remedy: str) -> None:
 @lru_cache(maxsize=64)
 def _adapter(shape: Any) -> TypeAdapter[Any]:
     return TypeAdapter(shape)
+
+
+# --- cached files that carry their own hash: one that was changed since is made again, never used
+
+SEAL = 32  # bytes of the hash, which are the last of a sealed file; readers stop before them
+_BLOCK = 1 << 20
+
+
+def seal(path: Path) -> None:
+    """Put the SHA-256 of what a finished file holds behind it."""
+    digest, _ = _sealed_content(path, path.stat().st_size)
+    with path.open("ab") as file:
+        file.write(digest)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there and is what was sealed."""
+    try:
+        digest, end = _sealed_content(path, path.stat().st_size - SEAL)
+    except OSError:
+        return False
+    return digest == end
+
+
+def _sealed_content(path: Path, size: int) -> tuple[bytes, bytes]:
+    """The SHA-256 of the first `size` bytes, and the bytes that follow them."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while size > 0 and (block := file.read(min(size, _BLOCK))):
+            digest.update(block)
+            size -= len(block)
+        return digest.digest(), file.read()

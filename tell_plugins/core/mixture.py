@@ -18,19 +18,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tell_plugins.core import draw, paths, sealed
-from tell_plugins.core.arrow import integers, labels
+from tell_plugins.core import draw, paths
 from tell_plugins.core.cards import HELD_OUT, Card, load_card
-from tell_plugins.core.control_tokens import KNOWN, any_of
 from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.core.files import Shape, write_json_lines
+from tell_plugins.core.files import Shape, seal, write_json_lines
 from tell_plugins.core.order import arrange
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.rows import BadRow, Rows, Texts
 from tell_plugins.core.sources import TaskRows, find_file, lengths_of, open_split, open_task
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec
+from tell_plugins.core.text import KNOWN, any_of, messages_of
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
-from tell_plugins.core.turns import messages_of
 
 TASK, GENERAL = "task", "general"
 STEERING = "control_token"  # why a general row is dropped
@@ -258,13 +256,18 @@ class Mixture:
                         del message["loss"]
                 yield row
 
+    @property
+    def channels(self) -> list[str]:
+        """The channel of each row, in training order: `task`, `general`, or `general_<card>`."""
+        return [str(name) for name in self._channels(self.order).to_pylist()]
+
     def _channels(self, entries: npt.NDArray[np.int64]) -> pa.Array:
         several = sum(s.role == GENERAL and len(s.used) > 0 for s in self.sources) > 1
         names = [
             TASK if s.role == TASK else f"{GENERAL}_{s.card.name}" if several else GENERAL
             for s in self.sources
         ]
-        return labels(self.origin[entries], names)
+        return _labels(self.origin[entries], names)
 
     def _texts(self, entries: npt.NDArray[np.int64]) -> Texts:
         origin, row = self.origin[entries], self.row[entries]
@@ -284,7 +287,7 @@ class Mixture:
                 with pa.ipc.new_stream(sink, self.schema) as writer:
                     for batch in self.batches():
                         writer.write_batch(batch)
-            sealed.seal(temporary)
+            seal(temporary)
 
     def write_json_lines(self, path: Path) -> None:
         """Write the rows as JSON lines, in one piece."""
@@ -377,6 +380,17 @@ def _interleave(parts: list[tuple[npt.NDArray[np.int64], Texts]], count: int) ->
     return Texts(b"".join(pieces), lengths)
 
 
+def _integers(values: npt.NDArray[np.integer]) -> pa.Array:
+    """(n,) 32-bit integers; `pyarrow.array` would load pandas for it."""
+    data = pa.py_buffer(np.ascontiguousarray(values, np.int32))
+    return pa.Array.from_buffers(pa.int32(), len(values), [None, data])
+
+
+def _labels(codes: npt.NDArray[np.integer], names: list[str]) -> pa.Array:
+    """(n,) strings: for each code, the name at its position."""
+    return pa.array(names, pa.string()).take(_integers(codes))
+
+
 def _batch(texts: Texts, channels: pa.Array) -> pa.RecordBatch:
     """Arrow rows of `messages` and `channel`; the texts' bytes are used as they lie."""
     count = len(texts.lengths)
@@ -384,10 +398,10 @@ def _batch(texts: Texts, channels: pa.Array) -> pa.RecordBatch:
     contents = pa.StringArray.from_buffers(
         2 * count, pa.py_buffer(ends.astype("<i4")), pa.py_buffer(texts.data)
     )
-    roles = labels(np.tile([0, 1], count), ["user", "assistant"])
+    roles = _labels(np.tile([0, 1], count), ["user", "assistant"])
     message = list(SCHEMA.field(0).type.value_type)
     struct = pa.StructArray.from_arrays([roles, contents], fields=message)
-    offsets = integers(np.arange(count + 1) * 2)
+    offsets = _integers(np.arange(count + 1) * 2)
     messages = pa.ListArray.from_arrays(offsets, struct, type=SCHEMA.field(0).type)
     return pa.RecordBatch.from_arrays([messages, channels], schema=SCHEMA)
 

@@ -24,15 +24,15 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from tell_plugins.core import paths, sealed
+from tell_plugins.core import paths
 from tell_plugins.core.cards import Columns
 from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.files import SEAL, is_whole, seal
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.records import Record
 from tell_plugins.core.rowfiles import read_records
 from tell_plugins.core.schemas import search
-from tell_plugins.core.text import comparison_keys, row_id
-from tell_plugins.core.turns import MARK, joined
+from tell_plugins.core.text import MARK, comparison_keys, joined, row_id
 
 FORMAT = 5  # raised when the stored columns change their meaning, as comparison keys do
 MAX_CHARS = 200_000  # one text; about 50,000 tokens, beyond any context this project trains
@@ -174,9 +174,9 @@ def _make(folder: Path, path: Path, columns: Columns, sha256: str) -> Rows | Non
 
 def _open(folder: Path, path: Path, sha256: str) -> Rows | None:
     """The rows kept in `folder`, or None when there are none or they are not as written."""
-    if not all(sealed.is_whole(folder / name) for name in _FILES):
+    if not all(is_whole(folder / name) for name in _FILES):
         return None
-    meta = json.loads((folder / _META).read_bytes()[: -sealed.SIZE])
+    meta = json.loads((folder / _META).read_bytes()[:-SEAL])
     index = np.load(folder / _INDEX)
     return Rows(
         file=path,
@@ -267,13 +267,13 @@ def _convert(path: Path, columns: Columns, folder: Path, copy: Path) -> None:
     meta = {"bad": [[row.line, row.reason] for row in bad], "bad_count": bad_count}
     (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
     for name in _FILES:
-        sealed.seal(folder / name)
+        seal(folder / name)
 
 
 def extract(value: Any, columns: Columns) -> tuple[str, str] | str:
     """(query, response) of a raw row, or the reason why it has none.
 
-    A query with earlier turns is one text, see `core.turns`.
+    A query with earlier turns is one text, see `core.text`.
     """
     if not isinstance(value, dict):
         return f"not an object but {type(value).__name__}"

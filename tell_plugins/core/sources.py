@@ -16,9 +16,8 @@ from tell_plugins.core.anchors import Anchor, resolve_anchor, shared_front
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.rows import Rows, Texts, open_rows, question_of
-from tell_plugins.core.text import comparison_keys, row_id
+from tell_plugins.core.text import comparison_keys, first_turn, row_id
 from tell_plugins.core.tokens import TokenCounter
-from tell_plugins.core.turns import first_turn
 
 _INLINE_SPLITS = ("train", "validation", "test")
 

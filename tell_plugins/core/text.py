@@ -1,14 +1,88 @@
-"""Text as it is compared: rows that differ only in case, spacing or invisible signs are equal."""
+"""Texts: how they are compared, earlier turns inside of them, and tokens that steer models.
+
+Rows that differ only in case, spacing or invisible signs are equal.
+
+A query is one text everywhere: it is hashed, anchored, counted and drawn as such. Where a row has
+earlier turns they are part of that text, and `MARK` parts user from assistant.
+
+Inside a row, a tokenizer reads control tokens as what they are: `<|im_end|>` in the middle of a
+response ends the answer there, in training and when answering.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+MARK = "\x03\x02"  # end of text, start of text; no white space, so that no strip takes it off
+
+
+def joined(turns: Sequence[str]) -> str:
+    """One text of user, assistant, user, ... turns; a single turn as it stands."""
+    return MARK.join(turns)
+
+
+def turns_of(query: str) -> list[str]:
+    """The user, assistant, user, ... turns of a query."""
+    return query.split(MARK)
+
+
+def row_of(query: str, response: str) -> dict[str, Any]:
+    """A row as this project writes it to JSON lines; `history` is there where turns are."""
+    *earlier, last = turns_of(query)
+    row: dict[str, Any] = {"query": last, "response": response}
+    if earlier:
+        row["history"] = [list(pair) for pair in zip(earlier[::2], earlier[1::2], strict=True)]
+    return row
+
+
+def first_turn(query: str) -> str:
+    """The turn that an anchor stands in front of."""
+    return query.partition(MARK)[0]
+
+
+def messages_of(query: str) -> list[dict[str, Any]]:
+    """The turns of a query as messages; of the assistant's, none is trained but the response."""
+    messages: list[dict[str, Any]] = []
+    for number, text in enumerate(turns_of(query)):
+        if number % 2:
+            messages.append({"role": "assistant", "content": text, "loss": 0.0})
+        else:
+            messages.append({"role": "user", "content": text})
+    return messages
+
+
+KNOWN = (
+    # ChatML, Qwen, SmolLM, GPT
+    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|endofprompt|>",
+    # Llama 2, Mistral; Llama 3, Llama 4
+    "<s>", "</s>", "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>",
+    "<|start_header_id|>", "<|end_header_id|>", "<|python_tag|>", "<|eot|>", "<|header_start|>",
+    "<|header_end|>",
+    # Gemma, Phi, GLM, gpt-oss
+    "<start_of_turn>", "<end_of_turn>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>",
+    "<|observation|>", "<|start|>", "<|channel|>", "<|message|>", "<|return|>",
+    # DeepSeek
+    "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>",
+)  # fmt: skip
+
+
+def any_of(tokens: Iterable[str]) -> re.Pattern[bytes]:
+    """A pattern of UTF-8 bytes that finds any of the tokens."""
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile(b"|".join(re.escape(token.encode()) for token in longest_first))
+
+
+def found_in(text: str, tokens: Iterable[str] = KNOWN) -> str | None:
+    """One of the tokens that a text holds, None where it holds none."""
+    return next((token for token in tokens if token in text), None)
+
 
 # What Unicode lets a screen leave out (Default_Ignorable_Code_Point): zero-width characters, soft
 # hyphens, marks of direction, variation selectors. Not the tags that make a flag's country.

@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from tell_plugins.core import paths, sealed
+from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import is_whole, seal
 from tell_plugins.core.progress import track
 from tell_plugins.core.rows import Texts
-from tell_plugins.core.turns import MARK
+from tell_plugins.core.text import MARK
 from tell_plugins.core.words import Words, rule_of
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class _LengthStore:
         self._path = paths.cache_dir() / "lengths" / f"{tokenizer_sha256[:32]}.npy"
 
     def _read(self) -> npt.NDArray[np.void]:
-        if not sealed.is_whole(self._path):
+        if not is_whole(self._path):
             return np.zeros(0, _ENTRY)
         entries: npt.NDArray[np.void] = np.load(self._path)
         return entries
@@ -191,4 +192,4 @@ class _LengthStore:
             with paths.atomic_path(self._path) as temporary:
                 with temporary.open("wb") as file:
                     np.save(file, merged[first])
-                sealed.seal(temporary)
+                seal(temporary)

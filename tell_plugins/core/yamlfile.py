@@ -8,8 +8,8 @@ too: as a name it must not change, and ms-swift reads the text as a number where
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -133,15 +133,15 @@ def read_yaml(file: Path) -> Document:
 def parse_yaml(text: str, where: str) -> Document:
     """Like `read_yaml`, for a text; `where` is named in errors."""
     try:
-        _refuse_too_much(text, where)
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
                 return Document(None)
-            document = Document(None)
-            raise_all(list(_walk(node, (), document, where)))
-            return replace(document, values=loader.construct_document(node))
+            walk = _Walk(where)
+            walk.visit(node, ())
+            raise_all(walk.problems)
+            return Document(loader.construct_document(node), walk.lines, walk.written)
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
@@ -155,57 +155,51 @@ def parse_yaml(text: str, where: str) -> Document:
         ) from None
 
 
-def _refuse_too_much(text: str, where: str) -> None:
-    """Count nodes as if every alias were written out, before anything is built of them."""
-    sizes: dict[str, int] = {}
-    within: list[tuple[str | None, int]] = []
-    nodes = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        line = event.start_mark.line + 1
-        if isinstance(event, yaml.AliasEvent):
-            if any(anchor == event.anchor for anchor, _ in within):
-                raise _no_yaml(f"alias '*{event.anchor}' stands for what holds it", where, line)
-            nodes += sizes.get(str(event.anchor), 1)
-        elif isinstance(event, yaml.CollectionStartEvent):
-            within.append((event.anchor, nodes))
-            nodes += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = within.pop()
-            if anchor is not None:
-                sizes[anchor] = nodes - before
-        elif isinstance(event, yaml.ScalarEvent):
-            nodes += 1
-            if "\0" in event.value:
-                raise _no_yaml("a NUL character in a value", where, line)
-        if len(within) > _DEEPEST:
-            raise _no_yaml(f"more than {_DEEPEST} levels", where, line)
-        if nodes > _MOST_NODES:
-            raise _no_yaml(f"more than {_MOST_NODES:,} values, aliases written out", where, line)
+class _Walk:
+    """Notes lines and values as they are written, with every alias written out, up to a limit."""
 
+    def __init__(self, where: str) -> None:
+        self.lines: dict[Place, int] = {}
+        self.written: dict[Place, str] = {}
+        self.problems: list[UserError] = []  # keys that stand twice in a mapping
+        self._where, self._nodes = where, 0
 
-def _walk(node: yaml.Node, place: Place, document: Document, where: str) -> Iterator[UserError]:
-    """Note lines and values as they are written; give the keys that stand twice in a mapping."""
-    lines = document.lines
-    if isinstance(node, yaml.ScalarNode) and node.tag != _TEXT:
-        document.written[place] = str(node.value)
-    if isinstance(node, yaml.SequenceNode):
-        for number, part in enumerate(node.value):
-            yield from _walk(part, (*place, str(number)), document, where)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    for key, value in node.value:
-        if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-            continue
-        here = (*place, str(key.value))
+    def visit(self, node: yaml.Node, place: Place) -> None:
+        self._nodes += 1
+        self._refuse_too_much(node, len(place))
+        if isinstance(node, yaml.ScalarNode) and node.tag != _TEXT:
+            self.written[place] = str(node.value)
+        if isinstance(node, yaml.SequenceNode):
+            for number, part in enumerate(node.value):
+                self.visit(part, (*place, str(number)))
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    self._note(key, (*place, str(key.value)))
+                    self.visit(value, (*place, str(key.value)))
+
+    def _note(self, key: yaml.ScalarNode, place: Place) -> None:
         line = key.start_mark.line + 1
-        if here in lines:
-            yield UserError(
-                f"key '{key.value}' is given twice, first at line {lines[here]}",
-                where=f"{where}, line {line}",
-                remedy="remove one of them",
+        if place in self.lines and key.value != "<<":
+            self.problems.append(
+                UserError(
+                    f"key '{key.value}' is given twice, first at line {self.lines[place]}",
+                    where=f"{self._where}, line {line}",
+                    remedy="remove one of them",
+                )
             )
-        lines.setdefault(here, line)
-        yield from _walk(value, here, document, where)
+        self.lines.setdefault(place, line)
+
+    def _refuse_too_much(self, node: yaml.Node, depth: int) -> None:
+        found = None
+        if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
+            found = "a NUL character in a value"
+        elif depth > _DEEPEST:  # also where an alias stands for what holds it
+            found = f"more than {_DEEPEST} levels"
+        elif self._nodes > _MOST_NODES:
+            found = f"more than {_MOST_NODES:,} values, aliases written out"
+        if found:
+            raise _no_yaml(found, self._where, node.start_mark.line + 1)
 
 
 def _readable(error: yaml.MarkedYAMLError, where: str) -> UserError:

@@ -20,13 +20,14 @@ from pydantic import Field
 from tell_plugins.bridge.protocol import Decoding, Engine, History
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
-from tell_plugins.core.compressed import find, read_bytes
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import (
     Name,
     Shape,
+    find,
     json_lines,
     parse_json,
+    read_bytes,
     read_json,
     read_json_lines,
     write_json,

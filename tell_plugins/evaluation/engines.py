@@ -46,7 +46,7 @@ def make_engine(
         system = system_text(recipe.get("system")) or ""
         return UrlEngine(kind, adapters, model_name=model_name, system=system, workers=batch_size)
     if kind == "vllm":
-        from tell_plugins.bridge.vllm_engine import VllmEngine
+        from tell_plugins.bridge.engine import VllmEngine
 
         return VllmEngine(recipe.values, adapters, batch_size=batch_size)
     from tell_plugins.bridge.engine import LocalEngine

@@ -22,7 +22,7 @@ from tell_plugins.core.errors import MachineError, UserError, raise_all
 from tell_plugins.core.files import write_json
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.core.turns import MARK
+from tell_plugins.core.text import MARK
 from tell_plugins.evaluation.adapters import ARGS, CONFIG, Run, model_files, read_run
 from tell_plugins.evaluation.model_card import GGUF, counted, model_card
 from tell_plugins.evaluation.options import LARGEST_SCALE

@@ -24,7 +24,7 @@ from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError, UserErrors, raise_all, unknown
 from tell_plugins.core.mixture import GENERAL, TASK, Mixture, build_mixture, general_card
 from tell_plugins.core.progress import tracked
-from tell_plugins.core.secrets import secret_keys
+from tell_plugins.core.shown import secret_keys
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec, parse_spec
 from tell_plugins.evaluation.prompts import task_prompts

@@ -14,9 +14,8 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
-from tell_plugins.core.compressed import find
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import read_json, read_json_lines
+from tell_plugins.core.files import find, read_json, read_json_lines
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.answers import ANSWERS, GENERAL, SETTINGS, AnswerLine, SavedSettings

@@ -33,7 +33,7 @@ from tell_plugins.bridge.protocol import DECODINGS
 from tell_plugins.core import paths
 from tell_plugins.core.cards import HELD_OUT
 from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
-from tell_plugins.core.secrets import secret_keys
+from tell_plugins.core.shown import secret_keys
 from tell_plugins.core.spec import KEYS
 from tell_plugins.core.yamlfile import Document, read_yaml
 from tell_plugins.evaluation.paper_numbers import published

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tell_plugins.core import paths
-from tell_plugins.core.compressed import find
 from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.core.files import read_json, read_json_lines
+from tell_plugins.core.files import find, read_json, read_json_lines
 from tell_plugins.evaluation.answers import ANSWERS, GENERAL, SETTINGS, AnswerLine, SavedSettings
 from tell_plugins.evaluation.retention import FILES, LOSSES, LossLine
 from tell_plugins.experiments.records import RunFacts, Trained

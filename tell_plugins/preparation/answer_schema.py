@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, unknown
-from tell_plugins.core.jsonrows import parse_json
+from tell_plugins.core.records import parse_json
 from tell_plugins.core.schemas import compile_schema
 from tell_plugins.preparation.forms import TaskFile
 from tell_plugins.preparation.json_repair import HINT, json_of_python

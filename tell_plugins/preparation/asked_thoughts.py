@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from tell_plugins.core.cards import Card
-from tell_plugins.core.jsonrows import parse_json
+from tell_plugins.core.records import parse_json
 from tell_plugins.preparation.endpoint import Question
 from tell_plugins.preparation.halueval import HaluRow
 

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Columns
 from tell_plugins.core.errors import UserError, unknown
-from tell_plugins.core.jsonrows import parse_json
-from tell_plugins.core.rowfiles import FORMATS, TABLES, read_records
+from tell_plugins.core.records import parse_json
+from tell_plugins.core.rowfiles import FORMATS, TABLES, read_records, table_notes
 from tell_plugins.core.rows import extract, text_of
-from tell_plugins.core.tablefiles import table_notes
-from tell_plugins.core.turns import MARK, joined
+from tell_plugins.core.text import MARK, joined
 
 _LISTED = 10  # reasons, and places of each, that a message lists
 _BY_USER = "--columns"  # the form that the user describes
@@ -46,7 +45,7 @@ class Pair(NamedTuple):
     """One task row and where it stands in its file.
 
     Attributes:
-        query: with earlier turns, if there are any (see `core.turns`).
+        query: with earlier turns, if there are any (see `core.text`).
         lead: the part at the query's front that a column of its own holds: an instruction.
         system: the row's system prompt.
     """

@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from tell_plugins.core import paths
-from tell_plugins.core.arrow import strings
 from tell_plugins.core.progress import track
 from tell_plugins.core.rows import Rows
 from tell_plugins.core.text import comparison_keys, normalise
@@ -122,7 +122,7 @@ def compare(rows: Rows, queries: Sequence[str], similarity: int = SIMILARITY) ->
 
 def _words(texts: Sequence[str]) -> list[str]:
     """The letters and digits of each text; one without any as it stands."""
-    plain = strings([normalise(text) for text in texts])
+    plain = pa.array([normalise(text) for text in texts], pa.large_string())
     words = pc.replace_substring_regex(plain, pattern=r"[^\p{L}\p{M}\p{N}]+", replacement=" ")
     found = pc.utf8_trim_whitespace(words).to_pylist()
     return [word or text for word, text in zip(found, texts, strict=True)]

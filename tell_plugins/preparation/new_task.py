@@ -23,8 +23,8 @@ from tell_plugins.core.mixture import Mixture, build_mixture, general_card
 from tell_plugins.core.rowfiles import FORMATS
 from tell_plugins.core.sources import find_file, open_split
 from tell_plugins.core.spec import parse_amount, parse_names, parse_spec
+from tell_plugins.core.text import row_of, turns_of
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
-from tell_plugins.core.turns import row_of, turns_of
 from tell_plugins.preparation.answer_kind import METRICS
 from tell_plugins.preparation.any_model import any_model
 from tell_plugins.preparation.known_cards import check_name, make_known

@@ -15,10 +15,9 @@ from typing import Any
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import SEPARATOR, shared_front
 from tell_plugins.core.cards import fold_name
-from tell_plugins.core.control_tokens import found_in
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.schemas import read_schema
-from tell_plugins.core.turns import MARK, first_turn
+from tell_plugins.core.text import MARK, first_turn, found_in
 from tell_plugins.preparation.answer_kind import (
     kind_of,
     need_numbers,

@@ -16,7 +16,7 @@ import torch
 from transformers import GenerationConfig
 
 from tell_plugins.bridge.engine import LocalEngine
-from tell_plugins.bridge.qwen import let_qwen_generate
+from tell_plugins.bridge.patches import let_qwen_generate
 from tell_plugins.core.errors import UserError
 
 _PROBES = ("A", "7", "(", "é")  # user turns that share no token at either end

@@ -14,11 +14,11 @@ import numpy.typing as npt
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import unknown
-from tell_plugins.core.jsonrows import parse_json
+from tell_plugins.core.records import parse_json
 from tell_plugins.core.rows import Rows
 from tell_plugins.core.sources import TaskRows, lengths_of, open_split, open_task
+from tell_plugins.core.text import turns_of
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
-from tell_plugins.core.turns import turns_of
 from tell_plugins.preparation.card_files import state_of
 
 ROWS_SHOWN, CHARS_SHOWN = 3, 1500

@@ -10,7 +10,7 @@ import numpy as np
 
 from tell_plugins.core import draw
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.jsonrows import parse_json
+from tell_plugins.core.records import parse_json
 from tell_plugins.core.text import comparison_keys, row_id
 from tell_plugins.preparation.forms import Pair, TaskFile
 

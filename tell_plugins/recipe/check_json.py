@@ -10,8 +10,8 @@ import numpy as np
 
 from tell_plugins.core import paths
 from tell_plugins.core.mixture import GENERAL, Mixture
-from tell_plugins.recipe.control_rules import own_tokens
 from tell_plugins.recipe.findings import Finding
+from tell_plugins.recipe.mixture_rules import own_tokens
 from tell_plugins.recipe.schedule import Exposure, Plan
 
 if TYPE_CHECKING:
@@ -103,27 +103,32 @@ def _finite(number: float) -> float | None:
 
 def _not_checked(checked: Checked) -> dict[str, str]:
     """The parts that could not be looked at, or not to the end, and why."""
+    unread = "the data was not read" if checked.mixture is None else None
     reasons = {
         "settings": why_not_installed(checked),
         "data": _why_no_data(checked),
-        "held_out_rows": _why_not_compared(checked),
-        "control_tokens": _why_no_tokens(checked),
-        "schedule": None
-        if checked.plan
-        else "the number of rows or the learning rates of the steps are not known",
-        "lengths": _why_not_counted(checked),
+        "held_out_rows": unread or _why_not_compared(checked.mixture),
+        "control_tokens": unread,
+        "schedule": None,
+        "lengths": unread or _why_not_counted(checked),
     }
+    if not unread and own_tokens(checked.settings.text("model")) is None:
+        reasons["control_tokens"] = (
+            "the model's tokenizer is not on this machine: only known tokens were looked for"
+        )
+    if checked.plan is None:
+        reasons["schedule"] = "the number of rows or the learning rates of the steps are not known"
     return {part: why for part, why in reasons.items() if why}
 
 
 def why_not_installed(checked: Checked) -> str | None:
     """Why the settings were compared with a table, and not with ms-swift itself."""
-    if checked.settings.keys.installed:
+    keys = checked.settings.keys
+    if keys.installed:
         return None
-    version = checked.settings.keys.version
     return (
         "ms-swift is not installed: keys, models and templates were compared with a table of "
-        f"those of {version}"
+        f"those of {keys.version}"
     )
 
 
@@ -137,26 +142,13 @@ def _why_no_data(checked: Checked) -> str | None:
     return "the mixture cannot be built"
 
 
-def _why_not_compared(checked: Checked) -> str | None:
-    mixture = checked.mixture
-    if mixture is None:
-        return "the data was not read"
-    if mixture.card.kind == GENERAL:
+def _why_not_compared(mixture: Mixture | None) -> str | None:
+    if mixture is None or mixture.card.kind == GENERAL:
         return "a general card has no held-out rows"
     return None if mixture.overlap_checked else "not all held-out rows are on this machine"
 
 
-def _why_no_tokens(checked: Checked) -> str | None:
-    if checked.mixture is None:
-        return "the data was not read"
-    if own_tokens(checked.settings.text("model")) is None:
-        return "the model's tokenizer is not on this machine: only known tokens were looked for"
-    return None
-
-
 def _why_not_counted(checked: Checked) -> str | None:
-    if checked.mixture is None:
-        return "the data was not read"
     if not checked.counted:
         return "no tokenizer is on this machine, or the recipe's max_length cannot be used"
     if checked.limit is None:

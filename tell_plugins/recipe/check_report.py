@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
     from tell_plugins.recipe.check import Checked
 
 
-def report(checked: Checked, rate: float | None = None) -> str:
-    """The whole report of one recipe; `rate` is a measured number of tokens a second."""
+def report(checked: Checked) -> str:
+    """The whole report of one recipe."""
     parts = [_head(checked)]
     reason = why_no_op(checked.plan) if checked.plan else None
     if reason:
@@ -36,7 +35,7 @@ def report(checked: Checked, rate: float | None = None) -> str:
         _sources(checked),
         _training(checked),
         _lengths(checked),
-        _cost(checked, rate),
+        _cost(checked),
         _paper(checked),
         _not_checked(checked),
         problems(checked.findings),
@@ -235,13 +234,7 @@ def _lengths(checked: Checked) -> str:
 def _length_line(counted: Counted, limit: int | None) -> str:
     name = f"by {counted.tokenizer}"
     name += " (the model's own)" if counted.own else " (the model's own may differ)"
-    template = (
-        f"chat template's {counted.template} included"
-        + (f", and {counted.a_turn} more for each earlier pair of turns" if counted.a_turn else "")
-        if counted.template is not None
-        else "chat template not included"
-    )
-    text = f"{name}: longest {counted.longest:,} tokens ({template})"
+    text = f"{name}: longest {counted.longest:,} tokens (chat template not included)"
     if limit is not None:
         general = sum(counted.general_over.values())
         text += f"; over the limit: {len(counted.over)} task rows, {general} general rows"
@@ -250,12 +243,8 @@ def _length_line(counted: Counted, limit: int | None) -> str:
     return text
 
 
-def _cost(checked: Checked, rate: float | None) -> str:
-    tokens = _trained_tokens(checked)
-    lines = _estimates(checked, tokens)
-    if rate and tokens is not None:
-        lines.append(f"  time     {_duration(tokens / rate)} at your {rate:g} tokens a second")
-    return "\n".join(["Cost" + lines[0], *lines[1:]])
+def _cost(checked: Checked) -> str:
+    return "Cost" + "\n".join(_estimates(checked, _trained_tokens(checked)))
 
 
 def _best_count(checked: Checked) -> Counted | None:
@@ -278,7 +267,7 @@ def _estimates(checked: Checked, tokens: int | None) -> list[str]:
     if shape is None:
         return ["", "  no estimate: the sizes of this model are not known here"]
     if not _is_plain_lora(settings, shape):
-        return ["", "  no estimate: it is for LoRA on an unquantised model"]
+        return ["", "  no estimate: it is for LoRA on an unquantised model, without Liger"]
     counted = _best_count(checked)
     try:
         tuning = tuning_of(checked)
@@ -321,7 +310,8 @@ def _held_tokens(checked: Checked, tokens: int) -> int:
 
 def _is_plain_lora(settings: Settings, shape: Shape) -> bool:
     quantised = settings.given("quant_method") or settings.given("quant_bits") or shape.quantised
-    return settings.text("tuner_type", "lora") == "lora" and not quantised
+    others = quantised or settings.flag("use_liger_kernel")
+    return settings.text("tuner_type", "lora") == "lora" and not others
 
 
 def tuning_of(checked: Checked) -> estimate.Tuning:
@@ -336,19 +326,10 @@ def tuning_of(checked: Checked) -> estimate.Tuning:
         batch=settings.integer("per_device_train_batch_size", 1),
         checkpointing=settings.flag("gradient_checkpointing"),
         keep_label_logits=True if keep is None else settings.flag("use_logits_to_keep"),
-        fused_loss=settings.flag("use_liger_kernel") and not settings.flag("enable_channel_loss"),
         row_loss=settings.text("loss_type") == LOSS_TYPE,
         held=checked.spec is not None and checked.spec.kl > 0,
         on_cpu=settings.flag("use_cpu"),
     )
-
-
-def _duration(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "no time"
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, left = divmod(rest, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {left} s"
 
 
 def _paper(checked: Checked) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import Any
 
 from tell_plugins.bridge import mixed_use
 from tell_plugins.core import paths
@@ -15,6 +16,7 @@ from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.core.mixture import (
     GENERAL,
     HELD_OUT,
+    counter_for,
     general_card,
     refuse_measuring,
     refuse_times_nothing,
@@ -22,7 +24,6 @@ from tell_plugins.core.mixture import (
 from tell_plugins.core.schemas import card_validator
 from tell_plugins.core.sources import need_file
 from tell_plugins.core.spec import NONE, PREFIX, Spec, is_tell, parse_spec
-from tell_plugins.core.tokens import tokenizer_file
 from tell_plugins.recipe.findings import Finding, as_errors, error, split, warning
 from tell_plugins.recipe.recipes import Recipe, as_list
 from tell_plugins.recipe.settings import Settings
@@ -128,81 +129,51 @@ def check_files(spec: Spec) -> list[Finding]:
             need_file(owner, name)
         except UserError as problem:
             problems.append(problem)
-    counted = [part for part in (spec.task, amount) if part.unit == "tok"]
-    limited = [source for source in [card, *sources] if source.max_tokens]
-    if (counted or limited) and tokenizer_file() is None:
-        reason = f"amount '{counted[0]}'" if counted else f"max_tokens of '{limited[0].name}'"
-        problems.append(
-            UserError(
-                f"{reason} needs a tokenizer to count with, and none is here",
-                where=str(spec),
-                remedy="./run.sh data llama2_tokenizer, or set $TELL_TOKENIZER to a tokenizer.json",
-            )
-        )
+    try:
+        counter_for(spec, [spec.task, amount], [card, *sources])
+    except UserError as problem:
+        problems.append(problem)
     return [finding for problem in problems for finding in as_errors("tell-data-missing", problem)]
 
 
-def check_order(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
-    """Settings of ms-swift that would undo the mixture's order, or drop rows from it."""
+def check_uses(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+    """Settings of ms-swift that do not go with the mixture, or with its loss."""
     if not any(is_tell(str(entry)) for entry in as_list(recipe.values.get("dataset"))):
         return
-    for key, reason in _REORDERS.items():
-        try:
-            on = settings.flag(key)
-        except UserError:
-            continue  # the rule on values reports it
-        if on:
-            given = "" if settings.given(key) else ", ms-swift's default,"
-            yield error(
-                "tell-order",
-                f"'{key}' is true{given} {reason}",
-                recipe.where(key),
-                f"write '{key}: false'",
-            )
-    for key, least, reason, remedy in _NUMBERS:
-        try:
-            value = settings.number(key)
-        except UserError:
-            continue
-        if value > least:
-            yield error("tell-order", f"'{key}' is {value:g} {reason}", recipe.where(key), remedy)
-    yield from _foreign_orders(recipe, settings)
+    try:
+        spec = recipe.spec
+    except UserError:  # the rule on the dataset says what is wrong
+        spec = Spec("")
+
+    def read(key: str) -> Any:
+        for typed in (settings.flag, settings.number) if key in settings.keys.keys else ():
+            with contextlib.suppress(UserError):
+                return typed(key)
+        return settings.value(key) if key in settings.keys.keys else None
+
+    for one in mixed_use.misuses(read, spec):
+        yield error(one.rule, one.found, recipe.where(one.key), one.remedy)
+    if spec.kl:
+        yield from _check_held_rows(recipe, spec)
 
 
-def _foreign_orders(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
-    """Keys that bring rows of other data sets, or an order of their own."""
-    sampler = settings.text("train_sampling_strategy")
-    wrong = {
-        "interleave_prob": f"'interleave_prob' {mixed_use.INTERLEAVED}",
-        "cached_dataset": mixed_use.CACHED,
-    }
-    if sampler in mixed_use.SAMPLERS:
-        wrong["train_sampling_strategy"] = f"'{sampler}' orders the rows anew"
-    for key, found in wrong.items():
-        if settings.given(key):
-            yield error("tell-order", found, recipe.where(key), f"leave out '{key}'")
-
-
-_REORDERS = {
-    "dataset_shuffle": "and shuffles the mixture again",
-    "train_dataloader_shuffle": "and shuffles the mixture again",
-    **mixed_use.REORDERS,
-    "ignore_data_skip": "so a resumed run begins the mixture anew",
-}
-_NUMBERS = (
-    (
-        "split_dataset_ratio",
-        0.0,
-        "and takes scarce task rows out of training",
-        "write 'split_dataset_ratio: 0'; a card's own split goes under val_dataset",
-    ),
-    (
-        "sequence_parallel_size",
-        1.0,
-        "and brings a sampler of its own, which shuffles the mixture again",
-        "write 'sequence_parallel_size: 1'",
-    ),
-)
+def _check_held_rows(recipe: Recipe, spec: Spec) -> Iterator[Finding]:
+    where = recipe.where("dataset")
+    if spec.task == NONE:
+        yield error(
+            "tell-kl-rows",
+            f"with task=0 and kl={spec.kl:g} every row is held to what the model already is, so "
+            "nothing trains",
+            where,
+            "take kl out of the dataset string, or ask for task rows",
+        )
+    elif spec.general == NONE:
+        yield warning(
+            "tell-kl-rows",
+            f"kl={spec.kl:g} holds general rows, and general=0 takes none",
+            where,
+            "ask for general rows, for example general=2x",
+        )
 
 
 def check_keeping(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
@@ -231,37 +202,21 @@ def check_keeping(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
         )
 
 
-def check_plugin(recipe: Recipe) -> Iterator[Finding]:
+def check_plugin(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
     """Without the plugin, `tell/...` would be looked up on a hub."""
     plugins = [str(part) for part in as_list(recipe.values.get("external_plugins"))]
-    ours = [(paths.PROJECT / part).resolve() == paths.PLUGIN for part in plugins]
-    if True in ours:
-        yield from _check_names(recipe, plugins[: ours.index(True)])
-        return
-    yield error(
-        "tell-plugin",
-        "'external_plugins' does not name tell_plugins/register.py, so ms-swift would look for "
-        "the data set on a hub",
-        recipe.where("external_plugins"),
-        "write 'external_plugins: [tell_plugins/register.py]'",
-        "a path from the project's folder",
-    )
+    if not any((paths.PROJECT / part).resolve() == paths.PLUGIN for part in plugins):
+        yield error(
+            "tell-plugin",
+            "'external_plugins' does not name tell_plugins/register.py, so ms-swift would look for "
+            "the data set on a hub",
+            recipe.where("external_plugins"),
+            "write 'external_plugins: [tell_plugins/register.py]'",
+            "a path from the project's folder",
+        )
 
 
-def _check_names(recipe: Recipe, before: Sequence[str]) -> Iterator[Finding]:
-    """ms-swift 4.0 imports plugins by their stem, and Python takes a second one for the first."""
-    for plugin in before:
-        if Path(plugin).name == paths.PLUGIN.name:
-            yield error(
-                "tell-plugin",
-                f"'external_plugins' names '{plugin}' before tell_plugins/register.py, and "
-                "ms-swift 4.0 takes the second of two files of one name for the first",
-                recipe.where("external_plugins"),
-                "name tell_plugins/register.py first",
-            )
-
-
-def check_validation(recipe: Recipe) -> Iterator[Finding]:
+def check_validation(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
     """TELL strings under `val_dataset`."""
     where = recipe.where("val_dataset")
     for entry in map(str, as_list(recipe.values.get("val_dataset"))):

@@ -15,7 +15,6 @@ from tell_plugins.recipe.shapes import Shape
 
 GIB = 2**30
 _CUDA_CONTEXT = 0.8 * GIB  # context, cuBLAS workspace and fragmentation of one process
-_LIGER_CHUNKS = 0.1 * GIB  # logits exist in small pieces only
 _LOSS_CHUNKS = 0.25 * GIB  # four pieces of 2^24 fp32 numbers, see bridge/loss.py
 _WIDTH = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -28,7 +27,6 @@ class Tuning:
         batch: rows of one forward pass.
         checkpointing: whether activations are computed anew in the backward pass.
         keep_label_logits: whether ms-swift computes logits only where there are labels.
-        fused_loss: whether Liger's loss never holds the logits.
         row_loss: whether the loss is `tell`, which takes the logits in chunks.
         held: whether general rows are held to the base model, whose logits are needed then.
         on_cpu: whether there is no CUDA context.
@@ -41,7 +39,6 @@ class Tuning:
     batch: int = 1
     checkpointing: bool = True
     keep_label_logits: bool = True
-    fused_loss: bool = False
     row_loss: bool = False
     held: bool = False
     on_cpu: bool = False
@@ -86,9 +83,7 @@ def memory(shape: Shape, tuning: Tuning, lengths: npt.NDArray[np.int64]) -> Memo
     if not (tuning.keep_label_logits and shape.skips_logits):
         labels = tokens
     activations = tokens * _activation_bytes(shape, tuning, width)
-    logits = (
-        np.zeros(len(tokens)) if tuning.fused_loss else labels * _logit_bytes(shape, tuning, width)
-    )
+    logits = labels * _logit_bytes(shape, tuning, width)
     worst = int(np.argmax(activations + logits))
     lora_width = _WIDTH.get(tuning.lora_dtype, 4)
     adapter = shape.lora_parameters(list(tuning.targets), tuning.rank)
@@ -97,15 +92,9 @@ def memory(shape: Shape, tuning: Tuning, lengths: npt.NDArray[np.int64]) -> Memo
         # the parameters, their gradients, and the two moments of Adam
         adapter=float(4 * lora_width * adapter),
         activations=float(tuning.batch * activations[worst]),
-        logits=_logits_held(tuning, float(tuning.batch * logits[worst])),
+        logits=float(tuning.batch * logits[worst]) + (_LOSS_CHUNKS if tuning.row_loss else 0.0),
         overhead=0.0 if tuning.on_cpu else _CUDA_CONTEXT,
     )
-
-
-def _logits_held(tuning: Tuning, logits: float) -> float:
-    if tuning.fused_loss:
-        return _LIGER_CHUNKS
-    return logits + (_LOSS_CHUNKS if tuning.row_loss else 0.0)
 
 
 def _logit_bytes(shape: Shape, tuning: Tuning, width: int) -> float:

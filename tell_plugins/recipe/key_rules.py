@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tell_plugins.bridge import mixed_use
 from tell_plugins.core.errors import nearest
-from tell_plugins.core.secrets import secret_keys
+from tell_plugins.core.shown import secret_keys
 from tell_plugins.recipe.findings import Finding, error, warning
 from tell_plugins.recipe.recipes import (
     PATH_KEYS,
@@ -18,7 +18,7 @@ from tell_plugins.recipe.recipes import (
     as_json,
     as_list,
 )
-from tell_plugins.recipe.settings import FALSE, TRUE
+from tell_plugins.recipe.settings import FALSE, TRUE, Settings
 from tell_plugins.recipe.swift_keys import SwiftKeys
 
 # names of earlier releases (ms-swift 1 to 3), for which no nearest match would be right
@@ -59,8 +59,9 @@ _RANGES = {
 }
 
 
-def check_keys(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
+def check_keys(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
     """Keys that the installed ms-swift does not know by their exact name."""
+    swift = settings.keys
     for key in recipe.values:
         if key not in swift.keys and not (key == "ENV" and swift.takes_yaml_first):
             yield _unknown_key(recipe, key, swift)
@@ -104,8 +105,9 @@ def _unknown_key(recipe: Recipe, key: str, swift: SwiftKeys) -> Finding:
     return error("tell-key-unknown", found, recipe.where(key), remedy)
 
 
-def check_values(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
+def check_values(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
     """Values that ms-swift would read as something else, or not at all."""
+    swift = settings.keys
     for key, value in recipe.values.items():
         if key not in swift.keys:
             continue
@@ -139,10 +141,10 @@ def check_values(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
             yield finding
 
 
-def check_texts(recipe: Recipe, swift: SwiftKeys) -> Iterator[Finding]:
+def check_texts(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
     """Values that `swift sft` by itself would read otherwise than they are written."""
     for key, written in recipe.written.items():
-        value, kind = recipe.get(key), swift.keys.get(key, {}).get("type")
+        value, kind = recipe.get(key), settings.keys.keys.get(key, {}).get("type")
         is_same = str(value) == written if kind == "str" else not isinstance(value, str)
         if kind in ("str", "int", "float") and (not is_same or _is_octal(written)):
             yield warning(
@@ -158,12 +160,11 @@ def _is_octal(written: str) -> bool:
     return len(written) > 1 and written.lstrip("+-")[:1] == "0" and written.strip("+-").isdigit()
 
 
-def check_variables(recipe: Recipe) -> Iterator[Finding]:
+def check_variables(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
     """`$HOME` and the like: ms-swift asks no shell what they stand for."""
     for key, value in recipe.values.items():
         for part in map(str, as_list(value)):
-            found = re.search(r"\$\w+" if key in PATH_KEYS else r"\$\{[^}]*\}", part)
-            found = found or re.search(r"\$\{[^}]*\}", part)
+            found = re.search(r"\$\w+|\$\{[^}]*\}" if key in PATH_KEYS else r"\$\{[^}]*\}", part)
             if found and key != "system":
                 yield error(
                     "tell-path-variable",
@@ -197,9 +198,8 @@ def _check_type(recipe: Recipe, key: str, value: Any, kind: str) -> Finding | No
                 "one or several texts or numbers",
             )
         return None
-    if kind in _TESTS:
-        allowed, fits = _TESTS[kind]
-        return None if fits(value) else _wrong(recipe, key, value, allowed)
+    if kind in _KINDS:
+        return None if _fits(value, kind) else _wrong(recipe, key, value, _KINDS[kind])
     if isinstance(value, bool):
         return error(
             "tell-value-type",
@@ -220,31 +220,18 @@ def _wrong(recipe: Recipe, key: str, value: Any, allowed: str) -> Finding:
     )
 
 
-def _is_whole(value: Any) -> bool:
-    if isinstance(value, bool):
-        return False
-    try:
-        int(str(value))
-    except ValueError:
-        return False
-    return True
+_KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number"}
 
 
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool):
-        return False
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value is what ms-swift takes for this kind."""
+    if kind == "bool":
+        return str(value).lower() in TRUE + FALSE
     try:
-        float(value)
+        int(str(value)) if kind == "int" else float(value)
     except (TypeError, ValueError, OverflowError):
         return False
-    return True
-
-
-_TESTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "bool": ("true or false", lambda value: str(value).lower() in TRUE + FALSE),
-    "int": ("a whole number", _is_whole),
-    "float": ("a number", _is_number),
-}
+    return not isinstance(value, bool)
 
 
 def _check_choice(recipe: Recipe, key: str, value: Any, choices: Sequence[Any]) -> Finding | None:
@@ -262,7 +249,7 @@ def _check_choice(recipe: Recipe, key: str, value: Any, choices: Sequence[Any]) 
 
 
 def _check_range(recipe: Recipe, key: str, value: Any) -> Finding | None:
-    if key not in _RANGES or not _is_number(value):
+    if key not in _RANGES or not _fits(value, "float"):
         return None
     (low, high), number = _RANGES[key], float(value)
     if low <= number <= high:

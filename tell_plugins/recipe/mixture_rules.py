@@ -1,15 +1,25 @@
-"""Rules on a mixture that stands: its shares, and what its anchor says of the answers."""
+"""Rules on a mixture that stands: its rows, their tokens, its shares and what its anchor says."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from tell_plugins.core import paths
-from tell_plugins.core.mixture import Mixture
-from tell_plugins.recipe.findings import Finding, warning
+from tell_plugins.core.mixture import GENERAL, Drawn, Mixture
+from tell_plugins.core.sources import TaskRows
+from tell_plugins.core.text import KNOWN, any_of, found_in
+from tell_plugins.recipe.findings import Finding, error, warning
+from tell_plugins.recipe.lengths import Counted, own_tokenizer
+from tell_plugins.recipe.schedule import Plan
+from tell_plugins.recipe.settings import Settings
+from tell_plugins.recipe.shapes import readable_shape
+from tell_plugins.recipe.tables import count_of
 
 _MOST_LABELS = 20  # more different answers are no closed set
 _LONGEST_LABEL = 40
@@ -22,6 +32,131 @@ _PLAIN_ANSWERS = re.compile(
     r"(\w+)((?:\s*,\s*\w+)*)\s*,?\s+or\s+(\w+)",
     re.IGNORECASE,
 )
+_TASK, _GENERAL = "tell-control-task", "tell-control-general"
+_SHOWN = 5
+
+
+def check_sources(mixture: Mixture, where: str) -> Iterator[Finding]:
+    """Rows that stand twice, cannot be read, or are held-out queries."""
+    for source in mixture.sources:
+        if source.duplicates:
+            yield warning(
+                "tell-data-duplicates",
+                f"'{source.card.name}' holds {count_of(source.duplicates, 'duplicate row')}, "
+                "which train as often as they stand there",
+                paths.shown(source.rows.file),
+                "remove the copies, unless they are meant",
+            )
+        if source.bad:
+            yield _malformed(source)
+    kept = sum(source.overlap_used or 0 for source in mixture.sources)
+    if kept:
+        yield warning(
+            "tell-test-rows-train",
+            f"{count_of(kept, 'general row')} trained on with a held-out query",
+            where,
+            "overlap=drop leaves them out",
+        )
+    if not mixture.overlap_checked and mixture.card.kind != GENERAL:
+        yield warning(
+            "tell-test-rows-missing",
+            "test rows are not here, so nothing tells whether they are trained on",
+            where,
+            f"./run.sh data {mixture.card.name}",
+        )
+
+
+def _malformed(source: Drawn) -> Finding:
+    first = ", ".join(str(bad.line) for bad in source.bad[:5])
+    more = ", ..." if source.dropped["malformed"] > 5 else ""
+    return warning(
+        "tell-data-malformed",
+        f"{count_of(source.dropped['malformed'], 'malformed row')} of '{source.card.name}' left "
+        f"out (lines {first}{more}): {source.bad[0].reason}",
+        paths.shown(source.rows.file),
+        "mend them, or leave it at that",
+    )
+
+
+def check_control_tokens(mixture: Mixture, model: str) -> Iterator[Finding]:
+    """Errors for task rows, warnings for general rows; the known tokens where the model is away."""
+    own = own_tokens(model)
+    if mixture.task is not None:
+        used = sorted(mixture.sources[0].used.tolist())
+        yield from _task_findings(mixture.task, used, own)
+    more = [token for token in own or () if token not in KNOWN]
+    for source in mixture.sources:
+        rows = source.rows
+        if isinstance(rows, TaskRows):
+            continue
+        where = paths.shown(rows.file)
+        if source.steering:
+            text = f"{count_of(len(source.steering), 'row')} of '{source.card.name}' left out"
+            some = source.steering[:_SHOWN]
+            pairs = rows.texts(some).pairs()
+            found = [
+                (int(rows.lines[row]), found_in("\n".join(pair)) or "")
+                for row, pair in zip(some, pairs, strict=True)
+            ]
+            yield warning(
+                _GENERAL,
+                f"{text}: control tokens of chat models in them "
+                f"({_tokens_shown(found, len(source.steering))})",
+                where,
+                f"{_remedy(found)}, or leave it at that",
+            )
+        if not more:
+            continue
+        left = int(np.isin(source.used, np.flatnonzero(rows.holding(any_of(more)))).sum())
+        if left:
+            text = f"{count_of(left, 'row')} of '{source.card.name}' hold tokens that steer {model}"
+            yield warning(_GENERAL, text, where, "mend or remove them")
+
+
+def own_tokens(model: str) -> list[str] | None:
+    """The control tokens of a model on this machine, None where its tokenizer is not at hand."""
+    counter = own_tokenizer(model)
+    if counter is None:
+        return None
+    saved = json.loads(counter.path.read_text(encoding="utf-8"))
+    added = saved.get("added_tokens") or ()
+    return [token["content"] for token in added if token.get("special") and token.get("content")]
+
+
+def _task_findings(
+    task: TaskRows, used: Sequence[int], own: Sequence[str] | None
+) -> Iterator[Finding]:
+    tokens = KNOWN if own is None else own
+    found = [
+        (int(task.lines[row]), token)
+        for row in used
+        if (token := found_in(task.queries[row] + "\n" + task.responses[row], tokens))
+    ]
+    if not found:
+        return
+    text = f"{count_of(len(found), 'task row')} with control tokens "
+    text += f"({_tokens_shown(found, len(found))})"
+    where, remedy = paths.shown(task.file), _remedy(found)
+    if own is None:
+        yield warning(
+            _TASK, f"{text} of some chat models; the model's tokenizer is not here", where, remedy
+        )
+    else:
+        yield error(
+            _TASK, f"{text}: the model reads the end or beginning of a turn there", where, remedy
+        )
+
+
+def _tokens_shown(found: Sequence[tuple[int, str]], count: int) -> str:
+    """The lines and tokens of the first rows of `count`."""
+    shown = ", ".join(f"line {line}: {token}" for line, token in found[:_SHOWN])
+    return shown + (" ..." if count > _SHOWN else "")
+
+
+def _remedy(found: Sequence[tuple[int, str]]) -> str:
+    struck = any(token in ("<s>", "</s>") for _, token in found)
+    html = " (text that HTML strikes through: as <del> in place of <s>)" if struck else ""
+    return f"write them otherwise, such as with a blank inside{html}"
 
 
 def check_shares(task: int, general: int, where: str) -> Iterator[Finding]:
@@ -112,3 +247,81 @@ def check_exposure(weight: float, task: int, where: str) -> Iterator[Finding]:
             where,
             "order=shuffle or order=even, fewer warm-up steps, or more epochs",
         )
+
+
+def check_unseen(plan: Plan, mixture: Mixture | None, task: int, where: str) -> Iterator[Finding]:
+    """Rows that no step holds, `task` of them of task data: ms-swift says nothing about them."""
+    unseen = plan.entries - plan.seen
+    if mixture is not None and mixture.spec.repeat > 1:  # copies may train elsewhere
+        unseen, task = _whole_rows_lost(mixture, plan.seen)
+    if not unseen:
+        return
+    reason = "dataloader_drop_last is true"
+    if plan.seen < plan.served:
+        reason = f"{plan.steps} steps end before the mixture does"
+    elif plan.training.world > 1:
+        reason = f"{plan.training.world} processes each get the same number of rows"
+    text = f"{count_of(unseen, 'row')} never trained on, {task} of task data: {reason}"
+    tell = error if task else warning
+    yield tell("tell-rows-unseen", text, where, "more steps, or amounts that fit")
+
+
+def _whole_rows_lost(mixture: Mixture, seen: int) -> tuple[int, int]:
+    """How many rows have no copy among the first `seen` entries: of all rows, of task rows."""
+    task = mixture.is_task.tolist()
+    entries = mixture.order
+    rows = list(zip(task, mixture.origin[entries], mixture.row[entries], strict=True))
+    lost = set(rows[seen:]) - set(rows[:seen])
+    return len(lost), sum(is_task for is_task, *_ in lost)
+
+
+def check_lengths(counts: Sequence[Counted], settings: Settings, limit: int) -> Iterator[Finding]:
+    """Rows over `max_length`, by the model's own tokenizer where it is here, else by any."""
+    shape = readable_shape(settings.text("model"))
+    positions = shape.positions if shape is not None and shape.positions else math.inf
+    cut = settings.text("truncation_strategy") in ("left", "right")
+    strict = settings.flag("strict") and not cut
+    best = next((counted for counted in counts if counted.own), None)
+    for counted in [best] if best else counts:
+        by = counted.tokenizer + ("" if counted.exact else "; the model's own may count otherwise")
+        # a run is not stopped over what another tokenizer counts
+        lost = error if counted.exact and not cut else warning
+        longer = _longer(counted, positions)
+        if counted.over:
+            text = f"{_rows_named(counted.over)} over max_length {limit:,} (by {by}) and would be "
+            text += "cut" if cut else "lost"
+            yield lost("tell-row-long", text, counted.file, longer + " or shorten the rows")
+        if counted.near:
+            text = (
+                f"{_rows_named(counted.near)} near max_length {limit:,}: with the chat template "
+                f"around them they may be over it (by {by})"
+            )
+            yield warning("tell-row-near", text, counted.file, longer + " to be safe")
+        for name, number in counted.general_over.items():
+            text = f"{count_of(number, 'general row')} of '{name}' over max_length {limit:,} "
+            text += f"(by {by})"
+            text += "; 'strict: true' stops the run there" if strict else " and would be cut or "
+            yield (lost if strict else warning)(
+                "tell-general-long",
+                text if strict else text + "dropped",
+                settings.recipe.where("max_length"),
+                f"raise max_length, or give card '{name}' a smaller max_tokens",
+            )
+
+
+def _rows_named(rows: list[tuple[int, int]]) -> str:
+    """`2 task rows (line 5: 2,231 tokens, line 9: 2,300 tokens) are`"""
+    each = ", ".join(f"line {line}: {tokens:,} tokens" for line, tokens in rows)
+    return f"{count_of(len(rows), 'task row')} ({each}) {'are' if len(rows) > 1 else 'is'}"
+
+
+def _longer(counted: Counted, positions: float) -> str:
+    """The remedy for rows over the limit, which must not lead beyond the model's positions.
+
+    A round limit that holds the longest row, with a margin where the count is not exact.
+    """
+    longest = counted.longest * (1.0 if counted.own else 1.1)
+    enough = int(-(-longest // 256) * 256)
+    if counted.longest <= positions:
+        return f"raise max_length to {min(enough, positions):.0f}"
+    return f"take a model with more than {positions:,.0f} positions (max_length {enough})"

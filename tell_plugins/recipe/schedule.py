@@ -181,22 +181,11 @@ def plan(entries: int, training: Training) -> Plan:
             allowed=f"up to {_MOST_STEPS:.0e}",
             remedy="correct max_steps or num_train_epochs",
         )
-    warmup = warmup_steps(scheduled, training.warmup_ratio, training.warmup_steps)
+    # a number of steps above 0 wins over the ratio
+    warmup = max(training.warmup_steps, 0) or math.ceil(scheduled * training.warmup_ratio)
     result = Plan(training, entries, served, per_epoch, steps, scheduled, warmup)
     result.rates_at(np.zeros(1, np.int64))  # a scheduler that is not modelled is told here
     return result
-
-
-def warmup_steps(steps: int, ratio: float, count: int = 0) -> int:
-    """Warm-up steps; a count above 0 wins over the ratio."""
-    return count if count > 0 else math.ceil(steps * ratio)
-
-
-def relative_rates(
-    scheduler: str, steps: int, warmup: int, kwargs: dict[str, Any] | None = None
-) -> Rates:
-    """(steps,) the factor on the learning rate at each step. Raises as `plan` does."""
-    return _factors(scheduler, np.arange(steps), steps, warmup, kwargs or {})
 
 
 def _factors(scheduler: str, at: Steps, steps: int, warmup: int, given: dict[str, Any]) -> Rates:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import read_json
 from tell_plugins.recipe.models import model_folder
+
+_MODELS = Path(__file__).with_name("models.json")
 
 
 @dataclass(frozen=True)
@@ -74,74 +78,26 @@ def _gated(hidden: int, query: int, key: int, inner: int) -> dict[str, tuple[tup
     }
 
 
-_QWEN_7B = Shape(
-    name="Qwen-7B-Chat",
-    layers=32,
-    hidden=4096,
-    intermediate=11008,  # its config says 22016, the two gates together
-    heads=32,
-    kv_heads=32,
-    head_dim=128,
-    vocab=151936,
-    positions=8192,
-    modules={
-        "c_attn": ((4096, 3 * 4096),),
-        "c_proj": ((4096, 4096), (11008, 4096)),
-        "w1": ((4096, 11008),),
-        "w2": ((4096, 11008),),
-    },
-    biases=3 * 4096,
-    skips_logits=False,
-)
-# of models on a hub, by the last part of their id: what their config.json says. A model that is
-# missing here trains as well; `check` then has no estimate until its folder is at hand
-_CONFIGS: dict[str, dict[str, Any]] = {
-    "llama-2-7b-chat-ms": {
-        "name": "Llama-2-7b-chat",
-        **{"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008},
-        **{"num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000},
-        "max_position_embeddings": 4096,
-    },
-    "llama-3.2-3b-instruct": {
-        **{"model_type": "llama", "hidden_size": 3072, "intermediate_size": 8192},
-        **{"num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8},
-        **{"vocab_size": 128256, "max_position_embeddings": 131072, "tie_word_embeddings": True},
-    },
-    "smollm2-360m-instruct": {
-        **{"model_type": "llama", "hidden_size": 960, "intermediate_size": 2560},
-        **{"num_hidden_layers": 32, "num_attention_heads": 15, "num_key_value_heads": 5},
-        **{"vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True},
-    },
-    "gemma-7b-it": {
-        **{"model_type": "gemma", "hidden_size": 3072, "intermediate_size": 24576},
-        **{"num_hidden_layers": 28, "num_attention_heads": 16, "head_dim": 256},
-        **{"vocab_size": 256000, "max_position_embeddings": 8192},
-    },
-    "gemma-3-4b-it": {
-        "model_type": "gemma3",
-        "text_config": {
-            **{"model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240},
-            **{"num_hidden_layers": 34, "num_attention_heads": 8, "num_key_value_heads": 4},
-            **{"head_dim": 256, "vocab_size": 262208, "max_position_embeddings": 131072},
-        },
-        "vision_config": {
-            **{"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27},
-        },
-    },
-    "qwen2.5-7b-instruct": {
-        **{"model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944},
-        **{"num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4},
-        **{"vocab_size": 152064, "max_position_embeddings": 32768},
-    },
-    "qwen3-4b-instruct-2507": {
-        **{"model_type": "qwen3", "hidden_size": 2560, "intermediate_size": 9728},
-        **{"num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8},
-        **{"head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 262144},
-        "tie_word_embeddings": True,
-    },
-}
-_CONFIGS["llama-2-7b-chat-hf"] = _CONFIGS["llama-2-7b-chat-ms"]
-_GATED_TYPES = ("llama", "gemma", "gemma3_text", "mistral", "qwen2", "qwen3", "smollm3")
+def _fused(hidden: int, inner: int) -> dict[str, tuple[tuple[int, int], ...]]:
+    return {
+        "c_attn": ((hidden, 3 * hidden),),
+        "c_proj": ((hidden, hidden), (inner, hidden)),
+        "w1": ((hidden, inner),),
+        "w2": ((hidden, inner),),
+    }
+
+
+_GATED_TYPES = ("llama", "gemma", "gemma3_text", "mistral", "qwen", "qwen2", "qwen3", "smollm3")
+
+
+@cache
+def _hub_configs() -> dict[str, dict[str, Any]]:
+    """Of models on a hub, by the last part of their id in lower case: what their config.json says.
+
+    A model that is missing there trains as well; `check` has no estimate until its folder is here.
+    """
+    configs: dict[str, dict[str, Any]] = json.loads(_MODELS.read_text(encoding="utf-8"))
+    return configs
 
 
 def shape_of(model: str) -> Shape | None:
@@ -153,9 +109,7 @@ def shape_of(model: str) -> Shape | None:
     if folder is not None and (folder / "config.json").is_file():
         return _from_config(folder / "config.json")
     name = model.rstrip("/").rpartition("/")[2]
-    if name.lower() == _QWEN_7B.name.lower():
-        return _QWEN_7B
-    config = _CONFIGS.get(name.lower())
+    config = _hub_configs().get(name.lower())
     return None if config is None else _shape(config.get("name", name), config)
 
 
@@ -197,9 +151,13 @@ def _gated_shape(name: str, config: dict[str, Any]) -> Shape:
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or hidden // heads
-    inner = config["intermediate_size"]
+    inner, kind = config["intermediate_size"], config["model_type"]
     query, key = heads * head_dim, kv_heads * head_dim
-    biased = config.get("attention_bias", config["model_type"] == "qwen2")
+    modules = _gated(hidden, query, key, inner)
+    if kind == "qwen":  # its config counts the two gates together
+        inner //= 2
+        modules = _fused(hidden, inner)
+    biased = config.get("attention_bias", kind in ("qwen", "qwen2"))
     return Shape(
         name=name,
         layers=config["num_hidden_layers"],
@@ -209,9 +167,10 @@ def _gated_shape(name: str, config: dict[str, Any]) -> Shape:
         kv_heads=kv_heads,
         head_dim=head_dim,
         vocab=config["vocab_size"],
-        positions=config.get("max_position_embeddings", 0),
-        modules=_gated(hidden, query, key, inner),
+        positions=config.get("max_position_embeddings") or config.get("seq_length", 0),
+        modules=modules,
         biases=query + 2 * key if biased else 0,
         # a config.json leaves out what equals its class's default; Gemma's is tied
-        tied=config.get("tie_word_embeddings", config["model_type"].startswith("gemma")),
+        tied=config.get("tie_word_embeddings", kind.startswith("gemma")),
+        skips_logits=kind != "qwen",
     )

@@ -7,7 +7,6 @@ to it as flags, with the command line's applied: they win everywhere.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import shlex
 import signal
@@ -24,8 +23,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.recipe.check import Checked, inspect
 from tell_plugins.recipe.findings import errors_of
-from tell_plugins.recipe.hubs import need_model
-from tell_plugins.recipe.models import is_embedded, model_folder
+from tell_plugins.recipe.models import is_embedded, model_folder, need_model
 from tell_plugins.recipe.recipes import Recipe, checkpoints, load_recipe
 from tell_plugins.recipe.settings import TRUE, Settings
 from tell_plugins.recipe.swift_keys import installed_version, project_environment, swift_keys
@@ -79,8 +77,6 @@ def check_and_train(
 def _stop_on_errors(checked: Checked, force: bool) -> None:
     """Errors that `check` finds stop the run: ms-swift would find the same, minutes later."""
     errors = errors_of(checked.findings)
-    if importlib.util.find_spec("swift") is not None:  # the training runs here
-        errors += [f.problem for f in checked.findings if f.rule == "tell-package"]
     if errors and not force:
         end = UserError(
             "nothing was trained",
