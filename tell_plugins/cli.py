@@ -40,7 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "anchor": ("experiments.anchor_verb", "let the model write and rank its own anchors"),
     "tune": ("experiments.tune", "choose settings on validation rows, within a time budget"),
     "sweep": ("experiments.sweep_verb", "a grid of runs: train and score each"),
-    "report": ("experiments.report_verb", "tables, pictures and one HTML page of a sweep"),
+    "report": ("experiments.report", "tables, pictures and one HTML page of a sweep"),
 }
 _RUN_SH = (
     {  # only a checkout has these

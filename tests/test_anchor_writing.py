@@ -16,8 +16,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.experiments import anchor_writing
-from tell_plugins.experiments.anchor_writing import cleaned, training_rows, write_anchors
+from tell_plugins.experiments.anchor_verb import cleaned, prompt, training_rows, write_anchors
 from tests.sweep_world import World
 from tests.swift_keys_once import lay_keys
 
@@ -127,7 +126,7 @@ def test_a_model_that_writes_nothing(world: World) -> None:
 
 
 def test_long_examples_are_cut_and_say_so() -> None:
-    text = anchor_writing.prompt([("x" * 5000, "short")])
+    text = prompt([("x" * 5000, "short")])
     assert "[...]" in text
     assert len(text) < 2500
 

@@ -23,8 +23,7 @@ from hypothesis import strategies as st
 
 from tell_plugins.cli import main
 from tell_plugins.core.errors import UserError
-from tell_plugins.experiments.results import load_studies
-from tell_plugins.experiments.whole import refuse_damaged
+from tell_plugins.experiments.results import load_studies, refuse_damaged
 from tests.conftest import write_rows
 from tests.made_results import EVALUATION, MadeResults
 from tests.saved_answers import save_answers

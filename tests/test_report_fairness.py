@@ -13,8 +13,8 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation.intervals import POWER, Z95, Estimate, Rate, smallest_shown
 from tell_plugins.experiments import tables
 from tell_plugins.experiments.conclusions import Conclusions, conclude
-from tell_plugins.experiments.corrections import corrections
 from tell_plugins.experiments.measures import Judge
+from tell_plugins.experiments.report import corrections
 from tell_plugins.experiments.results import ReferenceShelf, load_studies
 from tests.conftest import PROJECT
 from tests.made_results import MadeResults

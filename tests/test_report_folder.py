@@ -125,9 +125,9 @@ def test_a_run_is_compared_with_the_model_that_it_was_trained_from(tmp_path: Pat
     made.index("models", "Models", [42])
     (study,) = load_studies(tmp_path)
     compared = {
-        entry.at["model"]: base.run.folder.name
+        entry.at["model"]: base.run
         for entry in study.done
-        if not entry.run.is_base and (base := study.base_of(entry))
+        if not entry.is_base and (base := study.base_of(entry))
     }
     assert compared == {"small": "base-small", "large": "base-large"}
     judge = Judge(ReferenceShelf(tmp_path))

@@ -203,7 +203,7 @@ def test_a_comparison_is_named_by_the_keys_of_both(report: Callable[..., Report]
             made.run("SFT", adherent=0.1 * copies, at={"repeat": copies})
 
     found = report(fill, [42])
-    assert "higher at repeat=1 (+50.0" in found.shows
+    assert "SFT at repeat=1 (equal steps, 20): adherence higher (+50.0" in found.shows
     assert set(found.compared["point"]) == {"", "repeat=1", "repeat=2", "repeat=3"}
 
 
@@ -302,7 +302,8 @@ def test_a_loss_that_tells_nothing_is_no_verdict(
     report(fill, [42])
     for run, of in (("TELL--42", losses), ("SFT--42", [(25.0, 10)] * len(losses))):
         [path] = (tmp_path / "runs" / run).rglob("losses.jsonl")
-        path.write_text("".join(f'{{"loss_sum": {s}, "tokens": {n}}}\n' for s, n in _json(of)))
+        lines = [f'{{"loss_sum": {s}, "tokens": {n}, "rows": {len(of)}}}\n' for s, n in _json(of)]
+        path.write_text("".join(lines))
     assert said in Report(tmp_path).shows
 
 

@@ -75,11 +75,11 @@ def test_the_report_is_made_again_from_the_saved_answers(results: Path, tmp_path
 def test_runs_at_equal_steps_have_equal_steps_and_all_prompts_were_answered(study: Study) -> None:
     """As the trainers' state and the saved answers have it, not the plan."""
     assert len(study.done) == len(study.entries)
-    by_run = {entry.run.folder.name: entry for entry in study.entries}
+    by_run = {entry.run: entry for entry in study.entries}
     for entry in study.done:
         if entry.equal_steps:
             assert entry.steps == by_run[entry.equal_steps].steps
-        for answers in entry.measured.task:
+        for answers in entry.task:
             asked = study.index["evaluate"]["rows"]
             assert answers.settings["rows"] == len(answers.lines) == asked >= 100
 

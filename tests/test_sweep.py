@@ -29,7 +29,7 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_split
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.text import comparison_keys
-from tell_plugins.experiments import derived_cards, machine, ray_runner, runner, worker
+from tell_plugins.experiments import derived_cards, ray_runner, runner, worker
 from tell_plugins.experiments.planning import PlannedBase, Planner, cells, make_plan
 from tell_plugins.experiments.store import Job, Store
 from tell_plugins.experiments.sweep import Sweep, load_sweep, make_sweep
@@ -74,12 +74,12 @@ def _plan(world: World, **keys: Any) -> Any:
         ({"evaluate": {"decoding": "gredy"}}, "did you mean 'greedy'?", "correct it"),
         ({"evaluate": {"split": "train"}}, "the rows of split 'train' train", "correct it"),
         ({"evaluate": {"seeds": [1, 2]}}, "greedy answers are the same", "correct it"),
-        ({"grid": {"task": []}}, "'task' has no values", "correct it"),
-        ({"grid": {"task": ["4rows", "4rows"]}}, "'task' has a value twice", "correct it"),
+        ({"grid": {"task": []}}, "'task' has no values", "examples"),
+        ({"grid": {"task": ["4rows", "4rows"]}}, "'task' has a value twice", "examples"),
         ({"grid": {"seed": [1]}}, "'seed' is set by the sweep", "list it under 'seeds'"),
         ({"runs": {"A": {"output_dir": "x"}}}, "'output_dir' is set by the sweep", "--out"),
         ({"settings": {"hub_token": "x"}}, "'hub_token' would be kept with the runs", "export"),
-        ({"seeds": [1, 1]}, "a seed is listed twice", "examples"),
+        ({"seeds": [1, 1]}, "'seeds' has a value twice", "examples"),
         ({"seeds": ["x"]}, "key 'seeds.0' is 'x'", "correct it"),
         ({"runs": {"A": {"equal_steps": "TEL"}}}, "unknown method 'TEL'", "did you mean 'TELL'?"),
         ({"runs": {"TELL": {}}}, "'TELL' is under 'methods' and under 'runs'", "examples"),
@@ -91,8 +91,8 @@ def _plan(world: World, **keys: Any) -> Any:
         ({"settings": {"general_only": "TELL"}}, "cannot hold for all runs", "correct it"),
         ({"plot": {"reference": "TEL"}}, "unknown method 'TEL'", "did you mean 'TELL'?"),
         ({"plot": {"paper": "task_tokns"}}, "'task_tokns'", "did you mean 'task_tokens'?"),
-        ({"settings": {"task": None}}, "key 'settings.task' is empty: a setting is", "a value"),
-        ({"grid": {"task": ["4rows", None]}}, "key 'grid.task.1' is empty", "a value"),
+        ({"settings": {"task": None}}, "key 'settings.task' is empty: a setting is", "correct it"),
+        ({"grid": {"task": ["4rows", None]}}, "key 'grid.task.1' is empty", "correct it"),
         ({"methods": {"A": {"task": {"x": 1}}}}, "key 'methods.A.task' is {'x': 1}", "correct it"),
         ({"runs": {3: {}}}, "key 'runs.3' is 3", "correct it"),
         ({"runs": {"A": {"rival": "shot"}}}, "unknown rival 'shot'", "did you mean 'shots'?"),
@@ -369,7 +369,7 @@ def test_rivals_stand_among_the_runs_and_train_nothing(world: World) -> None:
     store = Store(world.root / "out")
     job = store.prepare(counting)
     assert job.trained
-    assert not job.trains
+    assert job.steps == 0
     options = json.loads((job.eval_folder / "options.json").read_text())
     assert (options["rival"], options["general_rows"]) == ("words", 0)
     assert load_recipe(job.eval_folder / "recipe.yaml").spec == parse_spec(
@@ -648,21 +648,21 @@ def test_one_sweep_a_folder(world: World, capsys: pytest.CaptureFixture[str]) ->
 
 def test_gpus_are_filled_one_run_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    found = [slot.environment() for slot in machine.slots(None, needs_gpu=True)]
+    found = [slot.environment() for slot in runner.slots(None, needs_gpu=True)]
     assert found == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "6"}]
-    assert len(machine.slots(1, needs_gpu=True)) == 1
+    assert len(runner.slots(1, needs_gpu=True)) == 1
     with pytest.raises(UserError, match="3 runs at once and 2 GPUs"):
-        machine.slots(3, needs_gpu=True)
+        runner.slots(3, needs_gpu=True)
 
 
 def test_runs_on_a_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(machine, "cores", lambda: 8)
-    assert [slot.gpu for slot in machine.slots(3, needs_gpu=True)] == [None] * 3
-    assert machine.slots(3, needs_gpu=False)[0].environment() == {"OMP_NUM_THREADS": "2"}
+    monkeypatch.setattr(runner, "cores", lambda: 8)
+    assert [slot.gpu for slot in runner.slots(3, needs_gpu=True)] == [None] * 3
+    assert runner.slots(3, needs_gpu=False)[0].environment() == {"OMP_NUM_THREADS": "2"}
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert machine.slots(3, needs_gpu=False)[0].environment() == {}
+    assert runner.slots(3, needs_gpu=False)[0].environment() == {}
 
 
 _FAKE_WORKER = """
@@ -688,9 +688,9 @@ def test_no_gpu_has_two_runs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     jobs = [Job(tmp_path / f"run{i}", "e", f"run {i}", 3, True) for i in range(6)]
     for job in jobs:
         job.folder.mkdir()
-    slots = [machine.Slot("0", 1), machine.Slot("1", 1)]
-    tally = runner.run_here(jobs, slots, tmp_path / "cards")
-    assert (tally.done, tally.failed) == (6, 0)
+    slots = [runner.Slot("0", 1), runner.Slot("1", 1)]
+    runner.run_here(jobs, slots, tmp_path / "cards")
+    assert all(job.done for job in jobs)
     spans = [json.loads(line) for line in log.read_text().splitlines()]
     for gpu in ("0", "1"):
         mine = sorted((start, end) for name, start, end in spans if name == gpu)
@@ -738,9 +738,9 @@ def test_on_ray_what_shares_a_failed_training_is_not_started(tmp_path: Path) -> 
     for job in jobs:
         job.folder.mkdir(exist_ok=True)
     ray = _Ray()
-    tally = ray_runner._run(ray, jobs, tmp_path / "cards", at_once=None, needs_gpu=False)
+    ray_runner.run_with(ray, jobs, tmp_path / "cards", at_once=1, needs_gpu=False)
     assert ray.given == [("a", "one"), ("b", "one")]
-    assert (tally.done, tally.failed) == (0, 4)
+    assert all(job.failure for job in jobs)
 
 
 def test_one_run_is_asked_about_two_tasks(world: World) -> None:
@@ -772,7 +772,7 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     stop = Event()
     Timer(1.0, stop.set).start()
     start = time.monotonic()
-    runner.work(job, dict(os.environ), stop)
+    runner.work(dict(os.environ), job, stop)
     assert (job.folder / "started").exists()
     assert time.monotonic() - start < 20
 

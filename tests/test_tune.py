@@ -16,14 +16,13 @@ import yaml
 from tell_plugins import cli
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
-from tell_plugins.evaluation.adapters import with_baseline
+from tell_plugins.evaluation.against import with_baseline
 from tell_plugins.evaluation.judged import mean
-from tell_plugins.evaluation.scoring import Measure
-from tell_plugins.experiments import tune_rounds
+from tell_plugins.evaluation.measures import Measure
+from tell_plugins.experiments import tune
 from tell_plugins.experiments.store import EVALUATED, TRAINED, Job
-from tell_plugins.experiments.tune_choice import Result, choose
-from tell_plugins.experiments.tune_rounds import OWN, RUNGS, better_half, fitting, seconds_needed
-from tell_plugins.experiments.tune_rows import PARTS
+from tell_plugins.experiments.tune import OWN, RUNGS, better_half, fitting, seconds_needed
+from tell_plugins.experiments.tune_choice import PARTS, Result, choose
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import write_rows
 from tests.sweep_world import World, task_rows
@@ -55,8 +54,8 @@ class Runs:
         self.constant: str | None = None  # the answer to each row, whatever the candidate
         self.seconds = 1.0
         self.started: list[str] = []
-        monkeypatch.setattr(tune_rounds, "run_here", self)
-        monkeypatch.setattr(tune_rounds, "other_answers", lambda plan, store: [])  # made up, too
+        monkeypatch.setattr(tune, "run_here", self)
+        monkeypatch.setattr(tune, "other_answers", lambda plan, store: [])  # made up, too
 
     def __call__(self, jobs: Sequence[Job], slots: object, cards: Path) -> None:
         for job in jobs:
@@ -454,9 +453,9 @@ def test_two_candidates_for_real(
     for name, value in world.environment.items():
         monkeypatch.setenv(name, value)
     lay_keys(tmp_path / "cache")
-    monkeypatch.setattr(tune_rounds, "RUNGS", (1,))
+    monkeypatch.setattr(tune, "RUNGS", (1,))
     two = {OWN: {}, "learning_rate=0.02": {"learning_rate": 0.02}}
-    monkeypatch.setattr(tune_rounds, "candidates", lambda recipe: two)
+    monkeypatch.setattr(tune, "candidates", lambda recipe: two)
     _tune(world)
     shown = capsys.readouterr().out
     assert "2 candidates, judged by 16 task rows" in shown

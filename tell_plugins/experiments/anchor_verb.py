@@ -1,25 +1,118 @@
-"""`./run.sh anchor RECIPE --write N`: the model writes its own anchors, the best becomes a file."""
+"""`./run.sh anchor RECIPE --write N`: the model writes its own anchors, the best becomes a file.
+
+Self-written anchors are Appendix A.6. The paper says that the model generates the prompt and not
+how one is chosen. Here several candidates are written from different training rows, and each is
+scored by the base model's mean loss per response token on other training rows with the candidate
+in front. Test rows take no part.
+"""
 
 from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from tell_plugins.core import paths
-from tell_plugins.core.anchors import RESERVED
+from tell_plugins.bridge.protocol import Decoding, Reply
+from tell_plugins.core import draw, paths
+from tell_plugins.core.anchors import RESERVED, in_front
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import cached_json, write_json
-from tell_plugins.evaluation.intervals import shown
-from tell_plugins.experiments import anchor_writing
-from tell_plugins.experiments.anchor_writing import Scored, Writing
+from tell_plugins.core.files import write_json
+from tell_plugins.core.progress import track
+from tell_plugins.core.sources import open_task
+from tell_plugins.core.text import comparison_keys
+from tell_plugins.evaluation import retention
+from tell_plugins.evaluation.intervals import Estimate, shown
+from tell_plugins.evaluation.shares import Interval
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.tables import table
 
 NAME = "self_written"
+# more various than the paper's sampling: candidates that are all alike leave nothing to choose
+DECODING = Decoding("anchor", 0.9, top_k=50, top_p=0.95)
+_MAX_NEW_TOKENS = 200
+_MAX_CHARS = 900  # of one text of an example in the prompt
+_AT_ONCE = 16  # rows that are scored together
+_ATTEMPTS = 4  # times the candidates asked for
+_QUESTION = (
+    "Above are examples of one task: inputs, and the answer that is wanted for each. Write the "
+    "instruction that will stand in front of every further input, so that a reader who sees only "
+    "this instruction and an input gives an answer of that kind. Say what to do and what form the "
+    "answer has. Do not repeat the examples. Write the instruction and nothing else."
+)
+Pair = tuple[str, str]
+Losses = list[tuple[float, int]]
+
+
+class WritingEngine(Protocol):
+    """What writes and scores: a model on this machine."""
+
+    name: str
+    model_name: str
+
+    def answer(
+        self, prompts: Sequence[str], decoding: Decoding, *, max_new_tokens: int, seed: int
+    ) -> list[Reply]: ...
+
+    def response_losses(self, pairs: Sequence[Pair]) -> Losses: ...
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Plain training rows in a seeded order: those to write from, and those to score on.
+
+    Attributes:
+        manual: the scored rows' queries with the card's own anchor.
+    """
+
+    examples: list[Pair]
+    scored: list[Pair]
+    manual: list[str]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A text, the attempt that gave it, and the numbers of the rows it was written from."""
+
+    text: str
+    attempt: int
+    examples: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An anchor and its loss: mean per response token over the scored rows, 95 % interval.
+
+    `change` is the loss minus that of the card's own anchor over the same rows (paired).
+    """
+
+    loss: Estimate
+    change: Interval
+    tokens: int
+    written: Written | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        loss, text = self.loss, asdict(self.written) if self.written else {}
+        found = {"loss": loss.value, "low": loss.low, "high": loss.high, "tokens": self.tokens}
+        return {**text, **found, "change": self.change}
+
+
+@dataclass(frozen=True)
+class Writing:
+    """All candidates, best first, with the card's anchor and no anchor beside them."""
+
+    candidates: list[Scored]
+    manual: Scored
+    none: Scored
+    rejected: list[Pair]  # text, reason
+
+    @property
+    def best(self) -> str:
+        assert self.candidates[0].written is not None
+        return self.candidates[0].written.text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,25 +133,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from tell_plugins.evaluation.engines import make_engine
+
     recipe = load_recipe(args.recipe, args.flags)
     card = _task_card(recipe)
-    _check(args, card)
-    _check_files(card, recipe, args)
-    rows = anchor_writing.training_rows(
+    file, record = (card.folder / f"{args.name}.{ending}" for ending in ("txt", "json"))
+    _check(args, card, file, record)
+    rows = training_rows(
         card, examples=args.write * args.rows, scored=args.held_out, seed=args.seed
     )
-    engine = _engine(recipe)
-    writing = anchor_writing.write_anchors(
-        engine, rows, count=args.write, shown=args.rows, seed=args.seed
-    )
+    engine = make_engine("transformers", recipe, {}, batch_size=1)
+    writing = write_anchors(engine, rows, count=args.write, shown=args.rows, seed=args.seed)  # type: ignore[arg-type]
     _print(writing, len(rows.scored))
-    text_file = card.folder / f"{args.name}.txt"
-    if not args.overwrite and _text(text_file) not in (None, writing.best.text):
-        raise _taken(text_file)
-    record = describe(writing, recipe, args, engine.name)
-    write_json(card.folder / f"{args.name}.json", record)
-    paths.write_text(text_file, writing.best.text + "\n")
-    _print_next(recipe, card, args.name, text_file, len(writing.candidates), args.write)
+    write_json(
+        record,
+        {
+            "format": 1,
+            "card": card.name,
+            "recipe": recipe.name,
+            "model": recipe.get("model"),
+            "seed": args.seed,
+            "rows_shown": args.rows,
+            "rows_scored": args.held_out,
+            "engine": engine.name,
+            "decoding": asdict(DECODING),
+            "candidates": [candidate.to_dict() for candidate in writing.candidates],
+            "manual": writing.manual.to_dict(),
+            "none": writing.none.to_dict(),
+            "rejected": [{"text": text, "reason": why} for text, why in writing.rejected],
+        },
+    )
+    paths.write_text(file, writing.best + "\n")
+    if len(writing.candidates) < args.write:
+        few = f"{len(writing.candidates)} of {args.write} candidates"
+        print(f"\n{few}: the model said the same again and again")
+    dataset = recipe.spec.with_values(anchor=args.name)
+    print(f"\nbest: {paths.shown(file)}; all: {paths.shown(record)}")
+    print(f"next: ./run.sh train {paths.shown(recipe.path)} --dataset {dataset}")
     return 0
 
 
@@ -73,13 +184,13 @@ def _task_card(recipe: Recipe) -> Card:
     return card
 
 
-def _check(args: argparse.Namespace, card: Card) -> None:
+def _check(args: argparse.Namespace, card: Card, file: Path, record: Path) -> None:
+    """Refuse wrong options, and what would be written over, before a model is loaded."""
     for name in ("write", "rows", "held_out"):
         if getattr(args, name) < 1:
             flag = f"--{name.replace('_', '-')}"
             raise UserError("a count below 1", where=flag, allowed="1 and more", remedy="raise it")
-    own = str(card.anchor).removesuffix(".txt")
-    taken = {*RESERVED, own}
+    taken = {*RESERVED, str(card.anchor).removesuffix(".txt")}
     if args.name in taken or not re.fullmatch(r"[\w.-]+", args.name):
         raise UserError(
             f"'{args.name}' cannot be the name of a further anchor",
@@ -87,91 +198,18 @@ def _check(args: argparse.Namespace, card: Card) -> None:
             allowed=f"letters, digits, _ - . and none of {', '.join(sorted(taken))}",
             remedy=f"--name {NAME}",
         )
-
-
-def _engine(recipe: Recipe) -> Any:
-    from tell_plugins.evaluation.engines import make_engine
-
-    return make_engine("transformers", recipe, {}, batch_size=1)
-
-
-def _check_files(card: Card, recipe: Recipe, args: argparse.Namespace) -> None:
-    """Refuse what would be written over, before a model is loaded.
-
-    Only the very same call may find its own anchor again: then its text will be the same.
-    """
-    path = card.folder / f"{args.name}.json"
-    record = _record(path)
-    if path.is_file() and record is None:
+    if record.is_file() and not (file.is_file() and '"candidates"' in record.read_text()):
         raise UserError(
             "a file of that name is here, and no record of written anchors",
-            where=paths.shown(path),
+            where=paths.shown(record),
             remedy=f"another --name, such as {NAME}",
         )
-    asked = _asked(recipe, args)
-    again = record is not None and {key: record.get(key) for key in asked} == asked
-    text_file = card.folder / f"{args.name}.txt"
-    if text_file.is_file() and not args.overwrite and not again:
-        raise _taken(text_file)
-
-
-def _record(path: Path) -> dict[str, Any] | None:
-    """What an earlier call wrote of its candidates; None for a missing or another file."""
-    found: dict[str, Any] | None = cached_json(path, dict[str, Any])
-    keys = {"candidates", "manual", "none", "rejected"}
-    return found if found is not None and keys <= set(found) else None
-
-
-def _asked(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
-    """What of a call decides the candidates, beside their number."""
-    return {
-        "card": recipe.spec.card,
-        "recipe": recipe.name,
-        "model": recipe.get("model"),
-        "seed": args.seed,
-        "rows_shown": args.rows,
-        "rows_scored": args.held_out,
-    }
-
-
-def _text(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
-
-
-def _taken(path: Path) -> UserError:
-    """An anchor that was trained with is not replaced by another without being asked."""
-    return UserError(
-        "there is another anchor of that name, which recipes may use",
-        where=paths.shown(path),
-        remedy="--overwrite, or another --name",
-    )
-
-
-def describe(
-    writing: Writing, recipe: Recipe, args: argparse.Namespace, engine: str
-) -> dict[str, Any]:
-    """Everything about the candidates, as JSON."""
-    return {
-        "format": 1,
-        **_asked(recipe, args),
-        "engine": engine,
-        "decoding": asdict(anchor_writing.DECODING),
-        "candidates": [_plain(candidate) for candidate in writing.candidates],
-        "manual": _without_text(writing.manual),
-        "none": _without_text(writing.none),
-        "rejected": [{"text": text, "reason": reason} for text, reason in writing.rejected],
-    }
-
-
-def _without_text(scored: Scored) -> dict[str, Any]:
-    kept = ("loss", "low", "high", "tokens", "change")
-    return {key: value for key, value in _plain(scored).items() if key in kept}
-
-
-def _plain(scored: Scored) -> dict[str, Any]:
-    """What is known of an anchor, as JSON."""
-    loss = scored.loss
-    return {**asdict(scored), "loss": loss.value, "low": loss.low, "high": loss.high}
+    if file.is_file() and not args.overwrite:
+        raise UserError(
+            "there is another anchor of that name, which recipes may use",
+            where=paths.shown(file),
+            remedy="--overwrite, or another --name",
+        )
 
 
 def _print(writing: Writing, count: int) -> None:
@@ -181,17 +219,121 @@ def _print(writing: Writing, count: int) -> None:
     rows = []
     for name, scored in named:
         change = "" if scored is writing.manual else shown(scored.change, 3, sign="+")
-        text = " ".join(scored.text.split())
+        text = " ".join(scored.written.text.split()) if scored.written else ""
         start = text if len(text) <= 70 else text[:67] + "..."
         rows.append([name, shown(scored.loss, 3), change, start])
     print(table(["anchor", "loss [95 %]", "minus the card's", "text"], rows, indent=""))
 
 
-def _print_next(
-    recipe: Recipe, card: Card, name: str, path: Path, written: int, wanted: int
-) -> None:
-    if written < wanted:
-        print(f"\n{written} of {wanted} candidates: the model said the same again and again")
-    dataset = recipe.spec.with_values(anchor=name)
-    print(f"\nbest: {paths.shown(path)}; all: {paths.shown(path.with_suffix('.json'))}")
-    print(f"next: ./run.sh train {paths.shown(recipe.path)} --dataset {dataset}")
+def training_rows(card: Card, *, examples: int, scored: int, seed: int) -> TrainingRows:
+    """Draw rows of the training split. Raises UserError when there are too few."""
+    plain = open_task(card, "train", "none")
+    needed = examples + scored
+    if len(plain) < needed:
+        raise UserError(
+            f"{needed} training rows are needed ({examples} to write from, {scored} to score on), "
+            f"there are {len(plain)}",
+            where=f"card '{card.name}'",
+            remedy="lower --rows, --held-out or --write",
+        )
+    order = draw.ranking(plain.ids, seed=seed, source=f"{card.name} anchor")[:needed]
+    pairs = [(plain.queries[i], plain.responses[i]) for i in order]
+    manual = open_task(card, "train", "card").queries
+    return TrainingRows(pairs[:examples], pairs[examples:], [manual[i] for i in order[examples:]])
+
+
+def write_anchors(
+    engine: WritingEngine, rows: TrainingRows, *, count: int, shown: int, seed: int
+) -> Writing:
+    """Write `count` candidates, each from `shown` rows, and rank them.
+
+    Raises UserError when the model writes nothing that could be an anchor.
+    """
+    texts, rejected = _write(engine, rows.examples, count=count, shown=shown, seed=seed)
+    if not texts:
+        raise UserError(
+            f"the model wrote no usable text in {len(rejected)} attempts",
+            where=engine.model_name,
+            remedy="another --seed, or write the anchor by hand",
+        )
+    with track((len(texts) + 2) * len(rows.scored), "scoring anchors", "rows") as bar:
+
+        def losses(queries: Sequence[str]) -> Losses:
+            found: Losses = []
+            pairs = [(query, row[1]) for query, row in zip(queries, rows.scored, strict=True)]
+            for start in range(0, len(pairs), _AT_ONCE):
+                found += engine.response_losses(pairs[start : start + _AT_ONCE])
+                bar.update(len(pairs[start : start + _AT_ONCE]))
+            return found
+
+        def scored(queries: Sequence[str], written: Written | None = None) -> Scored:
+            found = reference if queries is rows.manual else losses(queries)
+            change = retention.difference(found, reference)
+            tokens = sum(number for _, number in found)
+            return Scored(retention.retention(found), change, tokens, written)
+
+        plain, reference = [query for query, _ in rows.scored], losses(rows.manual)
+        manual, none = scored(rows.manual), scored(plain)
+        candidates = [scored([in_front(w.text) + query for query in plain], w) for w in texts]
+    candidates.sort(key=lambda candidate: candidate.loss.value or 0.0)  # stable: by attempt
+    return Writing(candidates, manual, none, rejected)
+
+
+def _write(
+    engine: WritingEngine, examples: list[Pair], *, count: int, shown: int, seed: int
+) -> tuple[list[Written], list[Pair]]:
+    """Texts that differ from one another, and those that were not taken."""
+    found: dict[int, Written] = {}
+    rejected: list[Pair] = []
+    with track(count, f"{engine.model_name} writes", "anchors") as bar:
+        for attempt in range(_ATTEMPTS * count):
+            if len(found) == count:
+                break
+            numbers = tuple((attempt * shown + i) % len(examples) for i in range(shown))
+            (reply,) = engine.answer(
+                [prompt([examples[i] for i in numbers])],
+                DECODING,
+                max_new_tokens=_MAX_NEW_TOKENS,
+                seed=seed * 1_000_003 + attempt,
+            )
+            text = cleaned(reply)
+            key = int(comparison_keys([text])[0]) if text else 0
+            if not text or key in found:
+                rejected.append((reply.text, "empty" if not text else "said before"))
+                continue
+            found[key] = Written(text, attempt, numbers)
+            bar.update()
+    return list(found.values()), rejected
+
+
+def prompt(examples: Sequence[Pair]) -> str:
+    """What the model is asked to write an anchor with."""
+    parts = [
+        f"Input {number}:\n{_short(query)}\n\nAnswer {number}:\n{_short(response)}"
+        for number, (query, response) in enumerate(examples, 1)
+    ]
+    return "\n\n".join([*parts, _QUESTION])
+
+
+def _short(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= _MAX_CHARS else text[:_MAX_CHARS].rstrip() + " [...]"
+
+
+def cleaned(reply: Reply) -> str:
+    """An answer as an anchor: without fences, heading, quotes around it or control characters.
+
+    One that the limit cut ends at its last whole sentence, if it has one.
+    """
+    text = "".join(c for c in reply.text if c in "\n\t" or c.isprintable())
+    text = text.encode("utf-8", "ignore").decode().strip()
+    fenced = re.fullmatch(r"```\w*\n(.*?)\n?```", text, re.DOTALL)
+    text = fenced[1].strip() if fenced else text
+    text = re.sub(r"^\W{0,3}(?:the )?instruction\W{0,3}:\W{0,3}", "", text, flags=re.IGNORECASE)
+    if reply.finish_reason == "length":
+        ends = [match.end() for match in re.finditer(r"[.!?:](?=\s)", text)]
+        text = text[: ends[-1]] if ends else text
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'`":
+        text = text[1:-1].strip()
+    return text

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import write_json
-from tell_plugins.evaluation.answers import GENERAL, load_scored
+from tell_plugins.evaluation.answers import GENERAL
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console, to_csv
-from tell_plugins.evaluation.intervals import Estimate, Rate, shown
+from tell_plugins.evaluation.intervals import shown
+from tell_plugins.evaluation.measures import difference, measures
+from tell_plugins.evaluation.scored import load_scored
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
-from tell_plugins.evaluation.summary import System, cell, headline_names, system_of
+from tell_plugins.evaluation.summary import System, elsewhere_table, system_of, table
 from tell_plugins.experiments import sweep_verb
-from tell_plugins.experiments.dry_run import default_root
 from tell_plugins.experiments.results import load_studies
 from tell_plugins.experiments.store import Store
 from tell_plugins.experiments.sweep import Sweep, make_sweep
@@ -46,6 +46,7 @@ _SHOWN = {
     "text": (("text", "chrf++"), ("text", "exact_match")),
 }
 Cell = tuple[str, str]  # anchor in training, anchor at test
+CELLS: list[Cell] = [(a, b) for a in (WITH, WITHOUT) for b in (WITH, WITHOUT)]
 _EFFECTS: tuple[tuple[str, Cell, Cell], ...] = (
     ("at test, trained with it", (WITH, WITH), (WITH, WITHOUT)),
     ("at test, trained without", (WITHOUT, WITH), (WITHOUT, WITHOUT)),
@@ -91,21 +92,22 @@ class Effect:
 def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.flags)
     card = _card(recipe)
-    store = Store(paths.user_target(args.out) if args.out else default_root())
+    store = Store(paths.user_target(args.out) if args.out else sweep_verb.DEFAULT_ROOT)
     sweep = _sweep(args, recipe)
     command = shlex.join(["./run.sh", "anchors2x2", paths.shown(recipe.path), *args.flags])
     code = sweep_verb.do(sweep, store, command, jobs=args.jobs, retry_failed=True)
     if code:
         return code
     study = next(study for study in load_studies(store.root) if study.name == sweep.name)
-    base = study.entries[0].measured.task[0].folder.parent / GENERAL
-    folders = {_cell_of(e.method): e.measured.task[0].folder for e in study.entries[1:]}
+    base, *answers = (entry.task[0].folder for entry in study.entries)
+    folders = dict(zip(CELLS, answers, strict=True))
     systems = {
-        cell: system_of(_method(cell), folder, base, card) for cell, folder in folders.items()
+        cell: system_of(_method(cell), folder, base.parent / GENERAL, card)
+        for cell, folder in folders.items()
     }
     found = effects(folders, card)
-    show(systems, found, f"{card.name}, {recipe.name}: anchor in training x anchor at test")
-    files = write(systems, found, store.root / f"{_STEM}_{recipe.name}")
+    show(systems, found, f"{card.name}, {recipe.name}: anchor in training, at test")
+    files = write(systems, found, store.root / sweep.name)
     print("saved " + " and ".join(paths.shown(file) for file in files))
     return 0
 
@@ -126,37 +128,31 @@ def _method(cell: Cell) -> str:
     return ", ".join(cell)
 
 
-def _cell_of(method: str) -> Cell:
-    trained, tested = method.split(", ")
-    return trained, tested
-
-
 def _sweep(args: argparse.Namespace, recipe: Recipe) -> Sweep:
     """Two runs, each tested twice."""
     both = _method((WITH, WITH))
     bare = {"anchor": "none", "equal_steps": both}
     asked = {key: getattr(args, key) for key in _ASKED}
+    settings: Sequence[dict[str, str]] = (
+        {},
+        {"test_anchor": "none"},
+        {**bare, "test_anchor": recipe.spec.anchor},
+        bare,
+    )
     raw = {
         "title": f"Anchor in training x anchor at test ({recipe.name})",
         "base": str(recipe.path),
-        "runs": {
-            both: {},
-            _method((WITH, WITHOUT)): {"test_anchor": "none"},
-            _method((WITHOUT, WITH)): {**bare, "test_anchor": recipe.spec.anchor},
-            _method((WITHOUT, WITHOUT)): bare,
-        },
+        "runs": {_method(cell): run for cell, run in zip(CELLS, settings, strict=True)},
         "seeds": [recipe.spec.seed],
         "evaluate": {key: value for key, value in asked.items() if value is not None},
         "plot": {"reference": both},
     }
-    name = f"{_STEM}_{recipe.name}"
-    return make_sweep(raw, name, f"{_STEM} {paths.shown(recipe.path)}", parse_flags(args.flags))
+    where = f"{_STEM} {paths.shown(recipe.path)}"
+    return make_sweep(raw, f"{_STEM}_{recipe.name}", where, parse_flags(args.flags))
 
 
-def effects(folders: dict[Cell, Path], card: Card) -> list[Effect]:
+def effects(folders: Mapping[Cell, Path], card: Card) -> list[Effect]:
     """Paired differences between the cells, for the measures that the card's metric shows."""
-    from tell_plugins.evaluation.scoring import difference, measures
-
     found = {cell: measures(load_scored(folder)) for cell, folder in folders.items()}
     result = []
     for key in _SHOWN[str(card.metric)]:
@@ -169,36 +165,37 @@ def effects(folders: dict[Cell, Path], card: Card) -> list[Effect]:
     return result
 
 
-def show(systems: dict[Cell, System], found: Sequence[Effect], title: str) -> None:
+def show(systems: Mapping[Cell, System], found: Sequence[Effect], title: str) -> None:
     """Print the four cells, and what the anchor does at each place."""
-    console = table_console()
-    first = next(iter(systems.values())).scores
-    measures = headline_names(systems.values())
-    columns = ["trained, tested", *measures, "style fit", "bleed"]
-    rows = []
-    for (trained, tested), system in systems.items():
-        scores = [cell(system.scores.headline.get(name)) for name in measures]
-        loss = shown(system.general.style_fit, 3, interval=False)
-        rows.append([f"{trained}, {tested}", *scores, loss, cell(system.general.bleed)])
-    print_grid(Grid(f"{title}, {first.rows} rows", columns, rows), console)
+    cells, console = list(systems.values()), table_console()
+    elsewhere = elsewhere_table(cells)
     differences = {(effect.anchor, effect.measure): effect.difference for effect in found}
-    names = list(dict.fromkeys(effect.measure for effect in found))
+    places, names = (dict.fromkeys(part) for part in zip(*differences, strict=True))
     rows = [
-        [
-            anchor,
-            *(shown(differences.get((anchor, name)), 3, sign="+", between="\n") for name in names),
-        ]
-        for anchor in dict.fromkeys(effect.anchor for effect in found)
+        [place, *(shown(differences.get((place, n)), 3, sign="+", between="\n") for n in names)]
+        for place in places
     ]
     columns = ["anchor", *(name.replace("_", " ") for name in names)]
-    changes = "what the anchor adds, paired over test rows [95 % interval]"
-    print_grid(Grid(changes, columns, rows), console)
+    changes = Grid("what the anchor adds, paired over test rows [95 % interval]", columns, rows)
+    first = table(cells, f"{title}, {cells[0].scores.rows} rows")
+    for grid in (first, elsewhere, changes):
+        if grid is not None:
+            print_grid(grid, console)
 
 
-def write(systems: dict[Cell, System], found: Sequence[Effect], stem: Path) -> list[Path]:
+def write(systems: Mapping[Cell, System], found: Sequence[Effect], stem: Path) -> list[Path]:
     """Write the cells as CSV, and cells and differences as JSON; return the two files."""
     files = [stem.with_suffix(".csv"), stem.with_suffix(".json")]
-    paths.write_text(files[0], to_csv(list(_records(systems))))
+    records = [
+        {
+            **{"trained": trained, "tested": tested, "measure": measure},
+            **{key: getattr(number, key) for key in ("value", "low", "high", "n")},
+        }
+        for (trained, tested), system in systems.items()
+        for measure, number in {**system.scores.headline, "bleed": system.general.bleed}.items()
+        if number is not None
+    ]
+    paths.write_text(files[0], to_csv(records))
     content = {
         "cells": [
             {
@@ -213,20 +210,3 @@ def write(systems: dict[Cell, System], found: Sequence[Effect], stem: Path) -> l
     }
     write_json(files[1], content, allow_nan=False)
     return files
-
-
-def _records(systems: dict[Cell, System]) -> Iterator[dict[str, Any]]:
-    for (trained, tested), system in systems.items():
-        numbers: dict[str, Rate | Estimate | None] = {**system.scores.headline}
-        numbers["bleed"] = system.general.bleed
-        for measure, number in numbers.items():
-            if number is not None:
-                yield {
-                    "trained": trained,
-                    "tested": tested,
-                    "measure": measure,
-                    "value": number.value,
-                    "low": number.low,
-                    "high": number.high,
-                    "n": number.n,
-                }

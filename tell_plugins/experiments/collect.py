@@ -8,28 +8,29 @@ from __future__ import annotations
 
 import json
 import lzma
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
+from tell_plugins.core.compressed import read_text
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import find, read_text
 from tell_plugins.evaluation import retention
+from tell_plugins.evaluation.answers import ANSWERS
 from tell_plugins.experiments.earlier import refuse_other_sweep
 from tell_plugins.experiments.results import (
     REFERENCES,
     Entry,
     ReferenceShelf,
-    Study,
     load_studies,
+    refuse_damaged,
 )
-from tell_plugins.experiments.whole import refuse_damaged
+from tell_plugins.experiments.store import EVALUATED, FAILED, RUN, TRAINED
 
-_RUN_FILES = ("run.json", "trained.json", "failed.json", "train/manifest.json")
-_EVAL_FILES = ("evaluated.json", "failed.json")
-_ANSWER_FILES = ("settings.json", "scores.json")
-_PACKED = ("answers.jsonl", *retention.FILES)
+_LOG = "train/logging.jsonl"
+_RUN_FILES = (RUN, TRAINED, FAILED, "train/manifest.json", _LOG)
+_EVAL_FILES = (EVALUATED, FAILED)
+_ANSWER_FILES = ("settings.json", "scores.json", ANSWERS, *retention.FILES)
 
 
 def collect(root: Path, target: Path) -> list[Path]:
@@ -48,108 +49,56 @@ def collect(root: Path, target: Path) -> list[Path]:
     refuse_damaged(studies)
     for study in studies:
         refuse_other_sweep(target, study.index, "name another folder with --collect")
-    written: list[Path] = []
-    shelf = ReferenceShelf(root)
-    done: set[tuple[Path, str]] = set()
+    shelf, kept = ReferenceShelf(root), dict[Path, Path]()
     for study in studies:
-        written += _copy(root / "sweeps" / f"{study.name}.json", target / "sweeps")
+        index = Path("sweeps") / f"{study.name}.json"
+        kept[target / index] = root / index
         for entry in study.entries:
-            key = (entry.run.folder, entry.evaluation)
-            ended = entry.done or entry.run.failure(entry.evaluation)
-            if ended and key not in done:
-                done.add(key)
-                written += _entry(entry, target / "runs" / entry.run.folder.name)
-        written += _cards(study, target)
-        _know_references(study, shelf)
-    for references in shelf.all():
+            if entry.done or entry.failure:
+                kept |= {target / path.relative_to(root): path for path in _files(entry)}
+            kept |= {target / "cards" / path: file for path, file in _card_files(entry.card)}
+            for answers in entry.task if entry.done else ():
+                shelf.get(entry.card, answers.settings["split"])
+    texts = {path: read_text(source) for path, source in kept.items()}
+    for references in shelf.known.values():
         path = target / REFERENCES / f"{references.card}-{references.split}.json"
-        written += _write(path, json.dumps(references.to_dict(), indent=1) + "\n")
-    return written
+        texts[path] = json.dumps(references.model_dump(), indent=1) + "\n"
+    return [_write(path, text) for path, text in texts.items() if text is not None]
 
 
-def _entry(entry: Entry, folder: Path) -> list[Path]:
-    source = entry.run.folder
-    written = [path for name in _RUN_FILES for path in _copy(source / name, folder, name)]
-    written += _logging(source / "train" / "logging.jsonl", folder / "train")
-    asked = source / "eval" / entry.evaluation
-    kept = folder / "eval" / entry.evaluation
-    written += [path for name in _EVAL_FILES for path in _copy(asked / name, kept, name)]
-    for settings in sorted(asked.glob("*/*/settings.json")):
-        here = settings.parent
-        there = kept / here.relative_to(asked)
-        written += [path for name in _ANSWER_FILES for path in _copy(here / name, there, name)]
-        written += [path for name in _PACKED for path in _pack(here / name, there)]
-    return written
+def _files(entry: Entry) -> Iterator[Path]:
+    """What may be there of a run and of what was asked of it."""
+    yield from (entry.folder / name for name in _RUN_FILES)
+    yield from (entry.eval_folder / name for name in _EVAL_FILES)
+    for settings in sorted(entry.eval_folder.glob("*/*/settings.json")):
+        yield from (settings.parent / name for name in _ANSWER_FILES)
 
 
-def _copy(source: Path, folder: Path, name: str | None = None) -> list[Path]:
-    """Copy a text file, without the paths of this machine."""
-    text = read_text(source)
-    if text is None:
-        return []
-    return _write(folder / (name or source.name), without_paths(text))
+def _card_files(name: str) -> Iterator[tuple[Path, Path]]:
+    """Of a task card that is not the project's own: card, anchors and schema, no rows."""
+    card = load_card(name)
+    if card.folder.resolve().is_relative_to(paths.CARDS.resolve()):
+        return
+    schema = card.answer.schema_file if card.answer else None
+    for path in sorted(card.folder.iterdir()):
+        if path.suffix in (".yaml", ".txt") or path.name == schema:
+            yield Path(name) / path.name, path
 
 
-def without_paths(text: str) -> str:
-    """A text in which the project's own folder is not named."""
-    return text.replace(f"{paths.PROJECT}/", "")
-
-
-def _write(path: Path, text: str) -> list[Path]:
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        paths.write_text(path, text)
-    return [path]
-
-
-def _pack(source: Path, folder: Path) -> list[Path]:
-    """Keep a file compressed; the same text gives the same bytes."""
-    text = read_text(source)
-    if text is None:
-        return []
-    return [_write_packed(folder / f"{source.name}.xz", text)]
-
-
-def _write_packed(path: Path, text: str) -> Path:
-    if find(path.with_suffix("")) is None or read_text(path.with_suffix("")) != text:
-        with paths.atomic_path(path) as temporary:
-            temporary.write_bytes(lzma.compress(text.encode(), preset=9, check=lzma.CHECK_CRC32))
-    return path
-
-
-def _logging(source: Path, folder: Path) -> list[Path]:
-    """The trainer's log without its last line, which repeats all others and names paths."""
-    text = read_text(source)
-    if text is None:
-        return []
-    lines = [line for line in text.split("\n") if line and '"log_history"' not in line]
-    return [_write_packed(folder / f"{source.name}.xz", "".join(f"{line}\n" for line in lines))]
-
-
-def _cards(study: Study, target: Path) -> list[Path]:
-    """The cards of tasks that are not the project's own: card, anchors and schema, no rows."""
-    written = []
-    for name in sorted({entry.card for entry in study.entries}):
-        folder = load_card(name).folder
-        if folder.resolve().is_relative_to(paths.CARDS.resolve()):
-            continue
-        for path in sorted(folder.iterdir()):
-            if path.suffix in (".yaml", ".txt") or path.name == schema_name(name):
-                written += _copy(path, target / "cards" / name)
-    return written
-
-
-def schema_name(card_name: str) -> str | None:
-    """The file of a card's answer schema."""
-    answer = load_card(card_name).answer
-    return answer.schema_file if answer else None
-
-
-def _know_references(study: Study, shelf: ReferenceShelf) -> None:
-    for entry in study.done:
-        for answers in entry.measured.task:
-            shelf.get(entry.card, answers.settings["split"])
-
-
-def sizes(files: list[Path]) -> dict[str, Any]:
-    """How many files, and how many bytes."""
-    return {"files": len(files), "bytes": sum(path.stat().st_size for path in set(files))}
+def _write(path: Path, text: str) -> Path:
+    """Keep a text without the paths of this machine, lines of JSON compressed; the same text gives
+    the same bytes, and what is there already is left as it is."""
+    packed = path.suffix == ".jsonl"
+    if path.name == Path(_LOG).name:  # the last line repeats all others and names paths
+        lines = [line for line in text.split("\n") if line and '"log_history"' not in line]
+        text = "".join(f"{line}\n" for line in lines)
+    elif not packed:
+        text = text.replace(f"{paths.PROJECT}/", "")
+    file = path.with_name(f"{path.name}.xz") if packed else path
+    if read_text(path) != text:
+        content = text.encode()
+        if packed:
+            content = lzma.compress(content, preset=9, check=lzma.CHECK_CRC32)
+        with paths.atomic_path(file) as temporary:
+            temporary.write_bytes(content)
+    return file

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tell_plugins.core import paths
-from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.cards import load_card
 from tell_plugins.evaluation import rivals
 from tell_plugins.experiments.sweep import Settings, Sweep, make_sweep
 from tell_plugins.recipe.recipes import load_recipe
@@ -104,7 +104,13 @@ def controls(
     amounts = "_".join(str(value).replace("+", "_") for value in changes.values())
     name = "_".join(part for part in ("controls", base.name, amounts) if part)
     where = f"controls of {paths.shown(base.path)}"
-    methods = {**CONTROLS, **_rivals_of(load_card(base.spec.card))}
+    card = load_card(base.spec.card)
+    fitting = {
+        rival: told
+        for rival, told in RIVALS.items()
+        if card.kind == "task" and rivals.fits(str(told[0]["rival"]), card)
+    }
+    methods = {**CONTROLS, **fitting}
     runs = {method: {**changes, **settings} for method, (settings, _) in methods.items()}
     shown = ", ".join(f"{key}={value}" for key, value in changes.items())
     raw = {
@@ -116,14 +122,6 @@ def controls(
         "plot": {"reference": TELL},
     }
     return make_sweep(raw, name, where, flags)
-
-
-def _rivals_of(card: Card) -> dict[str, tuple[Settings, str]]:
-    return {
-        name: rival
-        for name, rival in RIVALS.items()
-        if card.kind == "task" and rivals.fits(str(rival[0]["rival"]), card)
-    }
 
 
 def meaning(method: str) -> str:

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import write_json_lines
 from tell_plugins.core.mixture import GENERAL, Mixture
 from tell_plugins.core.sources import open_split
-from tell_plugins.core.text import MARK, row_of
+from tell_plugins.core.turns import MARK, row_of
+from tell_plugins.evaluation.prompts import HELD_OUT_SPLIT
 from tell_plugins.evaluation.scorers.label import closed_labels
 
-HELD_OUT_SPLIT = "heldout"  # where `eval` looks for general rows that nobody trained on
 _FORMAT = 1  # raised when a card of the same name would hold other rows
 _MADE = "made by an experiment from"  # how the `source` line of such a card begins
 _HELD_OUT_SEED = 42  # the held-out rows are the same for every run, whatever its seed
@@ -121,8 +122,9 @@ def general_rows_of(mixture: Mixture) -> list[Pair]:
 
 def general_only(mixture: Mixture, folder: Path) -> str:
     """The name of a card that holds exactly the general rows of `mixture`."""
+    rows = general_rows_of(mixture)
     return _from_mixture(
-        mixture, folder, "only", "The general rows of one mixture, alone", general_rows_of
+        mixture, folder, "only", "The general rows of one mixture, alone", rows, lambda: rows
     )
 
 
@@ -134,12 +136,11 @@ def random_text(mixture: Mixture, folder: Path) -> str:
     that makes sense is left. The control of arXiv 2411.07175, which tells the effect of further
     steps and of regularisation from that of knowledge.
     """
-    seed = mixture.spec.seed
-
-    def make(source: Mixture) -> list[Pair]:
-        return shuffled_words(general_rows_of(source), seed)
-
-    return _from_mixture(mixture, folder, "random", "Shuffled words in the shape of rows", make)
+    rows = general_rows_of(mixture)
+    summary = "Shuffled words in the shape of rows"
+    return _from_mixture(
+        mixture, folder, "random", summary, rows, lambda: shuffled_words(rows, mixture.spec.seed)
+    )
 
 
 def shuffled_words(pairs: Sequence[Pair], seed: int) -> list[Pair]:
@@ -148,11 +149,8 @@ def shuffled_words(pairs: Sequence[Pair], seed: int) -> list[Pair]:
     words = [word for text in texts for word in text]
     generator = random.Random(f"random text {seed}")
     keys = [generator.random() for _ in words]  # the one method whose sequence Python fixes
-    dealt = [words[i] for i in sorted(range(len(words)), key=keys.__getitem__)]
-    result, start = [], 0
-    for text in texts:
-        result.append(" ".join(dealt[start : start + len(text)]))
-        start += len(text)
+    dealt = iter([words[i] for i in sorted(range(len(words)), key=keys.__getitem__)])
+    result = [" ".join(islice(dealt, len(text))) for text in texts]
     return list(zip(result[::2], result[1::2], strict=True))
 
 
@@ -161,28 +159,28 @@ def _from_mixture(
     folder: Path,
     kind: str,
     summary: str,
-    make: Callable[[Mixture], list[Pair]],
+    rows: Sequence[Pair],
+    make: Callable[[], Sequence[Pair]],
 ) -> str:
     sources = [source for source in mixture.sources if source.role == GENERAL]
-    if not any(len(source.used) for source in sources):
+    if not rows:
         raise UserError(
             "the mixture has no general rows to make a control of",
             where=str(mixture.spec),
             remedy="give the recipe general data, or --general",
         )
     digest = hashlib.sha256()
-    for row in general_rows_of(mixture):
+    for row in rows:
         digest.update(json.dumps(row).encode())
     made_from = [kind, digest.hexdigest(), str(mixture.spec.seed)]
     names = "_".join(source.card.name for source in sources)
-    name = f"{names}_{kind}_{_digest(made_from)[:8]}"
     return _write(
         folder,
-        name,
+        f"{names}_{kind}_{_digest(made_from)[:8]}",
         made_from=made_from,
-        summary=f"{summary} ({sum(len(s.used) for s in sources)} rows of {names}).",
+        summary=f"{summary} ({len(rows)} rows of {names}).",
         card=max((s.card for s in sources), key=lambda card: card.columns.history is not None),
-        splits={"train": lambda: make(mixture)},
+        splits={"train": make},
     )
 
 

@@ -15,12 +15,8 @@ from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.answers import GENERAL, SETTINGS, SavedSettings
-from tell_plugins.experiments.planning import Evaluation, Planned, PlannedBase, SweepPlan
-from tell_plugins.experiments.records import AGAIN, Index
-from tell_plugins.experiments.results import Run
-from tell_plugins.experiments.store import Store
-
-_HELD_OUT = "held-out rows"
+from tell_plugins.experiments.planning import Evaluation, SweepPlan
+from tell_plugins.experiments.store import AGAIN, EVAL_FOLDER, EVALUATED, Index, Store
 
 
 def other_answers(plan: SweepPlan, store: Store) -> Iterator[UserError]:
@@ -31,14 +27,13 @@ def other_answers(plan: SweepPlan, store: Store) -> Iterator[UserError]:
     card's `max_new_tokens`.
     """
     asked: dict[str, tuple[Evaluation, list[Path]]] = {}
-    runs: list[Planned | PlannedBase] = [*plan.bases, *plan.runs]
-    for run in runs:
+    for run in plan.everything:
         folder = store.job(run).eval_folder
         if folder.is_dir():
             asked.setdefault(folder.name, (run.evaluation, []))[1].append(folder)
     for name, (evaluation, folders) in asked.items():
-        now, limit = prompts_of(evaluation), _limit_of(evaluation)
-        stale = [folder for folder in folders if not _answers(folder, now, limit)]
+        now = asked_now(evaluation)
+        stale = [folder for folder in folders if not _answers(folder, now)]
         if stale:
             more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
             yield UserError(
@@ -50,41 +45,38 @@ def other_answers(plan: SweepPlan, store: Store) -> Iterator[UserError]:
             )
 
 
-def prompts_of(evaluation: Evaluation) -> dict[str, str]:
-    """What an evaluation asks now: split (`general` for general questions) -> hash of its prompts,
-    and under `_HELD_OUT` that of the held-out rows on which losses are taken.
+def asked_now(evaluation: Evaluation) -> dict[tuple[bool, str], Any]:
+    """What `eval` would save in its settings now, by whether it asks general questions, and key.
 
     Raises UserError where the card has fewer rows than are asked.
     """
     spec, options = parse_spec(evaluation.dataset), evaluation.options
     card = load_card(spec.card)
-    split, rows = options["split"], options["rows"]
-    prompts = {split: prompting.task_prompts(card, split, evaluation.anchor, rows)[1]}
+    _, task = prompting.task_prompts(card, options["split"], evaluation.anchor, options["rows"])
+    found: dict[tuple[bool, str], Any] = {
+        (False, "prompts_sha256"): prompting.prompts_sha256(task),
+        (False, "max_new_tokens"): prompting.answer_limit(card, options["max_new_tokens"]),
+    }
     if options["general_rows"]:
-        prompts[GENERAL] = retention.foreign(options["retention_rows"]).questions
-    found = {name: prompting.prompts_sha256(asked) for name, asked in prompts.items()}
-    if options["general_rows"]:
+        questions = retention.foreign(options["retention_rows"]).questions
         held_out = prompting.general_rows([spec], card, options["general_rows"])
-        found[_HELD_OUT] = prompting.pairs_sha256(held_out)
+        found[True, "prompts_sha256"] = prompting.prompts_sha256(questions)
+        found[True, "rows_sha256"] = prompting.pairs_sha256(held_out)
     return found
 
 
-def _limit_of(evaluation: Evaluation) -> int:
-    card = load_card(parse_spec(evaluation.dataset).card)
-    return prompting.answer_limit(card, evaluation.options["max_new_tokens"])
-
-
-def _answers(folder: Path, now: Mapping[str, str], limit: int) -> bool:
-    """Whether all answers of an evaluation are to these prompts, those of the task this long."""
-    found = folder.glob(f"*/*/{SETTINGS}")
-    saved = [read_json(path, SavedSettings, AGAIN) for path in found]
-    of_task = [s for s in saved if s["split"] != GENERAL]
-    known = [s["rows_sha256"] for s in saved if s["split"] == GENERAL and s.get("rows_sha256")]
-    return (
-        all(s.get("prompts_sha256") == now.get(s["split"]) for s in saved)
-        and all(s.get("max_new_tokens") == limit for s in of_task)
-        and all(rows == now.get(_HELD_OUT) for rows in known)
-    )
+def _answers(folder: Path, now: Mapping[tuple[bool, str], Any]) -> bool:
+    """Whether all answers of an evaluation are as they would be asked for now."""
+    for path in folder.glob(f"*/*/{SETTINGS}"):
+        saved = read_json(path, SavedSettings, AGAIN)
+        general = saved["split"] == GENERAL
+        if general and (True, "prompts_sha256") not in now:
+            return False
+        for (of_general, key), value in now.items():
+            unknown = key == "rows_sha256" and not saved.get(key)  # of an earlier release
+            if of_general == general and not unknown and saved.get(key) != value:
+                return False
+    return True
 
 
 def refuse_other_sweep(root: Path, index: Mapping[str, Any], remedy: str) -> None:
@@ -98,20 +90,19 @@ def refuse_other_sweep(root: Path, index: Mapping[str, Any], remedy: str) -> Non
     if then is None:
         return
     kept = {entry["run"] for entry in index["entries"]}
+    finished = (root / "runs" / e["run"] / EVAL_FOLDER / e["evaluation"] for e in then["entries"])
     lost = [
         entry
-        for entry in then["entries"]
-        if entry["run"] not in kept
-        and Run(root / "runs" / entry["run"]).is_evaluated(entry["evaluation"])
+        for entry, folder in zip(then["entries"], finished, strict=True)
+        if entry["run"] not in kept and (folder / EVALUATED).is_file()
     ]
     places = {_place(entry) for entry in index["entries"]}
     changed = [entry for entry in lost if _place(entry) in places]
     apart = kept.isdisjoint(entry["run"] for entry in then["entries"])
     if lost and (changed or apart or then.get("base_recipe") != index["base_recipe"]):
-        first = (changed or lost)[0]
         raise UserError(
             f"a sweep of this name is here with {len(lost)} finished runs that are not this "
-            f"sweep's, such as {first['method']}; its report would lose them",
+            f"sweep's, such as {(changed or lost)[0]['method']}; its report would lose them",
             where=paths.shown(path),
             allowed="the same sweep, with more or fewer seeds, points and methods",
             remedy=remedy,

@@ -15,20 +15,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tell_plugins.core.errors import UserError
-from tell_plugins.evaluation import bleed, retention, scorers, scoring
-from tell_plugins.evaluation.answers import Answer
+from tell_plugins.evaluation import bleed, retention, scorers, scoring, shares
 from tell_plugins.evaluation.bleed import Form
-from tell_plugins.evaluation.intervals import Estimate, Interval, Rate, rate, smallest_shown
+from tell_plugins.evaluation.intervals import Estimate, Rate, rate, smallest_shown
 from tell_plugins.evaluation.judged import Case, Judged
-from tell_plugins.evaluation.scoring import same_rows_difference
-from tell_plugins.experiments.results import (
-    AS_SAVED,
-    Answers,
-    Entry,
-    References,
-    ReferenceShelf,
-    card_of,
-)
+from tell_plugins.evaluation.measures import same_rows_difference
+from tell_plugins.evaluation.scored import Answer
+from tell_plugins.experiments.results import AS_SAVED, Answers, Entry, ReferenceShelf, card_of
 
 # the first measure of each metric: the one that curves and comparisons are about
 MAIN = {
@@ -45,14 +38,11 @@ LOSS_FILES = {
     "prose minus base": retention.PROSE,
     "style fit minus base": retention.LOSSES,
 }
-ASKED = (bleed.BLEED, bleed.WORDS, bleed.CIRCLES)  # rates over general questions
-STYLE_FIT = "style fit"
+LEAST_SEEDS = 3  # from as many on an interval over seeds says anything
 _CONSTANT = 0.95  # a label given at least this often is called a constant answer
-_READINGS = ("strict", "lenient")
 _TEST = 0.05
 Number = Rate | Estimate
-Names = tuple[tuple[str, str], ...]  # a run's folder and its evaluation, of several entries
-LEAST_SEEDS = 3  # from as many on an interval over seeds says anything
+Entries = Sequence[Entry]
 
 
 @dataclass(frozen=True)
@@ -98,26 +88,79 @@ class Measures:
         return self.task.get(MAIN[metric])
 
 
+@dataclass(frozen=True)
+class Difference:
+    """System minus baseline, with its 95 % interval over `n` rows that both answered.
+
+    `by_seed` has the difference of each seed where there are several; `p` is of the paired test by
+    randomization (of two runs' shares: McNemar's), None for a loss.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    by_seed: tuple[float, ...] = ()
+    p: float | None = None
+
+    def times(self, factor: float) -> Difference:
+        """The same in another unit: 100 for points."""
+        value, low, high, *seeds = (
+            factor * part for part in (self.value, self.low, self.high, *self.by_seed)
+        )
+        return Difference(value, low, high, self.n, tuple(seeds), self.p)
+
+    @property
+    def estimate(self) -> Estimate:
+        """The difference as a number of a table."""
+        return Estimate(self.value, self.low, self.high, self.n)
+
+    def each_seed(self, digits: int) -> str:
+        """The differences of the seeds as text; empty for a single one."""
+        return ", ".join(f"{value:+.{digits}f}" for value in self.by_seed)
+
+    @property
+    def smallest(self) -> float:
+        """The smallest true difference that these rows would show, at 80 % power."""
+        return smallest_shown(self.low, self.high)
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval lies on one side of zero, the test says so, and the seeds do too."""
+        apart = (self.low > 0 or self.high < 0) and (self.p is None or self.p < _TEST)
+        return apart and not self.seeds_disagree
+
+    @property
+    def seeds_disagree(self) -> bool:
+        """Whether seeds have differences of both signs, or from three on a t-interval over 0."""
+        if len(self.by_seed) < 2:
+            return False
+        if min(self.by_seed) < 0 < max(self.by_seed) or len(self.by_seed) < LEAST_SEEDS:
+            return min(self.by_seed) < 0 < max(self.by_seed)
+        _, low, high = t_interval(self.by_seed)
+        return low <= 0 <= high
+
+
 class Judge:
     """Judges the answers of entries and keeps what it found."""
 
     def __init__(self, shelf: ReferenceShelf) -> None:
         self._shelf = shelf
         self._judged: dict[tuple[str, str], dict[str, Judged]] = {}
-        self._places: dict[str, int] = {}
-        self._differences: dict[tuple[str, Names, Names], Difference | None] = {}
+        self._places: dict[str, int] = {}  # a number for the id of a test row
+        self._differences: dict[tuple[object, ...], Difference | None] = {}
 
-    def measures(self, entries: Sequence[Entry], base: Entry | None) -> Measures:
+    def measures(self, entries: Entries, base: Entry | None) -> Measures:
         """The numbers of the entries of one method at one point, pooled over seeds."""
         metric = str(card_of(entries[0]).metric)
         judged = [self.judged(entry) for entry in entries]
-        pooled = pool(judged)
-        first = _first(pooled)
-        values = _values(pooled)
-        seeds = [_main_value(part, metric) for part in judged if part]
+        values, seeds = (
+            _values(_pool(judged)),
+            [_main_value(part, metric) for part in judged if part],
+        )
         if metric in AS_SAVED:
             values, seeds = _as_saved(entries, metric)
-        parts = [_first(part) for part in judged]
+        first, parts = _first(_pool(judged)), [_first(part) for part in judged]
         labelled = first is not None and "balanced_accuracy" in first.columns
         rates: dict[str, Number] = {n: v for n, v in values.items() if isinstance(v, Rate)}
         return Measures(
@@ -132,11 +175,9 @@ class Judge:
 
     def judged(self, entry: Entry) -> dict[str, Judged]:
         """All answers of one entry to its task, by reading."""
-        key = (entry.run.folder.name, entry.evaluation)
+        key = (entry.run, entry.evaluation)
         if key not in self._judged:
-            self._judged[key] = pool(
-                [self._judge(entry, answers) for answers in entry.measured.task]
-            )
+            self._judged[key] = _pool([self._judge(entry, answers) for answers in entry.task])
         return self._judged[key]
 
     def _judge(self, entry: Entry, answers: Answers) -> dict[str, Judged]:
@@ -144,21 +185,28 @@ class Judge:
         if card.metric in AS_SAVED:
             return {}
         truth = self._shelf.get(card.name, answers.settings["split"])
-        _check_ids(answers, truth)
+        strangers = sum(line["id"] not in truth.of for line in answers.lines)
+        if truth.of and strangers:
+            raise UserError(
+                f"{strangers} of {len(answers.lines)} answers have no row in split "
+                f"'{truth.split}' of card '{truth.card}'",
+                where=str(answers.folder),
+                remedy="the answers belong to other data; run the sweep again",
+            )
         found = [
-            Answer(self._place(line["id"]), 0, line["text"], line["finish_reason"])
+            Answer(
+                self._places.setdefault(line["id"], len(self._places)),
+                0,
+                line["text"],
+                line["finish_reason"],
+            )
             for line in answers.lines
         ]
         right = [truth.of[line["id"]] for line in answers.lines] if truth.of else []
-        return scorers.judge(Case(card, found, right, truth.labels, readings=_READINGS))
+        readings = ("strict", "lenient")
+        return scorers.judge(Case(card, found, right, truth.labels, readings=readings))
 
-    def _place(self, row: str) -> int:
-        """A number for the id of a test row."""
-        return self._places.setdefault(row, len(self._places))
-
-    def difference(
-        self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
-    ) -> Difference | None:
+    def difference(self, system: Entries, baseline: Entries, name: str) -> Difference | None:
         """System minus baseline over the same rows, and beside it that of each seed, the entries
         paired in their order; None where there is nothing to pair.
 
@@ -174,10 +222,9 @@ class Judge:
         ]
         return replace(found, by_seed=tuple(part.value for part in each if part is not None))
 
-    def _known(
-        self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
-    ) -> Difference | None:
-        key = (name, _names(system), _names(baseline))
+    def _known(self, system: Entries, baseline: Entries, name: str) -> Difference | None:
+        sides = ([(entry.run, entry.evaluation) for entry in side] for side in (system, baseline))
+        key = (name, *map(tuple, sides))
         if key not in self._differences:
             if name in LOSS_FILES:
                 self._differences[key] = loss_difference(system, baseline, LOSS_FILES[name])
@@ -185,80 +232,63 @@ class Judge:
                 self._differences[key] = self._of_columns(system, baseline, name)
         return self._differences[key]
 
-    def _of_columns(
-        self, system: Sequence[Entry], baseline: Sequence[Entry], name: str
-    ) -> Difference | None:
+    def _of_columns(self, system: Entries, baseline: Entries, name: str) -> Difference | None:
+        mine: Judged | None
+        theirs: Judged | None
         if name == BLEED:
-            form = self._form(system[0])
+            form, name = self._form(system[0]), bleed.BLEED
             mine, theirs = (_general(entries, form) for entries in (system, baseline))
-            found = same_rows_difference(mine, theirs, bleed.BLEED) if mine.rows else None
         else:
-            ours, base = (
-                _first(pool([self.judged(entry) for entry in entries]))
+            mine, theirs = (
+                _first(_pool([self.judged(entry) for entry in entries]))
                 for entries in (system, baseline)
             )
-            if ours is None or base is None:
-                return None
-            found = same_rows_difference(ours, base, name.replace(" ", "_"))
+        if mine is None or theirs is None:
+            return None
+        found = same_rows_difference(mine, theirs, name.replace(" ", "_"))
         if found is None:
             return None
         return Difference(found.value, found.low, found.high, found.n, p=found.p)
 
     def _form(self, entry: Entry) -> Form:
-        answers = entry.measured.task
-        split = answers[0].settings["split"] if answers else "test"
-        return self._shelf.get(entry.card, split).form
+        split = entry.task[0].settings["split"] if entry.task else "test"
+        return self._shelf.get(entry.card, split).answer_form
 
-    def _elsewhere(self, entries: Sequence[Entry], base: Entry | None) -> dict[str, Number | None]:
+    def _elsewhere(self, entries: Entries, base: Entry | None) -> dict[str, Number | None]:
         """Rates over general questions, changes to the base model, and divergence from it."""
         asked = _general(entries, self._form(entries[0]))
         found: dict[str, Number | None] = {
             name: asked.columns[name].estimate(asked.rows)
             if asked.rows and name in asked.columns
             else None
-            for name in ASKED
+            for name in (bleed.BLEED, bleed.WORDS, bleed.CIRCLES)
         }
-        if base is not None and not entries[0].run.is_base:
+        if base is not None and not entries[0].is_base:
             for name in (BLEED, *LOSS_FILES):
                 change = self.difference(entries, [base], name)
                 if change is not None:
-                    found[name] = change.estimate()
-        kl = _mean_of(entries, retention.KL)
-        if kl is not None:
-            found[KL] = kl
-        return {**found, STYLE_FIT: _mean_of(entries, retention.LOSSES)}
+                    found[name] = change.estimate
+        kl, style_fit = (mean_sums(entries, name) for name in (retention.KL, retention.LOSSES))
+        if kl:
+            found[KL] = retention.retention(kl)
+        return {**found, "style fit": retention.retention(style_fit) if style_fit else None}
 
 
-def _general(entries: Sequence[Entry], form: Form) -> Judged:
-    lines = [line for entry in entries for line in entry.measured.general]
+def _general(entries: Entries, form: Form) -> Judged:
+    lines = [line for entry in entries for line in entry.general]
     return bleed.judged([(line["row"], line["text"]) for line in lines], form)
 
 
-def _names(entries: Sequence[Entry]) -> Names:
-    return tuple((entry.run.folder.name, entry.evaluation) for entry in entries)
-
-
-def t_interval(values: Sequence[float]) -> Interval:
+def t_interval(values: Sequence[float]) -> shares.Interval:
     """The mean of at least two values with its 95 % t-interval."""
     from scipy.stats import t
 
     middle = float(np.mean(values))
     half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return Interval(middle, middle - half, middle + half)
+    return shares.Interval(middle, middle - half, middle + half)
 
 
-def _check_ids(answers: Answers, truth: References) -> None:
-    strangers = [line["id"] for line in answers.lines if line["id"] not in truth.of]
-    if truth.of and strangers:
-        raise UserError(
-            f"{len(strangers)} of {len(answers.lines)} answers have no row in split "
-            f"'{truth.split}' of card '{truth.card}'",
-            where=str(answers.folder),
-            remedy="the answers belong to other data; run the sweep again",
-        )
-
-
-def pool(parts: Sequence[Mapping[str, Judged]]) -> dict[str, Judged]:
+def _pool(parts: Sequence[Mapping[str, Judged]]) -> dict[str, Judged]:
     """Several sets of answers as one, by reading; what not all of them have is left out."""
     parts = [part for part in parts if part]
     shared = [name for name in (parts[0] if parts else {}) if all(name in p for p in parts)]
@@ -284,9 +314,9 @@ def _first(judged: Mapping[str, Judged]) -> Judged | None:
     return next(iter(judged.values()), None)
 
 
-def _values(judged: Mapping[str, Judged]) -> dict[str, Rate | Estimate]:
+def _values(judged: Mapping[str, Judged]) -> dict[str, Number]:
     """The measures to show, by name: those of every scorer's first reading."""
-    found: dict[str, Rate | Estimate] = {}
+    found: dict[str, Number] = {}
     for reading, part in judged.items():
         if reading in scorers.SECOND_READINGS:
             continue
@@ -300,96 +330,35 @@ def _values(judged: Mapping[str, Judged]) -> dict[str, Rate | Estimate]:
 
 
 def _main_value(judged: Mapping[str, Judged], metric: str) -> float:
-    first = _first(judged)
-    assert first is not None
-    column = first.columns[MAIN[metric].replace(" ", "_")]
+    column = next(iter(judged.values())).columns[MAIN[metric].replace(" ", "_")]
     return float(column.score(column.stats.sum(axis=0)[None])[0])
 
 
 def _most_frequent(judged: Judged) -> tuple[str, Rate] | None:
-    said = [label for label in judged.given if label is not None]
+    both = zip(judged.rows, judged.given, strict=True)
+    said = [(row, label) for row, label in both if label is not None]
     if not said:
         return None
-    places = [
-        row for row, label in zip(judged.rows, judged.given, strict=True) if label is not None
-    ]
-    label = Counter(said).most_common(1)[0][0]
-    return label, rate([other == label for other in said], places)
+    label = Counter(label for _, label in said).most_common(1)[0][0]
+    return label, rate([other == label for _, other in said], [row for row, _ in said])
 
 
 def _constants(judged: Sequence[Judged]) -> dict[int, tuple[str, Rate]]:
     """Of the parts that give nearly one label only: that label and its share, by their place."""
-    found: dict[int, tuple[str, Rate]] = {}
-    for place, part in enumerate(judged):
-        label, share = _most_frequent(part) or ("", None)
-        if share is not None and share.n > 1 and (share.value or 0) >= _CONSTANT:
-            found[place] = label, share
-    return found
+    found = {place: _most_frequent(part) for place, part in enumerate(judged)}
+    return {
+        place: most
+        for place, most in found.items()
+        if most is not None and most[1].n > 1 and (most[1].value or 0) >= _CONSTANT
+    }
 
 
-@dataclass(frozen=True)
-class Difference:
-    """System minus baseline, with its 95 % interval over `n` rows that both answered.
-
-    `by_seed` has the difference of each seed where there are several; `p` is of the paired test by
-    randomization (of two runs' shares: McNemar's), None for a loss.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    by_seed: tuple[float, ...] = ()
-    p: float | None = None
-
-    def estimate(self, factor: float = 1) -> Estimate:
-        """The difference as a number of a table, times `factor`."""
-        value, low, high = (factor * part for part in (self.value, self.low, self.high))
-        return Estimate(value, low, high, self.n)
-
-    def each_seed(self, factor: float = 1, digits: int = 3) -> str:
-        """The differences of the seeds as text; empty for a single one."""
-        return ", ".join(f"{factor * value:+.{digits}f}" for value in self.by_seed)
-
-    @property
-    def smallest(self) -> float:
-        """The smallest true difference that these rows would show, at 80 % power."""
-        return smallest_shown(self.low, self.high)
-
-    @property
-    def certain(self) -> bool:
-        """Whether the interval lies on one side of zero, the test says so, and the seeds do too."""
-        apart = (self.low > 0 or self.high < 0) and (self.p is None or self.p < _TEST)
-        return apart and not self.seeds_disagree
-
-    @property
-    def seeds_disagree(self) -> bool:
-        """Whether seeds have differences of both signs, or from three on a t-interval over 0."""
-        if len(self.by_seed) < 2:
-            return False
-        if min(self.by_seed) < 0 < max(self.by_seed):
-            return True
-        if len(self.by_seed) < LEAST_SEEDS:
-            return False
-        _, low, high = t_interval(self.by_seed)
-        return low <= 0 <= high
-
-
-def mean_sums(entries: Sequence[Entry], name: str) -> list[retention.Sum]:
+def mean_sums(entries: Entries, name: str) -> list[retention.Sum]:
     """`retention.mean_sums` of the entries, of one of `retention.FILES`."""
-    return retention.mean_sums([entry.measured.sums(name) for entry in entries])
+    return retention.mean_sums([entry.sums[name] for entry in entries])
 
 
-def _mean_of(entries: Sequence[Entry], name: str) -> Estimate | None:
-    sums = mean_sums(entries, name)
-    if not sums:
-        return None
-    return retention.retention(sums)
-
-
-def loss_difference(
-    system: Sequence[Entry], baseline: Sequence[Entry], name: str = retention.LOSSES
-) -> Difference | None:
+def loss_difference(system: Entries, baseline: Entries, name: str) -> Difference | None:
     """Loss per token on the rows of one of `retention.FILES`, system minus baseline (paired)."""
     mine, theirs = mean_sums(system, name), mean_sums(baseline, name)
     if not mine or [count for _, count in mine] != [count for _, count in theirs]:
@@ -410,9 +379,7 @@ def _saved_scores(answers: Answers) -> dict[str, dict[str, float]]:
     }
 
 
-def _as_saved(
-    entries: Sequence[Entry], metric: str
-) -> tuple[dict[str, Rate | Estimate], list[float]]:
+def _as_saved(entries: Entries, metric: str) -> tuple[dict[str, Number], list[float]]:
     """Estimates by name, and the main one of each entry.
 
     An entry's own sets of answers (decoding seeds) are averaged first: they are no training seeds.
@@ -420,13 +387,11 @@ def _as_saved(
     found: dict[str, list[dict[str, float]]] = {}
     seeds = []
     for entry in entries:
-        saved = [_saved_scores(answers) for answers in entry.measured.task if answers.scores]
-        for scores in saved:
-            for name, value in scores.items():
-                found.setdefault(name, []).append(value)
+        saved = [scores for answers in entry.task if (scores := _saved_scores(answers))]
+        for name, value in (item for scores in saved for item in scores.items()):
+            found.setdefault(name, []).append(value)
         if saved:
-            main = MAIN[metric]
-            seeds.append(sum(scores[main]["value"] for scores in saved) / len(saved))
+            seeds.append(sum(scores[MAIN[metric]]["value"] for scores in saved) / len(saved))
     return {name: _mean_estimate(values) for name, values in found.items()}, seeds
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,9 @@ from tell_plugins.experiments.sweep import (
     Settings,
     Sweep,
     secret_error,
-    setting_groups,
 )
 from tell_plugins.recipe.lengths import count, own_tokenizer
-from tell_plugins.recipe.recipes import Recipe, load_recipe
+from tell_plugins.recipe.recipes import Recipe, as_list, load_recipe
 from tell_plugins.recipe.schedule import Plan, Training, exposure, plan
 from tell_plugins.recipe.settings import Settings as SwiftSettings
 from tell_plugins.recipe.swift_keys import swift_keys
@@ -64,6 +63,7 @@ _ALWAYS = (
     "quant_bits",
 )
 _OF_A_GPU = ("torch_dtype", "device_map")  # on a CPU they are the machine's choice
+_FIELDS = {"from": "sources"}  # of `Spec`, where it is called otherwise than the key
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,56 @@ class Evaluation:
     options: dict[str, Any]
 
     @property
+    def card(self) -> str:
+        return parse_spec(self.dataset).card
+
+    @property
     def id(self) -> str:
         rows = self.options["rows"]
         name = f"{self.options['split']}-{self.options['decoding']}"
         return f"{name}{f'-{rows}rows' if rows else ''}-{_hash([self.dataset, self.options])[:8]}"
+
+
+@dataclass(frozen=True)
+class PlannedBase:
+    """The model before training, asked what the runs are asked."""
+
+    recipe: Recipe
+    evaluation: Evaluation
+    at: dict[str, Any] = field(default_factory=dict)  # what tells it from others of the sweep
+    steps: int = 0
+    rival: str = ""
+    trained_tokens: int = 0
+    exposure: float | None = None
+
+    @property
+    def asked(self) -> str:
+        """The dataset string that `eval` gets."""
+        return self.evaluation.dataset
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What decides which model answers, and how a prompt reaches it."""
+        without = ("external_plugins", *(() if self.needs_gpu else _OF_A_GPU))
+        given = {key: self.recipe.get(key) for key in MODEL_KEYS if key not in without}
+        return {key: v for key, v in given.items() if v is not None or key in _ALWAYS}
+
+    @property
+    def id(self) -> str:
+        return _hash([_FORMAT, BASE, self.model])[:12]
+
+    @property
+    def label(self) -> str:
+        rest = [f", {key}={value}" for key, value in self.at.items() if key != "card"]
+        return f"base model ({self.evaluation.card}{''.join(rest)})"
+
+    @property
+    def folder(self) -> str:
+        return _slug(f"{BASE}-{Path(str(self.recipe.get('model'))).name}") + f"-{self.id}"
+
+    @property
+    def needs_gpu(self) -> bool:
+        return not self.recipe.values.get("use_cpu")
 
 
 @dataclass(frozen=True)
@@ -136,6 +182,10 @@ class Planned:
     leaked: int | None = None  # rows asked whose question is among the general rows
     equal_steps: str | None = None  # the id of the run whose steps it must take
     rival: str = ""  # what answers in place of a trained model
+
+    @property
+    def label(self) -> str:
+        return self.cell.label
 
     @property
     def steps(self) -> int:
@@ -172,51 +222,10 @@ class Planned:
 
     @property
     def needs_gpu(self) -> bool:
-        return not self.recipe.values.get("use_cpu")
+        return self.base.needs_gpu
 
 
-@dataclass(frozen=True)
-class PlannedBase:
-    """The model before training, asked what the runs are asked."""
-
-    recipe: Recipe
-    evaluation: Evaluation
-    at: dict[str, Any] = field(default_factory=dict)  # what tells it from others of the sweep
-    steps: int = 0
-    rival: str = ""
-
-    @property
-    def asked(self) -> str:
-        """The dataset string that `eval` gets."""
-        return self.evaluation.dataset
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """What decides which model answers, and how a prompt reaches it."""
-        without = ("external_plugins", *(() if self.needs_gpu else _OF_A_GPU))
-        given = {key: self.recipe.get(key) for key in MODEL_KEYS if key not in without}
-        return {key: v for key, v in given.items() if v is not None or key in _ALWAYS}
-
-    @property
-    def card(self) -> str:
-        return parse_spec(self.evaluation.dataset).card
-
-    @property
-    def id(self) -> str:
-        return _hash([_FORMAT, BASE, self.model])[:12]
-
-    @property
-    def label(self) -> str:
-        rest = [f", {key}={value}" for key, value in self.at.items() if key != "card"]
-        return f"base model ({self.card}{''.join(rest)})"
-
-    @property
-    def folder(self) -> str:
-        return _slug(f"{BASE}-{Path(str(self.recipe.get('model'))).name}") + f"-{self.id}"
-
-    @property
-    def needs_gpu(self) -> bool:
-        return not self.recipe.values.get("use_cpu")
+Asked = PlannedBase | Planned
 
 
 @dataclass
@@ -227,6 +236,11 @@ class SweepPlan:
     entries: list[Planned] = field(default_factory=list)
     problems: list[UserError] = field(default_factory=list)  # of runs that cannot be planned
     unknown_keys: bool = False  # the entries were planned as if these were not there
+
+    @property
+    def everything(self) -> list[Asked]:
+        """All that is to be done, the base models first."""
+        return [*self.bases, *self.runs]
 
     @property
     def runs(self) -> list[Planned]:
@@ -242,13 +256,12 @@ class SweepPlan:
         found: dict[tuple[str, str], PlannedBase] = {}
         for entry in self.entries:
             found.setdefault((entry.base.id, entry.base.evaluation.id), entry.base)
-        bases = list(found.values())
-        named = [{"card": base.card, **base.model} for base in bases]
+        named = [{"card": base.evaluation.card, **base.model} for base in found.values()]
         keys = dict.fromkeys(key for names in named for key in names)
         several = [key for key in keys if any(n.get(key) != named[0].get(key) for n in named)]
         return [
             replace(base, at={key: names.get(key) for key in several})
-            for base, names in zip(bases, named, strict=True)
+            for base, names in zip(found.values(), named, strict=True)
         ]
 
 
@@ -258,16 +271,14 @@ def cells(sweep: Sweep) -> list[Cell]:
     A method that sets a key of the grid itself stays at that value: it has one run, not one for
     every value.
     """
+    points = [(method, point) for method in sweep.crossed() for point in sweep.points()]
+    points += [(method, {}) for method in sweep.runs]
     found: dict[str, Cell] = {}
-    for method, settings in sweep.crossed().items():
-        for point in sweep.points():
-            at = {key: value for key, value in point.items() if key not in settings}
-            for seed in sweep.seeds:
-                cell = Cell(method, at, seed, {**sweep.settings, **at, **settings})
-                found.setdefault(cell.key, cell)
-    for method, settings in sweep.runs.items():
+    for method, point in points:
+        settings = sweep.method(method)
+        at = {key: value for key, value in point.items() if key not in settings}
         for seed in sweep.seeds:
-            cell = Cell(method, {}, seed, {**sweep.settings, **settings})
+            cell = Cell(method, at, seed, {**sweep.settings, **at, **settings})
             found.setdefault(cell.key, cell)
     return list(found.values())
 
@@ -288,15 +299,13 @@ class Planner:
             ]
         )
         self._spec = self.base.spec
+        self._wanted = {cell.key for cell in cells(sweep)}
         self._done: dict[str, tuple[Planned, Mixture]] = {}
         self._asked: dict[Spec, Evaluation] = {}
 
     def planned(self, cell: Cell) -> Planned:
         """The run of a cell. Raises UserError for whatever the user can mend."""
         return self._resolve(cell)[0]
-
-    def _card_of(self, cell: Cell) -> str:
-        return str(cell.settings.get("card", self._spec.card))
 
     def _resolve(self, cell: Cell) -> tuple[Planned, Mixture]:
         if cell.key not in self._done:
@@ -307,32 +316,14 @@ class Planner:
         task_spec = self._task_spec(cell)
         reference: Planned | None = None
         if "equal_steps" in cell.settings:
-            reference, _ = self._resolve(self._reference(cell, "equal_steps"))
+            reference, _ = self._reference(cell, "equal_steps")
             task_spec = _in_rows(task_spec, reference)
-        spec = task_spec
-        rival = str(cell.settings.get(RIVAL, ""))
-        if rival:
-            refuse_unfit(rival, load_card(spec.card), f"{self.sweep.place()}, {cell.label}: rival")
-            spec = Spec(spec.card, split=spec.split, task=spec.task, general=NONE, seed=spec.seed)
-            spec = spec.with_values(anchor=task_spec.anchor)
-        elif "general_only" in cell.settings:
-            _, mixture = self._resolve(self._reference(cell, "general_only"))
-            spec = Spec(derived_cards.general_only(mixture, self.cards), seed=cell.seed)
-        elif "random_text" in cell.settings:
-            _, mixture = self._resolve(self._reference(cell, "random_text"))
-            name = derived_cards.random_text(mixture, self.cards)
-            spec = spec.with_values(sources=(name,), general=ALL)
-        values = {
-            key: value for key, value in cell.settings.items() if key not in (*SPEC_KEYS, *OWN_KEYS)
-        }
-        places = {key: self.sweep.place_of(cell.method, key) for key in values}
-        recipe = self.base.with_values(**values, seed=cell.seed).placed(places)
-        mixture = build_mixture(spec)
+        recipe, mixture = self._recipe(cell), build_mixture(self._trained_on(cell, task_spec))
         if reference is not None:
             recipe, mixture = _bring_to_steps(recipe, mixture, reference.plan.steps)
         recipe = recipe.with_values(dataset=[str(mixture.spec)])
-        schedule = plan(len(mixture), training_of(recipe))
-        plain = Spec(self._card_of(cell), anchor=self._spec.anchor)
+        schedule, rival = plan(len(mixture), training_of(recipe)), str(cell.settings.get(RIVAL, ""))
+        plain = Spec(task_spec.card, anchor=self._spec.anchor)
         planned = Planned(
             cell=cell,
             recipe=recipe,
@@ -349,21 +340,55 @@ class Planner:
         )
         return planned, mixture
 
-    def _reference(self, cell: Cell, key: str) -> Cell:
-        """The cell that `key` names: at the same point of the grid and with the same seed."""
+    def _recipe(self, cell: Cell) -> Recipe:
+        ours = (*SPEC_KEYS, *OWN_KEYS)
+        values = {key: value for key, value in cell.settings.items() if key not in ours}
+        places = {key: self.sweep.place_of(cell.method, key) for key in values}
+        return self.base.with_values(**values, seed=cell.seed).placed(places)
+
+    def _trained_on(self, cell: Cell, spec: Spec) -> Spec:
+        """The dataset string that a cell trains on, where it is made of another's mixture too."""
+        rival = str(cell.settings.get(RIVAL, ""))
+        if rival:
+            refuse_unfit(rival, load_card(spec.card), f"{self.sweep.place()}, {cell.label}: rival")
+            alone = Spec(spec.card, split=spec.split, task=spec.task, general=NONE, seed=spec.seed)
+            return alone.with_values(anchor=spec.anchor)
+        if "general_only" in cell.settings:
+            _, mixture = self._reference(cell, "general_only")
+            return Spec(derived_cards.general_only(mixture, self.cards), seed=cell.seed)
+        if "random_text" in cell.settings:
+            _, mixture = self._reference(cell, "random_text")
+            name = derived_cards.random_text(mixture, self.cards)
+            return spec.with_values(sources=(name,), general=ALL)
+        return spec
+
+    def _reference(self, cell: Cell, key: str) -> tuple[Planned, Mixture]:
+        """The run that `key` names: at the same point of the grid and with the same seed.
+
+        Raises UserError where its steps count and the sweep has no such run.
+        """
         method = str(cell.settings[key])
         named = self.sweep.method(method)
         at = {k: v for k, v in cell.at.items() if method in self.sweep.crossed() and k not in named}
-        return Cell(method, at, cell.seed, {**self.sweep.settings, **at, **named})
+        found = Cell(method, at, cell.seed, {**self.sweep.settings, **at, **named})
+        if key == "equal_steps" and found.key not in self._wanted:
+            raise UserError(
+                f"'equal_steps: {method}', but '{method}' is crossed with the grid and has no run "
+                "here",
+                where=f"{self.sweep.name}, {cell.label}",
+                allowed="a method with a run at the same point of the grid",
+                remedy="put this one under 'methods', or name a run that sets the grid's keys "
+                "itself",
+            )
+        return self._resolve(found)
 
     def _task_spec(self, cell: Cell) -> Spec:
         """The dataset string of a cell before it is derived, with every default written out."""
-        card = self._card_of(cell)
-        own = self._spec
+        own, card = self._spec, str(cell.settings.get("card", self._spec.card))
         if card != own.card:  # amounts and sources are the other card's own
             own = own.with_values(card=card, split="train", task=ALL, general=None, sources=None)
         texts = {
-            key: "+".join(map(str, value)) if isinstance(value, list) else str(value)
+            key: "+".join(map(str, as_list(value)))
             for key, value in cell.settings.items()
             if key in SPEC_KEYS
         }
@@ -383,17 +408,16 @@ class Planner:
                 allowed="the recipe of a task",
                 remedy="name the task's recipe; 'general_only' makes the run without task rows",
             )
-        general = spec.general or card.general.amount
-        if general == NONE:
+        amount = spec.general or card.general.amount
+        if amount == NONE:
             return spec.with_values(general=NONE, sources=None)
-        names = spec.sources or card.general.sources
-        held_out = self.sweep.evaluate.general_rows
-        if held_out:
-            names = tuple(
-                derived_cards.with_held_out(general_card(name), held_out, self.cards)
-                for name in names
-            )
-        return spec.with_values(general=general, sources=tuple(names))
+        names = map(self._held_out, spec.sources or card.general.sources)
+        return spec.with_values(general=amount, sources=tuple(names))
+
+    def _held_out(self, name: str) -> str:
+        """The general card of that name without the rows that all runs are measured on."""
+        rows = self.sweep.evaluate.general_rows
+        return derived_cards.with_held_out(general_card(name), rows, self.cards) if rows else name
 
     def _evaluation(self, spec: Spec, anchor: Any = None) -> Evaluation:
         tested = anchor or self.sweep.evaluate.anchor or spec.anchor
@@ -405,7 +429,6 @@ class Planner:
     def _make_evaluation(self, asked: Spec) -> Evaluation:
         wanted = self.sweep.evaluate
         card = load_card(asked.card)
-        assert card.general is not None
         task = open_task(card, wanted.split, asked.anchor)
         if wanted.rows is not None and wanted.rows > len(task):
             raise UserError(
@@ -414,11 +437,7 @@ class Planner:
                 remedy=f"evaluate: {{rows: {len(task)}}} or less (with --controls: --rows)",
             )
         if wanted.general_rows:
-            first = self._first_source(card)
-            source = derived_cards.with_held_out(
-                general_card(first), wanted.general_rows, self.cards
-            )
-            asked = asked.with_values(sources=(source,))
+            asked = asked.with_values(sources=(self._held_out(self._first_source(card)),))
         options = wanted.model_dump(exclude={"anchor", "shots", "learned"}, mode="json")
         more = {"shots": wanted.shots, "learned": wanted.learned}
         options |= {key: value for key, value in more.items() if value}  # ids of earlier releases
@@ -441,13 +460,10 @@ class Planner:
         """The general card whose held-out rows all runs are measured on, whatever they train on."""
         named = self.sweep.settings.get("from")
         if named is not None:
-            return str(named[0] if isinstance(named, list) else named).partition("+")[0]
+            return str(as_list(named)[0]).partition("+")[0]
         assert card.general is not None
         own = self._spec.sources if card.name == self._spec.card else None
         return (own or card.general.sources)[0]
-
-
-_FIELDS = {"from": "sources"}
 
 
 def make_plan(sweep: Sweep, cards: Path) -> SweepPlan:
@@ -461,12 +477,9 @@ def make_plan(sweep: Sweep, cards: Path) -> SweepPlan:
             result.entries.append(planner.planned(cell))
         except UserError as error:
             problems += error.problems if isinstance(error, UserErrors) else [error]
-    known = {None, *(entry.id for entry in result.entries)}
-    strays = [entry for entry in result.entries if entry.equal_steps not in known]
-    result.entries = [entry for entry in result.entries if entry.equal_steps in known]
-    unknown_keys = _unknown_keys(sweep)
-    problems += [*(_no_reference(entry, sweep.name) for entry in strays), *unknown_keys]
-    result.problems, result.unknown_keys = _each_once(problems), bool(unknown_keys)
+    unknown_keys = list(_unknown_keys(sweep))
+    result.problems = _each_once([*problems, *unknown_keys])
+    result.unknown_keys = bool(unknown_keys)
     return result
 
 
@@ -488,34 +501,19 @@ def _each_once(problems: Sequence[UserError]) -> list[UserError]:
     ]
 
 
-def _no_reference(entry: Planned, name: str) -> UserError:
-    """A run must take the steps of one that the sweep does not do."""
-    method = entry.cell.settings["equal_steps"]
-    return UserError(
-        f"'equal_steps: {method}', but '{method}' is crossed with the grid and has no run here",
-        where=f"{name}, {entry.cell.label}",
-        allowed="a method with a run at the same point of the grid",
-        remedy="put this one under 'methods', or name a run that sets the grid's keys itself",
-    )
-
-
-def _unknown_keys(sweep: Sweep) -> list[UserError]:
+def _unknown_keys(sweep: Sweep) -> Iterator[UserError]:
     """Settings that neither the dataset string nor the installed ms-swift knows."""
     swift = set(swift_keys().keys)
     known = {*SPEC_KEYS, *OWN_KEYS, *swift}
-    problems = [
-        unknown("setting", key, known, f"{sweep.place(*group, key)}, {', '.join(group)}")
-        for group, settings in setting_groups(sweep)
-        for key in settings
-        if key not in known
-    ]
+    for group, settings in sweep.groups():
+        for key in settings:
+            if key not in known:
+                place = f"{sweep.place(*group, key)}, {', '.join(group)}"
+                yield unknown("setting", key, known, place)
     options = {"dry_run", "retry_failed", "general_rows", "jobs", "out", "rate", "ray", "controls"}
-    problems += [
-        unknown("flag", key, swift | options, "command line")
-        for key in sweep.flags
-        if key not in swift
-    ]
-    return problems
+    for key in sweep.flags:
+        if key not in swift:
+            yield unknown("flag", key, swift | options, "command line")
 
 
 def facts(mixture: Mixture) -> Facts:
@@ -618,12 +616,12 @@ def cards_environment(cards: Path) -> str:
     Folders of cards that other sweeps made are left out: this sweep makes its own, and two cards
     of one name would be in each other's way.
     """
-    named = os.environ.get("TELL_CARDS", "")
+
+    def of_a_sweep(folder: Path) -> bool:
+        found = sorted(folder.glob("*/card.yaml"))
+        return bool(found) and all(derived_cards.is_derived(card) for card in found)
+
     own = str(paths.user_path(cards).resolve())
-    parts = [part for part in named.split(os.pathsep) if part and part != own]
-    return os.pathsep.join([*(p for p in parts if not _of_a_sweep(paths.user_path(p))), own])
-
-
-def _of_a_sweep(folder: Path) -> bool:
-    found = sorted(folder.glob("*/card.yaml"))
-    return bool(found) and all(derived_cards.is_derived(card) for card in found)
+    parts = [part for part in os.environ.get("TELL_CARDS", "").split(os.pathsep) if part]
+    kept = [part for part in parts if part != own and not of_a_sweep(paths.user_path(part))]
+    return os.pathsep.join([*kept, own])

@@ -7,19 +7,15 @@ Nothing is drawn without it.
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from tell_plugins.evaluation.intervals import Estimate, Rate
 from tell_plugins.evaluation.paper_numbers import Point, paper, published
 from tell_plugins.experiments.fairness import caveats
-from tell_plugins.experiments.measures import BLEED, KL, MAIN, Difference, Judge
-from tell_plugins.experiments.results import AS_SAVED, Entry, Study
+from tell_plugins.experiments.measures import BLEED, KL, MAIN, Difference, Judge, Number
+from tell_plugins.experiments.results import AS_SAVED, Study
 from tell_plugins.experiments.tables import (
     Group,
     pair_name,
@@ -37,7 +33,7 @@ _COLOURS = (
 _GREY = "#8a8a8a"
 _FRONT, _LINES = "#1d1d1f", "#d9d9de"
 _DPI = 110
-_ELSEWHERE = ("foreign instructions minus base", KL, "style fit minus base")
+_CONTENT, _FOREIGN = "balanced accuracy", "foreign instructions minus base"
 
 
 @dataclass(frozen=True)
@@ -49,27 +45,21 @@ class Picture:
     draw: Callable[[], Any]
 
     def png(self) -> bytes:
-        """The picture as PNG, the same bytes every time."""
+        """The picture as PNG in 256 colours, the same bytes every time."""
         import matplotlib
+        from PIL import Image
 
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
 
+        drawn, reduced = io.BytesIO(), io.BytesIO()
         with style():
             figure = self.draw()
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+            figure.savefig(drawn, format="png", dpi=_DPI, metadata={"Software": None})
             plt.close(figure)
-        return _with_palette(buffer)
-
-
-def _with_palette(png: io.BytesIO) -> bytes:
-    """The same picture in 256 colours: a third of the bytes, for a page that holds them all."""
-    from PIL import Image
-
-    reduced, result = Image.open(png).convert("RGB"), io.BytesIO()
-    reduced.quantize(256, dither=Image.Dither.NONE).save(result, "PNG", optimize=True)
-    return result.getvalue()
+        colours = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        colours.save(reduced, "PNG", optimize=True)
+        return reduced.getvalue()
 
 
 def style() -> AbstractContextManager[None]:
@@ -113,7 +103,6 @@ def colours(study: Study, found: Sequence[Group]) -> dict[str, str]:
 def pictures(study: Study, found: Sequence[Group], judge: Judge) -> list[Picture]:
     """The pictures of a study; those for which there is nothing to draw are left out."""
     rows = f"{study.split} rows"
-    trained = [group for group in found if not group.is_base]
     possible = {
         "forest": (
             _differences(study, list(pairs(study, found)), judge),  # none for scores as saved
@@ -123,7 +112,7 @@ def pictures(study: Study, found: Sequence[Group], judge: Judge) -> list[Picture
             lambda: forest_figure(study, found, judge),
         ),
         "curve": (
-            study.axis and trained,
+            study.axis and any(not group.is_base for group in found),
             f"{MAIN[study.metric].capitalize()} and what happened elsewhere, along "
             f"{str(study.axis).replace('_', ' ')}. Bars are 95 % intervals over {rows}, thin lines "
             "over seeds (from three on), strokes single seeds, dashed lines methods without a "
@@ -138,12 +127,6 @@ def pictures(study: Study, found: Sequence[Group], judge: Judge) -> list[Picture
             "read it beside balanced accuracy.",
             lambda: methods_figure(study, found),
         ),
-        "training": (
-            any(entry.run.logged for group in trained for entry in group.entries),
-            "Training loss of task and general rows by optimizer step, mean over seeds; thin "
-            "lines are the steps themselves, thick ones their running mean.",
-            lambda: training_figure(study, trained),
-        ),
     }
     return [
         Picture(f"{study.name}_{name}", caption, draw)
@@ -152,16 +135,20 @@ def pictures(study: Study, found: Sequence[Group], judge: Judge) -> list[Picture
     ]
 
 
-def _title(study: Study, axis: Any) -> None:
-    axis.figure.suptitle(study.title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+def _figure(study: Study, panels: int, width: float, height: float, *, lines: bool) -> Any:
+    """A titled figure of panels side by side; `lines`: one line a method, from the top down."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, panels, figsize=(width, height), sharey=lines, squeeze=False)
+    figure.suptitle(study.title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    return figure, axes[0]
 
 
-def _percent(axis: Any, which: str = "y") -> None:
+def _percent(axis: Any, side: str) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    side = axis.yaxis if which == "y" else axis.xaxis
-    side.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    (axis.set_ylim if which == "y" else axis.set_xlim)(-0.04, 1.04)
+    getattr(axis, f"{side}axis").set_major_formatter(PercentFormatter(1.0, decimals=0))
+    getattr(axis, f"set_{side}lim")(-0.04, 1.04)
 
 
 def _logarithmic(axis: Any) -> None:
@@ -174,29 +161,37 @@ def _logarithmic(axis: Any) -> None:
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _panels(study: Study, found: Sequence[Group]) -> list[tuple[str, Callable[[Group], Any], bool]]:
-    """(title, value of a group, whether it is a share) of each panel that has values."""
+@dataclass(frozen=True)
+class _Panel:
+    """One measure of a group. `share`: it runs from 0 to 1; `main`: seeds are drawn one by one."""
+
+    title: str
+    of: Callable[[Group], Number | None]
+    share: bool
+    main: bool = False
+
+
+def _panels(study: Study, found: Sequence[Group]) -> list[_Panel]:
+    """The measures that some group has."""
     main = MAIN[study.metric]
-    panels: list[tuple[str, Callable[[Group], Any], bool]] = [
-        (main, lambda g: g.measures.main(study.metric), study.metric not in AS_SAVED),
-        ("balanced accuracy", lambda g: g.measures.task.get("balanced accuracy"), True),
-        ("bleed", _elsewhere("bleed"), True),
-        *((name, _elsewhere(name), False) for name in _ELSEWHERE),
-    ]
-    panels = [panel for i, panel in enumerate(panels) if i == 0 or panel[0] != main]
-    return [panel for panel in panels if any(_has(panel[1](group)) for group in found)]
+    share = study.metric not in AS_SAVED
+    panels = [_Panel(main, lambda g: g.measures.main(study.metric), share, main=True)]
+    if main != _CONTENT:
+        panels.append(_Panel(_CONTENT, lambda g: g.measures.task.get(_CONTENT), True))
+    for name in ("bleed", _FOREIGN, KL, "style fit minus base"):
+        panels.append(
+            _Panel(name, lambda g, name=name: g.measures.elsewhere.get(name), name == "bleed")  # type: ignore[misc]
+        )
+    return [panel for panel in panels if any(_has(panel.of(group)) for group in found)]
 
 
-def _elsewhere(name: str) -> Callable[[Group], Any]:
-    return lambda group: group.measures.elsewhere.get(name)
-
-
-def _has(value: Rate | Estimate | None) -> bool:
+def _has(value: Number | None) -> bool:
     return value is not None and value.value is not None
 
 
-def _bar(value: Rate | Estimate) -> tuple[float, float, float]:
+def _bar(value: Number | None) -> tuple[float, float, float]:
     """Value and the two lengths of its interval's bar."""
+    assert value is not None
     middle = float(value.value or 0.0)
     low = middle if value.low is None else value.low
     high = middle if value.high is None else value.high
@@ -205,33 +200,27 @@ def _bar(value: Rate | Estimate) -> tuple[float, float, float]:
 
 def forest_figure(study: Study, found: Sequence[Group], judge: Judge) -> Any:
     """Paired differences of the reference to every other method, one line each."""
-    import matplotlib.pyplot as plt
-
     rival = rival_of(study, found)
     drawn = sorted(pairs(study, found), key=lambda pair: pair != rival)
     panels = _differences(study, drawn, judge)
     size = (2.6 + 2.5 * len(panels), 1.2 + 0.32 * len(drawn))
-    figure, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
-    for axis, (title, values) in zip(axes[0], panels.items(), strict=True):
+    figure, axes = _figure(study, len(panels), *size, lines=True)
+    for axis, (title, values) in zip(axes, panels.items(), strict=True):
         for place, (pair, value) in enumerate(zip(drawn, values, strict=True)):
             if value is not None:
                 stopped = any(caveat.stops for caveat in caveats(*same_seeds(*pair)))
                 _draw_difference(axis, place, value, hollow=stopped, first=pair == rival)
         axis.axvline(0, color=_GREY, linewidth=1)
         axis.set_title(title)
-    names = [_forest_name(pair) for pair in drawn]
-    axes[0][0].set_yticks(range(len(drawn)), names)
-    axes[0][0].invert_yaxis()
+    axes[0].set_yticks(range(len(drawn)), [_forest_name(pair) for pair in drawn])
+    axes[0].invert_yaxis()
     if rival is not None:
-        axes[0][0].get_yticklabels()[0].set_fontweight("bold")
-    _title(study, axes[0][0])
+        axes[0].get_yticklabels()[0].set_fontweight("bold")
     return figure
 
 
 def _forest_name(pair: tuple[Group, Group]) -> str:
-    reference, other = pair
-    name = pair_name(reference, other).removeprefix(f"{reference.method} ")
-    point = point_of_pair(reference, other)
+    name, point = pair_name(*pair).removeprefix(f"{pair[0].method} "), point_of_pair(*pair)
     return f"{name} ({point})" if point else name
 
 
@@ -240,23 +229,13 @@ def _differences(
 ) -> dict[str, list[Difference | None]]:
     """Of each measure that has any: the difference of every pair, shares in points."""
     found: dict[str, list[Difference | None]] = {}
-    sides = [same_seeds(*pair) for pair in drawn]
-    for name in dict.fromkeys((MAIN[study.metric], "balanced accuracy")):
-        values = [judge.difference(*side, name) for side in sides]
-        found[f"{name}, points"] = [_times(value, 100) for value in values]
-    bleed = [judge.difference(*side, BLEED) for side in sides]
-    found["bleed, points"] = [_times(value, 100) for value in bleed]
-    for name in _ELSEWHERE[:1]:
-        found[name.removesuffix(" minus base") + ", nats"] = [
-            judge.difference(*side, name) for side in sides
-        ]
-    return {name: values for name, values in found.items() if any(values)}
-
-
-def _times(value: Difference | None, factor: float) -> Difference | None:
-    if value is None:
-        return None
-    return Difference(value.value * factor, value.low * factor, value.high * factor, value.n)
+    for name in dict.fromkeys((MAIN[study.metric], _CONTENT, BLEED, _FOREIGN)):
+        values = [judge.difference(*same_seeds(*pair), name) for pair in drawn]
+        unit, factor = ("nats", 1) if name == _FOREIGN else ("points", 100)
+        if any(values):
+            title = f"{name.removesuffix(' minus base')}, {unit}"
+            found[title] = [value and value.times(factor) for value in values]
+    return found
 
 
 def _draw_difference(
@@ -271,41 +250,30 @@ def _draw_difference(
 
 def methods_figure(study: Study, found: Sequence[Group]) -> Any:
     """One line a method, one panel a measure."""
-    import matplotlib.pyplot as plt
-
     panels, palette = _panels(study, found), colours(study, found)
-    height = 1.3 + 0.34 * len(found)
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(2.3 + 2.3 * len(panels), height), sharey=True, squeeze=False
-    )
-    for axis, (title, value_of, share) in zip(axes[0], panels, strict=True):
+    size = (2.3 + 2.3 * len(panels), 1.3 + 0.34 * len(found))
+    figure, axes = _figure(study, len(panels), *size, lines=True)
+    for axis, panel in zip(axes, panels, strict=True):
         for place, group in enumerate(found):
-            value = value_of(group)
-            if not _has(value):
+            if not _has(panel.of(group)):
                 continue
-            middle, below, above = _bar(value)
+            middle, below, above = _bar(panel.of(group))
             colour = palette[group.series]
-            of_task = title in (MAIN[study.metric], "balanced accuracy")
+            of_task = panel.main or panel.title == _CONTENT
             hollow = group.no_op or (of_task and group.measures.constant)
-            axis.errorbar(
-                middle,
-                place,
-                xerr=[[below], [above]],
-                fmt="o",
-                color=colour,
-                markerfacecolor="none" if hollow else colour,
-                capsize=2,
-            )
-            if title == MAIN[study.metric]:
+            face = "none" if hollow else colour
+            ends = [[below], [above]]
+            mark = {"fmt": "o", "color": colour, "markerfacecolor": face, "capsize": 2}
+            axis.errorbar(middle, place, xerr=ends, **mark)
+            if panel.main:
                 _draw_seeds(axis, group, place, colour, sideways=True)
-        axis.set_title(title)
-        if share:
+        axis.set_title(panel.title)
+        if panel.share:
             _percent(axis, "x")
         else:
             axis.axvline(0, color=_GREY, linewidth=1)
-    axes[0][0].set_yticks(range(len(found)), [_marked(group) for group in found])
-    axes[0][0].invert_yaxis()
-    _title(study, axes[0][0])
+    axes[0].set_yticks(range(len(found)), [_marked(group) for group in found])
+    axes[0].invert_yaxis()
     return figure
 
 
@@ -319,34 +287,31 @@ def _marked(group: Group) -> str:
 
 def curve_figure(study: Study, found: Sequence[Group]) -> Any:
     """Measures along the axis, a panel each, with the paper's points."""
-    import matplotlib.pyplot as plt
-
     axis_name = str(study.axis)
     panels, palette = _panels(study, found)[:4], colours(study, found)
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 3.8), squeeze=False)
+    figure, axes = _figure(study, len(panels), 4.4 * len(panels), 3.8, lines=False)
     zero = _place_of_zero(study, found)
-    for axis, (title, value_of, share) in zip(axes[0], panels, strict=True):
+    for axis, panel in zip(axes, panels, strict=True):
         for series in dict.fromkeys(group.series for group in found):
-            mine = [group for group in found if group.series == series and _has(value_of(group))]
-            if len({group.x(axis_name) for group in mine if group.at}) > 1:
-                _draw_curve(axis, mine, value_of, axis_name, zero, palette[series], title, study)
-            else:
-                for group in mine:
-                    x = group.x(axis_name) if group.at else None
-                    _draw_level(axis, group, value_of(group), palette[series], x or zero)
+            mine = [group for group in found if group.series == series and _has(panel.of(group))]
+            placed = [(group.x(axis_name) if group.at else None, group) for group in mine]
+            if len({x for x, group in placed if group.at}) > 1:
+                points = sorted(((x or zero or 1.0, g) for x, g in placed), key=lambda p: p[0])
+                _draw_curve(axis, points, panel, palette[series])
+                continue
+            for x, group in placed:
+                _draw_level(axis, group, panel, palette[series], x or zero)
         _logarithmic(axis)
         axis.set_xlabel(axis_name.replace("_", " "))
-        axis.set_title(title)
-        if share:
-            _percent(axis)
-        if title == MAIN[study.metric]:
+        axis.set_title(panel.title)
+        if panel.share:
+            _percent(axis, "y")
+        if panel.main:
             _draw_published(axis, study, palette)
-    if zero is not None:
-        for axis in axes[0]:
-            _mark_zero(axis, zero)
-    handles, labels = axes[0][0].get_legend_handles_labels()
+    for axis in axes if zero is not None else ():
+        _mark_zero(axis, zero)
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=min(len(labels), 5))
-    _title(study, axes[0][0])
     return figure
 
 
@@ -357,7 +322,8 @@ def _place_of_zero(study: Study, found: Sequence[Group]) -> float | None:
     return min(above) / 4 if 0 in amounts and above else None
 
 
-def _mark_zero(axis: Any, zero: float) -> None:
+def _mark_zero(axis: Any, zero: float | None) -> None:
+    assert zero is not None
     end = axis.get_xlim()[1]
     axis.set_xticks([tick for tick in axis.get_xticks() if 2 * zero < tick <= end])  # none at the 0
     axis.axvline(zero, color=_GREY, linewidth=0.6, linestyle=":")
@@ -365,57 +331,41 @@ def _mark_zero(axis: Any, zero: float) -> None:
 
 
 def _draw_curve(
-    axis: Any,
-    mine: Sequence[Group],
-    value_of: Callable[[Group], Any],
-    axis_name: str,
-    zero: float | None,
-    colour: str,
-    title: str,
-    study: Study,
+    axis: Any, points: Sequence[tuple[float, Group]], panel: _Panel, colour: str
 ) -> None:
-    drawn = sorted(((g.x(axis_name) or zero or 1.0, g) for g in mine), key=lambda pair: pair[0])
-    places = [place for place, _ in drawn]
-    bars = np.array([_bar(value_of(group)) for _, group in drawn])
-    axis.errorbar(
-        places,
-        bars[:, 0],
-        yerr=bars[:, 1:].T,
-        fmt="-o",
-        color=colour,
-        capsize=2,
-        label=mine[0].series,
-    )
-    axis.fill_between(
-        places, bars[:, 0] - bars[:, 1], bars[:, 0] + bars[:, 2], color=colour, alpha=0.12, lw=0
-    )
-    for place, group in drawn:
-        if title == MAIN[study.metric]:
+    places = [place for place, _ in points]
+    middle, below, above = zip(*(_bar(panel.of(group)) for _, group in points), strict=True)
+    line = {"fmt": "-o", "color": colour, "capsize": 2, "label": points[0][1].series}
+    axis.errorbar(places, middle, yerr=[below, above], **line)
+    low = [value - length for value, length in zip(middle, below, strict=True)]
+    high = [value + length for value, length in zip(middle, above, strict=True)]
+    axis.fill_between(places, low, high, color=colour, alpha=0.12, lw=0)
+    for (place, group), value in zip(points, middle, strict=True):
+        if panel.main:
             _draw_seeds(axis, group, place, colour, sideways=False)
         if group.no_op:
             face = axis.get_facecolor()
-            value = value_of(group).value
             axis.plot(place, value, "o", color=colour, markerfacecolor=face, zorder=5)
 
 
 def _draw_seeds(axis: Any, group: Group, place: float, colour: str, *, sideways: bool) -> None:
     """A stroke for each seed, and the interval over them as a thin line."""
     spread, seeds = group.measures.over_seeds, group.measures.seeds
-    if len(seeds) > 1 and not sideways:
-        axis.plot([place] * len(seeds), seeds, "_", color=colour, markersize=12)
+    places = [place] * len(seeds)
+    if len(seeds) > 1:
+        points = (seeds, places, "|") if sideways else (places, seeds, "_")
+        axis.plot(*points, color=colour, markersize=11)
     if spread is not None:
         line = axis.hlines if sideways else axis.vlines
         line(place, spread.low, spread.high, color=colour, linewidth=0.8)
-    if len(seeds) > 1 and sideways:
-        axis.plot(seeds, [place] * len(seeds), "|", color=colour, markersize=11)
 
 
-def _draw_level(axis: Any, group: Group, value: Any, colour: str, x: float | None) -> None:
+def _draw_level(axis: Any, group: Group, panel: _Panel, colour: str, x: float | None) -> None:
     """A method without a place on the axis: a dashed line with its interval.
 
     A series of which only one point is finished has a place: a mark at `x`.
     """
-    middle, below, above = _bar(value)
+    middle, below, above = _bar(panel.of(group))
     if x is not None and group.at and not group.is_base:
         bars = [[below], [above]]
         axis.errorbar(x, middle, yerr=bars, fmt="o", color=colour, capsize=2, label=group.series)
@@ -439,72 +389,3 @@ def _stars(study: Study) -> list[tuple[str, Point]]:
     if not str(study.axis).endswith("_tokens"):
         return []
     return [(paper().model.split(",")[0], point) for point in found.points if point.x is not None]
-
-
-def training_figure(study: Study, trained: Sequence[Group]) -> Any:
-    """Task loss left, general loss right; one line a method and point."""
-    import matplotlib.pyplot as plt
-
-    palette = colours(study, trained)
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.0), sharey=False)
-    points = Counter(group.series for group in trained)
-    shades: Counter[str] = Counter()
-    order = list(palette)
-    for group in sorted(trained, key=lambda g: order.index(g.series)):
-        alpha = shade(shades[group.series], points[group.series])
-        shades[group.series] += 1
-        for axis, key in zip(axes, ("loss_task", "loss_general"), strict=True):
-            steps, losses = mean_losses_by_step(group.entries, key)
-            if len(steps) == 0:
-                continue
-            colour = palette[group.series]
-            axis.plot(steps, losses, color=colour, linewidth=0.5, alpha=0.35 * alpha)
-            marker = "o" if len(steps) == 1 else None
-            axis.plot(
-                steps,
-                running_mean(losses),
-                color=colour,
-                alpha=alpha,
-                label=group.name,
-                marker=marker,
-            )
-    for axis, rows in zip(axes, ("task", "general"), strict=True):
-        axis.set_title(f"training loss, {rows} rows")
-        axis.set_xlabel("optimizer step")
-        _logarithmic(axis)
-    handles: dict[str, Any] = {}
-    for axis in axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside right center")
-    _title(study, axes[0])
-    return figure
-
-
-def shade(place: int, points: int) -> float:
-    """How solid a line of one of several points of a series is: all of them can be told apart."""
-    return 1.0 - min(0.18, 0.7 / max(1, points - 1)) * place
-
-
-def mean_losses_by_step(entries: Sequence[Entry], key: str) -> tuple[list[int], list[float]]:
-    """The mean over the entries of a logged loss, at the steps that logged it.
-
-    `loss_general` covers every general card (`loss_general_<card>`), each counted once.
-    """
-    by_step: dict[int, list[float]] = {}
-    for entry in entries:
-        for record in entry.run.logged:
-            values = [
-                value
-                for name, value in record.items()
-                if (name == key or name.startswith(f"{key}_")) and isinstance(value, (int, float))
-            ]
-            by_step.setdefault(record["step"], []).extend(values)
-    filled = {step: values for step, values in sorted(by_step.items()) if values}
-    return list(filled), [sum(values) / len(values) for values in filled.values()]
-
-
-def running_mean(values: Sequence[float]) -> list[float]:
-    """Mean over a window of about a tenth of the run, centred."""
-    half = max(0, len(values) // 20)
-    return [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(len(values))]

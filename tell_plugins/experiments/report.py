@@ -1,27 +1,39 @@
-"""Tables, pictures and one HTML page of all sweeps in a folder."""
+"""`./run.sh report DIR`: tables, pictures and one HTML page of all sweeps in a folder.
+
+The page has no script, names no other host, and holds its pictures; its template is
+`page.html.jinja` beside this file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import argparse
+import base64
+import os
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from html import unescape
 from pathlib import Path
 
 from tell_plugins.core import paths
+from tell_plugins.core.cards import card_names
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.files import Shape, read_json
 from tell_plugins.core.progress import tracked
-from tell_plugins.evaluation.grids import Record, grid_of, to_csv, to_markdown
+from tell_plugins.evaluation.grids import Grid, Record, grid_of, to_csv, to_markdown
 from tell_plugins.evaluation.paper_numbers import published
 from tell_plugins.experiments import plots, tables
-from tell_plugins.experiments.conclusions import conclude
-from tell_plugins.experiments.corrections import corrections
+from tell_plugins.experiments.collect import collect
+from tell_plugins.experiments.conclusions import Conclusions, conclude
 from tell_plugins.experiments.fairness import LEAST_AFFECTED, LIMIT_NATS, LIMIT_POINTS
 from tell_plugins.experiments.measures import Judge
-from tell_plugins.experiments.page import Figure, Section, anchors, render
-from tell_plugins.experiments.results import ReferenceShelf, Study, load_studies
-from tell_plugins.experiments.whole import refuse_damaged
+from tell_plugins.experiments.planning import cards_environment
+from tell_plugins.experiments.results import ReferenceShelf, Study, load_studies, refuse_damaged
 
 TABLES, PICTURES, PAGE = "tables", "pictures", "report.html"
-# what a study's files are called after its name, `fits` and `steps` by earlier releases; others in
-# the same folders are not the report's
+CORRECTIONS = "corrections.json"
+# what a study's files are called after its name, `fits`, `steps` and `training` by earlier
+# releases; others in the same folders are not the report's
 _TABLE_NAMES = ("methods", "comparisons", "efficiency", "fits", "published", "failures", "runs")
 _PICTURE_NAMES = ("forest", "curve", "methods", "steps", "training")
 _INTRO = (
@@ -42,14 +54,56 @@ _INTRO = (
 )
 
 
-@dataclass
-class StudyReport:
-    """What the report says of one study, before it is written."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="folder of ./run.sh sweep, or one that --collect made")
+    parser.add_argument("--out", help="where the report goes (default: into the folder itself)")
+    parser.add_argument(
+        "--collect",
+        metavar="DIR",
+        help="first copy what the report needs, compressed, into DIR, and report on that",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    root = paths.user_path(args.folder)
+    for flag, given in (("--out", args.out), ("--collect", args.collect)):
+        if given and paths.user_target(given).exists() and not paths.user_target(given).is_dir():
+            raise UserError(
+                "a file, where a folder is to be written",
+                where=f"{flag} {given}",
+                remedy="name a folder",
+            )
+    _know_cards(root)
+    if args.collect:
+        target = paths.user_target(args.collect)
+        files = collect(root, target)
+        size = sum(path.stat().st_size for path in set(files)) / 1e6
+        print(f"collected {len(files)} files, {size:.1f} MB: {paths.shown(target)}")
+        root = target
+        _know_cards(root)
+    for path in write_report(root, paths.user_target(args.out) if args.out else root):
+        print(paths.shown(path))
+    return 0
+
+
+def _know_cards(root: Path) -> None:
+    """Let the task cards that were collected be found where the user does not have them."""
+    cards = root / "cards"
+    needed = {entry.card for study in load_studies(root) for entry in study.entries}
+    if cards.is_dir() and not needed <= set(card_names()):
+        os.environ["TELL_CARDS"] = cards_environment(cards)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One study on the page. `shown` tables stand open, `details` folded."""
 
     study: Study
-    section: Section
-    tables: dict[str, list[Record]] = field(default_factory=dict)
-    pictures: list[plots.Picture] = field(default_factory=list)
+    conclusions: Conclusions
+    corrections: list[str]  # dated; of what was published before
+    shown: list[Grid]
+    details: list[Grid]
+    figures: list[tuple[str, str]] = field(default_factory=list)  # caption, address that holds it
 
 
 def write_report(root: Path, out: Path) -> list[Path]:
@@ -58,58 +112,40 @@ def write_report(root: Path, out: Path) -> list[Path]:
     Tables and pictures that only the earlier report in `out` has are removed. Raises UserError for
     a folder without sweeps, damaged answers, or when the right labels are nowhere to be had.
     """
-    studies = load_studies(root)
+    studies, corrected = load_studies(root), corrections(root)
     refuse_damaged(studies)
     judge = Judge(ReferenceShelf(root))
-    reports = [report_on(study, judge) for study in tracked(studies, "reading", "sweeps")]
-    corrected = corrections(root)
-    for report in reports:
-        report.section.corrections.extend(corrected.get(report.study.name, []))
-    earlier = _earlier_studies(out / PAGE)
-    written: list[Path] = []
-    for report in reports:
-        for name, records in report.tables.items():
-            grid = grid_of(records, without=tables.HIDDEN)
-            for ending, text in (("csv", to_csv(records)), ("md", to_markdown(grid))):
-                written.append(out / TABLES / f"{report.study.name}_{name}.{ending}")
-                paths.write_text(written[-1], text)
-        for picture in report.pictures:
-            png = picture.png()
-            written.append(out / PICTURES / f"{picture.name}.png")
-            with paths.atomic_path(written[-1]) as temporary:
-                temporary.write_bytes(png)
-            report.section.figures.append(Figure(picture.caption, png))
-    title = studies[0].title if len(studies) == 1 else f"{len(studies)} experiments"
+    files: dict[Path, bytes] = {}
+    sections = []
+    for study in tracked(studies, "reading", "sweeps"):
+        found = tables.groups(study, judge)
+        made = tables_of(study, found, judge)
+        section = _section(study, made, conclude(study, found, judge), corrected)
+        for name, records in made.items():
+            stem = out / TABLES / f"{study.name}_{name}"
+            files[stem.with_name(f"{stem.name}.csv")] = to_csv(records).encode()
+            text = to_markdown(grid_of(records, without=tables.HIDDEN))
+            files[stem.with_name(f"{stem.name}.md")] = text.encode()
+        for picture in plots.pictures(study, found, judge):
+            png = files[out / PICTURES / f"{picture.name}.png"] = picture.png()
+            data = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+            section.figures.append((picture.caption, data))
+        sections.append(section)
+    names = {*_earlier_studies(out / PAGE), *(study.name for study in studies)}
     intro = [*corrected.get("", []), *_INTRO]
-    page = render(title, intro, [report.section for report in reports])
-    paths.write_text(out / PAGE, page)
-    for path in _files(out, {*earlier, *(study.name for study in studies)}):
-        if path not in written:
+    title = studies[0].title if len(studies) == 1 else f"{len(studies)} experiments"
+    files[out / PAGE] = render(title, intro, sections).encode()
+    for path, content in files.items():
+        with paths.atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+    for path in _files(out, names):
+        if path not in files:
             path.unlink(missing_ok=True)
-    return [*written, out / PAGE]
+    return list(files)
 
 
-def _earlier_studies(page: Path) -> list[str]:
-    """The names of the studies that an earlier report is about; its page has a section of each."""
-    try:
-        return anchors(page.read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError):
-        return []
-
-
-def _files(out: Path, names: Iterable[str]) -> Iterator[Path]:
-    """Every table and picture that a report may have of these studies."""
-    for name in names:
-        for table in _TABLE_NAMES:
-            for ending in ("csv", "md"):
-                yield out / TABLES / f"{name}_{table}.{ending}"
-        for picture in _PICTURE_NAMES:
-            yield out / PICTURES / f"{name}_{picture}.png"
-
-
-def report_on(study: Study, judge: Judge) -> StudyReport:
-    """Tables, pictures and sentences of one study."""
-    found = tables.groups(study, judge)
+def tables_of(study: Study, found: list[tables.Group], judge: Judge) -> dict[str, list[Record]]:
+    """The tables of a study that have rows, by name."""
     made = {
         "methods": tables.methods_table(study, found),
         "comparisons": tables.comparisons_table(study, found, judge),
@@ -118,13 +154,15 @@ def report_on(study: Study, judge: Judge) -> StudyReport:
         "failures": tables.failures_table(found),
         "runs": tables.runs_table(study, judge),
     }
-    made = {name: records for name, records in made.items() if records}
-    section = Section(
-        anchor=study.name,
-        title=study.title,
-        command=study.index["command"],
-        conclusions=conclude(study, found, judge),
-    )
+    return {name: records for name, records in made.items() if records}
+
+
+def _section(
+    study: Study,
+    made: Mapping[str, list[Record]],
+    conclusions: Conclusions,
+    corrected: Mapping[str, list[str]],
+) -> Section:
     shown = {
         "Methods, all seeds together": made.get("methods"),
         f"{study.plot.reference} minus each other method": made.get("comparisons"),
@@ -137,10 +175,69 @@ def report_on(study: Study, judge: Judge) -> StudyReport:
         "Why answers failed": made.get("failures"),
         "Every run": made.get("runs"),
     }
-    aside = (*tables.HIDDEN, *tables.ASIDE)
-    section.tables.extend(grid_of(r, title, aside) for title, r in shown.items() if r)
-    section.details.extend(grid_of(r, title, tables.HIDDEN) for title, r in details.items() if r)
     note = published(study.plot.paper, study.name)
     if note is not None and note.note:
-        section.conclusions.not_shown.append(f"On the paper's numbers: {note.note}")
-    return StudyReport(study, section, made, plots.pictures(study, found, judge))
+        conclusions.not_shown.append(f"On the paper's numbers: {note.note}")
+    aside = (*tables.HIDDEN, *tables.ASIDE)
+    return Section(
+        study=study,
+        conclusions=conclusions,
+        corrections=corrected.get(study.name, []),
+        shown=[grid_of(records, title, aside) for title, records in shown.items() if records],
+        details=[grid_of(r, title, tables.HIDDEN) for title, r in details.items() if r],
+    )
+
+
+class _Correction(Shape):
+    date: str
+    text: str
+    study: str = ""
+
+
+def corrections(root: Path) -> dict[str, list[str]]:
+    """Dated sentences on what was said before, by the study's name; "" for all of them.
+
+    The file is a list of `{"date", "study", "text"}`, `study` left out for all. Raises UserError
+    for another content.
+    """
+    found: dict[str, list[str]] = {}
+    remedy = "mend the file, or remove it"
+    for entry in read_json(root / CORRECTIONS, list[_Correction], remedy) or []:
+        text = f"Correction of {entry['date']}: {entry['text']}"
+        found.setdefault(str(entry.get("study", "")), []).append(text)
+    return found
+
+
+def render(title: str, intro: list[str], sections: list[Section]) -> str:
+    """The page. Every text is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    template = environment.get_template("page.html.jinja")
+    return template.render(title=title, intro=intro, sections=sections)
+
+
+def _earlier_studies(page: Path) -> list[str]:
+    """The names of the studies that an earlier report is about; its page has a section of each."""
+    try:
+        text = page.read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError):
+        return []
+    return [unescape(name) for name in re.findall(r'^<section id="([^"]*)">$', text, re.M)]
+
+
+def _files(out: Path, names: set[str]) -> Iterator[Path]:
+    """Every table and picture that a report may have of these studies."""
+    for name in names:
+        for table in _TABLE_NAMES:
+            for ending in ("csv", "md"):
+                yield out / TABLES / f"{name}_{table}.{ending}"
+        for picture in _PICTURE_NAMES:
+            yield out / PICTURES / f"{name}_{picture}.png"

@@ -1,38 +1,45 @@
 """Reading what sweeps left behind: a sweep's folder, or what `--collect` kept of it.
 
 Both have the same layout; a collected file may be compressed (`.xz`, `.gz`). What a test row's
-right answer is comes from `references/` where it was collected, else from the card's data.
+right answer is comes from `references/` where it was collected, else from the card's data. A
+finished run says itself how many rows it was asked: what was damaged since, or edited, is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
-from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import find, read_json, read_json_lines
+from tell_plugins.core.errors import UserError, raise_all
+from tell_plugins.core.files import Shape, read_json, read_json_lines
 from tell_plugins.core.sources import open_task
-from tell_plugins.evaluation import retention
+from tell_plugins.evaluation import scorers
 from tell_plugins.evaluation.answers import ANSWERS, GENERAL, SETTINGS, AnswerLine, SavedSettings
 from tell_plugins.evaluation.bleed import Form, form_of
-from tell_plugins.evaluation.retention import FILES
-from tell_plugins.experiments.records import (
+from tell_plugins.evaluation.retention import FILES, LOSSES, LossLine, Sum
+from tell_plugins.experiments.store import (
     AGAIN,
-    Failed,
+    EVAL_FOLDER,
+    EVALUATED,
+    RUN,
+    TRAINED,
     Index,
     RunFacts,
-    SavedReferences,
     Trained,
+    failure,
 )
 from tell_plugins.experiments.sweep import Plot
 
 REFERENCES = "references"
 AS_SAVED = ("translation", "text")  # metrics whose scores are taken as `eval` saved them
+BASE_METHOD = "base model"
+_DAMAGED = "restore the file, or remove the evaluation's folder and start the sweep again"
+_LOST = "restore the file, or remove it where the card's data is on this machine"
 
 
 @dataclass(frozen=True)
@@ -42,125 +49,22 @@ class Answers:
     folder: Path
     settings: dict[str, Any]
     lines: list[dict[str, Any]]
-    scores: dict[str, Any] | None
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What was asked of one run: its answers to the task, and what it did elsewhere."""
-
-    folder: Path
-
-    @cached_property
-    def _all(self) -> list[Answers]:
-        found = []
-        for path in sorted(self.folder.glob(f"*/*/{SETTINGS}")):
-            folder = path.parent
-            settings = read_json(path, SavedSettings, AGAIN)
-            lines = read_json_lines(folder / ANSWERS, AnswerLine, AGAIN)
-            scores = read_json(folder / "scores.json", dict[str, Any], AGAIN)
-            found.append(Answers(folder, settings, lines, scores))
+    @property
+    def scores(self) -> dict[str, Any] | None:
+        """What `eval` saved of them."""
+        found: dict[str, Any] | None = read_json(self.folder / "scores.json", dict[str, Any], AGAIN)
         return found
-
-    @property
-    def task(self) -> list[Answers]:
-        """One set of answers a decoding seed."""
-        return [answers for answers in self._all if answers.settings["split"] != GENERAL]
-
-    @cached_property
-    def general(self) -> list[dict[str, Any]]:
-        return [
-            line
-            for answers in self._all
-            if answers.settings["split"] == GENERAL
-            for line in answers.lines
-        ]
-
-    @cached_property
-    def _sums(self) -> dict[str, list[retention.Sum]]:
-        folders = sorted(self.folder.glob("*/general"))
-        read = {name: [retention.read(folder, name) for folder in folders] for name in FILES}
-        return {name: next(filter(None, found), []) for name, found in read.items()}
-
-    def sums(self, name: str) -> list[retention.Sum]:
-        """(sum, tokens) of every row of one of `retention.FILES`."""
-        return self._sums[name]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run's folder."""
-
-    folder: Path
-
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        return read_json(self.folder / "run.json", RunFacts, AGAIN) or {}
-
-    @cached_property
-    def trained(self) -> dict[str, Any] | None:
-        if self.is_base:
-            return None
-        return read_json(self.folder / "trained.json", Trained, AGAIN)  # type: ignore[no-any-return]
-
-    @cached_property
-    def logged(self) -> list[dict[str, Any]]:
-        """The trainer's records by step; of a step logged twice (after a resume) the last."""
-        steps: dict[int, dict[str, Any]] = {}
-        path = self.folder / "train" / "logging.jsonl"
-        for record in read_json_lines(path, dict[str, Any], AGAIN, foreign=True):
-            step, slash, _ = str(record.get("global_step/max_steps", "")).partition("/")
-            if "loss" in record and slash and step.isdecimal():
-                steps[int(step)] = record
-        return [{**record, "step": step} for step, record in sorted(steps.items())]
-
-    @property
-    def is_base(self) -> bool:
-        return bool(self.facts.get("base"))
-
-    @cached_property
-    def _evaluations(self) -> dict[str, Evaluation]:
-        return {}
-
-    def evaluation(self, name: str) -> Evaluation:
-        """What was asked under this name; read once, however often it is looked at."""
-        return self._evaluations.setdefault(name, Evaluation(self.folder / "eval" / name))
-
-    def is_evaluated(self, name: str) -> bool:
-        return find(self.folder / "eval" / name / "evaluated.json") is not None
-
-    def failure(self, name: str) -> dict[str, Any] | None:
-        for folder in (self.folder, self.folder / "eval" / name):
-            found: dict[str, Any] | None = read_json(folder / "failed.json", Failed, AGAIN)
-            if found is not None:
-                return found
-        return None
-
-    @property
-    def no_op(self) -> bool:
-        """Whether the run trained nothing: all its B matrices are zero."""
-        return bool(self.trained and self.trained.get("changes_nothing"))
-
-    @property
-    def exposure(self) -> float | None:
-        """Task rows at full learning rate that the run saw; None without any, or not known."""
-        found = self.facts.get("planned", {}).get("exposure")
-        return None if found is None else float(found)
-
-    @property
-    def leaked(self) -> int | None:
-        """How many rows asked have a question among its general rows; None: not known."""
-        return self.facts.get("planned", {}).get("leaked")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run as a sweep names it."""
+    """One run as a sweep names it, what was asked of it, and what it answered."""
 
     method: str
     at: dict[str, Any]
     seed: int | None
-    run: Run
+    folder: Path
     evaluation: str
     card: str
     equal_steps: str | None = None
@@ -175,20 +79,131 @@ class Entry:
         return f"{self.method} ({self.point})" if self.point else self.method
 
     @property
+    def run(self) -> str:
+        """The name of its folder."""
+        return self.folder.name
+
+    @property
+    def eval_folder(self) -> Path:
+        return self.folder / EVAL_FOLDER / self.evaluation
+
+    @property
     def done(self) -> bool:
-        return self.run.is_evaluated(self.evaluation)
+        return (self.eval_folder / EVALUATED).is_file()
+
+    @property
+    def failure(self) -> dict[str, Any] | None:
+        return failure(self.folder, self.evaluation)
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        return read_json(self.folder / RUN, RunFacts, AGAIN) or {}
+
+    @cached_property
+    def trained(self) -> dict[str, Any]:
+        """What its training left; nothing for a base model and where it is not done."""
+        if self.is_base:
+            return {}
+        return read_json(self.folder / TRAINED, Trained, AGAIN) or {}
+
+    @property
+    def is_base(self) -> bool:
+        return bool(self.facts.get("base"))
 
     @property
     def steps(self) -> int | None:
-        return 0 if self.run.is_base else (self.run.trained or {}).get("steps")
+        return 0 if self.is_base else self.trained.get("steps")
 
     @property
-    def measured(self) -> Evaluation:
-        return self.run.evaluation(self.evaluation)
+    def no_op(self) -> bool:
+        """Whether the run trained nothing: all its B matrices are zero."""
+        return bool(self.trained.get("changes_nothing"))
+
+    def planned(self, name: str) -> Any:
+        """`exposure`: task rows at full learning rate that the run saw, None without any.
+        `leaked`: rows asked whose question is among its general rows. None: not known."""
+        return self.facts.get("planned", {}).get(name)
 
     def amount(self, name: str) -> float | None:
         """What a plot may have as its x, from the run's mixture."""
-        return (self.run.facts.get("mixture") or {}).get(name)
+        return (self.facts.get("mixture") or {}).get(name)
+
+    @cached_property
+    def answers(self) -> list[Answers]:
+        """Every set of answers. Raises UserError for one that is not whole."""
+        return [_answers(path) for path in sorted(self.eval_folder.glob(f"*/*/{SETTINGS}"))]
+
+    @property
+    def task(self) -> list[Answers]:
+        """One set of answers a decoding seed."""
+        return [part for part in self.answers if part.settings["split"] != GENERAL]
+
+    @property
+    def general(self) -> list[dict[str, Any]]:
+        """The answers to general questions."""
+        general = [part for part in self.answers if part.settings["split"] == GENERAL]
+        return [line for part in general for line in part.lines]
+
+    @cached_property
+    def sums(self) -> dict[str, list[Sum]]:
+        """(sum, tokens) of every row, of each of `retention.FILES`. Raises UserError as above."""
+        general = [part for part in self.answers if part.settings["split"] == GENERAL]
+        return {
+            name: next(filter(None, [_sums(part, name) for part in general]), []) for name in FILES
+        }
+
+
+def _answers(path: Path) -> Answers:
+    settings, file = read_json(path, SavedSettings, _DAMAGED), path.with_name(ANSWERS)
+    lines = read_json_lines(file, AnswerLine, _DAMAGED)
+    answered = {(line["row"], line.get("attempt", 0)) for line in lines}
+    if len(answered) < len(lines):
+        raise _damaged(f"{len(lines) - len(answered)} answers stand twice", file)
+    _refuse_missing(len({row for row, _ in answered}), settings.get("rows"), file)
+    return Answers(path.parent, settings, lines)
+
+
+def _sums(general: Answers, name: str) -> list[Sum]:
+    file = general.folder / name
+    lines = read_json_lines(file, LossLine, _DAMAGED, foreign=True)
+    if lines:
+        _refuse_missing(len(lines), lines[0].get("rows", general.settings.get("rows")), file)
+    return [(line["loss_sum"], line["tokens"]) for line in lines]
+
+
+def _refuse_missing(found: int, asked: Any, file: Path) -> None:
+    if isinstance(asked, int) and found != asked:
+        said = f"{found} rows, but {asked} were asked: lines are missing, or too many"
+        raise _damaged(said, file)
+
+
+def _damaged(found: str, place: Path) -> UserError:
+    return UserError(found, where=paths.shown(place), remedy=_DAMAGED)
+
+
+def refuse_damaged(studies: Sequence[Study]) -> None:
+    """Raise UserError, a problem a run, where a finished run is not what it says."""
+    problems: dict[tuple[Path, str], UserError | None] = {}
+    for study in studies:
+        asked = int(study.index["evaluate"].get("general_rows") or 0)
+        for entry in study.done:
+            try:
+                _refuse_damaged(entry, asked)
+            except UserError as error:
+                problems.setdefault((entry.folder, entry.evaluation), error)
+    raise_all([problem for problem in problems.values() if problem is not None])
+
+
+def _refuse_damaged(entry: Entry, general_rows: int) -> None:
+    for name in (RUN, TRAINED):
+        if not (entry.folder / name).is_file() and not (name == TRAINED and entry.is_base):
+            raise _damaged("the file is missing", entry.folder / name)
+    general_rows = 0 if entry.facts.get("rival") else general_rows
+    missing = "the task" if not entry.task else "general questions"
+    if not entry.task or (general_rows and not (entry.general and entry.sums[LOSSES])):
+        said = f"the run is finished, but its answers to {missing} are not here"
+        raise _damaged(said, entry.eval_folder)
+    entry.trained, entry.sums  # noqa: B018 - what is not whole raises
 
 
 @dataclass(frozen=True)
@@ -204,7 +219,7 @@ class Study:
     def plot(self) -> Plot:
         return Plot(**self.index["plot"])
 
-    @property
+    @cached_property
     def done(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.done]
 
@@ -236,11 +251,8 @@ class Study:
 
         An index that does not name it is of an earlier release, with one model a card.
         """
-        bases = (e for e in self.done if e.run.is_base and e.card == entry.card)
-        return next((e for e in bases if entry.base in (None, e.run.folder.name)), None)
-
-
-BASE_METHOD = "base model"
+        bases = (e for e in self.done if e.is_base and e.card == entry.card)
+        return next((e for e in bases if entry.base in (None, e.run)), None)
 
 
 def load_studies(root: Path) -> list[Study]:
@@ -253,47 +265,41 @@ def load_studies(root: Path) -> list[Study]:
             allowed="the folder of ./run.sh sweep (output/sweeps), or one below results/",
             remedy="./run.sh sweep FILE, then ./run.sh report DIR",
         )
-    return [_study(root, _index(path)) for path in files]
-
-
-def _index(path: Path) -> dict[str, Any]:
-    """A sweep's index. Raises UserError for what is none."""
     remedy = "restore the file, or call the sweep again, which writes it"
-    return dict(read_json(path, Index, remedy))
+    return [_study(root, read_json(path, Index, remedy)) for path in files]
 
 
 def _study(root: Path, index: dict[str, Any]) -> Study:
-    def entry(method: str, record: dict[str, Any]) -> Entry:
-        return Entry(
-            method=method,
+    several = len({record["card"] for record in index["bases"]}) > 1
+    found = [
+        {"method": BASE_METHOD, **({"at": {"card": base["card"]}} if several else {}), **base}
+        for base in index["bases"]
+    ]
+    entries = [
+        Entry(
+            method=record["method"],
             at=record.get("at") or {},
             seed=record.get("seed"),
-            run=runs.setdefault(record["run"], Run(root / "runs" / record["run"])),
+            folder=root / "runs" / record["run"],
             evaluation=record["evaluation"],
             card=record["card"],
             equal_steps=record.get("equal_steps"),
             base=record.get("base"),
         )
-
-    runs: dict[str, Run] = {}
-    several = len({record["card"] for record in index["bases"]}) > 1
-    entries = [
-        entry(BASE_METHOD, {"at": {"card": record["card"]} if several else {}, **record})
-        for record in index["bases"]
+        for record in [*found, *index["entries"]]
     ]
-    entries += [entry(record["method"], record) for record in index["entries"]]
     return Study(index["name"], index["title"], index, entries)
 
 
-@dataclass(frozen=True)
-class References:
-    """What is right for the rows of a split, as far as the report needs it.
+class References(Shape):
+    """What is right for the rows of a split, `references/<card>-<split>.json`.
 
     Attributes:
         of: row id -> its label or number, or its whole JSON; empty where scores are as saved.
         labels: the possible labels in the schema's order; empty where there are none.
         rows: rows in the split.
-        form: how the answers are known where they should not be, see `bleed.Form`.
+        form: how the answers are known where they should not be, see `bleed.Form`; None in a file
+            of an earlier release.
     """
 
     card: str
@@ -302,10 +308,16 @@ class References:
     of: dict[str, str]
     labels: list[str]
     rows: int
-    form: Form
+    form: dict[str, Any] | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    @cached_property
+    def answer_form(self) -> Form:
+        if self.form is None:
+            return form_of(load_card(self.card))
+        lists: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in self.form.items()
+        }
+        return Form(**lists)
 
 
 class ReferenceShelf:
@@ -313,52 +325,34 @@ class ReferenceShelf:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._known: dict[tuple[str, str], References] = {}
+        self.known: dict[tuple[str, str], References] = {}
 
     def get(self, card: str, split: str) -> References:
         """UserError when they were not collected and the data is not on this machine."""
-        if (card, split) not in self._known:
-            remedy = "restore the file, or remove it where the card's data is on this machine"
+        if (card, split) not in self.known:
             path = self._root / REFERENCES / f"{card}-{split}.json"
-            saved = read_json(path, SavedReferences, remedy)
-            self._known[card, split] = (
-                _saved_references(saved, path) if saved is not None else references(card, split)
+            saved = read_json(path, References, _LOST)
+            self.known[card, split] = (
+                references(card, split) if saved is None else References(**saved)
             )
-        return self._known[card, split]
-
-    def all(self) -> Iterator[References]:
-        yield from self._known.values()
-
-
-def _saved_references(saved: Any, path: Path) -> References:
-    try:
-        saved = {key: value for key, value in saved.items() if key != "opening"}  # earlier releases
-        form = saved.pop("form", None)
-        if form is None:
-            return References(**saved, form=form_of(load_card(saved["card"])))
-        lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in form.items()}
-        return References(**saved, form=Form(**lists))
-    except (TypeError, AttributeError, KeyError):
-        raise UserError(
-            "no right answers of a split",
-            where=paths.shown(path),
-            remedy="restore the file, or remove it where the card's data is on this machine",
-        ) from None
+        return self.known[card, split]
 
 
 def references(card_name: str, split: str) -> References:
     """The references of a split, from the card's data."""
-    from tell_plugins.evaluation import scorers
-
     card = load_card(card_name)
     task = open_task(card, split, "none")
     ids = [bytes(row).hex() for row in task.ids]
-    of: dict[str, str] = {}
-    names: list[str] = []
-    if card.metric not in AS_SAVED:
-        truth = scorers.right(task)
-        of, names = dict(zip(ids, truth.of, strict=True)), truth.labels
-    return References(card_name, split, str(card.metric), of, names, len(ids), form_of(card))
+    truth = None if card.metric in AS_SAVED else scorers.right(task)
+    return References(
+        card=card_name,
+        split=split,
+        metric=str(card.metric),
+        of=dict(zip(ids, truth.of, strict=True)) if truth else {},
+        labels=truth.labels if truth else [],
+        rows=len(ids),
+        form={**vars(form_of(card))},
+    )
 
 
 def card_of(entry: Entry) -> Card:

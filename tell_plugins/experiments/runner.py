@@ -1,4 +1,4 @@
-"""Doing the runs of a sweep on this machine, several at once, each in a process of its own.
+"""Doing the runs of a sweep, several at once, each in a process of its own on this machine.
 
 A run's result is what its worker leaves in its folder; the sweep only starts workers and waits.
 """
@@ -9,43 +9,78 @@ import contextlib
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Event, Thread
 
 from tell_plugins.core import paths
+from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import track
-from tell_plugins.experiments.machine import Slot
 from tell_plugins.experiments.planning import cards_environment
 from tell_plugins.experiments.store import Job
 from tell_plugins.recipe.swift_keys import project_environment
 
 _STOP_WAIT = 30.0  # seconds for a worker to end what it started
-Say = Callable[[str], None]
+Work = Callable[[Job, Event], object]  # does a job and waits for it; the event ends it early
 
 
-def worker_command(job: Job) -> list[str]:
-    """What does a job. Its standard input must stay open as long as it shall live."""
-    module = "tell_plugins.experiments.worker"
-    return [sys.executable, "-m", module, str(job.folder), job.evaluation]
+def visible_gpus() -> list[str]:
+    """The GPUs that may be used, as `CUDA_VISIBLE_DEVICES` names them; empty without any."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [part.strip() for part in named.split(",") if part.strip() not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    result = subprocess.run(query, capture_output=True, text=True)
+    return result.stdout.split() if result.returncode == 0 else []
 
 
-def worker_environment(cards: Path) -> dict[str, str]:
-    """The environment of every worker on this machine."""
-    return {**project_environment(), "TELL_CARDS": cards_environment(cards)}
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@dataclass
-class Tally:
-    """How the jobs of a sweep ended."""
+@dataclass(frozen=True)
+class Slot:
+    """A place for one run at a time."""
 
-    done: int = 0
-    failed: int = 0
+    gpu: str | None
+    threads: int
+
+    def environment(self) -> dict[str, str]:
+        """What a run in this slot sees of the machine."""
+        found = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu}
+        if self.gpu is None and "OMP_NUM_THREADS" not in os.environ:
+            # as many threads as there are cores in each of several runs would slow all of them
+            found["OMP_NUM_THREADS"] = str(self.threads)
+        return found
+
+
+def slots(jobs: int | None, *, needs_gpu: bool) -> list[Slot]:
+    """The slots for `jobs` runs at once (default: one a GPU, else one).
+
+    Raises UserError for more jobs than GPUs: two runs on one GPU would share its memory.
+    """
+    gpus = visible_gpus() if needs_gpu else []
+    if gpus and (jobs or 0) > len(gpus):
+        raise UserError(
+            f"{jobs} runs at once and {len(gpus)} GPUs",
+            where="--jobs",
+            allowed=f"1 to {len(gpus)}: a run has a GPU to itself",
+            remedy=f"--jobs {len(gpus)}",
+        )
+    if gpus:
+        return [Slot(gpu, 1) for gpu in gpus[:jobs]]
+    count = jobs or 1
+    return [Slot(None, max(1, cores() // count))] * count
 
 
 def by_folder(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -56,58 +91,65 @@ def by_folder(jobs: Sequence[Job]) -> list[list[Job]]:
     groups: dict[Path, list[Job]] = {}
     for job in jobs:
         groups.setdefault(job.folder, []).append(job)
-    return sorted(groups.values(), key=lambda group: (group[0].trains, -group[0].steps))
+    return sorted(groups.values(), key=lambda group: (group[0].steps > 0, -group[0].steps))
 
 
-def run_here(jobs: Sequence[Job], slots: Sequence[Slot], cards: Path) -> Tally:
+def run_here(jobs: Sequence[Job], slots: Sequence[Slot], cards: Path) -> None:
     """Do the jobs in this machine's slots. Ctrl-C ends what runs and raises KeyboardInterrupt."""
+    environment = {**project_environment(), "TELL_CARDS": cards_environment(cards)}
+    run_all(jobs, [partial(work, {**environment, **slot.environment()}) for slot in slots])
+
+
+def run_all(jobs: Sequence[Job], workers: Sequence[Work], said: str = "started") -> None:
+    """Do the jobs, as many at once as there are workers. Raises what one of these raises."""
     waiting: Queue[list[Job]] = Queue()
     for group in by_folder(jobs):
         waiting.put(group)
-    started = itertools.count(1)
-    ended: Queue[tuple[Job, float]] = Queue()
+    started, stop = itertools.count(1), Event()
+    ended: Queue[tuple[Job, float] | BaseException] = Queue()
     running: set[Job] = set()
-    stop = Event()
-    environment = worker_environment(cards)
-    with track(len(jobs), "sweep", "runs") as bar:
 
-        def serve(slot: Slot) -> None:
-            while not stop.is_set():
-                try:
-                    group = waiting.get_nowait()
-                except Empty:
-                    return
-                for job in group:
+    def serve(do: Work) -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                for job in waiting.get_nowait():
+                    start = time.monotonic()
                     if stop.is_set():
                         return
-                    if job.failure:  # the training that it shares has failed just now
-                        ended.put((job, 0.0))
-                        continue
-                    bar.write(f"[{next(started)}/{len(jobs)}] {job.label}: started, {_what(job)}")
-                    start = time.monotonic()
-                    running.add(job)
-                    work(job, {**environment, **slot.environment()}, stop)
+                    if not job.failure:  # else the training that it shares has failed just now
+                        bar.write(
+                            f"[{next(started)}/{len(jobs)}] {job.label}: {said}, {_what(job)}"
+                        )
+                        running.add(job)
+                        do(job, stop)
                     ended.put((job, time.monotonic() - start))
 
-        threads = [Thread(target=serve, args=(slot,), daemon=True) for slot in slots]
+    def served(do: Work) -> None:
+        try:
+            serve(do)
+        except BaseException as error:
+            ended.put(error)
+
+    threads = [Thread(target=served, args=(do,), daemon=True) for do in workers]
+    with track(len(jobs), "sweep", "runs") as bar:
         for thread in threads:
             thread.start()
-        tally = Tally()
         try:
             while any(thread.is_alive() for thread in threads) or not ended.empty():
-                with contextlib.suppress(Empty):
-                    job, seconds = ended.get(timeout=1.0)
-                    running.discard(job)
-                    bar.write(count(tally, job, seconds))
-                    bar.update()
                 if sys.stderr.isatty():
                     bar.set_postfix_str("; ".join(how_far(job) for job in list(running)))
+                with contextlib.suppress(Empty):
+                    found = ended.get(timeout=1.0)
+                    if isinstance(found, BaseException):
+                        raise found
+                    running.discard(found[0])
+                    bar.write(_ended(*found))
+                    bar.update()
         except BaseException:
             stop.set()
             for thread in threads:
                 thread.join(_STOP_WAIT)
             raise
-    return tally
 
 
 def how_far(job: Job) -> str:
@@ -121,7 +163,13 @@ def how_far(job: Job) -> str:
     return f"{name}: {sum(answers)} answers" if answers else name
 
 
-def work(job: Job, environment: dict[str, str], stop: Event) -> int:
+def worker_command(job: Job) -> list[str]:
+    """What does a job. Its standard input must stay open as long as it shall live."""
+    module = "tell_plugins.experiments.worker"
+    return [sys.executable, "-m", module, str(job.folder), job.evaluation]
+
+
+def work(environment: dict[str, str], job: Job, stop: Event) -> int:
     """Do one job in a worker process and wait for it; `stop` ends it early. Its exit code."""
     with (job.folder / "worker.log").open("ab") as log:
         process = subprocess.Popen(
@@ -135,21 +183,18 @@ def work(job: Job, environment: dict[str, str], stop: Event) -> int:
         )
     assert process.stdin is not None
     try:
-        while process.poll() is None:
-            if stop.wait(0.2):
-                break
+        while process.poll() is None and not stop.wait(0.2):
+            pass
     finally:
         process.stdin.close()
     return process.wait()
 
 
-def count(tally: Tally, job: Job, seconds: float) -> str:
-    """Count how a job ended and say it in one line."""
-    if job.done:
-        tally.done += 1
-        return f"  done: {job.label}, {minutes(seconds)}"
-    tally.failed += 1
+def _ended(job: Job, seconds: float) -> str:
+    """How a job ended, in one line and the end of its log."""
     failure = job.failure
+    if job.done:
+        return f"  done: {job.label}, {minutes(seconds)}"
     if failure is None:
         return f"  failed: {job.label}, see {paths.shown(job.folder / 'worker.log')}"
     folder = job.folder if failure["step"].startswith("train") else job.eval_folder
@@ -170,19 +215,15 @@ def minutes(seconds: float) -> str:
     """A duration as people say it."""
     if seconds < 90:
         return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def forget_failures(jobs: Sequence[Job]) -> None:
     """Let failed jobs be tried again; their logs stay, numbered."""
-    for job in jobs:
-        for folder in (job.folder, job.eval_folder):
-            failed = folder / "failed.json"
-            if not failed.is_file():
-                continue
-            number = len(list(folder.glob("failed-*.json"))) + 1
-            for log in (*folder.glob("train.log"), *folder.glob("eval.log")):
-                os.replace(log, folder / f"{log.stem}-failed-{number}.log")
-            os.replace(failed, folder / f"failed-{number}.json")
+    for folder in (folder for job in jobs for folder in (job.folder, job.eval_folder)):
+        if not (folder / "failed.json").is_file():
+            continue
+        number = len(list(folder.glob("failed-*.json"))) + 1
+        for log in (*folder.glob("train.log"), *folder.glob("eval.log")):
+            os.replace(log, folder / f"{log.stem}-failed-{number}.log")
+        os.replace(folder / "failed.json", folder / f"failed-{number}.json")

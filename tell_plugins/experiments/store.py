@@ -17,16 +17,85 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.files import read_json, write_json
-from tell_plugins.core.spec import parse_spec
-from tell_plugins.experiments.planning import Planned, PlannedBase, SweepPlan, values_text
-from tell_plugins.experiments.records import AGAIN, Failed
+from tell_plugins.core.files import Name, Shape, read_json, write_json
+from tell_plugins.experiments.planning import Asked, Planned, PlannedBase, SweepPlan, values_text
 
 RUN, TRAINED, EVALUATED, FAILED = "run.json", "trained.json", "evaluated.json", "failed.json"
 RECIPE, OPTIONS = "recipe.yaml", "options.json"
 TRAIN_LOG, EVAL_LOG = "train.log", "eval.log"
 TRAIN_FOLDER, EVAL_FOLDER = "train", "eval"
+AGAIN = "restore the file, or remove the run's folder and start the sweep again"
 _PATHS = ("output_dir", "add_version", "dataset")
+
+
+class RunFacts(Shape):
+    """`run.json`."""
+
+    base: bool
+    mixture: dict[str, Any] | None = None
+    trained_tokens: int | None = None
+
+
+class Trained(Shape):
+    """`trained.json`: what came out of a training."""
+
+    steps: int
+    checkpoint: Name | None = None
+    seconds: float | None = None
+
+
+class Evaluated(Shape):
+    """`evaluated.json`."""
+
+    seconds: float
+
+
+class Failed(Shape):
+    """`failed.json`: the step that failed, and the end of its log."""
+
+    step: str
+    exit: str
+    log: Name
+    tail: list[str]
+
+
+class _Asked(Shape):
+    run: Name
+    evaluation: Name
+    card: Name
+    at: dict[str, Any] | None = None
+
+
+class _Entry(_Asked):
+    method: str
+    seed: int | None = None
+    equal_steps: str | None = None
+    base: str | None = None
+
+
+class _Evaluate(Shape):
+    split: Name
+    general_rows: int | None = None
+
+
+class Index(Shape):
+    """`sweeps/<name>.json`: which run each entry of a sweep is."""
+
+    name: Name
+    title: str
+    metric: str | None
+    seeds: list[int | None]
+    evaluate: _Evaluate
+    plot: dict[str, Any]
+    entries: list[_Entry]
+    bases: list[_Asked]
+
+
+def failure(folder: Path, evaluation: str) -> dict[str, Any] | None:
+    """What is known of a failed attempt, of a run's training or of this evaluation."""
+    folders = (folder, folder / EVAL_FOLDER / evaluation)
+    found = (read_json(one / FAILED, Failed, AGAIN) for one in folders)
+    return next((facts for facts in found if facts is not None), None)
 
 
 @dataclass(frozen=True)
@@ -44,12 +113,8 @@ class Job:
         return self.folder / EVAL_FOLDER / self.evaluation
 
     @property
-    def trains(self) -> bool:
-        return self.steps > 0
-
-    @property
     def trained(self) -> bool:
-        return not self.trains or (self.folder / TRAINED).is_file()
+        return self.steps == 0 or (self.folder / TRAINED).is_file()
 
     @property
     def done(self) -> bool:
@@ -57,12 +122,7 @@ class Job:
 
     @property
     def failure(self) -> dict[str, Any] | None:
-        """What is known of a failed attempt, of this run's training or of this evaluation."""
-        for folder in (self.folder, self.eval_folder):
-            found: dict[str, Any] | None = read_json(folder / FAILED, Failed, AGAIN)
-            if found is not None:
-                return found
-        return None
+        return failure(self.folder, self.evaluation)
 
     @property
     def state(self) -> str:
@@ -70,7 +130,7 @@ class Job:
             return "done"
         if self.failure:
             return "failed"
-        return "trained" if self.trained and self.trains else "to do"
+        return "trained" if self.trained and self.steps else "to do"
 
 
 class Store:
@@ -78,50 +138,29 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+        self.cards, self.runs, self.sweeps = (self.root / n for n in ("cards", "runs", "sweeps"))
 
-    @property
-    def cards(self) -> Path:
-        return self.root / "cards"
-
-    @property
-    def runs(self) -> Path:
-        return self.root / "runs"
-
-    @property
-    def sweeps(self) -> Path:
-        return self.root / "sweeps"
-
-    def folder_of(self, run: Planned | PlannedBase) -> Path:
+    def folder_of(self, run: Asked) -> Path:
         """The folder of a run; the one that is there already, whatever it is called."""
         found = sorted(self.runs.glob(f"*-{run.id}")) if self.runs.is_dir() else []
         return found[0] if found else self.runs / run.folder
 
-    def job(self, run: Planned | PlannedBase) -> Job:
-        return Job(
-            folder=self.folder_of(run),
-            evaluation=run.evaluation.id,
-            label=run.label if isinstance(run, PlannedBase) else run.cell.label,
-            steps=run.steps,
-            needs_gpu=run.needs_gpu,
-        )
+    def job(self, run: Asked) -> Job:
+        return Job(self.folder_of(run), run.evaluation.id, run.label, run.steps, run.needs_gpu)
 
-    @property
-    def _header(self) -> str:
-        return f"# Written by ./run.sh sweep. By hand it needs TELL_CARDS={self.cards}\n"
-
-    def prepare(self, run: Planned | PlannedBase) -> Job:
+    def prepare(self, run: Asked) -> Job:
         """Write what the run's worker reads; nothing of a finished step is touched."""
         job = self.job(run)
+        header = f"# Written by ./run.sh sweep. By hand it needs TELL_CARDS={self.cards}\n"
         values = dict(run.recipe.values)
-        output = {"output_dir": str(job.folder / TRAIN_FOLDER), "add_version": False}
+        values |= {"output_dir": str(job.folder / TRAIN_FOLDER), "add_version": False}
         if isinstance(run, Planned) and not job.trained:
-            text = values_text({**values, **output})
-            paths.write_text(job.folder / RECIPE, self._header + text)
+            paths.write_text(job.folder / RECIPE, header + values_text(values))
         if not (job.folder / RUN).is_file():
             write_json(job.folder / RUN, describe(run))
         if not job.done:
-            asked = {**values, **output, "dataset": [run.asked]}
-            paths.write_text(job.eval_folder / RECIPE, self._header + values_text(asked))
+            asked = {**values, "dataset": [run.asked]}
+            paths.write_text(job.eval_folder / RECIPE, header + values_text(asked))
             options = {**run.evaluation.options, "anchor": run.evaluation.anchor}
             options |= {"rival": run.rival, "general_rows": 0} if run.rival else {}
             write_json(job.eval_folder / OPTIONS, options)
@@ -130,15 +169,15 @@ class Store:
     def index(self, plan: SweepPlan, command: str) -> dict[str, Any]:
         """Which run each entry of a sweep is, for the report."""
         sweep = plan.sweep
-        first = plan.entries[0].evaluation if plan.entries else None
-        card = load_card(parse_spec(first.dataset).card) if first else None
+        folders = {entry.id: self.folder_of(entry).name for entry in plan.entries}
+        first = load_card(plan.entries[0].evaluation.card) if plan.entries else None
         return {
             "format": 1,
             "name": sweep.name,
             "title": sweep.title,
             "base_recipe": paths.shown(paths.user_path(sweep.base)),
             "command": command,
-            "metric": card.metric if card else None,
+            "metric": first.metric if first else None,
             "grid": list(sweep.grid),
             "seeds": list(sweep.seeds),
             "evaluate": sweep.evaluate.model_dump(mode="json"),
@@ -148,10 +187,10 @@ class Store:
                     "method": entry.cell.method,
                     "at": entry.cell.at,
                     "seed": entry.cell.seed,
-                    "run": self.folder_of(entry).name,
+                    "run": folders[entry.id],
                     "evaluation": entry.evaluation.id,
-                    "card": parse_spec(entry.evaluation.dataset).card,
-                    "equal_steps": self._other(plan, entry.equal_steps),
+                    "card": entry.evaluation.card,
+                    "equal_steps": folders.get(entry.equal_steps or ""),
                     "base": self.folder_of(entry.base).name,
                 }
                 for entry in plan.entries
@@ -161,7 +200,7 @@ class Store:
                     "at": base.at,
                     "run": self.folder_of(base).name,
                     "evaluation": base.evaluation.id,
-                    "card": base.card,
+                    "card": base.evaluation.card,
                 }
                 for base in plan.bases
             ],
@@ -171,25 +210,18 @@ class Store:
         """Keep an index; one of an earlier call of the same sweep is replaced."""
         write_json(self.sweeps / f"{index['name']}.json", index)
 
-    def _other(self, plan: SweepPlan, run_id: str | None) -> str | None:
-        if run_id is None:
-            return None
-        return next(self.folder_of(e).name for e in plan.entries if e.id == run_id)
 
-
-def describe(run: Planned | PlannedBase) -> dict[str, Any]:
+def describe(run: Asked) -> dict[str, Any]:
     """What a run is, without a path of this machine."""
-    values = {key: value for key, value in run.recipe.values.items() if key not in _PATHS}
+    found = {"format": 1, "id": run.id, "base": True, "model": run.recipe.get("model")}
     if isinstance(run, PlannedBase):
-        return {"format": 1, "id": run.id, "base": True, "model": run.recipe.get("model")}
+        return found
     return {
-        "format": 1,
-        "id": run.id,
+        **found,
         "base": False,
-        "model": run.recipe.get("model"),
         "spec": str(run.spec),
         "seed": run.cell.seed,
-        "settings": values,
+        "settings": {k: value for k, value in run.recipe.values.items() if k not in _PATHS},
         "mixture": asdict(run.facts),
         **({"rival": run.rival} if run.rival else {}),
         "trained_tokens": run.trained_tokens,

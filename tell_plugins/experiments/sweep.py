@@ -14,12 +14,13 @@ A setting is a key of the dataset string, a key of ms-swift, or one of `OWN_KEYS
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -40,9 +41,16 @@ from tell_plugins.evaluation.paper_numbers import published
 from tell_plugins.evaluation.rivals import RIVALS
 from tell_plugins.recipe.recipes import SECRETS_REMEDY
 
+
+def _value(value: Any) -> Any:
+    parts = value if isinstance(value, list) else [value]
+    if not all(isinstance(part, (bool, int, float, str)) for part in parts):
+        raise ValueError("a setting is a text, a number, true, false, or a list of them")
+    return value
+
+
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Scalar = bool | int | float | str
-Value = Scalar | list[Scalar]
+Value = Annotated[Any, AfterValidator(_value)]
 Settings = dict[Text, Value]
 
 # what makes a run out of the mixture of another method at the same point of the grid
@@ -147,15 +155,10 @@ class Sweep(_Strict):
 
     def place_of(self, method: str, key: str) -> str | None:
         """Where a setting of a method's runs stands; None when the base recipe gives it."""
-        groups = (("runs", self.runs), ("methods", self.methods))
-        own = [(name, method) for name, group in groups if key in group.get(method, {})]
-        shared = [
-            (name,)
-            for name, group in (("grid", self.grid), ("settings", self.settings))
-            if key in group
-        ]
-        found: list[tuple[str, ...]] = [*own, *shared]
-        return f"{self.place(*found[0], key)}, {', '.join(found[0])}" if found else None
+        groups = {group: settings for group, settings in self.groups() if key in settings}
+        wanted = (("runs", method), ("methods", method), ("grid",), ("settings",))
+        found = next((group for group in wanted if group in groups), None)
+        return f"{self.place(*found, key)}, {', '.join(found)}" if found else None
 
     @field_validator("methods", "runs", mode="before")
     @classmethod
@@ -165,24 +168,12 @@ class Sweep(_Strict):
             return value
         return {name: {} if settings is None else settings for name, settings in value.items()}
 
-    @field_validator("settings")
+    @field_validator("settings", "grid")
     @classmethod
-    def _not_derived(cls, value: Settings) -> Settings:
+    def _not_derived(cls, value: dict[str, Any]) -> dict[str, Any]:
         for key in value:
             if key in DERIVED:
                 raise ValueError(f"'{key}' cannot hold for all runs; put it into a method")
-        return value
-
-    @field_validator("grid")
-    @classmethod
-    def _no_empty_axis(cls, value: dict[str, list[Value]]) -> dict[str, list[Value]]:
-        for key, values in value.items():
-            if not values:
-                raise ValueError(f"'{key}' has no values")
-            if len({str(part) for part in values}) < len(values):
-                raise ValueError(f"'{key}' has a value twice")
-            if key in DERIVED:
-                raise ValueError(f"'{key}' is no axis; put it into a method")
         return value
 
     @model_validator(mode="after")
@@ -192,8 +183,9 @@ class Sweep(_Strict):
         both = sorted(set(self.methods) & set(self.runs))
         if both:
             raise ValueError(f"'{both[0]}' is under 'methods' and under 'runs'")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("a seed is listed twice")
+        for key, values in {**self.grid, "seeds": self.seeds}.items():
+            if not values or len(set(map(str, values))) < len(values):
+                raise ValueError(f"'{key}' has {'a value twice' if values else 'no values'}")
         return self
 
     def method(self, name: str) -> Settings:
@@ -210,6 +202,13 @@ class Sweep(_Strict):
         """Every point of the grid; one empty point where there is no grid."""
         for values in product(*self.grid.values()):
             yield dict(zip(self.grid, values, strict=True))
+
+    def groups(self) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+        """All settings, with the keys that lead to each group."""
+        yield ("grid",), self.grid
+        yield ("settings",), self.settings
+        yield from ((("methods", name), settings) for name, settings in self.crossed().items())
+        yield from ((("runs", name), settings) for name, settings in self.runs.items())
 
 
 def load_sweep(path: str | Path, flags: Mapping[str, Any] | None = None) -> Sweep:
@@ -250,56 +249,47 @@ def make_sweep(
             allowed="a file like those in recipes/sweeps/, with a recipe as its 'base'",
             remedy=f"./run.sh sweep --controls {where} does the control grid of this recipe",
         )
+    document = document or Document(raw)
     try:
         sweep = Sweep.model_validate(raw)
     except ValidationError as error:
-        lines = document or Document(raw)
-        problems = [_problem(part, raw, lines.place(where, part["loc"])) for part in error.errors()]
-        raise_all(list({str(problem): problem for problem in problems}.values()))
+        raise_all([_problem(p, document.place(where, p["loc"])) for p in error.errors()])
         raise
     sweep._name, sweep._flags = name, dict(flags or {})
-    sweep._document, sweep._where = document or Document(raw), where
-    raise_all([*_wrong_settings(sweep), *_wrong_plot(sweep), *_wrong_flags(flags)])
+    sweep._document, sweep._where = document, where
+    raise_all([*_wrong_settings(sweep), *_wrong_plot(sweep), *_wrong_flags(sweep.flags)])
     return sweep
 
 
-def _wrong_flags(flags: Mapping[str, Any] | None) -> Iterator[UserError]:
-    for key in flags or {}:
+def _wrong_flags(flags: Mapping[str, Any]) -> Iterator[UserError]:
+    for key in flags:
         if key in _OWN and key != "dataset":
             yield UserError(
                 f"'--{key}' is set by the sweep", where="command line", remedy=_OWN[key]
             )
 
 
-def setting_groups(sweep: Sweep) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    """All settings of a sweep, with the keys that lead to each group."""
-    yield ("grid",), sweep.grid
-    yield ("settings",), sweep.settings
-    for name, settings in sweep.crossed().items():
-        yield ("methods", name), settings
-    for name, settings in sweep.runs.items():
-        yield ("runs", name), settings
-
-
 def _wrong_settings(sweep: Sweep) -> Iterator[UserError]:
     names = {**sweep.crossed(), **sweep.runs}
-    for group, settings in setting_groups(sweep):
+    for group, settings in sweep.groups():
         for key, value in settings.items():
             where = f"{sweep.place(*group, key)}, {', '.join(group)}"
             if key in _OWN:
                 yield UserError(f"'{key}' is set by the sweep", where=where, remedy=_OWN[key])
             elif held := list(secret_keys({key: value})):
                 yield secret_error(held[0], where)
-            elif key in DERIVED:
-                yield from _wrong_reference(key, value, names, where)
-            elif key == RIVAL:
-                yield from _wrong_rival(value, where)
-
-
-def _wrong_rival(value: Any, where: str) -> Iterator[UserError]:
-    for name in value if isinstance(value, list) else [value]:
-        if name not in RIVALS:
-            yield unknown("rival", str(name), RIVALS, where)
+            elif key in DERIVED and value not in list(names):
+                yield unknown("method", str(value), names, f"{where}, key '{key}'")
+            elif key in DERIVED and set(DERIVED) & set(names[value]):
+                yield UserError(
+                    f"'{value}' is itself derived from another method",
+                    where=f"{where}, key '{key}'",
+                    allowed="a method whose mixture stands on its own",
+                    remedy="name that one",
+                )
+            for name in (value if isinstance(value, list) else [value]) if key == RIVAL else ():
+                if name not in RIVALS:
+                    yield unknown("rival", str(name), RIVALS, where)
 
 
 def secret_error(key: str, where: str) -> UserError:
@@ -323,33 +313,16 @@ def _wrong_plot(sweep: Sweep) -> Iterator[UserError]:
         yield error
 
 
-def _wrong_reference(
-    key: str, value: Any, names: Mapping[str, Settings], where: str
-) -> Iterator[UserError]:
-    if not isinstance(value, str) or value not in names:
-        yield unknown("method", str(value), names, f"{where}, key '{key}'")
-    elif set(DERIVED) & set(names[value]):
-        yield UserError(
-            f"'{value}' is itself derived from another method",
-            where=f"{where}, key '{key}'",
-            allowed="a method whose mixture stands on its own",
-            remedy="name that one",
-        )
-
-
-def _problem(part: Any, raw: Any, where: str) -> UserError:
+def _problem(part: Any, where: str) -> UserError:
     """One pydantic error as found, where, allowed, remedy."""
-    location = [str(step) for step in part["loc"]]
+    location = [str(step) for step in part["loc"] if step != "[key]"]
+    key = ".".join(location)
     if part["type"] == "missing":
-        key = ".".join(location)
         return UserError(f"key '{key}' is missing", where=where, remedy=f"add '{key}: ...'")
-    place, value = _found(raw, part["loc"])
-    key = ".".join(place) or "sweep"
     if part["type"] == "extra_forbidden":
         models: dict[str, type[BaseModel]] = {"evaluate": Evaluate, "plot": Plot}
-        model = models[place[0]] if len(place) > 1 else Sweep
-        allowed = list(model.model_fields)
-        match = nearest(place[-1], allowed)
+        allowed = list((models[location[0]] if len(location) > 1 else Sweep).model_fields)
+        match = nearest(location[-1], allowed)
         return UserError(
             f"unknown key '{key}'",
             where=where,
@@ -359,26 +332,6 @@ def _problem(part: Any, raw: Any, where: str) -> UserError:
     message = str(part["msg"]).removeprefix("Value error, ")
     if not location:
         return UserError(message, where=where, remedy="see recipes/sweeps/ for examples")
-    if location[-1] == "[key]":
-        value = part["input"]
-    elif len(place) < len(location):  # none of the kinds of value that a setting may have
-        message = "a setting is a text, a number, true, false, or a list of them"
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    if value is None:
-        return UserError(f"key '{key}' is empty: {message}", where=where, remedy="give it a value")
+    shown = repr(part["input"])
+    shown = "empty" if part["input"] is None else shown if len(shown) <= 60 else f"{shown[:57]}..."
     return UserError(f"key '{key}' is {shown}: {message}", where=where, remedy="correct it")
-
-
-def _found(raw: Any, location: Sequence[Any]) -> tuple[list[str], Any]:
-    """How far the file itself has a location, and what is there.
-
-    For a value that may be of several kinds pydantic goes on with the name of each kind.
-    """
-    place: list[str] = []
-    for step in location:
-        steps = raw if isinstance(raw, dict) else range(len(raw)) if isinstance(raw, list) else ()
-        if step not in steps:
-            break
-        place, raw = [*place, str(step)], raw[step]
-    return place, raw

@@ -6,7 +6,8 @@ import argparse
 import shlex
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,32 @@ from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.files import read_json
 from tell_plugins.core.locks import only_one
 from tell_plugins.experiments.controls import controls
-from tell_plugins.experiments.dry_run import default_root, measured_rates, print_dry_run
 from tell_plugins.experiments.earlier import other_answers, refuse_other_sweep
-from tell_plugins.experiments.planning import SweepPlan, make_plan
-from tell_plugins.experiments.records import AGAIN, Trained
-from tell_plugins.experiments.store import TRAINED, Job, Store
+from tell_plugins.experiments.planning import Asked, Planned, SweepPlan, make_plan
+from tell_plugins.experiments.ray_runner import run_on_ray
+from tell_plugins.experiments.runner import forget_failures, minutes, run_here, slots
+from tell_plugins.experiments.store import (
+    AGAIN,
+    EVALUATED,
+    RUN,
+    TRAINED,
+    Evaluated,
+    Job,
+    RunFacts,
+    Store,
+    Trained,
+)
 from tell_plugins.experiments.sweep import Sweep, load_sweep
+from tell_plugins.recipe.estimate import reported_flops
 from tell_plugins.recipe.recipes import parse_flags
+from tell_plugins.recipe.shapes import shape_of
+from tell_plugins.recipe.tables import table
 
+DEFAULT_ROOT = Path("output/sweeps")  # one folder, so that sweeps share their runs
 # options that only shape the control grid; a sweep file says them itself
+_CHANGES = ("task", "general", "from")
 _ASKED = ("split", "rows", "decoding", "general_rows", "retention_rows", "batch_size")
-_GRID_OPTIONS = ("task", "general", "source", "seeds", *_ASKED)
+_GRID_OPTIONS = (*_CHANGES, "seeds", *_ASKED)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     grid = parser.add_argument_group("with --controls")
     grid.add_argument("--task", help="amount of task data, e.g. 15rows (default: the recipe's)")
     grid.add_argument("--general", help="amount of general data (default: the recipe's)")
-    grid.add_argument("--from", dest="source", help="general cards (default: the recipe's)")
+    grid.add_argument("--from", help="general cards (default: the recipe's)")
     grid.add_argument("--seeds", help="e.g. 42,43 (default: 42)")
     grid.add_argument("--split", help="split that is answered (default: test)")
     grid.add_argument("--rows", type=int, help="a seeded draw of this many of its rows")
@@ -63,23 +79,17 @@ def run(args: argparse.Namespace) -> int:
             allowed="1 and more",
             remedy="leave it out for one run a GPU, or one at a time",
         )
-    sweep = _sweep(args)
-    store = Store(paths.user_target(args.out) if args.out else default_root())
+    sweep, command = _sweep(args), command_of(args)
+    store = Store(paths.user_target(args.out) if args.out else DEFAULT_ROOT)
     if args.dry_run:
         with tempfile.TemporaryDirectory() as cards:
             plan = make_plan(sweep, Path(cards))
             if plan.entries and not plan.unknown_keys:
                 print_dry_run(plan, store, measured_rates(store, args.rate))
-            _check(plan, store, command_of(args))
+            _check(plan, store, command)
         return 0
-    return do(
-        sweep,
-        store,
-        command_of(args),
-        jobs=args.jobs,
-        ray=args.ray,
-        retry_failed=args.retry_failed,
-    )
+    again = args.retry_failed
+    return do(sweep, store, command, jobs=args.jobs, ray=args.ray, retry_failed=again)
 
 
 def _sweep(args: argparse.Namespace) -> Sweep:
@@ -90,29 +100,27 @@ def _sweep(args: argparse.Namespace) -> Sweep:
             allowed="one of the two",
             remedy="./run.sh sweep recipes/sweeps/NAME.yaml, or ./run.sh sweep --controls RECIPE",
         )
-    flags = parse_flags(args.flags)
+    flags, given = parse_flags(args.flags), _given(args)
     if args.controls is not None:
-        return _controls(args, flags)
-    given = [name for name in _GRID_OPTIONS if getattr(args, name) is not None]
+        return controls(
+            args.controls,
+            changes={key: given[key] for key in _CHANGES if key in given},
+            seeds=_seeds(given.get("seeds", "42")),
+            evaluate={key: given[key] for key in _ASKED if key in given},
+            flags=flags,
+        )
     if given:
         raise UserError(
-            f"--{given[0].replace('_', '-').replace('source', 'from')} goes with --controls",
+            f"--{next(iter(given)).replace('_', '-')} goes with --controls",
             where="./run.sh sweep",
             remedy="a sweep file says it itself; write a copy of the file",
         )
     return load_sweep(args.file, flags)
 
 
-def _controls(args: argparse.Namespace, flags: Mapping[str, Any]) -> Sweep:
-    changes = {"task": args.task, "general": args.general, "from": args.source}
-    evaluate = {name: getattr(args, name) for name in _ASKED}
-    return controls(
-        args.controls,
-        changes={key: value for key, value in changes.items() if value is not None},
-        seeds=_seeds(args.seeds or "42"),
-        evaluate={key: value for key, value in evaluate.items() if value is not None},
-        flags=flags,
-    )
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of the control grid that were given."""
+    return {key: v for key in _GRID_OPTIONS if (v := getattr(args, key)) is not None}
 
 
 def _seeds(text: str) -> list[int]:
@@ -141,15 +149,10 @@ def do(
         ray: address of a Ray cluster that does them.
         retry_failed: whether runs that failed earlier are tried again.
     """
-    from tell_plugins.experiments.machine import slots
-    from tell_plugins.experiments.ray_runner import run_on_ray
-    from tell_plugins.experiments.runner import forget_failures, run_here
-
     with only_one(store.root, "sweep"):
         plan = make_plan(sweep, store.cards)
         index = _check(plan, store, command)
-        everything = [store.prepare(base) for base in plan.bases]
-        everything += [store.prepare(run) for run in plan.runs]
+        everything = [store.prepare(run) for run in plan.everything]
         store.write_index(index)
         if retry_failed:
             forget_failures(everything)
@@ -174,17 +177,10 @@ def _check(plan: SweepPlan, store: Store, command: str) -> dict[str, Any]:
 
 def command_of(args: argparse.Namespace) -> str:
     """The command that makes this sweep again, without what only this machine knows."""
-    parts = ["./run.sh", "sweep"]
-    if args.file is not None:
-        parts.append(paths.shown(paths.user_path(args.file)))
-    else:
-        parts += ["--controls", paths.shown(paths.user_path(args.controls))]
-    for name in _GRID_OPTIONS:
-        value = getattr(args, name)
-        if value is not None:
-            flag = name.replace("_", "-").replace("source", "from")
-            parts += [f"--{flag}", str(value)]
-    return shlex.join([*parts, *args.flags])
+    named = [args.file] if args.controls is None else ["--controls", args.controls]
+    named[-1] = paths.shown(paths.user_path(named[-1]))
+    options = [(f"--{key.replace('_', '-')}", str(value)) for key, value in _given(args).items()]
+    return shlex.join(["./run.sh", "sweep", *named, *(p for o in options for p in o), *args.flags])
 
 
 def _announce(sweep: Sweep, store: Store, everything: list[Job], jobs: list[Job]) -> None:
@@ -225,3 +221,130 @@ def wrong_steps(plan: SweepPlan, store: Store) -> list[str]:
             if mine != theirs:
                 found.append(f"not equal steps: {label} took {mine}, {other} {theirs}")
     return found
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast this sweep's runs are. None is not known.
+
+    Attributes:
+        tokens: trained tokens a second, counted as the mixture counts them.
+        evaluation: seconds that one evaluation takes.
+        source: where the rates come from.
+    """
+
+    tokens: float | None
+    evaluation: float | None
+    source: str
+
+    def seconds_left(self, job: Job, tokens: int | None) -> float | None:
+        """What is left to do of a run that trains `tokens`; None when it is not known."""
+        if job.done:
+            return 0.0
+        if job.trained:
+            return self.evaluation
+        if tokens is None or self.tokens is None:
+            return None
+        return tokens / self.tokens + (self.evaluation or 0.0)
+
+
+def measured_rates(store: Store, given: float | None) -> Rates:
+    """`given` tokens a second, else what the finished runs of the folder took."""
+    if given is not None and given <= 0:
+        raise UserError(
+            "a rate of 0 or less",
+            where="--rate",
+            allowed="tokens per second, above 0",
+            remedy="leave it out: then the rate of finished runs is taken",
+        )
+    trained, seconds, evaluations = 0, 0.0, []
+    for folder in sorted(store.runs.glob("*")):
+        run = read_json(folder / RUN, RunFacts, AGAIN) or {"base": True}
+        facts = {} if run["base"] else read_json(folder / TRAINED, Trained, AGAIN) or {}
+        if facts.get("seconds") and run.get("trained_tokens"):
+            trained += run["trained_tokens"]
+            seconds += facts["seconds"]
+        for marker in folder.glob(f"eval/*/{EVALUATED}"):
+            evaluations.append(float(read_json(marker, Evaluated, AGAIN)["seconds"]))
+    rate = given or (trained / seconds if seconds else None)
+    source = "--rate" if given else "the finished runs here" if seconds else "not measured yet"
+    return Rates(rate, sum(evaluations) / len(evaluations) if evaluations else None, source)
+
+
+def print_dry_run(plan: SweepPlan, store: Store, rates: Rates) -> None:
+    """Print every run with its steps, tokens, FLOPs and time, and what is left to do in all."""
+    print(f"{plan.sweep.title}\nbase recipe {plan.sweep.base}, folder {store.root}\n")
+    rows, left = [], []
+    for run in plan.everything:
+        job, tokens = store.job(run), run.trained_tokens
+        flops = _flops(run, tokens)
+        seconds = rates.seconds_left(job, tokens)
+        entries, note = (run.facts.rows, _note(run, plan)) if isinstance(run, Planned) else (0, "")
+        rows.append(
+            [
+                run.label,
+                f"{entries:,}" if entries else "",
+                f"{run.steps:,}" if run.steps else "",
+                "" if run.exposure is None else f"{run.exposure:.1f}",
+                _number(tokens),
+                _number(flops),
+                "?" if seconds is None else minutes(seconds) if seconds else "",
+                job.state + (f" ({note})" if note else ""),
+            ]
+        )
+        if job.state != "done":
+            left.append((run.steps, tokens, flops, seconds))
+    header = ["run", "rows", "steps", "exposure", "tokens", "FLOPs", "time", "state"]
+    print(table(header, rows, indent=""))
+    print("exposure: how much learning rate the task rows meet, in rows at the full rate")
+    missing = f", others cannot be planned ({len(plan.problems)})" if plan.problems else ""
+    print(f"\n{len(rows)} runs, {len(left)} left{missing}", end="")
+    _print_total(left, rates)
+
+
+def _flops(run: Asked, tokens: int | None) -> float | None:
+    shape = shape_of(str(run.recipe.get("model")))
+    if tokens == 0:
+        return 0.0
+    return None if shape is None or tokens is None else reported_flops(shape, tokens)
+
+
+Left = tuple[int, int | None, float | None, float | None]  # steps, tokens, FLOPs, seconds
+
+
+def _print_total(left: Sequence[Left], rates: Rates) -> None:
+    tokens, flops = [part[1] for part in left], [part[2] for part in left]
+    if None not in tokens:
+        print(f": {sum(t or 0 for t in tokens):,} tokens to train", end="")
+    if None not in flops:
+        print(f", {sum(f or 0 for f in flops):.1e} FLOPs", end="")
+    text = "unknown until a run is finished here (or give --rate TOKENS_PER_SECOND)"
+    if rates.tokens is not None and None not in [part[3] for part in left if part[0]]:
+        total = minutes(sum(part[3] or 0.0 for part in left))
+        missing = (
+            "" if rates.evaluation else "; answering and scoring come on top, not measured yet"
+        )
+        text = f"about {total} one run after the other, at {rates.tokens:,.0f} tokens a second "
+        text += f"({rates.source}){missing}"
+    print(f"\ntime: {text}")
+
+
+def _note(run: Planned, plan: SweepPlan) -> str:
+    notes = ["no-op: every step has learning rate 0"] if run.is_no_op else []
+    if run.exposure == 0 and not run.is_no_op:
+        notes.append("no task row meets a learning rate above 0")
+    if run.steps and run.steps * run.plan.training.rows_per_step < run.facts.rows:
+        notes.append(f"stops after {run.steps} steps")
+    same = [e for e in plan.entries if (e.id, e.evaluation) == (run.id, run.evaluation)]
+    twins = dict.fromkeys(e.cell.method for e in same if e.cell.key != run.cell.key)
+    if twins:
+        notes.append(f"the same run as {', '.join(twins)}")
+    if run.facts.overlapping and run.spec.overlap == "keep":
+        notes.append(f"{run.facts.overlapping} general rows of the card are test queries")
+    return "; ".join(notes)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "?"
+    return "" if value == 0 else f"{value:,.0f}" if value < 1e8 else f"{value:.1e}"

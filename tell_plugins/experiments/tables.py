@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from tell_plugins.evaluation.grids import POINTS, Record
 from tell_plugins.evaluation.paper_numbers import paper, published
 from tell_plugins.experiments.controls import meaning
-from tell_plugins.experiments.efficiency import CurvePoint, curve_point, efficiency
-from tell_plugins.experiments.fairness import caveats, exposure_of, shown_exposure
-from tell_plugins.experiments.measures import (
-    BLEED,
-    LOSS_FILES,
-    MAIN,
-    Difference,
-    Judge,
-    Measures,
-)
+from tell_plugins.experiments.fairness import caveats, exposure_of
+from tell_plugins.experiments.measures import BLEED, LOSS_FILES, MAIN, Judge, Measures, Number
 from tell_plugins.experiments.results import BASE_METHOD, Entry, Study
 
 CONTENT = ("balanced accuracy", "exact match", "field f1")  # compared beside the main measure
+# columns for machines, and those that a reader looks at last: what a note says is in the note
+HIDDEN = ("run", "dataset string", "mixture hash", "steps as planned", "copies")
+ASIDE = (
+    *("adherence, lenient", "accuracy", "style fit", "task's words", "bleed minus base"),
+    *("lowest seed", "highest seed", "mean over seeds"),
+    *("most frequent label", "its share", "seeds", "task tokens", "general tokens"),
+)
+_OF_MIXTURE = ("rows", "task_rows", "copies", "general_rows", "task_tokens", "general_tokens")
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,9 @@ class Group:
         return self.method == BASE_METHOD
 
     @property
-    def no_ops(self) -> int:
-        """How many of its runs trained nothing."""
-        return sum(entry.run.no_op for entry in self.entries)
-
-    @property
     def no_op(self) -> bool:
-        """Whether all of them did."""
-        return self.no_ops == len(self.entries)
+        """Whether all of its runs trained nothing."""
+        return all(entry.no_op for entry in self.entries)
 
     def x(self, axis: str) -> float | None:
         """The mean place on an axis over the seeds; 0 where there is nothing of it."""
@@ -100,39 +97,30 @@ def _measured(measures: Measures) -> dict[str, Any]:
     return {**record, **measures.elsewhere}
 
 
-_OF_MIXTURE = ("rows", "task_rows", "copies", "general_rows", "task_tokens", "general_tokens")
-
-
 def runs_table(study: Study, judge: Judge) -> list[Record]:
     """One row a run: what it trained on, how long, and what came out; failed ones too."""
     records: list[Record] = []
     for entry in study.entries:
-        mixture = entry.run.facts.get("mixture", {})
+        failure = entry.failure
+        state = f"failed: {failure['step']}, {failure['exit']}" if failure else "not done"
         record = {
             "method": entry.method,
             "point": entry.point,
             "seed": entry.seed,
-            "state": _state(entry),
-            "run": entry.run.folder.name,
-            "dataset string": entry.run.facts.get("spec", ""),
-            **{key.replace("_", " "): mixture.get(key) for key in _OF_MIXTURE},
+            "state": "done" if entry.done else state,
+            "run": entry.run,
+            "dataset string": entry.facts.get("spec", ""),
+            **{key.replace("_", " "): entry.amount(key) for key in _OF_MIXTURE},
             "steps": entry.steps,
-            "steps as planned": entry.run.facts.get("planned", {}).get("steps"),
-            "exposure": entry.run.exposure,
-            "no-op": "yes" if entry.run.no_op else "",
-            "mixture hash": str(mixture.get("hash", ""))[:16],
+            "steps as planned": entry.planned("steps"),
+            "exposure": entry.planned("exposure"),
+            "no-op": "yes" if entry.no_op else "",
+            "mixture hash": str((entry.facts.get("mixture") or {}).get("hash", ""))[:16],
         }
         if entry.done:
             record |= _measured(judge.measures([entry], study.base_of(entry)))
         records.append(record)
     return records
-
-
-def _state(entry: Entry) -> str:
-    if entry.done:
-        return "done"
-    failure = entry.run.failure(entry.evaluation)
-    return f"failed: {failure['step']}, {failure['exit']}" if failure else "not done"
 
 
 def methods_table(study: Study, found: Sequence[Group]) -> list[Record]:
@@ -163,37 +151,29 @@ def methods_table(study: Study, found: Sequence[Group]) -> list[Record]:
 
 def notes(group: Group, study: Study) -> list[str]:
     """What a reader must know before taking a group's numbers at their word."""
-    found = []
-    count = len(group.entries)
-    if group.no_ops:
-        some = "" if group.no_op else f" in {group.no_ops} of {count} seeds"
-        found.append(f"no-op{some}: nothing was trained (every LoRA B matrix is zero)")
+    found, count, expected = [], len(group.entries), len(study.index["seeds"])
+
+    def some(number: int) -> str:
+        return "" if number == count else f" in {number} of {count} seeds"
+
+    no_ops = sum(entry.no_op for entry in group.entries)
+    if no_ops:
+        found.append(f"no-op{some(no_ops)}: nothing was trained (every LoRA B matrix is zero)")
     if group.measures.constants:
-        few = len(group.measures.constants)
-        some = "" if few == count else f" in {few} of {count} seeds"
-        found.append(f"constant{some}: {_said(group)} adherent answers")
-    expected = len(study.index["seeds"])
-    if not group.is_base and len(group.entries) < expected:
-        found.append(f"{len(group.entries)} of {expected} seeds done")
-    wrong = [entry for entry in group.entries if unequal_steps(entry, study)]
-    if wrong:
+        counts: dict[str, tuple[int, int]] = {}
+        for label, share in group.measures.constants.values():
+            k, n = counts.get(label, (0, 0))
+            counts[label] = (k + share.k, n + share.n)
+        said = ", ".join(f"'{label}' in {k} of {n}" for label, (k, n) in counts.items())
+        found.append(f"constant{some(len(group.measures.constants))}: {said} adherent answers")
+    if not group.is_base and count < expected:
+        found.append(f"{count} of {expected} seeds done")
+    steps = {entry.run: entry.steps for entry in study.done}
+    if any(
+        entry.steps != steps.get(entry.equal_steps or "", entry.steps) for entry in group.entries
+    ):
         found.append("NOT the steps of the run it must equal")
     return found
-
-
-def _said(group: Group) -> str:
-    """The labels that constant seeds give, each with its counts over those seeds."""
-    counts: dict[str, tuple[int, int]] = {}
-    for label, share in group.measures.constants.values():
-        k, n = counts.get(label, (0, 0))
-        counts[label] = (k + share.k, n + share.n)
-    return ", ".join(f"'{label}' in {k} of {n}" for label, (k, n) in counts.items())
-
-
-def unequal_steps(entry: Entry, study: Study) -> bool:
-    """Whether an entry that must equal another's optimizer steps took others."""
-    other = next((e for e in study.done if e.run.folder.name == entry.equal_steps), None)
-    return other is not None and entry.steps != other.steps
 
 
 def comparisons_table(study: Study, found: Sequence[Group], judge: Judge) -> list[Record]:
@@ -209,34 +189,35 @@ def comparisons_table(study: Study, found: Sequence[Group], judge: Judge) -> lis
             "seeds": len({entry.seed for entry in mine}),
             "equal steps": _equal(steps_of(mine), steps_of(theirs)),
             "equal task tokens": _equal(_task(mine), _task(theirs)),
-            "exposure": _against(shown_exposure(mine), shown_exposure(theirs)),
+            "exposure": _exposures(mine, theirs),
         }
         for name in dict.fromkeys((MAIN[study.metric], *CONTENT, BLEED, *LOSS_FILES)):
-            record |= _difference(name, judge.difference(mine, theirs, name))
+            record |= _difference(name, judge, mine, theirs)
         stops = [caveat.text for caveat in caveats(mine, theirs)]
         record["note"] = "; ".join([*stops, *notes(other, study)])
         records.append(record)
     return records
 
 
-def _difference(measure: str, difference: Difference | None) -> Record:
+def _difference(measure: str, judge: Judge, mine: list[Entry], theirs: list[Entry]) -> Record:
     """A difference of shares in points, one of losses in nats."""
-    if difference is None:
+    found = judge.difference(mine, theirs, measure)
+    if found is None:
         return {}
-    name = measure.removesuffix(" minus base")
-    points = measure not in LOSS_FILES
-    factor, digits = (100, 1) if points else (1, 3)
-    record: dict[str, Any] = {
-        f"{name}{POINTS}" if points else name: difference.estimate(factor),
-        f"{name}, smallest that shows": factor * difference.smallest,
+    name, points = measure.removesuffix(" minus base"), measure not in LOSS_FILES
+    found = found.times(100) if points else found
+    seeds = {f"{name}, by seed": found.each_seed(1 if points else 3)} if found.by_seed else {}
+    return {
+        f"{name}{POINTS}" if points else name: found.estimate,
+        f"{name}, smallest that shows": found.smallest,
+        **seeds,
     }
-    if difference.by_seed:
-        record[f"{name}, by seed"] = difference.each_seed(factor, digits)
-    return record
 
 
-def _against(first: str, second: str) -> str:
-    return f"{first or '-'} against {second or '-'}" if first or second else ""
+def _exposures(mine: Sequence[Entry], theirs: Sequence[Entry]) -> str:
+    values = [exposure_of(side) for side in (mine, theirs)]
+    shown = ["-" if value is None else f"{value:.1f}" for value in values]
+    return " against ".join(shown) if shown != ["-", "-"] else ""
 
 
 def rival_of(study: Study, found: Sequence[Group]) -> tuple[Group, Group] | None:
@@ -265,34 +246,31 @@ def pairs(study: Study, found: Sequence[Group]) -> Iterable[tuple[Group, Group]]
     Along general data every point is also set against the one without any, which is what general
     data adds. Another card's runs are no comparison, nor is a model that it was not trained from.
     """
-    for reference in found:
-        if reference.method != study.plot.reference:
-            continue
+    general = (study.axis or "").startswith("general")
+    for reference in (group for group in found if group.method == study.plot.reference):
         for other in found:
-            shared = set(reference.at) & set(other.at)
             if other.is_base:
-                if study.base_of(reference.entries[0]) in other.entries:
-                    yield reference, other
+                compared = study.base_of(reference.entries[0]) in other.entries
             elif other.method != reference.method:
+                shared = set(reference.at) & set(other.at)
                 same_card = other.entries[0].card == reference.entries[0].card
-                if same_card and all(reference.at[key] == other.at[key] for key in shared):
-                    yield reference, other
-            elif _is_without(study, reference, other):
+                compared = same_card and all(reference.at[key] == other.at[key] for key in shared)
+            else:
+                same = other.series == reference.series and other is not reference
+                compared = general and same and other.x(study.axis or "") == 0
+            if compared:
                 yield reference, other
 
 
-def _is_without(study: Study, group: Group, other: Group) -> bool:
-    """Whether `other` is the point of the same series that has no general data."""
-    axis = study.axis or ""
-    if not axis.startswith("general") or other.series != group.series or other is group:
-        return False
-    return other.x(axis) == 0
+def called(reference: Group, other: Group) -> str:
+    """How the other one of a comparison is called."""
+    return "the same without general data" if other.method == reference.method else other.series
 
 
 def pair_name(reference: Group, other: Group) -> str:
     """How a comparison is called."""
     if other.method == reference.method:
-        return f"{reference.series} minus the same without general data"
+        return f"{reference.series} minus {called(reference, other)}"
     return f"{reference.method} minus {other.method}"
 
 
@@ -310,9 +288,8 @@ def same_seeds(first: Group, second: Group) -> tuple[list[Entry], list[Entry]]:
 
 def point_of_pair(reference: Group, other: Group) -> str:
     """Where two groups are compared: the keys of both; a base model's own say nothing more."""
-    at = reference.at if other.is_base else {**other.at, **reference.at}
-    if other.method == reference.method:
-        at = reference.at
+    own = other.is_base or other.method == reference.method
+    at = reference.at if own else {**other.at, **reference.at}
     return ", ".join(f"{key}={value}" for key, value in at.items())
 
 
@@ -328,15 +305,18 @@ def _equal(first: list[Any], second: list[Any]) -> str:
     return "yes" if first == second else "no"
 
 
-def curves(study: Study, found: Sequence[Group]) -> dict[str, list[CurvePoint]]:
+Curve = list[tuple[float, Number]]  # x in tokens or rows, and the main measure there
+
+
+def curves(study: Study, found: Sequence[Group]) -> dict[str, Curve]:
     """The main measure of each series along the axis; the base model has no place on it."""
-    result: dict[str, list[CurvePoint]] = {}
+    result: dict[str, Curve] = {}
     for group in found:
         x, measure = group.x(str(study.axis)), group.measures.main(study.metric)
         if not group.is_base and group.at and x is not None and measure is not None:
-            point = curve_point(x, measure)
-            result.setdefault(group.series, []).extend([point] if point else [])
-    return {name: sorted(points, key=lambda p: p.x) for name, points in result.items()}
+            known = measure.value is not None
+            result.setdefault(group.series, []).extend([(x, measure)] if known else [])
+    return {name: sorted(points, key=lambda point: point[0]) for name, points in result.items()}
 
 
 def efficiency_table(study: Study, found: Sequence[Group]) -> list[Record]:
@@ -348,14 +328,33 @@ def efficiency_table(study: Study, found: Sequence[Group]) -> list[Record]:
     return [
         {
             "what": f"token efficiency of {name} against {other}",
-            "at": f"{point.x:,.0f} {unit}",
-            "says": says,
+            "at": f"{x:,.0f} {unit}",
+            "says": f"{other} {says}",
         }
         for name in sorted(ours & set(drawn))
         for other, points in drawn.items()
-        for point in (drawn[name] if other not in ours else ())
-        if (says := efficiency(point, points, other)) is not None
+        for x, measure in (drawn[name] if other not in ours else ())
+        if (says := efficiency(x, measure.value or 0.0, points)) is not None
     ]
+
+
+def efficiency(x: float, value: float, other: Curve) -> str | None:
+    """What another method's curve says of a score at `x`; None without at least two of its points.
+
+    Between points the curve is a straight line in log(x); it is not carried on beyond them.
+    """
+    curve = [(math.log10(there), measure.value or 0.0) for there, measure in other if there > 0]
+    if len(curve) < 2 or x <= 0:
+        return None
+    if curve[0][1] >= value:
+        fold = 10 ** curve[0][0] / x
+        return f"is as good with {fold:.3g} times the data, the least tried, or less"
+    for (left, low), (right, high) in pairwise(curve):
+        if low < value <= high:
+            fold = 10 ** (left + (value - low) / (high - low) * (right - left)) / x
+            return f"needs {fold:.3g} times the data"
+    most = 10 ** curve[-1][0] / x
+    return f"does not reach it with {most:.3g} times the data, the most tried"
 
 
 def published_table(study: Study) -> list[Record]:
@@ -378,16 +377,14 @@ def published_table(study: Study) -> list[Record]:
 def failures_table(found: Sequence[Group]) -> list[Record]:
     """Why answers failed: counts by kind, over the seeds."""
     kinds = sorted({kind for group in found for kind in group.measures.kinds})
-    if not kinds:
-        return []
     return [
         {
             "method": group.method,
             "point": group.point,
-            "answers": sum(len(a.lines) for e in group.entries for a in e.measured.task),
+            "answers": sum(len(answers.lines) for e in group.entries for answers in e.task),
             **{kind: group.measures.kinds.get(kind, 0) for kind in kinds},
         }
-        for group in found
+        for group in (found if kinds else ())
     ]
 
 
@@ -395,12 +392,3 @@ def meanings_table(study: Study) -> list[Record]:
     """What each control tells."""
     told = {name: meaning(name) for name in study.methods}
     return [{"method": name, "tells": text} for name, text in told.items() if text]
-
-
-# columns for machines, and those that a reader looks at last: what a note says is in the note
-HIDDEN = ("run", "dataset string", "mixture hash", "steps as planned", "copies")
-ASIDE = (
-    *("adherence, lenient", "accuracy", "style fit", "task's words", "bleed minus base"),
-    *("lowest seed", "highest seed", "mean over seeds"),
-    *("most frequent label", "its share", "seeds", "task tokens", "general tokens"),
-)

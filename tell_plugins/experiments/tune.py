@@ -3,35 +3,62 @@
 The candidates are the recipe's own settings, and these with one of them halved or doubled: the
 learning rate, the copies of each task row, the amount of general data. All are trained once and
 judged on validation rows; the better half goes on to a second part of the rows (or a second seed),
-and the best of it, with the recipe's own settings, to all four (`tune_rows`, `tune_rounds`).
-Between these a paired interval decides (`tune_choice`). Last, the chosen adapters are judged at
-smaller scales of their weights, which needs no training.
+and the best of it, with the recipe's own settings, to all four. Between these a paired interval
+decides (`tune_choice`). Every candidate is a few runs of a sweep, one a part of the rows; finished
+runs are found again by what they are made of.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import shlex
 import textwrap
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tell_plugins.core import paths
-from tell_plugins.core.errors import UserError
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError, raise_all
+from tell_plugins.core.files import read_json
 from tell_plugins.core.locks import only_one
-from tell_plugins.core.spec import parse_amount
+from tell_plugins.core.spec import ALL, NONE, Amount, parse_amount
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console
 from tell_plugins.evaluation.intervals import shown, smallest_shown
-from tell_plugins.experiments.store import Store
-from tell_plugins.experiments.tune_choice import Result, choose
-from tell_plugins.experiments.tune_rounds import OWN, Trial, halving
-from tell_plugins.experiments.tune_rows import PARTS
+from tell_plugins.experiments.earlier import other_answers
+from tell_plugins.experiments.planning import (
+    Planned,
+    Planner,
+    SweepPlan,
+    cards_environment,
+    cells,
+    training_of,
+)
+from tell_plugins.experiments.runner import forget_failures, minutes, run_here, slots
+from tell_plugins.experiments.store import AGAIN, EVALUATED, TRAINED, Evaluated, Store, Trained
+from tell_plugins.experiments.sweep import Sweep, make_sweep
+from tell_plugins.experiments.tune_choice import (
+    PARTS,
+    VALIDATION,
+    Result,
+    choose,
+    parts_of,
+    result_of,
+)
 from tell_plugins.preparation.method import Method
 from tell_plugins.preparation.task_recipe import recipe_text
 from tell_plugins.recipe.recipes import TUNED, Recipe, load_recipe
 
+OWN = "own settings"
+RUNGS = (1, 2, PARTS)  # runs of each candidate after each round
 _MARK = "with settings that ./run.sh tune chose"  # in the first line of what is written here
+_EVALUATE = {"split": VALIDATION, "general_rows": 20, "retention_rows": 40}
+# keys of a validation during training, which the choice does not look at
+_VALIDATING = ("val_dataset", "eval_strategy", "eval_steps", "load_best_model_at_end")
+Costs = Mapping[str, Sequence[float]]  # seconds that each run of a candidate takes yet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,16 +84,199 @@ def run(args: argparse.Namespace) -> int:
     with only_one(folder, "tune"):
         trial = Trial(recipe, Store(folder), 60 * args.minutes)
         final = halving(trial)
-        chosen = choose(final)
-        scales = trial.scaled(chosen)
-        scale = choose(scales)
-    _print_table(trial, chosen, scales)
-    said = _said(final, chosen, scale, trial.parts.text)
+    chosen = choose(final)
+    _print_table(trial, chosen)
+    said = _said(final, chosen, trial.parts.text)
     print(*said, sep="\n")
-    text = _tuned_text(recipe, target, trial.changes[chosen.name], said)
-    paths.write_text(target, text)
-    _print_next(recipe, target, scale)
+    paths.write_text(target, _tuned_text(recipe, target, trial.changes[chosen.name], said))
+    file = shlex.quote(paths.shown(target))
+    baseline = recipe.path.with_name(f"{recipe.name}_sft.yaml").is_file()
+    print(f"written: {paths.shown(target)}\nnext: ./run.sh train {file}")
+    print(f"      ./run.sh eval {file}" + " --against sft" * baseline)
     return 0
+
+
+def candidates(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """What each candidate changes of the recipe's own settings, the first nothing."""
+    spec, card = recipe.spec, load_card(recipe.spec.card)
+    rate = training_of(recipe).learning_rate
+    general = spec.general or (card.general.amount if card.general else NONE)
+    found: list[tuple[str, Any, Any]] = []
+    for factor in (2, 0.5):
+        found.append(("learning_rate", float(f"{rate * factor:.6g}"), rate))
+        found.append(("repeat", max(1, round(spec.repeat * factor)), spec.repeat))
+        if general not in (ALL, NONE):
+            amount = general.number * factor
+            amount = max(1, round(amount)) if general.unit == "rows" else amount
+            found.append(("general", str(Amount(general.unit, amount)), str(general)))
+    changed = {f"{key}={value}": {key: value} for key, value, own in found if value != own}
+    return {OWN: {}, **changed}
+
+
+class Trial:
+    """The candidates of one recipe, planned on every part of the rows; runs as they are wanted."""
+
+    def __init__(self, recipe: Recipe, store: Store, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+        self.recipe, self.store = recipe, store
+        os.environ["TELL_CARDS"] = cards_environment(store.cards)
+        self.parts = parts_of(recipe, store.cards)
+        self.changes = candidates(recipe)
+        self.gone: dict[str, str] = {}  # candidates that went, and why
+        self.runs = self._planned()
+        self.slots = slots(None, needs_gpu=self.runs[OWN][0].needs_gpu)
+        self.measured = dict[str, Result]()  # of each candidate what was measured last
+
+    def _planned(self) -> dict[str, list[Planned]]:
+        """The runs of each candidate; one that asks for more than there is, is left out."""
+        sweep = self._sweep()
+        planner = Planner(sweep, self.store.cards)
+        found: dict[str, list[Planned]] = {name: [] for name in self.changes}
+        for cell in cells(sweep):
+            try:
+                found[cell.method].append(planner.planned(cell))
+            except UserError as error:
+                if cell.method == OWN:
+                    raise
+                self.gone[cell.method] = f"left out: {error.found}"
+        entries = [run for runs in found.values() for run in runs]
+        raise_all(list(other_answers(SweepPlan(sweep, entries), self.store)))
+        return {name: runs for name, runs in found.items() if name not in self.gone}
+
+    def _sweep(self) -> Sweep:
+        general, sources = self.recipe.spec.general_of(load_card(self.recipe.spec.card))
+        shared = {"general": str(general), **({"from": list(sources)} if sources else {})}
+        raw = {
+            "title": f"tune {self.recipe.name}",
+            "base": str(self.recipe.path),
+            "methods": {name: {**shared, **change} for name, change in self.changes.items()},
+            "grid": {"card": self.parts.cards},
+            "seeds": self.parts.seeds,
+            "evaluate": {**_EVALUATE, "rows": self.parts.rows},
+            "plot": {"reference": OWN},
+        }
+        return make_sweep(raw, "tune", "./run.sh tune", dict.fromkeys(_VALIDATING))
+
+    def left(self) -> float:
+        """Seconds of the budget that are left."""
+        return max(0.0, self._until - time.monotonic())
+
+    def costs(self) -> Costs:
+        """Estimated seconds of what is still to do of each run, from the recipe's own first."""
+        first = self.runs[OWN][0]
+        job = self.store.job(first)
+        trained = read_json(job.folder / TRAINED, Trained, AGAIN) or {}
+        asked = read_json(job.eval_folder / EVALUATED, Evaluated, AGAIN) or {"seconds": 0.0}
+        a_row = (trained.get("seconds") or 0.0) / first.facts.rows
+
+        def seconds(run: Planned) -> float:
+            job = self.store.job(run)
+            training = 0.0 if job.trained else a_row * run.facts.rows
+            return 0.0 if job.done else (training + asked["seconds"]) / len(self.slots)
+
+        return {name: [seconds(run) for run in runs] for name, runs in self.runs.items()}
+
+    def do(self, names: Sequence[str], parts: int) -> list[Result]:
+        """Do the first `parts` runs of each; the results of those that came through.
+
+        Raises UserError where the recipe's own settings do not run.
+        """
+        jobs = {name: [self.store.prepare(r) for r in self.runs[name][:parts]] for name in names}
+        waiting = [job for found in jobs.values() for job in found if not job.done]
+        forget_failures(waiting)
+        if waiting:
+            run_here(waiting, self.slots, self.store.cards)
+        results = []
+        for name, found in jobs.items():
+            log = next((paths.shown(job.folder) for job in found if not job.done), None)
+            if log is None:
+                folders = [job.eval_folder for job in found]
+                results.append(result_of(name, folders, self.parts.judges))
+            elif name == OWN:
+                raise UserError(
+                    "a run with the recipe's own settings failed, so nothing can be compared",
+                    where=log,
+                    remedy=f"./run.sh train {paths.shown(self.recipe.path)} shows what is wrong",
+                )
+            else:
+                self.gone[name] = f"failed, see {log}"
+        return results
+
+
+def halving(trial: Trial) -> list[Result]:
+    """The last round's results, the recipe's own settings first.
+
+    Raises UserError where the time is too short to compare anything with these.
+    """
+    print(f"{trial.recipe.name}: {len(trial.runs)} candidates, judged by {trial.parts.text}")
+    for name, why in trial.gone.items():
+        print(f"  {name}: {why}")
+    last = trial.do([OWN], 1)  # which also measures how fast this machine is
+    alive, rungs = list(trial.runs), _rungs(trial)
+    while rungs:
+        costs, left = trial.costs(), trial.left()
+        kept = fitting(alive, costs, rungs, left)
+        for name in (name for name in alive if name not in kept):
+            trial.gone[name] = "no time"
+            print(f"  {name}: dropped, it does not fit into the {minutes(left)} that are left")
+        if kept == [OWN]:
+            break
+        needed = minutes(seconds_needed(kept, costs, rungs))
+        print(f"{len(kept)} candidates, {rungs[0]} of {PARTS} runs each; all takes about {needed}")
+        last = trial.do(kept, rungs[0])
+        trial.measured |= {result.name: result for result in last}
+        alive, rungs = better_half(last), rungs[1:]
+    return last
+
+
+def _rungs(trial: Trial) -> Sequence[int]:
+    """The rounds that fit for one candidate beside the recipe's own settings, from the first.
+
+    Raises UserError where there is no time for any.
+    """
+    costs, left, names = trial.costs(), trial.left(), list(trial.runs)
+    for rungs in (RUNGS[:count] for count in range(len(RUNGS), 0, -1)):
+        if len(names) == 1 or len(fitting(names, costs, rungs, left)) > 1:
+            if rungs != RUNGS:
+                print(f"  there is time for {rungs[-1]} of {PARTS} runs of a candidate")
+            return rungs
+    least = min(seconds_needed([OWN, name], costs, RUNGS) for name in names[1:])
+    raise UserError(
+        f"{minutes(left)} are left, too few to try anything beside the recipe's own settings",
+        where="--minutes",
+        allowed=f"about {minutes(least)} for one candidate (estimated from the run that is done)",
+        remedy=f"--minutes {math.ceil(least / 60) + 1} or more; what is done is kept",
+    )
+
+
+def fitting(names: Sequence[str], costs: Costs, rungs: Sequence[int], left: float) -> list[str]:
+    """The first candidate, and of the others in their order each with which all rounds fit."""
+    kept = list(names[:1])
+    for name in names[1:]:
+        if seconds_needed([*kept, name], costs, rungs) <= left:
+            kept.append(name)
+    return kept
+
+
+def seconds_needed(names: Sequence[str], costs: Costs, rungs: Sequence[int]) -> float:
+    """Seconds of all rounds, if the dearest candidates stayed; `costs` are those of single runs."""
+    total, before, alive = 0.0, 0, list(names)
+    for parts in rungs:
+        total += sum(sum(costs[name][before:parts]) for name in alive)
+        others = sorted(alive[1:], key=lambda name: -sum(costs[name]))
+        alive, before = [alive[0], *others[: _halved(len(alive)) - 1]], parts
+    return total
+
+
+def _halved(count: int) -> int:
+    return max(2, math.ceil(count / 2))
+
+
+def better_half(results: Sequence[Result]) -> list[str]:
+    """The names of the first result, which always stays, and of the best of the others."""
+    own, *others = results
+    best = sorted(others, key=lambda result: result.rank, reverse=True)
+    return [own.name, *(result.name for result in best[: _halved(len(results)) - 1])]
 
 
 def _target(recipe: Recipe) -> Path:
@@ -86,27 +296,19 @@ def _target(recipe: Recipe) -> Path:
     return target
 
 
-def _print_table(trial: Trial, chosen: Result, scales: Sequence[Result]) -> None:
-    rows = [
-        _line(result, trial.result(OWN, result.parts), "chosen" * (name == chosen.name))
-        for name, result in trial.measured.items()
-    ]
-    rows += [
-        [name, "0", "", "", "", why]
-        for name, why in trial.gone.items()
-        if name not in trial.measured
-    ]
-    rows += [_line(result, chosen) for result in scales[1:]]
+def _print_table(trial: Trial, chosen: Result) -> None:
+    rows = []
+    for name, result in trial.measured.items():
+        own = trial.do([OWN], result.parts)[0]
+        minus = "" if name == OWN else _minus(result, own)
+        kl = f"{result.kl:.3f}" if math.isfinite(result.kl) else "not known"
+        note = "chosen" if name == chosen.name else ""
+        rows.append([name, str(result.parts), _number(result.score, result), minus, kl, note])
+    gone = {name: why for name, why in trial.gone.items() if name not in trial.measured}
+    rows += [[name, "0", "", "", "", why] for name, why in gone.items()]
     columns = ["settings", "runs", _measure(chosen), "minus own settings", "KL to base", ""]
-    notes = ["scale: of the chosen adapters' weights; minus the chosen as they are"]
     title = f"{trial.recipe.name}, judged by {trial.parts.text}"
-    print_grid(Grid(title, columns, rows, notes[: len(scales) - 1]), table_console())
-
-
-def _line(result: Result, against: Result, note: str = "") -> list[str]:
-    minus = "" if result.name == against.name else _minus(result, against)
-    kl = f"{result.kl:.3f}" if math.isfinite(result.kl) else "not known"
-    return [result.name, str(result.parts), _number(result.score, result), minus, kl, note]
+    print_grid(Grid(title, columns, rows), table_console())
 
 
 def _measure(result: Result) -> str:
@@ -118,8 +320,8 @@ def _digits(result: Result) -> int:
     return 2 if result.measure.column.percent else 1
 
 
-def _number(value: float, result: Result, sign: str = "") -> str:
-    return format(value, f"{sign}.{_digits(result)}f")
+def _number(value: float, result: Result) -> str:
+    return f"{value:.{_digits(result)}f}"
 
 
 def _minus(result: Result, against: Result) -> str:
@@ -127,17 +329,17 @@ def _minus(result: Result, against: Result) -> str:
     return "not paired" if found is None else shown(found, _digits(result), sign="+")
 
 
-def _said(final: Sequence[Result], chosen: Result, scale: Result, judges: str) -> list[str]:
+def _said(final: Sequence[Result], chosen: Result, judges: str) -> list[str]:
     """What was chosen and why, in sentences."""
-    own, measure = final[0], _measure(chosen)
-    said = [f"{measure}: nothing is told apart as better than the recipe's own settings"]
+    own, *others = final
+    told = f"{_measure(chosen)}: nothing is told apart as better than the recipe's own settings"
     if chosen is own:
-        said[0] += "; they stay"
+        said = [f"{told}; they stay"]
     elif chosen.is_better_than(own):
-        said = [f"{measure}: {chosen.name} is better than the recipe's own settings"]
+        said = [f"{_measure(chosen)}: {chosen.name} is better than the recipe's own settings"]
     else:
-        said[0] += f"; {chosen.name} scores no lower and stays nearer to the base model"
-    for other in [result for result in final if result is not own]:
+        said = [f"{told}; {chosen.name} scores no lower and stays nearer to the base model"]
+    for other in others:
         found = other.minus(own)
         if found is not None:
             least = _number(smallest_shown(found.low, found.high), other)
@@ -145,15 +347,13 @@ def _said(final: Sequence[Result], chosen: Result, scale: Result, judges: str) -
                 f"{other.name} minus own settings: {_minus(other, own)}, on {found.n} rows, "
                 f"which show {least} or more"
             )
-    if scale is not chosen:
-        said.append(
-            f"{scale.name} of the adapter's weights is taken: {_minus(scale, chosen)} to "
-            f"the whole, and a KL to the base of {scale.kl:.3f} in place of {chosen.kl:.3f}"
-        )
     if not chosen.learned:
         said.append("CONTENT NOT LEARNED: nothing is right, or one label is given all the time")
-    runs = f"{own.parts} of {PARTS} runs each"
-    return [*said, f"Judged by {judges}; {runs}.", "No test row was read."]
+    return [
+        *said,
+        f"Judged by {judges}; {own.parts} of {PARTS} runs each.",
+        "No test row was read.",
+    ]
 
 
 def _tuned_text(recipe: Recipe, target: Path, changes: dict[str, object], said: list[str]) -> str:
@@ -162,13 +362,13 @@ def _tuned_text(recipe: Recipe, target: Path, changes: dict[str, object], said: 
     keys = {key: values.pop(key) for key in ("learning_rate",) if key in values}
     if "general" in values:
         values["general"] = parse_amount(str(values["general"]), task=False, where="general")
-    origin, shown = paths.shown(recipe.path), shlex.quote(paths.shown(target))
+    origin, file = paths.shown(recipe.path), shlex.quote(paths.shown(target))
     changed = ", ".join(f"{key}={value}" for key, value in changes.items())
     header = [
         f"{recipe.name}, {_MARK}.",
-        f"Launch:  ./run.sh train {shown}",
+        f"Launch:  ./run.sh train {file}",
         f"Needs:   what {origin} needs",
-        f"First:   ./run.sh check {shown}",
+        f"First:   ./run.sh check {file}",
         "Result:  not measured",
         f"Differs: from {origin} in {changed or 'nothing but its output folder'}",
     ]
@@ -177,13 +377,3 @@ def _tuned_text(recipe: Recipe, target: Path, changes: dict[str, object], said: 
     dataset = str(recipe.spec.with_values(**values))
     method = Method(TUNED, dataset, "", tuple(why), keys)
     return recipe_text(recipe, target.stem, method, header, gone=())
-
-
-def _print_next(recipe: Recipe, target: Path, scale: Result) -> None:
-    shown = shlex.quote(paths.shown(target))
-    baseline = recipe.path.with_name(f"{recipe.name}_sft.yaml").is_file()
-    print(f"written: {paths.shown(target)}")
-    print(f"next: ./run.sh train {shown}")
-    print(f"      ./run.sh eval {shown}" + " --against sft" * baseline)
-    if scale.scale != 1:
-        print(f"      ./run.sh eval {shown} --scales {scale.scale:g},1")

@@ -26,14 +26,21 @@ from typing import Any
 from filelock import FileLock
 
 from tell_plugins.core import paths
-from tell_plugins.core.files import cached_json, read_json, write_json
+from tell_plugins.core.files import Shape, cached_json, read_json, write_json
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.experiments import store
-from tell_plugins.experiments.records import AGAIN, RunFacts, TrainedHere, TrainerState
 from tell_plugins.recipe.recipes import checkpoints
 
 _TAIL = 30  # lines of a log that a failure keeps
 _MARK = "TELL_SWEEP_RUN"  # in the environment of everything that works for a run
+
+
+class _TrainerState(Shape):
+    """What the Trainer leaves of a checkpoint, `trainer_state.json`."""
+
+    global_step: int
+    max_steps: int
+    epoch: float | None = None
 
 
 class Stopped(Exception):
@@ -127,48 +134,29 @@ class Steps:
 
 def main(argv: list[str]) -> int:
     """Do the run; exit code 0 when done, 1 when a step failed, 3 when stopped."""
-    folder, evaluation = Path(argv[0]), argv[1]
+    folder, asked = Path(argv[0]), Path(argv[0]) / store.EVAL_FOLDER / argv[1]
     steps = Steps(folder)
     steps.watch(sys.stdin.fileno())
     try:
         with FileLock(folder / ".lock"):
             end_workers_of(folder)
-            _do(folder, evaluation, steps)
+            _step(folder / store.TRAINED, lambda: train(folder, steps))
+            _step(asked / store.EVALUATED, lambda: evaluate(folder, asked, steps))
     except Stopped:
         end_workers_of(folder)
         return 3
     return 0
 
 
-def _do(folder: Path, evaluation: str, steps: Steps) -> None:
-    run = read_json(folder / store.RUN, RunFacts, AGAIN)
-    asked = folder / store.EVAL_FOLDER / evaluation
-    _step(folder, folder / store.TRAINED, lambda: _trained(run, folder, steps))
-    _step(asked, asked / store.EVALUATED, lambda: evaluate(folder, asked, steps))
-
-
-def _trained(run: dict[str, Any], folder: Path, steps: Steps) -> dict[str, Any]:
-    if run["base"]:
-        return {}
-    return {"steps": 0} if run.get("rival") else train(folder, steps)
-
-
-def _step(folder: Path, marker: Path, work: Callable[[], dict[str, Any]]) -> None:
+def _step(marker: Path, work: Callable[[], dict[str, Any]]) -> None:
     """Do a step unless its marker is there; write the marker, or what went wrong."""
     if marker.is_file():
         return
     try:
         facts = work()
-    except StepFailed as failure:
-        write_json(
-            folder / store.FAILED,
-            {
-                "step": failure.step,
-                "exit": exit_text(failure.code),
-                "log": failure.log.name,
-                "tail": tail(failure.log),
-            },
-        )
+    except StepFailed as failed:
+        failure = {"step": failed.step, "exit": exit_text(failed.code), "log": failed.log.name}
+        write_json(marker.with_name(store.FAILED), {**failure, "tail": tail(failed.log)})
         raise SystemExit(1) from None
     write_json(marker, facts)
 
@@ -180,9 +168,17 @@ def tail(log: Path) -> list[str]:
     return [line for line in lines if line][-_TAIL:]
 
 
+def _run_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(folder / store.RUN, store.RunFacts, store.AGAIN)
+    return found
+
+
 def train(folder: Path, steps: Steps) -> dict[str, Any]:
     """Train, from the last whole checkpoint of a killed attempt if there is one; what came out."""
-    output = folder / store.TRAIN_FOLDER
+    run = _run_of(folder)
+    if run["base"] or run.get("rival"):
+        return {} if run["base"] else {"steps": 0}
+    output, log = folder / store.TRAIN_FOLDER, folder / store.TRAIN_LOG
     found = whole_checkpoints(output)
     seconds: float | None = None  # of a whole training only, so that rates can be told from it
     if not (found and _is_last(found[-1])):
@@ -193,11 +189,11 @@ def train(folder: Path, steps: Steps) -> dict[str, Any]:
         else:
             shutil.rmtree(output, ignore_errors=True)
         start = time.monotonic()
-        steps.run("train", command, folder / store.TRAIN_LOG)
+        steps.run("train", command, log)
         seconds = None if found else round(time.monotonic() - start, 1)
         found = whole_checkpoints(output)
     if not found:
-        raise StepFailed("train (it left no adapter)", 0, folder / store.TRAIN_LOG)
+        raise StepFailed("train (it left no adapter)", 0, log)
     return training_facts(found[-1], seconds)
 
 
@@ -206,19 +202,17 @@ def whole_checkpoints(output: Path) -> list[Path]:
 
     The Trainer writes `trainer_state.json` after weights, optimizer and random state.
     """
-    return [path for path in checkpoints(output) if _state(path) is not None]
+    return [path for path in checkpoints(output) if _state(path)]
 
 
-def _state(checkpoint: Path) -> dict[str, Any] | None:
-    found: dict[str, Any] | None = cached_json(
-        checkpoint / "trainer_state.json", TrainerState, foreign=True
-    )
-    return found
+def _state(checkpoint: Path) -> dict[str, Any]:
+    file = checkpoint / "trainer_state.json"
+    return cached_json(file, _TrainerState, foreign=True) or {}
 
 
 def _is_last(checkpoint: Path) -> bool:
     state = _state(checkpoint)
-    return state is not None and state["global_step"] >= state["max_steps"]
+    return bool(state["global_step"] >= state["max_steps"])
 
 
 def training_facts(checkpoint: Path, seconds: float | None) -> dict[str, Any]:
@@ -228,7 +222,6 @@ def training_facts(checkpoint: Path, seconds: float | None) -> dict[str, Any]:
     from tell_plugins.evaluation.adapters import Adapter
 
     state = _state(checkpoint)
-    assert state is not None
     return {
         "checkpoint": checkpoint.name,
         "steps": state["global_step"],
@@ -247,19 +240,17 @@ def training_facts(checkpoint: Path, seconds: float | None) -> dict[str, Any]:
 
 def evaluate(folder: Path, asked: Path, steps: Steps) -> dict[str, Any]:
     """Answer and measure; `eval` itself goes on where it was stopped."""
-    run = read_json(folder / store.RUN, RunFacts, AGAIN)
-    options = read_json(asked / store.OPTIONS, dict[str, Any], AGAIN)
+    run = _run_of(folder)
+    options = read_json(asked / store.OPTIONS, dict[str, Any], store.AGAIN)
     adapter, anchor = options.pop("rival", "none"), options.pop("anchor", None)
-    flags: dict[str, Any] = {}
+    flags = {**options, "seeds": ",".join(map(str, options["seeds"])), "out": asked}
     if not run["base"] and adapter == "none":
         if anchor not in (None, parse_spec(run["spec"]).anchor):
             flags["anchor"] = anchor  # another than it trained with, on purpose
-        checkpoint = read_json(folder / store.TRAINED, TrainedHere, AGAIN)["checkpoint"]
-        adapter = str(folder / store.TRAIN_FOLDER / checkpoint)
-    seeds = ",".join(map(str, options["seeds"]))
-    flags |= {**options, "seeds": seeds, "adapter": adapter, "out": asked}
+        trained = read_json(folder / store.TRAINED, store.Trained, store.AGAIN)
+        adapter = folder / store.TRAIN_FOLDER / str(trained["checkpoint"])
     command = [sys.executable, "-m", "tell_plugins", "eval", str(asked / store.RECIPE)]
-    for flag, value in flags.items():
+    for flag, value in {**flags, "adapter": adapter}.items():
         if value is not None:
             command += [f"--{flag.replace('_', '-')}", str(value)]
     start = time.monotonic()
