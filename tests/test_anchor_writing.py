@@ -70,44 +70,27 @@ def test_answers_as_anchors(text: str, finish: str, expected: str) -> None:
 
 
 def test_candidates_are_ranked_by_loss(world: World) -> None:
-    rows = training_rows(load_card("tiny_task"), examples=6, scored=5, seed=1)
+    """Each is written from rows of its own, scored on others, and none of these is a test row."""
+    card = load_card("tiny_task")
+    rows = training_rows(card, examples=6, scored=5, seed=1)
     engine = ScriptedEngine(["One two.", "One two three four five six seven eight.", "One."])
     found = write_anchors(engine, rows, count=3, shown=2, seed=9)
-    assert [candidate.attempt for candidate in found.candidates] == [1, 0, 2]
-    losses = [candidate.loss.value for candidate in found.candidates]
-    assert losses == sorted(losses)
-    assert all(c.loss.low <= c.loss.value <= c.loss.high for c in found.candidates)
+    written = [candidate.written for candidate in found.candidates]
+    assert [one.attempt for one in written if one] == [1, 0, 2]
+    assert sorted(number for one in written if one for number in one.examples) == list(range(6))
+    assert all(c.loss.low <= c.loss.value <= c.loss.high for c in found.candidates)  # type: ignore[operator]
     # the card's own anchor has six words: one candidate beats it, two do not
     assert [candidate.change[0] < 0 for candidate in found.candidates] == [True, False, False]
     assert found.none.change[0] > 0
     assert found.manual.change == (0.0, 0.0, 0.0)
     assert engine.seeds == [9 * 1_000_003 + attempt for attempt in range(3)]
-
-
-def test_each_candidate_is_written_from_rows_of_its_own(world: World) -> None:
-    card = load_card("tiny_task")
-    rows = training_rows(card, examples=6, scored=5, seed=1)
-    engine = ScriptedEngine(["a", "b", "c"])
-    found = write_anchors(engine, rows, count=3, shown=2, seed=1)
-    assert sorted(number for c in found.candidates for number in c.examples) == list(range(6))
     for query, response in rows.examples:
-        assert sum(query in prompt and response in prompt for prompt in engine.prompts) == 1
-    for query, _ in rows.scored:
-        assert not any(query in prompt for prompt in engine.prompts)
+        assert sum(query in asked and response in asked for asked in engine.prompts) == 1
+    for manual, (query, _) in zip(rows.manual, rows.scored, strict=True):
+        assert not any(query in asked for asked in engine.prompts)
+        assert manual == f"Say whether the number is odd.{SEPARATOR}{query}"
     assert card.file("anchor.txt").read_text().strip() not in "".join(engine.prompts)
-
-
-def test_scored_rows_have_the_anchor_as_in_training(world: World) -> None:
-    rows = training_rows(load_card("tiny_task"), examples=2, scored=3, seed=1)
-    anchored = open_task(load_card("tiny_task"), "train", "card").queries
-    assert set(rows.manual) < set(anchored)
-    for manual, (plain, _) in zip(rows.manual, rows.scored, strict=True):
-        assert manual == f"Say whether the number is odd.{SEPARATOR}{plain}"
-
-
-def test_no_test_row_takes_part(world: World) -> None:
-    rows = training_rows(load_card("tiny_task"), examples=10, scored=10, seed=1)
-    test = set(open_task(load_card("tiny_task"), "test", "none").queries)
+    test = set(open_task(card, "test", "none").queries)
     assert not test & {query for query, _ in [*rows.examples, *rows.scored]}
 
 
@@ -115,7 +98,7 @@ def test_repeated_and_empty_answers_are_kept_as_rejected(world: World) -> None:
     rows = training_rows(load_card("tiny_task"), examples=4, scored=2, seed=1)
     engine = ScriptedEngine(["Judge it.", "judge IT", " ", "Say more."])
     found = write_anchors(engine, rows, count=2, shown=1, seed=1)
-    assert {candidate.text for candidate in found.candidates} == {"Judge it.", "Say more."}
+    assert {c.written.text for c in found.candidates if c.written} == {"Judge it.", "Say more."}
     assert found.rejected == [("judge IT", "said before"), (" ", "empty")]
 
 
@@ -187,26 +170,6 @@ def test_an_anchor_in_use_is_not_replaced_unasked(
     assert file.read_text() != "Another one.\n"
 
 
-def test_the_same_call_finds_its_own_anchor(
-    world: World, scripted: ScriptedEngine, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert _anchor(world, "--write", "3") == 0
-    folder = world.cards / "tiny_task"
-    written = {name: (folder / f"self_written.{name}").read_bytes() for name in ("txt", "json")}
-    assert _anchor(world, "--write", "3") == 0
-    assert written == {name: (folder / f"self_written.{name}").read_bytes() for name in written}
-    asked = len(scripted.prompts)
-    assert _anchor(world, "--write", "3", "--seed", "7") == 1
-    assert len(scripted.prompts) == asked
-    capsys.readouterr()
-    scripted.replies = [f"Say {i} words of it." for i in range(20)]  # another release's model
-    assert _anchor(world, "--write", "3") == 1
-    shown = capsys.readouterr()
-    assert "candidate 3" in shown.out  # what was found in hours is shown all the same
-    assert "there is another anchor of that name" in shown.err
-    assert written == {name: (folder / f"self_written.{name}").read_bytes() for name in written}
-
-
 @pytest.mark.parametrize("further", [[], ["--overwrite"]])
 def test_other_files_of_the_card_are_never_replaced(
     world: World,
@@ -246,24 +209,19 @@ def test_wrong_arguments(
 
 @pytest.mark.slow
 def test_a_real_model_writes_and_its_best_trains(tmp_path: Path) -> None:
-    """Five candidates with scores, the same again with the same seed, and a run with the best."""
+    """Five candidates with scores, and a run with the best."""
     world = World(tmp_path, task=24)
     recipe = str(world.recipe())
     lay_keys(tmp_path / "cache")
-    command = ["anchor", recipe, "--write", "5", "--rows", "2", "--held-out", "6"]
-    shown = world.call(*command)
+    shown = world.call("anchor", recipe, "--write", "5", "--rows", "2", "--held-out", "6")
     folder = world.cards / "tiny_task"
-    first = (folder / "self_written.json").read_bytes()
-    saved = json.loads(first)
+    saved = json.loads((folder / "self_written.json").read_bytes())
     assert len(saved["candidates"]) == 5
     losses = [candidate["loss"] for candidate in saved["candidates"]]
     assert losses == sorted(losses)
     best = (folder / "self_written.txt").read_text().strip()
     assert best == saved["candidates"][0]["text"]
     assert "candidate 5" in shown
-
-    world.call(*command)
-    assert (folder / "self_written.json").read_bytes() == first
 
     out = tmp_path / "out"
     dataset = "tell/tiny_task:task=8rows/general=24rows/anchor=self_written"

@@ -13,11 +13,7 @@ from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
 from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.summary import System, read_general
-from tell_plugins.experiments.anchors2x2 import (
-    Cell,
-    effects,
-    show,
-)
+from tell_plugins.experiments.anchors2x2 import Cell, effects, show
 from tests.conftest import MakeCard
 from tests.saved_answers import save_answers
 from tests.tiny import make_tiny_cards, make_tiny_model, tiny_recipe

@@ -217,13 +217,13 @@ def test_controls_for_real(
     for name, value in world.environment.items():
         monkeypatch.setenv(name, value)
     lay_keys(world.root / "cache")
-    chosen = (TELL, "SFT, as in the paper", "general only", "TELL, random text")
+    chosen = (TELL, "SFT, as in the paper", "TELL, random text")
     monkeypatch.setattr(controls_module, "CONTROLS", {name: CONTROLS[name] for name in chosen})
     monkeypatch.setattr(controls_module, "RIVALS", {})
     out = world.root / "out"
     command = ["sweep", "--controls", str(recipe), "--general-rows", "4", "--retention-rows", "4"]
     assert cli.main([*command, "--jobs", "2", "--out", str(out)]) == 0
-    assert "all 5 runs are done" in capsys.readouterr().out  # with the base model's answers
+    assert "all 4 runs are done" in capsys.readouterr().out  # with the base model's answers
     assert cli.main(["report", str(out)]) == 0
     steps = {}
     for folder in (out / "runs").glob("tiny*"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,32 +46,20 @@ def test_every_figure_has_its_sweep(files: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=_name)
-def test_header_says_how_to_launch_it(path: Path) -> None:
-    header = path.read_text(encoding="utf-8").split("title:")[0].splitlines()
-    assert all(line.startswith("# ") for line in header)
-    assert len(header) <= 12
-    text = "\n".join(header)
-    assert f"./run.sh sweep recipes/sweeps/{path.name}" in text
-    assert "# Data:" in text
-    assert "# Ours:" in text
-
-
-@pytest.mark.parametrize("path", FILES, ids=_name)
-def test_header_names_the_tokenizer_where_tokens_are_counted(path: Path) -> None:
+def test_header_and_names(path: Path) -> None:
+    """How to launch it, what it needs, and that what it names is there."""
     text = path.read_text(encoding="utf-8")
     header, body = text.split("title:", 1)
-    base = (PROJECT / load_sweep(path).base).read_text(encoding="utf-8")
+    assert all(line.startswith("# ") for line in header.splitlines())
+    assert len(header.splitlines()) <= 12
+    for part in (f"./run.sh sweep recipes/sweeps/{path.name}", "# Data:", "# Ours:"):
+        assert part in header
+    sweep = load_sweep(path)
+    base = (PROJECT / sweep.base).read_text(encoding="utf-8")
     counted = re.search(r"\d(?:e\d+)?tok\b|open_platypus", body + base.split("\n\n", 1)[1])
     assert counted is None or "./run.sh data llama2_tokenizer" in header
-
-
-@pytest.mark.parametrize("path", FILES, ids=_name)
-def test_base_recipe_and_published_points_are_there(path: Path) -> None:
-    sweep = load_sweep(path)
-    assert (PROJECT / sweep.base).is_file()
     published(sweep.plot.paper, sweep.name)
-    methods = {*sweep.crossed(), *sweep.runs}
-    assert sweep.plot.reference in methods
+    assert sweep.plot.reference in {*sweep.crossed(), *sweep.runs}
 
 
 def test_twins_fit_a_small_machine() -> None:
@@ -150,31 +139,37 @@ def at_hand(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     return stand_ins
 
 
+@cache
+def _plan(path: Path, root: Path) -> SweepPlan:
+    return make_plan(load_sweep(path), root / "cards")
+
+
 @pytest.mark.parametrize("path", FILES, ids=_name)
-def test_dry_run(path: Path, at_hand: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = str(at_hand / "out")
-    assert cli.main(["sweep", str(path), "--dry-run", "--rate", "1e4", "--out", out]) == 0
-    text = capsys.readouterr().out
-    sweep = load_sweep(path)
+def test_plan(path: Path, at_hand: Path) -> None:
+    sweep, plan = load_sweep(path), _plan(path, at_hand)
+    assert plan.problems == []
     wanted = len(sweep.crossed()) * len(sweep.seeds)
     for values in sweep.grid.values():
         wanted *= len(values)
     pinned = any(set(settings) & set(sweep.grid) for settings in sweep.crossed().values())
-    wanted += len(sweep.runs) * len(sweep.seeds)
-    listed = [line for line in text.splitlines() if ", seed " in line]
-    same = text.count("the same run as")
-    assert len(listed) + same == wanted or (pinned and listed)
+    assert len(plan.entries) == wanted + len(sweep.runs) * len(sweep.seeds) or pinned
     told = re.search(r"(\d+) runs", path.read_text(encoding="utf-8"))
-    assert told is None or f"\n{told[0]}, " in text  # the base model counted
+    assert told is None or int(told[1]) == len(plan.everything)  # the base model counted
+    assert all(run.trained_tokens for run in plan.runs if not run.rival)
+
+
+def test_dry_run(at_hand: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = FILES[0], str(at_hand / "out")
+    assert cli.main(["sweep", str(path), "--dry-run", "--rate", "1e4", "--out", out]) == 0
+    text = capsys.readouterr().out
+    for run in _plan(path, at_hand).everything:
+        assert run.label in text
     assert "one run after the other" in text
-    trained = [line for line in listed if not line.startswith("word counting")]
-    assert all(line.split("to do")[0].rstrip()[-1] != "?" for line in trained)
 
 
 @pytest.mark.parametrize("path", PAPER, ids=_name)
 def test_paper_sweeps_name_the_papers_amounts(path: Path, at_hand: Path) -> None:
-    plan = make_plan(load_sweep(path), at_hand / "cards")
-    assert plan.problems == []
+    plan = _plan(path, at_hand)
     for entry in plan.entries:
         values = entry.recipe.values
         assert (values["lora_rank"], values["learning_rate"], values["seed"]) == (8, 1e-4, 42)
@@ -185,23 +180,21 @@ def test_paper_sweeps_name_the_papers_amounts(path: Path, at_hand: Path) -> None
 
 
 def _ids(plan: SweepPlan) -> set[tuple[str, str]]:
-    return {(run.id, run.evaluation.id) for run in [*plan.runs, *plan.bases]}
+    return {(run.id, run.evaluation.id) for run in plan.everything}
 
 
 @pytest.mark.parametrize("path", TWINS, ids=_name)
 def test_twins_train_wherever_the_paper_does(path: Path, at_hand: Path) -> None:
     """Its SFT with 15 rows alone is one step at learning rate 0."""
-    sweep = load_sweep(path)
-    plan = make_plan(sweep, at_hand / "cards")
+    plan = _plan(path, at_hand)
     idle = {run.facts.task_rows for run in plan.runs if run.plan.is_no_op}
     assert idle <= {15}
     told = re.search(r"(\d+)(?: of them are| are| of them) shared with (.+)", path.read_text())
-    if told is None:
-        return
-    names = re.findall(r"smollm2_\w+", told[2])
-    others = [load_sweep(PROJECT / "recipes" / "sweeps" / f"{name}.yaml") for name in names]
-    seen = set().union(*(_ids(make_plan(other, at_hand / "cards")) for other in others))
-    assert int(told[1]) == len(_ids(plan) & seen)
+    if told is not None:
+        names = re.findall(r"smollm2_\w+", told[2])
+        others = [PROJECT / "recipes" / "sweeps" / f"{name}.yaml" for name in names]
+        seen = set().union(*(_ids(_plan(other, at_hand)) for other in others))
+        assert int(told[1]) == len(_ids(plan) & seen)
 
 
 def test_twins_run_on_the_real_data(

@@ -198,7 +198,7 @@ def _check(args: argparse.Namespace, card: Card, file: Path, record: Path) -> No
             allowed=f"letters, digits, _ - . and none of {', '.join(sorted(taken))}",
             remedy=f"--name {NAME}",
         )
-    if record.is_file() and not (file.is_file() and '"candidates"' in record.read_text()):
+    if record.is_file() and '"candidates"' not in record.read_text(errors="replace"):
         raise UserError(
             "a file of that name is here, and no record of written anchors",
             where=paths.shown(record),

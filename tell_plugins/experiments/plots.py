@@ -352,12 +352,12 @@ def _draw_seeds(axis: Any, group: Group, place: float, colour: str, *, sideways:
     """A stroke for each seed, and the interval over them as a thin line."""
     spread, seeds = group.measures.over_seeds, group.measures.seeds
     places = [place] * len(seeds)
-    if len(seeds) > 1:
-        points = (seeds, places, "|") if sideways else (places, seeds, "_")
-        axis.plot(*points, color=colour, markersize=11)
     if spread is not None:
         line = axis.hlines if sideways else axis.vlines
         line(place, spread.low, spread.high, color=colour, linewidth=0.8)
+    if len(seeds) > 1:
+        points = (seeds, places, "|") if sideways else (places, seeds, "_")
+        axis.plot(*points, color=colour, markersize=11)
 
 
 def _draw_level(axis: Any, group: Group, panel: _Panel, colour: str, x: float | None) -> None:
