@@ -25,8 +25,7 @@ from tell_plugins.core.progress import track
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.evaluation import retention
-from tell_plugins.evaluation.intervals import Estimate, shown
-from tell_plugins.evaluation.shares import Interval
+from tell_plugins.evaluation.intervals import Estimate, Interval, shown
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.tables import table
 

@@ -16,11 +16,10 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import write_json
-from tell_plugins.evaluation.answers import GENERAL
+from tell_plugins.evaluation.answers import GENERAL, load_scored
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console, to_csv
 from tell_plugins.evaluation.intervals import shown
-from tell_plugins.evaluation.measures import difference, measures
-from tell_plugins.evaluation.scored import load_scored
+from tell_plugins.evaluation.scoring import difference, measures
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
 from tell_plugins.evaluation.summary import System, elsewhere_table, system_of, table
 from tell_plugins.experiments import sweep_verb

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tell_plugins.core.errors import UserError
-from tell_plugins.evaluation import bleed, retention, scorers, scoring, shares
+from tell_plugins.evaluation import bleed, retention, scorers, scoring
+from tell_plugins.evaluation.answers import Answer
 from tell_plugins.evaluation.bleed import Form
-from tell_plugins.evaluation.intervals import Estimate, Rate, rate, smallest_shown
+from tell_plugins.evaluation.intervals import Estimate, Interval, Rate, rate, smallest_shown
 from tell_plugins.evaluation.judged import Case, Judged
-from tell_plugins.evaluation.measures import same_rows_difference
-from tell_plugins.evaluation.scored import Answer
+from tell_plugins.evaluation.scoring import same_rows_difference
 from tell_plugins.experiments.results import AS_SAVED, Answers, Entry, ReferenceShelf, card_of
 
 # the first measure of each metric: the one that curves and comparisons are about
@@ -279,13 +279,13 @@ def _general(entries: Entries, form: Form) -> Judged:
     return bleed.judged([(line["row"], line["text"]) for line in lines], form)
 
 
-def t_interval(values: Sequence[float]) -> shares.Interval:
+def t_interval(values: Sequence[float]) -> Interval:
     """The mean of at least two values with its 95 % t-interval."""
     from scipy.stats import t
 
     middle = float(np.mean(values))
     half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return shares.Interval(middle, middle - half, middle + half)
+    return Interval(middle, middle - half, middle + half)
 
 
 def _pool(parts: Sequence[Mapping[str, Judged]]) -> dict[str, Judged]:

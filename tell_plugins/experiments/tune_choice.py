@@ -27,11 +27,16 @@ from tell_plugins.core.mixture import counter_for, draw_task
 from tell_plugins.core.sources import TaskRows, open_split, open_task
 from tell_plugins.core.spec import NONE
 from tell_plugins.evaluation import retention
-from tell_plugins.evaluation.answers import GENERAL, SETTINGS, SavedSettings
-from tell_plugins.evaluation.labels import has_labels
-from tell_plugins.evaluation.measures import Measure, difference, measures
-from tell_plugins.evaluation.scored import joined, load_scored
+from tell_plugins.evaluation.answers import (
+    GENERAL,
+    SETTINGS,
+    SavedSettings,
+    joined,
+    load_scored,
+)
 from tell_plugins.evaluation.scorers import judge_saved, right
+from tell_plugins.evaluation.scorers.json_readings import has_labels
+from tell_plugins.evaluation.scoring import Measure, difference, measures
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
 from tell_plugins.experiments.derived_cards import Pair, part_of_task
 from tell_plugins.experiments.store import AGAIN
