@@ -166,17 +166,6 @@ def test_the_grid_of_any_recipe_is_one_command(
     assert "no-op: every step has learning rate 0" in line
 
 
-@pytest.mark.parametrize("place", [1, 3])
-def test_flags_of_the_trainer_may_stand_anywhere(
-    world: World, capsys: pytest.CaptureFixture[str], place: int
-) -> None:
-    recipe = str(world.root / "tiny.yaml")
-    command = ["sweep", "--controls", recipe, "--general-rows", "4", "--dry-run"]
-    command[place:place] = ["--learning_rate", "1e-3"]
-    assert cli.main(command) == 0
-    assert "Controls of tiny" in capsys.readouterr().out
-
-
 def test_the_options_of_the_grid_reach_what_is_asked(world: World) -> None:
     parser = argparse.ArgumentParser()
     sweep_verb.add_arguments(parser)

@@ -186,12 +186,6 @@ def test_another_sweep_of_the_same_name_is_refused(
     assert "sweeps/made.json" in str(caught.value)
 
 
-def test_what_was_never_finished_is_not_lost(world: World, store: Store) -> None:
-    store.write_index(store.index(_plan(world, store), ""))
-    later = store.index(_plan(world, store, settings={"learning_rate": 2e-4}), "")
-    refuse_other_sweep(store.root, later, "remedy")
-
-
 def test_flags_make_another_sweep(
     world: World, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import lzma
 import math
 import re
 import shutil
@@ -18,7 +17,6 @@ from matplotlib.figure import Figure
 from tell_plugins import cli
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import read_json_lines
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.intervals import Estimate
@@ -108,22 +106,6 @@ def test_what_is_collected(collected: Path) -> None:
     assert sum(path.stat().st_size for path in (collected / "runs").rglob("*.xz")) < 400_000
 
 
-def test_the_right_labels_come_from_the_collection(collected: Path, tmp_path: Path) -> None:
-    """The card's data need not be at hand: other labels there give another accuracy."""
-    moved = tmp_path / "moved"
-    shutil.copytree(collected, moved)
-    path = moved / "references" / "sample_complaints-test.json"
-    references = json.loads(path.read_text())
-    references["of"] = dict.fromkeys(references["of"], "yes")
-    path.write_text(json.dumps(references))
-    assert cli.main(["report", str(moved)]) == 0
-    name = "controls_made_methods.csv"
-    before = pd.read_csv(collected / "tables" / name).set_index("method")
-    after = pd.read_csv(moved / "tables" / name).set_index("method")
-    assert after.loc["SFT, repeated", "accuracy"] == pytest.approx(0.97)
-    assert before.loc["SFT, repeated", "accuracy"] < 0.6
-
-
 # --- numbers -------------------------------------------------------------------------------------
 
 
@@ -184,22 +166,6 @@ def test_interval_over_seeds_is_students() -> None:
     assert found.high == pytest.approx(0.4 + 4.303 * 0.2 / math.sqrt(3), abs=1e-3)
 
 
-def test_balanced_accuracy_is_the_mean_recall(made: Path) -> None:
-    study = _study(made, "controls_made")
-    judge = Judge(ReferenceShelf(made))
-    entry = next(entry for entry in study.done if entry.method == "TELL")
-    judged = judge.judged(entry)["strict"]
-    recalls = []
-    for label in ("yes", "no"):
-        mine = [g for g, right in zip(judged.given, judged.right, strict=True) if right == label]
-        recalls.append(mine.count(label) / len(mine))
-    found = judge.measures([entry], None).task["balanced accuracy"]
-    assert found.value == pytest.approx(sum(recalls) / 2)
-    assert found.low is not None
-    assert found.high is not None
-    assert 0 < found.low < sum(recalls) / 2 < found.high < 1
-
-
 def test_answers_of_other_data_are_refused(made: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(made, moved)
@@ -251,24 +217,6 @@ def test_efficiency_is_that_of_the_reference_alone(made: Path) -> None:
     ]
     said = {record["what"] for record in tables.efficiency_table(study, found)}
     assert said == {"token efficiency of TELL against TELL, no anchor"}
-
-
-def test_a_log_with_a_torn_line_and_a_resume_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "logging.jsonl"
-    path.write_text('{"loss": 1.0}\n{"loss": 2.\n{"loss": 3.0}\n{"lo')
-    assert read_json_lines(path, dict, "", foreign=True) == [{"loss": 1.0}, {"loss": 3.0}]
-    with pytest.raises(UserError, match="line 2"):
-        read_json_lines(path, dict, "")
-    path.write_text('{"loss": 1.0}\n{"lo')
-    assert read_json_lines(path, dict, "") == [{"loss": 1.0}]
-
-
-def test_compressed_files_are_read(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(b'{"x": 1}\n'))
-    assert read_json_lines(tmp_path / "a.jsonl", dict, "") == [{"x": 1}]
-    (tmp_path / "b.jsonl.xz").write_bytes(b"no xz")
-    with pytest.raises(UserError, match="not readable"):
-        read_json_lines(tmp_path / "b.jsonl", dict, "")
 
 
 def test_what_general_data_adds(tmp_path: Path) -> None:
@@ -392,24 +340,18 @@ def test_pictures(collected: Path) -> None:
         assert len(content) > 10_000
 
 
-def test_a_logarithmic_axis_names_more_than_its_decades() -> None:
+@pytest.mark.parametrize(
+    ("places", "names"), [([4600, 76000], "5k 10k 20k 50k"), ([0, 25, 400], "0 50 100 200")]
+)
+def test_a_logarithmic_axis_names_more_than_its_decades_and_zero(
+    places: list[float], names: str
+) -> None:
     figure = Figure()
     axis = figure.subplots()
-    axis.plot([4600, 76000], [0, 1])
-    plots._logarithmic(axis)
+    axis.plot(places, places)
+    plots._logarithmic(axis, min(x for x in places if x))
     figure.canvas.draw()
-    names = {tick.get_text() for tick in axis.get_xticklabels()}
-    assert {"5k", "10k", "20k", "50k"} <= names
-
-
-def test_zero_on_a_logarithmic_axis_has_no_other_name_beside_it() -> None:
-    axis = Figure().subplots()
-    axis.plot([1150, 4600, 76000], [0, 1, 2])
-    plots._logarithmic(axis)
-    before = axis.get_xlim()
-    plots._mark_zero(axis, 1150)
-    assert axis.get_xlim() == before
-    assert list(axis.get_xticks()) == [5000, 10_000, 20_000, 50_000]
+    assert set(names.split()) <= {tick.get_text() for tick in axis.get_xticklabels()}
 
 
 class _Page(HTMLParser):

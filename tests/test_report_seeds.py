@@ -275,12 +275,6 @@ def test_an_interval_over_seeds_needs_three_that_differ() -> None:
     assert score.low < 0
 
 
-def test_intervals_of_saved_scores_keep_their_two_sides() -> None:
-    wilson = {"value": 0.0, "low": 0.0, "high": 0.019, "n": 200}
-    found = measures._mean_estimate([wilson])
-    assert (found.value, found.low, found.high) == (0.0, 0.0, 0.019)
-
-
 @pytest.mark.parametrize(
     ("losses", "said"),
     [

@@ -871,8 +871,7 @@ def test_failed_runs_are_kept_and_tried_again_on_request(real_world: World) -> N
     assert "0 to do" in again
     retried = real_world.call(*command, "--retry-failed", code=1)
     assert "1 to do" in retried
-    assert (log.parent / "train-failed-1.log").is_file()
-    assert log.is_file()
+    assert log.read_text().count("$ ") == 2  # the log goes on
     report = real_world.call("report", str(out))
     assert "report.html" in report
     assert "1 of 2 runs failed: A" in (out / "report.html").read_text()

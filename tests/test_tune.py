@@ -22,9 +22,10 @@ from tell_plugins.evaluation.scoring import Measure
 from tell_plugins.experiments import tune
 from tell_plugins.experiments.store import EVALUATED, TRAINED, Job
 from tell_plugins.experiments.tune import OWN, RUNGS, better_half, fitting, seconds_needed
-from tell_plugins.experiments.tune_choice import PARTS, Result, choose
+from tell_plugins.experiments.tune_choice import PARTS, Result, choose, result_of
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import write_rows
+from tests.saved_answers import save_answers
 from tests.sweep_world import World, task_rows
 from tests.swift_keys_once import lay_keys
 
@@ -138,16 +139,10 @@ def test_the_better_half_goes_on_and_the_best_is_written(
     shown = capsys.readouterr().out
     assert "balanced accuracy" in shown
     assert f"next: ./run.sh train {tuned.path}" in shown
-
-
-def test_a_second_call_trains_nothing(world: World, runs: Runs) -> None:
-    runs.right = {"repeat=4": 9}
-    _tune(world)
-    first = _tuned(world).path.read_bytes()
     runs.started.clear()
-    _tune(world)
+    _tune(world)  # a second call trains nothing
     assert runs.started == []
-    assert _tuned(world).path.read_bytes() == first
+    assert tuned.path.read_text() == text
 
 
 def test_a_failed_candidate_is_left_behind(
@@ -170,17 +165,6 @@ def test_what_the_data_cannot_give_is_left_out(
     _tune(world)
     assert "general=60rows" not in runs.started
     assert "general=60rows: left out: 60rows asked" in capsys.readouterr().out
-
-
-def test_nothing_told_apart_keeps_the_recipes_own(
-    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _tune(world)
-    told = "nothing is told apart as better than the recipe's own settings; they stay"
-    assert told in capsys.readouterr().out
-    tuned = _tuned(world)
-    assert told in tuned.path.read_text()
-    assert tuned.values["learning_rate"] == 0.01
 
 
 def test_a_validation_split_judges_all_seeds(world: World, runs: Runs) -> None:
@@ -223,8 +207,8 @@ def test_a_tuned_recipe_has_the_baseline_of_the_first(world: World) -> None:
 @pytest.mark.parametrize(
     ("keys", "answer", "measure"),
     [
-        ({"metric": "label"}, lambda i: "odd" if i % 2 else "even", "balanced accuracy"),
-        ({"metric": "number"}, lambda i: f"It is {i}.", "exact match"),
+        ({"metric": "label"}, lambda i: "odd" if i % 2 else "even", "balanced_accuracy"),
+        ({"metric": "number"}, lambda i: f"It is {i}.", "exact_match"),
         ({"metric": "text"}, lambda i: f"The number {i}, no other.", "chrf++"),
         (
             {"metric": "translation", "translation": {"source": "English", "target": "German"}},
@@ -234,29 +218,34 @@ def test_a_tuned_recipe_has_the_baseline_of_the_first(world: World) -> None:
         (
             {"metric": "json", "answer": {"schema": "schema.json"}},
             lambda i: json.dumps({"thought": f"number {i}", "label": "yes"}),
-            "field f1",
+            "field_f1",
         ),
     ],
 )
 def test_each_metric_has_a_measure(
-    world: World,
-    runs: Runs,
-    capsys: pytest.CaptureFixture[str],
-    keys: dict[str, Any],
-    answer: Callable[[int], str],
-    measure: str,
+    world: World, keys: dict[str, Any], answer: Callable[[int], str], measure: str
 ) -> None:
     folder = world.cards / "tiny_task"
     card = yaml.safe_load((folder / "card.yaml").read_text())
     del card["metric"], card["answer"]
     (folder / "card.yaml").write_text(yaml.safe_dump(card | keys))
-    rows = [{"q": f"Is {i} an odd number?", "r": answer(i)} for i in range(40)]
+    right = [answer(i) for i in range(40)]
+    rows = [{"q": f"Is {i} an odd number?", "r": text} for i, text in enumerate(right)]
     write_rows(folder / "train.jsonl", rows)
-    runs.right = {"learning_rate=0.02": 10}
-    _tune(world)
-    shown = capsys.readouterr().out
-    assert f"{measure}: learning_rate=0.02 is better than the recipe's own settings" in shown
-    assert "CONTENT NOT LEARNED" not in shown
+    write_rows(folder / "test.jsonl", rows)
+    judges = open_task(load_card("tiny_task"), "test", "card")
+    texts = {"own": [*right[:8], *["no JSON"] * 32], "good": right}
+    own, good = (
+        result_of(
+            name,
+            [save_answers(world.root / name / "a" / "b", "tiny_task", said).parents[1]],
+            judges,
+        )
+        for name, said in texts.items()
+    )
+    assert good.key[1] == measure
+    assert good.is_better_than(own)
+    assert good.learned
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -421,8 +410,14 @@ def test_a_run_that_diverged_ranks_last() -> None:
     assert better_half([own, broken, equal]) == [OWN, "equal"]
 
 
-def test_each_label_is_in_each_fold(world: World, runs: Runs) -> None:
+def test_each_label_is_in_each_fold_and_nothing_told_apart_changes_nothing(
+    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
     _tune(world)
+    told = "nothing is told apart as better than the recipe's own settings; they stay"
+    assert told in capsys.readouterr().out
+    assert told in _tuned(world).path.read_text()
+    assert _tuned(world).values["learning_rate"] == 0.01
     held: list[str] = []
     for folder in (world.root / "out/cards").glob("tiny_task_part_*"):
         parts = {

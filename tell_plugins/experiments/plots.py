@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from tell_plugins.evaluation.paper_numbers import Point, paper, published
@@ -151,12 +152,12 @@ def _percent(axis: Any, side: str) -> None:
     getattr(axis, f"set_{side}lim")(-0.04, 1.04)
 
 
-def _logarithmic(axis: Any) -> None:
-    """A logarithmic x axis that names more than its decades: 5k, 10k, 20k."""
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+def _logarithmic(axis: Any, least: float) -> None:
+    """A logarithmic x axis from `least` on, straight from 0 to it; it names 5k, 10k and 20k."""
+    from matplotlib.ticker import EngFormatter, NullFormatter, SymmetricalLogLocator
 
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_xscale("symlog", linthresh=least, linscale=0.3)
+    axis.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=least, subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.xaxis.set_minor_formatter(NullFormatter())
 
@@ -287,47 +288,38 @@ def _marked(group: Group) -> str:
 
 def curve_figure(study: Study, found: Sequence[Group]) -> Any:
     """Measures along the axis, a panel each, with the paper's points."""
-    axis_name = str(study.axis)
+    name = str(study.axis)
     panels, palette = _panels(study, found)[:4], colours(study, found)
     figure, axes = _figure(study, len(panels), 4.4 * len(panels), 3.8, lines=False)
-    zero = _place_of_zero(study, found)
+    least = min((x for group in found if group.at and (x := group.x(name))), default=1.0)
     for axis, panel in zip(axes, panels, strict=True):
-        for series in dict.fromkeys(group.series for group in found):
-            mine = [group for group in found if group.series == series and _has(panel.of(group))]
-            placed = [(group.x(axis_name) if group.at else None, group) for group in mine]
-            if len({x for x, group in placed if group.at}) > 1:
-                points = sorted(((x or zero or 1.0, g) for x, g in placed), key=lambda p: p[0])
-                _draw_curve(axis, points, panel, palette[series])
-                continue
-            for x, group in placed:
-                _draw_level(axis, group, panel, palette[series], x or zero)
-        _logarithmic(axis)
-        axis.set_xlabel(axis_name.replace("_", " "))
+        for group in found:
+            if _has(panel.of(group)) and (group.is_base or not group.at):
+                _draw_level(axis, group, panel, palette[group.series])
+        for series in dict.fromkeys(group.series for group in found if not group.is_base):
+            mine = [
+                (group.x(name), group) for group in found if group.series == series and group.at
+            ]
+            points = [(x, g) for x, g in mine if x is not None and _has(panel.of(g))]
+            if points:
+                _draw_curve(axis, sorted(points, key=itemgetter(0)), panel, palette[series])
+        _logarithmic(axis, least)
+        axis.set_xlabel(name.replace("_", " "))
         axis.set_title(panel.title)
         if panel.share:
             _percent(axis, "y")
         if panel.main:
             _draw_published(axis, study, palette)
-    for axis in axes if zero is not None else ():
-        _mark_zero(axis, zero)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=min(len(labels), 5))
     return figure
 
 
-def _place_of_zero(study: Study, found: Sequence[Group]) -> float | None:
-    """Where x = 0 is drawn on the logarithmic axis; None when no point of a curve is there."""
-    amounts = [x for g in found if g.at and (x := g.x(str(study.axis))) is not None]
-    above = [x for x in amounts if x > 0]
-    return min(above) / 4 if 0 in amounts and above else None
-
-
-def _mark_zero(axis: Any, zero: float | None) -> None:
-    assert zero is not None
-    end = axis.get_xlim()[1]
-    axis.set_xticks([tick for tick in axis.get_xticks() if 2 * zero < tick <= end])  # none at the 0
-    axis.axvline(zero, color=_GREY, linewidth=0.6, linestyle=":")
-    axis.text(zero, -0.02, "0", transform=axis.get_xaxis_transform(), ha="center", va="top")
+def _draw_level(axis: Any, group: Group, panel: _Panel, colour: str) -> None:
+    """A method without a place on the axis: a dashed line with its interval."""
+    middle, below, above = _bar(panel.of(group))
+    axis.axhline(middle, color=colour, linestyle="--", linewidth=1.2, label=group.series)
+    axis.axhspan(middle - below, middle + above, color=colour, alpha=0.08, lw=0)
 
 
 def _draw_curve(
@@ -358,20 +350,6 @@ def _draw_seeds(axis: Any, group: Group, place: float, colour: str, *, sideways:
     if len(seeds) > 1:
         points = (seeds, places, "|") if sideways else (places, seeds, "_")
         axis.plot(*points, color=colour, markersize=11)
-
-
-def _draw_level(axis: Any, group: Group, panel: _Panel, colour: str, x: float | None) -> None:
-    """A method without a place on the axis: a dashed line with its interval.
-
-    A series of which only one point is finished has a place: a mark at `x`.
-    """
-    middle, below, above = _bar(panel.of(group))
-    if x is not None and group.at and not group.is_base:
-        bars = [[below], [above]]
-        axis.errorbar(x, middle, yerr=bars, fmt="o", color=colour, capsize=2, label=group.series)
-        return
-    axis.axhline(middle, color=colour, linestyle="--", linewidth=1.2, label=group.series)
-    axis.axhspan(middle - below, middle + above, color=colour, alpha=0.08, lw=0)
 
 
 def _draw_published(axis: Any, study: Study, palette: dict[str, str]) -> None:

@@ -219,11 +219,7 @@ def minutes(seconds: float) -> str:
 
 
 def forget_failures(jobs: Sequence[Job]) -> None:
-    """Let failed jobs be tried again; their logs stay, numbered."""
-    for folder in (folder for job in jobs for folder in (job.folder, job.eval_folder)):
-        if not (folder / "failed.json").is_file():
-            continue
-        number = len(list(folder.glob("failed-*.json"))) + 1
-        for log in (*folder.glob("train.log"), *folder.glob("eval.log")):
-            os.replace(log, folder / f"{log.stem}-failed-{number}.log")
-        os.replace(folder / "failed.json", folder / f"failed-{number}.json")
+    """Let failed jobs be tried again; their logs stay, and go on."""
+    for job in jobs:
+        for folder in (job.folder, job.eval_folder):
+            (folder / "failed.json").unlink(missing_ok=True)
