@@ -114,7 +114,7 @@ def test_general_rows_that_hold_test_queries(world: World) -> None:
 
     def leaked(mixture: object) -> int:
         rows, used = mixture.general[0], mixture.sources[1].used  # type: ignore[attr-defined]
-        return sum(query in test for query, _ in rows.texts(used).pairs())
+        return sum(query in test for query, _ in rows.texts(used))
 
     assert leaked(dropped) == 0
     assert leaked(kept) > 0

@@ -34,8 +34,8 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     opened = _open(tmp_path, *({"q": q, "r": r, "other": 1} for q, r in pairs))
     assert len(opened) == 4
     assert opened.all_texts() == pairs
-    assert opened.texts([2, 0, 0]).pairs() == [pairs[2], pairs[0], pairs[0]]
-    assert opened.texts([]).pairs() == []
+    assert opened.texts([2, 0, 0]) == [pairs[2], pairs[0], pairs[0]]
+    assert opened.texts([]) == []
     assert opened.lines.tolist() == [1, 2, 3, 4]
     assert [bytes(entry) for entry in opened.ids] == [row_id(q, r) for q, r in pairs]
     assert opened.keys.tolist() == comparison_keys([q for q, _ in pairs]).tolist()

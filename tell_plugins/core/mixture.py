@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.files import Shape, seal, write_json_lines
 from tell_plugins.core.order import arrange
 from tell_plugins.core.progress import tracked
-from tell_plugins.core.rows import BadRow, Rows, Texts
+from tell_plugins.core.rows import BadRow, Rows
 from tell_plugins.core.sources import TaskRows, find_file, lengths_of, open_split, open_task
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec
 from tell_plugins.core.text import KNOWN, any_of, messages_of
@@ -239,54 +240,44 @@ class Mixture:
         turns = [source.card.columns_of(source.split).history for source in self.sources]
         return TURNS_SCHEMA if any(turns) else SCHEMA
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """The rows in training order as Arrow batches of `messages` and `channel`."""
-        for start in range(0, len(self), _BATCH):
-            entries = self.order[start : start + _BATCH]
-            texts, channels = self._texts(entries), self._channels(entries)
-            make = _batch_of_turns if self.schema is TURNS_SCHEMA else _batch
-            yield make(texts, channels)
-
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows in training order as ms-swift reads them from JSON lines."""
-        for batch in self.batches():
-            for row in batch.to_pylist():
-                for message in row["messages"]:
-                    if message.get("loss", 0) is None:
-                        del message["loss"]
-                yield row
+        names = self._channel_names
+        for start in range(0, len(self), _BATCH):
+            entries = self.order[start : start + _BATCH]
+            origin = self.origin[entries]
+            pairs = [("", "")] * len(entries)
+            for index in np.unique(origin):
+                mine = np.flatnonzero(origin == index)
+                texts = self.sources[index].rows.texts(self.row[entries[mine]])
+                for place, pair in zip(mine.tolist(), texts, strict=True):
+                    pairs[place] = pair
+            for (query, response), source in zip(pairs, origin.tolist(), strict=True):
+                messages = [*messages_of(query), {"role": "assistant", "content": response}]
+                yield {"messages": messages, "channel": names[source]}
 
     @property
     def channels(self) -> list[str]:
         """The channel of each row, in training order: `task`, `general`, or `general_<card>`."""
-        return [str(name) for name in self._channels(self.order).to_pylist()]
+        names = self._channel_names
+        return [names[source] for source in self.origin[self.order].tolist()]
 
-    def _channels(self, entries: npt.NDArray[np.int64]) -> pa.Array:
+    @property
+    def _channel_names(self) -> list[str]:
         several = sum(s.role == GENERAL and len(s.used) > 0 for s in self.sources) > 1
-        names = [
+        return [
             TASK if s.role == TASK else f"{GENERAL}_{s.card.name}" if several else GENERAL
             for s in self.sources
         ]
-        return _labels(self.origin[entries], names)
-
-    def _texts(self, entries: npt.NDArray[np.int64]) -> Texts:
-        origin, row = self.origin[entries], self.row[entries]
-        parts: list[tuple[npt.NDArray[np.int64], Texts]] = []
-        for index in np.unique(origin):
-            mine = np.flatnonzero(origin == index)
-            texts = self.sources[index].rows.texts(row[mine])
-            if len(mine) == len(entries):
-                return texts
-            parts.append((mine, texts))
-        return _interleave(parts, len(entries))
 
     def write_arrow(self, path: Path) -> None:
         """Write the rows as a sealed Arrow stream, in one piece."""
         with paths.atomic_path(path) as temporary:
             with pa.OSFile(str(temporary), "wb") as sink:
                 with pa.ipc.new_stream(sink, self.schema) as writer:
-                    for batch in self.batches():
-                        writer.write_batch(batch)
+                    rows = self.rows()
+                    while batch := list(islice(rows, _BATCH)):
+                        writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=self.schema))
             seal(temporary)
 
     def write_json_lines(self, path: Path) -> None:
@@ -366,54 +357,6 @@ def _share_of(lengths: npt.NDArray[np.int64] | None, mask: Mask) -> float | None
     if lengths is None:
         return None
     return _share(int(lengths[mask].sum()), int(lengths.sum()))
-
-
-def _interleave(parts: list[tuple[npt.NDArray[np.int64], Texts]], count: int) -> Texts:
-    """Texts of several sources, brought into one order: each part with the places of its rows."""
-    pieces: list[bytes] = [b""] * count
-    lengths = np.zeros((count, 2), np.int64)
-    for places, texts in parts:
-        lengths[places] = texts.lengths
-        ends = np.cumsum(texts.lengths.sum(axis=1)).tolist()
-        for place, start, end in zip(places.tolist(), [0, *ends][:-1], ends, strict=True):
-            pieces[place] = texts.data[start:end]
-    return Texts(b"".join(pieces), lengths)
-
-
-def _integers(values: npt.NDArray[np.integer]) -> pa.Array:
-    """(n,) 32-bit integers; `pyarrow.array` would load pandas for it."""
-    data = pa.py_buffer(np.ascontiguousarray(values, np.int32))
-    return pa.Array.from_buffers(pa.int32(), len(values), [None, data])
-
-
-def _labels(codes: npt.NDArray[np.integer], names: list[str]) -> pa.Array:
-    """(n,) strings: for each code, the name at its position."""
-    return pa.array(names, pa.string()).take(_integers(codes))
-
-
-def _batch(texts: Texts, channels: pa.Array) -> pa.RecordBatch:
-    """Arrow rows of `messages` and `channel`; the texts' bytes are used as they lie."""
-    count = len(texts.lengths)
-    ends = np.cumsum(np.concatenate([[0], texts.lengths.ravel()]))
-    contents = pa.StringArray.from_buffers(
-        2 * count, pa.py_buffer(ends.astype("<i4")), pa.py_buffer(texts.data)
-    )
-    roles = _labels(np.tile([0, 1], count), ["user", "assistant"])
-    message = list(SCHEMA.field(0).type.value_type)
-    struct = pa.StructArray.from_arrays([roles, contents], fields=message)
-    offsets = _integers(np.arange(count + 1) * 2)
-    messages = pa.ListArray.from_arrays(offsets, struct, type=SCHEMA.field(0).type)
-    return pa.RecordBatch.from_arrays([messages, channels], schema=SCHEMA)
-
-
-def _batch_of_turns(texts: Texts, channels: pa.Array) -> pa.RecordBatch:
-    """The same for rows of which some have earlier turns."""
-    rows = [
-        [*messages_of(query), {"role": "assistant", "content": response}]
-        for query, response in texts.pairs()
-    ]
-    messages = pa.array(rows, type=TURNS_SCHEMA.field(0).type)
-    return pa.RecordBatch.from_arrays([messages, channels], schema=TURNS_SCHEMA)
 
 
 def build_mixture(spec: Spec, card: Card | None = None) -> Mixture:

@@ -1,10 +1,10 @@
 """Valid rows of one file, kept on disk and opened without loading them.
 
 A file is read once: its rows are checked, hashed and written under the cache folder, named by the
-file's content. Texts lie one after the other in one data file whose bytes become Arrow buffers as
-they are; an index holds where each row lies. Memory grows with the index alone. What is converted
-is a copy whose hash is taken as it is made, so that a file that somebody rewrites meanwhile never
-leaves a part of its rows under the hash of the whole; and each cached file carries its own hash.
+file's content. Texts lie one after the other in one data file; an index holds where each row lies.
+Memory grows with the index alone. What is converted is a copy whose hash is taken as it is made, so
+that a file that somebody rewrites meanwhile never leaves a part of its rows under the hash of the
+whole; and each cached file carries its own hash.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,25 +47,6 @@ class BadRow:
 
     line: int
     reason: str
-
-
-class Texts(NamedTuple):
-    """Texts of n rows: query, response, query, response, ... in one buffer.
-
-    Attributes:
-        data: the UTF-8 bytes.
-        lengths: (n, 2) bytes of each query and response.
-    """
-
-    data: bytes
-    lengths: npt.NDArray[np.int64]
-
-    def pairs(self) -> list[tuple[str, str]]:
-        """(query, response) of each row."""
-        ends = np.cumsum(self.lengths.ravel()).tolist()
-        starts = [0, *ends][:-1]
-        texts = [self.data[start:end].decode() for start, end in zip(starts, ends, strict=True)]
-        return list(zip(texts[::2], texts[1::2], strict=True))
 
 
 @dataclass(frozen=True)
@@ -98,14 +79,15 @@ class Rows:
         """(n, 16) content hashes of the rows as the model sees them: as they stand here."""
         return self.ids
 
-    def texts(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Texts:
-        """The texts of the rows at the given positions, in that order."""
+    def texts(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> list[tuple[str, str]]:
+        """(query, response) of the rows at the given positions, in that order."""
         index = np.asarray(rows, dtype=np.int64)
-        lengths = self._lengths[index]
-        sizes, starts = lengths.sum(axis=1).tolist(), self._starts[index].tolist()
-        file, pread = self._data.fileno(), os.pread
-        parts = [pread(file, size, start) for size, start in zip(sizes, starts, strict=True)]
-        return Texts(b"".join(parts), lengths)
+        found, file, pread = [], self._data.fileno(), os.pread
+        places = zip(self._starts[index].tolist(), self._lengths[index].tolist(), strict=True)
+        for start, (query, response) in places:
+            both = pread(file, query + response, start)
+            found.append((both[:query].decode(), both[query:].decode()))
+        return found
 
     def holding(self, pattern: re.Pattern[bytes]) -> npt.NDArray[np.bool_]:
         """(n,) whether the bytes of a row's texts match."""
@@ -117,7 +99,7 @@ class Rows:
 
     def all_texts(self) -> list[tuple[str, str]]:
         """(query, response) of every row; for sources that are small by nature."""
-        return self.texts(np.arange(len(self))).pairs()
+        return self.texts(np.arange(len(self)))
 
 
 def open_rows(path: Path, columns: Columns) -> Rows:

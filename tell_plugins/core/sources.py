@@ -15,7 +15,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.anchors import Anchor, resolve_anchor, shared_front
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.rows import Rows, Texts, open_rows, question_of
+from tell_plugins.core.rows import Rows, open_rows, question_of
 from tell_plugins.core.text import comparison_keys, first_turn, row_id
 from tell_plugins.core.tokens import TokenCounter
 
@@ -131,11 +131,9 @@ class TaskRows:
         """(n,) comparison keys of what the card calls the question (else of the plain queries)."""
         return comparison_keys([question_of(text, self.card.question) for text in self.plain])
 
-    def texts(self, rows: npt.NDArray[np.int64]) -> Texts:
-        """The texts of the rows at the given positions, anchored."""
-        parts = [text.encode() for row in rows for text in (self.queries[row], self.responses[row])]
-        lengths = np.array([len(part) for part in parts], np.int64).reshape(-1, 2)
-        return Texts(b"".join(parts), lengths)
+    def texts(self, rows: npt.NDArray[np.int64]) -> list[tuple[str, str]]:
+        """(query, response) of the rows at the given positions, anchored."""
+        return [(self.queries[row], self.responses[row]) for row in rows]
 
     def place(self, row: int) -> str:
         """File and line of a row, for messages."""

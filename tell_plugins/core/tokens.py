@@ -21,7 +21,6 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import is_whole, seal
 from tell_plugins.core.progress import track
-from tell_plugins.core.rows import Texts
 from tell_plugins.core.text import MARK
 from tell_plugins.core.words import Words, rule_of
 
@@ -78,7 +77,7 @@ class TokenCounter:
     def lengths(
         self,
         keys: npt.NDArray[np.uint64],
-        texts: Callable[[npt.NDArray[np.int64]], Texts],
+        texts: Callable[[npt.NDArray[np.int64]], list[tuple[str, str]]],
     ) -> npt.NDArray[np.uint32]:
         """Token counts of rows, (n, 2): query and response.
 
@@ -102,13 +101,13 @@ class TokenCounter:
     def _count_rows(
         self,
         rows: npt.NDArray[np.int64],
-        texts: Callable[[npt.NDArray[np.int64]], Texts],
+        texts: Callable[[npt.NDArray[np.int64]], list[tuple[str, str]]],
         into: npt.NDArray[np.uint32],
         bar: tqdm,
     ) -> None:
         for start in range(0, len(rows), _BATCH):
             batch = rows[start : start + _BATCH]
-            flat = [text.replace(MARK, "\n") for pair in texts(batch).pairs() for text in pair]
+            flat = [text.replace(MARK, "\n") for pair in texts(batch) for text in pair]
             into[batch] = self.count(flat).reshape(-1, 2)
             bar.update(len(batch))
 

@@ -71,7 +71,7 @@ def general_rows(specs: Iterable[Spec], card: Card, rows: int) -> list[tuple[str
     general = load_card(name)
     if HELD_OUT_SPLIT in general.splits:
         held = open_split(general, HELD_OUT_SPLIT)
-        return held.texts(np.arange(min(rows, len(held)))).pairs()
+        return held.texts(np.arange(min(rows, len(held))))
     everything = open_split(general, "train")
     ranked = draw.ranking(everything.ids, seed=_SEED, source=name)[::-1]
     seen = np.isin(everything.keys, everything.keys[_used(specs, name)])  # and what asks the same
@@ -82,7 +82,7 @@ def general_rows(specs: Iterable[Spec], card: Card, rows: int) -> list[tuple[str
             where=f"general card '{name}'",
             remedy=f"give the card a split '{HELD_OUT_SPLIT}', or pass --general-rows {len(free)}",
         )
-    return everything.texts(free).pairs()
+    return everything.texts(free)
 
 
 def has_held_out(specs: Sequence[Spec], card: Card) -> bool:

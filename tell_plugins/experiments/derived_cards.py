@@ -69,8 +69,8 @@ def with_held_out(card: Card, rows: int, folder: Path) -> str:
         summary=f"{card.name} without {rows} rows, which are its split '{HELD_OUT_SPLIT}'.",
         card=card,
         splits={
-            "train": lambda: source.texts(kept).pairs(),
-            HELD_OUT_SPLIT: lambda: source.texts(held).pairs(),
+            "train": lambda: source.texts(kept),
+            HELD_OUT_SPLIT: lambda: source.texts(held),
         },
         keys={} if card.max_tokens is None else {"max_tokens": card.max_tokens},
     )
@@ -116,7 +116,7 @@ def general_rows_of(mixture: Mixture) -> list[Pair]:
     shift = int(mixture.task is not None)
     for index, source in enumerate(mixture.sources):
         if source.role == GENERAL:
-            pairs += mixture.general[index - shift].texts(source.used).pairs()
+            pairs += mixture.general[index - shift].texts(source.used)
     return pairs
 
 

@@ -127,7 +127,7 @@ def _refuse_few(card: Card, found: int, what: str) -> None:
 
 
 def _pairs(card: Card, split: str, rows: npt.ArrayLike) -> list[Pair]:
-    return open_split(card, split).texts(np.asarray(rows, np.int64)).pairs()
+    return open_split(card, split).texts(np.asarray(rows, np.int64))
 
 
 def _folds(task: TaskRows, used: list[int], seed: int) -> list[list[int]]:

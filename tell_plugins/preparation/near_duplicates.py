@@ -95,7 +95,7 @@ def compare(rows: Rows, queries: Sequence[str], similarity: int = SIMILARITY) ->
     with track(count, "comparing with held-out queries", "rows") as bar:
         for start in range(0, count, _BATCH):
             batch = np.arange(start, min(start + _BATCH, count))
-            texts = _words([query for query, _ in rows.texts(batch).pairs()])
+            texts = _words([query for query, _ in rows.texts(batch)])
             scores = process.cdist(
                 texts,
                 known,

@@ -117,7 +117,7 @@ def _found(
     """Every row found, the surest first."""
     hits = np.flatnonzero(matches.kind)
     hits = hits[np.lexsort((hits, -matches.similarity[hits].astype(int), -matches.kind[hits]))]
-    for row, (query, _) in zip(hits.tolist(), rows.texts(hits).pairs(), strict=True):
+    for row, (query, _) in zip(hits.tolist(), rows.texts(hits), strict=True):
         other = int(matches.query[row])
         yield {
             "kind": KINDS[int(matches.kind[row])],

@@ -77,7 +77,7 @@ def measure(rows: TaskRows | Rows) -> list[Lengths]:
     words, characters = [], []
     for start in range(0, len(rows), _BATCH):
         batch = np.arange(start, min(start + _BATCH, len(rows)))
-        for pair in rows.texts(batch).pairs():
+        for pair in rows.texts(batch):
             words.append([len(text.split()) for text in pair])
             characters.append([len(text) for text in pair])
     result = [Lengths("words", np.array(words)), Lengths("characters", np.array(characters))]
@@ -134,7 +134,7 @@ def _print_labels(card: Card, rows: TaskRows) -> None:
 
 def _print_rows(rows: TaskRows | Rows, count: int, limit: int | None) -> None:
     some = np.arange(min(count, len(rows)))
-    for number, (query, response) in enumerate(rows.texts(some).pairs(), 1):
+    for number, (query, response) in enumerate(rows.texts(some), 1):
         print(f"\n--- row {number} (line {rows.lines[number - 1]}) " + "-" * 60)
         for turn, text in enumerate([*turns_of(query), response]):
             print("[assistant]" if turn % 2 else "[user]")

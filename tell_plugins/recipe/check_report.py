@@ -81,13 +81,15 @@ def _sources(checked: Checked) -> str:
             f"Sources\n  by the dataset string alone: {task:,} task and {general:,} general rows "
             "an epoch; the files were not read"
         )
-    mixture = checked.mixture
+    return "\n".join(["Sources", *source_lines(checked.mixture)])
+
+
+def source_lines(mixture: Mixture) -> list[str]:
+    """What each source holds and gives, and what was dropped; `mix` prints it too."""
     header = ["role", "card", "split", "in file", "dropped", "tokens there", "used", "copies"]
     header += ["tokens used", "trainable", "share of rows"]
     rows = [_source_row(source.summary(), len(mixture)) for source in mixture.sources]
-    lines = ["Sources", table(header, rows)]
-    lines += _source_notes(mixture)
-    return "\n".join(lines)
+    return [table(header, rows), *_source_notes(mixture)]
 
 
 def _source_row(summary: dict[str, dict[str, int]], total: int) -> list[object]:

@@ -11,10 +11,10 @@ from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.files import write_json
 from tell_plugins.core.mixture import Mixture, build_mixture
 from tell_plugins.core.spec import weighting
+from tell_plugins.recipe.check_report import source_lines
 from tell_plugins.recipe.data_rules import check_dataset, check_patterns, check_schema
 from tell_plugins.recipe.findings import errors_of
 from tell_plugins.recipe.recipes import load_recipe
-from tell_plugins.recipe.tables import table
 
 ROWS, MANIFEST, ANCHOR = "train.jsonl", "manifest.json", "anchor.txt"
 
@@ -73,27 +73,14 @@ def write_mixture(mixture: Mixture, folder: Path, weighting: str) -> None:
 
 
 def summary(mixture: Mixture) -> str:
-    """The manifest in a few lines: sources, totals, anchor, hash."""
-    manifest = mixture.manifest()
-    rows = [
-        (
-            source["role"],
-            source["card"],
-            source["rows"]["used"],
-            source["rows"]["copies"],
-            source["tokens"]["used"],
-            sum(source["rows"]["dropped"].values()),
-        )
-        for source in manifest["sources"]
-    ]
+    """Sources, totals, anchor and hash in a few lines."""
+    spec, task = mixture.spec, mixture.task
     lines = [
-        f"{manifest['spec']}",
-        table(["role", "card", "rows", "copies", "tokens", "dropped"], rows),
-        f"  {manifest['rows']:,} rows, order {manifest['order']}, seed {manifest['seed']}, "
-        f"task share {manifest['task_share']['rows']:.1%} of rows",
+        f"{spec}",
+        *source_lines(mixture),
+        f"  {len(mixture):,} rows, order {spec.order}, seed {spec.seed}, "
+        f"task share {mixture.is_task.mean():.1%} of rows",
     ]
-    if mixture.task is not None:
-        characters = manifest["anchor"]["characters"]
-        lines.append(f"  anchor '{manifest['anchor']['choice']}', {characters:,} characters")
-    lines.append(f"  hash {manifest['hash']}")
+    if task is not None:
+        lines.append(f"  anchor '{task.anchor.name}', {len(task.anchor.text):,} characters")
     return "\n".join(lines)

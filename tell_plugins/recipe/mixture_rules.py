@@ -93,7 +93,7 @@ def check_control_tokens(mixture: Mixture, model: str) -> Iterator[Finding]:
         if source.steering:
             text = f"{count_of(len(source.steering), 'row')} of '{source.card.name}' left out"
             some = source.steering[:_SHOWN]
-            pairs = rows.texts(some).pairs()
+            pairs = rows.texts(some)
             found = [
                 (int(rows.lines[row]), found_in("\n".join(pair)) or "")
                 for row, pair in zip(some, pairs, strict=True)
