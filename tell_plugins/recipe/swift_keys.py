@@ -45,11 +45,11 @@ class ModelTable:
     """
 
     types: dict[str, dict[str, Any]] = field(default_factory=dict)
-    names: dict[str, tuple[str, str | None]] = field(default_factory=dict)
-    templates: tuple[str, ...] = ()
-    hybrid: tuple[str, ...] = ()
+    names: dict[str, list[str]] = field(default_factory=dict)
+    templates: list[str] = field(default_factory=list)
+    hybrid: list[str] = field(default_factory=list)
 
-    def known(self, model: str) -> tuple[str, str | None] | None:
+    def known(self, model: str) -> list[str] | None:
         """Type and template of a model that ms-swift knows by its name, folder or hub id."""
         cached = re.search(r"/models--.+?--(.+?)/snapshots/", model)
         name = cached[1] if cached else model.rstrip("/").rsplit("/", 1)[-1].replace("___", ".")
@@ -74,7 +74,7 @@ class SwiftKeys:
 
     version: str
     keys: dict[str, dict[str, Any]]
-    models: ModelTable = ModelTable()
+    models: ModelTable = field(default_factory=ModelTable)
     installed: bool = True
 
     def default(self, key: str) -> Any:
@@ -83,17 +83,7 @@ class SwiftKeys:
     @property
     def takes_yaml_first(self) -> bool:
         """4.1 and later: `swift sft recipe.yaml`; before: `swift sft --config recipe.yaml`."""
-        return _numbers(self.version) >= (4, 1)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    parts = []
-    for part in version.split("."):
-        digits = "".join(c for c in part if c.isdigit())
-        if not digits or not part[0].isdigit():
-            break
-        parts.append(int(digits))
-    return tuple(parts)
+        return [int(part) for part in re.findall(r"\d+", self.version)[:2]] >= [4, 1]
 
 
 def installed_version() -> str:
@@ -126,10 +116,8 @@ def shipped_keys() -> SwiftKeys:
 
 
 def _keys_of(answer: dict[str, Any], *, installed: bool = True) -> SwiftKeys:
-    models = answer["models"]
-    names = {name: (kind, template) for name, (kind, template) in models["names"].items()}
-    table = ModelTable(models["types"], names, tuple(models["templates"]), tuple(models["hybrid"]))
-    return SwiftKeys(answer["version"], answer["keys"], table, installed)
+    models = ModelTable(**answer["models"])
+    return SwiftKeys(answer["version"], answer["keys"], models, installed)
 
 
 def _fingerprint() -> str:
