@@ -9,8 +9,6 @@ from tokenizers import AddedToken, Tokenizer, models
 
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.preparation.forms import Pair, TaskFile
-from tell_plugins.preparation.own_task import _steering
 from tell_plugins.recipe.mixture_rules import check_control_tokens as control_findings
 from tests.conftest import MakeCard
 
@@ -107,11 +105,3 @@ def test_text_that_html_strikes_through_has_a_remedy_of_its_own(
     remedy = "write them otherwise, such as with a blank inside (text that HTML strikes through: as"
     for finding in (told_of_general, told_of_task, general):
         assert (finding.problem.remedy or "").startswith(f"{remedy} <del> in place of <s>)")
-
-
-def test_new_tells_of_them() -> None:
-    pairs = [Pair(1, "a", "b"), Pair(2, "a</s>", "b"), Pair(3, "a", "<end_of_turn>")]
-    [note] = _steering(TaskFile(Path("rows.csv"), "x", pairs))
-    assert "2 rows of rows.csv hold control tokens" in note
-    assert "the first </s> at line 2" in note
-    assert list(_steering(TaskFile(Path("rows.csv"), "x", pairs[:1]))) == []

@@ -14,9 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tell_plugins.bridge import embedded_model
 from tell_plugins.cli import main
-from tell_plugins.core import paths
 from tell_plugins.core.rows import file_sha256
 from tell_plugins.preparation import llama2_tokenizer
 from tests.conftest import PROJECT, MakeCard, write_rows
@@ -98,16 +96,6 @@ def test_wrong_file_that_is_found_before_the_right_one(
     write_rows(tmp_path / "cards" / "far" / "rows.jsonl", ROWS[:3])
     assert main(["data", "far"]) == 1
     assert "another of its name is found before it" in capsys.readouterr().err
-
-
-def test_files_of_other_folders_are_not_taken_for_a_cards(
-    make_card: MakeCard, home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    general_card(make_card)
-    for folder in ("a", "b"):
-        write_rows(home / folder / "rows.jsonl", [{"q": folder, "r": "x"}])
-    assert main(["data", "list", "far"]) == 0
-    assert "missing" in capsys.readouterr().out
 
 
 def test_a_dead_server_is_asked_for_one_file_of_a_card(
@@ -237,9 +225,6 @@ def test_real_loaders_against_a_hub(
         assert "has no column 'q' (columns: text)" in done.stderr
         assert "o/none could not be loaded from" in done.stderr
         assert sorted(p.name for p in home.glob("*/rows*.jsonl")) == ["rows0.jsonl"]
-        if name == "huggingface":
-            accepted = hub_process(tmp_path, server.url, "short", "--hub", name, "--accept")
-            assert accepted.returncode == 0, accepted.stderr
     rows = [json.loads(line) for line in (home / "good" / "rows0.jsonl").open()]
     assert rows == [{"q": row["q"], "r": row["r"]} for row in ROWS]
     record = json.loads((home / "good" / "rows0.jsonl.provenance.json").read_text())
@@ -271,12 +256,6 @@ def test_hub_that_cannot_be_reached(
     assert not list(home.glob("far/*.jsonl"))
 
 
-def test_hub_without_an_id(make_card: MakeCard, capsys: pytest.CaptureFixture[str]) -> None:
-    general_card(make_card, huggingface="o/n")
-    assert main(["data", "far", "--hub", "modelscope"]) == 1
-    assert "no id on ModelScope is known" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("form", ["jsonl", "json", "csv"])
 def test_hub_data_from_a_folder(
     make_card: MakeCard,
@@ -303,16 +282,6 @@ def test_hub_data_from_a_folder(
     assert "changed" in capsys.readouterr().out
 
 
-def test_hub_data_from_a_mirror(
-    make_card: MakeCard, server: FileServer, home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    general_card(make_card, modelscope="o/n")
-    assert main(["data", "far", "--mirror", f"{server.url}/x"]) == 0
-    assert len((home / "far" / "rows.jsonl").read_text().splitlines()) == 7
-    left = {path.name for path in (home / "far").iterdir()}
-    assert left == {"rows.jsonl", "rows.jsonl.provenance.json", ".rows.jsonl.lock"}
-
-
 @pytest.mark.parametrize(
     ("content", "code", "message"),
     [
@@ -336,6 +305,8 @@ def test_wrong_rows_from_a_mirror(
     assert main(["data", "far", "--mirror", f"{server.url}/x"]) == code
     assert message in capsys.readouterr().err
     assert not list((home / "far").glob("*rows.jsonl"))
+    if code == 2:
+        assert main(["data", "far", "--mirror", f"{server.url}/x", "--accept"]) == 0
 
 
 # --- files that are built ------------------------------------------------------------------------
@@ -348,46 +319,6 @@ def test_build_command_with_arguments_of_the_users_is_told(
     assert main(["data", "far"]) == 1
     out = capsys.readouterr().out
     assert "train: is built by  ./run.sh data other --rebuild --base-url URL" in out
-
-
-def test_build_command_that_needs_nothing_is_run(
-    make_card: MakeCard, server: FileServer, home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    general_card(make_card, "near", url=f"{server.url}/x/rows.jsonl", blob=blob(CONTENT))
-    general_card(make_card, build="./run.sh data near", blob=blob(CONTENT))
-    assert main(["data", "far"]) == 0
-    out = capsys.readouterr().out
-    assert "building: ./run.sh data near" in out
-    assert "train: is ready" in out
-    assert (home / "near" / "rows.jsonl").read_bytes() == CONTENT
-
-
-def test_build_command_that_calls_itself_comes_to_an_end(
-    make_card: MakeCard, capsys: pytest.CaptureFixture[str]
-) -> None:
-    general_card(make_card, build="./run.sh data far")
-    assert main(["data", "far"]) == 2
-    assert "the build failed: ./run.sh data far" in capsys.readouterr().err
-
-
-def test_build_command_that_makes_another_file(
-    make_card: MakeCard, capsys: pytest.CaptureFixture[str]
-) -> None:
-    general_card(make_card, build="./run.sh data list")
-    assert main(["data", "far"]) == 2
-    assert "was run but made no file 'rows.jsonl'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "command",
-    ["rm -rf x", "./run.sh train x", "./run.sh data a; rm B", "./run.sh data far --from /etc"],
-)
-def test_other_build_commands_are_never_run(
-    make_card: MakeCard, command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    general_card(make_card, build=command)
-    assert main(["data", "far"]) == 1
-    assert f"is built by  {command}" in capsys.readouterr().out
 
 
 def test_spans_build_from_real_files(real_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -414,12 +345,12 @@ def small_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "made" / "tokenizer.json"
     path.parent.mkdir()
     tokenizer.save(str(path))
-    digest = llama2_tokenizer.vocabulary_digest(vocabulary)
+    digest = llama2_tokenizer.digest(list(vocabulary))
     monkeypatch.setattr(llama2_tokenizer, "VOCABULARY", digest)
     encodings = [
         tokenizer.encode(text, add_special_tokens=False).ids for text in llama2_tokenizer.PROBES
     ]
-    monkeypatch.setattr(llama2_tokenizer, "TOKENS", llama2_tokenizer.tokens_digest(encodings))
+    monkeypatch.setattr(llama2_tokenizer, "TOKENS", llama2_tokenizer.digest(encodings))
     return path
 
 
@@ -485,14 +416,6 @@ def unigram(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_tokenizer_is_searched_for_beyond_others_of_its_name(
-    small_tokenizer: Path, unigram: Path, tmp_path: Path, home: Path
-) -> None:
-    assert main(["data", "llama2_tokenizer", "--from", str(tmp_path)]) == 0
-    made = home / "llama2_tokenizer" / "tokenizer.json"
-    assert made.read_bytes() == small_tokenizer.read_bytes()
-
-
 def test_a_tokenizer_that_is_found_before_the_right_one(
     small_tokenizer: Path, unigram: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -510,16 +433,6 @@ def test_tokenizer_named_by_the_user(
     monkeypatch.setenv("TELL_TOKENIZER", str(small_tokenizer))
     assert main(["data", "llama2_tokenizer"]) == 1
     assert "$TELL_TOKENIZER" in capsys.readouterr().err
-
-
-def test_embedded_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(embedded_model, "model_dir", lambda: tmp_path / "model")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    assert main(["data", "smollm2"]) == 0
-    assert "smollm2: is ready" in capsys.readouterr().out
 
 
 # --- words ---------------------------------------------------------------------------------------
@@ -574,15 +487,6 @@ def test_help(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert HELP[word] in capsys.readouterr().out
 
 
-def test_help_of_a_name_does_not_ask_for_it_again(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["data", "halu_cot_json", "--help"])
-    out = capsys.readouterr().out
-    assert "[NAME ...]\n" in out
-    assert "NAME [NAME ...]" not in out
-    assert "further cards or names" in out
-
-
 @pytest.mark.parametrize("words", [["gsm8k", "--mirro", "x"], ["list", "--nothing"]])
 def test_unknown_options_exit_with_1(words: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -597,11 +501,9 @@ def test_list_starts_at_once_and_covers_every_card() -> None:
         "'modelscope', 'requests.adapters.none'} & set(sys.modules);"
         "print('heavy:', sorted(heavy)); sys.exit(code)"
     )
-    began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "heavy: []" in done.stdout
-    assert time.monotonic() - began < 10
     for card in (PROJECT / "datasets").iterdir():
         assert card.name in done.stdout
 
@@ -620,14 +522,7 @@ def test_broken_card_does_not_hide_the_others(
 # --- show ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def own_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Pictures go to the test's folder."""
-    monkeypatch.setattr(paths, "PROJECT", tmp_path)
-    return tmp_path / "output" / "data"
-
-
-def test_show_a_task(own_output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_a_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "show", "sample_complaints", "--split", "test"]) == 0
     out = capsys.readouterr().out
     anchor = (PROJECT / "datasets" / "sample_complaints" / "anchor.txt").read_text().strip()
@@ -640,21 +535,10 @@ def test_show_a_task(own_output: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "rows     100" in out
     assert "labels" in out
     assert "query, words" in out
-    picture = own_output / "sample_complaints_test.png"
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert picture.stat().st_size > 10_000
-
-
-def test_show_without_the_anchor(own_output: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "show", "sample_complaints", "--anchor", "none", "--rows", "1"]) == 0
-    out = capsys.readouterr().out
-    anchor = (PROJECT / "datasets" / "sample_complaints" / "anchor.txt").read_text().strip()
-    assert anchor.splitlines()[0] not in out
-    assert out.count("--- row ") == 1
 
 
 def test_show_general_data_with_unusable_and_long_rows(
-    make_card: MakeCard, own_output: Path, capsys: pytest.CaptureFixture[str]
+    make_card: MakeCard, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"q": "long " * 1000, "r": "x"}, {"q": "", "r": "y"}, *ROWS, ROWS[0]]
     make_card("plain", kind="general", train=rows)
@@ -663,14 +547,11 @@ def test_show_general_data_with_unusable_and_long_rows(
     assert "rows     9, 1 of them with the query of an earlier row" in out
     assert "unusable 1, first: line 2: the query is empty" in out
     assert "characters left out" in out
-    assert (own_output / "plain.png").is_file()
     assert main(["data", "show", "plain", "--full"]) == 0
     assert "characters left out" not in capsys.readouterr().out
 
 
-def test_show_counts_tokens(
-    real_home: Path, own_output: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_show_counts_tokens(real_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "show", "en_is_news", "--rows", "0"]) == 0
     out = capsys.readouterr().out
     assert "response, tokens (" in out

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from hashlib import sha1
@@ -18,15 +17,12 @@ from requests import PreparedRequest, Response
 from requests.adapters import HTTPAdapter
 
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.preparation import download, transfer
-from tell_plugins.preparation.checksums import Checksum, checksum_of, matches
-from tell_plugins.preparation.download import Places, ensure, fetch
-from tell_plugins.preparation.transfer import Patience
+from tell_plugins.preparation import download
+from tell_plugins.preparation.download import Patience, Places, ensure, fetch, has_blob
 from tests.file_server import (
     Answer,
     FileServer,
     cut_after,
-    in_chunks,
     other,
     serving,
     slowly,
@@ -41,11 +37,11 @@ QUICK = Patience(timeout=0.5, tries=3, pause=0.01)
 PLACES = Places(patience=QUICK)
 
 
-def blob_of(content: bytes) -> Checksum:
-    return Checksum("blob", sha1(b"blob %d\0" % len(content) + content).hexdigest())
+def blob_of(content: bytes) -> str:
+    return sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-BLOB = blob_of(CONTENT)
+BLOB = has_blob(blob_of(CONTENT))
 
 
 @pytest.fixture
@@ -60,7 +56,7 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "data" / "card" / "rows.jsonl"
 
 
-def get(server: FileServer, target: Path, places: Places = PLACES) -> download.Ready:
+def get(server: FileServer, target: Path, places: Places = PLACES) -> str | None:
     return fetch(f"{server.url}/rows.jsonl", BLOB, target, places)
 
 
@@ -69,19 +65,11 @@ def left_in(target: Path) -> list[str]:
     return sorted(p.name for p in target.parent.iterdir() if not p.name.endswith(".lock"))
 
 
-def test_blob_id_is_gits(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(CONTENT)
-    git = subprocess.run(["git", "hash-object", str(path)], capture_output=True, text=True)
-    assert checksum_of(path, "blob").hex == git.stdout.strip()
-
-
 def test_plain_download_then_nothing_to_do(server: FileServer, target: Path) -> None:
-    first = get(server, target)
+    assert get(server, target) == f"{server.url}/rows.jsonl"
     assert target.read_bytes() == CONTENT
-    assert first.source == f"{server.url}/rows.jsonl"
     assert left_in(target) == ["rows.jsonl"]
-    assert get(server, target).source is None
+    assert get(server, target) is None
     assert len(server.requests) == 1
 
 
@@ -105,36 +93,28 @@ def test_what_may_pass_is_asked_for_again(
     assert capfd.readouterr().err.count("trying again in") == 2
 
 
-@pytest.mark.parametrize("answer", [without_length, in_chunks])
-def test_size_not_announced(server: FileServer, target: Path, answer: Answer) -> None:
-    server.always = answer
-    get(server, target)
-    assert target.read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize("place", [0, 500_000, len(CONTENT) - 1])
-def test_one_wrong_byte_is_found(server: FileServer, target: Path, place: int) -> None:
+def test_one_wrong_byte_is_found(server: FileServer, target: Path) -> None:
     wrong = bytearray(CONTENT)
-    wrong[place] ^= 1
+    wrong[500_000] ^= 1
+    target.parent.mkdir(parents=True)
+    target.write_bytes(b"my own rows")  # which stays
     server.always = other(bytes(wrong))
     with pytest.raises(MachineError) as raised:
         get(server, target)
     text = str(raised.value)
     assert f"not the right file: a file of {len(CONTENT):,} bytes" in text
-    assert blob_of(bytes(wrong)).hex in text
-    assert BLOB.hex in text
+    assert blob_of(bytes(wrong)) in text
+    assert blob_of(CONTENT) in text
     assert "--mirror" in text
-    assert left_in(target) == []
+    assert left_in(target) == ["rows.jsonl"]
+    assert target.read_bytes() == b"my own rows"
 
 
 @pytest.mark.parametrize(
     ("answer", "words", "tries"),
     [
-        (status(404), "HTTP 404 Not Found: the file is not there", 1),
-        (status(410), "HTTP 410 Gone: the file is not there", 1),
-        (status(403), "HTTP 403 Forbidden", 1),
+        (status(404), "HTTP 404 Not Found", 1),
         (status(503), "HTTP 503 Service Unavailable", 3),
-        (cut_after(0), "the connection broke off", 3),
         (cut_after(400_000), "the connection broke off", 3),
         (stall_after(0, 2), r"no byte from 127.0.0.1:\d+ for 0.2 s \(time-out\)", 3),
         (stall_after(1000, 2), r"no byte from 127.0.0.1:\d+ for 0.2 s \(time-out\)", 3),
@@ -142,7 +122,6 @@ def test_one_wrong_byte_is_found(server: FileServer, target: Path, place: int) -
         (status(302, Location="file:///etc/hostname"), "redirected to none", 1),
         (status(302, Location="ftp://127.0.0.1/rows.jsonl"), "redirected to none", 1),
         (status(302, Location="http://[::1"), "redirected to none", 1),
-        (status(302, Location="//h:port/x"), "redirected to none", 1),
         (status(302, Location="/rows.jsonl"), "redirected to none", 31),
     ],
 )
@@ -155,7 +134,7 @@ def test_what_a_server_refuses(
         get(server, target, places)
     assert f"{server.url}/rows.jsonl" in str(raised.value)
     assert "--mirror" in str(raised.value)
-    assert not isinstance(raised.value, transfer.Unreachable)
+    assert not isinstance(raised.value, download.Unreachable)
     assert len(server.requests) == tries
     assert left_in(target) == []
 
@@ -175,7 +154,7 @@ def test_server_asks_for_a_pause(server: FileServer, target: Path) -> None:
     ],
 )
 def test_nobody_there(target: Path, url: str, words: str) -> None:
-    with pytest.raises(transfer.Unreachable, match=words):
+    with pytest.raises(download.Unreachable, match=words):
         fetch(url, BLOB, target, PLACES)
 
 
@@ -184,11 +163,11 @@ def test_the_proxy_of_the_environment_is_used_and_told_when_dead(
 ) -> None:
     url = "http://no-such-host.invalid/rows.jsonl"
     monkeypatch.setenv("http_proxy", "http://user:secret@127.0.0.1:9")
-    with pytest.raises(transfer.Unreachable, match="the proxy cannot be reached") as raised:
+    with pytest.raises(download.Unreachable, match="the proxy cannot be reached") as raised:
         fetch(url, BLOB, target, PLACES)
     assert "secret" not in str(raised.value)
     monkeypatch.setenv("http_proxy", server.url)
-    assert fetch(url, BLOB, target, PLACES).source == url
+    assert fetch(url, BLOB, target, PLACES) == url
     assert server.requests == ["/rows.jsonl"]
 
 
@@ -196,7 +175,7 @@ def test_a_server_without_encryption(server: FileServer, target: Path) -> None:
     url = f"{server.url}/rows.jsonl".replace("http:", "https:")
     with pytest.raises(MachineError, match="no safe connection") as raised:
         fetch(url, BLOB, target, PLACES)
-    assert not isinstance(raised.value, transfer.Unreachable)
+    assert not isinstance(raised.value, download.Unreachable)
 
 
 def test_redirects_are_followed(server: FileServer, target: Path) -> None:
@@ -246,12 +225,6 @@ def test_only_http_addresses(target: Path, url: str) -> None:
         fetch("http://host/x", BLOB, target, Places(mirror=url))
 
 
-@pytest.mark.parametrize("host", ["h..x", "*", "a" * 70])
-def test_impossible_hosts(host: str, target: Path) -> None:
-    with pytest.raises(UserError, match="a possible host"):
-        fetch(f"http://{host}/rows.jsonl", BLOB, target, PLACES)
-
-
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
@@ -262,7 +235,7 @@ def test_impossible_hosts(host: str, target: Path) -> None:
     ],
 )
 def test_addresses_are_shown_without_passwords(url: str, shown: str) -> None:
-    assert transfer.shown_url(url) == shown
+    assert download.shown_url(url) == shown
 
 
 @pytest.mark.parametrize("answer", [whole, status(404), status(503), other(b"x"), cut_after(0)])
@@ -273,7 +246,7 @@ def test_a_mirrors_password_is_told_nobody(
     mirror = server.url.replace("http://", "http://bob:secret@")
     said = ""
     try:
-        said = str(fetch(None, BLOB, target, Places(mirror=mirror, patience=QUICK)).source)
+        said = str(fetch(None, BLOB, target, Places(mirror=mirror, patience=QUICK)))
     except MachineError as error:
         said = str(error)
     assert f"{server.url}/rows.jsonl" in said
@@ -289,63 +262,27 @@ def test_only_plain_file_names(name: str) -> None:
 def test_an_endless_answer_is_stopped(
     server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(download, "MAX_BYTES", 100_000)
     server.always = without_length
     with pytest.raises(MachineError, match="more than 100,000 bytes"):
         get(server, target)
     assert not target.exists()
 
 
-def test_mirror_serves_files_by_name(server: FileServer, target: Path) -> None:
-    server.files = {"/some/where/rows.jsonl": CONTENT}
-    places = Places(mirror=f"{server.url}/some/where/", patience=QUICK)
-    ready = fetch("http://no-such-host.invalid/a/b/c", BLOB, target, places)
-    assert ready.source == f"{server.url}/some/where/rows.jsonl"
-    assert target.read_bytes() == CONTENT
-
-
 def test_folder_is_searched_and_verified(tmp_path: Path, target: Path) -> None:
     (tmp_path / "usb" / "old").mkdir(parents=True)
     (tmp_path / "usb" / "rows.jsonl").write_bytes(b"another file")
     (tmp_path / "usb" / "old" / "rows.jsonl").write_bytes(CONTENT)
-    ready = fetch(None, BLOB, target, Places(folder=tmp_path / "usb"))
-    assert ready.source == str(tmp_path / "usb" / "old" / "rows.jsonl")
+    source = fetch(None, BLOB, target, Places(folder=tmp_path / "usb"))
+    assert source == str(tmp_path / "usb" / "old" / "rows.jsonl")
     assert target.read_bytes() == CONTENT
     assert left_in(target) == ["rows.jsonl"]
-
-
-def test_folder_with_another_file_of_that_name(tmp_path: Path, target: Path) -> None:
-    (tmp_path / "rows.jsonl").write_bytes(b"another file")
+    (tmp_path / "usb" / "old" / "rows.jsonl").unlink()
+    target.unlink()
     with pytest.raises(UserError, match="not the right file") as raised:
-        fetch(None, BLOB, target, Places(folder=tmp_path))
-    assert blob_of(b"another file").hex in str(raised.value)
+        fetch(None, BLOB, target, Places(folder=tmp_path / "usb"))
+    assert blob_of(b"another file") in str(raised.value)
     assert left_in(target) == []
-
-
-def test_folder_without_the_file(tmp_path: Path, target: Path) -> None:
-    with pytest.raises(UserError, match=r"no file 'rows\.jsonl' in the folder or below"):
-        fetch(None, BLOB, target, Places(folder=tmp_path))
-    with pytest.raises(UserError, match="no folder"):
-        fetch(None, BLOB, target, Places(folder=tmp_path / "none"))
-
-
-def test_wrong_file_under_the_name_is_put_aside(server: FileServer, target: Path) -> None:
-    target.parent.mkdir(parents=True)
-    target.write_bytes(b"my own rows")
-    get(server, target)
-    assert target.read_bytes() == CONTENT
-    assert (target.parent / "rows.jsonl.not-official").read_bytes() == b"my own rows"
-
-
-def test_wrong_file_stays_where_the_right_one_cannot_be_had(
-    server: FileServer, target: Path
-) -> None:
-    target.parent.mkdir(parents=True)
-    target.write_bytes(b"my own rows")
-    server.always = status(404)
-    with pytest.raises(MachineError):
-        get(server, target)
-    assert target.read_bytes() == b"my own rows"
 
 
 def test_ensure_finds_the_file_in_any_data_home(
@@ -354,47 +291,33 @@ def test_ensure_finds_the_file_in_any_data_home(
     first, second = tmp_path / "first", tmp_path / "second"
     monkeypatch.setenv("TELL_DATA_HOME", f"{first}:{second}")
     url = f"{server.url}/rows.jsonl"
-    path = ensure(url, BLOB.hex, "rows.jsonl", "halueval", PLACES)
+    path = ensure(url, blob_of(CONTENT), "rows.jsonl", "halueval", PLACES)
     assert path == first / "halueval" / "rows.jsonl"
     (second / "elsewhere").mkdir(parents=True)
     path.rename(second / "elsewhere" / "rows.jsonl")
-    assert ensure(url, BLOB.hex, "rows.jsonl", "halueval", PLACES).parent.name == "elsewhere"
+    assert (
+        ensure(url, blob_of(CONTENT), "rows.jsonl", "halueval", PLACES).parent.name == "elsewhere"
+    )
     assert len(server.requests) == 1
-
-
-def test_folder_that_cannot_be_written(server: FileServer, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
-    with pytest.raises(UserError, match=r"cannot write into the folder '.*card'"):
-        get(server, tmp_path / "file" / "card" / "rows.jsonl")
 
 
 # --- whole processes -----------------------------------------------------------------------------
 
 FETCH = """
-import resource, signal, sys
+import sys
 from pathlib import Path
-from tell_plugins.core.errors import MachineError
-from tell_plugins.preparation.checksums import Checksum
-from tell_plugins.preparation.download import Places, fetch
-from tell_plugins.preparation.transfer import Patience
-if len(sys.argv) > 4:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]),) * 2)
-try:
-    ready = fetch(sys.argv[1], Checksum("blob", sys.argv[2]), Path(sys.argv[3]),
-                  Places(patience=Patience(10, 3, 0.01)))
-    print("fetched" if ready.source else "was there")
-except MachineError as error:
-    print(error)
-    sys.exit(2)
+from tell_plugins.preparation.download import Places, fetch, has_blob
+from tell_plugins.preparation.download import Patience
+source = fetch(sys.argv[1], has_blob(sys.argv[2]), Path(sys.argv[3]),
+               Places(patience=Patience(10, 3, 0.01)))
+print("fetched" if source else "was there")
 """
 
 
-def start(server: FileServer, target: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", FETCH, f"{server.url}/rows.jsonl", BLOB.hex, str(target)]
-    return subprocess.Popen(
-        [*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def start(server: FileServer, target: Path) -> subprocess.Popen[str]:
+    url = f"{server.url}/rows.jsonl"
+    command = [sys.executable, "-c", FETCH, url, blob_of(CONTENT), str(target)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_two_processes_fetch_one_file_once(server: FileServer, target: Path) -> None:
@@ -426,40 +349,6 @@ def test_what_a_killed_download_left_is_never_taken(server: FileServer, target: 
     assert target.read_bytes() == CONTENT
 
 
-def test_the_name_is_given_last(server: FileServer, target: Path) -> None:
-    seen: list[bytes] = []
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.is_set():
-            if target.exists():
-                seen.append(target.read_bytes())
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    server.always = slowly(0.5)
-    get(server, target)
-    deadline = time.monotonic() + 10
-    while not seen and time.monotonic() < deadline:  # the watcher may have to wait for its turn
-        time.sleep(0.02)
-    stop.set()
-    watcher.join()
-    assert seen
-    assert all(content == CONTENT for content in seen)
-
-
-@pytest.mark.parametrize("answer", [whole, without_length])
-def test_size_limit_of_the_process(server: FileServer, target: Path, answer: Answer) -> None:
-    server.always = answer
-    process = start(server, target, "500000")
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 2, err
-    assert "File too large" in out
-    assert "make room" in out
-    assert left_in(target) == []
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 512 KiB."""
@@ -472,33 +361,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("answer", [whole, without_length], ids=["announced", "not announced"])
-def test_full_disk(server: FileServer, small_disk: Path, answer: Answer) -> None:
-    server.always = answer
+def test_full_disk(server: FileServer, small_disk: Path) -> None:
     target = small_disk / "card" / "rows.jsonl"
     with pytest.raises(MachineError, match="No space left on device") as raised:
         get(server, target)
     assert "remedy" in str(raised.value)
     assert left_in(target) == []
-
-
-def test_full_disk_while_copying(small_disk: Path, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_bytes(CONTENT)
-    target = small_disk / "card" / "rows.jsonl"
-    with pytest.raises(MachineError, match="No space left on device"):
-        fetch(None, BLOB, target, Places(folder=tmp_path))
-    assert left_in(target) == []
-
-
-def test_room_made_then_fetched(server: FileServer, small_disk: Path) -> None:
-    content = CONTENT[:300_000]
-    server.files["/rows.jsonl"] = content
-    ballast = small_disk / "ballast"
-    ballast.write_bytes(b"x" * 400_000)
-    target = small_disk / "card" / "rows.jsonl"
-    url = f"{server.url}/rows.jsonl"
-    with pytest.raises(MachineError, match="No space left on device"):
-        fetch(url, blob_of(content), target, PLACES)
-    ballast.unlink()
-    fetch(url, blob_of(content), target, PLACES)
-    assert matches(target, blob_of(content))

@@ -173,10 +173,6 @@ def test_few_rows_propose_folds(
     assert "or let each row test once, with --folds 5" in capsys.readouterr().out
     assert new(tmp_path, "--train", str(rows), "--folds", "21", name="other") == 1
     assert "allowed: 2 to 20" in capsys.readouterr().err
-    single = [*map(json.loads, rows.read_text().splitlines()), {"query": "?", "response": "some"}]
-    path = write_rows(tmp_path / "single.jsonl", single)
-    assert new(tmp_path, "--train", str(path), "--folds", "3", name="single") == 0
-    assert "one row alone has the label 'some'" in capsys.readouterr().out
 
 
 # --- compare --pool ------------------------------------------------------------------------------

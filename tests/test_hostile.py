@@ -22,7 +22,6 @@ from tell_plugins.core.shown import (
     secret_keys,
 )
 from tell_plugins.evaluation.grids import grid_of, to_csv, to_markdown
-from tell_plugins.preparation import card_files
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import PROJECT, MakeCard, write_rows
 from tests.test_crash_points import recipe
@@ -61,21 +60,12 @@ def test_a_card_reads_files_of_its_own_folder_only(
     assert not (out / "train.jsonl").exists()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        "--rebuild --base-url http://127.0.0.1:9/v1 --model m --key-env=HOME --yes",
-        "--rebuild --thoughts endpoint --base-url=http://127.0.0.1:9/v1",
-        "--mirror http://127.0.0.1:9",
-        "--from /etc",
-        "--tmx FILE",
-    ],
-)
-def test_a_card_names_no_server_and_no_key(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[Any] = []
-    monkeypatch.setattr("tell_plugins.cli.main", called.append)
-    assert not card_files._build(f"./run.sh data halu_cot_json {options}", lambda words: 0)
-    assert called == []
+def test_a_card_runs_no_command_of_its_own(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of its build commands those run that the project knows word for word; all others are told."""
+    for command in ("rm -rf x", "./run.sh data toy", "./run.sh data halu_cot_json --rebuild --yes"):
+        change(toy, splits={"train": {"file": "gone.jsonl", "build": command}})
+        assert main(["data", "toy"]) == 1
+        assert f"train: is built by  {command}" in capsys.readouterr().out
 
 
 EVIL = "\x1b]0;title\x07 \x1b[2J\x9b31m\x07\x08 \u202egnp"

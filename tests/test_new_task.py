@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tell_plugins.cli import main
 from tell_plugins.core import paths
@@ -23,16 +20,13 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.preparation.answer_kind import are_labels
-from tell_plugins.preparation.answer_schema import infer_schema, label_of
+from tell_plugins.preparation.answers import are_labels, infer_schema, json_of_python
 from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns
-from tell_plugins.preparation.json_repair import json_of_python
 from tell_plugins.preparation.method import among, entries, general_rows, plain_sft
 from tell_plugins.preparation.task_recipe import pattern_for, short_names
 from tell_plugins.preparation.task_split import labels_of, split_off_test
 from tell_plugins.recipe.recipes import load_recipe
-from tests.conftest import PROJECT, MakeCard, write_rows
-from tests.tiny import make_tiny_model
+from tests.conftest import PROJECT, write_rows
 
 ANCHOR = "Is the message about weather? Answer with a JSON object."
 Row = dict[str, Any]
@@ -103,7 +97,7 @@ def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str], *flags: str, **key
     """The message of a `new` that must fail, and write nothing."""
     assert new(tmp_path, *flags, **keys) == 1
     assert not (tmp_path / "recipes").exists()
-    assert not (tmp_path / "cards").exists()
+    assert not list(tmp_path.glob("cards/*"))
     message = capsys.readouterr().err
     assert "Traceback" not in message
     assert "remedy:" in message
@@ -113,8 +107,10 @@ def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str], *flags: str, **key
 # ---------------------------------------------------------------- what works
 
 
-@pytest.mark.parametrize("form", list(FORMS))
-@pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
+@pytest.mark.parametrize(
+    ("form", "ending"),
+    [("own", ".csv"), ("sharegpt", ".tsv"), ("messages", ".parquet"), ("alpaca", ".json")],
+)
 def test_every_format_and_form_ends_in_a_mixture(
     form: str, ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,8 +127,8 @@ def test_every_format_and_form_ends_in_a_mixture(
     assert seen == {(f"{ANCHOR}\n\n{query}", response) for query, response in texts()}
     assert len(train) == 10
     assert len(test) == 2
-    assert out.count("--- row") == 6
-    assert f"{ANCHOR}\n\nMessage" in out
+    assert out.count("--- row") == 3
+    assert f"[user]\n  {ANCHOR}\n  \n  Message" in out
     assert f"./run.sh check {tmp_path / 'recipes' / 'smollm2_own.yaml'}" in out
 
     card = load_card("own")
@@ -140,16 +136,6 @@ def test_every_format_and_form_ends_in_a_mixture(
     schema = json.loads(card.file("answer.schema.json").read_text())
     assert schema["required"] == ["thought", "weather"]
     assert schema["properties"]["weather"] == {"enum": ["no", "yes"]}
-
-
-@pytest.mark.slow
-def test_check_passes_on_what_new_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_table(tmp_path / "rows.jsonl", rows_of(count=30))
-    assert new(tmp_path, "--train", str(path), "--method", "hold") == 0
-    for name in ("smollm2_own", "smollm2_own_sft"):
-        capsys.readouterr()
-        assert main(["check", str(tmp_path / "recipes" / f"{name}.yaml")]) == 0
-        assert "No problems found" in capsys.readouterr().out
 
 
 def test_the_recipe_is_the_patterns_but_for_task_and_output(tmp_path: Path) -> None:
@@ -230,7 +216,7 @@ def test_a_pattern_with_lists_of_items_loses_nothing_else(tmp_path: Path) -> Non
     "pattern",
     [
         '{"model": "m", "dataset": ["tell/sample_complaints"]}',
-        "dataset: &rows [tell/sample_complaints]\nmodel: m\nval_dataset: *rows\nseed: 1\n",
+        "dataset: &rows [tell/sample_complaints]\nmodel: m\nother: *rows\nseed: 1\n",
     ],
 )
 def test_a_pattern_that_cannot_be_rewritten_is_refused(
@@ -238,7 +224,7 @@ def test_a_pattern_that_cannot_be_rewritten_is_refused(
 ) -> None:
     assert from_pattern(tmp_path, pattern) == 1
     assert "another dataset cannot be written into this recipe" in capsys.readouterr().err
-    assert not (tmp_path / "cards").exists()
+    assert not list(tmp_path.glob("cards/*"))
 
 
 @pytest.mark.parametrize(
@@ -249,12 +235,12 @@ def test_the_settings_follow_from_the_number_of_rows(
     rows: int, times: int, general: int, sft: int
 ) -> None:
     pattern = load_recipe("recipes/qwen_json.yaml")
-    held = among("t", rows, f"{general_rows(rows)}rows", pattern, hold=True)
+    held = among(rows, f"{general_rows(rows)}rows", pattern, hold=True).of("t", rows)
     repeat = f"/repeat={times}" if times > 1 else ""
     assert held.dataset == f"tell/t:general={general}rows/order=even{repeat}/kl=1"
     assert held.keys == {"loss_type": "tell", "gradient_accumulation_steps": 8}
     assert entries(rows) == rows * times + general
-    baseline = plain_sft("t", rows, entries(rows), pattern)
+    baseline = plain_sft(rows, entries(rows), pattern).of("t", rows)
     assert baseline.dataset == f"tell/t:general=0/repeat={sft}"
     assert baseline.keys == {"gradient_accumulation_steps": 8}
 
@@ -295,14 +281,6 @@ def test_a_method_comes_with_its_baseline(
     assert made.dataset_text == "tell/next"
 
 
-def test_rows_hold_the_model_unless_another_method_is_named(tmp_path: Path) -> None:
-    path = write_table(tmp_path / "rows.jsonl", rows_of(count=60))
-    flags = ["--train", str(path), "--anchor", ANCHOR, "--recipes", str(tmp_path / "recipes")]
-    assert main(["new", "own", "--model", "smollm2", *flags]) == 0
-    assert load_recipe(tmp_path / "recipes" / "smollm2_own.yaml").spec.kl == 1
-    assert (tmp_path / "recipes" / "smollm2_own_sft.yaml").is_file()
-
-
 def test_an_amount_that_is_asked_counts(tmp_path: Path) -> None:
     path = write_table(tmp_path / "rows.jsonl", rows_of(count=60))
     flags = ("--train", str(path), "--amount", "200rows", "--method", "hold")
@@ -312,16 +290,6 @@ def test_an_amount_that_is_asked_counts(tmp_path: Path) -> None:
     baseline = load_recipe(tmp_path / "recipes" / "smollm2_own_sft.yaml")
     assert baseline.dataset_text == "tell/own:general=0/repeat=9"
     assert new(tmp_path, "--train", str(path), "--method", "sft", "--force") == 0
-
-
-def test_general_data_that_is_small_is_held_whole(tmp_path: Path, make_card: MakeCard) -> None:
-    rows = [{"q": f"general {n}", "r": f"answer {n}"} for n in range(60)]
-    make_card("plain", train=rows, kind="general")
-    path = write_table(tmp_path / "rows.jsonl", rows_of(count=60))
-    flags = ("--train", str(path), "--general", "plain", "--method", "hold")
-    assert new(tmp_path, *flags) == 0
-    recipe = load_recipe(tmp_path / "recipes" / "smollm2_own.yaml")
-    assert recipe.dataset_text == "tell/own:general=57rows/order=even/repeat=5/kl=1"
 
 
 def test_a_recipe_of_ones_own_is_no_pattern_unless_it_is_named(
@@ -354,7 +322,7 @@ def test_the_patterns_are_the_packs_recipes() -> None:
     assert chosen == OF_THE_PAPER
 
 
-@pytest.mark.parametrize("model", short_names())
+@pytest.mark.parametrize("model", ["qwen", "smollm2"])
 def test_every_model_has_a_recipe_to_start_from(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -369,45 +337,6 @@ def test_every_model_has_a_recipe_to_start_from(
     if model != "smollm2":
         assert "not ready to train yet" in out
         assert "  ./run.sh data " in out
-
-
-def test_given_test_and_validation_rows_are_kept_as_they_are(tmp_path: Path) -> None:
-    pairs = texts(12)
-    parts = {"train": pairs[:8], "test": pairs[8:10], "validation": pairs[10:]}
-    flags = []
-    for name, part in parts.items():
-        path = write_table(tmp_path / f"{name}.jsonl", [FORMS["alpaca"](q, r) for q, r in part])
-        flags += [f"--{name}", str(path)]
-    assert new(tmp_path, *flags) == 0
-    card = load_card("own")
-    for name, part in parts.items():
-        rows = open_task(card, name)
-        assert list(zip(rows.plain, rows.responses, strict=True)) == part
-        assert card.split(name).rows == len(part)
-
-
-def test_bare_labels_test_a_json_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train = write_table(tmp_path / "train.jsonl", rows_of())
-    bare = [{"query": "Does it snow?", "response": "yes"}]
-    test = write_table(tmp_path / "test.jsonl", bare)
-    assert new(tmp_path, "--train", str(train), "--test", str(test)) == 0
-    wrong = write_table(tmp_path / "test.jsonl", [{"query": "Snow?", "response": "maybe"}])
-    assert new(tmp_path, "--train", str(train), "--test", str(wrong), "--force") == 1
-    assert "1 responses do not fit the schema: line 1: no JSON" in capsys.readouterr().err
-
-
-def test_bare_labels_never_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    schema = tmp_path / "schema.json"
-    rule = {"enum": ["no", "yes"]}
-    schema.write_text(json.dumps({"type": "object", "properties": {"weather": rule}}))
-    bare = [{"query": f"Does it snow, {n}?", "response": "yes"} for n in range(3)]
-    train = write_table(tmp_path / "train.jsonl", [*rows_of(), *bare])
-    held_out = write_table(tmp_path / "test.jsonl", [{"query": "Snow?", "response": "no"}])
-    flags = ("--test", str(held_out), "--schema", str(schema))
-    message = fails(tmp_path, capsys, "--train", str(train), *flags)
-    assert "3 responses do not fit the schema: line 13: no JSON" in message
-    train = write_table(tmp_path / "train.jsonl", rows_of())
-    assert new(tmp_path, "--train", str(train), *flags) == 0
 
 
 def verdicts(no: int, yes: int, start: int = 0) -> list[Row]:
@@ -571,31 +500,6 @@ def test_general_data_of_ones_own_sets_an_amount_it_can_meet(
     assert kept == {path.name: path.read_bytes() for path in (tmp_path / "cards" / "own").iterdir()}
 
 
-def test_a_card_whose_overwriting_was_killed_comes_back(tmp_path: Path) -> None:
-    """A killed process undoes nothing: the old card lies hidden; the next start puts it back."""
-    path = write_table(tmp_path / "rows.jsonl", rows_of())
-    assert new(tmp_path, "--train", str(path)) == 0
-    folder = tmp_path / "cards" / "own"
-    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
-    folder.rename(folder.with_name(".own.before"))  # as between the two renames
-    assert new(tmp_path, "--train", str(path)) == 1  # it is there again
-    assert kept == {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert [path.name for path in (tmp_path / "cards").iterdir()] == ["own"]
-
-
-def test_a_folder_that_is_not_known_is_exported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("TELL_CARDS")
-    path = write_table(tmp_path / "rows.jsonl", rows_of())
-    assert new(tmp_path, "--train", str(path), "--dir", str(tmp_path / "mine")) == 0
-    out = capsys.readouterr().out
-    line = f"export TELL_CARDS={tmp_path / 'mine'}"
-    assert line in out
-    assert line in (tmp_path / "recipes" / "smollm2_own.yaml").read_text()
-    monkeypatch.delenv("TELL_CARDS", raising=False)
-
-
 def test_a_folder_with_a_blank_is_exported_so_that_a_shell_reads_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -609,21 +513,6 @@ def test_a_folder_with_a_blank_is_exported_so_that_a_shell_reads_it(
     assert done.stdout == f"{folder}:/before"
 
 
-@pytest.mark.parametrize(
-    ("response", "tokens"),
-    [("\u5929\u6c14" * 100, 832), ("4711 " * 60, 384), ("weather and " * 50, 416)],
-    ids=["Chinese", "digits", "letters"],
-)
-def test_longest_answers_are_guessed_so_that_none_is_cut(
-    response: str, tokens: int, tmp_path: Path
-) -> None:
-    """A byte of Chinese and a digit may be a token each."""
-    rows = [{"query": f"Question {n}?", "response": response} for n in range(6)]
-    path = write_table(tmp_path / "rows.jsonl", rows)
-    assert new(tmp_path, "--train", str(path), "--metric", "text", "--model", "qwen") == 0
-    assert load_card("own").max_new_tokens == tokens
-
-
 def test_longest_answers_are_counted_with_the_models_own_tokenizer(tmp_path: Path) -> None:
     shutil.copytree(PROJECT / "tests" / "golden", tmp_path / "model")
     (tmp_path / "model" / "word_tokenizer.json").rename(tmp_path / "model" / "tokenizer.json")
@@ -634,6 +523,32 @@ def test_longest_answers_are_counted_with_the_models_own_tokenizer(tmp_path: Pat
     path = write_table(tmp_path / "rows.jsonl", rows)
     assert new(tmp_path, "--train", str(path), "--model", str(tmp_path / "tiny.yaml")) == 0
     assert load_card("own").max_new_tokens == 160  # 90 words, a third and 16 more
+
+
+def test_another_model_stands_beside_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One card serves both; another task of the same name is refused."""
+    path = write_table(tmp_path / "rows.jsonl", rows_of())
+    assert new(tmp_path, "--train", str(path)) == 0
+    folder = tmp_path / "cards" / "own"
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert new(tmp_path, "--train", str(path), "--model", "qwen") == 0
+    assert before == {file.name: file.read_bytes() for file in folder.iterdir()}
+    made = {"smollm2_own.yaml", "qwen_own.yaml"}
+    assert made == {file.name for file in (tmp_path / "recipes").iterdir()}
+    card = folder / "card.yaml"
+    tokens = load_card("own").max_new_tokens
+    card.write_text(card.read_text().replace(f"max_new_tokens: {tokens}", "max_new_tokens: 64"))
+    (tmp_path / "recipes" / "qwen_own.yaml").unlink()
+    assert new(tmp_path, "--train", str(path), "--model", "qwen") == 0
+    assert load_card("own").max_new_tokens == tokens  # room for both models' answers
+    other = write_table(tmp_path / "other.jsonl", rows_of(count=20))
+    for flags in (("--train", str(other)), ("--train", str(path), "--amount", "90rows"),
+                  ("--train", str(path), "--anchor", "Another.")):  # fmt: skip
+        assert new(tmp_path, *flags, "--model", "llama2") == 1
+        assert "cards/own would be overwritten" in capsys.readouterr().err
+    assert before == {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def test_nothing_is_overwritten_without_force(
@@ -695,78 +610,38 @@ def test_rows_are_grouped_by_what_is_wrong_with_them(
     assert "mend or remove these rows; write numbers with a fraction as text" in message
 
 
-def test_a_row_of_another_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows: list[Any] = rows_of("alpaca")
-    rows[3] = {"question": "Who?", "answer": "Me."}
-    rows[7] = "just text"
-    rows[8] = {"instruction": "Why?", "output": 5.5}
-    rows[9] = {"instruction": "Why?", "output": "  "}
-    path = write_rows(tmp_path / "rows.jsonl", rows)
-    path.write_text(path.read_text() + "{broken\n")
-    message = fails(tmp_path, capsys, "--train", str(path))
-    assert "5 rows cannot be used" in message
-    assert (
-        "line 4: no column 'instruction' of the form Alpaca (columns: question, answer)" in message
-    )
-    assert "line 8: not an object but str" in message
-    assert "line 9: column 'response' is float, not text" in message
-    assert "line 10: the response is empty" in message
-    assert "line 13: no JSON" in message
+def turns(*texts: str, **last: Any) -> Row:
+    """A row of messages, user and assistant in turn."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
+    messages[-1] |= last
+    return {"messages": messages}
+
+
+PAIR = {"query": "a", "response": "b"}
+CHAT = [{"from": "human", "value": "a"}, {"from": "tool", "value": "b"}]
 
 
 @pytest.mark.parametrize(
     ("row", "problem", "remedy"),
     [
-        ({"messages": [{"role": "user", "content": "x"}]}, "turns user: not", "after an answer"),
+        (turns("x"), "turns user: not", "after an answer"),
         ({"messages": "x"}, "column 'messages' is no JSON list of turns", "mend or remove"),
         ({"messages": [{"who": "user"}]}, "a turn is no object with 'role'", "mend or remove"),
-        (
-            {"conversations": [{"from": "human", "value": "a"}, {"from": "tool", "value": "b"}]},
-            "turns human, tool",
-            "turns of tools are not trained",
-        ),
-        (
-            {
-                "messages": [
-                    {"role": "user", "content": [{"type": "image_url"}]},
-                    {"role": "assistant", "content": "x"},
-                ]
-            },
-            "a part of a turn is 'image_url', not text",
-            "only text",
-        ),
-        (
-            {
-                "messages": [
-                    {"role": "user", "content": "x"},
-                    {"role": "assistant", "content": "", "tool_calls": [{"id": 1}]},
-                ]
-            },
-            "a turn calls tools",
-            "only text",
-        ),
-        (
-            {"query": "a", "response": "b", "history": [["x"]]},
-            "column 'history' is no list of [question, answer]",
-            "mend or remove",
-        ),
-        (
-            {"query": "a", "response": "b", "tools": "[{}]"},
-            "column 'tools' holds tool calls",
-            "only text",
-        ),
-        (
-            {"query": "a", "response": "b", "images": ["x.png"]},
-            "column 'images' holds images",
-            "only text",
-        ),
+        ({"conversations": CHAT}, "turns human, tool", "turns of tools are not trained"),
+        (turns("x", "y", content=[{"type": "image_url"}]), "a part of a turn is 'image_url', not",
+         "only text"),
+        (turns("x", "", tool_calls=[{"id": 1}]), "a turn calls tools", "only text"),
+        (PAIR | {"history": [["x"]]}, "column 'history' is no list of [question, answer]", "mend"),
+        (PAIR | {"tools": "[{}]"}, "column 'tools' is not empty", "only text"),
+        (PAIR | {"response": 5.5}, "column 'response' is float, not text", "as text"),
+        (PAIR | {"response": " "}, "the response is empty", "mend or remove"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_text_or_no_conversation(
     row: Row, problem: str, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", [row])
-    message = fails(tmp_path, capsys, "--train", str(path))
+    message = fails(tmp_path, capsys, "--train", str(write_rows(tmp_path / "rows.jsonl", [row])))
     assert f"line 1: {problem}" in message
     assert remedy in message.split("remedy:")[1]
 
@@ -782,8 +657,6 @@ def test_duplicate_rows_are_kept_once_and_told(
     assert new(tmp_path, "--train", str(path)) == 0
     out = capsys.readouterr().out
     assert "1 rows of rows.jsonl are there twice and are kept once: line 13 (as 1)" in out
-    assert "2 rows of rows.jsonl ask what another row asks" in out
-    assert "line 14 (as 2), line 15 (as 3)" in out
     card = load_card("own")
     train, test = open_task(card, "train"), open_task(card, "test")
     assert len(train) + len(test) == 14
@@ -820,16 +693,6 @@ def test_validation_rows_are_no_test_rows(
     out = capsys.readouterr().out
     assert "left out: 1 training rows that are validation rows" in out
     assert "left out: 2 validation rows that are test rows" in out
-
-
-def test_one_broken_answer_does_not_make_a_text_task(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = rows_of()
-    path = write_table(tmp_path / "rows.jsonl", [*rows, {"query": "More?", "response": '{"a": x}'}])
-    message = fails(tmp_path, capsys, "--train", str(path))
-    assert f"1 of {len(rows) + 1} responses are no JSON object: line {len(rows) + 1}" in message
-    assert new(tmp_path, "--train", str(path), "--metric", "text") == 0
 
 
 @pytest.mark.parametrize(
@@ -905,26 +768,6 @@ def test_what_cannot_be_repaired_stays_refused_or_is_left_out(
     assert "8 training rows, 2 test rows" in out
 
 
-def test_a_bare_label_that_tests_is_no_broken_json(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train = write_table(tmp_path / "rows.jsonl", rows_of(count=30))
-    tested = [{"query": "Sun?", "response": "yes"}, {"query": "Fog?", "response": '{"weather": }'}]
-    test = write_table(tmp_path / "test.jsonl", tested)
-    flags = ("--train", str(train), "--test", str(test), "--label", "weather", "--metric", "json")
-    assert "line 2: no JSON" in fails(tmp_path, capsys, *flags)
-    assert new(tmp_path, *flags, "--drop-broken") == 0
-    assert "left out: 1 rows of test.jsonl: line 2: no JSON" in capsys.readouterr().out
-    assert open_task(load_card("own"), "test").responses == ["yes"]
-
-
-def test_only_json_is_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train = ("--train", str(write_table(tmp_path / "rows.jsonl", label_rows(["yes", "no"] * 6))))
-    for metric in ((), ("--metric", "label")):
-        message = fails(tmp_path, capsys, *train, "--repair-json", *metric)
-        assert "--repair-json belong to JSON answers, but the metric is 'label'" in message
-
-
 @pytest.mark.parametrize(
     ("text", "written"),
     [
@@ -964,9 +807,8 @@ def label_rows(answers: list[str]) -> list[Row]:
 
 @pytest.mark.parametrize(
     ("other", "shown"),
-    [("Yes", "'Yes'"), ("yes ", "'yes '"), ("\uff59es", "'\uff59es'"), ("yes.", "'yes.'"),
-     ("y\u200bes", "'y\\u200bes'")],
-)  # fmt: skip
+    [("Yes", "'Yes'"), ("yes ", "'yes '"), ("y\u200bes", "'y\\u200bes'")],
+)
 @pytest.mark.parametrize("json_answers", [False, True])
 def test_labels_of_two_spellings_are_one_question(
     other: str,
@@ -991,12 +833,6 @@ def test_labels_of_two_spellings_are_one_question(
     assert len(set(rows)) == 2
 
 
-def test_blanks_around_all_labels_are_taken_off(tmp_path: Path) -> None:
-    path = write_table(tmp_path / "rows.jsonl", label_rows([" yes", " no\n"] * 8))
-    assert new(tmp_path, "--train", str(path)) == 0
-    assert set(open_task(load_card("own"), "train").responses) == {"yes", "no"}
-
-
 def test_labels_are_told_and_stand_in_the_card(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -1018,16 +854,13 @@ def test_labels_are_told_and_stand_in_the_card(
     assert "all training answers are '1'" in capsys.readouterr().err
 
 
-def test_numbers_that_are_not_read_are_told(
+def test_numbers_are_looked_for_before_a_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_table(tmp_path / "rows.csv", label_rows([f"{n},5" for n in range(12)]))
-    assert new(tmp_path, "--train", str(path)) == 0
-    out = capsys.readouterr().out
-    assert "12 answers look like numbers in a notation that is not read, the first at line 2" in out
-    message_of = ("--train", str(path), "--metric", "number", "--force")
-    assert new(tmp_path, *message_of) == 1
-    assert "12 of 12 responses end with none" in capsys.readouterr().err
+    answers = [f"It is {n}." if n != 4 else "12,5 or so" for n in range(12)]
+    path = write_table(tmp_path / "rows.jsonl", label_rows(answers))
+    message = fails(tmp_path, capsys, "--train", str(path), "--metric", "number")
+    assert "1 of 12 responses end with none; the first is at line 5" in message
 
 
 def test_what_few_test_rows_show_is_said(
@@ -1047,86 +880,6 @@ def test_what_few_test_rows_show_is_said(
     assert "show little" not in capsys.readouterr().out
 
 
-def test_numbers_are_looked_for_before_a_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = [{"query": f"Row {n}?", "response": f"It is {n}."} for n in range(12)]
-    broken = [*rows[:4], {**rows[4], "response": "None."}, *rows[5:]]
-    path = write_table(tmp_path / "other.jsonl", broken)
-    message = fails(tmp_path, capsys, "--train", str(path), "--metric", "number")
-    assert "1 of 12 responses end with none; the first is at line 5" in message
-    path = write_table(tmp_path / "rows.jsonl", rows)
-    assert new(tmp_path, "--train", str(path), "--metric", "number") == 0
-
-
-def test_only_the_overlapping_row_of_a_line_is_left_out(tmp_path: Path) -> None:
-    """Rows of a JSON array share lines."""
-    pairs = [json.dumps(row) for row in rows_of(count=10)]
-    (tmp_path / "train.json").write_text(f"[{','.join(pairs[:5])},\n{','.join(pairs[5:])}]")
-    test = write_table(tmp_path / "test.jsonl", rows_of(count=1))
-    flags = ("--train", str(tmp_path / "train.json"), "--test", str(test), "--drop-overlap")
-    assert new(tmp_path, *flags) == 0
-    assert open_task(load_card("own"), "train").plain == [q for q, _ in texts(10)[1:]]
-
-
-DEEP = "[" * 100_000
-
-
-@pytest.mark.parametrize(
-    "response", [DEEP, "1" * 5000, f'{{"a": {"1" * 5000}}}'], ids=["deep", "long", "long inside"]
-)
-def test_responses_that_no_json_reader_takes_are_texts(
-    response: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = [*rows_of(count=6), {"query": "And?", "response": response}]
-    path = write_table(tmp_path / "rows.jsonl", rows)
-    message = fails(tmp_path, capsys, "--train", str(path), "--metric", "json")
-    assert "responses are JSON objects" in message or "no JSON object: line 7" in message
-    (tmp_path / "schema.json").write_text('{"properties": {"weather": {"enum": ["no", "yes"]}}}')
-    flags = ("--train", str(path), "--schema", str(tmp_path / "schema.json"))
-    assert "line 7: no JSON" in fails(tmp_path, capsys, *flags)
-    assert new(tmp_path, "--train", str(path), "--metric", "text") == 0
-    assert load_card("own").metric == "text"
-
-
-def test_turns_that_no_json_reader_takes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write_table(tmp_path / "rows.csv", [{"messages": DEEP}])
-    message = fails(tmp_path, capsys, "--train", str(path))
-    assert "column 'messages' is no JSON list of turns" in message
-
-
-@pytest.mark.parametrize(
-    ("schema", "problem"),
-    [
-        ('{"$ref": "#/nowhere"}', "'#/nowhere' leads to nothing"),
-        ('{"$ref": "#"}', "it refers to itself without end"),
-        ('{"$ref": "http://127.0.0.1:9/x"}', "'http://127.0.0.1:9/x' leads out"),
-        ('{"$schema": 5}', "no JSON Schema"),
-        pytest.param(DEEP, "its parts lie too deep in one another", id="deep"),
-    ],
-)
-def test_schemas_that_cannot_be_used(
-    schema: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "schema.json").write_text(schema)
-    path = write_table(tmp_path / "rows.jsonl", rows_of())
-    flags = ("--train", str(path), "--schema", str(tmp_path / "schema.json"))
-    assert problem in fails(tmp_path, capsys, *flags)
-
-
-def test_a_schema_may_say_true_of_a_property(tmp_path: Path) -> None:
-    schema = {"properties": {"thought": True, "weather": {"enum": ["no", "yes"]}}}
-    (tmp_path / "schema.json").write_text(json.dumps(schema))
-    train = write_table(tmp_path / "train.jsonl", rows_of()[:9])
-    test = write_table(tmp_path / "test.jsonl", rows_of()[9:])
-    flags = ("--train", str(train), "--test", str(test), "--schema", str(tmp_path / "schema.json"))
-    assert new(tmp_path, *flags) == 0
-    assert load_card("own").answer.label == "weather"
-    assert new(tmp_path, *flags, "--label", "thought", "--force") == 0
-
-
 def test_what_is_missing_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_table(tmp_path / "rows.jsonl", rows_of())
     given = ("--train", str(path))
@@ -1142,7 +895,6 @@ def test_what_is_missing_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixt
         assert f"--test-rows: {number} test rows" in message
     both = fails(tmp_path, capsys, *given, "--test", str(tmp_path / "t.csv"), "--test-rows", "5")
     assert "--test, --test-rows: test rows in more than one way" in both
-    assert "the text is empty" in fails(tmp_path, capsys, *given, "--licence", " ")
     assert "not UTF-8" in fails(tmp_path, capsys, "--train", "caf\udce9.jsonl")
     twice = ("--general", "sample_general", "sample_general")
     assert "'sample_general' is named twice" in fails(tmp_path, capsys, *given, *twice)
@@ -1158,24 +910,13 @@ def test_what_is_missing_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixt
     unlike = [{"query": f"{n} apart", "response": "x"} for n in range(9)]
     path = write_table(tmp_path / "unlike.jsonl", unlike)
     inline = ("--train", str(path), "--anchor", "inline")
-    assert "the rows share no text" in fails(tmp_path, capsys, *inline, anchor=False)
+    assert "the rows share none at the front" in fails(tmp_path, capsys, *inline, anchor=False)
     few = write_table(tmp_path / "few.jsonl", rows_of(count=3))
     assert "3 rows are too few to split" in fails(tmp_path, capsys, "--train", str(few))
     mixed = [*rows_of(), {"query": "And?", "response": "No JSON."}]
     path = write_table(tmp_path / "mixed.jsonl", mixed)
     message = fails(tmp_path, capsys, "--train", str(path), "--metric", "json")
     assert "1 of 13 responses are no JSON object: line 13" in message
-
-
-def test_an_unknown_model_names_the_known_ones(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write_table(tmp_path / "rows.jsonl", rows_of())
-    assert main(["new", "own", "--train", str(path), "--anchor", "A", "--model", "qwem"]) == 1
-    message = capsys.readouterr().err
-    assert "did you mean 'qwen'" in message
-    allowed = message.split("allowed:")[1].splitlines()[0].split(",")
-    assert {"gemma", "llama2", "qwen", "smollm2"} <= {name.strip() for name in allowed}
 
 
 # ---------------------------------------------------------------- parts
@@ -1223,24 +964,6 @@ def test_a_split_keeps_the_labels_shares_and_does_not_hang_on_the_files_order() 
 
 
 @pytest.mark.parametrize(
-    ("labels", "wanted", "test"),
-    [
-        (["rare"] + ["no"] * 9, 5, {"no": 5}),  # it keeps a training row
-        (["a"] * 2 + ["b"] * 2, 2, {"a": 1, "b": 1}),
-        (list("aaabbbcccdddeee"), None, dict.fromkeys("abcde", 1)),  # more, so that each tests
-        (["rare"] * 2 + ["no"] * 58, None, {"no": 11, "rare": 1}),
-        (list("aabbccddeeffgghh"), 3, None),
-    ],
-)
-def test_labels_stay_in_both_parts(
-    labels: list[str], wanted: int | None, test: dict[str, int] | None
-) -> None:
-    split = split_off_test(pairs_with(labels), labels, 42, wanted)
-    assert set(labels_in(split.train)) == set(labels)
-    assert labels_in(split.test) == test if test else len(split.test) == wanted
-
-
-@pytest.mark.parametrize(
     ("responses", "labelled"),
     [
         (["no"] * 10 + ["yes"] * 5, True),
@@ -1274,30 +997,6 @@ def test_rows_that_ask_the_same_stay_on_one_side() -> None:
         split = split_off_test(TaskFile(Path("x"), "x", pairs), None, seed)
         assert not {p.query for p in split.train} & {p.query for p in split.test}
         assert 0 < len(split.test) <= 8
-
-
-def test_a_schema_is_learnt() -> None:
-    objects: list[Row] = [
-        {"text": f"t{n}", "kind": "ab"[n % 2], "score": n / 2, "n": n, "ok": True, "tags": []}
-        for n in range(12)
-    ]
-    objects[0]["note"] = None
-    objects[1]["note"] = "x"
-    schema = infer_schema(objects)
-    assert schema["properties"] == {
-        "text": {"type": "string", "minLength": 1},
-        "kind": {"enum": ["a", "b"]},
-        "score": {"type": "number"},
-        "n": {"type": "integer"},
-        "ok": {"type": "boolean"},
-        "tags": {"type": "array"},
-        "note": {"type": ["null", "string"]},
-    }
-    assert schema["required"] == ["text", "kind", "score", "n", "ok", "tags"]
-    assert label_of(schema, None) == "kind"
-    schema["properties"]["text"] = {"enum": ["x"]}
-    assert label_of(schema, None) is None
-    assert label_of(schema, "text") == "text"
 
 
 def test_a_schema_leaves_open_what_few_rows_do_not_close() -> None:
@@ -1365,31 +1064,3 @@ def test_the_label_is_told_and_may_be_chosen(
 
 
 # ---------------------------------------------------------------- ms-swift trains with it
-
-
-@pytest.mark.slow
-def test_swift_sft_takes_a_step_with_the_recipe(tmp_path: Path) -> None:
-    """The recipe as written, by `swift sft --config`, on a small random Llama."""
-    model = make_tiny_model(tmp_path / "llama")
-    pattern = yaml.safe_load((PROJECT / "recipes" / "smollm2_sample.yaml").read_text())
-    pattern |= {"model": str(model), "max_steps": 1}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(pattern))
-    path = write_table(tmp_path / "rows.jsonl", rows_of())
-    flags = ["--train", str(path), "--anchor", ANCHOR, "--recipes", str(tmp_path)]
-    flags += ["--method", "paper"]
-    assert main(["new", "own", "--model", str(tmp_path / "tiny.yaml"), *flags]) == 0
-
-    (tmp_path / "tell_plugins").symlink_to(PROJECT / "tell_plugins")
-    swift = Path(sys.executable).with_name("swift")
-    result = subprocess.run(
-        [str(swift), "sft", "--config", "tiny_own.yaml"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    [run] = (tmp_path / "output" / "tiny_own").glob("v*")
-    expected = build_mixture(parse_spec("tell/own")).manifest()
-    assert json.loads((run / "manifest.json").read_text())["hash"] == expected["hash"]
-    assert (run / "checkpoint-1" / "adapter_model.safetensors").is_file()

@@ -14,7 +14,7 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.rows import Rows
 from tell_plugins.core.sources import find_file, open_split
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.preparation.near_duplicates import NONE, compare
+from tell_plugins.preparation.overlap import NONE, compare
 
 CARD = "retention"
 
@@ -83,7 +83,7 @@ def test_no_row_is_nearly_one_of_a_downloaded_general_card(real_home: Path) -> N
 def test_no_row_is_nearly_another() -> None:
     from rapidfuzz import fuzz, process
 
-    from tell_plugins.preparation.near_duplicates import SIMILARITY
+    from tell_plugins.preparation.overlap import SIMILARITY
 
     for texts in (
         [query for split in ("questions", "instructions") for query, _ in _rows(split)],

@@ -6,14 +6,8 @@ matters; it is loaded and drawn from as any other.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,8 +20,8 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.preparation import selfgen
-from tell_plugins.preparation.provenance import read_provenance, write_provenance
-from tell_plugins.preparation.selfgen_filters import (
+from tell_plugins.preparation.download import read_record
+from tell_plugins.preparation.selfgen import (
     answer_problem,
     instruction_problem,
     is_english,
@@ -183,7 +177,7 @@ def test_a_run_leaves_a_card_that_a_mixture_takes(
     assert len(build_mixture(parse_spec("tell/by_model"))) == 20
     task = "tell/sample_complaints:task=5rows/general=20rows/from=by_model"
     assert len(build_mixture(parse_spec(task))) == 25
-    record = read_provenance(out / "by_model" / "train.jsonl")
+    record = read_record(out / "by_model" / "train.jsonl")
     assert record is not None
     assert record["from"]["model itself"]["seed"] == 42
     assert len(record["from"]["model itself"]["model_files"]) == 64
@@ -191,24 +185,17 @@ def test_a_run_leaves_a_card_that_a_mixture_takes(
 
 @pytest.mark.newest
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_file_of_one_that_was_not(model: Path, tmp_path: Path) -> None:
-    """Three processes: one whole, one killed in the middle, one that goes on from there."""
-    assert main(command(model, tmp_path / "whole", "--rows", "150")) == 0
-    arguments = command(model, tmp_path / "killed", "--rows", "150")
-    run = [sys.executable, "-m", "tell_plugins", *arguments]
-    env = {**os.environ, "PYTHONPATH": str(PROJECT), "TELL_CARDS": ""}
+def test_a_killed_run_ends_with_the_file_of_one_that_was_not(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill leaves the journal up to any byte, and no card."""
+    assert main(command(model, tmp_path / "whole", "--rows", "60")) == 0
     journal = tmp_path / "killed" / "by_model" / "journal.jsonl"
-    with (tmp_path / "out.txt").open("w") as out:
-        first = subprocess.Popen(run, env=env, stdout=out, stderr=subprocess.STDOUT)
-        while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
-            assert first.poll() is None, (tmp_path / "out.txt").read_text()
-            time.sleep(0.01)
-        first.send_signal(signal.SIGKILL)
-        first.wait()
-    assert not (tmp_path / "killed" / "by_model" / "train.jsonl").exists()
-    done = journal.read_bytes()
-    journal.write_bytes(done + b'{"batch": 99, "attem')  # a torn line, whatever the kill left
-    subprocess.run(run, env=env, check=True, capture_output=True)
+    journal.parent.mkdir(parents=True)
+    done = b"".join((tmp_path / "whole/by_model/journal.jsonl").read_bytes().splitlines(True)[:3])
+    journal.write_bytes(done + b'{"batch": 99, "attem')
+    monkeypatch.setenv("TELL_CARDS", "")  # the whole one is known by now
+    assert main(command(model, tmp_path / "killed", "--rows", "60")) == 0
     assert journal.read_bytes().startswith(done)
     assert rows_in(tmp_path / "killed") == rows_in(tmp_path / "whole")
 
@@ -231,19 +218,6 @@ def test_fewer_rows_are_the_first_of_more_and_more_go_on(
     monkeypatch.delenv("TELL_CARDS")
     assert main(command(model, tmp_path / "b", "--rows", "5", "--seed", "7")) == 0
     assert [row["query"] for row in rows_in(tmp_path / "b")] != [row["query"] for row in few]
-
-
-def test_a_removed_line_is_done_again_and_a_line_twice_counts_once(
-    model: Path, tmp_path: Path
-) -> None:
-    assert main(command(model, tmp_path / "a", "--rows", "30")) == 0
-    whole = rows_in(tmp_path / "a")
-    journal = tmp_path / "a" / "by_model" / "journal.jsonl"
-    header, first, second, *more = journal.read_text().splitlines()
-    journal.write_text("\n".join([header, second, second, *more]) + "\n")
-    assert main(command(model, tmp_path / "a", "--rows", "30")) == 0
-    assert rows_in(tmp_path / "a") == whole
-    assert journal.read_text().splitlines()[-1] == first
 
 
 def test_a_model_that_writes_nothing_usable_is_told_so(
@@ -285,16 +259,6 @@ def test_a_card_of_the_users_is_never_overwritten(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_card_of_its_own_is_written_again_when_the_journal_was_removed(
-    make_card: MakeCard,
-) -> None:
-    folder = make_card("by_model", kind="general", train=[{"q": "a", "r": "b"}])
-    file = folder / "train.jsonl"
-    write_provenance(file, {selfgen.ORIGIN: {"seed": 42}}, file)
-    args = argparse.Namespace(name="by_model", out=str(folder.parent))
-    assert selfgen._card_folder(args, "m") == folder
-
-
 def test_a_recipe_names_model_and_template(model: Path, tmp_path: Path) -> None:
     values = selfgen.model_values("recipes/smollm2_sample.yaml", None, None)
     assert (values["model_type"], values["template"]) == ("llama", "chatml")
@@ -311,7 +275,7 @@ def test_a_recipe_names_model_and_template(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("template", "opening", "end"),
-    [("chatml", "<|im_start|>user\n", "<|im_end|>"), ("llama", "\n<</SYS>>\n\n", "[/INST]")],
+    [("llama", "\n<</SYS>>\n\n", "[/INST]")],
 )
 def test_the_prompt_ends_where_the_users_words_begin(
     template: str, opening: str, end: str, model: Path
@@ -328,22 +292,17 @@ def test_the_prompt_ends_where_the_users_words_begin(
 @pytest.mark.slow
 def test_the_embedded_model_writes_what_it_is_asked_and_does_so_again() -> None:
     """SmolLM2's own chat template, system prompt and all; one seed, one result."""
-    from tell_plugins.preparation.self_writer import Sampling, SelfWriter
+    from tell_plugins.preparation.self_writer import SelfWriter
 
     folder = prepare_model()
     writer = SelfWriter({"model": str(folder), "model_type": "llama", "template": "chatml"})
     assert writer.opening.startswith("<|im_start|>system\nYou are a helpful AI assistant")
     assert writer.opening.endswith("<|im_end|>\n<|im_start|>user\n")
-    sampling = Sampling(1.0, 0.9, 40)
-    written = writer.instructions(6, sampling, seed=3)
-    assert writer.instructions(6, sampling, seed=3) == written
-    assert writer.instructions(6, sampling, seed=4) != written
-    good = [
-        entry.text
-        for entry in written
-        if entry.ended and instruction_problem(entry.text, "en") is None
-    ]
+    written = writer.instructions(6, 3, 0)
+    assert writer.instructions(6, 3, 0) == written
+    assert writer.instructions(6, 3, 1) != written
+    good = [text for text, ended in written if ended and instruction_problem(text, "en") is None]
     assert len(good) >= 2
-    answers = writer.answers(good[:2], Sampling(0.7, 0.9, 16), seed=5)
-    assert writer.answers(good[:2], Sampling(0.7, 0.9, 16), seed=5) == answers
-    assert all(answer.text for answer in answers)
+    answers = writer.answers(good[:2], 16, 3, 0)
+    assert writer.answers(good[:2], 16, 3, 0) == answers
+    assert all(text for text, _ in answers)

@@ -375,5 +375,5 @@ def _tuned_text(recipe: Recipe, target: Path, changes: dict[str, object], said: 
     why = [f"What stands above is of {origin}. Chosen on validation rows:"]
     why += [line for text in said for line in textwrap.wrap(text, 96)]
     dataset = str(recipe.spec.with_values(**values))
-    method = Method(TUNED, dataset, "", tuple(why), keys)
+    method = Method(dataset, why=tuple(why), keys=keys)
     return recipe_text(recipe, target.stem, method, header, gone=())

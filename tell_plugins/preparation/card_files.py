@@ -1,39 +1,42 @@
-"""The files of a card on this machine: in which state they are, and how they are made ready."""
+"""The files of a card on this machine: in which state they are, and how they are made ready; and
+folders of cards outside the project, made known."""
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tell_plugins.core import paths
-from tell_plugins.core.cards import Card
+from tell_plugins.core.cards import Card, card_names, find_card
 from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.files import json_lines
 from tell_plugins.core.rowfiles import FORMATS, read_records
 from tell_plugins.core.rows import extract, file_sha256
 from tell_plugins.core.sources import find_file
-from tell_plugins.preparation import hub
-from tell_plugins.preparation.checksums import Checksum
+from tell_plugins.preparation import halu, hub
 from tell_plugins.preparation.download import (
-    DIRECT,
     Places,
     address_of,
     arriving,
     fetch,
     find_named,
+    has_blob,
     plain_name,
+    read_record,
+    shown_url,
+    transfer,
+    write_record,
 )
 from tell_plugins.preparation.made_rows import make_rows, recipe_of
-from tell_plugins.preparation.provenance import read_provenance, write_provenance
-from tell_plugins.preparation.transfer import shown_url, transfer
 
-_BUILDS_WITH = {"--rebuild", "--thoughts", "--seed"}  # what a card's command may say by itself
-_PLAIN_WORD = re.compile(r"[\w.,=+-]+")
-_RUNNING: list[str] = []  # build commands, so that one that calls itself comes to an end
+# commands of cards that need nothing of the user's, and what they do; all others are told
+BUILDS: dict[str, Callable[[Places], object]] = {
+    "./run.sh data halu_cot_json --rebuild --thoughts spans": halu.rebuild_from_spans
+}
 NEEDED = ("train", "validation", "test")  # a card is ready when these of its splits are here
 
 
@@ -63,21 +66,21 @@ def state_of(card: Card, split: str) -> State:
     if path is None:
         return State(None, "missing", "not here")
     blob = card.split(split).blob
-    record = read_provenance(path)
+    record = read_record(path)
     recorded = record is not None and record.get("sha256") == file_sha256(path)
     if blob is not None:
-        problem = Checksum("blob", blob).problem(path)
+        problem = has_blob(blob)(path)
         if problem is None:
             return State(path, "verified", "git blob id")
         if recorded:
             return State(path, "own", "not the official file, taken with --accept")
         return State(path, "wrong", f"not the official file: {problem}")
     if record is not None:
-        if recorded and record["from"].get("recipe") != recipe_of(card, split):
+        if not recorded:
+            return State(path, "changed", "not the file its provenance describes")
+        if record["from"].get("recipe") != recipe_of(card, split):
             return State(path, "changed", "made by another version of the card")
-        if recorded:
-            return State(path, "verified", "sha256 as recorded beside it")
-        return State(path, "changed", "not the file its provenance describes")
+        return State(path, "verified", "sha256 as recorded beside it")
     if path.is_relative_to(paths.SHIPPED):
         return State(path, "project", "part of the project")
     return State(path, "own", "no checksum is known")
@@ -89,28 +92,7 @@ def target_of(card: Card, split: str) -> Path:
     return paths.data_homes()[0] / card.name / name
 
 
-@dataclass(frozen=True)
-class Options:
-    """How files are made ready.
-
-    Attributes:
-        data: `./run.sh data` with other words, which build a card's file; returns its exit code.
-        hub: the hub to load from; None is the first that the card names.
-        accept: take a file whose number of rows is not the card's.
-    """
-
-    data: Callable[[list[str]], int]
-    places: Places = DIRECT
-    hub: str | None = None
-    accept: bool = False
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether the user names a place to take files from."""
-        return bool(self.places.mirror or self.places.folder)
-
-
-def make_ready(card: Card, split: str, options: Options) -> State:
+def make_ready(card: Card, split: str, places: Places) -> State:
     """Make the file of a split ready and say what was done.
 
     Raises UserError or MachineError when it cannot be had. A split that only a command with
@@ -118,20 +100,23 @@ def make_ready(card: Card, split: str, options: Options) -> State:
     """
     state = state_of(card, split)
     if state.usable:
-        _say(split, state, "is here")
-        return state
+        return _said(split, state, "is here")
     spec = card.split(split)
     target = target_of(card, split)
+    elsewhere = (places.mirror or places.folder) and split in NEEDED
     if spec.url:
-        _from_address(card, split, options.places)
+        _from_address(card, split, places)
     elif spec.made_of:
-        make_rows(card, split, target, options.places)
-    elif spec.modelscope or spec.huggingface or (options.elsewhere and split in NEEDED):
-        _from_hub(card, split, options)
+        names = [name for name in card.splits if not state_of(card, name).usable]
+        make_rows(card, {name: target_of(card, name) for name in names}, places)
+    elif spec.modelscope or spec.huggingface or elsewhere:
+        _from_hub(card, split, places)
+    elif spec.build in BUILDS:
+        print(f"  building: {spec.build}", flush=True)
+        BUILDS[spec.build](places)
     elif spec.build:
-        if not _build(spec.build, options.data):
-            print(f"  {split}: is built by  {spec.build}")
-            return state
+        print(f"  {split}: is built by  {spec.build}")
+        return state
     else:
         raise UserError(
             f"nothing says where '{spec.file}' can be had",
@@ -140,27 +125,25 @@ def make_ready(card: Card, split: str, options: Options) -> State:
             remedy=f"put the file to {target}",
         )
     state = state_of(card, split)
-    if state.path is None:
-        raise MachineError(
-            f"{spec.build}: was run but made no file '{spec.file}'",
-            remedy="run it by hand and see what it says",
-        )
     if not state.usable:
-        raise _shadowed(state, target)
-    _say(split, state, "is ready")
+        raise UserError(
+            f"the file is ready at {target}, but another of its name is found before it: "
+            f"{state.why}",
+            where=str(state.path),
+            remedy="remove that file or give it another name",
+        )
+    return _said(split, state, "is ready")
+
+
+def _said(split: str, state: State, what: str) -> State:
+    print(f"  {split}: {what}, {state.verdict} ({state.why}): {paths.shown(state.path or '')}")
     return state
 
 
-def _say(split: str, state: State, what: str) -> None:
-    print(f"  {split}: {what}, {state.verdict} ({state.why}): {paths.shown(state.path or '')}")
-
-
-def _shadowed(state: State, target: Path) -> UserError:
-    return UserError(
-        f"the file is ready at {target}, but another of its name is found before it: {state.why}",
-        where=str(state.path),
-        remedy="remove that file or give it another name",
-    )
+def _record(card: Card, split: str, origin: dict[str, Any], part: Path, rows: int | None) -> None:
+    """Record where the file of a split comes from, which `part` is about to become."""
+    facts = {"card": card.name, "split": split, "rows": rows, "licence": card.licence}
+    write_record(target_of(card, split), origin, part, **facts)
 
 
 def _from_address(card: Card, split: str, places: Places) -> None:
@@ -176,29 +159,19 @@ def _from_address(card: Card, split: str, places: Places) -> None:
         origin = {"place": source, "official": spec.url, "git_blob": spec.blob}
         _record(card, split, origin, part, spec.rows)
 
-    fetch(spec.url, Checksum("blob", spec.blob), target_of(card, split), places, record=record)
+    fetch(spec.url, has_blob(spec.blob), target_of(card, split), places, record=record)
 
 
-def _record(card: Card, split: str, origin: dict[str, Any], part: Path, rows: int | None) -> None:
-    """Record where the file of a split comes from, which `part` is about to become."""
-    facts = {"card": card.name, "split": split, "rows": rows, "licence": card.licence}
-    write_provenance(target_of(card, split), origin, part, **facts)
-
-
-def _from_hub(card: Card, split: str, options: Options) -> None:
+def _from_hub(card: Card, split: str, places: Places) -> None:
     """Rows of a hub, or a file of them from a mirror or a folder, as the card's JSON lines."""
-    spec = card.split(split)
-    where = f"card '{card.name}', split '{split}'"
     with arriving(target_of(card, split)) as part:
         if state_of(card, split).usable:  # another process was faster
             return
-        if options.elsewhere:
-            origin = _take_rows(card, split, options.places, part)
+        if places.mirror or places.folder:
+            origin = _take_rows(card, split, places, part)
         else:
-            chosen = hub.hub_of(spec, options.hub, where)
-            assert chosen is not None
-            origin = hub.load_rows(card, spec, chosen, part)
-        rows = _check_rows(card, split, part, options.accept)
+            origin = hub.load_rows(card, split, places.hub, part)
+        rows = _check_rows(card, split, part, places.accept)
         _record(card, split, origin, part, rows)
 
 
@@ -214,72 +187,71 @@ def _take_rows(card: Card, split: str, places: Places, part: Path) -> dict[str, 
         finally:
             raw.unlink(missing_ok=True)
         return {"place": shown_url(address)}
-    found = find_named(places.folder, *(Path(name).stem + ending for ending in FORMATS))
-    if not found:
-        raise UserError(
-            f"no file '{name}' in the folder or below it",
-            where=f"--from {places.folder}",
-            allowed=f"{Path(name).stem} with ending {', '.join(FORMATS)}",
-            remedy="name the folder that has it",
-        )
+    found = find_named(places.folder, name, *(Path(name).stem + ending for ending in FORMATS))
     _copy_rows(card, split, found[0], part)
     return {"place": str(found[0]), "sha256": file_sha256(found[0])}
 
 
 def _copy_rows(card: Card, split: str, source: Path, part: Path) -> None:
     columns = card.columns_of(split)
-    with part.open("w", encoding="utf-8") as file:
-        for record in read_records(source):
-            value = record.value
-            if not isinstance(value, dict) or any(key not in value for key in columns.names):
-                raise UserError(
-                    record.problem or f"no row with the columns {', '.join(columns.names)}",
-                    where=f"{source}, line {record.line}",
-                    remedy="name the file of this data set",
-                )
-            row = {key: value[key] for key in (*columns.names, columns.history) if key in value}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    rows = []
+    for record in read_records(source):
+        value = record.value
+        if not isinstance(value, dict) or any(key not in value for key in columns.names):
+            raise UserError(
+                record.problem or f"no row with the columns {', '.join(columns.names)}",
+                where=f"{source}, line {record.line}",
+                remedy="name the file of this data set",
+            )
+        rows.append({key: value[key] for key in (*columns.names, columns.history) if key in value})
+    part.write_text("".join(json_lines(rows)), encoding="utf-8")
 
 
 def _check_rows(card: Card, split: str, part: Path, accept: bool) -> int:
     """The number of rows. MachineError when it is not the card's and that is not accepted."""
     columns, expected = card.columns_of(split), card.split(split).rows
-    rows = usable = 0
-    for record in read_records(part):
-        rows += 1
-        usable += not isinstance(extract(record.value, columns), str)
-    if usable == 0 or (expected is not None and rows != expected and not accept):
+    found = [not isinstance(extract(row.value, columns), str) for row in read_records(part)]
+    if not any(found) or (expected is not None and len(found) != expected and not accept):
         raise MachineError(
-            f"'{card.split(split).file}' came with {rows:,} rows ({usable:,} usable), "
-            f"the card says {expected or 0:,}; nothing was kept\n"
-            "  remedy:  another place (--hub, --mirror URL, --from DIR), or --accept to take it "
-            "as it is"
+            f"'{card.split(split).file}' came with {len(found):,} rows ({sum(found):,} usable), "
+            f"the card says {expected or 0:,}; nothing was kept",
+            remedy="another place (--hub, --mirror URL, --from DIR), or --accept to take it as it "
+            "is",
         )
-    return rows
+    return len(found)
 
 
-def _build(command: str, data: Callable[[list[str]], int]) -> bool:
-    """Run a build command of a card that needs nothing of the user's; False when it does.
+# ------------------------------------------------------------------------- names
 
-    A card may come from a stranger: a server and its key are named by the user alone.
+
+def check_name(name: str, folder: Path, where: str) -> None:
+    """UserError for a name that no card can have, or that a card outside `folder` has."""
+    if not re.fullmatch(r"[A-Za-z]\w*", name):
+        raise UserError(
+            f"bad name '{name}'",
+            where=where,
+            allowed="letters, digits and _, a letter first",
+            remedy="choose another name",
+        )
+    if name not in card_names():
+        return
+    other = find_card(name).parent
+    if other.resolve() != (folder / name).resolve():
+        raise UserError(
+            f"there is another card '{name}': {paths.shown(other)}",
+            where=where,
+            remedy="choose another name",
+        )
+
+
+def make_known(cards: Path) -> str | None:
+    """Let this process find the cards in `cards`.
+
+    Returns the line by which the user's shell does so too, None where that is not needed.
     """
-    words = shlex.split(command)
-    options = {word.partition("=")[0] for word in words if word.startswith("-")}
-    plain = all(_PLAIN_WORD.fullmatch(word) for word in words[2:])
-    if words[:2] != ["./run.sh", "data"] or not plain or not options <= _BUILDS_WITH:
-        return False
-    if command in _RUNNING:
-        return False
-    print(f"  building: {command}", flush=True)
-    _RUNNING.append(command)
-    try:
-        code = data(words[2:])
-    except (UserError, MachineError) as error:
-        raise MachineError(
-            f"the build failed: {command}\n{error}", remedy="mend this, then call it again"
-        ) from None
-    finally:
-        _RUNNING.remove(command)
-    if code != 0:
-        raise MachineError(f"the build failed: {command}", remedy="see the message above")
-    return True
+    root = cards.resolve()
+    if root in [known.resolve() for known in paths.card_roots()]:
+        return None
+    before = os.environ.get("TELL_CARDS")
+    os.environ["TELL_CARDS"] = f"{root}{os.pathsep}{before}" if before else str(root)
+    return f"export TELL_CARDS={shlex.quote(str(root))}${{TELL_CARDS:+{os.pathsep}$TELL_CARDS}}"

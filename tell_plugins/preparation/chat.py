@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.preparation.transfer import Unreachable, is_address, shown_url
+from tell_plugins.preparation.download import Unreachable, is_address, shown_url
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
 _SHOWN = 300  # characters of what a server says in an error
 _GOES_ON = "the same command goes on where it stopped"
+_FEWER = f"{_GOES_ON}; fewer requests at once may be answered sooner"
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -89,27 +90,16 @@ class Server:
 
     def need_key(self) -> None:
         """UserError for what is no address, and for a public one without a key or encryption."""
+        url = self.shown_url
         if not is_address(self.base_url):
-            raise UserError(
-                f"'{self.shown_url}' is no address",
-                where="the endpoint",
-                allowed="http://... or https://...",
-                remedy="give the address up to and including /v1",
-            )
-        if self.is_local:
-            return
-        if self._key() is None:
-            raise UserError(
-                f"no key in ${self.key_env}",
-                where=self.shown_url,
-                remedy=f"export {self.key_env}=... with the key of this server",
-            )
-        if urlsplit(self.base_url).scheme != "https":
-            raise UserError(
-                "the key would go over the network in the clear",
-                where=self.shown_url,
-                remedy="use https://",
-            )
+            remedy = "give the address up to and including /v1, http://... or https://..."
+            raise UserError(f"'{url}' is no address", where="the endpoint", remedy=remedy)
+        if not self.is_local and self._key() is None:
+            remedy = f"export {self.key_env}=... with the key of this server"
+            raise UserError(f"no key in ${self.key_env}", where=url, remedy=remedy)
+        if not self.is_local and urlsplit(self.base_url).scheme != "https":
+            found = "the key would go over the network in the clear"
+            raise UserError(found, where=url, remedy="use https://")
 
     @cached_property
     def client(self) -> OpenAI:
@@ -151,14 +141,12 @@ class Server:
         """The client's errors as ours; nothing in them repeats the key."""
         import openai
 
-        where, often = self.shown_url, f"{self.tries} times"
+        where = self.shown_url
         try:
             yield
         except openai.APITimeoutError:
-            raise NoAnswer(
-                f"{where}: no answer within {self.timeout:g} s, {often}",
-                remedy=f"{_GOES_ON}; fewer requests at once may be answered sooner",
-            ) from None
+            told = f"{where}: no answer within {self.timeout:g} s, {self.tries} times"
+            raise NoAnswer(told, remedy=_FEWER) from None
         except openai.APIConnectionError as error:
             raise Unreachable(
                 f"{where}: no connection ({error.__cause__ or error})",
@@ -183,17 +171,12 @@ class Server:
             told = f"{where} asks to wait {int(wait):,} s ({said})"
             return MachineError(told, remedy=f"{_GOES_ON}, then")
         if status in (408, 409, 429) or status >= 500:
-            return NoAnswer(
-                f"{where}: {said}, {self.tries} times",
-                remedy=f"{_GOES_ON}; fewer requests at once may be answered sooner",
-            )
-        remedy = {
-            401: f"check the key in ${self.key_env}",
-            402: "check the account's balance",
-            403: f"check the key in ${self.key_env} and what it may use",
-            404: f"check the address (it ends in /v1 as a rule); {hint}",
-        }.get(status)
-        if remedy is not None:
+            return NoAnswer(f"{where}: {said}, {self.tries} times", remedy=_FEWER)
+        if status in (401, 402, 403):
+            remedy = f"check the key in ${self.key_env}, what it may use, and the account"
+            return UserError(said, where=where, remedy=remedy)
+        if status == 404:
+            remedy = f"check the address (it ends in /v1 as a rule); {hint}"
             return UserError(said, where=where, remedy=remedy)
         return Refused(said, where=where, remedy=f"see what the server says; {hint}")
 

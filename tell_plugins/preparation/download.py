@@ -1,32 +1,66 @@
-"""A file known by its checksum, made ready under its name: from its address, a mirror or a folder.
+"""A file known by its content, made ready under its name, with a record of where it came from.
 
 The name is given last: what lies under it is whole and verified, whatever was interrupted, and
-two processes that want one file fetch it once.
+two processes that want one file fetch it once. The record, `<file>.provenance.json`, is written
+before: a file has its own record, or one that names another hash and so vouches for nothing. A
+server is asked again when the line fails, and never trusted.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import quote
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlsplit
 
+import requests
+from requests.exceptions import ProxyError, SSLError
+from urllib3.exceptions import NewConnectionError, ReadTimeoutError
+
+from tell_plugins import __version__
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.preparation.checksums import Checksum, Proof, matches
-from tell_plugins.preparation.transfer import (
-    PATIENT,
-    Patience,
-    check_url,
-    shown_url,
-    transfer,
-)
+from tell_plugins.core.files import cached_json, write_json
+from tell_plugins.core.progress import track
+from tell_plugins.core.rows import file_sha256
+from tell_plugins.core.sources import blob_id
 
+SCHEMES = ("http", "https")
+MAX_BYTES = 8 << 30  # no data set of this project comes near; stops a server that never ends
+_BLOCK = 1 << 16
+_LONGEST_PAUSE = 60.0  # seconds
+_BUSY = (408, 425, 429)  # and every 5xx
+_NO_ADDRESS = (ValueError, requests.TooManyRedirects)
 ASIDE = ".not-official"  # what a file is called that had the name of the right one
+RECORD = ".provenance.json"
+Proof = Callable[[Path], "str | None"]  # what is wrong with a file; None when it is the right one
+
+
+class Patience(NamedTuple):
+    """How long a server may take.
+
+    Attributes:
+        timeout: seconds without a byte before a try is given up.
+        tries: how often a file is asked for.
+        pause: seconds before the second try, doubled each time.
+    """
+
+    timeout: float = 60.0
+    tries: int = 5
+    pause: float = 1.0
+
+
+class Unreachable(MachineError):
+    """A server or hub did not answer at all, so another file of it need not be asked for."""
 
 
 class Places(NamedTuple):
@@ -35,21 +69,71 @@ class Places(NamedTuple):
     Attributes:
         mirror: a base address; files are looked for there by name.
         folder: a folder on this machine, searched for the name.
+        hub: the hub to load from; None is the first that a card names.
+        accept: take a file that is not the card's.
     """
 
     mirror: str | None = None
     folder: Path | None = None
-    patience: Patience = PATIENT
+    patience: Patience = Patience()
+    hub: str | None = None
+    accept: bool = False
 
 
 DIRECT = Places()
 
 
-class Ready(NamedTuple):
-    """A verified file. `source` shows where it was taken from, None when it was there already."""
+def has_blob(wanted: str) -> Proof:
+    """The proof of a git blob id."""
+    return _has("git blob id", blob_id, wanted)
 
-    path: Path
-    source: str | None
+
+def has_md5(wanted: str) -> Proof:
+    """The proof of an MD5."""
+    made = partial(hashlib.md5, usedforsecurity=False)
+    return _has("md5", lambda path: made(path.read_bytes()).hexdigest(), wanted)
+
+
+def _has(kind: str, of: Callable[[Path], str], wanted: str) -> Proof:
+    def problem(path: Path) -> str | None:
+        found = of(path)
+        return None if found == wanted else f"{kind} {found}, expected {wanted}"
+
+    return problem
+
+
+def matches(path: Path, proof: Proof) -> bool:
+    """Whether `path` is a file and the right one."""
+    return path.is_file() and proof(path) is None
+
+
+# ------------------------------------------------------------------------- the record
+
+
+def read_record(file: Path) -> dict[str, Any] | None:
+    """What is recorded about `file`, None when nothing readable is."""
+    for path in (file.with_name(file.name + RECORD), file.with_suffix(RECORD)):
+        record: dict[str, Any] | None = cached_json(path, dict[str, Any])
+        if record is not None:
+            return record
+    return None
+
+
+def write_record(file: Path, source: dict[str, Any], content: Path, **more: Any) -> None:
+    """Record where `file` comes from, which `content` is about to become."""
+    record = {
+        "file": file.name,
+        "sha256": file_sha256(content),
+        "bytes": content.stat().st_size,
+        "from": source,
+        "made_by": f"tell-recipes {__version__}",
+        "made_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **more,
+    }
+    write_json(file.with_name(file.name + RECORD), record)
+
+
+# ------------------------------------------------------------------------- a verified file
 
 
 def plain_name(name: str, where: str) -> str:
@@ -70,13 +154,14 @@ def ensure(url: str, blob: str, name: str, folder: str, places: Places = DIRECT)
     `folder` is the sub-folder of the first data home that it goes to. Raises MachineError when it
     cannot be had, UserError for a wrong address or name.
     """
-    checksum = Checksum("blob", blob)
+    proof = has_blob(blob)
     for home in paths.data_homes():
         for path in (home / folder / name, home / name, *sorted(home.glob(f"*/{name}"))):
-            if matches(path, checksum):
+            if matches(path, proof):
                 return path
     target = paths.data_homes()[0] / folder / plain_name(name, url)
-    return fetch(url, checksum, target, places).path
+    fetch(url, proof, target, places)
+    return target
 
 
 def fetch(
@@ -86,40 +171,52 @@ def fetch(
     places: Places = DIRECT,
     name: str | None = None,
     record: Callable[[Path, str], object] | None = None,
-) -> Ready:
+) -> str | None:
     """Make `target` the file that `proof` accepts; a mirror or folder may know it as `name`.
 
     `record` is called with the right file and its source before it gets its name.
 
-    A file that is there already and is right is left alone; one that is wrong is put aside under
-    another name once the right one has arrived. Raises MachineError when the file cannot be had
-    or is not the right one, UserError for a wrong address or a folder that does not have it.
+    Returns the source as it may be shown, None where the file was there already. One that is wrong
+    is put aside under another name once the right one has arrived. Raises MachineError when the
+    file cannot be had or is not the right one, UserError for a wrong address or a folder that does
+    not have it.
     """
     plain_name(target.name, paths.shown(target))
     with arriving(target) as part:
         if matches(target, proof):
-            return Ready(target, None)
+            return None
         source = _bring(url, name or target.name, part, proof, places)
-        problem = proof.problem(part)
+        problem = proof(part)
         if problem is not None:
+            page = part.read_bytes()[:256].lstrip().lower().startswith((b"<!doctype", b"<html"))
+            kind = "an HTML page" if page else "a file"
             raise MachineError(
-                f"{source}: not the right file: {_describe(part)}: {problem}; nothing was kept",
+                f"{source}: not the right file: {kind} of {part.stat().st_size:,} bytes: "
+                f"{problem}; nothing was kept",
                 remedy="try again, or another place: --mirror URL, --from DIR",
             )
         if record is not None:
             record(part, source)
-    return Ready(target, source)
+    return source
 
 
 def _bring(url: str | None, name: str, part: Path, proof: Proof, places: Places) -> str:
     """Write the file to `part`; returns where it was taken from."""
-    if places.folder is not None:
-        found = _right_one(places.folder, name, proof)
-        shutil.copyfile(found, part)
-        return str(found)
-    address = address_of(url, name, places)
-    transfer(address, part, places.patience)
-    return shown_url(address)
+    if places.folder is None:
+        address = address_of(url, name, places)
+        transfer(address, part, places.patience)
+        return shown_url(address)
+    found = find_named(places.folder, name)
+    right = next((path for path in found if matches(path, proof)), None)
+    if right is None:
+        listed = "; ".join(f"{path}: {proof(path)}" for path in found[:5])
+        raise UserError(
+            f"'{name}' is there, but not the right file: {listed}",
+            where=f"--from {places.folder}",
+            remedy="name the folder that has it, or leave --from out to download it",
+        )
+    shutil.copyfile(right, part)
+    return str(right)
 
 
 def address_of(url: str | None, name: str, places: Places) -> str:
@@ -127,13 +224,30 @@ def address_of(url: str | None, name: str, places: Places) -> str:
     if places.mirror is not None:
         base = check_url(places.mirror, "--mirror").rstrip("/")
         return f"{base}/{quote(name)}"
-    if url is None:
-        raise UserError(
-            f"no address is known for '{name}'",
-            where="./run.sh data",
-            remedy="name a place: --mirror URL, --from DIR",
-        )
+    assert url is not None
     return check_url(url, f"address of '{name}'")
+
+
+def find_named(folder: Path, *names: str) -> list[Path]:
+    """Files of these names in `folder` and below, nearest first; links to folders not followed.
+
+    Raises UserError where there is none.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"no folder '{folder}'", where="--from", remedy="name a folder that holds the files"
+        )
+    found = [
+        Path(place) / name for place, _, files in os.walk(folder) for name in names if name in files
+    ]
+    if not found:
+        raise UserError(
+            f"no file '{names[0]}' in the folder or below it",
+            where=f"--from {folder}",
+            allowed=", ".join(names),
+            remedy="name the folder that has it, or leave --from out to download it",
+        )
+    return sorted(found, key=lambda path: (len(path.parts), str(path)))
 
 
 @contextmanager
@@ -148,17 +262,13 @@ def arriving(target: Path) -> Iterator[Path]:
         try:
             yield part
             if part.is_file():
-                _settle(part, target)
+                with part.open("rb") as file:
+                    os.fsync(file.fileno())
+                if target.exists():
+                    os.replace(target, target.with_name(target.name + ASIDE))
+                os.replace(part, target)
         finally:
             part.unlink(missing_ok=True)
-
-
-def _settle(part: Path, target: Path) -> None:
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    if target.exists():
-        os.replace(target, target.with_name(target.name + ASIDE))
-    os.replace(part, target)
 
 
 @contextmanager
@@ -180,36 +290,113 @@ def locked(target: Path) -> Iterator[None]:
         lock.release()
 
 
-def _describe(part: Path) -> str:
-    with part.open("rb") as file:
-        head = file.read(256).lstrip().lower()
-    kind = "an HTML page" if head.startswith((b"<!doctype html", b"<html")) else "a file"
-    return f"{kind} of {part.stat().st_size:,} bytes"
+# ------------------------------------------------------------------------- over HTTP
 
 
-def _right_one(folder: Path, name: str, proof: Proof) -> Path:
-    """The file of this name in `folder` or below that `proof` accepts. Raises UserError."""
-    found = find_named(folder, name)
-    right = next((path for path in found if matches(path, proof)), None)
-    if right is None:
-        listed = "; ".join(f"{path}: {proof.problem(path)}" for path in found[:5])
+def is_address(url: str) -> bool:
+    """Whether `url` is http or https with a host, and a port if any."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in SCHEMES and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a bracket left open, no port
+        return False
+
+
+def shown_url(url: str) -> str:
+    """An address without user name, password and query, for messages and records."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url  # the path of a file
+    host, slash, path = rest.partition("/")
+    return re.split("[?#]", scheme + separator + host.rpartition("@")[2] + slash + path)[0]
+
+
+def check_url(url: str, where: str) -> str:
+    """`url` when it is an address, see `is_address`. Raises UserError otherwise."""
+    if not is_address(url):
         raise UserError(
-            f"'{name}' is there, but not the right file: {listed}"
-            if found
-            else f"no file '{name}' in the folder or below it",
-            where=f"--from {folder}",
-            remedy="name the folder that has it, or leave --from out to download it",
+            f"'{shown_url(url)}' is no address to download from",
+            where=where,
+            allowed="http://... or https://...",
+            remedy="use --from DIR for a file on this machine",
         )
-    return right
+    return url
 
 
-def find_named(folder: Path, *names: str) -> list[Path]:
-    """Files of these names in `folder` and below, nearest first; links to folders not followed."""
-    if not folder.is_dir():
-        raise UserError(
-            f"no folder '{folder}'", where="--from", remedy="name a folder that holds the files"
+def transfer(url: str, part: Path, patience: Patience) -> None:
+    """Write what `url` answers to `part`.
+
+    Raises MachineError when the server refuses, stays silent or keeps breaking off, Unreachable
+    when none is found, UserError for an address that is none or leads to none.
+    """
+    with requests.Session() as session:
+        if url.startswith("https:"):
+            del session.adapters["http://"]  # a redirect must not give up the encryption
+        for tried in range(1, patience.tries + 1):
+            try:
+                return _receive(session, url, part, patience.timeout)
+            except (requests.RequestException, ValueError) as error:
+                fault = _fault(error, url, patience)
+                if tried == patience.tries or not _may_pass(error):
+                    raise fault from None
+                pause = min(_told_pause(error) or patience.pause * 2 ** (tried - 1), _LONGEST_PAUSE)
+            print(f"{str(fault).splitlines()[0]}; trying again in {pause:g} s", file=sys.stderr)
+            time.sleep(pause)
+
+
+def _receive(session: requests.Session, url: str, part: Path, timeout: float) -> None:
+    headers = {"Accept-Encoding": "identity"}
+    with session.get(url, headers=headers, stream=True, timeout=timeout) as response:
+        response.raise_for_status()
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdigit() else None
+        with part.open("wb") as file, track(total, shown_url(url).rpartition("/")[2], "B") as bar:
+            bar.unit_scale = True
+            for block in response.iter_content(_BLOCK):
+                bar.update(file.write(block))
+                if file.tell() > MAX_BYTES:
+                    raise MachineError(
+                        f"{shown_url(url)}: more than {MAX_BYTES:,} bytes; no data set has that",
+                        remedy="check the address (--mirror)",
+                    )
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, requests.HTTPError):
+        return error.response.status_code in _BUSY or error.response.status_code >= 500
+    return not isinstance(error, (*_NO_ADDRESS, SSLError))
+
+
+def _told_pause(error: Exception) -> float | None:
+    """The seconds that a busy server asks for."""
+    reply = error.response if isinstance(error, requests.HTTPError) else None
+    text = "" if reply is None else reply.headers.get("Retry-After", "")
+    return float(text) if text.isdigit() else None
+
+
+def _fault(error: Exception, url: str, patience: Patience) -> MachineError | UserError:
+    """What went wrong, as the user is told; nothing in it repeats a password or a query."""
+    place, host = shown_url(url), urlsplit(shown_url(url)).netloc
+    remedy = "check address and network, or name another place: --mirror URL, --from DIR"
+    if isinstance(error, _NO_ADDRESS):
+        return UserError(
+            f"no address, or redirected to none ({type(error).__name__})",
+            where=place,
+            allowed="http, https, a possible host; no redirect from https to http, nor in a circle",
+            remedy=remedy,
         )
-    found = [
-        Path(place) / name for place, _, files in os.walk(folder) for name in names if name in files
-    ]
-    return sorted(found, key=lambda path: (len(path.parts), str(path)))
+    cause = error.args[0] if error.args else error
+    cause = getattr(cause, "reason", cause)  # what urllib3 wrapped
+    kind, said = MachineError, "the connection broke off"
+    if isinstance(error, requests.HTTPError):
+        said = f"HTTP {error.response.status_code} {error.response.reason}"
+    elif isinstance(error, SSLError):
+        said = f"no safe connection: {cause}; check the clock and the proxy"
+    elif isinstance(error, ProxyError):
+        kind, said = Unreachable, "the proxy cannot be reached; check $http_proxy and $https_proxy"
+    elif isinstance(cause, NewConnectionError):
+        kind, said = Unreachable, f"{host} cannot be reached: {str(cause).partition(': ')[2]}"
+    elif isinstance(error, requests.Timeout) or isinstance(cause, ReadTimeoutError):
+        kind = Unreachable if isinstance(error, requests.ConnectTimeout) else MachineError
+        said = f"no byte from {host} for {patience.timeout:g} s (time-out)"
+    return kind(f"{place}: {said}", remedy=remedy)

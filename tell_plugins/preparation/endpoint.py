@@ -1,18 +1,17 @@
 """Asking an OpenAI-compatible endpoint many questions: checked, resumable, accounted for.
 
-Every answer is checked; one that fails is asked again with the reason. A journal holds each answer
-as it comes, so a run that was killed goes on without asking twice.
+Every answer is checked; one that fails is asked for again with the reason. A journal holds each
+good answer as it comes, so a run that was killed goes on without asking twice.
 """
 
 from __future__ import annotations
 
 import argparse
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
@@ -20,15 +19,13 @@ from tell_plugins.core.files import Shape
 from tell_plugins.core.progress import track
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 from tell_plugins.preparation.chat import NoAnswer, Refused, Server, api_url, side_by_side
+from tell_plugins.preparation.download import Unreachable
 from tell_plugins.preparation.journal import Journal
-from tell_plugins.preparation.transfer import Unreachable
 
 Message = dict[str, str]
-Check = Callable[[str, str], str | None]  # (key, answer) -> what is wrong with it, or None
+Check = Callable[[str, str], "str | None"]  # (key, answer) -> what is wrong with it, or None
 
-SPEND_FREELY = 1.0  # an estimated cost up to this needs no --yes
 _GIVEN_UP = 3  # requests in a row that got no answer at all: the endpoint is down
-_CHARS_PER_TOKEN = 4
 _HINT = "check --model and --temperature (or 'none')"
 
 
@@ -42,39 +39,31 @@ class Question:
 
 @dataclass(frozen=True)
 class Endpoint(Server):
-    """Where and how to ask. Prices are per million tokens, in any currency.
-
-    Attributes:
-        attempts: answers asked for at most, for one question, over all runs.
-    """
+    """Where and how to ask; `attempts` answers are asked for at most, for one question."""
 
     concurrency: int = 8
     attempts: int = 3
     temperature: float | None = 0.0
     max_tokens: int = 600
-    price_in: float | None = None
-    price_out: float | None = None
 
 
 class AskedRecord(Shape):
-    """A record of the journal: one request and what came of it."""
+    """A record of the journal: an answer that passed the check."""
 
     key: str
     text: str | None = None
-    problem: str | None = None
-    attempt: bool = True
 
 
-@dataclass
-class Outcome:
-    """Answers that passed the check and, for the others, the last reason why not."""
+class Outcome(NamedTuple):
+    """Answers that passed the check and, for the others, the last reason why not.
 
-    answers: dict[str, str] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    ledger: dict[str, Any] = field(default_factory=dict)
+    Attributes:
+        account: what this run took: requests, answers, tokens.
+    """
 
-
-# ------------------------------------------------------------------------- command line
+    answers: dict[str, str]
+    failures: dict[str, str]
+    account: dict[str, int]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,40 +71,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--base-url", metavar="URL", help="an OpenAI-compatible endpoint, e.g. http://host:8000/v1")
     add("--model", metavar="NAME", help="the endpoint's model")
-    add(
-        "--key-env",
-        metavar="NAME",
-        default="OPENAI_API_KEY",
-        help="the environment variable that holds the key (default: OPENAI_API_KEY)",
-    )
+    text = "the environment variable that holds the key (default: OPENAI_API_KEY)"
+    add("--key-env", metavar="NAME", default="OPENAI_API_KEY", help=text)
     add("--concurrency", metavar="N", type=int, default=8, help="requests at once (default: 8)")
-    add(
-        "--attempts",
-        metavar="N",
-        type=int,
-        default=3,
-        help="answers asked for at most for one row (default: 3)",
-    )
-    add(
-        "--timeout", metavar="S", type=float, default=120.0, help="seconds an answer (default: 120)"
-    )
-    add(
-        "--temperature",
-        metavar="T",
-        type=_temperature,
-        default=0.0,
-        help="sampling temperature, or 'none' to leave it to the endpoint (default: 0)",
-    )
-    add(
-        "--max-tokens",
-        metavar="N",
-        type=int,
-        default=600,
-        help="longest answer; a model that thinks first needs more (default: 600)",
-    )
-    add("--price-in", metavar="P", type=float, help="price of a million tokens asked")
-    add("--price-out", metavar="P", type=float, help="price of a million tokens answered")
-    add("--yes", action="store_true", help="spend what the estimate says")
+    text = "answers asked for at most for one row (default: 3)"
+    add("--attempts", metavar="N", type=int, default=3, help=text)
+    text = "seconds an answer (default: 120)"
+    add("--timeout", metavar="S", type=float, default=120.0, help=text)
+    text = "sampling temperature, or 'none' to leave it to the endpoint (default: 0)"
+    add("--temperature", metavar="T", type=_temperature, default=0.0, help=text)
+    text = "longest answer; a model that thinks first needs more (default: 600)"
+    add("--max-tokens", metavar="N", type=int, default=600, help=text)
+    add("--yes", action="store_true", help="ask a public endpoint, whatever it costs")
 
 
 def _temperature(text: str) -> float | None:
@@ -123,7 +90,8 @@ def _temperature(text: str) -> float | None:
 
 
 def endpoint_of(args: argparse.Namespace) -> Endpoint:
-    """The endpoint that `args` name. Raises UserError for a missing or impossible value."""
+    """The endpoint that `args` name. Raises UserError for a missing or impossible value, or a key
+    that is missing."""
     for flag, value in (("--base-url", args.base_url), ("--model", args.model)):
         if not value:
             raise UserError(
@@ -131,27 +99,48 @@ def endpoint_of(args: argparse.Namespace) -> Endpoint:
                 where="command line",
                 remedy="--base-url URL --model NAME of an OpenAI-compatible endpoint",
             )
-    smallest = {"concurrency": 1, "attempts": 1, "timeout": 0.001, "max_tokens": 1}
-    for name, least in smallest.items():
-        if getattr(args, name) < least:
+    for name in ("concurrency", "attempts", "timeout", "max_tokens"):
+        if getattr(args, name) <= 0:
             raise UserError(
                 f"{getattr(args, name)} is too small",
                 where="--" + name.replace("_", "-"),
                 allowed="more than 0",
                 remedy="raise it",
             )
-    if (args.price_in is None) != (args.price_out is None):
-        raise UserError(
-            "one price without the other",
-            where="--price-in, --price-out",
-            remedy="give both, per million tokens",
-        )
     given: dict[str, Any] = {part.name: getattr(args, part.name, None) for part in fields(Endpoint)}
     given |= {"base_url": api_url(args.base_url), "tries": Endpoint.tries}
-    return Endpoint(**given)
+    endpoint = Endpoint(**given)
+    endpoint.need_key()
+    return endpoint
 
 
-# ------------------------------------------------------------------------- what it will cost
+def ask(
+    questions: Sequence[Question],
+    check: Check,
+    endpoint: Endpoint,
+    journal: Journal,
+    answer_tokens: int,
+    yes: bool,
+) -> Outcome:
+    """Ask what the journal does not answer yet, and return all answers.
+
+    Raises UserError when the endpoint refuses key, model or request, or needs a --yes,
+    MachineError when it is out of reach or out of quota. The journal keeps what was answered.
+    """
+    asker = _Asker(check, endpoint, journal)
+    todo = [question for question in questions if question.key not in asker.answers]
+    if len(todo) < len(questions):
+        print(f"{len(questions) - len(todo):,} rows are answered already")
+    need_consent(todo, endpoint, answer_tokens, yes)
+    try:
+        with track(len(todo), f"asking {endpoint.model}", "rows") as bar:
+            for _ in side_by_side(asker.answer, todo, endpoint.concurrency):
+                bar.update(1)
+    finally:
+        print("taken:", ", ".join(f"{count:,} {what}" for what, count in asker.account.items()))
+    failures = {q.key: asker.reasons[q.key] for q in todo if q.key not in asker.answers}
+    answers = {q.key: asker.answers[q.key] for q in questions if q.key not in failures}
+    return Outcome(answers, failures, dict(asker.account))
 
 
 def need_consent(
@@ -159,93 +148,23 @@ def need_consent(
 ) -> None:
     """Print what asking `questions` once will take; UserError when that needs a --yes.
 
-    A local endpoint and an estimate of at most `SPEND_FREELY` need none.
+    A local endpoint needs none.
     """
-    if not questions:
-        return
-    tokens_in, how = _count([m["content"] for q in questions for m in q.messages])
-    tokens_out = answer_tokens * len(questions)
-    cost = _cost(endpoint, tokens_in, tokens_out)
-    shown = "not known (no --price-in, --price-out)" if cost is None else f"{cost:.2f}"
+    texts = [message["content"] for question in questions for message in question.messages]
+    path = tokenizer_file()
+    counted = int(TokenCounter(path).count(texts).sum()) if path else sum(map(len, texts)) // 4
     text = (
-        f"{len(questions):,} rows to ask {endpoint.model} at {endpoint.shown_url}: "
-        f"about {tokens_in:,} tokens asked ({how}), {tokens_out:,} answered; cost: {shown}"
+        f"{len(questions):,} rows to ask {endpoint.model} at {endpoint.shown_url}: about "
+        f"{counted:,} tokens asked, {answer_tokens * len(questions):,} answered"
     )
-    free = endpoint.is_local or (cost is not None and cost <= SPEND_FREELY)
-    if not free and not yes:
+    if questions and not endpoint.is_local and not yes:
         raise UserError(
             text,
             where="cost",
-            allowed=f"an estimate up to {SPEND_FREELY:.2f}, or a local endpoint, without asking",
+            allowed="a local endpoint without asking",
             remedy="add --yes to go on (rows asked again add to it); --rows 20 tries it small",
         )
     print(text, flush=True)
-
-
-def _count(texts: list[str]) -> tuple[int, str]:
-    path = tokenizer_file()
-    if path is None:
-        return sum(map(len, texts)) // _CHARS_PER_TOKEN, "characters / 4"
-    return int(TokenCounter(path).count(texts).sum()), "Llama-2 tokenizer"
-
-
-def _cost(endpoint: Endpoint, tokens_in: int, tokens_out: int) -> float | None:
-    if endpoint.price_in is None or endpoint.price_out is None:
-        return None
-    return (tokens_in * endpoint.price_in + tokens_out * endpoint.price_out) / 1e6
-
-
-# ------------------------------------------------------------------------- asking
-
-
-def ask(
-    questions: Sequence[Question], check: Check, endpoint: Endpoint, journal: Journal
-) -> Outcome:
-    """Ask what the journal does not answer yet, and return all answers.
-
-    Raises UserError when the endpoint refuses key, model or request, MachineError when it is out
-    of reach or out of quota. The journal keeps what was answered before either.
-    """
-    asker = _Asker(check, endpoint, journal)
-    asker.run([question for question in questions if asker.is_open(question.key)])
-    outcome = Outcome(ledger=ledger(journal.records, endpoint))
-    for question in questions:
-        good = asker.answers.get(question.key)
-        if good is not None:
-            outcome.answers[question.key] = good
-        else:
-            outcome.failures[question.key] = asker.reasons.get(question.key, "no answer")
-    return outcome
-
-
-def open_questions(
-    questions: Sequence[Question], check: Check, endpoint: Endpoint, journal: Journal
-) -> list[Question]:
-    """The questions that `ask` would send."""
-    asker = _Asker(check, endpoint, journal)
-    return [question for question in questions if asker.is_open(question.key)]
-
-
-def ledger(records: Sequence[dict[str, Any]], endpoint: Endpoint) -> dict[str, Any]:
-    """What all runs of a journal have taken so far."""
-    again = sum(record.get("sent_again", 0) for record in records)
-    tokens_in = sum(record.get("tokens_in", 0) for record in records)
-    tokens_out = sum(record.get("tokens_out", 0) for record in records)
-    answered = [record for record in records if record.get("text") is not None]
-    cost = _cost(endpoint, tokens_in, tokens_out)
-    return {
-        "model": endpoint.model,
-        "requests": len(records) + again,
-        "answers": len(answered),
-        "refused_by_check": sum(record.get("problem") is not None for record in answered),
-        "sent_again": again,
-        "tokens_in": tokens_in,
-        "tokens_out": tokens_out,
-        "tokens_estimated_for": sum(bool(record.get("estimated")) for record in answered),
-        "price_in": endpoint.price_in,
-        "price_out": endpoint.price_out,
-        "cost": None if cost is None else round(cost, 4),
-    }
 
 
 class _Asker:
@@ -253,98 +172,62 @@ class _Asker:
 
     def __init__(self, check: Check, endpoint: Endpoint, journal: Journal) -> None:
         self.check, self.endpoint, self.journal = check, endpoint, journal
-        self.answers: dict[str, str] = {}
+        known = {record["key"]: record.get("text") for record in journal.records}
+        self.answers = {key: text for key, text in known.items() if text and not check(key, text)}
         self.reasons: dict[str, str] = {}
-        self._attempts: Counter[str] = Counter()
-        self._last: dict[str, tuple[str, str]] = {}  # key -> refused answer, reason
+        self.account = Counter({"requests": 0, "tokens asked": 0, "tokens answered": 0})
         self._lock = threading.Lock()
-        self._reached = False
+        self._reached = bool(self.answers)
         self._given_up = 0
-        for record in journal.records:
-            self._note(record)
 
-    def is_open(self, key: str) -> bool:
-        return key not in self.answers and self._attempts[key] < self.endpoint.attempts
-
-    def _note(self, record: dict[str, Any]) -> None:
-        key, text, problem = record["key"], record.get("text"), record.get("problem")
-        if text is not None:
-            problem = self.check(key, text)
-        if record.get("attempt", True):
-            self._attempts[key] += 1
-        if problem is None and text is not None:
-            self.answers[key] = text
-            return
-        self.reasons[key] = str(problem)
-        if text is not None:
-            self._last[key] = text, str(problem)
-
-    def run(self, questions: Sequence[Question]) -> None:
-        with track(len(questions), f"asking {self.endpoint.model}", "rows") as bar:
-            for _ in side_by_side(self._answer, questions, self.endpoint.concurrency):
-                bar.update(1)
-
-    def _answer(self, question: Question) -> None:
+    def answer(self, question: Question) -> None:
         """Ask until the answer is right, or the attempts are used up."""
-        while self.is_open(question.key):
+        messages = list(question.messages)
+        for _ in range(self.endpoint.attempts):
+            text, problem = None, ""
             try:
-                self._record(question.key, **self._asked(question))
-                self._given_up = 0
+                text = self._asked(messages)
+                problem = self.check(question.key, text) or ""
             except Refused as error:  # this row's fault, or the settings'
-                if not self.answers and not self._last:
+                if not self._reached:
                     raise
-                self._record(question.key, problem=_first_line(error))
+                problem = str(error).splitlines()[0]
             except (NoAnswer, Unreachable) as error:
-                again, told = self.endpoint.tries - 1, _first_line(error)
-                self._record(question.key, problem=told, sent_again=again, attempt=False)
-                self._stop_when_down(error)
+                self._give_up(question.key, error)
                 return
+            with self._lock:
+                if text is not None and not problem:
+                    self.answers[question.key] = text
+                    self.journal.append({"key": question.key, "text": text})
+                    return
+                self.reasons[question.key] = problem
+            if text is not None:
+                again = f"That cannot be used: {problem}. Answer again, as asked above."
+                messages = [
+                    *question.messages,
+                    {"role": "assistant", "content": text},
+                    {"role": "user", "content": again},
+                ]
 
-    def _stop_when_down(self, error: MachineError) -> None:
+    def _asked(self, messages: Sequence[Message]) -> str:
+        request: dict[str, Any] = {"model": self.endpoint.model, "messages": messages}
+        if self.endpoint.temperature is not None:
+            request["temperature"] = self.endpoint.temperature
+        answer = self.endpoint.ask(hint=_HINT, max_tokens=self.endpoint.max_tokens, **request)
         with self._lock:
+            self._reached, self._given_up = True, 0
+            self.account["requests"] += 1 + answer.sent_again
+            self.account["tokens asked"] += answer.tokens_in or 0
+            self.account["tokens answered"] += answer.tokens_out or 0
+        return answer.text.encode("utf-8", "replace").decode()  # half a character cannot go back
+
+    def _give_up(self, key: str, error: MachineError) -> None:
+        """Note a row that got no answer at all. Raises MachineError where the endpoint is down."""
+        with self._lock:
+            self.reasons[key] = str(error).splitlines()[0]
+            self.account["requests"] += self.endpoint.tries
             self._given_up += 1
         never = isinstance(error, Unreachable) and not self._reached
         if never or self._given_up >= _GIVEN_UP:
             kept = f"{len(self.answers):,} answers are kept in {paths.shown(self.journal.path)}"
-            raise MachineError(f"{kept}\n" + str(error))
-
-    def _asked(self, question: Question) -> dict[str, Any]:
-        """Ask once; the answer as values of a record."""
-        messages = list(question.messages)
-        if question.key in self._last:
-            text, problem = self._last[question.key]
-            again = f"That cannot be used: {problem}. Answer again, as asked above."
-            messages += [
-                {"role": "assistant", "content": text},
-                {"role": "user", "content": again},
-            ]
-        request: dict[str, Any] = {"model": self.endpoint.model, "messages": messages}
-        if self.endpoint.temperature is not None:
-            request["temperature"] = self.endpoint.temperature
-        started = time.monotonic()
-        answer = self.endpoint.ask(hint=_HINT, max_tokens=self.endpoint.max_tokens, **request)
-        self._reached = True
-        asked = sum(len(message["content"]) for message in question.messages)
-        known = answer.tokens_in is not None
-        return {
-            # half a character could not be sent back
-            "text": answer.text.encode("utf-8", "replace").decode(),
-            "finish": answer.finish,
-            "tokens_in": answer.tokens_in if known else asked // _CHARS_PER_TOKEN,
-            "tokens_out": answer.tokens_out if known else len(answer.text) // _CHARS_PER_TOKEN,
-            "estimated": not known,
-            "seconds": round(time.monotonic() - started, 3),
-            "sent_again": answer.sent_again,
-        }
-
-    def _record(self, key: str, *, text: str | None = None, **values: Any) -> None:
-        record = {"key": key, "text": text, **values}
-        if text is not None:
-            record["problem"] = self.check(key, text)
-        with self._lock:
-            self.journal.append(record)
-            self._note(record)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+            raise MachineError(f"{kept}\n{error}") from None

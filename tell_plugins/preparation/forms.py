@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,28 +12,59 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import Columns
 from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.core.records import parse_json
-from tell_plugins.core.rowfiles import FORMATS, TABLES, read_records, table_notes
+from tell_plugins.core.rowfiles import TABLES, read_records, table_notes
 from tell_plugins.core.rows import extract, text_of
 from tell_plugins.core.text import MARK, joined
 
+
+@dataclass(frozen=True)
+class Form:
+    """A form of rows, told by its columns.
+
+    Attributes:
+        query: columns that make the query, a line each.
+        response: the column of the answer; "" where the query's is a conversation.
+        optional: columns of the query that rows may lack.
+        turn: of a conversation, the keys of a turn's role and text.
+    """
+
+    name: str
+    query: tuple[str, ...]
+    response: str = ""
+    optional: tuple[str, ...] = ()
+    turn: tuple[str, str] = ("role", "content")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that every row has."""
+        names = (*self.query, *([self.response] if self.response else []))
+        return tuple(name for name in names if name not in self.optional)
+
+
+FORMS = (
+    Form("messages", ("messages",)),
+    Form("ShareGPT", ("conversations",), turn=("from", "value")),
+    Form("Alpaca", ("instruction", "input"), "output", optional=("input",)),
+    Form("Dolly", ("instruction", "context"), "response"),
+    Form("query/response", ("query",), "response"),
+    Form("prompt/completion", ("prompt",), "completion"),
+    Form("prompt/response", ("prompt",), "response"),
+    Form("question/answer", ("question",), "answer"),
+    Form("text/label", ("text",), "label"),
+    Form("sentence/label", ("sentence",), "label"),
+)
 _LISTED = 10  # reasons, and places of each, that a message lists
 _BY_USER = "--columns"  # the form that the user describes
 _PAIR = Columns(query=("query",), response="response")
 _USER, _ASSISTANT = ("user", "human"), ("assistant", "gpt", "bot", "model")
 _SYSTEM = ("system", "developer")
-# columns that must be empty, since only text is trained, and what they would mean
-_EXTRAS = {
-    "tools": "tool calls",
-    "tool_calls": "tool calls",
-    "images": "images",
-    "videos": "videos",
-    "audios": "audio",
-}
+# columns that must be empty, since only text is trained
+_NO_TEXT = ("tools", "tool_calls", "images", "videos", "audios")
 # columns and keys that mark an answer as none to learn from, and the values that do
 _MARKS: dict[str, tuple[Any, ...]] = {
     "label": (False, "false", "False"),  # KTO
-    "loss": (False, 0, "false", "False", "0", "0.0"),  # ms-swift
-    "weight": (0, "0", "0.0"),  # OpenAI, axolotl
+    "loss": (False, 0, 0.0, "false", "False", "0", "0.0"),  # ms-swift
+    "weight": (0, 0.0, "0", "0.0"),  # OpenAI, axolotl
 }
 _MEND, _DROP = "mend or remove these rows", "or --drop-broken to leave them out"
 _QUERIES = ("text", "sentence", "question", "query", "input", "prompt", "content", "body", "tweet")
@@ -46,14 +76,12 @@ class Pair(NamedTuple):
 
     Attributes:
         query: with earlier turns, if there are any (see `core.text`).
-        lead: the part at the query's front that a column of its own holds: an instruction.
         system: the row's system prompt.
     """
 
     line: int
     query: str
     response: str
-    lead: str = ""
     system: str = ""
 
 
@@ -62,7 +90,6 @@ class _Parts(NamedTuple):
 
     query: Any
     response: Any
-    lead: Any = None
     system: Any = None
     earlier: Sequence[Any] = ()
 
@@ -76,18 +103,6 @@ class _Unusable(Exception):
 
 
 @dataclass(frozen=True)
-class Form:
-    """A form: its name, the columns that make it, and how a row is read."""
-
-    name: str
-    columns: tuple[str, ...]
-    read: Callable[[Mapping[str, Any]], _Parts]
-
-    def fits(self, row: Mapping[str, Any]) -> bool:
-        return all(column in row for column in self.columns)
-
-
-@dataclass(frozen=True)
 class TaskFile:
     """The rows of a file, all of one form."""
 
@@ -95,9 +110,6 @@ class TaskFile:
     form: str
     pairs: list[Pair]
     notes: tuple[str, ...] = ()
-
-    def place(self, pair: Pair) -> str:
-        return f"{paths.shown(self.path)}, line {pair.line}"
 
 
 @dataclass(frozen=True)
@@ -123,10 +135,16 @@ def read_task_file(path: Path, reading: Reading | None = None) -> TaskFile:
     Raises UserError when the form is not known, or any row is of another form or cannot be used
     for another reason: a scarce row is never left out unasked.
     """
-    _check_path(path)
+    if not path.is_file():
+        raise UserError(
+            f"no file '{path}'", where="command line", remedy="name a file of rows, no folder"
+        )
     reading = reading or Reading()
-    form = None if reading.columns is None else _named(reading.columns)
-    header = not (_numbers(reading.columns) and path.suffix.lower() in TABLES)
+    named, form = reading.columns, None
+    if named is not None:
+        form = Form(_BY_USER, named.query, named.response)
+    numbered = named is not None and all(name.isdecimal() for name in named.names)
+    header = not (numbered and path.suffix.lower() in TABLES)
     pairs: list[Pair] = []
     problems: dict[str, list[int]] = {}
     remedies: list[str] = []
@@ -147,10 +165,14 @@ def read_task_file(path: Path, reading: Reading | None = None) -> TaskFile:
                 remedies.append(problem.remedy)
     notes = table_notes(path)
     if problems and reading.drop_broken and pairs:
-        count = sum(map(len, problems.values()))
-        notes.append(f"left out: {count} rows of {path.name}: {told(problems, None)}")
+        notes.append(left_out(path, problems))
     elif problems:
-        raise _broken_rows(path, problems, remedies, form)
+        raise UserError(
+            f"{sum(map(len, problems.values()))} rows cannot be used: {told(problems, _LISTED)}",
+            where=paths.shown(path),
+            allowed=f"rows of one form{f' ({form.name})' if form else ''}",
+            remedy="; ".join([*remedies, _DROP]),
+        )
     if not pairs or form is None:
         raise UserError(
             "the file has no rows", where=paths.shown(path), remedy="check where it came from"
@@ -158,30 +180,10 @@ def read_task_file(path: Path, reading: Reading | None = None) -> TaskFile:
     return TaskFile(path, form.name, pairs, tuple(notes))
 
 
-def _check_path(path: Path) -> None:
-    if path.is_dir():
-        endings = [*FORMATS, ".arrow"]
-        inside = sorted(p.name for p in islice(path.iterdir(), 1000) if p.suffix in endings)
-        remedy = f"name one of {', '.join(inside[:5])}" if inside else "name a file in it"
-        if any(name.endswith(".arrow") for name in inside):
-            remedy = "datasets.load_from_disk(FOLDER), then .to_json('rows.jsonl') of a split"
-        raise UserError(
-            f"'{path}' is a folder", where="command line", allowed="a file of rows", remedy=remedy
-        )
-    if not path.is_file():
-        raise UserError(f"no file '{path}'", where="command line", remedy="correct the path")
-
-
-def _broken_rows(
-    path: Path, problems: Mapping[str, list[int]], remedies: Sequence[str], form: Form | None
-) -> UserError:
+def left_out(path: Path, problems: Mapping[str, list[int]]) -> str:
+    """The note on rows that are left out, all of them listed."""
     count = sum(map(len, problems.values()))
-    return UserError(
-        f"{count} rows cannot be used: {told(problems, _LISTED)}",
-        where=paths.shown(path),
-        allowed=f"rows of one form{f' ({form.name})' if form else ''}",
-        remedy="; ".join([*remedies, _DROP]),
-    )
+    return f"left out: {count} rows of {path.name}: {told(problems, None)}"
 
 
 def told(problems: Mapping[str, list[int]], most: int | None) -> str:
@@ -213,27 +215,23 @@ def parse_columns(text: str) -> Columns:
     Raises UserError for anything else.
     """
     allowed = "query=COLUMN[+COLUMN...],response=COLUMN; 1,2 in a table without header"
-    values: dict[str, list[str]] = {}
     parts = [part.strip() for part in text.split(",")]
     if len(parts) == 2 and all(part.isdecimal() for part in parts):
         parts = [f"query={parts[0]}", f"response={parts[1]}"]
+    values: dict[str, list[str]] = {}
+    found = None
     for part in parts:
         key, _, value = (piece.strip() for piece in part.partition("="))
         if key not in ("query", "response"):
             raise unknown("key", key, ("query", "response"), "--columns")
         names = [name.strip() for name in value.split("+")] if key == "query" else [value]
         if not all(names) or len(set(names)) < len(names) or key in values:
-            raise UserError(
-                f"bad value '{text}'", where="--columns", allowed=allowed, remedy="name each once"
-            )
+            found = f"bad value '{text}'"
         values[key] = names
-    if len(values) < 2:
-        raise UserError(
-            f"'{text}' names only one of query and response",
-            where="--columns",
-            allowed=allowed,
-            remedy="name both",
-        )
+    if found is None and len(values) < 2:
+        found = f"'{text}' names only one of query and response"
+    if found is not None:
+        raise UserError(found, where="--columns", allowed=allowed, remedy="name each column once")
     return Columns(query=tuple(values["query"]), response=values["response"][0])
 
 
@@ -253,13 +251,6 @@ def parse_labels(text: str) -> dict[str, str]:
     return labels
 
 
-def _numbers(columns: Columns | None) -> bool:
-    """Whether columns are named by their numbers, as in a table without header."""
-    return columns is not None and all(
-        name.isdecimal() for name in (*columns.query, columns.response)
-    )
-
-
 def _refuse_header(row: Mapping[str, Any], where: str) -> None:
     """UserError when the first row of a table "without header" holds names of columns."""
     names = [str(value).strip() for value in row.values() if value]
@@ -273,101 +264,16 @@ def _refuse_header(row: Mapping[str, Any], where: str) -> None:
         )
 
 
-# ------------------------------------------------------------------------- one row
-
-
-def _pair(line: int, row: Mapping[str, Any], form: Form, reading: Reading) -> Pair:
-    if not form.fits(row):
-        missing = next(column for column in form.columns if column not in row)
-        have = ", ".join(map(str, row)) or "none"
-        raise _Unusable(
-            f"no column '{missing}' of the form {form.name} (columns: {have[:160]})",
-            "name columns that are there; the first row of a table must name them"
-            if form.name == _BY_USER
-            else "bring all rows to one form, or name their columns with --columns",
-        )
-    _refuse_marked(row, form.columns, "column")
-    for column, meaning in _EXTRAS.items():
-        if column not in form.columns and not _is_empty(row.get(column)):
-            raise _Unusable(
-                f"column '{column}' holds {meaning}",
-                "only text is trained here: remove the column or these rows",
-            )
-    parts = form.read(row)
-    response = parts.response
-    if isinstance(response, dict | list):
-        response = json.dumps(response, ensure_ascii=False)
-    found = extract({"query": parts.query, "response": response}, _PAIR)
-    if isinstance(found, str):
-        if isinstance(parts.query, float) or isinstance(response, float):
-            raise _Unusable(found, "write numbers with a fraction as text, so that none changes")
-        raise _Unusable(found)
-    query, answer = found
-    if not reading.last_turn:
-        query = _with_earlier(parts, query)
-    if reading.labels is not None:
-        answer = _label(answer, reading.labels)
-    lead, system = (_text(part, "a text") for part in (parts.lead, parts.system))
-    return Pair(line, query, answer, lead if query != lead else "", system)
-
-
-def _refuse_marked(row: Mapping[str, Any], columns: Sequence[str], what: str) -> None:
-    """`_Unusable` for an answer that its own row says not to learn."""
-    for name, values in _MARKS.items():
-        value = row.get(name)
-        marked = any(value == other and type(value) is type(other) for other in values)
-        marked = marked or (name != "label" and isinstance(value, float) and value == 0)
-        if name not in columns and marked:
-            raise _Unusable(
-                f"marked as no answer to learn from ({what} '{name}' is {value})",
-                f"remove these rows, or '{name}' where it means something else",
-            )
-
-
-def _with_earlier(parts: _Parts, query: str) -> str:
-    earlier = [_text(turn, "a turn") for turn in parts.earlier]
-    if any(not turn.strip() for turn in earlier):
-        raise _Unusable("an earlier turn is empty")
-    return joined([*earlier, query])
-
-
-def _label(answer: str, labels: Mapping[str, str]) -> str:
-    if answer.strip() not in labels:
-        raise _Unusable(
-            f"'{answer.strip()[:40]}' is none of the labels that --labels names",
-            f"--labels names {', '.join(labels)}: add what is missing",
-        )
-    return labels[answer.strip()]
-
-
-def _text(value: Any, what: str) -> str:
-    """A part of a row as text, "" for None. `_Unusable` for what is no text."""
-    text = "" if value is None else text_of(value)
-    if text is None or MARK in text:
-        raise _Unusable(f"{what} is {type(value).__name__}, not text")
-    return text
-
-
-def _is_empty(value: Any) -> bool:
-    if isinstance(value, str):
-        return value.strip() in ("", "[]", "null")
-    return value is None or (isinstance(value, list | dict) and not value)
-
-
-# ------------------------------------------------------------------------- the forms
-
-
 def _form_of(row: Mapping[str, Any], where: str) -> Form:
-    form = next((form for form in FORMS if form.fits(row)), None)
-    if form is not None:
-        return form
-    proposal = _proposal(row)
+    for form in FORMS:
+        if all(column in row for column in form.columns):
+            return form
     table = where.rpartition(",")[0].lower().endswith(TABLES)
     raise UserError(
         f"columns {', '.join(map(str, row))[:200]} are of no known form",
         where=where,
         allowed="; ".join(f"{form.name}: {', '.join(form.columns)}" for form in FORMS),
-        remedy=f"--columns {proposal} names them"
+        remedy=f"--columns {_proposal(row)} names them"
         + ("; --columns 1,2 where the table has no header" if table else ""),
     )
 
@@ -384,18 +290,99 @@ def _proposal(row: Mapping[str, Any]) -> str:
     return f"query={query},response={response}"
 
 
-def _named(columns: Columns) -> Form:
-    """The form that `--columns` describes."""
-
-    def read(row: Mapping[str, Any]) -> _Parts:
-        return _with_context(row, _Parts(_joined(row, columns.query), row[columns.response]))
-
-    return Form(_BY_USER, (*columns.query, columns.response), read)
+# ------------------------------------------------------------------------- one row
 
 
-def _joined(row: Mapping[str, Any], columns: tuple[str, ...]) -> Any:
+def _pair(line: int, row: Mapping[str, Any], form: Form, reading: Reading) -> Pair:
+    _check_columns(row, form)
+    parts = _parts(row, form)
+    response = parts.response
+    if isinstance(response, dict | list):
+        response = json.dumps(response, ensure_ascii=False)
+    found = extract({"query": parts.query, "response": response}, _PAIR)
+    if isinstance(found, str):
+        fraction = isinstance(parts.query, float) or isinstance(response, float)
+        hint = "write numbers with a fraction as text, so that none changes"
+        raise _Unusable(found, hint if fraction else _MEND)
+    query, answer = found
+    if not reading.last_turn:
+        earlier = [_text(turn, "a turn") for turn in parts.earlier]
+        if any(not turn.strip() for turn in earlier):
+            raise _Unusable("an earlier turn is empty")
+        query = joined([*earlier, query])
+    if reading.labels is not None:
+        if answer.strip() not in reading.labels:
+            raise _Unusable(
+                f"'{answer.strip()[:40]}' is none of the labels that --labels names",
+                f"--labels names {', '.join(reading.labels)}: add what is missing",
+            )
+        answer = reading.labels[answer.strip()]
+    return Pair(line, query, answer, _text(parts.system, "the system prompt"))
+
+
+def _check_columns(row: Mapping[str, Any], form: Form) -> None:
+    """`_Unusable` for a row that lacks columns, is marked, or holds more than text."""
+    missing = [column for column in form.columns if column not in row]
+    if missing:
+        raise _Unusable(
+            f"no column '{missing[0]}' of the form {form.name} (columns: "
+            f"{', '.join(map(str, row))[:160] or 'none'})",
+            "name columns that are there; the first row of a table must name them"
+            if form.name == _BY_USER
+            else "bring all rows to one form, or name their columns with --columns",
+        )
+    _refuse_marked(row, form.columns, "column")
+    for column in _NO_TEXT:
+        if column not in form.columns and not _is_empty(row.get(column)):
+            raise _Unusable(
+                f"column '{column}' is not empty",
+                "only text is trained here: remove the column or these rows",
+            )
+
+
+def _refuse_marked(row: Mapping[str, Any], columns: Sequence[str], what: str) -> None:
+    """`_Unusable` for an answer that its own row says not to learn."""
+    for name, values in _MARKS.items():
+        value = row.get(name)
+        marked = any(value == other and type(value) is type(other) for other in values)
+        if name not in columns and marked:
+            raise _Unusable(
+                f"marked as no answer to learn from ({what} '{name}' is {value})",
+                f"remove these rows, or '{name}' where it means something else",
+            )
+
+
+def _text(value: Any, what: str) -> str:
+    """A part of a row as text, "" for None. `_Unusable` for what is no text."""
+    text = "" if value is None else text_of(value)
+    if text is None or MARK in text:
+        raise _Unusable(f"{what} is {type(value).__name__}, not text")
+    return text
+
+
+def _is_empty(value: Any) -> bool:
+    return not value or (isinstance(value, str) and value.strip() in ("", "[]", "null"))
+
+
+def _parts(row: Mapping[str, Any], form: Form) -> _Parts:
+    """What a form finds in a row; two columns may hold messages, as trl's do."""
+    first = row[form.query[0]]
+    if not form.response:
+        parts = _conversation(_list(first, form.query[0]), *form.turn)
+    elif isinstance(first, list) and isinstance(row[form.response], list):
+        parts = _conversation([*first, *row[form.response]], *form.turn)
+    else:
+        parts = _Parts(_joined([row.get(name) for name in form.query]), row[form.response])
+    if not parts.system and not _is_empty(row.get("system")):
+        parts = parts._replace(system=row["system"])
+    if not parts.earlier and not _is_empty(row.get("history")):
+        pairs = map(_two_turns, _list(row["history"], "history"))
+        parts = parts._replace(earlier=[turn for pair in pairs for turn in pair])
+    return parts
+
+
+def _joined(values: Sequence[Any]) -> Any:
     """The texts of several columns, one a line, empty ones left out; other types as they are."""
-    values = [row.get(column) for column in columns]
     if len(values) == 1:
         return values[0]
     texts = ["" if value is None else text_of(value) for value in values]
@@ -403,52 +390,12 @@ def _joined(row: Mapping[str, Any], columns: tuple[str, ...]) -> Any:
     return wrong[0] if wrong else "\n".join(text for text in texts if text and text.strip())
 
 
-def _with_context(row: Mapping[str, Any], parts: _Parts) -> _Parts:
-    """The parts with what the row's columns `system` and `history` hold."""
-    system, history = row.get("system"), row.get("history")
-    if not _is_empty(system):
-        parts = parts._replace(system=system)
-    if not _is_empty(history):
-        turns = [turn for pair in _list(history, "history") for turn in _pair_of_turns(pair)]
-        parts = parts._replace(earlier=turns)
-    return parts
-
-
-def _pair_of_turns(value: Any) -> list[Any]:
+def _two_turns(value: Any) -> list[Any]:
     if isinstance(value, dict):  # as some write a table of turns
         value = list(value.values())
     if not isinstance(value, list) or len(value) != 2:
         raise _Unusable("column 'history' is no list of [question, answer]")
     return value
-
-
-def _instruction(*inputs: str, response: str) -> Callable[[Mapping[str, Any]], _Parts]:
-    """An instruction, what it is about, and the response, as Alpaca and Dolly have them."""
-
-    def read(row: Mapping[str, Any]) -> _Parts:
-        query = _joined(row, ("instruction", *inputs))
-        return _with_context(row, _Parts(query, row[response], lead=row["instruction"]))
-
-    return read
-
-
-def _turns(column: str, role: str, content: str) -> Callable[[Mapping[str, Any]], _Parts]:
-    def read(row: Mapping[str, Any]) -> _Parts:
-        parts = _conversation(_list(row[column], column), role, content)
-        return parts if parts.system else _with_context(row, parts)
-
-    return read
-
-
-def _columns(query: str, response: str) -> Callable[[Mapping[str, Any]], _Parts]:
-    """Two columns of texts, or of messages (as trl's conversational prompt and completion are)."""
-
-    def read(row: Mapping[str, Any]) -> _Parts:
-        if isinstance(row[query], list) and isinstance(row[response], list):
-            return _conversation([*row[query], *row[response]], "role", "content")
-        return _with_context(row, _Parts(row[query], row[response]))
-
-    return read
 
 
 def _list(value: Any, column: str) -> list[Any]:
@@ -497,21 +444,3 @@ def _content(value: Any) -> Any:
             raise _Unusable(f"a part of a turn is {kind!r}, not text", "only text is trained here")
         parts.append(text)
     return "".join(parts)
-
-
-FORMS = (
-    Form("messages", ("messages",), _turns("messages", "role", "content")),
-    Form("ShareGPT", ("conversations",), _turns("conversations", "from", "value")),
-    Form("Alpaca", ("instruction", "output"), _instruction("input", response="output")),
-    Form(
-        "Dolly",
-        ("instruction", "context", "response"),
-        _instruction("context", response="response"),
-    ),
-    Form("query/response", ("query", "response"), _columns("query", "response")),
-    Form("prompt/completion", ("prompt", "completion"), _columns("prompt", "completion")),
-    Form("prompt/response", ("prompt", "response"), _columns("prompt", "response")),
-    Form("question/answer", ("question", "answer"), _columns("question", "answer")),
-    Form("text/label", ("text", "label"), _columns("text", "label")),
-    Form("sentence/label", ("sentence", "label"), _columns("sentence", "label")),
-)

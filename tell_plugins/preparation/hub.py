@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,60 +16,53 @@ from tell_plugins.core.cards import Card, Split
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.files import json_lines
 from tell_plugins.core.progress import tracked
-from tell_plugins.preparation.transfer import Unreachable
+from tell_plugins.preparation.download import Unreachable
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 MODELSCOPE, HUGGINGFACE = "modelscope", "huggingface"
-HUBS = (MODELSCOPE, HUGGINGFACE)
-_NAMES = {MODELSCOPE: "ModelScope", HUGGINGFACE: "Hugging Face"}
+HUBS = {MODELSCOPE: "ModelScope", HUGGINGFACE: "Hugging Face"}
 _TIMEOUT = 15  # seconds for the first word from a hub
 _SILENT = ("Max retries exceeded", "Failed to resolve", "Connection refused", "timed out", "E1001")
 
 
-def hub_of(split: Split, wanted: str | None, where: str) -> str | None:
-    """The hub to load a split from, None when it is on none.
+def load_rows(card: Card, split: str, hub: str | None, target: Path) -> dict[str, Any]:
+    """Load a split from `hub`, None for the first that the card names, and write its columns to
+    `target`, one JSON object a line.
 
-    Raises UserError when `wanted` is a hub that does not have it.
+    Returns where the rows came from: hub, id, subset, split, revision. Raises UserError for a hub
+    that the card has no id of, MachineError when it cannot be reached or does not have what the
+    card says.
     """
-    have = [hub for hub in HUBS if getattr(split, hub)]
-    if wanted is None or not have:
-        return have[0] if have else None
-    if wanted not in have:
+    spec, columns = card.split(split), card.columns_of(split)
+    have = [name for name in HUBS if getattr(spec, name)]
+    hub = hub or have[0]
+    if hub not in have:
         raise UserError(
-            f"no id on {_NAMES[wanted]} is known",
-            where=where,
-            allowed=", ".join(f"--hub {hub}" for hub in have),
+            f"no id on {HUBS[hub]} is known",
+            where=f"card '{card.name}', split '{split}'",
+            allowed=", ".join(f"--hub {name}" for name in have),
             remedy=f"--hub {have[0]}",
         )
-    return wanted
-
-
-def load_rows(card: Card, split: Split, hub: str, target: Path) -> dict[str, Any]:
-    """Load a split from `hub` and write its columns to `target`, one JSON object a line.
-
-    Returns where the rows came from: hub, id, subset, split, revision. Raises MachineError when
-    the hub cannot be reached or does not have what the card says.
-    """
-    name = str(getattr(split, hub))
-    print(f"Loading {name} from {_NAMES[hub]} ...", flush=True)
-    with _hub_faults(hub, name, split.file):
-        origin, dataset = _LOADERS[hub](name, split)
-    columns = split.columns or card.columns
+    name = str(getattr(spec, hub))
+    print(f"Loading {name} from {HUBS[hub]} ...", flush=True)
+    with _hub_faults(hub, name, spec.file):
+        load = _from_modelscope if hub == MODELSCOPE else _from_huggingface
+        origin, dataset = load(name, spec)
     wanted = [*columns.names, *([columns.history] if columns.history else [])]
     missing = [column for column in wanted if column not in dataset.column_names]
     if missing:
         raise MachineError(
-            f"{name} on {_NAMES[hub]} has no column '{missing[0]}' "
-            f"(columns: {', '.join(dataset.column_names)}); it is not what the card knows\n"
-            "  remedy:  try the other hub (--hub), a mirror (--mirror URL) or --from DIR"
+            f"{name} on {HUBS[hub]} has no column '{missing[0]}' "
+            f"(columns: {', '.join(dataset.column_names)}); it is not what the card knows",
+            remedy="try the other hub (--hub), a mirror (--mirror URL) or --from DIR",
         )
     rows = dataset.select_columns(wanted)
-    shown = tracked(rows, f"writing {split.file}", "rows", total=len(rows))
+    shown = tracked(rows, f"writing {spec.file}", "rows", total=len(rows))
     with target.open("w", encoding="utf-8") as file:
         file.writelines(json_lines({key: row[key] for key in wanted} for row in shown))
-    return {"hub": hub, "id": name, "subset": split.subset, "split": split.hub_split, **origin}
+    return {"hub": hub, "id": name, "subset": spec.subset, "split": spec.hub_split, **origin}
 
 
 def _from_modelscope(name: str, split: Split) -> tuple[dict[str, Any], Dataset]:
@@ -102,12 +95,6 @@ def _from_huggingface(name: str, split: Split) -> tuple[dict[str, Any], Dataset]
     return {"revision": revision}, dataset
 
 
-_LOADERS: dict[str, Callable[[str, Split], tuple[dict[str, Any], Dataset]]] = {
-    MODELSCOPE: _from_modelscope,
-    HUGGINGFACE: _from_huggingface,
-}
-
-
 @contextlib.contextmanager
 def _hub_faults(hub: str, name: str, file: str) -> Iterator[None]:
     """Whatever a hub's library raises on a fault, as one message."""
@@ -117,13 +104,12 @@ def _hub_faults(hub: str, name: str, file: str) -> Iterator[None]:
     except ModuleNotFoundError:  # a package is missing here, and nothing is wrong with the hub
         raise
     except Exception as error:  # the libraries raise dozens of kinds, and bare Exception
-        text = str(error).strip()
+        text = str(error).strip() or "no message"
         silent = any(sign in text for sign in _SILENT)
-        first = text.splitlines()[0][:200] if text else "no message"
-        kind = Unreachable if silent else MachineError
-        raise kind(
-            f"{name} could not be loaded from {_NAMES[hub]}: "
-            + ("the hub does not answer" if silent else f"{type(error).__name__}: {first}")
-            + f"\n  remedy:  check the network; or --hub {other}; or --mirror URL or --from DIR, "
-            f"where '{file}' lies"
+        said = f"{type(error).__name__}: {text.splitlines()[0][:200]}"
+        raise (Unreachable if silent else MachineError)(
+            f"{name} could not be loaded from {HUBS[hub]}: "
+            + ("the hub does not answer" if silent else said),
+            remedy=f"check the network; or --hub {other}; or --mirror URL or --from DIR, where "
+            f"'{file}' lies",
         ) from error

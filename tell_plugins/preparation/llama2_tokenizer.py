@@ -11,20 +11,17 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.tokens import tokenizer_file
-from tell_plugins.preparation.download import Places, fetch
-from tell_plugins.preparation.hub import HUGGINGFACE, MODELSCOPE
-from tell_plugins.preparation.provenance import write_provenance
+from tell_plugins.preparation.download import Places, fetch, write_record
+from tell_plugins.preparation.hub import HUGGINGFACE
 
-NAME = "llama2_tokenizer"
-FILE = "tokenizer.json"
-IDS = {
-    MODELSCOPE: "modelscope/Llama-2-7b-chat-ms",
-    HUGGINGFACE: "NousResearch/Llama-2-7b-chat-hf",
-}
+NAME, FILE = "llama2_tokenizer", "tokenizer.json"
+_MODELSCOPE_ID = "modelscope/Llama-2-7b-chat-ms"
+_HUGGINGFACE_ID = "NousResearch/Llama-2-7b-chat-hf"
 VOCABULARY = "317117d0ed0fa2d643533e2ad16aa34e72ec0091cba4a88a2b582c9e37f4458d"
 PROBES = (
     "The quick brown fox jumps over the lazy dog, doesn't it?",
@@ -36,79 +33,65 @@ PROBES = (
 TOKENS = "045e62f6dd7a180a8a77380c2d667bcad6aaa0d0b7b06f412a7a9b849afbad9b"
 
 
-class Llama2Content:
-    """Accepts any serialisation of the Llama-2 tokenizer."""
+def problem(path: Path) -> str | None:
+    """What is wrong with the file; None when it counts as the Llama-2 tokenizer does."""
+    from tokenizers import Tokenizer
 
-    def problem(self, path: Path) -> str | None:
-        """What is wrong with the file; None when it counts as the Llama-2 tokenizer does."""
-        from tokenizers import Tokenizer
-
-        try:
-            vocabulary = json.loads(path.read_bytes())["model"]["vocab"]
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            return f"no tokenizer file ({type(error).__name__})"
-        if not isinstance(vocabulary, dict):  # a Unigram model lists tokens and scores
-            return "another kind of vocabulary than Llama-2's"
-        if vocabulary_digest(vocabulary) != VOCABULARY:
-            return f"another vocabulary than Llama-2's ({len(vocabulary):,} tokens)"
-        encodings = [tokenizer.encode(text, add_special_tokens=False).ids for text in PROBES]
-        if tokens_digest(encodings) != TOKENS:
-            return "Llama-2's vocabulary, but it cuts texts into other tokens"
-        return None
+    try:
+        vocabulary = json.loads(path.read_bytes())["model"]["vocab"]
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        return f"no tokenizer file ({type(error).__name__})"
+    if not isinstance(vocabulary, dict):  # a Unigram model lists tokens and scores
+        return "another kind of vocabulary than Llama-2's"
+    if digest(sorted(vocabulary, key=vocabulary.__getitem__)) != VOCABULARY:
+        return f"another vocabulary than Llama-2's ({len(vocabulary):,} tokens)"
+    if digest([tokenizer.encode(text, add_special_tokens=False).ids for text in PROBES]) != TOKENS:
+        return "Llama-2's vocabulary, but it cuts texts into other tokens"
+    return None
 
 
-def vocabulary_digest(vocabulary: dict[str, int]) -> str:
-    """SHA-256 over the tokens in order of their ids."""
-    ordered = sorted(vocabulary, key=vocabulary.__getitem__)
-    return hashlib.sha256(json.dumps(ordered).encode()).hexdigest()
+def digest(value: Any) -> str:
+    """SHA-256 over a value's JSON: the tokens in order of their ids, or the ids of texts."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def tokens_digest(encodings: list[list[int]]) -> str:
-    """SHA-256 over the token ids of several texts."""
-    return hashlib.sha256(json.dumps(encodings).encode()).hexdigest()
-
-
-def address(hub: str) -> str:
+def address(hub: str | None) -> str:
     """Where the file lies on a hub; the hubs' own variables name another endpoint."""
     if hub == HUGGINGFACE:
         base = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-        return f"{base}/{IDS[hub]}/resolve/main/{FILE}"
+        return f"{base}/{_HUGGINGFACE_ID}/resolve/main/{FILE}"
     base = os.environ.get("MODELSCOPE_ENDPOINT", "https://www.modelscope.cn").rstrip("/")
-    return f"{base}/api/v1/models/{IDS[hub]}/repo?Revision=master&FilePath={FILE}"
+    return f"{base}/api/v1/models/{_MODELSCOPE_ID}/repo?Revision=master&FilePath={FILE}"
 
 
-def prepare(places: Places, hub: str | None = None) -> Path:
+def prepare(places: Places) -> None:
     """Make the tokenizer ready where the token counter looks for it.
 
     Raises MachineError when it cannot be had or is another tokenizer, UserError for a folder that
     does not have it, or when another file is found before it.
     """
+    here = tokenizer_file()
     if os.environ.get("TELL_TOKENIZER"):
-        named = tokenizer_file()
         raise UserError(
-            f"tokens are counted with {named}, so this tokenizer would not be used",
+            f"tokens are counted with {here}, so this tokenizer would not be used",
             where="$TELL_TOKENIZER",
             remedy="unset it to count with the Llama-2 tokenizer",
         )
-    content = Llama2Content()
-    here = tokenizer_file()
-    if here is not None and content.problem(here) is None:
+    if here is not None and problem(here) is None:
         print(f"  {NAME}: is here, verified (vocabulary and tokens): {paths.shown(here)}")
-        return here
+        return
     target = paths.data_homes()[0] / NAME / FILE
-    url = address(hub or MODELSCOPE)
 
     def record(part: Path, source: str) -> None:
-        write_provenance(target, {"place": source}, part, licence="Llama 2 Community License")
+        write_record(target, {"place": source}, part, licence="Llama 2 Community License")
 
-    fetch(url, content, target, places, record=record)
+    fetch(address(places.hub), problem, target, places, record=record)
     used = tokenizer_file()
-    if used is not None and content.problem(used) is not None:
+    if used is not None and problem(used) is not None:
         raise UserError(
             f"it is ready at {target}, but another is found before it and counts the tokens",
             where=str(used),
             remedy="remove that file or give it another name",
         )
     print(f"  {NAME}: is ready, verified (vocabulary and tokens): {paths.shown(target)}")
-    return target

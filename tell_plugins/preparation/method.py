@@ -10,7 +10,7 @@ seeds, docs/experiments.md): plain SFT's score, not told apart, at a tenth of it
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tell_plugins.core.spec import LOSS_TYPE
@@ -31,21 +31,26 @@ _READINGS = "in first readings of one small model; see preparation/method.py"
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """One recipe to write.
+    """One recipe to write. Its texts may hold `{task}` and `{rows}`, see `of`.
 
     Attributes:
-        variant: what its name ends with.
-        dataset: the dataset string.
-        title: what it trains, for the header's first line; holds `{model}` and `{task}`.
+        title: what it trains, for the header's first line; may hold `{model}`.
         why: the comment in front of the data set.
         keys: the recipe's keys that are not the pattern's.
     """
 
-    variant: str
     dataset: str
-    title: str
+    title: str = ""
     why: tuple[str, ...] = ()
     keys: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, task: str, rows: int) -> Method:
+        """The method for a task of so many rows."""
+        dataset, title, *why = (
+            text.replace("{task}", task).replace("{rows}", str(rows))
+            for text in (self.dataset, self.title, *self.why)
+        )
+        return replace(self, dataset=dataset, title=title, why=tuple(why))
 
 
 def copies(rows: int) -> int:
@@ -63,35 +68,32 @@ def entries(rows: int) -> int:
     return rows * copies(rows) + general_rows(rows)
 
 
-def paper(task: str, rows: int) -> Method:
+def paper() -> Method:
     """The paper's: each row once, among general rows that teach, in random order."""
-    title = f"TELL on {{model}}: the task {{task}}, {rows} rows among general data."
-    return Method("", f"tell/{task}", title)
+    title = "TELL on {model}: the task {task}, {rows} rows among general data."
+    return Method("tell/{task}", title)
 
 
-def among(task: str, rows: int, general: str | None, pattern: Recipe, *, hold: bool) -> Method:
+def among(rows: int, general: str | None, pattern: Recipe, *, hold: bool) -> Method:
     """Rows repeated and evenly spread among general rows, which hold the base model or teach.
 
     `general` is the amount of general rows, None the card's.
     """
     times = copies(rows)
-    parts = [f"general={general}"] if general else []
-    parts += [
+    what, why = "teach as well", f"It drifts further from the base than 'hold' {_READINGS}."
+    if hold:
+        what, why = "hold the base by KL", f"Of all methods the best {_READINGS}."
+    parts = [
+        *([f"general={general}"] if general else []),
         "order=even",
         *([f"repeat={times}"] if times > 1 else []),
         *(["kl=1"] if hold else []),
     ]
-    what, why = (
-        ("hold the base by KL", f"Of all methods the best {_READINGS}.")
-        if hold
-        else ("teach as well", f"It drifts further from the base than 'hold' {_READINGS}.")
-    )
     return Method(
-        "",
-        f"tell/{task}:{'/'.join(parts)}",
-        f"TELL on {{model}}: {{task}}, {rows} rows, {times}x each; general rows {what}.",
+        f"tell/{{task}}:{'/'.join(parts)}",
+        f"TELL on {{model}}: {{task}}, {{rows}} rows, {times}x each; general rows {what}.",
         (
-            f"Each of the {rows} rows trains {times}x, evenly spread; the general rows {what};",
+            f"Each of the {{rows}} rows trains {times}x, evenly spread; the general rows {what};",
             "each row weighs the same in the loss.",
             why,
             "Whether it beats plain SFT on this task and model, the _sft recipe beside it tells.",
@@ -100,16 +102,15 @@ def among(task: str, rows: int, general: str | None, pattern: Recipe, *, hold: b
     )
 
 
-def plain_sft(task: str, rows: int, entries: int, pattern: Recipe) -> Method:
+def plain_sft(rows: int, entries: int, pattern: Recipe) -> Method:
     """The baseline: task rows alone, as often as makes the `entries` of the recipe beside it."""
     times = max(1, round(entries / rows))
     repeat = f"/repeat={times}" if times > 1 else ""
     return Method(
-        "sft",
-        f"tell/{task}:general=0{repeat}",
-        f"Plain SFT on {{model}}: {{task}}, {rows} rows, {times}x each, no general data.",
+        f"tell/{{task}}:general=0{repeat}",
+        f"Plain SFT on {{model}}: {{task}}, {{rows}} rows, {times}x each, no general data.",
         (
-            f"The baseline: each of the {rows} rows {times}x, for about as many steps as a recipe",
+            f"The baseline: each of the {{rows}} rows {times}x, for as many steps as a recipe",
             "with general rows takes, which is named without _sft; no general rows.",
         ),
         _steps_of_8(pattern),

@@ -8,8 +8,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,14 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import json_lines, json_text
-from tell_plugins.core.mixture import Mixture, build_mixture, general_card
+from tell_plugins.core.mixture import build_mixture, general_card
 from tell_plugins.core.rowfiles import FORMATS
 from tell_plugins.core.sources import find_file, open_split
 from tell_plugins.core.spec import parse_amount, parse_names, parse_spec
-from tell_plugins.core.text import row_of, turns_of
+from tell_plugins.core.text import row_of
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
-from tell_plugins.preparation.answer_kind import METRICS
-from tell_plugins.preparation.any_model import any_model
-from tell_plugins.preparation.known_cards import check_name, make_known
+from tell_plugins.preparation.answers import METRICS
+from tell_plugins.preparation.card_files import check_name, make_known
 from tell_plugins.preparation.method import (
     DEFAULT,
     METHODS,
@@ -39,19 +37,20 @@ from tell_plugins.preparation.method import (
     plain_sft,
 )
 from tell_plugins.preparation.own_task import SPLITS, Task, folds_of, read_task
+from tell_plugins.preparation.showing import CHARS_SHOWN, as_seen
 from tell_plugins.preparation.task_recipe import (
+    any_model,
     general_of,
-    header,
+    own_recipe,
     pattern_for,
     recipe_name,
-    recipe_text,
     short_names,
 )
 from tell_plugins.recipe.lengths import own_tokenizer
 from tell_plugins.recipe.recipes import Recipe
 
 MOST_TIMES = 40  # general rows a task row where the user names the general data
-_SHOWN_CHARS = 700
+_CARD = "card.yaml"
 _LETTER = re.compile("[A-Za-z ]")
 
 
@@ -66,81 +65,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--train", metavar="FILE", required=True, help=", ".join(FORMATS))
     add("--test", metavar="FILE", help="test rows (default: a part of the training rows)")
     add("--validation", metavar="FILE", help="validation rows")
-    add(
-        "--anchor",
-        metavar="TEXT|FILE",
-        help="the text in front of every query: what to do and in which form to answer; 'inline' "
-        "when the rows begin with it already",
-    )
-    add(
-        "--general",
-        metavar="NAME[+NAME]",
-        nargs="+",
-        help="general cards (default: the model's)",
-    )
+    text = "the text in front of every query: what to do and in which form to answer; 'inline' "
+    add("--anchor", metavar="TEXT|FILE", help=f"{text}when the rows begin with it already")
+    text = "general cards (default: the model's)"
+    add("--general", metavar="NAME[+NAME]", nargs="+", help=text)
     add("--amount", metavar="A", help="general data to mix in: 2000rows, 4e6tok, 40x")
-    add(
-        "--columns",
-        metavar="query=A,response=B",
-        help="columns, where the form is not known; 1,2 without a header",
-    )
+    text = "columns, where the form is not known; 1,2 without a header"
+    add("--columns", metavar="query=A,response=B", help=text)
     add("--labels", metavar="0=no,1=yes", help="what labels are written as, where they are codes")
-    add(
-        "--system",
-        choices=("anchor", "keep"),
-        help="a system prompt of the rows becomes the "
-        "anchor (default), or stays the system prompt, in the recipe",
-    )
+    text = "a system prompt of the rows becomes the anchor (default), or stays the system prompt, "
+    add("--system", choices=("anchor", "keep"), help=f"{text}in the recipe")
     add("--last-turn", action="store_true", help="of conversations, keep the last turn alone")
     add("--drop-broken", action="store_true", help="leave broken rows out, and list them")
-    add(
-        "--repair-json",
-        action="store_true",
-        help="write answers that are Python's dicts and lists as JSON, and say which; NaN and a "
-        "key that stands twice stay broken",
-    )
-    add(
-        "--model",
-        metavar="M",
-        default="qwen",
-        help="qwen, llama2, gemma, smollm2; a recipe to start from; or any model: an id that "
-        "ms-swift knows, or a folder (default: qwen)",
-    )
+    text = "write answers that are Python's dicts and lists as JSON, and say which; NaN and a key "
+    add("--repair-json", action="store_true", help=f"{text}that stands twice stay broken")
+    text = "a recipe to start from; or any model: an id that ms-swift knows, or a folder"
+    known = ", ".join(short_names())
+    add("--model", metavar="M", default="qwen", help=f"{known}; {text} (default: qwen)")
     add("--model-type", metavar="TYPE", help="of a model that ms-swift cannot tell the type of")
     add("--template", metavar="NAME", help="its chat template, where its type has several")
-    add(
-        "--method",
-        choices=METHODS,
-        default=DEFAULT,
-        help="how it trains: hold (rows repeated among general rows that hold the base model by "
-        f"KL), mix (the same, general rows teach), paper, sft (default: {DEFAULT}); hold and mix "
-        "come with the SFT baseline",
+    text = (
+        "how it trains: hold (rows repeated among general rows that hold the base model by KL), "
+        f"mix (the same, general rows teach), paper, sft (default: {DEFAULT}); hold and mix come "
+        "with the SFT baseline"
     )
+    add("--method", choices=METHODS, default=DEFAULT, help=text)
     add("--metric", choices=METRICS, help="how answers are scored (default: told by the rows)")
     add("--languages", metavar="FROM,TO", help="languages of a translation: Icelandic,English")
     add("--schema", metavar="FILE", help="JSON schema of the answers (default: from the rows)")
     add("--label", metavar="PROPERTY", help="property of JSON answers with the label, or none")
-    add(
-        "--clean-labels",
-        action="store_true",
-        help="write labels that differ in blanks, case or Unicode form in one form",
-    )
+    text = "write labels that differ in blanks, case or Unicode form in one form"
+    add("--clean-labels", action="store_true", help=text)
     add("--test-rows", metavar="N", type=int, help="rows to split off (default: 20 %%, up to 200)")
-    add(
-        "--folds",
-        metavar="K",
-        type=int,
-        help="for few rows: K cards and their recipes more, in which each row tests once",
-    )
+    text = "for few rows: K cards and their recipes more, in which each row tests once"
+    add("--folds", metavar="K", type=int, help=text)
     add("--seed", metavar="S", type=int, default=42, help="of the split (default: 42)")
     add("--drop-overlap", action="store_true", help="leave out training rows that are test rows")
     add("--summary", metavar="TEXT", help="one line about the task, for the card")
     add("--licence", metavar="TEXT", default="not stated", help="of the rows, for the card")
-    add(
-        "--dir",
-        metavar="DIR",
-        help="folder of cards (default: the first of $TELL_CARDS, else datasets/)",
-    )
+    text = "folder of cards (default: the first of $TELL_CARDS, else datasets/)"
+    add("--dir", metavar="DIR", help=text)
     add("--recipes", metavar="DIR", help="folder of the recipe (default: recipes/)")
     add("--force", action="store_true", help="overwrite the card and the recipe")
 
@@ -148,79 +112,102 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read, show, write, prove: cards and recipes of an own task, or nothing where one fails."""
     _check_texts(args)
-    cards, recipes = _places(args)
+    roots = paths.card_roots()
+    cards = paths.user_target(args.dir) if args.dir else (roots[1] if len(roots) > 1 else roots[0])
+    recipes = paths.user_target(args.recipes) if args.recipes else paths.OWN_RECIPES
+    check_name(args.name, cards, "NAME")
     task = read_task(args)
     folds = folds_of(task, args.folds, args.seed) if args.folds is not None else []
     pattern = _pattern(args, task)
+    variants = METHODS[args.method]
+    parts = (task, *folds)
     files = {
-        part.name: {
-            variant: recipes / f"{recipe_name(pattern, part.name, variant)}.yaml"
-            for variant in METHODS[args.method]
-        }
-        for part in (task, *folds)
+        part.name: [recipes / f"{recipe_name(pattern, part.name, v)}.yaml" for v in variants]
+        for part in parts
     }
-    folders = [cards / name for name in files]
-    for folder in folders:
-        check_name(folder.name, cards, "NAME")
-        _restore(folder)
-    written = [path for variants in files.values() for path in variants.values()]
-    _refuse_overwriting(args, *folders, *written)
-    print(_picture(task))
-    for note in task.notes:
-        print(f"note: {note}")
+    written = [path for group in files.values() for path in group]
+    sources, amount = _general(args, pattern, len(task.train))
+    contents = {
+        part.name: _files(_card(part, args, sources, amount, pattern), part) for part in parts
+    }
+    if not args.force:
+        contents = _beside(cards, contents, written, bool(args.general or args.amount))
+    for number in sorted({0, len(task.train) // 2, len(task.train) - 1}):
+        pair = task.train[number]
+        print(as_seen(str(number + 1), task.seen(pair), pair.response, CHARS_SHOWN // 2))
+    print(*(f"note: {note}" for note in task.notes), sep="\n")
     export = make_known(cards)
-    downloads = _write(args, pattern, (task, *folds), cards, files, export)
-    tested = f"{len(folds)} folds" if folds else f"{len(task.test)} test rows"
-    print(f"metric:  {task.metric}; {len(task.train)} training rows, {tested}")
-    for folder in folders:
-        print(f"card:    {paths.shown(folder)}")
-    for path in written:
-        print(f"recipe:  {paths.shown(path)}")
-    own = list(files[task.name].values())
-    front = recipes / f"{recipe_name(pattern, task.name)}_fold"
-    commands = (
-        _fold_commands(front, METHODS[args.method], len(folds), own[0]) if folds else _commands(own)
-    )
-    print("next:", *([export] if export else []), *downloads, *commands, sep="\n  ")
+    downloads: dict[str, None] = {}
+    # each card changes as a whole, once all is known to be right, and the recipes come last: no old
+    # one ever stands beside a new card
+    with ExitStack() as recipes_last, ExitStack() as cards_first:
+        methods: list[Method] = []
+        for part in parts:
+            check_name(part.name, cards, "NAME")
+            staged = cards_first.enter_context(_staged(cards / part.name, contents[part.name]))
+            if part not in folds[1:]:  # all folds train alike
+                card = load_card(part.name, staged)
+                methods, missing = _methods(args, part, pattern, card)
+                downloads |= dict.fromkeys(missing)
+            for method, path in zip(methods, files[part.name], strict=True):
+                filled = method.of(part.name, len(part.train))
+                file = recipes_last.enter_context(paths.atomic_path(path))
+                file.write_text(own_recipe(pattern, path, filled, export, part.system), "utf-8")
+        for path in written:
+            path.unlink(missing_ok=True)
+    _print_next(task, folds, cards, files, export, downloads)
     return 0
 
 
-def _write(
-    args: argparse.Namespace,
-    pattern: Recipe,
-    tasks: Sequence[Task],
+def _print_next(
+    task: Task,
+    folds: Sequence[Task],
     cards: Path,
-    files: Mapping[str, Mapping[str, Path]],
+    files: Mapping[str, Sequence[Path]],
     export: str | None,
-) -> list[str]:
-    """Write cards and recipes of a task and its folds; returns the downloads that they need first.
+    downloads: Mapping[str, None],
+) -> None:
+    """Say what was written, and the commands to type next."""
+    tested = f"{len(folds)} folds" if folds else f"{len(task.test)} test rows"
+    print(f"metric:  {task.metric}; {len(task.train)} training rows, {tested}")
+    for name in files:
+        print(f"card:    {paths.shown(cards / name)}")
+    for path in (path for group in files.values() for path in group):
+        print(f"recipe:  {paths.shown(path)}")
+    own = [shlex.quote(paths.shown(path)) for path in files[task.name]]
+    if folds:
+        commands = _fold_commands(own, files[folds[0].name], len(folds))
+    else:
+        commands = [f"./run.sh check {' '.join(own)}", *(f"./run.sh train {path}" for path in own)]
+        against = " --against sft   # is it better than plain SFT?" if len(own) > 1 else ""
+        commands.append(f"./run.sh eval {own[0]}{against}")
+    print("next:", *([export] if export else []), *downloads, *commands, sep="\n  ")
 
-    `files` are the recipes by task and variant. Each card changes as a whole, once all is known to
-    be right, and the recipes come last: no old one ever stands beside a new card.
-    """
-    whole, *folds = tasks
-    sources, amount = _general(args, pattern, len(whole.train))
-    downloads: dict[str, None] = {}
-    methods: dict[str, Method] = {}
-    with ExitStack() as recipes_last, ExitStack() as cards_first:
-        for part in tasks:
-            content = _files(_card(part, args, sources, amount, pattern), part)
-            staged = cards_first.enter_context(_staged(cards / part.name, content))
-            if part in folds[1:]:  # all folds train alike
-                used = {key: _of_fold(method, folds[0], part) for key, method in methods.items()}
-            else:
-                card = load_card(part.name, staged)
-                methods, missing = _methods(args, part, pattern, sources, card)
-                used, downloads = methods, downloads | dict.fromkeys(missing)
-            for variant, path in files[part.name].items():
-                lines = header(pattern, part.name, used[variant], path, export)
-                text = recipe_text(pattern, path.stem, used[variant], lines, part.system)
-                file = recipes_last.enter_context(paths.atomic_path(path))
-                file.write_text(text, encoding="utf-8")
-        for variants in files.values():
-            for path in variants.values():
-                path.unlink(missing_ok=True)
-    return list(downloads)
+
+def _fold_commands(own: Sequence[str], first: Sequence[Path], folds: int) -> list[str]:
+    """A loop over the folds, one table of them all, and the training of the adapter to use on the
+    whole task; `own` are its recipes, `first` those of the first fold."""
+    front = first[0].with_name(first[0].name.rpartition("_fold1")[0] + "_fold")
+    at = shlex.quote(paths.shown(front))
+    recipes = [f"{at}${{fold}}{path.name.removeprefix(front.name + '1')}" for path in first]
+    steps = [f"./run.sh train {recipe}" for recipe in recipes]
+    steps.append(f"./run.sh eval {recipes[0]}{' --against sft' if len(recipes) > 1 else ''}")
+    numbers = " ".join(str(number) for number in range(1, folds + 1))
+    return [
+        f"./run.sh check {at}*.yaml",
+        f"for fold in {numbers}; do {' && '.join(steps)} || break; done",
+        f"./run.sh compare --pool output/{front.name}*/eval   # every row, in one table",
+        f"./run.sh train {own[0]}   # the adapter to use, of all rows",
+    ]
+
+
+def _check_texts(args: argparse.Namespace) -> None:
+    """UserError for a text or a file name that a card cannot hold, since it is not UTF-8."""
+    for name, value in vars(args).items():
+        if isinstance(value, str) and value.encode("utf-8", "ignore").decode() != value:
+            raise UserError(
+                f"{value!r} is not UTF-8", where=f"--{name}", remedy="rename the file or retype it"
+            )
 
 
 def _pattern(args: argparse.Namespace, task: Task) -> Recipe:
@@ -233,106 +220,7 @@ def _pattern(args: argparse.Namespace, task: Task) -> Recipe:
     return recipe
 
 
-def _methods(
-    args: argparse.Namespace, task: Task, pattern: Recipe, sources: Sequence[str], card: Card
-) -> tuple[dict[str, Method], list[str]]:
-    """The method by variant, proven by a mixture, and the downloads that it needs first."""
-    rows = len(task.train)
-    general = None
-    if not args.amount:
-        there = _there(sources)
-        general = f"{min(general_rows(rows), there or general_rows(rows))}rows"
-    main = (
-        paper(task.name, rows)
-        if args.method == "paper"
-        else among(task.name, rows, general, pattern, hold=args.method != "mix")
-    )
-    total = entries(rows)
-    missing: list[str] = []
-    if args.method != "sft":
-        mixture, missing = _mixture(main.dataset, card)
-        total = total if mixture is None else len(mixture)
-    return {"": main, "sft": plain_sft(task.name, rows, total, pattern)}, missing
-
-
-def _of_fold(method: Method, first: Task, fold: Task) -> Method:
-    """The settings of the first fold for another."""
-
-    def said(text: str) -> str:
-        rows = f" {len(first.train)} rows"
-        return text.replace(first.name, fold.name).replace(rows, f" {len(fold.train)} rows")
-
-    return replace(
-        method,
-        dataset=said(method.dataset),
-        title=said(method.title),
-        why=tuple(map(said, method.why)),
-    )
-
-
-def _commands(recipes: Sequence[Path]) -> list[str]:
-    """What to type next; two recipes are evaluated in one call, side by side."""
-    shown = [shlex.quote(paths.shown(path)) for path in recipes]
-    lines = [f"./run.sh check {' '.join(shown)}", *(f"./run.sh train {path}" for path in shown)]
-    if len(recipes) == 1:
-        return [*lines, f"./run.sh eval {shown[0]}"]
-    return [*lines, f"./run.sh eval {shown[0]} --against sft   # is it better than plain SFT?"]
-
-
-def _fold_commands(front: Path, variants: Sequence[str], folds: int, whole: Path) -> list[str]:
-    """What to type next: a loop over the folds, whose recipes' names begin with `front`, one
-    table of them all, and the training of the adapter to use on the whole task."""
-    at = shlex.quote(paths.shown(front))
-    recipes = [f"{at}${{fold}}{variant and f'_{variant}'}.yaml" for variant in variants]
-    steps = [f"./run.sh train {recipe}" for recipe in recipes]
-    steps.append(f"./run.sh eval {recipes[0]}{' --against sft' if len(recipes) > 1 else ''}")
-    numbers = " ".join(str(number) for number in range(1, folds + 1))
-    return [
-        f"./run.sh check {at}*.yaml",
-        f"for fold in {numbers}; do {' && '.join(steps)} || break; done",
-        f"./run.sh compare --pool output/{front.name}*/eval   # every row, in one table",
-        f"./run.sh train {shlex.quote(paths.shown(whole))}   # the adapter to use, of all rows",
-    ]
-
-
-def _check_texts(args: argparse.Namespace) -> None:
-    """UserError for a text or a file name that a card cannot hold: empty, or not UTF-8."""
-    for name, value in vars(args).items():
-        if not isinstance(value, str):
-            continue
-        if value.encode("utf-8", "ignore").decode() != value:
-            raise UserError(
-                f"{value!r} is not UTF-8", where=f"--{name}", remedy="rename the file or retype it"
-            )
-        if name in ("summary", "licence") and not value.strip():
-            raise UserError(
-                "the text is empty", where=f"--{name}", remedy="write it, or leave it out"
-            )
-
-
-# ------------------------------------------------------------------------- places
-
-
-def _places(args: argparse.Namespace) -> tuple[Path, Path]:
-    """The folder of cards and the folder of recipes to write to."""
-    roots = paths.card_roots()
-    cards = paths.user_target(args.dir) if args.dir else (roots[1] if len(roots) > 1 else roots[0])
-    check_name(args.name, cards, "NAME")
-    recipes = paths.user_target(args.recipes) if args.recipes else paths.OWN_RECIPES
-    return cards, recipes
-
-
-def _refuse_overwriting(args: argparse.Namespace, *places: Path) -> None:
-    there = [path for path in places if path.exists()]
-    if there and not args.force:
-        raise UserError(
-            f"{' and '.join(paths.shown(path) for path in there)} would be overwritten",
-            where=args.name,
-            remedy="choose another name, or add --force",
-        )
-
-
-# ------------------------------------------------------------------------- writing
+# ------------------------------------------------------------------------- general data, method
 
 
 def _general(
@@ -341,24 +229,15 @@ def _general(
     """The general cards and the amount for the card: as asked, else the pattern's."""
     if args.amount:
         parse_amount(args.amount, task=False, where="--amount")
-    if args.general is None:
-        sources, amount = general_of(pattern)
-        if amount.endswith("x"):
-            amount = _times(sources, task_rows, most=float(amount[:-1]))
-        return sources, args.amount or amount
-    names = parse_names("+".join(args.general), where="--general")
-    for name in names:
-        general_card(name, "--general")
-    return names, args.amount or _times(names, task_rows)
-
-
-def _times(names: Sequence[str], task_rows: int, most: float = MOST_TIMES) -> str:
-    """As many times the task rows as the general data has, up to `most`."""
-    rows = _there(names)
-    if rows is None:
-        return f"{most:g}x"
-    there = int(rows / task_rows)
-    return f"{min(most, there):g}x" if there else "all"
+    names, amount = general_of(pattern)
+    if args.general is not None:
+        names, amount = parse_names("+".join(args.general), where="--general"), f"{MOST_TIMES}x"
+        for name in names:
+            general_card(name, "--general")
+    if amount.endswith("x") and (rows := _there(names)) is not None:
+        times = min(float(amount[:-1]), rows // task_rows)
+        amount = f"{times:g}x" if times else "all"
+    return names, args.amount or amount
 
 
 def _there(names: Sequence[str]) -> int | None:
@@ -371,25 +250,64 @@ def _there(names: Sequence[str]) -> int | None:
     return int(0.95 * min(sizes) * len(names)) or None
 
 
+def _methods(
+    args: argparse.Namespace, task: Task, pattern: Recipe, card: Card
+) -> tuple[list[Method], list[str]]:
+    """The method of each variant, proven by a mixture, and the downloads that it needs first."""
+    rows = len(task.train)
+    assert card.general is not None  # `_card` wrote it
+    wanted = general_rows(rows)
+    held = min(wanted, _there(card.general.sources) or wanted)
+    general = None if args.amount else f"{held}rows"
+    main = paper()
+    if args.method != "paper":
+        main = among(rows, general, pattern, hold=args.method != "mix")
+    total: int | None = None
+    missing: list[str] = []
+    if args.method != "sft":
+        total, missing = _mixture(main.of(task.name, rows).dataset, card)
+    sft = plain_sft(rows, total or entries(rows), pattern)
+    return [sft if variant else main for variant in METHODS[args.method]], missing
+
+
+def _mixture(dataset: str, card: Card) -> tuple[int | None, list[str]]:
+    """The rows of the mixture that the recipe asks for, or None and the downloads that it needs.
+
+    Raises UserError when it cannot be built and no download would change that.
+    """
+    try:
+        mixture = build_mixture(parse_spec(dataset), card)
+    except UserError as error:
+        downloads = re.findall(r"\./run\.sh data [\w.-]+", str(error))
+        if not downloads:
+            raise
+        print(f"not ready to train yet: {error}")
+        return None, downloads
+    parts = ", ".join(f"{len(part.used)} rows of {part.card.name}" for part in mixture.sources)
+    print(f"mixture: {parts}")
+    return len(mixture), []
+
+
+# ------------------------------------------------------------------------- the card
+
+
 def _card(
     task: Task, args: argparse.Namespace, sources: Sequence[str], amount: str, pattern: Recipe
 ) -> dict[str, Any]:
-    splits = {
-        name: {"file": f"{name}.jsonl", "rows": len(task.parts[name])}
-        for name in SPLITS
-        if name in task.parts
-    }
+    given = (getattr(args, name) for name in SPLITS)
     card: dict[str, Any] = {
         "name": task.name,
         "kind": "task",
         "summary": args.summary or f"Own task, {len(task.train)} training rows.",
         "licence": args.licence,
-        "source": ", ".join(
-            Path(given).name for name in SPLITS if (given := getattr(args, name)) is not None
-        ),
+        "source": ", ".join(Path(file).name for file in given if file),
         "columns": {"query": "query", "response": "response"}
         | ({"history": "history"} if task.has_turns else {}),
-        "splits": splits,
+        "splits": {
+            name: {"file": f"{name}.jsonl", "rows": len(task.parts[name])}
+            for name in SPLITS
+            if name in task.parts
+        },
         "anchor": "inline" if task.inline else "anchor.txt",
         "general": {"from": list(sources), "amount": amount},
         "metric": task.metric,
@@ -433,10 +351,56 @@ def _files(card: dict[str, Any], task: Task) -> dict[str, str]:
         files["anchor.txt"] = task.anchor + "\n"
     if task.schema is not None:
         files["answer.schema.json"] = json_text(task.schema)
-    files["card.yaml"] = yaml.safe_dump(
+    files[_CARD] = yaml.safe_dump(
         card, sort_keys=False, allow_unicode=True, width=1000, default_flow_style=None
     )
     return files
+
+
+def _beside(
+    cards: Path, contents: dict[str, dict[str, str]], recipes: Sequence[Path], general: bool
+) -> dict[str, dict[str, str]]:
+    """What is to be written where nothing may be overwritten: of a card of the same task, which
+    was made for another model, no more than a longer answer.
+
+    `general` tells that the user names the general data, which is then to be the card's too.
+    Raises UserError for another card of the name, and for recipes that are there.
+    """
+    kept: dict[str, dict[str, str]] = {}
+    there = [path for path in recipes if path.exists()]
+    for name, files in contents.items():
+        folder = cards / name
+        same = _same_card(folder, files, general) if folder.exists() else files
+        if same is None:
+            there.insert(0, folder)
+        else:
+            kept[name] = same
+    if there:
+        raise UserError(
+            f"{' and '.join(paths.shown(path) for path in there)} would be overwritten",
+            where=next(iter(contents)),
+            allowed="a new name; or the same rows, anchor and answers with another --model, whose "
+            "recipe then stands beside the first",
+            remedy="choose another name, or add --force",
+        )
+    return kept
+
+
+def _same_card(folder: Path, files: dict[str, str], general: bool) -> dict[str, str] | None:
+    """What has to change in a card that is of the same task; None where it is of another."""
+    try:
+        before = {name: (folder / name).read_text(encoding="utf-8") for name in files}
+        old = yaml.safe_load(before[_CARD])
+        new = yaml.safe_load(files[_CARD])
+        tokens = [int(card.pop("max_new_tokens")) for card in (old, new)]
+    except (OSError, ValueError, AttributeError, KeyError, yaml.YAMLError):
+        return None
+    for key in ("summary", "licence", "source", *(() if general else ("general",))):
+        new[key] = old.get(key)
+    if new != old or any(before[name] != text for name, text in files.items() if name != _CARD):
+        return None
+    longer = re.sub(r"(?m)^(max_new_tokens: ).*", rf"\g<1>{max(tokens)}", before[_CARD])
+    return {_CARD: longer}
 
 
 @contextmanager
@@ -445,72 +409,13 @@ def _staged(folder: Path, files: dict[str, str]) -> Iterator[Path]:
 
     Files that the user put into the old one stay.
     """
-    before, cards_there = _hidden(folder), folder.parent.is_dir()
-    try:
-        with paths.atomic_dir(folder) as temporary:
-            if folder.exists():
-                shutil.copytree(folder, temporary, dirs_exist_ok=True)
-            for name, text in files.items():
-                (temporary / name).write_text(text, encoding="utf-8")
-            yield temporary
-            if folder.exists():
-                os.replace(folder, before)
-    except BaseException:
-        _restore(folder)
-        if not cards_there:
-            with suppress(OSError):
-                folder.parent.rmdir()
-        raise
-    _restore(folder)
-
-
-def _hidden(folder: Path) -> Path:
-    """Where a card lies while another takes its place, hidden from all lists."""
-    return folder.with_name(f".{folder.name[:200]}.before")
-
-
-def _restore(folder: Path) -> None:
-    """Put back a card that was killed out of its place; remove it where the new one stands."""
-    before = _hidden(folder)
-    if folder.exists():
-        shutil.rmtree(before, ignore_errors=True)
-    elif before.is_dir():
-        os.replace(before, folder)
-
-
-def _picture(task: Task) -> str:
-    """Three rows as the model will see them: the first, the middle and the last training row."""
-    rows = task.train
-    chosen = [rows[place] for place in sorted({0, len(rows) // 2, len(rows) - 1})]
-    parts = []
-    for number, pair in enumerate(chosen, 1):
-        turns = [*turns_of(task.seen(pair)), pair.response]
-        for turn, text in enumerate(turns):
-            who = "assistant" if turn % 2 else "user"
-            parts.append(f"--- row {number}, {who}\n{_cut(text)}")
-    return "\n".join([*parts, "---"])
-
-
-def _cut(text: str) -> str:
-    if len(text) <= _SHOWN_CHARS:
-        return text
-    half = _SHOWN_CHARS // 2
-    return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
-
-
-def _mixture(dataset: str, card: Card) -> tuple[Mixture | None, list[str]]:
-    """The mixture that the recipe asks for, or None and the downloads that it needs first.
-
-    Raises UserError when it cannot be built and no download would change that.
-    """
-    try:
-        mixture = build_mixture(parse_spec(dataset), card)
-    except UserError as error:
-        downloads = re.findall(r"\./run\.sh data [\w.-]+", str(error))
-        if not downloads:
-            raise
-        print(f"not ready to train yet: {error}")
-        return None, downloads
-    parts = ", ".join(f"{len(part.used)} rows of {part.card.name}" for part in mixture.sources)
-    print(f"mixture: {parts}")
-    return mixture, []
+    before = folder.with_name(f".{folder.name[:200]}.before{paths.TEMPORARY}")
+    with paths.atomic_dir(folder) as temporary:
+        if folder.exists():
+            shutil.copytree(folder, temporary, dirs_exist_ok=True)
+        for name, text in files.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        yield temporary
+        if folder.exists():
+            os.replace(folder, before)
+    shutil.rmtree(before, ignore_errors=True)

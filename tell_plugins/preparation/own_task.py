@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from tell_plugins.core import paths
@@ -17,25 +15,21 @@ from tell_plugins.core.anchors import SEPARATOR, shared_front
 from tell_plugins.core.cards import fold_name
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.schemas import read_schema
-from tell_plugins.core.text import MARK, first_turn, found_in
-from tell_plugins.preparation.answer_kind import (
-    kind_of,
-    need_numbers,
-    number_hint,
-    one_spelling,
-    refuse_broken_json,
-    with_json,
-    without_broken_json,
-)
-from tell_plugins.preparation.answer_schema import (
+from tell_plugins.core.text import MARK, first_turn
+from tell_plugins.preparation.answers import (
     LONGEST_VALUE,
     check_answers,
     close_label,
     infer_schema,
     json_values,
-    label_in,
+    kind_of,
     label_of,
-    with_label,
+    means_json,
+    need_numbers,
+    one_spelling,
+    refuse_broken_json,
+    with_json,
+    without_broken_json,
 )
 from tell_plugins.preparation.forms import (
     Pair,
@@ -55,7 +49,7 @@ from tell_plugins.preparation.task_split import (
 
 FEW_TEST_ROWS = 50  # with fewer, what a test can show is said
 SPLITS = ("train", "validation", "test")
-LEAST_FRONT = 40  # characters that rows must share to be taken for an anchor unasked
+LEAST_FRONT = 40  # characters that rows must share, where it is no whole line, to be an anchor
 
 
 @dataclass
@@ -92,12 +86,9 @@ class Task:
         """Whether any row has earlier turns."""
         return any(MARK in pair.query for pair in self.pairs)
 
-    def change_queries(self, change: Callable[[Pair], str]) -> None:
-        """Give each row the query that `change` makes of it."""
-        self.parts = {
-            name: [pair._replace(query=change(pair)) for pair in pairs]
-            for name, pairs in self.parts.items()
-        }
+    def labels_in(self, split: str) -> Counter[str]:
+        """How often each label is in a split; empty where answers have none."""
+        return Counter(labels_of(self.parts.get(split, []), self.metric, self.label) or [])
 
     def seen(self, pair: Pair) -> str:
         """The query as the model will see it."""
@@ -107,23 +98,8 @@ class Task:
 def read_task(args: argparse.Namespace) -> Task:
     """The rows, split and checked, with anchor and metric. Raises UserError; writes nothing."""
     _refuse_two_tests(args)
-    reading = Reading(
-        columns=parse_columns(args.columns) if args.columns else None,
-        labels=parse_labels(args.labels) if args.labels else None,
-        last_turn=args.last_turn,
-        drop_broken=args.drop_broken,
-    )
-    files: dict[str, TaskFile] = {}
-    notes: list[str] = []
-    for name in SPLITS:
-        given = getattr(args, name)
-        if given is None:
-            continue
-        file = _whole_json(read_task_file(paths.user_path(given), reading), args, name)
-        notes.append(f"{name}: {len(file.pairs)} rows of the form {file.form} in {file.path.name}")
-        notes += file.notes
-        files[name], warnings = without_duplicates(file)
-        notes += warnings
+    task = Task(args.name, {})
+    files = {name: _read(args, name, task.notes) for name in SPLITS if getattr(args, name)}
     for name in ("test", "validation"):
         if name in files:
             files["train"] = without_overlap(files["train"], files[name], name, args.drop_overlap)
@@ -131,16 +107,15 @@ def read_task(args: argparse.Namespace) -> Task:
         files["validation"] = without_overlap(
             files["validation"], files["test"], "test", args.drop_overlap, "validation"
         )
-    notes += [note for file in files.values() for note in _steering(file)]
-    task = Task(args.name, {}, notes=notes)
     _set_metric(task, args, files)
-    task.parts = {name: files[name].pairs for name in SPLITS if name in files}
-    if args.folds is None and "test" not in files:
-        labels = labels_of(task.train, task.metric, task.label)
-        split = split_off_test(files["train"], labels, args.seed, args.test_rows)
-        task.parts |= split._asdict()
+    task.parts = {name: file.pairs for name, file in files.items()}
     if args.folds is None:
-        notes += _test_notes(task, None if "test" in files else args.seed)
+        split_off = "test" not in files
+        if split_off:
+            labels = labels_of(task.train, task.metric, task.label)
+            split = split_off_test(files["train"], labels, args.seed, args.test_rows)
+            task.parts |= split._asdict()
+        task.notes += _test_notes(task, args.seed if split_off else None)
     _set_anchor(task, args)
     return task
 
@@ -158,6 +133,27 @@ def _refuse_two_tests(args: argparse.Namespace) -> None:
         )
 
 
+def _read(args: argparse.Namespace, name: str, notes: list[str]) -> TaskFile:
+    """The file of a split, with Python's answers as JSON and without broken JSON where asked."""
+    reading = Reading(
+        columns=parse_columns(args.columns) if args.columns else None,
+        labels=parse_labels(args.labels) if args.labels else None,
+        last_turn=args.last_turn,
+        drop_broken=args.drop_broken,
+    )
+    file = read_task_file(paths.user_path(getattr(args, name)), reading)
+    may_be_json = not args.languages and args.metric in (None, "json")
+    if may_be_json and args.repair_json:
+        file = with_json(file)
+    if may_be_json and args.drop_broken and (args.schema or args.metric or means_json(file)):
+        file = without_broken_json(file)
+    notes.append(f"{name}: {len(file.pairs)} rows of the form {file.form} in {file.path.name}")
+    notes += file.notes
+    file, repeated = without_duplicates(file)
+    notes += repeated
+    return file
+
+
 def folds_of(task: Task, count: int, seed: int) -> list[Task]:
     """A task for each fold: a part of the rows tests, the others train.
 
@@ -173,76 +169,36 @@ def folds_of(task: Task, count: int, seed: int) -> list[Task]:
         f"{seed}{shares}. Over all folds the 95 % interval of a score is up to "
         f"{_width(len(task.train)):.0f} points to either side"
     )
-    once = [label for label, times in sorted(Counter(labels or []).items()) if times == 1]
-    if once:
-        task.notes.append(
-            f"WARNING: one row alone has the label {', '.join(map(_short, once[:5]))}: where it "
-            "tests, no row trains it"
-        )
     return [
         replace(task, name=fold_name(task.name, number), parts=task.parts | split._asdict())
         for number, split in enumerate(splits, 1)
     ]
 
 
-def _whole_json(file: TaskFile, args: argparse.Namespace, name: str) -> TaskFile:
-    """The file with Python's answers as JSON, and without broken JSON, each where it is asked."""
-    if args.languages or args.metric not in (None, "json"):
-        return file
-    if args.repair_json:
-        file = with_json(file)
-    if args.drop_broken:
-        surely = bool(args.schema or args.metric)
-        file = without_broken_json(file, surely=surely, bare_labels=name != "train")
-    return file
-
-
-def _steering(file: TaskFile) -> Iterator[str]:
-    """A warning where rows hold tokens that steer a chat model; which model, only `check` knows."""
-    found = [
-        (pair, token) for pair in file.pairs if (token := found_in(pair.query + pair.response))
-    ]
-    if found:
-        pair, token = found[0]
-        yield (
-            f"WARNING: {len(found)} rows of {file.path.name} hold control tokens of chat models, "
-            f"the first {token} at line {pair.line}: a model that has it reads a turn's end or "
-            "beginning there. `check` tells for the recipe's model"
-        )
-
-
-def _test_notes(task: Task, seed: int | None) -> list[str]:
-    """How the test rows were split off, None for `seed` when not, and whether they tell much."""
-    test, train = (
-        Counter(labels_of(pairs, task.metric, task.label) or [])
-        for pairs in (task.test, task.train)
-    )
-    notes = []
-    if seed is not None:
-        counts = ", ".join(f"{count} {_short(label)}" for label, count in sorted(test.items()))
+def _test_notes(task: Task, split_off: int | None) -> list[str]:
+    """How the test rows were split off, by which seed (None: they were not), and whether they tell
+    much."""
+    notes, test, count = [], task.labels_in("test"), len(task.test)
+    if split_off is not None:
+        counts = ", ".join(f"{times} {_short(label)}" for label, times in sorted(test.items()))
         notes.append(
-            f"no --test: {len(task.test)} rows are split off to test with, chosen by content and "
-            f"seed {seed}"
+            f"no --test: {count} rows are split off to test with, chosen by content and seed "
+            f"{split_off}"
             + (f" in the labels' shares ({counts})" if counts else "")
             + f"; {len(task.train)} train"
         )
-        missing = [label for label in sorted(train) if label not in test]
-        if missing:
-            notes.append(f"no test row has the label {', '.join(map(_short, missing[:5]))}")
     if len(test) == 1:
-        [label] = test
         notes.append(
-            f"WARNING: the label of every test row is {_short(label)}, so a model that always "
+            f"WARNING: the label of every test row is {_named(test)}, so a model that always "
             "answers that scores 100 %; give test rows of each label with --test FILE"
-            + (", or split more off with --test-rows N" if seed is not None else "")
+            + (", or split more off with --test-rows N" if split_off is not None else "")
         )
-    if len(task.test) < FEW_TEST_ROWS:
-        count = len(task.test)
+    if count < FEW_TEST_ROWS:
         notes.append(
             f"{count} test rows show little: one row is {100 / count:.0f} points of a score, and "
             f"its 95 % interval is up to {_width(count):.0f} points to either side; give a file of "
             "100 rows or more with --test FILE"
-            + (", or let each row test once, with --folds 5" if seed is not None else "")
+            + (", or let each row test once, with --folds 5" if split_off is not None else "")
         )
     return notes
 
@@ -258,11 +214,17 @@ def _short(label: str) -> str:
     return f"'{line}'" if len(line) <= LONGEST_VALUE else f"'{line[:LONGEST_VALUE]} ...'"
 
 
+def _named(labels: Sequence[str] | Counter[str]) -> str:
+    return ", ".join(map(_short, sorted(labels)[:5]))
+
+
+# ------------------------------------------------------------------------- the answers
+
+
 def _set_metric(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]) -> None:
     """Metric, labels, schema and languages; labels in `files` are brought to one spelling."""
-    train = files["train"]
     metric = args.metric or ("translation" if args.languages else "json" if args.schema else None)
-    task.metric = metric or kind_of(train)
+    task.metric = metric or kind_of(files["train"])
     if task.metric != "json" and (args.schema or args.label or args.repair_json):
         raise UserError(
             "--schema, --label and --repair-json belong to JSON answers, but the metric is "
@@ -279,31 +241,21 @@ def _set_metric(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]
             need_numbers(file)
     elif task.metric == "translation":
         task.languages = _languages(args.languages)
-    elif metric is None:
-        task.notes += number_hint(train)
 
 
 def _set_labels(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]) -> None:
-    one_spelling(
-        files,
-        lambda pair: pair.response,
-        lambda pair, label: pair._replace(response=label),
-        args.clean_labels,
-    )
+    one_spelling(files, None, args.clean_labels)
     counts = Counter(pair.response for pair in files["train"].pairs)
     if len(counts) < 2:
         raise UserError(
-            f"all training answers are {_short(next(iter(counts)))}: one label is none to choose",
+            f"all training answers are {_named(counts)}: one label is none to choose",
             where=paths.shown(files["train"].path),
             remedy="give rows of each label, or another --metric",
         )
-    held_out = {pair.response for file in files.values() for pair in file.pairs} - set(counts)
-    unknown_labels = sorted(held_out)
-    if unknown_labels:
-        task.notes.append(
-            f"WARNING: no training row has the label {', '.join(map(_short, unknown_labels[:5]))}"
-        )
-    task.labels = sorted({*counts, *held_out})
+    task.labels = sorted({pair.response for file in files.values() for pair in file.pairs})
+    untrained = [label for label in task.labels if label not in counts]
+    if untrained:
+        task.notes.append(f"WARNING: no training row has the label {_named(untrained)}")
     shown = ", ".join(f"{_short(label)} {count}x" for label, count in counts.most_common(6))
     task.notes.append(
         f"the answers are {len(counts)} labels ({shown}{' ...' if len(counts) > 6 else ''})"
@@ -313,35 +265,36 @@ def _set_labels(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]
 
 def _set_schema(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]) -> None:
     given = read_schema(paths.user_path(args.schema)) if args.schema else None
-    if given is None and json_values(files["train"]) is None:
+    if given is None:
         refuse_broken_json(files["train"])
-        raise UserError(
-            "metric 'json', but not all responses are JSON objects",
-            where=paths.shown(files["train"].path),
-            remedy="mend the responses, give --schema FILE, or another --metric",
-        )
+    task.label = label_of(_learnt(files) if given is None else given, args.label)
+    if task.label is not None:
+        one_spelling(files, task.label, args.clean_labels)
     task.schema = _learnt(files) if given is None else given
-    task.label = key = label_of(task.schema, args.label)
-    if key is not None:
-        before = dict(files)
-        one_spelling(
-            files,
-            lambda pair: label_in(pair.response, key),
-            lambda pair, label: pair._replace(response=with_label(pair.response, key, label)),
-            args.clean_labels,
-        )
-        if given is None and files != before:
-            task.schema = _learnt(files)
-        if given is None and args.label:
-            close_label(task.schema, key, [p.response for p in files["train"].pairs])
-    for name, file in files.items():
-        check_answers(file, task.schema, task.label, bare_labels=name != "train")
+    if given is None and args.label and task.label is not None:
+        close_label(task.schema, task.label, files["train"].pairs)
+    for file in files.values():
+        check_answers(file, task.schema)
     if given is None:
         task.notes.append(f"schema learnt from the responses: {_brief(task.schema)}")
-    if key is None:
+    if task.label is None:
         task.notes.append("no property is taken for the label; name one with --label")
     elif args.label is None:
-        task.notes.append(f"'{key}' is taken for the label; --label NAME names another, or none")
+        task.notes.append(
+            f"'{task.label}' is taken for the label; --label NAME names another, or none"
+        )
+
+
+def _learnt(files: dict[str, TaskFile]) -> dict[str, Any]:
+    return infer_schema([value for file in files.values() for value in json_values(file)])
+
+
+def _brief(schema: dict[str, Any]) -> str:
+    parts = []
+    for key, value in schema.get("properties", {}).items():
+        kind = " | ".join(map(repr, value["enum"])) if "enum" in value else str(value["type"])
+        parts.append(f"{key}{'' if key in schema['required'] else ' (optional)'}: {kind}")
+    return "; ".join(parts) or str(schema["type"])
 
 
 def _languages(text: str | None) -> tuple[str, str]:
@@ -356,20 +309,13 @@ def _languages(text: str | None) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
-def _learnt(files: dict[str, TaskFile]) -> dict[str, Any]:
-    return infer_schema([value for file in files.values() for value in json_values(file) or []])
-
-
-def _brief(schema: dict[str, Any]) -> str:
-    parts = []
-    for key, value in schema.get("properties", {}).items():
-        kind = " | ".join(map(repr, value["enum"])) if "enum" in value else str(value["type"])
-        parts.append(f"{key}{'' if key in schema['required'] else ' (optional)'}: {kind}")
-    return "; ".join(parts) or str(schema["type"])
+# ------------------------------------------------------------------------- the anchor
 
 
 def _set_anchor(task: Task, args: argparse.Namespace) -> None:
-    system, lead = _system(task, args.anchor, args.system), _constant_lead(task)
+    """The anchor: the rows' system prompt, the instruction or front they share, or as given."""
+    system, front = _system(task, args.anchor, args.system), _front(task.pairs)
+    shares = front.endswith("\n") or len(front) >= LEAST_FRONT
     if system and args.system != "keep":
         task.anchor = system
         task.notes.append(f"the rows' system prompt is the anchor: {_short(system)}")
@@ -377,53 +323,47 @@ def _set_anchor(task: Task, args: argparse.Namespace) -> None:
     if system:
         task.system = system
         task.notes.append(f"the rows' system prompt goes into the recipe: {_short(system)}")
-    if lead and args.anchor in (None, "inline"):
-        task.notes.append(f"all rows hold the same instruction: the anchor, {_short(lead)}")
-        task.anchor = lead
-        task.change_queries(lambda pair: pair.query[len(pair.lead) :].removeprefix("\n"))
-        return
-    front = _front(task.pairs)
-    if args.anchor == "inline" or (args.anchor is None and _letters(front) >= LEAST_FRONT):
-        if not front:
-            raise UserError(
-                "the rows share no text at the front",
-                where="--anchor inline",
-                remedy="give the anchor's text: --anchor 'TEXT'",
-            )
-        task.anchor, task.inline = front, True
-        task.notes.append(f"the rows begin with the same {len(front)} characters: the anchor")
-        _need_more_than(front, task)
-        # what a card with an inline anchor goes by; each fold would have its own
-        if args.folds is not None or _front(task.train) != front:
-            task.change_queries(lambda pair: pair.query.removeprefix(front).lstrip())
-            task.anchor, task.inline = front.strip(), False
-        return
-    if args.anchor is None:
+    if front and (args.anchor == "inline" or (args.anchor is None and shares)):
+        task.notes.append(f"all rows begin with the same text: the anchor, {_short(front)}")
+        _set_front(task, front, inline=args.folds is None and _front(task.train) == front)
+    elif args.anchor in (None, "inline"):
         raise UserError(
             "no anchor, and the rows share none at the front",
             where="--anchor",
-            allowed="a text, a file with it, or 'inline'",
+            allowed="a text, a file with it, or 'inline' where the rows begin with it",
             remedy="--anchor 'TEXT' that says what to do and in which form to answer; it stands "
             "in front of every query, in training and at test",
         )
-    task.anchor = _anchor_text(args.anchor)
-    if _letters(front) >= LEAST_FRONT:
-        task.notes.append(
-            f"the rows begin with the same {len(front)} characters already, and --anchor comes in "
-            "front of them; --anchor inline takes theirs"
+    else:
+        task.anchor = _anchor_text(args.anchor)
+        if shares:
+            task.notes.append(
+                f"all rows begin with the same text already, and --anchor comes in front of it "
+                f"({_short(front)}); --anchor inline takes theirs"
+            )
+
+
+def _set_front(task: Task, front: str, inline: bool) -> None:
+    """The text that all rows begin with is the anchor.
+
+    A card with an inline anchor goes by what its training rows share, which may be more. Raises
+    UserError when a row is the anchor and nothing else.
+    """
+    bare = [pair.line for pair in task.pairs if not pair.query.removeprefix(front).strip()]
+    if bare:
+        raise UserError(
+            f"{len(bare)} rows hold nothing but the text that all begin with, first at line "
+            f"{bare[0]}",
+            where="--anchor",
+            remedy="remove these rows, or give the anchor's text: --anchor 'TEXT'",
         )
-
-
-def _letters(text: str) -> int:
-    """The length of a text; a character of Chinese, Japanese or Korean says as much as three."""
-    return sum(3 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
-def _constant_lead(task: Task) -> str:
-    """The instruction that all rows hold in a column of its own, "" where there is none."""
-    leads = {pair.lead.strip() for pair in task.pairs}
-    in_front = all(pair.query.startswith(pair.lead) for pair in task.pairs)
-    return leads.pop() if in_front and len(leads) == 1 else ""
+    task.anchor, task.inline = front, inline
+    if not inline:
+        task.anchor = front.strip()
+        task.parts = {
+            name: [pair._replace(query=pair.query.removeprefix(front).lstrip()) for pair in pairs]
+            for name, pairs in task.parts.items()
+        }
 
 
 def _system(task: Task, anchor: str | None, choice: str | None) -> str:
@@ -432,30 +372,26 @@ def _system(task: Task, anchor: str | None, choice: str | None) -> str:
     Raises UserError where it changes, where some training rows lack it, or where an anchor is
     given as well and nothing says what becomes of it.
     """
-    systems = Counter(pair.system for pair in task.pairs)
-    prompts = [text for text in systems if text.strip()]
-    if not prompts:
-        return ""
+    prompts = [text for text in Counter(pair.system for pair in task.pairs) if text.strip()]
     without = [pair.line for pair in task.train if not pair.system.strip()]
-    if len(prompts) > 1 or without:
-        shown = " and ".join(_short(text) for text in prompts[:2])
+    shown = " and ".join(_short(text) for text in prompts[:2])
+    found = None
+    if len(prompts) > 1:
+        found = f"{len(prompts)} system prompts differ: {shown}"
+    elif prompts and without:
+        found = f"{len(without)} training rows lack the system prompt {shown}, the first at line "
+        found += str(without[0])
+    elif prompts and anchor is not None and choice != "keep":
+        found = f"an anchor is given, and the rows have a system prompt: {shown}"
+    if found is not None:
         raise UserError(
-            f"{len(prompts)} system prompts differ: {shown}"
-            if len(prompts) > 1
-            else f"{len(without)} training rows lack the system prompt {shown}, the first at line "
-            f"{without[0]}",
+            found,
             where="--train",
             allowed="one system prompt in all rows, which becomes the anchor",
-            remedy="put what changes into the query, or give all rows the same prompt",
+            remedy="put what changes into the query; or leave --anchor out; or --system keep, so "
+            "that it stays a system prompt, in the recipe, beside the anchor",
         )
-    if anchor is not None and choice != "keep":
-        raise UserError(
-            f"an anchor is given, and the rows have a system prompt: {_short(prompts[0])}",
-            where="--anchor",
-            remedy="leave --anchor out, so that the system prompt becomes the anchor; or --system "
-            "keep, so that it stays one, in the recipe, beside the anchor",
-        )
-    return prompts[0].strip()
+    return prompts[0].strip() if prompts else ""
 
 
 def _front(pairs: Sequence[Pair]) -> str:
@@ -466,42 +402,25 @@ def _front(pairs: Sequence[Pair]) -> str:
         return ""
 
 
-def _need_more_than(front: str, task: Task) -> None:
-    """UserError when a row is the anchor and nothing else."""
-    bare = [pair.line for pair in task.pairs if not pair.query.removeprefix(front).strip()]
-    if bare:
-        raise UserError(
-            f"{len(bare)} rows hold nothing but the text that all begin with, first at line "
-            f"{bare[0]}",
-            where="--anchor",
-            remedy="remove these rows, or give the anchor's text: --anchor 'TEXT'",
-        )
-
-
 def _anchor_text(given: str) -> str:
-    path, text = _file_named(given), given
-    if path is not None:
-        try:
+    """The text of `--anchor`, or of the file that it names."""
+    text = given
+    try:
+        path = paths.user_path(given)
+        if path.is_file():
             text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError:
-            raise UserError(
-                "not UTF-8", where=paths.shown(path), remedy="save the anchor as UTF-8"
-            ) from None
-    elif re.fullmatch(r".+\.(txt|md)", given, re.IGNORECASE):
+        elif re.fullmatch(r".+\.(txt|md)", given, re.IGNORECASE):
+            raise FileNotFoundError
+    except UnicodeDecodeError:
+        raise UserError("not UTF-8", where=given, remedy="save the anchor as UTF-8") from None
+    except FileNotFoundError:
         raise UserError(
             f"no file '{given}'",
             where="--anchor",
             remedy="correct the path; an anchor that ends so is given in a file",
-        )
+        ) from None
+    except (OSError, UserError):  # longer than a name may be; "~" of nobody: a text
+        pass
     if not text.strip():
         raise UserError("the anchor is empty", where="--anchor", remedy="write its text")
     return text.strip()
-
-
-def _file_named(given: str) -> Path | None:
-    """The file that `given` names, None when it is a text."""
-    try:
-        path = paths.user_path(given)
-        return path if path.is_file() else None
-    except (OSError, UserError):  # longer than a name may be; "~" of nobody
-        return None

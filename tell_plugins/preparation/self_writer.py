@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -20,26 +20,10 @@ from tell_plugins.bridge.patches import let_qwen_generate
 from tell_plugins.core.errors import UserError
 
 _PROBES = ("A", "7", "(", "é")  # user turns that share no token at either end
-
-
-class Sampling(NamedTuple):
-    """How tokens are drawn."""
-
-    temperature: float
-    top_p: float
-    max_new_tokens: int
-
-    def __str__(self) -> str:
-        return (
-            f"temperature {self.temperature:g}, top_p {self.top_p:g}, {self.max_new_tokens} tokens"
-        )
-
-
-class Written(NamedTuple):
-    """A text, and whether the model ended it itself (else the limit cut it)."""
-
-    text: str
-    ended: bool
+_TOP_P = 0.9
+_INSTRUCTION = {"temperature": 1.0, "max_new_tokens": 160}
+_ANSWER_TEMPERATURE = 0.7
+Written = tuple[str, bool]  # a text, and whether the model ended it itself (else it was cut)
 
 
 class SelfWriter:
@@ -63,24 +47,31 @@ class SelfWriter:
             )
         # what ends a user's turn: one token (<|im_end|>), or a piece of text ([/INST])
         self._turn_end = self._tokenizer.decode(closing).split()[0]
-        self._ends = self._end_tokens(closing[0])
+        self._ends = self._end_tokens()
 
     @property
     def opening(self) -> str:
         """The prompt that instructions are written from, as text."""
         return str(self._tokenizer.decode(self._opening))
 
-    def instructions(self, count: int, sampling: Sampling, seed: int) -> list[Written]:
-        """`count` instructions, drawn as one batch."""
-        written = self._generate([self._opening] * count, sampling, seed)
+    def instructions(self, count: int, seed: int, batch: int) -> list[Written]:
+        """`count` instructions."""
+        seed = batch_seed(seed, batch, "instruction")
+        written = self._generate([self._opening] * count, seed, **_INSTRUCTION)
         return [self._cut_at_turn_end(text, ended) for text, ended in written]
 
-    def answers(self, instructions: Sequence[str], sampling: Sampling, seed: int) -> list[Written]:
-        """The model's answer to each instruction, drawn as one batch."""
+    def answers(
+        self, instructions: Sequence[str], max_new_tokens: int, seed: int, batch: int
+    ) -> list[Written]:
+        """The model's answer to each instruction."""
         prompts = [self._encode(text) for text in instructions]
-        return [
-            Written(text.strip(), ended) for text, ended in self._generate(prompts, sampling, seed)
-        ]
+        written = self._generate(
+            prompts,
+            batch_seed(seed, batch, "answer"),
+            temperature=_ANSWER_TEMPERATURE,
+            max_new_tokens=max_new_tokens,
+        )
+        return [(text.strip(), ended) for text, ended in written]
 
     def _encode(self, user: str) -> list[int]:
         messages = [{"role": "user", "content": user}]
@@ -95,30 +86,33 @@ class SelfWriter:
         )
         return list(ids)
 
-    def _end_tokens(self, closing: int) -> list[int]:
+    def _end_tokens(self) -> list[int]:
         """Tokens that end a turn: of the tokenizer, of the model, of the template."""
-        found: set[int] = {self._tokenizer.eos_token_id}
         known = self._model.generation_config.eos_token_id
-        found.update([known] if isinstance(known, int) else known or [])
+        found = {
+            self._tokenizer.eos_token_id,
+            *([known] if isinstance(known, int) else known or []),
+        }
         for word in [self._turn_end, *self._template.template_meta.stop_words]:
             ids = (
                 self._tokenizer.encode(word.strip(), add_special_tokens=False)
                 if isinstance(word, str)
                 else list(word)
             )
-            if len(ids) == 1:
-                found.add(ids[0])
+            found |= set(ids) if len(ids) == 1 else set()
         return sorted(token for token in found if token is not None)
 
     def _cut_at_turn_end(self, text: str, ended: bool) -> Written:
         head, stop, _ = text.partition(self._turn_end)
-        return Written(head.strip(), ended or bool(stop))
+        return head.strip(), ended or bool(stop)
 
     @torch.inference_mode()
     def _generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int
-    ) -> list[tuple[str, bool]]:
-        """(text, ended) for each prompt; padded on the left, drawn under `seed`."""
+        self, prompts: Sequence[Sequence[int]], seed: int, **settings: float
+    ) -> list[Written]:
+        """What follows each prompt; padded on the left, drawn under `seed`."""
+        if not prompts:
+            return []
         pad = self._tokenizer.pad_token_id
         pad = self._ends[0] if pad is None else pad
         width = max(map(len, prompts))
@@ -127,18 +121,17 @@ class SelfWriter:
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         config = GenerationConfig(
             do_sample=True,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
+            top_p=_TOP_P,
             top_k=0,
-            max_new_tokens=sampling.max_new_tokens,
             eos_token_id=self._ends,
             pad_token_id=pad,
+            **settings,
         )
         torch.manual_seed(seed)
         output = self._model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
         return [self._read(row) for row in output[:, width:].tolist()]
 
-    def _read(self, tokens: list[int]) -> tuple[str, bool]:
+    def _read(self, tokens: list[int]) -> Written:
         ends = [place for place, token in enumerate(tokens) if token in self._ends]
         kept = tokens[: ends[0]] if ends else tokens
         return str(self._tokenizer.decode(kept)), bool(ends)

@@ -11,10 +11,11 @@ import argparse
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from pydantic import Field
 
 from tell_plugins.bridge import embedded_model
@@ -22,47 +23,70 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import Shape, json_lines
 from tell_plugins.core.progress import track
-from tell_plugins.core.text import comparison_keys
+from tell_plugins.core.text import normalise
+from tell_plugins.preparation.card_files import check_name, make_known
+from tell_plugins.preparation.download import read_record, write_record
 from tell_plugins.preparation.journal import Journal
-from tell_plugins.preparation.known_cards import check_name, make_known
-from tell_plugins.preparation.provenance import read_provenance, write_provenance
-from tell_plugins.preparation.selfgen_filters import (
-    LANGUAGES,
-    answer_problem,
-    instruction_problem,
-)
 
 if TYPE_CHECKING:
-    from tell_plugins.preparation.self_writer import Sampling, SelfWriter
+    from tell_plugins.preparation.self_writer import SelfWriter
 
 TRAIN, JOURNAL = "train.jsonl", "journal.jsonl"
-ORIGIN = "model itself"  # what the provenance file names
+ORIGIN = "model itself"  # what the record of the file names
 BATCH = 16
-INSTRUCTION = (1.0, 0.9, 160)  # temperature, top_p, tokens
-ANSWER = (0.7, 0.9)
+INSTRUCTION = "temperature 1, top_p 0.9, 160 tokens"  # as the journal and the rows tell it
 LEAST_YIELD = 40  # attempts a row; below that the model does not write instructions
 _FIRST_LOOK = 160  # attempts before the yield is judged
+_CUT_OFF = "cut off"
+LANGUAGES = ("en", "any")
+INSTRUCTION_CHARS = (12, 1500)
+INSTRUCTION_WORDS = 3
+ANSWER_CHARS = (2, 6000)
+_N = 4  # words of an n-gram
+_LEAST_DISTINCT = 0.7  # of all n-grams; prose has 0.95 and more, a loop far less
+_SHORT = 3 * _N  # words below which n-grams say nothing
+_LATIN = 0.9  # of the letters of an English text
+# the commonest English words, which no other language has so many of
+_COMMON = (
+    "the of and to a in is that it for on as with be are this was by or from at an your you what "
+    "how why which can i have has do does will would should not if my me we our their there these "
+    "into between about than more write give explain describe"
+)
+_STOP_WORDS = frozenset(_COMMON.split())
+_LEAST_STOP_WORDS = 0.15
+_REFUSAL = re.compile(
+    r"\b(i(?:'|’)?m (?:very |really )?sorry\b|i apologi[sz]e\b|as an ai\b|i can(?:no|')t (?:help|"
+    r"assist|provide|fulfil)|i(?:'m| am) (?:unable|not able) to\b|i do(?:n't| not) have (?:access|"
+    r"the ability|personal))",
+    re.IGNORECASE,
+)
+
+
+class _Attempt(Shape):
+    attempt: int
+    query: str
+    response: str | None = None
+    problem: str | None
+
+
+class _Batch(Shape):
+    """A record of the journal."""
+
+    batch: int = Field(ge=0)
+    attempts: list[_Attempt] = Field(min_length=BATCH, max_length=BATCH)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `data selfgen`."""
     add = parser.add_argument
-    add(
-        "--model",
-        metavar="M",
-        help="a model's folder or hub id, a recipe (its model and template), or 'smollm2'",
-    )
+    text = "a model's folder or hub id, a recipe (its model and template), or 'smollm2'"
+    add("--model", metavar="M", help=text)
     add("--model-type", metavar="T", help="ms-swift's model_type, where it cannot be told")
     add("--template", metavar="T", help="ms-swift's template, where it cannot be told")
     add("--rows", metavar="N", type=int, default=1000, help="rows to write (default: 1000)")
     add("--seed", metavar="S", type=int, default=42, help="same seed, same rows (default: 42)")
-    add(
-        "--max-new-tokens",
-        metavar="N",
-        type=int,
-        default=512,
-        help="longest answer; longer ones are dropped, not cut (default: 512)",
-    )
+    text = "longest answer; longer ones are dropped, not cut (default: 512)"
+    add("--max-new-tokens", metavar="N", type=int, default=512, help=text)
     add("--language", choices=LANGUAGES, default="en", help="language to keep (default: en)")
     add("--drop-refusals", action="store_true", help="keep no answer that refuses or apologises")
     add("--name", metavar="CARD", help="name of the card (default: selfgen_<model>)")
@@ -83,9 +107,6 @@ def run(args: argparse.Namespace) -> int:
     values = model_values(args.model, args.model_type, args.template)
     shown_model = Path(str(values["model"])).name
     folder = _card_folder(args, shown_model)
-    from tell_plugins.preparation.self_writer import Sampling
-
-    instruction, answer = Sampling(*INSTRUCTION), Sampling(*ANSWER, args.max_new_tokens)
     settings = {
         "model": shown_model,
         "model_files": fingerprint(str(values["model"])),
@@ -93,36 +114,40 @@ def run(args: argparse.Namespace) -> int:
         "system": values.get("system"),
         "seed": args.seed,
         "batch": BATCH,
-        "instruction": str(instruction),
-        "answer": str(answer),
+        "instruction": INSTRUCTION,
+        "answer": f"temperature 0.7, top_p 0.9, {args.max_new_tokens} tokens",
         "language": args.language,
         "drop_refusals": args.drop_refusals,
     }
     with Journal(folder / JOURNAL, settings, _Batch) as journal:
-        work = _Work(journal, args, (instruction, answer))
-        work.until(args.rows, values)
-        return _write_card(folder, work, settings, args)
+        attempts = _attempts(journal, args, values)
+        rows = [entry for entry in attempts if entry["problem"] is None][: args.rows]
+        _write_card(folder, rows, settings, args.seed)
+    print(f"{len(rows):,} rows of {len(attempts):,} attempts: {paths.shown(folder / TRAIN)}")
+    if dropped := _reasons(attempts):
+        print(f"  dropped: {dropped}")
+    if export := make_known(folder.parent):
+        print(f"  make it known:  {export}")
+    print(f"  use it:         tell/<task>:from={folder.name}/general={len(rows)}rows")
+    return 0
 
 
 def model_values(model: str, model_type: str | None, template: str | None) -> dict[str, Any]:
     """ms-swift's keys for a model that is named by folder, hub id, recipe, or as 'smollm2'."""
+    path = paths.user_path(model)
     if model.endswith((".yaml", ".yml")):
         from tell_plugins.recipe.recipes import load_recipe
 
         values = dict(load_recipe(model).values)
         if "model" not in values:
             raise UserError("the recipe names no model", where=model, remedy="add 'model: ...'")
-    elif model == "smollm2" or paths.user_path(model).resolve() == embedded_model.model_dir():
+    elif model == "smollm2" or path.resolve() == embedded_model.model_dir():
         folder = embedded_model.prepare_model()
         values = {"model": str(folder), "model_type": "llama", "template": "chatml"}
     else:
-        path = paths.user_path(model)
         values = {"model": str(path) if path.exists() else model}
-    if model_type:
-        values["model_type"] = model_type
-    if template:
-        values["template"] = template
-    return values
+    named = {"model_type": model_type, "template": template}
+    return values | {key: value for key, value in named.items() if value}
 
 
 def fingerprint(model: str) -> str | None:
@@ -141,12 +166,16 @@ def fingerprint(model: str) -> str | None:
 
 
 def _card_folder(args: argparse.Namespace, model: str) -> Path:
+    """The folder of the card. Raises UserError where one that was not written here is there."""
     name = args.name or "selfgen_" + re.sub(r"[^a-z0-9]+", "_", model.lower()).strip("_")
     root = paths.user_target(args.out) if args.out else paths.data_homes()[0] / "cards"
     check_name(name, root, "--name")
     folder = root / name
     there = [path for path in (folder / "card.yaml", folder / TRAIN) if path.exists()]
-    if there and not _is_ours(folder):
+    ours = (folder / JOURNAL).is_file() or ORIGIN in (read_record(folder / TRAIN) or {}).get(
+        "from", {}
+    )
+    if there and not ours:
         raise UserError(
             f"{' and '.join(map(paths.shown, there))} would be overwritten",
             where="--name, --out",
@@ -155,170 +184,160 @@ def _card_folder(args: argparse.Namespace, model: str) -> Path:
     return folder
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether what lies in the folder was written here before."""
-    origin = (read_provenance(folder / TRAIN) or {}).get("from")
-    return (folder / JOURNAL).is_file() or (isinstance(origin, dict) and ORIGIN in origin)
+def _attempts(
+    journal: Journal, args: argparse.Namespace, values: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """All attempts in order until enough are good; those of earlier runs are not made again.
 
-
-class _Attempt(Shape):
-    query: str
-    response: str | None = None
-    problem: str | None
-
-
-class _Batch(Shape):
-    """A record of the journal."""
-
-    batch: int = Field(ge=0)
-    attempts: list[_Attempt] = Field(min_length=BATCH, max_length=BATCH)
-
-
-class _Work:
-    """The batches done so far and the rows they gave, in the order of the attempts.
-
-    A batch that is missing among them is done again, as it was done first: only rows of earlier
-    batches count as seen.
+    The model is loaded only if there is work left. A batch depends on its seed and on the good rows
+    before it. Raises UserError for a model that hardly writes anything usable.
     """
+    known = {record["batch"]: record["attempts"] for record in journal.records}
+    attempts: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    writer: SelfWriter | None = None
+    with track(args.rows, f"{journal.header['model']} writes", "rows") as bar:
+        for batch in count():
+            if batch not in known:
+                if writer is None:
+                    from tell_plugins.preparation.self_writer import SelfWriter
 
-    def __init__(
-        self, journal: Journal, args: argparse.Namespace, sampling: tuple[Sampling, Sampling]
-    ) -> None:
-        self.journal, self.args = journal, args
-        self.instruction, self.answer = sampling
-        self.rows: list[dict[str, Any]] = []
-        self.dropped: Counter[str] = Counter()
-        self.attempts = 0
-        self._seen: set[int] = set()
-        self._known = {record["batch"]: record for record in journal.records}
-        self._take_known()
-
-    def _take_known(self) -> None:
-        """Count the batches that were done earlier, up to the first that is missing."""
-        while (record := self._known.pop(self.attempts // BATCH, None)) is not None:
-            self._note(record)
-
-    def _note(self, record: dict[str, Any]) -> None:
-        for entry in record["attempts"]:
-            self.attempts += 1
-            if entry["problem"] is None:
-                self._seen.add(_key(entry["query"]))
-                self.rows.append(entry)
-            else:
-                self.dropped[entry["problem"]] += 1
-
-    def until(self, rows: int, values: Mapping[str, Any]) -> None:
-        """Work until there are `rows` rows. The model is loaded only if there is work left."""
-        if len(self.rows) >= rows:
-            return
-        from tell_plugins.preparation.self_writer import SelfWriter
-
-        writer = SelfWriter(values)
-        with track(rows, f"{self.journal.header['model']} writes", "rows") as bar:
-            bar.update(len(self.rows))
-            while len(self.rows) < rows:
-                before = len(self.rows)
-                batch = self.attempts // BATCH
-                record = {"batch": batch, "attempts": self._batch(writer, batch)}
-                self.journal.append(record)
-                self._note(record)
-                self._take_known()
-                bar.update(min(rows, len(self.rows)) - before)
-                self._judge_yield()
-
-    def _batch(self, writer: SelfWriter, batch: int) -> list[dict[str, Any]]:
-        """One batch of attempts: instructions, filters, answers to what is left, filters."""
-        from tell_plugins.preparation.self_writer import batch_seed
-
-        seed, language = self.args.seed, self.args.language
-        seen = set(self._seen)
-        entries: list[dict[str, Any]] = []
-        for number, written in enumerate(
-            writer.instructions(BATCH, self.instruction, batch_seed(seed, batch, "instruction"))
-        ):
-            problem = (
-                instruction_problem(written.text, language)
-                if written.ended
-                else "instruction cut off"
-            )
-            key = _key(written.text)
-            if problem is None and key in seen:
-                problem = "duplicate"
-            if problem is None:
-                seen.add(key)
-            entries.append(
-                {"attempt": batch * BATCH + number, "query": written.text, "problem": problem}
-            )
-        left = [entry for entry in entries if entry["problem"] is None]
-        if left:
-            answers = writer.answers(
-                [entry["query"] for entry in left], self.answer, batch_seed(seed, batch, "answer")
-            )
-            for entry, written in zip(left, answers, strict=True):
-                entry["response"] = written.text
-                entry["problem"] = (
-                    answer_problem(written.text, entry["query"], language, self.args.drop_refusals)
-                    if written.ended
-                    else "answer cut off"
+                    writer = SelfWriter(values)
+                known[batch] = _batch(writer, batch, args, set(seen))
+                journal.append({"batch": batch, "attempts": known[batch]})
+            attempts += known[batch]
+            seen |= {normalise(entry["query"]) for entry in known[batch] if not entry["problem"]}
+            bar.update(min(args.rows, len(seen)) - bar.n)
+            if len(seen) >= args.rows:
+                break
+            if len(attempts) >= _FIRST_LOOK and len(seen) * LEAST_YIELD < len(attempts):
+                raise UserError(
+                    f"only {len(seen)} of {len(attempts)} attempts are usable "
+                    f"({_reasons(attempts)})",
+                    where=str(args.model),
+                    remedy="use a model tuned for chat and its own template (--template), "
+                    "raise --max-new-tokens, or try --language any",
                 )
-        return entries
+    return attempts
 
-    def _judge_yield(self) -> None:
-        if self.attempts < _FIRST_LOOK or len(self.rows) * LEAST_YIELD >= self.attempts:
-            return
-        raise UserError(
-            f"only {len(self.rows)} of {self.attempts} attempts are usable ({self.reasons()})",
-            where=str(self.args.model),
-            remedy="use a model tuned for chat and its own template (--template), "
-            "raise --max-new-tokens, or try --language any",
+
+def _batch(
+    writer: SelfWriter, batch: int, args: argparse.Namespace, seen: set[str]
+) -> list[dict[str, Any]]:
+    """One batch of attempts: instructions, filters, answers to what is left, filters."""
+    entries: list[dict[str, Any]] = []
+    for number, (text, ended) in enumerate(writer.instructions(BATCH, args.seed, batch)):
+        problem = instruction_problem(text, args.language) if ended else f"instruction {_CUT_OFF}"
+        key = normalise(text)
+        if problem is None and key in seen:
+            problem = "duplicate"
+        if problem is None:
+            seen.add(key)
+        entries.append({"attempt": batch * BATCH + number, "query": text, "problem": problem})
+    left = [entry for entry in entries if entry["problem"] is None]
+    queries = [entry["query"] for entry in left]
+    answers = writer.answers(queries, args.max_new_tokens, args.seed, batch)
+    for entry, (text, ended) in zip(left, answers, strict=True):
+        entry["response"] = text
+        entry["problem"] = (
+            answer_problem(text, entry["query"], args.language, args.drop_refusals)
+            if ended
+            else f"answer {_CUT_OFF}"
         )
-
-    def reasons(self) -> str:
-        return ", ".join(f"{number} {reason}" for reason, number in self.dropped.most_common())
+    return entries
 
 
-def _key(text: str) -> int:
-    return int(comparison_keys([text])[0])
+def _reasons(attempts: list[dict[str, Any]]) -> str:
+    dropped = Counter(entry["problem"] for entry in attempts if entry["problem"] is not None)
+    return ", ".join(f"{number} {reason}" for reason, number in dropped.most_common())
 
 
 def _write_card(
-    folder: Path, work: _Work, settings: dict[str, Any], args: argparse.Namespace
-) -> int:
-    import yaml
-
-    rows = work.rows[: args.rows]
-    sampling = {"instruction": settings["instruction"], "answer": settings["answer"]}
-    path = folder / TRAIN
-    lines = [
-        {
-            "query": row["query"],
-            "response": row["response"],
-            "model": settings["model"],
-            "seed": args.seed,
-            "attempt": row["attempt"],
-            "sampling": sampling,
-        }
-        for row in rows
-    ]
+    folder: Path, rows: list[dict[str, Any]], settings: dict[str, Any], seed: int
+) -> None:
+    path, model = folder / TRAIN, settings["model"]
+    made = {
+        "model": model,
+        "seed": seed,
+        "sampling": {key: settings[key] for key in ("instruction", "answer")},
+    }
+    lines = [{key: row[key] for key in ("query", "response", "attempt")} | made for row in rows]
     with paths.atomic_path(path) as temporary:
         temporary.write_text("".join(json_lines(lines)), encoding="utf-8")
-        write_provenance(path, {ORIGIN: settings}, temporary, rows=len(rows))
+        write_record(path, {ORIGIN: settings}, temporary, origin=f"by {model}", rows=len(rows))
     card = {
         "name": folder.name,
         "kind": "general",
-        "summary": f"{len(rows):,} instructions and answers by {settings['model']} itself, "
-        "from an empty user turn.",
-        "licence": f"output of {settings['model']}; the terms of that model apply",
-        "source": f"./run.sh data selfgen --model {settings['model']} --seed {args.seed}",
+        "summary": f"{len(rows):,} instructions and answers by {model} itself, from an empty user "
+        "turn.",
+        "licence": f"output of {model}; the terms of that model apply",
+        "source": f"./run.sh data selfgen --model {model} --seed {seed}",
         "columns": {"query": "query", "response": "response"},
         "splits": {"train": {"file": path.name, "rows": len(rows)}},
     }
     text = yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=1000)
     paths.write_text(folder / "card.yaml", text)
-    print(f"{len(rows):,} rows of {work.attempts:,} attempts: {paths.shown(path)}")
-    if work.dropped:
-        print(f"  dropped: {work.reasons()}")
-    if export := make_known(folder.parent):
-        print(f"  make it known:  {export}")
-    print(f"  use it:         tell/<task>:from={folder.name}/general={len(rows)}rows")
-    return 0
+
+
+# ------------------------------------------------------------------------- what is kept
+
+
+def instruction_problem(text: str, language: str) -> str | None:
+    """Why an instruction is not kept, None when it is."""
+    words = text.split()
+    least, most = INSTRUCTION_CHARS
+    if len(text) < least or len(words) < INSTRUCTION_WORDS:
+        return "instruction too short"
+    if len(text) > most:
+        return "instruction too long"
+    if repeats_itself(text):
+        return "instruction repeats itself"
+    if language == "en" and not is_english(text):
+        return "instruction not English"
+    return None
+
+
+def answer_problem(text: str, instruction: str, language: str, drop_refusals: bool) -> str | None:
+    """Why an answer is not kept, None when it is."""
+    least, most = ANSWER_CHARS
+    if len(text) < least:
+        return "answer too short"
+    if len(text) > most:
+        return "answer too long"
+    if text.strip().casefold() == instruction.strip().casefold():
+        return "answer repeats the instruction"
+    if repeats_itself(text):
+        return "answer repeats itself"
+    if language == "en" and not _is_latin(text):
+        return "answer not English"
+    if drop_refusals and _REFUSAL.search(text[:200]):
+        return "refusal"
+    return None
+
+
+def repeats_itself(text: str) -> bool:
+    """Whether the text loops: few distinct word n-grams, or one line over and over."""
+    words = text.lower().split()
+    if len(words) >= _SHORT:
+        grams = [tuple(words[start : start + _N]) for start in range(len(words) - _N + 1)]
+        if len(set(grams)) < _LEAST_DISTINCT * len(grams):
+            return True
+    lines = Counter(line.strip().lower() for line in text.splitlines() if len(line.strip()) > 3)
+    return bool(lines) and max(lines.values()) >= 4
+
+
+def is_english(text: str) -> bool:
+    """Latin letters and, in all but very short texts, a fair share of common English words."""
+    if not _is_latin(text):
+        return False
+    words = re.findall(r"[a-z']+", text.lower())
+    if len(words) < 5:
+        return bool(words)
+    common = sum(word in _STOP_WORDS for word in words[:200])
+    return common >= _LEAST_STOP_WORDS * min(len(words), 200)
+
+
+def _is_latin(text: str) -> bool:
+    letters = [character for character in text if character.isalpha()]
+    latin = sum(character < "\u0250" for character in letters)
+    return latin >= _LATIN * len(letters)

@@ -1,25 +1,48 @@
-"""A recipe for an own task, made from one that is there for the same model."""
+"""A recipe for an own task, made from one that is there for the same model; or, of a model that no
+recipe here trains, from what ms-swift's own tables say of it (`new --model Qwen/Qwen3-4B`, or a
+folder). ms-swift finds type and chat template by the name or by the architecture in config.json;
+what it cannot tell has to be named.
+"""
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tell_plugins.core import paths
-from tell_plugins.core.cards import Card, load_card
-from tell_plugins.core.errors import UserError, unknown
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
 from tell_plugins.core.spec import NONE
 from tell_plugins.preparation.method import Method
+from tell_plugins.recipe.model_rules import check_kind, check_template
+from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.recipes import Recipe, load_recipe
+from tell_plugins.recipe.settings import Settings
+from tell_plugins.recipe.shapes import readable_shape
+from tell_plugins.recipe.swift_keys import ModelTable, swift_keys
 
+PATTERN = "llama2_json"  # its settings for a 24 GB card are those of any model of its size
+_DATA = "tell/sample_complaints"  # and its general data are those that come along
+_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
+_WITHOUT_THINKING = (
+    "; answers without a think block (enable_thinking: false), as your rows have none: ms-swift "
+    "4.0 would let it think in answers, 4.6 not, and both train it on an empty block"
+)
+_SMALL, _LARGE = 0.6e9, 3e9  # parameters
+# learning rates by size. The paper's for 7B; of SmolLM2-135M's readings, a fourth; between them
+# by eye. None was measured at its size
+_RATES = ((_SMALL, 1.0e-3), (_LARGE, 4.0e-4), (float("inf"), 1.0e-4))
 # keys of a recipe that belong to its own task
 GONE = ("val_dataset", "split_dataset_ratio", "resume_from_checkpoint")
+_COMMENT = re.compile(r"[ \t]+#[^\"']*$")
 
 
 def pattern_for(model: str, metric: str) -> Recipe:
@@ -56,102 +79,117 @@ def _patterns(model: str = "") -> list[Recipe]:
     files = sorted(paths.RECIPES.glob(f"{model or '*'}_*.yaml"), reverse=True)
     stems = [file.stem for file in files]
     mains = [f for f in files if not any(f.stem.startswith(f"{stem}_") for stem in stems)]
-    found = [recipe for recipe in map(_readable, mains) if recipe is not None]
+    found = []
+    for file in mains:
+        with suppress(UserError):
+            recipe = load_recipe(file)
+            shipped = load_card(recipe.spec.card).folder.parent == paths.CARDS
+            found += [recipe] if shipped and _is_plain(recipe) else []
     return sorted(found, key=lambda recipe: int(recipe.get("max_length", 0)))
-
-
-def _readable(file: Path) -> Recipe | None:
-    """A recipe of the pack that is plain and trains one of its data sets, else nothing."""
-    try:
-        recipe = load_recipe(file)
-        card = load_card(recipe.spec.card)
-    except UserError:
-        return None
-    return recipe if card.folder.parent == paths.CARDS and _is_plain(recipe) else None
 
 
 def _is_plain(recipe: Recipe) -> bool:
     """Whether a recipe trains a task among general data with the card's anchor."""
     try:
         spec = recipe.spec
-        card = load_card(spec.card)
+        is_task = load_card(spec.card).kind == "task"
     except UserError:
         return False
-    return (
-        card.kind == "task"
-        and spec.general != NONE
-        and (spec.anchor, spec.split) == ("card", "train")
-    )
+    return is_task and spec.general != NONE and (spec.anchor, spec.split) == ("card", "train")
 
 
 def general_of(pattern: Recipe) -> tuple[tuple[str, ...], str]:
     """The general cards and the amount that a recipe's card mixes with."""
-    card: Card = load_card(pattern.spec.card)
+    card = load_card(pattern.spec.card)
     assert card.general is not None  # a task card has it
     return pattern.spec.sources or card.general.sources, str(card.general.amount)
 
 
 def recipe_name(pattern: Recipe, task: str, variant: str = "") -> str:
-    model = Path(str(pattern.get("model"))).name
-    own = "model" in _overrides(pattern)
-    stem = re.sub(r"[^a-z0-9.]+", "-", model.lower()) if own else pattern.name.split("_")[0]
-    name = f"{stem}_{task}"
-    return f"{name}_{variant}" if variant else name
+    """What the recipe of a task is called, without ending."""
+    stem = pattern.name.split("_")[0]
+    if _is_of_any_model(pattern):
+        stem = re.sub(r"[^a-z0-9.]+", "-", Path(str(pattern.get("model"))).name.lower())
+    return "_".join([stem, task, *([variant] if variant else [])])
 
 
-def _overrides(pattern: Recipe) -> dict[str, Any]:
-    """The pattern's values that are not those of its file."""
-    there = load_recipe(pattern.path).values
-    return {key: value for key, value in pattern.values.items() if there.get(key) != value}
+def _is_of_any_model(pattern: Recipe) -> bool:
+    """Whether the pattern's model is one of the command line, see `any_model`."""
+    return "model" in pattern.places
+
+
+def own_recipe(
+    pattern: Recipe, file: Path, method: Method, export: str | None, system: str | None
+) -> str:
+    """The text of a new task's recipe, which is to be written to `file`.
+
+    `export` is the line by which a shell finds the card, `system` the rows' own system prompt.
+    """
+    origin, shown = paths.shown(pattern.path), shlex.quote(paths.shown(file))
+    lines = [
+        method.title.replace("{model}", Path(str(pattern.get("model"))).name),
+        f"Launch:  ./run.sh train {shown}",
+        f"Needs:   what {origin} needs, which this was made from",
+        f"First:   {f'{export}; ' if export else ''}./run.sh check {shown}",
+        "Result:  not measured",
+    ]
+    what = "task, method and output folder" if method.why else "task and output folder"
+    if _is_of_any_model(pattern):
+        lines[2] = "Needs:   what `check` estimates; not measured"
+        what = f"model, layers, learning rate, {what}"
+    amounts = str(pattern.spec.with_values(sources=None)).partition(":")[2]
+    without = [*amounts.split("/"), *(key for key in GONE if key in pattern.values)]
+    said = ", ".join(filter(None, without))
+    differs = f"Differs: from {origin} in {what}"
+    differs += f", and without {said}, chosen for its own task" if said else ""
+    lines += textwrap.wrap(
+        f"{differs}; its header says more.",
+        98,
+        subsequent_indent=" " * 9,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return recipe_text(pattern, file.stem, method, lines, system)
 
 
 def recipe_text(
     pattern: Recipe,
     name: str,
     method: Method,
-    header: list[str],
+    header: Sequence[str],
     system: str | None = None,
     gone: Sequence[str] = GONE,
 ) -> str:
     """The pattern's text with another header, output folder, dataset string and method's keys.
-
-    A `system` is the rows' own system prompt.
 
     All else stays as it is, comments included, but for the keys `gone`: by default those of the
     pattern's own task, its validation set among them.
     Raises UserError for a pattern that is written so that its keys cannot be told apart.
     """
     text = pattern.path.read_text(encoding="utf-8-sig")
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    assert isinstance(node, yaml.MappingNode)  # `load_recipe` checked it
-    there = {key.value for key, _ in node.value}
-    own = {key: value for key, value in _overrides(pattern).items() if key not in method.keys}
-    own |= _placed(pattern, yaml.safe_load(text))
-    new = own | {"dataset": [method.dataset], "output_dir": f"output/{name}", **method.keys}
-    lines = {key: _written(value) for key, value in new.items() if key in there or key in own}
-    lines |= {"dataset": f'["{method.dataset}"]', "output_dir": f"output/{name}"}
+    written = yaml.safe_load(text)
+    new = {key: value for key, value in pattern.values.items() if written.get(key) != value}
+    new |= {"dataset": [method.dataset], "output_dir": f"output/{name}", **method.keys}
+    new |= {} if system is None else {"system": system}
+    fresh = {key: _line(key, value) for key, value in new.items() if key not in written}
     front = "".join(f"# {line}\n" for line in method.why)
-    front += "".join(
-        f"{key}: {_written(value)}\n" for key, value in method.keys.items() if key not in there
-    )
-    if system is not None:
-        new["system"] = system
-        quoted = yaml.safe_dump(system, default_style='"', allow_unicode=True, width=10**9)
-        lines["system"] = quoted.strip()
-    body = text
-    for key, value in reversed(node.value):
-        start, end = key.start_mark.index, _end(value)
-        if key.value in gone:
-            rest = body[end:] if body[:end].endswith("\n") else body[end:].partition("\n")[2]
-            body = body[:start] + rest
-        elif key.value in lines:
-            after = body[end:] if body[end:].startswith(("\n", " ")) else "\n" + body[end:]
-            before = body[:start] + (front if key.value == "dataset" else "")
-            body = f"{before}{key.value}: {lines.pop(key.value)}{after}"
-    body = re.sub(r"\A(?:#.*\n)*\n*", "", body)
-    for key, line in lines.items():
-        body = body.rstrip("\n") + f"\n{key}: {line}\n"
-    kept = {key: value for key, value in yaml.safe_load(text).items() if key not in gone}
+    front += "".join(fresh.pop(key) for key in method.keys if key in fresh)
+    body = ""
+    for key, block in _blocks(re.sub(r"\A(?:#.*\n)*\n*", "", text)):
+        value = block.rstrip() if key else ""
+        while key and value.rpartition("\n")[2].startswith("#"):
+            value = value.rpartition("\n")[0].rstrip()
+        after = block[len(value) :] if block[len(value) :].strip() else "\n"
+        comment = _COMMENT.search(value.partition("\n")[0])
+        if key in gone:
+            body += after.removeprefix("\n")
+        elif key in new:
+            line = _line(key, new[key]).rstrip("\n") + (comment[0] if comment else "")
+            body += (front if key == "dataset" else "") + line + after
+        else:
+            body += block
+    body = "".join([body.rstrip("\n") + "\n", *fresh.values()])
+    kept = {key: value for key, value in written.items() if key not in gone}
     if _loaded(body) != {**kept, **new}:
         raise UserError(
             "another dataset cannot be written into this recipe as it stands",
@@ -162,25 +200,22 @@ def recipe_text(
     return "".join(f"# {line}\n" for line in header) + "\n" + body
 
 
-def _placed(pattern: Recipe, written: dict[str, Any]) -> dict[str, Any]:
-    """Plugin and model, where an installed package has them elsewhere than the pattern writes."""
-    keys = ("external_plugins", "model")
-    values = {key: pattern.values[key] for key in keys if key in written}
-    return {key: value for key, value in values.items() if value != written[key]}
+def _blocks(text: str) -> Iterator[tuple[str, str]]:
+    """Each key at the left margin with its lines and those up to the next key, "" for the first."""
+    for part in re.split(r"(?m)^(?=[\w\"'])", text):
+        key = part.partition(":")[0].strip(" \"'")
+        yield (key if re.match(r"[\w\"']", part) else ""), part
 
 
-def _written(value: object) -> str:
-    """A value in one line as YAML reads it back: 1e-05 has no point and would be text."""
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9)
-    return text.partition("\n")[0]
-
-
-def _end(node: yaml.Node) -> int:
-    """Where a value ends; PyYAML lets a block of items end where the next key begins."""
-    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
-        last = node.value[-1]
-        return _end(last[1] if isinstance(last, tuple) else last)
-    return int(node.end_mark.index)
+def _line(key: str, value: object) -> str:
+    """A key and its value in one line as YAML reads it back: 1e-05 has no point and is text."""
+    style = '"' if key == "system" else None
+    text = yaml.safe_dump(
+        value, default_flow_style=True, default_style=style, allow_unicode=True, width=10**9
+    )
+    if key == "dataset":
+        text = f'["{value[0]}"]' if isinstance(value, list) else text
+    return f"{key}: {text.removesuffix('...' + chr(10)).rstrip()}\n"
 
 
 def _loaded(text: str) -> object:
@@ -191,34 +226,79 @@ def _loaded(text: str) -> object:
         return None
 
 
-def header(
-    pattern: Recipe, task: str, method: Method, recipe: Path, exports: str | None
-) -> list[str]:
-    """The lines in front of a recipe: what, launch, needs, first, result, differs."""
-    origin = paths.shown(pattern.path)
-    shown = shlex.quote(paths.shown(recipe))
-    lines = [
-        method.title.format(model=Path(str(pattern.get("model"))).name, task=task),
-        f"Launch:  ./run.sh train {shown}",
-        "Needs:   what `check` estimates; not measured"
-        if "model" in _overrides(pattern)
-        else f"Needs:   what {origin} needs, which this was made from",
-        f"First:   {f'{exports}; ' if exports else ''}./run.sh check {shown}",
-        "Result:  not measured",
-    ]
-    left_out = _left_out(pattern)
-    without = f", and without {', '.join(left_out)}, chosen for its own task" if left_out else ""
-    what = "task, method and output folder" if method.why else "task and output folder"
-    if "model" in _overrides(pattern):
-        what = f"model, layers, learning rate, {what}"
-    differs = f"Differs: from {origin} in {what}{without}; its header says more."
-    return lines + textwrap.wrap(
-        differs, 98, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False
+# ------------------------------------------------------------------------- any model
+
+
+def any_model(model: str, model_type: str | None, template: str | None) -> tuple[Recipe, str]:
+    """A recipe to start from, and what was assumed, in a sentence.
+
+    Raises UserError where neither ms-swift nor the folder tells what model it is, and MachineError
+    where ms-swift cannot be asked.
+    """
+    folder = model_folder(model)
+    if folder is None and "/" not in model and nearest(model, short_names()):
+        raise unknown("model", model, short_names(), "--model")  # without asking ms-swift
+    keys = swift_keys()
+    known = keys.models.known(model)
+    if folder is None and known is None and model_type is None:
+        raise _unknown(model, keys.models)
+    values: dict[str, Any] = {
+        "model": str(folder) if folder is not None else model,
+        "model_type": model_type,
+        "template": template,
+        "dataset": [_DATA],
+        "target_modules": ["all-linear"],
+    }
+    size = parameters(model)
+    values["learning_rate"] = next(rate for most, rate in _RATES if (size or _LARGE) < most)
+    values["gradient_checkpointing"] = size is None or size > _SMALL
+    chosen = template or (known[1] if known else None)
+    is_hybrid = chosen in keys.models.hybrid
+    if is_hybrid:
+        values["enable_thinking"] = False
+    recipe = load_recipe(paths.RECIPES / f"{PATTERN}.yaml").with_values(**values)
+    recipe = recipe.placed({"model": "--model"})
+    raise_all(list(_untold(Settings(recipe, keys))))
+    kind = model_type or (known[0] if known else "found by ms-swift in its config.json")
+    told = f"{size / 1e9:.2g}B parameters" if size else "a size that its name does not tell"
+    rate = f"learning rate {values['learning_rate']:g}, not measured for it"
+    said = f"{model}: type {kind}, {told}; assumed: LoRA on all linear layers, {rate}"
+    return recipe, said + (_WITHOUT_THINKING if is_hybrid else "")
+
+
+def _untold(settings: Settings) -> Iterator[UserError]:
+    """What of the model ms-swift could not tell, with the flag of `new` as remedy."""
+    rules = (check_kind, check_template)
+    for finding in (found for rule in rules for found in rule(settings.recipe, settings)):
+        if finding.severity == "error":
+            problem = finding.problem
+            yield UserError(
+                problem.found,
+                where="--model",
+                allowed=problem.allowed,
+                remedy="name it: --model-type TYPE, and --template NAME where that has several",
+            )
+
+
+def _unknown(model: str, table: ModelTable) -> UserError:
+    name = model.rstrip("/").rpartition("/")[2].lower()
+    close = difflib.get_close_matches(name, table.names, n=1, cutoff=0.85)
+    say = "or say what it is: --model-type TYPE --template NAME"
+    return UserError(
+        f"no folder '{model}', and no model of that name in ms-swift's table",
+        where="--model",
+        allowed=f"{', '.join(short_names())}; a recipe file; a folder with a model; an id that "
+        "ms-swift knows, such as Qwen/Qwen3-4B",
+        remedy=f"did you mean '{close[0]}'? {say}" if close else say[3:],
     )
 
 
-def _left_out(pattern: Recipe) -> list[str]:
-    """What of the pattern's task and amounts has no place in another task's recipe."""
-    amounts = str(pattern.spec.with_values(sources=None)).partition(":")[2]
-    keys = [key for key in GONE if key in pattern.values]
-    return [*amounts.split("/"), *keys] if amounts else keys
+def parameters(model: str) -> float | None:
+    """How many parameters a model has, by its config.json or by the size in its name."""
+    shape = readable_shape(model)
+    if shape is not None:
+        return float(shape.parameters)
+    found = _SIZE.search(model.rstrip("/").rpartition("/")[2].replace("-", " ").replace("_", " "))
+    if found is None:
+        return None
+    return float(found[1]) * (1e9 if found[2] in "bB" else 1e6)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from tell_plugins.preparation.forms import Pair, TaskFile
 
 TEST_SHARE, MOST_TEST_ROWS = 0.2, 200
 FEWEST_ROWS = 4  # to split a test set off
+_SHOWN = 5
 
 
 class Split(NamedTuple):
@@ -26,40 +28,22 @@ class Split(NamedTuple):
 
 
 def without_duplicates(file: TaskFile) -> tuple[TaskFile, list[str]]:
-    """The file with rows that are the same to the letter once, and a warning a kind of repetition.
-
-    Rows that ask the same but for case and spacing are told and kept.
-    """
+    """The file with rows that are the same to the letter once, and a note on those left out."""
     first: dict[tuple[str, str], Pair] = {}
-    repeated: list[tuple[Pair, Pair]] = []
+    repeated = []
     for pair in file.pairs:
         earlier = first.setdefault((pair.query, pair.response), pair)
         if earlier is not pair:
-            repeated.append((pair, earlier))
-    kept = list(first.values())
-    asked: dict[int, Pair] = {}
-    alike: list[tuple[Pair, Pair]] = []
-    for pair, key in zip(kept, _keys([pair.query for pair in kept]), strict=True):
-        earlier = asked.setdefault(key, pair)
-        if earlier is not pair:
-            alike.append((pair, earlier))
-    warnings = []
-    if repeated:
-        warnings.append(
-            f"{len(repeated)} rows of {file.path.name} are there twice and are kept once: "
-            + _lines(repeated)
-        )
-    if alike:
-        warnings.append(
-            f"{len(alike)} rows of {file.path.name} ask what another row asks, but for case "
-            f"and spacing (kept; look at them): {_lines(alike)}"
-        )
-    return TaskFile(file.path, file.form, kept), warnings
+            repeated.append(f"line {pair.line} (as {earlier.line})")
+    notes = [
+        f"{len(repeated)} rows of {file.path.name} are there twice and are kept once: "
+        + _listed(repeated)
+    ]
+    return replace(file, pairs=list(first.values())), notes if repeated else []
 
 
-def _lines(pairs: Sequence[tuple[Pair, Pair]]) -> str:
-    shown = ", ".join(f"line {later.line} (as {earlier.line})" for later, earlier in pairs[:5])
-    return shown + (" ..." if len(pairs) > 5 else "")
+def _listed(places: Sequence[str]) -> str:
+    return ", ".join(places[:_SHOWN]) + (" ..." if len(places) > _SHOWN else "")
 
 
 def without_overlap(
@@ -69,30 +53,29 @@ def without_overlap(
 
     Raises UserError when there are such rows and `drop` does not say to leave them out.
     """
-    places = dict(zip(_keys([pair.query for pair in held_out.pairs]), held_out.pairs, strict=True))
-    keys = _keys([pair.query for pair in train.pairs])
-    both = [
-        (pair, places[key]) for pair, key in zip(train.pairs, keys, strict=True) if key in places
-    ]
-    if not both:
-        return train
-    shown = ", ".join(f"line {mine.line} (= line {other.line})" for mine, other in both[:5])
-    if not drop:
+    places = dict(zip(_keys(held_out.pairs), held_out.pairs, strict=True))
+    kept, both = [], []
+    for pair, key in zip(train.pairs, _keys(train.pairs), strict=True):
+        if key in places:
+            both.append(f"line {pair.line} (= line {places[key].line})")
+        else:
+            kept.append(pair)
+    if both and not drop:
         raise UserError(
-            f"{len(both)} {role} rows are {name} rows: {shown}{' ...' if len(both) > 5 else ''}",
+            f"{len(both)} {role} rows are {name} rows: {_listed(both)}",
             where=f"{train.path.name}, {held_out.path.name}",
             remedy=f"remove them from one of the files, or add --drop-overlap to leave them out: "
             f"{name} rows neither train nor choose settings",
         )
-    print(f"left out: {len(both)} {role} rows that are {name} rows ({shown})")
-    kept = [pair for pair, key in zip(train.pairs, keys, strict=True) if key not in places]
     if not kept:
         raise UserError(
             f"all {role} rows are {name} rows",
             where=train.path.name,
             remedy=f"give other {role} rows",
         )
-    return TaskFile(train.path, train.form, kept)
+    if both:
+        print(f"left out: {len(both)} {role} rows that are {name} rows ({_listed(both)})")
+    return replace(train, pairs=kept)
 
 
 def split_off_test(
@@ -104,12 +87,13 @@ def split_off_test(
     together. Of few rows more are taken, so that each label tests. Raises UserError for too few
     rows, or fewer than one test row wanted.
     """
+    remedy = "give test rows of their own with --test FILE"
     if wanted is not None and wanted < 1:
         raise UserError(
             f"{wanted} test rows",
             where="--test-rows",
             allowed="1 or more",
-            remedy="leave it out for the default, or give test rows of their own with --test FILE",
+            remedy=f"leave it out for the default, or {remedy}",
         )
     total = len(file.pairs)
     strata = list(labels) if labels is not None else [""] * total
@@ -120,29 +104,42 @@ def split_off_test(
         raise UserError(
             f"{total} rows are too few to split {count} test rows off",
             where=file.path.name,
-            remedy="give test rows of their own with --test FILE, or more rows",
+            remedy=f"{remedy}, or more rows",
         )
-    keys = _keys([pair.query for pair in file.pairs])
-    together: dict[int, list[int]] = defaultdict(list)
-    for row, key in enumerate(keys):
-        together[key].append(row)
-    quota = _quotas(Counter(strata), count)
     test: set[int] = set()
-    for row in _ranked(file.pairs, seed, "test split"):
-        group = together[keys[row]]
-        if row not in test and quota[strata[row]] >= len(group) and group[0] == row:
-            test.update(group)
-            quota[strata[row]] -= len(group)
+    for unit in _by_shares(file.pairs, strata, seed):
+        if len(test) + len(unit) <= count:
+            test.update(unit)
     if not test:
         raise UserError(
             "no row can be split off: rows that ask the same stay together",
             where=file.path.name,
-            remedy="give test rows of their own with --test FILE",
+            remedy=remedy,
         )
-    return Split(
-        [pair for row, pair in enumerate(file.pairs) if row not in test],
-        [pair for row, pair in enumerate(file.pairs) if row in test],
-    )
+    return _parted(file.pairs, [row in test for row in range(total)])
+
+
+def _by_shares(pairs: Sequence[Pair], strata: Sequence[str], seed: int) -> list[list[int]]:
+    """Rows, those that ask the same as one unit, in an order whose beginning has the strata's
+    shares, and one unit of each where it is long enough; the last of each is not in it."""
+    keys = _keys(pairs)
+    units: dict[int, list[int]] = {}
+    for row in _ranked(pairs, seed, "test split"):
+        units.setdefault(keys[row], []).append(row)
+    groups: dict[str, list[list[int]]] = {}
+    for unit in units.values():
+        groups.setdefault(strata[unit[0]], []).append(unit)
+    placed = [
+        (place > 0, (place + 0.5) / len(group), unit)
+        for group in groups.values()
+        for place, unit in enumerate(group[:-1])
+    ]
+    return [unit for _, _, unit in sorted(placed, key=lambda each: each[:2])]
+
+
+def _parted(pairs: Sequence[Pair], tests: Sequence[bool]) -> Split:
+    both = list(zip(pairs, tests, strict=True))
+    return Split([pair for pair, test in both if not test], [pair for pair, test in both if test])
 
 
 def split_into_folds(
@@ -154,7 +151,7 @@ def split_into_folds(
     rows enough. Which row falls where depends on the rows' content and the seed alone. Rows that
     ask the same stay together. Raises UserError for fewer than two folds, or rows too few.
     """
-    keys = _keys([pair.query for pair in pairs])
+    keys = _keys(pairs)
     asked = len(set(keys))
     if not 2 <= count <= asked or len(pairs) < FEWEST_ROWS:
         raise UserError(
@@ -167,19 +164,9 @@ def split_into_folds(
     ranked = _ranked(pairs, seed, "folds")
     fold_of = dict(zip(ranked, draw.deal(ranked, keys, strata, count), strict=True))
     return [
-        Split(
-            [pair for row, pair in enumerate(pairs) if fold_of[row] != number],
-            [pair for row, pair in enumerate(pairs) if fold_of[row] == number],
-        )
+        _parted(pairs, [fold_of[row] == number for row in range(len(pairs))])
         for number in range(count)
     ]
-
-
-def _ranked(pairs: Sequence[Pair], seed: int, purpose: str) -> list[int]:
-    """The rows in an order that hangs on their content, the seed and the purpose alone."""
-    raw = b"".join(row_id(pair.query, pair.response) for pair in pairs)
-    ids = np.frombuffer(raw, np.uint8).reshape(-1, 16)
-    return draw.ranking(ids, seed=seed, source=purpose).tolist()
 
 
 def labels_of(pairs: Sequence[Pair], metric: str, label: str | None) -> list[str] | None:
@@ -192,27 +179,6 @@ def labels_of(pairs: Sequence[Pair], metric: str, label: str | None) -> list[str
     return [pair.response.strip() for pair in pairs] if metric == "label" else None
 
 
-def _quotas(sizes: Counter[str], count: int) -> dict[str, int]:
-    """`count` test rows over the strata by size (largest remainder); each keeps a training row.
-
-    Each stratum of two rows or more tests, where `count` suffices.
-    """
-    total = sum(sizes.values())
-    exact = {name: count * size / total for name, size in sizes.items()}
-    least = int(sum(size > 1 for size in sizes.values()) <= count)
-    quota = {name: min(max(int(exact[name]), least), size - 1) for name, size in sizes.items()}
-    while sum(quota.values()) > count:
-        quota[max(quota, key=lambda name: (quota[name] - exact[name], quota[name], name))] -= 1
-    by_rest = sorted(sizes, key=lambda name: (quota[name] - exact[name], name))
-    while sum(quota.values()) < count:
-        open_strata = [name for name in by_rest if quota[name] < sizes[name] - 1]
-        if not open_strata:
-            break
-        for name in open_strata[: count - sum(quota.values())]:
-            quota[name] += 1
-    return quota
-
-
 def _label(pair: Pair, label: str) -> str:
     try:
         value: Any = parse_json(pair.response)
@@ -221,5 +187,12 @@ def _label(pair: Pair, label: str) -> str:
     return str(value.get(label)) if isinstance(value, dict) else str(value)
 
 
-def _keys(texts: Sequence[str]) -> list[int]:
-    return [int(key) for key in comparison_keys(texts)]
+def _ranked(pairs: Sequence[Pair], seed: int, purpose: str) -> list[int]:
+    """The rows in an order that hangs on their content, the seed and the purpose alone."""
+    raw = b"".join(row_id(pair.query, pair.response) for pair in pairs)
+    ids = np.frombuffer(raw, np.uint8).reshape(-1, 16)
+    return draw.ranking(ids, seed=seed, source=purpose).tolist()
+
+
+def _keys(pairs: Sequence[Pair]) -> list[int]:
+    return [int(key) for key in comparison_keys([pair.query for pair in pairs])]

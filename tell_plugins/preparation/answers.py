@@ -1,0 +1,368 @@
+"""What the answers of an own task are: JSON and its schema, closed labels, numbers or free text."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import tokenize
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tell_plugins.core import paths
+from tell_plugins.core.errors import UserError, unknown
+from tell_plugins.core.numbers import final_number, whole_number
+from tell_plugins.core.records import parse_json
+from tell_plugins.core.schemas import compile_schema
+from tell_plugins.core.text import normalise
+from tell_plugins.preparation.forms import Pair, TaskFile, left_out, lines_named
+
+METRICS = ("json", "label", "translation", "number", "text")
+MOST_LABELS = 150  # more different answers are free text
+MOST_VALUES = 12  # a property with more different texts is free text
+LONGEST_VALUE = 60  # characters of one value of an enumeration
+NO_LABEL = "none"
+_FEWEST_ROWS = 10  # fewer show nothing by answers that come again
+_SHOWN = 5
+_TIMES_SEEN = 4  # how often a value of an enumeration is seen, on average
+_MOST_NEW = 0.05  # the chance of another value up to which there is none
+_DEEPEST = 8  # levels of objects and lists that get a rule
+_WHOLE = re.compile(r"[-+]?\d+(\.0+)?")
+_HINT = "where they are Python's, --repair-json writes them as JSON; or "
+_DRAFT = "https://json-schema.org/draft/2020-12/schema"
+_TYPES: dict[type, str] = {
+    **{str: "string", bool: "boolean", int: "integer", float: "number"},
+    **{list: "array", dict: "object", type(None): "null"},
+}
+
+
+def kind_of(file: TaskFile) -> str:
+    """The metric that the responses of a file call for, where the user names none."""
+    responses = [pair.response for pair in file.pairs]
+    if means_json(file):
+        return "json"
+    if are_labels(responses):
+        return "label"
+    return "number" if all(whole_number(text) is not None for text in responses) else "text"
+
+
+def are_labels(texts: Sequence[str]) -> bool:
+    """Whether answers are closed labels: a few short ones, most of which come again.
+
+    Of numbers at most `MOST_VALUES` different ones are labels, and none with decimals.
+    """
+    counts = Counter(normalise(text) for text in texts)
+    again = sum(count > 1 for count in counts.values())
+    numbers = all(whole_number(text) is not None for text in counts)
+    return (
+        len(texts) >= _FEWEST_ROWS
+        and 2 <= len(counts) <= (MOST_VALUES if numbers else MOST_LABELS)
+        and 2 * len(counts) <= len(texts)
+        and 2 * again >= len(counts)
+        and all(len(text) <= LONGEST_VALUE and "\n" not in text.strip() for text in texts)
+        and (not numbers or all(_WHOLE.fullmatch(text) for text in counts))
+    )
+
+
+def need_numbers(file: TaskFile) -> None:
+    """UserError when a response ends with no number that can be read whole."""
+    without = [pair for pair in file.pairs if final_number(pair.response) is None]
+    if without:
+        raise UserError(
+            f"metric 'number', but {len(without)} of {len(file.pairs)} responses end with none; "
+            f"the first is at line {without[0].line}",
+            where=paths.shown(file.path),
+            allowed="a response that ends with `#### <number>`, or a number: 12.5 or 1,234.5",
+            remedy="correct the rows, or name another --metric",
+        )
+
+
+# ------------------------------------------------------------------------- JSON that is broken
+
+
+def strict_json(text: str) -> Any:
+    """The JSON value in `text` as the strict scorer takes it.
+
+    Raises ValueError for anything else: a key twice, NaN, or what json.loads refuses.
+    """
+    value = parse_json(text)
+    try:
+        json.dumps(value, allow_nan=False)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except ValueError:
+        raise ValueError("NaN or Infinity") from None
+    return value
+
+
+def means_json(file: TaskFile) -> bool:
+    """Whether most responses are JSON objects or lists, be they broken."""
+    texts = [pair.response.strip() for pair in file.pairs]
+    ends = [(text[:1], text[-1:]) for text in texts]
+    return 2 * sum(each in (("{", "}"), ("[", "]")) for each in ends) > len(texts)
+
+
+def json_values(file: TaskFile) -> list[Any]:
+    """The responses that are JSON objects and lists."""
+    return [strict_json(pair.response) for pair in file.pairs if _problem(pair) is None]
+
+
+def _problem(pair: Pair) -> str | None:
+    """Why a response is no JSON object or list; None when it is one."""
+    try:
+        value = strict_json(pair.response)
+    except ValueError as error:
+        return str(error)
+    return None if isinstance(value, dict | list) else "no object or list"
+
+
+def refuse_broken_json(file: TaskFile) -> None:
+    """Raise UserError where a response is no JSON object or list."""
+    lines = [f"line {p.line}: {problem}" for p in file.pairs if (problem := _problem(p))]
+    if not lines:
+        return
+    python = any(_problem(pair) and json_of_python(pair.response) for pair in file.pairs)
+    raise UserError(
+        f"{len(lines)} of {len(file.pairs)} responses are no JSON object: "
+        + "; ".join(lines[:_SHOWN])
+        + (" ..." if len(lines) > _SHOWN else ""),
+        where=paths.shown(file.path),
+        remedy=f"{_HINT if python else ''}mend them; --drop-broken leaves them out; --metric text "
+        "where answers need not be JSON",
+    )
+
+
+def without_broken_json(file: TaskFile) -> TaskFile:
+    """The file without answers that are broken JSON, with a note that lists them.
+
+    A file of which nothing would be left stays as it is.
+    """
+    problems: dict[str, list[int]] = {}
+    kept = []
+    for pair in file.pairs:
+        problem = _problem(pair)
+        if problem is None:
+            kept.append(pair)
+        else:
+            problems.setdefault(f"no JSON ({problem})", []).append(pair.line)
+    if not problems or not kept:
+        return file
+    return replace(file, pairs=kept, notes=(*file.notes, left_out(file.path, problems)))
+
+
+def with_json(file: TaskFile) -> TaskFile:
+    """The file with answers that are Python's dicts and lists as JSON; a note says which."""
+    changed = {
+        pair: written
+        for pair in file.pairs
+        if _problem(pair) and (written := json_of_python(pair.response)) is not None
+    }
+    note = f"--repair-json: no answer of {file.path.name} is a Python dict or list"
+    if changed:
+        first, written = next(iter(changed.items()))
+        lines = lines_named([pair.line for pair in changed], None)
+        note = (
+            f"repaired: {len(changed)} answers of {file.path.name} are Python's and are written "
+            f"as JSON, {lines}; the first: {first.response.strip()}  ->  {written}"
+        )
+    pairs = [pair._replace(response=changed.get(pair, pair.response)) for pair in file.pairs]
+    return replace(file, pairs=pairs, notes=(*file.notes, note))
+
+
+def json_of_python(text: str) -> str | None:
+    """A Python dict or list as JSON, None where it is none or JSON could not say the same.
+
+    That is so for tuples and sets, keys that are no texts or stand twice, infinite numbers, and
+    texts side by side, where a comma may be missing.
+    """
+    text = text.strip()
+    if not text.startswith(("{", "[")):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a backslash that Python only guesses at
+            tree = ast.parse(text, mode="eval")
+        value = ast.literal_eval(tree)
+        written = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        written.encode()
+        keys = [len(node.keys) for node in ast.walk(tree) if isinstance(node, ast.Dict)]
+        texts = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        ]
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        apart = len(texts) == sum(token.type == tokenize.STRING for token in tokens)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError, tokenize.TokenError):
+        return None
+    same = json.loads(written) == value and sum(keys) == _keys_in(value)
+    return written if same and apart else None
+
+
+def _keys_in(value: Any) -> int:
+    """The keys of all objects in a value."""
+    if isinstance(value, dict):
+        return len(value) + sum(map(_keys_in, value.values()))
+    return sum(map(_keys_in, value)) if isinstance(value, list) else 0
+
+
+# ------------------------------------------------------------------------- the schema
+
+
+def infer_schema(values: Sequence[Any]) -> dict[str, Any]:
+    """A JSON schema that all `values` fit, and that leaves open what they do not show closed.
+
+    Keys that all have are required; further ones are forbidden where all have the same keys. A
+    text is an enumeration where its values come again so often that another is unlikely.
+    """
+    return {"$schema": _DRAFT, **_rule(values, 0)}
+
+
+def _rule(values: Sequence[Any], depth: int) -> dict[str, Any]:
+    types = sorted({_TYPES[type(value)] for value in values})
+    if types == ["integer", "number"]:
+        types = ["number"]
+    if types == ["string"]:
+        if _are_closed(values):
+            return {"enum": sorted(set(values))}
+        return {"type": "string", "minLength": 1} if all(values) else {"type": "string"}
+    rule: dict[str, Any] = {"type": types[0] if len(types) == 1 else types}
+    if depth == _DEEPEST:
+        return rule
+    objects = [value for value in values if isinstance(value, dict)]
+    items = [item for value in values if isinstance(value, list) for item in value]
+    if objects:
+        keys = dict.fromkeys(key for value in objects for key in value)
+        rule["properties"] = {
+            key: _rule([value[key] for value in objects if key in value], depth + 1) for key in keys
+        }
+        rule["required"] = [key for key in keys if all(key in value for value in objects)]
+        if len(rule["required"]) == len(keys):
+            rule["additionalProperties"] = False
+    if items:
+        rule["items"] = _rule(items, depth + 1)
+    return rule
+
+
+def _are_closed(texts: Sequence[str]) -> bool:
+    """Whether the next row is unlikely to bring another text.
+
+    By Good and Turing's estimate, the share of values seen once is the chance of a new one.
+    """
+    counts = Counter(texts)
+    once = sum(count == 1 for count in counts.values())
+    return (
+        len(counts) <= MOST_VALUES
+        and _TIMES_SEEN * len(counts) <= len(texts)
+        and once <= _MOST_NEW * len(texts)
+        and all(0 < len(text) <= LONGEST_VALUE for text in counts)
+    )
+
+
+def check_answers(file: TaskFile, schema: dict[str, Any]) -> None:
+    """UserError when a response does not fit the schema, or the schema cannot be applied."""
+    validator = compile_schema(schema, "--schema")
+    wrong, hint = [], ""
+    for pair in file.pairs:
+        try:
+            problem = next(iter(validator.iter_errors(strict_json(pair.response))), None)
+            reason = None if problem is None else problem.message[:120]
+        except ValueError as error:
+            reason = f"no JSON ({error})"
+            hint = hint or (_HINT if json_of_python(pair.response) else "")
+        if reason is not None:
+            wrong.append(f"line {pair.line}: {reason}")
+    if wrong:
+        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise UserError(
+            f"{len(wrong)} responses do not fit the schema: {'; '.join(wrong[:_SHOWN])}{more}",
+            where=paths.shown(file.path),
+            remedy=f"{hint}mend the rows, or give the right schema with --schema FILE",
+        )
+
+
+# ------------------------------------------------------------------------- the label
+
+
+def label_of(schema: dict[str, Any], wanted: str | None) -> str | None:
+    """The property that carries the label: `wanted`, else the only enumeration, else None.
+
+    "none" wants no label. Raises UserError when `wanted` is no property of the schema.
+    """
+    properties = schema.get("properties", {})
+    if wanted is not None and wanted in properties:
+        return wanted
+    if wanted is not None and wanted != NO_LABEL:
+        raise unknown("property", wanted, [*properties, NO_LABEL], "--label")
+    listed = [key for key, rule in properties.items() if isinstance(rule, dict) and "enum" in rule]
+    return listed[0] if len(listed) == 1 and wanted is None else None
+
+
+def label_in(pair: Pair, key: str | None) -> str | None:
+    """The label of an answer: the text under `key` of a JSON one, else the whole answer."""
+    if key is None:
+        return pair.response
+    try:
+        value = strict_json(pair.response)
+    except ValueError:
+        return None
+    label = value.get(key) if isinstance(value, dict) else None
+    return label if isinstance(label, str) else None
+
+
+def close_label(schema: dict[str, Any], key: str, pairs: Sequence[Pair]) -> None:
+    """Make the property that the user calls the label an enumeration of the trained labels."""
+    labels = {label for pair in pairs if (label := label_in(pair, key)) is not None}
+    if schema["properties"][key].get("type") == "string":
+        schema["properties"][key] = {"enum": sorted(labels)}
+
+
+def one_spelling(files: dict[str, TaskFile], key: str | None, clean: bool) -> None:
+    """Bring labels that differ only in blanks, case or Unicode form to their most frequent form.
+
+    Raises UserError that names them unless `clean` says to. Blanks around labels that have no
+    other form are taken off unasked.
+    """
+    train = Counter(label_in(pair, key) for pair in files["train"].pairs)
+    everywhere = Counter(label_in(pair, key) for file in files.values() for pair in file.pairs)
+    groups: dict[str, list[str]] = {}
+    for form, _ in (train + everywhere).most_common():  # the most frequent first
+        if form is not None:
+            groups.setdefault(normalise(form), []).append(form)
+    several = [group for group in groups.values() if len(group) > 1]
+    if several and not clean:
+        first = {label_in(pair, key): pair.line for pair in reversed(files["train"].pairs)}
+        shown = "; ".join(_told(group, train, first) for group in several[:_SHOWN])
+        raise UserError(
+            f"labels that differ only in blanks, case or Unicode form: {shown}",
+            where=paths.shown(files["train"].path),
+            allowed="one form of each label",
+            remedy="--clean-labels writes each in its most frequent form; or mend the rows",
+        )
+    to = {form: group[0].strip() for group in groups.values() for form in group}
+
+    def written(pair: Pair) -> Pair:
+        label = label_in(pair, key)
+        if label is None or to[label] == label:
+            return pair
+        answer = to[label] if key is None else {**parse_json(pair.response), key: to[label]}
+        text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+        return pair._replace(response=text)
+
+    for name, file in files.items():
+        files[name] = replace(file, pairs=[written(pair) for pair in file.pairs])
+
+
+def _told(
+    group: Sequence[str], counts: Mapping[str | None, int], first: Mapping[str | None, int]
+) -> str:
+    """The forms of one label, how often each is, and where."""
+    return ", ".join(
+        f"{form!r} ({counts[form]} rows"
+        + (f", first at line {first[form]})" if form in first else ")")
+        for form in group
+    )
