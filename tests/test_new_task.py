@@ -43,47 +43,20 @@ def texts(count: int = 12) -> list[tuple[str, str]]:
     ]
 
 
-FORMS: dict[str, Callable[[str, str], Row]] = {
-    "alpaca": lambda q, r: {"instruction": q, "input": "", "output": r},
-    "sharegpt": lambda q, r: {
-        "conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": r}]
-    },
-    "messages": lambda q, r: {
-        "messages": [{"role": "user", "content": q}, {"role": "assistant", "content": r}]
-    },
-    "query": lambda q, r: {"query": q, "response": r, "history": []},
-    "prompt": lambda q, r: {"prompt": q, "completion": r},
-    "own": lambda q, r: {"id": "7", "title": "", "body": q, "verdict": r},
-}
-FLAGS = {"own": ("--columns", "query=title+body,response=verdict")}
-
-
 def write_table(path: Path, rows: list[Row]) -> Path:
-    """Write rows as the path's ending says; in CSV and TSV, lists are JSON text."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write rows as JSON lines or, in a CSV, with lists as JSON text."""
     if path.suffix == ".jsonl":
         return write_rows(path, rows)
-    if path.suffix == ".json":
-        path.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
-    elif path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    else:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            delimiter = "," if path.suffix == ".csv" else "\t"
-            writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
-            writer.writeheader()
-            for row in rows:
-                writer.writerow(
-                    {k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()}
-                )
+    cells = [{k: v if isinstance(v, str) else json.dumps(v) for k, v in r.items()} for r in rows]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(cells)
     return path
 
 
-def rows_of(form: str = "query", count: int = 12) -> list[Row]:
-    return [FORMS[form](q, r) for q, r in texts(count)]
+def rows_of(count: int = 12) -> list[Row]:
+    return [{"query": q, "response": r, "history": []} for q, r in texts(count)]
 
 
 def new(tmp_path: Path, *flags: str, name: str = "own", anchor: bool = True) -> int:
@@ -107,15 +80,27 @@ def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str], *flags: str, **key
 # ---------------------------------------------------------------- what works
 
 
+def own_columns(query: str, response: str) -> Row:
+    return {"id": "7", "title": "", "body": query, "verdict": response}
+
+
+def share_gpt(query: str, response: str) -> Row:
+    turns = [{"from": "human", "value": query}, {"from": "gpt", "value": response}]
+    return {"conversations": turns}
+
+
 @pytest.mark.parametrize(
-    ("form", "ending"),
-    [("own", ".csv"), ("sharegpt", ".tsv"), ("messages", ".parquet"), ("alpaca", ".json")],
+    ("form", "flags"),
+    [(own_columns, ("--columns", "query=title+body,response=verdict")), (share_gpt, ())],
 )
-def test_every_format_and_form_ends_in_a_mixture(
-    form: str, ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_table_ends_in_a_mixture(
+    form: Callable[[str, str], Row],
+    flags: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = write_table(tmp_path / f"rows{ending}", rows_of(form))
-    assert new(tmp_path, "--train", str(path), *FLAGS.get(form, ())) == 0
+    path = write_table(tmp_path / "rows.csv", [form(*pair) for pair in texts()])
+    assert new(tmp_path, "--train", str(path), *flags) == 0
     out = capsys.readouterr().out
 
     recipe = load_recipe(tmp_path / "recipes" / "smollm2_own.yaml")
@@ -822,8 +807,9 @@ def test_labels_of_two_spellings_are_one_question(
         answers = [json.dumps({"urgent": answer}, ensure_ascii=False) for answer in answers]
     path = write_table(tmp_path / "rows.jsonl", label_rows(answers))
     message = fails(tmp_path, capsys, "--train", str(path))
-    assert f"Unicode form: 'yes' (9 rows, first at line 1), {shown} (3 rows, first at line 10)" in (
-        message
+    assert (
+        f"Unicode form: 'yes' (9 rows, first at line 1), {shown} (3 rows, first at line 10)"
+        in message
     )
     assert "--clean-labels" in message
     assert new(tmp_path, "--train", str(path), "--clean-labels") == 0

@@ -9,7 +9,7 @@ import re
 import tokenize
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -336,7 +336,11 @@ def one_spelling(files: dict[str, TaskFile], key: str | None, clean: bool) -> No
     several = [group for group in groups.values() if len(group) > 1]
     if several and not clean:
         first = {label_in(pair, key): pair.line for pair in reversed(files["train"].pairs)}
-        shown = "; ".join(_told(group, train, first) for group in several[:_SHOWN])
+        where = {form: f", first at line {line}" for form, line in first.items()}
+        shown = "; ".join(
+            ", ".join(f"{form!r} ({train[form]} rows{where.get(form, '')})" for form in group)
+            for group in several[:_SHOWN]
+        )
         raise UserError(
             f"labels that differ only in blanks, case or Unicode form: {shown}",
             where=paths.shown(files["train"].path),
@@ -355,14 +359,3 @@ def one_spelling(files: dict[str, TaskFile], key: str | None, clean: bool) -> No
 
     for name, file in files.items():
         files[name] = replace(file, pairs=[written(pair) for pair in file.pairs])
-
-
-def _told(
-    group: Sequence[str], counts: Mapping[str | None, int], first: Mapping[str | None, int]
-) -> str:
-    """The forms of one label, how often each is, and where."""
-    return ", ".join(
-        f"{form!r} ({counts[form]} rows"
-        + (f", first at line {first[form]})" if form in first else ")")
-        for form in group
-    )

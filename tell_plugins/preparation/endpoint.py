@@ -94,19 +94,12 @@ def endpoint_of(args: argparse.Namespace) -> Endpoint:
     that is missing."""
     for flag, value in (("--base-url", args.base_url), ("--model", args.model)):
         if not value:
-            raise UserError(
-                f"{flag} is missing",
-                where="command line",
-                remedy="--base-url URL --model NAME of an OpenAI-compatible endpoint",
-            )
+            remedy = "--base-url URL --model NAME of an OpenAI-compatible endpoint"
+            raise UserError(f"{flag} is missing", where="command line", remedy=remedy)
     for name in ("concurrency", "attempts", "timeout", "max_tokens"):
         if getattr(args, name) <= 0:
-            raise UserError(
-                f"{getattr(args, name)} is too small",
-                where="--" + name.replace("_", "-"),
-                allowed="more than 0",
-                remedy="raise it",
-            )
+            where = "--" + name.replace("_", "-")
+            raise UserError("too small", where=where, allowed="more than 0", remedy="raise it")
     given: dict[str, Any] = {part.name: getattr(args, part.name, None) for part in fields(Endpoint)}
     given |= {"base_url": api_url(args.base_url), "tries": Endpoint.tries}
     endpoint = Endpoint(**given)
