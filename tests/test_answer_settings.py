@@ -38,10 +38,7 @@ def says_its_system(monkeypatch: pytest.MonkeyPatch) -> None:
     ("key", "value"),
     [
         ("system", "Be brief."),
-        ("template", "default"),
         ("model_kwargs", {"a": 1}),
-        ("use_chat_template", False),
-        ("enable_thinking", False),
     ],
 )
 def test_answers_of_another_system_prompt_or_template_are_not_scored_as_new(

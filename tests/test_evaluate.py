@@ -24,6 +24,7 @@ from tell_plugins.evaluation.summary import General, System, table
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import MakeCard
 from tests.saved_answers import answer_line, save_answers, save_lines
+from tests.scripted_engine import answer_by_script
 from tests.swift_keys_once import lay_keys
 from tests.test_engines import completion, serving
 from tests.tiny import WORDS, make_tiny_cards, make_tiny_model, tiny_recipe
@@ -253,44 +254,31 @@ def test_examples_stand_in_front_of_each_question(
     assert main([*call, "--shots", "2"]) == 1  # answers after other examples are never joined
 
 
-@pytest.mark.slow
-def test_translations_are_scored_by_a_learned_metric(
-    recipe_of: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from tests.learned_checkpoints import bleurt_wordpiece
-
-    checkpoint = bleurt_wordpiece(tmp_path / "bleurt")
-    call = ["eval", str(recipe_of("en_xx")), "--adapter", "none", "--general-rows", "0"]
-    call += ["--max-new-tokens", "6", "--out", str(tmp_path / "eval")]
-    assert main([*call, "--learned", "bleurt", "--bleurt", str(checkpoint)]) == 0
-    assert "BLEURT" in capsys.readouterr().out
-    folder = tmp_path / "eval" / "none" / "test-greedy"
-    saved = json.loads((folder / "scores.bleurt.json").read_text())
-    assert len(saved["segments"]) == 12  # two lines a document
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("card", ["tiny_task", "sums", "free", "letters", "en_xx"])
 def test_every_metric_has_its_table(
-    card: str, recipe_of: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    card: str,
+    recipe_of: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    call = ["eval", str(recipe_of(card)), "--adapter", "none", "--max-new-tokens", "6"]
-    call += ["--retention-rows", "2"]
+    answer_by_script(monkeypatch, lambda recipe, prompt: prompt[::-1])
+    call = ["eval", str(recipe_of(card)), "--adapter", "none", "--retention-rows", "2"]
     assert main([*call, "--general-rows", "2", "--out", str(tmp_path / "eval")]) == 0
-    printed = capsys.readouterr().out
-    assert f"{card}, test-greedy: 6 rows" in printed
+    assert f"{card}, test-greedy: 6 rows" in capsys.readouterr().out
     folder = tmp_path / "eval" / "none" / "test-greedy"
-    saved = json.loads((folder / "scores.json").read_text())
-    assert saved["rows"] == 6
+    assert json.loads((folder / "scores.json").read_text())["rows"] == 6
 
 
-@pytest.mark.slow
 def test_answers_of_other_settings_are_refused_before_the_first_answer(
-    recipe_of: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe_of: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Those to general questions too, which come last."""
-    call = ["eval", str(recipe_of("tiny_task")), "--adapter", "none", "--max-new-tokens", "6"]
-    call += ["--retention-rows", "2"]
+    answer_by_script(monkeypatch, lambda recipe, prompt: "x")
+    call = ["eval", str(recipe_of("tiny_task")), "--adapter", "none", "--retention-rows", "2"]
     call += ["--general-rows", "2", "--out", str(tmp_path / "eval")]
     assert main(call) == 0
     assert main([*call, "--rows", "3", "--batch-size", "2"]) == 1
@@ -312,16 +300,8 @@ def test_a_server_is_asked_with_examples_and_by_the_name_given(
 
     with serving(script, models=("a", "b")) as server:
         call = ["eval", str(recipe_of("en_xx")), "--adapter", "none", "--engine", server.url]
-        call += [
-            "--model-name",
-            "b",
-            "--shots",
-            "2",
-            "--general-rows",
-            "3",
-            "--retention-rows",
-            "3",
-        ]
+        call += ["--model-name", "b", "--shots", "2"]
+        call += ["--general-rows", "3", "--retention-rows", "3"]
         assert main([*call, "--out", str(tmp_path / "eval")]) == 0
     assert {body["model"] for body in server.asked} == {"b"}
     turns = [body["messages"] for body in server.asked]

@@ -198,14 +198,6 @@ def test_rates_of_nothing_and_of_everything() -> None:
     assert rate([True] * 10, [0] * 10).low == pytest.approx(wilson(1, 1)[0])
 
 
-def test_wilson_covers_the_truth_about_95_times_in_100() -> None:
-    generator = np.random.default_rng(0)
-    for share in (0.05, 0.5, 0.9):
-        hits = generator.binomial(50, share, 2000)
-        inside = [low <= share <= high for low, high in (wilson(k, 50) for k in hits)]
-        assert 0.92 < np.mean(inside) < 0.98
-
-
 def test_the_paired_bootstrap_against_the_plain_one() -> None:
     """The matrix product gives what drawing rows one by one gives."""
     generator = np.random.default_rng(3)

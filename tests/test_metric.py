@@ -31,27 +31,34 @@ def _score(answers: list[str], references: list[str]) -> dict[str, float]:
     return score_texts(load_card("tiny_task"), answers, references)
 
 
-def test_form_and_content_are_scored_apart(cards: None) -> None:
-    answers = [YES, YES, NO, "yes", YES + " I think", '{"label": "maybe"}']
-    scores = _score(answers, [YES, NO, NO, YES, YES, YES])
-    assert scores == {
-        "json_adherence": 3 / 6,
-        "task_rows": 6.0,
-        "label_accuracy": 2 / 6,
-        "balanced_accuracy": (1 / 4 + 1 / 2) / 2,
+@pytest.mark.parametrize(
+    ("answers", "references", "rows", "adherence", "accuracy", "balanced"),
+    [
+        (
+            [YES, YES, NO, "yes", YES + " I think", '{"label": "maybe"}'],
+            [YES, NO, NO, YES, YES, YES],
+            *(6, 3 / 6, 2 / 6, (1 / 4 + 1 / 2) / 2),
+        ),
+        ([NO] * 4, [YES, NO, NO, NO], 4, 1.0, 0.75, 0.5),  # adherent, and no better than chance
+        # bare labels are references too, and general rows are left out
+        ([YES, NO, "A poem", YES], ["yes", "yes", "Rain falls.", "3"], 2, 1.0, 0.5, 0.5),
+    ],
+)
+def test_form_and_content_are_scored_apart(
+    answers: list[str],
+    references: list[str],
+    rows: int,
+    adherence: float,
+    accuracy: float,
+    balanced: float,
+    cards: None,
+) -> None:
+    assert _score(answers, references) == {
+        "json_adherence": adherence,
+        "task_rows": float(rows),
+        "label_accuracy": accuracy,
+        "balanced_accuracy": balanced,
     }
-
-
-def test_a_constant_answer_is_adherent_and_no_better_than_chance(cards: None) -> None:
-    scores = _score([NO] * 4, [YES, NO, NO, NO])
-    assert (scores["json_adherence"], scores["balanced_accuracy"]) == (1.0, 0.5)
-    assert scores["label_accuracy"] == 0.75
-
-
-def test_bare_labels_are_references_too_and_general_rows_are_left_out(cards: None) -> None:
-    scores = _score([YES, NO, "A poem", YES], ["yes", "yes", "Rain falls.", "3"])
-    assert scores["task_rows"] == 2
-    assert scores["label_accuracy"] == 0.5
     assert _score(["A poem"], ["Rain falls."]) == {"task_rows": 0.0}
 
 

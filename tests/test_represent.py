@@ -14,7 +14,6 @@ import pytest
 from tell_plugins.cli import main
 from tell_plugins.evaluation.represent import (
     CONDITIONS,
-    MEASURES,
     Groups,
     _distances,
     _separation,
@@ -22,10 +21,11 @@ from tell_plugins.evaluation.represent import (
     separations,
     tsne,
 )
-from tests.conftest import PROJECT, MakeCard
+from tell_plugins.evaluation.significance import Floats
+from tests.conftest import MakeCard
 from tests.tiny import make_tiny_cards, make_tiny_model, tiny_recipe
 
-DATASET = "tell/tiny_task:general=10rows"
+MEASURES = {"centroid_distance", "silhouette", "probe_accuracy"}
 ANCHOR = "Answer only with one JSON object.\n\n"
 
 
@@ -35,7 +35,12 @@ def _groups(shift: float, anchored: float, control: float, rows: int = 30) -> Gr
     task, general = random.normal(size=(2, rows, 12)) + 5
     axis = np.eye(12)[0]
     task = task + shift * axis
-    return Groups(task, task + anchored * axis, general, general + control * axis)
+    return _named(task, task + anchored * axis, general, general + control * axis)
+
+
+def _named(*groups: Floats) -> Groups:
+    kinds = ("task", "task_anchored", "general", "general_anchored")
+    return dict(zip(kinds, groups, strict=True))
 
 
 def test_an_anchor_that_moves_nothing_changes_nothing() -> None:
@@ -61,7 +66,7 @@ def test_groups_of_one_kind_are_at_chance_and_groups_far_apart_are_told_apart() 
     apart = separations(_groups(20.0, 0.0, 0.0))
     assert apart["probe_accuracy"].by_condition["without"].value == 1.0
     assert apart["silhouette"].by_condition["without"].low > 0.4
-    assert set(apart) == set(MEASURES)
+    assert set(apart) == MEASURES
 
 
 def test_distance_of_centroids_by_hand() -> None:
@@ -74,17 +79,17 @@ def test_distance_of_centroids_by_hand() -> None:
         assert found.low < found.value < found.high
 
 
-@pytest.mark.parametrize("shift", [0.1, 0.3, 1.0])
-def test_the_interval_of_a_distance_holds_its_value_and_covers_the_truth(shift: float) -> None:
+def test_the_interval_of_a_distance_holds_its_value_and_covers_the_truth() -> None:
     """In many dimensions the noise of a mean adds to the distance, and a draw's adds again."""
     random = np.random.default_rng(1)
     centre = random.normal(size=300)
-    moved = centre + shift * random.normal(size=300)
+    moved = centre + 0.3 * random.normal(size=300)
     truth = centroid_distance(moved[None], centre[None])
     covered = 0
     for _ in range(10):
         task, general = (mean + random.normal(size=(40, 300)) for mean in (moved, centre))
-        found = _separation(_distances(Groups(task, task + 1.0, general, general)), distance=True)
+        pairs = {"without": (task, general), "with": (task + 1.0, general)}
+        found = _separation(pairs, _distances, basic=True)
         for part in (*found.by_condition.values(), *found.change.values()):
             assert part.low <= part.value <= part.high
         part = found.by_condition["without"]
@@ -98,7 +103,7 @@ def test_silhouettes_are_those_of_scikit_learn() -> None:
     from sklearn.metrics import silhouette_score
 
     groups = _groups(2.0, 0.0, 0.0)
-    vectors = np.concatenate([groups.task, groups.general])
+    vectors = np.concatenate([groups["task"], groups["general"]])
     expected = silhouette_score(vectors, [1] * 30 + [0] * 30, metric="cosine")
     found = separations(groups)["silhouette"].by_condition["without"].value
     assert found == pytest.approx(expected)
@@ -116,9 +121,9 @@ def test_the_map_is_fitted_once_for_all_groups_and_seeded() -> None:
 def test_equal_points_have_a_map_too() -> None:
     """scikit-learn's approximate t-SNE kills the process here."""
     same = np.ones((30, 12))
-    assert not tsne(Groups(same, same, same, same))["task"].any()
+    assert not tsne(_named(same, same, same, same))["task"].any()
     random = np.random.default_rng(0).normal(size=(30, 12))
-    places = tsne(Groups(same, random, same, random + 9))
+    places = tsne(_named(same, random, same, random + 9))
     assert np.isfinite(np.concatenate(list(places.values()))).all()
 
 
@@ -217,7 +222,7 @@ def test_picture_numbers_and_table(
     assert report["cut"]["task"] == report["cut"]["task_anchored"] == 12
     assert set(report["separations"]) == {"mean", "last", "query"}
     for measures in report["separations"].values():
-        assert set(measures) == set(MEASURES)
+        assert set(measures) == MEASURES
     raw = (folder / "layer1.png").read_bytes()
     assert raw.startswith(b"\x89PNG")
     width, height = struct.unpack(">II", raw[16:24])
@@ -281,23 +286,3 @@ def test_what_cannot_be_looked_at_is_said(
 ) -> None:
     assert represent(*more) == 1
     assert found in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_the_official_queries_on_the_embedded_model(
-    real_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = PROJECT / "models" / "SmolLM2-135M-Instruct"
-    if not (model / "model.safetensors").is_file():
-        pytest.skip("needs the embedded model (./run.sh makes it)")
-    path = tiny_recipe(
-        tmp_path / "r.yaml", model, "tell/en_is_news:from=alpaca_en_demo/general=200rows"
-    )
-    assert main(["represent", str(path), "--rows", "10", "--max-tokens", "48"]) == 0
-    report = json.loads((tmp_path / "run" / "represent" / "none" / "layer15.json").read_text())
-    assert (report["layer"], report["layers"]) == (15, 30)
-    assert report["cut"]["task"] == 10
-    change = report["separations"]["query"]["silhouette"]["change"]
-    assert change["with"]["low"] <= change["with"]["value"] <= change["with"]["high"]
-    for measures in report["separations"].values():
-        assert measures["probe_accuracy"]["by_condition"]["without"]["value"] > 0.8

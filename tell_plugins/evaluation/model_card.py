@@ -16,7 +16,7 @@ from tell_plugins.bridge.merging import hub_id
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import summary
-from tell_plugins.evaluation.adapters import Run
+from tell_plugins.evaluation.adapters import BASE, Run
 from tell_plugins.evaluation.answers import GENERAL, SETTINGS, saved_settings
 from tell_plugins.evaluation.grids import Grid, to_markdown
 from tell_plugins.evaluation.prompts import answer_limit
@@ -129,7 +129,7 @@ def _evaluated(trained: Run) -> Iterator[summary.System]:
             if same and settings["split"] != GENERAL:
                 with contextlib.suppress(UserError):  # it is under way, or its card has changed
                     card = load_card(settings["card"])
-                    system = summary.read_system(out, label, path.parent.name, card)
+                    system = summary.system_of(label, path.parent, out / BASE / GENERAL, card)
                     if system.scores.complete:
                         yield system
 

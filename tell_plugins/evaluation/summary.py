@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tell_plugins.core.cards import Card
 from tell_plugins.evaluation import bleed, retention, scoring
+from tell_plugins.evaluation.adapters import BASE
 from tell_plugins.evaluation.answers import (
     ANSWERS,
     GENERAL,
@@ -117,13 +118,9 @@ def change(folder: Path, base: Path | None, name: str) -> Interval | None:
     return retention.difference(losses, base_losses)
 
 
-def read_system(out: Path, label: str, answers: str, card: Card, base: str = "none") -> System:
-    """Scores and general measures of one system below an `eval` folder."""
-    return system_of(label, out / label / answers, out / base / GENERAL, card)
-
-
 def system_of(label: str, answers: Path, base: Path, card: Card) -> System:
-    """The same from the folder of its answers to the task, and the base's to general questions."""
+    """One system from the folder of its answers to the task, and the base model's to general
+    questions."""
     return System(label, scoring.score(answers), read_general(answers.parent / GENERAL, base, card))
 
 
@@ -203,7 +200,8 @@ def print_summary(out: Path, labels: Sequence[str], answers: Sequence[str], card
     """Print the table of the systems of one `eval` call, and why answers failed."""
     console = table_console()
     for name in answers:
-        systems = [read_system(out, label, name, card) for label in labels]
+        base = out / BASE / GENERAL
+        systems = [system_of(label, out / label / name, base, card) for label in labels]
         rows = systems[0].scores.rows
         print_grid(table(systems, f"{card.name}, {name}: {rows} rows"), console)
         elsewhere = elsewhere_table(systems) if name == answers[-1] else None

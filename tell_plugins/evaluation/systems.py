@@ -20,60 +20,31 @@ from tell_plugins.evaluation.rivals import RIVALS
 from tell_plugins.recipe.recipes import load_recipe
 
 _RUN = "run.json"  # of a sweep: what a run was made with
-# what tells apart systems of one method and seed, in the order in which it is said
-_OF_THE_DATA = ("card", "task", "general", "sources", "anchor", "order", "repeat", "overlap", "kl")
-_OF_THE_RUN = (
-    *("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps"),
-    *("num_train_epochs", "max_steps", "loss_type", "lora_rank", "lora_alpha", "lora_dropout"),
-)
-_OF_THE_TEST = ("scale", "anchor", "shots", "decoding", "seed", "rows", "model", "recipe")
-_ORDER = (*_OF_THE_DATA, *_OF_THE_RUN, *(f"test {key}" for key in _OF_THE_TEST), "step")
 _SAME_IN_ALL_FOLDS = ("anchor", "decoding", "seed", "shots", "scale", "model", "engine")
 
 
 def system_names(systems: Sequence[Scored]) -> list[str]:
-    """A name for each set of answers: `TELL, seed 42`, and as much more as tells them apart."""
-    facts = [_facts(scored) for scored in systems]
-    names = [found.pop("name") for found in facts]
-    for key in _ORDER:
-        for group in _alike(names):
-            if len({str(facts[place].get(key)) for place in group}) > 1:
-                for place in group:
-                    value = facts[place].get(key)
-                    names[place] += "" if value is None else f", {value}"
-    for group in _alike(names):
-        for place, rest in zip(group, short_names([systems[p].folder for p in group]), strict=True):
-            names[place] = rest
-    return names
-
-
-def _alike(names: Sequence[str]) -> list[list[int]]:
-    """The places of names that several systems have."""
+    """A name for each set of answers: `TELL, seed 42`; where several have it, their folders'."""
+    names = [_name(scored) for scored in systems]
     places = defaultdict(list)
     for place, name in enumerate(names):
         places[name].append(place)
-    return [group for group in places.values() if len(group) > 1]
+    for group in places.values():
+        if len(group) > 1:
+            folders = [systems[place].folder for place in group]
+            for place, rest in zip(group, short_names(folders), strict=True):
+                names[place] = rest
+    return names
 
 
-def _facts(scored: Scored) -> dict[str, Any]:
-    """The system's name, then what may have to be added to it, as text."""
-    settings = scored.settings
-    run = _run_of(scored.folder)
-    spec = _spec_of(settings, run)
-    if settings.get("adapter") == BASE:
-        found: dict[str, Any] = {"name": "base"}
-    elif spec is None:
-        found = {"name": str(settings.get("recipe") or "unknown")}
-    else:
-        found = {"name": f"{method_of(spec)}, seed {run.get('seed', spec.seed)}"}
-        found |= {key: _said(spec, key) for key in _OF_THE_DATA}
-    run_settings = run.get("settings", {})
-    found |= {k: f"{k} {run_settings[k]}" for k in _OF_THE_RUN if run_settings.get(k) is not None}
-    for key in _OF_THE_TEST:
-        value = settings.get(key)
-        found[f"test {key}"] = None if value in (None, 0) else f"test {key} {value}"
-    adapter = Path(str(settings.get("adapter")))
-    return found | {"step": adapter.name if adapter.name.startswith("checkpoint-") else None}
+def _name(scored: Scored) -> str:
+    adapter, run = scored.settings["adapter"], _run_of(scored.folder)
+    if adapter in (BASE, *RIVALS):
+        return "base" if adapter == BASE else str(adapter)
+    spec = _spec_of(scored.settings, run)
+    if spec is None:
+        return str(scored.settings.get("recipe") or "unknown")
+    return f"{method_of(spec)}, seed {run.get('seed', spec.seed)}"
 
 
 def method_of(spec: Spec) -> str:
@@ -88,14 +59,6 @@ def method_of(spec: Spec) -> str:
     if spec.task == NONE:
         return "general rows"
     return "SFT" if amount == NONE else "TELL"
-
-
-def _said(spec: Spec, key: str) -> str | None:
-    value = getattr(spec, key, None)
-    if value is None or key == "card":
-        return value
-    text = "+".join(value) if isinstance(value, tuple) else str(value)
-    return f"{'from' if key == 'sources' else key}={text}"
 
 
 def trained_spec(scored: Scored) -> Spec | None:
