@@ -94,12 +94,11 @@ def test_candidates_are_ranked_by_loss(world: World) -> None:
     assert not test & {query for query, _ in [*rows.examples, *rows.scored]}
 
 
-def test_repeated_and_empty_answers_are_kept_as_rejected(world: World) -> None:
+def test_repeated_and_empty_answers_are_not_taken(world: World) -> None:
     rows = training_rows(load_card("tiny_task"), examples=4, scored=2, seed=1)
     engine = ScriptedEngine(["Judge it.", "judge IT", " ", "Say more."])
     found = write_anchors(engine, rows, count=2, shown=1, seed=1)
     assert {c.written.text for c in found.candidates if c.written} == {"Judge it.", "Say more."}
-    assert found.rejected == [("judge IT", "said before"), (" ", "empty")]
 
 
 def test_a_model_that_writes_nothing(world: World) -> None:

@@ -14,8 +14,6 @@ from tell_plugins.experiments import controls as controls_module
 from tell_plugins.experiments import sweep_verb
 from tell_plugins.experiments.controls import CONTROLS, RIVALS, TELL, controls, meaning
 from tell_plugins.experiments.planning import SweepPlan, make_plan
-from tell_plugins.experiments.store import Store
-from tell_plugins.experiments.sweep_verb import wrong_steps
 from tell_plugins.recipe.check import inspect
 from tell_plugins.recipe.swift_keys import swift_keys
 from tests.sweep_world import World, general_rows, task_rows
@@ -179,21 +177,6 @@ def test_the_options_of_the_grid_reach_what_is_asked(world: World) -> None:
     assert sweep_verb.command_of(args).endswith(
         "--seeds 1,2 --rows 7 --general-rows 4 --batch-size 3"
     )
-
-
-def test_other_steps_than_planned_are_told(world: World) -> None:
-    """The assertion itself: markers as a trainer would leave them, one of them wrong."""
-    plan = _plan(world)
-    store = Store(world.root / "out")
-    for entry in plan.entries:
-        folder = store.folder_of(entry)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "trained.json").write_text(json.dumps({"steps": entry.plan.steps}))
-    assert wrong_steps(plan, store) == []
-    random = next(e for e in plan.entries if e.cell.method == "TELL, random text")
-    (store.folder_of(random) / "trained.json").write_text('{"steps": 1}')
-    (told,) = wrong_steps(plan, store)
-    assert told == "not equal steps: TELL, random text, seed 42 took 1, TELL, seed 42 2"
 
 
 @pytest.mark.slow

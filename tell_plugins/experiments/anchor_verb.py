@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tell_plugins.bridge.protocol import Decoding, Reply
 from tell_plugins.core import draw, paths
@@ -44,19 +44,6 @@ _QUESTION = (
 )
 Pair = tuple[str, str]
 Losses = list[tuple[float, int]]
-
-
-class WritingEngine(Protocol):
-    """What writes and scores: a model on this machine."""
-
-    name: str
-    model_name: str
-
-    def answer(
-        self, prompts: Sequence[str], decoding: Decoding, *, max_new_tokens: int, seed: int
-    ) -> list[Reply]: ...
-
-    def response_losses(self, pairs: Sequence[Pair]) -> Losses: ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +93,6 @@ class Writing:
     candidates: list[Scored]
     manual: Scored
     none: Scored
-    rejected: list[Pair]  # text, reason
 
     @property
     def best(self) -> str:
@@ -142,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         card, examples=args.write * args.rows, scored=args.held_out, seed=args.seed
     )
     engine = make_engine("transformers", recipe, {}, batch_size=1)
-    writing = write_anchors(engine, rows, count=args.write, shown=args.rows, seed=args.seed)  # type: ignore[arg-type]
+    writing = write_anchors(engine, rows, count=args.write, shown=args.rows, seed=args.seed)
     _print(writing, len(rows.scored))
     write_json(
         record,
@@ -159,7 +145,6 @@ def run(args: argparse.Namespace) -> int:
             "candidates": [candidate.to_dict() for candidate in writing.candidates],
             "manual": writing.manual.to_dict(),
             "none": writing.none.to_dict(),
-            "rejected": [{"text": text, "reason": why} for text, why in writing.rejected],
         },
     )
     paths.write_text(file, writing.best + "\n")
@@ -241,17 +226,15 @@ def training_rows(card: Card, *, examples: int, scored: int, seed: int) -> Train
     return TrainingRows(pairs[:examples], pairs[examples:], [manual[i] for i in order[examples:]])
 
 
-def write_anchors(
-    engine: WritingEngine, rows: TrainingRows, *, count: int, shown: int, seed: int
-) -> Writing:
+def write_anchors(engine: Any, rows: TrainingRows, *, count: int, shown: int, seed: int) -> Writing:
     """Write `count` candidates, each from `shown` rows, and rank them.
 
     Raises UserError when the model writes nothing that could be an anchor.
     """
-    texts, rejected = _write(engine, rows.examples, count=count, shown=shown, seed=seed)
+    texts = _write(engine, rows.examples, count=count, shown=shown, seed=seed)
     if not texts:
         raise UserError(
-            f"the model wrote no usable text in {len(rejected)} attempts",
+            f"the model wrote no usable text in {_ATTEMPTS * count} attempts",
             where=engine.model_name,
             remedy="another --seed, or write the anchor by hand",
         )
@@ -275,15 +258,14 @@ def write_anchors(
         manual, none = scored(rows.manual), scored(plain)
         candidates = [scored([in_front(w.text) + query for query in plain], w) for w in texts]
     candidates.sort(key=lambda candidate: candidate.loss.value or 0.0)  # stable: by attempt
-    return Writing(candidates, manual, none, rejected)
+    return Writing(candidates, manual, none)
 
 
 def _write(
-    engine: WritingEngine, examples: list[Pair], *, count: int, shown: int, seed: int
-) -> tuple[list[Written], list[Pair]]:
-    """Texts that differ from one another, and those that were not taken."""
+    engine: Any, examples: list[Pair], *, count: int, shown: int, seed: int
+) -> list[Written]:
+    """Texts that differ from one another."""
     found: dict[int, Written] = {}
-    rejected: list[Pair] = []
     with track(count, f"{engine.model_name} writes", "anchors") as bar:
         for attempt in range(_ATTEMPTS * count):
             if len(found) == count:
@@ -297,12 +279,10 @@ def _write(
             )
             text = cleaned(reply)
             key = int(comparison_keys([text])[0]) if text else 0
-            if not text or key in found:
-                rejected.append((reply.text, "empty" if not text else "said before"))
-                continue
-            found[key] = Written(text, attempt, numbers)
-            bar.update()
-    return list(found.values()), rejected
+            if text and key not in found:
+                found[key] = Written(text, attempt, numbers)
+                bar.update()
+    return list(found.values())
 
 
 def prompt(examples: Sequence[Pair]) -> str:
