@@ -66,7 +66,8 @@ def test_the_report_is_made_again_from_the_saved_answers(results: Path, tmp_path
     assert main(["report", str(results), "--out", str(tmp_path)]) == 0
     for kind in ("tables", "pictures"):
         published = {path.name for path in (results / kind).iterdir()}
-        assert {path.name for path in (tmp_path / kind).iterdir()} == published
+        of_now = {name for name in published if not name.endswith("_training.png")}  # no longer
+        assert {path.name for path in (tmp_path / kind).iterdir()} == of_now
     for table in (results / "tables").iterdir():
         assert (tmp_path / "tables" / table.name).read_bytes() == table.read_bytes(), table.name
 
