@@ -48,7 +48,7 @@ def test_differences_are_paired_over_the_rows(make_card: MakeCard, tmp_path: Pat
     make_tiny_cards(make_card)
     found = {
         effect.anchor: effect.difference
-        for effect in effects(answered_cells(tmp_path), load_card("tiny_task"))
+        for effect in effects(answered_cells(tmp_path))
         if effect.measure == "adherence"
     }
     assert {name: value.value for name, value in found.items()} == {
@@ -70,7 +70,7 @@ def test_a_card_without_a_label_has_adherence_and_its_content(
     file.write_text(file.read_text().replace("  label: label\n", ""))
     card = load_card("tiny_task")
     folders = answered_cells(tmp_path / "eval")
-    found = effects(folders, card)
+    found = effects(folders)
     assert {effect.measure for effect in found} == {"adherence", "exact_match", "field_f1"}
     systems = {
         cell: System("x", scoring.score(folder), read_general(folder, None, card))

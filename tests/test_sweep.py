@@ -587,7 +587,7 @@ def test_one_sweep_a_folder(world: World, capsys: pytest.CaptureFixture[str]) ->
 
 def test_gpus_are_filled_one_run_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    found = [slot.environment() for slot in runner.slots(None, needs_gpu=True)]
+    found = runner.slots(None, needs_gpu=True)
     assert found == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "6"}]
     assert len(runner.slots(1, needs_gpu=True)) == 1
     with pytest.raises(UserError, match="3 runs at once and 2 GPUs"):
@@ -598,10 +598,10 @@ def test_runs_on_a_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(runner, "cores", lambda: 8)
-    assert [slot.gpu for slot in runner.slots(3, needs_gpu=True)] == [None] * 3
-    assert runner.slots(3, needs_gpu=False)[0].environment() == {"OMP_NUM_THREADS": "2"}
+    for needs_gpu in (True, False):
+        assert runner.slots(3, needs_gpu=needs_gpu) == [{"OMP_NUM_THREADS": "2"}] * 3
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert runner.slots(3, needs_gpu=False)[0].environment() == {}
+    assert runner.slots(3, needs_gpu=False) == [{}] * 3
 
 
 _FAKE_WORKER = """
@@ -627,7 +627,7 @@ def test_no_gpu_has_two_runs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     jobs = [Job(tmp_path / f"run{i}", "e", f"run {i}", 3, True) for i in range(6)]
     for job in jobs:
         job.folder.mkdir()
-    slots = [runner.Slot("0", 1), runner.Slot("1", 1)]
+    slots = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("0", "1")]
     runner.run_here(jobs, slots, tmp_path / "cards")
     assert all(job.done for job in jobs)
     spans = [json.loads(line) for line in log.read_text().splitlines()]

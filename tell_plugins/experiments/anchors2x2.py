@@ -19,8 +19,9 @@ from tell_plugins.core.files import write_json
 from tell_plugins.evaluation.answers import GENERAL, load_scored
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console, to_csv
 from tell_plugins.evaluation.intervals import shown
+from tell_plugins.evaluation.scorers import SECOND_READINGS
 from tell_plugins.evaluation.scoring import difference, measures
-from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
+from tell_plugins.evaluation.significance import Difference
 from tell_plugins.evaluation.summary import System, elsewhere_table, system_of, table
 from tell_plugins.experiments import sweep_verb
 from tell_plugins.experiments.results import load_studies
@@ -31,19 +32,8 @@ from tell_plugins.recipe.recipes import Recipe, load_recipe, parse_flags
 WITH, WITHOUT = "with", "without"
 _STEM = "anchors2x2"
 _ASKED = ("split", "rows", "batch_size", "max_new_tokens", "general_rows", "retention_rows")
-# the measures whose differences are shown, by the card's metric
-_SHOWN = {
-    "json": (
-        ("strict", "adherence"),
-        ("strict", "balanced_accuracy"),
-        ("strict", "exact_match"),
-        ("strict", "field_f1"),
-    ),
-    "label": (("label", "adherence"), ("label", "balanced_accuracy")),
-    "translation": (("stripped_segment", "chrf++"), ("stripped_segment", "bleu")),
-    "number": (("number", "exact_match"),),
-    "text": (("text", "chrf++"), ("text", "exact_match")),
-}
+# the measures whose differences are shown, of each scorer's first reading
+_SHOWN = ("adherence", "balanced_accuracy", "exact_match", "field_f1", "chrf++", "bleu")
 Cell = tuple[str, str]  # anchor in training, anchor at test
 CELLS: list[Cell] = [(a, b) for a in (WITH, WITHOUT) for b in (WITH, WITHOUT)]
 _EFFECTS: tuple[tuple[str, Cell, Cell], ...] = (
@@ -104,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         cell: system_of(_method(cell), folder, base.parent / GENERAL, card)
         for cell, folder in folders.items()
     }
-    found = effects(folders, card)
+    found = effects(folders)
     show(systems, found, f"{card.name}, {recipe.name}: anchor in training, at test")
     files = write(systems, found, store.root / sweep.name)
     print("saved " + " and ".join(paths.shown(file) for file in files))
@@ -150,17 +140,19 @@ def _sweep(args: argparse.Namespace, recipe: Recipe) -> Sweep:
     return make_sweep(raw, f"{_STEM}_{recipe.name}", where, parse_flags(args.flags))
 
 
-def effects(folders: Mapping[Cell, Path], card: Card) -> list[Effect]:
-    """Paired differences between the cells, for the measures that the card's metric shows."""
+def effects(folders: Mapping[Cell, Path]) -> list[Effect]:
+    """Paired differences between the cells, for the measures that all of them have."""
     found = {cell: measures(load_scored(folder)) for cell, folder in folders.items()}
+    shared = [key for key in found[CELLS[0]] if all(key in one for one in found.values())]
     result = []
-    for key in _SHOWN[str(card.metric)]:
-        if not all(key in measured for measured in found.values()):
-            continue  # with a label there is no exact match, without one no balanced accuracy
+    for key in shared:
+        reading, name = key
+        if reading in SECOND_READINGS or name not in _SHOWN:
+            continue
         for anchor, one, other in _EFFECTS:
-            value = difference(found[one][key], found[other][key], resamples=RESAMPLES, seed=SEED)
+            value = difference(found[one][key], found[other][key])
             if value is not None:
-                result.append(Effect(anchor, key[1], value))
+                result.append(Effect(anchor, name, value))
     return result
 
 

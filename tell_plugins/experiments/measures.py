@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import bleed, retention, scorers, scoring
 from tell_plugins.evaluation.answers import Answer
@@ -21,7 +22,7 @@ from tell_plugins.evaluation.bleed import Form
 from tell_plugins.evaluation.intervals import Estimate, Interval, Rate, rate, smallest_shown
 from tell_plugins.evaluation.judged import Case, Judged
 from tell_plugins.evaluation.scoring import same_rows_difference
-from tell_plugins.experiments.results import AS_SAVED, Answers, Entry, ReferenceShelf, card_of
+from tell_plugins.experiments.results import AS_SAVED, Answers, Entry, ReferenceShelf
 
 # the first measure of each metric: the one that curves and comparisons are about
 MAIN = {
@@ -152,7 +153,7 @@ class Judge:
 
     def measures(self, entries: Entries, base: Entry | None) -> Measures:
         """The numbers of the entries of one method at one point, pooled over seeds."""
-        metric = str(card_of(entries[0]).metric)
+        metric = str(load_card(entries[0].card).metric)
         judged = [self.judged(entry) for entry in entries]
         values, seeds = (
             _values(_pool(judged)),
@@ -181,7 +182,7 @@ class Judge:
         return self._judged[key]
 
     def _judge(self, entry: Entry, answers: Answers) -> dict[str, Judged]:
-        card = card_of(entry)
+        card = load_card(entry.card)
         if card.metric in AS_SAVED:
             return {}
         truth = self._shelf.get(card.name, answers.settings["split"])

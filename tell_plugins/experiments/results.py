@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tell_plugins.core import paths
-from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.files import Shape, read_json, read_json_lines
 from tell_plugins.core.sources import open_task
@@ -353,8 +353,3 @@ def references(card_name: str, split: str) -> References:
         rows=len(ids),
         form={**vars(form_of(card))},
     )
-
-
-def card_of(entry: Entry) -> Card:
-    """The card of an entry's task."""
-    return load_card(entry.card)

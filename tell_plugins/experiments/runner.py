@@ -13,8 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from queue import Empty, Queue
@@ -48,24 +47,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@dataclass(frozen=True)
-class Slot:
-    """A place for one run at a time."""
-
-    gpu: str | None
-    threads: int
-
-    def environment(self) -> dict[str, str]:
-        """What a run in this slot sees of the machine."""
-        found = {} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu}
-        if self.gpu is None and "OMP_NUM_THREADS" not in os.environ:
-            # as many threads as there are cores in each of several runs would slow all of them
-            found["OMP_NUM_THREADS"] = str(self.threads)
-        return found
-
-
-def slots(jobs: int | None, *, needs_gpu: bool) -> list[Slot]:
-    """The slots for `jobs` runs at once (default: one a GPU, else one).
+def slots(jobs: int | None, *, needs_gpu: bool) -> list[dict[str, str]]:
+    """The places for `jobs` runs at once (default: one a GPU, else one): what each sees of the
+    machine, as environment.
 
     Raises UserError for more jobs than GPUs: two runs on one GPU would share its memory.
     """
@@ -78,9 +62,11 @@ def slots(jobs: int | None, *, needs_gpu: bool) -> list[Slot]:
             remedy=f"--jobs {len(gpus)}",
         )
     if gpus:
-        return [Slot(gpu, 1) for gpu in gpus[:jobs]]
+        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:jobs]]
     count = jobs or 1
-    return [Slot(None, max(1, cores() // count))] * count
+    # as many threads as there are cores in each of several runs would slow all of them
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // count))}
+    return [{} if "OMP_NUM_THREADS" in os.environ else threads] * count
 
 
 def by_folder(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -94,10 +80,10 @@ def by_folder(jobs: Sequence[Job]) -> list[list[Job]]:
     return sorted(groups.values(), key=lambda group: (group[0].steps > 0, -group[0].steps))
 
 
-def run_here(jobs: Sequence[Job], slots: Sequence[Slot], cards: Path) -> None:
+def run_here(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], cards: Path) -> None:
     """Do the jobs in this machine's slots. Ctrl-C ends what runs and raises KeyboardInterrupt."""
     environment = {**project_environment(), "TELL_CARDS": cards_environment(cards)}
-    run_all(jobs, [partial(work, {**environment, **slot.environment()}) for slot in slots])
+    run_all(jobs, [partial(work, {**environment, **slot}) for slot in slots])
 
 
 def run_all(jobs: Sequence[Job], workers: Sequence[Work], said: str = "started") -> None:

@@ -37,7 +37,7 @@ from tell_plugins.evaluation.answers import (
 from tell_plugins.evaluation.scorers import judge_saved, right
 from tell_plugins.evaluation.scorers.json_readings import has_labels
 from tell_plugins.evaluation.scoring import Measure, difference, measures
-from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
+from tell_plugins.evaluation.significance import Difference
 from tell_plugins.experiments.derived_cards import Pair, part_of_task
 from tell_plugins.experiments.store import AGAIN
 from tell_plugins.recipe.recipes import Recipe
@@ -46,15 +46,8 @@ PARTS = 4  # folds, or seeds
 FEWEST = 8  # rows that judge; of fewer a fold would hold one
 MOST_IN_FOLD, MOST_ROWS = 100, 200  # the others of a fold train; of a split, a seeded draw judges
 VALIDATION = "validation"
-# the measure that settings are chosen by: the first that a card's answers have
-CONTENT = (
-    ("strict", "balanced_accuracy"),
-    ("strict", "field_f1"),
-    ("label", "balanced_accuracy"),
-    ("number", "exact_match"),
-    ("stripped_segment", "chrf++"),
-    ("text", "chrf++"),
-)
+# settings are chosen by the first of these that a card's answers have
+CONTENT = ("balanced_accuracy", "field_f1", "chrf++", "exact_match")
 
 
 @dataclass(frozen=True)
@@ -188,7 +181,7 @@ class Result:
 
     def minus(self, other: Result) -> Difference | None:
         """The paired difference in content; None where there is none."""
-        return difference(self.measure, other.measure, resamples=RESAMPLES, seed=SEED)
+        return difference(self.measure, other.measure)
 
     def is_better_than(self, other: Result) -> bool:
         """Whether its content is told apart as better."""
@@ -219,7 +212,8 @@ def result_of(name: str, evaluations: Sequence[Path], judges: TaskRows) -> Resul
     pooled = joined(scored, judges)
     judged = judge_saved(pooled)
     found = measures(pooled, judged)
-    key = next(key for key in CONTENT if key in found)
+    first = {name: (reading, name) for reading, name in reversed(found)}
+    key = next(first[name] for name in CONTENT if name in first)
     given = {label for label in judged[key[0]].given if label is not None}
     result = Result(name, len(evaluations), key, found[key], retention.mean_sums(drift))
     return replace(result, learned=result.score > 0 and len(given) != 1)
