@@ -82,7 +82,6 @@ def test_new(light: Path, tmp_path: Path, model: str) -> None:
 def test_data(light: Path) -> None:
     assert "sample_complaints" in run(light, "data", "list")
     text = run(light, "data", "show", "sample_complaints")
-    assert "picture  not drawn: matplotlib is not installed (./run.sh setup data)" in text
     assert "[assistant]" in text
     text = run(light, "data", "alpaca_en", code=2)
     assert "needs the package 'modelscope', which is not installed here" in text
