@@ -85,15 +85,9 @@ class Prompt:
 class Settings:
     """What produced the answers of a folder; answers of other settings never join it.
 
-    A hash that is "" in one of two settings (a server knows no model keys and files, the base model
-    has no adapter, an earlier release saved fewer) is unknown and not compared.
-
-    Attributes:
-        prompts_sha256: of what was asked; a task row's id holds its response.
-        rows_sha256: of general rows with their responses, on which losses are taken.
-        model_sha256: of the recipe's model keys; `model_files_sha256`: of the model's folder.
-        adapter_sha256: of the adapter's weights; `adapter_config_sha256`: of peft's settings.
-        scale: of the adapter's weights.
+    `prompts_sha256` is of what was asked (a task row's id holds its response); `_HASHED` says what
+    the others are of. One that is "" in one of two settings (a server knows no model files, the
+    base model has no adapter, an earlier release saved fewer) is unknown and not compared.
     """
 
     recipe: str

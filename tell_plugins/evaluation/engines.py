@@ -85,18 +85,11 @@ def need_kind(kind: str, model_name: str | None) -> None:
 class UrlEngine:
     """Answers prompts through a server's chat completions; the key is `$OPENAI_API_KEY`.
 
-    Args:
-        url: the address of the API; `/v1` is added to a bare host.
-        adapters: names of adapters that are to be tested; one that the server lists is asked for.
-        model_name: the model to ask for (default: the first that the server lists).
-        system: a system prompt in front of every conversation; "" leaves it to the server.
-        workers: requests under way at once.
-        timeout: seconds for one answer.
-        tries: how often a request is sent before the server counts as broken.
-
-    Raises:
-        UserError: for an address, key or model name that the server does not take.
-        MachineError: when the server cannot be reached or fails again and again.
+    `adapters` are names that are to be tested; one that the server lists is asked for. Without
+    `model_name` the first that the server lists is. An empty `system` leaves the system prompt to
+    the server. `workers` requests are under way at once; each has `timeout` seconds, and is sent
+    `tries` times before the server counts as broken. Raises UserError for an address, key or model
+    name that the server does not take, MachineError when it fails again and again.
     """
 
     context: int | None = None  # servers do not say; one that is exceeded is reported by the server

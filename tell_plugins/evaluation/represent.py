@@ -254,10 +254,9 @@ def _separation(
     *,
     basic: bool = False,
 ) -> Separation:
-    """Means of a few rows lie further apart than what they estimate: their noise adds to the
-    distance, and that of a draw adds it once more. So the distance is `basic`: given less that
-    noise, never negative, with the basic bootstrap's interval. The others, means over rows, have
-    percentile intervals."""
+    """Means of a few rows lie further apart than what they estimate, and those of a draw once more.
+    So the distance is `basic`: given less that noise, never negative, with the basic bootstrap's
+    interval. The others, means over rows, have percentile intervals."""
     values = {name: measure(*pair) for name, pair in pairs.items()}
     found = {name: _interval(*drawn, basic=basic) for name, drawn in values.items()}
     if basic:

@@ -159,11 +159,9 @@ def lenient(text: str, finish_reason: str, schema: AnswerSchema) -> Verdict:
 def official_fixed(text: str, finish_reason: str, schema: AnswerSchema) -> Verdict:
     """What the paper's script means to count: json.loads gives an object, quotes repaired.
 
-    The script wants to turn quotes inside the thought into single ones and to leave the quotes of
-    keys and values double, so that answers with single-quoted keys, or with bare quotes inside a
-    text, still parse. Here this is done where json.loads fails: the schema's keys are looked for
-    in their order, quoted either way. As in the script no schema is checked, duplicate keys and
-    NaN pass, and nothing may stand around the object. Unlike the script, labels are left alone.
+    Where json.loads fails, the schema's keys are looked for in their order, quoted either way, and
+    quotes inside a text made single. As in the script no schema is checked, duplicate keys and NaN
+    pass, and nothing may stand around the object. Unlike the script, labels are left alone.
     """
     for tried in (text, _requoted(text, list(schema.properties))):
         try:
@@ -180,9 +178,8 @@ def official(text: str, finish_reason: str, schema: AnswerSchema) -> Verdict:
     """What the published script does (`eval_halu.py`), for comparison only.
 
     Every double quote becomes a single one and only the opening quotes of the key `thought` are
-    put back, so every object with a string in it stops being JSON and a perfect model scores 0.0;
-    "yes" becomes "no" in the whole text; JSON that is no object ends the script (`crash`). All
-    that can pass is an object without any string, such as `{}`.
+    put back, so all that can pass is an object without any string, such as `{}`, and a perfect
+    model scores 0.0. "yes" becomes "no"; JSON that is no object ends the script (`crash`).
     """
     text = text.replace('"', "'")
     for quote in ("'", '"'):

@@ -64,15 +64,10 @@ def constant(case: Case) -> tuple[str, Judged]:
 
 @dataclass(frozen=True)
 class Document:
-    """One answer beside its reference.
+    """One answer beside its reference: whole texts, and aligned lines without openings.
 
-    Attributes:
-        row: the test row.
-        answer, reference: whole texts, as in the paper.
-        sources, hypotheses, references: the aligned lines, equally many, openings stripped.
-        lines: how many lines the answer has (0 for none).
-        opened: whether the answer began with the references' opening sentence.
-        own_opening: whether it began with one of its own instead.
+    `lines` is how many the answer has (0 for none). `opened` says whether it began with the
+    references' opening sentence, `own_opening` with one of its own instead.
     """
 
     row: int
