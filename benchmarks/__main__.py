@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import __doc__ as about
-from benchmarks import parts
+from benchmarks import gpu, parts
 from benchmarks.measure import machine
 from benchmarks.parts import Part
 from benchmarks.world import World, make_world
@@ -19,6 +19,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
 
 PARTS = ("mixtures", "checking", "counting", "starting", "holding", "answers")
+GPU_PARTS = ("gpu", "vllm")  # by name alone: they need a GPU, and vLLM
 FULL = {
     "sizes": [52_000, 520_000],
     "checked": 200_000,
@@ -48,7 +49,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./run.sh bench", description=about)
     parser.add_argument("--quick", action="store_true", help="small sizes: does it work at all?")
     parser.add_argument(
-        "--part", choices=PARTS, action="append", help="this part alone (repeatable)"
+        "--part", choices=(*PARTS, *GPU_PARTS), action="append", help="this part alone (repeatable)"
     )
     parser.add_argument(
         "--rounds", type=int, help="measurements of each case (default: 3; quick and answers: 1)"
@@ -87,6 +88,8 @@ def _run(args: argparse.Namespace, folder: Path) -> int:
         "starting": [sizes["started"]],
         "holding": [],
         "answers": [],
+        "gpu": [],
+        "vllm": [],
     }
     world = make_world(folder, sorted({rows for part in wanted for rows in needed[part]}))
     measure: dict[str, Callable[[World], Part]] = {
@@ -98,8 +101,10 @@ def _run(args: argparse.Namespace, folder: Path) -> int:
         "answers": lambda w: parts.answering(
             w, asked or parts.made_prompts(w, sizes["answered"], 8), args.rounds or 1
         ),
+        "gpu": lambda w: gpu.recipes_at_size(w, small=args.quick),
+        "vllm": lambda w: gpu.answers_by_vllm(w, parts.embedded_prompts(100, 32)),
     }
-    done = [measure[part](world) for part in PARTS if part in wanted]
+    done = [measure[part](world) for part in measure if part in wanted]
     for part in done:
         print(f"\n{part.title}\n{_table([part.columns, *part.rows])}")
     targets = [target for part in done for target in part.targets]

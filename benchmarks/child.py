@@ -102,8 +102,31 @@ def model(tokenizer_file: str, folder: str) -> dict[str, Any]:
     return {"tokens": len(tokenizer)}
 
 
+def random_model(config: str, tokenizer_file: str, folder: str) -> dict[str, Any]:
+    """Write a model of a config.json with random bf16 weights, made on the GPU if there is one."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer.from_file(tokenizer_file)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", bos_token="<s>"
+    )
+    values: dict[str, Any] = _read(config)
+    ids = {"eos_token_id": fast.eos_token_id, "pad_token_id": fast.pad_token_id}
+    torch.manual_seed(42)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**values, **ids), dtype=torch.bfloat16
+        )
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return {"parameters": model.num_parameters()}
+
+
 def train(arguments: str) -> dict[str, Any]:
     """Train by ms-swift; the clocks run from the first step to the last."""
+    import torch
     from swift.pipelines import sft_main
     from transformers import TrainerCallback, trainer
 
@@ -118,7 +141,13 @@ def train(arguments: str) -> dict[str, Any]:
     trainer.DEFAULT_CALLBACKS.append(Clock)  # type: ignore[arg-type]
     sft_main(_read(arguments))
     (start, cpu), (end, cpu_at_end) = times
-    return {"seconds": end - start, "cpu": cpu_at_end - cpu, "peak_mb": _peak_mb()}
+    gpu = torch.cuda.max_memory_reserved() / 2**30 if torch.cuda.is_available() else 0.0
+    return {
+        "seconds": end - start,
+        "cpu": cpu_at_end - cpu,
+        "peak_mb": _peak_mb(),
+        "gpu_gib": gpu,
+    }
 
 
 def count(file: str, rounds: str) -> dict[str, Any]:
@@ -176,15 +205,20 @@ def count(file: str, rounds: str) -> dict[str, Any]:
     }
 
 
-def answer_batched(model: str, prompts: str, limit: str, batch: str, out: str) -> dict[str, Any]:
+def answer_batched(
+    model: str, prompts: str, limit: str, batch: str, out: str, by: str = "transformers"
+) -> dict[str, Any]:
     """Answer prompts greedily as `eval` does: ms-swift's engine in batches, each answer saved."""
+    from tell_plugins.bridge.vllm_engine import VllmEngine
+
     from tell_plugins.bridge.engine import LocalEngine
     from tell_plugins.bridge.protocol import DECODINGS
     from tell_plugins.evaluation.answers import Prompt, Settings, answer_all, read_answers
 
     texts: list[str] = _read(prompts)
     rows = [Prompt(str(row), row, text) for row, text in enumerate(texts)]
-    engine = LocalEngine(_engine_values(model), {}, batch_size=int(batch))
+    maker: type[LocalEngine | VllmEngine] = VllmEngine if by == "vllm" else LocalEngine
+    engine = maker(_engine_values(model), {}, batch_size=int(batch))
     settings = Settings(
         recipe="bench",
         card="bench",
@@ -278,6 +312,7 @@ if __name__ == "__main__":
         "write": write,
         "verb": verb,
         "model": model,
+        "random_model": random_model,
         "train": train,
         "count": count,
         "encode": encode,

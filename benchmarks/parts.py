@@ -393,6 +393,14 @@ def made_prompts(world: World, rows: int, limit: int) -> Asked:
     return Asked("made up", texts, _make_model(world), limit)
 
 
+def embedded_prompts(rows: int, limit: int) -> Asked:
+    """Prompts of the benchmark's own for the embedded model. MachineError without it."""
+    from tell_plugins.bridge.embedded_model import prepare_model
+
+    texts = [row["instruction"] for row in general_texts(rows)]
+    return Asked("made up", texts, prepare_model(), limit)
+
+
 def _make_model(world: World) -> Path:
     """The random model of the benchmark's own, made where it is missing."""
     if not (world.model / "config.json").is_file():

@@ -73,16 +73,16 @@ def make_world(folder: Path, sizes: list[int]) -> World:
     words = _words(np.random.default_rng(_SEED))
     for rows in sizes:
         name, target = f"bench_general_{rows}", folder / f"general_{rows}.jsonl"
-        _write_rows(target, _general_rows(rows, words), rows)
-        _write_card(folder, name, "general", target.name, {})
+        write_rows(target, _general_rows(rows, words), rows)
+        write_card(folder, name, "general", target.name, {})
         task = folder / f"task_{rows}.jsonl"
-        _write_rows(task, _task_rows(words), TASK_ROWS)
+        write_rows(task, _task_rows(words), TASK_ROWS)
         more = {
             "anchor": "anchor.txt",
             "metric": "number",
             "general": {"from": [name], "amount": f"{rows}rows"},
         }
-        _write_card(folder, f"bench_task_{rows}", "task", task.name, more)
+        write_card(folder, f"bench_task_{rows}", "task", task.name, more)
     paths.make_folder(folder)
     tokenizer = tokenizer_file() or _train_tokenizer(folder / "tokenizer.json", words)
     return World(folder, tokenizer.resolve())
@@ -139,7 +139,8 @@ def _task_rows(words: npt.NDArray[np.object_]) -> Iterator[dict[str, str]]:
         yield {"instruction": f"{text} [{number}]", "input": "", "output": answer}
 
 
-def _write_rows(target: Path, rows: Iterator[dict[str, str]], total: int) -> None:
+def write_rows(target: Path, rows: Iterator[dict[str, str]], total: int) -> None:
+    """JSON lines, unless they are there already."""
     if target.is_file():
         return
     with paths.atomic_path(target) as temporary, temporary.open("w", encoding="utf-8") as file:
@@ -147,7 +148,8 @@ def _write_rows(target: Path, rows: Iterator[dict[str, str]], total: int) -> Non
             file.write(json.dumps(row) + "\n")
 
 
-def _write_card(folder: Path, name: str, kind: str, file: str, more: Mapping[str, object]) -> None:
+def write_card(folder: Path, name: str, kind: str, file: str, more: Mapping[str, object]) -> None:
+    """A card of the benchmark's own whose rows lie in `file`; of a task with an anchor."""
     card = {
         "name": name,
         "kind": kind,

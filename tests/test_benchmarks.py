@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import parts
+from benchmarks import gpu, parts
 from benchmarks.measure import Case, by_turns, ratio, run_child
 from benchmarks.parts import Target
 from benchmarks.world import TASK_ROWS, general_texts, make_world
@@ -163,3 +163,16 @@ def test_a_missed_target_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, tmp_pat
     flags = ["--part", "counting", "--sizes", "20", "--work", str(tmp_path)]
     assert bench.main(flags) == 1
     assert bench.main([*flags, "--quick"]) == 0
+
+
+@pytest.mark.slow
+def test_the_plan_for_a_gpu_runs_with_small_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = "Qwen3-4B, general rows held by KL"
+    monkeypatch.setattr(gpu, "CASES", {held: gpu.CASES[held]})
+    assert bench.main(["--quick", "--part", "gpu", "--work", str(tmp_path)]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(held)]
+    assert "no GPU" in row
+    assert float(row.split()[-1].replace(",", "")) > 0  # tokens a second
+    assert not (tmp_path / "gpu_model").exists()

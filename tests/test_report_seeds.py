@@ -16,6 +16,7 @@ import pytest
 from tell_plugins.evaluation import intervals
 from tell_plugins.evaluation.grids import to_csv
 from tell_plugins.evaluation.intervals import Rate, counted
+from tell_plugins.evaluation.significance import Floats, interval, mean_score, over_seeds
 from tell_plugins.experiments import measures, plots, tables
 from tell_plugins.experiments.conclusions import conclude
 from tell_plugins.experiments.measures import Difference, Judge, Measures
@@ -260,6 +261,26 @@ def test_a_single_point_of_a_curve_is_a_mark(report: Callable[..., Report]) -> N
 
 def _of_seeds(values: list[float], rates: dict[str, Rate]) -> Measures:
     return Measures([], {**rates}, values, {}, None, measures.Counter(), {})
+
+
+def test_an_interval_over_rows_and_seeds_sees_seeds_that_differ() -> None:
+    """Each seed alone is sure of its difference; they are of both signs."""
+    rng = np.random.default_rng(0)
+
+    def rows(share: float) -> Floats:
+        return np.stack([(rng.random(400) < share).astype(float), np.ones(400)], axis=1)
+
+    half = rows(0.5)
+    alike = [(rows(0.6), half) for _ in range(3)]
+    apart = [(rows(share), half) for share in (0.3, 0.6, 0.9)]
+    (low, high), (lower, higher) = (over_seeds(pairs, mean_score) for pairs in (alike, apart))
+    assert 0.03 < low < high < 0.23
+    assert lower < -0.05
+    assert higher > 0.25
+    one = over_seeds(alike[:1], mean_score)  # of one seed it is the bootstrap over rows
+    both = np.hstack([alike[0][0], half])
+    rows_alone = interval(both, lambda sums: mean_score(sums[:, :2]) - mean_score(sums[:, 2:]))
+    assert one == pytest.approx(rows_alone, abs=0.01)
 
 
 def test_an_interval_over_seeds_needs_three_that_differ() -> None:

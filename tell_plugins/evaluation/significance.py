@@ -9,7 +9,7 @@ are one matrix product.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,6 +124,30 @@ def paired(
         _, low, high = interval_of(system, baseline)
     p = _randomized(both, differences, value, resamples, seed)
     return Difference(value, low, high, p, len(system), resamples, seed)
+
+
+def over_seeds(
+    pairs: Sequence[tuple[Floats, Floats]],
+    score: Score,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> tuple[float, float]:
+    """The 95 % interval of a difference over test rows and training seeds.
+
+    Each draw takes seeds and rows with replacement (a hierarchical bootstrap): which task rows a
+    seed draws, and in which order, is chance as well. With few seeds it is rather too narrow.
+
+    Args:
+        pairs: (system, baseline) of each seed, each (n, s); row i of all belongs to one test row.
+    """
+    generator = np.random.default_rng(seed)
+    rows, seeds = len(pairs[0][0]), len(pairs)
+    counts = generator.multinomial(rows, np.full(rows, 1 / rows), size=resamples).astype(float)
+    taken = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
+    each = [score(counts @ system) - score(counts @ baseline) for system, baseline in pairs]
+    low, high = np.nanpercentile((taken * np.stack(each, axis=1)).sum(axis=1), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _randomized(both: Floats, differences: Score, value: float, resamples: int, seed: int) -> float:

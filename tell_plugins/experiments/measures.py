@@ -16,12 +16,13 @@ import numpy as np
 
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.evaluation import bleed, retention, scorers, scoring
+from tell_plugins.evaluation import bleed, retention, scorers, scoring, significance
 from tell_plugins.evaluation.answers import Answer
 from tell_plugins.evaluation.bleed import Form
 from tell_plugins.evaluation.intervals import Estimate, Interval, Rate, rate, smallest_shown
 from tell_plugins.evaluation.judged import Case, Judged
 from tell_plugins.evaluation.scoring import same_rows_difference
+from tell_plugins.evaluation.significance import Floats, Score
 from tell_plugins.experiments.results import AS_SAVED, Answers, Entry, ReferenceShelf
 
 # the first measure of each metric: the one that curves and comparisons are about
@@ -93,7 +94,8 @@ class Measures:
 class Difference:
     """System minus baseline, with its 95 % interval over `n` rows that both answered.
 
-    `by_seed` has the difference of each seed where there are several; `p` is of the paired test by
+    `by_seed` has the difference of each seed where there are several, `over_seeds` from three seeds
+    on the interval over rows and seeds; `p` is of the paired test by
     randomization (of two runs' shares: McNemar's), None for a loss.
     """
 
@@ -103,13 +105,15 @@ class Difference:
     n: int
     by_seed: tuple[float, ...] = ()
     p: float | None = None
+    over_seeds: tuple[float, float] | None = None
 
     def times(self, factor: float) -> Difference:
         """The same in another unit: 100 for points."""
         value, low, high, *seeds = (
             factor * part for part in (self.value, self.low, self.high, *self.by_seed)
         )
-        return Difference(value, low, high, self.n, tuple(seeds), self.p)
+        wide = self.over_seeds and (factor * self.over_seeds[0], factor * self.over_seeds[1])
+        return Difference(value, low, high, self.n, tuple(seeds), self.p, wide)
 
     @property
     def estimate(self) -> Estimate:
@@ -221,7 +225,38 @@ class Judge:
             self._known([mine], [theirs], name)
             for mine, theirs in zip(system, baseline, strict=True)
         ]
-        return replace(found, by_seed=tuple(part.value for part in each if part is not None))
+        return replace(
+            found,
+            by_seed=tuple(part.value for part in each if part is not None),
+            over_seeds=self._over_seeds(system, baseline, name),
+        )
+
+    def _over_seeds(
+        self, system: Entries, baseline: Entries, name: str
+    ) -> tuple[float, float] | None:
+        """The interval over rows and seeds; None for fewer than three, or other rows each."""
+        if len(system) < LEAST_SEEDS:
+            return None
+        sides = [[self._rows_of(entry, name) for entry in side] for side in (system, baseline)]
+        found = [part for side in sides for part in side if part is not None]
+        if len(found) < 2 * len(system) or len({part[0].shape for part in found}) > 1:
+            return None
+        pairs = [(mine[0], theirs[0]) for mine, theirs in zip(*sides, strict=True)]  # type: ignore[index]
+        return significance.over_seeds(pairs, found[0][1])
+
+    def _rows_of(self, entry: Entry, name: str) -> tuple[Floats, Score] | None:
+        """What a measure is made of, summed by test row, and how."""
+        if name in LOSS_FILES:
+            sums = entry.sums[LOSS_FILES[name]]
+            return (np.asarray(sums, float), significance.mean_score) if sums else None
+        if name == BLEED:
+            judged: Judged | None = _general([entry], self._form(entry))
+        else:
+            judged = _first(self.judged(entry))
+        column = judged.columns.get(_column(name)) if judged and judged.rows else None
+        if judged is None or column is None:
+            return None
+        return significance.summed(column.stats, judged.rows), column.score
 
     def _known(self, system: Entries, baseline: Entries, name: str) -> Difference | None:
         sides = ([(entry.run, entry.evaluation) for entry in side] for side in (system, baseline))
@@ -237,7 +272,7 @@ class Judge:
         mine: Judged | None
         theirs: Judged | None
         if name == BLEED:
-            form, name = self._form(system[0]), bleed.BLEED
+            form = self._form(system[0])
             mine, theirs = (_general(entries, form) for entries in (system, baseline))
         else:
             mine, theirs = (
@@ -246,7 +281,7 @@ class Judge:
             )
         if mine is None or theirs is None:
             return None
-        found = same_rows_difference(mine, theirs, name.replace(" ", "_"))
+        found = same_rows_difference(mine, theirs, _column(name))
         if found is None:
             return None
         return Difference(found.value, found.low, found.high, found.n, p=found.p)
@@ -273,6 +308,11 @@ class Judge:
         if kl:
             found[KL] = retention.retention(kl)
         return {**found, "style fit": retention.retention(style_fit) if style_fit else None}
+
+
+def _column(name: str) -> str:
+    """The column of a measure in the rows table."""
+    return bleed.BLEED if name == BLEED else name.replace(" ", "_")
 
 
 def _general(entries: Entries, form: Form) -> Judged:

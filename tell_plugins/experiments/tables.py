@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from tell_plugins.evaluation.grids import POINTS, Record
+from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.paper_numbers import paper, published
 from tell_plugins.experiments.controls import meaning
 from tell_plugins.experiments.fairness import caveats, exposure_of
@@ -206,7 +207,12 @@ def _difference(measure: str, judge: Judge, mine: list[Entry], theirs: list[Entr
         return {}
     name, points = measure.removesuffix(" minus base"), measure not in LOSS_FILES
     found = found.times(100) if points else found
-    seeds = {f"{name}, by seed": found.each_seed(1 if points else 3)} if found.by_seed else {}
+    seeds: dict[str, Any] = {}
+    if found.by_seed:
+        seeds[f"{name}, by seed"] = found.each_seed(1 if points else 3)
+    if found.over_seeds:
+        wide = Estimate(found.value, *found.over_seeds, found.n)
+        seeds[f"{name}, over rows and seeds{POINTS if points else ''}"] = wide
     return {
         f"{name}{POINTS}" if points else name: found.estimate,
         f"{name}, smallest that shows": found.smallest,

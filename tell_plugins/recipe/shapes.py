@@ -91,7 +91,7 @@ _GATED_TYPES = ("llama", "gemma", "gemma3_text", "mistral", "qwen", "qwen2", "qw
 
 
 @cache
-def _hub_configs() -> dict[str, dict[str, Any]]:
+def hub_configs() -> dict[str, dict[str, Any]]:
     """Of models on a hub, by the last part of their id in lower case: what their config.json says.
 
     A model that is missing there trains as well; `check` has no estimate until its folder is here.
@@ -109,7 +109,7 @@ def shape_of(model: str) -> Shape | None:
     if folder is not None and (folder / "config.json").is_file():
         return _from_config(folder / "config.json")
     name = model.rstrip("/").rpartition("/")[2]
-    config = _hub_configs().get(name.lower())
+    config = hub_configs().get(name.lower())
     return None if config is None else _shape(config.get("name", name), config)
 
 
