@@ -167,7 +167,7 @@ def test_a_run_goes_on_with_the_mixture_it_began_with(
     other = _mixture("task=4rows/general=9rows")
     monkeypatch.setattr(callback, "trained_on", [other])
     loader = _loader(_tokenised(_rows(other)))
-    with pytest.raises(UserError, match=r"began with the mixture .*8rows, this is .*9rows"):
+    with pytest.raises(UserError, match=r"had mixture .*8rows, this has .*9rows"):
         begin(loader, resume_from_checkpoint=checkpoint)
     begin(loader, resume_from_checkpoint=checkpoint, resume_only_model=True)
     begin(loader, resume_from_checkpoint=str(tmp_path))  # no manifest there
@@ -183,12 +183,13 @@ def test_a_run_goes_on_with_the_loss_it_began_with(
     checkpoint = tmp_path / "run" / "checkpoint-3"
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     assert (manifest["weighting"], manifest["kl"]) == ("token", 0)
-    with pytest.raises(UserError, match="each token weighing the same and kl=0, this is each row"):
+    with pytest.raises(UserError, match="the same weight for each token, this has row"):
         begin(loader, resume_from_checkpoint=str(checkpoint), loss_type="tell")
     for key in ("weighting", "kl"):
         del manifest[key]
     paths.write_text(checkpoint / "manifest.json", json.dumps(manifest))
-    with pytest.raises(UserError, match="this is each row"):  # an older manifest says neither
+    older = "for each token, this has row"  # a manifest that says neither
+    with pytest.raises(UserError, match=older):
         begin(loader, resume_from_checkpoint=str(checkpoint), loss_type="tell")
 
     held = _mixture("task=4rows/general=8rows/kl=0.5")
@@ -199,7 +200,7 @@ def test_a_run_goes_on_with_the_loss_it_began_with(
     assert (manifest["weighting"], manifest["kl"]) == ("row", 0.5)
     begin(loader, resume_from_checkpoint=str(checkpoint), loss_type="tell")
     monkeypatch.setattr(callback, "trained_on", [_mixture("task=4rows/general=8rows/kl=1")])
-    with pytest.raises(UserError, match=r"same and kl=0\.5, this is each row .*kl=1"):
+    with pytest.raises(UserError, match=r"had kl 0\.5, this has 1"):
         begin(loader, resume_from_checkpoint=str(checkpoint), loss_type="tell")
 
 
@@ -221,7 +222,7 @@ def test_a_run_goes_on_with_the_batches_it_began_with(
     checkpoint = tmp_path / "run" / "checkpoint-3"
     key = {"world_size": "global_world_size"}.get(name, name)
     (checkpoint / "args.json").write_text(json.dumps({key: before}))
-    with pytest.raises(UserError, match=f"{before}, this has {now}: rows of the mixture would be"):
+    with pytest.raises(UserError, match=f"{before}, this has {now}: rows would be"):
         begin(loader, resume_from_checkpoint=str(checkpoint), **{name: now})
     begin(loader, resume_from_checkpoint=str(checkpoint), **{name: before})
     begin(loader, resume_from_checkpoint=str(checkpoint), resume_only_model=True, **{name: now})
@@ -240,7 +241,7 @@ def test_rows_that_changed_under_a_run_are_told(
     make_card("toy", train=[{"q": f"task {n}!", "r": "a"} for n in range(6)])
     other = _mixture("task=4rows/general=8rows")
     monkeypatch.setattr(callback, "trained_on", [other])
-    with pytest.raises(UserError, match="have changed since that run began"):
+    with pytest.raises(UserError, match="had rows and anchor of hash"):
         begin(
             _loader(_tokenised(_rows(other))),
             resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"),

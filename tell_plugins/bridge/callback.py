@@ -14,11 +14,11 @@ from tell_plugins.bridge.mixed_use import refuse
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import cached_json, read_json, write_json
-from tell_plugins.core.mixture import TASK, Manifest, Mixture
+from tell_plugins.core.mixture import MANIFEST, TASK, Manifest, Mixture
 from tell_plugins.core.spec import weighting
 
 logger = get_logger()
-MANIFEST, ANCHOR, ARGS = "manifest.json", "anchor.txt", "args.json"
+ARGS = "args.json"
 
 
 class TellCallback(TrainerCallback):
@@ -37,12 +37,13 @@ class TellCallback(TrainerCallback):
         _check_rows(kwargs.get("train_dataloader"), trained_on[0])
         _check_resumed(args, trained_on[0])
         if state.is_world_process_zero:
-            _leave(Path(args.output_dir), args)
+            trained_on[0].write_facts(Path(args.output_dir), _weighting(args))
             make_paths_absolute(Path(args.output_dir) / ARGS)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if trained_on and state.is_world_process_zero:
-            _leave(Path(args.output_dir) / f"checkpoint-{state.global_step}", args)
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            trained_on[0].write_facts(folder, _weighting(args))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         forget_mixtures()  # a notebook may train again
@@ -72,49 +73,8 @@ def _absolute(name: str) -> str:
     return os.path.abspath(path) if path.exists() else name
 
 
-def _leave(folder: Path, args: Any) -> None:
-    """Leave anchor and manifest; the manifest vouches for both: it goes first and comes last."""
-    mixture = trained_on[0]
-    (folder / MANIFEST).unlink(missing_ok=True)
-    if mixture.task is not None:
-        paths.write_text(folder / ANCHOR, mixture.task.anchor.text)
-    else:
-        (folder / ANCHOR).unlink(missing_ok=True)  # of an earlier run into this folder
-    write_json(folder / MANIFEST, mixture.manifest(_weighting(args)))
-
-
 def _weighting(args: Any) -> str:
     return weighting(getattr(args, "loss_type", None))
-
-
-def _check_resumed(args: Any, mixture: Mixture) -> None:
-    """A run that goes on must see the mixture it began with, or its manifest tells half of it."""
-    folder = getattr(args, "resume_from_checkpoint", None)
-    if not isinstance(folder, str) or getattr(args, "resume_only_model", False):
-        return
-    _check_batches(args, Path(folder))
-    remedy = "remove the file: then nothing says which mixture that run began with"
-    began = read_json(Path(folder) / MANIFEST, Manifest, remedy)
-    if began is None:
-        return
-    if began.get("hash") != mixture.hash:
-        raise UserError(
-            f"that run began with the mixture {began.get('spec')}, this is {mixture.spec}"
-            if began.get("spec") != str(mixture.spec)
-            else f"the rows or the anchor of {mixture.spec} have changed since that run began",
-            where=f"resume_from_checkpoint {paths.shown(Path(folder))}",
-            remedy="resume with the same data, or start anew (resume_only_model: true takes the "
-            "weights alone)",
-        )
-    then = (began.get("weighting", "token"), began.get("kl", 0))
-    now = (_weighting(args), mixture.spec.kl)
-    if then != now:
-        raise UserError(
-            f"that run began with each {then[0]} weighing the same and kl={then[1]:g}, "
-            f"this is each {now[0]} and kl={now[1]:g}",
-            where=f"resume_from_checkpoint {paths.shown(Path(folder))}",
-            remedy="resume with the same loss_type and kl, or start anew",
-        )
 
 
 # what decides which rows a step holds: ms-swift's name in args.json, and the trainer's
@@ -126,19 +86,34 @@ _BATCHES = {
 }
 
 
-def _check_batches(args: Any, checkpoint: Path) -> None:
-    """A resumed run skips batches, not rows: with others it would lose rows or repeat them."""
-    began = cached_json(checkpoint / ARGS, dict[str, Any], foreign=True) or {}
-    for key, name in _BATCHES.items():
-        before, now = began.get(key), getattr(args, name, None)
-        if None not in (before, now) and before != now:
-            said = "processes" if name == "world_size" else name
+def _check_resumed(args: Any, mixture: Mixture) -> None:
+    """A run that goes on must see the mixture it began with, or its manifest tells half of it.
+
+    The trainer skips batches, not rows: with others it would lose rows or repeat them.
+    """
+    named = getattr(args, "resume_from_checkpoint", None)
+    if not isinstance(named, str) or getattr(args, "resume_only_model", False):
+        return
+    remedy = "remove the file: then nothing says which mixture that run began with"
+    began = read_json(Path(named) / MANIFEST, Manifest, remedy) or {}
+    saved = cached_json(Path(named) / ARGS, dict[str, Any], foreign=True) or {}
+    pairs = {name: (saved.get(key), getattr(args, name, None)) for key, name in _BATCHES.items()}
+    if began.get("hash") not in (None, mixture.hash):
+        pairs["mixture"] = began.get("spec"), str(mixture.spec)
+        pairs["rows and anchor of hash"] = began["hash"], mixture.hash
+    if began:  # an older manifest says neither weighting nor kl
+        pairs |= {
+            "kl": (began.get("kl", 0), mixture.spec.kl),
+            "the same weight for each": (began.get("weighting", "token"), _weighting(args)),
+        }
+    for name, (then, now) in pairs.items():
+        if None not in (then, now) and then != now:
             raise UserError(
-                f"that run had {said} {before}, this has {now}: rows of the mixture would be "
-                "lost or trained twice",
-                where=f"resume_from_checkpoint {paths.shown(checkpoint)}",
-                remedy=f"resume with {said} {before}, or start anew (resume_only_model: true "
-                "takes the weights alone)",
+                f"that run had {name.replace('world_size', 'processes')} {then}, this has {now}: "
+                "rows would be lost, exchanged or weighed otherwise",
+                where=f"resume_from_checkpoint {paths.shown(Path(named))}",
+                remedy="resume with the same, or start anew (resume_only_model: true takes the "
+                "weights alone)",
             )
 
 

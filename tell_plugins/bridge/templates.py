@@ -24,13 +24,12 @@ from typing import Any, NamedTuple
 from swift.arguments import InferArguments
 from swift.utils import get_logger
 
-from tell_plugins.bridge.callback import ANCHOR, MANIFEST
 from tell_plugins.bridge.patches import patch
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import in_front
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.files import read_json
-from tell_plugins.core.mixture import Manifest
+from tell_plugins.core.mixture import ANCHOR, MANIFEST, Manifest
 
 logger = get_logger()
 VARIABLE = "TELL_ANCHOR"

@@ -22,7 +22,7 @@ import pyarrow as pa
 from tell_plugins.core import draw, paths
 from tell_plugins.core.cards import HELD_OUT, Card, load_card
 from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.core.files import Shape, seal, write_json_lines
+from tell_plugins.core.files import Shape, seal, write_json, write_json_lines
 from tell_plugins.core.order import arrange
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.rows import BadRow, Rows
@@ -32,6 +32,7 @@ from tell_plugins.core.text import KNOWN, any_of, messages_of
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 
 TASK, GENERAL = "task", "general"
+MANIFEST, ANCHOR = "manifest.json", "anchor.txt"
 STEERING = "control_token"  # why a general row is dropped
 SCHEMA = pa.schema(
     [
@@ -284,6 +285,15 @@ class Mixture:
         """Write the rows as JSON lines, in one piece."""
         rows = tracked(self.rows(), f"writing {path.name}", "rows", len(self))
         write_json_lines(path, rows)
+
+    def write_facts(self, folder: Path, weighting: str) -> None:
+        """Write anchor and manifest; the manifest vouches for both: it goes first, comes last."""
+        (folder / MANIFEST).unlink(missing_ok=True)
+        if self.task is not None:
+            paths.write_text(folder / ANCHOR, self.task.anchor.text)
+        else:
+            (folder / ANCHOR).unlink(missing_ok=True)  # of an earlier mixture
+        write_json(folder / MANIFEST, self.manifest(weighting))
 
     def manifest(self, weighting: str | None = None) -> dict[str, Any]:
         """Everything that says what this mixture is; no path and no time of this machine.

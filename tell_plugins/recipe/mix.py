@@ -8,15 +8,14 @@ from pathlib import Path
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.core.files import write_json
-from tell_plugins.core.mixture import Mixture, build_mixture
+from tell_plugins.core.mixture import ANCHOR, MANIFEST, Mixture, build_mixture
 from tell_plugins.core.spec import weighting
 from tell_plugins.recipe.check_report import source_lines
 from tell_plugins.recipe.data_rules import check_dataset, check_patterns, check_schema
 from tell_plugins.recipe.findings import errors_of
 from tell_plugins.recipe.recipes import load_recipe
 
-ROWS, MANIFEST, ANCHOR = "train.jsonl", "manifest.json", "anchor.txt"
+ROWS = "train.jsonl"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,19 +56,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def write_mixture(mixture: Mixture, folder: Path, weighting: str) -> None:
-    """Write rows, anchor and manifest.
-
-    The manifest vouches for the others: that of an earlier mixture goes first, the new one comes
-    last.
-    """
+    """Write rows, anchor and manifest, which vouches for the others and so comes last."""
     (folder / MANIFEST).unlink(missing_ok=True)
     mixture.write_json_lines(folder / ROWS)
-    anchor = folder / ANCHOR
-    if mixture.task is not None:
-        paths.write_text(anchor, mixture.task.anchor.text)
-    else:
-        anchor.unlink(missing_ok=True)  # of an earlier mixture
-    write_json(folder / MANIFEST, mixture.manifest(weighting))
+    mixture.write_facts(folder, weighting)
 
 
 def summary(mixture: Mixture) -> str:
