@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -120,11 +121,11 @@ def inspect(recipe: Recipe, swift: SwiftKeys) -> Checked:
     checked = Checked(recipe, settings, spec=spec, findings=findings)
     if spec is not None:
         checked.planned = planned_entries(spec)
-        checked.findings += data_rules.check_schema(load_card(spec.card))
-        _guard(checked, "tell-data", _look_at_data)
-        _look_at_shares(checked, spec)
-    _guard(checked, "tell-schedule", _look_at_schedule)
-    _guard(checked, "tell-value-type", _look_at_lengths)
+        findings += data_rules.check_schema(load_card(spec.card))
+        _collect(findings, "tell-data", partial(_look_at_data, checked))
+        findings += _look_at_shares(checked, spec)
+    _collect(findings, "tell-schedule", partial(_look_at_schedule, checked))
+    _collect(findings, "tell-value-type", partial(_look_at_lengths, checked))
     return checked
 
 
@@ -150,21 +151,17 @@ def check_recipe(recipe: Recipe, settings: Settings) -> tuple[Spec | None, list[
         model_rules.check_resumed,
     ]
     for rule in rules:
-        try:
-            findings += rule(recipe, settings)
-        except UserError as problem:  # an unreadable value; the rule on values may have named it
-            if problem.where not in {finding.problem.where for finding in findings}:
-                findings += as_errors("tell-value-type", problem)
+        _collect(findings, "tell-value-type", partial(rule, recipe, settings))
     return spec, findings
 
 
-def _guard(checked: Checked, rule: str, step: Callable[[Checked], None]) -> None:
-    """Run one step; its UserError joins the problems, unless a rule named the place already."""
+def _collect(findings: list[Finding], rule: str, step: Callable[[], Iterable[Finding]]) -> None:
+    """Add what a step finds; its UserError joins them, unless a rule named the place already."""
     try:
-        step(checked)
+        findings += step()
     except UserError as problem:
-        known = {finding.problem.where for finding in checked.findings}
-        checked.findings += [f for f in as_errors(rule, problem) if f.problem.where not in known]
+        known = {finding.problem.where for finding in findings}
+        findings += [f for f in as_errors(rule, problem) if f.problem.where not in known]
 
 
 def planned_entries(spec: Spec) -> tuple[int, int] | None:
@@ -197,33 +194,32 @@ def _rows(amount: Amount, available: int | None) -> int | None:
     return int(amount.number) if amount.unit == "rows" else None
 
 
-def _look_at_data(checked: Checked) -> None:
+def _look_at_data(checked: Checked) -> Iterator[Finding]:
     assert checked.spec is not None
     missing = data_rules.check_files(checked.spec)
-    checked.findings += missing
+    yield from missing
     if missing:
         return
     mixture = checked.mixture = build_mixture(checked.spec)
-    checked.findings += [
-        *on_mixture.check_sources(mixture, checked.recipe.where("dataset")),
-        *on_mixture.check_control_tokens(mixture, checked.settings.text("model")),
-        *on_mixture.check_anchor(mixture),
-    ]
+    yield from on_mixture.check_sources(mixture, checked.recipe.where("dataset"))
+    yield from on_mixture.check_control_tokens(mixture, checked.settings.text("model"))
+    yield from on_mixture.check_anchor(mixture)
     task = mixture.task
     if task is not None and not any(f.rule == "tell-answer-schema" for f in checked.findings):
-        checked.findings += data_rules.check_patterns(task.card, task.responses)
+        yield from data_rules.check_patterns(task.card, task.responses)
 
 
-def _look_at_shares(checked: Checked, spec: Spec) -> None:
+def _look_at_shares(checked: Checked, spec: Spec) -> Iterable[Finding]:
     counts = checked.planned
     if checked.mixture is not None:
         task = int(checked.mixture.is_task.sum())
         counts = task, len(checked.mixture) - task
-    if counts is not None and not spec.kl:  # fewer rows hold than teach
-        checked.findings += on_mixture.check_shares(*counts, checked.recipe.where("dataset"))
+    if counts is None or spec.kl:  # fewer rows hold than teach
+        return ()
+    return on_mixture.check_shares(*counts, checked.recipe.where("dataset"))
 
 
-def _look_at_schedule(checked: Checked) -> None:
+def _look_at_schedule(checked: Checked) -> Iterator[Finding]:
     entries = _entries(checked)
     if entries is None:
         return
@@ -232,20 +228,16 @@ def _look_at_schedule(checked: Checked) -> None:
         checked.plan = plan(entries, checked.settings.training)
     except Unmodelled as problem:
         found, remedy = problem.found, problem.remedy or ""
-        checked.findings.append(
-            warning("tell-schedule-unknown", found, where(problem.where), remedy)
-        )
+        yield warning("tell-schedule-unknown", found, where(problem.where), remedy)
         return
     task = _is_task(checked, entries)
     if task is not None and task.any():
         checked.exposure = exposure(checked.plan, task)
-    checked.findings += _rate_findings(checked, 0 if task is None else int(task.sum()))
+    yield from _rate_findings(checked, 0 if task is None else int(task.sum()))
     if checked.plan.seen < entries:
-        unseen_task = checked.exposure.unseen if checked.exposure else 0
-        reason = "max_steps" if checked.plan.seen < checked.plan.served else None
-        checked.findings += on_mixture.check_unseen(
-            checked.plan, checked.mixture, unseen_task, where(reason)
-        )
+        unseen = checked.exposure.unseen if checked.exposure else 0
+        reason = where("max_steps" if checked.plan.seen < checked.plan.served else None)
+        yield from on_mixture.check_unseen(checked.plan, checked.mixture, unseen, reason)
 
 
 def _rate_findings(checked: Checked, task: int) -> list[Finding]:
@@ -284,15 +276,12 @@ def _is_task(checked: Checked, entries: int) -> npt.NDArray[np.bool_] | None:
     return np.full(entries, checked.planned[0] > 0)
 
 
-def _look_at_lengths(checked: Checked) -> None:
+def _look_at_lengths(checked: Checked) -> Iterable[Finding]:
     settings, mixture = checked.settings, checked.mixture
-    checked.limit = max_length(settings)
-    if mixture is None or (checked.limit is not None and checked.limit < 1):
-        return
+    limit = checked.limit = max_length(settings)
+    if mixture is None or (limit is not None and limit < 1):
+        return ()
     found = (mixture.counter, own_tokenizer(settings.text("model")))
     counters = {counter.sha256: counter for counter in found if counter is not None}
-    checked.counted = [
-        count(mixture, counter, settings, checked.limit) for counter in counters.values()
-    ]
-    if checked.limit is not None:
-        checked.findings += on_mixture.check_lengths(checked.counted, settings, checked.limit)
+    checked.counted = [count(mixture, counter, settings, limit) for counter in counters.values()]
+    return () if limit is None else on_mixture.check_lengths(checked.counted, settings, limit)
