@@ -67,10 +67,12 @@ class Runs:
                 _write(job.folder / "failed.json", failed)
                 continue
             _write(job.folder / TRAINED, {"steps": job.steps, "seconds": self.seconds})
-            self._answer(job, name)
+            options = json.loads((job.eval_folder / "options.json").read_text())
+            for scale in str(options.get("scales", "1")).split(","):
+                self._answer(job, name, float(scale))
             _write(job.eval_folder / EVALUATED, {"seconds": 1.0})
 
-    def _answer(self, job: Job, name: str) -> None:
+    def _answer(self, job: Job, name: str, scale: float) -> None:
         recipe = yaml.safe_load((job.eval_folder / "recipe.yaml").read_text())
         card = load_card(recipe["dataset"][0].partition("/")[2].partition(":")[0])
         task = open_task(card, "validation", "card")
@@ -82,12 +84,12 @@ class Runs:
             text = self.constant or (response if good else "no JSON")
             ids = bytes(task.ids[row]).hex()
             lines.append({"id": ids, "row": row, "text": text, "finish_reason": "stop"})
-        settings = {"card": card.name, "anchor": "card", "rows": len(lines)}
-        folder = job.eval_folder / "adapter"
+        settings = {"card": card.name, "anchor": "card", "scale": scale, "rows": len(lines)}
+        folder = job.eval_folder / f"scale{scale}"
         _write(folder / "validation-greedy" / "settings.json", {**settings, "split": "validation"})
         write_rows(folder / "validation-greedy" / "answers.jsonl", lines)
         _write(folder / "general" / "settings.json", {**settings, "split": "general"})
-        loss = self.drift.get(name, 1.0)
+        loss = scale * self.drift.get(name, 1.0)
         kl = [{"loss_sum": loss * 10 + row / 100, "tokens": 10} for row in range(20)]
         write_rows(folder / "general" / "kl.jsonl", kl)
 
@@ -123,7 +125,7 @@ def test_the_better_half_goes_on_and_the_best_is_written(
     done = {name: runs.started.count(name) for name in set(runs.started)}
     assert done == {
         OWN: PARTS,
-        "learning_rate=0.02": PARTS,
+        "learning_rate=0.02": PARTS + PARTS,  # and once more at smaller scales
         "repeat=4": 2,
         "general=8rows": 2,
         "learning_rate=0.005": 1,
@@ -345,7 +347,7 @@ def test_a_short_budget_has_fewer_rounds(
     runs.seconds = 60.0
     _tune(world, "--minutes", "4")
     assert "there is time for 2 of 4 runs" in capsys.readouterr().out
-    assert runs.started.count(OWN) == 2
+    assert runs.started.count(OWN) == 2 + 2  # and at smaller scales
     assert "2 of 4 runs each" in _tuned(world).path.read_text()
 
 
@@ -439,7 +441,7 @@ def test_each_label_is_in_each_fold_and_nothing_told_apart_changes_nothing(
 def test_two_candidates_for_real(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Trained, asked and judged; there is no file of test rows."""
+    """Trained, asked and judged, at smaller scales too; there is no file of test rows."""
     world = World(tmp_path)
     world.recipe(dataset=["tell/tiny_task:general=16rows"])
     (world.cards / "tiny_task" / "test.jsonl").unlink()
@@ -452,6 +454,7 @@ def test_two_candidates_for_real(
     _tune(world)
     shown = capsys.readouterr().out
     assert "2 candidates, judged by 16 task rows" in shown
+    assert "scale 0.5" in shown
     kl = [float(line.split()[-2]) for line in shown.splitlines() if line.strip().startswith(OWN)]
     assert kl[0] > 0
     assert _tuned(world).spec.card == "tiny_task"

@@ -4,7 +4,8 @@ The candidates are the recipe's own settings, and these with one of them halved 
 learning rate, the copies of each task row, the amount of general data. All are trained once and
 judged on validation rows; the better half goes on to a second part of the rows (or a second seed),
 and the best of it, with the recipe's own settings, to all four. Between these a paired interval
-decides (`tune_choice`). Every candidate is a few runs of a sweep, one a part of the rows; finished
+decides (`tune_choice`), and last between the chosen adapters and smaller scales of their weights,
+which need no training. Every candidate is a few runs of a sweep, one a part of the rows; finished
 runs are found again by what they are made of.
 """
 
@@ -17,6 +18,7 @@ import shlex
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ from tell_plugins.experiments.planning import (
     training_of,
 )
 from tell_plugins.experiments.runner import forget_failures, minutes, run_here, slots
-from tell_plugins.experiments.store import AGAIN, EVALUATED, TRAINED, Evaluated, Store, Trained
+from tell_plugins.experiments.store import AGAIN, EVALUATED, TRAINED, Evaluated, Job, Store, Trained
 from tell_plugins.experiments.sweep import Sweep, make_sweep
 from tell_plugins.experiments.tune_choice import (
     PARTS,
@@ -54,6 +56,7 @@ from tell_plugins.recipe.recipes import TUNED, Recipe, load_recipe
 
 OWN = "own settings"
 RUNGS = (1, 2, PARTS)  # runs of each candidate after each round
+SCALES = (0.5, 0.75)  # of the chosen adapters
 _MARK = "with settings that ./run.sh tune chose"  # in the first line of what is written here
 _EVALUATE = {"split": VALIDATION, "general_rows": 20, "retention_rows": 40}
 # keys of a validation during training, which the choice does not look at
@@ -84,15 +87,19 @@ def run(args: argparse.Namespace) -> int:
     with only_one(folder, "tune"):
         trial = Trial(recipe, Store(folder), 60 * args.minutes)
         final = halving(trial)
-    chosen = choose(final)
-    _print_table(trial, chosen)
-    said = _said(final, chosen, trial.parts.text)
+        chosen = choose(final)
+        scales = trial.scaled(chosen)
+    scale = choose(scales)
+    _print_table(trial, chosen, scales)
+    said = _said(final, chosen, scale, trial.parts.text)
     print(*said, sep="\n")
     paths.write_text(target, _tuned_text(recipe, target, trial.changes[chosen.name], said))
     file = shlex.quote(paths.shown(target))
     baseline = recipe.path.with_name(f"{recipe.name}_sft.yaml").is_file()
     print(f"written: {paths.shown(target)}\nnext: ./run.sh train {file}")
     print(f"      ./run.sh eval {file}" + " --against sft" * baseline)
+    if scale is not chosen:
+        print(f"      ./run.sh eval {file} --scales {scale.scale:g},1")
     return 0
 
 
@@ -182,10 +189,7 @@ class Trial:
         Raises UserError where the recipe's own settings do not run.
         """
         jobs = {name: [self.store.prepare(r) for r in self.runs[name][:parts]] for name in names}
-        waiting = [job for found in jobs.values() for job in found if not job.done]
-        forget_failures(waiting)
-        if waiting:
-            run_here(waiting, self.slots, self.store.cards)
+        self._finish([job for found in jobs.values() for job in found])
         results = []
         for name, found in jobs.items():
             log = next((paths.shown(job.folder) for job in found if not job.done), None)
@@ -201,6 +205,35 @@ class Trial:
             else:
                 self.gone[name] = f"failed, see {log}"
         return results
+
+    def _finish(self, jobs: Sequence[Job]) -> None:
+        waiting = [job for job in jobs if not job.done]
+        forget_failures(waiting)
+        if waiting:
+            run_here(waiting, self.slots, self.store.cards)
+
+    def scaled(self, chosen: Result) -> list[Result]:
+        """The result of the chosen runs, and of each smaller scale if there is time for it."""
+        runs = self.runs[chosen.name][: chosen.parts]
+        asked = read_json(self.store.job(runs[0]).eval_folder / EVALUATED, Evaluated, AGAIN)
+        jobs = [self.store.prepare(_at_scales(run)) for run in runs]
+        to_do = sum(not job.done for job in jobs)
+        needed = to_do * len(SCALES) * (asked or {"seconds": 0.0})["seconds"] / len(self.slots)
+        if needed > self.left():
+            print("no time is left to judge smaller scales of the adapter")
+            return [chosen]
+        self._finish(jobs)
+        if not all(job.done for job in jobs):
+            return [chosen]  # what failed is told already
+        folders = [job.eval_folder for job in jobs]
+        results = [result_of(f"scale {s:g}", folders, self.parts.judges, s) for s in SCALES]
+        return [chosen, *results]
+
+
+def _at_scales(run: Planned) -> Planned:
+    """The same training, judged at the smaller scales."""
+    options = run.evaluation.options | {"scales": ",".join(map(str, SCALES))}
+    return replace(run, evaluation=replace(run.evaluation, options=options))
 
 
 def halving(trial: Trial) -> list[Result]:
@@ -296,19 +329,23 @@ def _target(recipe: Recipe) -> Path:
     return target
 
 
-def _print_table(trial: Trial, chosen: Result) -> None:
+def _print_table(trial: Trial, chosen: Result, scales: Sequence[Result]) -> None:
     rows = []
     for name, result in trial.measured.items():
         own = trial.do([OWN], result.parts)[0]
-        minus = "" if name == OWN else _minus(result, own)
-        kl = f"{result.kl:.3f}" if math.isfinite(result.kl) else "not known"
-        note = "chosen" if name == chosen.name else ""
-        rows.append([name, str(result.parts), _number(result.score, result), minus, kl, note])
+        rows.append(_line(result, own, "chosen" if name == chosen.name else ""))
+    rows += [_line(result, chosen, "minus the chosen as they are") for result in scales[1:]]
     gone = {name: why for name, why in trial.gone.items() if name not in trial.measured}
     rows += [[name, "0", "", "", "", why] for name, why in gone.items()]
     columns = ["settings", "runs", _measure(chosen), "minus own settings", "KL to base", ""]
     title = f"{trial.recipe.name}, judged by {trial.parts.text}"
     print_grid(Grid(title, columns, rows), table_console())
+
+
+def _line(result: Result, against: Result, note: str) -> list[str]:
+    minus = "" if result.name == against.name else _minus(result, against)
+    kl = f"{result.kl:.3f}" if math.isfinite(result.kl) else "not known"
+    return [result.name, str(result.parts), _number(result.score, result), minus, kl, note]
 
 
 def _measure(result: Result) -> str:
@@ -329,7 +366,7 @@ def _minus(result: Result, against: Result) -> str:
     return "not paired" if found is None else shown(found, _digits(result), sign="+")
 
 
-def _said(final: Sequence[Result], chosen: Result, judges: str) -> list[str]:
+def _said(final: Sequence[Result], chosen: Result, scale: Result, judges: str) -> list[str]:
     """What was chosen and why, in sentences."""
     own, *others = final
     told = f"{_measure(chosen)}: nothing is told apart as better than the recipe's own settings"
@@ -347,6 +384,11 @@ def _said(final: Sequence[Result], chosen: Result, judges: str) -> list[str]:
                 f"{other.name} minus own settings: {_minus(other, own)}, on {found.n} rows, "
                 f"which show {least} or more"
             )
+    if scale is not chosen:
+        said.append(
+            f"{scale.name} of the adapter's weights is taken: {_minus(scale, chosen)} to "
+            f"the whole, and a KL to the base of {scale.kl:.3f} in place of {chosen.kl:.3f}"
+        )
     if not chosen.learned:
         said.append("CONTENT NOT LEARNED: nothing is right, or one label is given all the time")
     return [

@@ -152,6 +152,7 @@ class Result:
         measure: of all rows that were judged in these runs, each once.
         drift: (sum, tokens) of the divergence from the base model, by row; empty: not measured.
         learned: whether any content is right, and not for one label given all the time.
+        scale: what the adapters' weights were multiplied by.
     """
 
     name: str
@@ -160,6 +161,7 @@ class Result:
     measure: Measure
     drift: list[retention.Sum]
     learned: bool = True
+    scale: float = 1.0
 
     @cached_property
     def score(self) -> float:
@@ -195,8 +197,8 @@ class Result:
         return retention.difference(self.drift, other.drift).high < 0
 
 
-def result_of(name: str, evaluations: Sequence[Path], judges: TaskRows) -> Result:
-    """The result of the runs whose evaluations' folders are given.
+def result_of(name: str, evaluations: Sequence[Path], judges: TaskRows, scale: float = 1) -> Result:
+    """The result of the runs whose evaluations' folders are given, at one scale of the adapter.
 
     Their answers count as answers to the rows of the user's own card, a run an attempt: of each
     part labels could be others, so all are judged by the same rows.
@@ -204,7 +206,10 @@ def result_of(name: str, evaluations: Sequence[Path], judges: TaskRows) -> Resul
     scored, drift = [], []
     for run, folder in enumerate(evaluations):
         for path in sorted(folder.glob(f"*/*/{SETTINGS}")):
-            if read_json(path, SavedSettings, AGAIN)["split"] == GENERAL:
+            settings = read_json(path, SavedSettings, AGAIN)
+            if settings.get("scale", 1.0) != scale:
+                continue
+            if settings["split"] == GENERAL:
                 drift.append(retention.read(path.parent, retention.KL))
                 continue
             part = load_scored(path.parent)
@@ -215,7 +220,8 @@ def result_of(name: str, evaluations: Sequence[Path], judges: TaskRows) -> Resul
     first = {name: (reading, name) for reading, name in reversed(found)}
     key = next(first[name] for name in CONTENT if name in first)
     given = {label for label in judged[key[0]].given if label is not None}
-    result = Result(name, len(evaluations), key, found[key], retention.mean_sums(drift))
+    sums = retention.mean_sums(drift)
+    result = Result(name, len(evaluations), key, found[key], sums, scale=scale)
     return replace(result, learned=result.score > 0 and len(given) != 1)
 
 
