@@ -262,10 +262,6 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
     "tell-plugin": [
         ({"external_plugins": None}, "does not name tell_plugins/register.py"),
         ({"external_plugins": ["register.py"]}, "does not name tell_plugins/register.py"),
-        (
-            {"external_plugins": ["tell_plugins/register.py", "mine/register.py"]},
-            "give your file another name",
-        ),
     ],
     "tell-model-missing": [
         ({"model": None}, "no 'model'"),

@@ -6,7 +6,6 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from tell_plugins.bridge import mixed_use
@@ -204,20 +203,9 @@ def check_keeping(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
 
 
 def check_plugin(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
-    """Without the plugin, `tell/...` would be looked up on a hub; another of its name is ours."""
+    """Without the plugin, `tell/...` would be looked up on a hub."""
     plugins = [str(part) for part in as_list(recipe.values.get("external_plugins"))]
-    others = [part for part in plugins if (paths.PROJECT / part).resolve() != paths.PLUGIN]
-    for other in others if len(others) < len(plugins) else ():
-        if Path(other).name != paths.PLUGIN.name:
-            continue
-        yield error(
-            "tell-plugin",
-            f"'external_plugins' names '{other}', and ms-swift 4.0 takes the second of two files "
-            "of one name for the first",
-            recipe.where("external_plugins"),
-            "give your file another name",
-        )
-    if len(others) == len(plugins):
+    if not any((paths.PROJECT / part).resolve() == paths.PLUGIN for part in plugins):
         yield error(
             "tell-plugin",
             "'external_plugins' does not name tell_plugins/register.py, so ms-swift would look for "
