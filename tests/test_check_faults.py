@@ -262,6 +262,10 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
     "tell-plugin": [
         ({"external_plugins": None}, "does not name tell_plugins/register.py"),
         ({"external_plugins": ["register.py"]}, "does not name tell_plugins/register.py"),
+        (
+            {"external_plugins": ["mine/register.py", "tell_plugins/register.py"]},
+            "'mine/register.py' before tell_plugins/register.py",
+        ),
     ],
     "tell-model-missing": [
         ({"model": None}, "no 'model'"),

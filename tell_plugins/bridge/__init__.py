@@ -20,8 +20,8 @@ def register() -> None:
     """Register every card with ms-swift, the callback with the trainer, and the patches."""
     from transformers import trainer
 
+    from tell_plugins.bridge import patches
     from tell_plugins.bridge.callback import TellCallback
-    from tell_plugins.bridge.patches import let_channel_rows_be_answered, let_qwen_generate
     from tell_plugins.bridge.templates import bring_anchors
 
     _install_excepthook()
@@ -29,8 +29,9 @@ def register() -> None:
     _register_cards()
     if TellCallback not in trainer.DEFAULT_CALLBACKS:
         trainer.DEFAULT_CALLBACKS.append(TellCallback)  # type: ignore[arg-type]
-    let_qwen_generate()
-    let_channel_rows_be_answered()
+    patches.let_others_be_called_register()
+    patches.let_qwen_generate()
+    patches.let_channel_rows_be_answered()
     bring_anchors()
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicLayer
+
+from tell_plugins.core.paths import PLUGIN
 
 _ROOM = 128  # tokens that a growing cache makes room for at a time
 
@@ -41,6 +45,25 @@ def let_qwen_generate() -> None:
 
     supports._tell = True  # type: ignore[attr-defined]
     setattr(GenerationMixin, name, classmethod(supports))
+
+
+def let_others_be_called_register() -> None:
+    """Let ms-swift 4.0 import another plugin called `register.py` after ours.
+
+    It imports plugins by their stem, and Python takes a second one of that name for the first.
+    """
+    from swift.arguments.base_args import base_args
+
+    def changed(original: Any) -> Any:
+        def import_external_file(path: str) -> Any:
+            known = getattr(sys.modules.get(PLUGIN.stem), "__file__", None)
+            if known == str(PLUGIN) and Path(path).expanduser().resolve() != PLUGIN:
+                del sys.modules[PLUGIN.stem]
+            return original(path)
+
+        return import_external_file
+
+    patch(base_args, "import_external_file", changed)
 
 
 def let_channel_rows_be_answered() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from tell_plugins.bridge import mixed_use
@@ -203,17 +204,29 @@ def check_keeping(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
 
 
 def check_plugin(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
-    """Without the plugin, `tell/...` would be looked up on a hub."""
+    """Without the plugin, `tell/...` would be looked up on a hub; others of its name come later."""
+    where, ours = recipe.where("external_plugins"), "tell_plugins/register.py"
     plugins = [str(part) for part in as_list(recipe.values.get("external_plugins"))]
-    if not any((paths.PROJECT / part).resolve() == paths.PLUGIN for part in plugins):
+    found = [(paths.PROJECT / part).resolve() == paths.PLUGIN for part in plugins]
+    if True not in found:
         yield error(
             "tell-plugin",
-            "'external_plugins' does not name tell_plugins/register.py, so ms-swift would look for "
-            "the data set on a hub",
-            recipe.where("external_plugins"),
-            "write 'external_plugins: [tell_plugins/register.py]'",
+            f"'external_plugins' does not name {ours}, so ms-swift would look for the data set on "
+            "a hub",
+            where,
+            f"write 'external_plugins: [{ours}]'",
             "a path from the project's folder",
         )
+        return
+    for plugin in plugins[: found.index(True)]:
+        if Path(plugin).name == paths.PLUGIN.name:
+            yield error(
+                "tell-plugin",
+                f"'external_plugins' names '{plugin}' before {ours}, and ms-swift 4.0 takes the "
+                "second of two files of one name for the first",
+                where,
+                f"name {ours} first",
+            )
 
 
 def check_validation(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
