@@ -214,7 +214,7 @@ def test_a_pattern_that_cannot_be_rewritten_is_refused(
 
 @pytest.mark.parametrize(
     ("rows", "times", "general", "sft"),
-    [(15, 16, 96, 22), (48, 5, 96, 7), (60, 4, 120, 6), (240, 1, 480, 3), (1000, 1, 2000, 3)],
+    [(15, 16, 96, 23), (48, 5, 96, 7), (60, 4, 96, 6), (240, 1, 96, 2), (1000, 1, 400, 2)],
 )
 def test_the_settings_follow_from_the_number_of_rows(
     rows: int, times: int, general: int, sft: int
