@@ -124,6 +124,11 @@ def test_the_command_line_gives_the_options_and_their_defaults() -> None:
         ("tiny_task", ["--max-new-tokens", "-1"], "--max-new-tokens: -1 is too small"),
         ("tiny_task", ["--general-rows", "-1"], "--general-rows: -1 is too small"),
         ("tiny_task", ["--general-rows", "33"], "only 32 of its rows were left out of training"),
+        (
+            "tiny_task",
+            ["--general-rows", "0", "--retention-rows", "9"],
+            "--retention-rows: 9 rows, and --general-rows 0 asks nothing general",
+        ),
         ("tiny_task", ["--shots", "-1"], "--shots: -1 is too small"),
         ("tiny_task", ["--shots", "7"], "7 examples asked"),
         ("tiny_task", ["--split", "tset"], "did you mean 'test'?"),

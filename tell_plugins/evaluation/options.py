@@ -88,6 +88,13 @@ class Options(BaseModel):
                     allowed=f"{extra['least']} and more",
                     remedy="raise it, or leave it out for the default",
                 )
+        if self.general_rows == 0 and self.retention_rows:
+            raise UserError(
+                f"{self.retention_rows} rows, and --general-rows 0 asks nothing general",
+                where="--retention-rows",
+                allowed="0 or nothing beside --general-rows 0",
+                remedy="--general-rows 1 or more",
+            )
 
     def all_scales(self) -> list[float]:
         """The multiples of an adapter's weights, each once. Raises UserError for bad ones."""
