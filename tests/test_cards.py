@@ -305,7 +305,7 @@ def test_folders_are_meant_from_where_run_sh_was_called(
 
 
 def test_the_home_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="nobody's home: '~no_such_user/x'"):
+    with pytest.raises(UserError, match="no home folder for '~no_such_user/x'"):
         paths.user_path("~no_such_user/x")
     monkeypatch.setenv("TELL_CACHE", "~no_such_user/x")
     with pytest.raises(UserError, match="remedy:  write the path out"):

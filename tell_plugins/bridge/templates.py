@@ -71,7 +71,7 @@ def _served(template: Any, folders: list[Path]) -> Any:
     which = "the first" if front.first_alone else "every"
     logger.info(
         f"TELL: an anchor of {len(front.text)} characters goes in front of {which} user "
-        f"turn that lacks it ({VARIABLE}=none leaves it away)"
+        f"turn that lacks it ({VARIABLE}=none omits it)"
     )
     return anchor_template(template, front)
 

@@ -407,9 +407,8 @@ def build_mixture(spec: Spec, card: Card | None = None) -> Mixture:
 
 def _build_general_only(spec: Spec, card: Card) -> Mixture:
     """A general card named as the data set: its rows alone, `task` being its amount."""
-    extra = [key for key, value in (("general", spec.general), ("from", spec.sources)) if value]
-    extra += ["kl"] * bool(spec.kl)
-    if extra or spec.anchor != "card" or spec.repeat != 1 or spec.order not in ("shuffle",):
+    mixed = spec.general or spec.sources or spec.kl or spec.anchor != "card"
+    if mixed or spec.repeat != 1 or spec.order != "shuffle":
         raise UserError(
             f"'{card.name}' is general data: it has no anchor, order, copies or general part",
             where=str(spec),

@@ -42,8 +42,8 @@ def _even(task: npt.NDArray[np.uint64], rest: Positions, *, task_rows: int) -> P
     """Task entries in equal slots over the run, each at a hashed place in its slot's middle third.
 
     So neighbours stand two thirds to four thirds of a slot apart, and what a run learns from the
-    task hardly varies with the seed: with the whole slot, 15 rows among 22,700 would vary by 4 %
-    under the paper's warm-up, because the first may or may not fall into it; so it is 1 %. Every
+    task hardly varies with the seed. Under the paper's warm-up, 15 rows among 22,700 vary by 1 %;
+    with the whole slot by 4 %, because the first may or may not fall into the warm-up. Every
     round of copies visits the rows in the same order, so two copies of a row stand about
     `total / repeat` apart.
     """
@@ -55,7 +55,7 @@ def _even(task: npt.NDArray[np.uint64], rest: Positions, *, task_rows: int) -> P
     entries = (rounds[:, None] + visit[None, :]).ravel()
     edges = (np.arange(count + 1) * total) // count
     width = np.diff(edges)
-    # the low half of the hash as a fraction: the sort above hangs on the high half
+    # the low half of the hash as a fraction: the sort above depends on the high half
     fraction = (task[entries] & np.uint64(0xFFFFFFFF)).astype(np.float64) / 2**32
     places = edges[:-1] + np.floor((1 + fraction) / 3 * width).astype(np.int64)
     result = np.empty(total, np.int64)

@@ -98,7 +98,7 @@ def expanded(text: str | os.PathLike[str]) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise UserError(
-            f"nobody's home: '{os.fspath(text)}'",
+            f"no home folder for '{os.fspath(text)}'",
             where="path",
             allowed="~ for your own folder, ~name for that of a user of this machine",
             remedy="write the path out",

@@ -1,6 +1,6 @@
 """Answer schemas (JSON Schema 2020-12) and patterns, looked at before anything is asked of a model.
 
-References stay inside the file, and a pattern has a second for a text.
+References stay inside the file; matching a pattern to a text may take at most a second.
 """
 
 from __future__ import annotations

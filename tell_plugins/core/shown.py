@@ -112,7 +112,7 @@ def safe_output() -> Iterator[None]:
 
 
 def _nowhere(number: int) -> Any:
-    """A stream to nowhere, under the number that the next opened file would take else."""
+    """A stream to nowhere, under the number that the next opened file would otherwise take."""
     try:
         os.fstat(number)
     except OSError:

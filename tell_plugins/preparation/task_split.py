@@ -188,7 +188,7 @@ def _label(pair: Pair, label: str) -> str:
 
 
 def _ranked(pairs: Sequence[Pair], seed: int, purpose: str) -> list[int]:
-    """The rows in an order that hangs on their content, the seed and the purpose alone."""
+    """The rows in an order that depends on their content, the seed and the purpose alone."""
     raw = b"".join(row_id(pair.query, pair.response) for pair in pairs)
     ids = np.frombuffer(raw, np.uint8).reshape(-1, 16)
     return draw.ranking(ids, seed=seed, source=purpose).tolist()
