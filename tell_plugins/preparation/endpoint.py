@@ -223,4 +223,4 @@ class _Asker:
         never = isinstance(error, Unreachable) and not self._reached
         if never or self._given_up >= _GIVEN_UP:
             kept = f"{len(self.answers):,} answers are kept in {paths.shown(self.journal.path)}"
-            raise MachineError(f"{kept}\n{error}") from None
+            raise MachineError("\n".join([kept, str(error)])) from None
