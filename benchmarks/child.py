@@ -209,9 +209,8 @@ def answer_batched(
     model: str, prompts: str, limit: str, batch: str, out: str, by: str = "transformers"
 ) -> dict[str, Any]:
     """Answer prompts greedily as `eval` does: ms-swift's engine in batches, each answer saved."""
-    from tell_plugins.bridge.vllm_engine import VllmEngine
 
-    from tell_plugins.bridge.engine import LocalEngine
+    from tell_plugins.bridge.engine import LocalEngine, VllmEngine
     from tell_plugins.bridge.protocol import DECODINGS
     from tell_plugins.evaluation.answers import Prompt, Settings, answer_all, read_answers
 
