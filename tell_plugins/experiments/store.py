@@ -162,7 +162,8 @@ class Store:
             asked = {**values, "dataset": [run.asked]}
             paths.write_text(job.eval_folder / RECIPE, header + values_text(asked))
             options = {**run.evaluation.options, "anchor": run.evaluation.anchor}
-            options |= {"rival": run.rival, "general_rows": 0} if run.rival else {}
+            if run.rival:  # no language model, so it is asked nothing general
+                options |= {"rival": run.rival, "general_rows": 0, "retention_rows": None}
             write_json(job.eval_folder / OPTIONS, options)
         return job
 
