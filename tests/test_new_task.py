@@ -253,7 +253,7 @@ def test_a_method_comes_with_its_baseline(
         head = made.path.read_text().split("\n\n")[0].splitlines()
         assert len(head) <= 12
         assert max(map(len, [head[0], *head[5:]])) <= 100
-    why = "first readings of one small model"
+    why = "tests of one small model"
     assert why in recipe.path.read_text()
     both = [str(made.path) for made in (recipe, baseline)]
     assert f"./run.sh check {' '.join(both)}" in out
@@ -273,7 +273,7 @@ def test_an_amount_that_is_asked_counts(tmp_path: Path) -> None:
     recipe = load_recipe(tmp_path / "recipes" / "smollm2_own.yaml")
     assert recipe.dataset_text == "tell/own:order=even/repeat=5/kl=1"
     baseline = load_recipe(tmp_path / "recipes" / "smollm2_own_sft.yaml")
-    assert baseline.dataset_text == "tell/own:general=0/repeat=9"
+    assert baseline.dataset_text == "tell/own:general=0/repeat=10"
     assert new(tmp_path, "--train", str(path), "--method", "sft", "--force") == 0
 
 
