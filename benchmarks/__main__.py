@@ -86,12 +86,8 @@ def _run(args: argparse.Namespace, folder: Path) -> int:
         "checking": [sizes["checked"]],
         "counting": [sizes["counted"]],
         "starting": [sizes["started"]],
-        "holding": [],
-        "answers": [],
-        "gpu": [],
-        "vllm": [],
     }
-    world = make_world(folder, sorted({rows for part in wanted for rows in needed[part]}))
+    world = make_world(folder, sorted({rows for part in wanted for rows in needed.get(part, ())}))
     measure: dict[str, Callable[[World], Part]] = {
         "mixtures": lambda w: parts.mixtures(w, sizes["sizes"], rounds, cold=not args.no_cold),
         "checking": lambda w: parts.checking(w, sizes["checked"], rounds),

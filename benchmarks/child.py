@@ -72,11 +72,14 @@ def verb(*words: str) -> dict[str, Any]:
     }
 
 
-def model(tokenizer_file: str, folder: str) -> dict[str, Any]:
-    """Write a random Llama (2 layers, width 64) with the given tokenizer."""
+def model(config: str, tokenizer_file: str, folder: str, dtype: str) -> dict[str, Any]:
+    """Write a model of a config.json with random weights, made on the GPU if there is one.
+
+    Its vocabulary is the config's, and at least the tokenizer's, which becomes ChatML's.
+    """
     import torch
     from tokenizers import Tokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_file(tokenizer_file),
@@ -84,44 +87,21 @@ def model(tokenizer_file: str, folder: str) -> dict[str, Any]:
         pad_token="<|endoftext|>",
         additional_special_tokens=["<|im_start|>"],
     )
-    torch.manual_seed(42)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return {"tokens": len(tokenizer)}
-
-
-def random_model(config: str, tokenizer_file: str, folder: str) -> dict[str, Any]:
-    """Write a model of a config.json with random bf16 weights, made on the GPU if there is one."""
-    import torch
-    from tokenizers import Tokenizer
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer.from_file(tokenizer_file)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", bos_token="<s>"
-    )
     values: dict[str, Any] = _read(config)
-    ids = {"eos_token_id": fast.eos_token_id, "pad_token_id": fast.pad_token_id}
+    values |= {
+        "vocab_size": max(len(tokenizer), values.get("vocab_size", 0)),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     torch.manual_seed(42)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**values, **ids), dtype=torch.bfloat16
+        made = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**values), dtype=getattr(torch, dtype)
         )
-    model.save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return {"parameters": model.num_parameters()}
+    made.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"parameters": made.num_parameters()}
 
 
 def train(arguments: str) -> dict[str, Any]:
@@ -311,7 +291,6 @@ if __name__ == "__main__":
         "write": write,
         "verb": verb,
         "model": model,
-        "random_model": random_model,
         "train": train,
         "count": count,
         "encode": encode,

@@ -97,7 +97,7 @@ def _measure(
     config = _config(str(published.get("model"))) | (_SMALL if small else {})
     arguments = world.folder / "arguments.json"
     write_text(arguments, json.dumps(config))
-    run_child(["random_model", str(arguments), str(world.tokenizer), str(model)], env)
+    run_child(["model", str(arguments), str(world.tokenizer), str(model), "bfloat16"], env)
     recipe = _recipe(published, keys, {**changes, **(_SMALL_RUN if small else {})}, model, output)
     length = int(recipe.values["max_length"])
     _write_full_rows(world, length - _TEMPLATE)

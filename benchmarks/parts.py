@@ -14,6 +14,11 @@ from benchmarks.world import TASK_ROWS, World, general_texts
 from tell_plugins.core import paths
 
 _HALF_GENERAL = "tell/sample_complaints:task=48rows/general=48rows/order=even"
+_SMALL = {
+    **{"model_type": "llama", "hidden_size": 64, "intermediate_size": 128},
+    **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "max_position_embeddings": 4096,
+}
 _FIRST_STEP = "'loss'"  # ms-swift prints the first step's loss when the step is done
 
 
@@ -405,7 +410,9 @@ def _make_model(world: World) -> Path:
     """The random model of the benchmark's own, made where it is missing."""
     if not (world.model / "config.json").is_file():
         env = world.environment(tell_cache=world.folder, swift_cache=world.folder)
-        run_child(["model", str(world.tokenizer), str(world.model)], env)
+        config = world.folder / "config.json"
+        paths.write_text(config, json.dumps(_SMALL))
+        run_child(["model", str(config), str(world.tokenizer), str(world.model), "float32"], env)
     return world.model
 
 

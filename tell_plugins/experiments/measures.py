@@ -218,11 +218,21 @@ class Judge:
         `name` is a measure of the task, or `BLEED`, or one of `LOSS_FILES`. Tables, sentences and
         pictures ask for the same differences: each is made once.
         """
-        found = self._known(system, baseline, name)
+        sides = ([(entry.run, entry.evaluation) for entry in side] for side in (system, baseline))
+        key = (name, *map(tuple, sides))
+        if key not in self._differences:
+            self._differences[key] = self._made(system, baseline, name)
+        return self._differences[key]
+
+    def _made(self, system: Entries, baseline: Entries, name: str) -> Difference | None:
+        if name in LOSS_FILES:
+            found = loss_difference(system, baseline, LOSS_FILES[name])
+        else:
+            found = self._of_columns(system, baseline, name)
         if found is None or len(system) < 2 or len(system) != len(baseline):
             return found
         each = [
-            self._known([mine], [theirs], name)
+            self.difference([mine], [theirs], name)
             for mine, theirs in zip(system, baseline, strict=True)
         ]
         return replace(
@@ -257,16 +267,6 @@ class Judge:
         if judged is None or column is None:
             return None
         return significance.summed(column.stats, judged.rows), column.score
-
-    def _known(self, system: Entries, baseline: Entries, name: str) -> Difference | None:
-        sides = ([(entry.run, entry.evaluation) for entry in side] for side in (system, baseline))
-        key = (name, *map(tuple, sides))
-        if key not in self._differences:
-            if name in LOSS_FILES:
-                self._differences[key] = loss_difference(system, baseline, LOSS_FILES[name])
-            else:
-                self._differences[key] = self._of_columns(system, baseline, name)
-        return self._differences[key]
 
     def _of_columns(self, system: Entries, baseline: Entries, name: str) -> Difference | None:
         mine: Judged | None
