@@ -17,7 +17,8 @@ from tell_plugins.cli import main
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.recipe import check_report
-from tell_plugins.recipe.check import Checked, inspect
+from tell_plugins.recipe.check import inspect
+from tell_plugins.recipe.checked import Checked
 from tell_plugins.recipe.findings import ERROR, WARNING
 from tell_plugins.recipe.recipes import load_recipe
 from tell_plugins.recipe.settings import Settings
@@ -229,7 +230,7 @@ def test_general_rows_alone(write: Write, make_card: MakeCard) -> None:
     make_card("plain", train=[{"q": "Test question 1", "r": "x"}, *rows], kind="general")
     alone = look(write(dataset=["tell/toy:task=0/general=32rows"]))
     assert errors(alone) == []
-    assert alone.planned == (0, 32)
+    assert alone.entries == (0, 32)
     assert alone.plan is not None
     assert alone.plan.steps == 2
     assert alone.exposure is None

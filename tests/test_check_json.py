@@ -12,7 +12,7 @@ import pytest
 
 from tell_plugins.cli import main
 from tell_plugins.core.errors import MachineError
-from tell_plugins.recipe import check, check_json
+from tell_plugins.recipe import check, check_json, mixture_rules
 from tests.conftest import PROJECT, MakeCard
 from tests.test_check import HELD, Write, words, write  # noqa: F401
 
@@ -171,5 +171,5 @@ def test_what_cannot_be_judged_is_exit_code_2(
         assert "could not tell its keys" in found["not_checked"][0]["why"]
         code, found = said(capsys, "nowhere.yaml", good)
         assert (code, found[0]["findings"][0]["id"]) == (2, "tell-recipe")
-    monkeypatch.setattr(check, "build_mixture", fail)
+    monkeypatch.setattr(mixture_rules, "build_mixture", fail)
     assert said(capsys, good)[0] == 2

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.preparation.chat import side_by_side
 from tell_plugins.preparation.endpoint import (
     AskedRecord,
+    Asking,
     Endpoint,
     Outcome,
     Question,
-    ask,
+    ask_all,
     need_consent,
+    side_by_side,
 )
 from tell_plugins.preparation.journal import Journal
 from tests.chat_server import ChatServer, Reply, serving
@@ -32,17 +33,17 @@ def check(key: str, text: str) -> str | None:
     return None if text == "good" else f"'{text}' is not good"
 
 
-def ask_all(server: ChatServer | None, folder: Path, count: int = 1, **settings: object) -> Outcome:
+def asked(server: ChatServer | None, folder: Path, count: int = 1, **settings: object) -> Outcome:
     url = server.url if server else "http://127.0.0.1:9/v1"
     values = {"attempts": 3, "tries": 2, "timeout": 5.0, **settings}
-    endpoint = Endpoint(url, "m", **values)  # type: ignore[arg-type]
+    asking = Asking(url, model="m", **values)  # type: ignore[arg-type]
     with Journal(folder / "j.jsonl", {"model": "m"}, AskedRecord) as journal:
-        return ask(questions(count), check, endpoint, journal, 130, False)
+        return ask_all(questions(count), check, asking, journal, 130, False)
 
 
 def test_one_request_for_a_right_answer(tmp_path: Path) -> None:
     with serving(lambda messages, nth: GOOD) as server:
-        outcome = ask_all(server, tmp_path, 5)
+        outcome = asked(server, tmp_path, 5)
     assert outcome.answers == {f"q{n}": "good" for n in range(5)}
     assert len(server.requests) == 5
     assert outcome.account == {"requests": 5, "tokens asked": 35, "tokens answered": 15}
@@ -52,7 +53,7 @@ def test_one_request_for_a_right_answer(tmp_path: Path) -> None:
 
 def test_a_wrong_answer_is_asked_again_with_the_reason(tmp_path: Path) -> None:
     with serving(lambda messages, nth: GOOD if nth else Reply("bad")) as server:
-        outcome = ask_all(server, tmp_path)
+        outcome = asked(server, tmp_path)
     assert outcome.answers == {"q0": "good"}
     again = server.requests[1]["messages"]
     assert [message["role"] for message in again] == ["user", "assistant", "user"]
@@ -63,7 +64,7 @@ def test_a_wrong_answer_is_asked_again_with_the_reason(tmp_path: Path) -> None:
 
 def test_an_answer_that_stays_wrong_is_a_failure_and_costs_no_more(tmp_path: Path) -> None:
     with serving(lambda messages, nth: Reply(f"bad{nth}")) as server:
-        first = ask_all(server, tmp_path)
+        first = asked(server, tmp_path)
         assert first.answers == {}
         assert first.failures == {"q0": "'bad2' is not good"}
         assert len(server.requests) == 3
@@ -80,7 +81,7 @@ def test_an_answer_that_stays_wrong_is_a_failure_and_costs_no_more(tmp_path: Pat
 )
 def test_what_may_pass_is_sent_again(tmp_path: Path, first: Reply) -> None:
     with serving(lambda messages, nth: GOOD if nth else first) as server:
-        outcome = ask_all(server, tmp_path, timeout=0.8)
+        outcome = asked(server, tmp_path, timeout=0.8)
     assert outcome.answers == {"q0": "good"}
     assert outcome.account["requests"] == len(server.requests) == 2
 
@@ -92,12 +93,12 @@ def test_a_row_that_only_breaks_the_server_is_listed_and_the_rest_is_answered(
         return Reply(status=503) if messages[0]["content"] == "q1" else GOOD
 
     with serving(script) as server:
-        outcome = ask_all(server, tmp_path, 4)
+        outcome = asked(server, tmp_path, 4)
         assert sorted(outcome.answers) == ["q0", "q2", "q3"]
         assert "HTTP 503" in outcome.failures["q1"]
         assert server.seen["q1"] == 2
         server.script = lambda messages, nth: GOOD
-        assert ask_all(server, tmp_path, 4).failures == {}
+        assert asked(server, tmp_path, 4).failures == {}
 
 
 def test_an_endpoint_that_is_down_stops_the_run_and_keeps_the_answers(tmp_path: Path) -> None:
@@ -106,12 +107,12 @@ def test_an_endpoint_that_is_down_stops_the_run_and_keeps_the_answers(tmp_path: 
 
     with serving(script) as server:
         with pytest.raises(MachineError, match=r"2 answers are kept[\s\S]*HTTP 500"):
-            ask_all(server, tmp_path, 9, concurrency=2)
+            asked(server, tmp_path, 9, concurrency=2)
         server.script = lambda messages, nth: GOOD
         server.requests.clear()
-        assert len(ask_all(server, tmp_path, 9).answers) == 9
-        asked = {body["messages"][0]["content"] for body in server.requests}
-        assert asked == {f"q{n}" for n in range(2, 9)}
+        assert len(asked(server, tmp_path, 9).answers) == 9
+        later = {body["messages"][0]["content"] for body in server.requests}
+        assert later == {f"q{n}" for n in range(2, 9)}
 
 
 def test_after_an_error_nobody_is_waited_for() -> None:
@@ -136,7 +137,7 @@ def test_after_an_error_nobody_is_waited_for() -> None:
 def test_what_only_time_mends(reply: Reply | None, message: str, tmp_path: Path) -> None:
     with serving(lambda messages, nth: reply or GOOD) as server:
         with pytest.raises(MachineError, match=message):
-            ask_all(server if reply else None, tmp_path)
+            asked(server if reply else None, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_refusals_name_the_remedy_and_never_the_key(
     error = {"message": "no such thing, you sent sk-very-secret"}
     with serving(lambda messages, nth: Reply(status=status, error=error)) as server:
         with pytest.raises(UserError, match=rf"HTTP {status}: no such thing[\s\S]*{remedy}") as e:
-            ask_all(server, tmp_path, key_env="SOME_KEY")
+            asked(server, tmp_path, key_env="SOME_KEY")
     assert server.keys == ["Bearer sk-very-secret"]
     assert "secret" not in str(e.value) + "".join(capfd.readouterr())
     assert all(b"secret" not in file.read_bytes() for file in tmp_path.glob("*") if file.is_file())
@@ -166,7 +167,7 @@ def test_one_refused_row_among_good_ones_is_that_rows_failure(tmp_path: Path) ->
         return refused if messages[0]["content"] == "q2" else GOOD
 
     with serving(script) as server:
-        outcome = ask_all(server, tmp_path, 4, concurrency=1, attempts=2)
+        outcome = asked(server, tmp_path, 4, concurrency=1, attempts=2)
     assert len(outcome.answers) == 3
     assert "content filter" in outcome.failures["q2"]
     assert server.seen["q2"] == 2
@@ -174,7 +175,7 @@ def test_one_refused_row_among_good_ones_is_that_rows_failure(tmp_path: Path) ->
 
 def test_never_more_at_once_than_allowed(tmp_path: Path) -> None:
     with serving(lambda messages, nth: Reply("good", delay=0.03)) as server:
-        ask_all(server, tmp_path, 20, concurrency=3)
+        asked(server, tmp_path, 20, concurrency=3)
     assert server.most_at_once == 3
 
 
@@ -196,22 +197,22 @@ def test_a_public_endpoint_needs_consent(
     url: str, yes: bool, goes: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if goes:
-        need_consent(questions(100), Endpoint(url, "m"), 130, yes)
+        need_consent(questions(100), Asking(url, model="m"), 130, yes)
         assert "100 rows to ask m" in capsys.readouterr().out
     else:
         with pytest.raises(UserError, match=r"13,000 answered[\s\S]*--yes"):
-            need_consent(questions(100), Endpoint(url, "m"), 130, yes)
+            need_consent(questions(100), Asking(url, model="m"), 130, yes)
 
 
 def test_a_public_endpoint_needs_a_key_and_https(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    Endpoint("http://127.0.0.1:1/v1", "m").need_key()
+    Endpoint("http://127.0.0.1:1/v1").need_key()
     with pytest.raises(UserError, match=r"no key in \$OPENAI_API_KEY"):
-        Endpoint("https://api.example.com/v1", "m").need_key()
+        Endpoint("https://api.example.com/v1").need_key()
     monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
-    Endpoint("https://api.example.com/v1", "m").need_key()
+    Endpoint("https://api.example.com/v1").need_key()
     with pytest.raises(UserError, match="in the clear"):
-        Endpoint("http://api.example.com/v1", "m").need_key()
+        Endpoint("http://api.example.com/v1").need_key()
 
 
 @pytest.mark.parametrize(
@@ -219,12 +220,12 @@ def test_a_public_endpoint_needs_a_key_and_https(monkeypatch: pytest.MonkeyPatch
 )
 def test_what_is_no_address_is_told(url: str) -> None:
     with pytest.raises(UserError, match=r"' is no address") as raised:
-        Endpoint(url, "m").need_key()
+        Endpoint(url).need_key()
     assert "secret" not in str(raised.value)
 
 
 def test_an_address_is_shown_without_its_password() -> None:
-    shown = Endpoint("https://me:pass@api.example.com:8443/v1?token=t", "m").shown_url
+    shown = Endpoint("https://me:pass@api.example.com:8443/v1?token=t").shown_url
     assert shown == "https://api.example.com:8443/v1"
 
 
@@ -233,12 +234,12 @@ def test_an_address_is_shown_without_its_password() -> None:
 
 def test_a_torn_last_line_is_dropped_and_its_row_asked_again(tmp_path: Path) -> None:
     with serving(lambda messages, nth: GOOD) as server:
-        ask_all(server, tmp_path, 5)
+        asked(server, tmp_path, 5)
         path = tmp_path / "j.jsonl"
         whole = path.read_bytes()
         path.write_bytes(whole[:-9])
         server.requests.clear()
-        assert len(ask_all(server, tmp_path, 5).answers) == 5
+        assert len(asked(server, tmp_path, 5).answers) == 5
         assert len(server.requests) == 1
     keys = [json.loads(line).get("key") for line in path.read_text().splitlines()]
     assert sorted(keys[1:]) == [f"q{n}" for n in range(5)]
@@ -276,8 +277,8 @@ def test_answers_that_no_longer_pass_the_check_are_open_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(lambda messages, nth: GOOD) as server:
-        ask_all(server, tmp_path, 2)
-        assert len(ask_all(server, tmp_path, 2).answers) == len(server.requests) == 2
+        asked(server, tmp_path, 2)
+        assert len(asked(server, tmp_path, 2).answers) == len(server.requests) == 2
         monkeypatch.setattr("tests.test_endpoint.check", lambda key, text: "no")
-        ask_all(server, tmp_path, 2, attempts=2)
+        asked(server, tmp_path, 2, attempts=2)
         assert len(server.requests) == 2 + 4

@@ -18,7 +18,7 @@ import pytest
 from tell_plugins.core.cards import card_names, load_card
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import ALL, parse_spec
-from tell_plugins.recipe.check import check_recipe
+from tell_plugins.recipe.check import inspect
 from tell_plugins.recipe.check_report import tuning_of
 from tell_plugins.recipe.estimate import GIB, memory
 from tell_plugins.recipe.findings import errors_of
@@ -159,9 +159,9 @@ def test_the_name_decides_model_and_output(path: Path) -> None:
 def test_keys_and_values_are_exact_for_this_ms_swift(path: Path) -> None:
     recipe = recipe_of(path)
     settings = Settings(recipe, keys())
-    spec, findings = check_recipe(recipe, settings)
-    assert spec is not None
-    assert [str(problem) for problem in errors_of(findings)] == []
+    checked = inspect(recipe, keys(), data=False)
+    assert checked.spec is not None
+    assert [str(problem) for problem in errors_of(checked.findings)] == []
     assert set(recipe.values) <= set(keys().keys)
     assert settings.flag("strict")
     assert not settings.flag("dataset_shuffle")
@@ -262,7 +262,7 @@ def test_it_fits_24_gib_by_the_written_estimate(path: Path) -> None:
 
 
 def _checked(recipe: Recipe) -> Any:
-    from tell_plugins.recipe.check import Checked
+    from tell_plugins.recipe.checked import Checked
 
     return Checked(recipe, Settings(recipe, keys()))
 
@@ -355,8 +355,7 @@ def test_a_model_of_another_family_takes_one_file(
     path = another_family(tmp_path / "recipes")
     monkeypatch.setattr(paths, "RECIPES", tmp_path / "recipes")
     recipe = recipe_of(path)
-    _, findings = check_recipe(recipe, Settings(recipe, keys()))
-    assert findings == []
+    assert inspect(recipe, keys(), data=False).findings == []
     assert pattern_for("mistral", "json").path == path
 
 

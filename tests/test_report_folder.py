@@ -11,7 +11,7 @@ import pytest
 
 from tell_plugins import cli
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import read_json_lines
+from tell_plugins.core.state_files import read_json_lines
 from tell_plugins.experiments import tables
 from tell_plugins.experiments.collect import collect
 from tell_plugins.experiments.measures import Judge

@@ -24,10 +24,10 @@ from filelock import FileLock
 from tell_plugins import cli
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import write_json
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_split
 from tell_plugins.core.spec import parse_spec
+from tell_plugins.core.state_files import write_json
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.experiments import derived_cards, ray_runner, runner, worker
 from tell_plugins.experiments.planning import PlannedBase, cells, make_plan

@@ -13,9 +13,9 @@ from tell_plugins.bridge.loader import forget_mixtures, trained_on
 from tell_plugins.bridge.mixed_use import refuse
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import cached_json, read_json, write_json
 from tell_plugins.core.mixture import MANIFEST, TASK, Manifest, Mixture
 from tell_plugins.core.spec import weighting
+from tell_plugins.core.state_files import cached_json, read_json, write_json
 
 logger = get_logger()
 ARGS = "args.json"

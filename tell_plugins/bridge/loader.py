@@ -15,9 +15,9 @@ from swift.utils import get_logger
 from datasets import Dataset
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import is_whole
 from tell_plugins.core.mixture import HELD_OUT, Mixture, build_mixture
 from tell_plugins.core.spec import PREFIX, Spec, parse_spec
+from tell_plugins.core.state_files import is_whole
 
 logger = get_logger()
 trained_on: list[Mixture] = []  # the mixtures that this process serves as training data
@@ -66,7 +66,7 @@ class TellLoader(DatasetLoader):
 def describe(mixture: Mixture) -> str:
     """One line: rows by source, and the hash."""
     parts = [
-        f"{len(source.used) * source.copies} {source.role} rows of {source.card.name}"
+        f"{len(source.used) * source.repeat} {source.role} rows of {source.card.name}"
         for source in mixture.sources
     ]
     return f"{', '.join(parts)}; hash {mixture.hash[:16]}"

@@ -32,18 +32,18 @@ def occurrences(ids: Ids) -> npt.NDArray[np.int64]:
 
 
 def hashes(
-    ids: Ids, repeats: npt.NDArray[np.int64], *, seed: int, source: str, purpose: str
+    ids: Ids, nth: npt.NDArray[np.int64], *, seed: int, source: str, purpose: str
 ) -> npt.NDArray[np.uint64]:
-    """A 64-bit keyed hash of each row; `repeats` tells equal rows (or copies) apart."""
+    """A 64-bit keyed hash of each row; `nth` tells equal rows apart."""
     key = hashlib.blake2b(f"{purpose}|{seed}|{source}".encode(), digest_size=32).digest()
     base = hashlib.blake2b(key=key, digest_size=8)
     raw = ids.tobytes()
     digests = bytearray()
-    for position, repeat in enumerate(repeats.tolist()):
+    for position, number in enumerate(nth.tolist()):
         row = base.copy()
         row.update(raw[16 * position : 16 * position + 16])
-        if repeat:
-            row.update(repeat.to_bytes(8, "little"))
+        if number:
+            row.update(number.to_bytes(8, "little"))
         digests += row.digest()
     return np.frombuffer(bytes(digests), "<u8")
 

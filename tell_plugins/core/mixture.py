@@ -22,12 +22,12 @@ import pyarrow as pa
 from tell_plugins.core import draw, paths
 from tell_plugins.core.cards import HELD_OUT, Card, load_card
 from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.core.files import Shape, seal, write_json, write_json_lines
 from tell_plugins.core.order import arrange
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.rows import BadRow, Rows
 from tell_plugins.core.sources import TaskRows, find_file, lengths_of, open_split, open_task
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec
+from tell_plugins.core.state_files import Shape, seal, write_json, write_json_lines
 from tell_plugins.core.text import KNOWN, any_of, messages_of
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 
@@ -70,7 +70,7 @@ class Drawn:
     lengths: npt.NDArray[np.uint32] | None
     held_out: Mask | None
     lost: dict[str, Mask] = field(default_factory=dict)
-    copies: int = 1
+    repeat: int = 1
 
     @property
     def role(self) -> str:
@@ -132,21 +132,21 @@ class Drawn:
                 "held_out_queries": self.overlapping,
                 "held_out_queries_used": self.overlap_used,
                 "used": len(self.used),
-                "copies": self.copies,
+                "copies": self.repeat,
             },
             "tokens": {
                 "in_file": in_file,
                 "dropped": None if in_file is None else lost,
                 "available": None if in_file is None else in_file - sum(lost.values()),
-                "used": _times(self.tokens(), self.copies),
-                "trainable": _times(self.tokens(column=1), self.copies),
+                "used": _times(self.tokens(), self.repeat),
+                "trainable": _times(self.tokens(column=1), self.repeat),
             },
             "malformed_rows": [{"line": bad.line, "reason": bad.reason} for bad in self.bad],
         }
 
 
-def _times(count: int | None, copies: int) -> int | None:
-    return None if count is None else count * copies
+def _times(count: int | None, repeat: int) -> int | None:
+    return None if count is None else count * repeat
 
 
 def _total(counts: Sequence[int | None]) -> int | None:
@@ -395,7 +395,7 @@ def build_mixture(spec: Spec, card: Card | None = None) -> Mixture:
     if task is not None:
         _refuse_held_out_rows(task, held_out)
         drawn.append(draw_task(task, spec, counter))
-    entries = sum(len(source.used) * source.copies for source in drawn)
+    entries = sum(len(source.used) * source.repeat for source in drawn)
     questions = None
     if held_out or checked:
         keys = [part.question_keys for part in held_out]
@@ -532,7 +532,7 @@ def draw_task(task: TaskRows, spec: Spec, counter: TokenCounter | None) -> Drawn
     lengths = lengths_of(task, counter)
     used = draw.take(spec.task, ranked, _sums(lengths), source=f"task data '{task.card.name}'")
     nothing = np.zeros(len(task), bool)
-    return Drawn(task.card, spec.split, task, used, lengths, nothing, copies=spec.repeat)
+    return Drawn(task.card, spec.split, task, used, lengths, nothing, repeat=spec.repeat)
 
 
 def _draw_general(
@@ -592,16 +592,16 @@ def _assemble(
     rows, origins, keys = [], [], []
     for index, source in enumerate(sources):
         ids = source.rows.ids
-        ids, repeats = ids[source.used], draw.occurrences(ids)[source.used]
-        for copy in range(source.copies):
+        ids, nth = ids[source.used], draw.occurrences(ids)[source.used]
+        for copy in range(source.repeat):
             purpose = "order" if copy == 0 else f"order, copy {copy}"
             keys.append(
-                draw.hashes(ids, repeats, seed=spec.seed, source=source.card.name, purpose=purpose)
+                draw.hashes(ids, nth, seed=spec.seed, source=source.card.name, purpose=purpose)
             )
             rows.append(source.used)
             origins.append(np.full(len(source.used), index, np.int64))
     task_rows = sum(len(source.used) for source in sources if source.role == TASK)
-    split_at = task_rows * sources[0].copies
+    split_at = task_rows * sources[0].repeat
     joined = np.concatenate(keys)
     order = arrange(spec.order, joined[:split_at], joined[split_at:], task_rows=task_rows)
     row, origin = np.concatenate(rows), np.concatenate(origins)

@@ -27,11 +27,11 @@ from filelock import FileLock
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Columns
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.core.files import SEAL, is_whole, seal
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.records import Record
-from tell_plugins.core.rowfiles import read_records
+from tell_plugins.core.row_files import read_records
 from tell_plugins.core.schemas import search
+from tell_plugins.core.state_files import SEAL, is_whole, seal
 from tell_plugins.core.text import MARK, comparison_keys, joined, row_id
 
 FORMAT = 5  # raised when the stored columns change their meaning, as comparison keys do

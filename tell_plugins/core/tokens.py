@@ -19,12 +19,12 @@ from filelock import FileLock
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import is_whole, seal
 from tell_plugins.core.progress import track
+from tell_plugins.core.state_files import is_whole, seal
 from tell_plugins.core.text import MARK
-from tell_plugins.core.words import Words, rule_of
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from tqdm import tqdm
 
 _ENTRY = np.dtype([("key", "<u8"), ("query", "<u4"), ("response", "<u4")])
@@ -72,7 +72,11 @@ class TokenCounter:
 
     def count(self, texts: list[str]) -> npt.NDArray[np.uint32]:
         """The number of tokens of each text."""
-        return _load(self.path, self.sha256).count(texts)
+        with _parallel():
+            encodings = _load(self.path, self.sha256).encode_batch_fast(
+                texts, add_special_tokens=False
+            )
+        return np.array([len(encoding) for encoding in encodings], np.uint32)
 
     def lengths(
         self,
@@ -132,7 +136,7 @@ def _parallel() -> Iterator[None]:
 
 
 @lru_cache(maxsize=4)
-def _load(path: Path, _sha256: str) -> Words:
+def _load(path: Path, _sha256: str) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
@@ -143,13 +147,7 @@ def _load(path: Path, _sha256: str) -> Words:
         ) from None
     tokenizer.no_truncation()  # a saved file may carry both, and both falsify a count
     tokenizer.no_padding()
-
-    def encode(texts: list[str]) -> list[int]:
-        with _parallel():
-            encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [len(encoding) for encoding in encodings]
-
-    return Words(rule_of(tokenizer.to_str()), encode)
+    return tokenizer
 
 
 class _LengthStore:

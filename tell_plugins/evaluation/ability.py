@@ -28,8 +28,8 @@ from typing import Any
 from tell_plugins.bridge import swift_cli
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.core.files import read_json, write_json
 from tell_plugins.core.progress import track
+from tell_plugins.core.state_files import read_json, write_json
 from tell_plugins.recipe.recipes import is_trained, is_whole_model
 
 _OF_AGIEVAL = """

@@ -21,19 +21,19 @@ from tell_plugins.bridge.protocol import Decoding, Engine, History
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import (
+from tell_plugins.core.json_values import parse_json
+from tell_plugins.core.progress import track
+from tell_plugins.core.sources import TaskRows, open_task
+from tell_plugins.core.state_files import (
     Name,
     Shape,
     find,
     json_lines,
-    parse_json,
     read_bytes,
     read_json,
     read_json_lines,
     write_json,
 )
-from tell_plugins.core.progress import track
-from tell_plugins.core.sources import TaskRows, open_task
 
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
 GENERAL = "general"  # the folder, and the split, of answers to general questions

@@ -15,8 +15,8 @@ from typing import Any
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import find, find_below, write_json
 from tell_plugins.core.progress import tracked
+from tell_plugins.core.state_files import find, find_below, write_json
 from tell_plugins.evaluation import scorers, scoring
 from tell_plugins.evaluation.answers import ANSWERS, Scored, load_scored, read_settings
 from tell_plugins.evaluation.judged import Judged

@@ -17,7 +17,7 @@ from tell_plugins.bridge.protocol import (
     system_text,
 )
 from tell_plugins.core.errors import UserError, nearest
-from tell_plugins.preparation.chat import Answer, Refused, Server, api_url, side_by_side
+from tell_plugins.preparation.endpoint import Answer, Endpoint, Refused, api_url, side_by_side
 from tell_plugins.recipe.recipes import Recipe
 
 LOCAL = ("transformers", "vllm")
@@ -105,7 +105,7 @@ class UrlEngine:
         timeout: float = 600.0,
         tries: int = 6,
     ) -> None:
-        self._server = Server(api_url(url), timeout=timeout, tries=tries)
+        self._server = Endpoint(api_url(url), timeout=timeout, tries=tries)
         self._server.need_key()
         self.name = f"url {self._server.shown_url}"
         self._system, self._workers, self._adapters = system, workers, set(adapters)

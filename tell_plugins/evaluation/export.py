@@ -19,9 +19,9 @@ from tell_plugins.bridge.protocol import conversation
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import MachineError, UserError, raise_all
-from tell_plugins.core.files import write_json
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
+from tell_plugins.core.state_files import write_json
 from tell_plugins.core.text import MARK
 from tell_plugins.evaluation.adapters import ARGS, CONFIG, Run, model_files, read_run
 from tell_plugins.evaluation.model_card import GGUF, counted, model_card

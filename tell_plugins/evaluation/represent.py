@@ -28,9 +28,9 @@ from tell_plugins.core import paths
 from tell_plugins.core.anchors import in_front
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import write_json
 from tell_plugins.core.progress import track
 from tell_plugins.core.spec import ALL, NONE, parse_spec
+from tell_plugins.core.state_files import write_json
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import BASE, Adapter, find_adapters
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console

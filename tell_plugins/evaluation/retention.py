@@ -21,9 +21,9 @@ from pydantic import Field
 from tell_plugins.bridge.protocol import Engine, decoding
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.files import Shape, cached_json, read_json_lines, write_json_lines
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_split
+from tell_plugins.core.state_files import Shape, cached_json, read_json_lines, write_json_lines
 from tell_plugins.core.text import row_id
 from tell_plugins.evaluation import significance
 from tell_plugins.evaluation.answers import Prompt, Settings

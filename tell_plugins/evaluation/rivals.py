@@ -28,10 +28,10 @@ from tell_plugins.bridge.protocol import Decoding, Engine, History, Reply
 from tell_plugins.core import draw, paths
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import read_json, write_json
 from tell_plugins.core.mixture import TASK, build_mixture
 from tell_plugins.core.sources import TaskRows, find_file, open_task
 from tell_plugins.core.spec import Spec, parse_amount
+from tell_plugins.core.state_files import read_json, write_json
 from tell_plugins.evaluation.answers import Prompt
 from tell_plugins.evaluation.retention import LossEngine
 from tell_plugins.evaluation.scorers.json_readings import card_schema, has_labels, reference_label

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tell_plugins.core.files import write_json
+from tell_plugins.core.state_files import write_json
 from tell_plugins.evaluation import scorers, significance
 from tell_plugins.evaluation.answers import Scored, load_scored
 from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate

@@ -20,9 +20,9 @@ from tell_plugins.core import draw, paths
 from tell_plugins.core.anchors import RESERVED, in_front
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import write_json
 from tell_plugins.core.progress import track
 from tell_plugins.core.sources import open_task
+from tell_plugins.core.state_files import write_json
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.intervals import Estimate, Interval, shown

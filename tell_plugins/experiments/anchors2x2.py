@@ -15,7 +15,7 @@ from pathlib import Path
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import write_json
+from tell_plugins.core.state_files import write_json
 from tell_plugins.evaluation.answers import GENERAL, load_scored
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console, to_csv
 from tell_plugins.evaluation.intervals import shown

@@ -14,7 +14,7 @@ from pathlib import Path
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import read_text
+from tell_plugins.core.state_files import read_text
 from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.answers import ANSWERS
 from tell_plugins.experiments.earlier import refuse_other_sweep

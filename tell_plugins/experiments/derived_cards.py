@@ -24,9 +24,9 @@ import yaml
 from tell_plugins.core import draw, paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import write_json_lines
 from tell_plugins.core.mixture import GENERAL, Mixture
 from tell_plugins.core.sources import open_split
+from tell_plugins.core.state_files import write_json_lines
 from tell_plugins.core.text import MARK, row_of
 from tell_plugins.evaluation.prompts import HELD_OUT_SPLIT
 from tell_plugins.evaluation.scorers.label import closed_labels

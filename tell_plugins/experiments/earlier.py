@@ -10,8 +10,8 @@ from typing import Any
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import read_json
 from tell_plugins.core.spec import parse_spec
+from tell_plugins.core.state_files import read_json
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.answers import GENERAL, SETTINGS, SavedSettings

@@ -527,7 +527,7 @@ def facts(mixture: Mixture) -> Facts:
         hash=mixture.hash,
         rows=len(mixture),
         task_rows=sum(len(source.used) for source in task),
-        copies=task[0].copies if task else 1,
+        copies=task[0].repeat if task else 1,
         general_rows=sum(len(source.used) for source in general),
         tokens=None if lengths is None else int(lengths.sum()),
         task_tokens=sum(source.tokens() or 0 for source in task) if counted else None,

@@ -18,8 +18,8 @@ from pathlib import Path
 from tell_plugins.core import paths
 from tell_plugins.core.cards import card_names
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import Shape, read_json
 from tell_plugins.core.progress import tracked
+from tell_plugins.core.state_files import Shape, read_json
 from tell_plugins.evaluation.grids import Grid, Record, grid_of, to_csv, to_markdown
 from tell_plugins.evaluation.paper_numbers import published
 from tell_plugins.experiments import plots, tables

@@ -16,8 +16,8 @@ from typing import Any
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.core.files import Shape, read_json, read_json_lines
 from tell_plugins.core.sources import open_task
+from tell_plugins.core.state_files import Shape, read_json, read_json_lines
 from tell_plugins.evaluation import scorers
 from tell_plugins.evaluation.answers import ANSWERS, GENERAL, SETTINGS, AnswerLine, SavedSettings
 from tell_plugins.evaluation.bleed import Form, form_of

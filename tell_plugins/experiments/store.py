@@ -17,7 +17,7 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.files import Name, Shape, read_json, write_json
+from tell_plugins.core.state_files import Name, Shape, read_json, write_json
 from tell_plugins.experiments.planning import Asked, Planned, PlannedBase, SweepPlan, values_text
 
 RUN, TRAINED, EVALUATED, FAILED = "run.json", "trained.json", "evaluated.json", "failed.json"

@@ -13,8 +13,8 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.core.files import read_json
 from tell_plugins.core.locks import only_one
+from tell_plugins.core.state_files import read_json
 from tell_plugins.experiments.controls import controls
 from tell_plugins.experiments.earlier import other_answers, refuse_other_sweep
 from tell_plugins.experiments.planning import Asked, Planned, SweepPlan, make_plan

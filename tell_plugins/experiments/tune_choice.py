@@ -22,10 +22,10 @@ import numpy.typing as npt
 from tell_plugins.core import draw
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import read_json
 from tell_plugins.core.mixture import counter_for, draw_task
 from tell_plugins.core.sources import TaskRows, open_split, open_task
 from tell_plugins.core.spec import NONE
+from tell_plugins.core.state_files import read_json
 from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.answers import (
     GENERAL,

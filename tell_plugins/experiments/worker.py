@@ -26,8 +26,8 @@ from typing import Any
 from filelock import FileLock
 
 from tell_plugins.core import paths
-from tell_plugins.core.files import Shape, cached_json, read_json, write_json
 from tell_plugins.core.spec import parse_spec
+from tell_plugins.core.state_files import Shape, cached_json, read_json, write_json
 from tell_plugins.experiments import store
 from tell_plugins.recipe.recipes import checkpoints
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, unknown
+from tell_plugins.core.json_values import parse_json
 from tell_plugins.core.numbers import final_number, whole_number
-from tell_plugins.core.records import parse_json
 from tell_plugins.core.schemas import compile_schema
 from tell_plugins.core.text import normalise
 from tell_plugins.preparation.forms import Pair, TaskFile, left_out, lines_named
@@ -89,7 +89,7 @@ def strict_json(text: str) -> Any:
 
     Raises ValueError for anything else: a key twice, NaN, or what json.loads refuses.
     """
-    value = parse_json(text)
+    value = parse_json(text, nan=True)
     try:
         json.dumps(value, allow_nan=False)
     except RecursionError:

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, card_names, find_card
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.core.files import json_lines
-from tell_plugins.core.rowfiles import FORMATS, read_records
+from tell_plugins.core.json_rows import read_json_rows
+from tell_plugins.core.row_files import FORMATS, read_records
 from tell_plugins.core.rows import extract, file_sha256
 from tell_plugins.core.sources import find_file
+from tell_plugins.core.state_files import json_lines
 from tell_plugins.preparation import halu, hub
 from tell_plugins.preparation.download import (
     Places,
@@ -25,6 +26,7 @@ from tell_plugins.preparation.download import (
     fetch,
     find_named,
     has_blob,
+    locked,
     plain_name,
     read_record,
     shown_url,
@@ -164,15 +166,17 @@ def _from_address(card: Card, split: str, places: Places) -> None:
 
 def _from_hub(card: Card, split: str, places: Places) -> None:
     """Rows of a hub, or a file of them from a mirror or a folder, as the card's JSON lines."""
-    with arriving(target_of(card, split)) as part:
+    target = target_of(card, split)
+    with locked(target):
         if state_of(card, split).usable:  # another process was faster
             return
-        if places.mirror or places.folder:
-            origin = _take_rows(card, split, places, part)
-        else:
-            origin = hub.load_rows(card, split, places.hub, part)
-        rows = _check_rows(card, split, part, places.accept)
-        _record(card, split, origin, part, rows)
+        with arriving(target) as part:
+            if places.mirror or places.folder:
+                origin = _take_rows(card, split, places, part)
+            else:
+                origin = hub.load_rows(card, split, places.hub, part)
+            rows = _check_rows(card, split, part, places.accept)
+            _record(card, split, origin, part, rows)
 
 
 def _take_rows(card: Card, split: str, places: Places, part: Path) -> dict[str, Any]:
@@ -210,7 +214,7 @@ def _copy_rows(card: Card, split: str, source: Path, part: Path) -> None:
 def _check_rows(card: Card, split: str, part: Path, accept: bool) -> int:
     """The number of rows. MachineError when it is not the card's and that is not accepted."""
     columns, expected = card.columns_of(split), card.split(split).rows
-    found = [not isinstance(extract(row.value, columns), str) for row in read_records(part)]
+    found = [not isinstance(extract(row.value, columns), str) for row in read_json_rows(part)]
     if not any(found) or (expected is not None and len(found) != expected and not accept):
         raise MachineError(
             f"'{card.split(split).file}' came with {len(found):,} rows ({sum(found):,} usable), "

@@ -29,10 +29,10 @@ from urllib3.exceptions import NewConnectionError, ReadTimeoutError
 from tell_plugins import __version__
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.core.files import cached_json, write_json
 from tell_plugins.core.progress import track
 from tell_plugins.core.rows import file_sha256
 from tell_plugins.core.sources import blob_id
+from tell_plugins.core.state_files import cached_json, write_json
 
 SCHEMES = ("http", "https")
 MAX_BYTES = 8 << 30  # no data set of this project comes near; stops a server that never ends
@@ -182,21 +182,22 @@ def fetch(
     not have it.
     """
     plain_name(target.name, paths.shown(target))
-    with arriving(target) as part:
+    with locked(target):
         if matches(target, proof):
             return None
-        source = _bring(url, name or target.name, part, proof, places)
-        problem = proof(part)
-        if problem is not None:
-            page = part.read_bytes()[:256].lstrip().lower().startswith((b"<!doctype", b"<html"))
-            kind = "an HTML page" if page else "a file"
-            raise MachineError(
-                f"{source}: not the right file: {kind} of {part.stat().st_size:,} bytes: "
-                f"{problem}; nothing was kept",
-                remedy="try again, or another place: --mirror URL, --from DIR",
-            )
-        if record is not None:
-            record(part, source)
+        with arriving(target) as part:
+            source = _bring(url, name or target.name, part, proof, places)
+            problem = proof(part)
+            if problem is not None:
+                page = part.read_bytes()[:256].lstrip().lower().startswith((b"<!doctype", b"<html"))
+                kind = "an HTML page" if page else "a file"
+                raise MachineError(
+                    f"{source}: not the right file: {kind} of {part.stat().st_size:,} bytes: "
+                    f"{problem}; nothing was kept",
+                    remedy="try again, or another place: --mirror URL, --from DIR",
+                )
+            if record is not None:
+                record(part, source)
     return source
 
 
@@ -252,23 +253,11 @@ def find_named(folder: Path, *names: str) -> list[Path]:
 
 @contextmanager
 def arriving(target: Path) -> Iterator[Path]:
-    """A file beside `target` to write into. It gets that name at the end, if it was written.
-
-    A file that had the name is kept beside it under another. `target` is locked meanwhile.
-    """
-    part = target.with_name(f".new.{target.name}")  # readers go by the ending
-    with locked(target), paths.room_for(target):
-        part.unlink(missing_ok=True)  # left by a killed process
-        try:
-            yield part
-            if part.is_file():
-                with part.open("rb") as file:
-                    os.fsync(file.fileno())
-                if target.exists():
-                    os.replace(target, target.with_name(target.name + ASIDE))
-                os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
+    """A file to write into that becomes `target`; one that had the name is kept under another."""
+    with paths.atomic_path(target) as part:
+        yield part
+        if target.exists():
+            os.replace(target, target.with_name(target.name + ASIDE))
 
 
 @contextmanager

@@ -1,32 +1,224 @@
-"""Asking an OpenAI-compatible endpoint many questions: checked, resumable, accounted for.
+"""An OpenAI-compatible endpoint: one answer, or many questions with checked answers.
 
-Every answer is checked; one that fails is asked for again with the reason. A journal holds each
-good answer as it comes, so a run that was killed goes on without asking twice.
+The `openai` package sends a request again that found the server busy or the line cut, and waits
+in between, as long as it is told or ever longer. Of many questions each answer is checked; one that
+fails is asked for again with the reason. A journal holds each good answer as it comes, so a run
+that was killed goes on without asking twice.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ipaddress
+import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
+from multiprocessing.pool import ThreadPool
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.core.files import Shape
 from tell_plugins.core.progress import track
+from tell_plugins.core.state_files import Shape
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
-from tell_plugins.preparation.chat import NoAnswer, Refused, Server, api_url, side_by_side
-from tell_plugins.preparation.download import Unreachable
+from tell_plugins.preparation.download import Unreachable, is_address, shown_url
 from tell_plugins.preparation.journal import Journal
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 Message = dict[str, str]
 Check = Callable[[str, str], "str | None"]  # (key, answer) -> what is wrong with it, or None
 
-_GIVEN_UP = 3  # requests in a row that got no answer at all: the endpoint is down
+_SHOWN = 300  # characters of what a server says in an error
+_LONGEST_WAIT = 60  # seconds that the client waits by itself where a server asks for it
+_GIVEN_UP = 3  # questions in a row that got no answer at all: the endpoint is down
+_GOES_ON = "the same command goes on where it stopped"
+_FEWER = f"{_GOES_ON}; fewer requests at once may be answered sooner"
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 _HINT = "check --model and --temperature (or 'none')"
+
+
+class Refused(UserError):
+    """A request that the server does not take, or answers with what is no answer."""
+
+
+class NoAnswer(MachineError):
+    """A request that got no answer, however often it was sent; another may."""
+
+
+class Answer(NamedTuple):
+    """One answer. `tokens_in` and `tokens_out` are None where the server does not say.
+
+    Attributes:
+        finish: why the text ends: "stop", "length" (it was cut), ...; "" where it is not said.
+        sent_again: how often the request was sent again.
+    """
+
+    text: str
+    finish: str
+    tokens_in: int | None
+    tokens_out: int | None
+    sent_again: int
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to ask.
+
+    Attributes:
+        base_url: the address up to and including `/v1`, see `api_url`.
+        key_env: the environment variable that holds the key; it is kept nowhere else.
+        timeout: seconds for one answer.
+        tries: how often a request is sent before it counts as not answered.
+    """
+
+    base_url: str
+    key_env: str = "OPENAI_API_KEY"
+    timeout: float = 120.0
+    tries: int = 8
+
+    @property
+    def shown_url(self) -> str:
+        """The address without user name, password or query."""
+        return shown_url(self.base_url)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is this machine or a private network: nothing is bought there."""
+        host = urlsplit(self.base_url).hostname or ""
+        try:
+            return ipaddress.ip_address(host).is_private
+        except ValueError:
+            return "." not in host
+
+    def need_key(self) -> None:
+        """UserError for what is no address, and for a public one without a key or encryption."""
+        url = self.shown_url
+        if not is_address(self.base_url):
+            remedy = "give the address up to and including /v1, http://... or https://..."
+            raise UserError(f"'{url}' is no address", where="the endpoint", remedy=remedy)
+        if not self.is_local and self._key is None:
+            remedy = f"export {self.key_env}=... with the key of this server"
+            raise UserError(f"no key in ${self.key_env}", where=url, remedy=remedy)
+        if not self.is_local and urlsplit(self.base_url).scheme != "https":
+            found = "the key would go over the network in the clear"
+            raise UserError(found, where=url, remedy="use https://")
+
+    @property
+    def _key(self) -> str | None:
+        return os.environ.get(self.key_env) or None
+
+    @cached_property
+    def client(self) -> OpenAI:
+        from openai import OpenAI
+
+        return OpenAI(
+            base_url=self.base_url,
+            api_key=self._key or "none",
+            timeout=self.timeout,
+            max_retries=self.tries - 1,
+        )
+
+    def models(self) -> list[str]:
+        """The names of the models that the server lists. Raises as `ask` does."""
+        with self._faults("name the model"):
+            return [model.id for model in self.client.models.list()]
+
+    def ask(self, *, hint: str, **request: Any) -> Answer:
+        """One chat completion; `request` is as in OpenAI's API, `model` and `messages` included.
+
+        Raises Refused where the server does not take it (`hint` tells the user what may displease
+        it), NoAnswer or Unreachable where it did not answer in all tries, another UserError for a
+        wrong key, address or model, another MachineError where only time helps.
+        """
+        with self._faults(hint):
+            raw = self.client.chat.completions.with_raw_response.create(**request)
+            answer = raw.parse()
+            choice, usage = answer.choices[0], answer.usage
+            return Answer(
+                choice.message.content or "",
+                choice.finish_reason or "",
+                None if usage is None else usage.prompt_tokens,
+                None if usage is None else usage.completion_tokens or 0,
+                raw.retries_taken,
+            )
+
+    @contextlib.contextmanager
+    def _faults(self, hint: str) -> Iterator[None]:
+        """The client's errors as ours; nothing in them repeats the key."""
+        import openai
+
+        where = self.shown_url
+        try:
+            yield
+        except openai.APITimeoutError:
+            told = f"{where}: no answer within {self.timeout:g} s, {self.tries} times"
+            raise NoAnswer(told, remedy=_FEWER) from None
+        except openai.APIConnectionError as error:
+            raise Unreachable(
+                f"{where}: no connection ({error.__cause__ or error})",
+                remedy=f"check the address and that the server runs; {_GOES_ON}",
+            ) from None
+        except openai.APIStatusError as error:
+            raise self._status_fault(error, hint) from None
+        except (openai.APIError, ValueError, AttributeError, IndexError, TypeError) as error:
+            raise Refused(
+                f"the reply is no chat completion ({type(error).__name__}: {error})"[:_SHOWN],
+                where=where,
+                remedy="name the address of an OpenAI-compatible API, http://HOST:PORT/v1",
+            ) from None
+
+    def _status_fault(self, error: Any, hint: str) -> UserError | MachineError:
+        where, status = self.shown_url, error.status_code
+        said = f"HTTP {status}: {self._said(error)}"
+        if error.code == "insufficient_quota":
+            return MachineError(f"{where}: the quota is used up", remedy=f"raise it; {_GOES_ON}")
+        wait = error.response.headers.get("retry-after", "")
+        if wait.isdigit() and int(wait) > _LONGEST_WAIT:
+            told = f"{where} asks to wait {int(wait):,} s ({said})"
+            return MachineError(told, remedy=f"{_GOES_ON}, then")
+        if status in (408, 409, 429) or status >= 500:
+            return NoAnswer(f"{where}: {said}, {self.tries} times", remedy=_FEWER)
+        if status in (401, 402, 403):
+            remedy = f"check the key in ${self.key_env}, what it may use, and the account"
+            return UserError(said, where=where, remedy=remedy)
+        if status == 404:
+            remedy = f"check the address (it ends in /v1 as a rule); {hint}"
+            return UserError(said, where=where, remedy=remedy)
+        return Refused(said, where=where, remedy=f"see what the server says; {hint}")
+
+    def _said(self, error: Any) -> str:
+        """What the server says, short, on one line and without the key."""
+        body = error.body if isinstance(error.body, dict) else {}
+        text = " ".join(str(body.get("message") or error.message).split())
+        return (text.replace(self._key, "***") if self._key else text)[:_SHOWN]
+
+
+def api_url(url: str) -> str:
+    """The address of the API: without what the client appends, with `/v1` after a bare host."""
+    url = url.rstrip("/").removesuffix("/chat/completions")
+    return url if "/" in url.split("://", 1)[-1] else url + "/v1"
+
+
+def side_by_side(
+    work: Callable[[_T], _R], items: Iterable[_T], workers: int, *, in_order: bool = True
+) -> Iterator[_R]:
+    """`work` done on all items, some at once; the results in order, or as they come.
+
+    After an error, or Ctrl-C, no further item is begun, and those under way are not waited for.
+    """
+    with ThreadPool(workers) as pool:
+        yield from (pool.imap if in_order else pool.imap_unordered)(work, items)
+
+
+# ------------------------------------------------------------------------- many questions
 
 
 @dataclass(frozen=True)
@@ -38,9 +230,17 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Endpoint(Server):
-    """Where and how to ask; `attempts` answers are asked for at most, for one question."""
+class Asking(Endpoint):
+    """Where and how to ask many questions.
 
+    Attributes:
+        concurrency: requests at once.
+        attempts: answers that are asked for at most, for one question.
+        temperature: None leaves it to the endpoint.
+        max_tokens: of the longest answer.
+    """
+
+    model: str = ""
     concurrency: int = 8
     attempts: int = 3
     temperature: float | None = 0.0
@@ -67,7 +267,7 @@ class Outcome(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that `endpoint_of` reads."""
+    """The arguments that `asking_of` reads."""
     add = parser.add_argument
     add("--base-url", metavar="URL", help="an OpenAI-compatible endpoint, e.g. http://host:8000/v1")
     add("--model", metavar="NAME", help="the endpoint's model")
@@ -89,9 +289,9 @@ def _temperature(text: str) -> float | None:
     return None if text == "none" else float(text)
 
 
-def endpoint_of(args: argparse.Namespace) -> Endpoint:
-    """The endpoint that `args` name. Raises UserError for a missing or impossible value, or a key
-    that is missing."""
+def asking_of(args: argparse.Namespace) -> Asking:
+    """What `args` say. Raises UserError for a missing or impossible value, or a key that is
+    missing."""
     for flag, value in (("--base-url", args.base_url), ("--model", args.model)):
         if not value:
             remedy = "--base-url URL --model NAME of an OpenAI-compatible endpoint"
@@ -100,44 +300,14 @@ def endpoint_of(args: argparse.Namespace) -> Endpoint:
         if getattr(args, name) <= 0:
             where = "--" + name.replace("_", "-")
             raise UserError("too small", where=where, allowed="more than 0", remedy="raise it")
-    given: dict[str, Any] = {part.name: getattr(args, part.name, None) for part in fields(Endpoint)}
-    given |= {"base_url": api_url(args.base_url), "tries": Endpoint.tries}
-    endpoint = Endpoint(**given)
-    endpoint.need_key()
-    return endpoint
-
-
-def ask(
-    questions: Sequence[Question],
-    check: Check,
-    endpoint: Endpoint,
-    journal: Journal,
-    answer_tokens: int,
-    yes: bool,
-) -> Outcome:
-    """Ask what the journal does not answer yet, and return all answers.
-
-    Raises UserError when the endpoint refuses key, model or request, or needs a --yes,
-    MachineError when it is out of reach or out of quota. The journal keeps what was answered.
-    """
-    asker = _Asker(check, endpoint, journal)
-    todo = [question for question in questions if question.key not in asker.answers]
-    if len(todo) < len(questions):
-        print(f"{len(questions) - len(todo):,} rows are answered already")
-    need_consent(todo, endpoint, answer_tokens, yes)
-    try:
-        with track(len(todo), f"asking {endpoint.model}", "rows") as bar:
-            for _ in side_by_side(asker.answer, todo, endpoint.concurrency):
-                bar.update(1)
-    finally:
-        print("taken:", ", ".join(f"{count:,} {what}" for what, count in asker.account.items()))
-    failures = {q.key: asker.reasons[q.key] for q in todo if q.key not in asker.answers}
-    answers = {q.key: asker.answers[q.key] for q in questions if q.key not in failures}
-    return Outcome(answers, failures, dict(asker.account))
+    given = {part.name: getattr(args, part.name) for part in fields(Asking) if part.name in args}
+    asking = Asking(**{**given, "base_url": api_url(args.base_url)})
+    asking.need_key()
+    return asking
 
 
 def need_consent(
-    questions: Sequence[Question], endpoint: Endpoint, answer_tokens: int, yes: bool
+    questions: Sequence[Question], asking: Asking, answer_tokens: int, yes: bool
 ) -> None:
     """Print what asking `questions` once will take; UserError when that needs a --yes.
 
@@ -147,10 +317,10 @@ def need_consent(
     path = tokenizer_file()
     counted = int(TokenCounter(path).count(texts).sum()) if path else sum(map(len, texts)) // 4
     text = (
-        f"{len(questions):,} rows to ask {endpoint.model} at {endpoint.shown_url}: about "
+        f"{len(questions):,} rows to ask {asking.model} at {asking.shown_url}: about "
         f"{counted:,} tokens asked, {answer_tokens * len(questions):,} answered"
     )
-    if questions and not endpoint.is_local and not yes:
+    if questions and not asking.is_local and not yes:
         raise UserError(
             text,
             where="cost",
@@ -160,67 +330,109 @@ def need_consent(
     print(text, flush=True)
 
 
-class _Asker:
-    """The state of one run: what is answered, and what was wrong with the other answers."""
+def ask_all(
+    questions: Sequence[Question],
+    check: Check,
+    asking: Asking,
+    journal: Journal,
+    answer_tokens: int,
+    yes: bool,
+) -> Outcome:
+    """Ask what the journal does not answer yet, and return all answers.
 
-    def __init__(self, check: Check, endpoint: Endpoint, journal: Journal) -> None:
-        self.check, self.endpoint, self.journal = check, endpoint, journal
-        known = {record["key"]: record.get("text") for record in journal.records}
-        self.answers = {key: text for key, text in known.items() if text and not check(key, text)}
-        self.reasons: dict[str, str] = {}
-        self.account = Counter({"requests": 0, "tokens asked": 0, "tokens answered": 0})
-        self._lock = threading.Lock()
-        self._reached = bool(self.answers)
-        self._given_up = 0
+    Raises UserError when the endpoint refuses key, model or request, or needs a --yes,
+    MachineError when it is out of reach or out of quota. The journal keeps what was answered.
+    """
+    known = {record["key"]: record["text"] for record in journal.records if record.get("text")}
+    answers = {
+        q.key: known[q.key] for q in questions if q.key in known and not check(q.key, known[q.key])
+    }
+    todo = [question for question in questions if question.key not in answers]
+    if answers:
+        print(f"{len(answers):,} rows are answered already")
+    need_consent(todo, asking, answer_tokens, yes)
+    failures: dict[str, str] = {}
+    account = Counter({"requests": 0, "tokens asked": 0, "tokens answered": 0})
+    reached, given_up = threading.Event(), 0  # whether the endpoint has answered anything
+    if answers:
+        reached.set()
+    try:
+        with track(len(todo), f"asking {asking.model}", "rows") as bar:
+            work = partial(_asked, check, asking, reached)
+            for result in side_by_side(work, todo, asking.concurrency, in_order=False):
+                bar.update(1)
+                account.update(result.taken)
+                given_up = given_up + 1 if isinstance(result.fault, MachineError) else 0
+                if result.text is not None:
+                    journal.append({"key": result.key, "text": result.text})
+                    answers[result.key] = result.text
+                    continue
+                failures[result.key] = result.problem
+                never = not reached.is_set() and not isinstance(result.fault, NoAnswer)
+                if result.fault is not None and (never or given_up >= _GIVEN_UP):
+                    raise _stopped(result.fault, len(answers), journal)
+    finally:
+        print("taken:", ", ".join(f"{count:,} {what}" for what, count in account.items()))
+    return Outcome(answers, failures, dict(account))
 
-    def answer(self, question: Question) -> None:
-        """Ask until the answer is right, or the attempts are used up."""
-        messages = list(question.messages)
-        for _ in range(self.endpoint.attempts):
-            text, problem = None, ""
-            try:
-                text = self._asked(messages)
-                problem = self.check(question.key, text) or ""
-            except Refused as error:  # this row's fault, or the settings'
-                if not self._reached:
-                    raise
-                problem = str(error).splitlines()[0]
-            except (NoAnswer, Unreachable) as error:
-                self._give_up(question.key, error)
-                return
-            with self._lock:
-                if text is not None and not problem:
-                    self.answers[question.key] = text
-                    self.journal.append({"key": question.key, "text": text})
-                    return
-                self.reasons[question.key] = problem
-            if text is not None:
-                again = f"That cannot be used: {problem}. Answer again, as asked above."
-                messages = [
-                    *question.messages,
-                    {"role": "assistant", "content": text},
-                    {"role": "user", "content": again},
-                ]
 
-    def _asked(self, messages: Sequence[Message]) -> str:
-        request: dict[str, Any] = {"model": self.endpoint.model, "messages": messages}
-        if self.endpoint.temperature is not None:
-            request["temperature"] = self.endpoint.temperature
-        answer = self.endpoint.ask(hint=_HINT, max_tokens=self.endpoint.max_tokens, **request)
-        with self._lock:
-            self._reached, self._given_up = True, 0
-            self.account["requests"] += 1 + answer.sent_again
-            self.account["tokens asked"] += answer.tokens_in or 0
-            self.account["tokens answered"] += answer.tokens_out or 0
-        return answer.text.encode("utf-8", "replace").decode()  # half a character cannot go back
+@dataclass
+class _Result:
+    """What became of one question.
 
-    def _give_up(self, key: str, error: MachineError) -> None:
-        """Note a row that got no answer at all. Raises MachineError where the endpoint is down."""
-        with self._lock:
-            self.reasons[key] = str(error).splitlines()[0]
-            self.account["requests"] += self.endpoint.tries
-            self._given_up += 1
-        never = isinstance(error, Unreachable) and not self._reached
-        if never or self._given_up >= _GIVEN_UP:
-            kept = f"{len(self.answers):,} answers are kept in {paths.shown(self.journal.path)}"
-            raise MachineError("\n".join([kept, str(error)])) from None
+    Attributes:
+        text: an answer that passed the check, None where there is none.
+        problem: then, the last reason why not.
+        fault: then, the error where the last request got no answer.
+        taken: requests and tokens, as in `Outcome.account`.
+    """
+
+    key: str
+    text: str | None = None
+    problem: str = ""
+    fault: Refused | NoAnswer | Unreachable | None = None
+    taken: Counter[str] = field(default_factory=Counter)
+
+
+def _asked(check: Check, asking: Asking, reached: threading.Event, question: Question) -> _Result:
+    """Ask until the answer is right, or the attempts are used up, or none comes at all."""
+    result, messages = _Result(question.key), list(question.messages)
+    request: dict[str, Any] = {"model": asking.model, "max_tokens": asking.max_tokens}
+    if asking.temperature is not None:
+        request["temperature"] = asking.temperature
+    for _ in range(asking.attempts):
+        try:
+            answer = asking.ask(hint=_HINT, messages=messages, **request)
+        except (Refused, NoAnswer, Unreachable) as error:
+            result.fault, result.problem = error, str(error).splitlines()[0]
+            if isinstance(error, Refused) and reached.is_set():  # this row's fault
+                continue
+            result.taken["requests"] += 1 if isinstance(error, Refused) else asking.tries
+            break
+        reached.set()
+        result.fault = None
+        result.taken["requests"] += 1 + answer.sent_again
+        result.taken["tokens asked"] += answer.tokens_in or 0
+        result.taken["tokens answered"] += answer.tokens_out or 0
+        text = answer.text.encode("utf-8", "replace").decode()  # half a character cannot go back
+        result.problem = check(question.key, text) or ""
+        if not result.problem:
+            result.text = text
+            break
+        again = f"That cannot be used: {result.problem}. Answer again, as asked above."
+        messages = [
+            *question.messages,
+            {"role": "assistant", "content": text},
+            {"role": "user", "content": again},
+        ]
+    return result
+
+
+def _stopped(
+    fault: Refused | NoAnswer | Unreachable, answered: int, journal: Journal
+) -> UserError | MachineError:
+    """The error that ends the run: the request is wrong, or the endpoint is down."""
+    if isinstance(fault, UserError):
+        return fault
+    kept = f"{answered:,} answers are kept in {paths.shown(journal.path)}"
+    return MachineError(f"{kept}\n{fault}")

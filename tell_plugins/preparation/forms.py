@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Columns
 from tell_plugins.core.errors import UserError, unknown
-from tell_plugins.core.records import parse_json
-from tell_plugins.core.rowfiles import TABLES, read_records, table_notes
+from tell_plugins.core.json_values import parse_json
+from tell_plugins.core.row_files import TABLES, read_records
 from tell_plugins.core.rows import extract, text_of
+from tell_plugins.core.table_rows import table_notes
 from tell_plugins.core.text import MARK, joined
 
 
@@ -402,7 +403,7 @@ def _list(value: Any, column: str) -> list[Any]:
     """A list of turns; in a table it stands as JSON text."""
     if isinstance(value, str):
         try:
-            value = parse_json(value)
+            value = parse_json(value, nan=True)
         except ValueError:
             raise _Unusable(f"column '{column}' is no JSON list of turns") from None
     if not isinstance(value, list):

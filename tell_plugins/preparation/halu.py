@@ -20,8 +20,8 @@ from tell_plugins.core import paths
 from tell_plugins.core.anchors import shared_front
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import json_lines, write_json_lines
 from tell_plugins.core.rows import file_sha256
+from tell_plugins.core.state_files import json_lines, write_json_lines
 from tell_plugins.preparation import endpoint
 from tell_plugins.preparation.download import DIRECT, Places, ensure, write_record
 from tell_plugins.preparation.halu_thoughts import (
@@ -93,7 +93,7 @@ def rebuild(name: str, args: argparse.Namespace, places: Places = DIRECT) -> int
         )
     if thoughts == "spans":
         return rebuild_from_spans(places)
-    where_to_ask = endpoint.endpoint_of(args)
+    where_to_ask = endpoint.asking_of(args)
     return _rebuild_from_endpoint(read_sources(places), where_to_ask, args)
 
 
@@ -144,7 +144,7 @@ def rebuild_from_spans(places: Places) -> int:
 
 
 def _rebuild_from_endpoint(
-    sources: Sources, where_to_ask: endpoint.Endpoint, args: argparse.Namespace
+    sources: Sources, where_to_ask: endpoint.Asking, args: argparse.Namespace
 ) -> int:
     """Ask for the thoughts and write what there is: the training file when all rows have one, else
     a partial one."""
@@ -156,7 +156,7 @@ def _rebuild_from_endpoint(
     questions = [question_about(row) for row in rows]
     check = answer_check(card, sources.train)
     with Journal(path.with_suffix(".journal.jsonl"), header, endpoint.AskedRecord) as journal:
-        outcome = endpoint.ask(questions, check, where_to_ask, journal, ANSWER_TOKENS, args.yes)
+        outcome = endpoint.ask_all(questions, check, where_to_ask, journal, ANSWER_TOKENS, args.yes)
     failures, partial = path.with_suffix(".failures.jsonl"), path.with_suffix(".partial.jsonl")
     failed = [row for row in rows if str(row.number) in outcome.failures]
     reasons = [

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from tell_plugins.core.cards import Card
-from tell_plugins.core.records import parse_json
+from tell_plugins.core.json_values import parse_json
 from tell_plugins.core.schemas import card_validator
 from tell_plugins.preparation.endpoint import Question
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from tell_plugins.core.cards import Card, Split
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.core.files import json_lines
 from tell_plugins.core.progress import tracked
+from tell_plugins.core.state_files import json_lines
 from tell_plugins.preparation.download import Unreachable
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import Shape, check_shape, read_json_lines
 from tell_plugins.core.locks import only_one
+from tell_plugins.core.state_files import Shape, check_shape, read_json_lines
 
 
 class Journal:

@@ -18,11 +18,11 @@ import numpy as np
 from tell_plugins.core.cards import Card, Published
 from tell_plugins.core.draw import ranking
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.core.files import json_lines
 from tell_plugins.core.records import Record
-from tell_plugins.core.rowfiles import read_records
+from tell_plugins.core.row_files import read_records
+from tell_plugins.core.state_files import json_lines
 from tell_plugins.core.text import normalise, row_id
-from tell_plugins.preparation.download import Places, arriving, ensure, write_record
+from tell_plugins.preparation.download import Places, arriving, ensure, locked, write_record
 
 _SEED = 42
 _ORDER = ("test", "validation")  # their rows stay out of the splits after them
@@ -73,7 +73,7 @@ def _write(card: Card, split: str, target: Path, rows: list[Pair], repeated: int
     if repeated:
         print(f"  {split}: {repeated} rows whose query stands before are left out")
     made_of = {source.file: source.blob for source in card.split(split).made_of or ()}
-    with arriving(target) as part:
+    with locked(target), arriving(target) as part:
         lines = json_lines({"query": query, "response": response} for query, response in rows)
         part.write_text("".join(lines), encoding="utf-8")
         write_record(

@@ -23,7 +23,7 @@ METHODS = {  # and the variants that recipes are written of
     "paper": ("",),
     "sft": ("sft",),
 }
-TASK_ENTRIES, MOST_COPIES = 240, 16
+TASK_ENTRIES, MOST_REPEAT = 240, 16
 GENERAL_ROWS, GENERAL_SHARE = 96, 0.4  # at least; rows for each task entry
 DEFAULT = "hold"
 STEP = 8  # entries an optimizer step
@@ -54,19 +54,19 @@ class Method:
         return replace(self, dataset=dataset, title=title, why=tuple(why))
 
 
-def copies(rows: int) -> int:
+def repeat_of(rows: int) -> int:
     """How often each of `rows` task rows trains."""
-    return max(1, min(MOST_COPIES, round(TASK_ENTRIES / rows)))
+    return max(1, min(MOST_REPEAT, round(TASK_ENTRIES / rows)))
 
 
 def general_rows(rows: int) -> int:
     """How many general rows the base model is held on."""
-    return max(GENERAL_ROWS, round(GENERAL_SHARE * rows * copies(rows)))
+    return max(GENERAL_ROWS, round(GENERAL_SHARE * rows * repeat_of(rows)))
 
 
 def entries(rows: int) -> int:
     """The rows of one run, copies counted."""
-    return rows * copies(rows) + general_rows(rows)
+    return rows * repeat_of(rows) + general_rows(rows)
 
 
 def paper() -> Method:
@@ -80,21 +80,21 @@ def among(rows: int, general: str | None, pattern: Recipe, *, hold: bool) -> Met
 
     `general` is the amount of general rows, None the card's.
     """
-    times = copies(rows)
+    repeat = repeat_of(rows)
     what, why = "teach as well", f"It drifts further from the base than 'hold' {_READINGS}."
     if hold:
         what, why = "hold the base by KL", f"Of all methods the best {_READINGS}."
     parts = [
         *([f"general={general}"] if general else []),
         "order=even",
-        *([f"repeat={times}"] if times > 1 else []),
+        *([f"repeat={repeat}"] if repeat > 1 else []),
         *(["kl=1"] if hold else []),
     ]
     return Method(
         f"tell/{{task}}:{'/'.join(parts)}",
-        f"TELL on {{model}}: {{task}}, {{rows}} rows, {times}x each; general rows {what}.",
+        f"TELL on {{model}}: {{task}}, {{rows}} rows, {repeat}x each; general rows {what}.",
         (
-            f"Each of the {{rows}} rows trains {times}x, evenly spread; the general rows {what};",
+            f"Each of the {{rows}} rows trains {repeat}x, evenly spread; the general rows {what};",
             "each row weighs the same in the loss.",
             why,
             "Whether it beats plain SFT on this task and model, the _sft recipe beside it tells.",
@@ -105,13 +105,13 @@ def among(rows: int, general: str | None, pattern: Recipe, *, hold: bool) -> Met
 
 def plain_sft(rows: int, entries: int, pattern: Recipe) -> Method:
     """The baseline: task rows alone, often enough for the `entries` of the recipe beside it."""
-    times = math.ceil(entries / rows)
-    repeat = f"/repeat={times}" if times > 1 else ""
+    repeat = math.ceil(entries / rows)
+    key = f"/repeat={repeat}" if repeat > 1 else ""
     return Method(
-        f"tell/{{task}}:general=0{repeat}",
-        f"Plain SFT on {{model}}: {{task}}, {{rows}} rows, {times}x each, no general data.",
+        f"tell/{{task}}:general=0{key}",
+        f"Plain SFT on {{model}}: {{task}}, {{rows}} rows, {repeat}x each, no general data.",
         (
-            f"The baseline: each of the {{rows}} rows {times}x, for the steps that a recipe",
+            f"The baseline: each of the {{rows}} rows {repeat}x, for the steps that a recipe",
             "with general rows takes, or a few more, which is named without _sft; no general rows.",
         ),
         _steps_of_8(pattern),

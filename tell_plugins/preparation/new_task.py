@@ -17,11 +17,11 @@ import yaml
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import json_lines, json_text
 from tell_plugins.core.mixture import build_mixture, general_card
-from tell_plugins.core.rowfiles import FORMATS
+from tell_plugins.core.row_files import FORMATS
 from tell_plugins.core.sources import find_file, open_split
 from tell_plugins.core.spec import parse_amount, parse_names, parse_spec
+from tell_plugins.core.state_files import json_lines, json_text
 from tell_plugins.core.text import row_of
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 from tell_plugins.preparation.answers import METRICS

@@ -23,6 +23,7 @@ from tell_plugins.preparation.download import (
     fetch,
     has_blob,
     has_md5,
+    locked,
     write_record,
 )
 from tell_plugins.preparation.news_memory import Frame, add_memory, frame
@@ -82,7 +83,7 @@ def _write(
 ) -> None:
     spec, target = card.split(split), target_of(card, split)
     rows = join_documents(segments, frame(card))
-    with arriving(target) as part:
+    with locked(target), arriving(target) as part:
         part.write_bytes("".join(row + LINE_END for row in rows).encode())
         assert spec.blob is not None
         problem = has_blob(spec.blob)(part)

@@ -24,11 +24,11 @@ import pyarrow.compute as pc
 from tell_plugins.core import paths
 from tell_plugins.core.cards import HELD_OUT, Card, load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import write_json_lines
 from tell_plugins.core.progress import track
 from tell_plugins.core.rows import Rows, question_of
 from tell_plugins.core.sources import TaskRows, find_file, open_split, open_task
 from tell_plugins.core.spec import ALL, is_tell, parse_names, parse_spec
+from tell_plugins.core.state_files import write_json_lines
 from tell_plugins.core.text import comparison_keys, normalise
 
 SIMILARITY = 80

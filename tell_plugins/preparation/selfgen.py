@@ -21,8 +21,8 @@ from pydantic import Field
 from tell_plugins.bridge import embedded_model
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import Shape, json_lines
 from tell_plugins.core.progress import track
+from tell_plugins.core.state_files import Shape, json_lines
 from tell_plugins.core.text import normalise
 from tell_plugins.preparation.card_files import check_name, make_known
 from tell_plugins.preparation.download import read_record, write_record

@@ -22,6 +22,7 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
 from tell_plugins.core.spec import NONE
 from tell_plugins.preparation.method import Method
+from tell_plugins.recipe.checked import Checked
 from tell_plugins.recipe.model_rules import check_kind, check_template
 from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.recipes import Recipe, load_recipe
@@ -258,7 +259,7 @@ def any_model(model: str, model_type: str | None, template: str | None) -> tuple
         values["enable_thinking"] = False
     recipe = load_recipe(paths.RECIPES / f"{PATTERN}.yaml").with_values(**values)
     recipe = recipe.placed({"model": "--model"})
-    raise_all(list(_untold(Settings(recipe, keys))))
+    raise_all(list(_untold(Checked(recipe, Settings(recipe, keys)))))
     kind = model_type or (known[0] if known else "found by ms-swift in its config.json")
     told = f"{size / 1e9:.2g}B parameters" if size else "a size that its name does not tell"
     rate = f"learning rate {values['learning_rate']:g}, not measured for it"
@@ -266,10 +267,9 @@ def any_model(model: str, model_type: str | None, template: str | None) -> tuple
     return recipe, said + (_WITHOUT_THINKING if is_hybrid else "")
 
 
-def _untold(settings: Settings) -> Iterator[UserError]:
+def _untold(checked: Checked) -> Iterator[UserError]:
     """What of the model ms-swift could not tell, with the flag of `new` as remedy."""
-    rules = (check_kind, check_template)
-    for finding in (found for rule in rules for found in rule(settings.recipe, settings)):
+    for finding in (*check_kind(checked), *check_template(checked)):
         if finding.severity == "error":
             problem = finding.problem
             yield UserError(

@@ -11,7 +11,7 @@ import numpy as np
 
 from tell_plugins.core import draw
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.records import parse_json
+from tell_plugins.core.json_values import parse_json
 from tell_plugins.core.text import comparison_keys, row_id
 from tell_plugins.preparation.forms import Pair, TaskFile
 
@@ -181,7 +181,7 @@ def labels_of(pairs: Sequence[Pair], metric: str, label: str | None) -> list[str
 
 def _label(pair: Pair, label: str) -> str:
     try:
-        value: Any = parse_json(pair.response)
+        value: Any = parse_json(pair.response, nan=True)
     except ValueError:
         return pair.response.strip()
     return str(value.get(label)) if isinstance(value, dict) else str(value)

@@ -3,48 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from tell_plugins.core import paths
-from tell_plugins.core.mixture import GENERAL, Mixture
+from tell_plugins.core.mixture import Mixture
+from tell_plugins.recipe.checked import PARTS, Checked, Unjudged
 from tell_plugins.recipe.findings import Finding
-from tell_plugins.recipe.mixture_rules import own_tokens
 from tell_plugins.recipe.schedule import Exposure, Plan
 
-if TYPE_CHECKING:
-    from tell_plugins.recipe.check import Checked
 
-PARTS = ("settings", "data", "held_out_rows", "control_tokens", "schedule", "lengths")
-
-
-def as_object(checked: Checked) -> dict[str, Any]:
+def as_object(judged: Checked | Unjudged) -> dict[str, Any]:
     """Everything that is known of a recipe."""
-    reasons = _not_checked(checked)
-    sources = None if checked.mixture is None else _sources(checked.mixture)
-    steps = None if checked.plan is None else _steps(checked.plan, checked.exposure)
-    path = paths.shown(checked.recipe.path)
-    return _object(path, checked.findings, reasons, sources=sources, steps=steps)
-
-
-def unjudged(path: str, why: str, findings: Sequence[Finding] = ()) -> dict[str, Any]:
-    """The same of a recipe of which nothing could be looked at."""
-    return _object(path, findings, dict.fromkeys(PARTS, why))
-
-
-def _object(
-    path: str,
-    findings: Sequence[Finding],
-    reasons: dict[str, str],
-    *,
-    sources: list[dict[str, Any]] | None = None,
-    steps: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    sources = steps = None
+    if isinstance(judged, Checked):
+        sources = None if judged.mixture is None else _sources(judged.mixture)
+        steps = None if judged.plan is None else _steps(judged.plan, judged.exposure)
+    reasons = judged.not_checked
     return {
-        "recipe": path,
-        "findings": [_finding(finding) for finding in findings],
+        "recipe": judged.path,
+        "findings": [_finding(finding) for finding in judged.findings],
         "sources": sources,
         "steps": steps,
         "ran": [part for part in PARTS if part not in reasons],
@@ -99,60 +77,3 @@ def _steps(plan: Plan, exposure: Exposure | None) -> dict[str, Any]:
 
 def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
-
-
-def _not_checked(checked: Checked) -> dict[str, str]:
-    """The parts that could not be looked at, or not to the end, and why."""
-    unread = "the data was not read" if checked.mixture is None else None
-    reasons = {
-        "settings": why_not_installed(checked),
-        "data": _why_no_data(checked),
-        "held_out_rows": unread or _why_not_compared(checked.mixture),
-        "control_tokens": unread,
-        "schedule": None,
-        "lengths": unread or _why_not_counted(checked),
-    }
-    if not unread and own_tokens(checked.settings.text("model")) is None:
-        reasons["control_tokens"] = (
-            "the model's tokenizer is not on this machine: only known tokens were looked for"
-        )
-    if checked.plan is None:
-        reasons["schedule"] = "the number of rows or the learning rates of the steps are not known"
-    return {part: why for part, why in reasons.items() if why}
-
-
-def why_not_installed(checked: Checked) -> str | None:
-    """Why the settings were compared with a table, and not with ms-swift itself."""
-    keys = checked.settings.keys
-    if keys.installed:
-        return None
-    return (
-        "ms-swift is not installed: keys, models and templates were compared with a table of "
-        f"those of {keys.version}"
-    )
-
-
-def _why_no_data(checked: Checked) -> str | None:
-    if checked.mixture is not None:
-        return None
-    if checked.spec is None:
-        return "the dataset string is not good"
-    if any(finding.rule == "tell-data-missing" for finding in checked.findings):
-        return "files of the mixture are not on this machine"
-    return "the mixture cannot be built"
-
-
-def _why_not_compared(mixture: Mixture | None) -> str | None:
-    if mixture is None or mixture.card.kind == GENERAL:
-        return "a general card has no held-out rows"
-    return None if mixture.overlap_checked else "not all held-out rows are on this machine"
-
-
-def _why_not_counted(checked: Checked) -> str | None:
-    if not checked.counted:
-        return "no tokenizer is on this machine, or the recipe's max_length cannot be used"
-    if checked.limit is None:
-        return "max_length is not named, and the model's context is not known here"
-    if not any(counted.exact for counted in checked.counted):
-        return "the model's tokenizer is not on this machine: another one counted"
-    return None

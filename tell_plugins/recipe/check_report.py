@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import GENERAL, Mixture
 from tell_plugins.core.spec import LOSS_TYPE
 from tell_plugins.recipe import estimate
-from tell_plugins.recipe.check_json import why_not_installed
+from tell_plugins.recipe.checked import Checked, Unjudged
 from tell_plugins.recipe.findings import ERROR, WARNING, Finding
 from tell_plugins.recipe.lengths import Counted, worst_case
 from tell_plugins.recipe.paper import differences
@@ -21,17 +20,16 @@ from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.shapes import Shape, readable_shape
 from tell_plugins.recipe.tables import count_of, table
 
-if TYPE_CHECKING:
-    from tell_plugins.recipe.check import Checked
 
-
-def report(checked: Checked) -> str:
+def report(judged: Checked | Unjudged) -> str:
     """The whole report of one recipe."""
-    parts = [_head(checked)]
+    if isinstance(judged, Unjudged):
+        return f"{judged.path}\n\n{problems(judged.findings) if judged.findings else judged.why}"
+    checked = judged
     reason = why_no_op(checked.plan) if checked.plan else None
-    if reason:
-        parts.append(f"NO-OP: this run trains nothing. {reason[0].upper()}{reason[1:]}.")
-    parts += [
+    parts = [
+        _head(checked),
+        f"NO-OP: this run trains nothing. {reason[0].upper()}{reason[1:]}." if reason else "",
         _sources(checked),
         _training(checked),
         _lengths(checked),
@@ -73,15 +71,15 @@ def _first_comment(checked: Checked) -> str | None:
 
 
 def _sources(checked: Checked) -> str:
-    if checked.mixture is None:
-        if checked.planned is None:
-            return "Sources\n  not known until the data is here and the dataset string is good"
-        task, general = checked.planned
-        return (
-            f"Sources\n  by the dataset string alone: {task:,} task and {general:,} general rows "
-            "an epoch; the files were not read"
-        )
-    return "\n".join(["Sources", *source_lines(checked.mixture)])
+    if checked.mixture is not None:
+        return "\n".join(["Sources", *source_lines(checked.mixture)])
+    if checked.entries is None:
+        return "Sources\n  not known until the data is here and the dataset string is good"
+    task, general = checked.entries
+    return (
+        f"Sources\n  by the dataset string alone: {task:,} task and {general:,} general rows "
+        "an epoch; the files were not read"
+    )
 
 
 def source_lines(mixture: Mixture) -> list[str]:
@@ -153,7 +151,7 @@ def _training(checked: Checked) -> str:
     epochs = f"{training.epochs:g} epoch{'s' if training.epochs != 1 else ''}"
     if training.max_steps > 0:
         epochs = f"max_steps {training.max_steps}"
-    task, share = _task_entries(checked)
+    task, share = _task_entries(checked, plan)
     rows = [
         ("rows an epoch", f"{plan.entries:,}{share}"),
         (
@@ -184,21 +182,14 @@ def _training(checked: Checked) -> str:
     return "\n".join(["Training", *(f"  {name:<{width}}  {text}" for name, text in rows)])
 
 
-def _task_entries(checked: Checked) -> tuple[int, str]:
+def _task_entries(checked: Checked, plan: Plan) -> tuple[int, str]:
     """Task entries over the run, and their share of an epoch in words."""
-    plan = checked.plan
-    assert plan is not None
-    if checked.mixture is not None:
-        task = int(checked.mixture.is_task.sum())
-    elif checked.planned is not None:
-        task = checked.planned[0]
-    else:
+    if checked.entries is None:
         return 0, ""
+    task = checked.entries[0]
     share = f" ({task:,} of them task rows, {task / plan.entries:.1%})"
-    mask = checked.mixture.is_task if checked.mixture is not None else None
-    if mask is None:
-        return task, share
-    return plan.over_the_run(mask), share
+    over = task if checked.mixture is None else plan.over_the_run(checked.mixture.is_task)
+    return over, share
 
 
 def _rates(plan: Plan) -> str:
@@ -249,14 +240,8 @@ def _cost(checked: Checked) -> str:
     return "Cost" + "\n".join(_estimates(checked, _trained_tokens(checked)))
 
 
-def _best_count(checked: Checked) -> Counted | None:
-    """The rows by the model's own tokenizer, else by the one at hand."""
-    own = [counted for counted in checked.counted if counted.own]
-    return next(iter([*own, *checked.counted]), None)
-
-
 def _trained_tokens(checked: Checked) -> int | None:
-    counted = _best_count(checked)
+    counted = checked.best_count
     if counted is None or checked.plan is None:
         return None
     return round(counted.tokens * checked.plan.steps / checked.plan.steps_per_epoch)
@@ -270,7 +255,7 @@ def _estimates(checked: Checked, tokens: int | None) -> list[str]:
         return ["", "  no estimate: the sizes of this model are not known here"]
     if not _is_plain_lora(settings, shape):
         return ["", "  no estimate: it is for LoRA on an unquantised model, without Liger"]
-    counted = _best_count(checked)
+    counted = checked.best_count
     try:
         tuning = tuning_of(checked)
         rows = counted.rows if counted else worst_case(settings, checked.limit)
@@ -350,7 +335,7 @@ def _paper(checked: Checked) -> str:
 
 
 def _not_checked(checked: Checked) -> str:
-    reason = why_not_installed(checked)
+    reason = checked.not_checked.get("settings")
     return f"Not checked\n  {reason}" if reason else ""
 
 

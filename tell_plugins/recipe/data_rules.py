@@ -13,7 +13,7 @@ from tell_plugins.bridge import mixed_use
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import RESERVED, anchor_files
 from tell_plugins.core.cards import Card, load_card
-from tell_plugins.core.errors import UserError, unknown
+from tell_plugins.core.errors import UserError, raise_all, unknown
 from tell_plugins.core.mixture import (
     GENERAL,
     HELD_OUT,
@@ -25,38 +25,35 @@ from tell_plugins.core.mixture import (
 from tell_plugins.core.schemas import card_validator
 from tell_plugins.core.sources import need_file
 from tell_plugins.core.spec import NONE, PREFIX, Spec, is_tell, parse_spec
-from tell_plugins.recipe.findings import Finding, as_errors, error, split, warning
+from tell_plugins.recipe.checked import Checked
+from tell_plugins.recipe.findings import Finding, as_errors, error, warning
 from tell_plugins.recipe.recipes import Recipe, as_list
-from tell_plugins.recipe.settings import Settings
 
 
-def check_dataset(recipe: Recipe) -> tuple[Spec | None, list[Finding]]:
-    """The parsed dataset string, None when it is wrong, and everything that is wrong with it."""
-    where = recipe.where("dataset")
-    try:
-        text = recipe.dataset_text
-    except UserError as problem:
-        return None, as_errors("tell-dataset", problem)
+def check_dataset(checked: Checked) -> None:
+    """The dataset string is good, and known from here on."""
+    checked.spec = read_dataset(checked.recipe)
+
+
+def read_dataset(recipe: Recipe) -> Spec:
+    """The parsed dataset string. Raises UserError with everything that is wrong with it."""
+    text, where = recipe.dataset_text, recipe.where("dataset")
     problems: list[UserError] = []
-    spec: Spec | None = None
+    spec = card = None
     try:
         spec = parse_spec(text, where=where)
     except UserError as problem:
-        problems += split(problem)
+        problems.append(problem)
     name = text.split("::", 1)[-1][len(PREFIX) :].partition("#")[0].partition(":")[0]
-    card = _card(name, problems) if re.fullmatch(r"[\w.-]+", name) else None
+    try:
+        card = load_card(name) if re.fullmatch(r"[\w.-]+", name) else None
+    except UserError as problem:
+        problems.append(problem)
     if spec is not None and card is not None:
         problems += _misfits(spec, card, f"{where} '{text}'")
-    findings = [finding for problem in problems for finding in as_errors("tell-dataset", problem)]
-    return (None if findings else spec), findings
-
-
-def _card(name: str, problems: list[UserError]) -> Card | None:
-    try:
-        return load_card(name)
-    except UserError as problem:
-        problems += split(problem)
-        return None
+    raise_all(problems)
+    assert spec is not None  # no error, so it was parsed
+    return spec
 
 
 def _misfits(spec: Spec, card: Card, where: str) -> Iterator[UserError]:
@@ -88,35 +85,39 @@ def _misfits(spec: Spec, card: Card, where: str) -> Iterator[UserError]:
         try:
             general_card(name, f"{where}, key 'from'")
         except UserError as problem:
-            yield from split(problem)
+            yield problem
 
 
-def check_schema(card: Card) -> list[Finding]:
-    """The answer schema, before anything is built, trained or asked by it."""
-    try:
-        card_validator(card)
-    except UserError as problem:
-        return as_errors("tell-answer-schema", problem)
-    return []
+def check_schema(checked: Checked) -> None:
+    """The answer schema can be applied: before anything is built, trained or asked by it."""
+    if checked.spec is not None:
+        card_validator(load_card(checked.spec.card))
 
 
-def check_patterns(card: Card, responses: Sequence[str]) -> list[Finding]:
-    """Patterns of the answer schema that take too long on an answer of the training rows."""
+def check_patterns(checked: Checked) -> None:
+    """The patterns of the answer schema are done with each answer of the training rows in time."""
+    task = checked.mixture.task if checked.mixture is not None else None
+    if task is not None and not checked.found("tell-answer-schema"):
+        try_patterns(task.card, task.responses)
+
+
+def try_patterns(card: Card, responses: Sequence[str]) -> None:
+    """Raise UserError for a pattern of the answer schema that takes too long on an answer."""
     validator = card_validator(card)
     if validator is None:
-        return []
+        return
     for response in responses:
         try:
             list(validator.iter_errors(json.loads(response)))
-        except UserError as problem:
-            return as_errors("tell-pattern-slow", problem)
         except (ValueError, RecursionError):  # no JSON: what `new` and the scorers tell
             continue
-    return []
 
 
-def check_files(spec: Spec) -> list[Finding]:
-    """Files of the mixture that are not on this machine, each with the command that gets it."""
+def check_files(checked: Checked) -> None:
+    """The files of the mixture are on this machine; each error names the command that gets one."""
+    spec = checked.spec
+    if spec is None:
+        return
     card = load_card(spec.card)
     amount, names = spec.general_of(card)
     needed = [(card, spec.split)] if card.kind == GENERAL or spec.task != NONE else []
@@ -134,11 +135,12 @@ def check_files(spec: Spec) -> list[Finding]:
         counter_for(spec, [spec.task, amount], [card, *sources])
     except UserError as problem:
         problems.append(problem)
-    return [finding for problem in problems for finding in as_errors("tell-data-missing", problem)]
+    raise_all(problems)
 
 
-def check_uses(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+def check_uses(checked: Checked) -> Iterator[Finding]:
     """Settings of ms-swift that do not go with the mixture, or with its loss."""
+    recipe, settings = checked.recipe, checked.settings
     if not any(is_tell(str(entry)) for entry in as_list(recipe.values.get("dataset"))):
         return
     try:
@@ -177,8 +179,9 @@ def _check_held_rows(recipe: Recipe, spec: Spec) -> Iterator[Finding]:
         )
 
 
-def check_keeping(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+def check_keeping(checked: Checked) -> Iterator[Finding]:
     """Settings under which a row may be lost or cut without an error."""
+    recipe, settings = checked.recipe, checked.settings
     if not settings.flag("strict"):
         yield warning(
             "tell-strict",
@@ -203,8 +206,9 @@ def check_keeping(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
         )
 
 
-def check_plugin(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+def check_plugin(checked: Checked) -> Iterator[Finding]:
     """Without the plugin, `tell/...` would be looked up on a hub; others of its name come later."""
+    recipe = checked.recipe
     where, ours = recipe.where("external_plugins"), "tell_plugins/register.py"
     plugins = [str(part) for part in as_list(recipe.values.get("external_plugins"))]
     found = [(paths.PROJECT / part).resolve() == paths.PLUGIN for part in plugins]
@@ -229,8 +233,9 @@ def check_plugin(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
             )
 
 
-def check_validation(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+def check_validation(checked: Checked) -> Iterator[Finding]:
     """TELL strings under `val_dataset`."""
+    recipe = checked.recipe
     where = recipe.where("val_dataset")
     for entry in map(str, as_list(recipe.values.get("val_dataset"))):
         if not is_tell(entry):

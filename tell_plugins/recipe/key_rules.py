@@ -10,6 +10,7 @@ from typing import Any
 from tell_plugins.bridge import mixed_use
 from tell_plugins.core.errors import nearest
 from tell_plugins.core.shown import secret_keys
+from tell_plugins.recipe.checked import Checked
 from tell_plugins.recipe.findings import Finding, error, warning
 from tell_plugins.recipe.recipes import (
     PATH_KEYS,
@@ -18,7 +19,7 @@ from tell_plugins.recipe.recipes import (
     as_json,
     as_list,
 )
-from tell_plugins.recipe.settings import FALSE, TRUE, Settings
+from tell_plugins.recipe.settings import FALSE, TRUE
 from tell_plugins.recipe.swift_keys import SwiftKeys
 
 # names of earlier releases (ms-swift 1 to 3), for which no nearest match would be right
@@ -59,8 +60,9 @@ _RANGES = {
 }
 
 
-def check_keys(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+def check_keys(checked: Checked) -> Iterator[Finding]:
     """Keys that the installed ms-swift does not know by their exact name."""
+    recipe, settings = checked.recipe, checked.settings
     swift = settings.keys
     for key in recipe.values:
         if key not in swift.keys and not (key == "ENV" and swift.takes_yaml_first):
@@ -105,8 +107,9 @@ def _unknown_key(recipe: Recipe, key: str, swift: SwiftKeys) -> Finding:
     return error("tell-key-unknown", found, recipe.where(key), remedy)
 
 
-def check_values(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+def check_values(checked: Checked) -> Iterator[Finding]:
     """Values that ms-swift would read as something else, or not at all."""
+    recipe, settings = checked.recipe, checked.settings
     swift = settings.keys
     for key, value in recipe.values.items():
         if key not in swift.keys:
@@ -141,8 +144,9 @@ def check_values(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
             yield finding
 
 
-def check_texts(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+def check_texts(checked: Checked) -> Iterator[Finding]:
     """Values that `swift sft` by itself would read otherwise than they are written."""
+    recipe, settings = checked.recipe, checked.settings
     for key, written in recipe.written.items():
         value, kind = recipe.get(key), settings.keys.keys.get(key, {}).get("type")
         is_same = str(value) == written if kind == "str" else not isinstance(value, str)
@@ -160,8 +164,9 @@ def _is_octal(written: str) -> bool:
     return len(written) > 1 and written.lstrip("+-")[:1] == "0" and written.strip("+-").isdigit()
 
 
-def check_variables(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+def check_variables(checked: Checked) -> Iterator[Finding]:
     """`$HOME` and the like: ms-swift asks no shell what they stand for."""
+    recipe = checked.recipe
     for key, value in recipe.values.items():
         for part in map(str, as_list(value)):
             found = re.search(r"\$\w+|\$\{[^}]*\}" if key in PATH_KEYS else r"\$\{[^}]*\}", part)

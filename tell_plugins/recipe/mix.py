@@ -7,12 +7,12 @@ from pathlib import Path
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.errors import UserError, raise_all
+from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import ANCHOR, MANIFEST, Mixture, build_mixture
+from tell_plugins.core.schemas import card_validator
 from tell_plugins.core.spec import weighting
 from tell_plugins.recipe.check_report import source_lines
-from tell_plugins.recipe.data_rules import check_dataset, check_patterns, check_schema
-from tell_plugins.recipe.findings import errors_of
+from tell_plugins.recipe.data_rules import read_dataset, try_patterns
 from tell_plugins.recipe.recipes import load_recipe
 
 ROWS = "train.jsonl"
@@ -37,14 +37,12 @@ def run(args: argparse.Namespace) -> int:
             allowed="--out, --dataset",
             remedy="remove it; `./run.sh train` takes ms-swift's flags",
         )
-    spec, findings = check_dataset(recipe)
-    raise_all(errors_of(findings))
-    assert spec is not None  # no error, so it was parsed
+    spec = read_dataset(recipe)
     card = load_card(spec.card)
-    raise_all(errors_of(check_schema(card)))
-    mixture = build_mixture(spec)
+    card_validator(card)
+    mixture = build_mixture(spec, card)
     if mixture.task is not None:
-        raise_all(errors_of(check_patterns(card, mixture.task.responses)))
+        try_patterns(card, mixture.task.responses)
     folder = paths.PROJECT / "output" / recipe.name / "mix"
     if args.out:
         folder = paths.make_folder(paths.user_target(args.out), "--out")

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from tell_plugins.core import paths
-from tell_plugins.core.mixture import GENERAL, Drawn, Mixture
+from tell_plugins.core.mixture import GENERAL, Drawn, build_mixture
 from tell_plugins.core.sources import TaskRows
 from tell_plugins.core.text import KNOWN, any_of, found_in
+from tell_plugins.recipe.checked import Checked
 from tell_plugins.recipe.findings import Finding, error, warning
-from tell_plugins.recipe.lengths import Counted, own_tokenizer
-from tell_plugins.recipe.schedule import Plan
+from tell_plugins.recipe.lengths import Counted, count, max_length, own_tokenizer
 from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.shapes import readable_shape
 from tell_plugins.recipe.tables import count_of
@@ -36,8 +36,12 @@ _TASK, _GENERAL = "tell-control-task", "tell-control-general"
 _SHOWN = 5
 
 
-def check_sources(mixture: Mixture, where: str) -> Iterator[Finding]:
-    """Rows that stand twice, cannot be read, or are held-out queries."""
+def check_mixture(checked: Checked) -> Iterator[Finding]:
+    """Build the mixture; rows of it that stand twice, cannot be read, or are held-out queries."""
+    if checked.spec is None or checked.found("tell-data-missing"):
+        return
+    mixture, where = build_mixture(checked.spec), checked.recipe.where("dataset")
+    checked.mixture = mixture
     for source in mixture.sources:
         if source.duplicates:
             yield warning(
@@ -78,9 +82,12 @@ def _malformed(source: Drawn) -> Finding:
     )
 
 
-def check_control_tokens(mixture: Mixture, model: str) -> Iterator[Finding]:
+def check_control_tokens(checked: Checked) -> Iterator[Finding]:
     """Errors for task rows, warnings for general rows; the known tokens where the model is away."""
-    own = own_tokens(model)
+    mixture, model = checked.mixture, checked.settings.text("model")
+    if mixture is None:
+        return
+    own = checked.own_tokens = _own_tokens(model)
     if mixture.task is not None:
         used = sorted(mixture.sources[0].used.tolist())
         yield from _task_findings(mixture.task, used, own)
@@ -113,7 +120,7 @@ def check_control_tokens(mixture: Mixture, model: str) -> Iterator[Finding]:
             yield warning(_GENERAL, text, where, "mend or remove them")
 
 
-def own_tokens(model: str) -> list[str] | None:
+def _own_tokens(model: str) -> list[str] | None:
     """The control tokens of a model on this machine, None where its tokenizer is not at hand."""
     counter = own_tokenizer(model)
     if counter is None:
@@ -159,20 +166,23 @@ def _remedy(found: Sequence[tuple[int, str]]) -> str:
     return f"write them otherwise, such as with a blank inside{html}"
 
 
-def check_shares(task: int, general: int, where: str) -> Iterator[Finding]:
+def check_shares(checked: Checked) -> Iterator[Finding]:
     """More task entries than general ones; none at all is plain SFT, which is meant."""
+    if checked.spec is None or checked.spec.kl or checked.entries is None:  # fewer hold than teach
+        return
+    task, general = checked.entries
     if 0 < general < task:
         yield warning(
             "tell-general-few",
             f"{task:,} task rows among {general:,} general rows: the task is the larger part",
-            where,
+            checked.recipe.where("dataset"),
             "more general rows (general=40x is forty a task row), or general=0 for plain SFT",
         )
 
 
-def check_anchor(mixture: Mixture) -> Iterator[Finding]:
+def check_anchor(checked: Checked) -> Iterator[Finding]:
     """Answers that the anchor names and no row gives."""
-    task = mixture.task
+    task = checked.mixture.task if checked.mixture is not None else None
     if task is None or not task.anchor.text:
         return
     known = _answers(task.responses)
@@ -237,46 +247,21 @@ def _named(anchor: str, *, quoted_only: bool) -> list[str]:
     return found
 
 
-def check_exposure(weight: float, task: int, where: str) -> Iterator[Finding]:
-    """Task rows that only meet learning rates next to 0."""
-    if task and weight < 0.005:
-        yield warning(
-            "tell-exposure-zero",
-            f"exposure 0.00: the {task:,} task rows stand in steps of learning rate 0, so the run "
-            "does not learn the task",
-            where,
-            "order=shuffle or order=even, fewer warm-up steps, or more epochs",
-        )
-
-
-def check_unseen(plan: Plan, mixture: Mixture | None, task: int, where: str) -> Iterator[Finding]:
-    """Rows that no step holds, `task` of them of task data: ms-swift says nothing about them."""
-    unseen = plan.entries - plan.seen
-    if mixture is not None and mixture.spec.repeat > 1:  # copies may train elsewhere
-        unseen, task = _whole_rows_lost(mixture, plan.seen)
-    if not unseen:
+def check_lengths(checked: Checked) -> Iterator[Finding]:
+    """Count the rows; those over `max_length`, by the model's own tokenizer where it is here."""
+    settings, mixture = checked.settings, checked.mixture
+    limit = checked.limit = max_length(settings)
+    if mixture is None or (limit is not None and limit < 1):
         return
-    reason = "dataloader_drop_last is true"
-    if plan.seen < plan.served:
-        reason = f"{plan.steps} steps end before the mixture does"
-    elif plan.training.world > 1:
-        reason = f"{plan.training.world} processes each get the same number of rows"
-    text = f"{count_of(unseen, 'row')} never trained on, {task} of task data: {reason}"
-    tell = error if task else warning
-    yield tell("tell-rows-unseen", text, where, "more steps, or amounts that fit")
+    found = (mixture.counter, own_tokenizer(settings.text("model")))
+    counters = {counter.sha256: counter for counter in found if counter is not None}
+    checked.counted = [count(mixture, counter, settings, limit) for counter in counters.values()]
+    if limit is not None:
+        yield from _over(checked.counted, settings, limit)
 
 
-def _whole_rows_lost(mixture: Mixture, seen: int) -> tuple[int, int]:
-    """How many rows have no copy among the first `seen` entries: of all rows, of task rows."""
-    task = mixture.is_task.tolist()
-    entries = mixture.order
-    rows = list(zip(task, mixture.origin[entries], mixture.row[entries], strict=True))
-    lost = set(rows[seen:]) - set(rows[:seen])
-    return len(lost), sum(is_task for is_task, *_ in lost)
-
-
-def check_lengths(counts: Sequence[Counted], settings: Settings, limit: int) -> Iterator[Finding]:
-    """Rows over `max_length`, by the model's own tokenizer where it is here, else by any."""
+def _over(counts: Sequence[Counted], settings: Settings, limit: int) -> Iterator[Finding]:
+    """Rows over the limit, by the model's own tokenizer where it is here, else by any."""
     shape = readable_shape(settings.text("model"))
     positions = shape.positions if shape is not None and shape.positions else math.inf
     cut = settings.text("truncation_strategy") in ("left", "right")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import nearest
+from tell_plugins.recipe.checked import Checked
 from tell_plugins.recipe.findings import Finding, error, warning
 from tell_plugins.recipe.models import is_embedded, may_be_hub_id, model_folder
 from tell_plugins.recipe.recipes import Recipe, as_list
@@ -23,8 +24,9 @@ _HIGH_RATE = 5e-3  # beyond what LoRA runs use; a lost minus sign or power is li
 _SLOW = 2e9  # parameters; beyond, a step on a CPU takes minutes
 
 
-def check_model(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+def check_model(checked: Checked) -> Iterator[Finding]:
     """A model is named, and a folder that is named holds one."""
+    recipe = checked.recipe
     if not recipe.values.get("model"):
         yield error(
             "tell-model-missing",
@@ -55,14 +57,15 @@ def check_model(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
         )
 
 
-def check_targets(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+def check_targets(checked: Checked) -> Iterator[Finding]:
     """`target_modules` that the model does not have."""
+    recipe, settings = checked.recipe, checked.settings
     shape = shape_of(settings.text("model"))
     names = settings.names("target_modules")
     if settings.given("target_regex") or not names:
         return
     if shape is None:
-        yield from foreign_layers(recipe, settings, names)
+        yield from _foreign_layers(recipe, settings, names)
         return
     known = [*shape.modules, "all-linear", "all-embedding", "lm_head", "embed_tokens"]
     for name in names:
@@ -77,8 +80,9 @@ def check_targets(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
             )
 
 
-def check_near_misses(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+def check_near_misses(checked: Checked) -> Iterator[Finding]:
     """Settings that work, but hardly as meant."""
+    recipe, settings = checked.recipe, checked.settings
     rate = settings.number("learning_rate", 1e-4)
     if rate > _HIGH_RATE:
         yield warning(
@@ -97,8 +101,9 @@ def check_near_misses(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
     yield from _check_folder(recipe, settings)
 
 
-def check_resumed(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+def check_resumed(checked: Checked) -> Iterator[Finding]:
     """A checkpoint to resume from that is not there, where ms-swift has a traceback."""
+    recipe, settings = checked.recipe, checked.settings
     named = settings.text("resume_from_checkpoint")
     if named and not (paths.PROJECT / paths.expanded(named) / "trainer_state.json").is_file():
         yield error(
@@ -131,8 +136,9 @@ def _check_folder(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
         )
 
 
-def check_kind(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+def check_kind(checked: Checked) -> Iterator[Finding]:
     """`model_type` against the model, and whether ms-swift can tell the type without it."""
+    recipe, settings = checked.recipe, checked.settings
     table = settings.keys.models
     model, given = settings.text("model"), settings.text("model_type")
     if _registers_more(recipe) or not table.types or not model or is_embedded(model):
@@ -187,8 +193,9 @@ def _untold(
     )
 
 
-def check_template(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+def check_template(checked: Checked) -> Iterator[Finding]:
     """`template` against ms-swift's table and against the model's own."""
+    recipe, settings = checked.recipe, checked.settings
     table = settings.keys.models
     model, given = settings.text("model"), settings.text("template")
     if _registers_more(recipe) or not table.types or not model:
@@ -225,7 +232,7 @@ def check_template(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
         )
 
 
-def foreign_layers(recipe: Recipe, settings: Settings, names: Sequence[str]) -> Iterator[Finding]:
+def _foreign_layers(recipe: Recipe, settings: Settings, names: Sequence[str]) -> Iterator[Finding]:
     """Layers that models of other kinds have and this one has not, by ms-swift's table."""
     table = settings.keys.models
     known = table.known(settings.text("model"))
@@ -243,8 +250,9 @@ def foreign_layers(recipe: Recipe, settings: Settings, names: Sequence[str]) -> 
             )
 
 
-def check_cpu(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+def check_cpu(checked: Checked) -> Iterator[Finding]:
     """A model too large for `use_cpu`."""
+    recipe, settings = checked.recipe, checked.settings
     model = settings.text("model")
     shape = readable_shape(model)
     size = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)[bB](?![a-zA-Z])", model.rpartition("/")[2])
@@ -259,8 +267,9 @@ def check_cpu(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
         )
 
 
-def check_positions(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
+def check_positions(checked: Checked) -> Iterator[Finding]:
     """A `max_length` beyond what the model was trained for."""
+    recipe, settings = checked.recipe, checked.settings
     shape = readable_shape(settings.text("model"))
     limit = settings.number("max_length")
     if shape is None or not shape.positions or settings.given("rope_scaling"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import read_json
+from tell_plugins.core.state_files import read_json
 from tell_plugins.recipe.models import model_folder
 
 _MODELS = Path(__file__).with_name("models.json")

@@ -20,7 +20,7 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError
-from tell_plugins.core.files import Shape, cached_json, read_text
+from tell_plugins.core.state_files import Shape, cached_json, read_text
 
 _MODULE = "tell_plugins.bridge.keys"
 _MADE_BY = ("ms-swift", "transformers", "trl", "peft")

@@ -21,7 +21,8 @@ from tell_plugins.bridge import swift_cli
 from tell_plugins.bridge.embedded_model import is_ready, prepare_model
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.recipe.check import Checked, inspect
+from tell_plugins.recipe.check import inspect
+from tell_plugins.recipe.checked import Checked
 from tell_plugins.recipe.findings import errors_of
 from tell_plugins.recipe.models import is_embedded, model_folder, need_model
 from tell_plugins.recipe.recipes import Recipe, checkpoints, load_recipe
@@ -112,9 +113,8 @@ def _what_now(checked: Checked) -> list[str]:
     """The run in a few lines, in place of ms-swift's log."""
     recipe = checked.recipe
     lines = [f"training {recipe.dataset_text} on {recipe.get('model')}"]
-    if checked.plan is not None and checked.mixture is not None:
-        task = int(checked.mixture.is_task.sum())
-        general = len(checked.mixture) - task
+    if checked.plan is not None and checked.entries is not None:
+        task, general = checked.entries
         lines.append(
             f"  {task:,} task rows, {general:,} general rows, {checked.plan.steps:,} steps"
         )

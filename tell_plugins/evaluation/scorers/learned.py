@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import MachineError, UserError, unknown
-from tell_plugins.core.files import Shape, cached_json, write_json
 from tell_plugins.core.progress import track
+from tell_plugins.core.state_files import Shape, cached_json, write_json
 from tell_plugins.evaluation.answers import Scored
 from tell_plugins.evaluation.judged import Judged, mean, ratio
 from tell_plugins.evaluation.scorers.translation import UNITS, documents, one_line, pairs

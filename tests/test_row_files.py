@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tell_plugins.core import records as jsonrows
+from tell_plugins.core import json_rows
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.records import Record
-from tell_plugins.core.rowfiles import FORMATS, read_records, table_notes
+from tell_plugins.core.row_files import FORMATS, read_records
+from tell_plugins.core.table_rows import table_notes
 
 ROWS = [{"q": "one", "r": "1"}, {"q": 'zwei, "quoted"\nnext line', "r": "þ 😀"}]
 
@@ -175,11 +176,11 @@ def test_a_json_array_read_in_pieces_of_any_size(
         for _ in range(40)
     ]
     path = _file(tmp_path, "a.json", json.dumps([*rows, 12345, "end"], indent=2))
-    monkeypatch.setattr(jsonrows, "_CHUNK", 1 << 30)
+    monkeypatch.setattr(json_rows, "_CHUNK", 1 << 30)
     whole = list(read_records(path))
     assert [record.value for record in whole] == [*rows, 12345, "end"]
     for size in (1, 2, 3, 7, 64, 1000):
-        monkeypatch.setattr(jsonrows, "_CHUNK", size)
+        monkeypatch.setattr(json_rows, "_CHUNK", size)
         assert list(read_records(path)) == whole
 
 

@@ -1,4 +1,4 @@
-"""JSON and JSON lines that this project writes itself, read back with their shape checked.
+"""JSON and JSON lines that this project, or the trainer, wrote: read back, their shape checked.
 
 A shape is a pydantic type; of an object, a `Shape` that names the keys that must be there. Files
 may be compressed: `answers.jsonl` is also found as `answers.jsonl.xz` or `.gz`. What does not fit
@@ -15,12 +15,13 @@ import zlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.json_values import parse_json
 
 _OPENERS: dict[str, Any] = {"": open, ".xz": lzma.open, ".gz": gzip.open}
 
@@ -83,19 +84,6 @@ def _plain(name: str) -> str:
 Name = Annotated[str, AfterValidator(_plain)]  # of a file or folder, and of nothing above it
 
 
-def parse_json(text: str | bytes, *, foreign: bool = False) -> Any:
-    """The value of a JSON text. Raises ValueError also for too many levels, and for NaN and its
-    like where the file is not a `foreign` one: the trainer's files may hold them."""
-    try:
-        return json.loads(text, parse_constant=float if foreign else _no_constant)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
-
-
 def read_json(path: Path, shape: Any, remedy: str, *, foreign: bool = False) -> Any:
     """The JSON of a file; None when it is missing. `foreign`: another program wrote it.
 
@@ -118,7 +106,7 @@ def read_json_lines(path: Path, shape: Any, remedy: str, *, foreign: bool = Fals
     for number, line in enumerate(lines, 1):
         if foreign or number == len(lines):
             try:
-                parse_json(line, foreign=foreign)
+                parse_json(line, nan=foreign)
             except ValueError:
                 continue
         found.append(_value(line, shape, f"{where}, line {number}", remedy, foreign))
@@ -164,7 +152,7 @@ def _where(path: Path) -> str:
 
 def _value(text: str, shape: Any, where: str, remedy: str, foreign: bool) -> Any:
     try:
-        value = parse_json(text, foreign=foreign)
+        value = parse_json(text, nan=foreign)
     except json.JSONDecodeError as error:
         if "\n" in text.strip():
             where = f"{where}, line {error.lineno}"

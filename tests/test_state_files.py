@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.files import Name, Shape, cached_json, read_json, read_json_lines, write_json
+from tell_plugins.core.state_files import (
+    Name,
+    Shape,
+    cached_json,
+    read_json,
+    read_json_lines,
+    write_json,
+)
 
 REMEDY = "remove the file: it is made again"
 

@@ -1,0 +1,185 @@
+"""What is known of a run before it runs: rules fill it, and both reports show it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from tell_plugins.core import paths
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.mixture import GENERAL, Mixture
+from tell_plugins.core.spec import Amount, Spec
+from tell_plugins.recipe.findings import Finding, errors_of
+from tell_plugins.recipe.lengths import Counted
+from tell_plugins.recipe.recipes import Recipe
+from tell_plugins.recipe.schedule import Exposure, Plan
+from tell_plugins.recipe.settings import Settings
+
+PARTS = ("settings", "data", "held_out_rows", "control_tokens", "schedule", "lengths")
+
+
+@dataclass
+class Checked:
+    """Everything that is known about a run before it runs; what is not known is None.
+
+    Attributes:
+        spec: the dataset string, where it is good.
+        counted: the rows by each tokenizer, the counting one first.
+        limit: of a row's tokens.
+        own_tokens: the model's control tokens.
+    """
+
+    recipe: Recipe
+    settings: Settings
+    spec: Spec | None = None
+    mixture: Mixture | None = None
+    plan: Plan | None = None
+    exposure: Exposure | None = None
+    counted: list[Counted] = field(default_factory=list)
+    limit: int | None = None
+    own_tokens: list[str] | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def path(self) -> str:
+        return paths.shown(self.recipe.path)
+
+    @property
+    def code(self) -> int:
+        """The exit code: 0 good, 1 errors."""
+        return int(bool(errors_of(self.findings)))
+
+    def found(self, rule: str) -> bool:
+        """Whether a rule of this id has found something."""
+        return any(finding.rule == rule for finding in self.findings)
+
+    @property
+    def entries(self) -> tuple[int, int] | None:
+        """(task, general) entries of an epoch, by the mixture, else by the dataset string alone."""
+        if self.mixture is not None:
+            task = int(self.mixture.is_task.sum())
+            return task, len(self.mixture) - task
+        return None if self.spec is None else planned_entries(self.spec)
+
+    @property
+    def is_task(self) -> npt.NDArray[np.bool_] | None:
+        """(entries,) in training order: which are task rows; None when that takes the files."""
+        if self.mixture is not None:
+            return self.mixture.is_task
+        if self.entries is None or all(self.entries):
+            return None
+        return np.full(sum(self.entries), self.entries[0] > 0)
+
+    @property
+    def best_count(self) -> Counted | None:
+        """The rows by the model's own tokenizer, else by the one at hand."""
+        return min(self.counted, key=lambda counted: not counted.own, default=None)
+
+    @property
+    def not_checked(self) -> dict[str, str]:
+        """The parts that could not be looked at, or not to the end, and why."""
+        unread = "the data was not read" if self.mixture is None else None
+        tokens = None
+        if self.own_tokens is None:
+            tokens = (
+                "the model's tokenizer is not on this machine: only known tokens were looked for"
+            )
+        steps = None
+        if self.plan is None:
+            steps = "the number of rows or the learning rates of the steps are not known"
+        reasons = {
+            "settings": self._why_not_installed(),
+            "data": self._why_no_data(),
+            "held_out_rows": unread or self._why_not_compared(),
+            "control_tokens": unread or tokens,
+            "schedule": steps,
+            "lengths": unread or self._why_not_counted(),
+        }
+        return {part: why for part, why in reasons.items() if why}
+
+    def _why_not_installed(self) -> str | None:
+        keys = self.settings.keys
+        if keys.installed:
+            return None
+        return (
+            "ms-swift is not installed: keys, models and templates were compared with a table of "
+            f"those of {keys.version}"
+        )
+
+    def _why_no_data(self) -> str | None:
+        if self.mixture is not None:
+            return None
+        if self.spec is None:
+            return "the dataset string is not good"
+        if self.found("tell-data-missing"):
+            return "files of the mixture are not on this machine"
+        return "the mixture cannot be built"
+
+    def _why_not_compared(self) -> str | None:
+        if self.mixture is None or self.mixture.card.kind == GENERAL:
+            return "a general card has no held-out rows"
+        checked = self.mixture.overlap_checked
+        return None if checked else "not all held-out rows are on this machine"
+
+    def _why_not_counted(self) -> str | None:
+        if not self.counted:
+            return "no tokenizer is on this machine, or the recipe's max_length cannot be used"
+        if self.limit is None:
+            return "max_length is not named, and the model's context is not known here"
+        if not any(counted.exact for counted in self.counted):
+            return "the model's tokenizer is not on this machine: another one counted"
+        return None
+
+
+@dataclass(frozen=True)
+class Unjudged:
+    """A recipe of which nothing could be looked at, and why."""
+
+    path: str
+    why: str
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def code(self) -> int:
+        """The exit code: 1 where the recipe is wrong, 2 where the machine cannot judge it."""
+        return 1 if self.findings else 2
+
+    @property
+    def not_checked(self) -> dict[str, str]:
+        return dict.fromkeys(PARTS, self.why)
+
+
+Rule = Callable[[Checked], "Iterable[Finding] | None"]  # its UserError is a finding, too
+
+
+def planned_entries(spec: Spec) -> tuple[int, int] | None:
+    """(task, general) entries that a string asks for, as far as it says so without the files.
+
+    `all` counts what the card says its official file holds; token amounts say nothing.
+    """
+    card = load_card(spec.card)
+    rows = _rows(spec.task, card.split(spec.split).rows)
+    if rows is None:
+        return None
+    if card.kind == GENERAL:
+        return 0, rows
+    amount, names = spec.general_of(card)
+    task = rows * spec.repeat
+    if not names:
+        return task, 0
+    if amount.unit == "x":
+        return task, round(amount.number * task)
+    if amount.unit == "all":
+        counts = [load_card(name).split("train").rows for name in names]
+        return None if None in counts else (task, sum(filter(None, counts)))
+    general = _rows(amount, None)
+    return None if general is None else (task, general)
+
+
+def _rows(amount: Amount, available: int | None) -> int | None:
+    if amount.unit == "all":
+        return available
+    return int(amount.number) if amount.unit == "rows" else None
