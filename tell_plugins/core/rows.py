@@ -2,9 +2,8 @@
 
 A file is read once: its rows are checked, hashed and written under the cache folder, named by the
 file's content. Texts lie one after the other in one data file; an index holds where each row lies.
-Memory grows with the index alone. What is converted is a copy whose hash is taken as it is made, so
-that a file that somebody rewrites meanwhile never leaves a part of its rows under the hash of the
-whole; and each cached file carries its own hash.
+Memory grows with the index alone. A file that somebody rewrites meanwhile is refused, so that a
+part of its rows never lies under the hash of the whole; and each cached file carries its own hash.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import mmap
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -28,7 +27,6 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import Columns
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import tracked
-from tell_plugins.core.records import Record
 from tell_plugins.core.row_files import read_records
 from tell_plugins.core.schemas import search
 from tell_plugins.core.state_files import SEAL, is_whole, seal
@@ -38,7 +36,6 @@ FORMAT = 5  # raised when the stored columns change their meaning, as comparison
 MAX_CHARS = 200_000  # one text; about 50,000 tokens, beyond any context this project trains
 LISTED = 1000  # malformed rows that are listed one by one
 _BATCH = 4096
-_TRIES = 3  # readings of a file that changes while it is read
 
 
 @dataclass(frozen=True)
@@ -108,17 +105,16 @@ def open_rows(path: Path, columns: Columns) -> Rows:
     Raises UserError when the file as a whole cannot be read, lacks the columns, or is being
     written.
     """
-    for _ in range(_TRIES):
-        sha256 = file_sha256(path)
-        folder = _folder(path, columns, sha256)
-        rows = _open(folder, path, sha256) or _make(folder, path, columns, sha256)
-        if rows is not None:
-            return rows
-    raise UserError(
-        "the file changes while it is read",
-        where=paths.shown(path),
-        remedy="wait until it is written, then call again",
-    )
+    version = _version(path)
+    sha256 = file_sha256(path)
+    folder = _folder(path, columns, sha256)
+    return _open(folder, path, sha256) or _make(folder, path, columns, sha256, version)
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    """What changes when somebody writes the file anew."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _folder(path: Path, columns: Columns, sha256: str) -> Path:
@@ -129,8 +125,10 @@ def _folder(path: Path, columns: Columns, sha256: str) -> Path:
     return paths.cache_dir() / "rows" / name
 
 
-def _make(folder: Path, path: Path, columns: Columns, sha256: str) -> Rows | None:
-    """Read the file into `folder`; None when its content is no longer the expected one."""
+def _make(
+    folder: Path, path: Path, columns: Columns, sha256: str, version: tuple[int, int, int]
+) -> Rows:
+    """Read the file into `folder`. Raises UserError when it is not of that version any more."""
     paths.make_folder(folder.parent)
     with FileLock(f"{folder}.lock"):  # a second process waits for the first instead of reading too
         rows = _open(folder, path, sha256)
@@ -138,18 +136,18 @@ def _make(folder: Path, path: Path, columns: Columns, sha256: str) -> Rows | Non
             return rows
         shutil.rmtree(folder, ignore_errors=True)  # it does not fit
         with paths.atomic_dir(folder) as temporary:
-            copy = temporary / "copy" / path.name
-            copy.parent.mkdir()
-            shutil.copyfile(path, copy)
-            if file_sha256(copy) != sha256:
-                return None
-            _convert(path, columns, temporary, copy)
-            shutil.rmtree(copy.parent)
+            _convert(path, columns, temporary)
+            if _version(path) != version:
+                raise UserError(
+                    "the file changes while it is read",
+                    where=paths.shown(path),
+                    remedy="wait until it is written, then call again",
+                )
         rows = _open(folder, path, sha256)
     if rows is None:
         raise MachineError(
-            f"{paths.shown(folder)}: what was written there cannot be read back\n"
-            "  remedy:  check the disk, or set $TELL_CACHE to another folder"
+            f"{paths.shown(folder)}: what was written there cannot be read back",
+            remedy="check the disk, or set $TELL_CACHE to another folder",
         )
     return rows
 
@@ -189,19 +187,8 @@ _FILES = _META, _INDEX, _TEXTS = "meta.json", "index.npy", "texts"
 _ENTRY = np.dtype([("id", "u1", 16), ("key", "<u8"), ("line", "<i8"), ("length", "<i8", 2)])
 
 
-def _records(path: Path, copy: Path) -> Iterator[Record]:
-    """The records of the copy; errors name the file itself."""
-    try:
-        yield from read_records(copy)
-    except UserError as error:
-        where = (error.where or "").replace(paths.shown(copy), paths.shown(path))
-        raise UserError(
-            error.found, where=where, allowed=error.allowed, remedy=error.remedy
-        ) from None
-
-
-def _convert(path: Path, columns: Columns, folder: Path, copy: Path) -> None:
-    """Write the rows of `copy`, made of `path`, into `folder`."""
+def _convert(path: Path, columns: Columns, folder: Path) -> None:
+    """Write the rows of a file into `folder`."""
     index: list[npt.NDArray[Any]] = []
     batch: list[tuple[int, str, str]] = []
     bad: list[BadRow] = []
@@ -222,7 +209,7 @@ def _convert(path: Path, columns: Columns, folder: Path, copy: Path) -> None:
         batch.clear()
 
     with (folder / _TEXTS).open("wb") as texts:
-        for record in tracked(_records(path, copy), f"reading {path.name}", "rows"):
+        for record in tracked(read_records(path), f"reading {path.name}", "rows"):
             problem = record.problem
             if problem is None:
                 row = extract(record.value, columns)
