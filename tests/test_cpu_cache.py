@@ -142,3 +142,13 @@ def test_training_keeps_the_copying_cache(plain: Any) -> None:
     more = model(input_ids=ROWS[:, 8:], past_key_values=out.past_key_values, labels=ROWS[:, 8:])
     more.loss.backward()
     assert not hasattr(out.past_key_values.layers[0], "_tell_keys")
+
+
+def test_the_head_reads_a_tensor_in_one_piece() -> None:
+    """A scattered one would be multiplied row by row, with a copy of the weights for each."""
+    model, seen = _llama(), []
+    expected = _answers(model)
+    cpu_cache.pack_before_head(model)
+    model.lm_head.register_forward_hook(lambda _, given, __: seen.append(given[0].is_contiguous()))
+    assert torch.equal(_answers(model), expected)
+    assert set(seen) == {True}

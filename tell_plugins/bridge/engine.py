@@ -18,7 +18,11 @@ from swift.infer_engine import InferRequest, RequestConfig, TransformersEngine
 from swift.tuners import Swift
 
 from tell_plugins.bridge.packing import Line, Row, fits, line_of
-from tell_plugins.bridge.patches import grow_in_place_on_cpu, share_heads_on_cpu
+from tell_plugins.bridge.patches import (
+    grow_in_place_on_cpu,
+    pack_before_head,
+    share_heads_on_cpu,
+)
 from tell_plugins.bridge.protocol import MODEL_KEYS, Decoding, History, Reply, conversation
 from tell_plugins.bridge.shared_prefix import share_prefix
 from tell_plugins.core import paths
@@ -136,6 +140,7 @@ class LocalEngine(SwiftEngine):
         share_heads_on_cpu()
         grow_in_place_on_cpu()
         self.model, processor = args.get_model_processor()
+        pack_before_head(self.model)
         template = args.get_template(processor)
         share_prefix(template)
         for name, folder in adapters.items():

@@ -106,6 +106,18 @@ def share_heads_on_cpu() -> None:
     patch(module, "use_gqa_in_sdpa", changed)
 
 
+def pack_before_head(model: Any) -> None:
+    """Let a model's head read the last position of each row from a tensor in one piece.
+
+    `generate` keeps one position of a whole batch, which lies scattered; for such a tensor torch
+    (2.13) multiplies row by row and copies the head's weights for each. For 64 rows of SmolLM2-135M
+    on a CPU that took 12 s, where the product itself takes 0.04 s: half the time of 64 answers.
+    """
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+
+
 def grow_in_place_on_cpu() -> None:
     """Let transformers' plain cache append in place, on a CPU without gradients.
 
