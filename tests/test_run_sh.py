@@ -42,6 +42,7 @@ esac
 # stands for .venv/bin/python: pip, tell_plugins, tests.run_all, benchmarks
 INNER = """#!/bin/sh
 echo "inner $*" >> "$LOG"
+echo "bytecode ${PYTHONDONTWRITEBYTECODE-on} ${PYTHONPYCACHEPREFIX-beside sources}" >> "$LOG"
 case "$1 $2 $3" in
   "-c "*) exit 0 ;;
   "-m pip config") printf '%s\\n' "$PIP_SETTINGS"; exit ;;
@@ -317,6 +318,14 @@ def test_it_works_from_any_folder_and_tells_which(ready: World, tmp_path: Path) 
     code, out, _ = ready.run("check", cwd=tmp_path / "elsewhere", CDPATH=str(tmp_path))
     assert code == 0
     assert out.splitlines()[-1] == f"caller {tmp_path / 'elsewhere'}"
+
+
+def test_compiled_modules_are_kept_where_python_was_told_to_write_none(ready: World) -> None:
+    """Else each start compiles torch, transformers and ms-swift again; none beside the sources."""
+    ready.run("check", PYTHONDONTWRITEBYTECODE="1")
+    assert ready.calls("bytecode") == [f"bytecode on {ready.root}/.venv/bytecode"]
+    ready.run("check")
+    assert ready.calls("bytecode")[1:] == ["bytecode on beside sources"]
 
 
 def test_two_first_calls_at_once_install_once(world: World) -> None:
