@@ -329,9 +329,11 @@ def test_pictures(collected: Path) -> None:
     names = {path.name for path in (collected / "pictures").iterdir()}
     assert names == {
         "controls_made_forest.png",
+        "controls_made_trade.png",
         "made_curve_forest.png",
         "controls_made_methods.png",
         "made_curve_curve.png",
+        "made_curve_trade.png",
     }
     for path in (collected / "pictures").iterdir():
         content = path.read_bytes()
@@ -390,7 +392,7 @@ def test_the_page_needs_no_script_and_fits_a_phone(page: _Page) -> None:
     viewport = [a for tag, a in page.tags if tag == "meta" and a.get("name") == "viewport"]
     assert viewport
     pictures = [a for tag, a in page.tags if tag == "img"]
-    assert len(pictures) == 4
+    assert len(pictures) == 6
     assert all(attributes.get("alt") for attributes in pictures)
 
 

@@ -112,6 +112,13 @@ def pictures(study: Study, found: Sequence[Group], judge: Judge) -> list[Picture
             "difference would not have been seen (80 % power). Hollow: no conclusion is drawn.",
             lambda: forest_figure(study, found, judge),
         ),
+        "trade": (
+            _trades(study, found),
+            f"{MAIN[study.metric].capitalize()} against what it cost the rest of the model; best "
+            f"is the upper left. Bars are 95 % intervals over {rows}, all seeds together; dashed: "
+            "the base model's own score.",
+            lambda: trade_figure(study, found),
+        ),
         "curve": (
             study.axis and any(not group.is_base for group in found),
             f"{MAIN[study.metric].capitalize()} and what happened elsewhere, along "
@@ -247,6 +254,52 @@ def _draw_difference(
     axis.hlines(place, value.low, value.high, color=colour, linewidth=1.6)
     face = axis.get_facecolor() if hollow else colour
     axis.plot(value.value, place, "o", color=colour, markerfacecolor=face, markersize=5)
+
+
+def _trades(study: Study, found: Sequence[Group]) -> list[str]:
+    """The costs that at least two trained methods have; none where the score is not a share."""
+    if study.metric in AS_SAVED:
+        return []
+    trained = [group for group in found if not group.is_base]
+    measured = {
+        cost: sum(_has(group.measures.elsewhere.get(cost)) for group in trained)
+        for cost in (_FOREIGN, KL)
+    }
+    return [cost for cost, methods in measured.items() if methods > 1]
+
+
+def trade_figure(study: Study, found: Sequence[Group]) -> Any:
+    """The score against each cost: a mark for each method, joined along the axis if any."""
+    costs, palette = _trades(study, found), colours(study, found)
+    figure, axes = _figure(study, len(costs), 4.6 * len(costs), 3.8, lines=True)
+    for axis, cost in zip(axes, costs, strict=True):
+        for series, colour in palette.items():
+            mine = [group for group in found if group.series == series]
+            _draw_trade(axis, study, [g for g in mine if not g.is_base], cost, colour)
+        for base in (group for group in found if group.is_base):
+            score = base.measures.main(study.metric)
+            if _has(score):
+                axis.axhline(_bar(score)[0], color=_GREY, linestyle="--", linewidth=1)
+        axis.axvline(0, color=_GREY, linewidth=1)
+        axis.set_xlabel(f"{cost}, nats a token")
+    axes[0].set_ylabel(MAIN[study.metric])
+    _percent(axes[0], "y")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=min(len(labels), 4))
+    return figure
+
+
+def _draw_trade(axis: Any, study: Study, series: Sequence[Group], cost: str, colour: str) -> None:
+    points = [
+        (_bar(price), _bar(score))
+        for group in series
+        if _has(price := group.measures.elsewhere.get(cost))
+        and _has(score := group.measures.main(study.metric))
+    ]
+    if points:
+        x, y = (list(zip(*side, strict=True)) for side in zip(*points, strict=True))
+        style = {"fmt": "o-", "color": colour, "capsize": 2, "linewidth": 1, "markersize": 5}
+        axis.errorbar(x[0], y[0], xerr=x[1:], yerr=y[1:], label=series[0].series, **style)
 
 
 def methods_figure(study: Study, found: Sequence[Group]) -> Any:

@@ -35,7 +35,7 @@ CORRECTIONS = "corrections.json"
 # what a study's files are called after its name, `fits`, `steps` and `training` by earlier
 # releases; others in the same folders are not the report's
 _TABLE_NAMES = ("methods", "comparisons", "efficiency", "fits", "published", "failures", "runs")
-_PICTURE_NAMES = ("forest", "curve", "methods", "steps", "training")
+_PICTURE_NAMES = ("forest", "trade", "curve", "methods", "steps", "training")
 _INTRO = (
     "Every number is counted from the saved answers that lie beside this page, and stands with "
     "its 95 % interval: k/n = share [low, high] (Wilson; several seeds' answers to one row count "
