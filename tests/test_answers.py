@@ -314,9 +314,9 @@ def test_sharing_heads_on_a_cpu_changes_nothing_but_the_speed(model: Path) -> No
     from transformers import AutoModelForCausalLM
     from transformers.integrations import sdpa_attention
 
-    from tell_plugins.bridge.patches import share_heads_on_cpu
+    from tell_plugins.bridge.cpu import share_heads
 
-    share_heads_on_cpu()
+    share_heads()
     shared = sdpa_attention.use_gqa_in_sdpa
     loaded = AutoModelForCausalLM.from_pretrained(model).eval()
     assert loaded.config.num_key_value_heads < loaded.config.num_attention_heads

@@ -497,11 +497,11 @@ def _slowness() -> float:
 
 
 def test_differences_name_the_paper_its_time_and_the_recipe(write: Write) -> None:
-    from tell_plugins.recipe.paper import differences
+    from tell_plugins.recipe.paper import departures
 
     path = write(learning_rate=1e-3, target_modules=["all-linear"], max_grad_norm=None, seed=7)
     settings = Settings(load_recipe(path), keys())
-    found = {d.key: d for d in differences(settings, None)}
+    found = {d.key: d for d in departures(settings, None)}
     assert set(found) == {
         "learning_rate",
         "target_modules",
@@ -511,7 +511,7 @@ def test_differences_name_the_paper_its_time_and_the_recipe(write: Write) -> Non
         "loss_type",
     }
     assert (found["loss_type"].of_its_time, found["loss_type"].recipe) == ("tell", "unset")
-    held = differences(settings, parse_spec(HELD))
+    held = departures(settings, parse_spec(HELD))
     assert [d.recipe for d in held if d.key == "dataset: kl"] == ["1"]
     assert (found["learning_rate"].paper, found["learning_rate"].recipe) == ("0.0001", "0.001")
     assert found["max_grad_norm"].of_its_time == "0.5"
@@ -535,11 +535,11 @@ def test_differences_name_the_paper_its_time_and_the_recipe(write: Write) -> Non
 def test_settings_that_override_the_papers_are_told(
     write: Write, key: str, value: Any, shown: tuple[str, str]
 ) -> None:
-    from tell_plugins.recipe.paper import NEUTRAL, differences
+    from tell_plugins.recipe.paper import NEUTRAL, departures
 
     def told(**changes: Any) -> dict[str, tuple[str | None, str]]:
         settings = Settings(load_recipe(write(**changes)), keys())
-        return {d.key: (d.of_its_time, d.recipe) for d in differences(settings, None)}
+        return {d.key: (d.of_its_time, d.recipe) for d in departures(settings, None)}
 
     assert told(**{key: value})[key] == shown
     neutral = {key: value for key, value in NEUTRAL.items() if value != "unset"}

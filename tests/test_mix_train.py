@@ -168,7 +168,7 @@ def test_flags_are_read_as_ms_swift_reads_them() -> None:
 
 def test_the_command_holds_each_key_once_with_the_flags_value(toy: Path) -> None:
     recipe = load_recipe(toy, ["--learning_rate", "0.5", "--lr_scheduler_kwargs", '{"a": 1}'])
-    command = train.command(recipe)
+    command = train.sft_command(recipe)
     assert command[1:4] == ["-m", "tell_plugins.bridge.swift_cli", "sft"]
     assert command.count("--learning_rate") == 1
     assert command[command.index("--learning_rate") + 1] == "0.5"
@@ -407,7 +407,7 @@ def test_a_signal_reaches_every_process_of_the_training(
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from tell_plugins.recipe import train\n"
         "from tell_plugins.recipe.recipes import load_recipe\n"
-        f"train.command = lambda recipe: [sys.executable, '-c', {parent!r}, {str(pids)!r}]\n"
+        f"train.sft_command = lambda recipe: [sys.executable, '-c', {parent!r}, {str(pids)!r}]\n"
         f"sys.exit(train.train(load_recipe({str(toy)!r})))\n"
     )
     process = subprocess.Popen(

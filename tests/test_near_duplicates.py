@@ -13,7 +13,7 @@ from tell_plugins.cli import main
 from tell_plugins.core.cards import Columns, load_card
 from tell_plugins.core.rows import Rows, open_rows, question_of
 from tell_plugins.core.sources import open_split, open_task
-from tell_plugins.preparation.overlap import EQUAL, NEAR, NONE, compare
+from tell_plugins.preparation.overlap import EQUAL, NEAR, NONE, matches_of
 from tests.conftest import MakeCard, write_rows
 
 QUERIES = [
@@ -49,7 +49,7 @@ def general(tmp_path: Path, queries: list[str]) -> Rows:
     ],
 )
 def test_kinds(tmp_path: Path, query: str, kind: int, held_out: int) -> None:
-    matches = compare(general(tmp_path, ["unrelated text", query]), QUERIES)
+    matches = matches_of(general(tmp_path, ["unrelated text", query]), QUERIES)
     assert (matches.kind[1], matches.query[1]) == (kind, held_out)
     assert (matches.kind[0], matches.query[0], matches.similarity[0]) == (NONE, -1, 0)
     if kind == EQUAL:
@@ -57,7 +57,7 @@ def test_kinds(tmp_path: Path, query: str, kind: int, held_out: int) -> None:
 
 
 def test_no_held_out_query(tmp_path: Path) -> None:
-    assert not compare(general(tmp_path, ["a", "b"]), []).kind.any()
+    assert not matches_of(general(tmp_path, ["a", "b"]), []).kind.any()
 
 
 # --- real data -----------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_a_few_changed_words_are_found(
     vocabulary = [word for query in queries for word in query.split()]
     long = [query for query in queries if len(query.split()) >= 6]
     rows = general(tmp_path, [changed(query, words, chance, vocabulary) for query in long])
-    found = compare(rows, queries).kind != NONE
+    found = matches_of(rows, queries).kind != NONE
     assert found.mean() >= least
 
 
@@ -101,7 +101,7 @@ def test_alpaca_rows_that_are_halueval_test_queries(real_home: Path) -> None:
     test = open_task(halu, "test")
     queries = [question_of(text, halu.question) for text in test.plain]
     rows = open_split(load_card("alpaca_en_demo"), "train")
-    matches = compare(rows, queries)
+    matches = matches_of(rows, queries)
     assert matches.count(EQUAL) == 28
     assert 1 <= matches.count(NEAR) <= 10
     assert np.array_equal(matches.kind == EQUAL, np.isin(rows.keys, test.question_keys))

@@ -23,7 +23,7 @@ from tell_plugins.recipe.check_report import tuning_of
 from tell_plugins.recipe.estimate import GIB, memory
 from tell_plugins.recipe.findings import errors_of
 from tell_plugins.recipe.lengths import worst_case
-from tell_plugins.recipe.paper import FIXED, OF_ITS_TIME, differences
+from tell_plugins.recipe.paper import FIXED, OF_ITS_TIME, departures
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.schedule import Training, plan
 from tell_plugins.recipe.settings import Settings
@@ -198,7 +198,7 @@ def test_the_default_of_its_time(path: Path, key: str) -> None:
 @every(PAPER)
 def test_only_named_things_differ_from_the_paper(path: Path) -> None:
     recipe = recipe_of(path)
-    found = {d.key: d for d in differences(Settings(recipe, keys()), recipe.spec)}
+    found = {d.key: d for d in departures(Settings(recipe, keys()), recipe.spec)}
     assert set(found) <= {"split_dataset_ratio", "max_length"}
     header = path.read_text().split("\n\n")[0].replace("\n#          ", " ")
     assert "no 1 % validation split" in header

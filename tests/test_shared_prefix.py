@@ -19,7 +19,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from tell_plugins.bridge.shared_prefix import share_prefix
+from tell_plugins.bridge.cpu import share_prefix
 from tests.random_models import SMALL, random_model
 
 KINDS = {

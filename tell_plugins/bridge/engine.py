@@ -17,14 +17,9 @@ from swift.arguments import BaseArguments
 from swift.infer_engine import InferRequest, RequestConfig, TransformersEngine
 from swift.tuners import Swift
 
+from tell_plugins.bridge import cpu
 from tell_plugins.bridge.packing import Line, Row, fits, line_of
-from tell_plugins.bridge.patches import (
-    grow_in_place_on_cpu,
-    pack_before_head,
-    share_heads_on_cpu,
-)
 from tell_plugins.bridge.protocol import MODEL_KEYS, Decoding, History, Reply, conversation
-from tell_plugins.bridge.shared_prefix import share_prefix
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 
@@ -137,12 +132,12 @@ class LocalEngine(SwiftEngine):
         self, values: Mapping[str, Any], adapters: Mapping[str, Path], *, batch_size: int
     ) -> None:
         args = model_arguments(values)
-        share_heads_on_cpu()
-        grow_in_place_on_cpu()
+        cpu.share_heads()
+        cpu.grow_in_place()
         self.model, processor = args.get_model_processor()
-        pack_before_head(self.model)
+        cpu.pack_before_head(self.model)
         template = args.get_template(processor)
-        share_prefix(template)
+        cpu.share_prefix(template)
         for name, folder in adapters.items():
             self.model = _with_adapter(self.model, _peft_name(name), folder)
         self._peft = bool(adapters)

@@ -51,7 +51,7 @@ class TellLoader(DatasetLoader):
             )
         self._spec = parse_spec(text)
         self._mixture = build_mixture(self._spec)
-        logger.info(f"TELL mixture {self._spec}: {describe(self._mixture)}")
+        logger.info(f"TELL mixture {self._spec}: {_described(self._mixture)}")
         return load_mixture(self._mixture)
 
     def post_process(self, train_dataset: Any, **kwargs: Any) -> Any:
@@ -63,7 +63,7 @@ class TellLoader(DatasetLoader):
         return super().post_process(train_dataset, **kwargs)
 
 
-def describe(mixture: Mixture) -> str:
+def _described(mixture: Mixture) -> str:
     """One line: rows by source, and the hash."""
     parts = [
         f"{len(source.used) * source.repeat} {source.role} rows of {source.card.name}"

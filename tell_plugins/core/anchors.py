@@ -77,12 +77,7 @@ def resolve_anchor(card: Card, choice: str, inline: str) -> Anchor:
 
 def _read(card: Card, name: str) -> str:
     path = card.file(name)
-    try:
-        text = path.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"not UTF-8 (byte {error.start})", where=paths.shown(path), remedy="save it as UTF-8"
-        ) from None
+    text = paths.read_user_text(path).strip()
     if not text:
         raise UserError("the anchor is empty", where=paths.shown(path), remedy="write its text")
     return text

@@ -254,6 +254,19 @@ def room_for(path: Path) -> Iterator[None]:
         ) from None
 
 
+def read_user_text(path: Path) -> str:
+    """The text of a file that a user wrote. Raises UserError where it cannot be read as UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"not UTF-8 (byte {error.start})", where=shown(path), remedy="save it as UTF-8"
+        ) from None
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UserError(why, where=shown(path), remedy="name a file that can be read") from None
+
+
 def write_text(target: Path, text: str) -> None:
     """Write `text` to `target` in one piece (UTF-8)."""
     with atomic_path(target) as temporary:

@@ -5,7 +5,6 @@ References stay inside the file; matching a pattern to a text may take at most a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import regex
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.json_values import parse_json
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
@@ -43,9 +43,7 @@ def read_schema(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no file '{path}'", where="answer schema", remedy="correct the path")
     try:
-        schema = json.loads(path.read_text(encoding="utf-8-sig"))
-    except RecursionError:
-        raise _no_schema("its parts lie too deep in one another", where) from None
+        schema = parse_json(paths.read_user_text(path))
     except ValueError as error:
         raise _no_schema(str(error), where) from None
     if not isinstance(schema, dict):

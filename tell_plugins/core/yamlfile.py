@@ -118,16 +118,7 @@ def read_yaml(file: Path) -> Document:
             allowed=f"a YAML file of at most {_LARGEST_FILE:,} bytes",
             remedy="name the recipe, sweep or card; rows and long texts lie in files of their own",
         )
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise UserError(why, where=where, remedy="name a file that can be read") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"not UTF-8 (byte {error.start})", where=where, remedy="save it as UTF-8"
-        ) from None
-    return parse_yaml(text, where)
+    return parse_yaml(paths.read_user_text(file), where)
 
 
 def parse_yaml(text: str, where: str) -> Document:

@@ -17,7 +17,7 @@ from tell_plugins.bridge.protocol import (
     system_text,
 )
 from tell_plugins.core.errors import UserError, nearest
-from tell_plugins.preparation.endpoint import Answer, Endpoint, Refused, api_url, side_by_side
+from tell_plugins.preparation.endpoint import Completion, Endpoint, Refused, api_url, side_by_side
 from tell_plugins.recipe.recipes import Recipe
 
 LOCAL = ("transformers", "vllm")
@@ -220,7 +220,7 @@ class UrlEngine:
 
     def _ask(
         self, messages: list[dict[str, str]], decoding: Decoding, max_new_tokens: int, seed: int
-    ) -> Answer:
+    ) -> Completion:
         asked: dict[str, Any] = {
             "temperature": decoding.temperature,
             "max_tokens": max_new_tokens,
@@ -243,6 +243,6 @@ class UrlEngine:
         self._plain = True  # it takes the request without the extras, so they were the reason
         return answer
 
-    def _send(self, messages: list[dict[str, str]], **settings: Any) -> Answer:
+    def _send(self, messages: list[dict[str, str]], **settings: Any) -> Completion:
         hint = "check --model-name; one that takes no top_k answers --decoding greedy only"
         return self._server.ask(hint=hint, model=self._model, messages=messages, **settings)

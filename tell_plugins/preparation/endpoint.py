@@ -32,7 +32,7 @@ from tell_plugins.preparation.journal import Journal
 if TYPE_CHECKING:
     from openai import OpenAI
 
-Message = dict[str, str]
+_Message = dict[str, str]
 Check = Callable[[str, str], "str | None"]  # (key, answer) -> what is wrong with it, or None
 
 _SHOWN = 300  # characters of what a server says in an error
@@ -53,7 +53,7 @@ class NoAnswer(MachineError):
     """A request that got no answer, however often it was sent; another may."""
 
 
-class Answer(NamedTuple):
+class Completion(NamedTuple):
     """One answer. `tokens_in` and `tokens_out` are None where the server does not say.
 
     Attributes:
@@ -131,7 +131,7 @@ class Endpoint:
         with self._faults("name the model"):
             return [model.id for model in self.client.models.list()]
 
-    def ask(self, *, hint: str, **request: Any) -> Answer:
+    def ask(self, *, hint: str, **request: Any) -> Completion:
         """One chat completion; `request` is as in OpenAI's API, `model` and `messages` included.
 
         Raises Refused where the server does not take it (`hint` tells the user what may displease
@@ -142,7 +142,7 @@ class Endpoint:
             raw = self.client.chat.completions.with_raw_response.create(**request)
             answer = raw.parse()
             choice, usage = answer.choices[0], answer.usage
-            return Answer(
+            return Completion(
                 choice.message.content or "",
                 choice.finish_reason or "",
                 None if usage is None else usage.prompt_tokens,
@@ -226,7 +226,7 @@ class Question:
     """What is asked. `key` names it in the journal for good."""
 
     key: str
-    messages: tuple[Message, ...]
+    messages: tuple[_Message, ...]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from tell_plugins.preparation.download import Places, arriving, ensure, locked, 
 
 _SEED = 42
 _ORDER = ("test", "validation")  # their rows stay out of the splits after them
-Pair = tuple[str, str]
+_Pair = tuple[str, str]
 
 
 def recipe_of(card: Card, split: str) -> str | None:
@@ -49,7 +49,7 @@ def make_rows(card: Card, targets: Mapping[str, Path], places: Places) -> None:
     held_out: set[str] = set()
     made = [name for name, split in card.splits.items() if split.made_of]
     for split in sorted(made, key=lambda name: [*_ORDER, name].index(name)):
-        rows: dict[str, Pair] = {}
+        rows: dict[str, _Pair] = {}
         repeated = 0
         for query, response in _pairs(card, split, places):
             key = normalise(query)
@@ -62,7 +62,7 @@ def make_rows(card: Card, targets: Mapping[str, Path], places: Places) -> None:
             _write(card, split, targets[split], list(rows.values()), repeated)
 
 
-def _write(card: Card, split: str, target: Path, rows: list[Pair], repeated: int) -> None:
+def _write(card: Card, split: str, target: Path, rows: list[_Pair], repeated: int) -> None:
     expected = card.split(split).rows
     if not rows or (expected is not None and len(rows) != expected):
         raise MachineError(
@@ -89,7 +89,7 @@ def _write(card: Card, split: str, target: Path, rows: list[Pair], repeated: int
         )
 
 
-def _pairs(card: Card, split: str, places: Places) -> Iterator[Pair]:
+def _pairs(card: Card, split: str, places: Places) -> Iterator[_Pair]:
     """The rows that a split's files give, file by file, each in its ranking's order."""
     for source in card.split(split).made_of or ():
         path = ensure(source.url, source.blob, source.file, f"{card.name}/published", places)
@@ -101,7 +101,7 @@ def _pairs(card: Card, split: str, places: Places) -> Iterator[Pair]:
         yield from (pairs[position] for position in chosen)
 
 
-def _made(card: Card, source: Published, record: Record, name: str) -> Pair | None:
+def _made(card: Card, source: Published, record: Record, name: str) -> _Pair | None:
     """What the card makes of a record of the file `name`; None for a row that it does not keep.
 
     Raises UserError where 'keep' or a template does not fit the row.

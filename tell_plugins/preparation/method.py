@@ -59,17 +59,17 @@ def repeat_of(rows: int) -> int:
     return max(1, min(MOST_REPEAT, round(TASK_ENTRIES / rows)))
 
 
-def general_rows(rows: int) -> int:
+def general_rows_for(rows: int) -> int:
     """How many general rows the base model is held on."""
     return max(GENERAL_ROWS, round(GENERAL_SHARE * rows * repeat_of(rows)))
 
 
 def entries(rows: int) -> int:
     """The rows of one run, copies counted."""
-    return rows * repeat_of(rows) + general_rows(rows)
+    return rows * repeat_of(rows) + general_rows_for(rows)
 
 
-def paper() -> Method:
+def as_the_paper() -> Method:
     """The paper's: each row once, among general rows that teach, in random order."""
     title = "TELL on {model}: the task {task}, {rows} rows among general data."
     return Method("tell/{task}", title)

@@ -31,9 +31,9 @@ from tell_plugins.preparation.method import (
     METHODS,
     Method,
     among,
+    as_the_paper,
     entries,
-    general_rows,
-    paper,
+    general_rows_for,
     plain_sft,
 )
 from tell_plugins.preparation.own_task import SPLITS, Task, folds_of, read_task
@@ -256,10 +256,10 @@ def _methods(
     """The method of each variant, proven by a mixture, and the downloads that it needs first."""
     rows = len(task.train)
     assert card.general is not None  # `_card` wrote it
-    wanted = general_rows(rows)
+    wanted = general_rows_for(rows)
     held = min(wanted, _there(card.general.sources) or wanted)
     general = None if args.amount else f"{held}rows"
-    main = paper()
+    main = as_the_paper()
     if args.method != "paper":
         main = among(rows, general, pattern, hold=args.method != "mix")
     total: int | None = None

@@ -25,7 +25,7 @@ from tell_plugins.core.text import comparison_keys
 from tell_plugins.preparation.card_files import NEEDED, target_of
 from tell_plugins.preparation.download import locked, write_record
 
-CARDS = ("en_is_news", "is_en_news")
+DIRECTIONS = ("en_is_news", "is_en_news")
 SPLIT = "tm"
 WORDS = 50  # the English side has more
 _BATCH = 2000
@@ -37,7 +37,7 @@ _REASONS = {
 _CODES = {"English": "en", "Icelandic": "is"}
 _CODE = ("bpt", "ept", "it", "ph", "ut")  # inline elements that hold formatting codes
 _LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
-Pair = tuple[str, ...]
+_Pair = tuple[str, ...]
 
 
 class Frame(NamedTuple):
@@ -110,7 +110,7 @@ def add_memory(card: Card, tmx: Path) -> None:
     )
 
 
-def _batches(tmx: Path, codes: Pair, counts: Counter[str]) -> Iterator[list[Pair]]:
+def _batches(tmx: Path, codes: _Pair, counts: Counter[str]) -> Iterator[list[_Pair]]:
     """Pairs whose English side is long enough, in batches."""
     batch = []
     for pair in read_pairs(tmx, codes):
@@ -124,7 +124,7 @@ def _batches(tmx: Path, codes: Pair, counts: Counter[str]) -> Iterator[list[Pair
     yield batch
 
 
-def _fresh(batch: list[Pair], known: dict[int, str], counts: Counter[str]) -> Iterator[Pair]:
+def _fresh(batch: list[_Pair], known: dict[int, str], counts: Counter[str]) -> Iterator[_Pair]:
     """The pairs without a sentence that is `known`, by comparison key; theirs become known."""
     keys = comparison_keys([side for pair in batch for side in pair]).tolist()
     for pair, *both in zip(batch, keys[::2], keys[1::2], strict=True):
@@ -143,7 +143,7 @@ def document_lines(card: Card) -> dict[int, str]:
     UserError when a file of `card` is missing.
     """
     keys: dict[int, str] = {}
-    for other in map(load_card, CARDS):
+    for other in map(load_card, DIRECTIONS):
         for split in (split for split in NEEDED if split in other.splits):
             if find_file(other, split) is not None:
                 rows, opening = open_task(other, split), frame(other).opening
@@ -162,7 +162,7 @@ def document_lines(card: Card) -> dict[int, str]:
 # ------------------------------------------------------------------------- TMX
 
 
-def read_pairs(path: Path, languages: Sequence[str]) -> Iterator[Pair]:
+def read_pairs(path: Path, languages: Sequence[str]) -> Iterator[_Pair]:
     """The texts of each translation unit of a TMX file that has all of `languages` ("en", ...).
 
     Blanks are closed up, formatting codes left out. The file is read unit by unit, so memory does

@@ -131,7 +131,7 @@ def _report(card: Card, held_out: Sequence[TaskRows], similarity: int) -> list[d
     queries = [question_of(text, rows.card.question) for rows in held_out for text in rows.plain]
     places = [f"{rows.split}, line {line}" for rows in held_out for line in rows.lines.tolist()]
     rows = open_split(card, "train")
-    matches = compare(rows, queries, similarity)
+    matches = matches_of(rows, queries, similarity)
     print(f"\n{card.name}: {len(rows):,} rows")
     for kind, words in (
         (EQUAL, "are a held-out query but for case and spacing; training drops them"),
@@ -174,7 +174,7 @@ def _short(text: str) -> str:
 # ------------------------------------------------------------------------- comparing
 
 
-def compare(rows: Rows, queries: Sequence[str], similarity: int = SIMILARITY) -> Matches:
+def matches_of(rows: Rows, queries: Sequence[str], similarity: int = SIMILARITY) -> Matches:
     """Match every row of general data with the held-out queries.
 
     52,000 rows and 1,500 queries take 10 s on 2 cores.

@@ -404,23 +404,18 @@ def _front(pairs: Sequence[Pair]) -> str:
 
 def _anchor_text(given: str) -> str:
     """The text of `--anchor`, or of the file that it names."""
-    text = given
     try:
         path = paths.user_path(given)
-        if path.is_file():
-            text = path.read_text(encoding="utf-8-sig")
-        elif re.fullmatch(r".+\.(txt|md)", given, re.IGNORECASE):
-            raise FileNotFoundError
-    except UnicodeDecodeError:
-        raise UserError("not UTF-8", where=given, remedy="save the anchor as UTF-8") from None
-    except FileNotFoundError:
+        is_file = path.is_file()
+    except (OSError, UserError):  # longer than a name may be; "~" of nobody: a text
+        is_file = False
+    if not is_file and re.fullmatch(r".+\.(txt|md)", given, re.IGNORECASE):
         raise UserError(
             f"no file '{given}'",
             where="--anchor",
             remedy="correct the path; an anchor that ends so is given in a file",
-        ) from None
-    except (OSError, UserError):  # longer than a name may be; "~" of nobody: a text
-        pass
+        )
+    text = paths.read_user_text(path) if is_file else given
     if not text.strip():
         raise UserError("the anchor is empty", where="--anchor", remedy="write its text")
     return text.strip()

@@ -24,7 +24,7 @@ from tell_plugins.recipe.tables import table
 ROWS_SHOWN, CHARS_SHOWN = 3, 1500
 _MOST_LABELS = 20  # that are listed
 _BATCH = 4096
-Lengths = npt.NDArray[np.int64]  # (n, 2): of the query with its anchor, and of the response
+_Lengths = npt.NDArray[np.int64]  # (n, 2): of the query with its anchor, and of the response
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,13 +49,13 @@ def run(args: argparse.Namespace) -> int:
     print(f"{card.name}, split {split}: {card.summary}")
     print(f"  licence  {card.licence}")
     print(f"  file     {paths.shown(rows.file)}: {state.verdict} ({state.why})")
-    _print_statistics(card, rows, measure(rows))
+    _print_statistics(card, rows, _measure(rows))
     _print_rows(rows, args.rows, None if args.full else CHARS_SHOWN)
     return 0
 
 
-def measure(rows: TaskRows | Rows) -> dict[str, Lengths]:
-    """Lengths in words, and in tokens where a tokenizer is here, by unit."""
+def _measure(rows: TaskRows | Rows) -> dict[str, _Lengths]:
+    """_Lengths in words, and in tokens where a tokenizer is here, by unit."""
     words = []
     for start in range(0, len(rows), _BATCH):
         batch = np.arange(start, min(start + _BATCH, len(rows)))
@@ -67,7 +67,7 @@ def measure(rows: TaskRows | Rows) -> dict[str, Lengths]:
     return found
 
 
-def _print_statistics(card: Card, rows: TaskRows | Rows, lengths: dict[str, Lengths]) -> None:
+def _print_statistics(card: Card, rows: TaskRows | Rows, lengths: dict[str, _Lengths]) -> None:
     keys = rows.query_keys if isinstance(rows, TaskRows) else rows.keys
     repeated = len(keys) - len(np.unique(keys))
     print(f"  rows     {len(rows):,}, {repeated:,} of them with the query of an earlier row")

@@ -20,7 +20,7 @@ FEWEST_ROWS = 4  # to split a test set off
 _SHOWN = 5
 
 
-class Split(NamedTuple):
+class Parted(NamedTuple):
     """Training and test rows, in file order."""
 
     train: list[Pair]
@@ -80,7 +80,7 @@ def without_overlap(
 
 def split_off_test(
     file: TaskFile, labels: Sequence[str] | None, seed: int, wanted: int | None = None
-) -> Split:
+) -> Parted:
     """Part the rows of one file; both parts keep the shares of `labels`, one a row.
 
     Which rows test depends on their content and the seed alone. Rows that ask the same stay
@@ -137,14 +137,14 @@ def _by_shares(pairs: Sequence[Pair], strata: Sequence[str], seed: int) -> list[
     return [unit for _, _, unit in sorted(placed, key=lambda each: each[:2])]
 
 
-def _parted(pairs: Sequence[Pair], tests: Sequence[bool]) -> Split:
+def _parted(pairs: Sequence[Pair], tests: Sequence[bool]) -> Parted:
     both = list(zip(pairs, tests, strict=True))
-    return Split([pair for pair, test in both if not test], [pair for pair, test in both if test])
+    return Parted([pair for pair, test in both if not test], [pair for pair, test in both if test])
 
 
 def split_into_folds(
     pairs: Sequence[Pair], labels: Sequence[str] | None, seed: int, count: int
-) -> list[Split]:
+) -> list[Parted]:
     """`count` ways to part the rows, such that each row tests once; `labels` are one a row.
 
     The rows of each label are dealt out one by one, so that all parts have its share where it has

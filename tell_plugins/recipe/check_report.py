@@ -14,18 +14,18 @@ from tell_plugins.recipe import estimate
 from tell_plugins.recipe.checked import Checked, Unjudged
 from tell_plugins.recipe.findings import ERROR, WARNING, Finding
 from tell_plugins.recipe.lengths import Counted, worst_case
-from tell_plugins.recipe.paper import differences
+from tell_plugins.recipe.paper import departures
 from tell_plugins.recipe.schedule import Plan, why_no_op
 from tell_plugins.recipe.settings import Settings
-from tell_plugins.recipe.shapes import Shape, readable_shape
+from tell_plugins.recipe.shapes import ModelShape, readable_shape
 from tell_plugins.recipe.tables import count_of, table
 
 
-def report(judged: Checked | Unjudged) -> str:
+def report(checked: Checked | Unjudged) -> str:
     """The whole report of one recipe."""
-    if isinstance(judged, Unjudged):
-        return f"{judged.path}\n\n{problems(judged.findings) if judged.findings else judged.why}"
-    checked = judged
+    if isinstance(checked, Unjudged):
+        said = problems(checked.findings) if checked.findings else checked.why
+        return f"{checked.path}\n\n{said}"
     reason = why_no_op(checked.plan) if checked.plan else None
     parts = [
         _head(checked),
@@ -295,7 +295,7 @@ def _held_tokens(checked: Checked, tokens: int) -> int:
     return round(tokens * float(lengths[~mixture.is_task].sum() / lengths.sum()))
 
 
-def _is_plain_lora(settings: Settings, shape: Shape) -> bool:
+def _is_plain_lora(settings: Settings, shape: ModelShape) -> bool:
     quantised = settings.given("quant_method") or settings.given("quant_bits") or shape.quantised
     others = quantised or settings.flag("use_liger_kernel")
     return settings.text("tuner_type", "lora") == "lora" and not others
@@ -321,7 +321,7 @@ def tuning_of(checked: Checked) -> estimate.Tuning:
 
 def _paper(checked: Checked) -> str:
     try:
-        found = differences(checked.settings, checked.spec)
+        found = departures(checked.settings, checked.spec)
     except UserError:
         return "Other than the paper\n  not compared: settings are unreadable (see the problems)"
     if not found:

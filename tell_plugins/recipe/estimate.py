@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tell_plugins.recipe.shapes import Shape
+from tell_plugins.recipe.shapes import ModelShape
 
 GIB = 2**30
 _CUDA_CONTEXT = 0.8 * GIB  # context, cuBLAS workspace and fragmentation of one process
@@ -59,19 +59,19 @@ class Memory:
         return self.weights + self.adapter + self.activations + self.logits + self.overhead
 
 
-def lora_flops(shape: Shape, tokens: int, *, checkpointing: bool, held: int = 0) -> float:
+def lora_flops(shape: ModelShape, tokens: int, *, checkpointing: bool, held: int = 0) -> float:
     """4 x parameters x tokens (forward, and backward through frozen weights); 6 x with a second
     forward pass under gradient checkpointing. `held` tokens pass the base model as well, 2 x."""
     return ((6.0 if checkpointing else 4.0) * tokens + 2.0 * held) * shape.parameters
 
 
-def reported_flops(shape: Shape, tokens: int) -> float:
+def reported_flops(shape: ModelShape, tokens: int) -> float:
     """6 x parameters x tokens, input embedding left out: what the Trainer writes to TensorBoard,
     and so what Appendix A.1 quotes."""
     return 6.0 * (shape.parameters - shape.embedding) * tokens
 
 
-def memory(shape: Shape, tuning: Tuning, lengths: npt.NDArray[np.int64]) -> Memory:
+def memory(shape: ModelShape, tuning: Tuning, lengths: npt.NDArray[np.int64]) -> Memory:
     """Memory at the row that needs most.
 
     Args:
@@ -97,7 +97,7 @@ def memory(shape: Shape, tuning: Tuning, lengths: npt.NDArray[np.int64]) -> Memo
     )
 
 
-def _logit_bytes(shape: Shape, tuning: Tuning, width: int) -> float:
+def _logit_bytes(shape: ModelShape, tuning: Tuning, width: int) -> float:
     """Per position: the logits, and in fp32 their log-softmax and its gradient before and after.
 
     ms-swift computes the loss in fp32, so a bf16 model pays for a copy. The loss `tell` needs
@@ -108,7 +108,7 @@ def _logit_bytes(shape: Shape, tuning: Tuning, width: int) -> float:
     return shape.vocab * (width + 12)
 
 
-def _activation_bytes(shape: Shape, tuning: Tuning, width: int) -> float:
+def _activation_bytes(shape: ModelShape, tuning: Tuning, width: int) -> float:
     """Per token: what the backward pass needs."""
     block = _block_bytes(shape, tuning, width)
     # the gradients that flow through the block whose backward pass is running
@@ -118,7 +118,7 @@ def _activation_bytes(shape: Shape, tuning: Tuning, width: int) -> float:
     return shape.layers * block + flowing
 
 
-def _block_bytes(shape: Shape, tuning: Tuning, width: int) -> float:
+def _block_bytes(shape: ModelShape, tuning: Tuning, width: int) -> float:
     """Per token of one block: feed-forward, norms (fp32), attention, and the adapter's inputs."""
     heads = 2 * (shape.heads + shape.kv_heads) * shape.head_dim  # query, key, value, output
     adapted = sum(inputs for inputs, _ in shape.targets(list(tuning.targets)))

@@ -27,7 +27,7 @@ FIXED: dict[str, Any] = {
     "num_train_epochs": 1,
     "seed": 42,
 }
-BATCH = 16
+_BATCH = 16
 # where the paper is silent, the defaults of ms-swift 1.7
 OF_ITS_TIME: dict[str, Any] = {
     "per_device_train_batch_size": 1,
@@ -58,7 +58,7 @@ _QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
 
 
 @dataclass(frozen=True)
-class Difference:
+class Departure:
     """A setting that is not the paper's, or not its framework's default of the time."""
 
     key: str
@@ -76,15 +76,15 @@ def target_modules_then(model: str) -> tuple[str, ...] | None:
     return ("c_attn",) if "c_attn" in shape.modules else _QUERY_KEY_VALUE
 
 
-def differences(settings: Settings, spec: Spec | None) -> list[Difference]:
+def departures(settings: Settings, spec: Spec | None) -> list[Departure]:
     """What a recipe does other than the paper. Raises UserError for values it cannot read."""
     found = [_compare(settings, key, value, None) for key, value in FIXED.items()]
     training = settings.training
     rows = training.rows_per_step
-    if rows != BATCH:
+    if rows != _BATCH:
         parts = f"{training.per_device} x {training.accumulation}"
         parts += f" x {training.world} processes" if training.world > 1 else ""
-        found.append(Difference("rows a step", str(BATCH), None, f"{rows} ({parts})", True))
+        found.append(Departure("rows a step", str(_BATCH), None, f"{rows} ({parts})", True))
     found += [_compare(settings, key, None, value) for key, value in OF_ITS_TIME.items()]
     found += [
         _compare(settings, key, None, value)
@@ -96,7 +96,7 @@ def differences(settings: Settings, spec: Spec | None) -> list[Difference]:
         mine = settings.names("target_modules")
         if sorted(mine) != sorted(modules):
             found.append(
-                Difference(
+                Departure(
                     "target_modules",
                     None,
                     ", ".join(modules),
@@ -105,20 +105,20 @@ def differences(settings: Settings, spec: Spec | None) -> list[Difference]:
                 )
             )
     if spec is not None and spec.kl:
-        found.append(Difference("dataset: kl", "0", None, f"{spec.kl:g}", True))
+        found.append(Departure("dataset: kl", "0", None, f"{spec.kl:g}", True))
     if spec is not None and spec.seed != FIXED["seed"]:
-        found.append(Difference("dataset: seed", "42", None, str(spec.seed), True))
+        found.append(Departure("dataset: seed", "42", None, str(spec.seed), True))
     return [difference for difference in found if difference is not None]
 
 
-def _compare(settings: Settings, key: str, paper: Any, of_its_time: Any) -> Difference | None:
+def _compare(settings: Settings, key: str, paper: Any, of_its_time: Any) -> Departure | None:
     expected = of_its_time if paper is None else paper
     value = settings.flag(key) if isinstance(expected, bool) else settings.value(key)
     if key == "learning_rate" and value is None:
         value = settings.training.learning_rate  # ms-swift sets it late
     if _equal(value, expected):
         return None
-    return Difference(
+    return Departure(
         key, _shown(paper), _shown(of_its_time), _shown(value) or "unset", settings.given(key)
     )
 

@@ -16,7 +16,7 @@ _MODELS = Path(__file__).with_name("models.json")
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """A decoder with gated feed-forward layers (Llama, Gemma, Mistral, Qwen).
 
     Attributes:
@@ -100,7 +100,7 @@ def hub_configs() -> dict[str, dict[str, Any]]:
     return configs
 
 
-def shape_of(model: str) -> Shape | None:
+def shape_of(model: str) -> ModelShape | None:
     """The sizes of `model`, a folder or a hub id; None for one that is not known here.
 
     Raises UserError for a folder whose config.json cannot be read.
@@ -113,7 +113,7 @@ def shape_of(model: str) -> Shape | None:
     return None if config is None else _shape(config.get("name", name), config)
 
 
-def readable_shape(model: str) -> Shape | None:
+def readable_shape(model: str) -> ModelShape | None:
     """The sizes of `model`, None also where they cannot be read: a rule of `check` says why."""
     try:
         return shape_of(model)
@@ -121,12 +121,12 @@ def readable_shape(model: str) -> Shape | None:
         return None
 
 
-def _from_config(path: Path) -> Shape | None:
+def _from_config(path: Path) -> ModelShape | None:
     config = read_json(path, dict[str, Any], "get the model anew", foreign=True)
     return None if config is None else _shape(path.parent.name, config)
 
 
-def _shape(name: str, config: dict[str, Any]) -> Shape | None:
+def _shape(name: str, config: dict[str, Any]) -> ModelShape | None:
     """The sizes by a config.json; of a model that also sees pictures, those of its decoder."""
     text = config.get("text_config") or config
     try:
@@ -147,7 +147,7 @@ def _vision_parameters(config: dict[str, Any] | None) -> int:
     return int(config["num_hidden_layers"] * (4 * hidden**2 + 2 * hidden * inner))
 
 
-def _gated_shape(name: str, config: dict[str, Any]) -> Shape:
+def _gated_shape(name: str, config: dict[str, Any]) -> ModelShape:
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     head_dim = config.get("head_dim") or hidden // heads
@@ -158,7 +158,7 @@ def _gated_shape(name: str, config: dict[str, Any]) -> Shape:
         inner //= 2
         modules = _fused(hidden, inner)
     biased = config.get("attention_bias", kind in ("qwen", "qwen2"))
-    return Shape(
+    return ModelShape(
         name=name,
         layers=config["num_hidden_layers"],
         hidden=hidden,

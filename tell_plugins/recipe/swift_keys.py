@@ -26,7 +26,7 @@ _MODULE = "tell_plugins.bridge.keys"
 _MADE_BY = ("ms-swift", "transformers", "trl", "peft")
 # of the pinned version:
 #   python -m tell_plugins.bridge.keys | xz -9 > tell_plugins/bridge/keys.json.xz
-SHIPPED = Path(__file__).parents[1] / "bridge" / "keys.json"
+_TABLE = Path(__file__).parents[1] / "bridge" / "keys.json"
 
 
 class _Stored(Shape):
@@ -112,7 +112,7 @@ def swift_keys() -> SwiftKeys:
 
 def shipped_keys() -> SwiftKeys:
     """What the pinned ms-swift accepts, by the table that comes along."""
-    return _keys_of(json.loads(read_text(SHIPPED) or ""), installed=False)
+    return _keys_of(json.loads(read_text(_TABLE) or ""), installed=False)
 
 
 def _keys_of(answer: dict[str, Any], *, installed: bool = True) -> SwiftKeys:
@@ -122,7 +122,7 @@ def _keys_of(answer: dict[str, Any], *, installed: bool = True) -> SwiftKeys:
 
 def _fingerprint() -> str:
     """Changes with whatever the answer depends on."""
-    source = SHIPPED.with_name("keys.py").read_bytes()
+    source = _TABLE.with_name("keys.py").read_bytes()
     made_by = [_version(name) for name in _MADE_BY]
     return hashlib.sha256(source + json.dumps(made_by).encode()).hexdigest()[:12]
 

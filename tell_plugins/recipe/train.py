@@ -148,7 +148,7 @@ def _with_model(recipe: Recipe, settings: Settings) -> Recipe:
     return recipe.with_values(**found)
 
 
-def command(recipe: Recipe) -> list[str]:
+def sft_command(recipe: Recipe) -> list[str]:
     """The `swift sft` of this environment with the recipe as flags."""
     return swift_cli.command("sft", *recipe.argv())
 
@@ -169,7 +169,7 @@ def train(recipe: Recipe, *, verbose: bool = True) -> int:
     """Run `swift sft` in the project's root and return its exit code (128 + n for signal n)."""
     quiet = {} if verbose else {"LOG_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen(
-        command(recipe),
+        sft_command(recipe),
         cwd=paths.PROJECT,
         env={**quiet, **environment(recipe)},
         start_new_session=True,  # ms-swift starts processes of its own: signals go to all of them

@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from tell_plugins.bridge import patches as cpu_cache
+from tell_plugins.bridge import cpu
 from tests.random_models import SMALL, random_model
 
 ROWS = torch.arange(4 * 20).reshape(4, 20) + 5
@@ -58,8 +58,8 @@ def test_the_answers_are_the_same(
 ) -> None:
     model = _llama()
     expected = _answers(model, **how)
-    monkeypatch.setattr(cpu_cache, "_ROOM", room)
-    cpu_cache.grow_in_place_on_cpu()
+    monkeypatch.setattr(cpu, "_ROOM", room)
+    cpu.grow_in_place()
     assert DynamicLayer.update is not plain
     assert torch.equal(_answers(model, **how), expected)
 
@@ -76,7 +76,7 @@ def _grown(steps: int) -> tuple[Any, list[torch.Tensor]]:
 
 def test_new_tokens_are_written_behind_the_old_ones(plain: Any) -> None:
     """In the same memory, which is made anew only when it is full."""
-    cpu_cache.grow_in_place_on_cpu()
+    cpu.grow_in_place()
     cache, parts = _grown(3)
     first = cache.layers[0].keys
     assert torch.equal(first, torch.cat(parts, -2))
@@ -99,7 +99,7 @@ def test_new_tokens_are_written_behind_the_old_ones(plain: Any) -> None:
 
 def test_a_cache_that_was_changed_goes_on_from_what_it_holds(plain: Any) -> None:
     """Cropped, repeated, some rows chosen, or copied: never the old memory."""
-    cpu_cache.grow_in_place_on_cpu()
+    cpu.grow_in_place()
     part = torch.ones(4, 3, 1, 4)
     cache, parts = _grown(3)
     whole = torch.cat(parts, -2)
@@ -125,7 +125,7 @@ def test_a_cache_that_was_changed_goes_on_from_what_it_holds(plain: Any) -> None
 
 def test_a_cache_made_in_inference_mode_goes_on_outside(plain: Any) -> None:
     """torch forbids to write into its tensors then."""
-    cpu_cache.grow_in_place_on_cpu()
+    cpu.grow_in_place()
     cache, parts = _grown(2)
     with torch.no_grad():
         for _ in range(2):
@@ -136,7 +136,7 @@ def test_a_cache_made_in_inference_mode_goes_on_outside(plain: Any) -> None:
 
 def test_training_keeps_the_copying_cache(plain: Any) -> None:
     """Writing in place would break the gradients."""
-    cpu_cache.grow_in_place_on_cpu()
+    cpu.grow_in_place()
     model = _llama()
     out = model(input_ids=ROWS[:, :8], use_cache=True)
     more = model(input_ids=ROWS[:, 8:], past_key_values=out.past_key_values, labels=ROWS[:, 8:])
@@ -148,7 +148,7 @@ def test_the_head_reads_a_tensor_in_one_piece() -> None:
     """A scattered one would be multiplied row by row, with a copy of the weights for each."""
     model, seen = _llama(), []
     expected = _answers(model)
-    cpu_cache.pack_before_head(model)
+    cpu.pack_before_head(model)
     model.lm_head.register_forward_hook(lambda _, given, __: seen.append(given[0].is_contiguous()))
     assert torch.equal(_answers(model), expected)
     assert set(seen) == {True}
