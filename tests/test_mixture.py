@@ -65,6 +65,25 @@ pytestmark = pytest.mark.usefixtures("cards")
 # --- what it holds --------------------------------------------------------------------------------
 
 
+def test_training_splits_are_joined_and_drawn_from_as_one(cards: MakeCard) -> None:
+    more = {"splits": {name: {"file": f"{name}.jsonl"} for name in ("train", "tm", "test")}}
+    folder = cards("two", train=_rows("task", 30), test=_rows("test", 10), **more)
+    write_rows(folder / "tm.jsonl", _rows("memory", 20))
+    both = build_mixture(parse_spec("tell/two:split=train+tm/general=0"))
+    alone = [build_mixture(parse_spec(f"tell/two:split={s}/general=0")) for s in ("train", "tm")]
+    assert sorted(_queries(both)) == sorted([*_queries(alone[0]), *_queries(alone[1])])
+    assert both.task is not None
+    assert both.task.place(31).endswith("tm.jsonl, line 2")
+    source = both.manifest()["sources"][0]
+    assert (source["split"], source["file"]) == ("train+tm", "train.jsonl+tm.jsonl")
+    assert source["rows"]["used"] == 50
+    few = build_mixture(parse_spec("tell/two:split=train+tm/task=25rows/general=0"))
+    assert len(set(_queries(few)) & set(_queries(alone[1]))) not in (0, 20, 25)
+    write_rows(folder / "tm.jsonl", [*_rows("memory", 20), _rows("test", 1)[0]])
+    with pytest.raises(UserError, match=r"tm\.jsonl, line 21: 1 task rows are test rows"):
+        build_mixture(parse_spec("tell/two:split=train+tm/general=0"))
+
+
 def test_rows_as_ms_swift_reads_them() -> None:
     mixture = _build("task=3rows/general=5rows")
     rows = list(mixture.rows())

@@ -62,9 +62,11 @@ DATASETS = {
     "llama2_is_en_noanchor": "tell/is_en_news:general=40x/anchor=none",
     "gemma_is_en": "tell/is_en_news:general=40x",
     "gemma_is_en_sft": "tell/is_en_news:general=0",
+    "gemma_is_en_sft_tm": "tell/is_en_news:split=train+tm/general=0",
     "gemma_is_en_general": "tell/is_en_news:task=0/general=2240rows",
     "gemma_en_is": "tell/en_is_news:general=40x",
     "gemma_en_is_sft": "tell/en_is_news:general=0",
+    "gemma_en_is_sft_tm": "tell/en_is_news:split=train+tm/general=0",
     "gemma_en_is_general": "tell/en_is_news:task=0/general=2840rows",
 }
 EMBEDDED_NAMES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
@@ -153,7 +154,7 @@ def test_all_problems_of_a_string_are_raised_together() -> None:
         "did you mean 'drop'?",
         "bad number '0'",
         "bad number '-1'",
-        "card 'x' is named twice",
+        "'x' is named twice",
         "bad name 'a b'",
         "'split=' is no key=value pair",
         "key 'task' is given twice",
@@ -244,3 +245,15 @@ def test_round_trip_of_random_specs() -> None:
         )
         assert parse_spec(str(spec)) == spec
         assert str(parse_spec(str(spec))) == str(spec)
+
+
+def test_training_splits_are_joined_and_held_out_ones_with_none() -> None:
+    spec = parse_spec("tell/a:split=train+tm")
+    assert (spec.splits, str(spec)) == (("train", "tm"), "tell/a:split=train+tm")
+    for text, found in (
+        ("train+test", "split 'test' is held out"),
+        ("tm+tm", "'tm' is named twice"),
+        ("train+", "bad name ''"),
+    ):
+        with pytest.raises(UserError, match=re.escape(found)):
+            parse_spec(f"tell/a:split={text}")

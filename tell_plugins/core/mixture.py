@@ -77,6 +77,13 @@ class Drawn:
         return TASK if isinstance(self.rows, TaskRows) else GENERAL
 
     @property
+    def has_turns(self) -> bool:
+        """Whether its rows may have earlier turns."""
+        if isinstance(self.rows, TaskRows):
+            return self.rows.has_turns
+        return self.card.columns_of(self.split).history is not None
+
+    @property
     def bad(self) -> list[BadRow]:
         """Malformed rows, of which task data has none."""
         return [] if isinstance(self.rows, TaskRows) else self.rows.bad
@@ -123,7 +130,7 @@ class Drawn:
             "role": self.role,
             "split": self.split,
             "licence": self.card.licence,
-            "file": self.rows.file.name,
+            "file": "+".join(file.name for file in self.rows.files),
             "file_sha256": self.rows.sha256,
             "rows": {
                 "in_file": len(self.rows) + self.dropped.get("malformed", 0),
@@ -238,8 +245,7 @@ class Mixture:
     @cached_property
     def schema(self) -> pa.Schema:
         """What the rows are as Arrow; with a loss of each message where rows have earlier turns."""
-        turns = [source.card.columns_of(source.split).history for source in self.sources]
-        return TURNS_SCHEMA if any(turns) else SCHEMA
+        return TURNS_SCHEMA if any(source.has_turns for source in self.sources) else SCHEMA
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows in training order as ms-swift reads them from JSON lines."""
@@ -381,7 +387,8 @@ def build_mixture(spec: Spec, card: Card | None = None) -> Mixture:
     if card.kind == GENERAL:
         refuse_measuring(card, str(spec))
         return _build_general_only(spec, card)
-    card.split(spec.split)
+    for name in spec.splits:
+        card.split(name)
     training = spec.split not in HELD_OUT
     amount, names = spec.general_of(card)
     refuse_times_nothing(spec, amount, where=str(spec))
@@ -499,7 +506,7 @@ def _refuse_held_out_rows(task: TaskRows, held_out: list[TaskRows]) -> None:
             problems.append(
                 UserError(
                     f"{len(both)} task rows are {other.split} rows, "
-                    f"the first is the one at line {other.lines[twin]} of {other.file.name}",
+                    f"the first is the one at line {other.lines[twin]} of {other.files[0].name}",
                     where=task.place(row),
                     remedy=f"remove them from one of the two files: {other.split} rows never train",
                 )

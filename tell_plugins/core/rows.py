@@ -72,6 +72,16 @@ class Rows:
         return len(self.lines)
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The file; a task's rows may stand in several (`TaskRows`)."""
+        return (self.file,)
+
+    @property
+    def shown(self) -> str:
+        """The file, for messages."""
+        return paths.shown(self.file)
+
+    @property
     def seen_ids(self) -> npt.NDArray[np.uint8]:
         """(n, 16) content hashes of the rows as the model sees them: as they stand here."""
         return self.ids

@@ -91,14 +91,23 @@ def inline_front(card: Card) -> str:
 
 @dataclass(frozen=True)
 class TaskRows:
-    """The rows of a task split with their anchor applied; task data is small and kept in memory."""
+    """The rows of a task's splits with their anchor applied; they are few and kept in memory.
+
+    Attributes:
+        split: the split's name; `train+tm` of two that are joined.
+        files: the file of each split.
+        file_of: (n,) which of the files each row stands in.
+        lines: (n,) its line there.
+        sha256: of the file; of several, over the hashes of them all.
+    """
 
     card: Card
     split: str
     anchor: Anchor
-    file: Path
-    sha256: str
+    files: tuple[Path, ...]
+    file_of: npt.NDArray[np.int64]
     lines: npt.NDArray[np.int64]
+    sha256: str
     plain: list[str]  # queries without any anchor
     queries: list[str]  # queries as they are trained and tested
     responses: list[str]
@@ -109,7 +118,8 @@ class TaskRows:
     @property
     def has_turns(self) -> bool:
         """Whether the card's rows may have earlier turns, of which the first has the anchor."""
-        return self.card.columns_of(self.split).history is not None
+        splits = self.split.split("+")
+        return any(self.card.columns_of(split).history is not None for split in splits)
 
     @cached_property
     def ids(self) -> npt.NDArray[np.uint8]:
@@ -135,9 +145,19 @@ class TaskRows:
         """(query, response) of the rows at the given positions, anchored."""
         return [(self.queries[row], self.responses[row]) for row in rows]
 
+    @property
+    def shown(self) -> str:
+        """The files, for messages."""
+        return " + ".join(map(paths.shown, self.files))
+
+    def line(self, row: int) -> str:
+        """Where a row stands in `shown`, for messages."""
+        of_several = f" of {self.files[self.file_of[row]].name}" if len(self.files) > 1 else ""
+        return f"line {self.lines[row]}{of_several}"
+
     def place(self, row: int) -> str:
         """File and line of a row, for messages."""
-        return f"{paths.shown(self.file)}, line {self.lines[row]}"
+        return f"{paths.shown(self.files[self.file_of[row]])}, line {self.lines[row]}"
 
 
 def _ids(queries: list[str], responses: list[str]) -> npt.NDArray[np.uint8]:
@@ -167,10 +187,29 @@ def lengths_of(
 
 
 def open_task(card: Card, split: str, anchor: str = "card") -> TaskRows:
-    """The rows of a task split with `anchor` applied.
+    """The rows of a task split, or of several joined by `+`, with `anchor` applied.
 
     Raises UserError when any row is malformed: a scarce row is never lost in silence.
     """
+    parts = [_open_one(card, name, anchor) for name in split.split("+")]
+    if len(parts) == 1:
+        return parts[0]
+    together = "".join(part.sha256 for part in parts)
+    return TaskRows(
+        card=card,
+        split=split,
+        anchor=parts[0].anchor,
+        files=tuple(part.files[0] for part in parts),
+        file_of=np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
+        lines=np.concatenate([part.lines for part in parts]),
+        sha256=hashlib.sha256(together.encode()).hexdigest(),
+        plain=[text for part in parts for text in part.plain],
+        queries=[text for part in parts for text in part.queries],
+        responses=[text for part in parts for text in part.responses],
+    )
+
+
+def _open_one(card: Card, split: str, anchor: str) -> TaskRows:
     rows = open_split(card, split)
     if rows.bad_count:
         shown = "; ".join(f"line {bad.line}: {bad.reason}" for bad in rows.bad[:10])
@@ -204,9 +243,10 @@ def open_task(card: Card, split: str, anchor: str = "card") -> TaskRows:
         card=card,
         split=split,
         anchor=resolved,
-        file=rows.file,
-        sha256=rows.sha256,
+        files=(rows.file,),
+        file_of=np.zeros(len(rows), np.int64),
         lines=rows.lines,
+        sha256=rows.sha256,
         plain=plain,
         queries=[resolved.apply(query) for query, _ in pairs],
         responses=[response for _, response in pairs],

@@ -54,8 +54,9 @@ NONE = Amount("rows", 0)
 class Spec:
     """A parsed dataset string. `general`, `sources` left at None mean the card's own.
 
-    `kl` is the weight of the KL divergence to the base model that general rows get in place of
-    cross-entropy; it says how rows are trained on, not which.
+    `split` may be several training splits joined by `+`. `kl` is the weight of the KL divergence to
+    the base model that general rows get in place of cross-entropy; it says how rows are trained on,
+    not which.
     """
 
     card: str
@@ -78,6 +79,11 @@ class Spec:
             if field.name != "card" and value != field.default:
                 parts.append(f"{_KEY_OF_FIELD.get(field.name, field.name)}={_shown(value)}")
         return f"{PREFIX}{self.card}" + (":" + "/".join(parts) if parts else "")
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits whose rows, taken together, are the task rows."""
+        return tuple(self.split.split("+"))
 
     def general_of(self, card: Card) -> tuple[Amount, tuple[str, ...]]:
         """The amount of general rows, and the cards they come from: the string's, else the card's.
@@ -190,16 +196,29 @@ def _name(text: str, where: str) -> str:
 
 
 def parse_names(text: str, where: str) -> tuple[str, ...]:
-    """The names of cards joined by `+`. Raises UserError for a bad name and one named twice."""
+    """The names joined by `+`. Raises UserError for a bad name and one named twice."""
     names = tuple(_name(part, where) for part in text.split("+"))
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise UserError(f"card '{twice[0]}' is named twice", where=where, remedy="name it once")
+        raise UserError(f"'{twice[0]}' is named twice", where=where, remedy="name it once")
     return names
 
 
+def _splits(text: str, where: str) -> str:
+    names = parse_names(text, where)
+    held_out = [name for name in names if name in HELD_OUT]
+    if held_out and len(names) > 1:
+        raise UserError(
+            f"split '{held_out[0]}' is held out: it is joined with no other",
+            where=where,
+            allowed="a split, or training splits joined by '+', such as train+tm",
+            remedy=f"leave '{held_out[0]}' out",
+        )
+    return text
+
+
 _PARSERS: dict[str, Callable[[str, str], Any]] = {
-    "split": _name,
+    "split": _splits,
     "task": lambda text, where: parse_amount(text, task=True, where=where),
     "general": lambda text, where: parse_amount(text, task=False, where=where),
     "from": parse_names,

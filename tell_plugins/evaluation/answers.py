@@ -371,7 +371,7 @@ def _join(lines: list[dict[str, Any]], task: TaskRows, where: str) -> list[Answe
     if strangers:
         raise UserError(
             f"{len(strangers)} of {len(lines)} answers have no row in split '{task.split}' of card "
-            f"'{task.card.name}' ({paths.shown(task.file)}): {_numbers(strangers)}",
+            f"'{task.card.name}' ({task.shown}): {_numbers(strangers)}",
             where=where,
             remedy="restore the data file that was answered, or remove these lines"
             if len(strangers) < len(lines)
@@ -413,7 +413,7 @@ def joined(parts: Sequence[Scored], task: TaskRows, rows: int | None = None) -> 
         for answer in part.answers:
             if part.id(answer.row) not in places:
                 raise UserError(
-                    f"row {answer.row} of {paths.shown(part.task.file)} is no row of card "
+                    f"row {answer.row} of {part.task.shown} is no row of card "
                     f"'{task.card.name}': the folds are of other rows",
                     where=paths.shown(part.folder),
                     remedy="write the task and its folds anew (new --folds K --force)",

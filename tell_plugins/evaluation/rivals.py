@@ -277,7 +277,8 @@ def ranked_examples(
     task = open_task(card, split, anchor)
     sizes = [len(q) + len(r) for q, r in zip(task.queries, task.responses, strict=True)]
     longest = int(np.median(sizes)) if up_to_median else max(sizes)
-    others = [name for name in card.splits if name != split and find_file(card, name)]
+    own = split.split("+")
+    others = [name for name in card.splits if name not in own and find_file(card, name)]
     held_out = {int(key) for name in others for key in open_task(card, name, anchor).query_keys}
     examples = [
         Example(bytes(task.ids[row]).hex(), int(row), task.queries[row], task.responses[row])

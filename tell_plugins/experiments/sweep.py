@@ -68,10 +68,9 @@ OWN_KEYS = {
     TEST_ANCHOR: "the anchor that it is tested with, in place of the one that it trained with",
     **DERIVED,
 }
-SPEC_KEYS = tuple(key for key in KEYS if key not in ("seed", "split"))
+SPEC_KEYS = tuple(key for key in KEYS if key != "seed")
 _OWN = {  # keys that the sweep sets itself, and how a user sets them
     "seed": "list it under 'seeds' (with --controls: --seeds 42,43)",
-    "split": "training takes the split 'train'; 'evaluate: {split: ...}' is what is scored",
     "dataset": "give its keys one by one (card, task, general, ...)",
     "output_dir": "every run gets a folder of its own, see --out",
     "add_version": "every run gets a folder of its own, see --out",

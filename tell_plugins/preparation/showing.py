@@ -9,7 +9,6 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 
-from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import unknown
 from tell_plugins.core.rows import Rows
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     state = state_of(card, split)
     print(f"{card.name}, split {split}: {card.summary}")
     print(f"  licence  {card.licence}")
-    print(f"  file     {paths.shown(rows.file)}: {state.verdict} ({state.why})")
+    print(f"  file     {rows.shown}: {state.verdict} ({state.why})")
     _print_statistics(card, rows, _measure(rows))
     _print_rows(rows, args.rows, None if args.full else CHARS_SHOWN)
     return 0

@@ -161,7 +161,8 @@ def planned_entries(spec: Spec) -> tuple[int, int] | None:
     `all` counts what the card says its official file holds; token amounts say nothing.
     """
     card = load_card(spec.card)
-    rows = _rows(spec.task, card.split(spec.split).rows)
+    known = [card.split(name).rows for name in spec.splits]
+    rows = _rows(spec.task, None if None in known else sum(filter(None, known)))
     if rows is None:
         return None
     if card.kind == GENERAL:

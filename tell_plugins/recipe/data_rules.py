@@ -64,9 +64,10 @@ def _misfits(spec: Spec, card: Card, where: str) -> Iterator[UserError]:
         except UserError as problem:
             yield problem
             return
-    if spec.split not in card.splits:
-        yield unknown("split", spec.split, card.splits, f"{where}, key 'split'")
-    elif spec.split in HELD_OUT:
+    strangers = [name for name in spec.splits if name not in card.splits]
+    for name in strangers:
+        yield unknown("split", name, card.splits, f"{where}, key 'split'")
+    if not strangers and spec.split in HELD_OUT:
         yield UserError(
             f"split '{spec.split}' is held out: its rows never train",
             where=f"{where}, key 'split'",
@@ -120,7 +121,8 @@ def check_files(checked: Checked) -> None:
         return
     card = load_card(spec.card)
     amount, names = spec.general_of(card)
-    needed = [(card, spec.split)] if card.kind == GENERAL or spec.task != NONE else []
+    wanted = card.kind == GENERAL or spec.task != NONE
+    needed = [(card, name) for name in spec.splits] if wanted else []
     if card.kind != GENERAL and spec.overlap == "drop":
         needed += [(card, name) for name in HELD_OUT if name in card.splits]
     sources = [load_card(name) for name in names]
@@ -242,7 +244,8 @@ def check_validation(checked: Checked) -> Iterator[Finding]:
             continue
         try:
             spec = parse_spec(entry, where=where)
-            load_card(spec.card).split(spec.split)
+            for name in spec.splits:
+                load_card(spec.card).split(name)
         except UserError as problem:
             yield from as_errors("tell-validation", problem)
             continue

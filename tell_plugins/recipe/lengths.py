@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import Mixture
 from tell_plugins.core.sources import TaskRows, lengths_of
@@ -35,7 +34,7 @@ class Counted:
         own: whether it is the model's own.
         exact: whether the model counts as it does: its own, or Llama-2's for a Llama-2 model.
         file: where the task rows are, for messages.
-        over: task rows that are longer than the limit: (line, tokens).
+        over: task rows that are longer than the limit: (where in the file, tokens).
         near: task rows that may be, with the template or by another tokenizer's count.
         general_over: general rows that are longer, by card.
         rows: (n, 2) in training order: tokens, and those that carry a label.
@@ -45,8 +44,8 @@ class Counted:
     own: bool
     exact: bool
     file: str = ""
-    over: list[tuple[int, int]] = field(default_factory=list)
-    near: list[tuple[int, int]] = field(default_factory=list)
+    over: list[tuple[str, int]] = field(default_factory=list)
+    near: list[tuple[str, int]] = field(default_factory=list)
     general_over: dict[str, int] = field(default_factory=dict)
     rows: Lengths = field(default_factory=lambda: np.zeros((0, 2), np.int64))
 
@@ -92,13 +91,12 @@ def count(
         lengths[:, 0] += extra
         sums = lengths.sum(axis=1)
         if limit is not None and isinstance(rows, TaskRows):
-            result.file = paths.shown(rows.file)
-            lines = rows.lines[source.used].tolist()
-            for line, tokens in sorted(zip(lines, sums.tolist(), strict=True)):
+            result.file = rows.shown
+            for row, tokens in sorted(zip(source.used.tolist(), sums.tolist(), strict=True)):
                 if tokens > limit:
-                    result.over.append((line, tokens))
+                    result.over.append((rows.line(row), tokens))
                 elif tokens > _NEAR * limit:
-                    result.near.append((line, tokens))
+                    result.near.append((rows.line(row), tokens))
         elif limit is not None and (over := int((sums > limit).sum())):
             result.general_over[source.card.name] = over
         place = np.full(len(rows), -1, np.int64)

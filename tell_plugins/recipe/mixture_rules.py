@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from tell_plugins.core import paths
 from tell_plugins.core.mixture import GENERAL, Drawn, build_mixture
 from tell_plugins.core.sources import TaskRows
 from tell_plugins.core.text import KNOWN, any_of, found_in
@@ -48,7 +47,7 @@ def check_mixture(checked: Checked) -> Iterator[Finding]:
                 "tell-data-duplicates",
                 f"'{source.card.name}' holds {count_of(source.duplicates, 'duplicate row')}, "
                 "which train as often as they stand there",
-                paths.shown(source.rows.file),
+                source.rows.shown,
                 "remove the copies, unless they are meant",
             )
         if source.bad:
@@ -77,7 +76,7 @@ def _malformed(source: Drawn) -> Finding:
         "tell-data-malformed",
         f"{count_of(source.dropped['malformed'], 'malformed row')} of '{source.card.name}' left "
         f"out (lines {first}{more}): {source.bad[0].reason}",
-        paths.shown(source.rows.file),
+        source.rows.shown,
         "mend them, or leave it at that",
     )
 
@@ -96,13 +95,13 @@ def check_control_tokens(checked: Checked) -> Iterator[Finding]:
         rows = source.rows
         if isinstance(rows, TaskRows):
             continue
-        where = paths.shown(rows.file)
+        where = rows.shown
         if source.steering:
             text = f"{count_of(len(source.steering), 'row')} of '{source.card.name}' left out"
             some = source.steering[:_SHOWN]
             pairs = rows.texts(some)
             found = [
-                (int(rows.lines[row]), found_in("\n".join(pair)) or "")
+                (f"line {rows.lines[row]}", found_in("\n".join(pair)) or "")
                 for row, pair in zip(some, pairs, strict=True)
             ]
             yield warning(
@@ -135,7 +134,7 @@ def _task_findings(
 ) -> Iterator[Finding]:
     tokens = KNOWN if own is None else own
     found = [
-        (int(task.lines[row]), token)
+        (task.line(row), token)
         for row in used
         if (token := found_in(task.queries[row] + "\n" + task.responses[row], tokens))
     ]
@@ -143,7 +142,7 @@ def _task_findings(
         return
     text = f"{count_of(len(found), 'task row')} with control tokens "
     text += f"({_tokens_shown(found, len(found))})"
-    where, remedy = paths.shown(task.file), _remedy(found)
+    where, remedy = task.shown, _remedy(found)
     if own is None:
         yield warning(
             _TASK, f"{text} of some chat models; the model's tokenizer is not here", where, remedy
@@ -154,13 +153,13 @@ def _task_findings(
         )
 
 
-def _tokens_shown(found: Sequence[tuple[int, str]], count: int) -> str:
+def _tokens_shown(found: Sequence[tuple[str, str]], count: int) -> str:
     """The lines and tokens of the first rows of `count`."""
-    shown = ", ".join(f"line {line}: {token}" for line, token in found[:_SHOWN])
+    shown = ", ".join(f"{line}: {token}" for line, token in found[:_SHOWN])
     return shown + (" ..." if count > _SHOWN else "")
 
 
-def _remedy(found: Sequence[tuple[int, str]]) -> str:
+def _remedy(found: Sequence[tuple[str, str]]) -> str:
     struck = any(token in ("<s>", "</s>") for _, token in found)
     html = " (text that HTML strikes through: as <del> in place of <s>)" if struck else ""
     return f"write them otherwise, such as with a blank inside{html}"
@@ -197,7 +196,7 @@ def check_anchor(checked: Checked) -> Iterator[Finding]:
         yield warning(
             "tell-anchor-answers",
             f"the anchor names {names} as an answer, and no row of '{task.card.name}' answers so",
-            paths.shown(task.file),
+            task.shown,
             "let anchor and rows say the same, letter by letter",
             "answers of the rows: " + ", ".join(f"'{answer}'" for answer in few),
         )
@@ -294,9 +293,9 @@ def _over(counts: Sequence[Counted], settings: Settings, limit: int) -> Iterator
             )
 
 
-def _rows_named(rows: list[tuple[int, int]]) -> str:
+def _rows_named(rows: list[tuple[str, int]]) -> str:
     """`2 task rows (line 5: 2,231 tokens, line 9: 2,300 tokens) are`"""
-    each = ", ".join(f"line {line}: {tokens:,} tokens" for line, tokens in rows)
+    each = ", ".join(f"{line}: {tokens:,} tokens" for line, tokens in rows)
     return f"{count_of(len(rows), 'task row')} ({each}) {'are' if len(rows) > 1 else 'is'}"
 
 
