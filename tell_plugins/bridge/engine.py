@@ -137,7 +137,6 @@ class LocalEngine(SwiftEngine):
         self.model, processor = args.get_model_processor()
         cpu.pack_before_head(self.model)
         template = args.get_template(processor)
-        cpu.share_prefix(template)
         for name, folder in adapters.items():
             self.model = _with_adapter(self.model, _peft_name(name), folder)
         self._peft = bool(adapters)
