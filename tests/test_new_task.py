@@ -22,7 +22,7 @@ from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.preparation.answers import are_labels, infer_schema, json_of_python
 from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns
-from tell_plugins.preparation.method import among, entries, general_rows, plain_sft
+from tell_plugins.preparation.method import among, entries, general_rows_for, plain_sft
 from tell_plugins.preparation.task_recipe import pattern_for, short_names
 from tell_plugins.preparation.task_split import labels_of, split_off_test
 from tell_plugins.recipe.recipes import load_recipe
@@ -220,7 +220,7 @@ def test_the_settings_follow_from_the_number_of_rows(
     rows: int, times: int, general: int, sft: int
 ) -> None:
     pattern = load_recipe("recipes/qwen_json.yaml")
-    held = among(rows, f"{general_rows(rows)}rows", pattern, hold=True).of("t", rows)
+    held = among(rows, f"{general_rows_for(rows)}rows", pattern, hold=True).of("t", rows)
     repeat = f"/repeat={times}" if times > 1 else ""
     assert held.dataset == f"tell/t:general={general}rows/order=even{repeat}/kl=1"
     assert held.keys == {"loss_type": "tell", "gradient_accumulation_steps": 8}
