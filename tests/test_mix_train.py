@@ -383,7 +383,7 @@ def test_the_exit_code_is_passed_on(
     toy: Path, program: str, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [sys.executable, "-c", f"import sys; {program}"]
-    monkeypatch.setattr(train, "command", lambda recipe: command)
+    monkeypatch.setattr(train, "sft_command", lambda recipe: command)
     assert train.train(load_recipe(toy)) == code
 
 
