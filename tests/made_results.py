@@ -168,7 +168,8 @@ class MadeResults:
             text = '{"thought": "x", "complaint": "no"}' if in_format else "A plain answer."
             lines.append(self._line(f"general-{row}", row, text))
         self._write(
-            f"{folder}/settings.json", {"card": CARD, "split": "general", "rows": len(lines)}
+            f"{folder}/settings.json",
+            {"card": CARD, "split": "general", "anchor": "none", "rows": len(lines)},
         )
         self._lines(f"{folder}/answers.jsonl", lines)
         self._lines(f"{folder}/losses.jsonl", losses)

@@ -188,10 +188,12 @@ def test_the_remedy_for_a_prompt_that_does_not_fit_is_one(
 
     def answered(rows: int, max_new_tokens: int) -> int:
         settings = Settings(
-            *("r", "c", split, "none", "none", "greedy", 42, rows, "m", "scripted"),
+            card="c",
+            split=split,
+            anchor="none",
+            rows=rows,
             max_new_tokens=max_new_tokens,
             batch_size=2,
-            prompts_sha256="",
         )
         folder = tmp_path / f"{rows} {max_new_tokens}"
         asked = prompts[:rows]

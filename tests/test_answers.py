@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,7 @@ def engine(model: Path) -> Iterator[Any]:
 
 def answered(engine: Any, folder: Path, **changes: Any) -> bytes:
     """The file that `answer_all` leaves with the settings of this test and some changes."""
-    settings = replace(SETTINGS_OF_TEST, **changes)
+    settings = SETTINGS_OF_TEST.model_copy(update=changes)
     decoding = DECODINGS[settings.decoding]
     return answer_all(engine, PROMPTS, decoding, settings, folder, label="test").read_bytes()
 
@@ -124,7 +123,7 @@ def test_a_file_that_breaks_off_anywhere_is_made_whole(
     kept: int, tail: bytes, scripted: Any, whole: bytes, tmp_path: Path
 ) -> None:
     """Whole lines, then a line that was torn or is none: batches that are whole stay."""
-    (tmp_path / SETTINGS).write_text(json.dumps(asdict(SETTINGS_OF_TEST)))
+    (tmp_path / SETTINGS).write_text(json.dumps(SETTINGS_OF_TEST.model_dump()))
     lines = whole.splitlines(keepends=True)[:kept]
     (tmp_path / ANSWERS).write_bytes(b"".join(lines) + tail)
     asked: list[str] = []
@@ -213,7 +212,7 @@ def test_eval_killed_and_called_again_leaves_the_same_file(
 def test_answers_of_other_settings_never_join(
     key: str, value: Any, scripted: Any, whole: bytes, tmp_path: Path
 ) -> None:
-    (tmp_path / SETTINGS).write_text(json.dumps(asdict(SETTINGS_OF_TEST)))
+    (tmp_path / SETTINGS).write_text(json.dumps(SETTINGS_OF_TEST.model_dump()))
     (tmp_path / ANSWERS).write_bytes(whole[:100])
     with pytest.raises(UserError, match="answers of other settings") as caught:
         answered(scripted, tmp_path, **{key: value})
@@ -224,7 +223,7 @@ def test_answers_of_other_settings_never_join(
 def test_settings_of_an_earlier_release_and_those_that_are_none(
     scripted: Any, whole: bytes, tmp_path: Path
 ) -> None:
-    saved = asdict(SETTINGS_OF_TEST)
+    saved = SETTINGS_OF_TEST.model_dump()
     del saved["shots"]
     (tmp_path / SETTINGS).write_text(json.dumps(saved))
     assert answered(scripted, tmp_path) == whole

@@ -18,7 +18,7 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import paper_numbers
-from tell_plugins.evaluation.answers import load_scored
+from tell_plugins.evaluation.answers import Settings, load_scored
 from tell_plugins.evaluation.compare import compare, find_folders
 from tell_plugins.evaluation.scorers.json_readings import READINGS
 from tell_plugins.evaluation.systems import short_names, trained_spec
@@ -400,7 +400,8 @@ def test_the_papers_figure_is_found_by_what_was_trained_on(
     keys: str, asked: dict[str, Any], value: float | None
 ) -> None:
     spec = parse_spec(f"tell/halu_cot_json:{keys}")
-    settings = {"model": "Qwen/Qwen-7B-Chat", "adapter": "x", "anchor": "card", "shots": 0} | asked
+    known = {"model": "Qwen/Qwen-7B-Chat", "adapter": "x", "anchor": "card", "shots": 0} | asked
+    settings = Settings(card="halu_cot_json", split="test", **known)
     found = paper_numbers.paper_number("halu_cot_json", settings, spec)
     assert (None if found is None else found.value) == value
     assert paper_numbers.paper_number("halu_cot_json_spans", settings, spec) == found

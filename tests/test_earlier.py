@@ -17,6 +17,7 @@ from tell_plugins.evaluation.prompts import pairs_sha256, prompts_sha256
 from tell_plugins.experiments.collect import collect
 from tell_plugins.experiments.earlier import other_answers, refuse_other_sweep
 from tell_plugins.experiments.planning import Planned, PlannedBase, SweepPlan, make_plan
+from tell_plugins.experiments.results import Study
 from tell_plugins.experiments.store import EVALUATED, TRAINED, Store, write_json
 from tell_plugins.experiments.sweep import make_sweep
 from tell_plugins.recipe.recipes import load_recipe
@@ -66,7 +67,8 @@ def _answered(store: Store, run: Planned | PlannedBase) -> Path:
     questions = task.foreign.questions
     asked = {("test-greedy", "test"): task.prompts, ("general", "general"): questions}
     for (name, split), prompts in asked.items():
-        settings = {"split": split, "prompts_sha256": prompts_sha256(prompts)}
+        settings: dict[str, Any] = {"card": "tiny_task", "split": split, "anchor": "card"}
+        settings["prompts_sha256"] = prompts_sha256(prompts)
         settings["max_new_tokens"] = task.max_new_tokens if split == "test" else 64
         settings["rows_sha256"] = "" if split == "test" else pairs_sha256(task.general)
         write_json(folder / "none" / name / "settings.json", settings)
@@ -161,7 +163,7 @@ def test_answers_of_several_runs_are_told_once(world: World, store: Store) -> No
 def test_a_sweep_may_grow_and_shrink(world: World, store: Store, change: dict[str, Any]) -> None:
     _finished(store, _plan(world, store))
     later = store.index(_plan(world, store, **change), "")
-    refuse_other_sweep(store.root, later, "remedy")
+    refuse_other_sweep(store.root, Study(**later), "remedy")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ def test_another_sweep_of_the_same_name_is_refused(
         change = {**change, "base": str(world.root / change["base"])}
     later = store.index(_plan(world, store, **change), "")
     with pytest.raises(UserError, match="finished runs that are not this sweep's") as caught:
-        refuse_other_sweep(store.root, later, "--out DIR")
+        refuse_other_sweep(store.root, Study(**later), "--out DIR")
     assert "sweeps/made.json" in str(caught.value)
 
 

@@ -20,7 +20,7 @@ from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
 from tell_plugins.evaluation.intervals import Estimate, Rate
 from tell_plugins.evaluation.options import Options, options_of
 from tell_plugins.evaluation.prompts import task_prompts
-from tell_plugins.evaluation.summary import General, System, table
+from tell_plugins.evaluation.summary import System, table
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import MakeCard
 from tests.saved_answers import answer_line, save_answers, save_lines
@@ -409,10 +409,9 @@ def test_a_score_that_one_system_lacks_moves_no_other(
     scores = scoring.score(save_answers(tmp_path / "a", "en_xx", texts))
     measures = {**scores.first.measures, "bleurt B": Estimate(0.6789, 0.6, 0.7, 12)}
     learned = {"stripped_segment": replace(scores.first, measures=measures)}
-    none = General(None, None, None)
     systems = [
-        System("plain", scores, none),
-        System("learned", replace(scores, readings=scores.readings | learned), none),
+        System("plain", scores, {}),
+        System("learned", replace(scores, readings=scores.readings | learned), {}),
     ]
     view = table(systems if first == "plain" else systems[::-1], "title")
     cells = dict(zip(view.columns, zip(*view.rows, strict=True), strict=True))

@@ -192,8 +192,8 @@ def test_other_cards_and_other_base_models_are_no_comparison(report: Callable[..
     found = report(fill, [42])
     base, tell, sft = found.groups
     assert list(tables.pairs(found.study, found.groups)) == [(tell, base), (tell, sft)]
-    other = replace(sft, entries=[replace(sft.entries[0], card="another")])
-    stranger = replace(base, entries=[replace(base.entries[0], card="another")])
+    other = replace(sft, entries=[sft.entries[0].model_copy(update={"card": "another"})])
+    stranger = replace(base, entries=[base.entries[0].model_copy(update={"card": "another"})])
     assert list(tables.pairs(found.study, [stranger, tell, other])) == []
 
 

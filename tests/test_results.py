@@ -39,7 +39,7 @@ def test_every_study_can_be_run_again_by_its_command() -> None:
         "smollm2_seeds",
     ]
     for study in STUDIES:
-        words = study.index["command"].removeprefix("./run.sh sweep ").split()
+        words = study.command.removeprefix("./run.sh sweep ").split()
         if words[0] == "--controls":
             assert set(study.methods) == {*CONTROLS, BASE_METHOD}
             words = words[1:]
@@ -81,8 +81,8 @@ def test_runs_at_equal_steps_have_equal_steps_and_all_prompts_were_answered(stud
         if entry.equal_steps:
             assert entry.steps == by_run[entry.equal_steps].steps
         for answers in entry.task:
-            asked = study.index["evaluate"]["rows"]
-            assert answers.settings["rows"] == len(answers.lines) == asked >= 100
+            asked = study.evaluate.rows
+            assert answers.settings.rows == len(answers.lines) == asked >= 100
 
 
 def test_a_point_that_trained_nothing_is_named_not_its_method() -> None:

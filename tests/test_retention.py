@@ -22,6 +22,10 @@ from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import Adapter
 from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
 from tell_plugins.evaluation.bleed import circles, form_of
+from tell_plugins.evaluation.elsewhere import BLEED as BLEED_CHANGE
+from tell_plugins.evaluation.elsewhere import KL as KL_TO_BASE
+from tell_plugins.evaluation.elsewhere import LOSS_FILES, STYLE_CHANGE, STYLE_FIT, Elsewhere
+from tell_plugins.evaluation.intervals import Rate
 from tell_plugins.evaluation.options import Options
 from tell_plugins.evaluation.prompts import general_rows
 from tell_plugins.evaluation.retention import INSTRUCTIONS, KL, LOSSES, PROSE
@@ -38,6 +42,13 @@ PAIRS = [
     ("x", "y"),
     ("Is {brown} \u00fe late?\n\n", ' {"thought": "late"} '),
 ]
+
+
+def value_of(found: Elsewhere, name: str) -> float:
+    number = found[name]
+    assert number is not None
+    assert number.value is not None
+    return number.value
 
 
 @pytest.fixture(scope="module")
@@ -235,20 +246,20 @@ def test_an_adapter_that_trained_nothing_is_reported(
         name: read_general(folders[name] / "general", folders["none"] / "general", card)
         for name in folders
     }
-    for key in ("style_change", "instructions", "prose"):
-        assert getattr(found["idle"], key) == (0.0, 0.0, 0.0)
-        assert getattr(found["none"], key) is None
-        value, low, high = getattr(found["one"], key)
-        assert low <= value <= high
-        assert value != 0
-    assert found["none"].kl is None
-    assert found["idle"].kl is not None
-    assert found["idle"].kl.value == pytest.approx(0, abs=1e-5)
-    assert found["one"].kl is not None
-    assert found["one"].kl.value > 1e-4
-    assert found["one"].kl.n <= 4  # as many as the base model said anything to
-    assert found["whole"].style_change is not None
-    assert found["whole"].kl is None  # its base is not at hand
+    for key in LOSS_FILES:
+        idle, one = found["idle"][key], found["one"][key]
+        assert idle is not None
+        assert (idle.value, idle.low, idle.high) == (0.0, 0.0, 0.0)
+        assert key not in found["none"]
+        assert one is not None
+        assert one.low <= one.value <= one.high  # type: ignore[operator]
+        assert one.value != 0
+    assert KL_TO_BASE not in found["none"]
+    assert value_of(found["idle"], KL_TO_BASE) == pytest.approx(0, abs=1e-5)
+    assert value_of(found["one"], KL_TO_BASE) > 1e-4
+    assert found["one"][KL_TO_BASE].n <= 4  # type: ignore[union-attr]  # as many as were answered
+    assert STYLE_CHANGE in found["whole"]
+    assert KL_TO_BASE not in found["whole"]  # its base is not at hand
     of_whole = json.loads((folders["whole"] / "test-greedy" / "settings.json").read_text())
     assert of_whole["model"] == str(model)  # what was trained; the weights stand beside it
     assert len(of_whole["adapter_sha256"]) == 64
@@ -259,11 +270,10 @@ def test_an_adapter_that_trained_nothing_is_reported(
         [prompt.text for prompt in asked], DECODINGS["greedy"], max_new_tokens=8, seed=1
     )
     assert [texts[prompt.row] for prompt in asked] == [reply.text for reply in replies]
-    loss, base = found["one"].style_fit, found["none"].style_fit
+    loss, base = found["one"][STYLE_FIT], found["none"][STYLE_FIT]
     assert loss is not None
     assert base is not None
-    assert found["one"].style_change is not None
-    assert found["one"].style_change.value == pytest.approx(loss.value - base.value)
+    assert value_of(found["one"], STYLE_CHANGE) == pytest.approx(loss.value - base.value)
     general = folders["none"] / "general"
     assert (general / KL).exists() is False
     lines = [json.loads(line) for line in (general / ANSWERS).read_text().split("\n") if line]
@@ -353,16 +363,15 @@ def test_a_change_is_of_one_model_over_one_set_of_rows(
 
     mine = measured("mine", [(11.0, 5), (4.0, 3)])
     base = measured("base", [(10.0, 5), (4.0, 3)])
-    change = read_general(mine, base, card).style_change
-    assert change is not None
-    assert change[0] == pytest.approx(1 / 8)
+    assert value_of(read_general(mine, base, card), STYLE_CHANGE) == pytest.approx(1 / 8)
     for other in (measured("b", [(10.0, 5), (4.0, 3)], **{key: value}), tmp_path / "none"):
         found = read_general(mine, other, card)
-        assert found.style_change is None
-        assert found.style_fit is not None
-    assert read_general(mine, measured("c", [(10.0, 6), (4.0, 3)]), card).style_change is None
+        assert STYLE_CHANGE not in found
+        assert found[STYLE_FIT] is not None
+    others = measured("c", [(10.0, 6), (4.0, 3)])
+    assert STYLE_CHANGE not in read_general(mine, others, card)
     (base / SETTINGS).unlink()
-    assert read_general(mine, base, card).style_change is None
+    assert STYLE_CHANGE not in read_general(mine, base, card)
 
 
 # --- held-out rows -------------------------------------------------------------------------------
@@ -590,7 +599,7 @@ def test_the_opening_that_most_share() -> None:
 def test_a_task_without_a_form_has_no_bleed(card: str, tasks: None, tmp_path: Path) -> None:
     assert not form_of(load_card(card)).known
     folder = save_lines(tmp_path / "general", card, [answer_line("g", 0, "Hi")], split="general")
-    assert read_general(folder, None, load_card(card)).bleed is None
+    assert read_general(folder, None, load_card(card))[bleed.BLEED] is None
 
 
 def test_bleed_is_set_against_the_base_model(tasks: None, tmp_path: Path) -> None:
@@ -602,17 +611,19 @@ def test_bleed_is_set_against_the_base_model(tasks: None, tmp_path: Path) -> Non
         lines = [answer_line(f"general-{row}", row, text) for row, text in enumerate(texts)]
         folders.append(save_lines(tmp_path / name, "tiny_task", lines, split="general"))
     found = read_general(*folders, load_card("tiny_task"))
-    assert found.bleed is not None
-    assert (found.bleed.k, found.bleed.n) == (8, 12)
-    assert found.words is not None
-    assert (found.words.k, found.words.n) == (8, 12)
-    assert found.bleed_change is not None
-    assert found.bleed_change.value == pytest.approx(6 / 12)
-    assert found.bleed_change.low > 0
-    assert found.style_fit is None
-    assert found.instructions is None
+    for name in (bleed.BLEED, bleed.WORDS):
+        rate = found[name]
+        assert isinstance(rate, Rate)
+        assert (rate.k, rate.n) == (8, 12)
+    change = found[BLEED_CHANGE]
+    assert change is not None
+    assert change.value == pytest.approx(6 / 12)
+    assert change.low is not None
+    assert change.low > 0
+    assert found[STYLE_FIT] is None
+    assert not LOSS_FILES.keys() & found
     other = save_lines(tmp_path / "other", "tiny_task", [answer_line("general-99", 99, "{")])
-    assert read_general(folders[0], other, load_card("tiny_task")).bleed_change is None
+    assert BLEED_CHANGE not in read_general(folders[0], other, load_card("tiny_task"))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from tell_plugins.core import paths
-from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
+from tell_plugins.core.errors import UserError, raise_all, unknown, wrong_value
 from tell_plugins.core.spec import HELD_OUT, Amount, parse_amount
 from tell_plugins.core.yamlfile import Document, read_yaml
 
@@ -345,8 +345,12 @@ def _load(path: Path, _stamp: int, name: str) -> Card:
     try:
         card = Card.model_validate(document.values)
     except ValidationError as error:
-        parts = error.errors()
-        raise_all([_problem(part, document.place(where, part["loc"])) for part in parts])
+        raise_all(
+            [
+                wrong_value(p, document.place(where, p["loc"]), "docs/own-task.md", _allowed_keys)
+                for p in error.errors()
+            ]
+        )
         raise
     if card.name != name:
         raise UserError(
@@ -366,40 +370,6 @@ def _keep_labels(document: Document) -> None:
             document.written.get(("answer", "labels", str(number)), label)
             for number, label in enumerate(answer["labels"])
         ]
-
-
-def _problem(part: Any, where: str) -> UserError:
-    """One pydantic error as found, where, allowed, remedy."""
-    location = [str(step) for step in part["loc"]]
-    key = ".".join(location) or "card"
-    if part["type"] == "extra_forbidden":
-        allowed = sorted(_allowed_keys(location[:-1]))
-        match = nearest(location[-1], allowed)
-        return UserError(
-            f"unknown key '{key}'",
-            where=where,
-            allowed=", ".join(allowed),
-            remedy=f"did you mean '{match}'?" if match else "remove it",
-        )
-    if part["type"] == "missing":
-        return UserError(
-            f"key '{key}' is missing", where=where, remedy=f"add '{location[-1]}: ...'"
-        )
-    cause = getattr(part.get("ctx", {}).get("error"), "__cause__", None)
-    if isinstance(cause, UserError):
-        return UserError(
-            f"key '{key}': {cause.found}", where=where, allowed=cause.allowed, remedy=cause.remedy
-        )
-    message = str(part["msg"]).removeprefix("Value error, ")
-    if not location:
-        return UserError(message, where=where, remedy="see docs/own-task.md")
-    found = f"key '{key}' is {_short(part['input'])}: {message}"
-    return UserError(found, where=where, remedy="correct the value")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _allowed_keys(location: list[str]) -> list[str]:

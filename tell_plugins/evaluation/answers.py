@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,20 +58,6 @@ class AnswerLine(Shape):
     attempt: int = Field(default=0, ge=0)
 
 
-class SavedSettings(Shape):
-    """`settings.json` of a folder of answers."""
-
-    split: Name
-    rows: int | None = None
-
-
-class SettingsOfRows(SavedSettings):
-    """The same where the rows that were answered are looked for."""
-
-    card: Name
-    anchor: str
-
-
 @dataclass(frozen=True)
 class Prompt:
     """A query as the model gets it. `id` is the row's content hash, `row` its place in the file."""
@@ -81,8 +67,7 @@ class Prompt:
     text: str
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(Shape):
     """What produced the answers of a folder; answers of other settings never join it.
 
     `prompts_sha256` is of what was asked (a task row's id holds its response); `_HASHED` says what
@@ -90,19 +75,19 @@ class Settings:
     base model has no adapter, an earlier release saved fewer) is unknown and not compared.
     """
 
-    recipe: str
-    card: str
-    split: str
+    recipe: str = ""
+    card: Name
+    split: Name
     anchor: str
-    adapter: str
-    decoding: str
-    seed: int
-    rows: int
-    model: str
-    engine: str
-    max_new_tokens: int
-    batch_size: int
-    prompts_sha256: str
+    adapter: str = ""
+    decoding: str = ""
+    seed: int = 42
+    rows: int | None = None
+    model: str = ""
+    engine: str = ""
+    max_new_tokens: int = 0
+    batch_size: int = 0
+    prompts_sha256: str = ""
     shots: int = 0
     model_sha256: str = ""
     adapter_sha256: str = ""
@@ -133,7 +118,7 @@ def answer_all(
     """
     refuse_others(folder, settings)
     if not (folder / SETTINGS).is_file():
-        write_json(folder / SETTINGS, asdict(settings))
+        write_json(folder / SETTINGS, settings.model_dump())
     lengths = engine.prompt_tokens([prompt.text for prompt in prompts], history)
     _check_context(engine, prompts, lengths, settings)
     order = sorted(range(len(prompts)), key=lambda i: (-lengths[i], prompts[i].row))
@@ -178,13 +163,13 @@ def unicode_text(text: str) -> str:
 
 def refuse_others(folder: Path, settings: Settings) -> None:
     """Raise UserError when the folder holds answers of other settings."""
-    mine, theirs = asdict(settings), saved_settings(folder)
-    other = differing(mine, theirs, mine) if theirs is not None else []
-    if theirs is not None and other:
+    theirs = saved_settings(folder)
+    other = differing(settings, theirs, Settings.model_fields) if theirs is not None else []
+    if other:
         shown = ", ".join(
             f"{_HASHED[key]} have changed since"
             if key in _HASHED
-            else f"{key}: {theirs.get(key)} there, {mine[key]} now"
+            else f"{key}: {getattr(theirs, key)} there, {getattr(settings, key)} now"
             for key in other
         )
         raise UserError(
@@ -194,10 +179,10 @@ def refuse_others(folder: Path, settings: Settings) -> None:
         )
 
 
-def differing(mine: Mapping[str, Any], theirs: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+def differing(mine: Settings, theirs: Settings, keys: Iterable[str]) -> list[str]:
     """The keys in which two settings differ; a hash that one of them does not know is left out."""
-    unknown = {key for key in _HASHED if not (theirs.get(key) and mine.get(key))}
-    return [key for key in keys if theirs.get(key) != mine.get(key) and key not in unknown]
+    pairs = {key: (getattr(mine, key), getattr(theirs, key)) for key in keys}
+    return [key for key, (a, b) in pairs.items() if a != b and (key not in _HASHED or (a and b))]
 
 
 def _check_context(
@@ -251,18 +236,18 @@ def _id_of(line: bytes) -> Any:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def saved_settings(folder: Path) -> dict[str, Any] | None:
-    """The settings of a folder, None where there are none; one that an earlier release did not
-    save has its default. Raises UserError for a file that is none."""
-    remedy = "name another folder with --out, or remove this one"
-    saved = read_json(folder / SETTINGS, SavedSettings, remedy)
-    defaults = {f.name: f.default for f in fields(Settings) if f.default is not MISSING}
-    return None if saved is None else {**defaults, **saved}
+def saved_settings(
+    folder: Path, remedy: str = "name another folder with --out, or remove this one"
+) -> Settings | None:
+    """The settings of a folder, None where there are none. Raises UserError, with `remedy`, for a
+    file that is none."""
+    saved = read_json(folder / SETTINGS, Settings, remedy)
+    return None if saved is None else Settings(**saved)
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path) -> Settings:
     """The settings of answers to a task. Raises UserError when they are missing or none."""
-    saved = read_json(folder / SETTINGS, SettingsOfRows, "restore the file")
+    saved = saved_settings(folder, "restore the file")
     if saved is None:
         raise UserError(
             f"no {SETTINGS}, so nothing says which card and split was answered",
@@ -270,7 +255,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
             allowed=f"a folder that ./run.sh eval wrote, with {ANSWERS} and {SETTINGS}",
             remedy="name such a folder",
         )
-    return dict(saved)
+    return saved
 
 
 def read_answers(folder: Path) -> list[dict[str, Any]]:
@@ -309,7 +294,7 @@ class Scored:
     """
 
     folder: Path
-    settings: dict[str, Any]
+    settings: Settings
     card: Card
     task: TaskRows
     answers: list[Answer]
@@ -323,8 +308,7 @@ class Scored:
     @property
     def expected(self) -> int:
         """How many rows were asked; the run was interrupted where fewer are answered."""
-        asked = self.settings.get("rows")
-        return asked if isinstance(asked, int) else len(self.task)
+        return len(self.task) if self.settings.rows is None else self.settings.rows
 
     @property
     def test(self) -> tuple[object, ...]:
@@ -353,8 +337,8 @@ def load_scored(folder: Path) -> Scored:
             remedy="call ./run.sh eval RECIPE again",
         )
     sha256 = hashlib.sha256(read_bytes(folder / ANSWERS) or b"").hexdigest()
-    card = load_card(settings["card"])
-    task = open_task(card, settings["split"], settings["anchor"])
+    card = load_card(settings.card)
+    task = open_task(card, settings.split, settings.anchor)
     answers = _join(lines, task, paths.shown(find(folder / ANSWERS) or folder))
     return Scored(folder, settings, card, task, answers, sha256)
 
@@ -422,7 +406,7 @@ def joined(parts: Sequence[Scored], task: TaskRows, rows: int | None = None) -> 
     asked = len({answer.row for answer in answers}) if rows is None else rows
     return Scored(
         folder=parts[0].folder,
-        settings={**parts[0].settings, "card": task.card.name, "rows": asked},
+        settings=parts[0].settings.model_copy(update={"card": task.card.name, "rows": asked}),
         card=task.card,
         task=task,
         answers=sorted(answers),

@@ -13,11 +13,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from pydantic import Field
 
 from tell_plugins.core.cards import Card
 from tell_plugins.core.sources import find_file, open_split
+from tell_plugins.core.state_files import Shape
 from tell_plugins.evaluation.judged import Judged, share
 from tell_plugins.evaluation.scorers.json_readings import card_schema
 from tell_plugins.evaluation.scorers.label import closed_labels
@@ -37,8 +39,7 @@ _READ = 400  # characters of an answer that are looked at for circles
 _NUMBER = re.compile(r"[-+]?[\d.,]*\d")
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(Shape):
     """How the answers of a task are known.
 
     Attributes:
@@ -49,9 +50,9 @@ class Form:
     """
 
     opening: str = ""
-    labels: tuple[str, ...] = ()
+    labels: list[str] = Field(default_factory=list)
     numbers: bool = False
-    words: tuple[str, ...] = ()
+    words: list[str] = Field(default_factory=list)
 
     @property
     def known(self) -> bool:
@@ -91,10 +92,10 @@ def form_of(card: Card) -> Form:
         answers = [response.strip() for _, response in open_split(card, "train").all_texts()]
     if card.metric == "json":
         return _json_form(card, answers)
-    labels = tuple(closed_labels(card)) if card.metric == "label" else _closed(answers)
+    labels = closed_labels(card) if card.metric == "label" else _closed(answers)
     numbers = bool(answers) and all(_NUMBER.fullmatch(answer) for answer in answers)
     if numbers or labels:
-        return Form(labels=() if numbers else labels, numbers=numbers, words=_own(labels))
+        return Form(labels=[] if numbers else labels, numbers=numbers, words=_own(labels))
     return Form(opening=shared_opening(answers), words=_common_sentence(answers))
 
 
@@ -105,18 +106,18 @@ def _json_form(card: Card, answers: Sequence[str]) -> Form:
         as_array = sum(answer.startswith("[") for answer in answers) > len(answers) / 2
     keys = [f'"{key}"' for key in schema.schema.get("properties", {})]
     texts = [text for answer in answers for text in _texts_of(answer)]
-    own = (*keys, *_own(schema.labels or []), *_common_sentence(texts))
+    own = [*keys, *_own(schema.labels or []), *_common_sentence(texts)]
     return Form(opening="[" if as_array else "{", words=own)
 
 
-def _closed(answers: Sequence[str]) -> tuple[str, ...]:
+def _closed(answers: Sequence[str]) -> list[str]:
     """The distinct answers, where they are few and return again and again."""
     distinct = sorted(set(answers))
-    return tuple(distinct) if len(distinct) * _CLOSED <= len(answers) else ()
+    return distinct if len(distinct) * _CLOSED <= len(answers) else []
 
 
-def _own(labels: Iterable[str]) -> tuple[str, ...]:
-    return tuple(label for label in labels if len(label) >= _LEAST_WORD)
+def _own(labels: Iterable[str]) -> list[str]:
+    return [label for label in labels if len(label) >= _LEAST_WORD]
 
 
 def shared_opening(answers: Sequence[str]) -> str:
@@ -135,16 +136,16 @@ def shared_opening(answers: Sequence[str]) -> str:
     return opening if len(opening) >= _LEAST_OPENING else ""
 
 
-def _common_sentence(answers: Sequence[str]) -> tuple[str, ...]:
+def _common_sentence(answers: Sequence[str]) -> list[str]:
     """The sentence that most answers hold, if it has three words and a tenth of them hold it."""
     found: Counter[str] = Counter()
     for answer in answers:
         sentences = {part.strip() for part in _SENTENCE.split(answer)}
         found.update(part for part in sentences if len(part.split()) >= 3)
     if not found:
-        return ()
+        return []
     sentence, count = found.most_common(1)[0]
-    return (sentence,) if count > 1 and count >= _OFTEN * len(answers) else ()
+    return [sentence] if count > 1 and count >= _OFTEN * len(answers) else []
 
 
 def _texts_of(answer: str) -> list[str]:

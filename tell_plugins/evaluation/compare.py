@@ -219,8 +219,8 @@ def _of_a_task(folders: Sequence[Path], split: str | None) -> list[Path]:
     splits = {}
     for folder in folders:
         settings = read_settings(folder)
-        if settings["split"] in load_card(settings["card"]).splits:
-            splits[folder] = settings["split"]
+        if settings.split in load_card(settings.card).splits:
+            splits[folder] = settings.split
     if split is None and _TEST in splits.values():
         split = _TEST
     return [folder for folder, found in splits.items() if split in (None, found)]

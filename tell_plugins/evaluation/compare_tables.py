@@ -6,28 +6,29 @@ from collections.abc import Iterator, Sequence
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from tell_plugins.evaluation import retention
+from tell_plugins.evaluation import elsewhere
 from tell_plugins.evaluation.answers import GENERAL
+from tell_plugins.evaluation.bleed import Form
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console
 from tell_plugins.evaluation.intervals import Estimate, Rate, shown
 from tell_plugins.evaluation.judged import KINDS
-from tell_plugins.evaluation.paper_numbers import is_papers_task
+from tell_plugins.evaluation.paper_numbers import PaperNumber, is_papers_task
 from tell_plugins.evaluation.scorers import SECOND_READINGS
 from tell_plugins.evaluation.scorers.learned import LEARNED
 from tell_plugins.evaluation.scoring import Numbers, Reading, spaced
-from tell_plugins.evaluation.summary import change
 
 if TYPE_CHECKING:
     from tell_plugins.evaluation.compare import Comparison, System
 
+Row = dict[str, str]  # cells by column
 _MOST_SHOWN = 60  # characters of a constant answer
 # what is shown under every reading, side by side, by the card's metric
 _SIDE_BY_SIDE = {"json": ("adherence",), "translation": ("chrf++", "bleu")}
 # what was kept of the rest of the model: less is better
 _KEPT = {
-    retention.INSTRUCTIONS: "loss on foreign instructions",
-    retention.PROSE: "loss on prose",
-    retention.KL: "divergence from the base model",
+    elsewhere.INSTRUCTIONS: "loss on foreign instructions",
+    elsewhere.PROSE: "loss on prose",
+    elsewhere.KL: "divergence from the base model",
 }
 
 
@@ -52,8 +53,9 @@ def print_verdict(comparison: Comparison) -> None:
             said = _said(own, baseline, better=found.low > 0, worse=found.high < 0)
             console.print(f"{compared.measure.replace('_', ' ')}: {said}", highlight=False)
     mine, theirs = (system.scored.folder.parent / GENERAL for system in (own, baseline))
+    sides = [elsewhere.read(mine)], [elsewhere.read(theirs, mine)]
     for name, what in _KEPT.items():
-        moved = change(mine, theirs, name)
+        moved = elsewhere.change(name, *sides, Form())
         if moved is not None:
             said = _said(own, baseline, better=moved.high < 0, worse=moved.low > 0)
             console.print(f"{what}: {said}, {shown(moved, sign='+')} nats a token", highlight=False)
@@ -89,26 +91,29 @@ def _readings(system: System) -> list[str]:
     return [n for n in system.scores.readings if papers or not n.startswith("official")]
 
 
-def _title(systems: Sequence[System], what: str) -> str:
-    first = systems[0].scores
-    return f"{first.card}, {first.split}: {what}"
+def _grid(
+    systems: Sequence[System], what: str, records: Sequence[Row], notes: Sequence[str] = ()
+) -> Grid:
+    """A table of all systems; the first record names the columns."""
+    first, names = systems[0].scores, list(records[0])
+    rows = [[record.get(name, "") for name in names] for record in records]
+    return Grid(f"{first.card}, {first.split}: {what}", [*map(spaced, names)], rows, list(notes))
 
 
 def _side_by_side(systems: Sequence[System], names: Sequence[str], measure: str) -> Grid:
     """One measure under every reading, and beside JSON adherence the paper's."""
-    paper = ["paper"] if any(system.paper for system in systems) else []
     percent = systems[0].judged[names[0]].columns[measure].percent
-    rows = [
-        [
-            system.name,
-            _rows(system),
-            *(_cell(system, name, measure) for name in names),
-            *([_paper(system)] if paper else []),
-        ]
+    paper = any(system.paper for system in systems)
+    records = [
+        {
+            "system": system.name,
+            "rows": _rows(system),
+            **{name: _cell(system, name, measure) for name in names},
+            **({"paper": _paper(system)} if paper else {}),
+        }
         for system in systems
     ]
-    title = f"{spaced(measure)}{' in %' if percent else ''} [95 % interval]"
-    return Grid(_title(systems, title), ["system", "rows", *map(spaced, names), *paper], rows)
+    return _grid(systems, f"{spaced(measure)}{' in %' if percent else ''} [95 % interval]", records)
 
 
 def _measures_grid(systems: Sequence[System], reading: str) -> Grid:
@@ -116,43 +121,41 @@ def _measures_grid(systems: Sequence[System], reading: str) -> Grid:
     found = [_all(system.scores.readings[reading]) for system in systems]
     names = list(dict.fromkeys(name for part in found for name in part if ":" not in name))
     most = any(system.scores.readings[reading].most_frequent for system in systems)
-    rows = [
-        [
-            system.name,
-            _rows(system),
-            *(_cell(system, reading, name) for name in names),
-            *([_most_frequent(system, reading)] if most else []),
-        ]
+    records = [
+        {
+            "system": system.name,
+            "rows": _rows(system),
+            **{name: _cell(system, reading, name) for name in names},
+            **({"most_frequent": _most_frequent(system, reading)} if most else {}),
+        }
         for system in systems
     ]
     first = systems[0]
     for system in systems:
         constant = system.scores.constant_measures
         if system is first or constant != first.scores.constant_measures:
-            cells = [_shown(system, reading, name, constant.get(name)) for name in names]
             name = f"(baseline) {shorten(system.scores.constant, _MOST_SHOWN)}"
-            rows.append([name, _rows(system), *cells, *([""] if most else [])])
-    columns = ["system", "rows", *map(spaced, names), *(["most frequent"] if most else [])]
+            cells = {name: _shown(system, reading, name, constant.get(name)) for name in names}
+            records.append({"system": name, "rows": _rows(system), **cells})
     title = f"{spaced(reading)}, shares in % [95 % interval]"
-    return Grid(_title(systems, title), columns, rows, list(first.judged[reading].notes))
+    return _grid(systems, title, records, first.judged[reading].notes)
 
 
 def _field_grid(systems: Sequence[System], reading: str) -> list[Grid]:
     """Precision, recall and F1 of each key of JSON answers."""
     names = [name.split(":", 1) for name in systems[0].judged[reading].columns if ":" in name]
-    measures = list(dict.fromkeys(measure for measure, _ in names))
     fields = list(dict.fromkeys(field for _, field in names))
-    rows = [
-        [
-            system.name if field == fields[0] else "",
-            field,
-            *(_cell(system, reading, f"{measure}:{field}") for measure in measures),
-        ]
+    records = [
+        {
+            "system": system.name if field == fields[0] else "",
+            "field": field,
+            **{measure: _cell(system, reading, f"{measure}:{field}") for measure, _ in names},
+        }
         for system in systems
         for field in fields
     ]
-    title = _title(systems, f"{spaced(reading)}, by field, in % [95 % interval]")
-    return [Grid(title, ["system", "field", *map(spaced, measures)], rows)] if rows else []
+    title = f"{spaced(reading)}, by field, in % [95 % interval]"
+    return [_grid(systems, title, records)] if records else []
 
 
 def _all(reading: Reading) -> Numbers:
@@ -182,17 +185,16 @@ def _failure_grid(systems: Sequence[System], names: Sequence[str]) -> list[Grid]
     kept = [name for name in names if name != "official"]
     found = [(s, name, s.scores.readings[name].failures) for s in systems for name in kept]
     kinds = [kind for kind in KINDS if any(kind in part for _, _, part in found)]
-    rows = [
-        [
-            system.name if name == kept[0] else "",
-            spaced(name),
-            str(sum(part.values())),
-            *(str(part.get(kind, 0)) for kind in kinds),
-        ]
+    records = [
+        {
+            "system": system.name if name == kept[0] else "",
+            "scorer": spaced(name),
+            "failures": str(sum(part.values())),
+            **{kind: str(part.get(kind, 0)) for kind in kinds},
+        }
         for system, name, part in found
     ]
-    columns = ["system", "scorer", "failures", *map(spaced, kinds)]
-    return [Grid(_title(systems, "why answers fail"), columns, rows)] if kinds else []
+    return [_grid(systems, "why answers fail", records)] if kinds else []
 
 
 def _notes(systems: Sequence[System], names: Sequence[str]) -> list[str]:
@@ -269,33 +271,28 @@ def _paper(system: System) -> str:
     return ("about " if system.paper.approximate else "") + f"{100 * system.paper.value:g}"
 
 
-_FIELDS = ("system", "scorer", "measure", "value", "low", "high", "k", "n", "paper", "paper_source")
-
-
 def score_records(comparison: Comparison) -> list[dict[str, Any]]:
     """Every score of every system as one flat record."""
-    return [
-        dict(zip(_FIELDS, (system.name, *record), strict=True))
-        for system in comparison.systems
-        for record in _records(system)
-    ]
+    return [record for system in comparison.systems for record in _records(system)]
 
 
-def _records(system: System) -> Iterator[tuple[Any, ...]]:
-    def record(scorer: str, measure: str, number: Rate | Estimate, *paper: Any) -> tuple[Any, ...]:
-        k = getattr(number, "k", None)
-        paper = paper or (None, None)
-        return scorer, measure, number.value, number.low, number.high, k, number.n, *paper
+def _records(system: System) -> Iterator[dict[str, Any]]:
+    def record(
+        scorer: str, measure: str, number: Rate | Estimate, paper: PaperNumber | None = None
+    ) -> dict[str, Any]:
+        return {
+            **{"system": system.name, "scorer": scorer, "measure": measure},
+            **{key: getattr(number, key, None) for key in ("value", "low", "high", "k", "n")},
+            **{"paper": paper and paper.value, "paper_source": paper and paper.source},
+        }
 
-    scores = system.scores
+    scores, shown_readings = system.scores, _readings(system)
     yield record("", "cut_by_limit", scores.cut)
     yield record("", "most_frequent_answer", scores.most_frequent_answer.share)
-    shown_readings = _readings(system)
     for name in shown_readings:
         reading = scores.readings[name]
         for measure, value in _all(reading).items():
-            stated = system.paper if measure == "adherence" else None
-            yield record(name, measure, value, *((stated.value, stated.source) if stated else ()))
+            yield record(name, measure, value, system.paper if measure == "adherence" else None)
         if reading.most_frequent is not None:
             yield record(name, "most_frequent_share", reading.most_frequent.share)
         for kind, times in reading.failures.items():

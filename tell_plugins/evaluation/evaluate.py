@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tell_plugins.bridge.protocol import Engine, decoding, model_sha256, system_text
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import in_front
-from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.locks import only_one
 from tell_plugins.core.schemas import card_validator
@@ -118,13 +118,8 @@ class Task:
 def plan(recipe: Recipe, options: Options) -> Task:
     """Everything that can be wrong, found before a model is loaded."""
     spec = recipe.spec
-    card = load_card(spec.card)
-    if card.kind == "general":
-        raise UserError(
-            f"'{card.name}' is general data and has no task to score",
-            where=recipe.where("dataset"),
-            remedy="name the recipe of the task, and this run's folder with --adapter",
-        )
+    remedy = "name the recipe of the task, and this run's folder with --adapter"
+    card = prompting.task_card(recipe, "task to score", remedy)
     scales, learned = _check(options, card)
     adapters = find_adapters(options.adapter, recipe, rivals.RIVALS)
     for adapter in adapters:
@@ -136,7 +131,7 @@ def plan(recipe: Recipe, options: Options) -> Task:
         rivals.choose_examples(card, anchor, options.shots)
     task, prompts = prompting.task_prompts(card, options.split, anchor, options.rows)
     if options.anchor is None:
-        trained_with.refuse_other_anchors(adapters, task)
+        raise_all(list(trained_with.other_anchors(adapters, task)))
     notes += trained_with.rows_trained_on(adapters, task, prompts)
     general = _general_rows(spec, card, adapters, options.general_rows)
     return Task(
@@ -179,7 +174,7 @@ def _general_rows(
     manifests = [manifest for adapter in adapters if (manifest := adapter.manifest())]
     specs = [spec, *(parse_spec(manifest["spec"]) for manifest in manifests)]
     if not prompting.has_held_out(specs, card):
-        trained_with.refuse_unknown_rows(adapters)
+        raise_all(list(trained_with.unknown_rows(adapters)))
     return prompting.general_rows(specs, card, rows)
 
 
@@ -305,16 +300,17 @@ def _settings(engine: Engine, task: Task, adapter: Adapter, seed: int) -> Settin
 def _general_settings(engine: Engine, task: Task, adapter: Adapter) -> Settings:
     """General questions: greedy, short, without anchor and examples."""
     questions = task.foreign.questions if task.foreign else []
-    return replace(
-        _settings(engine, task, adapter, 42),
-        split=GENERAL,
-        anchor="none",
-        decoding="greedy",
-        rows=len(questions),
-        max_new_tokens=bleed.TOKENS,
-        prompts_sha256=prompting.prompts_sha256(questions),
-        rows_sha256=prompting.pairs_sha256(task.general),
-        shots=0,
+    return _settings(engine, task, adapter, 42).model_copy(
+        update={
+            "split": GENERAL,
+            "anchor": "none",
+            "decoding": "greedy",
+            "rows": len(questions),
+            "max_new_tokens": bleed.TOKENS,
+            "prompts_sha256": prompting.prompts_sha256(questions),
+            "rows_sha256": prompting.pairs_sha256(task.general),
+            "shots": 0,
+        }
     )
 
 
@@ -342,7 +338,7 @@ def _answer_task(engine: Engine, task: Task, adapter: Adapter, examples: Example
             engine,
             task.prompts,
             decoding(task.options.decoding),
-            replace(_settings(engine, task, adapter, seed), shots=len(history)),
+            _settings(engine, task, adapter, seed).model_copy(update={"shots": len(history)}),
             folder,
             label=f"{adapter.label}, {task.options.split}",
             history=history,

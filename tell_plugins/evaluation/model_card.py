@@ -17,7 +17,7 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import summary
 from tell_plugins.evaluation.adapters import BASE, Run
-from tell_plugins.evaluation.answers import GENERAL, SETTINGS, saved_settings
+from tell_plugins.evaluation.answers import GENERAL, SETTINGS, read_settings
 from tell_plugins.evaluation.grids import Grid, to_markdown
 from tell_plugins.evaluation.prompts import answer_limit
 from tell_plugins.recipe.models import is_embedded, may_be_hub_id
@@ -124,11 +124,11 @@ def _evaluated(trained: Run) -> Iterator[summary.System]:
     for root in folder.parents[:2]:
         out, label = root / "eval", "--".join(folder.relative_to(root).parts) + adapter.suffix
         for path in sorted((out / label).glob(f"*/{SETTINGS}")):
-            settings = saved_settings(path.parent) or {}
-            same = settings.get("adapter_sha256") == adapter.weights_sha256
-            if same and settings["split"] != GENERAL:
+            settings = read_settings(path.parent)
+            same = settings.adapter_sha256 == adapter.weights_sha256
+            if same and settings.split != GENERAL:
                 with contextlib.suppress(UserError):  # it is under way, or its card has changed
-                    card = load_card(settings["card"])
+                    card = load_card(settings.card)
                     system = summary.system_of(label, path.parent, out / BASE / GENERAL, card)
                     if system.scores.complete:
                         yield system

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -160,7 +160,17 @@ def _described() -> dict[str, tuple[str, dict[str, Any]]]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_flags=True, **Options(recipe="").model_dump())
     parser.add_argument("recipe", help="the recipe whose card and model are tested")
-    for name, (text, extra) in _described().items():
+    add_some(parser, list(_described()))
+    parser.epilog = (
+        "Further --key value pairs are ms-swift's and win over the recipe, for example "
+        "--model DIR. The same command goes on where it was stopped."
+    )
+
+
+def add_some(parser: Any, names: Sequence[str]) -> None:
+    """Let a command take these options; one that is not given is None where it has no default."""
+    for name in names:
+        text, extra = _described()[name]
         annotation = Options.model_fields[name].annotation
         parser.add_argument(
             f"--{name.replace('_', '-')}",
@@ -169,10 +179,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             type=int if annotation in (int, int | None) else str,
             nargs="+" if annotation == list[str] else None,
         )
-    parser.epilog = (
-        "Further --key value pairs are ms-swift's and win over the recipe, for example "
-        "--model DIR. The same command goes on where it was stopped."
-    )
+
+
+def given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Those of the options that were given."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def options_of(args: argparse.Namespace) -> Options:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -13,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import unknown
 from tell_plugins.core.spec import NONE, Spec
+from tell_plugins.evaluation.answers import Settings
 
 PAPER_CARDS = ("halu_cot_json", "halu_cot_json_rebuilt", "halu_cot_json_spans")  # one test set
 _QWEN = "qwen-7b-chat"
@@ -89,19 +88,18 @@ def _schema(card: Card) -> bytes | None:
     return card.file(file).read_bytes() if file else None
 
 
-def paper_number(card: str, settings: Mapping[str, Any], spec: Spec | None) -> PaperNumber | None:
+def paper_number(card: str, settings: Settings, spec: Spec | None) -> PaperNumber | None:
     """The paper's JSON adherence for the setting that gave these answers, if it states one.
 
     `spec` is what the tested model was trained on. Only for Qwen-7B-Chat on the Halu-CoT-JSON test
     set, asked without examples, with the anchor in training and at test, and task rows trained on
     once; TELL in a shuffle with general data of no less tokens than the paper's.
     """
-    model = str(settings.get("model") or "").lower()
-    if card not in PAPER_CARDS or _QWEN not in model:
+    if card not in PAPER_CARDS or _QWEN not in settings.model.lower():
         return None
-    if settings.get("anchor", "card") != "card" or settings.get("shots"):
+    if settings.anchor != "card" or settings.shots:
         return None
-    if settings.get("adapter") == "none":
+    if settings.adapter == "none":
         return paper().settings[0]
     if spec is None or spec.repeat != 1 or spec.task == NONE or spec.anchor != "card":
         return None

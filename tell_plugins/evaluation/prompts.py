@@ -16,9 +16,22 @@ from tell_plugins.core.sources import TaskRows, open_split, open_task
 from tell_plugins.core.spec import Spec
 from tell_plugins.core.text import row_id
 from tell_plugins.evaluation.answers import Prompt
+from tell_plugins.recipe.recipes import Recipe
 
 HELD_OUT_SPLIT = "heldout"
 _SEED = 42  # of the draw of rows to test; never the training seed's business
+
+
+def task_card(recipe: Recipe, wanted: str = "task", remedy: str | None = None) -> Card:
+    """The card of a recipe's task. Raises UserError for general data, which has no such thing."""
+    card = load_card(recipe.spec.card)
+    if card.kind == GENERAL:
+        raise UserError(
+            f"'{card.name}' is general data and has no {wanted}",
+            where=recipe.where("dataset"),
+            remedy=remedy or "name the recipe of a task",
+        )
+    return card
 
 
 def task_prompts(

@@ -26,7 +26,7 @@ import numpy as np
 
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import in_front
-from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import track
 from tell_plugins.core.spec import ALL, NONE, parse_spec
@@ -121,8 +121,8 @@ class Job:
 def plan(recipe: Recipe, args: argparse.Namespace) -> Job:
     """Everything that can be wrong, found before a model is loaded."""
     spec = recipe.spec
-    card = load_card(spec.card)
-    _check(recipe, card, args)
+    card = prompting.task_card(recipe, "anchor")
+    _check(args)
     (adapter,) = find_adapters([args.adapter], recipe)
     recipe, notes = as_trained(recipe, [adapter], found_by_swift)
     for note in notes:
@@ -151,13 +151,7 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Job:
     )
 
 
-def _check(recipe: Recipe, card: Card, args: argparse.Namespace) -> None:
-    if card.kind == "general":
-        raise UserError(
-            f"'{card.name}' is general data and has no anchor",
-            where=recipe.where("dataset"),
-            remedy="name the recipe of a task",
-        )
+def _check(args: argparse.Namespace) -> None:
     if args.rows < _LEAST_ROWS or args.max_tokens < 1:
         raise UserError(
             f"--rows {args.rows} and --max-tokens {args.max_tokens}",

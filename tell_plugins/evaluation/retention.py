@@ -28,6 +28,7 @@ from tell_plugins.core.text import row_id
 from tell_plugins.evaluation import significance
 from tell_plugins.evaluation.answers import Prompt, Settings
 from tell_plugins.evaluation.intervals import Estimate, Interval
+from tell_plugins.evaluation.significance import Floats
 
 CARD = "retention"
 LOSSES = "losses.jsonl"  # style fit
@@ -167,7 +168,7 @@ def retention(losses: Sequence[Sum]) -> Estimate:
     return Estimate(*_mean(np.asarray(losses, float)), len(losses))
 
 
-def difference(losses: Sequence[Sum], base: Sequence[Sum]) -> Interval:
+def difference(losses: Sequence[Sum] | Floats, base: Sequence[Sum] | Floats) -> Interval:
     """Mean loss per token minus the base's over the same rows: value, low, high (95 %, paired).
 
     Raises ValueError when the rows are not the same.
@@ -178,6 +179,6 @@ def difference(losses: Sequence[Sum], base: Sequence[Sum]) -> Interval:
     return Interval(*_mean(np.stack([mine[:, 0] - theirs[:, 0], mine[:, 1]], axis=1)))
 
 
-def _mean(stats: significance.Floats) -> tuple[float, float, float]:
+def _mean(stats: Floats) -> tuple[float, float, float]:
     low, high = significance.interval(stats, significance.mean_score)
     return float(significance.mean_score(stats.sum(axis=0)[None])[0]), low, high

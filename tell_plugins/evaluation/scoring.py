@@ -157,7 +157,7 @@ def scores_of(scored: Scored, judged: Mapping[str, Judged]) -> Scores:
         card=scored.card.name,
         split=scored.task.split,
         metric=str(scored.card.metric),
-        settings={key: scored.settings.get(key) for key in _SETTINGS},
+        settings={key: getattr(scored.settings, key) for key in _SETTINGS},
         answers_sha256=scored.sha256,
         test_sha256=scored.task.sha256,
         rows=len(set(scored.rows)),
@@ -221,11 +221,12 @@ def measures(scored: Scored, judged: Mapping[str, Judged] | None = None) -> dict
     for reading, part in (scorers.judge_saved(scored) if judged is None else judged).items():
         ids = [scored.id(row) for row in part.rows]
         for name, column in part.columns.items():
-            found[reading, name] = _measure(ids, column)
+            found[reading, name] = measure_of(ids, column)
     return found
 
 
-def _measure(ids: Sequence[Any], column: Column) -> Measure:
+def measure_of(ids: Sequence[Any], column: Column) -> Measure:
+    """A measure by the ids of the answers' test rows."""
     return Measure(np.unique(ids), summed(column.stats, ids), column)
 
 
@@ -251,5 +252,5 @@ def same_rows_difference(mine: Judged, theirs: Judged, name: str) -> Difference 
     """The paired difference in one column; None unless both have it, over the same rows (some)."""
     if set(mine.rows) != set(theirs.rows) or name not in mine.columns.keys() & theirs.columns:
         return None
-    pair = [_measure(part.rows, part.columns[name]) for part in (mine, theirs)]
+    pair = [measure_of(part.rows, part.columns[name]) for part in (mine, theirs)]
     return difference(*pair)

@@ -7,26 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tell_plugins.core.cards import Card
-from tell_plugins.evaluation import bleed, retention, scoring
+from tell_plugins.evaluation import bleed, elsewhere, scoring
 from tell_plugins.evaluation.adapters import BASE
-from tell_plugins.evaluation.answers import (
-    ANSWERS,
-    GENERAL,
-    differing,
-    read_answers,
-    saved_settings,
-)
+from tell_plugins.evaluation.answers import GENERAL
 from tell_plugins.evaluation.bleed import form_of
+from tell_plugins.evaluation.elsewhere import Elsewhere
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console
-from tell_plugins.evaluation.intervals import Estimate, Interval, Rate, shown, smallest_shown
-from tell_plugins.evaluation.judged import Judged
-from tell_plugins.evaluation.scoring import Scores, same_rows_difference
+from tell_plugins.evaluation.intervals import Estimate, Rate, shown, smallest_shown
+from tell_plugins.evaluation.scoring import Scores
 
-# what two losses must share
-_OF_LOSSES = (
-    *("model", "model_sha256", "model_files_sha256", "engine"),
-    *("prompts_sha256", "rows_sha256"),
-)
 _CAPTION = "[95 % interval]. Accuracies count an answer of the wrong form as wrong."
 _CAPTION_ELSEWHERE = (
     "[95 % interval], paired where it is a change.",
@@ -42,86 +31,24 @@ _CAPTION_ELSEWHERE = (
 
 
 @dataclass(frozen=True)
-class General:
-    """What a run did elsewhere; None where it was not measured, or there is no base to compare.
-
-    Attributes:
-        bleed, words, circles: rates over general questions, see `bleed.judged`.
-        instructions, prose, style_change: change of loss per token to the base model, paired.
-        kl: mean divergence from the base model per token, on the base's own answers.
-        style_fit: loss per token on held-out rows of the general data.
-    """
-
-    bleed: Rate | None = None
-    bleed_change: Interval | None = None
-    words: Rate | None = None
-    circles: Rate | None = None
-    instructions: Interval | None = None
-    prose: Interval | None = None
-    kl: Estimate | None = None
-    style_fit: Estimate | None = None
-    style_change: Interval | None = None
-
-
-@dataclass(frozen=True)
 class System:
     """One system: its label, its scores, what it did elsewhere."""
 
     label: str
     scores: Scores
-    general: General
-
-
-def read_general(folder: Path, base: Path | None, card: Card) -> General:
-    """What was measured in `folder`, set against the base model's folder where there is one."""
-    other = None if base == folder else base
-    mine, theirs = (_judged(part, card) for part in (folder, other))
-    found = {n: column.estimate(mine.rows) for n, column in mine.columns.items() if mine.rows}
-    rates = {name: rate for name, rate in found.items() if isinstance(rate, Rate)}
-    bled = same_rows_difference(mine, theirs, bleed.BLEED) if theirs.rows else None
-    losses = retention.read(folder, retention.LOSSES)
-    divergence = retention.read(folder, retention.KL)
-    return General(
-        bleed=rates.get(bleed.BLEED),
-        bleed_change=None if bled is None else Interval(bled.value, bled.low, bled.high),
-        words=rates.get(bleed.WORDS),
-        circles=rates.get(bleed.CIRCLES),
-        instructions=change(folder, other, retention.INSTRUCTIONS),
-        prose=change(folder, other, retention.PROSE),
-        kl=retention.retention(divergence) if divergence else None,
-        style_fit=retention.retention(losses) if losses else None,
-        style_change=change(folder, other, retention.LOSSES),
-    )
-
-
-def _judged(folder: Path | None, card: Card) -> Judged:
-    """The answers of a folder to general questions; without rows where there are none."""
-    has_answers = folder is not None and (folder / ANSWERS).is_file()
-    lines = read_answers(folder) if folder is not None and has_answers else []
-    readings = [(int(line["row"]), str(line["text"])) for line in lines]
-    return bleed.judged(readings, form_of(card))
-
-
-def change(folder: Path, base: Path | None, name: str) -> Interval | None:
-    """The change of loss to the base's; None unless the same model was measured on the same rows.
-
-    Raises UserError for settings that are not readable.
-    """
-    if base is None:
-        return None
-    losses, base_losses = retention.read(folder, name), retention.read(base, name)
-    if not losses or [tokens for _, tokens in losses] != [tokens for _, tokens in base_losses]:
-        return None
-    mine, theirs = saved_settings(folder), saved_settings(base)
-    if mine is None or theirs is None or differing(mine, theirs, _OF_LOSSES):
-        return None
-    return retention.difference(losses, base_losses)
+    general: Elsewhere
 
 
 def system_of(label: str, answers: Path, base: Path, card: Card) -> System:
     """One system from the folder of its answers to the task, and the base model's to general
     questions."""
     return System(label, scoring.score(answers), read_general(answers.parent / GENERAL, base, card))
+
+
+def read_general(folder: Path, base: Path | None, card: Card) -> Elsewhere:
+    """What was measured in `folder`, set against the base model's folder where there is one."""
+    other = None if base is None or base == folder else elsewhere.read(base, folder)
+    return elsewhere.elsewhere([elsewhere.read(folder)], other, form_of(card))
 
 
 def cell(value: Rate | Estimate | None) -> str:
@@ -156,26 +83,26 @@ def elsewhere_table(systems: Sequence[System]) -> Grid | None:
     return Grid("The rest of the model", ["system", *names], rows, notes)
 
 
-def _elsewhere(general: General) -> dict[str, str]:
-    rate = cell(general.bleed)
-    if general.bleed_change is not None:
-        points = shown(general.bleed_change, 0, factor=100, sign="+", between="\n")
+def _elsewhere(general: Elsewhere) -> dict[str, str]:
+    rate = cell(general[bleed.BLEED])
+    if elsewhere.BLEED in general:
+        points = shown(general[elsewhere.BLEED], 0, factor=100, sign="+", between="\n")
         rate = f"{rate.partition(chr(10))[0]}, {points}"
-    style = shown(general.style_fit, interval=False)
-    if general.style_change is not None:
-        style += f", {_signed(general.style_change)}"
+    style = shown(general[elsewhere.STYLE_FIT], interval=False)
+    if elsewhere.STYLE_CHANGE in general:
+        style += f", {_signed(general[elsewhere.STYLE_CHANGE])}"
     return {
         "bleed": rate,
-        "words": cell(general.words),
-        "circles": cell(general.circles),
-        "foreign instructions": _signed(general.instructions),
-        "prose": _signed(general.prose),
-        "KL": shown(general.kl, 3, between="\n"),
+        "words": cell(general[bleed.WORDS]),
+        "circles": cell(general[bleed.CIRCLES]),
+        "foreign instructions": _signed(general.get(elsewhere.INSTRUCTIONS)),
+        "prose": _signed(general.get(elsewhere.PROSE)),
+        "KL": shown(general.get(elsewhere.KL), 3, between="\n"),
         "style fit": style,
     }
 
 
-def _signed(change: Interval | None) -> str:
+def _signed(change: Rate | Estimate | None) -> str:
     return shown(change, sign="+", between="\n")
 
 
@@ -183,13 +110,13 @@ def _power(systems: Sequence[System]) -> str:
     """The smallest differences to the base model that the rows of any system would show."""
     found = []
     for name, key, factor, unit in (
-        ("bleed", "bleed_change", 100, " points"),
-        ("instructions", "instructions", 1, " nats"),
-        ("prose", "prose", 1, " nats"),
+        ("bleed", elsewhere.BLEED, 100, " points"),
+        ("instructions", elsewhere.INSTRUCTIONS, 1, " nats"),
+        ("prose", elsewhere.PROSE, 1, " nats"),
     ):
-        changes = [c for s in systems if (c := getattr(s.general, key)) is not None]
+        changes = [change for s in systems if (change := s.general.get(key)) is not None]
         if changes:
-            least = max(smallest_shown(c.low, c.high) for c in changes) * factor
+            least = max(smallest_shown(c.low or 0, c.high or 0) for c in changes) * factor
             found.append(f"{name} {least:.{0 if factor > 1 else 2}f}{unit}")
     if not found:
         return "Changes need the base model's answers: --adapter none DIR."

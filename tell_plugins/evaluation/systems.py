@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,13 +13,18 @@ from tell_plugins.core.cards import fold_of, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import NONE, Spec, parse_spec
+from tell_plugins.core.state_files import Shape, cached_json
 from tell_plugins.evaluation.adapters import BASE, Adapter
-from tell_plugins.evaluation.answers import Scored, joined
+from tell_plugins.evaluation.answers import Scored, Settings, joined
 from tell_plugins.evaluation.rivals import RIVALS
 from tell_plugins.recipe.recipes import load_recipe
 
 _RUN = "run.json"  # of a sweep: what a run was made with
 _SAME_IN_ALL_FOLDS = ("anchor", "decoding", "seed", "shots", "scale", "model", "engine")
+
+
+class _Run(Shape):
+    spec: str = ""
 
 
 def system_names(systems: Sequence[Scored]) -> list[str]:
@@ -38,12 +42,12 @@ def system_names(systems: Sequence[Scored]) -> list[str]:
 
 
 def _name(scored: Scored) -> str:
-    adapter, run = scored.settings["adapter"], _run_of(scored.folder)
+    adapter, run = scored.settings.adapter, _run_of(scored.folder)
     if adapter in (BASE, *RIVALS):
         return "base" if adapter == BASE else str(adapter)
     spec = _spec_of(scored.settings, run)
     if spec is None:
-        return str(scored.settings.get("recipe") or "unknown")
+        return scored.settings.recipe or "unknown"
     return f"{method_of(spec)}, seed {run.get('seed', spec.seed)}"
 
 
@@ -64,31 +68,26 @@ def method_of(spec: Spec) -> str:
 def trained_spec(scored: Scored) -> Spec | None:
     """The dataset string that a system trained on; None for the base model and what stands in
     its place, which trained nothing."""
-    if scored.settings["adapter"] in (BASE, *RIVALS):
+    if scored.settings.adapter in (BASE, *RIVALS):
         return None
     return _spec_of(scored.settings, _run_of(scored.folder))
 
 
 def _run_of(folder: Path) -> Mapping[str, Any]:
     """What a sweep wrote beside a run whose answers lie here, below its folder."""
-    for parent in folder.resolve().parents[:4]:
-        try:
-            found = json.loads((parent / _RUN).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(found, dict) and isinstance(found.get("spec"), str):
-            return found
-    return {}
+    files = [parent / _RUN for parent in folder.resolve().parents[:4]]
+    runs = (cached_json(file, _Run) or {} for file in files)
+    return next((run for run in runs if run.get("spec")), {})
 
 
-def _spec_of(settings: Mapping[str, Any], run: Mapping[str, Any]) -> Spec | None:
+def _spec_of(settings: Settings, run: Mapping[str, Any]) -> Spec | None:
     """What a sweep, the manifest beside the adapter, or else the recipe says."""
-    manifest = _saved_manifest(str(settings.get("adapter") or "")) or {}
+    manifest = _saved_manifest(settings.adapter) or {}
     try:
         text = run.get("spec") or manifest.get("spec")
         if text:
             return parse_spec(text)
-        name = Path(str(settings.get("recipe") or "")).stem
+        name = Path(settings.recipe).stem
         return load_recipe(paths.RECIPES / f"{name}.yaml").spec
     except UserError:
         return None
@@ -166,12 +165,12 @@ def _system_and_fold(scored: Scored) -> tuple[tuple[Any, ...], int]:
     task, fold = found
     spec = trained_spec(scored)
     method = "none" if spec is None else method_of(spec)
-    trained = scored.settings["adapter"] if spec is None else str(spec.with_values(card=task))
-    test = tuple(str(scored.settings.get(key)) for key in _SAME_IN_ALL_FOLDS)
+    trained = scored.settings.adapter if spec is None else str(spec.with_values(card=task))
+    test = tuple(str(getattr(scored.settings, key)) for key in _SAME_IN_ALL_FOLDS)
     return (method, task, trained, *test), fold
 
 
 def _joined(task: str, parts: Sequence[Scored]) -> Scored:
     """The answers to several folds as answers to the rows of the whole task."""
-    rows = open_task(load_card(task), "train", str(parts[0].settings["anchor"]))
+    rows = open_task(load_card(task), "train", parts[0].settings.anchor)
     return joined(parts, replace(rows, split=f"{len(parts)} folds"), len(rows))

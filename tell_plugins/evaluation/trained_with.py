@@ -7,7 +7,7 @@ A training's flags (`--model`, `--template`, `--system`) stand in no recipe; ms-
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,10 +175,7 @@ def rows_trained_on(
     """
     notes, problems = [], []
     asked = task.query_keys[[prompt.row for prompt in prompts]]
-    for adapter in adapters:
-        manifest = adapter.manifest()
-        if manifest is None:
-            continue
+    for adapter, manifest in _with_manifest(adapters):
         card = parse_spec(manifest["spec"]).card
         if card != task.card.name:
             notes.append(f"{adapter.label}: trained on '{card}', tested on '{task.card.name}'")
@@ -206,6 +203,11 @@ def rows_trained_on(
     return notes
 
 
+def _with_manifest(adapters: Sequence[Adapter]) -> list[tuple[Adapter, dict[str, Any]]]:
+    """The adapters that say what they were trained on."""
+    return [(adapter, found) for adapter in adapters if (found := adapter.manifest()) is not None]
+
+
 def _trained_keys(manifest: Mapping[str, Any]) -> tuple[Any, bool] | None:
     """Comparison keys of the task rows that a run drew, and whether their file is still the same.
 
@@ -226,54 +228,44 @@ def _trained_keys(manifest: Mapping[str, Any]) -> tuple[Any, bool] | None:
     return task.query_keys[ranked[: source["rows"]["used"]]], source["file_sha256"] == task.sha256
 
 
-def refuse_other_anchors(adapters: Sequence[Adapter], task: TaskRows) -> None:
-    """Raise UserError for an adapter that trained with another anchor than the test would have.
+def other_anchors(adapters: Sequence[Adapter], task: TaskRows) -> Iterator[UserError]:
+    """Adapters that trained with another anchor than the test would have.
 
     Where the rows carry the anchor themselves, its end is found from the rows of a split and may
     differ by a word; there the choice alone is compared.
     """
-    problems = []
-    for adapter in adapters:
-        manifest = adapter.manifest() or {}
+    for adapter, manifest in _with_manifest(adapters):
         trained, mine = manifest.get("anchor"), task.anchor
         if trained is None or manifest.get("card") != task.card.name:
             continue  # it saw no task row, or another task's
         same_text = mine.prepend == "" or trained["sha256"] == mine.sha256
         if trained["choice"] != mine.name or not same_text:
-            problems.append(
-                UserError(
-                    f"trained with anchor '{trained['choice']}', to be tested with "
-                    f"'{mine.name}', whose text is another",
-                    where=f"adapter {adapter.shown}",
-                    remedy=f"--anchor {trained['choice']} for the same one (or its text of then), "
-                    f"--anchor {mine.name} to test with another on purpose",
-                )
+            yield UserError(
+                f"trained with anchor '{trained['choice']}', to be tested with "
+                f"'{mine.name}', whose text is another",
+                where=f"adapter {adapter.shown}",
+                remedy=f"--anchor {trained['choice']} for the same one (or its text of then), "
+                f"--anchor {mine.name} to test with another on purpose",
             )
-    raise_all(problems)
 
 
-def refuse_unknown_rows(adapters: Sequence[Adapter]) -> None:
-    """Raise UserError where the general rows that an adapter saw cannot be told any more.
+def unknown_rows(adapters: Sequence[Adapter]) -> Iterator[UserError]:
+    """Adapters of which cannot be told any more which general rows they saw.
 
-    Its manifest has the dataset string, from which they are drawn anew; a card or file that has
+    A manifest has the dataset string, from which they are drawn anew; a card or file that has
     changed since gives others.
     """
-    problems = []
-    for adapter in adapters:
-        manifest = adapter.manifest()
-        if manifest is None or "sources" not in manifest:  # of an earlier release
+    for adapter, manifest in _with_manifest(adapters):
+        if "sources" not in manifest:  # of an earlier release
             continue
         now = build_mixture(parse_spec(manifest["spec"])).manifest()
         if _general_sources(now) != _general_sources(manifest):
-            problems.append(
-                UserError(
-                    "its general data or their card have changed since it was trained, so which "
-                    "rows it did not see is not known",
-                    where=f"adapter {adapter.shown}",
-                    remedy="--general-rows 0, or give the general card a split 'heldout'",
-                )
+            yield UserError(
+                "its general data or their card have changed since it was trained, so which "
+                "rows it did not see is not known",
+                where=f"adapter {adapter.shown}",
+                remedy="--general-rows 0, or give the general card a split 'heldout'",
             )
-    raise_all(problems)
 
 
 def _general_sources(manifest: Mapping[str, Any]) -> list[tuple[str, str, int]]:

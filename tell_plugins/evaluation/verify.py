@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from tell_plugins.bridge.protocol import DECODINGS, Engine
 from tell_plugins.core import paths
@@ -18,7 +16,6 @@ from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.answers import (
     Prompt,
     Scored,
-    Settings,
     answer_all,
     load_scored,
     read_answers,
@@ -27,7 +24,7 @@ from tell_plugins.evaluation.engines import UrlEngine
 from tell_plugins.evaluation.grids import print_grid, table_console
 from tell_plugins.evaluation.intervals import Rate
 from tell_plugins.evaluation.prompts import prompts_sha256
-from tell_plugins.evaluation.summary import General, System, table
+from tell_plugins.evaluation.summary import System, table
 from tell_plugins.recipe.recipes import is_trained
 
 _WORKERS = 4
@@ -55,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
 def _need_plain(saved: Scored) -> None:
     """Raise UserError for answers that no second asking gives again."""
     settings = saved.settings
-    if settings.get("decoding") != "greedy" or settings.get("shots"):
+    if settings.decoding != "greedy" or settings.shots:
         raise UserError(
-            f"{settings.get('decoding')} answers after {settings.get('shots', 0)} examples",
+            f"{settings.decoding} answers after {settings.shots} examples",
             where=paths.shown(saved.folder),
             allowed="greedy ones without examples",
             remedy="./run.sh eval RECIPE",
@@ -83,17 +80,13 @@ def _engine(target: str, model_name: str | None) -> Engine:
 def _answer(engine: Engine, saved: Scored, out: Path) -> None:
     rows = list(dict.fromkeys(saved.rows))
     prompts = [Prompt(saved.id(row), row, saved.task.plain[row]) for row in rows]
-    known: dict[str, Any] = {
-        field.name: saved.settings[field.name]
-        for field in fields(Settings)
-        if field.name in saved.settings
-    }
-    settings = replace(
-        Settings(**known),
-        engine=engine.name,
-        model=engine.model_name,
-        prompts_sha256=prompts_sha256(prompts),
-        rows=len(rows),
+    settings = saved.settings.model_copy(
+        update={
+            "engine": engine.name,
+            "model": engine.model_name,
+            "prompts_sha256": prompts_sha256(prompts),
+            "rows": len(rows),
+        }
     )
     answer_all(engine, prompts, DECODINGS["greedy"], settings, out, label=engine.model_name)
 
@@ -104,8 +97,7 @@ def _compare(saved: Scored, out: Path, target: str) -> int:
     pairs = [(line, theirs[line["row"]]) for line in read_answers(out)]
     scores = [scoring.score(folder) for folder in (saved.folder, out)]
     systems = [
-        System(label, score, General())
-        for label, score in zip(("eval", target), scores, strict=True)
+        System(label, score, {}) for label, score in zip(("eval", target), scores, strict=True)
     ]
     print_grid(table(systems, f"{saved.card.name}, {saved.task.split}"), table_console())
     texts, prompts = (

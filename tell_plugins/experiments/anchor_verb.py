@@ -18,7 +18,7 @@ from typing import Any
 from tell_plugins.bridge.protocol import Decoding, Reply
 from tell_plugins.core import draw, paths
 from tell_plugins.core.anchors import RESERVED, in_front
-from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import track
 from tell_plugins.core.sources import open_task
@@ -26,7 +26,8 @@ from tell_plugins.core.state_files import write_json
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.intervals import Estimate, Interval, shown
-from tell_plugins.recipe.recipes import Recipe, load_recipe
+from tell_plugins.evaluation.prompts import task_card
+from tell_plugins.recipe.recipes import load_recipe
 from tell_plugins.recipe.tables import table
 
 NAME = "self_written"
@@ -43,7 +44,6 @@ _QUESTION = (
     "answer has. Do not repeat the examples. Write the instruction and nothing else."
 )
 Pair = tuple[str, str]
-Losses = list[tuple[float, int]]
 
 
 @dataclass(frozen=True)
@@ -60,30 +60,29 @@ class TrainingRows:
 
 
 @dataclass(frozen=True)
-class Written:
-    """A text, the attempt that gave it, and the numbers of the rows it was written from."""
-
-    text: str
-    attempt: int
-    examples: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Scored:
     """An anchor and its loss: mean per response token over the scored rows, 95 % interval.
 
-    `change` is the loss minus that of the card's own anchor over the same rows (paired).
+    Attributes:
+        change: its loss minus that of the card's own anchor over the same rows, paired.
+        text, attempt, examples: of a written one, the attempt that gave it, and the numbers of the
+            rows that it was written from.
     """
 
     loss: Estimate
     change: Interval
     tokens: int
-    written: Written | None = None
+    text: str = ""
+    attempt: int = 0
+    examples: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        loss, text = self.loss, asdict(self.written) if self.written else {}
-        found = {"loss": loss.value, "low": loss.low, "high": loss.high, "tokens": self.tokens}
-        return {**text, **found, "change": self.change}
+        written = ("text", "attempt", "examples") if self.text else ()
+        return {
+            **{key: getattr(self, key) for key in written},
+            **{"loss": self.loss.value, "low": self.loss.low, "high": self.loss.high},
+            **{"tokens": self.tokens, "change": self.change},
+        }
 
 
 @dataclass(frozen=True)
@@ -93,11 +92,6 @@ class Writing:
     candidates: list[Scored]
     manual: Scored
     none: Scored
-
-    @property
-    def best(self) -> str:
-        assert self.candidates[0].written is not None
-        return self.candidates[0].written.text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     from tell_plugins.evaluation.engines import make_engine
 
     recipe = load_recipe(args.recipe, args.flags)
-    card = _task_card(recipe)
+    card = task_card(recipe, "anchor")
     file, record = (card.folder / f"{args.name}.{ending}" for ending in ("txt", "json"))
     _check(args, card, file, record)
     rows = training_rows(
@@ -147,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
             "none": writing.none.to_dict(),
         },
     )
-    paths.write_text(file, writing.best + "\n")
+    paths.write_text(file, writing.candidates[0].text + "\n")
     if len(writing.candidates) < args.write:
         few = f"{len(writing.candidates)} of {args.write} candidates"
         print(f"\n{few}: the model said the same again and again")
@@ -155,17 +149,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"\nbest: {paths.shown(file)}; all: {paths.shown(record)}")
     print(f"next: ./run.sh train {paths.shown(recipe.path)} --dataset {dataset}")
     return 0
-
-
-def _task_card(recipe: Recipe) -> Card:
-    card = load_card(recipe.spec.card)
-    if card.kind == "general":
-        raise UserError(
-            f"'{card.name}' is general data and has no anchor",
-            where=recipe.where("dataset"),
-            remedy="name the recipe of a task",
-        )
-    return card
 
 
 def _check(args: argparse.Namespace, card: Card, file: Path, record: Path) -> None:
@@ -203,7 +186,7 @@ def _print(writing: Writing, count: int) -> None:
     rows = []
     for name, scored in named:
         change = "" if scored is writing.manual else shown(scored.change, 3, sign="+")
-        text = " ".join(scored.written.text.split()) if scored.written else ""
+        text = " ".join(scored.text.split())
         start = text if len(text) <= 70 else text[:67] + "..."
         rows.append([name, shown(scored.loss, 3), change, start])
     print(table(["anchor", "loss [95 %]", "minus the card's", "text"], rows, indent=""))
@@ -231,45 +214,46 @@ def write_anchors(engine: Any, rows: TrainingRows, *, count: int, shown: int, se
 
     Raises UserError when the model writes nothing that could be an anchor.
     """
-    texts = _write(engine, rows.examples, count=count, shown=shown, seed=seed)
-    if not texts:
+    written = _write(engine, rows.examples, count=count, shown=shown, seed=seed)
+    if not written:
         raise UserError(
             f"the model wrote no usable text in {_ATTEMPTS * count} attempts",
             where=engine.model_name,
             remedy="another --seed, or write the anchor by hand",
         )
-    with track((len(texts) + 2) * len(rows.scored), "scoring anchors", "rows") as bar:
+    plain = [query for query, _ in rows.scored]
+    with track((len(written) + 2) * len(plain), "scoring anchors", "rows") as bar:
 
-        def losses(queries: Sequence[str]) -> Losses:
-            found: Losses = []
+        def losses(queries: Sequence[str]) -> list[retention.Sum]:
+            found: list[retention.Sum] = []
             pairs = [(query, row[1]) for query, row in zip(queries, rows.scored, strict=True)]
             for start in range(0, len(pairs), _AT_ONCE):
                 found += engine.response_losses(pairs[start : start + _AT_ONCE])
                 bar.update(len(pairs[start : start + _AT_ONCE]))
             return found
 
-        def scored(queries: Sequence[str], written: Written | None = None) -> Scored:
-            found = reference if queries is rows.manual else losses(queries)
-            change = retention.difference(found, reference)
+        def scored(found: list[retention.Sum], *written: Any) -> Scored:
             tokens = sum(number for _, number in found)
-            return Scored(retention.retention(found), change, tokens, written)
+            change = retention.difference(found, reference)
+            return Scored(retention.retention(found), change, tokens, *written)
 
-        plain, reference = [query for query, _ in rows.scored], losses(rows.manual)
-        manual, none = scored(rows.manual), scored(plain)
-        candidates = [scored([in_front(w.text) + query for query in plain], w) for w in texts]
+        reference = losses(rows.manual)
+        none = scored(losses(plain))
+        candidates = [
+            scored(losses([in_front(text) + query for query in plain]), text, attempt, examples)
+            for text, attempt, examples in written
+        ]
     candidates.sort(key=lambda candidate: candidate.loss.value or 0.0)  # stable: by attempt
-    return Writing(candidates, manual, none)
+    return Writing(candidates, scored(reference), none)
 
 
 def _write(
     engine: Any, examples: list[Pair], *, count: int, shown: int, seed: int
-) -> list[Written]:
-    """Texts that differ from one another."""
-    found: dict[int, Written] = {}
+) -> list[tuple[str, int, tuple[int, ...]]]:
+    """Texts that differ from one another, with their attempts and the rows that they are from."""
+    found: dict[int, tuple[str, int, tuple[int, ...]]] = {}
     with track(count, f"{engine.model_name} writes", "anchors") as bar:
         for attempt in range(_ATTEMPTS * count):
-            if len(found) == count:
-                break
             numbers = tuple((attempt * shown + i) % len(examples) for i in range(shown))
             (reply,) = engine.answer(
                 [prompt([examples[i] for i in numbers])],
@@ -280,8 +264,10 @@ def _write(
             text = cleaned(reply)
             key = int(comparison_keys([text])[0]) if text else 0
             if text and key not in found:
-                found[key] = Written(text, attempt, numbers)
+                found[key] = (text, attempt, numbers)
                 bar.update()
+            if len(found) == count:
+                break
     return list(found.values())
 
 

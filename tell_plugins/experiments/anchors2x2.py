@@ -19,6 +19,7 @@ from tell_plugins.core.state_files import write_json
 from tell_plugins.evaluation.answers import GENERAL, load_scored
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console, to_csv
 from tell_plugins.evaluation.intervals import shown
+from tell_plugins.evaluation.options import add_some, given
 from tell_plugins.evaluation.scorers import SECOND_READINGS
 from tell_plugins.evaluation.scoring import difference, measures
 from tell_plugins.evaluation.significance import Difference
@@ -48,18 +49,7 @@ _EFFECTS: tuple[tuple[str, Cell, Cell], ...] = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_flags=True)
     parser.add_argument("recipe", help="the recipe, with its anchor")
-    parser.add_argument("--split", default="test", help="split of the card (default: test)")
-    parser.add_argument("--rows", type=int, help="a seeded draw of this many rows (default: all)")
-    parser.add_argument("--batch-size", type=int, default=16, help="prompts answered together")
-    parser.add_argument(
-        "--max-new-tokens", type=int, help="limit of an answer (default: the card's)"
-    )
-    parser.add_argument(
-        "--general-rows", type=int, default=40, help="held-out general rows (default: 40)"
-    )
-    parser.add_argument(
-        "--retention-rows", type=int, metavar="N", help="of the project's own (default: all)"
-    )
+    add_some(parser, _ASKED)
     parser.add_argument("--jobs", type=int, help="runs at once (default: one a GPU, else 1)")
     parser.add_argument("--out", help="folder of the runs (default: output/sweeps, shared)")
     parser.epilog = (
@@ -121,7 +111,6 @@ def _sweep(args: argparse.Namespace, recipe: Recipe) -> Sweep:
     """Two runs, each tested twice."""
     both = _method((WITH, WITH))
     bare = {"anchor": "none", "equal_steps": both}
-    asked = {key: getattr(args, key) for key in _ASKED}
     settings: Sequence[dict[str, str]] = (
         {},
         {"test_anchor": "none"},
@@ -133,7 +122,7 @@ def _sweep(args: argparse.Namespace, recipe: Recipe) -> Sweep:
         "base": str(recipe.path),
         "runs": {_method(cell): run for cell, run in zip(CELLS, settings, strict=True)},
         "seeds": [recipe.spec.seed],
-        "evaluate": {key: value for key, value in asked.items() if value is not None},
+        "evaluate": given(args, _ASKED),
         "plot": {"reference": both},
     }
     where = f"{_STEM} {paths.shown(recipe.path)}"
@@ -183,7 +172,7 @@ def write(systems: Mapping[Cell, System], found: Sequence[Effect], stem: Path) -
             **{key: getattr(number, key) for key in ("value", "low", "high", "n")},
         }
         for (trained, tested), system in systems.items()
-        for measure, number in {**system.scores.headline, "bleed": system.general.bleed}.items()
+        for measure, number in {**system.scores.headline, "bleed": system.general["bleed"]}.items()
         if number is not None
     ]
     paths.write_text(files[0], to_csv(records))
@@ -193,7 +182,7 @@ def write(systems: Mapping[Cell, System], found: Sequence[Effect], stem: Path) -
                 "trained": trained,
                 "tested": tested,
                 "scores": system.scores.to_dict(),
-                "general": asdict(system.general),
+                "general": {name: n and asdict(n) for name, n in system.general.items()},
             }
             for (trained, tested), system in systems.items()
         ],

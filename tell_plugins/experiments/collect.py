@@ -48,7 +48,7 @@ def collect(root: Path, target: Path) -> list[Path]:
         )
     refuse_damaged(studies)
     for study in studies:
-        refuse_other_sweep(target, study.index, "name another folder with --collect")
+        refuse_other_sweep(target, study, "name another folder with --collect")
     shelf, kept = ReferenceShelf(root), dict[Path, Path]()
     for study in studies:
         index = Path("sweeps") / f"{study.name}.json"
@@ -58,7 +58,7 @@ def collect(root: Path, target: Path) -> list[Path]:
                 kept |= {target / path.relative_to(root): path for path in _files(entry)}
             kept |= {target / "cards" / path: file for path, file in _card_files(entry.card)}
             for answers in entry.task if entry.done else ():
-                shelf.get(entry.card, answers.settings["split"])
+                shelf.get(entry.card, answers.settings.split)
     texts = {path: read_text(source) for path, source in kept.items()}
     for references in shelf.known.values():
         path = target / REFERENCES / f"{references.card}-{references.split}.json"

@@ -107,11 +107,11 @@ def _bleed_of(pair: Pair, judge: Judge) -> str | None:
 
 def _measured(study: Study) -> list[str]:
     models = sorted({str(model) for e in study.entries if (model := e.facts.get("model"))})
-    rows = sorted({answers.settings["rows"] for e in study.done for answers in e.task})
-    seeds, asked = study.index["seeds"], study.index["evaluate"]
+    rows = sorted({a.settings.rows or len(a.lines) for e in study.done for a in e.task})
+    seeds, asked = study.seeds, study.evaluate
     sentences = [
         f"Model: {', '.join(models)}. Task: {', '.join(sorted({e.card for e in study.entries}))}, "
-        f"split '{asked['split']}', {_list(rows)} rows, {asked['decoding']} decoding.",
+        f"split '{asked.split}', {_list(rows)} rows, {asked.decoding} decoding.",
         f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''} ({_list(seeds)}): a seed moves which "
         "rows are drawn, their order, and the adapter's start.",
     ]
@@ -151,7 +151,7 @@ def _compare(study: Study, pair: Pair, judge: Judge) -> str | None:
             parts.append(f"loss, {key.removesuffix(' minus base')}: {_loss_verdict(loss)}")
     remarks = [caveat.text for caveat in caveats(mine, theirs)]
     remarks += [f"{other.method} is {'; '.join(said)}"] if (said := notes(other, study)) else []
-    asked, both = len(study.index["seeds"]), len({entry.seed for entry in mine})
+    asked, both = len(study.seeds), len({entry.seed for entry in mine})
     if both < asked:
         remarks.append(f"{both} of {asked} seeds are compared, those that both have")
     return "; ".join(parts) + (f". Note: {'; '.join(remarks)}." if remarks else ".")
@@ -214,7 +214,7 @@ def _not_shown(study: Study, found: Sequence[Group], compared: Sequence[Pair]) -
             f"Nothing is compared: no finished run of {study.plot.reference} has another beside it."
         )
     counts = [count for pair in compared if (count := len(same_seeds(*pair)[0]))]
-    seeds = min(counts, default=len(study.index["seeds"]))
+    seeds = min(counts, default=len(study.seeds))
     if seeds < LEAST_SEEDS:
         sentences.append(
             f"With {seeds} seed{'s' if seeds > 1 else ''} the variance between seeds is not "

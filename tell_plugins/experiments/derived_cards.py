@@ -122,10 +122,8 @@ def general_rows_of(mixture: Mixture) -> list[Pair]:
 
 def general_only(mixture: Mixture, folder: Path) -> str:
     """The name of a card that holds exactly the general rows of `mixture`."""
-    rows = general_rows_of(mixture)
-    return _from_mixture(
-        mixture, folder, "only", "The general rows of one mixture, alone", rows, lambda: rows
-    )
+    summary = "The general rows of one mixture, alone"
+    return _from_mixture(mixture, folder, "only", summary, lambda rows: rows)
 
 
 def random_text(mixture: Mixture, folder: Path) -> str:
@@ -136,11 +134,8 @@ def random_text(mixture: Mixture, folder: Path) -> str:
     that makes sense is left. The control of arXiv 2411.07175, which tells the effect of further
     steps and of regularisation from that of knowledge.
     """
-    rows = general_rows_of(mixture)
-    summary = "Shuffled words in the shape of rows"
-    return _from_mixture(
-        mixture, folder, "random", summary, rows, lambda: shuffled_words(rows, mixture.spec.seed)
-    )
+    shuffled = partial(shuffled_words, seed=mixture.spec.seed)
+    return _from_mixture(mixture, folder, "random", "Shuffled words in the shape of rows", shuffled)
 
 
 def shuffled_words(pairs: Sequence[Pair], seed: int) -> list[Pair]:
@@ -159,9 +154,9 @@ def _from_mixture(
     folder: Path,
     kind: str,
     summary: str,
-    rows: Sequence[Pair],
-    make: Callable[[], Sequence[Pair]],
+    make: Callable[[list[Pair]], Sequence[Pair]],
 ) -> str:
+    rows = general_rows_of(mixture)
     sources = [source for source in mixture.sources if source.role == GENERAL]
     if not rows:
         raise UserError(
@@ -169,10 +164,8 @@ def _from_mixture(
             where=str(mixture.spec),
             remedy="give the recipe general data, or --general",
         )
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row).encode())
-    made_from = [kind, digest.hexdigest(), str(mixture.spec.seed)]
+    content = "".join(map(json.dumps, rows))
+    made_from = [kind, hashlib.sha256(content.encode()).hexdigest(), str(mixture.spec.seed)]
     names = "_".join(source.card.name for source in sources)
     return _write(
         folder,
@@ -180,7 +173,7 @@ def _from_mixture(
         made_from=made_from,
         summary=f"{summary} ({len(rows)} rows of {names}).",
         card=max((s.card for s in sources), key=lambda card: card.columns.history is not None),
-        splits={"train": make},
+        splits={"train": partial(make, rows)},
     )
 
 

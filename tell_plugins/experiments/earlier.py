@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.state_files import read_json
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation import retention
-from tell_plugins.evaluation.answers import GENERAL, SETTINGS, SavedSettings
+from tell_plugins.evaluation.answers import GENERAL, SETTINGS, Settings
 from tell_plugins.experiments.planning import Evaluation, SweepPlan
-from tell_plugins.experiments.store import AGAIN, EVAL_FOLDER, EVALUATED, Index, Store
+from tell_plugins.experiments.results import Study, read_study
+from tell_plugins.experiments.store import AGAIN, Store
 
 
 def other_answers(plan: SweepPlan, store: Store) -> Iterator[UserError]:
@@ -68,46 +68,36 @@ def asked_now(evaluation: Evaluation) -> dict[tuple[bool, str], Any]:
 def _answers(folder: Path, now: Mapping[tuple[bool, str], Any]) -> bool:
     """Whether all answers of an evaluation are as they would be asked for now."""
     for path in folder.glob(f"*/*/{SETTINGS}"):
-        saved = read_json(path, SavedSettings, AGAIN)
-        general = saved["split"] == GENERAL
+        saved = Settings(**read_json(path, Settings, AGAIN))
+        general = saved.split == GENERAL
         if general and (True, "prompts_sha256") not in now:
             return False
         for (of_general, key), value in now.items():
-            unknown = key == "rows_sha256" and not saved.get(key)  # of an earlier release
-            if of_general == general and not unknown and saved.get(key) != value:
+            unknown = key == "rows_sha256" and not saved.rows_sha256  # of an earlier release
+            if of_general == general and not unknown and getattr(saved, key) != value:
                 return False
     return True
 
 
-def refuse_other_sweep(root: Path, index: Mapping[str, Any], remedy: str) -> None:
-    """Raise UserError when `root` holds another sweep under the name of `index`.
+def refuse_other_sweep(root: Path, now: Study, remedy: str) -> None:
+    """Raise UserError when `root` holds another sweep under the name of this one.
 
     Another one is a sweep with finished runs that the report would forget: whose entries came to
     other runs, or which shares none. More seeds, points or methods are the same sweep, and fewer.
     """
-    path = root / "sweeps" / f"{index['name']}.json"
-    then = read_json(path, Index, "remove the file: the sweep writes it again")
-    if then is None:
+    path = root / "sweeps" / f"{now.name}.json"
+    if not path.is_file():
         return
-    kept = {entry["run"] for entry in index["entries"]}
-    finished = (root / "runs" / e["run"] / EVAL_FOLDER / e["evaluation"] for e in then["entries"])
-    lost = [
-        entry
-        for entry, folder in zip(then["entries"], finished, strict=True)
-        if entry["run"] not in kept and (folder / EVALUATED).is_file()
-    ]
-    places = {_place(entry) for entry in index["entries"]}
-    changed = [entry for entry in lost if _place(entry) in places]
-    apart = kept.isdisjoint(entry["run"] for entry in then["entries"])
-    if lost and (changed or apart or then.get("base_recipe") != index["base_recipe"]):
+    then = read_study(root, path, "remove the file: the sweep writes it again")
+    kept, places = ({entry.run for entry in now.runs}, {entry.place for entry in now.runs})
+    lost = [entry for entry in then.runs if entry.run not in kept and entry.done]
+    changed = [entry for entry in lost if entry.place in places]
+    apart = kept.isdisjoint(entry.run for entry in then.runs)
+    if lost and (changed or apart or then.base_recipe != now.base_recipe):
         raise UserError(
             f"a sweep of this name is here with {len(lost)} finished runs that are not this "
-            f"sweep's, such as {(changed or lost)[0]['method']}; its report would lose them",
+            f"sweep's, such as {(changed or lost)[0].method}; its report would lose them",
             where=paths.shown(path),
             allowed="the same sweep, with more or fewer seeds, points and methods",
             remedy=remedy,
         )
-
-
-def _place(entry: Mapping[str, Any]) -> str:
-    return json.dumps([entry["method"], entry.get("at"), entry.get("seed")], sort_keys=True)

@@ -16,13 +16,13 @@ import numpy as np
 
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.evaluation import bleed, retention, scorers, scoring, significance
+from tell_plugins.evaluation import elsewhere, scorers, scoring, significance
 from tell_plugins.evaluation.answers import Answer
 from tell_plugins.evaluation.bleed import Form
+from tell_plugins.evaluation.elsewhere import BLEED, LOSS_FILES, Elsewhere
 from tell_plugins.evaluation.intervals import Estimate, Interval, Rate, rate, smallest_shown
 from tell_plugins.evaluation.judged import Case, Judged
-from tell_plugins.evaluation.scoring import same_rows_difference
-from tell_plugins.evaluation.significance import Floats, Score
+from tell_plugins.evaluation.scoring import Measure, measure_of
 from tell_plugins.experiments.results import AS_SAVED, Answers, Entry, ReferenceShelf
 
 # the first measure of each metric: the one that curves and comparisons are about
@@ -33,13 +33,7 @@ MAIN = {
     "translation": "chrF++",
     "text": "chrF++",
 }
-# what is set against the base model, or is a distance to it
-BLEED, KL = "bleed minus base", "KL to base"
-LOSS_FILES = {
-    "foreign instructions minus base": retention.INSTRUCTIONS,
-    "prose minus base": retention.PROSE,
-    "style fit minus base": retention.LOSSES,
-}
+KL = elsewhere.KL
 LEAST_SEEDS = 3  # from as many on an interval over seeds says anything
 _CONSTANT = 0.95  # a label given at least this often is called a constant answer
 _TEST = 0.05
@@ -63,7 +57,7 @@ class Measures:
     entries: list[Entry]
     task: dict[str, Number]
     seeds: list[float]
-    elsewhere: dict[str, Number | None]
+    elsewhere: Elsewhere
     most_frequent: tuple[str, Rate] | None
     kinds: Counter[str]
     constants: dict[int, tuple[str, Rate]]
@@ -159,20 +153,20 @@ class Judge:
         """The numbers of the entries of one method at one point, pooled over seeds."""
         metric = str(load_card(entries[0].card).metric)
         judged = [self.judged(entry) for entry in entries]
-        values, seeds = (
-            _values(_pool(judged)),
-            [_main_value(part, metric) for part in judged if part],
-        )
+        pooled = _pool(judged)
+        values, seeds = _values(pooled), [_main_value(part, metric) for part in judged if part]
         if metric in AS_SAVED:
             values, seeds = _as_saved(entries, metric)
-        first, parts = _first(_pool(judged)), [_first(part) for part in judged]
+        first, parts = _first(pooled), [_first(part) for part in judged]
         labelled = first is not None and "balanced_accuracy" in first.columns
         rates: dict[str, Number] = {n: v for n, v in values.items() if isinstance(v, Rate)}
         return Measures(
             entries=list(entries),
             task=rates | values,
             seeds=seeds,
-            elsewhere=self._elsewhere(entries, base),
+            elsewhere=elsewhere.elsewhere(
+                entries, None if entries[0].is_base else base, self._form(entries[0])
+            ),
             most_frequent=_most_frequent(first) if first is not None and labelled else None,
             kinds=Counter(kind for kind in (first.kinds if first else []) if kind is not None),
             constants=_constants([part for part in parts if part is not None]) if labelled else {},
@@ -189,7 +183,7 @@ class Judge:
         card = load_card(entry.card)
         if card.metric in AS_SAVED:
             return {}
-        truth = self._shelf.get(card.name, answers.settings["split"])
+        truth = self._shelf.get(card.name, answers.settings.split)
         strangers = sum(line["id"] not in truth.of for line in answers.lines)
         if truth.of and strangers:
             raise UserError(
@@ -225,99 +219,46 @@ class Judge:
         return self._differences[key]
 
     def _made(self, system: Entries, baseline: Entries, name: str) -> Difference | None:
-        if name in LOSS_FILES:
-            found = loss_difference(system, baseline, LOSS_FILES[name])
-        else:
-            found = self._of_columns(system, baseline, name)
-        if found is None or len(system) < 2 or len(system) != len(baseline):
+        pair = elsewhere.paired(name, *(self._measure(side, name) for side in (system, baseline)))
+        if pair is None:
+            return None
+        p = None if math.isnan(pair.p) else pair.p
+        found = Difference(pair.value, pair.low, pair.high, pair.n, p=p)
+        if len(system) < 2 or len(system) != len(baseline):
             return found
-        each = [
-            self.difference([mine], [theirs], name)
-            for mine, theirs in zip(system, baseline, strict=True)
-        ]
+        seeds = list(zip(system, baseline, strict=True))
+        each = [self.difference([mine], [theirs], name) for mine, theirs in seeds]
         return replace(
             found,
             by_seed=tuple(part.value for part in each if part is not None),
-            over_seeds=self._over_seeds(system, baseline, name),
+            over_seeds=self._over_seeds(seeds, name),
         )
 
     def _over_seeds(
-        self, system: Entries, baseline: Entries, name: str
+        self, seeds: Sequence[tuple[Entry, Entry]], name: str
     ) -> tuple[float, float] | None:
         """The interval over rows and seeds; None for fewer than three, or other rows each."""
-        if len(system) < LEAST_SEEDS:
+        found = [self._measure([entry], name) for pair in seeds for entry in pair]
+        parts = [part for part in found if part is not None]
+        if len(seeds) < LEAST_SEEDS or len(parts) < len(found):
             return None
-        sides = [[self._rows_of(entry, name) for entry in side] for side in (system, baseline)]
-        found = [part for side in sides for part in side if part is not None]
-        if len(found) < 2 * len(system) or len({part[0].shape for part in found}) > 1:
+        if len({part.stats.shape for part in parts}) > 1:
             return None
-        pairs = [(mine[0], theirs[0]) for mine, theirs in zip(*sides, strict=True)]  # type: ignore[index]
-        return significance.over_seeds(pairs, found[0][1])
+        stats = [part.stats for part in parts]
+        pairs = list(zip(stats[::2], stats[1::2], strict=True))
+        return significance.over_seeds(pairs, parts[0].column.score)
 
-    def _rows_of(self, entry: Entry, name: str) -> tuple[Floats, Score] | None:
-        """What a measure is made of, summed by test row, and how."""
-        if name in LOSS_FILES:
-            sums = entry.sums[LOSS_FILES[name]]
-            return (np.asarray(sums, float), significance.mean_score) if sums else None
-        if name == BLEED:
-            judged: Judged | None = _general([entry], self._form(entry))
-        else:
-            judged = _first(self.judged(entry))
-        column = judged.columns.get(_column(name)) if judged and judged.rows else None
-        if judged is None or column is None:
-            return None
-        return significance.summed(column.stats, judged.rows), column.score
-
-    def _of_columns(self, system: Entries, baseline: Entries, name: str) -> Difference | None:
-        mine: Judged | None
-        theirs: Judged | None
-        if name == BLEED:
-            form = self._form(system[0])
-            mine, theirs = (_general(entries, form) for entries in (system, baseline))
-        else:
-            mine, theirs = (
-                _first(_pool([self.judged(entry) for entry in entries]))
-                for entries in (system, baseline)
-            )
-        if mine is None or theirs is None:
-            return None
-        found = same_rows_difference(mine, theirs, _column(name))
-        if found is None:
-            return None
-        return Difference(found.value, found.low, found.high, found.n, p=found.p)
+    def _measure(self, entries: Entries, name: str) -> Measure | None:
+        """A measure of all entries together, row by row; None where they do not have it."""
+        if name == BLEED or name in LOSS_FILES:
+            return elsewhere.measure(entries, name, self._form(entries[0]))
+        judged = _first(_pool([self.judged(entry) for entry in entries]))
+        column = judged and judged.columns.get(name.replace(" ", "_"))
+        return measure_of(judged.rows, column) if judged and column else None
 
     def _form(self, entry: Entry) -> Form:
-        split = entry.task[0].settings["split"] if entry.task else "test"
-        return self._shelf.get(entry.card, split).answer_form
-
-    def _elsewhere(self, entries: Entries, base: Entry | None) -> dict[str, Number | None]:
-        """Rates over general questions, changes to the base model, and divergence from it."""
-        asked = _general(entries, self._form(entries[0]))
-        found: dict[str, Number | None] = {
-            name: asked.columns[name].estimate(asked.rows)
-            if asked.rows and name in asked.columns
-            else None
-            for name in (bleed.BLEED, bleed.WORDS, bleed.CIRCLES)
-        }
-        if base is not None and not entries[0].is_base:
-            for name in (BLEED, *LOSS_FILES):
-                change = self.difference(entries, [base], name)
-                if change is not None:
-                    found[name] = change.estimate
-        kl, style_fit = (mean_sums(entries, name) for name in (retention.KL, retention.LOSSES))
-        if kl:
-            found[KL] = retention.retention(kl)
-        return {**found, "style fit": retention.retention(style_fit) if style_fit else None}
-
-
-def _column(name: str) -> str:
-    """The column of a measure in the rows table."""
-    return bleed.BLEED if name == BLEED else name.replace(" ", "_")
-
-
-def _general(entries: Entries, form: Form) -> Judged:
-    lines = [line for entry in entries for line in entry.general]
-    return bleed.judged([(line["row"], line["text"]) for line in lines], form)
+        split = entry.task[0].settings.split if entry.task else "test"
+        return self._shelf.get(entry.card, split).form
 
 
 def t_interval(values: Sequence[float]) -> Interval:
@@ -392,19 +333,6 @@ def _constants(judged: Sequence[Judged]) -> dict[int, tuple[str, Rate]]:
         for place, most in found.items()
         if most is not None and most[1].n > 1 and (most[1].value or 0) >= _CONSTANT
     }
-
-
-def mean_sums(entries: Entries, name: str) -> list[retention.Sum]:
-    """`retention.mean_sums` of the entries, of one of `retention.FILES`."""
-    return retention.mean_sums([entry.sums[name] for entry in entries])
-
-
-def loss_difference(system: Entries, baseline: Entries, name: str) -> Difference | None:
-    """Loss per token on the rows of one of `retention.FILES`, system minus baseline (paired)."""
-    mine, theirs = mean_sums(system, name), mean_sums(baseline, name)
-    if not mine or [count for _, count in mine] != [count for _, count in theirs]:
-        return None
-    return Difference(*retention.difference(mine, theirs), len(mine))
 
 
 def _saved_scores(answers: Answers) -> dict[str, dict[str, float]]:

@@ -10,7 +10,7 @@ import argparse
 import base64
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import unescape
 from pathlib import Path
@@ -34,8 +34,10 @@ TABLES, PICTURES, PAGE = "tables", "pictures", "report.html"
 CORRECTIONS = "corrections.json"
 # what a study's files are called after its name, `fits`, `steps` and `training` by earlier
 # releases; others in the same folders are not the report's
-_TABLE_NAMES = ("methods", "comparisons", "efficiency", "fits", "published", "failures", "runs")
-_PICTURE_NAMES = ("forest", "trade", "curve", "methods", "steps", "training")
+_NAMES = (
+    *("methods", "comparisons", "efficiency", "fits", "published", "failures", "runs"),
+    *("forest", "trade", "curve", "steps", "training"),
+)
 _INTRO = (
     "Every number is counted from the saved answers that lie beside this page, and stands with "
     "its 95 % interval: k/n = share [low, high] (Wilson; several seeds' answers to one row count "
@@ -138,9 +140,10 @@ def write_report(root: Path, out: Path) -> list[Path]:
     for path, content in files.items():
         with paths.atomic_path(path) as temporary:
             temporary.write_bytes(content)
-    for path in _files(out, names):
-        if path not in files:
-            path.unlink(missing_ok=True)
+    for path in (*(out / TABLES).glob("*"), *(out / PICTURES).glob("*")):
+        of, _, name = path.stem.rpartition("_")
+        if path not in files and of in names and name in _NAMES:
+            path.unlink()
     return list(files)
 
 
@@ -231,13 +234,3 @@ def _earlier_studies(page: Path) -> list[str]:
     except (FileNotFoundError, UnicodeDecodeError):
         return []
     return [unescape(name) for name in re.findall(r'^<section id="([^"]*)">$', text, re.M)]
-
-
-def _files(out: Path, names: set[str]) -> Iterator[Path]:
-    """Every table and picture that a report may have of these studies."""
-    for name in names:
-        for table in _TABLE_NAMES:
-            for ending in ("csv", "md"):
-                yield out / TABLES / f"{name}_{table}.{ending}"
-        for picture in _PICTURE_NAMES:
-            yield out / PICTURES / f"{name}_{picture}.png"

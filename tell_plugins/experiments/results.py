@@ -7,19 +7,22 @@ finished run says itself how many rows it was asked: what was damaged since, or 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from pydantic import Field
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.sources import open_task
-from tell_plugins.core.state_files import Shape, read_json, read_json_lines
+from tell_plugins.core.state_files import Name, Shape, read_json, read_json_lines
 from tell_plugins.evaluation import scorers
-from tell_plugins.evaluation.answers import ANSWERS, GENERAL, SETTINGS, AnswerLine, SavedSettings
+from tell_plugins.evaluation.answers import ANSWERS, GENERAL, SETTINGS, AnswerLine, Settings
 from tell_plugins.evaluation.bleed import Form, form_of
 from tell_plugins.evaluation.retention import FILES, LOSSES, LossLine, Sum
 from tell_plugins.experiments.store import (
@@ -28,7 +31,6 @@ from tell_plugins.experiments.store import (
     EVALUATED,
     RUN,
     TRAINED,
-    Index,
     RunFacts,
     Trained,
     failure,
@@ -47,7 +49,7 @@ class Answers:
     """One set of saved answers and its settings."""
 
     folder: Path
-    settings: dict[str, Any]
+    settings: Settings
     lines: list[dict[str, Any]]
 
     @property
@@ -57,18 +59,23 @@ class Answers:
         return found
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One run as a sweep names it, what was asked of it, and what it answered."""
+class Entry(Shape):
+    """One run as a sweep's index names it, what was asked of it, and what it answered.
 
-    method: str
-    at: dict[str, Any]
-    seed: int | None
-    folder: Path
-    evaluation: str
-    card: str
+    Attributes:
+        run: the name of its folder.
+        base: that of the model that it was trained from.
+    """
+
+    run: Name
+    evaluation: Name
+    card: Name
+    method: str = BASE_METHOD
+    at: dict[str, Any] = Field(default_factory=dict)
+    seed: int | None = None
     equal_steps: str | None = None
-    base: str | None = None  # the folder of the model that it was trained from
+    base: str | None = None
+    _root: Path = Path()
 
     @property
     def point(self) -> str:
@@ -79,9 +86,13 @@ class Entry:
         return f"{self.method} ({self.point})" if self.point else self.method
 
     @property
-    def run(self) -> str:
-        """The name of its folder."""
-        return self.folder.name
+    def place(self) -> str:
+        """Its place in the sweep's file: method, point and seed."""
+        return json.dumps([self.method, self.at, self.seed], sort_keys=True)
+
+    @property
+    def folder(self) -> Path:
+        return self._root / "runs" / self.run
 
     @property
     def eval_folder(self) -> Path:
@@ -136,30 +147,30 @@ class Entry:
     @property
     def task(self) -> list[Answers]:
         """One set of answers a decoding seed."""
-        return [part for part in self.answers if part.settings["split"] != GENERAL]
+        return [part for part in self.answers if part.settings.split != GENERAL]
 
     @property
     def general(self) -> list[dict[str, Any]]:
         """The answers to general questions."""
-        general = [part for part in self.answers if part.settings["split"] == GENERAL]
+        general = [part for part in self.answers if part.settings.split == GENERAL]
         return [line for part in general for line in part.lines]
 
     @cached_property
     def sums(self) -> dict[str, list[Sum]]:
         """(sum, tokens) of every row, of each of `retention.FILES`. Raises UserError as above."""
-        general = [part for part in self.answers if part.settings["split"] == GENERAL]
+        general = [part for part in self.answers if part.settings.split == GENERAL]
         return {
             name: next(filter(None, [_sums(part, name) for part in general]), []) for name in FILES
         }
 
 
 def _answers(path: Path) -> Answers:
-    settings, file = read_json(path, SavedSettings, _DAMAGED), path.with_name(ANSWERS)
+    settings, file = Settings(**read_json(path, Settings, _DAMAGED)), path.with_name(ANSWERS)
     lines = read_json_lines(file, AnswerLine, _DAMAGED)
     answered = {(line["row"], line.get("attempt", 0)) for line in lines}
     if len(answered) < len(lines):
         raise _damaged(f"{len(lines) - len(answered)} answers stand twice", file)
-    _refuse_missing(len({row for row, _ in answered}), settings.get("rows"), file)
+    _refuse_missing(len({row for row, _ in answered}), settings.rows, file)
     return Answers(path.parent, settings, lines)
 
 
@@ -167,7 +178,7 @@ def _sums(general: Answers, name: str) -> list[Sum]:
     file = general.folder / name
     lines = read_json_lines(file, LossLine, _DAMAGED, foreign=True)
     if lines:
-        _refuse_missing(len(lines), lines[0].get("rows", general.settings.get("rows")), file)
+        _refuse_missing(len(lines), lines[0].get("rows", general.settings.rows), file)
     return [(line["loss_sum"], line["tokens"]) for line in lines]
 
 
@@ -185,10 +196,9 @@ def refuse_damaged(studies: Sequence[Study]) -> None:
     """Raise UserError, a problem a run, where a finished run is not what it says."""
     problems: dict[tuple[Path, str], UserError | None] = {}
     for study in studies:
-        asked = int(study.index["evaluate"].get("general_rows") or 0)
         for entry in study.done:
             try:
-                _refuse_damaged(entry, asked)
+                _refuse_damaged(entry, study.evaluate.general_rows or 0)
             except UserError as error:
                 problems.setdefault((entry.folder, entry.evaluation), error)
     raise_all([problem for problem in problems.values() if problem is not None])
@@ -206,18 +216,32 @@ def _refuse_damaged(entry: Entry, general_rows: int) -> None:
     entry.trained, entry.sums  # noqa: B018 - what is not whole raises
 
 
-@dataclass(frozen=True)
-class Study:
-    """One sweep with its entries; the base model first."""
+class _Asked(Shape):
+    split: Name
+    decoding: str = "greedy"
+    rows: int | None = None
+    general_rows: int | None = None
 
-    name: str
+
+class Study(Shape):
+    """A sweep's index, `sweeps/<name>.json`: its entries, and the models that they were trained
+    from, which are entries too and come first in what `load_studies` gives."""
+
+    name: Name
     title: str
-    index: dict[str, Any]
-    entries: list[Entry] = field(default_factory=list)
+    metric: str
+    seeds: list[int | None]
+    evaluate: _Asked
+    plot: Plot
+    entries: list[Entry]
+    bases: list[Entry]
+    base_recipe: str = ""
+    command: str = ""
 
     @property
-    def plot(self) -> Plot:
-        return Plot(**self.index["plot"])
+    def runs(self) -> list[Entry]:
+        """The entries without the models that they were trained from."""
+        return [entry for entry in self.entries if entry.method != BASE_METHOD]
 
     @cached_property
     def done(self) -> list[Entry]:
@@ -226,7 +250,7 @@ class Study:
     @property
     def split(self) -> str:
         """The split of the card whose rows are scored."""
-        return str(self.index["evaluate"]["split"])
+        return self.evaluate.split
 
     @property
     def axis(self) -> str | None:
@@ -242,15 +266,8 @@ class Study:
         """Methods in the order of the sweep, the base model first."""
         return list(dict.fromkeys(entry.method for entry in self.entries))
 
-    @property
-    def metric(self) -> str:
-        return str(self.index["metric"])
-
     def base_of(self, entry: Entry) -> Entry | None:
-        """The model that an entry was trained from, asked about the same card.
-
-        An index that does not name it is of an earlier release, with one model a card.
-        """
+        """The model that an entry was trained from, asked about the same card."""
         bases = (e for e in self.done if e.is_base and e.card == entry.card)
         return next((e for e in bases if entry.base in (None, e.run)), None)
 
@@ -266,29 +283,16 @@ def load_studies(root: Path) -> list[Study]:
             remedy="./run.sh sweep FILE, then ./run.sh report DIR",
         )
     remedy = "restore the file, or call the sweep again, which writes it"
-    return [_study(root, read_json(path, Index, remedy)) for path in files]
+    return [read_study(root, path, remedy) for path in files]
 
 
-def _study(root: Path, index: dict[str, Any]) -> Study:
-    several = len({record["card"] for record in index["bases"]}) > 1
-    found = [
-        {"method": BASE_METHOD, **({"at": {"card": base["card"]}} if several else {}), **base}
-        for base in index["bases"]
-    ]
-    entries = [
-        Entry(
-            method=record["method"],
-            at=record.get("at") or {},
-            seed=record.get("seed"),
-            folder=root / "runs" / record["run"],
-            evaluation=record["evaluation"],
-            card=record["card"],
-            equal_steps=record.get("equal_steps"),
-            base=record.get("base"),
-        )
-        for record in [*found, *index["entries"]]
-    ]
-    return Study(index["name"], index["title"], index, entries)
+def read_study(root: Path, path: Path, remedy: str) -> Study:
+    """The sweep of an index. Raises UserError, with `remedy`, for a file that is none."""
+    study = Study(**read_json(path, Study, remedy))
+    entries = [*study.bases, *study.entries]
+    for entry in entries:
+        entry._root = root
+    return study.model_copy(update={"entries": entries})
 
 
 class References(Shape):
@@ -298,8 +302,7 @@ class References(Shape):
         of: row id -> its label or number, or its whole JSON; empty where scores are as saved.
         labels: the possible labels in the schema's order; empty where there are none.
         rows: rows in the split.
-        form: how the answers are known where they should not be, see `bleed.Form`; None in a file
-            of an earlier release.
+        form: how the answers are known where they should not be.
     """
 
     card: str
@@ -308,16 +311,7 @@ class References(Shape):
     of: dict[str, str]
     labels: list[str]
     rows: int
-    form: dict[str, Any] | None = None
-
-    @cached_property
-    def answer_form(self) -> Form:
-        if self.form is None:
-            return form_of(load_card(self.card))
-        lists: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in self.form.items()
-        }
-        return Form(**lists)
+    form: Form
 
 
 class ReferenceShelf:
@@ -351,5 +345,5 @@ def references(card_name: str, split: str) -> References:
         of=dict(zip(ids, truth.of, strict=True)) if truth else {},
         labels=truth.labels if truth else [],
         rows=len(ids),
-        form={**vars(form_of(card))},
+        form=form_of(card),
     )

@@ -5,7 +5,6 @@ A run's result is what its worker leaves in its folder; the sweep only starts wo
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import re
@@ -16,8 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from queue import Empty, Queue
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
@@ -88,54 +86,50 @@ def run_here(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], cards: Pat
 
 def run_all(jobs: Sequence[Job], workers: Sequence[Work], said: str = "started") -> None:
     """Do the jobs, as many at once as there are workers. Raises what one of these raises."""
-    waiting: Queue[list[Job]] = Queue()
-    for group in by_folder(jobs):
-        waiting.put(group)
-    started, stop = itertools.count(1), Event()
-    ended: Queue[tuple[Job, float] | BaseException] = Queue()
+    waiting = iter(by_folder(jobs))
+    started, stop, lock = itertools.count(1), Event(), Lock()
     running: set[Job] = set()
+    errors: list[BaseException] = []
+
+    def following() -> list[Job] | None:
+        with lock:
+            return None if stop.is_set() else next(waiting, None)
 
     def serve(do: Work) -> None:
-        with contextlib.suppress(Empty):
-            while True:
-                for job in waiting.get_nowait():
-                    start = time.monotonic()
-                    if stop.is_set():
-                        return
-                    if not job.failure:  # else the training that it shares has failed just now
-                        bar.write(
-                            f"[{next(started)}/{len(jobs)}] {job.label}: {said}, {_what(job)}"
-                        )
-                        running.add(job)
-                        do(job, stop)
-                    ended.put((job, time.monotonic() - start))
+        while group := following():
+            for job in group:
+                start = time.monotonic()
+                if not job.failure:  # else the training that it shares has failed just now
+                    bar.write(f"[{next(started)}/{len(jobs)}] {job.label}: {said}, {_what(job)}")
+                    running.add(job)
+                    do(job, stop)
+                if stop.is_set():
+                    return
+                running.discard(job)
+                bar.write(_ended(job, time.monotonic() - start))
+                bar.update()
 
     def served(do: Work) -> None:
         try:
             serve(do)
         except BaseException as error:
-            ended.put(error)
+            errors.append(error)
 
     threads = [Thread(target=served, args=(do,), daemon=True) for do in workers]
     with track(len(jobs), "sweep", "runs") as bar:
         for thread in threads:
             thread.start()
         try:
-            while any(thread.is_alive() for thread in threads) or not ended.empty():
+            while any(thread.is_alive() for thread in threads) and not errors:
                 if sys.stderr.isatty():
                     bar.set_postfix_str("; ".join(how_far(job) for job in list(running)))
-                with contextlib.suppress(Empty):
-                    found = ended.get(timeout=1.0)
-                    if isinstance(found, BaseException):
-                        raise found
-                    running.discard(found[0])
-                    bar.write(_ended(*found))
-                    bar.update()
-        except BaseException:
+                stop.wait(0.5)
+        finally:
             stop.set()
             for thread in threads:
                 thread.join(_STOP_WAIT)
-            raise
+    if errors:
+        raise errors[0]
 
 
 def how_far(job: Job) -> str:

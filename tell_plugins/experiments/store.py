@@ -59,38 +59,6 @@ class Failed(Shape):
     tail: list[str]
 
 
-class _Asked(Shape):
-    run: Name
-    evaluation: Name
-    card: Name
-    at: dict[str, Any] | None = None
-
-
-class _Entry(_Asked):
-    method: str
-    seed: int | None = None
-    equal_steps: str | None = None
-    base: str | None = None
-
-
-class _Evaluate(Shape):
-    split: Name
-    general_rows: int | None = None
-
-
-class Index(Shape):
-    """`sweeps/<name>.json`: which run each entry of a sweep is."""
-
-    name: Name
-    title: str
-    metric: str | None
-    seeds: list[int | None]
-    evaluate: _Evaluate
-    plot: dict[str, Any]
-    entries: list[_Entry]
-    bases: list[_Asked]
-
-
 def failure(folder: Path, evaluation: str) -> dict[str, Any] | None:
     """What is known of a failed attempt, of a run's training or of this evaluation."""
     folders = (folder, folder / EVAL_FOLDER / evaluation)

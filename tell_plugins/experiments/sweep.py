@@ -33,7 +33,7 @@ from pydantic import (
 from tell_plugins.bridge.protocol import DECODINGS
 from tell_plugins.core import paths
 from tell_plugins.core.cards import HELD_OUT
-from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
+from tell_plugins.core.errors import UserError, nearest, raise_all, unknown, wrong_value
 from tell_plugins.core.shown import secret_keys
 from tell_plugins.core.spec import KEYS
 from tell_plugins.core.yamlfile import Document, read_yaml
@@ -60,6 +60,7 @@ DERIVED = {
     "equal_steps": "as many optimizer steps as that method, and its rows where an amount is in "
     "tokens; task rows alone are repeated to them",
 }
+SEE = "recipes/sweeps/ for examples"
 RIVAL, TEST_ANCHOR = "rival", "test_anchor"
 # what a method may set beside keys of the dataset string and of ms-swift
 OWN_KEYS = {
@@ -252,7 +253,12 @@ def make_sweep(
     try:
         sweep = Sweep.model_validate(raw)
     except ValidationError as error:
-        raise_all([_problem(p, document.place(where, p["loc"])) for p in error.errors()])
+        raise_all(
+            [
+                wrong_value(p, document.place(where, p["loc"]), SEE, _allowed_keys)
+                for p in error.errors()
+            ]
+        )
         raise
     sweep._name, sweep._flags = name, dict(flags or {})
     sweep._document, sweep._where = document, where
@@ -312,25 +318,7 @@ def _wrong_plot(sweep: Sweep) -> Iterator[UserError]:
         yield error
 
 
-def _problem(part: Any, where: str) -> UserError:
-    """One pydantic error as found, where, allowed, remedy."""
-    location = [str(step) for step in part["loc"] if step != "[key]"]
-    key = ".".join(location)
-    if part["type"] == "missing":
-        return UserError(f"key '{key}' is missing", where=where, remedy=f"add '{key}: ...'")
-    if part["type"] == "extra_forbidden":
-        models: dict[str, type[BaseModel]] = {"evaluate": Evaluate, "plot": Plot}
-        allowed = list((models[location[0]] if len(location) > 1 else Sweep).model_fields)
-        match = nearest(location[-1], allowed)
-        return UserError(
-            f"unknown key '{key}'",
-            where=where,
-            allowed=", ".join(allowed),
-            remedy=f"did you mean '{match}'?" if match else "remove it",
-        )
-    message = str(part["msg"]).removeprefix("Value error, ")
-    if not location:
-        return UserError(message, where=where, remedy="see recipes/sweeps/ for examples")
-    shown = repr(part["input"])
-    shown = "empty" if part["input"] is None else shown if len(shown) <= 60 else f"{shown[:57]}..."
-    return UserError(f"key '{key}' is {shown}: {message}", where=where, remedy="correct it")
+def _allowed_keys(location: list[str]) -> list[str]:
+    """The keys of the mapping at a place of a sweep file."""
+    models: dict[str, type[BaseModel]] = {"evaluate": Evaluate, "plot": Plot}
+    return list((models[location[0]] if location else Sweep).model_fields)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.locks import only_one
 from tell_plugins.core.state_files import read_json
+from tell_plugins.evaluation import options
 from tell_plugins.experiments.controls import controls
 from tell_plugins.experiments.earlier import other_answers, refuse_other_sweep
-from tell_plugins.experiments.planning import Asked, Planned, SweepPlan, make_plan
+from tell_plugins.experiments.planning import Planned, SweepPlan, make_plan
 from tell_plugins.experiments.ray_runner import run_on_ray
+from tell_plugins.experiments.results import Study
 from tell_plugins.experiments.runner import forget_failures, minutes, run_here, slots
 from tell_plugins.experiments.store import (
     AGAIN,
@@ -63,12 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     grid.add_argument("--general", help="amount of general data (default: the recipe's)")
     grid.add_argument("--from", help="general cards (default: the recipe's)")
     grid.add_argument("--seeds", help="e.g. 42,43 (default: 42)")
-    grid.add_argument("--split", help="split that is answered (default: test)")
-    grid.add_argument("--rows", type=int, help="a seeded draw of this many of its rows")
-    grid.add_argument("--decoding", help="greedy (default) or paper")
-    grid.add_argument("--general-rows", type=int, help="held-out general rows (default: 40)")
-    grid.add_argument("--retention-rows", type=int, help="of the project's own (default: all)")
-    grid.add_argument("--batch-size", type=int, help="prompts answered at once (default: 16)")
+    options.add_some(grid, _ASKED)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,7 +96,7 @@ def _sweep(args: argparse.Namespace) -> Sweep:
             allowed="one of the two",
             remedy="./run.sh sweep recipes/sweeps/NAME.yaml, or ./run.sh sweep --controls RECIPE",
         )
-    flags, given = parse_flags(args.flags), _given(args)
+    flags, given = parse_flags(args.flags), options.given(args, _GRID_OPTIONS)
     if args.controls is not None:
         return controls(
             args.controls,
@@ -116,11 +112,6 @@ def _sweep(args: argparse.Namespace) -> Sweep:
             remedy="a sweep file says it itself; write a copy of the file",
         )
     return load_sweep(args.file, flags)
-
-
-def _given(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of the control grid that were given."""
-    return {key: v for key in _GRID_OPTIONS if (v := getattr(args, key)) is not None}
 
 
 def _seeds(text: str) -> list[int]:
@@ -170,7 +161,8 @@ def _check(plan: SweepPlan, store: Store, command: str) -> dict[str, Any]:
     """The sweep's index. Raises UserError for whatever of plan or folder stands in the way."""
     raise_all(plan.problems)
     index = store.index(plan, command)
-    refuse_other_sweep(store.root, index, "--out DIR, or a copy of the sweep file of another name")
+    remedy = "--out DIR, or a copy of the sweep file of another name"
+    refuse_other_sweep(store.root, Study(**index), remedy)
     raise_all(list(other_answers(plan, store)))
     return index
 
@@ -179,8 +171,9 @@ def command_of(args: argparse.Namespace) -> str:
     """The command that makes this sweep again, without what only this machine knows."""
     named = [args.file] if args.controls is None else ["--controls", args.controls]
     named[-1] = paths.shown(paths.user_path(named[-1]))
-    options = [(f"--{key.replace('_', '-')}", str(value)) for key, value in _given(args).items()]
-    return shlex.join(["./run.sh", "sweep", *named, *(p for o in options for p in o), *args.flags])
+    for key, value in options.given(args, _GRID_OPTIONS).items():
+        named += [f"--{key.replace('_', '-')}", str(value)]
+    return shlex.join(["./run.sh", "sweep", *named, *args.flags])
 
 
 def _announce(sweep: Sweep, store: Store, everything: list[Job], jobs: list[Job]) -> None:
@@ -204,29 +197,19 @@ def _close(store: Store, everything: list[Job]) -> int:
     return 1 if failed else 0
 
 
-@dataclass(frozen=True)
-class Rates:
-    """How fast this sweep's runs are. None is not known.
+class Rates(NamedTuple):
+    """How fast this sweep's runs are: trained tokens a second, and seconds that one evaluation
+    takes; NaN is not known. `source` says where the rates come from."""
 
-    Attributes:
-        tokens: trained tokens a second, counted as the mixture counts them.
-        evaluation: seconds that one evaluation takes.
-        source: where the rates come from.
-    """
-
-    tokens: float | None
-    evaluation: float | None
+    tokens: float
+    evaluation: float
     source: str
 
-    def seconds_left(self, job: Job, tokens: int | None) -> float | None:
-        """What is left to do of a run that trains `tokens`; None when it is not known."""
+    def seconds_left(self, job: Job, tokens: float) -> float:
+        """What is left to do of a run that trains `tokens`; NaN when it is not known."""
         if job.done:
             return 0.0
-        if job.trained:
-            return self.evaluation
-        if tokens is None or self.tokens is None:
-            return None
-        return tokens / self.tokens + (self.evaluation or 0.0)
+        return self.evaluation if job.trained else tokens / self.tokens + _known(self.evaluation)
 
 
 def measured_rates(store: Store, given: float | None) -> Rates:
@@ -247,18 +230,23 @@ def measured_rates(store: Store, given: float | None) -> Rates:
             seconds += facts["seconds"]
         for marker in folder.glob(f"eval/*/{EVALUATED}"):
             evaluations.append(float(read_json(marker, Evaluated, AGAIN)["seconds"]))
-    rate = given or (trained / seconds if seconds else None)
-    source = "--rate" if given else "the finished runs here" if seconds else "not measured yet"
-    return Rates(rate, sum(evaluations) / len(evaluations) if evaluations else None, source)
+    evaluation = sum(evaluations) / len(evaluations) if evaluations else math.nan
+    if given:
+        return Rates(given, evaluation, "--rate")
+    if seconds:
+        return Rates(trained / seconds, evaluation, "the finished runs here")
+    return Rates(math.nan, evaluation, "not measured yet")
 
 
 def print_dry_run(plan: SweepPlan, store: Store, rates: Rates) -> None:
     """Print every run with its steps, tokens, FLOPs and time, and what is left to do in all."""
     print(f"{plan.sweep.title}\nbase recipe {plan.sweep.base}, folder {store.root}\n")
-    rows, left = [], []
+    rows, left, time_left = [], [], 0.0
     for run in plan.everything:
-        job, tokens = store.job(run), run.trained_tokens
-        flops = _flops(run, tokens)
+        job = store.job(run)
+        tokens = math.nan if run.trained_tokens is None else float(run.trained_tokens)
+        shape = shape_of(str(run.recipe.get("model")))
+        flops = tokens * (reported_flops(shape, 1) if shape else 0.0 if tokens == 0 else math.nan)
         seconds = rates.seconds_left(job, tokens)
         entries, note = (run.facts.rows, _note(run, plan)) if isinstance(run, Planned) else (0, "")
         rows.append(
@@ -269,45 +257,36 @@ def print_dry_run(plan: SweepPlan, store: Store, rates: Rates) -> None:
                 "" if run.exposure is None else f"{run.exposure:.1f}",
                 _number(tokens),
                 _number(flops),
-                "?" if seconds is None else minutes(seconds) if seconds else "",
+                "?" if math.isnan(seconds) else minutes(seconds) if seconds else "",
                 job.state + (f" ({note})" if note else ""),
             ]
         )
         if job.state != "done":
-            left.append((run.steps, tokens, flops, seconds))
+            left.append((tokens, flops))
+            time_left += seconds if run.steps else _known(seconds)
     header = ["run", "rows", "steps", "exposure", "tokens", "FLOPs", "time", "state"]
     print(table(header, rows, indent=""))
     print("exposure: how much learning rate the task rows meet, in rows at the full rate")
     missing = f", others cannot be planned ({len(plan.problems)})" if plan.problems else ""
+    tokens, flops = (sum(part[i] for part in left) for i in (0, 1))
     print(f"\n{len(rows)} runs, {len(left)} left{missing}", end="")
-    _print_total(left, rates)
+    print("" if math.isnan(tokens) else f": {tokens:,.0f} tokens to train", end="")
+    print("" if math.isnan(flops) else f", {flops:.1e} FLOPs", end="")
+    print(f"\ntime: {_time(time_left, rates)}")
 
 
-def _flops(run: Asked, tokens: int | None) -> float | None:
-    shape = shape_of(str(run.recipe.get("model")))
-    if tokens == 0:
-        return 0.0
-    return None if shape is None or tokens is None else reported_flops(shape, tokens)
+def _time(seconds: float, rates: Rates) -> str:
+    if math.isnan(rates.tokens) or math.isnan(seconds):
+        return "unknown until a run is finished here (or give --rate TOKENS_PER_SECOND)"
+    unmeasured = "; answering and scoring come on top, not measured yet"
+    return (
+        f"about {minutes(seconds)} one run after the other, at {rates.tokens:,.0f} tokens a "
+        f"second ({rates.source}){unmeasured if math.isnan(rates.evaluation) else ''}"
+    )
 
 
-Left = tuple[int, int | None, float | None, float | None]  # steps, tokens, FLOPs, seconds
-
-
-def _print_total(left: Sequence[Left], rates: Rates) -> None:
-    tokens, flops = [part[1] for part in left], [part[2] for part in left]
-    if None not in tokens:
-        print(f": {sum(t or 0 for t in tokens):,} tokens to train", end="")
-    if None not in flops:
-        print(f", {sum(f or 0 for f in flops):.1e} FLOPs", end="")
-    text = "unknown until a run is finished here (or give --rate TOKENS_PER_SECOND)"
-    if rates.tokens is not None and None not in [part[3] for part in left if part[0]]:
-        total = minutes(sum(part[3] or 0.0 for part in left))
-        missing = (
-            "" if rates.evaluation else "; answering and scoring come on top, not measured yet"
-        )
-        text = f"about {total} one run after the other, at {rates.tokens:,.0f} tokens a second "
-        text += f"({rates.source}){missing}"
-    print(f"\ntime: {text}")
+def _known(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
 
 
 def _note(run: Planned, plan: SweepPlan) -> str:
@@ -325,7 +304,7 @@ def _note(run: Planned, plan: SweepPlan) -> str:
     return "; ".join(notes)
 
 
-def _number(value: float | None) -> str:
-    if value is None:
+def _number(value: float) -> str:
+    if math.isnan(value):
         return "?"
     return "" if value == 0 else f"{value:,.0f}" if value < 1e8 else f"{value:.1e}"

@@ -152,7 +152,7 @@ def methods_table(study: Study, found: Sequence[Group]) -> list[Record]:
 
 def notes(group: Group, study: Study) -> list[str]:
     """What a reader must know before taking a group's numbers at their word."""
-    found, count, expected = [], len(group.entries), len(study.index["seeds"])
+    found, count, expected = [], len(group.entries), len(study.seeds)
 
     def some(number: int) -> str:
         return "" if number == count else f" in {number} of {count} seeds"

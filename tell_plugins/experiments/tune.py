@@ -171,17 +171,22 @@ class Trial:
     def costs(self) -> Costs:
         """Estimated seconds of what is still to do of each run, from the recipe's own first."""
         first = self.runs[OWN][0]
-        job = self.store.job(first)
-        trained = read_json(job.folder / TRAINED, Trained, AGAIN) or {}
-        asked = read_json(job.eval_folder / EVALUATED, Evaluated, AGAIN) or {"seconds": 0.0}
+        trained = read_json(self.store.job(first).folder / TRAINED, Trained, AGAIN) or {}
         a_row = (trained.get("seconds") or 0.0) / first.facts.rows
+        asking = self._seconds_of_asking()
 
         def seconds(run: Planned) -> float:
             job = self.store.job(run)
             training = 0.0 if job.trained else a_row * run.facts.rows
-            return 0.0 if job.done else (training + asked["seconds"]) / len(self.slots)
+            return 0.0 if job.done else (training + asking) / len(self.slots)
 
         return {name: [seconds(run) for run in runs] for name, runs in self.runs.items()}
+
+    def _seconds_of_asking(self) -> float:
+        """What one evaluation takes, as the first run with the recipe's own settings tells."""
+        file = self.store.job(self.runs[OWN][0]).eval_folder / EVALUATED
+        asked = read_json(file, Evaluated, AGAIN) or {"seconds": 0.0}
+        return float(asked["seconds"])
 
     def do(self, names: Sequence[str], parts: int) -> list[Result]:
         """Do the first `parts` runs of each; the results of those that came through.
@@ -215,11 +220,9 @@ class Trial:
     def scaled(self, chosen: Result) -> list[Result]:
         """The result of the chosen runs, and of each smaller scale if there is time for it."""
         runs = self.runs[chosen.name][: chosen.parts]
-        asked = read_json(self.store.job(runs[0]).eval_folder / EVALUATED, Evaluated, AGAIN)
         jobs = [self.store.prepare(_at_scales(run)) for run in runs]
-        to_do = sum(not job.done for job in jobs)
-        needed = to_do * len(SCALES) * (asked or {"seconds": 0.0})["seconds"] / len(self.slots)
-        if needed > self.left():
+        evaluations = len(SCALES) * sum(not job.done for job in jobs)
+        if evaluations * self._seconds_of_asking() / len(self.slots) > self.left():
             print("no time is left to judge smaller scales of the adapter")
             return [chosen]
         self._finish(jobs)
@@ -337,52 +340,40 @@ def _print_table(trial: Trial, chosen: Result, scales: Sequence[Result]) -> None
     rows += [_line(result, chosen, "minus the chosen as they are") for result in scales[1:]]
     gone = {name: why for name, why in trial.gone.items() if name not in trial.measured}
     rows += [[name, "0", "", "", "", why] for name, why in gone.items()]
-    columns = ["settings", "runs", _measure(chosen), "minus own settings", "KL to base", ""]
+    columns = ["settings", "runs", chosen.what, "minus own settings", "KL to base", ""]
     title = f"{trial.recipe.name}, judged by {trial.parts.text}"
     print_grid(Grid(title, columns, rows), table_console())
 
 
 def _line(result: Result, against: Result, note: str) -> list[str]:
+    score = f"{result.score:.{result.digits}f}"
     minus = "" if result.name == against.name else _minus(result, against)
     kl = f"{result.kl:.3f}" if math.isfinite(result.kl) else "not known"
-    return [result.name, str(result.parts), _number(result.score, result), minus, kl, note]
-
-
-def _measure(result: Result) -> str:
-    return result.key[1].replace("_", " ")
-
-
-def _digits(result: Result) -> int:
-    """Shares have two digits, scores from 0 to 100 one."""
-    return 2 if result.measure.column.percent else 1
-
-
-def _number(value: float, result: Result) -> str:
-    return f"{value:.{_digits(result)}f}"
+    return [result.name, str(result.parts), score, minus, kl, note]
 
 
 def _minus(result: Result, against: Result) -> str:
     found = result.minus(against)
-    return "not paired" if found is None else shown(found, _digits(result), sign="+")
+    return "not paired" if found is None else shown(found, result.digits, sign="+")
 
 
 def _said(final: Sequence[Result], chosen: Result, scale: Result, judges: str) -> list[str]:
     """What was chosen and why, in sentences."""
     own, *others = final
-    told = f"{_measure(chosen)}: nothing is told apart as better than the recipe's own settings"
+    told = f"{chosen.what}: nothing is told apart as better than the recipe's own settings"
     if chosen is own:
         said = [f"{told}; they stay"]
     elif chosen.is_better_than(own):
-        said = [f"{_measure(chosen)}: {chosen.name} is better than the recipe's own settings"]
+        said = [f"{chosen.what}: {chosen.name} is better than the recipe's own settings"]
     else:
         said = [f"{told}; {chosen.name} scores no lower and stays nearer to the base model"]
     for other in others:
         found = other.minus(own)
         if found is not None:
-            least = _number(smallest_shown(found.low, found.high), other)
+            least = smallest_shown(found.low, found.high)
             said.append(
                 f"{other.name} minus own settings: {_minus(other, own)}, on {found.n} rows, "
-                f"which show {least} or more"
+                f"which show {least:.{other.digits}f} or more"
             )
     if scale is not chosen:
         said.append(

@@ -30,7 +30,7 @@ from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.answers import (
     GENERAL,
     SETTINGS,
-    SavedSettings,
+    Settings,
     joined,
     load_scored,
 )
@@ -163,6 +163,16 @@ class Result:
     learned: bool = True
     scale: float = 1.0
 
+    @property
+    def what(self) -> str:
+        """The measure's name as it is read."""
+        return self.key[1].replace("_", " ")
+
+    @property
+    def digits(self) -> int:
+        """Shares have two, scores from 0 to 100 one."""
+        return 2 if self.measure.column.percent else 1
+
     @cached_property
     def score(self) -> float:
         """The measure; minus infinity where it is undefined."""
@@ -206,10 +216,10 @@ def result_of(name: str, evaluations: Sequence[Path], judges: TaskRows, scale: f
     scored, drift = [], []
     for run, folder in enumerate(evaluations):
         for path in sorted(folder.glob(f"*/*/{SETTINGS}")):
-            settings = read_json(path, SavedSettings, AGAIN)
-            if settings.get("scale", 1.0) != scale:
+            settings = Settings(**read_json(path, Settings, AGAIN))
+            if settings.scale != scale:
                 continue
-            if settings["split"] == GENERAL:
+            if settings.split == GENERAL:
                 drift.append(retention.read(path.parent, retention.KL))
                 continue
             part = load_scored(path.parent)

@@ -1,0 +1,131 @@
+"""What a run did to the rest of the model, set against the base model: of one run, or of all seeds
+of a method together.
+
+Bleed, the task's words and circles in answers to general questions; losses on text of no source
+that trains; divergence from the base model; and loss on held-out rows of the source that trains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from tell_plugins.evaluation import bleed, retention, scoring
+from tell_plugins.evaluation.answers import ANSWERS, differing, read_answers, saved_settings
+from tell_plugins.evaluation.bleed import Form
+from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.evaluation.judged import Column, Judged
+from tell_plugins.evaluation.retention import Sum
+from tell_plugins.evaluation.scoring import Measure, measure_of
+from tell_plugins.evaluation.significance import Difference
+
+BLEED, KL, STYLE_FIT = "bleed minus base", "KL to base", "style fit"
+INSTRUCTIONS, PROSE = "foreign instructions minus base", "prose minus base"
+STYLE_CHANGE = "style fit minus base"
+# losses that are set against the base model's, and the file of each
+LOSS_FILES = {
+    INSTRUCTIONS: retention.INSTRUCTIONS,
+    PROSE: retention.PROSE,
+    STYLE_CHANGE: retention.LOSSES,
+}
+_FILES = {**LOSS_FILES, KL: retention.KL, STYLE_FIT: retention.LOSSES}
+# what two losses must share
+_OF_LOSSES = (
+    *("model", "model_sha256", "model_files_sha256", "engine"),
+    *("prompts_sha256", "rows_sha256"),
+)
+Elsewhere = dict[str, Rate | Estimate | None]  # by name; what was not measured is None or absent
+
+
+class Run(Protocol):
+    """The lines of one run's answers to general questions, and the sums in `retention.FILES`."""
+
+    @property
+    def general(self) -> list[dict[str, Any]]: ...
+
+    @property
+    def sums(self) -> Mapping[str, list[Sum]]: ...
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A run, as `eval` left it in one folder."""
+
+    general: list[dict[str, Any]]
+    sums: dict[str, list[Sum]]
+
+
+def read(folder: Path, beside: Path | None = None) -> Answered:
+    """What was measured in a folder; nothing where there is none.
+
+    Its losses are left out unless they are of the same model over the same rows as those in
+    `beside`, as far as the settings of both say. Raises UserError for files that are not readable.
+    """
+    lines = read_answers(folder) if (folder / ANSWERS).is_file() else []
+    sums = {name: retention.read(folder, name) for name in retention.FILES}
+    if beside is not None:
+        mine, theirs = saved_settings(folder), saved_settings(beside)
+        if mine is None or theirs is None or differing(mine, theirs, _OF_LOSSES):
+            sums = {name: [] for name in retention.FILES}
+    return Answered(lines, sums)
+
+
+def elsewhere(runs: Sequence[Run], base: Run | None, form: Form) -> Elsewhere:
+    """What all runs together did; without changes where there is no base model to compare with."""
+    asked = _general(runs, form)
+    found: Elsewhere = {
+        name: asked.columns[name].estimate(asked.rows)
+        if asked.rows and name in asked.columns
+        else None
+        for name in (bleed.BLEED, bleed.WORDS, bleed.CIRCLES)
+    }
+    for name in (BLEED, *LOSS_FILES):
+        moved = change(name, runs, [base], form) if base is not None else None
+        if moved is not None:
+            found[name] = Estimate(moved.value, moved.low, moved.high, moved.n)
+    divergence, style_fit = (_sums(runs, name) for name in (KL, STYLE_FIT))
+    if divergence:
+        found[KL] = retention.retention(divergence)
+    return {**found, STYLE_FIT: retention.retention(style_fit) if style_fit else None}
+
+
+def measure(runs: Sequence[Run], name: str, form: Form) -> Measure | None:
+    """One measure of all runs together, row by row; None where they do not have it."""
+    if name == BLEED:
+        asked = _general(runs, form)
+        known = asked.rows and bleed.BLEED in asked.columns
+        return measure_of(asked.rows, asked.columns[bleed.BLEED]) if known else None
+    sums = _sums(runs, name)
+    return measure_of(range(len(sums)), Column(np.asarray(sums, float))) if sums else None
+
+
+def _general(runs: Sequence[Run], form: Form) -> Judged:
+    lines = [line for run in runs for line in run.general]
+    return bleed.judged([(line["row"], line["text"]) for line in lines], form)
+
+
+def _sums(runs: Sequence[Run], name: str) -> list[Sum]:
+    return retention.mean_sums([run.sums[_FILES[name]] for run in runs])
+
+
+def change(name: str, runs: Sequence[Run], others: Sequence[Run], form: Form) -> Difference | None:
+    """The paired difference of a measure to that of other runs; None without the same rows."""
+    return paired(name, *(measure(side, name, form) for side in (runs, others)))
+
+
+def paired(name: str, mine: Measure | None, theirs: Measure | None) -> Difference | None:
+    """The paired difference over the same rows; None where they are not the same. A loss or a
+    divergence has no test: its p is NaN."""
+    if mine is None or theirs is None or not np.array_equal(mine.ids, theirs.ids):
+        return None
+    if name not in _FILES:
+        return scoring.difference(mine, theirs)
+    if not np.array_equal(mine.stats[:, 1], theirs.stats[:, 1]):
+        return None
+    ends = retention.difference(mine.stats, theirs.stats)
+    return Difference(*ends, p=math.nan, n=len(mine.ids), resamples=0, seed=0)
