@@ -220,7 +220,7 @@ def answer_batched(
     seconds = time.perf_counter() - start
     lines = read_answers(Path(out))
     return _answered(
-        seconds, [line["text"] for line in lines], sum(line["completion_tokens"] for line in lines)
+        seconds, [line.text for line in lines], sum(line.completion_tokens or 0 for line in lines)
     )
 
 

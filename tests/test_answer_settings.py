@@ -59,7 +59,7 @@ def test_answers_of_another_system_prompt_or_template_are_not_scored_as_new(
     assert "the recipe's model keys (system, template and the like) have changed since" in text
     assert "test-greedy" in text
     kept = read_answers(tmp_path / "eval" / "none" / "test-greedy")
-    assert {line["text"] for line in kept} == {"None"}
+    assert {line.text for line in kept} == {"None"}
     assert main([*call[:-1], str(tmp_path / "other")]) == 0
 
 

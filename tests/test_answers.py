@@ -20,6 +20,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation.answers import (
     ANSWERS,
     SETTINGS,
+    Answer,
     Prompt,
     Settings,
     answer_all,
@@ -149,7 +150,7 @@ class _Watched:
 def test_answers_with_any_line_separator_are_read_back(tmp_path: Path) -> None:
     line = {"id": "a", "row": 0, "text": "one\u2028two\x85three\r\n\x1d", "finish_reason": "stop"}
     (tmp_path / ANSWERS).write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert read_answers(tmp_path) == [line]
+    assert read_answers(tmp_path) == [Answer(**line)]
     with pytest.raises(UserError, match="no answers"):
         read_answers(tmp_path / "none")
 

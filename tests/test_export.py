@@ -262,7 +262,7 @@ def test_the_adapter_at_a_scale(evaluated: Path, tmp_path: Path, trained: Path) 
     saved = answers(tmp_path, "checkpoint-4-scale0.5")
     assert in_fresh_process(main, ["verify", str(out), saved, *kept]) == 0
     texts = [
-        {line["row"]: line["text"] for line in read_answers(folder)}
+        {line.row: line.text for line in read_answers(folder)}
         for folder in (Path(saved), tmp_path / "again")
     ]
     assert texts[0] == texts[1]

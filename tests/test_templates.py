@@ -344,7 +344,7 @@ def test_the_deployed_adapter_answers_as_eval_did(
     again = tmp_path / "again"
     with deployed(tmp_path / "exported.log", "--model", str(out)) as url:  # without the plugin
         assert main(["verify", url, str(folder), "--out", str(again)]) == 0
-    assert _said({line["row"]: line for line in read_answers(again)}) == _said(saved)
+    assert _said({line.row: line.model_dump() for line in read_answers(again)}) == _said(saved)
     result = tmp_path / "infer.jsonl"
     run_swift(
         *["infer", "--adapters", str(checkpoint), "--val_dataset", "tell/tiny_task:split=test"],

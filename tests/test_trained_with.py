@@ -54,7 +54,7 @@ def trained(folder: Path, **args: Any) -> Path:
 
 
 def answered(folder: Path) -> dict[str, Any]:
-    texts = {line["text"] for line in read_answers(folder / "test-greedy")}
+    texts = {line.text for line in read_answers(folder / "test-greedy")}
     assert len(texts) == 1
     found: dict[str, Any] = json.loads(texts.pop())
     return found

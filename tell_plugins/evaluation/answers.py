@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import Field
 
@@ -48,14 +48,20 @@ _HASHED = {
 }
 
 
-class AnswerLine(Shape):
-    """A line of `answers.jsonl`."""
+class Answer(Shape):
+    """A line of `answers.jsonl`; `row` is the position of its test row in the references."""
 
     id: str
     row: int
     text: str
     finish_reason: str
     attempt: int = Field(default=0, ge=0)
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+    @property
+    def cut(self) -> bool:
+        return self.finish_reason == CUT
 
 
 @dataclass(frozen=True)
@@ -258,31 +264,24 @@ def read_settings(folder: Path) -> Settings:
     return saved
 
 
-def read_answers(folder: Path) -> list[dict[str, Any]]:
+def read_answers(folder: Path) -> list[Answer]:
     """The answers of a folder, by row. Raises UserError when there are none."""
-    return sorted(_lines(folder), key=lambda answer: int(answer["row"]))
+    return sorted(_lines(folder), key=lambda answer: answer.row)
 
 
-def _lines(folder: Path) -> list[dict[str, Any]]:
+def _lines(folder: Path) -> list[Answer]:
     if find(folder / ANSWERS) is None:
         raise UserError(
             f"no {ANSWERS}", where=paths.shown(folder), remedy="./run.sh eval RECIPE writes it"
         )
     remedy = "remove the line and call ./run.sh eval again"
-    return read_json_lines(folder / ANSWERS, AnswerLine, remedy)
+    return answer_lines(folder / ANSWERS, remedy)
 
 
-class Answer(NamedTuple):
-    """One saved answer. `row` is the position of its test row in the references."""
-
-    row: int
-    attempt: int
-    text: str
-    finish_reason: str
-
-    @property
-    def cut(self) -> bool:
-        return self.finish_reason == CUT
+def answer_lines(file: Path, remedy: str) -> list[Answer]:
+    """The lines of a file of answers, none where it is missing. Raises UserError, with `remedy`,
+    for lines that are no answers."""
+    return [Answer(**line) for line in read_json_lines(file, Answer, remedy)]
 
 
 @dataclass(frozen=True)
@@ -343,7 +342,7 @@ def load_scored(folder: Path) -> Scored:
     return Scored(folder, settings, card, task, answers, sha256)
 
 
-def _join(lines: list[dict[str, Any]], task: TaskRows, where: str) -> list[Answer]:
+def _join(lines: list[Answer], task: TaskRows, where: str) -> list[Answer]:
     """Answers by test row, matched by content: a row that moved in its file is still that row.
 
     Equal test rows are told apart by the saved row number.
@@ -351,7 +350,7 @@ def _join(lines: list[dict[str, Any]], task: TaskRows, where: str) -> list[Answe
     places = defaultdict(list)
     for row, content in enumerate(task.ids):
         places[bytes(content).hex()].append(row)
-    strangers = [number for number, line in enumerate(lines, 1) if line["id"] not in places]
+    strangers = [number for number, line in enumerate(lines, 1) if line.id not in places]
     if strangers:
         raise UserError(
             f"{len(strangers)} of {len(lines)} answers have no row in split '{task.split}' of card "
@@ -364,14 +363,13 @@ def _join(lines: list[dict[str, Any]], task: TaskRows, where: str) -> list[Answe
     taken: dict[tuple[int, int], Answer] = {}
     surplus = []
     numbered = enumerate(lines, 1)
-    for number, line in sorted(numbered, key=lambda n: n[1]["row"] not in places[n[1]["id"]]):
-        attempt = line.get("attempt", 0)
-        free = [row for row in places[line["id"]] if (row, attempt) not in taken]
+    for number, line in sorted(numbered, key=lambda n: n[1].row not in places[n[1].id]):
+        free = [row for row in places[line.id] if (row, line.attempt) not in taken]
         if not free:
             surplus.append(number)
             continue
-        row = line["row"] if line["row"] in free else free[0]
-        taken[row, attempt] = Answer(row, attempt, line["text"], line["finish_reason"])
+        row = line.row if line.row in free else free[0]
+        taken[row, line.attempt] = line.model_copy(update={"row": row})
     if surplus:
         raise UserError(
             f"{len(surplus)} answers are given to a row that has one: {_numbers(surplus)}",
@@ -402,13 +400,13 @@ def joined(parts: Sequence[Scored], task: TaskRows, rows: int | None = None) -> 
                     where=paths.shown(part.folder),
                     remedy="write the task and its folds anew (new --folds K --force)",
                 )
-            answers.append(answer._replace(row=places[part.id(answer.row)]))
+            answers.append(answer.model_copy(update={"row": places[part.id(answer.row)]}))
     asked = len({answer.row for answer in answers}) if rows is None else rows
     return Scored(
         folder=parts[0].folder,
         settings=parts[0].settings.model_copy(update={"card": task.card.name, "rows": asked}),
         card=task.card,
         task=task,
-        answers=sorted(answers),
+        answers=sorted(answers, key=lambda answer: (answer.row, answer.attempt)),
         sha256=hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest(),
     )

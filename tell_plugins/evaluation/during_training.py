@@ -64,7 +64,10 @@ def score_texts(card: Card, answers: Sequence[str], references: Sequence[str]) -
         return {"task_rows": 0.0}
     case = Case(
         card=card,
-        answers=[Answer(row, 0, said, "") for row, (said, _) in enumerate(kept)],
+        answers=[
+            Answer(id="", row=row, text=said, finish_reason="")
+            for row, (said, _) in enumerate(kept)
+        ],
         right=[text for _, text in kept],
         labels=labels,
         readings=("strict",),

@@ -11,12 +11,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from tell_plugins.evaluation import bleed, retention, scoring
-from tell_plugins.evaluation.answers import ANSWERS, differing, read_answers, saved_settings
+from tell_plugins.evaluation.answers import ANSWERS, Answer, differing, read_answers, saved_settings
 from tell_plugins.evaluation.bleed import Form
 from tell_plugins.evaluation.intervals import Estimate, Rate
 from tell_plugins.evaluation.judged import Column, Judged
@@ -46,7 +46,7 @@ class Run(Protocol):
     """The lines of one run's answers to general questions, and the sums in `retention.FILES`."""
 
     @property
-    def general(self) -> list[dict[str, Any]]: ...
+    def general(self) -> list[Answer]: ...
 
     @property
     def sums(self) -> Mapping[str, list[Sum]]: ...
@@ -56,7 +56,7 @@ class Run(Protocol):
 class Answered:
     """A run, as `eval` left it in one folder."""
 
-    general: list[dict[str, Any]]
+    general: list[Answer]
     sums: dict[str, list[Sum]]
 
 
@@ -106,7 +106,7 @@ def measure(runs: Sequence[Run], name: str, form: Form) -> Measure | None:
 
 def _general(runs: Sequence[Run], form: Form) -> Judged:
     lines = [line for run in runs for line in run.general]
-    return bleed.judged([(line["row"], line["text"]) for line in lines], form)
+    return bleed.judged([(line.row, line.text) for line in lines], form)
 
 
 def _sums(runs: Sequence[Run], name: str) -> list[Sum]:

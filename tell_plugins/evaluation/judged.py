@@ -108,7 +108,7 @@ class Case:
     def answered(self, texts: Sequence[str]) -> Case:
         """The same case with these texts for answers."""
         answers = [
-            answer._replace(text=text, finish_reason="stop")
+            answer.model_copy(update={"text": text, "finish_reason": "stop"})
             for answer, text in zip(self.answers, texts, strict=True)
         ]
         scored = None if self.scored is None else replace(self.scored, answers=answers)

@@ -93,16 +93,15 @@ def _answer(engine: Engine, saved: Scored, out: Path) -> None:
 
 def _compare(saved: Scored, out: Path, target: str) -> int:
     """Print what is equal, and both scores; 1 where prompts differ or answers lost their form."""
-    theirs = {line["row"]: line for line in read_answers(saved.folder)}
-    pairs = [(line, theirs[line["row"]]) for line in read_answers(out)]
+    theirs = {line.row: line for line in read_answers(saved.folder)}
+    pairs = [(line, theirs[line.row]) for line in read_answers(out)]
     scores = [scoring.score(folder) for folder in (saved.folder, out)]
     systems = [
         System(label, score, {}) for label, score in zip(("eval", target), scores, strict=True)
     ]
     print_grid(table(systems, f"{saved.card.name}, {saved.task.split}"), table_console())
-    texts, prompts = (
-        sum(mine[key] == other[key] for mine, other in pairs) for key in ("text", "prompt_tokens")
-    )
+    texts = sum(mine.text == other.text for mine, other in pairs)
+    prompts = sum(mine.prompt_tokens == other.prompt_tokens for mine, other in pairs)
     print(f"{texts} of {len(pairs)} answers are equal, word for word")
     print(f"{prompts} of {len(pairs)} prompts have as many tokens as then")
     before, now = (score.headline.get("adherence") for score in scores)

@@ -10,10 +10,9 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.core.state_files import read_json
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation import retention
-from tell_plugins.evaluation.answers import GENERAL, SETTINGS, Settings
+from tell_plugins.evaluation.answers import GENERAL, SETTINGS, saved_settings
 from tell_plugins.experiments.planning import Evaluation, SweepPlan
 from tell_plugins.experiments.results import Study, read_study
 from tell_plugins.experiments.store import AGAIN, Store
@@ -68,7 +67,8 @@ def asked_now(evaluation: Evaluation) -> dict[tuple[bool, str], Any]:
 def _answers(folder: Path, now: Mapping[tuple[bool, str], Any]) -> bool:
     """Whether all answers of an evaluation are as they would be asked for now."""
     for path in folder.glob(f"*/*/{SETTINGS}"):
-        saved = Settings(**read_json(path, Settings, AGAIN))
+        saved = saved_settings(path.parent, AGAIN)
+        assert saved is not None
         general = saved.split == GENERAL
         if general and (True, "prompts_sha256") not in now:
             return False

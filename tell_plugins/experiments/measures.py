@@ -17,7 +17,6 @@ import numpy as np
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import elsewhere, scorers, scoring, significance
-from tell_plugins.evaluation.answers import Answer
 from tell_plugins.evaluation.bleed import Form
 from tell_plugins.evaluation.elsewhere import BLEED, LOSS_FILES, Elsewhere
 from tell_plugins.evaluation.intervals import Estimate, Interval, Rate, rate, smallest_shown
@@ -184,7 +183,7 @@ class Judge:
         if card.metric in AS_SAVED:
             return {}
         truth = self._shelf.get(card.name, answers.settings.split)
-        strangers = sum(line["id"] not in truth.of for line in answers.lines)
+        strangers = sum(line.id not in truth.of for line in answers.lines)
         if truth.of and strangers:
             raise UserError(
                 f"{strangers} of {len(answers.lines)} answers have no row in split "
@@ -192,16 +191,12 @@ class Judge:
                 where=str(answers.folder),
                 remedy="the answers belong to other data; run the sweep again",
             )
+        places = [self._places.setdefault(line.id, len(self._places)) for line in answers.lines]
         found = [
-            Answer(
-                self._places.setdefault(line["id"], len(self._places)),
-                0,
-                line["text"],
-                line["finish_reason"],
-            )
-            for line in answers.lines
+            line.model_copy(update={"row": place})
+            for line, place in zip(answers.lines, places, strict=True)
         ]
-        right = [truth.of[line["id"]] for line in answers.lines] if truth.of else []
+        right = [truth.of[line.id] for line in answers.lines] if truth.of else []
         readings = ("strict", "lenient")
         return scorers.judge(Case(card, found, right, truth.labels, readings=readings))
 

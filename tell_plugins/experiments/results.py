@@ -22,7 +22,15 @@ from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.state_files import Name, Shape, read_json, read_json_lines
 from tell_plugins.evaluation import scorers
-from tell_plugins.evaluation.answers import ANSWERS, GENERAL, SETTINGS, AnswerLine, Settings
+from tell_plugins.evaluation.answers import (
+    ANSWERS,
+    GENERAL,
+    SETTINGS,
+    Answer,
+    Settings,
+    answer_lines,
+    saved_settings,
+)
 from tell_plugins.evaluation.bleed import Form, form_of
 from tell_plugins.evaluation.retention import FILES, LOSSES, LossLine, Sum
 from tell_plugins.experiments.store import (
@@ -50,7 +58,7 @@ class Answers:
 
     folder: Path
     settings: Settings
-    lines: list[dict[str, Any]]
+    lines: list[Answer]
 
     @property
     def scores(self) -> dict[str, Any] | None:
@@ -150,7 +158,7 @@ class Entry(Shape):
         return [part for part in self.answers if part.settings.split != GENERAL]
 
     @property
-    def general(self) -> list[dict[str, Any]]:
+    def general(self) -> list[Answer]:
         """The answers to general questions."""
         general = [part for part in self.answers if part.settings.split == GENERAL]
         return [line for part in general for line in part.lines]
@@ -165,9 +173,10 @@ class Entry(Shape):
 
 
 def _answers(path: Path) -> Answers:
-    settings, file = Settings(**read_json(path, Settings, _DAMAGED)), path.with_name(ANSWERS)
-    lines = read_json_lines(file, AnswerLine, _DAMAGED)
-    answered = {(line["row"], line.get("attempt", 0)) for line in lines}
+    settings, file = saved_settings(path.parent, _DAMAGED), path.with_name(ANSWERS)
+    assert settings is not None
+    lines = answer_lines(file, _DAMAGED)
+    answered = {(line.row, line.attempt) for line in lines}
     if len(answered) < len(lines):
         raise _damaged(f"{len(lines) - len(answered)} answers stand twice", file)
     _refuse_missing(len({row for row, _ in answered}), settings.rows, file)

@@ -25,14 +25,13 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import counter_for, draw_task
 from tell_plugins.core.sources import TaskRows, open_split, open_task
 from tell_plugins.core.spec import NONE
-from tell_plugins.core.state_files import read_json
 from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.answers import (
     GENERAL,
     SETTINGS,
-    Settings,
     joined,
     load_scored,
+    saved_settings,
 )
 from tell_plugins.evaluation.scorers import judge_saved, right
 from tell_plugins.evaluation.scorers.json_readings import has_labels
@@ -216,14 +215,15 @@ def result_of(name: str, evaluations: Sequence[Path], judges: TaskRows, scale: f
     scored, drift = [], []
     for run, folder in enumerate(evaluations):
         for path in sorted(folder.glob(f"*/*/{SETTINGS}")):
-            settings = Settings(**read_json(path, Settings, AGAIN))
-            if settings.scale != scale:
+            settings = saved_settings(path.parent, AGAIN)
+            if settings is None or settings.scale != scale:
                 continue
             if settings.split == GENERAL:
                 drift.append(retention.read(path.parent, retention.KL))
                 continue
             part = load_scored(path.parent)
-            scored.append(replace(part, answers=[a._replace(attempt=run) for a in part.answers]))
+            answers = [a.model_copy(update={"attempt": run}) for a in part.answers]
+            scored.append(replace(part, answers=answers))
     pooled = joined(scored, judges)
     judged = judge_saved(pooled)
     found = measures(pooled, judged)
