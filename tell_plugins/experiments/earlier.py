@@ -44,38 +44,39 @@ def other_answers(plan: SweepPlan, store: Store) -> Iterator[UserError]:
             )
 
 
-def asked_now(evaluation: Evaluation) -> dict[tuple[bool, str], Any]:
-    """What `eval` would save in its settings now, by whether it asks general questions, and key.
+def asked_now(evaluation: Evaluation) -> dict[bool, dict[str, Any]]:
+    """What `eval` would save in its settings now, of the task and, under True, of general
+    questions, where these are asked.
 
     Raises UserError where the card has fewer rows than are asked.
     """
     spec, options = parse_spec(evaluation.dataset), evaluation.options
     card = load_card(spec.card)
     _, task = prompting.task_prompts(card, options["split"], evaluation.anchor, options["rows"])
-    found: dict[tuple[bool, str], Any] = {
-        (False, "prompts_sha256"): prompting.prompts_sha256(task),
-        (False, "max_new_tokens"): prompting.answer_limit(card, options["max_new_tokens"]),
+    found: dict[bool, dict[str, Any]] = {
+        False: {
+            "prompts_sha256": prompting.prompts_sha256(task),
+            "max_new_tokens": prompting.answer_limit(card, options["max_new_tokens"]),
+        }
     }
     if options["general_rows"]:
         questions = retention.foreign(options["retention_rows"]).questions
         held_out = prompting.general_rows([spec], card, options["general_rows"])
-        found[True, "prompts_sha256"] = prompting.prompts_sha256(questions)
-        found[True, "rows_sha256"] = prompting.pairs_sha256(held_out)
+        found[True] = {
+            "prompts_sha256": prompting.prompts_sha256(questions),
+            "rows_sha256": prompting.pairs_sha256(held_out),
+        }
     return found
 
 
-def _answers(folder: Path, now: Mapping[tuple[bool, str], Any]) -> bool:
+def _answers(folder: Path, now: Mapping[bool, Mapping[str, Any]]) -> bool:
     """Whether all answers of an evaluation are as they would be asked for now."""
     for path in folder.glob(f"*/*/{SETTINGS}"):
         saved = saved_settings(path.parent, AGAIN)
         assert saved is not None
-        general = saved.split == GENERAL
-        if general and (True, "prompts_sha256") not in now:
+        wanted = now.get(saved.split == GENERAL)
+        if wanted is None or any(getattr(saved, key) not in ("", wanted[key]) for key in wanted):
             return False
-        for (of_general, key), value in now.items():
-            unknown = key == "rows_sha256" and not saved.rows_sha256  # of an earlier release
-            if of_general == general and not unknown and getattr(saved, key) != value:
-                return False
     return True
 
 

@@ -6,6 +6,7 @@ So two sweeps that ask for the same run share it, whatever they call it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -301,7 +302,7 @@ class Planner:
         self._spec = self.base.spec
         self._wanted = {cell.key for cell in cells(sweep)}
         self._done: dict[str, tuple[Planned, Mixture]] = {}
-        self._asked: dict[Spec, Evaluation] = {}
+        self._asked = functools.cache(self._make_evaluation)
 
     def planned(self, cell: Cell) -> Planned:
         """The run of a cell. Raises UserError for whatever the user can mend."""
@@ -421,10 +422,7 @@ class Planner:
 
     def _evaluation(self, spec: Spec, anchor: Any = None) -> Evaluation:
         tested = anchor or self.sweep.evaluate.anchor or spec.anchor
-        asked = Spec(spec.card, anchor=str(tested))
-        if asked not in self._asked:
-            self._asked[asked] = self._make_evaluation(asked)
-        return self._asked[asked]
+        return self._asked(Spec(spec.card, anchor=str(tested)))
 
     def _make_evaluation(self, asked: Spec) -> Evaluation:
         wanted = self.sweep.evaluate

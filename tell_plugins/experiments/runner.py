@@ -105,9 +105,10 @@ def run_all(jobs: Sequence[Job], workers: Sequence[Work], said: str = "started")
                     do(job, stop)
                 if stop.is_set():
                     return
-                running.discard(job)
-                bar.write(_ended(job, time.monotonic() - start))
-                bar.update()
+                with lock:
+                    running.discard(job)
+                    bar.write(_ended(job, time.monotonic() - start))
+                    bar.update()
 
     def served(do: Work) -> None:
         try:
