@@ -4,18 +4,51 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import pytest
 
+from tests.preloaded import PYTHON, preloaded_python
 from tests.swift_keys_once import lay_known_keys
 
 PROJECT = Path(__file__).resolve().parents[1]
 Result = TypeVar("Result")
 REAL_DATA = PROJECT.parent / "shared" / "data"
+
+
+# two processes take the files in turn: the long ones first, so that none is left alone at the end
+_LONGEST = (
+    *("recipe_files", "sweep", "benchmarks", "mix_train", "crash_points", "new_task", "templates"),
+    *("retention", "export", "wheel", "anchors2x2", "demo", "tune", "controls", "run_sh", "light"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}.py": place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests start finds its libraries imported; Hugging Face's have a folder of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        with preloaded_python():
+            yield
+
+
+@pytest.fixture
+def ordinary_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes start as a user's do."""
+    monkeypatch.setattr(sys, "executable", PYTHON)
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +85,15 @@ def in_fresh_process(function: Callable[..., Result], *arguments: object) -> Res
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def in_preloaded_process(function: Callable[..., Result], *arguments: object) -> Result:
+    """The same, sooner, where ms-swift may be loaded, which changes transformers and peft."""
+    with TemporaryDirectory() as folder:
+        Path(folder, "call").write_bytes(pickle.dumps((function, arguments)))
+        subprocess.run([sys.executable, "-m", "tests.fresh", folder], cwd=PROJECT, check=True)
+        result: Result = pickle.loads(Path(folder, "result").read_bytes())
+        return result
 
 
 def write_rows(path: Path, rows: Iterable[object]) -> Path:

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from tell_plugins.core.mixture import GENERAL
 from tell_plugins.core.spec import NONE, Amount, Spec
 from tell_plugins.recipe.recipes import Recipe
 from tell_plugins.recipe.shapes import shape_of
-from tests.conftest import PROJECT, write_rows
+from tests.conftest import PROJECT, in_preloaded_process, write_rows
 from tests.swift_keys_once import keys
 from tests.tiny import sft
 
@@ -245,21 +244,17 @@ def _make_qwen(folder: Path, sizes: dict[str, Any]) -> None:
         **sizes,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    program = (
-        "import sys, torch\n"
-        "from transformers import AutoConfig, AutoModelForCausalLM\n"
-        "torch.manual_seed(0)\n"
-        "config = AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
-        "model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)\n"
-        "torch.save(model.bfloat16().state_dict(), sys.argv[1] + '/pytorch_model.bin')\n"
-    )
-    home = {"HF_HOME": str(folder.parent / "hf")}  # transformers copies remote code there
-    subprocess.run(
-        [sys.executable, "-c", program, str(folder)],
-        check=True,
-        env={**os.environ, **home},
-        capture_output=True,
-    )
+    in_preloaded_process(_save_qwen, folder)
+
+
+def _save_qwen(folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+    torch.save(model.bfloat16().state_dict(), folder / "pytorch_model.bin")
 
 
 # --- data ----------------------------------------------------------------------------------------
@@ -332,8 +327,6 @@ def environment(root: Path, model: Path | None = None) -> dict[str, str]:
         "TELL_CACHE": str(root / "cache"),
         "TELL_DATA_HOME": str(root / "data"),
         "TELL_CARDS": str(root / "cards"),
-        "HF_HOME": str(root / "hf"),
-        "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "LOG_LEVEL": "INFO",  # the engine, imported by another test, asks for less
         "PYTHONPATH": str(PROJECT),

@@ -1,4 +1,4 @@
-"""What `./run.sh test` runs: ruff, mypy, then pytest; every step runs, any failure is exit code 1.
+"""What `./run.sh test` runs: ruff, then pytest with mypy beside it; any failure is exit code 1.
 
 ./run.sh test                    everything
 ./run.sh test --fast             without the tests marked slow
@@ -13,7 +13,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 PROJECT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
@@ -22,8 +24,10 @@ CHECKS: dict[str, list[str]] = {
     "ruff format": [PYTHON, "-m", "ruff", "format", "--check", "--no-cache"],
     "mypy": [PYTHON, "-m", "mypy", "tell_plugins", "benchmarks"],
 }
+_BESIDE = {"mypy"}  # takes a minute on one core, and pytest leaves both idle now and then
 # two files at a time: most tests start processes that use one core each
 _PYTEST = [PYTHON, "-m", "pytest", "-vv", "-n", "2", "--dist", "loadfile"]
+_PYTEST += ["--no-loadscope-reorder"]  # tests/conftest.py orders the files
 _PYTEST += ["--durations=15", "--durations-min=1"]
 
 
@@ -41,23 +45,46 @@ def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
-    results: list[tuple[str, int, float]] = []
-    for name, command in steps(arguments).items():
-        print(f"\n=== {name}", flush=True)
-        start = time.monotonic()
-        code = subprocess.run(command, cwd=PROJECT, check=False).returncode
-        results.append((name, code, time.monotonic() - start))
-        if code < 0 or code == 130:  # stopped from outside
-            break
+    commands = steps(arguments)
+    results = []
+    with ThreadPoolExecutor() as pool:
+        beside = [
+            pool.submit(_run, name, commands.pop(name), quiet=True)
+            for name in _BESIDE & commands.keys()
+        ]
+        for name, command in commands.items():
+            print(f"\n=== {name}", flush=True)
+            results.append(_run(name, command))
+            if results[-1].code < 0 or results[-1].code == 130:  # stopped from outside
+                break
+    for done in beside:
+        print(f"\n=== {done.result().name}\n{done.result().output}", flush=True)
+        results.append(done.result())
     print(f"\n=== summary\n{_table(results)}", flush=True)
-    return int(any(code for _, code, _ in results))
+    return int(any(done.code for done in results))
 
 
-def _table(results: Sequence[tuple[str, int, float]]) -> str:
-    return "\n".join(
-        f"{name:<12} {'ok' if code == 0 else f'FAILED ({code})':<12} {seconds:7.1f} s"
-        for name, code, seconds in results
-    )
+class _Done(NamedTuple):
+    name: str
+    code: int
+    seconds: float
+    output: str
+
+
+def _run(name: str, command: Sequence[str], *, quiet: bool = False) -> _Done:
+    """Run a step in the project's folder; `quiet` keeps what it prints."""
+    start = time.monotonic()
+    to = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} if quiet else {}
+    done = subprocess.run(command, cwd=PROJECT, check=False, **to)
+    return _Done(name, done.returncode, time.monotonic() - start, done.stdout or "")
+
+
+def _table(results: Sequence[_Done]) -> str:
+    lines = []
+    for done in results:
+        verdict = f"FAILED ({done.code})" if done.code else "ok"
+        lines.append(f"{done.name:<12} {verdict:<12} {done.seconds:7.1f} s")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

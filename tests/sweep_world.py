@@ -142,7 +142,6 @@ class World:
             "TELL_CACHE": str(self.root / "cache"),
             "TELL_DATA_HOME": str(self.root / "data"),
             "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
             "LOG_LEVEL": "INFO",
         }
 

@@ -27,6 +27,7 @@ from tell_plugins.recipe.recipes import Recipe, load_recipe, parse_flags
 from tell_plugins.recipe.settings import Settings
 from tests.conftest import PROJECT, MakeCard
 from tests.loopback import Server, running
+from tests.preloaded import PYTHON
 from tests.recipe_world import EMBEDDED, environment, logged, make_model, only_run, swift_sft
 from tests.swift_keys_once import keys, lay_keys
 from tests.tiny import sft
@@ -564,8 +565,8 @@ def test_a_killed_training_resumes_with_the_rest_of_the_same_order(
     plugin.write_text(_HANG)
     plugins = ["tell_plugins/register.py", str(plugin)]
     recipe = world.recipe("killed", external_plugins=plugins)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "swift.cli.main", *sft(recipe)],
+    process = subprocess.Popen(  # as a user calls it, all of it
+        [PYTHON, "-m", "swift.cli.main", *sft(recipe)],
         cwd=PROJECT,
         env=world.env(),
         stdout=subprocess.DEVNULL,
@@ -684,7 +685,7 @@ def _assert_follows_the_formula(world: World, name: str) -> None:
 
 @pytest.mark.newest
 @pytest.mark.slow
-@pytest.mark.usefixtures("undisturbed")
+@pytest.mark.usefixtures("undisturbed", "ordinary_python")
 def test_flags_of_train_win_over_the_recipe(world: World) -> None:
     lay_keys(world.root / "cache")
     recipe = world.from_start("flags")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import MakeCard, in_fresh_process
+from tests.conftest import MakeCard, in_preloaded_process
 from tests.tiny import make_tiny_cards, make_tiny_model
 
 TELL = "tell/tiny_task:task=4rows/general=8rows"
@@ -83,7 +83,7 @@ def test_each_is_refused_before_a_model_is_loaded(make_card: MakeCard, tmp_path:
     make_tiny_cards(make_card)
     model = make_tiny_model(tmp_path / "model")
     given = [(name, values) for name, values, _ in CASES]
-    said = in_fresh_process(_said, str(model), str(tmp_path / "out"), given)
+    said = in_preloaded_process(_said, str(model), str(tmp_path / "out"), given)
     for (name, values, expected), text in zip(CASES, said, strict=True):
         if expected is None:
             assert "TELL" not in text, (name, values, text)

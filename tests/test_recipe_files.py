@@ -28,7 +28,7 @@ from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.schedule import Training, plan
 from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.shapes import shape_of
-from tests.conftest import PROJECT, in_fresh_process
+from tests.conftest import PROJECT, in_preloaded_process
 from tests.recipe_world import (
     EMBEDDED,
     PAPER,
@@ -516,7 +516,7 @@ def test_a_row_beyond_the_context_of_llama_2_trains(world: Path) -> None:
 @pytest.mark.slow
 def test_a_qwen_model_generates_with_the_fix(world: Path) -> None:
     """The stand-in's forward pass refuses a cache object, as the remote code does."""
-    refused, shape = in_fresh_process(_generate, world / "models" / "Qwen-7B-Chat")
+    refused, shape = in_preloaded_process(_generate, world / "models" / "Qwen-7B-Chat")
     assert refused
     assert shape == (1, 5)
 

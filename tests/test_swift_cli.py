@@ -57,6 +57,7 @@ def test_it_starts_what_ms_swift_starts(arguments: tuple[str, ...], env: dict[st
     assert (torch_of_ours, torch_of_theirs) == ("False", "True")
 
 
+@pytest.mark.usefixtures("ordinary_python")
 def test_a_command_line_that_asks_for_more_runs_as_it_is(tmp_path: Path) -> None:
     package = tmp_path / "swift"
     (package / "cli").mkdir(parents=True)

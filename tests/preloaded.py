@@ -1,0 +1,314 @@
+"""Processes of the tests that find torch, transformers and ms-swift imported already.
+
+To import them takes longer than what most tests do with them. So `sys.executable` of the tests
+is a stand-in: what runs a module of this project or a command of ms-swift, it has forked from a
+server that has imported the libraries and run nothing; anything else it hands on to Python. The
+process has the arguments, environment, folder and standard streams that it was started with; it
+gets the signals that the stand-in gets, and dies with it.
+
+A test of starting, ending or killing processes asks for the fixture `ordinary_python`.
+
+The server is this file as a program, with the descriptor of its socket; so is the stand-in, with
+the socket's address. It runs no line of Python's `site`, so it takes 20 ms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from typing import NoReturn
+
+PYTHON = sys.executable
+_MODULES = (  # besides a command of ms-swift: .../swift/cli/*.py
+    "tell_plugins",
+    "tell_plugins.bridge.keys",
+    "tell_plugins.bridge.swift_cli",
+    "tell_plugins.experiments.worker",
+    "tests.fresh",
+)
+# read while libraries are imported: with another value than the server's, the start is ordinary
+_READ_AT_IMPORT = (
+    *("HF_", "TRANSFORMERS_", "MODELSCOPE_", "TORCH_", "CUDA_"),
+    *("PYTHON", "LANG", "LC_", "LOCAL_RANK"),
+)
+_READ_LATER = ("PYTHONPATH", "PYTHONWARNINGS", "MODELSCOPE_DOMAIN", "LC_CTYPE")
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ORDINARY, _STARTED = b"o", b"s"
+
+
+def _is_forked(arguments: list[str]) -> bool:
+    """Whether `python ARGUMENTS` runs what a process of the server runs."""
+    if arguments[:1] == ["-m"]:
+        return arguments[1:2] != [] and arguments[1] in _MODULES
+    return bool(arguments) and os.path.dirname(arguments[0]).endswith(os.path.join("swift", "cli"))
+
+
+# --- in the tests --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def preloaded_python() -> Iterator[None]:
+    """`sys.executable` is the stand-in while the block runs; its server starts at the first use."""
+    import shlex
+    import tempfile
+    from pathlib import Path
+    from threading import Thread
+
+    if not hasattr(os, "pidfd_open"):  # not Linux
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="tell-") as name:
+        folder = Path(name)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(folder / "socket"))
+        listener.listen()
+        stand_in = folder / "python"
+        words = shlex.join([PYTHON, "-IS", __file__, str(folder / "socket")])
+        stand_in.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        stand_in.chmod(0o755)
+        owner, ends = os.pipe()
+        given = (listener, owner, dict(os.environ))
+        thread = Thread(target=_start_when_asked, args=given, daemon=True)
+        thread.start()
+        sys.executable = str(stand_in)
+        try:
+            yield
+        finally:
+            sys.executable = PYTHON
+            os.close(ends)  # the server ends with it
+            thread.join()
+            os.close(owner)
+            listener.close()
+
+
+def _start_when_asked(listener: socket.socket, owner: int, environment: dict[str, str]) -> None:
+    """Start the server when something connects to its socket, and wait for its end."""
+    import select
+    import subprocess
+
+    if owner in select.select([listener, owner], [], [])[0]:
+        return
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    subprocess.run(
+        [PYTHON, __file__, "--serve", str(listener.fileno())],
+        env=environment | one_thread | {"LOG_LEVEL": "INFO"},
+        stdin=owner,
+        pass_fds=[listener.fileno()],
+        capture_output=True,  # its streams are pipes: no process takes its own for seekable
+        start_new_session=True,
+        check=False,
+    )
+
+
+# --- the stand-in --------------------------------------------------------------------------------
+
+
+def _stand_in(address: str, arguments: list[str]) -> None:
+    """Have the server do it and end as it ends, or become an ordinary Python."""
+    if _is_forked(arguments):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as server:
+            server.connect(address)
+            _have_it_done(server, arguments)
+    os.execv(PYTHON, [PYTHON, *arguments])
+
+
+def _have_it_done(server: socket.socket, arguments: list[str]) -> None:
+    """Ends this process as the forked one ended; returns where the server forks none."""
+    asked = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+    text = json.dumps(asked).encode()
+    socket.send_fds(server, [len(text).to_bytes(4, "big")], [0, 1, 2])
+    server.sendall(text)
+    if server.recv(1) != _STARTED:
+        return
+    for number in _FORWARDED:
+        signal.signal(number, lambda number, _: server.send(bytes([number])))
+    answer = server.recv(1)
+    while len(answer) < 2 and (more := server.recv(1)):
+        answer += more
+    if len(answer) < 2:
+        os._exit(1)  # the tests have ended
+    code, number = answer
+    if number:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    os._exit(code)
+
+
+# --- the server ----------------------------------------------------------------------------------
+
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "swift.pipelines.train.sft",
+    "swift.infer_engine.transformers_engine",
+)
+
+
+class _Request:
+    """What a stand-in asks for."""
+
+    def __init__(self, client: socket.socket) -> None:
+        size, streams, _, _ = socket.recv_fds(client, 4, 3)
+        self.streams = streams
+        text = b""
+        while len(text) < int.from_bytes(size, "big"):
+            text += client.recv(2**16)
+        asked = json.loads(text)
+        self.arguments: list[str] = asked["arguments"]
+        self.environment: dict[str, str] = asked["environment"]
+        self.folder: str = asked["folder"]
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the libraries are imported here as they would be in an ordinary process."""
+        no_warnings = self.environment.get("PYTHONWARNINGS", "ignore") == "ignore"
+        return no_warnings and _read(self.environment) == _read(_SERVER)
+
+
+_SERVER = dict(os.environ)
+
+
+def _read(environment: dict[str, str]) -> dict[str, str]:
+    """What of an environment is read while the libraries are imported."""
+    return {
+        key: value
+        for key, value in environment.items()
+        if key.startswith(_READ_AT_IMPORT) and key not in _READ_LATER
+    }
+
+
+def _serve(listener: socket.socket) -> _Request:
+    """Fork for each request; returns in the process that shall fulfil it. Ends with the tests."""
+    import select
+
+    while 0 not in select.select([listener, 0], [], [])[0]:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        client, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            return _forked(client)
+        client.close()
+    os._exit(0)
+
+
+def _forked(client: socket.socket) -> _Request:
+    """Fork once more and watch the new process; returns in that one."""
+    request = _Request(client)
+    if not request.is_served:
+        client.send(_ORDINARY)
+        os._exit(0)
+    os.setsid()
+    client.send(_STARTED)
+    child = os.fork()
+    with contextlib.suppress(OSError):
+        os.setpgid(child, child)  # here and there: whichever comes first
+    if child == 0:
+        client.close()
+        return request
+    for stream in request.streams:
+        os.close(stream)
+    try:
+        _watch(client, child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os._exit(0)
+
+
+def _watch(client: socket.socket, child: int) -> None:
+    """Hand signals on to the process and its end back; returns when nobody waits for it."""
+    import select
+
+    end = os.pidfd_open(child)
+    while True:
+        ready = select.select([client, end, 0], [], [])[0]
+        if end in ready:
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            client.send(bytes([max(code, 0), max(-code, 0)]))
+            os._exit(0)
+        number = client.recv(1) if client in ready else b""
+        if not number:
+            return
+        os.killpg(child, number[0])
+
+
+def _fulfil(request: _Request) -> None:
+    """Become the process that was asked for, but for what it imports."""
+    import runpy
+
+    for number, stream in enumerate(request.streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(request.folder)
+    set_by_import = {key: value for key, value in os.environ.items() if key not in _SERVER}
+    os.environ.clear()
+    os.environ.update(set_by_import | request.environment)
+    _set_log_level(request)
+    first, *words = request.arguments
+    is_module = first == "-m"
+    path = request.environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [request.folder if is_module else os.path.dirname(first), *filter(None, path)]
+    sys.argv = [first, *words[is_module:]]
+    code: object = None
+    try:
+        if is_module:
+            runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(first, run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    if code is None or isinstance(code, int):
+        _end(code or 0)
+    sys.exit(str(code))
+
+
+def _end(code: int) -> NoReturn:
+    """End as Python does, but for taking thousands of modules apart, which takes half a second."""
+    import atexit
+    import threading
+
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code & 255)
+
+
+def _set_log_level(request: _Request) -> None:
+    """What ms-swift reads while it is imported; `tell_plugins` itself asks it for less by then."""
+    import logging
+
+    quiet = request.arguments[:2] == ["-m", "tell_plugins"]
+    level = request.environment.get("LOG_LEVEL", "WARNING" if quiet else "INFO").upper()
+    for name in ("swift", "modelscope"):
+        logging.getLogger(name).setLevel(level)
+    for handler in logging.getLogger("swift").handlers:
+        handler.setLevel(level)
+
+
+def _import_libraries() -> None:
+    import gc
+    import importlib
+
+    for name in _LIBRARIES:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # else the first collection of a process would copy all that is imported
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--serve":
+        del sys.path[0]  # the folder of this file
+        _import_libraries()
+        listener = socket.socket(fileno=int(sys.argv[2]))
+        sys.executable = os.path.join(os.path.dirname(listener.getsockname()), "python")
+        _fulfil(_serve(listener))
+    else:
+        _stand_in(sys.argv[1], sys.argv[2:])
