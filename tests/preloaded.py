@@ -25,6 +25,8 @@ from typing import NoReturn
 
 PYTHON = sys.executable
 _MODULES = (  # besides a command of ms-swift: .../swift/cli/*.py
+    "benchmarks.child",
+    "swift.cli.main",
     "tell_plugins",
     "tell_plugins.bridge.keys",
     "tell_plugins.bridge.swift_cli",

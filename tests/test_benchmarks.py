@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import child, gpu, parts
-from benchmarks.measure import Case, Sample, by_turns, ratio, run_child
+from benchmarks import gpu, parts
+from benchmarks.measure import Case, by_turns, ratio, run_child
 from benchmarks.parts import Target
 from benchmarks.world import TASK_ROWS, general_texts, make_world
 from tell_plugins.core.cards import load_card
@@ -102,20 +99,7 @@ def test_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-def test_building_and_starting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Loads in this process: to import ms-swift for each of a dozen would take minutes."""
-
-    def in_here(arguments: list[str], environment: Mapping[str, str]) -> Sample:
-        job, *words = arguments
-        if job not in ("load", "write"):
-            return run_child(arguments, environment)
-        with mock.patch.dict(os.environ, environment):
-            sample: Sample = getattr(child, job)(*words)
-        return sample
-
-    monkeypatch.setattr(parts, "run_child", in_here)
+def test_building_and_starting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--quick", "--sizes", "20", "--rounds", "1", "--work", str(tmp_path)]
     wanted = [part for name in ("mixtures", "starting", "holding") for part in ("--part", name)]
     assert bench.main([*flags, *wanted]) == 0

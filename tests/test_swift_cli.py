@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import json
 import os
 import subprocess
 import sys
@@ -13,48 +13,41 @@ import pytest
 from tell_plugins.bridge import swift_cli
 from tell_plugins.core.paths import PROJECT
 
-# what the command line would start, instead of starting it; then whether torch was loaded
+CASES: list[tuple[list[str], dict[str, str]]] = [
+    (["sft", "--config", "recipes/smollm2_json.yaml", "--seed", "7"], {}),
+    (["deploy", "--adapters", "a", "b"], {}),
+    (["sft", "--model", "m"], {"NPROC_PER_NODE": "2"}),
+]
+# what the command line would start in each case, instead of starting it; whether torch was loaded
 _SHOW = """
-import subprocess, sys
+import json, os, subprocess, sys
 from types import SimpleNamespace
 {load}
-def show(command):
-    print("COMMAND", command)
-    return SimpleNamespace(returncode=0)
-subprocess.run = show
-main.cli_main()
-print("TORCH", "torch" in sys.modules)
+shown = []
+subprocess.run = lambda command: shown.append(command) or SimpleNamespace(returncode=0)
+for arguments, environment in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    os.environ.update(environment)
+    main.cli_main()
+print(json.dumps([shown, "torch" in sys.modules]))
 """
 _OURS = "from tell_plugins.bridge.swift_cli import load_main; main = load_main()"
 _THEIRS = "import swift.cli.main as main"
 
 
-def _shown(load: str, *arguments: str, **env: str) -> tuple[list[str], str]:
-    done = subprocess.run(
-        [sys.executable, "-c", _SHOW.format(load=load), *arguments],
-        cwd=PROJECT,
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-    )
+def _shown(load: str) -> tuple[list[list[str]], bool]:
+    command = [sys.executable, "-c", _SHOW.format(load=load), json.dumps(CASES)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    lines = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
-    return ast.literal_eval(lines["COMMAND"]), lines["TORCH"]
+    shown, torch = json.loads(done.stdout.splitlines()[-1])
+    return shown, torch
 
 
-@pytest.mark.parametrize(
-    ("arguments", "env"),
-    [
-        (("sft", "--config", "recipes/smollm2_json.yaml", "--seed", "7"), {}),
-        (("deploy", "--adapters", "a", "b"), {}),
-        (("sft", "--model", "m"), {"NPROC_PER_NODE": "2"}),
-    ],
-)
-def test_it_starts_what_ms_swift_starts(arguments: tuple[str, ...], env: dict[str, str]) -> None:
-    ours, torch_of_ours = _shown(_OURS, *arguments, **env)
-    theirs, torch_of_theirs = _shown(_THEIRS, *arguments, **env)
+def test_it_starts_what_ms_swift_starts() -> None:
+    (ours, torch_of_ours), (theirs, torch_of_theirs) = _shown(_OURS), _shown(_THEIRS)
     assert ours == theirs
-    assert (torch_of_ours, torch_of_theirs) == ("False", "True")
+    assert len(ours) == len(CASES)
+    assert (torch_of_ours, torch_of_theirs) == (False, True)
 
 
 @pytest.mark.usefixtures("ordinary_python")
