@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,24 @@ from benchmarks import __main__ as bench
 from benchmarks import gpu, parts
 from benchmarks.measure import Case, by_turns, ratio, run_child
 from benchmarks.parts import Target
-from benchmarks.world import TASK_ROWS, general_texts, make_world
+from benchmarks.world import TASK_ROWS, World, general_texts, make_world
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import MachineError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured processes have the session's caches, not their own: so `preloaded` forks them."""
+    whole = World.environment
+
+    def environment(world: World, **folders: Path) -> dict[str, str]:
+        caches = {"HF_HOME", "HF_HUB_OFFLINE", "MODELSCOPE_CACHE"}
+        own = {key: text for key, text in whole(world, **folders).items() if key not in caches}
+        return {**own, **{key: os.environ[key] for key in caches & os.environ.keys()}}
+
+    monkeypatch.setattr(World, "environment", environment)
 
 
 def test_the_world_is_the_same_for_everyone(
