@@ -19,6 +19,7 @@ _SMALL = {
     **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
     "max_position_embeddings": 4096,
 }
+_HELD_STEPS = 12
 _FIRST_STEP = "'loss'"  # ms-swift prints the first step's loss when the step is done
 
 
@@ -286,7 +287,7 @@ def holding(world: World, rounds: int, *, embedded: bool) -> Part:
         Target("CPU time of a step, held / cross-entropy", ratio(held, plain, "cpu"), 1.25),
         Target("peak memory, held / cross-entropy", ratio(held, plain, "peak_mb"), 1.25),
     ]
-    title = f"12 steps of 8 rows, one a forward pass, half of them general, {model.name}"
+    title = f"{_HELD_STEPS} steps of 8 rows, one a forward pass, half of them general, {model.name}"
     columns = ("loss", "seconds", "/ first", "CPU / first", "peak MB", "/ first")
     return Part(title, columns, table, targets)
 
@@ -299,7 +300,7 @@ def _steps_case(
         "torch_dtype": "bfloat16",
         "gradient_checkpointing": "false",
         "gradient_accumulation_steps": "8",
-        "max_steps": "12",
+        "max_steps": str(_HELD_STEPS),
         "loss_type": loss,
         "output_dir": str(world.folder / "steps" / f"{loss}{'kl' in spec}"),
     }

@@ -149,6 +149,8 @@ _LIBRARIES = (
     "peft",
     "swift.pipelines.train.sft",
     "swift.infer_engine.transformers_engine",
+    "torch.utils.tensorboard",
+    "matplotlib.pyplot",
 )
 
 

@@ -113,7 +113,10 @@ def test_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-def test_building_and_starting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_building_and_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(parts, "_HELD_STEPS", 1)
     flags = ["--quick", "--sizes", "20", "--rounds", "1", "--work", str(tmp_path)]
     wanted = [part for name in ("mixtures", "starting", "holding") for part in ("--part", name)]
     assert bench.main([*flags, *wanted]) == 0
