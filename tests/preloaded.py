@@ -89,7 +89,10 @@ def preloaded_python() -> Iterator[None]:
 
 
 def _start_when_asked(listener: socket.socket, owner: int, environment: dict[str, str]) -> None:
-    """Start the server when something connects to its socket, and wait for its end."""
+    """Start the server when something connects to its socket, and wait for its end.
+
+    Without a server nothing listens any more, and every start is an ordinary one.
+    """
     import select
     import subprocess
 
@@ -105,6 +108,7 @@ def _start_when_asked(listener: socket.socket, owner: int, environment: dict[str
         start_new_session=True,
         check=False,
     )
+    listener.close()
 
 
 # --- the stand-in --------------------------------------------------------------------------------
@@ -302,7 +306,8 @@ def _import_libraries() -> None:
     import importlib
 
     for name in _LIBRARIES:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # another ms-swift may have it elsewhere
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()  # else the first collection of a process would copy all that is imported
 
