@@ -19,7 +19,8 @@ case "${TELL_SWIFT-pinned}" in
     exit 1
     ;;
 esac
-readonly PYTHON=$VENV/bin/python INSTALLED=$VENV/installed UV_VERSION=0.13.9
+readonly PYTHON=$VENV/bin/python INSTALLED=$VENV/installed UNFINISHED=$VENV/unfinished
+readonly UV_VERSION=0.13.9
 
 groups_of() {  # the files of requirements/ that a verb needs
   case "$GROUPS_KNOWN $1" in
@@ -122,7 +123,7 @@ install_by_uv() {  # with its progress on a terminal; in a log without its list 
   if [ -t 2 ]; then
     "$UV" pip install --python "$PYTHON" "$@" >&2
   else
-    "$UV" pip install --python "$PYTHON" "$@" 2>&1 | sed '/^ [+~-] /d' >&2
+    "$UV" pip install --python "$PYTHON" "$@" 2>&1 | sed -u '/^ [+~-] /d' >&2
   fi
 }
 
@@ -139,7 +140,7 @@ fetch() {  # the packages of requirement files into $VENV: by uv, ten times as f
 
 install() {
   local group files=() all=() start=$SECONDS
-  if ! "$PYTHON" -c "" 2>/dev/null; then  # none yet, or one that broke
+  if [ -e $UNFINISHED ] || ! "$PYTHON" -c "" 2>/dev/null; then  # cut short, none yet, or broken
     local base
     base=$(find_python)
     "$base" -m venv --clear --without-pip $VENV >&2 || give_up "$VENV could not be made"
@@ -154,7 +155,9 @@ install() {
     echo "Setting up $(head -n 1 "requirements/$group.txt" | cut -c 3-)" >&2
   done
   rm -rf $VENV/bytecode  # of the packages that are replaced
+  : > $UNFINISHED  # half a package looks like a whole one to uv
   fetch "${files[@]}" || give_up "the packages could not be installed"
+  rm $UNFINISHED
   mkdir -p "$INSTALLED"
   for group in "${all[@]}"; do cp "requirements/$group.txt" "$INSTALLED"; done
   echo "Set up in $((SECONDS - start)) s" >&2
@@ -162,7 +165,7 @@ install() {
 
 is_ready() {
   local group
-  [ -x "$PYTHON" ] || return 1
+  [ -x "$PYTHON" ] && [ ! -e $UNFINISHED ] || return 1
   for group in "$@"; do cmp -s "requirements/$group.txt" "$INSTALLED/$group.txt" || return 1; done
 }
 

@@ -579,6 +579,19 @@ def test_a_column_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "the first row of a table must name them" in message
 
 
+def test_lines_are_told_from_rows_of_a_spreadsheet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"query": "one\ntwo", "response": "yes"}, {"query": "three", "response": ""}]
+    message = fails(tmp_path, capsys, "--train", str(write_table(tmp_path / "rows.csv", rows)))
+    assert (
+        "rows.csv (lines of the text file, not rows of a spreadsheet): 1 row cannot be" in message
+    )
+    assert "line 4: the response is empty" in message
+    message = fails(tmp_path, capsys, "--train", str(write_table(tmp_path / "b.csv", rows[1:])))
+    assert "spreadsheet" not in message
+
+
 def test_rows_are_grouped_by_what_is_wrong_with_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -641,7 +654,7 @@ def test_duplicate_rows_are_kept_once_and_told(
     path = write_table(tmp_path / "rows.jsonl", rows)
     assert new(tmp_path, "--train", str(path)) == 0
     out = capsys.readouterr().out
-    assert "1 rows of rows.jsonl are there twice and are kept once: line 13 (as 1)" in out
+    assert "repeated rows of rows.jsonl left out (1): line 13 (as 1)" in out
     card = load_card("own")
     train, test = open_task(card, "train"), open_task(card, "test")
     assert len(train) + len(test) == 14

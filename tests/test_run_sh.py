@@ -278,6 +278,19 @@ def test_an_environment_that_broke_is_made_again(ready: World) -> None:
     assert len(ready.calls("base -m venv")) == 1
 
 
+def test_a_set_up_that_was_cut_short_starts_afresh(ready: World) -> None:
+    """Half a package looks like a whole one to uv, and everything else seems to be there."""
+    process = ready.start("setup", "--swift", "latest", UV_SECONDS="60")
+    while not ready.calls("uv pip install"):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert ready.run("train", "--swift", "latest")[0] == 0
+    assert len(ready.calls("base -m venv")) == 2
+    assert ready.run("train", "--swift", "latest")[0] == 0
+    assert len(ready.calls("base -m venv")) == 2, "once it is whole it stays"
+
+
 def test_packages_that_cannot_be_installed(world: World) -> None:
     world.python()
     code, out, err = world.run("check", UV_CODE="1", PIP_CODE="1")

@@ -322,11 +322,11 @@ def test_marked_answers_are_never_trained_in_silence(mark: Row, tmp_path: Path) 
         _messages(*pair) | {"label": True, "weight": 1} for pair in zip(TEXTS, LABELS, strict=True)
     ]
     path = write_rows(tmp_path / "rows.jsonl", [*good, {**good[0], **mark}])
-    with pytest.raises(UserError, match="1 rows cannot be used: line 21: marked as no answer"):
+    with pytest.raises(UserError, match="1 row cannot be used: line 21: marked as no answer"):
         read_task_file(path)
     file = read_task_file(path, Reading(drop_broken=True))
     assert len(file.pairs) == len(good)
-    assert "left out: 1 rows of rows.jsonl: line 21: marked" in file.notes[0]
+    assert "left out: 1 row of rows.jsonl: line 21: marked" in file.notes[0]
 
 
 def test_a_mark_of_a_table(tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_a_header_is_no_row(tmp_path: Path) -> None:
 def _places() -> Iterator[tuple[str, str, str]]:
     yield "folder", "no file", "no folder"
     yield "rows.txt", "'.txt' is no known file format", 'JSON lines such as {"query"'
-    yield "nothing.csv", "no file", "name a file of rows"
+    yield "nothing.csv", "no file", "correct the path"
 
 
 @pytest.mark.parametrize(("name", "problem", "remedy"), list(_places()))

@@ -79,7 +79,7 @@ def table_notes(path: Path) -> list[str]:
     if broken:
         notes.append(
             f"{len(broken)} rows of {path.name} hold line breaks or tabs inside quotes, the first "
-            f"at line {broken[0]}"
+            f"at line {broken[0]}; lines are those of the text file, not rows of a spreadsheet"
         )
     return notes
 

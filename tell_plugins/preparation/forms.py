@@ -16,6 +16,7 @@ from tell_plugins.core.row_files import TABLES, read_records
 from tell_plugins.core.rows import extract, text_of
 from tell_plugins.core.table_rows import table_notes
 from tell_plugins.core.text import MARK, joined
+from tell_plugins.recipe.tables import count_of
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ _MARKS: dict[str, tuple[Any, ...]] = {
     "loss": (False, 0, 0.0, "false", "False", "0", "0.0"),  # ms-swift
     "weight": (0, 0.0, "0", "0.0"),  # OpenAI, axolotl
 }
+_OF_TEXT = " (lines of the text file, not rows of a spreadsheet)"
 _MEND, _DROP = "mend or remove these rows", "or --drop-broken to leave them out"
 _QUERIES = ("text", "sentence", "question", "query", "input", "prompt", "content", "body", "tweet")
 _RESPONSES = ("label", "response", "answer", "output", "category", "class", "target", "verdict")
@@ -137,19 +139,20 @@ def read_task_file(path: Path, reading: Reading | None = None) -> TaskFile:
     for another reason: a scarce row is never left out unasked.
     """
     if not path.is_file():
-        raise UserError(
-            f"no file '{path}'", where="command line", remedy="name a file of rows, no folder"
-        )
+        remedy = "name a file of rows, no folder" if path.is_dir() else "correct the path"
+        raise UserError(f"no file '{path}'", where="command line", remedy=remedy)
     reading = reading or Reading()
     named, form = reading.columns, None
     if named is not None:
         form = Form(_BY_USER, named.query, named.response)
     numbered = named is not None and all(name.isdecimal() for name in named.names)
-    header = not (numbered and path.suffix.lower() in TABLES)
+    is_table = path.suffix.lower() in TABLES
+    header = not (numbered and is_table)
     pairs: list[Pair] = []
     problems: dict[str, list[int]] = {}
     remedies: list[str] = []
-    for record in read_records(path, header):
+    lines_are_rows = True
+    for row, record in enumerate(read_records(path, header), 1 + header):
         try:
             if record.problem is not None:
                 raise _Unusable(record.problem)
@@ -162,6 +165,7 @@ def read_task_file(path: Path, reading: Reading | None = None) -> TaskFile:
             pairs.append(_pair(record.line, record.value, form, reading))
         except _Unusable as problem:
             problems.setdefault(str(problem), []).append(record.line)
+            lines_are_rows = lines_are_rows and record.line == row
             if problem.remedy not in remedies:
                 remedies.append(problem.remedy)
     notes = table_notes(path)
@@ -169,8 +173,8 @@ def read_task_file(path: Path, reading: Reading | None = None) -> TaskFile:
         notes.append(left_out(path, problems))
     elif problems:
         raise UserError(
-            f"{sum(map(len, problems.values()))} rows cannot be used: {told(problems, _LISTED)}",
-            where=paths.shown(path),
+            f"{_rows_of(problems)} cannot be used: {told(problems, _LISTED)}",
+            where=paths.shown(path) + (_OF_TEXT if is_table and not lines_are_rows else ""),
             allowed=f"rows of one form{f' ({form.name})' if form else ''}",
             remedy="; ".join([*remedies, _DROP]),
         )
@@ -183,8 +187,11 @@ def read_task_file(path: Path, reading: Reading | None = None) -> TaskFile:
 
 def left_out(path: Path, problems: Mapping[str, list[int]]) -> str:
     """The note on rows that are left out, all of them listed."""
-    count = sum(map(len, problems.values()))
-    return f"left out: {count} rows of {path.name}: {told(problems, None)}"
+    return f"left out: {_rows_of(problems)} of {path.name}: {told(problems, None)}"
+
+
+def _rows_of(problems: Mapping[str, list[int]]) -> str:
+    return count_of(sum(map(len, problems.values())), "row")
 
 
 def told(problems: Mapping[str, list[int]], most: int | None) -> str:

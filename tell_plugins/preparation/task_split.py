@@ -35,10 +35,7 @@ def without_duplicates(file: TaskFile) -> tuple[TaskFile, list[str]]:
         earlier = first.setdefault((pair.query, pair.response), pair)
         if earlier is not pair:
             repeated.append(f"line {pair.line} (as {earlier.line})")
-    notes = [
-        f"{len(repeated)} rows of {file.path.name} are there twice and are kept once: "
-        + _listed(repeated)
-    ]
+    notes = [f"repeated rows of {file.path.name} left out ({len(repeated)}): " + _listed(repeated)]
     return replace(file, pairs=list(first.values())), notes if repeated else []
 
 
