@@ -9,8 +9,13 @@ from tokenizers import AddedToken, Tokenizer, models
 
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.recipe.mixture_rules import check_control_tokens as control_findings
-from tests.conftest import MakeCard
+from tell_plugins.recipe.checked import Checked
+from tell_plugins.recipe.findings import Finding
+from tell_plugins.recipe.mixture_rules import check_control_tokens
+from tell_plugins.recipe.recipes import load_recipe
+from tell_plugins.recipe.settings import Settings
+from tests.conftest import PROJECT, MakeCard
+from tests.swift_keys_once import keys
 
 GENERAL = [{"q": f"general {n}", "r": f"answer {n}"} for n in range(8)]
 TASK = [{"q": f"row {n}", "r": str(n)} for n in range(3)]
@@ -28,9 +33,15 @@ def model(tmp_path: Path) -> str:
     return str(folder)
 
 
-def told(model: str) -> list[tuple[str, str]]:
+def findings(model: str) -> list[Finding]:
+    recipe = load_recipe(PROJECT / "recipes" / "smollm2_sample.yaml", ["--model", model])
     mixture = build_mixture(parse_spec("tell/own:general=all"))
-    return [(f.severity, f.problem.found) for f in control_findings(mixture, model)]
+    checked = Checked(recipe, Settings(recipe, keys()), mixture=mixture)
+    return list(check_control_tokens(checked))
+
+
+def told(model: str) -> list[tuple[str, str]]:
+    return [(finding.severity, finding.problem.found) for finding in findings(model)]
 
 
 def test_rows_without_them_are_not_spoken_of(make_card: MakeCard, model: str) -> None:
@@ -95,12 +106,11 @@ def test_text_that_html_strikes_through_has_a_remedy_of_its_own(
     struck = {"q": "was <s>old</s>", "r": "new"}
     make_card("plain", train=[*GENERAL, *[struck] * 7], kind="general")
     make_card("own", train=[*TASK, struck])
-    mixture = build_mixture(parse_spec("tell/own:general=all"))
-    [told_of_general] = control_findings(mixture, model)
+    [told_of_general] = findings(model)
     assert "left out" in told_of_general.problem.found
     assert "line 9: <s>, line 10: <s>" in told_of_general.problem.found
     assert told_of_general.problem.found.endswith("line 13: <s> ...)")
-    [told_of_task, general] = control_findings(mixture, "nobody/has-it")
+    [told_of_task, general] = findings("nobody/has-it")
     assert told_of_task.rule == "tell-control-task"
     remedy = "write them otherwise, such as with a blank inside (text that HTML strikes through: as"
     for finding in (told_of_general, told_of_task, general):

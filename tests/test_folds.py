@@ -239,6 +239,6 @@ def test_what_cannot_be_pooled(
     assert "without --baseline" in refused(*base, Path("--baseline"), base[0])
     rows = open_task(load_card("own"), "train")
     write_rows(
-        rows.file, [{"query": "New?", "response": "yes"}, {"query": "Old?", "response": "no"}]
+        rows.files[0], [{"query": "New?", "response": "yes"}, {"query": "Old?", "response": "no"}]
     )
     assert "the folds are of other rows" in refused(*base)

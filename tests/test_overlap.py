@@ -264,7 +264,7 @@ def test_halueval_queries_stand_in_real_alpaca_rows(make_card: MakeCard) -> None
     folder = make_card("t", train=TASK, question=halu.question)
     official = open_task(halu, "test")
     assert len(official) == 1506
-    test = f"{{file: '{official.file}', columns: {{query: prompt, response: response}}}}"
+    test = f"{{file: '{official.files[0]}', columns: {{query: prompt, response: response}}}}"
     card = folder / "card.yaml"
     card.write_text(card.read_text().replace("splits:\n", f"splits:\n  test: {test}\n"))
     mixture = build_mixture(parse_spec("tell/t:from=alpaca_en_demo/general=all"))

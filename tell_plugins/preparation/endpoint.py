@@ -429,10 +429,10 @@ def _asked(check: Check, asking: Asking, reached: threading.Event, question: Que
 
 
 def _stopped(
-    fault: Refused | NoAnswer | Unreachable, answered: int, journal: Journal
+    error: Refused | NoAnswer | Unreachable, answered: int, journal: Journal
 ) -> UserError | MachineError:
     """The error that ends the run: the request is wrong, or the endpoint is down."""
-    if isinstance(fault, UserError):
-        return fault
+    if isinstance(error, UserError):
+        return error
     kept = f"{answered:,} answers are kept in {paths.shown(journal.path)}"
-    return MachineError(f"{kept}\n{fault}")
+    return MachineError(kept + "\n" + str(error))
