@@ -152,7 +152,7 @@ install() {
     esac
     all+=("$group")
     files+=(-r "requirements/$group.txt")
-    echo "Setting up $(head -n 1 "requirements/$group.txt" | cut -c 3-)" >&2
+    is_ready "$group" || echo "Setting up $(head -n 1 "requirements/$group.txt" | cut -c 3-)" >&2
   done
   rm -rf $VENV/bytecode  # of the packages that are replaced
   : > $UNFINISHED  # half a package looks like a whole one to uv

@@ -161,14 +161,14 @@ def test_what_cannot_be_judged_is_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*_: object) -> None:
-        raise MachineError("ms-swift could not tell its keys")
+        raise MachineError("ms-swift could not tell which settings it knows")
 
     good = str(write())
     with monkeypatch.context() as patched:
         patched.setattr(check, "swift_keys", fail)
         code, found = said(capsys, good)
         assert (code, found["findings"], found["ran"]) == (2, [], [])
-        assert "could not tell its keys" in found["not_checked"][0]["why"]
+        assert "could not tell which settings it knows" in found["not_checked"][0]["why"]
         code, found = said(capsys, "nowhere.yaml", good)
         assert (code, found[0]["findings"][0]["id"]) == (2, "tell-recipe")
     monkeypatch.setattr(mixture_rules, "build_mixture", fail)

@@ -207,8 +207,13 @@ def test_a_verb_installs_what_it_needs(world: World, args: list[str], groups: li
 
 def test_what_is_there_stays_when_more_is_installed(world: World) -> None:
     world.python()
-    for args in (["setup", "ray"], ["check"], ["test"], ["demo"]):
+    for args in (["setup", "ray"], ["check"]):
         assert world.run(*args)[0] == 0
+    code, _, shown = world.run("test")
+    assert code == 0
+    assert "Setting up tests" in shown
+    assert "Setting up light" not in shown, "what is there is not announced"
+    assert world.run("demo")[0] == 0
     assert world.installed() == [["light", "data", "train", "ray"], ALL]
     world.requirements("light").write_text("things==2\n")
     assert world.run("check")[0] == 0

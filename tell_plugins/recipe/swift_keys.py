@@ -135,7 +135,7 @@ def _version(package: str) -> str | None:
 
 
 def _ask() -> dict[str, Any]:
-    print("asking ms-swift for its keys (once a version, about 10 s) ...", file=sys.stderr)
+    print("asking ms-swift which settings it knows (once, about 10 s) ...", file=sys.stderr)
     result = subprocess.run(
         [sys.executable, "-m", _MODULE],
         cwd=paths.PROJECT,
@@ -151,10 +151,12 @@ def _ask() -> dict[str, Any]:
             pass
         else:
             return answer
-    said = (result.stderr or result.stdout).strip()[-1500:] or "nothing was said"
+    said = "\n".join((result.stderr or result.stdout).strip().splitlines()[-12:])
+    again = f"remove {Path(sys.prefix).name}, then ./run.sh setup"  # a package of it is broken
     raise MachineError(
-        f"ms-swift could not tell its keys (exit code {result.returncode}):\n{said}"
-        f"\n  remedy:  {paths.needs('train')}"
+        f"ms-swift could not tell which settings it knows (exit code {result.returncode}):\n"
+        f"{said or 'nothing was said'}",
+        remedy=again if paths.IS_CHECKOUT else paths.needs("train"),
     )
 
 
