@@ -34,7 +34,8 @@ _COLOURS = (
 _GREY = "#8a8a8a"
 _FRONT, _LINES = "#1d1d1f", "#d9d9de"
 _DPI = 110
-_CONTENT, _FOREIGN = "balanced accuracy", "foreign instructions minus base"
+_CONTENT = ("balanced accuracy", "field f1")  # what is right, beside the form
+_FOREIGN = "foreign instructions minus base"
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def pictures(study: Study, found: Sequence[Group], judge: Judge) -> list[Picture
         ),
         "trade": (
             _trades(study, found),
-            f"{MAIN[study.metric].capitalize()} against what it cost the rest of the model; best "
+            f"{_score(study, found).capitalize()} against what it cost the rest of the model; best "
             f"is the upper left. Bars are 95 % intervals over {rows}, all seeds together; dashed: "
             "the base model's own score.",
             lambda: trade_figure(study, found),
@@ -184,8 +185,9 @@ def _panels(study: Study, found: Sequence[Group]) -> list[_Panel]:
     main = MAIN[study.metric]
     share = study.metric not in AS_SAVED
     panels = [_Panel(main, lambda g: g.measures.main(study.metric), share, main=True)]
-    if main != _CONTENT:
-        panels.append(_Panel(_CONTENT, lambda g: g.measures.task.get(_CONTENT), True))
+    for name in _CONTENT:
+        if name != main:
+            panels.append(_Panel(name, lambda g, name=name: g.measures.task.get(name), True))  # type: ignore[misc]
     for name in ("bleed", _FOREIGN, KL, "style fit minus base"):
         panels.append(
             _Panel(name, lambda g, name=name: g.measures.elsewhere.get(name), name == "bleed")  # type: ignore[misc]
@@ -237,7 +239,7 @@ def _differences(
 ) -> dict[str, list[Difference | None]]:
     """Of each measure that has any: the difference of every pair, shares in points."""
     found: dict[str, list[Difference | None]] = {}
-    for name in dict.fromkeys((MAIN[study.metric], _CONTENT, BLEED, _FOREIGN)):
+    for name in dict.fromkeys((MAIN[study.metric], *_CONTENT, BLEED, _FOREIGN)):
         values = [judge.difference(*same_seeds(*pair), name) for pair in drawn]
         unit, factor = ("nats", 1) if name == _FOREIGN else ("points", 100)
         if any(values):
@@ -268,38 +270,54 @@ def _trades(study: Study, found: Sequence[Group]) -> list[str]:
     return [cost for cost, methods in measured.items() if methods > 1]
 
 
+def _score(study: Study, found: Sequence[Group]) -> str:
+    """The measure of content if there is one, else the study's main measure."""
+    measured = [name for group in found for name in _CONTENT if _has(group.measures.task.get(name))]
+    return measured[0] if measured else MAIN[study.metric]
+
+
+def _score_of(group: Group, study: Study, name: str) -> Number | None:
+    if name == MAIN[study.metric]:
+        return group.measures.main(study.metric)
+    return group.measures.task.get(name)
+
+
 def trade_figure(study: Study, found: Sequence[Group]) -> Any:
     """The score against each cost: a mark for each method, joined along the axis if any."""
-    costs, palette = _trades(study, found), colours(study, found)
+    costs, palette, name = _trades(study, found), colours(study, found), _score(study, found)
     figure, axes = _figure(study, len(costs), 4.6 * len(costs), 3.8, lines=True)
     for axis, cost in zip(axes, costs, strict=True):
         for series, colour in palette.items():
             mine = [group for group in found if group.series == series]
-            _draw_trade(axis, study, [g for g in mine if not g.is_base], cost, colour)
+            points = [
+                (_bar(price), _bar(score))
+                for group in mine
+                if not group.is_base
+                and _has(price := group.measures.elsewhere.get(cost))
+                and _has(score := _score_of(group, study, name))
+            ]
+            _draw_trade(axis, points, series, colour)
         for base in (group for group in found if group.is_base):
-            score = base.measures.main(study.metric)
+            score = _score_of(base, study, name)
             if _has(score):
                 axis.axhline(_bar(score)[0], color=_GREY, linestyle="--", linewidth=1)
         axis.axvline(0, color=_GREY, linewidth=1)
         axis.set_xlabel(f"{cost}, nats a token")
-    axes[0].set_ylabel(MAIN[study.metric])
+    axes[0].set_ylabel(name)
     _percent(axes[0], "y")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=min(len(labels), 4))
     return figure
 
 
-def _draw_trade(axis: Any, study: Study, series: Sequence[Group], cost: str, colour: str) -> None:
-    points = [
-        (_bar(price), _bar(score))
-        for group in series
-        if _has(price := group.measures.elsewhere.get(cost))
-        and _has(score := group.measures.main(study.metric))
-    ]
+_Bar = tuple[float, float, float]  # a value and the two lengths of its interval
+
+
+def _draw_trade(axis: Any, points: Sequence[tuple[_Bar, _Bar]], label: str, colour: str) -> None:
     if points:
         x, y = (list(zip(*side, strict=True)) for side in zip(*points, strict=True))
         style = {"fmt": "o-", "color": colour, "capsize": 2, "linewidth": 1, "markersize": 5}
-        axis.errorbar(x[0], y[0], xerr=x[1:], yerr=y[1:], label=series[0].series, **style)
+        axis.errorbar(x[0], y[0], xerr=x[1:], yerr=y[1:], label=label, **style)
 
 
 def methods_figure(study: Study, found: Sequence[Group]) -> Any:
@@ -313,7 +331,7 @@ def methods_figure(study: Study, found: Sequence[Group]) -> Any:
                 continue
             middle, below, above = _bar(panel.of(group))
             colour = palette[group.series]
-            of_task = panel.main or panel.title == _CONTENT
+            of_task = panel.main or panel.title in _CONTENT
             hollow = group.no_op or (of_task and group.measures.constant)
             face = "none" if hollow else colour
             ends = [[below], [above]]
