@@ -20,7 +20,7 @@ from pydantic import (
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all, unknown, wrong_value
-from tell_plugins.core.spec import HELD_OUT, Amount, parse_amount
+from tell_plugins.core.spec import HELD_OUT, Amount, parse_amount, splits_of
 from tell_plugins.core.yamlfile import Document, read_yaml
 
 _MEANT = {  # letters only, in lower case
@@ -252,6 +252,10 @@ class Card(_Strict):
 
     def columns_of(self, split: str) -> Columns:
         return self.split(split).columns or self.columns
+
+    def has_turns(self, split: str) -> bool:
+        """Whether rows of a split, or of several joined by `+`, may have earlier turns."""
+        return any(self.columns_of(name).history is not None for name in splits_of(split))
 
     def split(self, name: str) -> Split:
         if name not in self.splits and fold_name(self.name, 1) in card_names():

@@ -77,13 +77,6 @@ class Drawn:
         return TASK if isinstance(self.rows, TaskRows) else GENERAL
 
     @property
-    def has_turns(self) -> bool:
-        """Whether its rows may have earlier turns."""
-        if isinstance(self.rows, TaskRows):
-            return self.rows.has_turns
-        return self.card.columns_of(self.split).history is not None
-
-    @property
     def bad(self) -> list[BadRow]:
         """Malformed rows, of which task data has none."""
         return [] if isinstance(self.rows, TaskRows) else self.rows.bad
@@ -245,7 +238,8 @@ class Mixture:
     @cached_property
     def schema(self) -> pa.Schema:
         """What the rows are as Arrow; with a loss of each message where rows have earlier turns."""
-        return TURNS_SCHEMA if any(source.has_turns for source in self.sources) else SCHEMA
+        turns = any(source.card.has_turns(source.split) for source in self.sources)
+        return TURNS_SCHEMA if turns else SCHEMA
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows in training order as ms-swift reads them from JSON lines."""

@@ -16,6 +16,7 @@ from tell_plugins.core.anchors import Anchor, resolve_anchor, shared_front
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.rows import Rows, open_rows, question_of
+from tell_plugins.core.spec import splits_of
 from tell_plugins.core.text import comparison_keys, first_turn, row_id
 from tell_plugins.core.tokens import TokenCounter
 
@@ -118,8 +119,7 @@ class TaskRows:
     @property
     def has_turns(self) -> bool:
         """Whether the card's rows may have earlier turns, of which the first has the anchor."""
-        splits = self.split.split("+")
-        return any(self.card.columns_of(split).history is not None for split in splits)
+        return self.card.has_turns(self.split)
 
     @cached_property
     def ids(self) -> npt.NDArray[np.uint8]:
@@ -191,7 +191,7 @@ def open_task(card: Card, split: str, anchor: str = "card") -> TaskRows:
 
     Raises UserError when any row is malformed: a scarce row is never lost in silence.
     """
-    parts = [_open_one(card, name, anchor) for name in split.split("+")]
+    parts = [_open_one(card, name, anchor) for name in splits_of(split)]
     if len(parts) == 1:
         return parts[0]
     together = "".join(part.sha256 for part in parts)

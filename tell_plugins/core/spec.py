@@ -46,6 +46,11 @@ class Amount:
         return format(exact.normalize(), "f") + self.unit
 
 
+def splits_of(split: str) -> tuple[str, ...]:
+    """The names of `train+tm`, splits that are taken together."""
+    return tuple(split.split("+"))
+
+
 ALL = Amount("all")
 NONE = Amount("rows", 0)
 
@@ -83,7 +88,7 @@ class Spec:
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits whose rows, taken together, are the task rows."""
-        return tuple(self.split.split("+"))
+        return splits_of(self.split)
 
     def general_of(self, card: Card) -> tuple[Amount, tuple[str, ...]]:
         """The amount of general rows, and the cards they come from: the string's, else the card's.

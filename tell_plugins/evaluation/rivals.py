@@ -30,7 +30,7 @@ from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import TASK, build_mixture
 from tell_plugins.core.sources import TaskRows, find_file, open_task
-from tell_plugins.core.spec import Spec, parse_amount
+from tell_plugins.core.spec import Spec, parse_amount, splits_of
 from tell_plugins.core.state_files import read_json, write_json
 from tell_plugins.evaluation.answers import Prompt
 from tell_plugins.evaluation.retention import LossEngine
@@ -277,7 +277,7 @@ def ranked_examples(
     task = open_task(card, split, anchor)
     sizes = [len(q) + len(r) for q, r in zip(task.queries, task.responses, strict=True)]
     longest = int(np.median(sizes)) if up_to_median else max(sizes)
-    own = split.split("+")
+    own = splits_of(split)
     others = [name for name in card.splits if name not in own and find_file(card, name)]
     held_out = {int(key) for name in others for key in open_task(card, name, anchor).query_keys}
     examples = [
