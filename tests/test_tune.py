@@ -272,6 +272,7 @@ def test_too_few_rows_are_one_message(
         ({"dataset": ["tell/tiny_general"]}, [], "trains no task row"),
         ({"dataset": ["tell/tiny_task:task=0/general=8rows"]}, [], "trains no task row"),
         ({}, ["--minutes", "0"], "0 minutes"),
+        ({}, ["--jobs", "0"], "a count below 1"),
     ],
 )
 def test_wrong_recipes_and_flags(
@@ -451,7 +452,7 @@ def test_two_candidates_for_real(
     monkeypatch.setattr(tune, "RUNGS", (1,))
     two = {OWN: {}, "learning_rate=0.02": {"learning_rate": 0.02}}
     monkeypatch.setattr(tune, "candidates", lambda recipe: two)
-    _tune(world)
+    _tune(world, "--jobs", "2")
     shown = capsys.readouterr().out
     assert "2 candidates, judged by 16 task rows" in shown
     assert "scale 0.5" in shown

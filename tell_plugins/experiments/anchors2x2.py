@@ -26,6 +26,7 @@ from tell_plugins.evaluation.significance import Difference
 from tell_plugins.evaluation.summary import System, elsewhere_table, system_of, table
 from tell_plugins.experiments import sweep_verb
 from tell_plugins.experiments.results import load_studies
+from tell_plugins.experiments.runner import add_jobs, check_jobs
 from tell_plugins.experiments.store import Store
 from tell_plugins.experiments.sweep import Sweep, make_sweep
 from tell_plugins.recipe.recipes import Recipe, load_recipe, parse_flags
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_flags=True)
     parser.add_argument("recipe", help="the recipe, with its anchor")
     add_some(parser, _ASKED)
-    parser.add_argument("--jobs", type=int, help="runs at once (default: one a GPU, else 1)")
+    add_jobs(parser)
     parser.add_argument("--out", help="folder of the runs (default: output/sweeps, shared)")
     parser.epilog = (
         "Further --key value pairs are ms-swift's and hold for both runs. The two runs are those "
@@ -69,6 +70,7 @@ class Effect:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_jobs(args.jobs)
     recipe = load_recipe(args.recipe, args.flags)
     card = _card(recipe)
     store = Store(paths.user_target(args.out) if args.out else sweep_verb.DEFAULT_ROOT)

@@ -5,6 +5,7 @@ A run's result is what its worker leaves in its folder; the sweep only starts wo
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import os
 import re
@@ -43,6 +44,21 @@ def visible_gpus() -> list[str]:
 def cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--jobs", type=int, help="runs at once (default: one a GPU, else 1)")
+
+
+def check_jobs(jobs: int | None) -> None:
+    """Raises UserError for fewer runs at once than one."""
+    if jobs is not None and jobs < 1:
+        raise UserError(
+            "a count below 1",
+            where="--jobs",
+            allowed="1 and more",
+            remedy="leave it out for one run a GPU, or one at a time",
+        )
 
 
 def slots(jobs: int | None, *, needs_gpu: bool) -> list[dict[str, str]]:

@@ -20,7 +20,14 @@ from tell_plugins.experiments.earlier import other_answers, refuse_other_sweep
 from tell_plugins.experiments.planning import Planned, SweepPlan, make_plan
 from tell_plugins.experiments.ray_runner import run_on_ray
 from tell_plugins.experiments.results import Study
-from tell_plugins.experiments.runner import forget_failures, minutes, run_here, slots
+from tell_plugins.experiments.runner import (
+    add_jobs,
+    check_jobs,
+    forget_failures,
+    minutes,
+    run_here,
+    slots,
+)
 from tell_plugins.experiments.store import (
     AGAIN,
     EVALUATED,
@@ -49,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_flags=True)
     parser.add_argument("file", nargs="?", help="a sweep file, see recipes/sweeps/")
     parser.add_argument("--controls", metavar="RECIPE", help="the control grid of this recipe")
-    parser.add_argument("--jobs", type=int, help="runs at once (default: one a GPU, else 1)")
+    add_jobs(parser)
     parser.add_argument(
         "--ray", metavar="ADDRESS", help="runs as Ray tasks: auto, local, host:port"
     )
@@ -68,13 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.jobs is not None and args.jobs < 1:
-        raise UserError(
-            "a count below 1",
-            where="--jobs",
-            allowed="1 and more",
-            remedy="leave it out for one run a GPU, or one at a time",
-        )
+    check_jobs(args.jobs)
     sweep, command = _sweep(args), command_of(args)
     store = Store(paths.user_target(args.out) if args.out else DEFAULT_ROOT)
     if args.dry_run:

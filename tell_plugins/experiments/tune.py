@@ -39,7 +39,14 @@ from tell_plugins.experiments.planning import (
     cells,
     training_of,
 )
-from tell_plugins.experiments.runner import forget_failures, minutes, run_here, slots
+from tell_plugins.experiments.runner import (
+    add_jobs,
+    check_jobs,
+    forget_failures,
+    minutes,
+    run_here,
+    slots,
+)
 from tell_plugins.experiments.store import AGAIN, EVALUATED, TRAINED, Evaluated, Job, Store, Trained
 from tell_plugins.experiments.sweep import Sweep, make_sweep
 from tell_plugins.experiments.tune_choice import (
@@ -69,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", type=float, default=30, help="time that this call may take (default: 30)"
     )
+    add_jobs(parser)
     parser.add_argument("--out", help="folder of the runs (default: output/tune/<recipe>)")
     parser.epilog = (
         "Candidates that do not fit into the time are left out, which is said. The same command "
@@ -77,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_jobs(args.jobs)
     if not args.minutes > 0:
         raise UserError(
             f"{args.minutes:g} minutes", where="--minutes", allowed="above 0", remedy="30"
@@ -85,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     target = _target(recipe)
     folder = paths.user_target(args.out) if args.out else Path("output/tune") / recipe.name
     with only_one(folder, "tune"):
-        trial = Trial(recipe, Store(folder), 60 * args.minutes)
+        trial = Trial(recipe, Store(folder), 60 * args.minutes, args.jobs)
         final = halving(trial)
         chosen = choose(final)
         scales = trial.scaled(chosen)
@@ -123,7 +132,9 @@ def candidates(recipe: Recipe) -> dict[str, dict[str, Any]]:
 class Trial:
     """The candidates of one recipe, planned on every part of the rows; runs as they are wanted."""
 
-    def __init__(self, recipe: Recipe, store: Store, seconds: float) -> None:
+    def __init__(
+        self, recipe: Recipe, store: Store, seconds: float, jobs: int | None = None
+    ) -> None:
         self._until = time.monotonic() + seconds
         self.recipe, self.store = recipe, store
         os.environ["TELL_CARDS"] = cards_environment(store.cards)
@@ -131,7 +142,7 @@ class Trial:
         self.changes = candidates(recipe)
         self.gone: dict[str, str] = {}  # candidates that went, and why
         self.runs = self._planned()
-        self.slots = slots(None, needs_gpu=self.runs[OWN][0].needs_gpu)
+        self.slots = slots(jobs, needs_gpu=self.runs[OWN][0].needs_gpu)
         self.measured = dict[str, Result]()  # of each candidate what was measured last
 
     def _planned(self) -> dict[str, list[Planned]]:
