@@ -49,6 +49,7 @@ groups_to_set_up() {  # those that `setup [GROUP...]` names
       *)
         echo "no group '$group' of packages" >&2
         echo "  allowed: all ${GROUPS_KNOWN}" >&2
+        echo "  remedy:  ./run.sh setup [--swift latest] [GROUP...]; without a group, what trains" >&2
         exit 1
         ;;
     esac

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from tokenizers.processors import TemplateProcessing
 
 from tell_plugins.bridge.templates import Front
 from tell_plugins.cli import main
@@ -19,6 +22,9 @@ from tell_plugins.evaluation.answers import read_answers
 from tests.conftest import PROJECT, MakeCard, in_fresh_process
 from tests.tiny import make_tiny_cards, make_tiny_model, tiny_recipe
 from tests.tiny_adapters import make_adapter
+
+if TYPE_CHECKING:
+    from tell_plugins.bridge.chat_templates import Case
 
 SPEC = "tell/tiny_task:task=all/general=10rows"
 ANCHOR = 'Say "yes" or END \\ no.\nFRONT {{ x }} %} é😀'
@@ -170,6 +176,44 @@ def test_the_table_of_the_docs(make_card: MakeCard, tiny: Path) -> None:
     assert table in (PROJECT / "docs" / "serving.md").read_text(), (
         f"docs/serving.md lacks:\n{table}"
     )
+
+
+def _by_ollama(template: Any, cases: Sequence[Case]) -> list[str]:
+    from tell_plugins.bridge.chat_templates import modelfile
+
+    described = modelfile(template, FRONT, ".")
+    asked = [{"Modelfile": described, "Messages": case.messages} for case in cases]
+    command = ["go", "run", str(PROJECT / "tests" / "ollama_template.go")]
+    done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return list(json.loads(done.stdout))
+
+
+@pytest.mark.skipif(not shutil.which("go"), reason="no Go, whose templates Ollama reads")
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_ollamas_prompts_have_the_token_ids_too(make_card: MakeCard, tiny: Path, kind: str) -> None:
+    from tell_plugins.bridge.chat_templates import made_cases
+    from tell_plugins.evaluation.export import conversations
+
+    make_tiny_cards(make_card)
+    template = _template_of(tiny, kind)
+    cases = made_cases(template, FRONT, conversations({"spec": SPEC}))
+    for case, text in zip(cases, _by_ollama(template, cases), strict=True):
+        assert template.tokenizer(text, add_special_tokens=False)["input_ids"] == case.ids
+
+
+def test_what_ollama_adds_to_a_prompt_is_left_out_of_it(tiny: Path) -> None:
+    """Its tokenizer puts the first token there, where that of the model does."""
+    from tell_plugins.bridge.chat_templates import modelfile
+
+    template = _template_of(tiny, "llama3")
+    tokenizer, begin = template.tokenizer, "<|begin_of_text|>"
+    assert begin in str(modelfile(template, FRONT, "."))
+    tokenizer.bos_token = begin
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        f"{begin} $A", special_tokens=[(begin, tokenizer.bos_token_id)]
+    )
+    assert begin not in str(modelfile(template, FRONT, "."))
 
 
 def _rendered(tiny: Path, front: Front, content: Any, *turns: str) -> str:

@@ -227,8 +227,15 @@ def generated(template: Any) -> str | None:
 
 
 def modelfile(template: Any, front: Front, weights: str) -> str | None:
-    """Ollama's description of a model, with a template in Go's language; None as above."""
-    pieces = _pieces(template, no_system='""')
+    """Ollama's description of a model, with a template in Go's language; None as above.
+
+    The token that begins a text is left out where the tokenizer adds it: so does Ollama, by the
+    same setting, and it would stand there twice.
+    """
+    tokenizer = template.tokenizer
+    first = tokenizer("x")["input_ids"][0]
+    bos = tokenizer.bos_token if first == tokenizer.bos_token_id else None
+    pieces = _pieces(template, no_system='""', added=bos or "")
     if not pieces:
         return None
     turns = "false" if front.first_alone else "true"
@@ -238,11 +245,11 @@ def modelfile(template: Any, front: Front, weights: str) -> str | None:
     return text + "".join(f"PARAMETER stop {_literal(token)}\n" for token in stops)
 
 
-def _pieces(template: Any, no_system: str) -> dict[str, str]:
+def _pieces(template: Any, no_system: str, added: str = "") -> dict[str, str]:
     """What ms-swift's template puts around the texts of a conversation, between quotes.
 
-    `no_system` is what stands before a system message where it takes none; empty where the
-    template shows no text.
+    `no_system` is what stands before a system message where it takes none, `added` what another
+    puts before the whole; empty where the template shows no text.
     """
     system = {"role": "system", "content": _SYSTEM}
     user, answer, last = (
@@ -257,9 +264,9 @@ def _pieces(template: Any, no_system: str) -> dict[str, str]:
     between = (two if _ANSWER in two else done).partition(_USER)[2]  # some take one turn alone
     head, _, rest = _text_of(template, [system, user]).partition(_SYSTEM)
     texts = {
-        "BEFORE_SYSTEM": head,
+        "BEFORE_SYSTEM": head.removeprefix(added),
         "AFTER_SYSTEM": rest.partition(_USER)[0],
-        "WITHOUT_SYSTEM": plain.partition(_USER)[0],
+        "WITHOUT_SYSTEM": plain.partition(_USER)[0].removeprefix(added),
         "BEFORE_LAST": plain.partition(_USER)[2],
         "BEFORE_ANSWER": between.partition(_ANSWER)[0],
         "BEFORE_NEXT": two.partition(_ANSWER)[2].partition(_LAST)[0],
