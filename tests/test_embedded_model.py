@@ -9,7 +9,8 @@ import pytest
 import transformers
 
 from tell_plugins.bridge.embedded_model import prepare_model
-from tell_plugins.core.errors import UserError
+from tell_plugins.cli import main
+from tell_plugins.core.errors import MachineError, UserError
 
 
 def test_a_folder_in_the_way_is_named(tmp_path: Path) -> None:
@@ -23,6 +24,21 @@ def test_a_folder_in_the_way_is_named(tmp_path: Path) -> None:
 def test_a_model_that_is_there_is_taken(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert prepare_model(tmp_path, wheel=tmp_path / "none.whl") == tmp_path
+
+
+def test_eval_fetches_it_as_train_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base model may be asked first: ms-swift would look for `models/...` on a hub."""
+    from tell_plugins.bridge import engine
+
+    def fetch() -> Path:
+        raise MachineError("no package index here", remedy="none")
+
+    monkeypatch.setattr(engine, "prepare_model", fetch)
+    ask = ["eval", "recipes/smollm2_sample.yaml", "--adapter", "none", "--out", str(tmp_path)]
+    assert main(ask) == 2
+    assert "no package index here" in capsys.readouterr().err
 
 
 @pytest.mark.newest

@@ -33,6 +33,11 @@ def model_dir() -> Path:
     return (paths.PROJECT if paths.IS_CHECKOUT else paths.cache_dir()) / "models" / NAME
 
 
+def is_embedded(model: str) -> bool:
+    """Whether a recipe's `model` is the embedded one, which whoever loads it makes ready."""
+    return (paths.PROJECT / model).resolve() == model_dir().resolve()
+
+
 def is_ready(folder: Path | None = None) -> bool:
     """Whether the model is there, whole (its folder gets its name last)."""
     return ((folder or model_dir()) / "config.json").is_file()

@@ -18,6 +18,7 @@ from swift.infer_engine import InferRequest, RequestConfig, TransformersEngine
 from swift.tuners import Swift
 
 from tell_plugins.bridge import cpu
+from tell_plugins.bridge.embedded_model import is_embedded, prepare_model
 from tell_plugins.bridge.packing import Line, Row, fits, line_of
 from tell_plugins.bridge.protocol import MODEL_KEYS, Decoding, History, Reply, conversation
 from tell_plugins.core import paths
@@ -33,7 +34,10 @@ def model_arguments(values: Mapping[str, Any]) -> BaseArguments:
     """What of a recipe says which model answers; on a CPU in bfloat16 only where it computes so.
 
     Other CPUs take it for float32 and back at every step, which is slower than float32.
+    The embedded model is fetched where it is not there yet.
     """
+    if is_embedded(values.get("model", "")):
+        prepare_model()
     known = {field.name for field in dataclasses.fields(BaseArguments)}
     chosen = {key: values[key] for key in MODEL_KEYS if key in values and key in known}
     if not torch.cuda.is_available():

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tell_plugins.bridge.embedded_model import HUB_ID, WHEEL
+from tell_plugins.bridge.embedded_model import HUB_ID, WHEEL, is_embedded
 from tell_plugins.bridge.merging import hub_id
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
@@ -20,7 +20,7 @@ from tell_plugins.evaluation.adapters import BASE, Run
 from tell_plugins.evaluation.answers import GENERAL, SETTINGS, read_settings
 from tell_plugins.evaluation.grids import Grid, to_markdown
 from tell_plugins.evaluation.prompts import answer_limit
-from tell_plugins.recipe.models import is_embedded, may_be_hub_id
+from tell_plugins.recipe.models import may_be_hub_id
 
 if TYPE_CHECKING:
     from tell_plugins.bridge.chat_templates import Case, ChatTemplate

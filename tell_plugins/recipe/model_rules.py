@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tell_plugins.bridge.embedded_model import is_embedded
 from tell_plugins.core import paths
 from tell_plugins.core.errors import nearest
 from tell_plugins.recipe.checked import Checked
 from tell_plugins.recipe.findings import Finding, error, warning
-from tell_plugins.recipe.models import is_embedded, may_be_hub_id, model_folder
+from tell_plugins.recipe.models import may_be_hub_id, model_folder
 from tell_plugins.recipe.recipes import Recipe, as_list
 from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.shapes import readable_shape, shape_of

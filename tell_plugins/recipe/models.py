@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tell_plugins.bridge.embedded_model import model_dir
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.recipe.settings import TRUE
@@ -20,11 +19,6 @@ def model_folder(model: str) -> Path | None:
     except UserError:  # the home of nobody
         return None
     return next((path for path in places if path.is_dir()), None)
-
-
-def is_embedded(model: str) -> bool:
-    """Whether it is the embedded model, which `train` and the demo make ready."""
-    return (paths.PROJECT / model).resolve() == model_dir().resolve()
 
 
 def may_be_hub_id(model: str) -> bool:

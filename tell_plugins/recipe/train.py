@@ -18,13 +18,13 @@ from pathlib import Path
 from types import FrameType
 
 from tell_plugins.bridge import swift_cli
-from tell_plugins.bridge.embedded_model import is_ready, prepare_model
+from tell_plugins.bridge.embedded_model import is_embedded, prepare_model
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.recipe.check import inspect
 from tell_plugins.recipe.checked import Checked
 from tell_plugins.recipe.findings import errors_of
-from tell_plugins.recipe.models import is_embedded, model_folder, need_model
+from tell_plugins.recipe.models import model_folder, need_model
 from tell_plugins.recipe.recipes import Recipe, checkpoints, load_recipe
 from tell_plugins.recipe.settings import TRUE, Settings
 from tell_plugins.recipe.swift_keys import installed_version, project_environment, swift_keys
@@ -135,8 +135,7 @@ def _with_model(recipe: Recipe, settings: Settings) -> Recipe:
     """The recipe with its model at hand. MachineError when it cannot be had."""
     model = settings.text("model")
     if is_embedded(model):
-        if not is_ready():
-            prepare_model()
+        prepare_model()
         return recipe
     folder = model_folder(model)
     if folder is None:
