@@ -85,7 +85,8 @@ class MadeResults:
         }
         self._write(f"runs/{name}/run.json", facts)
         self._write(f"runs/{name}/trained.json", {"steps": steps, "changes_nothing": no_op})
-        self._logging(name, steps, with_general=general > 0)
+        steps_taken = [{"loss": 2.0 / step, "global_step": step} for step in range(1, steps + 1)]
+        self._lines(f"runs/{name}/train/logging.jsonl", steps_taken)
         self.entries.append(self._entry(method, at or {}, seed, name, equal_steps))
         return name
 
@@ -183,17 +184,6 @@ class MadeResults:
     def _line(row_id: str, row: int, text: str) -> dict[str, Any]:
         return {"id": row_id, "row": row, "text": text, "finish_reason": "stop", "attempt": 0}
 
-    def _logging(self, run: str, steps: int, *, with_general: bool) -> None:
-        generator = random.Random(run)
-        lines = []
-        for step in range(1, steps + 1):
-            task = 2.0 / (1 + step / 5) + generator.gauss(0, 0.05)
-            record = {"loss": task, "loss_task": task, "global_step/max_steps": f"{step}/{steps}"}
-            if with_general:
-                record["loss_general"] = 2.4 - 0.1 * step / steps + generator.gauss(0, 0.05)
-            lines.append(record)
-        self._lines(f"runs/{run}/train/logging.jsonl", lines)
-
     def _write(self, name: str, value: Any) -> None:
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,25 +201,15 @@ def made_controls(root: Path) -> MadeResults:
     made.base()
     for seed in (42, 43):
         tell = made.run("TELL", adherent=0.62 + 0.04 * (seed - 42), seed=seed)
-        made.run(
-            "SFT, as in the paper",
-            adherent=0.0,
-            seed=seed,
-            steps=1,
-            general=0,
-            no_op=True,
-            loss=2.5,
-        )
-        made.run(
-            "SFT, repeated",
-            adherent=0.97,
-            seed=seed,
-            general=0,
-            equal_steps=tell,
-            constant="yes",
-            loss=2.9,
-            bleed=0.3,
-        )
+        alone: dict[str, Any] = {"seed": seed, "general": 0}
+        made.run("SFT, as in the paper", adherent=0.0, steps=1, no_op=True, loss=2.5, **alone)
+        repeated: dict[str, Any] = {
+            "equal_steps": tell,
+            "constant": "yes",
+            "loss": 2.9,
+            "bleed": 0.3,
+        }
+        made.run("SFT, repeated", adherent=0.97, **repeated, **alone)
         made.run("TELL, even order", adherent=0.66, seed=seed, equal_steps=tell)
         made.run("TELL, no anchor", adherent=0.4, seed=seed, steps=19, equal_steps=tell)
     made.failed("general only")
@@ -241,31 +221,20 @@ def made_curve(root: Path) -> MadeResults:
     """Curves over task tokens: an S for TELL, a later one for SFT."""
     made = MadeResults(root)
     made.base(0.01)
-    amounts = (1000, 3000, 10000, 30000, 100000, 300000)
-    for seed in (42, 43):
-        for amount, tell, sft in zip(
-            amounts,
-            (0.02, 0.1, 0.55, 0.93, 0.97, 0.98),
-            (0.0, 0.02, 0.05, 0.3, 0.8, 0.96),
-            strict=True,
-        ):
-            at = {"task": f"{amount // 100}rows"}
-            made.run("TELL", adherent=tell, seed=seed, at=at, task=amount, steps=amount // 500)
-            made.run(
-                "SFT",
-                adherent=sft,
-                seed=seed,
-                at=at,
-                task=amount,
-                general=0,
-                steps=max(1, amount // 1600),
-            )
-    made.run("general only", adherent=0.03, task=0, general=10000, steps=7)
-    made.index(
-        "made_curve",
-        "Task tokens, TELL against SFT",
-        [42, 43],
-        x="task_tokens",
-        paper="task_tokens",
+    points = (
+        *((1000, 0.02, 0.0), (3000, 0.1, 0.02), (10000, 0.55, 0.05)),
+        *((30000, 0.93, 0.3), (100000, 0.97, 0.8), (300000, 0.98, 0.96)),
     )
+    for seed in (42, 43):
+        for amount, tell, sft in points:
+            same: dict[str, Any] = {
+                "at": {"task": f"{amount // 100}rows"},
+                "task": amount,
+                "seed": seed,
+            }
+            made.run("TELL", adherent=tell, steps=amount // 500, **same)
+            made.run("SFT", adherent=sft, general=0, steps=max(1, amount // 1600), **same)
+    made.run("general only", adherent=0.03, task=0, general=10000, steps=7)
+    plot = {"x": "task_tokens", "paper": "task_tokens"}
+    made.index("made_curve", "Task tokens, TELL against SFT", [42, 43], **plot)
     return made

@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.conftest import PROJECT
+from tests.swift_keys_once import lay_keys
 from tests.tiny import make_tiny_model
 
 RECIPE: dict[str, Any] = {
@@ -162,3 +164,13 @@ class World:
         output, _ = process.communicate()
         assert process.returncode == code, output
         return output
+
+
+def unrun_world(root: Path, monkeypatch: pytest.MonkeyPatch, **recipe: Any) -> World:
+    """A world without a model whose cards are known: for plans, not for runs."""
+    (root / "model").mkdir()
+    made = World(root)
+    made.recipe(**recipe)
+    lay_keys(root / "cache")
+    monkeypatch.setenv("TELL_CARDS", str(made.cards))
+    return made

@@ -155,54 +155,47 @@ def test_the_best_becomes_an_anchor_of_the_card(
     assert mixture.task.anchor.text == best
 
 
-def test_an_anchor_in_use_is_not_replaced_unasked(
-    world: World, scripted: ScriptedEngine, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = world.cards / "tiny_task" / "self_written.txt"
-    file.write_text("Another one.\n")
-    assert _anchor(world, "--write", "3") == 1
-    assert "there is another anchor of that name" in capsys.readouterr().err
-    assert scripted.prompts == []  # known before anything is written
-    assert file.read_text() == "Another one.\n"
-    assert _anchor(world, "--write", "3", "--overwrite") == 0
-    assert file.read_text() != "Another one.\n"
-
-
-@pytest.mark.parametrize("further", [[], ["--overwrite"]])
-def test_other_files_of_the_card_are_never_replaced(
-    world: World,
-    scripted: ScriptedEngine,
-    capsys: pytest.CaptureFixture[str],
-    further: list[str],
-) -> None:
-    schema = world.cards / "tiny_task" / "schema.json"
-    before = schema.read_bytes()
-    assert _anchor(world, "--write", "3", "--name", "schema", *further) == 1
-    assert "no record of written anchors" in capsys.readouterr().err
-    assert scripted.prompts == []
-    assert schema.read_bytes() == before
-
-
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("there", "arguments", "told"),
     [
-        (["--write", "0"], "a count below 1"),
-        (["--write", "3", "--name", "card"], "'card' cannot be the name"),
-        (["--write", "3", "--name", "anchor"], "'anchor' cannot be the name"),
-        (["--write", "3", "--name", "a/b"], "'a/b' cannot be the name"),
-        (["--write", "9"], "training rows are needed"),
+        ("self_written.txt", ["--write", "3"], "there is another anchor of that name"),
+        ("schema.json", ["--write", "3", "--name", "schema"], "no record of written anchors"),
+        (
+            "schema.json",
+            ["--write", "3", "--name", "schema", "--overwrite"],
+            "no record of written anchors",
+        ),
+        ("anchor.txt", ["--write", "0"], "a count below 1"),
+        ("anchor.txt", ["--write", "3", "--name", "card"], "'card' cannot be the name"),
+        ("anchor.txt", ["--write", "3", "--name", "anchor"], "'anchor' cannot be the name"),
+        ("anchor.txt", ["--write", "3", "--name", "a/b"], "'a/b' cannot be the name"),
+        ("anchor.txt", ["--write", "9"], "training rows are needed"),
     ],
 )
-def test_wrong_arguments(
+def test_what_is_refused_leaves_the_card_as_it_is(
     world: World,
     scripted: ScriptedEngine,
     capsys: pytest.CaptureFixture[str],
+    there: str,
     arguments: list[str],
     told: str,
 ) -> None:
+    """It is known before anything is written."""
+    folder = world.cards / "tiny_task"
+    if not (folder / there).exists():
+        (folder / there).write_text("Another one.\n")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
     assert _anchor(world, *arguments) == 1
     assert told in capsys.readouterr().err
-    assert not list((world.cards / "tiny_task").glob("self*"))
+    assert scripted.prompts == []
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_an_anchor_is_replaced_when_asked(world: World, scripted: ScriptedEngine) -> None:
+    file = world.cards / "tiny_task" / "self_written.txt"
+    file.write_text("Another one.\n")
+    assert _anchor(world, "--write", "3", "--overwrite") == 0
+    assert file.read_text() != "Another one.\n"
 
 
 @pytest.mark.slow
@@ -223,18 +216,9 @@ def test_a_real_model_writes_and_its_best_trains(tmp_path: Path) -> None:
 
     out = tmp_path / "out"
     dataset = "tell/tiny_task:task=8rows/general=24rows/anchor=self_written"
-    world.call(
-        "train",
-        recipe,
-        "--dataset",
-        dataset,
-        "--output_dir",
-        str(out),
-        "--add_version",
-        "false",
-        "--max_length",
-        "2048",
-    )
+    flags = {"dataset": dataset, "output_dir": out, "add_version": "false", "max_length": 2048}
+    given = [text for key, value in flags.items() for text in (f"--{key}", str(value))]
+    world.call("train", recipe, *given)
     assert (out / "anchor.txt").read_text() == best
     assert json.loads((out / "manifest.json").read_text())["anchor"]["choice"] == "self_written"
     assert list(out.glob("checkpoint-*/adapter_model.safetensors"))

@@ -16,7 +16,8 @@ from tell_plugins.experiments.controls import CONTROLS, RIVALS, TELL, controls, 
 from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.recipe.check import inspect
 from tell_plugins.recipe.swift_keys import swift_keys
-from tests.sweep_world import World, general_rows, task_rows
+from tests.conftest import write_rows
+from tests.sweep_world import World, general_rows, task_rows, unrun_world
 from tests.swift_keys_once import lay_keys
 
 WANTED = (  # the issue of every control, in the words of the paper and the field
@@ -49,16 +50,9 @@ def _plan(world: World, **changes: str) -> SweepPlan:
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    (tmp_path / "model").mkdir()
-    made = World(tmp_path)
+    made = unrun_world(tmp_path, monkeypatch)
     leaked = [{"q": row["q"], "r": "No idea."} for row in task_rows(6, 1000)]
-    rows = [*general_rows(50), *leaked]
-    (made.cards / "tiny_general" / "train.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in rows)
-    )
-    made.recipe()
-    lay_keys(tmp_path / "cache")
-    monkeypatch.setenv("TELL_CARDS", str(made.cards))
+    write_rows(made.cards / "tiny_general" / "train.jsonl", [*general_rows(50), *leaked])
     return made
 
 

@@ -10,31 +10,23 @@ from typing import Any
 import pytest
 
 from tell_plugins import cli
-from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import evaluate
 from tell_plugins.evaluation.options import Options
 from tell_plugins.evaluation.prompts import pairs_sha256, prompts_sha256
-from tell_plugins.experiments.collect import collect
-from tell_plugins.experiments.earlier import other_answers, refuse_other_sweep
 from tell_plugins.experiments.planning import Planned, PlannedBase, SweepPlan, make_plan
-from tell_plugins.experiments.results import Study
-from tell_plugins.experiments.store import EVALUATED, TRAINED, Store, write_json
+from tell_plugins.experiments.results import Study, collect, tell_left_out
+from tell_plugins.experiments.store import EVALUATED, TRAINED, Store, other_answers, write_json
 from tell_plugins.experiments.sweep import make_sweep
 from tell_plugins.recipe.recipes import load_recipe
 from tests.made_results import MadeResults
-from tests.sweep_world import World
-from tests.swift_keys_once import lay_keys
+from tests.sweep_world import World, unrun_world
 
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A small world without a model, and one recipe beside the usual."""
-    (tmp_path / "model").mkdir()
-    made = World(tmp_path)
-    made.recipe()
+    made = unrun_world(tmp_path, monkeypatch)
     made.recipe("other", lora_rank=2)
-    lay_keys(tmp_path / "cache")
-    monkeypatch.setenv("TELL_CARDS", str(made.cards))
     return made
 
 
@@ -148,61 +140,42 @@ def test_answers_of_several_runs_are_told_once(world: World, store: Store) -> No
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "lost"),
     [
-        {},
-        {"seeds": [42, 43]},
-        {"grid": {"task": ["4rows", "8rows", "12rows"]}},
-        {"grid": {"task": ["8rows"]}},
-        {"methods": {"TELL": None}},
-        {"methods": {"ours": None, "SFT": {"general": "0"}}},
-        {"runs": {"more": {"lora_rank": 2}}},
-        {"evaluate": {"general_rows": 4, "retention_rows": 4, "batch_size": 2}},
+        ({}, 0),
+        ({"seeds": [42, 43]}, 0),
+        ({"grid": {"task": ["4rows", "8rows", "12rows"]}}, 0),
+        ({"methods": {"ours": None, "SFT": {"general": "0"}}}, 0),  # the same runs
+        ({"evaluate": {"general_rows": 4, "retention_rows": 4, "batch_size": 2}}, 0),
+        ({"grid": {"task": ["8rows"]}}, 2),
+        ({"settings": {"learning_rate": 2e-4}}, 4),
+        ({"methods": {"TELL": None, "SFT": {"general": "0", "lora_rank": 2}}}, 2),
     ],
 )
-def test_a_sweep_may_grow_and_shrink(world: World, store: Store, change: dict[str, Any]) -> None:
-    _finished(store, _plan(world, store))
-    later = store.index(_plan(world, store, **change), "")
-    refuse_other_sweep(store.root, Study(**later), "remedy")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"settings": {"learning_rate": 2e-4}},
-        {"methods": {"TELL": None, "SFT": {"general": "0", "lora_rank": 2}}},
-        {"methods": {"mine": {"lora_rank": 2}}},
-        {"base": "other.yaml", "methods": {"mine": None}},
-        {"base": "other.yaml"},
-    ],
-)
-def test_another_sweep_of_the_same_name_is_refused(
-    world: World, store: Store, change: dict[str, Any]
+def test_runs_that_a_report_will_leave_out_are_told(
+    world: World,
+    store: Store,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any],
+    lost: int,
 ) -> None:
     _finished(store, _plan(world, store))
-    if "base" in change:
-        change = {**change, "base": str(world.root / change["base"])}
     later = store.index(_plan(world, store, **change), "")
-    with pytest.raises(UserError, match="finished runs that are not this sweep's") as caught:
-        refuse_other_sweep(store.root, Study(**later), "--out DIR")
-    assert "sweeps/made.json" in str(caught.value)
+    tell_left_out(store.root, Study(**later))
+    told = capsys.readouterr().out
+    assert (f"{lost} finished runs that are not this sweep's, such as " in told) is bool(lost)
 
 
-def test_flags_make_another_sweep(
+def test_flags_make_another_sweep_which_a_dry_run_tells(
     world: World, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command, first without and then with a flag: nothing is written."""
     path = world.sweep("made", evaluate={"general_rows": 4, "retention_rows": 4})
-    _finished(store, _plan(world, store))
     index = store.sweeps / "made.json"
-    before = index.read_bytes()
-    for further in (["--dry-run"], []):
-        command = ["sweep", str(path), "--learning_rate", "2e-4", *further]
-        assert cli.main([*command, "--out", str(store.root)]) == 1
-        assert "--out DIR, or a copy of the sweep file" in capsys.readouterr().err
-    assert index.read_bytes() == before
-    other = ["--dry-run", "--out", str(world.root / "elsewhere")]
-    assert cli.main(["sweep", str(path), "--learning_rate", "2e-4", *other]) == 0
+    before = _finished(store, _plan(world, store))
+    command = ["sweep", str(path), "--learning_rate", "2e-4", "--dry-run"]
+    assert cli.main([*command, "--out", str(store.root)]) == 0
+    assert "made.json is of a sweep with 4 finished runs" in capsys.readouterr().out
+    assert json.loads(index.read_text()) == before
 
 
 # --- collections ---------------------------------------------------------------------------------
@@ -215,20 +188,6 @@ def _made(root: Path, *methods: str) -> Path:
         made.run(method, adherent=0.5)
     made.index("made", "Made", [42])
     return root
-
-
-def test_another_sweep_is_not_collected_over_one_of_the_same_name(tmp_path: Path) -> None:
-    first, second = _made(tmp_path / "a", "TELL"), _made(tmp_path / "b", "TELL")
-    path = second / "sweeps" / "made.json"
-    (second / "runs" / "TELL--42").rename(second / "runs" / "another")
-    path.write_text(path.read_text().replace("TELL--42", "another"))
-    target = tmp_path / "kept"
-    collect(first, target)
-    index = (target / "sweeps" / "made.json").read_bytes()
-    with pytest.raises(UserError, match="finished runs that are not this sweep's"):
-        collect(second, target)
-    assert (target / "sweeps" / "made.json").read_bytes() == index
-    assert not (target / "runs" / "another").exists()
 
 
 def test_a_sweep_that_grew_is_collected_over_itself(tmp_path: Path) -> None:

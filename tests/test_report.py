@@ -6,27 +6,26 @@ import json
 import math
 import re
 import shutil
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from tell_plugins import cli
-from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.sources import open_task
-from tell_plugins.evaluation import scoring
+from tell_plugins.core.state_files import write_json
 from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.paper_numbers import paper
 from tell_plugins.experiments import measures, plots, tables
-from tell_plugins.experiments.collect import collect
 from tell_plugins.experiments.measures import Judge
-from tell_plugins.experiments.results import ReferenceShelf, Study, load_studies
+from tell_plugins.experiments.outcome import Outcome
+from tell_plugins.experiments.results import ReferenceShelf, collect, load_studies
 from tests.conftest import MakeCard
 from tests.made_results import MadeResults, made_controls, made_curve
+from tests.saved_answers import save_answers
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +45,9 @@ def collected(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def _study(root: Path, name: str) -> Study:
-    return next(study for study in load_studies(root) if study.name == name)
+def _outcome(root: Path, name: str) -> Outcome:
+    study = next(study for study in load_studies(root) if study.name == name)
+    return Outcome(study, Judge(ReferenceShelf(root)))
 
 
 def _contents(root: Path) -> dict[str, bytes]:
@@ -199,23 +199,20 @@ def test_efficiency_is_read_off_the_other_curve(value: float, told: str) -> None
 def test_curves_of_a_study(made: Path, collected: Path) -> None:
     text = (collected / "tables" / "made_curve_efficiency.csv").read_text()
     assert "SFT needs" in text
-    study = _study(made, "made_curve")
-    found = tables.groups(study, Judge(ReferenceShelf(made)))
-    drawn = tables.curves(study, found)
+    drawn = tables.curves(_outcome(made, "made_curve"))
     assert set(drawn) == {"TELL", "SFT"}  # general data alone has no place on the axis
     assert [len(points) for points in drawn.values()] == [6, 6]
 
 
 def test_efficiency_is_that_of_the_reference_alone(made: Path) -> None:
     """A method whose name merely begins like it ("TELL, no anchor") is one of the others."""
-    study = _study(made, "made_curve")
-    found = [
-        replace(group, method="TELL, no anchor", series="TELL, no anchor")
-        if group.method == "SFT"
-        else group
-        for group in tables.groups(study, Judge(ReferenceShelf(made)))
-    ]
-    said = {record["what"] for record in tables.efficiency_table(study, found)}
+    outcome = _outcome(made, "made_curve")
+    for group in outcome.groups:
+        if group.method == "SFT":
+            renamed = {"method": "TELL, no anchor"}
+            group.entries[:] = [entry.model_copy(update=renamed) for entry in group.entries]
+            object.__setattr__(group, "series", "TELL, no anchor")
+    said = {record["what"] for record in tables.efficiency_table(outcome)}
     assert said == {"token efficiency of TELL against TELL, no anchor"}
 
 
@@ -227,9 +224,7 @@ def test_what_general_data_adds(tmp_path: Path) -> None:
         at = {"general": f"{rows // 100}rows"}
         made.run("TELL", adherent=share, at=at, general=rows, steps=1 + rows // 1600)
     made.index("general", "General tokens", [42], x="general_tokens")
-    study = load_studies(tmp_path)[0]
-    judge = Judge(ReferenceShelf(tmp_path))
-    compared = tables.comparisons_table(study, tables.groups(study, judge), judge)
+    compared = tables.comparisons_table(_outcome(tmp_path, "general"))
     name = "TELL minus the same without general data"
     added = [record["adherence, points"] for record in compared if record["comparison"] == name]
     assert [points.value for points in added] == [20.0, 70.0, 90.0]
@@ -241,57 +236,37 @@ def test_what_general_data_adds(tmp_path: Path) -> None:
 # --- other tasks than JSON -----------------------------------------------------------------------
 
 
-def _asked(root: Path, card: str, texts: list[str], run: str, **facts: object) -> dict[str, object]:
-    """One run's folder with these answers to the test rows of `card`; its entry."""
-    task = open_task(load_card(card), "test", "card")
-    folder = root / "runs" / run
-    answers = folder / "eval" / "e" / "checkpoint-1" / "test-greedy"
-    answers.mkdir(parents=True)
-    lines = [
-        {
-            "id": bytes(row).hex(),
-            "row": i,
-            "text": text,
-            "finish_reason": "stop",
-            "attempt": 0,
-        }
-        for i, (row, text) in enumerate(zip(task.ids, texts, strict=True))
-    ]
-    (answers / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    settings = {"card": card, "split": "test", "anchor": "card", "rows": len(texts)}
-    (answers / "settings.json").write_text(json.dumps(settings))
-    scoring.write(answers)
-    (answers.parents[1] / "evaluated.json").write_text('{"seconds": 1}')
-    (folder / "run.json").write_text(json.dumps({"base": run == "base", "model": "m", **facts}))
-    (folder / "trained.json").write_text('{"steps": 3}')
-    return {"run": run, "evaluation": "e", "card": card}
-
-
-def _indexed(root: Path, metric: str, base: dict[str, object], run: dict[str, object]) -> None:
-    (root / "sweeps").mkdir()
+def _reported(root: Path, card: str, metric: str, base: list[str], said: list[str]) -> Any:
+    """The report of a base model and one run with these answers to the test rows of `card`."""
+    entries = []
+    for run, texts in (("base", base), ("tell", said)):
+        answers = root / "runs" / run / "eval" / "e" / "checkpoint-1" / "test-greedy"
+        save_answers(answers, card, texts)
+        write_json(answers.parents[1] / "evaluated.json", {"seconds": 1})
+        write_json(root / "runs" / run / "run.json", {"base": run == "base", "model": "m"})
+        write_json(root / "runs" / run / "trained.json", {"steps": 3})
+        entries.append({"run": run, "evaluation": "e", "card": card})
     index = {
         "name": "other",
         "title": "Other",
-        "command": "./run.sh sweep other.yaml",
         "metric": metric,
         "seeds": [42],
-        "evaluate": {"split": "test", "decoding": "greedy"},
-        "plot": {"x": None, "reference": "TELL", "paper": None},
-        "bases": [base],
-        "entries": [{**run, "method": "TELL", "at": {}, "seed": 42}],
+        "evaluate": {"split": "test"},
+        "plot": {"reference": "TELL"},
+        "bases": entries[:1],
+        "entries": [{**entries[1], "method": "TELL", "seed": 42}],
     }
-    (root / "sweeps" / "other.json").write_text(json.dumps(index))
+    write_json(root / "sweeps" / "other.json", index)
+    assert cli.main(["report", str(root)]) == 0
+    return pd.read_csv(root / "tables" / "other_methods.csv").set_index("method")
 
 
 def test_numbers(tmp_path: Path, make_card: MakeCard) -> None:
     rows = [{"q": f"{i} and {i}?", "r": f"Add. #### {2 * i}"} for i in range(10)]
     make_card("sums", train=[{"q": "1 and 2?", "r": "#### 3"}], test=rows)
     root = tmp_path / "results"
-    base = _asked(root, "sums", ["no idea"] * 10, "base")
     right = [f"It is\n#### {2 * i}" if i < 7 else "#### 1000" for i in range(10)]
-    _indexed(root, "number", base, _asked(root, "sums", right, "tell"))
-    assert cli.main(["report", str(root)]) == 0
-    frame = pd.read_csv(root / "tables" / "other_methods.csv").set_index("method")
+    frame = _reported(root, "sums", "number", ["no idea"] * 10, right)
     assert frame["exact match k"].tolist() == [0, 7]
     text = (root / "report.html").read_text()
     assert "exact match higher (+70.0 points" in text
@@ -311,14 +286,14 @@ def test_translations(tmp_path: Path, make_card: MakeCard) -> None:
     keys = {"metric": "translation", "translation": {"source": "English", "target": "Icelandic"}}
     make_card("news", train=[{"q": "a", "r": "b"}], test=rows, **keys)
     root = tmp_path / "results"
-    base = _asked(root, "news", ["I cannot do that."] * 6, "base")
-    run = _asked(root, "news", [row["r"] for row in rows], "tell")
-    _indexed(root, "translation", base, run)
-    assert cli.main(["report", str(root)]) == 0
-    frame = pd.read_csv(root / "tables" / "other_methods.csv").set_index("method")
+    right = [row["r"] for row in rows]
+    frame = _reported(root, "news", "translation", ["I cannot do that."] * 6, right)
     assert frame.loc["TELL", "chrF++"] == pytest.approx(100)
     assert frame.loc["base model", "chrF++"] < 30
-    assert "TELL against base model: chrF++ 100.00 and" in (root / "report.html").read_text()
+    text = (root / "report.html").read_text()
+    assert "TELL against base model (before any training): chrF++ higher (+" in text
+    low = pd.read_csv(root / "tables" / "other_comparisons.csv")["chrF++, points low"]
+    assert low[0] > 70
     assert (root / "pictures" / "other_methods.png").is_file()
 
 
@@ -413,7 +388,7 @@ def test_the_page_says_what_may_be_concluded_and_what_not(page: _Page) -> None:
         "Intervals are over test rows.",
         "With 2 seeds the variance between seeds is not known",
         "SFT, as in the paper: no-op.",
-        "SFT, repeated: one and the same label in nearly every adherent answer:",
+        "SFT, repeated is constant: 'yes' in 194 of 194 adherent answers",
         "Trained on a CPU, without a GPU",
         "39.54 % cannot be a share of 1,000 or of 1,506 rows",
         "TELL, 15 rows (1e4 tokens)",

@@ -12,11 +12,10 @@ import pytest
 from tell_plugins import cli
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.state_files import read_json_lines
-from tell_plugins.experiments import tables
-from tell_plugins.experiments.collect import collect
 from tell_plugins.experiments.measures import Judge
-from tell_plugins.experiments.results import ReferenceShelf, load_studies
-from tests.made_results import CARD, EVALUATION, MadeResults, made_controls, made_curve
+from tell_plugins.experiments.outcome import Outcome
+from tell_plugins.experiments.results import ReferenceShelf, collect, load_studies
+from tests.made_results import CARD, EVALUATION, MadeResults
 
 # what ends a line for Python's str.splitlines, and not for JSON
 ODD = "one\u2028two\u2029three\u0085four"
@@ -27,10 +26,6 @@ def _made(root: Path) -> MadeResults:
     made.base()
     made.run("TELL", adherent=0.5)
     return made
-
-
-def _files(root: Path) -> set[str]:
-    return {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -46,23 +41,6 @@ def test_a_report_leaves_other_files_alone(tmp_path: Path) -> None:
     for _ in range(2):
         assert cli.main(["report", str(root), "--out", str(out)]) == 0
         assert [(out / name).read_text() for name in mine] == ["mine"] * len(mine)
-
-
-def test_files_of_studies_that_are_gone_are_removed(tmp_path: Path) -> None:
-    """Every table and picture that there is, of studies whose names begin alike too."""
-    root, out = tmp_path / "root", tmp_path / "report"
-    made_controls(root)
-    made_curve(root)
-    made = _made(root)
-    made.index("made", "Made", [42])
-    assert cli.main(["report", str(root), "--out", str(out)]) == 0
-    before = _files(out)
-    assert {f"tables/made_curve_{name}.csv" for name in ("efficiency", "published")} <= before
-    for name in ("controls_made", "made_curve"):
-        (root / "sweeps" / f"{name}.json").unlink()
-    assert cli.main(["report", str(root), "--out", str(out)]) == 0
-    assert cli.main(["report", str(root), "--out", str(tmp_path / "fresh")]) == 0
-    assert _files(out) == _files(tmp_path / "fresh") < before
 
 
 def test_a_picture_that_is_no_longer_drawn_is_removed(tmp_path: Path) -> None:
@@ -130,9 +108,8 @@ def test_a_run_is_compared_with_the_model_that_it_was_trained_from(tmp_path: Pat
         if not entry.is_base and (base := study.base_of(entry))
     }
     assert compared == {"small": "base-small", "large": "base-large"}
-    judge = Judge(ReferenceShelf(tmp_path))
-    groups = {group.name: group for group in tables.groups(study, judge)}
-    shares = {name: g.measures.main("json").value for name, g in groups.items() if g.is_base}  # type: ignore[union-attr]
+    groups = Outcome(study, Judge(ReferenceShelf(tmp_path))).groups
+    shares = {group.name: group.main.value for group in groups if group.is_base}  # type: ignore[union-attr]
     assert shares == {"base model (model=small)": 0.0, "base model (model=large)": 0.5}
 
 

@@ -29,24 +29,18 @@ from tell_plugins.core.sources import open_split
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.state_files import write_json
 from tell_plugins.core.text import comparison_keys
-from tell_plugins.experiments import derived_cards, ray_runner, runner, worker
+from tell_plugins.experiments import derived_cards, runner, worker
 from tell_plugins.experiments.planning import PlannedBase, cells, make_plan
 from tell_plugins.experiments.store import Job, Store
 from tell_plugins.experiments.sweep import Sweep, load_sweep, make_sweep
 from tell_plugins.recipe.recipes import load_recipe
-from tests.sweep_world import World, general_rows
+from tests.sweep_world import World, general_rows, unrun_world
 from tests.swift_keys_once import lay_keys
 
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A small world without a model: for plans, not for runs."""
-    (tmp_path / "model").mkdir()
-    made = World(tmp_path)
-    made.recipe()
-    lay_keys(tmp_path / "cache")
-    monkeypatch.setenv("TELL_CARDS", str(made.cards))
-    return made
+    return unrun_world(tmp_path, monkeypatch)
 
 
 def _sweep(world: World, **keys: Any) -> Sweep:
@@ -78,7 +72,6 @@ def _plan(world: World, **keys: Any) -> Any:
         ({"grid": {"task": ["4rows", "4rows"]}}, "'task' has a value twice", "examples"),
         ({"grid": {"seed": [1]}}, "'seed' is set by the sweep", "list it under 'seeds'"),
         ({"runs": {"A": {"output_dir": "x"}}}, "'output_dir' is set by the sweep", "--out"),
-        ({"settings": {"hub_token": "x"}}, "'hub_token' would be kept with the runs", "export"),
         ({"seeds": [1, 1]}, "'seeds' has a value twice", "examples"),
         ({"seeds": ["x"]}, "key 'seeds.0' is 'x'", "correct it"),
         ({"runs": {"A": {"equal_steps": "TEL"}}}, "unknown method 'TEL'", "did you mean 'TELL'?"),
@@ -147,12 +140,40 @@ def test_a_method_that_pins_an_axis_has_one_run(world: World) -> None:
 # --- plans ---------------------------------------------------------------------------------------
 
 
-def test_unknown_settings_and_values_are_told_together(world: World) -> None:
-    sweep = _sweep(world, methods={"A": {"lora_ranc": 8}, "B": {"task": "4row"}})
-    plan = make_plan(sweep, world.root / "cards2")
-    told = "\n".join(map(str, plan.problems))
-    assert "did you mean 'lora_rank'?" in told
-    assert "did you mean '4rows'?" in told
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (
+            {"methods": {"A": {"lora_ranc": 8}, "B": {"task": "4row"}}},
+            [["unknown setting 'lora_ranc'", "did you mean 'lora_rank'?"], ["mean '4rows'?"]],
+        ),
+        (
+            {
+                "runs": {
+                    "TELL": {"general": "40rows"},
+                    "B": {"general": "8rows", "equal_steps": "TELL"},
+                }
+            },
+            [["takes 1 optimizer steps and cannot be brought to 3"]],
+        ),
+        (  # told once, at the first of them
+            {"runs": {name: {"task": "4row"} for name in "ABC"}},
+            [["made.yaml, A, seed 42", "did you mean '4rows'?"]],
+        ),
+        (
+            {"settings": {"hub_token": "x"}, "runs": {"A": {}}},
+            [["made.yaml, settings: 'hub_token' would be kept with the runs", "export"]],
+        ),
+        (  # before anything runs
+            {"runs": {"TELL": {}, "label scoring": {"rival": "choices"}}},
+            [["label scoring, seed 42", "has no closed answers to choose from"]],
+        ),
+    ],
+)
+def test_problems_of_a_plan(world: World, keys: dict[str, Any], told: list[list[str]]) -> None:
+    problems = make_plan(_sweep(world, **keys), world.root / "out" / "cards").problems
+    for problem, texts in zip(problems, told, strict=True):
+        assert all(text in str(problem) for text in texts)
 
 
 def test_equal_runs_are_done_once(world: World) -> None:
@@ -218,15 +239,6 @@ def test_repeated_task_rows_take_equal_steps(world: World, task: int, general: i
     counts = Counter(seen.tolist())
     assert len(counts) == task
     assert max(counts.values()) - min(counts.values()) <= 1
-
-
-def test_steps_that_cannot_be_reached_are_an_error(world: World) -> None:
-    sweep = _sweep(
-        world,
-        runs={"TELL": {"general": "40rows"}, "B": {"general": "8rows", "equal_steps": "TELL"}},
-    )
-    told = "\n".join(map(str, make_plan(sweep, world.root / "c").problems))
-    assert "takes 1 optimizer steps and cannot be brought to 3" in told
 
 
 def test_derived_runs_stand_at_their_reference(world: World) -> None:
@@ -335,14 +347,6 @@ def test_rivals_stand_among_the_runs_and_train_nothing(world: World) -> None:
         "tell/tiny_task:task=8rows/general=0"
     )
     assert examples.asked.endswith("/anchor=none")
-
-
-def test_a_rival_that_does_not_fit_is_told_before_anything_runs(world: World) -> None:
-    sweep = _sweep(world, runs={"TELL": {}, "label scoring": {"rival": "choices"}})
-    plan = make_plan(sweep, world.root / "out" / "cards")
-    (problem,) = plan.problems
-    assert "has no closed answers to choose from" in str(problem)
-    assert "label scoring, seed 42" in str(problem)
 
 
 def test_one_run_is_tested_with_two_anchors(world: World) -> None:
@@ -480,14 +484,30 @@ def _main(*arguments: str) -> int:
     return cli.main(list(arguments))
 
 
-def test_dry_run_lists_and_writes_nothing(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "code", "told", "wrong"),
+    [
+        ({}, 0, ["TELL (task=8rows), seed 42", "5 runs, 5 left", "unknown until a run is"], ""),
+        ({}, 0, ["no-op: every step has learning rate 0", "how much learning rate the task"], ""),
+        ({"methods": {"TELL": {}, "odd": {"anchor": "no"}}}, 1, ["TELL (task=8rows)"], "'no'"),
+        ({"settings": {"generl": 0}}, 1, [], "unknown setting"),  # no plan as if it were not there
+        ({"evaluate": {"rows": 5000}}, 1, [], "5000 rows asked, split 'test' has"),
+    ],
+)
+def test_dry_run_lists_and_writes_nothing(
+    world: World,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    code: int,
+    told: list[str],
+    wrong: str,
+) -> None:
     out = world.root / "out"
-    assert _main("sweep", str(world.sweep()), "--dry-run", "--out", str(out)) == 0
-    text = capsys.readouterr().out
-    assert "TELL (task=8rows), seed 42" in text
-    assert "no-op: every step has learning rate 0" in text
-    assert "5 runs, 5 left" in text
-    assert "unknown until a run is finished" in text
+    assert _main("sweep", str(world.sweep(**changes)), "--dry-run", "--out", str(out)) == code
+    shown = capsys.readouterr()
+    assert all(text in shown.out for text in told)
+    assert bool(shown.out) == bool(told)
+    assert wrong in shown.err
     assert not out.exists()
 
 
@@ -501,39 +521,9 @@ def test_dry_run_with_a_rate_counts_tokens_flops_and_time(
     assert "tokens to train" in text
     assert "FLOPs" in text
     assert "at 10 tokens a second (--rate)" in text
-    lines = [line.split() for line in text.splitlines() if line.startswith("TELL (task=8rows)")]
-    rows, steps = int(lines[0][4]), int(lines[0][5])
-    assert (rows, steps) == (32, 2)
-    assert 0 <= float(lines[0][6]) <= 8  # the exposure of its task rows, at most all of them
-    assert "exposure: how much learning rate the task rows meet" in text
-
-
-def test_a_plan_with_problems_shows_the_rest_and_fails(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sweep = world.sweep(methods={"TELL": {}, "odd": {"anchor": "nowhere"}})
-    assert _main("sweep", str(sweep), "--dry-run") == 1
-    shown = capsys.readouterr()
-    assert "TELL (task=8rows), seed 42" in shown.out
-    assert "unknown value 'nowhere'" in shown.err
-
-
-def test_no_plan_is_shown_as_if_an_unknown_setting_were_not_there(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert _main("sweep", str(world.sweep(settings={"generl": 0})), "--dry-run") == 1
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert "unknown setting" in shown.err
-
-
-def test_what_is_wrong_with_every_run_is_told_once(world: World) -> None:
-    runs = {name: {"task": "4row"} for name in "ABC"}
-    (problem,) = make_plan(_sweep(world, runs=runs), world.root / "c").problems
-    assert "did you mean '4rows'?" in str(problem)
-    where = str(problem.where)
-    assert where.startswith("made.yaml, A, seed 42")
-    assert where.endswith("(and 2 more)")
+    [line] = [line.split() for line in text.splitlines() if line.startswith("TELL (task=8rows)")]
+    assert line[4:6] == ["32", "2"]  # rows and steps
+    assert 0 <= float(line[6]) <= 8  # the exposure of its task rows, at most all of them
 
 
 @pytest.mark.parametrize(
@@ -563,15 +553,6 @@ def test_wrong_arguments(
     shown = capsys.readouterr().err
     assert told in shown
     assert "hf_x" not in shown
-
-
-def test_more_rows_than_there_are_is_seen_before_a_training(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
-    sweep = str(world.sweep(evaluate={"rows": 5000, "general_rows": 4, "retention_rows": 4}))
-    assert _main("sweep", sweep, "--dry-run", "--out", str(world.root / "out")) == 1
-    shown = capsys.readouterr()
-    assert "5000 rows asked, split 'test' has" in shown.out + shown.err
 
 
 # --- running -------------------------------------------------------------------------------------
@@ -677,7 +658,7 @@ def test_on_ray_what_shares_a_failed_training_is_not_started(tmp_path: Path) -> 
     for job in jobs:
         job.folder.mkdir(exist_ok=True)
     ray = _Ray()
-    ray_runner.run_with(ray, jobs, tmp_path / "cards", at_once=1, needs_gpu=False)
+    runner.run_with(ray, jobs, tmp_path / "cards", at_once=1, needs_gpu=False)
     assert ray.given == [("a", "one"), ("b", "one")]
     assert all(job.failure for job in jobs)
 

@@ -154,15 +154,6 @@ def test_plan(path: Path, at_hand: Path) -> None:
     assert all(run.trained_tokens for run in plan.runs if not run.rival)
 
 
-def test_dry_run(at_hand: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, out = FILES[0], str(at_hand / "out")
-    assert cli.main(["sweep", str(path), "--dry-run", "--rate", "1e4", "--out", out]) == 0
-    text = capsys.readouterr().out
-    for run in _plan(path, at_hand).everything:
-        assert run.label in text
-    assert "one run after the other" in text
-
-
 @pytest.mark.parametrize("path", PAPER, ids=_name)
 def test_paper_sweeps_name_the_papers_amounts(path: Path, at_hand: Path) -> None:
     plan = _plan(path, at_hand)

@@ -26,19 +26,16 @@ from tell_plugins.experiments.tune_choice import PARTS, Result, choose, result_o
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import write_rows
 from tests.saved_answers import save_answers
-from tests.sweep_world import World, task_rows
+from tests.sweep_world import World, task_rows, unrun_world
 from tests.swift_keys_once import lay_keys
 
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A small world without a model, whose test rows cannot be read."""
-    (tmp_path / "model").mkdir()
-    made = World(tmp_path)
-    made.recipe(dataset=["tell/tiny_task:task=all/general=16rows/repeat=2"])
+    dataset = "tell/tiny_task:task=all/general=16rows/repeat=2"
+    made = unrun_world(tmp_path, monkeypatch, dataset=[dataset])
     (made.cards / "tiny_task" / "test.jsonl").write_text("no row at all")
-    lay_keys(tmp_path / "cache")
-    monkeypatch.setenv("TELL_CARDS", str(made.cards))
     return made
 
 
@@ -147,26 +144,68 @@ def test_the_better_half_goes_on_and_the_best_is_written(
     assert tuned.path.read_text() == text
 
 
-def test_a_failed_candidate_is_left_behind(
-    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs.failing = {"repeat=4"}
-    _tune(world)
-    assert "failed, see" in capsys.readouterr().out
-    runs.failing = {OWN}
-    (world.root / "tiny_tuned.yaml").unlink()
-    world.recipe(learning_rate=0.03)
-    _tune(world, code=1)
-    assert "own settings failed" in capsys.readouterr().err
+CONSTANT = json.dumps({"thought": "0", "label": "no"})
 
 
-def test_what_the_data_cannot_give_is_left_out(
-    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("changes", "runs_are", "flags", "code", "own", "told"),
+    [
+        ({}, {"failing": {"repeat=4"}}, [], 0, 8, ["repeat=4", "failed, see"]),
+        ({}, {"failing": {OWN}}, [], 1, 1, ["own settings failed"]),
+        (  # of 60 rows, 20 of which are held out
+            *({"dataset": ["tell/tiny_task:general=30rows"]}, {}, [], 0, 8),
+            ["general=60rows: left out: 60rows asked"],
+        ),
+        ({}, {"constant": CONSTANT}, [], 0, 8, ["CONTENT NOT LEARNED"]),
+        ({}, {"constant": "no JSON"}, [], 0, 8, ["CONTENT NOT LEARNED"]),
+        (
+            *({}, {"seconds": 60.0}, ["--minutes", "4"], 0, 4),
+            ["there is time for 2 of 4 runs", "2 of 4 runs each"],
+        ),
+        (
+            *({}, {"seconds": 600.0}, ["--minutes", "4"], 1, 1),
+            ["too few to try anything beside the recipe's own settings", "for one candidate"],
+        ),
+        (
+            *({"dataset": ["tell/tiny_task:task=7rows"]}, {}, [], 1, 0),
+            ["7 task rows of tell/tiny_task:task=7rows", "too few to tell", "--validation FILE"],
+        ),
+        (
+            *({"dataset": ["tell/tiny_task", "tell/tiny_task:task=8rows"]}, {}, [], 1, 0),
+            ["2 TELL data sets"],
+        ),
+        ({"dataset": ["tell/tiny_general"]}, {}, [], 1, 0, ["trains no task row"]),
+        (
+            *({"dataset": ["tell/tiny_task:task=0/general=8rows"]}, {}, [], 1, 0),
+            ["trains no task row"],
+        ),
+        ({}, {}, ["--minutes", "0"], 1, 0, ["0 minutes"]),
+        ({}, {}, ["--jobs", "0"], 1, 0, ["a count below 1"]),
+    ],
+)
+def test_what_is_said_and_done(
+    world: World,
+    runs: Runs,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    runs_are: dict[str, Any],
+    flags: list[str],
+    code: int,
+    own: int,
+    told: list[str],
 ) -> None:
-    world.recipe(dataset=["tell/tiny_task:general=30rows"])  # of 60, 20 of which are held out
-    _tune(world)
-    assert "general=60rows" not in runs.started
-    assert "general=60rows: left out: 60rows asked" in capsys.readouterr().out
+    """`own`: runs with the recipe's own settings, at smaller scales too if they are chosen."""
+    if changes:
+        world.recipe(**changes)
+    vars(runs).update(runs_are, drift={"learning_rate=0.005": 0.1 if "constant" in runs_are else 1})
+    _tune(world, *flags, code=code)
+    shown = "".join(capsys.readouterr())
+    assert all(text in shown for text in told)
+    assert runs.started.count(OWN) == own
+    if code == 0:
+        assert _tuned(world).values["learning_rate"] == 0.01
+    else:
+        assert not (world.root / "tiny_tuned.yaml").exists()
 
 
 def test_a_validation_split_judges_all_seeds(world: World, runs: Runs) -> None:
@@ -253,42 +292,6 @@ def test_each_metric_has_a_measure(
 # --- what is refused -----------------------------------------------------------------------------
 
 
-def test_too_few_rows_are_one_message(
-    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
-) -> None:
-    world.recipe(dataset=["tell/tiny_task:task=7rows"])
-    _tune(world, code=1)
-    shown = capsys.readouterr().err
-    assert "7 task rows of tell/tiny_task:task=7rows" in shown
-    assert "too few to tell settings apart" in shown
-    assert "--validation FILE" in shown
-    assert runs.started == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "flags", "told"),
-    [
-        ({"dataset": ["tell/tiny_task", "tell/tiny_task:task=8rows"]}, [], "2 TELL data sets"),
-        ({"dataset": ["tell/tiny_general"]}, [], "trains no task row"),
-        ({"dataset": ["tell/tiny_task:task=0/general=8rows"]}, [], "trains no task row"),
-        ({}, ["--minutes", "0"], "0 minutes"),
-        ({}, ["--jobs", "0"], "a count below 1"),
-    ],
-)
-def test_wrong_recipes_and_flags(
-    world: World,
-    runs: Runs,
-    capsys: pytest.CaptureFixture[str],
-    changes: dict[str, Any],
-    flags: list[str],
-    told: str,
-) -> None:
-    world.recipe(**changes)
-    _tune(world, *flags, code=1)
-    assert told in capsys.readouterr().err
-    assert runs.started == []
-
-
 def test_another_recipe_of_that_name_stays(
     world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -342,27 +345,6 @@ def test_candidates_that_do_not_fit_are_dropped(
     _tune(world, "--minutes", "3", code=0)  # what is done costs nothing
 
 
-def test_a_short_budget_has_fewer_rounds(
-    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs.seconds = 60.0
-    _tune(world, "--minutes", "4")
-    assert "there is time for 2 of 4 runs" in capsys.readouterr().out
-    assert runs.started.count(OWN) == 2 + 2  # and at smaller scales
-    assert "2 of 4 runs each" in _tuned(world).path.read_text()
-
-
-def test_a_budget_for_one_run_is_told(
-    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs.seconds = 600.0
-    _tune(world, "--minutes", "4", code=1)
-    assert runs.started == [OWN]
-    shown = capsys.readouterr().err
-    assert "too few to try anything beside the recipe's own settings" in shown
-    assert "for one candidate" in shown
-
-
 # --- the choice ----------------------------------------------------------------------------------
 
 
@@ -392,17 +374,6 @@ def test_where_nothing_is_learned_less_training_does_not_win() -> None:
     own = replace(_result(OWN, [0] * 20, 0.5), learned=False)
     idle = replace(_result("trains less", [0] * 20, 0.1), learned=False)
     assert choose([own, idle]) is own
-
-
-@pytest.mark.parametrize("constant", [False, True])
-def test_content_that_is_not_learned_is_told(
-    world: World, runs: Runs, capsys: pytest.CaptureFixture[str], constant: bool
-) -> None:
-    runs.constant = json.dumps({"thought": "0", "label": "no"}) if constant else "no JSON"
-    runs.drift = {"learning_rate=0.005": 0.1}
-    _tune(world)
-    assert "CONTENT NOT LEARNED" in capsys.readouterr().out
-    assert _tuned(world).values["learning_rate"] == 0.01
 
 
 def test_a_run_that_diverged_ranks_last() -> None:

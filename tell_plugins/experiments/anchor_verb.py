@@ -20,7 +20,7 @@ from tell_plugins.core import draw, paths
 from tell_plugins.core.anchors import RESERVED, in_front
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.progress import track
+from tell_plugins.core.progress import track, tracked
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.state_files import write_json
 from tell_plugins.core.text import comparison_keys
@@ -35,7 +35,6 @@ NAME = "self_written"
 DECODING = Decoding("anchor", 0.9, top_k=50, top_p=0.95)
 _MAX_NEW_TOKENS = 200
 _MAX_CHARS = 900  # of one text of an example in the prompt
-_AT_ONCE = 16  # rows that are scored together
 _ATTEMPTS = 4  # times the candidates asked for
 _QUESTION = (
     "Above are examples of one task: inputs, and the answer that is wanted for each. Write the "
@@ -221,30 +220,24 @@ def write_anchors(engine: Any, rows: TrainingRows, *, count: int, shown: int, se
             where=engine.model_name,
             remedy="another --seed, or write the anchor by hand",
         )
-    plain = [query for query, _ in rows.scored]
-    with track((len(written) + 2) * len(plain), "scoring anchors", "rows") as bar:
-
-        def losses(queries: Sequence[str]) -> list[retention.Sum]:
-            found: list[retention.Sum] = []
-            pairs = [(query, row[1]) for query, row in zip(queries, rows.scored, strict=True)]
-            for start in range(0, len(pairs), _AT_ONCE):
-                found += engine.response_losses(pairs[start : start + _AT_ONCE])
-                bar.update(len(pairs[start : start + _AT_ONCE]))
-            return found
-
-        def scored(found: list[retention.Sum], *written: Any) -> Scored:
-            tokens = sum(number for _, number in found)
-            change = retention.difference(found, reference)
-            return Scored(retention.retention(found), change, tokens, *written)
-
-        reference = losses(rows.manual)
-        none = scored(losses(plain))
-        candidates = [
-            scored(losses([in_front(text) + query for query in plain]), text, attempt, examples)
-            for text, attempt, examples in written
-        ]
+    plain, responses = zip(*rows.scored, strict=True)
+    in_turn = ([in_front(text) + query for query in plain] for text, _, _ in written)
+    asked = [rows.manual, plain, *in_turn]
+    reference, none, *losses = [
+        engine.response_losses(list(zip(queries, responses, strict=True)))
+        for queries in tracked(asked, "scoring anchors", "anchors", len(asked))
+    ]
+    candidates = [
+        _scored(found, reference, *one) for found, one in zip(losses, written, strict=True)
+    ]
     candidates.sort(key=lambda candidate: candidate.loss.value or 0.0)  # stable: by attempt
-    return Writing(candidates, scored(reference), none)
+    return Writing(candidates, _scored(reference, reference), _scored(none, reference))
+
+
+def _scored(losses: list[retention.Sum], reference: list[retention.Sum], *written: Any) -> Scored:
+    tokens = sum(number for _, number in losses)
+    change = retention.difference(losses, reference)
+    return Scored(retention.retention(losses), change, tokens, *written)
 
 
 def _write(

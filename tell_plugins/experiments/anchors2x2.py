@@ -9,23 +9,23 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from tell_plugins.core import paths
-from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.state_files import write_json
-from tell_plugins.evaluation.answers import GENERAL, load_scored
+from tell_plugins.evaluation.answers import load_scored
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console, to_csv
 from tell_plugins.evaluation.intervals import shown
 from tell_plugins.evaluation.options import add_some, given
 from tell_plugins.evaluation.scorers import SECOND_READINGS
 from tell_plugins.evaluation.scoring import difference, measures
 from tell_plugins.evaluation.significance import Difference
-from tell_plugins.evaluation.summary import System, elsewhere_table, system_of, table
+from tell_plugins.evaluation.summary import System, elsewhere_table, table
 from tell_plugins.experiments import sweep_verb
-from tell_plugins.experiments.results import load_studies
+from tell_plugins.experiments.results import load_studies, systems_of
 from tell_plugins.experiments.runner import add_jobs, check_jobs
 from tell_plugins.experiments.store import Store
 from tell_plugins.experiments.sweep import Sweep, make_sweep
@@ -37,6 +37,7 @@ _ASKED = ("split", "rows", "batch_size", "max_new_tokens", "general_rows", "rete
 # the measures whose differences are shown, of each scorer's first reading
 _SHOWN = ("adherence", "balanced_accuracy", "exact_match", "field_f1", "chrf++", "bleu")
 Cell = tuple[str, str]  # anchor in training, anchor at test
+Effects = dict[tuple[str, str], Difference]  # by the place of the anchor, and the measure
 CELLS: list[Cell] = [(a, b) for a in (WITH, WITHOUT) for b in (WITH, WITHOUT)]
 _EFFECTS: tuple[tuple[str, Cell, Cell], ...] = (
     ("at test, trained with it", (WITH, WITH), (WITH, WITHOUT)),
@@ -60,19 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@dataclass(frozen=True)
-class Effect:
-    """What the anchor does at one place, in one measure: a paired difference over test rows."""
-
-    anchor: str
-    measure: str
-    difference: Difference
-
-
 def run(args: argparse.Namespace) -> int:
     check_jobs(args.jobs)
     recipe = load_recipe(args.recipe, args.flags)
-    card = _card(recipe)
+    _need_anchor(recipe)
     store = Store(paths.user_target(args.out) if args.out else sweep_verb.DEFAULT_ROOT)
     sweep = _sweep(args, recipe)
     command = shlex.join(["./run.sh", "anchors2x2", paths.shown(recipe.path), *args.flags])
@@ -80,29 +72,23 @@ def run(args: argparse.Namespace) -> int:
     if code:
         return code
     study = next(study for study in load_studies(store.root) if study.name == sweep.name)
-    base, *answers = (entry.task[0].folder for entry in study.entries)
-    folders = dict(zip(CELLS, answers, strict=True))
-    systems = {
-        cell: system_of(_method(cell), folder, base.parent / GENERAL, card)
-        for cell, folder in folders.items()
-    }
-    found = effects(folders)
-    show(systems, found, f"{card.name}, {recipe.name}: anchor in training, at test")
+    systems = dict(zip(CELLS, systems_of(study)[1:], strict=True))
+    folders = [entry.task[0].folder for entry in study.runs]
+    found = effects(dict(zip(CELLS, folders, strict=True)))
+    show(systems, found, f"{recipe.spec.card}, {recipe.name}: anchor in training, at test")
     files = write(systems, found, store.root / sweep.name)
     print("saved " + " and ".join(paths.shown(file) for file in files))
     return 0
 
 
-def _card(recipe: Recipe) -> Card:
-    """The recipe's card. Raises UserError where there is no anchor to be left out."""
-    card = load_card(recipe.spec.card)
-    if card.kind == "general" or recipe.spec.anchor == "none":
+def _need_anchor(recipe: Recipe) -> None:
+    """Raise UserError where there is no anchor to be left out."""
+    if load_card(recipe.spec.card).kind == "general" or recipe.spec.anchor == "none":
         raise UserError(
             "the recipe trains without an anchor",
             where=recipe.where("dataset"),
             remedy="name the recipe that trains with it; the other run is made from it",
         )
-    return card
 
 
 def _method(cell: Cell) -> str:
@@ -131,41 +117,39 @@ def _sweep(args: argparse.Namespace, recipe: Recipe) -> Sweep:
     return make_sweep(raw, f"{_STEM}_{recipe.name}", where, parse_flags(args.flags))
 
 
-def effects(folders: Mapping[Cell, Path]) -> list[Effect]:
+def effects(folders: Mapping[Cell, Path]) -> Effects:
     """Paired differences between the cells, for the measures that all of them have."""
     found = {cell: measures(load_scored(folder)) for cell, folder in folders.items()}
-    shared = [key for key in found[CELLS[0]] if all(key in one for one in found.values())]
-    result = []
-    for key in shared:
+    result = {}
+    for key in found[CELLS[0]]:
         reading, name = key
-        if reading in SECOND_READINGS or name not in _SHOWN:
+        everywhere = all(key in one for one in found.values())
+        if reading in SECOND_READINGS or name not in _SHOWN or not everywhere:
             continue
         for anchor, one, other in _EFFECTS:
             value = difference(found[one][key], found[other][key])
             if value is not None:
-                result.append(Effect(anchor, name, value))
+                result[anchor, name] = value
     return result
 
 
-def show(systems: Mapping[Cell, System], found: Sequence[Effect], title: str) -> None:
+def show(systems: Mapping[Cell, System], found: Effects, title: str) -> None:
     """Print the four cells, and what the anchor does at each place."""
     cells, console = list(systems.values()), table_console()
-    elsewhere = elsewhere_table(cells)
-    differences = {(effect.anchor, effect.measure): effect.difference for effect in found}
-    places, names = (dict.fromkeys(part) for part in zip(*differences, strict=True))
+    places, names = (dict.fromkeys(part) for part in zip(*found, strict=True))
     rows = [
-        [place, *(shown(differences.get((place, n)), 3, sign="+", between="\n") for n in names)]
+        [place, *(shown(found.get((place, n)), 3, sign="+", between="\n") for n in names)]
         for place in places
     ]
     columns = ["anchor", *(name.replace("_", " ") for name in names)]
     changes = Grid("what the anchor adds, paired over test rows [95 % interval]", columns, rows)
     first = table(cells, f"{title}, {cells[0].scores.rows} rows")
-    for grid in (first, elsewhere, changes):
+    for grid in (first, elsewhere_table(cells), changes):
         if grid is not None:
             print_grid(grid, console)
 
 
-def write(systems: Mapping[Cell, System], found: Sequence[Effect], stem: Path) -> list[Path]:
+def write(systems: Mapping[Cell, System], found: Effects, stem: Path) -> list[Path]:
     """Write the cells as CSV, and cells and differences as JSON; return the two files."""
     files = [stem.with_suffix(".csv"), stem.with_suffix(".json")]
     records = [
@@ -188,7 +172,10 @@ def write(systems: Mapping[Cell, System], found: Sequence[Effect], stem: Path) -
             }
             for (trained, tested), system in systems.items()
         ],
-        "effects": [asdict(effect) for effect in found],
+        "effects": [
+            {"anchor": anchor, "measure": measure, "difference": asdict(value)}
+            for (anchor, measure), value in found.items()
+        ],
     }
     write_json(files[1], content, allow_nan=False)
     return files

@@ -4,81 +4,60 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tell_plugins.evaluation.intervals import Rate, shown
-from tell_plugins.experiments.fairness import caveats, without_power
-from tell_plugins.experiments.measures import (
-    BLEED,
-    LEAST_SEEDS,
-    LOSS_FILES,
-    MAIN,
-    Difference,
-    Judge,
-)
-from tell_plugins.experiments.results import Entry, Study
-from tell_plugins.experiments.tables import (
-    Group,
-    called,
-    efficiency_table,
-    notes,
-    pairs,
-    point_of_pair,
-    rival_of,
-    same_seeds,
-    steps_of,
-)
+from tell_plugins.experiments.measures import BLEED, LEAST_SEEDS, LOSS_FILES, Difference
+from tell_plugins.experiments.outcome import Outcome, Pair, without_power
+from tell_plugins.experiments.results import Study
+from tell_plugins.experiments.tables import efficiency_table
 
 _ANSWERS = 5  # sentences that stand before everything else
 _FEWEST_ROWS = 5  # of general rows; a bootstrap over fewer is an interval in name only
-Pair = tuple[Group, Group]
 
 
 @dataclass(frozen=True)
 class Conclusions:
     """Plain sentences: the answers, what was measured, every comparison, what is not shown."""
 
-    answers: list[str] = field(default_factory=list)
-    measured: list[str] = field(default_factory=list)
-    shows: list[str] = field(default_factory=list)
-    not_shown: list[str] = field(default_factory=list)
+    answers: list[str]
+    measured: list[str]
+    shows: list[str]
+    not_shown: list[str]
 
 
-def conclude(study: Study, found: Sequence[Group], judge: Judge) -> Conclusions:
+def conclude(outcome: Outcome) -> Conclusions:
     """The conclusions of a study."""
-    compared = list(pairs(study, found))
-    shows = [_compare(study, pair, judge) for pair in compared]
-    shows += [f"{r['what']} at {r['at']}: {r['says']}." for r in efficiency_table(study, found)]
+    shows = [_compare(outcome, pair) for pair in outcome.pairs]
+    shows += [f"{r['what']} at {r['at']}: {r['says']}." for r in efficiency_table(outcome)]
     return Conclusions(
-        answers=_answers(study, found, judge, compared),
-        measured=_measured(study),
+        answers=_answers(outcome),
+        measured=_measured(outcome.study),
         shows=[sentence for sentence in shows if sentence],
-        not_shown=_not_shown(study, found, compared),
+        not_shown=_not_shown(outcome),
     )
 
 
-def _answers(
-    study: Study, found: Sequence[Group], judge: Judge, compared: Sequence[Pair]
-) -> list[str]:
+def _answers(outcome: Outcome) -> list[str]:
     """At most five sentences; where the content was not learned, that comes first."""
     sentences = []
-    trained = [group for group in found if not group.is_base]
-    constant = sum(group.measures.constant for group in trained)
+    trained = [group for group in outcome.groups if not group.is_base]
+    constant = sum(group.constant for group in trained)
     if constant:
         sentences.append(
             f"CONTENT NOT LEARNED by {constant} of {len(trained)} trained systems: one and the "
             "same label in nearly every answer of the right form. Of these only form is compared."
         )
-    pair = rival_of(study, found)
-    if pair is not None:
-        sentences += [s for s in (_compare(study, pair, judge), _bleed_of(pair, judge)) if s]
-    held = [f"{p[1].name} ({'; '.join(stops)})" for p in compared if (stops := _stops(p))]
+    if outcome.rival is not None:
+        both = _compare(outcome, outcome.rival), _bleed_of(outcome.rival)
+        sentences += [sentence for sentence in both if sentence]
+    held = [f"{p.other.name} ({'; '.join(p.stops)})" for p in outcome.pairs if p.stops]
     if held:
         sentences.append(f"NO CONCLUSION is drawn from {'; '.join(held)}.")
     tests = sum(
-        judge.difference(*same_seeds(*pair), name) is not None
-        for pair in compared
-        for name in {MAIN[study.metric], "balanced accuracy"}
+        pair.difference(name) is not None
+        for pair in outcome.pairs
+        for name in {outcome.main, "balanced accuracy"}
     )
     if tests > 1:
         sentences.append(
@@ -88,20 +67,16 @@ def _answers(
     return sentences[:_ANSWERS]
 
 
-def _stops(pair: Pair) -> list[str]:
-    return [caveat.text for caveat in caveats(*same_seeds(*pair)) if caveat.stops]
-
-
-def _bleed_of(pair: Pair, judge: Judge) -> str | None:
+def _bleed_of(pair: Pair) -> str | None:
     """General questions that both answer as the task's answers open."""
-    bleed = judge.difference(*same_seeds(*pair), BLEED)
-    ours, rival = (group.measures.elsewhere["bleed"] for group in pair)
-    if bleed is None or _stops(pair) or not (isinstance(ours, Rate) and isinstance(rival, Rate)):
+    bleed = pair.difference(BLEED)
+    ours, rival = (group.elsewhere["bleed"] for group in (pair.reference, pair.other))
+    if bleed is None or pair.stops or not (isinstance(ours, Rate) and isinstance(rival, Rate)):
         return None
-    said = _verdict(bleed.times(100), "fewer", "MORE")
     return (
         "General questions without the anchor that open as the task's answers do: "
-        f"{pair[0].method} {ours.k} of {ours.n}, {pair[1].method} {rival.k} of {rival.n}; {said}."
+        f"{pair.reference.method} {ours.k} of {ours.n}, {pair.other.method} {rival.k} of "
+        f"{rival.n}; {_verdict(bleed, 'fewer', 'MORE')}."
     )
 
 
@@ -127,68 +102,53 @@ def _measured(study: Study) -> list[str]:
     ]
 
 
-def _compare(study: Study, pair: Pair, judge: Judge) -> str | None:
+def _compare(outcome: Outcome, pair: Pair) -> str | None:
     """One comparison: what its rows show, or why nothing is concluded."""
-    reference, other = pair
-    mine, theirs = same_seeds(reference, other)
-    if not mine:
-        return None
-    name, point = MAIN[study.metric], point_of_pair(reference, other)
-    who = f"{reference.method} against {called(reference, other)}{f' at {point}' if point else ''}"
-    difference = judge.difference(mine, theirs, name)
+    reference, other = pair.reference, pair.other
+    where = f" at {pair.point}" if pair.point else ""
+    who, name = f"{reference.method} against {pair.called}{where}", outcome.main
+    difference = pair.difference(name)
     if difference is None:
-        return _not_paired(study, pair, who)
-    if stops := _stops(pair):
-        return f"{who}: NO CONCLUSION. {'; '.join(stops)}."
-    steps = "before any training" if other.is_base else _steps(mine, theirs)
-    parts = [f"{who} ({steps}): {name} {_verdict(difference.times(100), 'LOWER', 'higher')}"]
-    content = judge.difference(mine, theirs, "balanced accuracy")
+        return None
+    if pair.stops:
+        return f"{who}: NO CONCLUSION. {'; '.join(pair.stops)}."
+    steps = "before any training" if other.is_base else _steps(pair)
+    parts = [f"{who} ({steps}): {name} {_verdict(difference, 'LOWER', 'higher')}"]
+    content = pair.difference("balanced accuracy")
     if content is not None and name != "balanced accuracy":
-        parts.append(f"balanced accuracy {_verdict(content.times(100), 'LOWER', 'higher')}")
+        parts.append(f"balanced accuracy {_verdict(content, 'LOWER', 'higher')}")
     for key in LOSS_FILES:
-        loss = judge.difference(mine, theirs, key)
+        loss = pair.difference(key)
         if loss is not None:
             parts.append(f"loss, {key.removesuffix(' minus base')}: {_loss_verdict(loss)}")
-    remarks = [caveat.text for caveat in caveats(mine, theirs)]
-    remarks += [f"{other.method} is {'; '.join(said)}"] if (said := notes(other, study)) else []
-    asked, both = len(study.seeds), len({entry.seed for entry in mine})
+    remarks = [caveat.text for caveat in pair.caveats]
+    remarks += [f"{other.method} is {'; '.join(said)}"] if (said := outcome.notes(other)) else []
+    asked, both = len(outcome.study.seeds), len({entry.seed for entry in pair.mine})
     if both < asked:
         remarks.append(f"{both} of {asked} seeds are compared, those that both have")
     return "; ".join(parts) + (f". Note: {'; '.join(remarks)}." if remarks else ".")
 
 
-def _not_paired(study: Study, pair: Pair, who: str) -> str | None:
-    """Two numbers whose answers are not at hand row by row: no conclusion without a pairing."""
-    values = [m.value for group in pair if (m := group.measures.main(study.metric)) is not None]
-    if len(values) < 2 or None in values:
-        return None
-    numbers = " and ".join(f"{value:.2f}" for value in values)
-    return (
-        f"{who}: {MAIN[study.metric]} {numbers}. NO CONCLUSION: they are not paired row by row "
-        "here; ./run.sh compare pairs them."
-    )
-
-
-def _steps(mine: Sequence[Entry], theirs: Sequence[Entry]) -> str:
-    first, second = steps_of(mine), steps_of(theirs)
+def _steps(pair: Pair) -> str:
+    first, second = pair.steps
     if first == second:
         return f"equal steps, {_list(first)}"
     return f"{_list(first)} steps against {_list(second)}"
 
 
-def _verdict(difference: Difference, lower: str, higher: str, *, points: bool = True) -> str:
-    """What a difference in points (or nats) says, and its numbers in brackets."""
+def _verdict(difference: Difference, lower: str, higher: str) -> str:
+    """What a difference says, and its numbers in brackets."""
     said = higher if difference.value > 0 else lower
     if difference.seeds_disagree:
         said = "not told apart, the seeds disagree"
-    elif without_power(difference, points=points):
+    elif without_power(difference):
         said = "NO CONCLUSION, too few rows"
     elif not difference.certain:
         said = "not told apart"
-    digits, unit = (1, " points") if points else (3, "")
+    digits, unit = difference.digits, " points" if difference.points else ""
     numbers = shown(difference, digits, sign="+").replace(" [", f"{unit} [")
     least = f"{difference.smallest:.{digits}f}{unit}"
-    seeds = f"; by seed {each}" if (each := difference.each_seed(digits)) else ""
+    seeds = f"; by seed {difference.each_seed}" if difference.by_seed else ""
     return f"{said} ({numbers}, {difference.n} rows, which show {least} or more{seeds})"
 
 
@@ -197,10 +157,11 @@ def _loss_verdict(loss: Difference) -> str:
         return "not measured: it is no number, so a run diverged"
     if loss.n < _FEWEST_ROWS:
         return f"{loss.value:+.3f}, of {loss.n} rows: too few to tell"
-    return _verdict(loss, "lower", "HIGHER", points=False)
+    return _verdict(loss, "lower", "HIGHER")
 
 
-def _not_shown(study: Study, found: Sequence[Group], compared: Sequence[Pair]) -> list[str]:
+def _not_shown(outcome: Outcome) -> list[str]:
+    study = outcome.study
     sentences = [
         f"Intervals are over {study.split} rows. They do not hold what another seed would change; "
         "that is shown by the seeds' own spread.",
@@ -209,28 +170,21 @@ def _not_shown(study: Study, found: Sequence[Group], compared: Sequence[Pair]) -
         sentences.append(
             "No test row was asked: what is chosen here is yet to be scored on the test rows."
         )
-    if not compared:
+    if not outcome.pairs:
         sentences.append(
             f"Nothing is compared: no finished run of {study.plot.reference} has another beside it."
         )
-    counts = [count for pair in compared if (count := len(same_seeds(*pair)[0]))]
-    seeds = min(counts, default=len(study.seeds))
+    seeds = min((len(pair.mine) for pair in outcome.pairs), default=len(study.seeds))
     if seeds < LEAST_SEEDS:
         sentences.append(
             f"With {seeds} seed{'s' if seeds > 1 else ''} the variance between seeds is not "
             "known; a difference of a few points may be one of seeds."
         )
-    no_op = sorted({group.name for group in found if group.no_op})
+    no_op = sorted({group.name for group in outcome.groups if group.no_op})
     if no_op:
         sentences.append(
             f"{'; '.join(no_op)}: no-op. With warm-up the learning rate of its only step is 0, so "
             "it is the base model by construction; a comparison with it says nothing of the method."
-        )
-    constant = sorted({g.name for g in found if g.measures.constant and not g.is_base})
-    if constant:
-        sentences.append(
-            f"{'; '.join(constant)}: one and the same label in nearly every adherent answer: "
-            "however often the form was right, the content was not learned."
         )
     if any(entry.facts.get("settings", {}).get("use_cpu") for entry in study.entries):
         sentences.append(

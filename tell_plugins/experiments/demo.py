@@ -16,14 +16,13 @@ from pathlib import Path
 from rich.console import Console
 
 from tell_plugins.core import paths
-from tell_plugins.core.cards import load_card
-from tell_plugins.evaluation.answers import GENERAL
 from tell_plugins.evaluation.grids import UNBOUNDED, Grid, print_grid, table_console
-from tell_plugins.evaluation.summary import elsewhere_table, system_of, table
-from tell_plugins.experiments import plots, sweep_verb, tables
+from tell_plugins.evaluation.summary import elsewhere_table, table
+from tell_plugins.experiments import plots, sweep_verb
 from tell_plugins.experiments.conclusions import conclude
 from tell_plugins.experiments.measures import Judge
-from tell_plugins.experiments.results import ReferenceShelf, Study, load_studies
+from tell_plugins.experiments.outcome import Outcome
+from tell_plugins.experiments.results import ReferenceShelf, Study, load_studies, systems_of
 from tell_plugins.experiments.store import Store
 from tell_plugins.experiments.sweep import load_sweep
 
@@ -59,25 +58,21 @@ def run(args: argparse.Namespace) -> int:
 
 def show(study: Study, folder: Path) -> None:
     """Print tables and sentences, keep them in `demo.txt`, and draw `demo.png`."""
-    judge = Judge(ReferenceShelf(folder))
-    found = tables.groups(study, judge)
+    outcome = Outcome(study, Judge(ReferenceShelf(folder)))
     text = StringIO()
     for console in (table_console(), Console(file=text, width=UNBOUNDED)):
         for grid in _grids(study):
             print_grid(grid, console)
-        for sentence in conclude(study, found, judge).answers:
+        for sentence in conclude(outcome).answers:
             console.print(f"- {sentence}", highlight=False, markup=False)
     paths.write_text(folder / "demo.txt", text.getvalue())
-    drawn = {picture.name: picture for picture in plots.pictures(study, found, judge)}
+    drawn = {picture.name: picture for picture in plots.pictures(outcome)}
     with paths.atomic_path(folder / "demo.png") as temporary:
         temporary.write_bytes(drawn[f"{study.name}_methods"].png())
 
 
 def _grids(study: Study) -> list[Grid]:
     """Every line's scores, the base model first, as `eval` prints them."""
-    card = load_card(study.entries[0].card)
-    answers = {entry.method: entry.task[0].folder for entry in study.entries}
-    base = study.entries[0].task[0].folder.parent / GENERAL
-    systems = [system_of(method, folder, base, card) for method, folder in answers.items()]
+    systems = systems_of(study)
     title = f"{systems[0].scores.rows} test rows of the sample task"
     return [grid for grid in (table(systems, title), elsewhere_table(systems)) if grid is not None]

@@ -112,12 +112,8 @@ def part_of_task(card: Card, splits: Mapping[str, Sequence[Pair]], folder: Path)
 
 def general_rows_of(mixture: Mixture) -> list[Pair]:
     """(query, response) of the general rows of a mixture, source by source, ranked."""
-    pairs: list[Pair] = []
-    shift = int(mixture.task is not None)
-    for index, source in enumerate(mixture.sources):
-        if source.role == GENERAL:
-            pairs += mixture.general[index - shift].texts(source.used)
-    return pairs
+    drawn = [source for source in mixture.sources if source.role == GENERAL]
+    return [pair for source in drawn for pair in source.rows.texts(source.used)]
 
 
 def general_only(mixture: Mixture, folder: Path) -> str:

@@ -11,18 +11,20 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import elsewhere, scorers, scoring, significance
+from tell_plugins.evaluation.answers import load_scored
 from tell_plugins.evaluation.bleed import Form
 from tell_plugins.evaluation.elsewhere import BLEED, LOSS_FILES, Elsewhere
 from tell_plugins.evaluation.intervals import Estimate, Interval, Rate, rate, smallest_shown
-from tell_plugins.evaluation.judged import Case, Judged
+from tell_plugins.evaluation.judged import Case, Column, Judged
 from tell_plugins.evaluation.scoring import Measure, measure_of
-from tell_plugins.experiments.results import AS_SAVED, Answers, Entry, ReferenceShelf
+from tell_plugins.experiments.results import WITH_TEXTS, Answers, Entry, ReferenceShelf, Study
 
 # the first measure of each metric: the one that curves and comparisons are about
 MAIN = {
@@ -32,34 +34,85 @@ MAIN = {
     "translation": "chrF++",
     "text": "chrF++",
 }
-KL = elsewhere.KL
 LEAST_SEEDS = 3  # from as many on an interval over seeds says anything
 _CONSTANT = 0.95  # a label given at least this often is called a constant answer
 _TEST = 0.05
 Number = Rate | Estimate
 Entries = Sequence[Entry]
+MostFrequent = tuple[str, Rate]  # a label and its share of the adherent answers
 
 
 @dataclass(frozen=True)
-class Measures:
-    """One method at one point of the grid.
+class Group:
+    """The finished entries of one method at one point of the grid, all seeds together.
 
     Attributes:
+        series: the curve it belongs to: the method, and what else varies beside the axis.
         task: what the scorers measure, by name, rates in front.
         seeds: the main measure of each seed, in the order of the entries.
         elsewhere: what general questions and texts tell; what is set against the base model is
             paired.
-        most_frequent: the label given most often and its share of the adherent answers.
-        constants: the same of each entry that gives nearly one label only, by its place.
+        most_frequent: the label given most often.
+        kinds: why answers failed.
+        constants: of each entry that gives nearly one label only, that label.
     """
 
     entries: list[Entry]
+    series: str
     task: dict[str, Number]
     seeds: list[float]
     elsewhere: Elsewhere
-    most_frequent: tuple[str, Rate] | None
+    most_frequent: MostFrequent | None
     kinds: Counter[str]
-    constants: dict[int, tuple[str, Rate]]
+    constants: list[MostFrequent]
+
+    @property
+    def method(self) -> str:
+        return self.entries[0].method
+
+    @property
+    def at(self) -> dict[str, Any]:
+        return self.entries[0].at
+
+    @property
+    def point(self) -> str:
+        return self.entries[0].point
+
+    @property
+    def name(self) -> str:
+        return self.entries[0].name
+
+    @property
+    def steps(self) -> list[int]:
+        return steps_of(self.entries)
+
+    @property
+    def is_base(self) -> bool:
+        return self.entries[0].is_base
+
+    @property
+    def no_op(self) -> bool:
+        """Whether all of its runs trained nothing."""
+        return all(entry.no_op for entry in self.entries)
+
+    @property
+    def constant(self) -> bool:
+        """Whether nearly all adherent answers of every seed carry one and the same label."""
+        return len(self.constants) == len(self.entries)
+
+    @property
+    def main(self) -> Number | None:
+        """The measure that curves and comparisons are about."""
+        return self.task.get(MAIN[self.entries[0].metric])
+
+    def number(self, name: str) -> Number | None:
+        """A measure of the task or of what happened elsewhere."""
+        return self.task.get(name) or self.elsewhere.get(name)
+
+    def x(self, axis: str) -> float | None:
+        """The mean place on an axis over the seeds; 0 where there is nothing of it."""
+        found = [amount for e in self.entries if (amount := e.amount(axis)) is not None]
+        return sum(found) / len(found) if found else None
 
     @property
     def over_seeds(self) -> Estimate | None:
@@ -70,26 +123,23 @@ class Measures:
         if len(self.seeds) < LEAST_SEEDS or len(set(self.seeds)) == 1:
             return None
         middle, low, high = t_interval(self.seeds)
-        if any(isinstance(value, Rate) for value in self.task.values()):
+        if self.entries[0].metric not in WITH_TEXTS:  # a share
             low, high = max(0.0, low), min(1.0, high)
         return Estimate(middle, low, high, len(self.seeds))
 
-    @property
-    def constant(self) -> bool:
-        """Whether nearly all adherent answers of every seed carry one and the same label."""
-        return len(self.constants) == len(self.entries)
 
-    def main(self, metric: str) -> Number | None:
-        return self.task.get(MAIN[metric])
+def steps_of(entries: Entries) -> list[int]:
+    return sorted({entry.steps for entry in entries if entry.steps is not None})
 
 
 @dataclass(frozen=True)
 class Difference:
-    """System minus baseline, with its 95 % interval over `n` rows that both answered.
+    """System minus baseline, with its 95 % interval over `n` rows that both answered: shares in
+    points, losses in nats.
 
     `by_seed` has the difference of each seed where there are several, `over_seeds` from three seeds
-    on the interval over rows and seeds; `p` is of the paired test by
-    randomization (of two runs' shares: McNemar's), None for a loss.
+    on the interval over rows and seeds; `p` is of the paired test by randomization (of two runs'
+    shares: McNemar's), None for a loss.
     """
 
     value: float
@@ -99,23 +149,16 @@ class Difference:
     by_seed: tuple[float, ...] = ()
     p: float | None = None
     over_seeds: tuple[float, float] | None = None
-
-    def times(self, factor: float) -> Difference:
-        """The same in another unit: 100 for points."""
-        value, low, high, *seeds = (
-            factor * part for part in (self.value, self.low, self.high, *self.by_seed)
-        )
-        wide = self.over_seeds and (factor * self.over_seeds[0], factor * self.over_seeds[1])
-        return Difference(value, low, high, self.n, tuple(seeds), self.p, wide)
+    points: bool = True
 
     @property
-    def estimate(self) -> Estimate:
-        """The difference as a number of a table."""
-        return Estimate(self.value, self.low, self.high, self.n)
+    def digits(self) -> int:
+        return 1 if self.points else 3
 
-    def each_seed(self, digits: int) -> str:
+    @property
+    def each_seed(self) -> str:
         """The differences of the seeds as text; empty for a single one."""
-        return ", ".join(f"{value:+.{digits}f}" for value in self.by_seed)
+        return ", ".join(f"{value:+.{self.digits}f}" for value in self.by_seed)
 
     @property
     def smallest(self) -> float:
@@ -148,27 +191,24 @@ class Judge:
         self._places: dict[str, int] = {}  # a number for the id of a test row
         self._differences: dict[tuple[object, ...], Difference | None] = {}
 
-    def measures(self, entries: Entries, base: Entry | None) -> Measures:
+    def group(self, study: Study, entries: Entries) -> Group:
         """The numbers of the entries of one method at one point, pooled over seeds."""
-        metric = str(load_card(entries[0].card).metric)
+        first, base = entries[0], study.base_of(entries[0])
         judged = [self.judged(entry) for entry in entries]
         pooled = _pool(judged)
-        values, seeds = _values(pooled), [_main_value(part, metric) for part in judged if part]
-        if metric in AS_SAVED:
-            values, seeds = _as_saved(entries, metric)
-        first, parts = _first(pooled), [_first(part) for part in judged]
-        labelled = first is not None and "balanced_accuracy" in first.columns
+        values, reading = _values(pooled), _first(pooled)
+        labelled = reading is not None and "balanced_accuracy" in reading.columns
         rates: dict[str, Number] = {n: v for n, v in values.items() if isinstance(v, Rate)}
-        return Measures(
+        form, against = self._form(first), None if first.is_base else base
+        return Group(
             entries=list(entries),
+            series=study.series_of(first),
             task=rates | values,
-            seeds=seeds,
-            elsewhere=elsewhere.elsewhere(
-                entries, None if entries[0].is_base else base, self._form(entries[0])
-            ),
-            most_frequent=_most_frequent(first) if first is not None and labelled else None,
-            kinds=Counter(kind for kind in (first.kinds if first else []) if kind is not None),
-            constants=_constants([part for part in parts if part is not None]) if labelled else {},
+            seeds=[_main_value(part, first.metric) for part in judged if part],
+            elsewhere=elsewhere.elsewhere(entries, against, form),
+            most_frequent=_most_frequent(reading) if reading is not None and labelled else None,
+            kinds=Counter(kind for kind in (reading.kinds if reading else []) if kind is not None),
+            constants=_constants(judged) if labelled else [],
         )
 
     def judged(self, entry: Entry) -> dict[str, Judged]:
@@ -179,26 +219,29 @@ class Judge:
         return self._judged[key]
 
     def _judge(self, entry: Entry, answers: Answers) -> dict[str, Judged]:
-        card = load_card(entry.card)
-        if card.metric in AS_SAVED:
-            return {}
-        truth = self._shelf.get(card.name, answers.settings.split)
+        if entry.metric in WITH_TEXTS:
+            scored = load_scored(answers.folder)
+            return {
+                reading: replace(part, rows=[self._place(scored.id(row)) for row in part.rows])
+                for reading, part in scorers.judge_saved(scored).items()
+            }
+        truth = self._shelf.get(entry.card, answers.settings.split)
         strangers = sum(line.id not in truth.of for line in answers.lines)
-        if truth.of and strangers:
+        if strangers:
             raise UserError(
                 f"{strangers} of {len(answers.lines)} answers have no row in split "
                 f"'{truth.split}' of card '{truth.card}'",
                 where=str(answers.folder),
                 remedy="the answers belong to other data; run the sweep again",
             )
-        places = [self._places.setdefault(line.id, len(self._places)) for line in answers.lines]
-        found = [
-            line.model_copy(update={"row": place})
-            for line, place in zip(answers.lines, places, strict=True)
-        ]
-        right = [truth.of[line.id] for line in answers.lines] if truth.of else []
+        found = [line.model_copy(update={"row": self._place(line.id)}) for line in answers.lines]
+        right = [truth.of[line.id] for line in answers.lines]
         readings = ("strict", "lenient")
-        return scorers.judge(Case(card, found, right, truth.labels, readings=readings))
+        case = Case(load_card(entry.card), found, right, truth.labels, readings=readings)
+        return scorers.judge(case)
+
+    def _place(self, row: str) -> int:
+        return self._places.setdefault(row, len(self._places))
 
     def difference(self, system: Entries, baseline: Entries, name: str) -> Difference | None:
         """System minus baseline over the same rows, and beside it that of each seed, the entries
@@ -214,19 +257,24 @@ class Judge:
         return self._differences[key]
 
     def _made(self, system: Entries, baseline: Entries, name: str) -> Difference | None:
-        pair = elsewhere.paired(name, *(self._measure(side, name) for side in (system, baseline)))
-        if pair is None:
+        mine, theirs = (self._measure(side, name) for side in (system, baseline))
+        pair = elsewhere.paired(name, mine, theirs)
+        if mine is None or pair is None:
             return None
+        points = name not in LOSS_FILES
+        factor = 100 if points and mine.column.percent else 1
+        value, low, high = (factor * number for number in (pair.value, pair.low, pair.high))
         p = None if math.isnan(pair.p) else pair.p
-        found = Difference(pair.value, pair.low, pair.high, pair.n, p=p)
+        found = Difference(value, low, high, pair.n, p=p, points=points)
         if len(system) < 2 or len(system) != len(baseline):
             return found
         seeds = list(zip(system, baseline, strict=True))
         each = [self.difference([mine], [theirs], name) for mine, theirs in seeds]
+        wide = self._over_seeds(seeds, name)
         return replace(
             found,
             by_seed=tuple(part.value for part in each if part is not None),
-            over_seeds=self._over_seeds(seeds, name),
+            over_seeds=None if wide is None else (factor * wide[0], factor * wide[1]),
         )
 
     def _over_seeds(
@@ -248,7 +296,7 @@ class Judge:
         if name == BLEED or name in LOSS_FILES:
             return elsewhere.measure(entries, name, self._form(entries[0]))
         judged = _first(_pool([self.judged(entry) for entry in entries]))
-        column = judged and judged.columns.get(name.replace(" ", "_"))
+        column = _column(judged, name) if judged else None
         return measure_of(judged.rows, column) if judged and column else None
 
     def _form(self, entry: Entry) -> Form:
@@ -299,19 +347,25 @@ def _values(judged: Mapping[str, Judged]) -> dict[str, Number]:
             continue
         for name, column in part.columns.items():
             if not column.detail:
-                found[name.replace("_", " ")] = column.estimate(part.rows)
+                found[scoring.spaced(name)] = column.estimate(part.rows)
             if name == "adherence" and "lenient" in judged:
                 lenient = judged["lenient"]
                 found["adherence, lenient"] = lenient.columns[name].estimate(lenient.rows)
     return found
 
 
+def _column(judged: Judged, name: str) -> Column | None:
+    """The measure of that name as it is read."""
+    return next((part for key, part in judged.columns.items() if scoring.spaced(key) == name), None)
+
+
 def _main_value(judged: Mapping[str, Judged], metric: str) -> float:
-    column = next(iter(judged.values())).columns[MAIN[metric].replace(" ", "_")]
+    column = _column(next(iter(judged.values())), MAIN[metric])
+    assert column is not None  # each scorer has the main measure of its metric
     return float(column.score(column.stats.sum(axis=0)[None])[0])
 
 
-def _most_frequent(judged: Judged) -> tuple[str, Rate] | None:
+def _most_frequent(judged: Judged) -> MostFrequent | None:
     both = zip(judged.rows, judged.given, strict=True)
     said = [(row, label) for row, label in both if label is not None]
     if not said:
@@ -320,48 +374,8 @@ def _most_frequent(judged: Judged) -> tuple[str, Rate] | None:
     return label, rate([other == label for _, other in said], [row for row, _ in said])
 
 
-def _constants(judged: Sequence[Judged]) -> dict[int, tuple[str, Rate]]:
-    """Of the parts that give nearly one label only: that label and its share, by their place."""
-    found = {place: _most_frequent(part) for place, part in enumerate(judged)}
-    return {
-        place: most
-        for place, most in found.items()
-        if most is not None and most[1].n > 1 and (most[1].value or 0) >= _CONSTANT
-    }
-
-
-def _saved_scores(answers: Answers) -> dict[str, dict[str, float]]:
-    """The measures of answers whose scores are taken as `eval` saved them."""
-    saved = answers.scores
-    if saved is not None and saved.get("format") != scoring.FORMAT:  # of an earlier release
-        saved = scoring.score(answers.folder).to_dict()
-    return {
-        scoring.spaced(name): value
-        for reading, part in (saved or {}).get("readings", {}).items()
-        if reading not in scorers.SECOND_READINGS
-        for name, value in part["measures"].items()
-    }
-
-
-def _as_saved(entries: Entries, metric: str) -> tuple[dict[str, Number], list[float]]:
-    """Estimates by name, and the main one of each entry.
-
-    An entry's own sets of answers (decoding seeds) are averaged first: they are no training seeds.
-    """
-    found: dict[str, list[dict[str, float]]] = {}
-    seeds = []
-    for entry in entries:
-        saved = [scores for answers in entry.task if (scores := _saved_scores(answers))]
-        for name, value in (item for scores in saved for item in scores.items()):
-            found.setdefault(name, []).append(value)
-        if saved:
-            seeds.append(sum(scores[MAIN[metric]]["value"] for scores in saved) / len(saved))
-    return {name: _mean_estimate(values) for name, values in found.items()}, seeds
-
-
-def _mean_estimate(values: list[dict[str, float]]) -> Estimate:
-    """The mean, as far from its ends as the widest of the intervals on that side."""
-    middle = sum(v["value"] for v in values) / len(values)
-    below = max(v["value"] - v["low"] for v in values)
-    above = max(v["high"] - v["value"] for v in values)
-    return Estimate(middle, middle - below, middle + above, int(values[0]["n"]))
+def _constants(judged: Sequence[Mapping[str, Judged]]) -> list[MostFrequent]:
+    """Of the parts that give nearly one label only: that label and its share."""
+    firsts = [part for part in map(_first, judged) if part is not None]
+    found = [most for most in map(_most_frequent, firsts) if most is not None]
+    return [most for most in found if most[1].n > 1 and (most[1].value or 0) >= _CONSTANT]

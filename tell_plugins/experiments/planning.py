@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ import yaml
 from tell_plugins.bridge.protocol import MODEL_KEYS
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
-from tell_plugins.core.errors import UserError, UserErrors, raise_all, unknown
+from tell_plugins.core.errors import UserError, UserErrors, unknown
 from tell_plugins.core.mixture import GENERAL, TASK, Mixture, build_mixture, general_card
 from tell_plugins.core.progress import tracked
+from tell_plugins.core.rows import Rows
 from tell_plugins.core.shown import secret_keys
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec, parse_spec
@@ -38,10 +39,9 @@ from tell_plugins.experiments.sweep import (
     TEST_ANCHOR,
     Settings,
     Sweep,
-    secret_error,
 )
 from tell_plugins.recipe.lengths import count, own_tokenizer
-from tell_plugins.recipe.recipes import Recipe, as_list, load_recipe
+from tell_plugins.recipe.recipes import SECRETS_REMEDY, Recipe, as_list, load_recipe
 from tell_plugins.recipe.schedule import Plan, Training, exposure, plan
 from tell_plugins.recipe.settings import Settings as SwiftSettings
 from tell_plugins.recipe.swift_keys import swift_keys
@@ -236,7 +236,6 @@ class SweepPlan:
     sweep: Sweep
     entries: list[Planned] = field(default_factory=list)
     problems: list[UserError] = field(default_factory=list)  # of runs that cannot be planned
-    unknown_keys: bool = False  # the entries were planned as if these were not there
 
     @property
     def everything(self) -> list[Asked]:
@@ -291,14 +290,7 @@ class Planner:
         self.sweep = sweep
         self.cards = cards
         os.environ["TELL_CARDS"] = cards_environment(cards)
-        base = load_recipe(sweep.base)
-        self.base = base.with_values(**sweep.flags) if sweep.flags else base
-        raise_all(
-            [
-                secret_error(key, f"flag --{key}" if key in sweep.flags else base.where(key))
-                for key in secret_keys(self.base.values)
-            ]
-        )
+        self.base = load_recipe(sweep.base).with_values(**sweep.flags)
         self._spec = self.base.spec
         self._wanted = {cell.key for cell in cells(sweep)}
         self._done: dict[str, tuple[Planned, Mixture]] = {}
@@ -342,10 +334,19 @@ class Planner:
         return planned, mixture
 
     def _recipe(self, cell: Cell) -> Recipe:
+        """The settings of a cell; a secret among them would be kept in every run's folder."""
         ours = (*SPEC_KEYS, *OWN_KEYS)
         values = {key: value for key, value in cell.settings.items() if key not in ours}
-        places = {key: self.sweep.place_of(cell.method, key) for key in values}
-        return self.base.with_values(**values, seed=cell.seed).placed(places)
+        places: dict[str, str | None] = {key: f"flag --{key}" for key in self.sweep.flags}
+        places |= {key: self.sweep.place_of(cell.method, key) for key in values}
+        recipe = self.base.with_values(**values, seed=cell.seed).placed(places)
+        for key in secret_keys(recipe.values):
+            raise UserError(
+                f"'{key}' would be kept with the runs and published with their report",
+                where=recipe.where(key),
+                remedy=SECRETS_REMEDY,
+            )
+        return recipe
 
     def _trained_on(self, cell: Cell, spec: Spec) -> Spec:
         """The dataset string that a cell trains on, where it is made of another's mixture too."""
@@ -447,10 +448,10 @@ class Planner:
         card = load_card(asked.card)
         task, prompts = task_prompts(card, wanted.split, asked.anchor, wanted.rows)
         keys = task.question_keys[[prompt.row for prompt in prompts]]
-        drawn = [source for source in mixture.sources if source.role == GENERAL]
         found = [
-            np.isin(keys, rows.keys[source.used])
-            for source, rows in zip(drawn, mixture.general, strict=True)
+            np.isin(keys, source.rows.keys[source.used])
+            for source in mixture.sources
+            if isinstance(source.rows, Rows)
         ]
         return int(np.any(found, axis=0).sum()) if found else 0
 
@@ -465,38 +466,22 @@ class Planner:
 
 
 def make_plan(sweep: Sweep, cards: Path) -> SweepPlan:
-    """Resolve a whole sweep; runs that cannot be planned are told under `problems`."""
-    planner = Planner(sweep, cards)
-    result = SweepPlan(sweep)
-    problems: list[UserError] = []
-    wanted = cells(sweep)
+    """Resolve a whole sweep; runs that cannot be planned are told under `problems`.
+
+    With settings that nobody knows there are no entries: they would be planned as if without.
+    """
+    planner, wanted = Planner(sweep, cards), cells(sweep)
+    entries, unknown_keys = [], list(_unknown_keys(sweep))
+    problems = list(unknown_keys)
     for cell in tracked(wanted, "planning", "runs", len(wanted)):
         try:
-            result.entries.append(planner.planned(cell))
+            entries.append(planner.planned(cell))
         except UserError as error:
             problems += error.problems if isinstance(error, UserErrors) else [error]
-    unknown_keys = list(_unknown_keys(sweep))
-    result.problems = _each_once([*problems, *unknown_keys])
-    result.unknown_keys = bool(unknown_keys)
-    return result
-
-
-def _each_once(problems: Sequence[UserError]) -> list[UserError]:
-    """Problems that differ in nothing but the place are one, at the first place."""
-    places: dict[tuple[str | None, ...], list[str | None]] = {}
+    first: dict[str, UserError] = {}  # what several runs have in common is told at the first
     for problem in problems:
-        same = places.setdefault((problem.found, problem.allowed, problem.remedy), [])
-        if problem.where not in same:
-            same.append(problem.where)
-    return [
-        UserError(
-            str(found),
-            where=f"{first} (and {len(others)} more)" if others else first,
-            allowed=allowed,
-            remedy=remedy,
-        )
-        for (found, allowed, remedy), (first, *others) in places.items()
-    ]
+        first.setdefault(problem.found, problem)
+    return SweepPlan(sweep, [] if unknown_keys else entries, list(first.values()))
 
 
 def _unknown_keys(sweep: Sweep) -> Iterator[UserError]:

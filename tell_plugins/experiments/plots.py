@@ -11,21 +11,14 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
+from tell_plugins.evaluation.elsewhere import KL
 from tell_plugins.evaluation.paper_numbers import Point, paper, published
-from tell_plugins.experiments.fairness import caveats
-from tell_plugins.experiments.measures import BLEED, KL, MAIN, Difference, Judge, Number
-from tell_plugins.experiments.results import AS_SAVED, Study
-from tell_plugins.experiments.tables import (
-    CONTENT,
-    Group,
-    pair_name,
-    pairs,
-    point_of_pair,
-    rival_of,
-    same_seeds,
-)
+from tell_plugins.experiments.measures import BLEED, Difference, Group
+from tell_plugins.experiments.outcome import Outcome, Pair
+from tell_plugins.experiments.results import WITH_TEXTS
+from tell_plugins.experiments.tables import CONTENT
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; grey is the base model's
 _COLOURS = (
@@ -45,7 +38,8 @@ class Picture:
 
     name: str
     caption: str
-    draw: Callable[[], Any]
+    draw: Callable[[Outcome], Any]
+    outcome: Outcome
 
     def png(self) -> bytes:
         """The picture as PNG in 256 colours, the same bytes every time."""
@@ -57,7 +51,7 @@ class Picture:
 
         drawn, reduced = io.BytesIO(), io.BytesIO()
         with style():
-            figure = self.draw()
+            figure = self.draw(self.outcome)
             figure.savefig(drawn, format="png", dpi=_DPI, metadata={"Software": None})
             plt.close(figure)
         colours = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
@@ -93,65 +87,105 @@ def style() -> AbstractContextManager[None]:
     )
 
 
-def colours(study: Study, found: Sequence[Group]) -> dict[str, str]:
-    """One colour a series, the reference first, grey for the base model."""
-    names = {group.series: group.method for group in found if not group.is_base}
-    ordered = sorted(names, key=lambda name: names[name] != study.plot.reference)
-    return {
-        **{name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(ordered)},
-        **{group.series: _GREY for group in found if group.is_base},
-    }
-
-
-def pictures(study: Study, found: Sequence[Group], judge: Judge) -> list[Picture]:
+def pictures(outcome: Outcome) -> list[Picture]:
     """The pictures of a study; those for which there is nothing to draw are left out."""
+    study, score = outcome.study, _score(outcome).capitalize()
     rows = f"{study.split} rows"
     possible = {
         "forest": (
-            _differences(study, list(pairs(study, found)), judge),  # none for scores as saved
+            _differences(outcome, outcome.pairs),
             f"{study.plot.reference} minus each other method over the same {rows}, with 95 % "
             "intervals; first the rival that matters. Inside the pale bar around 0 a true "
             "difference would not have been seen (80 % power). Hollow: no conclusion is drawn.",
-            lambda: forest_figure(study, found, judge),
+            forest_figure,
         ),
         "trade": (
-            _trades(study, found),
-            f"{_score(study, found).capitalize()} against what it cost the rest of the model; best "
-            f"is the upper left. Bars are 95 % intervals over {rows}, all seeds together; dashed: "
-            "the base model's own score.",
-            lambda: trade_figure(study, found),
+            _trades(outcome),
+            f"{score} against what it cost the rest of the model; best is the upper left. Bars are "
+            f"95 % intervals over {rows}, all seeds together; dashed: the base model's own score.",
+            trade_figure,
         ),
         "curve": (
-            study.axis and any(not group.is_base for group in found),
-            f"{MAIN[study.metric].capitalize()} and what happened elsewhere, along "
+            study.axis and any(not group.is_base for group in outcome.groups),
+            f"{outcome.main.capitalize()} and what happened elsewhere, along "
             f"{str(study.axis).replace('_', ' ')}. Bars are 95 % intervals over {rows}, thin lines "
             "over seeds (from three on), strokes single seeds, dashed lines methods without a "
-            "place on the axis." + (" Stars are the paper's numbers." if _stars(study) else ""),
-            lambda: curve_figure(study, found),
+            "place on the axis." + (" Stars are the paper's numbers." if _stars(outcome) else ""),
+            curve_figure,
         ),
         "methods": (
-            found and not study.axis,
+            outcome.groups and not study.axis,
             f"Every method, all seeds together, with 95 % intervals over {rows}, and thin "
             "lines over seeds (from three on); strokes are single seeds, hollow marks runs "
             "that trained nothing or give one and the same label. Adherence is form alone: "
             "read it beside balanced accuracy.",
-            lambda: methods_figure(study, found),
+            methods_figure,
         ),
     }
     return [
-        Picture(f"{study.name}_{name}", caption, draw)
+        Picture(f"{study.name}_{name}", caption, draw, outcome)
         for name, (drawn, caption, draw) in possible.items()
         if drawn
     ]
 
 
-def _figure(study: Study, panels: int, width: float, height: float, *, lines: bool) -> Any:
+# --- what all figures share -----------------------------------------------------------------------
+
+
+class _Bar(NamedTuple):
+    """A value and the two lengths of its interval."""
+
+    middle: float
+    below: float
+    above: float
+
+
+def _bar(group: Group, name: str) -> _Bar | None:
+    """A measure of a group; None where it was not measured."""
+    number = group.number(name)
+    if number is None or number.value is None:
+        return None
+    middle = float(number.value)
+    low = middle if number.low is None else number.low
+    high = middle if number.high is None else number.high
+    return _Bar(middle, max(middle - low, 0.0), max(high - middle, 0.0))
+
+
+def _measured(outcome: Outcome, names: Sequence[str]) -> list[str]:
+    """Each of the names once that some group has a number of."""
+    return [name for name in dict.fromkeys(names) if any(_bar(g, name) for g in outcome.groups)]
+
+
+def _panels(outcome: Outcome) -> list[str]:
+    """The measures that stand side by side, the main one first."""
+    elsewhere = ("bleed", _FOREIGN, KL, "style fit minus base")
+    return _measured(outcome, (outcome.main, *_CONTENT, *elsewhere))
+
+
+def _is_share(outcome: Outcome, name: str) -> bool:
+    """Whether a measure runs from 0 to 1."""
+    return name in ("bleed", *_CONTENT) or (
+        name == outcome.main and outcome.study.metric not in WITH_TEXTS
+    )
+
+
+def _figure(outcome: Outcome, panels: int, width: float, height: float, *, lines: bool) -> Any:
     """A titled figure of panels side by side; `lines`: one line a method, from the top down."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, panels, figsize=(width, height), sharey=lines, squeeze=False)
-    figure.suptitle(study.title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.suptitle(outcome.study.title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     return figure, axes[0]
+
+
+def _legend(figure: Any, axis: Any, columns: int) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=min(len(labels), columns))
+
+
+def _name_lines(axis: Any, names: Sequence[str]) -> None:
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
 
 
 def _percent(axis: Any, side: str) -> None:
@@ -171,81 +205,65 @@ def _logarithmic(axis: Any, least: float) -> None:
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """One measure of a group. `share`: it runs from 0 to 1; `main`: seeds are drawn one by one."""
-
-    title: str
-    of: Callable[[Group], Number | None]
-    share: bool
-    main: bool = False
-
-
-def _panels(study: Study, found: Sequence[Group]) -> list[_Panel]:
-    """The measures that some group has."""
-    main = MAIN[study.metric]
-    share = study.metric not in AS_SAVED
-    panels = [_Panel(main, lambda g: g.measures.main(study.metric), share, main=True)]
-    for name in _CONTENT:
-        if name != main:
-            panels.append(_Panel(name, lambda g, name=name: g.measures.task.get(name), True))  # type: ignore[misc]
-    for name in ("bleed", _FOREIGN, KL, "style fit minus base"):
-        panels.append(
-            _Panel(name, lambda g, name=name: g.measures.elsewhere.get(name), name == "bleed")  # type: ignore[misc]
-        )
-    return [panel for panel in panels if any(_has(panel.of(group)) for group in found)]
+def _palette(outcome: Outcome) -> dict[str, str]:
+    """One colour a series, the reference first, grey for the base model."""
+    names = {group.series: group.method for group in outcome.groups if not group.is_base}
+    reference = outcome.study.plot.reference
+    ordered = sorted(names, key=lambda name: names[name] != reference)
+    return {
+        **{name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(ordered)},
+        **{group.series: _GREY for group in outcome.groups if group.is_base},
+    }
 
 
-def _has(value: Number | None) -> bool:
-    return value is not None and value.value is not None
+def _draw_seeds(axis: Any, group: Group, place: float, colour: str, *, sideways: bool) -> None:
+    """A stroke for each seed, and the interval over them as a thin line."""
+    spread, seeds = group.over_seeds, group.seeds
+    places = [place] * len(seeds)
+    if spread is not None:
+        line = axis.hlines if sideways else axis.vlines
+        line(place, spread.low, spread.high, color=colour, linewidth=0.8)
+    if len(seeds) > 1:
+        points = (seeds, places, "|") if sideways else (places, seeds, "_")
+        axis.plot(*points, color=colour, markersize=11)
 
 
-def _bar(value: Number | None) -> tuple[float, float, float]:
-    """Value and the two lengths of its interval's bar."""
-    assert value is not None
-    middle = float(value.value or 0.0)
-    low = middle if value.low is None else value.low
-    high = middle if value.high is None else value.high
-    return middle, max(middle - low, 0.0), max(high - middle, 0.0)
+# --- differences ----------------------------------------------------------------------------------
 
 
-def forest_figure(study: Study, found: Sequence[Group], judge: Judge) -> Any:
+def forest_figure(outcome: Outcome) -> Any:
     """Paired differences of the reference to every other method, one line each."""
-    rival = rival_of(study, found)
-    drawn = sorted(pairs(study, found), key=lambda pair: pair != rival)
-    panels = _differences(study, drawn, judge)
+    rival = outcome.rival
+    drawn = sorted(outcome.pairs, key=lambda pair: pair is not rival)
+    panels = _differences(outcome, drawn)
     size = (2.6 + 2.5 * len(panels), 1.2 + 0.32 * len(drawn))
-    figure, axes = _figure(study, len(panels), *size, lines=True)
+    figure, axes = _figure(outcome, len(panels), *size, lines=True)
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
         for place, (pair, value) in enumerate(zip(drawn, values, strict=True)):
             if value is not None:
-                stopped = any(caveat.stops for caveat in caveats(*same_seeds(*pair)))
-                _draw_difference(axis, place, value, hollow=stopped, first=pair == rival)
+                hollow = bool(pair.stops)
+                _draw_difference(axis, place, value, hollow=hollow, first=pair is rival)
         axis.axvline(0, color=_GREY, linewidth=1)
         axis.set_title(title)
-    axes[0].set_yticks(range(len(drawn)), [_forest_name(pair) for pair in drawn])
-    axes[0].invert_yaxis()
+    _name_lines(axes[0], [_forest_name(pair) for pair in drawn])
     if rival is not None:
         axes[0].get_yticklabels()[0].set_fontweight("bold")
     return figure
 
 
-def _forest_name(pair: tuple[Group, Group]) -> str:
-    name, point = pair_name(*pair).removeprefix(f"{pair[0].method} "), point_of_pair(*pair)
-    return f"{name} ({point})" if point else name
+def _forest_name(pair: Pair) -> str:
+    name = pair.name.removeprefix(f"{pair.reference.method} ")
+    return f"{name} ({pair.point})" if pair.point else name
 
 
-def _differences(
-    study: Study, drawn: Sequence[tuple[Group, Group]], judge: Judge
-) -> dict[str, list[Difference | None]]:
-    """Of each measure that has any: the difference of every pair, shares in points."""
+def _differences(outcome: Outcome, drawn: Sequence[Pair]) -> dict[str, list[Difference | None]]:
+    """Of each measure that has any: the difference of every pair."""
     found: dict[str, list[Difference | None]] = {}
-    for name in dict.fromkeys((MAIN[study.metric], *_CONTENT, BLEED, _FOREIGN)):
-        values = [judge.difference(*same_seeds(*pair), name) for pair in drawn]
-        unit, factor = ("nats", 1) if name == _FOREIGN else ("points", 100)
+    for name in dict.fromkeys((outcome.main, *_CONTENT, BLEED, _FOREIGN)):
+        values = [pair.difference(name) for pair in drawn]
         if any(values):
-            title = f"{name.removesuffix(' minus base')}, {unit}"
-            found[title] = [value and value.times(factor) for value in values]
+            unit = "nats" if name == _FOREIGN else "points"
+            found[f"{name.removesuffix(' minus base')}, {unit}"] = values
     return found
 
 
@@ -259,59 +277,41 @@ def _draw_difference(
     axis.plot(value.value, place, "o", color=colour, markerfacecolor=face, markersize=5)
 
 
-def _trades(study: Study, found: Sequence[Group]) -> list[str]:
+# --- the score against its cost -------------------------------------------------------------------
+
+
+def _trades(outcome: Outcome) -> list[str]:
     """The costs that at least two trained methods have; none where the score is not a share."""
-    if study.metric in AS_SAVED:
+    if not _is_share(outcome, _score(outcome)):
         return []
-    trained = [group for group in found if not group.is_base]
-    measured = {
-        cost: sum(_has(group.measures.elsewhere.get(cost)) for group in trained)
-        for cost in (_FOREIGN, KL)
-    }
-    return [cost for cost, methods in measured.items() if methods > 1]
+    trained = [group for group in outcome.groups if not group.is_base]
+    return [c for c in (_FOREIGN, KL) if sum(_bar(g, c) is not None for g in trained) > 1]
 
 
-def _score(study: Study, found: Sequence[Group]) -> str:
+def _score(outcome: Outcome) -> str:
     """The measure of content if there is one, else the study's main measure."""
-    measured = [name for group in found for name in _CONTENT if _has(group.measures.task.get(name))]
-    return measured[0] if measured else MAIN[study.metric]
+    return next(iter(_measured(outcome, _CONTENT)), outcome.main)
 
 
-def _score_of(group: Group, study: Study, name: str) -> Number | None:
-    if name == MAIN[study.metric]:
-        return group.measures.main(study.metric)
-    return group.measures.task.get(name)
-
-
-def trade_figure(study: Study, found: Sequence[Group]) -> Any:
+def trade_figure(outcome: Outcome) -> Any:
     """The score against each cost: a mark for each method, joined along the axis if any."""
-    costs, palette, name = _trades(study, found), colours(study, found), _score(study, found)
-    figure, axes = _figure(study, len(costs), 4.6 * len(costs), 3.8, lines=True)
+    costs, name = _trades(outcome), _score(outcome)
+    figure, axes = _figure(outcome, len(costs), 4.6 * len(costs), 3.8, lines=True)
     for axis, cost in zip(axes, costs, strict=True):
-        for series, colour in palette.items():
-            mine = [group for group in found if group.series == series]
-            points = [
-                (_bar(price), _bar(score))
-                for group in mine
-                if not group.is_base
-                and _has(price := group.measures.elsewhere.get(cost))
-                and _has(score := _score_of(group, study, name))
-            ]
+        for series, colour in _palette(outcome).items():
+            mine = [g for g in outcome.groups if g.series == series and not g.is_base]
+            both = [(_bar(group, cost), _bar(group, name)) for group in mine]
+            points = [(price, score) for price, score in both if price and score]
             _draw_trade(axis, points, series, colour)
-        for base in (group for group in found if group.is_base):
-            score = _score_of(base, study, name)
-            if _has(score):
-                axis.axhline(_bar(score)[0], color=_GREY, linestyle="--", linewidth=1)
+        for base in (group for group in outcome.groups if group.is_base):
+            if score := _bar(base, name):
+                axis.axhline(score.middle, color=_GREY, linestyle="--", linewidth=1)
         axis.axvline(0, color=_GREY, linewidth=1)
         axis.set_xlabel(f"{cost}, nats a token")
     axes[0].set_ylabel(name)
     _percent(axes[0], "y")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=min(len(labels), 4))
+    _legend(figure, axes[0], 4)
     return figure
-
-
-_Bar = tuple[float, float, float]  # a value and the two lengths of its interval
 
 
 def _draw_trade(axis: Any, points: Sequence[tuple[_Bar, _Bar]], label: str, colour: str) -> None:
@@ -321,121 +321,113 @@ def _draw_trade(axis: Any, points: Sequence[tuple[_Bar, _Bar]], label: str, colo
         axis.errorbar(x[0], y[0], xerr=x[1:], yerr=y[1:], label=label, **style)
 
 
-def methods_figure(study: Study, found: Sequence[Group]) -> Any:
+# --- methods --------------------------------------------------------------------------------------
+
+
+def methods_figure(outcome: Outcome) -> Any:
     """One line a method, one panel a measure."""
-    panels, palette = _panels(study, found), colours(study, found)
-    size = (2.3 + 2.3 * len(panels), 1.3 + 0.34 * len(found))
-    figure, axes = _figure(study, len(panels), *size, lines=True)
-    for axis, panel in zip(axes, panels, strict=True):
-        for place, group in enumerate(found):
-            if not _has(panel.of(group)):
+    panels, palette, groups = _panels(outcome), _palette(outcome), outcome.groups
+    size = (2.3 + 2.3 * len(panels), 1.3 + 0.34 * len(groups))
+    figure, axes = _figure(outcome, len(panels), *size, lines=True)
+    for axis, name in zip(axes, panels, strict=True):
+        of_task = name in (outcome.main, *_CONTENT)
+        for place, group in enumerate(groups):
+            bar, colour = _bar(group, name), palette[group.series]
+            if bar is None:
                 continue
-            middle, below, above = _bar(panel.of(group))
-            colour = palette[group.series]
-            of_task = panel.main or panel.title in _CONTENT
-            hollow = group.no_op or (of_task and group.measures.constant)
+            hollow = group.no_op or (of_task and group.constant)
             face = "none" if hollow else colour
-            ends = [[below], [above]]
             mark = {"fmt": "o", "color": colour, "markerfacecolor": face, "capsize": 2}
-            axis.errorbar(middle, place, xerr=ends, **mark)
-            if panel.main:
+            axis.errorbar(bar.middle, place, xerr=[[bar.below], [bar.above]], **mark)
+            if name == outcome.main:
                 _draw_seeds(axis, group, place, colour, sideways=True)
-        axis.set_title(panel.title)
-        if panel.share:
+        axis.set_title(name)
+        if _is_share(outcome, name):
             _percent(axis, "x")
         else:
             axis.axvline(0, color=_GREY, linewidth=1)
-    axes[0].set_yticks(range(len(found)), [_marked(group) for group in found])
-    axes[0].invert_yaxis()
+    _name_lines(axes[0], [_marked(group) for group in groups])
     return figure
 
 
 def _marked(group: Group) -> str:
-    marks = [m for m, on in (("no-op", group.no_op), ("constant", group.measures.constant)) if on]
+    marks = [m for m, on in (("no-op", group.no_op), ("constant", group.constant)) if on]
     count = group.steps[-1] if group.steps and not group.is_base else 0
     steps = f"{count:,} step{'s' if count > 1 else ''}" if count else ""
     inside = ", ".join(part for part in (steps, *marks) if part)
     return f"{group.name}\n({inside})" if inside else group.name
 
 
-def curve_figure(study: Study, found: Sequence[Group]) -> Any:
+# --- curves ---------------------------------------------------------------------------------------
+
+
+def curve_figure(outcome: Outcome) -> Any:
     """Measures along the axis, a panel each, with the paper's points."""
-    name = str(study.axis)
-    panels, palette = _panels(study, found)[:4], colours(study, found)
-    figure, axes = _figure(study, len(panels), 4.4 * len(panels), 3.8, lines=False)
-    least = min((x for group in found if group.at and (x := group.x(name))), default=1.0)
-    for axis, panel in zip(axes, panels, strict=True):
-        for group in found:
-            if _has(panel.of(group)) and (group.is_base or not group.at):
-                _draw_level(axis, group, panel, palette[group.series])
-        for series in dict.fromkeys(group.series for group in found if not group.is_base):
-            mine = [
-                (group.x(name), group) for group in found if group.series == series and group.at
-            ]
-            points = [(x, g) for x, g in mine if x is not None and _has(panel.of(g))]
+    x = str(outcome.study.axis)
+    panels, palette = _panels(outcome)[:4], _palette(outcome)
+    figure, axes = _figure(outcome, len(panels), 4.4 * len(panels), 3.8, lines=False)
+    places = [place for group in outcome.groups if group.at and (place := group.x(x))]
+    for axis, name in zip(axes, panels, strict=True):
+        for group in outcome.groups:
+            if group.is_base or not group.at:
+                _draw_level(axis, group, name, palette[group.series])
+        trained = [group for group in outcome.groups if not group.is_base]
+        for series in dict.fromkeys(group.series for group in trained):
+            mine = [(g.x(x), g) for g in trained if g.series == series and g.at]
+            points = [(place, g) for place, g in mine if place is not None and _bar(g, name)]
             if points:
-                _draw_curve(axis, sorted(points, key=itemgetter(0)), panel, palette[series])
-        _logarithmic(axis, least)
-        axis.set_xlabel(name.replace("_", " "))
-        axis.set_title(panel.title)
-        if panel.share:
+                points.sort(key=itemgetter(0))
+                _draw_curve(axis, points, name, palette[series], seeds=name == outcome.main)
+        _logarithmic(axis, min(places, default=1.0))
+        axis.set_xlabel(x.replace("_", " "))
+        axis.set_title(name)
+        if _is_share(outcome, name):
             _percent(axis, "y")
-        if panel.main:
-            _draw_published(axis, study, palette)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=min(len(labels), 5))
+        if name == outcome.main:
+            _draw_published(axis, outcome, palette)
+    _legend(figure, axes[0], 5)
     return figure
 
 
-def _draw_level(axis: Any, group: Group, panel: _Panel, colour: str) -> None:
+def _draw_level(axis: Any, group: Group, name: str, colour: str) -> None:
     """A method without a place on the axis: a dashed line with its interval."""
-    middle, below, above = _bar(panel.of(group))
-    axis.axhline(middle, color=colour, linestyle="--", linewidth=1.2, label=group.series)
-    axis.axhspan(middle - below, middle + above, color=colour, alpha=0.08, lw=0)
+    if bar := _bar(group, name):
+        low, high = bar.middle - bar.below, bar.middle + bar.above
+        axis.axhline(bar.middle, color=colour, linestyle="--", linewidth=1.2, label=group.series)
+        axis.axhspan(low, high, color=colour, alpha=0.08, lw=0)
 
 
 def _draw_curve(
-    axis: Any, points: Sequence[tuple[float, Group]], panel: _Panel, colour: str
+    axis: Any, points: Sequence[tuple[float, Group]], name: str, colour: str, *, seeds: bool
 ) -> None:
     places = [place for place, _ in points]
-    middle, below, above = zip(*(_bar(panel.of(group)) for _, group in points), strict=True)
+    bars = [bar for _, group in points if (bar := _bar(group, name))]
+    middle, below, above = zip(*bars, strict=True)
     line = {"fmt": "-o", "color": colour, "capsize": 2, "label": points[0][1].series}
     axis.errorbar(places, middle, yerr=[below, above], **line)
-    low = [value - length for value, length in zip(middle, below, strict=True)]
-    high = [value + length for value, length in zip(middle, above, strict=True)]
+    low = [bar.middle - bar.below for bar in bars]
+    high = [bar.middle + bar.above for bar in bars]
     axis.fill_between(places, low, high, color=colour, alpha=0.12, lw=0)
     for (place, group), value in zip(points, middle, strict=True):
-        if panel.main:
+        if seeds:
             _draw_seeds(axis, group, place, colour, sideways=False)
         if group.no_op:
             face = axis.get_facecolor()
             axis.plot(place, value, "o", color=colour, markerfacecolor=face, zorder=5)
 
 
-def _draw_seeds(axis: Any, group: Group, place: float, colour: str, *, sideways: bool) -> None:
-    """A stroke for each seed, and the interval over them as a thin line."""
-    spread, seeds = group.measures.over_seeds, group.measures.seeds
-    places = [place] * len(seeds)
-    if spread is not None:
-        line = axis.hlines if sideways else axis.vlines
-        line(place, spread.low, spread.high, color=colour, linewidth=0.8)
-    if len(seeds) > 1:
-        points = (seeds, places, "|") if sideways else (places, seeds, "_")
-        axis.plot(*points, color=colour, markersize=11)
-
-
-def _draw_published(axis: Any, study: Study, palette: dict[str, str]) -> None:
-    for place, (model, point) in enumerate(_stars(study)):
+def _draw_published(axis: Any, outcome: Outcome, palette: dict[str, str]) -> None:
+    label: str | None = f"paper ({paper().model.split(',')[0]})"
+    for point in _stars(outcome):
         colour = palette.get(point.method, _GREY)
-        label = None if place else f"paper ({model})"
         axis.plot(point.x, point.value, "*", color=colour, markersize=10, alpha=0.55, label=label)
+        label = None
 
 
-def _stars(study: Study) -> list[tuple[str, Point]]:
-    """The paper's points that have a place on the axis, each with its model."""
+def _stars(outcome: Outcome) -> list[Point]:
+    """The paper's points that have a place on the axis."""
+    study = outcome.study
     found = published(study.plot.paper, study.name) if study.split == "test" else None
-    if found is None or paper().metric != MAIN[study.metric]:
+    if found is None or paper().metric != outcome.main or not str(study.axis).endswith("_tokens"):
         return []
-    if not str(study.axis).endswith("_tokens"):
-        return []
-    return [(paper().model.split(",")[0], point) for point in found.points if point.x is not None]
+    return [point for point in found.points if point.x is not None]

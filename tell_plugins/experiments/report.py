@@ -9,10 +9,7 @@ from __future__ import annotations
 import argparse
 import base64
 import os
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import unescape
 from pathlib import Path
 
 from tell_plugins.core import paths
@@ -23,20 +20,24 @@ from tell_plugins.core.state_files import Shape, read_json
 from tell_plugins.evaluation.grids import Grid, Record, grid_of, to_csv, to_markdown
 from tell_plugins.evaluation.paper_numbers import published
 from tell_plugins.experiments import plots, tables
-from tell_plugins.experiments.collect import collect
 from tell_plugins.experiments.conclusions import Conclusions, conclude
-from tell_plugins.experiments.fairness import LEAST_AFFECTED, LIMIT_NATS, LIMIT_POINTS
 from tell_plugins.experiments.measures import Judge
+from tell_plugins.experiments.outcome import LEAST_AFFECTED, LIMIT_NATS, LIMIT_POINTS, Outcome
 from tell_plugins.experiments.planning import cards_environment
-from tell_plugins.experiments.results import ReferenceShelf, Study, load_studies, refuse_damaged
+from tell_plugins.experiments.results import (
+    ReferenceShelf,
+    Study,
+    collect,
+    load_studies,
+    refuse_damaged,
+)
 
 TABLES, PICTURES, PAGE = "tables", "pictures", "report.html"
 CORRECTIONS = "corrections.json"
-# what a study's files are called after its name, `fits`, `steps` and `training` by earlier
-# releases; others in the same folders are not the report's
+# what a study's files are called after its name; others in the same folders are not the report's
 _NAMES = (
-    *("methods", "comparisons", "efficiency", "fits", "published", "failures", "runs"),
-    *("forest", "trade", "curve", "steps", "training"),
+    *("methods", "comparisons", "efficiency", "published", "failures", "runs"),
+    *("forest", "trade", "curve"),
 )
 _INTRO = (
     "Every number is counted from the saved answers that lie beside this page, and stands with "
@@ -111,7 +112,8 @@ class Section:
 def write_report(root: Path, out: Path) -> list[Path]:
     """Write tables, pictures and page of the sweeps in `root`; the files, the page last.
 
-    Tables and pictures that only the earlier report in `out` has are removed. Raises UserError for
+    Tables and pictures of a study that it had in an earlier report and has no longer are removed.
+    Raises UserError for
     a folder without sweeps, damaged answers, or when the right labels are nowhere to be had.
     """
     studies, corrected = load_studies(root), corrections(root)
@@ -120,52 +122,34 @@ def write_report(root: Path, out: Path) -> list[Path]:
     files: dict[Path, bytes] = {}
     sections = []
     for study in tracked(studies, "reading", "sweeps"):
-        found = tables.groups(study, judge)
-        made = tables_of(study, found, judge)
-        section = _section(study, made, conclude(study, found, judge), corrected)
+        outcome = Outcome(study, judge)
+        made = tables.tables_of(outcome)
+        section = _section(outcome, made, corrected.get(study.name, []))
         for name, records in made.items():
-            stem = out / TABLES / f"{study.name}_{name}"
-            files[stem.with_name(f"{stem.name}.csv")] = to_csv(records).encode()
+            stem = f"{study.name}_{name}"
+            files[out / TABLES / f"{stem}.csv"] = to_csv(records).encode()
             text = to_markdown(grid_of(records, without=tables.HIDDEN))
-            files[stem.with_name(f"{stem.name}.md")] = text.encode()
-        for picture in plots.pictures(study, found, judge):
+            files[out / TABLES / f"{stem}.md"] = text.encode()
+        for picture in plots.pictures(outcome):
             png = files[out / PICTURES / f"{picture.name}.png"] = picture.png()
             data = f"data:image/png;base64,{base64.b64encode(png).decode()}"
             section.figures.append((picture.caption, data))
         sections.append(section)
-    names = {*_earlier_studies(out / PAGE), *(study.name for study in studies)}
     intro = [*corrected.get("", []), *_INTRO]
     title = studies[0].title if len(studies) == 1 else f"{len(studies)} experiments"
     files[out / PAGE] = render(title, intro, sections).encode()
     for path, content in files.items():
         with paths.atomic_path(path) as temporary:
             temporary.write_bytes(content)
+    names = {f"{study.name}_{name}" for study in studies for name in _NAMES}
     for path in (*(out / TABLES).glob("*"), *(out / PICTURES).glob("*")):
-        of, _, name = path.stem.rpartition("_")
-        if path not in files and of in names and name in _NAMES:
+        if path not in files and path.stem in names:
             path.unlink()
     return list(files)
 
 
-def tables_of(study: Study, found: list[tables.Group], judge: Judge) -> dict[str, list[Record]]:
-    """The tables of a study that have rows, by name."""
-    made = {
-        "methods": tables.methods_table(study, found),
-        "comparisons": tables.comparisons_table(study, found, judge),
-        "efficiency": tables.efficiency_table(study, found),
-        "published": tables.published_table(study),
-        "failures": tables.failures_table(found),
-        "runs": tables.runs_table(study, judge),
-    }
-    return {name: records for name, records in made.items() if records}
-
-
-def _section(
-    study: Study,
-    made: Mapping[str, list[Record]],
-    conclusions: Conclusions,
-    corrected: Mapping[str, list[str]],
-) -> Section:
+def _section(outcome: Outcome, made: dict[str, list[Record]], corrected: list[str]) -> Section:
+    study, conclusions = outcome.study, conclude(outcome)
     shown = {
         "Methods, all seeds together": made.get("methods"),
         f"{study.plot.reference} minus each other method": made.get("comparisons"),
@@ -185,7 +169,7 @@ def _section(
     return Section(
         study=study,
         conclusions=conclusions,
-        corrections=corrected.get(study.name, []),
+        corrections=corrected,
         shown=[grid_of(records, title, aside) for title, records in shown.items() if records],
         details=[grid_of(r, title, tables.HIDDEN) for title, r in details.items() if r],
     )
@@ -225,12 +209,3 @@ def render(title: str, intro: list[str], sections: list[Section]) -> str:
     )
     template = environment.get_template("page.html.jinja")
     return template.render(title=title, intro=intro, sections=sections)
-
-
-def _earlier_studies(page: Path) -> list[str]:
-    """The names of the studies that an earlier report is about; its page has a section of each."""
-    try:
-        text = page.read_text(encoding="utf-8")
-    except (FileNotFoundError, UnicodeDecodeError):
-        return []
-    return [unescape(name) for name in re.findall(r'^<section id="([^"]*)">$', text, re.M)]

@@ -1,6 +1,8 @@
 """Reading what sweeps left behind: a sweep's folder, or what `--collect` kept of it.
 
-Both have the same layout; a collected file may be compressed (`.xz`, `.gz`). What a test row's
+Both have the same layout; a collected file may be compressed (`.xz`, `.gz`). Kept are settings,
+manifests, what the trainer logged and said, every saved answer and loss, and the right labels of
+the rows answered; not adapters, optimizer states, logs and data. What a test row's
 right answer is comes from `references/` where it was collected, else from the card's data. A
 finished run says itself how many rows it was asked: what was damaged since, or edited, is refused.
 """
@@ -8,7 +10,8 @@ finished run says itself how many rows it was asked: what was damaged since, or 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import lzma
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +21,9 @@ from pydantic import Field
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.errors import UserError, raise_all
+from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
-from tell_plugins.core.state_files import Name, Shape, read_json, read_json_lines
+from tell_plugins.core.state_files import Name, Shape, read_json, read_json_lines, read_text
 from tell_plugins.evaluation import scorers
 from tell_plugins.evaluation.answers import (
     ANSWERS,
@@ -33,20 +36,21 @@ from tell_plugins.evaluation.answers import (
 )
 from tell_plugins.evaluation.bleed import Form, form_of
 from tell_plugins.evaluation.retention import FILES, LOSSES, LossLine, Sum
+from tell_plugins.evaluation.summary import System, system_of
 from tell_plugins.experiments.store import (
-    AGAIN,
     EVAL_FOLDER,
     EVALUATED,
+    FAILED,
     RUN,
     TRAINED,
-    RunFacts,
-    Trained,
     failure,
+    run_facts,
+    trained_facts,
 )
 from tell_plugins.experiments.sweep import Plot
 
 REFERENCES = "references"
-AS_SAVED = ("translation", "text")  # metrics whose scores are taken as `eval` saved them
+WITH_TEXTS = ("translation", "text")  # metrics that score against whole texts, none of them kept
 BASE_METHOD = "base model"
 _DAMAGED = "restore the file, or remove the evaluation's folder and start the sweep again"
 _LOST = "restore the file, or remove it where the card's data is on this machine"
@@ -59,12 +63,6 @@ class Answers:
     folder: Path
     settings: Settings
     lines: list[Answer]
-
-    @property
-    def scores(self) -> dict[str, Any] | None:
-        """What `eval` saved of them."""
-        found: dict[str, Any] | None = read_json(self.folder / "scores.json", dict[str, Any], AGAIN)
-        return found
 
 
 class Entry(Shape):
@@ -86,17 +84,16 @@ class Entry(Shape):
     _root: Path = Path()
 
     @property
+    def metric(self) -> str:
+        return str(load_card(self.card).metric)
+
+    @property
     def point(self) -> str:
         return ", ".join(f"{key}={value}" for key, value in self.at.items())
 
     @property
     def name(self) -> str:
         return f"{self.method} ({self.point})" if self.point else self.method
-
-    @property
-    def place(self) -> str:
-        """Its place in the sweep's file: method, point and seed."""
-        return json.dumps([self.method, self.at, self.seed], sort_keys=True)
 
     @property
     def folder(self) -> Path:
@@ -116,14 +113,12 @@ class Entry(Shape):
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        return read_json(self.folder / RUN, RunFacts, AGAIN) or {}
+        return run_facts(self.folder)
 
     @cached_property
     def trained(self) -> dict[str, Any]:
         """What its training left; nothing for a base model and where it is not done."""
-        if self.is_base:
-            return {}
-        return read_json(self.folder / TRAINED, Trained, AGAIN) or {}
+        return {} if self.is_base else trained_facts(self.folder)
 
     @property
     def is_base(self) -> bool:
@@ -145,7 +140,12 @@ class Entry(Shape):
 
     def amount(self, name: str) -> float | None:
         """What a plot may have as its x, from the run's mixture."""
-        return (self.facts.get("mixture") or {}).get(name)
+        return self.mixture.get(name)
+
+    @property
+    def mixture(self) -> dict[str, Any]:
+        """The counts of the rows that it trained on; nothing for a base model."""
+        return self.facts.get("mixture") or {}
 
     @cached_property
     def answers(self) -> list[Answers]:
@@ -202,24 +202,19 @@ def _damaged(found: str, place: Path) -> UserError:
 
 
 def refuse_damaged(studies: Sequence[Study]) -> None:
-    """Raise UserError, a problem a run, where a finished run is not what it says."""
-    problems: dict[tuple[Path, str], UserError | None] = {}
+    """Raise UserError where a finished run is not what it says."""
     for study in studies:
         for entry in study.done:
-            try:
-                _refuse_damaged(entry, study.evaluate.general_rows or 0)
-            except UserError as error:
-                problems.setdefault((entry.folder, entry.evaluation), error)
-    raise_all([problem for problem in problems.values() if problem is not None])
+            _refuse_damaged(entry, study.evaluate.general_rows or 0)
 
 
 def _refuse_damaged(entry: Entry, general_rows: int) -> None:
-    for name in (RUN, TRAINED):
-        if not (entry.folder / name).is_file() and not (name == TRAINED and entry.is_base):
+    for name in (RUN,) if entry.is_base else (RUN, TRAINED):
+        if not (entry.folder / name).is_file():
             raise _damaged("the file is missing", entry.folder / name)
-    general_rows = 0 if entry.facts.get("rival") else general_rows
-    missing = "the task" if not entry.task else "general questions"
-    if not entry.task or (general_rows and not (entry.general and entry.sums[LOSSES])):
+    asked = general_rows and not entry.facts.get("rival")
+    if not entry.task or (asked and not (entry.general and entry.sums[LOSSES])):
+        missing = "general questions" if entry.task else "the task"
         said = f"the run is finished, but its answers to {missing} are not here"
         raise _damaged(said, entry.eval_folder)
     entry.trained, entry.sums  # noqa: B018 - what is not whole raises
@@ -270,6 +265,12 @@ class Study(Shape):
         counted = any(entry.amount(axis) is not None for entry in self.entries)
         return axis if counted else axis.replace("_tokens", "_rows")
 
+    def series_of(self, entry: Entry) -> str:
+        """The curve of an entry: its method, and what else varies beside the axis."""
+        own = (self.axis or "").partition("_")[0]  # the key of the dataset string behind the axis
+        rest = [f"{key}={value}" for key, value in entry.at.items() if key != own]
+        return entry.method + (f" ({', '.join(rest)})" if rest and self.axis else "")
+
     @property
     def methods(self) -> list[str]:
         """Methods in the order of the sweep, the base model first."""
@@ -295,6 +296,15 @@ def load_studies(root: Path) -> list[Study]:
     return [read_study(root, path, remedy) for path in files]
 
 
+def systems_of(study: Study) -> list[System]:
+    """The answers of a study's entries as `eval` scores them, set against the first entry's."""
+    base = study.entries[0].task[0].folder.parent / GENERAL
+    return [
+        system_of(entry.method, entry.task[0].folder, base, load_card(entry.card))
+        for entry in study.entries
+    ]
+
+
 def read_study(root: Path, path: Path, remedy: str) -> Study:
     """The sweep of an index. Raises UserError, with `remedy`, for a file that is none."""
     study = Study(**read_json(path, Study, remedy))
@@ -304,11 +314,29 @@ def read_study(root: Path, path: Path, remedy: str) -> Study:
     return study.model_copy(update={"entries": entries})
 
 
+def tell_left_out(root: Path, now: Study) -> None:
+    """Say so where an earlier sweep of this name in `root` has finished runs that this one has not.
+
+    They stay where they are, and the earlier sweep file finds them again.
+    """
+    path = root / "sweeps" / f"{now.name}.json"
+    if not path.is_file():
+        return
+    then = read_study(root, path, "remove the file: the sweep writes it again")
+    kept = {entry.run for entry in now.runs}
+    lost = [entry.name for entry in then.runs if entry.run not in kept and entry.done]
+    if lost:
+        print(
+            f"note: {paths.shown(path)} is of a sweep with {len(lost)} finished runs that are not "
+            f"this sweep's, such as {lost[0]}; its report will leave them out"
+        )
+
+
 class References(Shape):
     """What is right for the rows of a split, `references/<card>-<split>.json`.
 
     Attributes:
-        of: row id -> its label or number, or its whole JSON; empty where scores are as saved.
+        of: row id -> its label or number, or its whole JSON; empty where texts are scored.
         labels: the possible labels in the schema's order; empty where there are none.
         rows: rows in the split.
         form: how the answers are known where they should not be.
@@ -346,7 +374,7 @@ def references(card_name: str, split: str) -> References:
     card = load_card(card_name)
     task = open_task(card, split, "none")
     ids = [bytes(row).hex() for row in task.ids]
-    truth = None if card.metric in AS_SAVED else scorers.right(task)
+    truth = None if card.metric in WITH_TEXTS else scorers.right(task)
     return References(
         card=card_name,
         split=split,
@@ -356,3 +384,82 @@ def references(card_name: str, split: str) -> References:
         rows=len(ids),
         form=form_of(card),
     )
+
+
+# --- what of a sweep's folder is kept for good: enough to rebuild the report ----------------------
+
+_LOG = "train/logging.jsonl"
+_RUN_FILES = (RUN, TRAINED, FAILED, "train/manifest.json", _LOG)
+_EVAL_FILES = (EVALUATED, FAILED)
+_ANSWER_FILES = (SETTINGS, "scores.json", ANSWERS, *FILES)
+
+
+def collect(root: Path, target: Path) -> list[Path]:
+    """Copy what is kept of `root` into `target` and return the files written.
+
+    Unfinished runs are left out, failed ones keep what is known of their failure. Raises
+    UserError when `target` is `root`.
+    """
+    studies = load_studies(root)
+    if target.resolve() == root.resolve():
+        raise UserError(
+            "--collect names the folder itself",
+            where=paths.shown(target),
+            remedy="name another, such as results/NAME",
+        )
+    refuse_damaged(studies)
+    for study in studies:
+        tell_left_out(target, study)
+    shelf, kept = ReferenceShelf(root), dict[Path, Path]()
+    for study in studies:
+        index = Path("sweeps") / f"{study.name}.json"
+        kept[target / index] = root / index
+        for entry in study.entries:
+            if entry.done or entry.failure:
+                kept |= {target / path.relative_to(root): path for path in _files(entry)}
+            kept |= {target / "cards" / path: file for path, file in _card_files(entry.card)}
+            for answers in entry.task if entry.done else ():
+                shelf.get(entry.card, answers.settings.split)
+    texts = {path: read_text(source) for path, source in kept.items()}
+    for known in shelf.known.values():
+        path = target / REFERENCES / f"{known.card}-{known.split}.json"
+        texts[path] = json.dumps(known.model_dump(), indent=1) + "\n"
+    return [_write(path, text) for path, text in texts.items() if text is not None]
+
+
+def _files(entry: Entry) -> Iterator[Path]:
+    """What may be there of a run and of what was asked of it."""
+    yield from (entry.folder / name for name in _RUN_FILES)
+    yield from (entry.eval_folder / name for name in _EVAL_FILES)
+    for settings in sorted(entry.eval_folder.glob(f"*/*/{SETTINGS}")):
+        yield from (settings.parent / name for name in _ANSWER_FILES)
+
+
+def _card_files(name: str) -> Iterator[tuple[Path, Path]]:
+    """Of a task card that is not the project's own: card, anchors and schema, no rows."""
+    card = load_card(name)
+    if card.folder.resolve().is_relative_to(paths.CARDS.resolve()):
+        return
+    schema = card.answer.schema_file if card.answer else None
+    for path in sorted(card.folder.iterdir()):
+        if path.suffix in (".yaml", ".txt") or path.name == schema:
+            yield Path(name) / path.name, path
+
+
+def _write(path: Path, text: str) -> Path:
+    """Keep a text without the paths of this machine, lines of JSON compressed; the same text gives
+    the same bytes, and what is there already is left as it is."""
+    packed = path.suffix == ".jsonl"
+    if path.name == Path(_LOG).name:  # the last line repeats all others and names paths
+        lines = [line for line in text.split("\n") if line and '"log_history"' not in line]
+        text = "".join(f"{line}\n" for line in lines)
+    elif not packed:
+        text = text.replace(f"{paths.PROJECT}/", "")
+    file = path.with_name(f"{path.name}.xz") if packed else path
+    if read_text(path) != text:
+        content = text.encode()
+        if packed:
+            content = lzma.compress(content, preset=9, check=lzma.CHECK_CRC32)
+        with paths.atomic_path(file) as temporary:
+            temporary.write_bytes(content)
+    return file

@@ -10,15 +10,27 @@ is done and never repeated; where it is not, the step is done again or goes on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.state_files import Name, Shape, read_json, write_json
-from tell_plugins.experiments.planning import Asked, Planned, PlannedBase, SweepPlan, values_text
+from tell_plugins.evaluation import prompts as prompting
+from tell_plugins.evaluation import retention
+from tell_plugins.evaluation.answers import GENERAL, SETTINGS, saved_settings
+from tell_plugins.experiments.planning import (
+    Asked,
+    Evaluation,
+    Planned,
+    PlannedBase,
+    SweepPlan,
+    values_text,
+)
 
 RUN, TRAINED, EVALUATED, FAILED = "run.json", "trained.json", "evaluated.json", "failed.json"
 RECIPE, OPTIONS = "recipe.yaml", "options.json"
@@ -57,6 +69,22 @@ class Failed(Shape):
     exit: str
     log: Name
     tail: list[str]
+
+
+def run_facts(folder: Path) -> dict[str, Any]:
+    """What a run is; nothing where its folder does not say so yet."""
+    return read_json(folder / RUN, RunFacts, AGAIN) or {}
+
+
+def trained_facts(folder: Path) -> dict[str, Any]:
+    """What came out of a run's training; nothing where it is not done."""
+    return read_json(folder / TRAINED, Trained, AGAIN) or {}
+
+
+def seconds_asked(evaluation: Path) -> float | None:
+    """What an evaluation took; None where it is not done."""
+    found = read_json(evaluation / EVALUATED, Evaluated, AGAIN)
+    return None if found is None else float(found["seconds"])
 
 
 def failure(folder: Path, evaluation: str) -> dict[str, Any] | None:
@@ -178,6 +206,68 @@ class Store:
     def write_index(self, index: Mapping[str, Any]) -> None:
         """Keep an index; one of an earlier call of the same sweep is replaced."""
         write_json(self.sweeps / f"{index['name']}.json", index)
+
+
+def other_answers(plan: SweepPlan, store: Store) -> Iterator[UserError]:
+    """Evaluations whose answers are to other prompts than those of now, or of another length.
+
+    An evaluation is known by the names of card, split and anchor; here is seen whether what they
+    stand for has changed since: the test rows, the anchor's text, the held-out general rows, the
+    card's `max_new_tokens`.
+    """
+    asked: dict[str, tuple[Evaluation, list[Path]]] = {}
+    for run in plan.everything:
+        folder = store.job(run).eval_folder
+        if folder.is_dir():
+            asked.setdefault(folder.name, (run.evaluation, []))[1].append(folder)
+    for name, (evaluation, folders) in asked.items():
+        now = asked_now(evaluation)
+        stale = [folder for folder in folders if not _answers(folder, now)]
+        if stale:
+            more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
+            yield UserError(
+                "the answers are to other prompts, or of another length: test rows, anchor, "
+                "held-out general rows or max_new_tokens have changed since",
+                where=paths.shown(stale[0]) + more,
+                remedy=f"remove {paths.shown(store.runs)}/*/eval/{name}, or name another folder "
+                "with --out",
+            )
+
+
+def asked_now(evaluation: Evaluation) -> dict[bool, dict[str, Any]]:
+    """What `eval` would save in its settings now, of the task and, under True, of general
+    questions, where these are asked.
+
+    Raises UserError where the card has fewer rows than are asked.
+    """
+    spec, options = parse_spec(evaluation.dataset), evaluation.options
+    card = load_card(spec.card)
+    _, task = prompting.task_prompts(card, options["split"], evaluation.anchor, options["rows"])
+    found: dict[bool, dict[str, Any]] = {
+        False: {
+            "prompts_sha256": prompting.prompts_sha256(task),
+            "max_new_tokens": prompting.answer_limit(card, options["max_new_tokens"]),
+        }
+    }
+    if options["general_rows"]:
+        questions = retention.foreign(options["retention_rows"]).questions
+        held_out = prompting.general_rows([spec], card, options["general_rows"])
+        found[True] = {
+            "prompts_sha256": prompting.prompts_sha256(questions),
+            "rows_sha256": prompting.pairs_sha256(held_out),
+        }
+    return found
+
+
+def _answers(folder: Path, now: Mapping[bool, Mapping[str, Any]]) -> bool:
+    """Whether all answers of an evaluation are as they would be asked for now."""
+    for path in folder.glob(f"*/*/{SETTINGS}"):
+        saved = saved_settings(path.parent, AGAIN)
+        assert saved is not None
+        wanted = now.get(saved.split == GENERAL)
+        if wanted is None or any(getattr(saved, key) not in ("", wanted[key]) for key in wanted):
+            return False
+    return True
 
 
 def describe(run: Asked) -> dict[str, Any]:

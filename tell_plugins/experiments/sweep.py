@@ -34,12 +34,10 @@ from tell_plugins.bridge.protocol import DECODINGS
 from tell_plugins.core import paths
 from tell_plugins.core.cards import HELD_OUT
 from tell_plugins.core.errors import UserError, nearest, raise_all, unknown, wrong_value
-from tell_plugins.core.shown import secret_keys
 from tell_plugins.core.spec import KEYS
 from tell_plugins.core.yamlfile import Document, read_yaml
 from tell_plugins.evaluation.paper_numbers import published
 from tell_plugins.evaluation.rivals import RIVALS
-from tell_plugins.recipe.recipes import SECRETS_REMEDY
 
 
 def _value(value: Any) -> Any:
@@ -281,8 +279,6 @@ def _wrong_settings(sweep: Sweep) -> Iterator[UserError]:
             where = f"{sweep.place(*group, key)}, {', '.join(group)}"
             if key in _OWN:
                 yield UserError(f"'{key}' is set by the sweep", where=where, remedy=_OWN[key])
-            elif held := list(secret_keys({key: value})):
-                yield secret_error(held[0], where)
             elif key in DERIVED and value not in list(names):
                 yield unknown("method", str(value), names, f"{where}, key '{key}'")
             elif key in DERIVED and set(DERIVED) & set(names[value]):
@@ -295,15 +291,6 @@ def _wrong_settings(sweep: Sweep) -> Iterator[UserError]:
             for name in (value if isinstance(value, list) else [value]) if key == RIVAL else ():
                 if name not in RIVALS:
                     yield unknown("rival", str(name), RIVALS, where)
-
-
-def secret_error(key: str, where: str) -> UserError:
-    """A sweep keeps its settings in every run's folder and in its report."""
-    return UserError(
-        f"'{key}' would be kept with the runs and published with their report",
-        where=where,
-        remedy=SECRETS_REMEDY,
-    )
 
 
 def _wrong_plot(sweep: Sweep) -> Iterator[UserError]:

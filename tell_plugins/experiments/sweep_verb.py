@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import math
 import shlex
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.locks import only_one
-from tell_plugins.core.state_files import read_json
 from tell_plugins.evaluation import options
 from tell_plugins.experiments.controls import controls
-from tell_plugins.experiments.earlier import other_answers, refuse_other_sweep
-from tell_plugins.experiments.planning import Planned, SweepPlan, make_plan
-from tell_plugins.experiments.ray_runner import run_on_ray
-from tell_plugins.experiments.results import Study
+from tell_plugins.experiments.planning import Asked, Planned, SweepPlan, make_plan
+from tell_plugins.experiments.results import Study, tell_left_out
 from tell_plugins.experiments.runner import (
     add_jobs,
     check_jobs,
     forget_failures,
     minutes,
     run_here,
+    run_on_ray,
     slots,
 )
 from tell_plugins.experiments.store import (
-    AGAIN,
-    EVALUATED,
-    RUN,
-    TRAINED,
-    Evaluated,
     Job,
-    RunFacts,
     Store,
-    Trained,
+    other_answers,
+    run_facts,
+    seconds_asked,
+    trained_facts,
 )
 from tell_plugins.experiments.sweep import Sweep, load_sweep
 from tell_plugins.recipe.estimate import reported_flops
@@ -81,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         with tempfile.TemporaryDirectory() as cards:
             plan = make_plan(sweep, Path(cards))
-            if plan.entries and not plan.unknown_keys:
+            if plan.entries:
                 print_dry_run(plan, store, measured_rates(store, args.rate))
             _check(plan, store, command)
         return 0
@@ -161,10 +156,9 @@ def do(
 def _check(plan: SweepPlan, store: Store, command: str) -> dict[str, Any]:
     """The sweep's index. Raises UserError for whatever of plan or folder stands in the way."""
     raise_all(plan.problems)
-    index = store.index(plan, command)
-    remedy = "--out DIR, or a copy of the sweep file of another name"
-    refuse_other_sweep(store.root, Study(**index), remedy)
     raise_all(list(other_answers(plan, store)))
+    index = store.index(plan, command)
+    tell_left_out(store.root, Study(**index))
     return index
 
 
@@ -200,17 +194,20 @@ def _close(store: Store, everything: list[Job]) -> int:
 
 class Rates(NamedTuple):
     """How fast this sweep's runs are: trained tokens a second, and seconds that one evaluation
-    takes; NaN is not known. `source` says where the rates come from."""
+    takes; None is not known. `source` says where the rates come from."""
 
-    tokens: float
-    evaluation: float
+    tokens: float | None
+    evaluation: float | None
     source: str
 
-    def seconds_left(self, job: Job, tokens: float) -> float:
-        """What is left to do of a run that trains `tokens`; NaN when it is not known."""
+    def seconds_left(self, job: Job, tokens: int | None) -> float | None:
+        """What is left to do of a run that trains `tokens`; None where it is not known."""
+        asking = self.evaluation or 0.0
         if job.done:
             return 0.0
-        return self.evaluation if job.trained else tokens / self.tokens + _known(self.evaluation)
+        if job.trained:
+            return asking
+        return None if tokens is None or self.tokens is None else tokens / self.tokens + asking
 
 
 def measured_rates(store: Store, given: float | None) -> Rates:
@@ -222,72 +219,76 @@ def measured_rates(store: Store, given: float | None) -> Rates:
             allowed="tokens per second, above 0",
             remedy="leave it out: then the rate of finished runs is taken",
         )
-    trained, seconds, evaluations = 0, 0.0, []
+    tokens, seconds, asking = 0, 0.0, []
     for folder in sorted(store.runs.glob("*")):
-        run = read_json(folder / RUN, RunFacts, AGAIN) or {"base": True}
-        facts = {} if run["base"] else read_json(folder / TRAINED, Trained, AGAIN) or {}
-        if facts.get("seconds") and run.get("trained_tokens"):
-            trained += run["trained_tokens"]
-            seconds += facts["seconds"]
-        for marker in folder.glob(f"eval/*/{EVALUATED}"):
-            evaluations.append(float(read_json(marker, Evaluated, AGAIN)["seconds"]))
-    evaluation = sum(evaluations) / len(evaluations) if evaluations else math.nan
+        trained = run_facts(folder).get("trained_tokens")
+        took = trained_facts(folder).get("seconds")
+        if trained and took:
+            tokens += trained
+            seconds += took
+        asked = (seconds_asked(path) for path in folder.glob("eval/*"))
+        asking += [took for took in asked if took is not None]
+    evaluation = sum(asking) / len(asking) if asking else None
     if given:
         return Rates(given, evaluation, "--rate")
-    if seconds:
-        return Rates(trained / seconds, evaluation, "the finished runs here")
-    return Rates(math.nan, evaluation, "not measured yet")
+    return Rates(tokens / seconds if seconds else None, evaluation, "the finished runs here")
 
 
 def print_dry_run(plan: SweepPlan, store: Store, rates: Rates) -> None:
     """Print every run with its steps, tokens, FLOPs and time, and what is left to do in all."""
     print(f"{plan.sweep.title}\nbase recipe {plan.sweep.base}, folder {store.root}\n")
-    rows, left, time_left = [], [], 0.0
+    rows: list[list[object]] = []
+    left: list[tuple[float | None, ...]] = []  # tokens, FLOPs and seconds of what is to be done
     for run in plan.everything:
-        job = store.job(run)
-        tokens = math.nan if run.trained_tokens is None else float(run.trained_tokens)
-        shape = shape_of(str(run.recipe.get("model")))
-        flops = tokens * (reported_flops(shape, 1) if shape else 0.0 if tokens == 0 else math.nan)
-        seconds = rates.seconds_left(job, tokens)
-        entries, note = (run.facts.rows, _note(run, plan)) if isinstance(run, Planned) else (0, "")
+        job, note = store.job(run), _note(run, plan) if isinstance(run, Planned) else ""
+        flops = _flops(run)
+        seconds = rates.seconds_left(job, run.trained_tokens)
         rows.append(
             [
                 run.label,
-                f"{entries:,}" if entries else "",
-                f"{run.steps:,}" if run.steps else "",
-                "" if run.exposure is None else f"{run.exposure:.1f}",
-                _number(tokens),
-                _number(flops),
-                "?" if math.isnan(seconds) else minutes(seconds) if seconds else "",
+                run.facts.rows if isinstance(run, Planned) else None,
+                run.steps or None,
+                None if run.exposure is None else f"{run.exposure:.1f}",
+                run.trained_tokens,
+                None if flops is None else f"{flops:.1e}",
+                None if seconds is None else minutes(seconds),
                 job.state + (f" ({note})" if note else ""),
             ]
         )
-        if job.state != "done":
-            left.append((tokens, flops))
-            time_left += seconds if run.steps else _known(seconds)
+        if not job.done:
+            left.append((run.trained_tokens, flops, seconds))
     header = ["run", "rows", "steps", "exposure", "tokens", "FLOPs", "time", "state"]
-    print(table(header, rows, indent=""))
+    print(table(header, rows, indent="", right=header[3:7]))
     print("exposure: how much learning rate the task rows meet, in rows at the full rate")
     missing = f", others cannot be planned ({len(plan.problems)})" if plan.problems else ""
-    tokens, flops = (sum(part[i] for part in left) for i in (0, 1))
+    tokens, flops, seconds = (_total(part) for part in zip(*left, strict=True)) if left else [0] * 3
     print(f"\n{len(rows)} runs, {len(left)} left{missing}", end="")
-    print("" if math.isnan(tokens) else f": {tokens:,.0f} tokens to train", end="")
-    print("" if math.isnan(flops) else f", {flops:.1e} FLOPs", end="")
-    print(f"\ntime: {_time(time_left, rates)}")
+    print("" if tokens is None else f": {tokens:,.0f} tokens to train", end="")
+    print("" if flops is None else f", {flops:.1e} FLOPs", end="")
+    print(f"\ntime: {_time(seconds, rates)}")
 
 
-def _time(seconds: float, rates: Rates) -> str:
-    if math.isnan(rates.tokens) or math.isnan(seconds):
+def _flops(run: Asked) -> float | None:
+    """What the Trainer will report; None where tokens or the model's shape are not known."""
+    if not run.trained_tokens:
+        return run.trained_tokens
+    shape = shape_of(str(run.recipe.get("model")))
+    return reported_flops(shape, run.trained_tokens) if shape else None
+
+
+def _total(numbers: Sequence[float | None]) -> float | None:
+    known = [number for number in numbers if number is not None]
+    return sum(known) if len(known) == len(numbers) else None
+
+
+def _time(seconds: float | None, rates: Rates) -> str:
+    if seconds is None or rates.tokens is None:
         return "unknown until a run is finished here (or give --rate TOKENS_PER_SECOND)"
     unmeasured = "; answering and scoring come on top, not measured yet"
     return (
         f"about {minutes(seconds)} one run after the other, at {rates.tokens:,.0f} tokens a "
-        f"second ({rates.source}){unmeasured if math.isnan(rates.evaluation) else ''}"
+        f"second ({rates.source}){'' if rates.evaluation else unmeasured}"
     )
-
-
-def _known(value: float) -> float:
-    return 0.0 if math.isnan(value) else value
 
 
 def _note(run: Planned, plan: SweepPlan) -> str:
@@ -303,9 +304,3 @@ def _note(run: Planned, plan: SweepPlan) -> str:
     if run.facts.overlapping and run.spec.overlap == "keep":
         notes.append(f"{run.facts.overlapping} general rows of the card are test queries")
     return "; ".join(notes)
-
-
-def _number(value: float) -> str:
-    if math.isnan(value):
-        return "?"
-    return "" if value == 0 else f"{value:,.0f}" if value < 1e8 else f"{value:.1e}"

@@ -27,10 +27,8 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.locks import only_one
 from tell_plugins.core.spec import ALL, NONE, Amount, parse_amount
-from tell_plugins.core.state_files import read_json
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console
 from tell_plugins.evaluation.intervals import shown, smallest_shown
-from tell_plugins.experiments.earlier import other_answers
 from tell_plugins.experiments.planning import (
     Planned,
     Planner,
@@ -47,7 +45,13 @@ from tell_plugins.experiments.runner import (
     run_here,
     slots,
 )
-from tell_plugins.experiments.store import AGAIN, EVALUATED, TRAINED, Evaluated, Job, Store, Trained
+from tell_plugins.experiments.store import (
+    Job,
+    Store,
+    other_answers,
+    seconds_asked,
+    trained_facts,
+)
 from tell_plugins.experiments.sweep import Sweep, make_sweep
 from tell_plugins.experiments.tune_choice import (
     PARTS,
@@ -182,7 +186,7 @@ class Trial:
     def costs(self) -> Costs:
         """Estimated seconds of what is still to do of each run, from the recipe's own first."""
         first = self.runs[OWN][0]
-        trained = read_json(self.store.job(first).folder / TRAINED, Trained, AGAIN) or {}
+        trained = trained_facts(self.store.job(first).folder)
         a_row = (trained.get("seconds") or 0.0) / first.facts.rows
         asking = self._seconds_of_asking()
 
@@ -195,9 +199,7 @@ class Trial:
 
     def _seconds_of_asking(self) -> float:
         """What one evaluation takes, as the first run with the recipe's own settings tells."""
-        file = self.store.job(self.runs[OWN][0]).eval_folder / EVALUATED
-        asked = read_json(file, Evaluated, AGAIN) or {"seconds": 0.0}
-        return float(asked["seconds"])
+        return seconds_asked(self.store.job(self.runs[OWN][0]).eval_folder) or 0.0
 
     def do(self, names: Sequence[str], parts: int) -> list[Result]:
         """Do the first `parts` runs of each; the results of those that came through.

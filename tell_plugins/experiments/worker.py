@@ -168,14 +168,9 @@ def tail(log: Path) -> list[str]:
     return [line for line in lines if line][-_TAIL:]
 
 
-def _run_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(folder / store.RUN, store.RunFacts, store.AGAIN)
-    return found
-
-
 def train(folder: Path, steps: Steps) -> dict[str, Any]:
     """Train, from the last whole checkpoint of a killed attempt if there is one; what came out."""
-    run = _run_of(folder)
+    run = store.run_facts(folder)
     if run["base"] or run.get("rival"):
         return {} if run["base"] else {"steps": 0}
     output, log = folder / store.TRAIN_FOLDER, folder / store.TRAIN_LOG
@@ -240,15 +235,15 @@ def training_facts(checkpoint: Path, seconds: float | None) -> dict[str, Any]:
 
 def evaluate(folder: Path, asked: Path, steps: Steps) -> dict[str, Any]:
     """Answer and measure; `eval` itself goes on where it was stopped."""
-    run = _run_of(folder)
+    run = store.run_facts(folder)
     options = read_json(asked / store.OPTIONS, dict[str, Any], store.AGAIN)
     adapter, anchor = options.pop("rival", "none"), options.pop("anchor", None)
     flags = {**options, "seeds": ",".join(map(str, options["seeds"])), "out": asked}
     if not run["base"] and adapter == "none":
         if anchor not in (None, parse_spec(run["spec"]).anchor):
             flags["anchor"] = anchor  # another than it trained with, on purpose
-        trained = read_json(folder / store.TRAINED, store.Trained, store.AGAIN)
-        adapter = folder / store.TRAIN_FOLDER / str(trained["checkpoint"])
+        checkpoint = store.trained_facts(folder)["checkpoint"]
+        adapter = folder / store.TRAIN_FOLDER / str(checkpoint)
     command = [sys.executable, "-m", "tell_plugins", "eval", str(asked / store.RECIPE)]
     for flag, value in {**flags, "adapter": adapter}.items():
         if value is not None:
