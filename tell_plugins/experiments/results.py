@@ -118,7 +118,7 @@ class Entry(Shape):
     @cached_property
     def trained(self) -> dict[str, Any]:
         """What its training left; nothing for a base model and where it is not done."""
-        return {} if self.is_base else trained_facts(self.folder)
+        return trained_facts(self.folder)
 
     @property
     def is_base(self) -> bool:

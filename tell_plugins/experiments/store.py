@@ -77,8 +77,9 @@ def run_facts(folder: Path) -> dict[str, Any]:
 
 
 def trained_facts(folder: Path) -> dict[str, Any]:
-    """What came out of a run's training; nothing where it is not done."""
-    return read_json(folder / TRAINED, Trained, AGAIN) or {}
+    """What came out of a run's training; nothing for a base model and where it is not done."""
+    is_base = run_facts(folder).get("base")
+    return {} if is_base else read_json(folder / TRAINED, Trained, AGAIN) or {}
 
 
 def seconds_asked(evaluation: Path) -> float | None:
