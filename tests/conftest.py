@@ -105,6 +105,24 @@ def write_rows(path: Path, rows: Iterable[object]) -> Path:
     return path
 
 
+Tell = Callable[..., str]
+
+
+@pytest.fixture
+def tell(capsys: pytest.CaptureFixture[str]) -> Tell:
+    """Run a verb: `tell("data", "list", code=1)`; all that it printed."""
+    from tell_plugins.cli import main
+
+    def run(*words: str | Path, code: int = 0) -> str:
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == code
+        said = "".join(capsys.readouterr())
+        assert "Traceback" not in said
+        return said
+
+    return run
+
+
 MakeCard = Callable[..., Path]
 
 

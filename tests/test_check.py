@@ -23,7 +23,7 @@ from tell_plugins.recipe.findings import ERROR, WARNING
 from tell_plugins.recipe.recipes import load_recipe
 from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.swift_keys import installed_version, swift_keys
-from tests.conftest import PROJECT, MakeCard, write_rows
+from tests.conftest import PROJECT, MakeCard, Tell, write_rows
 from tests.swift_keys_once import keys, lay_keys
 
 BASE: dict[str, Any] = {
@@ -97,23 +97,18 @@ def errors(checked: Checked) -> list[str]:
 # --- a good recipe ------------------------------------------------------------------------------
 
 
-def test_a_good_recipe_has_no_problems(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(write())]) == 0
-    report = capsys.readouterr().out
+def test_a_good_recipe_has_no_problems(write: Write, tell: Tell) -> None:
+    report = tell("check", str(write()))
     assert "No problems found." in report
     assert "A toy." in report
     for part in ("Sources", "Training", "Row lengths", "Cost", "Other than the paper"):
         assert part in report
 
 
-def test_several_recipes_end_with_how_many_are_good(
-    write: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_several_recipes_end_with_how_many_are_good(write: Write, tell: Tell) -> None:
     good, bad = str(write("good")), str(write("bad", lora_rank=0))
-    assert main(["check", good]) == 0
-    assert "1 recipe" not in capsys.readouterr().out
-    assert main(["check", good, bad, "nowhere.yaml"]) == 1
-    last = capsys.readouterr().out.splitlines()[-1]
+    assert "1 recipe" not in tell("check", good)
+    last = tell("check", good, bad, "nowhere.yaml", code=1).splitlines()[-1]
     assert last == f"3 recipes: 1 good, 2 with errors: {bad}, nowhere.yaml"
 
 
@@ -245,12 +240,9 @@ def test_general_rows_alone(write: Write, make_card: MakeCard) -> None:
     assert "'2x' the task rows is nothing" in found
 
 
-def test_missing_files_are_all_named_and_the_rest_is_still_told(
-    write: Write, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_files_are_all_named_and_the_rest_is_still_told(write: Write, tell: Tell) -> None:
     path = write(dataset=["tell/halu_cot_json:task=115rows/general=4e6tok"], seed="x")
-    assert main(["check", str(path)]) == 1
-    printed = capsys.readouterr().out
+    printed = tell("check", str(path), code=1)
     for says in (
         "no file 'dev_Halu_CoT_JSON.jsonl'",
         "no file 'test_Halu_CoT_JSON.jsonl'",
@@ -597,13 +589,12 @@ def test_the_keys_are_kept_by_version(tmp_path: Path) -> None:
 # --- ids ------------------------------------------------------------------------------------------
 
 
-def test_the_report_names_the_rule(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(write(strict=None, seed="x"))]) == 1
-    printed = capsys.readouterr().out
+def test_the_report_names_the_rule(write: Write, tell: Tell) -> None:
+    printed = tell("check", str(write(strict=None, seed="x")), code=1)
     assert "'seed' is x [tell-value-type]" in printed
     assert "one summary line [tell-strict]" in printed
-    assert main(["check", "recipes/none.yaml"]) == 1
-    assert "no recipe 'recipes/none.yaml' [tell-recipe]" in capsys.readouterr().out
+    printed = tell("check", "recipes/none.yaml", code=1)
+    assert "no recipe 'recipes/none.yaml' [tell-recipe]" in printed
 
 
 # --- each situation has its finding ---------------------------------------------------------------

@@ -17,7 +17,7 @@ import yaml
 from tell_plugins.cli import main
 from tell_plugins.core.rows import file_sha256
 from tell_plugins.preparation import llama2_tokenizer
-from tests.conftest import PROJECT, MakeCard, write_rows
+from tests.conftest import PROJECT, MakeCard, Tell, write_rows
 from tests.file_server import FileServer, cut_after, serving
 from tests.hub_server import REVISION, hub
 
@@ -54,91 +54,79 @@ def general_card(make_card: MakeCard, name: str = "far", **split: object) -> Non
 
 
 def test_card_is_made_ready_listed_and_left_alone(
-    make_card: MakeCard, server: FileServer, home: Path, capsys: pytest.CaptureFixture[str]
+    make_card: MakeCard, server: FileServer, home: Path, tell: Tell
 ) -> None:
     url = f"{server.url}/x/rows.jsonl"
     general_card(make_card, url=url, blob=blob(CONTENT))
-    assert main(["data", "list", "far"]) == 0
-    assert "missing  ./run.sh data far" in capsys.readouterr().out
-    assert main(["data", "far"]) == 0
-    assert "train: is ready, verified (git blob id)" in capsys.readouterr().out
+    assert "missing  ./run.sh data far" in tell("data", "list", "far")
+    assert "train: is ready, verified (git blob id)" in tell("data", "far")
     file = home / "far" / "rows.jsonl"
     assert file.read_bytes() == CONTENT
     record = json.loads((home / "far" / "rows.jsonl.provenance.json").read_text())
     assert record["from"] == {"place": url, "official": url, "git_blob": blob(CONTENT)}
     assert record["sha256"] == file_sha256(file)
-    assert main(["data", "far"]) == 0
-    assert "train: is here, verified (git blob id)" in capsys.readouterr().out
-    assert main(["data", "list", "far"]) == 0
-    out = capsys.readouterr().out
+    assert "train: is here, verified (git blob id)" in tell("data", "far")
+    out = tell("data", "list", "far")
     assert "7  verified  git blob id" in out
     assert f"from {url}" in out
     assert len(server.requests) == 1
 
 
 def test_wrong_file_is_listed_and_replaced(
-    make_card: MakeCard, server: FileServer, home: Path, capsys: pytest.CaptureFixture[str]
+    make_card: MakeCard, server: FileServer, home: Path, tell: Tell
 ) -> None:
     general_card(make_card, url=f"{server.url}/x/rows.jsonl", blob=blob(CONTENT))
     write_rows(home / "far" / "rows.jsonl", ROWS[:3])
-    assert main(["data", "list", "far"]) == 1
-    assert "3 of 7  wrong  not the official file" in capsys.readouterr().out
+    assert "3 of 7  wrong  not the official file" in tell("data", "list", "far", code=1)
     server.script = [cut_after(100)]
-    assert main(["data", "far"]) == 0
+    tell("data", "far")
     assert (home / "far" / "rows.jsonl").read_bytes() == CONTENT
     assert (home / "far" / "rows.jsonl.not-official").exists()
 
 
 def test_wrong_file_that_is_found_before_the_right_one(
-    make_card: MakeCard, server: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_card: MakeCard, server: FileServer, tmp_path: Path, tell: Tell
 ) -> None:
     general_card(make_card, url=f"{server.url}/x/rows.jsonl", blob=blob(CONTENT))
     write_rows(tmp_path / "cards" / "far" / "rows.jsonl", ROWS[:3])
-    assert main(["data", "far"]) == 1
-    assert "another of its name is found before it" in capsys.readouterr().err
+    assert "another of its name is found before it" in tell("data", "far", code=1)
 
 
-def test_a_dead_server_is_asked_for_one_file_of_a_card(
-    make_card: MakeCard, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dead_server_is_asked_for_one_file_of_a_card(make_card: MakeCard, tell: Tell) -> None:
     general_card(make_card)
     path = make_card("far", kind="general", train=[]) / "card.yaml"
     card = yaml.safe_load(path.read_text())
     there = {"url": "http://127.0.0.1:9/resolve/x", "blob": "0" * 40}
     card["splits"] = {name: {"file": f"{name}.rows", **there} for name in ("train", "test")}
     path.write_text(yaml.safe_dump(card))
-    assert main(["data", "far", "--tries", "1"]) == 2
-    assert capsys.readouterr().err.count("cannot be reached") == 1
+    assert tell("data", "far", "--tries", "1", code=2).count("cannot be reached") == 1
 
 
 def test_a_mirrors_password_is_not_recorded(
-    make_card: MakeCard, server: FileServer, home: Path, capsys: pytest.CaptureFixture[str]
+    make_card: MakeCard, server: FileServer, home: Path, tell: Tell
 ) -> None:
     mirror = f"{server.url}/x".replace("http://", "http://bob:secret@")
     for name, split in (("far", {"modelscope": "o/n"}), ("near", {"blob": blob(CONTENT)})):
         url = {"url": f"{server.url}/x/rows.jsonl"} if "blob" in split else {}
         general_card(make_card, name, **split, **url)
-        assert main(["data", name, "--mirror", mirror]) == 0
+        tell("data", name, "--mirror", mirror)
         record = (home / name / "rows.jsonl.provenance.json").read_text()
         assert f'"place": "{server.url}/x/rows.jsonl"' in record
         assert "secret" not in record
     # records of earlier versions are shown without it
     path = home / "far" / "rows.jsonl.provenance.json"
     path.write_text(path.read_text().replace(f"{server.url}/x", mirror))
-    assert main(["data", "list"]) == 0
-    assert "secret" not in "".join(capsys.readouterr())
+    assert "secret" not in tell("data", "list")
 
 
 def test_what_fails_is_told_after_the_rest_is_ready(
-    make_card: MakeCard, server: FileServer, home: Path, capsys: pytest.CaptureFixture[str]
+    make_card: MakeCard, server: FileServer, home: Path, tell: Tell
 ) -> None:
     general_card(make_card, "gone", url=f"{server.url}/gone.jsonl", blob=blob(b"x"))
     general_card(make_card, url=f"{server.url}/x/rows.jsonl", blob=blob(CONTENT))
-    assert main(["data", "gone", "far"]) == 2
-    captured = capsys.readouterr()
-    assert "train: is ready" in captured.out
-    assert "HTTP 404" in captured.err
-    assert "Traceback" not in captured.err
+    captured = tell("data", "gone", "far", code=2)
+    assert "train: is ready" in captured
+    assert "HTTP 404" in captured
 
 
 @pytest.mark.parametrize(
@@ -151,32 +139,27 @@ def test_what_fails_is_told_after_the_rest_is_ready(
     ],
 )
 def test_cards_that_cannot_be_followed(
-    make_card: MakeCard,
-    split: dict[str, str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
+    make_card: MakeCard, split: dict[str, str], message: str, tell: Tell
 ) -> None:
     general_card(make_card, **split)
-    assert main(["data", "far"]) == 1
-    assert message in capsys.readouterr().err
+    assert message in tell("data", "far", code=1)
 
 
 def test_official_files_from_a_mirror_and_from_a_folder(
-    real_data: Path, server: FileServer, home: Path, capsys: pytest.CaptureFixture[str]
+    real_data: Path, server: FileServer, home: Path, tell: Tell
 ) -> None:
     for path in (real_data / "tell_official").iterdir():
         server.files[f"/{path.name}"] = path.read_bytes()
     server.script = [cut_after(100_000)]
-    assert main(["data", "en_is_news", "--mirror", server.url]) == 0
+    tell("data", "en_is_news", "--mirror", server.url)
     for name in ("dev-en-is.jsonl", "test-en-is.jsonl"):
         official = (real_data / "tell_official" / name).read_bytes()
         assert (home / "en_is_news" / name).read_bytes() == official
     assert server.requests[:2] == ["/dev-en-is.jsonl"] * 2  # the first was cut
     # the training file is not there, the test file is
-    assert main(["data", "halu_cot_json", "--from", str(real_data)]) == 1
-    captured = capsys.readouterr()
-    assert "test: is ready, verified" in captured.out
-    assert "no file 'dev_Halu_CoT_JSON.jsonl'" in captured.err
+    captured = tell("data", "halu_cot_json", "--from", str(real_data), code=1)
+    assert "test: is ready, verified" in captured
+    assert "no file 'dev_Halu_CoT_JSON.jsonl'" in captured
 
 
 # --- hubs ----------------------------------------------------------------------------------------
@@ -258,11 +241,7 @@ def test_hub_that_cannot_be_reached(
 
 @pytest.mark.parametrize("form", ["jsonl", "json", "csv"])
 def test_hub_data_from_a_folder(
-    make_card: MakeCard,
-    tmp_path: Path,
-    home: Path,
-    form: str,
-    capsys: pytest.CaptureFixture[str],
+    make_card: MakeCard, tmp_path: Path, home: Path, form: str, tell: Tell
 ) -> None:
     general_card(make_card, modelscope="o/n")
     file = tmp_path / "usb" / "deep" / f"rows.{form}"
@@ -272,14 +251,12 @@ def test_hub_data_from_a_folder(
     elif form == "csv":
         lines = [",".join(row.values()) for row in ROWS]
         file.write_text("\n".join(["q,r,note", *lines]) + "\n")
-    assert main(["data", "far", "--from", str(tmp_path / "usb")]) == 0
+    tell("data", "far", "--from", str(tmp_path / "usb"))
     rows = [json.loads(line) for line in (home / "far" / "rows.jsonl").open()]
     assert rows == [{"q": row["q"], "r": row["r"]} for row in ROWS]
-    assert main(["data", "list", "far"]) == 0
-    assert "7  verified  sha256 as recorded beside it" in capsys.readouterr().out
+    assert "7  verified  sha256 as recorded beside it" in tell("data", "list", "far")
     (home / "far" / "rows.jsonl").write_bytes(CONTENT)
-    assert main(["data", "list", "far"]) == 1
-    assert "changed" in capsys.readouterr().out
+    assert "changed" in tell("data", "list", "far", code=1)
 
 
 @pytest.mark.parametrize(
@@ -298,32 +275,27 @@ def test_wrong_rows_from_a_mirror(
     content: bytes,
     code: int,
     message: str,
-    capsys: pytest.CaptureFixture[str],
+    tell: Tell,
 ) -> None:
     general_card(make_card, modelscope="o/n")
     server.files["/x/rows.jsonl"] = content
-    assert main(["data", "far", "--mirror", f"{server.url}/x"]) == code
-    assert message in capsys.readouterr().err
+    assert message in tell("data", "far", "--mirror", f"{server.url}/x", code=code)
     assert not list((home / "far").glob("*rows.jsonl"))
     if code == 2:
-        assert main(["data", "far", "--mirror", f"{server.url}/x", "--accept"]) == 0
+        tell("data", "far", "--mirror", f"{server.url}/x", "--accept")
 
 
 # --- files that are built ------------------------------------------------------------------------
 
 
-def test_build_command_with_arguments_of_the_users_is_told(
-    make_card: MakeCard, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_build_command_with_arguments_of_the_users_is_told(make_card: MakeCard, tell: Tell) -> None:
     general_card(make_card, build="./run.sh data other --rebuild --base-url URL")
-    assert main(["data", "far"]) == 1
-    out = capsys.readouterr().out
+    out = tell("data", "far", code=1)
     assert "train: is built by  ./run.sh data other --rebuild --base-url URL" in out
 
 
-def test_spans_build_from_real_files(real_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "halu_cot_json_spans"]) == 0
-    out = capsys.readouterr().out
+def test_spans_build_from_real_files(real_home: Path, tell: Tell) -> None:
+    out = tell("data", "halu_cot_json_spans")
     assert "test: is here, verified" in out
     assert "train: is ready" in out
     assert (real_home / "halu_cot_json_spans" / "halu_cot_json_spans.jsonl").is_file()
@@ -361,7 +333,7 @@ def test_tokenizer_from_a_hub(
     home: Path,
     name: str,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tell: Tell,
 ) -> None:
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.url)
     monkeypatch.setenv("HF_ENDPOINT", f"{server.url}/hf/")
@@ -371,13 +343,12 @@ def test_tokenizer_from_a_hub(
         "/api/v1/models/modelscope/Llama-2-7b-chat-ms/repo": text.encode(),
         "/hf/NousResearch/Llama-2-7b-chat-hf/resolve/main/tokenizer.json": text.encode(),
     }
-    assert main(["data", "llama2_tokenizer", "--hub", name]) == 0
-    assert "is ready, verified (vocabulary and tokens)" in capsys.readouterr().out
+    assert "is ready, verified (vocabulary and tokens)" in tell(
+        "data", "llama2_tokenizer", "--hub", name
+    )
     assert (home / "llama2_tokenizer" / "tokenizer.json").read_text() == text
-    assert main(["data", "llama2_tokenizer"]) == 0
-    assert "is here, verified" in capsys.readouterr().out
-    assert main(["data", "list"]) == 0
-    assert "verified as Llama-2's" in capsys.readouterr().out
+    assert "is here, verified" in tell("data", "llama2_tokenizer")
+    assert "verified as Llama-2's" in tell("data", "list")
 
 
 @pytest.mark.parametrize(
@@ -417,22 +388,20 @@ def unigram(tmp_path: Path) -> Path:
 
 
 def test_a_tokenizer_that_is_found_before_the_right_one(
-    small_tokenizer: Path, unigram: Path, home: Path, capsys: pytest.CaptureFixture[str]
+    small_tokenizer: Path, unigram: Path, home: Path, tell: Tell
 ) -> None:
     (home / "tokenizers" / "llama2").mkdir(parents=True)
     unigram.rename(home / "tokenizers" / "llama2" / "tokenizer.json")
-    assert main(["data", "llama2_tokenizer", "--from", str(small_tokenizer.parent)]) == 1
-    captured = capsys.readouterr()
-    assert "another is found before it" in captured.err
-    assert "is ready, verified" not in captured.out
+    captured = tell("data", "llama2_tokenizer", "--from", str(small_tokenizer.parent), code=1)
+    assert "another is found before it" in captured
+    assert "is ready, verified" not in captured
 
 
 def test_tokenizer_named_by_the_user(
-    small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, tell: Tell
 ) -> None:
     monkeypatch.setenv("TELL_TOKENIZER", str(small_tokenizer))
-    assert main(["data", "llama2_tokenizer"]) == 1
-    assert "$TELL_TOKENIZER" in capsys.readouterr().err
+    assert "$TELL_TOKENIZER" in tell("data", "llama2_tokenizer", code=1)
 
 
 # --- words ---------------------------------------------------------------------------------------
@@ -460,9 +429,8 @@ def test_tokenizer_named_by_the_user(
         (["list", "gsm9k"], "did you mean 'gsm8k'?"),
     ],
 )
-def test_wrong_words(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", *words]) == 1
-    assert message in capsys.readouterr().err
+def test_wrong_words(words: list[str], message: str, tell: Tell) -> None:
+    assert message in tell("data", *words, code=1)
 
 
 HELP = {
@@ -508,13 +476,10 @@ def test_list_starts_at_once_and_covers_every_card() -> None:
         assert card.name in done.stdout
 
 
-def test_broken_card_does_not_hide_the_others(
-    make_card: MakeCard, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_broken_card_does_not_hide_the_others(make_card: MakeCard, tell: Tell) -> None:
     folder = make_card("odd", train=[{"q": "a", "r": "b"}])
     (folder / "card.yaml").write_text("name: odd\nkind: task\n")
-    assert main(["data", "list"]) == 1
-    out = capsys.readouterr().out
+    out = tell("data", "list", code=1)
     assert "sample_complaints" in out
     assert "key 'summary' is missing" in out
 
@@ -522,9 +487,8 @@ def test_broken_card_does_not_hide_the_others(
 # --- show ----------------------------------------------------------------------------------------
 
 
-def test_show_a_task(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "show", "sample_complaints", "--split", "test"]) == 0
-    out = capsys.readouterr().out
+def test_show_a_task(tell: Tell) -> None:
+    out = tell("data", "show", "sample_complaints", "--split", "test")
     anchor = (PROJECT / "datasets" / "sample_complaints" / "anchor.txt").read_text().strip()
     first = json.loads(
         (PROJECT / "datasets" / "sample_complaints" / "test.jsonl").open().readline()
@@ -537,22 +501,17 @@ def test_show_a_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert "query, words" in out
 
 
-def test_show_general_data_with_unusable_and_long_rows(
-    make_card: MakeCard, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_show_general_data_with_unusable_and_long_rows(make_card: MakeCard, tell: Tell) -> None:
     rows = [{"q": "long " * 1000, "r": "x"}, {"q": "", "r": "y"}, *ROWS, ROWS[0]]
     make_card("plain", kind="general", train=rows)
-    assert main(["data", "show", "plain"]) == 0
-    out = capsys.readouterr().out
+    out = tell("data", "show", "plain")
     assert "rows     9, 1 of them with the query of an earlier row" in out
     assert "unusable 1, first: line 2: the query is empty" in out
     assert "characters left out" in out
-    assert main(["data", "show", "plain", "--full"]) == 0
-    assert "characters left out" not in capsys.readouterr().out
+    assert "characters left out" not in tell("data", "show", "plain", "--full")
 
 
-def test_show_counts_tokens(real_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "show", "en_is_news", "--rows", "0"]) == 0
-    out = capsys.readouterr().out
+def test_show_counts_tokens(real_home: Path, tell: Tell) -> None:
+    out = tell("data", "show", "en_is_news", "--rows", "0")
     assert "response, tokens (" in out
     assert "rows     71" in out

@@ -18,7 +18,7 @@ from requests.adapters import HTTPAdapter
 
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.preparation import download
-from tell_plugins.preparation.download import Patience, Places, ensure, fetch, has_blob
+from tell_plugins.preparation.download import Places, ensure, fetch, has_blob
 from tests.file_server import (
     Answer,
     FileServer,
@@ -33,8 +33,7 @@ from tests.file_server import (
 )
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
-QUICK = Patience(timeout=0.5, tries=3, pause=0.01)
-PLACES = Places(patience=QUICK)
+PLACES = Places(wait=0.5, tries=3, pause=0.01)
 
 
 def blob_of(content: bytes) -> str:
@@ -129,7 +128,7 @@ def test_what_a_server_refuses(
     server: FileServer, target: Path, answer: Answer, words: str, tries: int
 ) -> None:
     server.always = answer
-    places = Places(patience=Patience(timeout=0.2, tries=3, pause=0.01))
+    places = PLACES._replace(wait=0.2)
     with pytest.raises((MachineError, UserError), match=words) as raised:
         get(server, target, places)
     assert f"{server.url}/rows.jsonl" in str(raised.value)
@@ -246,7 +245,7 @@ def test_a_mirrors_password_is_told_nobody(
     mirror = server.url.replace("http://", "http://bob:secret@")
     said = ""
     try:
-        said = str(fetch(None, BLOB, target, Places(mirror=mirror, patience=QUICK)))
+        said = str(fetch(None, BLOB, target, PLACES._replace(mirror=mirror)))
     except MachineError as error:
         said = str(error)
     assert f"{server.url}/rows.jsonl" in said
@@ -307,9 +306,8 @@ FETCH = """
 import sys
 from pathlib import Path
 from tell_plugins.preparation.download import Places, fetch, has_blob
-from tell_plugins.preparation.download import Patience
 source = fetch(sys.argv[1], has_blob(sys.argv[2]), Path(sys.argv[3]),
-               Places(patience=Patience(10, 3, 0.01)))
+               Places(wait=10, tries=3, pause=0.01))
 print("fetched" if source else "was there")
 """
 

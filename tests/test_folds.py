@@ -18,30 +18,29 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
 from tell_plugins.preparation.forms import Pair
 from tell_plugins.preparation.task_split import split_into_folds
-from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import PROJECT, write_rows
+from tests.own_task import Own
 from tests.saved_answers import save_answers
 
 FOLDS = 3
 
 
-def new(tmp_path: Path, *flags: str, name: str = "own") -> int:
-    where = ("--recipes", str(tmp_path / "recipes"), "--anchor", "Odd? Answer yes or no.")
-    return main(["new", name, "--model", "smollm2", *where, *flags])
+@pytest.fixture
+def task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Own:
+    return Own(tmp_path, capsys, method="hold")
 
 
 @pytest.fixture
-def rows(tmp_path: Path) -> Path:
+def rows(task: Own) -> str:
     """Twenty rows, every fourth labelled yes."""
-    rows = [{"query": f"Is {n} a four?", "response": "no" if n % 4 else "yes"} for n in range(20)]
-    return write_rows(tmp_path / "rows.jsonl", rows)
+    pairs = [(f"Is {n} a four?", "no" if n % 4 else "yes") for n in range(20)]
+    return task.table([{"query": query, "response": response} for query, response in pairs])
 
 
 @pytest.fixture
-def own(tmp_path: Path, rows: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    """The task `own` in three folds; the folder of its recipes. What was said can be read."""
-    assert new(tmp_path, "--train", str(rows), "--folds", str(FOLDS)) == 0
-    return tmp_path / "recipes"
+def said(task: Own, rows: str) -> str:
+    """What `new` says of the task in three folds, which it leaves."""
+    return task.new(rows, "--folds", str(FOLDS))
 
 
 # --- the split -----------------------------------------------------------------------------------
@@ -90,12 +89,11 @@ def test_rows_that_ask_the_same_are_in_one_fold() -> None:
 
 
 def test_each_fold_has_a_card_and_recipes(
-    own: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    said: str, task: Own, rows: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = capsys.readouterr().out
-    assert "--folds 3: each of the 20 rows tests once" in out
-    assert "6 to 7 rows a fold" in out
-    assert "card:    " in out
+    assert "--folds 3: each of the 20 rows tests once" in said
+    assert "6 to 7 rows a fold" in said
+    assert "card:    " in said
     whole = open_task(load_card("own"), "train")
     assert len(whole) == 20
     assert list(load_card("own").splits) == ["train"]
@@ -108,31 +106,27 @@ def test_each_fold_has_a_card_and_recipes(
         assert sorted(train.plain + test.plain) == sorted(whole.plain)
         tested += test.plain
         for variant in ("", "_sft"):
-            recipe = load_recipe(own / f"smollm2_own_fold{number}{variant}.yaml")
+            recipe = task.recipe(f"smollm2_own_fold{number}{variant}")
             assert recipe.spec.card == card.name
             assert recipe.output_dir.name == recipe.path.stem
             mixture = build_mixture(recipe.spec)
             assert set(train.queries) == {
                 row["messages"][0]["content"] for row in mixture.rows() if row["channel"] == "task"
             }
-            said = recipe.path.read_text()
-            assert f"own_fold{number}, {len(train)} rows" in said
+            assert f"own_fold{number}, {len(train)} rows" in recipe.path.read_text()
             settings.add(str(recipe.spec.with_values(card="own")))
     assert sorted(tested) == sorted(whole.plain)
     assert len(settings) == 2  # all folds train alike
-    capsys.readouterr()
-    assert main(["check", str(own / "smollm2_own.yaml"), str(own / "smollm2_own_fold2.yaml")]) == 0
-    assert main(["eval", str(own / "smollm2_own.yaml"), "--adapter", "none"]) == 1
+    whole_recipe = str(task.recipe().path)
+    assert main(["check", whole_recipe, str(task.recipe("smollm2_own_fold2").path)]) == 0
+    assert main(["eval", whole_recipe, "--adapter", "none"]) == 1
     assert "no split 'test': the task is tested by its folds" in capsys.readouterr().err
-    assert new(tmp_path, "--train", str(rows), "--folds", "2") == 1
-    assert "own_fold1" in capsys.readouterr().err
-    assert new(tmp_path, "--train", str(rows), "--folds", "2", "--force") == 0
+    assert "own_fold1" in task.refused(rows, "--folds", "2")
+    task.new(rows, "--folds", "2", "--force")
 
 
-def test_the_next_commands_name_what_was_written(
-    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines = [line.strip() for line in capsys.readouterr().out.partition("next:")[2].splitlines()]
+def test_the_next_commands_name_what_was_written(said: str, task: Own, rows: str) -> None:
+    lines = [line.strip() for line in said.partition("next:")[2].splitlines()]
     (loop,) = [line for line in lines if line.startswith("for fold")]
     dry = loop.replace("./run.sh", "echo")
     done = subprocess.run(["bash", "-c", dry], capture_output=True, text=True, check=True)
@@ -140,39 +134,35 @@ def test_the_next_commands_name_what_was_written(
     assert [verb for verb, _, _ in named] == ["train", "train", "eval"] * FOLDS
     assert all((PROJECT / path).is_file() for _, path, _ in named)
     assert any(line.startswith("./run.sh compare --pool output/smollm2_own_fold") for line in lines)
-    assert new(tmp_path, "--train", str(tmp_path / "rows.jsonl"), "--folds", "2", "--method", "sft",
-               name="alone") == 0  # fmt: skip
-    out = capsys.readouterr().out
+    out = task.new(rows, "--folds", "2", "--method", "sft", name="alone")
     assert "&& ./run.sh eval " in out
     assert "--against" not in out
 
 
-def test_folds_of_rows_with_an_anchor_of_their_own(tmp_path: Path) -> None:
+def test_folds_of_rows_with_an_anchor_of_their_own(task: Own) -> None:
     """The rows of a fold may share more of their beginning than all do."""
     front = "Decide whether the number in this line is a multiple of four:\n"
-    rows = [{"query": f"{front}{n}", "response": "no" if n % 4 else "yes"} for n in range(100, 120)]
-    path = write_rows(tmp_path / "rows.jsonl", rows)
-    argv = ["new", "own", "--train", str(path), "--model", "smollm2", "--folds", "3"]
-    assert main([*argv, "--recipes", str(tmp_path / "recipes")]) == 0
+    pairs = [(f"{front}{n}", "no" if n % 4 else "yes") for n in range(100, 120)]
+    rows = task.table([{"query": query, "response": response} for query, response in pairs])
+    task.new(rows, "--folds", "3", anchor=None)
     anchors = {(load_card(name).folder / "anchor.txt").read_text() for name in ("own", "own_fold2")}
     assert anchors == {front}
 
 
 @pytest.mark.parametrize("more", [("--test", "t.jsonl"), ("--test-rows", "5")])
-def test_one_way_to_test(
-    more: tuple[str, str], rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert new(tmp_path, "--train", str(rows), "--folds", "3", *more) == 1
-    assert f"{more[0]}, --folds: test rows in more than one way" in capsys.readouterr().err
+def test_one_way_to_test(more: tuple[str, str], task: Own, rows: str) -> None:
+    message = task.fails(rows, "--folds", "3", *more)
+    assert f"{more[0]}, --folds: test rows in more than one way" in message
 
 
-def test_few_rows_propose_folds(
-    rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert new(tmp_path, "--train", str(rows)) == 0
-    assert "or let each row test once, with --folds 5" in capsys.readouterr().out
-    assert new(tmp_path, "--train", str(rows), "--folds", "21", name="other") == 1
-    assert "allowed: 2 to 20" in capsys.readouterr().err
+def test_few_rows_propose_folds(task: Own, rows: str) -> None:
+    out = task.new(rows)
+    assert "or let each row test once, with --folds 5" in out
+    few = "# 4 test rows show little: the same `new` with --folds 5 --force tests on every row once"
+    assert few in out.partition("next:")[2]
+    held_out = task.table([{"query": "Is 31 a four?", "response": "no"}], "test.jsonl")
+    assert "--folds" not in task.new(rows, "--test", held_out, name="tested")
+    assert "allowed: 2 to 20" in task.refused(rows, "--folds", "21", name="other")
 
 
 # --- compare --pool ------------------------------------------------------------------------------
@@ -186,15 +176,16 @@ def _answers(folder: Path, number: int, wrong: int, **settings: object) -> Path:
     return save_answers(folder / card / "test-greedy", card, texts, **settings)
 
 
+@pytest.mark.usefixtures("said")
 def test_every_row_counts_once(
-    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    task: Own, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(1, FOLDS + 1):
         _answers(tmp_path / "base", number, 3)
         for name, wrong in (("", 1), ("_sft", 2)):
             run = tmp_path / f"run{number}{name}"
             run.mkdir()
-            spec = str(load_recipe(own / f"smollm2_own_fold{number}{name}.yaml").spec)
+            spec = str(task.recipe(f"smollm2_own_fold{number}{name}").spec)
             (run / "manifest.json").write_text(json.dumps({"spec": spec}))
             _answers(tmp_path / f"tell{name}", number, wrong, adapter=str(run))
     out = tmp_path / "out"
@@ -220,9 +211,8 @@ def test_every_row_counts_once(
     assert differences["TELL, seed 42", "accuracy"] == pytest.approx(3 / 20)
 
 
-def test_what_cannot_be_pooled(
-    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("said")
+def test_what_cannot_be_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*folders: Path) -> str:
         assert main(["compare", "--pool", *map(str, folders)]) == 1
         message = capsys.readouterr().err

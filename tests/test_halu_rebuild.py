@@ -308,7 +308,6 @@ def test_killed_in_the_middle_it_finishes_with_every_row_once(real_home: Path) -
     assert record is not None
     assert record["thoughts"]["from_spans_instead"] == [1]
     assert record["thoughts"]["by"].startswith("m at http://127.0.0.1:")
-    assert record["thoughts"]["requests"]["requests"] <= len(server.requests)
     assert len(build_mixture(parse_spec("tell/halu_cot_json_rebuilt:general=0"))) == 3001
 
 

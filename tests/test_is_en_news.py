@@ -13,7 +13,6 @@ from xml.sax.saxutils import escape, quoteattr
 
 import pytest
 
-from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.sources import open_task
@@ -21,6 +20,7 @@ from tell_plugins.preparation import news
 from tell_plugins.preparation.download import DIRECT
 from tell_plugins.preparation.news import Segment, join_documents
 from tell_plugins.preparation.news_memory import Frame, frame, read_pairs
+from tests.conftest import Tell
 from tests.file_server import FileServer, serving
 
 OFFICIAL = {"train": "dev-en-is.jsonl", "test": "test-en-is.jsonl"}
@@ -118,10 +118,7 @@ def archive_of(folder: Path, member: str, content: bytes) -> bytes:
 
 
 def test_rebuilt_through_sacrebleus_cache(
-    real_data: Path,
-    tmp_path: Path,
-    sacrebleu_at: Callable[..., Path],
-    capsys: pytest.CaptureFixture[str],
+    real_data: Path, tmp_path: Path, sacrebleu_at: Callable[..., Path], tell: Tell
 ) -> None:
     for name, split, member in (
         ("wmt21/dev", "train", "dev/xml/newsdev2021.en-is.xml"),
@@ -131,29 +128,24 @@ def test_rebuilt_through_sacrebleus_cache(
         path.parent.mkdir(parents=True)
         docs = documents(real_data / "tell_official" / OFFICIAL[split])
         path.write_text(wmt_xml(docs, "en", "is"), encoding="utf-8", newline="\n")
-    assert main(["data", "en_is_news", "--rebuild"]) == 0
-    said = capsys.readouterr().out
+    said = tell("data", "en_is_news", "--rebuild")
     assert said.count("1,000 lines, equal to the official file, byte by byte") == 2
     home = tmp_path / "data" / "en_is_news"
     for file in OFFICIAL.values():
         assert (home / file).read_bytes() == (real_data / "tell_official" / file).read_bytes()
         assert json.loads((home / f"{file}.provenance.json").read_text())["from"]["official"]
-    main(["data", "list", "en_is_news"])
-    assert "rebuilt from newstest2021.en-is.xml\n" in capsys.readouterr().out
+    assert "rebuilt from newstest2021.en-is.xml\n" in tell("data", "list", "en_is_news")
 
     docs[3][0][1] = docs[3][0][1].replace(" ", "", 1)  # one blank less
     path.write_text(wmt_xml(docs, "en", "is"), encoding="utf-8", newline="\n")
     built = home / OFFICIAL["test"]
-    assert main(["data", "en_is_news", "--rebuild"]) == 2
-    assert "do not make the official file (65 documents)" in capsys.readouterr().err
+    message = tell("data", "en_is_news", "--rebuild", code=2)
+    assert "do not make the official file (65 documents)" in message
     assert built.read_bytes() == (real_data / "tell_official" / OFFICIAL["test"]).read_bytes()
-    assert main(["data", "en_is_news", "--rebuild", "--accept"]) == 0
-    assert "NOT the official" in capsys.readouterr().out
-    assert main(["data", "list", "en_is_news"]) == 0
-    assert "not the official file, taken with --accept" in capsys.readouterr().out
+    assert "NOT the official" in tell("data", "en_is_news", "--rebuild", "--accept")
+    assert "not the official file, taken with --accept" in tell("data", "list", "en_is_news")
     built.write_bytes(built.read_bytes() + b"\n")  # and nothing else passes for it
-    assert main(["data", "list", "en_is_news"]) == 1
-    assert "wrong" in capsys.readouterr().out
+    assert "wrong" in tell("data", "list", "en_is_news", code=1)
 
 
 @pytest.fixture
@@ -274,9 +266,8 @@ def test_wrong_memories(tmp_path: Path, text: str, message: str) -> None:
     assert "x.tmx" in str(raised.value)
 
 
-def test_no_such_memory(capsys: pytest.CaptureFixture[str], real_home: Path) -> None:
-    assert main(["data", "en_is_news", "--tmx", "/no/such.tmx"]) == 1
-    assert "no file '/no/such.tmx'" in capsys.readouterr().err
+def test_no_such_memory(tell: Tell, real_home: Path) -> None:
+    assert "no file '/no/such.tmx'" in tell("data", "en_is_news", "--tmx", "/no/such.tmx", code=1)
 
 
 @pytest.fixture
@@ -308,9 +299,7 @@ def tm_rows(
     ]
 
 
-def test_long_new_pairs_become_a_split(
-    small_cards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_long_new_pairs_become_a_split(small_cards: Path, tmp_path: Path, tell: Tell) -> None:
     held_out = f"{LONG} and so on"
     with (small_cards / "en_is_news" / "test-en-is.jsonl").open("a", encoding="utf-8") as file:
         row = join_documents([Segment("9", held_out, "Annað.")], frame(load_card("en_is_news")))
@@ -326,8 +315,7 @@ def test_long_new_pairs_become_a_split(
         unit(LONG + " end", "Lok"),
     ]
     path.write_text(tmx(units), encoding="utf-8")
-    assert main(["data", "en_is_news", "--tmx", str(path)]) == 0
-    out = capsys.readouterr().out
+    out = tell("data", "en_is_news", "--tmx", str(path))
     assert "2 pairs (left out: 1 English side of 50 words or fewer" in out
     assert "2 a sentence of the train or test documents" in out
     assert "2 a sentence that an earlier pair has" in out
@@ -337,29 +325,24 @@ def test_long_new_pairs_become_a_split(
     assert rows.plain[0] == LONG
     record = json.loads((small_cards / "en_is_news" / "tm-en-is.jsonl.provenance.json").read_text())
     assert record["left_out"] == {"short": 1, "held_out": 2, "repeated": 2}
-    main(["data", "list", "en_is_news"])
-    assert "made of memory.tmx\n" in capsys.readouterr().out
-    assert main(["data", "is_en_news", "--tmx", str(path)]) == 0
+    assert "made of memory.tmx\n" in tell("data", "list", "en_is_news")
+    tell("data", "is_en_news", "--tmx", str(path))
     assert (LANG, LONG) in tm_rows(small_cards, "is_en_news", "tm-is-en.jsonl")
 
 
-def test_memory_without_a_usable_pair(
-    small_cards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_memory_without_a_usable_pair(small_cards: Path, tmp_path: Path, tell: Tell) -> None:
     path = tmp_path / "memory.tmx"
     path.write_text(tmx([unit("short", "stutt")]), encoding="utf-8")
-    assert main(["data", "en_is_news", "--tmx", str(path)]) == 1
-    assert "none of its 1 pairs can be used" in capsys.readouterr().err
+    assert "none of its 1 pairs can be used" in tell(
+        "data", "en_is_news", "--tmx", str(path), code=1
+    )
     assert not (small_cards / "en_is_news" / "tm-en-is.jsonl").exists()
 
 
-def test_memory_needs_the_documents_to_stay_apart_from(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_memory_needs_the_documents_to_stay_apart_from(tmp_path: Path, tell: Tell) -> None:
     path = tmp_path / "memory.tmx"
     path.write_text(tmx([unit(LONG, LANG)]), encoding="utf-8")
-    assert main(["data", "is_en_news", "--tmx", str(path)]) == 1
-    assert "./run.sh data is_en_news" in capsys.readouterr().err
+    assert "./run.sh data is_en_news" in tell("data", "is_en_news", "--tmx", str(path), code=1)
 
 
 BUILD = """

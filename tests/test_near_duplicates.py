@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tell_plugins.cli import main
 from tell_plugins.core.cards import Columns, load_card
 from tell_plugins.core.rows import Rows, open_rows, question_of
 from tell_plugins.core.sources import open_split, open_task
 from tell_plugins.preparation.overlap import EQUAL, NEAR, NONE, matches_of
-from tests.conftest import MakeCard, write_rows
+from tests.conftest import MakeCard, Tell, write_rows
 
 QUERIES = [
     "Name three rivers of South America and the countries they flow through.",
@@ -132,10 +131,9 @@ def cards(make_card: MakeCard) -> None:
 
 
 @pytest.mark.parametrize("what", ["rivers", "tell/rivers:task=1rows"])
-def test_report(cards: None, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report(cards: None, tmp_path: Path, what: str, tell: Tell) -> None:
     out_file = tmp_path / "found.jsonl"
-    assert main(["data", "overlap", what, "--out", str(out_file)]) == 0
-    out = capsys.readouterr().out
+    out = tell("data", "overlap", what, "--out", str(out_file))
     assert "rivers: held-out queries of test (3 rows)" in out
     assert "plain: 3 rows" in out
     assert "1  33.333%  are a held-out query but for case" in out
@@ -151,13 +149,12 @@ def test_report(cards: None, tmp_path: Path, what: str, capsys: pytest.CaptureFi
     assert found[1]["id"] == rows.ids[1].tobytes().hex()
 
 
-def test_report_of_a_recipe(
-    cards: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_of_a_recipe(cards: None, tmp_path: Path, tell: Tell) -> None:
     recipe = tmp_path / "small.yaml"
     recipe.write_text("model: x\ndataset: [tell/rivers:task=1rows/general=1rows]\n")
-    assert main(["data", "overlap", str(recipe), "--similarity", "100"]) == 0
-    assert "0   0.000%  are nearly one" in capsys.readouterr().out
+    assert "0   0.000%  are nearly one" in tell(
+        "data", "overlap", str(recipe), "--similarity", "100"
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,8 +169,5 @@ def test_report_of_a_recipe(
         (["no_such.yaml"], "no recipe 'no_such.yaml'"),
     ],
 )
-def test_wrong_words(
-    cards: None, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["data", "overlap", *words]) == 1
-    assert message in capsys.readouterr().err
+def test_wrong_words(cards: None, words: list[str], message: str, tell: Tell) -> None:
+    assert message in tell("data", "overlap", *words, code=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import subprocess
@@ -13,23 +12,20 @@ from typing import Any
 
 import pytest
 
-from tell_plugins.cli import main
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.preparation.answers import are_labels, infer_schema, json_of_python
+from tell_plugins.preparation.answers import are_labels, infer_schema, json_of_python, labels_of
 from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns
 from tell_plugins.preparation.method import among, entries, general_rows_for, plain_sft
 from tell_plugins.preparation.task_recipe import pattern_for, short_names
-from tell_plugins.preparation.task_split import labels_of, split_off_test
+from tell_plugins.preparation.task_split import split_off_test
 from tell_plugins.recipe.recipes import load_recipe
-from tests.conftest import PROJECT, write_rows
-
-ANCHOR = "Is the message about weather? Answer with a JSON object."
-Row = dict[str, Any]
+from tests.conftest import PROJECT
+from tests.own_task import ANCHOR, Own, Row
 
 
 def texts(count: int = 12) -> list[tuple[str, str]]:
@@ -43,38 +39,24 @@ def texts(count: int = 12) -> list[tuple[str, str]]:
     ]
 
 
-def write_table(path: Path, rows: list[Row]) -> Path:
-    """Write rows as JSON lines or, in a CSV, with lists as JSON text."""
-    if path.suffix == ".jsonl":
-        return write_rows(path, rows)
-    cells = [{k: v if isinstance(v, str) else json.dumps(v) for k, v in r.items()} for r in rows]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(cells)
-    return path
-
-
 def rows_of(count: int = 12) -> list[Row]:
     return [{"query": q, "response": r, "history": []} for q, r in texts(count)]
 
 
-def new(tmp_path: Path, *flags: str, name: str = "own", anchor: bool = True) -> int:
-    """`./run.sh new NAME --model smollm2 --method paper FLAGS`, all in the test's own folders."""
-    recipes = ("--recipes", str(tmp_path / "recipes"), "--method", "paper")
-    given = ("--anchor", ANCHOR) if anchor else ()
-    return main(["new", name, "--model", "smollm2", *recipes, *given, *flags])
+def answered(answers: list[Any], start: int = 0) -> list[Row]:
+    """A row for each answer."""
+    return [{"query": f"Row {n}?", "response": answer} for n, answer in enumerate(answers, start)]
 
 
-def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str], *flags: str, **keys: Any) -> str:
-    """The message of a `new` that must fail, and write nothing."""
-    assert new(tmp_path, *flags, **keys) == 1
-    assert not (tmp_path / "recipes").exists()
-    assert not list(tmp_path.glob("cards/*"))
-    message = capsys.readouterr().err
-    assert "Traceback" not in message
-    assert "remedy:" in message
-    return message
+@pytest.fixture
+def own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Own:
+    return Own(tmp_path, capsys)
+
+
+@pytest.fixture
+def rows(own: Own) -> str:
+    """A file of twelve rows."""
+    return own.table(rows_of())
 
 
 # ---------------------------------------------------------------- what works
@@ -94,27 +76,19 @@ def share_gpt(query: str, response: str) -> Row:
     [(own_columns, ("--columns", "query=title+body,response=verdict")), (share_gpt, ())],
 )
 def test_a_table_ends_in_a_mixture(
-    form: Callable[[str, str], Row],
-    flags: tuple[str, ...],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    form: Callable[[str, str], Row], flags: tuple[str, ...], own: Own
 ) -> None:
-    path = write_table(tmp_path / "rows.csv", [form(*pair) for pair in texts()])
-    assert new(tmp_path, "--train", str(path), *flags) == 0
-    out = capsys.readouterr().out
-
-    recipe = load_recipe(tmp_path / "recipes" / "smollm2_own.yaml")
-    mixture = build_mixture(recipe.spec)
+    out = own.new(own.table([form(*pair) for pair in texts()], "rows.csv"), *flags)
+    mixture = build_mixture(own.recipe().spec)
     train = [row["messages"] for row in mixture.rows() if row["channel"] == "task"]
     test = open_task(load_card("own"), "test")
     seen = {(user["content"], answer["content"]) for user, answer in train}
     seen |= set(zip(test.queries, test.responses, strict=True))
     assert seen == {(f"{ANCHOR}\n\n{query}", response) for query, response in texts()}
-    assert len(train) == 10
-    assert len(test) == 2
+    assert (len(train), len(test)) == (10, 2)
     assert out.count("--- row") == 3
     assert f"[user]\n  {ANCHOR}\n  \n  Message" in out
-    assert f"./run.sh check {tmp_path / 'recipes' / 'smollm2_own.yaml'}" in out
+    assert f"./run.sh check {own.recipes / 'smollm2_own.yaml'}" in out
 
     card = load_card("own")
     assert (card.metric, card.answer.label) == ("json", "weather")
@@ -123,33 +97,22 @@ def test_a_table_ends_in_a_mixture(
     assert schema["properties"]["weather"] == {"enum": ["no", "yes"]}
 
 
-def test_the_recipe_is_the_patterns_but_for_task_and_output(tmp_path: Path) -> None:
-    path = write_table(tmp_path / "rows.jsonl", rows_of())
-    assert new(tmp_path, "--train", str(path)) == 0
-    made = tmp_path / "recipes" / "smollm2_own.yaml"
-    pattern = PROJECT / "recipes" / "smollm2_sample.yaml"
-    mine, theirs = load_recipe(made).values, load_recipe(pattern).values
-    assert mine.pop("dataset") == ["tell/own"]
-    assert mine.pop("output_dir") == "output/smollm2_own"
-    theirs.pop("dataset")
-    theirs.pop("output_dir")
-    assert mine == theirs
-    text = made.read_text()
-    comments = [line for line in text.splitlines() if line.startswith("#")]
-    assert (
-        comments[0] == "# TELL on SmolLM2-135M-Instruct: the task own, 10 rows among general data."
-    )
+def test_the_recipe_is_the_patterns_but_for_task_and_output(own: Own, rows: str) -> None:
+    own.new(rows)
+    pattern = load_recipe(PROJECT / "recipes" / "smollm2_sample.yaml").values
+    of_the_task = {"dataset": ["tell/own"], "output_dir": "output/smollm2_own"}
+    assert own.recipe().values == pattern | of_the_task
+    text = own.recipe().path.read_text()
     assert "# --- training ---" in text
     assert "higher: learns from fewer steps" in text
     head = text.split("\n\n")[0].splitlines()
+    assert head[0] == "# TELL on SmolLM2-135M-Instruct: the task own, 10 rows among general data."
     assert len(head) <= 12
-    assert [line.split()[1] for line in head[1:] if line[2] != " "] == [
-        "Launch:", "Needs:", "First:", "Result:", "Differs:",
-    ]  # fmt: skip
+    marks = [line.split()[1] for line in head[1:] if line[2] != " "]
+    assert marks == ["Launch:", "Needs:", "First:", "Result:", "Differs:"]
     assert max(map(len, head[5:])) <= 100
-    assert "without task=48rows, general=96rows, repeat=2, chosen for its own task" in " ".join(
-        line.removeprefix("# ").strip() for line in head
-    )
+    said = " ".join(line.removeprefix("# ").strip() for line in head)
+    assert "without task=48rows, general=96rows, repeat=2, chosen for its own task" in said
 
 
 BLOCK_STYLE = """\
@@ -171,30 +134,25 @@ seed: 42
 """
 
 
-def from_pattern(tmp_path: Path, pattern: str) -> int:
-    """`new own` from a recipe of the test's own."""
-    (tmp_path / "tiny.yaml").write_text(pattern)
-    path = write_table(tmp_path / "rows.jsonl", rows_of())
-    flags = ["--train", str(path), "--anchor", ANCHOR, "--recipes", str(tmp_path / "recipes")]
-    flags += ["--method", "paper"]
-    return main(["new", "own", "--model", str(tmp_path / "tiny.yaml"), *flags])
+def pattern_file(own: Own, text: str) -> tuple[str, str]:
+    """A recipe of the test's own to start from, as flags."""
+    (own.folder / "tiny.yaml").write_text(text)
+    return "--model", str(own.folder / "tiny.yaml")
 
 
-def test_a_pattern_with_lists_of_items_loses_nothing_else(tmp_path: Path) -> None:
-    assert from_pattern(tmp_path, BLOCK_STYLE) == 0
-    made = tmp_path / "recipes" / "tiny_own.yaml"
-    assert load_recipe(made).values == {
+def test_a_pattern_with_lists_of_items_loses_nothing_else(own: Own, rows: str) -> None:
+    own.new(rows, *pattern_file(own, BLOCK_STYLE))
+    assert own.recipe("tiny_own").values == {
         "model": "models/SmolLM2-135M-Instruct",
         "dataset": ["tell/own"],
         "learning_rate": 4.0e-3,
         "output_dir": "output/tiny_own",
         "seed": 42,
     }
-    text = made.read_text()
+    text = own.recipe("tiny_own").path.read_text()
     assert "# how it learns\nlearning_rate" in text
-    assert "without seed=7, val_dataset, split_dataset_ratio, chosen" in text.replace(
-        "\n#         ", ""
-    )
+    said = text.replace("\n#         ", "")
+    assert "without seed=7, val_dataset, split_dataset_ratio, chosen" in said
 
 
 @pytest.mark.parametrize(
@@ -204,42 +162,34 @@ def test_a_pattern_with_lists_of_items_loses_nothing_else(tmp_path: Path) -> Non
         "dataset: &rows [tell/sample_complaints]\nmodel: m\nother: *rows\nseed: 1\n",
     ],
 )
-def test_a_pattern_that_cannot_be_rewritten_is_refused(
-    pattern: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert from_pattern(tmp_path, pattern) == 1
-    assert "another dataset cannot be written into this recipe" in capsys.readouterr().err
-    assert not list(tmp_path.glob("cards/*"))
+def test_a_pattern_that_cannot_be_rewritten_is_refused(pattern: str, own: Own, rows: str) -> None:
+    message = own.fails(rows, *pattern_file(own, pattern))
+    assert "another dataset cannot be written into this recipe" in message
 
 
 @pytest.mark.parametrize(
-    ("rows", "times", "general", "sft"),
+    ("count", "times", "general", "sft"),
     [(15, 16, 96, 23), (48, 5, 96, 7), (60, 4, 96, 6), (240, 1, 96, 2), (1000, 1, 400, 2)],
 )
 def test_the_settings_follow_from_the_number_of_rows(
-    rows: int, times: int, general: int, sft: int
+    count: int, times: int, general: int, sft: int
 ) -> None:
     pattern = load_recipe("recipes/qwen_json.yaml")
-    held = among(rows, f"{general_rows_for(rows)}rows", pattern, hold=True).of("t", rows)
+    held = among(count, f"{general_rows_for(count)}rows", pattern, hold=True).of("t", count)
     repeat = f"/repeat={times}" if times > 1 else ""
     assert held.dataset == f"tell/t:general={general}rows/order=even{repeat}/kl=1"
     assert held.keys == {"loss_type": "tell", "gradient_accumulation_steps": 8}
-    assert entries(rows) == rows * times + general
-    baseline = plain_sft(rows, entries(rows), pattern).of("t", rows)
+    assert entries(count) == count * times + general
+    baseline = plain_sft(count, entries(count), pattern).of("t", count)
     assert baseline.dataset == f"tell/t:general=0/repeat={sft}"
     assert baseline.keys == {"gradient_accumulation_steps": 8}
 
 
 @pytest.mark.parametrize("method", ["hold", "mix"])
-def test_a_method_comes_with_its_baseline(
-    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write_table(tmp_path / "rows.jsonl", rows_of(count=60))
-    assert new(tmp_path, "--train", str(path), "--method", method) == 0
-    out = capsys.readouterr().out
-    recipe, baseline = (
-        load_recipe(tmp_path / "recipes" / f"smollm2_own{end}.yaml") for end in ("", "_sft")
-    )
+def test_a_method_comes_with_its_baseline(method: str, own: Own) -> None:
+    rows = own.table(rows_of(count=60))
+    out = own.new(rows, "--method", method)
+    recipe, baseline = own.recipe(), own.recipe("smollm2_own_sft")
     kl = "/kl=1" if method == "hold" else ""
     assert recipe.dataset_text == f"tell/own:general=96rows/order=even/repeat=5{kl}"
     assert baseline.dataset_text == "tell/own:general=0/repeat=7"
@@ -253,41 +203,34 @@ def test_a_method_comes_with_its_baseline(
         head = made.path.read_text().split("\n\n")[0].splitlines()
         assert len(head) <= 12
         assert max(map(len, [head[0], *head[5:]])) <= 100
-    why = "tests of one small model"
-    assert why in recipe.path.read_text()
+    assert "tests of one small model" in recipe.path.read_text()
     both = [str(made.path) for made in (recipe, baseline)]
     assert f"./run.sh check {' '.join(both)}" in out
     assert all(f"./run.sh train {name}\n" in out for name in both)
     assert f"./run.sh eval {both[0]} --against sft   # is it better than plain SFT?" in out
     # and a recipe of this kind is a pattern when it is named
-    flags = ("--train", str(path), "--model", str(recipe.path))
-    assert new(tmp_path, *flags, name="next") == 0
-    made = load_recipe(tmp_path / "recipes" / "smollm2_next.yaml")
-    assert made.dataset_text == "tell/next"
+    own.new(rows, "--model", both[0], name="next")
+    assert own.recipe("smollm2_next").dataset_text == "tell/next"
 
 
-def test_an_amount_that_is_asked_counts(tmp_path: Path) -> None:
-    path = write_table(tmp_path / "rows.jsonl", rows_of(count=60))
-    flags = ("--train", str(path), "--amount", "200rows", "--method", "hold")
-    assert new(tmp_path, *flags) == 0
-    recipe = load_recipe(tmp_path / "recipes" / "smollm2_own.yaml")
-    assert recipe.dataset_text == "tell/own:order=even/repeat=5/kl=1"
-    baseline = load_recipe(tmp_path / "recipes" / "smollm2_own_sft.yaml")
-    assert baseline.dataset_text == "tell/own:general=0/repeat=10"
-    assert new(tmp_path, "--train", str(path), "--method", "sft", "--force") == 0
+def test_an_amount_that_is_asked_counts(own: Own) -> None:
+    rows = own.table(rows_of(count=60))
+    own.new(rows, "--amount", "200rows", "--method", "hold")
+    assert own.recipe().dataset_text == "tell/own:order=even/repeat=5/kl=1"
+    assert own.recipe("smollm2_own_sft").dataset_text == "tell/own:general=0/repeat=10"
+    own.new(rows, "--method", "sft", "--force")
 
 
 def test_a_recipe_of_ones_own_is_no_pattern_unless_it_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own: Own, rows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An earlier task's recipe, edited: its learning rate is not the next task's."""
-    shutil.copytree(PROJECT / "recipes", tmp_path / "recipes")
-    monkeypatch.setattr(paths, "RECIPES", tmp_path / "recipes")
-    path = write_table(tmp_path / "rows.jsonl", rows_of())
-    assert new(tmp_path, "--train", str(path), name="a") == 0
-    mine = tmp_path / "recipes" / "smollm2_a.yaml"
+    shutil.copytree(PROJECT / "recipes", own.recipes)
+    monkeypatch.setattr(paths, "RECIPES", own.recipes)
+    own.new(rows, name="a")
+    mine = own.recipes / "smollm2_a.yaml"
     mine.write_text(mine.read_text().replace("learning_rate: 4.0e-3", "learning_rate: 1.0e-6"))
-    assert pattern_for("smollm2", "json").path == tmp_path / "recipes" / "smollm2_sample.yaml"
+    assert pattern_for("smollm2", "json").path == own.recipes / "smollm2_sample.yaml"
     assert pattern_for(str(mine), "json").path == mine
 
 
@@ -307,40 +250,20 @@ def test_the_patterns_are_the_packs_recipes() -> None:
     assert chosen == OF_THE_PAPER
 
 
-@pytest.mark.parametrize("model", ["qwen", "smollm2"])
-def test_every_model_has_a_recipe_to_start_from(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write_table(tmp_path / "rows.jsonl", rows_of())
-    recipes = str(tmp_path / "recipes")
-    flags = ["--train", str(path), "--anchor", ANCHOR, "--recipes", recipes, "--method", "paper"]
-    code = main(["new", "own", "--model", model, *flags])
-    recipe = load_recipe(tmp_path / "recipes" / f"{model}_own.yaml")
-    assert recipe.dataset_text == "tell/own"
-    out = capsys.readouterr().out
-    assert code == 0
-    if model != "smollm2":
-        assert "not ready to train yet" in out
-        assert "  ./run.sh data " in out
-
-
-def verdicts(no: int, yes: int, start: int = 0) -> list[Row]:
-    """Rows that answer in plain text, the yes among the last."""
-    answers = ["no"] * no + ["yes"] * yes
-    return [{"query": f"Ticket {n}", "response": answer} for n, answer in enumerate(answers, start)]
+def test_data_that_has_to_be_fetched_is_named(own: Own, rows: str) -> None:
+    out = own.new(rows, "--model", "qwen")
+    assert own.recipe("qwen_own").dataset_text == "tell/own"
+    assert "not ready to train yet" in out
+    assert "  ./run.sh data " in out
 
 
 @pytest.mark.parametrize("metric", ["label", "json"])
-def test_plain_labels_are_split_in_their_shares_as_those_in_json_are(
-    metric: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plain_labels_are_split_in_their_shares_as_those_in_json_are(metric: str, own: Own) -> None:
     """3 of 40 rows say yes: drawn without regard to that, a test set may hold none."""
-    rows = verdicts(no=37, yes=3)
+    answers = ["no"] * 37 + ["yes"] * 3
     if metric == "json":
-        rows = [{**row, "response": json.dumps({"urgent": row["response"]})} for row in rows]
-    path = write_table(tmp_path / "rows.csv", rows)
-    assert new(tmp_path, "--train", str(path)) == 0
-    out = capsys.readouterr().out
+        answers = [json.dumps({"urgent": answer}) for answer in answers]
+    out = own.new(own.table(answered(answers), "rows.csv"))
     assert "8 rows are split off to test with" in out
     assert "in the labels' shares (7 'no', 1 'yes'); 32 train" in out
     assert "WARNING" not in out
@@ -349,53 +272,43 @@ def test_plain_labels_are_split_in_their_shares_as_those_in_json_are(
     assert sum("yes" in response for response in held_out) == 1
 
 
-def test_a_test_set_of_one_label_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_test_set_of_one_label_is_told(own: Own) -> None:
     warning = "the label of every test row is 'no', so a model that always answers that scores"
-    rows = write_table(tmp_path / "rows.csv", verdicts(no=39, yes=1))
-    assert new(tmp_path, "--train", str(rows)) == 0
-    out = capsys.readouterr().out
+    rows = own.table(answered(["no"] * 39 + ["yes"]), "rows.csv")
+    out = own.new(rows)
     assert warning in out
     assert "--test-rows N" in out
-    given = write_table(tmp_path / "test.csv", verdicts(no=5, yes=0, start=100))
-    flags = ("--train", str(rows), "--test", str(given), "--force")
-    assert new(tmp_path, *flags) == 0
-    out = capsys.readouterr().out
+    of_one = own.table(answered(["no"] * 5, 100), "one.csv")
+    out = own.new(rows, "--test", of_one, "--force")
     assert warning in out
     assert "--test-rows N" not in out
-    write_table(given, verdicts(no=5, yes=1, start=100))
-    assert new(tmp_path, *flags) == 0
-    assert "WARNING" not in capsys.readouterr().out
+    of_two = own.table(answered(["no"] * 5 + ["yes"], 100), "two.csv")
+    assert "WARNING" not in own.new(rows, "--test", of_two, "--force")
 
 
-def test_rows_that_begin_with_the_same_text_bring_their_anchor(tmp_path: Path) -> None:
+def test_rows_that_begin_with_the_same_text_bring_their_anchor(own: Own) -> None:
     front = "You read messages and answer in JSON, always.\n\nThe message:\n"
     rows = [{"query": front + q, "response": r} for q, r in texts()]
-    path = write_table(tmp_path / "rows.jsonl", rows)
-    assert new(tmp_path, "--train", str(path), anchor=False) == 0
+    own.new(own.table(rows), anchor=None)
     card = load_card("own")
     assert card.inline_anchor
     assert not (card.folder / "anchor.txt").exists()
     assert open_task(card, "test").anchor.text == front
-    assert sorted(open_task(card, "train").queries + open_task(card, "test").queries) == sorted(
-        str(row["query"]) for row in rows
-    )
+    queries = open_task(card, "train").queries + open_task(card, "test").queries
+    assert sorted(queries) == sorted(row["query"] for row in rows)
 
 
 @pytest.mark.parametrize("training", ["Tell: ", ""], ids=["longer front", "one row"])
 def test_an_anchor_that_the_training_rows_do_not_show_is_put_into_a_file(
-    training: str, tmp_path: Path
+    training: str, own: Own
 ) -> None:
     """The core learns an inline anchor from the training rows alone."""
     front = "You read messages and answer in JSON, always. "
     pairs = texts(6) if training else texts(1)
-    rows = [{"query": front + training + q, "response": r} for q, r in pairs]
-    train = write_table(tmp_path / "train.jsonl", rows)
-    rows = [{"query": f"{front}Other: {q}", "response": r} for q, r in texts(9)[6:]]
-    test = write_table(tmp_path / "test.jsonl", rows)
-    flags = ("--train", str(train), "--test", str(test), "--general", "sample_general")
-    assert new(tmp_path, *flags, anchor=False) == 0
+    train = own.table([{"query": front + training + q, "response": r} for q, r in pairs])
+    others = [{"query": f"{front}Other: {q}", "response": r} for q, r in texts(9)[6:]]
+    test = own.table(others, "test.jsonl")
+    own.new(train, "--test", test, "--general", "sample_general", anchor=None)
     card = load_card("own")
     assert card.file("anchor.txt").read_text() == front.strip() + "\n"
     held_out = open_task(card, "test")
@@ -403,29 +316,23 @@ def test_an_anchor_that_the_training_rows_do_not_show_is_put_into_a_file(
     assert held_out.queries[0].startswith(f"{front.strip()}\n\nOther: ")
 
 
-def test_a_row_that_is_the_anchor_alone_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_row_that_is_the_anchor_alone_is_named(own: Own) -> None:
     front = "You read messages and answer in JSON, always.\n"
-    rows = [{"query": front + q, "response": r} for q, r in texts()]
-    rows.append({"query": front, "response": rows[0]["response"]})
-    path = write_table(tmp_path / "rows.jsonl", rows)
-    message = fails(tmp_path, capsys, "--train", str(path), anchor=False)
+    rows = [{"query": front + q, "response": r} for q, r in [*texts(), ("", texts()[0][1])]]
+    message = own.fails(own.table(rows), anchor=None)
     assert "1 rows hold nothing but the text that all begin with, first at line 13" in message
 
 
 @pytest.mark.parametrize("text", ["\u5224\u65ad" * 43, "~ judge it", "A" * 300, "a/b? Judge it."])
-def test_an_anchor_that_could_be_no_file_is_a_text(text: str, tmp_path: Path) -> None:
-    path = write_table(tmp_path / "rows.jsonl", rows_of())
-    assert new(tmp_path, "--train", str(path), "--anchor", text, anchor=False) == 0
+def test_an_anchor_that_could_be_no_file_is_a_text(text: str, own: Own, rows: str) -> None:
+    own.new(rows, anchor=text)
     assert load_card("own").file("anchor.txt").read_text(encoding="utf-8") == text + "\n"
 
 
-def test_an_anchor_may_be_a_file(tmp_path: Path) -> None:
-    (tmp_path / "anchor.txt").write_text("\ufeffJudge it.\nIn JSON.\n", encoding="utf-8")
-    path = write_table(tmp_path / "rows.jsonl", rows_of())
-    flags = ("--train", str(path), "--anchor", str(tmp_path / "anchor.txt"))
-    assert new(tmp_path, *flags, anchor=False) == 0
+def test_an_anchor_may_be_a_file(own: Own, rows: str) -> None:
+    file = own.folder / "anchor.txt"
+    file.write_text("\ufeffJudge it.\nIn JSON.\n", encoding="utf-8")
+    own.new(rows, anchor=str(file))
     assert load_card("own").file("anchor.txt").read_text() == "Judge it.\nIn JSON.\n"
 
 
@@ -447,131 +354,108 @@ def test_an_anchor_may_be_a_file(tmp_path: Path) -> None:
     ],
 )
 def test_the_metric_is_told_by_the_responses(
-    responses: list[Any], flags: tuple[str, ...], metric: str, tmp_path: Path
+    responses: list[Any], flags: tuple[str, ...], metric: str, own: Own
 ) -> None:
-    rows = [{"query": f"Question {n}", "response": responses[n % 2]} for n in range(6)]
-    path = write_table(tmp_path / "rows.jsonl", rows)
-    assert new(tmp_path, "--train", str(path), *flags) == 0
+    own.new(own.table(answered(responses * 3)), *flags)
     card = load_card("own")
     assert card.metric == metric
     if metric == "translation":
         assert (card.translation.source, card.translation.target) == ("Icelandic", "English")
 
 
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_general_data_of_ones_own_sets_an_amount_it_can_meet(
-    tmp_path: Path, make_card: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    own: Own, rows: str, make_card: Callable[..., Path]
 ) -> None:
-    rows = [{"q": f"general {n}", "r": f"answer {n}"} for n in range(60)]
-    make_card("plain", train=rows, kind="general")
-    path = write_table(tmp_path / "rows.jsonl", rows_of())
-    assert new(tmp_path, "--train", str(path), "--general", "plain") == 0
+    general = [{"q": f"general {n}", "r": f"answer {n}"} for n in range(60)]
+    make_card("plain", train=general, kind="general")
+    assert "10 rows of own, 50 rows of plain" in own.new(rows, "--general", "plain")
     assert str(load_card("own").general.amount) == "5x"
-    assert "10 rows of own, 50 rows of plain" in capsys.readouterr().out
     make_card("other", train=[{"q": "?", "r": f"{n}"} for n in range(60)], kind="general")
-    assert new(tmp_path, "--train", str(path), "--general", "plain+other", "--force") == 0
+    own.new(rows, "--general", "plain+other", "--force")
     assert load_card("own").general.sources == ("plain", "other")
     twice = ("--general", "plain+other", "plain")
-    assert new(tmp_path, "--train", str(path), *twice, "--force") == 1
-    assert "'plain' is named twice" in capsys.readouterr().err
-    flags = ("--train", str(path), "--general", "plain", "--amount", "99rows", "--force")
-    kept = {path.name: path.read_bytes() for path in (tmp_path / "cards" / "own").iterdir()}
-    (tmp_path / "cards" / "own" / "mine.txt").write_text("Another anchor.")
-    capsys.readouterr()
-    assert new(tmp_path, *flags) == 1
-    captured = capsys.readouterr()
-    assert "99rows asked, but there are only 60 rows" in captured.err
-    assert "next:" not in captured.out
-    (tmp_path / "cards" / "own" / "mine.txt").unlink()  # a failure changed nothing
-    assert kept == {path.name: path.read_bytes() for path in (tmp_path / "cards" / "own").iterdir()}
+    assert "'plain' is named twice" in own.refused(rows, *twice, "--force")
+    (own.card / "mine.txt").write_text("Another anchor.")
+    before = files_in(own.card)
+    message = own.refused(rows, "--general", "plain", "--amount", "99rows", "--force")
+    assert "99rows asked, but there are only 60 rows" in message
+    assert files_in(own.card) == before, "a failure changed nothing"
 
 
 def test_a_folder_with_a_blank_is_exported_so_that_a_shell_reads_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    own: Own, rows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TELL_CARDS", "/before")
-    path = write_table(tmp_path / "rows.jsonl", rows_of())
-    folder = tmp_path / "my $cards"
-    assert new(tmp_path, "--train", str(path), "--dir", str(folder)) == 0
-    [line] = [line for line in capsys.readouterr().out.splitlines() if "export" in line]
+    folder = own.folder / "my $cards"
+    out = own.new(rows, "--dir", str(folder))
+    [line] = [line for line in out.splitlines() if "export" in line]
     shell = f'TELL_CARDS=/before; {line}; printf %s "$TELL_CARDS"'
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
     assert done.stdout == f"{folder}:/before"
 
 
-def test_longest_answers_are_counted_with_the_models_own_tokenizer(tmp_path: Path) -> None:
-    shutil.copytree(PROJECT / "tests" / "golden", tmp_path / "model")
-    (tmp_path / "model" / "word_tokenizer.json").rename(tmp_path / "model" / "tokenizer.json")
-    (tmp_path / "model" / "config.json").write_text("{}")
-    pattern = BLOCK_STYLE.replace("models/SmolLM2-135M-Instruct", str(tmp_path / "model"))
-    (tmp_path / "tiny.yaml").write_text(pattern)
-    rows = [{"query": f"Question {n}?", "response": "word " * 90} for n in range(6)]
-    path = write_table(tmp_path / "rows.jsonl", rows)
-    assert new(tmp_path, "--train", str(path), "--model", str(tmp_path / "tiny.yaml")) == 0
+def test_longest_answers_are_counted_with_the_models_own_tokenizer(own: Own) -> None:
+    model = own.folder / "model"
+    shutil.copytree(PROJECT / "tests" / "golden", model)
+    (model / "word_tokenizer.json").rename(model / "tokenizer.json")
+    (model / "config.json").write_text("{}")
+    pattern = BLOCK_STYLE.replace("models/SmolLM2-135M-Instruct", str(model))
+    own.new(own.table(answered(["word " * 90] * 6)), *pattern_file(own, pattern))
     assert load_card("own").max_new_tokens == 160  # 90 words, a third and 16 more
 
 
-def test_another_model_stands_beside_the_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_model_stands_beside_the_first(own: Own, rows: str) -> None:
     """One card serves both; another task of the same name is refused."""
-    path = write_table(tmp_path / "rows.jsonl", rows_of())
-    assert new(tmp_path, "--train", str(path)) == 0
-    folder = tmp_path / "cards" / "own"
-    before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    assert new(tmp_path, "--train", str(path), "--model", "qwen") == 0
-    assert before == {file.name: file.read_bytes() for file in folder.iterdir()}
-    made = {"smollm2_own.yaml", "qwen_own.yaml"}
-    assert made == {file.name for file in (tmp_path / "recipes").iterdir()}
-    card = folder / "card.yaml"
+    own.new(rows)
+    before = files_in(own.card)
+    own.new(rows, "--model", "qwen")
+    assert before == files_in(own.card)
+    assert set(files_in(own.recipes)) == {"smollm2_own.yaml", "qwen_own.yaml"}
+    card = own.card / "card.yaml"
     tokens = load_card("own").max_new_tokens
     card.write_text(card.read_text().replace(f"max_new_tokens: {tokens}", "max_new_tokens: 64"))
-    (tmp_path / "recipes" / "qwen_own.yaml").unlink()
-    assert new(tmp_path, "--train", str(path), "--model", "qwen") == 0
+    (own.recipes / "qwen_own.yaml").unlink()
+    own.new(rows, "--model", "qwen")
     assert load_card("own").max_new_tokens == tokens  # room for both models' answers
-    other = write_table(tmp_path / "other.jsonl", rows_of(count=20))
-    for flags in (("--train", str(other)), ("--train", str(path), "--amount", "90rows"),
-                  ("--train", str(path), "--anchor", "Another.")):  # fmt: skip
-        assert new(tmp_path, *flags, "--model", "llama2") == 1
-        assert "cards/own would be overwritten" in capsys.readouterr().err
-    assert before == {file.name: file.read_bytes() for file in folder.iterdir()}
+    other = own.table(rows_of(count=20), "other.jsonl")
+    for train, *flags in ([other], [rows, "--amount", "90rows"], [rows, "--anchor", "Another."]):
+        message = own.refused(train, *flags, "--model", "llama2")
+        assert "cards/own would be overwritten" in message
+    assert before == files_in(own.card)
 
 
-def test_nothing_is_overwritten_without_force(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write_table(tmp_path / "rows.jsonl", rows_of())
-    assert new(tmp_path, "--train", str(path)) == 0
-    card = (tmp_path / "cards" / "own" / "card.yaml").read_text()
-    other = write_table(tmp_path / "other.jsonl", rows_of(count=20))
-    assert new(tmp_path, "--train", str(other)) == 1
-    assert "would be overwritten" in capsys.readouterr().err
-    assert (tmp_path / "cards" / "own" / "card.yaml").read_text() == card
-    assert new(tmp_path, "--train", str(other), "--force") == 0
+def test_nothing_is_overwritten_without_force(own: Own, rows: str) -> None:
+    own.new(rows)
+    before = files_in(own.card)
+    other = own.table(rows_of(count=20), "other.jsonl")
+    assert "would be overwritten" in own.refused(other)
+    assert files_in(own.card) == before
+    own.new(other, "--force")
     assert len(build_mixture(parse_spec("tell/own:general=0"))) == 16
-    assert new(tmp_path, "--train", str(path), name="gsm8k") == 1
-    assert "there is another card 'gsm8k'" in capsys.readouterr().err
+    assert "there is another card 'gsm8k'" in own.refused(rows, name="gsm8k")
 
 
 # ---------------------------------------------------------------- bad files
 
 
-def test_an_empty_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "rows.jsonl").write_text("")
-    assert "the file is empty" in fails(tmp_path, capsys, "--train", str(tmp_path / "rows.jsonl"))
-    (tmp_path / "rows.csv").write_text("query,response\n")
-    assert "has no rows" in fails(tmp_path, capsys, "--train", str(tmp_path / "rows.csv"))
-    message = fails(tmp_path, capsys, "--train", str(tmp_path / "nowhere.csv"))
-    assert "no file" in message
+def test_an_empty_file(own: Own) -> None:
+    (own.folder / "rows.jsonl").write_text("")
+    assert "the file is empty" in own.fails(str(own.folder / "rows.jsonl"))
+    (own.folder / "rows.csv").write_text("query,response\n")
+    assert "has no rows" in own.fails(str(own.folder / "rows.csv"))
+    assert "no file" in own.fails(str(own.folder / "nowhere.csv"))
 
 
-def test_a_column_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"id": 7, "tweet": q, "category": r} for q, r in texts()]
-    path = write_table(tmp_path / "rows.csv", rows)
-    message = fails(tmp_path, capsys, "--train", str(path))
+def test_a_column_missing(own: Own) -> None:
+    rows = own.table([{"id": 7, "tweet": q, "category": r} for q, r in texts()], "rows.csv")
+    message = own.fails(rows)
     assert "rows.csv, line 2: columns id, tweet, category are of no known form" in message
     assert "--columns query=tweet,response=category names them; --columns 1,2" in message
-    flags = ("--train", str(path), "--columns", "query=tweet,response=answer")
-    message = fails(tmp_path, capsys, *flags)
+    message = own.fails(rows, "--columns", "query=tweet,response=answer")
     assert (
         "12 rows cannot be used: lines 2-13: no column 'answer' of the form --columns "
         "(columns: id, tweet, category)\n"
@@ -579,30 +463,23 @@ def test_a_column_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "the first row of a table must name them" in message
 
 
-def test_lines_are_told_from_rows_of_a_spreadsheet(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lines_are_told_from_rows_of_a_spreadsheet(own: Own) -> None:
     rows = [{"query": "one\ntwo", "response": "yes"}, {"query": "three", "response": ""}]
-    message = fails(tmp_path, capsys, "--train", str(write_table(tmp_path / "rows.csv", rows)))
-    assert (
-        "rows.csv (lines of the text file, not rows of a spreadsheet): 1 row cannot be" in message
-    )
+    message = own.fails(own.table(rows, "rows.csv"))
+    lines = "rows.csv (lines of the text file, not rows of a spreadsheet): 1 row cannot be"
+    assert lines in message
     assert "line 4: the response is empty" in message
-    message = fails(tmp_path, capsys, "--train", str(write_table(tmp_path / "b.csv", rows[1:])))
-    assert "spreadsheet" not in message
+    assert "spreadsheet" not in own.fails(own.table(rows[1:], "b.csv"))
 
 
-def test_rows_are_grouped_by_what_is_wrong_with_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rows_are_grouped_by_what_is_wrong_with_them(own: Own) -> None:
     rows = rows_of(count=30)
     for n in (1, 2, 3, 7):
         rows[n]["response"] = ""
     for n in range(10, 30, 2):
         rows[n]["query"] = " "
     rows[5] = {"query": "What?", "response": 0.5}
-    path = write_table(tmp_path / "rows.jsonl", rows)
-    message = fails(tmp_path, capsys, "--train", str(path))
+    message = own.fails(own.table(rows))
     assert "15 rows cannot be used: lines 2-4, 8: the response is empty; line 6: column" in message
     assert "lines 11, 13, 15, 17, 19, 21, 23, 25, 27, 29: the query is empty" in message
     assert "mend or remove these rows; write numbers with a fraction as text" in message
@@ -636,24 +513,18 @@ CHAT = [{"from": "human", "value": "a"}, {"from": "tool", "value": "b"}]
         (PAIR | {"response": " "}, "the response is empty", "mend or remove"),
     ],
 )  # fmt: skip
-def test_what_is_no_text_or_no_conversation(
-    row: Row, problem: str, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    message = fails(tmp_path, capsys, "--train", str(write_rows(tmp_path / "rows.jsonl", [row])))
+def test_what_is_no_text_or_no_conversation(row: Row, problem: str, remedy: str, own: Own) -> None:
+    message = own.fails(own.table([row]))
     assert f"line 1: {problem}" in message
     assert remedy in message.split("remedy:")[1]
 
 
-def test_duplicate_rows_are_kept_once_and_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_duplicate_rows_are_kept_once_and_told(own: Own) -> None:
     rows = rows_of()
     rows.append(dict(rows[0]))
     rows.append({"query": rows[1]["query"].upper() + " ", "response": rows[1]["response"]})
     rows.append({"query": rows[2]["query"], "response": rows[0]["response"]})
-    path = write_table(tmp_path / "rows.jsonl", rows)
-    assert new(tmp_path, "--train", str(path)) == 0
-    out = capsys.readouterr().out
+    out = own.new(own.table(rows))
     assert "repeated rows of rows.jsonl left out (1): line 13 (as 1)" in out
     card = load_card("own")
     train, test = open_task(card, "train"), open_task(card, "test")
@@ -661,34 +532,27 @@ def test_duplicate_rows_are_kept_once_and_told(
     assert not set(train.query_keys.tolist()) & set(test.query_keys.tolist())
 
 
-def test_test_rows_in_the_training_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train = write_table(tmp_path / "train.jsonl", rows_of())
-    stolen = [{"query": rows_of()[4]["query"].upper(), "response": rows_of()[4]["response"]}]
-    test = write_table(tmp_path / "test.jsonl", stolen)
-    flags = ("--train", str(train), "--test", str(test))
-    message = fails(tmp_path, capsys, *flags)
+def test_test_rows_in_the_training_rows(own: Own, rows: str) -> None:
+    stolen = rows_of()[4]
+    stolen["query"] = stolen["query"].upper()
+    test = own.table([stolen], "test.jsonl")
+    message = own.fails(rows, "--test", test)
     assert "1 training rows are test rows: line 5 (= line 1)" in message
     assert "--drop-overlap" in message
-    assert new(tmp_path, *flags, "--drop-overlap") == 0
-    assert "left out: 1 training rows" in capsys.readouterr().out
+    assert "left out: 1 training rows" in own.new(rows, "--test", test, "--drop-overlap")
     assert load_card("own").split("train").rows == 11
-    assert (
-        new(tmp_path, "--train", str(test), "--test", str(test), "--drop-overlap", "--force") == 1
-    )
-    assert "all training rows are test rows" in capsys.readouterr().err
+    message = own.refused(test, "--test", test, "--drop-overlap", "--force")
+    assert "all training rows are test rows" in message
 
 
-def test_validation_rows_are_no_test_rows(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    train = write_table(tmp_path / "train.jsonl", rows_of()[:8])
-    test = write_table(tmp_path / "test.jsonl", rows_of()[8:])
-    more = write_table(tmp_path / "more.jsonl", rows_of()[7:10])
-    flags = ("--train", str(train), "--test", str(test), "--validation")
-    message = fails(tmp_path, capsys, *flags, str(test))
-    assert f"{len(rows_of()) - 8} validation rows are test rows: line 1 (= line 1)" in message
-    assert new(tmp_path, *flags, str(more), "--drop-overlap") == 0
-    out = capsys.readouterr().out
+def test_validation_rows_are_no_test_rows(own: Own) -> None:
+    train = own.table(rows_of()[:8])
+    test = own.table(rows_of()[8:], "test.jsonl")
+    more = own.table(rows_of()[7:10], "more.jsonl")
+    flags = ("--test", test, "--validation")
+    message = own.fails(train, *flags, test)
+    assert "4 validation rows are test rows: line 1 (= line 1)" in message
+    out = own.new(train, *flags, more, "--drop-overlap")
     assert "left out: 1 training rows that are validation rows" in out
     assert "left out: 2 validation rows that are test rows" in out
 
@@ -706,61 +570,45 @@ def test_validation_rows_are_no_test_rows(
 )
 @pytest.mark.parametrize("all_rows", [True, False])
 def test_answers_that_the_strict_scorer_rejects_never_train(
-    response: str, problem: str, all_rows: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    response: str, problem: str, all_rows: bool, own: Own
 ) -> None:
-    rows = [{"query": f"Row {n}?", "response": response if all_rows or n > 8 else '{"a": 1}'}
-            for n in range(12)]  # fmt: skip
-    path = write_table(tmp_path / "rows.jsonl", rows)
-    message = fails(tmp_path, capsys, "--train", str(path))
-    first, count = (1, 12) if all_rows else (10, 3)
-    assert f"{count} of 12 responses are no JSON object: line {first}: {problem}" in message
+    good = 0 if all_rows else 9
+    rows = own.table(answered(['{"a": 1}'] * good + [response] * (12 - good)))
+    message = own.fails(rows)
+    assert f"{12 - good} of 12 responses are no JSON object: line {good + 1}: {problem}" in message
     assert ("--repair-json" in message) == ("'" in response or "True" in response)
-    fails(tmp_path, capsys, "--train", str(path), "--metric", "json")
-    (tmp_path / "schema.json").write_text("{}")
-    flags = ("--train", str(path), "--schema", str(tmp_path / "schema.json"))
-    assert f"line {first}: no JSON ({problem}" in fails(tmp_path, capsys, *flags)
+    own.fails(rows, "--metric", "json")
+    (own.folder / "schema.json").write_text("{}")
+    message = own.fails(rows, "--schema", str(own.folder / "schema.json"))
+    assert f"line {good + 1}: no JSON ({problem}" in message
 
 
-def test_answers_in_python_are_repaired_where_it_is_asked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_answers_in_python_are_repaired_where_it_is_asked(own: Own) -> None:
     answers = ["{'a': 'yes', 'b': None}", '{"a": "no", "b": null}'] * 6
-    train = write_table(tmp_path / "rows.csv", label_rows(answers))
-    test = write_table(
-        tmp_path / "test.csv", [{"query": "Test?", "response": "{'a': 'no', 'b': None}"}]
-    )
-    flags = ("--train", str(train), "--test", str(test))
-    assert "--repair-json writes them as JSON" in fails(tmp_path, capsys, *flags)
-    assert new(tmp_path, *flags, "--repair-json") == 0
-    out = capsys.readouterr().out
-    assert (
-        "repaired: 6 answers of rows.csv are Python's and are written as JSON, lines 2, 4," in out
-    )
+    train = own.table(answered(answers), "rows.csv")
+    test = own.table([{"query": "Test?", "response": "{'a': 'no', 'b': None}"}], "test.csv")
+    assert "--repair-json writes them as JSON" in own.fails(train, "--test", test)
+    out = own.new(train, "--test", test, "--repair-json")
+    told = "repaired: 6 answers of rows.csv are Python's and are written as JSON, lines 2, 4,"
+    assert told in out
     assert """the first: {'a': 'yes', 'b': None}  ->  {"a": "yes", "b": null}""" in out
     assert "repaired: 1 answers of test.csv" in out
     task = open_task(load_card("own"), "train")
-    assert {str(json.loads(text)) for text in task.responses} == {
-        "{'a': 'yes', 'b': None}",
-        "{'a': 'no', 'b': None}",
-    }
-    whole = write_table(
-        tmp_path / "whole.csv", label_rows(answers[1::2] + ['{"a": "yes", "b": 1}'] * 6)
-    )
-    assert new(tmp_path, "--train", str(whole), "--repair-json", name="other") == 0
-    assert "--repair-json: no answer of whole.csv is a Python" in capsys.readouterr().out
+    values = {str(json.loads(text)) for text in task.responses}
+    assert values == {"{'a': 'yes', 'b': None}", "{'a': 'no', 'b': None}"}
+    whole = own.table(answered(answers[1::2] + ['{"a": "yes", "b": 1}'] * 6), "whole.csv")
+    out = own.new(whole, "--repair-json", name="other")
+    assert "--repair-json: no answer of whole.csv is a Python" in out
 
 
-def test_what_cannot_be_repaired_stays_refused_or_is_left_out(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_repaired_stays_refused_or_is_left_out(own: Own) -> None:
     answers = ["{'a': 1}"] * 10 + ['{"a": NaN}', '{"a": 1, "a": 2}', "{'a': 1, 'a': 2}"]
-    train = ("--train", str(write_table(tmp_path / "rows.jsonl", label_rows(answers))))
-    message = fails(tmp_path, capsys, *train, "--repair-json")
+    rows = own.table(answered(answers))
+    message = own.fails(rows, "--repair-json")
     assert "3 of 13 responses are no JSON object: line 11: NaN or Infinity; line 12: key" in message
     assert "--repair-json" not in message
     assert "--drop-broken leaves them out" in message
-    assert new(tmp_path, *train, "--repair-json", "--drop-broken") == 0
-    out = capsys.readouterr().out
+    out = own.new(rows, "--repair-json", "--drop-broken")
     assert "repaired: 10 answers of rows.jsonl" in out
     assert "left out: 3 rows of rows.jsonl: line 11: no JSON (NaN or Infinity); line 12:" in out
     assert "8 training rows, 2 test rows" in out
@@ -799,122 +647,100 @@ def test_python_that_json_can_say(text: str, written: str | None) -> None:
     assert json_of_python(text) == written
 
 
-def label_rows(answers: list[str]) -> list[Row]:
-    return [{"query": f"Row {n}?", "response": answer} for n, answer in enumerate(answers)]
-
-
 @pytest.mark.parametrize(
     ("other", "shown"),
     [("Yes", "'Yes'"), ("yes ", "'yes '"), ("y\u200bes", "'y\\u200bes'")],
 )
 @pytest.mark.parametrize("json_answers", [False, True])
 def test_labels_of_two_spellings_are_one_question(
-    other: str,
-    shown: str,
-    json_answers: bool,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    other: str, shown: str, json_answers: bool, own: Own
 ) -> None:
     answers = ["yes"] * 9 + [other] * 3 + ["no"] * 8
     if json_answers:
         answers = [json.dumps({"urgent": answer}, ensure_ascii=False) for answer in answers]
-    path = write_table(tmp_path / "rows.jsonl", label_rows(answers))
-    message = fails(tmp_path, capsys, "--train", str(path))
-    assert (
-        f"Unicode form: 'yes' (9 rows, first at line 1), {shown} (3 rows, first at line 10)"
-        in message
-    )
+    rows = own.table(answered(answers))
+    message = own.fails(rows)
+    told = f"Unicode form: 'yes' (9 rows, first at line 1), {shown} (3 rows, first at line 10)"
+    assert told in message
     assert "--clean-labels" in message
-    assert new(tmp_path, "--train", str(path), "--clean-labels") == 0
+    own.new(rows, "--clean-labels")
     card = load_card("own")
-    rows = [*open_task(card, "train").responses, *open_task(card, "test").responses]
-    assert Counter("yes" in row for row in rows) == {True: 12, False: 8}
-    assert len(set(rows)) == 2
+    written = [*open_task(card, "train").responses, *open_task(card, "test").responses]
+    assert Counter("yes" in row for row in written) == {True: 12, False: 8}
+    assert len(set(written)) == 2
 
 
-def test_labels_are_told_and_stand_in_the_card(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write_table(tmp_path / "rows.csv", label_rows(["0", "1", "1"] * 10))
-    assert new(tmp_path, "--train", str(path)) == 0
-    out = capsys.readouterr().out
+def test_labels_are_told_and_stand_in_the_card(own: Own) -> None:
+    rows = own.table(answered(["0", "1", "1"] * 10), "rows.csv")
+    out = own.new(rows)
     assert "the answers are 2 labels ('1' 20x, '0' 10x); where they are none: --metric text" in out
     card = load_card("own")
     assert (card.metric, card.answer.labels) == ("label", ("0", "1"))
     assert sorted(Counter(open_task(card, "test").responses).values()) == [2, 4]
-    assert new(tmp_path, "--train", str(path), "--metric", "number", "--force") == 0
+    own.new(rows, "--metric", "number", "--force")
     assert load_card("own").metric == "number"
-    other = write_table(tmp_path / "other.csv", [{"query": "New?", "response": "2"}])
-    assert new(tmp_path, "--train", str(path), "--test", str(other), "--force") == 0
-    assert "WARNING: no training row has the label '2'" in capsys.readouterr().out
+    other = own.table([{"query": "New?", "response": "2"}], "other.csv")
+    out = own.new(rows, "--test", other, "--force")
+    assert "WARNING: no training row has the label '2'" in out
     assert load_card("own").answer.labels == ("0", "1", "2")
-    path = write_table(tmp_path / "one.csv", label_rows(["1"] * 12))
-    assert new(tmp_path, "--train", str(path), "--metric", "label", "--force") == 1
-    assert "all training answers are '1'" in capsys.readouterr().err
+    one = own.table(answered(["1"] * 12), "one.csv")
+    message = own.refused(one, "--metric", "label", "--force")
+    assert "all training answers are '1'" in message
 
 
-def test_numbers_are_looked_for_before_a_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_numbers_are_looked_for_before_a_training(own: Own) -> None:
     answers = [f"It is {n}." if n != 4 else "12,5 or so" for n in range(12)]
-    path = write_table(tmp_path / "rows.jsonl", label_rows(answers))
-    message = fails(tmp_path, capsys, "--train", str(path), "--metric", "number")
+    message = own.fails(own.table(answered(answers)), "--metric", "number")
     assert "1 of 12 responses end with none; the first is at line 5" in message
 
 
-def test_what_few_test_rows_show_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_few_test_rows_show_is_said(own: Own) -> None:
     """15 rows of five labels: each label trains and tests."""
-    path = write_table(tmp_path / "rows.jsonl", label_rows(list("aaabbbcccdddeee")))
-    assert new(tmp_path, "--train", str(path)) == 0
-    out = capsys.readouterr().out
+    out = own.new(own.table(answered(list("aaabbbcccdddeee"))))
     assert "5 rows are split off to test with" in out
     assert "(1 'a', 1 'b', 1 'c', 1 'd', 1 'e'); 10 train" in out
     assert "5 test rows show little: one row is 20 points of a score, and its 95 % interval" in out
     assert "up to 33 points to either side" in out
     assert "--test FILE" in out
-    many = write_table(tmp_path / "many.jsonl", label_rows(["yes", "no"] * 200))
-    assert new(tmp_path, "--train", str(many), "--force") == 0
-    assert "show little" not in capsys.readouterr().out
+    many = own.table(answered(["yes", "no"] * 200), "many.jsonl")
+    assert "show little" not in own.new(many, "--force")
 
 
-def test_what_is_missing_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_table(tmp_path / "rows.jsonl", rows_of())
-    given = ("--train", str(path))
-    message = fails(tmp_path, capsys, *given, anchor=False)
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--test-rows", "0"), "--test-rows: 0 test rows"),
+        (("--test-rows", "-5"), "--test-rows: -5 test rows"),
+        (("--test", "t.csv", "--test-rows", "5"), "--test, --test-rows: test rows in more than"),
+        (("--test", "caf\udce9.jsonl"), "not UTF-8"),
+        (("--general", "sample_general", "sample_general"), "'sample_general' is named twice"),
+        (("--general", "sample_complaints"), "sample_complaints' is task data"),
+        (("--general", "alpaca"), "unknown card 'alpaca'"),
+        (("--amount", "40"), "bad amount '40'"),
+        (("--metric", "translation"), "two languages"),
+        (("--label", "wether"), "did you mean 'weather'"),
+        (("--columns", "qury=a"), "unknown key 'qury'"),
+        (("--anchor", " "), "the anchor is empty"),
+        (("--anchor", "a.txt"), "no file 'a.txt'"),
+        (("--anchor", "my anchor.txt"), "no file 'my anchor.txt'"),
+        (("--anchor", "notes/my anchor.MD"), "no file 'notes/my anchor.MD'"),
+    ],
+)
+def test_flags_that_are_refused(flags: tuple[str, ...], says: str, own: Own, rows: str) -> None:
+    assert says in own.fails(rows, *flags)
+
+
+def test_what_is_missing_is_asked_for(own: Own, rows: str) -> None:
+    message = own.fails(rows, anchor=None)
     assert "no anchor, and the rows share none" in message
     assert "--anchor 'TEXT'" in message
-    assert "the anchor is empty" in fails(tmp_path, capsys, *given, "--anchor", " ", anchor=False)
-    for name in ("a.txt", "my anchor.txt", "notes/my anchor.MD"):
-        message = fails(tmp_path, capsys, *given, "--anchor", name, anchor=False)
-        assert f"no file '{name}'" in message
-    for number in ("0", "-5"):
-        message = fails(tmp_path, capsys, *given, "--test-rows", number)
-        assert f"--test-rows: {number} test rows" in message
-    both = fails(tmp_path, capsys, *given, "--test", str(tmp_path / "t.csv"), "--test-rows", "5")
-    assert "--test, --test-rows: test rows in more than one way" in both
-    assert "not UTF-8" in fails(tmp_path, capsys, "--train", "caf\udce9.jsonl")
-    twice = ("--general", "sample_general", "sample_general")
-    assert "'sample_general' is named twice" in fails(tmp_path, capsys, *given, *twice)
-    assert "two languages" in fails(tmp_path, capsys, *given, "--metric", "translation")
-    assert "did you mean 'weather'" in fails(tmp_path, capsys, *given, "--label", "wether")
-    assert "bad name 'a-b'" in fails(tmp_path, capsys, *given, name="a-b")
-    assert "sample_complaints' is task data" in fails(
-        tmp_path, capsys, *given, "--general", "sample_complaints"
-    )
-    assert "unknown card 'alpaca'" in fails(tmp_path, capsys, *given, "--general", "alpaca")
-    assert "bad amount '40'" in fails(tmp_path, capsys, *given, "--amount", "40")
-    assert "unknown key 'qury'" in fails(tmp_path, capsys, *given, "--columns", "qury=a")
-    unlike = [{"query": f"{n} apart", "response": "x"} for n in range(9)]
-    path = write_table(tmp_path / "unlike.jsonl", unlike)
-    inline = ("--train", str(path), "--anchor", "inline")
-    assert "the rows share none at the front" in fails(tmp_path, capsys, *inline, anchor=False)
-    few = write_table(tmp_path / "few.jsonl", rows_of(count=3))
-    assert "3 rows are too few to split" in fails(tmp_path, capsys, "--train", str(few))
-    mixed = [*rows_of(), {"query": "And?", "response": "No JSON."}]
-    path = write_table(tmp_path / "mixed.jsonl", mixed)
-    message = fails(tmp_path, capsys, "--train", str(path), "--metric", "json")
+    assert "bad name 'a-b'" in own.fails(rows, name="a-b")
+    unlike = own.table([{"query": f"{n} apart", "response": "x"} for n in range(9)], "b.jsonl")
+    assert "the rows share none at the front" in own.fails(unlike, anchor="inline")
+    few = own.table(rows_of(count=3), "few.jsonl")
+    assert "3 rows are too few to split" in own.fails(few)
+    mixed = own.table([*rows_of(), {"query": "And?", "response": "No JSON."}], "mixed.jsonl")
+    message = own.fails(mixed, "--metric", "json")
     assert "1 of 13 responses are no JSON object: line 13" in message
 
 
@@ -1044,22 +870,14 @@ def test_a_schema_leaves_open_what_few_rows_do_not_close() -> None:
     assert infer_schema([[{"a": 1}], []])["items"]["required"] == ["a"]
 
 
-def test_the_label_is_told_and_may_be_chosen(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = [{"query": f"Row {n}", "response": {"unit": "kg" if n % 2 else "g", "city": f"c{n % 7}"}}
-            for n in range(21)]  # fmt: skip
-    path = write_table(tmp_path / "rows.jsonl", rows)
-    assert new(tmp_path, "--train", str(path)) == 0
-    assert "'unit' is taken for the label; --label NAME names another, or none" in (
-        capsys.readouterr().out
-    )
+def test_the_label_is_told_and_may_be_chosen(own: Own) -> None:
+    answers = [{"unit": "kg" if n % 2 else "g", "city": f"c{n % 7}"} for n in range(21)]
+    rows = own.table(answered(answers))
+    out = own.new(rows)
+    assert "'unit' is taken for the label; --label NAME names another, or none" in out
     assert load_card("own").answer.label == "unit"
-    assert new(tmp_path, "--train", str(path), "--label", "none", "--force") == 0
+    own.new(rows, "--label", "none", "--force")
     assert load_card("own").answer.label is None
-    assert new(tmp_path, "--train", str(path), "--label", "city", "--force") == 0
+    own.new(rows, "--label", "city", "--force")
     schema = json.loads(load_card("own").file("answer.schema.json").read_text())
     assert schema["properties"]["city"] == {"enum": [f"c{n}" for n in range(7)]}
-
-
-# ---------------------------------------------------------------- ms-swift trains with it

@@ -27,7 +27,7 @@ from tell_plugins.preparation.selfgen import (
     is_english,
     repeats_itself,
 )
-from tests.conftest import PROJECT, MakeCard
+from tests.conftest import PROJECT, MakeCard, Tell
 
 WORDS = [
     f"{a}{b}{c}" for a in ("ri", "mo", "ta", "lu") for b in ("ve", "no", "si") for c in "rnstk"
@@ -241,21 +241,17 @@ def test_a_model_that_writes_nothing_usable_is_told_so(
         (("--model", "nowhere.yaml"), "no recipe 'nowhere.yaml'"),
     ],
 )
-def test_wrong_arguments(
-    flags: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["data", "selfgen", *flags]) == 1
-    assert problem in capsys.readouterr().err
+def test_wrong_arguments(flags: tuple[str, ...], problem: str, tell: Tell) -> None:
+    assert problem in tell("data", "selfgen", *flags, code=1)
 
 
 def test_a_card_of_the_users_is_never_overwritten(
-    tmp_path: Path, make_card: MakeCard, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, make_card: MakeCard, tell: Tell
 ) -> None:
     folder = make_card("own", train=[{"q": "a", "r": "b"}])
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     flags = ["--model", "smollm2", "--name", "own", "--out", str(folder.parent)]
-    assert main(["data", "selfgen", *flags]) == 1
-    assert "train.jsonl would be overwritten" in capsys.readouterr().err
+    assert "train.jsonl would be overwritten" in tell("data", "selfgen", *flags, code=1)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

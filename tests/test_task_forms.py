@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from tell_plugins.cli import main
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
@@ -20,11 +19,10 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.preparation.forms import Reading, parse_columns, parse_labels, read_task_file
-from tests.conftest import PROJECT, write_rows
+from tests.conftest import PROJECT, Tell, write_rows
+from tests.own_task import ANCHOR, Own, Row
 from tests.swift_keys_once import lay_keys
 
-Row = dict[str, Any]
-ANCHOR = "Does the message say that it rains? Answer yes or no."
 ASK = "Say whether it rains."
 
 
@@ -130,34 +128,28 @@ KINDS = [
 ]  # fmt: skip
 
 
-def new(tmp_path: Path, path: Path, *flags: str, anchor: str | None = ANCHOR) -> int:
-    given = () if anchor is None else ("--anchor", anchor)
-    recipes = ("--recipes", str(tmp_path / "recipes"))
-    return main(
-        ["new", "own", "--train", str(path), "--model", "smollm2", *recipes, *given, *flags]
-    )
+@pytest.fixture
+def own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Own:
+    return Own(tmp_path, capsys, method="hold")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_what_tools_write_goes_through_new_check_and_mix(
-    kind: Kind, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / kind.name
+def test_what_tools_write_goes_through_new_check_and_mix(kind: Kind, own: Own, tell: Tell) -> None:
+    path = own.folder / kind.name
     kind.write(path)
-    assert new(tmp_path, path, *kind.flags, anchor=kind.anchor) == 0
-    assert kind.note in capsys.readouterr().out
-    recipe = str(tmp_path / "recipes" / "smollm2_own.yaml")
+    assert kind.note in own.new(str(path), *kind.flags, anchor=kind.anchor)
+    recipe = own.recipe().path
     if kind.name in ("excel.csv", "parts.jsonl", "own.csv"):
         lay_keys(paths.cache_dir())
-        assert main(["check", recipe]) == 0
-    assert main(["mix", recipe, "--out", str(tmp_path / "mix")]) == 0
+        tell("check", recipe)
+    tell("mix", recipe, "--out", own.folder / "mix")
     rows = [open_task(load_card("own"), split) for split in ("train", "test")]
     pairs = sorted((q, r) for part in rows for q, r in zip(part.plain, part.responses, strict=True))
     ending = " für 5 €" if kind.name == "cp1252.csv" else ""
     assert pairs == sorted((t + ending, r) for t, r in zip(TEXTS, LABELS, strict=True))
     front = kind.anchor or rows[0].anchor.text
-    mixed = [json.loads(line) for line in (tmp_path / "mix" / "train.jsonl").open()]
+    mixed = [json.loads(line) for line in (own.folder / "mix" / "train.jsonl").open()]
     asked = [row["messages"][0]["content"] for row in mixed if row["channel"] == "task"]
     assert asked
     gap = "" if front[-1].isspace() else "\n\n"
@@ -198,13 +190,9 @@ FORMS_OF_TURNS: dict[str, Callable[[Row], Row]] = {
 
 
 @pytest.mark.parametrize("form", FORMS_OF_TURNS)
-def test_all_turns_are_kept_and_the_last_answer_is_trained(
-    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_turns_are_kept_and_the_last_answer_is_trained(form: str, own: Own) -> None:
     rows = conversations()
-    path = write_rows(tmp_path / "rows.jsonl", [FORMS_OF_TURNS[form](row) for row in rows])
-    assert new(tmp_path, path) == 0
-    capsys.readouterr()
+    own.new(own.table([FORMS_OF_TURNS[form](row) for row in rows]))
     mixture = build_mixture(parse_spec("tell/own"))
     seen = [row["messages"] for row in mixture.rows() if row["channel"] == "task"]
     test = open_task(load_card("own"), "test")
@@ -224,16 +212,13 @@ def test_all_turns_are_kept_and_the_last_answer_is_trained(
     assert all("loss" not in m for messages in general for m in messages)
 
 
-def test_rows_of_one_turn_keep_their_ids_and_their_form(tmp_path: Path) -> None:
+def test_rows_of_one_turn_keep_their_ids_and_their_form(own: Own) -> None:
     """A file that declares a history and one that does not are the same rows where it is empty."""
-    path = write_rows(
-        tmp_path / "rows.jsonl", [_messages(*pair) for pair in zip(TEXTS, LABELS, strict=True)]
-    )
-    assert new(tmp_path, path) == 0
+    own.new(own.table([_messages(*pair) for pair in zip(TEXTS, LABELS, strict=True)]))
     assert load_card("own").columns.history is None
     plain = build_mixture(parse_spec("tell/own"))
     assert plain.schema.field("messages").type.value_type.num_fields == 2
-    card = tmp_path / "cards" / "own" / "card.yaml"
+    card = own.card / "card.yaml"
     values = yaml.safe_load(card.read_text())
     values["columns"]["history"] = "history"
     card.write_text(yaml.safe_dump(values))
@@ -242,12 +227,9 @@ def test_rows_of_one_turn_keep_their_ids_and_their_form(tmp_path: Path) -> None:
     assert list(again.rows()) == list(plain.rows())
 
 
-def test_a_broken_history_in_a_card_is_an_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write_rows(tmp_path / "rows.jsonl", conversations())
-    assert new(tmp_path, path) == 0
-    file = tmp_path / "cards" / "own" / "train.jsonl"
+def test_a_broken_history_in_a_card_is_an_error(own: Own) -> None:
+    own.new(own.table(conversations()))
+    file = own.card / "train.jsonl"
     rows = [json.loads(line) for line in file.open()]
     for n, history in enumerate([[["x"]], "x", [["x", None]], [["x", " "]]]):
         rows[n]["history"] = history
@@ -259,15 +241,9 @@ def test_a_broken_history_in_a_card_is_an_error(
     assert "line 4: an earlier turn is empty" in str(caught.value)
 
 
-@pytest.fixture
-def with_system(tmp_path: Path) -> Path:
-    return write_rows(tmp_path / "rows.jsonl", conversations(ASK))
-
-
-def test_a_system_prompt_may_stay_one(tmp_path: Path, with_system: Path) -> None:
-    assert new(tmp_path, with_system, "--system", "keep") == 0
-    recipe = yaml.safe_load((tmp_path / "recipes" / "smollm2_own.yaml").read_text())
-    assert recipe["system"] == ASK
+def test_a_system_prompt_may_stay_one(own: Own) -> None:
+    own.new(own.table(conversations(ASK)), "--system", "keep")
+    assert own.recipe().values["system"] == ASK
     assert load_card("own").file("anchor.txt").read_text() == ANCHOR + "\n"
 
 
@@ -280,21 +256,12 @@ def test_a_system_prompt_may_stay_one(tmp_path: Path, with_system: Path) -> None
     ],
 )
 def test_system_prompts_that_cannot_be_kept(
-    systems: tuple[str, str],
-    flags: tuple[str, ...],
-    problem: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    systems: tuple[str, str], flags: tuple[str, ...], problem: str, own: Own
 ) -> None:
-    rows = [
-        _messages(q, r, systems[n % 2]) for n, (q, r) in enumerate(zip(TEXTS, LABELS, strict=True))
-    ]
-    path = write_rows(tmp_path / "rows.jsonl", rows)
-    held_out = write_rows(tmp_path / "test.jsonl", [_messages("Rain?", "yes")])
-    given = ("--test", str(held_out), *flags)
-    assert new(tmp_path, path, *given, anchor=None) == 1
-    assert problem in capsys.readouterr().err
-    assert not (tmp_path / "cards").exists()
+    pairs = enumerate(zip(TEXTS, LABELS, strict=True))
+    rows = own.table([_messages(*pair, systems[n % 2]) for n, pair in pairs])
+    held_out = own.table([_messages("Rain?", "yes")], "test.jsonl")
+    assert problem in own.fails(rows, "--test", held_out, *flags, anchor=None)
 
 
 # ---------------------------------------------------------------- one file
@@ -398,11 +365,8 @@ def test_what_is_no_file_of_rows(name: str, problem: str, remedy: str, tmp_path:
     assert remedy in str(caught.value.remedy)
 
 
-def test_a_short_front_in_chinese_is_an_anchor(tmp_path: Path) -> None:
+def test_a_short_front_in_chinese_is_an_anchor(own: Own) -> None:
+    pairs = zip(TEXTS, LABELS, strict=True)
     front = "判断下面的消息是否提到下雨，回答：\n"
-    path = write_rows(
-        tmp_path / "rows.jsonl",
-        [{"query": front + q, "response": r} for q, r in zip(TEXTS, LABELS, strict=True)],
-    )
-    assert new(tmp_path, path, anchor=None) == 0
+    own.new(own.table([{"query": front + q, "response": r} for q, r in pairs]), anchor=None)
     assert load_card("own").inline_anchor

@@ -38,6 +38,18 @@ class UserErrors(UserError):
         super().__init__("\n".join(str(problem) for problem in problems))
 
 
+class Problems(list[UserError]):
+    """Problems found in one pass: `with problems:` adds the one that its block raises."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, UserError):
+            self.append(error)
+        return isinstance(error, UserError)
+
+
 class MachineError(Exception):
     """The machine or the network failed, not the user (exit code 2)."""
 

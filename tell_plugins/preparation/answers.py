@@ -108,28 +108,32 @@ def means_json(file: TaskFile) -> bool:
 
 def json_values(file: TaskFile) -> list[Any]:
     """The responses that are JSON objects and lists."""
-    return [strict_json(pair.response) for pair in file.pairs if _problem(pair) is None]
+    broken = broken_json(file)
+    return [strict_json(pair.response) for pair in file.pairs if pair not in broken]
 
 
-def _problem(pair: Pair) -> str | None:
-    """Why a response is no JSON object or list; None when it is one."""
-    try:
-        value = strict_json(pair.response)
-    except ValueError as error:
-        return str(error)
-    return None if isinstance(value, dict | list) else "no object or list"
+def broken_json(file: TaskFile) -> dict[Pair, str]:
+    """The rows whose response is no JSON object or list, and why."""
+    broken = {}
+    for pair in file.pairs:
+        try:
+            if not isinstance(strict_json(pair.response), dict | list):
+                broken[pair] = "no object or list"
+        except ValueError as error:
+            broken[pair] = str(error)
+    return broken
 
 
 def refuse_broken_json(file: TaskFile) -> None:
     """Raise UserError where a response is no JSON object or list."""
-    lines = [f"line {p.line}: {problem}" for p in file.pairs if (problem := _problem(p))]
-    if not lines:
+    broken = broken_json(file)
+    if not broken:
         return
-    python = any(_problem(pair) and json_of_python(pair.response) for pair in file.pairs)
+    python = any(json_of_python(pair.response) for pair in broken)
+    shown = [f"line {pair.line}: {problem}" for pair, problem in broken.items()][:_SHOWN]
     raise UserError(
-        f"{len(lines)} of {len(file.pairs)} responses are no JSON object: "
-        + "; ".join(lines[:_SHOWN])
-        + (" ..." if len(lines) > _SHOWN else ""),
+        f"{len(broken)} of {len(file.pairs)} responses are no JSON object: {'; '.join(shown)}"
+        + (" ..." if len(broken) > _SHOWN else ""),
         where=paths.shown(file.path),
         remedy=f"{_HINT if python else ''}mend them; --drop-broken leaves them out; --metric text "
         "where answers need not be JSON",
@@ -141,26 +145,20 @@ def without_broken_json(file: TaskFile) -> TaskFile:
 
     A file of which nothing would be left stays as it is.
     """
-    problems: dict[str, list[int]] = {}
-    kept = []
-    for pair in file.pairs:
-        problem = _problem(pair)
-        if problem is None:
-            kept.append(pair)
-        else:
-            problems.setdefault(f"no JSON ({problem})", []).append(pair.line)
-    if not problems or not kept:
+    broken = broken_json(file)
+    kept = [pair for pair in file.pairs if pair not in broken]
+    if not broken or not kept:
         return file
+    problems: dict[str, list[int]] = {}
+    for pair, problem in broken.items():
+        problems.setdefault(f"no JSON ({problem})", []).append(pair.line)
     return replace(file, pairs=kept, notes=(*file.notes, left_out(file.path, problems)))
 
 
 def with_json(file: TaskFile) -> TaskFile:
     """The file with answers that are Python's dicts and lists as JSON; a note says which."""
-    changed = {
-        pair: written
-        for pair in file.pairs
-        if _problem(pair) and (written := json_of_python(pair.response)) is not None
-    }
+    python = {pair: json_of_python(pair.response) for pair in broken_json(file)}
+    changed = {pair: written for pair, written in python.items() if written is not None}
     note = f"--repair-json: no answer of {file.path.name} is a Python dict or list"
     if changed:
         first, written = next(iter(changed.items()))
@@ -304,14 +302,27 @@ def label_of(schema: dict[str, Any], wanted: str | None) -> str | None:
 
 def label_in(pair: Pair, key: str | None) -> str | None:
     """The label of an answer: the text under `key` of a JSON one, else the whole answer."""
-    if key is None:
-        return pair.response
+    label = pair.response if key is None else _value_in(pair, key)
+    return label if isinstance(label, str) else None
+
+
+def labels_of(pairs: Sequence[Pair], metric: str, key: str | None) -> list[str] | None:
+    """The label of each row, None where the answers have none.
+
+    It is the JSON property `key`, or the whole answer where answers are labels.
+    """
+    if key is not None:
+        return [str(_value_in(pair, key)) for pair in pairs]
+    return [pair.response.strip() for pair in pairs] if metric == "label" else None
+
+
+def _value_in(pair: Pair, key: str) -> Any:
+    """What a JSON answer has under `key`, None where there is nothing."""
     try:
         value = strict_json(pair.response)
     except ValueError:
         return None
-    label = value.get(key) if isinstance(value, dict) else None
-    return label if isinstance(label, str) else None
+    return value.get(key) if isinstance(value, dict) else None
 
 
 def close_label(schema: dict[str, Any], key: str, pairs: Sequence[Pair]) -> None:

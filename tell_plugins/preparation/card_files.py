@@ -27,11 +27,11 @@ from tell_plugins.preparation.download import (
     find_named,
     has_blob,
     locked,
-    plain_name,
     read_record,
+    record_split,
     shown_url,
+    target_of,
     transfer,
-    write_record,
 )
 from tell_plugins.preparation.made_rows import make_rows, recipe_of
 
@@ -88,12 +88,6 @@ def state_of(card: Card, split: str) -> State:
     return State(path, "own", "no checksum is known")
 
 
-def target_of(card: Card, split: str) -> Path:
-    """Where the file of a split goes: the card's folder in the first data home."""
-    name = plain_name(card.split(split).file, f"card '{card.name}', split '{split}'")
-    return paths.data_homes()[0] / card.name / name
-
-
 def make_ready(card: Card, split: str, places: Places) -> State:
     """Make the file of a split ready and say what was done.
 
@@ -110,7 +104,7 @@ def make_ready(card: Card, split: str, places: Places) -> State:
         _from_address(card, split, places)
     elif spec.made_of:
         names = [name for name in card.splits if not state_of(card, name).usable]
-        make_rows(card, {name: target_of(card, name) for name in names}, places)
+        make_rows(card, names, places)
     elif spec.modelscope or spec.huggingface or elsewhere:
         _from_hub(card, split, places)
     elif spec.build in BUILDS:
@@ -142,12 +136,6 @@ def _said(split: str, state: State, what: str) -> State:
     return state
 
 
-def _record(card: Card, split: str, origin: dict[str, Any], part: Path, rows: int | None) -> None:
-    """Record where the file of a split comes from, which `part` is about to become."""
-    facts = {"card": card.name, "split": split, "rows": rows, "licence": card.licence}
-    write_record(target_of(card, split), origin, part, **facts)
-
-
 def _from_address(card: Card, split: str, places: Places) -> None:
     spec = card.split(split)
     if spec.blob is None:
@@ -159,7 +147,7 @@ def _from_address(card: Card, split: str, places: Places) -> None:
 
     def record(part: Path, source: str) -> None:
         origin = {"place": source, "official": spec.url, "git_blob": spec.blob}
-        _record(card, split, origin, part, spec.rows)
+        record_split(card, split, origin, part, rows=spec.rows)
 
     fetch(spec.url, has_blob(spec.blob), target_of(card, split), places, record=record)
 
@@ -176,7 +164,7 @@ def _from_hub(card: Card, split: str, places: Places) -> None:
             else:
                 origin = hub.load_rows(card, split, places.hub, part)
             rows = _check_rows(card, split, part, places.accept)
-            _record(card, split, origin, part, rows)
+            record_split(card, split, origin, part, rows=rows)
 
 
 def _take_rows(card: Card, split: str, places: Places, part: Path) -> dict[str, Any]:
@@ -186,7 +174,7 @@ def _take_rows(card: Card, split: str, places: Places, part: Path) -> dict[str, 
         address = address_of(None, name, places)
         raw = part.with_name(f".mirrored.{name}")
         try:
-            transfer(address, raw, places.patience)
+            transfer(address, raw, places)
             _copy_rows(card, split, raw, part)
         finally:
             raw.unlink(missing_ok=True)

@@ -109,7 +109,7 @@ def _add_place_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _places(args: argparse.Namespace) -> Places:
-    from tell_plugins.preparation.download import Patience, Places
+    from tell_plugins.preparation.download import Places
 
     if args.wait <= 0 or args.tries < 1:
         raise UserError(
@@ -119,8 +119,7 @@ def _places(args: argparse.Namespace) -> Places:
             remedy="leave them out for 60 s and the usual tries",
         )
     folder = paths.user_path(args.folder) if args.folder else None
-    patience = Patience(timeout=args.wait, tries=args.tries)
-    return Places(args.mirror, folder, patience, args.hub, args.accept)
+    return Places(args.mirror, folder, args.hub, args.accept, args.wait, args.tries)
 
 
 def _all_ready(names: list[str], places: Places) -> int:

@@ -28,6 +28,7 @@ from urllib3.exceptions import NewConnectionError, ReadTimeoutError
 
 from tell_plugins import __version__
 from tell_plugins.core import paths
+from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import track
 from tell_plugins.core.rows import file_sha256
@@ -45,39 +46,30 @@ RECORD = ".provenance.json"
 Proof = Callable[[Path], "str | None"]  # what is wrong with a file; None when it is the right one
 
 
-class Patience(NamedTuple):
-    """How long a server may take.
-
-    Attributes:
-        timeout: seconds without a byte before a try is given up.
-        tries: how often a file is asked for.
-        pause: seconds before the second try, doubled each time.
-    """
-
-    timeout: float = 60.0
-    tries: int = 5
-    pause: float = 1.0
-
-
 class Unreachable(MachineError):
     """A server or hub did not answer at all, so another file of it need not be asked for."""
 
 
 class Places(NamedTuple):
-    """Where files are taken from instead of their own address.
+    """Where files are taken from instead of their own address, and how long a server may take.
 
     Attributes:
         mirror: a base address; files are looked for there by name.
         folder: a folder on this machine, searched for the name.
         hub: the hub to load from; None is the first that a card names.
         accept: take a file that is not the card's.
+        wait: seconds without a byte before a try is given up.
+        tries: how often a file is asked for.
+        pause: seconds before the second try, doubled each time.
     """
 
     mirror: str | None = None
     folder: Path | None = None
-    patience: Patience = Patience()
     hub: str | None = None
     accept: bool = False
+    wait: float = 60.0
+    tries: int = 5
+    pause: float = 1.0
 
 
 DIRECT = Places()
@@ -131,6 +123,18 @@ def write_record(file: Path, source: dict[str, Any], content: Path, **more: Any)
         **more,
     }
     write_json(file.with_name(file.name + RECORD), record)
+
+
+def target_of(card: Card, split: str) -> Path:
+    """Where the file of a split goes: the card's folder in the first data home."""
+    name = plain_name(card.split(split).file, f"card '{card.name}', split '{split}'")
+    return paths.data_homes()[0] / card.name / name
+
+
+def record_split(card: Card, split: str, source: dict[str, Any], part: Path, **more: Any) -> None:
+    """Record where the file of a split comes from, which `part` is about to become."""
+    facts = {"card": card.name, "split": split, "licence": card.licence}
+    write_record(target_of(card, split), source, part, **facts | more)
 
 
 # ------------------------------------------------------------------------- a verified file
@@ -205,7 +209,7 @@ def _bring(url: str | None, name: str, part: Path, proof: Proof, places: Places)
     """Write the file to `part`; returns where it was taken from."""
     if places.folder is None:
         address = address_of(url, name, places)
-        transfer(address, part, places.patience)
+        transfer(address, part, places)
         return shown_url(address)
     found = find_named(places.folder, name)
     right = next((path for path in found if matches(path, proof)), None)
@@ -312,7 +316,7 @@ def check_url(url: str, where: str) -> str:
     return url
 
 
-def transfer(url: str, part: Path, patience: Patience) -> None:
+def transfer(url: str, part: Path, places: Places) -> None:
     """Write what `url` answers to `part`.
 
     Raises MachineError when the server refuses, stays silent or keeps breaking off, Unreachable
@@ -321,14 +325,14 @@ def transfer(url: str, part: Path, patience: Patience) -> None:
     with requests.Session() as session:
         if url.startswith("https:"):
             del session.adapters["http://"]  # a redirect must not give up the encryption
-        for tried in range(1, patience.tries + 1):
+        for tried in range(1, places.tries + 1):
             try:
-                return _receive(session, url, part, patience.timeout)
+                return _receive(session, url, part, places.wait)
             except (requests.RequestException, ValueError) as error:
-                fault = _fault(error, url, patience)
-                if tried == patience.tries or not _may_pass(error):
+                fault = _fault(error, url, places.wait)
+                if tried == places.tries or not _may_pass(error):
                     raise fault from None
-                pause = min(_told_pause(error) or patience.pause * 2 ** (tried - 1), _LONGEST_PAUSE)
+                pause = min(_told_pause(error) or places.pause * 2 ** (tried - 1), _LONGEST_PAUSE)
             print(f"{str(fault).splitlines()[0]}; trying again in {pause:g} s", file=sys.stderr)
             time.sleep(pause)
 
@@ -363,7 +367,7 @@ def _told_pause(error: Exception) -> float | None:
     return float(text) if text.isdigit() else None
 
 
-def _fault(error: Exception, url: str, patience: Patience) -> MachineError | UserError:
+def _fault(error: Exception, url: str, wait: float) -> MachineError | UserError:
     """What went wrong, as the user is told; nothing in it repeats a password or a query."""
     place, host = shown_url(url), urlsplit(shown_url(url)).netloc
     remedy = "check address and network, or name another place: --mirror URL, --from DIR"
@@ -387,5 +391,5 @@ def _fault(error: Exception, url: str, patience: Patience) -> MachineError | Use
         kind, said = Unreachable, f"{host} cannot be reached: {str(cause).partition(': ')[2]}"
     elif isinstance(error, requests.Timeout) or isinstance(cause, ReadTimeoutError):
         kind = Unreachable if isinstance(error, requests.ConnectTimeout) else MachineError
-        said = f"no byte from {host} for {patience.timeout:g} s (time-out)"
+        said = f"no byte from {host} for {wait:g} s (time-out)"
     return kind(f"{place}: {said}", remedy=remedy)

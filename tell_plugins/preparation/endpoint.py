@@ -13,9 +13,8 @@ import contextlib
 import ipaddress
 import os
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from multiprocessing.pool import ThreadPool
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -58,14 +57,12 @@ class Completion(NamedTuple):
 
     Attributes:
         finish: why the text ends: "stop", "length" (it was cut), ...; "" where it is not said.
-        sent_again: how often the request was sent again.
     """
 
     text: str
     finish: str
     tokens_in: int | None
     tokens_out: int | None
-    sent_again: int
 
 
 @dataclass(frozen=True)
@@ -139,15 +136,13 @@ class Endpoint:
         wrong key, address or model, another MachineError where only time helps.
         """
         with self._faults(hint):
-            raw = self.client.chat.completions.with_raw_response.create(**request)
-            answer = raw.parse()
+            answer = self.client.chat.completions.create(**request)
             choice, usage = answer.choices[0], answer.usage
             return Completion(
                 choice.message.content or "",
                 choice.finish_reason or "",
                 None if usage is None else usage.prompt_tokens,
                 None if usage is None else usage.completion_tokens or 0,
-                raw.retries_taken,
             )
 
     @contextlib.contextmanager
@@ -255,15 +250,10 @@ class AskedRecord(Shape):
 
 
 class Outcome(NamedTuple):
-    """Answers that passed the check and, for the others, the last reason why not.
-
-    Attributes:
-        account: what this run took: requests, answers, tokens.
-    """
+    """Answers that passed the check and, for the others, the last reason why not."""
 
     answers: dict[str, str]
     failures: dict[str, str]
-    account: dict[str, int]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -352,51 +342,44 @@ def ask_all(
         print(f"{len(answers):,} rows are answered already")
     need_consent(todo, asking, answer_tokens, yes)
     failures: dict[str, str] = {}
-    account = Counter({"requests": 0, "tokens asked": 0, "tokens answered": 0})
-    reached, given_up = threading.Event(), 0  # whether the endpoint has answered anything
+    reached, unanswered = threading.Event(), 0  # whether the endpoint has answered anything
     if answers:
         reached.set()
-    try:
-        with track(len(todo), f"asking {asking.model}", "rows") as bar:
-            work = partial(_asked, check, asking, reached)
-            for result in side_by_side(work, todo, asking.concurrency, in_order=False):
-                bar.update(1)
-                account.update(result.taken)
-                given_up = given_up + 1 if isinstance(result.fault, MachineError) else 0
-                if result.text is not None:
-                    journal.append({"key": result.key, "text": result.text})
-                    answers[result.key] = result.text
-                    continue
-                failures[result.key] = result.problem
-                never = not reached.is_set() and not isinstance(result.fault, NoAnswer)
-                if result.fault is not None and (never or given_up >= _GIVEN_UP):
-                    raise _stopped(result.fault, len(answers), journal)
-    finally:
-        print("taken:", ", ".join(f"{count:,} {what}" for what, count in account.items()))
-    return Outcome(answers, failures, dict(account))
+    with track(len(todo), f"asking {asking.model}", "rows") as bar:
+        work = partial(_asked, check, asking, reached)
+        for result in side_by_side(work, todo, asking.concurrency, in_order=False):
+            bar.update(1)
+            unanswered = unanswered + 1 if isinstance(result.fault, MachineError) else 0
+            if result.text is not None:
+                journal.append({"key": result.key, "text": result.text})
+                answers[result.key] = result.text
+                continue
+            failures[result.key] = result.problem
+            never = not reached.is_set() and not isinstance(result.fault, NoAnswer)
+            if result.fault is not None and (never or unanswered >= _GIVEN_UP):
+                raise _stopped(result.fault, len(answers), journal)
+    return Outcome(answers, failures)
 
 
-@dataclass
-class _Result:
+class _Result(NamedTuple):
     """What became of one question.
 
     Attributes:
         text: an answer that passed the check, None where there is none.
         problem: then, the last reason why not.
         fault: then, the error where the last request got no answer.
-        taken: requests and tokens, as in `Outcome.account`.
     """
 
     key: str
-    text: str | None = None
+    text: str | None
     problem: str = ""
     fault: Refused | NoAnswer | Unreachable | None = None
-    taken: Counter[str] = field(default_factory=Counter)
 
 
 def _asked(check: Check, asking: Asking, reached: threading.Event, question: Question) -> _Result:
     """Ask until the answer is right, or the attempts are used up, or none comes at all."""
-    result, messages = _Result(question.key), list(question.messages)
+    messages, problem = list(question.messages), ""
+    fault: Refused | NoAnswer | Unreachable | None = None
     request: dict[str, Any] = {"model": asking.model, "max_tokens": asking.max_tokens}
     if asking.temperature is not None:
         request["temperature"] = asking.temperature
@@ -404,28 +387,23 @@ def _asked(check: Check, asking: Asking, reached: threading.Event, question: Que
         try:
             answer = asking.ask(hint=_HINT, messages=messages, **request)
         except (Refused, NoAnswer, Unreachable) as error:
-            result.fault, result.problem = error, str(error).splitlines()[0]
+            fault, problem = error, str(error).splitlines()[0]
             if isinstance(error, Refused) and reached.is_set():  # this row's fault
                 continue
-            result.taken["requests"] += 1 if isinstance(error, Refused) else asking.tries
             break
         reached.set()
-        result.fault = None
-        result.taken["requests"] += 1 + answer.sent_again
-        result.taken["tokens asked"] += answer.tokens_in or 0
-        result.taken["tokens answered"] += answer.tokens_out or 0
+        fault = None
         text = answer.text.encode("utf-8", "replace").decode()  # half a character cannot go back
-        result.problem = check(question.key, text) or ""
-        if not result.problem:
-            result.text = text
-            break
-        again = f"That cannot be used: {result.problem}. Answer again, as asked above."
+        problem = check(question.key, text) or ""
+        if not problem:
+            return _Result(question.key, text)
+        again = f"That cannot be used: {problem}. Answer again, as asked above."
         messages = [
             *question.messages,
             {"role": "assistant", "content": text},
             {"role": "user", "content": again},
         ]
-    return result
+    return _Result(question.key, None, problem, fault)
 
 
 def _stopped(

@@ -23,7 +23,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.rows import file_sha256
 from tell_plugins.core.state_files import json_lines, write_json_lines
 from tell_plugins.preparation import endpoint
-from tell_plugins.preparation.download import DIRECT, Places, ensure, write_record
+from tell_plugins.preparation.download import DIRECT, Places, ensure, record_split, target_of
 from tell_plugins.preparation.halu_thoughts import (
     ANSWER_TOKENS,
     SYSTEM,
@@ -150,7 +150,7 @@ def _rebuild_from_endpoint(
     a partial one."""
     card = load_card(BY_ENDPOINT)
     rows = sources.train if args.rows is None else sources.train[: max(0, args.rows)]
-    path = paths.data_homes()[0] / card.name / card.split("train").file
+    path = target_of(card, "train")
     prompt = hashlib.sha256((SYSTEM + TASK).encode()).hexdigest()
     header = {"for": card.name, "model": where_to_ask.model, "prompt_sha256": prompt}
     questions = [question_about(row) for row in rows]
@@ -179,7 +179,6 @@ def _rebuild_from_endpoint(
             "against the card's schema and the row's label",
             "prompt": {"system": SYSTEM, "user": TASK},
             "from_spans_instead": [row.number for row in failed],
-            "requests": outcome.account,
         }
         write_split(card, "train", done, sources, how)
         partial.unlink(missing_ok=True)
@@ -208,19 +207,19 @@ def write_split(
     card: Card, split: str, rows: Sequence[dict[str, str]], sources: Sources, how: dict[str, Any]
 ) -> None:
     """Write the rows of a split and the record of their origin."""
-    path = paths.data_homes()[0] / card.name / card.split(split).file
+    path = target_of(card, split)
     labels = Counter(json.loads(row["response"])["hallucination"] for row in rows)
     with paths.atomic_path(path) as temporary:
         temporary.write_text("".join(json_lines(rows)), encoding="utf-8")
-        write_record(
-            path,
+        record_split(
+            card,
+            split,
             {"rebuilt_from": sources.files},
             temporary,
             origin="rebuilt from " + ", ".join(file["file"] for file in sources.files),
             rows=len(rows),
             labels=dict(sorted(labels.items())),
             thoughts=how,
-            licence=card.licence,
         )
     print(
         f"tell/{card.name}, {split}: {len(rows):,} rows ({labels['yes']} yes, {labels['no']:,} no)"

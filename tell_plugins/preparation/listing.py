@@ -7,10 +7,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from tell_plugins.bridge import embedded_model
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, card_names, load_card
-from tell_plugins.core.errors import UserError, raise_all
+from tell_plugins.core.errors import Problems, raise_all
 from tell_plugins.core.tokens import tokenizer_file
 from tell_plugins.preparation import llama2_tokenizer
 from tell_plugins.preparation.card_files import State, state_of
@@ -30,10 +32,10 @@ def run(args: argparse.Namespace) -> int:
     """Print the table; 0, or 1 when a file or a card is wrong."""
     lines: list[tuple[str, ...]] = []
     notes: list[str] = []
-    problems: list[UserError] = []
+    problems = Problems()  # of one card, which does not hide the others
     wrong = False
     for name in args.names or card_names():
-        try:
+        with problems:
             card = load_card(name)
             notes.append(f"  {name}: {card.licence}")
             notes += [f"    {text}" for text in (card.summary, card.source) if args.names]
@@ -44,8 +46,6 @@ def run(args: argparse.Namespace) -> int:
                 if state.path is not None:
                     came = _origin(state.path)
                     notes.append(f"    {split}: {paths.shown(state.path)}{came and f', {came}'}")
-        except UserError as error:  # one card does not hide the others
-            problems.append(error)
     if args.names and not lines:
         raise_all(problems)
     print(table(_HEAD, lines, indent="", right=("size", "rows")))
@@ -81,7 +81,14 @@ def _line(card: Card, split: str, state: State) -> tuple[str, ...]:
     shown = "" if rows is None else f"{rows:,}"
     if spec.rows and rows is not None and rows != spec.rows:
         shown = f"{rows:,} of {spec.rows:,}"
-    return (card.name, split, size_text(state.path.stat().st_size), shown, state.verdict, state.why)
+    return (
+        card.name,
+        split,
+        tqdm.format_sizeof(state.path.stat().st_size, "B"),
+        shown,
+        state.verdict,
+        state.why,
+    )
 
 
 def count_rows(card: Card, split: str, state: State) -> int | None:
@@ -109,13 +116,3 @@ def _origin(path: Path) -> str:
     with suppress(KeyError, TypeError):
         return f"from {shown_url(str(origin['place']))}"
     return str(record.get("origin", ""))
-
-
-def size_text(size: int) -> str:
-    """A file size for people."""
-    amount = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000 or unit == "GB":
-            break
-        amount /= 1000
-    return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,14 @@ from tell_plugins.core.records import Record
 from tell_plugins.core.row_files import read_records
 from tell_plugins.core.state_files import json_lines
 from tell_plugins.core.text import normalise, row_id
-from tell_plugins.preparation.download import Places, arriving, ensure, locked, write_record
+from tell_plugins.preparation.download import (
+    Places,
+    arriving,
+    ensure,
+    locked,
+    record_split,
+    target_of,
+)
 
 _SEED = 42
 _ORDER = ("test", "validation")  # their rows stay out of the splits after them
@@ -39,8 +45,8 @@ def recipe_of(card: Card, split: str) -> str | None:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def make_rows(card: Card, targets: Mapping[str, Path], places: Places) -> None:
-    """Write the rows of some splits to `targets`, JSON lines of query and response.
+def make_rows(card: Card, splits: Collection[str], places: Places) -> None:
+    """Write the rows of some splits to their files, JSON lines of query and response.
 
     A query that stood before, in its split or in a held-out one, is left out and counted. Raises
     UserError for a template that a row does not fit, MachineError where a file cannot be had or
@@ -58,12 +64,12 @@ def make_rows(card: Card, targets: Mapping[str, Path], places: Places) -> None:
                 rows.setdefault(key, (query, response))
         if split in _ORDER:
             held_out |= rows.keys()
-        if split in targets:
-            _write(card, split, targets[split], list(rows.values()), repeated)
+        if split in splits:
+            _write(card, split, list(rows.values()), repeated)
 
 
-def _write(card: Card, split: str, target: Path, rows: list[_Pair], repeated: int) -> None:
-    expected = card.split(split).rows
+def _write(card: Card, split: str, rows: list[_Pair], repeated: int) -> None:
+    target, expected = target_of(card, split), card.split(split).rows
     if not rows or (expected is not None and len(rows) != expected):
         raise MachineError(
             f"card '{card.name}', split '{split}': {len(rows):,} rows were made, the card says "
@@ -76,16 +82,14 @@ def _write(card: Card, split: str, target: Path, rows: list[_Pair], repeated: in
     with locked(target), arriving(target) as part:
         lines = json_lines({"query": query, "response": response} for query, response in rows)
         part.write_text("".join(lines), encoding="utf-8")
-        write_record(
-            target,
+        record_split(
+            card,
+            split,
             {"made_of": made_of, "recipe": recipe_of(card, split)},
             part,
             origin="made of " + ", ".join(made_of),
-            card=card.name,
-            split=split,
             rows=len(rows),
             left_out=repeated,
-            licence=card.licence,
         )
 
 

@@ -181,6 +181,9 @@ def _print_next(
         commands = [f"./run.sh check {' '.join(own)}", *(f"./run.sh train {path}" for path in own)]
         against = " --against sft   # is it better than plain SFT?" if len(own) > 1 else ""
         commands.append(f"./run.sh eval {own[0]}{against}")
+    if task.may_fold:
+        few = f"{len(task.test)} test rows show little"
+        commands.append(f"# {few}: the same `new` with --folds 5 --force tests on every row once")
     print("next:", *([export] if export else []), *downloads, *commands, sep="\n  ")
 
 

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import MachineError
-from tell_plugins.preparation.card_files import target_of
 from tell_plugins.preparation.download import (
     Places,
     arriving,
@@ -24,7 +23,8 @@ from tell_plugins.preparation.download import (
     has_blob,
     has_md5,
     locked,
-    write_record,
+    record_split,
+    target_of,
 )
 from tell_plugins.preparation.news_memory import Frame, add_memory, frame
 
@@ -93,15 +93,13 @@ def _write(
                 f"the official file ({spec.rows} documents): {problem}; nothing was kept",
                 remedy="--accept to take it as it is",
             )
-        write_record(
-            target,
+        record_split(
+            card,
+            split,
             {"rebuilt_from": origin, "official": problem is None},
             part,
             origin=f"rebuilt from {origin['member']}",
-            card=card.name,
-            split=split,
             rows=len(rows),
-            licence=card.licence,
         )
     proved = "equal to the official file, byte by byte" if problem is None else "NOT the official"
     print(

@@ -22,8 +22,8 @@ from tell_plugins.core.progress import track
 from tell_plugins.core.rows import file_sha256
 from tell_plugins.core.sources import find_file, open_task
 from tell_plugins.core.text import comparison_keys
-from tell_plugins.preparation.card_files import NEEDED, target_of
-from tell_plugins.preparation.download import locked, write_record
+from tell_plugins.preparation.card_files import NEEDED
+from tell_plugins.preparation.download import locked, record_split, target_of
 
 DIRECTIONS = ("en_is_news", "is_en_news")
 SPLIT = "tm"
@@ -92,13 +92,12 @@ def add_memory(card: Card, tmx: Path) -> None:
                 where=paths.shown(tmx),
                 remedy="name a memory of English and Icelandic",
             )
-        write_record(
-            target,
+        record_split(
+            card,
+            SPLIT,
             {"tmx": tmx.name, "sha256": file_sha256(tmx)},
             temporary,
             origin=f"made of {tmx.name}",
-            card=card.name,
-            split=SPLIT,
             rows=kept,
             left_out=dict(counts),
             rule=f"English side of more than {WORDS} words",

@@ -24,6 +24,7 @@ from tell_plugins.preparation.answers import (
     json_values,
     kind_of,
     label_of,
+    labels_of,
     means_json,
     need_numbers,
     one_spelling,
@@ -40,7 +41,6 @@ from tell_plugins.preparation.forms import (
     read_task_file,
 )
 from tell_plugins.preparation.task_split import (
-    labels_of,
     split_into_folds,
     split_off_test,
     without_duplicates,
@@ -66,6 +66,7 @@ class Task:
     labels: list[str] | None = None  # the answers there are, where they are labels
     languages: tuple[str, str] | None = None
     system: str | None = None  # of the recipe
+    split_off: bool = False  # whether the test rows are a part of the file of training rows
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -75,6 +76,11 @@ class Task:
     @property
     def test(self) -> list[Pair]:
         return self.parts.get("test", [])
+
+    @property
+    def may_fold(self) -> bool:
+        """Whether there are few test rows, and folds would test all rows."""
+        return self.split_off and len(self.test) < FEW_TEST_ROWS
 
     @property
     def pairs(self) -> list[Pair]:
@@ -110,12 +116,12 @@ def read_task(args: argparse.Namespace) -> Task:
     _set_metric(task, args, files)
     task.parts = {name: file.pairs for name, file in files.items()}
     if args.folds is None:
-        split_off = "test" not in files
-        if split_off:
+        task.split_off = "test" not in files
+        if task.split_off:
             labels = labels_of(task.train, task.metric, task.label)
             split = split_off_test(files["train"], labels, args.seed, args.test_rows)
             task.parts |= split._asdict()
-        task.notes += _test_notes(task, args.seed if split_off else None)
+        task.notes += _test_notes(task, args.seed)
     _set_anchor(task, args)
     return task
 
@@ -175,15 +181,13 @@ def folds_of(task: Task, count: int, seed: int) -> list[Task]:
     ]
 
 
-def _test_notes(task: Task, split_off: int | None) -> list[str]:
-    """How the test rows were split off, by which seed (None: they were not), and whether they tell
-    much."""
+def _test_notes(task: Task, seed: int) -> list[str]:
+    """How the test rows were split off, and whether they tell much."""
     notes, test, count = [], task.labels_in("test"), len(task.test)
-    if split_off is not None:
+    if task.split_off:
         counts = ", ".join(f"{times} {_short(label)}" for label, times in sorted(test.items()))
         notes.append(
-            f"no --test: {count} rows are split off to test with, chosen by content and seed "
-            f"{split_off}"
+            f"no --test: {count} rows are split off to test with, chosen by content and seed {seed}"
             + (f" in the labels' shares ({counts})" if counts else "")
             + f"; {len(task.train)} train"
         )
@@ -191,14 +195,14 @@ def _test_notes(task: Task, split_off: int | None) -> list[str]:
         notes.append(
             f"WARNING: the label of every test row is {_named(test)}, so a model that always "
             "answers that scores 100 %; give test rows of each label with --test FILE"
-            + (", or split more off with --test-rows N" if split_off is not None else "")
+            + (", or split more off with --test-rows N" if task.split_off else "")
         )
     if count < FEW_TEST_ROWS:
         notes.append(
             f"{count} test rows show little: one row is {100 / count:.0f} points of a score, and "
             f"its 95 % interval is up to {_width(count):.0f} points to either side; give a file of "
             "100 rows or more with --test FILE"
-            + (", or let each row test once, with --folds 5" if split_off is not None else "")
+            + (", or let each row test once, with --folds 5" if task.split_off else "")
         )
     return notes
 

@@ -15,9 +15,9 @@ from tell_plugins.core.rows import Rows
 from tell_plugins.core.sources import TaskRows, lengths_of, open_split, open_task
 from tell_plugins.core.text import turns_of
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
+from tell_plugins.preparation.answers import labels_of
 from tell_plugins.preparation.card_files import state_of
 from tell_plugins.preparation.forms import Pair
-from tell_plugins.preparation.task_split import labels_of
 from tell_plugins.recipe.tables import table
 
 ROWS_SHOWN, CHARS_SHOWN = 3, 1500

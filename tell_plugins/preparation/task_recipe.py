@@ -27,12 +27,11 @@ from tell_plugins.recipe.model_rules import check_kind, check_template
 from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.settings import Settings
-from tell_plugins.recipe.shapes import readable_shape
+from tell_plugins.recipe.shapes import parameters_of
 from tell_plugins.recipe.swift_keys import ModelTable, swift_keys
 
 PATTERN = "llama2_json"  # its settings for a 24 GB card are those of any model of its size
 _DATA = "tell/sample_complaints"  # and its general data are those that come along
-_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
 _WITHOUT_THINKING = (
     "; answers without a think block (enable_thinking: false), as your rows have none: ms-swift "
     "4.0 would let it think in answers, 4.6 not, and both train it on an empty block"
@@ -250,7 +249,7 @@ def any_model(model: str, model_type: str | None, template: str | None) -> tuple
         "dataset": [_DATA],
         "target_modules": ["all-linear"],
     }
-    size = parameters(model)
+    size = parameters_of(model)
     values["learning_rate"] = next(rate for most, rate in _RATES if (size or _LARGE) < most)
     values["gradient_checkpointing"] = size is None or size > _SMALL
     chosen = template or (known[1] if known else None)
@@ -291,14 +290,3 @@ def _unknown(model: str, table: ModelTable) -> UserError:
         "ms-swift knows, such as Qwen/Qwen3-4B",
         remedy=f"did you mean '{close[0]}'? {say}" if close else say[3:],
     )
-
-
-def parameters(model: str) -> float | None:
-    """How many parameters a model has, by its config.json or by the size in its name."""
-    shape = readable_shape(model)
-    if shape is not None:
-        return float(shape.parameters)
-    found = _SIZE.search(model.rstrip("/").rpartition("/")[2].replace("-", " ").replace("_", " "))
-    if found is None:
-        return None
-    return float(found[1]) * (1e9 if found[2] in "bB" else 1e6)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from tell_plugins.core import draw
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.json_values import parse_json
 from tell_plugins.core.text import comparison_keys, row_id
 from tell_plugins.preparation.forms import Pair, TaskFile
 
@@ -164,24 +163,6 @@ def split_into_folds(
         _parted(pairs, [fold_of[row] == number for row in range(len(pairs))])
         for number in range(count)
     ]
-
-
-def labels_of(pairs: Sequence[Pair], metric: str, label: str | None) -> list[str] | None:
-    """The label of each row, None where the answers have none.
-
-    It is the JSON property `label`, or the whole answer where answers are labels.
-    """
-    if label is not None:
-        return [_label(pair, label) for pair in pairs]
-    return [pair.response.strip() for pair in pairs] if metric == "label" else None
-
-
-def _label(pair: Pair, label: str) -> str:
-    try:
-        value: Any = parse_json(pair.response, nan=True)
-    except ValueError:
-        return pair.response.strip()
-    return str(value.get(label)) if isinstance(value, dict) else str(value)
 
 
 def _ranked(pairs: Sequence[Pair], seed: int, purpose: str) -> list[int]:

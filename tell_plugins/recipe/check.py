@@ -73,6 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="print one JSON object, for several recipes a list of them, and nothing else "
         "(its form: tell_plugins/recipe/check.schema.json); exit code 2: could not be judged",
     )
+    text = "list what differs from the paper's settings for a task of your own, too"
+    parser.add_argument("--verbose", action="store_true", help=text)
     parser.epilog = "Further --key value pairs are ms-swift's and win over the recipe."
     parser.set_defaults(takes_flags=True)
 
@@ -93,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             objects.append(check_json.as_object(judged))
         else:
-            print(("\n" if len(codes) > 1 else "") + check_report.report(judged))
+            print(("\n" if len(codes) > 1 else "") + check_report.report(judged, args.verbose))
     if args.json:
         print(json.dumps(objects if len(objects) > 1 else objects[0], indent=2))
     elif len(args.recipes) > 1:

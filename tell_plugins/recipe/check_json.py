@@ -26,7 +26,7 @@ def as_object(judged: Checked | Unjudged) -> dict[str, Any]:
         "sources": sources,
         "steps": steps,
         "ran": [part for part in PARTS if part not in reasons],
-        "not_checked": [{"part": part, "why": why} for part, why in reasons.items()],
+        "not_checked": [{"part": part, "why": reasons[part]} for part in PARTS if part in reasons],
     }
 
 

@@ -1,7 +1,8 @@
-"""What `check` prints: one section a question, problems last."""
+"""What `check` prints: how many problems there are, one section a question, the problems."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,15 +15,18 @@ from tell_plugins.recipe import estimate
 from tell_plugins.recipe.checked import Checked, Unjudged
 from tell_plugins.recipe.findings import ERROR, WARNING, Finding
 from tell_plugins.recipe.lengths import Counted, worst_case
-from tell_plugins.recipe.paper import departures
+from tell_plugins.recipe.paper import TASKS, departures
 from tell_plugins.recipe.schedule import Plan, why_no_op
 from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.shapes import ModelShape, readable_shape
 from tell_plugins.recipe.tables import count_of, table
 
 
-def report(checked: Checked | Unjudged) -> str:
-    """The whole report of one recipe."""
+def report(checked: Checked | Unjudged, verbose: bool = False) -> str:
+    """The whole report of one recipe.
+
+    `verbose`: what differs from the paper is listed for a task that is not the paper's, too.
+    """
     if isinstance(checked, Unjudged):
         said = problems(checked.findings) if checked.findings else checked.why
         return f"{checked.path}\n\n{said}"
@@ -34,7 +38,7 @@ def report(checked: Checked | Unjudged) -> str:
         _training(checked),
         _lengths(checked),
         _cost(checked),
-        _paper(checked),
+        _paper(checked, verbose),
         _not_checked(checked),
         problems(checked.findings),
     ]
@@ -58,6 +62,7 @@ def _head(checked: Checked) -> str:
         f"  runs by  {launch} {paths.shown(recipe.path)}   (ms-swift {settings.keys.version}, "
         f"{processes} process{'es' if processes > 1 else ''})",
         f"  output   {paths.shown(recipe.output_dir)}",
+        f"  found    {_counted(checked.findings)}",
     ]
     if recipe.flags:
         only = "" if settings.keys.takes_yaml_first else "; only `./run.sh train` lets them win"
@@ -214,13 +219,6 @@ def _lengths(checked: Checked) -> str:
         lines.append("  not counted")
     for counted in checked.counted:
         lines.append("  " + _length_line(counted, limit))
-    context = readable_shape(checked.settings.text("model"))
-    longest = max((counted.longest for counted in checked.counted), default=0)
-    if context is not None and context.positions and longest > context.positions:
-        lines.append(
-            f"  the longest row reaches beyond the {context.positions:,} positions that "
-            f"{context.name} was trained for"
-        )
     return "\n".join(lines)
 
 
@@ -319,19 +317,22 @@ def tuning_of(checked: Checked) -> estimate.Tuning:
     )
 
 
-def _paper(checked: Checked) -> str:
+def _paper(checked: Checked, verbose: bool) -> str:
+    title = "Other than the paper"
     try:
         found = departures(checked.settings, checked.spec)
     except UserError:
-        return "Other than the paper\n  not compared: settings are unreadable (see the problems)"
+        return f"{title}\n  not compared: settings are unreadable (see the problems)"
     if not found:
-        return "Other than the paper\n  nothing: its values, and its framework's defaults then"
+        return f"{title}\n  nothing: its values, and its framework's defaults then"
+    if not verbose and not (checked.spec and checked.spec.card.startswith(TASKS)):
+        return f"{title}: {count_of(len(found), 'setting')}, which --verbose lists"
     rows = [
         (d.key, d.paper, d.of_its_time, d.recipe + ("" if d.given else " (ms-swift's default)"))
         for d in found
     ]
     header = ["setting", "the paper's", "default of its time", "this recipe's"]
-    return "Other than the paper\n" + table(header, rows)
+    return f"{title}\n{table(header, rows)}"
 
 
 def _not_checked(checked: Checked) -> str:
@@ -340,18 +341,21 @@ def _not_checked(checked: Checked) -> str:
 
 
 def problems(findings: Sequence[Finding]) -> str:
-    """Errors, then warnings, each with its place and remedy."""
+    """Errors, then warnings, each with its place and remedy; and how many there are."""
     if not findings:
         return "No problems found."
-    parts = []
-    for severity, name in ((ERROR, "error"), (WARNING, "warning")):
-        mine = [finding for finding in findings if finding.severity == severity]
-        if mine:
-            count = f"{len(mine)} {name}{'s' if len(mine) > 1 else ''}"
-            parts.append("\n".join([count[0].upper() + count[1:], *map(_problem, mine)]))
-    return "\n\n".join(parts)
+    ordered = sorted(findings, key=lambda finding: finding.severity != ERROR)
+    return "\n".join(["Problems", *map(_problem, ordered), "", _counted(findings)])
+
+
+def _counted(findings: Sequence[Finding]) -> str:
+    """`2 errors, 1 warning`"""
+    counts = Counter(finding.severity for finding in findings)
+    said = [count_of(counts[kind], kind) for kind in (ERROR, WARNING) if counts[kind]]
+    return ", ".join(said) or "no problems"
 
 
 def _problem(finding: Finding) -> str:
     first, *rest = str(finding.problem).split("\n")
-    return "\n".join([f"  {first} [{finding.rule}]", *(f"  {line}" for line in rest)])
+    lines = [f"{finding.severity}: {first} [{finding.rule}]", *rest]
+    return "\n".join(f"  {line}" for line in lines)

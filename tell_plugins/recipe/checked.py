@@ -19,6 +19,7 @@ from tell_plugins.recipe.schedule import Exposure, Plan
 from tell_plugins.recipe.settings import Settings
 
 PARTS = ("settings", "data", "held_out_rows", "control_tokens", "schedule", "lengths")
+_OF_THE_ROWS = ("held_out_rows", "control_tokens", "lengths")
 
 
 @dataclass
@@ -81,48 +82,39 @@ class Checked:
     @property
     def not_checked(self) -> dict[str, str]:
         """The parts that could not be looked at, or not to the end, and why."""
-        unread = "the data was not read" if self.mixture is None else None
-        tokens = None
+        found: dict[str, str] = {}
+        keys, mixture = self.settings.keys, self.mixture
+        if not keys.installed:
+            found["settings"] = (
+                "ms-swift is not installed: keys, models and templates were compared with a table "
+                f"of those of {keys.version}"
+            )
+        if self.plan is None:
+            found["schedule"] = (
+                "the number of rows or the learning rates of the steps are not known"
+            )
+        if mixture is None:
+            found |= dict.fromkeys(_OF_THE_ROWS, "the data was not read")
+            found["data"] = self._why_no_data()
+            return found
+        if mixture.card.kind == GENERAL:
+            found["held_out_rows"] = "a general card has no held-out rows"
+        elif not mixture.overlap_checked:
+            found["held_out_rows"] = "not all held-out rows are on this machine"
         if self.own_tokens is None:
-            tokens = (
+            found["control_tokens"] = (
                 "the model's tokenizer is not on this machine: only known tokens were looked for"
             )
-        steps = None
-        if self.plan is None:
-            steps = "the number of rows or the learning rates of the steps are not known"
-        reasons = {
-            "settings": self._why_not_installed(),
-            "data": self._why_no_data(),
-            "held_out_rows": unread or self._why_not_compared(),
-            "control_tokens": unread or tokens,
-            "schedule": steps,
-            "lengths": unread or self._why_not_counted(),
-        }
-        return {part: why for part, why in reasons.items() if why}
+        if why := self._why_not_counted():
+            found["lengths"] = why
+        return found
 
-    def _why_not_installed(self) -> str | None:
-        keys = self.settings.keys
-        if keys.installed:
-            return None
-        return (
-            "ms-swift is not installed: keys, models and templates were compared with a table of "
-            f"those of {keys.version}"
-        )
-
-    def _why_no_data(self) -> str | None:
-        if self.mixture is not None:
-            return None
+    def _why_no_data(self) -> str:
         if self.spec is None:
             return "the dataset string is not good"
         if self.found("tell-data-missing"):
             return "files of the mixture are not on this machine"
         return "the mixture cannot be built"
-
-    def _why_not_compared(self) -> str | None:
-        if self.mixture is None or self.mixture.card.kind == GENERAL:
-            return "a general card has no held-out rows"
-        checked = self.mixture.overlap_checked
-        return None if checked else "not all held-out rows are on this machine"
 
     def _why_not_counted(self) -> str | None:
         if not self.counted:

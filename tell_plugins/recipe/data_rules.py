@@ -13,7 +13,7 @@ from tell_plugins.bridge import mixed_use
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import RESERVED, anchor_files
 from tell_plugins.core.cards import Card, load_card
-from tell_plugins.core.errors import UserError, raise_all, unknown
+from tell_plugins.core.errors import Problems, UserError, raise_all, unknown
 from tell_plugins.core.mixture import (
     GENERAL,
     HELD_OUT,
@@ -38,55 +38,44 @@ def check_dataset(checked: Checked) -> None:
 def read_dataset(recipe: Recipe) -> Spec:
     """The parsed dataset string. Raises UserError with everything that is wrong with it."""
     text, where = recipe.dataset_text, recipe.where("dataset")
-    problems: list[UserError] = []
+    problems = Problems()
     spec = card = None
-    try:
+    with problems:
         spec = parse_spec(text, where=where)
-    except UserError as problem:
-        problems.append(problem)
     name = text.split("::", 1)[-1][len(PREFIX) :].partition("#")[0].partition(":")[0]
-    try:
+    with problems:
         card = load_card(name) if re.fullmatch(r"[\w.-]+", name) else None
-    except UserError as problem:
-        problems.append(problem)
     if spec is not None and card is not None:
-        problems += _misfits(spec, card, f"{where} '{text}'")
+        _add_misfits(problems, spec, card, f"{where} '{text}'")
     raise_all(problems)
     assert spec is not None  # no error, so it was parsed
     return spec
 
 
-def _misfits(spec: Spec, card: Card, where: str) -> Iterator[UserError]:
-    """What the string asks of the card and the card does not have."""
-    if card.kind == GENERAL:
-        try:
-            refuse_measuring(card, where)
-        except UserError as problem:
-            yield problem
-            return
+def _add_misfits(problems: Problems, spec: Spec, card: Card, where: str) -> None:
+    """Add what the string asks of the card and the card does not have."""
     strangers = [name for name in spec.splits if name not in card.splits]
-    for name in strangers:
-        yield unknown("split", name, card.splits, f"{where}, key 'split'")
+    problems += [unknown("split", name, card.splits, f"{where}, key 'split'") for name in strangers]
     if not strangers and spec.split in HELD_OUT:
-        yield UserError(
-            f"split '{spec.split}' is held out: its rows never train",
-            where=f"{where}, key 'split'",
-            remedy="use it under val_dataset, or train on split=train",
+        problems.append(
+            UserError(
+                f"split '{spec.split}' is held out: its rows never train",
+                where=f"{where}, key 'split'",
+                remedy="use it under val_dataset, or train on split=train",
+            )
         )
     if card.kind == GENERAL:
+        with problems:
+            refuse_measuring(card, where)
         return
-    try:
+    with problems:
         refuse_times_nothing(spec, spec.general_of(card)[0], where=where)
-    except UserError as problem:
-        yield problem
     anchors = [*RESERVED, *anchor_files(card)]
     if spec.anchor not in anchors:
-        yield unknown("value", spec.anchor, anchors, f"{where}, key 'anchor'")
+        problems.append(unknown("value", spec.anchor, anchors, f"{where}, key 'anchor'"))
     for name in spec.sources or ():
-        try:
+        with problems:
             general_card(name, f"{where}, key 'from'")
-        except UserError as problem:
-            yield problem
 
 
 def check_schema(checked: Checked) -> None:
@@ -127,16 +116,12 @@ def check_files(checked: Checked) -> None:
         needed += [(card, name) for name in HELD_OUT if name in card.splits]
     sources = [load_card(name) for name in names]
     needed += [(source, "train") for source in sources]
-    problems: list[UserError] = []
+    problems = Problems()
     for owner, name in needed:
-        try:
+        with problems:
             need_file(owner, name)
-        except UserError as problem:
-            problems.append(problem)
-    try:
+    with problems:
         counter_for(spec, [spec.task, amount], [card, *sources])
-    except UserError as problem:
-        problems.append(problem)
     raise_all(problems)
 
 

@@ -7,8 +7,7 @@ What neither tells, here or there, is not judged.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tell_plugins.bridge.embedded_model import is_embedded
@@ -19,7 +18,7 @@ from tell_plugins.recipe.findings import Finding, error, warning
 from tell_plugins.recipe.models import may_be_hub_id, model_folder
 from tell_plugins.recipe.recipes import Recipe, as_list
 from tell_plugins.recipe.settings import Settings
-from tell_plugins.recipe.shapes import readable_shape, shape_of
+from tell_plugins.recipe.shapes import parameters_of, readable_shape, shape_of
 
 _HIGH_RATE = 5e-3  # beyond what LoRA runs use; a lost minus sign or power is likelier
 _SLOW = 2e9  # parameters; beyond, a step on a CPU takes minutes
@@ -145,15 +144,10 @@ def check_kind(checked: Checked) -> Iterator[Finding]:
     if _registers_more(recipe) or not table.types or not model or is_embedded(model):
         return
     if given and given not in table.types:
-        match = nearest(given, table.types)
-        yield error(
-            "tell-model-type",
-            f"'model_type' is '{given}', which ms-swift {settings.keys.version} does not know",
-            recipe.where("model_type"),
-            f"did you mean '{match}'?" if match else "remove it, or use a name of ms-swift's table",
-        )
+        yield _not_in_table("tell-model-type", "model_type", given, table.types, checked)
         return
     architecture = _architecture(settings)
+    folder = model_folder(model)
     if given:
         fitting = table.types[given]["architectures"]
         if architecture and fitting and architecture not in fitting:
@@ -165,11 +159,20 @@ def check_kind(checked: Checked) -> Iterator[Finding]:
                 f"write 'model_type: {_first(table.types_of(architecture))}', or remove it "
                 "(with --model, the recipe's model_type and template need flags too)",
             )
-        return
-    folder = model_folder(model)
-    if folder is None or table.known(model) or (folder / "args.json").is_file():
-        return
-    yield from _untold(recipe, settings, folder, architecture)
+    elif folder and not table.known(model) and not (folder / "args.json").is_file():
+        yield from _untold(recipe, settings, folder, architecture)
+
+
+def _not_in_table(
+    rule: str, key: str, given: str, names: Iterable[str], checked: Checked
+) -> Finding:
+    match = nearest(given, names)
+    return error(
+        rule,
+        f"'{key}' is '{given}', which ms-swift {checked.settings.keys.version} does not know",
+        checked.recipe.where(key),
+        f"did you mean '{match}'?" if match else "remove it, or use a name of ms-swift's table",
+    )
 
 
 def _untold(
@@ -202,13 +205,7 @@ def check_template(checked: Checked) -> Iterator[Finding]:
     if _registers_more(recipe) or not table.types or not model:
         return
     if given and given not in table.templates:
-        match = nearest(given, table.templates)
-        yield error(
-            "tell-template",
-            f"'template' is '{given}', which ms-swift {settings.keys.version} does not know",
-            recipe.where("template"),
-            f"did you mean '{match}'?" if match else "remove it, or use a name of ms-swift's table",
-        )
+        yield _not_in_table("tell-template", "template", given, table.templates, checked)
         return
     known = table.known(model)
     if given and known and known[1] and given != known[1]:
@@ -255,9 +252,7 @@ def check_cpu(checked: Checked) -> Iterator[Finding]:
     """A model too large for `use_cpu`."""
     recipe, settings = checked.recipe, checked.settings
     model = settings.text("model")
-    shape = readable_shape(model)
-    size = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)[bB](?![a-zA-Z])", model.rpartition("/")[2])
-    parameters = shape.parameters if shape else float(size[1]) * 1e9 if size else 0.0
+    parameters = parameters_of(model) or 0
     if settings.flag("use_cpu") and parameters > _SLOW:
         yield warning(
             "tell-model-cpu",

@@ -6,13 +6,14 @@ what the experiments most likely ran with.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tell_plugins.core.spec import LOSS_TYPE, Spec
 from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.shapes import readable_shape
 
+# how the names of the paper's task cards begin, those of rebuilt rows included
+TASKS = ("halu_cot_json", "en_is_news", "is_en_news", "gsm8k")
 # fixed by the paper: key of ms-swift -> value
 FIXED: dict[str, Any] = {
     "tuner_type": "lora",
@@ -57,15 +58,14 @@ NEUTRAL: dict[str, Any] = {
 _QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
 
 
-@dataclass(frozen=True)
-class Departure:
+class Departure(NamedTuple):
     """A setting that is not the paper's, or not its framework's default of the time."""
 
     key: str
     paper: str | None
     of_its_time: str | None
     recipe: str
-    given: bool  # False when the recipe leaves it to ms-swift's default of today
+    given: bool = True  # False when the recipe leaves it to ms-swift's default of today
 
 
 def target_modules_then(model: str) -> tuple[str, ...] | None:
@@ -79,35 +79,20 @@ def target_modules_then(model: str) -> tuple[str, ...] | None:
 def departures(settings: Settings, spec: Spec | None) -> list[Departure]:
     """What a recipe does other than the paper. Raises UserError for values it cannot read."""
     found = [_compare(settings, key, value, None) for key, value in FIXED.items()]
-    training = settings.training
-    rows = training.rows_per_step
+    rows = settings.training.rows_per_step
     if rows != _BATCH:
-        parts = f"{training.per_device} x {training.accumulation}"
-        parts += f" x {training.world} processes" if training.world > 1 else ""
-        found.append(Departure("rows a step", str(_BATCH), None, f"{rows} ({parts})", True))
-    found += [_compare(settings, key, None, value) for key, value in OF_ITS_TIME.items()]
-    found += [
-        _compare(settings, key, None, value)
-        for key, value in NEUTRAL.items()
-        if settings.value(key) is not None
-    ]
+        found.append(Departure("rows a step", str(_BATCH), None, str(rows)))
+    given = {key: value for key, value in NEUTRAL.items() if settings.value(key) is not None}
+    found += [_compare(settings, key, None, value) for key, value in (OF_ITS_TIME | given).items()]
     modules = target_modules_then(settings.text("model"))
-    if modules is not None:
-        mine = settings.names("target_modules")
-        if sorted(mine) != sorted(modules):
-            found.append(
-                Departure(
-                    "target_modules",
-                    None,
-                    ", ".join(modules),
-                    ", ".join(mine),
-                    settings.given("target_modules"),
-                )
-            )
+    mine = settings.names("target_modules")
+    if modules is not None and sorted(mine) != sorted(modules):
+        key, then, now = "target_modules", ", ".join(modules), ", ".join(mine)
+        found.append(Departure(key, None, then, now, settings.given(key)))
     if spec is not None and spec.kl:
-        found.append(Departure("dataset: kl", "0", None, f"{spec.kl:g}", True))
+        found.append(Departure("dataset: kl", "0", None, f"{spec.kl:g}"))
     if spec is not None and spec.seed != FIXED["seed"]:
-        found.append(Departure("dataset: seed", "42", None, str(spec.seed), True))
+        found.append(Departure("dataset: seed", "42", None, str(spec.seed)))
     return [difference for difference in found if difference is not None]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from tell_plugins.core.state_files import read_json
 from tell_plugins.recipe.models import model_folder
 
 _MODELS = Path(__file__).with_name("models.json")
+_SIZE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,15 @@ def readable_shape(model: str) -> ModelShape | None:
         return shape_of(model)
     except UserError:
         return None
+
+
+def parameters_of(model: str) -> float | None:
+    """How many parameters a model has, by its config.json or by the size in its name."""
+    shape = readable_shape(model)
+    if shape is not None:
+        return float(shape.parameters)
+    found = _SIZE.search(model.rstrip("/").rpartition("/")[2].replace("-", " ").replace("_", " "))
+    return float(found[1]) * (1e9 if found[2] in "bB" else 1e6) if found else None
 
 
 def _from_config(path: Path) -> ModelShape | None:
