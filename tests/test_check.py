@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
-from tell_plugins.cli import main
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.recipe import check_report
 from tell_plugins.recipe.check import inspect
+from tell_plugins.recipe.check_report import _held_tokens, report, tuning_of
 from tell_plugins.recipe.checked import Checked
 from tell_plugins.recipe.findings import ERROR, WARNING
+from tell_plugins.recipe.paper import NEUTRAL, departures
 from tell_plugins.recipe.recipes import load_recipe
 from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.swift_keys import installed_version, swift_keys
@@ -98,11 +98,19 @@ def errors(checked: Checked) -> list[str]:
 
 
 def test_a_good_recipe_has_no_problems(write: Write, tell: Tell) -> None:
-    report = tell("check", str(write()))
-    assert "No problems found." in report
-    assert "A toy." in report
-    for part in ("Sources", "Training", "Row lengths", "Cost", "Other than the paper"):
-        assert part in report
+    said = tell("check", write())
+    assert said.splitlines()[-1] == "No problems found."
+    assert "  found    no problems\n" in said
+    assert "A toy." in said
+    for part in ("Sources", "Training", "Row lengths", "Cost"):
+        assert f"\n{part}" in said
+
+
+def test_how_many_problems_there_are_is_said_first_and_last(write: Write, tell: Tell) -> None:
+    lines = tell("check", write(seed="x", strict=None, lora_rank=0), code=1).splitlines()
+    assert lines[6] == "  found    2 errors, 1 warning"
+    assert lines[-1] == "2 errors, 1 warning"
+    assert [line[2] for line in lines if line.startswith(("  error:", "  warning:"))] == list("eew")
 
 
 def test_several_recipes_end_with_how_many_are_good(write: Write, tell: Tell) -> None:
@@ -126,8 +134,6 @@ def test_a_missing_recipe_names_the_nearest(name: str, meant: str) -> None:
 
 
 def test_the_report_tells_sources_and_steps(write: Write) -> None:
-    from tell_plugins.recipe.check_report import report
-
     checked = look(write())
     assert checked.mixture is not None
     assert checked.plan is not None
@@ -219,8 +225,6 @@ def test_all_problems_of_a_string_are_reported(write: Write) -> None:
 
 
 def test_general_rows_alone(write: Write, make_card: MakeCard) -> None:
-    from tell_plugins.recipe.check_report import report
-
     rows = [{"q": f"plain {n}", "r": "x"} for n in range(40)]
     make_card("plain", train=[{"q": "Test question 1", "r": "x"}, *rows], kind="general")
     alone = look(write(dataset=["tell/toy:task=0/general=32rows"]))
@@ -271,10 +275,10 @@ def test_steps_are_told_without_the_files_where_the_string_says_enough(write: Wr
 def test_held_rows_are_no_problem_and_cost_a_second_pass(write: Write) -> None:
     held = look(write(dataset=[HELD], loss_type="tell"))
     assert errors(held) == []
-    tuning = check_report.tuning_of(held)
+    tuning = tuning_of(held)
     assert (tuning.row_loss, tuning.held) == (True, True)
-    assert check_report._held_tokens(held, 3400) == 2400, "24 of 34 rows"
-    assert not check_report.tuning_of(look(write(loss_type="tell"))).held
+    assert _held_tokens(held, 3400) == 2400, "24 of 34 rows"
+    assert not tuning_of(look(write(loss_type="tell"))).held
     assert any(
         "general=0" in text
         for text in texts(
@@ -286,8 +290,6 @@ def test_held_rows_are_no_problem_and_cost_a_second_pass(write: Write) -> None:
 def test_a_broken_model_configuration_is_one_problem_of_a_whole_report(
     write: Write, tmp_path: Path
 ) -> None:
-    from tell_plugins.recipe.check_report import report
-
     (tmp_path / "model").mkdir()
     config = tmp_path / "model" / "config.json"
     config.write_text('{"model_type": "llama", "hidden_size": 64, "num_attention_heads": 0}')
@@ -298,7 +300,7 @@ def test_a_broken_model_configuration_is_one_problem_of_a_whole_report(
     (found,) = errors(checked)
     assert "config.json: no JSON" in found
     text = report(checked)
-    for part in ("Sources", "optimizer steps", "Row lengths", "Cost", "split_dataset_ratio"):
+    for part in ("Sources", "optimizer steps", "Row lengths", "Cost", "Other than the paper"):
         assert part in text
 
 
@@ -378,8 +380,6 @@ def test_another_tokenizers_count_is_a_warning(
 def test_the_models_own_tokenizer_decides(
     write: Write, words: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tell_plugins.recipe.check_report import report
-
     model = words(tmp_path / "model")
     (model / "config.json").write_text('{"model_type": "mamba"}')
     path = write(
@@ -422,24 +422,14 @@ def test_the_12_documents_that_2048_tokens_would_lose(real_home: Path, tmp_path:
 # --- the acceptance cases -----------------------------------------------------------------------
 
 
-def test_the_papers_15_row_baseline_is_a_no_op(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_papers_15_row_baseline_is_a_no_op(tmp_path: Path, tell: Tell) -> None:
     lay_keys(tmp_path / "cache")
-    code = main(
-        [
-            "check",
-            "recipes/qwen_json_sft.yaml",
-            "--dataset",
-            "tell/halu_cot_json:task=15rows/general=0",
-        ]
-    )
-    printed = capsys.readouterr().out
+    dataset = "tell/halu_cot_json:task=15rows/general=0"
+    printed = tell("check", "recipes/qwen_json_sft.yaml", "--dataset", dataset, code=1)
     assert "NO-OP: this run trains nothing." in printed
     assert "15 rows at 16 rows a step are 1 optimizer step, 1 of them warm-up" in printed
     assert "learning rate 0 and the adapter stays as it was initialised" in printed
-    assert code == 1  # the rows are not here
-    assert "./run.sh data halu_cot_json" in printed
+    assert "./run.sh data halu_cot_json" in printed  # the rows are not here
 
 
 def test_three_mistakes_are_reported_in_time_and_without_torch(tmp_path: Path) -> None:
@@ -488,9 +478,17 @@ def _slowness() -> float:
 # --- the paper ----------------------------------------------------------------------------------
 
 
-def test_differences_name_the_paper_its_time_and_the_recipe(write: Write) -> None:
-    from tell_plugins.recipe.paper import departures
+def test_an_own_tasks_differences_are_listed_on_demand(write: Write, tell: Tell) -> None:
+    path = write(learning_rate=1e-3, max_grad_norm=None)
+    assert "\nOther than the paper: 4 settings, which --verbose lists\n" in tell("check", path)
+    said = tell("check", path, "--verbose")
+    assert "max_grad_norm" in said
+    assert "--verbose" not in said
+    papers = tell("check", "recipes/qwen_json_sft.yaml", code=1)
+    assert "Other than the paper\n  setting " in papers
 
+
+def test_differences_name_the_paper_its_time_and_the_recipe(write: Write) -> None:
     path = write(learning_rate=1e-3, target_modules=["all-linear"], max_grad_norm=None, seed=7)
     settings = Settings(load_recipe(path), keys())
     found = {d.key: d for d in departures(settings, None)}
@@ -527,8 +525,6 @@ def test_differences_name_the_paper_its_time_and_the_recipe(write: Write) -> Non
 def test_settings_that_override_the_papers_are_told(
     write: Write, key: str, value: Any, shown: tuple[str, str]
 ) -> None:
-    from tell_plugins.recipe.paper import NEUTRAL, departures
-
     def told(**changes: Any) -> dict[str, tuple[str | None, str]]:
         settings = Settings(load_recipe(write(**changes)), keys())
         return {d.key: (d.of_its_time, d.recipe) for d in departures(settings, None)}
@@ -545,7 +541,7 @@ def test_costs_are_estimates(
     write: Write, words: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TELL_TOKENIZER", str(words(tmp_path / "words")))
-    text = check_report.report(look(write()))
+    text = report(look(write()))
     assert "FLOPs for" in text
     assert "estimates by formula" in text
 
@@ -557,8 +553,6 @@ def test_costs_are_estimates(
 def test_what_the_formulas_are_not_for_gets_no_estimate(
     write: Write, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    from tell_plugins.recipe.check_report import report
-
     sizes = dict.fromkeys(("hidden_size", "num_attention_heads", "intermediate_size"), 64)
     config = sizes | {"model_type": "llama", "num_hidden_layers": 2, "vocab_size": 99}
     folder = tmp_path / "quantised"

@@ -15,6 +15,12 @@ from tell_plugins.recipe.findings import Finding, as_errors
 from tests.conftest import PROJECT, MakeCard
 from tests.test_check import HELD, Write, keys, look, situations, words, write  # noqa: F401
 
+
+def of(spec: str, **keys: Any) -> dict[str, Any]:
+    """A recipe with another dataset string."""
+    return {"dataset": [f"tell/{spec}"], **keys}
+
+
 # rule -> what is planted, and what the finding says of it. A text is a line of the recipe, a
 # mapping its keys (None: left out). Of these, `text` is a line too, `whole` the whole file, `also`
 # the rule of what follows from the fault.
@@ -94,11 +100,11 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ("modules_to_save: [1, 2]", "stops `swift sft --config`"),
     ],
     "tell-dataset": [
-        ({"dataset": ["tell/toy:split=tran"]}, "did you mean 'train'?"),
-        ({"dataset": ["tell/toy:split=test"]}, "its rows never train"),
-        ({"dataset": ["tell/toy:anchor=crad"]}, "did you mean 'card'?"),
-        ({"dataset": ["tell/toy:from=plane"]}, "did you mean 'plain'?"),
-        ({"dataset": ["tell/toy:from=toy"]}, "name general cards only"),
+        (of("toy:split=tran"), "did you mean 'train'?"),
+        (of("toy:split=test"), "its rows never train"),
+        (of("toy:anchor=crad"), "did you mean 'card'?"),
+        (of("toy:from=plane"), "did you mean 'plain'?"),
+        (of("toy:from=toy"), "name general cards only"),
         ({"dataset": ["tell/toy", "tell/plain"]}, "exactly one entry"),
         ({"dataset": ["tell/toy", "tell/plain"]}, "general cards are joined with from=a+b"),
         ({"dataset": ["tell/toy", "some/data"]}, "1 TELL data sets among 2"),
@@ -106,7 +112,7 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ({"dataset": ["toy"]}, "write dataset: [tell/<card>]"),
         ({"dataset": None, "cached_dataset": ["x"]}, "0 TELL data sets among 0"),
         ({"dataset": None}, "write dataset: [tell/<card>]"),
-        ({"dataset": ["tell/toy#5"]}, "'#' takes no sample"),
+        (of("toy#5"), "'#' takes no sample"),
     ],
     "tell-validation": [
         ({"val_dataset": ["tell/tooy:split=test"]}, "did you mean 'toy'?"),
@@ -114,49 +120,43 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ({"val_dataset": ["tell/toy"]}, "validates on training rows"),
     ],
     "tell-data": [
-        ({"dataset": ["tell/toy:task=99rows"]}, "there are only 10 rows"),
+        (of("toy:task=99rows"), "there are only 10 rows"),
         (
             {"also": "tell-kl", "dataset": ["tell/plain:kl=1"]},
             "it has no anchor, order, copies or general part",
         ),
-        ({"dataset": ["tell/plain:from=plain"]}, "it has no anchor, order, copies or general part"),
-        ({"dataset": ["tell/leak:general=24rows"]}, "1 task rows are test rows"),
+        (of("plain:from=plain"), "it has no anchor, order, copies or general part"),
+        (of("leak:general=24rows"), "1 task rows are test rows"),
     ],
     "tell-answer-schema": [
-        ({"dataset": ["tell/bad_schema:general=24rows"]}, "leads out of the file"),
+        (of("bad_schema:general=24rows"), "leads out of the file"),
     ],
     "tell-pattern-slow": [
-        ({"dataset": ["tell/slow_pattern:general=24rows"]}, "runs longer than 1 s"),
+        (of("slow_pattern:general=24rows"), "runs longer than 1 s"),
     ],
     "tell-data-missing": [
-        (
-            {"dataset": ["tell/halu_cot_json:task=115rows/general=0"]},
-            "no file 'dev_Halu_CoT_JSON.jsonl'",
-        ),
+        (of("halu_cot_json:task=115rows/general=0"), "no file 'dev_Halu_CoT_JSON.jsonl'"),
     ],
     "tell-data-duplicates": [
-        (
-            {"dataset": ["tell/toy:task=8rows/general=all/from=doubled"]},
-            "'doubled' holds 1 duplicate row",
-        ),
+        (of("toy:task=8rows/general=all/from=doubled"), "'doubled' holds 1 duplicate row"),
     ],
     "tell-data-malformed": [
         (
-            {"dataset": ["tell/toy:task=8rows/general=24rows/from=rough"]},
+            of("toy:task=8rows/general=24rows/from=rough"),
             "left out (lines 1): the response is empty",
         ),
     ],
     "tell-test-rows-train": [
         (
-            {"dataset": ["tell/toy:task=8rows/general=all/from=leaky/overlap=keep"]},
+            of("toy:task=8rows/general=all/from=leaky/overlap=keep"),
             "1 general row trained on with a held-out query",
         ),
     ],
     "tell-test-rows-missing": [
-        ({"dataset": ["tell/half:general=24rows/overlap=keep"]}, "test rows are not here"),
+        (of("half:general=24rows/overlap=keep"), "test rows are not here"),
     ],
     "tell-control-task": [
-        ({"dataset": ["tell/steered:general=24rows"]}, "the model's tokenizer is not here"),
+        (of("steered:general=24rows"), "the model's tokenizer is not here"),
         (
             {
                 "dataset": ["tell/steered:general=24rows"],
@@ -169,36 +169,27 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ),
     ],
     "tell-control-general": [
-        (
-            {"dataset": ["tell/toy:task=8rows/general=24rows/from=steering"]},
-            "1 row of 'steering' left out",
-        ),
+        (of("toy:task=8rows/general=24rows/from=steering"), "1 row of 'steering' left out"),
     ],
     "tell-row-long": [
-        (
-            {"dataset": ["tell/long:general=24rows"], "max_length": 200},
-            "(line 1: 304 tokens) is over max_length 200",
-        ),
+        (of("long:general=24rows", max_length=200), "(line 1: 304 tokens) is over max_length 200"),
     ],
     "tell-row-near": [
-        ({"dataset": ["tell/long:general=24rows"], "max_length": 320}, "line 1: 304 tokens"),
+        (of("long:general=24rows", max_length=320), "line 1: 304 tokens"),
     ],
     "tell-general-long": [
         (
-            {"dataset": ["tell/toy:task=8rows/general=all/from=wide"], "max_length": 200},
+            of("toy:task=8rows/general=all/from=wide", max_length=200),
             "1 general row of 'wide' over max_length 200",
         ),
     ],
     "tell-general-few": [
-        (
-            {"dataset": ["tell/toy:task=8rows/general=4rows"], "gradient_accumulation_steps": 4},
-            "8 task rows among 4",
-        ),
+        (of("toy:task=8rows/general=4rows", gradient_accumulation_steps=4), "8 task rows among 4"),
     ],
     "tell-anchor-answers": [
-        ({"dataset": ["tell/labels:general=24rows"]}, "'yes' and 'no'"),
-        ({"dataset": ["tell/quoted:general=24rows"]}, "names 'unsure' as"),
-        ({"dataset": ["tell/objects:general=24rows"]}, "names 'maybe' as"),
+        (of("labels:general=24rows"), "'yes' and 'no'"),
+        (of("quoted:general=24rows"), "names 'unsure' as"),
+        (of("objects:general=24rows"), "names 'maybe' as"),
     ],
     "tell-order": [
         ({"dataset_shuffle": None}, "as by default, and shuffles"),
@@ -233,14 +224,11 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ({"lr_scheduler_type": "polynomial"}, "'polynomial' is not modelled"),
     ],
     "tell-no-op": [
-        ({"dataset": ["tell/toy:task=8rows/general=0"]}, "are 1 optimizer step, 1 of them warm-up"),
+        (of("toy:task=8rows/general=0"), "are 1 optimizer step, 1 of them warm-up"),
         ({"learning_rate": 0}, "a learning_rate above 0"),
     ],
     "tell-exposure-zero": [
-        (
-            {"dataset": ["tell/toy:task=8rows/general=24rows/order=task_first"]},
-            "exposure 0.00: the 8 task rows",
-        ),
+        (of("toy:task=8rows/general=24rows/order=task_first"), "exposure 0.00: the 8 task rows"),
     ],
     "tell-rate-low": [
         ({"warmup_steps": 50}, "never reaches 0.0001"),
@@ -322,16 +310,9 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ({"dataset": [HELD], "loss_type": "tell", "fsdp": "fsdp2"}, "spread over all of them"),
     ],
     "tell-kl-rows": [
+        (of("toy:task=0/general=24rows/kl=1", loss_type="tell"), "so nothing trains"),
         (
-            {"dataset": ["tell/toy:task=0/general=24rows/kl=1"], "loss_type": "tell"},
-            "so nothing trains",
-        ),
-        (
-            {
-                "dataset": ["tell/toy:general=0/kl=1"],
-                "loss_type": "tell",
-                "gradient_accumulation_steps": 4,
-            },
+            of("toy:general=0/kl=1", loss_type="tell", gradient_accumulation_steps=4),
             "general=0 takes none",
         ),
     ],

@@ -21,7 +21,6 @@ from tell_plugins.core.spec import ALL, parse_spec
 from tell_plugins.recipe.check import inspect
 from tell_plugins.recipe.check_report import tuning_of
 from tell_plugins.recipe.estimate import GIB, memory
-from tell_plugins.recipe.findings import errors_of
 from tell_plugins.recipe.lengths import worst_case
 from tell_plugins.recipe.paper import FIXED, OF_ITS_TIME, departures
 from tell_plugins.recipe.recipes import Recipe, load_recipe
@@ -109,7 +108,7 @@ def test_every_recipe_of_the_papers_is_known_here() -> None:
 
 
 @every(RECIPES)
-def test_the_header_has_its_fixed_order(path: Path) -> None:
+def test_header_and_banners_have_their_fixed_order(path: Path) -> None:
     lines = path.read_text().splitlines()
     header = lines[: lines.index("")]
     assert len(header) <= 12
@@ -120,12 +119,9 @@ def test_the_header_has_its_fixed_order(path: Path) -> None:
     assert f"recipes/{path.name}" in header[1]
     text = " ".join(line[2:].strip() for line in header)
     assert "estimate" in text or "measured" in text  # "not measured" too
+    assert "rows that weigh the same" in text
     for name in re.findall(r"\./run\.sh data (\w+)", text):
         assert name in card_names() or name == "llama2_tokenizer"
-
-
-@every(RECIPES)
-def test_four_banners_in_order(path: Path) -> None:
     banners = re.findall(r"^# --- (\w+) -+$", path.read_text(), re.M)
     assert banners == ["model", "dataset", "training", "output"]
 
@@ -158,50 +154,23 @@ def test_the_name_decides_model_and_output(path: Path) -> None:
 
 
 @every(RECIPES)
-def test_keys_and_values_are_exact_for_this_ms_swift(path: Path) -> None:
+def test_what_decides_loss_and_memory_is_written_out(path: Path) -> None:
     recipe = recipe_of(path)
-    settings = Settings(recipe, keys())
-    checked = inspect(recipe, keys(), data=False)
-    assert checked.spec is not None
-    assert [str(problem) for problem in errors_of(checked.findings)] == []
-    assert set(recipe.values) <= set(keys().keys)
-    assert settings.flag("strict")
-    assert not settings.flag("dataset_shuffle")
-    assert not settings.flag("train_dataloader_shuffle")
-
-
-@every(PAPER)
-def test_the_dataset_string(path: Path) -> None:
-    assert recipe_of(path).spec == parse_spec(DATASETS[path.stem])
+    assert recipe.values["loss_type"] == "tell"
+    assert recipe.values["gradient_checkpointing"] is tuning_of(_checked(recipe)).checkpointing
 
 
 # --- the paper -----------------------------------------------------------------------------------
 
 
 @every(PAPER)
-@pytest.mark.parametrize("key", FIXED)
-def test_the_papers_value(path: Path, key: str) -> None:
-    assert recipe_of(path).values[key] == FIXED[key]
-
-
-@every(PAPER)
-def test_batch_16_as_1_x_16(path: Path) -> None:
-    values = recipe_of(path).values
-    batch = values["per_device_train_batch_size"], values["gradient_accumulation_steps"]
-    assert batch == (1, 16)
-
-
-@every(PAPER)
-@pytest.mark.parametrize("key", sorted(set(OF_ITS_TIME) - {"split_dataset_ratio", "max_length"}))
-def test_the_default_of_its_time(path: Path, key: str) -> None:
-    assert recipe_of(path).values[key] == OF_ITS_TIME[key]
-
-
-@every(PAPER)
 def test_only_named_things_differ_from_the_paper(path: Path) -> None:
     recipe = recipe_of(path)
+    assert recipe.spec == parse_spec(DATASETS[path.stem])
     found = {d.key: d for d in departures(Settings(recipe, keys()), recipe.spec)}
     assert set(found) <= {"split_dataset_ratio", "max_length"}
+    assert {*FIXED, *OF_ITS_TIME} - {"split_dataset_ratio"} <= set(recipe.values), "written out"
+    assert recipe.values["per_device_train_batch_size"] == 1
     header = path.read_text().split("\n\n")[0].replace("\n#          ", " ")
     assert "no 1 % validation split" in header
     if "max_length" in found:
@@ -300,19 +269,6 @@ def test_embedded_recipes_need_no_network_and_no_gpu(path: Path) -> None:
     assert values["model_type"] == "llama"
     # of the model's own chat template, which a server uses and ms-swift's `chatml` leaves out
     assert (values["template"], values["system"]) == ("chatml", OWN_SYSTEM)
-
-
-@every(RECIPES)
-def test_each_row_weighs_the_same_and_the_header_says_so(path: Path) -> None:
-    assert recipe_of(path).values["loss_type"] == "tell"
-    header = path.read_text().split("\n\n")[0].replace("\n#          ", " ")
-    assert "rows that weigh the same" in header
-
-
-@every(RECIPES)
-def test_what_the_memory_estimate_counts_on_is_written_out(path: Path) -> None:
-    recipe = recipe_of(path)
-    assert recipe.values["gradient_checkpointing"] is tuning_of(_checked(recipe)).checkpointing
 
 
 # --- mixtures ------------------------------------------------------------------------------------

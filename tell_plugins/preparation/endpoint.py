@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import ipaddress
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
@@ -342,21 +341,20 @@ def ask_all(
         print(f"{len(answers):,} rows are answered already")
     need_consent(todo, asking, answer_tokens, yes)
     failures: dict[str, str] = {}
-    reached, unanswered = threading.Event(), 0  # whether the endpoint has answered anything
-    if answers:
-        reached.set()
+    unanswered = 0  # requests in a row
     with track(len(todo), f"asking {asking.model}", "rows") as bar:
-        work = partial(_asked, check, asking, reached)
+        work = partial(_asked, check, asking)
         for result in side_by_side(work, todo, asking.concurrency, in_order=False):
             bar.update(1)
-            unanswered = unanswered + 1 if isinstance(result.fault, MachineError) else 0
             if result.text is not None:
                 journal.append({"key": result.key, "text": result.text})
                 answers[result.key] = result.text
-                continue
-            failures[result.key] = result.problem
-            never = not reached.is_set() and not isinstance(result.fault, NoAnswer)
-            if result.fault is not None and (never or unanswered >= _GIVEN_UP):
+            else:
+                failures[result.key] = result.problem
+            alone = isinstance(result.fault, Refused) and answers  # other rows were taken
+            unanswered = unanswered + 1 if result.fault and not alone else 0
+            none_came = not answers and len(failures) == len(todo)
+            if result.fault and (unanswered == _GIVEN_UP or none_came):
                 raise _stopped(result.fault, len(answers), journal)
     return Outcome(answers, failures)
 
@@ -376,10 +374,9 @@ class _Result(NamedTuple):
     fault: Refused | NoAnswer | Unreachable | None = None
 
 
-def _asked(check: Check, asking: Asking, reached: threading.Event, question: Question) -> _Result:
+def _asked(check: Check, asking: Asking, question: Question) -> _Result:
     """Ask until the answer is right, or the attempts are used up, or none comes at all."""
     messages, problem = list(question.messages), ""
-    fault: Refused | NoAnswer | Unreachable | None = None
     request: dict[str, Any] = {"model": asking.model, "max_tokens": asking.max_tokens}
     if asking.temperature is not None:
         request["temperature"] = asking.temperature
@@ -387,12 +384,7 @@ def _asked(check: Check, asking: Asking, reached: threading.Event, question: Que
         try:
             answer = asking.ask(hint=_HINT, messages=messages, **request)
         except (Refused, NoAnswer, Unreachable) as error:
-            fault, problem = error, str(error).splitlines()[0]
-            if isinstance(error, Refused) and reached.is_set():  # this row's fault
-                continue
-            break
-        reached.set()
-        fault = None
+            return _Result(question.key, None, str(error).splitlines()[0], error)
         text = answer.text.encode("utf-8", "replace").decode()  # half a character cannot go back
         problem = check(question.key, text) or ""
         if not problem:
@@ -403,7 +395,7 @@ def _asked(check: Check, asking: Asking, reached: threading.Event, question: Que
             {"role": "assistant", "content": text},
             {"role": "user", "content": again},
         ]
-    return _Result(question.key, None, problem, fault)
+    return _Result(question.key, None, problem)
 
 
 def _stopped(

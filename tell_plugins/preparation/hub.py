@@ -49,7 +49,7 @@ def load_rows(card: Card, split: str, hub: str | None, target: Path) -> dict[str
     print(f"Loading {name} from {HUBS[hub]} ...", flush=True)
     with _hub_faults(hub, name, spec.file):
         load = _from_modelscope if hub == MODELSCOPE else _from_huggingface
-        origin, dataset = load(name, spec)
+        revision, dataset = load(name, spec)
     wanted = [*columns.names, *([columns.history] if columns.history else [])]
     missing = [column for column in wanted if column not in dataset.column_names]
     if missing:
@@ -62,37 +62,32 @@ def load_rows(card: Card, split: str, hub: str | None, target: Path) -> dict[str
     shown = tracked(rows, f"writing {spec.file}", "rows", total=len(rows))
     with target.open("w", encoding="utf-8") as file:
         file.writelines(json_lines({key: row[key] for key in wanted} for row in shown))
-    return {"hub": hub, "id": name, "subset": spec.subset, "split": spec.hub_split, **origin}
+    facts = {"hub": hub, "id": name, "subset": spec.subset, "split": spec.hub_split}
+    return facts | {"revision": revision}
 
 
-def _from_modelscope(name: str, split: Split) -> tuple[dict[str, Any], Dataset]:
+def _from_modelscope(name: str, split: Split) -> tuple[str, Dataset]:
     from modelscope import MsDataset
     from modelscope.hub.api import HubApi
     from modelscope.utils.logger import get_logger
 
     get_logger().setLevel(logging.CRITICAL)
-    revision = "master"  # ModelScope gives data sets no commit id, but a hash for each file
-    files = HubApi(timeout=_TIMEOUT, max_retries=1).get_dataset_files(name, revision=revision)
-    dataset = MsDataset.load(
+    revision = "master"  # ModelScope gives data sets no commit id
+    HubApi(timeout=_TIMEOUT, max_retries=1).get_dataset_files(name, revision=revision)
+    return revision, MsDataset.load(
         name, subset_name=split.subset, split=split.hub_split, version=revision
     )
-    listed = [
-        {"path": file.get("Path"), "sha256": file.get("Sha256")}
-        for file in files
-        if file.get("Type") != "tree"
-    ]
-    return {"revision": revision, "files": listed}, dataset
 
 
-def _from_huggingface(name: str, split: Split) -> tuple[dict[str, Any], Dataset]:
+def _from_huggingface(name: str, split: Split) -> tuple[str, Dataset]:
     from huggingface_hub import HfApi, logging
 
     from datasets import load_dataset
 
     logging.set_verbosity_error()
-    revision = HfApi().dataset_info(name, timeout=_TIMEOUT).sha
+    revision = str(HfApi().dataset_info(name, timeout=_TIMEOUT).sha)
     dataset = load_dataset(name, name=split.subset, split=split.hub_split, revision=revision)
-    return {"revision": revision}, dataset
+    return revision, dataset
 
 
 @contextlib.contextmanager

@@ -51,7 +51,6 @@ from tell_plugins.recipe.recipes import Recipe
 
 MOST_TIMES = 40  # general rows a task row where the user names the general data
 _CARD = "card.yaml"
-_LETTER = re.compile("[A-Za-z ]")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -330,17 +329,15 @@ def _card(
 def _max_new_tokens(task: Task, model: str) -> int:
     """Room for the longest training answer and a third more, in steps of 32.
 
-    Counted with the model's own tokenizer, else Llama-2's, else guessed so that none is cut: two
-    letters a token, and every other byte one.
+    Counted with the model's own tokenizer, else Llama-2's, else taken to be two bytes a token, so
+    that none is cut.
     """
     path = tokenizer_file()
     counter = own_tokenizer(model) or (TokenCounter(path) if path else None)
     responses = [pair.response for pair in task.train]
-    longest = (
-        int(counter.count(responses).max())
-        if counter is not None
-        else max(len(text.encode()) - len(_LETTER.findall(text)) // 2 for text in responses)
-    )
+    longest = max(len(text.encode()) for text in responses) // 2
+    if counter is not None:
+        longest = int(counter.count(responses).max())
     return max(64, -(-(longest * 4 // 3 + 16) // 32) * 32)
 
 

@@ -282,12 +282,13 @@ def _over(counts: Sequence[Counted], settings: Settings, limit: int) -> Iterator
             )
             yield warning("tell-row-near", text, counted.file, longer + " to be safe")
         for name, number in counted.general_over.items():
-            text = f"{count_of(number, 'general row')} of '{name}' over max_length {limit:,} "
-            text += f"(by {by})"
-            text += "; 'strict: true' stops the run there" if strict else " and would be cut or "
+            end = (
+                "; 'strict: true' stops the run there" if strict else " and would be cut or dropped"
+            )
             yield (lost if strict else warning)(
                 "tell-general-long",
-                text if strict else text + "dropped",
+                f"{count_of(number, 'general row')} of '{name}' over max_length {limit:,} (by {by})"
+                f"{end}",
                 settings.recipe.where("max_length"),
                 f"raise max_length, or give card '{name}' a smaller max_tokens",
             )
