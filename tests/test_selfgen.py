@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from tell_plugins.bridge.embedded_model import prepare_model
-from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
@@ -147,11 +146,10 @@ def test_prose_and_code_do_not_count_as_repetition() -> None:
 
 
 def test_a_run_leaves_a_card_that_a_mixture_takes(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tell: Tell
 ) -> None:
     out = tmp_path / "mine"
-    assert main(command(model, out, "--rows", "20")) == 0
-    printed = capsys.readouterr().out
+    printed = tell(*command(model, out, "--rows", "20"))
     line = re.search(r"export TELL_CARDS=(\S+?)\$\{TELL_CARDS", printed)
     assert line is not None
     assert line[1] == str(out)
@@ -186,45 +184,45 @@ def test_a_run_leaves_a_card_that_a_mixture_takes(
 @pytest.mark.newest
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_file_of_one_that_was_not(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tell: Tell
 ) -> None:
     """A kill leaves the journal up to any byte, and no card."""
-    assert main(command(model, tmp_path / "whole", "--rows", "60")) == 0
+    tell(*command(model, tmp_path / "whole", "--rows", "60"))
     journal = tmp_path / "killed" / "by_model" / "journal.jsonl"
     journal.parent.mkdir(parents=True)
     done = b"".join((tmp_path / "whole/by_model/journal.jsonl").read_bytes().splitlines(True)[:3])
     journal.write_bytes(done + b'{"batch": 99, "attem')
     monkeypatch.setenv("TELL_CARDS", "")  # the whole one is known by now
-    assert main(command(model, tmp_path / "killed", "--rows", "60")) == 0
+    tell(*command(model, tmp_path / "killed", "--rows", "60"))
     assert journal.read_bytes().startswith(done)
     assert rows_in(tmp_path / "killed") == rows_in(tmp_path / "whole")
 
 
 def test_fewer_rows_are_the_first_of_more_and_more_go_on(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tell: Tell
 ) -> None:
-    assert main(command(model, tmp_path / "a", "--rows", "5")) == 0
+    tell(*command(model, tmp_path / "a", "--rows", "5"))
     few = rows_in(tmp_path / "a")
     attempts = (tmp_path / "a" / "by_model" / "journal.jsonl").read_bytes()
-    assert main(command(model, tmp_path / "a", "--rows", "30")) == 0
+    tell(*command(model, tmp_path / "a", "--rows", "30"))
     assert rows_in(tmp_path / "a")[:5] == few
     assert (tmp_path / "a" / "by_model" / "journal.jsonl").read_bytes().startswith(attempts)
 
-    capsys.readouterr()
-    assert main(command(model, tmp_path / "a", "--rows", "5", "--seed", "7")) == 1
-    assert "seed was 42, is 7" in capsys.readouterr().err
-    assert main(command(model, tmp_path / "b", "--rows", "5", "--seed", "7")) == 1
-    assert "there is another card 'by_model'" in capsys.readouterr().err
+    assert "seed was 42, is 7" in tell(
+        *command(model, tmp_path / "a", "--rows", "5", "--seed", "7"), code=1
+    )
+    assert "there is another card 'by_model'" in tell(
+        *command(model, tmp_path / "b", "--rows", "5", "--seed", "7"), code=1
+    )
     monkeypatch.delenv("TELL_CARDS")
-    assert main(command(model, tmp_path / "b", "--rows", "5", "--seed", "7")) == 0
+    tell(*command(model, tmp_path / "b", "--rows", "5", "--seed", "7"))
     assert [row["query"] for row in rows_in(tmp_path / "b")] != [row["query"] for row in few]
 
 
 def test_a_model_that_writes_nothing_usable_is_told_so(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, tell: Tell
 ) -> None:
-    assert main(command(model, tmp_path / "a", "--rows", "5", "--max-new-tokens", "1")) == 1
-    message = capsys.readouterr().err
+    message = tell(*command(model, tmp_path / "a", "--rows", "5", "--max-new-tokens", "1"), code=1)
     assert "only 0 of 160 attempts are usable" in message
     assert "answer cut off" in message
     assert "--template" in message

@@ -191,38 +191,28 @@ def _breaks_config(value: Any) -> bool:
 
 
 def _check_type(recipe: Recipe, key: str, value: Any, kind: str) -> Finding | None:
+    shown = value if isinstance(value, str) else as_json(value)
+    found, remedy, allowed = f"'{key}' is {shown}", "correct the value", None
     if kind == "list":
         parts = as_list(value)
         wrong = [part for part in parts if part is None or isinstance(part, (bool, dict, list))]
-        if not parts or wrong:
-            return error(
-                "tell-value-type",
-                f"'{key}' is {as_json(value)}",
-                recipe.where(key),
-                "put texts into quotes" if wrong else "remove the key, or name something",
-                "one or several texts or numbers",
-            )
+        if parts and not wrong:
+            return None
+        remedy = "put texts into quotes" if wrong else "remove the key, or name something"
+        allowed = "one or several texts or numbers"
+    elif kind in _KINDS:
+        if _fits(value, kind):
+            return None
+        allowed = _KINDS[kind]
+    elif isinstance(value, bool):
+        found += ", but ms-swift wants a text there "
+        found += "(YAML reads an unquoted no, yes, on or off as a truth value)"
+        remedy = f'put it into quotes: {key}: "{"yes" if value else "no"}"'
+    elif kind != "dict" and isinstance(value, (dict, list)):
+        allowed = "one text"
+    else:
         return None
-    if kind in _KINDS:
-        return None if _fits(value, kind) else _wrong(recipe, key, value, _KINDS[kind])
-    if isinstance(value, bool):
-        return error(
-            "tell-value-type",
-            f"'{key}' is {str(value).lower()}, but ms-swift wants a text there "
-            "(YAML reads an unquoted no, yes, on or off as a truth value)",
-            recipe.where(key),
-            f'put it into quotes: {key}: "{"yes" if value else "no"}"',
-        )
-    if kind != "dict" and isinstance(value, (dict, list)):
-        return _wrong(recipe, key, value, "one text")
-    return None
-
-
-def _wrong(recipe: Recipe, key: str, value: Any, allowed: str) -> Finding:
-    shown = value if isinstance(value, str) else as_json(value)
-    return error(
-        "tell-value-type", f"'{key}' is {shown}", recipe.where(key), "correct the value", allowed
-    )
+    return error("tell-value-type", found, recipe.where(key), remedy, allowed)
 
 
 _KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number"}
