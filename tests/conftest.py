@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import pytest
 
+from tests.check_world import situations, words, write  # noqa: F401
 from tests.preloaded import PYTHON, preloaded_python
 from tests.swift_keys_once import lay_known_keys
 
@@ -113,9 +114,9 @@ def tell(capsys: pytest.CaptureFixture[str]) -> Tell:
     """Run a verb: `tell("data", "list", code=1)`; all that it printed."""
     from tell_plugins.cli import main
 
-    def run(*words: str | Path, code: int = 0) -> str:
+    def run(*given: str | Path, code: int = 0) -> str:
         capsys.readouterr()
-        assert main([str(word) for word in words]) == code
+        assert main([str(word) for word in given]) == code
         said = "".join(capsys.readouterr())
         assert "Traceback" not in said
         return said

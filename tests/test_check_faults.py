@@ -12,8 +12,9 @@ import pytest
 
 from tell_plugins.core.errors import UserError
 from tell_plugins.recipe.findings import Finding, as_errors
+from tests.check_world import HELD, Write, look
 from tests.conftest import PROJECT, MakeCard
-from tests.test_check import HELD, Write, keys, look, situations, words, write  # noqa: F401
+from tests.swift_keys_once import keys
 
 
 def of(spec: str, **keys: Any) -> dict[str, Any]:
@@ -335,9 +336,9 @@ _CASES = [(rule, fault, says) for rule, faults in PLANTED.items() for fault, say
 
 @pytest.fixture
 def planted(
-    situations: Path,  # noqa: F811
+    situations: Path,
     make_card: MakeCard,
-    words: Callable[[Path], Path],  # noqa: F811
+    words: Callable[[Path], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """Cards, models and a run with one fault each, and a tokenizer that counts words."""
@@ -387,7 +388,7 @@ def _findings(path: Path) -> list[Finding]:
 
 @pytest.mark.parametrize(("rule", "fault", "says"), _CASES)
 def test_a_planted_fault_has_its_finding_and_no_other(
-    write: Write,  # noqa: F811
+    write: Write,
     planted: Path,
     rule: str,
     fault: str | dict[str, Any],

@@ -13,18 +13,26 @@ import pytest
 from tell_plugins.cli import main
 from tell_plugins.core.errors import MachineError
 from tell_plugins.recipe import check, check_json, mixture_rules
+from tests.check_world import HELD, Write
 from tests.conftest import PROJECT, MakeCard
-from tests.test_check import HELD, Write, words, write  # noqa: F401
 
 SCHEMA = json.loads((PROJECT / "tell_plugins" / "recipe" / "check.schema.json").read_text())
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:
-    """The exit code and the whole standard output, which must fit the schema."""
-    code = main(["check", "--json", *arguments])
-    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
-    jsonschema.validate(found, SCHEMA, jsonschema.Draft202012Validator)
-    return code, found
+Said = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    """The exit code and the whole standard output of `check --json`, which must fit the schema."""
+
+    def run(*arguments: str | Path) -> tuple[int, Any]:
+        code = main(["check", "--json", *map(str, arguments)])
+        found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+        jsonschema.validate(found, SCHEMA, jsonschema.Draft202012Validator)
+        return code, found
+
+    return run
 
 
 def parts_of(found: dict[str, Any]) -> set[str]:
@@ -41,8 +49,8 @@ def test_the_schema_is_one_and_knows_the_parts() -> None:
     assert tuple(ran["items"]["enum"]) == check_json.PARTS
 
 
-def test_a_good_recipe(write: Write, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
-    code, found = said(capsys, str(write()), "--seed", "7")
+def test_a_good_recipe(write: Write, said: Said) -> None:
+    code, found = said(write(), "--seed", "7")
     assert code == 0
     assert found["recipe"].endswith("toy.yaml")
     assert found["findings"] == []
@@ -57,28 +65,22 @@ def test_a_good_recipe(write: Write, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_with_the_models_tokenizer_everything_is_looked_at(
-    write: Write,  # noqa: F811
-    words: Callable[[Path], Path],  # noqa: F811
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    write: Write, words: Callable[[Path], Path], tmp_path: Path, said: Said
 ) -> None:
     model = words(tmp_path / "model")
     (model / "config.json").write_text("{}")
     path = write(model=str(model), model_type="llama", template="chatml", target_modules=None)
-    code, found = said(capsys, str(path))
+    code, found = said(path)
     assert (code, found["findings"]) == (0, [])
     assert parts_of(found) == set()
-    code, found = said(capsys, str(path), "--max_length", "3")
+    code, found = said(path, "--max_length", "3")
     assert code == 1
     assert {each["id"] for each in found["findings"]} == {"tell-row-long", "tell-general-long"}
 
 
-def test_findings_have_all_their_words(
-    write: Write,  # noqa: F811
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_findings_have_all_their_words(write: Write, said: Said) -> None:
     path = write(seed="x", strict=None)
-    code, found = said(capsys, str(path))
+    code, found = said(path)
     assert code == 1
     by_id = {each["id"]: each for each in found["findings"]}
     assert by_id["tell-value-type"] == {
@@ -90,7 +92,7 @@ def test_findings_have_all_their_words(
         "remedy": "correct the value",
     }
     assert by_id["tell-strict"]["level"] == "warning"
-    assert said(capsys, str(write(strict=None)))[0] == 0, "warnings alone"
+    assert said(str(write(strict=None)))[0] == 0, "warnings alone"
 
 
 @pytest.mark.parametrize(
@@ -114,12 +116,9 @@ def test_findings_have_all_their_words(
     ],
 )
 def test_what_was_not_checked_says_why(
-    write: Write,  # noqa: F811
-    capsys: pytest.CaptureFixture[str],
-    changes: dict[str, Any],
-    parts: set[str],
+    write: Write, said: Said, changes: dict[str, Any], parts: set[str]
 ) -> None:
-    _, found = said(capsys, str(write(**changes)))
+    _, found = said(write(**changes))
     without = {"control_tokens", "lengths"}  # the test has no tokenizer
     unread = {"held_out_rows"} if "data" in parts else set()
     assert parts_of(found) == parts | without | unread
@@ -127,23 +126,16 @@ def test_what_was_not_checked_says_why(
     assert (found["steps"] is None) == ("schedule" in parts)
 
 
-def test_held_out_rows_that_are_not_all_here(
-    write: Write,  # noqa: F811
-    make_card: MakeCard,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_held_out_rows_that_are_not_all_here(write: Write, make_card: MakeCard, said: Said) -> None:
     folder = make_card("half", train=[{"q": f"q {n}", "r": "a"} for n in range(9)], test=[])
     (folder / "test.jsonl").unlink()
     path = write(dataset=["tell/half:general=24rows/overlap=keep"])
-    _, found = said(capsys, str(path))
+    _, found = said(path)
     assert "held_out_rows" in parts_of(found)
 
 
-def test_several_recipes_are_a_list(
-    write: Write,  # noqa: F811
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    code, found = said(capsys, str(write("good")), str(write("bad", seed="x")), "nowhere.yaml")
+def test_several_recipes_are_a_list(write: Write, said: Said) -> None:
+    code, found = said(str(write("good")), str(write("bad", seed="x")), "nowhere.yaml")
     assert code == 1
     assert [each["recipe"].rpartition("/")[2] for each in found] == [
         "good.yaml",
@@ -156,9 +148,7 @@ def test_several_recipes_are_a_list(
 
 
 def test_what_cannot_be_judged_is_exit_code_2(
-    write: Write,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    write: Write, monkeypatch: pytest.MonkeyPatch, said: Said
 ) -> None:
     def fail(*_: object) -> None:
         raise MachineError("ms-swift could not tell which settings it knows")
@@ -166,10 +156,10 @@ def test_what_cannot_be_judged_is_exit_code_2(
     good = str(write())
     with monkeypatch.context() as patched:
         patched.setattr(check, "swift_keys", fail)
-        code, found = said(capsys, good)
+        code, found = said(good)
         assert (code, found["findings"], found["ran"]) == (2, [], [])
         assert "could not tell which settings it knows" in found["not_checked"][0]["why"]
-        code, found = said(capsys, "nowhere.yaml", good)
+        code, found = said("nowhere.yaml", good)
         assert (code, found[0]["findings"][0]["id"]) == (2, "tell-recipe")
     monkeypatch.setattr(mixture_rules, "build_mixture", fail)
-    assert said(capsys, good)[0] == 2
+    assert said(good)[0] == 2

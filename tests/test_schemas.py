@@ -13,8 +13,8 @@ from tell_plugins.cli import main
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.rows import question_of
 from tell_plugins.core.schemas import compile_schema, read_schema
+from tests.check_world import Write
 from tests.conftest import MakeCard
-from tests.test_check import Write, write  # noqa: F401
 
 EVIL = "^(a|aa)+$"
 _LONG = "a" * 40 + "b"
@@ -99,7 +99,7 @@ def test_a_question_without_an_end_is_named() -> None:
     ],
 )
 def test_check_and_mix_read_the_schema_first(
-    write: Write,  # noqa: F811
+    write: Write,
     make_card: MakeCard,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

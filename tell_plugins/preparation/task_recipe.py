@@ -40,6 +40,7 @@ _SMALL, _LARGE = 0.6e9, 3e9  # parameters
 # learning rates by size. The paper's for 7B; of SmolLM2-135M's readings, a fourth; between them
 # by eye. None was measured at its size
 _RATES = ((_SMALL, 1.0e-3), (_LARGE, 4.0e-4), (float("inf"), 1.0e-4))
+_OF_ANY_MODEL = "--model"  # where such a pattern has its model from
 # keys of a recipe that belong to its own task
 GONE = ("val_dataset", "split_dataset_ratio", "resume_from_checkpoint")
 _COMMENT = re.compile(r"[ \t]+#[^\"']*$")
@@ -115,7 +116,7 @@ def recipe_name(pattern: Recipe, task: str, variant: str = "") -> str:
 
 def _is_of_any_model(pattern: Recipe) -> bool:
     """Whether the pattern's model is one of the command line, see `any_model`."""
-    return "model" in pattern.places
+    return pattern.where("model") == _OF_ANY_MODEL
 
 
 def own_recipe(
@@ -257,7 +258,7 @@ def any_model(model: str, model_type: str | None, template: str | None) -> tuple
     if is_hybrid:
         values["enable_thinking"] = False
     recipe = load_recipe(paths.RECIPES / f"{PATTERN}.yaml").with_values(**values)
-    recipe = recipe.placed({"model": "--model"})
+    recipe = recipe.placed({"model": _OF_ANY_MODEL})
     raise_all(list(_untold(Checked(recipe, Settings(recipe, keys)))))
     kind = model_type or (known[0] if known else "found by ms-swift in its config.json")
     told = f"{size / 1e9:.2g}B parameters" if size else "a size that its name does not tell"

@@ -35,15 +35,13 @@ class Recipe:
 
     Attributes:
         values: ms-swift's keys as given; what is not given is ms-swift's default.
-        lines: for each key of the file, its line (from 1).
         flags: keys that the command line gave; they won over the file.
         written: for each number of the file, how it is written there.
-        places: where a key stands that another file gave.
+        places: where each key stands, for messages.
     """
 
     path: Path
     values: dict[str, Any]
-    lines: dict[str, int] = field(default_factory=dict)
     flags: frozenset[str] = frozenset()
     written: dict[str, str] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
@@ -54,12 +52,7 @@ class Recipe:
 
     def where(self, key: str | None = None) -> str:
         """The file, and the line of `key`, or the flag that gave it, for messages."""
-        if key in self.flags:
-            return f"flag --{key}"
-        if key in self.places:
-            return self.places[key]
-        line = self.lines.get(key or "")
-        return paths.shown(self.path) + (f", line {line}" if line else "")
+        return self.places.get(key or "", paths.shown(self.path))
 
     def get(self, key: str, default: Any = None) -> Any:
         value = self.values.get(key)
@@ -113,7 +106,8 @@ class Recipe:
 
     def placed(self, places: Mapping[str, str | None]) -> Recipe:
         """The same recipe, with where another file gave some of its keys (None: it did not)."""
-        return replace(self, places={key: text for key, text in places.items() if text})
+        given = {key: text for key, text in places.items() if text}
+        return replace(self, places=self.places | given)
 
     def argv(self) -> list[str]:
         """The recipe as ms-swift's command line flags, which every version reads alike.
@@ -168,19 +162,17 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> Recipe:
     _refuse_other_kinds(document.values, paths.shown(file))
     values = _installed({str(key): value for key, value in document.values.items()})
     given = parse_flags(flags)
-    return Recipe(
-        file,
-        {**values, **given},
-        {place[0]: line for place, line in document.lines.items() if len(place) == 1},
-        frozenset(given),
-        {
-            place[0]: text
-            for place, text in document.written.items()
-            if len(place) == 1
-            and place[0] not in given
-            and not isinstance(values.get(place[0]), (bool, type(None)))
-        },
-    )
+    lines = {place[0]: line for place, line in document.lines.items() if len(place) == 1}
+    places = {str(key): f"{paths.shown(file)}, line {line}" for key, line in lines.items()}
+    written = {
+        place[0]: text
+        for place, text in document.written.items()
+        if len(place) == 1
+        and place[0] not in given
+        and not isinstance(values.get(place[0]), (bool, type(None)))
+    }
+    flagged = {key: f"flag --{key}" for key in given}
+    return Recipe(file, {**values, **given}, frozenset(given), written, places | flagged)
 
 
 def _installed(values: dict[str, Any]) -> dict[str, Any]:
