@@ -13,8 +13,8 @@ from tell_plugins.preparation.endpoint import (
     AskedRecord,
     Asking,
     Endpoint,
+    Messages,
     Outcome,
-    Question,
     ask_all,
     need_consent,
     side_by_side,
@@ -25,8 +25,8 @@ from tests.chat_server import ChatServer, Reply, serving
 GOOD = Reply("good")
 
 
-def questions(count: int) -> list[Question]:
-    return [Question(f"q{n}", ({"role": "user", "content": f"q{n}"},)) for n in range(count)]
+def questions(count: int) -> dict[str, Messages]:
+    return {f"q{n}": [{"role": "user", "content": f"q{n}"}] for n in range(count)}
 
 
 def check(key: str, text: str) -> str | None:
@@ -195,11 +195,11 @@ def test_a_public_endpoint_needs_consent(
     url: str, yes: bool, goes: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if goes:
-        need_consent(questions(100), Asking(url, model="m"), 130, yes)
+        need_consent(questions(100).values(), Asking(url, model="m"), 130, yes)
         assert "100 rows to ask m" in capsys.readouterr().out
     else:
         with pytest.raises(UserError, match=r"13,000 answered[\s\S]*--yes"):
-            need_consent(questions(100), Asking(url, model="m"), 130, yes)
+            need_consent(questions(100).values(), Asking(url, model="m"), 130, yes)
 
 
 def test_a_public_endpoint_needs_a_key_and_https(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,7 +202,7 @@ def test_answers_that_count(key: str, text: str, problem: str | None) -> None:
 
 
 def test_the_question_holds_label_and_spans() -> None:
-    yes, no = (question_about(row).messages[1]["content"] for row in (YES, NO))
+    yes, no = (question_about(row)[1]["content"] for row in (YES, NO))
     assert '"hallucination": "yes"' in yes
     assert "- Mars" in yes
     assert "Mars is a moon." in yes
@@ -287,8 +287,7 @@ def test_killed_in_the_middle_it_finishes_with_every_row_once(real_home: Path) -
         asked_twice = [
             row.number
             for row in rows
-            if str(row.number) in stored
-            and question_about(row).messages[1]["content"] in sent_later
+            if str(row.number) in stored and question_about(row)[1]["content"] in sent_later
         ]
         assert asked_twice == []
 

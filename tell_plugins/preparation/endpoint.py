@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import ipaddress
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from multiprocessing.pool import ThreadPool
@@ -30,7 +30,7 @@ from tell_plugins.preparation.journal import Journal
 if TYPE_CHECKING:
     from openai import OpenAI
 
-_Message = dict[str, str]
+Messages = Sequence[dict[str, str]]
 Check = Callable[[str, str], "str | None"]  # (key, answer) -> what is wrong with it, or None
 
 _SHOWN = 300  # characters of what a server says in an error
@@ -216,14 +216,6 @@ def side_by_side(
 
 
 @dataclass(frozen=True)
-class Question:
-    """What is asked. `key` names it in the journal for good."""
-
-    key: str
-    messages: tuple[_Message, ...]
-
-
-@dataclass(frozen=True)
 class Asking(Endpoint):
     """Where and how to ask many questions.
 
@@ -296,13 +288,13 @@ def asking_of(args: argparse.Namespace) -> Asking:
 
 
 def need_consent(
-    questions: Sequence[Question], asking: Asking, answer_tokens: int, yes: bool
+    questions: Collection[Messages], asking: Asking, answer_tokens: int, yes: bool
 ) -> None:
     """Print what asking `questions` once will take; UserError when that needs a --yes.
 
     A local endpoint needs none.
     """
-    texts = [message["content"] for question in questions for message in question.messages]
+    texts = [message["content"] for messages in questions for message in messages]
     path = tokenizer_file()
     counted = int(TokenCounter(path).count(texts).sum()) if path else sum(map(len, texts)) // 4
     text = (
@@ -320,31 +312,30 @@ def need_consent(
 
 
 def ask_all(
-    questions: Sequence[Question],
+    questions: Mapping[str, Messages],
     check: Check,
     asking: Asking,
     journal: Journal,
     answer_tokens: int,
     yes: bool,
 ) -> Outcome:
-    """Ask what the journal does not answer yet, and return all answers.
+    """Ask what the journal does not answer yet, and return all answers; `questions` by the key that
+    names each in the journal for good.
 
     Raises UserError when the endpoint refuses key, model or request, or needs a --yes,
     MachineError when it is out of reach or out of quota. The journal keeps what was answered.
     """
     known = {record["key"]: record["text"] for record in journal.records if record.get("text")}
-    answers = {
-        q.key: known[q.key] for q in questions if q.key in known and not check(q.key, known[q.key])
-    }
-    todo = [question for question in questions if question.key not in answers]
+    answers = {key: known[key] for key in questions if key in known and not check(key, known[key])}
+    todo = {key: asked for key, asked in questions.items() if key not in answers}
     if answers:
         print(f"{len(answers):,} rows are answered already")
-    need_consent(todo, asking, answer_tokens, yes)
+    need_consent(todo.values(), asking, answer_tokens, yes)
     failures: dict[str, str] = {}
     unanswered = 0  # requests in a row
     with track(len(todo), f"asking {asking.model}", "rows") as bar:
         work = partial(_asked, check, asking)
-        for result in side_by_side(work, todo, asking.concurrency, in_order=False):
+        for result in side_by_side(work, todo.items(), asking.concurrency, in_order=False):
             bar.update(1)
             if result.text is not None:
                 journal.append({"key": result.key, "text": result.text})
@@ -374,9 +365,10 @@ class _Result(NamedTuple):
     fault: Refused | NoAnswer | Unreachable | None = None
 
 
-def _asked(check: Check, asking: Asking, question: Question) -> _Result:
+def _asked(check: Check, asking: Asking, question: tuple[str, Messages]) -> _Result:
     """Ask until the answer is right, or the attempts are used up, or none comes at all."""
-    messages, problem = list(question.messages), ""
+    key, first = question
+    messages, problem = list(first), ""
     request: dict[str, Any] = {"model": asking.model, "max_tokens": asking.max_tokens}
     if asking.temperature is not None:
         request["temperature"] = asking.temperature
@@ -384,18 +376,18 @@ def _asked(check: Check, asking: Asking, question: Question) -> _Result:
         try:
             answer = asking.ask(hint=_HINT, messages=messages, **request)
         except (Refused, NoAnswer, Unreachable) as error:
-            return _Result(question.key, None, str(error).splitlines()[0], error)
+            return _Result(key, None, str(error).splitlines()[0], error)
         text = answer.text.encode("utf-8", "replace").decode()  # half a character cannot go back
-        problem = check(question.key, text) or ""
+        problem = check(key, text) or ""
         if not problem:
-            return _Result(question.key, text)
+            return _Result(key, text)
         again = f"That cannot be used: {problem}. Answer again, as asked above."
         messages = [
-            *question.messages,
+            *first,
             {"role": "assistant", "content": text},
             {"role": "user", "content": again},
         ]
-    return _Result(question.key, None, problem)
+    return _Result(key, None, problem)
 
 
 def _stopped(

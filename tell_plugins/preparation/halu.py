@@ -153,7 +153,7 @@ def _rebuild_from_endpoint(
     path = target_of(card, "train")
     prompt = hashlib.sha256((SYSTEM + TASK).encode()).hexdigest()
     header = {"for": card.name, "model": where_to_ask.model, "prompt_sha256": prompt}
-    questions = [question_about(row) for row in rows]
+    questions = {str(row.number): question_about(row) for row in rows}
     check = answer_check(card, sources.train)
     with Journal(path.with_suffix(".journal.jsonl"), header, endpoint.AskedRecord) as journal:
         outcome = endpoint.ask_all(questions, check, where_to_ask, journal, ANSWER_TOKENS, args.yes)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tell_plugins.core.cards import Card
 from tell_plugins.core.json_values import parse_json
 from tell_plugins.core.schemas import card_validator
-from tell_plugins.preparation.endpoint import Question
+from tell_plugins.preparation.endpoint import Messages
 
 QUERY_CHARS, SPAN_CHARS = 90, 140
 MOST_SPANS = 3
@@ -146,7 +146,7 @@ def _plain(text: str) -> str:
 # ------------------------------------------------------------------------- asked
 
 
-def question_about(row: HaluRow) -> Question:
+def question_about(row: HaluRow) -> Messages:
     """What the endpoint is asked about a row: query, response, label and, for yes, the spans."""
     verdict, point, marked = "it contains no hallucination.", "why it holds", ""
     if row.label == "yes":
@@ -164,8 +164,7 @@ def question_about(row: HaluRow) -> Question:
         point=point,
         label=row.label,
     )
-    messages = ({"role": "system", "content": SYSTEM}, {"role": "user", "content": text})
-    return Question(str(row.number), messages)
+    return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
 
 
 def answer_check(card: Card, rows: Sequence[HaluRow]) -> Callable[[str, str], str | None]:

@@ -36,7 +36,7 @@ from tell_plugins.preparation.method import (
     general_rows_for,
     plain_sft,
 )
-from tell_plugins.preparation.own_task import SPLITS, Task, folds_of, read_task
+from tell_plugins.preparation.own_task import FEW_TEST_ROWS, SPLITS, Task, folds_of, read_task
 from tell_plugins.preparation.showing import CHARS_SHOWN, as_seen
 from tell_plugins.preparation.task_recipe import (
     any_model,
@@ -180,7 +180,7 @@ def _print_next(
         commands = [f"./run.sh check {' '.join(own)}", *(f"./run.sh train {path}" for path in own)]
         against = " --against sft   # is it better than plain SFT?" if len(own) > 1 else ""
         commands.append(f"./run.sh eval {own[0]}{against}")
-    if task.may_fold:
+    if task.split_off and len(task.test) < FEW_TEST_ROWS:
         few = f"{len(task.test)} test rows show little"
         commands.append(f"# {few}: the same `new` with --folds 5 --force tests on every row once")
     print("next:", *([export] if export else []), *downloads, *commands, sep="\n  ")

@@ -78,11 +78,6 @@ class Task:
         return self.parts.get("test", [])
 
     @property
-    def may_fold(self) -> bool:
-        """Whether there are few test rows, and folds would test all rows."""
-        return self.split_off and len(self.test) < FEW_TEST_ROWS
-
-    @property
     def pairs(self) -> list[Pair]:
         """The rows of all splits."""
         return [pair for pairs in self.parts.values() for pair in pairs]
@@ -154,9 +149,8 @@ def _read(args: argparse.Namespace, name: str, notes: list[str]) -> TaskFile:
     if may_be_json and args.drop_broken and (args.schema or args.metric or means_json(file)):
         file = without_broken_json(file)
     notes.append(f"{name}: {len(file.pairs)} rows of the form {file.form} in {file.path.name}")
+    file = without_duplicates(file)
     notes += file.notes
-    file, repeated = without_duplicates(file)
-    notes += repeated
     return file
 
 

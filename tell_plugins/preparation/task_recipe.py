@@ -43,6 +43,7 @@ _RATES = ((_SMALL, 1.0e-3), (_LARGE, 4.0e-4), (float("inf"), 1.0e-4))
 _OF_ANY_MODEL = "--model"  # where such a pattern has its model from
 # keys of a recipe that belong to its own task
 GONE = ("val_dataset", "split_dataset_ratio", "resume_from_checkpoint")
+_KEY = re.compile(r"[\"']?(\w+)[\"']?\s*:")
 _COMMENT = re.compile(r"[ \t]+#[^\"']*$")
 
 
@@ -173,23 +174,22 @@ def recipe_text(
     new |= {"dataset": [method.dataset], "output_dir": f"output/{name}", **method.keys}
     new |= {} if system is None else {"system": system}
     fresh = {key: _line(key, value) for key, value in new.items() if key not in written}
-    front = "".join(f"# {line}\n" for line in method.why)
-    front += "".join(fresh.pop(key) for key in method.keys if key in fresh)
-    body = ""
-    for key, block in _blocks(re.sub(r"\A(?:#.*\n)*\n*", "", text)):
-        value = block.rstrip() if key else ""
-        while key and value.rpartition("\n")[2].startswith("#"):
-            value = value.rpartition("\n")[0].rstrip()
-        after = block[len(value) :] if block[len(value) :].strip() else "\n"
-        comment = _COMMENT.search(value.partition("\n")[0])
-        if key in gone:
-            body += after.removeprefix("\n")
-        elif key in new:
-            line = _line(key, new[key]).rstrip("\n") + (comment[0] if comment else "")
-            body += (front if key == "dataset" else "") + line + after
-        else:
-            body += block
-    body = "".join([body.rstrip("\n") + "\n", *fresh.values()])
+    front = [f"# {line}" for line in method.why]
+    front += [fresh.pop(key) for key in method.keys if key in fresh]
+    lines, key = [], ""
+    for line in re.sub(r"\A(?:#.*\n)*\n*", "", text).splitlines():
+        start = _KEY.match(line)
+        if start or line[:1] not in (" ", "\t", "-"):  # else it is a part of the value above
+            key = start[1] if start else ""
+        if key in gone or (key in new and not start):
+            continue
+        if key == "dataset":
+            lines += front
+        if key in new:
+            comment = _COMMENT.search(line)
+            line = _line(key, new[key]) + (comment[0] if comment else "")
+        lines.append(line)
+    body = "\n".join([*lines, *fresh.values(), ""])
     kept = {key: value for key, value in written.items() if key not in gone}
     if _loaded(body) != {**kept, **new}:
         raise UserError(
@@ -201,13 +201,6 @@ def recipe_text(
     return "".join(f"# {line}\n" for line in header) + "\n" + body
 
 
-def _blocks(text: str) -> Iterator[tuple[str, str]]:
-    """Each key at the left margin with its lines and those up to the next key, "" for the first."""
-    for part in re.split(r"(?m)^(?=[\w\"'])", text):
-        key = part.partition(":")[0].strip(" \"'")
-        yield (key if re.match(r"[\w\"']", part) else ""), part
-
-
 def _line(key: str, value: object) -> str:
     """A key and its value in one line as YAML reads it back: 1e-05 has no point and is text."""
     style = '"' if key == "system" else None
@@ -216,7 +209,7 @@ def _line(key: str, value: object) -> str:
     )
     if key == "dataset":
         text = f'["{value[0]}"]' if isinstance(value, list) else text
-    return f"{key}: {text.removesuffix('...' + chr(10)).rstrip()}\n"
+    return f"{key}: {text.removesuffix('...' + chr(10)).rstrip()}"
 
 
 def _loaded(text: str) -> object:

@@ -26,7 +26,7 @@ class Parted(NamedTuple):
     test: list[Pair]
 
 
-def without_duplicates(file: TaskFile) -> tuple[TaskFile, list[str]]:
+def without_duplicates(file: TaskFile) -> TaskFile:
     """The file with rows that are the same to the letter once, and a note on those left out."""
     first: dict[tuple[str, str], Pair] = {}
     repeated = []
@@ -34,8 +34,10 @@ def without_duplicates(file: TaskFile) -> tuple[TaskFile, list[str]]:
         earlier = first.setdefault((pair.query, pair.response), pair)
         if earlier is not pair:
             repeated.append(f"line {pair.line} (as {earlier.line})")
-    notes = [f"repeated rows of {file.path.name} left out ({len(repeated)}): " + _listed(repeated)]
-    return replace(file, pairs=list(first.values())), notes if repeated else []
+    if not repeated:
+        return file
+    note = f"repeated rows of {file.path.name} left out ({len(repeated)}): {_listed(repeated)}"
+    return replace(file, pairs=list(first.values()), notes=(*file.notes, note))
 
 
 def _listed(places: Sequence[str]) -> str:
