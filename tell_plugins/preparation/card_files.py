@@ -147,7 +147,7 @@ def _from_address(card: Card, split: str, places: Places) -> None:
 
     def record(part: Path, source: str) -> None:
         origin = {"place": source, "official": spec.url, "git_blob": spec.blob}
-        record_split(card, split, origin, part, rows=spec.rows)
+        record_split(card, split, origin, part, origin=f"from {source}", rows=spec.rows)
 
     fetch(spec.url, has_blob(spec.blob), target_of(card, split), places, record=record)
 
@@ -164,7 +164,8 @@ def _from_hub(card: Card, split: str, places: Places) -> None:
             else:
                 origin = hub.load_rows(card, split, places.hub, part)
             rows = _check_rows(card, split, part, places.accept)
-            record_split(card, split, origin, part, rows=rows)
+            came = origin.get("place") or "{hub} {id}, revision {revision}".format(**origin)
+            record_split(card, split, origin, part, origin=f"from {came}", rows=rows)
 
 
 def _take_rows(card: Card, split: str, places: Places, part: Path) -> dict[str, Any]:

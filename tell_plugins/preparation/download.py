@@ -104,11 +104,8 @@ def matches(path: Path, proof: Proof) -> bool:
 
 def read_record(file: Path) -> dict[str, Any] | None:
     """What is recorded about `file`, None when nothing readable is."""
-    for path in (file.with_name(file.name + RECORD), file.with_suffix(RECORD)):
-        record: dict[str, Any] | None = cached_json(path, dict[str, Any])
-        if record is not None:
-            return record
-    return None
+    record: dict[str, Any] | None = cached_json(file.with_name(file.name + RECORD), dict[str, Any])
+    return record
 
 
 def write_record(file: Path, source: dict[str, Any], content: Path, **more: Any) -> None:

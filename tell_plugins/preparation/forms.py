@@ -63,10 +63,10 @@ _SYSTEM = ("system", "developer")
 # columns that must be empty, since only text is trained
 _NO_TEXT = ("tools", "tool_calls", "images", "videos", "audios")
 # columns and keys that mark an answer as none to learn from, and the values that do
-_MARKS: dict[str, tuple[Any, ...]] = {
-    "label": (False, "false", "False"),  # KTO
-    "loss": (False, 0, 0.0, "false", "False", "0", "0.0"),  # ms-swift
-    "weight": (0, 0.0, "0", "0.0"),  # OpenAI, axolotl
+_MARKS = {
+    "label": ("false",),  # KTO
+    "loss": ("false", "0", "0.0"),  # ms-swift
+    "weight": ("0", "0.0"),  # OpenAI, axolotl
 }
 _OF_TEXT = " (lines of the text file, not rows of a spreadsheet)"
 _MEND, _DROP = "mend or remove these rows", "or --drop-broken to leave them out"
@@ -351,11 +351,9 @@ def _check_columns(row: Mapping[str, Any], form: Form) -> None:
 def _refuse_marked(row: Mapping[str, Any], columns: Sequence[str], what: str) -> None:
     """`_Unusable` for an answer that its own row says not to learn."""
     for name, values in _MARKS.items():
-        value = row.get(name)
-        marked = any(value == other and type(value) is type(other) for other in values)
-        if name not in columns and marked:
+        if name not in columns and str(row.get(name)).lower() in values:
             raise _Unusable(
-                f"marked as no answer to learn from ({what} '{name}' is {value})",
+                f"marked as no answer to learn from ({what} '{name}' is {row[name]})",
                 f"remove these rows, or '{name}' where it means something else",
             )
 

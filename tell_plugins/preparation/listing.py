@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -16,7 +13,7 @@ from tell_plugins.core.errors import Problems, raise_all
 from tell_plugins.core.tokens import tokenizer_file
 from tell_plugins.preparation import llama2_tokenizer
 from tell_plugins.preparation.card_files import State, state_of
-from tell_plugins.preparation.download import read_record, shown_url
+from tell_plugins.preparation.download import read_record
 from tell_plugins.recipe.tables import table
 
 COUNTED = 256 << 20  # bytes; the rows of a larger file of unknown content are not counted
@@ -44,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
                 wrong |= state.verdict in ("wrong", "changed")
                 lines.append(_line(card, split, state))
                 if state.path is not None:
-                    came = _origin(state.path)
+                    came = (read_record(state.path) or {}).get("origin", "")
                     notes.append(f"    {split}: {paths.shown(state.path)}{came and f', {came}'}")
     if args.names and not lines:
         raise_all(problems)
@@ -105,14 +102,3 @@ def count_rows(card: Card, split: str, state: State) -> int | None:
         return None
     with path.open("rb") as file:
         return sum(1 for line in file if line.strip())
-
-
-def _origin(path: Path) -> str:
-    """Where a file came from, in a few words; "" when nothing is recorded."""
-    record = read_record(path) or {}
-    origin: Any = record.get("from")
-    with suppress(KeyError, TypeError):
-        return f"from {origin['hub']} {origin['id']}, revision {origin['revision']}"
-    with suppress(KeyError, TypeError):
-        return f"from {shown_url(str(origin['place']))}"
-    return str(record.get("origin", ""))

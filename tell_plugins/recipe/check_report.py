@@ -215,10 +215,8 @@ def _lengths(checked: Checked) -> str:
     shown = f"{limit:,}" if limit is not None else "the model's context, which is not known here"
     source = "" if checked.settings.given("max_length") else " (the model's context)"
     lines.append(f"  max_length {shown}{source if limit is not None else ''}")
-    if not checked.counted:
-        lines.append("  not counted")
-    for counted in checked.counted:
-        lines.append("  " + _length_line(counted, limit))
+    said = "not counted" if checked.counted is None else _length_line(checked.counted, limit)
+    lines.append(f"  {said}")
     return "\n".join(lines)
 
 
@@ -239,7 +237,7 @@ def _cost(checked: Checked) -> str:
 
 
 def _trained_tokens(checked: Checked) -> int | None:
-    counted = checked.best_count
+    counted = checked.counted
     if counted is None or checked.plan is None:
         return None
     return round(counted.tokens * checked.plan.steps / checked.plan.steps_per_epoch)
@@ -253,7 +251,7 @@ def _estimates(checked: Checked, tokens: int | None) -> list[str]:
         return ["", "  no estimate: the sizes of this model are not known here"]
     if not _is_plain_lora(settings, shape):
         return ["", "  no estimate: it is for LoRA on an unquantised model, without Liger"]
-    counted = checked.best_count
+    counted = checked.counted
     try:
         tuning = tuning_of(checked)
         rows = counted.rows if counted else worst_case(settings, checked.limit)

@@ -28,7 +28,7 @@ class Checked:
 
     Attributes:
         spec: the dataset string, where it is good.
-        counted: the rows by each tokenizer, the counting one first.
+        counted: the rows by the model's own tokenizer, else by the one at hand.
         limit: of a row's tokens.
         own_tokens: the model's control tokens.
     """
@@ -39,7 +39,7 @@ class Checked:
     mixture: Mixture | None = None
     plan: Plan | None = None
     exposure: Exposure | None = None
-    counted: list[Counted] = field(default_factory=list)
+    counted: Counted | None = None
     limit: int | None = None
     own_tokens: list[str] | None = None
     findings: list[Finding] = field(default_factory=list)
@@ -73,11 +73,6 @@ class Checked:
         if self.entries is None or all(self.entries):
             return None
         return np.full(sum(self.entries), self.entries[0] > 0)
-
-    @property
-    def best_count(self) -> Counted | None:
-        """The rows by the model's own tokenizer, else by the one at hand."""
-        return min(self.counted, key=lambda counted: not counted.own, default=None)
 
     @property
     def not_checked(self) -> dict[str, str]:
@@ -117,11 +112,11 @@ class Checked:
         return "the mixture cannot be built"
 
     def _why_not_counted(self) -> str | None:
-        if not self.counted:
+        if self.counted is None:
             return "no tokenizer is on this machine, or the recipe's max_length cannot be used"
         if self.limit is None:
             return "max_length is not named, and the model's context is not known here"
-        if not any(counted.exact for counted in self.counted):
+        if not self.counted.exact:
             return "the model's tokenizer is not on this machine: another one counted"
         return None
 

@@ -252,46 +252,42 @@ def check_lengths(checked: Checked) -> Iterator[Finding]:
     limit = checked.limit = max_length(settings)
     if mixture is None or (limit is not None and limit < 1):
         return
-    found = (mixture.counter, own_tokenizer(settings.text("model")))
-    counters = {counter.sha256: counter for counter in found if counter is not None}
-    checked.counted = [count(mixture, counter, settings, limit) for counter in counters.values()]
-    if limit is not None:
-        yield from _over(checked.counted, settings, limit)
+    counter = own_tokenizer(settings.text("model")) or mixture.counter
+    if counter is not None:
+        checked.counted = count(mixture, counter, settings, limit)
+        if limit is not None:
+            yield from _over(checked.counted, settings, limit)
 
 
-def _over(counts: Sequence[Counted], settings: Settings, limit: int) -> Iterator[Finding]:
-    """Rows over the limit, by the model's own tokenizer where it is here, else by any."""
+def _over(counted: Counted, settings: Settings, limit: int) -> Iterator[Finding]:
+    """Rows over the limit, or near it."""
     shape = readable_shape(settings.text("model"))
     positions = shape.positions if shape is not None and shape.positions else math.inf
     cut = settings.text("truncation_strategy") in ("left", "right")
     strict = settings.flag("strict") and not cut
-    best = next((counted for counted in counts if counted.own), None)
-    for counted in [best] if best else counts:
-        by = counted.tokenizer + ("" if counted.exact else "; the model's own may count otherwise")
-        # a run is not stopped over what another tokenizer counts
-        lost = error if counted.exact and not cut else warning
-        longer = _longer(counted, positions)
-        if counted.over:
-            text = f"{_rows_named(counted.over)} over max_length {limit:,} (by {by}) and would be "
-            text += "cut" if cut else "lost"
-            yield lost("tell-row-long", text, counted.file, longer + " or shorten the rows")
-        if counted.near:
-            text = (
-                f"{_rows_named(counted.near)} near max_length {limit:,}: with the chat template "
-                f"around them they may be over it (by {by})"
-            )
-            yield warning("tell-row-near", text, counted.file, longer + " to be safe")
-        for name, number in counted.general_over.items():
-            end = (
-                "; 'strict: true' stops the run there" if strict else " and would be cut or dropped"
-            )
-            yield (lost if strict else warning)(
-                "tell-general-long",
-                f"{count_of(number, 'general row')} of '{name}' over max_length {limit:,} (by {by})"
-                f"{end}",
-                settings.recipe.where("max_length"),
-                f"raise max_length, or give card '{name}' a smaller max_tokens",
-            )
+    by = counted.tokenizer + ("" if counted.exact else "; the model's own may count otherwise")
+    # a run is not stopped over what another tokenizer counts
+    lost = error if counted.exact and not cut else warning
+    longer = _longer(counted, positions)
+    if counted.over:
+        text = f"{_rows_named(counted.over)} over max_length {limit:,} (by {by}) and would be "
+        text += "cut" if cut else "lost"
+        yield lost("tell-row-long", text, counted.file, longer + " or shorten the rows")
+    if counted.near:
+        text = (
+            f"{_rows_named(counted.near)} near max_length {limit:,}: with the chat template "
+            f"around them they may be over it (by {by})"
+        )
+        yield warning("tell-row-near", text, counted.file, longer + " to be safe")
+    end = "; 'strict: true' stops the run there" if strict else " and would be cut or dropped"
+    for name, number in counted.general_over.items():
+        text = f"{count_of(number, 'general row')} of '{name}' over max_length {limit:,} (by {by})"
+        yield (lost if strict else warning)(
+            "tell-general-long",
+            text + end,
+            settings.recipe.where("max_length"),
+            f"raise max_length, or give card '{name}' a smaller max_tokens",
+        )
 
 
 def _rows_named(rows: list[tuple[str, int]]) -> str:
