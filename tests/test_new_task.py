@@ -163,8 +163,9 @@ def test_a_pattern_with_lists_of_items_loses_nothing_else(own: Own, rows: str) -
     ],
 )
 def test_a_pattern_that_cannot_be_rewritten_is_refused(pattern: str, own: Own, rows: str) -> None:
-    message = own.fails(rows, *pattern_file(own, pattern))
+    message = own.refused(rows, *pattern_file(own, pattern))
     assert "another dataset cannot be written into this recipe" in message
+    assert not own.card.exists()
 
 
 @pytest.mark.parametrize(
