@@ -325,7 +325,7 @@ def test_long_new_pairs_become_a_split(small_cards: Path, tmp_path: Path, tell: 
     assert rows.plain[0] == LONG
     record = json.loads((small_cards / "en_is_news" / "tm-en-is.jsonl.provenance.json").read_text())
     assert record["left_out"] == {"short": 1, "held_out": 2, "repeated": 2}
-    assert "made of memory.tmx\n" in tell("data", "list", "en_is_news")
+    assert "made of memory.tmx\n" in tell("data", "list", "en_is_news", code=1)
     tell("data", "is_en_news", "--tmx", str(path))
     assert (LANG, LONG) in tm_rows(small_cards, "is_en_news", "tm-is-en.jsonl")
 
