@@ -218,7 +218,7 @@ def answer_batched(
     start = time.perf_counter()
     answer_all(engine, rows, greedy, settings, Path(out), label="batched")
     seconds = time.perf_counter() - start
-    lines = read_answers(Path(out))
+    lines = sorted(read_answers(Path(out)), key=lambda line: line.row)
     return _answered(
         seconds, [line.text for line in lines], sum(line.completion_tokens or 0 for line in lines)
     )

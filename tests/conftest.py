@@ -124,6 +124,24 @@ def tell(capsys: pytest.CaptureFixture[str]) -> Tell:
     return run
 
 
+Cli = Callable[..., str]
+
+
+@pytest.fixture
+def cli(tell: Tell) -> Cli:
+    """`cli(code, verb, ...)`: the command line ends with that code; all that it says, in one line
+    with single blanks."""
+    return lambda code, *argv: " ".join(tell(*argv, code=code).split())
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny model, which no test may change."""
+    from tests.tiny import make_tiny_model
+
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
 MakeCard = Callable[..., Path]
 
 
@@ -131,7 +149,8 @@ MakeCard = Callable[..., Path]
 def make_card(tmp_path: Path) -> MakeCard:
     """Make a card under `$TELL_CARDS`: `make_card(name, train=[...], test=[...], kind=..., ...)`.
 
-    Rows are `{"q": ..., "r": ...}`; further keywords become keys of the card.
+    Rows are `{"q": ..., "r": ...}`; further keywords become keys of the card. One with a `schema`
+    has JSON answers, which may have a `label`.
     """
     import yaml
 
@@ -142,9 +161,19 @@ def make_card(tmp_path: Path) -> MakeCard:
         test: list[dict[str, str]] | None = None,
         kind: str = "task",
         anchor: str = "ANCHOR: do the task.",
+        schema: object = None,
+        label: str | None = None,
         **keys: object,
     ) -> Path:
         folder = tmp_path / "cards" / name
+        if keys.get("metric") == "translation":
+            keys.setdefault("translation", {"source": "English", "target": "Icelandic"})
+        if schema is not None:
+            answer = {"schema": "s.json"} | ({"label": label} if label else {})
+            keys |= {"metric": "json", "answer": answer}
+            text = schema if isinstance(schema, str) else json.dumps(schema)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "s.json").write_text(text)
         card: dict[str, object] = {
             "name": name,
             "kind": kind,

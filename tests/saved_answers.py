@@ -9,8 +9,24 @@ from typing import Any
 
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
+from tell_plugins.evaluation.answers import Answer
+from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.evaluation.judged import Case, Judged
+from tell_plugins.evaluation.scorers.label import judged_form
 
 HALU_PERFECT = '{"thought": "Nothing in the answer is made up.", "hallucination": "no"}'
+
+
+def halu_schema() -> dict[str, Any]:
+    """What `make_card` takes for answers as those of Halu-CoT-JSON."""
+    file = load_card("halu_cot_json").folder / "answer.schema.json"
+    return {"schema": file.read_text(), "label": "hallucination"}
+
+
+def counts(number: Rate | Estimate) -> tuple[int, int]:
+    """How many of how many a rate is of."""
+    assert isinstance(number, Rate)
+    return number.k, number.n
 
 
 def answer_line(answer_id: str, row: int, text: str, **more: Any) -> dict[str, Any]:
@@ -73,3 +89,10 @@ def save_lines(
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     (folder / "answers.jsonl").write_text(text, encoding="utf-8", errors="surrogatepass")
     return folder
+
+
+def judged_labels(given: list[str | None], right: list[str], labels: list[str]) -> Judged:
+    """Answers with the labels `given` (None: prose), each to a row of its own."""
+    answers = [Answer(id="", row=row, text="", finish_reason="") for row in range(len(given))]
+    case = Case(load_card("halu_cot_json"), answers, right, labels)
+    return judged_form(case, [None if label is not None else "prose" for label in given], given)

@@ -20,7 +20,7 @@ from tell_plugins.evaluation.ability import (
     read_scores,
     table,
 )
-from tests.conftest import PROJECT, MakeCard
+from tests.conftest import PROJECT, Cli, MakeCard
 from tests.tiny import make_tiny_cards, make_tiny_model, run_swift, sft, tiny_recipe
 
 # Appendix A.5: Open-Platypus, alpaca-en
@@ -140,23 +140,15 @@ def _adapter(folder: Path) -> Path:
     return folder
 
 
-def _main(*arguments: str) -> int:
-    from tell_plugins.cli import main
-
-    return main(["ability", *arguments])
-
-
 def test_without_the_second_environment_its_set_up_is_named(
-    environment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    environment: Path, tmp_path: Path, cli: Cli
 ) -> None:
     adapter = _adapter(tmp_path / "checkpoint-5")
-    assert _main(str(adapter)) == 1
-    assert "is missing" in capsys.readouterr().err
+    assert "is missing" in cli(1, "ability", adapter)
     (environment / "bin").mkdir(parents=True)
     (environment / "bin" / "python").write_text("")
     (environment / "requirements.installed").write_text("older\n")
-    assert _main(str(adapter)) == 1
-    shown = capsys.readouterr().err
+    shown = cli(1, "ability", adapter)
     assert "is outdated" in shown
     assert "--setup" in shown
 
@@ -169,18 +161,9 @@ def test_without_the_second_environment_its_set_up_is_named(
         (["--rows", "0"], "--rows: 0 rows"),
     ],
 )
-def test_wrong_options_are_said(
-    more: list[str], found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert _main(str(_adapter(tmp_path / "checkpoint-5")), *more) == 1
-    assert found in capsys.readouterr().err
-
-
-def test_a_folder_without_adapter_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert _main(str(tmp_path)) == 1
-    assert "no adapter" in capsys.readouterr().err
+def test_wrong_options_are_said(more: list[str], found: str, tmp_path: Path, cli: Cli) -> None:
+    assert "no adapter" in cli(1, "ability", tmp_path, *more)
+    assert found in cli(1, "ability", _adapter(tmp_path / "checkpoint-5"), *more)
 
 
 def test_the_base_model_is_served_as_the_adapter_was_trained(tmp_path: Path) -> None:
@@ -239,16 +222,12 @@ with (folder / "eval_result.jsonl").open("a") as file:
 
 @pytest.mark.slow
 def test_an_adapter_is_served_without_its_anchor_and_asked_from_the_second_environment(
-    environment: Path,
-    make_card: MakeCard,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    environment: Path, make_card: MakeCard, tmp_path: Path, cli: Cli
 ) -> None:
     """`swift deploy` is real; what evalscope would do is a stub that asks one question."""
     make_tiny_cards(make_card)
-    recipe = tiny_recipe(
-        tmp_path / "r.yaml", make_tiny_model(tmp_path / "model"), "tell/tiny_task:general=2rows"
-    )
+    model = make_tiny_model(tmp_path / "model")
+    recipe = tiny_recipe(tmp_path / "r.yaml", model, "tell/tiny_task:general=2rows")
     run_swift(*sft(recipe))
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
     (environment / "bin").mkdir(parents=True)
@@ -256,9 +235,8 @@ def test_an_adapter_is_served_without_its_anchor_and_asked_from_the_second_envir
     python.write_text(STUB.format(python=sys.executable))
     python.chmod(0o755)
     (environment / "requirements.installed").write_bytes(ability.REQUIREMENTS.read_bytes())
-    assert _main(str(checkpoint), "--rows", "3", "--max_batch_size", "2") == 0
-    printed = capsys.readouterr().out
-    assert "OpenBookQA average                 50.00" in printed
+    printed = cli(0, "ability", checkpoint, "--rows", 3, "--max_batch_size", 2)
+    assert "OpenBookQA average 50.00" in printed
     assert "AGIEval: 1 of 21 sub-scores" in printed
     out = checkpoint / "ability" / checkpoint.name
     report = json.loads((out / "ability.json").read_text())
@@ -268,5 +246,4 @@ def test_an_adapter_is_served_without_its_anchor_and_asked_from_the_second_envir
     limits = (out / "result" / checkpoint.name / "eval_result.jsonl").read_text().splitlines()
     assert {json.loads(line)["limit"] for line in limits} == {"3"}
     python.write_text(f"#!{sys.executable}\nimport sys\nprint('no data')\nsys.exit(3)\n")
-    assert _main(str(checkpoint)) == 2
-    assert "no data" in capsys.readouterr().err
+    assert "no data" in cli(2, "ability", checkpoint)

@@ -10,12 +10,11 @@ import pytest
 import yaml
 
 from tell_plugins.bridge.protocol import DECODINGS
-from tell_plugins.cli import main
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.answers import SETTINGS, Prompt, Settings, answer_all, read_answers
 from tell_plugins.recipe.recipes import Recipe
-from tests.conftest import MakeCard
+from tests.conftest import Cli, MakeCard
 from tests.scripted_engine import ScriptedEngine, answer_by_script
 from tests.test_engines import serving
 from tests.tiny import make_tiny_cards, tiny_recipe
@@ -29,76 +28,51 @@ def recipe(make_card: MakeCard, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def says_its_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that answers every question with the recipe's system prompt."""
+def evaluated(recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """`evaluated(code, ...)`: what `eval` of that recipe says; an engine answers every question
+    with the recipe's system prompt."""
     answer_by_script(monkeypatch, lambda recipe, prompt: str(recipe.get("system")))
+    return lambda code, *flags: cli(code, "eval", recipe, *flags)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("system", "Be brief."),
-        ("model_kwargs", {"a": 1}),
-    ],
-)
+def change(recipe: Path, values: dict[str, Any]) -> None:
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | values))
+
+
+@pytest.mark.parametrize("values", [{"system": "Be brief."}, {"model_kwargs": {"a": 1}}])
 def test_answers_of_another_system_prompt_or_template_are_not_scored_as_new(
-    key: str,
-    value: Any,
-    says_its_system: None,
-    recipe: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    values: dict[str, Any], evaluated: Cli, recipe: Path, tmp_path: Path
 ) -> None:
-    call = ["eval", str(recipe), "--adapter", "none", "--general-rows", "2"]
-    call += ["--retention-rows", "3"]
-    call += ["--out", str(tmp_path / "eval")]
-    assert main(call) == 0
-    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {key: value}))
-    assert main(call) == 1
-    text = " ".join(capsys.readouterr().err.split())
-    assert "the recipe's model keys (system, template and the like) have changed since" in text
-    assert "test-greedy" in text
+    call = ["--adapter", "none", "--general-rows", 2, "--retention-rows", 3, "--out"]
+    evaluated(0, *call, tmp_path / "eval")
+    change(recipe, values)
+    said = evaluated(1, *call, tmp_path / "eval")
+    assert "the recipe's model keys (system, template and the like) have changed since" in said
+    assert "test-greedy" in said
     kept = read_answers(tmp_path / "eval" / "none" / "test-greedy")
     assert {line.text for line in kept} == {"None"}
-    assert main([*call[:-1], str(tmp_path / "other")]) == 0
+    evaluated(0, *call, tmp_path / "other")
 
 
 def test_what_does_not_change_an_answer_is_free(
-    says_its_system: None, recipe: Path, tmp_path: Path
+    evaluated: Cli, recipe: Path, tmp_path: Path
 ) -> None:
-    call = ["eval", str(recipe), "--adapter", "none", "--general-rows", "0"]
-    call += ["--out", str(tmp_path / "eval")]
-    assert main(call) == 0
+    call = ["--adapter", "none", "--general-rows", 0, "--out", tmp_path / "eval"]
+    evaluated(0, *call)
     more = {"learning_rate": 0.5, "output_dir": "elsewhere", "device_map": "cpu", "system": None}
-    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | more))
-    assert main(call) == 0
+    change(recipe, more)
+    evaluated(0, *call)
 
 
-def test_an_adapter_trained_again_into_the_same_folder_is_another(
-    says_its_system: None,
-    recipe: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    folder = saved_adapter(tmp_path / "run" / "checkpoint-2", b"\0\1\0\0")
-    call = ["eval", str(recipe), "--general-rows", "0"]
-    assert main(call) == 0
-    assert main(call) == 0  # nothing changed: all is there
-    saved_adapter(folder, b"\0\2\0\0")
-    assert main(call) == 1
-    assert "the adapter's weights have changed since" in " ".join(capsys.readouterr().err.split())
-
-
-def test_what_lies_in_the_folders_is_told_by_content(
-    says_its_system: None, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Weights and tokenizer of the model, and the scale of an adapter, under unchanged names."""
+def test_what_lies_in_the_folders_is_told_by_content(evaluated: Cli, tmp_path: Path) -> None:
+    """An adapter trained again into the same folder, weights and tokenizer of the model, and the
+    scale of an adapter, under unchanged names."""
     folder = saved_adapter(tmp_path / "run" / "checkpoint-2", b"\0\1\0\0")
     model = tmp_path / "model"
     model.mkdir()
     (model / "model.safetensors").write_bytes(b"one")
-    call = ["eval", str(recipe), "--general-rows", "0"]
-    assert main(call) == 0
+    for _ in range(2):  # where nothing changed, all is there
+        evaluated(0, "--general-rows", 0)
     for file, said in (
         (model / "model.safetensors", "the model's weights, tokenizer or settings have changed"),
         (model / "tokenizer.json", "the model's weights, tokenizer or settings have changed"),
@@ -106,33 +80,26 @@ def test_what_lies_in_the_folders_is_told_by_content(
     ):
         before = file.read_bytes() if file.is_file() else None
         file.write_text('{"lora_alpha": 2}')
-        assert main(call) == 1
-        assert said in " ".join(capsys.readouterr().err.split())
+        assert said in evaluated(1, "--general-rows", 0)
         file.unlink() if before is None else file.write_bytes(before)
     (model / "README.md").write_text("no answer depends on it")
-    assert main(call) == 0
+    evaluated(0, "--general-rows", 0)
+    saved_adapter(folder, b"\0\2\0\0")
+    assert "the adapter's weights have changed since" in evaluated(1, "--general-rows", 0)
 
 
 def test_losses_on_other_held_out_responses_are_not_taken_for_these(
-    says_its_system: None,
-    recipe: Path,
-    make_card: MakeCard,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    evaluated: Cli, make_card: MakeCard, tmp_path: Path
 ) -> None:
     def general(response: str) -> None:
         rows = [{"q": f"Write about {n}.", "r": f"{response} {n}"} for n in range(20)]
         make_card("plain", train=rows, kind="general")
 
+    call = ["--adapter", "none", "--general-rows", 4, "--retention-rows", 3]
     general("one")
-    call = ["eval", str(recipe), "--adapter", "none", "--general-rows", "4"]
-    call += ["--retention-rows", "3"]
-    assert main(call) == 0
+    evaluated(0, *call)
     general("two")
-    assert main(call) == 1
-    text = " ".join(capsys.readouterr().err.split())
-    assert "have changed since" in text
-    pairs = [("q", "one"), ("r", "two")]
+    assert "have changed since" in evaluated(1, *call)
     engine = ScriptedEngine(Recipe(Path("r.yaml"), {"model": "m"}), lambda recipe, prompt: "x")
 
     def taken(pairs: list[tuple[str, str]]) -> list[tuple[float, int]]:
@@ -140,70 +107,56 @@ def test_losses_on_other_held_out_responses_are_not_taken_for_these(
         retention.measure(pairs, engine.response_losses, path, label="test")
         return retention.read(path.parent)
 
-    assert taken(pairs) == [(3.0, 3), (3.0, 3)]
+    assert taken([("q", "one"), ("r", "two")]) == [(3.0, 3), (3.0, 3)]
     assert taken([("q", "one"), ("r", "longer")]) == [(3.0, 3), (6.0, 6)]
 
 
-def test_answers_of_an_earlier_release_are_accepted(
-    says_its_system: None, recipe: Path, tmp_path: Path
-) -> None:
+def test_answers_of_an_earlier_release_are_accepted(evaluated: Cli, tmp_path: Path) -> None:
     """It saved no hashes of model keys and weights: what is unknown is not compared."""
     saved_adapter(tmp_path / "run" / "checkpoint-2", b"\0\1\0\0")
-    call = ["eval", str(recipe), "--general-rows", "0"]
-    assert main(call) == 0
+    evaluated(0, "--general-rows", 0)
     file = tmp_path / "run" / "eval" / "checkpoint-2" / "test-greedy" / SETTINGS
     settings = json.loads(file.read_text())
     assert len(settings.pop("model_sha256")) == len(settings.pop("adapter_sha256")) == 64
     file.write_text(json.dumps(settings))
-    assert main(call) == 0
+    evaluated(0, "--general-rows", 0)
 
 
 def test_two_systems_of_one_served_model_are_refused_before_any_answer(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Path, tmp_path: Path, cli: Cli
 ) -> None:
     folder = saved_adapter(tmp_path / "run" / "checkpoint-2", b"\0\1\0\0")
     with serving(models=("only",)) as server:
-        call = ["eval", str(recipe), "--adapter", "none", str(folder), "--engine", server.url]
-        assert main([*call, "--general-rows", "0"]) == 1
-    assert "'none' and 'checkpoint-2' would both be answered" in capsys.readouterr().err
+        call = ["--adapter", "none", folder, "--engine", server.url, "--general-rows", 0]
+        said = cli(1, "eval", recipe, *call)
+    assert "'none' and 'checkpoint-2' would both be answered" in said
     assert server.asked == []
 
 
 @pytest.mark.parametrize(
-    ("split", "lengths", "remedy", "mended"),
+    ("split", "longest", "remedy", "limit"),
     [
-        ("general", [10, 82, 95, 30, 120], "--retention-rows 2, or a model", {"rows": 2}),
-        ("general", [83, 10], "--retention-rows 0, or a model", {"rows": 0}),
-        ("test", [10, 87, 30], "--max-new-tokens 3, or a model", {"max_new_tokens": 3}),
-        ("test", [10, 90, 30], "remedy:  a model with a longer context", None),
+        ("general", 83, "remedy:  a model with a longer context", None),
+        ("test", 87, "--max-new-tokens 3, or a model", 3),
+        ("test", 90, "remedy:  a model with a longer context", None),
     ],
 )
 def test_the_remedy_for_a_prompt_that_does_not_fit_is_one(
-    split: str, lengths: list[int], remedy: str, mended: dict[str, int] | None, tmp_path: Path
+    split: str, longest: int, remedy: str, limit: int | None, tmp_path: Path
 ) -> None:
     """A context of 90 tokens, and answers of up to 8."""
     engine = ScriptedEngine(Recipe(Path("r.yaml"), {"model": "m"}), lambda recipe, prompt: "x")
     engine.context = 90
-    prompts = [Prompt(f"id-{row}", row, "x" * length) for row, length in enumerate(lengths)]
+    prompts = [Prompt(f"id-{row}", row, "x" * size) for row, size in enumerate((10, longest, 30))]
 
-    def answered(rows: int, max_new_tokens: int) -> int:
-        settings = Settings(
-            card="c",
-            split=split,
-            anchor="none",
-            rows=rows,
-            max_new_tokens=max_new_tokens,
-            batch_size=2,
-        )
-        folder = tmp_path / f"{rows} {max_new_tokens}"
-        asked = prompts[:rows]
-        answer_all(engine, asked, DECODINGS["greedy"], settings, folder, label="test")
+    def answered(limit: int) -> int:
+        more = {"rows": 3, "max_new_tokens": limit, "batch_size": 2}
+        settings = Settings(card="c", split=split, anchor="none", **more)
+        folder = tmp_path / str(limit)
+        answer_all(engine, prompts, DECODINGS["greedy"], settings, folder, label="test")
         return len(read_answers(folder))
 
-    given = {"rows": len(prompts), "max_new_tokens": 8}
     with pytest.raises(UserError, match="prompt tokens, which leaves") as caught:
-        answered(**given)
+        answered(8)
     assert remedy in str(caught.value)
-    if mended is not None:
-        given |= mended
-        assert answered(**given) == given["rows"]
+    assert limit is None or answered(limit) == 3

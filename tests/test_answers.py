@@ -30,7 +30,7 @@ from tell_plugins.evaluation.prompts import prompts_sha256
 from tell_plugins.recipe.recipes import Recipe
 from tests.conftest import PROJECT, MakeCard
 from tests.scripted_engine import ScriptedEngine
-from tests.tiny import make_tiny_cards, make_tiny_model, tiny_recipe
+from tests.tiny import make_tiny_cards, tiny_engine, tiny_recipe
 from tests.tiny_adapters import gap_where_they_part
 
 pytestmark = pytest.mark.slow
@@ -58,24 +58,12 @@ SETTINGS_OF_TEST = Settings(
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-def local_engine(model: Path, **values: Any) -> Any:
-    from tell_plugins.bridge.engine import LocalEngine
-
-    known = {"model": str(model), "model_type": "llama", "template": "chatml", "check_model": False}
-    return LocalEngine(known | values, {}, batch_size=8)
-
-
-@pytest.fixture(scope="module")
 def engine(model: Path) -> Iterator[Any]:
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # two only wait for each other on so small a model
-    yield local_engine(model)
+    yield tiny_engine(model)
     torch.set_num_threads(threads)
 
 
@@ -86,16 +74,20 @@ def answered(engine: Any, folder: Path, **changes: Any) -> bytes:
     return answer_all(engine, PROMPTS, decoding, settings, folder, label="test").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def scripted(tmp_path_factory: pytest.TempPathFactory) -> ScriptedEngine:
-    """An engine that costs nothing, for what does not hang on the answers."""
-    return ScriptedEngine(Recipe(Path("r.yaml"), {"model": "m"}), lambda _, prompt: prompt[::-1])
+def scripted(asked: list[str]) -> ScriptedEngine:
+    """An engine that costs nothing, for what does not hang on the answers; it notes the prompts."""
+
+    def script(recipe: Recipe, prompt: str) -> str:
+        asked.append(prompt)
+        return prompt[::-1]
+
+    return ScriptedEngine(Recipe(Path("r.yaml"), {"model": "m"}), script)
 
 
 @pytest.fixture(scope="module")
-def whole(scripted: Any, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The file of a run that nothing disturbed."""
-    return answered(scripted, tmp_path_factory.mktemp("whole"))
+    return answered(scripted([]), tmp_path_factory.mktemp("whole"))
 
 
 def texts(content: bytes) -> dict[int, str]:
@@ -121,30 +113,15 @@ def test_every_prompt_is_answered_once_longest_first(engine: Any, tmp_path: Path
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 24, 47, 48])
 @pytest.mark.parametrize("tail", [b"", b'{"id": "id-3", "row": 3, "te', b"\x00\xff\n", b"[1]\n"])
 def test_a_file_that_breaks_off_anywhere_is_made_whole(
-    kept: int, tail: bytes, scripted: Any, whole: bytes, tmp_path: Path
+    kept: int, tail: bytes, whole: bytes, tmp_path: Path
 ) -> None:
     """Whole lines, then a line that was torn or is none: batches that are whole stay."""
     (tmp_path / SETTINGS).write_text(json.dumps(SETTINGS_OF_TEST.model_dump()))
     lines = whole.splitlines(keepends=True)[:kept]
     (tmp_path / ANSWERS).write_bytes(b"".join(lines) + tail)
     asked: list[str] = []
-    watched = _Watched(scripted, asked)
-    assert answered(watched, tmp_path) == whole
+    assert answered(scripted(asked), tmp_path) == whole
     assert len(asked) == len(PROMPTS) - kept // 8 * 8
-
-
-class _Watched:
-    """An engine that notes what it is asked."""
-
-    def __init__(self, engine: Any, asked: list[str]) -> None:
-        self._engine, self._asked = engine, asked
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    def answer(self, prompts: Any, *args: Any, **more: Any) -> Any:
-        self._asked += prompts
-        return self._engine.answer(prompts, *args, **more)
 
 
 def test_answers_with_any_line_separator_are_read_back(tmp_path: Path) -> None:
@@ -211,26 +188,26 @@ def test_eval_killed_and_called_again_leaves_the_same_file(
     ],
 )
 def test_answers_of_other_settings_never_join(
-    key: str, value: Any, scripted: Any, whole: bytes, tmp_path: Path
+    key: str, value: Any, whole: bytes, tmp_path: Path
 ) -> None:
     (tmp_path / SETTINGS).write_text(json.dumps(SETTINGS_OF_TEST.model_dump()))
     (tmp_path / ANSWERS).write_bytes(whole[:100])
     with pytest.raises(UserError, match="answers of other settings") as caught:
-        answered(scripted, tmp_path, **{key: value})
+        answered(scripted([]), tmp_path, **{key: value})
     assert f"{key}: " in str(caught.value)
     assert (tmp_path / ANSWERS).read_bytes() == whole[:100]
 
 
 def test_settings_of_an_earlier_release_and_those_that_are_none(
-    scripted: Any, whole: bytes, tmp_path: Path
+    whole: bytes, tmp_path: Path
 ) -> None:
     saved = SETTINGS_OF_TEST.model_dump()
     del saved["shots"]
     (tmp_path / SETTINGS).write_text(json.dumps(saved))
-    assert answered(scripted, tmp_path) == whole
+    assert answered(scripted([]), tmp_path) == whole
     (tmp_path / SETTINGS).write_text("{")
     with pytest.raises(UserError, match="no JSON"):
-        answered(scripted, tmp_path)
+        answered(scripted([]), tmp_path)
 
 
 @pytest.mark.parametrize("more", [-5, 0, 10])
@@ -243,7 +220,7 @@ def test_a_prompt_too_long_for_the_model_is_found_before_any_answer(
     shutil.copytree(model, short)
     config = json.loads((short / "config.json").read_text())
     (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": size}))
-    engine = local_engine(short)
+    engine = tiny_engine(short)
     assert longest == max(engine.prompt_tokens([prompt.text for prompt in PROMPTS]))
     room = size - longest
     if room <= 0:
@@ -278,7 +255,7 @@ def ending_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_answer_that_the_limit_cut_says_so(ending_model: Path, tmp_path: Path) -> None:
-    engine = local_engine(ending_model)
+    engine = tiny_engine(ending_model)
     content = answered(engine, tmp_path, max_new_tokens=24)
     lines = [json.loads(line) for line in content.decode().split("\n")[:-1]]
     ends = {line["finish_reason"] for line in lines}
@@ -298,7 +275,7 @@ def test_an_answer_that_the_limit_cut_says_so(ending_model: Path, tmp_path: Path
 
 def test_batched_answers_are_those_given_one_by_one(ending_model: Path, tmp_path: Path) -> None:
     """In fp32; where two answers part, it is a tie between two tokens."""
-    engine = local_engine(ending_model)
+    engine = tiny_engine(ending_model)
     batched = texts(answered(engine, tmp_path / "8", max_new_tokens=32))
     single = texts(answered(engine, tmp_path / "1", max_new_tokens=32, batch_size=1))
     differ = [row for row in batched if batched[row] != single[row]]
@@ -336,20 +313,6 @@ def test_sharing_heads_on_a_cpu_changes_nothing_but_the_speed(model: Path) -> No
             said.append(torch.cat([out.logits[:, -1:], more.logits], 1))
     assert shared(mask, ids)  # it was in force
     torch.testing.assert_close(said[0], said[1], rtol=1e-4, atol=1e-4)
-
-
-def test_seeds_of_the_papers_decoding(engine: Any, tmp_path: Path) -> None:
-    """The same seed gives the same answers, another seed others; greedy knows no seed."""
-
-    def sampled(name: str, seed: int) -> dict[int, str]:
-        changes: dict[str, Any] = {"decoding": "paper", "seed": seed}
-        return texts(answered(engine, tmp_path / name, **changes))
-
-    one, again, other = sampled("1", 1), sampled("1 again", 1), sampled("2", 2)
-    assert one == again
-    assert sum(one[row] != other[row] for row in one) > len(PROMPTS) // 4
-    greedy = [texts(answered(engine, tmp_path / f"g{seed}", seed=seed)) for seed in (1, 2)]
-    assert greedy[0] == greedy[1]
 
 
 def test_a_sampled_run_that_was_stopped_goes_on_with_the_same_draws(

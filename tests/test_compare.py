@@ -19,12 +19,11 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import paper_numbers
 from tell_plugins.evaluation.answers import Settings, load_scored
-from tell_plugins.evaluation.compare import compare, find_folders
+from tell_plugins.evaluation.compare import compare, find_folders, short_names, trained_spec
 from tell_plugins.evaluation.scorers.json_readings import READINGS
-from tell_plugins.evaluation.systems import short_names, trained_spec
-from tests.conftest import MakeCard
+from tests.conftest import Cli, MakeCard
 from tests.saved_answers import HALU_PERFECT as GOOD
-from tests.saved_answers import answer_line, save_answers, save_lines
+from tests.saved_answers import answer_line, halu_schema, save_answers, save_lines
 
 YES = GOOD.replace('"no"', '"yes"')
 
@@ -32,17 +31,10 @@ YES = GOOD.replace('"no"', '"yes"')
 @pytest.fixture
 def card(make_card: MakeCard) -> str:
     """40 test rows, every fourth of them 'yes'; answers as those of Halu-CoT-JSON."""
-    schema = load_card("halu_cot_json").folder / "answer.schema.json"
     rows = [{"q": f"question {i}", "r": "yes" if i % 4 == 0 else "no"} for i in range(40)]
     for name in ("halu", "halu_too", "other"):
-        folder = make_card(
-            name,
-            train=[{"q": "q", "r": GOOD}],
-            test=rows if name != "other" else rows[:39],
-            metric="json",
-            answer={"schema": "s.json", "label": "hallucination"},
-        )
-        (folder / "s.json").write_bytes(schema.read_bytes())
+        tests = rows if name != "other" else rows[:39]
+        make_card(name, train=[{"q": "q", "r": GOOD}], test=tests, **halu_schema())
     return "halu"
 
 
@@ -88,17 +80,22 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return set_width
 
 
+@pytest.fixture
+def compared(runs: Path, tmp_path: Path, cli: Cli) -> Cli:
+    """`compared(code, ...)`: what is said of the run folder, and of what else is named."""
+    return lambda code, *more: cli(code, "compare", runs, "--out", tmp_path / "out", *more)
+
+
 @pytest.mark.parametrize("columns", [60, 132])
 def test_tables_fit_the_terminal_and_no_word_is_cut(
     columns: int,
     runs: Path,
-    tmp_path: Path,
     terminal: Callable[[int], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    call = ["compare", str(runs), "--out", str(tmp_path / "out"), "--resamples", "100"]
+    call = ["compare", str(runs), "--out", str(runs / "out"), "--resamples", "100"]
     assert main(call) == 0
-    in_file = capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
     terminal(columns)
     assert main(call) == 0
     shown = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
@@ -107,7 +104,6 @@ def test_tables_fit_the_terminal_and_no_word_is_cut(
     assert max(map(len, rows)) <= columns
     for word in ("checkpoint-4", "75.0", "accuracy", "balanced", "difference", "prose"):
         assert word in shown, word
-    lines = in_file.splitlines()
     (place,) = [i for i, line in enumerate(lines) if line.startswith(" checkpoint-4    40")]
     assert lines[place].count("75.0") >= 2  # in a file all columns stand in one line,
     assert lines[place + 1].count("[59.8, 85.8]") >= 2  # and their intervals below them
@@ -126,12 +122,8 @@ def content(out: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_run_folder_is_compared_under_every_scorer(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    assert main(["compare", str(runs), "--out", str(out), "--resamples", "500"]) == 0
-    printed = capsys.readouterr().out
+def test_a_run_folder_is_compared_under_every_scorer(compared: Cli, tmp_path: Path) -> None:
+    printed = compared(0, "--resamples", 500)
     for text in (
         "halu, test: adherence in %",
         "halu, test: strict, shares in %",
@@ -144,13 +136,9 @@ def test_a_run_folder_is_compared_under_every_scorer(
         "text around",
     ):
         assert text in printed, text
-    found = content(out)
-    assert [system["name"] for system in found["systems"]] == [
-        "checkpoint-4",
-        "checkpoint-8",
-        "none",
-    ]
-    scores = read_csv(out / "scores.csv")
+    names = [system["name"] for system in content(tmp_path / "out")["systems"]]
+    assert names == ["checkpoint-4", "checkpoint-8", "none"]
+    scores = read_csv(tmp_path / "out" / "scores.csv")
     adherence = {
         (row["system"], row["scorer"]): (row["k"], row["n"])
         for row in scores
@@ -165,11 +153,16 @@ def test_a_run_folder_is_compared_under_every_scorer(
         assert set(row) >= {"system", "scorer", "measure", "value", "low", "high", "k", "n"}
 
 
-def test_differences_are_paired_and_to_the_named_baseline(runs: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    base = runs / "eval" / "none"
-    assert main(["compare", str(runs), "--baseline", str(base), "--out", str(out)]) == 0
-    rows = read_csv(out / "differences.csv")
+def test_differences_are_paired_and_to_the_named_baseline(
+    compared: Cli, runs: Path, tmp_path: Path
+) -> None:
+    names = ("scores.csv", "differences.csv", "comparison.json")
+    each = []
+    for _ in range(2):  # the numbers are the same each time
+        compared(0, "--baseline", runs / "eval" / "none")
+        each.append([(tmp_path / "out" / name).read_bytes() for name in names])
+    assert each[0] == each[1]
+    rows = read_csv(tmp_path / "out" / "differences.csv")
     assert {row["baseline"] for row in rows} == {"none"}
     assert {row["system"] for row in rows} == {"checkpoint-4", "checkpoint-8"}
     found = {(row["system"], row["scorer"], row["measure"]): row for row in rows}
@@ -180,24 +173,17 @@ def test_differences_are_paired_and_to_the_named_baseline(runs: Path, tmp_path: 
     assert float(lenient["value"]) == pytest.approx(0.5)  # from constant "no" to all right
     same = found["checkpoint-8", "lenient", "adherence"]
     assert (float(same["value"]), float(same["p"])) == (0, 1)
-    assert content(out)["differences"] == [
+    assert content(tmp_path / "out")["differences"] == [
         {**row, **{key: pytest.approx(float(row[key]), abs=1e-6) for key in NUMBERS},
          **{key: int(row[key]) for key in ("n", "resamples", "seed")}}
         for row in rows
     ]  # fmt: skip
 
 
-def test_numbers_are_the_same_each_time(runs: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        assert main(["compare", str(runs), "--out", str(tmp_path / name)]) == 0
-    for name in ("scores.csv", "differences.csv", "comparison.json"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-def test_one_system_has_no_differences(runs: Path, tmp_path: Path) -> None:
-    one, out = runs / "eval" / "none" / "test-greedy", tmp_path / "out"
-    assert main(["compare", str(one), "--out", str(out), "--resamples", "100"]) == 0
-    assert read_csv(out / "differences.csv") == []
+def test_one_system_has_no_differences(runs: Path, tmp_path: Path, cli: Cli) -> None:
+    one = runs / "eval" / "none" / "test-greedy"
+    cli(0, "compare", one, "--out", tmp_path, "--resamples", 100)
+    assert read_csv(tmp_path / "differences.csv") == []
 
 
 def test_systems_that_answered_other_rows_are_compared_on_the_shared_ones(
@@ -213,34 +199,32 @@ def test_systems_that_answered_other_rows_are_compared_on_the_shared_ones(
     assert compare([first, third]).differences == []
 
 
-def test_answers_to_different_tests_are_never_mixed(
-    card: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_answers_to_different_tests_are_never_mixed(card: str, tmp_path: Path, cli: Cli) -> None:
+    out = ["--out", tmp_path / "out"]
     a = save_answers(tmp_path / "a", card, [GOOD] * 40)
     b = save_answers(tmp_path / "b", "other", [GOOD] * 39)
     c = save_answers(tmp_path / "c", card, [GOOD], split="train")
     for other, name in ((b, "card 'other', split 'test'"), (c, "card 'halu', split 'train'")):
-        assert main(["compare", str(a), str(other), "--out", str(tmp_path / "out")]) == 1
-        message = capsys.readouterr().err
+        message = cli(1, "compare", a, other, *out)
         assert "answers to different tests" in message
         assert name in message
         assert "remedy" in message
     assert not (tmp_path / "out").exists()
     # another card with the very same test rows and schema is the same test
     d = save_answers(tmp_path / "d", "halu_too", [YES] * 40)
-    assert main(["compare", str(a), str(d), "--out", str(tmp_path / "out")]) == 0
+    cli(0, "compare", a, d, *out)
     schema = load_card("halu_too").folder / "s.json"
     schema.write_text(schema.read_text().replace('"no"', '"not"'))
-    assert main(["compare", str(a), str(d), "--out", str(tmp_path / "out")]) == 1
+    cli(1, "compare", a, d, *out)
 
 
-def test_splits_of_a_run_are_picked(card: str, runs: Path, tmp_path: Path) -> None:
+def test_splits_of_a_run_are_picked(card: str, runs: Path, compared: Cli) -> None:
     save_answers(runs / "eval" / "none" / "train-greedy", card, [GOOD], split="train")
-    assert main(["compare", str(runs), "--out", str(tmp_path)]) == 0  # the test is meant
+    compared(0)  # the test is meant
     named = [str(runs / "eval" / "none" / "test-greedy"), str(runs)]
     found = [folder.parent.name for folder in find_folders(named)]
     assert found == ["none", "checkpoint-4", "checkpoint-8"]  # each once, in order
-    assert main(["compare", str(runs), "--split", "test", "--out", str(tmp_path)]) == 0
+    compared(0, "--split", "test")
     assert len(find_folders([str(runs)], "train")) == 1
 
 
@@ -278,49 +262,36 @@ def test_systems_are_named_by_method_and_seed_or_by_their_folders(
 
 
 def test_the_papers_columns_stand_beside_the_papers_task_alone(
-    make_card: MakeCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_card: MakeCard, tmp_path: Path, cli: Cli
 ) -> None:
     schema = {"type": "object", "properties": {"x": {"enum": ["a", "b"]}}, "required": ["x"]}
     rows = [{"q": f"q {n}", "r": '{"x": "a"}'} for n in range(4)]
-    answer = {"schema": "s.json", "label": "x"}
-    folder = make_card("own", train=rows, test=rows, metric="json", answer=answer)
-    (folder / "s.json").write_text(json.dumps(schema))
+    make_card("own", train=rows, test=rows, schema=schema, label="x")
     saved = save_answers(tmp_path / "a", "own", ['{"x": "a"}'] * 4)
-    assert main(["compare", str(saved), "--out", str(tmp_path / "out")]) == 0
-    printed = capsys.readouterr().out
+    printed = cli(0, "compare", saved, "--out", tmp_path / "out")
     assert "strict" in printed
     assert "official" not in printed
     assert "official" not in (tmp_path / "out" / "scores.csv").read_text()
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("named", "flags", "message"),
     [
-        (["--learned", "bleurt"], "score translations"),
-        (["--learned", "blert"], "did you mean 'bleurt'"),
-        (["--resamples", "5"], "100 and more"),
-        (["--baseline", "nowhere"], "no saved answers in 'nowhere'"),
+        ("", ["--learned", "bleurt"], "score translations"),
+        ("", ["--learned", "blert"], "did you mean 'bleurt'"),
+        ("", ["--resamples", "5"], "100 and more"),
+        ("", ["--baseline", "nowhere"], "no saved answers in 'nowhere'"),
+        ("", ["--baseline", "{runs}"], "holds 3 sets of answers"),
+        ("../cards", [], "no saved answers"),
+        # the general questions alone have nothing to be scored against
+        ("eval/none/general", [], "split 'general'"),
     ],
 )
-def test_wrong_flags(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+def test_what_cannot_be_compared(
+    named: str, flags: list[str], message: str, runs: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    assert main(["compare", str(runs), *flags, "--out", str(tmp_path / "out")]) == 1
-    assert message in capsys.readouterr().err
-
-
-def test_folders_without_answers_and_an_ambiguous_baseline(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    assert main(["compare", str(empty)]) == 1
-    assert "no saved answers" in capsys.readouterr().err
-    assert main(["compare", str(runs), "--baseline", str(runs)]) == 1
-    assert "holds 3 sets of answers" in capsys.readouterr().err
-    # the general questions alone have nothing to be scored against
-    assert main(["compare", str(runs / "eval" / "none" / "general")]) == 1
-    assert "split 'general'" in capsys.readouterr().err
+    more = [flag.format(runs=runs) for flag in flags]
+    assert message in cli(1, "compare", runs / named, *more, "--out", tmp_path / "out")
 
 
 def test_names_are_what_tells_folders_apart() -> None:
@@ -335,37 +306,24 @@ def test_names_are_what_tells_folders_apart() -> None:
 
 
 def test_translations_and_numbers_have_their_tables(
-    make_card: MakeCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_card: MakeCard, tmp_path: Path, cli: Cli
 ) -> None:
-    make_card(
-        "lines",
-        train=[{"q": "One", "r": "Sure: x.\nEitt"}],
-        test=[{"q": f"One {n}\nTwo", "r": f"Sure: x.\nEitt {n} hús\nTvö"} for n in range(4)],
-        metric="translation",
-        translation={"source": "English", "target": "Icelandic"},
-    )
+    rows = [{"q": f"One {n}\nTwo", "r": f"Sure: x.\nEitt {n} hús\nTvö"} for n in range(4)]
+    make_card("lines", train=rows[:1], test=rows, metric="translation")
     whole = {n: f"Eitt {n} hús\nTvö" for n in range(4)}
     a = save_answers(tmp_path / "m" / "a", "lines", whole, rows=5)
     b = save_answers(tmp_path / "m" / "b", "lines", ["Eitt hús"] * 4)
-    assert main(["compare", str(a), str(b), "--out", str(tmp_path / "out")]) == 0
-    printed = capsys.readouterr().out
+    printed = cli(0, "compare", a, b, "--out", tmp_path / "out")
     for text in ("chrF++", "source copied", "raw document", "in points", "version:2.6.0", "fewer"):
         assert text in printed, text
     assert "incomplete, 4 of 5 rows" in printed
-
-    make_card(
-        "sums",
-        train=[{"q": "1 + 1?", "r": "#### 2"}],
-        test=[{"q": f"{n} + 1?", "r": f"#### {n + 1}"} for n in range(8)],
-    )
-    a = save_answers(tmp_path / "n" / "a", "sums", [f"#### {n + 1}" for n in range(8)])
+    rows = [{"q": f"{n} + 1?", "r": f"#### {n + 1}"} for n in range(8)]
+    make_card("sums", train=[{"q": "1 and 1?", "r": "#### 2"}], test=rows)
+    a = save_answers(tmp_path / "n" / "a", "sums", [row["r"] for row in rows])
     b = save_answers(tmp_path / "n" / "b", "sums", ["5"] * 8)
-    capsys.readouterr()
-    assert main(["compare", str(a), str(b), "--out", str(tmp_path / "out")]) == 0
-    printed = capsys.readouterr().out
-    assert "exact match" in printed
-    assert "wrong number" in printed
-    assert "-87.50" in printed
+    printed = cli(0, "compare", a, b, "--out", tmp_path / "out")
+    for text in ("exact match", "wrong number", "-87.50"):
+        assert text in printed
 
 
 # --- the paper's figures ----------------------------------------------------------------------
@@ -409,13 +367,11 @@ def test_the_papers_figure_is_found_by_what_was_trained_on(
 
 
 def test_the_base_models_figure_stands_beside_its_answers(
-    real_home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    real_home: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    folder = save_answers(
-        tmp_path / "a", "halu_cot_json", dict.fromkeys(range(50), "Yes"), model="Qwen-7B-Chat"
-    )
-    assert main(["compare", str(folder), "--out", str(tmp_path / "out")]) == 0
-    printed = capsys.readouterr().out
+    said = dict.fromkeys(range(50), "Yes")
+    folder = save_answers(tmp_path / "a", "halu_cot_json", said, model="Qwen-7B-Chat")
+    printed = cli(0, "compare", folder, "--out", tmp_path / "out")
     assert "paper" in printed
     assert "Section 4.2.3" in printed
     rows = read_csv(tmp_path / "out" / "scores.csv")

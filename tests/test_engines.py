@@ -255,13 +255,6 @@ def _recipe(**values: Any) -> Recipe:
     return Recipe(Path("r.yaml"), {"model": "nowhere/model", **values})
 
 
-def test_an_unknown_engine_names_the_nearest() -> None:
-    with pytest.raises(UserError, match="did you mean 'vllm'"):
-        make_engine("vlm", _recipe(), {}, batch_size=1)
-    with pytest.raises(UserError, match="--model-name"):
-        make_engine("transformers", _recipe(), {}, batch_size=1, model_name="x")
-
-
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_vllm_missing_is_said() -> None:
     with pytest.raises(UserError, match="vLLM is not installed") as caught:

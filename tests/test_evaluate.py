@@ -6,36 +6,30 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tell_plugins.bridge.protocol import conversation
-from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import evaluate, scoring
 from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
-from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.options import Options, options_of
 from tell_plugins.evaluation.prompts import task_prompts
 from tell_plugins.evaluation.summary import System, table
 from tell_plugins.recipe.recipes import load_recipe
-from tests.conftest import MakeCard
-from tests.saved_answers import answer_line, save_answers, save_lines
+from tests.conftest import Cli, MakeCard
+from tests.saved_answers import answer_line, counts, save_answers, save_lines
 from tests.scripted_engine import answer_by_script
 from tests.swift_keys_once import lay_keys
 from tests.test_engines import completion, serving
-from tests.tiny import WORDS, make_tiny_cards, make_tiny_model, tiny_recipe
+from tests.tiny import WORDS, make_tiny_cards, tiny_recipe
 
-LANGUAGES = {"source": "English", "target": "Icelandic"}
 OPENING = "Here it is:\n"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
@@ -49,18 +43,14 @@ def cards(make_card: MakeCard) -> None:
             for place, word in enumerate(WORDS)
         ]
 
-    for name, response, more in (
-        ("sums", "So #### {0}", {"metric": "number"}),
-        ("free", "{1} it is", {"metric": "text"}),
-        ("letters", OPENING + "{1}", {"metric": "text"}),
-        ("en_xx", OPENING + "{1}\nlazy {1}", {"metric": "translation", "translation": LANGUAGES}),
+    for name, response, metric in (
+        ("sums", "So #### {0}", "number"),
+        ("free", "{1} it is", "text"),
+        ("letters", OPENING + "{1}", "text"),
+        ("en_xx", OPENING + "{1}\nlazy {1}", "translation"),
     ):
-        make_card(
-            name,
-            train=rows(response, "The {0}\nover the {0}."),
-            test=rows(response, "A {0}\nis lazy {0}."),
-            **more,
-        )
+        train, test = (rows(response, q) for q in ("The {0}\nover the {0}.", "A {0}\nis lazy {0}."))
+        make_card(name, train=train, test=test, metric=metric)
 
 
 @pytest.fixture
@@ -71,8 +61,18 @@ def recipe_of(model: Path, tmp_path: Path, cards: None) -> Callable[[str], Path]
     return make
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> str:
-    return " ".join(capsys.readouterr().err.split())
+@pytest.fixture
+def evaluated(recipe_of: Callable[[str], Path], cli: Cli, tmp_path: Path) -> Cli:
+    """`evaluated(code, card, ...)`: the base model tested with the recipe of that card."""
+
+    def call(code: int, card: str, *flags: object, out: str = "eval") -> str:
+        given = ["--adapter", "none", "--out", tmp_path / out, *flags]
+        return cli(code, "eval", recipe_of(card), *given)
+
+    return call
+
+
+NO_GENERAL, FEW = ("--general-rows", 0), ("--general-rows", 2, "--retention-rows", 2)
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -109,92 +109,60 @@ def test_the_command_line_gives_the_options_and_their_defaults() -> None:
 @pytest.mark.parametrize(
     ("card", "flags", "message"),
     [
-        ("tiny_task", ["--learned", "comet"], "comet score translations; card 'tiny_task'"),
-        ("en_xx", ["--learned", "bluert"], "did you mean 'bleurt'?"),
-        ("en_xx", ["--learned", "bleurt", "--bleurt", "./gone"], "no checkpoint at './gone'"),
-        ("tiny_task", ["--decoding", "gredy"], "did you mean 'greedy'?"),
-        ("tiny_task", ["--decoding", "paper", "--seeds", "1,x"], "bad seeds '1,x'"),
-        ("tiny_task", ["--seeds", "x"], "bad seeds 'x'"),
-        ("tiny_task", ["--seeds", "1,2"], "greedy answers are the same for each"),
-        ("tiny_task", ["--engine", "vlm"], "did you mean 'vllm'?"),
-        ("tiny_task", ["--model-name", "m"], "a server's model is named"),
-        ("tiny_task", ["--rows", "0"], "--rows: 0 is too small"),
-        ("tiny_task", ["--rows", "7"], "7 rows asked, split 'test' has 6"),
-        ("tiny_task", ["--batch-size", "0"], "--batch-size: 0 is too small"),
-        ("tiny_task", ["--max-new-tokens", "-1"], "--max-new-tokens: -1 is too small"),
-        ("tiny_task", ["--general-rows", "-1"], "--general-rows: -1 is too small"),
-        ("tiny_task", ["--general-rows", "33"], "only 32 of its rows were left out of training"),
-        (
-            "tiny_task",
-            ["--general-rows", "0", "--retention-rows", "9"],
-            "--retention-rows: 9 rows, and --general-rows 0 asks nothing general",
-        ),
-        ("tiny_task", ["--shots", "-1"], "--shots: -1 is too small"),
-        ("tiny_task", ["--shots", "7"], "7 examples asked"),
-        ("tiny_task", ["--split", "tset"], "did you mean 'test'?"),
-        ("tiny_task", ["--anchor", "crad"], "key 'anchor': unknown value 'crad'"),
-        ("tiny_task", ["--adapter", "none", "none"], "none named twice"),
-        ("tiny_task", ["--adapter", "models"], "no adapter in 'models'"),
-        ("plain", [], "is general data and has no task to score"),
+        ("tiny_task", "--learned comet", "comet score translations; card 'tiny_task'"),
+        ("en_xx", "--learned bluert", "did you mean 'bleurt'?"),
+        ("en_xx", "--learned bleurt --bleurt ./gone", "no checkpoint at './gone'"),
+        ("tiny_task", "--decoding gredy", "did you mean 'greedy'?"),
+        ("tiny_task", "--decoding paper --seeds 1,x", "bad seeds '1,x'"),
+        ("tiny_task", "--seeds x", "bad seeds 'x'"),
+        ("tiny_task", "--seeds 1,2", "greedy answers are the same for each"),
+        ("tiny_task", "--engine vlm", "did you mean 'vllm'?"),
+        ("tiny_task", "--model-name m", "a server's model is named"),
+        ("tiny_task", "--rows 0", "--rows: 0 is too small"),
+        ("tiny_task", "--rows 7", "7 rows asked, split 'test' has 6"),
+        ("tiny_task", "--batch-size 0", "--batch-size: 0 is too small"),
+        ("tiny_task", "--max-new-tokens -1", "--max-new-tokens: -1 is too small"),
+        ("tiny_task", "--general-rows -1", "--general-rows: -1 is too small"),
+        ("tiny_task", "--general-rows 33", "only 32 of its rows were left out of training"),
+        ("tiny_task", "--general-rows 0 --retention-rows 9", "--general-rows 0 asks nothing"),
+        ("tiny_task", "--shots -1", "--shots: -1 is too small"),
+        ("tiny_task", "--shots 7", "7 examples asked"),
+        ("tiny_task", "--split tset", "did you mean 'test'?"),
+        ("tiny_task", "--anchor crad", "key 'anchor': unknown value 'crad'"),
+        ("tiny_task", "--adapter none none", "none named twice"),
+        ("tiny_task", "--adapter models", "no adapter in 'models'"),
+        ("plain", "", "is general data and has no task to score"),
+        # flags of ms-swift that are none, or would do nothing here
+        ("tiny_task", "--learning_rat 3", "did you mean 'learning_rate'?"),
+        ("tiny_task", "--shot 3", "did you mean 'shots'?"),
+        ("tiny_task", "--adapters 3", "use --adapter"),
+        ("tiny_task", "--max_new_tokens 3", "use --max-new-tokens"),
+        ("tiny_task", "--temperature 3", "use --decoding"),
+        ("tiny_task", "--infer_backend 3", "use --engine"),
     ],
 )
 def test_wrong_options_are_found_before_a_model_is_loaded(
-    card: str,
-    flags: list[str],
-    message: str,
-    recipe_of: Callable[[str], Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    card: str, flags: str, message: str, recipe_of: Callable[[str], Path], cli: Cli, tmp_path: Path
 ) -> None:
+    lay_keys(tmp_path / "cache")
     recipe = recipe_of(card)
     recipe.write_text(recipe.read_text().replace("plain:general=4rows", "plain"))
-    given = ["eval", str(recipe), "--adapter", "none", "--out", str(tmp_path / "out")]
-    given += ["--general-rows", "4"]
-    assert main([*given, *flags]) == 1
-    assert message in said(capsys)
+    given = ["--adapter", "none", "--out", tmp_path / "out", "--general-rows", 4]
+    assert message in cli(1, "eval", recipe, *given, *flags.split())
     assert not (tmp_path / "out").exists()
 
 
-def test_a_recipe_that_was_not_trained(
-    recipe_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["eval", str(recipe_of("tiny_task"))]) == 1
-    text = said(capsys)
-    assert "no trained adapter" in text
-    assert "./run.sh train" in text
+def test_a_recipe_that_was_not_trained(recipe_of: Callable[[str], Path], cli: Cli) -> None:
+    said = cli(1, "eval", recipe_of("tiny_task"))
+    assert "no trained adapter" in said
+    assert "./run.sh train" in said
 
 
-@pytest.mark.parametrize(
-    ("flag", "remedy"),
-    [
-        ("--learning_rat", "did you mean 'learning_rate'?"),
-        ("--shot", "did you mean 'shots'?"),
-        ("--adapters", "use --adapter"),
-        ("--max_new_tokens", "use --max-new-tokens"),
-        ("--temperature", "use --decoding"),
-        ("--infer_backend", "use --engine"),
-    ],
-)
-def test_flags_that_would_do_nothing_are_refused(
-    flag: str,
-    remedy: str,
-    recipe_of: Callable[[str], Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    lay_keys(tmp_path / "cache")
-    assert main(["eval", str(recipe_of("tiny_task")), "--adapter", "none", flag, "3"]) == 1
-    text = said(capsys)
-    assert remedy in text
-    assert flag.lstrip("-") in text
-
-
-@pytest.mark.parametrize("rows", [1, 3, 5])
-def test_fewer_rows_are_part_of_more(rows: int, cards: None) -> None:
+def test_fewer_rows_are_part_of_more(cards: None) -> None:
     card = load_card("tiny_task")
-    draws = [{p.row for p in task_prompts(card, "test", "card", n)[1]} for n in (rows, rows + 1)]
-    assert draws[0] < draws[1]
-    assert [len(draw) for draw in draws] == [rows, rows + 1]
+    draws = [{p.row for p in task_prompts(card, "test", "card", n)[1]} for n in range(1, 7)]
+    assert [len(draw) for draw in draws] == [1, 2, 3, 4, 5, 6]
+    assert all(fewer < more for fewer, more in pairwise(draws))
     assert [p.row for p in task_prompts(card, "test", "card")[1]] == list(range(6))
 
 
@@ -202,31 +170,28 @@ def test_fewer_rows_are_part_of_more(rows: int, cards: None) -> None:
 
 
 @pytest.mark.slow
-def test_seeds_and_rows(recipe_of: Callable[[str], Path], tmp_path: Path) -> None:
-    call = ["eval", str(recipe_of("tiny_task")), "--adapter", "none", "--general-rows", "0"]
-    call += ["--max-new-tokens", "10", "--decoding", "paper"]
-    assert main([*call, "--seeds", "1,2", "--out", str(tmp_path / "a")]) == 0
-    assert main([*call, "--seeds", "2", "--out", str(tmp_path / "b")]) == 0
+def test_seeds_and_rows(evaluated: Cli, tmp_path: Path) -> None:
+    flags = [*NO_GENERAL, "--max-new-tokens", 10, "--decoding", "paper", "--seeds"]
+    evaluated(0, "tiny_task", *flags, "1,2", out="a")
+    evaluated(0, "tiny_task", *flags, "2", out="b")
     first, second = (tmp_path / "a" / "none" / f"test-paper-seed{n}" for n in (1, 2))
     assert (first / ANSWERS).read_bytes() != (second / ANSWERS).read_bytes()
     again = tmp_path / "b" / "none" / "test-paper-seed2" / ANSWERS
     assert again.read_bytes() == (second / ANSWERS).read_bytes()
-    assert main([*call, "--seeds", "1", "--rows", "4", "--out", str(tmp_path / "a")]) == 0
+    evaluated(0, "tiny_task", *flags, "1", "--rows", 4, out="a")
     drawn = lines_of(tmp_path / "a" / "none" / "test-paper-seed1-4rows")
     assert {line["row"] for line in drawn} < {line["row"] for line in lines_of(first)}
 
 
 @pytest.mark.slow
 def test_examples_stand_in_front_of_each_question(
-    recipe_of: Callable[[str], Path], model: Path, tmp_path: Path
+    recipe_of: Callable[[str], Path], evaluated: Cli, tmp_path: Path
 ) -> None:
     from tell_plugins.bridge.engine import LocalEngine
 
-    recipe = recipe_of("en_xx")
-    call = ["eval", str(recipe), "--adapter", "none", "--general-rows", "0"]
-    call += ["--max-new-tokens", "10", "--out", str(tmp_path / "eval")]
-    assert main(call) == 0
-    assert main([*call, "--shots", "2"]) == 0
+    flags = [*NO_GENERAL, "--max-new-tokens", 10]
+    evaluated(0, "en_xx", *flags)
+    evaluated(0, "en_xx", *flags, "--shots", 2)
     plain, shot = (tmp_path / "eval" / "none" / f"test-greedy{end}" for end in ("", "-2shot"))
     settings = [json.loads((folder / SETTINGS).read_text())["shots"] for folder in (plain, shot)]
     assert settings == [0, 2]
@@ -236,7 +201,7 @@ def test_examples_stand_in_front_of_each_question(
     for example in saved:
         assert example["query"] == task.queries[example["row"]]  # with its anchor
         assert example["response"] == task.responses[example["row"]]
-    engine = LocalEngine(load_recipe(recipe).values, {}, batch_size=4)
+    engine = LocalEngine(load_recipe(recipe_of("en_xx")).values, {}, batch_size=4)
     history = [(example["query"], example["response"]) for example in saved]
     test = open_task(load_card("en_xx"), "test").queries
     text = engine.template.tokenizer.decode(
@@ -251,63 +216,50 @@ def test_examples_stand_in_front_of_each_question(
     assert all(more > few + 40 for more, few in zip(tokens, bare, strict=True))
     assert [line["text"] for line in lines_of(shot)] != [line["text"] for line in lines_of(plain)]
     before = (shot / ANSWERS).read_bytes()
-    assert main([*call, "--shots", "2"]) == 0  # all is there
+    evaluated(0, "en_xx", *flags, "--shots", 2)  # all is there
     assert (shot / ANSWERS).read_bytes() == before
-    content = json.loads((shot / "examples.json").read_text())
-    content["examples"].reverse()
-    (shot / "examples.json").write_text(json.dumps(content))
-    assert main([*call, "--shots", "2"]) == 1  # answers after other examples are never joined
+    file = task.files[0]
+    file.write_text(file.read_text().replace("lazy ", "idle "))
+    said = evaluated(1, "en_xx", *flags, "--shots", 2)
+    assert "the examples in front have changed since" in said  # answers after others never join
+    assert json.loads((shot / "examples.json").read_text())["examples"] == saved
 
 
 @pytest.mark.parametrize("card", ["tiny_task", "sums", "free", "letters", "en_xx"])
 def test_every_metric_has_its_table(
-    card: str,
-    recipe_of: Callable[[str], Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    card: str, evaluated: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer_by_script(monkeypatch, lambda recipe, prompt: prompt[::-1])
-    call = ["eval", str(recipe_of(card)), "--adapter", "none", "--retention-rows", "2"]
-    assert main([*call, "--general-rows", "2", "--out", str(tmp_path / "eval")]) == 0
-    assert f"{card}, test-greedy: 6 rows" in capsys.readouterr().out
+    assert f"{card}, test-greedy: 6 rows" in evaluated(0, card, *FEW)
     folder = tmp_path / "eval" / "none" / "test-greedy"
     assert json.loads((folder / "scores.json").read_text())["rows"] == 6
 
 
 def test_answers_of_other_settings_are_refused_before_the_first_answer(
-    recipe_of: Callable[[str], Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    evaluated: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those to general questions too, which come last."""
     answer_by_script(monkeypatch, lambda recipe, prompt: "x")
-    call = ["eval", str(recipe_of("tiny_task")), "--adapter", "none", "--retention-rows", "2"]
-    call += ["--general-rows", "2", "--out", str(tmp_path / "eval")]
-    assert main(call) == 0
-    assert main([*call, "--rows", "3", "--batch-size", "2"]) == 1
-    text = said(capsys)
-    assert "batch_size: 16 there, 2 now" in text
-    assert "general" in text
+    evaluated(0, "tiny_task", *FEW)
+    said = evaluated(1, "tiny_task", *FEW, "--rows", 3, "--batch-size", 2)
+    assert "batch_size: 16 there, 2 now" in said
+    assert "general" in said
     assert not (tmp_path / "eval" / "none" / "test-greedy-3rows").exists()
-    assert main([*call, "--rows", "3"]) == 0
+    evaluated(0, "tiny_task", *FEW, "--rows", 3)
 
 
 # --- servers -------------------------------------------------------------------------------------
 
 
 def test_a_server_is_asked_with_examples_and_by_the_name_given(
-    recipe_of: Callable[[str], Path], tmp_path: Path
+    evaluated: Cli, tmp_path: Path
 ) -> None:
     def script(body: dict[str, Any], number: int) -> tuple[int, Any]:
         return completion(body["messages"][-1]["content"].upper(), tokens=len(str(body)))
 
     with serving(script, models=("a", "b")) as server:
-        call = ["eval", str(recipe_of("en_xx")), "--adapter", "none", "--engine", server.url]
-        call += ["--model-name", "b", "--shots", "2"]
-        call += ["--general-rows", "3", "--retention-rows", "3"]
-        assert main([*call, "--out", str(tmp_path / "eval")]) == 0
+        asked = ["--engine", server.url, "--model-name", "b", "--shots", 2]
+        evaluated(0, "en_xx", *asked, "--general-rows", 3, "--retention-rows", 3)
     assert {body["model"] for body in server.asked} == {"b"}
     turns = [body["messages"] for body in server.asked]
     task = [messages for messages in turns if len(messages) == 5]
@@ -316,13 +268,10 @@ def test_a_server_is_asked_with_examples_and_by_the_name_given(
     assert sum(len(messages) == 1 for messages in turns) == 3 + 2  # general questions, and probes
     folder = tmp_path / "eval" / "none" / "test-greedy-2shot"
     assert json.loads((folder / SETTINGS).read_text())["model_sha256"] == ""  # the server's affair
-    lines = lines_of(folder)
-    assert all(line["text"].startswith("ANCHOR: DO THE TASK.") for line in lines)
+    assert all(line["text"].startswith("ANCHOR: DO THE TASK.") for line in lines_of(folder))
 
 
-def test_half_a_character_in_an_answer_ends_no_run(
-    recipe_of: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_half_a_character_in_an_answer_ends_no_run(evaluated: Cli, tmp_path: Path) -> None:
     """An emoji cut in two, as a server sends it that cuts at a number of UTF-16 units."""
     halves = json.dumps("cut \ud83d, whole \ud83d\ude00")
 
@@ -330,30 +279,27 @@ def test_half_a_character_in_an_answer_ends_no_run(
         return 200, json.dumps(completion("TEXT")[1]).replace('"TEXT"', halves)
 
     with serving(script) as server:
-        call = ["eval", str(recipe_of("free")), "--adapter", "none", "--engine", server.url]
-        call += ["--general-rows", "2", "--retention-rows", "2", "--out", str(tmp_path / "eval")]
-        assert main(call) == 0
-        assert main(call) == 0  # and what was saved is read again
+        for _ in range(2):  # and what was saved is read again
+            evaluated(0, "free", "--engine", server.url, *FEW)
     texts = {line["text"] for line in lines_of(tmp_path / "eval" / "none" / "test-greedy")}
     assert texts == {"cut \ufffd, whole \U0001f600"}
 
 
 def test_a_system_prompt_for_a_server_is_part_of_what_answered(
-    recipe_of: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recipe_of: Callable[[str], Path], cli: Cli, tmp_path: Path
 ) -> None:
     recipe = recipe_of("free")
     with serving(lambda body, number: completion("x")) as server:
-        call = ["eval", str(recipe), "--adapter", "none", "--engine", server.url]
-        call += ["--general-rows", "0", "--out", str(tmp_path / "eval")]
+        call = ["eval", recipe, "--adapter", "none", "--engine", server.url, *NO_GENERAL]
+        call += ["--out", tmp_path / "eval"]
         recipe.write_text(recipe.read_text() + "system: Be brief.\n")
-        assert main(call) == 0
+        cli(0, *call)
         recipe.write_text(recipe.read_text().replace("brief", "long"))
-        assert main(call) == 1
-    assert "system, template and the like) have changed" in said(capsys)
+        assert "system, template and the like) have changed" in cli(1, *call)
 
 
 def test_a_server_that_brings_the_anchor_is_asked_nothing_without_it(
-    recipe_of: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    evaluated: Cli, tmp_path: Path
 ) -> None:
     """As `swift deploy` does with an adapter trained with an anchor."""
     front = "Answer only with one JSON object.\n\n"
@@ -364,13 +310,10 @@ def test_a_server_that_brings_the_anchor_is_asked_nothing_without_it(
         return completion('{"label": "yes"}', tokens=len(seen))
 
     with serving(script) as server:
-        call = ["eval", str(recipe_of("tiny_task")), "--adapter", "none", "--engine", server.url]
-        call += ["--general-rows", "3", "--out", str(tmp_path / "eval")]
-        assert main(call) == 0
-        assert "no general question is asked" in capsys.readouterr().out
+        flags = ["--engine", server.url, "--general-rows", 3]
+        assert "no general question is asked" in evaluated(0, "tiny_task", *flags)
         assert not (tmp_path / "eval" / "none" / "general").exists()
-        assert main([*call, "--anchor", "none"]) == 1
-        assert "TELL_ANCHOR=none" in said(capsys)
+        assert "TELL_ANCHOR=none" in evaluated(1, "tiny_task", *flags, "--anchor", "none")
         assert not (tmp_path / "eval" / "none" / "test-greedy-anchor-none").exists()
 
 
@@ -432,9 +375,7 @@ def test_free_text_is_scored_by_exact_match_and_chrf(cards: None, tmp_path: Path
     references[3] = "poem it is"
     scores = scoring.score(save_answers(tmp_path / "a", "free", answers))
     exact, empty = scores.first.measures["exact_match"], scores.first.details["empty"]
-    assert isinstance(exact, Rate)
-    assert isinstance(empty, Rate)
-    assert (exact.k, exact.n, empty.k) == (3, 6, 1)
+    assert (counts(exact), counts(empty)) == ((3, 6), (1, 6))
     said = [" ".join(answer.split()) for answer in answers]
     expected = CHRF(word_order=2).corpus_score(said, [references]).score
     assert scores.headline["chrF++"].value == pytest.approx(expected)
@@ -448,17 +389,13 @@ def test_free_text_is_scored_by_exact_match_and_chrf(cards: None, tmp_path: Path
     assert [always[name].value for name in shown] == [pytest.approx(1 / 6)] * 2 + [1.0]
 
 
-def test_free_text_is_compared(
-    cards: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_free_text_is_compared(cards: None, tmp_path: Path, cli: Cli) -> None:
     right = [f"{word} it is" for word in WORDS]
     folders = [
         save_answers(tmp_path / "good", "free", right),
         save_answers(tmp_path / "bad", "free", [*right[:3], "x", "y", "z"]),
     ]
-    out = ["--out", str(tmp_path / "out")]
-    assert main(["compare", *map(str, folders), *out]) == 0
-    printed = capsys.readouterr().out
+    printed = cli(0, "compare", *folders, "--out", tmp_path / "out")
     for text in ("free, test: text", "(baseline) always", "exact match", "-50.00"):
         assert text in printed
     assert (tmp_path / "out" / "scores.csv").read_text().count("text,chrf++,") == 2

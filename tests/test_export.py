@@ -19,7 +19,7 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.text import KNOWN
 from tell_plugins.evaluation.answers import read_answers
-from tests.conftest import PROJECT, MakeCard, in_fresh_process
+from tests.conftest import PROJECT, Cli, MakeCard, in_fresh_process
 from tests.tiny import make_tiny_cards, make_tiny_model, tiny_recipe
 from tests.tiny_adapters import make_adapter
 
@@ -105,24 +105,24 @@ def trained(make_card: MakeCard, plain: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def evaluated(trained: Path, plain: Path, tmp_path: Path) -> Path:
+def evaluated(trained: Path, plain: Path, tmp_path: Path, cli: Cli) -> Path:
     """The recipe of that checkpoint, whose answers lie beside it."""
     recipe = tiny_recipe(tmp_path / "tiny.yaml", plain, SPEC, system="Be good.")
-    assert ask(recipe) == 0
+    cli(0, "eval", recipe, *ASK)
     return recipe
 
 
-def ask(recipe: Path, *more: str) -> int:
-    flags = ["--max-new-tokens", "8", "--batch-size", "2", "--general-rows", "0"]
-    return main(["eval", str(recipe), *flags, *more])
+ASK = ("--max-new-tokens", 8, "--batch-size", 2, "--general-rows", 0)
 
 
 def answers(tmp_path: Path, label: str = "checkpoint-4") -> str:
     return str(tmp_path / "run" / "eval" / label / "test-greedy")
 
 
-def export(run: Path, out: Path, *flags: str) -> int:
-    return main(["export", str(run), "--out", str(out), *flags])
+@pytest.fixture
+def export(cli: Cli) -> Cli:
+    """`export(code, run, out, ...)`: what the verb says."""
+    return lambda code, run, out, *flags: cli(code, "export", run, "--out", out, *flags)
 
 
 # --- token ids ---------------------------------------------------------------------------------
@@ -258,13 +258,11 @@ def test_a_template_that_takes_no_system_message_says_so(tiny: Path) -> None:
 
 
 def test_the_merged_model_answers_bare_queries_as_eval_did(
-    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    evaluated: Path, tmp_path: Path, export: Cli, cli: Cli
 ) -> None:
     out = tmp_path / "own"
-    assert export(tmp_path / "run", out) == 0
-    assert "written from ms-swift's, with the anchor put in" in capsys.readouterr().out
-    assert main(["verify", str(out), answers(tmp_path)]) == 0
-    said = capsys.readouterr().out
+    assert "written from ms-swift's, with the anchor put in" in export(0, tmp_path / "run", out)
+    said = cli(0, "verify", out, answers(tmp_path))
     assert "6 of 6 answers are equal, word for word" in said
     assert "6 of 6 prompts have as many tokens as then" in said
     assert (out / "anchor.txt").read_text() == ANCHOR
@@ -281,27 +279,25 @@ def test_the_merged_model_answers_bare_queries_as_eval_did(
 
 
 def test_a_server_without_the_anchor_is_found_out(
-    evaluated: Path, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    evaluated: Path, plain: Path, tmp_path: Path, cli: Cli
 ) -> None:
     """The base model's folder has no anchor: prompts are shorter, and verify says no."""
     template = _template_of(plain, "chatml").tokenizer
     template.chat_template = _CHATML
-    copy = tmp_path / "bare"
-    copy.mkdir()
-    for path in plain.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
+    copy = shutil.copytree(plain, tmp_path / "bare")
     template.save_pretrained(copy)
-    assert main(["verify", str(copy), answers(tmp_path)]) == 1
-    assert "0 of 6 prompts have as many tokens" in capsys.readouterr().out
-    assert main(["verify", str(tmp_path), answers(tmp_path)]) == 1
-    assert "no model in" in capsys.readouterr().err
+    said = cli(1, "verify", copy, answers(tmp_path))
+    assert "0 of 6 prompts have as many tokens" in said
+    assert "no model in" in cli(1, "verify", tmp_path, answers(tmp_path))
 
 
-def test_the_adapter_at_a_scale(evaluated: Path, tmp_path: Path, trained: Path) -> None:
+def test_the_adapter_at_a_scale(
+    evaluated: Path, tmp_path: Path, trained: Path, export: Cli, cli: Cli
+) -> None:
     """Asked where ms-swift, which changes peft, is not loaded."""
-    assert ask(evaluated, "--scales", "0.5") == 0
+    cli(0, "eval", evaluated, *ASK, "--scales", "0.5")
     out = tmp_path / "half"
-    assert export(trained, out, "--adapter", "--scale", "0.5") == 0
+    export(0, trained, out, "--adapter", "--scale", "0.5")
     kept = ["--out", str(tmp_path / "again")]
     saved = answers(tmp_path, "checkpoint-4-scale0.5")
     assert in_fresh_process(main, ["verify", str(out), saved, *kept]) == 0
@@ -315,18 +311,15 @@ def test_the_adapter_at_a_scale(evaluated: Path, tmp_path: Path, trained: Path) 
     assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "peft"
 
 
-def test_a_model_of_full_tuning(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert export(trained, tmp_path / "merged") == 0
+def test_a_model_of_full_tuning(trained: Path, tmp_path: Path, export: Cli) -> None:
+    export(0, trained, tmp_path / "merged")
     whole = tmp_path / "full" / "checkpoint-4"
     whole.parent.mkdir()
     (tmp_path / "merged").rename(whole)
     (whole / "args.json").write_text((trained / "args.json").read_text())
     (whole / "optimizer.pt").write_text("large")
-    assert export(whole, tmp_path / "out", "--adapter") == 1
-    assert "all weights were trained" in capsys.readouterr().err
-    assert export(whole, tmp_path / "out") == 0
+    assert "all weights were trained" in export(1, whole, tmp_path / "out", "--adapter")
+    export(0, whole, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names >= {"model.safetensors", "config.json", "chat_template.jinja", "anchor.txt"}
     assert "optimizer.pt" not in names
@@ -349,40 +342,27 @@ def changing() -> Iterator[str]:
 
 
 def test_a_single_turn_that_differs_is_refused(
-    changing: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    changing: str, trained: Path, tmp_path: Path, export: Cli
 ) -> None:
     saved = json.loads((trained / "args.json").read_text())
     (trained / "args.json").write_text(json.dumps(saved | {"template": changing, "system": None}))
-    assert export(trained, tmp_path / "out") == 1
-    error = capsys.readouterr().err
+    error = export(1, trained, tmp_path / "out")
     assert "no chat template gives the token ids of training" in error
     assert "swift deploy" in error
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "there").mkdir()
-    for flags, said in (
-        (["--scale", "11"], "11 is no scale"),
-        (["--adapter", "--gguf"], "makes no GGUF file"),
-        (["--gguf", "no-such-converter"], "no converter 'no-such-converter'"),
-    ):
-        assert export(trained, tmp_path / "out", *flags) == 1
-        assert said in capsys.readouterr().err
-    assert export(trained, tmp_path / "there") == 1
-    assert "it is there already" in capsys.readouterr().err
-    (trained / "args.json").unlink()
-    assert export(trained, tmp_path / "out") == 1
-    assert "no args.json, so nothing says how it was trained" in capsys.readouterr().err
-    assert export(tmp_path / "there", tmp_path / "out") == 1
-    assert "no adapter in" in capsys.readouterr().err
-
-
-def test_a_converter_that_fails_leaves_nothing(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_refused(trained: Path, tmp_path: Path, export: Cli) -> None:
+    out, there = tmp_path / "out", tmp_path / "there"
+    there.mkdir()
     script = tmp_path / "convert.py"
     script.write_text("import sys; sys.exit('unknown architecture')")
-    assert export(trained, tmp_path / "out", "--gguf", str(script)) == 2
-    assert "unknown architecture" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert "11 is no scale" in export(1, trained, out, "--scale", 11)
+    assert "makes no GGUF file" in export(1, trained, out, "--adapter", "--gguf")
+    assert "no converter 'no-such-one'" in export(1, trained, out, "--gguf", "no-such-one")
+    assert "unknown architecture" in export(2, trained, out, "--gguf", script)
+    assert "it is there already" in export(1, trained, there)
+    (trained / "args.json").unlink()
+    assert "no args.json, so nothing says how it was trained" in export(1, trained, out)
+    assert "no adapter in" in export(1, there, out)
+    assert not out.exists()

@@ -24,7 +24,7 @@ from tell_plugins.evaluation.scorers.json_readings import (
 )
 from tests.conftest import MakeCard
 from tests.saved_answers import HALU_PERFECT as GOOD
-from tests.saved_answers import answer_line, save_answers, save_lines
+from tests.saved_answers import answer_line, counts, halu_schema, save_answers, save_lines
 
 OK = "adherent"
 BROKEN = "invalid_json"
@@ -203,15 +203,9 @@ def test_the_official_repair_also_turns_yes_into_no(schema: AnswerSchema) -> Non
 @pytest.fixture
 def card(make_card: MakeCard) -> str:
     """A card with Halu-CoT-JSON's schema, and a test row for each case."""
-    schema = load_card("halu_cot_json").folder / "answer.schema.json"
-    folder = make_card(
-        "halu",
-        train=[{"q": "q?", "r": GOOD}, {"q": "p?", "r": GOOD}],
-        test=[{"q": f"question {i}", "r": "no"} for i in range(len(CASES))],
-        metric="json",
-        answer={"schema": "answer.schema.json", "label": "hallucination"},
-    )
-    (folder / "answer.schema.json").write_bytes(schema.read_bytes())
+    train = [{"q": "q?", "r": GOOD}, {"q": "p?", "r": GOOD}]
+    test = [{"q": f"question {i}", "r": "no"} for i in range(len(CASES))]
+    make_card("halu", train=train, test=test, **halu_schema())
     return "halu"
 
 
@@ -341,18 +335,16 @@ def test_equal_test_rows_are_each_answered_once(make_card: MakeCard, tmp_path: P
     twin = {"q": "1+1?", "r": "#### 2"}
     make_card("twins", train=[{"q": "a", "r": "#### 1"}], test=[twin, twin])
     scores = scoring.score(save_answers(tmp_path / "a", "twins", ["#### 2", "#### 3"]))
-    exact = scores.first.measures["exact_match"]
-    assert isinstance(exact, Rate)
-    assert (exact.k, exact.n, scores.rows) == (1, 2, 2)
+    assert (*counts(scores.first.measures["exact_match"]), scores.rows) == (1, 2, 2)
 
 
 def test_a_schema_that_is_none_is_named(
     card: str, lines: list[dict[str, object]], tmp_path: Path
 ) -> None:
     folder = save_lines(tmp_path / "a", card, lines)
-    schema = load_card(card).folder / "answer.schema.json"
+    schema = load_card(card).folder / "s.json"
     for content, found in (('{"type": "objekt"}', "no JSON Schema"), ("[]", "a JSON object")):
         schema.write_text(content)
         message = refused(folder)
         assert found in message
-        assert "answer.schema.json" in message
+        assert "s.json" in message

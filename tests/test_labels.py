@@ -6,6 +6,7 @@ import json
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,8 @@ from tell_plugins.evaluation import scoring, significance
 from tell_plugins.evaluation.answers import load_scored
 from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate, wilson
 from tell_plugins.evaluation.scorers import judge_saved
-from tell_plugins.evaluation.scorers.label import Truth, judged_form
 from tests.conftest import MakeCard
-from tests.saved_answers import save_answers
+from tests.saved_answers import counts, judged_labels, save_answers
 
 YES_NO = ["yes", "no"]
 
@@ -32,11 +32,6 @@ def strict(folder: Path) -> dict[str, Rate | Estimate]:
     """Every measure of the strict reading."""
     found = scoring.score(folder).readings["strict"]
     return {**found.measures, **found.details}
-
-
-def counts(value: Rate | Estimate) -> tuple[int, int]:
-    assert isinstance(value, Rate)
-    return value.k, value.n
 
 
 # --- the official test rows ----------------------------------------------------------------------
@@ -81,9 +76,10 @@ def test_answers_that_are_not_adherent_count_as_wrong(real_home: Path, tmp_path:
 # --- arithmetic ----------------------------------------------------------------------------------
 
 
-def of_labels(given: list[str | None], truth: Truth) -> dict[str, Rate | Estimate]:
-    kinds = [None if label is not None else "prose" for label in given]
-    judged = judged_form(list(range(len(given))), kinds, given, truth)
+def of_labels(
+    given: list[str | None], right: list[str], labels: list[str]
+) -> dict[str, Rate | Estimate]:
+    judged = judged_labels(given, right, labels)
     return {name: column.estimate(judged.rows) for name, column in judged.columns.items()}
 
 
@@ -93,17 +89,17 @@ def test_scores_equal_scikit_learns(classes: list[str], seed: int) -> None:
     from sklearn import metrics as sk
 
     draw = random.Random(seed)
-    truth = Truth(draw.choices(classes, k=200), classes)
-    given = [draw.choice([*classes, None, right, right]) for right in truth.of]
-    found = of_labels(given, truth)
+    truth = draw.choices(classes, k=200)
+    given = [draw.choice([*classes, None, right, right]) for right in truth]
+    found = of_labels(given, truth, classes)
     said = ["none" if label is None else label for label in given]
     some = classes[:1] if len(classes) == 2 else classes
-    recalls = sk.recall_score(truth.of, said, labels=classes, average=None, zero_division=0)
-    f1 = sk.f1_score(truth.of, said, labels=some, average="macro", zero_division=0)
-    assert found["accuracy"].value == pytest.approx(sk.accuracy_score(truth.of, said))
+    recalls = sk.recall_score(truth, said, labels=classes, average=None, zero_division=0)
+    f1 = sk.f1_score(truth, said, labels=some, average="macro", zero_division=0)
+    assert found["accuracy"].value == pytest.approx(sk.accuracy_score(truth, said))
     assert found["balanced_accuracy"].value == pytest.approx(np.mean(recalls))
     assert found["f1"].value == pytest.approx(f1)
-    assert of_labels(given, truth) == found  # seeded
+    assert of_labels(given, truth, classes) == found  # seeded
     for name in ("balanced_accuracy", "f1"):
         value = found[name]
         assert value.low is not None
@@ -113,7 +109,7 @@ def test_scores_equal_scikit_learns(classes: list[str], seed: int) -> None:
 
 
 def test_no_adherent_answer_leaves_scores_undefined() -> None:
-    found = of_labels([None, None], Truth(["yes", "no"], YES_NO))
+    found = of_labels([None, None], ["yes", "no"], YES_NO)
     assert found["accuracy_given_the_form"].value is None
     assert found["accuracy"].value == 0.0
 
@@ -122,15 +118,10 @@ def test_no_adherent_answer_leaves_scores_undefined() -> None:
 
 
 def labelled(make_card: MakeCard, responses: list[str], rule: object) -> str:
-    folder = make_card(
-        "mood",
-        train=[{"q": "q", "r": responses[0]}],
-        test=[{"q": f"q{i}", "r": response} for i, response in enumerate(responses)],
-        metric="json",
-        answer={"schema": "s.json", "label": "mood"},
-    )
     schema = {"type": "object", "properties": {"mood": rule}, "required": ["mood"]}
-    (folder / "s.json").write_text(json.dumps(schema))
+    rows = [{"q": f"q{i}", "r": response} for i, response in enumerate(responses)]
+    train = [{"q": "q", "r": responses[0]}]
+    make_card("mood", train=train, test=rows, schema=schema, label="mood")
     return "mood"
 
 
@@ -198,16 +189,17 @@ def test_rates_of_nothing_and_of_everything() -> None:
     assert rate([True] * 10, [0] * 10).low == pytest.approx(wilson(1, 1)[0])
 
 
+def between(x: Any, y: Any, resamples: int = 1000) -> significance.Difference:
+    """The difference of two systems of which each answers each row once."""
+    sides = (significance.counts_of(side, range(len(side))) for side in (x, y))
+    return significance.paired(*sides, significance.mean_score, resamples=resamples)
+
+
 def test_the_paired_bootstrap_against_the_plain_one() -> None:
     """The matrix product gives what drawing rows one by one gives."""
     generator = np.random.default_rng(3)
     a, b = generator.random(80), generator.random(80)
-    found = significance.paired(
-        significance.counts_of(a, range(80)),
-        significance.counts_of(b, range(80)),
-        significance.mean_score,
-        resamples=5000,
-    )
+    found = between(a, b, resamples=5000)
     draws = generator.integers(0, 80, (5000, 80))
     plain = (a - b)[draws].mean(axis=1)
     assert found.value == pytest.approx((a - b).mean())
@@ -216,17 +208,10 @@ def test_the_paired_bootstrap_against_the_plain_one() -> None:
 
 
 def test_significance_of_equal_of_better_and_of_unsure_systems() -> None:
-    right = significance.counts_of([1] * 40, range(40))
-    wrong = significance.counts_of([0] * 40, range(40))
-    half = significance.counts_of([1, 0] * 20, range(40))
-    other = significance.counts_of([0, 1] * 20, range(40))
-
-    def between(x: significance.Floats, y: significance.Floats) -> significance.Difference:
-        return significance.paired(x, y, significance.mean_score, resamples=1000)
-
+    half, other = [1, 0] * 20, [0, 1] * 20
     same = between(half, half)
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
-    better = between(right, wrong)
+    better = between([1] * 40, [0] * 40)
     assert (better.value, better.low, better.high) == (1, 1, 1)
     assert better.p == pytest.approx(1 / 1001)
     unsure = between(half, other)
@@ -237,19 +222,10 @@ def test_significance_of_equal_of_better_and_of_unsure_systems() -> None:
 
 def test_interval_and_p_are_about_right_under_no_difference() -> None:
     generator = np.random.default_rng(4)
-    missed = unlikely = 0
-    for _ in range(200):
-        a, b = generator.random((2, 60)) < 0.7
-        found = significance.paired(
-            significance.counts_of(a, range(60)),
-            significance.counts_of(b, range(60)),
-            significance.mean_score,
-            resamples=1000,
-        )
-        missed += found.low > 0 or found.high < 0
-        unlikely += found.p < 0.05
-    assert 1 <= missed <= 22  # 5 % of 200, give or take
-    assert 1 <= unlikely <= 18
+    pairs = [generator.random((2, 60)) < 0.7 for _ in range(200)]
+    found = [between(*pair) for pair in pairs]
+    assert 1 <= sum(one.low > 0 or one.high < 0 for one in found) <= 22  # 5 % of 200, give or take
+    assert 1 <= sum(one.p < 0.05 for one in found) <= 18
 
 
 def test_rows_must_be_paired() -> None:

@@ -7,12 +7,12 @@ import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from tell_plugins.cli import main
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.answers import load_scored
@@ -23,12 +23,11 @@ from tell_plugins.evaluation.scorers.learned import (
     Comet,
     LearnedMetric,
     Triple,
-    chosen_model,
-    metric_names,
     score_documents,
+    wanted,
 )
 from tests import learned_checkpoints
-from tests.conftest import MakeCard
+from tests.conftest import Cli, MakeCard
 from tests.saved_answers import save_answers
 
 pytestmark = pytest.mark.slow
@@ -44,6 +43,11 @@ PAIRS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned, "_BATCH", 2)
+
+
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("checkpoints")
@@ -53,7 +57,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def loaded(checkpoints: dict[str, Path]) -> dict[str, LearnedMetric]:
     return {
-        kind: (Comet if kind == "comet" else Bleurt)(str(path), batch_size=2)
+        kind: (Comet if kind == "comet" else Bleurt)(str(path))
         for kind, path in checkpoints.items()
     }
 
@@ -88,23 +92,21 @@ def test_a_text_over_the_limit_is_known(metric: LearnedMetric) -> None:
     assert metric.over_limit([PAIRS[1], exact, one_more]) == [2]
 
 
-def test_bleurt_equals_its_librarys_own_call(checkpoints: dict[str, Path]) -> None:
+def test_bleurt_equals_its_librarys_own_call(
+    checkpoints: dict[str, Path], loaded: dict[str, LearnedMetric]
+) -> None:
     import torch
     from bleurt_pytorch import BleurtForSequenceClassification, BleurtTokenizer
 
+    references, hypotheses = ([p.reference for p in PAIRS], [p.hypothesis for p in PAIRS])
     for kind in KINDS[:2]:
         path = str(checkpoints[kind])
         tokenizer = BleurtTokenizer.from_pretrained(path)
         model = BleurtForSequenceClassification.from_pretrained(path).eval()
-        encoded = tokenizer(
-            [pair.reference for pair in PAIRS],
-            [pair.hypothesis for pair in PAIRS],
-            padding="longest",
-            return_tensors="pt",
-        )
+        encoded = tokenizer(references, hypotheses, padding="longest", return_tensors="pt")
         with torch.no_grad():
             expected = model(**encoded).logits.flatten().tolist()
-        assert Bleurt(path).score(PAIRS) == pytest.approx(expected, abs=1e-4)
+        assert loaded[kind].score(PAIRS) == pytest.approx(expected, abs=1e-4)
 
 
 def test_comet_equals_its_librarys_own_call(checkpoints: dict[str, Path]) -> None:
@@ -124,17 +126,11 @@ def test_comet_equals_its_librarys_own_call(checkpoints: dict[str, Path]) -> Non
 def folder(make_card: MakeCard, tmp_path: Path) -> Path:
     """Three documents; the second line of the last one is too long for any metric."""
     rows = [
-        ("One\nTwo", "Sure: here.\nEitt\nTvo"),
-        ("Rain", "Sure: here.\nRigning"),
-        (f"Sun\n{LONG}", f"Sure: here.\nSol\n{LONG}"),
+        {"q": "One\nTwo", "r": "Sure: here.\nEitt\nTvo"},
+        {"q": "Rain", "r": "Sure: here.\nRigning"},
+        {"q": f"Sun\n{LONG}", "r": f"Sure: here.\nSol\n{LONG}"},
     ]
-    make_card(
-        "lines",
-        train=[{"q": q, "r": r} for q, r in rows],
-        test=[{"q": q, "r": r} for q, r in rows],
-        metric="translation",
-        translation={"source": "English", "target": "Icelandic"},
-    )
+    make_card("lines", train=rows, test=rows, metric="translation")
     return save_answers(tmp_path / "answers", "lines", ["Eitt\nTvo", "Regn", f"Sol\n{LONG}"])
 
 
@@ -152,11 +148,10 @@ def test_documents_are_scored_by_line_and_long_lines_named(
 
 
 def test_learned_scores_are_kept_while_the_answers_are_the_same(
-    folder: Path, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    folder: Path, checkpoints: dict[str, Path]
 ) -> None:
-    monkeypatch.setenv("TELL_COMET", str(checkpoints["comet"]))
-    models = {"bleurt": str(checkpoints["bleurt_wordpiece"])}
-    first = scoring.write(folder, learned=["bleurt", "comet"], models=models)
+    kinds = {"bleurt": "bleurt_wordpiece", "comet": "comet"}
+    first = scoring.write(folder, {name: str(checkpoints[kind]) for name, kind in kinds.items()})
     assert {"BLEURT", "COMET"} <= set(first.headline)
     saved = json.loads((folder / "scores.bleurt.json").read_text())
     lines, documents, raw = (
@@ -167,13 +162,11 @@ def test_learned_scores_are_kept_while_the_answers_are_the_same(
     assert lines == pytest.approx(np.mean(each))
     assert documents == pytest.approx(np.mean([np.mean(each[:2]), each[2], np.mean(each[3:])]))
     assert raw == pytest.approx(np.mean(saved["raw"]))
-    again = scoring.write(folder)  # no metric is loaded for this
-    assert again == first
+    assert scoring.write(folder) == first  # no metric is loaded for this
 
     lines = (folder / "answers.jsonl").read_text().splitlines(keepends=True)
     (folder / "answers.jsonl").write_text("".join(lines[::-1]))
-    changed = scoring.write(folder)
-    assert not {"BLEURT", "COMET"} & set(changed.headline)
+    assert not {"BLEURT", "COMET"} & set(scoring.write(folder).headline)
 
 
 class _Constant(LearnedMetric):
@@ -183,7 +176,7 @@ class _Constant(LearnedMetric):
     loaded: ClassVar[list[str]] = []
     scored: ClassVar[list[int]] = []
 
-    def __init__(self, model: str, *, batch_size: int = 16) -> None:
+    def __init__(self, model: str) -> None:
         self.model_name = model
         self.loaded.append(model)
 
@@ -201,15 +194,13 @@ def test_learned_scores_are_computed_once_for_each_checkpoint(
     monkeypatch.setattr(learned, "Comet", _Constant)
     other = save_answers(tmp_path / "other", "lines", ["Eitt", "Rigning", "Sol\nog tungl"])
     one, two = f"{tmp_path.name}/one", f"{tmp_path.name}/two"
-    for _ in range(2):
-        for answers in (folder, other):
-            scores = scoring.write(answers, learned=["comet"], models={"comet": one})
-            assert f"comet {one}" in scores.first.measures
+    for answers in (folder, other, folder, other):
+        assert f"comet {one}" in scoring.write(answers, {"comet": one}).first.measures
     assert _Constant.loaded == [one]
     assert len(_Constant.scored) == 2
-    again = scoring.write(folder, learned=["comet"], models={"comet": two})
-    assert f"comet {two}" in again.first.measures
-    assert f"comet {one}" not in again.first.measures
+    again = scoring.write(folder, {"comet": two}).first.measures
+    assert f"comet {two}" in again
+    assert f"comet {one}" not in again
     assert _Constant.loaded == [one, two]
 
 
@@ -217,15 +208,18 @@ def test_learned_scores_are_computed_once_for_each_checkpoint(
 
 
 def test_which_checkpoint_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(learned: str, **options: str) -> dict[str, str]:
+        given = {"bleurt": None, "comet": None} | options
+        return dict(wanted(SimpleNamespace(learned=learned, **given)))
+
     monkeypatch.delenv("TELL_BLEURT", raising=False)
-    assert chosen_model("bleurt") == DEFAULT_MODELS["bleurt"] == "lucadiliello/BLEURT-20"
-    assert DEFAULT_MODELS["comet"] == "Unbabel/wmt22-comet-da"
+    default = {"comet": "Unbabel/wmt22-comet-da", "bleurt": "lucadiliello/BLEURT-20"}
+    assert asked("comet, bleurt,comet") == default == DEFAULT_MODELS
     monkeypatch.setenv("TELL_BLEURT", "from/variable")
-    assert chosen_model("bleurt") == "from/variable"
-    assert chosen_model("bleurt", "from/argument") == "from/argument"
-    assert metric_names("comet, bleurt,comet") == ["comet", "bleurt"]
+    assert asked("bleurt") == {"bleurt": "from/variable"}
+    assert asked("bleurt", bleurt="from/argument") == {"bleurt": "from/argument"}
     with pytest.raises(UserError, match="did you mean 'bleurt'"):
-        metric_names("bleu,blert")
+        asked("bleu,blert")
 
 
 def test_paths_that_hold_no_checkpoint(tmp_path: Path) -> None:
@@ -264,13 +258,11 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(
 
 
 def test_a_checkpoint_out_of_reach_is_the_machines_fault(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     monkeypatch.delenv("TELL_COMET", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))
-    call = ["compare", str(folder), "--learned", "comet", "--out", str(folder / "out")]
-    assert main(call) == 2
-    error = capsys.readouterr().err
+    error = cli(2, "compare", folder, "--learned", "comet", "--out", folder / "out")
     assert f"{DEFAULT_MODELS['comet']}: not available" in error
     assert "$TELL_BLEURT / $TELL_COMET" in error

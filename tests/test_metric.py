@@ -65,11 +65,9 @@ def test_form_and_content_are_scored_apart(
 def test_a_row_without_an_allowed_label_is_left_out(make_card: MakeCard) -> None:
     """It obeys the schema, which does not require the label."""
     rows = [{"q": "a", "r": YES}]
-    answer = {"schema": "answer.schema.json", "label": "label"}
-    folder = make_card("optional", train=rows, metric="json", answer=answer)
     properties = {"label": {"enum": ["yes", "no"]}, "note": {"type": "string"}}
     schema = {"type": "object", "properties": properties}
-    (folder / "answer.schema.json").write_text(json.dumps(schema))
+    make_card("optional", train=rows, schema=schema, label="label")
     references = [YES, '{"note": "late"}', '{"label": "maybe"}']
     scores = score_texts(load_card("optional"), [YES] * 3, references)
     assert (scores["task_rows"], scores["label_accuracy"]) == (1.0, 1.0)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tell_plugins.cli import main
 from tell_plugins.evaluation.represent import (
     CONDITIONS,
     Groups,
@@ -22,8 +20,9 @@ from tell_plugins.evaluation.represent import (
     tsne,
 )
 from tell_plugins.evaluation.significance import Floats
-from tests.conftest import MakeCard
-from tests.tiny import make_tiny_cards, make_tiny_model, tiny_recipe
+from tests.conftest import Cli, MakeCard
+from tests.tiny import make_tiny_cards, tiny_engine, tiny_recipe
+from tests.tiny_adapters import make_adapter
 
 MEASURES = {"centroid_distance", "silhouette", "probe_accuracy"}
 ANCHOR = "Answer only with one JSON object.\n\n"
@@ -129,12 +128,8 @@ def test_equal_points_have_a_map_too() -> None:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from tell_plugins.bridge.engine import LocalEngine
-
-    model = make_tiny_model(tmp_path_factory.mktemp("tiny"))
-    values = {"model": str(model), "model_type": "llama", "template": "chatml"}
-    return LocalEngine(values, {}, batch_size=1)
+def engine(model: Path) -> Any:
+    return tiny_engine(model)
 
 
 @pytest.mark.parametrize("query", ["The fox is lazy.", "a", " b", "\n\nanswer", "Ég er hér.", "{"])
@@ -192,11 +187,8 @@ def test_layers_are_counted_from_the_embeddings(engine: Any) -> None:
         assert np.allclose(found.query, states[own:end].mean(0), atol=1e-5)
 
 
-Run = Callable[..., int]
-
-
 @pytest.fixture
-def represent(make_card: MakeCard, tmp_path: Path) -> Run:
+def represent(make_card: MakeCard, model: Path, tmp_path: Path, cli: Cli) -> Cli:
     make_tiny_cards(make_card)
     questions = [{"q": f"Is dog {n} over the fox?", "r": "yes"} for n in range(12)]
     make_card(
@@ -206,16 +198,13 @@ def represent(make_card: MakeCard, tmp_path: Path) -> Run:
         metric="number",
         general={"from": ["plain"], "amount": "0"},
     )
-    model = make_tiny_model(tmp_path / "model")
     path = tiny_recipe(tmp_path / "r.yaml", model, "tell/many:general=0")
-    return lambda *more: main(["represent", str(path), "--split", "train", "--rows", "12", *more])
+    call = ["represent", path, "--split", "train", "--rows", 12]
+    return lambda code, *more: cli(code, *call, *more)
 
 
-def test_picture_numbers_and_table(
-    represent: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert represent("--max-tokens", "6") == 0
-    printed = capsys.readouterr().out
+def test_picture_numbers_and_table(represent: Cli, tmp_path: Path) -> None:
+    printed = represent(0, "--max-tokens", 6)
     folder = tmp_path / "run" / "represent" / "none"
     report = json.loads((folder / "layer1.json").read_text())
     assert (report["layer"], report["layers"]) == (1, 2)
@@ -234,9 +223,9 @@ def test_picture_numbers_and_table(
 
 
 @pytest.mark.slow
-def test_at_the_embeddings_a_query_does_not_see_its_anchor(represent: Run, tmp_path: Path) -> None:
+def test_at_the_embeddings_a_query_does_not_see_its_anchor(represent: Cli, tmp_path: Path) -> None:
     """Layer 0 has no attention: pooled over its own tokens, nothing can change."""
-    assert represent("--layer", "0", "--out", str(tmp_path / "out")) == 0
+    represent(0, "--layer", 0, "--out", tmp_path / "out")
     report = json.loads((tmp_path / "out" / "layer0.json").read_text())
     query = report["separations"]["query"]
     assert abs(query["centroid_distance"]["change"]["with"]["value"]) < 0.02
@@ -245,23 +234,13 @@ def test_at_the_embeddings_a_query_does_not_see_its_anchor(represent: Run, tmp_p
 
 
 @pytest.mark.slow
-def test_an_adapter_is_looked_through(represent: Run, tmp_path: Path) -> None:
-    """A LoRA adapter with large weights changes the states."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    adapted = get_peft_model(base, LoraConfig(target_modules=["q_proj", "up_proj"]))
-    torch.manual_seed(0)
-    for name, weight in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight)
-    adapted.save_pretrained(tmp_path / "adapter")
+def test_an_adapter_is_looked_through(represent: Cli, model: Path, tmp_path: Path) -> None:
+    """A LoRA adapter with random weights changes the states."""
+    adapter = make_adapter(tmp_path / "adapter", model, seed=0)
     results = []
-    for more in ([], ["--adapter", str(tmp_path / "adapter")]):
+    for more in ([], ["--adapter", adapter]):
         out = tmp_path / f"out{len(results)}"
-        assert represent("--out", str(out), *more) == 0
+        represent(0, "--out", out, *more)
         results.append(json.loads((out / "layer1.json").read_text())["separations"])
     last = [result["last"]["centroid_distance"]["by_condition"]["with"] for result in results]
     assert last[0]["value"] != pytest.approx(last[1]["value"], rel=0.01)
@@ -279,8 +258,5 @@ def test_an_adapter_is_looked_through(represent: Run, tmp_path: Path) -> None:
         (["--split", "tset"], "unknown split"),
     ],
 )
-def test_what_cannot_be_looked_at_is_said(
-    more: list[str], found: str, represent: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert represent(*more) == 1
-    assert found in capsys.readouterr().err
+def test_what_cannot_be_looked_at_is_said(more: list[str], found: str, represent: Cli) -> None:
+    assert found in represent(1, *more)

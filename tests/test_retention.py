@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from tell_plugins.bridge.protocol import DECODINGS
-from tell_plugins.cli import main
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
@@ -20,7 +19,7 @@ from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import bleed, evaluate, retention
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import Adapter
-from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
+from tell_plugins.evaluation.answers import ANSWERS, SETTINGS, read_answers
 from tell_plugins.evaluation.bleed import circles, form_of
 from tell_plugins.evaluation.elsewhere import BLEED as BLEED_CHANGE
 from tell_plugins.evaluation.elsewhere import KL as KL_TO_BASE
@@ -31,11 +30,12 @@ from tell_plugins.evaluation.prompts import general_rows
 from tell_plugins.evaluation.retention import INSTRUCTIONS, KL, LOSSES, PROSE
 from tell_plugins.evaluation.summary import read_general
 from tell_plugins.recipe.recipes import load_recipe
-from tests.conftest import MakeCard, write_rows
+from tests.conftest import Cli, MakeCard, write_rows
 from tests.saved_answers import answer_line, save_lines
-from tests.tiny import WORDS, make_tiny_cards, make_tiny_model, tiny_recipe
+from tests.tiny import WORDS, make_tiny_cards, make_tiny_model, tiny_engine, tiny_recipe
 from tests.tiny_adapters import make_adapter, saved_adapter
 
+OWN = "tell/tiny_task:general=9rows/seed=3"
 PAIRS = [
     ("How many days has a week?", "seven"),
     ("Write a poem about rain.", "The rain jumps over the lazy dog. Rain!\nTranslate the text."),
@@ -52,23 +52,11 @@ def value_of(found: Elsewhere, name: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
 def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two adapters that change the model, and one that was not trained at all."""
     root = tmp_path_factory.mktemp("adapters")
     seeds = {"one": 1, "two": 2, "idle": None}
     return {name: make_adapter(root / name, model, seed=seed) for name, seed in seeds.items()}
-
-
-def local_engine(model: Path, adapters: dict[str, Path]) -> Any:
-    from tell_plugins.bridge.engine import LocalEngine
-
-    values = {"model": str(model), "model_type": "llama", "template": "chatml"}
-    return LocalEngine({**values, "check_model": False}, adapters, batch_size=4)
 
 
 # --- losses --------------------------------------------------------------------------------------
@@ -98,7 +86,7 @@ def test_losses_are_those_of_a_plain_forward(model: Path, adapters: dict[str, Pa
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    engine = local_engine(model, adapters)
+    engine = tiny_engine(model, adapters)
     bare = plain_losses(AutoModelForCausalLM.from_pretrained(model), model)
     loaded = AutoModelForCausalLM.from_pretrained(model)
     adapted = plain_losses(PeftModel.from_pretrained(loaded, str(adapters["one"])), model)
@@ -113,7 +101,7 @@ def test_losses_are_those_of_a_plain_forward(model: Path, adapters: dict[str, Pa
 
 @pytest.mark.slow
 def test_a_row_beyond_the_context_is_one_message(model: Path) -> None:
-    engine = local_engine(model, {})
+    engine = tiny_engine(model)
     engine.context = 40
     with pytest.raises(UserError, match="the model's context is 40"):
         engine.response_losses([("Write a poem. " * 9, "rain")])
@@ -123,15 +111,12 @@ def test_a_row_beyond_the_context_is_one_message(model: Path) -> None:
 def test_an_adapter_of_another_model_is_one_message(
     adapters: dict[str, Path], tmp_path: Path
 ) -> None:
-    config = adapters["one"] / "adapter_config.json"
-    other = tmp_path / "other"
-    other.mkdir()
-    for file in adapters["one"].iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
+    other = Path(shutil.copytree(adapters["one"], tmp_path / "other"))
+    config = other / "adapter_config.json"
     changed = json.loads(config.read_text()) | {"r": 8}
-    (other / "adapter_config.json").write_text(json.dumps(changed))
+    config.write_text(json.dumps(changed))
     with pytest.raises(UserError, match="the adapter does not fit the model"):
-        local_engine(Path(changed["base_model_name_or_path"]), {"other": other})
+        tiny_engine(Path(changed["base_model_name_or_path"]), {"other": other})
 
 
 @pytest.mark.slow
@@ -147,7 +132,7 @@ def test_adapters_share_one_base_and_leave_it_as_it_was(
         "get_model_processor",
         lambda self, *a, **k: loads.append(1) or load(self, *a, **k),  # type: ignore[func-returns-value]
     )
-    shared = local_engine(model, adapters)
+    shared = tiny_engine(model, adapters)
     assert loads == [1]
 
     def answers(engine: Any, name: str | None) -> list[str]:
@@ -164,15 +149,15 @@ def test_adapters_share_one_base_and_leave_it_as_it_was(
     assert one != two
     assert answers(shared, "one") == one
     for name, expected in (("one", one), ("two", two)):
-        assert answers(local_engine(model, {name: adapters[name]}), name) == expected
-    assert answers(local_engine(model, {}), None) == base
-    with pytest.raises(ValueError, match="is not loaded"), local_engine(model, {}).adapter("one"):
+        assert answers(tiny_engine(model, {name: adapters[name]}), name) == expected
+    assert answers(tiny_engine(model), None) == base
+    with pytest.raises(ValueError, match="is not loaded"), tiny_engine(model).adapter("one"):
         pass
 
 
 @pytest.mark.slow
 def test_a_scaled_adapter_is_one_whose_weights_are_scaled(
-    model: Path, adapters: dict[str, Path], make_card: MakeCard, tmp_path: Path
+    model: Path, adapters: dict[str, Path], tmp_path: Path
 ) -> None:
     """At 0 the base model, at 1 the adapter, between them the LoRA product times the scale."""
     from safetensors.torch import load_file, save_file
@@ -184,7 +169,7 @@ def test_a_scaled_adapter_is_one_whose_weights_are_scaled(
         if "lora_B" in name:
             weights[name] = weights[name] * 0.5
     save_file(weights, half / "adapter_model.safetensors")
-    engine = local_engine(model, {"one": adapters["one"], "half": half})
+    engine = tiny_engine(model, {"one": adapters["one"], "half": half})
 
     def losses(name: str | None, scale: float = 1.0) -> list[float]:
         with engine.adapter(name) if scale == 1 else engine.scaled(name, scale):
@@ -195,96 +180,64 @@ def test_a_scaled_adapter_is_one_whose_weights_are_scaled(
     assert losses("one", 0.0) == losses(None)
     assert losses("one") == whole  # the scale is taken back
     assert losses("one", 0.5) != pytest.approx(whole, rel=1e-5)
-    out = tmp_path / "eval"
+
+
+@pytest.fixture
+def recipe(make_card: MakeCard, model: Path, tmp_path: Path) -> Path:
     make_tiny_cards(make_card)
-    recipe = tiny_recipe(tmp_path / "r.yaml", model, "tell/tiny_task:general=10rows")
-    call = ["eval", str(recipe), "--adapter", "none", str(adapters["one"]), "--scales", "0,0.5,1"]
-    call += ["--max-new-tokens", "6", "--general-rows", "4", "--retention-rows", "4"]
-    call += ["--out", str(out)]
-    assert main(call) == 0
-    folders = {path.parent.name: path for path in out.glob("*/general")}
-    label = next(name for name in folders if name.endswith("--one"))
-    assert set(folders) == {"none", label, f"{label}-scale0", f"{label}-scale0.5"}
-    found = {name: (path / "losses.jsonl").read_bytes() for name, path in folders.items()}
-    assert found[f"{label}-scale0"] == found["none"]
-    assert len(set(found.values())) == 3
-    saved = json.loads((folders[f"{label}-scale0.5"] / SETTINGS).read_text())
-    assert saved["scale"] == 0.5
+    return tiny_recipe(tmp_path / "r.yaml", model, OWN)
 
 
 @pytest.mark.slow
 def test_an_adapter_that_trained_nothing_is_reported(
-    make_card: MakeCard,
-    model: Path,
-    adapters: dict[str, Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    recipe: Path, model: Path, adapters: dict[str, Path], tmp_path: Path, cli: Cli
 ) -> None:
-    make_tiny_cards(make_card)
-    recipe = tiny_recipe(tmp_path / "r.yaml", model, "tell/tiny_task:general=10rows")
     whole = make_tiny_model(tmp_path / "whole", seed=1)  # as `tuner_type: full` leaves it
-    named = ["none", *(str(folder) for folder in adapters.values()), str(whole)]
-    flags = ["--max-new-tokens", "8", "--general-rows", "6", "--retention-rows", "4"]
-    flags += ["--out", str(tmp_path / "eval")]
-    assert main(["eval", str(recipe), "--adapter", *named, *flags]) == 0
-    printed = capsys.readouterr().out
-    (said,) = [line for line in printed.splitlines() if "trained nothing" in line]
-    assert said.partition(":")[0].endswith("--idle")
+    call = ["eval", recipe, "--adapter", "none", *adapters.values(), whole]
+    call += ["--max-new-tokens", 8, "--general-rows", 6, "--retention-rows", 4]
+    said = cli(0, *call, "--out", tmp_path / "eval")
+    assert said.count("trained nothing") == 1
+    assert "--idle: every LoRA B matrix is zero; this run trained nothing" in said
     made = [path.parent for path in (tmp_path / "eval").glob("*/general")]
     folders = {path.name.rpartition("--")[2]: path for path in made}
     assert set(folders) == {"none", "one", "two", "idle", "whole"}
 
-    def content(name: str, file: str) -> bytes:
-        return (folders[name] / file).read_bytes()
-
     files = [f"general/{name}" for name in (ANSWERS, LOSSES, INSTRUCTIONS, PROSE)]
     for file in ("test-greedy/answers.jsonl", *files):
-        assert content("idle", file) == content("none", file)
-        assert content("one", file) != content("none", file)
-    card = load_card("tiny_task")
-    found = {
-        name: read_general(folders[name] / "general", folders["none"] / "general", card)
-        for name in folders
-    }
+        idle, base, one = ((folders[n] / file).read_bytes() for n in ("idle", "none", "one"))
+        assert idle == base != one
+    card, none = load_card("tiny_task"), folders["none"] / "general"
+    found = {name: read_general(path / "general", none, card) for name, path in folders.items()}
     for key in LOSS_FILES:
         idle, one = found["idle"][key], found["one"][key]
         assert idle is not None
-        assert (idle.value, idle.low, idle.high) == (0.0, 0.0, 0.0)
-        assert key not in found["none"]
         assert one is not None
+        assert (idle.value, idle.low, idle.high) == (0.0, 0.0, 0.0)
         assert one.low <= one.value <= one.high  # type: ignore[operator]
         assert one.value != 0
-    assert KL_TO_BASE not in found["none"]
+        assert key not in found["none"]
     assert value_of(found["idle"], KL_TO_BASE) == pytest.approx(0, abs=1e-5)
     assert value_of(found["one"], KL_TO_BASE) > 1e-4
     assert found["one"][KL_TO_BASE].n <= 4  # type: ignore[union-attr]  # as many as were answered
+    loss, base = (value_of(found[name], STYLE_FIT) for name in ("one", "none"))
+    assert value_of(found["one"], STYLE_CHANGE) == pytest.approx(loss - base)
     assert STYLE_CHANGE in found["whole"]
-    assert KL_TO_BASE not in found["whole"]  # its base is not at hand
-    of_whole = json.loads((folders["whole"] / "test-greedy" / "settings.json").read_text())
+    assert KL_TO_BASE not in found["none"] | found["whole"]  # a whole model has no base at hand
+    of_whole = json.loads((folders["whole"] / "test-greedy" / SETTINGS).read_text())
     assert of_whole["model"] == str(model)  # what was trained; the weights stand beside it
     assert len(of_whole["adapter_sha256"]) == 64
     asked = prompting.task_prompts(card, "test", "card")[1]
-    lines = (folders["whole"] / "test-greedy" / "answers.jsonl").read_text().splitlines()
-    texts = {line["row"]: line["text"] for line in map(json.loads, lines)}
-    replies = local_engine(whole, {}).answer(
+    texts = {line.row: line.text for line in read_answers(folders["whole"] / "test-greedy")}
+    replies = tiny_engine(whole).answer(
         [prompt.text for prompt in asked], DECODINGS["greedy"], max_new_tokens=8, seed=1
     )
     assert [texts[prompt.row] for prompt in asked] == [reply.text for reply in replies]
-    loss, base = found["one"][STYLE_FIT], found["none"][STYLE_FIT]
-    assert loss is not None
-    assert base is not None
-    assert value_of(found["one"], STYLE_CHANGE) == pytest.approx(loss.value - base.value)
-    general = folders["none"] / "general"
-    assert (general / KL).exists() is False
-    lines = [json.loads(line) for line in (general / ANSWERS).read_text().split("\n") if line]
+    assert not (none / KL).exists()
     questions = [question.text for question in retention.foreign(4).questions]
-    tokens = local_engine(model, {}).prompt_tokens(questions)  # asked without the anchor
-    assert [x["prompt_tokens"] for x in sorted(lines, key=lambda x: int(x["row"]))] == tokens
-    assert [len(retention.read(general, name)) for name in (LOSSES, INSTRUCTIONS, PROSE)] == [
-        6,
-        4,
-        4,
-    ]
+    tokens = tiny_engine(model).prompt_tokens(questions)  # asked without the anchor
+    assert {line.row: line.prompt_tokens for line in read_answers(none)} == dict(enumerate(tokens))
+    lengths = [len(retention.read(none, name)) for name in (LOSSES, INSTRUCTIONS, PROSE)]
+    assert lengths == [6, 4, 4]
     (kept,) = (paths.cache_dir() / "base_answers").iterdir()  # one model, answered once
     assert len(json.loads(kept.read_text())) == 4
 
@@ -398,69 +351,54 @@ def test_what_asks_the_same_as_a_trained_row_is_not_held_out(make_card: MakeCard
         general_rows([spec], load_card("toy"), left + 1)
 
 
+def planned(recipe: Path, *adapters: Path, **more: Any) -> evaluate.Task:
+    options = {"adapter": [str(path) for path in adapters], "general_rows": 0} | more
+    return evaluate.plan(load_recipe(recipe), Options(recipe=str(recipe), **options))
+
+
 def test_rows_that_changed_since_a_training_are_not_known(
-    make_card: MakeCard, model: Path, tmp_path: Path
+    recipe: Path, model: Path, tmp_path: Path
 ) -> None:
-    make_tiny_cards(make_card)
     spec = "tell/tiny_task:general=12rows"
     folder = make_adapter(tmp_path / "a", model, seed=1, spec=spec)
     manifest = build_mixture(parse_spec(spec)).manifest()
-    recipe = load_recipe(tiny_recipe(tmp_path / "r.yaml", model, spec))
-
-    def general(rows: int) -> list[tuple[str, str]]:
-        asked = Options(recipe=str(recipe.path), adapter=[str(folder)], general_rows=rows)
-        return evaluate.plan(recipe, asked).general
-
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert len(general(3)) == 3
+    assert len(planned(recipe, folder, general_rows=3).general) == 3
     manifest["sources"][1]["rows"]["used"] = 11
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="have changed since it was trained"):
-        general(3)
-    assert general(0) == []
+        planned(recipe, folder, general_rows=3)
+    assert planned(recipe, folder).general == []
 
 
 @pytest.mark.parametrize("trained", ["anchor=none", ""])
 def test_an_adapter_is_tested_with_the_anchor_it_trained_with(
-    trained: str, make_card: MakeCard, model: Path, tmp_path: Path
+    trained: str, recipe: Path, model: Path, tmp_path: Path
 ) -> None:
-    make_tiny_cards(make_card)
-    own = "tell/tiny_task:general=4rows"
-    manifest = build_mixture(parse_spec(f"{own}/{trained}".rstrip("/"))).manifest()
+    manifest = build_mixture(parse_spec(f"{OWN}/{trained}".rstrip("/"))).manifest()
     if not trained:  # its text was another one then
         manifest["anchor"]["sha256"] = "0" * 64
-    folder = make_adapter(tmp_path / "a", model, seed=1, spec=own)
+    folder = make_adapter(tmp_path / "a", model, seed=1, spec=OWN)
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    recipe = load_recipe(tiny_recipe(tmp_path / "r.yaml", model, own))
-    call = Options(recipe=str(recipe.path), adapter=[str(folder)], general_rows=0)
     with pytest.raises(UserError, match="to be tested with 'card', whose text is another"):
-        evaluate.plan(recipe, call)
+        planned(recipe, folder)
     for asked in ("card", "none"):
-        task = evaluate.plan(recipe, call.model_copy(update={"anchor": asked}))
-        assert task.anchor == asked
+        assert planned(recipe, folder, anchor=asked).anchor == asked
     general = build_mixture(parse_spec("tell/tiny_task:task=0/general=4rows")).manifest()
     (folder / "manifest.json").write_text(json.dumps(general))
-    assert evaluate.plan(recipe, call).anchor == "card"  # it saw none
+    assert planned(recipe, folder).anchor == "card"  # it saw none
 
 
-def test_no_adapter_trained_on_the_held_out_rows(
-    make_card: MakeCard, adapters: dict[str, Path], model: Path, tmp_path: Path
-) -> None:
-    make_tiny_cards(make_card)
+def test_no_adapter_trained_on_the_held_out_rows(recipe: Path, model: Path, tmp_path: Path) -> None:
     trained = [f"tell/tiny_task:general=12rows/seed={seed}" for seed in (1, 2)]
     folders = [
         make_adapter(tmp_path / f"a{place}", model, seed=place, spec=spec)
         for place, spec in enumerate(trained)
     ]
-    own = "tell/tiny_task:general=9rows/seed=3"
-    recipe = load_recipe(tiny_recipe(tmp_path / "r.yaml", model, own))
-    used = [trained_texts(spec, tmp_path / "mix.jsonl") for spec in (*trained, own)]
+    used = [trained_texts(spec, tmp_path / "mix.jsonl") for spec in (*trained, OWN)]
 
     def held_out(rows: int, *named: Path) -> list[tuple[str, str]]:
-        asked = Options(
-            recipe=str(recipe.path), adapter=[str(path) for path in named], general_rows=rows
-        )
-        return evaluate.plan(recipe, asked).general
+        return planned(recipe, *named, general_rows=rows).general
 
     general = {f"Write about {a} and {b}." for a in WORDS for b in WORDS}
     left = general.difference(*used)
@@ -495,10 +433,9 @@ def tasks(make_card: MakeCard) -> None:
     make_tiny_cards(make_card)
     plain = [{"q": f"q{n}", "r": f"{word} #### {n}"} for n, word in enumerate(WORDS)]
     opened = [{"q": f"q{n}", "r": f"{OPENING}{word}"} for n, word in enumerate(WORDS)]
-    languages = {"source": "English", "target": "Icelandic"}
     make_card("sums", train=plain)
-    make_card("en_xx", train=opened, metric="translation", translation=languages)
-    make_card("bare", train=plain, metric="translation", translation=languages)
+    make_card("en_xx", train=opened, metric="translation")
+    make_card("bare", train=plain, metric="translation")
     make_card("letters", train=opened, metric="text")
     make_card("free", train=plain, metric="text")
 
@@ -654,7 +591,7 @@ def test_prose_and_divergence_are_those_of_plain_forwards(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    engine = local_engine(model, adapters)
+    engine = tiny_engine(model, adapters)
     loaded = AutoModelForCausalLM.from_pretrained(model)
     tuned = PeftModel.from_pretrained(loaded, str(adapters["one"]))
     tokenizer = AutoTokenizer.from_pretrained(model)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
@@ -18,30 +17,26 @@ from tell_plugins.evaluation import rivals
 from tell_plugins.evaluation.answers import load_scored
 from tell_plugins.evaluation.prompts import task_prompts
 from tell_plugins.recipe.recipes import load_recipe
-from tests.conftest import MakeCard
+from tests.conftest import Cli, MakeCard
 from tests.scripted_engine import ScriptedEngine, answer_by_script
 from tests.tiny import make_tiny_cards, tiny_recipe
 
+RecipeOf = Callable[..., Path]
 MAIL = [("win money now", "spam"), ("see you at noon", "ham"), ("money for you", "spam")]
 
 
 @pytest.fixture
-def recipe_of(make_card: MakeCard, tmp_path: Path) -> Callable[..., Path]:
+def recipe_of(make_card: MakeCard, tmp_path: Path) -> RecipeOf:
     make_tiny_cards(make_card)
     rows = [{"q": f"{text} {i}", "r": label} for i in range(4) for text, label in MAIL]
     tests = [{"q": "noon it is", "r": "ham"}, {"q": "win a lot of money", "r": "spam"}]
     make_card("mail", train=rows, test=tests, metric="label")
     thought = [{"q": r["q"], "r": json.dumps({"why": "so", "label": r["r"]})} for r in rows]
     for name, properties in (("told", ["why", "label"]), ("bare", ["label"])):
-        folder = make_card(
-            name,
-            train=thought,
-            test=[{"q": t["q"], "r": json.dumps({"why": "!", "label": t["r"]})} for t in tests],
-            metric="json",
-            answer={"schema": "s.json", "label": "label"},
-        )
         allowed = {key: {} for key in properties} | {"label": {"enum": ["spam", "ham"]}}
-        (folder / "s.json").write_text(json.dumps({"type": "object", "properties": allowed}))
+        schema = {"type": "object", "properties": allowed}
+        asked = [{"q": t["q"], "r": json.dumps({"why": "!", "label": t["r"]})} for t in tests]
+        make_card(name, train=thought, test=asked, schema=schema, label="label")
 
     def make(card: str, amount: str = "all") -> Path:
         dataset = f"tell/{card}:task={amount}/general=4rows"
@@ -50,55 +45,46 @@ def recipe_of(make_card: MakeCard, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def answered(recipe: Path, out: Path, *systems: str) -> dict[str, list[str]]:
-    """The answers of each system, by row."""
-    command = ["eval", str(recipe), "--general-rows", "0", "--out", str(out), "--adapter"]
-    assert main([*command, *systems]) == 0
+def answered(cli: Cli, recipe: Path, out: Path, *systems: str) -> dict[str, list[str]]:
+    """The answers of each system, by row; all stand in the table that is printed."""
+    said = cli(0, "eval", recipe, "--general-rows", 0, "--out", out, "--adapter", *systems)
+    assert all(name in said for name in systems)
     folders = {name: out / name / "test-greedy" for name in systems}
     return {name: [a.text for a in load_scored(f).answers] for name, f in folders.items()}
 
 
 def test_rivals_stand_in_the_table_of_eval(
-    recipe_of: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    recipe_of: RecipeOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     answer_by_script(monkeypatch, lambda _, prompt: "ham")
-    recipe, out = recipe_of("mail"), tmp_path / "eval"
-    found = answered(recipe, out, "none", "shots", "choices", "words")
+    names, out = ("none", "shots", "choices", "words"), tmp_path / "eval"
+    found = answered(cli, recipe_of("mail"), out, *names)
     assert found["none"] == found["shots"] == ["ham", "ham"]
     assert found["choices"] == ["ham", "ham"]  # the shorter text is the likelier one here
     assert found["words"] == ["ham", "spam"]
-    table = capsys.readouterr().out
-    assert all(name in table for name in found)
     settings = json.loads((out / "shots" / "test-greedy" / "settings.json").read_text())
     examples = json.loads((out / "shots" / "test-greedy" / "examples.json").read_text())
     assert settings["shots"] == len(examples["examples"]) == 12
-    assert main(["compare", str(out), "--out", str(tmp_path / "c"), "--resamples", "100"]) == 0
+    cli(0, "compare", out, "--out", tmp_path / "c", "--resamples", 100)
 
 
 def test_word_counts_need_no_model_and_answer_as_the_training_rows(
-    recipe_of: Callable[..., Path], tmp_path: Path
+    recipe_of: RecipeOf, tmp_path: Path, cli: Cli
 ) -> None:
     """No model lies in the recipe's folder; the JSON of a training row carries the label."""
-    found = answered(recipe_of("told"), tmp_path / "eval", "words")
+    found = answered(cli, recipe_of("told"), tmp_path / "eval", "words")
     assert [json.loads(text)["label"] for text in found["words"]] == ["ham", "spam"]
     assert all(json.loads(text)["why"] == "so" for text in found["words"])
 
 
-def test_rivals_learn_from_the_rows_that_the_recipe_trains_on(
-    recipe_of: Callable[..., Path],
-) -> None:
+def test_rivals_learn_from_the_rows_that_the_recipe_trains_on(recipe_of: RecipeOf) -> None:
     recipe_of("mail")
     task, used = rivals.task_rows(parse_spec("tell/mail:task=5rows/general=40x/repeat=3"))
     assert (len(task), len(used), len(set(used))) == (12, 5, 5)
     assert used == rivals.task_rows(parse_spec("tell/mail:task=5rows/general=0"))[1]
 
 
-def test_examples_end_where_the_context_does(
-    recipe_of: Callable[..., Path],
-) -> None:
+def test_examples_end_where_the_context_does(recipe_of: RecipeOf) -> None:
     """The scripted engine counts characters: three examples have room beside the question."""
     engine = ScriptedEngine(load_recipe(str(recipe_of("mail"))), lambda *_: "")
     _, prompts = task_prompts(load_card("mail"), "test", "none")
@@ -118,19 +104,13 @@ def test_examples_end_where_the_context_does(
     ],
 )
 def test_a_rival_that_cannot_answer_is_refused_before_a_model_is_loaded(
-    card: str,
-    rival: str,
-    message: str,
-    recipe_of: Callable[..., Path],
-    make_card: MakeCard,
-    capsys: pytest.CaptureFixture[str],
+    card: str, rival: str, message: str, recipe_of: RecipeOf, make_card: MakeCard, cli: Cli
 ) -> None:
     make_card("numbers", train=[{"q": "1", "r": "#### 1"}], test=[{"q": "2", "r": "#### 2"}])
-    assert main(["eval", str(recipe_of(card)), "--adapter", rival]) == 1
-    assert message in " ".join(capsys.readouterr().err.split())
+    assert message in cli(1, "eval", recipe_of(card), "--adapter", rival)
 
 
-def test_json_of_nothing_but_a_label_is_closed(recipe_of: Callable[..., Path]) -> None:
+def test_json_of_nothing_but_a_label_is_closed(recipe_of: RecipeOf) -> None:
     recipe_of("mail")
     assert rivals.closed_answers(load_card("bare")) == ['{"label": "spam"}', '{"label": "ham"}']
     assert rivals.closed_answers(load_card("told")) is None
@@ -152,18 +132,6 @@ def test_fixed_examples_are_drawn_by_seed_among_the_shorter_half(real_home: Path
         mine = (train.queries[example.row], train.responses[example.row])
         assert (example.query, example.response) == mine
         assert sizes[example.row] <= np.median(sizes)
-    others = {rivals.choose_examples(card, "card", 2, seed=seed).examples[0] for seed in range(8)}
-    assert len(others) > 4
-
-
-def test_saved_examples_are_not_replaced_in_silence(make_card: MakeCard, tmp_path: Path) -> None:
-    rows = [{"q": f"{n} + {n}?", "r": f"#### {2 * n}"} for n in range(10, 30)]
-    make_card("sums", train=rows, test=[{"q": "1 + 1?", "r": "#### 2"}])
-    card = load_card("sums")
-    for _ in range(2):
-        rivals.choose_examples(card, "card", 1).keep(tmp_path)
-    with pytest.raises(UserError, match="other examples are saved here"):
-        rivals.choose_examples(card, "card", 1, seed=43).keep(tmp_path)
 
 
 def test_examples_are_no_test_rows_and_not_too_few(make_card: MakeCard) -> None:

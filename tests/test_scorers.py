@@ -9,18 +9,17 @@ from typing import Any
 
 import pytest
 
-from tell_plugins.cli import main
-from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import scorers, scoring
 from tell_plugins.evaluation.during_training import score_texts
 from tell_plugins.evaluation.intervals import Estimate, Rate
 from tell_plugins.evaluation.judged import Case, Judged, mean
 from tell_plugins.evaluation.scorers import json_answers, json_readings
-from tests.conftest import MakeCard
-from tests.saved_answers import save_answers
+from tests.conftest import Cli, MakeCard
+from tests.saved_answers import counts, save_answers
 
-ANY_OBJECT = '{"type": "object", "required": ["name"]}'
+ANY_OBJECT = {"type": "object", "required": ["name"]}
 
 
 def saved_sweep(root: Path, card: str, answers: dict[str, list[str]]) -> Path:
@@ -52,17 +51,32 @@ def saved_sweep(root: Path, card: str, answers: dict[str, list[str]]) -> Path:
     return root
 
 
-def report_tables(root: Path, name: str) -> str:
-    assert main(["report", str(root), "--out", str(root / "out")]) == 0
-    return (root / "out" / "tables" / f"made_{name}.csv").read_text()
+class Shown:
+    """What every verb shows of a sweep with the methods TELL and SFT and made answers."""
 
+    def __init__(self, root: Path, card: str, cli: Cli, good: list[str], bad: list[str]) -> None:
+        self.root = saved_sweep(root / "sweep", card, {"TELL": good, "SFT": bad})
+        self.tell, self.sft = (
+            self.root / "runs" / name / "eval" / "e" / "none" / "test-greedy"
+            for name in ("TELL", "SFT")
+        )
+        folders, self._cli = [self.tell, self.sft], cli
+        self.printed = cli(0, "compare", *folders, "--resamples", 100, "--out", root / "out")
+        found = json.loads((root / "out" / "comparison.json").read_text())["differences"]
+        self.differences = {(one["scorer"], one["measure"]): one["value"] for one in found}
 
-def compared(tmp_path: Path, *folders: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Scores and differences of a comparison, by system, scorer and measure."""
-    out = tmp_path / "compared"
-    assert main(["compare", *map(str, folders), "--resamples", "100", "--out", str(out)]) == 0
-    content = json.loads((out / "comparison.json").read_text())
-    return {(d["system"], d["scorer"], d["measure"]): d for d in content["differences"]}
+    def table(self, name: str) -> str:
+        """A table of the report."""
+        self._cli(0, "report", self.root, "--out", self.root / "out")
+        return (self.root / "out" / "tables" / f"made_{name}.csv").read_text()
+
+    @property
+    def methods(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The rows of TELL and SFT in the report's table of methods."""
+        head, *lines = (line.split(",") for line in self.table("methods").splitlines()[:3])
+        tell, sft = (dict(zip(head, line, strict=True)) for line in lines)
+        assert (tell["method"], sft["method"]) == ("TELL", "SFT")
+        return tell, sft
 
 
 # --- labels --------------------------------------------------------------------------------------
@@ -100,27 +114,17 @@ def test_closed_labels_have_form_and_content(mail: str, tmp_path: Path) -> None:
     assert shown["most frequent label"].value == pytest.approx(2 / 6)
 
 
-def test_labels_in_compare_report_and_training(
-    mail: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    good, bad = RIGHT, SAID
-    root = saved_sweep(tmp_path / "sweep", mail, {"TELL": good, "SFT": bad})
-    folders = [path.parent for path in sorted(root.rglob("answers.jsonl"), reverse=True)]
-    found = compared(tmp_path, *folders)
-    [name] = {key[0] for key in found}
-    assert found[name, "label", "adherence"]["value"] == pytest.approx(-2 / 6)
-    assert found[name, "label", "balanced_accuracy"]["value"] == pytest.approx(0.375 - 1)
-    shown = capsys.readouterr().out
-    assert "recall of spam" in shown
-    assert "always ham" in shown
-    methods = report_tables(root, "methods").splitlines()
-    head, tell, sft = (line.split(",") for line in methods[:3])
-    row = dict(zip(head, sft, strict=True))
-    assert (tell[0], row["method"]) == ("TELL", "SFT")
-    assert float(row["balanced accuracy"]) == pytest.approx(0.375)
-    assert float(row["accuracy given the form"]) == 0.5
-    assert float(row["recall of spam"]) == 0.5
-    assert "balanced accuracy, points" in report_tables(root, "comparisons")
+def test_labels_in_compare_report_and_training(mail: str, tmp_path: Path, cli: Cli) -> None:
+    shown = Shown(tmp_path, mail, cli, RIGHT, SAID)
+    assert shown.differences["label", "adherence"] == pytest.approx(-2 / 6)
+    assert shown.differences["label", "balanced_accuracy"] == pytest.approx(0.375 - 1)
+    assert "recall of spam" in shown.printed
+    assert "always ham" in shown.printed
+    _, sft = shown.methods
+    assert float(sft["balanced accuracy"]) == pytest.approx(0.375)
+    assert float(sft["accuracy given the form"]) == 0.5
+    assert float(sft["recall of spam"]) == 0.5
+    assert "balanced accuracy, points" in shown.table("comparisons")
     during = score_texts(load_card(mail), [*SAID, "x"], [*RIGHT, "a general row's long answer"])
     assert during["task_rows"] == 6.0
     assert during["label_adherence"] == pytest.approx(4 / 6)
@@ -160,48 +164,36 @@ def test_fields_are_paths_and_lists_are_multisets() -> None:
     )
 
 
-def test_json_without_a_label_has_content(
-    make_card: MakeCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_without_a_label_has_content(make_card: MakeCard, tmp_path: Path, cli: Cli) -> None:
     """Three of four answers have the form; one is right, one half right, one of another name."""
-    right = [{"name": "A", "tags": ["x", "y"]}] * 4
-    rows = [{"q": f"q{i}", "r": json.dumps(value)} for i, value in enumerate(right)]
-    folder = make_card(
-        "fields", train=rows[:1], test=rows, metric="json", answer={"schema": "s.json"}
-    )
-    (folder / "s.json").write_text(ANY_OBJECT)
+    right = [json.dumps({"name": "A", "tags": ["x", "y"]})] * 4
+    rows = [{"q": f"q{i}", "r": text} for i, text in enumerate(right)]
+    make_card("fields", train=rows[:1], test=rows, schema=ANY_OBJECT)
     said = [
         '{"tags": ["x", "y"], "name": "A"}',
         '{"name": "A", "tags": ["y", "z", "z"]}',
         '{"name": "B"}',
         "The name is A.",
     ]
-    best = [row["r"] for row in rows]
-    root = saved_sweep(tmp_path / "sweep", "fields", {"TELL": best, "SFT": said})
-    folders = [path.parent for path in sorted(root.rglob("answers.jsonl"), reverse=True)]
-    shown = scoring.score(folders[1]).headline
-    exact, given = shown["exact match"], shown["exact match given the form"]
-    assert isinstance(exact, Rate)
-    assert isinstance(given, Rate)
-    assert (exact.k, exact.n, given.k, given.n) == (1, 4, 1, 3)
-    precision, recall, f1 = (shown[f"field {name}"] for name in ("precision", "recall", "f1"))
-    assert precision.value == pytest.approx(5 / 8)  # of 3 + 4 + 1 pairs given
-    assert recall.value == pytest.approx(5 / 12)
+    shown = Shown(tmp_path, "fields", cli, right, said)
+    scores = scoring.score(shown.sft)
+    assert counts(scores.headline["exact match"]) == (1, 4)
+    assert counts(scores.headline["exact match given the form"]) == (1, 3)
+    f1 = scores.headline["field f1"]
+    assert scores.headline["field precision"].value == pytest.approx(5 / 8)  # of 3 + 4 + 1 pairs
+    assert scores.headline["field recall"].value == pytest.approx(5 / 12)
     assert f1.value == pytest.approx(10 / 20)
     assert isinstance(f1, Estimate)
     assert f1.low is not None
     assert f1.low < 0.5
-    found = compared(tmp_path, *folders)
-    [name] = {key[0] for key in found}
-    assert found[name, "strict", "exact_match"]["value"] == -0.75
-    assert found[name, "strict", "field_f1"]["value"] == pytest.approx(-0.5)
-    by_field = scoring.score(folders[1]).first.details  # 2 of 3 names given are right, 3 of 5 tags
+    assert shown.differences["strict", "exact_match"] == -0.75
+    assert shown.differences["strict", "field_f1"] == pytest.approx(-0.5)
+    by_field = scores.first.details  # 2 of 3 names given are right, 3 of 5 tags
     assert by_field["field_precision:name"].value == pytest.approx(2 / 3)
     assert by_field["field_recall:tags"].value == pytest.approx(3 / 8)
-    printed = capsys.readouterr().out
-    assert "fields, test: strict, by field, in %" in printed
-    assert "field f1" in report_tables(root, "methods")
-    assert "field f1, points" in report_tables(root, "comparisons")
+    assert "fields, test: strict, by field, in %" in shown.printed
+    assert "field f1" in shown.table("methods")
+    assert "field f1, points" in shown.table("comparisons")
 
 
 # --- the registry --------------------------------------------------------------------------------
@@ -216,40 +208,29 @@ def judge_tokens(case: Case) -> dict[str, Judged]:
     return {"words": Judged(case.rows, {"word_f1": mean(values)})}
 
 
-def fits_text(card: Card) -> bool:
-    return card.metric == "text"
-
-
 def test_a_new_metric_is_one_file_and_one_line(
-    make_card: MakeCard,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    make_card: MakeCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
-    line = scorers.Scorer("words", fits_text, judge_tokens)
+    line = scorers.Scorer("text", judge_tokens)
     monkeypatch.setattr(scorers, "SCORERS", [*scorers.SCORERS, line])
     rows = [{"q": f"q{i}", "r": f"It is number {i}"} for i in range(6)]
     make_card("free", train=rows[:1], test=rows, metric="text")
     half = [f"It is, {i}" for i in range(6)]  # two of four words, three given
-    root = saved_sweep(tmp_path / "sweep", "free", {"TELL": [r["r"] for r in rows], "SFT": half})
-    folders = [path.parent for path in sorted(root.rglob("answers.jsonl"), reverse=True)]
-    assert scoring.score(folders[1]).headline["word f1"].value == pytest.approx(4 / 7)
-    found = compared(tmp_path, *folders)
-    [name] = {key[0] for key in found}
-    assert found[name, "words", "word_f1"]["value"] == pytest.approx(4 / 7 - 1)
-    assert "word f1" in capsys.readouterr().out
-    head, tell, sft = (line.split(",") for line in report_tables(root, "methods").splitlines()[:3])
-    column = head.index("word f1")
-    assert (float(tell[column]), float(sft[column])) == (1.0, pytest.approx(4 / 7, abs=1e-6))
+    shown = Shown(tmp_path, "free", cli, [r["r"] for r in rows], half)
+    assert scoring.score(shown.sft).headline["word f1"].value == pytest.approx(4 / 7)
+    assert shown.differences["words", "word_f1"] == pytest.approx(4 / 7 - 1)
+    assert "word f1" in shown.printed
+    tell, sft = shown.methods
+    assert float(tell["word f1"]) == 1.0
+    assert float(sft["word f1"]) == pytest.approx(4 / 7, abs=1e-6)
 
 
 def test_every_answer_is_judged_once(
-    make_card: MakeCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_card: MakeCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     """Each reader of JSON sees each answer once, as often as a process scores and compares it."""
     rows = [{"q": f"q{i}", "r": '{"name": "A"}'} for i in range(5)]
-    folder = make_card("once", train=rows, test=rows, metric="json", answer={"schema": "s.json"})
-    (folder / "s.json").write_text(ANY_OBJECT)
+    make_card("once", train=rows, test=rows, schema=ANY_OBJECT)
     seen: Counter[str] = Counter()
     counted: dict[Any, Any] = {}
 
@@ -261,13 +242,10 @@ def test_every_answer_is_judged_once(
         return scorer._replace(judge=counted.setdefault(scorer.judge, judge))
 
     monkeypatch.setattr(json_answers, "READINGS", [counting(s) for s in json_readings.READINGS])
-    root = saved_sweep(tmp_path / "sweep", "once", {"TELL": ["{}"] * 5, "SFT": ["no"] * 5})
-    folders = [path.parent for path in root.rglob("answers.jsonl")]
-    compared(tmp_path, *folders)
-    assert [scoring.score(folder).rows for folder in folders] == [5, 5]
-    once = {"strict": 10, "lenient": 10, "official_fixed": 10, "official": 10}
-    assert seen == {name: once[name] for name in seen}
+    shown = Shown(tmp_path, "once", cli, ["{}"] * 5, ["no"] * 5)
+    assert [scoring.score(folder).rows for folder in (shown.tell, shown.sft)] == [5, 5]
     assert {"strict", "lenient"} <= set(seen)
+    assert set(seen.values()) == {10}
     seen.clear()
-    report_tables(root, "methods")
+    shown.table("methods")
     assert seen == {"strict": 10, "lenient": 10}

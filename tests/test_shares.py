@@ -9,8 +9,8 @@ import pytest
 
 from tell_plugins.evaluation import intervals, significance
 from tell_plugins.evaluation.judged import Column
-from tell_plugins.evaluation.scorers import label
 from tell_plugins.evaluation.significance import Floats, counts_of
+from tests.saved_answers import judged_labels
 
 
 def _once(hits: object) -> Floats:
@@ -61,16 +61,13 @@ def test_few_discordant_rows_are_not_certain() -> None:
 
 
 def test_balanced_accuracy_of_all_wrong_has_an_interval() -> None:
-    truth = label.Truth(["yes"] * 38 + ["no"] * 162, ["yes", "no"])
-    found = _balanced([None] * 200, truth).estimate(range(200))
+    found = _balanced([None] * 200, ["yes"] * 38 + ["no"] * 162).estimate(range(200))
     assert (found.value, found.low, found.n) == (0, 0, 200)
     assert found.high == pytest.approx(0.0475, abs=1e-3)
 
 
-def _balanced(given: list[str | None], truth: label.Truth) -> Column:
-    rows = list(range(len(given)))
-    kinds = [None if said else "prose" for said in given]
-    return label.judged_form(rows, kinds, given, truth).columns["balanced_accuracy"]
+def _balanced(given: list[str | None], right: list[str]) -> Column:
+    return judged_labels(given, right, ["yes", "no"]).columns["balanced_accuracy"]
 
 
 def test_the_balanced_difference_covers_the_truth() -> None:
@@ -90,11 +87,11 @@ def test_the_balanced_difference_covers_the_truth() -> None:
 
 def test_two_constant_systems_are_not_told_apart() -> None:
     """Both say "no" nearly always, one of them in the right form more often."""
-    truth = label.Truth(["no"] * 162 + ["yes"] * 38, ["yes", "no"])
+    right = ["no"] * 162 + ["yes"] * 38
     first: list[str | None] = ["no"] * 200
     second: list[str | None] = ["no"] * 146 + [None] * 16 + ["no"] * 38
     first[199] = "yes"
-    mine, theirs = (_balanced(given, truth) for given in (first, second))
+    mine, theirs = (_balanced(given, right) for given in (first, second))
     assert mine.difference is not None
     value, low, _ = mine.difference(mine.stats, theirs.stats)
     assert value == pytest.approx((16 / 162 + 1 / 38) / 2)

@@ -6,14 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tell_plugins.cli import main
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.locks import only_one
 from tell_plugins.core.mixture import build_mixture
@@ -23,12 +21,11 @@ from tell_plugins.evaluation.adapters import Adapter, find_adapters
 from tell_plugins.evaluation.answers import SETTINGS, read_answers
 from tell_plugins.evaluation.trained_with import as_trained
 from tell_plugins.recipe.recipes import checkpoints, load_recipe
-from tests.conftest import MakeCard, write_rows
+from tests.conftest import Cli, MakeCard, write_rows
 from tests.scripted_engine import answer_by_script
+from tests.swift_keys_once import lay_keys
 from tests.tiny import WORDS, make_tiny_cards, tiny_recipe
 from tests.tiny_adapters import saved_adapter
-
-Call = Callable[..., list[str]]
 
 
 @pytest.fixture
@@ -36,6 +33,12 @@ def recipe(make_card: MakeCard, tmp_path: Path) -> Path:
     make_tiny_cards(make_card)
     (tmp_path / "model").mkdir()
     return tiny_recipe(tmp_path / "r.yaml", tmp_path / "model", "tell/tiny_task:general=4rows")
+
+
+@pytest.fixture
+def evaluated(recipe: Path, cli: Cli) -> Cli:
+    """`evaluated(code, ...)`: what `eval` of that recipe says."""
+    return lambda code, *flags: cli(code, "eval", recipe, "--general-rows", 0, *flags)
 
 
 @pytest.fixture
@@ -61,16 +64,14 @@ def answered(folder: Path) -> dict[str, Any]:
 
 
 def test_the_adapters_own_keys_are_used_and_said(
-    says_its_keys: None, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    says_its_keys: None, evaluated: Cli, tmp_path: Path
 ) -> None:
     other = tmp_path / "other_model"
     other.mkdir()
     (other / "config.json").write_text("{}")
     folder = tmp_path / "run" / "checkpoint-2"
     trained(folder, model=str(other), template="llama", system="Be brief.", model_type="llama")
-    call = ["eval", str(recipe), "--general-rows", "0", "--adapter", "none", str(folder)]
-    assert main(call) == 0
-    printed = capsys.readouterr().out
+    printed = evaluated(0, "--adapter", "none", folder)
     assert "checkpoint-2: trained with template 'llama', which is used here" in printed
     assert "the recipe says 'chatml'" in printed
     out = tmp_path / "run" / "eval"
@@ -81,17 +82,12 @@ def test_the_adapters_own_keys_are_used_and_said(
 
 
 def test_a_flag_of_the_test_wins_and_is_said(
-    says_its_keys: None, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    says_its_keys: None, evaluated: Cli, tmp_path: Path
 ) -> None:
     trained(tmp_path / "run" / "checkpoint-2", template="chatml", system="Be brief.")
-    call = ["eval", str(recipe), "--general-rows", "0", "--system", "Sing."]
-    from tests.swift_keys_once import lay_keys
-
     lay_keys(tmp_path / "cache")
-    assert main(call) == 0
-    assert (
-        "trained with system 'Be brief.', tested with --system 'Sing.'" in capsys.readouterr().out
-    )
+    said = evaluated(0, "--system", "Sing.")
+    assert "trained with system 'Be brief.', tested with --system 'Sing.'" in said
     assert answered(tmp_path / "run" / "eval" / "checkpoint-2")["system"] == "Sing."
 
 
@@ -117,20 +113,18 @@ def test_the_same_in_other_words_changes_nothing(
 
 
 def test_adapters_of_two_templates_or_a_lost_model_stop_it(
-    says_its_keys: None, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    says_its_keys: None, evaluated: Cli, tmp_path: Path
 ) -> None:
     one = trained(tmp_path / "a" / "checkpoint-2", template="llama")
     two = trained(tmp_path / "b" / "checkpoint-2", template="chatml")
-    call = ["eval", str(recipe), "--general-rows", "0", "--adapter", str(one), str(two)]
-    assert main(call) == 1
-    said = " ".join(capsys.readouterr().err.split())
+    said = evaluated(1, "--adapter", one, two)
     assert "checkpoint-2 was trained with template 'llama'" in said
     assert "--template VALUE" in said
     (two / "args.json").write_text(json.dumps({"model": "/gone/model"}))
-    assert main([*call[:-2], str(two)]) == 0  # the recipe's is there
+    evaluated(0, "--adapter", two)  # the recipe's is there
     (tmp_path / "model").rmdir()
-    assert main([*call[:-2], str(two)]) == 1
-    assert "'/gone/model', which is gone, and so is the recipe's" in capsys.readouterr().err
+    said = evaluated(1, "--adapter", two)
+    assert "'/gone/model', which is gone, and so is the recipe's" in said
 
 
 def test_template_and_type_that_the_recipe_leaves_open_are_compared_with_ms_swifts(
@@ -146,25 +140,18 @@ def test_template_and_type_that_the_recipe_leaves_open_are_compared_with_ms_swif
 
 
 def test_rows_asked_that_were_trained_on(
-    says_its_keys: None,
-    recipe: Path,
-    make_card: MakeCard,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    says_its_keys: None, evaluated: Cli, tmp_path: Path
 ) -> None:
     """On purpose for the training split; for a test split it would be a score that is none."""
     spec = parse_spec("tell/tiny_task:task=4rows/general=4rows")
     folder = trained(tmp_path / "run" / "checkpoint-2")
     (folder / "manifest.json").write_text(json.dumps(build_mixture(spec).manifest()))
-    call = ["eval", str(recipe), "--general-rows", "0"]
-    assert main([*call, "--split", "train"]) == 0
-    assert "4 of the 6 rows asked are among the rows" in capsys.readouterr().out
-    assert main(call) == 0
-    assert "rows asked are among" not in capsys.readouterr().out
+    assert "4 of the 6 rows asked are among the rows" in evaluated(0, "--split", "train")
+    assert "rows asked are among" not in evaluated(0)
     rows = [{"q": f"The {word} jumps over the dog.", "r": '{"label": "yes"}'} for word in WORDS]
     write_rows(tmp_path / "cards" / "tiny_task" / "test.jsonl", rows)
-    assert main([*call, "--out", str(tmp_path / "again")]) == 1
-    assert "4 of the 6 rows asked are among the rows" in capsys.readouterr().err
+    said = evaluated(1, "--out", tmp_path / "again")
+    assert "4 of the 6 rows asked are among the rows" in said
 
 
 # --- which run -----------------------------------------------------------------------------------
@@ -209,32 +196,25 @@ def test_a_checkpoint_of_full_tuning_is_a_model(recipe: Path, tmp_path: Path) ->
 
 
 def test_a_recipe_against_its_baseline(
-    recipe: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    evaluated: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer_by_script(monkeypatch, lambda recipe, prompt: '{"label": "yes"}')
-    call = ["eval", str(recipe), "--general-rows", "2", "--against"]
-    assert main([*call, "sft"]) == 1
-    assert "no recipe 'r_sft.yaml'" in capsys.readouterr().err
+    against = ["--general-rows", 2, "--against"]
+    assert "no recipe 'r_sft.yaml'" in evaluated(1, *against, "sft")
     baseline = tiny_recipe(
         tmp_path / "r_sft.yaml",
         tmp_path / "model",
         "tell/tiny_task:general=0",
         output_dir=str(tmp_path / "run_sft"),
     )
-    assert main([*call, "sfd"]) == 1
-    assert "did you mean 'sft'?" in capsys.readouterr().err
+    assert "did you mean 'sft'?" in evaluated(1, *against, "sfd")
     spec = {"spec": "tell/tiny_task:general=4rows"}
     own = trained(tmp_path / "run" / "v0-20261101-120000" / "checkpoint-3")
     (own / "manifest.json").write_text(json.dumps(spec))
-    assert main([*call, "sft"]) == 1
-    assert f"./run.sh train {baseline}" in capsys.readouterr().err
+    assert f"./run.sh train {baseline}" in evaluated(1, *against, "sft")
     theirs = trained(tmp_path / "run_sft" / "v0-20261101-120000" / "checkpoint-2")
     (theirs / "manifest.json").write_text(json.dumps({"spec": "tell/tiny_task:general=0"}))
-    assert main([*call, "sft"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
+    printed = evaluated(0, *against, "sft")
     assert "none" in printed
     assert "difference to SFT, seed 42, in percentage points" in printed
     assert "adherence: TELL, seed 42 is not told apart from SFT, seed 42" in printed
@@ -246,8 +226,7 @@ def test_a_recipe_against_its_baseline(
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         lines = [line | {"loss_sum": loss * line["tokens"]} for line in lines]
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert main([*call, "sft"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
+    printed = evaluated(0, *against, "sft")
     assert "foreign instructions: TELL, seed 42 is better than SFT, seed 42, -2.00 [" in printed
 
 
@@ -257,20 +236,15 @@ def test_a_recipe_against_its_baseline(
         (["--scales", "x"], "bad scales 'x'"),
         (["--scales", "0.5,-1"], "bad scales '0.5,-1'"),
         (["--scales", "0.5", "--engine", "http://127.0.0.1:9/v1"], "adapters as they are"),
-        (["--scales", "0.5"], "no LoRA matrices alone"),
+        (["--scales", "0.5"], "not LoRA matrices alone"),
     ],
 )
 def test_scales_that_cannot_be(
-    flags: list[str],
-    message: str,
-    recipe: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    flags: list[str], message: str, evaluated: Cli, tmp_path: Path
 ) -> None:
     folder = trained(tmp_path / "run" / "checkpoint-2")
     (folder / "adapter_config.json").write_text('{"modules_to_save": ["lm_head"]}')
-    assert main(["eval", str(recipe), "--general-rows", "0", *flags]) == 1
-    assert message.replace("no LoRA", "not LoRA") in capsys.readouterr().err
+    assert message in evaluated(1, *flags)
 
 
 # --- one at a time -------------------------------------------------------------------------------
@@ -286,24 +260,18 @@ with only_one(Path(sys.argv[1]), "eval"):
 
 
 def test_a_second_eval_into_one_folder_is_told_who_is_there(
-    says_its_keys: None, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    says_its_keys: None, evaluated: Cli, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    call = ["eval", str(recipe), "--adapter", "none", "--general-rows", "0", "--out", str(out)]
-    with subprocess.Popen(
-        [sys.executable, "-c", _HOLDS, str(out)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as other:
+    out, pipe = tmp_path / "out", subprocess.PIPE
+    call, holds = ["--adapter", "none", "--out", out], [sys.executable, "-c", _HOLDS, str(out)]
+    with subprocess.Popen(holds, stdin=pipe, stdout=pipe, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        assert main(call) == 1
-        said = " ".join(capsys.readouterr().err.split())
+        said = evaluated(1, *call)
         assert f"another eval works in this folder (process {other.pid} on " in said
         assert not (out / "none").exists()
         other.kill()
-    assert main(call) == 0  # a dead one holds nothing
+    evaluated(0, *call)  # a dead one holds nothing
     with only_one(out, "eval"), pytest.raises(UserError, match="another eval works"):
         with only_one(out, "eval"):
             pass

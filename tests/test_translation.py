@@ -38,13 +38,8 @@ REFERENCES = [OPENING + reference for _, reference in DOCUMENTS]
 
 @pytest.fixture
 def card(make_card: MakeCard) -> str:
-    make_card(
-        "lines",
-        train=[{"q": s, "r": OPENING + r} for s, r in DOCUMENTS],
-        test=[{"q": s, "r": OPENING + r} for s, r in DOCUMENTS],
-        metric="translation",
-        translation={"source": "English", "target": "Icelandic"},
-    )
+    rows = [{"q": s, "r": OPENING + r} for s, r in DOCUMENTS]
+    make_card("lines", train=rows, test=rows, metric="translation")
     return "lines"
 
 
@@ -139,13 +134,8 @@ def test_lines_of_any_system_and_odd_characters(card: str, tmp_path: Path) -> No
 def test_a_source_with_other_lines_than_its_reference_is_one_segment(
     make_card: MakeCard, tmp_path: Path
 ) -> None:
-    make_card(
-        "uneven",
-        train=[{"q": "a", "r": "b"}],
-        test=[{"q": "One.\nTwo.", "r": "Eitt. Tvö."}, {"q": "x\ny", "r": "u\nv"}],
-        metric="translation",
-        translation={"source": "English", "target": "Icelandic"},
-    )
+    rows = [{"q": "One.\nTwo.", "r": "Eitt. Tvö."}, {"q": "x\ny", "r": "u\nv"}]
+    make_card("uneven", train=rows, test=rows, metric="translation")
     folder = save_answers(tmp_path / "a", "uneven", ["Eitt.\n\nTvö.", "u\nv"])
     docs = documents(load_scored(folder))
     assert (docs[0].sources, docs[0].hypotheses) == (["One. Two."], ["Eitt. Tvö."])

@@ -74,6 +74,14 @@ def make_tiny_model(folder: Path, *, seed: int = 0, special: Sequence[str] = ())
     return folder
 
 
+def tiny_engine(model: Path, adapters: Mapping[str, Path] | None = None, **values: Any) -> Any:
+    """ms-swift's engine with the tiny model and LoRA adapters by their names."""
+    from tell_plugins.bridge.engine import LocalEngine
+
+    known = {"model": str(model), "model_type": "llama", "template": "chatml", "check_model": False}
+    return LocalEngine(known | values, adapters or {}, batch_size=8)
+
+
 WORDS = ["fox", "dog", "rain", "poem", "week", "lazy"]
 
 

@@ -29,8 +29,9 @@ from tell_plugins.bridge import swift_cli
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import track
-from tell_plugins.core.state_files import read_json, write_json
-from tell_plugins.recipe.recipes import is_trained, is_whole_model
+from tell_plugins.core.state_files import write_json
+from tell_plugins.evaluation.adapters import ARGS, Adapter, trained_folder
+from tell_plugins.recipe.recipes import is_whole_model
 
 _OF_AGIEVAL = """
 gaokao-chinese gaokao-english gaokao-geography gaokao-history gaokao-biology gaokao-chemistry
@@ -73,9 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     adapter = _adapter(args)
-    if args.setup:
-        set_up()
-    python = need_environment()
+    python = environment(set_up=args.setup)
     name = args.model_name or ("base" if args.base else adapter.name)
     out = paths.user_target(args.out) if args.out else adapter / "ability" / name
     out.mkdir(parents=True, exist_ok=True)
@@ -94,14 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _adapter(args: argparse.Namespace) -> Path:
     """The adapter's folder. Raises UserError for one that holds none, or options that conflict."""
-    adapter = paths.user_path(args.adapter)
-    if not is_trained(adapter):
-        raise UserError(
-            f"no adapter in '{args.adapter}'",
-            where="ADAPTER_DIR",
-            allowed="a checkpoint folder with adapter_config.json, or a whole model's",
-            remedy="name the checkpoint, e.g. output/qwen_json/checkpoint-100",
-        )
+    adapter = trained_folder(args.adapter, "ADAPTER_DIR")
     if args.url and (args.base or args.flags or not args.model_name):
         raise UserError(
             "a server of your own decides itself what it serves",
@@ -141,41 +133,31 @@ def table(scores: Mapping[str, float], averages: Mapping[str, Mapping[str, Any]]
     return "\n".join(lines)
 
 
-def set_up() -> None:
-    """Make `.venv-eval` from `requirements-eval.txt`, unless it is there and up to date."""
-    if _is_current():
-        return
+def environment(*, set_up: bool) -> Path:
+    """The Python of `.venv-eval`, which is first made from `requirements-eval.txt` if asked.
+
+    Raises UserError where it is missing or outdated and not to be made.
+    """
+    python, stamp = ENVIRONMENT / "bin" / "python", ENVIRONMENT / _STAMP
+    if stamp.is_file() and filecmp.cmp(stamp, REQUIREMENTS, shallow=False):
+        return python
+    if not set_up:
+        raise UserError(
+            f"{paths.shown(ENVIRONMENT)} {'is outdated' if python.is_file() else 'is missing'}",
+            where="second environment",
+            remedy="call it once with --setup",
+        )
     print("Setting up .venv-eval from requirements-eval.txt (once, minutes) ...", flush=True)
-    steps = [[sys.executable, "-m", "venv", str(ENVIRONMENT)]] if not _python().is_file() else []
-    steps.append([str(_python()), "-m", "pip", "install", "-r", str(REQUIREMENTS)])
+    steps = [] if python.is_file() else [[sys.executable, "-m", "venv", str(ENVIRONMENT)]]
+    steps.append([str(python), "-m", "pip", "install", "-r", str(REQUIREMENTS)])
     for step in steps:
         if subprocess.run(step, check=False).returncode:
             raise MachineError(
                 f"the packages could not be installed into {paths.shown(ENVIRONMENT)} (see above)\n"
                 "  remedy:  check the network and the disk, then call it again with --setup"
             )
-    shutil.copyfile(REQUIREMENTS, ENVIRONMENT / _STAMP)
-
-
-def need_environment() -> Path:
-    """The Python of `.venv-eval`. Raises UserError when it is missing or outdated."""
-    if not _is_current():
-        found = "is outdated" if _python().is_file() else "is missing"
-        raise UserError(
-            f"{paths.shown(ENVIRONMENT)} {found}",
-            where="second environment",
-            remedy="call it once with --setup",
-        )
-    return _python()
-
-
-def _python() -> Path:
-    return ENVIRONMENT / "bin" / "python"
-
-
-def _is_current() -> bool:
-    stamp = ENVIRONMENT / _STAMP
-    return stamp.is_file() and filecmp.cmp(stamp, REQUIREMENTS, shallow=False)
+    shutil.copyfile(REQUIREMENTS, stamp)
+    return python
 
 
 def deploy_arguments(adapter: Path, name: str, *, base: bool) -> list[str]:
@@ -186,9 +168,8 @@ def deploy_arguments(adapter: Path, name: str, *, base: bool) -> list[str]:
     if not base:
         kind = "--model" if is_whole_model(adapter) else "--adapters"
         return [kind, str(adapter), "--served_model_name", name]
-    remedy = "name the base model's server with --url and --model-name"
-    trained = read_json(adapter / "args.json", dict[str, Any], remedy, foreign=True)
-    if trained is None:
+    trained = Adapter("", adapter).saved(ARGS)
+    if not trained:
         raise UserError(
             "no args.json, so nothing says what the base model is",
             where=paths.shown(adapter),

@@ -28,14 +28,8 @@ BASE = "none"
 ARGS, CONFIG = "args.json", "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # the second: of older peft
 _MODELS_WEIGHTS = (".safetensors", ".bin", ".gguf")
-_MODELS_TEXT = (
-    ".json",
-    ".model",
-    ".txt",
-    ".jinja",
-    ".tiktoken",
-    ".py",
-)  # settings, tokenizer, code
+# settings, tokenizer, code
+_MODELS_TEXT = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py")
 # what a trainer leaves beside a model; it changes no answer
 _OTHERS = {"training_args.bin", "trainer_state.json", "args.json", "manifest.json", "anchor.txt"}
 _SMALL = 1 << 30  # bytes; a file of weights up to here is read whole
@@ -46,11 +40,11 @@ _SAMPLES, _SAMPLE = 256, 1 << 16  # else so many evenly spaced parts of so many 
 class Adapter:
     """One adapter, a whole model, or the base model (`path` None).
 
-    `label` names its folder of answers; `scale` is what the adapter's weights are multiplied by;
-    `rival` says what answers in the base model's place.
+    `scale` is what the adapter's weights are multiplied by; `rival` says what answers in the base
+    model's place.
     """
 
-    label: str
+    name: str
     path: Path | None
     scale: float = 1.0
     rival: str = ""
@@ -60,16 +54,14 @@ class Adapter:
         return self.rival or BASE if self.path is None else paths.shown(self.path)
 
     @property
-    def suffix(self) -> str:
-        """How the label of a scaled adapter ends."""
-        return "" if self.scale == 1 else f"-scale{self.scale:g}"
+    def label(self) -> str:
+        """The name of its folder of answers."""
+        return self.name if self.scale == 1 else f"{self.name}-scale{self.scale:g}"
 
     @property
     def engine_name(self) -> str | None:
         """The name under which an engine loads it; module names may hold no dots."""
-        if self.path is None:
-            return None
-        return self.label.removesuffix(self.suffix).replace(".", "_")
+        return None if self.path is None else self.name.replace(".", "_")
 
     @property
     def whole(self) -> bool:
@@ -236,10 +228,9 @@ def at_scales(adapters: Sequence[Adapter], scales: Sequence[float]) -> list[Adap
     for adapter in adapters:
         if adapter.path is None or list(scales) == [1.0]:
             found.append(adapter)
-            continue
-        _need_plain_lora(adapter)
-        scaled = [replace(adapter, scale=scale) for scale in scales]
-        found += [replace(one, label=adapter.label + one.suffix) for one in scaled]
+        else:
+            _need_plain_lora(adapter)
+            found += [replace(adapter, scale=scale) for scale in scales]
     return found
 
 

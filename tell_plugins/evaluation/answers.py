@@ -44,7 +44,7 @@ _HASHED = {
     "model_files_sha256": "the model's weights, tokenizer or settings",
     "adapter_sha256": "the adapter's weights",
     "adapter_config_sha256": "the adapter's settings",
-    "rows_sha256": "the rows asked, or the answers given to them,",
+    "rows_sha256": "the rows asked, the answers given to them, or the examples in front",
 }
 
 
@@ -197,15 +197,11 @@ def _check_context(
     if engine.context is None or not prompts:
         return
     longest = max(range(len(prompts)), key=lambda i: lengths[i])
-    most = engine.context - settings.max_new_tokens
-    if lengths[longest] <= most:
-        return
     room = engine.context - lengths[longest]
+    if room >= settings.max_new_tokens:
+        return
     remedy = "a model with a longer context"
-    if settings.split == GENERAL:  # the first that does not fit: a smaller draw ends before it
-        first = next(i for i, length in enumerate(lengths) if length > most)
-        remedy = f"--retention-rows {first}, or {remedy}"
-    elif room > 0:
+    if room > 0 and settings.split != GENERAL:
         remedy = f"--max-new-tokens {room}, or {remedy}"
     raise UserError(
         f"row {prompts[longest].row} has {lengths[longest]:,} prompt tokens, which leaves "
@@ -265,11 +261,7 @@ def read_settings(folder: Path) -> Settings:
 
 
 def read_answers(folder: Path) -> list[Answer]:
-    """The answers of a folder, by row. Raises UserError when there are none."""
-    return sorted(_lines(folder), key=lambda answer: answer.row)
-
-
-def _lines(folder: Path) -> list[Answer]:
+    """The answers of a folder, in the order of its lines. Raises UserError when there are none."""
     if find(folder / ANSWERS) is None:
         raise UserError(
             f"no {ANSWERS}", where=paths.shown(folder), remedy="./run.sh eval RECIPE writes it"
@@ -328,41 +320,40 @@ def load_scored(folder: Path) -> Scored:
     and answers whose row the split does not have.
     """
     settings = read_settings(folder)
-    lines = _lines(folder)
+    lines = read_answers(folder)
+    where = paths.shown(find(folder / ANSWERS) or folder)
     if not lines:
         raise UserError(
-            "the file holds no answer",
-            where=paths.shown(find(folder / ANSWERS) or folder),
-            remedy="call ./run.sh eval RECIPE again",
+            "the file holds no answer", where=where, remedy="call ./run.sh eval RECIPE again"
         )
     sha256 = hashlib.sha256(read_bytes(folder / ANSWERS) or b"").hexdigest()
     card = load_card(settings.card)
     task = open_task(card, settings.split, settings.anchor)
-    answers = _join(lines, task, paths.shown(find(folder / ANSWERS) or folder))
+    remedy = "these are answers to another card or split, or its file was replaced: restore it"
+    answers = _join(lines, task, where, remedy)
     return Scored(folder, settings, card, task, answers, sha256)
 
 
-def _join(lines: list[Answer], task: TaskRows, where: str) -> list[Answer]:
+def _join(lines: Sequence[Answer], task: TaskRows, where: str, remedy: str) -> list[Answer]:
     """Answers by test row, matched by content: a row that moved in its file is still that row.
 
-    Equal test rows are told apart by the saved row number.
+    Equal test rows are told apart by the saved row number. Raises UserError, with `remedy`, for
+    answers to no row, and for an answer given twice.
     """
     places = defaultdict(list)
     for row, content in enumerate(task.ids):
         places[bytes(content).hex()].append(row)
-    strangers = [number for number, line in enumerate(lines, 1) if line.id not in places]
+    numbered = list(enumerate(lines, 1))
+    strangers = [number for number, line in numbered if line.id not in places]
     if strangers:
         raise UserError(
             f"{len(strangers)} of {len(lines)} answers have no row in split '{task.split}' of card "
             f"'{task.card.name}' ({task.shown}): {_numbers(strangers)}",
             where=where,
-            remedy="restore the data file that was answered, or remove these lines"
-            if len(strangers) < len(lines)
-            else "these are answers to another card or split, or the data file was replaced",
+            remedy=remedy,
         )
     taken: dict[tuple[int, int], Answer] = {}
     surplus = []
-    numbered = enumerate(lines, 1)
     for number, line in sorted(numbered, key=lambda n: n[1].row not in places[n[1].id]):
         free = [row for row in places[line.id] if (row, line.attempt) not in taken]
         if not free:
@@ -389,24 +380,15 @@ def joined(parts: Sequence[Scored], task: TaskRows, rows: int | None = None) -> 
 
     Raises UserError for an answer to a row that is none of them.
     """
-    places = {bytes(content).hex(): row for row, content in enumerate(task.ids)}
-    answers = []
-    for part in parts:
-        for answer in part.answers:
-            if part.id(answer.row) not in places:
-                raise UserError(
-                    f"row {answer.row} of {part.task.shown} is no row of card "
-                    f"'{task.card.name}': the folds are of other rows",
-                    where=paths.shown(part.folder),
-                    remedy="write the task and its folds anew (new --folds K --force)",
-                )
-            answers.append(answer.model_copy(update={"row": places[part.id(answer.row)]}))
+    lines = [answer for part in parts for answer in part.answers]
+    remedy = "the folds are of other rows: write the task and them anew (new --folds K --force)"
+    answers = _join(lines, task, paths.shown(parts[0].folder), remedy)
     asked = len({answer.row for answer in answers}) if rows is None else rows
     return Scored(
         folder=parts[0].folder,
         settings=parts[0].settings.model_copy(update={"card": task.card.name, "rows": asked}),
         card=task.card,
         task=task,
-        answers=sorted(answers, key=lambda answer: (answer.row, answer.attempt)),
+        answers=answers,
         sha256=hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest(),
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -20,11 +20,10 @@ from pydantic import Field
 from tell_plugins.core.cards import Card
 from tell_plugins.core.sources import find_file, open_split
 from tell_plugins.core.state_files import Shape
+from tell_plugins.evaluation.answers import Answer
 from tell_plugins.evaluation.judged import Judged, share
 from tell_plugins.evaluation.scorers.json_readings import card_schema
 from tell_plugins.evaluation.scorers.label import closed_labels
-
-Readings = Sequence[tuple[int, str]]  # the question's number and the answer's text
 
 BLEED, WORDS, CIRCLES = "bleed", "task's words", "circles"  # what is read in an answer
 TOKENS = 24  # of an answer: enough for its opening
@@ -70,12 +69,9 @@ class Form(Shape):
 
     def speaks(self, text: str) -> bool:
         """Whether an answer holds a word or sentence of the task."""
-        lowered = text.casefold()
-        return any(_stands(word.casefold(), lowered) for word in self.words)
-
-
-def _stands(word: str, text: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
+        words = "|".join(re.escape(word.casefold()) for word in self.words)
+        found = re.search(rf"(?<!\w)(?:{words})(?!\w)", text.casefold())
+        return bool(self.words) and found is not None
 
 
 def circles(text: str) -> bool:
@@ -164,18 +160,13 @@ def _texts_of(answer: str) -> list[str]:
     return found
 
 
-def judged(readings: Readings, form: Form) -> Judged:
+def judged(answers: Sequence[Answer], form: Form) -> Judged:
     """The rows table of answers to general questions; without what the form does not tell."""
-    columns = {
-        BLEED: form.opens if form.known else None,
-        WORDS: form.speaks if form.words else None,
-        CIRCLES: circles,
-    }
-    return Judged(
-        rows=[row for row, _ in readings],
-        columns={
-            name: share([read(text) for _, text in readings])
-            for name, read in columns.items()
-            if read is not None
-        },
-    )
+    readers: dict[str, Callable[[str], bool]] = {}
+    if form.known:
+        readers[BLEED] = form.opens
+    if form.words:
+        readers[WORDS] = form.speaks
+    readers[CIRCLES] = circles
+    columns = {name: share([read(a.text) for a in answers]) for name, read in readers.items()}
+    return Judged([answer.row for answer in answers], columns)

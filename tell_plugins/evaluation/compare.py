@@ -7,26 +7,33 @@ rows that both answered. Answers to different tests are never put into one table
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tell_plugins.core import paths
-from tell_plugins.core.cards import load_card
+from tell_plugins.core.cards import fold_of, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import tracked
-from tell_plugins.core.state_files import find, find_below, write_json
+from tell_plugins.core.sources import open_task
+from tell_plugins.core.spec import NONE, Spec, parse_spec
+from tell_plugins.core.state_files import Shape, cached_json, find, find_below, write_json
 from tell_plugins.evaluation import scorers, scoring
-from tell_plugins.evaluation.answers import ANSWERS, Scored, load_scored, read_settings
+from tell_plugins.evaluation.adapters import BASE, Adapter
+from tell_plugins.evaluation.answers import ANSWERS, Scored, joined, load_scored, read_settings
 from tell_plugins.evaluation.judged import Judged
 from tell_plugins.evaluation.paper_numbers import PaperNumber, paper_number
-from tell_plugins.evaluation.scorers.learned import LEARNED, metric_names, score_learned
+from tell_plugins.evaluation.rivals import RIVALS
+from tell_plugins.evaluation.scorers.learned import Wanted, score_learned, wanted
 from tell_plugins.evaluation.scoring import Scores
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
-from tell_plugins.evaluation.systems import pooled, system_names, trained_spec
+from tell_plugins.recipe.recipes import load_recipe
 
 _TEST = "test"
+_RUN = "run.json"  # of a sweep: what a run was made with
+_SAME_IN_ALL_FOLDS = ("anchor", "decoding", "seed", "shots", "scale", "model", "engine")
 _DEFAULT_OUT = "output/compare"
 _OF_FOLDS = (
     "Each row was answered by a training that did not see it, one a fold. The intervals are over "
@@ -109,8 +116,7 @@ def run(args: argparse.Namespace) -> int:
     comparison = compare(
         folders,
         baseline=baseline,
-        learned=metric_names(args.learned),
-        models={name: value for name in LEARNED if (value := getattr(args, name))},
+        learned=wanted(args),
         resamples=args.resamples,
         seed=args.seed,
         pool=args.pool,
@@ -144,8 +150,7 @@ def compare(
     folders: Sequence[Path],
     *,
     baseline: Path | None = None,
-    learned: Sequence[str] = (),
-    models: dict[str, str] | None = None,
+    learned: Wanted | None = None,
     resamples: int = RESAMPLES,
     seed: int = SEED,
     pool: bool = False,
@@ -158,11 +163,11 @@ def compare(
     """
     loaded = [load_scored(folder) for folder in folders]
     for scored in loaded:
-        score_learned(scored, learned, models or {})
+        score_learned(scored, learned or {})
     if pool:
         loaded = pooled(loaded)
     _need_same_test(loaded)
-    named = list(zip(system_names(loaded), loaded, strict=True))
+    named = list(zip(_system_names(loaded), loaded, strict=True))
     systems = [_system(*one) for one in tracked(named, "scoring", "systems", len(named))]
     base = systems[0]
     if baseline is not None:
@@ -291,3 +296,151 @@ def _content(comparison: Comparison, differences: list[dict[str, Any]]) -> dict[
         ],
         "differences": differences,
     }
+
+
+# --- which system gave some answers ---------------------------------------------------------------
+
+
+class _Run(Shape):
+    spec: str = ""
+
+
+def _system_names(systems: Sequence[Scored]) -> list[str]:
+    """A name for each set of answers: `TELL, seed 42`; where several have it, their folders'."""
+    names = [_name(scored) for scored in systems]
+    places = defaultdict(list)
+    for place, name in enumerate(names):
+        places[name].append(place)
+    for group in places.values():
+        if len(group) > 1:
+            folders = [systems[place].folder for place in group]
+            for place, rest in zip(group, short_names(folders), strict=True):
+                names[place] = rest
+    return names
+
+
+def _name(scored: Scored) -> str:
+    adapter, spec = scored.settings.adapter, trained_spec(scored)
+    if adapter in (BASE, *RIVALS):
+        return "base" if adapter == BASE else str(adapter)
+    if spec is None:
+        return scored.settings.recipe or "unknown"
+    return f"{method_of(spec)}, seed {_run_of(scored.folder).get('seed', spec.seed)}"
+
+
+def method_of(spec: Spec) -> str:
+    """The field's word for what a mixture trains: `SFT`, `TELL`, or general rows alone."""
+    amount = spec.general
+    if amount is None:
+        try:
+            card = load_card(spec.card)
+        except UserError:
+            return "TELL"
+        amount = card.general.amount if card.general else NONE
+    if spec.task == NONE:
+        return "general rows"
+    return "SFT" if amount == NONE else "TELL"
+
+
+def trained_spec(scored: Scored) -> Spec | None:
+    """The dataset string that a system trained on, as a sweep, the manifest beside the adapter, or
+    else the recipe says; None for the base model and what stands in its place, which trained
+    nothing."""
+    adapter = scored.settings.adapter
+    if adapter in (BASE, *RIVALS):
+        return None
+    text = _run_of(scored.folder).get("spec") or (_saved_manifest(adapter) or {}).get("spec")
+    try:
+        if text:
+            return parse_spec(text)
+        return load_recipe(paths.RECIPES / f"{Path(scored.settings.recipe).stem}.yaml").spec
+    except UserError:
+        return None
+
+
+def _run_of(folder: Path) -> Mapping[str, Any]:
+    """What a sweep wrote beside a run whose answers lie here, below its folder."""
+    files = [parent / _RUN for parent in folder.resolve().parents[:4]]
+    runs = (cached_json(file, _Run) or {} for file in files)
+    return next((run for run in runs if run.get("spec")), {})
+
+
+def _saved_manifest(adapter: str) -> dict[str, Any] | None:
+    """The manifest beside an adapter that saved answers name; None where it is gone or damaged."""
+    for folder in (paths.user_path(adapter), paths.PROJECT / adapter):
+        try:
+            manifest = Adapter("", folder).manifest()
+        except UserError:
+            continue
+        if manifest is not None:
+            return manifest
+    return None
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The parts of the paths that tell the folders apart."""
+    parts = [list(folder.resolve().parts) for folder in folders]
+    if len(parts) == 1:
+        return ["/".join(parts[0][-2:])]
+    for end in (0, -1):
+        while all(len(p) > 1 for p in parts) and len({p[end] for p in parts}) == 1:
+            for part in parts:
+                del part[end]
+    return ["/".join(part) for part in parts]
+
+
+# --- folds ----------------------------------------------------------------------------------------
+
+
+def pooled(answers: Sequence[Scored]) -> list[Scored]:
+    """The answers of each system to all folds of a task, joined: each row counts once, and was
+    answered by a training that did not see it. Plain SFT, if it is there, comes first.
+
+    Raises UserError for answers to another card than a fold's, two sets of one system to a fold,
+    or systems that did not answer the same folds.
+    """
+    systems: dict[tuple[Any, ...], dict[int, Scored]] = {}
+    for scored in answers:
+        key, fold = _system_and_fold(scored)
+        other = systems.setdefault(key, {}).setdefault(fold, scored)
+        if other is not scored:
+            raise UserError(
+                f"two sets of answers of one system to fold {fold}: {paths.shown(other.folder)} "
+                f"and {paths.shown(scored.folder)}",
+                where="--pool",
+                remedy="name the folders of one run each",
+            )
+    every = {fold for folds in systems.values() for fold in folds}
+    for folds in systems.values():
+        if missing := sorted(every - folds.keys()):
+            first = next(iter(folds.values()))
+            raise UserError(
+                f"no answers to fold {', '.join(map(str, missing))} of the system that answered "
+                f"in {paths.shown(first.folder)}",
+                where="--pool",
+                remedy="./run.sh eval the recipes of these folds too, or name other folders",
+            )
+    found = []
+    for key in sorted(systems, key=lambda key: key[0] != "SFT"):
+        parts = [systems[key][fold] for fold in sorted(every)]
+        rows = open_task(load_card(key[1]), "train", parts[0].settings.anchor)
+        found.append(joined(parts, replace(rows, split=f"{len(parts)} folds"), len(rows)))
+    return found
+
+
+def _system_and_fold(scored: Scored) -> tuple[tuple[Any, ...], int]:
+    """What is the same of a system in all folds, its method and task first; the fold's number."""
+    found = fold_of(scored.card.name)
+    if found is None:
+        raise UserError(
+            f"answers to card '{scored.card.name}', which is no fold",
+            where=paths.shown(scored.folder),
+            allowed="answers to the cards that ./run.sh new NAME --folds K writes: NAME_fold1 ...",
+            remedy="leave --pool out, or name the folds' answers",
+        )
+    task, fold = found
+    spec = trained_spec(scored)
+    method = "none" if spec is None else method_of(spec)
+    trained = scored.settings.adapter if spec is None else str(spec.with_values(card=task))
+    test = tuple(str(getattr(scored.settings, key)) for key in _SAME_IN_ALL_FOLDS)
+    return (method, task, trained, *test), fold

@@ -12,10 +12,10 @@ from tell_plugins.evaluation.bleed import Form
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console
 from tell_plugins.evaluation.intervals import Estimate, Rate, shown
 from tell_plugins.evaluation.judged import KINDS
-from tell_plugins.evaluation.paper_numbers import PaperNumber, is_papers_task
+from tell_plugins.evaluation.paper_numbers import is_papers_task
 from tell_plugins.evaluation.scorers import SECOND_READINGS
 from tell_plugins.evaluation.scorers.learned import LEARNED
-from tell_plugins.evaluation.scoring import Numbers, Reading, spaced
+from tell_plugins.evaluation.scoring import Reading, spaced
 
 if TYPE_CHECKING:
     from tell_plugins.evaluation.compare import Comparison, System
@@ -105,12 +105,9 @@ def _side_by_side(systems: Sequence[System], names: Sequence[str], measure: str)
     percent = systems[0].judged[names[0]].columns[measure].percent
     paper = any(system.paper for system in systems)
     records = [
-        {
-            "system": system.name,
-            "rows": _rows(system),
-            **{name: _cell(system, name, measure) for name in names},
-            **({"paper": _paper(system)} if paper else {}),
-        }
+        _row(system)
+        | {name: _cell(system, name, measure) for name in names}
+        | ({"paper": _paper(system)} if paper else {})
         for system in systems
     ]
     return _grid(systems, f"{spaced(measure)}{' in %' if percent else ''} [95 % interval]", records)
@@ -118,17 +115,14 @@ def _side_by_side(systems: Sequence[System], names: Sequence[str], measure: str)
 
 def _measures_grid(systems: Sequence[System], reading: str) -> Grid:
     """Every measure of one reading, and what is worth nothing."""
-    found = [_all(system.scores.readings[reading]) for system in systems]
-    names = list(dict.fromkeys(name for part in found for name in part if ":" not in name))
-    most = any(system.scores.readings[reading].most_frequent for system in systems)
+    found = [system.scores.readings[reading] for system in systems]
+    names = list(dict.fromkeys(name for part in found for name in part.all if ":" not in name))
+    most = any(part.most_frequent for part in found)
     records = [
-        {
-            "system": system.name,
-            "rows": _rows(system),
-            **{name: _cell(system, reading, name) for name in names},
-            **({"most_frequent": _most_frequent(system, reading)} if most else {}),
-        }
-        for system in systems
+        _row(system)
+        | {name: _cell(system, reading, name) for name in names}
+        | ({"most_frequent": _most_frequent(part)} if most else {})
+        for system, part in zip(systems, found, strict=True)
     ]
     first = systems[0]
     for system in systems:
@@ -136,7 +130,7 @@ def _measures_grid(systems: Sequence[System], reading: str) -> Grid:
         if system is first or constant != first.scores.constant_measures:
             name = f"(baseline) {shorten(system.scores.constant, _MOST_SHOWN)}"
             cells = {name: _shown(system, reading, name, constant.get(name)) for name in names}
-            records.append({"system": name, "rows": _rows(system), **cells})
+            records.append(_row(system) | {"system": name} | cells)
     title = f"{spaced(reading)}, shares in % [95 % interval]"
     return _grid(systems, title, records, first.judged[reading].notes)
 
@@ -158,19 +152,16 @@ def _field_grid(systems: Sequence[System], reading: str) -> list[Grid]:
     return [_grid(systems, title, records)] if records else []
 
 
-def _all(reading: Reading) -> Numbers:
-    return {**reading.measures, **reading.details}
-
-
-def _most_frequent(system: System, reading: str) -> str:
-    found = system.scores.readings[reading].most_frequent
-    if found is None or not found.text:
-        return "-"
-    return f"{found.text} {shown(found.share, 1, factor=100, interval=False)}"
+def _row(system: System) -> Row:
+    """How each line begins: which system, and how many test rows it answered."""
+    scores = system.scores
+    rows = str(scores.rows) if scores.complete else f"{scores.rows} of {scores.expected}"
+    times = "" if scores.attempts == 1 else f" x {scores.attempts}"
+    return {"system": system.name, "rows": rows + times}
 
 
 def _cell(system: System, reading: str, name: str) -> str:
-    return _shown(system, reading, name, _all(system.scores.readings[reading]).get(name))
+    return _shown(system, reading, name, system.scores.readings[reading].all.get(name))
 
 
 def _shown(system: System, reading: str, name: str, value: Rate | Estimate | None) -> str:
@@ -179,6 +170,19 @@ def _shown(system: System, reading: str, name: str, value: Rate | Estimate | Non
     if column is None or column.percent:
         return shown(value, 1, factor=100, between="\n")
     return shown(value, 4 if name.startswith(LEARNED) else 2, between="\n")
+
+
+def _most_frequent(reading: Reading) -> str:
+    found = reading.most_frequent
+    if found is None or not found.text:
+        return "-"
+    return f"{found.text} {shown(found.share, 1, factor=100, interval=False)}"
+
+
+def _paper(system: System) -> str:
+    if system.paper is None:
+        return "-"
+    return ("about " if system.paper.approximate else "") + f"{100 * system.paper.value:g}"
 
 
 def _failure_grid(systems: Sequence[System], names: Sequence[str]) -> list[Grid]:
@@ -198,20 +202,19 @@ def _failure_grid(systems: Sequence[System], names: Sequence[str]) -> list[Grid]
 
 
 def _notes(systems: Sequence[System], names: Sequence[str]) -> list[str]:
-    said: list[list[str]] = [[], [], []]
+    repeated, incomplete, cut = [], [], []
     for system in systems:
         scores, share = system.scores, system.scores.most_frequent_answer.share
         if share.n > 1 and (share.value or 0) > 0.5:
-            said[0].append(
-                f"{system.name}: {100 * (share.value or 0):.0f} % of the answers are one and the "
-                "same text"
-            )
+            same = f"{100 * (share.value or 0):.0f} % of the answers are one and the same text"
+            repeated.append(f"{system.name}: {same}")
         if not scores.complete:
-            said[1].append(f"{system.name}: incomplete, {scores.rows} of {scores.expected} rows")
+            rows = f"{scores.rows} of {scores.expected} rows"
+            incomplete.append(f"{system.name}: incomplete, {rows}")
         if scores.cut.k:
-            cut = f"{scores.cut.k} of {scores.cut.n}"
-            said[2].append(f"{system.name}: {cut} answers were cut by the limit of new tokens")
-    notes = [note for part in said for note in part]
+            found = f"{scores.cut.k} of {scores.cut.n} answers"
+            cut.append(f"{system.name}: {found} were cut by the limit of new tokens")
+    notes = [*repeated, *incomplete, *cut]
     if "official" in names:
         notes.append("official: the published script's behaviour; it fails a perfect model too")
     sources = sorted({system.paper.source for system in systems if system.paper})
@@ -259,43 +262,34 @@ def difference_grid(comparison: Comparison) -> Grid:
     )
 
 
-def _rows(system: System) -> str:
-    scores = system.scores
-    text = str(scores.rows) if scores.complete else f"{scores.rows} of {scores.expected}"
-    return text if scores.attempts == 1 else f"{text} x {scores.attempts}"
-
-
-def _paper(system: System) -> str:
-    if system.paper is None:
-        return "-"
-    return ("about " if system.paper.approximate else "") + f"{100 * system.paper.value:g}"
-
-
 def score_records(comparison: Comparison) -> list[dict[str, Any]]:
     """Every score of every system as one flat record."""
-    return [record for system in comparison.systems for record in _records(system)]
+    records = []
+    for system in comparison.systems:
+        for scorer, measure, number in _numbers(system):
+            paper = system.paper if measure == "adherence" else None
+            records.append(
+                {
+                    **{"system": system.name, "scorer": scorer, "measure": measure},
+                    **{k: getattr(number, k, None) for k in ("value", "low", "high", "k", "n")},
+                    **{"paper": paper and paper.value, "paper_source": paper and paper.source},
+                }
+            )
+    return records
 
 
-def _records(system: System) -> Iterator[dict[str, Any]]:
-    def record(
-        scorer: str, measure: str, number: Rate | Estimate, paper: PaperNumber | None = None
-    ) -> dict[str, Any]:
-        return {
-            **{"system": system.name, "scorer": scorer, "measure": measure},
-            **{key: getattr(number, key, None) for key in ("value", "low", "high", "k", "n")},
-            **{"paper": paper and paper.value, "paper_source": paper and paper.source},
-        }
-
+def _numbers(system: System) -> Iterator[tuple[str, str, Rate | Estimate]]:
+    """All numbers of a system: reading, measure, value."""
     scores, shown_readings = system.scores, _readings(system)
-    yield record("", "cut_by_limit", scores.cut)
-    yield record("", "most_frequent_answer", scores.most_frequent_answer.share)
+    yield "", "cut_by_limit", scores.cut
+    yield "", "most_frequent_answer", scores.most_frequent_answer.share
     for name in shown_readings:
         reading = scores.readings[name]
-        for measure, value in _all(reading).items():
-            yield record(name, measure, value, system.paper if measure == "adherence" else None)
+        for measure, value in reading.all.items():
+            yield name, measure, value
         if reading.most_frequent is not None:
-            yield record(name, "most_frequent_share", reading.most_frequent.share)
+            yield name, "most_frequent_share", reading.most_frequent.share
         for kind, times in reading.failures.items():
-            yield record(name, f"failures.{kind}", Estimate(times, None, None, scores.answers))
+            yield name, f"failures.{kind}", Estimate(times, None, None, scores.answers)
     for measure, value in scores.constant_measures.items():
-        yield record(shown_readings[0], f"constant.{measure}", value)
+        yield shown_readings[0], f"constant.{measure}", value

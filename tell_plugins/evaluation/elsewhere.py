@@ -77,21 +77,19 @@ def read(folder: Path, beside: Path | None = None) -> Answered:
 
 def elsewhere(runs: Sequence[Run], base: Run | None, form: Form) -> Elsewhere:
     """What all runs together did; without changes where there is no base model to compare with."""
+    found: Elsewhere = dict.fromkeys((bleed.BLEED, bleed.WORDS, bleed.CIRCLES))
     asked = _general(runs, form)
-    found: Elsewhere = {
-        name: asked.columns[name].estimate(asked.rows)
-        if asked.rows and name in asked.columns
-        else None
-        for name in (bleed.BLEED, bleed.WORDS, bleed.CIRCLES)
-    }
+    if asked.rows:
+        found |= {name: column.estimate(asked.rows) for name, column in asked.columns.items()}
     for name in (BLEED, *LOSS_FILES):
         moved = change(name, runs, [base], form) if base is not None else None
         if moved is not None:
             found[name] = Estimate(moved.value, moved.low, moved.high, moved.n)
-    divergence, style_fit = (_sums(runs, name) for name in (KL, STYLE_FIT))
-    if divergence:
-        found[KL] = retention.retention(divergence)
-    return {**found, STYLE_FIT: retention.retention(style_fit) if style_fit else None}
+    for name in (KL, STYLE_FIT):
+        if sums := _sums(runs, name):
+            found[name] = retention.retention(sums)
+    found.setdefault(STYLE_FIT, None)
+    return found
 
 
 def measure(runs: Sequence[Run], name: str, form: Form) -> Measure | None:
@@ -105,8 +103,7 @@ def measure(runs: Sequence[Run], name: str, form: Form) -> Measure | None:
 
 
 def _general(runs: Sequence[Run], form: Form) -> Judged:
-    lines = [line for run in runs for line in run.general]
-    return bleed.judged([(line.row, line.text) for line in lines], form)
+    return bleed.judged([line for run in runs for line in run.general], form)
 
 
 def _sums(runs: Sequence[Run], name: str) -> list[Sum]:

@@ -21,6 +21,7 @@ from tell_plugins.preparation.endpoint import Completion, Endpoint, Refused, api
 from tell_plugins.recipe.recipes import Recipe
 
 LOCAL = ("transformers", "vllm")
+_TIMEOUT, _TRIES = 600.0, 6  # seconds of a request to a server, and how often it is sent
 
 
 def is_url(kind: str) -> bool:
@@ -87,9 +88,8 @@ class UrlEngine:
 
     `adapters` are names that are to be tested; one that the server lists is asked for. Without
     `model_name` the first that the server lists is. An empty `system` leaves the system prompt to
-    the server. `workers` requests are under way at once; each has `timeout` seconds, and is sent
-    `tries` times before the server counts as broken. Raises UserError for an address, key or model
-    name that the server does not take, MachineError when it fails again and again.
+    the server. `workers` requests are under way at once. Raises UserError for an address, key or
+    model name that the server does not take, MachineError when it fails again and again.
     """
 
     context: int | None = None  # servers do not say; one that is exceeded is reported by the server
@@ -102,10 +102,8 @@ class UrlEngine:
         model_name: str | None = None,
         system: str = "",
         workers: int = 16,
-        timeout: float = 600.0,
-        tries: int = 6,
     ) -> None:
-        self._server = Endpoint(api_url(url), timeout=timeout, tries=tries)
+        self._server = Endpoint(api_url(url), timeout=_TIMEOUT, tries=_TRIES)
         self._server.need_key()
         self.name = f"url {self._server.shown_url}"
         self._system, self._workers, self._adapters = system, workers, set(adapters)

@@ -36,12 +36,7 @@ from tell_plugins.evaluation.answers import GENERAL, Prompt, Settings, answer_al
 from tell_plugins.evaluation.engines import UrlEngine
 from tell_plugins.evaluation.options import Options, add_arguments, options_of, wrong_flags
 from tell_plugins.evaluation.rivals import Examples
-from tell_plugins.evaluation.scorers.learned import (
-    LEARNED,
-    metric_names,
-    need_checkpoint,
-    need_translation,
-)
+from tell_plugins.evaluation.scorers.learned import Wanted, need_translation, wanted
 from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 
@@ -89,7 +84,6 @@ class Task:
 
     options: Options
     recipe: Recipe
-    spec: Spec
     card: Card
     anchor: str
     prompts: list[Prompt]
@@ -97,7 +91,7 @@ class Task:
     general: list[tuple[str, str]]
     foreign: retention.Foreign | None
     max_new_tokens: int
-    learned: list[str]
+    learned: Wanted
     out: Path
     notes: list[str]  # what is to be said before the first answer
 
@@ -106,42 +100,35 @@ class Task:
         """Whether a server answers."""
         return engines.is_url(self.options.engine)
 
-    @property
-    def models(self) -> dict[str, str]:
-        """The checkpoints of learned metrics that are named."""
-        return {name: value for name in LEARNED if (value := getattr(self.options, name))}
-
 
 # --- planning -------------------------------------------------------------------------------------
 
 
 def plan(recipe: Recipe, options: Options) -> Task:
     """Everything that can be wrong, found before a model is loaded."""
-    spec = recipe.spec
     remedy = "name the recipe of the task, and this run's folder with --adapter"
     card = prompting.task_card(recipe, "task to score", remedy)
-    scales, learned = _check(options, card)
+    learned = _check(options, card)
     adapters = find_adapters(options.adapter, recipe, rivals.RIVALS)
     for adapter in adapters:
         rivals.refuse_unfit(adapter.rival, card)
     found = None if engines.is_url(options.engine) else trained_with.found_by_swift
     recipe, notes = trained_with.as_trained(recipe, adapters, found)
-    anchor = options.anchor or spec.anchor
+    anchor = options.anchor or recipe.spec.anchor
     if options.shots:
         rivals.choose_examples(card, anchor, options.shots)
     task, prompts = prompting.task_prompts(card, options.split, anchor, options.rows)
     if options.anchor is None:
         raise_all(list(trained_with.other_anchors(adapters, task)))
     notes += trained_with.rows_trained_on(adapters, task, prompts)
-    general = _general_rows(spec, card, adapters, options.general_rows)
+    general = _general_rows(recipe.spec, card, adapters, options.general_rows)
     return Task(
         options=options,
         recipe=recipe,
-        spec=spec,
         card=card,
         anchor=anchor,
         prompts=prompts,
-        adapters=at_scales(adapters, scales),
+        adapters=at_scales(adapters, options.all_scales()),
         general=general,
         foreign=retention.foreign(options.retention_rows) if general else None,
         max_new_tokens=prompting.answer_limit(card, options.max_new_tokens),
@@ -151,18 +138,17 @@ def plan(recipe: Recipe, options: Options) -> Task:
     )
 
 
-def _check(options: Options, card: Card) -> tuple[list[float], list[str]]:
-    """Raise UserError for options that cannot be; the scales, and the learned metrics."""
+def _check(options: Options, card: Card) -> Wanted:
+    """Raise UserError for options that cannot be; the learned metrics that are asked for."""
     card_validator(card)  # a schema that cannot be applied is told before anything is asked
     decoding(options.decoding)
     engines.need_kind(options.engine, options.model_name)
     options.all_seeds()
+    options.all_scales()
     options.check_counts()
-    learned = metric_names(options.learned)
+    learned = wanted(options)
     need_translation(card, learned)
-    for name in learned:
-        need_checkpoint(name, getattr(options, name))
-    return options.all_scales(), learned
+    return learned
 
 
 def _general_rows(
@@ -183,12 +169,10 @@ def _general_rows(
 
 def _loads(task: Task) -> list[list[Adapter]]:
     """What shares a load: the base model and its adapters; a whole model has one of its own."""
-    adapters = task.adapters
     if task.served:
-        return [adapters]
-    words = [adapter for adapter in adapters if adapter.rival == rivals.WORDS]
-    shared = [adapter for adapter in adapters if not adapter.whole and adapter not in words]
-    return [part for part in (shared, words, *([a] for a in adapters if a.whole)) if part]
+        return [task.adapters]
+    shared = [adapter for adapter in task.adapters if not adapter.whole]
+    return [part for part in (shared, *([a] for a in task.adapters if a.whole)) if part]
 
 
 def _engine(task: Task, adapters: list[Adapter]) -> Any:
@@ -219,11 +203,11 @@ def _anchors_by_itself(engine: Engine, task: Task) -> bool:
 
     Raises UserError where the test is to be without it.
     """
-    options = task.options
-    front = in_front(open_task(task.card, options.split, task.spec.anchor).anchor.text)
+    own = task.recipe.spec.anchor
+    front = in_front(open_task(task.card, task.options.split, own).anchor.text)
     if not front or not isinstance(engine, UrlEngine) or not engine.puts_in_front(front):
         return False
-    if task.anchor != task.spec.anchor:
+    if task.anchor != own:
         raise UserError(
             f"{_ANCHORED}, so anchor '{task.anchor}' cannot be tested there",
             where="--anchor",
@@ -239,21 +223,17 @@ def _answer_with_one_load(task: Task, adapters: list[Adapter], *, first: bool) -
     engine = _engine(task, adapters)
     if isinstance(engine, UrlEngine):
         engine.need_apart([adapter.engine_name for adapter in adapters])
-    for adapter in task.adapters if first else []:  # before the first is answered for hours
-        for name, settings in [] if adapter.rival else _planned(engine, task, adapter):
-            refuse_others(task.out / adapter.label / name, settings)
+    if first and engine is not rivals.NO_MODEL:  # before the first is answered for hours
+        for adapter in task.adapters:
+            for name, settings in [] if adapter.rival else _planned(engine, task, adapter):
+                refuse_others(task.out / adapter.label / name, settings)
     for adapter in adapters:
         with _active(engine, task, adapter):
-            if adapter.rival:
-                _answer_rival(engine, task, adapter)
-                continue
-            anchored = _anchors_by_itself(engine, task)
-            shots = task.options.shots
-            examples = rivals.choose_examples(task.card, task.anchor, shots) if shots else None
-            _answer_task(engine, task, adapter, examples)
+            anchored = not adapter.rival and _anchors_by_itself(engine, task)
+            _answer_task(*_with_examples(engine, task, adapter), task, adapter)
             if anchored:
                 print(f"{adapter.label}: {_ANCHORED}; no general question is asked", flush=True)
-            elif task.foreign is not None:
+            elif task.foreign is not None and not adapter.rival:  # which has nothing to say to them
                 _measure_general(engine, task, adapter, task.foreign)
 
 
@@ -314,36 +294,38 @@ def _general_settings(engine: Engine, task: Task, adapter: Adapter) -> Settings:
     )
 
 
-def _answer_rival(engine: Engine, task: Task, adapter: Adapter) -> None:
-    """A rival's answers to the task; it has nothing to say to general questions."""
-    examples = None
+def _with_examples(engine: Engine, task: Task, adapter: Adapter) -> tuple[Engine, Examples | None]:
+    """What answers the task, and the examples in front of each question."""
+    spec, shots = task.recipe.spec, task.options.shots
     if adapter.rival == rivals.WORDS:
-        engine = rivals.by_words(task.spec, task.card, task.prompts, task.options.split)
-    elif adapter.rival == rivals.CHOICES:
-        engine = rivals.by_choice(engine, task.card)
-    else:
-        examples = rivals.examples_that_fit(
-            engine, task.spec, task.prompts, task.max_new_tokens, task.anchor
-        )
-    _answer_task(engine, task, adapter, examples)
+        return rivals.by_words(spec, task.card, task.prompts, task.options.split), None
+    if adapter.rival == rivals.CHOICES:
+        return rivals.by_choice(engine, task.card), None
+    if adapter.rival:
+        limit = task.max_new_tokens
+        return engine, rivals.examples_that_fit(engine, spec, task.prompts, limit, task.anchor)
+    return engine, rivals.choose_examples(task.card, task.anchor, shots) if shots else None
 
 
-def _answer_task(engine: Engine, task: Task, adapter: Adapter, examples: Examples | None) -> None:
+def _answer_task(engine: Engine, examples: Examples | None, task: Task, adapter: Adapter) -> None:
     history = examples.history if examples is not None else []
+    of_examples: dict[str, Any] = {"shots": len(history)}
+    if history:
+        of_examples["rows_sha256"] = prompting.pairs_sha256(history)
     for seed in task.options.all_seeds():
         folder = task.out / adapter.label / task.options.folder(seed)
-        if examples is not None:
-            examples.keep(folder)
         answer_all(
             engine,
             task.prompts,
             decoding(task.options.decoding),
-            _settings(engine, task, adapter, seed).model_copy(update={"shots": len(history)}),
+            _settings(engine, task, adapter, seed).model_copy(update=of_examples),
             folder,
             label=f"{adapter.label}, {task.options.split}",
             history=history,
         )
-        scoring.write(folder, learned=task.learned, models=task.models)
+        if examples is not None:
+            examples.keep(folder)
+        scoring.write(folder, task.learned)
 
 
 def _measure_general(

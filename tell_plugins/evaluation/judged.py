@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tell_plugins.core.cards import Card
+from tell_plugins.core.sources import TaskRows
 from tell_plugins.evaluation import significance
-from tell_plugins.evaluation.answers import Answer, Scored
+from tell_plugins.evaluation.answers import Answer
 from tell_plugins.evaluation.intervals import Estimate, Rate, rate_of_rows, share_difference
 from tell_plugins.evaluation.significance import Floats, PairedInterval, Score, summed
 
@@ -90,7 +91,7 @@ class Case:
     Attributes:
         right: of each answer what `Scorer.right` gave for its row.
         labels: all labels that may be right, in order; empty without labels.
-        scored: the answers with their rows; None where only what is right is known of these.
+        task: the rows of the split; None where only what is right is known of these.
         readings: of a scorer with several readings those that are wanted; None: all.
     """
 
@@ -98,7 +99,7 @@ class Case:
     answers: Sequence[Answer]
     right: Sequence[str]
     labels: list[str]
-    scored: Scored | None = None
+    task: TaskRows | None = None
     readings: Sequence[str] | None = None
 
     @property
@@ -111,8 +112,7 @@ class Case:
             answer.model_copy(update={"text": text, "finish_reason": "stop"})
             for answer, text in zip(self.answers, texts, strict=True)
         ]
-        scored = None if self.scored is None else replace(self.scored, answers=answers)
-        return replace(self, answers=answers, scored=scored)
+        return replace(self, answers=answers)
 
     def always(self) -> tuple[str, Case]:
         """The most frequent right answer, and the same case answered with it every time."""

@@ -79,13 +79,13 @@ class Options(BaseModel):
 
     def check_counts(self) -> None:
         """Raise UserError for a number below what it may be."""
-        for name, (_, extra) in _described().items():
-            value = getattr(self, name)
-            if isinstance(value, int) and value < extra["least"]:
+        for name, field in _OF_EVAL.items():
+            value, least = getattr(self, name), field.json_schema_extra["least"]
+            if isinstance(value, int) and value < least:
                 raise UserError(
                     f"{value} is too small",
                     where=f"--{name.replace('_', '-')}",
-                    allowed=f"{extra['least']} and more",
+                    allowed=f"{least} and more",
                     remedy="raise it, or leave it out for the default",
                 )
         if self.general_rows == 0 and self.retention_rows:
@@ -148,19 +148,16 @@ class Options(BaseModel):
         return "-".join(parts)
 
 
-def _described() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Help and more of every option that is one on the command line."""
-    return {
-        name: (field.description, field.json_schema_extra)  # type: ignore[misc]
-        for name, field in Options.model_fields.items()
-        if field.description is not None
-    }
+# the options that are one on the command line, with what `_option` says of each
+_OF_EVAL: dict[str, Any] = {
+    n: field for n, field in Options.model_fields.items() if field.description
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_flags=True, **Options(recipe="").model_dump())
     parser.add_argument("recipe", help="the recipe whose card and model are tested")
-    add_some(parser, list(_described()))
+    add_some(parser, list(_OF_EVAL))
     parser.epilog = (
         "Further --key value pairs are ms-swift's and win over the recipe, for example "
         "--model DIR. The same command goes on where it was stopped."
@@ -170,14 +167,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_some(parser: Any, names: Sequence[str]) -> None:
     """Let a command take these options; one that is not given is None where it has no default."""
     for name in names:
-        text, extra = _described()[name]
-        annotation = Options.model_fields[name].annotation
+        field = _OF_EVAL[name]
         parser.add_argument(
             f"--{name.replace('_', '-')}",
-            help=text,
-            metavar=extra["metavar"],
-            type=int if annotation in (int, int | None) else str,
-            nargs="+" if annotation == list[str] else None,
+            help=field.description,
+            metavar=field.json_schema_extra["metavar"],
+            type=int if field.annotation in (int, int | None) else str,
+            nargs="+" if field.annotation == list[str] else None,
         )
 
 

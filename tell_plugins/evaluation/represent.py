@@ -28,7 +28,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.anchors import in_front
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.progress import track
+from tell_plugins.core.progress import tracked
 from tell_plugins.core.spec import ALL, NONE, parse_spec
 from tell_plugins.core.state_files import write_json
 from tell_plugins.evaluation import prompts as prompting
@@ -195,26 +195,20 @@ def hidden_states(job: Job, asked_layer: str, max_tokens: int) -> States:
             allowed=f"0 to {layers}, what the model has",
             remedy="--layer middle",
         )
-    kinds = [
-        (kind + end, front, queries)
+    prompts = {
+        kind + end: [prompt_ids(engine, front, query, max_tokens) for query in queries]
         for kind, queries in (("task", job.task), ("general", job.general))
         for end, front in (("", ""), ("_anchored", job.front))
-    ]
+    }
     groups: dict[str, dict[str, Floats]] = {pooling: {} for pooling in POOLINGS}
-    cut: dict[str, int] = {}
-    total = sum(len(queries) for _, _, queries in kinds)
-    with engine.adapter(name), track(total, "hidden states", "prompts") as bar:
-        for kind, front, queries in kinds:
-            states = []
-            cut[kind] = 0
-            for query in queries:
-                prompt = prompt_ids(engine, front, query, max_tokens)
-                states.append(pooled_states(engine, prompt, layer))
-                cut[kind] += prompt.cut
-                bar.update()
+    with engine.adapter(name):
+        for kind, asked in prompts.items():
+            bar = tracked(asked, f"hidden states, {kind}", "prompts")
+            states = [pooled_states(engine, prompt, layer) for prompt in bar]
             for pooling in POOLINGS:
                 rows = [getattr(state, pooling) for state in states]
                 groups[pooling][kind] = np.stack(rows).astype(np.float64)
+    cut = {kind: sum(prompt.cut for prompt in asked) for kind, asked in prompts.items()}
     return States(layer, layers, cut, dict(groups))
 
 
@@ -307,15 +301,12 @@ def _means_of(measure: Callable[[Floats, Floats], Floats]) -> Callable[[Floats, 
     return draws
 
 
-def _labelled(task: Floats, general: Floats) -> tuple[Floats, Any]:
-    return np.concatenate([task, general]), np.repeat([1, 0], [len(task), len(general)])
-
-
 def _silhouettes(task: Floats, general: Floats) -> Floats:
     """The silhouette of every row by cosine distance, -1 to 1."""
     from sklearn.metrics import silhouette_samples
 
-    return np.asarray(silhouette_samples(*_labelled(task, general), metric="cosine"), float)
+    vectors, labels = np.concatenate([task, general]), [1] * len(task) + [0] * len(general)
+    return np.asarray(silhouette_samples(vectors, labels, metric="cosine"), float)
 
 
 def _probe(task: Floats, general: Floats) -> Floats:
@@ -328,7 +319,8 @@ def _probe(task: Floats, general: Floats) -> Floats:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    vectors, labels = _labelled(task, general)
+    vectors = np.concatenate([task, general])
+    labels = np.repeat([1, 0], [len(task), len(general)])
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     folds = [StratifiedKFold(_FOLDS, shuffle=True, random_state=seed) for seed in range(_REPEATS)]
     hits = [cross_val_predict(probe, vectors, labels, cv=part) == labels for part in folds]
@@ -372,16 +364,10 @@ def draw(groups: Mapping[str, Groups], title: str, path: Path) -> None:
         low, high = everything.min(0), everything.max(0)
         margin = 0.06 * (high - low) + 1e-6  # all in one place, perhaps
         for axis, (task, general) in zip(row, CONDITIONS.values(), strict=True):
-            blue = {"s": 16, "c": _GENERAL, "label": "general queries", "linewidths": 0}
-            red = {"s": 22, "c": _TASK, "marker": "^", "label": "task queries", "linewidths": 0}
-            axis.scatter(*places[general].T, **blue)
-            axis.scatter(*places[task].T, **red)
-            axis.set(
-                xlim=(low[0] - margin[0], high[0] + margin[0]),
-                ylim=(low[1] - margin[1], high[1] + margin[1]),
-                xticks=[],
-                yticks=[],
-            )
+            axis.scatter(*places[general].T, s=16, c=_GENERAL, label="general queries", lw=0)
+            axis.scatter(*places[task].T, s=22, c=_TASK, marker="^", label="task queries", lw=0)
+            xlim, ylim = np.stack([low - margin, high + margin], axis=1)
+            axis.set(xlim=xlim, ylim=ylim, xticks=[], yticks=[])
         row[0].set_ylabel(POOLINGS[pooling], fontsize=9)
     for axis, panel in zip(axes[0], _PANELS, strict=True):
         axis.set_title(panel, fontsize=10)

@@ -20,18 +20,18 @@ import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
 from tell_plugins.bridge.protocol import Decoding, Engine, History, Reply
-from tell_plugins.core import draw, paths
+from tell_plugins.core import draw
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import TASK, build_mixture
 from tell_plugins.core.sources import TaskRows, find_file, open_task
 from tell_plugins.core.spec import Spec, parse_amount, splits_of
-from tell_plugins.core.state_files import read_json, write_json
+from tell_plugins.core.state_files import write_json
 from tell_plugins.evaluation.answers import Prompt
 from tell_plugins.evaluation.retention import LossEngine
 from tell_plugins.evaluation.scorers.json_readings import card_schema, has_labels, reference_label
@@ -40,6 +40,7 @@ from tell_plugins.evaluation.scorers.label import closed_labels
 SHOTS, CHOICES, WORDS = RIVALS = ("shots", "choices", "words")
 EXAMPLES = "examples.json"
 _FORMAT = 1  # of `EXAMPLES`
+_SEED = 42  # of their order
 _MOST_UNBOUNDED = 16  # examples where nobody knows how many the context holds
 
 
@@ -235,23 +236,14 @@ class Examples:
         return [(example.query, example.response) for example in self.examples]
 
     def keep(self, folder: Path) -> None:
-        """Save them in a folder of answers. Raises UserError where others are saved there."""
-        path, content = folder / EXAMPLES, {"format": _FORMAT, **asdict(self)}
-        saved = read_json(path, dict[str, Any], "remove the file and the answers beside it")
-        if saved is None:
-            write_json(path, content)
-        elif saved != content:
-            raise UserError(
-                "other examples are saved here",
-                where=paths.shown(path),
-                remedy="use another folder, or remove the file and the answers beside it",
-            )
+        """Save them beside the answers that were given after them."""
+        write_json(folder / EXAMPLES, {"format": _FORMAT, **asdict(self)})
 
 
-def choose_examples(card: Card, anchor: str, count: int, seed: int = 42) -> Examples:
+def choose_examples(card: Card, anchor: str, count: int) -> Examples:
     """The first `count` training rows of the seeded ranking that are not longer than the median, so
     that they leave room for the question. Raises UserError when too few rows are left."""
-    fit = ranked_examples(card, anchor, "train", seed=seed, up_to_median=True)
+    fit = ranked_examples(card, anchor, "train", up_to_median=True)
     if len(fit.examples) < count:
         raise UserError(
             f"{count} examples asked, {len(fit.examples)} rows have up to {fit.longest:,} "
@@ -267,11 +259,10 @@ def ranked_examples(
     anchor: str,
     split: str,
     *,
-    seed: int = 42,
     up_to_median: bool = False,
     among: Collection[int] | None = None,
 ) -> Examples:
-    """All rows of the split that may be examples, in the seeded order: none that stands in another
+    """All rows of the split that may be examples, in a seeded order: none that stands in another
     split too, those of `among` alone where it is given, and none longer than the median if asked.
     """
     task = open_task(card, split, anchor)
@@ -282,9 +273,9 @@ def ranked_examples(
     held_out = {int(key) for name in others for key in open_task(card, name, anchor).query_keys}
     examples = [
         Example(bytes(task.ids[row]).hex(), int(row), task.queries[row], task.responses[row])
-        for row in draw.ranking(task.ids, seed=seed, source=f"{card.name} examples")
+        for row in draw.ranking(task.ids, seed=_SEED, source=f"{card.name} examples")
         if sizes[row] <= longest
         and int(task.query_keys[row]) not in held_out
         and (among is None or int(row) in among)
     ]
-    return Examples(card.name, split, anchor, seed, longest, examples)
+    return Examples(card.name, split, anchor, _SEED, longest, examples)

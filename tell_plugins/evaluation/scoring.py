@@ -21,7 +21,7 @@ from tell_plugins.evaluation.answers import Scored, load_scored
 from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate
 from tell_plugins.evaluation.judged import Column, Judged, count_kinds
 from tell_plugins.evaluation.scorers import SECOND_READINGS
-from tell_plugins.evaluation.scorers.learned import score_learned
+from tell_plugins.evaluation.scorers.learned import Wanted, score_learned
 from tell_plugins.evaluation.scorers.translation import SHOWN
 from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference, Floats, summed
 
@@ -58,6 +58,10 @@ class Reading:
     details: Numbers
     failures: dict[str, int]
     most_frequent: MostFrequent | None
+
+    @property
+    def all(self) -> Numbers:
+        return {**self.measures, **self.details}
 
 
 @dataclass(frozen=True)
@@ -126,25 +130,17 @@ def spaced(name: str) -> str:
     return first.upper() if space else SHOWN.get(name, name).replace("_", " ")
 
 
-def score(
-    folder: Path, *, learned: Sequence[str] = (), models: Mapping[str, str] | None = None
-) -> Scores:
-    """Score the answers of `folder`.
-
-    `learned` names BLEURT and COMET where they are wanted (they need their checkpoints), `models`
-    their checkpoints where not the default; what they give is kept beside the answers.
-    Raises UserError as `load_scored` does.
-    """
+def score(folder: Path, learned: Wanted | None = None) -> Scores:
+    """Score the answers of `folder`, by learned metrics too where they are wanted: what these give
+    is kept beside the answers. Raises UserError as `load_scored` does."""
     scored = load_scored(folder)
-    score_learned(scored, learned, models or {})
+    score_learned(scored, learned or {})
     return scores_of(scored, scorers.judge_saved(scored))
 
 
-def write(
-    folder: Path, *, learned: Sequence[str] = (), models: Mapping[str, str] | None = None
-) -> Scores:
+def write(folder: Path, learned: Wanted | None = None) -> Scores:
     """Score the answers of `folder`, save `scores.json` there in one piece, and return them."""
-    scores = score(folder, learned=learned, models=models)
+    scores = score(folder, learned)
     write_json(folder / SCORES, scores.to_dict(), allow_nan=False)
     return scores
 
@@ -166,18 +162,17 @@ def scores_of(scored: Scored, judged: Mapping[str, Judged]) -> Scores:
         attempts=len({answer.attempt for answer in scored.answers}),
         cut=rate([answer.cut for answer in scored.answers], scored.rows),
         most_frequent_answer=_most_frequent([a.text.strip() for a in scored.answers]),
-        readings={reading: _reading(part) for reading, part in judged.items()},
+        readings={
+            name: Reading(
+                measures=_numbers(part, detail=False),
+                details=_numbers(part, detail=True),
+                failures=count_kinds(part.kinds),
+                most_frequent=_most_frequent(part.given) if part.given else None,
+            )
+            for name, part in judged.items()
+        },
         constant=_cut(name),
         constant_measures=_numbers(constant, detail=False),
-    )
-
-
-def _reading(judged: Judged) -> Reading:
-    return Reading(
-        measures=_numbers(judged, detail=False),
-        details=_numbers(judged, detail=True),
-        failures=count_kinds(judged.kinds),
-        most_frequent=_most_frequent(judged.given) if judged.given else None,
     )
 
 
@@ -246,11 +241,3 @@ def difference(
         interval_of=system.column.difference,
     )
     return None if np.isnan([found.value, found.low]).any() else found  # nothing to take a share of
-
-
-def same_rows_difference(mine: Judged, theirs: Judged, name: str) -> Difference | None:
-    """The paired difference in one column; None unless both have it, over the same rows (some)."""
-    if set(mine.rows) != set(theirs.rows) or name not in mine.columns.keys() & theirs.columns:
-        return None
-    pair = [measure_of(part.rows, part.columns[name]) for part in (mine, theirs)]
-    return difference(*pair)

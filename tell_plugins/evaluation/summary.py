@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,14 +59,9 @@ def cell(value: Rate | Estimate | None) -> str:
     return f"{share}% of {value.n}\n{ends}"
 
 
-def headline_names(systems: Iterable[System]) -> list[str]:
-    """The names of all headline scores, each once, in order."""
-    return list(dict.fromkeys(name for system in systems for name in system.scores.headline))
-
-
 def table(systems: Sequence[System], title: str) -> Grid:
     """One row a system: its headline scores on the task."""
-    names = headline_names(systems)
+    names = list(dict.fromkeys(name for system in systems for name in system.scores.headline))
     rows = [[s.label, *(cell(s.scores.headline.get(name)) for name in names)] for s in systems]
     return Grid(title, ["system", *names], rows, [_CAPTION])
 

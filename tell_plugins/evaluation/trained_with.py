@@ -46,33 +46,18 @@ def as_trained(
     trained with different keys, since all are answered alike.
     """
     notes: list[str] = []
-    taken: dict[str, tuple[Adapter, Any]] = {}
-    problems = []
+    taken: dict[str, list[tuple[Adapter, Any]]] = {}
     for adapter in adapters:
         for key, value in _trained(adapter, recipe, resolve).items():
             asked = recipe.values.get(key)
-            if key in recipe.flags:
-                if not _same(key, asked, value):
-                    notes.append(
-                        f"{adapter.label}: trained with {key} {_shown(value)}, tested with "
-                        f"--{key} {_shown(asked)}"
-                    )
-                continue
-            first, before = taken.setdefault(key, (adapter, value))
-            if not _same(key, before, value):
-                problems.append(
-                    UserError(
-                        f"{first.label} was trained with {key} {_shown(before)}, {adapter.label} "
-                        f"with {_shown(value)}",
-                        where="--adapter",
-                        allowed="adapters that are answered with the same model, template and "
-                        "system prompt",
-                        remedy=f"call eval once for each, or name one for both: --{key} VALUE",
-                    )
-                )
-    raise_all(problems)
+            if key not in recipe.flags:
+                taken.setdefault(key, []).append((adapter, value))
+            elif not _same(key, asked, value):
+                said = f"trained with {key} {_shown(value)}, tested with --{key} {_shown(asked)}"
+                notes.append(f"{adapter.label}: {said}")
+    raise_all([error for key, found in taken.items() for error in _contradictions(key, found)])
     changed = {}
-    for key, (adapter, value) in taken.items():
+    for key, ((adapter, value), *_) in taken.items():
         if not _same(key, recipe.get(key), value):
             changed[key] = value
             notes.append(
@@ -80,6 +65,20 @@ def as_trained(
                 f"recipe says {_shown(recipe.get(key))}"
             )
     return recipe.with_values(**changed), notes
+
+
+def _contradictions(key: str, found: Sequence[tuple[Adapter, Any]]) -> Iterator[UserError]:
+    (first, before), *others = found
+    for adapter, value in others:
+        if not _same(key, before, value):
+            yield UserError(
+                f"{first.label} was trained with {key} {_shown(before)}, {adapter.label} with "
+                f"{_shown(value)}",
+                where="--adapter",
+                allowed="adapters that are answered with the same model, template and system "
+                "prompt",
+                remedy=f"call eval once for each, or name one for both: --{key} VALUE",
+            )
 
 
 def found_by_swift(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -156,8 +155,6 @@ def _same_model(one: str, other: str) -> bool:
         # a hub's id and the folder into which it was downloaded have the last part in common
         names = [Path(text).name.casefold().replace("___", ".") for text in (one, other)]
         return names[0] == names[1]
-    if folders[0].resolve() == folders[1].resolve():
-        return True
     return folder_sha256(folders[0]) == folder_sha256(folders[1])
 
 
@@ -176,22 +173,13 @@ def rows_trained_on(
     notes, problems = [], []
     asked = task.query_keys[[prompt.row for prompt in prompts]]
     for adapter, manifest in _with_manifest(adapters):
-        card = parse_spec(manifest["spec"]).card
-        if card != task.card.name:
-            notes.append(f"{adapter.label}: trained on '{card}', tested on '{task.card.name}'")
-        trained = _trained_keys(manifest)
-        if trained is None:
-            notes.append(f"{adapter.label}: its training rows cannot be read any more")
-            continue
-        keys, same_file = trained
-        if not same_file:
-            notes.append(f"{adapter.label}: its training file has changed since it was trained")
+        card, (keys, doubt) = parse_spec(manifest["spec"]).card, _trained_keys(manifest)
         found = int(np.isin(asked, keys).sum())
-        if not found:
-            continue
         said = f"{found} of the {len(asked)} rows asked are among the rows that it was trained on"
-        notes.append(f"{adapter.label}: {said}")
-        if task.split in HELD_OUT:
+        other = f"trained on '{card}', tested on '{task.card.name}'"
+        told = [other if card != task.card.name else "", doubt, said if found else ""]
+        notes += [f"{adapter.label}: {note}" for note in told if note]
+        if found and task.split in HELD_OUT:
             problems.append(
                 UserError(
                     said,
@@ -208,24 +196,24 @@ def _with_manifest(adapters: Sequence[Adapter]) -> list[tuple[Adapter, dict[str,
     return [(adapter, found) for adapter in adapters if (found := adapter.manifest()) is not None]
 
 
-def _trained_keys(manifest: Mapping[str, Any]) -> tuple[Any, bool] | None:
-    """Comparison keys of the task rows that a run drew, and whether their file is still the same.
-
-    None where the file or its card cannot be read any more.
-    """
-    spec = parse_spec(manifest["spec"])
+def _trained_keys(manifest: Mapping[str, Any]) -> tuple[Any, str]:
+    """Comparison keys of the task rows that a run drew, and why they may be others, "" if not."""
+    spec, none = parse_spec(manifest["spec"]), np.zeros(0, "<u8")
     if spec.task == NONE:
-        return np.zeros(0, "<u8"), True
+        return none, ""
     try:
         task = open_task(load_card(spec.card), spec.split, spec.anchor)
     except UserError:
-        return None
+        return none, "its training rows cannot be read any more"
     source = next((s for s in manifest.get("sources", []) if s["role"] == TASK), None)
-    ranked = draw.ranking(task.ids, seed=spec.seed, source=task.card.name)
-    if source is None:  # of an earlier release
+    if source is not None:
+        used = source["rows"]["used"]
+    else:  # of an earlier release
         used = int(spec.task.number) if spec.task.unit == "rows" else len(task)
-        return task.query_keys[ranked[:used]], True
-    return task.query_keys[ranked[: source["rows"]["used"]]], source["file_sha256"] == task.sha256
+    ranked = draw.ranking(task.ids, seed=spec.seed, source=task.card.name)
+    same = source is None or source["file_sha256"] == task.sha256
+    doubt = "" if same else "its training file has changed since it was trained"
+    return task.query_keys[ranked[:used]], doubt
 
 
 def other_anchors(adapters: Sequence[Adapter], task: TaskRows) -> Iterator[UserError]:

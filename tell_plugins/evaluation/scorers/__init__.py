@@ -26,33 +26,26 @@ from tell_plugins.evaluation.scorers.label import Truth
 
 
 class Scorer(NamedTuple):
-    """A scorer under its name.
+    """A scorer of the cards with one metric.
 
     Attributes:
-        fits: whether it scores answers to a card.
         judge: what it says of the answers, by the name of the reading; the first is the one to
             look at.
         right: what is right for each test row, as text that `judge` understands; the responses
             where no scorer of a card has it.
-        constant: what is worth nothing (one answer every time, the source given back): its name,
-            and what the first reading says of it.
+        constant: what is worth nothing, such as the source given back: its name, and what the
+            first reading says of it; the most frequent right answer every time where it is None.
     """
 
-    name: str
-    fits: Callable[[Card], bool]
+    metric: str
     judge: Callable[[Case], dict[str, Judged]]
     right: Callable[[TaskRows], Truth] | None = None
     constant: Callable[[Case], tuple[str, Judged]] | None = None
 
 
-def has_metric(name: str) -> Callable[[Card], bool]:
-    """Whether a card has this metric."""
-    return lambda card: card.metric == name
-
-
 SCORERS = [
-    Scorer(name, has_metric(name), part.judge, getattr(part, "right", None), part.constant)
-    for name, part in (
+    Scorer(metric, part.judge, getattr(part, "right", None), getattr(part, "constant", None))
+    for metric, part in (
         ("json", json_answers),
         ("label", label),
         ("number", number),
@@ -66,10 +59,14 @@ SECOND_READINGS = (*(r.name for r in json_readings.READINGS[1:]), *translation.U
 _JUDGED: dict[tuple[object, ...], dict[str, Judged]] = {}
 
 
+def _of(card: Card) -> list[Scorer]:
+    return [scorer for scorer in SCORERS if scorer.metric == card.metric]
+
+
 def right(task: TaskRows) -> Truth:
     """What is right for the rows of a split. Raises UserError for an unusable one."""
-    for scorer in SCORERS:
-        if scorer.right is not None and scorer.fits(task.card):
+    for scorer in _of(task.card):
+        if scorer.right is not None:
             return scorer.right(task)
     return Truth(task.responses, [])
 
@@ -77,15 +74,14 @@ def right(task: TaskRows) -> Truth:
 def judge(case: Case) -> dict[str, Judged]:
     """What every scorer of the card says of the answers, by reading."""
     found: dict[str, Judged] = {}
-    for scorer in SCORERS:
-        if scorer.fits(case.card):
-            found |= scorer.judge(case)
+    for scorer in _of(case.card):
+        found |= scorer.judge(case)
     return found
 
 
 def judge_saved(scored: Scored) -> dict[str, Judged]:
     """`judge` for saved answers; the same answers to the same test are judged once a process."""
-    key = (scored.sha256, scored.test, tuple(scorer.name for scorer in SCORERS))
+    key = (scored.sha256, scored.test, *SCORERS)
     if key not in _JUDGED:
         _JUDGED[key] = judge(_case(scored))
     is_translation = scored.card.metric == "translation"
@@ -95,10 +91,13 @@ def judge_saved(scored: Scored) -> dict[str, Judged]:
 def _case(scored: Scored) -> Case:
     truth = right(scored.task)
     of = [truth.of[row] for row in scored.rows]
-    return Case(scored.card, scored.answers, of, truth.labels, scored)
+    return Case(scored.card, scored.answers, of, truth.labels, scored.task)
 
 
 def constant(scored: Scored) -> tuple[str, Judged]:
     """The baseline of the card's metric over the rows answered: its name and its measures."""
-    made = next(s.constant for s in SCORERS if s.constant is not None and s.fits(scored.card))
-    return made(_case(scored))
+    scorer, case = _of(scored.card)[0], _case(scored)
+    if scorer.constant is not None:
+        return scorer.constant(case)
+    text, always = case.always()
+    return f"always {' '.join(text.split())}", next(iter(scorer.judge(always).values()))

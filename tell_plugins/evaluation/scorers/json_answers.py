@@ -75,9 +75,8 @@ def _judged(case: Case, reading: Reading, schema: AnswerSchema) -> Judged:
     kinds = [None if verdict.adherent else verdict.kind for verdict in verdicts]
     values = [verdict.value if verdict.adherent else None for verdict in verdicts]
     given = [schema.label_of(value) for value in values]
-    truth = Truth(case.right, case.labels) if case.labels else None
-    found = judged_form(case.rows, kinds, given, truth)
-    if truth is None and case.right:
+    found = judged_form(case, kinds, given)
+    if case.right and not case.labels:
         found.columns.update(_content(values, case.right))
     return found
 
@@ -87,8 +86,9 @@ def constant(case: Case) -> tuple[str, Judged]:
     if case.labels:
         return label.constant(case)
     whole, always = case.always()
-    found = judged_form(always.rows, [None] * len(always.rows), [], None)
-    found.columns.update(_content([json.loads(whole)] * len(always.rows), case.right))
+    answers = len(always.answers)
+    found = judged_form(always, [None] * answers, [])
+    found.columns.update(_content([json.loads(whole)] * answers, case.right))
     return f"always {whole}", found
 
 

@@ -26,7 +26,7 @@ MOST_SHOWN = 6  # labels whose recalls are measures of their own; `compare` show
 
 @dataclass(frozen=True)
 class Truth:
-    """What is right: `of` each test row or answer, `labels` all possible ones in order."""
+    """What is right: `of` each test row, `labels` all possible ones in order."""
 
     of: Sequence[str]
     labels: list[str]
@@ -66,7 +66,7 @@ def judge(case: Case) -> dict[str, Judged]:
     kinds = [_kind_of(answer, case.labels) for answer in case.answers]
     texts = [answer.text.strip() for answer in case.answers]
     given = [text if kind is None else None for text, kind in zip(texts, kinds, strict=True)]
-    found = judged_form(case.rows, kinds, given, Truth(case.right, case.labels))
+    found = judged_form(case, kinds, given)
     if len(case.labels) <= MOST_SHOWN:
         hits = [said == right for said, right in zip(given, case.right, strict=True)]
         for label in case.labels:
@@ -87,40 +87,35 @@ def constant(case: Case) -> tuple[str, Judged]:
     """What the most frequent right label gets when it is given every time."""
     counts = Counter(case.right)
     label = max(case.labels, key=lambda label: counts[label])
-    rows, truth = case.rows, Truth(case.right, case.labels)
-    return f"always {label}", judged_form(rows, [None] * len(rows), [label] * len(rows), truth)
+    answers = len(case.answers)
+    return f"always {label}", judged_form(case, [None] * answers, [label] * answers)
 
 
-def judged_form(
-    rows: list[int], kinds: list[str | None], given: list[str | None], truth: Truth | None
-) -> Judged:
-    """The measures of answers that fail for `kinds` and carry the labels `given`.
-
-    `truth.of` has one label an answer here.
-    """
+def judged_form(case: Case, kinds: list[str | None], given: list[str | None]) -> Judged:
+    """The measures of answers that fail for `kinds` and, where there are labels, carry `given`."""
     fits = [kind is None for kind in kinds]
     columns = {"adherence": share(fits)}
-    if truth is None:
-        return Judged(rows, columns, kinds)
-    hits = [label == right for label, right in zip(given, truth.of, strict=True)]
-    stats = _label_stats(given, truth)
+    if not case.labels:
+        return Judged(case.rows, columns, kinds)
+    hits = [said == right for said, right in zip(given, case.right, strict=True)]
+    stats = _label_stats(given, case)
     columns["accuracy"] = share(hits)
     columns["accuracy_given_the_form"] = share(hits, fits)
     columns["balanced_accuracy"] = Column(
         stats, balanced_accuracy, _balanced_estimate, _balanced_difference
     )
     columns["f1"] = Column(stats, f1, detail=True)
-    of = f" of '{truth.labels[0]}'" if len(truth.labels) == 2 else " (macro)"
+    of = f" of '{case.labels[0]}'" if len(case.labels) == 2 else " (macro)"
     note = f"F1{of}; an answer of the wrong form has the wrong label"
-    return Judged(rows, columns, kinds, given, list(truth.of), [note])
+    return Judged(case.rows, columns, kinds, given, list(case.right), [note])
 
 
-def _label_stats(given: Sequence[str | None], truth: Truth) -> Floats:
+def _label_stats(given: Sequence[str | None], case: Case) -> Floats:
     """(answers, 3 * labels + 1): for each label whether it is right, whether it was said (one more:
     none of them was), and whether both."""
-    size = len(truth.labels)
-    code: dict[str | None, int] = {label: place for place, label in enumerate(truth.labels)}
-    true = np.eye(size)[np.array([code[label] for label in truth.of], int)]
+    size = len(case.labels)
+    code: dict[str | None, int] = {label: place for place, label in enumerate(case.labels)}
+    true = np.eye(size)[np.array([code[label] for label in case.right], int)]
     said = np.eye(size + 1)[np.array([code.get(label, size) for label in given], int)]
     return np.hstack([true, said, true * said[:, :-1]])
 

@@ -30,6 +30,9 @@ from tell_plugins.evaluation.significance import counts_of
 DEFAULT_MODELS = {"bleurt": "lucadiliello/BLEURT-20", "comet": "Unbabel/wmt22-comet-da"}
 VARIABLES = {"bleurt": "TELL_BLEURT", "comet": "TELL_COMET"}
 LEARNED = tuple(DEFAULT_MODELS)
+_BATCH = 16
+
+Wanted = Mapping[str, str]  # the checkpoint of each metric that is asked for
 
 
 class LearnedScores(Shape):
@@ -64,8 +67,49 @@ class LearnedScores(Shape):
         return f"{text}, {self.raw_cut} of {len(self.raw)} raw documents cut" if self.raw else text
 
 
-def _file(folder: Path, name: str) -> Path:
-    return folder / f"scores.{name}.json"
+# --- what is asked for, and what is kept ----------------------------------------------------------
+
+
+def wanted(asked: Any) -> Wanted:
+    """The metrics that `--learned` names, and the checkpoint of each: the option of its name, else
+    `$TELL_BLEURT` or `$TELL_COMET`, else the default.
+
+    `asked` has these options as attributes. Raises UserError for an unknown metric, and for a
+    checkpoint that is a path and not there.
+    """
+    names = [part.strip().lower() for part in asked.learned.split(",") if part.strip()]
+    found = {}
+    for name in names:
+        if name not in LEARNED:
+            raise unknown("learned metric", name, LEARNED, "--learned")
+        variable = os.environ.get(VARIABLES[name])
+        found[name] = getattr(asked, name) or variable or DEFAULT_MODELS[name]
+        _local_or_name(found[name], name)
+    return found
+
+
+def need_translation(card: Card, metrics: Wanted) -> None:
+    """Raise UserError when learned metrics are asked for a card that is no translation task."""
+    if metrics and card.metric != "translation":
+        raise UserError(
+            f"{', '.join(metrics)} score translations; card '{card.name}' has metric "
+            f"'{card.metric}'",
+            where="--learned",
+            remedy="leave it out",
+        )
+
+
+def score_learned(scored: Scored, metrics: Wanted) -> None:
+    """Score the answers by these metrics, unless the same checkpoint has done so already.
+
+    Raises UserError for answers that are no translations.
+    """
+    need_translation(scored.card, metrics)
+    kept = saved_learned(scored) if metrics else {}
+    for name, model in metrics.items():
+        if name not in kept or kept[name].model != model:
+            found = score_documents(load_metric(name, model), scored)
+            write_json(_file(scored.folder, name), found.model_dump())
 
 
 def saved_learned(scored: Scored) -> dict[str, LearnedScores]:
@@ -76,6 +120,10 @@ def saved_learned(scored: Scored) -> dict[str, LearnedScores]:
         for name, saved in read.items()
         if saved is not None and saved["answers_sha256"] == scored.sha256
     }
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"scores.{name}.json"
 
 
 def with_learned(scored: Scored, judged: Mapping[str, Judged]) -> dict[str, Judged]:
@@ -99,13 +147,7 @@ def with_learned(scored: Scored, judged: Mapping[str, Judged]) -> dict[str, Judg
     return found
 
 
-def metric_names(text: str) -> list[str]:
-    """The learned metrics that `--learned` names. UserError for an unknown one."""
-    names = [part.strip().lower() for part in text.split(",") if part.strip()]
-    for name in names:
-        if name not in LEARNED:
-            raise unknown("learned metric", name, LEARNED, "--learned")
-    return list(dict.fromkeys(names))
+# --- the metrics ----------------------------------------------------------------------------------
 
 
 class Triple(NamedTuple):
@@ -141,13 +183,12 @@ class Bleurt(LearnedMetric):
 
     name = "bleurt"
 
-    def __init__(self, model: str | None = None, *, batch_size: int = 16) -> None:
+    def __init__(self, model: str) -> None:
         import torch
 
-        self.model_name = chosen_model("bleurt", model)
-        self._batch_size = batch_size
-        source = _local_or_name(self.model_name, "bleurt")
-        with _quiet(), _loading(self.model_name):
+        self.model_name = model
+        source = _local_or_name(model, self.name)
+        with _loading(model):
             from bleurt_pytorch import BleurtForSequenceClassification, BleurtTokenizer
 
             self._tokenizer: Any = BleurtTokenizer.from_pretrained(source)
@@ -169,8 +210,8 @@ class Bleurt(LearnedMetric):
         order = sorted(range(len(triples)), key=lambda i: -lengths[i])
         scores = [0.0] * len(triples)
         with track(len(triples), "BLEURT", "segments") as bar, torch.inference_mode(), _quiet():
-            for start in range(0, len(order), self._batch_size):
-                batch = order[start : start + self._batch_size]
+            for start in range(0, len(order), _BATCH):
+                batch = order[start : start + _BATCH]
                 encoded = self._encoded(
                     [triples[i] for i in batch],
                     padding="longest",
@@ -190,18 +231,17 @@ class Comet(LearnedMetric):
 
     name = "comet"
 
-    def __init__(self, model: str | None = None, *, batch_size: int = 16) -> None:
-        self.model_name = chosen_model("comet", model)
-        self._batch_size = batch_size
-        checkpoint = _comet_checkpoint(self.model_name)
-        with _quiet(), _loading(self.model_name):
+    def __init__(self, model: str) -> None:
+        self.model_name = model
+        checkpoint = _comet_checkpoint(model)
+        with _loading(model):
             from comet import load_from_checkpoint
             from comet.models import RegressionMetric
 
             self._model: Any = load_from_checkpoint(str(checkpoint))
         if type(self._model) is not RegressionMetric:
             raise UserError(
-                f"'{self.model_name}' is a {type(self._model).__name__}",
+                f"'{model}' is a {type(self._model).__name__}",
                 where=_asked("comet"),
                 allowed="a RegressionMetric, which reads its three texts apart: wmt22-comet-da",
                 remedy=f"leave it out for {DEFAULT_MODELS['comet']}",
@@ -220,7 +260,7 @@ class Comet(LearnedMetric):
         with _quiet():
             prediction = self._model.predict(
                 [{"src": t.source, "mt": t.hypothesis, "ref": t.reference} for t in triples],
-                batch_size=self._batch_size,
+                batch_size=_BATCH,
                 gpus=1 if torch.cuda.is_available() else 0,
                 progress_bar=len(triples) > 500,
             )
@@ -233,51 +273,15 @@ def load_metric(name: str, model: str) -> LearnedMetric:
     return Bleurt(model) if name == "bleurt" else Comet(model)
 
 
-def need_checkpoint(name: str, model: str | None = None) -> None:
-    """Raise UserError when the checkpoint that would be taken is a path and not there."""
-    _local_or_name(chosen_model(name, model), name)
-
-
-def chosen_model(name: str, model: str | None = None) -> str:
-    """The checkpoint's path or name: the argument, `$TELL_BLEURT`/`$TELL_COMET`, the default."""
-    return model or os.environ.get(VARIABLES[name]) or DEFAULT_MODELS[name]
-
-
-def score_learned(scored: Scored, names: Sequence[str], models: Mapping[str, str]) -> None:
-    """Score the answers by the named metrics, unless the same checkpoint has done so already.
-
-    Raises UserError for answers that are no translations.
-    """
-    need_translation(scored.card, names)
-    kept = saved_learned(scored) if names else {}
-    for name in names:
-        model = chosen_model(name, models.get(name))
-        if name not in kept or kept[name].model != model:
-            found = score_documents(load_metric(name, model), scored)
-            write_json(_file(scored.folder, name), found.model_dump())
-
-
-def need_translation(card: Card, names: Sequence[str]) -> None:
-    """Raise UserError when learned metrics are asked for a card that is no translation task."""
-    if names and card.metric != "translation":
-        raise UserError(
-            f"{', '.join(names)} score translations; card '{card.name}' has metric '{card.metric}'",
-            where="--learned",
-            remedy="leave it out",
-        )
-
-
 def score_documents(metric: LearnedMetric, scored: Scored) -> LearnedScores:
     """The scores of each aligned line and, by BLEURT, of whole answers."""
     docs = documents(scored)
-    lines = [
-        (f"row {doc.row}, line {number}", Triple(*map(one_line, texts)))
-        for doc in docs
-        for number, texts in enumerate(
-            zip(doc.sources, doc.hypotheses, doc.references, strict=True), 1
-        )
-    ]
-    triples = [triple for _, triple in lines]
+    places, triples = [], []
+    for doc in docs:
+        texts = zip(doc.sources, doc.hypotheses, doc.references, strict=True)
+        for number, line in enumerate(texts, 1):
+            places.append(f"row {doc.row}, line {number}")
+            triples.append(Triple(*map(one_line, line)))
     whole: list[Triple] = []
     if isinstance(metric, Bleurt):
         raw = pairs(docs, "raw_document")
@@ -288,10 +292,13 @@ def score_documents(metric: LearnedMetric, scored: Scored) -> LearnedScores:
         answers_sha256=scored.sha256,
         limit=metric.limit,
         segments=metric.score(triples),
-        over_limit=[lines[i][0] for i in metric.over_limit(triples)],
+        over_limit=[places[i] for i in metric.over_limit(triples)],
         raw=metric.score(whole) if whole else [],
         raw_cut=len(metric.over_limit(whole)) if whole else 0,
     )
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
 
 
 def _asked(name: str) -> str:
@@ -316,35 +323,34 @@ def _local_or_name(model: str, name: str) -> str:
 def _comet_checkpoint(model: str) -> Path:
     """The checkpoint file of a COMET model; downloads a model that is named, not a path."""
     path = Path(_local_or_name(model, "comet"))
-    if path.is_file():
-        return path
-    if path.is_dir():
-        checkpoint = path / "checkpoints" / "model.ckpt"
-        if not checkpoint.is_file():
-            raise UserError(
-                "no checkpoints/model.ckpt in the folder",
-                where=f"{_asked('comet')}: {model}",
-                remedy="name the folder that holds hparams.yaml and checkpoints/",
-            )
-        return checkpoint
-    with _quiet(), _loading(model):
-        from comet import download_model
+    if not path.exists():
+        with _loading(model):
+            from comet import download_model
 
-        return Path(download_model(model))
+            return Path(download_model(model))
+    checkpoint = path / "checkpoints" / "model.ckpt" if path.is_dir() else path
+    if not checkpoint.is_file():
+        raise UserError(
+            "no checkpoints/model.ckpt in the folder",
+            where=f"{_asked('comet')}: {model}",
+            remedy="name the folder that holds hparams.yaml and checkpoints/",
+        )
+    return checkpoint
 
 
 @contextlib.contextmanager
 def _loading(model: str) -> Iterator[None]:
-    """Turn the libraries' many ways to fail into one message."""
+    """Turn the libraries' many ways to fail into one message, and keep them quiet."""
     try:
-        yield
+        with _quiet():
+            yield
     except pickle.UnpicklingError as error:
         raise UserError(
             f"the checkpoint holds more than weights and is not loaded: {str(error)[:300]}",
             where=model,
             remedy="use a checkpoint of plain weights",
         ) from None
-    except (UserError, MemoryError, ModuleNotFoundError):
+    except (MemoryError, ModuleNotFoundError):
         raise
     except Exception as error:  # the libraries raise bare Exception, KeyError, OSError ...
         reason = str(error).strip().partition("\n")[0][:300]

@@ -46,8 +46,3 @@ def _why_wrong(answer: Answer, number: Fraction | None) -> str:
     if answer.cut and MARKER not in answer.text:
         return "truncated"
     return "no_number" if number is None else "wrong_number"
-
-
-def constant(case: Case) -> tuple[str, Judged]:
-    text, always = case.always()
-    return f"always {text}", judge(always)["number"]

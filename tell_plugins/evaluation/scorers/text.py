@@ -20,8 +20,3 @@ def judge(case: Case) -> dict[str, Judged]:
         **translation.columns("chrf++", both),
     }
     return {"text": Judged(case.rows, columns, notes=[translation.signature("chrf++", both)])}
-
-
-def constant(case: Case) -> tuple[str, Judged]:
-    text, always = case.always()
-    return f"always {translation.one_line(text)}", judge(always)["text"]

@@ -34,9 +34,9 @@ _CHINESE = regex.compile(r"\p{Han}")
 
 def judge(case: Case) -> dict[str, Judged]:
     """Every unit is a reading. Without the rows themselves there are none: lines need sources."""
-    if case.scored is None:
+    if case.task is None:
         return {}
-    docs = documents(case.scored)
+    docs = documents(case)
     found = {}
     for unit in UNITS:
         both = pairs(docs, unit)
@@ -56,9 +56,8 @@ def judge(case: Case) -> dict[str, Judged]:
 
 def constant(case: Case) -> tuple[str, Judged]:
     """The baseline that gives the source back."""
-    assert case.scored is not None
-    sources = case.scored.task.plain
-    copied = case.answered([sources[row] for row in case.rows])
+    assert case.task is not None
+    copied = case.answered([case.task.plain[row] for row in case.rows])
     return "source copied", judge(copied)[UNITS[0]]
 
 
@@ -95,16 +94,17 @@ def _kind_of(doc: Document) -> str | None:
     return "fewer_lines" if doc.lines < len(doc.references) else "more_lines"
 
 
-def documents(scored: Scored) -> list[Document]:
+def documents(answered: Scored | Case) -> list[Document]:
     """Every answer as a document.
 
     One whose source and reference differ in their number of lines (none in the official data) is
     one segment as a whole.
     """
-    task = scored.task
+    task = answered.task
+    assert task is not None
     opening = reference_opening(task.responses)
     found = []
-    for answer in scored.answers:
+    for answer in answered.answers:
         whole = task.responses[answer.row]
         source = _filled(task.plain[answer.row]) or [""]
         reference = _filled(strip_opening(whole, opening)[0]) or [""]
