@@ -55,7 +55,7 @@ _START_SECONDS = 1800  # a 7B model from a slow disk
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_flags=True)
-    parser.add_argument("adapter", metavar="ADAPTER_DIR", help="a checkpoint folder")
+    parser.add_argument("adapter", metavar="ADAPTER_DIR", help="a checkpoint or run folder")
     parser.add_argument(
         "--setup", action="store_true", help="make or update .venv-eval first (about 3 GB)"
     )
