@@ -34,7 +34,8 @@ class UserErrors(UserError):
     """Several problems found in one pass, reported together."""
 
     def __init__(self, problems: Sequence[UserError]) -> None:
-        self.problems = list(problems)
+        parts = [each.problems if isinstance(each, UserErrors) else [each] for each in problems]
+        self.problems = [problem for part in parts for problem in part]
         super().__init__("\n".join(str(problem) for problem in problems))
 
 

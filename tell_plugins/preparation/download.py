@@ -77,21 +77,18 @@ DIRECT = Places()
 
 def has_blob(wanted: str) -> Proof:
     """The proof of a git blob id."""
-    return _has("git blob id", blob_id, wanted)
+    return partial(_differs, "git blob id", blob_id, wanted)
 
 
 def has_md5(wanted: str) -> Proof:
     """The proof of an MD5."""
     made = partial(hashlib.md5, usedforsecurity=False)
-    return _has("md5", lambda path: made(path.read_bytes()).hexdigest(), wanted)
+    return partial(_differs, "md5", lambda path: made(path.read_bytes()).hexdigest(), wanted)
 
 
-def _has(kind: str, of: Callable[[Path], str], wanted: str) -> Proof:
-    def problem(path: Path) -> str | None:
-        found = of(path)
-        return None if found == wanted else f"{kind} {found}, expected {wanted}"
-
-    return problem
+def _differs(kind: str, of: Callable[[Path], str], wanted: str, path: Path) -> str | None:
+    found = of(path)
+    return None if found == wanted else f"{kind} {found}, expected {wanted}"
 
 
 def matches(path: Path, proof: Proof) -> bool:

@@ -78,14 +78,8 @@ def _line(card: Card, split: str, state: State) -> tuple[str, ...]:
     shown = "" if rows is None else f"{rows:,}"
     if spec.rows and rows is not None and rows != spec.rows:
         shown = f"{rows:,} of {spec.rows:,}"
-    return (
-        card.name,
-        split,
-        tqdm.format_sizeof(state.path.stat().st_size, "B"),
-        shown,
-        state.verdict,
-        state.why,
-    )
+    size = tqdm.format_sizeof(state.path.stat().st_size, "B")
+    return (card.name, split, size, shown, state.verdict, state.why)
 
 
 def count_rows(card: Card, split: str, state: State) -> int | None:

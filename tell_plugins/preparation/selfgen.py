@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     with Journal(folder / JOURNAL, settings, _Batch) as journal:
         attempts = _attempts(journal, args, values)
         rows = [entry for entry in attempts if entry["problem"] is None][: args.rows]
-        _write_card(folder, rows, settings, args.seed)
+        _write_card(folder, rows, settings)
     print(f"{len(rows):,} rows of {len(attempts):,} attempts: {paths.shown(folder / TRAIN)}")
     if dropped := _reasons(attempts):
         print(f"  dropped: {dropped}")
@@ -252,10 +252,8 @@ def _reasons(attempts: list[dict[str, Any]]) -> str:
     return ", ".join(f"{number} {reason}" for reason, number in dropped.most_common())
 
 
-def _write_card(
-    folder: Path, rows: list[dict[str, Any]], settings: dict[str, Any], seed: int
-) -> None:
-    path, model = folder / TRAIN, settings["model"]
+def _write_card(folder: Path, rows: list[dict[str, Any]], settings: dict[str, Any]) -> None:
+    path, model, seed = folder / TRAIN, settings["model"], settings["seed"]
     made = {
         "model": model,
         "seed": seed,

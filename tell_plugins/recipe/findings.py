@@ -37,15 +37,10 @@ def warning(
     return Finding(rule, WARNING, UserError(found, where=where, allowed=allowed, remedy=remedy))
 
 
-def split(problem: UserError) -> list[UserError]:
-    """The single problems in an error that may carry several."""
-    if isinstance(problem, UserErrors):
-        return [part for each in problem.problems for part in split(each)]
-    return [problem]
-
-
 def as_errors(rule: str, problem: UserError) -> list[Finding]:
-    return [Finding(rule, ERROR, part) for part in split(problem)]
+    """The single problems in an error that may carry several."""
+    parts = problem.problems if isinstance(problem, UserErrors) else [problem]
+    return [Finding(rule, ERROR, part) for part in parts]
 
 
 def errors_of(findings: Iterable[Finding]) -> list[UserError]:
