@@ -55,13 +55,13 @@ def _pairs(count: int) -> tuple[list[Pair], list[str]]:
 def test_each_row_tests_once_and_labels_keep_their_shares(count: int) -> None:
     pairs, labels = _pairs(41)
     folds = split_into_folds(pairs, labels, 42, count)
-    assert sorted(pair for fold in folds for pair in fold.test) == pairs
+    assert sorted(pair for fold in folds for pair in fold["test"]) == pairs
     for fold in folds:
-        assert sorted([*fold.train, *fold.test]) == pairs
-        assert len(fold.test) in (41 // count, 41 // count + 1)
-        assert {pair.response for pair in fold.train} == set(labels)
+        assert sorted([*fold["train"], *fold["test"]]) == pairs
+        assert len(fold["test"]) in (41 // count, 41 // count + 1)
+        assert {pair.response for pair in fold["train"]} == set(labels)
     for label, total in Counter(labels).items():
-        tested = [sum(pair.response == label for pair in fold.test) for fold in folds]
+        tested = [sum(pair.response == label for pair in fold["test"]) for fold in folds]
         assert max(tested) - min(tested) <= 1
         assert sum(tested) == total
 
@@ -72,14 +72,16 @@ def test_folds_hang_on_content_and_seed_alone() -> None:
     random.Random(3).shuffle(moved)
     others = split_into_folds([pair for pair, _ in moved], [label for _, label in moved], 42, 4)
     folds = split_into_folds(pairs, labels, 42, 4)
-    assert [set(fold.test) for fold in folds] == [set(fold.test) for fold in others]
+    assert [set(fold["test"]) for fold in folds] == [set(fold["test"]) for fold in others]
     assert folds != split_into_folds(pairs, labels, 43, 4)
 
 
 def test_rows_that_ask_the_same_are_in_one_fold() -> None:
     pairs = [Pair(n + 1, f"{'row' if n % 2 else 'ROW'} {n // 2}?", f"{n}") for n in range(20)]
     for fold in split_into_folds(pairs, None, 42, 5):
-        assert not {p.query.lower() for p in fold.train} & {p.query.lower() for p in fold.test}
+        assert not {p.query.lower() for p in fold["train"]} & {
+            p.query.lower() for p in fold["test"]
+        }
     for count in (0, 1, 11):
         with pytest.raises(UserError, match="2 to 10"):
             split_into_folds(pairs, None, 42, count)

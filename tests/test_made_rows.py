@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from hashlib import sha1
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import yaml
 from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
-from tests.conftest import PROJECT, MakeCard, write_rows
+from tests.conftest import PROJECT, MakeCard, Tell, write_rows
 
 KINDS = ("spam", "news", "other")
 CSV = "text,kind\n" + "".join(
@@ -57,38 +59,44 @@ def rows_of(tmp_path: Path, split: str) -> list[dict[str, str]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def make(published: Path) -> int:
-    return main(["data", "mail", "--from", str(published)])
+Make = Callable[..., str]
+
+
+@pytest.fixture
+def make(published: Path, tell: Tell) -> Make:
+    """Make the card's rows of the published files; what is said."""
+    return partial(tell, "data", "mail", "--from", published)
 
 
 def test_rows_are_kept_by_value_written_by_templates_and_dealt_to_splits(
-    make_card: MakeCard, published: Path, tmp_path: Path
+    make_card: MakeCard, published: Path, tmp_path: Path, make: Make
 ) -> None:
     splits = {"train": [source(published, after=5)], "test": [source(published, first=5)]}
     card_of(make_card, splits)
-    assert make(published) == 0
+    make()
     train, test = rows_of(tmp_path, "train"), rows_of(tmp_path, "test")
     wanted = {(f'message {n}, it\'s "so"', KINDS[n % 3]) for n in range(30) if n % 3 < 2}
     assert (len(train), len(test)) == (15, 5)
     assert {(row["query"], row["response"]) for row in train + test} == wanted
     assert len(open_task(load_card("mail"), "train")) == 15
-    assert make(published) == 0
+    make()
     assert rows_of(tmp_path, "train") == train
 
 
 def test_a_query_of_a_held_out_split_trains_nowhere(
-    make_card: MakeCard, published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_card: MakeCard, published: Path, tmp_path: Path, make: Make
 ) -> None:
     (published / "new.csv").write_text("text,kind\nMESSAGE 0,SPAM\nmessage 0,SPAM\nother,NEWS\n")
     (published / "held.csv").write_text("text,kind\nmessage  0.,SPAM\n")
     splits = {"train": [source(published, "new.csv")], "test": [source(published, "held.csv")]}
     card_of(make_card, splits)
-    assert make(published) == 0
+    assert "train: 2 rows whose query stands before are left out" in make()
     assert [row["query"] for row in rows_of(tmp_path, "train")] == ["other"]
-    assert "train: 2 rows whose query stands before are left out" in capsys.readouterr().out
 
 
-def test_nested_rows_and_json_answers(make_card: MakeCard, published: Path, tmp_path: Path) -> None:
+def test_nested_rows_and_json_answers(
+    make_card: MakeCard, published: Path, tmp_path: Path, make: Make
+) -> None:
     pieces = [{"text": "a table for "}, {"text": "két <5>", "slot": "size"}]
     (published / "nested.json").write_text(json.dumps({"Book": [{"data": pieces}]}))
     card_of(
@@ -98,22 +106,22 @@ def test_nested_rows_and_json_answers(make_card: MakeCard, published: Path, tmp_
         response="{{ {'intent': intent, data[1].slot: data[1].text} | tojson }}",
         keep={},
     )
-    assert make(published) == 0
+    make()
     row = rows_of(tmp_path, "train")[0]
     assert row["query"] == "a table for két <5>"
     assert row["response"] == '{"intent": "book", "size": "két <5>"}'
 
 
 def test_a_changed_card_makes_its_rows_anew(
-    make_card: MakeCard, published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_card: MakeCard, published: Path, tmp_path: Path, make: Make, tell: Tell
 ) -> None:
     splits = {"train": [source(published)]}
     card_of(make_card, splits)
-    assert make(published) == 0
+    make()
     card_of(make_card, splits, response="{{ kind }}")
-    assert main(["data", "list", "mail"]) == 1
-    assert "made by another version of the card" in " ".join(capsys.readouterr().out.split())
-    assert make(published) == 0
+    said = " ".join(tell("data", "list", "mail", code=1).split())
+    assert "made by another version of the card" in said
+    make()
     assert {row["response"] for row in rows_of(tmp_path, "train")} == {"SPAM", "NEWS"}
 
 
@@ -134,26 +142,20 @@ def test_a_template_that_does_not_fit_is_one_message(
     make_card: MakeCard,
     published: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    make: Make,
     made: dict[str, Any],
     found: str,
 ) -> None:
     card_of(make_card, {"train": [source(published)]}, **made)
-    assert make(published) in (1, 2)
-    error = capsys.readouterr().err
-    assert found in error
-    assert "Traceback" not in error
+    assert found in make(code=2 if found == "0 rows were made" else 1)
     assert not (tmp_path / "data" / "mail" / "train.jsonl").exists()
 
 
-def test_a_published_file_is_verified(
-    make_card: MakeCard, published: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_published_file_is_verified(make_card: MakeCard, published: Path, make: Make) -> None:
     card_of(make_card, {"train": [source(published)]})
     write_rows(published / "rows.csv", [])
     (published / "rows.csv").write_text(CSV + "more,SPAM\n")
-    assert make(published) == 1
-    assert "not the right file" in capsys.readouterr().err
+    assert "not the right file" in make(code=1)
 
 
 @pytest.mark.parametrize(
@@ -165,18 +167,13 @@ def test_a_published_file_is_verified(
     ],
 )
 def test_a_card_that_does_not_say_all(
-    make_card: MakeCard,
-    published: Path,
-    capsys: pytest.CaptureFixture[str],
-    keys: dict[str, Any],
-    found: str,
+    make_card: MakeCard, published: Path, make: Make, keys: dict[str, Any], found: str
 ) -> None:
     card_of(make_card, {"train": [source(published)]})
     path = published.parent / "cards" / "mail" / "card.yaml"
     card = {k: v for k, v in (yaml.safe_load(path.read_text()) | keys).items() if v is not None}
     path.write_text(yaml.safe_dump(card))
-    assert make(published) == 1
-    assert found in capsys.readouterr().err
+    assert found in make(code=1)
 
 
 SUITE = PROJECT.parent / "shared" / "data" / "suite"

@@ -780,13 +780,13 @@ def test_a_split_keeps_the_labels_shares_and_does_not_hang_on_the_files_order() 
     labels = ["yes"] * 20 + ["no"] * 80
     file = pairs_with(labels)
     split = split_off_test(file, labels, 42)
-    assert labels_in(split.test) == {"no": 16, "yes": 4}
-    assert len(split.train) == 80
+    assert labels_in(split["test"]) == {"no": 16, "yes": 4}
+    assert len(split["train"]) == 80
     turned = TaskFile(file.path, file.form, file.pairs[::-1])
     again = split_off_test(turned, labels[::-1], 42)
-    assert sorted(pair.line for pair in again.test) == [pair.line for pair in split.test]
+    assert sorted(pair.line for pair in again["test"]) == [pair.line for pair in split["test"]]
     other = split_off_test(file, labels, 43)
-    assert {pair.line for pair in other.test} != {pair.line for pair in split.test}
+    assert {pair.line for pair in other["test"]} != {pair.line for pair in split["test"]}
 
 
 @pytest.mark.parametrize(
@@ -821,8 +821,8 @@ def test_rows_that_ask_the_same_stay_on_one_side() -> None:
     pairs = [Pair(n, f"question {n // 2}", f"answer {n}") for n in range(40)]
     for seed in range(5):
         split = split_off_test(TaskFile(Path("x"), "x", pairs), None, seed)
-        assert not {p.query for p in split.train} & {p.query for p in split.test}
-        assert 0 < len(split.test) <= 8
+        assert not {p.query for p in split["train"]} & {p.query for p in split["test"]}
+        assert 0 < len(split["test"]) <= 8
 
 
 def test_a_schema_leaves_open_what_few_rows_do_not_close() -> None:

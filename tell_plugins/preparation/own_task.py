@@ -115,7 +115,7 @@ def read_task(args: argparse.Namespace) -> Task:
         if task.split_off:
             labels = labels_of(task.train, task.metric, task.label)
             split = split_off_test(files["train"], labels, args.seed, args.test_rows)
-            task.parts |= split._asdict()
+            task.parts |= split
         task.notes += _test_notes(task, args.seed)
     _set_anchor(task, args)
     return task
@@ -161,7 +161,7 @@ def folds_of(task: Task, count: int, seed: int) -> list[Task]:
     """
     labels = labels_of(task.train, task.metric, task.label)
     splits = split_into_folds(task.train, labels, seed, count)
-    sizes = [len(split.test) for split in splits]
+    sizes = [len(split["test"]) for split in splits]
     shares = "" if labels is None else ", in the labels' shares"
     task.notes.append(
         f"--folds {count}: each of the {len(task.train)} rows tests once, for a model that did not "
@@ -170,7 +170,7 @@ def folds_of(task: Task, count: int, seed: int) -> list[Task]:
         f"{_width(len(task.train)):.0f} points to either side"
     )
     return [
-        replace(task, name=fold_name(task.name, number), parts=task.parts | split._asdict())
+        replace(task, name=fold_name(task.name, number), parts=task.parts | split)
         for number, split in enumerate(splits, 1)
     ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,11 +18,7 @@ FEWEST_ROWS = 4  # to split a test set off
 _SHOWN = 5
 
 
-class Parted(NamedTuple):
-    """Training and test rows, in file order."""
-
-    train: list[Pair]
-    test: list[Pair]
+Parts = dict[str, list[Pair]]  # the rows that are "train" and "test", in file order
 
 
 def without_duplicates(file: TaskFile) -> TaskFile:
@@ -78,7 +73,7 @@ def without_overlap(
 
 def split_off_test(
     file: TaskFile, labels: Sequence[str] | None, seed: int, wanted: int | None = None
-) -> Parted:
+) -> Parts:
     """Part the rows of one file; both parts keep the shares of `labels`, one a row.
 
     Which rows test depends on their content and the seed alone. Rows that ask the same stay
@@ -135,14 +130,16 @@ def _by_shares(pairs: Sequence[Pair], strata: Sequence[str], seed: int) -> list[
     return [unit for _, _, unit in sorted(placed, key=lambda each: each[:2])]
 
 
-def _parted(pairs: Sequence[Pair], tests: Sequence[bool]) -> Parted:
-    both = list(zip(pairs, tests, strict=True))
-    return Parted([pair for pair, test in both if not test], [pair for pair, test in both if test])
+def _parted(pairs: Sequence[Pair], tests: Sequence[bool]) -> Parts:
+    parts: Parts = {"train": [], "test": []}
+    for pair, test in zip(pairs, tests, strict=True):
+        parts["test" if test else "train"].append(pair)
+    return parts
 
 
 def split_into_folds(
     pairs: Sequence[Pair], labels: Sequence[str] | None, seed: int, count: int
-) -> list[Parted]:
+) -> list[Parts]:
     """`count` ways to part the rows, such that each row tests once; `labels` are one a row.
 
     The rows of each label are dealt out one by one, so that all parts have its share where it has
