@@ -35,7 +35,7 @@ class UserErrors(UserError):
 
     def __init__(self, problems: Sequence[UserError]) -> None:
         parts = [each.problems if isinstance(each, UserErrors) else [each] for each in problems]
-        self.problems = [problem for part in parts for problem in part]
+        self.problems: list[UserError] = [problem for part in parts for problem in part]
         super().__init__("\n".join(str(problem) for problem in problems))
 
 
