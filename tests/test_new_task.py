@@ -20,7 +20,7 @@ from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.preparation.answers import are_labels, infer_schema, json_of_python, labels_of
 from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns
-from tell_plugins.preparation.method import among, entries, general_rows_for, plain_sft
+from tell_plugins.preparation.method import among, entries, general_rows_for, plain_sft, repeat_of
 from tell_plugins.preparation.task_recipe import pattern_for, short_names
 from tell_plugins.preparation.task_split import split_off_test
 from tell_plugins.recipe.recipes import load_recipe
@@ -169,21 +169,38 @@ def test_a_pattern_that_cannot_be_rewritten_is_refused(pattern: str, own: Own, r
 
 
 @pytest.mark.parametrize(
-    ("count", "times", "general", "sft"),
-    [(15, 16, 96, 23), (48, 5, 96, 7), (60, 4, 96, 6), (240, 1, 96, 2), (1000, 1, 400, 2)],
+    ("count", "fields", "times", "general", "sft"),
+    [
+        (15, False, 16, 96, 23),
+        (48, False, 5, 96, 7),
+        (60, False, 4, 96, 6),
+        (240, False, 1, 96, 2),
+        (1000, False, 1, 400, 2),
+        (15, True, 16, 96, 23),
+        (60, True, 8, 96, 10),
+        (240, True, 2, 96, 3),
+    ],
 )
 def test_the_settings_follow_from_the_number_of_rows(
-    count: int, times: int, general: int, sft: int
+    count: int, fields: bool, times: int, general: int, sft: int
 ) -> None:
     pattern = load_recipe("recipes/qwen_json.yaml")
-    held = among(count, f"{general_rows_for(count)}rows", pattern, hold=True).of("t", count)
+    assert repeat_of(count, fields=fields) == times
+    held = among(times, f"{general_rows_for(count)}rows", pattern, hold=True).of("t", count)
     repeat = f"/repeat={times}" if times > 1 else ""
     assert held.dataset == f"tell/t:general={general}rows/order=even{repeat}/kl=1"
     assert held.keys == {"loss_type": "tell", "gradient_accumulation_steps": 8}
-    assert entries(count) == count * times + general
-    baseline = plain_sft(count, entries(count), pattern).of("t", count)
+    assert entries(count, times) == count * times + general
+    baseline = plain_sft(count, entries(count, times), pattern).of("t", count)
     assert baseline.dataset == f"tell/t:general=0/repeat={sft}"
     assert baseline.keys == {"gradient_accumulation_steps": 8}
+
+
+def test_rows_of_several_fields_train_more_often(own: Own) -> None:
+    answers = [json.dumps({"table": str(n), "city": f"Paris {n}"}) for n in range(60)]
+    own.new(own.table(answered(answers)), "--method", "hold")
+    assert own.recipe().dataset_text == "tell/own:general=96rows/order=even/repeat=10/kl=1"
+    assert own.recipe("smollm2_own_sft").dataset_text == "tell/own:general=0/repeat=12"
 
 
 @pytest.mark.parametrize("method", ["hold", "mix"])

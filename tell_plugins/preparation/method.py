@@ -24,6 +24,7 @@ METHODS = {  # and the variants that recipes are written of
     "sft": ("sft",),
 }
 TASK_ENTRIES, MOST_REPEAT = 240, 16
+FIELD_ENTRIES = 480  # of answers with several fields, which take longer to learn than a label
 GENERAL_ROWS, GENERAL_SHARE = 96, 0.4  # at least; rows for each task entry
 DEFAULT = "hold"
 STEP = 8  # entries an optimizer step
@@ -54,9 +55,10 @@ class Method:
         return replace(self, dataset=dataset, title=title, why=tuple(why))
 
 
-def repeat_of(rows: int) -> int:
-    """How often each of `rows` task rows trains."""
-    return max(1, min(MOST_REPEAT, round(TASK_ENTRIES / rows)))
+def repeat_of(rows: int, *, fields: bool = False) -> int:
+    """How often each of `rows` task rows trains; `fields`: the answer is JSON without a label."""
+    wanted = FIELD_ENTRIES if fields else TASK_ENTRIES
+    return max(1, min(MOST_REPEAT, round(wanted / rows)))
 
 
 def general_rows_for(rows: int) -> int:
@@ -64,9 +66,9 @@ def general_rows_for(rows: int) -> int:
     return max(GENERAL_ROWS, round(GENERAL_SHARE * rows * repeat_of(rows)))
 
 
-def entries(rows: int) -> int:
+def entries(rows: int, repeat: int) -> int:
     """The rows of one run, copies counted."""
-    return rows * repeat_of(rows) + general_rows_for(rows)
+    return rows * repeat + general_rows_for(rows)
 
 
 def as_the_paper() -> Method:
@@ -75,12 +77,11 @@ def as_the_paper() -> Method:
     return Method("tell/{task}", title)
 
 
-def among(rows: int, general: str | None, pattern: Recipe, *, hold: bool) -> Method:
+def among(repeat: int, general: str | None, pattern: Recipe, *, hold: bool) -> Method:
     """Rows repeated and evenly spread among general rows, which hold the base model or teach.
 
     `general` is the amount of general rows, None the card's.
     """
-    repeat = repeat_of(rows)
     what, why = "teach as well", f"It drifts further from the base than 'hold' {_READINGS}."
     if hold:
         what, why = "hold the base by KL", f"Of all methods the best {_READINGS}."

@@ -35,6 +35,7 @@ from tell_plugins.preparation.method import (
     entries,
     general_rows_for,
     plain_sft,
+    repeat_of,
 )
 from tell_plugins.preparation.own_task import FEW_TEST_ROWS, SPLITS, Task, folds_of, read_task
 from tell_plugins.preparation.showing import CHARS_SHOWN, as_seen
@@ -261,15 +262,21 @@ def _methods(
     wanted = general_rows_for(rows)
     held = min(wanted, _there(card.general.sources) or wanted)
     general = None if args.amount else f"{held}rows"
+    repeat = repeat_of(rows, fields=_has_fields(card))
     main = as_the_paper()
     if args.method != "paper":
-        main = among(rows, general, pattern, hold=args.method != "mix")
+        main = among(repeat, general, pattern, hold=args.method != "mix")
     total: int | None = None
     missing: list[str] = []
     if args.method != "sft":
         total, missing = _mixture(main.of(task.name, rows).dataset, card)
-    sft = plain_sft(rows, total or entries(rows), pattern)
+    sft = plain_sft(rows, total or entries(rows, repeat), pattern)
     return [sft if variant else main for variant in METHODS[args.method]], missing
+
+
+def _has_fields(card: Card) -> bool:
+    """Whether an answer is a JSON object of which no property alone is the answer."""
+    return card.metric == "json" and not (card.answer and card.answer.label)
 
 
 def _mixture(dataset: str, card: Card) -> tuple[int | None, list[str]]:
