@@ -127,7 +127,10 @@ def _source_notes(mixture: Mixture) -> list[str]:
     if mixture.counter is not None:
         notes.append(f"  tokens by {mixture.counter.name}, anchors included, chat template not")
     else:
-        notes.append("  tokens not counted: no tokenizer here (./run.sh data llama2_tokenizer)")
+        notes.append(
+            "  tokens not counted: the model is not here yet, nor the paper's tokenizer (./run.sh "
+            "data llama2_tokenizer)"
+        )
     notes.append(f"  hash {mixture.hash}")
     return notes
 
