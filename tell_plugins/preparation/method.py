@@ -1,8 +1,9 @@
 """How an own task is trained: the settings that the evidence ranks best for that many rows.
 
-The rule, in steps of 8 entries: about 240 task entries, no row more than 16 times, evenly spread
-among 96 general rows, or two for five task entries where that is more. General rows hold the base
-model by KL; each row weighs the same in the loss. For 15 to 240 rows this makes about 42 steps.
+The rule, in steps of 8 entries: about 240 task entries, 480 where the answer is JSON of several
+fields, no row more than 16 times, evenly spread among 96 general rows, or two for five task entries
+where that is more. General rows hold the base model by KL; each row weighs the same in the loss.
+For 15 to 240 rows this makes about 42 steps, 72 with fields.
 The evidence is of one small model, SmolLM2-135M: tests with rates frozen before, three seeds, 15
 and 60 rows of BANKING77 (docs/experiments.md), and first readings at 48 rows of SNIPS and
 BANKING77: plain SFT's score, not told apart, at a tenth of its drift or less.
