@@ -217,7 +217,7 @@ def test_a_recipe_against_its_baseline(
     printed = evaluated(0, *against, "sft")
     assert "none" in printed
     assert "difference to SFT, seed 42, in percentage points" in printed
-    assert "adherence: TELL, seed 42 is not told apart from SFT, seed 42" in printed
+    assert "TELL, seed 42 is not told apart from SFT, seed 42: adherence, " in printed
     folders = {path.parent.name for path in (tmp_path / "run" / "eval").glob("*/test-greedy")}
     label = "v0-20261101-120000--checkpoint"
     assert folders == {"none", f"{label}-3", f"run_sft--{label}-2"}
@@ -227,7 +227,8 @@ def test_a_recipe_against_its_baseline(
         lines = [line | {"loss_sum": loss * line["tokens"]} for line in lines]
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     printed = evaluated(0, *against, "sft")
-    assert "foreign instructions: TELL, seed 42 is better than SFT, seed 42, -2.00 [" in printed
+    better = "TELL, seed 42 is better than SFT, seed 42: loss on foreign instructions (-2.00 ["
+    assert better in " ".join(printed.split())
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, str]  # cells by column
 _MOST_SHOWN = 60  # characters of a constant answer
+_UNTOLD = "not told apart from"
 # what is shown under every reading, side by side, by the card's metric
 _SIDE_BY_SIDE = {"json": ("adherence",), "translation": ("chrf++", "bleu")}
 # what was kept of the rest of the model: less is better
@@ -41,29 +42,42 @@ def show(comparison: Comparison) -> None:
 
 def print_verdict(comparison: Comparison) -> None:
     """Print each system's paired differences to the last one, and what they say of the one before
-    it, line by line."""
+    it: in what it is better, in what worse, and what is not told apart."""
     if not comparison.differences:
         return
     console = table_console()
     print_grid(difference_grid(comparison), console)
     own, baseline = comparison.systems[-2:]
+    measures: dict[str, list[str]] = {"better than": [], "worse than": [], _UNTOLD: []}
+    for word, measure in (*_on_the_task(comparison, own), *_elsewhere(own, baseline)):
+        measures[word].append(measure)
+    for word, found in measures.items():
+        if found:
+            text = f"{own.name} is {word} {baseline.name}: {', '.join(found)}"
+            console.print(text, highlight=False)
+
+
+def _on_the_task(comparison: Comparison, own: System) -> Iterator[tuple[str, str]]:
+    """What the paired differences of one system say, and of which measure."""
     for compared in comparison.differences:
         if compared.system == own.name and compared.scorer not in SECOND_READINGS:
             found = compared.difference
-            said = _said(own, baseline, better=found.low > 0, worse=found.high < 0)
-            console.print(f"{compared.measure.replace('_', ' ')}: {said}", highlight=False)
+            yield _word(better=found.low > 0, worse=found.high < 0), spaced(compared.measure)
+
+
+def _elsewhere(own: System, baseline: System) -> Iterator[tuple[str, str]]:
+    """The same of the rest of the model, with the difference, which no table above shows."""
     mine, theirs = (system.scored.folder.parent / GENERAL for system in (own, baseline))
     sides = [elsewhere.read(mine)], [elsewhere.read(theirs, mine)]
     for name, what in _KEPT.items():
         moved = elsewhere.change(name, *sides, Form())
         if moved is not None:
-            said = _said(own, baseline, better=moved.high < 0, worse=moved.low > 0)
-            console.print(f"{what}: {said}, {shown(moved, sign='+')} nats a token", highlight=False)
+            word = _word(better=moved.high < 0, worse=moved.low > 0)
+            yield word, f"{what} ({shown(moved, sign='+')} nats a token)"
 
 
-def _said(own: System, baseline: System, *, better: bool, worse: bool) -> str:
-    word = "better than" if better else "worse than" if worse else "not told apart from"
-    return f"{own.name} is {word} {baseline.name}"
+def _word(*, better: bool, worse: bool) -> str:
+    return "better than" if better else "worse than" if worse else _UNTOLD
 
 
 def grids(comparison: Comparison) -> list[Grid]:
