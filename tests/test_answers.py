@@ -132,6 +132,7 @@ def test_answers_with_any_line_separator_are_read_back(tmp_path: Path) -> None:
         read_answers(tmp_path / "none")
 
 
+@pytest.mark.usefixtures("ordinary_python")  # its lock goes with the process that is killed
 def test_eval_killed_and_called_again_leaves_the_same_file(
     make_card: MakeCard, model: Path, tmp_path: Path
 ) -> None:
