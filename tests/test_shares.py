@@ -9,7 +9,7 @@ import pytest
 
 from tell_plugins.evaluation import intervals, significance
 from tell_plugins.evaluation.judged import Column
-from tell_plugins.evaluation.significance import Floats, counts_of
+from tell_plugins.evaluation.significance import Floats, counts_of, mean_score, paired
 from tests.saved_answers import judged_labels
 
 
@@ -96,3 +96,13 @@ def test_two_constant_systems_are_not_told_apart() -> None:
     value, low, _ = mine.difference(mine.stats, theirs.stats)
     assert value == pytest.approx((16 / 162 + 1 / 38) / 2)
     assert low > 0  # the form alone makes "no" right more often
+
+
+@pytest.mark.parametrize(("rows", "told"), [(1, False), (4, False), (40, True)])
+def test_a_few_rows_that_all_agree_tell_nothing_apart(rows: int, told: bool) -> None:
+    """An interval of draws that are all the same has no width."""
+    right, wrong = (counts_of([value] * rows, range(rows)) for value in (1.0, 0.0))
+    found = paired(right, wrong, mean_score)
+    assert found.low == found.high == 1
+    assert found.better == told
+    assert paired(wrong, right, mean_score).worse == told

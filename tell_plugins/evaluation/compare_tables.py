@@ -62,7 +62,7 @@ def _on_the_task(comparison: Comparison, own: System) -> Iterator[tuple[str, str
     for compared in comparison.differences:
         if compared.system == own.name and compared.scorer not in SECOND_READINGS:
             found = compared.difference
-            yield _word(better=found.low > 0, worse=found.high < 0), spaced(compared.measure)
+            yield _word(better=found.better, worse=found.worse), spaced(compared.measure)
 
 
 def _elsewhere(own: System, baseline: System) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 RESAMPLES = 2000
 SEED = 42
+LEVEL = 0.05  # of the test: p below it
 _CHUNK = 4_000_000  # counts held in memory at once
 _EQUAL = 1e-12  # differences closer than this are the same: sums of floats
 
@@ -42,6 +43,19 @@ class Difference:
     n: int
     resamples: int
     seed: int
+
+    @property
+    def better(self) -> bool:
+        """Whether the interval lies above zero and the test says so too.
+
+        Of one row, or of a few that all agree, each draw is the same: its interval has no width.
+        """
+        return self.low > 0 and self.p < LEVEL
+
+    @property
+    def worse(self) -> bool:
+        """The same below zero."""
+        return self.high < 0 and self.p < LEVEL
 
 
 def summed(stats: Floats, rows: npt.ArrayLike) -> Floats:

@@ -36,7 +36,6 @@ MAIN = {
 }
 LEAST_SEEDS = 3  # from as many on an interval over seeds says anything
 _CONSTANT = 0.95  # a label given at least this often is called a constant answer
-_TEST = 0.05
 Number = Rate | Estimate
 Entries = Sequence[Entry]
 MostFrequent = tuple[str, Rate]  # a label and its share of the adherent answers
@@ -168,7 +167,7 @@ class Difference:
     @property
     def certain(self) -> bool:
         """Whether the interval lies on one side of zero, the test says so, and the seeds do too."""
-        apart = (self.low > 0 or self.high < 0) and (self.p is None or self.p < _TEST)
+        apart = (self.low > 0 or self.high < 0) and (self.p is None or self.p < significance.LEVEL)
         return apart and not self.seeds_disagree
 
     @property

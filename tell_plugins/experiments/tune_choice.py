@@ -197,7 +197,7 @@ class Result:
     def is_better_than(self, other: Result) -> bool:
         """Whether its content is told apart as better."""
         found = self.minus(other)
-        return found is not None and found.low > 0
+        return found is not None and found.better
 
     def moves_less_than(self, other: Result) -> bool:
         """Whether it is told apart as nearer to the base model."""
