@@ -246,19 +246,19 @@ def print_dry_run(plan: SweepPlan, store: Store, rates: Rates) -> None:
         rows.append(
             [
                 run.label,
-                run.facts.rows if isinstance(run, Planned) else None,
-                run.steps or None,
-                None if run.exposure is None else f"{run.exposure:.1f}",
-                run.trained_tokens,
-                None if flops is None else f"{flops:.1e}",
-                None if seconds is None else minutes(seconds),
+                _number(run.facts.rows if isinstance(run, Planned) else 0),
+                _number(run.steps),
+                "" if run.exposure is None else f"{run.exposure:.1f}",
+                _number(run.trained_tokens),
+                _number(flops),
+                "?" if seconds is None else minutes(seconds) if seconds else "",
                 job.state + (f" ({note})" if note else ""),
             ]
         )
         if not job.done:
             left.append((run.trained_tokens, flops, seconds))
     header = ["run", "rows", "steps", "exposure", "tokens", "FLOPs", "time", "state"]
-    print(table(header, rows, indent="", right=header[3:7]))
+    print(table(header, rows, indent=""))
     print("exposure: how much learning rate the task rows meet, in rows at the full rate")
     missing = f", others cannot be planned ({len(plan.problems)})" if plan.problems else ""
     tokens, flops, seconds = (_total(part) for part in zip(*left, strict=True)) if left else [0] * 3
@@ -274,6 +274,13 @@ def _flops(run: Asked) -> float | None:
         return run.trained_tokens
     shape = shape_of(str(run.recipe.get("model")))
     return reported_flops(shape, run.trained_tokens) if shape else None
+
+
+def _number(value: float | None) -> str:
+    """A count as it is read; nothing for 0, and what is not known as such."""
+    if value is None:
+        return "?"
+    return "" if value == 0 else f"{value:,.0f}" if value < 1e8 else f"{value:.1e}"
 
 
 def _total(numbers: Sequence[float | None]) -> float | None:
