@@ -290,7 +290,9 @@ class Planner:
         self.sweep = sweep
         self.cards = cards
         os.environ["TELL_CARDS"] = cards_environment(cards)
-        self.base = load_recipe(sweep.base).with_values(**sweep.flags)
+        flags: dict[str, str | None] = {key: f"flag --{key}" for key in sweep.flags}
+        self.base = load_recipe(sweep.base).with_values(**sweep.flags).placed(flags)
+        _refuse_secrets(self.base)
         self._spec = self.base.spec
         self._wanted = {cell.key for cell in cells(sweep)}
         self._done: dict[str, tuple[Planned, Mixture]] = {}
@@ -334,18 +336,12 @@ class Planner:
         return planned, mixture
 
     def _recipe(self, cell: Cell) -> Recipe:
-        """The settings of a cell; a secret among them would be kept in every run's folder."""
+        """The settings of a cell."""
         ours = (*SPEC_KEYS, *OWN_KEYS)
         values = {key: value for key, value in cell.settings.items() if key not in ours}
-        places: dict[str, str | None] = {key: f"flag --{key}" for key in self.sweep.flags}
-        places |= {key: self.sweep.place_of(cell.method, key) for key in values}
+        places = {key: self.sweep.place_of(cell.method, key) for key in values}
         recipe = self.base.with_values(**values, seed=cell.seed).placed(places)
-        for key in secret_keys(recipe.values):
-            raise UserError(
-                f"'{key}' would be kept with the runs and published with their report",
-                where=recipe.where(key),
-                remedy=SECRETS_REMEDY,
-            )
+        _refuse_secrets(recipe)
         return recipe
 
     def _trained_on(self, cell: Cell, spec: Spec) -> Spec:
@@ -541,6 +537,16 @@ def exposure_of(mixture: Mixture, schedule: Plan) -> float | None:
 def training_of(recipe: Recipe) -> Training:
     """What decides the steps of a recipe, read as the installed ms-swift reads it."""
     return SwiftSettings(recipe, swift_keys()).training
+
+
+def _refuse_secrets(recipe: Recipe) -> None:
+    """Raises UserError for a secret, which would be kept in every run's folder."""
+    for key in secret_keys(recipe.values):
+        raise UserError(
+            f"'{key}' would be kept with the runs and published with their report",
+            where=recipe.where(key),
+            remedy=SECRETS_REMEDY,
+        )
 
 
 def _in_rows(spec: Spec, reference: Planned) -> Spec:
