@@ -197,10 +197,11 @@ def _percent(axis: Any, side: str) -> None:
 
 def _logarithmic(axis: Any, least: float) -> None:
     """A logarithmic x axis from `least` on, straight from 0 to it; it names 5k, 10k and 20k."""
-    from matplotlib.ticker import EngFormatter, NullFormatter, SymmetricalLogLocator
+    from matplotlib.ticker import EngFormatter, FixedLocator, NullFormatter
 
+    named = (digit * 10**power for power in range(13) for digit in (1, 2, 5))
     axis.set_xscale("symlog", linthresh=least, linscale=0.3)
-    axis.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=least, subs=(1, 2, 5)))
+    axis.xaxis.set_major_locator(FixedLocator([0, *(place for place in named if place >= least)]))
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.xaxis.set_minor_formatter(NullFormatter())
 
