@@ -82,6 +82,7 @@ def test_targets() -> None:
     assert not Target("x", 0.79, 0.8, at_least=True).is_met
 
 
+@pytest.mark.slow
 def test_a_measured_process_that_fails_says_why(tmp_path: Path) -> None:
     world = make_world(tmp_path, [20])
     env = world.environment(tell_cache=tmp_path / "c", swift_cache=tmp_path / "c")

@@ -155,6 +155,7 @@ def recipe(folder: Path, **keys: object) -> Path:
 # --- mix -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_mix_over_an_earlier_mixture(cards: Path, tmp_path: Path) -> None:
     out, file = cards / "mix", str(recipe(cards))
     earlier = ["mix", file, "--out", str(out), "--dataset", "tell/toy:task=2rows/general=3rows"]

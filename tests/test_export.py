@@ -291,6 +291,7 @@ def test_a_server_without_the_anchor_is_found_out(
     assert "no model in" in cli(1, "verify", tmp_path, answers(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_adapter_at_a_scale(
     evaluated: Path, tmp_path: Path, trained: Path, export: Cli, cli: Cli
 ) -> None:

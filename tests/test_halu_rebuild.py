@@ -98,6 +98,7 @@ def test_rebuilt_prompts_and_labels_are_the_official_ones(real_home: Path, real_
     assert [row.number for row in sources.train] == list(range(3001))
 
 
+@pytest.mark.slow
 def test_rebuild_from_spans(
     real_home: Path, real_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import PROJECT, MakeCard
 from tests.tiny import make_tiny_cards, make_tiny_model
 
@@ -60,6 +62,7 @@ print("all of it went well")
 """
 
 
+@pytest.mark.slow
 def test_two_trainings_and_a_misspelt_card(tmp_path: Path, make_card: MakeCard) -> None:
     make_tiny_cards(make_card)
     model = make_tiny_model(tmp_path / "model")

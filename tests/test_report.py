@@ -57,6 +57,7 @@ def _contents(root: Path) -> dict[str, bytes]:
 # --- byte for byte -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_report_is_rebuilt_from_what_was_collected(
     collected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +73,7 @@ def test_a_report_is_rebuilt_from_what_was_collected(
     assert _contents(moved) == kept
 
 
+@pytest.mark.slow
 def test_the_collection_gives_the_tables_of_the_folder_it_came_from(
     made: Path, collected: Path, tmp_path: Path
 ) -> None:

@@ -46,6 +46,7 @@ def test_every_study_can_be_run_again_by_its_command() -> None:
         assert (PROJECT / words[0]).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "results",
     [

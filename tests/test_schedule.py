@@ -87,6 +87,7 @@ def real_trainings(tmp_path_factory: pytest.TempPathFactory) -> list[Taken]:
     return in_fresh_process(_real_trainings, tmp_path_factory.mktemp("trainings"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(RUNS)))
 def test_steps_and_rows_are_those_of_a_real_training(
     number: int, real_trainings: list[Taken]

@@ -43,6 +43,7 @@ def _shown(load: str) -> tuple[list[list[str]], bool]:
     return shown, torch
 
 
+@pytest.mark.slow
 def test_it_starts_what_ms_swift_starts() -> None:
     (ours, torch_of_ours), (theirs, torch_of_theirs) = _shown(_OURS), _shown(_THEIRS)
     assert ours == theirs

@@ -146,6 +146,7 @@ def test_a_source_with_other_lines_than_its_reference_is_one_segment(
 # --- scores -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_identical_and_shuffled_references(real_home: Path, tmp_path: Path) -> None:
     task = open_task(load_card("en_is_news"), "test")
     same, failures = scored_as(save_answers(tmp_path / "same", "en_is_news", task.responses))
