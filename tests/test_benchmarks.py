@@ -90,6 +90,7 @@ def test_a_measured_process_that_fails_says_why(tmp_path: Path) -> None:
         run_child(["write", "tell/nothing", str(tmp_path / "x.jsonl")], env)
 
 
+@pytest.mark.slow
 def test_checking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--quick", "--sizes", "300", "--part", "checking", "--work", str(tmp_path)]
     assert bench.main(flags) == 0

@@ -27,6 +27,8 @@ from tests.conftest import MakeCard
 from tests.made_results import MadeResults, made_controls, made_curve
 from tests.saved_answers import save_answers
 
+pytestmark = pytest.mark.slow  # all read one world of runs, which takes long to make
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -57,7 +59,6 @@ def _contents(root: Path) -> dict[str, bytes]:
 # --- byte for byte -------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_report_is_rebuilt_from_what_was_collected(
     collected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,7 +74,6 @@ def test_a_report_is_rebuilt_from_what_was_collected(
     assert _contents(moved) == kept
 
 
-@pytest.mark.slow
 def test_the_collection_gives_the_tables_of_the_folder_it_came_from(
     made: Path, collected: Path, tmp_path: Path
 ) -> None:

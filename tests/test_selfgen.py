@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tell_plugins.bridge import embedded_model
 from tell_plugins.bridge.embedded_model import prepare_model
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
@@ -239,7 +240,11 @@ def test_a_model_that_writes_nothing_usable_is_told_so(
         (("--model", "nowhere.yaml"), "no recipe 'nowhere.yaml'"),
     ],
 )
-def test_wrong_arguments(flags: tuple[str, ...], problem: str, tell: Tell) -> None:
+def test_wrong_arguments(
+    flags: tuple[str, ...], problem: str, tell: Tell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No model is fetched before they are refused."""
+    monkeypatch.delattr(embedded_model, "prepare_model")
     assert problem in tell("data", "selfgen", *flags, code=1)
 
 

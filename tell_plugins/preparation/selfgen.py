@@ -107,6 +107,8 @@ def run(args: argparse.Namespace) -> int:
     values = model_values(args.model, args.model_type, args.template)
     shown_model = Path(str(values["model"])).name
     folder = _card_folder(args, shown_model)
+    if embedded_model.is_embedded(str(values["model"])):
+        embedded_model.prepare_model()
     settings = {
         "model": shown_model,
         "model_files": fingerprint(str(values["model"])),
@@ -142,8 +144,11 @@ def model_values(model: str, model_type: str | None, template: str | None) -> di
         if "model" not in values:
             raise UserError("the recipe names no model", where=model, remedy="add 'model: ...'")
     elif model == "smollm2" or path.resolve() == embedded_model.model_dir():
-        folder = embedded_model.prepare_model()
-        values = {"model": str(folder), "model_type": "llama", "template": "chatml"}
+        values = {
+            "model": str(embedded_model.model_dir()),
+            "model_type": "llama",
+            "template": "chatml",
+        }
     else:
         values = {"model": str(path) if path.exists() else model}
     named = {"model_type": model_type, "template": template}
