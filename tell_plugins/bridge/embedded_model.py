@@ -38,6 +38,14 @@ def is_embedded(model: str) -> bool:
     return (paths.PROJECT / model).resolve() == model_dir().resolve()
 
 
+def prepare_if_embedded(model: str) -> bool:
+    """Make the embedded model ready where `model` names it; whether it does."""
+    if is_embedded(model):
+        prepare_model()
+        return True
+    return False
+
+
 def is_ready(folder: Path | None = None) -> bool:
     """Whether the model is there, whole (its folder gets its name last)."""
     return ((folder or model_dir()) / "config.json").is_file()

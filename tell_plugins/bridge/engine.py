@@ -18,7 +18,7 @@ from swift.infer_engine import InferRequest, RequestConfig, TransformersEngine
 from swift.tuners import Swift
 
 from tell_plugins.bridge import cpu
-from tell_plugins.bridge.embedded_model import is_embedded, prepare_model
+from tell_plugins.bridge.embedded_model import prepare_if_embedded
 from tell_plugins.bridge.packing import Line, Row, fits, line_of
 from tell_plugins.bridge.protocol import MODEL_KEYS, Decoding, History, Reply, conversation
 from tell_plugins.core import paths
@@ -36,8 +36,7 @@ def model_arguments(values: Mapping[str, Any]) -> BaseArguments:
     Other CPUs take it for float32 and back at every step, which is slower than float32.
     The embedded model is fetched where it is not there yet.
     """
-    if is_embedded(values.get("model", "")):
-        prepare_model()
+    prepare_if_embedded(str(values.get("model") or ""))
     known = {field.name for field in dataclasses.fields(BaseArguments)}
     chosen = {key: values[key] for key in MODEL_KEYS if key in values and key in known}
     if not torch.cuda.is_available():

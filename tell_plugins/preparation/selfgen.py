@@ -107,8 +107,7 @@ def run(args: argparse.Namespace) -> int:
     values = model_values(args.model, args.model_type, args.template)
     shown_model = Path(str(values["model"])).name
     folder = _card_folder(args, shown_model)
-    if embedded_model.is_embedded(str(values["model"])):
-        embedded_model.prepare_model()
+    embedded_model.prepare_if_embedded(str(values["model"]))
     settings = {
         "model": shown_model,
         "model_files": fingerprint(str(values["model"])),

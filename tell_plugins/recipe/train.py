@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from tell_plugins.bridge import swift_cli
-from tell_plugins.bridge.embedded_model import is_embedded, prepare_model
+from tell_plugins.bridge.embedded_model import prepare_if_embedded
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.recipe.check import inspect
@@ -134,8 +134,7 @@ def _what_next(recipe: Recipe, before: Set[Path]) -> str:
 def _with_model(recipe: Recipe, settings: Settings) -> Recipe:
     """The recipe with its model at hand. MachineError when it cannot be had."""
     model = settings.text("model")
-    if is_embedded(model):
-        prepare_model()
+    if prepare_if_embedded(model):
         return recipe
     folder = model_folder(model)
     if folder is None:
