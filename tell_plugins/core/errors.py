@@ -51,6 +51,11 @@ class Problems(list[UserError]):
         return isinstance(error, UserError)
 
 
+def below_one(where: str, remedy: str = "raise it") -> UserError:
+    """A count that has to be 1 or more."""
+    return UserError("a count below 1", where=where, allowed="1 and more", remedy=remedy)
+
+
 class MachineError(Exception):
     """The machine or the network failed, not the user (exit code 2)."""
 

@@ -19,7 +19,7 @@ from tell_plugins.bridge.protocol import Decoding, Reply
 from tell_plugins.core import draw, paths
 from tell_plugins.core.anchors import RESERVED, in_front
 from tell_plugins.core.cards import Card
-from tell_plugins.core.errors import UserError
+from tell_plugins.core.errors import UserError, below_one
 from tell_plugins.core.progress import track, tracked
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.state_files import write_json
@@ -154,8 +154,7 @@ def _check(args: argparse.Namespace, card: Card, file: Path, record: Path) -> No
     """Refuse wrong options, and what would be written over, before a model is loaded."""
     for name in ("write", "rows", "held_out"):
         if getattr(args, name) < 1:
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError("a count below 1", where=flag, allowed="1 and more", remedy="raise it")
+            raise below_one(f"--{name.replace('_', '-')}")
     taken = {*RESERVED, str(card.anchor).removesuffix(".txt")}
     if args.name in taken or not re.fullmatch(r"[\w.-]+", args.name):
         raise UserError(

@@ -24,7 +24,7 @@ from threading import Event, Lock, Thread
 from typing import Any
 
 from tell_plugins.core import paths
-from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.errors import MachineError, UserError, below_one
 from tell_plugins.core.progress import track
 from tell_plugins.experiments.planning import cards_environment
 from tell_plugins.experiments.store import Job
@@ -58,12 +58,7 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
 def check_jobs(jobs: int | None) -> None:
     """Raises UserError for fewer runs at once than one."""
     if jobs is not None and jobs < 1:
-        raise UserError(
-            "a count below 1",
-            where="--jobs",
-            allowed="1 and more",
-            remedy="leave it out for one run a GPU, or one at a time",
-        )
+        raise below_one("--jobs", "leave it out for one run a GPU, or one at a time")
 
 
 def slots(jobs: int | None, *, needs_gpu: bool) -> list[dict[str, str]]:

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from tell_plugins.bridge import embedded_model
 from tell_plugins.core import paths
-from tell_plugins.core.errors import UserError
+from tell_plugins.core.errors import UserError, below_one
 from tell_plugins.core.progress import track
 from tell_plugins.core.state_files import Shape, json_lines
 from tell_plugins.core.text import normalise
@@ -98,12 +98,7 @@ def run(args: argparse.Namespace) -> int:
     if args.model is None:
         raise UserError("--model is missing", where="data selfgen", remedy="--model smollm2")
     if args.rows < 1 or args.max_new_tokens < 1:
-        raise UserError(
-            "a count below 1",
-            where="--rows, --max-new-tokens",
-            allowed="1 and more",
-            remedy="raise it",
-        )
+        raise below_one("--rows, --max-new-tokens")
     values = model_values(args.model, args.model_type, args.template)
     shown_model = Path(str(values["model"])).name
     folder = _card_folder(args, shown_model)
