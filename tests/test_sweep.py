@@ -86,7 +86,17 @@ def _plan(world: World, **keys: Any) -> Any:
         ({"plot": {"paper": "task_tokns"}}, "'task_tokns'", "did you mean 'task_tokens'?"),
         ({"settings": {"task": None}}, "key 'settings.task' is empty: a setting is", "correct it"),
         ({"grid": {"task": ["4rows", None]}}, "key 'grid.task.1' is empty", "correct it"),
-        ({"methods": {"A": {"task": {"x": 1}}}}, "key 'methods.A.task' is {'x': 1}", "correct it"),
+        ({"runs": {"A": {"task": {"x": 1}}}}, "key 'runs.A.task' is {'x': 1}", "correct it"),
+        (
+            {"methods": {"A": {"repeat": {"4row": 1}}}, "grid": {"task": ["4rows"]}},
+            "unknown value of the grid '4row'",
+            "did you mean '4rows'?",
+        ),
+        (
+            {"methods": {"A": {"equal_steps": {"4rows": "A"}}}, "grid": {"task": ["4rows"]}},
+            "'equal_steps' has a value for each value of the grid",
+            "a method of its own",
+        ),
         ({"runs": {3: {}}}, "key 'runs.3' is 3", "correct it"),
         ({"runs": {"A": {"rival": "shot"}}}, "unknown rival 'shot'", "did you mean 'shots'?"),
     ],
@@ -137,6 +147,24 @@ def test_a_method_that_pins_an_axis_has_one_run(world: World) -> None:
     assert {tuple(c.at) for c in cells(sweep) if c.method == "none"} == {("task",)}
 
 
+def test_a_setting_may_follow_the_grid(world: World) -> None:
+    plan = _plan(
+        world,
+        methods={
+            "TELL": {"repeat": {"4rows": 2, "8rows": 1}, "general": "8rows"},
+            "SFT": {"general": "0", "equal_steps": "TELL"},
+            "once": {"repeat": {"8rows": 1}},
+        },
+        grid={"task": ["4rows", "8rows"]},
+    )
+    seen = [(run.cell.method, run.cell.at["task"], run.facts.copies) for run in plan.entries]
+    assert seen[0] == ("TELL", "4rows", 2)
+    assert seen[1] == ("TELL", "8rows", 1)
+    assert [steps[:2] for steps in seen[2:4]] == [("SFT", "4rows"), ("SFT", "8rows")]
+    assert seen[4:] == [("once", "8rows", 1)]
+    assert [run.steps for run in plan.entries[:2]] == [run.steps for run in plan.entries[2:4]]
+
+
 # --- plans ---------------------------------------------------------------------------------------
 
 
@@ -163,6 +191,13 @@ def test_a_method_that_pins_an_axis_has_one_run(world: World) -> None:
         (
             {"settings": {"hub_token": "x"}, "runs": {"A": {}}},
             [["made.yaml, settings: 'hub_token' would be kept with the runs", "export"]],
+        ),
+        (
+            {
+                "methods": {"TELL": {"repeat": {"4rows": 2}}, "S": {"random_text": "TELL"}},
+                "grid": {"task": ["4rows", "8rows"]},
+            },
+            [["'random_text: TELL', but 'TELL' is crossed", "same point of the grid"]],
         ),
         (  # before anything runs
             {"runs": {"TELL": {}, "label scoring": {"rival": "choices"}}},

@@ -144,9 +144,8 @@ def _plan(path: Path, root: Path) -> SweepPlan:
 def test_plan(path: Path, at_hand: Path) -> None:
     sweep, plan = load_sweep(path), _plan(path, at_hand)
     assert plan.problems == []
-    wanted = len(sweep.crossed()) * len(sweep.seeds)
-    for values in sweep.grid.values():
-        wanted *= len(values)
+    places = [(method, at) for method in sweep.crossed() for at in sweep.points()]
+    wanted = sum(sweep.settings_at(*place) is not None for place in places) * len(sweep.seeds)
     pinned = any(set(settings) & set(sweep.grid) for settings in sweep.crossed().values())
     assert len(plan.entries) == wanted + len(sweep.runs) * len(sweep.seeds) or pinned
     told = re.search(r"(\d+) runs", path.read_text(encoding="utf-8"))

@@ -269,16 +269,16 @@ def cells(sweep: Sweep) -> list[Cell]:
     """The runs that a sweep asks for, seed by seed within a point of the grid.
 
     A method that sets a key of the grid itself stays at that value: it has one run, not one for
-    every value.
+    every value. Where a setting of it has no value, it has no run.
     """
     points = [(method, point) for method in sweep.crossed() for point in sweep.points()]
     points += [(method, {}) for method in sweep.runs]
     found: dict[str, Cell] = {}
     for method, point in points:
-        settings = sweep.method(method)
-        at = {key: value for key, value in point.items() if key not in settings}
-        for seed in sweep.seeds:
-            cell = Cell(method, at, seed, {**sweep.settings, **at, **settings})
+        at = {key: value for key, value in point.items() if key not in sweep.method(method)}
+        settings = sweep.settings_at(method, at)
+        for seed in sweep.seeds if settings is not None else ():
+            cell = Cell(method, at, seed, settings or {})
             found.setdefault(cell.key, cell)
     return list(found.values())
 
@@ -363,15 +363,16 @@ class Planner:
     def _reference(self, cell: Cell, key: str) -> tuple[Planned, Mixture]:
         """The run that `key` names: at the same point of the grid and with the same seed.
 
-        Raises UserError where its steps count and the sweep has no such run.
+        Raises UserError where there is none, or its steps count and the sweep does not run it.
         """
         method = str(cell.settings[key])
         named = self.sweep.method(method)
         at = {k: v for k, v in cell.at.items() if method in self.sweep.crossed() and k not in named}
-        found = Cell(method, at, cell.seed, {**self.sweep.settings, **at, **named})
-        if key == "equal_steps" and found.key not in self._wanted:
+        settings = self.sweep.settings_at(method, at)
+        found = Cell(method, at, cell.seed, settings or {})
+        if settings is None or (key == "equal_steps" and found.key not in self._wanted):
             raise UserError(
-                f"'equal_steps: {method}', but '{method}' is crossed with the grid and has no run "
+                f"'{key}: {method}', but '{method}' is crossed with the grid and has no run "
                 "here",
                 where=f"{self.sweep.name}, {cell.label}",
                 allowed="a method with a run at the same point of the grid",

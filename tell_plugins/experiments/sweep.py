@@ -3,7 +3,7 @@
     base: recipes/qwen_json.yaml
     settings: {overlap: keep}                   # for all runs
     methods: {TELL: {}, SFT: {general: 0}}      # each is crossed with the grid
-    grid: {task: [1e4tok, 1e5tok, 1e6tok]}
+    grid: {task: [1e4tok, 1e5tok, 1e6tok]}      # a method's `repeat: {1e4tok: 4, 1e5tok: 1}`: there alone
     runs: {general only: {general_only: TELL}}  # not crossed
     seeds: [42]
     evaluate: {split: test, rows: 500}
@@ -47,9 +47,17 @@ def _value(value: Any) -> Any:
     return value
 
 
+def _crossed_value(value: Any) -> Any:
+    """A value, or one for each of some values of the grid."""
+    if not isinstance(value, dict):
+        return _value(value)
+    return {str(place): _value(part) for place, part in value.items()}
+
+
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Value = Annotated[Any, AfterValidator(_value)]
 Settings = dict[Text, Value]
+CrossedSettings = dict[Text, Annotated[Any, AfterValidator(_crossed_value)]]
 
 # what makes a run out of the mixture of another method at the same point of the grid
 DERIVED = {
@@ -126,7 +134,7 @@ class Sweep(_Strict):
     title: Text
     base: Text
     settings: Settings = Field(default_factory=dict)  # what all runs have in common
-    methods: dict[Text, Settings] = Field(default_factory=dict)
+    methods: dict[Text, CrossedSettings] = Field(default_factory=dict)
     grid: dict[Text, list[Value]] = Field(default_factory=dict)
     runs: dict[Text, Settings] = Field(default_factory=dict)
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(default=(42,), min_length=1)
@@ -195,6 +203,18 @@ class Sweep(_Strict):
         if self.methods:
             return self.methods
         return {self.plot.reference: {}} if self.grid else {}
+
+    def settings_at(self, method: str, point: Mapping[str, Any]) -> Settings | None:
+        """All settings of a method at a point of the grid; None where one has no value there."""
+        found = {**self.settings, **point, **self.method(method)}
+        places = set(map(str, point.values()))
+        for key, value in found.items():
+            if isinstance(value, dict):
+                here = [part for place, part in value.items() if place in places]
+                if not here:
+                    return None
+                found[key] = here[0]
+        return found
 
     def points(self) -> Iterator[dict[str, Value]]:
         """Every point of the grid; one empty point where there is no grid."""
@@ -279,6 +299,8 @@ def _wrong_settings(sweep: Sweep) -> Iterator[UserError]:
             where = f"{sweep.place(*group, key)}, {', '.join(group)}"
             if key in _OWN:
                 yield UserError(f"'{key}' is set by the sweep", where=where, remedy=_OWN[key])
+            elif isinstance(value, dict):
+                yield from _wrong_places(sweep, key, value, where)
             elif key in DERIVED and value not in list(names):
                 yield unknown("method", str(value), names, f"{where}, key '{key}'")
             elif key in DERIVED and set(DERIVED) & set(names[value]):
@@ -291,6 +313,23 @@ def _wrong_settings(sweep: Sweep) -> Iterator[UserError]:
             for name in (value if isinstance(value, list) else [value]) if key == RIVAL else ():
                 if name not in RIVALS:
                     yield unknown("rival", str(name), RIVALS, where)
+
+
+def _wrong_places(
+    sweep: Sweep, key: str, values: Mapping[str, Any], where: str
+) -> Iterator[UserError]:
+    """What is wrong with a setting that has a value for each value of the grid."""
+    if key in OWN_KEYS:
+        yield UserError(
+            f"'{key}' has a value for each value of the grid",
+            where=where,
+            allowed="one value",
+            remedy="a method of its own for each of them",
+        )
+    known = [str(value) for axis in sweep.grid.values() for value in axis]
+    for place in values:
+        if place not in known:
+            yield unknown("value of the grid", place, known, f"{where}, key '{key}'")
 
 
 def _wrong_plot(sweep: Sweep) -> Iterator[UserError]:
