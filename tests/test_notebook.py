@@ -23,11 +23,11 @@ from swift.arguments import SftArguments
 from tell_plugins.core.errors import UserError
 
 
-def arguments(dataset, run, **values):
+def arguments(dataset, run, max_length=1024, **values):
     return SftArguments(
         model=model, model_type="llama", template="chatml", check_model=False, use_cpu=True,
         torch_dtype="float32", dataset=dataset, dataset_shuffle=False, strict=True,
-        train_dataloader_shuffle=False, max_length=1024, tuner_type="lora", max_steps=1,
+        train_dataloader_shuffle=False, max_length=max_length, tuner_type="lora", max_steps=1,
         target_modules=["all-linear"], per_device_train_batch_size=1, report_to=["none"],
         gradient_accumulation_steps=2, gradient_checkpointing=False, dataloader_num_workers=0,
         output_dir=str(root / run), add_version=False, **values)
@@ -48,6 +48,13 @@ plugins = [plugin, str(root / "register.py")]
 first = arguments("tell/tiny_task:task=4rows/general=0", "first", external_plugins=plugins)
 assert os.environ.get("OTHER_PLUGIN") == "here", "another plugin may be called register.py"
 
+stopped = arguments("tell/tiny_task:task=4rows", "stopped", 2, external_plugins=plugins)
+try:
+    sft_main(stopped)
+except Exception as error:
+    assert "TELL mixtures" not in str(error)
+else:
+    raise SystemExit("rows over max_length trained")
 (root / "cards" / "plain").rename(root / "cards" / "later")
 card = root / "cards" / "later" / "card.yaml"
 card.write_text(card.read_text().replace("name: plain", "name: later"))

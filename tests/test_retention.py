@@ -591,6 +591,8 @@ def test_prose_and_divergence_are_those_of_plain_forwards(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from tell_plugins.bridge.packing import Row, line_of
+
     engine = tiny_engine(model, adapters)
     loaded = AutoModelForCausalLM.from_pretrained(model)
     tuned = PeftModel.from_pretrained(loaded, str(adapters["one"]))
@@ -619,3 +621,12 @@ def test_prose_and_divergence_are_those_of_plain_forwards(
         assert engine.divergences_from_base([(query, response), PAIRS[0]]) == found
     with engine.adapter("idle"):
         assert engine.divergences_from_base([PAIRS[1]])[0][0] == pytest.approx(0, abs=1e-4)
+        # the same tokens in one line, asked and read otherwise
+        one, three = Row([5, 6, 7], [False, True, True]), Row([5, 6, 7], [False, False, True])
+        two = [Row([5, 6], [False, True]), Row([5, 7], [False, True])]
+        for rows, asked in (([one], 2), ([three], 1), (two, 2)):
+            line = line_of(rows)
+            assert line.inputs["input_ids"].tolist() == [[5, 6, 7]]
+            base = engine._base_log_probabilities(line)
+            assert torch.equal(base, engine._log_probabilities(line))
+            assert len(base) == asked

@@ -63,8 +63,9 @@ def _check_arguments() -> None:
     They come from the command line, from `--config` or from a notebook. ms-swift calls this method
     after it has imported the plugins, those of the first arguments as well.
     """
-    from swift.arguments import BaseArguments
+    from swift.arguments import BaseArguments, SftArguments
 
+    from tell_plugins.bridge.loader import forget_mixtures
     from tell_plugins.bridge.mixed_use import refuse_arguments
     from tell_plugins.bridge.patches import patch
 
@@ -72,6 +73,8 @@ def _check_arguments() -> None:
         def checked(self: Any) -> None:
             refuse_arguments(self)
             _register_cards()  # a card may be younger than the process
+            if isinstance(self, SftArguments):
+                forget_mixtures()  # of a training that was stopped: a notebook begins another
             original(self)
 
         return checked

@@ -143,7 +143,7 @@ class LocalEngine(SwiftEngine):
         for name, folder in adapters.items():
             self.model = _with_adapter(self.model, _peft_name(name), folder)
         self._peft = bool(adapters)
-        self._of_base: dict[tuple[int, ...], torch.Tensor] = {}
+        self._of_base: dict[str, torch.Tensor] = {}
         engine = TransformersEngine(self.model, template=template, max_batch_size=batch_size)
         self._describe(values, args, engine)
 
@@ -253,7 +253,7 @@ class LocalEngine(SwiftEngine):
 
     def _base_log_probabilities(self, line: Line) -> torch.Tensor:
         """Those of the base model, kept for the next adapter as long as there is room."""
-        key = tuple(line.inputs["input_ids"][0].tolist())
+        key = repr(line.rows)  # other rows may make a line of the same tokens
         if key not in self._of_base:
             with self.adapter(None):
                 found = self._log_probabilities(line)
