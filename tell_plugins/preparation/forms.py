@@ -15,7 +15,7 @@ from tell_plugins.core.json_values import parse_json
 from tell_plugins.core.row_files import TABLES, read_records
 from tell_plugins.core.rows import extract, text_of
 from tell_plugins.core.table_rows import table_notes
-from tell_plugins.core.text import MARK, joined
+from tell_plugins.core.text import MARK
 from tell_plugins.recipe.tables import count_of
 
 
@@ -57,7 +57,7 @@ FORMS = (
 )
 _LISTED = 10  # reasons, and places of each, that a message lists
 _BY_USER = "--columns"  # the form that the user describes
-_PAIR = Columns(query=("query",), response="response")
+_PAIR = Columns(query=("query",), response="response", history="history")
 _USER, _ASSISTANT = ("user", "human"), ("assistant", "gpt", "bot", "model")
 _SYSTEM = ("system", "developer")
 # columns that must be empty, since only text is trained
@@ -86,15 +86,6 @@ class Pair(NamedTuple):
     query: str
     response: str
     system: str = ""
-
-
-class _Parts(NamedTuple):
-    """What a form finds in a row, of whatever type it has there."""
-
-    query: Any
-    response: Any
-    system: Any = None
-    earlier: Sequence[Any] = ()
 
 
 class _Unusable(Exception):
@@ -303,21 +294,18 @@ def _proposal(row: Mapping[str, Any]) -> str:
 
 def _pair(line: int, row: Mapping[str, Any], form: Form, reading: Reading) -> Pair:
     _check_columns(row, form)
-    parts = _parts(row, form)
-    response = parts.response
+    values, columns = _values(row, form)
+    response = values[columns.response]
     if isinstance(response, dict | list):
-        response = json.dumps(response, ensure_ascii=False)
-    found = extract({"query": parts.query, "response": response}, _PAIR)
+        values[columns.response] = json.dumps(response, ensure_ascii=False)
+    if reading.last_turn:
+        del values["history"]
+    found = extract(values, columns)
     if isinstance(found, str):
-        fraction = isinstance(parts.query, float) or isinstance(response, float)
+        fraction = any(isinstance(values[name], float) for name in columns.names)
         hint = "write numbers with a fraction as text, so that none changes"
         raise _Unusable(found, hint if fraction else _MEND)
     query, answer = found
-    if not reading.last_turn:
-        earlier = [_text(turn, "a turn") for turn in parts.earlier]
-        if any(not turn.strip() for turn in earlier):
-            raise _Unusable("an earlier turn is empty")
-        query = joined([*earlier, query])
     if reading.labels is not None:
         if answer.strip() not in reading.labels:
             raise _Unusable(
@@ -325,7 +313,7 @@ def _pair(line: int, row: Mapping[str, Any], form: Form, reading: Reading) -> Pa
                 f"--labels names {', '.join(reading.labels)}: add what is missing",
             )
         answer = reading.labels[answer.strip()]
-    return Pair(line, query, answer, _text(parts.system, "the system prompt"))
+    return Pair(line, query, answer, _system_of(values))
 
 
 def _check_columns(row: Mapping[str, Any], form: Form) -> None:
@@ -358,50 +346,36 @@ def _refuse_marked(row: Mapping[str, Any], columns: Sequence[str], what: str) ->
             )
 
 
-def _text(value: Any, what: str) -> str:
-    """A part of a row as text, "" for None. `_Unusable` for what is no text."""
-    text = "" if value is None else text_of(value)
-    if text is None or MARK in text:
-        raise _Unusable(f"{what} is {type(value).__name__}, not text")
-    return text
-
-
 def _is_empty(value: Any) -> bool:
     return not value or (isinstance(value, str) and value.strip() in ("", "[]", "null"))
 
 
-def _parts(row: Mapping[str, Any], form: Form) -> _Parts:
-    """What a form finds in a row; two columns may hold messages, as trl's do."""
-    first = row[form.query[0]]
+def _values(row: Mapping[str, Any], form: Form) -> tuple[dict[str, Any], Columns]:
+    """The row with a list of its earlier turns under `history`, and its columns.
+
+    Two columns may hold messages, as trl's do.
+    """
+    values, columns = dict.fromkeys(form.optional) | dict(row), _PAIR
+    first, answer = row[form.query[0]], row.get(form.response)
     if not form.response:
-        parts = _conversation(_list(first, form.query[0]), *form.turn)
-    elif isinstance(first, list) and isinstance(row[form.response], list):
-        parts = _conversation([*first, *row[form.response]], *form.turn)
+        values |= _conversation(_list(first, form.query[0]), *form.turn)
+    elif isinstance(first, list) and isinstance(answer, list):
+        values |= _conversation([*first, *answer], *form.turn)
     else:
-        parts = _Parts(_joined([row.get(name) for name in form.query]), row[form.response])
-    if not parts.system and not _is_empty(row.get("system")):
-        parts = parts._replace(system=row["system"])
-    if not parts.earlier and not _is_empty(row.get("history")):
-        pairs = map(_two_turns, _list(row["history"], "history"))
-        parts = parts._replace(earlier=[turn for pair in pairs for turn in pair])
-    return parts
+        columns = Columns(query=form.query, response=form.response, history="history")
+    earlier = values.get("history")
+    turns = [] if _is_empty(earlier) else _list(earlier, "history")
+    # some write a table of turns
+    values["history"] = [list(two.values()) if isinstance(two, dict) else two for two in turns]
+    return values, columns
 
 
-def _joined(values: Sequence[Any]) -> Any:
-    """The texts of several columns, one a line, empty ones left out; other types as they are."""
-    if len(values) == 1:
-        return values[0]
-    texts = ["" if value is None else text_of(value) for value in values]
-    wrong = [value for value, text in zip(values, texts, strict=True) if text is None]
-    return wrong[0] if wrong else "\n".join(text for text in texts if text and text.strip())
-
-
-def _two_turns(value: Any) -> list[Any]:
-    if isinstance(value, dict):  # as some write a table of turns
-        value = list(value.values())
-    if not isinstance(value, list) or len(value) != 2:
-        raise _Unusable("column 'history' is no list of [question, answer]")
-    return value
+def _system_of(values: Mapping[str, Any]) -> str:
+    value = values.get("system")
+    text = "" if _is_empty(value) else text_of(value)
+    if text is None or MARK in text:
+        raise _Unusable(f"the system prompt is {type(value).__name__}, not text")
+    return text
 
 
 def _list(value: Any, column: str) -> list[Any]:
@@ -416,8 +390,8 @@ def _list(value: Any, column: str) -> list[Any]:
     return value
 
 
-def _conversation(turns: list[Any], role: str, content: str) -> _Parts:
-    """The last question and answer of a conversation, with what comes before them."""
+def _conversation(turns: list[Any], role: str, content: str) -> dict[str, Any]:
+    """The last question and answer of a conversation, and what of it comes before them."""
     for turn in turns:
         if not isinstance(turn, dict) or role not in turn or content not in turn:
             raise _Unusable(f"a turn is no object with '{role}' and '{content}'")
@@ -435,7 +409,9 @@ def _conversation(turns: list[Any], role: str, content: str) -> _Parts:
             "cut the conversation after an answer; turns of tools are not trained here",
         )
     _refuse_marked(turns[-1], (), "the answer's")
-    return _Parts(texts[-2], texts[-1], system=texts[0] if first else None, earlier=texts[first:-2])
+    earlier = [list(two) for two in zip(texts[first:-2:2], texts[first + 1 : -2 : 2], strict=True)]
+    before = {"system": texts[0] if first else None, "history": earlier}
+    return {"query": texts[-2], "response": texts[-1]} | {k: v for k, v in before.items() if v}
 
 
 def _content(value: Any) -> Any:
