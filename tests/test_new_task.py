@@ -525,8 +525,9 @@ CHAT = [{"from": "human", "value": "a"}, {"from": "tool", "value": "b"}]
         (turns("x", "y", content=[{"type": "image_url"}]), "a part of a turn is 'image_url', not",
          "only text"),
         (turns("x", "", tool_calls=[{"id": 1}]), "a turn calls tools", "only text"),
-        (PAIR | {"history": [["x"]]}, "column 'history' is no list of [question, answer]", "mend"),
+        (PAIR | {"history": [["x"]]}, "the history is no list of [question, answer]", "mend"),
         (PAIR | {"tools": "[{}]"}, "column 'tools' is not empty", "only text"),
+        ({"instruction": "a", "input": {"b": 1}, "output": "c"}, "column 'input' is dict", "mend"),
         (PAIR | {"response": 5.5}, "column 'response' is float, not text", "as text"),
         (PAIR | {"response": " "}, "the response is empty", "mend or remove"),
     ],
@@ -593,7 +594,8 @@ def test_answers_that_the_strict_scorer_rejects_never_train(
     good = 0 if all_rows else 9
     rows = own.table(answered(['{"a": 1}'] * good + [response] * (12 - good)))
     message = own.fails(rows)
-    assert f"{12 - good} of 12 responses are no JSON object: line {good + 1}: {problem}" in message
+    assert f"{12 - good} of 12 responses are no JSON, or do not fit the schema: " in message
+    assert f"line {good + 1}: no JSON ({problem}" in message
     assert ("--repair-json" in message) == ("'" in response or "True" in response)
     own.fails(rows, "--metric", "json")
     (own.folder / "schema.json").write_text("{}")
@@ -623,7 +625,8 @@ def test_what_cannot_be_repaired_stays_refused_or_is_left_out(own: Own) -> None:
     answers = ["{'a': 1}"] * 10 + ['{"a": NaN}', '{"a": 1, "a": 2}', "{'a': 1, 'a': 2}"]
     rows = own.table(answered(answers))
     message = own.fails(rows, "--repair-json")
-    assert "3 of 13 responses are no JSON object: line 11: NaN or Infinity; line 12: key" in message
+    assert "3 of 13 responses are no JSON" in message
+    assert "line 11: no JSON (NaN or Infinity); line 12: no JSON (key" in message
     assert "--repair-json" not in message
     assert "--drop-broken leaves them out" in message
     out = own.new(rows, "--repair-json", "--drop-broken")
@@ -759,7 +762,7 @@ def test_what_is_missing_is_asked_for(own: Own, rows: str) -> None:
     assert "3 rows are too few to split" in own.fails(few)
     mixed = own.table([*rows_of(), {"query": "And?", "response": "No JSON."}], "mixed.jsonl")
     message = own.fails(mixed, "--metric", "json")
-    assert "1 of 13 responses are no JSON object: line 13" in message
+    assert "1 of 13 responses are no JSON, or do not fit the schema: line 13: no JSON" in message
 
 
 # ---------------------------------------------------------------- parts

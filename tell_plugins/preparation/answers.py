@@ -32,7 +32,6 @@ _TIMES_SEEN = 4  # how often a value of an enumeration is seen, on average
 _MOST_NEW = 0.05  # the chance of another value up to which there is none
 _DEEPEST = 8  # levels of objects and lists that get a rule
 _WHOLE = re.compile(r"[-+]?\d+(\.0+)?")
-_HINT = "where they are Python's, --repair-json writes them as JSON; or "
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _TYPES: dict[type, str] = {
     **{str: "string", bool: "boolean", int: "integer", float: "number"},
@@ -124,22 +123,6 @@ def broken_json(file: TaskFile) -> dict[Pair, str]:
     return broken
 
 
-def refuse_broken_json(file: TaskFile) -> None:
-    """Raise UserError where a response is no JSON object or list."""
-    broken = broken_json(file)
-    if not broken:
-        return
-    python = any(json_of_python(pair.response) for pair in broken)
-    shown = [f"line {pair.line}: {problem}" for pair, problem in broken.items()][:_SHOWN]
-    raise UserError(
-        f"{len(broken)} of {len(file.pairs)} responses are no JSON object: {'; '.join(shown)}"
-        + (" ..." if len(broken) > _SHOWN else ""),
-        where=paths.shown(file.path),
-        remedy=f"{_HINT if python else ''}mend them; --drop-broken leaves them out; --metric text "
-        "where answers need not be JSON",
-    )
-
-
 def without_broken_json(file: TaskFile) -> TaskFile:
     """The file without answers that are broken JSON, with a note that lists them.
 
@@ -217,7 +200,8 @@ def infer_schema(values: Sequence[Any]) -> dict[str, Any]:
     Keys that all have are required; further ones are forbidden where all have the same keys. A
     text is an enumeration where its values come again so often that another is unlikely.
     """
-    return {"$schema": _DRAFT, **_rule(values, 0)}
+    rule = _rule(values, 0) if values else {"type": ["array", "object"]}
+    return {"$schema": _DRAFT, **rule}
 
 
 def _rule(values: Sequence[Any], depth: int) -> dict[str, Any]:
@@ -264,23 +248,31 @@ def _are_closed(texts: Sequence[str]) -> bool:
 def check_answers(file: TaskFile, schema: dict[str, Any]) -> None:
     """UserError when a response does not fit the schema, or the schema cannot be applied."""
     validator = compile_schema(schema, "--schema")
-    wrong, hint = [], ""
+    broken, reasons = [], []
     for pair in file.pairs:
         try:
             problem = next(iter(validator.iter_errors(strict_json(pair.response))), None)
             reason = None if problem is None else problem.message[:120]
         except ValueError as error:
             reason = f"no JSON ({error})"
-            hint = hint or (_HINT if json_of_python(pair.response) else "")
+            broken.append(pair.response)
         if reason is not None:
-            wrong.append(f"line {pair.line}: {reason}")
-    if wrong:
-        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        raise UserError(
-            f"{len(wrong)} responses do not fit the schema: {'; '.join(wrong[:_SHOWN])}{more}",
-            where=paths.shown(file.path),
-            remedy=f"{hint}mend the rows, or give the right schema with --schema FILE",
-        )
+            reasons.append(f"line {pair.line}: {reason}")
+    if not reasons:
+        return
+    remedy = "mend the rows, or give the right schema with --schema FILE"
+    if broken:
+        remedy = "mend them; --drop-broken leaves them out; --metric text where answers need not "
+        remedy += "be JSON"
+    if any(map(json_of_python, broken)):
+        remedy = f"where they are Python's, --repair-json writes them as JSON; or {remedy}"
+    more = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
+    raise UserError(
+        f"{len(reasons)} of {len(file.pairs)} responses are no JSON, or do not fit the schema: "
+        f"{'; '.join(reasons[:_SHOWN])}{more}",
+        where=paths.shown(file.path),
+        remedy=remedy,
+    )
 
 
 # ------------------------------------------------------------------------- the label
@@ -301,34 +293,29 @@ def label_of(schema: dict[str, Any], wanted: str | None) -> str | None:
 
 
 def label_in(pair: Pair, key: str | None) -> str | None:
-    """The label of an answer: the text under `key` of a JSON one, else the whole answer."""
-    label = pair.response if key is None else _value_in(pair, key)
-    return label if isinstance(label, str) else None
+    """The label of an answer: what stands under `key` of a JSON one, None where nothing does; else
+    the whole answer."""
+    if key is None:
+        return pair.response
+    try:
+        answer = strict_json(pair.response)
+    except ValueError:
+        return None
+    value = answer.get(key) if isinstance(answer, dict) else None
+    return None if value is None else str(value)
 
 
 def labels_of(pairs: Sequence[Pair], metric: str, key: str | None) -> list[str] | None:
-    """The label of each row, None where the answers have none.
-
-    It is the JSON property `key`, or the whole answer where answers are labels.
-    """
-    if key is not None:
-        return [str(_value_in(pair, key)) for pair in pairs]
-    return [pair.response.strip() for pair in pairs] if metric == "label" else None
-
-
-def _value_in(pair: Pair, key: str) -> Any:
-    """What a JSON answer has under `key`, None where there is nothing."""
-    try:
-        value = strict_json(pair.response)
-    except ValueError:
+    """The label of each row, None where the answers have none."""
+    if key is None and metric != "label":
         return None
-    return value.get(key) if isinstance(value, dict) else None
+    return [str(label_in(pair, key)).strip() for pair in pairs]
 
 
 def close_label(schema: dict[str, Any], key: str, pairs: Sequence[Pair]) -> None:
     """Make the property that the user calls the label an enumeration of the trained labels."""
-    labels = {label for pair in pairs if (label := label_in(pair, key)) is not None}
     if schema["properties"][key].get("type") == "string":
+        labels = {label for pair in pairs if (label := label_in(pair, key)) is not None}
         schema["properties"][key] = {"enum": sorted(labels)}
 
 

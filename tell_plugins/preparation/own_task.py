@@ -28,7 +28,6 @@ from tell_plugins.preparation.answers import (
     means_json,
     need_numbers,
     one_spelling,
-    refuse_broken_json,
     with_json,
     without_broken_json,
 )
@@ -263,8 +262,6 @@ def _set_labels(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]
 
 def _set_schema(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]) -> None:
     given = read_schema(paths.user_path(args.schema)) if args.schema else None
-    if given is None:
-        refuse_broken_json(files["train"])
     task.label = label_of(_learnt(files) if given is None else given, args.label)
     if task.label is not None:
         one_spelling(files, task.label, args.clean_labels)
