@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 
 from tell_plugins.core.anchors import (
-    Anchor,
     anchor_files,
     in_front,
-    resolve_anchor,
     shared_front,
 )
 from tell_plugins.core.cards import load_card
@@ -146,10 +144,7 @@ def test_the_front_that_rows_share(queries: list[str], front: str) -> None:
     assert shared_front(queries, "here") == front
 
 
-def test_an_anchor_applied_to_a_foreign_query() -> None:
-    anchor = Anchor("own", "New.", strip="Old. ", prepend="New.\n\n")
-    assert anchor.apply("Old. query") == "New.\n\nquery"
-    assert anchor.apply("query") == "New.\n\nquery"
+def test_an_anchor_in_front_of_a_foreign_query() -> None:
     assert in_front("") == ""
     assert in_front("Text.") == "Text.\n\n"
     assert in_front("Text.\n") == "Text.\n"
@@ -189,6 +184,4 @@ def test_official_anchors() -> None:
 def test_an_official_anchor_can_be_put_back() -> None:
     card = load_card("halu_cot_json")
     task = open_task(card, "test")
-    anchor = resolve_anchor(card, "none", task.anchor.text)
-    assert [anchor.apply(query) for query in task.queries] == task.plain
     assert [in_front(task.anchor.text) + plain for plain in task.plain] == task.queries

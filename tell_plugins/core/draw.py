@@ -60,12 +60,11 @@ def take(
     tokens: npt.NDArray[np.int64] | None,
     *,
     source: str,
-    task_rows: int = 0,
 ) -> npt.NDArray[np.int64]:
-    """The first rows of a ranking that make up `amount`.
+    """The first rows of a ranking that make up `amount`, of rows or tokens.
 
     A token amount takes rows until it is reached, so it is met to within one row. `tokens` are
-    the counts of all rows (by position), `task_rows` what `x` multiplies.
+    the counts of all rows, by position; they are there where the amount asks for them.
     Raises UserError when there is too little data; nothing is ever repeated to fill up.
     """
     if amount.unit == "all":
@@ -73,22 +72,15 @@ def take(
     if amount.number == 0:
         return ranked[:0]
     if amount.unit == "tok":
-        if tokens is None:
-            raise UserError(
-                "tokens were not counted",
-                where=source,
-                remedy="./run.sh data llama2_tokenizer, or set $TELL_TOKENIZER to a tokenizer.json",
-            )
+        assert tokens is not None
         sums = np.cumsum(tokens[ranked], dtype=np.int64)
         have = int(sums[-1]) if len(sums) else 0
         if have < amount.number:
             raise _too_little(amount, f"{have:,} tokens in {len(ranked):,} rows", source)
         return ranked[: int(np.searchsorted(sums, amount.number)) + 1]
-    wanted = round(amount.number * task_rows) if amount.unit == "x" else int(amount.number)
-    if wanted > len(ranked):
-        shown = f"{len(ranked):,} rows (asked: {wanted:,})"
-        raise _too_little(amount, shown, source)
-    return ranked[:wanted]
+    if amount.number > len(ranked):
+        raise _too_little(amount, f"{len(ranked):,} rows", source)
+    return ranked[: int(amount.number)]
 
 
 def _too_little(amount: Amount, have: str, source: str) -> UserError:

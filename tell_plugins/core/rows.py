@@ -184,13 +184,15 @@ def _open(folder: Path, path: Path, sha256: str) -> Rows | None:
 
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, as `sha256sum` prints it."""
+    return hex_digest(path, hashlib.sha256())
+
+
+def hex_digest(path: Path, digest: Any) -> str:
+    """What `digest`, of `hashlib`, is once it was given a file."""
     with path.open("rb") as file:
-        if hasattr(hashlib, "file_digest"):
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
-        return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 _FILES = _META, _INDEX, _TEXTS = "meta.json", "index.npy", "texts"

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tell_plugins.core import paths
-from tell_plugins.core.anchors import Anchor, resolve_anchor, shared_front
+from tell_plugins.core.anchors import Anchor, in_front, resolve_anchor, shared_front
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.rows import Rows, open_rows, question_of
+from tell_plugins.core.rows import Rows, hex_digest, open_rows, question_of
 from tell_plugins.core.spec import splits_of
 from tell_plugins.core.text import comparison_keys, first_turn, row_id
 from tell_plugins.core.tokens import TokenCounter
@@ -55,10 +55,7 @@ def blob_id(path: Path) -> str:
 @lru_cache(maxsize=64)
 def _blob_id(path: Path, size: int, _stamp: int) -> str:
     digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hex_digest(path, digest)
 
 
 def need_file(card: Card, split: str) -> Path:
@@ -221,18 +218,16 @@ def _open_one(card: Card, split: str, anchor: str) -> TaskRows:
         )
     front = inline_front(card)
     resolved = resolve_anchor(card, anchor, front)
-    pairs = rows.all_texts()
-    without = [
-        line for (q, _), line in zip(pairs, rows.lines, strict=True) if not q.startswith(front)
-    ]
+    texts, responses = map(list, zip(*rows.all_texts(), strict=True))
+    without = _lines_where(rows, [not text.startswith(front) for text in texts])
     if without:
         raise UserError(
             f"{len(without)} rows lack the inline anchor, first at line {without[0]}",
             where=paths.shown(rows.file),
             remedy="all rows of an 'anchor: inline' card begin with the same text",
         )
-    plain = [query.removeprefix(front).lstrip() if front else query for query, _ in pairs]
-    bare = [line for text, line in zip(plain, rows.lines, strict=True) if not text.strip()]
+    plain = [text.removeprefix(front).lstrip() if front else text for text in texts]
+    bare = _lines_where(rows, [not text.strip() for text in plain])
     if bare:
         raise UserError(
             f"{len(bare)} rows hold nothing but the inline anchor, first at line {bare[0]}",
@@ -248,6 +243,11 @@ def _open_one(card: Card, split: str, anchor: str) -> TaskRows:
         lines=rows.lines,
         sha256=rows.sha256,
         plain=plain,
-        queries=[resolved.apply(query) for query, _ in pairs],
-        responses=[response for _, response in pairs],
+        # an inline anchor stays as it stands, with the blanks that some rows have after it
+        queries=texts if resolved.text == front else [in_front(resolved.text) + p for p in plain],
+        responses=responses,
     )
+
+
+def _lines_where(rows: Rows, mask: list[bool]) -> list[int]:
+    return rows.lines[np.array(mask, bool)].tolist()

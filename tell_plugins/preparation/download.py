@@ -31,7 +31,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import track
-from tell_plugins.core.rows import file_sha256
+from tell_plugins.core.rows import file_sha256, hex_digest
 from tell_plugins.core.sources import blob_id
 from tell_plugins.core.state_files import cached_json, write_json
 
@@ -82,8 +82,8 @@ def has_blob(wanted: str) -> Proof:
 
 def has_md5(wanted: str) -> Proof:
     """The proof of an MD5."""
-    made = partial(hashlib.md5, usedforsecurity=False)
-    return partial(_differs, "md5", lambda path: made(path.read_bytes()).hexdigest(), wanted)
+    digest = hashlib.md5(usedforsecurity=False)
+    return partial(_differs, "md5", lambda path: hex_digest(path, digest.copy()), wanted)
 
 
 def _differs(kind: str, of: Callable[[Path], str], wanted: str, path: Path) -> str | None:
