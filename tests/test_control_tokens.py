@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, models
 
+from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.recipe.checked import Checked
@@ -49,6 +50,14 @@ def test_rows_without_them_are_not_spoken_of(make_card: MakeCard, model: str) ->
     make_card("own", train=TASK)
     assert told(model) == []
     assert told("nobody/has-it") == []
+
+
+def test_a_broken_tokenizer_is_told(make_card: MakeCard, model: str) -> None:
+    make_card("plain", train=GENERAL, kind="general")
+    make_card("own", train=TASK)
+    (Path(model) / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="no tokenizer file"):
+        findings(model)
 
 
 @pytest.mark.parametrize("place", ["q", "r"])

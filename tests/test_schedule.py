@@ -53,9 +53,7 @@ def test_rates_are_those_of_transformers(scheduler: str, steps: int, warmup: int
     [
         ("linaer", {}, "did you mean 'linear'"),
         ("polynomial", {}, "not modelled"),
-        ("linear", {"power": 2}, "'power' of scheduler 'linear' is not modelled"),
-        ("cosine", {"num_cycles": "abc"}, "'num_cycles' is 'abc'"),
-        ("cosine", {"num_cycles": math.inf}, "'num_cycles' is 'inf'"),
+        ("cosine", {"num_cycles": 2}, "scheduler 'cosine' with arguments of its own is not"),
     ],
 )
 def test_what_is_not_modelled_is_said(scheduler: str, kwargs: dict[str, Any], match: str) -> None:
@@ -331,8 +329,7 @@ def test_a_model_of_another_kind_has_no_sizes(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert shape_of(str(tmp_path)) is None
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json"):
-        shape_of(str(tmp_path))
+    assert shape_of(str(tmp_path)) is None
 
 
 def test_reported_flops_span_the_papers_range() -> None:

@@ -78,6 +78,11 @@ class TokenCounter:
             )
         return np.array([len(encoding) for encoding in encodings], np.uint32)
 
+    def special_tokens(self) -> list[str]:
+        """The tokens that steer a model, such as those that end a turn."""
+        added = _load(self.path, self.sha256).get_added_tokens_decoder().values()
+        return [token.content for token in added if token.special]
+
     def lengths(
         self,
         keys: npt.NDArray[np.uint64],

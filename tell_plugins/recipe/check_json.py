@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -59,21 +58,15 @@ def _steps(plan: Plan, exposure: Exposure | None) -> dict[str, Any]:
         "optimizer_steps": plan.steps,
         "warmup_steps": plan.warmup_steps,
         "scheduler": plan.training.scheduler,
-        "learning_rate": {
-            "first": _finite(first), "highest": _finite(highest), "last": _finite(last)
-        },
+        "learning_rate": {"first": first, "highest": highest, "last": last},
         "trains_nothing": plan.is_no_op,
         "task": None
         if exposure is None
         else {
             "steps": exposure.steps,
             "steps_above_rate_0": exposure.working_steps,
-            "rows_at_full_rate": _finite(exposure.weight),
-            "of_even_spacing": _finite(exposure.relative),
+            "rows_at_full_rate": exposure.weight,
+            "of_even_spacing": exposure.relative,
             "rows_unseen": exposure.unseen,
         },
-    }  # fmt: skip
-
-
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None
+    }

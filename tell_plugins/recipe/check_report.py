@@ -18,7 +18,7 @@ from tell_plugins.recipe.lengths import Counted, worst_case
 from tell_plugins.recipe.paper import TASKS, departures
 from tell_plugins.recipe.schedule import Plan, why_no_op
 from tell_plugins.recipe.settings import Settings
-from tell_plugins.recipe.shapes import ModelShape, readable_shape
+from tell_plugins.recipe.shapes import ModelShape, shape_of
 from tell_plugins.recipe.tables import count_of, table
 
 
@@ -249,7 +249,7 @@ def _trained_tokens(checked: Checked) -> int | None:
 def _estimates(checked: Checked, tokens: int | None) -> list[str]:
     """The heading's rest, then compute and memory, or why they are not told."""
     settings = checked.settings
-    shape = readable_shape(settings.text("model"))
+    shape = shape_of(settings.text("model"))
     if shape is None:
         return ["", "  no estimate: the sizes of this model are not known here"]
     if not _is_plain_lora(settings, shape):

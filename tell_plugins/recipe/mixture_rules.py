@@ -17,7 +17,7 @@ from tell_plugins.recipe.checked import Checked
 from tell_plugins.recipe.findings import Finding, error, warning
 from tell_plugins.recipe.lengths import Counted, count, max_length, own_tokenizer
 from tell_plugins.recipe.settings import Settings
-from tell_plugins.recipe.shapes import readable_shape
+from tell_plugins.recipe.shapes import shape_of
 from tell_plugins.recipe.tables import count_of
 
 _MOST_LABELS = 20  # more different answers are no closed set
@@ -86,7 +86,8 @@ def check_control_tokens(checked: Checked) -> Iterator[Finding]:
     mixture, model = checked.mixture, checked.settings.text("model")
     if mixture is None:
         return
-    own = checked.own_tokens = _own_tokens(model)
+    tokenizer = own_tokenizer(model)
+    own = checked.own_tokens = tokenizer.special_tokens() if tokenizer else None
     if mixture.task is not None:
         used = sorted(mixture.sources[0].used.tolist())
         yield from _task_findings(mixture.task, used, own)
@@ -117,16 +118,6 @@ def check_control_tokens(checked: Checked) -> Iterator[Finding]:
         if left:
             text = f"{count_of(left, 'row')} of '{source.card.name}' hold tokens that steer {model}"
             yield warning(_GENERAL, text, where, "mend or remove them")
-
-
-def _own_tokens(model: str) -> list[str] | None:
-    """The control tokens of a model on this machine, None where its tokenizer is not at hand."""
-    counter = own_tokenizer(model)
-    if counter is None:
-        return None
-    saved = json.loads(counter.path.read_text(encoding="utf-8"))
-    added = saved.get("added_tokens") or ()
-    return [token["content"] for token in added if token.get("special") and token.get("content")]
 
 
 def _task_findings(
@@ -261,7 +252,7 @@ def check_lengths(checked: Checked) -> Iterator[Finding]:
 
 def _over(counted: Counted, settings: Settings, limit: int) -> Iterator[Finding]:
     """Rows over the limit, or near it."""
-    shape = readable_shape(settings.text("model"))
+    shape = shape_of(settings.text("model"))
     positions = shape.positions if shape is not None and shape.positions else math.inf
     cut = settings.text("truncation_strategy") in ("left", "right")
     strict = settings.flag("strict") and not cut

@@ -6,22 +6,28 @@ What neither tells, here or there, is not judged.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tell_plugins.bridge.embedded_model import is_embedded
 from tell_plugins.core import paths
 from tell_plugins.core.errors import nearest
+from tell_plugins.core.state_files import Shape, cached_json, read_json
 from tell_plugins.recipe.checked import Checked
 from tell_plugins.recipe.findings import Finding, error, warning
 from tell_plugins.recipe.models import may_be_hub_id, model_folder
 from tell_plugins.recipe.recipes import Recipe, as_list
 from tell_plugins.recipe.settings import Settings
-from tell_plugins.recipe.shapes import parameters_of, readable_shape, shape_of
+from tell_plugins.recipe.shapes import parameters_of, shape_of
 
 _HIGH_RATE = 5e-3  # beyond what LoRA runs use; a lost minus sign or power is likelier
+_OF_ANY_MODEL = ("all-linear", "all-embedding", "lm_head", "embed_tokens")
 _SLOW = 2e9  # parameters; beyond, a step on a CPU takes minutes
+
+
+class _Config(Shape):
+    architectures: list[str] | None = None
 
 
 def check_model(checked: Checked) -> Iterator[Finding]:
@@ -48,7 +54,10 @@ def check_model(checked: Checked) -> Iterator[Finding]:
             "correct the path (from the project's folder), or name a hub id",
             "a folder with config.json, or owner/name",
         )
-    if folder is not None and not (folder / "config.json").is_file():
+    if folder is None:
+        return
+    config = read_json(folder / "config.json", dict[str, Any], "get the model anew", foreign=True)
+    if config is None:
         yield error(
             "tell-model-missing",
             f"folder '{model}' holds no config.json, so it is no model",
@@ -58,26 +67,33 @@ def check_model(checked: Checked) -> Iterator[Finding]:
 
 
 def check_targets(checked: Checked) -> Iterator[Finding]:
-    """`target_modules` that the model does not have."""
-    recipe, settings = checked.recipe, checked.settings
-    shape = shape_of(settings.text("model"))
-    names = settings.names("target_modules")
-    if settings.given("target_regex") or not names:
+    """`target_modules` that the model does not have.
+
+    Where its config.json does not tell its layers, ms-swift's table has some of them; then only
+    names that models of other kinds have are known to be wrong.
+    """
+    settings = checked.settings
+    model, table = settings.text("model"), settings.keys.models
+    shape, known = shape_of(model), table.known(model)
+    kind = settings.text("model_type") or (known[0] if known else "")
+    owner, own = f"type '{kind}'", table.types.get(kind, {}).get("layers") or []
+    elsewhere = {layer for entry in table.types.values() for layer in entry["layers"]}
+    if shape is not None:
+        owner, own = shape.name, list(shape.modules)
+    if settings.given("target_regex") or not own:
         return
-    if shape is None:
-        yield from _foreign_layers(recipe, settings, names)
-        return
-    known = [*shape.modules, "all-linear", "all-embedding", "lm_head", "embed_tokens"]
-    for name in names:
-        if name.rpartition(".")[2] not in known:
-            match = nearest(name, shape.modules)
-            yield error(
-                "tell-targets",
-                f"'target_modules' names '{name}', which {shape.name} does not have",
-                recipe.where("target_modules"),
-                f"did you mean '{match}'?" if match else "use one of the allowed names",
-                ", ".join([*shape.modules, "all-linear"]),
-            )
+    for name in settings.names("target_modules"):
+        last = name.rpartition(".")[2]
+        if last in (*own, *_OF_ANY_MODEL) or (shape is None and last not in elsewhere):
+            continue
+        match = nearest(name, own)
+        yield error(
+            "tell-targets",
+            f"'target_modules' names '{name}', and {owner} has no such layers",
+            checked.recipe.where("target_modules"),
+            f"did you mean '{match}'?" if match else "write 'target_modules: [all-linear]'",
+            ", ".join([*own, "all-linear"]),
+        )
 
 
 def check_near_misses(checked: Checked) -> Iterator[Finding]:
@@ -230,24 +246,6 @@ def check_template(checked: Checked) -> Iterator[Finding]:
         )
 
 
-def _foreign_layers(recipe: Recipe, settings: Settings, names: Sequence[str]) -> Iterator[Finding]:
-    """Layers that models of other kinds have and this one has not, by ms-swift's table."""
-    table = settings.keys.models
-    known = table.known(settings.text("model"))
-    kind = settings.text("model_type") or (known[0] if known else "")
-    own = table.types.get(kind, {}).get("layers") or []
-    others = {layer for entry in table.types.values() for layer in entry["layers"]} - set(own)
-    for name in names:
-        if own and name.rpartition(".")[2] in others:
-            yield error(
-                "tell-targets",
-                f"'target_modules' names '{name}', which models of type '{kind}' do not have",
-                recipe.where("target_modules"),
-                "write 'target_modules: [all-linear]', or use one of the allowed names",
-                ", ".join([*own, "all-linear"]),
-            )
-
-
 def check_cpu(checked: Checked) -> Iterator[Finding]:
     """A model too large for `use_cpu`."""
     recipe, settings = checked.recipe, checked.settings
@@ -266,7 +264,7 @@ def check_cpu(checked: Checked) -> Iterator[Finding]:
 def check_positions(checked: Checked) -> Iterator[Finding]:
     """A `max_length` beyond what the model was trained for."""
     recipe, settings = checked.recipe, checked.settings
-    shape = readable_shape(settings.text("model"))
+    shape = shape_of(settings.text("model"))
     limit = settings.number("max_length")
     if shape is None or not shape.positions or settings.given("rope_scaling"):
         return
@@ -289,16 +287,12 @@ def _registers_more(recipe: Recipe) -> bool:
 def _architecture(settings: Settings) -> str | None:
     """What a folder's config.json says, else what ms-swift knows of the name."""
     model, table = settings.text("model"), settings.keys.models
-    folder = model_folder(model)
+    folder, known = model_folder(model), table.known(model)
     if folder is not None and (folder / "config.json").is_file():
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            return str(config["architectures"][0])
-        except (ValueError, LookupError, TypeError):  # a rule on the folder says what is wrong
-            return None
-    known = table.known(model)
+        config = cached_json(folder / "config.json", _Config, foreign=True) or {}
+        return _first(config.get("architectures"))
     return _first(table.types[known[0]]["architectures"]) if known else None
 
 
-def _first(names: Sequence[str]) -> str | None:
+def _first(names: Sequence[str] | None) -> str | None:
     return names[0] if names else None

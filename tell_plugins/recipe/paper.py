@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tell_plugins.core.spec import LOSS_TYPE, Spec
 from tell_plugins.recipe.settings import Settings
-from tell_plugins.recipe.shapes import readable_shape
+from tell_plugins.recipe.shapes import shape_of
 
 # how the names of the paper's task cards begin, those of rebuilt rows included
 TASKS = ("halu_cot_json", "en_is_news", "is_en_news", "gsm8k")
@@ -70,7 +70,7 @@ class Departure(NamedTuple):
 
 def target_modules_then(model: str) -> tuple[str, ...] | None:
     """ms-swift 1.7's default for a model; None where it is not known, or cannot be read."""
-    shape = readable_shape(model)
+    shape = shape_of(model)
     if shape is None:
         return None
     return ("c_attn",) if "c_attn" in shape.modules else _QUERY_KEY_VALUE

@@ -191,9 +191,14 @@ def plan(entries: int, training: Training) -> Plan:
 def _factors(scheduler: str, at: Steps, steps: int, warmup: int, given: dict[str, Any]) -> Rates:
     """The factor on the learning rate at the steps `at` of a run of `steps`.
 
-    Raises Unmodelled for a scheduler, or an argument of one, that is not modelled here, and
-    UserError for an argument that is no number.
+    Raises Unmodelled for a scheduler that is not modelled here, or one with arguments of its own.
     """
+    if given:
+        raise Unmodelled(
+            f"scheduler '{scheduler}' with arguments of its own is not modelled",
+            where="lr_scheduler_kwargs",
+            remedy="its learning rates are not shown",
+        )
     if scheduler not in _DECAYS:
         match = nearest(scheduler, MODELLED)
         raise Unmodelled(
@@ -202,59 +207,27 @@ def _factors(scheduler: str, at: Steps, steps: int, warmup: int, given: dict[str
             allowed=", ".join(MODELLED),
             remedy=f"did you mean '{match}'?" if match else "its learning rates are not shown",
         )
-    decay, known = _DECAYS[scheduler]
-    extra = sorted(set(given) - set(known))
-    if extra:
-        raise Unmodelled(
-            f"'{extra[0]}' of scheduler '{scheduler}' is not modelled",
-            where="lr_scheduler_kwargs",
-            allowed=", ".join(known) or "no arguments",
-            remedy="its learning rates are not shown",
-        )
-    values = {**known, **{key: _argument(key, value) for key, value in given.items()}}
     if scheduler == "constant":
         warmup = 0
     done = at.astype(np.float64)
-    decayed = decay(np.maximum(done - warmup, 0), max(1, steps - warmup), values)
+    decayed = _DECAYS[scheduler](np.maximum(done - warmup, 0) / max(1, steps - warmup))
     return np.where(done < warmup, done / max(1, warmup), decayed)
 
 
-def _argument(key: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(
-            f"'{key}' is '{value}'",
-            where="lr_scheduler_kwargs",
-            allowed="a finite number",
-            remedy="correct the value",
-        )
-    return number
+def _linear(done: Rates) -> Rates:
+    return np.maximum(0.0, 1.0 - done)
 
 
-def _linear(done: Rates, span: int, _: dict[str, float]) -> Rates:
-    return np.maximum(0.0, (span - done) / span)
+def _cosine(done: Rates) -> Rates:
+    return np.maximum(0.0, 0.5 * (1.0 + np.cos(math.pi * done)))
 
 
-def _cosine(done: Rates, span: int, values: dict[str, float]) -> Rates:
-    with np.errstate(all="ignore"):  # a number of cycles beyond all sense is told elsewhere
-        turns = values["num_cycles"] * 2.0 * (done / span)
-    return np.maximum(0.0, 0.5 * (1.0 + np.cos(math.pi * turns)))
-
-
-def _constant(done: Rates, span: int, _: dict[str, float]) -> Rates:
-    return np.ones(len(done))
-
-
-# after warm-up: steps done and steps there are, to the factor; with the arguments' defaults
-_Decay = Callable[[Rates, int, dict[str, float]], Rates]
-_DECAYS: dict[str, tuple[_Decay, dict[str, float]]] = {
-    "linear": (_linear, {}),
-    "cosine": (_cosine, {"num_cycles": 0.5}),
-    "constant": (_constant, {}),
-    "constant_with_warmup": (_constant, {}),
+# after warm-up: the share of the steps that is done, to the factor
+_DECAYS: dict[str, Callable[[Rates], Rates]] = {
+    "linear": _linear,
+    "cosine": _cosine,
+    "constant": np.ones_like,
+    "constant_with_warmup": np.ones_like,
 }
 MODELLED = tuple(_DECAYS)
 

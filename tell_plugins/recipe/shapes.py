@@ -9,8 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tell_plugins.core.errors import UserError
-from tell_plugins.core.state_files import read_json
+from tell_plugins.core.state_files import cached_json
 from tell_plugins.recipe.models import model_folder
 
 _MODELS = Path(__file__).with_name("models.json")
@@ -105,36 +104,24 @@ def hub_configs() -> dict[str, dict[str, Any]]:
 def shape_of(model: str) -> ModelShape | None:
     """The sizes of `model`, a folder or a hub id; None for one that is not known here.
 
-    Raises UserError for a folder whose config.json cannot be read.
+    So is a folder whose config.json cannot be read: a rule of `check` says why.
     """
     folder = model_folder(model)
     if folder is not None and (folder / "config.json").is_file():
-        return _from_config(folder / "config.json")
-    name = model.rstrip("/").rpartition("/")[2]
-    config = hub_configs().get(name.lower())
+        name, config = folder.name, cached_json(folder / "config.json", dict, foreign=True)
+    else:
+        name = model.rstrip("/").rpartition("/")[2]
+        config = hub_configs().get(name.lower())
     return None if config is None else _shape(config.get("name", name), config)
-
-
-def readable_shape(model: str) -> ModelShape | None:
-    """The sizes of `model`, None also where they cannot be read: a rule of `check` says why."""
-    try:
-        return shape_of(model)
-    except UserError:
-        return None
 
 
 def parameters_of(model: str) -> float | None:
     """How many parameters a model has, by its config.json or by the size in its name."""
-    shape = readable_shape(model)
+    shape = shape_of(model)
     if shape is not None:
         return float(shape.parameters)
     found = _SIZE.search(model.rstrip("/").rpartition("/")[2].replace("-", " ").replace("_", " "))
     return float(found[1]) * (1e9 if found[2] in "bB" else 1e6) if found else None
-
-
-def _from_config(path: Path) -> ModelShape | None:
-    config = read_json(path, dict[str, Any], "get the model anew", foreign=True)
-    return None if config is None else _shape(path.parent.name, config)
 
 
 def _shape(name: str, config: dict[str, Any]) -> ModelShape | None:
