@@ -226,7 +226,8 @@ def other_anchors(adapters: Sequence[Adapter], task: TaskRows) -> Iterator[UserE
         trained, mine = manifest.get("anchor"), task.anchor
         if trained is None or manifest.get("card") != task.card.name:
             continue  # it saw no task row, or another task's
-        same_text = mine.prepend == "" or trained["sha256"] == mine.sha256
+        inline = mine.name == "card" and task.card.inline_anchor
+        same_text = inline or trained["sha256"] == mine.sha256
         if trained["choice"] != mine.name or not same_text:
             yield UserError(
                 f"trained with anchor '{trained['choice']}', to be tested with "
