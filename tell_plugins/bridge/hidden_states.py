@@ -64,8 +64,8 @@ def prompt_ids(engine: LocalEngine, front: str, query: str, max_tokens: int) -> 
     """
     short = query[: _CHARACTERS * max_tokens]
     other = "b" if short.startswith("a") else "a"
-    full = _encode(engine, front + short)
-    empty, replaced = _encode(engine, ""), _encode(engine, front + other)
+    full = engine.prompt_ids(front + short)
+    empty, replaced = engine.prompt_ids(""), engine.prompt_ids(front + other)
     start = _shared(full, replaced)
     template = min(_shared(full, empty), start)
     end = min(_shared(full[::-1], empty[::-1]), len(empty) - template, len(full) - start)
@@ -77,12 +77,6 @@ def prompt_ids(engine: LocalEngine, front: str, query: str, max_tokens: int) -> 
         after=full[len(full) - end :],
         cut=len(own) > max_tokens or len(short) < len(query),
     )
-
-
-def _encode(engine: LocalEngine, text: str) -> list[int]:
-    engine.template.set_mode("transformers")
-    messages = [{"role": "user", "content": text}]
-    return list(engine.template.encode({"messages": messages})["input_ids"])
 
 
 def _shared(first: Sequence[int], second: Sequence[int]) -> int:

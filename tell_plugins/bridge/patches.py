@@ -27,17 +27,14 @@ def let_qwen_generate() -> None:
     """
     from transformers.generation.utils import GenerationMixin
 
-    name = "_supports_default_dynamic_cache"
-    original = getattr(GenerationMixin, name, None)
-    if original is None or getattr(original, "_tell", False):
-        return
+    def changed(original: Any) -> Any:
+        def supports(self: Any) -> bool:
+            is_qwen = any(base.__name__ == "QWenLMHeadModel" for base in type(self).__mro__)
+            return not is_qwen and bool(original.__func__(type(self)))
 
-    def supports(cls: type) -> bool:
-        is_qwen = any(base.__name__ == "QWenLMHeadModel" for base in cls.__mro__)
-        return not is_qwen and bool(original.__func__(cls))
+        return supports
 
-    supports._tell = True  # type: ignore[attr-defined]
-    setattr(GenerationMixin, name, classmethod(supports))
+    patch(GenerationMixin, "_supports_default_dynamic_cache", changed)
 
 
 def let_others_be_called_register() -> None:

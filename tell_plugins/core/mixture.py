@@ -24,7 +24,7 @@ from tell_plugins.core.cards import HELD_OUT, Card, load_card
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.order import arrange
 from tell_plugins.core.progress import tracked
-from tell_plugins.core.rows import BadRow, Rows
+from tell_plugins.core.rows import Rows
 from tell_plugins.core.sources import TaskRows, find_file, lengths_of, open_split, open_task
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec
 from tell_plugins.core.state_files import Shape, seal, write_json, write_json_lines
@@ -76,15 +76,10 @@ class Drawn:
     def role(self) -> str:
         return TASK if isinstance(self.rows, TaskRows) else GENERAL
 
-    @property
-    def bad(self) -> list[BadRow]:
-        """Malformed rows, of which task data has none."""
-        return [] if isinstance(self.rows, TaskRows) else self.rows.bad
-
     @cached_property
     def dropped(self) -> dict[str, int]:
         """How many rows are left out, by reason."""
-        malformed = 0 if isinstance(self.rows, TaskRows) else self.rows.bad_count
+        malformed = self.rows.bad_count
         counts = {reason: int(mask.sum()) for reason, mask in self.lost.items()}
         return ({"malformed": malformed} if malformed else {}) | counts
 
@@ -141,7 +136,7 @@ class Drawn:
                 "used": _times(self.tokens(), self.repeat),
                 "trainable": _times(self.tokens(column=1), self.repeat),
             },
-            "malformed_rows": [{"line": bad.line, "reason": bad.reason} for bad in self.bad],
+            "malformed_rows": [{"line": bad.line, "reason": bad.reason} for bad in self.rows.bad],
         }
 
 

@@ -15,7 +15,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.anchors import Anchor, in_front, resolve_anchor, shared_front
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.rows import Rows, hex_digest, open_rows, question_of
+from tell_plugins.core.rows import BadRow, Rows, hex_digest, open_rows, question_of
 from tell_plugins.core.spec import splits_of
 from tell_plugins.core.text import comparison_keys, first_turn, row_id
 from tell_plugins.core.tokens import TokenCounter
@@ -109,6 +109,8 @@ class TaskRows:
     plain: list[str]  # queries without any anchor
     queries: list[str]  # queries as they are trained and tested
     responses: list[str]
+    bad: tuple[BadRow, ...] = ()  # of rows of a task none may be malformed
+    bad_count: int = 0
 
     def __len__(self) -> int:
         return len(self.queries)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
+from tell_plugins.core.errors import Problems, UserError, nearest, raise_all, unknown
 
 if TYPE_CHECKING:
     from tell_plugins.core.cards import Card
@@ -265,7 +265,7 @@ def parse_spec(text: str, *, where: str = "dataset") -> Spec:
             remedy=f"begin with '{PREFIX}'",
         )
     where = f"{where} '{text}'"
-    problems: list[UserError] = []
+    problems = Problems()
     body, sample, _ = body.partition("#")
     if sample:
         problems.append(
@@ -278,20 +278,13 @@ def parse_spec(text: str, *, where: str = "dataset") -> Spec:
         )
     card, _, rest = body[len(PREFIX) :].partition(":")
     values: dict[str, Any] = {}
-    for key, value in _pairs(rest, where, problems):
-        if key not in _PARSERS:
-            problems.append(unknown("key", key, KEYS, where))
-            continue
-        field = _FIELD_OF_KEY.get(key, key)
-        if field in values:
-            problems.append(
-                UserError(f"key '{key}' is given twice", where=where, remedy="name it once")
-            )
-            continue
-        try:
+    for part in rest.split("/") if rest else []:
+        with problems:
+            key, value = _pair(part, where)
+            field = _FIELD_OF_KEY.get(key, key)
+            if field in values:
+                raise UserError(f"key '{key}' is given twice", where=where, remedy="name it once")
             values[field] = _PARSERS[key](value, f"{where}, key '{key}'")
-        except UserError as problem:
-            problems.append(problem)
     if not re.fullmatch(r"[\w.-]+", card):
         problems.append(
             UserError(
@@ -305,17 +298,16 @@ def parse_spec(text: str, *, where: str = "dataset") -> Spec:
     return Spec(card, **values)
 
 
-def _pairs(text: str, where: str, problems: list[UserError]) -> Iterator[tuple[str, str]]:
-    for part in text.split("/") if text else []:
-        key, equals, value = part.partition("=")
-        if not (equals and key.strip() and value.strip()):
-            problems.append(
-                UserError(
-                    f"'{part}' is no key=value pair",
-                    where=where,
-                    allowed=f"keys {', '.join(KEYS)}",
-                    remedy="write key=value, pairs separated by '/'",
-                )
-            )
-            continue
-        yield key.strip(), value.strip()
+def _pair(text: str, where: str) -> tuple[str, str]:
+    """A key that there is, and its value."""
+    key, _, value = (part.strip() for part in text.partition("="))
+    if not (key and value):
+        raise UserError(
+            f"'{text}' is no key=value pair",
+            where=where,
+            allowed=f"keys {', '.join(KEYS)}",
+            remedy="write key=value, pairs separated by '/'",
+        )
+    if key not in _PARSERS:
+        raise unknown("key", key, KEYS, where)
+    return key, value

@@ -170,25 +170,17 @@ def json_of_python(text: str) -> str | None:
         value = ast.literal_eval(tree)
         written = json.dumps(value, ensure_ascii=False, allow_nan=False)
         written.encode()
-        keys = [len(node.keys) for node in ast.walk(tree) if isinstance(node, ast.Dict)]
-        texts = [
-            node
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        ]
-        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-        apart = len(texts) == sum(token.type == tokenize.STRING for token in tokens)
+        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError, tokenize.TokenError):
         return None
-    same = json.loads(written) == value and sum(keys) == _keys_in(value)
-    return written if same and apart else None
-
-
-def _keys_in(value: Any) -> int:
-    """The keys of all objects in a value."""
-    if isinstance(value, dict):
-        return len(value) + sum(map(_keys_in, value.values()))
-    return sum(map(_keys_in, value)) if isinstance(value, list) else 0
+    nodes = list(ast.walk(tree))
+    keys = [
+        [ast.dump(key) for key in node.keys if key] for node in nodes if isinstance(node, ast.Dict)
+    ]
+    once = all(len(set(names)) == len(names) for names in keys)
+    texts = sum(isinstance(node, ast.Constant) and isinstance(node.value, str) for node in nodes)
+    apart = texts == sum(token.type == tokenize.STRING for token in tokens)
+    return written if json.loads(written) == value and once and apart else None
 
 
 # ------------------------------------------------------------------------- the schema

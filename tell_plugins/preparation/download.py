@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
@@ -33,7 +33,7 @@ from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import track
 from tell_plugins.core.rows import file_sha256, hex_digest
 from tell_plugins.core.sources import blob_id
-from tell_plugins.core.state_files import cached_json, write_json
+from tell_plugins.core.state_files import cached_json, json_lines, write_json
 
 SCHEMES = ("http", "https")
 MAX_BYTES = 8 << 30  # no data set of this project comes near; stops a server that never ends
@@ -129,6 +129,17 @@ def record_split(card: Card, split: str, source: dict[str, Any], part: Path, **m
     """Record where the file of a split comes from, which `part` is about to become."""
     facts = {"card": card.name, "split": split, "licence": card.licence}
     write_record(target_of(card, split), source, part, **facts | more)
+
+
+def write_rows(
+    card: Card, split: str, rows: Sequence[dict[str, Any]], source: dict[str, Any], **more: Any
+) -> Path:
+    """Write the rows of a split as JSON lines, with a record of their origin; returns the file."""
+    target = target_of(card, split)
+    with locked(target), arriving(target) as part:
+        part.write_text("".join(json_lines(rows)), encoding="utf-8")
+        record_split(card, split, source, part, rows=len(rows), **more)
+    return target
 
 
 # ------------------------------------------------------------------------- a verified file

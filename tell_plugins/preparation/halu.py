@@ -21,9 +21,9 @@ from tell_plugins.core.anchors import shared_front
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.rows import file_sha256
-from tell_plugins.core.state_files import json_lines, write_json_lines
+from tell_plugins.core.state_files import write_json_lines
 from tell_plugins.preparation import endpoint
-from tell_plugins.preparation.download import DIRECT, Places, ensure, record_split, target_of
+from tell_plugins.preparation.download import DIRECT, Places, ensure, target_of, write_rows
 from tell_plugins.preparation.halu_thoughts import (
     ANSWER_TOKENS,
     SYSTEM,
@@ -207,20 +207,16 @@ def write_split(
     card: Card, split: str, rows: Sequence[dict[str, str]], sources: Sources, how: dict[str, Any]
 ) -> None:
     """Write the rows of a split and the record of their origin."""
-    path = target_of(card, split)
     labels = Counter(json.loads(row["response"])["hallucination"] for row in rows)
-    with paths.atomic_path(path) as temporary:
-        temporary.write_text("".join(json_lines(rows)), encoding="utf-8")
-        record_split(
-            card,
-            split,
-            {"rebuilt_from": sources.files},
-            temporary,
-            origin="rebuilt from " + ", ".join(file["file"] for file in sources.files),
-            rows=len(rows),
-            labels=dict(sorted(labels.items())),
-            thoughts=how,
-        )
+    path = write_rows(
+        card,
+        split,
+        rows,
+        {"rebuilt_from": sources.files},
+        origin="rebuilt from " + ", ".join(file["file"] for file in sources.files),
+        labels=dict(sorted(labels.items())),
+        thoughts=how,
+    )
     print(
         f"tell/{card.name}, {split}: {len(rows):,} rows ({labels['yes']} yes, {labels['no']:,} no)"
         f": {paths.shown(path)}"

@@ -19,16 +19,8 @@ from tell_plugins.core.draw import ranking
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.records import Record
 from tell_plugins.core.row_files import read_records
-from tell_plugins.core.state_files import json_lines
 from tell_plugins.core.text import normalise, row_id
-from tell_plugins.preparation.download import (
-    Places,
-    arriving,
-    ensure,
-    locked,
-    record_split,
-    target_of,
-)
+from tell_plugins.preparation.download import Places, ensure, write_rows
 
 _SEED = 42
 _ORDER = ("test", "validation")  # their rows stay out of the splits after them
@@ -69,7 +61,7 @@ def make_rows(card: Card, splits: Collection[str], places: Places) -> None:
 
 
 def _write(card: Card, split: str, rows: list[_Pair], repeated: int) -> None:
-    target, expected = target_of(card, split), card.split(split).rows
+    expected = card.split(split).rows
     if not rows or (expected is not None and len(rows) != expected):
         raise MachineError(
             f"card '{card.name}', split '{split}': {len(rows):,} rows were made, the card says "
@@ -79,18 +71,14 @@ def _write(card: Card, split: str, rows: list[_Pair], repeated: int) -> None:
     if repeated:
         print(f"  {split}: {repeated} rows whose query stands before are left out")
     made_of = {source.file: source.blob for source in card.split(split).made_of or ()}
-    with locked(target), arriving(target) as part:
-        lines = json_lines({"query": query, "response": response} for query, response in rows)
-        part.write_text("".join(lines), encoding="utf-8")
-        record_split(
-            card,
-            split,
-            {"made_of": made_of, "recipe": recipe_of(card, split)},
-            part,
-            origin="made of " + ", ".join(made_of),
-            rows=len(rows),
-            left_out=repeated,
-        )
+    write_rows(
+        card,
+        split,
+        [{"query": query, "response": response} for query, response in rows],
+        {"made_of": made_of, "recipe": recipe_of(card, split)},
+        origin="made of " + ", ".join(made_of),
+        left_out=repeated,
+    )
 
 
 def _pairs(card: Card, split: str, places: Places) -> Iterator[_Pair]:

@@ -31,12 +31,11 @@ class SelfWriter:
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         let_qwen_generate()
-        engine = LocalEngine(values, {}, batch_size=1)
-        self._model, self._template = engine.model.eval(), engine.template
-        self._template.set_mode("transformers")
+        self._engine = LocalEngine(values, {}, batch_size=1)
+        self._model, self._template = self._engine.model.eval(), self._engine.template
         self._tokenizer = self._template.tokenizer
         own = bool(self._tokenizer.chat_template) and not values.get("system")
-        turns = [self._own_turn(text) if own else self._encode(text) for text in _PROBES]
+        turns = [self._own_turn(text) if own else self._engine.prompt_ids(text) for text in _PROBES]
         self._opening = os.path.commonprefix(turns)
         closing = os.path.commonprefix([turn[::-1] for turn in turns])[::-1]
         if not self._opening or not closing:
@@ -64,7 +63,7 @@ class SelfWriter:
         self, instructions: Sequence[str], max_new_tokens: int, seed: int, batch: int
     ) -> list[Written]:
         """The model's answer to each instruction."""
-        prompts = [self._encode(text) for text in instructions]
+        prompts = [self._engine.prompt_ids(text) for text in instructions]
         written = self._generate(
             prompts,
             batch_seed(seed, batch, "answer"),
@@ -72,10 +71,6 @@ class SelfWriter:
             max_new_tokens=max_new_tokens,
         )
         return [(text.strip(), ended) for text, ended in written]
-
-    def _encode(self, user: str) -> list[int]:
-        messages = [{"role": "user", "content": user}]
-        return list(self._template.encode({"messages": messages})["input_ids"])
 
     def _own_turn(self, user: str) -> list[int]:
         messages = [{"role": "user", "content": user}]

@@ -70,7 +70,7 @@ def _print_statistics(card: Card, rows: TaskRows | Rows, lengths: dict[str, _Len
     keys = rows.query_keys if isinstance(rows, TaskRows) else rows.keys
     repeated = len(keys) - len(np.unique(keys))
     print(f"  rows     {len(rows):,}, {repeated:,} of them with the query of an earlier row")
-    if isinstance(rows, Rows) and rows.bad_count:
+    if rows.bad_count:
         first = rows.bad[0]
         print(f"  unusable {rows.bad_count:,}, first: line {first.line}: {first.reason}")
     if isinstance(rows, TaskRows):

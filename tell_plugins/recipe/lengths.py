@@ -99,10 +99,7 @@ def count(
                     result.near.append((rows.line(row), tokens))
         elif limit is not None and (over := int((sums > limit).sum())):
             result.general_over[source.card.name] = over
-        place = np.full(len(rows), -1, np.int64)
-        place[source.used] = np.arange(len(source.used))
-        mine = mixture.origin == index
-        entries[mine] = lengths[place[mixture.row[mine]]]
+        entries[mixture.origin == index] = np.tile(lengths, (source.repeat, 1))
     ordered = entries[mixture.order]
     result.rows = np.column_stack([ordered.sum(axis=1), ordered[:, 1] + _RESPONSE_END])
     return result

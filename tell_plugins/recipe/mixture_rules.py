@@ -50,7 +50,7 @@ def check_mixture(checked: Checked) -> Iterator[Finding]:
                 source.rows.shown,
                 "remove the copies, unless they are meant",
             )
-        if source.bad:
+        if source.rows.bad:
             yield _malformed(source)
     kept = sum(source.overlap_used or 0 for source in mixture.sources)
     if kept:
@@ -70,12 +70,12 @@ def check_mixture(checked: Checked) -> Iterator[Finding]:
 
 
 def _malformed(source: Drawn) -> Finding:
-    first = ", ".join(str(bad.line) for bad in source.bad[:5])
+    first = ", ".join(str(bad.line) for bad in source.rows.bad[:5])
     more = ", ..." if source.dropped["malformed"] > 5 else ""
     return warning(
         "tell-data-malformed",
         f"{count_of(source.dropped['malformed'], 'malformed row')} of '{source.card.name}' left "
-        f"out (lines {first}{more}): {source.bad[0].reason}",
+        f"out (lines {first}{more}): {source.rows.bad[0].reason}",
         source.rows.shown,
         "mend them, or leave it at that",
     )
