@@ -14,7 +14,7 @@ from tell_plugins.recipe.check import inspect
 from tell_plugins.recipe.checked import Checked
 from tell_plugins.recipe.findings import ERROR
 from tell_plugins.recipe.recipes import load_recipe
-from tests.swift_keys_once import keys, lay_keys
+from tests.swift_keys_once import keys
 
 BASE: dict[str, Any] = {
     "external_plugins": ["tell_plugins/register.py"],
@@ -51,7 +51,6 @@ Write = Callable[..., Path]
 @pytest.fixture
 def write(tmp_path: Path, make_card: Callable[..., Path]) -> Write:
     """Write a recipe like `BASE` on a toy task; `key=None` leaves a key out."""
-    lay_keys(tmp_path / "cache")
     make_card(
         "toy",
         train=[{"q": f"task question {n}", "r": f"answer {n}"} for n in range(10)],

@@ -17,7 +17,7 @@ import pytest
 
 from tests.check_world import situations, words, write  # noqa: F401
 from tests.preloaded import PYTHON, preloaded_python
-from tests.swift_keys_once import lay_known_keys
+from tests.swift_keys_once import lay_keys
 
 PROJECT = Path(__file__).resolve().parents[1]
 Result = TypeVar("Result")
@@ -61,7 +61,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TELL_TOKENIZER", raising=False)
     monkeypatch.delenv("TELL_CALLER_DIR", raising=False)
     monkeypatch.chdir(PROJECT)
-    lay_known_keys(tmp_path / "cache")
+    lay_keys(tmp_path / "cache")
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ import pytest
 import yaml
 
 from tests.conftest import PROJECT
-from tests.swift_keys_once import lay_keys
 from tests.tiny import make_tiny_model
 
 RECIPE: dict[str, Any] = {
@@ -171,6 +170,5 @@ def unrun_world(root: Path, monkeypatch: pytest.MonkeyPatch, **recipe: Any) -> W
     (root / "model").mkdir()
     made = World(root)
     made.recipe(**recipe)
-    lay_keys(root / "cache")
     monkeypatch.setenv("TELL_CARDS", str(made.cards))
     return made

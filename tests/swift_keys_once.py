@@ -1,4 +1,4 @@
-"""ms-swift's keys, asked once a machine and laid into each test's own cache."""
+"""ms-swift's keys; where they do not come along, asked once a machine."""
 
 from __future__ import annotations
 
@@ -16,23 +16,14 @@ _FOLDER = Path(tempfile.gettempdir()) / f"tell-test-keys-{os.getuid()}"
 
 
 @lru_cache(maxsize=1)
-def _asked() -> SwiftKeys:
+def keys() -> SwiftKeys:
+    """The installed ms-swift's keys."""
     with mock.patch.dict(os.environ, {"TELL_CACHE": str(_FOLDER)}):
         return swift_keys()
 
 
-def keys() -> SwiftKeys:
-    """The installed ms-swift's keys."""
-    return _asked()
-
-
 def lay_keys(cache: Path) -> None:
-    """Put the answer where `check` looks for it, so that it need not ask again."""
-    _asked()
-    lay_known_keys(cache)
-
-
-def lay_known_keys(cache: Path) -> None:
-    """The same for an answer that is there already; a test that needs none asks nothing."""
+    """Put the answer of an ms-swift that had to be asked where the next call looks for it."""
+    keys()
     if (_FOLDER / "swift_keys").is_dir():
         shutil.copytree(_FOLDER / "swift_keys", cache / "swift_keys", dirs_exist_ok=True)

@@ -18,7 +18,6 @@ from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.experiments.anchor_verb import cleaned, prompt, training_rows, write_anchors
 from tests.sweep_world import World
-from tests.swift_keys_once import lay_keys
 
 
 class ScriptedEngine:
@@ -203,7 +202,6 @@ def test_a_real_model_writes_and_its_best_trains(tmp_path: Path) -> None:
     """Five candidates with scores, and a run with the best."""
     world = World(tmp_path, task=24)
     recipe = str(world.recipe())
-    lay_keys(tmp_path / "cache")
     shown = world.call("anchor", recipe, "--write", "5", "--rows", "2", "--held-out", "6")
     folder = world.cards / "tiny_task"
     saved = json.loads((folder / "self_written.json").read_bytes())

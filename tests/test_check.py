@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.swift_keys import installed_version, swift_keys
 from tests.check_world import BASE, HELD, Write, errors, look, texts
 from tests.conftest import PROJECT, MakeCard, Tell, write_rows
-from tests.swift_keys_once import keys, lay_keys
+from tests.swift_keys_once import keys
 
 # --- a good recipe ------------------------------------------------------------------------------
 
@@ -311,7 +312,6 @@ def test_the_models_own_tokenizer_decides(
 
 
 def test_the_12_documents_that_2048_tokens_would_lose(real_home: Path, tmp_path: Path) -> None:
-    lay_keys(tmp_path / "cache")
     write_rows(
         real_home / "alpaca_gpt4_data_en.jsonl",
         [{"instruction": f"Say {n}.", "input": "", "output": f"It is {n}."} for n in range(2840)],
@@ -331,7 +331,6 @@ def test_the_12_documents_that_2048_tokens_would_lose(real_home: Path, tmp_path:
 
 
 def test_the_papers_15_row_baseline_is_a_no_op(tmp_path: Path, tell: Tell) -> None:
-    lay_keys(tmp_path / "cache")
     dataset = "tell/halu_cot_json:task=15rows/general=0"
     printed = tell("check", "recipes/qwen_json_sft.yaml", "--dataset", dataset, code=1)
     assert "NO-OP: this run trains nothing." in printed
@@ -351,7 +350,6 @@ def test_three_mistakes_are_reported_in_time_and_without_torch(tmp_path: Path) -
         text = text.replace(right, wrong, 1)
     path = tmp_path / "qwen_json_sft.yaml"
     path.write_text(text)
-    lay_keys(tmp_path / "cache")
     program = (
         "import sys\n"
         "from tell_plugins.cli import main\n"
@@ -477,15 +475,20 @@ def test_what_the_formulas_are_not_for_gets_no_estimate(
 # --- keys ---------------------------------------------------------------------------------------
 
 
-def test_the_keys_are_kept_by_version(tmp_path: Path) -> None:
-    lay_keys(tmp_path / "cache")
-    kept = list((tmp_path / "cache" / "swift_keys").glob(f"{installed_version()}-*.json"))
-    assert kept
-    for file in kept:  # other states of the project may have asked on this machine
-        stored = json.loads(file.read_text())
-        stored["keys"] = {"only": {"default": 1, "choices": None, "type": "int"}}
-        file.write_text(json.dumps(stored))
-    assert set(swift_keys().keys) == {"only"}  # read, not asked again
+@pytest.mark.slow
+def test_another_ms_swift_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    version, asked = installed_version(), "asking ms-swift which settings it knows"
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: version if name == "ms-swift" else "0"
+    )
+    before = swift_keys()
+    assert asked in capfd.readouterr().err
+    (file,) = (tmp_path / "cache" / "swift_keys").glob(f"{version}-*.json")
+    assert before.keys == json.loads(file.read_text())["keys"] == keys().keys
+    assert swift_keys() == before
+    assert asked not in capfd.readouterr().err
 
 
 # --- ids ------------------------------------------------------------------------------------------

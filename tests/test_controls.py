@@ -18,7 +18,6 @@ from tell_plugins.recipe.check import inspect
 from tell_plugins.recipe.swift_keys import swift_keys
 from tests.conftest import write_rows
 from tests.sweep_world import World, general_rows, task_rows, unrun_world
-from tests.swift_keys_once import lay_keys
 
 WANTED = (  # the issue of every control, in the words of the paper and the field
     "general only",
@@ -182,7 +181,6 @@ def test_controls_for_real(
     recipe = world.recipe(dataset=["tell/tiny_task:task=8rows/general=20rows"])
     for name, value in world.environment.items():
         monkeypatch.setenv(name, value)
-    lay_keys(world.root / "cache")
     chosen = (TELL, "SFT, as in the paper", "TELL, random text")
     monkeypatch.setattr(controls_module, "CONTROLS", {name: CONTROLS[name] for name in chosen})
     monkeypatch.setattr(controls_module, "RIVALS", {})

@@ -23,7 +23,6 @@ from tell_plugins.core import paths
 from tell_plugins.core.rows import file_sha256
 from tests.conftest import MakeCard, write_rows
 from tests.scripted_engine import answer_by_script
-from tests.swift_keys_once import lay_keys
 
 KILLED = 86
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
@@ -128,7 +127,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TELL_CACHE", str(folder / "cache"))
     monkeypatch.setenv("TELL_DATA_HOME", str(folder / "data"))
     monkeypatch.setenv("TELL_CARDS", str(folder / "cards"))
-    lay_keys(folder / "cache")  # no child asks ms-swift
     return folder
 
 

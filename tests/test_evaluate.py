@@ -25,7 +25,6 @@ from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import Cli, MakeCard
 from tests.saved_answers import answer_line, counts, save_answers, save_lines
 from tests.scripted_engine import answer_by_script
-from tests.swift_keys_once import lay_keys
 from tests.test_engines import completion, serving
 from tests.tiny import WORDS, make_tiny_cards, tiny_recipe
 
@@ -144,7 +143,6 @@ def test_the_command_line_gives_the_options_and_their_defaults() -> None:
 def test_wrong_options_are_found_before_a_model_is_loaded(
     card: str, flags: str, message: str, recipe_of: Callable[[str], Path], cli: Cli, tmp_path: Path
 ) -> None:
-    lay_keys(tmp_path / "cache")
     recipe = recipe_of(card)
     recipe.write_text(recipe.read_text().replace("plain:general=4rows", "plain"))
     given = ["--adapter", "none", "--out", tmp_path / "out", "--general-rows", 4]

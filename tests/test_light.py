@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tell_plugins.cli import VERBS
-from tell_plugins.recipe.swift_keys import installed_version, shipped_keys
+from tell_plugins.recipe.swift_keys import ModelTable, installed_version, shipped_keys
 from tests.conftest import PROJECT
 from tests.environments import linked_environment
 from tests.swift_keys_once import keys
@@ -108,9 +110,14 @@ def test_every_verb_explains_itself(light: Path) -> None:
     assert done.stdout.decode().count("usage: ./run.sh ") == len(VERBS)
 
 
+@pytest.mark.slow
 def test_the_shipped_table_is_the_pinned_ms_swifts() -> None:
     shipped = shipped_keys()
     if shipped.version != installed_version():
         pytest.skip(f"ms-swift {installed_version()} is installed; the table is of another one")
-    assert shipped.keys == keys().keys
-    assert shipped.models == keys().models
+    asked = [sys.executable, "-m", "tell_plugins.bridge.keys"]
+    done = subprocess.run(asked, cwd=PROJECT, capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert shipped == dataclasses.replace(keys(), installed=False)
+    assert answer["keys"] == shipped.keys
+    assert ModelTable(**answer["models"]) == shipped.models

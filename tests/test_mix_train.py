@@ -31,7 +31,7 @@ from tests.conftest import PROJECT, MakeCard
 from tests.loopback import Server, running
 from tests.preloaded import PYTHON
 from tests.recipe_world import EMBEDDED, environment, logged, make_model, only_run, swift_sft
-from tests.swift_keys_once import keys, lay_keys
+from tests.swift_keys_once import keys
 from tests.tiny import sft
 
 SPEC = "tell/toy:task=6rows/general=18rows"
@@ -40,7 +40,6 @@ SPEC = "tell/toy:task=6rows/general=18rows"
 @pytest.fixture
 def toy(tmp_path: Path, make_card: MakeCard) -> Path:
     """A recipe on a toy task, without a model of its own."""
-    lay_keys(tmp_path / "cache")
     _make_cards(make_card)
     path = tmp_path / "toy.yaml"
     path.write_text(yaml.safe_dump(_values(tmp_path, "some/model")))
@@ -687,7 +686,6 @@ def _assert_follows_the_formula(world: World, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("undisturbed", "ordinary_python")
 def test_flags_of_train_win_over_the_recipe(world: World) -> None:
-    lay_keys(world.root / "cache")
     recipe = world.from_start("flags")
     env = {key: value for key, value in world.env().items() if key != "LOG_LEVEL"}
     printed = _train(recipe, *FLAGS, env=env)

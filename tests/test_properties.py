@@ -27,7 +27,6 @@ from tell_plugins.experiments.results import load_studies, refuse_damaged
 from tests.conftest import write_rows
 from tests.made_results import EVALUATION, MadeResults
 from tests.saved_answers import save_answers
-from tests.swift_keys_once import lay_keys
 
 EXAMPLES = int(os.environ.get("TELL_EXAMPLES", 0))
 SECONDS = 10.0
@@ -128,7 +127,6 @@ class World:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world")
-    lay_keys(root / "cache")
     return root
 
 

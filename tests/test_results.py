@@ -22,7 +22,6 @@ from tell_plugins.experiments.results import BASE_METHOD, Study, load_studies
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.schedule import plan
 from tests.conftest import PROJECT
-from tests.swift_keys_once import lay_keys
 
 RESULTS = PROJECT / "results"
 SUITE = PROJECT.parent / "shared" / "data" / "suite"
@@ -96,7 +95,6 @@ def test_a_point_that_trained_nothing_is_named_not_its_method() -> None:
 
 def test_a_sweep_finds_the_published_runs_again(tmp_path: Path) -> None:
     """Ids are made of settings and mixtures as ever: hours of finished runs hang on them."""
-    lay_keys(tmp_path / "cache")
     recipe = load_recipe(PROJECT / "recipes" / "smollm2_json.yaml")
     recipe = recipe.with_values(**BEFORE)
     base = PlannedBase(recipe, Evaluation("tell/halu_cot_json_spans", "card", {}))

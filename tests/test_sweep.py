@@ -35,7 +35,6 @@ from tell_plugins.experiments.store import Job, Store
 from tell_plugins.experiments.sweep import Sweep, load_sweep, make_sweep
 from tell_plugins.recipe.recipes import load_recipe
 from tests.sweep_world import World, general_rows, unrun_world
-from tests.swift_keys_once import lay_keys
 
 
 @pytest.fixture
@@ -767,7 +766,6 @@ def real_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made = World(tmp_path_factory.mktemp("world"))
     made.recipe()
     made.sweep(grid={"task": ["8rows"]})
-    lay_keys(made.root / "cache")
     return made
 
 

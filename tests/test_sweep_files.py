@@ -16,7 +16,6 @@ from tell_plugins.evaluation.paper_numbers import published
 from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.experiments.sweep import load_sweep
 from tests.conftest import PROJECT
-from tests.swift_keys_once import lay_keys
 
 FILES = sorted((PROJECT / "recipes" / "sweeps").glob("*.yaml"))
 PAPER = [path for path in FILES if not path.stem.startswith(("smollm2", "demo", "study"))]
@@ -102,7 +101,6 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 file.write_text(json.dumps(rows))
             else:
                 file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lay_keys(root / "cache")
     return root
 
 
@@ -187,7 +185,6 @@ def test_twins_run_on_the_real_data(
     real_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """English to Icelandic is at hand beside the project, the other direction is not."""
-    lay_keys(real_home.parent / "cache")
     path = str(PROJECT / "recipes" / "sweeps" / "smollm2_fig09_10.yaml")
     assert cli.main(["sweep", path, "--dry-run"]) == 1
     shown = capsys.readouterr()

@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
@@ -21,7 +20,6 @@ from tell_plugins.core.spec import parse_spec
 from tell_plugins.preparation.forms import Reading, parse_columns, parse_labels, read_task_file
 from tests.conftest import PROJECT, Tell, write_rows
 from tests.own_task import ANCHOR, Own, Row
-from tests.swift_keys_once import lay_keys
 
 ASK = "Say whether it rains."
 
@@ -141,7 +139,6 @@ def test_what_tools_write_goes_through_new_check_and_mix(kind: Kind, own: Own, t
     assert kind.note in own.new(str(path), *kind.flags, anchor=kind.anchor)
     recipe = own.recipe().path
     if kind.name in ("excel.csv", "parts.jsonl", "own.csv"):
-        lay_keys(paths.cache_dir())
         tell("check", recipe)
     tell("mix", recipe, "--out", own.folder / "mix")
     rows = [open_task(load_card("own"), split) for split in ("train", "test")]

@@ -23,7 +23,6 @@ from tell_plugins.evaluation.trained_with import as_trained
 from tell_plugins.recipe.recipes import checkpoints, load_recipe
 from tests.conftest import Cli, MakeCard, write_rows
 from tests.scripted_engine import answer_by_script
-from tests.swift_keys_once import lay_keys
 from tests.tiny import WORDS, make_tiny_cards, tiny_recipe
 from tests.tiny_adapters import saved_adapter
 
@@ -85,7 +84,6 @@ def test_a_flag_of_the_test_wins_and_is_said(
     says_its_keys: None, evaluated: Cli, tmp_path: Path
 ) -> None:
     trained(tmp_path / "run" / "checkpoint-2", template="chatml", system="Be brief.")
-    lay_keys(tmp_path / "cache")
     said = evaluated(0, "--system", "Sing.")
     assert "trained with system 'Be brief.', tested with --system 'Sing.'" in said
     assert answered(tmp_path / "run" / "eval" / "checkpoint-2")["system"] == "Sing."

@@ -27,7 +27,6 @@ from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import write_rows
 from tests.saved_answers import save_answers
 from tests.sweep_world import World, task_rows, unrun_world
-from tests.swift_keys_once import lay_keys
 
 
 @pytest.fixture
@@ -419,7 +418,6 @@ def test_two_candidates_for_real(
     (world.cards / "tiny_task" / "test.jsonl").unlink()
     for name, value in world.environment.items():
         monkeypatch.setenv(name, value)
-    lay_keys(tmp_path / "cache")
     monkeypatch.setattr(tune, "RUNGS", (1,))
     two = {OWN: {}, "learning_rate=0.02": {"learning_rate": 0.02}}
     monkeypatch.setattr(tune, "candidates", lambda recipe: two)

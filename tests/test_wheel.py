@@ -18,7 +18,6 @@ from packaging.requirements import Requirement
 from tell_plugins import __version__
 from tests.conftest import PROJECT
 from tests.environments import linked_environment
-from tests.swift_keys_once import lay_keys
 from tests.tiny import make_tiny_model
 
 if sys.version_info >= (3, 11):
@@ -74,7 +73,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     subprocess.run([*pip, *install], check=True, cwd=root)
     folder = root / "far" / "away"
     folder.mkdir(parents=True)
-    lay_keys(root / "far" / "cache")
     return Place(python, folder)
 
 

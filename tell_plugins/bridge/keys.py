@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import typing
 from typing import Any
 
 import swift
+
+_MADE_BY = ("ms-swift", "transformers", "trl", "peft")  # whose versions decide the answer
 
 
 def argument_keys() -> dict[str, dict[str, Any]]:
@@ -100,8 +103,13 @@ def _layers(arch: Any) -> list[str]:
 
 
 def print_answer() -> None:
-    """Print version, keys and models as JSON; `check` runs this once and keeps the answer."""
-    answer = {"version": swift.__version__, "keys": argument_keys(), "models": model_table()}
+    """Print versions, keys and models as JSON; `check` runs this once and keeps the answer."""
+    answer = {
+        "version": swift.__version__,
+        "made_by": {name: importlib.metadata.version(name) for name in _MADE_BY},
+        "keys": argument_keys(),
+        "models": model_table(),
+    }
     print(json.dumps(answer, default=str))
 
 

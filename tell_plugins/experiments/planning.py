@@ -372,8 +372,7 @@ class Planner:
         found = Cell(method, at, cell.seed, settings or {})
         if settings is None or (key == "equal_steps" and found.key not in self._wanted):
             raise UserError(
-                f"'{key}: {method}', but '{method}' is crossed with the grid and has no run "
-                "here",
+                f"'{key}: {method}', but '{method}' is crossed with the grid and has no run here",
                 where=f"{self.sweep.name}, {cell.label}",
                 allowed="a method with a run at the same point of the grid",
                 remedy="put this one under 'methods', or name a run that sets the grid's keys "

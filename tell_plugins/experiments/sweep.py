@@ -3,13 +3,14 @@
     base: recipes/qwen_json.yaml
     settings: {overlap: keep}                   # for all runs
     methods: {TELL: {}, SFT: {general: 0}}      # each is crossed with the grid
-    grid: {task: [1e4tok, 1e5tok, 1e6tok]}      # a method's `repeat: {1e4tok: 4, 1e5tok: 1}`: there alone
+    grid: {task: [1e4tok, 1e5tok, 1e6tok]}
     runs: {general only: {general_only: TELL}}  # not crossed
     seeds: [42]
     evaluate: {split: test, rows: 500}
     plot: {x: task_tokens}
 
-A setting is a key of the dataset string, a key of ms-swift, or one of `OWN_KEYS`.
+A setting is a key of the dataset string, a key of ms-swift, or one of `OWN_KEYS`. A method may give
+it a value for each value of the grid, `repeat: {1e4tok: 8, 1e5tok: 1}`, and has no run elsewhere.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The keys and models that the installed ms-swift knows, without importing it each time.
 
-ms-swift takes seconds to import, so one subprocess asks it and the answer is kept in the cache,
-by the versions that make it. Where ms-swift is not installed, the answer of the pinned version,
-which comes along, stands for it.
+The answer of the pinned version comes along, and stands for it where ms-swift is not installed.
+Any other version is asked by one subprocess, since ms-swift takes seconds to import, and its answer
+is kept in the cache, by the versions that make it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from tell_plugins.core.errors import MachineError
 from tell_plugins.core.state_files import Shape, cached_json, read_text
 
 _MODULE = "tell_plugins.bridge.keys"
-_MADE_BY = ("ms-swift", "transformers", "trl", "peft")
 # of the pinned version:
 #   python -m tell_plugins.bridge.keys | xz -9 > tell_plugins/bridge/keys.json.xz
 _TABLE = Path(__file__).parents[1] / "bridge" / "keys.json"
@@ -102,6 +101,9 @@ def swift_keys() -> SwiftKeys:
     version = _version("ms-swift")
     if version is None:
         return shipped_keys()
+    shipped = _shipped()
+    if shipped["made_by"] == {name: _version(name) for name in shipped["made_by"]}:
+        return _keys_of(shipped)
     path = paths.cache_dir() / "swift_keys" / f"{version}-{_fingerprint()}.json"
     stored = cached_json(path, _Stored)
     if stored is None:
@@ -112,7 +114,12 @@ def swift_keys() -> SwiftKeys:
 
 def shipped_keys() -> SwiftKeys:
     """What the pinned ms-swift accepts, by the table that comes along."""
-    return _keys_of(json.loads(read_text(_TABLE) or ""), installed=False)
+    return _keys_of(_shipped(), installed=False)
+
+
+def _shipped() -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(read_text(_TABLE) or "")
+    return answer
 
 
 def _keys_of(answer: dict[str, Any], *, installed: bool = True) -> SwiftKeys:
@@ -123,7 +130,7 @@ def _keys_of(answer: dict[str, Any], *, installed: bool = True) -> SwiftKeys:
 def _fingerprint() -> str:
     """Changes with whatever the answer depends on."""
     source = _TABLE.with_name("keys.py").read_bytes()
-    made_by = [_version(name) for name in _MADE_BY]
+    made_by = [_version(name) for name in _shipped()["made_by"]]
     return hashlib.sha256(source + json.dumps(made_by).encode()).hexdigest()[:12]
 
 
