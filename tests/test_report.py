@@ -184,18 +184,21 @@ def test_answers_of_other_data_are_refused(made: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("score", "told"),
     [
-        (0.3, "needs 3.16 times"),
-        (0.2, "needs 1.78 times"),
-        (0.95, "does not reach it with 10 times the data"),
-        (0.05, "as good with 1 times the data, the least tried, or less"),
+        (Estimate(0.3, None, None, 3), "needs 3.16 times the data"),
+        (Estimate(0.2, 0.15, 0.3, 3), "needs 1.78 times the data [1.33, 3.16]"),
+        (Estimate(0.3, 0.05, 0.9, 3), "needs 3.16 times the data [at most 1, more than 10]"),
+        (Estimate(0.95, 0.9, 1.0, 3), "needs more than 10 times the data"),
+        (Estimate(0.05, 0.0, 0.1, 3), "needs at most 1 times the data"),
     ],
 )
-def test_efficiency_is_read_off_the_other_curve(value: float, told: str) -> None:
-    other = [(x, Estimate(y, None, None, 3)) for x, y in ((1e3, 0.1), (10**3.5, 0.3), (1e4, 0.8))]
-    assert told in str(tables.efficiency(1e3, value, other))
-    assert tables.efficiency(1e3, value, other[:1]) is None
+def test_efficiency_is_read_off_the_other_curve(score: Estimate, told: str) -> None:
+    other: tables.Curve = [
+        (x, Estimate(y, None, None, 3)) for x, y in ((1e3, 0.1), (10**3.5, 0.3), (1e4, 0.8))
+    ]
+    assert tables.efficiency(1e3, score, other) == told
+    assert tables.efficiency(1e3, score, other[:1]) is None
 
 
 def test_curves_of_a_study(made: Path, collected: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -185,27 +184,33 @@ def efficiency_table(outcome: Outcome) -> list[Record]:
         for name in sorted(ours & set(drawn))
         for other, points in drawn.items()
         for x, measure in (drawn[name] if other not in ours else ())
-        if (says := efficiency(x, measure.value or 0.0, points)) is not None
+        if (says := efficiency(x, measure, points)) is not None
     ]
 
 
-def efficiency(x: float, value: float, other: Curve) -> str | None:
-    """What another method's curve says of a score at `x`; None without at least two of its points.
-
-    Between points the curve is a straight line in log(x); it is not carried on beyond them.
-    """
-    curve = [(math.log10(there), measure.value or 0.0) for there, measure in other if there > 0]
+def efficiency(x: float, measure: Number, other: Curve) -> str | None:
+    """What another method's curve says of a score at `x`, and of the ends of its interval; None
+    without at least two of its points. That the curve itself is measured is not in the interval."""
+    curve = [(there, score.value or 0.0) for there, score in other if there > 0]
     if len(curve) < 2 or x <= 0:
         return None
-    if curve[0][1] >= value:
-        fold = 10 ** curve[0][0] / x
-        return f"is as good with {fold:.3g} times the data, the least tried, or less"
+    ends = [end for end in (measure.low, measure.high) if end is not None]
+    value, *around = (_times(x, score, curve) for score in (measure.value or 0.0, *ends))
+    interval = f" [{', '.join(around)}]" if set(around) - {value} else ""
+    return f"needs {value} times the data{interval}"
+
+
+def _times(x: float, score: float, curve: Sequence[tuple[float, float]]) -> str:
+    """How many times `x` a curve takes to a score.
+
+    Between points it is a straight line in log(x); it is not carried on beyond them.
+    """
+    if score <= curve[0][1]:
+        return f"at most {curve[0][0] / x:.3g}"
     for (left, low), (right, high) in pairwise(curve):
-        if low < value <= high:
-            fold = 10 ** (left + (value - low) / (high - low) * (right - left)) / x
-            return f"needs {fold:.3g} times the data"
-    most = 10 ** curve[-1][0] / x
-    return f"does not reach it with {most:.3g} times the data, the most tried"
+        if low < score <= high:
+            return f"{left * (right / left) ** ((score - low) / (high - low)) / x:.3g}"
+    return f"more than {curve[-1][0] / x:.3g}"
 
 
 def published_table(study: Study) -> list[Record]:
