@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -480,6 +481,7 @@ def test_another_ms_swift_is_asked_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     version, asked = installed_version(), "asking ms-swift which settings it knows"
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)  # where another one was asked
     monkeypatch.setattr(
         importlib.metadata, "version", lambda name: version if name == "ms-swift" else "0"
     )
