@@ -310,6 +310,9 @@ def test_the_models_own_tokenizer_decides(
     assert "(the model's own): longest 104 tokens (chat template not included)" in report(checked)
     assert errors(look(path, "--max_length", "104")) == []
     assert len(errors(look(path, "--max_length", "103"))) == 1
+    (tmp_path / "system.txt").write_text("a system prompt of seven words in all")
+    for system in ("a system prompt of seven words in all", str(tmp_path / "system.txt")):
+        assert "longest 112 tokens" in report(look(path, "--system", system))
 
 
 def test_the_12_documents_that_2048_tokens_would_lose(real_home: Path, tmp_path: Path) -> None:

@@ -70,6 +70,11 @@ def test_card_is_made_ready_listed_and_left_alone(
     assert "7  verified  git blob id" in out
     assert f"from {url}" in out
     assert len(server.requests) == 1
+    general_card(make_card, "far")
+    (home / "far" / "rows.jsonl.provenance.json").write_text(
+        json.dumps({"sha256": record["sha256"]})
+    )
+    assert "7  own    no checksum is known" in tell("data", "list", "far")
 
 
 def test_wrong_file_is_listed_and_replaced(

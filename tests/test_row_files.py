@@ -8,6 +8,7 @@ import gzip
 import json
 import lzma
 import random
+import tracemalloc
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -182,6 +183,18 @@ def test_a_json_array_read_in_pieces_of_any_size(
     for size in (1, 2, 3, 7, 64, 1000):
         monkeypatch.setattr(json_rows, "_CHUNK", size)
         assert list(read_records(path)) == whole
+
+
+@pytest.mark.parametrize("front", ["", "\ufeff", "\n" * (1 << 17)])
+def test_an_array_in_one_line_is_never_held_whole(
+    front: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_rows, "_CHUNK", 1 << 16)
+    path = _file(tmp_path, "a.json", front + json.dumps([{"q": "x" * 10_000}] * 500))
+    tracemalloc.start()
+    assert sum(1 for _ in read_records(path)) == 500
+    assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 5
+    tracemalloc.stop()
 
 
 def test_rows_of_a_table_and_their_lines(tmp_path: Path) -> None:

@@ -13,15 +13,16 @@ from tell_plugins.core.json_values import DECODER, parse_json
 from tell_plugins.core.records import Record, bad_encoding
 
 _CHUNK = 1 << 20  # characters of a file that are read at a time
+_BLOCK = 1 << 16  # bytes
 _TURNS = ("messages", "conversations", "history", "turns")
 _BOM = b"\xef\xbb\xbf"
 
 
 def read_json_rows(path: Path) -> Iterator[Record]:
     """The rows of a JSON file. Raises UserError when an array or object in it is broken."""
-    head, alone = _first_line(path)
-    if head.startswith(b"["):
+    if _first_sign(path) == b"[":
         return _in_pieces(path)
+    head, alone = _first_line(path)
     try:
         value = parse_json(head, nan=True)
     except ValueError:
@@ -29,6 +30,15 @@ def read_json_rows(path: Path) -> Iterator[Record]:
         whole = head == b"{" or path.suffix.lower() == ".json"
         return _in_pieces(path) if whole and head.startswith(b"{") else _json_lines(path)
     return _in_pieces(path) if alone and _key_of_rows(value) else _json_lines(path)
+
+
+def _first_sign(path: Path) -> bytes:
+    """The first byte that is not blank: an array may be one line of any length."""
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(_BLOCK), b""):
+            if sign := block.removeprefix(_BOM).strip()[:1]:
+                return sign
+    return b""
 
 
 def _first_line(path: Path) -> tuple[bytes, bool]:

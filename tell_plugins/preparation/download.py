@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import requests
+from pydantic import Field
 from requests.exceptions import ProxyError, SSLError
 from urllib3.exceptions import NewConnectionError, ReadTimeoutError
 
@@ -33,7 +34,7 @@ from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import track
 from tell_plugins.core.rows import file_sha256, hex_digest
 from tell_plugins.core.sources import blob_id
-from tell_plugins.core.state_files import cached_json, json_lines, write_json
+from tell_plugins.core.state_files import Shape, cached_json, json_lines, write_json
 
 SCHEMES = ("http", "https")
 MAX_BYTES = 8 << 30  # no data set of this project comes near; stops a server that never ends
@@ -99,9 +100,14 @@ def matches(path: Path, proof: Proof) -> bool:
 # ------------------------------------------------------------------------- the record
 
 
+class _Record(Shape):
+    sha256: str
+    source: dict[str, Any] = Field(alias="from")
+
+
 def read_record(file: Path) -> dict[str, Any] | None:
     """What is recorded about `file`, None when nothing readable is."""
-    record: dict[str, Any] | None = cached_json(file.with_name(file.name + RECORD), dict[str, Any])
+    record: dict[str, Any] | None = cached_json(file.with_name(file.name + RECORD), _Record)
     return record
 
 

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(rows: TaskRows | Rows) -> dict[str, _Lengths]:
-    """_Lengths in words, and in tokens where a tokenizer is here, by unit."""
+    """Lengths in words, and in tokens where a tokenizer is here, by unit."""
     words = []
     for start in range(0, len(rows), _BATCH):
         batch = np.arange(start, min(start + _BATCH, len(rows)))

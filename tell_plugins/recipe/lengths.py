@@ -7,11 +7,11 @@ next to the limit is a near miss.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tell_plugins.bridge.protocol import system_text
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import Mixture
 from tell_plugins.core.sources import TaskRows, lengths_of
@@ -82,8 +82,7 @@ def count(
     own = own_tokenizer(settings.text("model"))
     is_own = own is not None and own.sha256 == counter.sha256
     result = Counted(counter.name, is_own, is_own or _is_llama_2(settings, counter))
-    system: Any = settings.value("system")
-    extra = 0 if system is None else int(counter.count([str(system)])[0])
+    extra = int(counter.count([system_text(settings.value("system")) or ""])[0])
     entries = np.zeros((len(mixture), 2), np.int64)
     for index, source in enumerate(mixture.sources):
         rows = source.rows
