@@ -15,6 +15,7 @@ from tokenizers.processors import TemplateProcessing
 
 from tell_plugins.bridge.templates import Front
 from tell_plugins.cli import main
+from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.text import KNOWN
@@ -97,7 +98,7 @@ def trained(make_card: MakeCard, plain: Path, tmp_path: Path) -> Path:
     (tmp_path / "cards" / "tiny_task" / "anchor.txt").write_text(ANCHOR)
     folder = make_adapter(tmp_path / "run" / "checkpoint-4", plain, seed=3)
     (folder / "anchor.txt").write_text(ANCHOR)
-    (folder / "manifest.json").write_text(json.dumps(build_mixture(parse_spec(SPEC)).manifest()))
+    (folder / "manifest.json").write_text(json.dumps(manifest_of(build_mixture(parse_spec(SPEC)))))
     saved = {"model": str(plain), "model_type": "llama", "template": "chatml", "system": "Be good."}
     saved |= {"torch_dtype": "float32", "swift_version": "4.0.4", "task_type": "causal_lm"}
     (folder / "args.json").write_text(json.dumps({**saved, "tuner_type": "lora", "lora_rank": 4}))

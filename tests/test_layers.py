@@ -140,9 +140,10 @@ def test_building_a_mixture_loads_nothing_heavy(
     make_card("plain", kind="general", train=[{"q": f"g {n}", "r": "r"} for n in range(20)])
     core = [f"tell_plugins.core.{path.stem}" for path in (PACKAGE / "core").glob("*.py")]
     code = (
+        "from tell_plugins.core.manifest import manifest_of\n"
         "from tell_plugins.core.mixture import build_mixture\n"
         "from tell_plugins.core.spec import parse_spec\n"
-        "assert build_mixture(parse_spec('tell/t')).manifest()['tokens']"
+        "assert manifest_of(build_mixture(parse_spec('tell/t')))['tokens']"
     )
     loaded = _loaded(code, *core)
     assert {"tokenizers", "pyarrow", "tell_plugins"} <= loaded

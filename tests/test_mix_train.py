@@ -22,6 +22,7 @@ from tell_plugins.bridge.embedded_model import is_embedded
 from tell_plugins.cli import main
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.recipe import models, train
@@ -99,7 +100,7 @@ def test_mix_writes_rows_manifest_and_anchor(
     manifest = json.loads((out / "manifest.json").read_text())
     mixture = build_mixture(parse_spec(SPEC))
     assert rows == list(mixture.rows())
-    assert manifest == json.loads(json.dumps(mixture.manifest("token")))
+    assert manifest == json.loads(json.dumps(manifest_of(mixture, "token")))
     assert (out / "anchor.txt").read_text() == "ANCHOR: do the task."
     printed = capsys.readouterr().out
     assert manifest["hash"] in printed

@@ -20,6 +20,7 @@ import pytest
 
 from tell_plugins.core import mixture as mixture_module
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import SCHEMA, Mixture, build_mixture
 from tell_plugins.core.spec import ORDERS, parse_spec
 from tests.conftest import PROJECT, MakeCard, write_rows
@@ -74,7 +75,7 @@ def test_training_splits_are_joined_and_drawn_from_as_one(cards: MakeCard) -> No
     assert sorted(_queries(both)) == sorted([*_queries(alone[0]), *_queries(alone[1])])
     assert both.task is not None
     assert both.task.place(31).endswith("tm.jsonl, line 2")
-    source = both.manifest()["sources"][0]
+    source = manifest_of(both)["sources"][0]
     assert (source["split"], source["file"]) == ("train+tm", "train.jsonl+tm.jsonl")
     assert source["rows"]["used"] == 50
     few = build_mixture(parse_spec("tell/two:split=train+tm/task=25rows/general=0"))
@@ -122,7 +123,7 @@ def test_repeat_copies_task_rows_and_spreads_them(order: str) -> None:
     assert len(task) == 20
     assert set(Counter(task).values()) == {5}
     assert len(_queries(mixture, "general")) == len(set(_queries(mixture, "general"))) == 200
-    assert mixture.manifest()["sources"][0]["rows"]["copies"] == 5
+    assert manifest_of(mixture)["sources"][0]["rows"]["copies"] == 5
     every = _queries(mixture)
     beside = sum(one == other for one, other in pairwise(every))
     assert beside < 5, "copies are ordered one by one"
@@ -163,7 +164,7 @@ def test_token_amounts_are_met_within_one_row() -> None:
             total, last = source.tokens(), source.lengths[source.used[-1]].sum()
             assert total is not None
             assert amount <= total < amount + last
-        manifest = mixture.manifest()
+        manifest = manifest_of(mixture)
         assert manifest["tokens"] == sum(source["tokens"]["used"] for source in manifest["sources"])
         words = sum(len(m["content"].split()) for row in mixture.rows() for m in row["messages"])
         assert manifest["tokens"] == words, "query with anchor + response"
@@ -213,7 +214,7 @@ def test_file_order_does_not_move_the_hash(cards: MakeCard, general: str) -> Non
             kind: dict[str, Any] = {} if name == "t" else {"kind": "general"}
             cards(name, train=rows, **kind)
         mixture = _build(f"task=20rows/from=plain+other/general={general}")
-        hashes.append((mixture.hash, mixture.manifest()["tokens"], list(mixture.rows())))
+        hashes.append((mixture.hash, manifest_of(mixture)["tokens"], list(mixture.rows())))
     assert all(entry == hashes[0] for entry in hashes)
 
 
@@ -227,10 +228,11 @@ def test_the_files_name_and_format_do_not_move_the_hash(cards: MakeCard, tmp_pat
 
 PRINT_HASH = """
 import sys
+from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 mixture = build_mixture(parse_spec(sys.argv[1]))
-print(mixture.hash, mixture.manifest()["tokens"])
+print(mixture.hash, manifest_of(mixture)["tokens"])
 """
 
 
@@ -259,7 +261,7 @@ def test_processes_do_not_move_the_hash() -> None:
         ]
     )
     mixture = _build(SPEC)
-    assert found == {f"{mixture.hash} {mixture.manifest()['tokens']}"}
+    assert found == {f"{mixture.hash} {manifest_of(mixture)['tokens']}"}
 
 
 @pytest.mark.parametrize("size", [1, 7, 29, 1000])
@@ -293,7 +295,7 @@ def test_golden_manifest() -> None:
     To take a change over on purpose: TELL_GOLDEN=1 pytest tests/test_mixture.py -k golden
     """
     path = GOLDEN / "manifest.json"
-    manifest = _build(SPEC).manifest()
+    manifest = manifest_of(_build(SPEC))
     if os.environ.get("TELL_GOLDEN"):
         path.write_text(json.dumps(manifest, indent=2) + "\n")
     assert manifest == json.loads(path.read_text())
@@ -333,7 +335,7 @@ def test_a_manifest_says_what_was_taken(cards: MakeCard, tmp_path: Path) -> None
     lines = [*_rows("plain", 20), {"q": "no response"}, {"q": "twice", "r": "x"}]
     write_rows(tmp_path / "cards" / "plain" / "train.jsonl", [*lines, {"q": "twice", "r": "x"}])
     mixture = _build("task=10rows/general=all/repeat=3")
-    manifest = json.loads(json.dumps(mixture.manifest()))
+    manifest = json.loads(json.dumps(manifest_of(mixture)))
     task, general = manifest["sources"]
     assert manifest["rows"] == 30 + 22
     assert task["rows"] == {
@@ -401,7 +403,7 @@ def test_a_general_card_alone() -> None:
     assert mixture.task is None
     assert Counter(row["channel"] for row in mixture.rows()) == {"general": 50}
     assert not mixture.is_task.any()
-    manifest = mixture.manifest()
+    manifest = manifest_of(mixture)
     assert manifest["anchor"] is None
     assert manifest["task_share"]["rows"] == 0
     assert manifest["overlap"] == {
@@ -436,7 +438,7 @@ def test_rows_over_max_tokens_are_dropped_and_counted(cards: MakeCard) -> None:
     assert mixture.lengths is not None
     general = mixture.lengths[~mixture.is_task].sum(axis=1)
     assert general.max() == 10
-    dropped = mixture.manifest()["sources"][1]["rows"]["dropped"]["over_max_tokens"]
+    dropped = manifest_of(mixture)["sources"][1]["rows"]["dropped"]["over_max_tokens"]
     assert len(general) == 400 - dropped
     cards("plain", kind="general", train=_rows("plain", 400), max_tokens=1)
     with pytest.raises(UserError, match="the mixture is empty"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tell_plugins.core.errors import UserError, UserErrors
+from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import Mixture, build_mixture
 from tell_plugins.core.spec import parse_spec
 from tests.conftest import MakeCard, write_rows
@@ -45,7 +46,7 @@ def test_general_rows_that_are_test_queries_are_dropped() -> None:
     assert len(mixture) == 8 + 41
     assert not {row["q"] for row in LEAKS} & set(_queries(mixture))
     assert NEAR[0]["q"] in _queries(mixture)
-    manifest = mixture.manifest()
+    manifest = manifest_of(mixture)
     assert manifest["overlap"] == {
         "rule": "drop",
         "checked": True,
@@ -66,7 +67,7 @@ def test_a_general_cards_own_held_out_rows_never_train(make_card: MakeCard) -> N
     for rule in ("drop", "keep"):
         mixture = _build(f"general=all/overlap={rule}")
         assert not {"general 3", "general 5"} & set(_queries(mixture))
-        assert mixture.manifest()["sources"][1]["rows"]["dropped"] == {"held_out_row": 2}
+        assert manifest_of(mixture)["sources"][1]["rows"]["dropped"] == {"held_out_row": 2}
     alone = build_mixture(parse_spec("tell/plain:task=all"))
     assert len(alone) == 38
 
@@ -75,14 +76,14 @@ def test_tokens_of_dropped_rows_are_none_to_draw_from(
     leaky: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TELL_TOKENIZER", str(GOLDEN / "word_tokenizer.json"))
-    source = _build("general=20rows").manifest()["sources"][1]
+    source = manifest_of(_build("general=20rows"))["sources"][1]
     tokens = source["tokens"]
     assert set(tokens["dropped"]) == {"held_out_query"}
     assert tokens["in_file"] == tokens["available"] + tokens["dropped"]["held_out_query"]
     assert len(_build(f"general={tokens['available']}tok").sources[1].used) == 41
     with pytest.raises(UserError, match="there are only"):
         _build(f"general={tokens['available'] + 1}tok")
-    shares = [part["share"] for part in _build("general=20rows").manifest()["sources"]]
+    shares = [part["share"] for part in manifest_of(_build("general=20rows"))["sources"]]
     assert sum(share["rows"] for share in shares) == pytest.approx(1)
     assert sum(share["tokens"] for share in shares) == pytest.approx(1)
 
@@ -92,14 +93,14 @@ def test_kept_overlaps_are_counted() -> None:
     mixture = _build("general=all/overlap=keep")
     assert len(mixture) == 8 + 44
     assert {row["q"] for row in LEAKS} < set(_queries(mixture))
-    manifest = mixture.manifest()
+    manifest = manifest_of(mixture)
     assert manifest["overlap"]["general_rows_that_are_held_out_queries"] == 3
     assert manifest["overlap"]["of_these_used"] == 3
     assert manifest["sources"][1]["rows"]["dropped"] == {}
     few = _build("general=10rows/overlap=keep")
     used = sum(query in {row["q"] for row in LEAKS} for query in _queries(few))
-    assert few.manifest()["overlap"]["of_these_used"] == used
-    assert few.manifest()["overlap"]["general_rows_that_are_held_out_queries"] == 3
+    assert manifest_of(few)["overlap"]["of_these_used"] == used
+    assert manifest_of(few)["overlap"]["general_rows_that_are_held_out_queries"] == 3
 
 
 @pytest.mark.usefixtures("leaky")
@@ -112,7 +113,7 @@ def test_no_task_rows_leave_exactly_the_general_rows(text: str) -> None:
     assert list(alone.rows()) == general
     assert alone.task is None
     assert not alone.is_task.any()
-    of_tell, of_alone = tell.manifest(), alone.manifest()
+    of_tell, of_alone = manifest_of(tell), manifest_of(alone)
     assert of_alone["overlap"] == of_tell["overlap"]
     for source in (*of_alone["sources"], *of_tell["sources"]):
         del source["share"]  # of another whole
@@ -129,7 +130,7 @@ def test_no_task_rows_need_no_task_file(leaky: Path) -> None:
     (leaky / "test.jsonl").unlink()
     with pytest.raises(UserError, match="split 'test' is not here"):
         _build("task=0/general=all")
-    manifest = _build("task=0/general=all/overlap=keep").manifest()
+    manifest = manifest_of(_build("task=0/general=all/overlap=keep"))
     assert manifest["overlap"] == {
         "rule": "keep",
         "checked": False,
@@ -224,8 +225,8 @@ def test_a_missing_test_file_is_no_licence_to_train_on_it(make_card: MakeCard) -
     assert "overlap=keep" in str(caught.value.remedy)
     mixture = _build("general=all/overlap=keep")
     assert len(mixture) == 8 + 43
-    assert mixture.manifest()["overlap"]["checked"] is False
-    assert mixture.manifest()["sources"][1]["rows"]["held_out_queries"] is None, "not 0"
+    assert manifest_of(mixture)["overlap"]["checked"] is False
+    assert manifest_of(mixture)["sources"][1]["rows"]["held_out_queries"] is None, "not 0"
 
 
 def test_what_is_here_is_checked_even_when_another_split_is_missing(make_card: MakeCard) -> None:
@@ -245,7 +246,7 @@ def test_a_card_without_held_out_rows(make_card: MakeCard) -> None:
     make_card("t", train=TASK)
     mixture = _build()
     assert len(mixture) == 8 + 43
-    assert mixture.manifest()["overlap"]["checked"] is True, "there is nothing to hold out"
+    assert manifest_of(mixture)["overlap"]["checked"] is True, "there is nothing to hold out"
 
 
 def test_training_queries_may_stand_among_the_general_rows(make_card: MakeCard) -> None:
@@ -268,6 +269,6 @@ def test_halueval_queries_stand_in_real_alpaca_rows(make_card: MakeCard) -> None
     card = folder / "card.yaml"
     card.write_text(card.read_text().replace("splits:\n", f"splits:\n  test: {test}\n"))
     mixture = build_mixture(parse_spec("tell/t:from=alpaca_en_demo/general=all"))
-    dropped = mixture.manifest()["sources"][1]["rows"]["dropped"]["held_out_query"]
+    dropped = manifest_of(mixture)["sources"][1]["rows"]["dropped"]["held_out_query"]
     assert dropped == 28
     assert len(mixture) == 8 + 999 - 28

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tell_plugins.core.cards import card_names, load_card
+from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import ALL, parse_spec
 from tell_plugins.recipe.check import inspect
@@ -331,7 +332,7 @@ def test_its_mixture_is_built_from_local_files(path: Path) -> None:
     spec = scaled(recipe_of(path).spec)
     mixture = build_mixture(spec)
     rows = list(mixture.rows())
-    manifest = mixture.manifest()
+    manifest = manifest_of(mixture)
     assert len(rows) == manifest["rows"] == len(mixture)
     assert build_mixture(spec).hash == manifest["hash"]
     channels = [row["channel"] for row in rows]

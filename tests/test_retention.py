@@ -14,6 +14,7 @@ from tell_plugins.bridge.protocol import DECODINGS
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import bleed, evaluate, retention
@@ -361,7 +362,7 @@ def test_rows_that_changed_since_a_training_are_not_known(
 ) -> None:
     spec = "tell/tiny_task:general=12rows"
     folder = make_adapter(tmp_path / "a", model, seed=1, spec=spec)
-    manifest = build_mixture(parse_spec(spec)).manifest()
+    manifest = manifest_of(build_mixture(parse_spec(spec)))
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert len(planned(recipe, folder, general_rows=3).general) == 3
     manifest["sources"][1]["rows"]["used"] = 11
@@ -375,7 +376,7 @@ def test_rows_that_changed_since_a_training_are_not_known(
 def test_an_adapter_is_tested_with_the_anchor_it_trained_with(
     trained: str, recipe: Path, model: Path, tmp_path: Path
 ) -> None:
-    manifest = build_mixture(parse_spec(f"{OWN}/{trained}".rstrip("/"))).manifest()
+    manifest = manifest_of(build_mixture(parse_spec(f"{OWN}/{trained}".rstrip("/"))))
     if not trained:  # its text was another one then
         manifest["anchor"]["sha256"] = "0" * 64
     folder = make_adapter(tmp_path / "a", model, seed=1, spec=OWN)
@@ -384,7 +385,7 @@ def test_an_adapter_is_tested_with_the_anchor_it_trained_with(
         planned(recipe, folder)
     for asked in ("card", "none"):
         assert planned(recipe, folder, anchor=asked).anchor == asked
-    general = build_mixture(parse_spec("tell/tiny_task:task=0/general=4rows")).manifest()
+    general = manifest_of(build_mixture(parse_spec("tell/tiny_task:task=0/general=4rows")))
     (folder / "manifest.json").write_text(json.dumps(general))
     assert planned(recipe, folder).anchor == "card"  # it saw none
 

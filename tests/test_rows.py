@@ -15,6 +15,7 @@ import pytest
 from tell_plugins.core import paths, rows
 from tell_plugins.core.cards import Columns
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.rows import MAX_CHARS, Rows, extract, open_rows, question_of
 from tell_plugins.core.spec import parse_spec
@@ -147,7 +148,7 @@ def test_a_malformed_general_row_is_dropped_counted_and_listed(
     (folder / "train.jsonl").write_text(GOOD_LINE + line + GOOD_LINE.replace("good", "other"))
     mixture = build_mixture(parse_spec("tell/t:general=all"))
     assert len(mixture) == 3
-    source = mixture.manifest()["sources"][1]
+    source = manifest_of(mixture)["sources"][1]
     assert source["rows"]["in_file"] == 3
     assert source["rows"]["dropped"] == {"malformed": 1}
     assert source["rows"]["used"] == 2

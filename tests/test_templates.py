@@ -12,6 +12,7 @@ import pytest
 
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
@@ -151,7 +152,7 @@ def test_a_conversation_is_encoded_as_in_training(
     card.write_text(card.read_text().replace("query: q", "history: h\n  query: q"))
     mixture = build_mixture(parse_spec("tell/chats:general=0"))
     adapter = _checkpoint(tmp_path / "adapter", "Answer.")
-    (adapter / "manifest.json").write_text(json.dumps(mixture.manifest()))
+    (adapter / "manifest.json").write_text(json.dumps(manifest_of(mixture)))
 
     training = template_of(kind=kind, training=True)
     training.set_mode("train")

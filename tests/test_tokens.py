@@ -18,6 +18,7 @@ import pytest
 from tell_plugins.core import tokens
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import lengths_of, open_task
 from tell_plugins.core.spec import parse_spec
@@ -258,7 +259,7 @@ def test_without_a_tokenizer_rows_work_and_tokens_say_what_is_missing(make_card:
     make_card("t", train=rows[:5])
     make_card("plain", kind="general", train=rows)
     mixture = build_mixture(parse_spec("tell/t:general=2x"))
-    manifest = mixture.manifest()
+    manifest = manifest_of(mixture)
     assert manifest["tokenizer"] is None
     assert manifest["tokens"] is None
     assert mixture.lengths is None

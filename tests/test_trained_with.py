@@ -14,6 +14,7 @@ import yaml
 
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.locks import only_one
+from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import retention
@@ -143,7 +144,7 @@ def test_rows_asked_that_were_trained_on(
     """On purpose for the training split; for a test split it would be a score that is none."""
     spec = parse_spec("tell/tiny_task:task=4rows/general=4rows")
     folder = trained(tmp_path / "run" / "checkpoint-2")
-    (folder / "manifest.json").write_text(json.dumps(build_mixture(spec).manifest()))
+    (folder / "manifest.json").write_text(json.dumps(manifest_of(build_mixture(spec))))
     assert "4 of the 6 rows asked are among the rows" in evaluated(0, "--split", "train")
     assert "rows asked are among" not in evaluated(0)
     rows = [{"q": f"The {word} jumps over the dog.", "r": '{"label": "yes"}'} for word in WORDS]

@@ -13,7 +13,8 @@ from tell_plugins.bridge.loader import forget_mixtures, trained_on
 from tell_plugins.bridge.mixed_use import refuse
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.mixture import MANIFEST, TASK, Manifest, Mixture
+from tell_plugins.core.manifest import MANIFEST, Manifest, write_facts
+from tell_plugins.core.mixture import TASK, Mixture
 from tell_plugins.core.spec import weighting
 from tell_plugins.core.state_files import cached_json, read_json, write_json
 
@@ -37,13 +38,13 @@ class TellCallback(TrainerCallback):
         _check_rows(kwargs.get("train_dataloader"), trained_on[0])
         _check_resumed(args, trained_on[0])
         if state.is_world_process_zero:
-            trained_on[0].write_facts(Path(args.output_dir), _weighting(args))
+            write_facts(trained_on[0], Path(args.output_dir), _weighting(args))
             make_paths_absolute(Path(args.output_dir) / ARGS)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if trained_on and state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            trained_on[0].write_facts(folder, _weighting(args))
+            write_facts(trained_on[0], folder, _weighting(args))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         forget_mixtures()  # a notebook may train again

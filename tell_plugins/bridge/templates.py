@@ -28,7 +28,7 @@ from tell_plugins.bridge.patches import patch
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import in_front
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.mixture import ANCHOR, MANIFEST, Manifest
+from tell_plugins.core.manifest import ANCHOR, MANIFEST, Manifest
 from tell_plugins.core.state_files import read_json
 
 logger = get_logger()

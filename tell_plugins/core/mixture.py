@@ -1,19 +1,18 @@
 """The mixture: task rows with their anchor among general rows, in training order.
 
 This is TELL's data side (Section 3.2): anchor prompt and extensive shuffle. Amounts are drawn
-from each source on its own (`draw`), the order is hashed (`order`), and a manifest says exactly
-what came out.
+from each source on its own (`draw`), and the order is hashed (`order`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +26,11 @@ from tell_plugins.core.progress import tracked
 from tell_plugins.core.rows import Rows
 from tell_plugins.core.sources import TaskRows, find_file, lengths_of, open_split, open_task
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec
-from tell_plugins.core.state_files import Shape, seal, write_json, write_json_lines
+from tell_plugins.core.state_files import seal, write_json_lines
 from tell_plugins.core.text import KNOWN, any_of, messages_of
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 
 TASK, GENERAL = "task", "general"
-MANIFEST, ANCHOR = "manifest.json", "anchor.txt"
 STEERING = "control_token"  # why a general row is dropped
 SCHEMA = pa.schema(
     [
@@ -109,66 +107,6 @@ class Drawn:
             return None
         part = self.lengths[self.used if rows is None else rows]
         return int((part if column is None else part[:, column]).sum())
-
-    def summary(self) -> dict[str, Any]:
-        in_file = self.tokens(slice(None))
-        lost = {reason: self.tokens(mask) or 0 for reason, mask in self.lost.items()}
-        return {
-            "card": self.card.name,
-            "role": self.role,
-            "split": self.split,
-            "licence": self.card.licence,
-            "file": "+".join(file.name for file in self.rows.files),
-            "file_sha256": self.rows.sha256,
-            "rows": {
-                "in_file": len(self.rows) + self.dropped.get("malformed", 0),
-                "dropped": self.dropped,
-                "duplicates_kept": self.duplicates,
-                "held_out_queries": self.overlapping,
-                "held_out_queries_used": self.overlap_used,
-                "used": len(self.used),
-                "copies": self.repeat,
-            },
-            "tokens": {
-                "in_file": in_file,
-                "dropped": None if in_file is None else lost,
-                "available": None if in_file is None else in_file - sum(lost.values()),
-                "used": _times(self.tokens(), self.repeat),
-                "trainable": _times(self.tokens(column=1), self.repeat),
-            },
-            "malformed_rows": [{"line": bad.line, "reason": bad.reason} for bad in self.rows.bad],
-        }
-
-
-def _times(count: int | None, repeat: int) -> int | None:
-    return None if count is None else count * repeat
-
-
-def _total(counts: Sequence[int | None]) -> int | None:
-    """The sum, or None when one of the counts is not known."""
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
-
-
-class _AnchorFacts(Shape):
-    choice: str
-    sha256: str
-    turn: Literal["first"] | None = None  # of a conversation; None: rows of one turn
-
-
-class _SourceFacts(Shape):
-    card: str
-    role: str
-
-
-class Manifest(Shape):
-    """The keys of a `manifest.json` that others count on; earlier releases wrote no sources."""
-
-    spec: str
-    card: str | None = None
-    hash: str | None = None
-    anchor: _AnchorFacts | None = None
-    sources: list[_SourceFacts] | None = None
 
 
 @dataclass
@@ -280,88 +218,6 @@ class Mixture:
         """Write the rows as JSON lines, in one piece."""
         rows = tracked(self.rows(), f"writing {path.name}", "rows", len(self))
         write_json_lines(path, rows)
-
-    def write_facts(self, folder: Path, weighting: str) -> None:
-        """Write anchor and manifest; the manifest vouches for both: it goes first, comes last."""
-        (folder / MANIFEST).unlink(missing_ok=True)
-        if self.task is not None:
-            paths.write_text(folder / ANCHOR, self.task.anchor.text)
-        else:
-            (folder / ANCHOR).unlink(missing_ok=True)  # of an earlier mixture
-        write_json(folder / MANIFEST, self.manifest(weighting))
-
-    def manifest(self, weighting: str | None = None) -> dict[str, Any]:
-        """Everything that says what this mixture is; no path and no time of this machine.
-
-        `weighting` is what weighs the same in a step: `row` or `token` (`spec.weighting`); None
-        where no recipe says it.
-        """
-        task_entries = int(self.is_task.sum())
-        lengths = self.lengths
-        tokens = None if lengths is None else int(lengths.sum())
-        trainable = None if lengths is None else int(lengths[:, 1].sum())
-        return {
-            "format": 1,
-            "spec": str(self.spec),
-            "card": self.card.name,
-            "anchor": None
-            if self.task is None
-            else {
-                "choice": self.task.anchor.name,
-                "sha256": self.task.anchor.sha256,
-                "characters": len(self.task.anchor.text),
-                **({"turn": "first"} if self.task.has_turns else {}),
-            },
-            "tokenizer": None
-            if self.counter is None
-            else {"name": self.counter.name, "sha256": self.counter.sha256},
-            "order": self.spec.order,
-            "seed": self.spec.seed,
-            "repeat": self.spec.repeat,
-            "kl": self.spec.kl,
-            "weighting": weighting,
-            "overlap": {
-                "rule": self.spec.overlap,
-                "checked": self.overlap_checked,
-                "general_rows_that_are_held_out_queries": _total(
-                    [source.overlapping for source in self.sources]
-                ),
-                "of_these_used": _total([source.overlap_used for source in self.sources]),
-            },
-            "rows": len(self),
-            "tokens": tokens,
-            "trainable_tokens": trainable,
-            "task_share": {
-                "rows": _share(task_entries, len(self)),
-                "tokens": _share_of(lengths, self.is_task),
-                "trainable_tokens": None
-                if lengths is None
-                else _share_of(lengths[:, 1:], self.is_task),
-            },
-            "sources": [
-                {**source.summary(), "share": self._share_of_source(index)}
-                for index, source in enumerate(self.sources)
-            ],
-            "hash": self.hash,
-        }
-
-    def _share_of_source(self, index: int) -> dict[str, float | None]:
-        """A source's share of the entries, and of their tokens."""
-        mine = self.origin[self.order] == index
-        return {
-            "rows": _share(int(mine.sum()), len(self)),
-            "tokens": _share_of(self.lengths, mine),
-        }
-
-
-def _share(part: int, whole: int) -> float:
-    return round(part / whole, 6) if whole else 0.0
-
-
-def _share_of(lengths: npt.NDArray[np.int64] | None, mask: Mask) -> float | None:
-    if lengths is None:
-        return None
-    return _share(int(lengths[mask].sum()), int(lengths.sum()))
 
 
 def build_mixture(spec: Spec, card: Card | None = None) -> Mixture:

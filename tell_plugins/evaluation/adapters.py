@@ -12,7 +12,7 @@ from typing import Any
 from tell_plugins.bridge.protocol import MODEL_KEYS
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest
-from tell_plugins.core.mixture import Manifest
+from tell_plugins.core.manifest import Manifest
 from tell_plugins.core.rows import file_sha256
 from tell_plugins.core.state_files import cached_json, read_json
 from tell_plugins.recipe.recipes import (

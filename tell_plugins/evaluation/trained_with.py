@@ -17,6 +17,7 @@ from tell_plugins.bridge.protocol import MODEL_KEYS, system_text
 from tell_plugins.core import draw
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, raise_all
+from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import GENERAL, HELD_OUT, TASK, build_mixture
 from tell_plugins.core.sources import TaskRows, open_task
 from tell_plugins.core.spec import NONE, parse_spec
@@ -247,7 +248,7 @@ def unknown_rows(adapters: Sequence[Adapter]) -> Iterator[UserError]:
     for adapter, manifest in _with_manifest(adapters):
         if "sources" not in manifest:  # of an earlier release
             continue
-        now = build_mixture(parse_spec(manifest["spec"])).manifest()
+        now = manifest_of(build_mixture(parse_spec(manifest["spec"])))
         if _general_sources(now) != _general_sources(manifest):
             yield UserError(
                 "its general data or their card have changed since it was trained, so which "

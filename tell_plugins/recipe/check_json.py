@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import Mixture
 from tell_plugins.recipe.checked import PARTS, Checked, Unjudged
 from tell_plugins.recipe.findings import Finding
@@ -45,7 +46,7 @@ def _sources(mixture: Mixture) -> list[dict[str, Any]]:
     """The manifest's sources, without the list of malformed rows."""
     return [
         {key: value for key, value in source.items() if key != "malformed_rows"}
-        for source in mixture.manifest()["sources"]
+        for source in manifest_of(mixture)["sources"]
     ]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.manifest import held_out_queries, source_facts
 from tell_plugins.core.mixture import GENERAL, Mixture
 from tell_plugins.core.spec import LOSS_TYPE
 from tell_plugins.recipe import estimate
@@ -91,7 +92,7 @@ def source_lines(mixture: Mixture) -> list[str]:
     """What each source holds and gives, and what was dropped; `mix` prints it too."""
     header = ["role", "card", "split", "in file", "dropped", "tokens there", "used", "copies"]
     header += ["tokens used", "trainable", "share of rows"]
-    rows = [_source_row(source.summary(), len(mixture)) for source in mixture.sources]
+    rows = [_source_row(source_facts(source), len(mixture)) for source in mixture.sources]
     return [table(header, rows), *_source_notes(mixture)]
 
 
@@ -136,16 +137,15 @@ def _source_notes(mixture: Mixture) -> list[str]:
 
 
 def _overlap_note(mixture: Mixture) -> str:
-    overlap = mixture.manifest()["overlap"]
-    held = overlap["general_rows_that_are_held_out_queries"]
+    held, rule = held_out_queries(mixture), mixture.spec.overlap
     if mixture.card.kind == GENERAL:
         return "overlap: not checked, since a general card has no held-out rows"
     if held is None:
-        return f"overlap={overlap['rule']}: not checked, since no held-out row is here"
-    against = "all held-out rows" if overlap["checked"] else "the held-out rows that are here"
+        return f"overlap={rule}: not checked, since no held-out row is here"
+    against = "all held-out rows" if mixture.overlap_checked else "the held-out rows that are here"
     task = "" if mixture.task is None else "; task rows: 0"
     return (
-        f"overlap={overlap['rule']}: checked against {against}; "
+        f"overlap={rule}: checked against {against}; "
         f"general rows that hold one of their queries: {held:,}{task}"
     )
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.mixture import ANCHOR, MANIFEST, Mixture, build_mixture
+from tell_plugins.core.manifest import ANCHOR, MANIFEST, write_facts
+from tell_plugins.core.mixture import Mixture, build_mixture
 from tell_plugins.core.schemas import card_validator
 from tell_plugins.core.spec import weighting
 from tell_plugins.recipe.check_report import source_lines
@@ -57,7 +58,7 @@ def write_mixture(mixture: Mixture, folder: Path, weighting: str) -> None:
     """Write rows, anchor and manifest, which vouches for the others and so comes last."""
     (folder / MANIFEST).unlink(missing_ok=True)
     mixture.write_json_lines(folder / ROWS)
-    mixture.write_facts(folder, weighting)
+    write_facts(mixture, folder, weighting)
 
 
 def summary(mixture: Mixture) -> str:
