@@ -71,6 +71,15 @@ def test_imports_go_downwards(part: str) -> None:
     assert wrong == []
 
 
+def test_the_method_is_read_in_fifteen_minutes() -> None:
+    """AGENTS.md names its files."""
+    section = (PROJECT / "AGENTS.md").read_text(encoding="utf-8").partition("fifteen minutes")[2]
+    names = re.findall(r"`((?:core|bridge)/\w+\.py)`", section.partition("\n## ")[0])
+    files = [(PACKAGE / name).read_text(encoding="utf-8") for name in names]
+    assert len(files) == 12
+    assert sum(text.count("\n") for text in files) <= 3000
+
+
 def test_no_module_imports_itself_by_way_of_others() -> None:
     """Imports inside functions count, too."""
     names = {".".join(path.relative_to(PROJECT).with_suffix("").parts): path for path in MODULES}

@@ -48,7 +48,7 @@ Proof = Callable[[Path], "str | None"]  # what is wrong with a file; None when i
 
 
 class Unreachable(MachineError):
-    """A server or hub did not answer at all, so another file of it need not be asked for."""
+    """A server or hub did not answer, however often it was asked."""
 
 
 class Places(NamedTuple):

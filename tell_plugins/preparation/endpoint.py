@@ -47,10 +47,6 @@ class Refused(UserError):
     """A request that the server does not take, or answers with what is no answer."""
 
 
-class NoAnswer(MachineError):
-    """A request that got no answer, however often it was sent; another may."""
-
-
 class Completion(NamedTuple):
     """One answer. `tokens_in` and `tokens_out` are None where the server does not say.
 
@@ -131,7 +127,7 @@ class Endpoint:
         """One chat completion; `request` is as in OpenAI's API, `model` and `messages` included.
 
         Raises Refused where the server does not take it (`hint` tells the user what may displease
-        it), NoAnswer or Unreachable where it did not answer in all tries, another UserError for a
+        it), Unreachable where it did not answer in all tries, another UserError for a
         wrong key, address or model, another MachineError where only time helps.
         """
         with self._faults(hint):
@@ -154,7 +150,7 @@ class Endpoint:
             yield
         except openai.APITimeoutError:
             told = f"{where}: no answer within {self.timeout:g} s, {self.tries} times"
-            raise NoAnswer(told, remedy=_FEWER) from None
+            raise Unreachable(told, remedy=_FEWER) from None
         except openai.APIConnectionError as error:
             raise Unreachable(
                 f"{where}: no connection ({error.__cause__ or error})",
@@ -179,7 +175,7 @@ class Endpoint:
             told = f"{where} asks to wait {int(wait):,} s ({said})"
             return MachineError(told, remedy=f"{_GOES_ON}, then")
         if status in (408, 409, 429) or status >= 500:
-            return NoAnswer(f"{where}: {said}, {self.tries} times", remedy=_FEWER)
+            return Unreachable(f"{where}: {said}, {self.tries} times", remedy=_FEWER)
         if status in (401, 402, 403):
             remedy = f"check the key in ${self.key_env}, what it may use, and the account"
             return UserError(said, where=where, remedy=remedy)
@@ -362,7 +358,7 @@ class _Result(NamedTuple):
     key: str
     text: str | None
     problem: str = ""
-    fault: Refused | NoAnswer | Unreachable | None = None
+    fault: Refused | Unreachable | None = None
 
 
 def _asked(check: Check, asking: Asking, question: tuple[str, Messages]) -> _Result:
@@ -375,7 +371,7 @@ def _asked(check: Check, asking: Asking, question: tuple[str, Messages]) -> _Res
     for _ in range(asking.attempts):
         try:
             answer = asking.ask(hint=_HINT, messages=messages, **request)
-        except (Refused, NoAnswer, Unreachable) as error:
+        except (Refused, Unreachable) as error:
             return _Result(key, None, str(error).splitlines()[0], error)
         text = answer.text.encode("utf-8", "replace").decode()  # half a character cannot go back
         problem = check(key, text) or ""
@@ -391,7 +387,7 @@ def _asked(check: Check, asking: Asking, question: tuple[str, Messages]) -> _Res
 
 
 def _stopped(
-    error: Refused | NoAnswer | Unreachable, answered: int, journal: Journal
+    error: Refused | Unreachable, answered: int, journal: Journal
 ) -> UserError | MachineError:
     """The error that ends the run: the request is wrong, or the endpoint is down."""
     if isinstance(error, UserError):
