@@ -334,11 +334,11 @@ def load_card(name: str, folder: Path | None = None) -> Card:
     Raises UserError for a missing, unreadable or wrong card.
     """
     path = folder / "card.yaml" if folder else find_card(name)
-    return _load(path, path.stat().st_mtime_ns, name)
+    return _load(path, paths.version_of(path), name)
 
 
 @lru_cache(maxsize=64)
-def _load(path: Path, _stamp: int, name: str) -> Card:
+def _load(path: Path, _version: tuple[int, ...], name: str) -> Card:
     where = paths.shown(path)
     document = read_yaml(path)
     if not isinstance(document.values, dict):

@@ -115,16 +115,10 @@ def open_rows(path: Path, columns: Columns) -> Rows:
     Raises UserError when the file as a whole cannot be read, lacks the columns, or is being
     written.
     """
-    version = _version(path)
+    version = paths.version_of(path)
     sha256 = file_sha256(path)
     folder = _folder(path, columns, sha256)
     return _open(folder, path, sha256) or _make(folder, path, columns, sha256, version)
-
-
-def _version(path: Path) -> tuple[int, int, int]:
-    """What changes when somebody writes the file anew."""
-    stat = path.stat()
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _folder(path: Path, columns: Columns, sha256: str) -> Path:
@@ -147,7 +141,7 @@ def _make(
         shutil.rmtree(folder, ignore_errors=True)  # it does not fit
         with paths.atomic_dir(folder) as temporary:
             _convert(path, columns, temporary)
-            if _version(path) != version:
+            if paths.version_of(path) != version:
                 raise UserError(
                     "the file changes while it is read",
                     where=paths.shown(path),

@@ -48,12 +48,12 @@ def _with_content(name: str, blob: str) -> Path | None:
 
 def blob_id(path: Path) -> str:
     """The git blob id of a file: the SHA-1 of `blob <size>\\0` and the content."""
-    stat = path.stat()
-    return _blob_id(path, stat.st_size, stat.st_mtime_ns)
+    return _blob_id(path, paths.version_of(path))
 
 
 @lru_cache(maxsize=64)
-def _blob_id(path: Path, size: int, _stamp: int) -> str:
+def _blob_id(path: Path, version: tuple[int, int, int]) -> str:
+    _, size, _ = version
     digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     return hex_digest(path, digest)
 
