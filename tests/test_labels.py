@@ -14,9 +14,11 @@ import pytest
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
-from tell_plugins.evaluation import scoring, significance
+from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.answers import load_scored
+from tell_plugins.evaluation.differences import difference, measure_of
 from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate, wilson
+from tell_plugins.evaluation.judged import mean
 from tell_plugins.evaluation.scorers import judge_saved
 from tests.conftest import MakeCard
 from tests.saved_answers import counts, judged_labels, save_answers
@@ -189,10 +191,10 @@ def test_rates_of_nothing_and_of_everything() -> None:
     assert rate([True] * 10, [0] * 10).low == pytest.approx(wilson(1, 1)[0])
 
 
-def between(x: Any, y: Any, resamples: int = 1000) -> significance.Difference:
+def between(x: Any, y: Any, resamples: int = 1000) -> Any:
     """The difference of two systems of which each answers each row once."""
-    sides = (significance.counts_of(side, range(len(side))) for side in (x, y))
-    return significance.paired(*sides, significance.mean_score, resamples=resamples)
+    sides = (measure_of(range(len(side)), mean(side)) for side in (x, y))
+    return difference(*sides, resamples=resamples)
 
 
 def test_the_paired_bootstrap_against_the_plain_one() -> None:
@@ -226,10 +228,3 @@ def test_interval_and_p_are_about_right_under_no_difference() -> None:
     found = [between(*pair) for pair in pairs]
     assert 1 <= sum(one.low > 0 or one.high < 0 for one in found) <= 22  # 5 % of 200, give or take
     assert 1 <= sum(one.p < 0.05 for one in found) <= 18
-
-
-def test_rows_must_be_paired() -> None:
-    short = significance.counts_of([1], [0])
-    long = significance.counts_of([1, 0], [0, 1])
-    with pytest.raises(ValueError, match="not the same rows"):
-        significance.paired(short, long, significance.mean_score)

@@ -17,9 +17,10 @@ from matplotlib.figure import Figure
 from tell_plugins import cli
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.state_files import write_json
+from tell_plugins.evaluation.differences import t_interval
 from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.paper_numbers import paper
-from tell_plugins.experiments import measures, plots, tables
+from tell_plugins.experiments import plots, tables
 from tell_plugins.experiments.measures import Judge
 from tell_plugins.experiments.outcome import Outcome
 from tell_plugins.experiments.results import ReferenceShelf, collect, load_studies
@@ -163,7 +164,7 @@ def test_failed_runs_stand_in_the_table_and_on_the_page(collected: Path) -> None
 
 
 def test_interval_over_seeds_is_students() -> None:
-    found = measures.t_interval([0.2, 0.4, 0.6])
+    found = t_interval([0.2, 0.4, 0.6])
     assert found.value == pytest.approx(0.4)
     assert found.high == pytest.approx(0.4 + 4.303 * 0.2 / math.sqrt(3), abs=1e-3)
 

@@ -15,12 +15,13 @@ import pytest
 from tell_plugins import cli
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import intervals
+from tell_plugins.evaluation.differences import Difference
 from tell_plugins.evaluation.grids import to_csv
 from tell_plugins.evaluation.intervals import POWER, Z95, smallest_shown
 from tell_plugins.evaluation.significance import Floats, interval, mean_score, over_seeds
 from tell_plugins.experiments import plots, tables
 from tell_plugins.experiments.conclusions import conclude
-from tell_plugins.experiments.measures import Difference, Group, Judge
+from tell_plugins.experiments.measures import Group, Judge
 from tell_plugins.experiments.outcome import Outcome
 from tell_plugins.experiments.report import corrections
 from tell_plugins.experiments.results import ReferenceShelf, load_studies
@@ -210,11 +211,11 @@ def test_what_is_said_of_seeds(
         ((0.01, 0.02, 0.6), False),  # a t-interval over the seeds holds 0
     ],
 )
-def test_a_difference_is_certain_when_rows_and_seeds_agree(
+def test_a_difference_is_told_apart_when_rows_and_seeds_agree(
     by_seed: tuple[float, ...], certain: bool
 ) -> None:
-    assert Difference(0.2, 0.1, 0.3, 100, by_seed).certain == certain
-    assert not Difference(0.2, -0.1, 0.3, 100, by_seed).certain
+    assert Difference(0.2, 0.1, 0.3, 100, by_seed=by_seed).told_apart == certain
+    assert not Difference(0.2, -0.1, 0.3, 100, by_seed=by_seed).told_apart
 
 
 def test_three_seeds_of_thirds_do_not_vary() -> None:
@@ -384,7 +385,7 @@ def test_a_small_gap_needs_the_paired_test_too() -> None:
     assert difference is not None
     assert difference.low > 0
     assert difference.p == pytest.approx(0.065, abs=0.02)
-    assert not difference.certain
+    assert not difference.told_apart
 
 
 def test_corrections_stand_on_the_page(report: Callable[..., Report], tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from tell_plugins.evaluation import intervals, significance
-from tell_plugins.evaluation.judged import Column
-from tell_plugins.evaluation.significance import Floats, counts_of, mean_score, paired
+from tell_plugins.evaluation import intervals
+from tell_plugins.evaluation.differences import Difference, difference, measure_of
+from tell_plugins.evaluation.judged import Column, mean, share
+from tell_plugins.evaluation.significance import Floats, counts_of
 from tests.saved_answers import judged_labels
 
 
@@ -17,6 +18,14 @@ def _once(hits: object) -> Floats:
     """One answer to each test row."""
     values = np.asarray(hits, float)
     return counts_of(values, np.arange(len(values)))
+
+
+def _compared(system: Column, baseline: Column) -> Difference:
+    """The difference of two systems that answered each row once."""
+    sides = (measure_of(range(len(column.stats)), column) for column in (system, baseline))
+    found = difference(*sides)
+    assert found is not None
+    return found
 
 
 def test_difference_of_nothing_and_nothing_has_an_interval() -> None:
@@ -49,12 +58,8 @@ def test_paired_difference_is_newcombes(
 def test_few_discordant_rows_are_not_certain() -> None:
     """5 rows right against 5 wrong; 4 of 100; 5 of 1,506: McNemar's exact p is above 0.06."""
     for better, total in ((5, 5), (4, 100), (5, 1506)):
-        found = significance.paired(
-            _once([1] * total),
-            _once([0] * better + [1] * (total - better)),
-            significance.mean_score,
-            interval_of=intervals.share_difference,
-        )
+        sides = ([1] * total, [0] * better + [1] * (total - better))
+        found = _compared(*(share(list(map(bool, side))) for side in sides))
         exact = 2 * 0.5**better
         assert found.p == pytest.approx(exact, abs=0.02)
         assert found.low < found.value
@@ -101,8 +106,8 @@ def test_two_constant_systems_are_not_told_apart() -> None:
 @pytest.mark.parametrize(("rows", "told"), [(1, False), (4, False), (40, True)])
 def test_a_few_rows_that_all_agree_tell_nothing_apart(rows: int, told: bool) -> None:
     """An interval of draws that are all the same has no width."""
-    right, wrong = (counts_of([value] * rows, range(rows)) for value in (1.0, 0.0))
-    found = paired(right, wrong, mean_score)
+    right, wrong = (mean([value] * rows) for value in (1.0, 0.0))
+    found = _compared(right, wrong)
     assert found.low == found.high == 1
     assert found.better == told
-    assert paired(wrong, right, mean_score).worse == told
+    assert _compared(wrong, right).worse == told

@@ -17,8 +17,8 @@ from tell_plugins import cli
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation.adapters import with_baseline
+from tell_plugins.evaluation.differences import Measure
 from tell_plugins.evaluation.judged import mean
-from tell_plugins.evaluation.scoring import Measure
 from tell_plugins.experiments import tune
 from tell_plugins.experiments.store import EVALUATED, TRAINED, Job
 from tell_plugins.experiments.tune import OWN, RUNGS, better_half, fitting, seconds_needed

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from tell_plugins.core.state_files import Shape, cached_json, find, find_below, 
 from tell_plugins.evaluation import scorers, scoring
 from tell_plugins.evaluation.adapters import BASE, Adapter
 from tell_plugins.evaluation.answers import ANSWERS, Scored, joined, load_scored, read_settings
+from tell_plugins.evaluation.differences import Difference, difference
 from tell_plugins.evaluation.judged import Judged
 from tell_plugins.evaluation.paper_numbers import PaperNumber, paper_number
 from tell_plugins.evaluation.rivals import RIVALS
 from tell_plugins.evaluation.scorers.learned import Wanted, score_learned, wanted
 from tell_plugins.evaluation.scoring import Scores
-from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference
+from tell_plugins.evaluation.significance import RESAMPLES, SEED
 from tell_plugins.recipe.recipes import load_recipe
 
 _TEST = "test"
@@ -254,7 +255,7 @@ def _differences(
     for system in tracked(others, "differences", "systems", len(others)):
         for key, mine in scoring.measures(system.scored, system.judged).items():
             if key in theirs:
-                found = scoring.difference(mine, theirs[key], resamples=resamples, seed=seed)
+                found = difference(mine, theirs[key], resamples=resamples, seed=seed)
                 if found is not None:
                     yield Compared(system.name, base.name, *key, found, mine.column.percent)
 
@@ -269,7 +270,7 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
     records = [
         {
             **{key: getattr(found, key) for key in ("system", "baseline", "scorer", "measure")},
-            **asdict(found.difference),
+            **found.difference.record,
         }
         for found in comparison.differences
     ]

@@ -72,7 +72,7 @@ def _elsewhere(own: System, baseline: System) -> Iterator[tuple[str, str]]:
     for name, what in _KEPT.items():
         moved = elsewhere.change(name, *sides, Form())
         if moved is not None:
-            word = _word(better=moved.high < 0, worse=moved.low > 0)
+            word = _word(better=moved.worse, worse=moved.better)
             yield word, f"{what} ({shown(moved, sign='+')} nats a token)"
 
 

@@ -7,22 +7,18 @@ that trains; divergence from the base model; and loss on held-out rows of the so
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
-from tell_plugins.evaluation import bleed, retention, scoring
+from tell_plugins.evaluation import bleed, retention
 from tell_plugins.evaluation.answers import ANSWERS, Answer, differing, read_answers, saved_settings
 from tell_plugins.evaluation.bleed import Form
+from tell_plugins.evaluation.differences import Difference, Measure, difference, measure_of
 from tell_plugins.evaluation.intervals import Estimate, Rate
-from tell_plugins.evaluation.judged import Column, Judged
+from tell_plugins.evaluation.judged import Judged
 from tell_plugins.evaluation.retention import Sum
-from tell_plugins.evaluation.scoring import Measure, measure_of
-from tell_plugins.evaluation.significance import Difference
 
 BLEED, KL, STYLE_FIT = "bleed minus base", "KL to base", "style fit"
 INSTRUCTIONS, PROSE = "foreign instructions minus base", "prose minus base"
@@ -86,8 +82,8 @@ def elsewhere(runs: Sequence[Run], base: Run | None, form: Form) -> Elsewhere:
         if moved is not None:
             found[name] = Estimate(moved.value, moved.low, moved.high, moved.n)
     for name in (KL, STYLE_FIT):
-        if sums := _sums(runs, name):
-            found[name] = retention.retention(sums)
+        if (one := measure(runs, name, form)) is not None:
+            found[name] = one.column.estimate(one.ids)
     found.setdefault(STYLE_FIT, None)
     return found
 
@@ -98,31 +94,14 @@ def measure(runs: Sequence[Run], name: str, form: Form) -> Measure | None:
         asked = _general(runs, form)
         known = asked.rows and bleed.BLEED in asked.columns
         return measure_of(asked.rows, asked.columns[bleed.BLEED]) if known else None
-    sums = _sums(runs, name)
-    return measure_of(range(len(sums)), Column(np.asarray(sums, float))) if sums else None
+    sums = retention.mean_sums([run.sums[_FILES[name]] for run in runs])
+    return measure_of(range(len(sums)), retention.column(sums)) if sums else None
 
 
 def _general(runs: Sequence[Run], form: Form) -> Judged:
     return bleed.judged([line for run in runs for line in run.general], form)
 
 
-def _sums(runs: Sequence[Run], name: str) -> list[Sum]:
-    return retention.mean_sums([run.sums[_FILES[name]] for run in runs])
-
-
 def change(name: str, runs: Sequence[Run], others: Sequence[Run], form: Form) -> Difference | None:
-    """The paired difference of a measure to that of other runs; None without the same rows."""
-    return paired(name, *(measure(side, name, form) for side in (runs, others)))
-
-
-def paired(name: str, mine: Measure | None, theirs: Measure | None) -> Difference | None:
-    """The paired difference over the same rows; None where they are not the same. A loss or a
-    divergence has no test: its p is NaN."""
-    if mine is None or theirs is None or not np.array_equal(mine.ids, theirs.ids):
-        return None
-    if name not in _FILES:
-        return scoring.difference(mine, theirs)
-    if not np.array_equal(mine.stats[:, 1], theirs.stats[:, 1]):
-        return None
-    ends = retention.difference(mine.stats, theirs.stats)
-    return Difference(*ends, p=math.nan, n=len(mine.ids), resamples=0, seed=0)
+    """The paired difference of a measure to that of other runs; None where there is none."""
+    return difference(*(measure(side, name, form) for side in (runs, others)))

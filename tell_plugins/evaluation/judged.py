@@ -63,6 +63,7 @@ class Column:
             test rows where it is None.
         difference: the interval of a paired difference; a bootstrap where it is None.
         percent: whether it is shown in per cent.
+        is_loss: whether it is a loss: its differences are of all rows, and have no test.
         detail: whether `compare` alone shows it.
     """
 
@@ -71,6 +72,7 @@ class Column:
     value: Callable[[Floats], Rate | Estimate] | None = None
     difference: PairedInterval | None = None
     percent: bool = True
+    is_loss: bool = False
     detail: bool = False
 
     def estimate(self, rows: npt.ArrayLike) -> Rate | Estimate:

@@ -28,6 +28,7 @@ from tell_plugins.core.text import row_id
 from tell_plugins.evaluation import significance
 from tell_plugins.evaluation.answers import Prompt, Settings
 from tell_plugins.evaluation.intervals import Estimate, Interval
+from tell_plugins.evaluation.judged import Column
 from tell_plugins.evaluation.significance import Floats
 
 CARD = "retention"
@@ -163,7 +164,13 @@ def mean_sums(parts: Sequence[Sequence[Sum]]) -> list[Sum]:
     return [(float(value), n) for value, (_, n) in zip(sums, parts[0], strict=True)]
 
 
-def retention(losses: Sequence[Sum]) -> Estimate:
+def column(losses: Sequence[Sum]) -> Column:
+    """Loss or divergence per token as a measure, a row each."""
+    stats = np.asarray(losses, float)
+    return Column(stats, value=retention, difference=difference, percent=False, is_loss=True)
+
+
+def retention(losses: Sequence[Sum] | Floats) -> Estimate:
     """Mean loss (or divergence) per token, with a 95 % bootstrap interval over its n rows."""
     return Estimate(*_mean(np.asarray(losses, float)), len(losses))
 

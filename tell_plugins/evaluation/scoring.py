@@ -12,18 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from tell_plugins.core.state_files import write_json
-from tell_plugins.evaluation import scorers, significance
+from tell_plugins.evaluation import scorers
 from tell_plugins.evaluation.answers import Scored, load_scored
+from tell_plugins.evaluation.differences import Measure, measure_of
 from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate
-from tell_plugins.evaluation.judged import Column, Judged, count_kinds
+from tell_plugins.evaluation.judged import Judged, count_kinds
 from tell_plugins.evaluation.scorers import SECOND_READINGS
 from tell_plugins.evaluation.scorers.learned import Wanted, score_learned
 from tell_plugins.evaluation.scorers.translation import SHOWN
-from tell_plugins.evaluation.significance import RESAMPLES, SEED, Difference, Floats, summed
 
 FORMAT = 4
 SCORES = "scores.json"
@@ -195,18 +192,6 @@ def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN_ANSWER else f"{text[:_SHOWN_ANSWER]}..."
 
 
-# --- differences ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A column whose `stats` (n, s) are summed by test row; `ids` (n,) name the rows."""
-
-    ids: npt.NDArray[Any]
-    stats: Floats
-    column: Column
-
-
 def measures(scored: Scored, judged: Mapping[str, Judged] | None = None) -> dict[Key, Measure]:
     """All measures of a set of answers, by scorer and name.
 
@@ -219,25 +204,3 @@ def measures(scored: Scored, judged: Mapping[str, Judged] | None = None) -> dict
             found[reading, name] = measure_of(ids, column)
     return found
 
-
-def measure_of(ids: Sequence[Any], column: Column) -> Measure:
-    """A measure by the ids of the answers' test rows."""
-    return Measure(np.unique(ids), summed(column.stats, ids), column)
-
-
-def difference(
-    system: Measure, baseline: Measure, *, resamples: int = RESAMPLES, seed: int = SEED
-) -> Difference | None:
-    """The paired difference over the rows that both answered; None where there is none."""
-    _, mine, theirs = np.intersect1d(system.ids, baseline.ids, return_indices=True)
-    if len(mine) == 0:
-        return None
-    found = significance.paired(
-        system.stats[mine],
-        baseline.stats[theirs],
-        system.column.score,
-        resamples=resamples,
-        seed=seed,
-        interval_of=system.column.difference,
-    )
-    return None if np.isnan([found.value, found.low]).any() else found  # nothing to take a share of

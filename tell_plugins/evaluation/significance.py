@@ -10,52 +10,18 @@ are one matrix product.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 RESAMPLES = 2000
 SEED = 42
-LEVEL = 0.05  # of the test: p below it
 _CHUNK = 4_000_000  # counts held in memory at once
 _EQUAL = 1e-12  # differences closer than this are the same: sums of floats
 
 Floats = npt.NDArray[np.float64]
 Score = Callable[[Floats], Floats]  # (r, s) sums -> (r,) scores
 PairedInterval = Callable[[Floats, Floats], tuple[float, float, float]]  # value, low, high
-
-
-@dataclass(frozen=True)
-class Difference:
-    """System minus baseline over the same rows.
-
-    Attributes:
-        value: the difference; `low` and `high` are its 95 % interval.
-        p: two-sided, by approximate randomization; never below 1 / (resamples + 1).
-        n: how many rows were drawn from.
-    """
-
-    value: float
-    low: float
-    high: float
-    p: float
-    n: int
-    resamples: int
-    seed: int
-
-    @property
-    def better(self) -> bool:
-        """Whether the interval lies above zero and the test says so too.
-
-        Of one row, or of a few that all agree, each draw is the same: its interval has no width.
-        """
-        return self.low > 0 and self.p < LEVEL
-
-    @property
-    def worse(self) -> bool:
-        """The same below zero."""
-        return self.high < 0 and self.p < LEVEL
 
 
 def summed(stats: Floats, rows: npt.ArrayLike) -> Floats:
@@ -110,36 +76,6 @@ def _sums(kinds: Floats, draw: Callable[[int], npt.NDArray[np.int64]], resamples
     return np.concatenate(parts)
 
 
-def paired(
-    system: Floats,
-    baseline: Floats,
-    score: Score,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
-    interval_of: PairedInterval | None = None,
-) -> Difference:
-    """The difference in `score` of two systems over the same rows.
-
-    `system` and `baseline` are (n, s): row i of both belongs to the same test row. The interval is
-    the percentile interval of a bootstrap, unless the score has one of its own: `interval_of`.
-    """
-    if system.shape != baseline.shape:
-        raise ValueError(f"not the same rows: {system.shape} and {baseline.shape}")
-    both, width = np.hstack([system, baseline]), system.shape[1]
-
-    def differences(sums: Floats) -> Floats:
-        return score(sums[:, :width]) - score(sums[:, width:])
-
-    value = float(differences(both.sum(axis=0)[None])[0])
-    if interval_of is None:
-        low, high = interval(both, differences, resamples=resamples, seed=seed)
-    else:
-        _, low, high = interval_of(system, baseline)
-    p = _randomized(both, differences, value, resamples, seed)
-    return Difference(value, low, high, p, len(system), resamples, seed)
-
-
 def over_seeds(
     pairs: Sequence[tuple[Floats, Floats]],
     score: Score,
@@ -164,8 +100,9 @@ def over_seeds(
     return float(low), float(high)
 
 
-def _randomized(both: Floats, differences: Score, value: float, resamples: int, seed: int) -> float:
-    """How often the difference is as large when the two answers to half of the rows are swapped."""
+def randomized(both: Floats, differences: Score, value: float, resamples: int, seed: int) -> float:
+    """The p of the difference `value`: how often it is as large when the two answers to half of the
+    rows are swapped. `both` (n, 2s) are the rows of both systems side by side."""
     width = both.shape[1] // 2
     kinds, counts = np.unique(both, axis=0, return_counts=True)
     swap = np.hstack([kinds[:, width:], kinds[:, :width]]) - kinds

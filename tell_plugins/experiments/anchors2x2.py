@@ -17,12 +17,12 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.state_files import write_json
 from tell_plugins.evaluation.answers import load_scored
+from tell_plugins.evaluation.differences import Difference, difference
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console, to_csv
 from tell_plugins.evaluation.intervals import shown
 from tell_plugins.evaluation.options import add_some, given
 from tell_plugins.evaluation.scorers import SECOND_READINGS
-from tell_plugins.evaluation.scoring import difference, measures
-from tell_plugins.evaluation.significance import Difference
+from tell_plugins.evaluation.scoring import measures
 from tell_plugins.evaluation.summary import System, elsewhere_table, table
 from tell_plugins.experiments import sweep_verb
 from tell_plugins.experiments.results import load_studies, systems_of
@@ -173,7 +173,7 @@ def write(systems: Mapping[Cell, System], found: Effects, stem: Path) -> list[Pa
             for (trained, tested), system in systems.items()
         ],
         "effects": [
-            {"anchor": anchor, "measure": measure, "difference": asdict(value)}
+            {"anchor": anchor, "measure": measure, "difference": value.record}
             for (anchor, measure), value in found.items()
         ],
     }

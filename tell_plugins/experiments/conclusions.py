@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tell_plugins.evaluation.differences import LEAST_SEEDS, Difference
 from tell_plugins.evaluation.intervals import Rate, shown
-from tell_plugins.experiments.measures import BLEED, LEAST_SEEDS, LOSS_FILES, Difference
+from tell_plugins.experiments.measures import BLEED, LOSS_FILES
 from tell_plugins.experiments.outcome import Outcome, Pair, without_power
 from tell_plugins.experiments.results import Study
 from tell_plugins.experiments.tables import efficiency_table
@@ -143,9 +144,9 @@ def _verdict(difference: Difference, lower: str, higher: str) -> str:
         said = "not told apart, the seeds disagree"
     elif without_power(difference):
         said = "NO CONCLUSION, too few rows"
-    elif not difference.certain:
+    elif not difference.told_apart:
         said = "not told apart"
-    digits, unit = difference.digits, " points" if difference.points else ""
+    digits, unit = difference.digits, "" if difference.is_loss else " points"
     numbers = shown(difference, digits, sign="+").replace(" [", f"{unit} [")
     least = f"{difference.smallest:.{digits}f}{unit}"
     seeds = f"; by seed {difference.each_seed}" if difference.by_seed else ""

@@ -7,7 +7,6 @@ by the spread of the seeds themselves, which no interval over rows can tell.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +19,17 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import elsewhere, scorers, scoring, significance
 from tell_plugins.evaluation.answers import load_scored
 from tell_plugins.evaluation.bleed import Form
+from tell_plugins.evaluation.differences import (
+    LEAST_SEEDS,
+    Difference,
+    Measure,
+    difference,
+    measure_of,
+    t_interval,
+)
 from tell_plugins.evaluation.elsewhere import BLEED, LOSS_FILES, Elsewhere
-from tell_plugins.evaluation.intervals import Estimate, Interval, Rate, rate, smallest_shown
+from tell_plugins.evaluation.intervals import Estimate, Rate, rate
 from tell_plugins.evaluation.judged import Case, Column, Judged
-from tell_plugins.evaluation.scoring import Measure, measure_of
 from tell_plugins.experiments.results import WITH_TEXTS, Answers, Entry, ReferenceShelf, Study
 
 # the first measure of each metric: the one that curves and comparisons are about
@@ -34,7 +40,6 @@ MAIN = {
     "translation": "chrF++",
     "text": "chrF++",
 }
-LEAST_SEEDS = 3  # from as many on an interval over seeds says anything
 _CONSTANT = 0.95  # a label given at least this often is called a constant answer
 Number = Rate | Estimate
 Entries = Sequence[Entry]
@@ -131,56 +136,6 @@ def steps_of(entries: Entries) -> list[int]:
     return sorted({entry.steps for entry in entries if entry.steps is not None})
 
 
-@dataclass(frozen=True)
-class Difference:
-    """System minus baseline, with its 95 % interval over `n` rows that both answered: shares in
-    points, losses in nats.
-
-    `by_seed` has the difference of each seed where there are several, `over_seeds` from three seeds
-    on the interval over rows and seeds; `p` is of the paired test by randomization (of two runs'
-    shares: McNemar's), None for a loss.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    by_seed: tuple[float, ...] = ()
-    p: float | None = None
-    over_seeds: tuple[float, float] | None = None
-    points: bool = True
-
-    @property
-    def digits(self) -> int:
-        return 1 if self.points else 3
-
-    @property
-    def each_seed(self) -> str:
-        """The differences of the seeds as text; empty for a single one."""
-        return ", ".join(f"{value:+.{self.digits}f}" for value in self.by_seed)
-
-    @property
-    def smallest(self) -> float:
-        """The smallest true difference that these rows would show, at 80 % power."""
-        return smallest_shown(self.low, self.high)
-
-    @property
-    def certain(self) -> bool:
-        """Whether the interval lies on one side of zero, the test says so, and the seeds do too."""
-        apart = (self.low > 0 or self.high < 0) and (self.p is None or self.p < significance.LEVEL)
-        return apart and not self.seeds_disagree
-
-    @property
-    def seeds_disagree(self) -> bool:
-        """Whether seeds have differences of both signs, or from three on a t-interval over 0."""
-        if len(self.by_seed) < 2:
-            return False
-        if min(self.by_seed) < 0 < max(self.by_seed) or len(self.by_seed) < LEAST_SEEDS:
-            return min(self.by_seed) < 0 < max(self.by_seed)
-        _, low, high = t_interval(self.by_seed)
-        return low <= 0 <= high
-
-
 class Judge:
     """Judges the answers of entries and keeps what it found."""
 
@@ -257,21 +212,17 @@ class Judge:
 
     def _made(self, system: Entries, baseline: Entries, name: str) -> Difference | None:
         mine, theirs = (self._measure(side, name) for side in (system, baseline))
-        pair = elsewhere.paired(name, mine, theirs)
-        if mine is None or pair is None:
+        found = difference(mine, theirs)
+        if mine is None or found is None:
             return None
-        points = name not in LOSS_FILES
-        factor = 100 if points and mine.column.percent else 1
-        value, low, high = (factor * number for number in (pair.value, pair.low, pair.high))
-        p = None if math.isnan(pair.p) else pair.p
-        found = Difference(value, low, high, pair.n, p=p, points=points)
+        factor = 100 if mine.column.percent else 1
         if len(system) < 2 or len(system) != len(baseline):
-            return found
+            return found.times(factor)
         seeds = list(zip(system, baseline, strict=True))
         each = [self.difference([mine], [theirs], name) for mine, theirs in seeds]
         wide = self._over_seeds(seeds, name)
         return replace(
-            found,
+            found.times(factor),
             by_seed=tuple(part.value for part in each if part is not None),
             over_seeds=None if wide is None else (factor * wide[0], factor * wide[1]),
         )
@@ -301,15 +252,6 @@ class Judge:
     def _form(self, entry: Entry) -> Form:
         split = entry.task[0].settings.split if entry.task else "test"
         return self._shelf.get(entry.card, split).form
-
-
-def t_interval(values: Sequence[float]) -> Interval:
-    """The mean of at least two values with its 95 % t-interval."""
-    from scipy.stats import t
-
-    middle = float(np.mean(values))
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return Interval(middle, middle - half, middle + half)
 
 
 def _pool(parts: Sequence[Mapping[str, Judged]]) -> dict[str, Judged]:

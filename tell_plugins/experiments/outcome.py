@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
-from tell_plugins.experiments.measures import MAIN, Difference, Group, Judge, steps_of
+from tell_plugins.evaluation.differences import Difference
+from tell_plugins.experiments.measures import MAIN, Group, Judge, steps_of
 from tell_plugins.experiments.results import Entry, Study
 
 UNEQUAL = 1.25  # times the exposure of the other, from which on two runs are not equal
@@ -222,5 +223,5 @@ def _is_alone(group: Group) -> bool:
 
 def without_power(difference: Difference) -> bool:
     """Whether nothing is told apart, and only a large difference would have been."""
-    limit = LIMIT_POINTS if difference.points else LIMIT_NATS
-    return not difference.certain and difference.smallest > limit
+    limit = LIMIT_NATS if difference.is_loss else LIMIT_POINTS
+    return not difference.told_apart and difference.smallest > limit

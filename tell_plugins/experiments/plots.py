@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from tell_plugins.evaluation.differences import Difference
 from tell_plugins.evaluation.elsewhere import KL
 from tell_plugins.evaluation.paper_numbers import Point, paper, published
-from tell_plugins.experiments.measures import BLEED, Difference, Group
+from tell_plugins.experiments.measures import BLEED, Group
 from tell_plugins.experiments.outcome import Outcome, Pair
 from tell_plugins.experiments.results import WITH_TEXTS
 from tell_plugins.experiments.tables import CONTENT

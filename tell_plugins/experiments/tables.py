@@ -131,7 +131,7 @@ def _difference(pair: Pair, measure: str) -> Record:
     found = pair.difference(measure)
     if found is None:
         return {}
-    name, unit = measure.removesuffix(" minus base"), POINTS if found.points else ""
+    name, unit = measure.removesuffix(" minus base"), "" if found.is_loss else POINTS
     record: dict[str, Any] = {
         f"{name}{unit}": Estimate(found.value, found.low, found.high, found.n),
         f"{name}, smallest that shows": found.smallest,

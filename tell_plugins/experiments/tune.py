@@ -28,7 +28,7 @@ from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.locks import only_one
 from tell_plugins.core.spec import ALL, NONE, Amount, parse_amount
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console
-from tell_plugins.evaluation.intervals import shown, smallest_shown
+from tell_plugins.evaluation.intervals import shown
 from tell_plugins.experiments.planning import (
     Planned,
     Planner,
@@ -383,10 +383,9 @@ def _said(final: Sequence[Result], chosen: Result, scale: Result, judges: str) -
     for other in others:
         found = other.minus(own)
         if found is not None:
-            least = smallest_shown(found.low, found.high)
             said.append(
                 f"{other.name} minus own settings: {_minus(other, own)}, on {found.n} rows, "
-                f"which show {least:.{other.digits}f} or more"
+                f"which show {found.smallest:.{other.digits}f} or more"
             )
     if scale is not chosen:
         said.append(

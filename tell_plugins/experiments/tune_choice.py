@@ -33,10 +33,10 @@ from tell_plugins.evaluation.answers import (
     load_scored,
     saved_settings,
 )
+from tell_plugins.evaluation.differences import Difference, Measure, difference
 from tell_plugins.evaluation.scorers import judge_saved, right
 from tell_plugins.evaluation.scorers.json_readings import has_labels
-from tell_plugins.evaluation.scoring import Measure, difference, measures
-from tell_plugins.evaluation.significance import Difference
+from tell_plugins.evaluation.scoring import measures
 from tell_plugins.experiments.derived_cards import Pair, part_of_task
 from tell_plugins.experiments.store import AGAIN
 from tell_plugins.recipe.recipes import Recipe

@@ -1,0 +1,169 @@
+"""Two systems over the same test rows: their difference in one measure, and what it tells apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tell_plugins.evaluation import significance
+from tell_plugins.evaluation.intervals import Interval, smallest_shown
+from tell_plugins.evaluation.judged import Column
+from tell_plugins.evaluation.significance import RESAMPLES, SEED, Floats, summed
+
+LEVEL = 0.05  # of the test: p below it
+_KEPT = ("value", "low", "high", "p", "n", "resamples", "seed")
+LEAST_SEEDS = 3  # from as many on an interval over seeds says anything
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column whose `stats` (n, s) are summed by test row; `ids` (n,) name the rows."""
+
+    ids: npt.NDArray[Any]
+    stats: Floats
+    column: Column
+
+
+def measure_of(ids: Sequence[Any], column: Column) -> Measure:
+    """A measure by the ids of the answers' test rows."""
+    return Measure(np.unique(ids), summed(column.stats, ids), column)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """System minus baseline over the same rows.
+
+    Attributes:
+        value: the difference; `low` and `high` are its 95 % interval.
+        p: two-sided, by approximate randomization (of two shares: McNemar's); never below
+            1 / (resamples + 1). None where there is no test.
+        n: how many rows were drawn from, `resamples` times, by draws of `seed`.
+        by_seed: that of each seed, where there are several.
+        over_seeds: from three seeds on the interval over rows and seeds.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    p: float | None = None
+    resamples: int = 0
+    seed: int = 0
+    by_seed: tuple[float, ...] = ()
+    over_seeds: tuple[float, float] | None = None
+
+    @property
+    def better(self) -> bool:
+        """Whether the interval lies above zero, the test says so too, and the seeds agree.
+
+        Of one row, or of a few that all agree, each draw is the same: its interval has no width.
+        """
+        return self.low > 0 and self._is_sure
+
+    @property
+    def worse(self) -> bool:
+        """The same below zero."""
+        return self.high < 0 and self._is_sure
+
+    @property
+    def _is_sure(self) -> bool:
+        return (self.p is None or self.p < LEVEL) and not self.seeds_disagree
+
+    @property
+    def told_apart(self) -> bool:
+        return self.better or self.worse
+
+    @property
+    def seeds_disagree(self) -> bool:
+        """Whether seeds have differences of both signs, or from three on a t-interval over 0."""
+        if len(self.by_seed) < 2:
+            return False
+        if min(self.by_seed) < 0 < max(self.by_seed) or len(self.by_seed) < LEAST_SEEDS:
+            return min(self.by_seed) < 0 < max(self.by_seed)
+        _, low, high = t_interval(self.by_seed)
+        return low <= 0 <= high
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether it is of losses, in nats a token; these have no test."""
+        return self.p is None
+
+    @property
+    def digits(self) -> int:
+        """After the point, of a loss or else of percentage points."""
+        return 3 if self.is_loss else 1
+
+    @property
+    def each_seed(self) -> str:
+        """The differences of the seeds as text; empty for a single one."""
+        return ", ".join(f"{value:+.{self.digits}f}" for value in self.by_seed)
+
+    @property
+    def record(self) -> dict[str, float | None]:
+        """What is kept of it in files."""
+        return {key: getattr(self, key) for key in _KEPT}
+
+    @property
+    def smallest(self) -> float:
+        """The smallest true difference that these rows would show, at 80 % power."""
+        return smallest_shown(self.low, self.high)
+
+    def times(self, factor: float) -> Difference:
+        """The same in another unit: percentage points of shares."""
+        value, low, high = (factor * number for number in (self.value, self.low, self.high))
+        return replace(self, value=value, low=low, high=high)
+
+
+def difference(
+    system: Measure | None,
+    baseline: Measure | None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Difference | None:
+    """The paired difference over the rows that both answered; None where there is none.
+
+    The interval is the percentile interval of a bootstrap, unless the column has one of its own.
+    """
+    if system is None or baseline is None:
+        return None
+    shared, mine, theirs = np.intersect1d(system.ids, baseline.ids, return_indices=True)
+    ours, others, column = system.stats[mine], baseline.stats[theirs], system.column
+    if len(shared) == 0 or (column.is_loss and not _same_losses(system, baseline)):
+        return None
+    if column.difference is not None and column.is_loss:  # which has no test
+        return Difference(*column.difference(ours, others), n=len(shared))
+    both, width = np.hstack([ours, others]), ours.shape[1]
+
+    def differences(sums: Floats) -> Floats:
+        return column.score(sums[:, :width]) - column.score(sums[:, width:])
+
+    value = float(differences(both.sum(axis=0)[None])[0])
+    if column.difference is not None:
+        _, low, high = column.difference(ours, others)
+    else:
+        low, high = significance.interval(both, differences, resamples=resamples, seed=seed)
+    if math.isnan(value) or math.isnan(low):  # nothing to take a share of
+        return None
+    p = significance.randomized(both, differences, value, resamples, seed)
+    return Difference(value, low, high, len(shared), p, resamples, seed)
+
+
+def _same_losses(system: Measure, baseline: Measure) -> bool:
+    """Whether two losses are of the very same rows: as many, each with as many tokens."""
+    mine, theirs = (np.column_stack([part.ids, part.stats[:, 1]]) for part in (system, baseline))
+    return np.array_equal(mine, theirs)
+
+
+def t_interval(values: Sequence[float]) -> Interval:
+    """The mean of at least two values with its 95 % t-interval."""
+    from scipy.stats import t
+
+    middle = float(np.mean(values))
+    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return Interval(middle, middle - half, middle + half)
