@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 from pathlib import Path
 
@@ -11,9 +10,10 @@ import pytest
 
 from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
-from tell_plugins.evaluation import scoring
-from tell_plugins.evaluation.summary import System, read_general
-from tell_plugins.experiments.anchors2x2 import Cell, effects, show
+from tell_plugins.evaluation.answers import load_scored
+from tell_plugins.evaluation.scoring import System
+from tell_plugins.evaluation.summary import read_general
+from tell_plugins.experiments.anchors2x2 import CELLS, Cell, effects, show
 from tests.conftest import MakeCard
 from tests.saved_answers import save_answers
 from tests.tiny import make_tiny_cards, make_tiny_model, tiny_recipe
@@ -32,15 +32,17 @@ def test_a_recipe_without_an_anchor_is_refused(
     assert "without an anchor" in capsys.readouterr().err
 
 
-def answered_cells(root: Path) -> dict[Cell, Path]:
+def answered_cells(root: Path) -> dict[Cell, System]:
     """Answers to `tiny_task`: 6, 3, 0 and 0 of 6 are adherent."""
+    card = load_card("tiny_task")
     good = {("with", "with"): 6, ("with", "without"): 3}
-    folders = {}
-    for cell in itertools.product(("with", "without"), repeat=2):
+    systems = {}
+    for cell in CELLS:
         count = good.get(cell, 0)
         texts = [YES if row < count else "yes" for row in range(6)]
-        folders[cell] = save_answers(root.joinpath(*cell), "tiny_task", texts)
-    return folders
+        folder = save_answers(root.joinpath(*cell), "tiny_task", texts)
+        systems[cell] = System("x", load_scored(folder), read_general(folder, None, card))
+    return systems
 
 
 def test_differences_are_paired_over_the_rows(make_card: MakeCard, tmp_path: Path) -> None:
@@ -68,14 +70,9 @@ def test_a_card_without_a_label_has_adherence_and_its_content(
     make_tiny_cards(make_card)
     file = tmp_path / "cards" / "tiny_task" / "card.yaml"
     file.write_text(file.read_text().replace("  label: label\n", ""))
-    card = load_card("tiny_task")
-    folders = answered_cells(tmp_path / "eval")
-    found = effects(folders)
+    systems = answered_cells(tmp_path / "eval")
+    found = effects(systems)
     assert {measure for _, measure in found} == {"adherence", "exact_match", "field_f1"}
-    systems = {
-        cell: System("x", scoring.score(folder), read_general(folder, None, card))
-        for cell, folder in folders.items()
-    }
     show(systems, found, "title")
     printed = capsys.readouterr().out
     assert "balanced accuracy" not in printed

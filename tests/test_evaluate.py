@@ -16,11 +16,12 @@ from tell_plugins.bridge.protocol import conversation
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import evaluate, scoring
-from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
+from tell_plugins.evaluation.answers import ANSWERS, SETTINGS, load_scored
 from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.options import Options, options_of
 from tell_plugins.evaluation.prompts import task_prompts
-from tell_plugins.evaluation.summary import System, table
+from tell_plugins.evaluation.scoring import System
+from tell_plugins.evaluation.summary import table
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import Cli, MakeCard
 from tests.saved_answers import answer_line, counts, save_answers, save_lines
@@ -347,13 +348,12 @@ def test_a_score_that_one_system_lacks_moves_no_other(
     first: str, cards: None, tmp_path: Path
 ) -> None:
     texts = [f"{OPENING}{word}\nlazy {word}" for word in WORDS]
-    scores = scoring.score(save_answers(tmp_path / "a", "en_xx", texts))
+    scored = load_scored(save_answers(tmp_path / "a", "en_xx", texts))
+    systems = [System("plain", scored), System("learned", scored)]
+    scores = systems[0].scores
     measures = {**scores.first.measures, "bleurt B": Estimate(0.6789, 0.6, 0.7, 12)}
     learned = {"stripped_segment": replace(scores.first, measures=measures)}
-    systems = [
-        System("plain", scores, {}),
-        System("learned", replace(scores, readings=scores.readings | learned), {}),
-    ]
+    vars(systems[1])["scores"] = replace(scores, readings=scores.readings | learned)
     view = table(systems if first == "plain" else systems[::-1], "title")
     cells = dict(zip(view.columns, zip(*view.rows, strict=True), strict=True))
     rows = {name: place for place, name in enumerate(cells["system"])}

@@ -20,15 +20,13 @@ from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import NONE, Spec, parse_spec
 from tell_plugins.core.state_files import Shape, cached_json, find, find_below, write_json
-from tell_plugins.evaluation import scorers, scoring
 from tell_plugins.evaluation.adapters import BASE, Adapter
 from tell_plugins.evaluation.answers import ANSWERS, Scored, joined, load_scored, read_settings
 from tell_plugins.evaluation.differences import Difference, difference
-from tell_plugins.evaluation.judged import Judged
-from tell_plugins.evaluation.paper_numbers import PaperNumber, paper_number
+from tell_plugins.evaluation.paper_numbers import paper_number
 from tell_plugins.evaluation.rivals import RIVALS
 from tell_plugins.evaluation.scorers.learned import Wanted, score_learned, wanted
-from tell_plugins.evaluation.scoring import Scores
+from tell_plugins.evaluation.scoring import System
 from tell_plugins.evaluation.significance import RESAMPLES, SEED
 from tell_plugins.recipe.recipes import load_recipe
 
@@ -43,22 +41,10 @@ _OF_FOLDS = (
 
 
 @dataclass(frozen=True)
-class System:
-    """One set of answers with its scores. `name` is what tells it from the others."""
-
-    name: str
-    scored: Scored
-    judged: dict[str, Judged]
-    scores: Scores
-    paper: PaperNumber | None
-
-
-@dataclass(frozen=True)
 class Compared:
     """A system's difference to the baseline in one measure of one scorer."""
 
     system: str
-    baseline: str
     scorer: str
     measure: str
     difference: Difference
@@ -178,9 +164,8 @@ def compare(
 
 
 def _system(name: str, scored: Scored) -> System:
-    judged = scorers.judge_saved(scored)
     paper = paper_number(scored.card.name, scored.settings, trained_spec(scored))
-    return System(name, scored, judged, scoring.scores_of(scored, judged), paper)
+    return System(name, scored, paper=paper)
 
 
 def find_folders(named: Sequence[str], split: str | None = None) -> list[Path]:
@@ -251,13 +236,12 @@ def _differences(
     systems: Sequence[System], base: System, *, resamples: int, seed: int
 ) -> Iterator[Compared]:
     others = [system for system in systems if system is not base]
-    theirs = scoring.measures(base.scored, base.judged) if others else {}
     for system in tracked(others, "differences", "systems", len(others)):
-        for key, mine in scoring.measures(system.scored, system.judged).items():
-            if key in theirs:
-                found = difference(mine, theirs[key], resamples=resamples, seed=seed)
-                if found is not None:
-                    yield Compared(system.name, base.name, *key, found, mine.column.percent)
+        for key, mine in system.measures.items():
+            theirs = base.measures.get(key)
+            found = difference(mine, theirs, resamples=resamples, seed=seed)
+            if found is not None:
+                yield Compared(system.name, *key, found, mine.column.percent)
 
 
 def write(comparison: Comparison, out: Path) -> list[Path]:
@@ -269,7 +253,8 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
     paths.write_text(files[0], to_csv(score_records(comparison)))
     records = [
         {
-            **{key: getattr(found, key) for key in ("system", "baseline", "scorer", "measure")},
+            **{"system": found.system, "baseline": comparison.baseline},
+            **{"scorer": found.scorer, "measure": found.measure},
             **found.difference.record,
         }
         for found in comparison.differences

@@ -15,10 +15,10 @@ from tell_plugins.evaluation.judged import KINDS
 from tell_plugins.evaluation.paper_numbers import is_papers_task
 from tell_plugins.evaluation.scorers import SECOND_READINGS
 from tell_plugins.evaluation.scorers.learned import LEARNED
-from tell_plugins.evaluation.scoring import Reading, spaced
+from tell_plugins.evaluation.scoring import Reading, System, spaced
 
 if TYPE_CHECKING:
-    from tell_plugins.evaluation.compare import Comparison, System
+    from tell_plugins.evaluation.compare import Comparison
 
 Row = dict[str, str]  # cells by column
 _MOST_SHOWN = 60  # characters of a constant answer

@@ -34,6 +34,7 @@ from tell_plugins.evaluation.answers import GENERAL, SETTINGS, read_settings
 from tell_plugins.evaluation.grids import Grid, to_markdown
 from tell_plugins.evaluation.options import LARGEST_SCALE
 from tell_plugins.evaluation.prompts import answer_limit
+from tell_plugins.evaluation.scoring import System
 from tell_plugins.recipe.models import may_be_hub_id, model_folder
 
 if TYPE_CHECKING:  # they import torch, which --help does not need
@@ -361,7 +362,7 @@ def _markdown(grid: Grid) -> str:
     return to_markdown(Grid("", grid.columns[1:], rows)) + notes + "\n"
 
 
-def _evaluated(trained: Run) -> Iterator[summary.System]:
+def _evaluated(trained: Run) -> Iterator[System]:
     """What `eval` found of these weights, as far as it came to its end."""
     folder, adapter = trained.folder.resolve(), trained.adapter
     for root in folder.parents[:2]:
@@ -372,8 +373,7 @@ def _evaluated(trained: Run) -> Iterator[summary.System]:
             same = settings.adapter_sha256 == adapter.weights_sha256
             if same and settings.split != GENERAL:
                 with contextlib.suppress(UserError):  # it is under way, or its card has changed
-                    card = load_card(settings.card)
-                    system = summary.system_of(label, path.parent, out / BASE / GENERAL, card)
+                    system = summary.system_of(label, path.parent, out / BASE / GENERAL)
                     if system.scores.complete:
                         yield system
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from tell_plugins.core.state_files import write_json
 from tell_plugins.evaluation import scorers
 from tell_plugins.evaluation.answers import Scored, load_scored
 from tell_plugins.evaluation.differences import Measure, measure_of
+from tell_plugins.evaluation.elsewhere import Elsewhere
 from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate
 from tell_plugins.evaluation.judged import Judged, count_kinds
+from tell_plugins.evaluation.paper_numbers import PaperNumber
 from tell_plugins.evaluation.scorers import SECOND_READINGS
 from tell_plugins.evaluation.scorers.learned import Wanted, score_learned
 from tell_plugins.evaluation.scorers.translation import SHOWN
@@ -192,15 +195,33 @@ def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN_ANSWER else f"{text[:_SHOWN_ANSWER]}..."
 
 
-def measures(scored: Scored, judged: Mapping[str, Judged] | None = None) -> dict[Key, Measure]:
-    """All measures of a set of answers, by scorer and name.
+@dataclass(frozen=True)
+class System:
+    """What answered a test, by the name that tells it from the others.
 
-    A test row that stands in the file twice is one row here.
+    Attributes:
+        general: what it did elsewhere, where that was looked at.
+        paper: what the paper states of it.
     """
-    found: dict[Key, Measure] = {}
-    for reading, part in (scorers.judge_saved(scored) if judged is None else judged).items():
-        ids = [scored.id(row) for row in part.rows]
-        for name, column in part.columns.items():
-            found[reading, name] = measure_of(ids, column)
-    return found
 
+    name: str
+    scored: Scored
+    general: Elsewhere = field(default_factory=dict)
+    paper: PaperNumber | None = None
+
+    @cached_property
+    def judged(self) -> dict[str, Judged]:
+        return scorers.judge_saved(self.scored)
+
+    @cached_property
+    def scores(self) -> Scores:
+        return scores_of(self.scored, self.judged)
+
+    @cached_property
+    def measures(self) -> dict[Key, Measure]:
+        """All measures, by scorer and name. A test row that stands in the file twice is one row."""
+        return {
+            (reading, name): measure_of([self.scored.id(row) for row in part.rows], column)
+            for reading, part in self.judged.items()
+            for name, column in part.columns.items()
+        }

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tell_plugins.core.cards import Card
-from tell_plugins.evaluation import bleed, elsewhere, scoring
+from tell_plugins.evaluation import bleed, elsewhere
 from tell_plugins.evaluation.adapters import BASE
-from tell_plugins.evaluation.answers import GENERAL
+from tell_plugins.evaluation.answers import GENERAL, load_scored
 from tell_plugins.evaluation.bleed import form_of
 from tell_plugins.evaluation.elsewhere import Elsewhere
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console
 from tell_plugins.evaluation.intervals import Estimate, Rate, shown, smallest_shown
-from tell_plugins.evaluation.scoring import Scores
+from tell_plugins.evaluation.scoring import System
 
 _CAPTION = "[95 % interval]. Accuracies count an answer of the wrong form as wrong."
 _CAPTION_ELSEWHERE = (
@@ -30,19 +29,11 @@ _CAPTION_ELSEWHERE = (
 )
 
 
-@dataclass(frozen=True)
-class System:
-    """One system: its label, its scores, what it did elsewhere."""
-
-    label: str
-    scores: Scores
-    general: Elsewhere
-
-
-def system_of(label: str, answers: Path, base: Path, card: Card) -> System:
+def system_of(name: str, answers: Path, base: Path) -> System:
     """One system from the folder of its answers to the task, and the base model's to general
     questions."""
-    return System(label, scoring.score(answers), read_general(answers.parent / GENERAL, base, card))
+    scored = load_scored(answers)
+    return System(name, scored, read_general(answers.parent / GENERAL, base, scored.card))
 
 
 def read_general(folder: Path, base: Path | None, card: Card) -> Elsewhere:
@@ -62,13 +53,13 @@ def cell(value: Rate | Estimate | None) -> str:
 def table(systems: Sequence[System], title: str) -> Grid:
     """One row a system: its headline scores on the task."""
     names = list(dict.fromkeys(name for system in systems for name in system.scores.headline))
-    rows = [[s.label, *(cell(s.scores.headline.get(name)) for name in names)] for s in systems]
+    rows = [[s.name, *(cell(s.scores.headline.get(name)) for name in names)] for s in systems]
     return Grid(title, ["system", *names], rows, [_CAPTION])
 
 
 def elsewhere_table(systems: Sequence[System]) -> Grid | None:
     """One row a system: what it did to the rest of the model; None where nothing was measured."""
-    cells = {system.label: _elsewhere(system.general) for system in systems}
+    cells = {system.name: _elsewhere(system.general) for system in systems}
     first = next(iter(cells.values()), {})
     names = [name for name in first if any(row[name] != "-" for row in cells.values())]
     if not names:
@@ -123,7 +114,7 @@ def print_summary(out: Path, labels: Sequence[str], answers: Sequence[str], card
     console = table_console()
     for name in answers:
         base = out / BASE / GENERAL
-        systems = [system_of(label, out / label / name, base, card) for label in labels]
+        systems = [system_of(label, out / label / name, base) for label in labels]
         rows = systems[0].scores.rows
         print_grid(table(systems, f"{card.name}, {name}: {rows} rows"), console)
         elsewhere = elsewhere_table(systems) if name == answers[-1] else None
@@ -133,4 +124,4 @@ def print_summary(out: Path, labels: Sequence[str], answers: Sequence[str], card
             if system.scores.metric == "json" and system.scores.first.failures:
                 kinds = system.scores.first.failures
                 told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-                console.print(f"{system.label}: not adherent: {told}", highlight=False)
+                console.print(f"{system.name}: not adherent: {told}", highlight=False)

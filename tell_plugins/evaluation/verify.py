@@ -12,7 +12,6 @@ from pathlib import Path
 from tell_plugins.bridge.protocol import DECODINGS, Engine
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
-from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.answers import (
     Prompt,
     Scored,
@@ -24,7 +23,8 @@ from tell_plugins.evaluation.engines import UrlEngine
 from tell_plugins.evaluation.grids import print_grid, table_console
 from tell_plugins.evaluation.intervals import Rate
 from tell_plugins.evaluation.prompts import prompts_sha256
-from tell_plugins.evaluation.summary import System, table
+from tell_plugins.evaluation.scoring import System
+from tell_plugins.evaluation.summary import table
 from tell_plugins.recipe.recipes import is_trained
 
 _WORKERS = 4
@@ -95,16 +95,13 @@ def _compare(saved: Scored, out: Path, target: str) -> int:
     """Print what is equal, and both scores; 1 where prompts differ or answers lost their form."""
     theirs = {line.row: line for line in read_answers(saved.folder)}
     pairs = [(line, theirs[line.row]) for line in read_answers(out)]
-    scores = [scoring.score(folder) for folder in (saved.folder, out)]
-    systems = [
-        System(label, score, {}) for label, score in zip(("eval", target), scores, strict=True)
-    ]
+    systems = [System("eval", saved), System(target, load_scored(out))]
     print_grid(table(systems, f"{saved.card.name}, {saved.task.split}"), table_console())
     texts = sum(mine.text == other.text for mine, other in pairs)
     prompts = sum(mine.prompt_tokens == other.prompt_tokens for mine, other in pairs)
     print(f"{texts} of {len(pairs)} answers are equal, word for word")
     print(f"{prompts} of {len(pairs)} prompts have as many tokens as then")
-    before, now = (score.headline.get("adherence") for score in scores)
+    before, now = (system.scores.headline.get("adherence") for system in systems)
     lost = isinstance(before, Rate) and isinstance(now, Rate) and now.k < before.k
     if lost:
         print("fewer answers have the right form than then")

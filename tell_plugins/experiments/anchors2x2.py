@@ -16,14 +16,13 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.state_files import write_json
-from tell_plugins.evaluation.answers import load_scored
 from tell_plugins.evaluation.differences import Difference, difference
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console, to_csv
 from tell_plugins.evaluation.intervals import shown
 from tell_plugins.evaluation.options import add_some, given
 from tell_plugins.evaluation.scorers import SECOND_READINGS
-from tell_plugins.evaluation.scoring import measures
-from tell_plugins.evaluation.summary import System, elsewhere_table, table
+from tell_plugins.evaluation.scoring import System
+from tell_plugins.evaluation.summary import elsewhere_table, table
 from tell_plugins.experiments import sweep_verb
 from tell_plugins.experiments.results import load_studies, systems_of
 from tell_plugins.experiments.runner import add_jobs, check_jobs
@@ -73,8 +72,7 @@ def run(args: argparse.Namespace) -> int:
         return code
     study = next(study for study in load_studies(store.root) if study.name == sweep.name)
     systems = dict(zip(CELLS, systems_of(study)[1:], strict=True))
-    folders = [entry.task[0].folder for entry in study.runs]
-    found = effects(dict(zip(CELLS, folders, strict=True)))
+    found = effects(systems)
     show(systems, found, f"{recipe.spec.card}, {recipe.name}: anchor in training, at test")
     files = write(systems, found, store.root / sweep.name)
     print("saved " + " and ".join(paths.shown(file) for file in files))
@@ -117,19 +115,16 @@ def _sweep(args: argparse.Namespace, recipe: Recipe) -> Sweep:
     return make_sweep(raw, f"{_STEM}_{recipe.name}", where, parse_flags(args.flags))
 
 
-def effects(folders: Mapping[Cell, Path]) -> Effects:
-    """Paired differences between the cells, for the measures that all of them have."""
-    found = {cell: measures(load_scored(folder)) for cell, folder in folders.items()}
+def effects(systems: Mapping[Cell, System]) -> Effects:
+    """Paired differences between the cells, for the measures that both have."""
     result = {}
-    for key in found[CELLS[0]]:
-        reading, name = key
-        everywhere = all(key in one for one in found.values())
-        if reading in SECOND_READINGS or name not in _SHOWN or not everywhere:
-            continue
-        for anchor, one, other in _EFFECTS:
-            value = difference(found[one][key], found[other][key])
-            if value is not None:
-                result[anchor, name] = value
+    for reading, name in systems[CELLS[0]].measures:
+        if reading not in SECOND_READINGS and name in _SHOWN:
+            for anchor, *cells in _EFFECTS:
+                sides = (systems[cell].measures.get((reading, name)) for cell in cells)
+                value = difference(*sides)
+                if value is not None:
+                    result[anchor, name] = value
     return result
 
 

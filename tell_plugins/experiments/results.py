@@ -36,7 +36,8 @@ from tell_plugins.evaluation.answers import (
 )
 from tell_plugins.evaluation.bleed import Form, form_of
 from tell_plugins.evaluation.retention import FILES, LOSSES, LossLine, Sum
-from tell_plugins.evaluation.summary import System, system_of
+from tell_plugins.evaluation.scoring import System
+from tell_plugins.evaluation.summary import system_of
 from tell_plugins.experiments.store import (
     EVAL_FOLDER,
     EVALUATED,
@@ -299,10 +300,7 @@ def load_studies(root: Path) -> list[Study]:
 def systems_of(study: Study) -> list[System]:
     """The answers of a study's entries as `eval` scores them, set against the first entry's."""
     base = study.entries[0].task[0].folder.parent / GENERAL
-    return [
-        system_of(entry.method, entry.task[0].folder, base, load_card(entry.card))
-        for entry in study.entries
-    ]
+    return [system_of(entry.method, entry.task[0].folder, base) for entry in study.entries]
 
 
 def read_study(root: Path, path: Path, remedy: str) -> Study:

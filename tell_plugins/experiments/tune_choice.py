@@ -34,9 +34,9 @@ from tell_plugins.evaluation.answers import (
     saved_settings,
 )
 from tell_plugins.evaluation.differences import Difference, Measure, difference
-from tell_plugins.evaluation.scorers import judge_saved, right
+from tell_plugins.evaluation.scorers import right
 from tell_plugins.evaluation.scorers.json_readings import has_labels
-from tell_plugins.evaluation.scoring import measures
+from tell_plugins.evaluation.scoring import System
 from tell_plugins.experiments.derived_cards import Pair, part_of_task
 from tell_plugins.experiments.store import AGAIN
 from tell_plugins.recipe.recipes import Recipe
@@ -224,14 +224,12 @@ def result_of(name: str, evaluations: Sequence[Path], judges: TaskRows, scale: f
             part = load_scored(path.parent)
             answers = [a.model_copy(update={"attempt": run}) for a in part.answers]
             scored.append(replace(part, answers=answers))
-    pooled = joined(scored, judges)
-    judged = judge_saved(pooled)
-    found = measures(pooled, judged)
-    first = {name: (reading, name) for reading, name in reversed(found)}
+    pooled = System(name, joined(scored, judges))
+    first = {name: (reading, name) for reading, name in reversed(pooled.measures)}
     key = next(first[name] for name in CONTENT if name in first)
-    given = {label for label in judged[key[0]].given if label is not None}
+    given = {label for label in pooled.judged[key[0]].given if label is not None}
     sums = retention.mean_sums(drift)
-    result = Result(name, len(evaluations), key, found[key], sums, scale=scale)
+    result = Result(name, len(evaluations), key, pooled.measures[key], sums, scale=scale)
     return replace(result, learned=result.score > 0 and len(given) != 1)
 
 
