@@ -74,7 +74,7 @@ def score_texts(card: Card, answers: Sequence[str], references: Sequence[str]) -
     )
     columns = next(iter(scorers.judge(case).values())).columns
     found = {
-        _SCORES[name].format(metric=card.metric): float(column.score(column.stats.sum(0)[None])[0])
+        _SCORES[name].format(metric=card.metric): column.total
         for name, column in columns.items()
         if name in _SCORES
     }

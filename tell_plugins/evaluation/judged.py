@@ -7,7 +7,7 @@ made from its column, so that each answer is judged once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -75,12 +75,17 @@ class Column:
     is_loss: bool = False
     detail: bool = False
 
+    @property
+    def total(self) -> float:
+        """The measure over all answers; NaN where it is undefined."""
+        return float(self.score(self.stats.sum(axis=0)[None])[0])
+
     def estimate(self, rows: npt.ArrayLike) -> Rate | Estimate:
         """The measure over all answers with its 95 % interval; `rows` are their test rows."""
         stats = summed(self.stats, rows)
         if self.value is not None:
             return self.value(stats)
-        value = float(self.score(stats.sum(axis=0)[None])[0])
+        value = self.total
         if np.isnan(value):
             return Estimate(None, None, None, len(self.stats))
         return Estimate(value, *significance.interval(stats, self.score), len(self.stats))
@@ -140,6 +145,27 @@ class Judged:
     given: list[str | None] = field(default_factory=list)
     right: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+def pooled(parts: Sequence[Mapping[str, Judged]]) -> dict[str, Judged]:
+    """Several sets of answers as one, by reading; what not all of them have is left out."""
+    parts = [part for part in parts if part]
+    shared = [name for name in (parts[0] if parts else {}) if all(name in p for p in parts)]
+    return {name: _joined([part[name] for part in parts]) for name in shared}
+
+
+def _joined(parts: Sequence[Judged]) -> Judged:
+    columns = {
+        name: replace(column, stats=np.concatenate([part.columns[name].stats for part in parts]))
+        for name, column in parts[0].columns.items()
+    }
+    return Judged(
+        rows=[row for part in parts for row in part.rows],
+        columns=columns,
+        kinds=[kind for part in parts for kind in part.kinds],
+        given=[label for part in parts for label in part.given],
+        right=[label for part in parts for label in part.right],
+    )
 
 
 def share(

@@ -130,6 +130,11 @@ def spaced(name: str) -> str:
     return first.upper() if space else SHOWN.get(name, name).replace("_", " ")
 
 
+def main_measure(metric: str) -> str:
+    """The measure of a metric that curves and comparisons are about, as it is read."""
+    return spaced(scorers.of_metric(metric)[0].main)
+
+
 def score(folder: Path, learned: Wanted | None = None) -> Scores:
     """Score the answers of `folder`, by learned metrics too where they are wanted: what these give
     is kept beside the answers. Raises UserError as `load_scored` does."""

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import elsewhere, scorers, scoring, significance
@@ -29,17 +27,9 @@ from tell_plugins.evaluation.differences import (
 )
 from tell_plugins.evaluation.elsewhere import BLEED, LOSS_FILES, Elsewhere
 from tell_plugins.evaluation.intervals import Estimate, Rate, rate
-from tell_plugins.evaluation.judged import Case, Column, Judged
-from tell_plugins.experiments.results import WITH_TEXTS, Answers, Entry, ReferenceShelf, Study
+from tell_plugins.evaluation.judged import Case, Judged, pooled
+from tell_plugins.experiments.results import Answers, Entry, ReferenceShelf, Study
 
-# the first measure of each metric: the one that curves and comparisons are about
-MAIN = {
-    "json": "adherence",
-    "label": "balanced accuracy",
-    "number": "exact match",
-    "translation": "chrF++",
-    "text": "chrF++",
-}
 _CONSTANT = 0.95  # a label given at least this often is called a constant answer
 Number = Rate | Estimate
 Entries = Sequence[Entry]
@@ -107,7 +97,7 @@ class Group:
     @property
     def main(self) -> Number | None:
         """The measure that curves and comparisons are about."""
-        return self.task.get(MAIN[self.entries[0].metric])
+        return self.task.get(scoring.main_measure(self.entries[0].metric))
 
     def number(self, name: str) -> Number | None:
         """A measure of the task or of what happened elsewhere."""
@@ -127,7 +117,7 @@ class Group:
         if len(self.seeds) < LEAST_SEEDS or len(set(self.seeds)) == 1:
             return None
         middle, low, high = t_interval(self.seeds)
-        if self.entries[0].metric not in WITH_TEXTS:  # a share
+        if not scorers.reads_texts(self.entries[0].metric):  # a share
             low, high = max(0.0, low), min(1.0, high)
         return Estimate(middle, low, high, len(self.seeds))
 
@@ -147,33 +137,33 @@ class Judge:
 
     def group(self, study: Study, entries: Entries) -> Group:
         """The numbers of the entries of one method at one point, pooled over seeds."""
-        first, base = entries[0], study.base_of(entries[0])
-        judged = [self.judged(entry) for entry in entries]
-        pooled = _pool(judged)
-        values, reading = _values(pooled), _first(pooled)
-        labelled = reading is not None and "balanced_accuracy" in reading.columns
+        first, main = entries[0], scoring.main_measure(entries[0].metric)
+        judged = pooled([self.judged(entry) for entry in entries])
+        values, reading = _values(judged), _first(judged)
         rates: dict[str, Number] = {n: v for n, v in values.items() if isinstance(v, Rate)}
-        form, against = self._form(first), None if first.is_base else base
+        seeds = [self._measure([entry], main) for entry in entries]
+        said = [_most_frequent(_first(self.judged(entry))) for entry in entries]
+        base = None if first.is_base else study.base_of(first)
         return Group(
             entries=list(entries),
             series=study.series_of(first),
             task=rates | values,
-            seeds=[_main_value(part, first.metric) for part in judged if part],
-            elsewhere=elsewhere.elsewhere(entries, against, form),
-            most_frequent=_most_frequent(reading) if reading is not None and labelled else None,
-            kinds=Counter(kind for kind in (reading.kinds if reading else []) if kind is not None),
-            constants=_constants(judged) if labelled else [],
+            seeds=[measure.column.total for measure in seeds if measure is not None],
+            elsewhere=elsewhere.elsewhere(entries, base, self._form(first)),
+            most_frequent=_most_frequent(reading),
+            kinds=Counter(kind for kind in reading.kinds if kind is not None),
+            constants=[most for most in said if most is not None and _is_constant(most[1])],
         )
 
     def judged(self, entry: Entry) -> dict[str, Judged]:
         """All answers of one entry to its task, by reading."""
         key = (entry.run, entry.evaluation)
         if key not in self._judged:
-            self._judged[key] = _pool([self._judge(entry, answers) for answers in entry.task])
+            self._judged[key] = pooled([self._judge(entry, answers) for answers in entry.task])
         return self._judged[key]
 
     def _judge(self, entry: Entry, answers: Answers) -> dict[str, Judged]:
-        if entry.metric in WITH_TEXTS:
+        if scorers.reads_texts(entry.metric):
             scored = load_scored(answers.folder)
             return {
                 reading: replace(part, rows=[self._place(scored.id(row)) for row in part.rows])
@@ -245,39 +235,18 @@ class Judge:
         """A measure of all entries together, row by row; None where they do not have it."""
         if name == BLEED or name in LOSS_FILES:
             return elsewhere.measure(entries, name, self._form(entries[0]))
-        judged = _first(_pool([self.judged(entry) for entry in entries]))
-        column = _column(judged, name) if judged else None
-        return measure_of(judged.rows, column) if judged and column else None
+        reading = _first(pooled([self.judged(entry) for entry in entries]))
+        columns = {scoring.spaced(key): column for key, column in reading.columns.items()}
+        return measure_of(reading.rows, columns[name]) if name in columns else None
 
     def _form(self, entry: Entry) -> Form:
         split = entry.task[0].settings.split if entry.task else "test"
         return self._shelf.get(entry.card, split).form
 
 
-def _pool(parts: Sequence[Mapping[str, Judged]]) -> dict[str, Judged]:
-    """Several sets of answers as one, by reading; what not all of them have is left out."""
-    parts = [part for part in parts if part]
-    shared = [name for name in (parts[0] if parts else {}) if all(name in p for p in parts)]
-    return {name: _joined([part[name] for part in parts]) for name in shared}
-
-
-def _joined(parts: Sequence[Judged]) -> Judged:
-    columns = {
-        name: replace(column, stats=np.concatenate([part.columns[name].stats for part in parts]))
-        for name, column in parts[0].columns.items()
-    }
-    return Judged(
-        rows=[row for part in parts for row in part.rows],
-        columns=columns,
-        kinds=[kind for part in parts for kind in part.kinds],
-        given=[label for part in parts for label in part.given],
-        right=[label for part in parts for label in part.right],
-    )
-
-
-def _first(judged: Mapping[str, Judged]) -> Judged | None:
-    """The reading to go by; None where there are no answers to judge."""
-    return next(iter(judged.values()), None)
+def _first(judged: Mapping[str, Judged]) -> Judged:
+    """The reading to go by; an empty one where there are no answers to judge."""
+    return next(iter(judged.values()), Judged([], {}))
 
 
 def _values(judged: Mapping[str, Judged]) -> dict[str, Number]:
@@ -295,28 +264,15 @@ def _values(judged: Mapping[str, Judged]) -> dict[str, Number]:
     return found
 
 
-def _column(judged: Judged, name: str) -> Column | None:
-    """The measure of that name as it is read."""
-    return next((part for key, part in judged.columns.items() if scoring.spaced(key) == name), None)
-
-
-def _main_value(judged: Mapping[str, Judged], metric: str) -> float:
-    column = _column(next(iter(judged.values())), MAIN[metric])
-    assert column is not None  # each scorer has the main measure of its metric
-    return float(column.score(column.stats.sum(axis=0)[None])[0])
-
-
-def _most_frequent(judged: Judged) -> MostFrequent | None:
-    both = zip(judged.rows, judged.given, strict=True)
+def _most_frequent(reading: Judged) -> MostFrequent | None:
+    """The label given most often; None where no answer carries one."""
+    both = zip(reading.rows, reading.given, strict=False)
     said = [(row, label) for row, label in both if label is not None]
-    if not said:
+    if not said or "balanced_accuracy" not in reading.columns:
         return None
     label = Counter(label for _, label in said).most_common(1)[0][0]
     return label, rate([other == label for _, other in said], [row for row, _ in said])
 
 
-def _constants(judged: Sequence[Mapping[str, Judged]]) -> list[MostFrequent]:
-    """Of the parts that give nearly one label only: that label and its share."""
-    firsts = [part for part in map(_first, judged) if part is not None]
-    found = [most for most in map(_most_frequent, firsts) if most is not None]
-    return [most for most in found if most[1].n > 1 and (most[1].value or 0) >= _CONSTANT]
+def _is_constant(share: Rate) -> bool:
+    return share.n > 1 and (share.value or 0) >= _CONSTANT

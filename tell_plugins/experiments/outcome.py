@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 from tell_plugins.evaluation.differences import Difference
-from tell_plugins.experiments.measures import MAIN, Group, Judge, steps_of
+from tell_plugins.evaluation.scoring import main_measure
+from tell_plugins.experiments.measures import Group, Judge, steps_of
 from tell_plugins.experiments.results import Entry, Study
 
 UNEQUAL = 1.25  # times the exposure of the other, from which on two runs are not equal
@@ -162,7 +163,7 @@ class Outcome:
     @property
     def main(self) -> str:
         """The name of the measure that curves and comparisons are about."""
-        return MAIN[self.study.metric]
+        return main_measure(self.study.metric)
 
     @cached_property
     def rival(self) -> Pair | None:

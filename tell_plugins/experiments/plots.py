@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from tell_plugins.evaluation import scorers
 from tell_plugins.evaluation.differences import Difference
 from tell_plugins.evaluation.elsewhere import KL
 from tell_plugins.evaluation.paper_numbers import Point, paper, published
 from tell_plugins.experiments.measures import BLEED, Group
 from tell_plugins.experiments.outcome import Outcome, Pair
-from tell_plugins.experiments.results import WITH_TEXTS
 from tell_plugins.experiments.tables import CONTENT
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; grey is the base model's
@@ -166,7 +166,7 @@ def _panels(outcome: Outcome) -> list[str]:
 def _is_share(outcome: Outcome, name: str) -> bool:
     """Whether a measure runs from 0 to 1."""
     return name in ("bleed", *_CONTENT) or (
-        name == outcome.main and outcome.study.metric not in WITH_TEXTS
+        name == outcome.main and not scorers.reads_texts(outcome.study.metric)
     )
 
 

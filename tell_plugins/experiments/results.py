@@ -51,7 +51,6 @@ from tell_plugins.experiments.store import (
 from tell_plugins.experiments.sweep import Plot
 
 REFERENCES = "references"
-WITH_TEXTS = ("translation", "text")  # metrics that score against whole texts, none of them kept
 BASE_METHOD = "base model"
 _DAMAGED = "restore the file, or remove the evaluation's folder and start the sweep again"
 _LOST = "restore the file, or remove it where the card's data is on this machine"
@@ -372,7 +371,7 @@ def references(card_name: str, split: str) -> References:
     card = load_card(card_name)
     task = open_task(card, split, "none")
     ids = [bytes(row).hex() for row in task.ids]
-    truth = None if card.metric in WITH_TEXTS else scorers.right(task)
+    truth = None if scorers.reads_texts(card.metric) else scorers.right(task)  # texts are not kept
     return References(
         card=card_name,
         split=split,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tell_plugins.core.cards import Card
 from tell_plugins.core.sources import TaskRows
 from tell_plugins.evaluation.answers import Scored
 from tell_plugins.evaluation.judged import Case, Judged
@@ -31,27 +30,26 @@ class Scorer(NamedTuple):
     Attributes:
         judge: what it says of the answers, by the name of the reading; the first is the one to
             look at.
-        right: what is right for each test row, as text that `judge` understands; the responses
-            where no scorer of a card has it.
+        main: the measure that curves and comparisons are about.
+        right: what is right for each test row, as text that `judge` understands; None: the
+            responses, whole.
         constant: what is worth nothing, such as the source given back: its name, and what the
             first reading says of it; the most frequent right answer every time where it is None.
     """
 
     metric: str
     judge: Callable[[Case], dict[str, Judged]]
+    main: str = ""
     right: Callable[[TaskRows], Truth] | None = None
     constant: Callable[[Case], tuple[str, Judged]] | None = None
 
 
 SCORERS = [
-    Scorer(metric, part.judge, getattr(part, "right", None), getattr(part, "constant", None))
-    for metric, part in (
-        ("json", json_answers),
-        ("label", label),
-        ("number", number),
-        ("translation", translation),
-        ("text", text),
-    )
+    Scorer("json", json_answers.judge, "adherence", json_answers.right, json_answers.constant),
+    Scorer("label", label.judge, "balanced_accuracy", label.right, label.constant),
+    Scorer("number", number.judge, "exact_match", number.right),
+    Scorer("translation", translation.judge, "chrf++", constant=translation.constant),
+    Scorer("text", text.judge, "chrf++"),
 ]
 # readings beside the one to go by
 SECOND_READINGS = (*(r.name for r in json_readings.READINGS[1:]), *translation.UNITS[1:])
@@ -59,22 +57,26 @@ SECOND_READINGS = (*(r.name for r in json_readings.READINGS[1:]), *translation.U
 _JUDGED: dict[tuple[object, ...], dict[str, Judged]] = {}
 
 
-def _of(card: Card) -> list[Scorer]:
-    return [scorer for scorer in SCORERS if scorer.metric == card.metric]
+def of_metric(metric: str | None) -> list[Scorer]:
+    """The scorers of the cards with a metric, the one that knows its main measure in front."""
+    return [scorer for scorer in SCORERS if scorer.metric == metric]
+
+
+def reads_texts(metric: str | None) -> bool:
+    """Whether answers are scored against whole texts."""
+    return of_metric(metric)[0].right is None
 
 
 def right(task: TaskRows) -> Truth:
     """What is right for the rows of a split. Raises UserError for an unusable one."""
-    for scorer in _of(task.card):
-        if scorer.right is not None:
-            return scorer.right(task)
-    return Truth(task.responses, [])
+    find = of_metric(task.card.metric)[0].right
+    return Truth(task.responses, []) if find is None else find(task)
 
 
 def judge(case: Case) -> dict[str, Judged]:
     """What every scorer of the card says of the answers, by reading."""
     found: dict[str, Judged] = {}
-    for scorer in _of(case.card):
+    for scorer in of_metric(case.card.metric):
         found |= scorer.judge(case)
     return found
 
@@ -96,7 +98,7 @@ def _case(scored: Scored) -> Case:
 
 def constant(scored: Scored) -> tuple[str, Judged]:
     """The baseline of the card's metric over the rows answered: its name and its measures."""
-    scorer, case = _of(scored.card)[0], _case(scored)
+    scorer, case = of_metric(scored.card.metric)[0], _case(scored)
     if scorer.constant is not None:
         return scorer.constant(case)
     text, always = case.always()
