@@ -21,7 +21,7 @@ from tell_plugins.core.spec import parse_spec
 from tell_plugins.preparation.answers import are_labels, infer_schema, json_of_python, labels_of
 from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns
 from tell_plugins.preparation.method import among, entries, general_rows_for, plain_sft, repeat_of
-from tell_plugins.preparation.task_recipe import pattern_for, short_names
+from tell_plugins.preparation.task_recipe import _patterns, pattern_for, short_names
 from tell_plugins.preparation.task_split import split_off_test
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import PROJECT
@@ -242,14 +242,22 @@ def test_an_amount_that_is_asked_counts(own: Own) -> None:
 def test_a_recipe_of_ones_own_is_no_pattern_unless_it_is_named(
     own: Own, rows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An earlier task's recipe, edited: its learning rate is not the next task's."""
+    """An earlier task's recipe, edited: its learning rate is not the next task's.
+
+    Its card lies beside those that come along, as in a checkout.
+    """
     shutil.copytree(PROJECT / "recipes", own.recipes)
+    shutil.copytree(PROJECT / "datasets", own.card.parent)
     monkeypatch.setattr(paths, "RECIPES", own.recipes)
+    for root in ("CARDS", "OWN_CARDS"):
+        monkeypatch.setattr(paths, root, own.card.parent)
     own.new(rows, name="a")
+    own.new(rows, name="another_json")
     mine = own.recipes / "smollm2_a.yaml"
     mine.write_text(mine.read_text().replace("learning_rate: 4.0e-3", "learning_rate: 1.0e-6"))
     assert pattern_for("smollm2", "json").path == own.recipes / "smollm2_sample.yaml"
     assert pattern_for(str(mine), "json").path == mine
+    assert {recipe.name for recipe in _patterns("smollm2")} == {"smollm2_json", "smollm2_sample"}
 
 
 OF_THE_PAPER = {
@@ -283,7 +291,7 @@ def test_plain_labels_are_split_in_their_shares_as_those_in_json_are(metric: str
         answers = [json.dumps({"urgent": answer}) for answer in answers]
     out = own.new(own.table(answered(answers), "rows.csv"))
     assert "8 rows are split off to test with" in out
-    assert "in the labels' shares (7 'no', 1 'yes'); 32 train" in out
+    assert "in the labels' shares ('no' 7x, 'yes' 1x); 32 train" in out
     assert "WARNING" not in out
     assert load_card("own").metric == metric
     held_out = open_task(load_card("own"), "test").responses
@@ -473,12 +481,16 @@ def test_a_column_missing(own: Own) -> None:
     message = own.fails(rows)
     assert "rows.csv, line 2: columns id, tweet, category are of no known form" in message
     assert "--columns query=tweet,response=category names them; --columns 1,2" in message
-    message = own.fails(rows, "--columns", "query=tweet,response=answer")
-    assert (
-        "12 rows cannot be used: lines 2-13: no column 'answer' of the form --columns "
-        "(columns: id, tweet, category)\n"
-    ) in message
-    assert "the first row of a table must name them" in message
+    message = own.fails(rows, "--columns", "query=tweet,response=Category")
+    assert "rows.csv: unknown column 'Category'\n  allowed: category, id, tweet\n" in message
+    assert "did you mean 'category'?" in message
+
+
+def test_an_answer_that_is_an_object_is_proposed(own: Own) -> None:
+    rows = own.table(
+        [{"id": n, "tweet": q, "fields": {"rain": r}} for n, (q, r) in enumerate(texts())]
+    )
+    assert "--columns query=tweet,response=fields names them" in own.fails(rows)
 
 
 def test_lines_are_told_from_rows_of_a_spreadsheet(own: Own) -> None:
@@ -545,10 +557,13 @@ def test_duplicate_rows_are_kept_once_and_told(own: Own) -> None:
     rows.append({"query": rows[2]["query"], "response": rows[0]["response"]})
     out = own.new(own.table(rows))
     assert "repeated rows of rows.jsonl left out (1): line 13 (as 1)" in out
+    asked = "rows.jsonl: rows that ask what an earlier row asks and answer otherwise (1): line 15"
+    assert f"note: {asked} (as 3)" in out
     card = load_card("own")
     train, test = open_task(card, "train"), open_task(card, "test")
     assert len(train) + len(test) == 14
     assert not set(train.query_keys.tolist()) & set(test.query_keys.tolist())
+    assert "answer otherwise" not in own.new(own.table(rows[:14]), "--force")
 
 
 def test_test_rows_in_the_training_rows(own: Own, rows: str) -> None:
@@ -583,8 +598,8 @@ def test_validation_rows_are_no_test_rows(own: Own) -> None:
         ('{"a": -Infinity}', "NaN or Infinity"),
         ('{"a": 1e999}', "NaN or Infinity"),
         ('{"a": 1, "a": 2}', "key 'a' stands twice"),
-        ("{'a': 1}", "Expecting property name"),
-        ('{"a": True}', "Expecting value"),
+        ("{'a': 1}", "Expecting property name enclosed in double quotes at \"'a': 1}\""),
+        ('{"a": True}', "Expecting value at 'True}'"),
     ],
 )
 @pytest.mark.parametrize("all_rows", [True, False])
@@ -694,7 +709,10 @@ def test_labels_of_two_spellings_are_one_question(
 def test_labels_are_told_and_stand_in_the_card(own: Own) -> None:
     rows = own.table(answered(["0", "1", "1"] * 10), "rows.csv")
     out = own.new(rows)
-    assert "the answers are 2 labels ('1' 20x, '0' 10x); where they are none: --metric text" in out
+    assert (
+        "the answers are taken for 2 labels ('1' 20x, '0' 10x); if they are not: --metric text"
+        in out
+    )
     card = load_card("own")
     assert (card.metric, card.answer.labels) == ("label", ("0", "1"))
     assert sorted(Counter(open_task(card, "test").responses).values()) == [2, 4]
@@ -719,7 +737,7 @@ def test_what_few_test_rows_show_is_said(own: Own) -> None:
     """15 rows of five labels: each label trains and tests."""
     out = own.new(own.table(answered(list("aaabbbcccdddeee"))))
     assert "5 rows are split off to test with" in out
-    assert "(1 'a', 1 'b', 1 'c', 1 'd', 1 'e'); 10 train" in out
+    assert "('a' 1x, 'b' 1x, 'c' 1x, 'd' 1x, 'e' 1x); 10 train" in out
     assert "5 test rows show little: one row is 20 points of a score, and its 95 % interval" in out
     assert "up to 33 points to either side" in out
     assert "--test FILE" in out

@@ -120,6 +120,15 @@ KINDS = [
          _json_lines(lambda q, r: {"query": q, "response": r, "history": [], "system": ""})),
     Kind("prompt/completion", "trl.jsonl",
          _json_lines(lambda q, r: {"prompt": q, "completion": r})),
+    Kind("preferences", "trl.jsonl",
+         _json_lines(lambda q, r: {"prompt": q, "chosen": r, "rejected": "no idea"}),
+         note="'rejected' is not read: the chosen answers alone are trained"),
+    Kind("preferences", "turns.jsonl", _json_lines(lambda q, r: {
+        "chosen": _messages(q, r)["messages"], "rejected": _messages(q, "no idea")["messages"]}),
+         note="'rejected' is not read"),
+    Kind("preferences", "swift.jsonl",
+         _json_lines(lambda q, r: {**_messages(q, r), "rejected_response": "no idea"}),
+         note="'rejected_response' is not read"),
     Kind("your own columns", "own.csv",
          lambda path: FRAME.rename(columns={"text": "body", "label": "rain"}).to_csv(path),
          ("--columns", "query=body,response=rain")),
@@ -248,17 +257,20 @@ def test_a_system_prompt_may_stay_one(own: Own) -> None:
     ("systems", "flags", "problem"),
     [
         ((ASK, "Be kind."), (), f"2 system prompts differ: '{ASK}' and 'Be kind.'"),
-        ((ASK, ""), (), "10 training rows lack the system prompt"),
+        ((ASK, ""), (), "10 training rows without the system prompt"),
         ((ASK, ASK), ("--anchor", ANCHOR), "an anchor is given, and the rows have a system prompt"),
     ],
 )
 def test_system_prompts_that_cannot_be_kept(
     systems: tuple[str, str], flags: tuple[str, ...], problem: str, own: Own
 ) -> None:
+    """The remedy names a flag only where it helps."""
     pairs = enumerate(zip(TEXTS, LABELS, strict=True))
     rows = own.table([_messages(*pair, systems[n % 2]) for n, pair in pairs])
     held_out = own.table([_messages("Rain?", "yes")], "test.jsonl")
-    assert problem in own.fails(rows, "--test", held_out, *flags, anchor=None)
+    message = own.fails(rows, "--test", held_out, *flags, anchor=None)
+    assert problem in message
+    assert ("--system keep" in message) == bool(flags)
 
 
 # ---------------------------------------------------------------- one file

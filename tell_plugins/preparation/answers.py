@@ -28,6 +28,7 @@ LONGEST_VALUE = 60  # characters of one value of an enumeration
 NO_LABEL = "none"
 _FEWEST_ROWS = 10  # fewer show nothing by answers that come again
 _SHOWN = 5
+_CHARS_SHOWN = 20  # of an answer, from where it is no JSON
 _TIMES_SEEN = 4  # how often a value of an enumeration is seen, on average
 _MOST_NEW = 0.05  # the chance of another value up to which there is none
 _DEEPEST = 8  # levels of objects and lists that get a rule
@@ -75,7 +76,8 @@ def need_numbers(file: TaskFile) -> None:
             f"metric 'number', but {len(without)} of {len(file.pairs)} responses end with none; "
             f"the first is at line {without[0].line}",
             where=paths.shown(file.path),
-            allowed="a response that ends with `#### <number>`, or a number: 12.5 or 1,234.5",
+            allowed="a response that ends with `#### <number>`, or a number with a decimal point: "
+            "12.5 or 1,234.5",
             remedy="correct the rows, or name another --metric",
         )
 
@@ -88,7 +90,11 @@ def strict_json(text: str) -> Any:
 
     Raises ValueError for anything else: a key twice, NaN, or what json.loads refuses.
     """
-    value = parse_json(text, nan=True)
+    try:
+        value = parse_json(text, nan=True)
+    except json.JSONDecodeError as error:
+        rest = text[error.pos : error.pos + _CHARS_SHOWN].strip()
+        raise ValueError(f"{error.msg} at {repr(rest) if rest else 'its end'}") from None
     try:
         json.dumps(value, allow_nan=False)
     except RecursionError:

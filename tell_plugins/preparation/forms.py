@@ -51,6 +51,8 @@ FORMS = (
     Form("query/response", ("query",), "response"),
     Form("prompt/completion", ("prompt",), "completion"),
     Form("prompt/response", ("prompt",), "response"),
+    Form("preferences", ("prompt",), "chosen"),
+    Form("preferences", ("chosen",)),
     Form("question/answer", ("question",), "answer"),
     Form("text/label", ("text",), "label"),
     Form("sentence/label", ("sentence",), "label"),
@@ -62,6 +64,8 @@ _USER, _ASSISTANT = ("user", "human"), ("assistant", "gpt", "bot", "model")
 _SYSTEM = ("system", "developer")
 # columns that must be empty, since only text is trained
 _NO_TEXT = ("tools", "tool_calls", "images", "videos", "audios")
+# columns of preferences that nothing is learned from
+_REJECTED = ("rejected", "rejected_response", "rejected_messages")
 # columns and keys that mark an answer as none to learn from, and the values that do
 _MARKS = {
     "label": ("false",),  # KTO
@@ -71,7 +75,9 @@ _MARKS = {
 _OF_TEXT = " (lines of the text file, not rows of a spreadsheet)"
 _MEND, _DROP = "mend or remove these rows", "or --drop-broken to leave them out"
 _QUERIES = ("text", "sentence", "question", "query", "input", "prompt", "content", "body", "tweet")
-_RESPONSES = ("label", "response", "answer", "output", "category", "class", "target", "verdict")
+_RESPONSES = (
+    *("label", "response", "answer", "output", "category", "class", "target", "verdict", "chosen"),
+)
 
 
 class Pair(NamedTuple):
@@ -142,13 +148,14 @@ def read_task_file(path: Path, reading: Reading | None = None) -> TaskFile:
     pairs: list[Pair] = []
     problems: dict[str, list[int]] = {}
     remedies: list[str] = []
-    lines_are_rows = True
+    lines_are_rows, columns = True, dict[str, None]()
     for row, record in enumerate(read_records(path, header), 1 + header):
         try:
             if record.problem is not None:
                 raise _Unusable(record.problem)
             if not isinstance(record.value, dict):
                 raise _Unusable(f"not an object but {type(record.value).__name__}")
+            columns |= dict.fromkeys(map(str, record.value))
             where = f"{paths.shown(path)}, line {record.line}"
             if not header and not pairs and not problems:
                 _refuse_header(record.value, where)
@@ -160,6 +167,11 @@ def read_task_file(path: Path, reading: Reading | None = None) -> TaskFile:
             if problem.remedy not in remedies:
                 remedies.append(problem.remedy)
     notes = table_notes(path)
+    missing = [name for name in (named.names if named and columns else ()) if name not in columns]
+    if missing:
+        raise unknown("column", missing[0], columns, f"--columns, {paths.shown(path)}")
+    if form and (left := [name for name in _REJECTED if name in {*columns} - {*form.columns}]):
+        notes.append(f"{path.name}: '{left[0]}' is not read: the chosen answers alone are trained")
     if problems and reading.drop_broken and pairs:
         notes.append(left_out(path, problems))
     elif problems:
@@ -279,7 +291,11 @@ def _form_of(row: Mapping[str, Any], where: str) -> Form:
 
 def _proposal(row: Mapping[str, Any]) -> str:
     """The value of `--columns` that a row of no known form suggests."""
-    names = [name for name, value in row.items() if text_of(value) is not None]
+    names = [
+        name
+        for name, value in row.items()
+        if (isinstance(value, dict) or text_of(value) is not None) and name not in _REJECTED
+    ]
     if len(names) < 2:
         return "query=A,response=B"
     lower = {name.lower(): name for name in names}

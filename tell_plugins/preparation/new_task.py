@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--repair-json", action="store_true", help=f"{text}that stands twice stay broken")
     text = "a recipe to start from; or any model: an id that ms-swift knows, or a folder"
     known = ", ".join(short_names())
-    add("--model", metavar="M", default="qwen", help=f"{known}; {text} (default: qwen)")
+    add("--model", metavar="M", default="smollm2", help=f"{known}; {text} (default: smollm2)")
     add("--model-type", metavar="TYPE", help="of a model that ms-swift cannot tell the type of")
     add("--template", metavar="NAME", help="its chat template, where its type has several")
     text = (

@@ -40,11 +40,13 @@ from tell_plugins.preparation.forms import (
     read_task_file,
 )
 from tell_plugins.preparation.task_split import (
+    other_answers,
     split_into_folds,
     split_off_test,
     without_duplicates,
     without_overlap,
 )
+from tell_plugins.recipe.tables import count_of
 
 FEW_TEST_ROWS = 50  # with fewer, what a test can show is said
 SPLITS = ("train", "validation", "test")
@@ -147,9 +149,10 @@ def _read(args: argparse.Namespace, name: str, notes: list[str]) -> TaskFile:
         file = with_json(file)
     if may_be_json and args.drop_broken and (args.schema or args.metric or means_json(file)):
         file = without_broken_json(file)
-    notes.append(f"{name}: {len(file.pairs)} rows of the form {file.form} in {file.path.name}")
+    rows = count_of(len(file.pairs), "row")
+    notes.append(f"{name}: {rows} of {file.path.name}, read as {file.form}")
     file = without_duplicates(file)
-    notes += file.notes
+    notes += (*file.notes, *other_answers(file))
     return file
 
 
@@ -178,10 +181,9 @@ def _test_notes(task: Task, seed: int) -> list[str]:
     """How the test rows were split off, and whether they tell much."""
     notes, test, count = [], task.labels_in("test"), len(task.test)
     if task.split_off:
-        counts = ", ".join(f"{times} {_short(label)}" for label, times in sorted(test.items()))
         notes.append(
             f"no --test: {count} rows are split off to test with, chosen by content and seed {seed}"
-            + (f" in the labels' shares ({counts})" if counts else "")
+            + (f" in the labels' shares ({_counted(test)})" if test else "")
             + f"; {len(task.train)} train"
         )
     if len(test) == 1:
@@ -209,6 +211,13 @@ def _short(label: str) -> str:
     """A label quoted on one line, the beginning of a long one."""
     line = " ".join(label.split())
     return f"'{line}'" if len(line) <= LONGEST_VALUE else f"'{line[:LONGEST_VALUE]} ...'"
+
+
+def _counted(labels: Counter[str]) -> str:
+    """The most frequent labels, such as "'no' 12x, 'yes' 5x"."""
+    most = sorted(labels.items(), key=lambda each: (-each[1], each[0]))[:6]
+    shown = ", ".join(f"{_short(label)} {count}x" for label, count in most)
+    return shown + (" ..." if len(labels) > len(most) else "")
 
 
 def _named(labels: Sequence[str] | Counter[str]) -> str:
@@ -253,10 +262,9 @@ def _set_labels(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]
     untrained = [label for label in task.labels if label not in counts]
     if untrained:
         task.notes.append(f"WARNING: no training row has the label {_named(untrained)}")
-    shown = ", ".join(f"{_short(label)} {count}x" for label, count in counts.most_common(6))
     task.notes.append(
-        f"the answers are {len(counts)} labels ({shown}{' ...' if len(counts) > 6 else ''})"
-        + ("" if args.metric else "; where they are none: --metric text, or number")
+        f"the answers are taken for {len(counts)} labels ({_counted(counts)})"
+        + ("" if args.metric else "; if they are not: --metric text, or number")
     )
 
 
@@ -371,20 +379,23 @@ def _system(task: Task, anchor: str | None, choice: str | None) -> str:
     without = [pair.line for pair in task.train if not pair.system.strip()]
     shown = " and ".join(_short(text) for text in prompts[:2])
     found = None
+    remedy = "put what changes into the query"
     if len(prompts) > 1:
         found = f"{len(prompts)} system prompts differ: {shown}"
     elif prompts and without:
-        found = f"{len(without)} training rows lack the system prompt {shown}, the first at line "
-        found += str(without[0])
+        found = f"{count_of(len(without), 'training row')} without the system prompt {shown}, "
+        found += f"the first at line {without[0]}"
+        remedy = "write it into these rows, too, or remove them"
     elif prompts and anchor is not None and choice != "keep":
         found = f"an anchor is given, and the rows have a system prompt: {shown}"
+        remedy = "leave --anchor out; or --system keep, so that it stays a system prompt, in the "
+        remedy += "recipe, beside the anchor"
     if found is not None:
         raise UserError(
             found,
             where="--train",
-            allowed="one system prompt in all rows, which becomes the anchor",
-            remedy="put what changes into the query; or leave --anchor out; or --system keep, so "
-            "that it stays a system prompt, in the recipe, beside the anchor",
+            allowed="the same system prompt in all rows, which becomes the anchor",
+            remedy=remedy,
         )
     return prompts[0].strip() if prompts else ""
 

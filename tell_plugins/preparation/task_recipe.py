@@ -43,6 +43,8 @@ _RATES = ((_SMALL, 1.0e-3), (_LARGE, 4.0e-4), (float("inf"), 1.0e-4))
 _OF_ANY_MODEL = "--model"  # where such a pattern has its model from
 # keys of a recipe that belong to its own task
 GONE = ("val_dataset", "split_dataset_ratio", "resume_from_checkpoint")
+# tasks of the recipes that come along: `new` and people put theirs beside them
+_TASKS = ("sample", "json", "is_en", "en_is", "gsm8k")
 _KEY = re.compile(r"[\"']?(\w+)[\"']?\s*:")
 _COMMENT = re.compile(r"[ \t]+#[^\"']*$")
 
@@ -78,15 +80,12 @@ def _patterns(model: str = "") -> list[Recipe]:
     A recipe of the user's own beside them is a pattern only when it is named, since its settings
     were chosen for its own task; a variant (`qwen_json_sft`) is none either.
     """
-    files = sorted(paths.RECIPES.glob(f"{model or '*'}_*.yaml"), reverse=True)
-    stems = [file.stem for file in files]
-    mains = [f for f in files if not any(f.stem.startswith(f"{stem}_") for stem in stems)]
     found = []
-    for file in mains:
+    for file in sorted(paths.RECIPES.glob(f"{model or '*'}_*.yaml"), reverse=True):
         with suppress(UserError):
             recipe = load_recipe(file)
-            shipped = load_card(recipe.spec.card).folder.parent == paths.CARDS
-            found += [recipe] if shipped and _is_plain(recipe) else []
+            is_shipped = file.stem.partition("_")[2] in _TASKS
+            found += [recipe] if is_shipped and _is_plain(recipe) else []
     return sorted(found, key=lambda recipe: int(recipe.get("max_length", 0)))
 
 

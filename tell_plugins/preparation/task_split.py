@@ -10,7 +10,7 @@ import numpy as np
 
 from tell_plugins.core import draw
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.text import comparison_keys, row_id
+from tell_plugins.core.text import comparison_keys, normalise, row_id
 from tell_plugins.preparation.forms import Pair, TaskFile
 
 TEST_SHARE, MOST_TEST_ROWS = 0.2, 200
@@ -33,6 +33,19 @@ def without_duplicates(file: TaskFile) -> TaskFile:
         return file
     note = f"repeated rows of {file.path.name} left out ({len(repeated)}): {_listed(repeated)}"
     return replace(file, pairs=list(first.values()), notes=(*file.notes, note))
+
+
+def other_answers(file: TaskFile) -> tuple[str, ...]:
+    """A note on rows that ask what an earlier row asks, and answer otherwise; none where there are
+    none."""
+    first: dict[int, Pair] = {}
+    others = []
+    for pair, key in zip(file.pairs, _keys(file.pairs), strict=True):
+        earlier = first.setdefault(key, pair)
+        if normalise(earlier.response) != normalise(pair.response):
+            others.append(f"line {pair.line} (as {earlier.line})")
+    note = f"{file.path.name}: rows that ask what an earlier row asks and answer otherwise"
+    return (f"{note} ({len(others)}): {_listed(others)}",) if others else ()
 
 
 def _listed(places: Sequence[str]) -> str:
