@@ -171,6 +171,13 @@ is_ready() {
 }
 
 verb=${1-demo}  # not `:-`: an empty verb is no call of the demo
+case "$verb $*" in
+  setup*" -h"* | setup*" --help"*)
+    echo "usage: ./run.sh setup [--swift latest] [GROUP...]"
+    echo "make .venv and install what is pinned; groups: all $GROUPS_KNOWN (default: what trains)"
+    exit
+    ;;
+esac
 if [ "$verb" = setup ]; then groups=$(groups_to_set_up "${@:2}"); else groups=$(groups_of "$verb"); fi
 if ! is_ready $groups; then
   if command -v flock >/dev/null; then  # two first calls at once: one installs, the other waits

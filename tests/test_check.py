@@ -63,6 +63,7 @@ def test_a_missing_recipe_names_the_nearest(name: str, meant: str) -> None:
     with pytest.raises(UserError) as caught:
         load_recipe(name)
     assert caught.value.remedy == f"did you mean '{meant}'?"
+    assert caught.value.allowed is None, "a list of them all would hide it"
 
 
 def test_the_report_tells_sources_and_steps(write: Write) -> None:
@@ -83,6 +84,7 @@ def test_the_report_tells_sources_and_steps(write: Write) -> None:
     assert checked.mixture.hash in text
     assert "no estimate" not in text
     assert "tokens not counted" in text  # the test has no tokenizer
+    assert "Not checked\n  rows against max_length: no tokenizer is on this machine" in text
 
 
 # --- keys and values ----------------------------------------------------------------------------

@@ -117,6 +117,7 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
     ],
     "tell-validation": [
         ({"val_dataset": ["tell/tooy:split=test"]}, "did you mean 'toy'?"),
+        ({"val_dataset": ["nowhere.jsonl#50"]}, "no file 'nowhere.jsonl'"),
         ({"val_dataset": ["tell/toy:split=test"]}, "test rows serve as validation data"),
         ({"val_dataset": ["tell/toy"]}, "validates on training rows"),
     ],

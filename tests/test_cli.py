@@ -15,6 +15,7 @@ import pytest
 from tell_plugins import __version__, cli
 from tell_plugins.cli import VERBS, main
 from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.evaluation.options import Options
 from tests.conftest import PROJECT
 
 HEAVY = ("torch", "swift", "transformers", "datasets", "pandas", "matplotlib", "sklearn", "openai")
@@ -98,6 +99,12 @@ def test_help_loads_nothing_heavy() -> None:
     command = [sys.executable, "-c", HELP_OF_ALL, *HEAVY]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_each_option_of_eval_names_its_default() -> None:
+    for name, field in Options.model_fields.items():
+        if field.description and field.default:
+            assert f"default: {field.default})" in field.description, name
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tell_plugins.core.errors import MachineError
+from tell_plugins.core.errors import MachineError, unknown
 from tests.conftest import PROJECT
 
 FILES = sorted((PROJECT / "tell_plugins").rglob("*.py"))
@@ -38,6 +38,13 @@ def test_every_error_says_where_and_what_to_do(path: Path) -> None:
             assert given >= {"where", "remedy"}, where
         elif "str(error)" not in text:  # which hands others' messages on
             assert "remedy" in given or "remedy:" in text, where
+
+
+def test_names_are_listed_where_one_has_to_choose() -> None:
+    names = [f"name{n:02}" for n in range(40)]
+    assert unknown("card", "xyz", names, "here").allowed == ", ".join(names)
+    assert unknown("card", "name1", names, "here").allowed == "40 names"
+    assert unknown("card", "xyz", names * 3, "here").allowed == "120 names"
 
 
 def test_a_fault_of_the_machine_has_the_same_shape() -> None:

@@ -18,7 +18,6 @@ import pytest
 import yaml
 
 from tell_plugins.bridge import embedded_model
-from tell_plugins.bridge.embedded_model import is_embedded
 from tell_plugins.cli import main
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
@@ -364,13 +363,21 @@ def test_a_folder_is_not_looked_up_on_a_hub(toy: Path, tmp_path: Path) -> None:
 def test_the_embedded_model_is_made_ready_when_it_is_missing(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[str] = []
-    monkeypatch.setattr(embedded_model, "prepare_model", lambda: made.append("made"))
-    recipe = load_recipe(toy).with_values(model="models/SmolLM2-135M-Instruct")
-    assert is_embedded("models/SmolLM2-135M-Instruct")
-    assert is_embedded("./models/SmolLM2-135M-Instruct/")
+    """Before the check, which counts its rows by the model's own tokenizer."""
+    done: list[str] = []
+
+    def inspect(*_: object) -> None:
+        done.append("checked")
+        raise InterruptedError
+
+    monkeypatch.setattr(embedded_model, "prepare_model", lambda: done.append("made"))
+    monkeypatch.setattr(train, "inspect", inspect)
+    name = "./models/SmolLM2-135M-Instruct/"
+    with pytest.raises(InterruptedError):
+        train.check_and_train(str(toy), ["--model", name])
+    assert done == ["made", "checked"]
+    recipe = load_recipe(toy).with_values(model=name)
     assert train._with_model(recipe, Settings(recipe, keys())) == recipe
-    assert made == ["made"]
 
 
 # --- exit codes and signals ----------------------------------------------------------------------

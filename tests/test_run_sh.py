@@ -242,6 +242,13 @@ def test_an_ms_swift_that_is_none(world: World) -> None:
     assert "allowed: pinned, latest" in err
 
 
+def test_the_help_of_setup(world: World) -> None:
+    code, out, err = world.run("setup", "--help")
+    assert (code, err) == (0, "")
+    assert "groups: all light data train translation ray tests" in out
+    assert not (world.root / ".venv").exists()
+
+
 def test_a_group_that_is_none(world: World) -> None:
     world.python()
     code, out, err = world.run("setup", "light", "rays")

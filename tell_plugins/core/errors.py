@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+_LISTED = 24  # allowed names that a message lists
+
 
 class UserError(Exception):
     """The user's input is wrong; shown as one message without a traceback (exit code 1)."""
@@ -81,7 +83,8 @@ def unknown(kind: str, word: str, choices: Iterable[str], where: str) -> UserErr
     """The error for a name that is not one of `choices`, with the nearest match as remedy."""
     names = sorted(choices)
     match = nearest(word, names)
-    shown = ", ".join(names) if len(names) <= 24 else f"{len(names)} names"
+    few = len(names) <= (_LISTED if match else 3 * _LISTED)  # without a match, one has to choose
+    shown = ", ".join(names) if few else f"{len(names)} names"
     return UserError(
         f"unknown {kind} '{word}'",
         where=where,

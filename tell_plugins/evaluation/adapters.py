@@ -267,8 +267,8 @@ def trained_folder(text: str, where: str) -> Path:
             where=where,
             allowed="a checkpoint folder, a run folder that holds checkpoints, a model's folder"
             + (", or 'none'" if where == "--adapter" else ""),
-            remedy="look for adapter_config.json (of a whole model: config.json and "
-            "model.safetensors)",
+            remedy="`./run.sh train RECIPE` makes one, in output/RECIPE (adapter_config.json; of a "
+            "whole model config.json and model.safetensors)",
         )
     return found[-1]
 

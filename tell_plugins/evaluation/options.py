@@ -53,12 +53,14 @@ class Options(BaseModel):
     )
     split: str = _option("test", "split of the card (default: test)")
     rows: int | None = _option(None, "a seeded draw of this many rows (default: all)", least=1)
-    decoding: str = _option("greedy", "greedy, or the paper's sampling: paper")
+    decoding: str = _option("greedy", "greedy, or the paper's sampling: paper (default: greedy)")
     seeds: str = _option("42", "one set of answers a seed (default: 42)")
     anchor: str | None = _option(None, "anchor at test (default: as in the recipe)")
-    engine: str = _option("transformers", "transformers, vllm, or the URL of a server")
+    engine: str = _option(
+        "transformers", "transformers, vllm, or the URL of a server (default: transformers)"
+    )
     model_name: str | None = _option(None, "of a server: the model to ask for")
-    batch_size: int = _option(16, "prompts answered together", least=1)
+    batch_size: int = _option(16, "prompts answered together (default: 16)", least=1)
     shots: int = _option(
         0, "fixed examples of the training split in front of each question (default: 0)"
     )

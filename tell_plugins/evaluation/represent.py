@@ -29,6 +29,7 @@ from tell_plugins.core.anchors import in_front
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import tracked
+from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import ALL, NONE, parse_spec
 from tell_plugins.core.state_files import write_json
 from tell_plugins.evaluation import prompts as prompting
@@ -50,6 +51,7 @@ CONDITIONS = {
     "control": ("task_anchored", "general_anchored"),
 }
 _MIDDLE = "middle"
+_ROWS = 50
 _LEAST_ROWS = 10  # five folds of two rows a group
 _MAX_TOKENS = 512
 _RESAMPLES, _SEED = 2000, 42
@@ -70,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="layer whose output is read: 0 are the embeddings, n the n-th layer, 'middle' half "
         "way (default: middle; the paper's 16 of LLaMA2-7B's 32)",
     )
-    parser.add_argument("--rows", type=int, default=50, help="queries of each kind (default: 50)")
+    text = f"queries of each kind (default: {_ROWS}, or as many as the split has)"
+    parser.add_argument("--rows", type=int, help=text)
     parser.add_argument("--split", default="test", help="split of the task card (default: test)")
     parser.add_argument(
         "--adapter",
@@ -122,6 +125,8 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Job:
     """Everything that can be wrong, found before a model is loaded."""
     spec = recipe.spec
     card = prompting.task_card(recipe, "anchor")
+    if args.rows is None:
+        args.rows = min(_ROWS, len(open_task(card, args.split, args.anchor)))
     _check(args)
     (adapter,) = find_adapters([args.adapter], recipe)
     recipe, notes = as_trained(recipe, [adapter], found_by_swift)

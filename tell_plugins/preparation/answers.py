@@ -20,6 +20,7 @@ from tell_plugins.core.numbers import final_number, whole_number
 from tell_plugins.core.schemas import compile_schema
 from tell_plugins.core.text import normalise
 from tell_plugins.preparation.forms import Pair, TaskFile, left_out, lines_named
+from tell_plugins.recipe.tables import count_of
 
 METRICS = ("json", "label", "translation", "number", "text")
 MOST_LABELS = 150  # more different answers are free text
@@ -334,7 +335,9 @@ def one_spelling(files: dict[str, TaskFile], key: str | None, clean: bool) -> No
         first = {label_in(pair, key): pair.line for pair in reversed(files["train"].pairs)}
         where = {form: f", first at line {line}" for form, line in first.items()}
         shown = "; ".join(
-            ", ".join(f"{form!r} ({train[form]} rows{where.get(form, '')})" for form in group)
+            ", ".join(
+                f"{form!r} ({count_of(train[form], 'row')}{where.get(form, '')})" for form in group
+            )
             for group in several[:_SHOWN]
         )
         raise UserError(

@@ -129,8 +129,8 @@ def _source_notes(mixture: Mixture) -> list[str]:
         notes.append(f"  tokens by {mixture.counter.name}, anchors included, chat template not")
     else:
         notes.append(
-            "  tokens not counted: the model is not here yet, nor the paper's tokenizer (./run.sh "
-            "data llama2_tokenizer)"
+            "  tokens not counted: the paper's tokenizer is not here (./run.sh data "
+            "llama2_tokenizer)"
         )
     notes.append(f"  hash {mixture.hash}")
     return notes
@@ -337,8 +337,10 @@ def _paper(checked: Checked, verbose: bool) -> str:
 
 
 def _not_checked(checked: Checked) -> str:
-    reason = checked.not_checked.get("settings")
-    return f"Not checked\n  {reason}" if reason else ""
+    """The parts whose reason stands nowhere else in the report."""
+    parts = ["settings"] if checked.mixture is None else ["settings", "lengths"]
+    reasons = [checked.not_checked[part] for part in parts if part in checked.not_checked]
+    return "\n  ".join(["Not checked", *reasons]) if reasons else ""
 
 
 def problems(findings: Sequence[Finding]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from tell_plugins.bridge.embedded_model import is_embedded
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.mixture import GENERAL, Mixture
@@ -113,11 +114,15 @@ class Checked:
 
     def _why_not_counted(self) -> str | None:
         if self.counted is None:
-            return "no tokenizer is on this machine, or the recipe's max_length cannot be used"
+            name = "smollm2" if is_embedded(self.settings.text("model")) else "llama2_tokenizer"
+            return (
+                "rows against max_length: no tokenizer is on this machine (./run.sh data "
+                f"{name}), or max_length cannot be used"
+            )
         if self.limit is None:
             return "max_length is not named, and the model's context is not known here"
         if not self.counted.exact:
-            return "the model's tokenizer is not on this machine: another one counted"
+            return "rows against max_length: the model's tokenizer is not here, another one counted"
         return None
 
 

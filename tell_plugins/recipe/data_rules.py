@@ -22,6 +22,7 @@ from tell_plugins.core.mixture import (
     refuse_measuring,
     refuse_times_nothing,
 )
+from tell_plugins.core.row_files import FORMATS
 from tell_plugins.core.schemas import card_validator
 from tell_plugins.core.sources import need_file
 from tell_plugins.core.spec import NONE, PREFIX, Spec, is_tell, parse_spec
@@ -221,11 +222,14 @@ def check_plugin(checked: Checked) -> Iterator[Finding]:
 
 
 def check_validation(checked: Checked) -> Iterator[Finding]:
-    """TELL strings under `val_dataset`."""
+    """TELL strings and files under `val_dataset`."""
     recipe = checked.recipe
     where = recipe.where("val_dataset")
     for entry in map(str, as_list(recipe.values.get("val_dataset"))):
         if not is_tell(entry):
+            file = entry.partition("#")[0]  # NAME#COUNT, as ms-swift reads it
+            if file.endswith(FORMATS) and not (paths.PROJECT / file).is_file():
+                yield error("tell-validation", f"no file '{file}'", where, "correct the path")
             continue
         try:
             spec = parse_spec(entry, where=where)

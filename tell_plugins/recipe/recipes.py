@@ -21,6 +21,7 @@ from tell_plugins.core.yamlfile import read_yaml
 PATH_KEYS = (
     *("model", "adapters", "external_plugins", "resume_from_checkpoint", "deepspeed"),
     *("output_dir", "logging_dir", "cached_dataset", "custom_dataset_info", "local_repo_path"),
+    "val_dataset",
 )
 WRITTEN_KEYS = ("output_dir", "logging_dir")  # of these, paths that need not exist yet
 TUNED = "_tuned"  # how the recipe ends that `tune` writes of another
@@ -221,7 +222,7 @@ def _no_recipe(path: str | Path, file: Path) -> UserError:
     return UserError(
         f"no recipe '{path}'",
         where=paths.shown(file.parent),
-        allowed=", ".join(p.name for p in shipped) or None,
+        allowed=None if match else ", ".join(p.name for p in shipped) or None,
         remedy=f"did you mean '{paths.shown(known[match])}'?" if match else "name a YAML file",
     )
 

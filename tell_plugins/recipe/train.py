@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from tell_plugins.bridge import swift_cli
-from tell_plugins.bridge.embedded_model import prepare_if_embedded
+from tell_plugins.bridge.embedded_model import is_embedded, prepare_if_embedded
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.recipe.check import inspect
@@ -61,6 +61,7 @@ def check_and_train(
     installed_version()
     # where `eval` will look; by itself ms-swift names the folder after the model
     recipe = recipe.with_values(output_dir=str(recipe.output_dir))
+    prepare_if_embedded(recipe.text("model"))  # before `check`, which counts with its tokenizer
     checked = inspect(recipe, swift_keys())
     _stop_on_errors(checked, force)
     if not force:
@@ -134,7 +135,7 @@ def _what_next(recipe: Recipe, before: Set[Path]) -> str:
 def _with_model(recipe: Recipe, settings: Settings) -> Recipe:
     """The recipe with its model at hand. MachineError when it cannot be had."""
     model = settings.text("model")
-    if prepare_if_embedded(model):
+    if is_embedded(model):
         return recipe
     folder = model_folder(model)
     if folder is None:
