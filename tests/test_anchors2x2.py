@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ import pytest
 from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
 from tell_plugins.evaluation.answers import load_scored
+from tell_plugins.evaluation.elsewhere import Elsewhere
+from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.scoring import System
 from tell_plugins.evaluation.summary import read_general
-from tell_plugins.experiments.anchors2x2 import CELLS, Cell, effects, show
+from tell_plugins.experiments.anchors2x2 import CELLS, Cell, effects, show, write
 from tests.conftest import MakeCard
 from tests.saved_answers import save_answers
 from tests.tiny import make_tiny_cards, make_tiny_model, tiny_recipe
@@ -77,6 +81,16 @@ def test_a_card_without_a_label_has_adherence_and_its_content(
     printed = capsys.readouterr().out
     assert "balanced accuracy" not in printed
     assert "+1.000" in printed
+
+
+def test_a_run_that_diverged_is_written(make_card: MakeCard, tmp_path: Path) -> None:
+    make_tiny_cards(make_card)
+    systems = answered_cells(tmp_path / "eval")
+    broken: Elsewhere = {"bleed": None, "KL to base": Estimate(math.nan, math.nan, math.nan, 3)}
+    systems[CELLS[0]] = replace(systems[CELLS[0]], general=broken)
+    content = json.loads(write(systems, {}, tmp_path / "out")[1].read_text())
+    kept = {"value": None, "low": None, "high": None, "n": 3}
+    assert content["cells"][0]["general"] == {"bleed": None, "KL to base": kept}
 
 
 @pytest.mark.slow

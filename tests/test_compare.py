@@ -6,8 +6,10 @@ import csv
 import gzip
 import json
 import lzma
+import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import paper_numbers
 from tell_plugins.evaluation.answers import Settings, load_scored
 from tell_plugins.evaluation.compare import compare, find_folders, short_names, trained_spec
+from tell_plugins.evaluation.compare_tables import print_verdict
 from tell_plugins.evaluation.scorers.json_readings import READINGS
+from tell_plugins.evaluation.summary import elsewhere_table, system_of
 from tests.conftest import Cli, MakeCard
 from tests.saved_answers import HALU_PERFECT as GOOD
 from tests.saved_answers import answer_line, halu_schema, save_answers, save_lines
@@ -280,6 +284,7 @@ def test_the_papers_columns_stand_beside_the_papers_task_alone(
         ("", ["--learned", "bleurt"], "score translations"),
         ("", ["--learned", "blert"], "did you mean 'bleurt'"),
         ("", ["--resamples", "5"], "100 and more"),
+        ("", ["--seed", "-1"], "0 and more"),
         ("", ["--baseline", "nowhere"], "no saved answers in 'nowhere'"),
         ("", ["--baseline", "{runs}"], "holds 3 sets of answers"),
         ("../cards", [], "no saved answers"),
@@ -292,6 +297,27 @@ def test_what_cannot_be_compared(
 ) -> None:
     more = [flag.format(runs=runs) for flag in flags]
     assert message in cli(1, "compare", runs / named, *more, "--out", tmp_path / "out")
+
+
+def test_a_run_that_diverged_is_said_not_compared(
+    card: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = []
+    for name, loss in (("tell", math.nan), ("sft", 20.0)):
+        folders.append(save_answers(tmp_path / name / "test-greedy", card, [GOOD] * 40))
+        asked = [answer_line("general-0", 0, "Hello.")]
+        general = save_lines(tmp_path / name / "general", card, asked, split="general")
+        lines = [{"loss_sum": loss, "tokens": 10, "rows": 6} for _ in range(6)]
+        (general / "prose.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    print_verdict(compare(folders, baseline=folders[1]))
+    said = capsys.readouterr().out
+    assert "tell is not measured against sft: loss on prose (no number: a run diverged)" in said
+    assert "nan" not in said
+    systems = [system_of(name, tmp_path / name / "test-greedy", folders[1].parent / "general")
+               for name in ("tell", "sft")]  # fmt: skip
+    found = elsewhere_table([replace(systems[1], general=systems[0].general), systems[0]])
+    assert found is not None
+    assert "nan" not in found.notes[-1]
 
 
 def test_names_are_what_tells_folders_apart() -> None:

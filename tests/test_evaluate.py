@@ -15,15 +15,16 @@ import pytest
 from tell_plugins.bridge.protocol import conversation
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
-from tell_plugins.evaluation import evaluate, scoring
+from tell_plugins.evaluation import evaluate, scoring, verify
 from tell_plugins.evaluation.answers import ANSWERS, SETTINGS, load_scored
 from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.options import Options, options_of
 from tell_plugins.evaluation.prompts import task_prompts
+from tell_plugins.evaluation.rivals import AnswerTable
 from tell_plugins.evaluation.scoring import System
 from tell_plugins.evaluation.summary import table
 from tell_plugins.recipe.recipes import load_recipe
-from tests.conftest import Cli, MakeCard
+from tests.conftest import Cli, MakeCard, write_rows
 from tests.saved_answers import answer_line, counts, save_answers, save_lines
 from tests.scripted_engine import answer_by_script
 from tests.test_engines import completion, serving
@@ -360,6 +361,20 @@ def test_a_score_that_one_system_lacks_moves_no_other(
     assert cells["BLEURT"][rows["plain"]] == "-"
     assert cells["BLEURT"][rows["learned"]].startswith("0.68")
     assert all(cell.startswith("0%") for cell in cells["alignment failures"])
+
+
+def test_verify_finds_answers_to_rows_that_moved_in_their_file(
+    make_card: MakeCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    rows = [{"q": f"q{n}", "r": f"r{n}"} for n in range(6)]
+    make_card("moved", train=rows[:1], test=rows, metric="text")
+    saved = save_answers(tmp_path / "a", "moved", {n: f"r{n}" for n in range(2, 6)})
+    write_rows(tmp_path / "cards" / "moved" / "test.jsonl", rows[::-1])
+    table = AnswerTable("a server", lambda query: query.replace("q", "r"))
+    monkeypatch.setattr(verify, "_engine", lambda *_: table)
+    said = cli(1, "verify", "http://x", saved)
+    assert "4 of 4 answers are equal, word for word" in said
+    assert "0 of 4 prompts have as many tokens as then" in said
 
 
 # --- free text -----------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ class Runs:
         self.failing: set[str] = set()
         self.constant: str | None = None  # the answer to each row, whatever the candidate
         self.seconds = 1.0
+        self.resumed = 0  # trainings that were stopped and went on, so nothing says what they took
         self.started: list[str] = []
         monkeypatch.setattr(tune, "run_here", self)
         monkeypatch.setattr(tune, "other_answers", lambda plan, store: [])  # made up, too
@@ -62,7 +63,8 @@ class Runs:
                 failed = {"step": "train", "exit": "exit code 1", "log": "train.log", "tail": []}
                 _write(job.folder / "failed.json", failed)
                 continue
-            _write(job.folder / TRAINED, {"steps": job.steps, "seconds": self.seconds})
+            seconds = None if len(self.started) <= self.resumed else self.seconds
+            _write(job.folder / TRAINED, {"steps": job.steps, "seconds": seconds})
             options = json.loads((job.eval_folder / "options.json").read_text())
             for scale in str(options.get("scales", "1")).split(","):
                 self._answer(job, name, float(scale))
@@ -159,6 +161,10 @@ CONSTANT = json.dumps({"thought": "0", "label": "no"})
         ({}, {"constant": "no JSON"}, [], 0, 8, ["CONTENT NOT LEARNED"]),
         (
             *({}, {"seconds": 60.0}, ["--minutes", "4"], 0, 4),
+            ["there is time for 2 of 4 runs", "2 of 4 runs each"],
+        ),
+        (
+            *({}, {"seconds": 60.0, "resumed": 1}, ["--minutes", "4"], 0, 4),
             ["there is time for 2 of 4 runs", "2 of 4 runs each"],
         ),
         (

@@ -125,6 +125,10 @@ def _check(args: argparse.Namespace) -> None:
             allowed="100 and more",
             remedy="2000",
         )
+    if args.seed < 0:
+        raise UserError(
+            f"seed {args.seed}", where="--seed", allowed="0 and more", remedy="leave it out"
+        )
     if args.pool and (args.baseline or args.learned):
         raise UserError(
             "--pool goes without --baseline and --learned",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, str]  # cells by column
 _MOST_SHOWN = 60  # characters of a constant answer
-_UNTOLD = "not told apart from"
+_UNTOLD, _UNMEASURED = "not told apart from", "not measured against"
 # what is shown under every reading, side by side, by the card's metric
 _SIDE_BY_SIDE = {"json": ("adherence",), "translation": ("chrf++", "bleu")}
 # what was kept of the rest of the model: less is better
@@ -48,7 +49,9 @@ def print_verdict(comparison: Comparison) -> None:
     console = table_console()
     print_grid(difference_grid(comparison), console)
     own, baseline = comparison.systems[-2:]
-    measures: dict[str, list[str]] = {"better than": [], "worse than": [], _UNTOLD: []}
+    measures: dict[str, list[str]] = {
+        word: [] for word in ("better than", "worse than", _UNTOLD, _UNMEASURED)
+    }
     for word, measure in (*_on_the_task(comparison, own), *_elsewhere(own, baseline)):
         measures[word].append(measure)
     for word, found in measures.items():
@@ -71,7 +74,9 @@ def _elsewhere(own: System, baseline: System) -> Iterator[tuple[str, str]]:
     sides = [elsewhere.read(mine)], [elsewhere.read(theirs, mine)]
     for name, what in _KEPT.items():
         moved = elsewhere.change(name, *sides, Form())
-        if moved is not None:
+        if moved is not None and math.isnan(moved.value):
+            yield _UNMEASURED, f"{what} (no number: a run diverged)"
+        elif moved is not None:
             word = _word(better=moved.worse, worse=moved.better)
             yield word, f"{what} ({shown(moved, sign='+')} nats a token)"
 

@@ -164,7 +164,7 @@ def _check(args: argparse.Namespace) -> None:
             allowed=f"{_LEAST_ROWS} rows and more, 1 token and more",
             remedy="ask for more",
         )
-    if args.layer != _MIDDLE and not args.layer.isdigit():
+    if args.layer != _MIDDLE and not args.layer.isdecimal():
         raise UserError(
             f"bad layer '{args.layer}'",
             where="--layer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -101,8 +102,10 @@ def _power(systems: Sequence[System]) -> str:
         ("prose", elsewhere.PROSE, 1, " nats"),
     ):
         changes = [change for s in systems if (change := s.general.get(key)) is not None]
-        if changes:
-            least = max(smallest_shown(c.low or 0, c.high or 0) for c in changes) * factor
+        seen = [smallest_shown(c.low or 0, c.high or 0) for c in changes]
+        measured = [least for least in seen if math.isfinite(least)]  # not of a run that diverged
+        if measured:
+            least = max(measured) * factor
             found.append(f"{name} {least:.{0 if factor > 1 else 2}f}{unit}")
     if not found:
         return "Changes need the base model's answers: --adapter none DIR."

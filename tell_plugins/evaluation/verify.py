@@ -86,6 +86,7 @@ def _answer(engine: Engine, saved: Scored, out: Path) -> None:
             "model": engine.model_name,
             "prompts_sha256": prompts_sha256(prompts),
             "rows": len(rows),
+            "batch_size": saved.settings.batch_size or 1,  # which an earlier release did not save
         }
     )
     answer_all(engine, prompts, DECODINGS["greedy"], settings, out, label=engine.model_name)
@@ -93,7 +94,7 @@ def _answer(engine: Engine, saved: Scored, out: Path) -> None:
 
 def _compare(saved: Scored, out: Path, target: str) -> int:
     """Print what is equal, and both scores; 1 where prompts differ or answers lost their form."""
-    theirs = {line.row: line for line in read_answers(saved.folder)}
+    theirs = {answer.row: answer for answer in saved.answers}
     pairs = [(line, theirs[line.row]) for line in read_answers(out)]
     systems = [System("eval", saved), System(target, load_scored(out))]
     print_grid(table(systems, f"{saved.card.name}, {saved.task.split}"), table_console())

@@ -18,7 +18,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.state_files import write_json
 from tell_plugins.evaluation.differences import Difference, difference
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console, to_csv
-from tell_plugins.evaluation.intervals import shown
+from tell_plugins.evaluation.intervals import Estimate, Rate, shown
 from tell_plugins.evaluation.options import add_some, given
 from tell_plugins.evaluation.scorers import SECOND_READINGS
 from tell_plugins.evaluation.scoring import System
@@ -163,7 +163,7 @@ def write(systems: Mapping[Cell, System], found: Effects, stem: Path) -> list[Pa
                 "trained": trained,
                 "tested": tested,
                 "scores": system.scores.to_dict(),
-                "general": {name: n and asdict(n) for name, n in system.general.items()},
+                "general": {name: n and _known(n) for name, n in system.general.items()},
             }
             for (trained, tested), system in systems.items()
         ],
@@ -174,3 +174,9 @@ def write(systems: Mapping[Cell, System], found: Effects, stem: Path) -> list[Pa
     }
     write_json(files[1], content, allow_nan=False)
     return files
+
+
+def _known(number: Rate | Estimate) -> dict[str, float | None]:
+    """A number for JSON, which has none for a run that diverged."""
+    parts = asdict(number)
+    return {key: None if part != part else part for key, part in parts.items()}

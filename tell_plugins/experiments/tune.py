@@ -185,10 +185,7 @@ class Trial:
 
     def costs(self) -> Costs:
         """Estimated seconds of what is still to do of each run, from the recipe's own first."""
-        first = self.runs[OWN][0]
-        trained = trained_facts(self.store.job(first).folder)
-        a_row = (trained.get("seconds") or 0.0) / first.facts.rows
-        asking = self._seconds_of_asking()
+        a_row, asking = self.seconds_a_row() or 0.0, self._seconds_of_asking()
 
         def seconds(run: Planned) -> float:
             job = self.store.job(run)
@@ -196,6 +193,13 @@ class Trial:
             return 0.0 if job.done else (training + asking) / len(self.slots)
 
         return {name: [seconds(run) for run in runs] for name, runs in self.runs.items()}
+
+    def seconds_a_row(self) -> float | None:
+        """What a training takes a row, as the recipe's own runs tell; None where none was done in
+        one piece: one that was stopped and went on does not say what it took."""
+        facts = [(trained_facts(self.store.job(run).folder), run) for run in self.runs[OWN]]
+        took = [(found["seconds"], run.facts.rows) for found, run in facts if found.get("seconds")]
+        return sum(part[0] for part in took) / sum(part[1] for part in took) if took else None
 
     def _seconds_of_asking(self) -> float:
         """What one evaluation takes, as the first run with the recipe's own settings tells."""
@@ -261,6 +265,8 @@ def halving(trial: Trial) -> list[Result]:
     for name, why in trial.gone.items():
         print(f"  {name}: {why}")
     last = trial.do([OWN], 1)  # which also measures how fast this machine is
+    if trial.seconds_a_row() is None:
+        last = trial.do([OWN], 2)
     alive, rungs = list(trial.runs), _rungs(trial)
     while rungs:
         costs, left = trial.costs(), trial.left()
