@@ -129,6 +129,11 @@ def _say(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    if isinstance(error, OSError) and error.filename:
+        error = MachineError(
+            f"{error.filename}: {error.strerror}",
+            remedy="see that it is there, may be read or written, and that the disk has room",
+        )
     print(shown_text(str(error)), file=sys.stderr)
     return 1 if isinstance(error, UserError) else _OURS
 

@@ -25,6 +25,7 @@ from tell_plugins.evaluation.answers import (
     Settings,
     answer_all,
     read_answers,
+    refuse_others,
 )
 from tell_plugins.evaluation.prompts import prompts_sha256
 from tell_plugins.recipe.recipes import Recipe
@@ -195,8 +196,16 @@ def test_answers_of_other_settings_never_join(
     (tmp_path / ANSWERS).write_bytes(whole[:100])
     with pytest.raises(UserError, match="answers of other settings") as caught:
         answered(scripted([]), tmp_path, **{key: value})
-    assert f"{key}: " in str(caught.value)
+    assert ("other questions" if key == "prompts_sha256" else f"{key}: ") in str(caught.value)
     assert (tmp_path / ANSWERS).read_bytes() == whole[:100]
+
+
+def test_as_many_general_questions_as_before_are_a_remedy(tmp_path: Path) -> None:
+    saved = SETTINGS_OF_TEST.model_copy(update={"split": "general", "rows": 2})
+    (tmp_path / SETTINGS).write_text(json.dumps(saved.model_dump()))
+    with pytest.raises(UserError, match="rows: 2 there, 135 now") as caught:
+        refuse_others(tmp_path, saved.model_copy(update={"rows": 135}))
+    assert "or ask as before: --retention-rows 2" in str(caught.value)
 
 
 def test_settings_of_an_earlier_release_and_those_that_are_none(

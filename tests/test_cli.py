@@ -193,7 +193,9 @@ def test_flags_and_their_values_may_stand_anywhere(
     [
         (UserError("found", where="file, line 3", allowed="a, b", remedy="mend it"), 1, "remedy:"),
         (MachineError("the network is down\n  remedy:  wait"), 2, "the network is down"),
-        (OSError(28, "No space left on device", "file"), 2, "No space left on device: 'file'"),
+        (OSError(28, "No space left on device", "a b"), 2, "a b: No space left on device\n  rem"),
+        (OSError(30, "Read-only file system", "/x"), 2, "/x: Read-only file system\n  remedy:"),
+        (OSError("no file's"), 2, "no file's"),
         (KeyboardInterrupt(), 130, "stopped"),
         (ValueError("oops"), 2, "fault in this program: ValueError: oops"),
         (MemoryError(), 2, "fault in this program: MemoryError"),

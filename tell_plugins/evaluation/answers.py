@@ -171,17 +171,21 @@ def refuse_others(folder: Path, settings: Settings) -> None:
     """Raise UserError when the folder holds answers of other settings."""
     theirs = saved_settings(folder)
     other = differing(settings, theirs, Settings.model_fields) if theirs is not None else []
-    if other:
+    if theirs is not None and other:
         shown = ", ".join(
             f"{_HASHED[key]} have changed since"
             if key in _HASHED
+            else "other questions"
+            if key == "prompts_sha256"
             else f"{key}: {getattr(theirs, key)} there, {getattr(settings, key)} now"
             for key in other
         )
+        as_many = f", or ask as before: --retention-rows {theirs.rows}" if theirs.rows else ""
         raise UserError(
             f"the folder holds answers of other settings ({shown})",
             where=paths.shown(folder),
-            remedy="name another folder with --out, or remove this one",
+            remedy="name another folder with --out, or remove this one"
+            + (as_many if settings.split == GENERAL and "rows" in other else ""),
         )
 
 

@@ -58,7 +58,7 @@ FORMS = (
     Form("sentence/label", ("sentence",), "label"),
 )
 _LISTED = 10  # reasons, and places of each, that a message lists
-_BY_USER = "--columns"  # the form that the user describes
+_BY_USER = "named by --columns"  # the form that the user describes
 _PAIR = Columns(query=("query",), response="response", history="history")
 _USER, _ASSISTANT = ("user", "human"), ("assistant", "gpt", "bot", "model")
 _SYSTEM = ("system", "developer")
