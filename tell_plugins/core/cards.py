@@ -13,13 +13,12 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
 from tell_plugins.core import paths
-from tell_plugins.core.errors import UserError, raise_all, unknown, wrong_value
+from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.core.spec import HELD_OUT, Amount, parse_amount, splits_of
 from tell_plugins.core.yamlfile import Document, read_yaml
 
@@ -346,16 +345,7 @@ def _load(path: Path, _version: tuple[int, ...], name: str) -> Card:
             "a card is a mapping of keys to values", where=where, remedy="see docs/own-task.md"
         )
     _keep_labels(document)
-    try:
-        card = Card.model_validate(document.values)
-    except ValidationError as error:
-        raise_all(
-            [
-                wrong_value(p, document.place(where, p["loc"]), "docs/own-task.md", _allowed_keys)
-                for p in error.errors()
-            ]
-        )
-        raise
+    card = document.as_model(Card, where, "docs/own-task.md")
     if card.name != name:
         raise UserError(
             f"name '{card.name}' differs from the folder '{name}'",
@@ -374,20 +364,3 @@ def _keep_labels(document: Document) -> None:
             document.written.get(("answer", "labels", str(number)), label)
             for number, label in enumerate(answer["labels"])
         ]
-
-
-def _allowed_keys(location: list[str]) -> list[str]:
-    """The keys of the mapping at `location` of a card."""
-    nested: dict[str, type[BaseModel]] = {
-        "columns": Columns,
-        "general": General,
-        "answer": Answer,
-        "translation": Translation,
-        "made": Made,
-    }
-    model: type[BaseModel] = Card
-    if location[:1] == ["splits"]:
-        model, location = (Published, []) if "made_of" in location else (Split, location[2:])
-    for step in location:
-        model = nested[step]
-    return [field.alias or name for name, field in model.model_fields.items()]

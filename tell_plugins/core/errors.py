@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 _LISTED = 24  # allowed names that a message lists
 
@@ -91,37 +90,3 @@ def unknown(kind: str, word: str, choices: Iterable[str], where: str) -> UserErr
         allowed=shown,
         remedy=f"did you mean '{match}'?" if match else f"use one of the allowed {kind}s",
     )
-
-
-def wrong_value(
-    part: Any, where: str, see: str, keys_at: Callable[[list[str]], Iterable[str]]
-) -> UserError:
-    """One error of pydantic about a file as found, where, allowed, remedy.
-
-    `keys_at` gives the keys of the mapping at a place of the file; `see` says where examples are.
-    """
-    location = [str(step) for step in part["loc"] if step != "[key]"]
-    key = ".".join(location)
-    if part["type"] == "missing":
-        remedy = f"add '{location[-1]}: ...'"
-        return UserError(f"key '{key}' is missing", where=where, remedy=remedy)
-    if part["type"] == "extra_forbidden":
-        keys = sorted(keys_at(location[:-1]))
-        match = nearest(location[-1], keys)
-        return UserError(
-            f"unknown key '{key}'",
-            where=where,
-            allowed=", ".join(keys),
-            remedy=f"did you mean '{match}'?" if match else "remove it",
-        )
-    cause = getattr(part.get("ctx", {}).get("error"), "__cause__", None)
-    if isinstance(cause, UserError):
-        return UserError(
-            f"key '{key}': {cause.found}", where=where, allowed=cause.allowed, remedy=cause.remedy
-        )
-    message = str(part["msg"]).removeprefix("Value error, ")
-    if not location:
-        return UserError(message, where=where, remedy=f"see {see}")
-    shown = "empty" if part["input"] is None else repr(part["input"])
-    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-    return UserError(f"key '{key}' is {shown}: {message}", where=where, remedy="correct it")

@@ -11,12 +11,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from tell_plugins.core import paths
-from tell_plugins.core.errors import UserError, raise_all
+from tell_plugins.core.errors import UserError, nearest, raise_all
 
 try:
     from yaml import CSafeLoader as _SafeLoader
@@ -24,6 +25,7 @@ except ImportError:  # a PyYAML without libyaml
     from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment]
 
 Place = tuple[str, ...]
+_Model = TypeVar("_Model", bound=BaseModel)
 _LARGEST_FILE = 1_000_000  # bytes; long texts have files of their own
 _MOST_NODES = 10_000  # with every alias written out
 _DEEPEST = 32
@@ -106,6 +108,18 @@ class Document:
         while known and known not in self.lines:
             known = known[:-1]
         return f"{where}, line {self.lines[known]}" if known else where
+
+    def as_model(self, model: type[_Model], where: str, see: str) -> _Model:
+        """The values as a pydantic model; `see` says where examples are.
+
+        Raises UserErrors, each with its line, for values that the model does not take.
+        """
+        try:
+            return model.model_validate(self.values)
+        except ValidationError as error:
+            parts = error.errors()
+        raise_all([_wrong_value(p, self.place(where, p["loc"]), see, model) for p in parts])
+        raise AssertionError("pydantic names what is wrong")
 
 
 def read_yaml(file: Path) -> Document:
@@ -208,3 +222,46 @@ def _no_yaml(found: str, where: str, line: int | None) -> UserError:
     remedy = next((text for part, text in _REMEDIES if part in found), "correct that line")
     place = f"{where}, line {line}" if line else where
     return UserError(f"no YAML: {found}", where=place, remedy=remedy)
+
+
+def _wrong_value(part: Any, where: str, see: str, model: type[BaseModel]) -> UserError:
+    """One error of pydantic about a file as found, where, allowed, remedy."""
+    location = [str(step) for step in part["loc"] if step != "[key]"]
+    key = ".".join(location)
+    if part["type"] == "missing":
+        remedy = f"add '{location[-1]}: ...'"
+        return UserError(f"key '{key}' is missing", where=where, remedy=remedy)
+    if part["type"] == "extra_forbidden":
+        keys = sorted(_keys_at(model, location[:-1]))
+        match = nearest(location[-1], keys)
+        return UserError(
+            f"unknown key '{key}'",
+            where=where,
+            allowed=", ".join(keys),
+            remedy=f"did you mean '{match}'?" if match else "remove it",
+        )
+    cause = getattr(part.get("ctx", {}).get("error"), "__cause__", None)
+    if isinstance(cause, UserError):
+        return UserError(
+            f"key '{key}': {cause.found}", where=where, allowed=cause.allowed, remedy=cause.remedy
+        )
+    message = str(part["msg"]).removeprefix("Value error, ")
+    if not location:
+        return UserError(message, where=where, remedy=f"see {see}")
+    shown = "empty" if part["input"] is None else repr(part["input"])
+    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    return UserError(f"key '{key}' is {shown}: {message}", where=where, remedy="correct it")
+
+
+def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """The keys of the mapping at a place of a file that a model describes."""
+    hint: Any = model
+    for step in location:
+        if hasattr(hint, "model_fields"):
+            fields = hint.model_fields.items()
+            hint = next(f.annotation for name, f in fields if step in (name, f.alias))
+        else:  # a part of a mapping or a list: dict[str, X] | None, tuple[X, ...]
+            hint = next(part for part in get_args(hint) if part not in (str, ...))
+        parts = [part for part in get_args(hint) if part is not type(None)]
+        hint = parts[0] if type(None) in get_args(hint) else hint
+    return [field.alias or name for name, field in hint.model_fields.items()]

@@ -26,7 +26,6 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -34,7 +33,7 @@ from pydantic import (
 from tell_plugins.bridge.protocol import DECODINGS
 from tell_plugins.core import paths
 from tell_plugins.core.cards import HELD_OUT
-from tell_plugins.core.errors import UserError, nearest, raise_all, unknown, wrong_value
+from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
 from tell_plugins.core.spec import KEYS
 from tell_plugins.core.yamlfile import Document, read_yaml
 from tell_plugins.evaluation.paper_numbers import published
@@ -269,16 +268,7 @@ def make_sweep(
             remedy=f"./run.sh sweep --controls {where} does the control grid of this recipe",
         )
     document = document or Document(raw)
-    try:
-        sweep = Sweep.model_validate(raw)
-    except ValidationError as error:
-        raise_all(
-            [
-                wrong_value(p, document.place(where, p["loc"]), SEE, _allowed_keys)
-                for p in error.errors()
-            ]
-        )
-        raise
+    sweep = document.as_model(Sweep, where, SEE)
     sweep._name, sweep._flags = name, dict(flags or {})
     sweep._document, sweep._where = document, where
     raise_all([*_wrong_settings(sweep), *_wrong_plot(sweep), *_wrong_flags(sweep.flags)])
@@ -343,9 +333,3 @@ def _wrong_plot(sweep: Sweep) -> Iterator[UserError]:
         published(sweep.plot.paper, f"{sweep.place('plot', 'paper')}, key 'plot.paper'")
     except UserError as error:
         yield error
-
-
-def _allowed_keys(location: list[str]) -> list[str]:
-    """The keys of the mapping at a place of a sweep file."""
-    models: dict[str, type[BaseModel]] = {"evaluate": Evaluate, "plot": Plot}
-    return list((models[location[0]] if location else Sweep).model_fields)
