@@ -236,62 +236,27 @@ def _length_line(counted: Counted, limit: int | None) -> str:
 
 
 def _cost(checked: Checked) -> str:
-    return "Cost" + "\n".join(_estimates(checked, _trained_tokens(checked)))
-
-
-def _trained_tokens(checked: Checked) -> int | None:
-    counted = checked.counted
-    if counted is None or checked.plan is None:
-        return None
-    return round(counted.tokens * checked.plan.steps / checked.plan.steps_per_epoch)
-
-
-def _estimates(checked: Checked, tokens: int | None) -> list[str]:
-    """The heading's rest, then compute and memory, or why they are not told."""
-    settings = checked.settings
+    """Memory, or why it is not told."""
+    settings, counted = checked.settings, checked.counted
     shape = shape_of(settings.text("model"))
     if shape is None:
-        return ["", "  no estimate: the sizes of this model are not known here"]
+        return "Cost\n  no estimate: the sizes of this model are not known here"
     if not _is_plain_lora(settings, shape):
-        return ["", "  no estimate: it is for LoRA on an unquantised model, without Liger"]
-    counted = checked.counted
+        return "Cost\n  no estimate: it is for LoRA on an unquantised model, without Liger"
     try:
-        tuning = tuning_of(checked)
         rows = counted.rows if counted else worst_case(settings, checked.limit)
-        memory = estimate.memory(shape, tuning, rows)
+        memory = estimate.memory(shape, tuning_of(checked), rows)
     except UserError:
-        return ["", "  no estimate: settings are unreadable or missing (see the problems)"]
-    lines = [" (estimates by formula, not measurements)"]
-    if tokens is not None:
-        held = _held_tokens(checked, tokens) if tuning.held else 0
-        own = estimate.lora_flops(shape, tokens, checkpointing=tuning.checkpointing, held=held)
-        shown = estimate.reported_flops(shape, tokens)
-        second = f" + 2 x parameters x {held:,} tokens held" if held else ""
-        lines.append(
-            f"  compute  {own:.2e} FLOPs for {tokens:,} tokens "
-            f"({'6' if tuning.checkpointing else '4'} x {shape.parameters / 1e9:.2f}e9 parameters "
-            f"x tokens{second}); TensorBoard will show about {shown:.2e} (6 x N x D)"
-        )
+        return "Cost\n  no estimate: settings are unreadable or missing (see the problems)"
     basis = "at the longest row" if counted is not None else "for a row that fills max_length"
     gib = estimate.GIB
-    lines.append(
+    return (
+        "Cost (an estimate by formula, no measurement)\n"
         f"  memory   {memory.total / gib:.1f} GiB a process {basis}: weights "
         f"{memory.weights / gib:.1f}, adapter with Adam {memory.adapter / gib:.2f}, activations "
         f"{memory.activations / gib:.1f}, logits {memory.logits / gib:.1f}"
         + (f", CUDA {memory.overhead / gib:.1f}" if memory.overhead else "")
     )
-    return lines
-
-
-def _held_tokens(checked: Checked, tokens: int) -> int:
-    """Those of the general rows, which pass the base model too."""
-    mixture = checked.mixture
-    if mixture is None:
-        return 0
-    lengths = mixture.lengths
-    if lengths is None:
-        return round(tokens * float((~mixture.is_task).mean()))
-    return round(tokens * float(lengths[~mixture.is_task].sum() / lengths.sum()))
 
 
 def _is_plain_lora(settings: Settings, shape: ModelShape) -> bool:

@@ -1,4 +1,4 @@
-"""Cost of a run by formula: floating point operations and memory. Estimates, not measurements.
+"""Memory of a run by formula, and the operations that a trainer reports; estimates, not measured.
 
 The coefficients follow from what autograd keeps for LoRA training of a frozen decoder; where they
 were checked against real tensors, `tests/test_schedule.py` says how closely they hold.
@@ -57,12 +57,6 @@ class Memory:
     @property
     def total(self) -> float:
         return self.weights + self.adapter + self.activations + self.logits + self.overhead
-
-
-def lora_flops(shape: ModelShape, tokens: int, *, checkpointing: bool, held: int = 0) -> float:
-    """4 x parameters x tokens (forward, and backward through frozen weights); 6 x with a second
-    forward pass under gradient checkpointing. `held` tokens pass the base model as well, 2 x."""
-    return ((6.0 if checkpointing else 4.0) * tokens + 2.0 * held) * shape.parameters
 
 
 def reported_flops(shape: ModelShape, tokens: int) -> float:

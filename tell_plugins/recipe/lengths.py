@@ -53,11 +53,6 @@ class Counted:
     def longest(self) -> int:
         return int(self.rows[:, 0].max())
 
-    @property
-    def tokens(self) -> int:
-        """All tokens of one epoch."""
-        return int(self.rows[:, 0].sum())
-
 
 def own_tokenizer(model: str) -> TokenCounter | None:
     """The tokenizer.json of a model that is a folder."""
