@@ -171,7 +171,7 @@ def _named(run: str) -> Callable[[Path], None]:
         (f"{TELL}/trained.json", Path.unlink, "trained.json: the file is missing"),
         (f"{TELL}/run.json", _text("[]"), "run.json: not what was written here: it is []"),
         (f"{TELL}/trained.json", _text('{"steps": "8", "checkpoint": "c"}'), "key 'steps' is '8'"),
-        (f"{TELL}/trained.json", _text('{"steps": NaN}'), "no JSON: NaN is no number"),
+        (f"{TELL}/trained.json", _text('{"steps": NaN}'), "no JSON: NaN is no finite number"),
         (f"{TELL}/run.json", _text("[" * 100_000), "nested too deeply"),
         (LOSSES, _lines(lambda lines: ["null\n", *lines[1:]]), "line 1: not what was written here"),
         (LOSSES, _lines(lambda lines: ['{"loss_sum": 1, "tokens": 0}\n', *lines[1:]]), "'tokens'"),
