@@ -7,9 +7,11 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from tell_plugins.core import paths
@@ -486,6 +488,20 @@ def test_a_column_missing(own: Own) -> None:
     assert "did you mean 'category'?" in message
 
 
+def test_columns_of_another_sheet(own: Own) -> None:
+    """Of a workbook the first sheet is read, which is said where its columns are not the ones."""
+    path = own.folder / "two.xlsx"
+    with pd.ExcelWriter(path) as book:
+        pd.DataFrame({"hint": ["read me"], "day": [date(2026, 1, 2)]}).to_excel(book, "Info")
+        pd.DataFrame(rows_of()).to_excel(book, "Rows")
+    for flags in ((), ("--columns", "query=query,response=response")):
+        message = own.fails(str(path), *flags)
+        assert "of two.xlsx the first sheet is read, 'Info'" in message.partition("remedy:")[2]
+    message = own.fails(str(path), "--columns", "query=day,response=hint")
+    assert "column 'day' is datetime, not text" in message
+    assert "write dates, and numbers with a fraction, as text" in message
+
+
 def test_an_answer_that_is_an_object_is_proposed(own: Own) -> None:
     rows = own.table(
         [{"id": n, "tweet": q, "fields": {"rain": r}} for n, (q, r) in enumerate(texts())]
@@ -512,7 +528,7 @@ def test_rows_are_grouped_by_what_is_wrong_with_them(own: Own) -> None:
     message = own.fails(own.table(rows))
     assert "15 rows cannot be used: lines 2-4, 8: the response is empty; line 6: column" in message
     assert "lines 11, 13, 15, 17, 19, 21, 23, 25, 27, 29: the query is empty" in message
-    assert "mend or remove these rows; write numbers with a fraction as text" in message
+    assert "mend or remove these rows; write dates, and numbers with a fraction, as text" in message
 
 
 def turns(*texts: str, **last: Any) -> Row:

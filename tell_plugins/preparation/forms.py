@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,7 +160,7 @@ def read_task_file(path: Path, reading: Reading | None = None) -> TaskFile:
             where = f"{paths.shown(path)}, line {record.line}"
             if not header and not pairs and not problems:
                 _refuse_header(record.value, where)
-            form = form or _form_of(record.value, where)
+            form = form or _form_of(record.value, where, path)
             pairs.append(_pair(record.line, record.value, form, reading))
         except _Unusable as problem:
             problems.setdefault(str(problem), []).append(record.line)
@@ -169,7 +170,9 @@ def read_task_file(path: Path, reading: Reading | None = None) -> TaskFile:
     notes = table_notes(path)
     missing = [name for name in (named.names if named and columns else ()) if name not in columns]
     if missing:
-        raise unknown("column", missing[0], columns, f"--columns, {paths.shown(path)}")
+        wrong = unknown("column", missing[0], columns, f"--columns, {paths.shown(path)}")
+        remedy = f"{wrong.remedy}{_of_table(path)}"
+        raise UserError(wrong.found, where=wrong.where, allowed=wrong.allowed, remedy=remedy)
     if form and (left := [name for name in _REJECTED if name in {*columns} - {*form.columns}]):
         notes.append(f"{path.name}: '{left[0]}' is not read: the chosen answers alone are trained")
     if problems and reading.drop_broken and pairs:
@@ -275,17 +278,22 @@ def _refuse_header(row: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _form_of(row: Mapping[str, Any], where: str) -> Form:
+def _of_table(path: Path) -> str:
+    """For a remedy: what a table's columns depend on, such as the sheet; "" of other files."""
+    if path.suffix.lower() not in TABLES:
+        return ""
+    return "; ".join(["", "--columns 1,2 where the table has no header", *table_notes(path)[:1]])
+
+
+def _form_of(row: Mapping[str, Any], where: str, path: Path) -> Form:
     for form in FORMS:
         if all(column in row for column in form.columns):
             return form
-    table = where.rpartition(",")[0].lower().endswith(TABLES)
     raise UserError(
         f"columns {', '.join(map(str, row))[:200]} are of no known form",
         where=where,
         allowed="; ".join(f"{form.name}: {', '.join(form.columns)}" for form in FORMS),
-        remedy=f"--columns {_proposal(row)} names them"
-        + ("; --columns 1,2 where the table has no header" if table else ""),
+        remedy=f"--columns {_proposal(row)} names them{_of_table(path)}",
     )
 
 
@@ -318,9 +326,9 @@ def _pair(line: int, row: Mapping[str, Any], form: Form, reading: Reading) -> Pa
         del values["history"]
     found = extract(values, columns)
     if isinstance(found, str):
-        fraction = any(isinstance(values[name], float) for name in columns.names)
-        hint = "write numbers with a fraction as text, so that none changes"
-        raise _Unusable(found, hint if fraction else _MEND)
+        inexact = any(isinstance(values[name], float | date) for name in columns.names)
+        hint = "write dates, and numbers with a fraction, as text, so that none changes"
+        raise _Unusable(found, hint if inexact else _MEND)
     query, answer = found
     if reading.labels is not None:
         if answer.strip() not in reading.labels:
