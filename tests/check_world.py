@@ -105,10 +105,12 @@ _YES_NO = [{"q": f"question {n}", "r": "right" if n % 2 else "wrong"} for n in r
 @pytest.fixture
 def situations(make_card: Callable[..., Path], tmp_path: Path) -> Path:
     """Cards and model folders that differ from a good recipe's in one thing each."""
-    make_card("labels", train=_YES_NO, anchor="Is it so? Answer with yes or no.")
-    make_card("quoted", train=_YES_NO, anchor='Say "right", "wrong" or "unsure".')
+    make_card("labels", train=_YES_NO, metric="label", anchor="Is it so? Answer with yes or no.")
+    make_card("quoted", train=_YES_NO, metric="label", anchor='Say "right", "wrong" or "unsure".')
     rows = [{"q": f"q {n}", "r": json.dumps({"label": "yes"})} for n in range(8)]
-    make_card("objects", train=rows, anchor='"label" is "yes" or "maybe".')
+    make_card(
+        "objects", train=rows, schema={"type": "object"}, anchor='"label" is "yes" or "maybe".'
+    )
     configs: dict[str, dict[str, Any]] = {
         "llama": {"architectures": ["LlamaForCausalLM"]},  # four types of ms-swift have it
         "unknown": {"architectures": ["NobodysForCausalLM"]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tell_plugins.core.json_values import parse_json
 from tell_plugins.core.mixture import GENERAL, Drawn, build_mixture
 from tell_plugins.core.sources import TaskRows
 from tell_plugins.core.text import KNOWN, any_of, found_in
@@ -20,8 +22,7 @@ from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.shapes import shape_of
 from tell_plugins.recipe.tables import count_of
 
-_MOST_LABELS = 20  # more different answers are no closed set
-_LONGEST_LABEL = 40
+_LONGEST_LABEL = 40  # that is shown
 _QUOTED = "[\"“„‘'`«]([^\"“”„‘’'`«»\n]{1,40})[\"”“’'`»]"
 _OR = r"(?:\bor\b|\boder\b|\bou\b|\beller\b|\bили\b|或|/|\|)"
 _QUOTED_ANSWERS = re.compile(rf"{_QUOTED}(?:\s*,\s*{_QUOTED})*\s*,?\s*{_OR}\s*{_QUOTED}")
@@ -175,11 +176,8 @@ def check_anchor(checked: Checked) -> Iterator[Finding]:
     task = checked.mixture.task if checked.mixture is not None else None
     if task is None or not task.anchor.text:
         return
-    known = _answers(task.responses)
-    if known is None:
-        return
-    answers, is_json = known
-    named = _named(task.anchor.text, quoted_only=is_json)
+    answers = _answers(task)
+    named = _named(task.anchor.text, quoted_only=task.card.metric == "json") if answers else []
     missing = [name for name in named if name not in answers]
     if missing:
         few = sorted(answer for answer in answers if len(answer) <= _LONGEST_LABEL)[:8]
@@ -193,24 +191,15 @@ def check_anchor(checked: Checked) -> Iterator[Finding]:
         )
 
 
-def _answers(responses: Sequence[str]) -> tuple[set[str], bool] | None:
-    """The answers of a task whose answers are JSON or few labels, and whether they are JSON."""
-    parts: set[str] = set()
-    for response in responses:
-        try:
-            value = json.loads(response)
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(value, dict):
-            break
-        parts.update(_scalars(value))
-    else:
-        return parts, True
-    labels = {response.strip() for response in responses}
-    closed = len(labels) <= min(_MOST_LABELS, len(responses) // 2)
-    if not closed or any(len(label) > _LONGEST_LABEL for label in labels):
-        return None
-    return labels, False
+def _answers(task: TaskRows) -> set[str]:
+    """The labels of a task, or the keys and values of JSON answers; empty for answers of others."""
+    if task.card.metric == "label":
+        return {response.strip() for response in task.responses}
+    values = []
+    if task.card.metric == "json":
+        with contextlib.suppress(ValueError):  # the scorers tell what is no JSON
+            values = [parse_json(response, nan=True) for response in task.responses]
+    return set(_scalars(values))
 
 
 def _scalars(value: Any) -> Iterator[str]:
