@@ -121,7 +121,7 @@ class Checked:
             )
         if self.limit is None:
             return "max_length is not named, and the model's context is not known here"
-        if not self.counted.exact:
+        if not self.counted.own:
             return "rows against max_length: the model's tokenizer is not here, another one counted"
         return None
 

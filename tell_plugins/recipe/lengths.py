@@ -31,8 +31,7 @@ class Counted:
 
     Attributes:
         tokenizer: how it is called.
-        own: whether it is the model's own.
-        exact: whether the model counts as it does: its own, or Llama-2's for a Llama-2 model.
+        own: whether it is the model's own; Llama-2's is that of every Llama-2 model.
         file: where the task rows are, for messages.
         over: task rows that are longer than the limit: (where in the file, tokens).
         near: task rows that may be, with the template or by another tokenizer's count.
@@ -42,7 +41,6 @@ class Counted:
 
     tokenizer: str
     own: bool
-    exact: bool
     file: str = ""
     over: list[tuple[str, int]] = field(default_factory=list)
     near: list[tuple[str, int]] = field(default_factory=list)
@@ -76,7 +74,7 @@ def count(
     """Count the used rows of `mixture` and hold them against `limit`."""
     own = own_tokenizer(settings.text("model"))
     is_own = own is not None and own.sha256 == counter.sha256
-    result = Counted(counter.name, is_own, is_own or _is_llama_2(settings, counter))
+    result = Counted(counter.name, is_own or _is_llama_2(settings, counter))
     extra = int(counter.count([system_text(settings.value("system")) or ""])[0])
     entries = np.zeros((len(mixture), 2), np.int64)
     for index, source in enumerate(mixture.sources):

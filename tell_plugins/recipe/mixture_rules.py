@@ -245,9 +245,9 @@ def _over(counted: Counted, settings: Settings, limit: int) -> Iterator[Finding]
     positions = shape.positions if shape is not None and shape.positions else math.inf
     cut = settings.text("truncation_strategy") in ("left", "right")
     strict = settings.flag("strict") and not cut
-    by = counted.tokenizer + ("" if counted.exact else "; the model's own may count otherwise")
+    by = counted.tokenizer + ("" if counted.own else "; the model's own may count otherwise")
     # a run is not stopped over what another tokenizer counts
-    lost = error if counted.exact and not cut else warning
+    lost = error if counted.own and not cut else warning
     longer = _longer(counted, positions)
     if counted.over:
         text = f"{_rows_named(counted.over)} over max_length {limit:,} (by {by}) and would be "
@@ -279,7 +279,7 @@ def _rows_named(rows: list[tuple[str, int]]) -> str:
 def _longer(counted: Counted, positions: float) -> str:
     """The remedy for rows over the limit, which must not lead beyond the model's positions.
 
-    A round limit that holds the longest row, with a margin where the count is not exact.
+    A round limit that holds the longest row, with a margin where another tokenizer counted.
     """
     longest = counted.longest * (1.0 if counted.own else 1.1)
     enough = int(-(-longest // 256) * 256)
