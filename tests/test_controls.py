@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tell_plugins import cli
-from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.mixture import TASK, Mixture, build_mixture
 from tell_plugins.experiments import controls as controls_module
 from tell_plugins.experiments import sweep_verb
 from tell_plugins.experiments.controls import CONTROLS, RIVALS, TELL, controls, meaning
@@ -70,7 +70,7 @@ def test_what_each_control_trains_on(world: World) -> None:
     assert {m for m, run in runs.items() if run.rival} == {*RIVALS} - {"label scoring"}
     for method, mixture in mixtures.items():
         if runs[method].rival:
-            assert not mixture.general
+            assert all(source.role == TASK for source in mixture.sources)
             continue
         if method == "general only":
             assert mixture.task is None
@@ -78,7 +78,7 @@ def test_what_each_control_trains_on(world: World) -> None:
         assert mixture.task is not None
         mine = {mixture.task.plain[row] for row in mixture.row[mixture.origin == 0]}
         assert mine == task, method
-        assert bool(mixture.general) == (not method.startswith("SFT")), method
+        assert (len(mixture.sources) > 1) == (not method.startswith("SFT")), method
     assert len(mixtures["SFT, as in the paper"]) == 8
     assert runs["SFT, batch 1"].plan.steps == 8
     assert runs["SFT, repeated"].spec.order == "even"
@@ -92,7 +92,7 @@ def test_what_each_control_trains_on(world: World) -> None:
     for name, order in (("TELL, task first", first), ("TELL, task last", last)):
         entry = runs[name]
         steps = entry.plan.step_of_entries()
-        by_hand = entry.plan.rates[steps[order[: len(steps)]]].sum()
+        by_hand = entry.plan.rates_at(steps[order[: len(steps)]]).sum()
         assert entry.exposure == pytest.approx(by_hand)
         assert entry.exposure != pytest.approx(runs[TELL].exposure)
 
@@ -103,9 +103,9 @@ def test_general_rows_that_hold_test_queries(world: World) -> None:
     dropped = build_mixture(runs[TELL].spec)
     test = {row["q"] for row in task_rows(6, 1000)}
 
-    def leaked(mixture: object) -> int:
-        rows, used = mixture.general[0], mixture.sources[1].used  # type: ignore[attr-defined]
-        return sum(query in test for query, _ in rows.texts(used))
+    def leaked(mixture: Mixture) -> int:
+        general = mixture.sources[1]
+        return sum(query in test for query, _ in general.rows.texts(general.used))
 
     assert leaked(dropped) == 0
     assert leaked(kept) > 0

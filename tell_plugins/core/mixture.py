@@ -136,11 +136,6 @@ class Mixture:
         """The task rows; None for general rows alone, of a general card or with `task=0`."""
         return next((s.rows for s in self.sources if isinstance(s.rows, TaskRows)), None)
 
-    @property
-    def general(self) -> list[Rows]:
-        """The rows of each general source."""
-        return [s.rows for s in self.sources if isinstance(s.rows, Rows)]
-
     @cached_property
     def is_task(self) -> Mask:
         """(n,) in training order: whether the entry is a task row."""

@@ -79,11 +79,6 @@ class Plan:
         )
 
     @property
-    def rates(self) -> Rates:
-        """(steps,) learning rate of each step, relative to the recipe's."""
-        return self.rates_at(np.arange(self.steps))
-
-    @property
     def peak_step(self) -> int:
         """The step, from 0, of the highest learning rate: where warm-up ends, or the run."""
         warmup = 0 if self.training.scheduler == "constant" else self.warmup_steps
