@@ -38,12 +38,10 @@ def is_embedded(model: str) -> bool:
     return (paths.PROJECT / model).resolve() == model_dir().resolve()
 
 
-def prepare_if_embedded(model: str) -> bool:
-    """Make the embedded model ready where `model` names it; whether it does."""
+def prepare_if_embedded(model: str) -> None:
+    """Make the embedded model ready where `model` names it."""
     if is_embedded(model):
         prepare_model()
-        return True
-    return False
 
 
 def is_ready() -> bool:

@@ -96,8 +96,8 @@ class Settings:
     def training(self) -> Training:
         """What decides steps and learning rates."""
         world = self.processes
-        per_device = self._at_least("per_device_train_batch_size", 1, 1)
-        accumulation = self._at_least("gradient_accumulation_steps", 0, 1)
+        per_device = self._count("per_device_train_batch_size", 1)
+        accumulation = self._count("gradient_accumulation_steps", 0)
         max_epochs = self.integer("max_epochs") if self.value("max_epochs") is not None else None
         rate = 1e-5 if self.text("tuner_type") == "full" else 1e-4  # ms-swift's defaults
         return Training(
@@ -115,10 +115,10 @@ class Settings:
             drop_last=self.flag("dataloader_drop_last"),
         )
 
-    def _at_least(self, key: str, default: int, smallest: int) -> int:
+    def _count(self, key: str, default: int) -> int:
         number = self.integer(key, default)
-        if self.value(key) is not None and number < smallest:
-            raise self._wrong(key, number, f"a whole number from {smallest}")
+        if self.value(key) is not None and number < 1:
+            raise self._wrong(key, number, "a whole number from 1")
         return number
 
 
