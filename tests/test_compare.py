@@ -299,6 +299,32 @@ def test_what_cannot_be_compared(
     assert message in cli(1, "compare", runs / named, *more, "--out", tmp_path / "out")
 
 
+def test_cards_with_other_labels_are_other_tests(
+    make_card: MakeCard, tmp_path: Path, cli: Cli
+) -> None:
+    """The labels of a card that does not list them are those of its training rows."""
+    tests = [{"q": f"q{n}", "r": "xy"[n % 2]} for n in range(8)]
+    for name, labels in (("two", "xy"), ("three", "xyz")):
+        train = [{"q": label, "r": label} for label in labels]
+        make_card(name, train=train, test=tests, metric="label")
+    folders = [save_answers(tmp_path / name, name, ["x"] * 8) for name in ("two", "three")]
+    assert "answers to different tests" in cli(1, "compare", *folders, "--out", tmp_path / "out")
+
+
+def test_more_failures_are_worse_not_better(
+    make_card: MakeCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"q": f"One {n}\nTwo", "r": f"Eitt {n} hús\nTvö"} for n in range(8)]
+    make_card("lines", train=rows[:1], test=rows, metric="translation")
+    bad = save_answers(tmp_path / "bad", "lines", ["Eitt hús"] * 8)
+    good = save_answers(tmp_path / "good", "lines", [row["r"] for row in rows])
+    print_verdict(compare([bad, good], baseline=good))
+    worse = capsys.readouterr().out.partition("bad is worse than good: ")[2]
+    assert "chrF++" in worse.partition("\n")[0]
+    assert "alignment failures" in worse.partition("\n")[0]
+    assert "better" not in worse
+
+
 def test_a_run_that_diverged_is_said_not_compared(
     card: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

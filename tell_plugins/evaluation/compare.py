@@ -20,10 +20,13 @@ from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import NONE, Spec, parse_spec
 from tell_plugins.core.state_files import Shape, cached_json, find, find_below, write_json
+from tell_plugins.evaluation import scorers
 from tell_plugins.evaluation.adapters import BASE, Adapter
 from tell_plugins.evaluation.answers import ANSWERS, Scored, joined, load_scored, read_settings
 from tell_plugins.evaluation.differences import Difference, difference
-from tell_plugins.evaluation.paper_numbers import paper_number
+from tell_plugins.evaluation.grids import print_grid, table_console, to_csv
+from tell_plugins.evaluation.judged import Column
+from tell_plugins.evaluation.paper_numbers import PaperNumber, paper_number
 from tell_plugins.evaluation.rivals import RIVALS
 from tell_plugins.evaluation.scorers.learned import Wanted, score_learned, wanted
 from tell_plugins.evaluation.scoring import System
@@ -48,7 +51,7 @@ class Compared:
     scorer: str
     measure: str
     difference: Difference
-    percent: bool
+    column: Column
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,9 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         pool=args.pool,
     )
-    compare_tables.show(comparison)
+    console = table_console()
+    for grid in compare_tables.grids(comparison):
+        print_grid(grid, console)
     if args.pool:
         print(_OF_FOLDS)
     out = paths.user_target(args.out) if args.out else paths.PROJECT / _DEFAULT_OUT
@@ -159,7 +164,9 @@ def compare(
         loaded = pooled(loaded)
     _need_same_test(loaded)
     named = list(zip(_system_names(loaded), loaded, strict=True))
-    systems = [_system(*one) for one in tracked(named, "scoring", "systems", len(named))]
+    systems = [System(name, scored, paper=_paper(scored)) for name, scored in named]
+    for system in tracked(systems, "scoring", "systems", len(systems)):
+        system.scores  # noqa: B018 - judged here, where its progress is shown
     base = systems[0]
     if baseline is not None:
         base = next(s for s in systems if s.scored.folder.resolve() == baseline.resolve())
@@ -167,9 +174,8 @@ def compare(
     return Comparison(systems, base.name, list(differences))
 
 
-def _system(name: str, scored: Scored) -> System:
-    paper = paper_number(scored.card.name, scored.settings, trained_spec(scored))
-    return System(name, scored, paper=paper)
+def _paper(scored: Scored) -> PaperNumber | None:
+    return paper_number(scored.card.name, scored.settings, trained_spec(scored))
 
 
 def find_folders(named: Sequence[str], split: str | None = None) -> list[Path]:
@@ -224,8 +230,9 @@ def _of_a_task(folders: Sequence[Path], split: str | None) -> list[Path]:
 def _need_same_test(loaded: Sequence[Scored]) -> None:
     """Raise UserError unless all answers are to the same rows under the same rules."""
     first = loaded[0]
+    labels = scorers.right(first.task).labels  # some cards take them from their training rows
     for other in loaded[1:]:
-        if other.test != first.test:
+        if other.test != first.test or scorers.right(other.task).labels != labels:
             raise UserError(
                 f"answers to different tests: card '{first.card.name}', split "
                 f"'{first.task.split}' ({paths.shown(first.folder)}) and card "
@@ -245,13 +252,12 @@ def _differences(
             theirs = base.measures.get(key)
             found = difference(mine, theirs, resamples=resamples, seed=seed)
             if found is not None:
-                yield Compared(system.name, *key, found, mine.column.percent)
+                yield Compared(system.name, *key, found, mine.column)
 
 
 def write(comparison: Comparison, out: Path) -> list[Path]:
     """Write scores and differences as CSV, and everything as JSON; return the three files."""
     from tell_plugins.evaluation.compare_tables import score_records
-    from tell_plugins.evaluation.grids import to_csv
 
     files = [out / "scores.csv", out / "differences.csv", out / "comparison.json"]
     paths.write_text(files[0], to_csv(score_records(comparison)))
@@ -264,13 +270,8 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
         for found in comparison.differences
     ]
     paths.write_text(files[1], to_csv(records))
-    write_json(files[2], _content(comparison, records), allow_nan=False)
-    return files
-
-
-def _content(comparison: Comparison, differences: list[dict[str, Any]]) -> dict[str, Any]:
     first = comparison.systems[0].scores
-    return {
+    content = {
         "card": first.card,
         "split": first.split,
         "metric": first.metric,
@@ -284,8 +285,10 @@ def _content(comparison: Comparison, differences: list[dict[str, Any]]) -> dict[
             }
             for system in comparison.systems
         ],
-        "differences": differences,
+        "differences": records,
     }
+    write_json(files[2], content, allow_nan=False)
+    return files
 
 
 # --- which system gave some answers ---------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tell_plugins.evaluation import elsewhere
 from tell_plugins.evaluation.answers import GENERAL
 from tell_plugins.evaluation.bleed import Form
+from tell_plugins.evaluation.differences import Difference
 from tell_plugins.evaluation.grids import Grid, print_grid, table_console
 from tell_plugins.evaluation.intervals import Estimate, Rate, shown
 from tell_plugins.evaluation.judged import KINDS
@@ -34,13 +35,6 @@ _KEPT = {
 }
 
 
-def show(comparison: Comparison) -> None:
-    """Print all tables."""
-    console = table_console()
-    for grid in grids(comparison):
-        print_grid(grid, console)
-
-
 def print_verdict(comparison: Comparison) -> None:
     """Print each system's paired differences to the last one, and what they say of the one before
     it: in what it is better, in what worse, and what is not told apart."""
@@ -49,23 +43,18 @@ def print_verdict(comparison: Comparison) -> None:
     console = table_console()
     print_grid(difference_grid(comparison), console)
     own, baseline = comparison.systems[-2:]
-    measures: dict[str, list[str]] = {
-        word: [] for word in ("better than", "worse than", _UNTOLD, _UNMEASURED)
-    }
-    for word, measure in (*_on_the_task(comparison, own), *_elsewhere(own, baseline)):
-        measures[word].append(measure)
-    for word, found in measures.items():
-        if found:
+    said = [*_on_the_task(comparison, own), *_elsewhere(own, baseline)]
+    for word in ("better than", "worse than", _UNTOLD, _UNMEASURED):
+        if found := [measure for of, measure in said if of == word]:
             text = f"{own.name} is {word} {baseline.name}: {', '.join(found)}"
             console.print(text, highlight=False)
 
 
 def _on_the_task(comparison: Comparison, own: System) -> Iterator[tuple[str, str]]:
     """What the paired differences of one system say, and of which measure."""
-    for compared in comparison.differences:
-        if compared.system == own.name and compared.scorer not in SECOND_READINGS:
-            found = compared.difference
-            yield _word(better=found.better, worse=found.worse), spaced(compared.measure)
+    for one in comparison.differences:
+        if one.system == own.name and one.scorer not in SECOND_READINGS and one.column.good:
+            yield _word(one.difference, one.column.good), spaced(one.measure)
 
 
 def _elsewhere(own: System, baseline: System) -> Iterator[tuple[str, str]]:
@@ -77,12 +66,14 @@ def _elsewhere(own: System, baseline: System) -> Iterator[tuple[str, str]]:
         if moved is not None and math.isnan(moved.value):
             yield _UNMEASURED, f"{what} (no number: a run diverged)"
         elif moved is not None:
-            word = _word(better=moved.worse, worse=moved.better)
-            yield word, f"{what} ({shown(moved, sign='+')} nats a token)"
+            yield _word(moved, -1), f"{what} ({shown(moved, sign='+')} nats a token)"
 
 
-def _word(*, better: bool, worse: bool) -> str:
-    return "better than" if better else "worse than" if worse else _UNTOLD
+def _word(found: Difference, good: int) -> str:
+    """What a difference says of a measure, of which more is `good` (1) or not (-1)."""
+    if not found.told_apart:
+        return _UNTOLD
+    return "better than" if found.better == (good > 0) else "worse than"
 
 
 def grids(comparison: Comparison) -> list[Grid]:
@@ -254,7 +245,7 @@ def difference_grid(comparison: Comparison) -> Grid:
         if compared.measure not in main and compared.scorer in SECOND_READINGS:
             continue
         digits = 4 if compared.measure.startswith(LEARNED) else 2  # learned scores are near 0 to 1
-        factor = 100.0 if compared.percent else 1.0
+        factor = 100.0 if compared.column.percent else 1.0
         rows.append(
             [
                 compared.system if compared.system != last else "",

@@ -64,6 +64,7 @@ class Column:
         difference: the interval of a paired difference; a bootstrap where it is None.
         percent: whether it is shown in per cent.
         is_loss: whether it is a loss: its differences are of all rows, and have no test.
+        good: what more of it is: better (1), worse (-1) or neither (0).
         detail: whether `compare` alone shows it.
     """
 
@@ -73,6 +74,7 @@ class Column:
     difference: PairedInterval | None = None
     percent: bool = True
     is_loss: bool = False
+    good: int = 1
     detail: bool = False
 
     @property
@@ -169,14 +171,18 @@ def _joined(parts: Sequence[Judged]) -> Judged:
 
 
 def share(
-    hits: Sequence[bool], counted: Sequence[bool] | None = None, *, detail: bool = False
+    hits: Sequence[bool],
+    counted: Sequence[bool] | None = None,
+    *,
+    good: int = 1,
+    detail: bool = False,
 ) -> Column:
     """The share of hits among the answers that are counted (default: all)."""
     over = np.asarray(hits, float)
     under = np.ones(len(over)) if counted is None else np.asarray(counted, float)
     paired = share_difference if counted is None else None  # else not over the same rows
     stats = np.stack([over * under, under], axis=1)
-    return Column(stats, value=_rate_of_counted, difference=paired, detail=detail)
+    return Column(stats, value=_rate_of_counted, difference=paired, good=good, detail=detail)
 
 
 def _rate_of_counted(stats: Floats) -> Rate:

@@ -34,7 +34,7 @@ def judge(case: Case) -> dict[str, Judged]:
     ]
     columns = {
         "exact_match": share([kind is None for kind in kinds]),
-        "with_####": share([MARKER in answer.text for answer in case.answers], detail=True),
+        "with_####": share([MARKER in answer.text for answer in case.answers], good=0, detail=True),
     }
     given = [None if number is None else shown_number(number) for number in numbers]
     return {"number": Judged(case.rows, columns, kinds, given, [shown_number(n) for n in right])}

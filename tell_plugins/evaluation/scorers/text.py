@@ -16,7 +16,7 @@ def judge(case: Case) -> dict[str, Judged]:
     both = translation.Pairs(said, right, list(range(len(said))))
     columns = {
         "exact_match": share([a == b for a, b in zip(said, right, strict=True)]),
-        "empty": share([not text for text in said], detail=True),
+        "empty": share([not text for text in said], good=-1, detail=True),
         **translation.columns("chrf++", both),
     }
     return {"text": Judged(case.rows, columns, notes=[translation.signature("chrf++", both)])}

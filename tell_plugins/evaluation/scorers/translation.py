@@ -44,9 +44,9 @@ def judge(case: Case) -> dict[str, Judged]:
         found[unit] = Judged(case.rows, made, notes=[signature(name, both) for name in METRICS])
     lines = found[UNITS[0]]
     lines.kinds.extend(_kind_of(doc) for doc in docs)
-    lines.columns["alignment_failures"] = share([not doc.aligned for doc in docs])
-    lines.columns["opened"] = share([doc.opened for doc in docs], detail=True)
-    lines.columns["own_opening"] = share([doc.own_opening for doc in docs], detail=True)
+    lines.columns["alignment_failures"] = share([not doc.aligned for doc in docs], good=-1)
+    lines.columns["opened"] = share([doc.opened for doc in docs], good=0, detail=True)
+    lines.columns["own_opening"] = share([doc.own_opening for doc in docs], good=0, detail=True)
     lines.notes.append(
         "missing lines are scored as empty, surplus ones as part of the last; an opening, the "
         "references' or one of the answer's own, is stripped"
