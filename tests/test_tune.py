@@ -16,8 +16,9 @@ import yaml
 from tell_plugins import cli
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
+from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.adapters import with_baseline
-from tell_plugins.evaluation.differences import Measure
+from tell_plugins.evaluation.differences import Measure, measure_of
 from tell_plugins.evaluation.judged import mean
 from tell_plugins.experiments import tune
 from tell_plugins.experiments.store import EVALUATED, TRAINED, Job
@@ -356,7 +357,7 @@ def test_candidates_that_do_not_fit_are_dropped(
 def _result(name: str, hits: Sequence[float], kl: float) -> Result:
     column = mean(hits)
     ids = np.array([f"{row:03}" for row in range(len(hits))])
-    drift = [(kl * 10 + row / 100, 10) for row in range(20)]
+    drift = measure_of(range(20), retention.column([(kl * 10 + n / 100, 10) for n in range(20)]))
     return Result(name, 4, ("number", "exact_match"), Measure(ids, column.stats, column), drift)
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from tell_plugins.bridge import swift_cli
 from tell_plugins.core import paths
-from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.errors import MachineError, UserError, below_one
 from tell_plugins.core.progress import track
 from tell_plugins.core.state_files import write_json
 from tell_plugins.evaluation.adapters import ARGS, Adapter, trained_folder
@@ -102,9 +102,7 @@ def _adapter(args: argparse.Namespace) -> Path:
             remedy="name the model as the server lists it",
         )
     if args.rows is not None and args.rows < 1:
-        raise UserError(
-            f"{args.rows} rows", where="--rows", allowed="1 and more", remedy="leave it out for all"
-        )
+        raise below_one("--rows", "leave it out for all")
     return adapter
 
 

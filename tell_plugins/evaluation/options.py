@@ -121,15 +121,7 @@ class Options(BaseModel):
 
     def all_seeds(self) -> list[int]:
         """One set of answers each. Raises UserError for bad ones."""
-        try:
-            seeds = [int(part) for part in self.seeds.split(",")]
-        except ValueError:
-            raise UserError(
-                f"bad seeds '{self.seeds}'",
-                where="--seeds",
-                allowed="42 or 42,43,44",
-                remedy="integers, separated by commas",
-            ) from None
+        seeds = seeds_of(self.seeds)
         if self.decoding != "greedy":
             return seeds
         if len(seeds) > 1:
@@ -148,6 +140,19 @@ class Options(BaseModel):
         parts += [f"{self.rows}rows"] if self.rows is not None else []
         parts += [f"{self.shots}shot"] if self.shots else []
         return "-".join(parts)
+
+
+def seeds_of(text: str) -> list[int]:
+    """The seeds that `--seeds` names. Raises UserError for what is none."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(
+            f"bad seeds '{text}'",
+            where="--seeds",
+            allowed="42 or 42,43,44",
+            remedy="integers, separated by commas",
+        ) from None
 
 
 # the options that are one on the command line, with what `_option` says of each

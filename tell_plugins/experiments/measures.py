@@ -253,13 +253,11 @@ def _values(judged: Mapping[str, Judged]) -> dict[str, Number]:
     """The measures to show, by name: those of every scorer's first reading."""
     found: dict[str, Number] = {}
     for reading, part in judged.items():
-        if reading in scorers.SECOND_READINGS:
-            continue
-        for name, column in part.columns.items():
+        shown = [] if reading in scorers.SECOND_READINGS else part.columns.items()
+        for name, column in shown:
             if not column.detail:
                 found[scoring.spaced(name)] = column.estimate(part.rows)
-            if name == "adherence" and "lenient" in judged:
-                lenient = judged["lenient"]
+            if name == "adherence" and (lenient := judged.get("lenient")):
                 found["adherence, lenient"] = lenient.columns[name].estimate(lenient.rows)
     return found
 

@@ -97,7 +97,7 @@ def _sweep(args: argparse.Namespace) -> Sweep:
         return controls(
             args.controls,
             changes={key: given[key] for key in _CHANGES if key in given},
-            seeds=_seeds(given.get("seeds", "42")),
+            seeds=options.seeds_of(given.get("seeds", "42")),
             evaluate={key: given[key] for key in _ASKED if key in given},
             flags=flags,
         )
@@ -108,15 +108,6 @@ def _sweep(args: argparse.Namespace) -> Sweep:
             remedy="a sweep file says it itself; write a copy of the file",
         )
     return load_sweep(args.file, flags)
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(
-            f"bad seeds '{text}'", where="--seeds", allowed="42 or 42,43", remedy="integers"
-        ) from None
 
 
 def do(

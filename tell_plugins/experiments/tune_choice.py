@@ -25,7 +25,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import counter_for, draw_task
 from tell_plugins.core.sources import TaskRows, open_split, open_task
 from tell_plugins.core.spec import NONE
-from tell_plugins.evaluation import retention
+from tell_plugins.evaluation import elsewhere
 from tell_plugins.evaluation.answers import (
     GENERAL,
     SETTINGS,
@@ -33,10 +33,11 @@ from tell_plugins.evaluation.answers import (
     load_scored,
     saved_settings,
 )
+from tell_plugins.evaluation.bleed import Form
 from tell_plugins.evaluation.differences import Difference, Measure, difference
 from tell_plugins.evaluation.scorers import right
 from tell_plugins.evaluation.scorers.json_readings import has_labels
-from tell_plugins.evaluation.scoring import System
+from tell_plugins.evaluation.scoring import System, spaced
 from tell_plugins.experiments.derived_cards import Pair, part_of_task
 from tell_plugins.experiments.store import AGAIN
 from tell_plugins.recipe.recipes import Recipe
@@ -149,7 +150,7 @@ class Result:
         name: of the candidate.
         key: the scorer and the name of the measure.
         measure: of all rows that were judged in these runs, each once.
-        drift: (sum, tokens) of the divergence from the base model, by row; empty: not measured.
+        drift: the divergence from the base model; None where it was not measured.
         learned: whether any content is right, and not for one label given all the time.
         scale: what the adapters' weights were multiplied by.
     """
@@ -158,14 +159,14 @@ class Result:
     parts: int
     key: tuple[str, str]
     measure: Measure
-    drift: list[retention.Sum]
+    drift: Measure | None
     learned: bool = True
     scale: float = 1.0
 
     @property
     def what(self) -> str:
         """The measure's name as it is read."""
-        return self.key[1].replace("_", " ")
+        return spaced(self.key[1])
 
     @property
     def digits(self) -> int:
@@ -182,8 +183,8 @@ class Result:
     def kl(self) -> float:
         """Mean divergence from the base model a token; infinite where none was measured, or it is
         no number."""
-        found = retention.retention(self.drift).value if self.drift else None
-        return found if found is not None and math.isfinite(found) else math.inf
+        found = math.inf if self.drift is None else self.drift.column.total
+        return math.inf if math.isnan(found) else found
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -201,9 +202,8 @@ class Result:
 
     def moves_less_than(self, other: Result) -> bool:
         """Whether it is told apart as nearer to the base model."""
-        if not (math.isfinite(self.kl) and math.isfinite(other.kl)):
-            return False
-        return retention.difference(self.drift, other.drift).high < 0
+        found = difference(self.drift, other.drift)
+        return found is not None and found.worse
 
 
 def result_of(name: str, evaluations: Sequence[Path], judges: TaskRows, scale: float = 1) -> Result:
@@ -212,24 +212,24 @@ def result_of(name: str, evaluations: Sequence[Path], judges: TaskRows, scale: f
     Their answers count as answers to the rows of the user's own card, a run an attempt: of each
     part labels could be others, so all are judged by the same rows.
     """
-    scored, drift = [], []
+    scored, general = [], []
     for run, folder in enumerate(evaluations):
         for path in sorted(folder.glob(f"*/*/{SETTINGS}")):
             settings = saved_settings(path.parent, AGAIN)
             if settings is None or settings.scale != scale:
                 continue
             if settings.split == GENERAL:
-                drift.append(retention.read(path.parent, retention.KL))
-                continue
-            part = load_scored(path.parent)
-            answers = [a.model_copy(update={"attempt": run}) for a in part.answers]
-            scored.append(replace(part, answers=answers))
+                general.append(elsewhere.read(path.parent))
+            else:
+                part = load_scored(path.parent)
+                answers = [a.model_copy(update={"attempt": run}) for a in part.answers]
+                scored.append(replace(part, answers=answers))
     pooled = System(name, joined(scored, judges))
     first = {name: (reading, name) for reading, name in reversed(pooled.measures)}
     key = next(first[name] for name in CONTENT if name in first)
     given = {label for label in pooled.judged[key[0]].given if label is not None}
-    sums = retention.mean_sums(drift)
-    result = Result(name, len(evaluations), key, pooled.measures[key], sums, scale=scale)
+    drift = elsewhere.measure(general, elsewhere.KL, Form())
+    result = Result(name, len(evaluations), key, pooled.measures[key], drift, scale=scale)
     return replace(result, learned=result.score > 0 and len(given) != 1)
 
 
