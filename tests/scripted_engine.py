@@ -28,6 +28,10 @@ class ScriptedEngine:
     def adapter(self, name: str | None) -> Iterator[None]:
         yield
 
+    @contextmanager
+    def scaled(self, name: str, scale: float) -> Iterator[None]:
+        yield
+
     def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]:
         return [len(prompt) for prompt in prompts]
 

@@ -316,8 +316,8 @@ def test_more_failures_are_worse_not_better(
 ) -> None:
     rows = [{"q": f"One {n}\nTwo", "r": f"Eitt {n} hús\nTvö"} for n in range(8)]
     make_card("lines", train=rows[:1], test=rows, metric="translation")
-    bad = save_answers(tmp_path / "bad", "lines", ["Eitt hús"] * 8)
-    good = save_answers(tmp_path / "good", "lines", [row["r"] for row in rows])
+    bad = save_answers(tmp_path / "bad", "lines", ["Eitt hús"] * 8, adapter="x")
+    good = save_answers(tmp_path / "good", "lines", [row["r"] for row in rows], adapter="x")
     print_verdict(compare([bad, good], baseline=good))
     worse = capsys.readouterr().out.partition("bad is worse than good: ")[2]
     assert "chrF++" in worse.partition("\n")[0]
@@ -330,7 +330,8 @@ def test_a_run_that_diverged_is_said_not_compared(
 ) -> None:
     folders = []
     for name, loss in (("tell", math.nan), ("sft", 20.0)):
-        folders.append(save_answers(tmp_path / name / "test-greedy", card, [GOOD] * 40))
+        answers = tmp_path / name / "test-greedy"
+        folders.append(save_answers(answers, card, [GOOD] * 40, adapter=name))
         asked = [answer_line("general-0", 0, "Hello.")]
         general = save_lines(tmp_path / name / "general", card, asked, split="general")
         lines = [{"loss_sum": loss, "tokens": 10, "rows": 6} for _ in range(6)]

@@ -228,6 +228,10 @@ def test_a_recipe_against_its_baseline(
     printed = evaluated(0, *against, "sft")
     better = "TELL, seed 42 is better than SFT, seed 42: loss on foreign instructions (-2.00 ["
     assert better in " ".join(printed.split())
+    printed = " ".join(evaluated(0, *against, "sft", "--scales", "0.5,1").split())
+    for name in (f"{label}-3", f"{label}-3-scale0.5"):  # the baseline stays as it is
+        assert f"{name} is not told apart from SFT, seed 42: adherence, " in printed
+    assert not (tmp_path / "run" / "eval" / f"run_sft--{label}-2-scale0.5").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from tell_plugins.evaluation import elsewhere
+from tell_plugins.evaluation.adapters import BASE
 from tell_plugins.evaluation.answers import GENERAL
 from tell_plugins.evaluation.bleed import Form
 from tell_plugins.evaluation.differences import Difference
@@ -36,18 +37,19 @@ _KEPT = {
 
 
 def print_verdict(comparison: Comparison) -> None:
-    """Print each system's paired differences to the last one, and what they say of the one before
-    it: in what it is better, in what worse, and what is not told apart."""
+    """Print each system's paired differences to the last one, and what they say of each but the
+    base model: in what it is better, in what worse, and what is not told apart."""
     if not comparison.differences:
         return
     console = table_console()
     print_grid(difference_grid(comparison), console)
-    own, baseline = comparison.systems[-2:]
-    said = [*_on_the_task(comparison, own), *_elsewhere(own, baseline)]
-    for word in ("better than", "worse than", _UNTOLD, _UNMEASURED):
-        if found := [measure for of, measure in said if of == word]:
-            text = f"{own.name} is {word} {baseline.name}: {', '.join(found)}"
-            console.print(text, highlight=False)
+    *others, baseline = comparison.systems
+    for own in (system for system in others if system.scored.settings.adapter != BASE):
+        said = [*_on_the_task(comparison, own), *_elsewhere(own, baseline)]
+        for word in ("better than", "worse than", _UNTOLD, _UNMEASURED):
+            if found := [measure for of, measure in said if of == word]:
+                text = f"{own.name} is {word} {baseline.name}: {', '.join(found)}"
+                console.print(text, highlight=False)
 
 
 def _on_the_task(comparison: Comparison, own: System) -> Iterator[tuple[str, str]]:

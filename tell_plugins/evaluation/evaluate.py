@@ -118,6 +118,7 @@ def plan(recipe: Recipe, options: Options) -> Task:
     if options.shots:
         rivals.choose_examples(card, anchor, options.shots)
     task, prompts = prompting.task_prompts(card, options.split, anchor, options.rows)
+    scaled = len(adapters) - bool(options.against)  # a baseline stays as it is
     if options.anchor is None:
         raise_all(list(trained_with.other_anchors(adapters, task)))
     notes += trained_with.rows_trained_on(adapters, task, prompts)
@@ -128,7 +129,7 @@ def plan(recipe: Recipe, options: Options) -> Task:
         card=card,
         anchor=anchor,
         prompts=prompts,
-        adapters=at_scales(adapters, options.all_scales()),
+        adapters=at_scales(adapters[:scaled], options.all_scales()) + adapters[scaled:],
         general=general,
         foreign=retention.foreign(options.retention_rows) if general else None,
         max_new_tokens=prompting.answer_limit(card, options.max_new_tokens),
