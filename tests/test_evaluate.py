@@ -132,6 +132,7 @@ def test_the_command_line_gives_the_options_and_their_defaults() -> None:
         ("tiny_task", "--anchor crad", "key 'anchor': unknown value 'crad'"),
         ("tiny_task", "--adapter none none", "none named twice"),
         ("tiny_task", "--adapter models", "no adapter in 'models'"),
+        ("tiny_task", "--adapter wrds", "or none, or shots, or choices, or words"),
         ("plain", "", "is general data and has no task to score"),
         # flags of ms-swift that are none, or would do nothing here
         ("tiny_task", "--learning_rat 3", "did you mean 'learning_rate'?"),

@@ -77,6 +77,23 @@ def test_word_counts_need_no_model_and_answer_as_the_training_rows(
     assert all(json.loads(text)["why"] == "so" for text in found["words"])
 
 
+def test_words_of_a_script_without_blanks(
+    make_card: MakeCard, recipe_of: RecipeOf, tmp_path: Path, cli: Cli
+) -> None:
+    """A sentence is no word there: nothing would come again, and all would get one label."""
+    asked = [("请问怎么挂失？", "挂失"), ("我想转账，急", "转账")]
+    make_card(
+        "intents",
+        train=[{"q": f"{n}号{q}", "r": r} for n in range(5) for q, r in asked],
+        test=[{"q": "帮我转账吧", "r": "转账"}, {"q": "卡要挂失了", "r": "挂失"}],
+        metric="label",
+        answer={"labels": ["挂失", "转账"]},
+        general={"from": ["plain"], "amount": "0"},
+    )
+    found = answered(cli, recipe_of("intents"), tmp_path / "eval", "words")
+    assert found["words"] == ["转账", "挂失"]
+
+
 def test_rivals_learn_from_the_rows_that_the_recipe_trains_on(recipe_of: RecipeOf) -> None:
     recipe_of("mail")
     task, used = rivals.task_rows(parse_spec("tell/mail:task=5rows/general=40x/repeat=3"))

@@ -173,11 +173,12 @@ def find_adapters(
     Raises UserError for a folder without an adapter or a model, or one named twice.
     """
     adapters = []
+    names = (BASE, *rivals)
     for text in named or [str(_last_run(recipe))]:
-        if text in (BASE, *rivals):
+        if text in names:
             adapters.append(Adapter(text, None, rival="" if text == BASE else text))
         else:
-            path = trained_folder(text, "--adapter")
+            path = trained_folder(text, "--adapter", names)
             adapters.append(Adapter(_label(path, recipe), path))
     labels = [adapter.label for adapter in adapters]
     twice = {label for label in labels if labels.count(label) > 1}
@@ -252,10 +253,11 @@ def _need_plain_lora(adapter: Adapter) -> None:
         )
 
 
-def trained_folder(text: str, where: str) -> Path:
+def trained_folder(text: str, where: str, names: Sequence[str] = ()) -> Path:
     """The checkpoint that `text` names, of a run's folder its last.
 
-    Raises UserError for a folder without an adapter or a model.
+    `names` are what may stand there as well. Raises UserError for a folder without an adapter or a
+    model.
     """
     path = paths.user_path(text)
     if is_trained(path):
@@ -266,7 +268,7 @@ def trained_folder(text: str, where: str) -> Path:
             f"no adapter in '{text}'",
             where=where,
             allowed="a checkpoint folder, a run folder that holds checkpoints, a model's folder"
-            + (", or 'none'" if where == "--adapter" else ""),
+            + "".join(f", or {name}" for name in names),
             remedy="`./run.sh train RECIPE` makes one, in output/RECIPE (adapter_config.json; of a "
             "whole model config.json and model.safetensors)",
         )

@@ -37,6 +37,9 @@ from tell_plugins.evaluation.retention import LossEngine
 from tell_plugins.evaluation.scorers.json_readings import card_schema, has_labels, reference_label
 from tell_plugins.evaluation.scorers.label import closed_labels
 
+# Thai, Lao, Burmese, Khmer, kana, Han: no blanks part their words, so each character counts
+_NO_BLANKS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = rf"(?u)[{_NO_BLANKS}]|[^\s{_NO_BLANKS}]+"
 SHOTS, CHOICES, WORDS = RIVALS = ("shots", "choices", "words")
 EXAMPLES = "examples.json"
 _FORMAT = 1  # of `EXAMPLES`
@@ -142,7 +145,7 @@ def by_words(spec: Spec, card: Card, prompts: Sequence[Prompt], split: str) -> E
         said = right[:1] * len(queries)
     else:
         model = make_pipeline(
-            TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\S+"),
+            TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=_WORD),
             LogisticRegression(class_weight="balanced", max_iter=1000),
         )
         said = list(model.fit([task.plain[row] for row in used], right).predict(queries))
