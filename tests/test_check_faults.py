@@ -216,7 +216,6 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
     "tell-schedule": [
         ({"num_train_epochs": 0}, "takes no optimizer step"),
         ({"gradient_accumulation_steps": 0}, "a whole number from 1"),
-        ({"lr_scheduler_kwargs": "{"}, "a mapping, or its JSON"),
     ],
     "tell-schedule-unknown": [
         ({"lr_scheduler_type": "polynomial"}, "'polynomial' is not modelled"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class Training:
     max_epochs: int | None = None  # ms-swift stops here; the schedule is laid out for `epochs`
     learning_rate: float = 1e-4
     scheduler: str = "linear"
-    scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
+    scheduler_kwargs: Any = None
     warmup_ratio: float = 0.0
     warmup_steps: int = 0
     drop_last: bool = False
@@ -183,7 +183,7 @@ def plan(entries: int, training: Training) -> Plan:
     return result
 
 
-def _factors(scheduler: str, at: Steps, steps: int, warmup: int, given: dict[str, Any]) -> Rates:
+def _factors(scheduler: str, at: Steps, steps: int, warmup: int, given: Any) -> Rates:
     """The factor on the learning rate at the steps `at` of a run of `steps`.
 
     Raises Unmodelled for a scheduler that is not modelled here, or one with arguments of its own.

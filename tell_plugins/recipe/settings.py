@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -67,19 +66,6 @@ class Settings:
     def names(self, key: str) -> list[str]:
         return [str(part) for part in as_list(self.value(key))]
 
-    def mapping(self, key: str) -> dict[str, Any]:
-        value = self.value(key)
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except json.JSONDecodeError:
-                raise self._wrong(key, value, "a mapping, or its JSON") from None
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            raise self._wrong(key, value, "a mapping, or its JSON")
-        return value
-
     def _wrong(self, key: str, value: Any, allowed: str) -> UserError:
         return UserError(
             f"'{key}' is '{value}'",
@@ -109,7 +95,7 @@ class Settings:
             max_epochs=max_epochs,
             learning_rate=self.number("learning_rate", rate),
             scheduler=self.text("lr_scheduler_type", "cosine"),
-            scheduler_kwargs=self.mapping("lr_scheduler_kwargs"),
+            scheduler_kwargs=self.value("lr_scheduler_kwargs"),
             warmup_ratio=self.number("warmup_ratio"),
             warmup_steps=self.integer("warmup_steps"),
             drop_last=self.flag("dataloader_drop_last"),
