@@ -154,12 +154,9 @@ def plan(entries: int, training: Training) -> Plan:
             remedy="more rows, fewer processes, or dataloader_drop_last: false",
         )
     per_epoch = max(-(-batches // training.accumulation), 1)
-    scheduled = (
-        training.max_steps
-        if training.max_steps > 0
-        else math.ceil(min(training.epochs, 1e300) * per_epoch)
-    )
-    steps = scheduled
+    steps = scheduled = math.ceil(min(training.epochs, _MOST_STEPS + 1) * per_epoch)
+    if training.max_steps > 0:
+        steps = scheduled = training.max_steps
     if training.max_epochs is not None:
         steps = min(steps, training.max_epochs * per_epoch)
     if steps < 1 or training.max_steps == 0:
@@ -171,7 +168,7 @@ def plan(entries: int, training: Training) -> Plan:
         )
     if scheduled > _MOST_STEPS:
         raise UserError(
-            f"the run takes {float(min(scheduled, 10**300)):.0e} optimizer steps",
+            f"the run takes {scheduled:.0e} optimizer steps",
             where="training",
             allowed=f"up to {_MOST_STEPS:.0e}",
             remedy="correct max_steps or num_train_epochs",
