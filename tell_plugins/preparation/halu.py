@@ -157,19 +157,18 @@ def _rebuild_from_endpoint(
     check = answer_check(card, sources.train)
     with Journal(path.with_suffix(".journal.jsonl"), header, endpoint.AskedRecord) as journal:
         outcome = endpoint.ask_all(questions, check, where_to_ask, journal, ANSWER_TOKENS, args.yes)
-    failures, partial = path.with_suffix(".failures.jsonl"), path.with_suffix(".partial.jsonl")
-    failed = [row for row in rows if str(row.number) in outcome.failures]
+    thoughts = {int(key): thought_in(answer) for key, answer in outcome.answers.items()}
+    failed = [row for row in rows if row.number not in thoughts]
     reasons = [
         {"row": row.number, "query": row.query, "label": row.label}
         | {"reason": outcome.failures[str(row.number)]}
         for row in failed
     ]
-    done = []
-    for row in rows:
-        answer = outcome.answers.get(str(row.number))
-        if answer is not None or args.fill:
-            thought = span_thought(row) if answer is None else thought_in(answer)
-            done.append(training_row(sources.anchor, row, thought))
+    if args.fill:
+        thoughts |= {row.number: span_thought(row) for row in failed}
+    told = [row for row in rows if row.number in thoughts]
+    done = [training_row(sources.anchor, row, thoughts[row.number]) for row in told]
+    failures, partial = path.with_suffix(".failures.jsonl"), path.with_suffix(".partial.jsonl")
     write_json_lines(failures, reasons)
     if len(done) == len(sources.train):
         how = {
