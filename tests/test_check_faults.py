@@ -107,7 +107,10 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         (of("toy:from=plane"), "did you mean 'plain'?"),
         (of("toy:from=toy"), "name general cards only"),
         ({"dataset": ["tell/toy", "tell/plain"]}, "exactly one entry"),
-        ({"dataset": ["tell/toy", "tell/plain"]}, "general cards are joined with from=a+b"),
+        (
+            {"dataset": ["tell/toy", "tell/plain"]},
+            "gets a card like datasets/sample_general/card",
+        ),
         ({"dataset": ["tell/toy", "some/data"]}, "1 TELL data sets among 2"),
         ({"dataset": ["some/data"]}, "0 TELL data sets"),
         ({"dataset": ["toy"]}, "write dataset: [tell/<card>]"),

@@ -43,6 +43,10 @@ SPREAD = (
     "kl asks for a second forward pass in some processes only, and the weights are spread over all "
     "of them"
 )
+ONE_ALONE = (
+    "keep one; other general data gets a card like datasets/sample_general/card.yaml, and is named "
+    "with from=a+b"
+)
 SPREAD_REMEDY = "write 'deepspeed: zero2', or kl=0 in the dataset string"
 
 
@@ -159,5 +163,5 @@ def _refuse_others(key: str, entries: Sequence[str]) -> None:
             f"{len(ours)} TELL data sets among {len(entries)} under '{key}'",
             where=key,
             allowed="one TELL data set alone",
-            remedy="keep one; write a card for other general data, and name it with from=a+b",
+            remedy=ONE_ALONE,
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tell_plugins.bridge.embedded_model import NAME, model_dir
+from tell_plugins.bridge.mixed_use import ONE_ALONE
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest
 from tell_plugins.core.spec import Spec, is_tell, parse_spec
@@ -70,12 +71,11 @@ class Recipe:
         entries = as_list(self.values.get("dataset"))
         ours = [str(entry) for entry in entries if is_tell(str(entry))]
         if len(ours) != 1 or len(entries) != 1:
-            many = "keep one of the entries; general cards are joined with from=a+b"
             raise UserError(
                 f"{len(ours)} TELL data sets among {len(entries)} under 'dataset'",
                 where=self.where("dataset"),
                 allowed="exactly one entry, tell/<card>:...",
-                remedy=many if ours else "write dataset: [tell/<card>]",
+                remedy=ONE_ALONE if ours else "write dataset: [tell/<card>]",
             )
         return ours[0]
 
