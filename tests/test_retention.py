@@ -22,6 +22,7 @@ from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import Adapter
 from tell_plugins.evaluation.answers import ANSWERS, SETTINGS, read_answers
 from tell_plugins.evaluation.bleed import circles, form_of
+from tell_plugins.evaluation.differences import Difference, difference, measure_of
 from tell_plugins.evaluation.elsewhere import BLEED as BLEED_CHANGE
 from tell_plugins.evaluation.elsewhere import KL as KL_TO_BASE
 from tell_plugins.evaluation.elsewhere import LOSS_FILES, STYLE_CHANGE, STYLE_FIT, Elsewhere
@@ -269,10 +270,24 @@ def _losses(rows: int = 300) -> tuple[list[tuple[float, int]], np.random.Generat
     ], random
 
 
+def _estimated(losses: list[tuple[float, int]]) -> Any:
+    return retention.column(losses).estimate(range(len(losses)))
+
+
+def _between(*sides: list[tuple[float, int]]) -> Difference | None:
+    return difference(*(measure_of(range(len(part)), retention.column(part)) for part in sides))
+
+
+def _moved(*sides: list[tuple[float, int]]) -> tuple[float, float, float]:
+    found = _between(*sides)
+    assert found is not None
+    return found.value, found.low, found.high
+
+
 def test_the_mean_is_per_token_and_its_interval_as_wide_as_theory_says() -> None:
     losses, _ = _losses()
     sums, tokens = np.array(losses).T
-    found = retention.retention(losses)
+    found = _estimated(losses)
     assert found.value == pytest.approx(sums.sum() / tokens.sum())
     assert found.n == 300
     residuals = sums - found.value * tokens  # the delta method for a ratio of sums
@@ -284,17 +299,16 @@ def test_the_mean_is_per_token_and_its_interval_as_wide_as_theory_says() -> None
 def test_a_paired_difference_sees_what_rows_hide() -> None:
     losses, random = _losses()
     better = [(value - 0.05 * n + random.normal(0, 0.02) * n, n) for value, n in losses]
-    value, low, high = retention.difference(better, losses)
+    value, low, high = _moved(better, losses)
     assert low < value < high < 0
     assert value == pytest.approx(-0.05, abs=0.01)
-    alone = retention.retention(losses)
+    alone = _estimated(losses)
     assert high - low < (alone.high - alone.low) / 5
-    assert retention.difference(losses, losses) == (0.0, 0.0, 0.0)
-    exact = retention.difference([(v + 0.25 * n, n) for v, n in losses], losses)
+    assert _moved(losses, losses) == (0.0, 0.0, 0.0)
+    exact = _moved([(v + 0.25 * n, n) for v, n in losses], losses)
     assert exact == pytest.approx((0.25, 0.25, 0.25))
-    assert retention.difference(losses, better)[0] == pytest.approx(-value)
-    with pytest.raises(ValueError, match="other rows"):
-        retention.difference(losses, losses[::-1])
+    assert _moved(losses, better)[0] == pytest.approx(-value)
+    assert _between(losses, losses[::-1]) is None  # other rows
 
 
 @pytest.mark.parametrize(

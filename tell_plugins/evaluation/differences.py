@@ -136,8 +136,10 @@ def difference(
     ours, others, column = system.stats[mine], baseline.stats[theirs], system.column
     if len(shared) == 0 or (column.is_loss and not _same_losses(system, baseline)):
         return None
-    if column.difference is not None and column.is_loss:  # which has no test
-        return Difference(*column.difference(ours, others), n=len(shared))
+    if column.is_loss:  # which has no test
+        moved = replace(column, stats=np.column_stack([ours[:, 0] - others[:, 0], ours[:, 1]]))
+        ends = significance.interval(moved.stats, moved.score)
+        return Difference(moved.total, *ends, n=len(shared))
     both, width = np.hstack([ours, others]), ours.shape[1]
 
     def differences(sums: Floats) -> Floats:

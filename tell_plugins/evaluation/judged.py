@@ -63,7 +63,8 @@ class Column:
             test rows where it is None.
         difference: the interval of a paired difference; a bootstrap where it is None.
         percent: whether it is shown in per cent.
-        is_loss: whether it is a loss: its differences are of all rows, and have no test.
+        is_loss: whether it is a loss, (sum over tokens, tokens) a row: its differences are of all
+            rows, and have no test.
         good: what more of it is: better (1), worse (-1) or neither (0).
         detail: whether `compare` alone shows it.
     """
@@ -88,7 +89,7 @@ class Column:
         if self.value is not None:
             return self.value(stats)
         value = self.total
-        if np.isnan(value):
+        if np.isnan(value) and not self.is_loss:  # of a run that diverged it is no number
             return Estimate(None, None, None, len(self.stats))
         return Estimate(value, *significance.interval(stats, self.score), len(self.stats))
 

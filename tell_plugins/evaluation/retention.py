@@ -25,11 +25,8 @@ from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_split
 from tell_plugins.core.state_files import Shape, cached_json, read_json_lines, write_json_lines
 from tell_plugins.core.text import row_id
-from tell_plugins.evaluation import significance
 from tell_plugins.evaluation.answers import Prompt, Settings
-from tell_plugins.evaluation.intervals import Estimate, Interval
 from tell_plugins.evaluation.judged import Column
-from tell_plugins.evaluation.significance import Floats
 
 CARD = "retention"
 LOSSES = "losses.jsonl"  # style fit
@@ -166,26 +163,4 @@ def mean_sums(parts: Sequence[Sequence[Sum]]) -> list[Sum]:
 
 def column(losses: Sequence[Sum]) -> Column:
     """Loss or divergence per token as a measure, a row each."""
-    stats = np.asarray(losses, float)
-    return Column(stats, value=retention, difference=difference, percent=False, is_loss=True)
-
-
-def retention(losses: Sequence[Sum] | Floats) -> Estimate:
-    """Mean loss (or divergence) per token, with a 95 % bootstrap interval over its n rows."""
-    return Estimate(*_mean(np.asarray(losses, float)), len(losses))
-
-
-def difference(losses: Sequence[Sum] | Floats, base: Sequence[Sum] | Floats) -> Interval:
-    """Mean loss per token minus the base's over the same rows: value, low, high (95 %, paired).
-
-    Raises ValueError when the rows are not the same.
-    """
-    mine, theirs = np.asarray(losses, float), np.asarray(base, float)
-    if not np.array_equal(mine[:, 1:], theirs[:, 1:]):
-        raise ValueError("the losses are of other rows than the base's")
-    return Interval(*_mean(np.stack([mine[:, 0] - theirs[:, 0], mine[:, 1]], axis=1)))
-
-
-def _mean(stats: Floats) -> tuple[float, float, float]:
-    low, high = significance.interval(stats, significance.mean_score)
-    return float(significance.mean_score(stats.sum(axis=0)[None])[0]), low, high
+    return Column(np.asarray(losses, float), percent=False, is_loss=True)

@@ -25,7 +25,8 @@ from tell_plugins.core.sources import open_task
 from tell_plugins.core.state_files import write_json
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.evaluation import retention
-from tell_plugins.evaluation.intervals import Estimate, Interval, shown
+from tell_plugins.evaluation.differences import difference, measure_of
+from tell_plugins.evaluation.intervals import Estimate, Interval, Rate, shown
 from tell_plugins.evaluation.prompts import task_card
 from tell_plugins.recipe.recipes import load_recipe
 from tell_plugins.recipe.tables import table
@@ -68,7 +69,7 @@ class Scored:
             rows that it was written from.
     """
 
-    loss: Estimate
+    loss: Rate | Estimate
     change: Interval
     tokens: int
     text: str = ""
@@ -235,8 +236,13 @@ def write_anchors(engine: Any, rows: TrainingRows, *, count: int, shown: int, se
 
 def _scored(losses: list[retention.Sum], reference: list[retention.Sum], *written: Any) -> Scored:
     tokens = sum(number for _, number in losses)
-    change = retention.difference(losses, reference)
-    return Scored(retention.retention(losses), change, tokens, *written)
+    mine, theirs = (
+        measure_of(range(len(part)), retention.column(part)) for part in (losses, reference)
+    )
+    change = difference(mine, theirs)
+    assert change is not None  # the same responses
+    ends = Interval(change.value, change.low, change.high)
+    return Scored(mine.column.estimate(mine.ids), ends, tokens, *written)
 
 
 def _write(
