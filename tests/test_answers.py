@@ -25,6 +25,7 @@ from tell_plugins.evaluation.answers import (
     Settings,
     answer_all,
     read_answers,
+    read_settings,
     refuse_others,
 )
 from tell_plugins.evaluation.prompts import prompts_sha256
@@ -198,6 +199,17 @@ def test_answers_of_other_settings_never_join(
         answered(scripted([]), tmp_path, **{key: value})
     assert ("other questions" if key == "prompts_sha256" else f"{key}: ") in str(caught.value)
     assert (tmp_path / ANSWERS).read_bytes() == whole[:100]
+
+
+def test_a_folder_of_answers_is_named_where_one_above_it_is(tmp_path: Path) -> None:
+    for name in ("run/test-greedy", "run/general"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / SETTINGS).write_text(json.dumps(SETTINGS_OF_TEST.model_dump()))
+    with pytest.raises(UserError, match="no settings") as caught:
+        read_settings(tmp_path)
+    assert caught.value.remedy == f"name {tmp_path}/run/test-greedy"
+    with pytest.raises(UserError, match="eval RECIPE writes one"):
+        read_settings(tmp_path / "nowhere")
 
 
 def test_as_many_general_questions_as_before_are_a_remedy(tmp_path: Path) -> None:

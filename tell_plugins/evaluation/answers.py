@@ -28,6 +28,7 @@ from tell_plugins.core.state_files import (
     Name,
     Shape,
     find,
+    find_below,
     json_lines,
     read_bytes,
     read_json,
@@ -38,7 +39,7 @@ from tell_plugins.core.state_files import (
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
 GENERAL = "general"  # the folder, and the split, of answers to general questions
 CUT = "length"  # the finish reason of an answer that met the limit of new tokens
-_SHOWN = 5  # lines named in one message
+_SHOWN = 5  # lines or folders named in one message
 _HASHED = {
     "model_sha256": "the recipe's model keys (system, template and the like)",
     "model_files_sha256": "the model's weights, tokenizer or settings",
@@ -255,11 +256,14 @@ def read_settings(folder: Path) -> Settings:
     """The settings of answers to a task. Raises UserError when they are missing or none."""
     saved = saved_settings(folder, "restore the file")
     if saved is None:
+        below = [path for path in find_below(folder, SETTINGS) if path.name != GENERAL]
         raise UserError(
             f"no {SETTINGS}, so nothing says which card and split was answered",
             where=paths.shown(folder),
             allowed=f"a folder that ./run.sh eval wrote, with {ANSWERS} and {SETTINGS}",
-            remedy="name such a folder",
+            remedy=f"name {' or '.join(map(paths.shown, below[:_SHOWN]))}"
+            if below
+            else "./run.sh eval RECIPE writes one",
         )
     return saved
 
