@@ -754,6 +754,10 @@ def test_numbers_are_looked_for_before_a_training(own: Own) -> None:
 
 def test_what_few_test_rows_show_is_said(own: Own) -> None:
     """15 rows of five labels: each label trains and tests."""
+    out = own.new(own.table(answered(list("abcde"))), name="five")
+    assert "no --test: 1 row is split off to test with" in out
+    assert out.count("1 test row shows little") == 2
+    assert "4 training rows, 1 test row\n" in out
     out = own.new(own.table(answered(list("aaabbbcccdddeee"))))
     assert "5 rows are split off to test with" in out
     assert "('a' 1x, 'b' 1x, 'c' 1x, 'd' 1x, 'e' 1x); 10 train" in out

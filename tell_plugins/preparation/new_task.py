@@ -37,7 +37,14 @@ from tell_plugins.preparation.method import (
     plain_sft,
     repeat_of,
 )
-from tell_plugins.preparation.own_task import FEW_TEST_ROWS, SPLITS, Task, folds_of, read_task
+from tell_plugins.preparation.own_task import (
+    FEW_TEST_ROWS,
+    SPLITS,
+    Task,
+    folds_of,
+    read_task,
+    shows_little,
+)
 from tell_plugins.preparation.showing import CHARS_SHOWN, as_seen
 from tell_plugins.preparation.task_recipe import (
     any_model,
@@ -49,6 +56,7 @@ from tell_plugins.preparation.task_recipe import (
 )
 from tell_plugins.recipe.lengths import own_tokenizer
 from tell_plugins.recipe.recipes import Recipe
+from tell_plugins.recipe.tables import count_of
 
 MOST_TIMES = 40  # general rows a task row where the user names the general data
 _CARD = "card.yaml"
@@ -168,8 +176,8 @@ def _print_next(
     downloads: Mapping[str, None],
 ) -> None:
     """Say what was written, and the commands to type next."""
-    tested = f"{len(folds)} folds" if folds else f"{len(task.test)} test rows"
-    print(f"metric:  {task.metric}; {len(task.train)} training rows, {tested}")
+    tested = f"{len(folds)} folds" if folds else count_of(len(task.test), "test row")
+    print(f"metric:  {task.metric}; {count_of(len(task.train), 'training row')}, {tested}")
     for name in files:
         print(f"card:    {paths.shown(cards / name)}")
     for path in (path for group in files.values() for path in group):
@@ -182,7 +190,7 @@ def _print_next(
         against = " --against sft   # is it better than plain SFT?" if len(own) > 1 else ""
         commands.append(f"./run.sh eval {own[0]}{against}")
     if task.split_off and len(task.test) < FEW_TEST_ROWS:
-        few = f"{len(task.test)} test rows show little"
+        few = shows_little(len(task.test))
         commands.append(f"# {few}: the same `new` with --folds 5 --force tests on every row once")
     print("next:", *([export] if export else []), *downloads, *commands, sep="\n  ")
 

@@ -182,7 +182,8 @@ def _test_notes(task: Task, seed: int) -> list[str]:
     notes, test, count = [], task.labels_in("test"), len(task.test)
     if task.split_off:
         notes.append(
-            f"no --test: {count} rows are split off to test with, chosen by content and seed {seed}"
+            f"no --test: {count_of(count, 'row')} {'is' if count == 1 else 'are'} split off to "
+            f"test with, chosen by content and seed {seed}"
             + (f" in the labels' shares ({_counted(test)})" if test else "")
             + f"; {len(task.train)} train"
         )
@@ -194,12 +195,17 @@ def _test_notes(task: Task, seed: int) -> list[str]:
         )
     if count < FEW_TEST_ROWS:
         notes.append(
-            f"{count} test rows show little: one row is {100 / count:.0f} points of a score, and "
+            f"{shows_little(count)}: one row is {100 / count:.0f} points of a score, and "
             f"its 95 % interval is up to {_width(count):.0f} points to either side; give a file of "
             "100 rows or more with --test FILE"
             + (", or let each row test once, with --folds 5" if task.split_off else "")
         )
     return notes
+
+
+def shows_little(rows: int) -> str:
+    """Of few test rows, as the beginning of a sentence."""
+    return f"{count_of(rows, 'test row')} show{'s' if rows == 1 else ''} little"
 
 
 def _width(rows: int) -> float:
