@@ -307,6 +307,13 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
     "tell-kl": [
         ({"dataset": [HELD]}, "write 'loss_type: tell'"),
         ({"dataset": [HELD], "loss_type": "tell", "tuner_type": "full"}, "full tuning has none"),
+        (
+            {
+                "also": "tell-key-renamed",
+                **{"dataset": [HELD], "loss_type": "tell", "train_type": "full"},
+            },
+            "full tuning has none",
+        ),
         ({"dataset": [HELD], "loss_type": "tell", "deepspeed": "zero3"}, "deepspeed: zero2"),
         ({"dataset": [HELD], "loss_type": "tell", "fsdp": "fsdp2"}, "spread over all of them"),
     ],

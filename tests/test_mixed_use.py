@@ -30,6 +30,7 @@ CASES: list[tuple[str, dict[str, Any], str | None]] = [
     ("Sft", {"dataset": [TELL], "sequence_parallel_size": 2}, "brings a sampler of its own"),
     ("Sft", {"dataset": [HELD]}, "kl=1 has no effect without the loss that knows it"),
     ("Sft", {"dataset": [HELD], "loss_type": "tell", "tuner_type": "full"}, "full tuning has none"),
+    ("Sft", {"dataset": [HELD], "loss_type": "tell", "train_type": "full"}, "full tuning has none"),
     ("Sft", {"dataset": [HELD], "loss_type": "tell", "deepspeed": "zero3"}, "deepspeed: zero2"),
     ("Sft", {"dataset": [TELL], "loss_type": "tell", "use_liger_kernel": True}, LOSS),
     ("Sft", {"dataset": [TELL], "loss_type": "tell", "enable_dft_loss": True}, LOSS),

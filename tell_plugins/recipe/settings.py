@@ -30,6 +30,8 @@ class Settings:
         return value is not None and value != "None"
 
     def value(self, key: str) -> Any:
+        if key == "tuner_type" and self.given("train_type"):
+            key = "train_type"  # its old name, which wins
         return self.recipe.values[key] if self.given(key) else self.keys.default(key)
 
     def number(self, key: str, default: float = 0.0) -> float:
