@@ -210,6 +210,23 @@ def test_curves_of_a_study(made: Path, collected: Path) -> None:
     assert [len(points) for points in drawn.values()] == [6, 6]
 
 
+def test_the_trade_is_joined_along_the_axis(made: Path) -> None:
+    """Whatever the order in which the sweep has its points."""
+
+    def drawn(outcome: Outcome) -> list[list[float]]:
+        with plots.style():
+            figure = plots.trade_figure(outcome)
+        return [list(line.get_ydata()) for line in figure.axes[0].lines if line.get_label()]
+
+    first, turned = _outcome(made, "made_curve"), _outcome(made, "made_curve")
+    turned.__dict__["groups"] = sorted(
+        first.groups, key=lambda g: (g.series, -(g.x("task_rows") or 0))
+    )
+    first.__dict__["groups"] = sorted(first.groups, key=lambda g: (g.series, g.x("task_rows") or 0))
+    assert [g.point for g in turned.groups] != [g.point for g in first.groups]
+    assert drawn(turned) == drawn(first)
+
+
 def test_efficiency_is_that_of_the_reference_alone(made: Path) -> None:
     """A method whose name merely begins like it ("TELL, no anchor") is one of the others."""
     outcome = _outcome(made, "made_curve")

@@ -302,6 +302,7 @@ def trade_figure(outcome: Outcome) -> Any:
     for axis, cost in zip(axes, costs, strict=True):
         for series, colour in _palette(outcome).items():
             mine = [g for g in outcome.groups if g.series == series and not g.is_base]
+            mine.sort(key=lambda group: group.x(str(outcome.study.axis)) or 0)
             both = [(_bar(group, cost), _bar(group, name)) for group in mine]
             points = [(price, score) for price, score in both if price and score]
             _draw_trade(axis, points, series, colour)
