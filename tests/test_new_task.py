@@ -22,7 +22,7 @@ from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.preparation.answers import are_labels, infer_schema, json_of_python, labels_of
 from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns
-from tell_plugins.preparation.method import among, entries, general_rows_for, plain_sft, repeat_of
+from tell_plugins.preparation.method import among, general_rows_for, plain_sft, repeat_of
 from tell_plugins.preparation.task_recipe import _patterns, pattern_for, short_names
 from tell_plugins.preparation.task_split import split_off_test
 from tell_plugins.recipe.recipes import load_recipe
@@ -173,10 +173,10 @@ def test_a_pattern_that_cannot_be_rewritten_is_refused(pattern: str, own: Own, r
 @pytest.mark.parametrize(
     ("count", "fields", "times", "general", "sft"),
     [
-        (15, False, 16, 96, 23),
-        (48, False, 5, 96, 7),
-        (60, False, 4, 96, 6),
-        (240, False, 1, 96, 2),
+        (15, False, 16, 192, 29),
+        (48, False, 5, 192, 9),
+        (60, False, 4, 192, 8),
+        (240, False, 1, 192, 2),
         (1000, False, 1, 400, 2),
         (15, True, 16, 96, 23),
         (60, True, 8, 96, 10),
@@ -188,12 +188,12 @@ def test_the_settings_follow_from_the_number_of_rows(
 ) -> None:
     pattern = load_recipe("recipes/qwen_json.yaml")
     assert repeat_of(count, fields=fields) == times
-    held = among(times, f"{general_rows_for(count)}rows", pattern, hold=True).of("t", count)
+    assert general_rows_for(count, fields=fields) == general
+    held = among(times, f"{general}rows", pattern, hold=True).of("t", count)
     repeat = f"/repeat={times}" if times > 1 else ""
-    assert held.dataset == f"tell/t:general={general}rows/order=even{repeat}/kl=1"
+    assert held.dataset == f"tell/t:general={general}rows/order=even{repeat}/kl=3"
     assert held.keys == {"loss_type": "tell", "gradient_accumulation_steps": 8}
-    assert entries(count, times) == count * times + general
-    baseline = plain_sft(count, entries(count, times), pattern).of("t", count)
+    baseline = plain_sft(count, count * times + general, pattern).of("t", count)
     assert baseline.dataset == f"tell/t:general=0/repeat={sft}"
     assert baseline.keys == {"gradient_accumulation_steps": 8}
 
@@ -201,7 +201,7 @@ def test_the_settings_follow_from_the_number_of_rows(
 def test_rows_of_several_fields_train_more_often(own: Own) -> None:
     answers = [json.dumps({"table": str(n), "city": f"Paris {n}"}) for n in range(60)]
     own.new(own.table(answered(answers)), "--method", "hold")
-    assert own.recipe().dataset_text == "tell/own:general=96rows/order=even/repeat=10/kl=1"
+    assert own.recipe().dataset_text == "tell/own:general=96rows/order=even/repeat=10/kl=3"
     assert own.recipe("smollm2_own_sft").dataset_text == "tell/own:general=0/repeat=12"
 
 
@@ -210,10 +210,10 @@ def test_a_method_comes_with_its_baseline(method: str, own: Own) -> None:
     rows = own.table(rows_of(count=60))
     out = own.new(rows, "--method", method)
     recipe, baseline = own.recipe(), own.recipe("smollm2_own_sft")
-    kl = "/kl=1" if method == "hold" else ""
-    assert recipe.dataset_text == f"tell/own:general=96rows/order=even/repeat=5{kl}"
-    assert baseline.dataset_text == "tell/own:general=0/repeat=7"
-    assert len(build_mixture(recipe.spec)) == len(build_mixture(baseline.spec)) == 336
+    kl = "/kl=3" if method == "hold" else ""
+    assert recipe.dataset_text == f"tell/own:general=192rows/order=even/repeat=5{kl}"
+    assert baseline.dataset_text == "tell/own:general=0/repeat=9"
+    assert len(build_mixture(recipe.spec)) == len(build_mixture(baseline.spec)) == 432
     pattern = load_recipe("recipes/smollm2_sample.yaml").values
     changed = {"dataset", "output_dir", "loss_type"}
     assert recipe.values["loss_type"] == "tell"
@@ -236,7 +236,7 @@ def test_a_method_comes_with_its_baseline(method: str, own: Own) -> None:
 def test_an_amount_that_is_asked_counts(own: Own) -> None:
     rows = own.table(rows_of(count=60))
     own.new(rows, "--amount", "200rows", "--method", "hold")
-    assert own.recipe().dataset_text == "tell/own:order=even/repeat=5/kl=1"
+    assert own.recipe().dataset_text == "tell/own:order=even/repeat=5/kl=3"
     assert own.recipe("smollm2_own_sft").dataset_text == "tell/own:general=0/repeat=10"
     own.new(rows, "--method", "sft", "--force")
 

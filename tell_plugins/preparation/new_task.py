@@ -32,7 +32,6 @@ from tell_plugins.preparation.method import (
     Method,
     among,
     as_the_paper,
-    entries,
     general_rows_for,
     plain_sft,
     repeat_of,
@@ -267,10 +266,11 @@ def _methods(
     """The method of each variant, proven by a mixture, and the downloads that it needs first."""
     rows = len(task.train)
     assert card.general is not None  # `_card` wrote it
-    wanted = general_rows_for(rows)
+    fields = _has_fields(card)
+    wanted = general_rows_for(rows, fields=fields)
     held = min(wanted, _there(card.general.sources) or wanted)
     general = None if args.amount else f"{held}rows"
-    repeat = repeat_of(rows, fields=_has_fields(card))
+    repeat = repeat_of(rows, fields=fields)
     main = as_the_paper()
     if args.method != "paper":
         main = among(repeat, general, pattern, hold=args.method != "mix")
@@ -278,7 +278,7 @@ def _methods(
     missing: list[str] = []
     if args.method != "sft":
         total, missing = _mixture(main.of(task.name, rows).dataset, card)
-    sft = plain_sft(rows, total or entries(rows, repeat), pattern)
+    sft = plain_sft(rows, total or rows * repeat + wanted, pattern)
     return [sft if variant else main for variant in METHODS[args.method]], missing
 
 
