@@ -465,7 +465,9 @@ def test_too_few_rows_to_hold_out(world: World) -> None:
 def test_general_only_holds_exactly_the_general_rows(world: World) -> None:
     plan = _plan(world, runs={"TELL": {}, "general": {"general_only": "TELL"}}, seeds=[3])
     tell, general = (build_mixture(entry.spec) for entry in plan.entries)
-    assert sorted(derived_cards.general_rows_of(tell)) == sorted(general.general[0].all_texts())
+    assert sorted(derived_cards.general_rows_of(tell)) == sorted(
+        general.sources[-1].rows.all_texts()
+    )
     assert general.task is None
 
 
