@@ -187,7 +187,7 @@ def test_a_checkpoint_of_full_tuning_is_a_model(recipe: Path, tmp_path: Path) ->
     before = adapter.weights_sha256
     (folder / "model-00001-of-00001.safetensors").write_bytes(b"weights")
     assert adapter.weights_sha256 != before
-    with pytest.raises(UserError, match="a model's folder, or 'none'"):
+    with pytest.raises(UserError, match="a model's folder, or none"):
         find_adapters([str(tmp_path)], load_recipe(recipe))
 
 
