@@ -275,11 +275,11 @@ def cells(sweep: Sweep) -> list[Cell]:
     points += [(method, {}) for method in sweep.runs]
     found: dict[str, Cell] = {}
     for method, point in points:
-        at = {key: value for key, value in point.items() if key not in sweep.method(method)}
+        at = sweep.at(method, point)
         settings = sweep.settings_at(method, at)
-        for seed in sweep.seeds if settings is not None else ():
-            cell = Cell(method, at, seed, settings or {})
-            found.setdefault(cell.key, cell)
+        if settings is not None:
+            made = [Cell(method, at, seed, settings) for seed in sweep.seeds]
+            found |= {cell.key: cell for cell in made if cell.key not in found}
     return list(found.values())
 
 
@@ -366,8 +366,7 @@ class Planner:
         Raises UserError where there is none, or its steps count and the sweep does not run it.
         """
         method = str(cell.settings[key])
-        named = self.sweep.method(method)
-        at = {k: v for k, v in cell.at.items() if method in self.sweep.crossed() and k not in named}
+        at = self.sweep.at(method, cell.at)
         settings = self.sweep.settings_at(method, at)
         found = Cell(method, at, cell.seed, settings or {})
         if settings is None or (key == "equal_steps" and found.key not in self._wanted):

@@ -204,6 +204,11 @@ class Sweep(_Strict):
             return self.methods
         return {self.plot.reference: {}} if self.grid else {}
 
+    def at(self, method: str, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Where a method stands at a point of the grid: without the keys that it sets itself."""
+        crossed = point if method in self.crossed() else {}
+        return {key: value for key, value in crossed.items() if key not in self.method(method)}
+
     def settings_at(self, method: str, point: Mapping[str, Any]) -> Settings | None:
         """All settings of a method at a point of the grid; None where one has no value there."""
         found = {**self.settings, **point, **self.method(method)}
