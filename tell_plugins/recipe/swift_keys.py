@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ def shipped_keys() -> SwiftKeys:
     return _keys_of(_shipped(), installed=False)
 
 
+@lru_cache(maxsize=1)  # a plan of many runs asks again and again
 def _shipped() -> dict[str, Any]:
     answer: dict[str, Any] = json.loads(read_text(_TABLE) or "")
     return answer
