@@ -141,14 +141,12 @@ def count(file: str, rounds: str) -> dict[str, Any]:
     from tell_plugins.core import paths
     from tell_plugins.core.cards import Columns
     from tell_plugins.core.rows import open_rows
-    from tell_plugins.core.sources import keys_of
     from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 
     path = tokenizer_file()
     assert path is not None
     rows = open_rows(Path(file), Columns(query=("instruction", "input"), response="output"))
     texts = [text for pair in rows.all_texts() for text in pair]
-    keys = keys_of(rows.ids)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     raw = Tokenizer.from_file(str(path))
 
@@ -162,7 +160,7 @@ def count(file: str, rounds: str) -> dict[str, Any]:
         for old in (paths.cache_dir() / "lengths").glob("*"):
             old.unlink()
         start = time.perf_counter()
-        lengths = TokenCounter(path).lengths(keys, rows.texts)
+        lengths = TokenCounter(path).lengths(rows.ids, rows.texts)
         return time.perf_counter() - start, int(lengths.sum())
 
     raw_seconds()  # both tokenizers remember words: neither side shall meet them for the first time

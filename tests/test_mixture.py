@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tell_plugins.core import mixture as mixture_module
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import SCHEMA, Mixture, build_mixture
@@ -262,13 +261,6 @@ def test_processes_do_not_move_the_hash() -> None:
     )
     mixture = _build(SPEC)
     assert found == {f"{mixture.hash} {manifest_of(mixture)['tokens']}"}
-
-
-@pytest.mark.parametrize("size", [1, 7, 29, 1000])
-def test_batches_do_not_show(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    before = list(_build("from=plain+other/general=60rows").rows())
-    monkeypatch.setattr(mixture_module, "_BATCH", size)
-    assert list(_build("from=plain+other/general=60rows").rows()) == before
 
 
 def test_the_hash_sees_whatever_the_model_sees(cards: MakeCard, tmp_path: Path) -> None:

@@ -229,8 +229,8 @@ def test_row_ids_tell_where_the_query_ends() -> None:
 
 
 def _cached(tmp_path: Path) -> Path:
-    (folder,) = (path for path in (tmp_path / "cache" / "rows").iterdir() if path.is_dir())
-    return folder
+    (file,) = (tmp_path / "cache" / "rows").glob("*.arrow")
+    return file
 
 
 def _forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,12 +266,11 @@ def _exchanged(content: bytes) -> bytes:
     return content[half : 2 * half] + content[:half] + content[2 * half :]
 
 
-@pytest.mark.parametrize("name", ["meta.json", "index.npy", "texts"])
 @pytest.mark.parametrize("damage", ["gone", "empty", "cut", "garbage", "exchanged"])
-def test_a_broken_cache_is_built_again(tmp_path: Path, name: str, damage: str) -> None:
+def test_a_broken_cache_is_built_again(tmp_path: Path, damage: str) -> None:
     values = [{"q": f"q{n}", "r": "r" * n} for n in range(1, 50)] + [7]
     before = _open(tmp_path, *values)
-    broken = _cached(tmp_path) / name
+    broken = _cached(tmp_path)
     content = broken.read_bytes()
     broken.unlink()
     if damage != "gone":
@@ -287,7 +286,7 @@ def test_a_broken_cache_is_built_again(tmp_path: Path, name: str, damage: str) -
     assert after.all_texts() == before.all_texts()
     assert after.ids.tolist() == before.ids.tolist()
     assert after.bad == before.bad
-    assert (_cached(tmp_path) / name).read_bytes() == content
+    assert _cached(tmp_path).read_bytes() == content
 
 
 def test_an_interrupted_reading_leaves_nothing_behind(
@@ -304,18 +303,18 @@ def test_an_interrupted_reading_leaves_nothing_behind(
     assert len(_open(tmp_path, {"q": "a", "r": "b"})) == 1
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_removed_a_day_on(tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "rows"
-    left = [folder / f".one.x1y2{paths.TEMPORARY}", folder / f".other.z3{paths.TEMPORARY}"]
-    left[0].mkdir(parents=True)
-    (left[0] / "texts").write_text("half")
-    left[1].write_text("half")
+    old, young = (folder / f".{name}.x1y2{paths.TEMPORARY}" for name in ("old", "young"))
     mine = folder / ".hidden"  # a user's
-    mine.mkdir()
-    with paths.atomic_dir(folder / "at_work") as living:
-        assert len(_open(tmp_path, {"q": "a", "r": "b"})) == 1
-        assert living.is_dir()
-    assert not any(path.exists() for path in left)
+    for left in (old, young, mine):
+        left.mkdir(parents=True)
+        (left / "unfinished").write_text("half")
+    for left in (old, mine):
+        os.utime(left, (1e9, 1e9))
+    assert len(_open(tmp_path, {"q": "a", "r": "b"})) == 1
+    assert not old.exists()
+    assert young.is_dir(), "somebody may be at it"
     assert mine.is_dir()
 
 
@@ -379,7 +378,7 @@ def test_several_processes_at_once_build_one_cache(tmp_path: Path) -> None:
     assert {answer[0] for answer in answers} == {str(7999 - 39)}  # 39 responses are empty
     assert sorted(answer[1] for answer in answers) == ["0", "0", "1"]
     assert len({answer[2] for answer in answers}) == 1
-    assert _cached(tmp_path).is_dir()
+    assert _cached(tmp_path).is_file()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Token counts: right, cached by content, resumed after an interruption, on the real tokenizer."""
+"""Token counts: right, cached by content, on the real tokenizer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import lengths_of, open_task
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.core.text import keys64
+from tell_plugins.core.text import row_id
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 from tests.conftest import PROJECT, MakeCard
 
@@ -51,7 +51,7 @@ class Source:
 
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
         self.pairs = pairs
-        self.keys = keys64(f"{q}\0{r}" for q, r in pairs)
+        self.ids = np.frombuffer(b"".join(row_id(*pair) for pair in pairs), "u1").reshape(-1, 16)
         self.asked: list[int] = []
 
     def texts(self, rows: Positions) -> list[tuple[str, str]]:
@@ -59,30 +59,24 @@ class Source:
         return [self.pairs[row] for row in rows]
 
 
-def _source(count: int, first: int = 0) -> Source:
-    return Source(
-        [(f"query {'w ' * n}", "r " * (n % 7) + "r") for n in range(first, first + count)]
-    )
+def _source(count: int) -> Source:
+    return Source([(f"query {'w ' * n}", "r " * (n % 7) + "r") for n in range(count)])
 
 
 def _expected(source: Source) -> list[list[int]]:
     return [[len(q.split()), len(r.split())] for q, r in source.pairs]
 
 
-def test_a_text_is_counted_once(word_tokenizer: Path) -> None:
-    counter, source = TokenCounter(word_tokenizer), _source(30)
-    counter.lengths(source.keys[:20], source.texts)
-    assert sorted(source.asked) == list(range(20))
-    source.asked.clear()
-    found = counter.lengths(source.keys[::-1].copy(), lambda rows: source.texts(29 - rows))
-    assert sorted(source.asked) == list(range(20, 30))
-    assert found.tolist() == _expected(source)[::-1]
-    source.asked.clear()
-    assert (
-        TokenCounter(word_tokenizer).lengths(source.keys, source.texts).tolist()
-        == found.tolist()[::-1]
-    )
-    assert source.asked == []
+def test_rows_are_counted_once(word_tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_BATCH", 10)
+    source = _source(30)
+    for asked in ([*range(30)], []):
+        source.asked.clear()
+        found = TokenCounter(word_tokenizer).lengths(source.ids, source.texts)
+        assert found.tolist() == _expected(source)
+        assert source.asked == asked
+    fewer = TokenCounter(word_tokenizer).lengths(source.ids[:7], source.texts)
+    assert fewer.tolist() == _expected(source)[:7]
 
 
 def test_truncation_and_padding_of_a_saved_tokenizer_do_not_falsify_counts(
@@ -129,31 +123,6 @@ def test_a_fork_counts_without_its_parents_threads(
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_an_interrupted_count_goes_on(
-    word_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tokens, "_BATCH", 10)
-    monkeypatch.setattr(tokens, "_SAVED", 20)
-    source = _source(100)
-    count = TokenCounter.count
-    calls: list[int] = []
-
-    def interrupted(self: TokenCounter, texts: list[str]) -> npt.NDArray[np.uint32]:
-        calls.append(len(texts))
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return count(self, texts)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TokenCounter, "count", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            TokenCounter(word_tokenizer).lengths(source.keys, source.texts)
-    source.asked.clear()
-    found = TokenCounter(word_tokenizer).lengths(source.keys, source.texts)
-    assert found.tolist() == _expected(source)
-    assert sorted(source.asked) == list(range(40, 100))  # two saves of 20 rows were kept
-
-
 def _damage_cut(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
@@ -178,15 +147,15 @@ def test_a_broken_cache_is_counted_again(
     word_tokenizer: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     source = _source(50)
-    TokenCounter(word_tokenizer).lengths(source.keys, source.texts)
+    TokenCounter(word_tokenizer).lengths(source.ids, source.texts)
     (store,) = (tmp_path / "cache" / "lengths").glob("*.npy")
     store.write_bytes(damage(store.read_bytes()))
     source.asked.clear()
-    found = TokenCounter(word_tokenizer).lengths(source.keys, source.texts)
+    found = TokenCounter(word_tokenizer).lengths(source.ids, source.texts)
     assert found.tolist() == _expected(source)
     assert len(source.asked) == 50
     source.asked.clear()
-    TokenCounter(word_tokenizer).lengths(source.keys, source.texts)
+    TokenCounter(word_tokenizer).lengths(source.ids, source.texts)
     assert source.asked == []
 
 
@@ -205,8 +174,8 @@ def texts(rows):
 
 print("ready", flush=True)
 sys.stdin.readline()
-keys = np.arange(3000, dtype=np.uint64) + np.uint64(sys.argv[2])
-found = TokenCounter(Path(sys.argv[1])).lengths(keys, texts)
+ids = np.arange(3000 * 16, dtype=np.uint64).astype("u1").reshape(-1, 16)
+found = TokenCounter(Path(sys.argv[1])).lengths(ids, texts)
 print((found == [2, 1]).all(), asked)
 """
 
@@ -214,9 +183,7 @@ print((found == [2, 1]).all(), asked)
 def test_processes_that_count_at_once_share_the_work(word_tokenizer: Path) -> None:
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     command = [sys.executable, "-c", COUNT, str(word_tokenizer)]
-    processes = [
-        subprocess.Popen([*command, first], cwd=PROJECT, **pipes) for first in ("0", "0", "1000")
-    ]
+    processes = [subprocess.Popen(command, cwd=PROJECT, **pipes) for _ in range(3)]
     for process in processes:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
@@ -226,7 +193,7 @@ def test_processes_that_count_at_once_share_the_work(word_tokenizer: Path) -> No
         process.stdin.flush()
     answers = [process.communicate(timeout=60)[0].split() for process in processes]
     assert [answer[0] for answer in answers] == ["True"] * 3
-    assert sum(int(answer[1]) for answer in answers) == 4000, "every row was counted once"
+    assert sum(int(answer[1]) for answer in answers) == 3000, "every row was counted once"
 
 
 def test_where_the_tokenizer_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

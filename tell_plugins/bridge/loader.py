@@ -8,16 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from swift.dataset import DatasetLoader, DatasetMeta
 from swift.utils import get_logger
 
 from datasets import Dataset
 from tell_plugins.core import paths
-from tell_plugins.core.errors import UserError
-from tell_plugins.core.mixture import HELD_OUT, Mixture, build_mixture
-from tell_plugins.core.spec import PREFIX, Spec, parse_spec
-from tell_plugins.core.state_files import is_whole
+from tell_plugins.core.mixture import Mixture, build_mixture
+from tell_plugins.core.spec import PREFIX, parse_spec
+from tell_plugins.core.state_files import made_once
 
 logger = get_logger()
 trained_on: list[Mixture] = []  # the mixtures that this process serves as training data
@@ -43,23 +41,15 @@ class TellLoader(DatasetLoader):
         text = dataset_syntax.dataset
         if dataset_syntax.subsets:
             text += ":" + "/".join(dataset_syntax.subsets)
-        if self.streaming:
-            raise UserError(
-                "'streaming: true' does not go with a TELL mixture",
-                where=text,
-                remedy="remove it: the rows stay on disk anyway",
-            )
-        self._spec = parse_spec(text)
-        self._mixture = build_mixture(self._spec)
-        logger.info(f"TELL mixture {self._spec}: {_described(self._mixture)}")
+        self._mixture = build_mixture(parse_spec(text))
+        logger.info(f"TELL mixture {self._mixture.spec}: {_described(self._mixture)}")
         return load_mixture(self._mixture)
 
     def post_process(self, train_dataset: Any, **kwargs: Any) -> Any:
         mixture = getattr(self, "_mixture", None)
         if mixture is not None:
-            ratio = kwargs.get("split_dataset_ratio", 0.0)
-            _check_use(self._spec, ratio, kwargs.get("dataset_sample"))
-            (validated_on if ratio == 1 else trained_on).append(mixture)
+            validates = kwargs.get("split_dataset_ratio") == 1
+            (validated_on if validates else trained_on).append(mixture)
         return super().post_process(train_dataset, **kwargs)
 
 
@@ -72,41 +62,18 @@ def _described(mixture: Mixture) -> str:
     return f"{', '.join(parts)}; hash {mixture.hash[:16]}"
 
 
-def _check_use(spec: Spec, ratio: float, sample: int | None) -> None:
-    """Refuse what would take rows out of the mixture, or train on rows that never do."""
-    if sample is not None:
-        raise UserError(
-            f"'#{sample}' takes no sample of a mixture",
-            where=str(spec),
-            remedy="set the amounts with task=... and general=...",
-        )
-    if ratio != 1 and spec.split in HELD_OUT:
-        raise UserError(
-            f"split '{spec.split}' is held out: its rows never train",
-            where=str(spec),
-            remedy="use it under val_dataset, or train on split=train",
-        )
-
-
 def load_mixture(mixture: Mixture) -> Dataset:
     """The mixture as a memory-mapped data set, in training order; written once a content."""
     path = paths.cache_dir() / "mixtures" / f"{mixture.hash}.arrow"
-    if not is_whole(path):
-        _write(mixture, path)
+    if not path.is_file():
+        _forget_old(path.parent)
+    made_once(path, mixture.write_arrow)
     with contextlib.suppress(OSError):  # a cache that may only be read
         os.utime(path)
     dataset = Dataset.from_file(str(path))
     # of the content, not of the file's time: every process then finds what the first one tokenised
     dataset._fingerprint = mixture.hash[:16]
     return dataset
-
-
-def _write(mixture: Mixture, path: Path) -> None:
-    folder = paths.make_folder(path.parent)
-    with FileLock(f"{path}.lock"):
-        if not is_whole(path):  # no other process was faster
-            _forget_old(folder)
-            mixture.write_arrow(path)
 
 
 def _forget_old(folder: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tell_plugins.core import draw, paths
+from tell_plugins.core import draw
 from tell_plugins.core.cards import HELD_OUT, Card, load_card
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.order import arrange
@@ -26,7 +26,7 @@ from tell_plugins.core.progress import tracked
 from tell_plugins.core.rows import Rows
 from tell_plugins.core.sources import TaskRows, find_file, lengths_of, open_split, open_task
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec
-from tell_plugins.core.state_files import seal, write_json_lines
+from tell_plugins.core.state_files import write_json_lines
 from tell_plugins.core.text import KNOWN, any_of, messages_of
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 
@@ -86,11 +86,6 @@ class Drawn:
         """Rows used that equal another one used."""
         return int((draw.occurrences(self.rows.ids[self.used]) > 0).sum())
 
-    @cached_property
-    def steering(self) -> list[int]:
-        """Rows dropped for a control token."""
-        return np.flatnonzero(self.lost.get(STEERING, ())).tolist()
-
     @property
     def overlapping(self) -> int | None:
         """Rows that are held-out queries, dropped or kept; None when nothing was checked."""
@@ -146,22 +141,21 @@ class Mixture:
         """(n, 2) in training order: tokens of query and response; None when not counted."""
         if self.counter is None:
             return None
-        result = np.zeros((len(self), 2), np.int64)
-        for index, source in enumerate(self.sources):
-            mine = self.origin == index
-            assert source.lengths is not None
-            result[mine] = source.lengths[self.row[mine]]
-        return result[self.order]
+        return self._of_entries([np.asarray(s.lengths, np.int64) for s in self.sources])
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 over the rows as the model sees them, in training order, with their channel."""
         records = np.zeros(len(self), np.dtype([("role", "u1"), ("id", "u1", 16)]))
-        for index, source in enumerate(self.sources):
-            mine = self.origin == index
-            records["role"][mine] = source.role == TASK
-            records["id"][mine] = source.rows.seen_ids[self.row[mine]]
-        return hashlib.sha256(records[self.order].tobytes()).hexdigest()
+        records["role"] = self.is_task
+        records["id"] = self._of_entries([s.rows.seen_ids for s in self.sources])
+        return hashlib.sha256(records.tobytes()).hexdigest()
+
+    def _of_entries(self, of_rows: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        """(n, ...) in training order, from what is known of all rows of each source."""
+        pairs = enumerate(of_rows)
+        parts = np.concatenate([known[self.row[self.origin == index]] for index, known in pairs])
+        return parts[self.order]  # entries lie source by source
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -172,18 +166,11 @@ class Mixture:
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows in training order as ms-swift reads them from JSON lines."""
         names = self._channel_names
-        for start in range(0, len(self), _BATCH):
-            entries = self.order[start : start + _BATCH]
-            origin = self.origin[entries]
-            pairs = [("", "")] * len(entries)
-            for index in np.unique(origin):
-                mine = np.flatnonzero(origin == index)
-                texts = self.sources[index].rows.texts(self.row[entries[mine]])
-                for place, pair in zip(mine.tolist(), texts, strict=True):
-                    pairs[place] = pair
-            for (query, response), source in zip(pairs, origin.tolist(), strict=True):
-                messages = [*messages_of(query), {"role": "assistant", "content": response}]
-                yield {"messages": messages, "channel": names[source]}
+        places = zip(self.origin[self.order].tolist(), self.row[self.order].tolist(), strict=True)
+        for source, row in places:
+            [(query, response)] = self.sources[source].rows.texts([row])
+            messages = [*messages_of(query), {"role": "assistant", "content": response}]
+            yield {"messages": messages, "channel": names[source]}
 
     @property
     def channels(self) -> list[str]:
@@ -200,14 +187,11 @@ class Mixture:
         ]
 
     def write_arrow(self, path: Path) -> None:
-        """Write the rows as a sealed Arrow stream, in one piece."""
-        with paths.atomic_path(path) as temporary:
-            with pa.OSFile(str(temporary), "wb") as sink:
-                with pa.ipc.new_stream(sink, self.schema) as writer:
-                    rows = self.rows()
-                    while batch := list(islice(rows, _BATCH)):
-                        writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=self.schema))
-            seal(temporary)
+        """Write the rows as an Arrow stream."""
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, self.schema) as writer:
+            rows = self.rows()
+            while batch := list(islice(rows, _BATCH)):
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=self.schema))
 
     def write_json_lines(self, path: Path) -> None:
         """Write the rows as JSON lines, in one piece."""

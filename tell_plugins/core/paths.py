@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +32,7 @@ CARDS = SHIPPED / "datasets"
 RECIPES = SHIPPED / "recipes"
 OWN_CARDS = PROJECT / "datasets"
 OWN_RECIPES = PROJECT / "recipes"
-TEMPORARY = ".tell-tmp"  # the ending of what is not finished yet
+TEMPORARY = ".tell-tmp"  # how a folder ends that holds what is not finished yet
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -159,9 +159,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
     Raises UserError where the folder cannot be made or written to, MachineError on a full disk.
     """
-    with _beside(target, folder=False) as temporary:
+    with _beside(target) as temporary:
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
 
 
@@ -172,9 +171,9 @@ def atomic_dir(target: Path) -> Iterator[Path]:
     When another process finished the same folder first, that one stays: both are equal, since
     such folders are named by their content. Raises as `atomic_path` does.
     """
-    with _beside(target, folder=True) as temporary:
+    with _beside(target) as temporary:
+        temporary.mkdir()
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
         try:
             os.rename(temporary, target)
         except OSError:
@@ -183,67 +182,25 @@ def atomic_dir(target: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _beside(target: Path, folder: bool) -> Iterator[Path]:
-    """A temporary file or folder beside `target`, gone at the end unless it was renamed.
-
-    It is locked as long as its process lives, so that what a killed one left is known as such and
-    removed by the next that writes there.
-    """
+def _beside(target: Path) -> Iterator[Path]:
+    """A path for what is not finished yet, in a hidden folder beside `target`, gone at the end."""
     with writing_into(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_left(target.parent)
-        temporary, lock = _new_temporary(target, folder)
+        hidden = Path(tempfile.mkdtemp(TEMPORARY, f".{target.name[:100]}.", target.parent))
     try:
         with room_for(target):
-            yield temporary
+            yield hidden / "unfinished"
     finally:
-        _remove(temporary)
-        os.close(lock)
-
-
-def _new_temporary(target: Path, folder: bool) -> tuple[Path, int]:
-    """A new temporary file or folder, and the descriptor that holds its lock."""
-    prefix = f".{target.name[:100]}."
-    while True:
-        if folder:
-            name = tempfile.mkdtemp(TEMPORARY, prefix, target.parent)
-        else:
-            handle, name = tempfile.mkstemp(TEMPORARY, prefix, target.parent)
-            os.close(handle)
-        with contextlib.suppress(FileNotFoundError):  # taken for one left by a killed process
-            lock = os.open(name, os.O_RDONLY)
-            _lock(lock)
-            if os.path.exists(name):
-                return Path(name), lock
-            os.close(lock)
-
-
-def _lock(descriptor: int) -> bool:
-    """Take the lock of an open file or folder; False where another holds it or none can be had."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _remove_left(folder: Path) -> None:
-    """Remove the temporary files of processes that are no more."""
+    """Remove what killed processes left unfinished: a day on, nobody works at it any more."""
     for path in folder.glob(f".*{TEMPORARY}"):
-        with contextlib.suppress(OSError):  # somebody else's, or removed meanwhile
-            lock = os.open(path, os.O_RDONLY)
-            try:
-                if _lock(lock):
-                    _remove(path)
-            finally:
-                os.close(lock)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # removed meanwhile
+            if path.stat().st_mtime < time.time() - 86400:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -277,9 +234,3 @@ def write_text(target: Path, text: str) -> None:
     """Write `text` to `target` in one piece (UTF-8)."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,27 +1,25 @@
 """Valid rows of one file, kept on disk and opened without loading them.
 
-A file is read once: its rows are checked, hashed and written under the cache folder, named by the
-file's content. Texts lie one after the other in one data file; an index holds where each row lies.
-Memory grows with the index alone. A file that somebody rewrites meanwhile is refused, so that a
-part of its rows never lies under the hash of the whole; and each cached file carries its own hash.
+A file is read once: its rows are checked, hashed and written under the cache folder as Arrow, named
+by the file's content. Memory grows with hashes and line numbers alone. A file that somebody
+rewrites meanwhile is refused, so that a part of its rows never lies under the hash of the whole.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
-import os
 import re
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Columns
@@ -29,17 +27,25 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.row_files import read_records
 from tell_plugins.core.schemas import search
-from tell_plugins.core.state_files import SEAL, is_whole, seal
+from tell_plugins.core.state_files import made_once
 from tell_plugins.core.text import MARK, comparison_keys, joined, row_id
 
-FORMAT = 5  # raised when the stored columns change their meaning, as comparison keys do
+FORMAT = 7  # raised when the stored columns change their meaning, as comparison keys do
 MAX_CHARS = 200_000  # one text; about 50,000 tokens, beyond any context this project trains
 LISTED = 1000  # malformed rows that are listed one by one
 _BATCH = 4096
+_ENTRY = np.dtype([("id", "u1", 16), ("key", "<u8"), ("line", "<i8"), ("valid", "?")])
+_SCHEMA = pa.schema(
+    [
+        ("entry", pa.binary(_ENTRY.itemsize)),
+        ("query", pa.large_string()),
+        ("response", pa.large_string()),  # of a row that is not valid: why
+    ]
+)
+_Texts = list[tuple[pa.Array, pa.Array]]  # queries and responses, `_BATCH` rows each
 
 
-@dataclass(frozen=True)
-class BadRow:
+class BadRow(NamedTuple):
     """A row that cannot be used, and why."""
 
     line: int
@@ -62,11 +68,10 @@ class Rows:
     ids: npt.NDArray[np.uint8]
     keys: npt.NDArray[np.uint64]
     lines: npt.NDArray[np.int64]
-    _starts: npt.NDArray[np.int64]
-    _lengths: npt.NDArray[np.int64]
-    _data: IO[bytes]
-    bad: list[BadRow] = field(default_factory=list)
-    bad_count: int = 0
+    bad: list[BadRow]
+    bad_count: int
+    _places: npt.NDArray[np.int64]  # (n,) among all rows of the file
+    _texts: _Texts  # of all rows of the file
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -88,21 +93,14 @@ class Rows:
 
     def texts(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> list[tuple[str, str]]:
         """(query, response) of the rows at the given positions, in that order."""
-        index = np.asarray(rows, dtype=np.int64)
-        found, file, pread = [], self._data.fileno(), os.pread
-        places = zip(self._starts[index].tolist(), self._lengths[index].tolist(), strict=True)
-        for start, (query, response) in places:
-            both = pread(file, query + response, start)
-            found.append((both[:query].decode(), both[query:].decode()))
-        return found
+        return _texts_at(self._texts, self._places[np.asarray(rows, dtype=np.int64)])
 
-    def holding(self, pattern: re.Pattern[bytes]) -> npt.NDArray[np.bool_]:
-        """(n,) whether the bytes of a row's texts match."""
-        found = np.zeros(len(self), bool)
-        with mmap.mmap(self._data.fileno(), 0, access=mmap.ACCESS_READ) as texts:
-            places = [match.start() for match in pattern.finditer(texts)]
-        found[np.searchsorted(self._starts, places, side="right") - 1] = True
-        return found
+    def holding(self, pattern: str) -> npt.NDArray[np.bool_]:
+        """(n,) whether a text of a row matches the regular expression."""
+        match = pc.match_substring_regex
+        found = [pc.or_(match(q, pattern), match(r, pattern)) for q, r in self._texts]
+        flags = np.concatenate([_flags(part) for part in found])
+        return flags[self._places]
 
     def all_texts(self) -> list[tuple[str, str]]:
         """(query, response) of every row; for sources that are small by nature."""
@@ -117,59 +115,56 @@ def open_rows(path: Path, columns: Columns) -> Rows:
     """
     version = paths.version_of(path)
     sha256 = file_sha256(path)
-    folder = _folder(path, columns, sha256)
-    return _open(folder, path, sha256) or _make(folder, path, columns, sha256, version)
-
-
-def _folder(path: Path, columns: Columns, sha256: str) -> Path:
-    """Where the rows of a file of this content are kept."""
     read = [columns.query, columns.response, columns.history]
-    recipe = json.dumps([FORMAT, sha256, path.suffix, *read])
-    name = hashlib.sha256(recipe.encode()).hexdigest()[:32]
-    return paths.cache_dir() / "rows" / name
-
-
-def _make(
-    folder: Path, path: Path, columns: Columns, sha256: str, version: tuple[int, int, int]
-) -> Rows:
-    """Read the file into `folder`. Raises UserError when it is not of that version any more."""
-    paths.make_folder(folder.parent)
-    with FileLock(f"{folder}.lock"):  # a second process waits for the first instead of reading too
-        rows = _open(folder, path, sha256)
-        if rows is not None:
-            return rows
-        shutil.rmtree(folder, ignore_errors=True)  # it does not fit
-        with paths.atomic_dir(folder) as temporary:
-            _convert(path, columns, temporary)
-            if paths.version_of(path) != version:
-                raise UserError(
-                    "the file changes while it is read",
-                    where=paths.shown(path),
-                    remedy="wait until it is written, then call again",
-                )
-        rows = _open(folder, path, sha256)
-    assert rows is not None  # it was just written
+    name = hashlib.sha256(json.dumps([FORMAT, sha256, path.suffix, *read]).encode()).hexdigest()
+    kept = paths.cache_dir() / "rows" / f"{name[:32]}.arrow"
+    made_once(kept, lambda target: _convert(path, columns, version, target))
+    rows = _opened(kept, path, sha256)
+    if not len(rows):
+        first = f"; line {rows.bad[0].line}: {rows.bad[0].reason}" if rows.bad else ""
+        raise UserError(
+            f"no usable row in {rows.bad_count} rows{first}",
+            where=paths.shown(path),
+            remedy=f"the card reads columns {', '.join(columns.names)}; "
+            "correct the card or the file",
+        )
     return rows
 
 
-def _open(folder: Path, path: Path, sha256: str) -> Rows | None:
-    """The rows kept in `folder`, or None when there are none or they are not as written."""
-    if not all(is_whole(folder / name) for name in _FILES):
-        return None
-    meta = json.loads((folder / _META).read_bytes()[:-SEAL])
-    index = np.load(folder / _INDEX)
+def _opened(kept: Path, path: Path, sha256: str) -> Rows:
+    """The rows that are kept in a file; their texts stay there."""
+    batches = list(pa.ipc.open_stream(pa.memory_map(str(kept))))
+    parts = [np.frombuffer(part["entry"].buffers()[1], _ENTRY, len(part)) for part in batches]
+    entries = np.concatenate([np.zeros(0, _ENTRY), *parts])
+    texts = [(part["query"], part["response"]) for part in batches]
+    valid, bad = (np.flatnonzero(entries["valid"] == state) for state in (True, False))
+    reasons = [reason for _, reason in _texts_at(texts, bad[:LISTED])]
     return Rows(
         file=path,
         sha256=sha256,
-        ids=np.ascontiguousarray(index["id"]),
-        keys=np.ascontiguousarray(index["key"]),
-        lines=np.ascontiguousarray(index["line"]),
-        _starts=np.concatenate([[0], np.cumsum(index["length"].sum(axis=1))[:-1]]),
-        _lengths=np.ascontiguousarray(index["length"]),
-        _data=(folder / _TEXTS).open("rb"),
-        bad=[BadRow(*entry) for entry in meta["bad"]],
-        bad_count=meta["bad_count"],
+        ids=np.ascontiguousarray(entries["id"][valid]),
+        keys=np.ascontiguousarray(entries["key"][valid]),
+        lines=np.ascontiguousarray(entries["line"][valid]),
+        bad=[*map(BadRow, entries["line"][bad[:LISTED]].tolist(), reasons)],
+        bad_count=len(bad),
+        _places=valid,
+        _texts=texts,
     )
+
+
+def _flags(array: pa.BooleanArray) -> npt.NDArray[np.bool_]:
+    """Arrow's bits as bytes; its own `to_numpy` would load pandas."""
+    bits = np.frombuffer(array.buffers()[1], "u1")
+    return np.unpackbits(bits, count=len(array), bitorder="little").astype(bool)
+
+
+def _texts_at(texts: _Texts, places: npt.NDArray[np.int64]) -> list[tuple[str, str]]:
+    found = []
+    for place in places.tolist():
+        queries, responses = texts[place // _BATCH]
+        row = place % _BATCH
+        found.append((queries[row].as_py(), responses[row].as_py()))
+    return found
 
 
 def file_sha256(path: Path) -> str:
@@ -185,60 +180,45 @@ def hex_digest(path: Path, digest: Any) -> str:
     return str(digest.hexdigest())
 
 
-_FILES = _META, _INDEX, _TEXTS = "meta.json", "index.npy", "texts"
-_ENTRY = np.dtype([("id", "u1", 16), ("key", "<u8"), ("line", "<i8"), ("length", "<i8", 2)])
-
-
-def _convert(path: Path, columns: Columns, folder: Path) -> None:
-    """Write the rows of a file into `folder`."""
-    index: list[npt.NDArray[Any]] = []
-    batch: list[tuple[int, str, str]] = []
-    bad: list[BadRow] = []
-    bad_count = 0
-
-    def flush() -> None:
-        if not batch:
-            return
-        entries = np.zeros(len(batch), _ENTRY)
-        ids = b"".join(row_id(q, r) for _, q, r in batch)
-        entries["id"] = np.frombuffer(ids, "u1").reshape(-1, 16)
-        entries["key"] = comparison_keys([q for _, q, _ in batch])
-        entries["line"] = [line for line, _, _ in batch]
-        encoded = [(q.encode(), r.encode()) for _, q, r in batch]
-        entries["length"] = [(len(q), len(r)) for q, r in encoded]
-        texts.write(b"".join(part for pair in encoded for part in pair))
-        index.append(entries)
-        batch.clear()
-
-    with (folder / _TEXTS).open("wb") as texts:
-        for record in tracked(read_records(path), f"reading {path.name}", "rows"):
-            problem = record.problem
-            if problem is None:
-                row = extract(record.value, columns)
-                if isinstance(row, str):
-                    problem = row
-                else:
-                    batch.append((record.line, *row))
-            if problem is not None:
-                bad_count += 1
-                if len(bad) < LISTED:
-                    bad.append(BadRow(record.line, problem))
-            if len(batch) == _BATCH:
-                flush()
-        flush()
-    if not index:
-        first = f"; line {bad[0].line}: {bad[0].reason}" if bad else ""
+def _convert(path: Path, columns: Columns, version: tuple[int, int, int], target: Path) -> None:
+    """Write the rows of a file to `target`. Raises UserError when it is not of that version."""
+    rows = _all_rows(path, columns)
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
+        while batch := list(islice(rows, _BATCH)):
+            lines, valid, queries, responses = zip(*batch, strict=True)
+            entries = np.zeros(len(batch), _ENTRY)
+            ids = b"".join(map(row_id, queries, responses))
+            entries["id"] = np.frombuffer(ids, "u1").reshape(-1, 16)
+            entries["key"] = comparison_keys(queries)
+            entries["line"], entries["valid"] = lines, valid
+            buffers = [None, pa.py_buffer(entries.tobytes())]
+            stored = pa.Array.from_buffers(_SCHEMA.types[0], len(batch), buffers)
+            parts = [stored, _strings(queries), _strings(responses)]
+            writer.write_batch(pa.record_batch(parts, schema=_SCHEMA))
+    if paths.version_of(path) != version:
         raise UserError(
-            f"no usable row in {bad_count} rows{first}",
+            "the file changes while it is read",
             where=paths.shown(path),
-            remedy=f"the card reads columns {', '.join(columns.names)}; "
-            "correct the card or the file",
+            remedy="wait until it is written, then call again",
         )
-    np.save(folder / _INDEX, np.concatenate(index))
-    meta = {"bad": [[row.line, row.reason] for row in bad], "bad_count": bad_count}
-    (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
-    for name in _FILES:
-        seal(folder / name)
+
+
+def _strings(texts: Sequence[str]) -> pa.Array:
+    """Texts as Arrow has them; `pa.array` would load pandas."""
+    encoded = [text.encode() for text in texts]
+    ends = np.cumsum([0, *map(len, encoded)], dtype="<i8")
+    buffers = [None, pa.py_buffer(ends.tobytes()), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.large_string(), len(encoded), buffers)
+
+
+def _all_rows(path: Path, columns: Columns) -> Iterator[tuple[int, bool, str, str]]:
+    """(line, whether it is valid, query, response or the reason) of each row of a file."""
+    for record in tracked(read_records(path), f"reading {path.name}", "rows"):
+        row = record.problem or extract(record.value, columns)
+        if isinstance(row, str):
+            yield record.line, False, "", row.encode("utf-8", "backslashreplace").decode()
+        else:
+            yield record.line, True, *row
 
 
 def extract(value: Any, columns: Columns) -> tuple[str, str] | str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -140,7 +141,7 @@ class TaskRows:
         """(n,) comparison keys of what the card calls the question (else of the plain queries)."""
         return comparison_keys([question_of(text, self.card.question) for text in self.plain])
 
-    def texts(self, rows: npt.NDArray[np.int64]) -> list[tuple[str, str]]:
+    def texts(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> list[tuple[str, str]]:
         """(query, response) of the rows at the given positions, anchored."""
         return [(self.queries[row], self.responses[row]) for row in rows]
 
@@ -164,11 +165,6 @@ def _ids(queries: list[str], responses: list[str]) -> npt.NDArray[np.uint8]:
     return np.frombuffer(raw, np.uint8).reshape(-1, 16)
 
 
-def keys_of(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """The first 64 bits of content hashes."""
-    return np.ascontiguousarray(ids[:, :8]).view("<u8").ravel()
-
-
 def lengths_of(
     rows: TaskRows | Rows,
     counter: TokenCounter | None,
@@ -181,8 +177,8 @@ def lengths_of(
     if counter is None:
         return None
     if used is None:
-        return counter.lengths(keys_of(rows.seen_ids), rows.texts)
-    return counter.lengths(keys_of(rows.seen_ids[used]), lambda places: rows.texts(used[places]))
+        return counter.lengths(rows.seen_ids, rows.texts)
+    return counter.lengths(rows.seen_ids[used], lambda places: rows.texts(used[places]))
 
 
 def open_task(card: Card, split: str, anchor: str = "card") -> TaskRows:
@@ -190,66 +186,54 @@ def open_task(card: Card, split: str, anchor: str = "card") -> TaskRows:
 
     Raises UserError when any row is malformed: a scarce row is never lost in silence.
     """
-    parts = [_open_one(card, name, anchor) for name in splits_of(split)]
-    if len(parts) == 1:
-        return parts[0]
-    together = "".join(part.sha256 for part in parts)
-    return TaskRows(
-        card=card,
-        split=split,
-        anchor=parts[0].anchor,
-        files=tuple(part.files[0] for part in parts),
-        file_of=np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
-        lines=np.concatenate([part.lines for part in parts]),
-        sha256=hashlib.sha256(together.encode()).hexdigest(),
-        plain=[text for part in parts for text in part.plain],
-        queries=[text for part in parts for text in part.queries],
-        responses=[text for part in parts for text in part.responses],
-    )
-
-
-def _open_one(card: Card, split: str, anchor: str) -> TaskRows:
-    rows = open_split(card, split)
-    if rows.bad_count:
-        shown = "; ".join(f"line {bad.line}: {bad.reason}" for bad in rows.bad[:10])
-        more = f" (and {rows.bad_count - 10} more)" if rows.bad_count > 10 else ""
-        raise UserError(
-            f"{rows.bad_count} task rows cannot be used: {shown}{more}",
-            where=paths.shown(rows.file),
-            remedy="mend or remove these rows; task data is too scarce to drop rows in silence",
-        )
+    parts = [open_split(card, name) for name in splits_of(split)]
+    for part in parts:
+        _refuse_malformed(part)
     front = inline_front(card)
     resolved = resolve_anchor(card, anchor, front)
-    texts, responses = map(list, zip(*rows.all_texts(), strict=True))
-    without = _lines_where(rows, [not text.startswith(front) for text in texts])
-    if without:
-        raise UserError(
-            f"{len(without)} rows lack the inline anchor, first at line {without[0]}",
-            where=paths.shown(rows.file),
-            remedy="all rows of an 'anchor: inline' card begin with the same text",
-        )
+    pairs = [pair for part in parts for pair in part.all_texts()]
+    texts, responses = map(list, zip(*pairs, strict=True))
     plain = [text.removeprefix(front).lstrip() if front else text for text in texts]
-    bare = _lines_where(rows, [not text.strip() for text in plain])
-    if bare:
-        raise UserError(
-            f"{len(bare)} rows hold nothing but the inline anchor, first at line {bare[0]}",
-            where=paths.shown(rows.file),
-            remedy="remove these rows, or give the card an anchor file",
-        )
-    return TaskRows(
+    together = "".join(part.sha256 for part in parts)
+    task = TaskRows(
         card=card,
         split=split,
         anchor=resolved,
-        files=(rows.file,),
-        file_of=np.zeros(len(rows), np.int64),
-        lines=rows.lines,
-        sha256=rows.sha256,
+        files=tuple(part.file for part in parts),
+        file_of=np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
+        lines=np.concatenate([part.lines for part in parts]),
+        sha256=hashlib.sha256(together.encode()).hexdigest() if parts[1:] else together,
         plain=plain,
         # an inline anchor stays as it stands, with the blanks that some rows have after it
         queries=texts if resolved.text == front else [in_front(resolved.text) + p for p in plain],
         responses=responses,
     )
+    _refuse_without_front(task, front, texts)
+    return task
 
 
-def _lines_where(rows: Rows, mask: list[bool]) -> list[int]:
-    return rows.lines[np.array(mask, bool)].tolist()
+def _refuse_malformed(rows: Rows) -> None:
+    if rows.bad_count:
+        shown = "; ".join(f"line {bad.line}: {bad.reason}" for bad in rows.bad[:10])
+        more = f" (and {rows.bad_count - 10} more)" if rows.bad_count > 10 else ""
+        raise UserError(
+            f"{rows.bad_count} task rows cannot be used: {shown}{more}",
+            where=rows.shown,
+            remedy="mend or remove these rows; task data is too scarce to drop rows in silence",
+        )
+
+
+def _refuse_without_front(task: TaskRows, front: str, texts: list[str]) -> None:
+    """Raise UserError where a row lacks the inline anchor, or holds nothing else."""
+    wrong = {
+        "lack the inline anchor": [not text.startswith(front) for text in texts],
+        "hold nothing but the inline anchor": [not text.strip() for text in task.plain],
+    }
+    for what, mask in wrong.items():
+        if any(mask):
+            raise UserError(
+                f"{sum(mask)} rows {what}, the first is this one",
+                where=task.place(mask.index(True)),
+                allowed="rows that all begin with the same text, and go on",
+                remedy="mend these rows, or give the card an anchor file",
+            )

@@ -12,11 +12,12 @@ import hashlib
 import json
 import lzma
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
+from filelock import FileLock
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from tell_plugins.core import paths
@@ -195,6 +196,21 @@ def seal(path: Path) -> None:
     digest, _ = _sealed_content(path, path.stat().st_size)
     with path.open("ab") as file:
         file.write(digest)
+
+
+def made_once(path: Path, write: Callable[[Path], None]) -> None:
+    """See to it that a sealed file is there: `write` makes it where it is not, or not whole.
+
+    A second process waits for the first instead of making it too.
+    """
+    if is_whole(path):
+        return
+    paths.make_folder(path.parent)
+    with FileLock(f"{path}.lock"):
+        if not is_whole(path):
+            with paths.atomic_path(path) as temporary:
+                write(temporary)
+                seal(temporary)
 
 
 def is_whole(path: Path) -> bool:

@@ -73,10 +73,9 @@ KNOWN = (
 )  # fmt: skip
 
 
-def any_of(tokens: Iterable[str]) -> re.Pattern[bytes]:
-    """A pattern of UTF-8 bytes that finds any of the tokens."""
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile(b"|".join(re.escape(token.encode()) for token in longest_first))
+def any_of(tokens: Iterable[str]) -> str:
+    """A regular expression that finds any of the tokens."""
+    return "|".join(map(re.escape, tokens))
 
 
 def found_in(text: str, tokens: Iterable[str] = KNOWN) -> str | None:

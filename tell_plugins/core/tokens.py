@@ -1,6 +1,6 @@
 """Token counts. The paper counts with the Llama-2 tokenizer whatever is trained (Section 1).
 
-Counts are kept by content under the cache folder, one file a tokenizer: a text is tokenised once.
+Counts are kept under the cache folder by tokenizer and rows: the same rows are tokenised once.
 """
 
 from __future__ import annotations
@@ -15,21 +15,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import track
-from tell_plugins.core.state_files import is_whole, seal
+from tell_plugins.core.state_files import made_once
 from tell_plugins.core.text import MARK
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from tqdm import tqdm
 
-_ENTRY = np.dtype([("key", "<u8"), ("query", "<u4"), ("response", "<u4")])
 _BATCH = 1000
-_SAVED = 20 * _BATCH  # rows between two saves; an interrupted count goes on from the last one
 _PROCESS = os.getpid()  # the process that may have threads
 
 
@@ -85,40 +81,34 @@ class TokenCounter:
 
     def lengths(
         self,
-        keys: npt.NDArray[np.uint64],
+        ids: npt.NDArray[np.uint8],
         texts: Callable[[npt.NDArray[np.int64]], list[tuple[str, str]]],
     ) -> npt.NDArray[np.uint32]:
         """Token counts of rows, (n, 2): query and response.
 
-        `keys` identify the rows by content; `texts` gives the texts of the rows at the given
-        positions and is asked only for rows that were never counted.
+        `ids`, (n, 16), tell the rows by content; `texts` gives those at the given positions, and is
+        asked only where these rows were never counted.
         """
-        store = _LengthStore(self.sha256)
-        known, found = store.look_up(keys)
-        if known.all():
-            return found
-        with store.counting():  # a second process waits for the first instead of counting too
-            known, found = store.look_up(keys)
-            missing = np.flatnonzero(~known)
-            with track(len(missing), "counting tokens", "rows") as bar:
-                for start in range(0, len(missing), _SAVED):
-                    part = missing[start : start + _SAVED]
-                    self._count_rows(part, texts, found, bar)
-                    store.add(keys[part], found[part])
-        return found
+        rows = hashlib.sha256(ids.tobytes()).hexdigest()[:32]
+        path = paths.cache_dir() / "lengths" / f"{self.sha256[:32]}-{rows}.npy"
+        made_once(path, lambda target: self._write(target, len(ids), texts))
+        counts: npt.NDArray[np.uint32] = np.load(path)
+        return counts
 
-    def _count_rows(
+    def _write(
         self,
-        rows: npt.NDArray[np.int64],
+        target: Path,
+        rows: int,
         texts: Callable[[npt.NDArray[np.int64]], list[tuple[str, str]]],
-        into: npt.NDArray[np.uint32],
-        bar: tqdm,
     ) -> None:
-        for start in range(0, len(rows), _BATCH):
-            batch = rows[start : start + _BATCH]
-            flat = [text.replace(MARK, "\n") for pair in texts(batch) for text in pair]
-            into[batch] = self.count(flat).reshape(-1, 2)
-            bar.update(len(batch))
+        counts = np.zeros((rows, 2), np.uint32)
+        with track(rows, "counting tokens", "rows") as bar:
+            for batch in np.split(np.arange(rows), range(_BATCH, rows, _BATCH)):
+                flat = [text.replace(MARK, "\n") for pair in texts(batch) for text in pair]
+                counts[batch] = self.count(flat).reshape(-1, 2)
+                bar.update(len(batch))
+        with target.open("wb") as file:
+            np.save(file, counts)
 
 
 @contextlib.contextmanager
@@ -153,45 +143,3 @@ def _load(path: Path, _sha256: str) -> Tokenizer:
     tokenizer.no_truncation()  # a saved file may carry both, and both falsify a count
     tokenizer.no_padding()
     return tokenizer
-
-
-class _LengthStore:
-    """Sorted (content key, lengths) entries of one tokenizer, in one file."""
-
-    def __init__(self, tokenizer_sha256: str) -> None:
-        self._path = paths.cache_dir() / "lengths" / f"{tokenizer_sha256[:32]}.npy"
-
-    def _read(self) -> npt.NDArray[np.void]:
-        if not is_whole(self._path):
-            return np.zeros(0, _ENTRY)
-        entries: npt.NDArray[np.void] = np.load(self._path)
-        return entries
-
-    def counting(self) -> FileLock:
-        """A lock for whoever counts with this tokenizer."""
-        paths.make_folder(self._path.parent)
-        return FileLock(f"{self._path}.counting.lock")
-
-    def look_up(
-        self, keys: npt.NDArray[np.uint64]
-    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint32]]:
-        entries = self._read()
-        found = np.zeros((len(keys), 2), np.uint32)
-        if len(entries) == 0:
-            return np.zeros(len(keys), bool), found
-        places = np.searchsorted(entries["key"], keys).clip(max=len(entries) - 1)
-        known = entries["key"][places] == keys
-        found[:, 0] = np.where(known, entries["query"][places], 0)
-        found[:, 1] = np.where(known, entries["response"][places], 0)
-        return known, found
-
-    def add(self, keys: npt.NDArray[np.uint64], lengths: npt.NDArray[np.uint32]) -> None:
-        new = np.zeros(len(keys), _ENTRY)
-        new["key"], new["query"], new["response"] = keys, lengths[:, 0], lengths[:, 1]
-        with FileLock(f"{self._path}.lock"):
-            merged = np.concatenate([self._read(), new])
-            _, first = np.unique(merged["key"], return_index=True)
-            with paths.atomic_path(self._path) as temporary:
-                with temporary.open("wb") as file:
-                    np.save(file, merged[first])
-                seal(temporary)

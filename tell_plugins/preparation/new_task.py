@@ -424,7 +424,6 @@ def _staged(folder: Path, files: dict[str, str]) -> Iterator[Path]:
 
     Files that the user put into the old one stay.
     """
-    before = folder.with_name(f".{folder.name[:200]}.before{paths.TEMPORARY}")
     with paths.atomic_dir(folder) as temporary:
         if folder.exists():
             shutil.copytree(folder, temporary, dirs_exist_ok=True)
@@ -432,5 +431,4 @@ def _staged(folder: Path, files: dict[str, str]) -> Iterator[Path]:
             (temporary / name).write_text(text, encoding="utf-8")
         yield temporary
         if folder.exists():
-            os.replace(folder, before)
-    shutil.rmtree(before, ignore_errors=True)
+            os.replace(folder, temporary.with_name("before"))
