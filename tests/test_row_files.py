@@ -8,7 +8,6 @@ import gzip
 import json
 import lzma
 import random
-import tracemalloc
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tell_plugins.core import json_rows
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.records import Record
 from tell_plugins.core.row_files import FORMATS, read_records
@@ -166,35 +164,6 @@ def test_a_broken_json_array_is_an_error_with_its_line(
         _values(_file(tmp_path, "a.json", content))
     assert message in str(caught.value)
     assert "whole rows" in str(caught.value)
-
-
-def test_a_json_array_read_in_pieces_of_any_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rng = random.Random(3)
-    rows = [
-        {"q": 'x\n\\"]},' * rng.randint(0, 40), "n": rng.randint(0, 10**9), "l": [1.5, None]}
-        for _ in range(40)
-    ]
-    path = _file(tmp_path, "a.json", json.dumps([*rows, 12345, "end"], indent=2))
-    monkeypatch.setattr(json_rows, "_CHUNK", 1 << 30)
-    whole = list(read_records(path))
-    assert [record.value for record in whole] == [*rows, 12345, "end"]
-    for size in (1, 2, 3, 7, 64, 1000):
-        monkeypatch.setattr(json_rows, "_CHUNK", size)
-        assert list(read_records(path)) == whole
-
-
-@pytest.mark.parametrize("front", ["", "\ufeff", "\n" * (1 << 17)])
-def test_an_array_in_one_line_is_never_held_whole(
-    front: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(json_rows, "_CHUNK", 1 << 16)
-    path = _file(tmp_path, "a.json", front + json.dumps([{"q": "x" * 10_000}] * 500))
-    tracemalloc.start()
-    assert sum(1 for _ in read_records(path)) == 500
-    assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 5
-    tracemalloc.stop()
 
 
 def test_rows_of_a_table_and_their_lines(tmp_path: Path) -> None:

@@ -3,50 +3,44 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.json_values import DECODER, parse_json
 from tell_plugins.core.records import Record, bad_encoding
 
-_CHUNK = 1 << 20  # characters of a file that are read at a time
-_BLOCK = 1 << 16  # bytes
 _TURNS = ("messages", "conversations", "history", "turns")
 _BOM = b"\xef\xbb\xbf"
+_BETWEEN = re.compile(r"[\s,:]*")
 
 
 def read_json_rows(path: Path) -> Iterator[Record]:
-    """The rows of a JSON file. Raises UserError when an array or object in it is broken."""
-    if _first_sign(path) == b"[":
-        return _in_pieces(path)
-    head, alone = _first_line(path)
+    """The rows of a JSON file. Raises UserError when an array or object in it is broken.
+
+    JSON lines are read one by one; a file of another shape is held whole.
+    """
+    return _json_lines(path) if _is_lines(path) else _values(path)
+
+
+def _is_lines(path: Path) -> bool:
+    """Whether each line of a file is a row, by the first line that is not blank."""
+    with path.open("rb") as file:
+        lines = (line.removeprefix(_BOM).strip() for line in file)
+        head = next((line for line in lines if line), b"")
+        alone = not any(lines)
+    if head.startswith(b"["):
+        return False
     try:
         value = parse_json(head, nan=True)
     except ValueError:
         # `jq` and `indent=` break values over lines; in JSON lines this is one broken row
         whole = head == b"{" or path.suffix.lower() == ".json"
-        return _in_pieces(path) if whole and head.startswith(b"{") else _json_lines(path)
-    return _in_pieces(path) if alone and _key_of_rows(value) else _json_lines(path)
-
-
-def _first_sign(path: Path) -> bytes:
-    """The first byte that is not blank: an array may be one line of any length."""
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(_BLOCK), b""):
-            if sign := block.removeprefix(_BOM).strip()[:1]:
-                return sign
-    return b""
-
-
-def _first_line(path: Path) -> tuple[bytes, bool]:
-    """The first line that is not blank, and whether it is the only one."""
-    with path.open("rb") as file:
-        lines = (line.removeprefix(_BOM).strip() for line in file)
-        head = next((line for line in lines if line), b"")
-        return head, not any(lines)
+        return not (whole and head.startswith(b"{"))
+    return not (alone and _key_of_rows(value))
 
 
 def _key_of_rows(value: Any) -> str | None:
@@ -81,108 +75,81 @@ def _json_lines(path: Path) -> Iterator[Record]:
                 yield Record(number, None, f"no JSON ({error})")
 
 
-def _in_pieces(path: Path) -> Iterator[Record]:
+def _values(path: Path) -> Iterator[Record]:
     """The rows of an array, of the only object, or of values one after the other."""
-    with path.open(encoding="utf-8-sig") as text:
-        window = _Window(text)
-        try:
-            if window.skip_space() == "[":
-                yield from _array(window)
-                if window.skip_space():
-                    raise ValueError("something follows its end")
-                return
-            line, value = window.line, window.value()
-            key = None if window.skip_space() else _key_of_rows(value)
-            if key is None:
-                yield Record(line, value)
-                yield from _values(window)
-        except UnicodeDecodeError:
-            raise bad_encoding(path) from None
-        except (ValueError, RecursionError) as error:
-            raise _broken(path, window, error) from None
-    if key is not None:
-        yield from _under(path, key)
+    try:
+        text = _Text(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise bad_encoding(path) from None
+    try:
+        yield from text.rows()
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"no JSON array: {error} (after {text.values:,} whole rows)",
+            where=f"{paths.shown(path)}, line {text.line}",
+            remedy="mend the file, or save one JSON object a line as .jsonl",
+        ) from None
 
 
-def _broken(path: Path, window: _Window, error: Exception) -> UserError:
-    return UserError(
-        f"no JSON array: {error} (after {window.values:,} whole rows)",
-        where=f"{paths.shown(path)}, line {window.line}",
-        remedy="mend the file, or save one JSON object a line as .jsonl",
-    )
+class _Text:
+    """A text of JSON values, read from its beginning. ValueError where something else stands."""
 
-
-def _values(window: _Window) -> Iterator[Record]:
-    while window.skip_space():
-        line = window.line
-        yield Record(line, window.value())
-
-
-def _array(window: _Window) -> Iterator[Record]:
-    window.position += 1  # the opening bracket
-    while (character := window.skip_space(",")) != "]":
-        if not character:
-            raise ValueError("its end is missing")
-        line = window.line
-        yield Record(line, window.value())
-    window.position += 1
-
-
-def _under(path: Path, wanted: str) -> Iterator[Record]:
-    """The rows in the list under one key of the file's object, which is known to be whole."""
-    with path.open(encoding="utf-8-sig") as text:
-        window = _Window(text)
-        window.skip_space()
-        window.position += 1  # the opening brace
-        while window.skip_space(",") != "}":
-            key = window.value()
-            window.skip_space(":")
-            if key == wanted:
-                yield from _array(window)
-                return
-            window.value()
-
-
-class _Window:
-    """The part of a JSON file that is being parsed, so that a large file is never held whole."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file, self._text = file, ""
-        self.position = 0
-        self.line = 1  # the line of `position`
+    def __init__(self, text: str) -> None:
+        self._text, self._place = text, 0
+        self.line = 1  # of the place
         self.values = 0  # how many were read
 
-    def _read_on(self) -> bool:
-        self._text = self._text[self.position :]
-        self.position = 0
-        chunk = self._file.read(max(_CHUNK, len(self._text)))
-        self._text += chunk
-        return bool(chunk)
+    def rows(self) -> Iterator[Record]:
+        if self._next_sign() == "[":
+            yield from self._array()
+            if self._next_sign():
+                raise ValueError("something follows its end")
+            return
+        place, line, value = self._place, self.line, self._value()
+        key = None if self._next_sign() else _key_of_rows(value)
+        if key is not None:
+            self._place, self.line = place, line
+            yield from self._under(key)
+            return
+        yield Record(line, value)
+        while self._next_sign():
+            yield Record(self.line, self._value())
 
-    def skip_space(self, more: str = "") -> str:
-        """Pass white space (and `more`); gives the character that follows, "" at the end."""
-        while self.position < len(self._text) or self._read_on():
-            character = self._text[self.position]
-            if not character.isspace() and character not in more:
-                return character
-            self.line += character == "\n"
-            self.position += 1
-        return ""
+    def _array(self) -> Iterator[Record]:
+        self._go_to(self._place + 1)  # behind the opening bracket
+        while (sign := self._next_sign()) != "]":
+            if not sign:
+                raise ValueError("its end is missing")
+            yield Record(self.line, self._value())
+        self._go_to(self._place + 1)
 
-    def value(self) -> Any:
-        """The JSON value at the position. Raises ValueError when there is none."""
-        while True:
-            try:
-                value, end = DECODER.raw_decode(self._text, self.position)
-            except json.JSONDecodeError as error:
-                line = self.line + self._text.count("\n", self.position, error.pos)
-                if self._read_on():
-                    continue
-                self.line = line
-                raise ValueError(error.msg) from None
-            if end < len(self._text) or not self._read_on():
-                break  # else a number may go on
-        self.line += self._text.count("\n", self.position, end)
-        self.position = end
+    def _under(self, wanted: str) -> Iterator[Record]:
+        """The rows in the list under one key of the object, which is known to be whole."""
+        self._go_to(self._place + 1)
+        while self._next_sign() != "}":
+            key = self._value()
+            self._next_sign()
+            if key == wanted:
+                yield from self._array()
+                return
+            self._value()
+
+    def _value(self) -> Any:
+        try:
+            value, end = DECODER.raw_decode(self._text, self._place)
+        except json.JSONDecodeError as error:
+            self._go_to(error.pos)
+            raise ValueError(error.msg) from None
+        self._go_to(end)
         self.values += 1
         return value
+
+    def _next_sign(self) -> str:
+        """Pass what may stand between values; gives the character that follows, "" at the end."""
+        between = _BETWEEN.match(self._text, self._place)
+        self._go_to(between.end() if between else self._place)
+        return self._text[self._place : self._place + 1]
+
+    def _go_to(self, place: int) -> None:
+        self.line += self._text.count("\n", self._place, place)
+        self._place = place

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
@@ -23,19 +25,20 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _DOUBLED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 
 
-class Layout(NamedTuple):
-    """How a table is written.
+class Table(NamedTuple):
+    """A table's lines, and how they are written.
 
     Attributes:
-        encoding: `utf-8-sig` or `cp1252`.
-        quoted: whether `"` at both ends of a field is no part of it.
+        encoding: `utf-8` or `cp1252`.
         skipped: lines before the table, as Excel's `sep=;`.
+        quoted: whether `"` at both ends of a field is no part of it.
     """
 
+    lines: list[str]
     encoding: str
     delimiter: str
-    quoted: bool
     skipped: int
+    quoted: bool = True
 
 
 def read_table(path: Path, header: bool = True) -> Iterator[Record]:
@@ -44,19 +47,8 @@ def read_table(path: Path, header: bool = True) -> Iterator[Record]:
     With `header=False` there are no names, and columns are called "1", "2", ... . Raises UserError
     when the file as a whole is no table.
     """
-    layout = layout_of(path)
-    with _open(path, layout.encoding) as file:
-        lines = _Lines(islice(file, layout.skipped, None), layout.skipped)
-        try:
-            yield from _named(_rows(lines, layout), path, header)
-        except csv.Error as error:
-            raise UserError(
-                f"no table: {error}",
-                where=f"{paths.shown(path)}, line {lines.count}",
-                remedy="quote fields that hold quotes, delimiters or line breaks",
-            ) from None
-        except UnicodeDecodeError:
-            raise bad_encoding(path) from None
+    rows = _rows(_table(path), paths.shown(path))
+    yield from _named(((first, fields) for first, _, fields in rows), path, header)
 
 
 def table_notes(path: Path) -> list[str]:
@@ -66,14 +58,14 @@ def table_notes(path: Path) -> list[str]:
         return [f"of {path.name} the first sheet is read, '{sheets[0]}'"] if sheets[1:] else []
     if path.suffix.lower() not in _EXPECTED:
         return []
-    layout, notes = layout_of(path), []
-    if layout.delimiter != _EXPECTED[path.suffix.lower()]:
-        notes.append(f"the columns of {path.name} are separated by {_MARKS[layout.delimiter]}")
-    if layout.encoding == "cp1252":
+    table, notes = _table(path), []
+    if table.delimiter != _EXPECTED[path.suffix.lower()]:
+        notes.append(f"the columns of {path.name} are separated by {_MARKS[table.delimiter]}")
+    if table.encoding == "cp1252":
         notes.append(f"{path.name} is not UTF-8 and was read as WINDOWS-1252: look at its accents")
     broken = [
         record.line
-        for record in (read_table(path) if layout.quoted else ())
+        for record in (read_table(path) if table.quoted else ())
         if record.value and any(re.search(r"[\t\r\n]", text) for text in record.value.values())
     ]
     if broken:
@@ -84,57 +76,41 @@ def table_notes(path: Path) -> list[str]:
     return notes
 
 
-def layout_of(path: Path) -> Layout:
-    """How the table in `path` is written. Raises UserError when its encoding cannot be told."""
+def _table(path: Path) -> Table:
+    """The table in a file. Raises UserError when its encoding cannot be told."""
     csv.field_size_limit(1 << 30)
-    encoding = _encoding(path)
-    with _open(path, encoding) as file:
-        first = file.readline()
-    given = re.fullmatch(r'"?sep=(.)"?\s*', first)
-    skipped = 1 if given else 0
-    delimiter = given[1] if given else _delimiter(path, encoding)
-    layout = Layout(encoding, delimiter, True, skipped)
-    if delimiter == "\t":
-        layout = layout._replace(quoted=_is_quoted(path, layout))
-    return layout
+    text, encoding = _text(path)
+    lines = list(io.StringIO(text, newline=""))
+    given = re.fullmatch(r'"?sep=(.)"?\s*', lines[0] if lines else "")
+    delimiter = given[1] if given else _delimiter(lines, _EXPECTED[path.suffix.lower()])
+    table = Table(lines, encoding, delimiter, skipped=int(bool(given)))
+    return table._replace(quoted=delimiter != "\t" or _is_quoted(table))
 
 
-def _open(path: Path, encoding: str) -> IO[str]:
-    return path.open(encoding=encoding, newline="")
-
-
-def _encoding(path: Path) -> str:
-    """UTF-8, else Windows-1252 where the whole file reads as Western text in it."""
-    try:
-        with _open(path, "utf-8-sig") as file:
-            for _ in file:
-                pass
-        return "utf-8-sig"
-    except UnicodeDecodeError:
-        pass
-    try:
-        with _open(path, "cp1252") as file:
-            if not any(_FOREIGN.search(line) for line in file):
-                return "cp1252"
-    except UnicodeDecodeError:
-        pass
+def _text(path: Path) -> tuple[str, str]:
+    """A file's text and encoding: UTF-8, else Windows-1252 where it reads as Western text."""
+    content = path.read_bytes()
+    with contextlib.suppress(UnicodeDecodeError):
+        return content.decode("utf-8-sig"), "utf-8"
+    with contextlib.suppress(UnicodeDecodeError):
+        text = content.decode("cp1252")
+        if not _FOREIGN.search(text):
+            return text, "cp1252"
     raise bad_encoding(path)
 
 
-def _delimiter(path: Path, encoding: str) -> str:
+def _delimiter(lines: Sequence[str], expected: str) -> str:
     """The mark that gives most rows as many fields as the header; the usual one where several do.
 
     A mark counts only where it is in the header.
     """
-    expected = _EXPECTED[path.suffix.lower()]
-    with _open(path, encoding) as file:
-        lines = [line for line in islice(file, 4 * _LOOKED_AT) if line.strip()]
+    some = [line for line in lines[: 4 * _LOOKED_AT] if line.strip()]
     best, score = expected, 0.0
     for mark in sorted(_MARKS, key=lambda mark: mark != expected):
-        if not lines or mark not in lines[0]:
+        if not some or mark not in some[0]:
             continue
         quoting: Literal[0, 3] = csv.QUOTE_NONE if mark == "\t" else csv.QUOTE_MINIMAL
-        rows = islice(csv.reader(lines, delimiter=mark, quoting=quoting), _LOOKED_AT)
+        rows = islice(csv.reader(some, delimiter=mark, quoting=quoting), _LOOKED_AT)
         widths = [len(_trimmed(fields)) for fields in rows]
         fitting = sum(width == widths[0] for width in widths) / len(widths)
         if widths[0] > 1 and fitting > score:
@@ -154,84 +130,59 @@ def _blank(field: Any) -> bool:
     return field is None or (isinstance(field, str) and not field.strip())
 
 
-# ------------------------------------------------------------------------- quotes of a TSV
-
-
-def _is_quoted(path: Path, layout: Layout) -> bool:
+def _is_quoted(table: Table) -> bool:
     """Whether a tab-separated file quotes its fields: only where the file proves it.
 
     GLUE and Hugging Face write `"` as any other character. It is a quote where the whole file
     reads as quoted, and either does not read otherwise, or shows what only a writer of quotes
     makes: a doubled quote inside a field, a header all quoted, all fields with a comma quoted.
     """
-    reads_plain, width, proof = True, 0, False
-    commas = Counter[bool]()
-    with _open(path, layout.encoding) as file:
-        for line in islice(file, layout.skipped, None):
-            cells = line.rstrip("\r\n").split("\t")
-            if not _trimmed(cells):
-                continue
-            if not width:
-                width = len(_trimmed(cells))
-                proof = all(_QUOTED.fullmatch(cell) for cell in cells if cell)
-            reads_plain = reads_plain and _fits(cells, width)
-            proof = proof or any(cell[:1] == '"' and _DOUBLED.fullmatch(cell) for cell in cells)
-            commas.update(bool(_QUOTED.fullmatch(cell)) for cell in cells if "," in cell)
-    proof = proof or (commas[True] > 1 and not commas[False])
-    return (proof or not reads_plain) and _reads_quoted(path, layout, width)
+    plain = [line.rstrip("\r\n").split("\t") for line in table.lines]
+    rows = [cells for cells in plain[table.skipped :] if _trimmed(cells)]
+    if not rows:
+        return False
+    width, cells = len(_trimmed(rows[0])), [cell for row in rows for cell in row]
+    commas = [bool(_QUOTED.fullmatch(cell)) for cell in cells if "," in cell]
+    proof = (
+        all(_QUOTED.fullmatch(cell) for cell in rows[0] if cell)
+        or any(cell[:1] == '"' and _DOUBLED.fullmatch(cell) for cell in cells)
+        or (len(commas) > 1 and all(commas))
+        or not all(_fits(row, width) for row in rows)
+    )
+    return proof and _reads_quoted(table, plain, width)
 
 
-def _reads_quoted(path: Path, layout: Layout, width: int) -> bool:
+def _reads_quoted(table: Table, plain: Sequence[Sequence[str]], width: int) -> bool:
     """Whether every row has `width` fields when quotes are read, and none swallows other rows."""
-    with _open(path, layout.encoding) as file:
-        lines = _Lines(islice(file, layout.skipped, None), layout.skipped, keep=True)
-        try:
-            for _, fields in _rows(lines, layout):
-                if _trimmed(fields) and not _fits(fields, width):
-                    return False
-                parts = [line.rstrip("\r\n").split("\t") for line in lines.kept]
-                if len(parts) > 1 and all(_fits(cells, width) for cells in parts):
-                    return False
-                lines.kept.clear()
-        except csv.Error:
-            return False
-    return True
+    with contextlib.suppress(UserError):
+        for first, last, fields in _rows(table, ""):
+            swallows = first < last and all(_fits(row, width) for row in plain[first - 1 : last])
+            if swallows or (_trimmed(fields) and not _fits(fields, width)):
+                return False
+        return True
+    return False
 
 
 def _fits(fields: Sequence[str], width: int) -> bool:
     return len(fields) == width or (len(fields) > width and not _trimmed(fields[width:]))
 
 
-class _Lines:
-    """The lines of a file, counted as a CSV reader takes them."""
-
-    def __init__(self, lines: Iterable[str], before: int, keep: bool = False) -> None:
-        self._lines = iter(lines)
-        self._keep = keep
-        self.count = before
-        self.kept: list[str] = []
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self._lines)
-        self.count += 1
-        if self._keep:
-            self.kept.append(line)
-        return line
-
-
-def _rows(lines: _Lines, layout: Layout) -> Iterator[tuple[int, list[str]]]:
-    """Each row's first line and its fields."""
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if layout.quoted else csv.QUOTE_NONE
-    before = lines.count
-    for fields in csv.reader(lines, delimiter=layout.delimiter, quoting=quoting, strict=True):
-        yield before + 1, fields
-        before = lines.count
-
-
-# ------------------------------------------------------------------------- rows and their names
+def _rows(table: Table, where: str) -> Iterator[tuple[int, int, list[str]]]:
+    """Each row's first and last line, and its fields. Raises UserError where it is no table."""
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if table.quoted else csv.QUOTE_NONE
+    lines = table.lines[table.skipped :]
+    reader = csv.reader(lines, delimiter=table.delimiter, quoting=quoting, strict=True)
+    last = table.skipped
+    try:
+        for fields in reader:
+            first, last = last + 1, table.skipped + reader.line_num
+            yield first, last, fields
+    except csv.Error as error:
+        raise UserError(
+            f"no table: {error}",
+            where=f"{where}, line {table.skipped + reader.line_num}",
+            remedy="quote fields that hold quotes, delimiters or line breaks",
+        ) from None
 
 
 def _named(rows: Iterable[tuple[int, Sequence[Any]]], path: Path, header: bool) -> Iterator[Record]:
@@ -246,10 +197,8 @@ def _named(rows: Iterable[tuple[int, Sequence[Any]]], path: Path, header: bool) 
                 continue
         width = len(names)
         if not _fits(fields, width):
-            problem = f"{len(fields)} fields, but the header has {width}"
-            if not header:
-                problem = f"{len(fields)} fields, but the first row has {width}"
-            yield Record(line, None, problem)
+            owner = "header" if header else "first row"
+            yield Record(line, None, f"{len(fields)} fields, but the {owner} has {width}")
         else:
             yield Record(line, dict(zip(names, fields[:width], strict=True)))
 
@@ -273,9 +222,6 @@ def _names(fields: Sequence[Any], where: str, header: bool) -> list[str]:
     return named
 
 
-# ------------------------------------------------------------------------- Excel
-
-
 def read_workbook(path: Path, header: bool = True) -> Iterator[Record]:
     """The rows of the first sheet of an .xlsx file; numbers and booleans are texts, as in CSV."""
     yield from _named(_sheets(path)[1], path, header)
@@ -283,14 +229,8 @@ def read_workbook(path: Path, header: bool = True) -> Iterator[Record]:
 
 def _sheets(path: Path) -> tuple[list[str], list[tuple[int, list[Any]]]]:
     """The names of a workbook's visible sheets, and the rows of the first with their numbers."""
-    try:
-        import openpyxl
-    except ImportError:
-        raise UserError(
-            "reading .xlsx needs the package openpyxl",
-            where=paths.shown(path),
-            remedy="pip install openpyxl, or save the sheet as CSV UTF-8",
-        ) from None
+    import openpyxl
+
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
         sheets = [sheet.title for sheet in book.worksheets if sheet.sheet_state == "visible"]
