@@ -115,23 +115,12 @@ def test_a_card_in_tell_cards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"),
-    [
-        ("held_out", "heldout"),
-        ("Held-Out", "heldout"),
-        ("holdout", "test"),
-        ("tests", "test"),
-        ("test_set", "test"),
-        ("validation_set", "validation"),
-        ("dev", "validation"),
-        ("evaluation", "validation"),
-        ("Test", "test"),
-    ],
+    "name", ["held_out", "Held-Out", "holdout", "tests", "validation_set", "dev", "eval", "Test"]
 )
-def test_splits_that_would_train_unnoticed(name: str, meant: str, tmp_path: Path) -> None:
+def test_splits_that_would_train_unnoticed(name: str, tmp_path: Path) -> None:
     splits = {"train": {"file": "t.jsonl"}, name: {"file": "h.jsonl"}}
     _write(tmp_path, _changed(splits=splits))
-    with pytest.raises(UserError, match=f"split '{name}' would not be held out .* '{meant}'"):
+    with pytest.raises(UserError, match=f"split '{name}' would not be held out .* heldout"):
         load_card("x")
 
 
@@ -204,7 +193,7 @@ def test_all_problems_of_a_card_are_raised_together(tmp_path: Path) -> None:
         ({"metric": "label"}, "'schema' and 'label' are for metric 'json', not 'label'"),
         ({"answer__labels": ["a", "b"]}, "'labels' are for metric 'label', not 'json'"),
         ({"metric": "label", "answer": {"labels": ["a"]}}, "at least 2 items"),
-        ({"metric": "label", "answer": {"labels": ["a", "b", "a "]}}, "label 'a' is given twice"),
+        ({"metric": "label", "answer": {"labels": ["a", "b", "a "]}}, "'a' is named twice"),
         ({"metric": "label", "answer": {"labels": "a"}}, "key 'answer.labels' is 'a'"),
         ({"max_tokens": 5}, "only general data is cut by length"),
         ({"question": "("}, "no regular expression"),

@@ -20,23 +20,15 @@ EVIL = "^(a|aa)+$"
 _LONG = "a" * 40 + "b"
 
 
-def _deep(levels: int) -> dict[str, Any]:
-    schema: dict[str, Any] = {}
-    for _ in range(levels):
-        schema = {"items": schema}
-    return schema
-
-
 @pytest.mark.parametrize(
     ("schema", "says"),
     [
         ({"type": "objekt"}, "no JSON Schema"),
-        ({"properties": {"a": {"$ref": "#/$defs/none"}}}, "leads to nothing"),
+        ({"properties": {"a": {"$ref": "#/$defs/none"}}}, "or to nothing in it"),
         ({"$ref": "other.json"}, "leads out of the file"),
         ({"items": {"$ref": "https://example.com/s.json"}}, "leads out of the file"),
         ({"$ref": "file:///etc/passwd"}, "leads out of the file"),
         ({"$ref": "#"}, "refers to itself without end"),
-        (_deep(100), "more than 64 levels"),
         ({"properties": {"a": {"pattern": "("}}}, "is no regular expression"),
         ({"patternProperties": {"a": {}}}, "'patternProperties' is not read here"),
     ],

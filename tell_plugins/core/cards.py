@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import regex
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,13 +23,19 @@ from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.core.spec import HELD_OUT, Amount, parse_amount, splits_of
 from tell_plugins.core.yamlfile import Document, read_yaml
 
-_MEANT = {  # letters only, in lower case
-    **dict.fromkeys(("dev", "val", "valid", "eval", "evaluation"), "validation"),
-    **dict.fromkeys(("testing", "tests", "testset", "holdout"), "test"),
-    **dict.fromkeys(("validationset", "devset", "valset", "evalset"), "validation"),
-    **{name: name for name in HELD_OUT},
-}
+# how a split is called that is not meant to train
+_HELD_OUT_NAMES = re.compile(r"(dev|e?val|test|held|hold)", re.IGNORECASE)
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"'{twice[0]}' is named twice")
+    return names
+
+
+Distinct = Annotated[tuple[Text, ...], AfterValidator(_distinct)]
 BlobId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]  # git's, of a file
 
 
@@ -102,16 +109,8 @@ class Split(_Strict):
 class General(_Strict):
     """What a task mixes with when the dataset string does not say."""
 
-    sources: tuple[Text, ...] = Field(alias="from", min_length=1)
+    sources: Distinct = Field(alias="from", min_length=1)
     amount: Amount
-
-    @field_validator("sources")
-    @classmethod
-    def _once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise ValueError(f"'{twice[0]}' is named twice, so its rows would train twice")
-        return names
 
     @field_validator("amount", mode="before")
     @classmethod
@@ -129,15 +128,7 @@ class Answer(_Strict):
 
     schema_file: Text | None = Field(default=None, alias="schema")
     label: Text | None = None  # the property that carries the label
-    labels: tuple[Text, ...] | None = Field(default=None, min_length=2)  # without it, those trained
-
-    @field_validator("labels")
-    @classmethod
-    def _distinct(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        twice = [label for label in labels or () if (labels or ()).count(label) > 1]
-        if twice:
-            raise ValueError(f"label '{twice[0]}' is given twice")
-        return labels
+    labels: Distinct | None = Field(default=None, min_length=2)  # without it, those trained
 
 
 class Translation(_Strict):
@@ -184,10 +175,10 @@ class Card(_Strict):
     def _held_out_by_name(cls, splits: dict[str, Split]) -> dict[str, Split]:
         """Only splits named so are held out; one of a like name would train unnoticed."""
         for name in splits:
-            meant = _MEANT.get(re.sub(r"[^a-z]", "", name.lower()), name)
-            if meant != name:
+            if _HELD_OUT_NAMES.match(name) and name not in HELD_OUT:
                 raise ValueError(
-                    f"a split '{name}' would not be held out from training: write '{meant}'"
+                    f"a split '{name}' would not be held out from training: those that are, are "
+                    f"named {', '.join(HELD_OUT)}"
                 )
         return splits
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
 PATIENCE = 1.0  # seconds that a pattern may take on one text
-_DEEPEST = 64
 
 
 def search(pattern: str, text: str, where: str, flags: int = 0) -> regex.Match[str] | None:
@@ -68,7 +67,7 @@ def compile_schema(schema: dict[str, Any], where: str) -> Validator:
     from jsonschema import SchemaError
     from referencing import Registry
 
-    for part in _parts(schema, where):
+    for part in _parts(schema):
         _check_references(part, schema, where)
         _check_patterns(part, where)
     kind = _timed(where)
@@ -89,18 +88,16 @@ def _no_schema(reason: str, where: str) -> UserError:
     return UserError(f"no JSON Schema (draft 2020-12): {reason}", where=where, remedy="mend it")
 
 
-def _parts(schema: dict[str, Any], where: str) -> Iterator[dict[str, Any]]:
-    """All objects of a schema. Raises UserError where they lie too deep in one another."""
-    stack: list[tuple[Any, int]] = [(schema, 1)]
+def _parts(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """All objects of a schema."""
+    stack: list[Any] = [schema]
     while stack:
-        part, depth = stack.pop()
-        if depth > _DEEPEST:
-            raise _no_schema(f"more than {_DEEPEST} levels", where)
+        part = stack.pop()
         if isinstance(part, dict):
             yield part
-            stack += [(value, depth + 1) for value in part.values()]
+            stack += part.values()
         elif isinstance(part, list):
-            stack += [(value, depth + 1) for value in part]
+            stack += part
 
 
 def _check_references(part: dict[str, Any], schema: dict[str, Any], where: str) -> None:
@@ -113,21 +110,17 @@ def _check_references(part: dict[str, Any], schema: dict[str, Any], where: str) 
         reference = part.get(key)
         if not isinstance(reference, str):
             continue
-        found = f"'{key}': '{reference}' leads out of the file"
-        if reference.startswith("#"):
-            resource = DRAFT202012.create_resource(schema)
-            name = resource.id() or ""
-            try:
-                Registry().with_resource(name, resource).resolver(name).lookup(reference)
-                continue
-            except (Unresolvable, ValueError, TypeError):
-                found = f"'{key}': '{reference}' leads to nothing"
-        raise UserError(
-            found,
-            where=where,
-            allowed="references inside the file, such as #/$defs/name",
-            remedy="write what it refers to under '$defs' of this file",
-        )
+        resource = DRAFT202012.create_resource(schema)
+        name = resource.id() or ""
+        try:
+            Registry().with_resource(name, resource).resolver(name).lookup(reference)
+        except (Unresolvable, ValueError, TypeError):
+            raise UserError(
+                f"'{key}': '{reference}' leads out of the file, or to nothing in it",
+                where=where,
+                allowed="references inside the file, such as #/$defs/name",
+                remedy="write what it refers to under '$defs' of this file",
+            ) from None
 
 
 def _check_patterns(part: dict[str, Any], where: str) -> None:

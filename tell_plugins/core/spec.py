@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from tell_plugins.core.errors import Problems, UserError, nearest, raise_all, unknown
+from tell_plugins.core.errors import Problems, UserError, raise_all, unknown
 
 if TYPE_CHECKING:
     from tell_plugins.core.cards import Card
@@ -19,13 +19,11 @@ LOSS_TYPE = "tell"  # the loss under which each row weighs the same and `kl` has
 ORDERS = ("shuffle", "even", "task_first", "task_last")
 OVERLAPS = ("keep", "drop")
 _AMOUNT = re.compile(
-    r"(?P<number>[0-9]+(?P<point>\.[0-9]+)?(?P<exponent>[eE]\+?[0-9]+)?)"
+    r"(?P<number>[0-9]{1,15}(?P<point>\.[0-9]+)?(?P<power>[eE]\+?[0-9]{1,2})?)"
     r"(?P<unit>rows|tok|x)"
 )
 _LARGEST = 1e15  # beyond any data set; numbers up to here are exact
-_NUMBER = r"[0-9]{1,15}(\.[0-9]{1,60})?([eE][+-]?[0-9])?"
-_LARGEST_WEIGHT = 1000.0
-_MEANT = {"row": "rows", "token": "tok", "tokens": "tok", "times": "x"}
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
@@ -113,49 +111,28 @@ def _shown(value: Any) -> str:
 def parse_amount(text: str, *, task: bool, where: str) -> Amount:
     """Parse `0`, `all`, `15rows`, `1e4tok` or, for general data, `40x`.
 
-    Raises UserError for anything else.
+    Rows and tokens are whole; `1.000rows` is refused, it may mean one or a thousand. Raises
+    UserError for anything else.
     """
-    allowed = "0, all, 15rows, 1e4tok" if task else "0, all, 2000rows, 4e6tok, 40x"
-    if text == "all":
-        return ALL
-    if text == "0":
-        return NONE
-    match = _AMOUNT.fullmatch(text)
-    remedy = None
+    if text in ("all", "0"):
+        return ALL if text == "all" else NONE
+    match, remedy = _AMOUNT.fullmatch(text), None
     if match is None:
-        remedy = _amount_remedy(text)
+        remedy = "write a number and its unit, without a space"
+        if _NUMBER.fullmatch(text):
+            remedy = f"say the unit: {text}rows or {text}tok"
     elif float(match["number"]) > _LARGEST:
         remedy = "use a number up to 1e15"
     elif match["unit"] == "x" and task:
         remedy = "'x' is for general data; copies of task rows are repeat=N"
-    elif match["unit"] != "x" and not _is_whole(match):
-        remedy = f"use a whole number of {'rows' if match['unit'] == 'rows' else 'tokens'}"
-    if match is None or remedy is not None:
+    elif match["unit"] != "x":
+        whole = float(match["number"]).is_integer() and (match["power"] or not match["point"])
+        remedy = None if whole else "use a whole number"
+    if match is None or remedy:
+        allowed = "0, all, 15rows, 1e4tok" if task else "0, all, 2000rows, 4e6tok, 40x"
         raise UserError(f"bad amount '{text}'", where=where, allowed=allowed, remedy=remedy)
     number = float(match["number"])
     return Amount(match["unit"], number) if number else NONE
-
-
-def _is_whole(amount: re.Match[str]) -> bool:
-    """Whether rows or tokens are whole; `1.000rows` is refused, it may mean one or a thousand."""
-    if amount["point"] and not amount["exponent"]:
-        return False
-    return Decimal(amount["number"]) % 1 == 0
-
-
-def _amount_remedy(text: str) -> str:
-    """What a text that is no amount most likely meant."""
-    if "=" in text:
-        return "separate keys with '/', as in task=15rows/general=100rows"
-    parts = re.fullmatch(r"(?P<number>[0-9.]+(?:[eE]\+?[0-9]+)?)\s*(?P<unit>[A-Za-z]*)", text)
-    if parts and not parts["unit"]:
-        return f"say the unit: {text}rows or {text}tok"
-    word = parts["unit"].lower() if parts else text.lower()
-    match = nearest(word, ["rows", "tok", "x", *_MEANT] if parts else ["all"])
-    if match is None:
-        return "write a number and its unit without a space"
-    number = parts["number"] if parts else ""
-    return f"did you mean '{number}{_MEANT.get(match, match)}'?"
 
 
 def _one_of(choices: tuple[str, ...]) -> Callable[[str, str], str]:
@@ -167,29 +144,19 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str, str], str]:
     return parse
 
 
-def _integer(smallest: int, largest: int) -> Callable[[str, str], int]:
-    def parse(text: str, where: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,18}", text) or not smallest <= int(text) <= largest:
+def _number(smallest: int, largest: int, kind: type = int) -> Callable[[str, str], Any]:
+    def parse(text: str, where: str) -> Any:
+        pattern = _NUMBER if kind is float else re.compile("[0-9]+")
+        if not pattern.fullmatch(text) or not smallest <= float(text) <= largest:
             raise UserError(
                 f"bad number '{text}'",
                 where=where,
-                allowed=f"a whole number from {smallest} to {largest}",
-                remedy="write digits only",
+                allowed=f"{'' if kind is float else 'whole '}numbers from {smallest} to {largest}",
+                remedy="write digits only" + (", such as 0.3" if kind is float else ""),
             )
-        return int(text)
+        return kind(text)
 
     return parse
-
-
-def _weight(text: str, where: str) -> float:
-    if not re.fullmatch(_NUMBER, text) or float(text) > _LARGEST_WEIGHT:
-        raise UserError(
-            f"bad weight '{text}'",
-            where=where,
-            allowed=f"0, or a number up to {_LARGEST_WEIGHT:g} such as 0.3 or 1",
-            remedy="write digits and a decimal point only",
-        )
-    return float(text)
 
 
 def _name(text: str, where: str) -> str:
@@ -229,10 +196,10 @@ _PARSERS: dict[str, Callable[[str, str], Any]] = {
     "from": parse_names,
     "anchor": _name,
     "order": _one_of(ORDERS),
-    "repeat": _integer(1, 100_000),
+    "repeat": _number(1, 100_000),
     "overlap": _one_of(OVERLAPS),
-    "kl": _weight,
-    "seed": _integer(0, 2**32 - 1),  # what ms-swift takes too
+    "kl": _number(0, 1000, float),
+    "seed": _number(0, 2**32 - 1),  # what ms-swift takes too
 }
 KEYS = tuple(_PARSERS)
 _KEY_OF_FIELD = {"sources": "from"}
