@@ -248,22 +248,6 @@ def test_rows_that_changed_under_a_run_are_told(
         )
 
 
-def test_two_mixtures_have_no_joint_order(
-    begin: Begin, mixture: Mixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tell_plugins.bridge import callback
-
-    monkeypatch.setattr(callback, "trained_on", [mixture, mixture])
-    with pytest.raises(UserError, match="2 TELL mixtures in one run"):
-        begin()
-
-
-def test_settings_that_reorder(begin: Begin, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'group_by_length' is true and sorts rows"):
-        begin(group_by_length=True)
-    assert not (tmp_path / "run").exists(), "no manifest vouches for it"
-
-
 def test_rows_in_another_order(begin: Begin, mixture: Mixture) -> None:
     rows = _tokenised(_rows(mixture))
     task_first = sorted(range(len(rows)), key=lambda row: not mixture.is_task[row])
@@ -273,7 +257,7 @@ def test_rows_in_another_order(begin: Begin, mixture: Mixture) -> None:
 
 def test_rows_of_other_data_sets(begin: Begin, mixture: Mixture) -> None:
     rows = _tokenised(_rows(mixture))
-    with pytest.raises(UserError, match="12 rows of other data sets follow the mixture"):
+    with pytest.raises(UserError, match="or others follow"):
         begin(_loader(concatenate_datasets([rows, rows])))
 
 

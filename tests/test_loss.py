@@ -290,16 +290,14 @@ def test_validation_rows_weigh_the_same(bench: MakeBench) -> None:
     assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
-def test_what_it_cannot_work_without(bench: MakeBench) -> None:
+def test_a_base_model_in_parts_is_refused(
+    bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tell_plugins.bridge import loss
+
     made = bench(kl=1.0)
-    made.trainer.model = made.model.get_base_model()
-    with pytest.raises(UserError, match="there is no adapter") as caught:
+    monkeypatch.setattr(loss, "is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(UserError, match="spread over all of them"):
         made.step(SINGLY)
-    assert "tuner_type: lora" in str(caught.value.remedy)
-    made.spec.kl = 0.0  # full tuning may still weigh its rows
+    made.spec.kl = 0.0  # its rows may still weigh the same
     made.step(SINGLY)
-    loss = made.trainer.compute_loss_func
-    with pytest.raises(UserError, match="gave none"):
-        loss(SimpleNamespace(logits=None), torch.zeros(1, 2))
-    with pytest.raises(UserError, match="weighs tokens"):
-        loss(SimpleNamespace(), torch.zeros(1, 2), loss_scale=torch.ones(2))

@@ -29,7 +29,6 @@ def register() -> None:
     _register_cards()
     if TellCallback not in trainer.DEFAULT_CALLBACKS:
         trainer.DEFAULT_CALLBACKS.append(TellCallback)  # type: ignore[arg-type]
-    patches.let_others_be_called_register()
     patches.let_qwen_generate()
     patches.let_channel_rows_be_answered()
     bring_anchors()

@@ -10,7 +10,6 @@ from swift.utils import get_logger
 from transformers import TrainerCallback
 
 from tell_plugins.bridge.loader import forget_mixtures, trained_on
-from tell_plugins.bridge.mixed_use import refuse
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.manifest import MANIFEST, Manifest, write_facts
@@ -28,13 +27,6 @@ class TellCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not trained_on:
             return
-        if len(trained_on) > 1:
-            raise UserError(
-                f"{len(trained_on)} TELL mixtures in one run: nothing defines their joint order",
-                where="dataset",
-                remedy="name one, and join general cards with from=a+b",
-            )
-        refuse(args, trained_on[0].spec)
         _check_rows(kwargs.get("train_dataloader"), trained_on[0])
         _check_resumed(args, trained_on[0])
         if state.is_world_process_zero:
@@ -131,18 +123,12 @@ def _check_rows(loader: Any, mixture: Mixture) -> None:
             remedy="strict: true, or lazy_tokenize: false",
         )
     channels, expected = list(served["channel"]), mixture.channels
-    if len(channels) > len(expected):
-        raise UserError(
-            f"{len(channels) - len(expected)} rows of other data sets follow the mixture",
-            where="dataset",
-            remedy="name one TELL data set alone; general data goes in by from=...",
-        )
     left = iter(expected)
     if not all(channel in left for channel in channels):
         raise UserError(
-            "the rows do not come in the mixture's order",
+            "the rows do not come in the mixture's order, or others follow",
             where="recipe",
-            remedy="dataset_shuffle: false and split_dataset_ratio: 0",
+            remedy="dataset_shuffle: false, split_dataset_ratio: 0, and no other data set",
         )
     if len(channels) < len(expected):
         _report_lost(len(expected) - len(channels), expected.count(TASK) - channels.count(TASK))

@@ -27,7 +27,6 @@ from tell_plugins.core.errors import UserError
 _LINE = 1024  # tokens of rows that are read in one forward pass
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM reserves room for
 _MEMORY = 0.9  # share of the GPU's memory, vLLM's own default
-_KEPT = 2**30  # bytes of the base model's log-probabilities that are kept for other adapters
 
 
 def model_arguments(values: Mapping[str, Any]) -> BaseArguments:
@@ -147,7 +146,6 @@ class LocalEngine(SwiftEngine):
         for name, folder in adapters.items():
             self.model = _with_adapter(self.model, _peft_name(name), folder)
         self._peft = bool(adapters)
-        self._of_base: dict[str, torch.Tensor] = {}
         engine = TransformersEngine(self.model, template=template, max_batch_size=batch_size)
         self._describe(values, args, engine)
 
@@ -220,7 +218,8 @@ class LocalEngine(SwiftEngine):
         found: list[tuple[float, int]] = []
         for line in self._lines([self._encoded(query, response) for query, response in pairs]):
             model = self._log_probabilities(line)
-            base = self._base_log_probabilities(line)
+            with self.adapter(None):
+                base = self._log_probabilities(line)
             values = (base.exp() * (base - model)).sum(-1)
             found += [(max(0.0, total), count) for total, count in _by_row(values, line)]
         return found
@@ -254,17 +253,6 @@ class LocalEngine(SwiftEngine):
             logits = self.model(input_ids=line.inputs["input_ids"]).logits[0]
             logits = logits[line.inputs["logits_to_keep"]]
         return torch.log_softmax(logits.float(), dim=-1)
-
-    def _base_log_probabilities(self, line: Line) -> torch.Tensor:
-        """Those of the base model, kept for the next adapter as long as there is room."""
-        key = repr(line.rows)  # other rows may make a line of the same tokens
-        if key not in self._of_base:
-            with self.adapter(None):
-                found = self._log_probabilities(line)
-            if sum(kept.nbytes for kept in self._of_base.values()) + found.nbytes > _KEPT:
-                return found
-            self._of_base[key] = found
-        return self._of_base[key]
 
     def _encoded(self, query: str, response: str) -> Row:
         self.template.set_mode("train")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -96,19 +95,12 @@ def pooled_states(engine: LocalEngine, prompt: PromptIds, layer: int) -> Pooled:
     """
     engine.model.eval()
     ids = torch.tensor([prompt.ids], device=engine.model.device)
-    outputs = engine.model(
-        input_ids=ids, output_hidden_states=True, use_cache=False, **_few_logits(engine.model)
-    )
+    causal = getattr(engine.model, "get_base_model", lambda: engine.model)()  # below an adapter
+    # the decoder alone: nobody reads logits
+    outputs = causal.base_model(input_ids=ids, output_hidden_states=True, use_cache=False)
     states = outputs.hidden_states[layer][0].float()
     start = len(prompt.template)
     own = start + len(prompt.anchor)
     end = own + len(prompt.own)
     parts = states[start:end].mean(0), states[-1], states[own:end].mean(0)
     return Pooled(*(part.cpu().numpy() for part in parts))
-
-
-def _few_logits(model: Any) -> dict[str, int]:
-    """Keep a model that can from computing logits nobody reads."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    known = inspect.signature(base.forward).parameters
-    return {"logits_to_keep": 1} if "logits_to_keep" in known else {}

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from swift.loss import BaseLoss, loss_map
 from torch import Tensor
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -73,7 +72,6 @@ class TellLoss(BaseLoss):
         labels: Tensor,
         *,
         num_items_in_batch: Tensor | None = None,
-        loss_scale: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """The loss of one forward pass: the sum over its rows, divided by the rows of the step.
@@ -83,7 +81,6 @@ class TellLoss(BaseLoss):
             labels: (batch, positions), not shifted; -100 where nothing is asked.
             num_items_in_batch: the rows of the step; None (validation) for those of this pass.
         """
-        _refuse_call(outputs, loss_scale)
         targets = labels.roll(-1, dims=-1).to(outputs.logits.device)
         rows = self._row_of_each_position(targets)
         channels = self._given().channels or [None] * (int(rows.max()) + 1)
@@ -134,7 +131,7 @@ class TellLoss(BaseLoss):
             num_items_in_batch: Any = None,
         ) -> Any:
             if self.kl:
-                _refuse_model(self.trainer)
+                _refuse_spread(self.trainer)
             positions = _positions(inputs)
             self._pass = _Pass(inputs, inputs.get("channel"), positions, self._pack(inputs))
             rows = num_items_in_batch if model.training else None
@@ -296,33 +293,12 @@ def _chunk_gradients(logits: Tensor, target: Tensor, held: Tensor, before: Tenso
     return result
 
 
-def _refuse_model(trainer: Any) -> None:
-    """Raise UserError where there is no base model to hold rows to, or it is in parts."""
-    if not isinstance(trainer.model, PeftModel):
-        raise UserError(
-            "kl holds general rows to the model without its adapter, and there is no adapter",
-            where="recipe",
-            remedy=mixed_use.NO_ADAPTER,
-        )
+def _refuse_spread(trainer: Any) -> None:
+    """Raise UserError where the base model is in parts; a file may have told DeepSpeed so."""
     if trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled():
         raise UserError(
             mixed_use.SPREAD,
             where="recipe",
             allowed="plain data parallel processes, DeepSpeed ZeRO 1 and 2",
             remedy=mixed_use.SPREAD_REMEDY,
-        )
-
-
-def _refuse_call(outputs: Any, loss_scale: Tensor | None) -> None:
-    if loss_scale is not None:
-        raise UserError(
-            f"'loss_type: {LOSS_TYPE}' weighs each row the same, 'loss_scale' weighs tokens",
-            where="recipe",
-            remedy="write 'loss_scale: default', or leave out loss_type",
-        )
-    if getattr(outputs, "logits", None) is None:
-        raise UserError(
-            f"'loss_type: {LOSS_TYPE}' needs the model's logits, and it gave none",
-            where="recipe",
-            remedy="write 'use_liger_kernel: false'",
         )

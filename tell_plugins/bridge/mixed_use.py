@@ -1,18 +1,19 @@
 """Settings of ms-swift that do not go with a TELL mixture: one list for whoever looks at them.
 
-`check` holds a recipe against it, ms-swift's commands their arguments before a model is loaded, and
-the callback the trainer's arguments, for trainings that are put together in Python. A mixture's
-rows come in one order, each with one right answer, and manifest and anchor belong to them.
+`check` holds a recipe against it, and ms-swift's commands their arguments before a model is loaded.
+A mixture's rows come in one order, each with one right answer, and manifest and anchor belong to
+them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.core.spec import LOSS_TYPE, Spec, is_tell, parse_spec
+from tell_plugins.core.spec import HELD_OUT, LOSS_TYPE, Spec, is_tell, parse_spec
 
 Read = Callable[[str], Any]  # gives the value of a setting, None where there is none
 
@@ -26,91 +27,77 @@ class Misuse(NamedTuple):
     remedy: str
 
 
-# flags that reorder or thin out a mixture where they are true
-_REORDERS = {
-    "dataset_shuffle": "as by default, and shuffles the mixture again",
-    "train_dataloader_shuffle": "as by default, and shuffles the mixture again",
-    "packing": "and puts rows together by length, so the mixture's order is lost",
-    "group_by_length": "and sorts rows by length, so the mixture's order is lost",
-    "streaming": "and does not go with a TELL mixture; its rows stay on disk anyway",
-    "ignore_data_skip": "so a resumed run begins the mixture anew",
-}
-_SAMPLERS = ("group_by_length", "batch_rebalance")  # of transformers 5: orders of their own
+_WRITE = "write the rows with `./run.sh mix RECIPE --out DIR`, and add what the method needs"
 PREFERENCES = "`swift rlhf` needs rows with a rejected answer or a reward, and TELL rows have none"
-_WRITE = "write the rows with `./run.sh mix RECIPE --out DIR`"
-NO_ADAPTER = "write 'tuner_type: lora', or kl=0 in the dataset string"
 SPREAD = (
     "kl asks for a second forward pass in some processes only, and the weights are spread over all "
     "of them"
 )
+SPREAD_REMEDY = "write 'deepspeed: zero2', or kl=0 in the dataset string"
 ONE_ALONE = (
     "keep one; other general data gets a card like datasets/sample_general/card.yaml, and is named "
     "with from=a+b"
 )
-SPREAD_REMEDY = "write 'deepspeed: zero2', or kl=0 in the dataset string"
+
+
+def _true(value: Any) -> bool:
+    return value is True
+
+
+def _above(limit: int) -> Callable[[Any], bool]:
+    return lambda value: (value or 0) > limit
+
+
+# what reorders or thins out a mixture: key, when it does, how, the value that does not (None: none)
+_ORDER: tuple[tuple[str, Callable[[Any], bool], str, str | None], ...] = (
+    ("dataset_shuffle", _true, "shuffles the mixture again", "false"),
+    ("train_dataloader_shuffle", _true, "shuffles the mixture again", "false"),
+    ("packing", _true, "puts rows together by length, so the order is lost", "false"),
+    ("group_by_length", _true, "sorts rows by length, so the order is lost", "false"),
+    ("streaming", _true, "a mixture does not know; its rows stay on disk anyway", "false"),
+    ("ignore_data_skip", _true, "lets a resumed run begin the mixture anew", "false"),
+    ("split_dataset_ratio", _above(0), "takes scarce task rows out of training", "0"),
+    ("sequence_parallel_size", _above(1), "brings a sampler of its own", "1"),
+    ("interleave_prob", bool, "draws from several data sets in an order of its own", None),
+    ("cached_dataset", bool, "brings rows of other data sets", None),
+    ("to_cached_dataset", _true, "keeps neither the mixture's manifest nor its anchor", "false"),
+    # of transformers 5: orders of their own
+    (
+        "train_sampling_strategy",
+        lambda value: value in ("group_by_length", "batch_rebalance"),
+        "orders the rows anew",
+        None,
+    ),
+)
+# what hides the logits from the loss, or weighs tokens by another rule
+_LOSS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("use_liger_kernel", _true, "false"),
+    ("sequence_parallel_size", _above(1), "1"),
+    ("packing", _true, "false"),
+    ("enable_dft_loss", _true, "false"),
+    ("label_smoothing_factor", _above(0), "0"),
+    ("loss_scale", lambda value: (value or "default") != "default", "default"),
+)
 
 
 def misuses(read: Read, spec: Spec) -> Iterator[Misuse]:
     """Everything among the settings that does not go with a mixture of this string."""
-    for key, reason in _REORDERS.items():
-        if read(key) is True:
-            yield Misuse("tell-order", key, f"'{key}' is true {reason}", f"write '{key}: false'")
-    yield from _orders(read)
-    yield from _elsewhere(read)
-    if read("loss_type") == LOSS_TYPE:
-        yield from _weights(read)
+    for key, wrong, how, right in _ORDER:
+        value = read(key)
+        if wrong(value) and not (key == "split_dataset_ratio" and read("val_dataset")):
+            found = f"'{key}' is {json.dumps(value, default=str)}, which {how}"
+            remedy = f"write '{key}: {right}'" if right else f"leave out '{key}'"
+            yield Misuse("tell-order", key, found, remedy)
+    if read("rlhf_type"):
+        remedy = f"train with `swift sft`; or {_WRITE}"
+        yield Misuse("tell-order", "dataset", PREFERENCES, remedy)
+    for key, wrong, good in _LOSS if read("loss_type") == LOSS_TYPE else ():
+        if wrong(read(key)):
+            found = f"'loss_type: {LOSS_TYPE}' does not go with '{key}'"
+            remedy = f"write '{key}: {good}', or leave out loss_type"
+            yield Misuse("tell-loss", key, found, remedy)
     if spec.kl:
         yield from _held(read, spec.kl)
-
-
-def _orders(read: Read) -> Iterator[Misuse]:
-    ratio, parallel = read("split_dataset_ratio") or 0, read("sequence_parallel_size") or 1
-    if ratio > 0 and not read("val_dataset"):
-        key = "split_dataset_ratio"
-        found = f"'{key}' is {ratio:g} and takes scarce task rows out of training"
-        remedy = f"write '{key}: 0'; a card's own split goes under val_dataset"
-        yield Misuse("tell-order", key, found, remedy)
-    if parallel > 1:
-        key = "sequence_parallel_size"
-        found = f"'{key}' is {parallel:g} and brings a sampler of its own, which shuffles again"
-        yield Misuse("tell-order", key, found, f"write '{key}: 1'")
-    sampler = read("train_sampling_strategy")
-    wrong = {
-        "interleave_prob": "is for several data sets, from which it draws in an order of its own",
-        "cached_dataset": "brings rows of other data sets",
-        "train_sampling_strategy": f"is '{sampler}', which orders the rows anew",
-    }
-    for key, reason in wrong.items():
-        if read(key) and (sampler in _SAMPLERS or key != "train_sampling_strategy"):
-            yield Misuse("tell-order", key, f"'{key}' {reason}", f"leave out '{key}'")
-
-
-def _elsewhere(read: Read) -> Iterator[Misuse]:
-    """Uses of rows other than supervised training."""
-    if read("rlhf_type"):
-        remedy = f"train with `swift sft`; or {_WRITE}, and add what the method needs"
-        yield Misuse("tell-order", "dataset", PREFERENCES, remedy)
-    if read("to_cached_dataset"):
-        found = "a cached data set keeps neither the mixture's manifest nor its anchor"
-        remedy = f"train on the recipe itself, whose mixture is cached anyway; or {_WRITE}"
-        yield Misuse("tell-order", "to_cached_dataset", found, remedy)
-
-
-def _weights(read: Read) -> Iterator[Misuse]:
-    """What hides the logits from the loss, or weighs tokens by another rule."""
-    wrong = {
-        "use_liger_kernel: false": read("use_liger_kernel") is True,
-        "sequence_parallel_size: 1": (read("sequence_parallel_size") or 1) > 1,
-        "packing: false": read("packing") is True,
-        "enable_dft_loss: false": read("enable_dft_loss") is True,
-        "label_smoothing_factor: 0": (read("label_smoothing_factor") or 0) > 0,
-        "loss_scale: default": (read("loss_scale") or "default") != "default",
-    }
-    for remedy, given in wrong.items():
-        key = remedy.partition(":")[0]
-        if given:
-            found = f"'loss_type: {LOSS_TYPE}' does not go with '{key}'"
-            yield Misuse("tell-loss", key, found, f"write '{remedy}', or leave out loss_type")
 
 
 def _held(read: Read, kl: float) -> Iterator[Misuse]:
@@ -122,19 +109,12 @@ def _held(read: Read, kl: float) -> Iterator[Misuse]:
         return
     if (read("train_type") or read("tuner_type")) == "full":  # the old name wins
         found = "kl holds general rows to the model without its adapter, and full tuning has none"
-        yield Misuse("tell-kl", "tuner_type", found, NO_ADAPTER)
-    for key, given in {
-        "fsdp": read("fsdp"),
-        "deepspeed": "zero3" in str(read("deepspeed")),
-    }.items():
+        remedy = "write 'tuner_type: lora', or kl=0 in the dataset string"
+        yield Misuse("tell-kl", "tuner_type", found, remedy)
+    spread = {"fsdp": read("fsdp"), "deepspeed": "zero3" in str(read("deepspeed"))}
+    for key, given in spread.items():
         if given:
             yield Misuse("tell-kl", key, SPREAD, SPREAD_REMEDY)
-
-
-def refuse(settings: Any, spec: Spec) -> None:
-    """Raise UserError for each attribute of `settings` that does not go with the mixture."""
-    found = misuses(lambda key: getattr(settings, key, None), spec)
-    raise_all([UserError(one.found, where=one.key, remedy=one.remedy) for one in found])
 
 
 def refuse_arguments(args: Any) -> None:
@@ -144,16 +124,27 @@ def refuse_arguments(args: Any) -> None:
         if isinstance(getattr(args, key, None), str):  # from Python, one may stand alone
             setattr(args, key, [getattr(args, key)])
         data[key] = [str(entry) for entry in getattr(args, key, None) or []]
-    specs = {
-        text: parse_spec(text) for text in [*data["dataset"], *data["val_dataset"]] if is_tell(text)
-    }
+    entries = [*data["dataset"], *data["val_dataset"]]
+    specs = {text: parse_spec(text) for text in entries if is_tell(text)}
     for spec in specs.values():
         load_card(spec.card)
     cached = list(map(str, getattr(args, "cached_dataset", None) or []))
     _refuse_others("dataset", [*data["dataset"], *cached])
     _refuse_others("val_dataset", data["val_dataset"])
     for text in filter(is_tell, data["dataset"]):
-        refuse(args, specs[text])
+        refuse_held_out(specs[text], "dataset")
+        found = misuses(lambda key: getattr(args, key, None), specs[text])
+        raise_all([UserError(one.found, where=one.key, remedy=one.remedy) for one in found])
+
+
+def refuse_held_out(spec: Spec, where: str) -> None:
+    """Raise UserError for a data set of rows that never train."""
+    if spec.split in HELD_OUT:
+        raise UserError(
+            f"split '{spec.split}' is held out: its rows never train",
+            where=where,
+            remedy="use it under val_dataset, or train on split=train",
+        )
 
 
 def _refuse_others(key: str, entries: Sequence[str]) -> None:

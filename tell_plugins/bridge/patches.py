@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-from tell_plugins.core.paths import PLUGIN
 
 
 def patch(owner: Any, name: str, changed: Callable[[Any], Any]) -> None:
@@ -35,25 +31,6 @@ def let_qwen_generate() -> None:
         return supports
 
     patch(GenerationMixin, "_supports_default_dynamic_cache", changed)
-
-
-def let_others_be_called_register() -> None:
-    """Let ms-swift 4.0 import another plugin called `register.py` after ours.
-
-    It imports plugins by their stem, and Python takes a second one of that name for the first.
-    """
-    from swift.arguments.base_args import base_args
-
-    def changed(original: Any) -> Any:
-        def import_external_file(path: str) -> Any:
-            known = getattr(sys.modules.get(PLUGIN.stem), "__file__", None)
-            if known == str(PLUGIN) and Path(path).expanduser().resolve() != PLUGIN:
-                del sys.modules[PLUGIN.stem]
-            return original(path)
-
-        return import_external_file
-
-    patch(base_args, "import_external_file", changed)
 
 
 def let_channel_rows_be_answered() -> None:

@@ -117,31 +117,23 @@ def serving_front(adapters: Iterable[Path]) -> Front:
     named = os.environ.get(VARIABLE)
     if named == "none":
         return Front()
-    if named:
-        return _named_front(named)
-    found = {folder: read_front(folder) for folder in adapters}
-    if len(set(found.values())) > 1:
-        shown = ", ".join(paths.shown(folder) for folder in found)
-        same = len({front.text for front in found.values()}) == 1
-        raise UserError(
-            f"the adapters were not trained with the same anchor ({shown})"
-            + (": some on conversations, where the first turn alone has it" if same else ""),
-            where="--adapters",
-            remedy=f"serve them one by one, or with {VARIABLE}=none and the anchors in the queries",
-        )
-    return next(iter(found.values()), Front())
-
-
-def _named_front(named: str) -> Front:
-    folder = paths.user_path(named)
-    if not (folder / ANCHOR).is_file():
+    folders = [paths.user_path(named)] if named else list(adapters)
+    if named and not (folders[0] / ANCHOR).is_file():
         raise UserError(
             f"no {ANCHOR} in '{named}'",
             where=f"${VARIABLE}",
             allowed="none, or the folder of a checkpoint",
             remedy="unset it to use the adapter's own anchor",
         )
-    return read_front(folder)
+    found = {folder: read_front(folder) for folder in folders}
+    if len(set(found.values())) > 1:
+        raise UserError(
+            "the adapters were not trained with the same anchor, or some on conversations, where "
+            f"the first turn alone has it ({', '.join(map(paths.shown, found))})",
+            where="--adapters",
+            remedy=f"serve them one by one, or with {VARIABLE}=none and the anchors in the queries",
+        )
+    return next(iter(found.values()), Front())
 
 
 def read_front(folder: Path) -> Front:
