@@ -25,10 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "mix": ("recipe.mix", "write a recipe's mixture and manifest without training"),
     "train": ("recipe.train", "swift sft with a recipe; flags win over the YAML"),
     "eval": ("evaluation.evaluate", "answer a recipe's test split, save the answers, score them"),
-    "export": (
-        "evaluation.export",
-        "a run as a model folder that any server answers alike",
-    ),
+    "export": ("evaluation.export", "a run as a model folder that any server answers alike"),
     "verify": ("evaluation.verify", "does a server, or a folder, answer as `eval` saved it?"),
     "compare": ("evaluation.compare", "tables of saved answers under every scorer"),
     "represent": ("evaluation.represent", "what the anchor does to hidden states"),
@@ -61,9 +58,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str] | None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    argv, debug = _take_debug(argv)
-    debug = debug or bool(os.environ.get("TELL_DEBUG"))
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = bool(os.environ.get("TELL_DEBUG"))
+    for end in (0, -1):  # elsewhere it is the trainer's own flag
+        if argv and argv[end] == "--debug":
+            argv.pop(end)
+            debug = True
     if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
         match = nearest(argv[0], [*VERBS, *_RUN_SH])
         hint = f"did you mean '{match}'?" if match else "see ./run.sh --help"
@@ -106,20 +106,6 @@ def _not_installed(error: ModuleNotFoundError) -> MachineError | None:
         f"this needs the package '{name}', which is not installed here",
         remedy=paths.needs(_GROUPS.get(name, "train")),
     )
-
-
-def _take_debug(argv: list[str]) -> tuple[list[str], bool]:
-    """The arguments without our `--debug`, and whether it was there.
-
-    Before a value it is the trainer's own flag (`train R --debug underflow_overflow`), unless the
-    value is the verb.
-    """
-    ours = [
-        place
-        for place, part in enumerate(argv)
-        if part == "--debug" and (place == 0 or [*argv, "--"][place + 1].startswith("--"))
-    ]
-    return [part for place, part in enumerate(argv) if place not in ours], bool(ours)
 
 
 def _say(error: BaseException) -> int:
@@ -177,36 +163,8 @@ def _run(argv: list[str]) -> int:
         if verb == wanted:
             modules[verb] = importlib.import_module(f"tell_plugins.{name}")
             modules[verb].add_arguments(sub)
-    flags: list[str] = []
-    if argv and argv[0] in modules:
-        argv, flags = _take_flags(argv, verbs.choices[argv[0]])
     args, rest = parser.parse_known_args(argv)
     if rest and not getattr(args, "takes_flags", False):
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
-    args.flags = [*rest, *flags]
+    args.flags = rest
     return int(modules[args.verb].run(args))
-
-
-def _take_flags(argv: list[str], verb: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
-    """The arguments without ms-swift's flags and their values, and these.
-
-    argparse would take the value of a flag that it does not know for the recipe. Before the
-    recipe, a flag's values end at the first name of a YAML file.
-    """
-    reads_all = any(action.nargs == argparse.REMAINDER for action in verb._actions)
-    if reads_all or not verb.get_default("takes_flags"):
-        return argv, []
-    ours: list[str] = []
-    flags: list[str] = []
-    is_value = has_recipe = False
-    for part in argv:
-        is_recipe = part.endswith((".yaml", ".yml")) and not part.startswith("-")
-        if part.startswith("--") and len(part) > 2:
-            name, equals, _ = part.partition("=")
-            is_foreign = name not in verb._option_string_actions
-            is_value = is_foreign and not equals
-        else:
-            is_foreign = is_value = is_value and (has_recipe or not is_recipe)
-        (flags if is_foreign else ours).append(part)
-        has_recipe = has_recipe or (is_recipe and not is_foreign)
-    return ours, flags

@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from tell_plugins.recipe.check import inspect
-from tell_plugins.recipe.checked import Checked
-from tell_plugins.recipe.findings import ERROR
+from tell_plugins.recipe.checked import ERROR, Checked
 from tell_plugins.recipe.recipes import load_recipe
 from tests.swift_keys_once import keys
 

@@ -159,22 +159,23 @@ def test_a_verb_that_takes_flags_gets_them_unread(verb: Callable[..., None]) -> 
         return 0
 
     verb(run, takes_flags=True)
-    assert main(["fake", "a", "--learning_rate", "1e-3", "--debug", "--x=2"]) == 0
+    assert main(["fake", "a", "--learning_rate", "1e-3", "--x=2", "--debug"]) == 0
     assert seen == [["--learning_rate", "1e-3", "--x=2"]]
 
 
 @pytest.mark.parametrize(
     ("given", "name", "flags"),
     [
-        (["--lr", "1", "a.yaml"], "a.yaml", ["--lr", "1"]),
-        (["--names", "x", "y", "a.yaml"], "a.yaml", ["--names", "x", "y"]),
-        (["--strict", "a.yaml", "--lr", "1"], "a.yaml", ["--strict", "--lr", "1"]),
-        (["--x=1", "folder", "--lr", "-1"], "folder", ["--x=1", "--lr", "-1"]),
+        (
+            ["a.yaml", "--strict", "--lr", "-1", "--x=1"],
+            "a.yaml",
+            ["--strict", "--lr", "-1", "--x=1"],
+        ),
         (["a.yaml", "--config", "b.yaml"], "a.yaml", ["--config", "b.yaml"]),
         (["a.yaml", "loose", "--lr", "1"], "a.yaml", ["loose", "--lr", "1"]),
     ],
 )
-def test_flags_and_their_values_may_stand_anywhere(
+def test_flags_follow_the_recipe(
     verb: Callable[..., None], given: list[str], name: str, flags: list[str]
 ) -> None:
     seen: list[tuple[str, list[str]]] = []
@@ -245,12 +246,11 @@ def test_debug_shows_where_an_error_comes_from(
     [
         (["fake", "a", "--debug"], [], True),
         (["--debug", "fake", "a"], [], True),
-        (["fake", "a", "--debug", "--x", "1"], ["--x", "1"], True),
         (["fake", "a", "--debug", "underflow_overflow"], ["--debug", "underflow_overflow"], False),
         (["fake", "a", "--debug", "tpu", "--debug"], ["--debug", "tpu"], True),
     ],
 )
-def test_debug_before_a_value_is_the_trainers(
+def test_debug_in_the_middle_is_the_trainers(
     verb: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
     args: list[str],

@@ -10,8 +10,7 @@ from tokenizers import AddedToken, Tokenizer, models
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.recipe.checked import Checked
-from tell_plugins.recipe.findings import Finding
+from tell_plugins.recipe.checked import Checked, Finding
 from tell_plugins.recipe.mixture_rules import check_control_tokens
 from tell_plugins.recipe.recipes import load_recipe
 from tell_plugins.recipe.settings import Settings
@@ -101,8 +100,7 @@ def test_general_rows_with_them_are_left_out_and_counted(make_card: MakeCard, mo
     assert told(model) == [
         (
             "warning",
-            "2 rows of 'plain' left out: control tokens of chat models in them "
-            "(line 1: <|im_end|>, line 6: <|eot_id|>)",
+            "2 rows of 'plain' left out: control tokens of chat models in them",
         ),
         ("warning", f"1 row of 'plain' hold tokens that steer {model}"),
     ]
@@ -115,12 +113,7 @@ def test_text_that_html_strikes_through_has_a_remedy_of_its_own(
     struck = {"q": "was <s>old</s>", "r": "new"}
     make_card("plain", train=[*GENERAL, *[struck] * 7], kind="general")
     make_card("own", train=[*TASK, struck])
-    [told_of_general] = findings(model)
-    assert "left out" in told_of_general.problem.found
-    assert "line 9: <s>, line 10: <s>" in told_of_general.problem.found
-    assert told_of_general.problem.found.endswith("line 13: <s> ...)")
-    [told_of_task, general] = findings("nobody/has-it")
-    assert told_of_task.rule == "tell-control-task"
-    remedy = "write them otherwise, such as with a blank inside (text that HTML strikes through: as"
-    for finding in (told_of_general, told_of_task, general):
-        assert (finding.problem.remedy or "").startswith(f"{remedy} <del> in place of <s>)")
+    found = [*findings(model), *findings("nobody/has-it")]
+    assert [finding.rule[13:] for finding in found] == ["general", "task", "general"]
+    for finding in found:
+        assert "(struck-through HTML: as <del>)" in (finding.problem.remedy or "")

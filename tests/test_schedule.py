@@ -16,7 +16,6 @@ from tell_plugins.core.order import arrange
 from tell_plugins.recipe import estimate
 from tell_plugins.recipe.estimate import Tuning, memory, reported_flops
 from tell_plugins.recipe.schedule import (
-    MODELLED,
     Training,
     exposure,
     plan,
@@ -27,12 +26,13 @@ from tell_plugins.recipe.shapes import shape_of
 from tests.conftest import in_fresh_process
 
 PAPER = Training(epochs=1, warmup_ratio=0.03)
+SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
 # --- learning rates ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheduler", MODELLED)
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (2, 1), (8, 1), (56, 2), (40, 60)])
 def test_rates_are_those_of_transformers(scheduler: str, steps: int, warmup: int) -> None:
     from transformers import get_scheduler
@@ -52,7 +52,6 @@ def test_rates_are_those_of_transformers(scheduler: str, steps: int, warmup: int
 @pytest.mark.parametrize(
     ("scheduler", "kwargs", "match"),
     [
-        ("linaer", {}, "did you mean 'linear'"),
         ("polynomial", {}, "not modelled"),
         ("cosine", {"num_cycles": 2}, "scheduler 'cosine' with arguments of its own is not"),
     ],
@@ -199,7 +198,7 @@ def test_max_epochs_ends_the_run_but_not_the_schedule() -> None:
     [Training(epochs=0), Training(max_steps=0), Training(world=20), Training(max_epochs=0)],
 )
 def test_a_run_without_a_step_is_an_error(training: Training) -> None:
-    with pytest.raises(UserError, match=r"no optimizer step|no batch"):
+    with pytest.raises(UserError, match=r"takes 0 optimizer steps|no batch"):
         plan(15, training)
 
 

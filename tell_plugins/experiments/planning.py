@@ -525,7 +525,7 @@ def trained_tokens(mixture: Mixture, schedule: Plan, recipe: Recipe) -> int | No
     own = own_tokenizer(settings.text("model"))
     if own is None:
         return None
-    return schedule.over_the_run(count(mixture, own, settings, None).rows[:, 0])
+    return schedule.over_the_run(count(mixture, own, settings).rows[:, 0])
 
 
 def exposure_of(mixture: Mixture, schedule: Plan) -> float | None:

@@ -16,8 +16,7 @@ from tell_plugins.recipe import (
     model_rules,
     schedule_rules,
 )
-from tell_plugins.recipe.checked import Checked, Rule, Unjudged
-from tell_plugins.recipe.findings import as_errors
+from tell_plugins.recipe.checked import Checked, Rule, Unjudged, as_errors
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.swift_keys import SwiftKeys, swift_keys

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import Mixture
-from tell_plugins.recipe.checked import PARTS, Checked, Unjudged
-from tell_plugins.recipe.findings import Finding
+from tell_plugins.recipe.checked import PARTS, Checked, Finding, Unjudged
 from tell_plugins.recipe.schedule import Exposure, Plan
 
 
@@ -51,15 +48,15 @@ def _sources(mixture: Mixture) -> list[dict[str, Any]]:
 
 
 def _steps(plan: Plan, exposure: Exposure | None) -> dict[str, Any]:
-    rates = plan.rates_at(np.array([0, plan.peak_step, plan.steps - 1]))
-    first, highest, last = (rates * plan.training.learning_rate).tolist()
+    rates = [rate * plan.training.learning_rate for rate in plan.landmarks.values()]
+    highest = plan.peak * plan.training.learning_rate
     return {
         "rows_an_epoch": plan.entries,
         "rows_a_step": plan.training.rows_per_step,
         "optimizer_steps": plan.steps,
         "warmup_steps": plan.warmup_steps,
         "scheduler": plan.training.scheduler,
-        "learning_rate": {"first": first, "highest": highest, "last": last},
+        "learning_rate": {"first": rates[0], "highest": highest, "last": rates[-1]},
         "trains_nothing": plan.is_no_op,
         "task": None
         if exposure is None

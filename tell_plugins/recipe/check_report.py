@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.manifest import held_out_queries, source_facts
 from tell_plugins.core.mixture import GENERAL, Mixture
 from tell_plugins.core.spec import LOSS_TYPE
 from tell_plugins.recipe import estimate
-from tell_plugins.recipe.checked import Checked, Unjudged
-from tell_plugins.recipe.findings import ERROR, WARNING, Finding
-from tell_plugins.recipe.lengths import Counted, worst_case
+from tell_plugins.recipe.checked import ERROR, WARNING, Checked, Finding, Unjudged
+from tell_plugins.recipe.lengths import worst_case
 from tell_plugins.recipe.paper import TASKS, departures
 from tell_plugins.recipe.schedule import Plan, why_no_op
 from tell_plugins.recipe.settings import Settings
@@ -117,23 +114,16 @@ def _source_row(summary: dict[str, dict[str, int]], total: int) -> list[object]:
 def _source_notes(mixture: Mixture) -> list[str]:
     notes = []
     for source in mixture.sources:
-        parts = [
-            f"{count:,} {reason.replace('_', ' ')}" for reason, count in source.dropped.items()
-        ]
-        if parts:
-            notes.append(f"  {source.card.name}: dropped {', '.join(parts)}")
+        lost = [f"{n:,} {reason.replace('_', ' ')}" for reason, n in source.dropped.items()]
+        if lost:
+            notes.append(f"{source.card.name}: dropped {', '.join(lost)}")
         if source.duplicates:
-            notes.append(f"  {source.card.name}: {count_of(source.duplicates, 'duplicate')}, kept")
-    notes.append(f"  {_overlap_note(mixture)}")
+            notes.append(f"{source.card.name}: {count_of(source.duplicates, 'duplicate')}, kept")
+    by = "tokens not counted: the paper's tokenizer is not here (./run.sh data llama2_tokenizer)"
     if mixture.counter is not None:
-        notes.append(f"  tokens by {mixture.counter.name}, anchors included, chat template not")
-    else:
-        notes.append(
-            "  tokens not counted: the paper's tokenizer is not here (./run.sh data "
-            "llama2_tokenizer)"
-        )
-    notes.append(f"  hash {mixture.hash}")
-    return notes
+        by = f"tokens by {mixture.counter.name}, anchors included, chat template not"
+    notes += [_overlap_note(mixture), by, f"hash {mixture.hash}"]
+    return [f"  {note}" for note in notes]
 
 
 def _overlap_note(mixture: Mixture) -> str:
@@ -154,40 +144,31 @@ def _training(checked: Checked) -> str:
     plan = checked.plan
     if plan is None:
         return "Training\n  steps are not known (see the problems)"
-    training = plan.training
+    training, exposure = plan.training, checked.exposure
     world = f" x {training.world} processes" if training.world > 1 else ""
-    epochs = f"{training.epochs:g} epoch{'s' if training.epochs != 1 else ''}"
-    if training.max_steps > 0:
-        epochs = f"max_steps {training.max_steps}"
+    length = f"max_steps {training.max_steps}"
+    if training.max_steps < 0:
+        length = f"{training.epochs:g} epoch{'s' if training.epochs != 1 else ''}"
+    batch = f"{training.per_device} x {training.accumulation} accumulated{world}"
     task, share = _task_entries(checked, plan)
-    rows = [
-        ("rows an epoch", f"{plan.entries:,}{share}"),
-        (
-            "rows a step",
-            f"{training.rows_per_step} = {training.per_device} x {training.accumulation} "
-            f"accumulated{world}",
-        ),
-        ("optimizer steps", f"{plan.steps:,} ({epochs})"),
-        ("warm-up steps", f"{plan.warmup_steps:,}"),
-        ("learning rate", _rates(plan)),
-    ]
-    exposure = checked.exposure
+    lines = {
+        "rows an epoch": f"{plan.entries:,}{share}",
+        "rows a step": f"{training.rows_per_step} = {batch}",
+        "optimizer steps": f"{plan.steps:,} ({length})",
+        "warm-up steps": f"{plan.warmup_steps:,}",
+        "learning rate": _rates(plan),
+    }
     if exposure is not None:
-        rows += [
-            (
-                "steps with a task row",
-                f"{exposure.steps:,}, {exposure.working_steps:,} of them above learning rate 0",
-            ),
-            (
-                "task exposure",
-                f"{exposure.weight:.2f} rows at full learning rate, of {task:,}"
-                f"; {exposure.relative:.3f} of what even spacing gives",
-            ),
-        ]
+        above = f"{exposure.working_steps:,} of them above learning rate 0"
+        even = f"{exposure.relative:.3f} of what even spacing gives"
+        lines["steps with a task row"] = f"{exposure.steps:,}, {above}"
+        lines["task exposure"] = (
+            f"{exposure.weight:.2f} rows at full learning rate, of {task:,}; {even}"
+        )
     elif task:
-        rows.append(("steps with a task row", "not known until the data is here"))
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(["Training", *(f"  {name:<{width}}  {text}" for name, text in rows)])
+        lines["steps with a task row"] = "not known until the data is here"
+    width = max(map(len, lines))
+    return "\n".join(["Training", *(f"  {name:<{width}}  {text}" for name, text in lines.items())])
 
 
 def _task_entries(checked: Checked, plan: Plan) -> tuple[int, str]:
@@ -201,61 +182,43 @@ def _task_entries(checked: Checked, plan: Plan) -> tuple[int, str]:
 
 
 def _rates(plan: Plan) -> str:
-    peak = plan.training.learning_rate
-    top = plan.peak_step
-    first, highest, last = plan.rates_at(np.array([0, top, plan.steps - 1])) * peak
-    text = f"{first:.3g} at step 1"
-    if top > 0:
-        text += f", {highest:.3g} at step {top + 1}"
-    if plan.steps > top + 1:
-        text += f", {last:.3g} at step {plan.steps}"
-    return f"{text} ({plan.training.scheduler})"
+    full, landmarks = plan.training.learning_rate, plan.landmarks.items()
+    each = ", ".join(f"{rate * full:.3g} at step {step + 1}" for step, rate in landmarks)
+    return f"{each} ({plan.training.scheduler})"
 
 
 def _lengths(checked: Checked) -> str:
-    limit = checked.limit
-    lines = ["Row lengths"]
-    shown = f"{limit:,}" if limit is not None else "the model's context, which is not known here"
-    source = "" if checked.settings.given("max_length") else " (the model's context)"
-    lines.append(f"  max_length {shown}{source if limit is not None else ''}")
-    said = "not counted" if checked.counted is None else _length_line(checked.counted, limit)
-    lines.append(f"  {said}")
-    return "\n".join(lines)
-
-
-def _length_line(counted: Counted, limit: int | None) -> str:
-    name = f"by {counted.tokenizer}"
-    name += " (the model's own)" if counted.own else " (the model's own may differ)"
-    text = f"{name}: longest {counted.longest:,} tokens (chat template not included)"
-    if limit is not None:
-        general = sum(counted.general_over.values())
-        text += f"; over the limit: {len(counted.over)} task rows, {general} general rows"
-        if counted.near:
-            text += f"; near it: {len(counted.near)} task rows"
-    return text
+    limit, counted = checked.limit, checked.counted
+    shown = "the model's context, which is not known here" if limit is None else f"{limit:,}"
+    if limit is not None and not checked.settings.given("max_length"):
+        shown += " (the model's context)"
+    said = "not counted"
+    if counted is not None:
+        whose = "the model's own" if counted.own else "the model's own may differ"
+        said = f"by {counted.tokenizer} ({whose}): longest {counted.longest:,} tokens"
+        said += " (chat template not included)"
+    return f"Row lengths\n  max_length {shown}\n  {said}"
 
 
 def _cost(checked: Checked) -> str:
     """Memory, or why it is not told."""
     settings, counted = checked.settings, checked.counted
     shape = shape_of(settings.text("model"))
-    if shape is None:
-        return "Cost\n  no estimate: the sizes of this model are not known here"
-    if not _is_plain_lora(settings, shape):
-        return "Cost\n  no estimate: it is for LoRA on an unquantised model, without Liger"
     try:
+        if shape is None or not _is_plain_lora(settings, shape):
+            plain = "LoRA on an unquantised model whose sizes are known, without Liger"
+            return f"Cost\n  no estimate: it is for {plain}"
         rows = counted.rows if counted else worst_case(settings, checked.limit)
         memory = estimate.memory(shape, tuning_of(checked), rows)
     except UserError:
         return "Cost\n  no estimate: settings are unreadable or missing (see the problems)"
     basis = "at the longest row" if counted is not None else "for a row that fills max_length"
-    gib = estimate.GIB
+    parts = {"weights": memory.weights, "adapter with Adam": memory.adapter}
+    parts |= {"activations": memory.activations, "logits": memory.logits, "CUDA": memory.overhead}
+    each = ", ".join(f"{name} {size / estimate.GIB:.2f}" for name, size in parts.items() if size)
     return (
         "Cost (an estimate by formula, no measurement)\n"
-        f"  memory   {memory.total / gib:.1f} GiB a process {basis}: weights "
-        f"{memory.weights / gib:.1f}, adapter with Adam {memory.adapter / gib:.2f}, activations "
-        f"{memory.activations / gib:.1f}, logits {memory.logits / gib:.1f}"
-        + (f", CUDA {memory.overhead / gib:.1f}" if memory.overhead else "")
+        f"  memory   {memory.total / estimate.GIB:.1f} GiB a process {basis}: {each}"
     )
 
 

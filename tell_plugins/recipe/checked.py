@@ -1,4 +1,4 @@
-"""What is known of a run before it runs: rules fill it, and both reports show it."""
+"""What is known of a run before it runs, and what is wrong with it; rules fill it in."""
 
 from __future__ import annotations
 
@@ -11,13 +11,50 @@ import numpy.typing as npt
 from tell_plugins.bridge.embedded_model import is_embedded
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError, UserErrors
 from tell_plugins.core.mixture import GENERAL, Mixture
 from tell_plugins.core.spec import Amount, Spec
-from tell_plugins.recipe.findings import Finding, errors_of
 from tell_plugins.recipe.lengths import Counted
 from tell_plugins.recipe.recipes import Recipe
 from tell_plugins.recipe.schedule import Exposure, Plan
 from tell_plugins.recipe.settings import Settings
+
+ERROR, WARNING = "error", "warning"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A problem and how much it matters: an `error` stops a run, a `warning` does not.
+
+    `rule` is its id, which stays the same over releases; docs/check.md says what it means.
+    """
+
+    rule: str
+    severity: str
+    problem: UserError
+
+
+def error(
+    rule: str, found: str, where: str, remedy: str | None, allowed: str | None = None
+) -> Finding:
+    return Finding(rule, ERROR, UserError(found, where=where, allowed=allowed, remedy=remedy))
+
+
+def warning(
+    rule: str, found: str, where: str, remedy: str | None, allowed: str | None = None
+) -> Finding:
+    return Finding(rule, WARNING, UserError(found, where=where, allowed=allowed, remedy=remedy))
+
+
+def as_errors(rule: str, problem: UserError) -> list[Finding]:
+    """The single problems in an error that may carry several."""
+    parts = problem.problems if isinstance(problem, UserErrors) else [problem]
+    return [Finding(rule, ERROR, part) for part in parts]
+
+
+def errors_of(findings: Iterable[Finding]) -> list[UserError]:
+    return [finding.problem for finding in findings if finding.severity == ERROR]
+
 
 PARTS = ("settings", "data", "held_out_rows", "control_tokens", "schedule", "lengths")
 _OF_THE_ROWS = ("held_out_rows", "control_tokens", "lengths")

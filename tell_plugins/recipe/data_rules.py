@@ -26,8 +26,7 @@ from tell_plugins.core.row_files import FORMATS
 from tell_plugins.core.schemas import card_validator
 from tell_plugins.core.sources import need_file
 from tell_plugins.core.spec import NONE, PREFIX, Spec, is_tell, parse_spec
-from tell_plugins.recipe.checked import Checked
-from tell_plugins.recipe.findings import Finding, as_errors, error, warning
+from tell_plugins.recipe.checked import Checked, Finding, as_errors, error, warning
 from tell_plugins.recipe.recipes import Recipe, as_list
 
 
@@ -57,14 +56,9 @@ def _add_misfits(problems: Problems, spec: Spec, card: Card, where: str) -> None
     """Add what the string asks of the card and the card does not have."""
     strangers = [name for name in spec.splits if name not in card.splits]
     problems += [unknown("split", name, card.splits, f"{where}, key 'split'") for name in strangers]
-    if not strangers and spec.split in HELD_OUT:
-        problems.append(
-            UserError(
-                f"split '{spec.split}' is held out: its rows never train",
-                where=f"{where}, key 'split'",
-                remedy="use it under val_dataset, or train on split=train",
-            )
-        )
+    with problems:
+        if not strangers:
+            mixed_use.refuse_held_out(spec, f"{where}, key 'split'")
     if card.kind == GENERAL:
         with problems:
             refuse_measuring(card, where)
@@ -137,10 +131,9 @@ def check_uses(checked: Checked) -> Iterator[Finding]:
         spec = Spec("")
 
     def read(key: str) -> Any:
-        for typed in (settings.flag, settings.number) if key in settings.keys.keys else ():
-            with contextlib.suppress(UserError):
-                return typed(key)
-        return settings.value(key) if key in settings.keys.keys else None
+        with contextlib.suppress(UserError):
+            return settings.typed(key) if key in settings.keys.keys else None
+        return None
 
     for one in mixed_use.misuses(read, spec):
         yield error(one.rule, one.found, recipe.where(one.key), one.remedy)
@@ -195,12 +188,11 @@ def check_keeping(checked: Checked) -> Iterator[Finding]:
 
 
 def check_plugin(checked: Checked) -> Iterator[Finding]:
-    """Without the plugin, `tell/...` would be looked up on a hub; others of its name come later."""
-    recipe = checked.recipe
-    where, ours = recipe.where("external_plugins"), "tell_plugins/register.py"
-    plugins = [str(part) for part in as_list(recipe.values.get("external_plugins"))]
-    found = [(paths.PROJECT / part).resolve() == paths.PLUGIN for part in plugins]
-    if True not in found:
+    """Without the plugin, `tell/...` would be looked up on a hub; no other has its name."""
+    where, ours = checked.recipe.where("external_plugins"), "tell_plugins/register.py"
+    plugins = [str(part) for part in as_list(checked.recipe.values.get("external_plugins"))]
+    others = [part for part in plugins if (paths.PROJECT / part).resolve() != paths.PLUGIN]
+    if others == plugins:
         yield error(
             "tell-plugin",
             f"'external_plugins' does not name {ours}, so ms-swift would look for the data set on "
@@ -210,14 +202,14 @@ def check_plugin(checked: Checked) -> Iterator[Finding]:
             "a path from the project's folder",
         )
         return
-    for plugin in plugins[: found.index(True)]:
+    for plugin in others:
         if Path(plugin).name == paths.PLUGIN.name:
             yield error(
                 "tell-plugin",
-                f"'external_plugins' names '{plugin}' before {ours}, and ms-swift 4.0 takes the "
+                f"'external_plugins' names '{plugin}' beside {ours}, and ms-swift 4.0 takes the "
                 "second of two files of one name for the first",
                 where,
-                f"name {ours} first",
+                "rename yours",
             )
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from tell_plugins.bridge import mixed_use
-from tell_plugins.core.errors import nearest
+from tell_plugins.core.errors import UserError, nearest
 from tell_plugins.core.shown import secret_keys
-from tell_plugins.recipe.checked import Checked
-from tell_plugins.recipe.findings import Finding, error, warning
+from tell_plugins.recipe.checked import ERROR, Checked, Finding, error, warning
 from tell_plugins.recipe.recipes import (
     PATH_KEYS,
     SECRETS_REMEDY,
@@ -19,7 +18,7 @@ from tell_plugins.recipe.recipes import (
     as_json,
     as_list,
 )
-from tell_plugins.recipe.settings import FALSE, TRUE
+from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.swift_keys import SwiftKeys
 
 # names of earlier releases (ms-swift 1 to 3), for which no nearest match would be right
@@ -41,7 +40,6 @@ _RENAMED = {
     "epochs": "num_train_epochs",
     "lr": "learning_rate",
 }
-_SHARES = ("warmup_ratio", "lora_dropout")  # which some give in percent
 # the least and the greatest of numbers that ms-swift takes as they come, or refuses late
 _RANGES = {
     "learning_rate": (0.0, math.inf),
@@ -86,62 +84,29 @@ def check_keys(checked: Checked) -> Iterator[Finding]:
 def _unknown_key(recipe: Recipe, key: str, swift: SwiftKeys) -> Finding:
     found = f"unknown key '{key}': ms-swift {swift.version} has no such key"
     longer = [known for known in swift.keys if known.startswith(key)]
-    plain = key.replace("-", "_")
+    match = nearest(key, swift.keys)
+    remedy = f"did you mean '{match}'?" if match else "remove it"
     if key == "ENV":
         remedy = "set these variables in the shell: only ms-swift 4.1 and later read them here"
     elif key == "rlhf_type":
         found, remedy = mixed_use.PREFERENCES, "train with `swift sft`, and remove the key"
-    elif plain in swift.keys:
-        found = f"unknown key '{key}': ms-swift writes its keys with underscores"
-        remedy = f"write '{plain}'"
     elif key in _RENAMED:
         remedy = f"write '{_RENAMED[key]}'"
-    elif key.startswith("no_") and key[3:] in swift.keys:
-        remedy = f"write '{key[3:]}: false'"
     elif len(longer) == 1:
         found = f"unknown key '{key}': it passes only as the beginning of '{longer[0]}'"
         remedy = f"write '{longer[0]}' in full"
-    else:
-        match = nearest(key, swift.keys)
-        remedy = f"did you mean '{match}'?" if match else "remove it"
     return error("tell-key-unknown", found, recipe.where(key), remedy)
 
 
 def check_values(checked: Checked) -> Iterator[Finding]:
     """Values that ms-swift would read as something else, or not at all."""
-    recipe, settings = checked.recipe, checked.settings
-    swift = settings.keys
-    for key, value in recipe.values.items():
-        if key not in swift.keys:
-            continue
-        if value is None or value == "None":
-            yield error(
-                "tell-value-empty",
-                f"'{key}' is empty, which ms-swift reads as the text 'None'",
-                recipe.where(key),
-                "remove the key, or give it a value",
-            )
-            continue
-        if key == "output_dir" and not str(value).strip():
-            yield error(
-                "tell-value-empty",
-                "'output_dir' is empty: checkpoints would go into the project's own folder",
-                recipe.where(key),
-                "write 'output_dir: output/NAME'",
-            )
-            continue
-        finding = _check_type(recipe, key, value, swift.keys[key]["type"])
-        finding = finding or _check_choice(recipe, key, value, _choices(recipe, key, swift))
-        finding = finding or _check_range(recipe, key, value)
-        if finding is None and _breaks_config(value) and not swift.takes_yaml_first:
-            finding = warning(
-                "tell-value-list",
-                f"'{key}' lists other things than text, which stops `swift sft --config`",
-                recipe.where(key),
-                f"put each into quotes: {as_json([str(part) for part in value])}",
-            )
-        if finding is not None:
-            yield finding
+    settings = checked.settings
+    for key, value in checked.recipe.values.items():
+        if key in settings.keys.keys:
+            found = _wrong_type(settings, key, value) or _wrong_choice(settings, key, value)
+            found = found or _wrong_range(settings, key) or _wrong_list(settings, key, value)
+            if found is not None:
+                yield found
 
 
 def check_texts(checked: Checked) -> Iterator[Finding]:
@@ -179,57 +144,39 @@ def check_variables(checked: Checked) -> Iterator[Finding]:
                 )
 
 
-def _choices(recipe: Recipe, key: str, swift: SwiftKeys) -> Sequence[Any]:
-    """The values that a key may have; empty where they are not known."""
-    if key == "tuner_type" and len(as_list(recipe.get("external_plugins"))) > 1:
-        return ()  # a plugin beside ours may bring a tuner
-    return swift.keys[key]["choices"] or ()
-
-
-def _breaks_config(value: Any) -> bool:
-    return isinstance(value, list) and any(not isinstance(part, str) for part in value)
-
-
-def _check_type(recipe: Recipe, key: str, value: Any, kind: str) -> Finding | None:
-    shown = value if isinstance(value, str) else as_json(value)
-    found, remedy, allowed = f"'{key}' is {shown}", "correct the value", None
-    if kind == "list":
+def _wrong_type(settings: Settings, key: str, value: Any) -> Finding | None:
+    rule, where, kind = (
+        "tell-value-type",
+        settings.recipe.where(key),
+        settings.keys.keys[key]["type"],
+    )
+    found = f"'{key}' is {value if isinstance(value, str) else as_json(value)}"
+    if value is None or value == "None":
+        found = f"'{key}' is empty, which ms-swift reads as the text 'None'"
+        return error("tell-value-empty", found, where, "remove the key, or give it a value")
+    if kind in ("bool", "int", "float"):
+        try:
+            settings.typed(key)
+        except UserError as problem:
+            return Finding(rule, ERROR, problem)
+    elif kind == "list":
         parts = as_list(value)
-        wrong = [part for part in parts if part is None or isinstance(part, (bool, dict, list))]
-        if parts and not wrong:
-            return None
-        remedy = "put texts into quotes" if wrong else "remove the key, or name something"
-        allowed = "one or several texts or numbers"
-    elif kind in _KINDS:
-        if _fits(value, kind):
-            return None
-        allowed = _KINDS[kind]
+        if not parts or any(part is None or isinstance(part, (bool, dict, list)) for part in parts):
+            remedy, allowed = "put texts into quotes, or remove the key", "texts or numbers"
+            return error(rule, found, where, remedy, allowed)
     elif isinstance(value, bool):
-        found += ", but ms-swift wants a text there "
-        found += "(YAML reads an unquoted no, yes, on or off as a truth value)"
         remedy = f'put it into quotes: {key}: "{"yes" if value else "no"}"'
+        allowed = "a text (YAML reads an unquoted no, yes, on or off as a truth value)"
+        return error(rule, found, where, remedy, allowed)
     elif kind != "dict" and isinstance(value, (dict, list)):
-        allowed = "one text"
-    else:
-        return None
-    return error("tell-value-type", found, recipe.where(key), remedy, allowed)
+        return error(rule, found, where, "correct the value", "one text")
+    return None
 
 
-_KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number"}
-
-
-def _fits(value: Any, kind: str) -> bool:
-    """Whether a value is what ms-swift takes for this kind."""
-    if kind == "bool":
-        return str(value).lower() in TRUE + FALSE
-    try:
-        int(str(value)) if kind == "int" else float(value)
-    except (TypeError, ValueError, OverflowError):
-        return False
-    return not isinstance(value, bool)
-
-
-def _check_choice(recipe: Recipe, key: str, value: Any, choices: Sequence[Any]) -> Finding | None:
+def _wrong_choice(settings: Settings, key: str, value: Any) -> Finding | None:
+    choices = settings.keys.keys[key]["choices"] or ()
+    if key == "tuner_type" and len(settings.names("external_plugins")) > 1:
+        return None  # a plugin beside ours may bring a tuner
     allowed = [str(choice) for choice in choices if choice is not None]
     if not allowed or str(value) in allowed:
         return None
@@ -237,22 +184,28 @@ def _check_choice(recipe: Recipe, key: str, value: Any, choices: Sequence[Any]) 
     return error(
         "tell-value-unknown",
         f"'{key}' is '{value}'",
-        recipe.where(key),
+        settings.recipe.where(key),
         f"did you mean '{match}'?" if match else "use one of the allowed values",
         ", ".join(allowed),
     )
 
 
-def _check_range(recipe: Recipe, key: str, value: Any) -> Finding | None:
-    if key not in _RANGES or not _fits(value, "float"):
+def _wrong_range(settings: Settings, key: str) -> Finding | None:
+    low, high = _RANGES.get(key, (-math.inf, math.inf))
+    if key not in _RANGES or low <= settings.number(key) <= high:
         return None
-    (low, high), number = _RANGES[key], float(value)
-    if low <= number <= high:
-        return None
-    remedy = "correct the value"
-    if key in _SHARES and high < number <= 100 * high:
-        remedy = f"write {number / 100:g} if {number:g} % is meant"
-    elif low <= -number <= high:
-        remedy = "remove the minus sign, or the key"
+    found, where = f"'{key}' is {settings.value(key)}", settings.recipe.where(key)
     allowed = f"from {low:g}" + (f" to {high:g}" if high < math.inf else "")
-    return error("tell-value-range", f"'{key}' is {value}", recipe.where(key), remedy, allowed)
+    return error("tell-value-range", found, where, "correct the value", allowed)
+
+
+def _wrong_list(settings: Settings, key: str, value: Any) -> Finding | None:
+    wrong = isinstance(value, list) and any(not isinstance(part, str) for part in value)
+    if not wrong or settings.keys.takes_yaml_first:
+        return None
+    return warning(
+        "tell-value-list",
+        f"'{key}' lists other things than text, which stops `swift sft --config`",
+        settings.recipe.where(key),
+        f"put each into quotes: {as_json([str(part) for part in value])}",
+    )

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-import numpy as np
-
-from tell_plugins.core.json_values import parse_json
-from tell_plugins.core.mixture import GENERAL, Drawn, build_mixture
+from tell_plugins.core.mixture import GENERAL, STEERING, Drawn, build_mixture
 from tell_plugins.core.sources import TaskRows
 from tell_plugins.core.text import KNOWN, any_of, found_in
-from tell_plugins.recipe.checked import Checked
-from tell_plugins.recipe.findings import Finding, error, warning
-from tell_plugins.recipe.lengths import Counted, count, max_length, own_tokenizer
+from tell_plugins.recipe.checked import Checked, Finding, error, warning
+from tell_plugins.recipe.lengths import Counted, count, long_rows, max_length, own_tokenizer
 from tell_plugins.recipe.settings import Settings
-from tell_plugins.recipe.shapes import shape_of
 from tell_plugins.recipe.tables import count_of
 
 _LONGEST_LABEL = 40  # that is shown
@@ -34,6 +25,7 @@ _PLAIN_ANSWERS = re.compile(
 )
 _TASK, _GENERAL = "tell-control-task", "tell-control-general"
 _SHOWN = 5
+_OTHERWISE = "write them otherwise, such as with a blank inside (struck-through HTML: as <del>)"
 
 
 def check_mixture(checked: Checked) -> Iterator[Finding]:
@@ -89,72 +81,40 @@ def check_control_tokens(checked: Checked) -> Iterator[Finding]:
         return
     tokenizer = own_tokenizer(model)
     own = checked.own_tokens = tokenizer.special_tokens() if tokenizer else None
-    if mixture.task is not None:
-        used = sorted(mixture.sources[0].used.tolist())
-        yield from _task_findings(mixture.task, used, own)
-    more = [token for token in own or () if token not in KNOWN]
+    more = any_of(token for token in own or () if token not in KNOWN)
     for source in mixture.sources:
         rows = source.rows
         if isinstance(rows, TaskRows):
+            yield from _steering_task_rows(rows, sorted(source.used.tolist()), own)
             continue
-        where = rows.shown
-        if source.steering:
-            text = f"{count_of(len(source.steering), 'row')} of '{source.card.name}' left out"
-            some = source.steering[:_SHOWN]
-            pairs = rows.texts(some)
-            found = [
-                (f"line {rows.lines[row]}", found_in("\n".join(pair)) or "")
-                for row, pair in zip(some, pairs, strict=True)
-            ]
-            yield warning(
-                _GENERAL,
-                f"{text}: control tokens of chat models in them "
-                f"({_tokens_shown(found, len(source.steering))})",
-                where,
-                f"{_remedy(found)}, or leave it at that",
-            )
-        if not more:
-            continue
-        left = int(np.isin(source.used, np.flatnonzero(rows.holding(any_of(more)))).sum())
-        if left:
+        if dropped := source.dropped.get(STEERING):
+            text = f"{count_of(dropped, 'row')} of '{source.card.name}' left out: control tokens "
+            text += "of chat models in them"
+            yield warning(_GENERAL, text, rows.shown, f"{_OTHERWISE}, or leave it at that")
+        if left := int(rows.holding(more)[source.used].sum()) if more else 0:
             text = f"{count_of(left, 'row')} of '{source.card.name}' hold tokens that steer {model}"
-            yield warning(_GENERAL, text, where, "mend or remove them")
+            yield warning(_GENERAL, text, rows.shown, _OTHERWISE)
 
 
-def _task_findings(
+def _steering_task_rows(
     task: TaskRows, used: Sequence[int], own: Sequence[str] | None
 ) -> Iterator[Finding]:
     tokens = KNOWN if own is None else own
     found = [
-        (task.line(row), token)
+        f"{task.line(row)}: {token}"
         for row in used
         if (token := found_in(task.queries[row] + "\n" + task.responses[row], tokens))
     ]
     if not found:
         return
-    text = f"{count_of(len(found), 'task row')} with control tokens "
-    text += f"({_tokens_shown(found, len(found))})"
-    where, remedy = task.shown, _remedy(found)
+    shown = ", ".join(found[:_SHOWN]) + (" ..." if found[_SHOWN:] else "")
+    text = f"{count_of(len(found), 'task row')} with control tokens ({shown})"
     if own is None:
-        yield warning(
-            _TASK, f"{text} of some chat models; the model's tokenizer is not here", where, remedy
-        )
+        text += " of some chat models; the model's tokenizer is not here"
+        yield warning(_TASK, text, task.shown, _OTHERWISE)
     else:
-        yield error(
-            _TASK, f"{text}: the model reads the end or beginning of a turn there", where, remedy
-        )
-
-
-def _tokens_shown(found: Sequence[tuple[str, str]], count: int) -> str:
-    """The lines and tokens of the first rows of `count`."""
-    shown = ", ".join(f"{line}: {token}" for line, token in found[:_SHOWN])
-    return shown + (" ..." if count > _SHOWN else "")
-
-
-def _remedy(found: Sequence[tuple[str, str]]) -> str:
-    struck = any(token in ("<s>", "</s>") for _, token in found)
-    html = " (text that HTML strikes through: as <del> in place of <s>)" if struck else ""
-    return f"write them otherwise, such as with a blank inside{html}"
+        text += ": the model reads the end or beginning of a turn there"
+        yield error(_TASK, text, task.shown, _OTHERWISE)
 
 
 def check_shares(checked: Checked) -> Iterator[Finding]:
@@ -176,44 +136,18 @@ def check_anchor(checked: Checked) -> Iterator[Finding]:
     task = checked.mixture.task if checked.mixture is not None else None
     if task is None or not task.anchor.text:
         return
-    answers = _answers(task)
-    named = _named(task.anchor.text, quoted_only=task.card.metric == "json") if answers else []
-    missing = [name for name in named if name not in answers]
-    if missing:
-        few = sorted(answer for answer in answers if len(answer) <= _LONGEST_LABEL)[:8]
+    named = _named(task.anchor.text, quoted_only=task.card.metric != "label")
+    missing = [name for name in named if not any(name in answer for answer in task.responses)]
+    if missing and task.card.metric in ("label", "json"):
+        few = sorted({answer for answer in task.responses if len(answer) <= _LONGEST_LABEL})[:8]
         names = " and ".join(f"'{name}'" for name in dict.fromkeys(missing))
         yield warning(
             "tell-anchor-answers",
             f"the anchor names {names} as an answer, and no row of '{task.card.name}' answers so",
             task.shown,
             "let anchor and rows say the same, letter by letter",
-            "answers of the rows: " + ", ".join(f"'{answer}'" for answer in few),
+            ("answers of the rows: " + ", ".join(f"'{answer}'" for answer in few)) if few else None,
         )
-
-
-def _answers(task: TaskRows) -> set[str]:
-    """The labels of a task, or the keys and values of JSON answers; empty for answers of others."""
-    if task.card.metric == "label":
-        return {response.strip() for response in task.responses}
-    values = []
-    if task.card.metric == "json":
-        with contextlib.suppress(ValueError):  # the scorers tell what is no JSON
-            values = [parse_json(response, nan=True) for response in task.responses]
-    return set(_scalars(values))
-
-
-def _scalars(value: Any) -> Iterator[str]:
-    """Keys and values of a JSON value as text."""
-    stack = [value]
-    while stack:
-        part = stack.pop()
-        if isinstance(part, dict):
-            yield from map(str, part)
-            stack += part.values()
-        elif isinstance(part, list):
-            stack += part
-        else:
-            yield part if isinstance(part, str) else json.dumps(part)
 
 
 def _named(anchor: str, *, quoted_only: bool) -> list[str]:
@@ -233,56 +167,52 @@ def check_lengths(checked: Checked) -> Iterator[Finding]:
     if mixture is None or (limit is not None and limit < 1):
         return
     counter = own_tokenizer(settings.text("model")) or mixture.counter
-    if counter is not None:
-        checked.counted = count(mixture, counter, settings, limit)
-        if limit is not None:
-            yield from _over(checked.counted, settings, limit)
+    if counter is None:
+        return
+    counted = checked.counted = count(mixture, counter, settings)
+    if limit is not None:
+        long = long_rows(mixture, counted, limit)
+        for source, rows in zip(mixture.sources, long, strict=True):
+            yield from _long(settings, counted, limit, source, rows)
 
 
-def _over(counted: Counted, settings: Settings, limit: int) -> Iterator[Finding]:
-    """Rows over the limit, or near it."""
-    shape = shape_of(settings.text("model"))
-    positions = shape.positions if shape is not None and shape.positions else math.inf
+def _long(
+    settings: Settings, counted: Counted, limit: int, source: Drawn, rows: dict[int, int]
+) -> Iterator[Finding]:
+    """What is lost of a source's rows over the limit, or near it."""
     cut = settings.text("truncation_strategy") in ("left", "right")
-    strict = settings.flag("strict") and not cut
-    by = counted.tokenizer + ("" if counted.own else "; the model's own may count otherwise")
+    stops = settings.flag("strict") and not cut
     # a run is not stopped over what another tokenizer counts
     lost = error if counted.own and not cut else warning
-    longer = _longer(counted, positions)
-    if counted.over:
-        text = f"{_rows_named(counted.over)} over max_length {limit:,} (by {by}) and would be "
-        text += "cut" if cut else "lost"
-        yield lost("tell-row-long", text, counted.file, longer + " or shorten the rows")
-    if counted.near:
-        text = (
-            f"{_rows_named(counted.near)} near max_length {limit:,}: with the chat template "
-            f"around them they may be over it (by {by})"
-        )
-        yield warning("tell-row-near", text, counted.file, longer + " to be safe")
-    end = "; 'strict: true' stops the run there" if strict else " and would be cut or dropped"
-    for name, number in counted.general_over.items():
-        text = f"{count_of(number, 'general row')} of '{name}' over max_length {limit:,} (by {by})"
-        yield (lost if strict else warning)(
-            "tell-general-long",
-            text + end,
-            settings.recipe.where("max_length"),
-            f"raise max_length, or give card '{name}' a smaller max_tokens",
-        )
-
-
-def _rows_named(rows: list[tuple[str, int]]) -> str:
-    """`2 task rows (line 5: 2,231 tokens, line 9: 2,300 tokens) are`"""
-    each = ", ".join(f"{line}: {tokens:,} tokens" for line, tokens in rows)
-    return f"{count_of(len(rows), 'task row')} ({each}) {'are' if len(rows) > 1 else 'is'}"
-
-
-def _longer(counted: Counted, positions: float) -> str:
-    """The remedy for rows over the limit, which must not lead beyond the model's positions.
-
-    A round limit that holds the longest row, with a margin where another tokenizer counted.
-    """
+    by = f"by {counted.tokenizer}{'' if counted.own else ', the model may count otherwise'}"
     longest = counted.longest * (1.0 if counted.own else 1.1)
-    enough = int(-(-longest // 256) * 256)
-    if counted.longest <= positions:
-        return f"raise max_length to {min(enough, positions):.0f}"
-    return f"take a model with more than {positions:,.0f} positions (max_length {enough})"
+    remedy = f"raise max_length to {-(-longest // 256) * 256:.0f}"
+    over = {row: tokens for row, tokens in rows.items() if tokens > limit}
+    near = {row: tokens for row, tokens in rows.items() if tokens <= limit}
+    if isinstance(source.rows, TaskRows):
+        where = source.rows.shown
+        if over:
+            text = (
+                f"{_named_rows(source.rows, over)} over max_length {limit:,} ({by}) and would be "
+            )
+            text += "cut" if cut else "lost"
+            yield lost("tell-row-long", text, where, f"{remedy}, or shorten the rows")
+        if near:
+            text = f"{_named_rows(source.rows, near)} near max_length {limit:,}: with the chat "
+            text += f"template around them they may be over it ({by})"
+            yield warning("tell-row-near", text, where, f"{remedy} to be safe")
+    elif over:
+        end = "; 'strict: true' stops the run there" if stops else " and would be cut or dropped"
+        name, number = source.card.name, count_of(len(over), "general row")
+        text = f"{number} of '{name}' over max_length {limit:,} ({by}){end}"
+        where, remedy = (
+            settings.recipe.where("max_length"),
+            f"{remedy}, or card '{name}' max_tokens",
+        )
+        yield (lost if stops else warning)("tell-general-long", text, where, remedy)
+
+
+def _named_rows(task: TaskRows, rows: dict[int, int]) -> str:
+    """`2 task rows (line 5: 2,231 tokens, line 9: 2,300 tokens) are`"""
+    each = ", ".join(f"{task.line(row)}: {tokens:,} tokens" for row, tokens in rows.items())
+    return f"{count_of(len(rows), 'task row')} ({each}) {'are' if len(rows) > 1 else 'is'}"

@@ -14,8 +14,7 @@ from tell_plugins.bridge.embedded_model import is_embedded
 from tell_plugins.core import paths
 from tell_plugins.core.errors import nearest
 from tell_plugins.core.state_files import Shape, cached_json, read_json
-from tell_plugins.recipe.checked import Checked
-from tell_plugins.recipe.findings import Finding, error, warning
+from tell_plugins.recipe.checked import Checked, Finding, error, warning
 from tell_plugins.recipe.models import may_be_hub_id, model_folder
 from tell_plugins.recipe.recipes import Recipe, as_list
 from tell_plugins.recipe.settings import Settings

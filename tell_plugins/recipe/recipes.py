@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -186,33 +185,30 @@ def _installed(values: dict[str, Any]) -> dict[str, Any]:
     }
 
     def placed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [placed(part) for part in value]
         return places.get(value, value) if isinstance(value, str) else value
 
-    found = {key: values[key] for key in ("external_plugins", "model") if key in values}
-    return values | {
-        key: [placed(part) for part in value] if isinstance(value, list) else placed(value)
-        for key, value in found.items()
-    }
+    return {key: placed(value) for key, value in values.items()}
+
+
+_OTHER_KINDS = {  # what a file is that has these keys
+    "a sweep file, for `./run.sh sweep`": {"base"},
+    "a card, which a recipe names under 'dataset'": {"kind", "splits"},
+    "a configuration, for `./run.sh ability`": {"metric", "datasets"},
+}
 
 
 def _refuse_other_kinds(values: Mapping[Any, Any], where: str) -> None:
     """Say what a file is that is YAML and no recipe."""
-    if "dataset" in values or "model" in values:
-        return
-    if {"base"} < set(values) and set(values) & {"methods", "grid", "runs"}:
-        found, remedy = "a sweep file", f"./run.sh sweep {where} --dry-run"
-    elif {"kind", "splits"} <= set(values):
-        found, remedy = "a card", f"write 'dataset: [tell/{values.get('name')}]' into a recipe"
-    elif "metric" in values and "datasets" in values:
-        found, remedy = "a configuration of `./run.sh ability`", "name a file in recipes/"
-    else:
-        return
-    raise UserError(
-        f"this is {found}, no recipe",
-        where=where,
-        allowed="a file like those in recipes/, with 'model' and 'dataset'",
-        remedy=remedy,
-    )
+    for kind, keys in _OTHER_KINDS.items():
+        if keys <= set(values) and not {"dataset", "model"} & set(values):
+            raise UserError(
+                f"this is {kind}, no recipe",
+                where=where,
+                allowed="a file like those in recipes/, with 'model' and 'dataset'",
+                remedy="name a recipe",
+            )
 
 
 def _no_recipe(path: str | Path, file: Path) -> UserError:
@@ -223,7 +219,9 @@ def _no_recipe(path: str | Path, file: Path) -> UserError:
         f"no recipe '{path}'",
         where=paths.shown(file.parent),
         allowed=None if match else ", ".join(p.name for p in shipped) or None,
-        remedy=f"did you mean '{paths.shown(known[match])}'?" if match else "name a YAML file",
+        remedy=f"did you mean '{paths.shown(known[match])}'?"
+        if match
+        else "name a YAML file, before ms-swift's flags",
     )
 
 
@@ -271,18 +269,12 @@ def _path_of(key: str, value: Any) -> Any:
 
 def _typed(text: str) -> Any:
     """A flag's text as ms-swift's parser takes it: numbers, true/false, JSON; else the text."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if text[:1] in "[{":
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError:
-            return text
-    if text[:1] in "+-.0123456789":
-        for kind in (int, float):
-            with contextlib.suppress(ValueError):
-                return kind(text)
-    return text
+    truth = text.lower() in ("true", "false")
+    try:
+        value = json.loads(text.lower() if truth else text)
+    except ValueError:
+        return text
+    return text if value is None or isinstance(value, str) else value
 
 
 def _single(parts: list[Any]) -> Any:

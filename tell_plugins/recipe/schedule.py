@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tell_plugins.core.errors import UserError, nearest
+from tell_plugins.core.errors import UserError
 
 Rates = npt.NDArray[np.float64]
 Steps = npt.NDArray[np.int64]
@@ -79,15 +79,19 @@ class Plan:
         )
 
     @property
-    def peak_step(self) -> int:
-        """The step, from 0, of the highest learning rate: where warm-up ends, or the run."""
+    def landmarks(self) -> dict[int, float]:
+        """The first step, that of the highest learning rate, and the last, with their rates.
+
+        The highest is where warm-up ends, or the run. Rates are relative to the recipe's.
+        """
         warmup = 0 if self.training.scheduler == "constant" else self.warmup_steps
-        return min(warmup, self.steps - 1)
+        steps = [0, min(warmup, self.steps - 1), self.steps - 1]
+        return dict(zip(steps, self.rates_at(np.array(steps)).tolist(), strict=True))
 
     @property
     def peak(self) -> float:
         """The highest learning rate, relative to the recipe's."""
-        return float(self.rates_at(np.array([self.peak_step]))[0])
+        return max(self.landmarks.values())
 
     @property
     def is_no_op(self) -> bool:
@@ -155,23 +159,16 @@ def plan(entries: int, training: Training) -> Plan:
         )
     per_epoch = max(-(-batches // training.accumulation), 1)
     steps = scheduled = math.ceil(min(training.epochs, _MOST_STEPS + 1) * per_epoch)
-    if training.max_steps > 0:
+    if training.max_steps >= 0:
         steps = scheduled = training.max_steps
     if training.max_epochs is not None:
         steps = min(steps, training.max_epochs * per_epoch)
-    if steps < 1 or training.max_steps == 0:
+    if not 1 <= steps <= scheduled <= _MOST_STEPS:
         raise UserError(
-            "the run takes no optimizer step",
+            f"the run takes {max(0, steps and scheduled):.4g} optimizer steps",
             where="training",
-            allowed="num_train_epochs above 0, max_steps -1 or above 0",
+            allowed=f"1 to {_MOST_STEPS:.0e}",
             remedy="correct max_steps, num_train_epochs or max_epochs",
-        )
-    if scheduled > _MOST_STEPS:
-        raise UserError(
-            f"the run takes {scheduled:.0e} optimizer steps",
-            where="training",
-            allowed=f"up to {_MOST_STEPS:.0e}",
-            remedy="correct max_steps or num_train_epochs",
         )
     # a number of steps above 0 wins over the ratio
     warmup = max(training.warmup_steps, 0) or math.ceil(scheduled * training.warmup_ratio)
@@ -185,19 +182,13 @@ def _factors(scheduler: str, at: Steps, steps: int, warmup: int, given: Any) -> 
 
     Raises Unmodelled for a scheduler that is not modelled here, or one with arguments of its own.
     """
-    if given:
+    if given or scheduler not in _DECAYS:
+        own = " with arguments of its own" if given else ""
         raise Unmodelled(
-            f"scheduler '{scheduler}' with arguments of its own is not modelled",
-            where="lr_scheduler_kwargs",
+            f"scheduler '{scheduler}'{own} is not modelled",
+            where="lr_scheduler_kwargs" if given else "lr_scheduler_type",
+            allowed=", ".join(_DECAYS),
             remedy="its learning rates are not shown",
-        )
-    if scheduler not in _DECAYS:
-        match = nearest(scheduler, MODELLED)
-        raise Unmodelled(
-            f"scheduler '{scheduler}' is not modelled",
-            where="lr_scheduler_type",
-            allowed=", ".join(MODELLED),
-            remedy=f"did you mean '{match}'?" if match else "its learning rates are not shown",
         )
     if scheduler == "constant":
         warmup = 0
@@ -206,22 +197,13 @@ def _factors(scheduler: str, at: Steps, steps: int, warmup: int, given: Any) -> 
     return np.where(done < warmup, done / max(1, warmup), decayed)
 
 
-def _linear(done: Rates) -> Rates:
-    return np.maximum(0.0, 1.0 - done)
-
-
-def _cosine(done: Rates) -> Rates:
-    return np.maximum(0.0, 0.5 * (1.0 + np.cos(math.pi * done)))
-
-
 # after warm-up: the share of the steps that is done, to the factor
 _DECAYS: dict[str, Callable[[Rates], Rates]] = {
-    "linear": _linear,
-    "cosine": _cosine,
+    "linear": lambda done: np.maximum(0.0, 1.0 - done),
+    "cosine": lambda done: np.maximum(0.0, 0.5 * (1.0 + np.cos(math.pi * done))),
     "constant": np.ones_like,
     "constant_with_warmup": np.ones_like,
 }
-MODELLED = tuple(_DECAYS)
 
 
 def exposure(plan: Plan, is_task: npt.NDArray[np.bool_]) -> Exposure:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tell_plugins.core.mixture import Mixture
-from tell_plugins.recipe.checked import Checked
-from tell_plugins.recipe.findings import Finding, error, warning
+from tell_plugins.recipe.checked import Checked, Finding, error, warning
 from tell_plugins.recipe.schedule import Plan, Unmodelled, exposure, plan, why_no_op
 from tell_plugins.recipe.tables import count_of
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tell_plugins.core.errors import UserError
-from tell_plugins.recipe.recipes import Recipe, as_list
+from tell_plugins.recipe.recipes import Recipe, as_json, as_list
 from tell_plugins.recipe.schedule import Training
 from tell_plugins.recipe.swift_keys import SwiftKeys
 
@@ -35,22 +36,27 @@ class Settings:
         return self.recipe.values[key] if self.given(key) else self.keys.default(key)
 
     def number(self, key: str, default: float = 0.0) -> float:
+        return float(self._read(key, default, float, "a number"))
+
+    def integer(self, key: str, default: int = 0) -> int:
+        return int(self._read(key, default, lambda value: int(str(value)), "a whole number"))
+
+    def _read(self, key: str, default: float, kind: Callable[[Any], float], allowed: str) -> float:
         value = self.value(key)
         if value is None:
             return default
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            raise self._wrong(key, value, "a number") from None
-        if not math.isfinite(number):
-            raise self._wrong(key, value, "a finite number")
-        return number
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            number = kind(value)
+            if math.isfinite(number) and not isinstance(value, bool):
+                return number
+        raise self._wrong(key, value, allowed)
 
-    def integer(self, key: str, default: int = 0) -> int:
-        number = self.number(key, default)
-        if number != int(number):
-            raise self._wrong(key, number, "a whole number")
-        return int(number)
+    def typed(self, key: str) -> Any:
+        """The value as the kind that ms-swift has for the key."""
+        readers: dict[str, Callable[[str], Any]]
+        readers = {"bool": self.flag, "int": self.integer, "float": self.number}
+        kind = str(self.keys.keys.get(key, {}).get("type"))
+        return None if self.value(key) is None else readers.get(kind, self.value)(key)
 
     def flag(self, key: str) -> bool:
         value = self.value(key)
@@ -70,7 +76,7 @@ class Settings:
 
     def _wrong(self, key: str, value: Any, allowed: str) -> UserError:
         return UserError(
-            f"'{key}' is '{value}'",
+            f"'{key}' is {value if isinstance(value, str) else as_json(value)}",
             where=self.recipe.where(key),
             allowed=allowed,
             remedy="correct the value",

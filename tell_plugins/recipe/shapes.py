@@ -21,8 +21,7 @@ class ModelShape:
     """A decoder with gated feed-forward layers (Llama, Gemma, Mistral, Qwen).
 
     Attributes:
-        modules: the linear layers of one block, name -> (inputs, outputs); a name may stand for
-            several layers (`c_proj` of Qwen-7B-Chat).
+        modules: the linear layers of one block, name -> (inputs, outputs).
         positions: the context the model was trained for.
         tied: whether input and output embeddings are one matrix.
         skips_logits: whether its forward pass can leave out logits that carry no label.
@@ -39,7 +38,7 @@ class ModelShape:
     head_dim: int
     vocab: int
     positions: int
-    modules: dict[str, tuple[tuple[int, int], ...]]
+    modules: dict[str, tuple[int, int]]
     biases: int = 0  # bias parameters of one block
     tied: bool = False
     skips_logits: bool = True
@@ -53,38 +52,40 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        linear = sum(i * o for layers in self.modules.values() for i, o in layers)
+        linear = sum(i * o for i, o in self.modules.values())
         block = linear + self.biases + 2 * self.hidden
         outside = self.embedding * (1 if self.tied else 2) + self.hidden
         return self.layers * block + outside + self.beside
 
     def targets(self, names: list[str]) -> list[tuple[int, int]]:
         """(inputs, outputs) of each linear layer of a block that `target_modules` names."""
-        wanted = self.modules if "all-linear" in names else names
-        return [size for name in wanted for size in self.modules.get(name, ())]
+        every = "all-linear" in names
+        layers = self.modules.items()
+        return [size for name, size in layers if every or name.rpartition(".")[2] in names]
 
     def lora_parameters(self, names: list[str], rank: int) -> int:
         return self.layers * sum(rank * (i + o) for i, o in self.targets(names))
 
 
-def _gated(hidden: int, query: int, key: int, inner: int) -> dict[str, tuple[tuple[int, int], ...]]:
+def _gated(hidden: int, query: int, key: int, inner: int) -> dict[str, tuple[int, int]]:
     return {
-        "q_proj": ((hidden, query),),
-        "k_proj": ((hidden, key),),
-        "v_proj": ((hidden, key),),
-        "o_proj": ((query, hidden),),
-        "gate_proj": ((hidden, inner),),
-        "up_proj": ((hidden, inner),),
-        "down_proj": ((inner, hidden),),
+        "q_proj": (hidden, query),
+        "k_proj": (hidden, key),
+        "v_proj": (hidden, key),
+        "o_proj": (query, hidden),
+        "gate_proj": (hidden, inner),
+        "up_proj": (hidden, inner),
+        "down_proj": (inner, hidden),
     }
 
 
-def _fused(hidden: int, inner: int) -> dict[str, tuple[tuple[int, int], ...]]:
+def _fused(hidden: int, inner: int) -> dict[str, tuple[int, int]]:
     return {
-        "c_attn": ((hidden, 3 * hidden),),
-        "c_proj": ((hidden, hidden), (inner, hidden)),
-        "w1": ((hidden, inner),),
-        "w2": ((hidden, inner),),
+        "c_attn": (hidden, 3 * hidden),
+        "c_proj": (hidden, hidden),
+        "mlp.c_proj": (inner, hidden),
+        "w1": (hidden, inner),
+        "w2": (hidden, inner),
     }
 
 

@@ -7,7 +7,7 @@ is kept in the cache, by the versions that make it.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -30,7 +30,9 @@ _TABLE = Path(__file__).parents[1] / "bridge" / "keys.json"
 
 
 class _Stored(Shape):
+    version: str
     keys: dict[str, dict[str, Any]]
+    models: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -99,18 +101,18 @@ def swift_keys() -> SwiftKeys:
 
     MachineError when ms-swift cannot be asked.
     """
-    version = _version("ms-swift")
-    if version is None:
+    versions = {name: _version(name) for name in _shipped()["made_by"]}
+    if versions["ms-swift"] is None:
         return shipped_keys()
-    shipped = _shipped()
-    if shipped["made_by"] == {name: _version(name) for name in shipped["made_by"]}:
-        return _keys_of(shipped)
-    path = paths.cache_dir() / "swift_keys" / f"{version}-{_fingerprint()}.json"
+    if versions == _shipped()["made_by"]:
+        return _keys_of(_shipped())
+    name = "-".join(map(str, versions.values()))
+    path = paths.cache_dir() / "swift_keys" / f"{name}.json"
     stored = cached_json(path, _Stored)
     if stored is None:
         stored = _ask()
         paths.write_text(path, json.dumps(stored))
-    return _keys_of({**stored, "version": version})
+    return _keys_of(stored)
 
 
 def shipped_keys() -> SwiftKeys:
@@ -129,13 +131,6 @@ def _keys_of(answer: dict[str, Any], *, installed: bool = True) -> SwiftKeys:
     return SwiftKeys(answer["version"], answer["keys"], models, installed)
 
 
-def _fingerprint() -> str:
-    """Changes with whatever the answer depends on."""
-    source = _TABLE.with_name("keys.py").read_bytes()
-    made_by = [_version(name) for name in _shipped()["made_by"]]
-    return hashlib.sha256(source + json.dumps(made_by).encode()).hexdigest()[:12]
-
-
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -152,13 +147,9 @@ def _ask() -> dict[str, Any]:
         capture_output=True,
         text=True,
     )
-    lines = result.stdout.strip().splitlines()
-    if result.returncode == 0 and lines:
-        try:
-            answer: dict[str, Any] = json.loads(lines[-1])
-        except json.JSONDecodeError:
-            pass
-        else:
+    with contextlib.suppress(json.JSONDecodeError):
+        if result.returncode == 0:
+            answer: dict[str, Any] = json.loads(result.stdout.strip().rpartition("\n")[2])
             return answer
     said = "\n".join((result.stderr or result.stdout).strip().splitlines()[-12:])
     again = f"remove {Path(sys.prefix).name}, then ./run.sh setup"  # a package of it is broken

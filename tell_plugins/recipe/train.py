@@ -22,8 +22,7 @@ from tell_plugins.bridge.embedded_model import is_embedded, prepare_if_embedded
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.recipe.check import inspect
-from tell_plugins.recipe.checked import Checked
-from tell_plugins.recipe.findings import errors_of
+from tell_plugins.recipe.checked import Checked, errors_of
 from tell_plugins.recipe.models import model_folder, need_model
 from tell_plugins.recipe.recipes import Recipe, checkpoints, load_recipe
 from tell_plugins.recipe.settings import TRUE, Settings
