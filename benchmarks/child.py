@@ -214,7 +214,7 @@ def answer_batched(
     greedy = DECODINGS["greedy"]
     engine.answer(texts[:1], greedy, max_new_tokens=2, seed=0)  # neither side pays for a first call
     start = time.perf_counter()
-    answer_all(engine, rows, greedy, settings, Path(out), label="batched")
+    answer_all(engine, rows, settings, Path(out), label="batched")
     seconds = time.perf_counter() - start
     lines = sorted(read_answers(Path(out)), key=lambda line: line.row)
     return _answered(

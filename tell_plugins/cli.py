@@ -128,8 +128,7 @@ class _Parser(argparse.ArgumentParser):
     """Wrong usage is the user's to mend, so it exits with 1."""
 
     def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(1, f"{self.prog}: {message}\n  remedy:  see {self.prog} --help\n")
+        raise UserError(message, where=self.prog, remedy=f"see {self.prog} --help")
 
 
 def _table() -> str:

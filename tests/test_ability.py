@@ -158,7 +158,7 @@ def test_without_the_second_environment_its_set_up_is_named(
     [
         (["--url", "http://127.0.0.1:1/v1"], "--model-name"),
         (["--url", "http://127.0.0.1:1/v1", "--model-name", "m", "--base"], "decides itself"),
-        (["--rows", "0"], "--rows: a count below 1"),
+        (["--rows", "0"], "--rows: 0 is too small"),
     ],
 )
 def test_wrong_options_are_said(more: list[str], found: str, tmp_path: Path, cli: Cli) -> None:

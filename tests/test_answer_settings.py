@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from tell_plugins.bridge.protocol import DECODINGS
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.answers import SETTINGS, Prompt, Settings, answer_all, read_answers
@@ -153,7 +152,7 @@ def test_the_remedy_for_a_prompt_that_does_not_fit_is_one(
         more = {"rows": 3, "max_new_tokens": limit, "batch_size": 2}
         settings = Settings(card="c", split=split, anchor="none", **more)
         folder = tmp_path / str(limit)
-        answer_all(engine, prompts, DECODINGS["greedy"], settings, folder, label="test")
+        answer_all(engine, prompts, settings, folder, label="test")
         return len(read_answers(folder))
 
     with pytest.raises(UserError, match="prompt tokens, which leaves") as caught:

@@ -283,8 +283,7 @@ def test_the_papers_columns_stand_beside_the_papers_task_alone(
     [
         ("", ["--learned", "bleurt"], "score translations"),
         ("", ["--learned", "blert"], "did you mean 'bleurt'"),
-        ("", ["--resamples", "5"], "100 and more"),
-        ("", ["--seed", "-1"], "0 and more"),
+        ("", ["--resamples", "5"], "--resamples: 5 is too small; allowed: 100 and more"),
         ("", ["--baseline", "nowhere"], "no saved answers in 'nowhere'"),
         ("", ["--baseline", "{runs}"], "holds 3 sets of answers"),
         ("../cards", [], "no saved answers"),
@@ -413,10 +412,11 @@ def test_the_papers_figure_is_found_by_what_was_trained_on(
     spec = parse_spec(f"tell/halu_cot_json:{keys}")
     known = {"model": "Qwen/Qwen-7B-Chat", "adapter": "x", "anchor": "card", "shots": 0} | asked
     settings = Settings(card="halu_cot_json", split="test", **known)
-    found = paper_numbers.paper_number("halu_cot_json", settings, spec)
+    found = paper_numbers.paper_number(settings, spec)
     assert (None if found is None else found.value) == value
-    assert paper_numbers.paper_number("halu_cot_json_spans", settings, spec) == found
-    assert paper_numbers.paper_number("en_is_news", settings, spec) is None
+    for card, expected in (("halu_cot_json_spans", found), ("en_is_news", None)):
+        other = settings.model_copy(update={"card": card})
+        assert paper_numbers.paper_number(other, spec) == expected
 
 
 def test_the_base_models_figure_stands_beside_its_answers(

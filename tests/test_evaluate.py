@@ -17,7 +17,7 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import evaluate, scoring, verify
 from tell_plugins.evaluation.answers import ANSWERS, SETTINGS, load_scored
-from tell_plugins.evaluation.intervals import Estimate
+from tell_plugins.evaluation.judged import mean
 from tell_plugins.evaluation.options import Options, options_of
 from tell_plugins.evaluation.prompts import task_prompts
 from tell_plugins.evaluation.rivals import AnswerTable
@@ -88,14 +88,14 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
     ("asked", "name"),
     [
         ({}, "test-greedy"),
-        ({"seeds": "1"}, "test-greedy"),  # greedy knows no seed
-        ({"decoding": "paper"}, "test-paper-seed7"),
+        ({"seeds": [1]}, "test-greedy"),  # greedy knows no seed
+        ({"decoding": "paper", "seeds": [7]}, "test-paper-seed7"),
         ({"split": "validation", "rows": 9}, "validation-greedy-9rows"),
         ({"anchor": "none", "rows": 2, "shots": 2}, "test-greedy-anchor-none-2rows-2shot"),
     ],
 )
 def test_a_folder_says_what_is_not_the_default(asked: dict[str, Any], name: str) -> None:
-    assert Options(recipe="r", **asked).folder(7) == name
+    assert list(Options(recipe="r", **asked).folders) == [name]
 
 
 def test_the_command_line_gives_the_options_and_their_defaults() -> None:
@@ -352,10 +352,10 @@ def test_a_score_that_one_system_lacks_moves_no_other(
     texts = [f"{OPENING}{word}\nlazy {word}" for word in WORDS]
     scored = load_scored(save_answers(tmp_path / "a", "en_xx", texts))
     systems = [System("plain", scored), System("learned", scored)]
-    scores = systems[0].scores
-    measures = {**scores.first.measures, "bleurt B": Estimate(0.6789, 0.6, 0.7, 12)}
-    learned = {"stripped_segment": replace(scores.first, measures=measures)}
-    vars(systems[1])["scores"] = replace(scores, readings=scores.readings | learned)
+    first = systems[0].first
+    columns = {**first.columns, "bleurt B": mean([0.6789] * len(first.rows), percent=False)}
+    learned = {"stripped_segment": replace(first, columns=columns)}
+    vars(systems[1])["readings"] = systems[0].readings | learned
     view = table(systems if first == "plain" else systems[::-1], "title")
     cells = dict(zip(view.columns, zip(*view.rows, strict=True), strict=True))
     rows = {name: place for place, name in enumerate(cells["system"])}
@@ -396,20 +396,8 @@ def test_free_text_is_scored_by_exact_match_and_chrf(cards: None, tmp_path: Path
     perfect = scoring.score(save_answers(tmp_path / "b", "free", references))
     assert perfect.headline["exact match"].value == 1.0
     assert perfect.headline["chrF++"].value == pytest.approx(100)
-    assert perfect.constant.removeprefix("always ") in references
-    assert perfect.constant_measures == scores.constant_measures
+    assert perfect.constant.text.removeprefix("always ") in references
+    assert perfect.constant.judged.measures == scores.constant.judged.measures
     always = scoring.score(save_answers(tmp_path / "c", "free", ["rain it is"] * 6)).headline
     shown = ("exact match", "exact match of a constant", "most frequent answer")
     assert [always[name].value for name in shown] == [pytest.approx(1 / 6)] * 2 + [1.0]
-
-
-def test_free_text_is_compared(cards: None, tmp_path: Path, cli: Cli) -> None:
-    right = [f"{word} it is" for word in WORDS]
-    folders = [
-        save_answers(tmp_path / "good", "free", right),
-        save_answers(tmp_path / "bad", "free", [*right[:3], "x", "y", "z"]),
-    ]
-    printed = cli(0, "compare", *folders, "--out", tmp_path / "out")
-    for text in ("free, test: text", "(baseline) always", "exact match", "-50.00"):
-        assert text in printed
-    assert (tmp_path / "out" / "scores.csv").read_text().count("text,chrf++,") == 2

@@ -359,7 +359,7 @@ def test_what_is_refused(trained: Path, tmp_path: Path, export: Cli) -> None:
     there.mkdir()
     script = tmp_path / "convert.py"
     script.write_text("import sys; sys.exit('unknown architecture')")
-    assert "11 is no scale" in export(1, trained, out, "--scale", 11)
+    assert "'11' is no scale" in export(1, trained, out, "--scale", 11)
     assert "makes no GGUF file" in export(1, trained, out, "--adapter", "--gguf")
     assert "no converter 'no-such-one'" in export(1, trained, out, "--gguf", "no-such-one")
     assert "unknown architecture" in export(2, trained, out, "--gguf", script)

@@ -13,7 +13,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.intervals import Rate
-from tell_plugins.evaluation.judged import KINDS, count_kinds
+from tell_plugins.evaluation.judged import KINDS, Judged
 from tell_plugins.evaluation.scorers.json_readings import (
     READINGS,
     AnswerSchema,
@@ -209,7 +209,7 @@ def card(make_card: MakeCard) -> str:
     return "halu"
 
 
-def adherence_of(reading: scoring.Reading) -> Rate:
+def adherence_of(reading: Judged) -> Rate:
     found = reading.measures["adherence"]
     assert isinstance(found, Rate)
     return found
@@ -241,7 +241,7 @@ def test_failures_add_up_under_every_reading(card: str, tmp_path: Path) -> None:
     for name, found in scores.readings.items():
         kinds, adherence = [getattr(case, name) for case in CASES], adherence_of(found)
         assert adherence.k == kinds.count(OK)
-        assert found.failures == count_kinds(kind for kind in kinds if kind != OK)
+        assert found.failures == {k: kinds.count(k) for k in KINDS if k in kinds}
         assert sum(found.failures.values()) == adherence.n - adherence.k
         assert adherence.low < adherence.k / len(CASES) < adherence.high
     assert scores.cut.k == len(cut)
@@ -262,7 +262,7 @@ def test_one_repeated_answer_and_an_interrupted_run_show(card: str, tmp_path: Pa
     scores = scoring.score(save_answers(tmp_path / "a", card, texts, rows=5))
     assert scores.most_frequent_answer.text == GOOD
     assert (scores.most_frequent_answer.share.k, scores.most_frequent_answer.distinct) == (3, 2)
-    assert (scores.rows, scores.expected, scores.complete) == (4, 5, False)
+    assert (scores.rows, scores.scored.expected, scores.complete) == (4, 5, False)
 
 
 # --- answers that cannot be scored ---------------------------------------------------------------
@@ -284,7 +284,7 @@ def lines(card: str) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     ("change", "messages"),
     [
-        (lambda lines: [], ["holds no answer"]),
+        (lambda lines: [], ["no answer in answers.jsonl"]),
         (lambda lines: [{**one, "id": "0" * 32} for one in lines], ["4 of 4", "another card"]),
         (lambda lines: [*lines[:3], {**lines[3], "id": "0"}], ["1 of 4 answers have no", "line 4"]),
         (lambda lines: [*lines, lines[1]], ["1 answers are given to a row that has one: line 5"]),
@@ -316,7 +316,7 @@ def test_files_that_are_missing_torn_or_of_another_split(
     answers.write_text(whole.replace('"stop"', "stop", 1))
     assert "answers.jsonl, line 1: no JSON" in refused(folder)
     answers.unlink()
-    assert "no answers.jsonl" in refused(folder)
+    assert "no answer in answers.jsonl" in refused(folder)
     for content, message in (('{"card": "halu"}', "key 'split' is missing"), ("{", "no JSON")):
         settings.write_text(content)
         assert message in refused(folder)

@@ -54,8 +54,8 @@ def test_constant_answers_on_the_official_rows(real_home: Path, tmp_path: Path) 
         assert counts(measures["accuracy_given_the_form"]) == counts(measures["accuracy"])
     # always answering "no" is the baseline, with all that follows from it
     no = found["no"]
-    assert no.constant == found["yes"].constant == "always no"
-    assert no.constant_measures == no.readings["strict"].measures
+    assert no.constant.text == found["yes"].constant.text == "always no"
+    assert no.constant.judged.measures == no.readings["strict"].measures
     most = no.readings["strict"].most_frequent
     assert most is not None
     assert (most.text, most.share.value) == ("no", 1.0)
@@ -137,7 +137,7 @@ def test_labels_are_taken_from_objects_and_from_bare_text(
     found = scores.readings["strict"].measures
     assert counts(found["accuracy"]) == (2, 4)
     assert counts(found["accuracy_given_the_form"]) == (2, 3)
-    assert (scores.constant, counts(scores.constant_measures["accuracy"])) == (
+    assert (scores.constant.text, counts(scores.constant.judged.measures["accuracy"])) == (
         "always good",
         (2, 4),
     )

@@ -162,7 +162,7 @@ def test_learned_scores_are_kept_while_the_answers_are_the_same(
     assert lines == pytest.approx(np.mean(each))
     assert documents == pytest.approx(np.mean([np.mean(each[:2]), each[2], np.mean(each[3:])]))
     assert raw == pytest.approx(np.mean(saved["raw"]))
-    assert scoring.write(folder) == first  # no metric is loaded for this
+    assert scoring.write(folder).to_dict() == first.to_dict()  # no metric is loaded for this
 
     lines = (folder / "answers.jsonl").read_text().splitlines(keepends=True)
     (folder / "answers.jsonl").write_text("".join(lines[::-1]))
@@ -228,7 +228,7 @@ def test_paths_that_hold_no_checkpoint(tmp_path: Path) -> None:
             kind(str(tmp_path / "nowhere"))
         with pytest.raises(UserError):
             kind(str(tmp_path))
-    with pytest.raises(UserError, match=r"no checkpoints/model\.ckpt"):
+    with pytest.raises(UserError, match="no checkpoint of this metric"):
         Comet(str(tmp_path))
 
 
@@ -249,7 +249,7 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "hparams.yaml").write_bytes((checkpoints["comet"] / "hparams.yaml").read_bytes())
     torch.save({"state_dict": {}, "x": _Harmful()}, folder / "checkpoints" / "model.ckpt")
-    with pytest.raises(UserError, match="holds more than weights"):
+    with pytest.raises(UserError, match="it holds more than weights"):
         Comet(str(folder))
     (folder / "checkpoints" / "model.ckpt").write_bytes(pickle.dumps(_Harmful()))
     with pytest.raises(UserError):

@@ -11,6 +11,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.numbers import final_number, shown_number, whole_number
 from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.intervals import Rate
+from tell_plugins.evaluation.judged import Judged
 from tests.conftest import MakeCard
 from tests.saved_answers import save_answers
 
@@ -120,7 +121,7 @@ def test_numbers_as_shown(number: str, text: str) -> None:
     assert shown_number(Fraction(number)) == text
 
 
-def counted(folder: Path) -> tuple[scoring.Reading, int]:
+def counted(folder: Path) -> tuple[Judged, int]:
     """The reading of the numbers, and how many are right."""
     found = scoring.score(folder).readings["number"]
     exact = found.measures["exact_match"]
@@ -151,10 +152,13 @@ def test_exact_match_and_why_answers_fail(make_card: MakeCard, tmp_path: Path) -
         assert found.most_frequent is not None
         assert (found.most_frequent.text, found.most_frequent.share.k) == most, name
     scores = scoring.score(tmp_path / "a")
-    marked, always = scores.first.details["with_####"], scores.constant_measures["exact_match"]
+    marked, always = (
+        scores.first.details["with_####"],
+        scores.constant.judged.measures["exact_match"],
+    )
     assert isinstance(marked, Rate)
     assert isinstance(always, Rate)
-    assert (marked.k, scores.constant, always.k) == (2, "always 4", 2)
+    assert (marked.k, scores.constant.text, always.k) == (2, "always 4", 2)
     assert scores.headline["exact match"] == scores.first.measures["exact_match"]
 
 

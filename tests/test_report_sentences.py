@@ -17,8 +17,15 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import intervals
 from tell_plugins.evaluation.differences import Difference
 from tell_plugins.evaluation.grids import to_csv
-from tell_plugins.evaluation.intervals import POWER, Z95, smallest_shown
-from tell_plugins.evaluation.significance import Floats, interval, mean_score, over_seeds
+from tell_plugins.evaluation.intervals import (
+    POWER,
+    Z95,
+    Floats,
+    interval,
+    mean_score,
+    over_seeds,
+    smallest_shown,
+)
 from tell_plugins.experiments import plots, tables
 from tell_plugins.experiments.conclusions import conclude
 from tell_plugins.experiments.measures import Group, Judge

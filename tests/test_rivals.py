@@ -105,7 +105,7 @@ def test_examples_end_where_the_context_does(recipe_of: RecipeOf) -> None:
     """The scripted engine counts characters: three examples have room beside the question."""
     engine = ScriptedEngine(load_recipe(str(recipe_of("mail"))), lambda *_: "")
     _, prompts = task_prompts(load_card("mail"), "test", "none")
-    ranked = rivals.ranked_examples(load_card("mail"), "none", "train").examples
+    ranked = rivals.ranked_examples(load_card("mail"), "none", "train")
     used = sum(len(example.query) + len(example.response) for example in ranked[:3])
     longest = max(len(prompt.text) for prompt in prompts)
     engine.context = longest + 8 + used + 2
@@ -155,7 +155,7 @@ def test_examples_are_no_test_rows_and_not_too_few(make_card: MakeCard) -> None:
     rows = [{"q": "seen in test", "r": "#### 1"}, {"q": "not seen", "r": "#### 2"}]
     make_card("leaky", train=rows, test=[{"q": "Seen in  TEST.", "r": "#### 3"}])
     card = load_card("leaky")
-    (example,) = rivals.ranked_examples(card, "card", "train").examples
+    (example,) = rivals.ranked_examples(card, "card", "train")
     assert example.query.endswith("not seen")
     with pytest.raises(UserError, match="2 examples asked, 1 rows"):
         rivals.choose_examples(card, "card", 2)

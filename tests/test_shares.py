@@ -9,8 +9,8 @@ import pytest
 
 from tell_plugins.evaluation import intervals
 from tell_plugins.evaluation.differences import Difference, difference, measure_of
+from tell_plugins.evaluation.intervals import Floats, counts_of
 from tell_plugins.evaluation.judged import Column, mean, share
-from tell_plugins.evaluation.significance import Floats, counts_of
 from tests.saved_answers import judged_labels
 
 

@@ -237,8 +237,8 @@ def test_a_recipe_against_its_baseline(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--scales", "x"], "bad scales 'x'"),
-        (["--scales", "0.5,-1"], "bad scales '0.5,-1'"),
+        (["--scales", "x"], "'x' is no scale"),
+        (["--scales", "0.5,-1"], "'-1' is no scale"),
         (["--scales", "0.5", "--engine", "http://127.0.0.1:9/v1"], "adapters as they are"),
         (["--scales", "0.5"], "not LoRA matrices alone"),
     ],

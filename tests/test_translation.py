@@ -173,8 +173,8 @@ def test_identical_and_shuffled_references(real_home: Path, tmp_path: Path) -> N
 def test_giving_the_source_back_is_the_baseline(real_home: Path, tmp_path: Path) -> None:
     task = open_task(load_card("en_is_news"), "test")
     scores = scoring.score(save_answers(tmp_path / "a", "en_is_news", task.plain))
-    assert scores.constant == "source copied"
-    assert scores.first.measures == scores.constant_measures
+    assert scores.constant.text == "source copied"
+    assert scores.first.measures == scores.constant.judged.measures
     chrf = scores.headline["chrF++"].value
     assert chrf is not None
     assert 10 < chrf < 30

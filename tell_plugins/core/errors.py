@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Iterable, Sequence
 
 _LISTED = 24  # allowed names that a message lists
 
@@ -55,6 +56,18 @@ class Problems(list[UserError]):
 def below_one(where: str, remedy: str = "raise it") -> UserError:
     """A count that has to be 1 or more."""
     return UserError("a count below 1", where=where, allowed="1 and more", remedy=remedy)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The `type` of an argument of a command line that is a number from `least` on."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise ArgumentTypeError(f"{value} is too small; allowed: {least} and more")
+        return value
+
+    return number
 
 
 class MachineError(Exception):

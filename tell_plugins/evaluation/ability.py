@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import filecmp
 import json
 import os
 import re
@@ -21,17 +20,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tell_plugins.bridge import swift_cli
 from tell_plugins.core import paths
-from tell_plugins.core.errors import MachineError, UserError, below_one
+from tell_plugins.core.errors import MachineError, UserError, at_least
 from tell_plugins.core.progress import track
 from tell_plugins.core.state_files import write_json
 from tell_plugins.evaluation.adapters import ARGS, Adapter, trained_folder
-from tell_plugins.recipe.recipes import is_whole_model
+from tell_plugins.recipe.recipes import as_list, is_whole_model
 
 _OF_AGIEVAL = """
 gaokao-chinese gaokao-english gaokao-geography gaokao-history gaokao-biology gaokao-chemistry
@@ -62,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base", action="store_true", help="measure the adapter's base model without it"
     )
-    parser.add_argument("--rows", type=int, help="questions of each kind (default: all)")
+    parser.add_argument("--rows", type=at_least(1), help="questions of each kind (default: all)")
     parser.add_argument("--url", help="ask this server instead of starting `swift deploy`")
     parser.add_argument("--model-name", help="the model's name on that server")
     parser.add_argument("--out", help="folder of the results (default: ADAPTER_DIR/ability)")
@@ -73,7 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    adapter = _adapter(args)
+    adapter = trained_folder(args.adapter, "ADAPTER_DIR")
+    if args.url and (args.base or args.flags or not args.model_name):
+        raise UserError(
+            "a server of your own decides itself what it serves",
+            where="--url",
+            allowed="--url URL --model-name NAME, without --base and flags of `swift deploy`",
+            remedy="name the model as the server lists it",
+        )
     python = environment(set_up=args.setup)
     name = args.model_name or ("base" if args.base else adapter.name)
     out = paths.user_target(args.out) if args.out else adapter / "ability" / name
@@ -89,21 +94,6 @@ def run(args: argparse.Namespace) -> int:
     print(table(scores, averages))
     print(f"saved {paths.shown(out / 'ability.json')}")
     return 0
-
-
-def _adapter(args: argparse.Namespace) -> Path:
-    """The adapter's folder. Raises UserError for one that holds none, or options that conflict."""
-    adapter = trained_folder(args.adapter, "ADAPTER_DIR")
-    if args.url and (args.base or args.flags or not args.model_name):
-        raise UserError(
-            "a server of your own decides itself what it serves",
-            where="--url",
-            allowed="--url URL --model-name NAME, without --base and flags of `swift deploy`",
-            remedy="name the model as the server lists it",
-        )
-    if args.rows is not None and args.rows < 1:
-        raise below_one("--rows", "leave it out for all")
-    return adapter
 
 
 def form_averages(scores: Mapping[str, float]) -> dict[str, dict[str, Any]]:
@@ -137,7 +127,7 @@ def environment(*, set_up: bool) -> Path:
     Raises UserError where it is missing or outdated and not to be made.
     """
     python, stamp = ENVIRONMENT / "bin" / "python", ENVIRONMENT / _STAMP
-    if stamp.is_file() and filecmp.cmp(stamp, REQUIREMENTS, shallow=False):
+    if stamp.is_file() and stamp.read_bytes() == REQUIREMENTS.read_bytes():
         return python
     if not set_up:
         raise UserError(
@@ -146,13 +136,13 @@ def environment(*, set_up: bool) -> Path:
             remedy="call it once with --setup",
         )
     print("Setting up .venv-eval from requirements-eval.txt (once, minutes) ...", flush=True)
-    steps = [] if python.is_file() else [[sys.executable, "-m", "venv", str(ENVIRONMENT)]]
-    steps.append([str(python), "-m", "pip", "install", "-r", str(REQUIREMENTS)])
-    for step in steps:
+    make = [sys.executable, "-m", "venv", str(ENVIRONMENT)]
+    fill = [str(python), "-m", "pip", "install", "-r", str(REQUIREMENTS)]
+    for step in [fill] if python.is_file() else [make, fill]:
         if subprocess.run(step, check=False).returncode:
             raise MachineError(
-                f"the packages could not be installed into {paths.shown(ENVIRONMENT)} (see above)\n"
-                "  remedy:  check the network and the disk, then call it again with --setup"
+                f"the packages could not be installed into {paths.shown(ENVIRONMENT)} (see above)",
+                remedy="check the network and the disk, then call it again with --setup",
             )
     shutil.copyfile(REQUIREMENTS, stamp)
     return python
@@ -163,9 +153,9 @@ def deploy_arguments(adapter: Path, name: str, *, base: bool) -> list[str]:
 
     Raises UserError when the adapter does not say what its base model is.
     """
+    named = ["--served_model_name", name]
     if not base:
-        kind = "--model" if is_whole_model(adapter) else "--adapters"
-        return [kind, str(adapter), "--served_model_name", name]
+        return ["--model" if is_whole_model(adapter) else "--adapters", str(adapter), *named]
     trained = Adapter("", adapter).saved(ARGS)
     if not trained:
         raise UserError(
@@ -173,15 +163,12 @@ def deploy_arguments(adapter: Path, name: str, *, base: bool) -> list[str]:
             where=paths.shown(adapter),
             remedy="serve the base model yourself and name it with --url and --model-name",
         )
-    flags = ["--served_model_name", name]
-    for key in ("model", "model_type", "template", "torch_dtype", "external_plugins", "system"):
-        value = trained.get(key)
-        if value:
-            flags += [f"--{key}", *(value if isinstance(value, list) else [str(value)])]
-    return flags
+    keys = ("model", "model_type", "template", "torch_dtype", "external_plugins", "system")
+    values = {key: as_list(trained[key]) for key in keys if trained.get(key)}
+    return named + [part for key, value in values.items() for part in (f"--{key}", *value)]
 
 
-@contextmanager
+@contextlib.contextmanager
 def served(arguments: Sequence[str], flags: Sequence[str], out: Path) -> Iterator[str]:
     """`swift deploy` on this machine without an anchor; gives its address.
 
@@ -257,15 +244,13 @@ def read_scores(file: Path, log: Path) -> dict[str, float]:
 
     Raises MachineError when it left none.
     """
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    found = json.loads(lines[-1]).get("OpenCompass", {}) if lines else {}
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else ["{}"]
+    found = json.loads(lines[-1]).get("OpenCompass", {})
     scores = {
         name: float(value)
-        for name, metrics in found.items()
-        for metric, value in metrics.items()
-        if name in AGIEVAL + OPENBOOKQA
-        and metric in ("accuracy", "score")
-        and re.fullmatch(r"\d+(\.\d+)?", str(value))
+        for name in (*AGIEVAL, *OPENBOOKQA)
+        for metric, value in found.get(name, {}).items()
+        if metric in ("accuracy", "score") and re.fullmatch(r"\d+(\.\d+)?", str(value))
     }
     if not scores:
         raise _failed("`swift eval` left no accuracy", log)

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import Field
 
-from tell_plugins.bridge.protocol import Decoding, Engine, History
+from tell_plugins.bridge.protocol import Engine, History, Reply, decoding
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
@@ -39,12 +39,14 @@ from tell_plugins.core.state_files import (
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
 GENERAL = "general"  # the folder, and the split, of answers to general questions
 CUT = "length"  # the finish reason of an answer that met the limit of new tokens
+_AGAIN = "remove the line and call ./run.sh eval again"
 _SHOWN = 5  # lines or folders named in one message
 _HASHED = {
     "model_sha256": "the recipe's model keys (system, template and the like)",
     "model_files_sha256": "the model's weights, tokenizer or settings",
     "adapter_sha256": "the adapter's weights",
     "adapter_config_sha256": "the adapter's settings",
+    "prompts_sha256": "the questions asked",
     "rows_sha256": "the rows asked, the answers given to them, or the examples in front",
 }
 
@@ -56,9 +58,9 @@ class Answer(Shape):
     row: int
     text: str
     finish_reason: str
-    attempt: int = Field(default=0, ge=0)
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    attempt: int = Field(default=0, ge=0)
 
     @property
     def cut(self) -> bool:
@@ -110,7 +112,6 @@ class Settings(Shape):
 def answer_all(
     engine: Engine,
     prompts: Sequence[Prompt],
-    decoding: Decoding,
     settings: Settings,
     folder: Path,
     *,
@@ -135,25 +136,16 @@ def answer_all(
     done = _complete_batches(path, [[prompts[i].id for i in batch] for batch in batches])
     with track(len(prompts), label, "answers") as bar, path.open("ab") as file:
         bar.update(sum(len(batch) for batch in batches[:done]))
-        for number in range(done, len(batches)):
-            batch = batches[number]
+        for number, batch in enumerate(batches[done:], done):
             replies = engine.answer(
                 [prompts[i].text for i in batch],
-                decoding,
+                decoding(settings.decoding or "greedy"),
                 max_new_tokens=settings.max_new_tokens,
                 seed=settings.seed * 1_000_003 + number,
                 history=history,
             )
             lines = [
-                {
-                    "id": prompts[i].id,
-                    "row": prompts[i].row,
-                    "text": unicode_text(reply.text),
-                    "finish_reason": unicode_text(reply.finish_reason),
-                    "prompt_tokens": reply.prompt_tokens or lengths[i],
-                    "completion_tokens": reply.completion_tokens,
-                    "attempt": 0,
-                }
+                _line(prompts[i], reply, lengths[i])
                 for i, reply in zip(batch, replies, strict=True)
             ]
             file.write("".join(json_lines(lines)).encode())
@@ -161,6 +153,18 @@ def answer_all(
             os.fsync(file.fileno())
             bar.update(len(batch))
     return path
+
+
+def _line(prompt: Prompt, reply: Reply, prompt_tokens: int) -> dict[str, Any]:
+    answer = Answer(
+        id=prompt.id,
+        row=prompt.row,
+        text=unicode_text(reply.text),
+        finish_reason=unicode_text(reply.finish_reason),
+        prompt_tokens=reply.prompt_tokens or prompt_tokens,
+        completion_tokens=reply.completion_tokens,
+    )
+    return answer.model_dump()
 
 
 def unicode_text(text: str) -> str:
@@ -172,21 +176,17 @@ def refuse_others(folder: Path, settings: Settings) -> None:
     """Raise UserError when the folder holds answers of other settings."""
     theirs = saved_settings(folder)
     other = differing(settings, theirs, Settings.model_fields) if theirs is not None else []
-    if theirs is not None and other:
+    if other:
         shown = ", ".join(
             f"{_HASHED[key]} have changed since"
             if key in _HASHED
-            else "other questions"
-            if key == "prompts_sha256"
             else f"{key}: {getattr(theirs, key)} there, {getattr(settings, key)} now"
             for key in other
         )
-        as_many = f", or ask as before: --retention-rows {theirs.rows}" if theirs.rows else ""
         raise UserError(
             f"the folder holds answers of other settings ({shown})",
             where=paths.shown(folder),
-            remedy="name another folder with --out, or remove this one"
-            + (as_many if settings.split == GENERAL and "rows" in other else ""),
+            remedy="name another folder with --out, ask as before, or remove this one",
         )
 
 
@@ -255,33 +255,33 @@ def saved_settings(
 def read_settings(folder: Path) -> Settings:
     """The settings of answers to a task. Raises UserError when they are missing or none."""
     saved = saved_settings(folder, "restore the file")
-    if saved is None:
-        below = [path for path in find_below(folder, SETTINGS) if path.name != GENERAL]
-        raise UserError(
-            f"no {SETTINGS}, so nothing says which card and split was answered",
-            where=paths.shown(folder),
-            allowed=f"a folder that ./run.sh eval wrote, with {ANSWERS} and {SETTINGS}",
-            remedy=f"name {' or '.join(map(paths.shown, below[:_SHOWN]))}"
-            if below
-            else "./run.sh eval RECIPE writes one",
-        )
-    return saved
+    if saved is not None:
+        return saved
+    below = [path for path in find_below(folder, SETTINGS) if path.name != GENERAL]
+    named = f"name {' or '.join(map(paths.shown, below[:_SHOWN]))}"
+    raise UserError(
+        f"no {SETTINGS}, so nothing says which card and split was answered",
+        where=paths.shown(folder),
+        allowed=f"a folder that ./run.sh eval wrote, with {ANSWERS} and {SETTINGS}",
+        remedy=named if below else "./run.sh eval RECIPE writes one",
+    )
+
+
+def answer_lines(file: Path, remedy: str = _AGAIN) -> list[Answer]:
+    """The lines of a file of answers, none where it is missing. Raises UserError, with `remedy`,
+    for lines that are no answers."""
+    return [Answer(**line) for line in read_json_lines(file, Answer, remedy)]
 
 
 def read_answers(folder: Path) -> list[Answer]:
     """The answers of a folder, in the order of its lines. Raises UserError when there are none."""
-    if find(folder / ANSWERS) is None:
-        raise UserError(
-            f"no {ANSWERS}", where=paths.shown(folder), remedy="./run.sh eval RECIPE writes it"
-        )
-    remedy = "remove the line and call ./run.sh eval again"
-    return answer_lines(folder / ANSWERS, remedy)
-
-
-def answer_lines(file: Path, remedy: str) -> list[Answer]:
-    """The lines of a file of answers, none where it is missing. Raises UserError, with `remedy`,
-    for lines that are no answers."""
-    return [Answer(**line) for line in read_json_lines(file, Answer, remedy)]
+    if found := answer_lines(folder / ANSWERS):
+        return found
+    raise UserError(
+        f"no answer in {ANSWERS}",
+        where=paths.shown(folder),
+        remedy="./run.sh eval RECIPE writes them",
+    )
 
 
 @dataclass(frozen=True)
@@ -327,19 +327,13 @@ def load_scored(folder: Path) -> Scored:
     Raises UserError for missing or empty files, lines that are no answers, an answer given twice,
     and answers whose row the split does not have.
     """
-    settings = read_settings(folder)
-    lines = read_answers(folder)
-    where = paths.shown(find(folder / ANSWERS) or folder)
-    if not lines:
-        raise UserError(
-            "the file holds no answer", where=where, remedy="call ./run.sh eval RECIPE again"
-        )
+    settings, lines = read_settings(folder), read_answers(folder)
     sha256 = hashlib.sha256(read_bytes(folder / ANSWERS) or b"").hexdigest()
     card = load_card(settings.card)
     task = open_task(card, settings.split, settings.anchor)
+    where = paths.shown(find(folder / ANSWERS) or folder)
     remedy = "these are answers to another card or split, or its file was replaced: restore it"
-    answers = _join(lines, task, where, remedy)
-    return Scored(folder, settings, card, task, answers, sha256)
+    return Scored(folder, settings, card, task, _join(lines, task, where, remedy), sha256)
 
 
 def _join(lines: Sequence[Answer], task: TaskRows, where: str, remedy: str) -> list[Answer]:
@@ -352,8 +346,7 @@ def _join(lines: Sequence[Answer], task: TaskRows, where: str, remedy: str) -> l
     for row, content in enumerate(task.ids):
         places[bytes(content).hex()].append(row)
     numbered = list(enumerate(lines, 1))
-    strangers = [number for number, line in numbered if line.id not in places]
-    if strangers:
+    if strangers := [number for number, line in numbered if line.id not in places]:
         raise UserError(
             f"{len(strangers)} of {len(lines)} answers have no row in split '{task.split}' of card "
             f"'{task.card.name}' ({task.shown}): {_numbers(strangers)}",
@@ -364,11 +357,11 @@ def _join(lines: Sequence[Answer], task: TaskRows, where: str, remedy: str) -> l
     surplus = []
     for number, line in sorted(numbered, key=lambda n: n[1].row not in places[n[1].id]):
         free = [row for row in places[line.id] if (row, line.attempt) not in taken]
-        if not free:
+        if free:
+            row = line.row if line.row in free else free[0]
+            taken[row, line.attempt] = line.model_copy(update={"row": row})
+        else:
             surplus.append(number)
-            continue
-        row = line.row if line.row in free else free[0]
-        taken[row, line.attempt] = line.model_copy(update={"row": row})
     if surplus:
         raise UserError(
             f"{len(surplus)} answers are given to a row that has one: {_numbers(surplus)}",

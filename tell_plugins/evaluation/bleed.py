@@ -10,10 +10,10 @@ for ever, which is no label.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ from tell_plugins.core.sources import find_file, open_split
 from tell_plugins.core.state_files import Shape
 from tell_plugins.evaluation.answers import Answer
 from tell_plugins.evaluation.judged import Judged, share
+from tell_plugins.evaluation.scorers.json_answers import pairs
 from tell_plugins.evaluation.scorers.json_readings import card_schema
 from tell_plugins.evaluation.scorers.label import closed_labels
 
@@ -118,17 +119,12 @@ def _own(labels: Iterable[str]) -> list[str]:
 
 def shared_opening(answers: Sequence[str]) -> str:
     """The longest opening that more than half of the answers share; "" for a short one."""
-    kept, end = list(answers), 0
-    while True:
-        following = Counter(text[end] for text in kept if len(text) > end)
-        if not following:
-            break
-        sign, count = following.most_common(1)[0]
-        if count * 2 <= len(answers):
-            break
-        kept = [text for text in kept if len(text) > end and text[end] == sign]
-        end += 1
-    opening = kept[0][:end].strip() if kept else ""
+    if not answers:
+        return ""
+    half = len(answers) // 2
+    middle = sorted(answers)[half]  # what most begin with, it begins with, too
+    shared = sorted(len(os.path.commonprefix([middle, answer])) for answer in answers)
+    opening = middle[: shared[::-1][half]].strip()
     return opening if len(opening) >= _LEAST_OPENING else ""
 
 
@@ -147,17 +143,10 @@ def _common_sentence(answers: Sequence[str]) -> list[str]:
 def _texts_of(answer: str) -> list[str]:
     """Every text value of a JSON answer."""
     try:
-        waiting: list[Any] = [json.loads(answer)]
+        values = [json.loads(value) for _, value in pairs(json.loads(answer)).elements()]
     except (ValueError, RecursionError):
         return []
-    found = []
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, str):
-            found.append(value)
-        elif isinstance(value, (dict, list)):
-            waiting += value.values() if isinstance(value, dict) else value
-    return found
+    return [value for value in values if isinstance(value, str)]
 
 
 def judged(answers: Sequence[Answer], form: Form) -> Judged:

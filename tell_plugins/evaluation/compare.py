@@ -7,15 +7,15 @@ rows that both answered. Answers to different tests are never put into one table
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import fold_of, load_card
-from tell_plugins.core.errors import UserError
+from tell_plugins.core.errors import UserError, at_least
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import NONE, Spec, parse_spec
@@ -25,15 +25,15 @@ from tell_plugins.evaluation.adapters import BASE, Adapter
 from tell_plugins.evaluation.answers import ANSWERS, Scored, joined, load_scored, read_settings
 from tell_plugins.evaluation.differences import Difference, difference
 from tell_plugins.evaluation.grids import print_grid, table_console, to_csv
+from tell_plugins.evaluation.intervals import RESAMPLES, SEED
 from tell_plugins.evaluation.judged import Column
-from tell_plugins.evaluation.paper_numbers import PaperNumber, paper_number
+from tell_plugins.evaluation.options import LEARNED_OPTIONS, add_some
+from tell_plugins.evaluation.paper_numbers import paper_number
 from tell_plugins.evaluation.rivals import RIVALS
 from tell_plugins.evaluation.scorers.learned import Wanted, score_learned, wanted
 from tell_plugins.evaluation.scoring import System
-from tell_plugins.evaluation.significance import RESAMPLES, SEED
 from tell_plugins.recipe.recipes import load_recipe
 
-_TEST = "test"
 _RUN = "run.json"  # of a sweep: what a run was made with
 _SAME_IN_ALL_FOLDS = ("anchor", "decoding", "seed", "shots", "scale", "model", "engine")
 _DEFAULT_OUT = "output/compare"
@@ -43,8 +43,7 @@ _OF_FOLDS = (
 )
 
 
-@dataclass(frozen=True)
-class Compared:
+class Compared(NamedTuple):
     """A system's difference to the baseline in one measure of one scorer."""
 
     system: str
@@ -64,7 +63,7 @@ class Comparison:
 
     @property
     def metric(self) -> str:
-        return self.systems[0].scores.metric
+        return str(self.systems[0].scored.card.metric)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,24 +80,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline", metavar="DIR", help="what differences are taken to (default: the first)"
     )
-    parser.add_argument(
-        "--learned", default="", help="also compute bleurt, comet, or both: bleurt,comet"
-    )
-    parser.add_argument("--bleurt", metavar="MODEL", help="BLEURT checkpoint (or $TELL_BLEURT)")
-    parser.add_argument("--comet", metavar="MODEL", help="COMET checkpoint (or $TELL_COMET)")
-    parser.add_argument(
-        "--resamples", type=int, default=RESAMPLES, help=f"draws of rows (default: {RESAMPLES})"
-    )
-    parser.add_argument("--seed", type=int, default=SEED, help=f"of the draws (default: {SEED})")
+    add_some(parser, LEARNED_OPTIONS)
+    count = f"draws of rows (default: {RESAMPLES})"
+    parser.add_argument("--resamples", type=at_least(100), default=RESAMPLES, help=count)
+    seed = f"of the draws (default: {SEED})"
+    parser.add_argument("--seed", type=at_least(0), default=SEED, help=seed)
     parser.add_argument("--out", help=f"folder of CSV and JSON (default: {_DEFAULT_OUT})")
 
 
 def run(args: argparse.Namespace) -> int:
     from tell_plugins.evaluation import compare_tables
 
-    _check(args)
-    folders = find_folders(args.answers, args.split)
-    baseline = None
+    if args.pool and (args.baseline or args.learned):
+        raise UserError(
+            "--pool goes without --baseline and --learned",
+            where="command line",
+            remedy="leave them out; --learned scores each fold on its own",
+        )
+    folders, baseline = find_folders(args.answers, args.split), None
     if args.baseline is not None:
         baseline = _one_folder(args.baseline, args.split)
         if baseline.resolve() not in {folder.resolve() for folder in folders}:
@@ -116,30 +115,9 @@ def run(args: argparse.Namespace) -> int:
         print_grid(grid, console)
     if args.pool:
         print(_OF_FOLDS)
-    out = paths.user_target(args.out) if args.out else paths.PROJECT / _DEFAULT_OUT
-    written = write(comparison, out)
+    written = write(comparison, paths.user_target(args.out or paths.PROJECT / _DEFAULT_OUT))
     print("written: " + ", ".join(paths.shown(path) for path in written))
     return 0
-
-
-def _check(args: argparse.Namespace) -> None:
-    if args.resamples < 100:
-        raise UserError(
-            f"{args.resamples} resamples",
-            where="--resamples",
-            allowed="100 and more",
-            remedy="2000",
-        )
-    if args.seed < 0:
-        raise UserError(
-            f"seed {args.seed}", where="--seed", allowed="0 and more", remedy="leave it out"
-        )
-    if args.pool and (args.baseline or args.learned):
-        raise UserError(
-            "--pool goes without --baseline and --learned",
-            where="command line",
-            remedy="leave them out; --learned scores each fold on its own",
-        )
 
 
 def compare(
@@ -163,19 +141,21 @@ def compare(
     if pool:
         loaded = pooled(loaded)
     _need_same_test(loaded)
-    named = list(zip(_system_names(loaded), loaded, strict=True))
-    systems = [System(name, scored, paper=_paper(scored)) for name, scored in named]
-    for system in tracked(systems, "scoring", "systems", len(systems)):
-        system.scores  # noqa: B018 - judged here, where its progress is shown
+    systems = [
+        System(name, scored, paper=paper_number(scored.settings, trained_spec(scored)))
+        for name, scored in zip(_system_names(loaded), loaded, strict=True)
+    ]
     base = systems[0]
     if baseline is not None:
         base = next(s for s in systems if s.scored.folder.resolve() == baseline.resolve())
-    differences = _differences(systems, base, resamples=resamples, seed=seed)
-    return Comparison(systems, base.name, list(differences))
-
-
-def _paper(scored: Scored) -> PaperNumber | None:
-    return paper_number(scored.card.name, scored.settings, trained_spec(scored))
+    found = []
+    for system in tracked(systems, "scoring", "systems", len(systems)):
+        for key, mine in system.measures.items() if system is not base else ():
+            theirs = base.measures.get(key)
+            moved = difference(mine, theirs, resamples=resamples, seed=seed)
+            if moved is not None:
+                found.append(Compared(system.name, *key, moved, mine.column))
+    return Comparison(systems, base.name, found)
 
 
 def find_folders(named: Sequence[str], split: str | None = None) -> list[Path]:
@@ -188,10 +168,7 @@ def find_folders(named: Sequence[str], split: str | None = None) -> list[Path]:
     found: dict[Path, Path] = {}
     for text in named:
         path = paths.user_path(text)
-        if find(path / ANSWERS):
-            inside = [path]
-        else:
-            inside = _of_a_task(find_below(path, ANSWERS) if path.is_dir() else [], split)
+        inside = [path] if find(path / ANSWERS) else _of_a_task(find_below(path, ANSWERS), split)
         if not inside:
             raise UserError(
                 f"no saved answers in '{text}'" + (f" to split '{split}'" if split else ""),
@@ -199,8 +176,7 @@ def find_folders(named: Sequence[str], split: str | None = None) -> list[Path]:
                 allowed=f"a folder with {ANSWERS} (or .xz, .gz), or a run folder that holds some",
                 remedy="./run.sh eval RECIPE writes them",
             )
-        for folder in inside:
-            found.setdefault(folder.resolve(), folder)
+        found |= {folder.resolve(): folder for folder in inside}
     return list(found.values())
 
 
@@ -217,13 +193,14 @@ def _one_folder(text: str, split: str | None) -> Path:
 
 
 def _of_a_task(folders: Sequence[Path], split: str | None) -> list[Path]:
-    splits = {}
-    for folder in folders:
-        settings = read_settings(folder)
-        if settings.split in load_card(settings.card).splits:
-            splits[folder] = settings.split
-    if split is None and _TEST in splits.values():
-        split = _TEST
+    settings = {folder: read_settings(folder) for folder in folders}
+    splits = {
+        folder: saved.split
+        for folder, saved in settings.items()
+        if saved.split in load_card(saved.card).splits
+    }
+    if split is None and "test" in splits.values():
+        split = "test"
     return [folder for folder, found in splits.items() if split in (None, found)]
 
 
@@ -243,52 +220,38 @@ def _need_same_test(loaded: Sequence[Scored]) -> None:
             )
 
 
-def _differences(
-    systems: Sequence[System], base: System, *, resamples: int, seed: int
-) -> Iterator[Compared]:
-    others = [system for system in systems if system is not base]
-    for system in tracked(others, "differences", "systems", len(others)):
-        for key, mine in system.measures.items():
-            theirs = base.measures.get(key)
-            found = difference(mine, theirs, resamples=resamples, seed=seed)
-            if found is not None:
-                yield Compared(system.name, *key, found, mine.column)
-
-
 def write(comparison: Comparison, out: Path) -> list[Path]:
     """Write scores and differences as CSV, and everything as JSON; return the three files."""
-    from tell_plugins.evaluation.compare_tables import score_records
-
     files = [out / "scores.csv", out / "differences.csv", out / "comparison.json"]
-    paths.write_text(files[0], to_csv(score_records(comparison)))
-    records = [
-        {
-            **{"system": found.system, "baseline": comparison.baseline},
-            **{"scorer": found.scorer, "measure": found.measure},
-            **found.difference.record,
-        }
-        for found in comparison.differences
+    scores = [
+        {"system": system.name, **number, **_papers(system, number["measure"])}
+        for system in comparison.systems
+        for number in system.numbers()
     ]
-    paths.write_text(files[1], to_csv(records))
-    first = comparison.systems[0].scores
-    content = {
-        "card": first.card,
-        "split": first.split,
-        "metric": first.metric,
-        "baseline": comparison.baseline,
-        "systems": [
-            {
-                "name": system.name,
-                "folder": paths.shown(system.scored.folder),
-                "paper": None if system.paper is None else system.paper.model_dump(),
-                "scores": system.scores.to_dict(),
-            }
-            for system in comparison.systems
-        ],
-        "differences": records,
-    }
+    differences: list[dict[str, Any]] = [
+        {"system": one.system, "baseline": comparison.baseline}
+        | {"scorer": one.scorer, "measure": one.measure, **one.difference.record}
+        for one in comparison.differences
+    ]
+    systems = [
+        {
+            "name": system.name,
+            "folder": paths.shown(system.scored.folder),
+            "paper": system.paper and system.paper.model_dump(),
+            "scores": system.to_dict(),
+        }
+        for system in comparison.systems
+    ]
+    paths.write_text(files[0], to_csv(scores))
+    paths.write_text(files[1], to_csv(differences))
+    content = {"baseline": comparison.baseline, "systems": systems, "differences": differences}
     write_json(files[2], content, allow_nan=False)
     return files
+
+
+def _papers(system: System, measure: str) -> dict[str, Any]:
+    paper = system.paper if measure == "adherence" else None
+    return {"paper": paper and paper.value, "paper_source": paper and paper.source}
 
 
 # --- which system gave some answers ---------------------------------------------------------------
@@ -301,14 +264,11 @@ class _Run(Shape):
 def _system_names(systems: Sequence[Scored]) -> list[str]:
     """A name for each set of answers: `TELL, seed 42`; where several have it, their folders'."""
     names = [_name(scored) for scored in systems]
-    places = defaultdict(list)
-    for place, name in enumerate(names):
-        places[name].append(place)
-    for group in places.values():
-        if len(group) > 1:
-            folders = [systems[place].folder for place in group]
-            for place, rest in zip(group, short_names(folders), strict=True):
-                names[place] = rest
+    for name in {name for name in names if names.count(name) > 1}:
+        places = [place for place, other in enumerate(names) if other == name]
+        told_apart = short_names([systems[place].folder for place in places])
+        for place, rest in zip(places, told_apart, strict=True):
+            names[place] = rest
     return names
 
 
@@ -323,15 +283,12 @@ def _name(scored: Scored) -> str:
 
 def method_of(spec: Spec) -> str:
     """The field's word for what a mixture trains: `SFT`, `TELL`, or general rows alone."""
-    amount = spec.general
-    if amount is None:
-        try:
-            card = load_card(spec.card)
-        except UserError:
-            return "TELL"
-        amount = card.general.amount if card.general else NONE
     if spec.task == NONE:
         return "general rows"
+    try:
+        amount = spec.general or spec.general_of(load_card(spec.card))[0]
+    except UserError:  # the card is not on this machine
+        return "TELL"
     return "SFT" if amount == NONE else "TELL"
 
 
@@ -342,7 +299,7 @@ def trained_spec(scored: Scored) -> Spec | None:
     adapter = scored.settings.adapter
     if adapter in (BASE, *RIVALS):
         return None
-    text = _run_of(scored.folder).get("spec") or (_saved_manifest(adapter) or {}).get("spec")
+    text = _run_of(scored.folder).get("spec") or _saved_manifest(adapter).get("spec")
     try:
         if text:
             return parse_spec(text)
@@ -358,16 +315,13 @@ def _run_of(folder: Path) -> Mapping[str, Any]:
     return next((run for run in runs if run.get("spec")), {})
 
 
-def _saved_manifest(adapter: str) -> dict[str, Any] | None:
-    """The manifest beside an adapter that saved answers name; None where it is gone or damaged."""
+def _saved_manifest(adapter: str) -> dict[str, Any]:
+    """The manifest beside an adapter that saved answers name; nothing where it is gone."""
     for folder in (paths.user_path(adapter), paths.PROJECT / adapter):
-        try:
-            manifest = Adapter("", folder).manifest()
-        except UserError:
-            continue
-        if manifest is not None:
-            return manifest
-    return None
+        with contextlib.suppress(UserError):  # it is damaged
+            if manifest := Adapter("", folder).manifest():
+                return manifest
+    return {}
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

@@ -1,29 +1,27 @@
-"""What `compare` shows: tables on the terminal, and all numbers as records for CSV."""
+"""What `compare` shows: tables on the terminal, and what the differences say in words."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tell_plugins.evaluation import elsewhere
 from tell_plugins.evaluation.adapters import BASE
 from tell_plugins.evaluation.answers import GENERAL
 from tell_plugins.evaluation.bleed import Form
 from tell_plugins.evaluation.differences import Difference
-from tell_plugins.evaluation.grids import Grid, print_grid, table_console
-from tell_plugins.evaluation.intervals import Estimate, Rate, shown
-from tell_plugins.evaluation.judged import KINDS
-from tell_plugins.evaluation.paper_numbers import is_papers_task
+from tell_plugins.evaluation.grids import Cell, Grid, pivot, print_grid, table_console
+from tell_plugins.evaluation.intervals import shown
+from tell_plugins.evaluation.judged import KINDS, Judged
 from tell_plugins.evaluation.scorers import SECOND_READINGS
 from tell_plugins.evaluation.scorers.learned import LEARNED
-from tell_plugins.evaluation.scoring import Reading, System, spaced
+from tell_plugins.evaluation.scoring import System, spaced
 
 if TYPE_CHECKING:
     from tell_plugins.evaluation.compare import Comparison
 
-Row = dict[str, str]  # cells by column
 _MOST_SHOWN = 60  # characters of a constant answer
 _UNTOLD, _UNMEASURED = "not told apart from", "not measured against"
 # what is shown under every reading, side by side, by the card's metric
@@ -81,189 +79,127 @@ def _word(found: Difference, good: int) -> str:
 def grids(comparison: Comparison) -> list[Grid]:
     """The tables of a comparison."""
     systems = comparison.systems
-    names = _readings(systems[0])
-    found = [
-        _side_by_side(systems, names, measure)
-        for measure in _SIDE_BY_SIDE.get(comparison.metric, ())
-        if len(names) > 1
-    ]
-    for name in names:
+    task, readings = systems[0].scored.task, systems[0].readings
+    tables: list[tuple[str, Iterator[Cell], list[str]]] = []
+    for measure in _SIDE_BY_SIDE.get(comparison.metric, ()) if len(readings) > 1 else ():
+        unit = " in %" if systems[0].first.columns[measure].percent else ""
+        tables.append((f"{spaced(measure)}{unit}", _side_by_side(systems, measure), []))
+    for name, reading in readings.items():
         if name not in SECOND_READINGS:
-            found += [_measures_grid(systems, name), *_field_grid(systems, name)]
-    found += _failure_grid(systems, names)
+            tables.append((f"{spaced(name)}, shares in %", _measures(systems, name), reading.notes))
+            tables.append((f"{spaced(name)}, by field, in %", _fields(systems, name), []))
+    tables.append(("why answers fail", _failures(systems), []))
+    found = [
+        pivot(f"{task.card.name}, {task.split}: {title}", cells, notes)
+        for title, cells, notes in tables
+    ]
+    found[0].notes.extend(["brackets: 95 % intervals", *_notes(systems)])
     if comparison.differences:
         found.append(difference_grid(comparison))
-    found[0].notes.extend(_notes(systems, names))
-    return found
+    return [grid for grid in found if grid.rows]
 
 
-def _readings(system: System) -> list[str]:
-    """The readings that are shown; those of the paper's script for the paper's task alone."""
-    papers = is_papers_task(system.scored.card)
-    return [n for n in system.scores.readings if papers or not n.startswith("official")]
-
-
-def _grid(
-    systems: Sequence[System], what: str, records: Sequence[Row], notes: Sequence[str] = ()
-) -> Grid:
-    """A table of all systems; the first record names the columns."""
-    first, names = systems[0].scores, list(records[0])
-    rows = [[record.get(name, "") for name in names] for record in records]
-    return Grid(f"{first.card}, {first.split}: {what}", [*map(spaced, names)], rows, list(notes))
-
-
-def _side_by_side(systems: Sequence[System], names: Sequence[str], measure: str) -> Grid:
+def _side_by_side(systems: Sequence[System], measure: str) -> Iterator[Cell]:
     """One measure under every reading, and beside JSON adherence the paper's."""
-    percent = systems[0].judged[names[0]].columns[measure].percent
-    paper = any(system.paper for system in systems)
-    records = [
-        _row(system)
-        | {name: _cell(system, name, measure) for name in names}
-        | ({"paper": _paper(system)} if paper else {})
-        for system in systems
-    ]
-    return _grid(systems, f"{spaced(measure)}{' in %' if percent else ''} [95 % interval]", records)
-
-
-def _measures_grid(systems: Sequence[System], reading: str) -> Grid:
-    """Every measure of one reading, and what is worth nothing."""
-    found = [system.scores.readings[reading] for system in systems]
-    names = list(dict.fromkeys(name for part in found for name in part.all if ":" not in name))
-    most = any(part.most_frequent for part in found)
-    records = [
-        _row(system)
-        | {name: _cell(system, reading, name) for name in names}
-        | ({"most_frequent": _most_frequent(part)} if most else {})
-        for system, part in zip(systems, found, strict=True)
-    ]
-    first = systems[0]
     for system in systems:
-        constant = system.scores.constant_measures
-        if system is first or constant != first.scores.constant_measures:
-            name = f"(baseline) {shorten(system.scores.constant, _MOST_SHOWN)}"
-            cells = {name: _shown(system, reading, name, constant.get(name)) for name in names}
-            records.append(_row(system) | {"system": name} | cells)
-    title = f"{spaced(reading)}, shares in % [95 % interval]"
-    return _grid(systems, title, records, first.judged[reading].notes)
+        for name, reading in system.readings.items():
+            yield _row(system), spaced(name), _shown(reading, measure)
+        if system.paper is not None:
+            about = "about " if system.paper.approximate else ""
+            yield _row(system), "paper", f"{about}{100 * system.paper.value:g}"
 
 
-def _field_grid(systems: Sequence[System], reading: str) -> list[Grid]:
+def _measures(systems: Sequence[System], name: str) -> Iterator[Cell]:
+    """Every measure of one reading, and what the first system's constant is worth."""
+    for system in systems:
+        reading = system.readings[name]
+        for measure in reading.columns:
+            if ":" not in measure:
+                yield _row(system), spaced(measure), _shown(reading, measure)
+        if (most := reading.most_frequent) is not None:
+            share = shown(most.share, 1, factor=100, interval=False)
+            yield _row(system), "most frequent", f"{most.text} {share}"
+    text, constant = systems[0].constant
+    row = _row(systems[0]) | {"system": f"(baseline) {shorten(text, _MOST_SHOWN)}"}
+    for measure in constant.measures:
+        yield row, spaced(measure), _shown(constant, measure)
+
+
+def _fields(systems: Sequence[System], name: str) -> Iterator[Cell]:
     """Precision, recall and F1 of each key of JSON answers."""
-    names = [name.split(":", 1) for name in systems[0].judged[reading].columns if ":" in name]
-    fields = list(dict.fromkeys(field for _, field in names))
-    records = [
-        {
-            "system": system.name if field == fields[0] else "",
-            "field": field,
-            **{measure: _cell(system, reading, f"{measure}:{field}") for measure, _ in names},
-        }
+    for system in systems:
+        for measure in system.readings[name].columns:
+            of, colon, field = measure.partition(":")
+            if colon:
+                row = {"system": system.name, "field": field}
+                yield row, spaced(of), _shown(system.readings[name], measure)
+
+
+def _failures(systems: Sequence[System]) -> Iterator[Cell]:
+    found = [
+        ({"system": system.name, "scorer": spaced(name)}, reading.failures)
         for system in systems
-        for field in fields
+        for name, reading in system.readings.items()
+        if name != "official"
     ]
-    title = f"{spaced(reading)}, by field, in % [95 % interval]"
-    return [_grid(systems, title, records)] if records else []
+    kinds = [kind for kind in KINDS if any(kind in failures for _, failures in found)]
+    for row, failures in found if kinds else []:
+        yield row, "failures", str(sum(failures.values()))
+        yield from ((row, spaced(kind), str(failures.get(kind, 0))) for kind in kinds)
 
 
-def _row(system: System) -> Row:
-    """How each line begins: which system, and how many test rows it answered."""
-    scores = system.scores
-    rows = str(scores.rows) if scores.complete else f"{scores.rows} of {scores.expected}"
-    times = "" if scores.attempts == 1 else f" x {scores.attempts}"
+def _row(system: System) -> dict[str, str]:
+    """How a line begins: which system, and how many test rows it answered."""
+    rows = str(system.rows) if system.complete else f"{system.rows} of {system.scored.expected}"
+    times = "" if system.attempts == 1 else f" x {system.attempts}"
     return {"system": system.name, "rows": rows + times}
 
 
-def _cell(system: System, reading: str, name: str) -> str:
-    return _shown(system, reading, name, system.scores.readings[reading].all.get(name))
-
-
-def _shown(system: System, reading: str, name: str, value: Rate | Estimate | None) -> str:
+def _shown(reading: Judged, measure: str) -> str:
     """A share in per cent, a learned score with four digits, its interval on a line of its own."""
-    column = system.judged[reading].columns.get(name)
-    if column is None or column.percent:
+    value = reading.measures.get(measure, reading.details.get(measure))
+    if reading.columns[measure].percent:
         return shown(value, 1, factor=100, between="\n")
-    return shown(value, 4 if name.startswith(LEARNED) else 2, between="\n")
+    return shown(value, 4 if measure.startswith(LEARNED) else 2, between="\n")
 
 
-def _most_frequent(reading: Reading) -> str:
-    found = reading.most_frequent
-    if found is None or not found.text:
-        return "-"
-    return f"{found.text} {shown(found.share, 1, factor=100, interval=False)}"
-
-
-def _paper(system: System) -> str:
-    if system.paper is None:
-        return "-"
-    return ("about " if system.paper.approximate else "") + f"{100 * system.paper.value:g}"
-
-
-def _failure_grid(systems: Sequence[System], names: Sequence[str]) -> list[Grid]:
-    kept = [name for name in names if name != "official"]
-    found = [(s, name, s.scores.readings[name].failures) for s in systems for name in kept]
-    kinds = [kind for kind in KINDS if any(kind in part for _, _, part in found)]
-    records = [
-        {
-            "system": system.name if name == kept[0] else "",
-            "scorer": spaced(name),
-            "failures": str(sum(part.values())),
-            **{kind: str(part.get(kind, 0)) for kind in kinds},
-        }
-        for system, name, part in found
-    ]
-    return [_grid(systems, "why answers fail", records)] if kinds else []
-
-
-def _notes(systems: Sequence[System], names: Sequence[str]) -> list[str]:
-    repeated, incomplete, cut = [], [], []
+def _notes(systems: Sequence[System]) -> Iterator[str]:
     for system in systems:
-        scores, share = system.scores, system.scores.most_frequent_answer.share
-        if share.n > 1 and (share.value or 0) > 0.5:
-            same = f"{100 * (share.value or 0):.0f} % of the answers are one and the same text"
-            repeated.append(f"{system.name}: {same}")
-        if not scores.complete:
-            rows = f"{scores.rows} of {scores.expected} rows"
-            incomplete.append(f"{system.name}: incomplete, {rows}")
-        if scores.cut.k:
-            found = f"{scores.cut.k} of {scores.cut.n} answers"
-            cut.append(f"{system.name}: {found} were cut by the limit of new tokens")
-    notes = [*repeated, *incomplete, *cut]
-    if "official" in names:
-        notes.append("official: the published script's behaviour; it fails a perfect model too")
-    sources = sorted({system.paper.source for system in systems if system.paper})
-    if sources:
-        notes.append(
+        same, cut = system.most_frequent_answer.share, system.cut
+        if same.n > 1 and 2 * same.k > same.n:
+            share = f"{100 * same.k / same.n:.0f} %"
+            yield f"{system.name}: {share} of the answers are one and the same text"
+        if not system.complete:
+            rows = f"{system.rows} of {system.scored.expected} rows"
+            yield f"{system.name}: incomplete, {rows}"
+        if cut.k:
+            found = f"{cut.k} of {cut.n} answers"
+            yield f"{system.name}: {found} were cut by the limit of new tokens"
+    if "official" in systems[0].readings:
+        yield "official: the published script's behaviour; it fails a perfect model too"
+    if sources := sorted({system.paper.source for system in systems if system.paper}):
+        yield (
             f"paper: adherence stated in {', '.join(sources)}; counted by a script that is not "
             "the published one"
         )
-    return notes
 
 
 def difference_grid(comparison: Comparison) -> Grid:
     """The paired differences to the baseline, and whether the rows tell the two apart."""
     main = _SIDE_BY_SIDE.get(comparison.metric, ())
-    rows: list[list[str]] = []
-    last = ""
-    for compared in comparison.differences:
-        if compared.measure not in main and compared.scorer in SECOND_READINGS:
-            continue
-        digits = 4 if compared.measure.startswith(LEARNED) else 2  # learned scores are near 0 to 1
-        factor = 100.0 if compared.column.percent else 1.0
-        rows.append(
-            [
-                compared.system if compared.system != last else "",
-                spaced(compared.scorer),
-                spaced(compared.measure),
-                shown(compared.difference, digits, factor=factor, sign="+", between="\n"),
-                f"{compared.difference.p:.4f}",
-                str(compared.difference.n),
-            ]
-        )
-        last = compared.system
+    rows = []
+    for one in comparison.differences:
+        if one.measure in main or one.scorer not in SECOND_READINGS:
+            digits = 4 if one.measure.startswith(LEARNED) else 2  # learned scores are near 0 to 1
+            factor = 100.0 if one.column.percent else 1.0
+            value = shown(one.difference, digits, factor=factor, sign="+", between="\n")
+            names = [one.system, spaced(one.scorer), spaced(one.measure)]
+            rows.append([*names, value, f"{one.difference.p:.4f}", str(one.difference.n)])
     first = comparison.differences[0].difference
     units = {"translation": "points", "text": "points (exact match: percentage points)"}
-    unit = units.get(comparison.metric, "percentage points")
     return Grid(
-        f"difference to {comparison.baseline}, in {unit}",
+        f"difference to {comparison.baseline}, in "
+        + units.get(comparison.metric, "percentage points"),
         ["system", "scorer", "measure", "difference", "p", "shared rows"],
         rows,
         [
@@ -272,36 +208,3 @@ def difference_grid(comparison: Comparison) -> Grid:
             f"draws, seed {first.seed}, not corrected for the number of comparisons"
         ],
     )
-
-
-def score_records(comparison: Comparison) -> list[dict[str, Any]]:
-    """Every score of every system as one flat record."""
-    records = []
-    for system in comparison.systems:
-        for scorer, measure, number in _numbers(system):
-            paper = system.paper if measure == "adherence" else None
-            records.append(
-                {
-                    **{"system": system.name, "scorer": scorer, "measure": measure},
-                    **{k: getattr(number, k, None) for k in ("value", "low", "high", "k", "n")},
-                    **{"paper": paper and paper.value, "paper_source": paper and paper.source},
-                }
-            )
-    return records
-
-
-def _numbers(system: System) -> Iterator[tuple[str, str, Rate | Estimate]]:
-    """All numbers of a system: reading, measure, value."""
-    scores, shown_readings = system.scores, _readings(system)
-    yield "", "cut_by_limit", scores.cut
-    yield "", "most_frequent_answer", scores.most_frequent_answer.share
-    for name in shown_readings:
-        reading = scores.readings[name]
-        for measure, value in reading.all.items():
-            yield name, measure, value
-        if reading.most_frequent is not None:
-            yield name, "most_frequent_share", reading.most_frequent.share
-        for kind, times in reading.failures.items():
-            yield name, f"failures.{kind}", Estimate(times, None, None, scores.answers)
-    for measure, value in scores.constant_measures.items():
-        yield shown_readings[0], f"constant.{measure}", value

@@ -10,10 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tell_plugins.evaluation import significance
-from tell_plugins.evaluation.intervals import Interval, smallest_shown
+from tell_plugins.evaluation.intervals import (
+    RESAMPLES,
+    SEED,
+    Floats,
+    Interval,
+    interval,
+    randomized,
+    smallest_shown,
+    summed,
+)
 from tell_plugins.evaluation.judged import Column
-from tell_plugins.evaluation.significance import RESAMPLES, SEED, Floats, summed
 
 LEVEL = 0.05  # of the test: p below it
 _KEPT = ("value", "low", "high", "p", "n", "resamples", "seed")
@@ -138,7 +145,7 @@ def difference(
         return None
     if column.is_loss:  # which has no test
         moved = replace(column, stats=np.column_stack([ours[:, 0] - others[:, 0], ours[:, 1]]))
-        ends = significance.interval(moved.stats, moved.score)
+        ends = interval(moved.stats, moved.score)
         return Difference(moved.total, *ends, n=len(shared))
     both, width = np.hstack([ours, others]), ours.shape[1]
 
@@ -149,10 +156,10 @@ def difference(
     if column.difference is not None:
         _, low, high = column.difference(ours, others)
     else:
-        low, high = significance.interval(both, differences, resamples=resamples, seed=seed)
+        low, high = interval(both, differences, resamples=resamples, seed=seed)
     if math.isnan(value) or math.isnan(low):  # nothing to take a share of
         return None
-    p = significance.randomized(both, differences, value, resamples, seed)
+    p = randomized(both, differences, value, resamples, seed)
     return Difference(value, low, high, len(shared), p, resamples, seed)
 
 

@@ -62,16 +62,8 @@ def score_texts(card: Card, answers: Sequence[str], references: Sequence[str]) -
     kept = [(said, text) for said, text in zip(answers, right, strict=True) if text is not None]
     if not kept:
         return {"task_rows": 0.0}
-    case = Case(
-        card=card,
-        answers=[
-            Answer(id="", row=row, text=said, finish_reason="")
-            for row, (said, _) in enumerate(kept)
-        ],
-        right=[text for _, text in kept],
-        labels=labels,
-        readings=("strict",),
-    )
+    lines = [Answer(id="", row=n, text=said, finish_reason="") for n, (said, _) in enumerate(kept)]
+    case = Case(card, lines, [text for _, text in kept], labels, readings=("strict",))
     columns = next(iter(scorers.judge(case).values())).columns
     found = {
         _SCORES[name].format(metric=card.metric): column.total
@@ -86,8 +78,7 @@ def _right(card: Card, references: Sequence[str]) -> tuple[list[str | None], lis
     JSON without one the whole response. And all labels."""
     if card.metric == "label":
         allowed = closed_labels(card)
-        texts = [reference.strip() for reference in references]
-        return [text if text in allowed else None for text in texts], allowed
+        return [text if text in allowed else None for text in map(str.strip, references)], allowed
     schema = card_schema(card)
     verdicts = [strict(reference, "", schema) for reference in references]
     if schema.label is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tell_plugins.evaluation import bleed, retention
-from tell_plugins.evaluation.answers import ANSWERS, Answer, differing, read_answers, saved_settings
+from tell_plugins.evaluation.answers import ANSWERS, Answer, answer_lines, differing, saved_settings
 from tell_plugins.evaluation.bleed import Form
 from tell_plugins.evaluation.differences import Difference, Measure, difference, measure_of
 from tell_plugins.evaluation.intervals import Estimate, Rate
@@ -62,7 +62,7 @@ def read(folder: Path, beside: Path | None = None) -> Answered:
     Its losses are left out unless they are of the same model over the same rows as those in
     `beside`, as far as the settings of both say. Raises UserError for files that are not readable.
     """
-    lines = read_answers(folder) if (folder / ANSWERS).is_file() else []
+    lines = answer_lines(folder / ANSWERS)
     sums = {name: retention.read(folder, name) for name in retention.FILES}
     if beside is not None:
         mine, theirs = saved_settings(folder), saved_settings(beside)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from tell_plugins.bridge.protocol import (
     conversation,
     system_text,
 )
-from tell_plugins.core.errors import UserError, nearest
+from tell_plugins.core.errors import UserError, nearest, unknown
+from tell_plugins.evaluation.adapters import Adapter
 from tell_plugins.preparation.endpoint import Completion, Endpoint, Refused, api_url, side_by_side
 from tell_plugins.recipe.recipes import Recipe
 
@@ -46,13 +48,29 @@ def make_engine(
     if is_url(kind):
         system = system_text(recipe.get("system")) or ""
         return UrlEngine(kind, adapters, model_name=model_name, system=system, workers=batch_size)
-    if kind == "vllm":
-        from tell_plugins.bridge.engine import VllmEngine
+    from tell_plugins.bridge import engine
 
-        return VllmEngine(recipe.values, adapters, batch_size=batch_size)
-    from tell_plugins.bridge.engine import LocalEngine
+    made = engine.VllmEngine if kind == "vllm" else engine.LocalEngine
+    return made(recipe.values, adapters, batch_size=batch_size)
 
-    return LocalEngine(recipe.values, adapters, batch_size=batch_size)
+
+def load(kind: str, recipe: Recipe, adapters: Sequence[Adapter], **more: Any) -> Engine:
+    """An engine with these adapters, or with one whole model in place of the recipe's; `more` as
+    for `make_engine`."""
+    if adapters[0].whole and not is_url(kind):
+        return make_engine(kind, recipe.with_values(model=str(adapters[0].path)), {}, **more)
+    named = {a.engine_name: a.path for a in adapters if a.path and a.engine_name}
+    return make_engine(kind, recipe, named, **more)
+
+
+def acting(engine: Any, adapter: Adapter) -> AbstractContextManager[None]:
+    """The engine answering as this adapter; a whole model of its own load is its base model."""
+    if adapter.scale != 1:
+        scaled: AbstractContextManager[None] = engine.scaled(adapter.engine_name, adapter.scale)
+        return scaled
+    own_load = adapter.whole and not isinstance(engine, UrlEngine)
+    active: AbstractContextManager[None] = engine.adapter(None if own_load else adapter.engine_name)
+    return active
 
 
 def need_kind(kind: str, model_name: str | None) -> None:
@@ -60,13 +78,7 @@ def need_kind(kind: str, model_name: str | None) -> None:
     if is_url(kind):
         return
     if kind not in LOCAL:
-        match = nearest(kind, LOCAL)
-        raise UserError(
-            f"unknown engine '{kind}'",
-            where="--engine",
-            allowed=f"{', '.join(LOCAL)}, or a URL such as http://127.0.0.1:8000/v1",
-            remedy=f"did you mean '{match}'?" if match else "leave the option away",
-        )
+        raise unknown("engine", kind, [*LOCAL, "http://HOST:PORT/v1"], "--engine")
     if model_name is not None:
         raise UserError(
             f"a server's model is named, but engine '{kind}' takes the recipe's",
@@ -226,12 +238,12 @@ class UrlEngine:
         }
         if decoding.top_p is not None:
             asked["top_p"] = decoding.top_p
+        # what OpenAI's own API does not know can be left away where that changes nothing
         extra: dict[str, Any] = {"repetition_penalty": decoding.repetition_penalty}
         if decoding.top_k is not None:
             extra["top_k"] = decoding.top_k
-        # what OpenAI's own API does not know can be left away where that changes nothing
-        needed = decoding.top_k is not None or decoding.repetition_penalty != 1.0
-        if not self._plain:
+        needed = extra != {"repetition_penalty": 1.0}
+        if needed or not self._plain:
             try:
                 return self._send(messages, **asked, extra_body=extra)
             except Refused:

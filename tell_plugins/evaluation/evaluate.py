@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tell_plugins.bridge.protocol import Engine, decoding, model_sha256, system_text
+from tell_plugins.bridge.protocol import Engine, History, decoding, model_sha256, system_text
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import in_front
 from tell_plugins.core.cards import Card
@@ -51,13 +50,13 @@ def run(args: argparse.Namespace) -> int:
 
     options = options_of(args)
     task = answer(options)
-    names = [options.folder(seed) for seed in options.all_seeds()]
-    print_summary(task.out, [adapter.label for adapter in task.adapters], names, task.card)
+    labels, names = [adapter.label for adapter in task.adapters], list(options.folders)
+    print_summary(task.out, labels, names, task.card)
     for adapter in task.adapters:
         if adapter.path is not None and adapter.changes_nothing:
             print(f"{adapter.label}: every LoRA B matrix is zero; this run trained nothing")
     for name in names if options.against else []:
-        folders = [task.out / adapter.label / name for adapter in task.adapters]
+        folders = [task.out / label / name for label in labels]
         print_verdict(compare(folders, baseline=folders[-1]))
     return 0
 
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 def answer(options: Options) -> Task:
     """Answer and score everything that is asked for; what is there already is kept."""
     recipe = load_recipe(options.recipe, options.flags)
-    raise_all(list(wrong_flags(recipe)))
+    raise_all([*wrong_flags(recipe), *options.contradictions()])
     if options.against:
         named = with_baseline(recipe, options.against, options.adapter)
         options = options.model_copy(update={"adapter": named})
@@ -108,7 +107,11 @@ def plan(recipe: Recipe, options: Options) -> Task:
     """Everything that can be wrong, found before a model is loaded."""
     remedy = "name the recipe of the task, and this run's folder with --adapter"
     card = prompting.task_card(recipe, "task to score", remedy)
-    learned = _check(options, card)
+    card_validator(card)  # a schema that cannot be applied is told before anything is asked
+    decoding(options.decoding)
+    engines.need_kind(options.engine, options.model_name)
+    learned = wanted(options)
+    need_translation(card, learned)
     adapters = find_adapters(options.adapter, recipe, rivals.RIVALS)
     for adapter in adapters:
         rivals.refuse_unfit(adapter.rival, card)
@@ -129,7 +132,7 @@ def plan(recipe: Recipe, options: Options) -> Task:
         card=card,
         anchor=anchor,
         prompts=prompts,
-        adapters=at_scales(adapters[:scaled], options.all_scales()) + adapters[scaled:],
+        adapters=at_scales(adapters[:scaled], options.scales) + adapters[scaled:],
         general=general,
         foreign=retention.foreign(options.retention_rows) if general else None,
         max_new_tokens=prompting.answer_limit(card, options.max_new_tokens),
@@ -137,19 +140,6 @@ def plan(recipe: Recipe, options: Options) -> Task:
         out=paths.user_target(options.out) if options.out else recipe.output_dir / "eval",
         notes=notes,
     )
-
-
-def _check(options: Options, card: Card) -> Wanted:
-    """Raise UserError for options that cannot be; the learned metrics that are asked for."""
-    card_validator(card)  # a schema that cannot be applied is told before anything is asked
-    decoding(options.decoding)
-    engines.need_kind(options.engine, options.model_name)
-    options.all_seeds()
-    options.all_scales()
-    options.check_counts()
-    learned = wanted(options)
-    need_translation(card, learned)
-    return learned
 
 
 def _general_rows(
@@ -177,26 +167,11 @@ def _loads(task: Task) -> list[list[Adapter]]:
 
 
 def _engine(task: Task, adapters: list[Adapter]) -> Any:
-    """An engine with these adapters, or with one whole model in place of the recipe's."""
     if all(adapter.rival == rivals.WORDS for adapter in adapters):
         return rivals.NO_MODEL
-    options, recipe = task.options, task.recipe
-    loaded: dict[str, Path] = {a.engine_name: a.path for a in adapters if a.path and a.engine_name}
-    if adapters[0].whole and not task.served:
-        recipe, loaded = recipe.with_values(model=str(adapters[0].path)), {}
-    return engines.make_engine(
-        options.engine, recipe, loaded, batch_size=options.batch_size, model_name=options.model_name
-    )
-
-
-def _active(engine: Any, task: Task, adapter: Adapter) -> AbstractContextManager[None]:
-    """The engine answering as this adapter; a whole model of its own load is its base model."""
-    if adapter.scale != 1:
-        scaled: AbstractContextManager[None] = engine.scaled(adapter.engine_name, adapter.scale)
-        return scaled
-    own_load = adapter.whole and not task.served
-    active: AbstractContextManager[None] = engine.adapter(None if own_load else adapter.engine_name)
-    return active
+    options = task.options
+    more = {"batch_size": options.batch_size, "model_name": options.model_name}
+    return engines.load(options.engine, task.recipe, adapters, **more)
 
 
 def _anchors_by_itself(engine: Engine, task: Task) -> bool:
@@ -220,79 +195,48 @@ def _anchors_by_itself(engine: Engine, task: Task) -> bool:
 # --- answers --------------------------------------------------------------------------------------
 
 
+class Asked(NamedTuple):
+    """What is asked for one folder of answers, after which turns, and by which settings."""
+
+    folder: Path
+    prompts: Sequence[Prompt]
+    settings: Settings
+    history: History = ()
+
+
 def _answer_with_one_load(task: Task, adapters: list[Adapter], *, first: bool) -> None:
     engine = _engine(task, adapters)
     if isinstance(engine, UrlEngine):
         engine.need_apart([adapter.engine_name for adapter in adapters])
     if first and engine is not rivals.NO_MODEL:  # before the first is answered for hours
         for adapter in task.adapters:
-            for name, settings in [] if adapter.rival else _planned(engine, task, adapter):
-                refuse_others(task.out / adapter.label / name, settings)
+            for asked in [] if adapter.rival else _asked(engine, task, adapter, None):
+                refuse_others(asked.folder, asked.settings)
     for adapter in adapters:
-        with _active(engine, task, adapter):
-            anchored = not adapter.rival and _anchors_by_itself(engine, task)
-            _answer_task(*_with_examples(engine, task, adapter), task, adapter)
-            if anchored:
-                print(f"{adapter.label}: {_ANCHORED}; no general question is asked", flush=True)
-            elif task.foreign is not None and not adapter.rival:  # which has nothing to say to them
-                _measure_general(engine, task, adapter, task.foreign)
+        with engines.acting(engine, adapter):
+            _answer(engine, task, adapter)
 
 
-def _planned(engine: Engine, task: Task, adapter: Adapter) -> Iterator[tuple[str, Settings]]:
-    """Every folder of answers of one adapter, and its settings."""
-    for seed in task.options.all_seeds():
-        yield task.options.folder(seed), _settings(engine, task, adapter, seed)
-    if task.general:
-        yield GENERAL, _general_settings(engine, task, adapter)
-
-
-def _settings(engine: Engine, task: Task, adapter: Adapter, seed: int) -> Settings:
-    options, model = task.options, str(task.recipe.get("model"))
-    keys, files = task.recipe.values, ""
-    if task.served:  # which gets the system prompt alone
-        model, system = engine.model_name, system_text(task.recipe.get("system"))
-        keys = {"system": system} if system else {}
-    else:
-        folder = model_folder(model) or getattr(engine, "model_dir", None)
-        files = folder_sha256(Path(folder)) if folder else ""
-    return Settings(
-        recipe=task.recipe.name,
-        card=task.card.name,
-        split=options.split,
-        anchor=task.anchor,
-        adapter=adapter.shown,
-        decoding=options.decoding,
-        seed=seed,
-        rows=len(task.prompts),
-        model=model,
-        engine=engine.name,
-        max_new_tokens=task.max_new_tokens,
-        batch_size=options.batch_size,
-        prompts_sha256=prompting.prompts_sha256(task.prompts),
-        shots=options.shots,
-        model_sha256=model_sha256(keys) if keys else "",
-        adapter_sha256=adapter.weights_sha256,
-        model_files_sha256=files,
-        adapter_config_sha256=adapter.config_sha256,
-        scale=adapter.scale,
-    )
-
-
-def _general_settings(engine: Engine, task: Task, adapter: Adapter) -> Settings:
-    """General questions: greedy, short, without anchor and examples."""
-    questions = task.foreign.questions if task.foreign else []
-    return _settings(engine, task, adapter, 42).model_copy(
-        update={
-            "split": GENERAL,
-            "anchor": "none",
-            "decoding": "greedy",
-            "rows": len(questions),
-            "max_new_tokens": bleed.TOKENS,
-            "prompts_sha256": prompting.prompts_sha256(questions),
-            "rows_sha256": prompting.pairs_sha256(task.general),
-            "shots": 0,
-        }
-    )
+def _answer(engine: Any, task: Task, adapter: Adapter) -> None:
+    anchored = not adapter.rival and _anchors_by_itself(engine, task)
+    answers, examples = _with_examples(engine, task, adapter)
+    for folder, prompts, settings, history in _asked(answers, task, adapter, examples):
+        general = settings.split == GENERAL
+        if general and anchored:
+            print(f"{adapter.label}: {_ANCHORED}; no general question is asked", flush=True)
+            continue
+        label = f"{adapter.label}, {settings.split}"
+        answer_all(answers, prompts, settings, folder, label=label, history=history)
+        if general and task.foreign is not None:
+            # of the base model, or of a whole one, no base is at hand to diverge from
+            base = adapter.path is None or adapter.whole
+            retention.measure_all(
+                engine, task.general, task.foreign, settings, folder, label=adapter.label, base=base
+            )
+        else:
+            if examples is not None:
+                examples.keep(folder)
+            scoring.write(folder, task.learned)
 
 
 def _with_examples(engine: Engine, task: Task, adapter: Adapter) -> tuple[Engine, Examples | None]:
@@ -308,33 +252,58 @@ def _with_examples(engine: Engine, task: Task, adapter: Adapter) -> tuple[Engine
     return engine, rivals.choose_examples(task.card, task.anchor, shots) if shots else None
 
 
-def _answer_task(engine: Engine, examples: Examples | None, task: Task, adapter: Adapter) -> None:
-    history = examples.history if examples is not None else []
-    of_examples: dict[str, Any] = {"shots": len(history)}
-    if history:
-        of_examples["rows_sha256"] = prompting.pairs_sha256(history)
-    for seed in task.options.all_seeds():
-        folder = task.out / adapter.label / task.options.folder(seed)
-        answer_all(
-            engine,
-            task.prompts,
-            decoding(task.options.decoding),
-            _settings(engine, task, adapter, seed).model_copy(update=of_examples),
-            folder,
-            label=f"{adapter.label}, {task.options.split}",
-            history=history,
-        )
-        if examples is not None:
-            examples.keep(folder)
-        scoring.write(folder, task.learned)
+def _asked(
+    engine: Engine, task: Task, adapter: Adapter, examples: Examples | None
+) -> Iterator[Asked]:
+    """Every folder of answers of one adapter: to the task once a seed, then to general questions,
+    which are asked greedily, for a short answer, without anchor and examples."""
+    history = examples.history if examples else []
+    out, same = task.out / adapter.label, _settings(engine, task, adapter)
+    of_task = {
+        "prompts_sha256": prompting.prompts_sha256(task.prompts),
+        "rows_sha256": prompting.pairs_sha256(history) if history else "",
+        "shots": len(history) or task.options.shots,
+    }
+    for name, seed in task.options.folders.items():
+        settings = same.model_copy(update=of_task | {"seed": seed})
+        yield Asked(out / name, task.prompts, settings, history)
+    if task.foreign is not None and not adapter.rival:  # which has nothing to say to them
+        questions = task.foreign.questions
+        of_general = {
+            **{"split": GENERAL, "anchor": "none", "decoding": "greedy"},
+            "rows": len(questions),
+            "max_new_tokens": bleed.TOKENS,
+            "prompts_sha256": prompting.prompts_sha256(questions),
+            "rows_sha256": prompting.pairs_sha256(task.general),
+        }
+        yield Asked(out / GENERAL, questions, same.model_copy(update=of_general))
 
 
-def _measure_general(
-    engine: Engine, task: Task, adapter: Adapter, foreign: retention.Foreign
-) -> None:
-    folder, label = task.out / adapter.label / GENERAL, adapter.label
-    settings = _general_settings(engine, task, adapter)
-    greedy = decoding("greedy")
-    answer_all(engine, foreign.questions, greedy, settings, folder, label=f"{label}, general")
-    base = adapter.path is None or adapter.whole  # then no base model is at hand to diverge from
-    retention.measure_all(engine, task.general, foreign, settings, folder, label=label, base=base)
+def _settings(engine: Engine, task: Task, adapter: Adapter) -> Settings:
+    """What the answers to the task and to general questions have in common, the task's first."""
+    options, model = task.options, str(task.recipe.get("model"))
+    keys, files = task.recipe.values, ""
+    if task.served:  # which gets the system prompt alone
+        model, system = engine.model_name, system_text(task.recipe.get("system"))
+        keys = {"system": system} if system else {}
+    else:
+        folder = model_folder(model) or getattr(engine, "model_dir", None)
+        files = folder_sha256(Path(folder)) if folder else ""
+    return Settings(
+        recipe=task.recipe.name,
+        card=task.card.name,
+        split=options.split,
+        anchor=task.anchor,
+        adapter=adapter.shown,
+        decoding=options.decoding,
+        rows=len(task.prompts),
+        model=model,
+        engine=engine.name,
+        max_new_tokens=task.max_new_tokens,
+        batch_size=options.batch_size,
+        model_sha256=model_sha256(keys) if keys else "",
+        adapter_sha256=adapter.weights_sha256,
+        model_files_sha256=files,
+        adapter_config_sha256=adapter.config_sha256,
+        scale=adapter.scale,
+    )

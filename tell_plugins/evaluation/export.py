@@ -13,7 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,9 @@ from tell_plugins.bridge.embedded_model import HUB_ID, WHEEL, is_embedded
 from tell_plugins.bridge.merging import hub_id
 from tell_plugins.bridge.protocol import conversation
 from tell_plugins.core import paths
-from tell_plugins.core.cards import load_card
+from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import MachineError, UserError, raise_all
+from tell_plugins.core.shown import markdown_cell
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.state_files import write_json
@@ -31,8 +33,8 @@ from tell_plugins.core.text import MARK
 from tell_plugins.evaluation import summary
 from tell_plugins.evaluation.adapters import ARGS, BASE, CONFIG, Run, model_files, read_run
 from tell_plugins.evaluation.answers import GENERAL, SETTINGS, read_settings
-from tell_plugins.evaluation.grids import Grid, to_markdown
-from tell_plugins.evaluation.options import LARGEST_SCALE
+from tell_plugins.evaluation.grids import Grid
+from tell_plugins.evaluation.options import scale
 from tell_plugins.evaluation.prompts import answer_limit
 from tell_plugins.evaluation.scoring import System
 from tell_plugins.recipe.models import may_be_hub_id, model_folder
@@ -64,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     kind.add_argument("--adapter", action="store_true", help="the adapter alone")
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="the adapter's weights times this (default: 1)"
+        "--scale", type=scale, default=1.0, help="the adapter's weights times this (default: 1)"
     )
     parser.add_argument(
         "--gguf",
@@ -101,11 +103,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _wrong(args: argparse.Namespace, trained: Run, out: Path) -> Iterator[UserError]:
-    if not 0 <= args.scale <= LARGEST_SCALE:
-        allowed = f"a number from 0 to {LARGEST_SCALE}"
-        yield UserError(
-            f"{args.scale:g} is no scale", where="--scale", allowed=allowed, remedy="--scale 0.5"
-        )
     if out.exists():
         yield UserError(
             "it is there already", where=f"--out {paths.shown(out)}", remedy="name a new folder"
@@ -146,7 +143,7 @@ def prove(trained: Run) -> tuple[ChatTemplate, list[Case], Any]:
     chat = chats.find_template(template.tokenizer, template, front, cases)
     source = "the model's own" if chat.own else "written from ms-swift's"
     print(f"chat template: {source}{', with the anchor put in' if front.text else ''}")
-    for name, count in counted(cases).items():
+    for name, count in Counter(case.name for case in cases).items():
         print(f"  {name} ({count}): {chat.differences.get(name, 'the token ids of training')}")
     if chats.trained_ids(template, cases[0].messages[0]["content"]) != cases[0].ids:
         print(
@@ -238,11 +235,11 @@ def _write_adapter(trained: Run, folder: Path) -> None:
     for path in (*trained.folder.glob("adapter_model.*"), *trained.folder.glob("additional_*")):
         shutil.copy2(path, folder)
     config = trained.adapter.saved(CONFIG)
-    scale = trained.adapter.scale
-    if scale != 1:
+    by = trained.adapter.scale
+    if by != 1:
         pattern = config.get("alpha_pattern") or {}
-        config["lora_alpha"] *= scale
-        config["alpha_pattern"] = {name: alpha * scale for name, alpha in pattern.items()}
+        config["lora_alpha"] *= by
+        config["alpha_pattern"] = {name: alpha * by for name, alpha in pattern.items()}
     config["base_model_name_or_path"] = trained.model
     write_json(folder / CONFIG, config)
     saved = {key: trained.args[key] for key in _ALL if trained.args.get(key) is not None}
@@ -281,48 +278,54 @@ def _convert(converter: list[str], folder: Path) -> None:
 
 
 # --- the README, what a stranger needs to use the model and to judge it ------------------------
-# its text is `model_card.md.jinja`; here stands what it is filled with
 
 
 def model_card(
     trained: Run, chat: ChatTemplate, cases: Sequence[Case], folder: Path, *, name: str
 ) -> str:
-    """The card as Markdown. `name` is what the folder will be called."""
+    """The card as Markdown: `model_card.md.jinja`, filled. `name` is what the folder will be."""
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["row"] = _row
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     manifest, (base, base_text) = trained.manifest, _base(trained)
-    summary_of_card, tokens = "-", 512
-    with contextlib.suppress(UserError):  # it may not be on this machine any more
-        card = load_card(manifest["card"])
-        summary_of_card, tokens = card.summary, answer_limit(card)
-    first_turn = (manifest.get("anchor") or {}).get("turn") == "first"
-    query = cases[0].messages[-1]["content"]
-    tried = [
-        [case, str(count), chat.differences.get(case, "equal")]
-        for case, count in counted(cases).items()
-    ]
+    card = _known(manifest["card"])
+    said = {"mixture": manifest["spec"], "weighing": manifest.get("weighting")}
     return template.render(
         name=name,
-        adapter=(folder / "adapter_config.json").is_file(),
+        adapter=(folder / CONFIG).is_file(),
         gguf=(folder / GGUF).is_file(),
         base=base,
         base_text=base_text,
         card=manifest["card"],
-        summary=summary_of_card,
+        summary=card.summary if card else "-",
         scale=trained.adapter.scale,
-        tokens=tokens,
-        query=json.dumps(query, ensure_ascii=False),
+        tokens=answer_limit(card) if card else 512,
+        query=json.dumps(cases[0].messages[-1]["content"], ensure_ascii=False),
         rank=max(trained.args.get("lora_rank") or 8, 16),
-        source="the model's own" if chat.own else "written from ms-swift's template",
+        own_template=chat.own,
         anchor=trained.anchor.splitlines(),
-        turns="the first turn of the user" if first_turn else "each turn of the user",
-        tried=to_markdown(Grid("", ["asked", "tried", "token ids, against training"], tried)),
-        scores=_scores(trained),
-        data=to_markdown(_data(manifest)),
-        settings=to_markdown(_settings(trained)),
+        first_turn=(manifest.get("anchor") or {}).get("turn") == "first",
+        tried=Counter(case.name for case in cases),
+        differences=chat.differences,
+        scores=list(_scores(trained)),
+        sources=[(source, _known(source["card"])) for source in manifest.get("sources", [])],
+        settings=said | {key: trained.args.get(key) for key in _SETTINGS},
     )
+
+
+def _row(cells: Sequence[Any]) -> str:
+    """A row of a Markdown table."""
+    texts = [", ".join(map(str, cell)) if isinstance(cell, list) else cell for cell in cells]
+    return f"| {' | '.join(map(markdown_cell, texts))} |"
+
+
+def _known(card: str) -> Card | None:
+    """The card of that name, None where it is not on this machine any more."""
+    with contextlib.suppress(UserError):
+        return load_card(card)
+    return None
 
 
 def _base(trained: Run) -> tuple[str | None, str]:
@@ -337,29 +340,16 @@ def _base(trained: Run) -> tuple[str | None, str]:
     return known, f"[{known}](https://huggingface.co/{known}){note}"
 
 
-def counted(cases: Iterable[Case]) -> dict[str, int]:
-    """How many cases there are of each name."""
-    names = [case.name for case in cases]
-    return {name: names.count(name) for name in dict.fromkeys(names)}
-
-
-def _scores(trained: Run) -> str:
+def _scores(trained: Run) -> Iterator[tuple[str, Grid]]:
     """The tables of `eval` for these weights, where it left answers beside the run."""
-    text = ""
     systems = list(_evaluated(trained))
     for system in systems:
-        settings, rows = system.scores.settings, system.scores.rows
-        said = f"{rows} rows of the split `{system.scores.split}`, {settings['decoding']} answers"
-        text += f"{said}:\n\n{_markdown(summary.table([system], ''))}\n"
+        settings = system.scored.settings
+        what = f"{system.rows} rows of the split `{settings.split}`, {settings.decoding} answers"
+        yield what, summary.table([system], "")
     elsewhere = summary.elsewhere_table(systems[-1:])
-    return text + (f"The rest of the model:\n\n{_markdown(elsewhere)}" if elsewhere else "")
-
-
-def _markdown(grid: Grid) -> str:
-    """A table without the column that names its one row, and its notes."""
-    rows = [[cell.replace("\n", " ") for cell in row[1:]] for row in grid.rows]
-    notes = "".join(f"\n- {note}" for note in grid.notes)
-    return to_markdown(Grid("", grid.columns[1:], rows)) + notes + "\n"
+    if elsewhere is not None:
+        yield "The rest of the model", elsewhere
 
 
 def _evaluated(trained: Run) -> Iterator[System]:
@@ -374,27 +364,5 @@ def _evaluated(trained: Run) -> Iterator[System]:
             if same and settings.split != GENERAL:
                 with contextlib.suppress(UserError):  # it is under way, or its card has changed
                     system = summary.system_of(label, path.parent, out / BASE / GENERAL)
-                    if system.scores.complete:
+                    if system.complete:
                         yield system
-
-
-def _data(manifest: Mapping[str, Any]) -> Grid:
-    rows = []
-    for source in manifest.get("sources", []):
-        used, origin = source["rows"], "-"
-        with contextlib.suppress(UserError):
-            origin = load_card(source["card"]).source
-        amount = f"{used['used']} x {used.get('copies', 1)}"
-        rows.append([source["card"], source["role"], amount, source.get("licence", "-"), origin])
-    return Grid("", ["data set", "role", "rows x copies", "licence", "source"], rows)
-
-
-def _settings(trained: Run) -> Grid:
-    values = {"mixture": trained.manifest["spec"], "weighing": trained.manifest.get("weighting")}
-    values |= {key: trained.args.get(key) for key in _SETTINGS}
-    rows = [
-        [key, ", ".join(map(str, value)) if isinstance(value, list) else f"{value}"]
-        for key, value in values.items()
-        if value not in (None, -1, "")
-    ]
-    return Grid("", ["setting", "value"], rows)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from tell_plugins.evaluation.intervals import Estimate, Rate, shown
 UNBOUNDED = 10_000  # columns of a file
 POINTS = ", points"  # how a column of differences in percentage points ends
 _DIGITS = 6  # beyond what any interval here carries; keeps files equal on every machine
+Cell = tuple[Mapping[str, str], str, str]  # the names of its row by their heads, column, text
 Record = Mapping[str, Any]  # a row: texts, numbers, rates and estimates by column
 
 
@@ -33,6 +35,17 @@ class Grid:
     columns: list[str]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
+
+
+def pivot(title: str, cells: Iterable[Cell], notes: Iterable[str] = ()) -> Grid:
+    """The cells as a table, rows and columns as they come; what is not among them is a dash."""
+    lines: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    heads: Mapping[str, str] = {}
+    for heads, column, text in cells:
+        lines[tuple(heads.values())][column] = text
+    columns = list(dict.fromkeys(column for line in lines.values() for column in line))
+    rows = [[*names, *(line.get(c, "-") for c in columns)] for names, line in lines.items()]
+    return Grid(title, [*heads, *columns], rows, list(notes))
 
 
 def table_console() -> Console:

@@ -1,25 +1,36 @@
-"""Numbers with their 95 % intervals, those of shares in closed form.
+"""Numbers with their 95 % intervals, and how far a difference could be chance of the test rows.
 
 A share has Wilson's interval; means and differences of shares are put together from these by
 square-and-add (Newcombe, 1998; Zou and Donner, 2008). Unlike a bootstrap they do not shrink to
-nothing where every answer is right, or every one wrong. Shares come as (n, 2) arrays: of each test
-row its hits and its answers, see `significance.summed`.
+nothing where every answer is right, or every one wrong. All else has a bootstrap (Koehn, 2004):
+test rows are drawn with replacement, and both systems are scored on the same draw. p-values are by
+approximate randomization (Riezler and Maxwell, 2005): where the systems do not differ, swapping
+their answers to a row changes nothing but chance.
+
+Every score is a function of sums over rows: of a share, (n, 2) arrays of each row's hits and
+answers. So a draw is a vector of counts, and all draws are one matrix product.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from tell_plugins.evaluation.significance import Floats, counts_of
-
+RESAMPLES, SEED = 2000, 42
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 POWER = 2.8  # standard errors that a difference needs to be seen in 80 % of tests at 5 %
 _SAME = 1e-9  # shares nearer to each other than this are equal
+_EQUAL = 1e-12  # and differences: sums of floats
+_CHUNK = 4_000_000  # counts held in memory at once
+
+Floats = npt.NDArray[np.float64]
+Score = Callable[[Floats], Floats]  # (r, s) sums -> (r,) scores
+PairedInterval = Callable[[Floats, Floats], tuple[float, float, float]]  # value, low, high
 
 
 @dataclass(frozen=True)
@@ -64,14 +75,37 @@ def shown(
 
     `sign="+"` is for differences. `between` a line break puts the interval on a line of its own.
     """
-    value, low, high = (getattr(number, name, None) for name in ("value", "low", "high"))
-    if value is None:
+    numbers = [getattr(number, name, None) for name in ("value", "low", "high")]
+    if numbers[0] is None:
         return "-"
-    text = f"{factor * value:{sign}.{digits}f}"
-    if not interval or low is None or high is None:
-        return text
-    ends = [f"{factor * end:{sign}.{digits}f}" for end in (low, high)]
-    return f"{text}{between}[{ends[0]}, {ends[1]}]"
+    value, *ends = [f"{factor * n:{sign}.{digits}f}" for n in numbers if n is not None]
+    return f"{value}{between}[{', '.join(ends)}]" if interval and len(ends) == 2 else value
+
+
+# --- sums over the answers to each test row -------------------------------------------------------
+
+
+def summed(stats: Floats, rows: npt.ArrayLike) -> Floats:
+    """Statistics summed over the answers to each test row, rows in sorted order."""
+    distinct, place = np.unique(np.asarray(rows), return_inverse=True)
+    sums = np.zeros((len(distinct), stats.shape[1]))
+    np.add.at(sums, place, stats)
+    return sums
+
+
+def counts_of(values: npt.ArrayLike, rows: npt.ArrayLike) -> Floats:
+    """(n, 2) statistics for `mean_score`: values summed and counted by row, rows sorted."""
+    numbers = np.asarray(values, float)
+    return summed(np.stack([numbers, np.ones(len(numbers))], axis=1), rows)
+
+
+def mean_score(sums: Floats) -> Floats:
+    """The mean, where a row's statistics are (sum of its values, number of its values)."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(sums[:, 0] / sums[:, 1])
+
+
+# --- shares ---------------------------------------------------------------------------------------
 
 
 def wilson(k: float, n: float) -> tuple[float, float]:
@@ -185,3 +219,86 @@ def smallest_shown(low: float, high: float) -> float:
     2.8 standard errors: 1.96 for the test and 0.84 for the power (Cohen, 1988, chapter 2).
     """
     return POWER * (high - low) / (2 * Z95)
+
+
+# --- draws of rows --------------------------------------------------------------------------------
+
+
+def bootstrap(stats: Floats, score: Score, resamples: int = RESAMPLES, seed: int = SEED) -> Floats:
+    """`score` of each of so many draws of the rows of `stats` (n, s), without those in which it is
+    undefined (NaN).
+
+    Rows with equal statistics are drawn as one kind of row, which changes nothing but the speed.
+    """
+    if resamples < 1 or len(stats) == 0:
+        raise ValueError(f"{resamples} resamples of {len(stats)} rows")
+    kinds, counts = np.unique(stats, axis=0, return_counts=True)
+    generator = np.random.default_rng(seed)
+    shares = counts / len(stats)
+    sums = _sums(kinds, lambda n: generator.multinomial(len(stats), shares, size=n), resamples)
+    draws = score(sums)
+    return draws[~np.isnan(draws)]
+
+
+def interval(
+    stats: Floats, score: Score, *, resamples: int = RESAMPLES, seed: int = SEED
+) -> tuple[float, float]:
+    """The 95 % percentile interval of `bootstrap`; NaN where the score never is defined."""
+    draws = bootstrap(stats, score, resamples, seed)
+    return middle(draws) if len(draws) else (math.nan, math.nan)
+
+
+def middle(draws: Floats) -> tuple[float, float]:
+    """The ends of the middle 95 %."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _sums(kinds: Floats, draw: Callable[[int], npt.NDArray[np.int64]], resamples: int) -> Floats:
+    """`resamples` draws of how often each kind of row is taken, summed, a part at a time."""
+    step = max(1, _CHUNK // len(kinds))
+    parts = [
+        draw(min(step, resamples - start)).astype(float) @ kinds
+        for start in range(0, resamples, step)
+    ]
+    return np.concatenate(parts)
+
+
+def over_seeds(
+    pairs: Sequence[tuple[Floats, Floats]],
+    score: Score,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> tuple[float, float]:
+    """The 95 % interval of a difference over test rows and training seeds.
+
+    Each draw takes seeds and rows with replacement (a hierarchical bootstrap): which task rows a
+    seed draws, and in which order, is chance as well. With few seeds it is rather too narrow.
+
+    Args:
+        pairs: (system, baseline) of each seed, each (n, s); row i of all belongs to one test row.
+    """
+    generator = np.random.default_rng(seed)
+    rows, seeds = len(pairs[0][0]), len(pairs)
+    counts = generator.multinomial(rows, np.full(rows, 1 / rows), size=resamples).astype(float)
+    taken = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
+    each = [score(counts @ system) - score(counts @ baseline) for system, baseline in pairs]
+    draws = (taken * np.stack(each, axis=1)).sum(axis=1)
+    return middle(draws[~np.isnan(draws)])
+
+
+def randomized(both: Floats, differences: Score, value: float, resamples: int, seed: int) -> float:
+    """The p of the difference `value`: how often it is as large when the two answers to half of the
+    rows are swapped. `both` (n, 2s) are the rows of both systems side by side."""
+    width = both.shape[1] // 2
+    kinds, counts = np.unique(both, axis=0, return_counts=True)
+    swap = np.hstack([kinds[:, width:], kinds[:, :width]]) - kinds
+    generator = np.random.default_rng(seed)
+    swapped = _sums(
+        swap, lambda n: generator.binomial(counts, 0.5, size=(n, len(counts))), resamples
+    )
+    draws = differences(both.sum(axis=0) + swapped)
+    draws = draws[~np.isnan(draws)]
+    as_large = int((np.abs(draws) >= abs(value) - _EQUAL).sum())
+    return (as_large + 1) / (len(draws) + 1)

@@ -7,18 +7,30 @@ made from its column, so that each answer is judged once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tell_plugins.core.cards import Card
 from tell_plugins.core.sources import TaskRows
-from tell_plugins.evaluation import significance
 from tell_plugins.evaluation.answers import Answer
-from tell_plugins.evaluation.intervals import Estimate, Rate, rate_of_rows, share_difference
-from tell_plugins.evaluation.significance import Floats, PairedInterval, Score, summed
+from tell_plugins.evaluation.intervals import (
+    Estimate,
+    Floats,
+    PairedInterval,
+    Rate,
+    Score,
+    counted,
+    interval,
+    mean_score,
+    rate_of_rows,
+    share_difference,
+    summed,
+)
 
 # why an answer fails: it is counted under the first kind that applies
 KINDS = (
@@ -46,10 +58,8 @@ KINDS = (
 )
 
 
-def count_kinds(kinds: Iterable[str | None]) -> dict[str, int]:
-    """How often each kind of failure occurs, in the order of KINDS, without the absent ones."""
-    seen = Counter(kinds)
-    return {kind: seen[kind] for kind in KINDS if kind in seen}
+Numbers = dict[str, Rate | Estimate]  # by the name of the measure
+_KEPT = 200  # characters of a frequent or constant answer
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ class Column:
     """
 
     stats: Floats
-    score: Score = significance.mean_score
+    score: Score = mean_score
     value: Callable[[Floats], Rate | Estimate] | None = None
     difference: PairedInterval | None = None
     percent: bool = True
@@ -91,7 +101,7 @@ class Column:
         value = self.total
         if np.isnan(value) and not self.is_loss:  # of a run that diverged it is no number
             return Estimate(None, None, None, len(self.stats))
-        return Estimate(value, *significance.interval(stats, self.score), len(self.stats))
+        return Estimate(value, *interval(stats, self.score), len(self.stats))
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,11 @@ class Case:
     def rows(self) -> list[int]:
         return [answer.row for answer in self.answers]
 
+    def of(self, places: Sequence[int]) -> Case:
+        """The same case of some of its answers alone."""
+        answers, right = self.answers, self.right
+        return replace(self, answers=[answers[i] for i in places], right=[right[i] for i in places])
+
     def answered(self, texts: Sequence[str]) -> Case:
         """The same case with these texts for answers."""
         answers = [
@@ -124,10 +139,36 @@ class Case:
         ]
         return replace(self, answers=answers)
 
-    def always(self) -> tuple[str, Case]:
-        """The most frequent right answer, and the same case answered with it every time."""
-        text = Counter(self.right).most_common(1)[0][0]
-        return text, self.answered([text] * len(self.answers))
+    @property
+    def most_frequent_right(self) -> str:
+        return Counter(self.right).most_common(1)[0][0]
+
+
+@dataclass(frozen=True)
+class MostFrequent:
+    """What was given most often, "" for nothing: a model that collapsed repeats itself."""
+
+    text: str
+    share: Rate
+    distinct: int
+
+
+def most_frequent(said: Sequence[str | None]) -> MostFrequent:
+    """What was said most often, its share of all answers, and how many differ."""
+    texts = Counter(text for text in said if text is not None)
+    text, times = texts.most_common(1)[0] if texts else ("", 0)
+    return MostFrequent(shortened(text), counted(times, len(said)), len(texts))
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= _KEPT else f"{text[:_KEPT]}..."
+
+
+class Constant(NamedTuple):
+    """What is worth nothing, such as one answer given every time."""
+
+    text: str
+    judged: Judged
 
 
 @dataclass(frozen=True)
@@ -148,6 +189,31 @@ class Judged:
     given: list[str | None] = field(default_factory=list)
     right: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def measures(self) -> Numbers:
+        """The columns as numbers, without those that `compare` alone shows."""
+        return self._numbers(detail=False)
+
+    @cached_property
+    def details(self) -> Numbers:
+        """Those that `compare` alone shows."""
+        return self._numbers(detail=True)
+
+    def _numbers(self, *, detail: bool) -> Numbers:
+        columns = {name: c for name, c in self.columns.items() if c.detail == detail}
+        return {name: column.estimate(self.rows) for name, column in columns.items()}
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """How often each kind of failure occurs, in the order of KINDS, without the absent ones."""
+        seen = Counter(self.kinds)
+        return {kind: seen[kind] for kind in KINDS if kind in seen}
+
+    @property
+    def most_frequent(self) -> MostFrequent | None:
+        """The label or number given most often; None where answers carry none."""
+        return most_frequent(self.given) if self.given else None
 
 
 def pooled(parts: Sequence[Mapping[str, Judged]]) -> dict[str, Judged]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tell_plugins.core.errors import UserError, unknown
+from tell_plugins.core.errors import UserError, at_least, unknown
 from tell_plugins.recipe.recipes import Recipe
 from tell_plugins.recipe.swift_keys import swift_keys
 
 LARGEST_SCALE = 10
+LEARNED_OPTIONS = ("learned", "bleurt", "comet")
 # keys of ms-swift that would not reach the answers, and the option that does
 _OPTIONS = {
     "adapters": "--adapter",
@@ -25,9 +26,36 @@ _OPTIONS = {
 }
 
 
-def _option(default: Any, text: str, *, metavar: str | None = None, least: int = 0) -> Any:
-    """An option with its help; a number is not below `least`."""
-    return Field(default, description=text, json_schema_extra={"metavar": metavar, "least": least})
+def seeds_of(text: str) -> list[int]:
+    """The seeds of a command line."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"bad seeds '{text}'; allowed: 42 or 42,43") from None
+
+
+def scale(text: str) -> float:
+    """What an adapter's weights may be multiplied by."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1
+    if not 0 <= found <= LARGEST_SCALE:
+        allowed = f"a number from 0 to {LARGEST_SCALE}"
+        raise argparse.ArgumentTypeError(f"'{text}' is no scale; allowed: {allowed}")
+    return found
+
+
+def _scales(text: str) -> list[float]:
+    return list(dict.fromkeys(map(scale, text.split(","))))
+
+
+def _option(
+    default: Any, text: str, kind: Callable[[str], Any] = str, metavar: str | None = None
+) -> Any:
+    """An option with its help, and what makes its value of a command line's text."""
+    more: Any = {"metavar": metavar, "kind": kind}
+    return Field(default, description=text, json_schema_extra=more)
 
 
 class Options(BaseModel):
@@ -48,30 +76,39 @@ class Options(BaseModel):
         "also test the last run of <recipe>_<VARIANT>.yaml and take differences to it: sft",
         metavar="VARIANT",
     )
-    scales: str = _option(
-        "1", "test each adapter at these multiples of its weights: 0.25,0.5,0.75,1 (default: 1)"
+    scales: list[float] = _option(
+        [1.0],
+        "test each adapter at these multiples of its weights: 0.25,0.5,0.75,1 (default: 1)",
+        _scales,
     )
     split: str = _option("test", "split of the card (default: test)")
-    rows: int | None = _option(None, "a seeded draw of this many rows (default: all)", least=1)
+    rows: int | None = _option(None, "a seeded draw of this many rows (default: all)", at_least(1))
     decoding: str = _option("greedy", "greedy, or the paper's sampling: paper (default: greedy)")
-    seeds: str = _option("42", "one set of answers a seed (default: 42)")
+    seeds: list[int] = _option([42], "one set of answers a seed (default: 42)", seeds_of)
     anchor: str | None = _option(None, "anchor at test (default: as in the recipe)")
     engine: str = _option(
         "transformers", "transformers, vllm, or the URL of a server (default: transformers)"
     )
     model_name: str | None = _option(None, "of a server: the model to ask for")
-    batch_size: int = _option(16, "prompts answered together (default: 16)", least=1)
+    batch_size: int = _option(16, "prompts answered together (default: 16)", at_least(1))
     shots: int = _option(
-        0, "fixed examples of the training split in front of each question (default: 0)"
+        0,
+        "fixed training rows in front of each question as examples (default: 0)",
+        at_least(0),
     )
-    max_new_tokens: int | None = _option(None, "limit of an answer (default: the card's)", least=1)
+    max_new_tokens: int | None = _option(
+        None, "limit of an answer (default: the card's)", at_least(1)
+    )
     general_rows: int = _option(
-        40, "held-out general rows for the style fit, 0: nothing general is asked (default: 40)"
+        40,
+        "held-out general rows for the style fit, 0: nothing general is asked (default: 40)",
+        at_least(0),
     )
     retention_rows: int | None = _option(
         None,
         "general questions, foreign instructions and passages of prose, at most N of each "
         "(default: all)",
+        at_least(0),
         metavar="N",
     )
     learned: str = _option("", "also score translations by bleurt, comet, or bleurt,comet")
@@ -79,80 +116,42 @@ class Options(BaseModel):
     comet: str | None = _option(None, "COMET checkpoint (or $TELL_COMET)", metavar="MODEL")
     out: str | None = _option(None, "folder of the answers (default: <output_dir>/eval)")
 
-    def check_counts(self) -> None:
-        """Raise UserError for a number below what it may be."""
-        for name, field in _OF_EVAL.items():
-            value, least = getattr(self, name), field.json_schema_extra["least"]
-            if isinstance(value, int) and value < least:
-                raise UserError(
-                    f"{value} is too small",
-                    where=f"--{name.replace('_', '-')}",
-                    allowed=f"{least} and more",
-                    remedy="raise it, or leave it out for the default",
-                )
+    def contradictions(self) -> Iterator[UserError]:
+        """Options that do not go together."""
         if self.general_rows == 0 and self.retention_rows:
-            raise UserError(
+            yield UserError(
                 f"{self.retention_rows} rows, and --general-rows 0 asks nothing general",
                 where="--retention-rows",
                 allowed="0 or nothing beside --general-rows 0",
                 remedy="--general-rows 1 or more",
             )
-
-    def all_scales(self) -> list[float]:
-        """The multiples of an adapter's weights, each once. Raises UserError for bad ones."""
-        try:
-            scales = [float(part) for part in self.scales.split(",")]
-        except ValueError:
-            scales = []
-        if not scales or not all(0 <= scale <= LARGEST_SCALE for scale in scales):
-            raise UserError(
-                f"bad scales '{self.scales}'",
-                where="--scales",
-                allowed=f"numbers from 0 to {LARGEST_SCALE}, separated by commas",
-                remedy="--scales 0.25,0.5,0.75,1",
-            )
-        if scales != [1.0] and self.engine != "transformers":
-            raise UserError(
+        if self.scales != [1.0] and self.engine != "transformers":
+            yield UserError(
                 f"engine '{self.engine}' answers with adapters as they are",
                 where="--scales",
                 remedy="--engine transformers, which scales their weights in memory",
             )
-        return list(dict.fromkeys(scales))
-
-    def all_seeds(self) -> list[int]:
-        """One set of answers each. Raises UserError for bad ones."""
-        seeds = seeds_of(self.seeds)
-        if self.decoding != "greedy":
-            return seeds
-        if len(seeds) > 1:
-            raise UserError(
-                f"{len(seeds)} seeds, but greedy answers are the same for each",
+        if self.decoding == "greedy" and len(self.seeds) > 1:
+            yield UserError(
+                f"{len(self.seeds)} seeds, but greedy answers are the same for each",
                 where="--seeds",
                 remedy="--decoding paper, which samples, or one seed",
             )
-        return [42]
 
-    def folder(self, seed: int) -> str:
-        """The name of an answers folder: the split, the decoding, and what is not the default."""
-        parts = [self.split, self.decoding]
-        parts += [f"seed{seed}"] if self.decoding != "greedy" else []
+    @property
+    def folders(self) -> dict[str, int]:
+        """The folders of answers to the task, named by split, decoding and what is not the
+        default, and the seed of each."""
+        if self.decoding == "greedy":  # which knows no seed
+            return {self._folder("greedy"): 42}
+        return {self._folder(f"{self.decoding}-seed{seed}"): seed for seed in self.seeds}
+
+    def _folder(self, decoding: str) -> str:
+        parts = [self.split, decoding]
         parts += [f"anchor-{self.anchor}"] if self.anchor else []
         parts += [f"{self.rows}rows"] if self.rows is not None else []
         parts += [f"{self.shots}shot"] if self.shots else []
         return "-".join(parts)
-
-
-def seeds_of(text: str) -> list[int]:
-    """The seeds that `--seeds` names. Raises UserError for what is none."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(
-            f"bad seeds '{text}'",
-            where="--seeds",
-            allowed="42 or 42,43,44",
-            remedy="integers, separated by commas",
-        ) from None
 
 
 # the options that are one on the command line, with what `_option` says of each
@@ -179,7 +178,7 @@ def add_some(parser: Any, names: Sequence[str]) -> None:
             f"--{name.replace('_', '-')}",
             help=field.description,
             metavar=field.json_schema_extra["metavar"],
-            type=int if field.annotation in (int, int | None) else str,
+            type=field.json_schema_extra["kind"],
             nargs="+" if field.annotation == list[str] else None,
         )
 

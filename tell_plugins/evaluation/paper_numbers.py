@@ -88,39 +88,31 @@ def _schema(card: Card) -> bytes | None:
     return card.file(file).read_bytes() if file else None
 
 
-def paper_number(card: str, settings: Settings, spec: Spec | None) -> PaperNumber | None:
+def paper_number(settings: Settings, spec: Spec | None) -> PaperNumber | None:
     """The paper's JSON adherence for the setting that gave these answers, if it states one.
 
     `spec` is what the tested model was trained on. Only for Qwen-7B-Chat on the Halu-CoT-JSON test
     set, asked without examples, with the anchor in training and at test, and task rows trained on
     once; TELL in a shuffle with general data of no less tokens than the paper's.
     """
-    if card not in PAPER_CARDS or _QWEN not in settings.model.lower():
-        return None
-    if settings.anchor != "card" or settings.shots:
+    asked = settings.card in PAPER_CARDS and _QWEN in settings.model.lower()
+    if not asked or settings.anchor != "card" or settings.shots:
         return None
     if settings.adapter == "none":
         return paper().settings[0]
     if spec is None or spec.repeat != 1 or spec.task == NONE or spec.anchor != "card":
         return None
-    return _of_training(spec)
-
-
-def _of_training(spec: Spec) -> PaperNumber | None:
-    own = load_card(spec.card).general
-    amount = spec.general or (own.amount if own else NONE)
-    sources = spec.sources or (own.sources if own else ())
-    if amount != NONE and (
-        amount.unit != "tok" or amount.number < _GENERAL_TOKENS or spec.order != "shuffle"
-    ):
+    amount, sources = spec.general_of(load_card(spec.card))
+    enough = amount.unit == "tok" and amount.number >= _GENERAL_TOKENS
+    if amount != NONE and (not enough or spec.order != "shuffle"):
         return None
     method = "SFT" if amount == NONE else "TELL"
     rows = int(spec.task.number) if spec.task.unit == "rows" else None
-    for number in paper().settings:
-        if (
-            number.method == method
-            and number.task_rows in (None, rows)
-            and (number.general is None or sources == (number.general,))
-        ):
-            return number
-    return None
+    found = (
+        number
+        for number in paper().settings
+        if number.method == method
+        and number.task_rows in (None, rows)
+        and (number.general is None or sources == (number.general,))
+    )
+    return next(found, None)

@@ -17,8 +17,8 @@ apart as `with`, it is not the mark that separates.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,16 +27,24 @@ import numpy as np
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import in_front
 from tell_plugins.core.cards import Card
-from tell_plugins.core.errors import UserError
+from tell_plugins.core.errors import UserError, at_least
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import ALL, NONE, parse_spec
 from tell_plugins.core.state_files import write_json
+from tell_plugins.evaluation import engines
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import BASE, Adapter, find_adapters
-from tell_plugins.evaluation.grids import Grid, print_grid, table_console
-from tell_plugins.evaluation.intervals import Interval, shown
-from tell_plugins.evaluation.significance import Floats
+from tell_plugins.evaluation.grids import Grid, pivot, print_grid, table_console
+from tell_plugins.evaluation.intervals import (
+    Estimate,
+    Floats,
+    Score,
+    bootstrap,
+    mean_score,
+    middle,
+    shown,
+)
 from tell_plugins.evaluation.trained_with import as_trained, found_by_swift
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 
@@ -45,18 +53,16 @@ POOLINGS = {
     "last": "last token of the prompt",
     "query": "mean over the query's own tokens",
 }
-CONDITIONS = {
+CONDITIONS = {  # which groups are told apart
     "without": ("task", "general"),
     "with": ("task_anchored", "general"),
     "control": ("task_anchored", "general_anchored"),
 }
-_MIDDLE = "middle"
-_ROWS = 50
-_LEAST_ROWS = 10  # five folds of two rows a group
-_MAX_TOKENS = 512
-_RESAMPLES, _SEED = 2000, 42
-_FOLDS, _REPEATS = 5, 5
 _PANELS = ("no anchor", "anchor before task queries", "anchor before all queries (control)")
+_MIDDLE = "middle"
+_ROWS, _LEAST_ROWS = 50, 10  # the second: five folds of two rows a group
+_MAX_TOKENS = 512
+_SEED, _FOLDS, _REPEATS = 42, 5, 5
 _TASK, _GENERAL = "#c1440e", "#2f6f9f"
 _DPI = 150
 
@@ -73,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "way (default: middle; the paper's 16 of LLaMA2-7B's 32)",
     )
     text = f"queries of each kind (default: {_ROWS}, or as many as the split has)"
-    parser.add_argument("--rows", type=int, help=text)
+    parser.add_argument("--rows", type=at_least(_LEAST_ROWS), help=text)
     parser.add_argument("--split", default="test", help="split of the task card (default: test)")
     parser.add_argument(
         "--adapter",
@@ -84,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--anchor", default="card", help="the card's anchor to look at")
     parser.add_argument(
         "--max-tokens",
-        type=int,
+        type=at_least(1),
         default=_MAX_TOKENS,
         help=f"tokens of a query that are read, anchor not counted (default: {_MAX_TOKENS})",
     )
@@ -97,13 +103,30 @@ def run(args: argparse.Namespace) -> int:
     result = {name: separations(groups) for name, groups in found.groups.items()}
     model = Path(str(job.recipe.get("model"))).name
     who = model if job.adapter.path is None else f"{model} with {job.adapter.label}"
-    layer = f"layer {found.layer} of {found.layers}"
-    title = f"{job.card.name} and general queries, {who}, {layer}"
+    title = f"{job.card.name} and general queries, {who}, layer {found.layer} of {found.layers}"
     picture = job.out / f"layer{found.layer}.png"
     numbers = picture.with_suffix(".json")
     draw(found.groups, title, picture)
-    write_json(numbers, _report(job, args, found, result))
-    print_grid(_grid(title, job, args.max_tokens, found.cut, result), table_console())
+    report = {
+        "format": 2,
+        "recipe": job.recipe.name,
+        "model": job.recipe.get("model"),
+        "adapter": job.adapter.shown,
+        "card": job.card.name,
+        "split": args.split,
+        "anchor": args.anchor,
+        "layer": found.layer,
+        "layers": found.layers,
+        "rows": {"task": len(job.task), "general": len(job.general)},
+        "max_tokens": args.max_tokens,
+        "cut": found.cut,
+        "separations": {
+            pooling: {name: asdict(one) for name, one in measures.items()}
+            for pooling, measures in result.items()
+        },
+    }
+    write_json(numbers, report)
+    print_grid(_grid(title, report, result), table_console())
     print(f"picture {paths.shown(picture)}, numbers {paths.shown(numbers)}")
     return 0
 
@@ -123,26 +146,27 @@ class Job:
 
 def plan(recipe: Recipe, args: argparse.Namespace) -> Job:
     """Everything that can be wrong, found before a model is loaded."""
-    spec = recipe.spec
+    if args.layer != _MIDDLE and not args.layer.isdecimal():
+        raise _no_layer(args.layer, "middle, or a number from 0")
     card = prompting.task_card(recipe, "anchor")
-    if args.rows is None:
-        args.rows = min(_ROWS, len(open_task(card, args.split, args.anchor)))
-    _check(args)
+    rows = args.rows or min(_ROWS, len(open_task(card, args.split, args.anchor)))
     (adapter,) = find_adapters([args.adapter], recipe)
     recipe, notes = as_trained(recipe, [adapter], found_by_swift)
     for note in notes:
         print(note)
-    task, chosen = prompting.task_prompts(card, args.split, args.anchor, args.rows)
+    task, chosen = prompting.task_prompts(card, args.split, args.anchor, rows)
     if not task.anchor.text:
         raise UserError("there is no anchor to look at", where="--anchor", remedy="--anchor card")
     manifest = adapter.manifest()
-    seen = parse_spec(manifest["spec"]) if manifest else spec.with_values(task=ALL, general=NONE)
-    general = prompting.general_rows([seen], card, args.rows)
-    if len(general) < args.rows:
+    nothing = recipe.spec.with_values(task=ALL, general=NONE)
+    seen = parse_spec(manifest["spec"]) if manifest else nothing
+    general = prompting.general_rows([seen], card, rows)
+    if not _LEAST_ROWS <= rows <= len(general):
         raise UserError(
-            f"{args.rows} rows asked, the general data holds {len(general)} out",
+            f"{rows} rows of each kind; the general data holds {len(general)} out",
             where="--rows",
-            remedy=f"--rows {len(general)}",
+            allowed=f"{_LEAST_ROWS} to {len(general)}",
+            remedy="another --rows, or a --split with more of them",
         )
     out = recipe.output_dir / "represent" / adapter.label
     return Job(
@@ -156,21 +180,10 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Job:
     )
 
 
-def _check(args: argparse.Namespace) -> None:
-    if args.rows < _LEAST_ROWS or args.max_tokens < 1:
-        raise UserError(
-            f"--rows {args.rows} and --max-tokens {args.max_tokens}",
-            where="command line",
-            allowed=f"{_LEAST_ROWS} rows and more, 1 token and more",
-            remedy="ask for more",
-        )
-    if args.layer != _MIDDLE and not args.layer.isdecimal():
-        raise UserError(
-            f"bad layer '{args.layer}'",
-            where="--layer",
-            allowed="middle, or a number from 0",
-            remedy="--layer 16",
-        )
+def _no_layer(layer: object, allowed: str) -> UserError:
+    return UserError(
+        f"bad layer '{layer}'", where="--layer", allowed=allowed, remedy="--layer middle"
+    )
 
 
 class States(NamedTuple):
@@ -184,37 +197,35 @@ class States(NamedTuple):
 
 def hidden_states(job: Job, asked_layer: str, max_tokens: int) -> States:
     """The pooled states of all queries. Raises UserError for a layer that the model has not."""
-    from tell_plugins.bridge.engine import LocalEngine
     from tell_plugins.bridge.hidden_states import layer_count, pooled_states, prompt_ids
 
-    name, folder, values = job.adapter.engine_name, job.adapter.path, job.recipe.values
-    if job.adapter.whole:
-        name, values = None, {**values, "model": str(folder)}
-    engine = LocalEngine(values, {name: folder} if name and folder else {}, batch_size=1)
+    engine: Any = engines.load("transformers", job.recipe, [job.adapter], batch_size=1)
     layers = layer_count(engine)
     layer = layers // 2 if asked_layer == _MIDDLE else int(asked_layer)
     if layer > layers:
-        raise UserError(
-            f"layer {layer}",
-            where="--layer",
-            allowed=f"0 to {layers}, what the model has",
-            remedy="--layer middle",
-        )
+        raise _no_layer(layer, f"0 to {layers}, what the model has")
     prompts = {
         kind + end: [prompt_ids(engine, front, query, max_tokens) for query in queries]
         for kind, queries in (("task", job.task), ("general", job.general))
         for end, front in (("", ""), ("_anchored", job.front))
     }
-    groups: dict[str, dict[str, Floats]] = {pooling: {} for pooling in POOLINGS}
-    with engine.adapter(name):
-        for kind, asked in prompts.items():
-            bar = tracked(asked, f"hidden states, {kind}", "prompts")
-            states = [pooled_states(engine, prompt, layer) for prompt in bar]
-            for pooling in POOLINGS:
-                rows = [getattr(state, pooling) for state in states]
-                groups[pooling][kind] = np.stack(rows).astype(np.float64)
+    with engines.acting(engine, job.adapter):
+        states = {
+            kind: [
+                pooled_states(engine, prompt, layer)
+                for prompt in tracked(asked, f"hidden states, {kind}", "prompts")
+            ]
+            for kind, asked in prompts.items()
+        }
+    groups: dict[str, Groups] = {
+        pooling: {
+            kind: np.stack([getattr(one, pooling) for one in found]).astype(np.float64)
+            for kind, found in states.items()
+        }
+        for pooling in POOLINGS
+    }
     cut = {kind: sum(prompt.cut for prompt in asked) for kind, asked in prompts.items()}
-    return States(layer, layers, cut, dict(groups))
+    return States(layer, layers, cut, groups)
 
 
 # --- measures -------------------------------------------------------------------------------------
@@ -224,86 +235,68 @@ def hidden_states(job: Job, asked_layer: str, max_tokens: int) -> States:
 class Separation:
     """One measure under every condition, and how it changes against `without`, rows paired."""
 
-    by_condition: dict[str, Interval]
-    change: dict[str, Interval]
+    by_condition: dict[str, Estimate]
+    change: dict[str, Estimate]
+
+
+class Measure(NamedTuple):
+    """What is summed of each row of two groups, and the score of such sums.
+
+    Means of a few rows lie further apart than what they estimate, and those of a draw once more.
+    So a distance of means is `basic`: given less that noise, with the basic bootstrap's interval.
+    The others, means over rows, have percentile intervals.
+    """
+
+    stats: Callable[[Floats, Floats], Floats]
+    score: Score = mean_score
+    basic: bool = False
+
+
+Result = Mapping[str, Mapping[str, Separation]]  # by pooling and measure
 
 
 def separations(groups: Groups) -> dict[str, Separation]:
     """Every measure of the groups, with 95 % intervals by bootstrap over rows."""
-    pairs = {name: (groups[task], groups[other]) for name, (task, other) in CONDITIONS.items()}
-    return {
-        "centroid_distance": _separation(pairs, _distances, basic=True),
-        "silhouette": _separation(pairs, _means_of(_silhouettes)),
-        "probe_accuracy": _separation(pairs, _means_of(_probe)),
+    return {name: _separation(groups, measure) for name, measure in MEASURES.items()}
+
+
+def _separation(groups: Groups, measure: Measure) -> Separation:
+    stats = {name: measure.stats(groups[a], groups[b]) for name, (a, b) in CONDITIONS.items()}
+    base = stats.pop("without")
+    width = base.shape[1]
+
+    def change(sums: Floats) -> Floats:
+        return measure.score(sums[:, :width]) - measure.score(sums[:, width:])
+
+    by_condition = {
+        name: _estimate(part, measure.score, measure.basic)
+        for name, part in {"without": base, **stats}.items()
     }
+    changes = {
+        name: _estimate(np.hstack([part, base]), change, measure.basic)
+        for name, part in stats.items()
+    }
+    return Separation(by_condition, changes)
 
 
-Draws = tuple[float, Floats]  # a value, and those of the draws
-
-
-def _separation(
-    pairs: Mapping[str, tuple[Floats, Floats]],
-    measure: Callable[[Floats, Floats], Draws],
-    *,
-    basic: bool = False,
-) -> Separation:
-    """Means of a few rows lie further apart than what they estimate, and those of a draw once more.
-    So the distance is `basic`: given less that noise, never negative, with the basic bootstrap's
-    interval. The others, means over rows, have percentile intervals."""
-    values = {name: measure(*pair) for name, pair in pairs.items()}
-    found = {name: _interval(*drawn, basic=basic) for name, drawn in values.items()}
+def _estimate(stats: Floats, score: Score, basic: bool) -> Estimate:
+    value, draws = float(score(stats.sum(axis=0)[None])[0]), bootstrap(stats, score)
+    low, high = middle(draws)
     if basic:
-        found = {name: Interval(*(max(0.0, n) for n in part)) for name, part in found.items()}
-    base, base_draws = values["without"]
-    change = {
-        name: _interval(value - base, draws - base_draws, basic=basic)
-        for name, (value, draws) in values.items()
-        if name != "without"
-    }
-    return Separation(found, change)
+        value, low, high = 2 * value - float(draws.mean()), 2 * value - high, 2 * value - low
+    return Estimate(value, low, high, len(stats))
 
 
-def _interval(value: float, draws: Floats, *, basic: bool) -> Interval:
-    low, high = map(float, np.quantile(draws, [0.025, 0.975]))
-    if not basic:
-        return Interval(value, low, high)
-    return Interval(float(2 * value - draws.mean()), 2 * value - high, 2 * value - low)
+def _sides(task: Floats, general: Floats) -> Floats:
+    """Of each row its vector, in the columns of its group."""
+    return np.vstack([np.hstack([task, 0 * task]), np.hstack([0 * general, general])])
 
 
-def _draws(rows: int) -> Any:
-    """(resamples, rows) draws with replacement, the same for every condition."""
-    return np.random.default_rng(_SEED).integers(0, rows, size=(_RESAMPLES, rows))
+def _distance(sums: Floats) -> Floats:
+    """1 - cosine of the sums, which is that of the means."""
+    from sklearn.metrics.pairwise import paired_cosine_distances
 
-
-def centroid_distance(task: Floats, general: Floats) -> float:
-    """1 - cosine of the two means."""
-    first, second = task.mean(0), general.mean(0)
-    return float(1 - first @ second / (np.linalg.norm(first) * np.linalg.norm(second)))
-
-
-def _distances(task: Floats, general: Floats) -> Draws:
-    first, second = _drawn_means(task, 1), _drawn_means(general, -1)
-    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    return centroid_distance(task, general), 1 - np.einsum("ij,ij->i", first, second) / norms
-
-
-def _drawn_means(vectors: Floats, step: int) -> Floats:
-    """(resamples, width) means of the drawn rows, by how often each row was drawn."""
-    draws = _draws(len(vectors))[::step]
-    counts = np.stack([np.bincount(draw, minlength=len(vectors)) for draw in draws])
-    return np.asarray(counts @ vectors / len(vectors))
-
-
-def _means_of(measure: Callable[[Floats, Floats], Floats]) -> Callable[[Floats, Floats], Draws]:
-    """A measure that is a mean over rows: drawn within task and general rows."""
-
-    def draws(task: Floats, general: Floats) -> Draws:
-        rows = measure(task, general)
-        of_task, of_general = rows[: len(task)], rows[len(task) :]
-        total = of_task[_draws(len(task))].sum(1) + of_general[_draws(len(general))[::-1]].sum(1)
-        return float(rows.mean()), total / len(rows)
-
-    return draws
+    return np.asarray(paired_cosine_distances(*np.split(sums, 2, axis=1)))
 
 
 def _silhouettes(task: Floats, general: Floats) -> Floats:
@@ -311,7 +304,7 @@ def _silhouettes(task: Floats, general: Floats) -> Floats:
     from sklearn.metrics import silhouette_samples
 
     vectors, labels = np.concatenate([task, general]), [1] * len(task) + [0] * len(general)
-    return np.asarray(silhouette_samples(vectors, labels, metric="cosine"), float)
+    return _counted(silhouette_samples(vectors, labels, metric="cosine"))
 
 
 def _probe(task: Floats, general: Floats) -> Floats:
@@ -329,7 +322,18 @@ def _probe(task: Floats, general: Floats) -> Floats:
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     folds = [StratifiedKFold(_FOLDS, shuffle=True, random_state=seed) for seed in range(_REPEATS)]
     hits = [cross_val_predict(probe, vectors, labels, cv=part) == labels for part in folds]
-    return np.asarray(np.mean(hits, axis=0), float)
+    return _counted(np.mean(hits, axis=0))
+
+
+def _counted(values: Floats) -> Floats:
+    return np.stack([values, np.ones(len(values))], axis=1)
+
+
+MEASURES = {
+    "centroid_distance": Measure(_sides, _distance, basic=True),
+    "silhouette": Measure(_silhouettes),
+    "probe_accuracy": Measure(_probe),
+}
 
 
 # --- picture and table ----------------------------------------------------------------------------
@@ -362,17 +366,13 @@ def draw(groups: Mapping[str, Groups], title: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.2 * len(groups)), layout="constrained")
-    axes = figure.subplots(len(groups), len(CONDITIONS), squeeze=False)
+    axes = figure.subplots(len(groups), len(CONDITIONS), squeeze=False, sharex="row", sharey="row")
     for row, (pooling, group) in zip(axes, groups.items(), strict=True):
         places = tsne(group)
-        everything = np.concatenate(list(places.values()))
-        low, high = everything.min(0), everything.max(0)
-        margin = 0.06 * (high - low) + 1e-6  # all in one place, perhaps
         for axis, (task, general) in zip(row, CONDITIONS.values(), strict=True):
             axis.scatter(*places[general].T, s=16, c=_GENERAL, label="general queries", lw=0)
             axis.scatter(*places[task].T, s=22, c=_TASK, marker="^", label="task queries", lw=0)
-            xlim, ylim = np.stack([low - margin, high + margin], axis=1)
-            axis.set(xlim=xlim, ylim=ylim, xticks=[], yticks=[])
+            axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(POOLINGS[pooling], fontsize=9)
     for axis, panel in zip(axes[0], _PANELS, strict=True):
         axis.set_title(panel, fontsize=10)
@@ -383,55 +383,29 @@ def draw(groups: Mapping[str, Groups], title: str, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=_DPI)
 
 
-Result = Mapping[str, Mapping[str, Separation]]  # by pooling and measure
-
-
-def _report(job: Job, args: argparse.Namespace, found: States, result: Result) -> dict[str, Any]:
-    """What is saved beside the picture."""
-
-    def plain(parts: Mapping[str, Interval]) -> dict[str, Any]:
-        return {name: part._asdict() for name, part in parts.items()}
-
-    return {
-        "format": 2,
-        "recipe": job.recipe.name,
-        "model": job.recipe.get("model"),
-        "adapter": job.adapter.shown,
-        "card": job.card.name,
-        "split": args.split,
-        "anchor": args.anchor,
-        "layer": found.layer,
-        "layers": found.layers,
-        "rows": {"task": len(job.task), "general": len(job.general)},
-        "max_tokens": args.max_tokens,
-        "cut": found.cut,
-        "separations": {
-            pooling: {
-                measure: {"by_condition": plain(one.by_condition), "change": plain(one.change)}
-                for measure, one in measures.items()
-            }
-            for pooling, measures in result.items()
-        },
-    }
-
-
-def _grid(title: str, job: Job, max_tokens: int, cut: dict[str, int], result: Result) -> Grid:
+def _grid(title: str, report: Mapping[str, Any], result: Result) -> Grid:
     """Every measure under every condition, and the change that the anchor makes."""
-    rows = []
-    for pooling, measures in result.items():
-        rows.append([POOLINGS[pooling], *[""] * 5])
-        for measure, found in measures.items():
-            cells = [shown(part, 3, between="\n") for part in found.by_condition.values()]
-            cells += [shown(part, 3, sign="+", between="\n") for part in found.change.values()]
-            rows.append([f"  {measure.replace('_', ' ')}", *cells])
+    cells = [
+        ({"": f"{measure.replace('_', ' ')}, {POOLINGS[pooling]}"}, name, text)
+        for pooling, measures in result.items()
+        for measure, found in measures.items()
+        for name, text in _shown(found)
+    ]
+    asked, cut = report["rows"], report["cut"]
     notes = [
-        f"{len(job.task)} task and {len(job.general)} general queries; 95 % intervals over rows",
+        f"{asked['task']} task and {asked['general']} general queries; 95 % intervals over rows",
         "without: no anchor; with: the anchor before task queries; control: before all queries",
     ]
     if any(cut.values()):
         notes.append(
-            f"Cut after {max_tokens} tokens: {cut['task']} task and {cut['general']} general "
-            "queries (--max-tokens)"
+            f"Cut after {report['max_tokens']} tokens: {cut['task']} task and {cut['general']} "
+            "general queries (--max-tokens)"
         )
-    heads = ["", "without", "with", "control", "with - without", "control - without"]
-    return Grid(title, heads, rows, notes)
+    return pivot(title, cells, notes)
+
+
+def _shown(found: Separation) -> Iterator[tuple[str, str]]:
+    for name, part in found.by_condition.items():
+        yield name, shown(part, 3, between="\n")
+    for name, part in found.change.items():
+        yield f"{name} - without", shown(part, 3, sign="+", between="\n")

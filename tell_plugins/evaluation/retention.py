@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -38,6 +38,7 @@ _FORMAT = 1  # raised when the base's answers would come out otherwise
 
 Pair = tuple[str, str]
 Sum = tuple[float, int]  # the sum over a row's tokens, and how many they are
+Take = Callable[[Sequence[Pair]], list[Sum]]
 
 
 class LossLine(Shape):
@@ -46,12 +47,6 @@ class LossLine(Shape):
     loss_sum: float = Field(allow_inf_nan=True)  # of a run that diverged it is no number
     tokens: int = Field(gt=0)
     rows: int | None = None
-
-
-class LossEngine(Protocol):
-    """An engine that can also tell how likely a response is to it."""
-
-    def response_losses(self, pairs: Sequence[Pair]) -> list[Sum]: ...
 
 
 @dataclass(frozen=True)
@@ -74,9 +69,7 @@ def foreign(rows: int | None = None) -> Foreign:
     return Foreign(asked, instructions, prose)
 
 
-def measure(
-    rows: Sequence[Pair], take: Callable[[Sequence[Pair]], list[Sum]], path: Path, *, label: str
-) -> Path:
+def measure(rows: Sequence[Pair], take: Take, path: Path, *, label: str) -> None:
     """Write what `take` says of the rows, several at a time, to `path`, unless it is there already.
 
     A line names its row by content: what was taken on another text is taken again. It says how
@@ -84,7 +77,7 @@ def measure(
     """
     ids = [row_id(*row).hex() for row in rows]
     if path.is_file() and [line.get("id") for line in _lines(path)] == ids:
-        return path
+        return
     parts = [rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)]
     sums = [found for part in tracked(parts, label, "batches", len(parts)) for found in take(part)]
     lines = [
@@ -92,7 +85,6 @@ def measure(
         for name, (total, tokens) in zip(ids, sums, strict=True)
     ]
     write_json_lines(path, lines)
-    return path
 
 
 def measure_all(
@@ -107,19 +99,19 @@ def measure_all(
 ) -> None:
     """Style fit on the `general` rows, losses on instructions and prose, and divergence from the
     base model, as far as the engine can tell them: one that only answers cannot."""
+    asked: list[tuple[str, Sequence[Pair], Take]] = []
     if hasattr(engine, "response_losses"):
-        losses = engine.response_losses
-        measure(general, losses, folder / LOSSES, label=f"{label}, style fit")
-        instructions = f"{label}, foreign instructions"
-        measure(rows.instructions, losses, folder / INSTRUCTIONS, label=instructions)
+        asked.append((LOSSES, general, engine.response_losses))
+        asked.append((INSTRUCTIONS, rows.instructions, engine.response_losses))
     if hasattr(engine, "text_losses"):
-        take = lambda part: engine.text_losses([text for _, text in part])  # noqa: E731
-        measure(rows.prose, take, folder / PROSE, label=f"{label}, prose")
+        asked.append((PROSE, rows.prose, lambda part: engine.text_losses([t for _, t in part])))
     if hasattr(engine, "divergences_from_base"):
         said = base_answers(engine, rows.questions, settings)  # kept, for adapters that follow
         if not base:
-            asked = [(q.text, a) for q, a in zip(rows.questions, said, strict=True) if a.strip()]
-            measure(asked, engine.divergences_from_base, folder / KL, label=f"{label}, divergence")
+            own = [(q.text, a) for q, a in zip(rows.questions, said, strict=True) if a.strip()]
+            asked.append((KL, own, engine.divergences_from_base))
+    for name, pairs, take in asked:
+        measure(pairs, take, folder / name, label=f"{label}, {name.removesuffix('.jsonl')}")
 
 
 def base_answers(engine: Engine, questions: Sequence[Prompt], settings: Settings) -> list[str]:

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
 
@@ -30,11 +30,11 @@ from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import TASK, build_mixture
 from tell_plugins.core.sources import TaskRows, find_file, open_task
-from tell_plugins.core.spec import Spec, parse_amount, splits_of
+from tell_plugins.core.spec import NONE, Spec, splits_of
 from tell_plugins.core.state_files import write_json
+from tell_plugins.evaluation import scorers
 from tell_plugins.evaluation.answers import Prompt
-from tell_plugins.evaluation.retention import LossEngine
-from tell_plugins.evaluation.scorers.json_readings import card_schema, has_labels, reference_label
+from tell_plugins.evaluation.scorers.json_readings import card_schema, has_labels
 from tell_plugins.evaluation.scorers.label import closed_labels
 
 # Thai, Lao, Burmese, Khmer, kana, Han: no blanks part their words, so each character counts
@@ -116,7 +116,7 @@ def closed_answers(card: Card) -> list[str] | None:
 
 def task_rows(spec: Spec) -> tuple[TaskRows, list[int]]:
     """The split that a dataset string trains on, and the places of the task rows that it draws."""
-    alone = replace(spec, general=parse_amount("0", task=False, where="general"), sources=None)
+    alone = replace(spec, general=NONE, sources=None)
     mixture = build_mixture(alone)
     used = [int(row) for part in mixture.sources if part.role == TASK for row in part.used]
     if mixture.task is None or not used:
@@ -135,78 +135,37 @@ def by_words(spec: Spec, card: Card, prompts: Sequence[Prompt], split: str) -> E
     from sklearn.pipeline import make_pipeline
 
     task, used = task_rows(spec)
-    right = [_label_of(card, task.responses[row]) for row in used]
-    first = {
-        label: task.responses[row] for label, row in reversed(list(zip(right, used, strict=True)))
-    }
+    labels = scorers.right(task).of
+    right = [labels[row] for row in used]
+    first = {labels[row]: task.responses[row] for row in reversed(used)}
     tested = open_task(card, split, "none").plain
-    queries = [tested[prompt.row] for prompt in prompts]
-    if len(first) == 1:
-        said = right[:1] * len(queries)
-    else:
+    said = right[:1] * len(prompts)
+    if len(first) > 1:
         model = make_pipeline(
             TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=_WORD),
             LogisticRegression(class_weight="balanced", max_iter=1000),
         )
-        said = list(model.fit([task.plain[row] for row in used], right).predict(queries))
+        model.fit([task.plain[row] for row in used], right)
+        said = list(model.predict([tested[prompt.row] for prompt in prompts]))
     table = {prompt.text: first[label] for prompt, label in zip(prompts, said, strict=True)}
     return AnswerTable(f"TF-IDF and logistic regression, {len(used)} rows", table.__getitem__)
 
 
-def _label_of(card: Card, response: str) -> str:
-    if card.metric == "label":
-        return response.strip()
-    return reference_label(response, card_schema(card))
-
-
-def by_choice(engine: Engine, card: Card) -> Engine:
+def by_choice(engine: Any, card: Card) -> Engine:
     """The closed answer with the highest likelihood as a whole, end of the turn included."""
-    answers = closed_answers(card)
-    assert answers is not None  # `refuse_unfit`
+    answers = closed_answers(card) or []
     if not hasattr(engine, "response_losses"):
         raise UserError(
             f"engine '{engine.name}' gives no likelihood of a given answer",
             where=f"--adapter {CHOICES}",
             remedy="--engine transformers",
         )
-    losses = cast(LossEngine, engine).response_losses
 
     def likeliest(prompt: str) -> str:
-        found = losses([(prompt, answer) for answer in answers])
-        return min(zip(found, answers, strict=True), key=lambda pair: pair[0][0])[1]
+        losses = engine.response_losses([(prompt, answer) for answer in answers])
+        return min(zip(losses, answers, strict=True), key=lambda pair: pair[0][0])[1]
 
     return AnswerTable(f"{engine.name}, likeliest of {len(answers)}", likeliest, engine.model_name)
-
-
-def examples_that_fit(
-    engine: Engine, spec: Spec, prompts: Sequence[Prompt], max_new_tokens: int, anchor: str
-) -> Examples:
-    """Task rows in seeded order, up to the first that the model's context does not hold."""
-    task, used = task_rows(spec)
-    ranked = ranked_examples(task.card, anchor, spec.split, among=set(used))
-    kept = ranked.examples[:_MOST_UNBOUNDED]
-    if engine.context is not None:
-        longest = max(engine.prompt_tokens([prompt.text for prompt in prompts]))
-        kept = _within(engine, ranked.examples, engine.context - longest - max_new_tokens)
-    if not kept:
-        raise UserError(
-            "no task row fits in front of the longest question",
-            where=f"--adapter {SHOTS}",
-            remedy="a smaller --max-new-tokens, or a model with a longer context",
-        )
-    return replace(ranked, examples=kept)
-
-
-def _within(engine: Engine, examples: Sequence[Example], room: int) -> list[Example]:
-    """The first examples whose turns have at most `room` tokens, each counted with its template."""
-    turns = engine.prompt_tokens([text for e in examples for text in (e.query, e.response)])
-    kept = []
-    for place, example in enumerate(examples):
-        room -= turns[2 * place] + turns[2 * place + 1]
-        if room < 0:
-            break
-        kept.append(example)
-    return kept
 
 
 # --- examples in front of a question --------------------------------------------------------------
@@ -224,13 +183,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples in the order in which they are shown, and how they were chosen."""
+    """The examples in the order in which they are shown."""
 
     card: str
     split: str
     anchor: str
-    seed: int
-    longest: int
     examples: list[Example]
 
     @property
@@ -240,45 +197,57 @@ class Examples:
 
     def keep(self, folder: Path) -> None:
         """Save them beside the answers that were given after them."""
-        write_json(folder / EXAMPLES, {"format": _FORMAT, **asdict(self)})
+        write_json(folder / EXAMPLES, {"format": _FORMAT, "seed": _SEED, **asdict(self)})
 
 
 def choose_examples(card: Card, anchor: str, count: int) -> Examples:
     """The first `count` training rows of the seeded ranking that are not longer than the median, so
     that they leave room for the question. Raises UserError when too few rows are left."""
-    fit = ranked_examples(card, anchor, "train", up_to_median=True)
-    if len(fit.examples) < count:
+    task = open_task(card, "train", anchor)
+    sizes = [len(q) + len(r) for q, r in zip(task.queries, task.responses, strict=True)]
+    longest = int(np.median(sizes))
+    fit = [row for row in ranked_examples(card, anchor, "train") if sizes[row.row] <= longest]
+    if len(fit) < count:
         raise UserError(
-            f"{count} examples asked, {len(fit.examples)} rows have up to {fit.longest:,} "
-            "characters",
+            f"{count} examples asked, {len(fit)} rows have up to {longest:,} characters",
             where=f"split 'train' of card '{card.name}'",
             remedy="ask for fewer examples",
         )
-    return replace(fit, examples=fit.examples[:count])
+    return Examples(card.name, "train", anchor, fit[:count])
 
 
-def ranked_examples(
-    card: Card,
-    anchor: str,
-    split: str,
-    *,
-    up_to_median: bool = False,
-    among: Collection[int] | None = None,
+def examples_that_fit(
+    engine: Engine, spec: Spec, prompts: Sequence[Prompt], max_new_tokens: int, anchor: str
 ) -> Examples:
+    """Task rows in seeded order, up to the first that the model's context does not hold."""
+    task, used = task_rows(spec)
+    kept = [row for row in ranked_examples(task.card, anchor, spec.split) if row.row in set(used)]
+    if engine.context is None:
+        kept = kept[:_MOST_UNBOUNDED]
+    else:
+        longest = max(engine.prompt_tokens([prompt.text for prompt in prompts]))
+        turns = engine.prompt_tokens([text for e in kept for text in (e.query, e.response)])
+        ends = np.cumsum(np.reshape(turns, (-1, 2)).sum(axis=1))  # each with its template
+        kept = kept[: int((ends <= engine.context - longest - max_new_tokens).sum())]
+    if not kept:
+        raise UserError(
+            "no task row fits in front of the longest question",
+            where=f"--adapter {SHOTS}",
+            remedy="a smaller --max-new-tokens, or a model with a longer context",
+        )
+    return Examples(task.card.name, spec.split, anchor, kept)
+
+
+def ranked_examples(card: Card, anchor: str, split: str) -> list[Example]:
     """All rows of the split that may be examples, in a seeded order: none that stands in another
-    split too, those of `among` alone where it is given, and none longer than the median if asked.
-    """
+    split too."""
     task = open_task(card, split, anchor)
-    sizes = [len(q) + len(r) for q, r in zip(task.queries, task.responses, strict=True)]
-    longest = int(np.median(sizes)) if up_to_median else max(sizes)
-    own = splits_of(split)
-    others = [name for name in card.splits if name not in own and find_file(card, name)]
+    others = [
+        name for name in card.splits if name not in splits_of(split) and find_file(card, name)
+    ]
     held_out = {int(key) for name in others for key in open_task(card, name, anchor).query_keys}
-    examples = [
+    return [
         Example(bytes(task.ids[row]).hex(), int(row), task.queries[row], task.responses[row])
         for row in draw.ranking(task.ids, seed=_SEED, source=f"{card.name} examples")
-        if sizes[row] <= longest
-        and int(task.query_keys[row]) not in held_out
-        and (among is None or int(row) in among)
+        if int(task.query_keys[row]) not in held_out
     ]
-    return Examples(card.name, split, anchor, _SEED, longest, examples)

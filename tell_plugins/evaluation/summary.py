@@ -53,19 +53,19 @@ def cell(value: Rate | Estimate | None) -> str:
 
 def table(systems: Sequence[System], title: str) -> Grid:
     """One row a system: its headline scores on the task."""
-    names = list(dict.fromkeys(name for system in systems for name in system.scores.headline))
-    rows = [[s.name, *(cell(s.scores.headline.get(name)) for name in names)] for s in systems]
+    found = [(system.name, system.headline) for system in systems]
+    names = list(dict.fromkeys(name for _, numbers in found for name in numbers))
+    rows = [[name, *(cell(numbers.get(n)) for n in names)] for name, numbers in found]
     return Grid(title, ["system", *names], rows, [_CAPTION])
 
 
 def elsewhere_table(systems: Sequence[System]) -> Grid | None:
     """One row a system: what it did to the rest of the model; None where nothing was measured."""
-    cells = {system.name: _elsewhere(system.general) for system in systems}
-    first = next(iter(cells.values()), {})
-    names = [name for name in first if any(row[name] != "-" for row in cells.values())]
+    found = [(system.name, _elsewhere(system.general)) for system in systems]
+    names = [n for n in (found[0][1] if found else ()) if any(row[n] != "-" for _, row in found)]
     if not names:
         return None
-    rows = [[label, *(row[name] for name in names)] for label, row in cells.items()]
+    rows = [[label, *(row[name] for name in names)] for label, row in found]
     notes = [*_CAPTION_ELSEWHERE, _power(systems)]
     return Grid("The rest of the model", ["system", *names], rows, notes)
 
@@ -118,13 +118,12 @@ def print_summary(out: Path, labels: Sequence[str], answers: Sequence[str], card
     for name in answers:
         base = out / BASE / GENERAL
         systems = [system_of(label, out / label / name, base) for label in labels]
-        rows = systems[0].scores.rows
+        rows = systems[0].rows
         print_grid(table(systems, f"{card.name}, {name}: {rows} rows"), console)
         elsewhere = elsewhere_table(systems) if name == answers[-1] else None
         if elsewhere is not None:
             print_grid(elsewhere, console)
         for system in systems:
-            if system.scores.metric == "json" and system.scores.first.failures:
-                kinds = system.scores.first.failures
-                told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+            kinds = system.first.failures if card.metric == "json" else {}
+            if told := ", ".join(f"{count} {kind}" for kind, count in kinds.items()):
                 console.print(f"{system.name}: not adherent: {told}", highlight=False)

@@ -206,15 +206,13 @@ def _trained_keys(manifest: Mapping[str, Any]) -> tuple[Any, str]:
         task = open_task(load_card(spec.card), spec.split, spec.anchor)
     except UserError:
         return none, "its training rows cannot be read any more"
-    source = next((s for s in manifest.get("sources", []) if s["role"] == TASK), None)
-    if source is not None:
-        used = source["rows"]["used"]
-    else:  # of an earlier release
-        used = int(spec.task.number) if spec.task.unit == "rows" else len(task)
     ranked = draw.ranking(task.ids, seed=spec.seed, source=task.card.name)
-    same = source is None or source["file_sha256"] == task.sha256
-    doubt = "" if same else "its training file has changed since it was trained"
-    return task.query_keys[ranked[:used]], doubt
+    for source in manifest.get("sources", []):
+        if source["role"] == TASK:
+            same = source["file_sha256"] == task.sha256
+            doubt = "" if same else "its training file has changed since it was trained"
+            return task.query_keys[ranked[: source["rows"]["used"]]], doubt
+    return task.query_keys, ""  # an earlier release does not say which of them
 
 
 def other_anchors(adapters: Sequence[Adapter], task: TaskRows) -> Iterator[UserError]:

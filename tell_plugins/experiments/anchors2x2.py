@@ -138,7 +138,7 @@ def show(systems: Mapping[Cell, System], found: Effects, title: str) -> None:
     ]
     columns = ["anchor", *(name.replace("_", " ") for name in names)]
     changes = Grid("what the anchor adds, paired over test rows [95 % interval]", columns, rows)
-    first = table(cells, f"{title}, {cells[0].scores.rows} rows")
+    first = table(cells, f"{title}, {cells[0].rows} rows")
     for grid in (first, elsewhere_table(cells), changes):
         if grid is not None:
             print_grid(grid, console)
@@ -153,7 +153,7 @@ def write(systems: Mapping[Cell, System], found: Effects, stem: Path) -> list[Pa
             **{key: getattr(number, key) for key in ("value", "low", "high", "n")},
         }
         for (trained, tested), system in systems.items()
-        for measure, number in {**system.scores.headline, "bleed": system.general["bleed"]}.items()
+        for measure, number in {**system.headline, "bleed": system.general["bleed"]}.items()
         if number is not None
     ]
     paths.write_text(files[0], to_csv(records))
@@ -162,7 +162,7 @@ def write(systems: Mapping[Cell, System], found: Effects, stem: Path) -> list[Pa
             {
                 "trained": trained,
                 "tested": tested,
-                "scores": system.scores.to_dict(),
+                "scores": system.to_dict(),
                 "general": {name: n and _known(n) for name, n in system.general.items()},
             }
             for (trained, tested), system in systems.items()

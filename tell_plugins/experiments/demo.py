@@ -74,5 +74,5 @@ def show(study: Study, folder: Path) -> None:
 def _grids(study: Study) -> list[Grid]:
     """Every line's scores, the base model first, as `eval` prints them."""
     systems = systems_of(study)
-    title = f"{systems[0].scores.rows} test rows of the sample task"
+    title = f"{systems[0].rows} test rows of the sample task"
     return [grid for grid in (table(systems, title), elsewhere_table(systems)) if grid is not None]

@@ -14,7 +14,7 @@ from typing import Any
 
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.evaluation import elsewhere, scorers, scoring, significance
+from tell_plugins.evaluation import elsewhere, intervals, scorers, scoring
 from tell_plugins.evaluation.answers import load_scored
 from tell_plugins.evaluation.bleed import Form
 from tell_plugins.evaluation.differences import (
@@ -229,7 +229,7 @@ class Judge:
             return None
         stats = [part.stats for part in parts]
         pairs = list(zip(stats[::2], stats[1::2], strict=True))
-        return significance.over_seeds(pairs, parts[0].column.score)
+        return intervals.over_seeds(pairs, parts[0].column.score)
 
     def _measure(self, entries: Entries, name: str) -> Measure | None:
         """A measure of all entries together, row by row; None where they do not have it."""

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     grid.add_argument("--task", help="amount of task data, e.g. 15rows (default: the recipe's)")
     grid.add_argument("--general", help="amount of general data (default: the recipe's)")
     grid.add_argument("--from", help="general cards (default: the recipe's)")
-    grid.add_argument("--seeds", help="e.g. 42,43 (default: 42)")
+    grid.add_argument("--seeds", type=options.seeds_of, help="e.g. 42,43 (default: 42)")
     options.add_some(grid, _ASKED)
 
 
@@ -97,7 +97,7 @@ def _sweep(args: argparse.Namespace) -> Sweep:
         return controls(
             args.controls,
             changes={key: given[key] for key in _CHANGES if key in given},
-            seeds=options.seeds_of(given.get("seeds", "42")),
+            seeds=given.get("seeds", [42]),
             evaluate={key: given[key] for key in _ASKED if key in given},
             flags=flags,
         )
@@ -158,7 +158,8 @@ def command_of(args: argparse.Namespace) -> str:
     named = [args.file] if args.controls is None else ["--controls", args.controls]
     named[-1] = paths.shown(paths.user_path(named[-1]))
     for key, value in options.given(args, _GRID_OPTIONS).items():
-        named += [f"--{key.replace('_', '-')}", str(value)]
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        named += [f"--{key.replace('_', '-')}", text]
     return shlex.join(["./run.sh", "sweep", *named, *args.flags])
 
 

@@ -227,7 +227,7 @@ def result_of(name: str, evaluations: Sequence[Path], judges: TaskRows, scale: f
     pooled = System(name, joined(scored, judges))
     first = {name: (reading, name) for reading, name in reversed(pooled.measures)}
     key = next(first[name] for name in CONTENT if name in first)
-    given = {label for label in pooled.judged[key[0]].given if label is not None}
+    given = {label for label in pooled.readings[key[0]].given if label is not None}
     drift = elsewhere.measure(general, elsewhere.KL, Form())
     result = Result(name, len(evaluations), key, pooled.measures[key], drift, scale=scale)
     return replace(result, learned=result.score > 0 and len(given) != 1)

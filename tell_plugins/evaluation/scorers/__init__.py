@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tell_plugins.core.sources import TaskRows
 from tell_plugins.evaluation.answers import Scored
-from tell_plugins.evaluation.judged import Case, Judged
+from tell_plugins.evaluation.judged import Case, Constant, Judged
 from tell_plugins.evaluation.scorers import (
     json_answers,
     json_readings,
@@ -33,20 +33,20 @@ class Scorer(NamedTuple):
         main: the measure that curves and comparisons are about.
         right: what is right for each test row, as text that `judge` understands; None: the
             responses, whole.
-        constant: what is worth nothing, such as the source given back: its name, and what the
-            first reading says of it; the most frequent right answer every time where it is None.
+        constant: what is worth nothing, such as the source given back; the most frequent right
+            answer every time where it is None.
     """
 
     metric: str
     judge: Callable[[Case], dict[str, Judged]]
     main: str = ""
     right: Callable[[TaskRows], Truth] | None = None
-    constant: Callable[[Case], tuple[str, Judged]] | None = None
+    constant: Callable[[Case], Constant] | None = None
 
 
 SCORERS = [
     Scorer("json", json_answers.judge, "adherence", json_answers.right, json_answers.constant),
-    Scorer("label", label.judge, "balanced_accuracy", label.right, label.constant),
+    Scorer("label", label.judge, "balanced_accuracy", label.right),
     Scorer("number", number.judge, "exact_match", number.right),
     Scorer("translation", translation.judge, "chrf++", constant=translation.constant),
     Scorer("text", text.judge, "chrf++"),
@@ -96,10 +96,11 @@ def _case(scored: Scored) -> Case:
     return Case(scored.card, scored.answers, of, truth.labels, scored.task)
 
 
-def constant(scored: Scored) -> tuple[str, Judged]:
-    """The baseline of the card's metric over the rows answered: its name and its measures."""
+def constant(scored: Scored) -> Constant:
+    """The baseline of the card's metric over the rows answered."""
     scorer, case = of_metric(scored.card.metric)[0], _case(scored)
     if scorer.constant is not None:
         return scorer.constant(case)
-    text, always = case.always()
-    return f"always {' '.join(text.split())}", next(iter(scorer.judge(always).values()))
+    text = case.most_frequent_right
+    always = scorer.judge(case.answered([text] * len(case.answers)))
+    return Constant(f"always {' '.join(text.split())}", next(iter(always.values())))

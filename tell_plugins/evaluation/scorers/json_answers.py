@@ -17,8 +17,8 @@ import numpy as np
 
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import TaskRows
-from tell_plugins.evaluation.judged import Case, Column, Judged, ratio, share
-from tell_plugins.evaluation.scorers import label
+from tell_plugins.evaluation.judged import Case, Column, Constant, Judged, ratio, share
+from tell_plugins.evaluation.paper_numbers import is_papers_task
 from tell_plugins.evaluation.scorers.json_readings import (
     READINGS,
     AnswerSchema,
@@ -54,19 +54,18 @@ def right(task: TaskRows) -> Truth:
 
 
 def judge(case: Case) -> dict[str, Judged]:
-    """What each reading says of the answers."""
-    schema = card_schema(case.card)
+    """What each reading says of the answers; those of the paper's script for its own task alone."""
+    schema, papers = card_schema(case.card), is_papers_task(case.card)
     found = {}
     for reading in READINGS:
-        if case.readings is None or reading.name in case.readings:
-            asked = None if reading.limit is None else sorted(set(case.rows))[: reading.limit]
-            kept = [i for i, row in enumerate(case.rows) if asked is None or row in asked]
-            mine = replace(
-                case,
-                answers=[case.answers[i] for i in kept],
-                right=[case.right[i] for i in kept] if case.right else [],
-            )
-            found[reading.name] = _judged(mine, reading, schema)
+        if case.readings is None:
+            wanted = papers or not reading.name.startswith("official")
+        else:
+            wanted = reading.name in case.readings
+        if wanted:
+            rows = set(sorted(set(case.rows))[: reading.limit])
+            kept = [place for place, row in enumerate(case.rows) if row in rows]
+            found[reading.name] = _judged(case.of(kept), reading, schema)
     return found
 
 
@@ -76,20 +75,18 @@ def _judged(case: Case, reading: Reading, schema: AnswerSchema) -> Judged:
     values = [verdict.value if verdict.adherent else None for verdict in verdicts]
     given = [schema.label_of(value) for value in values]
     found = judged_form(case, kinds, given)
-    if case.right and not case.labels:
+    if not case.labels:
         found.columns.update(_content(values, case.right))
     return found
 
 
-def constant(case: Case) -> tuple[str, Judged]:
+def constant(case: Case) -> Constant:
     """The most frequent label, or without labels the most frequent response, every time."""
-    if case.labels:
-        return label.constant(case)
-    whole, always = case.always()
-    answers = len(always.answers)
-    found = judged_form(always, [None] * answers, [])
-    found.columns.update(_content([json.loads(whole)] * answers, case.right))
-    return f"always {whole}", found
+    right, answers = case.most_frequent_right, len(case.answers)
+    found = judged_form(case, [None] * answers, [right] * answers)
+    if not case.labels:
+        found.columns.update(_content([json.loads(right)] * answers, case.right))
+    return Constant(f"always {right}", found)
 
 
 def _content(given: Sequence[Any], right: Sequence[str]) -> dict[str, Column]:

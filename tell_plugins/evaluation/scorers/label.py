@@ -6,7 +6,6 @@ positive one; with more, a macro average.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,9 +15,14 @@ from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import TaskRows, open_split
 from tell_plugins.evaluation.answers import Answer
-from tell_plugins.evaluation.intervals import Estimate, Interval, mean_difference, mean_share
+from tell_plugins.evaluation.intervals import (
+    Estimate,
+    Floats,
+    Interval,
+    mean_difference,
+    mean_share,
+)
 from tell_plugins.evaluation.judged import Case, Column, Judged, share
-from tell_plugins.evaluation.significance import Floats
 
 READING = "label"
 MOST_SHOWN = 6  # labels whose recalls are measures of their own; `compare` shows all
@@ -81,14 +85,6 @@ def _kind_of(answer: Answer, allowed: list[str]) -> str | None:
     if text in allowed:
         return None
     return "empty" if not text else "truncated" if answer.cut else "no_label"
-
-
-def constant(case: Case) -> tuple[str, Judged]:
-    """What the most frequent right label gets when it is given every time."""
-    counts = Counter(case.right)
-    label = max(case.labels, key=lambda label: counts[label])
-    answers = len(case.answers)
-    return f"always {label}", judged_form(case, [None] * answers, [label] * answers)
 
 
 def judged_form(case: Case, kinds: list[str | None], given: list[str | None]) -> Judged:

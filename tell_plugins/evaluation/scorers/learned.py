@@ -17,15 +17,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import MachineError, UserError, unknown
 from tell_plugins.core.progress import track
 from tell_plugins.core.state_files import Shape, cached_json, write_json
 from tell_plugins.evaluation.answers import Scored
+from tell_plugins.evaluation.intervals import counts_of
 from tell_plugins.evaluation.judged import Judged, mean, ratio
 from tell_plugins.evaluation.scorers.translation import UNITS, documents, one_line, pairs
-from tell_plugins.evaluation.significance import counts_of
 
 DEFAULT_MODELS = {"bleurt": "lucadiliello/BLEURT-20", "comet": "Unbabel/wmt22-comet-da"}
 VARIABLES = {"bleurt": "TELL_BLEURT", "comet": "TELL_COMET"}
@@ -77,14 +79,14 @@ def wanted(asked: Any) -> Wanted:
     `asked` has these options as attributes. Raises UserError for an unknown metric, and for a
     checkpoint that is a path and not there.
     """
-    names = [part.strip().lower() for part in asked.learned.split(",") if part.strip()]
+    names = [part.strip().lower() for part in (asked.learned or "").split(",") if part.strip()]
     found = {}
     for name in names:
         if name not in LEARNED:
             raise unknown("learned metric", name, LEARNED, "--learned")
         variable = os.environ.get(VARIABLES[name])
         found[name] = getattr(asked, name) or variable or DEFAULT_MODELS[name]
-        _local_or_name(found[name], name)
+        _local_or_name(found[name])
     return found
 
 
@@ -187,7 +189,7 @@ class Bleurt(LearnedMetric):
         import torch
 
         self.model_name = model
-        source = _local_or_name(model, self.name)
+        source = _local_or_name(model)
         with _loading(model):
             from bleurt_pytorch import BleurtForSequenceClassification, BleurtTokenizer
 
@@ -206,24 +208,22 @@ class Bleurt(LearnedMetric):
     def score(self, triples: Sequence[Triple]) -> list[float]:
         import torch
 
-        lengths = self.lengths(triples)
-        order = sorted(range(len(triples)), key=lambda i: -lengths[i])
-        scores = [0.0] * len(triples)
+        order = np.argsort(self.lengths(triples))  # those of one length need no padding
+        scores = np.zeros(len(triples))
         with track(len(triples), "BLEURT", "segments") as bar, torch.inference_mode(), _quiet():
             for start in range(0, len(order), _BATCH):
                 batch = order[start : start + _BATCH]
                 encoded = self._encoded(
-                    [triples[i] for i in batch],
+                    [triples[place] for place in batch],
                     padding="longest",
                     truncation="longest_first",
                     max_length=self.limit,
                     return_tensors="pt",
-                ).to(self._model.device)
-                values = self._model(**encoded).logits.flatten().tolist()
-                for i, value in zip(batch, values, strict=True):
-                    scores[i] = value
+                )
+                found = self._model(**encoded.to(self._model.device)).logits
+                scores[batch] = found.flatten().cpu().numpy()
                 bar.update(len(batch))
-        return scores
+        return [float(score) for score in scores]
 
 
 class Comet(LearnedMetric):
@@ -233,16 +233,19 @@ class Comet(LearnedMetric):
 
     def __init__(self, model: str) -> None:
         self.model_name = model
-        checkpoint = _comet_checkpoint(model)
+        path = Path(_local_or_name(model))
         with _loading(model):
-            from comet import load_from_checkpoint
+            from comet import download_model, load_from_checkpoint
             from comet.models import RegressionMetric
 
-            self._model: Any = load_from_checkpoint(str(checkpoint))
+            if not path.exists():
+                path = Path(download_model(model))
+            file = path / "checkpoints" / "model.ckpt" if path.is_dir() else path
+            self._model: Any = load_from_checkpoint(str(file))
         if type(self._model) is not RegressionMetric:
             raise UserError(
                 f"'{model}' is a {type(self._model).__name__}",
-                where=_asked("comet"),
+                where="--comet or $TELL_COMET",
                 allowed="a RegressionMetric, which reads its three texts apart: wmt22-comet-da",
                 remedy=f"leave it out for {DEFAULT_MODELS['comet']}",
             )
@@ -301,11 +304,7 @@ def score_documents(metric: LearnedMetric, scored: Scored) -> LearnedScores:
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
-def _asked(name: str) -> str:
-    return f"--{name} or ${VARIABLES[name]}"
-
-
-def _local_or_name(model: str, name: str) -> str:
+def _local_or_name(model: str) -> str:
     """A folder's path, or a hub name as it is. UserError for a path that is not there."""
     path = paths.user_path(model)
     if path.exists():
@@ -313,29 +312,11 @@ def _local_or_name(model: str, name: str) -> str:
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UserError(
             f"no checkpoint at '{model}'",
-            where=_asked(name),
-            allowed=f"a folder, or a hub's name such as {DEFAULT_MODELS[name]}",
+            where="--bleurt, --comet, $TELL_BLEURT, $TELL_COMET",
+            allowed=f"a folder, or a hub's name such as {DEFAULT_MODELS['comet']}",
             remedy="correct the path",
         )
     return model
-
-
-def _comet_checkpoint(model: str) -> Path:
-    """The checkpoint file of a COMET model; downloads a model that is named, not a path."""
-    path = Path(_local_or_name(model, "comet"))
-    if not path.exists():
-        with _loading(model):
-            from comet import download_model
-
-            return Path(download_model(model))
-    checkpoint = path / "checkpoints" / "model.ckpt" if path.is_dir() else path
-    if not checkpoint.is_file():
-        raise UserError(
-            "no checkpoints/model.ckpt in the folder",
-            where=f"{_asked('comet')}: {model}",
-            remedy="name the folder that holds hparams.yaml and checkpoints/",
-        )
-    return checkpoint
 
 
 @contextlib.contextmanager
@@ -344,23 +325,19 @@ def _loading(model: str) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"the checkpoint holds more than weights and is not loaded: {str(error)[:300]}",
-            where=model,
-            remedy="use a checkpoint of plain weights",
-        ) from None
     except (MemoryError, ModuleNotFoundError):
         raise
     except Exception as error:  # the libraries raise bare Exception, KeyError, OSError ...
         reason = str(error).strip().partition("\n")[0][:300]
         message = f"{type(error).__name__}: {reason}"
         if paths.user_path(model).exists():
+            unsafe = isinstance(error, pickle.UnpicklingError)
             raise UserError(
-                f"not loadable as a checkpoint of this metric: {message}",
+                ("it holds more than weights" if unsafe else "no checkpoint of this metric")
+                + f", and is not loaded: {message}",
                 where=model,
-                remedy="name a folder that the metric's library saved; what its hparams.yaml names "
-                "as pretrained_model must be on this machine or the network",
+                remedy="name a folder of plain weights that the metric's library saved; what its "
+                "hparams.yaml names as pretrained_model must be on this machine or the network",
             ) from None
         raise MachineError(
             f"{model}: not available ({message})",

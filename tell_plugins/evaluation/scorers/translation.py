@@ -19,8 +19,8 @@ import numpy as np
 import regex
 
 from tell_plugins.evaluation.answers import Scored
-from tell_plugins.evaluation.judged import Case, Column, Judged, ratio, share
-from tell_plugins.evaluation.significance import Floats, Score, counts_of, summed
+from tell_plugins.evaluation.intervals import Floats, Score, counts_of, summed
+from tell_plugins.evaluation.judged import Case, Column, Constant, Judged, ratio, share
 
 METRICS = ("chrf++", "bleu")
 SHOWN = {"chrf++": "chrF++", "bleu": "BLEU"}
@@ -54,11 +54,11 @@ def judge(case: Case) -> dict[str, Judged]:
     return found
 
 
-def constant(case: Case) -> tuple[str, Judged]:
+def constant(case: Case) -> Constant:
     """The baseline that gives the source back."""
     assert case.task is not None
     copied = case.answered([case.task.plain[row] for row in case.rows])
-    return "source copied", judge(copied)[UNITS[0]]
+    return Constant("source copied", judge(copied)[UNITS[0]])
 
 
 @dataclass(frozen=True)
