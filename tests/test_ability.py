@@ -162,7 +162,7 @@ def test_without_the_second_environment_its_set_up_is_named(
     ],
 )
 def test_wrong_options_are_said(more: list[str], found: str, tmp_path: Path, cli: Cli) -> None:
-    assert "no adapter" in cli(1, "ability", tmp_path, *more)
+    assert "no adapter" in cli(1, "ability", tmp_path)
     assert found in cli(1, "ability", _adapter(tmp_path / "checkpoint-5"), *more)
 
 
