@@ -12,7 +12,7 @@ import pytest
 from tell_plugins.core.cards import Columns, load_card
 from tell_plugins.core.rows import Rows, open_rows, question_of
 from tell_plugins.core.sources import open_split, open_task
-from tell_plugins.preparation.overlap import EQUAL, NEAR, NONE, matches_of
+from tell_plugins.preparation.overlap import EQUAL, NEAR, Match, matches_of
 from tests.conftest import MakeCard, Tell, write_rows
 
 QUERIES = [
@@ -40,23 +40,25 @@ def general(tmp_path: Path, queries: list[str]) -> Rows:
         ("Name four rivers of South America and the countries they flow through.", NEAR, 0),
         ("Name three long rivers of South America and countries they flow through.", NEAR, 0),
         ("Please: how do I bake bread?", NEAR, 1),
-        ("Name three rivers of North Africa.", NONE, -1),
-        ("How do I bake a cake with three layers?", NONE, -1),
+        ("Name three rivers of North Africa.", None, None),
+        ("How do I bake a cake with three layers?", None, None),
         ("???", EQUAL, 3),  # no words: compared as it stands
-        ("!!!", NONE, -1),
-        ("Something else altogether", NONE, -1),
+        ("!!!", None, None),
+        ("Something else altogether", None, None),
     ],
 )
-def test_kinds(tmp_path: Path, query: str, kind: int, held_out: int) -> None:
+def test_kinds(tmp_path: Path, query: str, kind: str | None, held_out: int | None) -> None:
     matches = matches_of(general(tmp_path, ["unrelated text", query]), QUERIES)
-    assert (matches.kind[1], matches.query[1]) == (kind, held_out)
-    assert (matches.kind[0], matches.query[0], matches.similarity[0]) == (NONE, -1, 0)
-    if kind == EQUAL:
-        assert matches.similarity[1] == 100
+    if kind is None or held_out is None:
+        assert matches == []
+    else:
+        [match] = matches
+        assert match == Match(kind, 1, held_out, match.similarity)
+        assert match.similarity == 100 or kind == NEAR
 
 
 def test_no_held_out_query(tmp_path: Path) -> None:
-    assert not matches_of(general(tmp_path, ["a", "b"]), []).kind.any()
+    assert matches_of(general(tmp_path, ["a", "b"]), []) == []
 
 
 # --- real data -----------------------------------------------------------------------------------
@@ -90,8 +92,7 @@ def test_a_few_changed_words_are_found(
     vocabulary = [word for query in queries for word in query.split()]
     long = [query for query in queries if len(query.split()) >= 6]
     rows = general(tmp_path, [changed(query, words, chance, vocabulary) for query in long])
-    found = matches_of(rows, queries).kind != NONE
-    assert found.mean() >= least
+    assert len(matches_of(rows, queries)) >= least * len(rows)
 
 
 def test_alpaca_rows_that_are_halueval_test_queries(real_home: Path) -> None:
@@ -101,9 +102,10 @@ def test_alpaca_rows_that_are_halueval_test_queries(real_home: Path) -> None:
     queries = [question_of(text, halu.question) for text in test.plain]
     rows = open_split(load_card("alpaca_en_demo"), "train")
     matches = matches_of(rows, queries)
-    assert matches.count(EQUAL) == 28
-    assert 1 <= matches.count(NEAR) <= 10
-    assert np.array_equal(matches.kind == EQUAL, np.isin(rows.keys, test.question_keys))
+    equal = [match.row for match in matches if match.kind == EQUAL]
+    assert len(equal) == 28
+    assert 1 <= len(matches) - len(equal) <= 10
+    assert equal == np.flatnonzero(np.isin(rows.keys, test.question_keys)).tolist()
 
 
 # --- the command ---------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.rows import Rows
 from tell_plugins.core.sources import find_file, open_split
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.preparation.overlap import NONE, matches_of
+from tell_plugins.preparation.overlap import matches_of
 
 CARD = "retention"
 
@@ -63,8 +63,7 @@ def test_no_answer_has_the_form_of_a_task() -> None:
 def _no_row_is_near(general: list[tuple[str, Rows]]) -> None:
     asked = [query for split in ("questions", "instructions") for query, _ in _rows(split)]
     for name, rows in general:
-        matches = matches_of(rows, asked)
-        found = [asked[q] for q, k in zip(matches.query, matches.kind, strict=True) if k != NONE]
+        found = [asked[match.query] for match in matches_of(rows, asked)]
         assert not found, name
 
 
