@@ -64,12 +64,6 @@ def whole(handler: _Handler, content: bytes) -> None:
     handler.body(content)
 
 
-def without_length(handler: _Handler, content: bytes) -> None:
-    """The whole file, its size not announced."""
-    handler.start(200, None)
-    handler.body(content)
-
-
 def in_chunks(handler: _Handler, content: bytes) -> None:
     """The whole file in HTTP chunks."""
     handler.start(200, None, Transfer_Encoding="chunked")

@@ -8,7 +8,10 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+
+import yaml
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, card_names, find_card
@@ -18,21 +21,8 @@ from tell_plugins.core.row_files import FORMATS, read_records
 from tell_plugins.core.rows import extract, file_sha256
 from tell_plugins.core.sources import find_file
 from tell_plugins.core.state_files import json_lines
-from tell_plugins.preparation import halu, hub
-from tell_plugins.preparation.download import (
-    Places,
-    address_of,
-    arriving,
-    fetch,
-    find_named,
-    has_blob,
-    locked,
-    read_record,
-    record_split,
-    shown_url,
-    target_of,
-    transfer,
-)
+from tell_plugins.preparation import download, halu, hub
+from tell_plugins.preparation.download import Places
 from tell_plugins.preparation.made_rows import make_rows, recipe_of
 
 # commands of cards that need nothing of the user's, and what they do; all others are told
@@ -67,25 +57,28 @@ def state_of(card: Card, split: str) -> State:
     path = find_file(card, split)
     if path is None:
         return State(None, "missing", "not here")
-    blob = card.split(split).blob
-    record = read_record(path)
+    return State(path, *_verdict(card, split, path))
+
+
+def _verdict(card: Card, split: str, path: Path) -> tuple[str, str]:
+    blob, record = card.split(split).blob, download.read_record(path)
     recorded = record is not None and record.get("sha256") == file_sha256(path)
     if blob is not None:
-        problem = has_blob(blob)(path)
+        problem = download.has_blob(blob)(path)
         if problem is None:
-            return State(path, "verified", "git blob id")
+            return "verified", "git blob id"
         if recorded:
-            return State(path, "own", "not the official file, taken with --accept")
-        return State(path, "wrong", f"not the official file: {problem}")
+            return "own", "not the official file, taken with --accept"
+        return "wrong", f"not the official file: {problem}"
     if record is not None:
         if not recorded:
-            return State(path, "changed", "not the file its provenance describes")
+            return "changed", "not the file its provenance describes"
         if record["from"].get("recipe") != recipe_of(card, split):
-            return State(path, "changed", "made by another version of the card")
-        return State(path, "verified", "sha256 as recorded beside it")
+            return "changed", "made by another version of the card"
+        return "verified", "sha256 as recorded beside it"
     if path.is_relative_to(paths.SHIPPED):
-        return State(path, "project", "part of the project")
-    return State(path, "own", "no checksum is known")
+        return "project", "part of the project"
+    return "own", "no checksum is known"
 
 
 def make_ready(card: Card, split: str, places: Places) -> State:
@@ -94,46 +87,46 @@ def make_ready(card: Card, split: str, places: Places) -> State:
     Raises UserError or MachineError when it cannot be had. A split that only a command with
     arguments of the user's builds is named and stays missing.
     """
-    state = state_of(card, split)
-    if state.usable:
-        return _said(split, state, "is here")
+    state, done = state_of(card, split), "is here"
+    if not state.usable:
+        if not _bring(card, split, places):
+            print(f"  {split}: is built by  {card.split(split).build}")
+            return state
+        state, done = state_of(card, split), "is ready"
+    if not state.usable:
+        raise UserError(
+            f"the file is ready at {download.target_of(card, split)}, but another of its name is "
+            f"found before it: {state.why}",
+            where=str(state.path),
+            remedy="remove that file or give it another name",
+        )
+    print(f"  {split}: {done}, {state.verdict} ({state.why}): {paths.shown(state.path or '')}")
+    return state
+
+
+def _bring(card: Card, split: str, places: Places) -> bool:
+    """Put the file of a split into its place; False where that takes a command of the user's."""
     spec = card.split(split)
-    target = target_of(card, split)
     elsewhere = (places.mirror or places.folder) and split in NEEDED
     if spec.url:
         _from_address(card, split, places)
     elif spec.made_of:
-        names = [name for name in card.splits if not state_of(card, name).usable]
-        make_rows(card, names, places)
+        make_rows(card, [name for name in card.splits if not state_of(card, name).usable], places)
     elif spec.modelscope or spec.huggingface or elsewhere:
         _from_hub(card, split, places)
     elif spec.build in BUILDS:
         print(f"  building: {spec.build}", flush=True)
         BUILDS[spec.build](places)
     elif spec.build:
-        print(f"  {split}: is built by  {spec.build}")
-        return state
+        return False
     else:
         raise UserError(
             f"nothing says where '{spec.file}' can be had",
             where=f"card '{card.name}', split '{split}'",
             allowed="url and blob, made_of, modelscope, huggingface, build",
-            remedy=f"put the file to {target}",
+            remedy=f"put the file to {download.target_of(card, split)}",
         )
-    state = state_of(card, split)
-    if not state.usable:
-        raise UserError(
-            f"the file is ready at {target}, but another of its name is found before it: "
-            f"{state.why}",
-            where=str(state.path),
-            remedy="remove that file or give it another name",
-        )
-    return _said(split, state, "is ready")
-
-
-def _said(split: str, state: State, what: str) -> State:
-    print(f"  {split}: {what}, {state.verdict} ({state.why}): {paths.shown(state.path or '')}")
-    return state
+    return True
 
 
 def _from_address(card: Card, split: str, places: Places) -> None:
@@ -147,42 +140,41 @@ def _from_address(card: Card, split: str, places: Places) -> None:
 
     def record(part: Path, source: str) -> None:
         origin = {"place": source, "official": spec.url, "git_blob": spec.blob}
-        record_split(card, split, origin, part, origin=f"from {source}", rows=spec.rows)
+        download.record_split(card, split, origin, part, origin=f"from {source}", rows=spec.rows)
 
-    fetch(spec.url, has_blob(spec.blob), target_of(card, split), places, record=record)
+    target, proof = download.target_of(card, split), download.has_blob(spec.blob)
+    download.fetch(spec.url, proof, target, places, record=record)
 
 
 def _from_hub(card: Card, split: str, places: Places) -> None:
     """Rows of a hub, or a file of them from a mirror or a folder, as the card's JSON lines."""
-    target = target_of(card, split)
-    with locked(target):
+    target = download.target_of(card, split)
+    with download.locked(target):
         if state_of(card, split).usable:  # another process was faster
             return
-        with arriving(target) as part:
+        with download.arriving(target) as part:
             if places.mirror or places.folder:
                 origin = _take_rows(card, split, places, part)
             else:
                 origin = hub.load_rows(card, split, places.hub, part)
             rows = _check_rows(card, split, part, places.accept)
             came = origin.get("place") or "{hub} {id}, revision {revision}".format(**origin)
-            record_split(card, split, origin, part, origin=f"from {came}", rows=rows)
+            download.record_split(card, split, origin, part, origin=f"from {came}", rows=rows)
 
 
 def _take_rows(card: Card, split: str, places: Places, part: Path) -> dict[str, Any]:
     """Write the card's columns of a file from a mirror or a folder to `part`."""
     name = card.split(split).file
-    if places.folder is None:
-        address = address_of(None, name, places)
-        raw = part.with_name(f".mirrored.{name}")
-        try:
-            transfer(address, raw, places)
-            _copy_rows(card, split, raw, part)
-        finally:
-            raw.unlink(missing_ok=True)
-        return {"place": shown_url(address)}
-    found = find_named(places.folder, name, *(Path(name).stem + ending for ending in FORMATS))
-    _copy_rows(card, split, found[0], part)
-    return {"place": str(found[0]), "sha256": file_sha256(found[0])}
+    if places.folder is not None:
+        names = (name, *(Path(name).stem + ending for ending in FORMATS))
+        found = download.find_named(places.folder, *names)[0]
+        _copy_rows(card, split, found, part)
+        return {"place": str(found), "sha256": file_sha256(found)}
+    address = download.address_of(None, name, places)
+    with TemporaryDirectory() as folder:
+        download.transfer(address, Path(folder) / name, places)
+        _copy_rows(card, split, Path(folder) / name, part)
+    return {"place": download.shown_url(address)}
 
 
 def _copy_rows(card: Card, split: str, source: Path, part: Path) -> None:
@@ -214,7 +206,15 @@ def _check_rows(card: Card, split: str, part: Path, accept: bool) -> int:
     return len(found)
 
 
-# ------------------------------------------------------------------------- names
+# ------------------------------------------------------------------------- cards
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """The text of a card's file."""
+    width = 1000  # a text stays on its line
+    return yaml.safe_dump(
+        card, sort_keys=False, allow_unicode=True, width=width, default_flow_style=None
+    )
 
 
 def check_name(name: str, folder: Path, where: str) -> None:

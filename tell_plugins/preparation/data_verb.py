@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING
 
+from tell_plugins.bridge.embedded_model import prepare_model
 from tell_plugins.core import paths
-from tell_plugins.core.cards import card_names, load_card
+from tell_plugins.core.cards import Card, card_names, load_card
 from tell_plugins.core.errors import MachineError, UserError, raise_all, unknown
-
-if TYPE_CHECKING:
-    from tell_plugins.preparation.download import Places
+from tell_plugins.preparation import card_files, llama2_tokenizer
+from tell_plugins.preparation.download import Places, Unreachable
 
 ACTIONS = {
     "list": ("listing", "what is here, whether it is the right file, licence and origin"),
@@ -109,8 +110,6 @@ def _add_place_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _places(args: argparse.Namespace) -> Places:
-    from tell_plugins.preparation.download import Places
-
     if args.wait <= 0 or args.tries < 1:
         raise UserError(
             f"{args.wait:g} s, {args.tries} tries",
@@ -127,37 +126,37 @@ def _all_ready(names: list[str], places: Places) -> int:
     the machine then decides the exit code."""
     failed: list[UserError | MachineError] = []
     complete = True
-    for name in names:
+    for name, steps in {name: _steps(name, places) for name in names}.items():
         print(name)
-        try:
-            if name == "llama2_tokenizer":
-                _module("llama2_tokenizer").prepare(places)
-            elif name == "smollm2":
-                from tell_plugins.bridge.embedded_model import prepare_model
-
-                print(f"  smollm2: is ready: {paths.shown(prepare_model())}")
-            else:
-                complete &= _card_ready(name, places, failed)
-        except (UserError, MachineError) as error:
-            failed.append(error)
+        for step in steps:
+            try:
+                complete &= step()
+            except (UserError, MachineError) as error:
+                failed.append(error)
+                if isinstance(error, Unreachable):  # so are the card's other files
+                    break
     if any(isinstance(error, MachineError) for error in failed):
-        raise MachineError("\n".join(str(error) for error in failed)) from failed[0]
+        raise MachineError("\n".join(map(str, failed))) from failed[0]
     raise_all([error for error in failed if isinstance(error, UserError)])
     return 0 if complete else 1
 
 
-def _card_ready(name: str, places: Places, failed: list[UserError | MachineError]) -> bool:
-    """Make the splits of a card ready; whether nothing is left to do for the user."""
-    from tell_plugins.preparation.card_files import NEEDED, make_ready
-    from tell_plugins.preparation.download import Unreachable
-
-    card, complete = load_card(name), True
+def _steps(name: str, places: Places) -> list[Callable[[], bool]]:
+    """What makes a file each ready, and says whether nothing is left to do for the user."""
+    if name == "llama2_tokenizer":
+        return [partial(llama2_tokenizer.prepare, places)]
+    if name == "smollm2":
+        return [_model_ready]
+    card = load_card(name)
     # what is downloaded comes first: a build may need it
-    for split in sorted(card.splits, key=lambda split: card.split(split).build is not None):
-        try:
-            complete &= make_ready(card, split, places).usable or split not in NEEDED
-        except Unreachable:  # so are the card's other files
-            raise
-        except (UserError, MachineError) as error:
-            failed.append(error)
-    return complete
+    splits = sorted(card.splits, key=lambda split: card.split(split).build is not None)
+    return [partial(_split_ready, card, split, places) for split in splits]
+
+
+def _model_ready() -> bool:
+    print(f"  smollm2: is ready: {paths.shown(prepare_model())}")
+    return True
+
+
+def _split_ready(card: Card, split: str, places: Places) -> bool:
+    return card_files.make_ready(card, split, places).usable or split not in card_files.NEEDED

@@ -9,6 +9,7 @@ server is asked again when the line fails, and never trusted.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -20,12 +21,13 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import requests
+from filelock import FileLock, Timeout
 from pydantic import Field
 from requests.exceptions import ProxyError, SSLError
-from urllib3.exceptions import NewConnectionError, ReadTimeoutError
+from urllib3.exceptions import NewConnectionError
 
 from tell_plugins import __version__
 from tell_plugins.core import paths
@@ -36,8 +38,6 @@ from tell_plugins.core.rows import file_sha256, hex_digest
 from tell_plugins.core.sources import blob_id
 from tell_plugins.core.state_files import Shape, cached_json, json_lines, write_json
 
-SCHEMES = ("http", "https")
-MAX_BYTES = 8 << 30  # no data set of this project comes near; stops a server that never ends
 _BLOCK = 1 << 16
 _LONGEST_PAUSE = 60.0  # seconds
 _BUSY = (408, 425, 429)  # and every 5xx
@@ -125,6 +125,11 @@ def write_record(file: Path, source: dict[str, Any], content: Path, **more: Any)
     write_json(file.with_name(file.name + RECORD), record)
 
 
+def content_name(value: Any) -> str:
+    """A name for what is made with these settings alone."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def target_of(card: Card, split: str) -> Path:
     """Where the file of a split goes: the card's folder in the first data home."""
     name = plain_name(card.split(split).file, f"card '{card.name}', split '{split}'")
@@ -196,7 +201,6 @@ def fetch(
     file cannot be had or is not the right one, UserError for a wrong address or a folder that does
     not have it.
     """
-    plain_name(target.name, paths.shown(target))
     with locked(target):
         if matches(target, proof):
             return None
@@ -206,7 +210,7 @@ def fetch(
             if problem is not None:
                 page = part.read_bytes()[:256].lstrip().lower().startswith((b"<!doctype", b"<html"))
                 kind = "an HTML page" if page else "a file"
-                raise MachineError(
+                raise (UserError if places.folder else MachineError)(
                     f"{source}: not the right file: {kind} of {part.stat().st_size:,} bytes: "
                     f"{problem}; nothing was kept",
                     remedy="try again, or another place: --mirror URL, --from DIR",
@@ -223,14 +227,7 @@ def _bring(url: str | None, name: str, part: Path, proof: Proof, places: Places)
         transfer(address, part, places)
         return shown_url(address)
     found = find_named(places.folder, name)
-    right = next((path for path in found if matches(path, proof)), None)
-    if right is None:
-        listed = "; ".join(f"{path}: {proof(path)}" for path in found[:5])
-        raise UserError(
-            f"'{name}' is there, but not the right file: {listed}",
-            where=f"--from {places.folder}",
-            remedy="name the folder that has it, or leave --from out to download it",
-        )
+    right = next((path for path in found if matches(path, proof)), found[0])
     shutil.copyfile(right, part)
     return str(right)
 
@@ -238,10 +235,9 @@ def _bring(url: str | None, name: str, part: Path, proof: Proof, places: Places)
 def address_of(url: str | None, name: str, places: Places) -> str:
     """Where `name` is downloaded from: the mirror when one is named, else its own address."""
     if places.mirror is not None:
-        base = check_url(places.mirror, "--mirror").rstrip("/")
-        return f"{base}/{quote(name)}"
+        return f"{places.mirror.rstrip('/')}/{quote(name)}"
     assert url is not None
-    return check_url(url, f"address of '{name}'")
+    return url
 
 
 def find_named(folder: Path, *names: str) -> list[Path]:
@@ -249,18 +245,15 @@ def find_named(folder: Path, *names: str) -> list[Path]:
 
     Raises UserError where there is none.
     """
-    if not folder.is_dir():
-        raise UserError(
-            f"no folder '{folder}'", where="--from", remedy="name a folder that holds the files"
-        )
     found = [
         Path(place) / name for place, _, files in os.walk(folder) for name in names if name in files
     ]
     if not found:
+        missing = f"no file '{names[0]}' in it or below it"
         raise UserError(
-            f"no file '{names[0]}' in the folder or below it",
+            missing if folder.is_dir() else f"no folder '{folder}'",
             where=f"--from {folder}",
-            allowed=", ".join(names),
+            allowed=f"a folder with {' or '.join(names)}",
             remedy="name the folder that has it, or leave --from out to download it",
         )
     return sorted(found, key=lambda path: (len(path.parts), str(path)))
@@ -278,8 +271,6 @@ def arriving(target: Path) -> Iterator[Path]:
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
     """Hold the lock of `target`; a second process says that it waits, and does."""
-    from filelock import FileLock, Timeout
-
     with paths.writing_into(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(target.with_name(f".{target.name}.lock"))
@@ -297,15 +288,6 @@ def locked(target: Path) -> Iterator[None]:
 # ------------------------------------------------------------------------- over HTTP
 
 
-def is_address(url: str) -> bool:
-    """Whether `url` is http or https with a host, and a port if any."""
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in SCHEMES and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a bracket left open, no port
-        return False
-
-
 def shown_url(url: str) -> str:
     """An address without user name, password and query, for messages and records."""
     scheme, separator, rest = url.partition("://")
@@ -313,18 +295,6 @@ def shown_url(url: str) -> str:
         return url  # the path of a file
     host, slash, path = rest.partition("/")
     return re.split("[?#]", scheme + separator + host.rpartition("@")[2] + slash + path)[0]
-
-
-def check_url(url: str, where: str) -> str:
-    """`url` when it is an address, see `is_address`. Raises UserError otherwise."""
-    if not is_address(url):
-        raise UserError(
-            f"'{shown_url(url)}' is no address to download from",
-            where=where,
-            allowed="http://... or https://...",
-            remedy="use --from DIR for a file on this machine",
-        )
-    return url
 
 
 def transfer(url: str, part: Path, places: Places) -> None:
@@ -340,7 +310,7 @@ def transfer(url: str, part: Path, places: Places) -> None:
             try:
                 return _receive(session, url, part, places.wait)
             except (requests.RequestException, ValueError) as error:
-                fault = _fault(error, url, places.wait)
+                fault = _fault(error, url)
                 if tried == places.tries or not _may_pass(error):
                     raise fault from None
                 pause = min(_told_pause(error) or places.pause * 2 ** (tried - 1), _LONGEST_PAUSE)
@@ -358,11 +328,6 @@ def _receive(session: requests.Session, url: str, part: Path, timeout: float) ->
             bar.unit_scale = True
             for block in response.iter_content(_BLOCK):
                 bar.update(file.write(block))
-                if file.tell() > MAX_BYTES:
-                    raise MachineError(
-                        f"{shown_url(url)}: more than {MAX_BYTES:,} bytes; no data set has that",
-                        remedy="check the address (--mirror)",
-                    )
 
 
 def _may_pass(error: Exception) -> bool:
@@ -378,10 +343,11 @@ def _told_pause(error: Exception) -> float | None:
     return float(text) if text.isdigit() else None
 
 
-def _fault(error: Exception, url: str, wait: float) -> MachineError | UserError:
+def _fault(error: Exception, url: str) -> MachineError | UserError:
     """What went wrong, as the user is told; nothing in it repeats a password or a query."""
-    place, host = shown_url(url), urlsplit(shown_url(url)).netloc
-    remedy = "check address and network, or name another place: --mirror URL, --from DIR"
+    place = shown_url(url)
+    remedy = "check address, network and proxy ($http_proxy, $https_proxy), or name another place: "
+    remedy += "--mirror URL, --from DIR"
     if isinstance(error, _NO_ADDRESS):
         return UserError(
             f"no address, or redirected to none ({type(error).__name__})",
@@ -391,16 +357,9 @@ def _fault(error: Exception, url: str, wait: float) -> MachineError | UserError:
         )
     cause = error.args[0] if error.args else error
     cause = getattr(cause, "reason", cause)  # what urllib3 wrapped
-    kind, said = MachineError, "the connection broke off"
+    said = re.sub(r"^(<.*?>|\w+\(.*?\)): ", "", str(cause))  # without the object it happened to
     if isinstance(error, requests.HTTPError):
         said = f"HTTP {error.response.status_code} {error.response.reason}"
-    elif isinstance(error, SSLError):
-        said = f"no safe connection: {cause}; check the clock and the proxy"
-    elif isinstance(error, ProxyError):
-        kind, said = Unreachable, "the proxy cannot be reached; check $http_proxy and $https_proxy"
-    elif isinstance(cause, NewConnectionError):
-        kind, said = Unreachable, f"{host} cannot be reached: {str(cause).partition(': ')[2]}"
-    elif isinstance(error, requests.Timeout) or isinstance(cause, ReadTimeoutError):
-        kind = Unreachable if isinstance(error, requests.ConnectTimeout) else MachineError
-        said = f"no byte from {host} for {wait:g} s (time-out)"
-    return kind(f"{place}: {said}", remedy=remedy)
+    nobody = isinstance(error, (ProxyError, requests.ConnectTimeout))
+    nobody = nobody or isinstance(cause, NewConnectionError)
+    return (Unreachable if nobody else MachineError)(f"{place}: {said}", remedy=remedy)

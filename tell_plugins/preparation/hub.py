@@ -46,19 +46,12 @@ def load_rows(card: Card, split: str, hub: str | None, target: Path) -> dict[str
             remedy=f"--hub {have[0]}",
         )
     name = str(getattr(spec, hub))
+    wanted = [*columns.names, *([columns.history] if columns.history else [])]
     print(f"Loading {name} from {HUBS[hub]} ...", flush=True)
     with _hub_faults(hub, name, spec.file):
         load = _from_modelscope if hub == MODELSCOPE else _from_huggingface
         revision, dataset = load(name, spec)
-    wanted = [*columns.names, *([columns.history] if columns.history else [])]
-    missing = [column for column in wanted if column not in dataset.column_names]
-    if missing:
-        raise MachineError(
-            f"{name} on {HUBS[hub]} has no column '{missing[0]}' "
-            f"(columns: {', '.join(dataset.column_names)}); it is not what the card knows",
-            remedy="try the other hub (--hub), a mirror (--mirror URL) or --from DIR",
-        )
-    rows = dataset.select_columns(wanted)
+        rows = dataset.select_columns(wanted)
     shown = tracked(rows, f"writing {spec.file}", "rows", total=len(rows))
     with target.open("w", encoding="utf-8") as file:
         file.writelines(json_lines({key: row[key] for key in wanted} for row in shown))
@@ -93,7 +86,6 @@ def _from_huggingface(name: str, split: Split) -> tuple[str, Dataset]:
 @contextlib.contextmanager
 def _hub_faults(hub: str, name: str, file: str) -> Iterator[None]:
     """Whatever a hub's library raises on a fault, as one message."""
-    other = next(each for each in HUBS if each != hub)
     try:
         yield
     except ModuleNotFoundError:  # a package is missing here, and nothing is wrong with the hub
@@ -102,6 +94,7 @@ def _hub_faults(hub: str, name: str, file: str) -> Iterator[None]:
         text = str(error).strip() or "no message"
         silent = any(sign in text for sign in _SILENT)
         said = f"{type(error).__name__}: {text.splitlines()[0][:200]}"
+        [other] = HUBS.keys() - {hub}
         raise (Unreachable if silent else MachineError)(
             f"{name} could not be loaded from {HUBS[hub]}: "
             + ("the hub does not answer" if silent else said),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -16,12 +17,10 @@ from tell_plugins.preparation.card_files import State, state_of
 from tell_plugins.preparation.download import read_record
 from tell_plugins.recipe.tables import table
 
-COUNTED = 256 << 20  # bytes; the rows of a larger file of unknown content are not counted
 _HEAD = ("card", "split", "size", "rows", "state", "why")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `data list`."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="cards (default: all)")
 
 
@@ -74,25 +73,17 @@ def _line(card: Card, split: str, state: State) -> tuple[str, ...]:
         expected = f"({spec.rows:,})" if spec.rows else ""
         how = spec.build or f"./run.sh data {card.name}"
         return (card.name, split, "", expected, state.verdict, how)
-    rows = count_rows(card, split, state)
+    rows = _rows_in(state.path)
     shown = "" if rows is None else f"{rows:,}"
-    if spec.rows and rows is not None and rows != spec.rows:
-        shown = f"{rows:,} of {spec.rows:,}"
+    if rows is not None and spec.rows not in (None, rows):
+        shown += f" of {spec.rows:,}"
     size = tqdm.format_sizeof(state.path.stat().st_size, "B")
     return (card.name, split, size, shown, state.verdict, state.why)
 
 
-def count_rows(card: Card, split: str, state: State) -> int | None:
-    """The rows of a file: those of the card or the record where it is the right one, else counted;
-    None if unknown."""
-    spec, path = card.split(split), state.path
-    if path is None:
-        return None
-    if state.verdict == "verified":
-        known = spec.rows if spec.blob else (read_record(path) or {}).get("rows")
-        if isinstance(known, int):
-            return known
-    if path.suffix != ".jsonl" or path.stat().st_size > COUNTED:
+def _rows_in(path: Path) -> int | None:
+    """The lines that are not blank; None of a file that is no JSON lines."""
+    if path.suffix != ".jsonl":
         return None
     with path.open("rb") as file:
         return sum(1 for line in file if line.strip())

@@ -39,12 +39,11 @@ def problem(path: Path) -> str | None:
 
     try:
         vocabulary = json.loads(path.read_bytes())["model"]["vocab"]
+        tokens = sorted(vocabulary, key=vocabulary.__getitem__)
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        return f"no tokenizer file ({type(error).__name__})"
-    if not isinstance(vocabulary, dict):  # a Unigram model lists tokens and scores
-        return "another kind of vocabulary than Llama-2's"
-    if digest(sorted(vocabulary, key=vocabulary.__getitem__)) != VOCABULARY:
+    except Exception as error:  # the library raises bare Exception; a Unigram model has no dict
+        return f"no tokenizer file of Llama-2's kind ({type(error).__name__})"
+    if digest(tokens) != VOCABULARY:
         return f"another vocabulary than Llama-2's ({len(vocabulary):,} tokens)"
     if digest([tokenizer.encode(text, add_special_tokens=False).ids for text in PROBES]) != TOKENS:
         return "Llama-2's vocabulary, but it cuts texts into other tokens"
@@ -65,33 +64,26 @@ def address(hub: str | None) -> str:
     return f"{base}/api/v1/models/{_MODELSCOPE_ID}/repo?Revision=master&FilePath={FILE}"
 
 
-def prepare(places: Places) -> None:
+def prepare(places: Places) -> bool:
     """Make the tokenizer ready where the token counter looks for it.
 
     Raises MachineError when it cannot be had or is another tokenizer, UserError for a folder that
     does not have it, or when another file is found before it.
     """
-    here = tokenizer_file()
-    if os.environ.get("TELL_TOKENIZER"):
-        raise UserError(
-            f"tokens are counted with {here}, so this tokenizer would not be used",
-            where="$TELL_TOKENIZER",
-            remedy="unset it to count with the Llama-2 tokenizer",
-        )
-    if here is not None and problem(here) is None:
-        print(f"  {NAME}: is here, verified (vocabulary and tokens): {paths.shown(here)}")
-        return
-    target = paths.data_homes()[0] / NAME / FILE
+    here, target = tokenizer_file(), paths.data_homes()[0] / NAME / FILE
+    state = "is here"
+    if here is None or problem(here) is not None:
 
-    def record(part: Path, source: str) -> None:
-        write_record(target, {"place": source}, part, licence="Llama 2 Community License")
+        def record(part: Path, source: str) -> None:
+            write_record(target, {"place": source}, part, licence="Llama 2 Community License")
 
-    fetch(address(places.hub), problem, target, places, record=record)
-    used = tokenizer_file()
-    if used is not None and problem(used) is not None:
+        fetch(address(places.hub), problem, target, places, record=record)
+        here, state = tokenizer_file(), "is ready"
+    if here is None or problem(here) is not None:
         raise UserError(
             f"it is ready at {target}, but another is found before it and counts the tokens",
-            where=str(used),
-            remedy="remove that file or give it another name",
+            where=str(here),
+            remedy="remove that file or give it another name; or unset $TELL_TOKENIZER",
         )
-    print(f"  {NAME}: is ready, verified (vocabulary and tokens): {paths.shown(target)}")
+    print(f"  {NAME}: {state}, verified (vocabulary and tokens): {paths.shown(here)}")
+    return True

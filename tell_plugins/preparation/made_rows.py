@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -98,24 +98,23 @@ def _made(card: Card, source: Published, record: Record, name: str) -> _Pair | N
 
     Raises UserError where 'keep' or a template does not fit the row.
     """
-    made, where = card.made, f"card '{card.name}'; {name}, line {record.line}"
+    made = card.made
     assert made is not None
     try:
         row = record.value | source.add
         if any(str(row[column]) not in values for column, values in made.keep.items()):
             return None
         texts = [_compiled(text).render(row).strip() for text in (made.query, made.response)]
+        if not all(texts):
+            raise ValueError("a template gives no text")
+        return texts[0], texts[1]
     except Exception as error:  # a template is the card's, and may raise what it likes
         raise UserError(
             f"'made' does not fit this row: {type(error).__name__}: {error}",
-            where=where,
+            where=f"card '{card.name}'; {name}, line {record.line}",
             allowed="'keep' and Jinja2 over the columns of the row",
-            remedy="correct the card",
+            remedy="correct the card; 'keep' leaves rows out",
         ) from None
-    if not all(texts):
-        remedy = "correct 'made' in the card, or leave such rows out with 'keep'"
-        raise UserError("a template gives no text", where=where, remedy=remedy)
-    return texts[0], texts[1]
 
 
 @lru_cache(maxsize=8)
@@ -125,9 +124,6 @@ def _compiled(template: str) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
-    environment.filters["tojson"] = _json  # Jinja's own escapes for HTML
+    # Jinja's own escapes for HTML
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     return environment.from_string(template)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections import Counter
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +19,18 @@ from tell_plugins.core.text import turns_of
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 from tell_plugins.preparation.answers import labels_of
 from tell_plugins.preparation.card_files import state_of
-from tell_plugins.preparation.forms import Pair
 from tell_plugins.recipe.tables import table
 
 ROWS_SHOWN, CHARS_SHOWN = 3, 1500
 _MOST_LABELS = 20  # that are listed
-_BATCH = 4096
+_MEASURES: dict[str, Any] = {
+    **{"total": np.sum, "mean": np.mean, "median": np.median},
+    **{"95 %": partial(np.percentile, q=95), "longest": np.max},
+}
 _Lengths = npt.NDArray[np.int64]  # (n, 2): of the query with its anchor, and of the response
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `data show`."""
     add = parser.add_argument
     add("name", metavar="NAME", help="a card")
     add("--split", default="train", help="a split of the card (train)")
@@ -55,11 +58,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(rows: TaskRows | Rows) -> dict[str, _Lengths]:
     """Lengths in words, and in tokens where a tokenizer is here, by unit."""
-    words = []
-    for start in range(0, len(rows), _BATCH):
-        batch = np.arange(start, min(start + _BATCH, len(rows)))
-        words += [[len(text.split()) for text in pair] for pair in rows.texts(batch)]
-    found = {"words": np.array(words)}
+    pairs = rows.texts(np.arange(len(rows)))
+    found = {"words": np.array([[len(text.split()) for text in pair] for pair in pairs])}
     if tokenizer := tokenizer_file():
         counter = TokenCounter(tokenizer)
         found[f"tokens ({counter.name})"] = np.asarray(lengths_of(rows, counter), np.int64)
@@ -77,25 +77,16 @@ def _print_statistics(card: Card, rows: TaskRows | Rows, lengths: dict[str, _Len
         text = rows.anchor.text
         print(f"  anchor   {rows.anchor.name}: {len(text):,} characters, {len(text.split())} words")
         key = card.answer.label if card.answer else None
-        pairs = [Pair(0, "", response) for response in rows.responses]
-        labels = Counter(labels_of(pairs, str(card.metric), key) or [])
+        labels = Counter(labels_of(rows.responses, str(card.metric), key) or [])
         if 0 < len(labels) <= _MOST_LABELS:
             said = ", ".join(f"{label} {count:,}" for label, count in labels.most_common())
             print(f"  labels   {said}")
     lines = [
-        (
-            f"{part}, {unit}",
-            f"{one.sum():,}",
-            f"{one.mean():,.1f}",
-            f"{np.median(one):,.0f}",
-            f"{np.percentile(one, 95):,.0f}",
-            f"{one.max():,}",
-        )
+        (f"{part}, {unit}", *(f"{measure(one):,.0f}" for measure in _MEASURES.values()))
         for unit, values in lengths.items()
         for part, one in zip(("query", "response"), values.T, strict=True)
     ]
-    numbers = ("total", "mean", "median", "95 %", "longest")
-    print("\n" + table(("length", *numbers), lines, right=numbers) + "\n")
+    print("\n" + table(("length", *_MEASURES), lines, right=_MEASURES) + "\n")
 
 
 def _print_rows(rows: TaskRows | Rows, count: int, limit: int | None) -> None:
