@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ import pytest
 from tell_plugins.bridge import embedded_model
 from tell_plugins.bridge.embedded_model import prepare_model
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.text import comparison_keys
@@ -162,12 +162,6 @@ def test_a_run_leaves_a_card_that_a_mixture_takes(
     for row in rows:
         assert instruction_problem(str(row["query"]), "any") is None
         assert answer_problem(str(row["response"]), str(row["query"]), "any", False) is None
-        assert row["model"] == model.name
-        assert row["seed"] == 42
-        assert row["sampling"] == {
-            "instruction": "temperature 1, top_p 0.9, 160 tokens",
-            "answer": "temperature 0.7, top_p 0.9, 60 tokens",
-        }
     attempts = [int(str(row["attempt"])) for row in rows]
     assert attempts == sorted(set(attempts))
 
@@ -178,8 +172,10 @@ def test_a_run_leaves_a_card_that_a_mixture_takes(
     assert len(build_mixture(parse_spec(task))) == 25
     record = read_record(out / "by_model" / "train.jsonl")
     assert record is not None
-    assert record["from"]["model itself"]["seed"] == 42
-    assert len(record["from"]["model itself"]["model_files"]) == 64
+    settings = record["from"]["model itself"]
+    assert (settings["model"], settings["seed"]) == (model.name, 42)
+    assert settings["answer"] == "temperature 0.7, top_p 0.9, 60 tokens"
+    assert len(settings["model_files"]) == 64
 
 
 @pytest.mark.newest
@@ -187,15 +183,17 @@ def test_a_run_leaves_a_card_that_a_mixture_takes(
 def test_a_killed_run_ends_with_the_file_of_one_that_was_not(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tell: Tell
 ) -> None:
-    """A kill leaves the journal up to any byte, and no card."""
+    """A kill leaves some batches, and no card."""
     tell(*command(model, tmp_path / "whole", "--rows", "60"))
-    journal = tmp_path / "killed" / "by_model" / "journal.jsonl"
-    journal.parent.mkdir(parents=True)
-    done = b"".join((tmp_path / "whole/by_model/journal.jsonl").read_bytes().splitlines(True)[:3])
-    journal.write_bytes(done + b'{"batch": 99, "attem')
+    batches = tmp_path / "whole" / "by_model" / "batches"
+    [done] = [path for path in batches.iterdir() if path.is_dir()]
+    killed = tmp_path / "killed" / "by_model" / "batches" / done.name
+    killed.mkdir(parents=True)
+    shutil.copy(done / "0.json", killed)
+    (killed / "1.json").write_text("[{")
     monkeypatch.setenv("TELL_CARDS", "")  # the whole one is known by now
     tell(*command(model, tmp_path / "killed", "--rows", "60"))
-    assert journal.read_bytes().startswith(done)
+    assert (killed / "0.json").read_bytes() == (done / "0.json").read_bytes()
     assert rows_in(tmp_path / "killed") == rows_in(tmp_path / "whole")
 
 
@@ -204,14 +202,9 @@ def test_fewer_rows_are_the_first_of_more_and_more_go_on(
 ) -> None:
     tell(*command(model, tmp_path / "a", "--rows", "5"))
     few = rows_in(tmp_path / "a")
-    attempts = (tmp_path / "a" / "by_model" / "journal.jsonl").read_bytes()
     tell(*command(model, tmp_path / "a", "--rows", "30"))
     assert rows_in(tmp_path / "a")[:5] == few
-    assert (tmp_path / "a" / "by_model" / "journal.jsonl").read_bytes().startswith(attempts)
 
-    assert "seed was 42, is 7" in tell(
-        *command(model, tmp_path / "a", "--rows", "5", "--seed", "7"), code=1
-    )
     assert "there is another card 'by_model'" in tell(
         *command(model, tmp_path / "b", "--rows", "5", "--seed", "7"), code=1
     )
@@ -238,12 +231,20 @@ def test_a_model_that_writes_nothing_usable_is_told_so(
         (("--model", "smollm2", "--name", ".."), "bad name '..'"),
         (("--model", "smollm2", "--name", "gsm8k"), "there is another card 'gsm8k'"),
         (("--model", "nowhere.yaml"), "no recipe 'nowhere.yaml'"),
+        (("--model", "smolm2"), "did you mean 'smollm2'?"),
+        (("--model", "x.yaml"), "the recipe names no model"),
     ],
 )
 def test_wrong_arguments(
-    flags: tuple[str, ...], problem: str, tell: Tell, monkeypatch: pytest.MonkeyPatch
+    flags: tuple[str, ...],
+    problem: str,
+    tell: Tell,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No model is fetched before they are refused."""
+    (tmp_path / "x.yaml").write_text("dataset: [tell/gsm8k]\n")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delattr(embedded_model, "prepare_model")
     assert problem in tell("data", "selfgen", *flags, code=1)
 
@@ -258,18 +259,9 @@ def test_a_card_of_the_users_is_never_overwritten(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_recipe_names_model_and_template(model: Path, tmp_path: Path) -> None:
-    values = selfgen.model_values("recipes/smollm2_sample.yaml", None, None)
-    assert (values["model_type"], values["template"]) == ("llama", "chatml")
-    assert selfgen.model_values("org/name", "qwen", None) == {
-        "model": "org/name",
-        "model_type": "qwen",
-    }
+def test_a_model_is_known_by_its_files(model: Path) -> None:
     assert selfgen.fingerprint(str(model)) == selfgen.fingerprint(str(model))
     assert selfgen.fingerprint("org/name") is None
-    (tmp_path / "r.yaml").write_text("tuner_type: lora\n")
-    with pytest.raises(UserError, match="names no model"):
-        selfgen.model_values(str(tmp_path / "r.yaml"), None, None)
 
 
 @pytest.mark.parametrize(
@@ -281,11 +273,11 @@ def test_the_prompt_ends_where_the_users_words_begin(
 ) -> None:
     from tell_plugins.preparation.self_writer import SelfWriter
 
-    writer = SelfWriter({"model": str(model), "model_type": "llama", "template": template})
-    assert writer.opening.endswith(opening)
-    assert writer._turn_end == end
-    cut = writer._cut_at_turn_end(f"Name a river. {end} The Rhine.", False)
-    assert cut == ("Name a river.", True)
+    writer = SelfWriter({"model": str(model), "model_type": "llama", "template": template}, 1)
+    assert writer.tokenizer.decode(writer.opening).endswith(opening)
+    assert writer.turn_end == end
+    tokens = writer.tokenizer.encode(f"Name a river. {end} The Rhine.", add_special_tokens=False)
+    assert writer._read(tokens, []) == ("Name a river.", True)
 
 
 @pytest.mark.slow
@@ -298,9 +290,10 @@ def test_the_embedded_model_writes_what_it_is_asked_and_does_so_again(
 
     monkeypatch.setitem(self_writer._INSTRUCTION, "max_new_tokens", 40)
     folder = prepare_model()
-    writer = SelfWriter({"model": str(folder), "model_type": "llama", "template": "chatml"})
-    assert writer.opening.startswith("<|im_start|>system\nYou are a helpful AI assistant")
-    assert writer.opening.endswith("<|im_end|>\n<|im_start|>user\n")
+    writer = SelfWriter({"model": str(folder), "model_type": "llama", "template": "chatml"}, 6)
+    opening = writer.tokenizer.decode(writer.opening)
+    assert opening.startswith("<|im_start|>system\nYou are a helpful AI assistant")
+    assert opening.endswith("<|im_end|>\n<|im_start|>user\n")
     written = writer.instructions(6, 3, 0)
     assert writer.instructions(6, 3, 0) == written
     assert writer.instructions(6, 3, 1) != written

@@ -19,7 +19,7 @@ from tell_plugins.bridge.protocol import (
 )
 from tell_plugins.core.errors import UserError, nearest, unknown
 from tell_plugins.evaluation.adapters import Adapter
-from tell_plugins.preparation.endpoint import Completion, Endpoint, Refused, api_url, side_by_side
+from tell_plugins.preparation.endpoint import Endpoint, Refused, api_url, side_by_side
 from tell_plugins.recipe.recipes import Recipe
 
 LOCAL = ("transformers", "vllm")
@@ -206,7 +206,7 @@ class UrlEngine:
 
     def _size(self, query: str) -> int | None:
         messages = conversation(query, (), self._system)
-        return self._send(messages, temperature=0.0, max_tokens=1).tokens_in
+        return self._send(messages, temperature=0.0, max_tokens=1).prompt_tokens
 
     def answer(
         self,
@@ -223,14 +223,13 @@ class UrlEngine:
             place, prompt = item
             own_seed = (seed * 1009 + place) % 2**31  # within what servers take
             messages = conversation(prompt, history, self._system)
-            found = self._ask(messages, decoding, max_new_tokens, own_seed)
-            return Reply(found.text, found.finish, found.tokens_out or 0, found.tokens_in)
+            return self._ask(messages, decoding, max_new_tokens, own_seed)
 
         return list(side_by_side(ask, list(enumerate(prompts)), self._workers))
 
     def _ask(
         self, messages: list[dict[str, str]], decoding: Decoding, max_new_tokens: int, seed: int
-    ) -> Completion:
+    ) -> Reply:
         asked: dict[str, Any] = {
             "temperature": decoding.temperature,
             "max_tokens": max_new_tokens,
@@ -253,6 +252,6 @@ class UrlEngine:
         self._plain = True  # it takes the request without the extras, so they were the reason
         return answer
 
-    def _send(self, messages: list[dict[str, str]], **settings: Any) -> Completion:
+    def _send(self, messages: list[dict[str, str]], **settings: Any) -> Reply:
         hint = "check --model-name; one that takes no top_k answers --decoding greedy only"
         return self._server.ask(hint=hint, model=self._model, messages=messages, **settings)

@@ -2,7 +2,7 @@
 
 The `openai` package sends a request again that found the server busy or the line cut, and waits
 in between, as long as it is told or ever longer. Of many questions each answer is checked; one that
-fails is asked for again with the reason. A journal holds each good answer as it comes, so a run
+fails is asked for again with the reason. Each good answer is kept in a file as it comes, so a run
 that was killed goes on without asking twice.
 """
 
@@ -13,19 +13,21 @@ import contextlib
 import ipaddress
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property, partial
 from multiprocessing.pool import ThreadPool
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from pydantic import HttpUrl, TypeAdapter
+
+from tell_plugins.bridge.protocol import Reply
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import track
-from tell_plugins.core.state_files import Shape
-from tell_plugins.core.tokens import TokenCounter, tokenizer_file
-from tell_plugins.preparation.download import Unreachable, is_address, shown_url
-from tell_plugins.preparation.journal import Journal
+from tell_plugins.core.state_files import Shape, cached_json, write_json
+from tell_plugins.preparation.download import Unreachable, shown_url
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -34,10 +36,9 @@ Messages = Sequence[dict[str, str]]
 Check = Callable[[str, str], "str | None"]  # (key, answer) -> what is wrong with it, or None
 
 _SHOWN = 300  # characters of what a server says in an error
-_LONGEST_WAIT = 60  # seconds that the client waits by itself where a server asks for it
 _GIVEN_UP = 3  # questions in a row that got no answer at all: the endpoint is down
-_GOES_ON = "the same command goes on where it stopped"
-_FEWER = f"{_GOES_ON}; fewer requests at once may be answered sooner"
+_LATER = "check the address and that the server runs; the same command goes on where it stopped, "
+_LATER += "and fewer requests at once may be answered sooner"
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _HINT = "check --model and --temperature (or 'none')"
@@ -47,17 +48,8 @@ class Refused(UserError):
     """A request that the server does not take, or answers with what is no answer."""
 
 
-class Completion(NamedTuple):
-    """One answer. `tokens_in` and `tokens_out` are None where the server does not say.
-
-    Attributes:
-        finish: why the text ends: "stop", "length" (it was cut), ...; "" where it is not said.
-    """
-
-    text: str
-    finish: str
-    tokens_in: int | None
-    tokens_out: int | None
+class Unfit(Exception):
+    """Why the last of all answers to a question was not taken."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +84,19 @@ class Endpoint:
 
     def need_key(self) -> None:
         """UserError for what is no address, and for a public one without a key or encryption."""
-        url = self.shown_url
-        if not is_address(self.base_url):
-            remedy = "give the address up to and including /v1, http://... or https://..."
-            raise UserError(f"'{url}' is no address", where="the endpoint", remedy=remedy)
-        if not self.is_local and self._key is None:
-            remedy = f"export {self.key_env}=... with the key of this server"
-            raise UserError(f"no key in ${self.key_env}", where=url, remedy=remedy)
-        if not self.is_local and urlsplit(self.base_url).scheme != "https":
-            found = "the key would go over the network in the clear"
-            raise UserError(found, where=url, remedy="use https://")
+        found, remedy = "", ""
+        try:
+            scheme = TypeAdapter(HttpUrl).validate_python(self.base_url).scheme
+        except ValueError:
+            found, remedy = "no address", "give it up to and including /v1: http://HOST:PORT/v1"
+        else:
+            if not self.is_local and self._key is None:
+                found = f"no key in ${self.key_env}"
+                remedy = f"export {self.key_env}=... with the key of this server"
+            elif not self.is_local and scheme != "https":
+                found, remedy = "the key would go over the network in the clear", "use https://"
+        if found:
+            raise UserError(found, where=self.shown_url, remedy=remedy)
 
     @property
     def _key(self) -> str | None:
@@ -123,8 +118,9 @@ class Endpoint:
         with self._faults("name the model"):
             return [model.id for model in self.client.models.list()]
 
-    def ask(self, *, hint: str, **request: Any) -> Completion:
+    def ask(self, *, hint: str, **request: Any) -> Reply:
         """One chat completion; `request` is as in OpenAI's API, `model` and `messages` included.
+        Where the server does not say, its tokens are 0, the prompt's None.
 
         Raises Refused where the server does not take it (`hint` tells the user what may displease
         it), Unreachable where it did not answer in all tries, another UserError for a
@@ -133,11 +129,11 @@ class Endpoint:
         with self._faults(hint):
             answer = self.client.chat.completions.create(**request)
             choice, usage = answer.choices[0], answer.usage
-            return Completion(
+            return Reply(
                 choice.message.content or "",
                 choice.finish_reason or "",
-                None if usage is None else usage.prompt_tokens,
-                None if usage is None else usage.completion_tokens or 0,
+                usage.completion_tokens or 0 if usage else 0,
+                usage.prompt_tokens if usage else None,
             )
 
     @contextlib.contextmanager
@@ -148,14 +144,10 @@ class Endpoint:
         where = self.shown_url
         try:
             yield
-        except openai.APITimeoutError:
-            told = f"{where}: no answer within {self.timeout:g} s, {self.tries} times"
-            raise Unreachable(told, remedy=_FEWER) from None
         except openai.APIConnectionError as error:
-            raise Unreachable(
-                f"{where}: no connection ({error.__cause__ or error})",
-                remedy=f"check the address and that the server runs; {_GOES_ON}",
-            ) from None
+            told = f"{where}: no connection, or no answer within {self.timeout:g} s, "
+            told += f"{self.tries} times ({error.__cause__ or error})"
+            raise Unreachable(told, remedy=_LATER) from None
         except openai.APIStatusError as error:
             raise self._status_fault(error, hint) from None
         except (openai.APIError, ValueError, AttributeError, IndexError, TypeError) as error:
@@ -168,21 +160,13 @@ class Endpoint:
     def _status_fault(self, error: Any, hint: str) -> UserError | MachineError:
         where, status = self.shown_url, error.status_code
         said = f"HTTP {status}: {self._said(error)}"
-        if error.code == "insufficient_quota":
-            return MachineError(f"{where}: the quota is used up", remedy=f"raise it; {_GOES_ON}")
-        wait = error.response.headers.get("retry-after", "")
-        if wait.isdigit() and int(wait) > _LONGEST_WAIT:
-            told = f"{where} asks to wait {int(wait):,} s ({said})"
-            return MachineError(told, remedy=f"{_GOES_ON}, then")
         if status in (408, 409, 429) or status >= 500:
-            return Unreachable(f"{where}: {said}, {self.tries} times", remedy=_FEWER)
+            return Unreachable(f"{where}: {said}, {self.tries} times", remedy=_LATER)
         if status in (401, 402, 403):
             remedy = f"check the key in ${self.key_env}, what it may use, and the account"
             return UserError(said, where=where, remedy=remedy)
-        if status == 404:
-            remedy = f"check the address (it ends in /v1 as a rule); {hint}"
-            return UserError(said, where=where, remedy=remedy)
-        return Refused(said, where=where, remedy=f"see what the server says; {hint}")
+        remedy = f"see what the server says; check the address (it ends in /v1 as a rule); {hint}"
+        return Refused(said, where=where, remedy=remedy)
 
     def _said(self, error: Any) -> str:
         """What the server says, short, on one line and without the key."""
@@ -211,54 +195,28 @@ def side_by_side(
 # ------------------------------------------------------------------------- many questions
 
 
-@dataclass(frozen=True)
-class Asking(Endpoint):
-    """Where and how to ask many questions.
+class _Kept(Shape):
+    """The file of an answer that passed the check."""
 
-    Attributes:
-        concurrency: requests at once.
-        attempts: answers that are asked for at most, for one question.
-        temperature: None leaves it to the endpoint.
-        max_tokens: of the longest answer.
-    """
-
-    model: str = ""
-    concurrency: int = 8
-    attempts: int = 3
-    temperature: float | None = 0.0
-    max_tokens: int = 600
-
-
-class AskedRecord(Shape):
-    """A record of the journal: an answer that passed the check."""
-
-    key: str
-    text: str | None = None
-
-
-class Outcome(NamedTuple):
-    """Answers that passed the check and, for the others, the last reason why not."""
-
-    answers: dict[str, str]
-    failures: dict[str, str]
+    text: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that `asking_of` reads."""
+    """The arguments that `endpoint_of` and `ask_all` read."""
     add = parser.add_argument
     add("--base-url", metavar="URL", help="an OpenAI-compatible endpoint, e.g. http://host:8000/v1")
     add("--model", metavar="NAME", help="the endpoint's model")
-    text = "the environment variable that holds the key (default: OPENAI_API_KEY)"
-    add("--key-env", metavar="NAME", default="OPENAI_API_KEY", help=text)
-    add("--concurrency", metavar="N", type=int, default=8, help="requests at once (default: 8)")
-    text = "answers asked for at most for one row (default: 3)"
-    add("--attempts", metavar="N", type=int, default=3, help=text)
-    text = "seconds an answer (default: 120)"
-    add("--timeout", metavar="S", type=float, default=120.0, help=text)
+    for flag, metavar, usual, text in (
+        ("--key-env", "NAME", Endpoint.key_env, "the environment variable that holds the key"),
+        ("--concurrency", "N", 8, "requests at once"),
+        ("--attempts", "N", 3, "answers asked for at most for one row"),
+        ("--timeout", "S", Endpoint.timeout, "seconds an answer"),
+        ("--max-tokens", "N", 600, "longest answer; a model that thinks first needs more"),
+    ):
+        text += " (default: %(default)s)"
+        add(flag, metavar=metavar, type=type(usual), default=usual, help=text)
     text = "sampling temperature, or 'none' to leave it to the endpoint (default: 0)"
     add("--temperature", metavar="T", type=_temperature, default=0.0, help=text)
-    text = "longest answer; a model that thinks first needs more (default: 600)"
-    add("--max-tokens", metavar="N", type=int, default=600, help=text)
     add("--yes", action="store_true", help="ask a public endpoint, whatever it costs")
 
 
@@ -266,38 +224,40 @@ def _temperature(text: str) -> float | None:
     return None if text == "none" else float(text)
 
 
-def asking_of(args: argparse.Namespace) -> Asking:
-    """What `args` say. Raises UserError for a missing or impossible value, or a key that is
-    missing."""
+def endpoint_of(args: argparse.Namespace) -> Endpoint:
+    """Where to ask. Raises UserError for a missing or impossible value, or a missing key."""
     for flag, value in (("--base-url", args.base_url), ("--model", args.model)):
         if not value:
             remedy = "--base-url URL --model NAME of an OpenAI-compatible endpoint"
             raise UserError(f"{flag} is missing", where="command line", remedy=remedy)
-    for name in ("concurrency", "attempts", "timeout", "max_tokens"):
-        if getattr(args, name) <= 0:
-            where = "--" + name.replace("_", "-")
-            raise UserError("too small", where=where, allowed="more than 0", remedy="raise it")
-    given = {part.name: getattr(args, part.name) for part in fields(Asking) if part.name in args}
-    asking = Asking(**{**given, "base_url": api_url(args.base_url)})
-    asking.need_key()
-    return asking
+    if min(args.concurrency, args.attempts, args.timeout, args.max_tokens) <= 0:
+        raise UserError(
+            "too small",
+            where="--concurrency, --attempts, --timeout, --max-tokens",
+            allowed="more than 0",
+            remedy="raise it",
+        )
+    endpoint = Endpoint(api_url(args.base_url), args.key_env, args.timeout)
+    endpoint.need_key()
+    return endpoint
 
 
 def need_consent(
-    questions: Collection[Messages], asking: Asking, answer_tokens: int, yes: bool
+    questions: Collection[Messages],
+    endpoint: Endpoint,
+    args: argparse.Namespace,
+    answer_tokens: int,
 ) -> None:
     """Print what asking `questions` once will take; UserError when that needs a --yes.
 
     A local endpoint needs none.
     """
-    texts = [message["content"] for messages in questions for message in messages]
-    path = tokenizer_file()
-    counted = int(TokenCounter(path).count(texts).sum()) if path else sum(map(len, texts)) // 4
+    counted = sum(len(each["content"]) for messages in questions for each in messages) // 4
     text = (
-        f"{len(questions):,} rows to ask {asking.model} at {asking.shown_url}: about "
+        f"{len(questions):,} rows to ask {args.model} at {endpoint.shown_url}: about "
         f"{counted:,} tokens asked, {answer_tokens * len(questions):,} answered"
     )
-    if questions and not asking.is_local and not yes:
+    if questions and not endpoint.is_local and not args.yes:
         raise UserError(
             text,
             where="cost",
@@ -310,87 +270,64 @@ def need_consent(
 def ask_all(
     questions: Mapping[str, Messages],
     check: Check,
-    asking: Asking,
-    journal: Journal,
+    endpoint: Endpoint,
+    args: argparse.Namespace,
+    kept: Path,
     answer_tokens: int,
-    yes: bool,
-) -> Outcome:
-    """Ask what the journal does not answer yet, and return all answers; `questions` by the key that
-    names each in the journal for good.
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Ask what the files in `kept` do not answer yet. Returns the answers that passed the check
+    and, for the other questions, the last reason why not; by the key that names each for good.
 
     Raises UserError when the endpoint refuses key, model or request, or needs a --yes,
-    MachineError when it is out of reach or out of quota. The journal keeps what was answered.
+    MachineError when it is out of reach or out of quota. What was answered is kept.
     """
-    known = {record["key"]: record["text"] for record in journal.records if record.get("text")}
-    answers = {key: known[key] for key in questions if key in known and not check(key, known[key])}
+    files = {key: cached_json(kept / f"{key}.json", _Kept) for key in questions}
+    known = {key: file["text"] for key, file in files.items() if file is not None}
+    answers = {key: text for key, text in known.items() if not check(key, text)}
     todo = {key: asked for key, asked in questions.items() if key not in answers}
     if answers:
         print(f"{len(answers):,} rows are answered already")
-    need_consent(todo.values(), asking, answer_tokens, yes)
+    need_consent(todo.values(), endpoint, args, answer_tokens)
     failures: dict[str, str] = {}
     unanswered = 0  # requests in a row
-    with track(len(todo), f"asking {asking.model}", "rows") as bar:
-        work = partial(_asked, check, asking)
-        for result in side_by_side(work, todo.items(), asking.concurrency, in_order=False):
+    with track(len(todo), f"asking {args.model}", "rows") as bar:
+        work = partial(_asked, check, endpoint, args)
+        for key, found in side_by_side(work, todo.items(), args.concurrency, in_order=False):
             bar.update(1)
-            if result.text is not None:
-                journal.append({"key": result.key, "text": result.text})
-                answers[result.key] = result.text
-            else:
-                failures[result.key] = result.problem
-            alone = isinstance(result.fault, Refused) and answers  # other rows were taken
-            unanswered = unanswered + 1 if result.fault and not alone else 0
-            none_came = not answers and len(failures) == len(todo)
-            if result.fault and (unanswered == _GIVEN_UP or none_came):
-                raise _stopped(result.fault, len(answers), journal)
-    return Outcome(answers, failures)
+            if isinstance(found, str):
+                write_json(kept / f"{key}.json", {"text": found})
+                answers[key], unanswered = found, 0
+                continue
+            failures[key] = str(found).splitlines()[0]
+            # a refusal is the row's own where other rows were taken
+            alone = isinstance(found, Unfit) or (isinstance(found, Refused) and answers)
+            unanswered = 0 if alone else unanswered + 1
+            none_came = unanswered and not answers and len(failures) == len(todo)
+            if unanswered == _GIVEN_UP or none_came:
+                print(f"{len(answers):,} answers are kept in {paths.shown(kept)}")
+                raise found
+    return answers, failures
 
 
-class _Result(NamedTuple):
-    """What became of one question.
-
-    Attributes:
-        text: an answer that passed the check, None where there is none.
-        problem: then, the last reason why not.
-        fault: then, the error where the last request got no answer.
-    """
-
-    key: str
-    text: str | None
-    problem: str = ""
-    fault: Refused | Unreachable | None = None
-
-
-def _asked(check: Check, asking: Asking, question: tuple[str, Messages]) -> _Result:
-    """Ask until the answer is right, or the attempts are used up, or none comes at all."""
+def _asked(
+    check: Check, endpoint: Endpoint, args: argparse.Namespace, question: tuple[str, Messages]
+) -> tuple[str, str | Unfit | Refused | Unreachable]:
+    """The key and an answer that passes the check, or what came of all attempts."""
     key, first = question
     messages, problem = list(first), ""
-    request: dict[str, Any] = {"model": asking.model, "max_tokens": asking.max_tokens}
-    if asking.temperature is not None:
-        request["temperature"] = asking.temperature
-    for _ in range(asking.attempts):
+    request: dict[str, Any] = {"model": args.model, "max_tokens": args.max_tokens}
+    if args.temperature is not None:
+        request["temperature"] = args.temperature
+    for _ in range(args.attempts):
         try:
-            answer = asking.ask(hint=_HINT, messages=messages, **request)
+            answer = endpoint.ask(hint=_HINT, messages=messages, **request)
         except (Refused, Unreachable) as error:
-            return _Result(key, None, str(error).splitlines()[0], error)
+            return key, error
         text = answer.text.encode("utf-8", "replace").decode()  # half a character cannot go back
         problem = check(key, text) or ""
         if not problem:
-            return _Result(key, text)
+            return key, text
         again = f"That cannot be used: {problem}. Answer again, as asked above."
-        messages = [
-            *first,
-            {"role": "assistant", "content": text},
-            {"role": "user", "content": again},
-        ]
-    return _Result(key, None, problem)
-
-
-def _stopped(
-    error: Refused | Unreachable, answered: int, journal: Journal
-) -> UserError | MachineError:
-    """The error that ends the run: the request is wrong, or the endpoint is down."""
-    if isinstance(error, UserError):
-        return error
-    kept = f"{answered:,} answers are kept in {paths.shown(journal.path)}"
-    return MachineError(kept + "\n" + str(error))
+        said = {"role": "assistant", "content": text}
+        messages = [*first, said, {"role": "user", "content": again}]
+    return key, Unfit(problem)

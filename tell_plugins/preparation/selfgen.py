@@ -2,7 +2,7 @@
 
 The model writes instructions from an empty user turn and answers them; what passes the filters
 becomes a card of general data. Work is done in fixed batches, each with a seed of its own, and
-kept in a journal: a run that was killed goes on and ends with the same file.
+kept beside the card by its settings: a run that was killed goes on and ends with the same file.
 """
 
 from __future__ import annotations
@@ -13,31 +13,30 @@ import re
 from collections import Counter
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
 from pydantic import Field
 
 from tell_plugins.bridge import embedded_model
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, below_one
+from tell_plugins.core.locks import only_one
 from tell_plugins.core.progress import track
-from tell_plugins.core.state_files import Shape, json_lines
+from tell_plugins.core.state_files import Shape, cached_json, json_lines, write_json
 from tell_plugins.core.text import normalise
-from tell_plugins.preparation.card_files import check_name, make_known
-from tell_plugins.preparation.download import read_record, write_record
-from tell_plugins.preparation.journal import Journal
+from tell_plugins.preparation.card_files import card_text, check_name, make_known
+from tell_plugins.preparation.download import content_name, write_record
+from tell_plugins.preparation.task_recipe import recipe_of
 
 if TYPE_CHECKING:
     from tell_plugins.preparation.self_writer import SelfWriter
 
-TRAIN, JOURNAL = "train.jsonl", "journal.jsonl"
+TRAIN, BATCHES = "train.jsonl", "batches"
 ORIGIN = "model itself"  # what the record of the file names
 BATCH = 16
-INSTRUCTION = "temperature 1, top_p 0.9, 160 tokens"  # as the journal and the rows tell it
+INSTRUCTION = "temperature 1, top_p 0.9, 160 tokens"  # as the record tells it
 LEAST_YIELD = 40  # attempts a row; below that the model does not write instructions
 _FIRST_LOOK = 160  # attempts before the yield is judged
-_CUT_OFF = "cut off"
 LANGUAGES = ("en", "any")
 INSTRUCTION_CHARS = (12, 1500)
 INSTRUCTION_WORDS = 3
@@ -69,15 +68,10 @@ class _Attempt(Shape):
     problem: str | None
 
 
-class _Batch(Shape):
-    """A record of the journal."""
-
-    batch: int = Field(ge=0)
-    attempts: list[_Attempt] = Field(min_length=BATCH, max_length=BATCH)
+_Batch = Annotated[list[_Attempt], Field(min_length=BATCH, max_length=BATCH)]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `data selfgen`."""
     add = parser.add_argument
     text = "a model's folder or hub id, a recipe (its model and template), or 'smollm2'"
     add("--model", metavar="M", help=text)
@@ -99,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--model is missing", where="data selfgen", remedy="--model smollm2")
     if args.rows < 1 or args.max_new_tokens < 1:
         raise below_one("--rows, --max-new-tokens")
-    values = model_values(args.model, args.model_type, args.template)
+    values = recipe_of(args.model, args.model_type, args.template)[0].values
     shown_model = Path(str(values["model"])).name
     folder = _card_folder(args, shown_model)
     embedded_model.prepare_if_embedded(str(values["model"]))
@@ -115,8 +109,8 @@ def run(args: argparse.Namespace) -> int:
         "language": args.language,
         "drop_refusals": args.drop_refusals,
     }
-    with Journal(folder / JOURNAL, settings, _Batch) as journal:
-        attempts = _attempts(journal, args, values)
+    with only_one(folder, "process", "--out"):
+        attempts = _attempts(folder / BATCHES / content_name(settings), args, values)
         rows = [entry for entry in attempts if entry["problem"] is None][: args.rows]
         _write_card(folder, rows, settings)
     print(f"{len(rows):,} rows of {len(attempts):,} attempts: {paths.shown(folder / TRAIN)}")
@@ -128,40 +122,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def model_values(model: str, model_type: str | None, template: str | None) -> dict[str, Any]:
-    """ms-swift's keys for a model that is named by folder, hub id, recipe, or as 'smollm2'."""
-    path = paths.user_path(model)
-    if model.endswith((".yaml", ".yml")):
-        from tell_plugins.recipe.recipes import load_recipe
-
-        values = dict(load_recipe(model).values)
-        if "model" not in values:
-            raise UserError("the recipe names no model", where=model, remedy="add 'model: ...'")
-    elif model == "smollm2" or path.resolve() == embedded_model.model_dir():
-        values = {
-            "model": str(embedded_model.model_dir()),
-            "model_type": "llama",
-            "template": "chatml",
-        }
-    else:
-        values = {"model": str(path) if path.exists() else model}
-    named = {"model_type": model_type, "template": template}
-    return values | {key: value for key, value in named.items() if value}
-
-
 def fingerprint(model: str) -> str | None:
-    """A hash over a model folder's small files and the sizes of the others; None for a hub id."""
+    """A hash over the names and sizes of a model folder's files; None for a hub id."""
     folder = Path(model)
     if not folder.is_dir():
         return None
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_file():
-            size = path.stat().st_size
-            digest.update(f"{path.name}|{size}|".encode())
-            if size < 10_000_000:
-                digest.update(path.read_bytes())
-    return digest.hexdigest()
+    files = [f"{path.name}|{path.stat().st_size}" for path in sorted(folder.iterdir())]
+    return hashlib.sha256("|".join(files).encode()).hexdigest()
 
 
 def _card_folder(args: argparse.Namespace, model: str) -> Path:
@@ -171,10 +138,7 @@ def _card_folder(args: argparse.Namespace, model: str) -> Path:
     check_name(name, root, "--name")
     folder = root / name
     there = [path for path in (folder / "card.yaml", folder / TRAIN) if path.exists()]
-    ours = (folder / JOURNAL).is_file() or ORIGIN in (read_record(folder / TRAIN) or {}).get(
-        "from", {}
-    )
-    if there and not ours:
+    if there and not (folder / BATCHES).is_dir():
         raise UserError(
             f"{' and '.join(map(paths.shown, there))} would be overwritten",
             where="--name, --out",
@@ -183,29 +147,28 @@ def _card_folder(args: argparse.Namespace, model: str) -> Path:
     return folder
 
 
-def _attempts(
-    journal: Journal, args: argparse.Namespace, values: dict[str, Any]
-) -> list[dict[str, Any]]:
+def _attempts(kept: Path, args: argparse.Namespace, values: dict[str, Any]) -> list[dict[str, Any]]:
     """All attempts in order until enough are good; those of earlier runs are not made again.
 
     The model is loaded only if there is work left. A batch depends on its seed and on the good rows
     before it. Raises UserError for a model that hardly writes anything usable.
     """
-    known = {record["batch"]: record["attempts"] for record in journal.records}
     attempts: list[dict[str, Any]] = []
     seen: set[str] = set()
     writer: SelfWriter | None = None
-    with track(args.rows, f"{journal.header['model']} writes", "rows") as bar:
+    with track(args.rows, "writing", "rows") as bar:
         for batch in count():
-            if batch not in known:
+            file = kept / f"{batch}.json"
+            entries = cached_json(file, _Batch)
+            if entries is None:
                 if writer is None:
                     from tell_plugins.preparation.self_writer import SelfWriter
 
-                    writer = SelfWriter(values)
-                known[batch] = _batch(writer, batch, args, set(seen))
-                journal.append({"batch": batch, "attempts": known[batch]})
-            attempts += known[batch]
-            seen |= {normalise(entry["query"]) for entry in known[batch] if not entry["problem"]}
+                    writer = SelfWriter(values, BATCH)
+                entries = _batch(writer, batch, args, set(seen))
+                write_json(file, entries)
+            attempts += entries
+            seen |= {normalise(entry["query"]) for entry in entries if not entry["problem"]}
             bar.update(min(args.rows, len(seen)) - bar.n)
             if len(seen) >= args.rows:
                 break
@@ -226,23 +189,18 @@ def _batch(
     """One batch of attempts: instructions, filters, answers to what is left, filters."""
     entries: list[dict[str, Any]] = []
     for number, (text, ended) in enumerate(writer.instructions(BATCH, args.seed, batch)):
-        problem = instruction_problem(text, args.language) if ended else f"instruction {_CUT_OFF}"
-        key = normalise(text)
-        if problem is None and key in seen:
+        problem = instruction_problem(text, args.language) if ended else "instruction cut off"
+        if problem is None and normalise(text) in seen:
             problem = "duplicate"
         if problem is None:
-            seen.add(key)
+            seen.add(normalise(text))
         entries.append({"attempt": batch * BATCH + number, "query": text, "problem": problem})
     left = [entry for entry in entries if entry["problem"] is None]
     queries = [entry["query"] for entry in left]
     answers = writer.answers(queries, args.max_new_tokens, args.seed, batch)
     for entry, (text, ended) in zip(left, answers, strict=True):
-        entry["response"] = text
-        entry["problem"] = (
-            answer_problem(text, entry["query"], args.language, args.drop_refusals)
-            if ended
-            else f"answer {_CUT_OFF}"
-        )
+        problem = answer_problem(text, entry["query"], args.language, args.drop_refusals)
+        entry |= {"response": text, "problem": problem if ended else "answer cut off"}
     return entries
 
 
@@ -253,12 +211,7 @@ def _reasons(attempts: list[dict[str, Any]]) -> str:
 
 def _write_card(folder: Path, rows: list[dict[str, Any]], settings: dict[str, Any]) -> None:
     path, model, seed = folder / TRAIN, settings["model"], settings["seed"]
-    made = {
-        "model": model,
-        "seed": seed,
-        "sampling": {key: settings[key] for key in ("instruction", "answer")},
-    }
-    lines = [{key: row[key] for key in ("query", "response", "attempt")} | made for row in rows]
+    lines = [{key: row[key] for key in ("query", "response", "attempt")} for row in rows]
     with paths.atomic_path(path) as temporary:
         temporary.write_text("".join(json_lines(lines)), encoding="utf-8")
         write_record(path, {ORIGIN: settings}, temporary, origin=f"by {model}", rows=len(rows))
@@ -272,8 +225,7 @@ def _write_card(folder: Path, rows: list[dict[str, Any]], settings: dict[str, An
         "columns": {"query": "query", "response": "response"},
         "splits": {"train": {"file": path.name, "rows": len(rows)}},
     }
-    text = yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=1000)
-    paths.write_text(folder / "card.yaml", text)
+    paths.write_text(folder / "card.yaml", card_text(card))
 
 
 # ------------------------------------------------------------------------- what is kept
@@ -281,35 +233,30 @@ def _write_card(folder: Path, rows: list[dict[str, Any]], settings: dict[str, An
 
 def instruction_problem(text: str, language: str) -> str | None:
     """Why an instruction is not kept, None when it is."""
-    words = text.split()
-    least, most = INSTRUCTION_CHARS
-    if len(text) < least or len(words) < INSTRUCTION_WORDS:
+    if len(text.split()) < INSTRUCTION_WORDS:
         return "instruction too short"
-    if len(text) > most:
-        return "instruction too long"
-    if repeats_itself(text):
-        return "instruction repeats itself"
-    if language == "en" and not is_english(text):
-        return "instruction not English"
-    return None
+    foreign = language == "en" and not is_english(text)
+    return _problem("instruction", text, INSTRUCTION_CHARS, foreign)
 
 
 def answer_problem(text: str, instruction: str, language: str, drop_refusals: bool) -> str | None:
     """Why an answer is not kept, None when it is."""
-    least, most = ANSWER_CHARS
-    if len(text) < least:
-        return "answer too short"
-    if len(text) > most:
-        return "answer too long"
     if text.strip().casefold() == instruction.strip().casefold():
         return "answer repeats the instruction"
-    if repeats_itself(text):
-        return "answer repeats itself"
-    if language == "en" and not _is_latin(text):
-        return "answer not English"
     if drop_refusals and _REFUSAL.search(text[:200]):
         return "refusal"
-    return None
+    return _problem("answer", text, ANSWER_CHARS, language == "en" and not _is_latin(text))
+
+
+def _problem(what: str, text: str, chars: tuple[int, int], foreign: bool) -> str | None:
+    least, most = chars
+    if len(text) < least:
+        return f"{what} too short"
+    if len(text) > most:
+        return f"{what} too long"
+    if repeats_itself(text):
+        return f"{what} repeats itself"
+    return f"{what} not English" if foreign else None
 
 
 def repeats_itself(text: str) -> bool:
