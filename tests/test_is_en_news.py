@@ -18,8 +18,7 @@ from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.sources import open_task
 from tell_plugins.preparation import news
 from tell_plugins.preparation.download import DIRECT
-from tell_plugins.preparation.news import Segment, join_documents
-from tell_plugins.preparation.news_memory import Frame, frame, read_pairs
+from tell_plugins.preparation.news import Frame, Segment, frame, join_documents, read_pairs
 from tests.conftest import Tell
 from tests.file_server import FileServer, serving
 
@@ -349,7 +348,7 @@ BUILD = """
 import sys
 from pathlib import Path
 from tell_plugins.core.cards import load_card
-from tell_plugins.preparation.news_memory import add_memory
+from tell_plugins.preparation.news import add_memory
 add_memory(load_card("en_is_news"), Path(sys.argv[1]))
 status = Path("/proc/self/status").read_text()
 # not ru_maxrss: that starts at the size of the process that started this one
