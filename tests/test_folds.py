@@ -151,17 +151,15 @@ def test_folds_of_rows_with_an_anchor_of_their_own(task: Own) -> None:
     assert anchors == {front}
 
 
-@pytest.mark.parametrize("more", [("--test", "t.jsonl"), ("--test-rows", "5")])
-def test_one_way_to_test(more: tuple[str, str], task: Own, rows: str) -> None:
-    message = task.fails(rows, "--folds", "3", *more)
-    assert f"{more[0]}, --folds: test rows in more than one way" in message
+def test_one_way_to_test(task: Own, rows: str) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        task.run(rows, "--folds", "3", "--test", "t.jsonl")
+    assert "argument --test: not allowed with argument --folds" in task.capsys.readouterr().err
 
 
 def test_few_rows_propose_folds(task: Own, rows: str) -> None:
     out = task.new(rows)
     assert "or let each row test once, with --folds 5" in out
-    few = "# 4 test rows show little: the same `new` with --folds 5 --force tests on every row once"
-    assert few in out.partition("next:")[2]
     held_out = task.table([{"query": "Is 31 a four?", "response": "no"}], "test.jsonl")
     assert "--folds" not in task.new(rows, "--test", held_out, name="tested")
     assert "allowed: 2 to 20" in task.refused(rows, "--folds", "21", name="other")

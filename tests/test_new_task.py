@@ -20,12 +20,18 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.preparation.answers import are_labels, infer_schema, json_of_python, labels_of
+from tell_plugins.preparation.answers import (
+    are_labels,
+    infer_schema,
+    json_of_python,
+    kind_of,
+    labels_of,
+)
 from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns
 from tell_plugins.preparation.method import among, general_rows_for, plain_sft, repeat_of
-from tell_plugins.preparation.task_recipe import _patterns, pattern_for, short_names
+from tell_plugins.preparation.task_recipe import _patterns, recipe_of, short_names
 from tell_plugins.preparation.task_split import split_off_test
-from tell_plugins.recipe.recipes import load_recipe
+from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tests.conftest import PROJECT
 from tests.own_task import ANCHOR, Own, Row
 
@@ -68,19 +74,9 @@ def own_columns(query: str, response: str) -> Row:
     return {"id": "7", "title": "", "body": query, "verdict": response}
 
 
-def share_gpt(query: str, response: str) -> Row:
-    turns = [{"from": "human", "value": query}, {"from": "gpt", "value": response}]
-    return {"conversations": turns}
-
-
-@pytest.mark.parametrize(
-    ("form", "flags"),
-    [(own_columns, ("--columns", "query=title+body,response=verdict")), (share_gpt, ())],
-)
-def test_a_table_ends_in_a_mixture(
-    form: Callable[[str, str], Row], flags: tuple[str, ...], own: Own
-) -> None:
-    out = own.new(own.table([form(*pair) for pair in texts()], "rows.csv"), *flags)
+def test_a_table_ends_in_a_mixture(own: Own) -> None:
+    flags = ("--columns", "query=title+body,response=verdict")
+    out = own.new(own.table([own_columns(*pair) for pair in texts()], "rows.csv"), *flags)
     mixture = build_mixture(own.recipe().spec)
     train = [row["messages"] for row in mixture.rows() if row["channel"] == "task"]
     test = open_task(load_card("own"), "test")
@@ -113,8 +109,6 @@ def test_the_recipe_is_the_patterns_but_for_task_and_output(own: Own, rows: str)
     marks = [line.split()[1] for line in head[1:] if line[2] != " "]
     assert marks == ["Launch:", "Needs:", "First:", "Result:", "Differs:"]
     assert max(map(len, head[5:])) <= 100
-    said = " ".join(line.removeprefix("# ").strip() for line in head)
-    assert "without task=48rows, general=96rows, repeat=2, chosen for its own task" in said
 
 
 BLOCK_STYLE = """\
@@ -153,8 +147,6 @@ def test_a_pattern_with_lists_of_items_loses_nothing_else(own: Own, rows: str) -
     }
     text = own.recipe("tiny_own").path.read_text()
     assert "# how it learns\nlearning_rate" in text
-    said = text.replace("\n#         ", "")
-    assert "without seed=7, val_dataset, split_dataset_ratio, chosen" in said
 
 
 @pytest.mark.parametrize(
@@ -171,30 +163,30 @@ def test_a_pattern_that_cannot_be_rewritten_is_refused(pattern: str, own: Own, r
 
 
 @pytest.mark.parametrize(
-    ("count", "fields", "times", "general", "sft"),
+    ("count", "fields", "times", "general"),
     [
-        (15, False, 16, 192, 29),
-        (48, False, 5, 192, 9),
-        (60, False, 4, 192, 8),
-        (240, False, 1, 192, 2),
-        (1000, False, 1, 400, 2),
-        (15, True, 16, 96, 23),
-        (60, True, 8, 96, 10),
-        (240, True, 2, 96, 3),
+        (15, False, 16, 192),
+        (48, False, 5, 192),
+        (60, False, 4, 192),
+        (240, False, 1, 192),
+        (1000, False, 1, 400),
+        (15, True, 16, 96),
+        (60, True, 8, 96),
+        (240, True, 2, 96),
     ],
 )
 def test_the_settings_follow_from_the_number_of_rows(
-    count: int, fields: bool, times: int, general: int, sft: int
+    count: int, fields: bool, times: int, general: int
 ) -> None:
     pattern = load_recipe("recipes/qwen_json.yaml")
     assert repeat_of(count, fields=fields) == times
     assert general_rows_for(count, fields=fields) == general
-    held = among(times, f"{general}rows", pattern, hold=True).of("t", count)
+    held = among("t", count, pattern, repeat=times, general=f"{general}rows", hold=True)
     repeat = f"/repeat={times}" if times > 1 else ""
     assert held.dataset == f"tell/t:general={general}rows/order=even{repeat}/kl=3"
     assert held.keys == {"loss_type": "tell", "gradient_accumulation_steps": 8}
-    baseline = plain_sft(count, count * times + general, pattern).of("t", count)
-    assert baseline.dataset == f"tell/t:general=0/repeat={sft}"
+    baseline = plain_sft("t", count, pattern, repeat=3)
+    assert baseline.dataset == "tell/t:general=0/repeat=3"
     assert baseline.keys == {"gradient_accumulation_steps": 8}
 
 
@@ -241,6 +233,10 @@ def test_an_amount_that_is_asked_counts(own: Own) -> None:
     own.new(rows, "--method", "sft", "--force")
 
 
+def pattern(model: str, metric: str) -> Recipe:
+    return recipe_of(model, None, None, metric)[0]
+
+
 def test_a_recipe_of_ones_own_is_no_pattern_unless_it_is_named(
     own: Own, rows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,8 +253,8 @@ def test_a_recipe_of_ones_own_is_no_pattern_unless_it_is_named(
     own.new(rows, name="another_json")
     mine = own.recipes / "smollm2_a.yaml"
     mine.write_text(mine.read_text().replace("learning_rate: 4.0e-3", "learning_rate: 1.0e-6"))
-    assert pattern_for("smollm2", "json").path == own.recipes / "smollm2_sample.yaml"
-    assert pattern_for(str(mine), "json").path == mine
+    assert pattern("smollm2", "json").path == own.recipes / "smollm2_sample.yaml"
+    assert pattern(str(mine), "json").path == mine
     assert {recipe.name for recipe in _patterns("smollm2")} == {"smollm2_json", "smollm2_sample"}
 
 
@@ -274,7 +270,7 @@ OF_THE_PAPER = {
 def test_the_patterns_are_the_packs_recipes() -> None:
     models = {path.stem.split("_")[0] for path in (PROJECT / "recipes").glob("*.yaml")}
     assert set(short_names()) == models
-    chosen = {(model, metric): pattern_for(model, metric).name for model, metric in OF_THE_PAPER}
+    chosen = {(model, metric): pattern(model, metric).name for model, metric in OF_THE_PAPER}
     assert chosen == OF_THE_PAPER
 
 
@@ -292,7 +288,7 @@ def test_plain_labels_are_split_in_their_shares_as_those_in_json_are(metric: str
     if metric == "json":
         answers = [json.dumps({"urgent": answer}) for answer in answers]
     out = own.new(own.table(answered(answers), "rows.csv"))
-    assert "8 rows are split off to test with" in out
+    assert "8 rows split off to test with" in out
     assert "in the labels' shares ('no' 7x, 'yes' 1x); 32 train" in out
     assert "WARNING" not in out
     assert load_card("own").metric == metric
@@ -303,13 +299,9 @@ def test_plain_labels_are_split_in_their_shares_as_those_in_json_are(metric: str
 def test_a_test_set_of_one_label_is_told(own: Own) -> None:
     warning = "the label of every test row is 'no', so a model that always answers that scores"
     rows = own.table(answered(["no"] * 39 + ["yes"]), "rows.csv")
-    out = own.new(rows)
-    assert warning in out
-    assert "--test-rows N" in out
+    assert warning in own.new(rows)
     of_one = own.table(answered(["no"] * 5, 100), "one.csv")
-    out = own.new(rows, "--test", of_one, "--force")
-    assert warning in out
-    assert "--test-rows N" not in out
+    assert warning in own.new(rows, "--test", of_one, "--force")
     of_two = own.table(answered(["no"] * 5 + ["yes"], 100), "two.csv")
     assert "WARNING" not in own.new(rows, "--test", of_two, "--force")
 
@@ -319,18 +311,13 @@ def test_rows_that_begin_with_the_same_text_bring_their_anchor(own: Own) -> None
     rows = [{"query": front + q, "response": r} for q, r in texts()]
     own.new(own.table(rows), anchor=None)
     card = load_card("own")
-    assert card.inline_anchor
-    assert not (card.folder / "anchor.txt").exists()
-    assert open_task(card, "test").anchor.text == front
-    queries = open_task(card, "train").queries + open_task(card, "test").queries
-    assert sorted(queries) == sorted(row["query"] for row in rows)
+    parts = [open_task(card, split) for split in ("train", "test")]
+    assert {part.anchor.text for part in parts} == {front.strip()}
+    assert sorted(query for part in parts for query in part.plain) == sorted(q for q, _ in texts())
 
 
 @pytest.mark.parametrize("training", ["Tell: ", ""], ids=["longer front", "one row"])
-def test_an_anchor_that_the_training_rows_do_not_show_is_put_into_a_file(
-    training: str, own: Own
-) -> None:
-    """The core learns an inline anchor from the training rows alone."""
+def test_the_anchor_is_what_the_rows_of_all_files_share(training: str, own: Own) -> None:
     front = "You read messages and answer in JSON, always. "
     pairs = texts(6) if training else texts(1)
     train = own.table([{"query": front + training + q, "response": r} for q, r in pairs])
@@ -348,7 +335,7 @@ def test_a_row_that_is_the_anchor_alone_is_named(own: Own) -> None:
     front = "You read messages and answer in JSON, always.\n"
     rows = [{"query": front + q, "response": r} for q, r in [*texts(), ("", texts()[0][1])]]
     message = own.fails(own.table(rows), anchor=None)
-    assert "1 rows hold nothing but the text that all begin with, first at line 13" in message
+    assert "nothing but the text that all rows begin with: line 13" in message
 
 
 @pytest.mark.parametrize("text", ["\u5224\u65ad" * 43, "~ judge it", "A" * 300, "a/b? Judge it."])
@@ -365,30 +352,31 @@ def test_an_anchor_may_be_a_file(own: Own, rows: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("responses", "flags", "metric"),
+    ("responses", "metric"),
     [
-        (["It is warm.", "It is cold."], (), "text"),
-        (["4", "-12.5"], (), "number"),
-        (["2 + 2 is 4.\n#### 4", "#### 12"], (), "number"),
-        (["Hello.", "Good day."], ("--languages", "Icelandic, English"), "translation"),
-        (['{"a": 1}', '{"a": 2}'], (), "json"),
-        ([{"a": 1}, {"a": 2}], (), "json"),
-        (["[1, 2]", '["a"]'], (), "json"),
-        (["1", "2"], ("--metric", "text"), "text"),
-        (["yes", "no"], ("--metric", "label"), "label"),
-        (["12,5", "1.234,56"], (), "text"),
-        (["03.03.2024", "5.4.2"], (), "text"),
-        (["192.168.0.1", "4"], (), "text"),
+        (["It is warm.", "It is cold."], "text"),
+        (["4", "-12.5"], "number"),
+        (["2 + 2 is 4.\n#### 4", "#### 12"], "number"),
+        (['{"a": 1}', '{"a": 2}'], "json"),
+        (["[1, 2]", '["a"]'], "json"),
+        (["12,5", "1.234,56"], "text"),
+        (["03.03.2024", "5.4.2"], "text"),
+        (["192.168.0.1", "4"], "text"),
     ],
 )
-def test_the_metric_is_told_by_the_responses(
-    responses: list[Any], flags: tuple[str, ...], metric: str, own: Own
-) -> None:
-    own.new(own.table(answered(responses * 3)), *flags)
+def test_the_metric_is_told_by_the_responses(responses: list[str], metric: str) -> None:
+    pairs = [Pair(1, "?", response) for response in responses * 3]
+    assert kind_of(TaskFile(Path("rows.csv"), "x", pairs)) == metric
+
+
+def test_the_metric_is_as_the_user_says(own: Own) -> None:
+    rows = own.table(answered(["Hello.", {"a": 1}] * 3))
+    own.new(rows, "--languages", "Icelandic, English")
     card = load_card("own")
-    assert card.metric == metric
-    if metric == "translation":
-        assert (card.translation.source, card.translation.target) == ("Icelandic", "English")
+    assert card.metric == "translation"
+    assert (card.translation.source, card.translation.target) == ("Icelandic", "English")
+    own.new(rows, "--metric", "text", "--force")
+    assert load_card("own").metric == "text"
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -443,12 +431,6 @@ def test_another_model_stands_beside_the_first(own: Own, rows: str) -> None:
     own.new(rows, "--model", "qwen")
     assert before == files_in(own.card)
     assert set(files_in(own.recipes)) == {"smollm2_own.yaml", "qwen_own.yaml"}
-    card = own.card / "card.yaml"
-    tokens = load_card("own").max_new_tokens
-    card.write_text(card.read_text().replace(f"max_new_tokens: {tokens}", "max_new_tokens: 64"))
-    (own.recipes / "qwen_own.yaml").unlink()
-    own.new(rows, "--model", "qwen")
-    assert load_card("own").max_new_tokens == tokens  # room for both models' answers
     other = own.table(rows_of(count=20), "other.jsonl")
     for train, *flags in ([other], [rows, "--amount", "90rows"], [rows, "--anchor", "Another."]):
         message = own.refused(train, *flags, "--model", "llama2")
@@ -512,10 +494,8 @@ def test_an_answer_that_is_an_object_is_proposed(own: Own) -> None:
 def test_lines_are_told_from_rows_of_a_spreadsheet(own: Own) -> None:
     rows = [{"query": "one\ntwo", "response": "yes"}, {"query": "three", "response": ""}]
     message = own.fails(own.table(rows, "rows.csv"))
-    lines = "rows.csv (lines of the text file, not rows of a spreadsheet): 1 row cannot be"
-    assert lines in message
+    assert "rows.csv (lines of the text file): 1 row cannot be" in message
     assert "line 4: the response is empty" in message
-    assert "spreadsheet" not in own.fails(own.table(rows[1:], "b.csv"))
 
 
 def test_rows_are_grouped_by_what_is_wrong_with_them(own: Own) -> None:
@@ -528,7 +508,8 @@ def test_rows_are_grouped_by_what_is_wrong_with_them(own: Own) -> None:
     message = own.fails(own.table(rows))
     assert "15 rows cannot be used: lines 2-4, 8: the response is empty; line 6: column" in message
     assert "lines 11, 13, 15, 17, 19, 21, 23, 25, 27, 29: the query is empty" in message
-    assert "mend or remove these rows; write dates, and numbers with a fraction, as text" in message
+    assert "is float, not text (write dates, and numbers with a fraction, as text" in message
+    assert "mend or remove these rows" in message
 
 
 def turns(*texts: str, **last: Any) -> Row:
@@ -544,26 +525,23 @@ CHAT = [{"from": "human", "value": "a"}, {"from": "tool", "value": "b"}]
 
 
 @pytest.mark.parametrize(
-    ("row", "problem", "remedy"),
+    ("row", "problem"),
     [
-        (turns("x"), "turns user: not", "after an answer"),
-        ({"messages": "x"}, "column 'messages' is no JSON list of turns", "mend or remove"),
-        ({"messages": [{"who": "user"}]}, "a turn is no object with 'role'", "mend or remove"),
-        ({"conversations": CHAT}, "turns human, tool", "turns of tools are not trained"),
-        (turns("x", "y", content=[{"type": "image_url"}]), "a part of a turn is 'image_url', not",
-         "only text"),
-        (turns("x", "", tool_calls=[{"id": 1}]), "a turn calls tools", "only text"),
-        (PAIR | {"history": [["x"]]}, "the history is no list of [question, answer]", "mend"),
-        (PAIR | {"tools": "[{}]"}, "column 'tools' is not empty", "only text"),
-        ({"instruction": "a", "input": {"b": 1}, "output": "c"}, "column 'input' is dict", "mend"),
-        (PAIR | {"response": 5.5}, "column 'response' is float, not text", "as text"),
-        (PAIR | {"response": " "}, "the response is empty", "mend or remove"),
+        (turns("x"), "turns user: not"),
+        ({"messages": "x"}, "column 'messages' is no JSON list of turns"),
+        ({"messages": [{"who": "user"}]}, "a turn is no object with 'role'"),
+        ({"conversations": CHAT}, "turns human, tool"),
+        (turns("x", "y", content=[{"type": "image_url"}]), "a part of a turn is 'image_url', not"),
+        (turns("x", "", tool_calls=[{"id": 1}]), "a turn calls tools: only text"),
+        (PAIR | {"history": [["x"]]}, "the history is no list of [question, answer]"),
+        (PAIR | {"tools": "[{}]"}, "column 'tools' is not empty: only text"),
+        ({"instruction": "a", "input": {"b": 1}, "output": "c"}, "column 'input' is dict"),
+        (PAIR | {"response": 5.5}, "column 'response' is float, not text (write"),
+        (PAIR | {"response": " "}, "the response is empty"),
     ],
-)  # fmt: skip
-def test_what_is_no_text_or_no_conversation(row: Row, problem: str, remedy: str, own: Own) -> None:
-    message = own.fails(own.table([row]))
-    assert f"line 1: {problem}" in message
-    assert remedy in message.split("remedy:")[1]
+)
+def test_what_is_no_text_or_no_conversation(row: Row, problem: str, own: Own) -> None:
+    assert f"line 1: {problem}" in own.fails(own.table([row]))
 
 
 def test_duplicate_rows_are_kept_once_and_told(own: Own) -> None:
@@ -572,9 +550,9 @@ def test_duplicate_rows_are_kept_once_and_told(own: Own) -> None:
     rows.append({"query": rows[1]["query"].upper() + " ", "response": rows[1]["response"]})
     rows.append({"query": rows[2]["query"], "response": rows[0]["response"]})
     out = own.new(own.table(rows))
-    assert "repeated rows of rows.jsonl left out (1): line 13 (as 1)" in out
-    asked = "rows.jsonl: rows that ask what an earlier row asks and answer otherwise (1): line 15"
-    assert f"note: {asked} (as 3)" in out
+    assert "repeated rows of rows.jsonl left out: line 13" in out
+    asked = "rows.jsonl: rows that ask what an earlier row asks and answer otherwise: line 15"
+    assert f"note: {asked}\n" in out
     card = load_card("own")
     train, test = open_task(card, "train"), open_task(card, "test")
     assert len(train) + len(test) == 14
@@ -587,12 +565,12 @@ def test_test_rows_in_the_training_rows(own: Own, rows: str) -> None:
     stolen["query"] = stolen["query"].upper()
     test = own.table([stolen], "test.jsonl")
     message = own.fails(rows, "--test", test)
-    assert "1 training rows are test rows: line 5 (= line 1)" in message
+    assert "1 of 12 training rows are test rows: line 5\n" in message
     assert "--drop-overlap" in message
-    assert "left out: 1 training rows" in own.new(rows, "--test", test, "--drop-overlap")
+    assert "left out: 1 of 12 training" in own.new(rows, "--test", test, "--drop-overlap")
     assert load_card("own").split("train").rows == 11
     message = own.refused(test, "--test", test, "--drop-overlap", "--force")
-    assert "all training rows are test rows" in message
+    assert "1 of 1 training rows are test rows" in message
 
 
 def test_validation_rows_are_no_test_rows(own: Own) -> None:
@@ -601,10 +579,10 @@ def test_validation_rows_are_no_test_rows(own: Own) -> None:
     more = own.table(rows_of()[7:10], "more.jsonl")
     flags = ("--test", test, "--validation")
     message = own.fails(train, *flags, test)
-    assert "4 validation rows are test rows: line 1 (= line 1)" in message
+    assert "4 of 4 validation rows are test rows: lines 1-4" in message
     out = own.new(train, *flags, more, "--drop-overlap")
-    assert "left out: 1 training rows that are validation rows" in out
-    assert "left out: 2 validation rows that are test rows" in out
+    assert "left out: 1 of 8 training rows are validation rows" in out
+    assert "left out: 2 of 3 validation rows are test rows" in out
 
 
 @pytest.mark.parametrize(
@@ -625,13 +603,12 @@ def test_answers_that_the_strict_scorer_rejects_never_train(
     good = 0 if all_rows else 9
     rows = own.table(answered(['{"a": 1}'] * good + [response] * (12 - good)))
     message = own.fails(rows)
-    assert f"{12 - good} of 12 responses are no JSON, or do not fit the schema: " in message
-    assert f"line {good + 1}: no JSON ({problem}" in message
+    lines = f"lines {good + 1}-12: no JSON ({problem}"
+    assert f"not all responses are JSON that fits the schema: {lines}" in message
     assert ("--repair-json" in message) == ("'" in response or "True" in response)
     own.fails(rows, "--metric", "json")
     (own.folder / "schema.json").write_text("{}")
-    message = own.fails(rows, "--schema", str(own.folder / "schema.json"))
-    assert f"line {good + 1}: no JSON ({problem}" in message
+    assert lines in own.fails(rows, "--schema", str(own.folder / "schema.json"))
 
 
 def test_answers_in_python_are_repaired_where_it_is_asked(own: Own) -> None:
@@ -656,10 +633,9 @@ def test_what_cannot_be_repaired_stays_refused_or_is_left_out(own: Own) -> None:
     answers = ["{'a': 1}"] * 10 + ['{"a": NaN}', '{"a": 1, "a": 2}', "{'a': 1, 'a': 2}"]
     rows = own.table(answered(answers))
     message = own.fails(rows, "--repair-json")
-    assert "3 of 13 responses are no JSON" in message
     assert "line 11: no JSON (NaN is no finite number); line 12: no JSON (key" in message
     assert "--repair-json" not in message
-    assert "--drop-broken leaves them out" in message
+    assert "--drop-broken leaves the rows out" in message
     out = own.new(rows, "--repair-json", "--drop-broken")
     assert "repaired: 10 answers of rows.jsonl" in out
     assert (
@@ -715,7 +691,7 @@ def test_labels_of_two_spellings_are_one_question(
         answers = [json.dumps({"urgent": answer}, ensure_ascii=False) for answer in answers]
     rows = own.table(answered(answers))
     message = own.fails(rows)
-    told = f"Unicode form: 'yes' (9 rows, first at line 1), {shown} (3 rows, first at line 10)"
+    told = f"Unicode form: 'yes' (9 rows), {shown} (3 rows)"
     assert told in message
     assert "--clean-labels" in message
     own.new(rows, "--clean-labels")
@@ -749,31 +725,30 @@ def test_labels_are_told_and_stand_in_the_card(own: Own) -> None:
 def test_numbers_are_looked_for_before_a_training(own: Own) -> None:
     answers = [f"It is {n}." if n != 4 else "12,5 or so" for n in range(12)]
     message = own.fails(own.table(answered(answers)), "--metric", "number")
-    assert "1 of 12 responses end with none; the first is at line 5" in message
+    assert "responses end with none: line 5" in message
 
 
 def test_what_few_test_rows_show_is_said(own: Own) -> None:
     """15 rows of five labels: each label trains and tests."""
     out = own.new(own.table(answered(list("abcde"))), name="five")
-    assert "no --test: 1 row is split off to test with" in out
-    assert out.count("1 test row shows little") == 2
+    assert "no --test: 1 row split off to test with" in out
+    assert "only 1 test row: one is 100 points" in out
     assert "4 training rows, 1 test row\n" in out
     out = own.new(own.table(answered(list("aaabbbcccdddeee"))))
-    assert "5 rows are split off to test with" in out
+    assert "5 rows split off to test with" in out
     assert "('a' 1x, 'b' 1x, 'c' 1x, 'd' 1x, 'e' 1x); 10 train" in out
-    assert "5 test rows show little: one row is 20 points of a score, and its 95 % interval" in out
+    assert "only 5 test rows: one is 20 points of a score, and its 95 % interval" in out
     assert "up to 33 points to either side" in out
     assert "--test FILE" in out
     many = own.table(answered(["yes", "no"] * 200), "many.jsonl")
-    assert "show little" not in own.new(many, "--force")
+    assert "95 % interval" not in own.new(many, "--force")
 
 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (("--test-rows", "0"), "--test-rows: 0 test rows"),
-        (("--test-rows", "-5"), "--test-rows: -5 test rows"),
-        (("--test", "t.csv", "--test-rows", "5"), "--test, --test-rows: test rows in more than"),
+        (("--test-rows", "0"), "of 12 rows 0 cannot be split off to test with"),
+        (("--test-rows", "-5"), "of 12 rows -5 cannot be split off"),
         (("--test", "caf\udce9.jsonl"), "not UTF-8"),
         (("--general", "sample_general", "sample_general"), "'sample_general' is named twice"),
         (("--general", "sample_complaints"), "sample_complaints' is task data"),
@@ -781,7 +756,7 @@ def test_what_few_test_rows_show_is_said(own: Own) -> None:
         (("--amount", "40"), "bad amount '40'"),
         (("--metric", "translation"), "two languages"),
         (("--label", "wether"), "did you mean 'weather'"),
-        (("--columns", "qury=a"), "unknown key 'qury'"),
+        (("--columns", "qury=a"), "bad value 'qury=a'"),
         (("--anchor", " "), "the anchor is empty"),
         (("--anchor", "a.txt"), "no file 'a.txt'"),
         (("--anchor", "my anchor.txt"), "no file 'my anchor.txt'"),
@@ -800,29 +775,23 @@ def test_what_is_missing_is_asked_for(own: Own, rows: str) -> None:
     unlike = own.table([{"query": f"{n} apart", "response": "x"} for n in range(9)], "b.jsonl")
     assert "the rows share none at the front" in own.fails(unlike, anchor="inline")
     few = own.table(rows_of(count=3), "few.jsonl")
-    assert "3 rows are too few to split" in own.fails(few)
+    assert "of 3 rows 1 cannot be split off" in own.fails(few)
     mixed = own.table([*rows_of(), {"query": "And?", "response": "No JSON."}], "mixed.jsonl")
-    message = own.fails(mixed, "--metric", "json")
-    assert "1 of 13 responses are no JSON, or do not fit the schema: line 13: no JSON" in message
+    assert "fits the schema: line 13: no JSON" in own.fails(mixed, "--metric", "json")
 
 
 # ---------------------------------------------------------------- parts
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    "text",
     [
-        ("query=a", "names only one"),
-        ("query=a,query=b,response=c", "bad value"),
-        ("query=,response=c", "bad value"),
-        ("query=a+,response=c", "bad value"),
-        ("query=a+a,response=c", "bad value"),
-        ("query=a,response", "bad value"),
-        ("a,b", "unknown key 'a'"),
+        *("query=a", "query=a,query=b,response=c", "query=,response=c", "query=a+,response=c"),
+        *("query=a+a,response=c", "query=a,response", "a,b", "1,2,3"),
     ],
 )
-def test_bad_columns(text: str, problem: str) -> None:
-    with pytest.raises(UserError, match=problem):
+def test_bad_columns(text: str) -> None:
+    with pytest.raises(UserError, match="bad value"):
         parse_columns(text)
 
 
@@ -834,7 +803,9 @@ def pairs_with(labels: list[str]) -> TaskFile:
 
 
 def labels_in(pairs: list[Pair]) -> dict[str, int]:
-    return dict(sorted(Counter(labels_of(pairs, "json", "label") or []).items()))
+    return dict(
+        sorted(Counter(labels_of([pair.response for pair in pairs], "json", "label") or []).items())
+    )
 
 
 def test_a_split_keeps_the_labels_shares_and_does_not_hang_on_the_files_order() -> None:

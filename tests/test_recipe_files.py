@@ -308,14 +308,14 @@ def test_a_model_of_another_family_takes_one_file(
 ) -> None:
     """Checked, and a pattern for `new`, beside the pack's; below it trains as they do."""
     from tell_plugins.core import paths
-    from tell_plugins.preparation.task_recipe import pattern_for
+    from tell_plugins.preparation import task_recipe
 
     shutil.copytree(PROJECT / "recipes", tmp_path / "recipes")
     path = another_family(tmp_path / "recipes")
     monkeypatch.setattr(paths, "RECIPES", tmp_path / "recipes")
     recipe = recipe_of(path)
     assert inspect(recipe, keys(), data=False).findings == []
-    assert pattern_for("mistral", "json").path == path
+    assert task_recipe.recipe_of("mistral", None, None, "json")[0].path == path
 
 
 @pytest.fixture

@@ -257,7 +257,7 @@ def test_a_system_prompt_may_stay_one(own: Own) -> None:
     ("systems", "flags", "problem"),
     [
         ((ASK, "Be kind."), (), f"2 system prompts differ: '{ASK}' and 'Be kind.'"),
-        ((ASK, ""), (), "10 training rows without the system prompt"),
+        ((ASK, ""), (), f"training rows without the system prompt '{ASK}': lines 2, 4, 6, 8"),
         ((ASK, ASK), ("--anchor", ANCHOR), "an anchor is given, and the rows have a system prompt"),
     ],
 )
@@ -349,11 +349,7 @@ def test_bad_labels(text: str) -> None:
         parse_labels(text)
 
 
-def test_a_header_is_no_row(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("text,label\na,b\n")
-    with pytest.raises(UserError, match="the first row looks like a header") as caught:
-        _read(tmp_path / "rows.csv", columns=parse_columns("1,2"))
-    assert caught.value.remedy == "--columns query=text,response=label"
+def test_columns_by_number(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("rain,yes\nsun,no\n")
     assert _read(tmp_path / "rows.csv", columns=parse_columns("2,1"))[0] == ("yes", "rain")
 
@@ -378,4 +374,4 @@ def test_a_short_front_in_chinese_is_an_anchor(own: Own) -> None:
     pairs = zip(TEXTS, LABELS, strict=True)
     front = "判断下面的消息是否提到下雨，回答：\n"
     own.new(own.table([{"query": front + q, "response": r} for q, r in pairs]), anchor=None)
-    assert load_card("own").inline_anchor
+    assert load_card("own").file("anchor.txt").read_text(encoding="utf-8") == front

@@ -19,7 +19,8 @@ from tell_plugins.core.json_values import parse_json
 from tell_plugins.core.numbers import final_number, whole_number
 from tell_plugins.core.schemas import compile_schema
 from tell_plugins.core.text import normalise
-from tell_plugins.preparation.forms import Pair, TaskFile, left_out, lines_named
+from tell_plugins.preparation import forms
+from tell_plugins.preparation.forms import Pair, TaskFile
 from tell_plugins.recipe.tables import count_of
 
 METRICS = ("json", "label", "translation", "number", "text")
@@ -71,11 +72,10 @@ def are_labels(texts: Sequence[str]) -> bool:
 
 def need_numbers(file: TaskFile) -> None:
     """UserError when a response ends with no number that can be read whole."""
-    without = [pair for pair in file.pairs if final_number(pair.response) is None]
+    without = [pair.line for pair in file.pairs if final_number(pair.response) is None]
     if without:
         raise UserError(
-            f"metric 'number', but {len(without)} of {len(file.pairs)} responses end with none; "
-            f"the first is at line {without[0].line}",
+            f"metric 'number', but responses end with none: {forms.lines_named(without, _SHOWN)}",
             where=paths.shown(file.path),
             allowed="a response that ends with `#### <number>`, or a number with a decimal point: "
             "12.5 or 1,234.5",
@@ -98,29 +98,19 @@ def strict_json(text: str) -> Any:
         raise ValueError(f"{error.msg} at {repr(rest) if rest else 'its end'}") from None
 
 
+def no_json(text: str) -> str | None:
+    """Why a response is no JSON object or list; None where it is."""
+    try:
+        value = strict_json(text)
+    except ValueError as error:
+        return f"no JSON ({error})"
+    return None if isinstance(value, dict | list) else "no JSON object or list"
+
+
 def means_json(file: TaskFile) -> bool:
     """Whether most responses are JSON objects or lists, be they broken."""
     texts = [pair.response.strip() for pair in file.pairs]
-    ends = [(text[:1], text[-1:]) for text in texts]
-    return 2 * sum(each in (("{", "}"), ("[", "]")) for each in ends) > len(texts)
-
-
-def json_values(file: TaskFile) -> list[Any]:
-    """The responses that are JSON objects and lists."""
-    broken = broken_json(file)
-    return [strict_json(pair.response) for pair in file.pairs if pair not in broken]
-
-
-def broken_json(file: TaskFile) -> dict[Pair, str]:
-    """The rows whose response is no JSON object or list, and why."""
-    broken = {}
-    for pair in file.pairs:
-        try:
-            if not isinstance(strict_json(pair.response), dict | list):
-                broken[pair] = "no object or list"
-        except ValueError as error:
-            broken[pair] = str(error)
-    return broken
+    return 2 * sum(text[:1] + text[-1:] in ("{}", "[]") for text in texts) > len(texts)
 
 
 def without_broken_json(file: TaskFile) -> TaskFile:
@@ -128,24 +118,21 @@ def without_broken_json(file: TaskFile) -> TaskFile:
 
     A file of which nothing would be left stays as it is.
     """
-    broken = broken_json(file)
-    kept = [pair for pair in file.pairs if pair not in broken]
-    if not broken or not kept:
+    kept = [pair for pair in file.pairs if no_json(pair.response) is None]
+    if not kept or len(kept) == len(file.pairs):
         return file
-    problems: dict[str, list[int]] = {}
-    for pair, problem in broken.items():
-        problems.setdefault(f"no JSON ({problem})", []).append(pair.line)
-    return replace(file, pairs=kept, notes=(*file.notes, left_out(file.path, problems)))
+    note = forms.left_out(file.path, forms.problems_of(file, no_json))
+    return replace(file, pairs=kept, notes=(*file.notes, note))
 
 
 def with_json(file: TaskFile) -> TaskFile:
     """The file with answers that are Python's dicts and lists as JSON; a note says which."""
-    python = {pair: json_of_python(pair.response) for pair in broken_json(file)}
-    changed = {pair: written for pair, written in python.items() if written is not None}
+    broken = [pair for pair in file.pairs if no_json(pair.response) is not None]
+    changed = {pair: text for pair in broken if (text := json_of_python(pair.response))}
     note = f"--repair-json: no answer of {file.path.name} is a Python dict or list"
     if changed:
         first, written = next(iter(changed.items()))
-        lines = lines_named([pair.line for pair in changed], None)
+        lines = forms.lines_named([pair.line for pair in changed], None)
         note = (
             f"repaired: {len(changed)} answers of {file.path.name} are Python's and are written "
             f"as JSON, {lines}; the first: {first.response.strip()}  ->  {written}"
@@ -240,28 +227,23 @@ def _are_closed(texts: Sequence[str]) -> bool:
 def check_answers(file: TaskFile, schema: dict[str, Any]) -> None:
     """UserError when a response does not fit the schema, or the schema cannot be applied."""
     validator = compile_schema(schema, "--schema")
-    broken, reasons = [], []
-    for pair in file.pairs:
+
+    def reason(text: str) -> str | None:
         try:
-            problem = next(iter(validator.iter_errors(strict_json(pair.response))), None)
-            reason = None if problem is None else problem.message[:120]
+            found = next(iter(validator.iter_errors(strict_json(text))), None)
         except ValueError as error:
-            reason = f"no JSON ({error})"
-            broken.append(pair.response)
-        if reason is not None:
-            reasons.append(f"line {pair.line}: {reason}")
-    if not reasons:
+            return f"no JSON ({error})"
+        return None if found is None else found.message[:120]
+
+    problems = forms.problems_of(file, reason)
+    if not problems:
         return
-    remedy = "mend the rows, or give the right schema with --schema FILE"
-    if broken:
-        remedy = "mend them; --drop-broken leaves them out; --metric text where answers need not "
-        remedy += "be JSON"
-    if any(map(json_of_python, broken)):
+    remedy = "mend the rows, or give the right schema with --schema FILE; of answers that are no "
+    remedy += "JSON, --drop-broken leaves the rows out, and --metric text takes them as they are"
+    if any(reason(pair.response) and json_of_python(pair.response) for pair in file.pairs):
         remedy = f"where they are Python's, --repair-json writes them as JSON; or {remedy}"
-    more = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
     raise UserError(
-        f"{len(reasons)} of {len(file.pairs)} responses are no JSON, or do not fit the schema: "
-        f"{'; '.join(reasons[:_SHOWN])}{more}",
+        f"not all responses are JSON that fits the schema: {forms.told(problems)}",
         where=paths.shown(file.path),
         remedy=remedy,
     )
@@ -284,31 +266,31 @@ def label_of(schema: dict[str, Any], wanted: str | None) -> str | None:
     return listed[0] if len(listed) == 1 and wanted is None else None
 
 
-def label_in(pair: Pair, key: str | None) -> str | None:
+def label_in(response: str, key: str | None) -> str | None:
     """The label of an answer: what stands under `key` of a JSON one, None where nothing does; else
     the whole answer."""
     if key is None:
-        return pair.response
+        return response
     try:
-        answer = strict_json(pair.response)
+        answer = strict_json(response)
     except ValueError:
         return None
     value = answer.get(key) if isinstance(answer, dict) else None
     return None if value is None else str(value)
 
 
-def labels_of(pairs: Sequence[Pair], metric: str, key: str | None) -> list[str] | None:
-    """The label of each row, None where the answers have none."""
+def labels_of(responses: Sequence[str], metric: str, key: str | None) -> list[str] | None:
+    """The label of each answer, None where the answers have none."""
     if key is None and metric != "label":
         return None
-    return [str(label_in(pair, key)).strip() for pair in pairs]
+    return [str(label_in(response, key)).strip() for response in responses]
 
 
-def close_label(schema: dict[str, Any], key: str, pairs: Sequence[Pair]) -> None:
+def close_label(schema: dict[str, Any], key: str, responses: Sequence[str]) -> None:
     """Make the property that the user calls the label an enumeration of the trained labels."""
     if schema["properties"][key].get("type") == "string":
-        labels = {label for pair in pairs if (label := label_in(pair, key)) is not None}
-        schema["properties"][key] = {"enum": sorted(labels)}
+        labels = {label_in(response, key) for response in responses}
+        schema["properties"][key] = {"enum": sorted(label for label in labels if label is not None)}
 
 
 def one_spelling(files: dict[str, TaskFile], key: str | None, clean: bool) -> None:
@@ -317,20 +299,15 @@ def one_spelling(files: dict[str, TaskFile], key: str | None, clean: bool) -> No
     Raises UserError that names them unless `clean` says to. Blanks around labels that have no
     other form are taken off unasked.
     """
-    train = Counter(label_in(pair, key) for pair in files["train"].pairs)
-    everywhere = Counter(label_in(pair, key) for file in files.values() for pair in file.pairs)
+    found = [label_in(pair.response, key) for file in files.values() for pair in file.pairs]
+    counts = Counter(label for label in found if label is not None)
     groups: dict[str, list[str]] = {}
-    for form, _ in (train + everywhere).most_common():  # the most frequent first
-        if form is not None:
-            groups.setdefault(normalise(form), []).append(form)
+    for form, _ in counts.most_common():
+        groups.setdefault(normalise(form), []).append(form)
     several = [group for group in groups.values() if len(group) > 1]
     if several and not clean:
-        first = {label_in(pair, key): pair.line for pair in reversed(files["train"].pairs)}
-        where = {form: f", first at line {line}" for form, line in first.items()}
         shown = "; ".join(
-            ", ".join(
-                f"{form!r} ({count_of(train[form], 'row')}{where.get(form, '')})" for form in group
-            )
+            ", ".join(f"{form!r} ({count_of(counts[form], 'row')})" for form in group)
             for group in several[:_SHOWN]
         )
         raise UserError(
@@ -342,7 +319,7 @@ def one_spelling(files: dict[str, TaskFile], key: str | None, clean: bool) -> No
     to = {form: group[0].strip() for group in groups.values() for form in group}
 
     def written(pair: Pair) -> Pair:
-        label = label_in(pair, key)
+        label = label_in(pair.response, key)
         if label is None or to[label] == label:
             return pair
         answer = to[label] if key is None else {**parse_json(pair.response), key: to[label]}

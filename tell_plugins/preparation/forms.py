@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Columns
 from tell_plugins.core.errors import UserError, unknown
 from tell_plugins.core.json_values import parse_json
+from tell_plugins.core.records import Record
 from tell_plugins.core.row_files import TABLES, read_records
 from tell_plugins.core.rows import extract, text_of
 from tell_plugins.core.table_rows import table_notes
@@ -59,7 +62,6 @@ FORMS = (
     Form("sentence/label", ("sentence",), "label"),
 )
 _LISTED = 10  # reasons, and places of each, that a message lists
-_BY_USER = "named by --columns"  # the form that the user describes
 _PAIR = Columns(query=("query",), response="response", history="history")
 _USER, _ASSISTANT = ("user", "human"), ("assistant", "gpt", "bot", "model")
 _SYSTEM = ("system", "developer")
@@ -73,8 +75,7 @@ _MARKS = {
     "loss": ("false", "0", "0.0"),  # ms-swift
     "weight": ("0", "0.0"),  # OpenAI, axolotl
 }
-_OF_TEXT = " (lines of the text file, not rows of a spreadsheet)"
-_MEND, _DROP = "mend or remove these rows", "or --drop-broken to leave them out"
+_ONLY_TEXT = "only text is trained here"
 _QUERIES = ("text", "sentence", "question", "query", "input", "prompt", "content", "body", "tweet")
 _RESPONSES = (
     *("label", "response", "answer", "output", "category", "class", "target", "verdict", "chosen"),
@@ -96,11 +97,7 @@ class Pair(NamedTuple):
 
 
 class _Unusable(Exception):
-    """Why a row is no pair, and what to do."""
-
-    def __init__(self, reason: str, remedy: str = _MEND) -> None:
-        super().__init__(reason)
-        self.remedy = remedy
+    """Why a row is no pair."""
 
 
 @dataclass(frozen=True)
@@ -139,56 +136,49 @@ def read_task_file(path: Path, reading: Reading | None = None) -> TaskFile:
     if not path.is_file():
         remedy = "name a file of rows, no folder" if path.is_dir() else "correct the path"
         raise UserError(f"no file '{path}'", where="command line", remedy=remedy)
-    reading = reading or Reading()
-    named, form = reading.columns, None
-    if named is not None:
-        form = Form(_BY_USER, named.query, named.response)
-    numbered = named is not None and all(name.isdecimal() for name in named.names)
-    is_table = path.suffix.lower() in TABLES
-    header = not (numbered and is_table)
+    reading, form, notes = reading or Reading(), None, table_notes(path)
+    numbers = reading.columns and all(name.isdecimal() for name in reading.columns.names)
+    header = not (numbers and path.suffix.lower() in TABLES)
     pairs: list[Pair] = []
     problems: dict[str, list[int]] = {}
-    remedies: list[str] = []
-    lines_are_rows, columns = True, dict[str, None]()
-    for row, record in enumerate(read_records(path, header), 1 + header):
+    for record in read_records(path, header):
         try:
             if record.problem is not None:
                 raise _Unusable(record.problem)
             if not isinstance(record.value, dict):
                 raise _Unusable(f"not an object but {type(record.value).__name__}")
-            columns |= dict.fromkeys(map(str, record.value))
-            where = f"{paths.shown(path)}, line {record.line}"
-            if not header and not pairs and not problems:
-                _refuse_header(record.value, where)
-            form = form or _form_of(record.value, where, path)
+            if form is None:
+                form = _form_of(record, path, reading.columns)
+                left = [name for name in _REJECTED if name in {*record.value} - {*form.columns}]
+                note = "is not read: the chosen answers alone are trained"
+                notes += [f"{path.name}: '{name}' {note}" for name in left[:1]]
             pairs.append(_pair(record.line, record.value, form, reading))
         except _Unusable as problem:
             problems.setdefault(str(problem), []).append(record.line)
-            lines_are_rows = lines_are_rows and record.line == row
-            if problem.remedy not in remedies:
-                remedies.append(problem.remedy)
-    notes = table_notes(path)
-    missing = [name for name in (named.names if named and columns else ()) if name not in columns]
-    if missing:
-        wrong = unknown("column", missing[0], columns, f"--columns, {paths.shown(path)}")
-        remedy = f"{wrong.remedy}{_of_table(path)}"
-        raise UserError(wrong.found, where=wrong.where, allowed=wrong.allowed, remedy=remedy)
-    if form and (left := [name for name in _REJECTED if name in {*columns} - {*form.columns}]):
-        notes.append(f"{path.name}: '{left[0]}' is not read: the chosen answers alone are trained")
     if problems and reading.drop_broken and pairs:
         notes.append(left_out(path, problems))
     elif problems:
+        lines = " (lines of the text file)" if path.suffix.lower() in TABLES else ""
         raise UserError(
-            f"{_rows_of(problems)} cannot be used: {told(problems, _LISTED)}",
-            where=paths.shown(path) + (_OF_TEXT if is_table and not lines_are_rows else ""),
+            f"{_rows_of(problems)} cannot be used: {told(problems)}",
+            where=paths.shown(path) + lines,
             allowed=f"rows of one form{f' ({form.name})' if form else ''}",
-            remedy="; ".join([*remedies, _DROP]),
+            remedy="mend or remove these rows, or --drop-broken to leave them out",
         )
     if not pairs or form is None:
         raise UserError(
             "the file has no rows", where=paths.shown(path), remedy="check where it came from"
         )
     return TaskFile(path, form.name, pairs, tuple(notes))
+
+
+def problems_of(file: TaskFile, reason: Callable[[str], str | None]) -> dict[str, list[int]]:
+    """What is wrong with the responses of a file, and the lines where it is."""
+    problems: dict[str, list[int]] = {}
+    for pair in file.pairs:
+        if (problem := reason(pair.response)) is not None:
+            problems.setdefault(problem, []).append(pair.line)
+    return problems
 
 
 def left_out(path: Path, problems: Mapping[str, list[int]]) -> str:
@@ -200,7 +190,7 @@ def _rows_of(problems: Mapping[str, list[int]]) -> str:
     return count_of(sum(map(len, problems.values())), "row")
 
 
-def told(problems: Mapping[str, list[int]], most: int | None) -> str:
+def told(problems: Mapping[str, list[int]], most: int | None = _LISTED) -> str:
     """Each reason with its lines; at most `most` of both."""
     shown = [f"{lines_named(lines, most)}: {reason}" for reason, lines in problems.items()]
     more = f"; and {len(shown) - most} more problems" if most and len(shown) > most else ""
@@ -209,13 +199,8 @@ def told(problems: Mapping[str, list[int]], most: int | None) -> str:
 
 def lines_named(lines: Sequence[int], most: int | None) -> str:
     """Line numbers in ascending order, such as "lines 2-41, 50"."""
-    runs: list[list[int]] = []
-    for line in lines:
-        if runs and line <= runs[-1][1] + 1:
-            runs[-1][1] = line
-        else:
-            runs.append([line, line])
-    shown = [f"{first}-{last}" if last > first else str(first) for first, last in runs[:most]]
+    runs = np.split(lines, np.flatnonzero(np.diff(lines) > 1) + 1)
+    shown = [f"{run[0]}-{run[-1]}" if run[-1] > run[0] else str(run[0]) for run in runs[:most]]
     more = " ..." if most and len(runs) > most else ""
     return f"line{'s' if lines[-1] > lines[0] else ''} {', '.join(shown)}{more}"
 
@@ -228,54 +213,56 @@ def parse_columns(text: str) -> Columns:
 
     Raises UserError for anything else.
     """
-    allowed = "query=COLUMN[+COLUMN...],response=COLUMN; 1,2 in a table without header"
     parts = [part.strip() for part in text.split(",")]
     if len(parts) == 2 and all(part.isdecimal() for part in parts):
         parts = [f"query={parts[0]}", f"response={parts[1]}"]
-    values: dict[str, list[str]] = {}
-    found = None
-    for part in parts:
-        key, _, value = (piece.strip() for piece in part.partition("="))
-        if key not in ("query", "response"):
-            raise unknown("key", key, ("query", "response"), "--columns")
-        names = [name.strip() for name in value.split("+")] if key == "query" else [value]
-        if not all(names) or len(set(names)) < len(names) or key in values:
-            found = f"bad value '{text}'"
-        values[key] = names
-    if found is None and len(values) < 2:
-        found = f"'{text}' names only one of query and response"
-    if found is not None:
-        raise UserError(found, where="--columns", allowed=allowed, remedy="name each column once")
-    return Columns(query=tuple(values["query"]), response=values["response"][0])
+    given = {key.strip(): value for key, _, value in (part.partition("=") for part in parts)}
+    query = [name.strip() for name in given.get("query", "").split("+")]
+    response = given.get("response", "").strip()
+    once = len(parts) == len(given) and len(set(query)) == len(query)
+    if given.keys() != {"query", "response"} or not (once and all(query) and response):
+        raise UserError(
+            f"bad value '{text}'",
+            where="--columns",
+            allowed="query=COLUMN[+COLUMN...],response=COLUMN; 1,2 in a table without header",
+            remedy="name each column once",
+        )
+    return Columns(query=tuple(query), response=response)
 
 
 def parse_labels(text: str) -> dict[str, str]:
     """`0=no,1=yes`: what each response is written as. Raises UserError for anything else."""
-    labels: dict[str, str] = {}
-    for part in text.split(","):
-        found, equals, written = (piece.strip() for piece in part.partition("="))
-        if not (found and equals and written) or found in labels:
-            raise UserError(
-                f"bad value '{text}'",
-                where="--labels",
-                allowed="FOUND=WRITTEN[,FOUND=WRITTEN...], each found once",
-                remedy="--labels 0=no,1=yes",
-            )
-        labels[found] = written
+    pairs = [tuple(map(str.strip, part.partition("=")[::2])) for part in text.split(",")]
+    labels = {found: written for found, written in pairs if found and written}
+    if len(labels) < len(pairs):
+        raise UserError(
+            f"bad value '{text}'",
+            where="--labels",
+            allowed="FOUND=WRITTEN[,FOUND=WRITTEN...], each found once",
+            remedy="--labels 0=no,1=yes",
+        )
     return labels
 
 
-def _refuse_header(row: Mapping[str, Any], where: str) -> None:
-    """UserError when the first row of a table "without header" holds names of columns."""
-    names = [str(value).strip() for value in row.values() if value]
-    known = {*_QUERIES, *_RESPONSES, *(column for form in FORMS for column in form.columns)}
-    if all(name.lower() in known for name in names):
+def _form_of(record: Record, path: Path, columns: Columns | None) -> Form:
+    """The form of the first row. Raises UserError where it is none, or not as the user says."""
+    row = record.value
+    if columns is None:
+        for form in FORMS:
+            if all(column in row for column in form.columns):
+                return form
         raise UserError(
-            f"the first row looks like a header: {', '.join(names)}",
-            where=where,
-            allowed="numbers of columns where a table has no header",
-            remedy=f"--columns {_proposal(dict.fromkeys(names, ''))}",
+            f"columns {', '.join(map(str, row))[:200]} are of no known form",
+            where=f"{paths.shown(path)}, line {record.line}",
+            allowed="; ".join(f"{form.name}: {', '.join(form.columns)}" for form in FORMS),
+            remedy=f"--columns {_proposal(row)} names them{_of_table(path)}",
         )
+    missing = [name for name in columns.names if name not in row]
+    if missing:
+        wrong = unknown("column", missing[0], map(str, row), f"--columns, {paths.shown(path)}")
+        remedy = f"{wrong.remedy}{_of_table(path)}"
+        raise UserError(wrong.found, where=wrong.where, allowed=wrong.allowed, remedy=remedy)
+    return Form("named by --columns", columns.query, columns.response)
 
 
 def _of_table(path: Path) -> str:
@@ -283,18 +270,6 @@ def _of_table(path: Path) -> str:
     if path.suffix.lower() not in TABLES:
         return ""
     return "; ".join(["", "--columns 1,2 where the table has no header", *table_notes(path)[:1]])
-
-
-def _form_of(row: Mapping[str, Any], where: str, path: Path) -> Form:
-    for form in FORMS:
-        if all(column in row for column in form.columns):
-            return form
-    raise UserError(
-        f"columns {', '.join(map(str, row))[:200]} are of no known form",
-        where=where,
-        allowed="; ".join(f"{form.name}: {', '.join(form.columns)}" for form in FORMS),
-        remedy=f"--columns {_proposal(row)} names them{_of_table(path)}",
-    )
 
 
 def _proposal(row: Mapping[str, Any]) -> str:
@@ -326,16 +301,13 @@ def _pair(line: int, row: Mapping[str, Any], form: Form, reading: Reading) -> Pa
         del values["history"]
     found = extract(values, columns)
     if isinstance(found, str):
-        inexact = any(isinstance(values[name], float | date) for name in columns.names)
-        hint = "write dates, and numbers with a fraction, as text, so that none changes"
-        raise _Unusable(found, hint if inexact else _MEND)
+        if any(isinstance(values[name], float | date) for name in columns.names):
+            found += " (write dates, and numbers with a fraction, as text, so that none changes)"
+        raise _Unusable(found)
     query, answer = found
     if reading.labels is not None:
         if answer.strip() not in reading.labels:
-            raise _Unusable(
-                f"'{answer.strip()[:40]}' is none of the labels that --labels names",
-                f"--labels names {', '.join(reading.labels)}: add what is missing",
-            )
+            raise _Unusable(f"'{answer.strip()[:40]}' is none of the labels that --labels names")
         answer = reading.labels[answer.strip()]
     return Pair(line, query, answer, _system_of(values))
 
@@ -344,30 +316,19 @@ def _check_columns(row: Mapping[str, Any], form: Form) -> None:
     """`_Unusable` for a row that lacks columns, is marked, or holds more than text."""
     missing = [column for column in form.columns if column not in row]
     if missing:
-        raise _Unusable(
-            f"no column '{missing[0]}' of the form {form.name} (columns: "
-            f"{', '.join(map(str, row))[:160] or 'none'})",
-            "name columns that are there; the first row of a table must name them"
-            if form.name == _BY_USER
-            else "bring all rows to one form, or name their columns with --columns",
-        )
-    _refuse_marked(row, form.columns, "column")
+        have = ", ".join(map(str, row))[:160] or "none"
+        raise _Unusable(f"no column '{missing[0]}' of the form {form.name} (columns: {have})")
+    _refuse_marked(row, form.columns)
     for column in _NO_TEXT:
         if column not in form.columns and not _is_empty(row.get(column)):
-            raise _Unusable(
-                f"column '{column}' is not empty",
-                "only text is trained here: remove the column or these rows",
-            )
+            raise _Unusable(f"column '{column}' is not empty: {_ONLY_TEXT}")
 
 
-def _refuse_marked(row: Mapping[str, Any], columns: Sequence[str], what: str) -> None:
+def _refuse_marked(row: Mapping[str, Any], columns: Sequence[str] = ()) -> None:
     """`_Unusable` for an answer that its own row says not to learn."""
     for name, values in _MARKS.items():
         if name not in columns and str(row.get(name)).lower() in values:
-            raise _Unusable(
-                f"marked as no answer to learn from ({what} '{name}' is {row[name]})",
-                f"remove these rows, or '{name}' where it means something else",
-            )
+            raise _Unusable(f"marked as no answer to learn from ('{name}' is {row[name]})")
 
 
 def _is_empty(value: Any) -> bool:
@@ -419,20 +380,17 @@ def _conversation(turns: list[Any], role: str, content: str) -> dict[str, Any]:
     for turn in turns:
         if not isinstance(turn, dict) or role not in turn or content not in turn:
             raise _Unusable(f"a turn is no object with '{role}' and '{content}'")
-        if not _is_empty(turn.get("tool_calls")) or not _is_empty(turn.get("function_call")):
-            raise _Unusable("a turn calls tools", "only text is trained here: remove these rows")
+        if not (_is_empty(turn.get("tool_calls")) and _is_empty(turn.get("function_call"))):
+            raise _Unusable(f"a turn calls tools: {_ONLY_TEXT}")
     roles = [str(turn[role]).lower() for turn in turns]
     texts = [_content(turn[content]) for turn in turns]
     first = 1 if roles[:1] and roles[0] in _SYSTEM else 0
     wanted = [_ASSISTANT if number % 2 else _USER for number in range(len(turns) - first)]
     fit = all(name in names for name, names in zip(roles[first:], wanted, strict=True))
     if not fit or len(wanted) < 2 or len(wanted) % 2:
-        raise _Unusable(
-            f"turns {', '.join(roles) or 'none'}: not user and assistant in turn, with an answer "
-            "at the end",
-            "cut the conversation after an answer; turns of tools are not trained here",
-        )
-    _refuse_marked(turns[-1], (), "the answer's")
+        said = ", ".join(roles) or "none"
+        raise _Unusable(f"turns {said}: not user and assistant in turn, with an answer at the end")
+    _refuse_marked(turns[-1])
     earlier = [list(two) for two in zip(texts[first:-2:2], texts[first + 1 : -2 : 2], strict=True)]
     before = {"system": texts[0] if first else None, "history": earlier}
     return {"query": texts[-2], "response": texts[-1]} | {k: v for k, v in before.items() if v}
@@ -447,6 +405,6 @@ def _content(value: Any) -> Any:
         text = part.get("text") if isinstance(part, dict) else part
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
         if kind != "text" or not isinstance(text, str):
-            raise _Unusable(f"a part of a turn is {kind!r}, not text", "only text is trained here")
+            raise _Unusable(f"a part of a turn is {kind!r}, not text: {_ONLY_TEXT}")
         parts.append(text)
     return "".join(parts)

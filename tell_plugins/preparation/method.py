@@ -12,10 +12,18 @@ seeds: plain SFT's score, not told apart, at a tenth of its drift or less.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from tell_plugins.core.spec import LOSS_TYPE
+from tell_plugins.core.cards import Card, load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.mixture import build_mixture
+from tell_plugins.core.sources import find_file, open_split
+from tell_plugins.core.spec import LOSS_TYPE, parse_spec
 from tell_plugins.recipe.recipes import Recipe
 
 METHODS = {  # and the variants that recipes are written of
@@ -36,10 +44,10 @@ _READINGS = "in tests of one small model; see docs/experiments.md"
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """One recipe to write. Its texts may hold `{task}` and `{rows}`, see `of`.
+    """One recipe to write.
 
     Attributes:
-        title: what it trains, for the header's first line; may hold `{model}`.
+        title: what it trains, for the header's first line.
         why: the comment in front of the data set.
         keys: the recipe's keys that are not the pattern's.
     """
@@ -48,14 +56,6 @@ class Method:
     title: str = ""
     why: tuple[str, ...] = ()
     keys: dict[str, Any] = field(default_factory=dict)
-
-    def of(self, task: str, rows: int) -> Method:
-        """The method for a task of so many rows."""
-        dataset, title, *why = (
-            text.replace("{task}", task).replace("{rows}", str(rows))
-            for text in (self.dataset, self.title, *self.why)
-        )
-        return replace(self, dataset=dataset, title=title, why=tuple(why))
 
 
 def repeat_of(rows: int, *, fields: bool = False) -> int:
@@ -70,13 +70,15 @@ def general_rows_for(rows: int, *, fields: bool = False) -> int:
     return max(least, round(GENERAL_SHARE * rows * repeat_of(rows)))
 
 
-def as_the_paper() -> Method:
+def as_the_paper(task: str, rows: int, pattern: Recipe) -> Method:
     """The paper's: each row once, among general rows that teach, in random order."""
-    title = "TELL on {model}: the task {task}, {rows} rows among general data."
-    return Method("tell/{task}", title)
+    title = f"TELL on {_model(pattern)}: the task {task}, {rows} rows among general data."
+    return Method(f"tell/{task}", title)
 
 
-def among(repeat: int, general: str | None, pattern: Recipe, *, hold: bool) -> Method:
+def among(
+    task: str, rows: int, pattern: Recipe, *, repeat: int, general: str | None, hold: bool
+) -> Method:
     """Rows repeated and evenly spread among general rows, which hold the base model or teach.
 
     `general` is the amount of general rows, None the card's.
@@ -90,11 +92,12 @@ def among(repeat: int, general: str | None, pattern: Recipe, *, hold: bool) -> M
         *([f"repeat={repeat}"] if repeat > 1 else []),
         *([f"kl={KL}"] if hold else []),
     ]
+    each = f"{rows} rows, {repeat}x each; general rows {what}."
     return Method(
-        f"tell/{{task}}:{'/'.join(parts)}",
-        f"TELL on {{model}}: {{task}}, {{rows}} rows, {repeat}x each; general rows {what}.",
+        f"tell/{task}:{'/'.join(parts)}",
+        f"TELL on {_model(pattern)}: {task}, {each}",
         (
-            f"Each of the {{rows}} rows trains {repeat}x, evenly spread; the general rows {what};",
+            f"Each of the {rows} rows trains {repeat}x, evenly spread; the general rows {what};",
             "each row weighs the same in the loss.",
             why,
             "Whether it beats plain SFT on this task and model, the _sft recipe beside it tells.",
@@ -103,19 +106,75 @@ def among(repeat: int, general: str | None, pattern: Recipe, *, hold: bool) -> M
     )
 
 
-def plain_sft(rows: int, entries: int, pattern: Recipe) -> Method:
-    """The baseline: task rows alone, often enough for the `entries` of the recipe beside it."""
-    repeat = math.ceil(entries / rows)
+def plain_sft(task: str, rows: int, pattern: Recipe, *, repeat: int) -> Method:
+    """The baseline: task rows alone, `repeat` times each."""
     key = f"/repeat={repeat}" if repeat > 1 else ""
     return Method(
-        f"tell/{{task}}:general=0{key}",
-        f"Plain SFT on {{model}}: {{task}}, {{rows}} rows, {repeat}x each, no general data.",
+        f"tell/{task}:general=0{key}",
+        f"Plain SFT on {_model(pattern)}: {task}, {rows} rows, {repeat}x each, no general data.",
         (
-            f"The baseline: each of the {{rows}} rows {repeat}x, for the steps that a recipe",
+            f"The baseline: each of the {rows} rows {repeat}x, for the steps that a recipe",
             "with general rows takes, or a few more, which is named without _sft; no general rows.",
         ),
         _steps_of_8(pattern),
     )
+
+
+def _model(pattern: Recipe) -> str:
+    return Path(str(pattern.get("model"))).name
+
+
+def methods_for(
+    name: str, card: Card, rows: int, pattern: Recipe, says_amount: bool
+) -> tuple[list[Callable[[str, int], Method]], list[str]]:
+    """The variants of a method, each made of a task's name and rows, proven by a mixture of `card`
+    with so many rows; and the downloads that it needs first.
+
+    `says_amount`: the recipe says how much general data it takes, not the card.
+    """
+    fields = card.metric == "json" and not (card.answer and card.answer.label)
+    assert card.general is not None  # `new` wrote it
+    wanted, repeat = general_rows_for(rows, fields=fields), repeat_of(rows, fields=fields)
+    held = min(wanted, there(card.general.sources) or wanted)
+    general = f"{held}rows" if says_amount else None
+    main = partial(among, pattern=pattern, repeat=repeat, general=general, hold=name != "mix")
+    if name == "paper":
+        main = partial(as_the_paper, pattern=pattern)
+    total: int | None = None
+    missing: list[str] = []
+    if name != "sft":
+        total, missing = _mixture(main(card.name, rows).dataset, card)
+    times = math.ceil((total or rows * repeat + wanted) / rows)
+    sft = partial(plain_sft, pattern=pattern, repeat=times)
+    return [sft if variant else main for variant in METHODS[name]], missing
+
+
+def there(names: Sequence[str]) -> int | None:
+    """The general rows to be had, in equal parts; some may be dropped. None where unknown."""
+    sizes = []
+    for name in names:
+        card = load_card(name)
+        here = find_file(card, "train")
+        sizes.append(len(open_split(card, "train")) if here else card.split("train").rows or 0)
+    return int(0.95 * min(sizes) * len(names)) or None
+
+
+def _mixture(dataset: str, card: Card) -> tuple[int | None, list[str]]:
+    """The rows of the mixture that the recipe asks for, or None and the downloads that it needs.
+
+    Raises UserError when it cannot be built and no download would change that.
+    """
+    try:
+        mixture = build_mixture(parse_spec(dataset), card)
+    except UserError as error:
+        downloads = re.findall(r"\./run\.sh data [\w.-]+", str(error))
+        if not downloads:
+            raise
+        print(f"not ready to train yet: {error}")
+        return None, downloads
+    parts = ", ".join(f"{len(part.used)} rows of {part.card.name}" for part in mixture.sources)
+    print(f"mixture: {parts}")
+    return len(mixture), []
 
 
 def _steps_of_8(pattern: Recipe) -> dict[str, Any]:

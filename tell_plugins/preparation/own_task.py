@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 from collections import Counter
@@ -11,44 +12,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tell_plugins.core import paths
-from tell_plugins.core.anchors import SEPARATOR, shared_front
+from tell_plugins.core.anchors import shared_front
 from tell_plugins.core.cards import fold_name
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.schemas import read_schema
-from tell_plugins.core.text import MARK, first_turn
-from tell_plugins.preparation.answers import (
-    LONGEST_VALUE,
-    check_answers,
-    close_label,
-    infer_schema,
-    json_values,
-    kind_of,
-    label_of,
-    labels_of,
-    means_json,
-    need_numbers,
-    one_spelling,
-    with_json,
-    without_broken_json,
-)
-from tell_plugins.preparation.forms import (
-    Pair,
-    Reading,
-    TaskFile,
-    parse_columns,
-    parse_labels,
-    read_task_file,
-)
-from tell_plugins.preparation.task_split import (
-    other_answers,
-    split_into_folds,
-    split_off_test,
-    without_duplicates,
-    without_overlap,
-)
+from tell_plugins.core.text import first_turn
+from tell_plugins.preparation import answers, forms, task_split
+from tell_plugins.preparation.answers import LONGEST_VALUE, no_json, strict_json
+from tell_plugins.preparation.forms import Pair, TaskFile
 from tell_plugins.recipe.tables import count_of
 
 FEW_TEST_ROWS = 50  # with fewer, what a test can show is said
+SCHEMA_FILE = "answer.schema.json"  # of the card
 SPLITS = ("train", "validation", "test")
 LEAST_FRONT = 40  # characters that rows must share, where it is no whole line, to be an anchor
 
@@ -59,15 +34,12 @@ class Task:
 
     name: str
     parts: dict[str, list[Pair]]  # the rows of each split there is
-    anchor: str = ""  # as the model sees it
-    inline: bool = False
+    anchor: str = ""
     metric: str = ""
     schema: dict[str, Any] | None = None
     label: str | None = None  # the property of JSON answers that holds it
-    labels: list[str] | None = None  # the answers there are, where they are labels
-    languages: tuple[str, str] | None = None
+    card_keys: dict[str, Any] = field(default_factory=dict)  # those that say how to read answers
     system: str | None = None  # of the recipe
-    split_off: bool = False  # whether the test rows are a part of the file of training rows
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -83,76 +55,51 @@ class Task:
         """The rows of all splits."""
         return [pair for pairs in self.parts.values() for pair in pairs]
 
-    @property
-    def has_turns(self) -> bool:
-        """Whether any row has earlier turns."""
-        return any(MARK in pair.query for pair in self.pairs)
-
-    def labels_in(self, split: str) -> Counter[str]:
-        """How often each label is in a split; empty where answers have none."""
-        return Counter(labels_of(self.parts.get(split, []), self.metric, self.label) or [])
-
-    def seen(self, pair: Pair) -> str:
-        """The query as the model will see it."""
-        return pair.query if self.inline else self.anchor + SEPARATOR + pair.query
+    def labels_in(self, split: str) -> list[str] | None:
+        """The label of each row of a split, None where the answers have none."""
+        responses = [pair.response for pair in self.parts.get(split, [])]
+        return answers.labels_of(responses, self.metric, self.label)
 
 
 def read_task(args: argparse.Namespace) -> Task:
     """The rows, split and checked, with anchor and metric. Raises UserError; writes nothing."""
-    _refuse_two_tests(args)
     task = Task(args.name, {})
     files = {name: _read(args, name, task.notes) for name in SPLITS if getattr(args, name)}
-    for name in ("test", "validation"):
-        if name in files:
-            files["train"] = without_overlap(files["train"], files[name], name, args.drop_overlap)
-    if "test" in files and "validation" in files:  # else the test rows choose the settings
-        files["validation"] = without_overlap(
-            files["validation"], files["test"], "test", args.drop_overlap, "validation"
-        )
+    for held_out, role in (("test", "train"), ("validation", "train"), ("test", "validation")):
+        if held_out in files and role in files:  # else the test rows choose the settings
+            both = (files[role], files[held_out], held_out)
+            said = "training" if role == "train" else role
+            files[role] = task_split.without_overlap(*both, args.drop_overlap, said)
     _set_metric(task, args, files)
     task.parts = {name: file.pairs for name, file in files.items()}
     if args.folds is None:
-        task.split_off = "test" not in files
-        if task.split_off:
-            labels = labels_of(task.train, task.metric, task.label)
-            split = split_off_test(files["train"], labels, args.seed, args.test_rows)
-            task.parts |= split
-        task.notes += _test_notes(task, args.seed)
+        if "test" not in files:
+            file, labels = files["train"], task.labels_in("train")
+            task.parts |= task_split.split_off_test(file, labels, args.seed, args.test_rows)
+        task.notes += _test_notes(task, None if "test" in files else args.seed)
     _set_anchor(task, args)
     return task
 
 
-def _refuse_two_tests(args: argparse.Namespace) -> None:
-    """UserError where test rows are asked for in more than one way."""
-    ways = ("--test", "--test-rows", "--folds")
-    given = [way for way in ways if getattr(args, way[2:].replace("-", "_")) is not None]
-    if len(given) > 1:
-        raise UserError(
-            "test rows in more than one way",
-            where=", ".join(given),
-            allowed="a file of test rows, rows to split off, or folds",
-            remedy=f"leave {' or '.join(given[1:])} out",
-        )
-
-
 def _read(args: argparse.Namespace, name: str, notes: list[str]) -> TaskFile:
     """The file of a split, with Python's answers as JSON and without broken JSON where asked."""
-    reading = Reading(
-        columns=parse_columns(args.columns) if args.columns else None,
-        labels=parse_labels(args.labels) if args.labels else None,
+    reading = forms.Reading(
+        columns=forms.parse_columns(args.columns) if args.columns else None,
+        labels=forms.parse_labels(args.labels) if args.labels else None,
         last_turn=args.last_turn,
         drop_broken=args.drop_broken,
     )
-    file = read_task_file(paths.user_path(getattr(args, name)), reading)
+    file = forms.read_task_file(paths.user_path(getattr(args, name)), reading)
     may_be_json = not args.languages and args.metric in (None, "json")
     if may_be_json and args.repair_json:
-        file = with_json(file)
-    if may_be_json and args.drop_broken and (args.schema or args.metric or means_json(file)):
-        file = without_broken_json(file)
+        file = answers.with_json(file)
+    is_json = args.schema or args.metric or answers.means_json(file)
+    if may_be_json and args.drop_broken and is_json:
+        file = answers.without_broken_json(file)
     rows = count_of(len(file.pairs), "row")
     notes.append(f"{name}: {rows} of {file.path.name}, read as {file.form}")
-    file = without_duplicates(file)
-    notes += (*file.notes, *other_answers(file))
+    file = task_split.without_duplicates(file)
+    notes += (*file.notes, *task_split.other_answers(file))
     return file
 
 
@@ -161,8 +108,8 @@ def folds_of(task: Task, count: int, seed: int) -> list[Task]:
 
     Notes about them are added to those of `task`. Raises UserError as `split_into_folds` does.
     """
-    labels = labels_of(task.train, task.metric, task.label)
-    splits = split_into_folds(task.train, labels, seed, count)
+    labels = task.labels_in("train")
+    splits = task_split.split_into_folds(task.train, labels, seed, count)
     sizes = [len(split["test"]) for split in splits]
     shares = "" if labels is None else ", in the labels' shares"
     task.notes.append(
@@ -177,40 +124,33 @@ def folds_of(task: Task, count: int, seed: int) -> list[Task]:
     ]
 
 
-def _test_notes(task: Task, seed: int) -> list[str]:
-    """How the test rows were split off, and whether they tell much."""
-    notes, test, count = [], task.labels_in("test"), len(task.test)
-    if task.split_off:
+def _test_notes(task: Task, seed: int | None) -> list[str]:
+    """How the test rows were split off by the seed, if they were, and whether they tell much."""
+    notes, test, count = [], Counter(task.labels_in("test") or []), len(task.test)
+    if seed is not None:
+        shares = f" in the labels' shares ({_counted(test)})" if test else ""
         notes.append(
-            f"no --test: {count_of(count, 'row')} {'is' if count == 1 else 'are'} split off to "
-            f"test with, chosen by content and seed {seed}"
-            + (f" in the labels' shares ({_counted(test)})" if test else "")
-            + f"; {len(task.train)} train"
+            f"no --test: {count_of(count, 'row')} split off to test with, chosen by content and "
+            f"seed {seed}{shares}; {len(task.train)} train"
         )
     if len(test) == 1:
         notes.append(
             f"WARNING: the label of every test row is {_named(test)}, so a model that always "
-            "answers that scores 100 %; give test rows of each label with --test FILE"
-            + (", or split more off with --test-rows N" if task.split_off else "")
+            "answers that scores 100 %; give test rows of each label (--test FILE, --test-rows N)"
         )
     if count < FEW_TEST_ROWS:
         notes.append(
-            f"{shows_little(count)}: one row is {100 / count:.0f} points of a score, and "
+            f"only {count_of(count, 'test row')}: one is {100 / count:.0f} points of a score, and "
             f"its 95 % interval is up to {_width(count):.0f} points to either side; give a file of "
             "100 rows or more with --test FILE"
-            + (", or let each row test once, with --folds 5" if task.split_off else "")
+            + (", or let each row test once, with --folds 5" if seed is not None else "")
         )
     return notes
 
 
-def shows_little(rows: int) -> str:
-    """Of few test rows, as the beginning of a sentence."""
-    return f"{count_of(rows, 'test row')} show{'s' if rows == 1 else ''} little"
-
-
 def _width(rows: int) -> float:
     """Points to either side of 50 % that the 95 % interval of a rate over `rows` reaches."""
-    return 100 * 1.96 * math.sqrt(rows + 1.96**2) / (2 * (rows + 1.96**2))
+    return 100 * 1.96 / (2 * math.sqrt(rows + 1.96**2))
 
 
 def _short(label: str) -> str:
@@ -236,7 +176,7 @@ def _named(labels: Sequence[str] | Counter[str]) -> str:
 def _set_metric(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]) -> None:
     """Metric, labels, schema and languages; labels in `files` are brought to one spelling."""
     metric = args.metric or ("translation" if args.languages else "json" if args.schema else None)
-    task.metric = metric or kind_of(files["train"])
+    task.metric = metric or answers.kind_of(files["train"])
     if task.metric != "json" and (args.schema or args.label or args.repair_json):
         raise UserError(
             "--schema, --label and --repair-json belong to JSON answers, but the metric is "
@@ -250,13 +190,14 @@ def _set_metric(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]
         _set_labels(task, args, files)
     elif task.metric == "number":
         for file in files.values():
-            need_numbers(file)
+            answers.need_numbers(file)
     elif task.metric == "translation":
-        task.languages = _languages(args.languages)
+        source, target = _languages(args.languages)
+        task.card_keys = {"translation": {"source": source, "target": target}}
 
 
 def _set_labels(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]) -> None:
-    one_spelling(files, None, args.clean_labels)
+    answers.one_spelling(files, None, args.clean_labels)
     counts = Counter(pair.response for pair in files["train"].pairs)
     if len(counts) < 2:
         raise UserError(
@@ -264,8 +205,9 @@ def _set_labels(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]
             where=paths.shown(files["train"].path),
             remedy="give rows of each label, or another --metric",
         )
-    task.labels = sorted({pair.response for file in files.values() for pair in file.pairs})
-    untrained = [label for label in task.labels if label not in counts]
+    labels = sorted({pair.response for file in files.values() for pair in file.pairs})
+    task.card_keys = {"answer": {"labels": labels}}
+    untrained = [label for label in labels if label not in counts]
     if untrained:
         task.notes.append(f"WARNING: no training row has the label {_named(untrained)}")
     task.notes.append(
@@ -276,16 +218,19 @@ def _set_labels(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]
 
 def _set_schema(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]) -> None:
     given = read_schema(paths.user_path(args.schema)) if args.schema else None
-    task.label = label_of(_learnt(files) if given is None else given, args.label)
+    task.label = answers.label_of(_learnt(files) if given is None else given, args.label)
     if task.label is not None:
-        one_spelling(files, task.label, args.clean_labels)
+        answers.one_spelling(files, task.label, args.clean_labels)
     task.schema = _learnt(files) if given is None else given
     if given is None and args.label and task.label is not None:
-        close_label(task.schema, task.label, files["train"].pairs)
+        trained = [pair.response for pair in files["train"].pairs]
+        answers.close_label(task.schema, task.label, trained)
     for file in files.values():
-        check_answers(file, task.schema)
+        answers.check_answers(file, task.schema)
+    of_label = {} if task.label is None else {"label": task.label}
+    task.card_keys = {"answer": {"schema": SCHEMA_FILE} | of_label}
     if given is None:
-        task.notes.append(f"schema learnt from the responses: {_brief(task.schema)}")
+        task.notes.append(f"schema learnt from the responses: {_shown(task.schema)}")
     if task.label is None:
         task.notes.append("no property is taken for the label; name one with --label")
     elif args.label is None:
@@ -295,46 +240,48 @@ def _set_schema(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]
 
 
 def _learnt(files: dict[str, TaskFile]) -> dict[str, Any]:
-    return infer_schema([value for file in files.values() for value in json_values(file)])
+    texts = [pair.response for file in files.values() for pair in file.pairs]
+    return answers.infer_schema([strict_json(text) for text in texts if no_json(text) is None])
 
 
-def _brief(schema: dict[str, Any]) -> str:
-    parts = []
-    for key, value in schema.get("properties", {}).items():
-        kind = " | ".join(map(repr, value["enum"])) if "enum" in value else str(value["type"])
-        parts.append(f"{key}{'' if key in schema['required'] else ' (optional)'}: {kind}")
-    return "; ".join(parts) or str(schema["type"])
+def _shown(schema: dict[str, Any]) -> str:
+    rules = {key: rule for key, rule in schema.items() if not key.startswith("$")}
+    return json.dumps(rules, ensure_ascii=False)
 
 
 def _languages(text: str | None) -> tuple[str, str]:
-    parts = [part.strip() for part in (text or "").split(",")]
-    if len(parts) != 2 or not all(parts):
+    source, _, target = (part.strip() for part in (text or "").partition(","))
+    if not (source and target) or "," in target:
         raise UserError(
-            "a translation has two languages" + (f", not '{text}'" if text else ""),
+            f"a translation has two languages, not '{text or ''}'",
             where="--languages",
             allowed="FROM,TO, in English",
             remedy="--languages Icelandic,English",
         )
-    return parts[0], parts[1]
+    return source, target
 
 
 # ------------------------------------------------------------------------- the anchor
 
 
 def _set_anchor(task: Task, args: argparse.Namespace) -> None:
-    """The anchor: the rows' system prompt, the instruction or front they share, or as given."""
+    """The anchor: the rows' system prompt, the instruction or front they share, or as given.
+
+    What stood in the rows is taken off them: the card's anchor comes in front of each.
+    """
     system, front = _system(task, args.anchor, args.system), _front(task.pairs)
     shares = front.endswith("\n") or len(front) >= LEAST_FRONT
-    if system and args.system != "keep":
+    if system and args.system == "keep":
+        task.system = system
+        task.notes.append(f"the rows' system prompt goes into the recipe: {_short(system)}")
+    elif system:
         task.anchor = system
         task.notes.append(f"the rows' system prompt is the anchor: {_short(system)}")
         return
-    if system:
-        task.system = system
-        task.notes.append(f"the rows' system prompt goes into the recipe: {_short(system)}")
     if front and (args.anchor == "inline" or (args.anchor is None and shares)):
         task.notes.append(f"all rows begin with the same text: the anchor, {_short(front)}")
-        _set_front(task, front, inline=args.folds is None and _front(task.train) == front)
+        task.anchor = front.strip()
+        task.parts = {name: _without(front, pairs) for name, pairs in task.parts.items()}
     elif args.anchor in (None, "inline"):
         raise UserError(
             "no anchor, and the rows share none at the front",
@@ -352,27 +299,20 @@ def _set_anchor(task: Task, args: argparse.Namespace) -> None:
             )
 
 
-def _set_front(task: Task, front: str, inline: bool) -> None:
-    """The text that all rows begin with is the anchor.
+def _without(front: str, pairs: Sequence[Pair]) -> list[Pair]:
+    """The rows without the text that all begin with.
 
-    A card with an inline anchor goes by what its training rows share, which may be more. Raises
-    UserError when a row is the anchor and nothing else.
+    Raises UserError when a row is that and nothing else.
     """
-    bare = [pair.line for pair in task.pairs if not pair.query.removeprefix(front).strip()]
+    found = [pair._replace(query=pair.query.removeprefix(front).lstrip()) for pair in pairs]
+    bare = [pair.line for pair in found if not pair.query]
     if bare:
         raise UserError(
-            f"{len(bare)} rows hold nothing but the text that all begin with, first at line "
-            f"{bare[0]}",
+            f"nothing but the text that all rows begin with: {forms.lines_named(bare, 5)}",
             where="--anchor",
             remedy="remove these rows, or give the anchor's text: --anchor 'TEXT'",
         )
-    task.anchor, task.inline = front, inline
-    if not inline:
-        task.anchor = front.strip()
-        task.parts = {
-            name: [pair._replace(query=pair.query.removeprefix(front).lstrip()) for pair in pairs]
-            for name, pairs in task.parts.items()
-        }
+    return found
 
 
 def _system(task: Task, anchor: str | None, choice: str | None) -> str:
@@ -381,29 +321,25 @@ def _system(task: Task, anchor: str | None, choice: str | None) -> str:
     Raises UserError where it changes, where some training rows lack it, or where an anchor is
     given as well and nothing says what becomes of it.
     """
-    prompts = [text for text in Counter(pair.system for pair in task.pairs) if text.strip()]
+    prompts = Counter(pair.system.strip() for pair in task.pairs)
+    there = [text for text in prompts if text]
     without = [pair.line for pair in task.train if not pair.system.strip()]
-    shown = " and ".join(_short(text) for text in prompts[:2])
-    found = None
-    remedy = "put what changes into the query"
-    if len(prompts) > 1:
-        found = f"{len(prompts)} system prompts differ: {shown}"
-    elif prompts and without:
-        found = f"{count_of(len(without), 'training row')} without the system prompt {shown}, "
-        found += f"the first at line {without[0]}"
-        remedy = "write it into these rows, too, or remove them"
-    elif prompts and anchor is not None and choice != "keep":
-        found = f"an anchor is given, and the rows have a system prompt: {shown}"
+    if not there:
+        return ""
+    found, remedy = None, "write the same into all rows; what changes belongs into the query"
+    if len(there) > 1:
+        found = f"{len(there)} system prompts differ: {' and '.join(map(_short, there[:2]))}"
+    elif without:
+        found = f"training rows without the system prompt {_short(there[0])}: "
+        found += forms.lines_named(without, 5)
+    elif anchor is not None and choice != "keep":
+        found = f"an anchor is given, and the rows have a system prompt: {_short(there[0])}"
         remedy = "leave --anchor out; or --system keep, so that it stays a system prompt, in the "
         remedy += "recipe, beside the anchor"
     if found is not None:
-        raise UserError(
-            found,
-            where="--train",
-            allowed="the same system prompt in all rows, which becomes the anchor",
-            remedy=remedy,
-        )
-    return prompts[0].strip() if prompts else ""
+        allowed = "the same system prompt in all rows, which becomes the anchor"
+        raise UserError(found, where="--train", allowed=allowed, remedy=remedy)
+    return there[0]
 
 
 def _front(pairs: Sequence[Pair]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -49,24 +48,41 @@ _KEY = re.compile(r"[\"']?(\w+)[\"']?\s*:")
 _COMMENT = re.compile(r"[ \t]+#[^\"']*$")
 
 
-def pattern_for(model: str, metric: str) -> Recipe:
-    """The recipe to start from: of this model, and of a task with this metric where there is one.
-
-    `model` is one of `short_names`, or a recipe file; see `any_model` for all others.
+def recipe_of(
+    model: str, model_type: str | None, template: str | None, metric: str = ""
+) -> tuple[Recipe, list[str]]:
+    """A recipe of what the user calls a model, and what was assumed of it: a recipe file; one of
+    `short_names`, then of a task with this metric where there is one; else see `any_model`.
     """
+    assumed: list[str] = []
     if model.endswith((".yaml", ".yml")):
         recipe = load_recipe(model)
-        if not _is_plain(recipe):
-            raise UserError(
-                "the recipe trains no task among general data with the card's anchor",
-                where=recipe.where("dataset"),
-                remedy="name another recipe, or a model with --model NAME",
-            )
-        return recipe
-    if model not in short_names():
-        raise unknown("model", model, short_names(), "--model")
-    recipes = _patterns(model)
-    return next((it for it in recipes if load_card(it.spec.card).metric == metric), recipes[0])
+    elif model in short_names():
+        found = _patterns(model)
+        fitting = (it for it in found if load_card(it.spec.card).metric == metric)
+        recipe = next(fitting, found[0])
+    else:
+        recipe, said = any_model(model, model_type, template)
+        assumed = [said]
+    named = {"model_type": model_type, "template": template}
+    recipe = recipe.with_values(**{key: value for key, value in named.items() if value})
+    if not recipe.get("model"):
+        raise UserError("the recipe names no model", where=model, remedy="add 'model: ...'")
+    return recipe, assumed
+
+
+def pattern_for(
+    model: str, model_type: str | None, template: str | None, metric: str
+) -> tuple[Recipe, list[str]]:
+    """A recipe that `new` can start from, see `recipe_of`. Raises UserError for another."""
+    recipe, assumed = recipe_of(model, model_type, template, metric)
+    if not _is_plain(recipe):
+        raise UserError(
+            "the recipe trains no task among general data with the card's anchor",
+            where=recipe.where("dataset"),
+            remedy="name another recipe, or a model with --model NAME",
+        )
+    return recipe, assumed
 
 
 def short_names() -> list[str]:
@@ -119,38 +135,27 @@ def _is_of_any_model(pattern: Recipe) -> bool:
     return pattern.where("model") == _OF_ANY_MODEL
 
 
-def own_recipe(
-    pattern: Recipe, file: Path, method: Method, export: str | None, system: str | None
-) -> str:
+def own_recipe(pattern: Recipe, file: Path, method: Method, export: str | None) -> str:
     """The text of a new task's recipe, which is to be written to `file`.
 
-    `export` is the line by which a shell finds the card, `system` the rows' own system prompt.
+    `export` is the line by which a shell finds the card.
     """
     origin, shown = paths.shown(pattern.path), shlex.quote(paths.shown(file))
-    lines = [
-        method.title.replace("{model}", Path(str(pattern.get("model"))).name),
-        f"Launch:  ./run.sh train {shown}",
-        f"Needs:   what {origin} needs, which this was made from",
-        f"First:   {f'{export}; ' if export else ''}./run.sh check {shown}",
-        "Result:  not measured",
-    ]
+    needs = f"what {origin} needs, which this was made from"
     what = "task, method and output folder" if method.why else "task and output folder"
     if _is_of_any_model(pattern):
-        lines[2] = "Needs:   what `check` estimates; not measured"
+        needs = "what `check` estimates; not measured"
         what = f"model, layers, learning rate, {what}"
-    amounts = str(pattern.spec.with_values(sources=None)).partition(":")[2]
-    without = [*amounts.split("/"), *(key for key in GONE if key in pattern.values)]
-    said = ", ".join(filter(None, without))
-    differs = f"Differs: from {origin} in {what}"
-    differs += f", and without {said}, chosen for its own task" if said else ""
-    lines += textwrap.wrap(
-        f"{differs}; its header says more.",
-        98,
-        subsequent_indent=" " * 9,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return recipe_text(pattern, file.stem, method, lines, system)
+    header = [
+        method.title,
+        f"Launch:  ./run.sh train {shown}",
+        f"Needs:   {needs}",
+        f"First:   {f'{export}; ' if export else ''}./run.sh check {shown}",
+        "Result:  not measured",
+        f"Differs: from {origin} in {what};",
+        "         amounts and validation of that recipe's own task are left out",
+    ]
+    return recipe_text(pattern, file.stem, method, header)
 
 
 def recipe_text(
@@ -158,7 +163,6 @@ def recipe_text(
     name: str,
     method: Method,
     header: Sequence[str],
-    system: str | None = None,
     gone: Sequence[str] = GONE,
 ) -> str:
     """The pattern's text with another header, output folder, dataset string and method's keys.
@@ -171,7 +175,6 @@ def recipe_text(
     written = yaml.safe_load(text)
     new = {key: value for key, value in pattern.values.items() if written.get(key) != value}
     new |= {"dataset": [method.dataset], "output_dir": f"output/{name}", **method.keys}
-    new |= {} if system is None else {"system": system}
     fresh = {key: _line(key, value) for key, value in new.items() if key not in written}
     front = [f"# {line}" for line in method.why]
     front += [fresh.pop(key) for key in method.keys if key in fresh]

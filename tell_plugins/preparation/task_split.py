@@ -11,45 +11,32 @@ import numpy as np
 from tell_plugins.core import draw
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.text import comparison_keys, normalise, row_id
-from tell_plugins.preparation.forms import Pair, TaskFile
+from tell_plugins.preparation.forms import Pair, TaskFile, lines_named
 
 TEST_SHARE, MOST_TEST_ROWS = 0.2, 200
 FEWEST_ROWS = 4  # to split a test set off
 _SHOWN = 5
-
-
 Parts = dict[str, list[Pair]]  # the rows that are "train" and "test", in file order
 
 
 def without_duplicates(file: TaskFile) -> TaskFile:
     """The file with rows that are the same to the letter once, and a note on those left out."""
-    first: dict[tuple[str, str], Pair] = {}
-    repeated = []
-    for pair in file.pairs:
-        earlier = first.setdefault((pair.query, pair.response), pair)
-        if earlier is not pair:
-            repeated.append(f"line {pair.line} (as {earlier.line})")
-    if not repeated:
+    first = {(pair.query, pair.response): pair for pair in reversed(file.pairs)}
+    kept = [pair for pair in file.pairs if first[pair.query, pair.response] is pair]
+    if len(kept) == len(file.pairs):
         return file
-    note = f"repeated rows of {file.path.name} left out ({len(repeated)}): {_listed(repeated)}"
-    return replace(file, pairs=list(first.values()), notes=(*file.notes, note))
+    again = [pair.line for pair in file.pairs if first[pair.query, pair.response] is not pair]
+    note = f"repeated rows of {file.path.name} left out: {lines_named(again, _SHOWN)}"
+    return replace(file, pairs=kept, notes=(*file.notes, note))
 
 
-def other_answers(file: TaskFile) -> tuple[str, ...]:
-    """A note on rows that ask what an earlier row asks, and answer otherwise; none where there are
-    none."""
-    first: dict[int, Pair] = {}
-    others = []
-    for pair, key in zip(file.pairs, _keys(file.pairs), strict=True):
-        earlier = first.setdefault(key, pair)
-        if normalise(earlier.response) != normalise(pair.response):
-            others.append(f"line {pair.line} (as {earlier.line})")
-    note = f"{file.path.name}: rows that ask what an earlier row asks and answer otherwise"
-    return (f"{note} ({len(others)}): {_listed(others)}",) if others else ()
-
-
-def _listed(places: Sequence[str]) -> str:
-    return ", ".join(places[:_SHOWN]) + (" ..." if len(places) > _SHOWN else "")
+def other_answers(file: TaskFile) -> list[str]:
+    """A note on rows that ask what an earlier row asks and answer otherwise."""
+    keyed = list(zip(_keys(file.pairs), file.pairs, strict=True))
+    first = {key: normalise(pair.response) for key, pair in reversed(keyed)}
+    others = [pair.line for key, pair in keyed if first[key] != normalise(pair.response)]
+    note = f"{file.path.name}: rows that ask what an earlier row asks and answer otherwise: "
+    return [note + lines_named(others, _SHOWN)] if others else []
 
 
 def without_overlap(
@@ -59,28 +46,20 @@ def without_overlap(
 
     Raises UserError when there are such rows and `drop` does not say to leave them out.
     """
-    places = dict(zip(_keys(held_out.pairs), held_out.pairs, strict=True))
-    kept, both = [], []
-    for pair, key in zip(train.pairs, _keys(train.pairs), strict=True):
-        if key in places:
-            both.append(f"line {pair.line} (= line {places[key].line})")
-        else:
-            kept.append(pair)
-    if both and not drop:
+    asked = set(_keys(held_out.pairs))
+    keyed = list(zip(_keys(train.pairs), train.pairs, strict=True))
+    both = [pair.line for key, pair in keyed if key in asked]
+    kept = [pair for key, pair in keyed if key not in asked]
+    found = f"{len(both)} of {len(keyed)} {role} rows are {name} rows"
+    if both and not (drop and kept):
         raise UserError(
-            f"{len(both)} {role} rows are {name} rows: {_listed(both)}",
+            f"{found}: {lines_named(both, _SHOWN)}",
             where=f"{train.path.name}, {held_out.path.name}",
-            remedy=f"remove them from one of the files, or add --drop-overlap to leave them out: "
-            f"{name} rows neither train nor choose settings",
-        )
-    if not kept:
-        raise UserError(
-            f"all {role} rows are {name} rows",
-            where=train.path.name,
-            remedy=f"give other {role} rows",
+            remedy=f"remove them from one of the files, or add --drop-overlap to leave them out "
+            f"where others stay: {name} rows neither train nor choose settings",
         )
     if both:
-        print(f"left out: {len(both)} {role} rows that are {name} rows ({_listed(both)})")
+        print(f"left out: {found} ({lines_named(both, _SHOWN)})")
     return replace(train, pairs=kept)
 
 
@@ -93,34 +72,23 @@ def split_off_test(
     together. Of few rows more are taken, so that each label tests. Raises UserError for too few
     rows, or fewer than one test row wanted.
     """
-    remedy = "give test rows of their own with --test FILE"
-    if wanted is not None and wanted < 1:
-        raise UserError(
-            f"{wanted} test rows",
-            where="--test-rows",
-            allowed="1 or more",
-            remedy=f"leave it out for the default, or {remedy}",
-        )
     total = len(file.pairs)
     strata = list(labels) if labels is not None else [""] * total
     several = sum(count > 1 for count in Counter(strata).values())
     share = max(1, round(TEST_SHARE * total), min(several, total // 3))
-    count = wanted or min(MOST_TEST_ROWS, share)
-    if total < FEWEST_ROWS or count > total - 2:
-        raise UserError(
-            f"{total} rows are too few to split {count} test rows off",
-            where=file.path.name,
-            remedy=f"{remedy}, or more rows",
-        )
+    count = min(MOST_TEST_ROWS, share) if wanted is None else wanted
     test: set[int] = set()
-    for unit in _by_shares(file.pairs, strata, seed):
-        if len(test) + len(unit) <= count:
-            test.update(unit)
+    if total >= FEWEST_ROWS and count <= total - 2:
+        for unit in _by_shares(file.pairs, strata, seed):
+            if len(test) + len(unit) <= count:
+                test.update(unit)
     if not test:
         raise UserError(
-            "no row can be split off: rows that ask the same stay together",
+            f"of {total} rows {count} cannot be split off to test with",
             where=file.path.name,
-            remedy=remedy,
+            allowed=f"1 row or more, of {FEWEST_ROWS} at least; two train, and rows that ask the "
+            "same stay together",
+            remedy="give test rows of their own with --test FILE, or more rows",
         )
     return _parted(file.pairs, [row in test for row in range(total)])
 
