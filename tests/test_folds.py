@@ -141,16 +141,6 @@ def test_the_next_commands_name_what_was_written(said: str, task: Own, rows: str
     assert "--against" not in out
 
 
-def test_folds_of_rows_with_an_anchor_of_their_own(task: Own) -> None:
-    """The rows of a fold may share more of their beginning than all do."""
-    front = "Decide whether the number in this line is a multiple of four:\n"
-    pairs = [(f"{front}{n}", "no" if n % 4 else "yes") for n in range(100, 120)]
-    rows = task.table([{"query": query, "response": response} for query, response in pairs])
-    task.new(rows, "--folds", "3", anchor=None)
-    anchors = {(load_card(name).folder / "anchor.txt").read_text() for name in ("own", "own_fold2")}
-    assert anchors == {front}
-
-
 def test_one_way_to_test(task: Own, rows: str) -> None:
     with pytest.raises(SystemExit, match="1"):
         task.run(rows, "--folds", "3", "--test", "t.jsonl")

@@ -368,10 +368,3 @@ def test_what_is_no_file_of_rows(name: str, problem: str, remedy: str, tmp_path:
     with pytest.raises(UserError, match=problem) as caught:
         read_task_file(tmp_path / name)
     assert remedy in str(caught.value.remedy)
-
-
-def test_a_short_front_in_chinese_is_an_anchor(own: Own) -> None:
-    pairs = zip(TEXTS, LABELS, strict=True)
-    front = "判断下面的消息是否提到下雨，回答：\n"
-    own.new(own.table([{"query": front + q, "response": r} for q, r in pairs]), anchor=None)
-    assert load_card("own").file("anchor.txt").read_text(encoding="utf-8") == front
