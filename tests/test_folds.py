@@ -142,9 +142,8 @@ def test_the_next_commands_name_what_was_written(said: str, task: Own, rows: str
 
 
 def test_one_way_to_test(task: Own, rows: str) -> None:
-    with pytest.raises(SystemExit, match="1"):
-        task.run(rows, "--folds", "3", "--test", "t.jsonl")
-    assert "argument --test: not allowed with argument --folds" in task.capsys.readouterr().err
+    message = task.fails(rows, "--folds", "3", "--test", "t.jsonl")
+    assert "argument --test: not allowed with argument --folds" in message
 
 
 def test_few_rows_propose_folds(task: Own, rows: str) -> None:
