@@ -144,47 +144,32 @@ def check_uses(checked: Checked) -> Iterator[Finding]:
 def _check_held_rows(recipe: Recipe, spec: Spec) -> Iterator[Finding]:
     where = recipe.where("dataset")
     if spec.task == NONE:
-        yield error(
-            "tell-kl-rows",
+        found = (
             f"with task=0 and kl={spec.kl:g} every row is held to what the model already is, so "
-            "nothing trains",
-            where,
-            "take kl out of the dataset string, or ask for task rows",
+            "nothing trains"
         )
+        remedy = "take kl out of the dataset string, or ask for task rows"
+        yield error("tell-kl-rows", found, where, remedy)
     elif spec.general == NONE:
-        yield warning(
-            "tell-kl-rows",
-            f"kl={spec.kl:g} holds general rows, and general=0 takes none",
-            where,
-            "ask for general rows, for example general=2x",
-        )
+        found = f"kl={spec.kl:g} holds general rows, and general=0 takes none"
+        yield warning("tell-kl-rows", found, where, "ask for general rows, for example general=2x")
 
 
 def check_keeping(checked: Checked) -> Iterator[Finding]:
     """Settings under which a row may be lost or cut without an error."""
     recipe, settings = checked.recipe, checked.settings
     if not settings.flag("strict"):
-        yield warning(
-            "tell-strict",
-            "'strict' is not true: ms-swift drops rows it cannot encode with one summary line",
-            recipe.where("strict"),
-            "write 'strict: true'",
-        )
+        found = "'strict' is not true: ms-swift drops rows it cannot encode with one summary line"
+        yield warning("tell-strict", found, recipe.where("strict"), "write 'strict: true'")
     strategy = settings.text("truncation_strategy", "delete")
     if strategy in ("left", "right"):
-        yield warning(
-            "tell-truncation",
-            f"'truncation_strategy' is {strategy}: rows over max_length are cut, not refused",
-            recipe.where("truncation_strategy"),
-            "remove it and raise max_length",
-        )
+        found = f"'truncation_strategy' is {strategy}: rows over max_length are cut, not refused"
+        remedy = "remove it and raise max_length"
+        yield warning("tell-truncation", found, recipe.where("truncation_strategy"), remedy)
     elif strategy == "split":
-        yield error(
-            "tell-truncation",
-            "'truncation_strategy' is split, which ms-swift has for pre-training only",
-            recipe.where("truncation_strategy"),
-            "remove it and raise max_length",
-        )
+        found = "'truncation_strategy' is split, which ms-swift has for pre-training only"
+        remedy = "remove it and raise max_length"
+        yield error("tell-truncation", found, recipe.where("truncation_strategy"), remedy)
 
 
 def check_plugin(checked: Checked) -> Iterator[Finding]:
@@ -193,24 +178,20 @@ def check_plugin(checked: Checked) -> Iterator[Finding]:
     plugins = [str(part) for part in as_list(checked.recipe.values.get("external_plugins"))]
     others = [part for part in plugins if (paths.PROJECT / part).resolve() != paths.PLUGIN]
     if others == plugins:
-        yield error(
-            "tell-plugin",
+        found = (
             f"'external_plugins' does not name {ours}, so ms-swift would look for the data set on "
-            "a hub",
-            where,
-            f"write 'external_plugins: [{ours}]'",
-            "a path from the project's folder",
+            "a hub"
         )
+        allowed = "a path from the project's folder"
+        yield error("tell-plugin", found, where, f"write 'external_plugins: [{ours}]'", allowed)
         return
     for plugin in others:
         if Path(plugin).name == paths.PLUGIN.name:
-            yield error(
-                "tell-plugin",
+            found = (
                 f"'external_plugins' names '{plugin}' beside {ours}, and ms-swift 4.0 takes the "
-                "second of two files of one name for the first",
-                where,
-                "rename yours",
+                "second of two files of one name for the first"
             )
+            yield error("tell-plugin", found, where, "rename yours")
 
 
 def check_validation(checked: Checked) -> Iterator[Finding]:
@@ -231,16 +212,10 @@ def check_validation(checked: Checked) -> Iterator[Finding]:
             yield from as_errors("tell-validation", problem)
             continue
         if spec.split == "test":
-            yield warning(
-                "tell-validation",
-                "test rows serve as validation data; what they choose cannot be scored on them",
-                where,
-                "validate on split=validation, or on rows of another source",
-            )
+            found = "test rows serve as validation data; what they choose cannot be scored on them"
+            remedy = "validate on split=validation, or on rows of another source"
+            yield warning("tell-validation", found, where, remedy)
         elif spec.split not in HELD_OUT:
-            yield warning(
-                "tell-validation",
-                f"'{entry}' validates on training rows",
-                where,
-                f"write {PREFIX}{spec.card}:split=validation, or another split of the card",
-            )
+            found = f"'{entry}' validates on training rows"
+            remedy = f"write {PREFIX}{spec.card}:split=validation, or another split of the card"
+            yield warning("tell-validation", found, where, remedy)

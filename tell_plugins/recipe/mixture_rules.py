@@ -36,30 +36,21 @@ def check_mixture(checked: Checked) -> Iterator[Finding]:
     checked.mixture = mixture
     for source in mixture.sources:
         if source.duplicates:
-            yield warning(
-                "tell-data-duplicates",
+            found = (
                 f"'{source.card.name}' holds {count_of(source.duplicates, 'duplicate row')}, "
-                "which train as often as they stand there",
-                source.rows.shown,
-                "remove the copies, unless they are meant",
+                "which train as often as they stand there"
             )
+            remedy = "remove the copies, unless they are meant"
+            yield warning("tell-data-duplicates", found, source.rows.shown, remedy)
         if source.rows.bad:
             yield _malformed(source)
     kept = sum(source.overlap_used or 0 for source in mixture.sources)
     if kept:
-        yield warning(
-            "tell-test-rows-train",
-            f"{count_of(kept, 'general row')} trained on with a held-out query",
-            where,
-            "overlap=drop leaves them out",
-        )
+        found = f"{count_of(kept, 'general row')} trained on with a held-out query"
+        yield warning("tell-test-rows-train", found, where, "overlap=drop leaves them out")
     if not mixture.overlap_checked and mixture.card.kind != GENERAL:
-        yield warning(
-            "tell-test-rows-missing",
-            "test rows are not here, so nothing tells whether they are trained on",
-            where,
-            f"./run.sh data {mixture.card.name}",
-        )
+        found = "test rows are not here, so nothing tells whether they are trained on"
+        yield warning("tell-test-rows-missing", found, where, f"./run.sh data {mixture.card.name}")
 
 
 def _malformed(source: Drawn) -> Finding:
@@ -123,12 +114,9 @@ def check_shares(checked: Checked) -> Iterator[Finding]:
         return
     task, general = checked.entries
     if 0 < general < task:
-        yield warning(
-            "tell-general-few",
-            f"{task:,} task rows among {general:,} general rows: the task is the larger part",
-            checked.recipe.where("dataset"),
-            "more general rows (general=40x is forty a task row), or general=0 for plain SFT",
-        )
+        found = f"{task:,} task rows among {general:,} general rows: the task is the larger part"
+        remedy = "more general rows (general=40x is forty a task row), or general=0 for plain SFT"
+        yield warning("tell-general-few", found, checked.recipe.where("dataset"), remedy)
 
 
 def check_anchor(checked: Checked) -> Iterator[Finding]:

@@ -33,36 +33,27 @@ def check_model(checked: Checked) -> Iterator[Finding]:
     """A model is named, and a folder that is named holds one."""
     recipe = checked.recipe
     if not recipe.values.get("model"):
-        yield error(
-            "tell-model-missing",
-            "no 'model'",
-            recipe.where(),
-            "name a hub id or a folder",
-            "model: ...",
-        )
+        found = "no 'model'"
+        allowed = "model: ..."
+        remedy = "name a hub id or a folder"
+        yield error("tell-model-missing", found, recipe.where(), remedy, allowed)
         return
     model = str(recipe.values["model"])
     if is_embedded(model):
         return
     folder = model_folder(model)
     if folder is None and not may_be_hub_id(model):
-        yield error(
-            "tell-model-missing",
-            f"no model folder '{model}'",
-            recipe.where("model"),
-            "correct the path (from the project's folder), or name a hub id",
-            "a folder with config.json, or owner/name",
-        )
+        found = f"no model folder '{model}'"
+        allowed = "a folder with config.json, or owner/name"
+        remedy = "correct the path (from the project's folder), or name a hub id"
+        yield error("tell-model-missing", found, recipe.where("model"), remedy, allowed)
     if folder is None:
         return
     config = read_json(folder / "config.json", dict[str, Any], "get the model anew", foreign=True)
     if config is None:
-        yield error(
-            "tell-model-missing",
-            f"folder '{model}' holds no config.json, so it is no model",
-            recipe.where("model"),
-            "name the folder that holds config.json",
-        )
+        found = f"folder '{model}' holds no config.json, so it is no model"
+        remedy = "name the folder that holds config.json"
+        yield error("tell-model-missing", found, recipe.where("model"), remedy)
 
 
 def check_targets(checked: Checked) -> Iterator[Finding]:
@@ -86,13 +77,10 @@ def check_targets(checked: Checked) -> Iterator[Finding]:
         if last in (*own, *_OF_ANY_MODEL) or (shape is None and last not in elsewhere):
             continue
         match = nearest(name, own)
-        yield error(
-            "tell-targets",
-            f"'target_modules' names '{name}', and {owner} has no such layers",
-            checked.recipe.where("target_modules"),
-            f"did you mean '{match}'?" if match else "write 'target_modules: [all-linear]'",
-            ", ".join([*own, "all-linear"]),
-        )
+        found = f"'target_modules' names '{name}', and {owner} has no such layers"
+        allowed = ", ".join([*own, "all-linear"])
+        remedy = f"did you mean '{match}'?" if match else "write 'target_modules: [all-linear]'"
+        yield error("tell-targets", found, checked.recipe.where("target_modules"), remedy, allowed)
 
 
 def check_near_misses(checked: Checked) -> Iterator[Finding]:
@@ -100,19 +88,13 @@ def check_near_misses(checked: Checked) -> Iterator[Finding]:
     recipe, settings = checked.recipe, checked.settings
     rate = settings.number("learning_rate", 1e-4)
     if rate > _HIGH_RATE:
-        yield warning(
-            "tell-rate-high",
-            f"'learning_rate' is {rate:g}; the paper's is 1e-4",
-            recipe.where("learning_rate"),
-            "check the exponent's sign",
-        )
+        found = f"'learning_rate' is {rate:g}; the paper's is 1e-4"
+        remedy = "check the exponent's sign"
+        yield warning("tell-rate-high", found, recipe.where("learning_rate"), remedy)
     if settings.text("save_strategy") == "no":
-        yield warning(
-            "tell-no-save",
-            "'save_strategy' is no, so no adapter is kept",
-            recipe.where("save_strategy"),
-            "write 'save_strategy: \"epoch\"'",
-        )
+        found = "'save_strategy' is no, so no adapter is kept"
+        remedy = "write 'save_strategy: \"epoch\"'"
+        yield warning("tell-no-save", found, recipe.where("save_strategy"), remedy)
     yield from _check_folder(recipe, settings)
 
 
@@ -132,23 +114,21 @@ def check_resumed(checked: Checked) -> Iterator[Finding]:
 
 def _check_folder(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
     if not settings.given("output_dir"):
-        yield warning(
-            "tell-output-dir",
+        found = (
             "no 'output_dir': `swift sft` by itself writes to a folder named after the model, not "
-            f"to {paths.shown(recipe.output_dir)}, where `./run.sh train` writes and `eval` looks",
-            recipe.where(),
-            f"write 'output_dir: output/{recipe.name}'",
+            f"to {paths.shown(recipe.output_dir)}, where `./run.sh train` writes and `eval` looks"
         )
+        remedy = f"write 'output_dir: output/{recipe.name}'"
+        yield warning("tell-output-dir", found, recipe.where(), remedy)
     if settings.flag("add_version") or settings.given("resume_from_checkpoint"):
         return
     if any(recipe.output_dir.glob("checkpoint-*")) or any(recipe.output_dir.glob("logging.jsonl")):
-        yield warning(
-            "tell-output-mixed",
+        found = (
             f"'add_version' is false and {paths.shown(recipe.output_dir)} already holds a run: "
-            "the two would mix",
-            recipe.where("add_version"),
-            "write 'add_version: true', or name another output_dir",
+            "the two would mix"
         )
+        remedy = "write 'add_version: true', or name another output_dir"
+        yield warning("tell-output-mixed", found, recipe.where("add_version"), remedy)
 
 
 def check_kind(checked: Checked) -> Iterator[Finding]:
@@ -224,25 +204,21 @@ def check_template(checked: Checked) -> Iterator[Finding]:
         return
     known = table.known(model)
     if given and known and known[1] and given != known[1]:
-        yield warning(
-            "tell-template",
-            f"'template' is '{given}', but ms-swift's table has '{known[1]}' for '{model}'",
-            recipe.where("template"),
-            f"write 'template: {known[1]}', or remove it",
-        )
+        found = f"'template' is '{given}', but ms-swift's table has '{known[1]}' for '{model}'"
+        remedy = f"write 'template: {known[1]}', or remove it"
+        yield warning("tell-template", found, recipe.where("template"), remedy)
     kind = settings.text("model_type")
     if given or known or kind not in table.types or is_embedded(model):
         return
     several = table.types[kind]["templates"]
     if table.types[kind]["template"] is None and len(several) != 1:
-        yield error(
-            "tell-template",
+        found = (
             f"models of type '{kind}' have several chat templates, and ms-swift cannot tell that "
-            f"of '{model}'",
-            recipe.where("model_type"),
-            "name one as 'template'",
-            ", ".join(several),
+            f"of '{model}'"
         )
+        allowed = ", ".join(several)
+        remedy = "name one as 'template'"
+        yield error("tell-template", found, recipe.where("model_type"), remedy, allowed)
 
 
 def check_cpu(checked: Checked) -> Iterator[Finding]:
@@ -251,13 +227,10 @@ def check_cpu(checked: Checked) -> Iterator[Finding]:
     model = settings.text("model")
     parameters = parameters_of(model) or 0
     if settings.flag("use_cpu") and parameters > _SLOW:
-        yield warning(
-            "tell-model-cpu",
-            f"'use_cpu' is true, and '{model}' has {parameters / 1e9:.1f}e9 parameters",
-            recipe.where("use_cpu"),
-            "a GPU and 'use_cpu: false', or a smaller model",
-            f"up to about {_SLOW / 1e9:.0f}e9 parameters on a CPU",
-        )
+        found = f"'use_cpu' is true, and '{model}' has {parameters / 1e9:.1f}e9 parameters"
+        allowed = f"up to about {_SLOW / 1e9:.0f}e9 parameters on a CPU"
+        remedy = "a GPU and 'use_cpu: false', or a smaller model"
+        yield warning("tell-model-cpu", found, recipe.where("use_cpu"), remedy, allowed)
 
 
 def check_positions(checked: Checked) -> Iterator[Finding]:
