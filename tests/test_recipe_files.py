@@ -22,7 +22,6 @@ from tell_plugins.core.spec import ALL, parse_spec
 from tell_plugins.recipe.check import inspect
 from tell_plugins.recipe.check_report import tuning_of
 from tell_plugins.recipe.estimate import GIB, memory
-from tell_plugins.recipe.lengths import worst_case
 from tell_plugins.recipe.paper import FIXED, OF_ITS_TIME, departures
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.schedule import Training, plan
@@ -218,13 +217,12 @@ def test_a_variant_differs_in_its_data_alone(main: str, variants: list[str]) -> 
 @every([*PAPER, *TODAYS])
 def test_it_fits_24_gib_by_the_written_estimate(path: Path) -> None:
     recipe = recipe_of(path)
-    settings = Settings(recipe, keys())
     shape = shape_of(recipe.values["model"])
     if shape is None:
         assert "memory not estimated" in path.read_text().split("\n\n")[0]
         return
     longest = next((rows for name, rows in LONGEST.items() if name in path.stem), None)
-    rows = worst_case(settings, 2048) if longest is None else np.array([longest])
+    rows = np.array([longest or (2048, 2048)])
     assert int(recipe.values["max_length"]) >= rows[0, 0]
     need = memory(shape, tuning_of(_checked(recipe)), rows).total / GIB
     assert need < CARD_GIB

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.manifest import held_out_queries, source_facts
@@ -12,7 +14,6 @@ from tell_plugins.core.mixture import GENERAL, Mixture
 from tell_plugins.core.spec import LOSS_TYPE
 from tell_plugins.recipe import estimate
 from tell_plugins.recipe.checked import ERROR, WARNING, Checked, Finding, Unjudged
-from tell_plugins.recipe.lengths import worst_case
 from tell_plugins.recipe.paper import TASKS, departures
 from tell_plugins.recipe.schedule import Plan, why_no_op
 from tell_plugins.recipe.settings import Settings
@@ -205,10 +206,11 @@ def _cost(checked: Checked) -> str:
     settings, counted = checked.settings, checked.counted
     shape = shape_of(settings.text("model"))
     try:
-        if shape is None or not _is_plain_lora(settings, shape):
-            plain = "LoRA on an unquantised model whose sizes are known, without Liger"
+        known = counted is not None or (checked.limit or 0) > 0
+        if shape is None or not known or not _is_plain_lora(settings, shape):
+            plain = "LoRA on an unquantised model whose sizes and context are known, without Liger"
             return f"Cost\n  no estimate: it is for {plain}"
-        rows = counted.rows if counted else worst_case(settings, checked.limit)
+        rows = counted.rows if counted else np.array([[checked.limit, checked.limit]])
         memory = estimate.memory(shape, tuning_of(checked), rows)
     except UserError:
         return "Cost\n  no estimate: settings are unreadable or missing (see the problems)"

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from tell_plugins.bridge.protocol import system_text
-from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import Mixture
 from tell_plugins.core.sources import lengths_of
 from tell_plugins.core.tokens import TokenCounter
@@ -80,17 +79,3 @@ def long_rows(mixture: Mixture, counted: Counted, limit: int) -> list[dict[int, 
     for entry, tokens in zip(mixture.order[long], counted.rows[long, 0].tolist(), strict=True):
         found[mixture.origin[entry]][int(mixture.row[entry])] = tokens
     return [dict(sorted(rows.items())) for rows in found]
-
-
-def worst_case(settings: Settings, limit: int | None) -> Lengths:
-    """(1, 2) a row that fills the limit with labels, for an estimate without data.
-
-    Raises UserError when there is no limit to go by.
-    """
-    if limit is None or limit < 1:
-        raise UserError(
-            "no row lengths and no max_length to estimate with",
-            where=settings.recipe.where("max_length"),
-            remedy="name max_length",
-        )
-    return np.array([[limit, limit]], np.int64)
