@@ -311,14 +311,16 @@ def test_what_a_killed_download_left_is_never_taken(server: FileServer, target: 
     server.script = [stall_after(600_000, 20)]
     process = start(server, target)
     deadline = time.monotonic() + 30
-    while not any(path.stat().st_size > 100_000 for path in target.parent.glob(".rows*")):
+    while not any(
+        path.stat().st_size > 100_000 for path in target.parent.glob(".rows*/unfinished")
+    ):
         assert time.monotonic() < deadline, "the download did not start"
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=10)
     assert not target.exists()
     get(server, target)  # the lock died with its process
-    assert left_in(target) == ["rows.jsonl"]
+    assert [path.name for path in target.parent.glob("[!.]*")] == ["rows.jsonl"]
     assert target.read_bytes() == CONTENT
 
 

@@ -747,8 +747,8 @@ def test_what_few_test_rows_show_is_said(own: Own) -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (("--test-rows", "0"), "of 12 rows 0 cannot be split off to test with"),
-        (("--test-rows", "-5"), "of 12 rows -5 cannot be split off"),
+        (("--test-rows", "0"), "argument --test-rows: 0 is too small"),
+        (("--test-rows", "11"), "of 12 rows 11 cannot be split off to test with"),
         (("--test", "caf\udce9.jsonl"), "not UTF-8"),
         (("--general", "sample_general", "sample_general"), "'sample_general' is named twice"),
         (("--general", "sample_complaints"), "sample_complaints' is task data"),

@@ -225,8 +225,8 @@ def test_a_model_that_writes_nothing_usable_is_told_so(
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
-        (("--rows", "5"), "--model is missing"),
-        (("--model", "smollm2", "--rows", "0"), "--rows, --max-new-tokens: a count below 1"),
+        (("--rows", "5"), "required: --model"),
+        (("--model", "smollm2", "--rows", "0"), "argument --rows: 0 is too small"),
         (("--model", "smollm2", "--name", "a b"), "bad name 'a b'"),
         (("--model", "smollm2", "--name", ".."), "bad name '..'"),
         (("--model", "smollm2", "--name", "gsm8k"), "there is another card 'gsm8k'"),

@@ -11,7 +11,7 @@ from types import ModuleType
 from tell_plugins.bridge.embedded_model import prepare_model
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, card_names, load_card
-from tell_plugins.core.errors import MachineError, UserError, raise_all, unknown
+from tell_plugins.core.errors import MachineError, UserError, at_least, raise_all, unknown
 from tell_plugins.preparation import card_files, llama2_tokenizer
 from tell_plugins.preparation.download import Places, Unreachable
 
@@ -105,18 +105,13 @@ def _add_place_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hub", choices=("modelscope", "huggingface"), help=text)
     text = "take rows that differ from what the card says; the file is marked so"
     add("--accept", action="store_true", help=text)
-    add("--wait", type=float, default=60, metavar="S", help="seconds to wait for a byte (60)")
-    add("--tries", type=int, default=5, metavar="N", help="how often a file is asked for (5)")
+    text = "seconds to wait for a byte (60)"
+    add("--wait", type=at_least(1), default=60, metavar="S", help=text)
+    text = "how often a file is asked for (5)"
+    add("--tries", type=at_least(1), default=5, metavar="N", help=text)
 
 
 def _places(args: argparse.Namespace) -> Places:
-    if args.wait <= 0 or args.tries < 1:
-        raise UserError(
-            f"{args.wait:g} s, {args.tries} tries",
-            where="--wait, --tries",
-            allowed="more than 0 s, at least 1 try",
-            remedy="leave them out for 60 s and the usual tries",
-        )
     folder = paths.user_path(args.folder) if args.folder else None
     return Places(args.mirror, folder, args.hub, args.accept, args.wait, args.tries)
 

@@ -24,7 +24,7 @@ from pydantic import HttpUrl, TypeAdapter
 
 from tell_plugins.bridge.protocol import Reply
 from tell_plugins.core import paths
-from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.errors import MachineError, UserError, at_least
 from tell_plugins.core.progress import track
 from tell_plugins.core.state_files import Shape, cached_json, write_json
 from tell_plugins.preparation.download import Unreachable, shown_url
@@ -207,14 +207,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--base-url", metavar="URL", help="an OpenAI-compatible endpoint, e.g. http://host:8000/v1")
     add("--model", metavar="NAME", help="the endpoint's model")
     for flag, metavar, usual, text in (
-        ("--key-env", "NAME", Endpoint.key_env, "the environment variable that holds the key"),
         ("--concurrency", "N", 8, "requests at once"),
         ("--attempts", "N", 3, "answers asked for at most for one row"),
-        ("--timeout", "S", Endpoint.timeout, "seconds an answer"),
+        ("--timeout", "S", 120, "seconds an answer"),
         ("--max-tokens", "N", 600, "longest answer; a model that thinks first needs more"),
     ):
         text += " (default: %(default)s)"
-        add(flag, metavar=metavar, type=type(usual), default=usual, help=text)
+        add(flag, metavar=metavar, type=at_least(1), default=usual, help=text)
+    text = "the environment variable that holds the key (default: OPENAI_API_KEY)"
+    add("--key-env", metavar="NAME", default=Endpoint.key_env, help=text)
     text = "sampling temperature, or 'none' to leave it to the endpoint (default: 0)"
     add("--temperature", metavar="T", type=_temperature, default=0.0, help=text)
     add("--yes", action="store_true", help="ask a public endpoint, whatever it costs")
@@ -230,13 +231,6 @@ def endpoint_of(args: argparse.Namespace) -> Endpoint:
         if not value:
             remedy = "--base-url URL --model NAME of an OpenAI-compatible endpoint"
             raise UserError(f"{flag} is missing", where="command line", remedy=remedy)
-    if min(args.concurrency, args.attempts, args.timeout, args.max_tokens) <= 0:
-        raise UserError(
-            "too small",
-            where="--concurrency, --attempts, --timeout, --max-tokens",
-            allowed="more than 0",
-            remedy="raise it",
-        )
     endpoint = Endpoint(api_url(args.base_url), args.key_env, args.timeout)
     endpoint.need_key()
     return endpoint

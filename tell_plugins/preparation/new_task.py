@@ -16,7 +16,7 @@ import yaml
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import SEPARATOR
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.errors import UserError
+from tell_plugins.core.errors import UserError, at_least
 from tell_plugins.core.mixture import general_card
 from tell_plugins.core.row_files import FORMATS
 from tell_plugins.core.spec import parse_amount, parse_names
@@ -86,9 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "write labels that differ in blanks, case or Unicode form in one form"
     add("--clean-labels", action="store_true", help=text)
     text = "rows to split off (default: 20 %%, up to 200)"
-    tests("--test-rows", metavar="N", type=int, help=text)
+    tests("--test-rows", metavar="N", type=at_least(1), help=text)
     text = "for few rows: K cards and their recipes more, in which each row tests once"
-    tests("--folds", metavar="K", type=int, help=text)
+    tests("--folds", metavar="K", type=at_least(2), help=text)
     add("--seed", metavar="S", type=int, default=42, help="of the split (default: 42)")
     add("--drop-overlap", action="store_true", help="leave out training rows that are test rows")
     add("--summary", metavar="TEXT", help="one line about the task, for the card")

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from tell_plugins.bridge import embedded_model
 from tell_plugins.core import paths
-from tell_plugins.core.errors import UserError, below_one
+from tell_plugins.core.errors import UserError, at_least
 from tell_plugins.core.locks import only_one
 from tell_plugins.core.progress import track
 from tell_plugins.core.state_files import Shape, cached_json, json_lines, write_json
@@ -74,13 +74,13 @@ _Batch = Annotated[list[_Attempt], Field(min_length=BATCH, max_length=BATCH)]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     text = "a model's folder or hub id, a recipe (its model and template), or 'smollm2'"
-    add("--model", metavar="M", help=text)
+    add("--model", metavar="M", required=True, help=text)
     add("--model-type", metavar="T", help="ms-swift's model_type, where it cannot be told")
     add("--template", metavar="T", help="ms-swift's template, where it cannot be told")
-    add("--rows", metavar="N", type=int, default=1000, help="rows to write (default: 1000)")
+    add("--rows", metavar="N", type=at_least(1), default=1000, help="rows to write (default: 1000)")
     add("--seed", metavar="S", type=int, default=42, help="same seed, same rows (default: 42)")
     text = "longest answer; longer ones are dropped, not cut (default: 512)"
-    add("--max-new-tokens", metavar="N", type=int, default=512, help=text)
+    add("--max-new-tokens", metavar="N", type=at_least(1), default=512, help=text)
     add("--language", choices=LANGUAGES, default="en", help="language to keep (default: en)")
     add("--drop-refusals", action="store_true", help="keep no answer that refuses or apologises")
     add("--name", metavar="CARD", help="name of the card (default: selfgen_<model>)")
@@ -89,10 +89,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the rows and their card; 0 when all are there."""
-    if args.model is None:
-        raise UserError("--model is missing", where="data selfgen", remedy="--model smollm2")
-    if args.rows < 1 or args.max_new_tokens < 1:
-        raise below_one("--rows, --max-new-tokens")
     values = recipe_of(args.model, args.model_type, args.template)[0].values
     shown_model = Path(str(values["model"])).name
     folder = _card_folder(args, shown_model)
