@@ -130,15 +130,11 @@ def _check_rows(loader: Any, mixture: Mixture) -> None:
             where="recipe",
             remedy="dataset_shuffle: false, split_dataset_ratio: 0, and no other data set",
         )
-    if len(channels) < len(expected):
-        _report_lost(len(expected) - len(channels), expected.count(TASK) - channels.count(TASK))
-
-
-def _report_lost(rows: int, task: int) -> None:
-    logger.warning(f"{rows} rows over max_length were dropped by ms-swift")
-    if task:
+    if lost := len(expected) - len(channels):
+        logger.warning(f"{lost} rows over max_length were dropped by ms-swift")
+    if lost := expected.count(TASK) - channels.count(TASK):
         raise UserError(
-            f"{task} scarce task rows are longer than max_length and were dropped",
+            f"{lost} scarce task rows are longer than max_length and were dropped",
             where="recipe",
             remedy="raise max_length, or see `./run.sh check`; 'strict: true' stops earlier",
         )

@@ -21,44 +21,16 @@ from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.swift_keys import SwiftKeys, swift_keys
 
-# what shows without reading data; first the id under which a rule's own error is told
+# the id under which a rule's own error is told, and rules that need no data but the recipe's
 _OF_THE_RECIPE: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("tell-dataset", (data_rules.check_dataset,)),
-    (
-        "tell-value-type",
-        (
-            key_rules.check_keys,
-            key_rules.check_values,
-            key_rules.check_texts,
-            key_rules.check_variables,
-            data_rules.check_plugin,
-            data_rules.check_uses,
-            data_rules.check_validation,
-            data_rules.check_keeping,
-            model_rules.check_model,
-            model_rules.check_kind,
-            model_rules.check_template,
-            model_rules.check_targets,
-            model_rules.check_cpu,
-            model_rules.check_positions,
-            model_rules.check_near_misses,
-            model_rules.check_resumed,
-        ),
-    ),
+    ("tell-value-type", (*key_rules.RULES, *data_rules.RULES, *model_rules.RULES)),
 )
 _OF_THE_DATA: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("tell-answer-schema", (data_rules.check_schema,)),
     ("tell-data-missing", (data_rules.check_files,)),
-    (
-        "tell-data",
-        (
-            mixture_rules.check_mixture,
-            mixture_rules.check_control_tokens,
-            mixture_rules.check_anchor,
-        ),
-    ),
+    ("tell-data", mixture_rules.RULES),
     ("tell-pattern-slow", (data_rules.check_patterns,)),
-    ("tell-data", (mixture_rules.check_shares,)),
     ("tell-schedule", (schedule_rules.check_steps,)),
     ("tell-value-type", (mixture_rules.check_lengths,)),
 )
@@ -79,17 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    swift: SwiftKeys | MachineError
-    try:
-        swift = swift_keys()
-    except MachineError as problem:
-        if not args.json:
-            raise
-        swift = problem
     codes: dict[str, int] = {}
     objects = []
     for path in args.recipes:
-        judged = _judged(path, args.flags, swift)
+        judged = _judged(path, args.flags)
         codes[path] = judged.code
         if args.json:
             objects.append(check_json.as_object(judged))
@@ -105,15 +70,11 @@ def run(args: argparse.Namespace) -> int:
     return max(codes.values())
 
 
-def _judged(path: str, flags: Sequence[str], swift: SwiftKeys | MachineError) -> Checked | Unjudged:
+def _judged(path: str, flags: Sequence[str]) -> Checked | Unjudged:
     try:
-        recipe = load_recipe(path, flags)
-        if isinstance(swift, MachineError):
-            raise swift
-        return inspect(recipe, swift)
+        return inspect(load_recipe(path, flags), swift_keys())
     except UserError as problem:
-        findings = as_errors("tell-recipe", problem)
-        return Unjudged(path, "the recipe cannot be read", findings)
+        return Unjudged(path, "the recipe cannot be read", as_errors("tell-recipe", problem))
     except MachineError as problem:
         return Unjudged(path, str(problem))
 

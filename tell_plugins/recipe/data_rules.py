@@ -219,3 +219,6 @@ def check_validation(checked: Checked) -> Iterator[Finding]:
             found = f"'{entry}' validates on training rows"
             remedy = f"write {PREFIX}{spec.card}:split=validation, or another split of the card"
             yield warning("tell-validation", found, where, remedy)
+
+
+RULES = (check_plugin, check_uses, check_validation, check_keeping)

@@ -209,3 +209,6 @@ def _wrong_list(settings: Settings, key: str, value: Any) -> Finding | None:
         settings.recipe.where(key),
         f"put each into quotes: {as_json([str(part) for part in value])}",
     )
+
+
+RULES = (check_keys, check_values, check_texts, check_variables)

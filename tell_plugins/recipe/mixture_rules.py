@@ -204,3 +204,6 @@ def _named_rows(task: TaskRows, rows: dict[int, int]) -> str:
     """`2 task rows (line 5: 2,231 tokens, line 9: 2,300 tokens) are`"""
     each = ", ".join(f"{task.line(row)}: {tokens:,} tokens" for row, tokens in rows.items())
     return f"{count_of(len(rows), 'task row')} ({each}) {'are' if len(rows) > 1 else 'is'}"
+
+
+RULES = (check_mixture, check_control_tokens, check_anchor, check_shares)

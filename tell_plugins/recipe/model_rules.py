@@ -268,3 +268,15 @@ def _architecture(settings: Settings) -> str | None:
 
 def _first(names: Sequence[str] | None) -> str | None:
     return names[0] if names else None
+
+
+RULES = (
+    check_model,
+    check_kind,
+    check_template,
+    check_targets,
+    check_cpu,
+    check_positions,
+    check_near_misses,
+    check_resumed,
+)
