@@ -36,7 +36,7 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ("learnin_rate: 1", "did you mean 'learning_rate'?"),
         ("lora_ran: 1", "write 'lora_rank' in full"),
         ("lora-rank: 1", "did you mean 'lora_rank'?"),
-        ("lora_dropout_p: 1", "write 'lora_dropout'"),
+        ("lora_dropout_p: 1", "did you mean 'lora_dropout'?"),
         ("sft_type: 1", "write 'tuner_type'"),
         ("no_add_version: 1", "did you mean 'add_version'?"),
         ("xyzzy: 1", "remove it"),

@@ -12,7 +12,8 @@ import pytest
 
 from tell_plugins.cli import main
 from tell_plugins.core.errors import MachineError
-from tell_plugins.recipe import check, check_json, mixture_rules
+from tell_plugins.recipe import check, mixture_rules
+from tell_plugins.recipe.checked import PARTS
 from tests.check_world import HELD, Write
 from tests.conftest import PROJECT, MakeCard
 
@@ -38,15 +39,15 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
 def parts_of(found: dict[str, Any]) -> set[str]:
     reasons = {each["part"]: each["why"] for each in found["not_checked"]}
     assert all(reasons.values())
-    assert {*found["ran"], *reasons} == set(check_json.PARTS)
-    assert len(found["ran"]) + len(reasons) == len(check_json.PARTS)
+    assert {*found["ran"], *reasons} == set(PARTS)
+    assert len(found["ran"]) + len(reasons) == len(PARTS)
     return set(reasons)
 
 
 def test_the_schema_is_one_and_knows_the_parts() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     ran = SCHEMA["$defs"]["recipe"]["properties"]["ran"]
-    assert tuple(ran["items"]["enum"]) == check_json.PARTS
+    assert tuple(ran["items"]["enum"]) == PARTS
 
 
 def test_a_good_recipe(write: Write, said: Said) -> None:
@@ -140,7 +141,7 @@ def test_several_recipes_are_a_list(write: Write, said: Said) -> None:
     ]
     assert [bool(each["findings"]) for each in found] == [False, True, True]
     assert found[2]["findings"][0]["id"] == "tell-recipe"
-    assert parts_of(found[2]) == set(check_json.PARTS)
+    assert parts_of(found[2]) == set(PARTS)
 
 
 def test_what_cannot_be_judged_is_exit_code_2(

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.recipe import (
-    check_json,
     check_report,
     data_rules,
     key_rules,
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         judged = _judged(path, args.flags)
         codes[path] = judged.code
         if args.json:
-            objects.append(check_json.as_object(judged))
+            objects.append(check_report.as_object(judged))
         else:
             print(("\n" if len(codes) > 1 else "") + check_report.report(judged, args.verbose))
     if args.json:

@@ -1,21 +1,22 @@
-"""What `check` prints: how many problems there are, one section a question, the problems."""
+"""What `check` prints: how many problems, one section a question, the problems; or JSON."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.manifest import held_out_queries, source_facts
+from tell_plugins.core.manifest import held_out_queries, manifest_of, source_facts
 from tell_plugins.core.mixture import GENERAL, Mixture
 from tell_plugins.core.spec import LOSS_TYPE
 from tell_plugins.recipe import estimate
-from tell_plugins.recipe.checked import ERROR, WARNING, Checked, Finding, Unjudged
+from tell_plugins.recipe.checked import ERROR, PARTS, WARNING, Checked, Finding, Unjudged
 from tell_plugins.recipe.paper import TASKS, departures
-from tell_plugins.recipe.schedule import Plan, why_no_op
+from tell_plugins.recipe.schedule import Exposure, Plan, why_no_op
 from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.shapes import ModelShape, shape_of
 from tell_plugins.recipe.tables import count_of, table
@@ -292,3 +293,61 @@ def _problem(finding: Finding) -> str:
     first, *rest = str(finding.problem).split("\n")
     lines = [f"{finding.severity}: {first} [{finding.rule}]", *rest]
     return "\n".join(f"  {line}" for line in lines)
+
+
+# --- the same for programs: `check --json`, whose form is check.schema.json
+
+
+def as_object(judged: Checked | Unjudged) -> dict[str, Any]:
+    """Everything that is known of a recipe."""
+    sources = steps = None
+    if isinstance(judged, Checked):
+        if judged.mixture is not None:
+            sources = manifest_of(judged.mixture)["sources"]
+            for source in sources:
+                del source["malformed_rows"]
+        steps = None if judged.plan is None else _steps(judged.plan, judged.exposure)
+    reasons = judged.not_checked
+    return {
+        "recipe": judged.path,
+        "findings": [_finding(finding) for finding in judged.findings],
+        "sources": sources,
+        "steps": steps,
+        "ran": [part for part in PARTS if part not in reasons],
+        "not_checked": [{"part": part, "why": reasons[part]} for part in PARTS if part in reasons],
+    }
+
+
+def _finding(finding: Finding) -> dict[str, str | None]:
+    problem = finding.problem
+    return {
+        "id": finding.rule,
+        "level": finding.severity,
+        "found": problem.found,
+        "where": problem.where,
+        "allowed": problem.allowed,
+        "remedy": problem.remedy,
+    }
+
+
+def _steps(plan: Plan, exposure: Exposure | None) -> dict[str, Any]:
+    rates = [rate * plan.training.learning_rate for rate in plan.landmarks.values()]
+    highest = plan.peak * plan.training.learning_rate
+    return {
+        "rows_an_epoch": plan.entries,
+        "rows_a_step": plan.training.rows_per_step,
+        "optimizer_steps": plan.steps,
+        "warmup_steps": plan.warmup_steps,
+        "scheduler": plan.training.scheduler,
+        "learning_rate": {"first": rates[0], "highest": highest, "last": rates[-1]},
+        "trains_nothing": plan.is_no_op,
+        "task": None
+        if exposure is None
+        else {
+            "steps": exposure.steps,
+            "steps_above_rate_0": exposure.working_steps,
+            "rows_at_full_rate": exposure.weight,
+            "of_even_spacing": exposure.relative,
+            "rows_unseen": exposure.unseen,
+        },
+    }
