@@ -134,7 +134,7 @@ def test_what_fails_is_told_after_the_rest_is_ready(
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ({"url": "http://host/rows.jsonl"}, "no blob id"),
+        ({"url": "http://host/rows.jsonl"}, "nothing says where 'rows.jsonl' can be had"),
         ({"url": "ftp://host/rows.jsonl", "blob": "0" * 40}, "ftp://host/rows.jsonl: no address"),
         ({"file": "../rows.jsonl", "url": "http://h/x", "blob": "0" * 40}, "no plain file name"),
         ({}, "nothing says where 'rows.jsonl' can be had"),

@@ -153,16 +153,14 @@ def test_rebuild_from_spans(
 def test_sources_are_fetched_where_they_are_missing(
     tmp_path: Path, real_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert rebuild("--thoughts", "spans", places=Places(folder=real_data)) == 0
+    assert rebuild(places=Places(folder=real_data)) == 0
     home = tmp_path / "data"
     assert (home / "halueval" / "general_data.json").is_file()
     assert (home / "halu_cot_json" / "test_Halu_CoT_JSON.jsonl").is_file()
     assert (home / "halu_cot_json_spans" / "halu_cot_json_spans.jsonl").is_file()
 
 
-def test_nobody_named_to_write_the_thoughts() -> None:
-    with pytest.raises(UserError, match="--thoughts spans"):
-        rebuild()
+def test_an_endpoint_needs_a_model() -> None:
     with pytest.raises(UserError, match="--model is missing"):
         rebuild("--base-url", "http://127.0.0.1:9/v1")
 

@@ -166,7 +166,7 @@ def test_report_of_a_recipe(cards: None, tmp_path: Path, tell: Tell) -> None:
         (["river"], "did you mean 'rivers'?"),
         (["rivers", "--general", "plane"], "did you mean 'plain'?"),
         (["rivers", "--general", "plain+plain"], "'plain' is named twice"),
-        (["rivers", "--similarity", "20"], "50 to 100"),
+        (["rivers", "--similarity", "20"], "allowed: 50 and more"),
         (["rivers", "--split", "validation"], "unknown split 'validation'"),
         (["no_such.yaml"], "no recipe 'no_such.yaml'"),
     ],

@@ -108,8 +108,8 @@ def _bring(card: Card, split: str, places: Places) -> bool:
     """Put the file of a split into its place; False where that takes a command of the user's."""
     spec = card.split(split)
     elsewhere = (places.mirror or places.folder) and split in NEEDED
-    if spec.url:
-        _from_address(card, split, places)
+    if spec.url and spec.blob:
+        _from_address(card, split, spec.blob, places)
     elif spec.made_of:
         make_rows(card, [name for name in card.splits if not state_of(card, name).usable], places)
     elif spec.modelscope or spec.huggingface or elsewhere:
@@ -123,26 +123,20 @@ def _bring(card: Card, split: str, places: Places) -> bool:
         raise UserError(
             f"nothing says where '{spec.file}' can be had",
             where=f"card '{card.name}', split '{split}'",
-            allowed="url and blob, made_of, modelscope, huggingface, build",
+            allowed="url and blob (`git hash-object`), made_of, modelscope, huggingface, build",
             remedy=f"put the file to {download.target_of(card, split)}",
         )
     return True
 
 
-def _from_address(card: Card, split: str, places: Places) -> None:
+def _from_address(card: Card, split: str, blob: str, places: Places) -> None:
     spec = card.split(split)
-    if spec.blob is None:
-        raise UserError(
-            f"'{spec.file}' has an address but no blob id, so a download could not be verified",
-            where=f"card '{card.name}', split '{split}'",
-            remedy="add 'blob: ID' to the card; `git hash-object FILE` prints the id",
-        )
 
     def record(part: Path, source: str) -> None:
-        origin = {"place": source, "official": spec.url, "git_blob": spec.blob}
+        origin = {"place": source, "official": spec.url, "git_blob": blob}
         download.record_split(card, split, origin, part, origin=f"from {source}", rows=spec.rows)
 
-    target, proof = download.target_of(card, split), download.has_blob(spec.blob)
+    target, proof = download.target_of(card, split), download.has_blob(blob)
     download.fetch(spec.url, proof, target, places, record=record)
 
 

@@ -77,12 +77,10 @@ DIRECT = Places()
 
 
 def has_blob(wanted: str) -> Proof:
-    """The proof of a git blob id."""
     return partial(_differs, "git blob id", blob_id, wanted)
 
 
 def has_md5(wanted: str) -> Proof:
-    """The proof of an MD5."""
     digest = hashlib.md5(usedforsecurity=False)
     return partial(_differs, "md5", lambda path: hex_digest(path, digest.copy()), wanted)
 

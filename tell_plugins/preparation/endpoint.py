@@ -226,7 +226,7 @@ def _temperature(text: str) -> float | None:
 
 
 def endpoint_of(args: argparse.Namespace) -> Endpoint:
-    """Where to ask. Raises UserError for a missing or impossible value, or a missing key."""
+    """Raises UserError where address, model or key is missing."""
     for flag, value in (("--base-url", args.base_url), ("--model", args.model)):
         if not value:
             remedy = "--base-url URL --model NAME of an OpenAI-compatible endpoint"

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import shared_front
 from tell_plugins.core.cards import Card, load_card
-from tell_plugins.core.errors import UserError
 from tell_plugins.core.json_values import parse_json
 from tell_plugins.core.locks import only_one
 from tell_plugins.core.rows import file_sha256
@@ -121,8 +120,8 @@ class Sources(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--rebuild", action="store_true", help="make the training rows again from HaluEval")
-    text = "who writes the thoughts: HaluEval's annotated spans, or a language model (default: "
-    text += "endpoint where --base-url is given)"
+    text = "who writes the thoughts: HaluEval's annotated spans (default), or a language model "
+    text += "(default where --base-url is given)"
     add("--thoughts", choices=("spans", "endpoint"), help=text)
     text = "an endpoint answers the first N rows only: a trial"
     add("--rows", metavar="N", type=int, help=text)
@@ -136,14 +135,7 @@ def rebuild(name: str, args: argparse.Namespace, places: Places = DIRECT) -> int
 
     Source files that are not here are fetched, from `places` where it names any.
     """
-    thoughts = args.thoughts or ("endpoint" if args.base_url else None)
-    if thoughts is None:
-        raise UserError(
-            "nobody is named to write the thoughts",
-            where=f"data {name} --rebuild",
-            allowed="--thoughts spans, or --base-url URL --model NAME",
-            remedy="--thoughts spans needs no language model",
-        )
+    thoughts = args.thoughts or ("endpoint" if args.base_url else "spans")
     if thoughts == "spans":
         return rebuild_from_spans(places)
     server = endpoint.endpoint_of(args)
@@ -253,7 +245,6 @@ def training_row(anchor: str, row: HaluRow, thought: str) -> dict[str, str]:
 def write_split(
     name: str, split: str, rows: Sequence[dict[str, str]], sources: Sources, how: dict[str, Any]
 ) -> None:
-    """Write the rows of a split and the record of their origin."""
     labels = Counter(json.loads(row["response"])["hallucination"] for row in rows)
     path = write_rows(
         load_card(name),

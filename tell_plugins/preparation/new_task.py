@@ -265,7 +265,6 @@ def _max_new_tokens(task: Task, model: str) -> int:
 def _files(
     task: Task, args: argparse.Namespace, general: Mapping[str, Any], pattern: Recipe
 ) -> dict[str, str]:
-    """The card's files by name."""
     files = {
         f"{name}.jsonl": "".join(json_lines(row_of(pair.query, pair.response) for pair in pairs))
         for name, pairs in task.parts.items()

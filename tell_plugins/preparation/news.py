@@ -59,7 +59,6 @@ class Frame(NamedTuple):
     target: str
 
     def row(self, source: str, target: str) -> str:
-        """One line of a data file, without its end."""
         row = {"query": self.anchor + source, "response": self.opening + target}
         return json.dumps(row, ensure_ascii=False)
 

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import HELD_OUT, Card, load_card
-from tell_plugins.core.errors import UserError
+from tell_plugins.core.errors import UserError, at_least
 from tell_plugins.core.progress import track
 from tell_plugins.core.rows import Rows, question_of
 from tell_plugins.core.sources import TaskRows, find_file, open_split, open_task
@@ -56,20 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--general", metavar="NAME[+NAME]", help="general cards (default: its own)")
     add("--split", help="one held-out split (default: all that are here)")
     text = f"from which similarity, 50 to 100, two queries are nearly equal ({SIMILARITY})"
-    add("--similarity", type=int, default=SIMILARITY, metavar="N", help=text)
+    add("--similarity", type=at_least(50), default=SIMILARITY, metavar="N", help=text)
     add("--examples", type=int, default=5, metavar="N", help="pairs to show (5)")
     add("--out", metavar="FILE", help="write every row found as JSON lines")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; 0 even when rows overlap, since training drops or reports them."""
-    if not 50 <= args.similarity <= 100:
-        raise UserError(
-            f"similarity {args.similarity}",
-            where="--similarity",
-            allowed="50 to 100",
-            remedy=f"leave it out for {SIMILARITY}",
-        )
     card, names = _task(args.what)
     if args.general:
         names = parse_names(args.general, where="--general")

@@ -52,7 +52,6 @@ class Task:
 
     @property
     def pairs(self) -> list[Pair]:
-        """The rows of all splits."""
         return [pair for pairs in self.parts.values() for pair in pairs]
 
     def labels_in(self, split: str) -> list[str] | None:

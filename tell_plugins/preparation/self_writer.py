@@ -60,7 +60,6 @@ class SelfWriter:
     def answers(
         self, instructions: Sequence[str], max_new_tokens: int, seed: int, batch: int
     ) -> list[Written]:
-        """The model's answer to each instruction."""
         if not instructions:
             return []
         seed = batch_seed(seed, batch, "answer")
@@ -71,7 +70,6 @@ class SelfWriter:
 
     @torch.inference_mode()
     def instructions(self, count: int, seed: int, batch: int) -> list[Written]:
-        """`count` instructions."""
         model, ends = self._engine.model.eval(), self._end_tokens()
         opening = torch.tensor([self.opening] * count, device=model.device)
         config = GenerationConfig(

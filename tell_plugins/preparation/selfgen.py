@@ -228,7 +228,6 @@ def _write_card(folder: Path, rows: list[dict[str, Any]], settings: dict[str, An
 
 
 def instruction_problem(text: str, language: str) -> str | None:
-    """Why an instruction is not kept, None when it is."""
     if len(text.split()) < INSTRUCTION_WORDS:
         return "instruction too short"
     foreign = language == "en" and not is_english(text)
@@ -236,7 +235,6 @@ def instruction_problem(text: str, language: str) -> str | None:
 
 
 def answer_problem(text: str, instruction: str, language: str, drop_refusals: bool) -> str | None:
-    """Why an answer is not kept, None when it is."""
     if text.strip().casefold() == instruction.strip().casefold():
         return "answer repeats the instruction"
     if drop_refusals and _REFUSAL.search(text[:200]):

@@ -41,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the statistics and the first rows."""
     card, split = load_card(args.name), args.split
     if split not in card.splits:
         raise unknown("split", split, card.splits, f"card '{card.name}'")

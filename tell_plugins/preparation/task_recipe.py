@@ -131,7 +131,6 @@ def recipe_name(pattern: Recipe, task: str, variant: str = "") -> str:
 
 
 def _is_of_any_model(pattern: Recipe) -> bool:
-    """Whether the pattern's model is one of the command line, see `any_model`."""
     return pattern.where("model") == _OF_ANY_MODEL
 
 
