@@ -28,7 +28,10 @@ def only_one(folder: Path, verb: str, option: str = "--out") -> Iterator[None]:
         with FileLock(file, timeout=0):
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             file.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}")
-            yield
+            try:
+                yield
+            finally:
+                file.write_text("")  # nobody is here any more
     except Timeout:
         raise UserError(
             f"another {verb} works in this folder ({file.read_text()})",
