@@ -16,7 +16,6 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.answers import load_scored
-from tell_plugins.evaluation.differences import difference
 from tell_plugins.evaluation.intervals import Rate
 from tell_plugins.evaluation.scorers import translation
 from tell_plugins.evaluation.scorers.translation import (
@@ -24,7 +23,6 @@ from tell_plugins.evaluation.scorers.translation import (
     reference_opening,
     strip_opening,
 )
-from tell_plugins.evaluation.scoring import System
 from tests.conftest import MakeCard
 from tests.saved_answers import save_answers
 
@@ -246,21 +244,3 @@ def test_scores_of_units_equal_sacrebleus_sentence_scores(card: str, tmp_path: P
             for hypothesis, reference in zip(pairs.hypotheses, pairs.references, strict=True)
         ]
         assert scores[f"{name}_mean"].value == pytest.approx(np.mean(each))
-
-
-def test_differences_of_corpus_scores(real_home: Path, tmp_path: Path) -> None:
-    """A system against one whose last lines are missing: worse, and surely so."""
-    task = open_task(load_card("en_is_news"), "test")
-    worse = [response.rsplit("\n", 2)[0] for response in task.responses]
-    good, bad = (
-        System(name, load_scored(save_answers(tmp_path / name, "en_is_news", texts))).measures
-        for name, texts in (("good", task.responses), ("bad", worse))
-    )
-    for key in [(unit, name) for unit in translation.UNITS for name in translation.METRICS]:
-        found = difference(bad[key], good[key], resamples=200, seed=1)
-        assert found is not None
-        assert found.high < 0, key
-        assert found.n == 65
-        again = difference(good[key], good[key], resamples=200, seed=1)
-        assert again is not None
-        assert (again.value, again.low, again.high, again.p) == (0, 0, 0, 1)

@@ -41,6 +41,10 @@ from tell_plugins.evaluation.scorers.label import closed_labels
 _NO_BLANKS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = rf"(?u)[{_NO_BLANKS}]|[^\s{_NO_BLANKS}]+"
 SHOTS, CHOICES, WORDS = RIVALS = ("shots", "choices", "words")
+_NEEDS = {  # what a card may lack, and the JSON that has it
+    CHOICES: ("closed answers to choose from", "of nothing but a label with an enum"),
+    WORDS: ("label that words could tell", "with a label"),
+}
 EXAMPLES = "examples.json"
 _FORMAT = 1  # of `EXAMPLES`
 _SEED = 42  # of their order
@@ -88,17 +92,14 @@ def fits(rival: str, card: Card) -> bool:
 
 def refuse_unfit(rival: str, card: Card, where: str = "--adapter") -> None:
     """Raise UserError where the card's answers are none that the rival can give."""
-    if fits(rival, card):
-        return
-    closed = rival == CHOICES
-    raise UserError(
-        f"card '{card.name}' has no "
-        + ("closed answers to choose from" if closed else "label that words could tell"),
-        where=f"{where} {rival}",
-        allowed="cards with metric 'label', or JSON "
-        + ("of nothing but a label with an enum" if closed else "with a label"),
-        remedy="leave it out",
-    )
+    if not fits(rival, card):
+        lacking, kind = _NEEDS[rival]
+        raise UserError(
+            f"card '{card.name}' has no {lacking}",
+            where=f"{where} {rival}",
+            allowed=f"cards with metric 'label', or JSON {kind}",
+            remedy="leave it out",
+        )
 
 
 def closed_answers(card: Card) -> list[str] | None:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -252,18 +251,14 @@ def columns(name: str, both: Pairs) -> dict[str, Column]:
     stats = np.asarray(scorer._extract_corpus_statistics(both.hypotheses, [both.references]), float)
     means = counts_of(_from_statistics(_metric(name, by_unit=True))(stats), both.owners)
     return {
-        name: Column(summed(stats, both.owners), _corpus_score(name), percent=False),
+        name: Column(summed(stats, both.owners), _from_statistics(_metric(name)), percent=False),
         f"{name}_mean": ratio(*means.T, percent=False, detail=True),
     }
 
 
-@cache
-def _corpus_score(name: str) -> Score:
-    """A function from summed statistics (r, s) to corpus scores (r,)."""
-    return _from_statistics(_metric(name))
+def _from_statistics(scorer: Any) -> Score:
+    """A function from summed statistics (r, s) to scores (r,)."""
 
-
-def _from_statistics(scorer: Any) -> Callable[[Floats], Floats]:
     def scores(sums: Floats) -> Floats:
         whole = [[int(value) for value in row] for row in sums.round()]
         return np.array([scorer._compute_score_from_stats(row).score for row in whole])
