@@ -78,9 +78,9 @@ def test_candidates_are_ranked_by_loss(world: World) -> None:
     assert sorted(number for one in found.candidates for number in one.examples) == list(range(6))
     assert all(c.loss.low <= c.loss.value <= c.loss.high for c in found.candidates)  # type: ignore[operator]
     # the card's own anchor has six words: one candidate beats it, two do not
-    assert [candidate.change[0] < 0 for candidate in found.candidates] == [True, False, False]
-    assert found.none.change[0] > 0
-    assert found.manual.change == (0.0, 0.0, 0.0)
+    assert [one.change.value < 0 for one in found.candidates] == [True, False, False]  # type: ignore[operator]
+    assert found.none.change.value > 0  # type: ignore[operator]
+    assert (found.manual.change.low, found.manual.change.high) == (0.0, 0.0)
     assert engine.seeds == [9 * 1_000_003 + attempt for attempt in range(3)]
     for query, response in rows.examples:
         assert sum(query in asked and response in asked for asked in engine.prompts) == 1
@@ -206,7 +206,7 @@ def test_a_real_model_writes_and_its_best_trains(tmp_path: Path) -> None:
     folder = world.cards / "tiny_task"
     saved = json.loads((folder / "self_written.json").read_bytes())
     assert len(saved["candidates"]) == 5
-    losses = [candidate["loss"] for candidate in saved["candidates"]]
+    losses = [candidate["loss"]["value"] for candidate in saved["candidates"]]
     assert losses == sorted(losses)
     best = (folder / "self_written.txt").read_text().strip()
     assert best == saved["candidates"][0]["text"]

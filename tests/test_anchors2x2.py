@@ -52,20 +52,17 @@ def answered_cells(root: Path) -> dict[Cell, System]:
 def test_differences_are_paired_over_the_rows(make_card: MakeCard, tmp_path: Path) -> None:
     """Adherence 6, 3, 0 and 0 of 6 in the four cells."""
     make_tiny_cards(make_card)
-    found = {
-        anchor: difference
-        for (anchor, measure), difference in effects(answered_cells(tmp_path)).items()
-        if measure == "adherence"
-    }
+    records = effects(answered_cells(tmp_path))
+    found = {record["anchor"]: record["adherence, points"] for record in records}
     assert {name: value.value for name, value in found.items()} == {
-        "at test, trained with it": 0.5,
-        "at test, trained without": 0.0,
-        "in training, tested with it": 1.0,
-        "in training, tested without": 0.5,
-        "in both, against in neither": 1.0,
+        "at test, trained with it": 50,
+        "at test, trained without": 0,
+        "in training, tested with it": 100,
+        "in training, tested without": 50,
+        "in both, against in neither": 100,
     }
-    assert 0.3 < found["in training, tested with it"].low < 0.6  # six rows say no more
-    assert found["at test, trained with it"].low < 0.5 < found["at test, trained with it"].high
+    assert 30 < found["in training, tested with it"].low < 60  # six rows say no more
+    assert found["at test, trained with it"].low < 50 < found["at test, trained with it"].high
 
 
 def test_a_card_without_a_label_has_adherence_and_its_content(
@@ -76,11 +73,12 @@ def test_a_card_without_a_label_has_adherence_and_its_content(
     file.write_text(file.read_text().replace("  label: label\n", ""))
     systems = answered_cells(tmp_path / "eval")
     found = effects(systems)
-    assert {measure for _, measure in found} == {"adherence", "exact_match", "field_f1"}
+    measures = {"adherence, points", "exact match, points", "field f1, points"}
+    assert all(record.keys() == {"anchor", *measures} for record in found)
     show(systems, found, "title")
     printed = capsys.readouterr().out
     assert "balanced accuracy" not in printed
-    assert "+1.000" in printed
+    assert "+100.0" in printed
 
 
 def test_a_run_that_diverged_is_written(make_card: MakeCard, tmp_path: Path) -> None:
@@ -88,9 +86,9 @@ def test_a_run_that_diverged_is_written(make_card: MakeCard, tmp_path: Path) -> 
     systems = answered_cells(tmp_path / "eval")
     broken: Elsewhere = {"bleed": None, "KL to base": Estimate(math.nan, math.nan, math.nan, 3)}
     systems[CELLS[0]] = replace(systems[CELLS[0]], general=broken)
-    content = json.loads(write(systems, {}, tmp_path / "out")[1].read_text())
-    kept = {"value": None, "low": None, "high": None, "n": 3}
-    assert content["cells"][0]["general"] == {"bleed": None, "KL to base": kept}
+    with write(systems, [], tmp_path / "out")[0].open() as file:
+        first = next(csv.DictReader(file))
+    assert (first["KL to base n"], first["KL to base"], first["bleed k"]) == ("3", "nan", "")
 
 
 @pytest.mark.slow
@@ -110,18 +108,20 @@ def test_two_runs_four_cells(
     ]
     assert {manifest["anchor"]["choice"] for manifest, _ in trained} == {"card", "none"}
     assert [args["learning_rate"] for _, args in trained] == [0.02, 0.02]
-    content = json.loads((out / "anchors2x2_r.json").read_text())
-    cells = {(cell["trained"], cell["tested"]): cell["scores"] for cell in content["cells"]}
-    assert set(cells) == {(a, b) for a in ("with", "without") for b in ("with", "without")}
-    for (_, tested), scores in cells.items():
-        assert scores["settings"]["anchor"] == ("card" if tested == "with" else "none")
-        assert scores["rows"] == 6
-    with (out / "anchors2x2_r.csv").open() as file:
-        records = list(csv.DictReader(file))
-    adherence = [r for r in records if r["measure"] == "adherence"]
-    assert len(adherence) == 4
-    assert len({r["measure"] for r in records}) >= 4  # adherence never stands alone
-    assert len(content["effects"]) == 10
+    asked = [
+        json.loads(p.read_text())["anchor"] for p in out.glob("runs/tiny*/eval/*/options.json")
+    ]
+    assert sorted(asked) == ["card", "card", "none", "none"]
+    with (out / "anchors2x2_r_cells.csv").open() as file:
+        cells = list(csv.DictReader(file))
+    assert {(cell["trained"], cell["tested"]) for cell in cells} == set(CELLS)
+    assert all(cell["adherence n"] == "6" for cell in cells)
+    names = cells[0].keys()  # adherence never stands alone
+    assert {"balanced accuracy", "bleed", "prose minus base"} <= names
+    with (out / "anchors2x2_r_effects.csv").open() as file:
+        added = list(csv.DictReader(file))
+    assert len(added) == 5
+    assert all(record["adherence, points"] for record in added)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert main(call) == 0  # everything is there: nothing is trained or answered again
     assert "5 runs, 5 done, 0 to do" in capsys.readouterr().out

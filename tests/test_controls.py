@@ -12,7 +12,7 @@ from tell_plugins import cli
 from tell_plugins.core.mixture import TASK, Mixture, build_mixture
 from tell_plugins.experiments import controls as controls_module
 from tell_plugins.experiments import sweep_verb
-from tell_plugins.experiments.controls import CONTROLS, RIVALS, TELL, controls, meaning
+from tell_plugins.experiments.controls import CONTROLS, TELL, controls, meaning
 from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.recipe.check import inspect
 from tell_plugins.recipe.swift_keys import swift_keys
@@ -55,9 +55,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     return made
 
 
+RIVALS = {"base with examples", "label scoring", "word counting"}
+
+
 def test_every_control_is_there() -> None:
-    assert set(CONTROLS) == set(WANTED)
-    assert all(meaning(method) for method in (*CONTROLS, *RIVALS))
+    assert set(CONTROLS) == {*WANTED, *RIVALS}
+    assert all(map(meaning, CONTROLS))
 
 
 def test_what_each_control_trains_on(world: World) -> None:
@@ -67,7 +70,7 @@ def test_what_each_control_trains_on(world: World) -> None:
     tell = mixtures[TELL]
     task = {tell.task.plain[row] for row in tell.row[tell.origin == 0]} if tell.task else set()
     # its answers are no closed ones: they have a thought
-    assert {m for m, run in runs.items() if run.rival} == {*RIVALS} - {"label scoring"}
+    assert {m for m, run in runs.items() if run.rival} == RIVALS - {"label scoring"}
     for method, mixture in mixtures.items():
         if runs[method].rival:
             assert all(source.role == TASK for source in mixture.sources)
@@ -183,7 +186,6 @@ def test_controls_for_real(
         monkeypatch.setenv(name, value)
     chosen = (TELL, "SFT, as in the paper", "TELL, random text")
     monkeypatch.setattr(controls_module, "CONTROLS", {name: CONTROLS[name] for name in chosen})
-    monkeypatch.setattr(controls_module, "RIVALS", {})
     out = world.root / "out"
     command = ["sweep", "--controls", str(recipe), "--general-rows", "4", "--retention-rows", "4"]
     assert cli.main([*command, "--jobs", "2", "--out", str(out)]) == 0

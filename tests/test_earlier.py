@@ -14,7 +14,7 @@ from tell_plugins.evaluation import evaluate
 from tell_plugins.evaluation.options import Options
 from tell_plugins.evaluation.prompts import pairs_sha256, prompts_sha256
 from tell_plugins.experiments.planning import Planned, PlannedBase, SweepPlan, make_plan
-from tell_plugins.experiments.results import Study, collect, tell_left_out
+from tell_plugins.experiments.results import Study, collect, index_file, study_of, tell_left_out
 from tell_plugins.experiments.store import EVALUATED, TRAINED, Store, other_answers, write_json
 from tell_plugins.experiments.sweep import make_sweep
 from tell_plugins.recipe.recipes import load_recipe
@@ -67,15 +67,15 @@ def _answered(store: Store, run: Planned | PlannedBase) -> Path:
     return folder
 
 
-def _finished(store: Store, plan: SweepPlan) -> dict[str, Any]:
-    """A sweep that is done as far as its folder says; its index."""
+def _finished(store: Store, plan: SweepPlan) -> Study:
+    """A sweep that is done as far as its folder says; what is kept of it."""
     for run in (*plan.bases, *plan.runs):
         job = store.prepare(run)
         write_json(job.folder / TRAINED, {"steps": 1})
         write_json(job.eval_folder / EVALUATED, {"seconds": 1})
-    index = store.index(plan, "./run.sh sweep made.yaml")
-    store.write_index(index)
-    return index
+    study = study_of(plan, store, "./run.sh sweep made.yaml")
+    write_json(index_file(store.root, study), study.model_dump(mode="json"))
+    return study
 
 
 # --- answers -------------------------------------------------------------------------------------
@@ -160,8 +160,7 @@ def test_runs_that_a_report_will_leave_out_are_told(
     lost: int,
 ) -> None:
     _finished(store, _plan(world, store))
-    later = store.index(_plan(world, store, **change), "")
-    tell_left_out(store.root, Study(**later))
+    tell_left_out(store.root, study_of(_plan(world, store, **change), store, ""))
     told = capsys.readouterr().out
     assert (f"{lost} finished runs that are not this sweep's, such as " in told) is bool(lost)
 
@@ -171,7 +170,7 @@ def test_flags_make_another_sweep_which_a_dry_run_tells(
 ) -> None:
     path = world.sweep("made", evaluate={"general_rows": 4, "retention_rows": 4})
     index = store.sweeps / "made.json"
-    before = _finished(store, _plan(world, store))
+    before = _finished(store, _plan(world, store)).model_dump(mode="json")
     command = ["sweep", str(path), "--learning_rate", "2e-4", "--dry-run"]
     assert cli.main([*command, "--out", str(store.root)]) == 0
     assert "made.json is of a sweep with 4 finished runs" in capsys.readouterr().out

@@ -21,9 +21,8 @@ from tell_plugins.evaluation.differences import t_interval
 from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.paper_numbers import paper
 from tell_plugins.experiments import plots, tables
-from tell_plugins.experiments.measures import Judge
-from tell_plugins.experiments.outcome import Outcome
-from tell_plugins.experiments.results import ReferenceShelf, collect, load_studies
+from tell_plugins.experiments.outcome import Judge, Outcome
+from tell_plugins.experiments.results import collect, load_studies
 from tests.conftest import MakeCard
 from tests.made_results import MadeResults, made_controls, made_curve
 from tests.saved_answers import save_answers
@@ -50,7 +49,7 @@ def collected(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _outcome(root: Path, name: str) -> Outcome:
     study = next(study for study in load_studies(root) if study.name == name)
-    return Outcome(study, Judge(ReferenceShelf(root)))
+    return Outcome(study, Judge(root))
 
 
 def _contents(root: Path) -> dict[str, bytes]:
@@ -174,11 +173,11 @@ def test_answers_of_other_data_are_refused(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made, moved)
     path = next((moved / "runs").rglob("test-greedy/answers.jsonl"))
     path.write_text(path.read_text().replace('"id": "', '"id": "00', 1))
-    judge = Judge(ReferenceShelf(moved))
+    judge = Judge(moved)
     entries = [entry for study in load_studies(moved) for entry in study.done]
     hit = next(entry for entry in entries if path.is_relative_to(entry.folder))
     with pytest.raises(UserError, match="1 of 100 answers have no row in split 'test'"):
-        judge.judged(hit)
+        judge.judged([hit])
 
 
 # --- curves --------------------------------------------------------------------------------------
@@ -232,9 +231,7 @@ def test_efficiency_is_that_of_the_reference_alone(made: Path) -> None:
     outcome = _outcome(made, "made_curve")
     for group in outcome.groups:
         if group.method == "SFT":
-            renamed = {"method": "TELL, no anchor"}
-            group.entries[:] = [entry.model_copy(update=renamed) for entry in group.entries]
-            object.__setattr__(group, "series", "TELL, no anchor")
+            group.method = group.series = "TELL, no anchor"
     said = {record["what"] for record in tables.efficiency_table(outcome)}
     assert said == {"token efficiency of TELL against TELL, no anchor"}
 

@@ -12,9 +12,8 @@ import pytest
 from tell_plugins import cli
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.state_files import read_json_lines
-from tell_plugins.experiments.measures import Judge
-from tell_plugins.experiments.outcome import Outcome
-from tell_plugins.experiments.results import ReferenceShelf, collect, load_studies
+from tell_plugins.experiments.outcome import Judge, Outcome
+from tell_plugins.experiments.results import collect, load_studies
 from tests.made_results import CARD, EVALUATION, MadeResults
 
 # what ends a line for Python's str.splitlines, and not for JSON
@@ -108,7 +107,7 @@ def test_a_run_is_compared_with_the_model_that_it_was_trained_from(tmp_path: Pat
         if not entry.is_base and (base := study.base_of(entry))
     }
     assert compared == {"small": "base-small", "large": "base-large"}
-    groups = Outcome(study, Judge(ReferenceShelf(tmp_path))).groups
+    groups = Outcome(study, Judge(tmp_path)).groups
     shares = {group.name: group.main.value for group in groups if group.is_base}  # type: ignore[union-attr]
     assert shares == {"base model (model=small)": 0.0, "base model (model=large)": 0.5}
 

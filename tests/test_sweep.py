@@ -31,6 +31,7 @@ from tell_plugins.core.state_files import write_json
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.experiments import derived_cards, runner, worker
 from tell_plugins.experiments.planning import PlannedBase, cells, make_plan
+from tell_plugins.experiments.results import study_of
 from tell_plugins.experiments.store import Job, Store
 from tell_plugins.experiments.sweep import Sweep, load_sweep, make_sweep
 from tell_plugins.recipe.recipes import load_recipe
@@ -98,6 +99,7 @@ def _plan(world: World, **keys: Any) -> Any:
         ),
         ({"runs": {3: {}}}, "key 'runs.3' is 3", "correct it"),
         ({"runs": {"A": {"rival": "shot"}}}, "unknown rival 'shot'", "did you mean 'shots'?"),
+        ({"runs": {"A": {"lora_ranc": 8}}}, "unknown setting 'lora_ranc'", "mean 'lora_rank'?"),
     ],
 )
 def test_wrong_sweep_file(changes: dict[str, Any], found: str, remedy: str) -> None:
@@ -170,10 +172,6 @@ def test_a_setting_may_follow_the_grid(world: World) -> None:
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
-        (
-            {"methods": {"A": {"lora_ranc": 8}, "B": {"task": "4row"}}},
-            [["unknown setting 'lora_ranc'", "did you mean 'lora_rank'?"], ["mean '4rows'?"]],
-        ),
         (
             {
                 "runs": {
@@ -345,11 +343,11 @@ def test_every_model_has_its_base(world: World) -> None:
     plan = _plan(world, methods={"TELL": None, "SFT": {"general": "0"}}, grid={"model": models})
     assert [base.at for base in plan.bases] == [{"model": model} for model in models]
     assert len({base.label for base in plan.bases}) == 2
-    index = Store(world.root / "out").index(plan, "")
-    names = {base["run"]: base["at"]["model"] for base in index["bases"]}
+    study = study_of(plan, Store(world.root / "out"), "")
+    names = {base.run: base.at["model"] for base in study.bases}
     assert len(names) == 2
-    for entry in index["entries"]:
-        assert names[entry["base"]] == entry["at"]["model"]
+    for entry in study.entries:
+        assert names[entry.base or ""] == entry.at["model"]
 
 
 # --- cards that are made -------------------------------------------------------------------------
@@ -414,11 +412,11 @@ def test_what_a_worker_asks_of_eval(world: World, monkeypatch: pytest.MonkeyPatc
     plan = _plan(world, runs=runs, evaluate=evaluate)
     store = Store(world.root / "out")
     asked: list[list[str]] = []
-    monkeypatch.setattr(worker.Steps, "run", lambda self, step, command, log: asked.append(command))
+    monkeypatch.setattr(worker, "call", lambda step, folder, command, log: asked.append(command))
     for run in [*plan.bases, *plan.runs]:
         job = store.prepare(run)
         write_json(job.folder / "trained.json", {"steps": 3, "checkpoint": "checkpoint-3"})
-        worker.evaluate(job.folder, job.eval_folder, worker.Steps(job.folder))
+        worker.evaluate(job.folder, job.eval_folder)
     adapters = [command[command.index("--adapter") + 1] for command in asked]
     assert [Path(name).name for name in adapters] == [
         *("none", "checkpoint-3", "checkpoint-3", "words")
@@ -639,13 +637,13 @@ def test_no_gpu_has_two_runs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         runner,
         "worker_command",
-        lambda job: [sys.executable, "-c", _FAKE_WORKER, str(job.folder), str(log)],
+        lambda folder, evaluation: [sys.executable, "-c", _FAKE_WORKER, str(folder), str(log)],
     )
     jobs = [Job(tmp_path / f"run{i}", "e", f"run {i}", 3, True) for i in range(6)]
     for job in jobs:
         job.folder.mkdir()
     slots = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("0", "1")]
-    runner.run_here(jobs, slots, tmp_path / "cards")
+    runner.run_here(jobs, slots)
     assert all(job.done for job in jobs)
     spans = [json.loads(line) for line in log.read_text().splitlines()]
     for gpu in ("0", "1"):
@@ -675,17 +673,17 @@ class _Ray:
     def remote(self, **options: Any) -> Callable[[Any], Any]:
         return lambda function: SimpleNamespace(remote=self._task)
 
-    def _task(self, project: str, folder: str, evaluation: str, environment: Any) -> object:
-        self.given.append((Path(folder).name, evaluation))
+    def _task(self, folder: Path, evaluation: str) -> object:
+        self.given.append((folder.name, evaluation))
         failure = {"step": "train", "exit": "exit code 1", "log": "train.log", "tail": ["no"]}
-        (Path(folder) / "failed.json").write_text(json.dumps(failure))
+        (folder / "failed.json").write_text(json.dumps(failure))
         return object()
 
     def wait(self, handles: list[object], **options: Any) -> tuple[list[object], list[object]]:
         return handles[:1], handles[1:]
 
-    def get(self, handle: object) -> tuple[str, bool]:
-        return "node", True
+    def get(self, handle: object) -> None:
+        return None
 
 
 def test_on_ray_what_shares_a_failed_training_is_not_started(tmp_path: Path) -> None:
@@ -694,7 +692,7 @@ def test_on_ray_what_shares_a_failed_training_is_not_started(tmp_path: Path) -> 
     for job in jobs:
         job.folder.mkdir(exist_ok=True)
     ray = _Ray()
-    runner.run_with(ray, jobs, tmp_path / "cards", at_once=1, needs_gpu=False)
+    runner.run_with(ray, jobs, at_once=1, needs_gpu=False)
     assert ray.given == [("a", "one"), ("b", "one")]
     assert all(job.failure for job in jobs)
 
@@ -721,15 +719,15 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """A worker that waits for its standard input to close ends when the sweep is stopped."""
     program = "import sys; open(sys.argv[1] + '/started', 'w').close(); sys.stdin.read()"
     monkeypatch.setattr(
-        runner, "worker_command", lambda job: [sys.executable, "-c", program, str(job.folder)]
+        runner, "worker_command", lambda folder, _: [sys.executable, "-c", program, str(folder)]
     )
-    job = Job(tmp_path / "run", "e", "run", 1, False)
-    job.folder.mkdir()
+    folder = tmp_path / "run"
+    folder.mkdir()
     stop = Event()
     Timer(1.0, stop.set).start()
     start = time.monotonic()
-    runner.work(dict(os.environ), job, stop)
-    assert (job.folder / "started").exists()
+    runner.work(folder, "e", os.environ, stop)
+    assert (folder / "started").exists()
     assert time.monotonic() - start < 20
 
 

@@ -56,7 +56,7 @@ class Runs:
         monkeypatch.setattr(tune, "run_here", self)
         monkeypatch.setattr(tune, "other_answers", lambda plan, store: [])  # made up, too
 
-    def __call__(self, jobs: Sequence[Job], slots: object, cards: Path) -> None:
+    def __call__(self, jobs: Sequence[Job], slots: object) -> None:
         for job in jobs:
             name = job.label.split(" (")[0]
             self.started.append(name)

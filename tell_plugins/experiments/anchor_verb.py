@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from tell_plugins.core.state_files import write_json
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.differences import difference, measure_of
-from tell_plugins.evaluation.intervals import Estimate, Interval, Rate, shown
+from tell_plugins.evaluation.intervals import Estimate, Rate, shown
 from tell_plugins.evaluation.prompts import task_card
 from tell_plugins.recipe.recipes import load_recipe
 from tell_plugins.recipe.tables import table
@@ -61,7 +62,7 @@ class TrainingRows:
 
 @dataclass(frozen=True)
 class Scored:
-    """An anchor and its loss: mean per response token over the scored rows, 95 % interval.
+    """An anchor and its loss: mean per response token over the scored rows.
 
     Attributes:
         change: its loss minus that of the card's own anchor over the same rows, paired.
@@ -70,19 +71,10 @@ class Scored:
     """
 
     loss: Rate | Estimate
-    change: Interval
-    tokens: int
+    change: Estimate
     text: str = ""
     attempt: int = 0
     examples: tuple[int, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        written = ("text", "attempt", "examples") if self.text else ()
-        return {
-            **{key: getattr(self, key) for key in written},
-            **{"loss": self.loss.value, "low": self.loss.low, "high": self.loss.high},
-            **{"tokens": self.tokens, "change": self.change},
-        }
 
 
 @dataclass(frozen=True)
@@ -136,9 +128,7 @@ def run(args: argparse.Namespace) -> int:
             "rows_scored": args.held_out,
             "engine": engine.name,
             "decoding": asdict(DECODING),
-            "candidates": [candidate.to_dict() for candidate in writing.candidates],
-            "manual": writing.manual.to_dict(),
-            "none": writing.none.to_dict(),
+            **asdict(writing),
         },
     )
     paths.write_text(file, writing.candidates[0].text + "\n")
@@ -185,8 +175,7 @@ def _print(writing: Writing, count: int) -> None:
     rows = []
     for name, scored in named:
         change = "" if scored is writing.manual else shown(scored.change, 3, sign="+")
-        text = " ".join(scored.text.split())
-        start = text if len(text) <= 70 else text[:67] + "..."
+        start = textwrap.shorten(scored.text, 70, placeholder="...")
         rows.append([name, shown(scored.loss, 3), change, start])
     print(table(["anchor", "loss [95 %]", "minus the card's", "text"], rows, indent=""))
 
@@ -235,14 +224,13 @@ def write_anchors(engine: Any, rows: TrainingRows, *, count: int, shown: int, se
 
 
 def _scored(losses: list[retention.Sum], reference: list[retention.Sum], *written: Any) -> Scored:
-    tokens = sum(number for _, number in losses)
     mine, theirs = (
         measure_of(range(len(part)), retention.column(part)) for part in (losses, reference)
     )
-    change = difference(mine, theirs)
-    assert change is not None  # the same responses
-    ends = Interval(change.value, change.low, change.high)
-    return Scored(mine.column.estimate(mine.ids), ends, tokens, *written)
+    found = difference(mine, theirs)
+    assert found is not None  # the same responses
+    change = Estimate(found.value, found.low, found.high, found.n)
+    return Scored(mine.column.estimate(mine.ids), change, *written)
 
 
 def _write(

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from tell_plugins.evaluation.differences import LEAST_SEEDS, Difference
 from tell_plugins.evaluation.intervals import Rate, shown
-from tell_plugins.experiments.measures import BLEED, LOSS_FILES
-from tell_plugins.experiments.outcome import Outcome, Pair, without_power
+from tell_plugins.experiments.outcome import BLEED, LOSS_FILES, Outcome, Pair, without_power
 from tell_plugins.experiments.results import Study
 from tell_plugins.experiments.tables import efficiency_table
 
@@ -192,6 +191,8 @@ def _not_shown(outcome: Outcome) -> list[str]:
             "Trained on a CPU, without a GPU, with a small model. Whether a 7B model behaves so is "
             "not shown."
         )
+    if study.published is not None and study.published.note:
+        sentences.append(f"On the paper's numbers: {study.published.note}")
     return sentences
 
 

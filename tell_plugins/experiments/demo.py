@@ -20,9 +20,8 @@ from tell_plugins.evaluation.grids import UNBOUNDED, Grid, print_grid, table_con
 from tell_plugins.evaluation.summary import elsewhere_table, table
 from tell_plugins.experiments import plots, sweep_verb
 from tell_plugins.experiments.conclusions import conclude
-from tell_plugins.experiments.measures import Judge
-from tell_plugins.experiments.outcome import Outcome
-from tell_plugins.experiments.results import ReferenceShelf, Study, load_studies, systems_of
+from tell_plugins.experiments.outcome import Judge, Outcome
+from tell_plugins.experiments.results import Study, load_studies, systems_of
 from tell_plugins.experiments.store import Store
 from tell_plugins.experiments.sweep import load_sweep
 
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
 def show(study: Study, folder: Path) -> None:
     """Print tables and sentences, keep them in `demo.txt`, and draw `demo.png`."""
-    outcome = Outcome(study, Judge(ReferenceShelf(folder)))
+    outcome = Outcome(study, Judge(folder))
     text = StringIO()
     for console in (table_console(), Console(file=text, width=UNBOUNDED)):
         for grid in _grids(study):
@@ -68,7 +67,7 @@ def show(study: Study, folder: Path) -> None:
     paths.write_text(folder / "demo.txt", text.getvalue())
     drawn = {picture.name: picture for picture in plots.pictures(outcome)}
     with paths.atomic_path(folder / "demo.png") as temporary:
-        temporary.write_bytes(drawn[f"{study.name}_methods"].png())
+        temporary.write_bytes(drawn["methods"].png())
 
 
 def _grids(study: Study) -> list[Grid]:

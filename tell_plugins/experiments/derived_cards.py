@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -58,20 +57,15 @@ def with_held_out(card: Card, rows: int, folder: Path) -> str:
             allowed=f"fewer than {len(ranked)}",
             remedy="lower evaluate.general_rows (--general-rows)",
         )
-    name = f"{card.name}_less{rows}"
-    held = ranked[:rows]
-    kept = np.sort(ranked[rows:])
+    held, kept = ranked[:rows], np.sort(ranked[rows:])
     kept = kept[~np.isin(source.keys[kept], source.keys[held])]
     return _write(
         folder,
-        name,
+        f"{card.name}_less{rows}",
         made_from=[card.name, source.sha256, str(rows)],
         summary=f"{card.name} without {rows} rows, which are its split '{HELD_OUT_SPLIT}'.",
         card=card,
-        splits={
-            "train": lambda: source.texts(kept),
-            HELD_OUT_SPLIT: lambda: source.texts(held),
-        },
+        splits={"train": source.texts(kept), HELD_OUT_SPLIT: source.texts(held)},
         keys={} if card.max_tokens is None else {"max_tokens": card.max_tokens},
     )
 
@@ -93,18 +87,15 @@ def part_of_task(card: Card, splits: Mapping[str, Sequence[Pair]], folder: Path)
     if card.metric == "label":  # a part need not hold all of them
         keys["answer"] = {"labels": closed_labels(card)}
     rows = json.dumps({split: list(pairs) for split, pairs in splits.items()})
-    made_from = [
-        rows,
-        json.dumps(keys),
-        *(hashlib.sha256(f.read_bytes()).hexdigest() for f in files),
-    ]
+    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    made_from = [rows, json.dumps(keys), *hashes]
     return _write(
         folder,
         f"{card.name}_part_{_digest(made_from)[:8]}",
         made_from=made_from,
         summary=f"Rows of {card.name} that train, and others that judge what they taught.",
         card=card,
-        splits={split: partial(list, pairs) for split, pairs in splits.items()},
+        splits=splits,
         keys=keys,
         files=files,
     )
@@ -116,22 +107,39 @@ def general_rows_of(mixture: Mixture) -> list[Pair]:
     return [pair for source in drawn for pair in source.rows.texts(source.used)]
 
 
-def general_only(mixture: Mixture, folder: Path) -> str:
-    """The name of a card that holds exactly the general rows of `mixture`."""
-    summary = "The general rows of one mixture, alone"
-    return _from_mixture(mixture, folder, "only", summary, lambda rows: rows)
+def of_general_rows(mixture: Mixture, folder: Path, *, shuffled: bool = False) -> str:
+    """The name of a card that holds exactly the general rows of `mixture`.
 
-
-def random_text(mixture: Mixture, folder: Path) -> str:
-    """The name of a card of random text in the shape of the general rows of `mixture`.
-
-    All words of those rows, queries and responses together, are shuffled (seeded by the mixture)
-    and dealt out again: every row keeps its two word counts, every word its frequency; nothing
-    that makes sense is left. The control of arXiv 2411.07175, which tells the effect of further
-    steps and of regularisation from that of knowledge.
+    `shuffled`: random text in their shape. All words of those rows, queries and responses
+    together, are shuffled (seeded by the mixture) and dealt out again: every row keeps its two word
+    counts, every word its frequency; nothing that makes sense is left. It is the control of arXiv
+    2411.07175, which tells what further steps and regularisation do from what knowledge does.
     """
-    shuffled = partial(shuffled_words, seed=mixture.spec.seed)
-    return _from_mixture(mixture, folder, "random", "Shuffled words in the shape of rows", shuffled)
+    rows = general_rows_of(mixture)
+    cards = [source.card for source in mixture.sources if source.role == GENERAL]
+    if not rows:
+        raise UserError(
+            "the mixture has no general rows to make a control of",
+            where=str(mixture.spec),
+            remedy="give the recipe general data, or --general",
+        )
+    kind = "random" if shuffled else "only"
+    what = (
+        "Shuffled words in the shape of rows"
+        if shuffled
+        else "The general rows of one mixture, alone"
+    )
+    content = hashlib.sha256("".join(map(json.dumps, rows)).encode()).hexdigest()
+    made_from = [kind, content, str(mixture.spec.seed)]
+    names = "_".join(card.name for card in cards)
+    return _write(
+        folder,
+        f"{names}_{kind}_{_digest(made_from)[:8]}",
+        made_from=made_from,
+        summary=f"{what} ({len(rows)} rows of {names}).",
+        card=max(cards, key=lambda card: card.columns.history is not None),
+        splits={"train": shuffled_words(rows, mixture.spec.seed) if shuffled else rows},
+    )
 
 
 def shuffled_words(pairs: Sequence[Pair], seed: int) -> list[Pair]:
@@ -145,37 +153,21 @@ def shuffled_words(pairs: Sequence[Pair], seed: int) -> list[Pair]:
     return list(zip(result[::2], result[1::2], strict=True))
 
 
-def _from_mixture(
-    mixture: Mixture,
-    folder: Path,
-    kind: str,
-    summary: str,
-    make: Callable[[list[Pair]], Sequence[Pair]],
-) -> str:
-    rows = general_rows_of(mixture)
-    sources = [source for source in mixture.sources if source.role == GENERAL]
-    if not rows:
-        raise UserError(
-            "the mixture has no general rows to make a control of",
-            where=str(mixture.spec),
-            remedy="give the recipe general data, or --general",
-        )
-    content = "".join(map(json.dumps, rows))
-    made_from = [kind, hashlib.sha256(content.encode()).hexdigest(), str(mixture.spec.seed)]
-    names = "_".join(source.card.name for source in sources)
-    return _write(
-        folder,
-        f"{names}_{kind}_{_digest(made_from)[:8]}",
-        made_from=made_from,
-        summary=f"{summary} ({len(rows)} rows of {names}).",
-        card=max((s.card for s in sources), key=lambda card: card.columns.history is not None),
-        splits={"train": partial(make, rows)},
-    )
+def use(folder: Path) -> None:
+    """Let the cards in a folder be found, by what this process starts too, after the user's.
+
+    Folders of cards that other sweeps made are left out: this sweep makes its own, and two cards
+    of one name would be in each other's way.
+    """
+    own = str(paths.user_path(folder).resolve())
+    parts = [part for part in os.environ.get("TELL_CARDS", "").split(os.pathsep) if part]
+    kept = [part for part in parts if part != own and not _of_a_sweep(paths.user_path(part))]
+    os.environ["TELL_CARDS"] = os.pathsep.join([*kept, own])
 
 
-def is_derived(card: Path) -> bool:
-    """Whether a `card.yaml` is of a card that was made here."""
-    return f"\nsource: {_MADE} " in card.read_text(encoding="utf-8", errors="replace")
+def _of_a_sweep(folder: Path) -> bool:
+    texts = [card.read_text("utf-8", "replace") for card in folder.glob("*/card.yaml")]
+    return bool(texts) and all(f"\nsource: {_MADE} " in text for text in texts)
 
 
 def _digest(parts: Iterable[str]) -> str:
@@ -189,12 +181,12 @@ def _write(
     made_from: list[str],
     summary: str,
     card: Card,
-    splits: Mapping[str, Callable[[], Sequence[Pair]]],
+    splits: Mapping[str, Sequence[Pair]],
     keys: Mapping[str, Any] | None = None,
     files: Sequence[Path] = (),
 ) -> str:
     earlier = {"history": "history"} if card.columns.history else {}
-    content: dict[str, Any] = {
+    content = {
         "name": name,
         "kind": GENERAL,
         "summary": summary,
@@ -207,14 +199,12 @@ def _write(
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=1000)
     here = folder / name
     target = here / "card.yaml"
-    copies = {file: here / file.relative_to(card.folder) for file in files}
-    with suppress(OSError):
-        parts = [*(here / f"{split}.jsonl" for split in splits), *copies.values()]
-        if target.read_text(encoding="utf-8") == text and all(part.is_file() for part in parts):
-            return name
+    if target.is_file() and target.read_text(encoding="utf-8") == text:
+        return name
     for split, rows in splits.items():
-        write_json_lines(here / f"{split}.jsonl", (row_of(*pair) for pair in rows()))
-    for file, copy in copies.items():
+        write_json_lines(here / f"{split}.jsonl", (row_of(*pair) for pair in rows))
+    for file in files:
+        copy = here / file.relative_to(card.folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
     paths.write_text(target, text)  # last: a card without its rows is never seen

@@ -1,5 +1,10 @@
 """What a study's finished runs amount to: its groups, and the reference beside each other one.
 
+A group is one method at one point, over all of its seeds; each number has its n and a 95 %
+interval. Answers of several seeds to the same test row are not independent: rates carry the design
+effect of `intervals.rate`, and differences the correlation over test rows. What seeds add to that
+is shown by the spread of the seeds themselves, which no interval over rows can tell.
+
 A comparison also knows what it cannot say: unequal exposure, a leak of few rows, too few rows.
 Exposure is how much learning rate the task rows met, in rows at the full rate. An order that puts
 them all into the warm-up's first step trains nothing of them, whatever the order itself is worth.
@@ -7,19 +12,263 @@ them all into the warm-up's first step trains nothing of them, whatever the orde
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
+from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
-from tell_plugins.evaluation.differences import Difference
-from tell_plugins.evaluation.scoring import main_measure
-from tell_plugins.experiments.measures import Group, Judge, steps_of
-from tell_plugins.experiments.results import Entry, Study
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.evaluation import elsewhere, intervals, scorers, scoring
+from tell_plugins.evaluation.answers import load_scored
+from tell_plugins.evaluation.bleed import Form
+from tell_plugins.evaluation.differences import (
+    LEAST_SEEDS,
+    Difference,
+    Measure,
+    difference,
+    measure_of,
+    t_interval,
+)
+from tell_plugins.evaluation.elsewhere import BLEED, LOSS_FILES, Elsewhere
+from tell_plugins.evaluation.intervals import Estimate, Rate, rate
+from tell_plugins.evaluation.judged import Case, Judged, pooled
+from tell_plugins.experiments.results import Answers, Entry, Study, references
 
 UNEQUAL = 1.25  # times the exposure of the other, from which on two runs are not equal
 LEAST_AFFECTED = 50  # rows that a leak must touch: with fewer it would have to be worth a fifth
 LIMIT_POINTS = 10.0  # a test that sees only more than this has no power
 LIMIT_NATS = 0.05
+_CONSTANT = 0.95  # a label given at least this often is called a constant answer
+Number = Rate | Estimate
+Entries = Sequence[Entry]
+MostFrequent = tuple[str, Rate]  # a label and its share of the adherent answers
+
+
+class Judge:
+    """Judges the answers of the entries of a results folder, and keeps what it found."""
+
+    def __init__(self, root: Path) -> None:
+        self._references = functools.cache(functools.partial(references, root))
+        self._judged: dict[tuple[str, str], dict[str, Judged]] = {}
+        self._places: dict[str, int] = {}  # a number for the id of a test row
+        self._differences: dict[tuple[object, ...], Difference | None] = {}
+
+    def judged(self, entries: Entries) -> dict[str, Judged]:
+        """All answers of entries to their task, by reading."""
+        for entry in entries:
+            key = (entry.run, entry.evaluation)
+            if key not in self._judged:
+                self._judged[key] = pooled([self._judge(entry, answers) for answers in entry.task])
+        return pooled([self._judged[entry.run, entry.evaluation] for entry in entries])
+
+    def _judge(self, entry: Entry, answers: Answers) -> dict[str, Judged]:
+        if scorers.reads_texts(entry.metric):
+            scored = load_scored(answers.folder)
+            return {
+                reading: replace(part, rows=[self._place(scored.id(row)) for row in part.rows])
+                for reading, part in scorers.judge_saved(scored).items()
+            }
+        truth = self._references(entry.card, answers.settings.split)
+        strangers = sum(line.id not in truth.of for line in answers.lines)
+        if strangers:
+            raise UserError(
+                f"{strangers} of {len(answers.lines)} answers have no row in split "
+                f"'{truth.split}' of card '{truth.card}'",
+                where=str(answers.folder),
+                remedy="the answers belong to other data; run the sweep again",
+            )
+        found = [line.model_copy(update={"row": self._place(line.id)}) for line in answers.lines]
+        right = [truth.of[line.id] for line in answers.lines]
+        readings = ("strict", "lenient")
+        return scorers.judge(
+            Case(load_card(entry.card), found, right, truth.labels, readings=readings)
+        )
+
+    def _place(self, row: str) -> int:
+        return self._places.setdefault(row, len(self._places))
+
+    def form(self, entry: Entry) -> Form:
+        """How the answers of an entry's task are known."""
+        split = entry.task[0].settings.split if entry.task else "test"
+        return self._references(entry.card, split).form
+
+    def measure(self, entries: Entries, name: str) -> Measure | None:
+        """A measure of all entries together, row by row; None where they do not have it.
+
+        `name` is a measure of the task, or `BLEED`, or one of `LOSS_FILES`.
+        """
+        if name == BLEED or name in LOSS_FILES:
+            return elsewhere.measure(entries, name, self.form(entries[0]))
+        reading = _first(self.judged(entries))
+        columns = {scoring.spaced(key): column for key, column in reading.columns.items()}
+        return measure_of(reading.rows, columns[name]) if name in columns else None
+
+    def difference(self, system: Entries, baseline: Entries, name: str) -> Difference | None:
+        """System minus baseline over the same rows, and beside it that of each seed, the entries
+        paired in their order; None where there is nothing to pair.
+
+        Tables, sentences and pictures ask for the same differences: each is made once.
+        """
+        sides = ([(entry.run, entry.evaluation) for entry in side] for side in (system, baseline))
+        key = (name, *map(tuple, sides))
+        if key not in self._differences:
+            self._differences[key] = self._made(system, baseline, name)
+        return self._differences[key]
+
+    def _made(self, system: Entries, baseline: Entries, name: str) -> Difference | None:
+        mine, theirs = (self.measure(side, name) for side in (system, baseline))
+        found = difference(mine, theirs)
+        if mine is None or found is None:
+            return None
+        factor = 100 if mine.column.percent else 1
+        if len(system) < 2 or len(system) != len(baseline):
+            return found.times(factor)
+        seeds = list(zip(system, baseline, strict=True))
+        each = [self.difference([mine], [theirs], name) for mine, theirs in seeds]
+        wide = self._over_seeds(seeds, name)
+        return replace(
+            found.times(factor),
+            by_seed=tuple(part.value for part in each if part is not None),
+            over_seeds=None if wide is None else (factor * wide[0], factor * wide[1]),
+        )
+
+    def _over_seeds(
+        self, seeds: Sequence[tuple[Entry, Entry]], name: str
+    ) -> tuple[float, float] | None:
+        """The interval over rows and seeds; None for fewer than three, or other rows each."""
+        found = [self.measure([entry], name) for pair in seeds for entry in pair]
+        parts = [part for part in found if part is not None]
+        stats = [part.stats for part in parts]
+        alike = len(parts) == len(found) and len({part.shape for part in stats}) == 1
+        if len(seeds) < LEAST_SEEDS or not alike:
+            return None
+        pairs = list(zip(stats[::2], stats[1::2], strict=True))
+        return intervals.over_seeds(pairs, parts[0].column.score)
+
+
+class Group:
+    """The finished entries of one method at one point of the grid, all seeds together.
+
+    Attributes:
+        series: the curve it belongs to: the method, and what else varies beside the axis.
+    """
+
+    def __init__(self, judge: Judge, study: Study, entries: Entries) -> None:
+        self._judge, self.entries, first = judge, list(entries), entries[0]
+        self.method, self.at, self.point, self.name = (
+            first.method,
+            first.at,
+            first.point,
+            first.name,
+        )
+        self.series, self.is_base = study.series_of(first), first.is_base
+        self.steps = steps_of(entries)
+        self._base = None if self.is_base else study.base_of(first)
+        self._main = scoring.main_measure(first.metric)
+
+    @property
+    def no_op(self) -> bool:
+        """Whether all of its runs trained nothing."""
+        return all(entry.no_op for entry in self.entries)
+
+    @cached_property
+    def task(self) -> dict[str, Number]:
+        """What the scorers measure, by name, rates in front."""
+        values = _values(self._judge.judged(self.entries))
+        return {name: v for name, v in values.items() if isinstance(v, Rate)} | values
+
+    @cached_property
+    def elsewhere(self) -> Elsewhere:
+        """What general questions and texts tell; what is set against the base model is paired."""
+        form = self._judge.form(self.entries[0])
+        return elsewhere.elsewhere(self.entries, self._base, form)
+
+    @cached_property
+    def seeds(self) -> list[float]:
+        """The main measure of each seed, in the order of the entries."""
+        found = [self._judge.measure([entry], self._main) for entry in self.entries]
+        return [measure.column.total for measure in found if measure is not None]
+
+    @property
+    def reading(self) -> Judged:
+        """What the reading to go by says of each answer."""
+        return _first(self._judge.judged(self.entries))
+
+    @cached_property
+    def constants(self) -> list[MostFrequent]:
+        """Of each entry that gives nearly one label only, that label."""
+        said = [most_frequent(_first(self._judge.judged([entry]))) for entry in self.entries]
+        known = [most for most in said if most is not None and most[1].n > 1]
+        return [most for most in known if (most[1].value or 0) >= _CONSTANT]
+
+    @property
+    def constant(self) -> bool:
+        """Whether nearly all adherent answers of every seed carry one and the same label."""
+        return len(self.constants) == len(self.entries)
+
+    @property
+    def main(self) -> Number | None:
+        """The measure that curves and comparisons are about."""
+        return self.task.get(self._main)
+
+    def number(self, name: str) -> Number | None:
+        """A measure of the task or of what happened elsewhere."""
+        return self.task.get(name) or self.elsewhere.get(name)
+
+    def x(self, axis: str) -> float | None:
+        """The mean place on an axis over the seeds; 0 where there is nothing of it."""
+        found = [amount for e in self.entries if (amount := e.amount(axis)) is not None]
+        return sum(found) / len(found) if found else None
+
+    @property
+    def over_seeds(self) -> Estimate | None:
+        """The seeds' mean with its t-interval, which holds whatever a seed changes.
+
+        None for fewer than `LEAST_SEEDS`, and where all are equal: nothing varied that could tell.
+        """
+        if len(self.seeds) < LEAST_SEEDS or len(set(self.seeds)) == 1:
+            return None
+        middle, low, high = t_interval(self.seeds)
+        if not scorers.reads_texts(self.entries[0].metric):  # a share
+            low, high = max(0.0, low), min(1.0, high)
+        return Estimate(middle, low, high, len(self.seeds))
+
+
+def steps_of(entries: Entries) -> list[int]:
+    return sorted({entry.steps for entry in entries if entry.steps is not None})
+
+
+def _first(judged: Mapping[str, Judged]) -> Judged:
+    """The reading to go by; an empty one where there are no answers to judge."""
+    return next(iter(judged.values()), Judged([], {}))
+
+
+def _values(judged: Mapping[str, Judged]) -> dict[str, Number]:
+    """The measures to show, by name: those of every scorer's first reading."""
+    found: dict[str, Number] = {}
+    for reading, part in judged.items():
+        shown = [] if reading in scorers.SECOND_READINGS else part.columns.items()
+        for name, column in shown:
+            if not column.detail:
+                found[scoring.spaced(name)] = column.estimate(part.rows)
+            if name == "adherence" and (lenient := judged.get("lenient")):
+                found["adherence, lenient"] = lenient.columns[name].estimate(lenient.rows)
+    return found
+
+
+def most_frequent(reading: Judged) -> MostFrequent | None:
+    """The label given most often; None where no answer carries one."""
+    both = zip(reading.rows, reading.given, strict=False)
+    said = [(row, label) for row, label in both if label is not None]
+    if not said or "balanced_accuracy" not in reading.columns:
+        return None
+    label = Counter(label for _, label in said).most_common(1)[0][0]
+    return label, rate([other == label for _, other in said], [row for row, _ in said])
 
 
 class Caveat(NamedTuple):
@@ -39,13 +288,16 @@ class Pair:
 
     def __init__(self, judge: Judge, reference: Group, other: Group) -> None:
         self._judge, self.reference, self.other = judge, reference, other
+        mine, theirs = ({e.seed: e for e in group.entries} for group in (reference, other))
         if other.is_base:
-            self.mine, self.theirs = reference.entries, other.entries * len(reference.entries)
-            return
-        both = ({entry.seed: entry for entry in group.entries} for group in (reference, other))
-        mine, theirs = both
+            theirs = dict.fromkeys(mine, other.entries[0])
         self.mine = [entry for seed, entry in mine.items() if seed in theirs]
         self.theirs = [theirs[entry.seed] for entry in self.mine]
+        self.steps = steps_of(self.mine), steps_of(self.theirs)
+
+    @property
+    def exposures(self) -> tuple[float | None, float | None]:
+        return exposure_of(self.mine), exposure_of(self.theirs)
 
     @property
     def within(self) -> bool:
@@ -70,14 +322,6 @@ class Pair:
         mine, theirs = (group.entries[0].at for group in (self.reference, self.other))
         at = mine if self.other.is_base or self.within else {**theirs, **mine}
         return ", ".join(f"{key}={value}" for key, value in at.items())
-
-    @property
-    def steps(self) -> tuple[list[int], list[int]]:
-        return steps_of(self.mine), steps_of(self.theirs)
-
-    @property
-    def exposures(self) -> tuple[float | None, float | None]:
-        return exposure_of(self.mine), exposure_of(self.theirs)
 
     def difference(self, name: str) -> Difference | None:
         """Reference minus other in a measure; None where there is nothing to pair."""
@@ -134,14 +378,13 @@ class Outcome:
         found: dict[tuple[str, str], list[Entry]] = {}
         for entry in study.done:
             found.setdefault((entry.method, entry.point), []).append(entry)
-        self.groups = [judge.group(study, entries) for entries in found.values()]
-        possible = (
+        self.groups = [Group(judge, study, entries) for entries in found.values()]
+        pairs = (
             Pair(judge, reference, other)
-            for reference in self.groups
-            for other in self.groups
+            for reference, other in product(self.groups, repeat=2)
             if reference.method == study.plot.reference and self._compared(reference, other)
         )
-        self.pairs = [pair for pair in possible if pair.mine]
+        self.pairs = [pair for pair in pairs if pair.mine]
 
     def _compared(self, reference: Group, other: Group) -> bool:
         """Whether two groups stand at the same point, or the other has none (base, single runs).
@@ -163,7 +406,7 @@ class Outcome:
     @property
     def main(self) -> str:
         """The name of the measure that curves and comparisons are about."""
-        return main_measure(self.study.metric)
+        return scoring.main_measure(self.study.metric)
 
     @cached_property
     def rival(self) -> Pair | None:
@@ -191,11 +434,11 @@ class Outcome:
         if no_ops:
             found.append(f"no-op{some(no_ops)}: nothing was trained (every LoRA B matrix is zero)")
         if group.constants:
-            counts: dict[str, tuple[int, int]] = {}
+            times, answers = Counter[str](), Counter[str]()
             for label, share in group.constants:
-                k, n = counts.get(label, (0, 0))
-                counts[label] = (k + share.k, n + share.n)
-            said = ", ".join(f"'{label}' in {k} of {n}" for label, (k, n) in counts.items())
+                times[label] += share.k
+                answers[label] += share.n
+            said = ", ".join(f"'{label}' in {times[label]} of {answers[label]}" for label in times)
             found.append(f"constant{some(len(group.constants))}: {said} adherent answers")
         if not group.is_base and count < expected:
             found.append(f"{count} of {expected} seeds done")

@@ -9,25 +9,22 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
 
 from tell_plugins.bridge.protocol import MODEL_KEYS
-from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, load_card
-from tell_plugins.core.errors import UserError, UserErrors, unknown
+from tell_plugins.core.errors import Problems, UserError, UserErrors
 from tell_plugins.core.mixture import GENERAL, TASK, Mixture, build_mixture, general_card
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.rows import Rows
 from tell_plugins.core.shown import secret_keys
-from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import ALL, NONE, Amount, Spec, parse_spec
 from tell_plugins.evaluation.prompts import task_prompts
 from tell_plugins.evaluation.rivals import refuse_unfit
@@ -79,6 +76,10 @@ class Cell:
     @property
     def key(self) -> str:
         return json.dumps([self.method, self.at, self.seed], sort_keys=True)
+
+    @property
+    def rival(self) -> str:
+        return str(self.settings.get(RIVAL, ""))
 
     @property
     def label(self) -> str:
@@ -182,11 +183,15 @@ class Planned:
     exposure: float | None = None  # of the task rows, in rows at full rate; None without any
     leaked: int | None = None  # rows asked whose question is among the general rows
     equal_steps: str | None = None  # the id of the run whose steps it must take
-    rival: str = ""  # what answers in place of a trained model
 
     @property
     def label(self) -> str:
         return self.cell.label
+
+    @property
+    def rival(self) -> str:
+        """What answers in place of a trained model."""
+        return self.cell.rival
 
     @property
     def steps(self) -> int:
@@ -227,6 +232,7 @@ class Planned:
 
 
 Asked = PlannedBase | Planned
+_Asked = TypeVar("_Asked", PlannedBase, Planned)
 
 
 @dataclass
@@ -245,24 +251,27 @@ class SweepPlan:
     @property
     def runs(self) -> list[Planned]:
         """The runs to be done: an entry that comes to the same run as an earlier one is not."""
-        found: dict[tuple[str, str], Planned] = {}
-        for entry in self.entries:
-            found.setdefault((entry.id, entry.evaluation.id), entry)
-        return list(found.values())
+        return _each_once(self.entries)
 
     @property
     def bases(self) -> list[PlannedBase]:
         """The base model once for every model, card and split among the entries."""
-        found: dict[tuple[str, str], PlannedBase] = {}
-        for entry in self.entries:
-            found.setdefault((entry.base.id, entry.base.evaluation.id), entry.base)
-        named = [{"card": base.evaluation.card, **base.model} for base in found.values()]
+        found = _each_once([entry.base for entry in self.entries])
+        named = [{"card": base.evaluation.card, **base.model} for base in found]
         keys = dict.fromkeys(key for names in named for key in names)
         several = [key for key in keys if any(n.get(key) != named[0].get(key) for n in named)]
         return [
             replace(base, at={key: names.get(key) for key in several})
-            for base, names in zip(found.values(), named, strict=True)
+            for base, names in zip(found, named, strict=True)
         ]
+
+
+def _each_once(asked: Iterable[_Asked]) -> list[_Asked]:
+    """Without what comes to the same run, asked the same, as an earlier one."""
+    found: dict[tuple[str, str], _Asked] = {}
+    for one in asked:
+        found.setdefault((one.id, one.evaluation.id), one)
+    return list(found.values())
 
 
 def cells(sweep: Sweep) -> list[Cell]:
@@ -289,20 +298,17 @@ class Planner:
     def __init__(self, sweep: Sweep, cards: Path) -> None:
         self.sweep = sweep
         self.cards = cards
-        os.environ["TELL_CARDS"] = cards_environment(cards)
+        derived_cards.use(cards)
         flags: dict[str, str | None] = {key: f"flag --{key}" for key in sweep.flags}
         self.base = load_recipe(sweep.base).with_values(**sweep.flags).placed(flags)
-        _refuse_secrets(self.base)
         self._spec = self.base.spec
         self._wanted = {cell.key for cell in cells(sweep)}
         self._done: dict[str, tuple[Planned, Mixture]] = {}
         self._asked = functools.cache(self._make_evaluation)
+        self._held_out = functools.cache(self._make_held_out)
 
-    def planned(self, cell: Cell) -> Planned:
-        """The run of a cell. Raises UserError for whatever the user can mend."""
-        return self._resolve(cell)[0]
-
-    def _resolve(self, cell: Cell) -> tuple[Planned, Mixture]:
+    def planned(self, cell: Cell) -> tuple[Planned, Mixture]:
+        """The run of a cell, and what it trains on. Raises UserError for what the user can mend."""
         if cell.key not in self._done:
             self._done[cell.key] = self._make(cell)
         return self._done[cell.key]
@@ -317,7 +323,7 @@ class Planner:
         if reference is not None:
             recipe, mixture = _bring_to_steps(recipe, mixture, reference.plan.steps)
         recipe = recipe.with_values(dataset=[str(mixture.spec)])
-        schedule, rival = plan(len(mixture), training_of(recipe)), str(cell.settings.get(RIVAL, ""))
+        schedule = plan(len(mixture), training_of(recipe))
         plain = Spec(task_spec.card, anchor=self._spec.anchor)
         planned = Planned(
             cell=cell,
@@ -325,13 +331,12 @@ class Planner:
             spec=mixture.spec,
             facts=facts(mixture),
             plan=schedule,
-            trained_tokens=0 if rival else trained_tokens(mixture, schedule, recipe),
-            exposure=None if rival else exposure_of(mixture, schedule),
+            trained_tokens=0 if cell.rival else trained_tokens(mixture, schedule, recipe),
+            exposure=None if cell.rival else exposure_of(mixture, schedule),
             leaked=self._leaked(mixture, task_spec),
             evaluation=self._evaluation(task_spec, cell.settings.get(TEST_ANCHOR)),
             base=PlannedBase(recipe, self._evaluation(plain)),
             equal_steps=reference.id if reference else None,
-            rival=rival,
         )
         return planned, mixture
 
@@ -341,22 +346,27 @@ class Planner:
         values = {key: value for key, value in cell.settings.items() if key not in ours}
         places = {key: self.sweep.place_of(cell.method, key) for key in values}
         recipe = self.base.with_values(**values, seed=cell.seed).placed(places)
-        _refuse_secrets(recipe)
+        for key in secret_keys(recipe.values):
+            raise UserError(
+                f"'{key}' would be kept with the runs and published with their report",
+                where=recipe.where(key),
+                remedy=SECRETS_REMEDY,
+            )
         return recipe
 
     def _trained_on(self, cell: Cell, spec: Spec) -> Spec:
         """The dataset string that a cell trains on, where it is made of another's mixture too."""
-        rival = str(cell.settings.get(RIVAL, ""))
-        if rival:
-            refuse_unfit(rival, load_card(spec.card), f"{self.sweep.place()}, {cell.label}: rival")
+        if cell.rival:
+            place = f"{self.sweep.place()}, {cell.label}: rival"
+            refuse_unfit(cell.rival, load_card(spec.card), place)
             alone = Spec(spec.card, split=spec.split, task=spec.task, general=NONE, seed=spec.seed)
             return alone.with_values(anchor=spec.anchor)
         if "general_only" in cell.settings:
             _, mixture = self._reference(cell, "general_only")
-            return Spec(derived_cards.general_only(mixture, self.cards), seed=cell.seed)
+            return Spec(derived_cards.of_general_rows(mixture, self.cards), seed=cell.seed)
         if "random_text" in cell.settings:
             _, mixture = self._reference(cell, "random_text")
-            name = derived_cards.random_text(mixture, self.cards)
+            name = derived_cards.of_general_rows(mixture, self.cards, shuffled=True)
             return spec.with_values(sources=(name,), general=ALL)
         return spec
 
@@ -377,23 +387,20 @@ class Planner:
                 remedy="put this one under 'methods', or name a run that sets the grid's keys "
                 "itself",
             )
-        return self._resolve(found)
+        return self.planned(found)
 
     def _task_spec(self, cell: Cell) -> Spec:
         """The dataset string of a cell before it is derived, with every default written out."""
         own, card = self._spec, str(cell.settings.get("card", self._spec.card))
         if card != own.card:  # amounts and sources are the other card's own
             own = own.with_values(card=card, split="train", task=ALL, general=None, sources=None)
-        texts = {
-            key: "+".join(map(str, as_list(value)))
-            for key, value in cell.settings.items()
-            if key in SPEC_KEYS
-        }
-        body = "/".join(f"{key}={value}" for key, value in texts.items())
+        given = {key: value for key, value in cell.settings.items() if key in SPEC_KEYS}
+        texts = [f"{key}={'+'.join(map(str, as_list(value)))}" for key, value in given.items()]
         group = "runs" if cell.method in self.sweep.runs else "methods"
         where = f"{self.sweep.place(group, cell.method)}, {cell.label}"
-        given = parse_spec(f"tell/{card}" + (f":{body}" if body else ""), where=where)
-        changed = {_FIELDS.get(key, key): getattr(given, _FIELDS.get(key, key)) for key in texts}
+        found = parse_spec(":".join(filter(None, (f"tell/{card}", "/".join(texts)))), where=where)
+        names = [_FIELDS.get(key, key) for key in given]
+        changed = {name: getattr(found, name) for name in names}
         return self._written_out(own.with_values(**changed, seed=cell.seed))
 
     def _written_out(self, spec: Spec) -> Spec:
@@ -411,7 +418,7 @@ class Planner:
         names = map(self._held_out, spec.sources or card.general.sources)
         return spec.with_values(general=amount, sources=tuple(names))
 
-    def _held_out(self, name: str) -> str:
+    def _make_held_out(self, name: str) -> str:
         """The general card of that name without the rows that all runs are measured on."""
         rows = self.sweep.evaluate.general_rows
         return derived_cards.with_held_out(general_card(name), rows, self.cards) if rows else name
@@ -423,13 +430,7 @@ class Planner:
     def _make_evaluation(self, asked: Spec) -> Evaluation:
         wanted = self.sweep.evaluate
         card = load_card(asked.card)
-        task = open_task(card, wanted.split, asked.anchor)
-        if wanted.rows is not None and wanted.rows > len(task):
-            raise UserError(
-                f"{wanted.rows} rows asked, split '{wanted.split}' has {len(task)}",
-                where=f"{self.sweep.place('evaluate', 'rows')}, card '{card.name}'",
-                remedy=f"evaluate: {{rows: {len(task)}}} or less (with --controls: --rows)",
-            )
+        task_prompts(card, wanted.split, asked.anchor, wanted.rows)  # an anchor or rows too many
         if wanted.general_rows:
             asked = asked.with_values(sources=(self._held_out(self._first_source(card)),))
         options = wanted.model_dump(exclude={"anchor", "shots", "learned"}, mode="json")
@@ -461,37 +462,17 @@ class Planner:
 
 
 def make_plan(sweep: Sweep, cards: Path) -> SweepPlan:
-    """Resolve a whole sweep; runs that cannot be planned are told under `problems`.
-
-    With settings that nobody knows there are no entries: they would be planned as if without.
-    """
-    planner, wanted = Planner(sweep, cards), cells(sweep)
-    entries, unknown_keys = [], list(_unknown_keys(sweep))
-    problems = list(unknown_keys)
+    """Resolve a whole sweep; runs that cannot be planned are told under `problems`."""
+    planner, wanted, problems = Planner(sweep, cards), cells(sweep), Problems()
+    plan = SweepPlan(sweep)
     for cell in tracked(wanted, "planning", "runs", len(wanted)):
-        try:
-            entries.append(planner.planned(cell))
-        except UserError as error:
-            problems += error.problems if isinstance(error, UserErrors) else [error]
+        with problems:
+            plan.entries.append(planner.planned(cell)[0])
     first: dict[str, UserError] = {}  # what several runs have in common is told at the first
-    for problem in problems:
+    for problem in UserErrors(problems).problems:
         first.setdefault(problem.found, problem)
-    return SweepPlan(sweep, [] if unknown_keys else entries, list(first.values()))
-
-
-def _unknown_keys(sweep: Sweep) -> Iterator[UserError]:
-    """Settings that neither the dataset string nor the installed ms-swift knows."""
-    swift = set(swift_keys().keys)
-    known = {*SPEC_KEYS, *OWN_KEYS, *swift}
-    for group, settings in sweep.groups():
-        for key in settings:
-            if key not in known:
-                place = f"{sweep.place(*group, key)}, {', '.join(group)}"
-                yield unknown("setting", key, known, place)
-    options = {"dry_run", "retry_failed", "general_rows", "jobs", "out", "rate", "ray", "controls"}
-    for key in sweep.flags:
-        if key not in swift:
-            yield unknown("flag", key, swift | options, "command line")
+    plan.problems += first.values()
+    return plan
 
 
 def facts(mixture: Mixture) -> Facts:
@@ -536,16 +517,6 @@ def exposure_of(mixture: Mixture, schedule: Plan) -> float | None:
 def training_of(recipe: Recipe) -> Training:
     """What decides the steps of a recipe, read as the installed ms-swift reads it."""
     return SwiftSettings(recipe, swift_keys()).training
-
-
-def _refuse_secrets(recipe: Recipe) -> None:
-    """Raises UserError for a secret, which would be kept in every run's folder."""
-    for key in secret_keys(recipe.values):
-        raise UserError(
-            f"'{key}' would be kept with the runs and published with their report",
-            where=recipe.where(key),
-            remedy=SECRETS_REMEDY,
-        )
 
 
 def _in_rows(spec: Spec, reference: Planned) -> Spec:
@@ -596,20 +567,3 @@ def _slug(text: str) -> str:
 def values_text(values: Mapping[str, Any]) -> str:
     """A recipe's keys as YAML, in their order."""
     return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=1000)
-
-
-def cards_environment(cards: Path) -> str:
-    """`$TELL_CARDS` with the sweep's own cards after the user's.
-
-    Folders of cards that other sweeps made are left out: this sweep makes its own, and two cards
-    of one name would be in each other's way.
-    """
-
-    def of_a_sweep(folder: Path) -> bool:
-        found = sorted(folder.glob("*/card.yaml"))
-        return bool(found) and all(derived_cards.is_derived(card) for card in found)
-
-    own = str(paths.user_path(cards).resolve())
-    parts = [part for part in os.environ.get("TELL_CARDS", "").split(os.pathsep) if part]
-    kept = [part for part in parts if part != own and not of_a_sweep(paths.user_path(part))]
-    return os.pathsep.join([*kept, own])

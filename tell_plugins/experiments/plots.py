@@ -10,15 +10,15 @@ import io
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from operator import itemgetter
-from typing import Any, NamedTuple
+from operator import add, itemgetter
+from typing import Any
 
 from tell_plugins.evaluation import scorers
 from tell_plugins.evaluation.differences import Difference
 from tell_plugins.evaluation.elsewhere import KL
-from tell_plugins.evaluation.paper_numbers import Point, paper, published
-from tell_plugins.experiments.measures import BLEED, Group
-from tell_plugins.experiments.outcome import Outcome, Pair
+from tell_plugins.evaluation.intervals import Interval
+from tell_plugins.evaluation.paper_numbers import Point, paper
+from tell_plugins.experiments.outcome import BLEED, Group, Outcome, Pair
 from tell_plugins.experiments.tables import CONTENT
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; grey is the base model's
@@ -29,13 +29,14 @@ _COLOURS = (
 _GREY = "#8a8a8a"
 _FRONT, _LINES = "#1d1d1f", "#d9d9de"
 _DPI = 110
+FIGURES = ("forest", "trade", "curve", "methods")
 _CONTENT = tuple(name for name in CONTENT if name != "exact match")  # F1 says more of fields
 _FOREIGN = "foreign instructions minus base"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture: its file name without ending, what it shows, and how it is drawn."""
+    """A picture of a study: one of `FIGURES`, what it shows, and how it is drawn."""
 
     name: str
     caption: str
@@ -124,7 +125,7 @@ def pictures(outcome: Outcome) -> list[Picture]:
         ),
     }
     return [
-        Picture(f"{study.name}_{name}", caption, draw, outcome)
+        Picture(name, caption, draw, outcome)
         for name, (drawn, caption, draw) in possible.items()
         if drawn
     ]
@@ -133,23 +134,20 @@ def pictures(outcome: Outcome) -> list[Picture]:
 # --- what all figures share -----------------------------------------------------------------------
 
 
-class _Bar(NamedTuple):
-    """A value and the two lengths of its interval."""
-
-    middle: float
-    below: float
-    above: float
-
-
-def _bar(group: Group, name: str) -> _Bar | None:
+def _bar(group: Group, name: str) -> Interval | None:
     """A measure of a group; None where it was not measured."""
     number = group.number(name)
     if number is None or number.value is None:
         return None
     middle = float(number.value)
-    low = middle if number.low is None else number.low
-    high = middle if number.high is None else number.high
-    return _Bar(middle, max(middle - low, 0.0), max(high - middle, 0.0))
+    low = middle if number.low is None else min(number.low, middle)
+    high = middle if number.high is None else max(number.high, middle)
+    return Interval(middle, low, high)
+
+
+def _ends(bars: Sequence[Interval]) -> list[list[float]]:
+    """How far the intervals reach below and above their middles."""
+    return [[bar.value - bar.low for bar in bars], [bar.high - bar.value for bar in bars]]
 
 
 def _measured(outcome: Outcome, names: Sequence[str]) -> list[str]:
@@ -243,19 +241,20 @@ def forest_figure(outcome: Outcome) -> Any:
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
         for place, (pair, value) in enumerate(zip(drawn, values, strict=True)):
             if value is not None:
-                hollow = bool(pair.stops)
-                _draw_difference(axis, place, value, hollow=hollow, first=pair is rival)
+                colour = _GREY if pair.stops else _COLOURS[0] if pair is rival else _COLOURS[1]
+                face = axis.get_facecolor() if pair.stops else colour
+                unseen = {"color": _GREY, "linewidth": 7, "alpha": 0.25}
+                axis.hlines(place, -value.smallest, value.smallest, **unseen)
+                axis.hlines(place, value.low, value.high, color=colour, linewidth=1.6)
+                axis.plot(value.value, place, "o", color=colour, markerfacecolor=face, markersize=5)
         axis.axvline(0, color=_GREY, linewidth=1)
         axis.set_title(title)
-    _name_lines(axes[0], [_forest_name(pair) for pair in drawn])
+    names = [pair.name.removeprefix(f"{pair.reference.method} ") for pair in drawn]
+    points = [f" ({pair.point})" if pair.point else "" for pair in drawn]
+    _name_lines(axes[0], list(map(add, names, points)))
     if rival is not None:
         axes[0].get_yticklabels()[0].set_fontweight("bold")
     return figure
-
-
-def _forest_name(pair: Pair) -> str:
-    name = pair.name.removeprefix(f"{pair.reference.method} ")
-    return f"{name} ({pair.point})" if pair.point else name
 
 
 def _differences(outcome: Outcome, drawn: Sequence[Pair]) -> dict[str, list[Difference | None]]:
@@ -267,16 +266,6 @@ def _differences(outcome: Outcome, drawn: Sequence[Pair]) -> dict[str, list[Diff
             unit = "nats" if name == _FOREIGN else "points"
             found[f"{name.removesuffix(' minus base')}, {unit}"] = values
     return found
-
-
-def _draw_difference(
-    axis: Any, place: int, value: Difference, *, hollow: bool, first: bool
-) -> None:
-    colour = _GREY if hollow else _COLOURS[0] if first else _COLOURS[1]
-    axis.hlines(place, -value.smallest, value.smallest, color=_GREY, linewidth=7, alpha=0.25)
-    axis.hlines(place, value.low, value.high, color=colour, linewidth=1.6)
-    face = axis.get_facecolor() if hollow else colour
-    axis.plot(value.value, place, "o", color=colour, markerfacecolor=face, markersize=5)
 
 
 # --- the score against its cost -------------------------------------------------------------------
@@ -305,23 +294,21 @@ def trade_figure(outcome: Outcome) -> Any:
             mine.sort(key=lambda group: group.x(str(outcome.study.axis)) or 0)
             both = [(_bar(group, cost), _bar(group, name)) for group in mine]
             points = [(price, score) for price, score in both if price and score]
-            _draw_trade(axis, points, series, colour)
+            if points:
+                x, y = zip(*points, strict=True)
+                look = {"fmt": "o-", "capsize": 2, "linewidth": 1, "markersize": 5}
+                places = [[bar.value for bar in side] for side in (x, y)]
+                ends = {"xerr": _ends(x), "yerr": _ends(y)}
+                axis.errorbar(*places, **ends, label=series, color=colour, **look)
         for base in (group for group in outcome.groups if group.is_base):
             if score := _bar(base, name):
-                axis.axhline(score.middle, color=_GREY, linestyle="--", linewidth=1)
+                axis.axhline(score.value, color=_GREY, linestyle="--", linewidth=1)
         axis.axvline(0, color=_GREY, linewidth=1)
         axis.set_xlabel(f"{cost}, nats a token")
     axes[0].set_ylabel(name)
     _percent(axes[0], "y")
     _legend(figure, axes[0], 4)
     return figure
-
-
-def _draw_trade(axis: Any, points: Sequence[tuple[_Bar, _Bar]], label: str, colour: str) -> None:
-    if points:
-        x, y = (list(zip(*side, strict=True)) for side in zip(*points, strict=True))
-        style = {"fmt": "o-", "color": colour, "capsize": 2, "linewidth": 1, "markersize": 5}
-        axis.errorbar(x[0], y[0], xerr=x[1:], yerr=y[1:], label=label, **style)
 
 
 # --- methods --------------------------------------------------------------------------------------
@@ -341,7 +328,7 @@ def methods_figure(outcome: Outcome) -> Any:
             hollow = group.no_op or (of_task and group.constant)
             face = "none" if hollow else colour
             mark = {"fmt": "o", "color": colour, "markerfacecolor": face, "capsize": 2}
-            axis.errorbar(bar.middle, place, xerr=[[bar.below], [bar.above]], **mark)
+            axis.errorbar(bar.value, place, xerr=_ends([bar]), **mark)
             if name == outcome.main:
                 _draw_seeds(axis, group, place, colour, sideways=True)
         axis.set_title(name)
@@ -369,12 +356,15 @@ def curve_figure(outcome: Outcome) -> Any:
     x = str(outcome.study.axis)
     panels, palette = _panels(outcome)[:4], _palette(outcome)
     figure, axes = _figure(outcome, len(panels), 4.4 * len(panels), 3.8, lines=False)
-    places = [place for group in outcome.groups if group.at and (place := group.x(x))]
+    trained = [group for group in outcome.groups if not group.is_base]
+    places = [place for group in trained if group.at and (place := group.x(x))]
     for axis, name in zip(axes, panels, strict=True):
         for group in outcome.groups:
-            if group.is_base or not group.at:
-                _draw_level(axis, group, name, palette[group.series])
-        trained = [group for group in outcome.groups if not group.is_base]
+            bar = _bar(group, name) if group.is_base or not group.at else None
+            if bar is not None:  # it has no place on the axis
+                colour, line = palette[group.series], {"linestyle": "--", "linewidth": 1.2}
+                axis.axhline(bar.value, color=colour, label=group.series, **line)
+                axis.axhspan(bar.low, bar.high, color=colour, alpha=0.08, lw=0)
         for series in dict.fromkeys(group.series for group in trained):
             mine = [(g.x(x), g) for g in trained if g.series == series and g.at]
             points = [(place, g) for place, g in mine if place is not None and _bar(g, name)]
@@ -386,18 +376,12 @@ def curve_figure(outcome: Outcome) -> Any:
         axis.set_title(name)
         if _is_share(outcome, name):
             _percent(axis, "y")
-        if name == outcome.main:
-            _draw_published(axis, outcome, palette)
+        for number, star in enumerate(_stars(outcome) if name == outcome.main else ()):
+            label = f"paper ({paper().model.split(',')[0]})" if number == 0 else None
+            colour, look = palette.get(star.method, _GREY), {"markersize": 10, "alpha": 0.55}
+            axis.plot(star.x, star.value, "*", color=colour, label=label, **look)
     _legend(figure, axes[0], 5)
     return figure
-
-
-def _draw_level(axis: Any, group: Group, name: str, colour: str) -> None:
-    """A method without a place on the axis: a dashed line with its interval."""
-    if bar := _bar(group, name):
-        low, high = bar.middle - bar.below, bar.middle + bar.above
-        axis.axhline(bar.middle, color=colour, linestyle="--", linewidth=1.2, label=group.series)
-        axis.axhspan(low, high, color=colour, alpha=0.08, lw=0)
 
 
 def _draw_curve(
@@ -405,32 +389,22 @@ def _draw_curve(
 ) -> None:
     places = [place for place, _ in points]
     bars = [bar for _, group in points if (bar := _bar(group, name))]
-    middle, below, above = zip(*bars, strict=True)
     line = {"fmt": "-o", "color": colour, "capsize": 2, "label": points[0][1].series}
-    axis.errorbar(places, middle, yerr=[below, above], **line)
-    low = [bar.middle - bar.below for bar in bars]
-    high = [bar.middle + bar.above for bar in bars]
+    middle, low, high = zip(*bars, strict=True)
+    axis.errorbar(places, middle, yerr=_ends(bars), **line)
     axis.fill_between(places, low, high, color=colour, alpha=0.12, lw=0)
-    for (place, group), value in zip(points, middle, strict=True):
+    for (place, group), bar in zip(points, bars, strict=True):
         if seeds:
             _draw_seeds(axis, group, place, colour, sideways=False)
         if group.no_op:
             face = axis.get_facecolor()
-            axis.plot(place, value, "o", color=colour, markerfacecolor=face, zorder=5)
-
-
-def _draw_published(axis: Any, outcome: Outcome, palette: dict[str, str]) -> None:
-    label: str | None = f"paper ({paper().model.split(',')[0]})"
-    for point in _stars(outcome):
-        colour = palette.get(point.method, _GREY)
-        axis.plot(point.x, point.value, "*", color=colour, markersize=10, alpha=0.55, label=label)
-        label = None
+            axis.plot(place, bar.value, "o", color=colour, markerfacecolor=face, zorder=5)
 
 
 def _stars(outcome: Outcome) -> list[Point]:
     """The paper's points that have a place on the axis."""
     study = outcome.study
-    found = published(study.plot.paper, study.name) if study.split == "test" else None
-    if found is None or paper().metric != outcome.main or not str(study.axis).endswith("_tokens"):
+    fits = paper().metric == outcome.main and str(study.axis).endswith("_tokens")
+    if study.published is None or not fits:
         return []
-    return [point for point in found.points if point.x is not None]
+    return [point for point in study.published.points if point.x is not None]

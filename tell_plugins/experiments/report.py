@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import argparse
 import base64
-import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tell_plugins.core import paths
@@ -18,27 +18,21 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.state_files import Shape, read_json
 from tell_plugins.evaluation.grids import Grid, Record, grid_of, to_csv, to_markdown
-from tell_plugins.evaluation.paper_numbers import published
-from tell_plugins.experiments import plots, tables
+from tell_plugins.experiments import derived_cards, plots, tables
 from tell_plugins.experiments.conclusions import Conclusions, conclude
-from tell_plugins.experiments.measures import Judge
-from tell_plugins.experiments.outcome import LEAST_AFFECTED, LIMIT_NATS, LIMIT_POINTS, Outcome
-from tell_plugins.experiments.planning import cards_environment
-from tell_plugins.experiments.results import (
-    ReferenceShelf,
-    Study,
-    collect,
-    load_studies,
-    refuse_damaged,
+from tell_plugins.experiments.outcome import (
+    LEAST_AFFECTED,
+    LIMIT_NATS,
+    LIMIT_POINTS,
+    Judge,
+    Outcome,
 )
+from tell_plugins.experiments.results import Study, collect, load_studies, refuse_damaged
 
 TABLES, PICTURES, PAGE = "tables", "pictures", "report.html"
 CORRECTIONS = "corrections.json"
 # what a study's files are called after its name; others in the same folders are not the report's
-_NAMES = (
-    *("methods", "comparisons", "efficiency", "published", "failures", "runs"),
-    *("forest", "trade", "curve"),
-)
+_NAMES = {*tables.TABLES, *plots.FIGURES}
 _INTRO = (
     "Every number is counted from the saved answers that lie beside this page, and stands with "
     "its 95 % interval: k/n = share [low, high] (Wilson; several seeds' answers to one row count "
@@ -94,7 +88,7 @@ def _know_cards(root: Path) -> None:
     cards = root / "cards"
     needed = {entry.card for study in load_studies(root) for entry in study.entries}
     if cards.is_dir() and not needed <= set(card_names()):
-        os.environ["TELL_CARDS"] = cards_environment(cards)
+        derived_cards.use(cards)
 
 
 @dataclass(frozen=True)
@@ -106,35 +100,34 @@ class Section:
     corrections: list[str]  # dated; of what was published before
     shown: list[Grid]
     details: list[Grid]
-    figures: list[tuple[str, str]] = field(default_factory=list)  # caption, address that holds it
+    figures: list[tuple[str, str]]  # caption, address that holds it
 
 
 def write_report(root: Path, out: Path) -> list[Path]:
     """Write tables, pictures and page of the sweeps in `root`; the files, the page last.
 
     Tables and pictures of a study that it had in an earlier report and has no longer are removed.
-    Raises UserError for
-    a folder without sweeps, damaged answers, or when the right labels are nowhere to be had.
+    Raises UserError for a folder without sweeps, for damaged answers, and when the right labels
+    are nowhere to be had.
     """
     studies, corrected = load_studies(root), corrections(root)
     refuse_damaged(studies)
-    judge = Judge(ReferenceShelf(root))
+    judge = Judge(root)
     files: dict[Path, bytes] = {}
     sections = []
     for study in tracked(studies, "reading", "sweeps"):
         outcome = Outcome(study, judge)
-        made = tables.tables_of(outcome)
-        section = _section(outcome, made, corrected.get(study.name, []))
+        made, figures = tables.tables_of(outcome), []
         for name, records in made.items():
             stem = f"{study.name}_{name}"
             files[out / TABLES / f"{stem}.csv"] = to_csv(records).encode()
             text = to_markdown(grid_of(records, without=tables.HIDDEN))
             files[out / TABLES / f"{stem}.md"] = text.encode()
         for picture in plots.pictures(outcome):
-            png = files[out / PICTURES / f"{picture.name}.png"] = picture.png()
+            png = files[out / PICTURES / f"{study.name}_{picture.name}.png"] = picture.png()
             data = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-            section.figures.append((picture.caption, data))
-        sections.append(section)
+            figures.append((picture.caption, data))
+        sections.append(_section(outcome, made, figures, corrected.get(study.name, [])))
     intro = [*corrected.get("", []), *_INTRO]
     title = studies[0].title if len(studies) == 1 else f"{len(studies)} experiments"
     files[out / PAGE] = render(title, intro, sections).encode()
@@ -148,30 +141,37 @@ def write_report(root: Path, out: Path) -> list[Path]:
     return list(files)
 
 
-def _section(outcome: Outcome, made: dict[str, list[Record]], corrected: list[str]) -> Section:
-    study, conclusions = outcome.study, conclude(outcome)
+def _section(
+    outcome: Outcome,
+    made: dict[str, list[Record]],
+    figures: list[tuple[str, str]],
+    corrected: list[str],
+) -> Section:
+    study = outcome.study
+    made = {**made, "meanings": tables.meanings_table(study)}
     shown = {
-        "Methods, all seeds together": made.get("methods"),
-        f"{study.plot.reference} minus each other method": made.get("comparisons"),
-        "Token efficiency": made.get("efficiency"),
-        "The paper's numbers": made.get("published"),
-        "What each control tells": tables.meanings_table(study),
+        "methods": "Methods, all seeds together",
+        "comparisons": f"{study.plot.reference} minus each other method",
+        "efficiency": "Token efficiency",
+        "published": "The paper's numbers",
+        "meanings": "What each control tells",
     }
     details = {
-        "Every measure of every method": made.get("methods"),
-        "Why answers failed": made.get("failures"),
-        "Every run": made.get("runs"),
+        "methods": "Every measure of every method",
+        "failures": "Why answers failed",
+        "runs": "Every run",
     }
-    note = published(study.plot.paper, study.name)
-    if note is not None and note.note:
-        conclusions.not_shown.append(f"On the paper's numbers: {note.note}")
-    aside = (*tables.HIDDEN, *tables.ASIDE)
+
+    def grids(titles: dict[str, str], without: Sequence[str]) -> list[Grid]:
+        return [grid_of(made[n], title, without) for n, title in titles.items() if made.get(n)]
+
     return Section(
         study=study,
-        conclusions=conclusions,
+        conclusions=conclude(outcome),
         corrections=corrected,
-        shown=[grid_of(records, title, aside) for title, records in shown.items() if records],
-        details=[grid_of(r, title, tables.HIDDEN) for title, r in details.items() if r],
+        shown=grids(shown, (*tables.HIDDEN, *tables.ASIDE)),
+        details=grids(details, tables.HIDDEN),
+        figures=figures,
     )
 
 

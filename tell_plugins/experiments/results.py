@@ -35,18 +35,20 @@ from tell_plugins.evaluation.answers import (
     saved_settings,
 )
 from tell_plugins.evaluation.bleed import Form, form_of
+from tell_plugins.evaluation.paper_numbers import Published, published
 from tell_plugins.evaluation.retention import FILES, LOSSES, LossLine, Sum
 from tell_plugins.evaluation.scoring import System
 from tell_plugins.evaluation.summary import system_of
+from tell_plugins.experiments.planning import Asked, SweepPlan
 from tell_plugins.experiments.store import (
     EVAL_FOLDER,
     EVALUATED,
     FAILED,
     RUN,
     TRAINED,
+    Store,
+    facts_in,
     failure,
-    run_facts,
-    trained_facts,
 )
 from tell_plugins.experiments.sweep import Plot
 
@@ -108,17 +110,17 @@ class Entry(Shape):
         return (self.eval_folder / EVALUATED).is_file()
 
     @property
-    def failure(self) -> dict[str, Any] | None:
+    def failure(self) -> dict[str, Any]:
         return failure(self.folder, self.evaluation)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        return run_facts(self.folder)
+        return facts_in(self.folder, RUN)
 
     @cached_property
     def trained(self) -> dict[str, Any]:
         """What its training left; nothing for a base model and where it is not done."""
-        return trained_facts(self.folder)
+        return facts_in(self.folder, TRAINED)
 
     @property
     def is_base(self) -> bool:
@@ -257,6 +259,11 @@ class Study(Shape):
         return self.evaluate.split
 
     @property
+    def published(self) -> Published | None:
+        """The paper's numbers that belong to it; they are of test rows."""
+        return published(self.plot.paper, self.name) if self.split == "test" else None
+
+    @property
     def axis(self) -> str | None:
         """What the curves run along; rows in place of tokens where none were counted."""
         axis: str | None = self.plot.x
@@ -280,6 +287,11 @@ class Study(Shape):
         """The model that an entry was trained from, asked about the same card."""
         bases = (e for e in self.done if e.is_base and e.card == entry.card)
         return next((e for e in bases if entry.base in (None, e.run)), None)
+
+
+def index_file(root: Path, study: Study) -> Path:
+    """Where a study is kept."""
+    return root / "sweeps" / f"{study.name}.json"
 
 
 def load_studies(root: Path) -> list[Study]:
@@ -311,12 +323,46 @@ def read_study(root: Path, path: Path, remedy: str) -> Study:
     return study.model_copy(update={"entries": entries})
 
 
+def study_of(plan: SweepPlan, store: Store, command: str) -> Study:
+    """What is kept of a sweep for its report: which run each of its entries is."""
+    sweep = plan.sweep
+    folders = {entry.id: store.folder_of(entry).name for entry in plan.entries}
+    return Study(
+        name=sweep.name,
+        title=sweep.title,
+        base_recipe=paths.shown(paths.user_path(sweep.base)),
+        command=command,
+        metric=str(load_card(plan.entries[0].evaluation.card).metric),
+        seeds=list(sweep.seeds),
+        evaluate=_Asked(**sweep.evaluate.model_dump(mode="json")),
+        plot=sweep.plot,
+        entries=[
+            Entry(
+                **_asked(entry, store),
+                method=entry.cell.method,
+                at=entry.cell.at,
+                seed=entry.cell.seed,
+                equal_steps=folders.get(entry.equal_steps or ""),
+                base=store.folder_of(entry.base).name,
+            )
+            for entry in plan.entries
+        ],
+        bases=[Entry(**_asked(base, store), at=base.at) for base in plan.bases],
+    )
+
+
+def _asked(run: Asked, store: Store) -> dict[str, Any]:
+    evaluation = run.evaluation
+    folder = store.folder_of(run).name
+    return {"run": folder, "evaluation": evaluation.id, "card": evaluation.card}
+
+
 def tell_left_out(root: Path, now: Study) -> None:
     """Say so where an earlier sweep of this name in `root` has finished runs that this one has not.
 
     They stay where they are, and the earlier sweep file finds them again.
     """
-    path = root / "sweeps" / f"{now.name}.json"
+    path = index_file(root, now)
     if not path.is_file():
         return
     then = read_study(root, path, "remove the file: the sweep writes it again")
@@ -348,26 +394,14 @@ class References(Shape):
     form: Form
 
 
-class ReferenceShelf:
-    """References by card and split: collected ones first, else made from the card's data."""
+def references(root: Path, card_name: str, split: str) -> References:
+    """The references of a split, as they were collected in `root`, else from the card's data.
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self.known: dict[tuple[str, str], References] = {}
-
-    def get(self, card: str, split: str) -> References:
-        """UserError when they were not collected and the data is not on this machine."""
-        if (card, split) not in self.known:
-            path = self._root / REFERENCES / f"{card}-{split}.json"
-            saved = read_json(path, References, _LOST)
-            self.known[card, split] = (
-                references(card, split) if saved is None else References(**saved)
-            )
-        return self.known[card, split]
-
-
-def references(card_name: str, split: str) -> References:
-    """The references of a split, from the card's data."""
+    Raises UserError where neither is on this machine.
+    """
+    saved = read_json(root / REFERENCES / f"{card_name}-{split}.json", References, _LOST)
+    if saved is not None:
+        return References(**saved)
     card = load_card(card_name)
     task = open_task(card, split, "none")
     ids = [bytes(row).hex() for row in task.ids]
@@ -407,20 +441,19 @@ def collect(root: Path, target: Path) -> list[Path]:
     refuse_damaged(studies)
     for study in studies:
         tell_left_out(target, study)
-    shelf, kept = ReferenceShelf(root), dict[Path, Path]()
+    kept, asked = dict[Path, Path](), dict[tuple[str, str], None]()
     for study in studies:
-        index = Path("sweeps") / f"{study.name}.json"
-        kept[target / index] = root / index
+        kept[index_file(target, study)] = index_file(root, study)
         for entry in study.entries:
             if entry.done or entry.failure:
                 kept |= {target / path.relative_to(root): path for path in _files(entry)}
             kept |= {target / "cards" / path: file for path, file in _card_files(entry.card)}
-            for answers in entry.task if entry.done else ():
-                shelf.get(entry.card, answers.settings.split)
+            of_task = entry.task if entry.done else []
+            asked |= dict.fromkeys((entry.card, answers.settings.split) for answers in of_task)
     texts = {path: read_text(source) for path, source in kept.items()}
-    for known in shelf.known.values():
-        path = target / REFERENCES / f"{known.card}-{known.split}.json"
-        texts[path] = json.dumps(known.model_dump(), indent=1) + "\n"
+    for card, split in asked:
+        known = references(root, card, split).model_dump()
+        texts[target / REFERENCES / f"{card}-{split}.json"] = json.dumps(known, indent=1) + "\n"
     return [_write(path, text) for path, text in texts.items() if text is not None]
 
 

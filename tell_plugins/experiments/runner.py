@@ -11,26 +11,27 @@ import contextlib
 import importlib
 import itertools
 import os
+import platform
 import re
+import select
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
-from threading import Event, Lock, Thread
+from queue import SimpleQueue
+from threading import Event
 from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError, below_one
 from tell_plugins.core.progress import track
-from tell_plugins.experiments.planning import cards_environment
-from tell_plugins.experiments.store import Job
+from tell_plugins.experiments.store import RUN, Job
 from tell_plugins.recipe.swift_keys import project_environment
 
-_STOP_WAIT = 30.0  # seconds for a worker to end what it started
 Work = Callable[[Job, Event], object]  # does a job and waits for it; the event ends it early
 
 
@@ -52,13 +53,14 @@ def cores() -> int:
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--jobs", type=int, help="runs at once (default: one a GPU, else 1)")
+    """Let a command take `--jobs`; one below 1 raises UserError."""
 
+    def count(text: str) -> int:
+        if int(text) < 1:
+            raise below_one("--jobs", "leave it out for one run a GPU, or one at a time")
+        return int(text)
 
-def check_jobs(jobs: int | None) -> None:
-    """Raises UserError for fewer runs at once than one."""
-    if jobs is not None and jobs < 1:
-        raise below_one("--jobs", "leave it out for one run a GPU, or one at a time")
+    parser.add_argument("--jobs", type=count, help="runs at once (default: one a GPU, else 1)")
 
 
 def slots(jobs: int | None, *, needs_gpu: bool) -> list[dict[str, str]]:
@@ -94,59 +96,51 @@ def by_folder(jobs: Sequence[Job]) -> list[list[Job]]:
     return sorted(groups.values(), key=lambda group: (group[0].steps > 0, -group[0].steps))
 
 
-def run_here(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], cards: Path) -> None:
+def run_here(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]]) -> None:
     """Do the jobs in this machine's slots. Ctrl-C ends what runs and raises KeyboardInterrupt."""
-    environment = {**project_environment(), "TELL_CARDS": cards_environment(cards)}
-    run_all(jobs, [partial(work, {**environment, **slot}) for slot in slots])
+
+    def worker(slot: Mapping[str, str]) -> Work:
+        environment = {**project_environment(), **slot}
+        return lambda job, stop: work(job.folder, job.evaluation, environment, stop)
+
+    run_all(jobs, list(map(worker, slots)))
 
 
 def run_all(jobs: Sequence[Job], workers: Sequence[Work], said: str = "started") -> None:
     """Do the jobs, as many at once as there are workers. Raises what one of these raises."""
-    waiting = iter(by_folder(jobs))
-    started, stop, lock = itertools.count(1), Event(), Lock()
-    running: set[Job] = set()
-    errors: list[BaseException] = []
+    free: SimpleQueue[Work] = SimpleQueue()
+    for do in workers:
+        free.put(do)
+    started, stop, running = itertools.count(1), Event(), set[Job]()
 
-    def following() -> list[Job] | None:
-        with lock:
-            return None if stop.is_set() else next(waiting, None)
+    def do_in_turn(group: Sequence[Job]) -> None:
+        do = free.get()
+        for job in group:
+            start = time.monotonic()
+            if not job.failure:  # else the training that it shares has failed just now
+                bar.write(f"[{next(started)}/{len(jobs)}] {job.label}: {said}, {_what(job)}")
+                running.add(job)
+                do(job, stop)
+            if stop.is_set():
+                return
+            running.discard(job)
+            bar.write(_ended(job, time.monotonic() - start))
+            bar.update()
+        free.put(do)
 
-    def serve(do: Work) -> None:
-        while group := following():
-            for job in group:
-                start = time.monotonic()
-                if not job.failure:  # else the training that it shares has failed just now
-                    bar.write(f"[{next(started)}/{len(jobs)}] {job.label}: {said}, {_what(job)}")
-                    running.add(job)
-                    do(job, stop)
-                if stop.is_set():
-                    return
-                with lock:
-                    running.discard(job)
-                    bar.write(_ended(job, time.monotonic() - start))
-                    bar.update()
-
-    def served(do: Work) -> None:
+    with track(len(jobs), "sweep", "runs") as bar, ThreadPoolExecutor(len(workers)) as pool:
+        waiting = {pool.submit(do_in_turn, group) for group in by_folder(jobs)}
         try:
-            serve(do)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [Thread(target=served, args=(do,), daemon=True) for do in workers]
-    with track(len(jobs), "sweep", "runs") as bar:
-        for thread in threads:
-            thread.start()
-        try:
-            while any(thread.is_alive() for thread in threads) and not errors:
+            while waiting:
+                ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                for group in ended:
+                    group.result()
                 if sys.stderr.isatty():
                     bar.set_postfix_str("; ".join(how_far(job) for job in list(running)))
-                stop.wait(0.5)
-        finally:
+        except BaseException:
             stop.set()
-            for thread in threads:
-                thread.join(_STOP_WAIT)
-    if errors:
-        raise errors[0]
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def how_far(job: Job) -> str:
@@ -160,31 +154,43 @@ def how_far(job: Job) -> str:
     return f"{name}: {sum(answers)} answers" if answers else name
 
 
-def worker_command(job: Job) -> list[str]:
+def worker_command(folder: Path, evaluation: str) -> list[str]:
     """What does a job. Its standard input must stay open as long as it shall live."""
-    module = "tell_plugins.experiments.worker"
-    return [sys.executable, "-m", module, str(job.folder), job.evaluation]
+    return [sys.executable, "-m", "tell_plugins.experiments.worker", str(folder), evaluation]
 
 
-def work(environment: dict[str, str], job: Job, stop: Event) -> int:
-    """Do one job in a worker process and wait for it; `stop` ends it early. Its exit code."""
-    with (job.folder / "worker.log").open("ab") as log:
+def work(
+    folder: Path,
+    evaluation: str,
+    environment: Mapping[str, str],
+    stop: Event,
+    front: Sequence[str] = (),
+) -> None:
+    """Do one job in a worker process and wait for it; `stop` ends it early.
+
+    `front` starts the worker, which then need not be a child of this process: it has ended when
+    nobody holds its output any more.
+    """
+    with (folder / "worker.log").open("ab") as log:
         process = subprocess.Popen(
-            worker_command(job),
+            [*front, *worker_command(folder, evaluation)],
             cwd=paths.PROJECT,
             env=environment,
             stdin=subprocess.PIPE,
-            stdout=log,
+            stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,  # Ctrl-C reaches the sweep alone, which then ends its workers
         )
     assert process.stdin is not None
-    try:
-        while process.poll() is None and not stop.wait(0.2):
-            pass
-    finally:
+    assert process.stdout is not None
+    with process.stdout as output, process.stdin:
+        lives = True
+        while lives and not stop.is_set():
+            said, _, _ = select.select([output], [], [], 0.2)
+            lives = not said or bool(os.read(output.fileno(), 4096))
         process.stdin.close()
-    return process.wait()
+        output.read()
+    process.wait()
 
 
 def _ended(job: Job, seconds: float) -> str:
@@ -192,7 +198,7 @@ def _ended(job: Job, seconds: float) -> str:
     failure = job.failure
     if job.done:
         return f"  done: {job.label}, {minutes(seconds)}"
-    if failure is None:
+    if not failure:
         return f"  failed: {job.label}, see {paths.shown(job.folder / 'worker.log')}"
     folder = job.folder if failure["step"].startswith("train") else job.eval_folder
     last = failure["tail"][-1] if failure["tail"] else ""
@@ -229,11 +235,15 @@ _PASSED = (
     *("TELL_", "HF_HUB_OFFLINE", "HF_HOME", "MODELSCOPE_CACHE", "TRANSFORMERS_OFFLINE"),
     *("PYTHONPATH", "OMP_NUM_THREADS"),
 )
+# Ray kills the children of a process that ends. So a run's worker is no child of it: it sees its
+# standard input close, and cleans up.
+_DETACHED = (
+    *(sys.executable, "-c"),
+    "import os, sys\nif os.fork(): os._exit(0)\nos.setsid()\nos.execv(sys.argv[1], sys.argv[1:])",
+)
 
 
-def run_on_ray(
-    jobs: Sequence[Job], address: str, cards: Path, *, at_once: int | None, needs_gpu: bool
-) -> None:
+def run_on_ray(jobs: Sequence[Job], address: str, *, at_once: int | None, needs_gpu: bool) -> None:
     """Do the jobs on the Ray cluster at `address` (`auto`, `local` or host:port).
 
     Every task asks for one GPU where the cluster has any and the recipe uses one, else for one
@@ -248,9 +258,15 @@ def run_on_ray(
             where="--ray",
             remedy=f"{paths.needs('ray')}, or leave --ray out",
         ) from None
+    passed = {k: text for k, text in project_environment().items() if k.startswith(_PASSED)}
     try:
         _reach(address)
-        ray.init(address=address, log_to_driver=False, logging_level="warning")
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level="warning",
+            runtime_env={"env_vars": passed},
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"no Ray cluster at '{address}': {str(error).strip().partition(chr(10))[0]}",
@@ -259,7 +275,7 @@ def run_on_ray(
             remedy="ray start --head, then --ray auto",
         ) from None
     try:
-        run_with(ray, jobs, cards, at_once=at_once, needs_gpu=needs_gpu)
+        run_with(ray, jobs, at_once=at_once, needs_gpu=needs_gpu)
     finally:
         ray.shutdown()
 
@@ -271,68 +287,29 @@ def _reach(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def run_with(
-    ray: Any, jobs: Sequence[Job], cards: Path, *, at_once: int | None, needs_gpu: bool
-) -> None:
+def run_with(ray: Any, jobs: Sequence[Job], *, at_once: int | None, needs_gpu: bool) -> None:
     """Do the jobs on the cluster that `ray` is connected with."""
     gpus = int(ray.cluster_resources().get("GPU", 0)) if needs_gpu else 0
-    options = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 1}
-    task = ray.remote(max_retries=0, **options)(_task())
-    passed = {key: value for key, value in os.environ.items() if key.startswith(_PASSED)}
-    passed["TELL_CARDS"] = cards_environment(cards)
+    task = ray.remote(max_retries=0, num_cpus=1, num_gpus=min(gpus, 1))(on_node)
 
     def work(job: Job, stop: Event) -> None:
-        handle = task.remote(str(paths.PROJECT), str(job.folder), job.evaluation, passed)
+        handle = task.remote(job.folder, job.evaluation)
         while not stop.is_set() and not ray.wait([handle], num_returns=1, timeout=1.0)[0]:
             pass
         with contextlib.suppress(ray.exceptions.RayError):  # a node died: the job has failed
-            node, seen = (None, True) if stop.is_set() else ray.get(handle)
-            if not seen:
+            blind = None if stop.is_set() else ray.get(handle)
+            if blind is not None:
                 raise MachineError(
-                    f"{job.folder} is not there on Ray's node {node}",
+                    f"{job.folder} is not there on Ray's node {blind}",
                     remedy="put --out on a file system that all nodes share, at the same path",
                 )
 
     run_all(jobs, [work] * (at_once or len(by_folder(jobs))), "given to Ray")
 
 
-def _task() -> Any:
-    """The function that Ray runs; made here, so that it is sent as code and needs no import.
-
-    It gives the node's name, and whether the node sees the run's folder.
-    """
-
-    def run(project: str, folder: str, evaluation: str, passed: dict[str, str]) -> tuple[str, bool]:
-        import os
-        import platform
-        import subprocess
-        import sys
-
-        if not os.path.isfile(os.path.join(folder, "run.json")):
-            return platform.node(), False
-        parts = [project, *passed.get("PYTHONPATH", "").split(os.pathsep)]
-        path = os.pathsep.join(dict.fromkeys(part for part in parts if part))
-        # Ray kills the children of a worker process that ends. So the run's worker is no child of
-        # it: it goes into a session of its own, sees its standard input close, and cleans up.
-        detach = (
-            "import os, sys\n"
-            "if os.fork(): os._exit(0)\n"
-            "os.setsid()\n"
-            "os.execv(sys.argv[1], sys.argv[1:])\n"
-        )
-        worker = [sys.executable, "-m", "tell_plugins.experiments.worker", folder, evaluation]
-        with open(os.path.join(folder, "worker.log"), "ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-c", detach, *worker],
-                cwd=project,
-                env={**os.environ, **passed, "PYTHONPATH": path},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-            )
-            assert process.stdout is not None
-            process.stdout.read()  # until the worker, which holds the other end, has ended
-        process.wait()
-        return platform.node(), True
-
-    return run
+def on_node(folder: Path, evaluation: str) -> str | None:
+    """Do one job as a task of Ray; the node's name where it does not see the run's folder."""
+    if not (folder / RUN).is_file():
+        return platform.node()
+    work(folder, evaluation, os.environ, Event(), _DETACHED)
+    return None

@@ -40,59 +40,41 @@ AGAIN = "restore the file, or remove the run's folder and start the sweep again"
 _PATHS = ("output_dir", "add_version", "dataset")
 
 
-class RunFacts(Shape):
-    """`run.json`."""
-
+class _Run(Shape):
     base: bool
     mixture: dict[str, Any] | None = None
     trained_tokens: int | None = None
 
 
-class Trained(Shape):
-    """`trained.json`: what came out of a training."""
-
-    steps: int
+class _Trained(Shape):
+    steps: int = 0  # a base model's says nothing
     checkpoint: Name | None = None
     seconds: float | None = None
 
 
-class Evaluated(Shape):
-    """`evaluated.json`."""
-
+class _Evaluated(Shape):
     seconds: float
 
 
-class Failed(Shape):
-    """`failed.json`: the step that failed, and the end of its log."""
-
+class _Failed(Shape):
     step: str
     exit: str
     log: Name
-    tail: list[str]
+    tail: list[str]  # of its log
 
 
-def run_facts(folder: Path) -> dict[str, Any]:
-    """What a run is; nothing where its folder does not say so yet."""
-    return read_json(folder / RUN, RunFacts, AGAIN) or {}
+_SHAPES = {RUN: _Run, TRAINED: _Trained, EVALUATED: _Evaluated, FAILED: _Failed}
 
 
-def trained_facts(folder: Path) -> dict[str, Any]:
-    """What came out of a run's training; nothing for a base model and where it is not done."""
-    is_base = run_facts(folder).get("base")
-    return {} if is_base else read_json(folder / TRAINED, Trained, AGAIN) or {}
+def facts_in(folder: Path, name: str) -> dict[str, Any]:
+    """What `run.json` or a marker in the folder of a run, or of what was asked of it, says; nothing
+    where it is not there. Raises UserError for one that is none."""
+    return read_json(folder / name, _SHAPES[name], AGAIN) or {}
 
 
-def seconds_asked(evaluation: Path) -> float | None:
-    """What an evaluation took; None where it is not done."""
-    found = read_json(evaluation / EVALUATED, Evaluated, AGAIN)
-    return None if found is None else float(found["seconds"])
-
-
-def failure(folder: Path, evaluation: str) -> dict[str, Any] | None:
+def failure(folder: Path, evaluation: str) -> dict[str, Any]:
     """What is known of a failed attempt, of a run's training or of this evaluation."""
-    folders = (folder, folder / EVAL_FOLDER / evaluation)
-    found = (read_json(one / FAILED, Failed, AGAIN) for one in folders)
-    return next((facts for facts in found if facts is not None), None)
+    return facts_in(folder, FAILED) or facts_in(folder / EVAL_FOLDER / evaluation, FAILED)
 
 
 @dataclass(frozen=True)
@@ -118,7 +100,7 @@ class Job:
         return self.trained and (self.eval_folder / EVALUATED).is_file()
 
     @property
-    def failure(self) -> dict[str, Any] | None:
+    def failure(self) -> dict[str, Any]:
         return failure(self.folder, self.evaluation)
 
     @property
@@ -164,50 +146,6 @@ class Store:
             write_json(job.eval_folder / OPTIONS, options)
         return job
 
-    def index(self, plan: SweepPlan, command: str) -> dict[str, Any]:
-        """Which run each entry of a sweep is, for the report."""
-        sweep = plan.sweep
-        folders = {entry.id: self.folder_of(entry).name for entry in plan.entries}
-        first = load_card(plan.entries[0].evaluation.card) if plan.entries else None
-        return {
-            "format": 1,
-            "name": sweep.name,
-            "title": sweep.title,
-            "base_recipe": paths.shown(paths.user_path(sweep.base)),
-            "command": command,
-            "metric": first.metric if first else None,
-            "grid": list(sweep.grid),
-            "seeds": list(sweep.seeds),
-            "evaluate": sweep.evaluate.model_dump(mode="json"),
-            "plot": sweep.plot.model_dump(mode="json"),
-            "entries": [
-                {
-                    "method": entry.cell.method,
-                    "at": entry.cell.at,
-                    "seed": entry.cell.seed,
-                    "run": folders[entry.id],
-                    "evaluation": entry.evaluation.id,
-                    "card": entry.evaluation.card,
-                    "equal_steps": folders.get(entry.equal_steps or ""),
-                    "base": self.folder_of(entry.base).name,
-                }
-                for entry in plan.entries
-            ],
-            "bases": [
-                {
-                    "at": base.at,
-                    "run": self.folder_of(base).name,
-                    "evaluation": base.evaluation.id,
-                    "card": base.evaluation.card,
-                }
-                for base in plan.bases
-            ],
-        }
-
-    def write_index(self, index: Mapping[str, Any]) -> None:
-        """Keep an index; one of an earlier call of the same sweep is replaced."""
-        write_json(self.sweeps / f"{index['name']}.json", index)
-
 
 def other_answers(plan: SweepPlan, store: Store) -> Iterator[UserError]:
     """Evaluations whose answers are to other prompts than those of now, or of another length.
@@ -216,23 +154,25 @@ def other_answers(plan: SweepPlan, store: Store) -> Iterator[UserError]:
     stand for has changed since: the test rows, the anchor's text, the held-out general rows, the
     card's `max_new_tokens`.
     """
-    asked: dict[str, tuple[Evaluation, list[Path]]] = {}
+    now: dict[str, dict[bool, dict[str, Any]]] = {}
+    stale: dict[str, list[Path]] = {}
     for run in plan.everything:
-        folder = store.job(run).eval_folder
-        if folder.is_dir():
-            asked.setdefault(folder.name, (run.evaluation, []))[1].append(folder)
-    for name, (evaluation, folders) in asked.items():
-        now = asked_now(evaluation)
-        stale = [folder for folder in folders if not _answers(folder, now)]
-        if stale:
-            more = f" and {len(stale) - 1} more" if len(stale) > 1 else ""
-            yield UserError(
-                "the answers are to other prompts, or of another length: test rows, anchor, "
-                "held-out general rows or max_new_tokens have changed since",
-                where=paths.shown(stale[0]) + more,
-                remedy=f"remove {paths.shown(store.runs)}/*/eval/{name}, or name another folder "
-                "with --out",
-            )
+        folder, name = store.job(run).eval_folder, run.evaluation.id
+        if not folder.is_dir():
+            continue
+        if name not in now:
+            now[name] = asked_now(run.evaluation)
+        if not _answers(folder, now[name]):
+            stale.setdefault(name, []).append(folder)
+    for name, folders in stale.items():
+        more = f" and {len(folders) - 1} more" if len(folders) > 1 else ""
+        yield UserError(
+            "the answers are to other prompts, or of another length: test rows, anchor, held-out "
+            "general rows or max_new_tokens have changed since",
+            where=paths.shown(folders[0]) + more,
+            remedy=f"remove {paths.shown(store.runs)}/*/eval/{name}, or name another folder "
+            "with --out",
+        )
 
 
 def asked_now(evaluation: Evaluation) -> dict[bool, dict[str, Any]]:
@@ -244,31 +184,30 @@ def asked_now(evaluation: Evaluation) -> dict[bool, dict[str, Any]]:
     spec, options = parse_spec(evaluation.dataset), evaluation.options
     card = load_card(spec.card)
     _, task = prompting.task_prompts(card, options["split"], evaluation.anchor, options["rows"])
-    found: dict[bool, dict[str, Any]] = {
-        False: {
-            "prompts_sha256": prompting.prompts_sha256(task),
-            "max_new_tokens": prompting.answer_limit(card, options["max_new_tokens"]),
-        }
+    of_task = {
+        "prompts_sha256": prompting.prompts_sha256(task),
+        "max_new_tokens": prompting.answer_limit(card, options["max_new_tokens"]),
     }
-    if options["general_rows"]:
-        questions = retention.foreign(options["retention_rows"]).questions
-        held_out = prompting.general_rows([spec], card, options["general_rows"])
-        found[True] = {
-            "prompts_sha256": prompting.prompts_sha256(questions),
-            "rows_sha256": prompting.pairs_sha256(held_out),
-        }
-    return found
+    if not options["general_rows"]:
+        return {False: of_task}
+    questions = retention.foreign(options["retention_rows"]).questions
+    held_out = prompting.general_rows([spec], card, options["general_rows"])
+    of_general = {
+        "prompts_sha256": prompting.prompts_sha256(questions),
+        "rows_sha256": prompting.pairs_sha256(held_out),
+    }
+    return {False: of_task, True: of_general}
 
 
 def _answers(folder: Path, now: Mapping[bool, Mapping[str, Any]]) -> bool:
     """Whether all answers of an evaluation are as they would be asked for now."""
-    for path in folder.glob(f"*/*/{SETTINGS}"):
-        saved = saved_settings(path.parent, AGAIN)
-        assert saved is not None
-        wanted = now.get(saved.split == GENERAL)
-        if wanted is None or any(getattr(saved, key) not in ("", wanted[key]) for key in wanted):
-            return False
-    return True
+    found = (saved_settings(path.parent, AGAIN) for path in folder.glob(f"*/*/{SETTINGS}"))
+    return all(
+        (wanted := now.get(saved.split == GENERAL)) is not None
+        and all(getattr(saved, key) in ("", value) for key, value in wanted.items())
+        for saved in found
+        if saved is not None
+    )
 
 
 def describe(run: Asked) -> dict[str, Any]:

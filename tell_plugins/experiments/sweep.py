@@ -38,6 +38,8 @@ from tell_plugins.core.spec import KEYS
 from tell_plugins.core.yamlfile import Document, read_yaml
 from tell_plugins.evaluation.paper_numbers import published
 from tell_plugins.evaluation.rivals import RIVALS
+from tell_plugins.recipe.recipes import as_list
+from tell_plugins.recipe.swift_keys import swift_keys
 
 
 def _value(value: Any) -> Any:
@@ -83,6 +85,8 @@ _OWN = {  # keys that the sweep sets itself, and how a user sets them
     "add_version": "every run gets a folder of its own, see --out",
     "resume_from_checkpoint": "a sweep resumes by itself",
 }
+# of the command itself, for the nearest match of a flag
+_OPTIONS = {"dry_run", "retry_failed", "general_rows", "jobs", "out", "rate", "ray", "controls"}
 
 
 class _Strict(BaseModel):
@@ -221,10 +225,10 @@ class Sweep(_Strict):
                 found[key] = here[0]
         return found
 
-    def points(self) -> Iterator[dict[str, Value]]:
+    def points(self) -> list[dict[str, Any]]:
         """Every point of the grid; one empty point where there is no grid."""
-        for values in product(*self.grid.values()):
-            yield dict(zip(self.grid, values, strict=True))
+        axes, values = self.grid, product(*self.grid.values())
+        return [dict(zip(axes, point, strict=True)) for point in values]
 
     def groups(self) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
         """All settings, with the keys that lead to each group."""
@@ -281,34 +285,45 @@ def make_sweep(
 
 
 def _wrong_flags(flags: Mapping[str, Any]) -> Iterator[UserError]:
+    swift = set(swift_keys().keys)
     for key in flags:
         if key in _OWN and key != "dataset":
-            yield UserError(
-                f"'--{key}' is set by the sweep", where="command line", remedy=_OWN[key]
-            )
+            remedy = _OWN[key]
+            yield UserError(f"'--{key}' is set by the sweep", where="command line", remedy=remedy)
+        elif key not in swift:
+            yield unknown("flag", key, swift | _OPTIONS, "command line")
 
 
 def _wrong_settings(sweep: Sweep) -> Iterator[UserError]:
-    names = {**sweep.crossed(), **sweep.runs}
+    known = {*SPEC_KEYS, *OWN_KEYS, *swift_keys().keys}
     for group, settings in sweep.groups():
         for key, value in settings.items():
             where = f"{sweep.place(*group, key)}, {', '.join(group)}"
             if key in _OWN:
                 yield UserError(f"'{key}' is set by the sweep", where=where, remedy=_OWN[key])
+            elif key not in known:
+                yield unknown("setting", key, known, where)
             elif isinstance(value, dict):
                 yield from _wrong_places(sweep, key, value, where)
-            elif key in DERIVED and value not in list(names):
-                yield unknown("method", str(value), names, f"{where}, key '{key}'")
-            elif key in DERIVED and set(DERIVED) & set(names[value]):
-                yield UserError(
-                    f"'{value}' is itself derived from another method",
-                    where=f"{where}, key '{key}'",
-                    allowed="a method whose mixture stands on its own",
-                    remedy="name that one",
-                )
-            for name in (value if isinstance(value, list) else [value]) if key == RIVAL else ():
-                if name not in RIVALS:
-                    yield unknown("rival", str(name), RIVALS, where)
+            elif key in DERIVED:
+                yield from _wrong_reference(sweep, str(value), f"{where}, key '{key}'")
+            elif key == RIVAL:
+                wrong = (name for name in as_list(value) if name not in RIVALS)
+                yield from (unknown("rival", str(name), RIVALS, where) for name in wrong)
+
+
+def _wrong_reference(sweep: Sweep, name: str, where: str) -> Iterator[UserError]:
+    """What is wrong with the method that a derived one names."""
+    names = {**sweep.crossed(), **sweep.runs}
+    if name not in names:
+        yield unknown("method", name, names, where)
+    elif set(DERIVED) & set(names[name]):
+        yield UserError(
+            f"'{name}' is itself derived from another method",
+            where=where,
+            allowed="a method whose mixture stands on its own",
+            remedy="name that one",
+        )
 
 
 def _wrong_places(

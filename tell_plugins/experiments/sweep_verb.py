@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.locks import only_one
+from tell_plugins.core.state_files import write_json
 from tell_plugins.evaluation import options
 from tell_plugins.experiments.controls import controls
 from tell_plugins.experiments.planning import Asked, Planned, SweepPlan, make_plan
-from tell_plugins.experiments.results import Study, tell_left_out
+from tell_plugins.experiments.results import Study, index_file, study_of, tell_left_out
 from tell_plugins.experiments.runner import (
     add_jobs,
-    check_jobs,
     forget_failures,
     minutes,
     run_here,
@@ -27,12 +29,13 @@ from tell_plugins.experiments.runner import (
     slots,
 )
 from tell_plugins.experiments.store import (
+    EVALUATED,
+    RUN,
+    TRAINED,
     Job,
     Store,
+    facts_in,
     other_answers,
-    run_facts,
-    seconds_asked,
-    trained_facts,
 )
 from tell_plugins.experiments.sweep import Sweep, load_sweep
 from tell_plugins.recipe.estimate import reported_flops
@@ -70,7 +73,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_jobs(args.jobs)
     sweep, command = _sweep(args), command_of(args)
     store = Store(paths.user_target(args.out) if args.out else DEFAULT_ROOT)
     if args.dry_run:
@@ -129,28 +131,28 @@ def do(
     """
     with only_one(store.root, "sweep"):
         plan = make_plan(sweep, store.cards)
-        index = _check(plan, store, command)
+        study = _check(plan, store, command)
         everything = [store.prepare(run) for run in plan.everything]
-        store.write_index(index)
+        write_json(index_file(store.root, study), study.model_dump(mode="json"))
         if retry_failed:
             forget_failures(everything)
         left = [job for job in everything if not job.done and not job.failure]
         needs_gpu = any(job.needs_gpu for job in left)
         _announce(sweep, store, everything, left)
         if left and ray:
-            run_on_ray(left, ray, store.cards, at_once=jobs, needs_gpu=needs_gpu)
+            run_on_ray(left, ray, at_once=jobs, needs_gpu=needs_gpu)
         elif left:
-            run_here(left, slots(jobs, needs_gpu=needs_gpu), store.cards)
+            run_here(left, slots(jobs, needs_gpu=needs_gpu))
         return _close(store, everything)
 
 
-def _check(plan: SweepPlan, store: Store, command: str) -> dict[str, Any]:
-    """The sweep's index. Raises UserError for whatever of plan or folder stands in the way."""
+def _check(plan: SweepPlan, store: Store, command: str) -> Study:
+    """What is kept of the sweep. Raises UserError for what of plan or folder stands in the way."""
     raise_all(plan.problems)
     raise_all(list(other_answers(plan, store)))
-    index = store.index(plan, command)
-    tell_left_out(store.root, Study(**index))
-    return index
+    study = study_of(plan, store, command)
+    tell_left_out(store.root, study)
+    return study
 
 
 def command_of(args: argparse.Namespace) -> str:
@@ -165,7 +167,7 @@ def command_of(args: argparse.Namespace) -> str:
 
 def _announce(sweep: Sweep, store: Store, everything: list[Job], jobs: list[Job]) -> None:
     done = sum(job.done for job in everything)
-    failed = sum(job.failure is not None for job in everything)
+    failed = sum(bool(job.failure) for job in everything)
     print(f"{sweep.title}: {len(everything)} runs, {done} done, {len(jobs)} to do", end="")
     print(f", {failed} failed earlier (--retry-failed tries them again)" if failed else "")
     print(f"folder: {paths.shown(store.root)}", flush=True)
@@ -185,21 +187,18 @@ def _close(store: Store, everything: list[Job]) -> int:
 
 
 class Rates(NamedTuple):
-    """How fast this sweep's runs are: trained tokens a second, and seconds that one evaluation
-    takes; None is not known. `source` says where the rates come from."""
+    """How fast this sweep's runs are: trained tokens a second (NaN: not known), and seconds that
+    one evaluation takes (0: not known). `source` says where the rates come from."""
 
-    tokens: float | None
-    evaluation: float | None
+    tokens: float
+    evaluation: float
     source: str
 
-    def seconds_left(self, job: Job, tokens: int | None) -> float | None:
-        """What is left to do of a run that trains `tokens`; None where it is not known."""
-        asking = self.evaluation or 0.0
+    def seconds_left(self, job: Job, tokens: float) -> float:
+        """What is left to do of a run that trains `tokens`; NaN where it is not known."""
         if job.done:
             return 0.0
-        if job.trained:
-            return asking
-        return None if tokens is None or self.tokens is None else tokens / self.tokens + asking
+        return (0.0 if job.trained else tokens / self.tokens) + self.evaluation
 
 
 def measured_rates(store: Store, given: float | None) -> Rates:
@@ -211,77 +210,63 @@ def measured_rates(store: Store, given: float | None) -> Rates:
             allowed="tokens per second, above 0",
             remedy="leave it out: then the rate of finished runs is taken",
         )
-    tokens, seconds, asking = 0, 0.0, []
-    for folder in sorted(store.runs.glob("*")):
-        trained = run_facts(folder).get("trained_tokens")
-        took = trained_facts(folder).get("seconds")
-        if trained and took:
-            tokens += trained
-            seconds += took
-        asked = (seconds_asked(path) for path in folder.glob("eval/*"))
-        asking += [took for took in asked if took is not None]
-    evaluation = sum(asking) / len(asking) if asking else None
+    folders = sorted(store.runs.glob("*"))
+    asked = [facts_in(path, EVALUATED) for folder in folders for path in folder.glob("eval/*")]
+    known = [facts["seconds"] for facts in asked if facts]
+    evaluation = sum(known) / len(known) if known else 0.0
     if given:
         return Rates(given, evaluation, "--rate")
-    return Rates(tokens / seconds if seconds else None, evaluation, "the finished runs here")
+    took = [facts_in(folder, TRAINED).get("seconds") for folder in folders]
+    trained = [facts_in(folder, RUN).get("trained_tokens") for folder in folders]
+    whole = [(n, seconds) for n, seconds in zip(trained, took, strict=True) if n and seconds]
+    seconds = sum(part[1] for part in whole)
+    rate = sum(part[0] for part in whole) / seconds if seconds else math.nan
+    return Rates(rate, evaluation, "the finished runs here")
 
 
 def print_dry_run(plan: SweepPlan, store: Store, rates: Rates) -> None:
     """Print every run with its steps, tokens, FLOPs and time, and what is left to do in all."""
     print(f"{plan.sweep.title}\nbase recipe {plan.sweep.base}, folder {store.root}\n")
     rows: list[list[object]] = []
-    left: list[tuple[float | None, ...]] = []  # tokens, FLOPs and seconds of what is to be done
+    left = np.zeros((0, 3))  # tokens, FLOPs and seconds of what is to be done
     for run in plan.everything:
-        job, note = store.job(run), _note(run, plan) if isinstance(run, Planned) else ""
-        flops = _flops(run)
-        seconds = rates.seconds_left(job, run.trained_tokens)
-        rows.append(
-            [
-                run.label,
-                _number(run.facts.rows if isinstance(run, Planned) else 0),
-                _number(run.steps),
-                "" if run.exposure is None else f"{run.exposure:.1f}",
-                _number(run.trained_tokens),
-                _number(flops),
-                "?" if seconds is None else minutes(seconds) if seconds else "",
-                job.state + (f" ({note})" if note else ""),
-            ]
-        )
-        if not job.done:
-            left.append((run.trained_tokens, flops, seconds))
+        job, tokens = store.job(run), run.trained_tokens
+        note, mixed = (_note(run, plan), run.facts.rows) if isinstance(run, Planned) else ("", 0)
+        costs = [math.nan if tokens is None else float(tokens), _flops(run)]
+        costs.append(rates.seconds_left(job, costs[0]))
+        exposure = "" if run.exposure is None else f"{run.exposure:.1f}"
+        counts = [_number(mixed), _number(run.steps), exposure, *map(_number, costs[:2])]
+        time = "?" if math.isnan(costs[2]) else minutes(costs[2]) if costs[2] else ""
+        rows.append([run.label, *counts, time, job.state + (f" ({note})" if note else "")])
+        left = left if job.done else np.vstack([left, costs])
     header = ["run", "rows", "steps", "exposure", "tokens", "FLOPs", "time", "state"]
     print(table(header, rows, indent=""))
     print("exposure: how much learning rate the task rows meet, in rows at the full rate")
     missing = f", others cannot be planned ({len(plan.problems)})" if plan.problems else ""
-    tokens, flops, seconds = (_total(part) for part in zip(*left, strict=True)) if left else [0] * 3
+    tokens, flops, seconds = left.sum(axis=0)
     print(f"\n{len(rows)} runs, {len(left)} left{missing}", end="")
-    print("" if tokens is None else f": {tokens:,.0f} tokens to train", end="")
-    print("" if flops is None else f", {flops:.1e} FLOPs", end="")
+    print("" if math.isnan(tokens) else f": {tokens:,.0f} tokens to train", end="")
+    print("" if math.isnan(flops) else f", {flops:.1e} FLOPs", end="")
     print(f"\ntime: {_time(seconds, rates)}")
 
 
-def _flops(run: Asked) -> float | None:
-    """What the Trainer will report; None where tokens or the model's shape are not known."""
+def _flops(run: Asked) -> float:
+    """What the Trainer will report; NaN where tokens or the model's shape are not known."""
     if not run.trained_tokens:
-        return run.trained_tokens
+        return math.nan if run.trained_tokens is None else 0.0
     shape = shape_of(str(run.recipe.get("model")))
-    return reported_flops(shape, run.trained_tokens) if shape else None
+    return reported_flops(shape, run.trained_tokens) if shape else math.nan
 
 
-def _number(value: float | None) -> str:
+def _number(value: float) -> str:
     """A count as it is read; nothing for 0, and what is not known as such."""
-    if value is None:
+    if math.isnan(value):
         return "?"
     return "" if value == 0 else f"{value:,.0f}" if value < 1e8 else f"{value:.1e}"
 
 
-def _total(numbers: Sequence[float | None]) -> float | None:
-    known = [number for number in numbers if number is not None]
-    return sum(known) if len(known) == len(numbers) else None
-
-
-def _time(seconds: float | None, rates: Rates) -> str:
-    if seconds is None or rates.tokens is None:
+def _time(seconds: float, rates: Rates) -> str:
+    if math.isnan(seconds + rates.tokens):
         return "unknown until a run is finished here (or give --rate TOKENS_PER_SECOND)"
     unmeasured = "; answering and scoring come on top, not measured yet"
     return (

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 from tell_plugins.evaluation.grids import POINTS, Record
 from tell_plugins.evaluation.intervals import Estimate
-from tell_plugins.evaluation.paper_numbers import paper, published
+from tell_plugins.evaluation.paper_numbers import paper
 from tell_plugins.experiments.controls import meaning
-from tell_plugins.experiments.measures import BLEED, LOSS_FILES, Group, Number
-from tell_plugins.experiments.outcome import Outcome, Pair, exposure_of
+from tell_plugins.experiments.outcome import (
+    BLEED,
+    LOSS_FILES,
+    Entries,
+    Group,
+    Number,
+    Outcome,
+    Pair,
+    exposure_of,
+    most_frequent,
+)
 from tell_plugins.experiments.results import Entry, Study
 
 CONTENT = ("balanced accuracy", "exact match", "field f1")  # compared beside the main measure
@@ -28,27 +38,17 @@ Curve = list[tuple[float, Number]]  # x in tokens or rows, and the main measure 
 
 def tables_of(outcome: Outcome) -> dict[str, list[Record]]:
     """The tables of a study that have rows, by name."""
-    made = {
-        "methods": methods_table(outcome),
-        "comparisons": comparisons_table(outcome),
-        "efficiency": efficiency_table(outcome),
-        "published": published_table(outcome.study),
-        "failures": failures_table(outcome.groups),
-        "runs": runs_table(outcome),
-    }
-    return {name: records for name, records in made.items() if records}
+    return {name: records for name, made in TABLES.items() if (records := made(outcome))}
 
 
 def _measured(group: Group) -> Record:
-    record: dict[str, Any] = {**group.task}
-    if group.most_frequent:
-        record["most frequent label"], record["its share"] = group.most_frequent
-    return {**record, **group.elsewhere}
+    most = most_frequent(group.reading)
+    label = {"most frequent label": most[0], "its share": most[1]} if most else {}
+    return {**group.task, **label, **group.elsewhere}
 
 
 def runs_table(outcome: Outcome) -> list[Record]:
     """One row a run: what it trained on, how long, and what came out; failed ones too."""
-    study, judge = outcome.study, outcome.judge
     return [
         {
             "method": entry.method,
@@ -63,9 +63,9 @@ def runs_table(outcome: Outcome) -> list[Record]:
             "exposure": entry.planned("exposure"),
             "no-op": "yes" if entry.no_op else "",
             "mixture hash": str(entry.mixture.get("hash", ""))[:16],
-            **(_measured(judge.group(study, [entry])) if entry.done else {}),
+            **(_measured(Group(outcome.judge, outcome.study, [entry])) if entry.done else {}),
         }
-        for entry in study.entries
+        for entry in outcome.study.entries
     ]
 
 
@@ -83,7 +83,7 @@ def methods_table(outcome: Outcome) -> list[Record]:
             "method": group.method,
             "point": group.point,
             "seeds": len(group.entries) if not group.is_base else 1,
-            "steps": _range(group.steps or [0]),
+            "steps": " to ".join(map(str, sorted({*group.steps[:1], *group.steps[-1:]}))) or "0",
             "exposure": exposure_of(group.entries),
             "task tokens": _rounded(group.x("task_tokens")),
             "general tokens": _rounded(group.x("general_tokens")),
@@ -97,10 +97,6 @@ def methods_table(outcome: Outcome) -> list[Record]:
     ]
 
 
-def _range(steps: list[int]) -> str:
-    return " to ".join(map(str, sorted({steps[0], steps[-1]})))
-
-
 def _rounded(number: float | None) -> int | None:
     return None if number is None else round(number)
 
@@ -110,13 +106,14 @@ def comparisons_table(outcome: Outcome) -> list[Record]:
     records: list[Record] = []
     for pair in outcome.pairs:
         first, second = pair.steps
+        exposures = ["-" if value is None else f"{value:.1f}" for value in pair.exposures]
         record: dict[str, Any] = {
             "comparison": pair.name,
             "point": pair.point,
             "seeds": len({entry.seed for entry in pair.mine}),
             "equal steps": _equal(first, second),
             "equal task tokens": _equal(_task(pair.mine), _task(pair.theirs)),
-            "exposure": _exposures(pair),
+            "exposure": "" if exposures == ["-", "-"] else " against ".join(exposures),
         }
         for name in dict.fromkeys((outcome.main, *CONTENT, BLEED, *LOSS_FILES)):
             record |= _difference(pair, name)
@@ -124,6 +121,14 @@ def comparisons_table(outcome: Outcome) -> list[Record]:
         record["note"] = "; ".join([*caveats, *outcome.notes(pair.other)])
         records.append(record)
     return records
+
+
+def _task(entries: Entries) -> list[float]:
+    return sorted({e.amount("task_tokens") or e.amount("task_rows") or 0 for e in entries})
+
+
+def _equal(first: Sequence[float], second: Sequence[float]) -> str:
+    return "yes" if first == second else "no"
 
 
 def _difference(pair: Pair, measure: str) -> Record:
@@ -142,19 +147,6 @@ def _difference(pair: Pair, measure: str) -> Record:
         wide = Estimate(found.value, *found.over_seeds, found.n)
         record[f"{name}, over rows and seeds{unit}"] = wide
     return record
-
-
-def _exposures(pair: Pair) -> str:
-    shown = ["-" if value is None else f"{value:.1f}" for value in pair.exposures]
-    return " against ".join(shown) if shown != ["-", "-"] else ""
-
-
-def _task(entries: Sequence[Entry]) -> list[Any]:
-    return sorted({e.amount("task_tokens") or e.amount("task_rows") or 0 for e in entries})
-
-
-def _equal(first: list[Any], second: list[Any]) -> str:
-    return "yes" if first == second else "no"
 
 
 def curves(outcome: Outcome) -> dict[str, Curve]:
@@ -213,9 +205,9 @@ def _times(x: float, score: float, curve: Sequence[tuple[float, float]]) -> str:
     return f"more than {curve[-1][0] / x:.3g}"
 
 
-def published_table(study: Study) -> list[Record]:
-    """The paper's numbers that belong to the study; they are of test rows, as the study's then."""
-    found = published(study.plot.paper, study.name) if study.split == "test" else None
+def published_table(outcome: Outcome) -> list[Record]:
+    """The paper's numbers that belong to the study."""
+    found = outcome.study.published
     if found is None:
         return []
     return [
@@ -230,17 +222,19 @@ def published_table(study: Study) -> list[Record]:
     ]
 
 
-def failures_table(groups: Sequence[Group]) -> list[Record]:
+def failures_table(outcome: Outcome) -> list[Record]:
     """Why answers failed: counts by kind, over the seeds."""
-    kinds = sorted({kind for group in groups for kind in group.kinds})
+    failed = [Counter(filter(None, group.reading.kinds)) for group in outcome.groups]
+    kinds = sorted(set().union(*failed))
     return [
         {
             "method": group.method,
             "point": group.point,
             "answers": sum(len(answers.lines) for e in group.entries for answers in e.task),
-            **{kind: group.kinds[kind] for kind in kinds},
+            **{kind: counts[kind] for kind in kinds},
         }
-        for group in (groups if kinds else ())
+        for group, counts in zip(outcome.groups, failed, strict=True)
+        if kinds
     ]
 
 
@@ -248,3 +242,14 @@ def meanings_table(study: Study) -> list[Record]:
     """What each control tells."""
     told = {name: meaning(name) for name in study.methods}
     return [{"method": name, "tells": text} for name, text in told.items() if text]
+
+
+# in the order of their files
+TABLES: dict[str, Callable[[Outcome], list[Record]]] = {
+    "methods": methods_table,
+    "comparisons": comparisons_table,
+    "efficiency": efficiency_table,
+    "published": published_table,
+    "failures": failures_table,
+    "runs": runs_table,
+}

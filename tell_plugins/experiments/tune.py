@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import shlex
 import textwrap
 import time
@@ -27,30 +26,24 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.locks import only_one
 from tell_plugins.core.spec import ALL, NONE, Amount, parse_amount
-from tell_plugins.evaluation.grids import Grid, print_grid, table_console
+from tell_plugins.evaluation.grids import grid_of, print_grid, table_console
 from tell_plugins.evaluation.intervals import shown
-from tell_plugins.experiments.planning import (
-    Planned,
-    Planner,
-    SweepPlan,
-    cards_environment,
-    cells,
-    training_of,
-)
+from tell_plugins.experiments import derived_cards
+from tell_plugins.experiments.planning import Planned, Planner, SweepPlan, cells, training_of
 from tell_plugins.experiments.runner import (
     add_jobs,
-    check_jobs,
     forget_failures,
     minutes,
     run_here,
     slots,
 )
 from tell_plugins.experiments.store import (
+    EVALUATED,
+    TRAINED,
     Job,
     Store,
+    facts_in,
     other_answers,
-    seconds_asked,
-    trained_facts,
 )
 from tell_plugins.experiments.sweep import Sweep, make_sweep
 from tell_plugins.experiments.tune_choice import (
@@ -89,7 +82,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_jobs(args.jobs)
     if not args.minutes > 0:
         raise UserError(
             f"{args.minutes:g} minutes", where="--minutes", allowed="above 0", remedy="30"
@@ -141,7 +133,7 @@ class Trial:
     ) -> None:
         self._until = time.monotonic() + seconds
         self.recipe, self.store = recipe, store
-        os.environ["TELL_CARDS"] = cards_environment(store.cards)
+        derived_cards.use(store.cards)
         self.parts = parts_of(recipe, store.cards)
         self.changes = candidates(recipe)
         self.gone: dict[str, str] = {}  # candidates that went, and why
@@ -156,7 +148,7 @@ class Trial:
         found: dict[str, list[Planned]] = {name: [] for name in self.changes}
         for cell in cells(sweep):
             try:
-                found[cell.method].append(planner.planned(cell))
+                found[cell.method].append(planner.planned(cell)[0])
             except UserError as error:
                 if cell.method == OWN:
                     raise
@@ -197,13 +189,14 @@ class Trial:
     def seconds_a_row(self) -> float | None:
         """What a training takes a row, as the recipe's own runs tell; None where none was done in
         one piece: one that was stopped and went on does not say what it took."""
-        facts = [(trained_facts(self.store.job(run).folder), run) for run in self.runs[OWN]]
+        facts = [(facts_in(self.store.job(run).folder, TRAINED), run) for run in self.runs[OWN]]
         took = [(found["seconds"], run.facts.rows) for found, run in facts if found.get("seconds")]
         return sum(part[0] for part in took) / sum(part[1] for part in took) if took else None
 
     def _seconds_of_asking(self) -> float:
         """What one evaluation takes, as the first run with the recipe's own settings tells."""
-        return seconds_asked(self.store.job(self.runs[OWN][0]).eval_folder) or 0.0
+        folder = self.store.job(self.runs[OWN][0]).eval_folder
+        return float(facts_in(folder, EVALUATED).get("seconds", 0.0))
 
     def do(self, names: Sequence[str], parts: int) -> list[Result]:
         """Do the first `parts` runs of each; the results of those that came through.
@@ -232,7 +225,7 @@ class Trial:
         waiting = [job for job in jobs if not job.done]
         forget_failures(waiting)
         if waiting:
-            run_here(waiting, self.slots, self.store.cards)
+            run_here(waiting, self.slots)
 
     def scaled(self, chosen: Result) -> list[Result]:
         """The result of the chosen runs, and of each smaller scale if there is time for it."""
@@ -352,23 +345,24 @@ def _target(recipe: Recipe) -> Path:
 
 
 def _print_table(trial: Trial, chosen: Result, scales: Sequence[Result]) -> None:
-    rows = []
-    for name, result in trial.measured.items():
-        own = trial.do([OWN], result.parts)[0]
-        rows.append(_line(result, own, "chosen" if name == chosen.name else ""))
-    rows += [_line(result, chosen, "minus the chosen as they are") for result in scales[1:]]
+    """What was measured of each candidate, then of each scale; and why the others went."""
+    lines = [(result, trial.do([OWN], result.parts)[0]) for result in trial.measured.values()]
+    notes = {chosen.name: "chosen", **{r.name: "minus the chosen as they are" for r in scales[1:]}}
+    records: list[dict[str, object]] = [
+        {
+            "settings": result.name,
+            "runs": result.parts,
+            chosen.what: f"{result.score:.{result.digits}f}",
+            "minus own settings": "" if result.name == other.name else _minus(result, other),
+            "KL to base": f"{result.kl:.3f}" if math.isfinite(result.kl) else "not known",
+            "note": notes.get(result.name, ""),
+        }
+        for result, other in [*lines, *((result, chosen) for result in scales[1:])]
+    ]
     gone = {name: why for name, why in trial.gone.items() if name not in trial.measured}
-    rows += [[name, "0", "", "", "", why] for name, why in gone.items()]
-    columns = ["settings", "runs", chosen.what, "minus own settings", "KL to base", ""]
+    records += [{"settings": name, "note": why} for name, why in gone.items()]
     title = f"{trial.recipe.name}, judged by {trial.parts.text}"
-    print_grid(Grid(title, columns, rows), table_console())
-
-
-def _line(result: Result, against: Result, note: str) -> list[str]:
-    score = f"{result.score:.{result.digits}f}"
-    minus = "" if result.name == against.name else _minus(result, against)
-    kl = f"{result.kl:.3f}" if math.isfinite(result.kl) else "not known"
-    return [result.name, str(result.parts), score, minus, kl, note]
+    print_grid(grid_of(records, title), table_console())
 
 
 def _minus(result: Result, against: Result) -> str:
@@ -379,13 +373,12 @@ def _minus(result: Result, against: Result) -> str:
 def _said(final: Sequence[Result], chosen: Result, scale: Result, judges: str) -> list[str]:
     """What was chosen and why, in sentences."""
     own, *others = final
-    told = f"{chosen.what}: nothing is told apart as better than the recipe's own settings"
-    if chosen is own:
-        said = [f"{told}; they stay"]
-    elif chosen.is_better_than(own):
+    if chosen is not own and chosen.is_better_than(own):
         said = [f"{chosen.what}: {chosen.name} is better than the recipe's own settings"]
     else:
-        said = [f"{told}; {chosen.name} scores no lower and stays nearer to the base model"]
+        nearer = f"{chosen.name} scores no lower and stays nearer to the base model"
+        told = f"{chosen.what}: nothing is told apart as better than the recipe's own settings"
+        said = [f"{told}; {'they stay' if chosen is own else nearer}"]
     for other in others:
         found = other.minus(own)
         if found is not None:

@@ -10,7 +10,6 @@ Each part is a card of its own, without a split `test`.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -84,29 +83,29 @@ def parts_of(recipe: Recipe, folder: Path) -> Parts:
     task = open_task(card, spec.split, spec.anchor)
     used = draw_task(task, spec, counter_for(spec, [spec.task], [])).used
     if VALIDATION in card.splits:
-        judges = open_task(card, VALIDATION, spec.anchor)
-        _refuse_few(card, len(judges), f"validation rows of card '{card.name}'")
-        held = _pairs(card, VALIDATION, np.arange(len(judges)))
-        name = part_of_task(
-            card, {"train": _pairs(card, spec.split, used), VALIDATION: held}, folder
-        )
+        judges, seeds = open_task(card, VALIDATION, spec.anchor), PARTS
         rows = MOST_ROWS if len(judges) > MOST_ROWS else None
+        _refuse_few(card, len(judges), f"validation rows of card '{card.name}'")
+        parts = [(used, np.arange(len(judges)))]
         text = f"{rows or len(judges)} rows of the split '{VALIDATION}'"
-        return Parts([name], [spec.seed + i for i in range(PARTS)], judges, rows, text)
-    keys = task.query_keys
-    asked = len(np.unique(keys[used]))
-    _refuse_few(card, asked, f"task rows of {spec}, whose card has no split '{VALIDATION}'")
-    names, count = [], 0
-    for fold in _folds(task, used.tolist(), spec.seed):
-        kept = used[~np.isin(keys[used], keys[fold])]
-        splits = {
-            "train": _pairs(card, spec.split, kept),
-            VALIDATION: _pairs(card, spec.split, sorted(fold)),
-        }
-        names.append(part_of_task(card, splits, folder))
-        count += len(fold)
-    text = f"{count} task rows, each held out of one of {PARTS} folds"
-    return Parts(names, [spec.seed], task, None, text)
+    else:
+        judges, seeds, rows, keys = task, 1, None, task.query_keys
+        asked = len(np.unique(keys[used]))
+        _refuse_few(card, asked, f"task rows of {spec}, whose card has no split '{VALIDATION}'")
+        folds = _folds(task, used.tolist(), spec.seed)
+        parts = [(used[~np.isin(keys[used], keys[fold])], np.sort(fold)) for fold in folds]
+        text = f"{sum(map(len, folds))} task rows, each held out of one of {PARTS} folds"
+
+    def pairs(split: str, rows: npt.NDArray[np.int64]) -> list[Pair]:
+        return open_split(card, split).texts(rows)
+
+    cards = [
+        part_of_task(
+            card, {"train": pairs(spec.split, train), VALIDATION: pairs(judges.split, held)}, folder
+        )
+        for train, held in parts
+    ]
+    return Parts(cards, [spec.seed + i for i in range(seeds)], judges, rows, text)
 
 
 def _refuse_few(card: Card, found: int, what: str) -> None:
@@ -119,27 +118,19 @@ def _refuse_few(card: Card, found: int, what: str) -> None:
         )
 
 
-def _pairs(card: Card, split: str, rows: npt.ArrayLike) -> list[Pair]:
-    return open_split(card, split).texts(np.asarray(rows, np.int64))
-
-
 def _folds(task: TaskRows, used: list[int], seed: int) -> list[list[int]]:
     """The rows dealt into `PARTS` folds in seeded order, label by label, so that each fold has
     each label as far as its rows suffice. Rows that ask the same stay together."""
+    labelled = task.card.metric == "label" or has_labels(task.card)
+    labels = right(task).of if labelled else [""] * len(task)
     ranking = draw.ranking(task.ids, seed=seed, source=f"{task.card.name} folds").tolist()
     wanted = set(used)
     ranked = [row for row in ranking if row in wanted]
-    dealt = draw.deal(ranked, task.query_keys.tolist(), _labels(task), PARTS)
-    folds: dict[int, list[int]] = defaultdict(list)
+    dealt = draw.deal(ranked, task.query_keys.tolist(), labels, PARTS)
+    folds: list[list[int]] = [[] for _ in range(PARTS)]
     for row, fold in zip(ranked, dealt, strict=True):
         folds[fold].append(row)
-    return [folds[fold][:MOST_IN_FOLD] for fold in range(PARTS)]
-
-
-def _labels(task: TaskRows) -> list[str]:
-    """The label of each row, "" where the task has none."""
-    labelled = task.card.metric == "label" or has_labels(task.card)
-    return list(right(task).of) if labelled else [""] * len(task)
+    return [fold[:MOST_IN_FOLD] for fold in folds]
 
 
 @dataclass(frozen=True)

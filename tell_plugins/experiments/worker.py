@@ -33,6 +33,7 @@ from tell_plugins.recipe.recipes import checkpoints
 
 _TAIL = 30  # lines of a log that a failure keeps
 _MARK = "TELL_SWEEP_RUN"  # in the environment of everything that works for a run
+_COMMANDS = threading.Lock()  # held while one starts, and for good when the sweep went away
 
 
 class _TrainerState(Shape):
@@ -41,10 +42,6 @@ class _TrainerState(Shape):
     global_step: int
     max_steps: int
     epoch: float | None = None
-
-
-class Stopped(Exception):
-    """The sweep went away."""
 
 
 class StepFailed(Exception):
@@ -87,65 +84,47 @@ def _works_for(process: Any, folder: Path) -> bool:
         return False
 
 
-class Steps:
-    """Runs the commands of one run; they are killed when the sweep goes away."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._stopped = threading.Event()
-        self._starting = threading.Lock()
-
-    def watch(self, descriptor: int) -> None:
-        """Wait in the background until the pipe closes, then stop everything."""
-        threading.Thread(target=self._wait, args=(descriptor,), daemon=True).start()
-
-    def _wait(self, descriptor: int) -> None:
-        with contextlib.suppress(OSError):
-            while os.read(descriptor, 1):
-                pass
-        with self._starting:
-            self._stopped.set()
-        end_workers_of(self._folder)
-
-    def run(self, step: str, command: list[str], log: Path) -> None:
-        """Run a command, its output appended to `log`. Raises StepFailed, or Stopped."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
-            output.write(f"\n$ {' '.join(command)}\n".encode())
-            output.flush()
-            with self._starting:
-                if self._stopped.is_set():
-                    raise Stopped
-                process = subprocess.Popen(
-                    command,
-                    cwd=paths.PROJECT,
-                    env={**os.environ, _MARK: str(self._folder)},
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            code = process.wait()
-        if self._stopped.is_set():
-            raise Stopped
-        if code:
-            raise StepFailed(step, code, log)
-
-
 def main(argv: list[str]) -> int:
     """Do the run; exit code 0 when done, 1 when a step failed, 3 when stopped."""
     folder, asked = Path(argv[0]), Path(argv[0]) / store.EVAL_FOLDER / argv[1]
-    steps = Steps(folder)
-    steps.watch(sys.stdin.fileno())
-    try:
-        with FileLock(folder / ".lock"):
-            end_workers_of(folder)
-            _step(folder / store.TRAINED, lambda: train(folder, steps))
-            _step(asked / store.EVALUATED, lambda: evaluate(folder, asked, steps))
-    except Stopped:
+    threading.Thread(target=_end_with_the_sweep, args=(folder,), daemon=True).start()
+    with FileLock(folder / ".lock"):
         end_workers_of(folder)
-        return 3
+        _step(folder / store.TRAINED, lambda: train(folder))
+        _step(asked / store.EVALUATED, lambda: evaluate(folder, asked))
     return 0
+
+
+def _end_with_the_sweep(folder: Path) -> None:
+    """Wait until the pipe closes, then end everything: no command starts or counts any more."""
+    with contextlib.suppress(OSError):
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+    with _COMMANDS:
+        end_workers_of(folder)
+        os._exit(3)
+
+
+def call(step: str, folder: Path, command: list[str], log: Path) -> None:
+    """Work for the run in `folder`, the output appended to `log`. Raises StepFailed."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        output.write(f"\n$ {' '.join(command)}\n".encode())
+        output.flush()
+        with _COMMANDS:
+            process = subprocess.Popen(
+                command,
+                cwd=paths.PROJECT,
+                env={**os.environ, _MARK: str(folder)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        code = process.wait()
+    with _COMMANDS:  # not where it was killed, since the sweep went away
+        if code:
+            raise StepFailed(step, code, log)
 
 
 def _step(marker: Path, work: Callable[[], dict[str, Any]]) -> None:
@@ -168,9 +147,9 @@ def tail(log: Path) -> list[str]:
     return [line for line in lines if line][-_TAIL:]
 
 
-def train(folder: Path, steps: Steps) -> dict[str, Any]:
+def train(folder: Path) -> dict[str, Any]:
     """Train, from the last whole checkpoint of a killed attempt if there is one; what came out."""
-    run = store.run_facts(folder)
+    run = store.facts_in(folder, store.RUN)
     if run["base"] or run.get("rival"):
         return {} if run["base"] else {"steps": 0}
     output, log = folder / store.TRAIN_FOLDER, folder / store.TRAIN_LOG
@@ -184,7 +163,7 @@ def train(folder: Path, steps: Steps) -> dict[str, Any]:
         else:
             shutil.rmtree(output, ignore_errors=True)
         start = time.monotonic()
-        steps.run("train", command, log)
+        call("train", folder, command, log)
         seconds = None if found else round(time.monotonic() - start, 1)
         found = whole_checkpoints(output)
     if not found:
@@ -220,9 +199,7 @@ def training_facts(checkpoint: Path, seconds: float | None) -> dict[str, Any]:
     return {
         "checkpoint": checkpoint.name,
         "steps": state["global_step"],
-        "max_steps": state["max_steps"],
-        "epochs": state.get("epoch"),
-        "total_flos": state.get("total_flos"),
+        **{key: state.get(key) for key in ("max_steps", "epoch", "total_flos")},
         "changes_nothing": Adapter(checkpoint.name, checkpoint).changes_nothing,
         "seconds": seconds,
         "threads": os.environ.get("OMP_NUM_THREADS"),
@@ -233,23 +210,23 @@ def training_facts(checkpoint: Path, seconds: float | None) -> dict[str, Any]:
     }
 
 
-def evaluate(folder: Path, asked: Path, steps: Steps) -> dict[str, Any]:
+def evaluate(folder: Path, asked: Path) -> dict[str, Any]:
     """Answer and measure; `eval` itself goes on where it was stopped."""
-    run = store.run_facts(folder)
+    run = store.facts_in(folder, store.RUN)
     options = read_json(asked / store.OPTIONS, dict[str, Any], store.AGAIN)
     adapter, anchor = options.pop("rival", "none"), options.pop("anchor", None)
     flags = {**options, "seeds": ",".join(map(str, options["seeds"])), "out": asked}
     if not run["base"] and adapter == "none":
         if anchor not in (None, parse_spec(run["spec"]).anchor):
             flags["anchor"] = anchor  # another than it trained with, on purpose
-        checkpoint = store.trained_facts(folder)["checkpoint"]
+        checkpoint = store.facts_in(folder, store.TRAINED)["checkpoint"]
         adapter = folder / store.TRAIN_FOLDER / str(checkpoint)
     command = [sys.executable, "-m", "tell_plugins", "eval", str(asked / store.RECIPE)]
     for flag, value in {**flags, "adapter": adapter}.items():
         if value is not None:
             command += [f"--{flag.replace('_', '-')}", str(value)]
     start = time.monotonic()
-    steps.run("eval", command, asked / store.EVAL_LOG)
+    call("eval", folder, command, asked / store.EVAL_LOG)
     return {"seconds": round(time.monotonic() - start, 1)}
 
 
