@@ -169,7 +169,7 @@ def test_flags_make_another_sweep_which_a_dry_run_tells(
     world: World, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = world.sweep("made", evaluate={"general_rows": 4, "retention_rows": 4})
-    index = store.sweeps / "made.json"
+    index = store.root / "sweeps" / "made.json"
     before = _finished(store, _plan(world, store)).model_dump(mode="json")
     command = ["sweep", str(path), "--learning_rate", "2e-4", "--dry-run"]
     assert cli.main([*command, "--out", str(store.root)]) == 0

@@ -213,5 +213,5 @@ def test_a_file_is_no_folder_for_a_report(
     (tmp_path / "page.html").write_text("mine")
     for flag in ("--out", "--collect"):
         assert cli.main(["report", str(made.root), flag, str(tmp_path / "page.html")]) == 1
-        assert "a file, where a folder is to be written" in capsys.readouterr().err
+        assert f"{flag}: cannot write into the folder" in capsys.readouterr().err
     assert (tmp_path / "page.html").read_text() == "mine"

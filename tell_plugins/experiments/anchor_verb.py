@@ -26,7 +26,7 @@ from tell_plugins.core.sources import open_task
 from tell_plugins.core.state_files import write_json
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.evaluation import retention
-from tell_plugins.evaluation.differences import difference, measure_of
+from tell_plugins.evaluation.differences import Measure, difference, measure_of
 from tell_plugins.evaluation.intervals import Estimate, Rate, shown
 from tell_plugins.evaluation.prompts import task_card
 from tell_plugins.recipe.recipes import load_recipe
@@ -116,21 +116,10 @@ def run(args: argparse.Namespace) -> int:
     engine = make_engine("transformers", recipe, {}, batch_size=1)
     writing = write_anchors(engine, rows, count=args.write, shown=args.rows, seed=args.seed)
     _print(writing, len(rows.scored))
-    write_json(
-        record,
-        {
-            "format": 1,
-            "card": card.name,
-            "recipe": recipe.name,
-            "model": recipe.get("model"),
-            "seed": args.seed,
-            "rows_shown": args.rows,
-            "rows_scored": args.held_out,
-            "engine": engine.name,
-            "decoding": asdict(DECODING),
-            **asdict(writing),
-        },
-    )
+    asked = {"seed": args.seed, "rows_shown": args.rows, "rows_scored": args.held_out}
+    model = {"recipe": recipe.name, "model": recipe.get("model"), "engine": engine.name}
+    settings = {"card": card.name, **model, **asked, "decoding": asdict(DECODING)}
+    write_json(record, {"format": 1, **settings, **asdict(writing)})
     paths.write_text(file, writing.candidates[0].text + "\n")
     if len(writing.candidates) < args.write:
         few = f"{len(writing.candidates)} of {args.write} candidates"
@@ -212,25 +201,21 @@ def write_anchors(engine: Any, rows: TrainingRows, *, count: int, shown: int, se
     plain, responses = zip(*rows.scored, strict=True)
     in_turn = ([in_front(text) + query for query in plain] for text, _, _ in written)
     asked = [rows.manual, plain, *in_turn]
-    reference, none, *losses = [
-        engine.response_losses(list(zip(queries, responses, strict=True)))
+    columns = [
+        retention.column(engine.response_losses(list(zip(queries, responses, strict=True))))
         for queries in tracked(asked, "scoring anchors", "anchors", len(asked))
     ]
-    candidates = [
-        _scored(found, reference, *one) for found, one in zip(losses, written, strict=True)
-    ]
+    measures = [measure_of(range(len(plain)), column) for column in columns]
+
+    def scored(mine: Measure, *written: Any) -> Scored:
+        found = difference(mine, measures[0])
+        assert found is not None  # the same responses
+        change = Estimate(found.value, found.low, found.high, found.n)
+        return Scored(mine.column.estimate(mine.ids), change, *written)
+
+    candidates = [scored(mine, *one) for mine, one in zip(measures[2:], written, strict=True)]
     candidates.sort(key=lambda candidate: candidate.loss.value or 0.0)  # stable: by attempt
-    return Writing(candidates, _scored(reference, reference), _scored(none, reference))
-
-
-def _scored(losses: list[retention.Sum], reference: list[retention.Sum], *written: Any) -> Scored:
-    mine, theirs = (
-        measure_of(range(len(part)), retention.column(part)) for part in (losses, reference)
-    )
-    found = difference(mine, theirs)
-    assert found is not None  # the same responses
-    change = Estimate(found.value, found.low, found.high, found.n)
-    return Scored(mine.column.estimate(mine.ids), change, *written)
+    return Writing(candidates, manual=scored(measures[0]), none=scored(measures[1]))
 
 
 def _write(

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import card_names
-from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.state_files import Shape, read_json
 from tell_plugins.evaluation.grids import Grid, Record, grid_of, to_csv, to_markdown
@@ -64,12 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     root = paths.user_path(args.folder)
     for flag, given in (("--out", args.out), ("--collect", args.collect)):
-        if given and paths.user_target(given).exists() and not paths.user_target(given).is_dir():
-            raise UserError(
-                "a file, where a folder is to be written",
-                where=f"{flag} {given}",
-                remedy="name a folder",
-            )
+        if given:
+            paths.make_folder(paths.user_target(given), flag)
     _know_cards(root)
     if args.collect:
         target = paths.user_target(args.collect)

@@ -117,7 +117,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        self.cards, self.runs, self.sweeps = (self.root / n for n in ("cards", "runs", "sweeps"))
+        self.cards, self.runs = self.root / "cards", self.root / "runs"
 
     def folder_of(self, run: Asked) -> Path:
         """The folder of a run; the one that is there already, whatever it is called."""

@@ -138,7 +138,11 @@ def do(
             forget_failures(everything)
         left = [job for job in everything if not job.done and not job.failure]
         needs_gpu = any(job.needs_gpu for job in left)
-        _announce(sweep, store, everything, left)
+        done = sum(job.done for job in everything)
+        failed = sum(bool(job.failure) for job in everything)
+        print(f"{sweep.title}: {len(everything)} runs, {done} done, {len(left)} to do", end="")
+        print(f", {failed} failed earlier (--retry-failed tries them again)" if failed else "")
+        print(f"folder: {paths.shown(store.root)}", flush=True)
         if left and ray:
             run_on_ray(left, ray, at_once=jobs, needs_gpu=needs_gpu)
         elif left:
@@ -163,14 +167,6 @@ def command_of(args: argparse.Namespace) -> str:
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         named += [f"--{key.replace('_', '-')}", text]
     return shlex.join(["./run.sh", "sweep", *named, *args.flags])
-
-
-def _announce(sweep: Sweep, store: Store, everything: list[Job], jobs: list[Job]) -> None:
-    done = sum(job.done for job in everything)
-    failed = sum(bool(job.failure) for job in everything)
-    print(f"{sweep.title}: {len(everything)} runs, {done} done, {len(jobs)} to do", end="")
-    print(f", {failed} failed earlier (--retry-failed tries them again)" if failed else "")
-    print(f"folder: {paths.shown(store.root)}", flush=True)
 
 
 def _close(store: Store, everything: list[Job]) -> int:

@@ -48,8 +48,7 @@ class StepFailed(Exception):
     """`train` or `eval` ended with an error."""
 
     def __init__(self, step: str, code: int, log: Path) -> None:
-        self.step, self.code, self.log = step, code, log
-        super().__init__(f"{step} ended with {exit_text(code)}")
+        self.facts = {"step": step, "exit": exit_text(code), "log": log.name, "tail": tail(log)}
 
 
 def exit_text(code: int) -> str:
@@ -134,8 +133,7 @@ def _step(marker: Path, work: Callable[[], dict[str, Any]]) -> None:
     try:
         facts = work()
     except StepFailed as failed:
-        failure = {"step": failed.step, "exit": exit_text(failed.code), "log": failed.log.name}
-        write_json(marker.with_name(store.FAILED), {**failure, "tail": tail(failed.log)})
+        write_json(marker.with_name(store.FAILED), failed.facts)
         raise SystemExit(1) from None
     write_json(marker, facts)
 
