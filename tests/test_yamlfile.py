@@ -109,15 +109,15 @@ def test_a_file_that_is_no_recipe_is_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "where"),
     [
-        ("title: t\nbase: b\ngrid: {task: [4rows]}\nsettings:\n  seed: 1\n", "line 5, settings"),
+        ("title: t\nbase: b\ngrid: {task: [1]}\nsettings:\n  seed: 1\n", "line 5, settings"),
         (
-            "title: t\nbase: b\ngrid: {task: [4rows]}\nmethods:\n  A: {}\n  B:\n    output_dir: x\n",
+            "title: t\nbase: b\ngrid: {task: [1]}\nmethods:\n  A: {}\n  B:\n    output_dir: x\n",
             "line 7, methods, B",
         ),
-        ("title: t\nbase: b\ngrid: {task: [4rows]}\nplot:\n  x: nothing\n", "line 5"),
-        ("title: t\nbase: b\ngrid: {task: [4rows]}\nplots: {}\n", "line 4"),
+        ("title: t\nbase: b\ngrid: {task: [1]}\nplot:\n  x: nothing\n", "line 5"),
+        ("title: t\nbase: b\ngrid: {task: [1]}\nplots: {}\n", "line 4"),
         (
-            "title: t\nbase: b\ngrid: {task: [4rows]}\nmethods:\n  A: {equal_steps: B}\n",
+            "title: t\nbase: b\ngrid: {task: [1]}\nmethods:\n  A: {equal_steps: B}\n",
             "line 5, methods, A, key 'equal_steps'",
         ),
     ],
