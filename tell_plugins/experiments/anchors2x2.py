@@ -26,7 +26,7 @@ from tell_plugins.evaluation.grids import (
 from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.options import add_some, given
 from tell_plugins.evaluation.scorers import SECOND_READINGS
-from tell_plugins.evaluation.scoring import Key, System, spaced
+from tell_plugins.evaluation.scoring import System, spaced
 from tell_plugins.evaluation.summary import elsewhere_table, table
 from tell_plugins.experiments import sweep_verb
 from tell_plugins.experiments.results import load_studies, systems_of
@@ -41,6 +41,7 @@ _ASKED = ("split", "rows", "batch_size", "max_new_tokens", "general_rows", "rete
 # the measures whose differences are shown, of each scorer's first reading
 _SHOWN = ("adherence", "balanced_accuracy", "exact_match", "field_f1", "chrf++", "bleu")
 Cell = tuple[str, str]  # anchor in training, anchor at test
+Measures = Mapping[tuple[str, str], Measure]  # by reading and name
 CELLS: list[Cell] = [(a, b) for a in (WITH, WITHOUT) for b in (WITH, WITHOUT)]
 _EFFECTS: tuple[tuple[str, Cell, Cell], ...] = (
     ("at test, trained with it", (WITH, WITH), (WITH, WITHOUT)),
@@ -117,7 +118,7 @@ def effects(systems: Mapping[Cell, System]) -> list[Record]:
     ]
 
 
-def _minus(mine: Mapping[Key, Measure], theirs: Mapping[Key, Measure]) -> Record:
+def _minus(mine: Measures, theirs: Measures) -> Record:
     found: dict[str, Estimate] = {}
     for (reading, name), measure in mine.items():
         if name not in _SHOWN or reading in SECOND_READINGS:
