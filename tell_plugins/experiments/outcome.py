@@ -160,13 +160,8 @@ class Group:
 
     def __init__(self, judge: Judge, study: Study, entries: Entries) -> None:
         self._judge, self.entries, first = judge, list(entries), entries[0]
-        self.method, self.at, self.point, self.name = (
-            first.method,
-            first.at,
-            first.point,
-            first.name,
-        )
-        self.series, self.is_base = study.series_of(first), first.is_base
+        self.method, self.at, self.point = first.method, first.at, first.point
+        self.name, self.series, self.is_base = first.name, study.series_of(first), first.is_base
         self.steps = steps_of(entries)
         self._base = None if self.is_base else study.base_of(first)
         self._main = scoring.main_measure(first.metric)
@@ -284,6 +279,7 @@ class Pair:
     Attributes:
         mine, theirs: the entries of either side, paired in their order. The base model's answers
             stand once for each seed of the other.
+        within: whether both are the reference method, the other one without general data.
     """
 
     def __init__(self, judge: Judge, reference: Group, other: Group) -> None:
@@ -294,15 +290,11 @@ class Pair:
         self.mine = [entry for seed, entry in mine.items() if seed in theirs]
         self.theirs = [theirs[entry.seed] for entry in self.mine]
         self.steps = steps_of(self.mine), steps_of(self.theirs)
+        self.within = other.method == reference.method
 
     @property
     def exposures(self) -> tuple[float | None, float | None]:
         return exposure_of(self.mine), exposure_of(self.theirs)
-
-    @property
-    def within(self) -> bool:
-        """Whether both are the reference method, the other one without general data."""
-        return self.other.method == self.reference.method
 
     @property
     def called(self) -> str:

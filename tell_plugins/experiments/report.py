@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tell_plugins.core import paths
@@ -18,7 +17,7 @@ from tell_plugins.core.progress import tracked
 from tell_plugins.core.state_files import Shape, read_json
 from tell_plugins.evaluation.grids import Grid, Record, grid_of, to_csv, to_markdown
 from tell_plugins.experiments import derived_cards, plots, tables
-from tell_plugins.experiments.conclusions import Conclusions, conclude
+from tell_plugins.experiments.conclusions import conclude
 from tell_plugins.experiments.outcome import (
     LEAST_AFFECTED,
     LIMIT_NATS,
@@ -26,7 +25,7 @@ from tell_plugins.experiments.outcome import (
     Judge,
     Outcome,
 )
-from tell_plugins.experiments.results import Study, collect, load_studies, refuse_damaged
+from tell_plugins.experiments.results import collect, load_studies, refuse_damaged
 
 TABLES, PICTURES, PAGE = "tables", "pictures", "report.html"
 CORRECTIONS = "corrections.json"
@@ -86,18 +85,6 @@ def _know_cards(root: Path) -> None:
         derived_cards.use(cards)
 
 
-@dataclass(frozen=True)
-class Section:
-    """One study on the page. `shown` tables stand open, `details` folded."""
-
-    study: Study
-    conclusions: Conclusions
-    corrections: list[str]  # dated; of what was published before
-    shown: list[Grid]
-    details: list[Grid]
-    figures: list[tuple[str, str]]  # caption, address that holds it
-
-
 def write_report(root: Path, out: Path) -> list[Path]:
     """Write tables, pictures and page of the sweeps in `root`; the files, the page last.
 
@@ -112,7 +99,8 @@ def write_report(root: Path, out: Path) -> list[Path]:
     sections = []
     for study in tracked(studies, "reading", "sweeps"):
         outcome = Outcome(study, judge)
-        made, figures = tables.tables_of(outcome), []
+        made = tables.tables_of(outcome)
+        figures: list[tuple[str, str]] = []  # caption, address that holds it
         for name, records in made.items():
             stem = f"{study.name}_{name}"
             files[out / TABLES / f"{stem}.csv"] = to_csv(records).encode()
@@ -122,7 +110,8 @@ def write_report(root: Path, out: Path) -> list[Path]:
             png = files[out / PICTURES / f"{study.name}_{picture.name}.png"] = picture.png()
             data = f"data:image/png;base64,{base64.b64encode(png).decode()}"
             figures.append((picture.caption, data))
-        sections.append(_section(outcome, made, figures, corrected.get(study.name, [])))
+        section = {"figures": figures, "corrections": corrected.get(study.name, [])}
+        sections.append(section | _section(outcome, made))
     intro = [*corrected.get("", []), *_INTRO]
     title = studies[0].title if len(studies) == 1 else f"{len(studies)} experiments"
     files[out / PAGE] = render(title, intro, sections).encode()
@@ -136,12 +125,8 @@ def write_report(root: Path, out: Path) -> list[Path]:
     return list(files)
 
 
-def _section(
-    outcome: Outcome,
-    made: dict[str, list[Record]],
-    figures: list[tuple[str, str]],
-    corrected: list[str],
-) -> Section:
+def _section(outcome: Outcome, made: dict[str, list[Record]]) -> dict[str, object]:
+    """What the page says of one study: `shown` tables stand open, `details` folded."""
     study = outcome.study
     made = {**made, "meanings": tables.meanings_table(study)}
     shown = {
@@ -160,14 +145,12 @@ def _section(
     def grids(titles: dict[str, str], without: Sequence[str]) -> list[Grid]:
         return [grid_of(made[n], title, without) for n, title in titles.items() if made.get(n)]
 
-    return Section(
-        study=study,
-        conclusions=conclude(outcome),
-        corrections=corrected,
-        shown=grids(shown, (*tables.HIDDEN, *tables.ASIDE)),
-        details=grids(details, tables.HIDDEN),
-        figures=figures,
-    )
+    return {
+        "study": study,
+        "conclusions": conclude(outcome),
+        "shown": grids(shown, (*tables.HIDDEN, *tables.ASIDE)),
+        "details": grids(details, tables.HIDDEN),
+    }
 
 
 class _Correction(Shape):
@@ -190,7 +173,7 @@ def corrections(root: Path) -> dict[str, list[str]]:
     return found
 
 
-def render(title: str, intro: list[str], sections: list[Section]) -> str:
+def render(title: str, intro: list[str], sections: Sequence[object]) -> str:
     """The page. Every text is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
