@@ -183,7 +183,7 @@ def test_a_setting_may_follow_the_grid(world: World) -> None:
         ),
         (  # told once, at the first of them
             {"runs": {name: {"task": "4row"} for name in "ABC"}},
-            [["made.yaml, A, seed 42", "did you mean '4rows'?"]],
+            [["made.yaml, A, seed 42", "bad amount '4row'"]],
         ),
         (
             {"settings": {"hub_token": "x"}, "runs": {"A": {}}},
