@@ -563,8 +563,8 @@ def test_dry_run_with_a_rate_counts_tokens_flops_and_time(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "name a sweep file or --controls RECIPE"),
-        (["FILE", "--controls", "x.yaml"], "both are given"),
+        ([], "arguments are required: file"),
+        (["--controls", "RECIPE", "FILE"], "small.yaml"),
         (["FILE", "--task", "3rows"], "--task goes with --controls"),
         (["--controls", "RECIPE", "--seeds", "a"], "bad seeds 'a'"),
         (["FILE", "--dry-run", "--rate", "0"], "a rate of 0 or less"),

@@ -52,8 +52,8 @@ _GRID_OPTIONS = (*_CHANGES, "seeds", *_ASKED)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_flags=True)
-    parser.add_argument("file", nargs="?", help="a sweep file, see recipes/sweeps/")
-    parser.add_argument("--controls", metavar="RECIPE", help="the control grid of this recipe")
+    parser.add_argument("file", help="a sweep file, see recipes/sweeps/; with --controls a recipe")
+    parser.add_argument("--controls", action="store_true", help="the control grid of the recipe")
     add_jobs(parser)
     parser.add_argument(
         "--ray", metavar="ADDRESS", help="runs as Ray tasks: auto, local, host:port"
@@ -87,17 +87,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> Sweep:
-    if (args.file is None) == (args.controls is None):
-        raise UserError(
-            "name a sweep file or --controls RECIPE" if args.file is None else "both are given",
-            where="./run.sh sweep",
-            allowed="one of the two",
-            remedy="./run.sh sweep recipes/sweeps/NAME.yaml, or ./run.sh sweep --controls RECIPE",
-        )
     flags, given = parse_flags(args.flags), options.given(args, _GRID_OPTIONS)
-    if args.controls is not None:
+    if args.controls:
         return controls(
-            args.controls,
+            args.file,
             changes={key: given[key] for key in _CHANGES if key in given},
             seeds=given.get("seeds", [42]),
             evaluate={key: given[key] for key in _ASKED if key in given},
@@ -161,8 +154,8 @@ def _check(plan: SweepPlan, store: Store, command: str) -> Study:
 
 def command_of(args: argparse.Namespace) -> str:
     """The command that makes this sweep again, without what only this machine knows."""
-    named = [args.file] if args.controls is None else ["--controls", args.controls]
-    named[-1] = paths.shown(paths.user_path(named[-1]))
+    named = ["--controls"] if args.controls else []
+    named.append(paths.shown(paths.user_path(args.file)))
     for key, value in options.given(args, _GRID_OPTIONS).items():
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         named += [f"--{key.replace('_', '-')}", text]
