@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -104,7 +105,9 @@ def test_help_loads_nothing_heavy() -> None:
 def test_each_option_of_eval_names_its_default() -> None:
     for name, field in Options.model_fields.items():
         if field.description and field.default:
-            assert f"default: {field.default})" in field.description, name
+            extra: Any = field.json_schema_extra
+            default = field.description.rpartition("(default: ")[2].removesuffix(")")
+            assert extra["kind"](default) == field.default, name
 
 
 @pytest.mark.parametrize(
