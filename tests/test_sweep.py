@@ -22,6 +22,7 @@ import pytest
 from filelock import FileLock
 
 from tell_plugins import cli
+from tell_plugins.bridge import embedded_model
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
@@ -602,11 +603,11 @@ def test_one_sweep_a_folder(world: World, capsys: pytest.CaptureFixture[str]) ->
 
 def test_gpus_are_filled_one_run_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    found = runner.slots(None, needs_gpu=True)
+    found = runner.slots(None, needs_gpu=True, models=[])
     assert found == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "6"}]
-    assert len(runner.slots(1, needs_gpu=True)) == 1
+    assert len(runner.slots(1, needs_gpu=True, models=[])) == 1
     with pytest.raises(UserError, match="3 runs at once and 2 GPUs"):
-        runner.slots(3, needs_gpu=True)
+        runner.slots(3, needs_gpu=True, models=[])
 
 
 def test_runs_on_a_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -614,9 +615,30 @@ def test_runs_on_a_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(runner, "cores", lambda: 8)
     for needs_gpu in (True, False):
-        assert runner.slots(3, needs_gpu=needs_gpu) == [{"OMP_NUM_THREADS": "2"}] * 3
+        assert runner.slots(3, needs_gpu=needs_gpu, models=[]) == [{"OMP_NUM_THREADS": "2"}] * 3
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert runner.slots(3, needs_gpu=False) == [{}] * 3
+    assert runner.slots(3, needs_gpu=False, models=[]) == [{}] * 3
+
+
+def test_on_a_cpu_there_is_a_run_a_core_as_far_as_memory_goes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(runner, "cores", lambda: 4)
+    small, embedded = str(tmp_path), str(embedded_model.model_dir())
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(2**30)
+    for gigabytes, model, wanted in [
+        (64, embedded, 4),
+        (9, embedded, 2),
+        (2, embedded, 1),
+        (64, small, 4),
+        (16, small, 2),
+        (64, "Qwen/Qwen3-4B", 1),  # its size is not known
+    ]:
+        free = SimpleNamespace(available=gigabytes * 2**30)
+        monkeypatch.setattr("psutil.virtual_memory", lambda free=free: free)
+        assert len(runner.slots(None, needs_gpu=False, models=[model])) == wanted
+    assert len(runner.slots(3, needs_gpu=False, models=[small])) == 3  # the user's word
 
 
 _FAKE_WORKER = """

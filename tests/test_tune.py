@@ -105,7 +105,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
 
 def _tune(world: World, *flags: str, recipe: str = "tiny", code: int = 0) -> None:
     out = str(world.root / "out")
-    given = [str(world.root / f"{recipe}.yaml"), "--out", out, *flags]
+    given = [str(world.root / f"{recipe}.yaml"), "--out", out, "--jobs", "1", *flags]
     assert cli.main(["tune", *given]) == code
 
 

@@ -19,19 +19,23 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
 from typing import Any
 
+from tell_plugins.bridge.embedded_model import WEIGHTS, is_embedded
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError, below_one
 from tell_plugins.core.progress import track
 from tell_plugins.experiments.store import RUN, Job
+from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.swift_keys import project_environment
 
+_RUN_BYTES = 3 * 2**30  # of one training of a small model, measured; its libraries are half of it
+_COPIES = 4  # of the weights, at most: as they are read, as they train, what a step computes
 Work = Callable[[Job, Event], object]  # does a job and waits for it; the event ends it early
 
 
@@ -57,15 +61,40 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
 
     def count(text: str) -> int:
         if int(text) < 1:
-            raise below_one("--jobs", "leave it out for one run a GPU, or one at a time")
+            raise below_one("--jobs", "leave it out for one run a GPU, or a core")
         return int(text)
 
-    parser.add_argument("--jobs", type=count, help="runs at once (default: one a GPU, else 1)")
+    told = "runs at once (default: one a GPU; on a CPU one a core, as memory allows)"
+    parser.add_argument("--jobs", type=count, help=told)
 
 
-def slots(jobs: int | None, *, needs_gpu: bool) -> list[dict[str, str]]:
-    """The places for `jobs` runs at once (default: one a GPU, else one): what each sees of the
-    machine, as environment.
+def runs_on_cores(models: Collection[str]) -> int:
+    """How many runs of these models a machine without a GPU does at once: one a core, as far as
+    the free memory holds them; one where the size of a model is not known.
+
+    A training of a small model gains little from a second core: one of `smollm2_sample_hold` took
+    169 s on two cores, and two at once, a core each, 167 s.
+    """
+    import psutil
+
+    sizes = [_weights(model) for model in models]
+    if None in sizes:
+        return 1
+    needed = _RUN_BYTES + _COPIES * max(size or 0 for size in sizes)
+    return max(1, min(cores(), psutil.virtual_memory().available // needed))
+
+
+def _weights(model: str) -> int | None:
+    """Bytes of a model's files; None where it is not on this machine."""
+    if is_embedded(model):
+        return WEIGHTS
+    folder = model_folder(model)
+    return None if folder is None else sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+
+
+def slots(jobs: int | None, *, needs_gpu: bool, models: Collection[str]) -> list[dict[str, str]]:
+    """The places for `jobs` runs of these models at once (default: one a GPU, else as
+    `runs_on_cores` has it): what each sees of the machine, as environment.
 
     Raises UserError for more jobs than GPUs: two runs on one GPU would share its memory.
     """
@@ -79,7 +108,7 @@ def slots(jobs: int | None, *, needs_gpu: bool) -> list[dict[str, str]]:
         )
     if gpus:
         return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[:jobs]]
-    count = jobs or 1
+    count = jobs or (1 if needs_gpu else runs_on_cores(models))
     # as many threads as there are cores in each of several runs would slow all of them
     threads = {"OMP_NUM_THREADS": str(max(1, cores() // count))}
     return [{} if "OMP_NUM_THREADS" in os.environ else threads] * count

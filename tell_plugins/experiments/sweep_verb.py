@@ -118,7 +118,7 @@ def do(
 
     Args:
         command: what makes the sweep again, kept with it.
-        jobs: runs at once (default: one a GPU, else one).
+        jobs: runs at once (default: one a GPU; on a CPU one a core, as memory allows).
         ray: address of a Ray cluster that does them.
         retry_failed: whether runs that failed earlier are tried again.
     """
@@ -139,7 +139,8 @@ def do(
         if left and ray:
             run_on_ray(left, ray, at_once=jobs, needs_gpu=needs_gpu)
         elif left:
-            run_here(left, slots(jobs, needs_gpu=needs_gpu))
+            models = {str(run.recipe.get("model")) for run in plan.everything}
+            run_here(left, slots(jobs, needs_gpu=needs_gpu, models=models))
         return _close(store, everything)
 
 

@@ -138,7 +138,8 @@ class Trial:
         self.changes = candidates(recipe)
         self.gone: dict[str, str] = {}  # candidates that went, and why
         self.runs = self._planned()
-        self.slots = slots(jobs, needs_gpu=self.runs[OWN][0].needs_gpu)
+        own = self.runs[OWN][0]
+        self.slots = slots(jobs, needs_gpu=own.needs_gpu, models=[str(recipe.get("model"))])
         self.measured = dict[str, Result]()  # of each candidate what was measured last
 
     def _planned(self) -> dict[str, list[Planned]]:
