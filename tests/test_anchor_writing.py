@@ -164,7 +164,7 @@ def test_the_best_becomes_an_anchor_of_the_card(
             ["--write", "3", "--name", "schema", "--overwrite"],
             "no record of written anchors",
         ),
-        ("anchor.txt", ["--write", "0"], "a count below 1"),
+        ("anchor.txt", ["--write", "0"], "0 is too small"),
         ("anchor.txt", ["--write", "3", "--name", "card"], "'card' cannot be the name"),
         ("anchor.txt", ["--write", "3", "--name", "anchor"], "'anchor' cannot be the name"),
         ("anchor.txt", ["--write", "3", "--name", "a/b"], "'a/b' cannot be the name"),

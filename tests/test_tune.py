@@ -186,7 +186,7 @@ CONSTANT = json.dumps({"thought": "0", "label": "no"})
             ["trains no task row"],
         ),
         ({}, {}, ["--minutes", "0"], 1, 0, ["0 minutes"]),
-        ({}, {}, ["--jobs", "0"], 1, 0, ["a count below 1"]),
+        ({}, {}, ["--jobs", "0"], 1, 0, ["0 is too small"]),
     ],
 )
 def test_what_is_said_and_done(

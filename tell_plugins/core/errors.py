@@ -53,11 +53,6 @@ class Problems(list[UserError]):
         return isinstance(error, UserError)
 
 
-def below_one(where: str, remedy: str = "raise it") -> UserError:
-    """A count that has to be 1 or more."""
-    return UserError("a count below 1", where=where, allowed="1 and more", remedy=remedy)
-
-
 def at_least(least: int) -> Callable[[str], int]:
     """The `type` of an argument of a command line that is a number from `least` on."""
 

@@ -20,7 +20,7 @@ from tell_plugins.bridge.protocol import Decoding, Reply
 from tell_plugins.core import draw, paths
 from tell_plugins.core.anchors import RESERVED, in_front
 from tell_plugins.core.cards import Card
-from tell_plugins.core.errors import UserError, below_one
+from tell_plugins.core.errors import UserError, at_least
 from tell_plugins.core.progress import track, tracked
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.state_files import write_json
@@ -89,13 +89,14 @@ class Writing:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_flags=True)
     parser.add_argument("recipe", help="the recipe whose model writes, for its card")
-    parser.add_argument("--write", type=int, required=True, metavar="N", help="candidates")
+    count = at_least(1)
+    parser.add_argument("--write", type=count, required=True, metavar="N", help="candidates")
     parser.add_argument("--seed", type=int, default=42, help="of rows and sampling (default: 42)")
     parser.add_argument(
-        "--rows", type=int, default=3, metavar="K", help="training rows shown for each (default: 3)"
+        "--rows", type=count, default=3, metavar="K", help="rows shown for each (default: 3)"
     )
     parser.add_argument(
-        "--held-out", type=int, default=24, help="other training rows to score on (default: 24)"
+        "--held-out", type=count, default=24, help="other training rows to score on (default: 24)"
     )
     parser.add_argument(
         "--name", default=NAME, help=f"of the anchor file (default: {NAME}; anchor={NAME})"
@@ -132,9 +133,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace, card: Card, file: Path, record: Path) -> None:
     """Refuse wrong options, and what would be written over, before a model is loaded."""
-    for name in ("write", "rows", "held_out"):
-        if getattr(args, name) < 1:
-            raise below_one(f"--{name.replace('_', '-')}")
     taken = {*RESERVED, str(card.anchor).removesuffix(".txt")}
     if args.name in taken or not re.fullmatch(r"[\w.-]+", args.name):
         raise UserError(

@@ -28,7 +28,7 @@ from typing import Any
 
 from tell_plugins.bridge.embedded_model import WEIGHTS, is_embedded
 from tell_plugins.core import paths
-from tell_plugins.core.errors import MachineError, UserError, below_one
+from tell_plugins.core.errors import MachineError, UserError, at_least
 from tell_plugins.core.progress import track
 from tell_plugins.experiments.store import RUN, Job
 from tell_plugins.recipe.models import model_folder
@@ -57,15 +57,8 @@ def cores() -> int:
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
-    """Let a command take `--jobs`; one below 1 raises UserError."""
-
-    def count(text: str) -> int:
-        if int(text) < 1:
-            raise below_one("--jobs", "leave it out for one run a GPU, or a core")
-        return int(text)
-
     told = "runs at once (default: one a GPU; on a CPU one a core, as memory allows)"
-    parser.add_argument("--jobs", type=count, help=told)
+    parser.add_argument("--jobs", type=at_least(1), help=told)
 
 
 def runs_on_cores(models: Collection[str]) -> int:
