@@ -26,7 +26,7 @@ def _calls(path: Path) -> Iterator[tuple[str, ast.Call, str]]:
 
 
 def test_there_are_errors_to_look_at() -> None:
-    assert sum(1 for path in FILES for _ in _calls(path)) > 300
+    assert sum(1 for path in FILES for _ in _calls(path)) > 200
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PROJECT)))
