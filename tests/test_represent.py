@@ -92,9 +92,16 @@ def test_the_interval_of_a_distance_holds_its_value_and_covers_the_truth() -> No
         for part in (*found.by_condition.values(), *found.change.values()):
             assert part.low <= part.value <= part.high
         part = found.by_condition["without"]
+        assert part.low >= 0
         covered += part.low <= truth <= part.high
         assert part.value == pytest.approx(truth, abs=0.05)
     assert covered >= 8
+
+
+def test_a_distance_is_never_negative() -> None:
+    group = np.random.default_rng(2).normal(size=(40, 300)) + 3
+    found = _separation(_named(group, group, group, group), MEASURES["centroid_distance"])
+    assert found.by_condition["without"].low == found.by_condition["without"].value == 0
 
 
 def test_the_map_is_fitted_once_for_all_groups_and_seeded() -> None:

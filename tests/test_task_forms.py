@@ -349,6 +349,13 @@ def test_bad_labels(text: str) -> None:
         parse_labels(text)
 
 
+def test_a_header_is_no_row(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\na,b\n")
+    with pytest.raises(UserError, match="the first row looks like a header") as caught:
+        _read(tmp_path / "rows.csv", columns=parse_columns("1,2"))
+    assert caught.value.remedy == "--columns query=text,response=label"
+
+
 def test_columns_by_number(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("rain,yes\nsun,no\n")
     assert _read(tmp_path / "rows.csv", columns=parse_columns("2,1"))[0] == ("yes", "rain")

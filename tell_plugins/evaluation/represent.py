@@ -272,6 +272,8 @@ def _separation(groups: Groups, measure: Measure) -> Separation:
         name: _estimate(part, measure.score, measure.basic)
         for name, part in {"without": base, **stats}.items()
     }
+    if measure.basic:
+        by_condition = {name: _not_negative(found) for name, found in by_condition.items()}
     changes = {
         name: _estimate(np.hstack([part, base]), change, measure.basic)
         for name, part in stats.items()
@@ -285,6 +287,12 @@ def _estimate(stats: Floats, score: Score, basic: bool) -> Estimate:
     if basic:
         value, low, high = 2 * value - float(draws.mean()), 2 * value - high, 2 * value - low
     return Estimate(value, low, high, len(stats))
+
+
+def _not_negative(found: Estimate) -> Estimate:
+    """A distance, which what is taken off for noise may bring below 0."""
+    value, low, high = (max(0.0, end or 0.0) for end in (found.value, found.low, found.high))
+    return Estimate(value, low, high, found.n)
 
 
 def _sides(task: Floats, general: Floats) -> Floats:

@@ -257,12 +257,27 @@ def _form_of(record: Record, path: Path, columns: Columns | None) -> Form:
             allowed="; ".join(f"{form.name}: {', '.join(form.columns)}" for form in FORMS),
             remedy=f"--columns {_proposal(row)} names them{_of_table(path)}",
         )
+    if all(name.isdecimal() for name in columns.names):
+        _refuse_header(record, path)
     missing = [name for name in columns.names if name not in row]
     if missing:
         wrong = unknown("column", missing[0], map(str, row), f"--columns, {paths.shown(path)}")
         remedy = f"{wrong.remedy}{_of_table(path)}"
         raise UserError(wrong.found, where=wrong.where, allowed=wrong.allowed, remedy=remedy)
     return Form("named by --columns", columns.query, columns.response)
+
+
+def _refuse_header(record: Record, path: Path) -> None:
+    """UserError where the first row of a table "without header" holds names of columns."""
+    names = [str(value).strip() for value in record.value.values() if value]
+    known = {*_QUERIES, *_RESPONSES, *(column for form in FORMS for column in form.columns)}
+    if all(name.lower() in known for name in names):
+        raise UserError(
+            f"the first row looks like a header: {', '.join(names)}",
+            where=f"{paths.shown(path)}, line {record.line}",
+            allowed="numbers of columns where a table has no header",
+            remedy=f"--columns {_proposal(dict.fromkeys(names, ''))}",
+        )
 
 
 def _of_table(path: Path) -> str:
