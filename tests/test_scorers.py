@@ -16,6 +16,7 @@ from tell_plugins.evaluation.during_training import score_texts
 from tell_plugins.evaluation.intervals import Estimate, Rate
 from tell_plugins.evaluation.judged import Case, Judged, mean
 from tell_plugins.evaluation.scorers import json_answers, json_readings
+from tell_plugins.evaluation.scoring import spaced
 from tests.conftest import Cli, MakeCard
 from tests.saved_answers import counts, save_answers
 
@@ -249,3 +250,8 @@ def test_every_answer_is_judged_once(
     seen.clear()
     shown.table("methods")
     assert seen == {"strict": 10, "lenient": 10}
+
+
+def test_a_label_of_two_words_keeps_its_name_in_tables() -> None:
+    assert spaced("recall_of_card arrival") == "recall of card arrival"
+    assert spaced("comet wmt22") == "COMET"
