@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,18 +14,41 @@ from tests.loopback import Handler, Server, running
 
 
 class Reply(NamedTuple):
-    """What the server does with one request. A `text` of None is an error of this `status`."""
+    """What the server does with one request; a `status` other than 200 is an error."""
 
     text: str | None = None
     status: int = 200
     delay: float = 0.0
     headers: dict[str, str] = {}  # noqa: RUF012
     error: dict[str, Any] = {}  # noqa: RUF012
-    usage: bool = True
+    finish: str = "stop"
+    tokens: int = 7  # of the prompt
+
+    def content(self) -> dict[str, Any]:
+        if self.status != 200:
+            return {"error": {"message": "scripted", **self.error}}
+        message = {"role": "assistant", "content": self.text}
+        content = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
+        content["choices"] = [{"index": 0, "finish_reason": self.finish, "message": message}]
+        usage = {"prompt_tokens": self.tokens, "completion_tokens": 3}
+        return {**content, "usage": usage | {"total_tokens": self.tokens + 3}}
+
+
+Script = Callable[[dict[str, Any], int], Reply]
+
+
+def echo(body: dict[str, Any], nth: int) -> Reply:
+    """The first message, in capital letters."""
+    return Reply(body["messages"][0]["content"].upper())
 
 
 class _Handler(Handler):
     server: ChatServer
+
+    def do_GET(self) -> None:  # noqa: N802
+        models = [{"id": name, "object": "model", "created": 0} for name in self.server.models]
+        known = self.path == "/v1/models" and bool(models)
+        self._send({"object": "list", "data": models}, 200 if known else 404)
 
     def do_POST(self) -> None:  # noqa: N802
         server = self.server
@@ -35,43 +58,35 @@ class _Handler(Handler):
             nth = server.seen[question]
             server.seen[question] += 1
             server.requests.append(body)
-            server.times.append(time.monotonic())
             server.keys.append(self.headers.get("Authorization"))
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
         try:
-            reply = server.script(body["messages"], nth)
+            reply = server.script(body, nth)
             time.sleep(reply.delay)
         finally:
             with server.lock:
                 server.at_once -= 1
-        if reply.text is None:
-            content: dict[str, Any] = {"error": {"message": "scripted", **reply.error}}
-        else:
-            message = {"role": "assistant", "content": reply.text}
-            choice = {"index": 0, "finish_reason": "stop", "message": message}
-            content = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
-            content["choices"] = [choice]
-            if reply.usage:
-                content["usage"] = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-        headers = {"Content-Type": "application/json", **reply.headers}
-        self.send(json.dumps(content).encode(), reply.status, headers)
+        self._send(reply.content(), reply.status, reply.headers)
+
+    def _send(self, content: Any, status: int, headers: Mapping[str, str] = {}) -> None:
+        kind = {"Content-Type": "application/json"}
+        self.send(json.dumps(content).encode(), status, {**kind, **headers})
 
 
 class ChatServer(Server):
-    """Serves `/v1/chat/completions`.
+    """Serves `/v1/chat/completions`, and lists `models`.
 
-    `script(messages, n)` says what to reply to the n-th request (from 0) whose question, the last
-    user message but for corrections, is the same.
+    `script(body, n)` says what to reply to the n-th request (from 0) whose question, the first
+    user message, is the same.
     """
 
     handler = _Handler
 
-    def __init__(self, script: Callable[[list[dict[str, str]], int], Reply]) -> None:
+    def __init__(self, script: Script, models: Sequence[str]) -> None:
         super().__init__()
-        self.script = script
+        self.script, self.models = script, models
         self.keys: list[str | None] = []
-        self.times: list[float] = []
         self.seen: Counter[str] = Counter()
         self.at_once = self.most_at_once = 0
         self.lock = threading.Lock()
@@ -82,7 +97,7 @@ class ChatServer(Server):
 
 
 @contextmanager
-def serving(script: Callable[[list[dict[str, str]], int], Reply]) -> Iterator[ChatServer]:
+def serving(script: Script = echo, models: Sequence[str] = ("m",)) -> Iterator[ChatServer]:
     """A running server, closed at the end."""
-    with running(ChatServer(script)) as server:
+    with running(ChatServer(script, models)) as server:
         yield server

@@ -1,7 +1,5 @@
 """A good recipe on a toy task, to be changed in one thing each, and what `check` finds of it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +46,7 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture
-def write(tmp_path: Path, make_card: Callable[..., Path]) -> Write:
+def write(tmp_path, make_card) -> Write:
     """Write a recipe like `BASE` on a toy task; `key=None` leaves a key out."""
     make_card(
         "toy",
@@ -83,16 +81,13 @@ def errors(checked: Checked) -> list[str]:
 
 
 @pytest.fixture
-def words(tmp_path: Path) -> Callable[[Path], Path]:
+def words() -> Callable[[Path], Path]:
     """Write a tokenizer.json whose tokens are words, so that lengths are plain to see."""
 
     def make(folder: Path) -> Path:
-        from tokenizers import Tokenizer, models, pre_tokenizers
-
-        tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(str(folder / "tokenizer.json"))
+        golden = Path(__file__).parent / "golden" / "word_tokenizer.json"
+        (folder / "tokenizer.json").write_bytes(golden.read_bytes())
         return folder
 
     return make
@@ -102,7 +97,7 @@ _YES_NO = [{"q": f"question {n}", "r": "right" if n % 2 else "wrong"} for n in r
 
 
 @pytest.fixture
-def situations(make_card: Callable[..., Path], tmp_path: Path) -> Path:
+def situations(make_card, tmp_path) -> Path:
     """Cards and model folders that differ from a good recipe's in one thing each."""
     make_card("labels", train=_YES_NO, metric="label", anchor="Is it so? Answer with yes or no.")
     make_card("quoted", train=_YES_NO, metric="label", anchor='Say "right", "wrong" or "unsure".')

@@ -1,21 +1,25 @@
 """Fixtures shared by all tests: every test has its own cache, data home and cards."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
+import yaml
 
+from tell_plugins.core.errors import UserError
 from tests.check_world import situations, words, write  # noqa: F401
+from tests.file_server import FileServer, serving
+from tests.own_task import Own
 from tests.preloaded import PYTHON, preloaded_python
 from tests.swift_keys_once import lay_keys
 
@@ -37,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def preloaded(tmp_path_factory) -> Iterator[None]:
     """What tests start finds its libraries imported; Hugging Face's have a folder of their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
@@ -47,13 +51,13 @@ def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def ordinary_python(monkeypatch: pytest.MonkeyPatch) -> None:
+def ordinary_python(monkeypatch) -> None:
     """Processes start as a user's do."""
     monkeypatch.setattr(sys, "executable", PYTHON)
 
 
 @pytest.fixture(autouse=True)
-def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_folders(tmp_path, monkeypatch) -> None:
     """Keep a test away from the user's cache, data, cards and tokenizer."""
     monkeypatch.setenv("TELL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TELL_DATA_HOME", str(tmp_path / "data"))
@@ -73,7 +77,7 @@ def real_data() -> Path:
 
 
 @pytest.fixture
-def real_home(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def real_home(real_data, tmp_path, monkeypatch) -> Path:
     """`$TELL_DATA_HOME` with the test's own folder first and the real data after it."""
     home = tmp_path / "data"
     home.mkdir(exist_ok=True)
@@ -97,6 +101,66 @@ def in_preloaded_process(function: Callable[..., Result], *arguments: object) ->
         return result
 
 
+def started_together(program: str, *arguments: Sequence[object]) -> list[list[str]]:
+    """Run a program once with each of these arguments, all at once; the words that each printed.
+
+    It prints a line when it is ready, and reads one before it begins.
+    """
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, *map(str, given)],
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for given in arguments
+    ]
+    assert {process.stdout.readline() for process in processes} == {"ready\n"}
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.communicate(timeout=60)[0].split() for process in processes]
+    assert {process.returncode for process in processes} == {0}
+    return answers
+
+
+def printed_by(
+    *command: object, code: int = 0, cwd: Path = PROJECT, env: Mapping[str, str] | None = None
+) -> str:
+    """All that a command prints, which ends with that code; `env` is its whole environment."""
+    given = [str(word) for word in command]
+    done = subprocess.run(given, cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
+    printed = done.stdout + done.stderr
+    assert done.returncode == code, printed[-4000:]
+    return printed
+
+
+def wait_for(
+    condition: Callable[[], object],
+    process: subprocess.Popen[Any] | None = None,
+    seconds: float = 240,
+) -> None:
+    """Wait until a condition holds; an error where a process ends before, or the time is over."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, "it ended before"
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def error_of(call: Callable[..., object], *given: Any, **named: Any) -> UserError:
+    """What a call is refused with."""
+    with pytest.raises(UserError) as caught:
+        call(*given, **named)
+    return caught.value
+
+
+def message_of(call: Callable[..., object], *given: Any, **named: Any) -> str:
+    """What is said where a call is refused."""
+    return str(error_of(call, *given, **named))
+
+
 def write_rows(path: Path, rows: Iterable[object]) -> Path:
     """Write JSON lines and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +174,7 @@ Tell = Callable[..., str]
 
 
 @pytest.fixture
-def tell(capsys: pytest.CaptureFixture[str]) -> Tell:
+def tell(capsys) -> Tell:
     """Run a verb: `tell("data", "list", code=1)`; all that it printed."""
     from tell_plugins.cli import main
 
@@ -128,14 +192,14 @@ Cli = Callable[..., str]
 
 
 @pytest.fixture
-def cli(tell: Tell) -> Cli:
+def cli(tell) -> Cli:
     """`cli(code, verb, ...)`: the command line ends with that code; all that it says, in one line
     with single blanks."""
     return lambda code, *argv: " ".join(tell(*argv, code=code).split())
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory) -> Path:
     """The folder of the tiny model, which no test may change."""
     from tests.tiny import make_tiny_model
 
@@ -145,57 +209,72 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MakeCard = Callable[..., Path]
 
 
-@pytest.fixture
-def make_card(tmp_path: Path) -> MakeCard:
-    """Make a card under `$TELL_CARDS`: `make_card(name, train=[...], test=[...], kind=..., ...)`.
+def write_card(
+    root: Path,
+    name: str,
+    *,
+    train: list[dict[str, str]],
+    test: list[dict[str, str]] | None = None,
+    kind: str = "task",
+    anchor: str = "ANCHOR: do the task.",
+    schema: object = None,
+    label: str | None = None,
+    **keys: object,
+) -> Path:
+    """Write a card into a folder below `root`.
 
     Rows are `{"q": ..., "r": ...}`; further keywords become keys of the card. One with a `schema`
     has JSON answers, which may have a `label`.
     """
-    import yaml
+    folder, splits = root / name, {"train": train} | ({} if test is None else {"test": test})
+    for split, rows in splits.items():
+        write_rows(folder / f"{split}.jsonl", rows)
+    card: dict[str, object] = {
+        "name": name,
+        "kind": kind,
+        "summary": "made by a test",
+        "licence": "none",
+        "source": "a test",
+        "columns": {"query": "q", "response": "r"},
+        "splits": {split: {"file": f"{split}.jsonl"} for split in splits},
+    }
+    if kind == "task":
+        (folder / "anchor.txt").write_text(anchor + "\n", encoding="utf-8")
+        card |= {"anchor": "anchor.txt", "metric": "number"}
+        card["general"] = {"from": ["plain"], "amount": "2x"}
+    if keys.get("metric") == "translation":
+        card["translation"] = {"source": "English", "target": "Icelandic"}
+    if schema is not None:
+        text = schema if isinstance(schema, str) else json.dumps(schema)
+        (folder / "schema.json").write_text(text)
+        answer = {"schema": "schema.json"} | ({"label": label} if label else {})
+        card |= {"metric": "json", "answer": answer}
+    (folder / "card.yaml").write_text(yaml.safe_dump(card | keys), encoding="utf-8")
+    return folder
 
-    def make(
-        name: str,
-        *,
-        train: list[dict[str, str]],
-        test: list[dict[str, str]] | None = None,
-        kind: str = "task",
-        anchor: str = "ANCHOR: do the task.",
-        schema: object = None,
-        label: str | None = None,
-        **keys: object,
-    ) -> Path:
-        folder = tmp_path / "cards" / name
-        if keys.get("metric") == "translation":
-            keys.setdefault("translation", {"source": "English", "target": "Icelandic"})
-        if schema is not None:
-            answer = {"schema": "s.json"} | ({"label": label} if label else {})
-            keys |= {"metric": "json", "answer": answer}
-            text = schema if isinstance(schema, str) else json.dumps(schema)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "s.json").write_text(text)
-        card: dict[str, object] = {
-            "name": name,
-            "kind": kind,
-            "summary": "made by a test",
-            "licence": "none",
-            "source": "a test",
-            "columns": {"query": "q", "response": "r"},
-            "splits": {"train": {"file": "train.jsonl"}},
-        }
-        write_rows(folder / "train.jsonl", train)
-        if test is not None:
-            write_rows(folder / "test.jsonl", test)
-            card["splits"] = {"train": {"file": "train.jsonl"}, "test": {"file": "test.jsonl"}}
-        if kind == "task":
-            (folder / "anchor.txt").write_text(anchor + "\n", encoding="utf-8")
-            card |= {
-                "anchor": "anchor.txt",
-                "metric": "number",
-                "general": {"from": ["plain"], "amount": "2x"},
-            }
-        card |= keys
-        (folder / "card.yaml").write_text(yaml.safe_dump(card), encoding="utf-8")
-        return folder
 
-    return make
+def change(file: Path, **keys: object) -> None:
+    """Change keys of a YAML file, or of the card in a folder; None leaves a key out."""
+    file = file / "card.yaml" if file.is_dir() else file
+    values = yaml.safe_load(file.read_text()) | keys
+    kept = {key: value for key, value in values.items() if value is not None}
+    file.write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
+
+
+@pytest.fixture
+def make_card(tmp_path) -> MakeCard:
+    """Make a card under `$TELL_CARDS`: `make_card(name, train=[...], ...)`, see `write_card`."""
+    return partial(write_card, tmp_path / "cards")
+
+
+@pytest.fixture
+def own(tmp_path, capsys) -> Own:
+    """`new` in a folder of the test."""
+    return Own(tmp_path, capsys, method="hold")
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    """A server of files."""
+    with serving() as running:
+        yield running

@@ -1,7 +1,5 @@
 """Environments of their own in a second: packages of the running one, linked into a new folder."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

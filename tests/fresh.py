@@ -1,7 +1,5 @@
 """`python -m tests.fresh FOLDER`: the function that lies there with its arguments, called here."""
 
-from __future__ import annotations
-
 import pickle
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Small random checkpoints of BLEURT and COMET, saved as their libraries save them."""
 
-from __future__ import annotations
-
 import json
 import logging
 import warnings

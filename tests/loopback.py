@@ -1,7 +1,5 @@
 """The HTTP servers of the tests: on loopback, on a free port, for as long as a block runs."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """A results folder made by hand: runs that never ran, with answers of known quality."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`new` in the folders of a test: the files that it is given, and what it says."""
 
-from __future__ import annotations
-
 import csv
 import json
 from dataclasses import dataclass
@@ -12,7 +10,6 @@ import pytest
 
 from tell_plugins.cli import main
 from tell_plugins.recipe.recipes import Recipe, load_recipe
-from tests.conftest import write_rows
 
 ANCHOR = "Is the message about weather? Answer with a JSON object."
 Row = dict[str, Any]
@@ -38,7 +35,9 @@ class Own:
         """A file of rows; in a CSV lists are JSON text."""
         path = self.folder / name
         if path.suffix == ".jsonl":
-            return str(write_rows(path, rows))
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            path.write_text(text, encoding="utf-8")
+            return str(path)
         cells = [
             {k: v if isinstance(v, str) else json.dumps(v) for k, v in r.items()} for r in rows
         ]

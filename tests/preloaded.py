@@ -12,8 +12,6 @@ The server is this file as a program, with the descriptor of its socket; so is t
 the socket's address. It runs no line of Python's `site`, so it takes 20 ms.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -48,9 +46,6 @@ def _is_forked(arguments: list[str]) -> bool:
     if arguments[:1] == ["-m"]:
         return arguments[1:2] != [] and arguments[1] in _MODULES
     return bool(arguments) and os.path.dirname(arguments[0]).endswith(os.path.join("swift", "cli"))
-
-
-# --- in the tests --------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -111,9 +106,6 @@ def _start_when_asked(listener: socket.socket, owner: int, environment: dict[str
     listener.close()
 
 
-# --- the stand-in --------------------------------------------------------------------------------
-
-
 def _stand_in(address: str, arguments: list[str]) -> None:
     """Have the server do it and end as it ends, or become an ordinary Python."""
     if _is_forked(arguments):
@@ -144,8 +136,6 @@ def _have_it_done(server: socket.socket, arguments: list[str]) -> None:
         os.kill(os.getpid(), number)
     os._exit(code)
 
-
-# --- the server ----------------------------------------------------------------------------------
 
 _LIBRARIES = (
     "torch",

@@ -1,7 +1,5 @@
 """Random models without a tokenizer, small enough to be made for each test."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,35 +4,29 @@ The models lie in folders named like the hubs' (`Llama-2-7b-chat-ms`), so that m
 the very template and loader that it chooses for the real ones.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tell_plugins.bridge import swift_cli
-from tell_plugins.core.cards import card_names, load_card
+from tell_plugins.core.cards import Card, card_names, load_card
 from tell_plugins.core.mixture import GENERAL
 from tell_plugins.core.spec import NONE, Amount, Spec
 from tell_plugins.recipe.recipes import Recipe
 from tell_plugins.recipe.shapes import shape_of
 from tests.conftest import PROJECT, in_preloaded_process, write_rows
 from tests.swift_keys_once import keys
-from tests.tiny import sft
+from tests.tiny import byte_tokenizer
 
 RECIPES = sorted((PROJECT / "recipes").glob("*.yaml"))
 PAPER = [path for path in RECIPES if path.stem.partition("_")[0] in ("qwen", "llama2", "gemma")]
 EMBEDDED = [path for path in RECIPES if path.stem.startswith("smollm2_")]
 TODAYS = sorted({*RECIPES} - {*PAPER, *EMBEDDED})
 
-
-# --- models --------------------------------------------------------------------------------------
 
 _PADDING, _END = "<pad>", "</s>"
 
@@ -116,8 +110,6 @@ def _save_processor(tokenizer: Any, folder: Path) -> None:
 def _make_tokenizer(template: str, folder: Path) -> Any:
     """A byte-level tokenizer that has the control tokens of an ms-swift template."""
     from swift.template import TEMPLATE_MAPPING
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     meta = TEMPLATE_MAPPING[template]
     written = json.dumps([meta.prefix, meta.prompt, meta.chat_sep, meta.suffix, meta.stop_words])
@@ -125,18 +117,10 @@ def _make_tokenizer(template: str, folder: Path) -> Any:
     begin = next((token for token in control if "begin_of" in token or token in "<bos><s>"), None)
     ends = [token for token in control if token in json.dumps(meta.suffix)]
     special = sorted({*control, _PADDING, _END, *_PICTURE.values()})
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["the question and the answer of the row " * 3], trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    fast = byte_tokenizer(
+        "the question and the answer of the row " * 3,
+        500,
+        special,
         eos_token=ends[0] if ends else _END,
         bos_token=begin,
         pad_token=_PADDING,
@@ -156,9 +140,8 @@ class QWenConfig(PretrainedConfig):
     keys_to_ignore_at_inference = ["past_key_values"]
 """
 _QWEN_MODEL = '''\
-"""A stand-in for Qwen-7B-Chat's remote code: the same class and layer names, nothing else of it."""
+"""A stand-in for Qwen-7B-Chat's remote code: the names of its class and its adapted layer."""
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.generation import GenerationMixin
@@ -167,36 +150,21 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .configuration_qwen import QWenConfig
 
 
-class QWenAttention(nn.Module):
+class QWenBlock(nn.Module):
     def __init__(self, width):
         super().__init__()
         self.c_attn = nn.Linear(width, 3 * width)
-        self.c_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, x):
-        query, key, value = self.c_attn(x)[:, None].chunk(3, dim=-1)
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.c_proj(mixed[:, 0])
-
-
-class QWenBlock(nn.Module):
-    def __init__(self, width, inner):
-        super().__init__()
-        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn = QWenAttention(width)
-        self.w1 = nn.Linear(width, inner, bias=False)
-
-    def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
-        return x + self.w1(self.ln_2(x))[..., : x.shape[-1]]
+        return x + self.c_attn(x)[..., : x.shape[-1]]
 
 
 class QWenModel(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
-        sizes = config.hidden_size, config.intermediate_size
-        self.h = nn.ModuleList(QWenBlock(*sizes) for _ in range(config.num_hidden_layers))
+        blocks = (QWenBlock(config.hidden_size) for _ in range(config.num_hidden_layers))
+        self.h = nn.ModuleList(blocks)
         self.gradient_checkpointing = False
 
     def forward(self, input_ids):
@@ -257,36 +225,36 @@ def _save_qwen(folder: Path) -> None:
     torch.save(model.bfloat16().state_dict(), folder / "pytorch_model.bin")
 
 
-# --- data ----------------------------------------------------------------------------------------
-
 _ANCHOR = "Read the text below with care. Then answer as asked.\n\n"
 
 
-def make_data(home: Path) -> None:
-    """A small file for every split of every card that keeps no rows in its own folder."""
+def small(card: Card, split: str) -> tuple[int, int]:
+    """How many rows a split has here, and how many letters more than a few words."""
+    return (60 if card.kind == GENERAL else 12), 0
+
+
+def make_data(home: Path, size: Callable[[Card, str], tuple[int, int]] = small) -> None:
+    """A file for every split of every card that keeps no rows in its own folder."""
     for name in card_names():
         card = load_card(name)
         for split, place in card.splits.items():
-            if (card.folder / place.file).is_file() or (home / place.file).is_file():
+            if (card.folder / place.file).is_file():
                 continue
+            count, letters = size(card, split)
             columns = card.columns_of(split)
+            label = "no" if card.metric == "json" else "#### 7"
+            front = _ANCHOR if card.inline_anchor else ""
             rows = [
                 {
                     **dict.fromkeys(columns.query, ""),
-                    columns.query[0]: _query(card.kind, card.inline_anchor, name, split, number),
-                    columns.response: f"The answer {number} to {name}.",
+                    columns.query[0]: f"{front}{split} {number} of {name} " + "a" * letters,
+                    columns.response: f"answer {number}" if split == "train" else label,
                 }
-                for number in range(60 if card.kind == GENERAL else 12)
+                for number in range(count)
             ]
-            if place.file.endswith(".json"):
-                (home / place.file).write_text(json.dumps(rows))
-            else:
-                write_rows(home / place.file, rows)
-
-
-def _query(kind: str, inline: bool, name: str, split: str, number: int) -> str:
-    front = _ANCHOR if inline else ""
-    return f"{front}{number} is the number of this {split} question of {name}."
+            file = write_rows(home / name / place.file, rows)
+            if file.suffix == ".json":
+                file.write_text(json.dumps(rows))
 
 
 def scaled(spec: Spec) -> Spec:
@@ -318,9 +286,6 @@ def small_copy(recipe: Recipe, model: Path, folder: Path, **changes: Any) -> Pat
     return path
 
 
-# --- runs ----------------------------------------------------------------------------------------
-
-
 def environment(root: Path, model: Path | None = None) -> dict[str, str]:
     """The environment of a run that sees only what lies under `root`."""
     values = {
@@ -334,17 +299,6 @@ def environment(root: Path, model: Path | None = None) -> dict[str, str]:
     if model is not None:
         values["TELL_TOKENIZER"] = str(model)
     return {**os.environ, **values}
-
-
-def swift_sft(recipe: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """`swift sft` with the environment's ms-swift, in the project's folder."""
-    return subprocess.run(
-        swift_cli.command(*sft(recipe)),
-        env=dict(env),
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-    )
 
 
 def only_run(output: Path) -> Path:

@@ -6,8 +6,6 @@
 ./run.sh test --swift latest     the tests marked newest, in the environment of the newest ms-swift
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """An engine that answers as a script says, for tests of what stands around an engine."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path

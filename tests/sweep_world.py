@@ -3,48 +3,29 @@
 A real `swift sft` and a real `eval` of it take little more than their imports.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.conftest import PROJECT
-from tests.tiny import make_tiny_model
+from tests.conftest import PROJECT, write_card
+from tests.tiny import TINY, make_tiny_model
 
 RECIPE: dict[str, Any] = {
-    "external_plugins": ["tell_plugins/register.py"],
-    "model_type": "llama",
-    "template": "chatml",
-    "use_cpu": True,
+    **TINY,
     "torch_dtype": "bfloat16",
-    "check_model": False,
     "dataset": ["tell/tiny_task:task=8rows/general=24rows"],
-    "dataset_shuffle": False,
-    "train_dataloader_shuffle": False,
-    "strict": True,
     "max_length": 512,
-    "tuner_type": "lora",
-    "lora_rank": 4,
-    "target_modules": ["all-linear"],
-    "learning_rate": 0.01,
     "lr_scheduler_type": "linear",
     "warmup_ratio": 0.03,
     "num_train_epochs": 1,
-    "per_device_train_batch_size": 1,
     "gradient_accumulation_steps": 16,
     "enable_channel_loss": True,
-    "gradient_checkpointing": False,
-    "dataloader_num_workers": 0,
-    "logging_steps": 1,
-    "report_to": ["none"],
 }
 SCHEMA = {
     "type": "object",
@@ -75,37 +56,18 @@ class World:
     def __init__(self, root: Path, *, task: int = 16, test: int = 6, general: int = 60) -> None:
         self.root = root
         self.cards = root / "cards"
-        self._card("tiny_general", "general", {"train": general_rows(general)})
-        self._card(
+        write_card(self.cards, "tiny_general", kind="general", train=general_rows(general))
+        write_card(
+            self.cards,
             "tiny_task",
-            "task",
-            {"train": task_rows(task), "test": task_rows(test, 1000)},
-            anchor="anchor.txt",
-            metric="json",
-            answer={"schema": "schema.json", "label": "label"},
+            train=task_rows(task),
+            test=task_rows(test, 1000),
+            anchor="Say whether the number is odd.",
+            schema=SCHEMA,
+            label="label",
             general={"from": ["tiny_general"], "amount": "2x"},
             max_new_tokens=8,
         )
-        (self.cards / "tiny_task" / "anchor.txt").write_text("Say whether the number is odd.\n")
-        (self.cards / "tiny_task" / "schema.json").write_text(json.dumps(SCHEMA))
-
-    def _card(self, name: str, kind: str, splits: Mapping[str, Any], **keys: Any) -> None:
-        folder = self.cards / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for split, rows in splits.items():
-            lines = "".join(json.dumps(row) + "\n" for row in rows)
-            (folder / f"{split}.jsonl").write_text(lines)
-        card = {
-            "name": name,
-            "kind": kind,
-            "summary": "made by a test",
-            "licence": "none",
-            "source": "a test",
-            "columns": {"query": "q", "response": "r"},
-            "splits": {split: {"file": f"{split}.jsonl"} for split in splits},
-            **keys,
-        }
-        (folder / "card.yaml").write_text(yaml.safe_dump(card))
 
     def model(self) -> Path:
         """The random model, made when it is first asked for."""

@@ -1,7 +1,5 @@
 """ms-swift's keys; where they do not come along, asked once a machine."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

@@ -1,7 +1,5 @@
 """General ability: the paper's averages, the recipes of `recipes/eval`, the second environment."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys
@@ -11,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.errors import MachineError
 from tell_plugins.evaluation import ability
 from tell_plugins.evaluation.ability import (
     PAPER,
@@ -20,8 +18,8 @@ from tell_plugins.evaluation.ability import (
     read_scores,
     table,
 )
-from tests.conftest import PROJECT, Cli, MakeCard
-from tests.tiny import make_tiny_cards, make_tiny_model, run_swift, sft, tiny_recipe
+from tests.conftest import PROJECT, message_of
+from tests.tiny import make_tiny_cards, run_swift, sft, tiny_recipe
 
 # Appendix A.5: Open-Platypus, alpaca-en
 TABLE = {
@@ -56,14 +54,14 @@ def _column(place: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("place", "data"), [(0, "Open-Platypus"), (1, "alpaca-en")])
-def test_averages_are_those_of_the_paper(place: int, data: str) -> None:
+def test_averages_are_those_of_the_paper(place, data):
     averages = form_averages(_column(place))
     assert round(averages["AGIEval"]["value"], 2) == PAPER["AGIEval"][data]
     assert round(averages["OpenBookQA"]["value"], 1) == PAPER["OpenBookQA"][data]
     assert (averages["AGIEval"]["of"], averages["OpenBookQA"]["of"]) == (21, 2)
 
 
-def test_a_missing_sub_score_gives_no_average() -> None:
+def test_a_missing_sub_score_gives_no_average():
     scores = _column(0)
     del scores["agieval-math"]
     assert form_averages(scores)["AGIEval"] == {"value": None, "found": 20, "of": 21}
@@ -74,7 +72,7 @@ def test_a_missing_sub_score_gives_no_average() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipes_hold_keys_and_values_of_swift_eval(name: str) -> None:
+def test_recipes_hold_keys_and_values_of_swift_eval(name):
     from swift.arguments import EvalArguments
 
     path = PROJECT / "recipes" / "eval" / f"{name}.yaml"
@@ -88,7 +86,7 @@ def test_recipes_hold_keys_and_values_of_swift_eval(name: str) -> None:
     assert "./run.sh ability" in header[1]
 
 
-def test_every_recipe_of_the_folder_is_run() -> None:
+def test_every_recipe_of_the_folder_is_run():
     found = sorted(path.stem for path in (PROJECT / "recipes" / "eval").glob("*.yaml"))
     assert found == sorted(RECIPES)
 
@@ -98,7 +96,7 @@ def _result(path: Path, *reports: object) -> Path:
     return path
 
 
-def test_the_last_result_of_swift_eval_is_read(tmp_path: Path) -> None:
+def test_the_last_result_of_swift_eval_is_read(tmp_path):
     log = tmp_path / "log"
     log.write_text("one\ntwo\n")
     old = {"OpenCompass": {"openbookqa": {"accuracy": "1.00"}}}
@@ -124,7 +122,7 @@ def test_the_last_result_of_swift_eval_is_read(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def environment(tmp_path, monkeypatch) -> Path:
     """A place for `.venv-eval` that belongs to the test."""
     folder = tmp_path / "venv-eval"
     monkeypatch.setattr(ability, "ENVIRONMENT", folder)
@@ -140,9 +138,7 @@ def _adapter(folder: Path) -> Path:
     return folder
 
 
-def test_without_the_second_environment_its_set_up_is_named(
-    environment: Path, tmp_path: Path, cli: Cli
-) -> None:
+def test_without_the_second_environment_its_set_up_is_named(environment, tmp_path, cli):
     adapter = _adapter(tmp_path / "checkpoint-5")
     assert "is missing" in cli(1, "ability", adapter)
     (environment / "bin").mkdir(parents=True)
@@ -161,12 +157,12 @@ def test_without_the_second_environment_its_set_up_is_named(
         (["--rows", "0"], "--rows: 0 is too small"),
     ],
 )
-def test_wrong_options_are_said(more: list[str], found: str, tmp_path: Path, cli: Cli) -> None:
+def test_wrong_options_are_said(more, found, tmp_path, cli):
     assert "no adapter" in cli(1, "ability", tmp_path)
     assert found in cli(1, "ability", _adapter(tmp_path / "checkpoint-5"), *more)
 
 
-def test_the_base_model_is_served_as_the_adapter_was_trained(tmp_path: Path) -> None:
+def test_the_base_model_is_served_as_the_adapter_was_trained(tmp_path):
     adapter = _adapter(tmp_path / "checkpoint-5")
     flags = ability.deploy_arguments(adapter, "base", base=True)
     assert "--adapters" not in flags
@@ -176,11 +172,10 @@ def test_the_base_model_is_served_as_the_adapter_was_trained(tmp_path: Path) -> 
     assert pairs["--external_plugins"] == "tell_plugins/register.py"
     assert "--system" not in pairs
     (adapter / "args.json").unlink()
-    with pytest.raises(UserError, match=r"no args\.json"):
-        ability.deploy_arguments(adapter, "base", base=True)
+    assert "no args.json" in message_of(ability.deploy_arguments, adapter, "base", base=True)
 
 
-def test_a_whole_model_is_served_as_the_model_that_it_is(tmp_path: Path) -> None:
+def test_a_whole_model_is_served_as_the_model_that_it_is(tmp_path):
     folder = tmp_path / "checkpoint-5"
     flags = ability.deploy_arguments(_adapter(folder), "five", base=False)
     assert flags == ["--adapters", str(folder), "--served_model_name", "five"]
@@ -190,9 +185,7 @@ def test_a_whole_model_is_served_as_the_model_that_it_is(tmp_path: Path) -> None
     assert flags == ["--model", str(folder), "--served_model_name", "five"]
 
 
-def test_a_server_that_dies_at_once_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_dies_at_once_says_why(tmp_path, monkeypatch):
     dies = [sys.executable, "-c", "print('unknown flag --x'); raise SystemExit(3)"]
     monkeypatch.setattr(ability.swift_cli, "command", lambda *arguments: dies)
     with pytest.raises(MachineError, match="did not come up") as caught:
@@ -222,11 +215,10 @@ with (folder / "eval_result.jsonl").open("a") as file:
 
 @pytest.mark.slow
 def test_an_adapter_is_served_without_its_anchor_and_asked_from_the_second_environment(
-    environment: Path, make_card: MakeCard, tmp_path: Path, cli: Cli
-) -> None:
+    environment, make_card, model, tmp_path, cli
+):
     """`swift deploy` is real; what evalscope would do is a stub that asks one question."""
     make_tiny_cards(make_card)
-    model = make_tiny_model(tmp_path / "model")
     recipe = tiny_recipe(tmp_path / "r.yaml", model, "tell/tiny_task:general=2rows")
     run_swift(*sft(recipe))
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")

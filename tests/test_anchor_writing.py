@@ -116,9 +116,6 @@ def test_too_few_rows(world: World) -> None:
         training_rows(load_card("tiny_task"), examples=15, scored=15, seed=1)
 
 
-# --- the command ---------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     """The command with a scripted engine: its files, not its model."""

@@ -1,7 +1,5 @@
 """Anchor prompts: from a file, inline, another one, none; on made rows and on the official ones."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from tell_plugins.core.anchors import (
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import TaskRows, inline_front, open_task
-from tests.conftest import MakeCard
+from tests.conftest import MakeCard, change, error_of
 
 ROWS = [{"q": f"query {n}", "r": f"response {n}"} for n in range(4)]
 INLINE = "Translate this.\nAnswer with the translation alone:\n\n"
@@ -22,13 +20,9 @@ INLINE = "Translate this.\nAnswer with the translation alone:\n\n"
 
 def _make_inline(make_card: MakeCard, train: list[str], test: list[str] | None = None) -> Path:
     """A card whose `card.yaml` says `anchor: inline`."""
-    folder = make_card(
-        "t",
-        train=[{"q": query, "r": "r"} for query in train],
-        test=None if test is None else [{"q": query, "r": "r"} for query in test],
-    )
-    card = folder / "card.yaml"
-    card.write_text(card.read_text().replace("anchor: anchor.txt", "anchor: inline"))
+    rows, held = ([{"q": query, "r": "r"} for query in part or []] for part in (train, test))
+    folder = make_card("t", train=rows, test=held or None)
+    change(folder, anchor="inline")
     (folder / "anchor.txt").unlink()
     return folder
 
@@ -37,7 +31,7 @@ def _open(anchor: str = "card", split: str = "train") -> TaskRows:
     return open_task(load_card("t"), split, anchor)
 
 
-def test_the_cards_anchor_stands_before_every_query(make_card: MakeCard) -> None:
+def test_the_cards_anchor_stands_before_every_query(make_card):
     folder = make_card("t", train=ROWS)
     (folder / "anchor.txt").write_text("\ufeff\n Do the task. \n\n", encoding="utf-8")
     task = _open()
@@ -47,16 +41,19 @@ def test_the_cards_anchor_stands_before_every_query(make_card: MakeCard) -> None
     assert task.anchor.name == "card"
 
 
-def test_another_anchor_of_the_card(make_card: MakeCard) -> None:
+def test_another_anchor_of_the_card(make_card):
     folder = make_card("t", train=ROWS)
     (folder / "short.txt").write_text("Go!")
     assert anchor_files(load_card("t")) == ["anchor", "short"]
     assert _open("short").queries[0] == "Go!\n\nquery 0"
     assert _open("anchor").queries == _open("card").queries
     assert _open("short").anchor.sha256 != _open("card").anchor.sha256
+    error = error_of(_open, "shrt")
+    assert "did you mean 'short'" in str(error)
+    assert error.allowed == "anchor, card, none, short"
 
 
-def test_an_anchor_does_not_change_which_row_it_is(make_card: MakeCard) -> None:
+def test_an_anchor_does_not_change_which_row_it_is(make_card):
     make_card("t", train=ROWS)
     card, none = _open("card"), _open("none")
     assert card.ids.tolist() == none.ids.tolist()
@@ -64,18 +61,10 @@ def test_an_anchor_does_not_change_which_row_it_is(make_card: MakeCard) -> None:
     assert none.seen_ids.tolist() == none.ids.tolist()
 
 
-def test_an_unknown_anchor_names_the_nearest(make_card: MakeCard) -> None:
-    folder = make_card("t", train=ROWS)
-    (folder / "short.txt").write_text("Go!")
-    with pytest.raises(UserError, match="did you mean 'short'") as caught:
-        _open("shrt")
-    assert caught.value.allowed == "anchor, card, none, short"
-
-
 @pytest.mark.parametrize(
     ("content", "message"), [(b" \n", "the anchor is empty"), ("für".encode("latin-1"), "UTF-8")]
 )
-def test_an_anchor_file_that_is_none(make_card: MakeCard, content: bytes, message: str) -> None:
+def test_an_anchor_file_that_is_none(make_card, content, message):
     folder = make_card("t", train=ROWS)
     (folder / "anchor.txt").write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
@@ -83,7 +72,7 @@ def test_an_anchor_file_that_is_none(make_card: MakeCard, content: bytes, messag
     assert str(caught.value.where).endswith("t/anchor.txt")
 
 
-def test_an_inline_anchor_stays_where_it_is(make_card: MakeCard) -> None:
+def test_an_inline_anchor_stays_where_it_is(make_card):
     _make_inline(make_card, [INLINE + "one", INLINE + "two"])
     task = _open()
     assert task.queries == [INLINE + "one", INLINE + "two"]
@@ -91,7 +80,7 @@ def test_an_inline_anchor_stays_where_it_is(make_card: MakeCard) -> None:
     assert task.anchor.text == INLINE
 
 
-def test_an_inline_anchor_is_stripped_or_exchanged(make_card: MakeCard) -> None:
+def test_an_inline_anchor_is_stripped_or_exchanged(make_card):
     folder = _make_inline(make_card, [INLINE + "one", INLINE + "two"])
     (folder / "own.txt").write_text("Own words.")
     assert _open("none").queries == ["one", "two"]
@@ -99,13 +88,13 @@ def test_an_inline_anchor_is_stripped_or_exchanged(make_card: MakeCard) -> None:
     assert _open("own").ids.tolist() == _open("card").ids.tolist()
 
 
-def test_spaces_after_an_inline_anchor_do_not_stay(make_card: MakeCard) -> None:
+def test_spaces_after_an_inline_anchor_do_not_stay(make_card):
     _make_inline(make_card, [INLINE + "  one", INLINE + "two"])
     assert _open("none").queries == _open("none").plain == ["one", "two"]
     assert _open().queries == [INLINE + "  one", INLINE + "two"]
 
 
-def test_an_inline_anchor_is_learnt_from_the_training_rows(make_card: MakeCard) -> None:
+def test_an_inline_anchor_is_learnt_from_the_training_rows(make_card):
     _make_inline(make_card, [INLINE + "one", INLINE + "two"], [INLINE + "only one test row"])
     assert _open(split="test").plain == ["only one test row"]
     assert _open("none", split="test").queries == ["only one test row"]
@@ -121,9 +110,7 @@ def test_an_inline_anchor_is_learnt_from_the_training_rows(make_card: MakeCard) 
         ([INLINE + "one", INLINE + "two", INLINE], None, "nothing but the inline anchor"),
     ],
 )
-def test_rows_whose_anchor_is_not_inline(
-    make_card: MakeCard, train: list[str], test: list[str] | None, message: str
-) -> None:
+def test_rows_whose_anchor_is_not_inline(make_card, train, test, message):
     _make_inline(make_card, train, test)
     with pytest.raises(UserError, match=message) as caught:
         _open(split="test" if test else "train")
@@ -140,11 +127,11 @@ def test_rows_whose_anchor_is_not_inline(
         (["A þ\nx", "A þ\ny", "A þ\nxy"], "A þ\n"),
     ],
 )
-def test_the_front_that_rows_share(queries: list[str], front: str) -> None:
+def test_the_front_that_rows_share(queries, front):
     assert shared_front(queries, "here") == front
 
 
-def test_an_anchor_in_front_of_a_foreign_query() -> None:
+def test_an_anchor_in_front_of_a_foreign_query():
     assert in_front("") == ""
     assert in_front("Text.") == "Text.\n\n"
     assert in_front("Text.\n") == "Text.\n"
@@ -159,7 +146,7 @@ OFFICIAL = [
 
 @pytest.mark.usefixtures("real_home")
 @pytest.mark.parametrize(("name", "split", "rows"), OFFICIAL)
-def test_official_rows(name: str, split: str, rows: int) -> None:
+def test_official_rows(name, split, rows):
     card = load_card(name)
     with_anchor, without = open_task(card, split), open_task(card, split, "none")
     front = with_anchor.anchor.text
@@ -171,17 +158,11 @@ def test_official_rows(name: str, split: str, rows: int) -> None:
 
 
 @pytest.mark.usefixtures("real_home")
-def test_official_anchors() -> None:
+def test_official_anchors():
     halu = inline_front(load_card("halu_cot_json"))
     assert "'thought'" in halu or '"thought"' in halu
-    plain = open_task(load_card("halu_cot_json"), "test").plain
-    assert all(text.startswith("'user_query' : ") for text in plain)
+    task = open_task(load_card("halu_cot_json"), "test")
+    assert all(text.startswith("'user_query' : ") for text in task.plain)
+    assert [in_front(task.anchor.text) + plain for plain in task.plain] == task.queries
     english = inline_front(load_card("en_is_news"))
     assert "Icelandic" in english
-
-
-@pytest.mark.usefixtures("real_home")
-def test_an_official_anchor_can_be_put_back() -> None:
-    card = load_card("halu_cot_json")
-    task = open_task(card, "test")
-    assert [in_front(task.anchor.text) + plain for plain in task.plain] == task.queries

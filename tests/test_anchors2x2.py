@@ -1,7 +1,5 @@
 """Anchor in training x anchor at test: two runs, four cells, one table."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -10,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
 from tell_plugins.evaluation.answers import load_scored
 from tell_plugins.evaluation.elsewhere import Elsewhere
@@ -18,22 +15,18 @@ from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.scoring import System
 from tell_plugins.evaluation.summary import read_general
 from tell_plugins.experiments.anchors2x2 import CELLS, Cell, effects, show, write
-from tests.conftest import MakeCard
 from tests.saved_answers import save_answers
-from tests.tiny import make_tiny_cards, make_tiny_model, tiny_recipe
+from tests.tiny import make_tiny_cards, tiny_recipe
 
 DATASET = "tell/tiny_task:task=all/general=10rows"
 YES = '{"label": "yes"}'
 
 
 @pytest.mark.parametrize("dataset", ["tell/tiny_task:anchor=none", "tell/plain"])
-def test_a_recipe_without_an_anchor_is_refused(
-    dataset: str, make_card: MakeCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_recipe_without_an_anchor_is_refused(dataset, make_card, tmp_path, tell):
     make_tiny_cards(make_card)
     recipe = tiny_recipe(tmp_path / "r.yaml", tmp_path, dataset)
-    assert main(["anchors2x2", str(recipe), "--out", str(tmp_path / "out")]) == 1
-    assert "without an anchor" in capsys.readouterr().err
+    assert "without an anchor" in tell("anchors2x2", recipe, "--out", tmp_path / "out", code=1)
 
 
 def answered_cells(root: Path) -> dict[Cell, System]:
@@ -49,7 +42,7 @@ def answered_cells(root: Path) -> dict[Cell, System]:
     return systems
 
 
-def test_differences_are_paired_over_the_rows(make_card: MakeCard, tmp_path: Path) -> None:
+def test_differences_are_paired_over_the_rows(make_card, tmp_path):
     """Adherence 6, 3, 0 and 0 of 6 in the four cells."""
     make_tiny_cards(make_card)
     records = effects(answered_cells(tmp_path))
@@ -65,9 +58,7 @@ def test_differences_are_paired_over_the_rows(make_card: MakeCard, tmp_path: Pat
     assert found["at test, trained with it"].low < 50 < found["at test, trained with it"].high
 
 
-def test_a_card_without_a_label_has_adherence_and_its_content(
-    make_card: MakeCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_card_without_a_label_has_adherence_and_its_content(make_card, tmp_path, capsys):
     make_tiny_cards(make_card)
     file = tmp_path / "cards" / "tiny_task" / "card.yaml"
     file.write_text(file.read_text().replace("  label: label\n", ""))
@@ -81,7 +72,7 @@ def test_a_card_without_a_label_has_adherence_and_its_content(
     assert "+100.0" in printed
 
 
-def test_a_run_that_diverged_is_written(make_card: MakeCard, tmp_path: Path) -> None:
+def test_a_run_that_diverged_is_written(make_card, tmp_path):
     make_tiny_cards(make_card)
     systems = answered_cells(tmp_path / "eval")
     broken: Elsewhere = {"bleed": None, "KL to base": Estimate(math.nan, math.nan, math.nan, 3)}
@@ -92,16 +83,13 @@ def test_a_run_that_diverged_is_written(make_card: MakeCard, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_two_runs_four_cells(
-    make_card: MakeCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_runs_four_cells(make_card, model, tmp_path, tell):
     make_tiny_cards(make_card)
-    recipe = tiny_recipe(tmp_path / "r.yaml", make_tiny_model(tmp_path / "model"), DATASET)
+    recipe = tiny_recipe(tmp_path / "r.yaml", model, DATASET)
     out = tmp_path / "out"
     call = ["anchors2x2", str(recipe), "--out", str(out), "--max-new-tokens", "8"]
     call += ["--general-rows", "3", "--retention-rows", "3", "--learning_rate", "0.02"]
-    assert main(call) == 0
-    assert "5 runs, 0 done, 5 to do" in capsys.readouterr().out
+    assert "5 runs, 0 done, 5 to do" in tell(*call)
     trained = [
         (json.loads(path.read_text()), json.loads(path.with_name("args.json").read_text()))
         for path in sorted((out / "runs").glob("*/train/manifest.json"))
@@ -123,6 +111,5 @@ def test_two_runs_four_cells(
     assert len(added) == 5
     assert all(record["adherence, points"] for record in added)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    assert main(call) == 0  # everything is there: nothing is trained or answered again
-    assert "5 runs, 5 done, 0 to do" in capsys.readouterr().out
+    assert "5 runs, 5 done, 0 to do" in tell(*call)
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}

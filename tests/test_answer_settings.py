@@ -1,50 +1,42 @@
 """What answered: answers of another system prompt, template or adapter never pass as new ones."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.answers import SETTINGS, Prompt, Settings, answer_all, read_answers
 from tell_plugins.recipe.recipes import Recipe
-from tests.conftest import Cli, MakeCard
+from tests.chat_server import serving
+from tests.conftest import Cli, change
 from tests.scripted_engine import ScriptedEngine, answer_by_script
-from tests.test_engines import serving
 from tests.tiny import make_tiny_cards, tiny_recipe
 from tests.tiny_adapters import saved_adapter
 
 
 @pytest.fixture
-def recipe(make_card: MakeCard, tmp_path: Path) -> Path:
+def recipe(make_card, tmp_path) -> Path:
     make_tiny_cards(make_card)
     return tiny_recipe(tmp_path / "r.yaml", tmp_path / "model", "tell/tiny_task:general=4rows")
 
 
 @pytest.fixture
-def evaluated(recipe: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
+def evaluated(recipe, cli, monkeypatch) -> Cli:
     """`evaluated(code, ...)`: what `eval` of that recipe says; an engine answers every question
     with the recipe's system prompt."""
     answer_by_script(monkeypatch, lambda recipe, prompt: str(recipe.get("system")))
     return lambda code, *flags: cli(code, "eval", recipe, *flags)
 
 
-def change(recipe: Path, values: dict[str, Any]) -> None:
-    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | values))
-
-
 @pytest.mark.parametrize("values", [{"system": "Be brief."}, {"model_kwargs": {"a": 1}}])
 def test_answers_of_another_system_prompt_or_template_are_not_scored_as_new(
-    values: dict[str, Any], evaluated: Cli, recipe: Path, tmp_path: Path
-) -> None:
+    values, evaluated, recipe, tmp_path
+):
     call = ["--adapter", "none", "--general-rows", 2, "--retention-rows", 3, "--out"]
     evaluated(0, *call, tmp_path / "eval")
-    change(recipe, values)
+    change(recipe, **values)
     said = evaluated(1, *call, tmp_path / "eval")
     assert "the recipe's model keys (system, template and the like) have changed since" in said
     assert "test-greedy" in said
@@ -53,17 +45,15 @@ def test_answers_of_another_system_prompt_or_template_are_not_scored_as_new(
     evaluated(0, *call, tmp_path / "other")
 
 
-def test_what_does_not_change_an_answer_is_free(
-    evaluated: Cli, recipe: Path, tmp_path: Path
-) -> None:
+def test_what_does_not_change_an_answer_is_free(evaluated, recipe, tmp_path):
     call = ["--adapter", "none", "--general-rows", 0, "--out", tmp_path / "eval"]
     evaluated(0, *call)
-    more = {"learning_rate": 0.5, "output_dir": "elsewhere", "device_map": "cpu", "system": None}
-    change(recipe, more)
+    change(recipe, learning_rate=0.5, output_dir="elsewhere", device_map="cpu")
+    recipe.write_text(recipe.read_text() + "system:\n")
     evaluated(0, *call)
 
 
-def test_what_lies_in_the_folders_is_told_by_content(evaluated: Cli, tmp_path: Path) -> None:
+def test_what_lies_in_the_folders_is_told_by_content(evaluated, tmp_path):
     """An adapter trained again into the same folder, weights and tokenizer of the model, and the
     scale of an adapter, under unchanged names."""
     folder = saved_adapter(tmp_path / "run" / "checkpoint-2", b"\0\1\0\0")
@@ -87,9 +77,7 @@ def test_what_lies_in_the_folders_is_told_by_content(evaluated: Cli, tmp_path: P
     assert "the adapter's weights have changed since" in evaluated(1, "--general-rows", 0)
 
 
-def test_losses_on_other_held_out_responses_are_not_taken_for_these(
-    evaluated: Cli, make_card: MakeCard, tmp_path: Path
-) -> None:
+def test_losses_on_other_held_out_responses_are_not_taken_for_these(evaluated, make_card, tmp_path):
     def general(response: str) -> None:
         rows = [{"q": f"Write about {n}.", "r": f"{response} {n}"} for n in range(20)]
         make_card("plain", train=rows, kind="general")
@@ -110,7 +98,7 @@ def test_losses_on_other_held_out_responses_are_not_taken_for_these(
     assert taken([("q", "one"), ("r", "longer")]) == [(3.0, 3), (6.0, 6)]
 
 
-def test_answers_of_an_earlier_release_are_accepted(evaluated: Cli, tmp_path: Path) -> None:
+def test_answers_of_an_earlier_release_are_accepted(evaluated, tmp_path):
     """It saved no hashes of model keys and weights: what is unknown is not compared."""
     saved_adapter(tmp_path / "run" / "checkpoint-2", b"\0\1\0\0")
     evaluated(0, "--general-rows", 0)
@@ -121,15 +109,13 @@ def test_answers_of_an_earlier_release_are_accepted(evaluated: Cli, tmp_path: Pa
     evaluated(0, "--general-rows", 0)
 
 
-def test_two_systems_of_one_served_model_are_refused_before_any_answer(
-    recipe: Path, tmp_path: Path, cli: Cli
-) -> None:
+def test_two_systems_of_one_served_model_are_refused_before_any_answer(recipe, tmp_path, cli):
     folder = saved_adapter(tmp_path / "run" / "checkpoint-2", b"\0\1\0\0")
     with serving(models=("only",)) as server:
         call = ["--adapter", "none", folder, "--engine", server.url, "--general-rows", 0]
         said = cli(1, "eval", recipe, *call)
     assert "'none' and 'checkpoint-2' would both be answered" in said
-    assert server.asked == []
+    assert server.requests == []
 
 
 @pytest.mark.parametrize(
@@ -140,9 +126,7 @@ def test_two_systems_of_one_served_model_are_refused_before_any_answer(
         ("test", 90, "remedy:  a model with a longer context", None),
     ],
 )
-def test_the_remedy_for_a_prompt_that_does_not_fit_is_one(
-    split: str, longest: int, remedy: str, limit: int | None, tmp_path: Path
-) -> None:
+def test_the_remedy_for_a_prompt_that_does_not_fit_is_one(split, longest, remedy, limit, tmp_path):
     """A context of 90 tokens, and answers of up to 8."""
     engine = ScriptedEngine(Recipe(Path("r.yaml"), {"model": "m"}), lambda recipe, prompt: "x")
     engine.context = 90

@@ -1,25 +1,15 @@
 """`new --model` with a model that no recipe here trains."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from tell_plugins.recipe.shapes import parameters_of
-from tests.own_task import Own
 from tests.tiny import make_tiny_model
 
 pytestmark = pytest.mark.newest
 
 
 @pytest.fixture
-def own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Own:
-    return Own(tmp_path, capsys, method="hold")
-
-
-@pytest.fixture
-def rows(own: Own) -> str:
+def rows(own) -> str:
     """A file of forty rows."""
     return own.table(
         [{"query": f"Is {n} odd?", "response": "yes" if n % 2 else "no"} for n in range(40)]
@@ -34,9 +24,7 @@ def rows(own: Own) -> str:
         ("Qwen/Qwen2.5-0.5B-Instruct", "qwen2.5-0.5b-instruct", 1e-3, False),
     ],
 )
-def test_an_id_that_ms_swift_knows(
-    model: str, stem: str, rate: float, checkpointing: bool, own: Own, rows: str
-) -> None:
+def test_an_id_that_ms_swift_knows(model, stem, rate, checkpointing, own, rows):
     assert f"learning rate {rate:g}, not measured for it" in own.new(rows, "--model", model)
     for variant in ("", "_sft"):
         values = own.recipe(f"{stem}_own{variant}").values
@@ -46,7 +34,7 @@ def test_an_id_that_ms_swift_knows(
         assert values["output_dir"] == f"output/{stem}_own{variant}"
 
 
-def test_a_hybrid_model_answers_without_a_think_block(own: Own, rows: str) -> None:
+def test_a_hybrid_model_answers_without_a_think_block(own, rows):
     """ms-swift 4.0 lets it think in answers and 4.6 does not; the rows have no thoughts."""
     said = own.new(rows, "--model", "Qwen/Qwen3-4B")
     assert "ms-swift 4.0 would let it think in answers, 4.6 not" in said
@@ -54,7 +42,7 @@ def test_a_hybrid_model_answers_without_a_think_block(own: Own, rows: str) -> No
         assert own.recipe(f"qwen3-4b_own{variant}").values["enable_thinking"] is False
 
 
-def test_a_folder_whose_type_has_to_be_named(own: Own, rows: str) -> None:
+def test_a_folder_whose_type_has_to_be_named(own, rows):
     model = str(make_tiny_model(own.folder / "my_model"))
     message = own.fails(rows, "--model", model)
     assert "LlamaForCausalLM may be several" in message
@@ -74,7 +62,7 @@ def test_a_folder_whose_type_has_to_be_named(own: Own, rows: str) -> None:
         (["a/b", "--model-type", "qwen33"], "'model_type' is 'qwen33', which ms-swift"),
     ],
 )
-def test_what_is_no_model(flags: list[str], said: str, own: Own, rows: str) -> None:
+def test_what_is_no_model(flags, said, own, rows):
     assert said in own.fails(rows, "--model", *flags)
 
 
@@ -88,5 +76,5 @@ def test_what_is_no_model(flags: list[str], said: str, own: Own, rows: str) -> N
         ("x/phi-4", None),
     ],
 )
-def test_the_size_is_read_from_the_name(model: str, size: float | None) -> None:
+def test_the_size_is_read_from_the_name(model, size):
     assert parameters_of(model) == size

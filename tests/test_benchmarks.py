@@ -1,7 +1,5 @@
 """The benchmark at tiny sizes: every part runs for real and says what it should."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
@@ -20,7 +18,7 @@ from tell_plugins.core.spec import parse_spec
 
 
 @pytest.fixture(autouse=True)
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+def forked(monkeypatch) -> None:
     """Measured processes have the session's caches, not their own: so `preloaded` forks them."""
     whole = World.environment
 
@@ -32,9 +30,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(World, "environment", environment)
 
 
-def test_the_world_is_the_same_for_everyone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_world_is_the_same_for_everyone(tmp_path, monkeypatch):
     worlds = [make_world(tmp_path / name, [60, 200]) for name in ("a", "b")]
     for name in ("general_60.jsonl", "general_200.jsonl", "task_200.jsonl", "tokenizer.json"):
         assert (worlds[0].folder / name).read_bytes() == (worlds[1].folder / name).read_bytes()
@@ -46,7 +42,7 @@ def test_the_world_is_the_same_for_everyone(
     assert load_card("bench_task_200").kind == "task"
 
 
-def test_rows_are_as_long_as_alpacas() -> None:
+def test_rows_are_as_long_as_alpacas():
     rows = list(general_texts(4000))
     assert len({row["instruction"] for row in rows}) == 4000
     words = sorted(len(row["output"].split()) for row in rows)
@@ -56,7 +52,7 @@ def test_rows_are_as_long_as_alpacas() -> None:
     assert 0.3 < sum(bool(row["input"]) for row in rows) / 4000 < 0.4
 
 
-def test_ratios_are_taken_round_by_round() -> None:
+def test_ratios_are_taken_round_by_round():
     """Noise that both sides of a round suffer does not show."""
     order: list[str] = []
     values = {"a": iter([2.0, 20.0, 4.0]), "b": iter([1.0, 10.0, 2.0])}
@@ -73,17 +69,14 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert order == ["prepare a", "a", "prepare b", "b"] * 3
     assert ratio(one, other, "seconds") == 2.0
     assert one.median("seconds") == 4.0
-
-
-def test_targets() -> None:
-    assert Target("x", 1.2, 1.2).is_met
-    assert not Target("x", 1.21, 1.2).is_met
-    assert Target("x", 0.8, 0.8, at_least=True).is_met
-    assert not Target("x", 0.79, 0.8, at_least=True).is_met
+    met = [(1.2, 1.2, False), (1.21, 1.2, False), (0.8, 0.8, True), (0.79, 0.8, True)]
+    assert [Target("x", a, b, at_least=least).is_met for a, b, least in met] == [
+        *(True, False, True, False)
+    ]
 
 
 @pytest.mark.slow
-def test_a_measured_process_that_fails_says_why(tmp_path: Path) -> None:
+def test_a_measured_process_that_fails_says_why(tmp_path):
     world = make_world(tmp_path, [20])
     env = world.environment(tell_cache=tmp_path / "c", swift_cache=tmp_path / "c")
     with pytest.raises(MachineError, match="unknown card 'nothing'"):
@@ -91,7 +84,7 @@ def test_a_measured_process_that_fails_says_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_checking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checking(tmp_path, capsys):
     flags = ["--quick", "--sizes", "300", "--part", "checking", "--work", str(tmp_path)]
     assert bench.main(flags) == 0
     text = capsys.readouterr().out
@@ -100,7 +93,7 @@ def test_checking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not (tmp_path / "checking").exists()
 
 
-def test_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_counting(tmp_path, capsys):
     out = tmp_path / "out.json"
     code = bench.main(["--quick", "--sizes", "300", "--part", "counting", "--out", str(out)])
     assert code == 0
@@ -115,9 +108,7 @@ def test_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-def test_building_and_starting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_building_and_starting(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(parts, "_HELD_STEPS", 1)
     flags = ["--quick", "--sizes", "20", "--rounds", "1", "--work", str(tmp_path)]
     wanted = [part for name in ("mixtures", "starting", "holding") for part in ("--part", name)]
@@ -134,9 +125,7 @@ def test_building_and_starting(
     assert not list(tmp_path.glob("swift_*")), "caches do not stay"
 
 
-def test_growth_is_that_of_the_largest_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_growth_is_that_of_the_largest_size(tmp_path, monkeypatch):
     def measured(rows: int) -> dict[str, Case]:
         cases = {name: Case(name, dict) for name in ("TELL, lengths cached", "ms-swift")}
         for factor, case in enumerate(cases.values(), start=1):
@@ -150,7 +139,7 @@ def test_growth_is_that_of_the_largest_size(
 
 
 @pytest.mark.slow
-def test_answering(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_answering(tmp_path, capsys):
     flags = ["--quick", "--part", "answers", "--prompts", "5", "--work", str(tmp_path)]
     assert bench.main([*flags, "--out", str(tmp_path / "out.json")]) == 0
     text = capsys.readouterr().out
@@ -163,9 +152,7 @@ def test_answering(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert same["value"] >= 0.5  # ties of a random model apart, both say the same
 
 
-def test_answers_without_their_data_are_left_out_or_an_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_answers_without_their_data_are_left_out_or_an_error(monkeypatch, tmp_path, capsys):
     part = parts.Part("t", ("a",), [("b",)], [Target("x", 1.0, 2.0)])
     for name in ("mixtures", "checking", "counting", "starting", "holding"):
         monkeypatch.setattr(parts, name, lambda *_, **__: part)
@@ -176,7 +163,7 @@ def test_answers_without_their_data_are_left_out_or_an_error(
     assert "./run.sh data halu_cot_json" in capsys.readouterr().err
 
 
-def test_a_missed_target_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missed_target_is_exit_code_1(monkeypatch, tmp_path):
     part = parts.Part("t", ("a",), [("b",)], [Target("x", 2.0, 1.0)])
     monkeypatch.setattr(parts, "counting", lambda *_: part)
     flags = ["--part", "counting", "--sizes", "20", "--work", str(tmp_path)]
@@ -185,9 +172,7 @@ def test_a_missed_target_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_plan_for_a_gpu_runs_with_small_models(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_plan_for_a_gpu_runs_with_small_models(tmp_path, monkeypatch, capsys):
     held = "Qwen3-4B, general rows held by KL"
     monkeypatch.setattr(gpu, "CASES", {held: gpu.CASES[held]})
     assert bench.main(["--quick", "--part", "gpu", "--work", str(tmp_path)]) == 0

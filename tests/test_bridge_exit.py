@@ -1,13 +1,10 @@
 """How a process of ms-swift ends when something of ours goes wrong inside it."""
 
-from __future__ import annotations
-
-import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import PROJECT
+from tests.conftest import printed_by
 
 _RAISE = """
 from tell_plugins.bridge import _install_excepthook
@@ -25,9 +22,8 @@ raise {error}
         ("ValueError('oops')", 1, True),
     ],
 )
-def test_faults_leave_with_their_code(error: str, code: int, trace: bool) -> None:
+def test_faults_leave_with_their_code(error, code, trace):
     command = [sys.executable, "-c", _RAISE.format(error=error)]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
-    assert done.returncode == code
-    assert ("Traceback" in done.stderr) == trace
-    assert error.split("'")[1] in done.stderr
+    said = printed_by(*command, code=code)
+    assert ("Traceback" in said) == trace
+    assert error.split("'")[1] in said

@@ -1,11 +1,8 @@
 """The last guard before training: what it refuses, what it lets pass, what it leaves behind."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,13 +14,14 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import Mixture, build_mixture
 from tell_plugins.core.spec import parse_spec
-from tests.conftest import MakeCard
+from tests.conftest import message_of
 
 Begin = Callable[..., None]
+TRAINED_ON = "tell_plugins.bridge.callback.trained_on"
 
 
 @pytest.fixture
-def mixture(make_card: MakeCard) -> Mixture:
+def mixture(make_card) -> Mixture:
     """4 task rows among 8 general ones."""
     make_card("toy", train=[{"q": f"task {n}", "r": "a"} for n in range(6)])
     make_card("plain", train=[{"q": f"general {n}", "r": "b"} for n in range(20)], kind="general")
@@ -35,11 +33,11 @@ def _mixture(text: str) -> Mixture:
 
 
 @pytest.fixture
-def begin(mixture: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
+def begin(mixture, tmp_path, monkeypatch) -> Begin:
     """Begin a training on the mixture with a data loader and settings, below `tmp_path / "run"`."""
     from tell_plugins.bridge import callback
 
-    monkeypatch.setattr(callback, "trained_on", [mixture])
+    monkeypatch.setattr(TRAINED_ON, [mixture])
     state = SimpleNamespace(is_world_process_zero=True, global_step=3)
 
     def run(loader: Any = None, **settings: Any) -> None:
@@ -69,28 +67,20 @@ def _loader(rows: Dataset, *, strict: bool = True, sampler: Any = None) -> Any:
     return DataLoader(LazyLLMDataset(rows, dict, strict=strict), sampler=sampler)
 
 
-def test_a_run_without_a_mixture_is_left_alone(
-    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tell_plugins.bridge import callback
-
-    monkeypatch.setattr(callback, "trained_on", [])
+def test_a_run_without_a_mixture_is_left_alone(begin, tmp_path, monkeypatch):
+    monkeypatch.setattr(TRAINED_ON, [])
     begin(train_dataloader_shuffle=True)
     assert not (tmp_path / "run").exists()
 
 
-def test_manifest_and_anchor_lie_beside_the_adapter(
-    begin: Begin, mixture: Mixture, tmp_path: Path
-) -> None:
+def test_manifest_and_anchor_lie_beside_the_adapter(begin, mixture, tmp_path):
     begin(_loader(_tokenised(_rows(mixture))), train_dataloader_shuffle=False)
     for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-3"):
         assert json.loads((folder / "manifest.json").read_text())["hash"] == mixture.hash
         assert (folder / "anchor.txt").read_text() == "ANCHOR: do the task."
 
 
-def test_a_run_can_be_served_from_any_folder(
-    begin: Begin, mixture: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_can_be_served_from_any_folder(begin, mixture, tmp_path, monkeypatch):
     """`swift infer --adapters DIR` imports what the run's `args.json` names (4.0.4 and 4.6)."""
     from swift.utils import import_external_file
 
@@ -118,9 +108,7 @@ def test_a_run_can_be_served_from_any_folder(
     assert json.loads((tmp_path / "run" / "args.json").read_text()) == {"model": "owner/name"}
 
 
-def test_ids_that_end_like_ours_stay_ms_swifts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ids_that_end_like_ours_stay_ms_swifts(tmp_path, monkeypatch):
     """Their subsets with them: `gsm8k` has `main`."""
     from swift.dataset import DATASET_MAPPING, DatasetLoader, dataset_syntax
 
@@ -142,30 +130,24 @@ def test_ids_that_end_like_ours_stay_ms_swifts(
     assert meta("tell/gsm8k:task=15rows").loader is TellLoader
 
 
-def test_an_adapter_of_general_rows_has_no_anchor(
-    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tell_plugins.bridge import callback, templates
+def test_an_adapter_of_general_rows_has_no_anchor(begin, tmp_path, monkeypatch):
+    from tell_plugins.bridge import templates
 
     alone = _mixture("task=0/general=8rows")
-    monkeypatch.setattr(callback, "trained_on", [alone])
+    monkeypatch.setattr(TRAINED_ON, [alone])
     paths.write_text(tmp_path / "run" / "anchor.txt", "of an earlier run")
     begin(_loader(_tokenised(_rows(alone))))
     assert not list((tmp_path / "run").rglob("anchor.txt"))
     assert templates.serving_front([tmp_path / "run" / "checkpoint-3"]).text == ""
 
 
-def test_a_run_goes_on_with_the_mixture_it_began_with(
-    begin: Begin, mixture: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tell_plugins.bridge import callback
-
+def test_a_run_goes_on_with_the_mixture_it_began_with(begin, mixture, tmp_path, monkeypatch):
     loader = _loader(_tokenised(_rows(mixture)))
     begin(loader)
     checkpoint = str(tmp_path / "run" / "checkpoint-3")
     begin(loader, resume_from_checkpoint=checkpoint)
     other = _mixture("task=4rows/general=9rows")
-    monkeypatch.setattr(callback, "trained_on", [other])
+    monkeypatch.setattr(TRAINED_ON, [other])
     loader = _loader(_tokenised(_rows(other)))
     with pytest.raises(UserError, match=r"had mixture .*8rows, this has .*9rows"):
         begin(loader, resume_from_checkpoint=checkpoint)
@@ -173,11 +155,7 @@ def test_a_run_goes_on_with_the_mixture_it_began_with(
     begin(loader, resume_from_checkpoint=str(tmp_path))  # no manifest there
 
 
-def test_a_run_goes_on_with_the_loss_it_began_with(
-    begin: Begin, mixture: Mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tell_plugins.bridge import callback
-
+def test_a_run_goes_on_with_the_loss_it_began_with(begin, mixture, tmp_path, monkeypatch):
     loader = _loader(_tokenised(_rows(mixture)))
     begin(loader)
     checkpoint = tmp_path / "run" / "checkpoint-3"
@@ -194,12 +172,12 @@ def test_a_run_goes_on_with_the_loss_it_began_with(
 
     held = _mixture("task=4rows/general=8rows/kl=0.5")
     assert held.hash == mixture.hash
-    monkeypatch.setattr(callback, "trained_on", [held])
+    monkeypatch.setattr(TRAINED_ON, [held])
     begin(loader, loss_type="tell")
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     assert (manifest["weighting"], manifest["kl"]) == ("row", 0.5)
     begin(loader, resume_from_checkpoint=str(checkpoint), loss_type="tell")
-    monkeypatch.setattr(callback, "trained_on", [_mixture("task=4rows/general=8rows/kl=1")])
+    monkeypatch.setattr(TRAINED_ON, [_mixture("task=4rows/general=8rows/kl=1")])
     with pytest.raises(UserError, match=r"had kl 0\.5, this has 1"):
         begin(loader, resume_from_checkpoint=str(checkpoint), loss_type="tell")
 
@@ -213,9 +191,7 @@ def test_a_run_goes_on_with_the_loss_it_began_with(
         ("dataloader_drop_last", False, True),
     ],
 )
-def test_a_run_goes_on_with_the_batches_it_began_with(
-    begin: Begin, mixture: Mixture, tmp_path: Path, name: str, before: Any, now: Any
-) -> None:
+def test_a_run_goes_on_with_the_batches_it_began_with(begin, mixture, tmp_path, name, before, now):
     """The trainer skips batches when it resumes: of other sizes, rows are lost or come twice."""
     loader = _loader(_tokenised(_rows(mixture)))
     begin(loader)
@@ -228,19 +204,11 @@ def test_a_run_goes_on_with_the_batches_it_began_with(
     begin(loader, resume_from_checkpoint=str(checkpoint), resume_only_model=True, **{name: now})
 
 
-def test_rows_that_changed_under_a_run_are_told(
-    begin: Begin,
-    mixture: Mixture,
-    make_card: MakeCard,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from tell_plugins.bridge import callback
-
+def test_rows_that_changed_under_a_run_are_told(begin, mixture, make_card, tmp_path, monkeypatch):
     begin(_loader(_tokenised(_rows(mixture))))
     make_card("toy", train=[{"q": f"task {n}!", "r": "a"} for n in range(6)])
     other = _mixture("task=4rows/general=8rows")
-    monkeypatch.setattr(callback, "trained_on", [other])
+    monkeypatch.setattr(TRAINED_ON, [other])
     with pytest.raises(UserError, match="had rows and anchor of hash"):
         begin(
             _loader(_tokenised(_rows(other))),
@@ -248,20 +216,19 @@ def test_rows_that_changed_under_a_run_are_told(
         )
 
 
-def test_rows_in_another_order(begin: Begin, mixture: Mixture) -> None:
+def test_rows_in_another_order(begin, mixture):
     rows = _tokenised(_rows(mixture))
     task_first = sorted(range(len(rows)), key=lambda row: not mixture.is_task[row])
     with pytest.raises(UserError, match="do not come in the mixture's order"):
         begin(_loader(rows.select(task_first)))
 
 
-def test_rows_of_other_data_sets(begin: Begin, mixture: Mixture) -> None:
+def test_rows_of_other_data_sets(begin, mixture):
     rows = _tokenised(_rows(mixture))
-    with pytest.raises(UserError, match="or others follow"):
-        begin(_loader(concatenate_datasets([rows, rows])))
+    assert "or others follow" in message_of(begin, _loader(concatenate_datasets([rows, rows])))
 
 
-def test_rows_tokenised_late_must_not_be_replaced(begin: Begin, mixture: Mixture) -> None:
+def test_rows_tokenised_late_must_not_be_replaced(begin, mixture):
     rows = _rows(mixture)
     with pytest.raises(UserError, match="would be replaced by another") as caught:
         begin(_loader(rows, strict=False))
@@ -270,7 +237,7 @@ def test_rows_tokenised_late_must_not_be_replaced(begin: Begin, mixture: Mixture
     begin(_loader(_tokenised(rows), strict=False))
 
 
-def test_dropped_rows(begin: Begin, mixture: Mixture) -> None:
+def test_dropped_rows(begin, mixture):
     rows = _tokenised(_rows(mixture))
     general = [place for place, task in enumerate(mixture.is_task) if not task]
     task = [place for place, task in enumerate(mixture.is_task) if task]
@@ -279,14 +246,11 @@ def test_dropped_rows(begin: Begin, mixture: Mixture) -> None:
         begin(_loader(rows.select(sorted(task[2:] + general)), strict=False))
 
 
-# --- the loader -----------------------------------------------------------------------------------
-
-
 def _longer(row: dict[str, Any]) -> dict[str, Any]:
     return {"channel": row["channel"] + "!"}
 
 
-def test_the_same_mixture_is_tokenised_into_one_file(mixture: Mixture) -> None:
+def test_the_same_mixture_is_tokenised_into_one_file(mixture):
     """What other processes find, and what a next run writes over, hangs on the content alone."""
     first = _rows(mixture)
     os.utime(first.cache_files[0]["filename"], (1e9, 1e9))
@@ -298,7 +262,7 @@ def test_the_same_mixture_is_tokenised_into_one_file(mixture: Mixture) -> None:
     assert len(list((paths.cache_dir() / "mixtures").glob("cache-*"))) == 1
 
 
-def test_a_broken_mixture_file_is_written_again(mixture: Mixture) -> None:
+def test_a_broken_mixture_file_is_written_again(mixture):
     expected = _rows(mixture).to_list()
     (path,) = (paths.cache_dir() / "mixtures").glob("*.arrow")
     whole = path.read_bytes()
@@ -311,7 +275,7 @@ def test_a_broken_mixture_file_is_written_again(mixture: Mixture) -> None:
         assert path.read_bytes() == whole
 
 
-def test_old_mixtures_are_forgotten(tmp_path: Path) -> None:
+def test_old_mixtures_are_forgotten(tmp_path):
     from tell_plugins.bridge.loader import _forget_old
 
     tmp_path = paths.make_folder(tmp_path / "mixtures")

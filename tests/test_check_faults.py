@@ -1,10 +1,7 @@
 """Planted faults: each has the one finding that it should, and every rule has some."""
 
-from __future__ import annotations
-
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +9,8 @@ import pytest
 
 from tell_plugins.core.errors import UserError
 from tell_plugins.recipe.checked import Finding, as_errors
-from tests.check_world import HELD, Write, look
-from tests.conftest import PROJECT, MakeCard
+from tests.check_world import HELD, look
+from tests.conftest import PROJECT
 from tests.swift_keys_once import keys
 
 
@@ -43,11 +40,9 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ({"rlhf_type": "dpo"}, "needs rows with a rejected answer"),
     ],
     "tell-key-renamed": [
-        ({"text": "train_type: lora\n", "tuner_type": None}, "write 'tuner_type'"),
+        ({"text": "train_type: lora\n", "tuner_type": None}, "write 'tuner_type'")
     ],
-    "tell-secret": [
-        ("hub_token: hf_abc", "'hub_token' in a recipe is read by everyone"),
-    ],
+    "tell-secret": [("hub_token: hf_abc", "'hub_token' in a recipe is read by everyone")],
     "tell-value-empty": [
         ("system:", "reads as the text 'None'"),
         ("system: None", "reads as the text 'None'"),
@@ -96,9 +91,7 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ({"model": "${MODELS}/a"}, "holds ${MODELS}"),
         ({"run_name": "${oc.env:USER}"}, "holds ${oc.env:USER}"),
     ],
-    "tell-value-list": [
-        ("modules_to_save: [1, 2]", "stops `swift sft --config`"),
-    ],
+    "tell-value-list": [("modules_to_save: [1, 2]", "stops `swift sft --config`")],
     "tell-dataset": [
         (of("toy:split=tran"), "did you mean 'train'?"),
         (of("toy:split=test"), "its rows never train"),
@@ -106,10 +99,7 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         (of("toy:from=plane"), "did you mean 'plain'?"),
         (of("toy:from=toy"), "name general cards only"),
         ({"dataset": ["tell/toy", "tell/plain"]}, "exactly one entry"),
-        (
-            {"dataset": ["tell/toy", "tell/plain"]},
-            "gets a card like datasets/sample_general/card",
-        ),
+        ({"dataset": ["tell/toy", "tell/plain"]}, "gets a card like datasets/sample_general/card"),
         ({"dataset": ["tell/toy", "some/data"]}, "1 TELL data sets among 2"),
         ({"dataset": ["some/data"]}, "0 TELL data sets"),
         ({"dataset": ["toy"]}, "write dataset: [tell/<card>]"),
@@ -132,33 +122,27 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         (of("plain:from=plain"), "it has no anchor, order, copies or general part"),
         (of("leak:general=24rows"), "1 task rows are test rows"),
     ],
-    "tell-answer-schema": [
-        (of("bad_schema:general=24rows"), "leads out of the file"),
-    ],
-    "tell-pattern-slow": [
-        (of("slow_pattern:general=24rows"), "runs longer than 1 s"),
-    ],
+    "tell-answer-schema": [(of("bad_schema:general=24rows"), "leads out of the file")],
+    "tell-pattern-slow": [(of("slow_pattern:general=24rows"), "runs longer than 1 s")],
     "tell-data-missing": [
-        (of("halu_cot_json:task=115rows/general=0"), "no file 'dev_Halu_CoT_JSON.jsonl'"),
+        (of("halu_cot_json:task=115rows/general=0"), "no file 'dev_Halu_CoT_JSON.jsonl'")
     ],
     "tell-data-duplicates": [
-        (of("toy:task=8rows/general=all/from=doubled"), "'doubled' holds 1 duplicate row"),
+        (of("toy:task=8rows/general=all/from=doubled"), "'doubled' holds 1 duplicate row")
     ],
     "tell-data-malformed": [
         (
             of("toy:task=8rows/general=24rows/from=rough"),
             "left out (lines 1): the response is empty",
-        ),
+        )
     ],
     "tell-test-rows-train": [
         (
             of("toy:task=8rows/general=all/from=leaky/overlap=keep"),
             "1 general row trained on with a held-out query",
-        ),
+        )
     ],
-    "tell-test-rows-missing": [
-        (of("half:general=24rows/overlap=keep"), "test rows are not here"),
-    ],
+    "tell-test-rows-missing": [(of("half:general=24rows/overlap=keep"), "test rows are not here")],
     "tell-control-task": [
         (of("steered:general=24rows"), "the model's tokenizer is not here"),
         (
@@ -173,22 +157,20 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ),
     ],
     "tell-control-general": [
-        (of("toy:task=8rows/general=24rows/from=steering"), "1 row of 'steering' left out"),
+        (of("toy:task=8rows/general=24rows/from=steering"), "1 row of 'steering' left out")
     ],
     "tell-row-long": [
-        (of("long:general=24rows", max_length=200), "(line 1: 304 tokens) is over max_length 200"),
+        (of("long:general=24rows", max_length=200), "(line 1: 304 tokens) is over max_length 200")
     ],
-    "tell-row-near": [
-        (of("long:general=24rows", max_length=320), "line 1: 304 tokens"),
-    ],
+    "tell-row-near": [(of("long:general=24rows", max_length=320), "line 1: 304 tokens")],
     "tell-general-long": [
         (
             of("toy:task=8rows/general=all/from=wide", max_length=200),
             "1 general row of 'wide' over max_length 200",
-        ),
+        )
     ],
     "tell-general-few": [
-        (of("toy:task=8rows/general=4rows", gradient_accumulation_steps=4), "8 task rows among 4"),
+        (of("toy:task=8rows/general=4rows", gradient_accumulation_steps=4), "8 task rows among 4")
     ],
     "tell-anchor-answers": [
         (of("labels:general=24rows"), "'yes' and 'no'"),
@@ -208,9 +190,7 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ({"sequence_parallel_size": 2}, "brings a sampler of its own"),
         ({"ignore_data_skip": True}, "begin the mixture anew"),
     ],
-    "tell-strict": [
-        ({"strict": False}, "'strict' is not true"),
-    ],
+    "tell-strict": [({"strict": False}, "'strict' is not true")],
     "tell-truncation": [
         ({"truncation_strategy": "split"}, "for pre-training only"),
         ({"truncation_strategy": "left"}, "are cut, not refused"),
@@ -228,14 +208,10 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ({"learning_rate": 0}, "a learning_rate above 0"),
     ],
     "tell-exposure-zero": [
-        (of("toy:task=8rows/general=24rows/order=task_first"), "exposure 0.00: the 8 task rows"),
+        (of("toy:task=8rows/general=24rows/order=task_first"), "exposure 0.00: the 8 task rows")
     ],
-    "tell-rate-low": [
-        ({"warmup_steps": 50}, "never reaches 0.0001"),
-    ],
-    "tell-rate-high": [
-        ({"learning_rate": 10000.0}, "check the exponent's sign"),
-    ],
+    "tell-rate-low": [({"warmup_steps": 50}, "never reaches 0.0001")],
+    "tell-rate-high": [({"learning_rate": 10000.0}, "check the exponent's sign")],
     "tell-rows-unseen": [
         ({"max_steps": 1, "warmup_ratio": 0.0}, "rows never trained on"),
         (
@@ -281,9 +257,7 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ({"use_cpu": True}, "has 6.7e9 parameters"),
         ({"use_cpu": True, "model": "Qwen/Qwen2.5-14B-Instruct"}, "has 14.0e9"),
     ],
-    "tell-positions": [
-        ({"max_length": 8192}, "write 'max_length: 4096'"),
-    ],
+    "tell-positions": [({"max_length": 8192}, "write 'max_length: 4096'")],
     "tell-targets": [
         ({"target_modules": ["q_proj", "c_attn"]}, "and Llama-2-7b-chat has no such layers"),
         ({"target_modules": ["c_attn"]}, "and Llama-2-7b-chat has no such layers"),
@@ -323,30 +297,17 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
             "general=0 takes none",
         ),
     ],
-    "tell-checkpoint": [
-        ({"resume_from_checkpoint": "nowhere"}, "no checkpoint 'nowhere'"),
-    ],
-    "tell-no-save": [
-        ({"save_strategy": "no"}, "no adapter is kept"),
-    ],
-    "tell-output-dir": [
-        ({"output_dir": None}, "named after the model, not to output/toy"),
-    ],
-    "tell-output-mixed": [
-        ({"output_dir": "{}/run", "add_version": False}, "already holds a run"),
-    ],
+    "tell-checkpoint": [({"resume_from_checkpoint": "nowhere"}, "no checkpoint 'nowhere'")],
+    "tell-no-save": [({"save_strategy": "no"}, "no adapter is kept")],
+    "tell-output-dir": [({"output_dir": None}, "named after the model, not to output/toy")],
+    "tell-output-mixed": [({"output_dir": "{}/run", "add_version": False}, "already holds a run")],
 }
 
 _CASES = [(rule, fault, says) for rule, faults in PLANTED.items() for fault, says in faults]
 
 
 @pytest.fixture
-def planted(
-    situations: Path,
-    make_card: MakeCard,
-    words: Callable[[Path], Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Path:
+def planted(situations, make_card, words, monkeypatch) -> Path:
     """Cards, models and a run with one fault each, and a tokenizer that counts words."""
     tasks = [{"q": f"planted {n}", "r": f"answer {n}"} for n in range(8)]
     general = [{"q": f"plain {n}", "r": f"reply {n}"} for n in range(30)]
@@ -368,8 +329,7 @@ def planted(
         "bad_schema": {"$ref": "https://example.com"},
         "slow_pattern": {"properties": {"a": {"pattern": "^(a|aa)+$"}}},
     }.items():
-        folder = make_card(name, train=answers, metric="json", answer={"schema": "s.json"})
-        (folder / "s.json").write_text(json.dumps(schema))
+        make_card(name, train=answers, schema=schema)
     _own_words(words(situations / "own_words"))
     (situations / "run" / "checkpoint-2").mkdir(parents=True)
     monkeypatch.setenv("TELL_TOKENIZER", str(words(situations / "llama2")))
@@ -393,13 +353,7 @@ def _findings(path: Path) -> list[Finding]:
 
 
 @pytest.mark.parametrize(("rule", "fault", "says"), _CASES)
-def test_a_planted_fault_has_its_finding_and_no_other(
-    write: Write,
-    planted: Path,
-    rule: str,
-    fault: str | dict[str, Any],
-    says: str,
-) -> None:
+def test_a_planted_fault_has_its_finding_and_no_other(write, planted, rule, fault, says):
     if rule == "tell-value-list" and keys().takes_yaml_first:
         pytest.skip("this ms-swift reads such a list")
     changes = {"text": fault} if isinstance(fault, str) else dict(fault)
@@ -423,7 +377,7 @@ def _placed(value: Any, folder: Path) -> Any:
     return value.replace("{}/", f"{folder}/") if isinstance(value, str) else value
 
 
-def test_every_rule_has_a_line_on_the_page_and_a_planted_fault_of_its_own() -> None:
+def test_every_rule_has_a_line_on_the_page_and_a_planted_fault_of_its_own():
     package = PROJECT / "tell_plugins"
     files = [*package.glob("recipe/*.py"), package / "bridge" / "mixed_use.py"]
     code = "".join(path.read_text() for path in files)

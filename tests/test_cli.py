@@ -1,9 +1,8 @@
 """The command line: verbs, exit codes, and how every kind of error leaves the program."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -20,36 +19,39 @@ from tell_plugins.evaluation.options import Options
 from tests.conftest import PROJECT
 
 HEAVY = ("torch", "swift", "transformers", "datasets", "pandas", "matplotlib", "sklearn", "openai")
+HEAVY += ("modelscope",)
 
 
 @pytest.fixture
-def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[argparse.Namespace], int]], None]:
-    """Put a verb `fake` into the table; it runs the given function."""
+def verb(monkeypatch) -> Callable[..., list[argparse.Namespace]]:
+    """Put a verb `fake` into the table, which raises an error or gives a code; what it is called
+    with."""
 
-    def put(run: Callable[[argparse.Namespace], int], **attributes: object) -> None:
-        module = ModuleType("tell_plugins.fake")
+    def put(
+        error: BaseException | None = None, code: int = 0, **attributes: object
+    ) -> list[argparse.Namespace]:
+        module, seen = ModuleType("tell_plugins.fake"), []
 
         def add_arguments(parser: argparse.ArgumentParser) -> None:
             parser.add_argument("name", nargs="?")
             parser.set_defaults(**attributes)
 
-        module.add_arguments = add_arguments  # type: ignore[attr-defined]
-        module.run = run  # type: ignore[attr-defined]
+        def run(args: argparse.Namespace) -> int:
+            seen.append(args)
+            if error is not None:
+                raise error
+            return code
+
+        module.add_arguments, module.run = add_arguments, run
         monkeypatch.setitem(sys.modules, "tell_plugins.fake", module)
         monkeypatch.setitem(cli.VERBS, "fake", ("fake", "does what a test wants"))
         monkeypatch.delenv("TELL_DEBUG", raising=False)
+        return seen
 
     return put
 
 
-def _raise(error: BaseException) -> Callable[[argparse.Namespace], int]:
-    def run(_: argparse.Namespace) -> int:
-        raise error
-
-    return run
-
-
-def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_verb(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
@@ -60,19 +62,13 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("setup", "test", "bench"):
         assert f"  {name} " in text
     assert max(map(len, text.splitlines())) <= 100
-
-
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
-    assert caught.value.code == 0
-    assert capsys.readouterr().out == f"{__version__}\n"
+    assert (caught.value.code, capsys.readouterr().out) == (0, f"{__version__}\n")
 
 
 @pytest.mark.parametrize("name", VERBS)
-def test_every_verb_is_there_and_explains_itself(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_verb_is_there_and_explains_itself(name, capsys):
     module = importlib.import_module(f"tell_plugins.{VERBS[name][0]}")
     assert callable(module.run)
     with pytest.raises(SystemExit) as caught:
@@ -83,26 +79,31 @@ def test_every_verb_is_there_and_explains_itself(
     assert len(text.splitlines()) > 3
 
 
-HELP_OF_ALL = """
-import contextlib, io, sys
+QUICK = """
+import contextlib, io, json, sys
 from tell_plugins.cli import VERBS, main
 
-for verb in [[], *([name] for name in VERBS)]:
+heavy = set(sys.argv[1].split())
+for verb in [["--help"], *([name, "--help"] for name in VERBS), *json.loads(sys.argv[2])]:
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
-        main([*verb, "--help"])
-    for name in sys.argv[1:]:
-        if name in sys.modules:
-            sys.exit(f"{verb} --help loaded {name}")
+        main(verb)
+    if loaded := heavy & set(sys.modules):
+        sys.exit(f"{verb} loaded {loaded}")
 """
 
 
-def test_help_loads_nothing_heavy() -> None:
-    command = [sys.executable, "-c", HELP_OF_ALL, *HEAVY]
+def test_what_starts_at_once_loads_nothing_heavy(tmp_path):
+    """Every help, the list of data sets, and a check that finds mistakes."""
+    recipe = tmp_path / "r.yaml"
+    text = (PROJECT / "recipes" / "qwen_json_sft.yaml").read_text()
+    recipe.write_text(text.replace("learning_rate:", "learning_rat:"))
+    verbs = json.dumps([["data"], ["data", "list"], ["check", str(recipe)]])
+    command = [sys.executable, "-c", QUICK, " ".join(HEAVY), verbs]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_each_option_of_eval_names_its_default() -> None:
+def test_each_option_of_eval_names_its_default():
     for name, field in Options.model_fields.items():
         if field.description and field.default:
             extra: Any = field.json_schema_extra
@@ -123,67 +124,33 @@ def test_each_option_of_eval_names_its_default() -> None:
         (["data", "nothing_of_this_name"], "nothing_of_this_name"),
     ],
 )
-def test_wrong_usage_exits_with_1(
-    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_usage_exits_with_1(args, message, capsys):
     assert main(args) == 1
     said = capsys.readouterr()
     assert message in said.out + said.err
     assert "Traceback" not in said.err
 
 
-def test_a_verb_takes_its_arguments_and_gives_its_code(
-    verb: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    seen: list[argparse.Namespace] = []
-
-    def run(args: argparse.Namespace) -> int:
-        seen.append(args)
-        return 1
-
-    verb(run)
+def test_a_verb_takes_its_arguments_and_gives_its_code(verb, tell):
+    seen = verb(code=1)
     assert main(["fake", "a"]) == 1
     assert seen[0].name == "a"
-    assert main(["fake", "--learning_rate", "1"]) == 1
-    assert "unrecognised arguments: --learning_rate" in capsys.readouterr().err
-
-
-def test_a_verb_that_takes_flags_gets_them_unread(verb: Callable[..., None]) -> None:
-    seen: list[list[str]] = []
-
-    def run(args: argparse.Namespace) -> int:
-        seen.append(args.flags)
-        return 0
-
-    verb(run, takes_flags=True)
-    assert main(["fake", "a", "--learning_rate", "1e-3", "--x=2", "--debug"]) == 0
-    assert seen == [["--learning_rate", "1e-3", "--x=2"]]
+    assert "unrecognised arguments: --learning_rate" in tell("fake", "--learning_rate", "1", code=1)
 
 
 @pytest.mark.parametrize(
     ("given", "name", "flags"),
     [
-        (
-            ["a.yaml", "--strict", "--lr", "-1", "--x=1"],
-            "a.yaml",
-            ["--strict", "--lr", "-1", "--x=1"],
-        ),
+        (["a", "--lr", "1e-3", "--x=2", "--debug"], "a", ["--lr", "1e-3", "--x=2"]),
+        (["a.yaml", "--strict", "--lr", "-1"], "a.yaml", ["--strict", "--lr", "-1"]),
         (["a.yaml", "--config", "b.yaml"], "a.yaml", ["--config", "b.yaml"]),
         (["a.yaml", "loose", "--lr", "1"], "a.yaml", ["loose", "--lr", "1"]),
     ],
 )
-def test_flags_follow_the_recipe(
-    verb: Callable[..., None], given: list[str], name: str, flags: list[str]
-) -> None:
-    seen: list[tuple[str, list[str]]] = []
-
-    def run(args: argparse.Namespace) -> int:
-        seen.append((args.name, args.flags))
-        return 0
-
-    verb(run, takes_flags=True)
+def test_flags_follow_the_recipe(verb, given, name, flags):
+    seen = verb(takes_flags=True)
     assert main(["fake", *given]) == 0
-    assert seen == [(name, flags)]
+    assert [(args.name, args.flags) for args in seen] == [(name, flags)]
 
 
 @pytest.mark.parametrize(
@@ -199,41 +166,28 @@ def test_flags_follow_the_recipe(
         (MemoryError(), 2, "fault in this program: MemoryError"),
     ],
 )
-def test_errors_leave_as_one_message(
-    verb: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-    error: BaseException,
-    code: int,
-    message: str,
-) -> None:
-    verb(_raise(error))
+def test_errors_leave_as_one_message(verb, capsys, error, code, message):
+    verb(error)
     assert main(["fake"]) == code
     text = capsys.readouterr().err
     assert message in text
     assert "Traceback" not in text
 
 
-def test_the_shape_of_a_users_error(
-    verb: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    verb(_raise(UserError("found", where="file, line 3", allowed="a, b", remedy="mend it")))
+def test_the_shape_of_a_users_error(verb, capsys):
+    verb(UserError("found", where="file, line 3", allowed="a, b", remedy="mend it"))
     main(["fake"])
     assert capsys.readouterr().err == ("file, line 3: found\n  allowed: a, b\n  remedy:  mend it\n")
 
 
 @pytest.mark.parametrize("how", ["--debug", "TELL_DEBUG"])
-def test_debug_shows_where_an_error_comes_from(
-    verb: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    how: str,
-) -> None:
-    verb(_raise(UserError("found")))
+def test_debug_shows_where_an_error_comes_from(verb, capsys, monkeypatch, how):
+    verb(UserError("found"))
     if how == "TELL_DEBUG":
         monkeypatch.setenv(how, "1")
     assert main(["fake", "--debug"] if how == "--debug" else ["fake"]) == 1
     assert "Traceback" in capsys.readouterr().err
-    verb(_raise(ValueError("oops")))
+    verb(ValueError("oops"))
     with pytest.raises(ValueError, match="oops"):
         main(["fake", "--debug"])
 
@@ -247,27 +201,15 @@ def test_debug_shows_where_an_error_comes_from(
         (["fake", "a", "--debug", "tpu", "--debug"], ["--debug", "tpu"], True),
     ],
 )
-def test_debug_in_the_middle_is_the_trainers(
-    verb: Callable[..., None],
-    capsys: pytest.CaptureFixture[str],
-    args: list[str],
-    flags: list[str],
-    ours: bool,
-) -> None:
-    seen: list[list[str]] = []
-
-    def run(parsed: argparse.Namespace) -> int:
-        seen.append(parsed.flags)
-        raise UserError("found")
-
-    verb(run, takes_flags=True)
+def test_debug_in_the_middle_is_the_trainers(verb, capsys, args, flags, ours):
+    seen = verb(UserError("found"), takes_flags=True)
     assert main(args) == 1
-    assert seen == [flags]
+    assert [parsed.flags for parsed in seen] == [flags]
     assert ("Traceback" in capsys.readouterr().err) == ours
 
 
 @pytest.mark.parametrize("args", [["--help"], ["data", "list"]])
-def test_a_reader_that_goes_away_is_no_error(args: list[str]) -> None:
+def test_a_reader_that_goes_away_is_no_error(args):
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "tell_plugins", *args]

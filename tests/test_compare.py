@@ -1,7 +1,5 @@
 """`compare` as its user calls it: which folders it takes, what it prints, writes and refuses."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json
@@ -25,7 +23,7 @@ from tell_plugins.evaluation.compare import compare, find_folders, short_names, 
 from tell_plugins.evaluation.compare_tables import print_verdict
 from tell_plugins.evaluation.scorers.json_readings import READINGS
 from tell_plugins.evaluation.summary import elsewhere_table, system_of
-from tests.conftest import Cli, MakeCard
+from tests.conftest import Cli
 from tests.saved_answers import HALU_PERFECT as GOOD
 from tests.saved_answers import answer_line, halu_schema, save_answers, save_lines
 
@@ -33,7 +31,7 @@ YES = GOOD.replace('"no"', '"yes"')
 
 
 @pytest.fixture
-def card(make_card: MakeCard) -> str:
+def card(make_card) -> str:
     """40 test rows, every fourth of them 'yes'; answers as those of Halu-CoT-JSON."""
     rows = [{"q": f"question {i}", "r": "yes" if i % 4 == 0 else "no"} for i in range(40)]
     for name in ("halu", "halu_too", "other"):
@@ -43,7 +41,7 @@ def card(make_card: MakeCard) -> str:
 
 
 @pytest.fixture
-def runs(card: str, tmp_path: Path) -> Path:
+def runs(card, tmp_path) -> Path:
     """A run folder with three sets of answers to the task and one to general questions."""
     right = [YES if i % 4 == 0 else GOOD for i in range(40)]
     root = tmp_path / "run" / "eval"
@@ -56,9 +54,7 @@ def runs(card: str, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("pack", "ending"), [(lzma.compress, ".xz"), (gzip.compress, ".gz")])
-def test_compressed_answers_are_the_same_answers(
-    runs: Path, pack: Callable[[bytes], bytes], ending: str
-) -> None:
+def test_compressed_answers_are_the_same_answers(runs, pack, ending):
     plain = [load_scored(folder) for folder in find_folders([str(runs)])]
     for file in runs.rglob("answers.jsonl"):
         file.with_name(file.name + ending).write_bytes(pack(file.read_bytes()))
@@ -73,7 +69,7 @@ def test_compressed_answers_are_the_same_answers(
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+def terminal(monkeypatch) -> Callable[[int], None]:
     """Let tables be printed to a terminal of so many columns."""
 
     def set_width(columns: int) -> None:
@@ -85,18 +81,13 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 @pytest.fixture
-def compared(runs: Path, tmp_path: Path, cli: Cli) -> Cli:
+def compared(runs, tmp_path, cli) -> Cli:
     """`compared(code, ...)`: what is said of the run folder, and of what else is named."""
     return lambda code, *more: cli(code, "compare", runs, "--out", tmp_path / "out", *more)
 
 
 @pytest.mark.parametrize("columns", [60, 132])
-def test_tables_fit_the_terminal_and_no_word_is_cut(
-    columns: int,
-    runs: Path,
-    terminal: Callable[[int], None],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_tables_fit_the_terminal_and_no_word_is_cut(columns, runs, terminal, capsys):
     call = ["compare", str(runs), "--out", str(runs / "out"), "--resamples", "100"]
     assert main(call) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -126,7 +117,7 @@ def content(out: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_run_folder_is_compared_under_every_scorer(compared: Cli, tmp_path: Path) -> None:
+def test_a_run_folder_is_compared_under_every_scorer(compared, tmp_path):
     printed = compared(0, "--resamples", 500)
     for text in (
         "halu, test: adherence in %",
@@ -157,9 +148,7 @@ def test_a_run_folder_is_compared_under_every_scorer(compared: Cli, tmp_path: Pa
         assert set(row) >= {"system", "scorer", "measure", "value", "low", "high", "k", "n"}
 
 
-def test_differences_are_paired_and_to_the_named_baseline(
-    compared: Cli, runs: Path, tmp_path: Path
-) -> None:
+def test_differences_are_paired_and_to_the_named_baseline(compared, runs, tmp_path):
     names = ("scores.csv", "differences.csv", "comparison.json")
     each = []
     for _ in range(2):  # the numbers are the same each time
@@ -184,15 +173,13 @@ def test_differences_are_paired_and_to_the_named_baseline(
     ]  # fmt: skip
 
 
-def test_one_system_has_no_differences(runs: Path, tmp_path: Path, cli: Cli) -> None:
+def test_one_system_has_no_differences(runs, tmp_path, cli):
     one = runs / "eval" / "none" / "test-greedy"
     cli(0, "compare", one, "--out", tmp_path, "--resamples", 100)
     assert read_csv(tmp_path / "differences.csv") == []
 
 
-def test_systems_that_answered_other_rows_are_compared_on_the_shared_ones(
-    card: str, tmp_path: Path
-) -> None:
+def test_systems_that_answered_other_rows_are_compared_on_the_shared_ones(card, tmp_path):
     first = save_answers(tmp_path / "x" / "first", card, dict.fromkeys(range(0, 30), GOOD))
     second = save_answers(tmp_path / "x" / "second", card, dict.fromkeys(range(20, 40), "Yes"))
     found = compare([first, second])
@@ -203,7 +190,7 @@ def test_systems_that_answered_other_rows_are_compared_on_the_shared_ones(
     assert compare([first, third]).differences == []
 
 
-def test_answers_to_different_tests_are_never_mixed(card: str, tmp_path: Path, cli: Cli) -> None:
+def test_answers_to_different_tests_are_never_mixed(card, tmp_path, cli):
     out = ["--out", tmp_path / "out"]
     a = save_answers(tmp_path / "a", card, [GOOD] * 40)
     b = save_answers(tmp_path / "b", "other", [GOOD] * 39)
@@ -217,12 +204,12 @@ def test_answers_to_different_tests_are_never_mixed(card: str, tmp_path: Path, c
     # another card with the very same test rows and schema is the same test
     d = save_answers(tmp_path / "d", "halu_too", [YES] * 40)
     cli(0, "compare", a, d, *out)
-    schema = load_card("halu_too").folder / "s.json"
+    schema = load_card("halu_too").folder / "schema.json"
     schema.write_text(schema.read_text().replace('"no"', '"not"'))
     cli(1, "compare", a, d, *out)
 
 
-def test_splits_of_a_run_are_picked(card: str, runs: Path, compared: Cli) -> None:
+def test_splits_of_a_run_are_picked(card, runs, compared):
     save_answers(runs / "eval" / "none" / "train-greedy", card, [GOOD], split="train")
     compared(0)  # the test is meant
     named = [str(runs / "eval" / "none" / "test-greedy"), str(runs)]
@@ -232,9 +219,7 @@ def test_splits_of_a_run_are_picked(card: str, runs: Path, compared: Cli) -> Non
     assert len(find_folders([str(runs)], "train")) == 1
 
 
-def test_systems_are_named_by_method_and_seed_or_by_their_folders(
-    card: str, make_card: MakeCard, tmp_path: Path
-) -> None:
+def test_systems_are_named_by_method_and_seed_or_by_their_folders(card, make_card, tmp_path):
     make_card("plain", train=[{"q": "q", "r": "r"}], kind="general")
 
     def answered(name: str, spec: str | None, adapter: str = "none") -> Path:
@@ -265,9 +250,7 @@ def test_systems_are_named_by_method_and_seed_or_by_their_folders(
     assert names == ["base", "b", "SFT, seed 43", "d", "e", "words", general, "SFT, seed 7", "h"]
 
 
-def test_the_papers_columns_stand_beside_the_papers_task_alone(
-    make_card: MakeCard, tmp_path: Path, cli: Cli
-) -> None:
+def test_the_papers_columns_stand_beside_the_papers_task_alone(make_card, tmp_path, cli):
     schema = {"type": "object", "properties": {"x": {"enum": ["a", "b"]}}, "required": ["x"]}
     rows = [{"q": f"q {n}", "r": '{"x": "a"}'} for n in range(4)]
     make_card("own", train=rows, test=rows, schema=schema, label="x")
@@ -291,16 +274,12 @@ def test_the_papers_columns_stand_beside_the_papers_task_alone(
         ("eval/none/general", [], "split 'general'"),
     ],
 )
-def test_what_cannot_be_compared(
-    named: str, flags: list[str], message: str, runs: Path, tmp_path: Path, cli: Cli
-) -> None:
+def test_what_cannot_be_compared(named, flags, message, runs, tmp_path, cli):
     more = [flag.format(runs=runs) for flag in flags]
     assert message in cli(1, "compare", runs / named, *more, "--out", tmp_path / "out")
 
 
-def test_cards_with_other_labels_are_other_tests(
-    make_card: MakeCard, tmp_path: Path, cli: Cli
-) -> None:
+def test_cards_with_other_labels_are_other_tests(make_card, tmp_path, cli):
     """The labels of a card that does not list them are those of its training rows."""
     tests = [{"q": f"q{n}", "r": "xy"[n % 2]} for n in range(8)]
     for name, labels in (("two", "xy"), ("three", "xyz")):
@@ -310,9 +289,7 @@ def test_cards_with_other_labels_are_other_tests(
     assert "answers to different tests" in cli(1, "compare", *folders, "--out", tmp_path / "out")
 
 
-def test_more_failures_are_worse_not_better(
-    make_card: MakeCard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_more_failures_are_worse_not_better(make_card, tmp_path, capsys):
     rows = [{"q": f"One {n}\nTwo", "r": f"Eitt {n} hús\nTvö"} for n in range(8)]
     make_card("lines", train=rows[:1], test=rows, metric="translation")
     bad = save_answers(tmp_path / "bad", "lines", ["Eitt hús"] * 8, adapter="x")
@@ -324,9 +301,7 @@ def test_more_failures_are_worse_not_better(
     assert "better" not in worse
 
 
-def test_a_run_that_diverged_is_said_not_compared(
-    card: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_diverged_is_said_not_compared(card, tmp_path, capsys):
     folders = []
     for name, loss in (("tell", math.nan), ("sft", 20.0)):
         answers = tmp_path / name / "test-greedy"
@@ -342,11 +317,10 @@ def test_a_run_that_diverged_is_said_not_compared(
     systems = [system_of(name, tmp_path / name / "test-greedy", folders[1].parent / "general")
                for name in ("tell", "sft")]  # fmt: skip
     found = elsewhere_table([replace(systems[1], general=systems[0].general), systems[0]])
-    assert found is not None
     assert "nan" not in found.notes[-1]
 
 
-def test_names_are_what_tells_folders_apart() -> None:
+def test_names_are_what_tells_folders_apart():
     def names(*paths: str) -> list[str]:
         return short_names([Path(path) for path in paths])
 
@@ -357,9 +331,7 @@ def test_names_are_what_tells_folders_apart() -> None:
     assert names("/run/one/test-greedy") == ["one/test-greedy"]
 
 
-def test_translations_and_numbers_have_their_tables(
-    make_card: MakeCard, tmp_path: Path, cli: Cli
-) -> None:
+def test_translations_and_numbers_have_their_tables(make_card, tmp_path, cli):
     rows = [{"q": f"One {n}\nTwo", "r": f"Sure: x.\nEitt {n} hús\nTvö"} for n in range(4)]
     make_card("lines", train=rows[:1], test=rows, metric="translation")
     whole = {n: f"Eitt {n} hús\nTvö" for n in range(4)}
@@ -390,25 +362,18 @@ def test_translations_and_numbers_have_their_tables(
         ("task=883rows/general=0", {}, 0.99),
         ("task=1e4tok", {}, 0.94),
         ("task=115rows/from=open_platypus/general=3999800tok", {}, 0.921),
-        ("task=15rows/general=0", {}, None),
-        ("task=0", {}, None),
-        ("task=115rows/general=0/repeat=8", {}, None),
+        *((keys, {}, None) for keys in ("task=0", "task=115rows/general=0/repeat=8")),
+        # other or less general data, another order, or no anchor is no setting of the paper
+        *((f"task=15rows/general={amount}", {}, None) for amount in ("0", "6000tok", "400rows")),
+        *((f"task=15rows/{key}", {}, None) for key in ("order=task_last", "anchor=none")),
         ("task=15rows/from=sample_general", {}, None),
         ("task=15rows/from=alpaca_en+open_platypus", {}, None),
-        # less general data, another order, or no anchor is no setting of the paper
-        ("task=15rows/general=6000tok", {}, None),
-        ("task=15rows/general=400rows", {}, None),
-        ("task=15rows/order=task_last", {}, None),
-        ("task=15rows/anchor=none", {}, None),
-        ("task=15rows", {"anchor": "none"}, None),
-        ("task=15rows", {"shots": 2}, None),
+        *(("task=15rows", {k: v}, None) for k, v in (("anchor", "none"), ("shots", 2))),
         ("task=15rows", {"model": "llama"}, None),
         ("task=15rows", {"adapter": "none"}, 0.01),
     ],
 )
-def test_the_papers_figure_is_found_by_what_was_trained_on(
-    keys: str, asked: dict[str, Any], value: float | None
-) -> None:
+def test_the_papers_figure_is_found_by_what_was_trained_on(keys, asked, value):
     spec = parse_spec(f"tell/halu_cot_json:{keys}")
     known = {"model": "Qwen/Qwen-7B-Chat", "adapter": "x", "anchor": "card", "shots": 0} | asked
     settings = Settings(card="halu_cot_json", split="test", **known)
@@ -419,9 +384,7 @@ def test_the_papers_figure_is_found_by_what_was_trained_on(
         assert paper_numbers.paper_number(other, spec) == expected
 
 
-def test_the_base_models_figure_stands_beside_its_answers(
-    real_home: Path, tmp_path: Path, cli: Cli
-) -> None:
+def test_the_base_models_figure_stands_beside_its_answers(real_home, tmp_path, cli):
     said = dict.fromkeys(range(50), "Yes")
     folder = save_answers(tmp_path / "a", "halu_cot_json", said, model="Qwen-7B-Chat")
     printed = cli(0, "compare", folder, "--out", tmp_path / "out")
@@ -432,9 +395,7 @@ def test_the_base_models_figure_stands_beside_its_answers(
     assert (strict["paper"], strict["paper_source"]) == ("0.01", "Section 4.2.3")
 
 
-def test_what_was_trained_on_is_read_from_the_manifest_else_from_the_recipe(
-    real_home: Path, tmp_path: Path
-) -> None:
+def test_what_was_trained_on_is_read_from_the_manifest_else_from_the_recipe(real_home, tmp_path):
     run = tmp_path / "run" / "checkpoint-9"
     run.mkdir(parents=True)
     spec = "tell/halu_cot_json:task=115rows/general=0"

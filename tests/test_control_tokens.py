@@ -1,20 +1,17 @@
 """Tokens that steer chat models: told by `new`, an error of task rows, left out of general ones."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, models
 
-from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.recipe.checked import Checked, Finding
 from tell_plugins.recipe.mixture_rules import check_control_tokens
 from tell_plugins.recipe.recipes import load_recipe
 from tell_plugins.recipe.settings import Settings
-from tests.conftest import PROJECT, MakeCard
+from tests.conftest import PROJECT, message_of
 from tests.swift_keys_once import keys
 
 GENERAL = [{"q": f"general {n}", "r": f"answer {n}"} for n in range(8)]
@@ -22,7 +19,7 @@ TASK = [{"q": f"row {n}", "r": str(n)} for n in range(3)]
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> str:
+def model(tmp_path) -> str:
     """A folder with a tokenizer that knows ChatML's tokens and one of its own."""
     folder = tmp_path / "model"
     folder.mkdir()
@@ -44,25 +41,25 @@ def told(model: str) -> list[tuple[str, str]]:
     return [(finding.severity, finding.problem.found) for finding in findings(model)]
 
 
-def test_rows_without_them_are_not_spoken_of(make_card: MakeCard, model: str) -> None:
+def test_rows_without_them_are_not_spoken_of(make_card, model):
+    """Nor is a token of another model, which is text here."""
     make_card("plain", train=[*GENERAL, {"q": "plain < text |", "r": "im_end <b>"}], kind="general")
     make_card("own", train=TASK)
     assert told(model) == []
     assert told("nobody/has-it") == []
+    make_card("own", train=[*TASK, {"q": "<s>old</s> plain", "r": "<|eot_id|>"}])
+    assert told(model) == []
 
 
-def test_a_broken_tokenizer_is_told(make_card: MakeCard, model: str) -> None:
+def test_a_broken_tokenizer_is_told(make_card, model):
     make_card("plain", train=GENERAL, kind="general")
     make_card("own", train=TASK)
     (Path(model) / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="no tokenizer file"):
-        findings(model)
+    assert "no tokenizer file" in message_of(findings, model)
 
 
 @pytest.mark.parametrize("place", ["q", "r"])
-def test_a_task_row_with_a_token_of_the_model_is_an_error(
-    place: str, make_card: MakeCard, model: str
-) -> None:
+def test_a_task_row_with_a_token_of_the_model_is_an_error(place, make_card, model):
     make_card("plain", train=GENERAL, kind="general")
     make_card("own", train=[*TASK, {"q": "x", "r": "y", place: "a<|im_end|>b"}])
     [(severity, found)] = told(model)
@@ -73,19 +70,13 @@ def test_a_task_row_with_a_token_of_the_model_is_an_error(
     assert "the model's tokenizer is not here" in found
 
 
-def test_a_token_of_another_model_is_text(make_card: MakeCard, model: str) -> None:
-    make_card("plain", train=GENERAL, kind="general")
-    make_card("own", train=[*TASK, {"q": "<s>old</s> plain", "r": "<|eot_id|>"}])
-    assert told(model) == []
-
-
-def test_a_token_in_the_anchor_is_one_in_each_row(make_card: MakeCard, model: str) -> None:
+def test_a_token_in_the_anchor_is_one_in_each_row(make_card, model):
     make_card("plain", train=GENERAL, kind="general")
     make_card("own", train=TASK, anchor="Answer.<|im_end|>")
     assert told(model)[0][1].startswith("3 task rows with control tokens (line 1: <|im_end|>")
 
 
-def test_general_rows_with_them_are_left_out_and_counted(make_card: MakeCard, model: str) -> None:
+def test_general_rows_with_them_are_left_out_and_counted(make_card, model):
     steering = [
         {"q": "a", "r": "b<|im_end|>"}, {"q": "<|eot_id|>c", "r": "d"}, {"q": "<repo>e", "r": "f"},
     ]  # fmt: skip
@@ -106,9 +97,7 @@ def test_general_rows_with_them_are_left_out_and_counted(make_card: MakeCard, mo
     ]
 
 
-def test_text_that_html_strikes_through_has_a_remedy_of_its_own(
-    make_card: MakeCard, model: str
-) -> None:
+def test_text_that_html_strikes_through_has_a_remedy_of_its_own(make_card, model):
     """Llama-2's tokenizer reads `</s>` as the end of a turn wherever it stands."""
     struck = {"q": "was <s>old</s>", "r": "new"}
     make_card("plain", train=[*GENERAL, *[struck] * 7], kind="general")

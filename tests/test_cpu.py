@@ -1,7 +1,5 @@
 """The cache that grows in place holds and gives what transformers' own does."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from typing import Any
@@ -52,13 +50,10 @@ def _answers(model: Any, **changes: Any) -> torch.Tensor:
         {"num_return_sequences": 2, "do_sample": True},
     ],
 )
-@pytest.mark.parametrize("room", [5])
-def test_the_answers_are_the_same(
-    plain: Any, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any], room: int
-) -> None:
+def test_the_answers_are_the_same(plain, monkeypatch, how):
     model = _llama()
     expected = _answers(model, **how)
-    monkeypatch.setattr(cpu, "_ROOM", room)
+    monkeypatch.setattr(cpu, "_ROOM", 5)
     cpu.grow_in_place()
     assert DynamicLayer.update is not plain
     assert torch.equal(_answers(model, **how), expected)
@@ -74,7 +69,7 @@ def _grown(steps: int) -> tuple[Any, list[torch.Tensor]]:
     return cache, parts
 
 
-def test_new_tokens_are_written_behind_the_old_ones(plain: Any) -> None:
+def test_new_tokens_are_written_behind_the_old_ones(plain):
     """In the same memory, which is made anew only when it is full."""
     cpu.grow_in_place()
     cache, parts = _grown(3)
@@ -97,7 +92,7 @@ def test_new_tokens_are_written_behind_the_old_ones(plain: Any) -> None:
     assert len(places) <= 2
 
 
-def test_a_cache_that_was_changed_goes_on_from_what_it_holds(plain: Any) -> None:
+def test_a_cache_that_was_changed_goes_on_from_what_it_holds(plain):
     """Cropped, repeated, some rows chosen, or copied: never the old memory."""
     cpu.grow_in_place()
     part = torch.ones(4, 3, 1, 4)
@@ -123,7 +118,7 @@ def test_a_cache_that_was_changed_goes_on_from_what_it_holds(plain: Any) -> None
         assert torch.equal(one, torch.cat([again[1:2], part[:1]], -2))
 
 
-def test_a_cache_made_in_inference_mode_goes_on_outside(plain: Any) -> None:
+def test_a_cache_made_in_inference_mode_goes_on_outside(plain):
     """torch forbids to write into its tensors then."""
     cpu.grow_in_place()
     cache, parts = _grown(2)
@@ -134,7 +129,7 @@ def test_a_cache_made_in_inference_mode_goes_on_outside(plain: Any) -> None:
     assert torch.equal(cache.layers[0].keys, torch.cat(parts, -2))
 
 
-def test_training_keeps_the_copying_cache(plain: Any) -> None:
+def test_training_keeps_the_copying_cache(plain):
     """Writing in place would break the gradients."""
     cpu.grow_in_place()
     model = _llama()
@@ -144,7 +139,7 @@ def test_training_keeps_the_copying_cache(plain: Any) -> None:
     assert not hasattr(out.past_key_values.layers[0], "_tell_keys")
 
 
-def test_the_head_reads_a_tensor_in_one_piece() -> None:
+def test_the_head_reads_a_tensor_in_one_piece():
     """A scattered one would be multiplied row by row, with a copy of the weights for each."""
     model, seen = _llama(), []
     expected = _answers(model)

@@ -4,8 +4,6 @@ The stopped run is a fork of this process that ends, without any clean-up, befor
 operation; an audit hook counts them, whichever module does them.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -21,7 +19,7 @@ import yaml
 from tell_plugins.cli import main
 from tell_plugins.core import paths
 from tell_plugins.core.rows import file_sha256
-from tests.conftest import MakeCard, write_rows
+from tests.conftest import write_card, write_rows
 from tests.scripted_engine import answer_by_script
 
 KILLED = 86
@@ -121,7 +119,7 @@ def stop_everywhere(case: Case, template: Path) -> int:
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path, monkeypatch) -> Path:
     """A folder that holds all that a verb may write to."""
     folder = tmp_path / "root"
     folder.mkdir()
@@ -132,7 +130,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def cards(make_card: MakeCard, root: Path, tmp_path: Path) -> Path:
+def cards(make_card, root, tmp_path) -> Path:
     """A task `toy` and the general data it mixes with; the folder of their recipe."""
     make_card(
         "toy",
@@ -151,11 +149,8 @@ def recipe(folder: Path, **keys: object) -> Path:
     return path
 
 
-# --- mix -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
-def test_mix_over_an_earlier_mixture(cards: Path, tmp_path: Path) -> None:
+def test_mix_over_an_earlier_mixture(cards, tmp_path):
     out, file = cards / "mix", str(recipe(cards))
     earlier = ["mix", file, "--out", str(out), "--dataset", "tell/toy:task=2rows/general=3rows"]
     assert main(earlier) == 0
@@ -170,9 +165,6 @@ def test_mix_over_an_earlier_mixture(cards: Path, tmp_path: Path) -> None:
     assert stop_everywhere(Case(cards, argv, argv, [out], whole), tmp_path / "before") > 20
 
 
-# --- new -----------------------------------------------------------------------------------------
-
-
 def new_task(cards: Path, file: Path) -> list[str]:
     """The call that makes the task `own` of a file."""
     argv = ["new", "own", "--train", str(file), "--anchor", "Is the number odd? Say yes or no."]
@@ -185,7 +177,7 @@ def odd_rows(path: Path, count: int) -> Path:
 
 
 @pytest.mark.slow
-def test_new_over_an_earlier_task(cards: Path, tmp_path: Path) -> None:
+def test_new_over_an_earlier_task(cards, tmp_path):
     """A card is the old or the new one as a whole; no old recipe stands beside a new card."""
     names, flags = ["own", "own_fold1", "own_fold2"], ["--folds", "2"]
     recipes = cards / "recipes"
@@ -219,18 +211,13 @@ def test_new_over_an_earlier_task(cards: Path, tmp_path: Path) -> None:
     assert stop_everywhere(case, tmp_path / "before") > 10
 
 
-# --- data ----------------------------------------------------------------------------------------
-
-
-def test_data_of_a_folder(cards: Path, tmp_path: Path) -> None:
+def test_data_of_a_folder(cards, tmp_path):
     """Rows that a hub would have: the record of the file is there as soon as the file is."""
     there = write_rows(
         tmp_path / "there" / "rows.jsonl", ({"q": f"{n}", "r": "a"} for n in range(5))
     )
-    card = yaml.safe_load((cards / "cards" / "plain" / "card.yaml").read_text())
-    card |= {"name": "far", "splits": {"train": {"file": "rows.jsonl", "modelscope": "o/far"}}}
-    (cards / "cards" / "far").mkdir()
-    (cards / "cards" / "far" / "card.yaml").write_text(yaml.safe_dump(card))
+    splits = {"train": {"file": "rows.jsonl", "modelscope": "o/far"}}
+    write_card(cards / "cards", "far", train=[], kind="general", splits=splits)
     file = cards / "data" / "far" / "rows.jsonl"
 
     def whole() -> None:
@@ -243,11 +230,8 @@ def test_data_of_a_folder(cards: Path, tmp_path: Path) -> None:
     assert stop_everywhere(case, tmp_path / "before") > 5
 
 
-# --- eval ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
-def test_eval(cards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eval(cards, tmp_path, monkeypatch):
     answer_by_script(monkeypatch, lambda _, prompt: f"#### {len(prompt)}")
     argv = ["eval", str(recipe(cards)), "--adapter", "none", "--batch-size", "2"]
     argv += ["--general-rows", "4", "--retention-rows", "4", "--out"]

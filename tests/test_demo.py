@@ -1,7 +1,5 @@
 """The demo, end to end on a small random model, and what it says about its table."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -16,15 +14,13 @@ from tell_plugins.experiments.planning import make_plan
 from tell_plugins.experiments.store import Store
 from tell_plugins.experiments.sweep import load_sweep
 from tests.conftest import PROJECT
-from tests.tiny import make_tiny_model
 
 LINES = ("base model", "word counting", "SFT", "SFT, equal steps", "TELL", "TELL, held")
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def small(model, tmp_path, monkeypatch) -> Path:
     """The demo's sweep on a small random model, with few general rows, under `tmp_path`."""
-    model = make_tiny_model(tmp_path / "model")
     recipes = tmp_path / "recipes"
     (recipes / "sweeps").mkdir(parents=True)
     values = yaml.safe_load((PROJECT / "recipes" / "smollm2_sample_hold.yaml").read_text())
@@ -44,7 +40,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.newest
 @pytest.mark.slow
-def test_the_demo(small: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_demo(small, capfd):
     assert cli.main(["demo"]) == 0
     printed = capfd.readouterr().out
     for name in LINES:

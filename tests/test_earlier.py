@@ -1,7 +1,5 @@
 """What an earlier sweep left under the same names: taken over only where it is the same still."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +21,7 @@ from tests.sweep_world import World, unrun_world
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(tmp_path, monkeypatch) -> World:
     """A small world without a model, and one recipe beside the usual."""
     made = unrun_world(tmp_path, monkeypatch)
     made.recipe("other", lora_rank=2)
@@ -31,7 +29,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 @pytest.fixture
-def store(world: World) -> Store:
+def store(world) -> Store:
     return Store(world.root / "out")
 
 
@@ -55,7 +53,6 @@ def _answered(store: Store, run: Planned | PlannedBase) -> Path:
     recipe = str(folder / "recipe.yaml")
     asked = Options(recipe=recipe, adapter=["none"], general_rows=4, retention_rows=4)
     task = evaluate.plan(load_recipe(recipe), asked)
-    assert task.foreign is not None
     questions = task.foreign.questions
     asked = {("test-greedy", "test"): task.prompts, ("general", "general"): questions}
     for (name, split), prompts in asked.items():
@@ -78,10 +75,7 @@ def _finished(store: Store, plan: SweepPlan) -> Study:
     return study
 
 
-# --- answers -------------------------------------------------------------------------------------
-
-
-def test_answers_to_the_prompts_of_now_are_kept(world: World, store: Store) -> None:
+def test_answers_to_the_prompts_of_now_are_kept(world, store):
     plan = _plan(world, store)
     for run in (*plan.bases, *plan.runs):
         _answered(store, run)
@@ -109,9 +103,7 @@ def _edit(name: str, old: str, new: str) -> Callable[[World], None]:
     ],
     ids=["anchor", "test_row", "test_answer", "held_out_rows", "length"],
 )
-def test_answers_to_other_answers_are_not_taken_for_these(
-    world: World, store: Store, change: Callable[[World], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_answers_to_other_answers_are_not_taken_for_these(world, store, change, capsys):
     sweep = str(world.sweep(evaluate={"general_rows": 4, "retention_rows": 4}))
     before = _plan(world, store)
     folder = _answered(store, before.bases[0])
@@ -127,16 +119,13 @@ def test_answers_to_other_answers_are_not_taken_for_these(
     assert not list(store.root.glob("sweeps/*"))
 
 
-def test_answers_of_several_runs_are_told_once(world: World, store: Store) -> None:
+def test_answers_of_several_runs_are_told_once(world, store):
     plan = _plan(world, store)
     for run in (*plan.bases, *plan.runs):
         _answered(store, run)
     _edit("tiny_task/test.jsonl", "Is 1003 an", "Is 3001 an")(world)
     (problem,) = other_answers(_plan(world, store), store)
     assert str(problem.where).endswith(" and 4 more")
-
-
-# --- sweeps of one name --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -152,32 +141,20 @@ def test_answers_of_several_runs_are_told_once(world: World, store: Store) -> No
         ({"methods": {"TELL": None, "SFT": {"general": "0", "lora_rank": 2}}}, 2),
     ],
 )
-def test_runs_that_a_report_will_leave_out_are_told(
-    world: World,
-    store: Store,
-    capsys: pytest.CaptureFixture[str],
-    change: dict[str, Any],
-    lost: int,
-) -> None:
+def test_runs_that_a_report_will_leave_out_are_told(world, store, capsys, change, lost):
     _finished(store, _plan(world, store))
     tell_left_out(store.root, study_of(_plan(world, store, **change), store, ""))
     told = capsys.readouterr().out
     assert (f"{lost} finished runs that are not this sweep's, such as " in told) is bool(lost)
 
 
-def test_flags_make_another_sweep_which_a_dry_run_tells(
-    world: World, store: Store, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_flags_make_another_sweep_which_a_dry_run_tells(world, store, tell):
     path = world.sweep("made", evaluate={"general_rows": 4, "retention_rows": 4})
     index = store.root / "sweeps" / "made.json"
     before = _finished(store, _plan(world, store)).model_dump(mode="json")
     command = ["sweep", str(path), "--learning_rate", "2e-4", "--dry-run"]
-    assert cli.main([*command, "--out", str(store.root)]) == 0
-    assert "made.json is of a sweep with 4 finished runs" in capsys.readouterr().out
+    assert "made.json is of a sweep with 4 finished runs" in tell(*command, "--out", store.root)
     assert json.loads(index.read_text()) == before
-
-
-# --- collections ---------------------------------------------------------------------------------
 
 
 def _made(root: Path, *methods: str) -> Path:
@@ -189,7 +166,7 @@ def _made(root: Path, *methods: str) -> Path:
     return root
 
 
-def test_a_sweep_that_grew_is_collected_over_itself(tmp_path: Path) -> None:
+def test_a_sweep_that_grew_is_collected_over_itself(tmp_path):
     target = tmp_path / "kept"
     collect(_made(tmp_path / "a", "TELL"), target)
     collect(_made(tmp_path / "b", "TELL", "SFT"), target)
@@ -197,7 +174,7 @@ def test_a_sweep_that_grew_is_collected_over_itself(tmp_path: Path) -> None:
     assert [entry["method"] for entry in index["entries"]] == ["TELL", "SFT"]
 
 
-def test_unfinished_runs_are_not_collected(tmp_path: Path) -> None:
+def test_unfinished_runs_are_not_collected(tmp_path):
     """Trained, and half of it answered."""
     root = _made(tmp_path / "a", "TELL", "SFT")
     next((root / "runs" / "SFT--42" / "eval").glob("*/evaluated.json")).unlink()

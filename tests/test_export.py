@@ -20,7 +20,7 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.text import KNOWN
 from tell_plugins.evaluation.answers import read_answers
-from tests.conftest import PROJECT, Cli, MakeCard, in_fresh_process
+from tests.conftest import PROJECT, Cli, in_fresh_process
 from tests.tiny import make_tiny_cards, make_tiny_model, tiny_recipe
 from tests.tiny_adapters import make_adapter
 
@@ -79,36 +79,30 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(tmp_path_factory) -> Path:
     more = [token for token in KNOWN if not token.startswith(("<|im_", "<|endoftext"))]
     more += ["[gMASK]", "<sop>", "<|im_sep|>", "<bos>", "<eos>", "<think>", "</think>"]
     return make_tiny_model(tmp_path_factory.mktemp("tiny"), special=more)
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One with few control tokens, which ms-swift shows in answers and others do not."""
-    return make_tiny_model(tmp_path_factory.mktemp("plain"))
-
-
 @pytest.fixture
-def trained(make_card: MakeCard, plain: Path, tmp_path: Path) -> Path:
+def trained(make_card, model, tmp_path) -> Path:
     """A checkpoint as a training leaves it, of random weights."""
     make_tiny_cards(make_card)
     (tmp_path / "cards" / "tiny_task" / "anchor.txt").write_text(ANCHOR)
-    folder = make_adapter(tmp_path / "run" / "checkpoint-4", plain, seed=3)
+    folder = make_adapter(tmp_path / "run" / "checkpoint-4", model, seed=3)
     (folder / "anchor.txt").write_text(ANCHOR)
     (folder / "manifest.json").write_text(json.dumps(manifest_of(build_mixture(parse_spec(SPEC)))))
-    saved = {"model": str(plain), "model_type": "llama", "template": "chatml", "system": "Be good."}
+    saved = {"model": str(model), "model_type": "llama", "template": "chatml", "system": "Be good."}
     saved |= {"torch_dtype": "float32", "swift_version": "4.0.4", "task_type": "causal_lm"}
     (folder / "args.json").write_text(json.dumps({**saved, "tuner_type": "lora", "lora_rank": 4}))
     return folder
 
 
 @pytest.fixture
-def evaluated(trained: Path, plain: Path, tmp_path: Path, cli: Cli) -> Path:
+def evaluated(trained, model, tmp_path, cli) -> Path:
     """The recipe of that checkpoint, whose answers lie beside it."""
-    recipe = tiny_recipe(tmp_path / "tiny.yaml", plain, SPEC, system="Be good.")
+    recipe = tiny_recipe(tmp_path / "tiny.yaml", model, SPEC, system="Be good.")
     cli(0, "eval", recipe, *ASK)
     return recipe
 
@@ -121,12 +115,9 @@ def answers(tmp_path: Path, label: str = "checkpoint-4") -> str:
 
 
 @pytest.fixture
-def export(cli: Cli) -> Cli:
+def export(cli) -> Cli:
     """`export(code, run, out, ...)`: what the verb says."""
     return lambda code, run, out, *flags: cli(code, "export", run, "--out", out, *flags)
-
-
-# --- token ids ---------------------------------------------------------------------------------
 
 
 def _template_of(tiny: Path, kind: str, **more: Any) -> Any:
@@ -168,7 +159,7 @@ def _proof(tiny: Path, kind: str, own: str | None) -> list[str]:
     ]
 
 
-def test_the_table_of_the_docs(make_card: MakeCard, tiny: Path) -> None:
+def test_the_table_of_the_docs(make_card, tiny):
     """Token ids of fourteen families, on a tokenizer that knows the tokens of all of them."""
     make_tiny_cards(make_card)
     rows = [_proof(tiny, kind, own) for kind, (_, own) in FAMILIES.items()]
@@ -192,7 +183,7 @@ def _by_ollama(template: Any, cases: Sequence[Case]) -> list[str]:
 
 @pytest.mark.skipif(not shutil.which("go"), reason="no Go, whose templates Ollama reads")
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_ollamas_prompts_have_the_token_ids_too(make_card: MakeCard, tiny: Path, kind: str) -> None:
+def test_ollamas_prompts_have_the_token_ids_too(make_card, tiny, kind):
     from tell_plugins.bridge.chat_templates import made_cases
     from tell_plugins.evaluation.export import conversations
 
@@ -203,7 +194,7 @@ def test_ollamas_prompts_have_the_token_ids_too(make_card: MakeCard, tiny: Path,
         assert template.tokenizer(text, add_special_tokens=False)["input_ids"] == case.ids
 
 
-def test_what_ollama_adds_to_a_prompt_is_left_out_of_it(tiny: Path) -> None:
+def test_what_ollama_adds_to_a_prompt_is_left_out_of_it(tiny):
     """Its tokenizer puts the first token there, where that of the model does."""
     from tell_plugins.bridge.chat_templates import modelfile
 
@@ -233,7 +224,7 @@ def _rendered(tiny: Path, front: Front, content: Any, *turns: str) -> str:
     )
 
 
-def test_the_anchor_stands_before_each_turn_once(tiny: Path) -> None:
+def test_the_anchor_stands_before_each_turn_once(tiny):
     assert _rendered(tiny, FRONT, "Fox", "no", "Dog") == f"[{FRONT.text}Fox][no][{FRONT.text}Dog]"
     assert _rendered(tiny, FRONT, f"\n{ANCHOR} Fox") == f"[\n{ANCHOR} Fox]"
     first = Front("Say.\n\n", first_alone=True)
@@ -242,7 +233,7 @@ def test_the_anchor_stands_before_each_turn_once(tiny: Path) -> None:
     assert parts.index("Say. ") < parts.index("Fox")
 
 
-def test_a_template_that_takes_no_system_message_says_so(tiny: Path) -> None:
+def test_a_template_that_takes_no_system_message_says_so(tiny):
     from jinja2.exceptions import TemplateError
 
     from tell_plugins.bridge.chat_templates import generated
@@ -255,12 +246,7 @@ def test_a_template_that_takes_no_system_message_says_so(tiny: Path) -> None:
         template.tokenizer.apply_chat_template(messages, chat_template=text, tokenize=False)
 
 
-# --- the verb ----------------------------------------------------------------------------------
-
-
-def test_the_merged_model_answers_bare_queries_as_eval_did(
-    evaluated: Path, tmp_path: Path, export: Cli, cli: Cli
-) -> None:
+def test_the_merged_model_answers_bare_queries_as_eval_did(evaluated, tmp_path, export, cli):
     out = tmp_path / "own"
     assert "written from ms-swift's, with the anchor put in" in export(0, tmp_path / "run", out)
     said = cli(0, "verify", out, answers(tmp_path))
@@ -279,13 +265,11 @@ def test_the_merged_model_answers_bare_queries_as_eval_did(
     assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "transformers"
 
 
-def test_a_server_without_the_anchor_is_found_out(
-    evaluated: Path, plain: Path, tmp_path: Path, cli: Cli
-) -> None:
+def test_a_server_without_the_anchor_is_found_out(evaluated, model, tmp_path, cli):
     """The base model's folder has no anchor: prompts are shorter, and verify says no."""
-    template = _template_of(plain, "chatml").tokenizer
+    template = _template_of(model, "chatml").tokenizer
     template.chat_template = _CHATML
-    copy = shutil.copytree(plain, tmp_path / "bare")
+    copy = shutil.copytree(model, tmp_path / "bare")
     template.save_pretrained(copy)
     said = cli(1, "verify", copy, answers(tmp_path))
     assert "0 of 6 prompts have as many tokens" in said
@@ -293,9 +277,7 @@ def test_a_server_without_the_anchor_is_found_out(
 
 
 @pytest.mark.slow
-def test_the_adapter_at_a_scale(
-    evaluated: Path, tmp_path: Path, trained: Path, export: Cli, cli: Cli
-) -> None:
+def test_the_adapter_at_a_scale(evaluated, tmp_path, trained, export, cli):
     """Asked where ms-swift, which changes peft, is not loaded."""
     cli(0, "eval", evaluated, *ASK, "--scales", "0.5")
     out = tmp_path / "half"
@@ -313,7 +295,7 @@ def test_the_adapter_at_a_scale(
     assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "peft"
 
 
-def test_a_model_of_full_tuning(trained: Path, tmp_path: Path, export: Cli) -> None:
+def test_a_model_of_full_tuning(trained, tmp_path, export):
     export(0, trained, tmp_path / "merged")
     whole = tmp_path / "full" / "checkpoint-4"
     whole.parent.mkdir()
@@ -343,9 +325,7 @@ def changing() -> Iterator[str]:
     del TEMPLATE_MAPPING["changing"]
 
 
-def test_a_single_turn_that_differs_is_refused(
-    changing: str, trained: Path, tmp_path: Path, export: Cli
-) -> None:
+def test_a_single_turn_that_differs_is_refused(changing, trained, tmp_path, export):
     saved = json.loads((trained / "args.json").read_text())
     (trained / "args.json").write_text(json.dumps(saved | {"template": changing, "system": None}))
     error = export(1, trained, tmp_path / "out")
@@ -354,7 +334,7 @@ def test_a_single_turn_that_differs_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_refused(trained: Path, tmp_path: Path, export: Cli) -> None:
+def test_what_is_refused(trained, tmp_path, export):
     out, there = tmp_path / "out", tmp_path / "there"
     there.mkdir()
     script = tmp_path / "convert.py"

@@ -1,7 +1,5 @@
 """Cross-validation of an own task: `new --folds`, the recipes it writes, `compare --pool`."""
 
-from __future__ import annotations
-
 import json
 import random
 import re
@@ -13,12 +11,11 @@ import pytest
 
 from tell_plugins.cli import main
 from tell_plugins.core.cards import fold_of, load_card
-from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
 from tell_plugins.preparation.forms import Pair
 from tell_plugins.preparation.task_split import split_into_folds
-from tests.conftest import PROJECT, write_rows
+from tests.conftest import PROJECT, message_of, write_rows
 from tests.own_task import Own
 from tests.saved_answers import save_answers
 
@@ -26,24 +23,21 @@ FOLDS = 3
 
 
 @pytest.fixture
-def task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Own:
-    return Own(tmp_path, capsys, method="hold")
+def task(own) -> Own:
+    return own
 
 
 @pytest.fixture
-def rows(task: Own) -> str:
+def rows(task) -> str:
     """Twenty rows, every fourth labelled yes."""
     pairs = [(f"Is {n} a four?", "no" if n % 4 else "yes") for n in range(20)]
     return task.table([{"query": query, "response": response} for query, response in pairs])
 
 
 @pytest.fixture
-def said(task: Own, rows: str) -> str:
+def said(task, rows) -> str:
     """What `new` says of the task in three folds, which it leaves."""
     return task.new(rows, "--folds", str(FOLDS))
-
-
-# --- the split -----------------------------------------------------------------------------------
 
 
 def _pairs(count: int) -> tuple[list[Pair], list[str]]:
@@ -52,7 +46,7 @@ def _pairs(count: int) -> tuple[list[Pair], list[str]]:
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 7])
-def test_each_row_tests_once_and_labels_keep_their_shares(count: int) -> None:
+def test_each_row_tests_once_and_labels_keep_their_shares(count):
     pairs, labels = _pairs(41)
     folds = split_into_folds(pairs, labels, 42, count)
     assert sorted(pair for fold in folds for pair in fold["test"]) == pairs
@@ -66,7 +60,7 @@ def test_each_row_tests_once_and_labels_keep_their_shares(count: int) -> None:
         assert sum(tested) == total
 
 
-def test_folds_hang_on_content_and_seed_alone() -> None:
+def test_folds_hang_on_content_and_seed_alone():
     pairs, labels = _pairs(30)
     moved = list(zip(pairs, labels, strict=True))
     random.Random(3).shuffle(moved)
@@ -76,23 +70,17 @@ def test_folds_hang_on_content_and_seed_alone() -> None:
     assert folds != split_into_folds(pairs, labels, 43, 4)
 
 
-def test_rows_that_ask_the_same_are_in_one_fold() -> None:
+def test_rows_that_ask_the_same_are_in_one_fold():
     pairs = [Pair(n + 1, f"{'row' if n % 2 else 'ROW'} {n // 2}?", f"{n}") for n in range(20)]
     for fold in split_into_folds(pairs, None, 42, 5):
         assert not {p.query.lower() for p in fold["train"]} & {
             p.query.lower() for p in fold["test"]
         }
     for count in (0, 1, 11):
-        with pytest.raises(UserError, match="2 to 10"):
-            split_into_folds(pairs, None, 42, count)
+        assert "2 to 10" in message_of(split_into_folds, pairs, None, 42, count)
 
 
-# --- new -----------------------------------------------------------------------------------------
-
-
-def test_each_fold_has_a_card_and_recipes(
-    said: str, task: Own, rows: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_fold_has_a_card_and_recipes(said, task, rows, capsys):
     assert "--folds 3: each of the 20 rows tests once" in said
     assert "6 to 7 rows a fold" in said
     assert "card:    " in said
@@ -127,7 +115,7 @@ def test_each_fold_has_a_card_and_recipes(
     task.new(rows, "--folds", "2", "--force")
 
 
-def test_the_next_commands_name_what_was_written(said: str, task: Own, rows: str) -> None:
+def test_the_next_commands_name_what_was_written(said, task, rows):
     lines = [line.strip() for line in said.partition("next:")[2].splitlines()]
     (loop,) = [line for line in lines if line.startswith("for fold")]
     dry = loop.replace("./run.sh", "echo")
@@ -141,20 +129,17 @@ def test_the_next_commands_name_what_was_written(said: str, task: Own, rows: str
     assert "--against" not in out
 
 
-def test_one_way_to_test(task: Own, rows: str) -> None:
+def test_one_way_to_test(task, rows):
     message = task.fails(rows, "--folds", "3", "--test", "t.jsonl")
     assert "argument --test: not allowed with argument --folds" in message
 
 
-def test_few_rows_propose_folds(task: Own, rows: str) -> None:
+def test_few_rows_propose_folds(task, rows):
     out = task.new(rows)
     assert "or let each row test once, with --folds 5" in out
     held_out = task.table([{"query": "Is 31 a four?", "response": "no"}], "test.jsonl")
     assert "--folds" not in task.new(rows, "--test", held_out, name="tested")
     assert "allowed: 2 to 20" in task.refused(rows, "--folds", "21", name="other")
-
-
-# --- compare --pool ------------------------------------------------------------------------------
 
 
 def _answers(folder: Path, number: int, wrong: int, **settings: object) -> Path:
@@ -166,9 +151,7 @@ def _answers(folder: Path, number: int, wrong: int, **settings: object) -> Path:
 
 
 @pytest.mark.usefixtures("said")
-def test_every_row_counts_once(
-    task: Own, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_row_counts_once(task, tmp_path, capsys):
     for number in range(1, FOLDS + 1):
         _answers(tmp_path / "base", number, 3)
         for name, wrong in (("", 1), ("_sft", 2)):
@@ -200,10 +183,9 @@ def test_every_row_counts_once(
 
 
 @pytest.mark.usefixtures("said")
-def test_what_cannot_be_pooled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_pooled(tmp_path, tell):
     def refused(*folders: Path) -> str:
-        assert main(["compare", "--pool", *map(str, folders)]) == 1
-        message = capsys.readouterr().err
+        message = tell("compare", "--pool", *map(str, folders), code=1)
         assert "remedy:" in message
         return message
 

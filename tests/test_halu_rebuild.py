@@ -1,7 +1,5 @@
 """Rebuilding Halu-CoT-JSON: the spans' thoughts, the real files, and the asking of an endpoint."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json
@@ -10,16 +8,15 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
 
 from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_split
 from tell_plugins.core.spec import parse_spec
@@ -33,7 +30,7 @@ from tell_plugins.preparation.halu import (
     span_thought,
 )
 from tests.chat_server import Reply, serving
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, message_of, wait_for
 
 # of the file, when the rebuild was published: it stays the same to the byte
 SPANS_SHA256 = "259a0054d8007beb7a1a62cc0432c2f0bcf731ade57529356a55a86557ad8370"
@@ -45,8 +42,6 @@ def rebuild(*flags: str, places: Places = DIRECT) -> int:
     halu.add_arguments(parser)
     return halu.rebuild("halu_cot_json", parser.parse_args(["--rebuild", *flags]), places)
 
-
-# ---------------------------------------------------------------- thoughts from spans
 
 FAULT = "is wrong, cannot be verified or does not answer what was asked"
 
@@ -67,24 +62,19 @@ FAULT = "is wrong, cannot be verified or does not answer what was asked"
          'order".'),
     ],
 )  # fmt: skip
-def test_a_thought_says_what_the_spans_say(
-    response: str, label: str, spans: list[str], thought: str
-) -> None:
+def test_a_thought_says_what_the_spans_say(response, label, spans, thought):
     row = HaluRow(0, "Ask.", response, label, tuple(spans))
     assert span_thought(row) == f'The query is "Ask". {thought}'
 
 
-def test_long_texts_are_cut_at_a_word() -> None:
+def test_long_texts_are_cut_at_a_word():
     assert shorten('say "yes"\n twice', 40) == "say 'yes' twice"
     cut = shorten("word " * 50, 23)
     assert cut == "word word word word ..."
     assert shorten("x" * 50, 10) == "x" * 10 + " ..."
 
 
-# ---------------------------------------------------------------- the real files
-
-
-def test_rebuilt_prompts_and_labels_are_the_official_ones(real_home: Path, real_data: Path) -> None:
+def test_rebuilt_prompts_and_labels_are_the_official_ones(real_home, real_data):
     """The anchor is learnt from all official prompts, the payload from HaluEval alone."""
     sources = halu.read_sources()
     path = real_data / "tell_official" / "test_Halu_CoT_JSON.jsonl"
@@ -99,9 +89,7 @@ def test_rebuilt_prompts_and_labels_are_the_official_ones(real_home: Path, real_
 
 
 @pytest.mark.slow
-def test_rebuild_from_spans(
-    real_home: Path, real_data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rebuild_from_spans(real_home, real_data, capsys):
     assert rebuild("--thoughts", "spans") == 0
     card = load_card("halu_cot_json_spans")
     path = real_home / card.name / card.split("train").file
@@ -120,7 +108,6 @@ def test_rebuild_from_spans(
     assert len({answer["thought"] for answer in answers}) == 3001
 
     record = read_record(path)
-    assert record is not None
     assert record["sha256"] == SPANS_SHA256
     assert record["labels"] == {"no": 2468, "yes": 533}
     assert "no language model" in record["thoughts"]["by"]
@@ -150,9 +137,7 @@ def test_rebuild_from_spans(
     assert "rebuilt from general_data.json, test_Halu_CoT_JSON.jsonl\n" in out
 
 
-def test_sources_are_fetched_where_they_are_missing(
-    tmp_path: Path, real_data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sources_are_fetched_where_they_are_missing(tmp_path, real_data, capsys):
     assert rebuild(places=Places(folder=real_data)) == 0
     home = tmp_path / "data"
     assert (home / "halueval" / "general_data.json").is_file()
@@ -160,15 +145,16 @@ def test_sources_are_fetched_where_they_are_missing(
     assert (home / "halu_cot_json_spans" / "halu_cot_json_spans.jsonl").is_file()
 
 
-def test_an_endpoint_needs_a_model() -> None:
-    with pytest.raises(UserError, match="--model is missing"):
-        rebuild("--base-url", "http://127.0.0.1:9/v1")
+def test_an_endpoint_needs_a_model():
+    assert "--model is missing" in message_of(rebuild, "--base-url", "http://127.0.0.1:9/v1")
 
-
-# ---------------------------------------------------------------- thoughts from an endpoint
 
 YES = HaluRow(0, "Name a moon.", "Mars is a moon.", "yes", ("Mars",))
 NO = HaluRow(1, "Name an annotated book.", "Any annotated one.", "no", ())
+
+
+def said(thought: object) -> str:
+    return json.dumps({"thought": thought, "hallucination": "yes"})
 
 
 @pytest.mark.parametrize(
@@ -179,28 +165,26 @@ NO = HaluRow(1, "Name an annotated book.", "Any annotated one.", "no", ())
         ("0", '<think>hm {</think>\n{"thought": "It is.", "hallucination": "yes"}', None),
         ("0", '{"thought": "Fine.", "hallucination": "no"}', "must be 'yes'"),
         ("1", '{"thought": "Wrong.", "hallucination": "yes"}', "must be 'no'"),
-        ("0", "Mars is a planet.", "no JSON"),
-        ("0", '{"thought": "cut', "no JSON"),
-        pytest.param("0", "[" * 100_000, "no JSON", id="deep"),
-        pytest.param("0", "1" * 5000, "no JSON", id="long"),
+        *(("0", text, "no JSON") for text in ("Mars is a planet.", '{"thought": "cut')),
+        *(("0", text, "no JSON") for text in ("[" * 100_000, "1" * 5000)),
         ("0", '["yes"]', "does not fit"),
         ("0", '{"thought": "a", "hallucination": "yes", "more": 1}', "does not fit"),
-        ("0", '{"thought": 4, "hallucination": "yes"}', "does not fit"),
-        ("0", '{"thought": "  ", "hallucination": "yes"}', "must have 1 to"),
-        ("0", json.dumps({"thought": "a" * 1501, "hallucination": "yes"}), "must have 1 to"),
-        ("0", '{"thought": "The given label is yes.", "hallucination": "yes"}', "given to you"),
-        ("0", '{"thought": "Half \\ud83d.", "hallucination": "yes"}', "half a character"),
-        ("0", '{"thought": "As annotated.", "hallucination": "yes"}', "given to you"),
+        ("0", said(4), "does not fit"),
+        *(("0", said(thought), "must have 1 to") for thought in ("  ", "a" * 1501)),
+        ("0", said("The given label is yes."), "given to you"),
+        ("0", said("As annotated."), "given to you"),
+        ("0", said("Half \ud83d."), "half a character"),
         ("1", '{"thought": "An annotated book.", "hallucination": "no"}', None),
     ],
+    ids=lambda value: None if len(str(value)) < 1000 else "long",
 )
-def test_answers_that_count(key: str, text: str, problem: str | None) -> None:
+def test_answers_that_count(key, text, problem):
     check = answer_check(load_card("halu_cot_json_rebuilt"), [YES, NO])
     found = check(key, text)
     assert found is None if problem is None else found is not None and problem in found
 
 
-def test_the_question_holds_label_and_spans() -> None:
+def test_the_question_holds_label_and_spans():
     yes, no = (question_about(row)[1]["content"] for row in (YES, NO))
     assert '"hallucination": "yes"' in yes
     assert "- Mars" in yes
@@ -211,7 +195,6 @@ def test_the_question_holds_label_and_spans() -> None:
 
 def label_in(messages: list[dict[str, str]]) -> str:
     match = re.search(r'"hallucination": "(yes|no)"', messages[1]["content"])
-    assert match is not None
     return match[1]
 
 
@@ -234,11 +217,12 @@ def run_rebuild(home: Path, *flags: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_it_finishes_with_every_row_once(real_home: Path) -> None:
+def test_killed_in_the_middle_it_finishes_with_every_row_once(real_home):
     """All 3,001 rows; the server is sometimes wrong, slow, limited or broken, by the row."""
     stubborn = "Provide a few examples of homophones."  # row 1 never gets a right label
 
-    def script(messages: list[dict[str, str]], nth: int) -> Reply:
+    def script(body: dict[str, Any], nth: int) -> Reply:
+        messages = body["messages"]
         text = messages[1]["content"]
         other = "no" if label_in(messages) == "yes" else "yes"
         wrong = Reply(json.dumps({"thought": "t", "hallucination": other}))
@@ -262,9 +246,7 @@ def test_killed_in_the_middle_it_finishes_with_every_row_once(real_home: Path) -
     with serving(script) as server:
         flags = ("--base-url", server.url, "--model", "m", "--timeout", "1")
         first = run_rebuild(real_home, *flags)
-        while len(server.requests) < 900:
-            assert first.poll() is None, (real_home / "out.txt").read_text()
-            time.sleep(0.05)
+        wait_for(lambda: len(server.requests) >= 900, first)
         first.send_signal(signal.SIGKILL)
         first.wait()
         assert not path.exists()
@@ -301,16 +283,13 @@ def test_killed_in_the_middle_it_finishes_with_every_row_once(real_home: Path) -
     labels = [json.loads(row["response"])["hallucination"] for row in result]
     assert labels == [row.label for row in rows]
     record = read_record(path)
-    assert record is not None
     assert record["thoughts"]["from_spans_instead"] == [1]
     assert record["thoughts"]["by"].startswith("m at http://127.0.0.1:")
     assert len(build_mixture(parse_spec("tell/halu_cot_json_rebuilt:general=0"))) == 3001
 
 
-def test_a_trial_of_some_rows_is_never_taken_for_the_whole(
-    real_home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with serving(lambda messages, nth: right(messages)) as server:
+def test_a_trial_of_some_rows_is_never_taken_for_the_whole(real_home, capsys):
+    with serving(lambda body, nth: right(body["messages"])) as server:
         assert rebuild("--base-url", server.url, "--model", "m", "--rows", "12") == 0
         assert len(server.requests) == 12
         assert rebuild("--base-url", server.url, "--model", "m", "--rows", "15") == 0

@@ -1,12 +1,9 @@
 """Cards, texts and names from strangers, secrets, and terminals that are not UTF-8 or not there."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -23,7 +20,7 @@ from tell_plugins.core.shown import (
 )
 from tell_plugins.evaluation.grids import grid_of, to_csv, to_markdown
 from tell_plugins.recipe.recipes import load_recipe
-from tests.conftest import PROJECT, MakeCard, write_rows
+from tests.conftest import PROJECT, change, write_rows
 from tests.test_crash_points import recipe
 
 ROWS = [{"q": f"sum {n}", "r": f"#### {n}"} for n in range(6)]
@@ -31,25 +28,15 @@ GENERAL = [{"q": f"g {n}", "r": "x"} for n in range(40)]
 
 
 @pytest.fixture
-def toy(make_card: MakeCard) -> Path:
+def toy(make_card) -> Path:
     make_card("plain", train=GENERAL, kind="general")
     return make_card("toy", train=ROWS, test=[{"q": "x", "r": "#### 1"}])
-
-
-def change(folder: Path, **keys: Any) -> None:
-    file = folder / "card.yaml"
-    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | keys))
-
-
-# --- a card from a stranger ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "name", ["/etc/passwd", "../secret.txt", "link.txt", "below/../../secret.txt"]
 )
-def test_a_card_reads_files_of_its_own_folder_only(
-    toy: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_card_reads_files_of_its_own_folder_only(toy, tmp_path, name, capsys):
     (toy.parent / "secret.txt").write_text("SECRET")
     (toy / "below").mkdir()
     (toy / "link.txt").symlink_to(toy.parent / "secret.txt")
@@ -60,20 +47,17 @@ def test_a_card_reads_files_of_its_own_folder_only(
     assert not (out / "train.jsonl").exists()
 
 
-def test_a_card_runs_no_command_of_its_own(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_card_runs_no_command_of_its_own(toy, tell):
     """Of its build commands those run that the project knows word for word; all others are told."""
     for command in ("rm -rf x", "./run.sh data toy", "./run.sh data halu_cot_json --rebuild --yes"):
         change(toy, splits={"train": {"file": "gone.jsonl", "build": command}})
-        assert main(["data", "toy"]) == 1
-        assert f"train: is built by  {command}" in capsys.readouterr().out
+        assert f"train: is built by  {command}" in tell("data", "toy", code=1)
 
 
 EVIL = "\x1b]0;title\x07 \x1b[2J\x9b31m\x07\x08 \u202egnp"
 
 
-def test_control_characters_of_files_do_not_reach_the_terminal(
-    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_control_characters_of_files_do_not_reach_the_terminal(toy, tmp_path, capsys, tell):
     change(toy, summary=f"short {EVIL}", licence=EVIL)
     write_rows(toy / "train.jsonl", [{"q": EVIL, "r": EVIL}, *ROWS])
     shown = ""
@@ -83,14 +67,10 @@ def test_control_characters_of_files_do_not_reach_the_terminal(
         shown += said.out + said.err
     assert "\\x1b[2J" in shown
     assert not [sign for sign in EVIL.replace(" ", "") if sign in shown and not sign.isprintable()]
-    assert main(["data", EVIL]) == 1
-    assert "\x1b" not in capsys.readouterr().err
+    assert "\x1b" not in tell("data", EVIL, code=1)
 
 
-# --- one broken card, folders that are none -------------------------------------------------------
-
-
-def test_a_broken_card_hides_no_other(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_broken_card_hides_no_other(toy, capsys):
     for number, text in enumerate(("[", "- 1", "name: x", "\x00", "&a [*a]")):
         (toy.parent / f"broken{number}").mkdir()
         (toy.parent / f"broken{number}" / "card.yaml").write_text(text)
@@ -102,11 +82,9 @@ def test_a_broken_card_hides_no_other(toy: Path, capsys: pytest.CaptureFixture[s
     assert "toy" in said.out
     assert "plain" in said.out
     assert all(f"broken{number}" in said.out for number in range(5))
+    assert "key 'summary' is missing" in said.out + said.err
     assert ".toy" not in said.out + said.err
     assert "fault in this program" not in said.err
-
-
-# --- secrets -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -121,24 +99,22 @@ def test_a_broken_card_hides_no_other(toy: Path, capsys: pytest.CaptureFixture[s
         *((name, False) for name in ("include_tokens_per_second", "monkey", "lazy_tokenize")),
     ],
 )
-def test_a_secret_is_told_by_its_name(name: str, secret: bool) -> None:
+def test_a_secret_is_told_by_its_name(name, secret):
     assert is_secret(name) == secret
 
 
-def test_secrets_at_every_depth() -> None:
+def test_secrets_at_every_depth():
     values = {"a": 1, "hub_token": "x", "swanlab_token": None, "ENV": {"HF_TOKEN": "y", "N": 1}}
     assert list(secret_keys(values)) == ["hub_token", "ENV.HF_TOKEN"]
 
 
-def test_the_command_is_logged_without_secrets(tmp_path: Path) -> None:
+def test_the_command_is_logged_without_secrets(tmp_path):
     argv = ["sft", "--hub_token", "hf_abc", "--swanlab_webhook_url=https://x/y", "--seed", "1"]
     said = hide_secrets(f"run sh: `{' '.join(argv)}`", argv)
     assert said == "run sh: `sft --hub_token *** --swanlab_webhook_url=*** --seed 1`"
 
 
-def test_secrets_of_a_recipe_are_told(
-    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_secrets_of_a_recipe_are_told(toy, tmp_path, capsys):
     file = recipe(tmp_path, swanlab_webhook_url="https://hooks/secret-part")
     main(["check", str(file)])
     said = capsys.readouterr()
@@ -152,10 +128,7 @@ def test_secrets_of_a_recipe_are_told(
     assert "secret-part" not in said.out + said.err
 
 
-# --- tables --------------------------------------------------------------------------------------
-
-
-def test_cells_are_no_formulas_and_no_scripts() -> None:
+def test_cells_are_no_formulas_and_no_scripts():
     assert [csv_cell(cell) for cell in ("=1+1", "+a", "-b", "@c", "\td")] == [
         *("'=1+1", "'+a", "'-b", "'@c", "'\td")
     ]
@@ -167,9 +140,6 @@ def test_cells_are_no_formulas_and_no_scripts() -> None:
     assert to_csv(records) == "method,rate\n'=HYPERLINK(1),-0.5\n<img src=x>,1.0\n"
     assert "<img" not in to_markdown(grid_of(records))
     assert to_csv([{"method": "@x", "n": -1}]) == "method,n\n'@x,-1\n"
-
-
-# --- the terminal and the disk --------------------------------------------------------------------
 
 
 def run(*argv: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -186,7 +156,7 @@ def run(*argv: str, **more: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("shell", ["", "2>&-", ">&- 2>&-"], ids=["both", "no stderr", "none"])
-def test_an_ascii_locale_and_closed_streams(toy: Path, shell: str) -> None:
+def test_an_ascii_locale_and_closed_streams(toy, shell):
     change(toy, summary="þorn 😀")
     done = run("data", "list", "toy", shell=shell)
     assert done.returncode == 0, done.stderr
@@ -198,9 +168,7 @@ def _all_of(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def test_a_warm_cache_is_only_read(
-    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_warm_cache_is_only_read(toy, tmp_path, monkeypatch):
     """So that it may lie where nothing can be written, not even a lock."""
     monkeypatch.setenv("TELL_TOKENIZER", str(PROJECT / "tests/golden/word_tokenizer.json"))
     argv = ["mix", str(recipe(tmp_path)), "--out", str(tmp_path / "mix")]
@@ -211,7 +179,7 @@ def test_a_warm_cache_is_only_read(
     assert _all_of(tmp_path / "cache") == before
 
 
-def test_a_full_disk_names_the_path(tmp_path: Path) -> None:
+def test_a_full_disk_names_the_path(tmp_path):
     def fill(target: Path) -> None:
         with paths.atomic_path(target):
             Path("/dev/full").write_bytes(b"x" * 100_000)

@@ -1,9 +1,6 @@
 """IS-EN-NEWS made again from aligned lines, and its extra split from a translation memory."""
 
-from __future__ import annotations
-
 import json
-import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -19,8 +16,7 @@ from tell_plugins.core.sources import open_task
 from tell_plugins.preparation import news
 from tell_plugins.preparation.download import DIRECT
 from tell_plugins.preparation.news import Frame, Segment, frame, join_documents, read_pairs
-from tests.conftest import Tell
-from tests.file_server import FileServer, serving
+from tests.conftest import printed_by
 
 OFFICIAL = {"train": "dev-en-is.jsonl", "test": "test-en-is.jsonl"}
 Documents = list[tuple[list[str], list[str]]]
@@ -41,10 +37,7 @@ def documents(path: Path, card: str = "en_is_news") -> Documents:
     return found
 
 
-# --- documents from aligned lines ----------------------------------------------------------------
-
-
-def test_documents_keep_order_lines_and_blanks() -> None:
+def test_documents_keep_order_lines_and_blanks():
     segments = [
         Segment("b", "One.  Two ", "Eitt."),
         Segment("b", "Three\u2028Four", ""),
@@ -59,16 +52,13 @@ def test_documents_keep_order_lines_and_blanks() -> None:
     ]
 
 
-def test_anchor_is_shared_by_every_official_row(real_data: Path, real_home: Path) -> None:
+def test_anchor_is_shared_by_every_official_row(real_data, real_home):
     card = load_card("en_is_news")
     rows = open_task(card, "train")
     assert rows.anchor.text.strip() == frame(card).anchor.strip()
     other = frame(load_card("is_en_news"))
     assert other.anchor.startswith("This text is in Icelandic and needs to be translated into En")
     assert other.opening == "Sure, here is the English translation: \n\n "
-
-
-# --- WMT's own files, as sacrebleu finds them ----------------------------------------------------
 
 
 def wmt_xml(docs: Documents, source: str, target: str) -> str:
@@ -91,7 +81,7 @@ def segs(lines: list[str]) -> Iterator[str]:
 
 
 @pytest.fixture
-def sacrebleu_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def sacrebleu_at(tmp_path, monkeypatch) -> Callable[..., Path]:
     """Point sacrebleu's data sets at a folder of the test's own, and at another archive."""
     from sacrebleu.dataset import DATASETS
 
@@ -116,9 +106,7 @@ def archive_of(folder: Path, member: str, content: bytes) -> bytes:
     return (folder / "x.tgz").read_bytes()
 
 
-def test_rebuilt_through_sacrebleus_cache(
-    real_data: Path, tmp_path: Path, sacrebleu_at: Callable[..., Path], tell: Tell
-) -> None:
+def test_rebuilt_through_sacrebleus_cache(real_data, tmp_path, sacrebleu_at, tell):
     for name, split, member in (
         ("wmt21/dev", "train", "dev/xml/newsdev2021.en-is.xml"),
         ("wmt21", "test", "test/newstest2021.en-is.xml"),
@@ -147,15 +135,7 @@ def test_rebuilt_through_sacrebleus_cache(
     assert "wrong" in tell("data", "list", "en_is_news", code=1)
 
 
-@pytest.fixture
-def server() -> Iterator[FileServer]:
-    with serving() as running:
-        yield running
-
-
-def test_archive_is_fetched_verified_and_one_member_taken(
-    tmp_path: Path, server: FileServer, sacrebleu_at: Callable[..., Path]
-) -> None:
+def test_archive_is_fetched_verified_and_one_member_taken(tmp_path, server, sacrebleu_at):
     docs: Documents = [(["One.", "Two."], ["Eitt.", "Tvö."]), (["Three & <four>"], ["Þrjú"])]
     archive = archive_of(
         tmp_path / "make",
@@ -174,9 +154,7 @@ def test_archive_is_fetched_verified_and_one_member_taken(
     assert len(server.requests) == 1
 
 
-def test_wrong_archive(
-    tmp_path: Path, server: FileServer, sacrebleu_at: Callable[..., Path]
-) -> None:
+def test_wrong_archive(tmp_path, server, sacrebleu_at):
     server.files["/test.tgz"] = b"something else"
     folder = sacrebleu_at("wmt21", b"the right one", f"{server.url}/test.tgz")
     with pytest.raises(MachineError, match=r"not the right file.*md5"):
@@ -185,15 +163,13 @@ def test_wrong_archive(
 
 
 @pytest.mark.parametrize("text", ["", "no XML", "<dataset/>", "<dataset><doc></dataset>"])
-def test_broken_file_in_sacrebleus_cache(sacrebleu_at: Callable[..., Path], text: str) -> None:
+def test_broken_file_in_sacrebleus_cache(sacrebleu_at, text):
     path = sacrebleu_at("wmt21") / "test" / "newstest2021.en-is.xml"
     path.parent.mkdir(parents=True)
     path.write_text(text)
     with pytest.raises(MachineError, match="remove the file"):
         news.from_sacrebleu(load_card("en_is_news"), "test", DIRECT)
 
-
-# --- the translation memory ----------------------------------------------------------------------
 
 LONG = " ".join(f"word{number}" for number in range(51))
 LANG = " ".join(f"orð{number}" for number in range(45))
@@ -214,7 +190,7 @@ def unit(english: str, icelandic: str, tags: tuple[str, str] = ("en", "is")) -> 
     )
 
 
-def test_pairs_of_a_memory(tmp_path: Path) -> None:
+def test_pairs_of_a_memory(tmp_path):
     path = tmp_path / "x.tmx"
     units = [
         unit("A  dog &amp;\n a cat", "Hundur"),
@@ -257,7 +233,7 @@ OUTSIDE = '<!DOCTYPE tmx [<!ENTITY a SYSTEM "file:///etc/passwd">]>\n'
         (tmx([unit("a", "b")]).replace("utf-8", "x-unknown"), "no XML: .*x-unknown"),
     ],
 )
-def test_wrong_memories(tmp_path: Path, text: str, message: str) -> None:
+def test_wrong_memories(tmp_path, text, message):
     path = tmp_path / "x.tmx"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message) as raised:
@@ -265,12 +241,12 @@ def test_wrong_memories(tmp_path: Path, text: str, message: str) -> None:
     assert "x.tmx" in str(raised.value)
 
 
-def test_no_such_memory(tell: Tell, real_home: Path) -> None:
+def test_no_such_memory(tell, real_home):
     assert "no file '/no/such.tmx'" in tell("data", "en_is_news", "--tmx", "/no/such.tmx", code=1)
 
 
 @pytest.fixture
-def small_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def small_cards(tmp_path, monkeypatch) -> Path:
     """Both cards with documents of the test's own, found in its data home."""
     home = tmp_path / "data"
     for name, (train, test) in {
@@ -298,7 +274,7 @@ def tm_rows(
     ]
 
 
-def test_long_new_pairs_become_a_split(small_cards: Path, tmp_path: Path, tell: Tell) -> None:
+def test_long_new_pairs_become_a_split(small_cards, tmp_path, tell):
     held_out = f"{LONG} and so on"
     with (small_cards / "en_is_news" / "test-en-is.jsonl").open("a", encoding="utf-8") as file:
         row = join_documents([Segment("9", held_out, "Annað.")], frame(load_card("en_is_news")))
@@ -329,7 +305,7 @@ def test_long_new_pairs_become_a_split(small_cards: Path, tmp_path: Path, tell: 
     assert (LANG, LONG) in tm_rows(small_cards, "is_en_news", "tm-is-en.jsonl")
 
 
-def test_memory_without_a_usable_pair(small_cards: Path, tmp_path: Path, tell: Tell) -> None:
+def test_memory_without_a_usable_pair(small_cards, tmp_path, tell):
     path = tmp_path / "memory.tmx"
     path.write_text(tmx([unit("short", "stutt")]), encoding="utf-8")
     assert "none of its 1 pairs can be used" in tell(
@@ -338,7 +314,7 @@ def test_memory_without_a_usable_pair(small_cards: Path, tmp_path: Path, tell: T
     assert not (small_cards / "en_is_news" / "tm-en-is.jsonl").exists()
 
 
-def test_memory_needs_the_documents_to_stay_apart_from(tmp_path: Path, tell: Tell) -> None:
+def test_memory_needs_the_documents_to_stay_apart_from(tmp_path, tell):
     path = tmp_path / "memory.tmx"
     path.write_text(tmx([unit(LONG, LANG)]), encoding="utf-8")
     assert "./run.sh data is_en_news" in tell("data", "is_en_news", "--tmx", str(path), code=1)
@@ -357,7 +333,7 @@ print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 
 
 @pytest.mark.slow
-def test_large_memory_is_streamed(small_cards: Path, tmp_path: Path) -> None:
+def test_large_memory_is_streamed(small_cards, tmp_path):
     path = tmp_path / "large.tmx"
     count = 0
     with path.open("w", encoding="utf-8") as file:
@@ -370,11 +346,7 @@ def test_large_memory_is_streamed(small_cards: Path, tmp_path: Path) -> None:
                 lines.append(unit(f"{words} {count}", f"{LANG} {count}") + "\n")
             file.write("".join(lines))
         file.write("</body></tmx>\n")
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD, str(path)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) < 300  # MiB
+    assert int(printed_by(sys.executable, "-c", BUILD, path).split()[-1]) < 300  # MiB
     built = small_cards / "en_is_news" / "tm-en-is.jsonl"
     with built.open("rb") as lines_built:
         assert sum(1 for _ in lines_built) == count // 2

@@ -1,7 +1,5 @@
 """The four JSON readings against answers whose verdicts are known, and answers to a whole split."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +7,6 @@ from typing import NamedTuple
 import pytest
 
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.intervals import Rate
@@ -22,7 +19,7 @@ from tell_plugins.evaluation.scorers.json_readings import (
     official_fixed,
     strict,
 )
-from tests.conftest import MakeCard
+from tests.conftest import message_of
 from tests.saved_answers import HALU_PERFECT as GOOD
 from tests.saved_answers import answer_line, counts, halu_schema, save_answers, save_lines
 
@@ -160,7 +157,7 @@ def schema() -> AnswerSchema:
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
-def test_every_reading_gives_the_expected_verdict(case: Case, schema: AnswerSchema) -> None:
+def test_every_reading_gives_the_expected_verdict(case, schema):
     found = {r.name: r.judge(case.text, case.finish, schema) for r in READINGS}
     assert {name: verdict.kind for name, verdict in found.items()} == {
         name: getattr(case, name) for name in found
@@ -169,12 +166,12 @@ def test_every_reading_gives_the_expected_verdict(case: Case, schema: AnswerSche
         assert found["lenient"] == found["strict"]
 
 
-def test_every_kind_of_failure_is_among_the_cases() -> None:
+def test_every_kind_of_failure_is_among_the_cases():
     of_others = {kind for kind in KINDS if kind.endswith(("_label", "_number", "_lines"))}
     assert {kind for case in CASES for kind in case[1:5]} == {OK, *KINDS} - of_others
 
 
-def test_a_list_is_an_answer_where_the_schema_wants_one() -> None:
+def test_a_list_is_an_answer_where_the_schema_wants_one():
     schema = AnswerSchema({"type": "array", "items": {"type": "integer"}}, None)
     verdicts = [strict(text, "stop", schema) for text in ("[1, 2]", '["a"]', '{"a": 1}')]
     assert [verdict.kind for verdict in verdicts] == ["adherent", "wrong_type", "not_object"]
@@ -186,22 +183,19 @@ def test_a_list_is_an_answer_where_the_schema_wants_one() -> None:
     ['{"' * 20_000, "{'thought': '" * 5_000, '{"thought": "' + "a\"'," * 20_000, "`" * 9999],
     ids=["braces", "keys", "quotes", "marks"],
 )
-def test_long_and_odd_texts_do_not_stall(text: str, schema: AnswerSchema) -> None:
+def test_long_and_odd_texts_do_not_stall(text, schema):
     assert not any(reading.judge(text, "stop", schema).adherent for reading in READINGS)
 
 
-def test_the_official_repair_also_turns_yes_into_no(schema: AnswerSchema) -> None:
+def test_the_official_repair_also_turns_yes_into_no(schema):
     found = official_fixed("{'thought': 'a', 'hallucination': 'yes'}", "stop", schema)
     assert found.value == {"thought": "a", "hallucination": "yes"}
     # the only strings that survive the published repair are none at all
     assert official('{"thought": "yes"}', "stop", schema).kind == "invalid_json"
 
 
-# --- over whole folders ---------------------------------------------------------------------------
-
-
 @pytest.fixture
-def card(make_card: MakeCard) -> str:
+def card(make_card) -> str:
     """A card with Halu-CoT-JSON's schema, and a test row for each case."""
     train = [{"q": "q?", "r": GOOD}, {"q": "p?", "r": GOOD}]
     test = [{"q": f"question {i}", "r": "no"} for i in range(len(CASES))]
@@ -215,9 +209,7 @@ def adherence_of(reading: Judged) -> Rate:
     return found
 
 
-def test_a_perfect_model_scores_1_and_the_published_script_gives_it_0(
-    real_home: Path, tmp_path: Path
-) -> None:
+def test_a_perfect_model_scores_1_and_the_published_script_gives_it_0(real_home, tmp_path):
     task = open_task(load_card("halu_cot_json"), "test")
     texts = [json.dumps({"thought": "Known.", "hallucination": r}) for r in task.responses]
     scores = scoring.write(save_answers(tmp_path / "a", "halu_cot_json", texts))
@@ -235,7 +227,7 @@ def test_a_perfect_model_scores_1_and_the_published_script_gives_it_0(
     assert saved == json.loads(json.dumps(scores.to_dict()))
 
 
-def test_failures_add_up_under_every_reading(card: str, tmp_path: Path) -> None:
+def test_failures_add_up_under_every_reading(card, tmp_path):
     cut = [i for i, case in enumerate(CASES) if case.finish == "length"]
     scores = scoring.score(save_answers(tmp_path / "a", card, [c.text for c in CASES], cut=cut))
     for name, found in scores.readings.items():
@@ -247,7 +239,7 @@ def test_failures_add_up_under_every_reading(card: str, tmp_path: Path) -> None:
     assert scores.cut.k == len(cut)
 
 
-def test_several_attempts_count_but_do_not_narrow_the_interval(card: str, tmp_path: Path) -> None:
+def test_several_attempts_count_but_do_not_narrow_the_interval(card, tmp_path):
     once = save_answers(tmp_path / "once", card, [GOOD] * 10 + ["Yes"] * 10)
     lines = [json.loads(line) for line in (once / "answers.jsonl").read_text().splitlines()]
     again = [{**line, "attempt": attempt} for attempt in range(3) for line in lines]
@@ -257,7 +249,7 @@ def test_several_attempts_count_but_do_not_narrow_the_interval(card: str, tmp_pa
     assert (b.low, b.high) == pytest.approx((a.low, a.high), abs=0.01)
 
 
-def test_one_repeated_answer_and_an_interrupted_run_show(card: str, tmp_path: Path) -> None:
+def test_one_repeated_answer_and_an_interrupted_run_show(card, tmp_path):
     texts = dict(enumerate([GOOD, GOOD, f" {GOOD}\n", "Yes"]))
     scores = scoring.score(save_answers(tmp_path / "a", card, texts, rows=5))
     assert scores.most_frequent_answer.text == GOOD
@@ -265,18 +257,14 @@ def test_one_repeated_answer_and_an_interrupted_run_show(card: str, tmp_path: Pa
     assert (scores.rows, scores.scored.expected, scores.complete) == (4, 5, False)
 
 
-# --- answers that cannot be scored ---------------------------------------------------------------
-
-
 def refused(folder: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        scoring.score(folder)
-    assert "remedy" in str(caught.value)
-    return str(caught.value)
+    caught = message_of(scoring.score, folder)
+    assert "remedy" in caught
+    return caught
 
 
 @pytest.fixture
-def lines(card: str) -> list[dict[str, object]]:
+def lines(card) -> list[dict[str, object]]:
     ids = [bytes(i).hex() for i in open_task(load_card(card), "test").ids[:4]]
     return [answer_line(i, row, GOOD) for row, i in enumerate(ids)]
 
@@ -293,17 +281,13 @@ def lines(card: str) -> list[dict[str, object]]:
         (lambda lines: [lines[0], {**lines[1], "id": 5}], ["key 'id'", "line 2"]),
     ],
 )
-def test_lines_that_are_no_answers_to_the_rows_are_refused(
-    change: object, messages: list[str], card: str, lines: list[object], tmp_path: Path
-) -> None:
+def test_lines_that_are_no_answers_to_the_rows_are_refused(change, messages, card, lines, tmp_path):
     given = change(lines)  # type: ignore[operator]
     message = refused(save_lines(tmp_path / "a", card, given))
     assert all(text in message for text in messages)
 
 
-def test_files_that_are_missing_torn_or_of_another_split(
-    card: str, lines: list[dict[str, object]], tmp_path: Path
-) -> None:
+def test_files_that_are_missing_torn_or_of_another_split(card, lines, tmp_path):
     assert "split 'train'" in refused(save_lines(tmp_path / "train", card, lines, split="train"))
     folder = save_lines(tmp_path / "a", card, lines)
     answers, settings = folder / "answers.jsonl", folder / "settings.json"
@@ -324,27 +308,23 @@ def test_files_that_are_missing_torn_or_of_another_split(
     assert "no settings.json" in refused(folder)
 
 
-def test_a_row_that_moved_in_its_file_is_still_that_row(
-    card: str, lines: list[dict[str, object]], tmp_path: Path
-) -> None:
+def test_a_row_that_moved_in_its_file_is_still_that_row(card, lines, tmp_path):
     moved = [{**line, "row": 3 - row} for row, line in enumerate(lines)]
     assert scoring.score(save_lines(tmp_path / "a", card, moved)).rows == 4
 
 
-def test_equal_test_rows_are_each_answered_once(make_card: MakeCard, tmp_path: Path) -> None:
+def test_equal_test_rows_are_each_answered_once(make_card, tmp_path):
     twin = {"q": "1+1?", "r": "#### 2"}
     make_card("twins", train=[{"q": "a", "r": "#### 1"}], test=[twin, twin])
     scores = scoring.score(save_answers(tmp_path / "a", "twins", ["#### 2", "#### 3"]))
     assert (*counts(scores.first.measures["exact_match"]), scores.rows) == (1, 2, 2)
 
 
-def test_a_schema_that_is_none_is_named(
-    card: str, lines: list[dict[str, object]], tmp_path: Path
-) -> None:
+def test_a_schema_that_is_none_is_named(card, lines, tmp_path):
     folder = save_lines(tmp_path / "a", card, lines)
-    schema = load_card(card).folder / "s.json"
+    schema = load_card(card).folder / "schema.json"
     for content, found in (('{"type": "objekt"}', "no JSON Schema"), ("[]", "a JSON object")):
         schema.write_text(content)
         message = refused(folder)
         assert found in message
-        assert "s.json" in message
+        assert "schema.json" in message

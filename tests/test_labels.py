@@ -1,7 +1,5 @@
 """Labels against scikit-learn and by hand; baselines on the official rows; intervals."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections import Counter
@@ -12,7 +10,6 @@ import numpy as np
 import pytest
 
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.answers import load_scored
@@ -20,7 +17,7 @@ from tell_plugins.evaluation.differences import difference, measure_of
 from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate, wilson
 from tell_plugins.evaluation.judged import mean
 from tell_plugins.evaluation.scorers import judge_saved
-from tests.conftest import MakeCard
+from tests.conftest import MakeCard, message_of
 from tests.saved_answers import counts, judged_labels, save_answers
 
 YES_NO = ["yes", "no"]
@@ -36,10 +33,7 @@ def strict(folder: Path) -> dict[str, Rate | Estimate]:
     return {**found.measures, **found.details}
 
 
-# --- the official test rows ----------------------------------------------------------------------
-
-
-def test_constant_answers_on_the_official_rows(real_home: Path, tmp_path: Path) -> None:
+def test_constant_answers_on_the_official_rows(real_home, tmp_path):
     """282 of 1,506 rows are 'yes', of the first 1,000 that the published script reads 236."""
     found = {}
     for label in YES_NO:
@@ -57,13 +51,12 @@ def test_constant_answers_on_the_official_rows(real_home: Path, tmp_path: Path) 
     assert no.constant.text == found["yes"].constant.text == "always no"
     assert no.constant.judged.measures == no.readings["strict"].measures
     most = no.readings["strict"].most_frequent
-    assert most is not None
     assert (most.text, most.share.value) == ("no", 1.0)
     scored = load_scored(tmp_path / "no")
     assert Counter(judge_saved(scored)["official"].right) == {"yes": 236, "no": 764}
 
 
-def test_answers_that_are_not_adherent_count_as_wrong(real_home: Path, tmp_path: Path) -> None:
+def test_answers_that_are_not_adherent_count_as_wrong(real_home, tmp_path):
     task = open_task(load_card("halu_cot_json"), "test")
     texts = [halu_answer(label) for label in task.responses]
     yes = [row for row, label in enumerate(task.responses) if label == "yes"]
@@ -75,9 +68,6 @@ def test_answers_that_are_not_adherent_count_as_wrong(real_home: Path, tmp_path:
     assert found["balanced_accuracy"].value == pytest.approx((182 / 282 + 1) / 2)
 
 
-# --- arithmetic ----------------------------------------------------------------------------------
-
-
 def of_labels(
     given: list[str | None], right: list[str], labels: list[str]
 ) -> dict[str, Rate | Estimate]:
@@ -87,7 +77,7 @@ def of_labels(
 
 @pytest.mark.parametrize("classes", [YES_NO, ["a", "b", "c"], ["a", "b", "c", "d", "e"]])
 @pytest.mark.parametrize("seed", range(5))
-def test_scores_equal_scikit_learns(classes: list[str], seed: int) -> None:
+def test_scores_equal_scikit_learns(classes, seed):
     from sklearn import metrics as sk
 
     draw = random.Random(seed)
@@ -104,19 +94,13 @@ def test_scores_equal_scikit_learns(classes: list[str], seed: int) -> None:
     assert of_labels(given, truth, classes) == found  # seeded
     for name in ("balanced_accuracy", "f1"):
         value = found[name]
-        assert value.low is not None
-        assert value.high is not None
-        assert value.value is not None
         assert value.low < value.value < value.high
 
 
-def test_no_adherent_answer_leaves_scores_undefined() -> None:
+def test_no_adherent_answer_leaves_scores_undefined():
     found = of_labels([None, None], ["yes", "no"], YES_NO)
     assert found["accuracy_given_the_form"].value is None
     assert found["accuracy"].value == 0.0
-
-
-# --- reference labels ----------------------------------------------------------------------------
 
 
 def labelled(make_card: MakeCard, responses: list[str], rule: object) -> str:
@@ -127,9 +111,7 @@ def labelled(make_card: MakeCard, responses: list[str], rule: object) -> str:
     return "mood"
 
 
-def test_labels_are_taken_from_objects_and_from_bare_text(
-    make_card: MakeCard, tmp_path: Path
-) -> None:
+def test_labels_are_taken_from_objects_and_from_bare_text(make_card, tmp_path):
     responses = ['{"mood": "good"}', "bad", ' {"mood": "odd", "x": 1}', "good\n"]
     card = labelled(make_card, responses, {"enum": ["good", "bad", "odd"]})
     texts = ['{"mood": "good"}', '{"mood": "good"}', '{"mood": "odd"}', '{"mood": "best"}']
@@ -143,7 +125,7 @@ def test_labels_are_taken_from_objects_and_from_bare_text(
     )
 
 
-def test_labels_that_are_no_text(make_card: MakeCard, tmp_path: Path) -> None:
+def test_labels_that_are_no_text(make_card, tmp_path):
     card = labelled(make_card, ['{"mood": true}', "false"], {"enum": [True, False]})
     texts = ['{"mood": true}', '{"mood": "false"}']
     found = strict(save_answers(tmp_path / "a", card, texts))
@@ -151,24 +133,18 @@ def test_labels_that_are_no_text(make_card: MakeCard, tmp_path: Path) -> None:
     assert counts(found["accuracy_given_the_form"]) == (1, 1)  # "false" is not false
 
 
-def test_labels_of_an_open_schema_are_those_of_the_references(
-    make_card: MakeCard, tmp_path: Path
-) -> None:
+def test_labels_of_an_open_schema_are_those_of_the_references(make_card, tmp_path):
     card = labelled(make_card, ["b", "a", "b"], {"type": "string"})
     found = strict(save_answers(tmp_path / "x", card, ['{"mood": "b"}'] * 3))
     assert counts(found["accuracy"]) == (2, 3)
     assert found["balanced_accuracy"].value == 0.5
 
 
-def test_a_reference_without_an_allowed_label_is_named(make_card: MakeCard, tmp_path: Path) -> None:
+def test_a_reference_without_an_allowed_label_is_named(make_card, tmp_path):
     card = labelled(make_card, ["good", "splendid"], {"enum": ["good", "bad"]})
-    with pytest.raises(UserError) as caught:
-        scoring.score(save_answers(tmp_path / "a", card, ['{"mood": "good"}'] * 2))
-    assert "splendid" in str(caught.value)
-    assert "line 2" in str(caught.value)
-
-
-# --- intervals and significance ------------------------------------------------------------------
+    caught = message_of(scoring.score, save_answers(tmp_path / "a", card, ['{"mood": "good"}'] * 2))
+    assert "splendid" in caught
+    assert "line 2" in caught
 
 
 def test_wilson_intervals_against_published_values() -> None:
@@ -183,7 +159,7 @@ def test_wilson_intervals_against_published_values() -> None:
     assert wilson(20, 20) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
 
 
-def test_rates_of_nothing_and_of_everything() -> None:
+def test_rates_of_nothing_and_of_everything():
     assert rate([]) == Rate(0, 0, None, 0.0, 1.0)
     assert counted(0, 0).value is None
     assert rate([True] * 3).value == 1.0
@@ -197,7 +173,7 @@ def between(x: Any, y: Any, resamples: int = 1000) -> Any:
     return difference(*sides, resamples=resamples)
 
 
-def test_the_paired_bootstrap_against_the_plain_one() -> None:
+def test_the_paired_bootstrap_against_the_plain_one():
     """The matrix product gives what drawing rows one by one gives."""
     generator = np.random.default_rng(3)
     a, b = generator.random(80), generator.random(80)
@@ -209,7 +185,7 @@ def test_the_paired_bootstrap_against_the_plain_one() -> None:
     assert found.n == 80
 
 
-def test_significance_of_equal_of_better_and_of_unsure_systems() -> None:
+def test_significance_of_equal_of_better_and_of_unsure_systems():
     half, other = [1, 0] * 20, [0, 1] * 20
     same = between(half, half)
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
@@ -222,7 +198,7 @@ def test_significance_of_equal_of_better_and_of_unsure_systems() -> None:
     assert between(half, other) == unsure  # seeded
 
 
-def test_interval_and_p_are_about_right_under_no_difference() -> None:
+def test_interval_and_p_are_about_right_under_no_difference():
     generator = np.random.default_rng(4)
     pairs = [generator.random((2, 60)) < 0.7 for _ in range(200)]
     found = [between(*pair) for pair in pairs]

@@ -1,20 +1,18 @@
 """What may import what, which names are free, and what a repository must not hold."""
 
-from __future__ import annotations
-
 import ast
 import importlib.machinery
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT, MakeCard
+from tests.conftest import PROJECT
 
 PACKAGE = PROJECT / "tell_plugins"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -55,23 +53,28 @@ def _part(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0] if path.parent != PACKAGE else ""
 
 
-def test_the_parts_are_those_known_here() -> None:
+def test_the_parts_are_those_known_here():
     assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(BELOW)
 
 
-@pytest.mark.parametrize("part", BELOW)
-def test_imports_go_downwards(part: str) -> None:
-    wrong = [
+def _imported(parts: set[str], is_wrong: Callable[[str], bool]) -> list[str]:
+    """What modules of these parts import wrongly."""
+    return [
         f"{path.relative_to(PROJECT)} imports {name}"
         for path in MODULES
-        if _part(path) == part
+        if _part(path) in parts
         for name in _imports(path)
-        if name.startswith("tell_plugins.") and name.split(".")[1] in set(BELOW) - BELOW[part]
+        if is_wrong(name)
     ]
-    assert wrong == []
 
 
-def test_the_method_is_read_in_fifteen_minutes() -> None:
+@pytest.mark.parametrize("part", BELOW)
+def test_imports_go_downwards(part):
+    above = tuple(f"tell_plugins.{other}" for other in set(BELOW) - BELOW[part])
+    assert _imported({part}, lambda name: name.startswith(above)) == []
+
+
+def test_the_method_is_read_in_fifteen_minutes():
     """AGENTS.md names its files."""
     section = (PROJECT / "AGENTS.md").read_text(encoding="utf-8").partition("fifteen minutes")[2]
     names = re.findall(r"`((?:core|bridge)/\w+\.py)`", section.partition("\n## ")[0])
@@ -80,7 +83,7 @@ def test_the_method_is_read_in_fifteen_minutes() -> None:
     assert sum(text.count("\n") for text in files) <= 3000
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_no_module_imports_itself_by_way_of_others():
     """Imports inside functions count, too."""
     names = {".".join(path.relative_to(PROJECT).with_suffix("").parts): path for path in MODULES}
     graph = TopologicalSorter()
@@ -94,34 +97,19 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     graph.prepare()  # raises CycleError, which names the circle
 
 
-def test_no_verb_is_called_by_a_made_up_command_line() -> None:
+def test_no_verb_is_called_by_a_made_up_command_line():
     for path in MODULES:
         text = path.read_text(encoding="utf-8")
         assert "argparse.Namespace(" not in text, path
         assert "ArgumentParser(" not in text or path.name == "cli.py", path
 
 
-def test_only_the_bridge_knows_ms_swift() -> None:
-    wrong = [
-        f"{path.relative_to(PROJECT)} imports {name}"
-        for path in MODULES
-        if _part(path) != "bridge"
-        for name in _imports(path)
-        if name.split(".")[0] == "swift"
-    ]
-    assert wrong == []
+def test_only_the_bridge_knows_ms_swift():
+    assert _imported({*BELOW, ""} - {"bridge"}, lambda name: name.split(".")[0] == "swift") == []
 
 
-@pytest.mark.parametrize("part", ["core", "recipe", ""])
-def test_what_starts_fast_imports_nothing_heavy_not_even_late(part: str) -> None:
-    wrong = [
-        f"{path.relative_to(PROJECT)} imports {name}"
-        for path in MODULES
-        if _part(path) == part
-        for name in _imports(path)
-        if name.split(".")[0] in HEAVY
-    ]
-    assert wrong == []
+def test_what_starts_fast_imports_nothing_heavy_not_even_late():
+    assert _imported({"core", "recipe", ""}, lambda name: name.split(".")[0] in HEAVY) == []
 
 
 LOADED = """
@@ -140,9 +128,7 @@ def _loaded(code: str, *modules: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_building_a_mixture_loads_nothing_heavy(
-    make_card: MakeCard, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_building_a_mixture_loads_nothing_heavy(make_card, monkeypatch):
     tokenizer = Path(__file__).parent / "golden" / "word_tokenizer.json"
     monkeypatch.setenv("TELL_TOKENIZER", str(tokenizer))
     make_card("t", train=[{"q": f"t {n}", "r": "r"} for n in range(5)])
@@ -160,7 +146,7 @@ def test_building_a_mixture_loads_nothing_heavy(
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.glob("*")), ids=lambda path: path.stem)
-def test_names_at_the_top_of_the_package_are_free(path: Path) -> None:
+def test_names_at_the_top_of_the_package_are_free(path):
     """ms-swift puts the plugin's folder first on `sys.path`: a name in it hides any other."""
     if path.name == "__pycache__":
         pytest.skip("no module")
@@ -173,10 +159,9 @@ def test_names_at_the_top_of_the_package_are_free(path: Path) -> None:
     assert path.stem not in sys.stdlib_module_names
 
 
-def test_datasets_is_hugging_faces() -> None:
+def test_datasets_is_hugging_faces():
     assert not list((PROJECT / "datasets").rglob("__init__.py"))
     spec = importlib.machinery.PathFinder.find_spec("datasets", sys.path)
-    assert spec is not None
     assert "site-packages" in str(spec.origin)
 
 
@@ -191,11 +176,11 @@ def _tracked() -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def test_no_large_file_is_tracked() -> None:
+def test_no_large_file_is_tracked():
     assert [path for path in _tracked() if path.stat().st_size > 2_000_000] == []
 
 
-def test_no_path_of_a_machine_is_tracked() -> None:
+def test_no_path_of_a_machine_is_tracked():
     home = re.compile(
         rb"(?<![\w.~}$-])/(?:(?:home|Users)/(?!me/|user/)|root/|work/|mnt/|tmp/)[\w.]"
     )
@@ -209,26 +194,11 @@ def test_no_path_of_a_machine_is_tracked() -> None:
     assert found == []
 
 
-def test_top_of_the_repository() -> None:
+def test_top_of_the_repository():
     known = {
-        "recipes",
-        "datasets",
-        "tell_plugins",
-        "tests",
-        "benchmarks",
-        "results",
-        "docs",
-        "run.sh",
-        "requirements",
-        "requirements.txt",
-        "requirements-eval.txt",
-        "README.md",
-        "AGENTS.md",
-        "README_CN.md",
-        "LICENSE",
-        "pyproject.toml",
-        ".ci",
-        ".gitignore",
+        *("recipes", "datasets", "tell_plugins", "tests", "benchmarks", "results", "docs"),
+        *("run.sh", "requirements", "requirements.txt", "requirements-eval.txt", "pyproject.toml"),
+        *("README.md", "README_CN.md", "AGENTS.md", "LICENSE", ".ci", ".gitignore"),
     }
     found = {path.relative_to(PROJECT).parts[0] for path in _tracked()}
     assert found <= known, "beside the surface only what a repository needs"

@@ -1,7 +1,5 @@
 """BLEURT and COMET for real, on small random checkpoints: limits, order, files, errors."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle
@@ -27,7 +25,7 @@ from tell_plugins.evaluation.scorers.learned import (
     wanted,
 )
 from tests import learned_checkpoints
-from tests.conftest import Cli, MakeCard
+from tests.conftest import message_of
 from tests.saved_answers import save_answers
 
 pytestmark = pytest.mark.slow
@@ -44,18 +42,18 @@ PAIRS = [
 
 
 @pytest.fixture(autouse=True)
-def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_batches(monkeypatch) -> None:
     monkeypatch.setattr(learned, "_BATCH", 2)
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("checkpoints")
     return {kind: getattr(learned_checkpoints, kind)(root / kind) for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
-def loaded(checkpoints: dict[str, Path]) -> dict[str, LearnedMetric]:
+def loaded(checkpoints) -> dict[str, LearnedMetric]:
     return {
         kind: (Comet if kind == "comet" else Bleurt)(str(path))
         for kind, path in checkpoints.items()
@@ -63,11 +61,11 @@ def loaded(checkpoints: dict[str, Path]) -> dict[str, LearnedMetric]:
 
 
 @pytest.fixture(params=KINDS)
-def metric(request: pytest.FixtureRequest, loaded: dict[str, LearnedMetric]) -> LearnedMetric:
+def metric(request, loaded) -> LearnedMetric:
     return loaded[request.param]
 
 
-def test_a_score_depends_on_its_segment_alone(metric: LearnedMetric) -> None:
+def test_a_score_depends_on_its_segment_alone(metric):
     together = metric.score(PAIRS)
     alone = metric.score([PAIRS[2]])[0]
     backwards = metric.score(PAIRS[::-1])[::-1]
@@ -79,7 +77,7 @@ def test_a_score_depends_on_its_segment_alone(metric: LearnedMetric) -> None:
     assert together != pytest.approx(metric.score(others), abs=1e-4)
 
 
-def test_a_text_over_the_limit_is_known(metric: LearnedMetric) -> None:
+def test_a_text_over_the_limit_is_known(metric):
     assert metric.limit in (510, 512)
     long = Triple(LONG, LONG, LONG + " y")
     assert metric.lengths([long])[0] > 600
@@ -92,9 +90,7 @@ def test_a_text_over_the_limit_is_known(metric: LearnedMetric) -> None:
     assert metric.over_limit([PAIRS[1], exact, one_more]) == [2]
 
 
-def test_bleurt_equals_its_librarys_own_call(
-    checkpoints: dict[str, Path], loaded: dict[str, LearnedMetric]
-) -> None:
+def test_bleurt_equals_its_librarys_own_call(checkpoints, loaded):
     import torch
     from bleurt_pytorch import BleurtForSequenceClassification, BleurtTokenizer
 
@@ -109,7 +105,7 @@ def test_bleurt_equals_its_librarys_own_call(
         assert loaded[kind].score(PAIRS) == pytest.approx(expected, abs=1e-4)
 
 
-def test_comet_equals_its_librarys_own_call(checkpoints: dict[str, Path]) -> None:
+def test_comet_equals_its_librarys_own_call(checkpoints):
     from comet import load_from_checkpoint
 
     model = load_from_checkpoint(str(checkpoints["comet"] / "checkpoints" / "model.ckpt"))
@@ -119,11 +115,8 @@ def test_comet_equals_its_librarys_own_call(checkpoints: dict[str, Path]) -> Non
         assert Comet(str(path)).score(PAIRS) == pytest.approx(expected, abs=1e-4)
 
 
-# --- over folders of answers ------------------------------------------------------------------
-
-
 @pytest.fixture
-def folder(make_card: MakeCard, tmp_path: Path) -> Path:
+def folder(make_card, tmp_path) -> Path:
     """Three documents; the second line of the last one is too long for any metric."""
     rows = [
         {"q": "One\nTwo", "r": "Sure: here.\nEitt\nTvo"},
@@ -135,9 +128,7 @@ def folder(make_card: MakeCard, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_documents_are_scored_by_line_and_long_lines_named(
-    folder: Path, loaded: dict[str, LearnedMetric], kind: str
-) -> None:
+def test_documents_are_scored_by_line_and_long_lines_named(folder, loaded, kind):
     result = score_documents(loaded[kind], load_scored(folder))
     assert len(result.segments) == 5  # of 2, 1 and 2 lines
     assert result.over_limit == ["row 2, line 2"]
@@ -147,9 +138,7 @@ def test_documents_are_scored_by_line_and_long_lines_named(
         assert (result.raw_cut, len(result.raw)) == (1, 3)
 
 
-def test_learned_scores_are_kept_while_the_answers_are_the_same(
-    folder: Path, checkpoints: dict[str, Path]
-) -> None:
+def test_learned_scores_are_kept_while_the_answers_are_the_same(folder, checkpoints):
     kinds = {"bleurt": "bleurt_wordpiece", "comet": "comet"}
     first = scoring.write(folder, {name: str(checkpoints[kind]) for name, kind in kinds.items()})
     assert {"BLEURT", "COMET"} <= set(first.headline)
@@ -188,9 +177,7 @@ class _Constant(LearnedMetric):
         return [0.5] * len(triples)
 
 
-def test_learned_scores_are_computed_once_for_each_checkpoint(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_learned_scores_are_computed_once_for_each_checkpoint(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(learned, "Comet", _Constant)
     other = save_answers(tmp_path / "other", "lines", ["Eitt", "Rigning", "Sol\nog tungl"])
     one, two = f"{tmp_path.name}/one", f"{tmp_path.name}/two"
@@ -204,10 +191,7 @@ def test_learned_scores_are_computed_once_for_each_checkpoint(
     assert _Constant.loaded == [one, two]
 
 
-# --- names, paths and errors ------------------------------------------------------------------
-
-
-def test_which_checkpoint_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_checkpoint_is_taken(monkeypatch):
     def asked(learned: str, **options: str) -> dict[str, str]:
         given = {"bleurt": None, "comet": None} | options
         return dict(wanted(SimpleNamespace(learned=learned, **given)))
@@ -218,18 +202,15 @@ def test_which_checkpoint_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TELL_BLEURT", "from/variable")
     assert asked("bleurt") == {"bleurt": "from/variable"}
     assert asked("bleurt", bleurt="from/argument") == {"bleurt": "from/argument"}
-    with pytest.raises(UserError, match="did you mean 'bleurt'"):
-        asked("bleu,blert")
+    assert "did you mean 'bleurt'" in message_of(asked, "bleu,blert")
 
 
-def test_paths_that_hold_no_checkpoint(tmp_path: Path) -> None:
+def test_paths_that_hold_no_checkpoint(tmp_path):
     for kind in (Bleurt, Comet):
-        with pytest.raises(UserError, match="no checkpoint at"):
-            kind(str(tmp_path / "nowhere"))
+        assert "no checkpoint at" in message_of(kind, str(tmp_path / "nowhere"))
         with pytest.raises(UserError):
             kind(str(tmp_path))
-    with pytest.raises(UserError, match="no checkpoint of this metric"):
-        Comet(str(tmp_path))
+    assert "no checkpoint of this metric" in message_of(Comet, str(tmp_path))
 
 
 class _Harmful:
@@ -239,9 +220,7 @@ class _Harmful:
         return os.system, ("touch harmed",)
 
 
-def test_a_checkpoint_that_would_run_code_is_not_loaded(
-    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_that_would_run_code_is_not_loaded(checkpoints, tmp_path, monkeypatch):
     import torch
 
     monkeypatch.chdir(tmp_path)
@@ -249,17 +228,14 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "hparams.yaml").write_bytes((checkpoints["comet"] / "hparams.yaml").read_bytes())
     torch.save({"state_dict": {}, "x": _Harmful()}, folder / "checkpoints" / "model.ckpt")
-    with pytest.raises(UserError, match="it holds more than weights"):
-        Comet(str(folder))
+    assert "it holds more than weights" in message_of(Comet, str(folder))
     (folder / "checkpoints" / "model.ckpt").write_bytes(pickle.dumps(_Harmful()))
     with pytest.raises(UserError):
         Comet(str(folder))
     assert not (tmp_path / "harmed").exists()
 
 
-def test_a_checkpoint_out_of_reach_is_the_machines_fault(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
-) -> None:
+def test_a_checkpoint_out_of_reach_is_the_machines_fault(folder, monkeypatch, cli):
     monkeypatch.delenv("TELL_COMET", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder / "hub"))

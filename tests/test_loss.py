@@ -3,8 +3,6 @@
 The runs of `test_mix_train.py` train with it, on both ms-swift and in two processes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tell_plugins.core.errors import UserError
-from tests.tiny import make_tiny_model
+from tests.conftest import message_of
 
 pytestmark = pytest.mark.newest
 # answers of very unlike lengths: weighing by token is then far from weighing by row
@@ -26,11 +23,6 @@ ROWS = [
     ("general_plain", "How many days has a week?", "seven days and no more"),
 ]
 Gradients = dict[str, Tensor]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 class Bench:
@@ -129,8 +121,8 @@ MakeBench = Callable[..., Bench]
 
 
 @pytest.fixture
-def bench(folder: Path, tmp_path: Path) -> MakeBench:
-    return lambda **settings: Bench(folder, tmp_path, **settings)
+def bench(model, tmp_path) -> MakeBench:
+    return lambda **settings: Bench(model, tmp_path, **settings)
 
 
 def assert_close(one: Gradients, other: Gradients) -> None:
@@ -152,9 +144,7 @@ PASSES = {
 
 @pytest.mark.parametrize("passes", PASSES.values(), ids=PASSES)
 @pytest.mark.parametrize("kl", [0.0, 0.5])
-def test_every_row_weighs_the_same(
-    bench: MakeBench, kl: float, passes: list[list[tuple[str, str, str]]]
-) -> None:
+def test_every_row_weighs_the_same(bench, kl, passes):
     made = bench(kl=kl)
     expected_loss, expected = made.by_hand(kl)
     loss, gradients = made.step(passes)
@@ -162,7 +152,7 @@ def test_every_row_weighs_the_same(
     assert_close(gradients, expected)
 
 
-def test_rows_end_to_end_without_padding(bench: MakeBench) -> None:
+def test_rows_end_to_end_without_padding(bench):
     made = bench(kl=0.5, padding_free=True)
     rows = [made.encode(row) for row in ROWS]
     lengths = [len(row["input_ids"]) for row in rows]
@@ -187,7 +177,7 @@ def test_rows_end_to_end_without_padding(bench: MakeBench) -> None:
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_rows_of_a_pass_share_what_they_begin_with(bench: MakeBench, attention: str) -> None:
+def test_rows_of_a_pass_share_what_they_begin_with(bench, attention):
     """One line without padding, in both passes."""
     made = bench(kl=0.5)
     made.model.set_attn_implementation(attention)
@@ -208,7 +198,7 @@ def test_rows_of_a_pass_share_what_they_begin_with(bench: MakeBench, attention: 
     assert_close(gradients, expected)
 
 
-def test_rows_stay_apart_where_a_line_would_be_another_loss(bench: MakeBench) -> None:
+def test_rows_stay_apart_where_a_line_would_be_another_loss(bench):
     """Dropout takes each row's own numbers; a model with windows counts places in the line."""
     for made in (bench(dropout=0.5), bench()):
         if not any(getattr(module, "p", 0) for module in made.model.modules()):
@@ -217,7 +207,7 @@ def test_rows_stay_apart_where_a_line_would_be_another_loss(bench: MakeBench) ->
         assert made.trainer.compute_loss_func._pack(dict(batch)) is None
 
 
-def test_by_token_is_another_loss(bench: MakeBench) -> None:
+def test_by_token_is_another_loss(bench):
     """What ms-swift does without `loss_type`: else the tests here could not fail."""
     made = bench(loss_type=None)
     (_, by_token), (_, by_row) = made.step(SINGLY), made.by_hand()
@@ -225,7 +215,7 @@ def test_by_token_is_another_loss(bench: MakeBench) -> None:
     assert (by_token[name] - by_row[name]).abs().max() > 0.2 * by_row[name].abs().max()
 
 
-def test_before_the_first_step_nothing_pulls(bench: MakeBench) -> None:
+def test_before_the_first_step_nothing_pulls(bench):
     made = bench(kl=1.0, tuned=False)
     held = [[row] for row in ROWS if row[0] != "task"]
     loss, gradients = made.step(held)
@@ -235,7 +225,7 @@ def test_before_the_first_step_nothing_pulls(bench: MakeBench) -> None:
     assert max(float(gradient.abs().max()) for gradient in taught.values()) > 1e-3
 
 
-def test_the_base_pass_is_without_dropout_and_leaves_nothing(bench: MakeBench) -> None:
+def test_the_base_pass_is_without_dropout_and_leaves_nothing(bench):
     """It takes no random number, no gradient and no setting from the pass that trains."""
     made = bench(kl=0.5, dropout=0.5)
     seen: list[tuple[bool, bool]] = []
@@ -258,7 +248,7 @@ def test_the_base_pass_is_without_dropout_and_leaves_nothing(bench: MakeBench) -
     assert all(weight.requires_grad for n, weight in made.model.named_parameters() if "lora_" in n)
 
 
-def test_a_long_answer_is_read_in_pieces(bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_answer_is_read_in_pieces(bench, monkeypatch):
     from tell_plugins.bridge import loss
 
     made = bench(kl=0.5)
@@ -269,7 +259,7 @@ def test_a_long_answer_is_read_in_pieces(bench: MakeBench, monkeypatch: pytest.M
     assert_close(gradients, expected)
 
 
-def test_two_curves(bench: MakeBench) -> None:
+def test_two_curves(bench):
     made = bench(kl=2.0, enable_channel_loss=True)
     made.step(SINGLY)
     metrics = made.trainer.custom_metrics["train"]
@@ -281,7 +271,7 @@ def test_two_curves(bench: MakeBench) -> None:
     assert metrics["kl_general"].compute()["value"] == pytest.approx(divergence, rel=1e-4)
 
 
-def test_validation_rows_weigh_the_same(bench: MakeBench) -> None:
+def test_validation_rows_weigh_the_same(bench):
     made = bench()
     expected, _ = made.by_hand()
     batch = made.template.data_collator([made.encode(row) for row in ROWS])
@@ -290,14 +280,11 @@ def test_validation_rows_weigh_the_same(bench: MakeBench) -> None:
     assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_base_model_in_parts_is_refused(
-    bench: MakeBench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_base_model_in_parts_is_refused(bench, monkeypatch):
     from tell_plugins.bridge import loss
 
     made = bench(kl=1.0)
     monkeypatch.setattr(loss, "is_deepspeed_zero3_enabled", lambda: True)
-    with pytest.raises(UserError, match="spread over all of them"):
-        made.step(SINGLY)
+    assert "spread over all of them" in message_of(made.step, SINGLY)
     made.spec.kl = 0.0  # its rows may still weigh the same
     made.step(SINGLY)

@@ -1,7 +1,5 @@
 """Rows that a card makes of published files: kept by value, written by templates."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from functools import partial
@@ -10,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
-from tests.conftest import PROJECT, MakeCard, Tell, write_rows
+from tests.conftest import PROJECT, MakeCard, change, write_rows
 
 KINDS = ("spam", "news", "other")
 CSV = "text,kind\n" + "".join(
@@ -29,7 +26,7 @@ MADE = {
 
 
 @pytest.fixture
-def published(tmp_path: Path) -> Path:
+def published(tmp_path) -> Path:
     folder = tmp_path / "published"
     folder.mkdir()
     (folder / "rows.csv").write_text(CSV)
@@ -45,13 +42,11 @@ def source(folder: Path, name: str = "rows.csv", **more: Any) -> dict[str, Any]:
 def card_of(make_card: MakeCard, splits: dict[str, Any], **made: Any) -> None:
     folder = make_card("mail", train=[{"q": "a", "r": "b"}], metric="label")
     (folder / "train.jsonl").unlink()
-    card = yaml.safe_load((folder / "card.yaml").read_text())
-    card["columns"] = {"query": "query", "response": "response"}
-    card["made"] = MADE | made
-    card["splits"] = {
+    files = {
         name: {"file": f"{name}.jsonl", "made_of": made_of} for name, made_of in splits.items()
     }
-    (folder / "card.yaml").write_text(yaml.safe_dump(card))
+    columns = {"query": "query", "response": "response"}
+    change(folder, columns=columns, made=MADE | made, splits=files)
 
 
 def rows_of(tmp_path: Path, split: str) -> list[dict[str, str]]:
@@ -63,14 +58,14 @@ Make = Callable[..., str]
 
 
 @pytest.fixture
-def make(published: Path, tell: Tell) -> Make:
+def make(published, tell) -> Make:
     """Make the card's rows of the published files; what is said."""
     return partial(tell, "data", "mail", "--from", published)
 
 
 def test_rows_are_kept_by_value_written_by_templates_and_dealt_to_splits(
-    make_card: MakeCard, published: Path, tmp_path: Path, make: Make
-) -> None:
+    make_card, published, tmp_path, make
+):
     splits = {"train": [source(published, after=5)], "test": [source(published, first=5)]}
     card_of(make_card, splits)
     make()
@@ -83,9 +78,7 @@ def test_rows_are_kept_by_value_written_by_templates_and_dealt_to_splits(
     assert rows_of(tmp_path, "train") == train
 
 
-def test_a_query_of_a_held_out_split_trains_nowhere(
-    make_card: MakeCard, published: Path, tmp_path: Path, make: Make
-) -> None:
+def test_a_query_of_a_held_out_split_trains_nowhere(make_card, published, tmp_path, make):
     (published / "new.csv").write_text("text,kind\nMESSAGE 0,SPAM\nmessage 0,SPAM\nother,NEWS\n")
     (published / "held.csv").write_text("text,kind\nmessage  0.,SPAM\n")
     splits = {"train": [source(published, "new.csv")], "test": [source(published, "held.csv")]}
@@ -94,9 +87,7 @@ def test_a_query_of_a_held_out_split_trains_nowhere(
     assert [row["query"] for row in rows_of(tmp_path, "train")] == ["other"]
 
 
-def test_nested_rows_and_json_answers(
-    make_card: MakeCard, published: Path, tmp_path: Path, make: Make
-) -> None:
+def test_nested_rows_and_json_answers(make_card, published, tmp_path, make):
     pieces = [{"text": "a table for "}, {"text": "két <5>", "slot": "size"}]
     (published / "nested.json").write_text(json.dumps({"Book": [{"data": pieces}]}))
     card_of(
@@ -112,9 +103,7 @@ def test_nested_rows_and_json_answers(
     assert row["response"] == '{"intent": "book", "size": "két <5>"}'
 
 
-def test_a_changed_card_makes_its_rows_anew(
-    make_card: MakeCard, published: Path, tmp_path: Path, make: Make, tell: Tell
-) -> None:
+def test_a_changed_card_makes_its_rows_anew(make_card, published, tmp_path, make, tell):
     splits = {"train": [source(published)]}
     card_of(make_card, splits)
     make()
@@ -139,19 +128,14 @@ def test_a_changed_card_makes_its_rows_anew(
     ],
 )
 def test_a_template_that_does_not_fit_is_one_message(
-    make_card: MakeCard,
-    published: Path,
-    tmp_path: Path,
-    make: Make,
-    made: dict[str, Any],
-    found: str,
-) -> None:
+    make_card, published, tmp_path, make, made, found
+):
     card_of(make_card, {"train": [source(published)]}, **made)
     assert found in make(code=2 if found == "0 rows were made" else 1)
     assert not (tmp_path / "data" / "mail" / "train.jsonl").exists()
 
 
-def test_a_published_file_is_verified(make_card: MakeCard, published: Path, make: Make) -> None:
+def test_a_published_file_is_verified(make_card, published, make):
     card_of(make_card, {"train": [source(published)]})
     write_rows(published / "rows.csv", [])
     (published / "rows.csv").write_text(CSV + "more,SPAM\n")
@@ -166,13 +150,9 @@ def test_a_published_file_is_verified(make_card: MakeCard, published: Path, make
         ({"splits": {"train": {"file": "a", "made_of": [{"fil": "x"}]}}}, "unknown key"),
     ],
 )
-def test_a_card_that_does_not_say_all(
-    make_card: MakeCard, published: Path, make: Make, keys: dict[str, Any], found: str
-) -> None:
+def test_a_card_that_does_not_say_all(make_card, published, make, keys, found):
     card_of(make_card, {"train": [source(published)]})
-    path = published.parent / "cards" / "mail" / "card.yaml"
-    card = {k: v for k, v in (yaml.safe_load(path.read_text()) | keys).items() if v is not None}
-    path.write_text(yaml.safe_dump(card))
+    change(published.parent / "cards" / "mail", **keys)
     assert found in make(code=1)
 
 
@@ -182,9 +162,7 @@ SNIPS = ("intents", "restaurants", "weather", "music")
 
 @pytest.mark.skipif(not SUITE.is_dir(), reason="no ../shared/data/suite")
 @pytest.mark.parametrize("name", ["banking77", *(f"snips_{part}" for part in SNIPS)])
-def test_the_published_tasks_are_made_as_their_cards_say(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_published_tasks_are_made_as_their_cards_say(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TELL_DATA_HOME", str(tmp_path))
     assert main(["data", name, "--from", str(SUITE)]) == 0
     card = load_card(name)

@@ -1,15 +1,12 @@
 """What does not go with a TELL mixture is refused by ms-swift's own commands, in our words."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import MakeCard, in_preloaded_process
-from tests.tiny import make_tiny_cards, make_tiny_model
+from tests.conftest import in_preloaded_process
+from tests.tiny import make_tiny_cards
 
 TELL = "tell/tiny_task:task=4rows/general=8rows"
 # command, what is given beside model and plugin, and what is said; None: nothing
@@ -85,9 +82,8 @@ def _said(model: str, out: str, cases: Sequence[tuple[str, dict[str, Any]]]) -> 
 
 @pytest.mark.newest
 @pytest.mark.slow
-def test_each_is_refused_before_a_model_is_loaded(make_card: MakeCard, tmp_path: Path) -> None:
+def test_each_is_refused_before_a_model_is_loaded(make_card, model, tmp_path):
     make_tiny_cards(make_card)
-    model = make_tiny_model(tmp_path / "model")
     given = [(name, values) for name, values, _ in CASES]
     said = in_preloaded_process(_said, str(model), str(tmp_path / "out"), given)
     for (name, values, expected), text in zip(CASES, said, strict=True):

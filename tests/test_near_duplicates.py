@@ -1,7 +1,5 @@
 """General rows that are, or nearly are, held-out queries."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path
@@ -13,7 +11,7 @@ from tell_plugins.core.cards import Columns, load_card
 from tell_plugins.core.rows import Rows, open_rows, question_of
 from tell_plugins.core.sources import open_split, open_task
 from tell_plugins.preparation.overlap import EQUAL, NEAR, Match, matches_of
-from tests.conftest import MakeCard, Tell, write_rows
+from tests.conftest import write_rows
 
 QUERIES = [
     "Name three rivers of South America and the countries they flow through.",
@@ -47,7 +45,7 @@ def general(tmp_path: Path, queries: list[str]) -> Rows:
         ("Something else altogether", None, None),
     ],
 )
-def test_kinds(tmp_path: Path, query: str, kind: str | None, held_out: int | None) -> None:
+def test_kinds(tmp_path, query, kind, held_out):
     matches = matches_of(general(tmp_path, ["unrelated text", query]), QUERIES)
     if kind is None or held_out is None:
         assert matches == []
@@ -57,11 +55,8 @@ def test_kinds(tmp_path: Path, query: str, kind: str | None, held_out: int | Non
         assert match.similarity == 100 or kind == NEAR
 
 
-def test_no_held_out_query(tmp_path: Path) -> None:
+def test_no_held_out_query(tmp_path):
     assert matches_of(general(tmp_path, ["a", "b"]), []) == []
-
-
-# --- real data -----------------------------------------------------------------------------------
 
 
 def halueval_queries(real_data: Path) -> list[str]:
@@ -84,9 +79,7 @@ def changed(text: str, words: int, chance: random.Random, vocabulary: list[str])
 
 
 @pytest.mark.parametrize(("words", "least"), [(1, 0.99), (3, 0.78)])
-def test_a_few_changed_words_are_found(
-    real_data: Path, tmp_path: Path, words: int, least: float
-) -> None:
+def test_a_few_changed_words_are_found(real_data, tmp_path, words, least):
     queries = halueval_queries(real_data)
     chance = random.Random(words)
     vocabulary = [word for query in queries for word in query.split()]
@@ -95,7 +88,7 @@ def test_a_few_changed_words_are_found(
     assert len(matches_of(rows, queries)) >= least * len(rows)
 
 
-def test_alpaca_rows_that_are_halueval_test_queries(real_home: Path) -> None:
+def test_alpaca_rows_that_are_halueval_test_queries(real_home):
     """28 of 999 rows, the same rows that the core drops from the mixture."""
     halu = load_card("halu_cot_json")
     test = open_task(halu, "test")
@@ -108,11 +101,8 @@ def test_alpaca_rows_that_are_halueval_test_queries(real_home: Path) -> None:
     assert equal == np.flatnonzero(np.isin(rows.keys, test.question_keys)).tolist()
 
 
-# --- the command ---------------------------------------------------------------------------------
-
-
 @pytest.fixture
-def cards(make_card: MakeCard) -> None:
+def cards(make_card) -> None:
     make_card(
         "plain",
         kind="general",
@@ -133,7 +123,7 @@ def cards(make_card: MakeCard) -> None:
 
 
 @pytest.mark.parametrize("what", ["rivers", "tell/rivers:task=1rows"])
-def test_report(cards: None, tmp_path: Path, what: str, tell: Tell) -> None:
+def test_report(cards, tmp_path, what, tell):
     out_file = tmp_path / "found.jsonl"
     out = tell("data", "overlap", what, "--out", str(out_file))
     assert "rivers: held-out queries of test (3 rows)" in out
@@ -151,7 +141,7 @@ def test_report(cards: None, tmp_path: Path, what: str, tell: Tell) -> None:
     assert found[1]["id"] == rows.ids[1].tobytes().hex()
 
 
-def test_report_of_a_recipe(cards: None, tmp_path: Path, tell: Tell) -> None:
+def test_report_of_a_recipe(cards, tmp_path, tell):
     recipe = tmp_path / "small.yaml"
     recipe.write_text("model: x\ndataset: [tell/rivers:task=1rows/general=1rows]\n")
     assert "0   0.000%  are nearly one" in tell(
@@ -171,5 +161,5 @@ def test_report_of_a_recipe(cards: None, tmp_path: Path, tell: Tell) -> None:
         (["no_such.yaml"], "no recipe 'no_such.yaml'"),
     ],
 )
-def test_wrong_words(cards: None, words: list[str], message: str, tell: Tell) -> None:
+def test_wrong_words(cards, words, message, tell):
     assert message in tell("data", "overlap", *words, code=1)

@@ -1,12 +1,9 @@
 """`new`: every format and form of rows becomes a card and a recipe that works, or a clear error."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,6 @@ import pytest
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
@@ -32,7 +28,7 @@ from tell_plugins.preparation.method import among, general_rows_for, plain_sft, 
 from tell_plugins.preparation.task_recipe import _patterns, recipe_of, short_names
 from tell_plugins.preparation.task_split import split_off_test
 from tell_plugins.recipe.recipes import Recipe, load_recipe
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, message_of
 from tests.own_task import ANCHOR, Own, Row
 
 
@@ -57,12 +53,12 @@ def answered(answers: list[Any], start: int = 0) -> list[Row]:
 
 
 @pytest.fixture
-def own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Own:
+def own(tmp_path, capsys) -> Own:
     return Own(tmp_path, capsys)
 
 
 @pytest.fixture
-def rows(own: Own) -> str:
+def rows(own) -> str:
     """A file of twelve rows."""
     return own.table(rows_of())
 
@@ -74,7 +70,7 @@ def own_columns(query: str, response: str) -> Row:
     return {"id": "7", "title": "", "body": query, "verdict": response}
 
 
-def test_a_table_ends_in_a_mixture(own: Own) -> None:
+def test_a_table_ends_in_a_mixture(own):
     flags = ("--columns", "query=title+body,response=verdict")
     out = own.new(own.table([own_columns(*pair) for pair in texts()], "rows.csv"), *flags)
     mixture = build_mixture(own.recipe().spec)
@@ -95,7 +91,7 @@ def test_a_table_ends_in_a_mixture(own: Own) -> None:
     assert schema["properties"]["weather"] == {"enum": ["no", "yes"]}
 
 
-def test_the_recipe_is_the_patterns_but_for_task_and_output(own: Own, rows: str) -> None:
+def test_the_recipe_is_the_patterns_but_for_task_and_output(own, rows):
     own.new(rows)
     pattern = load_recipe(PROJECT / "recipes" / "smollm2_sample.yaml").values
     of_the_task = {"dataset": ["tell/own"], "output_dir": "output/smollm2_own"}
@@ -136,7 +132,7 @@ def pattern_file(own: Own, text: str) -> tuple[str, str]:
     return "--model", str(own.folder / "tiny.yaml")
 
 
-def test_a_pattern_with_lists_of_items_loses_nothing_else(own: Own, rows: str) -> None:
+def test_a_pattern_with_lists_of_items_loses_nothing_else(own, rows):
     own.new(rows, *pattern_file(own, BLOCK_STYLE))
     assert own.recipe("tiny_own").values == {
         "model": "models/SmolLM2-135M-Instruct",
@@ -156,7 +152,7 @@ def test_a_pattern_with_lists_of_items_loses_nothing_else(own: Own, rows: str) -
         "dataset: &rows [tell/sample_complaints]\nmodel: m\nother: *rows\nseed: 1\n",
     ],
 )
-def test_a_pattern_that_cannot_be_rewritten_is_refused(pattern: str, own: Own, rows: str) -> None:
+def test_a_pattern_that_cannot_be_rewritten_is_refused(pattern, own, rows):
     message = own.refused(rows, *pattern_file(own, pattern))
     assert "another dataset cannot be written into this recipe" in message
     assert not own.card.exists()
@@ -175,9 +171,7 @@ def test_a_pattern_that_cannot_be_rewritten_is_refused(pattern: str, own: Own, r
         (240, True, 2, 96),
     ],
 )
-def test_the_settings_follow_from_the_number_of_rows(
-    count: int, fields: bool, times: int, general: int
-) -> None:
+def test_the_settings_follow_from_the_number_of_rows(count, fields, times, general):
     pattern = load_recipe("recipes/qwen_json.yaml")
     assert repeat_of(count, fields=fields) == times
     assert general_rows_for(count, fields=fields) == general
@@ -190,7 +184,7 @@ def test_the_settings_follow_from_the_number_of_rows(
     assert baseline.keys == {"gradient_accumulation_steps": 8}
 
 
-def test_rows_of_several_fields_train_more_often(own: Own) -> None:
+def test_rows_of_several_fields_train_more_often(own):
     answers = [json.dumps({"table": str(n), "city": f"Paris {n}"}) for n in range(60)]
     own.new(own.table(answered(answers)), "--method", "hold")
     assert own.recipe().dataset_text == "tell/own:general=96rows/order=even/repeat=10/kl=3"
@@ -198,7 +192,7 @@ def test_rows_of_several_fields_train_more_often(own: Own) -> None:
 
 
 @pytest.mark.parametrize("method", ["hold", "mix"])
-def test_a_method_comes_with_its_baseline(method: str, own: Own) -> None:
+def test_a_method_comes_with_its_baseline(method, own):
     rows = own.table(rows_of(count=60))
     out = own.new(rows, "--method", method)
     recipe, baseline = own.recipe(), own.recipe("smollm2_own_sft")
@@ -225,7 +219,7 @@ def test_a_method_comes_with_its_baseline(method: str, own: Own) -> None:
     assert own.recipe("smollm2_next").dataset_text == "tell/next"
 
 
-def test_an_amount_that_is_asked_counts(own: Own) -> None:
+def test_an_amount_that_is_asked_counts(own):
     rows = own.table(rows_of(count=60))
     own.new(rows, "--amount", "200rows", "--method", "hold")
     assert own.recipe().dataset_text == "tell/own:order=even/repeat=5/kl=3"
@@ -237,9 +231,7 @@ def pattern(model: str, metric: str) -> Recipe:
     return recipe_of(model, None, None, metric)[0]
 
 
-def test_a_recipe_of_ones_own_is_no_pattern_unless_it_is_named(
-    own: Own, rows: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recipe_of_ones_own_is_no_pattern_unless_it_is_named(own, rows, monkeypatch):
     """An earlier task's recipe, edited: its learning rate is not the next task's.
 
     Its card lies beside those that come along, as in a checkout.
@@ -267,14 +259,14 @@ OF_THE_PAPER = {
 }
 
 
-def test_the_patterns_are_the_packs_recipes() -> None:
+def test_the_patterns_are_the_packs_recipes():
     models = {path.stem.split("_")[0] for path in (PROJECT / "recipes").glob("*.yaml")}
     assert set(short_names()) == models
     chosen = {(model, metric): pattern(model, metric).name for model, metric in OF_THE_PAPER}
     assert chosen == OF_THE_PAPER
 
 
-def test_data_that_has_to_be_fetched_is_named(own: Own, rows: str) -> None:
+def test_data_that_has_to_be_fetched_is_named(own, rows):
     out = own.new(rows, "--model", "qwen")
     assert own.recipe("qwen_own").dataset_text == "tell/own"
     assert "not ready to train yet" in out
@@ -282,7 +274,7 @@ def test_data_that_has_to_be_fetched_is_named(own: Own, rows: str) -> None:
 
 
 @pytest.mark.parametrize("metric", ["label", "json"])
-def test_plain_labels_are_split_in_their_shares_as_those_in_json_are(metric: str, own: Own) -> None:
+def test_plain_labels_are_split_in_their_shares_as_those_in_json_are(metric, own):
     """3 of 40 rows say yes: drawn without regard to that, a test set may hold none."""
     answers = ["no"] * 37 + ["yes"] * 3
     if metric == "json":
@@ -296,7 +288,7 @@ def test_plain_labels_are_split_in_their_shares_as_those_in_json_are(metric: str
     assert sum("yes" in response for response in held_out) == 1
 
 
-def test_a_test_set_of_one_label_is_told(own: Own) -> None:
+def test_a_test_set_of_one_label_is_told(own):
     warning = "the label of every test row is 'no', so a model that always answers that scores"
     rows = own.table(answered(["no"] * 39 + ["yes"]), "rows.csv")
     assert warning in own.new(rows)
@@ -306,7 +298,7 @@ def test_a_test_set_of_one_label_is_told(own: Own) -> None:
     assert "WARNING" not in own.new(rows, "--test", of_two, "--force")
 
 
-def test_rows_that_begin_with_the_same_text_bring_their_anchor(own: Own) -> None:
+def test_rows_that_begin_with_the_same_text_bring_their_anchor(own):
     front = "You read messages and answer in JSON, always.\n\nThe message:\n"
     rows = [{"query": front + q, "response": r} for q, r in texts()]
     own.new(own.table(rows), anchor=None)
@@ -317,7 +309,7 @@ def test_rows_that_begin_with_the_same_text_bring_their_anchor(own: Own) -> None
 
 
 @pytest.mark.parametrize("training", ["Tell: ", ""], ids=["longer front", "one row"])
-def test_the_anchor_is_what_the_rows_of_all_files_share(training: str, own: Own) -> None:
+def test_the_anchor_is_what_the_rows_of_all_files_share(training, own):
     front = "You read messages and answer in JSON, always. "
     pairs = texts(6) if training else texts(1)
     train = own.table([{"query": front + training + q, "response": r} for q, r in pairs])
@@ -331,20 +323,13 @@ def test_the_anchor_is_what_the_rows_of_all_files_share(training: str, own: Own)
     assert held_out.queries[0].startswith(f"{front.strip()}\n\nOther: ")
 
 
-def test_a_row_that_is_the_anchor_alone_is_named(own: Own) -> None:
-    front = "You read messages and answer in JSON, always.\n"
-    rows = [{"query": front + q, "response": r} for q, r in [*texts(), ("", texts()[0][1])]]
-    message = own.fails(own.table(rows), anchor=None)
-    assert "nothing but the text that all rows begin with: line 13" in message
-
-
 @pytest.mark.parametrize("text", ["\u5224\u65ad" * 43, "~ judge it", "A" * 300, "a/b? Judge it."])
-def test_an_anchor_that_could_be_no_file_is_a_text(text: str, own: Own, rows: str) -> None:
+def test_an_anchor_that_could_be_no_file_is_a_text(text, own, rows):
     own.new(rows, anchor=text)
     assert load_card("own").file("anchor.txt").read_text(encoding="utf-8") == text + "\n"
 
 
-def test_an_anchor_may_be_a_file(own: Own, rows: str) -> None:
+def test_an_anchor_may_be_a_file(own, rows):
     file = own.folder / "anchor.txt"
     file.write_text("\ufeffJudge it.\nIn JSON.\n", encoding="utf-8")
     own.new(rows, anchor=str(file))
@@ -364,12 +349,12 @@ def test_an_anchor_may_be_a_file(own: Own, rows: str) -> None:
         (["192.168.0.1", "4"], "text"),
     ],
 )
-def test_the_metric_is_told_by_the_responses(responses: list[str], metric: str) -> None:
+def test_the_metric_is_told_by_the_responses(responses, metric):
     pairs = [Pair(1, "?", response) for response in responses * 3]
     assert kind_of(TaskFile(Path("rows.csv"), "x", pairs)) == metric
 
 
-def test_the_metric_is_as_the_user_says(own: Own) -> None:
+def test_the_metric_is_as_the_user_says(own):
     rows = own.table(answered(["Hello.", {"a": 1}] * 3))
     own.new(rows, "--languages", "Icelandic, English")
     card = load_card("own")
@@ -383,9 +368,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_general_data_of_ones_own_sets_an_amount_it_can_meet(
-    own: Own, rows: str, make_card: Callable[..., Path]
-) -> None:
+def test_general_data_of_ones_own_sets_an_amount_it_can_meet(own, rows, make_card):
     general = [{"q": f"general {n}", "r": f"answer {n}"} for n in range(60)]
     make_card("plain", train=general, kind="general")
     assert "10 rows of own, 50 rows of plain" in own.new(rows, "--general", "plain")
@@ -402,9 +385,7 @@ def test_general_data_of_ones_own_sets_an_amount_it_can_meet(
     assert files_in(own.card) == before, "a failure changed nothing"
 
 
-def test_a_folder_with_a_blank_is_exported_so_that_a_shell_reads_it(
-    own: Own, rows: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_with_a_blank_is_exported_so_that_a_shell_reads_it(own, rows, monkeypatch):
     monkeypatch.setenv("TELL_CARDS", "/before")
     folder = own.folder / "my $cards"
     out = own.new(rows, "--dir", str(folder))
@@ -414,7 +395,7 @@ def test_a_folder_with_a_blank_is_exported_so_that_a_shell_reads_it(
     assert done.stdout == f"{folder}:/before"
 
 
-def test_longest_answers_are_counted_with_the_models_own_tokenizer(own: Own) -> None:
+def test_longest_answers_are_counted_with_the_models_own_tokenizer(own):
     model = own.folder / "model"
     shutil.copytree(PROJECT / "tests" / "golden", model)
     (model / "word_tokenizer.json").rename(model / "tokenizer.json")
@@ -424,7 +405,7 @@ def test_longest_answers_are_counted_with_the_models_own_tokenizer(own: Own) -> 
     assert load_card("own").max_new_tokens == 160  # 90 words, a third and 16 more
 
 
-def test_another_model_stands_beside_the_first(own: Own, rows: str) -> None:
+def test_another_model_stands_beside_the_first(own, rows):
     """One card serves both; another task of the same name is refused."""
     own.new(rows)
     before = files_in(own.card)
@@ -438,7 +419,7 @@ def test_another_model_stands_beside_the_first(own: Own, rows: str) -> None:
     assert before == files_in(own.card)
 
 
-def test_nothing_is_overwritten_without_force(own: Own, rows: str) -> None:
+def test_nothing_is_overwritten_without_force(own, rows):
     own.new(rows)
     before = files_in(own.card)
     other = own.table(rows_of(count=20), "other.jsonl")
@@ -452,15 +433,23 @@ def test_nothing_is_overwritten_without_force(own: Own, rows: str) -> None:
 # ---------------------------------------------------------------- bad files
 
 
-def test_an_empty_file(own: Own) -> None:
+def test_what_is_no_file_of_rows(own):
     (own.folder / "rows.jsonl").write_text("")
-    assert "the file is empty" in own.fails(str(own.folder / "rows.jsonl"))
     (own.folder / "rows.csv").write_text("query,response\n")
-    assert "has no rows" in own.fails(str(own.folder / "rows.csv"))
-    assert "no file" in own.fails(str(own.folder / "nowhere.csv"))
+    for name, told in (("rows.jsonl", "is empty"), ("rows.csv", "has no rows"), ("x", "no file")):
+        assert told in own.fails(str(own.folder / name))
+    front = "You read messages and answer in JSON, always.\n"
+    rows = [{"query": front + q, "response": r} for q, r in [*texts(), ("", texts()[0][1])]]
+    message = own.fails(own.table(rows), anchor=None)
+    assert "nothing but the text that all rows begin with: line 13" in message
+    answers = [f"It is {n}." if n != 4 else "12,5 or so" for n in range(12)]
+    message = own.fails(own.table(answered(answers)), "--metric", "number")
+    assert "responses end with none: line 5" in message
+    objects = [{"id": n, "tweet": q, "fields": {"rain": r}} for n, (q, r) in enumerate(texts())]
+    assert "--columns query=tweet,response=fields names them" in own.fails(own.table(objects))
 
 
-def test_a_column_missing(own: Own) -> None:
+def test_a_column_missing(own):
     rows = own.table([{"id": 7, "tweet": q, "category": r} for q, r in texts()], "rows.csv")
     message = own.fails(rows)
     assert "rows.csv, line 2: columns id, tweet, category are of no known form" in message
@@ -470,7 +459,7 @@ def test_a_column_missing(own: Own) -> None:
     assert "did you mean 'category'?" in message
 
 
-def test_columns_of_another_sheet(own: Own) -> None:
+def test_columns_of_another_sheet(own):
     """Of a workbook the first sheet is read, which is said where its columns are not the ones."""
     path = own.folder / "two.xlsx"
     with pd.ExcelWriter(path) as book:
@@ -484,21 +473,14 @@ def test_columns_of_another_sheet(own: Own) -> None:
     assert "write dates, and numbers with a fraction, as text" in message
 
 
-def test_an_answer_that_is_an_object_is_proposed(own: Own) -> None:
-    rows = own.table(
-        [{"id": n, "tweet": q, "fields": {"rain": r}} for n, (q, r) in enumerate(texts())]
-    )
-    assert "--columns query=tweet,response=fields names them" in own.fails(rows)
-
-
-def test_lines_are_told_from_rows_of_a_spreadsheet(own: Own) -> None:
+def test_lines_are_told_from_rows_of_a_spreadsheet(own):
     rows = [{"query": "one\ntwo", "response": "yes"}, {"query": "three", "response": ""}]
     message = own.fails(own.table(rows, "rows.csv"))
     assert "rows.csv (lines of the text file): 1 row cannot be" in message
     assert "line 4: the response is empty" in message
 
 
-def test_rows_are_grouped_by_what_is_wrong_with_them(own: Own) -> None:
+def test_rows_are_grouped_by_what_is_wrong_with_them(own):
     rows = rows_of(count=30)
     for n in (1, 2, 3, 7):
         rows[n]["response"] = ""
@@ -540,11 +522,11 @@ CHAT = [{"from": "human", "value": "a"}, {"from": "tool", "value": "b"}]
         (PAIR | {"response": " "}, "the response is empty"),
     ],
 )
-def test_what_is_no_text_or_no_conversation(row: Row, problem: str, own: Own) -> None:
+def test_what_is_no_text_or_no_conversation(row, problem, own):
     assert f"line 1: {problem}" in own.fails(own.table([row]))
 
 
-def test_duplicate_rows_are_kept_once_and_told(own: Own) -> None:
+def test_duplicate_rows_are_kept_once_and_told(own):
     rows = rows_of()
     rows.append(dict(rows[0]))
     rows.append({"query": rows[1]["query"].upper() + " ", "response": rows[1]["response"]})
@@ -560,7 +542,7 @@ def test_duplicate_rows_are_kept_once_and_told(own: Own) -> None:
     assert "answer otherwise" not in own.new(own.table(rows[:14]), "--force")
 
 
-def test_test_rows_in_the_training_rows(own: Own, rows: str) -> None:
+def test_test_rows_in_the_training_rows(own, rows):
     stolen = rows_of()[4]
     stolen["query"] = stolen["query"].upper()
     test = own.table([stolen], "test.jsonl")
@@ -573,7 +555,7 @@ def test_test_rows_in_the_training_rows(own: Own, rows: str) -> None:
     assert "1 of 1 training rows are test rows" in message
 
 
-def test_validation_rows_are_no_test_rows(own: Own) -> None:
+def test_validation_rows_are_no_test_rows(own):
     train = own.table(rows_of()[:8])
     test = own.table(rows_of()[8:], "test.jsonl")
     more = own.table(rows_of()[7:10], "more.jsonl")
@@ -597,9 +579,7 @@ def test_validation_rows_are_no_test_rows(own: Own) -> None:
     ],
 )
 @pytest.mark.parametrize("all_rows", [True, False])
-def test_answers_that_the_strict_scorer_rejects_never_train(
-    response: str, problem: str, all_rows: bool, own: Own
-) -> None:
+def test_answers_that_the_strict_scorer_rejects_never_train(response, problem, all_rows, own):
     good = 0 if all_rows else 9
     rows = own.table(answered(['{"a": 1}'] * good + [response] * (12 - good)))
     message = own.fails(rows)
@@ -611,7 +591,7 @@ def test_answers_that_the_strict_scorer_rejects_never_train(
     assert lines in own.fails(rows, "--schema", str(own.folder / "schema.json"))
 
 
-def test_answers_in_python_are_repaired_where_it_is_asked(own: Own) -> None:
+def test_answers_in_python_are_repaired_where_it_is_asked(own):
     answers = ["{'a': 'yes', 'b': None}", '{"a": "no", "b": null}'] * 6
     train = own.table(answered(answers), "rows.csv")
     test = own.table([{"query": "Test?", "response": "{'a': 'no', 'b': None}"}], "test.csv")
@@ -629,7 +609,7 @@ def test_answers_in_python_are_repaired_where_it_is_asked(own: Own) -> None:
     assert "--repair-json: no answer of whole.csv is a Python" in out
 
 
-def test_what_cannot_be_repaired_stays_refused_or_is_left_out(own: Own) -> None:
+def test_what_cannot_be_repaired_stays_refused_or_is_left_out(own):
     answers = ["{'a': 1}"] * 10 + ['{"a": NaN}', '{"a": 1, "a": 2}', "{'a': 1, 'a': 2}"]
     rows = own.table(answered(answers))
     message = own.fails(rows, "--repair-json")
@@ -652,29 +632,14 @@ def test_what_cannot_be_repaired_stays_refused_or_is_left_out(own: Own) -> None:
         (" ['\\n', 'é'] ", '["\\n", "é"]'),
         ('{"a": None}', '{"a": null}'),
         ("{}", "{}"),
-        ("{'a': 1, 'a': 2}", None),
-        ("{'b': {'a': 1, 'a': 1}}", None),
-        ("{'a': nan}", None),
-        ("{'a': 1e999}", None),
-        ("{1: 'a'}", None),
-        ("{True: 'a'}", None),
-        ("{'a': (1, 2)}", None),
-        ("{'a', 'b'}", None),
-        ("{**{'a': 1}}", None),
-        ("['a' 'b']", None),
-        ("['\\d']", None),
-        ("['\\ud800']", None),
-        ("[b'a']", None),
-        ("[1j]", None),
-        ("[f'a']", None),
-        ("['a'.upper()]", None),
-        ("[" * 300 + "]" * 300, None),
-        ("{'a': true}", None),
-        ("'a'", None),
-        ("", None),
+        *((text, None) for text in ("{'a': 1, 'a': 2}", "{'b': {'a': 1, 'a': 1}}", "{'a': nan}")),
+        *((text, None) for text in ("{'a': 1e999}", "{1: 'a'}", "{True: 'a'}", "{'a': (1, 2)}")),
+        *((text, None) for text in ("{'a', 'b'}", "{**{'a': 1}}", "['a' 'b']", "['\\d']", "[1j]")),
+        *((text, None) for text in ("['\\ud800']", "[b'a']", "[f'a']", "['a'.upper()]", "'a'", "")),
+        *((text, None) for text in ("[" * 300 + "]" * 300, "{'a': true}")),
     ],
 )
-def test_python_that_json_can_say(text: str, written: str | None) -> None:
+def test_python_that_json_can_say(text, written):
     assert json_of_python(text) == written
 
 
@@ -683,9 +648,7 @@ def test_python_that_json_can_say(text: str, written: str | None) -> None:
     [("Yes", "'Yes'"), ("yes ", "'yes '"), ("y\u200bes", "'y\\u200bes'")],
 )
 @pytest.mark.parametrize("json_answers", [False, True])
-def test_labels_of_two_spellings_are_one_question(
-    other: str, shown: str, json_answers: bool, own: Own
-) -> None:
+def test_labels_of_two_spellings_are_one_question(other, shown, json_answers, own):
     answers = ["yes"] * 9 + [other] * 3 + ["no"] * 8
     if json_answers:
         answers = [json.dumps({"urgent": answer}, ensure_ascii=False) for answer in answers]
@@ -701,7 +664,7 @@ def test_labels_of_two_spellings_are_one_question(
     assert len(set(written)) == 2
 
 
-def test_labels_are_told_and_stand_in_the_card(own: Own) -> None:
+def test_labels_are_told_and_stand_in_the_card(own):
     rows = own.table(answered(["0", "1", "1"] * 10), "rows.csv")
     out = own.new(rows)
     assert (
@@ -722,13 +685,7 @@ def test_labels_are_told_and_stand_in_the_card(own: Own) -> None:
     assert "all training answers are '1'" in message
 
 
-def test_numbers_are_looked_for_before_a_training(own: Own) -> None:
-    answers = [f"It is {n}." if n != 4 else "12,5 or so" for n in range(12)]
-    message = own.fails(own.table(answered(answers)), "--metric", "number")
-    assert "responses end with none: line 5" in message
-
-
-def test_what_few_test_rows_show_is_said(own: Own) -> None:
+def test_what_few_test_rows_show_is_said(own):
     """15 rows of five labels: each label trains and tests."""
     out = own.new(own.table(answered(list("abcde"))), name="five")
     assert "no --test: 1 row split off to test with" in out
@@ -763,11 +720,11 @@ def test_what_few_test_rows_show_is_said(own: Own) -> None:
         (("--anchor", "notes/my anchor.MD"), "no file 'notes/my anchor.MD'"),
     ],
 )
-def test_flags_that_are_refused(flags: tuple[str, ...], says: str, own: Own, rows: str) -> None:
+def test_flags_that_are_refused(flags, says, own, rows):
     assert says in own.fails(rows, *flags)
 
 
-def test_what_is_missing_is_asked_for(own: Own, rows: str) -> None:
+def test_what_is_missing_is_asked_for(own, rows):
     message = own.fails(rows, anchor=None)
     assert "no anchor, and the rows share none" in message
     assert "--anchor 'TEXT'" in message
@@ -786,13 +743,13 @@ def test_what_is_missing_is_asked_for(own: Own, rows: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("query=a", "query=a,query=b,response=c", "query=,response=c", "query=a+,response=c"),
-        *("query=a+a,response=c", "query=a,response", "a,b", "1,2,3"),
+        *("query=a", "a,b", "1,2,3"),
+        *(f"query=a,{end}" for end in ("query=b,response=c", "response")),
+        *(f"query={front},response=c" for front in ("", "a+", "a+a")),
     ],
 )
-def test_bad_columns(text: str) -> None:
-    with pytest.raises(UserError, match="bad value"):
-        parse_columns(text)
+def test_bad_columns(text):
+    assert "bad value" in message_of(parse_columns, text)
 
 
 def pairs_with(labels: list[str]) -> TaskFile:
@@ -808,7 +765,7 @@ def labels_in(pairs: list[Pair]) -> dict[str, int]:
     )
 
 
-def test_a_split_keeps_the_labels_shares_and_does_not_hang_on_the_files_order() -> None:
+def test_a_split_keeps_the_labels_shares_and_does_not_hang_on_the_files_order():
     labels = ["yes"] * 20 + ["no"] * 80
     file = pairs_with(labels)
     split = split_off_test(file, labels, 42)
@@ -845,11 +802,11 @@ def test_a_split_keeps_the_labels_shares_and_does_not_hang_on_the_files_order() 
         (["yes"] * 20, False),
     ],
 )
-def test_answers_that_come_again_are_labels(responses: list[str], labelled: bool) -> None:
+def test_answers_that_come_again_are_labels(responses, labelled):
     assert are_labels(responses) == labelled
 
 
-def test_rows_that_ask_the_same_stay_on_one_side() -> None:
+def test_rows_that_ask_the_same_stay_on_one_side():
     pairs = [Pair(n, f"question {n // 2}", f"answer {n}") for n in range(40)]
     for seed in range(5):
         split = split_off_test(TaskFile(Path("x"), "x", pairs), None, seed)
@@ -857,7 +814,7 @@ def test_rows_that_ask_the_same_stay_on_one_side() -> None:
         assert 0 < len(split["test"]) <= 8
 
 
-def test_a_schema_leaves_open_what_few_rows_do_not_close() -> None:
+def test_a_schema_leaves_open_what_few_rows_do_not_close():
     cities = [f"city {n}" for n in (0, 1, 2, 3, 4, 5) * 2]  # 6 seen, 11 in the next rows
     rows: list[Row] = [
         {
@@ -903,7 +860,7 @@ def test_a_schema_leaves_open_what_few_rows_do_not_close() -> None:
     assert infer_schema([[{"a": 1}], []])["items"]["required"] == ["a"]
 
 
-def test_the_label_is_told_and_may_be_chosen(own: Own) -> None:
+def test_the_label_is_told_and_may_be_chosen(own):
     answers = [{"unit": "kg" if n % 2 else "g", "city": f"c{n % 7}"} for n in range(21)]
     rows = own.table(answered(answers))
     out = own.new(rows)

@@ -1,16 +1,12 @@
 """The plugin in a notebook: no command line, several trainings in one process, other plugins."""
 
-from __future__ import annotations
-
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT, MakeCard
-from tests.tiny import make_tiny_cards, make_tiny_model
+from tests.conftest import PROJECT, printed_by
+from tests.tiny import make_tiny_cards
 
 SESSION = """
 import json, os, sys, time
@@ -70,18 +66,12 @@ print("all of it went well")
 
 
 @pytest.mark.slow
-def test_two_trainings_and_a_misspelt_card(tmp_path: Path, make_card: MakeCard) -> None:
+def test_two_trainings_and_a_misspelt_card(tmp_path, model, make_card):
     make_tiny_cards(make_card)
-    model = make_tiny_model(tmp_path / "model")
     (tmp_path / "other.py").write_text("import os\nos.environ['OTHER_PLUGIN'] = 'here'\n")
     plugin = PROJECT / "tell_plugins" / "register.py"
     given = [str(tmp_path), str(model), str(plugin)]
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys\nsys.argv_of_test = {given!r}\n{SESSION}"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.stdout.endswith("all of it went well\n"), (done.stdout + done.stderr)[-4000:]
+    program = f"import sys\nsys.argv_of_test = {given!r}\n{SESSION}"
+    env = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    printed = printed_by(sys.executable, "-c", program, cwd=tmp_path, env=env)
+    assert "all of it went well\n" in printed

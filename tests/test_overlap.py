@@ -1,16 +1,14 @@
 """Test rows never train: neither as task rows nor as general rows that ask the same."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 
-from tell_plugins.core.errors import UserError, UserErrors
+from tell_plugins.core.errors import UserErrors
 from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import Mixture, build_mixture
 from tell_plugins.core.spec import parse_spec
-from tests.conftest import MakeCard, write_rows
+from tests.conftest import error_of, message_of, write_rows
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -25,6 +23,9 @@ LEAKS = [
 NEAR = [{"q": "What is the capital of country 2? Explain.", "r": "A longer question."}]
 
 
+SPLITS = {name: {"file": f"{name}.jsonl"} for name in ("train", "test", "validation")}
+
+
 def _build(text: str = "general=all") -> Mixture:
     return build_mixture(parse_spec(f"tell/t:{text}"))
 
@@ -34,14 +35,14 @@ def _queries(mixture: Mixture) -> list[str]:
 
 
 @pytest.fixture
-def leaky(make_card: MakeCard) -> Path:
+def leaky(make_card) -> Path:
     """A task card `t` whose test queries 0 and 1 stand among the general rows of `plain`."""
     make_card("plain", kind="general", train=[*GENERAL[:20], *LEAKS, *NEAR, *GENERAL[20:]])
     return make_card("t", train=TASK, test=TEST)
 
 
 @pytest.mark.usefixtures("leaky")
-def test_general_rows_that_are_test_queries_are_dropped() -> None:
+def test_general_rows_that_are_test_queries_are_dropped():
     mixture = _build()
     assert len(mixture) == 8 + 41
     assert not {row["q"] for row in LEAKS} & set(_queries(mixture))
@@ -57,7 +58,7 @@ def test_general_rows_that_are_test_queries_are_dropped() -> None:
     assert manifest["sources"][1]["rows"]["held_out_queries_used"] == 0
 
 
-def test_a_general_cards_own_held_out_rows_never_train(make_card: MakeCard) -> None:
+def test_a_general_cards_own_held_out_rows_never_train(make_card):
     """Whatever `overlap` says: forgetting is measured on them."""
     held = [{"q": "general 3", "r": "another text"}, {"q": "General  5.", "r": "text"}]
     splits = {name: {"file": f"{name}.jsonl"} for name in ("train", "heldout")}
@@ -72,24 +73,21 @@ def test_a_general_cards_own_held_out_rows_never_train(make_card: MakeCard) -> N
     assert len(alone) == 38
 
 
-def test_tokens_of_dropped_rows_are_none_to_draw_from(
-    leaky: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_of_dropped_rows_are_none_to_draw_from(leaky, monkeypatch):
     monkeypatch.setenv("TELL_TOKENIZER", str(GOLDEN / "word_tokenizer.json"))
     source = manifest_of(_build("general=20rows"))["sources"][1]
     tokens = source["tokens"]
     assert set(tokens["dropped"]) == {"held_out_query"}
     assert tokens["in_file"] == tokens["available"] + tokens["dropped"]["held_out_query"]
     assert len(_build(f"general={tokens['available']}tok").sources[1].used) == 41
-    with pytest.raises(UserError, match="there are only"):
-        _build(f"general={tokens['available'] + 1}tok")
+    assert "there are only" in message_of(_build, f"general={tokens['available'] + 1}tok")
     shares = [part["share"] for part in manifest_of(_build("general=20rows"))["sources"]]
     assert sum(share["rows"] for share in shares) == pytest.approx(1)
     assert sum(share["tokens"] for share in shares) == pytest.approx(1)
 
 
 @pytest.mark.usefixtures("leaky")
-def test_kept_overlaps_are_counted() -> None:
+def test_kept_overlaps_are_counted():
     mixture = _build("general=all/overlap=keep")
     assert len(mixture) == 8 + 44
     assert {row["q"] for row in LEAKS} < set(_queries(mixture))
@@ -107,7 +105,7 @@ def test_kept_overlaps_are_counted() -> None:
 @pytest.mark.parametrize(
     "text", ["general=30rows", "general=all/overlap=keep", "general=all/repeat=3/order=even/seed=5"]
 )
-def test_no_task_rows_leave_exactly_the_general_rows(text: str) -> None:
+def test_no_task_rows_leave_exactly_the_general_rows(text):
     tell, alone = _build(f"task=5rows/{text}"), _build(f"task=0/{text}")
     general = [row for row in tell.rows() if row["channel"] == "general"]
     assert list(alone.rows()) == general
@@ -123,13 +121,12 @@ def test_no_task_rows_leave_exactly_the_general_rows(text: str) -> None:
     assert "task=0/" in of_alone["spec"]
 
 
-def test_no_task_rows_need_no_task_file(leaky: Path) -> None:
+def test_no_task_rows_need_no_task_file(leaky):
     before = _build("task=0/general=all").hash
     (leaky / "train.jsonl").unlink()
     assert _build("task=0/general=all").hash == before
     (leaky / "test.jsonl").unlink()
-    with pytest.raises(UserError, match="split 'test' is not here"):
-        _build("task=0/general=all")
+    assert "split 'test' is not here" in message_of(_build, "task=0/general=all")
     manifest = manifest_of(_build("task=0/general=all/overlap=keep"))
     assert manifest["overlap"] == {
         "rule": "keep",
@@ -140,41 +137,36 @@ def test_no_task_rows_need_no_task_file(leaky: Path) -> None:
 
 
 @pytest.mark.usefixtures("leaky")
-def test_without_task_rows_times_is_nothing_to_go_by() -> None:
+def test_without_task_rows_times_is_nothing_to_go_by():
     for text in ("task=0", "task=0/general=40x"):  # the card's own amount is 2x
-        with pytest.raises(UserError) as caught:
-            _build(text)
-        assert "the task rows is nothing, since task=0 takes none" in str(caught.value)
-        assert "general=2000rows" in str(caught.value.remedy)
+        caught = error_of(_build, text)
+        assert "the task rows is nothing, since task=0 takes none" in str(caught)
+        assert "general=2000rows" in str(caught.remedy)
     for text in ("task=0/general=0", "task=0/general=0/overlap=keep"):
-        with pytest.raises(UserError, match="the mixture is empty"):
-            _build(text)
-    with pytest.raises(UserError, match="the mixture is empty"):
-        build_mixture(parse_spec("tell/plain:task=0"))
+        assert "the mixture is empty" in message_of(_build, text)
+    assert "the mixture is empty" in message_of(build_mixture, parse_spec("tell/plain:task=0"))
 
 
 @pytest.mark.usefixtures("leaky")
-def test_dropping_leaves_the_rest_of_the_draw_as_it_is() -> None:
+def test_dropping_leaves_the_rest_of_the_draw_as_it_is():
     kept = _build("general=all/overlap=keep").sources[1].used.tolist()
     leaks = {20, 21, 22}
     assert _build().sources[1].used.tolist() == [row for row in kept if row not in leaks]
     drawn = _build("general=41rows").sources[1].used.tolist()
     assert drawn == [row for row in kept if row not in leaks]
-    with pytest.raises(UserError, match="42rows asked, but there are only 41 rows"):
-        _build("general=42rows")
+    assert "42rows asked, but there are only 41 rows" in message_of(_build, "general=42rows")
 
 
-def test_validation_queries_are_held_out_too(make_card: MakeCard) -> None:
+def test_validation_queries_are_held_out_too(make_card):
     make_card("plain", kind="general", train=[*GENERAL, *LEAKS])
-    folder = make_card("t", train=TASK, test=TEST)
-    card = folder / "card.yaml"
-    card.write_text(card.read_text().replace("  test:", "  validation:"))
+    files = {"train": {"file": "train.jsonl"}, "validation": {"file": "test.jsonl"}}
+    make_card("t", train=TASK, test=TEST, splits=files)
     assert len(_build()) == 8 + 40
     validation = build_mixture(parse_spec("tell/t:split=validation"))
     assert [row["messages"][1]["content"] for row in validation.rows()] == ["no"] * 5
 
 
-def test_only_the_question_of_a_query_is_compared(make_card: MakeCard) -> None:
+def test_only_the_question_of_a_query_is_compared(make_card):
     wrap = "'user_query' : {}\n'response' : {}"
     test = [{"q": wrap.format(row["q"], "An answer."), "r": "no"} for row in TEST]
     make_card("plain", kind="general", train=[*GENERAL, *LEAKS, *NEAR])
@@ -188,86 +180,71 @@ def test_only_the_question_of_a_query_is_compared(make_card: MakeCard) -> None:
 @pytest.mark.parametrize(
     "query", ["What is the capital of country 3?", "WHAT is the\u200b  capital of country 3?"]
 )
-def test_a_test_row_among_the_training_rows_is_an_error(
-    make_card: MakeCard, query: str, overlap: str
-) -> None:
+def test_a_test_row_among_the_training_rows_is_an_error(make_card, query, overlap):
     make_card("plain", kind="general", train=GENERAL)
     make_card("t", train=[*TASK, {"q": query, "r": "another answer"}], test=TEST)
     for text in (f"overlap={overlap}", f"task=1rows/anchor=none/overlap={overlap}"):
-        with pytest.raises(UserError) as caught:
-            _build(text)
-        assert "1 task rows are test rows" in str(caught.value)
-        assert "line 4 of test.jsonl" in str(caught.value)
-        assert str(caught.value.where).endswith("t/train.jsonl, line 9")
+        caught = error_of(_build, text)
+        assert "1 task rows are test rows" in str(caught)
+        assert "line 4 of test.jsonl" in str(caught)
+        assert str(caught.where).endswith("t/train.jsonl, line 9")
 
 
-def test_rows_in_several_held_out_splits_are_told_together(make_card: MakeCard) -> None:
+def test_rows_in_several_held_out_splits_are_told_together(make_card):
     make_card("plain", kind="general", train=GENERAL)
-    folder = make_card("t", train=[*TASK, TEST[0]], test=TEST)
-    card = folder / "card.yaml"
-    (folder / "validation.jsonl").write_bytes((folder / "test.jsonl").read_bytes())
-    text = card.read_text()
-    card.write_text(text.replace("splits:\n", "splits:\n  validation: {file: validation.jsonl}\n"))
+    folder = make_card("t", train=[*TASK, TEST[0]], test=TEST, splits=SPLITS)
+    write_rows(folder / "validation.jsonl", TEST)
     with pytest.raises(UserErrors) as caught:
         _build()
     assert "1 task rows are validation rows" in str(caught.value)
     assert "1 task rows are test rows" in str(caught.value)
 
 
-def test_a_missing_test_file_is_no_licence_to_train_on_it(make_card: MakeCard) -> None:
+def test_a_missing_test_file_is_no_licence_to_train_on_it(make_card):
     make_card("plain", kind="general", train=[*GENERAL, *LEAKS])
     folder = make_card("t", train=TASK, test=TEST)
     (folder / "test.jsonl").unlink()
-    with pytest.raises(UserError) as caught:
-        _build()
-    assert "split 'test' is not here" in str(caught.value)
-    assert "./run.sh data t" in str(caught.value.remedy)
-    assert "overlap=keep" in str(caught.value.remedy)
+    caught = error_of(_build)
+    assert "split 'test' is not here" in str(caught)
+    assert "./run.sh data t" in str(caught.remedy)
+    assert "overlap=keep" in str(caught.remedy)
     mixture = _build("general=all/overlap=keep")
     assert len(mixture) == 8 + 43
     assert manifest_of(mixture)["overlap"]["checked"] is False
     assert manifest_of(mixture)["sources"][1]["rows"]["held_out_queries"] is None, "not 0"
 
 
-def test_what_is_here_is_checked_even_when_another_split_is_missing(make_card: MakeCard) -> None:
+def test_what_is_here_is_checked_even_when_another_split_is_missing(make_card):
     make_card("plain", kind="general", train=[*GENERAL, *LEAKS])
-    folder = make_card("t", train=[*TASK, TEST[0]], test=TEST)
-    card = folder / "card.yaml"
-    text = card.read_text()
-    card.write_text(text.replace("splits:\n", "splits:\n  validation: {file: nowhere.jsonl}\n"))
-    with pytest.raises(UserError, match="1 task rows are test rows"):
-        _build("overlap=keep")
-    with pytest.raises(UserError, match="split 'validation' is not here"):
-        _build()
+    make_card("t", train=[*TASK, TEST[0]], test=TEST, splits=SPLITS)
+    assert "1 task rows are test rows" in message_of(_build, "overlap=keep")
+    assert "split 'validation' is not here" in message_of(_build)
 
 
-def test_a_card_without_held_out_rows(make_card: MakeCard) -> None:
-    make_card("plain", kind="general", train=[*GENERAL, *LEAKS])
+def test_what_is_not_held_out_trains(make_card):
+    """Of a card without held-out rows, and a task's own queries among the general rows."""
+    make_card("plain", kind="general", train=[*GENERAL, *LEAKS, {"q": "task 3", "r": "x"}])
     make_card("t", train=TASK)
     mixture = _build()
-    assert len(mixture) == 8 + 43
+    assert len(mixture) == 8 + 44
     assert manifest_of(mixture)["overlap"]["checked"] is True, "there is nothing to hold out"
-
-
-def test_training_queries_may_stand_among_the_general_rows(make_card: MakeCard) -> None:
-    make_card("plain", kind="general", train=[*GENERAL, {"q": "task 3", "r": "x"}])
     make_card("t", train=TASK, test=TEST)
     assert len(_build()) == 8 + 41
 
 
 @pytest.mark.usefixtures("real_home")
-def test_halueval_queries_stand_in_real_alpaca_rows(make_card: MakeCard) -> None:
+def test_halueval_queries_stand_in_real_alpaca_rows(make_card):
     """About 3 % of Alpaca-style rows are Halu test queries with a plain answer."""
     from tell_plugins.core.cards import load_card
     from tell_plugins.core.sources import open_task
 
     halu = load_card("halu_cot_json")
-    folder = make_card("t", train=TASK, question=halu.question)
     official = open_task(halu, "test")
     assert len(official) == 1506
-    test = f"{{file: '{official.files[0]}', columns: {{query: prompt, response: response}}}}"
-    card = folder / "card.yaml"
-    card.write_text(card.read_text().replace("splits:\n", f"splits:\n  test: {test}\n"))
+    columns = {"query": "prompt", "response": "response"}
+    test = {"file": str(official.files[0]), "columns": columns}
+    splits = {"train": {"file": "train.jsonl"}, "test": test}
+    make_card("t", train=TASK, question=halu.question, splits=splits)
     mixture = build_mixture(parse_spec("tell/t:from=alpaca_en_demo/general=all"))
     dropped = manifest_of(mixture)["sources"][1]["rows"]["dropped"]["held_out_query"]
     assert dropped == 28

@@ -1,7 +1,5 @@
 """The stand-in for Python: what it starts differs from what Python starts in its imports alone."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import signal
@@ -14,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, wait_for
 from tests.preloaded import PYTHON
 
 
@@ -40,7 +38,7 @@ def _call(python: str, folder: Path, function: Any, *arguments: Any, **env: str)
     )
 
 
-def test_it_has_all_that_it_was_started_with(tmp_path: Path) -> None:
+def test_it_has_all_that_it_was_started_with(tmp_path):
     seen = []
     for python in (PYTHON, sys.executable):
         process = _call(python, tmp_path, _told, 7, TELL_TOLD="yes")
@@ -52,20 +50,16 @@ def test_it_has_all_that_it_was_started_with(tmp_path: Path) -> None:
     assert seen[0][1] == 7
 
 
-def test_what_libraries_read_while_they_are_imported_makes_it_an_ordinary_one(
-    tmp_path: Path,
-) -> None:
+def test_what_libraries_read_while_they_are_imported_makes_it_an_ordinary_one(tmp_path):
     process = _call(sys.executable, tmp_path, _told, 0, HF_HUB_OFFLINE="0")
     assert process.communicate("")[1].split()[-2:] == [PYTHON, "False"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_ends_it(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_ends_it(number, tmp_path):
     file = tmp_path / "pid"
     process = _call(sys.executable, tmp_path, _wait, str(file))
-    while not (file.is_file() and file.read_text()):
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_for(lambda: file.is_file() and file.read_text(), process)
     forked = psutil.Process(int(file.read_text()))
     assert forked.pid != process.pid
     process.send_signal(number)

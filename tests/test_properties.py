@@ -4,8 +4,6 @@ A verb ends with 0 or 1 within ten seconds, never with a traceback, and loses no
 `TELL_EXAMPLES=1000` tries more than the few inputs of every day, and others each time.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -60,8 +58,6 @@ def call(*argv: str) -> int:
     assert seconds < SECONDS, f"{seconds:.0f} s"
     return code
 
-
-# --- a world of its own --------------------------------------------------------------------------
 
 TASK = [{"q": f"sum {n}", "r": f"#### {n}"} for n in range(6)]
 TEST = [{"q": f"other {n}", "r": f"#### {n}"} for n in range(4)]
@@ -125,21 +121,18 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("world")
-    return root
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("world")
 
 
 @pytest.fixture
-def world(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(folder, monkeypatch) -> Iterator[World]:
     for name, place in (("CACHE", "cache"), ("DATA_HOME", "data"), ("CARDS", "cards")):
         monkeypatch.setenv(f"TELL_{name}", str(folder / place))
     monkeypatch.setattr("tell_plugins.core.paths.RECIPES", folder / "recipes_of_the_pack")
     shutil.copytree("recipes", folder / "recipes_of_the_pack", dirs_exist_ok=True)
     return World(folder)
 
-
-# --- what is generated ---------------------------------------------------------------------------
 
 ODD_TEXTS = [
     *("", " ", "~", "null", "nan", "1e400", "=1+1", "../../etc", "/etc/passwd", "a:b", "a/b=c"),
@@ -232,12 +225,9 @@ WORDS = [(b": 1", b": null"), (b": 1", b": NaN"), (b'"', b""), (b": ", b":\t"), 
 WORDS += [(b"true", b"1"), (b"test", b"../../etc"), (b'"text"', b'"txt"'), (b"\n", b"\r\n")]
 
 
-# --- the properties ------------------------------------------------------------------------------
-
-
 @some(12)
 @given(text=as_yaml(TASK_CARD))
-def test_cards(world: World, text: bytes) -> None:
+def test_cards(world, text):
     world.lay()
     (world.root / "cards" / "toy" / "card.yaml").write_bytes(text)
     call("data", "list")
@@ -247,7 +237,7 @@ def test_cards(world: World, text: bytes) -> None:
 
 @some(12)
 @given(text=as_yaml(RECIPE))
-def test_recipes(world: World, text: bytes) -> None:
+def test_recipes(world, text):
     world.lay()
     world.recipe.write_bytes(text)
     world.mix()
@@ -266,11 +256,9 @@ AMOUNTS = [
     "rows",
     "9" * 40 + "x",
 ]
+KEYS = ["task", "general", "from", "anchor", "order", "repeat", "overlap", "seed", "kl"]
 pairs = st.tuples(
-    st.sampled_from(
-        ["task", "general", "from", "anchor", "order", "repeat", "overlap", "seed", "kl"]
-    )
-    | texts,
+    st.sampled_from(KEYS) | texts,
     st.sampled_from([*AMOUNTS, "plain", "plain+plain", "even", "keep", "none", "../x"])
     | texts
     | st.integers(-5, 5).map(str),
@@ -285,7 +273,7 @@ dataset_strings = st.builds(
 
 @some(15)
 @given(text=dataset_strings | texts)
-def test_dataset_strings(world: World, text: str) -> None:
+def test_dataset_strings(world, text):
     world.lay()
     world.mix(f"--dataset={text}")
 
@@ -301,7 +289,7 @@ rows = st.lists(
 
 @some(15)
 @given(found=rows, cut=st.none() | st.integers(0, 200))
-def test_data_files_keep_every_row(world: World, found: list[Any], cut: int | None) -> None:
+def test_data_files_keep_every_row(world, found, cut):
     """Task rows are all there or none is; general rows are kept or counted as dropped."""
     world.lay()
     content = "".join(json.dumps(row) + "\n" for row in found).encode()[:cut]
@@ -330,7 +318,7 @@ table_files = (
 
 @some(12)
 @given(file=table_files)
-def test_files_of_users(world: World, file: tuple[str, bytes]) -> None:
+def test_files_of_users(world, file):
     world.lay()
     path = world.root / f"mine{file[0]}"
     path.write_bytes(file[1])
@@ -341,7 +329,7 @@ def test_files_of_users(world: World, file: tuple[str, bytes]) -> None:
 
 @some(6)
 @given(number=st.integers(20, 40), drawn=st.data())
-def test_new_keeps_every_row(world: World, number: int, drawn: st.DataObject) -> None:
+def test_new_keeps_every_row(world, number, drawn):
     world.lay()
     asked = drawn.draw(
         st.lists(plain_texts.filter(str.strip), min_size=number, max_size=number, unique=True)
@@ -362,7 +350,7 @@ def test_new_keeps_every_row(world: World, number: int, drawn: st.DataObject) ->
 
 @some(12)
 @given(drawn=st.data(), name=st.sampled_from(["answers.jsonl", "settings.json"]))
-def test_saved_answers(world: World, drawn: st.DataObject, name: str) -> None:
+def test_saved_answers(world, drawn, name):
     world.lay()
     folder = save_answers(world.root / "out" / "none", "toy", [f"#### {n}" for n in range(4)])
     content = (folder / name).read_bytes()
@@ -372,7 +360,7 @@ def test_saved_answers(world: World, drawn: st.DataObject, name: str) -> None:
 
 @some(12)
 @given(drawn=st.data())
-def test_damaged_records_of_a_sweep(world: World, drawn: st.DataObject) -> None:
+def test_damaged_records_of_a_sweep(world, drawn):
     """What `report` and `--collect` read before they count a single answer."""
     world.lay()
     root = world.root / "out"
@@ -391,7 +379,7 @@ def test_damaged_records_of_a_sweep(world: World, drawn: st.DataObject) -> None:
 
 @some(8)
 @given(drawn=st.data())
-def test_damaged_records_of_a_file(world: World, drawn: st.DataObject) -> None:
+def test_damaged_records_of_a_file(world, drawn):
     world.lay()
     record = {"file": "train.jsonl", "sha256": "0" * 64, "from": {"place": "http://x"}, "rows": 6}
     content = json.dumps(record, indent=1).encode()

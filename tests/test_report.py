@@ -1,7 +1,5 @@
 """Reports: numbers by hand, tables byte for byte, pictures, and a page that stands alone."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -15,23 +13,21 @@ import pytest
 from matplotlib.figure import Figure
 
 from tell_plugins import cli
-from tell_plugins.core.errors import UserError
-from tell_plugins.core.state_files import write_json
 from tell_plugins.evaluation.differences import t_interval
 from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.paper_numbers import paper
 from tell_plugins.experiments import plots, tables
 from tell_plugins.experiments.outcome import Judge, Outcome
 from tell_plugins.experiments.results import collect, load_studies
-from tests.conftest import MakeCard
+from tests.conftest import message_of
 from tests.made_results import MadeResults, made_controls, made_curve
-from tests.saved_answers import save_answers
+from tests.saved_answers import saved_sweep
 
 pytestmark = pytest.mark.slow  # all read one world of runs, which takes long to make
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory) -> Path:
     """A folder with a control grid and a curve, as sweeps would have left it."""
     root = tmp_path_factory.mktemp("made")
     made_controls(root)
@@ -40,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def collected(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def collected(made, tmp_path_factory) -> Path:
     """What `--collect` keeps of it, with its report."""
     target = tmp_path_factory.mktemp("results") / "made"
     assert cli.main(["report", str(made), "--collect", str(target)]) == 0
@@ -59,9 +55,7 @@ def _contents(root: Path) -> dict[str, bytes]:
 # --- byte for byte -------------------------------------------------------------------------------
 
 
-def test_a_report_is_rebuilt_from_what_was_collected(
-    collected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_is_rebuilt_from_what_was_collected(collected, tmp_path, monkeypatch):
     """Elsewhere, without the first folder and without any cache: the same bytes, page included."""
     moved = tmp_path / "elsewhere"
     shutil.copytree(collected, moved)
@@ -74,21 +68,19 @@ def test_a_report_is_rebuilt_from_what_was_collected(
     assert _contents(moved) == kept
 
 
-def test_the_collection_gives_the_tables_of_the_folder_it_came_from(
-    made: Path, collected: Path, tmp_path: Path
-) -> None:
+def test_the_collection_gives_the_tables_of_the_folder_it_came_from(made, collected, tmp_path):
     assert cli.main(["report", str(made), "--out", str(tmp_path / "report")]) == 0
     for path in (tmp_path / "report" / "tables").iterdir():
         assert path.read_bytes() == (collected / "tables" / path.name).read_bytes(), path.name
 
 
-def test_collecting_again_changes_nothing(made: Path, collected: Path) -> None:
+def test_collecting_again_changes_nothing(made, collected):
     before = {path: path.stat().st_mtime_ns for path in (collected / "runs").rglob("*")}
     collect(made, collected)
     assert {path: path.stat().st_mtime_ns for path in (collected / "runs").rglob("*")} == before
 
 
-def test_what_is_collected(collected: Path) -> None:
+def test_what_is_collected(collected):
     names = {path.name for path in (collected / "runs").rglob("*") if path.is_file()}
     assert names == {
         "run.json",
@@ -111,7 +103,7 @@ def test_what_is_collected(collected: Path) -> None:
 # --- numbers -------------------------------------------------------------------------------------
 
 
-def test_rates_are_counted(collected: Path) -> None:
+def test_rates_are_counted(collected):
     frame = pd.read_csv(collected / "tables" / "controls_made_methods.csv").set_index("method")
     tell = frame.loc["TELL"]
     assert (tell["adherence k"], tell["adherence n"]) == (62 + 66, 200)
@@ -125,7 +117,7 @@ def test_rates_are_counted(collected: Path) -> None:
     assert frame.loc["TELL, no anchor", "note"] == "NOT the steps of the run it must equal"
 
 
-def test_losses_are_paired_with_the_base(collected: Path) -> None:
+def test_losses_are_paired_with_the_base(collected):
     frame = pd.read_csv(collected / "tables" / "controls_made_methods.csv").set_index("method")
     change = frame["style fit minus base"]
     assert math.isnan(change["base model"])
@@ -140,7 +132,7 @@ def test_losses_are_paired_with_the_base(collected: Path) -> None:
     assert frame.loc["SFT, repeated", "bleed minus base low"] > 0
 
 
-def test_comparisons_say_what_is_equal(collected: Path) -> None:
+def test_comparisons_say_what_is_equal(collected):
     frame = pd.read_csv(collected / "tables" / "controls_made_comparisons.csv")
     frame = frame.set_index("comparison")
     repeated = frame.loc["TELL minus SFT, repeated"]
@@ -154,7 +146,7 @@ def test_comparisons_say_what_is_equal(collected: Path) -> None:
     assert "| +" in shown
 
 
-def test_failed_runs_stand_in_the_table_and_on_the_page(collected: Path) -> None:
+def test_failed_runs_stand_in_the_table_and_on_the_page(collected):
     frame = pd.read_csv(collected / "tables" / "controls_made_runs.csv")
     failed = frame[frame["method"] == "general only"].iloc[0]
     assert failed["state"] == "failed: train, exit code 1"
@@ -162,13 +154,13 @@ def test_failed_runs_stand_in_the_table_and_on_the_page(collected: Path) -> None
     assert "1 of 12 runs failed: general only" in (collected / "report.html").read_text()
 
 
-def test_interval_over_seeds_is_students() -> None:
+def test_interval_over_seeds_is_students():
     found = t_interval([0.2, 0.4, 0.6])
     assert found.value == pytest.approx(0.4)
     assert found.high == pytest.approx(0.4 + 4.303 * 0.2 / math.sqrt(3), abs=1e-3)
 
 
-def test_answers_of_other_data_are_refused(made: Path, tmp_path: Path) -> None:
+def test_answers_of_other_data_are_refused(made, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(made, moved)
     path = next((moved / "runs").rglob("test-greedy/answers.jsonl"))
@@ -176,8 +168,7 @@ def test_answers_of_other_data_are_refused(made: Path, tmp_path: Path) -> None:
     judge = Judge(moved)
     entries = [entry for study in load_studies(moved) for entry in study.done]
     hit = next(entry for entry in entries if path.is_relative_to(entry.folder))
-    with pytest.raises(UserError, match="1 of 100 answers have no row in split 'test'"):
-        judge.judged([hit])
+    assert "1 of 100 answers have no row in split 'test'" in message_of(judge.judged, [hit])
 
 
 # --- curves --------------------------------------------------------------------------------------
@@ -193,7 +184,7 @@ def test_answers_of_other_data_are_refused(made: Path, tmp_path: Path) -> None:
         (Estimate(0.05, 0.0, 0.1, 3), "needs at most 1 times the data"),
     ],
 )
-def test_efficiency_is_read_off_the_other_curve(score: Estimate, told: str) -> None:
+def test_efficiency_is_read_off_the_other_curve(score, told):
     other: tables.Curve = [
         (x, Estimate(y, None, None, 3)) for x, y in ((1e3, 0.1), (10**3.5, 0.3), (1e4, 0.8))
     ]
@@ -201,7 +192,7 @@ def test_efficiency_is_read_off_the_other_curve(score: Estimate, told: str) -> N
     assert tables.efficiency(1e3, score, other[:1]) is None
 
 
-def test_curves_of_a_study(made: Path, collected: Path) -> None:
+def test_curves_of_a_study(made, collected):
     text = (collected / "tables" / "made_curve_efficiency.csv").read_text()
     assert "SFT needs" in text
     drawn = tables.curves(_outcome(made, "made_curve"))
@@ -209,7 +200,7 @@ def test_curves_of_a_study(made: Path, collected: Path) -> None:
     assert [len(points) for points in drawn.values()] == [6, 6]
 
 
-def test_the_trade_is_joined_along_the_axis(made: Path) -> None:
+def test_the_trade_is_joined_along_the_axis(made):
     """Whatever the order in which the sweep has its points."""
 
     def drawn(outcome: Outcome) -> list[list[float]]:
@@ -226,7 +217,7 @@ def test_the_trade_is_joined_along_the_axis(made: Path) -> None:
     assert drawn(turned) == drawn(first)
 
 
-def test_efficiency_is_that_of_the_reference_alone(made: Path) -> None:
+def test_efficiency_is_that_of_the_reference_alone(made):
     """A method whose name merely begins like it ("TELL, no anchor") is one of the others."""
     outcome = _outcome(made, "made_curve")
     for group in outcome.groups:
@@ -236,7 +227,7 @@ def test_efficiency_is_that_of_the_reference_alone(made: Path) -> None:
     assert said == {"token efficiency of TELL against TELL, no anchor"}
 
 
-def test_what_general_data_adds(tmp_path: Path) -> None:
+def test_what_general_data_adds(tmp_path):
     """Along general data every point is set against the one without any."""
     made = MadeResults(tmp_path)
     made.base()
@@ -256,71 +247,52 @@ def test_what_general_data_adds(tmp_path: Path) -> None:
 # --- other tasks than JSON -----------------------------------------------------------------------
 
 
-def _reported(root: Path, card: str, metric: str, base: list[str], said: list[str]) -> Any:
+def _reported(root: Path, card: str, base: list[str], said: list[str]) -> Any:
     """The report of a base model and one run with these answers to the test rows of `card`."""
-    entries = []
-    for run, texts in (("base", base), ("tell", said)):
-        answers = root / "runs" / run / "eval" / "e" / "checkpoint-1" / "test-greedy"
-        save_answers(answers, card, texts)
-        write_json(answers.parents[1] / "evaluated.json", {"seconds": 1})
-        write_json(root / "runs" / run / "run.json", {"base": run == "base", "model": "m"})
-        write_json(root / "runs" / run / "trained.json", {"steps": 3})
-        entries.append({"run": run, "evaluation": "e", "card": card})
-    index = {
-        "name": "other",
-        "title": "Other",
-        "metric": metric,
-        "seeds": [42],
-        "evaluate": {"split": "test"},
-        "plot": {"reference": "TELL"},
-        "bases": entries[:1],
-        "entries": [{**entries[1], "method": "TELL", "seed": 42}],
-    }
-    write_json(root / "sweeps" / "other.json", index)
+    saved_sweep(root, card, {"TELL": said}, base)
     assert cli.main(["report", str(root)]) == 0
-    return pd.read_csv(root / "tables" / "other_methods.csv").set_index("method")
+    return pd.read_csv(root / "tables" / "made_methods.csv").set_index("method")
 
 
-def test_numbers(tmp_path: Path, make_card: MakeCard) -> None:
+def test_numbers(tmp_path, make_card):
     rows = [{"q": f"{i} and {i}?", "r": f"Add. #### {2 * i}"} for i in range(10)]
     make_card("sums", train=[{"q": "1 and 2?", "r": "#### 3"}], test=rows)
     root = tmp_path / "results"
     right = [f"It is\n#### {2 * i}" if i < 7 else "#### 1000" for i in range(10)]
-    frame = _reported(root, "sums", "number", ["no idea"] * 10, right)
+    frame = _reported(root, "sums", ["no idea"] * 10, right)
     assert frame["exact match k"].tolist() == [0, 7]
     text = (root / "report.html").read_text()
     assert "exact match higher (+70.0 points" in text
-    first = (root / "tables" / "other_methods.csv").read_bytes()
+    first = (root / "tables" / "made_methods.csv").read_bytes()
     kept = tmp_path / "kept"
     assert cli.main(["report", str(root), "--collect", str(kept)]) == 0
     shutil.rmtree(tmp_path / "cards")  # neither the card nor its rows are at hand any more
     assert cli.main(["report", str(kept)]) == 0
-    assert (kept / "tables" / "other_methods.csv").read_bytes() == first
+    assert (kept / "tables" / "made_methods.csv").read_bytes() == first
 
 
-def test_translations(tmp_path: Path, make_card: MakeCard) -> None:
+def test_translations(tmp_path, make_card):
     rows = [
         {"q": f"Sentence {i} about rain.\nAnd one on snow.", "r": f"Setning {i} um regn.\nOg snjó."}
         for i in range(6)
     ]
-    keys = {"metric": "translation", "translation": {"source": "English", "target": "Icelandic"}}
-    make_card("news", train=[{"q": "a", "r": "b"}], test=rows, **keys)
+    make_card("news", train=[{"q": "a", "r": "b"}], test=rows, metric="translation")
     root = tmp_path / "results"
     right = [row["r"] for row in rows]
-    frame = _reported(root, "news", "translation", ["I cannot do that."] * 6, right)
+    frame = _reported(root, "news", ["I cannot do that."] * 6, right)
     assert frame.loc["TELL", "chrF++"] == pytest.approx(100)
     assert frame.loc["base model", "chrF++"] < 30
     text = (root / "report.html").read_text()
     assert "TELL against base model (before any training): chrF++ higher (+" in text
-    low = pd.read_csv(root / "tables" / "other_comparisons.csv")["chrF++, points low"]
+    low = pd.read_csv(root / "tables" / "made_comparisons.csv")["chrF++, points low"]
     assert low[0] > 70
-    assert (root / "pictures" / "other_methods.png").is_file()
+    assert (root / "pictures" / "made_methods.png").is_file()
 
 
 # --- pictures and page ---------------------------------------------------------------------------
 
 
-def test_pictures(collected: Path) -> None:
+def test_pictures(collected):
     names = {path.name for path in (collected / "pictures").iterdir()}
     assert names == {
         "controls_made_forest.png",
@@ -340,9 +312,7 @@ def test_pictures(collected: Path) -> None:
 @pytest.mark.parametrize(
     ("places", "names"), [([4600, 76000], "5k 10k 20k 50k"), ([0, 25, 400], "0 50 100 200")]
 )
-def test_a_logarithmic_axis_names_more_than_its_decades_and_zero(
-    places: list[float], names: str
-) -> None:
+def test_a_logarithmic_axis_names_more_than_its_decades_and_zero(places, names):
     figure = Figure()
     axis = figure.subplots()
     axis.plot(places, places)
@@ -365,13 +335,13 @@ class _Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(collected: Path) -> _Page:
+def page(collected) -> _Page:
     parser = _Page()
     parser.feed((collected / "report.html").read_text(encoding="utf-8"))
     return parser
 
 
-def test_the_page_names_no_other_host(collected: Path, page: _Page) -> None:
+def test_the_page_names_no_other_host(collected, page):
     text = (collected / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?://", text)
     for tag, attributes in page.tags:
@@ -380,7 +350,7 @@ def test_the_page_names_no_other_host(collected: Path, page: _Page) -> None:
             assert value is None or value.startswith(("data:image/png;base64,", "#")), (tag, value)
 
 
-def test_the_page_needs_no_script_and_fits_a_phone(page: _Page) -> None:
+def test_the_page_needs_no_script_and_fits_a_phone(page):
     tags = [tag for tag, _ in page.tags]
     assert not {"script", "iframe", "link", "object", "embed"} & set(tags)
     assert not any(key.startswith("on") for _, attributes in page.tags for key in attributes)
@@ -391,12 +361,12 @@ def test_the_page_needs_no_script_and_fits_a_phone(page: _Page) -> None:
     assert all(attributes.get("alt") for attributes in pictures)
 
 
-def test_texts_are_escaped(page: _Page) -> None:
+def test_texts_are_escaped(page):
     assert "made" not in [tag for tag, _ in page.tags]
     assert any("Controls <made> by hand & nothing else" in text for text in page.text)
 
 
-def test_the_page_says_what_may_be_concluded_and_what_not(page: _Page) -> None:
+def test_the_page_says_what_may_be_concluded_and_what_not(page):
     text = " ".join(" ".join(page.text).split())
     for sentence in (
         "TELL against SFT, as in the paper: NO CONCLUSION. the task rows of SFT, as in the paper",
@@ -416,7 +386,7 @@ def test_the_page_says_what_may_be_concluded_and_what_not(page: _Page) -> None:
         assert sentence in text, sentence
 
 
-def test_published_numbers_are_those_of_the_text() -> None:
+def test_published_numbers_are_those_of_the_text():
     figures = paper().figures
     found = {(p.method, p.x): p.value for p in figures["task_tokens"].points}
     assert found == {
@@ -432,17 +402,15 @@ def test_published_numbers_are_those_of_the_text() -> None:
 # --- what can be wrong ---------------------------------------------------------------------------
 
 
-def test_a_folder_without_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["report", str(tmp_path)]) == 1
-    assert "no sweep here" in capsys.readouterr().err
+def test_a_folder_without_sweeps(tmp_path, tell):
+    assert "no sweep here" in tell("report", tmp_path, code=1)
 
 
-def test_a_folder_is_not_collected_into_itself(made: Path) -> None:
-    with pytest.raises(UserError, match="names the folder itself"):
-        collect(made, made)
+def test_a_folder_is_not_collected_into_itself(made):
+    assert "names the folder itself" in message_of(collect, made, made)
 
 
-def test_a_sweep_that_has_not_begun(tmp_path: Path) -> None:
+def test_a_sweep_that_has_not_begun(tmp_path):
     """Nothing done yet: a report all the same, and it says so."""
     made = MadeResults(tmp_path)
     name = made.run("TELL", adherent=0.5)

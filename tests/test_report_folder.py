@@ -1,7 +1,5 @@
 """A report's folder: what it writes and removes there, and how it reads what sweeps left."""
 
-from __future__ import annotations
-
 import json
 import lzma
 from collections.abc import Callable
@@ -22,10 +20,7 @@ def _made(root: Path) -> MadeResults:
     return made
 
 
-# --- files ---------------------------------------------------------------------------------------
-
-
-def test_a_report_leaves_other_files_alone(tmp_path: Path) -> None:
+def test_a_report_leaves_other_files_alone(tmp_path):
     root, out = tmp_path / "root", tmp_path / "paper"
     _made(root).index("made", "Made", [42])
     mine = ["tables/mine.csv", "tables/made_notes.md", "pictures/photo.png", "tables/sub/a.csv"]
@@ -37,7 +32,7 @@ def test_a_report_leaves_other_files_alone(tmp_path: Path) -> None:
         assert [(out / name).read_text() for name in mine] == ["mine"] * len(mine)
 
 
-def test_a_picture_that_is_no_longer_drawn_is_removed(tmp_path: Path) -> None:
+def test_a_picture_that_is_no_longer_drawn_is_removed(tmp_path):
     made = _made(tmp_path)
     made.index("made", "Made", [42])
     assert cli.main(["report", str(tmp_path)]) == 0
@@ -48,10 +43,7 @@ def test_a_picture_that_is_no_longer_drawn_is_removed(tmp_path: Path) -> None:
     assert (tmp_path / "pictures" / "made_curve.png").is_file()
 
 
-# --- reading -------------------------------------------------------------------------------------
-
-
-def test_answers_and_logs_with_odd_line_ends_are_collected_and_reported(tmp_path: Path) -> None:
+def test_answers_and_logs_with_odd_line_ends_are_collected_and_reported(tmp_path):
     root, kept = tmp_path / "root", tmp_path / "kept"
     made = _made(root)
     made.index("made", "Made", [42])
@@ -70,10 +62,7 @@ def test_answers_and_logs_with_odd_line_ends_are_collected_and_reported(tmp_path
         assert cli.main(["report", str(folder), "--out", str(tmp_path / "report")]) == 0
 
 
-# --- several models ------------------------------------------------------------------------------
-
-
-def test_a_run_is_compared_with_the_model_that_it_was_trained_from(tmp_path: Path) -> None:
+def test_a_run_is_compared_with_the_model_that_it_was_trained_from(tmp_path):
     made = MadeResults(tmp_path, rows=20, general=6)
     for name, adherent in (("small", 0.0), ("large", 0.5)):
         made.base(adherent)
@@ -94,16 +83,13 @@ def test_a_run_is_compared_with_the_model_that_it_was_trained_from(tmp_path: Pat
     assert shares == {"base model (model=small)": 0.0, "base model (model=large)": 0.5}
 
 
-def test_an_index_that_names_no_base_has_one_a_card(tmp_path: Path) -> None:
+def test_an_index_that_names_no_base_has_one_a_card(tmp_path):
     made = _made(tmp_path)
     made.index("made", "Made", [42])
     (study,) = load_studies(tmp_path)
     base = study.base_of(study.entries[-1])
-    assert base is not None
     assert base.name == "base model"
 
-
-# --- damaged folders -----------------------------------------------------------------------------
 
 TELL = "runs/TELL--42"
 ANSWERS = f"{TELL}/eval/{EVALUATION}/checkpoint-1/test-greedy/answers.jsonl"
@@ -163,29 +149,20 @@ def _named(run: str) -> Callable[[Path], None]:
         ),
     ],
 )
-def test_damage_is_told_not_counted(
-    name: str,
-    damage: Callable[[Path], None],
-    told: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_damage_is_told_not_counted(name, damage, told, tmp_path, tell):
     made = MadeResults(tmp_path)
     made.base()
     made.run("TELL", adherent=0.6)
     made.index("made", "Made", [42])
     (tmp_path / "references").mkdir()
     damage(tmp_path / name)
-    assert cli.main(["report", str(tmp_path)]) == 1
-    shown = capsys.readouterr().err
+    shown = tell("report", tmp_path, code=1)
     assert told in shown
     assert "remedy:" in shown
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_file_is_no_folder_for_a_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_is_no_folder_for_a_report(tmp_path, capsys):
     made = MadeResults(tmp_path / "made")
     made.base()
     made.index("made", "Made", [42])

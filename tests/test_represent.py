@@ -1,10 +1,7 @@
 """Hidden states with and without the anchor: which tokens, which layer, which numbers."""
 
-from __future__ import annotations
-
 import json
 import struct
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +16,7 @@ from tell_plugins.evaluation.represent import (
     separations,
     tsne,
 )
-from tests.conftest import Cli, MakeCard
+from tests.conftest import Cli
 from tests.tiny import make_tiny_cards, tiny_engine, tiny_recipe
 from tests.tiny_adapters import make_adapter
 
@@ -40,7 +37,7 @@ def _named(*groups: Floats) -> Groups:
     return dict(zip(kinds, groups, strict=True))
 
 
-def test_an_anchor_that_moves_nothing_changes_nothing() -> None:
+def test_an_anchor_that_moves_nothing_changes_nothing():
     for found in separations(_groups(3.0, 0.0, 0.0)).values():
         values = {part.value for part in found.by_condition.values()}
         assert len(values) == 1
@@ -48,14 +45,14 @@ def test_an_anchor_that_moves_nothing_changes_nothing() -> None:
             assert (change.value, change.low, change.high) == (0.0, 0.0, 0.0)
 
 
-def test_an_anchor_before_all_queries_moves_both_and_the_control_says_so() -> None:
+def test_an_anchor_before_all_queries_moves_both_and_the_control_says_so():
     found = separations(_groups(0.0, 8.0, 8.0))["silhouette"]
     assert found.change["with"].low > 0.3
     assert abs(found.change["control"].value) < 0.05
     assert set(found.by_condition) == set(CONDITIONS)
 
 
-def test_groups_of_one_kind_are_at_chance_and_groups_far_apart_are_told_apart() -> None:
+def test_groups_of_one_kind_are_at_chance_and_groups_far_apart_are_told_apart():
     same = separations(_groups(0.0, 0.0, 0.0))
     probe = same["probe_accuracy"].by_condition["without"]
     assert probe.low < 0.5 < probe.high + 0.1
@@ -72,12 +69,12 @@ def _distance(task: Floats, general: Floats) -> float:
     return float(1 - first @ second / (np.linalg.norm(first) * np.linalg.norm(second)))
 
 
-def test_a_distance_lies_in_its_interval() -> None:
+def test_a_distance_lies_in_its_interval():
     for found in separations(_groups(3.0, 1.0, 0.0))["centroid_distance"].by_condition.values():
         assert found.low < found.value < found.high
 
 
-def test_the_interval_of_a_distance_holds_its_value_and_covers_the_truth() -> None:
+def test_the_interval_of_a_distance_holds_its_value_and_covers_the_truth():
     """In many dimensions the noise of a mean adds to the distance, and a draw's adds again."""
     random = np.random.default_rng(1)
     centre = random.normal(size=300)
@@ -98,13 +95,13 @@ def test_the_interval_of_a_distance_holds_its_value_and_covers_the_truth() -> No
     assert covered >= 8
 
 
-def test_a_distance_is_never_negative() -> None:
+def test_a_distance_is_never_negative():
     group = np.random.default_rng(2).normal(size=(40, 300)) + 3
     found = _separation(_named(group, group, group, group), MEASURES["centroid_distance"])
     assert found.by_condition["without"].low == found.by_condition["without"].value == 0
 
 
-def test_the_map_is_fitted_once_for_all_groups_and_seeded() -> None:
+def test_the_map_is_fitted_once_for_all_groups_and_seeded():
     groups = _groups(5.0, 5.0, 5.0, rows=12)
     assert separations(groups) == separations(groups)
     first, second = tsne(groups), tsne(groups)
@@ -114,7 +111,7 @@ def test_the_map_is_fitted_once_for_all_groups_and_seeded() -> None:
         assert np.array_equal(places, second[name])
 
 
-def test_equal_points_have_a_map_too() -> None:
+def test_equal_points_have_a_map_too():
     """scikit-learn's approximate t-SNE kills the process here."""
     same = np.ones((30, 12))
     assert not tsne(_named(same, same, same, same))["task"].any()
@@ -124,13 +121,13 @@ def test_equal_points_have_a_map_too() -> None:
 
 
 @pytest.fixture(scope="module")
-def engine(model: Path) -> Any:
+def engine(model) -> Any:
     return tiny_engine(model)
 
 
 @pytest.mark.parametrize("query", ["The fox is lazy.", "a", " b", "\n\nanswer", "Ég er hér.", "{"])
 @pytest.mark.parametrize("front", ["", ANCHOR, "Translate.\n\n "])
-def test_a_prompt_falls_into_its_parts(engine: Any, front: str, query: str) -> None:
+def test_a_prompt_falls_into_its_parts(engine, front, query):
     from tell_plugins.bridge.hidden_states import prompt_ids
 
     prompt = prompt_ids(engine, front, query, 100)
@@ -145,7 +142,7 @@ def test_a_prompt_falls_into_its_parts(engine: Any, front: str, query: str) -> N
     assert not prompt.cut
 
 
-def test_long_queries_lose_their_end_and_keep_anchor_and_template(engine: Any) -> None:
+def test_long_queries_lose_their_end_and_keep_anchor_and_template(engine):
     from tell_plugins.bridge.hidden_states import prompt_ids
 
     query = "The lazy dog jumps over the fox. " * 50
@@ -159,7 +156,7 @@ def test_long_queries_lose_their_end_and_keep_anchor_and_template(engine: Any) -
     assert prompt_ids(engine, "", "fox", 20).cut is False
 
 
-def test_layers_are_counted_from_the_embeddings(engine: Any) -> None:
+def test_layers_are_counted_from_the_embeddings(engine):
     import torch
 
     from tell_plugins.bridge.hidden_states import layer_count, pooled_states, prompt_ids
@@ -184,7 +181,7 @@ def test_layers_are_counted_from_the_embeddings(engine: Any) -> None:
 
 
 @pytest.fixture
-def represent(make_card: MakeCard, model: Path, tmp_path: Path, cli: Cli) -> Cli:
+def represent(make_card, model, tmp_path, cli) -> Cli:
     make_tiny_cards(make_card)
     questions = [{"q": f"Is dog {n} over the fox?", "r": "yes"} for n in range(12)]
     make_card(
@@ -199,7 +196,7 @@ def represent(make_card: MakeCard, model: Path, tmp_path: Path, cli: Cli) -> Cli
     return lambda code, *more: cli(code, *call, *more)
 
 
-def test_picture_numbers_and_table(represent: Cli, tmp_path: Path) -> None:
+def test_picture_numbers_and_table(represent, tmp_path):
     printed = represent(0, "--max-tokens", 6)
     folder = tmp_path / "run" / "represent" / "none"
     report = json.loads((folder / "layer1.json").read_text())
@@ -219,7 +216,7 @@ def test_picture_numbers_and_table(represent: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_at_the_embeddings_a_query_does_not_see_its_anchor(represent: Cli, tmp_path: Path) -> None:
+def test_at_the_embeddings_a_query_does_not_see_its_anchor(represent, tmp_path):
     """Layer 0 has no attention: pooled over its own tokens, nothing can change."""
     represent(0, "--layer", 0, "--out", tmp_path / "out")
     report = json.loads((tmp_path / "out" / "layer0.json").read_text())
@@ -230,7 +227,7 @@ def test_at_the_embeddings_a_query_does_not_see_its_anchor(represent: Cli, tmp_p
 
 
 @pytest.mark.slow
-def test_an_adapter_is_looked_through(represent: Cli, model: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_looked_through(represent, model, tmp_path):
     """A LoRA adapter with random weights changes the states."""
     adapter = make_adapter(tmp_path / "adapter", model, seed=0)
     results = []
@@ -254,5 +251,5 @@ def test_an_adapter_is_looked_through(represent: Cli, model: Path, tmp_path: Pat
         (["--split", "tset"], "unknown split"),
     ],
 )
-def test_what_cannot_be_looked_at_is_said(more: list[str], found: str, represent: Cli) -> None:
+def test_what_cannot_be_looked_at_is_said(more, found, represent):
     assert found in represent(1, *more)

@@ -1,7 +1,5 @@
 """What a run did elsewhere: losses, their intervals, held-out rows, bleed, and idle adapters."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -26,13 +24,12 @@ from tell_plugins.evaluation.differences import Difference, difference, measure_
 from tell_plugins.evaluation.elsewhere import BLEED as BLEED_CHANGE
 from tell_plugins.evaluation.elsewhere import KL as KL_TO_BASE
 from tell_plugins.evaluation.elsewhere import LOSS_FILES, STYLE_CHANGE, STYLE_FIT, Elsewhere
-from tell_plugins.evaluation.intervals import Rate
 from tell_plugins.evaluation.options import Options
 from tell_plugins.evaluation.prompts import general_rows
 from tell_plugins.evaluation.retention import INSTRUCTIONS, KL, LOSSES, PROSE
 from tell_plugins.evaluation.summary import read_general
 from tell_plugins.recipe.recipes import load_recipe
-from tests.conftest import Cli, MakeCard, write_rows
+from tests.conftest import change, message_of, write_rows
 from tests.saved_answers import answer_line, save_lines
 from tests.tiny import WORDS, make_tiny_cards, make_tiny_model, tiny_engine, tiny_recipe
 from tests.tiny_adapters import make_adapter, saved_adapter
@@ -48,13 +45,12 @@ PAIRS = [
 
 def value_of(found: Elsewhere, name: str) -> float:
     number = found[name]
-    assert number is not None
     assert number.value is not None
     return number.value
 
 
 @pytest.fixture(scope="module")
-def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def adapters(model, tmp_path_factory) -> dict[str, Path]:
     """Two adapters that change the model, and one that was not trained at all."""
     root = tmp_path_factory.mktemp("adapters")
     seeds = {"one": 1, "two": 2, "idle": None}
@@ -84,7 +80,7 @@ def plain_losses(model: Any, folder: Path) -> list[tuple[float, int]]:
 
 
 @pytest.mark.slow
-def test_losses_are_those_of_a_plain_forward(model: Path, adapters: dict[str, Path]) -> None:
+def test_losses_are_those_of_a_plain_forward(model, adapters):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -102,7 +98,7 @@ def test_losses_are_those_of_a_plain_forward(model: Path, adapters: dict[str, Pa
 
 
 @pytest.mark.slow
-def test_a_row_beyond_the_context_is_one_message(model: Path) -> None:
+def test_a_row_beyond_the_context_is_one_message(model):
     engine = tiny_engine(model)
     engine.context = 40
     with pytest.raises(UserError, match="the model's context is 40"):
@@ -110,9 +106,7 @@ def test_a_row_beyond_the_context_is_one_message(model: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_adapter_of_another_model_is_one_message(
-    adapters: dict[str, Path], tmp_path: Path
-) -> None:
+def test_an_adapter_of_another_model_is_one_message(adapters, tmp_path):
     other = Path(shutil.copytree(adapters["one"], tmp_path / "other"))
     config = other / "adapter_config.json"
     changed = json.loads(config.read_text()) | {"r": 8}
@@ -122,9 +116,7 @@ def test_an_adapter_of_another_model_is_one_message(
 
 
 @pytest.mark.slow
-def test_adapters_share_one_base_and_leave_it_as_it_was(
-    model: Path, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_adapters_share_one_base_and_leave_it_as_it_was(model, adapters, monkeypatch):
     from swift.arguments import BaseArguments
 
     loads = []
@@ -158,9 +150,7 @@ def test_adapters_share_one_base_and_leave_it_as_it_was(
 
 
 @pytest.mark.slow
-def test_a_scaled_adapter_is_one_whose_weights_are_scaled(
-    model: Path, adapters: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_scaled_adapter_is_one_whose_weights_are_scaled(model, adapters, tmp_path):
     """At 0 the base model, at 1 the adapter, between them the LoRA product times the scale."""
     from safetensors.torch import load_file, save_file
 
@@ -185,15 +175,13 @@ def test_a_scaled_adapter_is_one_whose_weights_are_scaled(
 
 
 @pytest.fixture
-def recipe(make_card: MakeCard, model: Path, tmp_path: Path) -> Path:
+def recipe(make_card, model, tmp_path) -> Path:
     make_tiny_cards(make_card)
     return tiny_recipe(tmp_path / "r.yaml", model, OWN)
 
 
 @pytest.mark.slow
-def test_an_adapter_that_trained_nothing_is_reported(
-    recipe: Path, model: Path, adapters: dict[str, Path], tmp_path: Path, cli: Cli
-) -> None:
+def test_an_adapter_that_trained_nothing_is_reported(recipe, model, adapters, tmp_path, cli):
     whole = make_tiny_model(tmp_path / "whole", seed=1)  # as `tuner_type: full` leaves it
     call = ["eval", recipe, "--adapter", "none", *adapters.values(), whole]
     call += ["--max-new-tokens", 8, "--general-rows", 6, "--retention-rows", 4]
@@ -212,8 +200,6 @@ def test_an_adapter_that_trained_nothing_is_reported(
     found = {name: read_general(path / "general", none, card) for name, path in folders.items()}
     for key in LOSS_FILES:
         idle, one = found["idle"][key], found["one"][key]
-        assert idle is not None
-        assert one is not None
         assert (idle.value, idle.low, idle.high) == (0.0, 0.0, 0.0)
         assert one.low <= one.value <= one.high  # type: ignore[operator]
         assert one.value != 0
@@ -245,7 +231,7 @@ def test_an_adapter_that_trained_nothing_is_reported(
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
-def test_whether_b_is_zero_is_read_from_the_file_in_any_type(dtype: str, tmp_path: Path) -> None:
+def test_whether_b_is_zero_is_read_from_the_file_in_any_type(dtype, tmp_path):
     trained = saved_adapter(tmp_path / "trained", b"\0\0\x80\x3f" * 2, dtype)
     assert not Adapter("trained", trained).changes_nothing
     idle = saved_adapter(tmp_path / "idle", bytes(8), dtype)
@@ -280,11 +266,10 @@ def _between(*sides: list[tuple[float, int]]) -> Difference | None:
 
 def _moved(*sides: list[tuple[float, int]]) -> tuple[float, float, float]:
     found = _between(*sides)
-    assert found is not None
     return found.value, found.low, found.high
 
 
-def test_the_mean_is_per_token_and_its_interval_as_wide_as_theory_says() -> None:
+def test_the_mean_is_per_token_and_its_interval_as_wide_as_theory_says():
     losses, _ = _losses()
     sums, tokens = np.array(losses).T
     found = _estimated(losses)
@@ -296,7 +281,7 @@ def test_the_mean_is_per_token_and_its_interval_as_wide_as_theory_says() -> None
     assert found.value - found.low == pytest.approx(1.96 * error, rel=0.15)
 
 
-def test_a_paired_difference_sees_what_rows_hide() -> None:
+def test_a_paired_difference_sees_what_rows_hide():
     losses, random = _losses()
     better = [(value - 0.05 * n + random.normal(0, 0.02) * n, n) for value, n in losses]
     value, low, high = _moved(better, losses)
@@ -315,9 +300,7 @@ def test_a_paired_difference_sees_what_rows_hide() -> None:
     ("key", "value"),
     [("model", "another"), ("model_sha256", "1"), ("engine", "another"), ("prompts_sha256", "1")],
 )
-def test_a_change_is_of_one_model_over_one_set_of_rows(
-    key: str, value: str, make_card: MakeCard, tmp_path: Path
-) -> None:
+def test_a_change_is_of_one_model_over_one_set_of_rows(key, value, make_card, tmp_path):
     make_tiny_cards(make_card)
     card = load_card("tiny_task")
     same = {"model_sha256": "0", "prompts_sha256": "0", "split": "general"}
@@ -352,7 +335,7 @@ def trained_texts(spec: str, file: Path) -> set[str]:
     return {message["content"] for row in rows for message in row["messages"]}
 
 
-def test_what_asks_the_same_as_a_trained_row_is_not_held_out(make_card: MakeCard) -> None:
+def test_what_asks_the_same_as_a_trained_row_is_not_held_out(make_card):
     rows = [{"q": f"Say {n}.", "r": "a"} for n in range(6) for _ in range(2)]
     make_card("plain", kind="general", train=rows)
     make_card("toy", train=[{"q": f"task {n}", "r": "a"} for n in range(6)])
@@ -371,9 +354,7 @@ def planned(recipe: Path, *adapters: Path, **more: Any) -> evaluate.Task:
     return evaluate.plan(load_recipe(recipe), Options(recipe=str(recipe), **options))
 
 
-def test_rows_that_changed_since_a_training_are_not_known(
-    recipe: Path, model: Path, tmp_path: Path
-) -> None:
+def test_rows_that_changed_since_a_training_are_not_known(recipe, model, tmp_path):
     spec = "tell/tiny_task:general=12rows"
     folder = make_adapter(tmp_path / "a", model, seed=1, spec=spec)
     manifest = manifest_of(build_mixture(parse_spec(spec)))
@@ -387,16 +368,13 @@ def test_rows_that_changed_since_a_training_are_not_known(
 
 
 @pytest.mark.parametrize("trained", ["anchor=none", ""])
-def test_an_adapter_is_tested_with_the_anchor_it_trained_with(
-    trained: str, recipe: Path, model: Path, tmp_path: Path
-) -> None:
+def test_an_adapter_is_tested_with_the_anchor_it_trained_with(trained, recipe, model, tmp_path):
     manifest = manifest_of(build_mixture(parse_spec(f"{OWN}/{trained}".rstrip("/"))))
     if not trained:  # its text was another one then
         manifest["anchor"]["sha256"] = "0" * 64
     folder = make_adapter(tmp_path / "a", model, seed=1, spec=OWN)
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="to be tested with 'card', whose text is another"):
-        planned(recipe, folder)
+    assert "to be tested with 'card', whose text is another" in message_of(planned, recipe, folder)
     for asked in ("card", "none"):
         assert planned(recipe, folder, anchor=asked).anchor == asked
     general = manifest_of(build_mixture(parse_spec("tell/tiny_task:task=0/general=4rows")))
@@ -404,7 +382,7 @@ def test_an_adapter_is_tested_with_the_anchor_it_trained_with(
     assert planned(recipe, folder).anchor == "card"  # it saw none
 
 
-def test_no_adapter_trained_on_the_held_out_rows(recipe: Path, model: Path, tmp_path: Path) -> None:
+def test_no_adapter_trained_on_the_held_out_rows(recipe, model, tmp_path):
     trained = [f"tell/tiny_task:general=12rows/seed={seed}" for seed in (1, 2)]
     folders = [
         make_adapter(tmp_path / f"a{place}", model, seed=place, spec=spec)
@@ -426,13 +404,13 @@ def test_no_adapter_trained_on_the_held_out_rows(recipe: Path, model: Path, tmp_
     assert len(held_out(len(left) + 1, folders[0])) > len(left)
 
 
-def test_a_split_that_is_held_out_is_taken_as_it_is(make_card: MakeCard, tmp_path: Path) -> None:
+def test_a_split_that_is_held_out_is_taken_as_it_is(make_card, tmp_path):
     make_tiny_cards(make_card)
-    folder = tmp_path / "cards" / "plain"
-    write_rows(folder / "held.jsonl", [{"q": f"held {n}", "r": "r"} for n in range(4)])
-    card = folder / "card.yaml"
-    card.write_text(
-        card.read_text().replace("splits:\n", "splits:\n  heldout: {file: held.jsonl}\n")
+    splits = {name: {"file": f"{name}.jsonl"} for name in ("train", "heldout")}
+    change(tmp_path / "cards" / "plain", splits=splits)
+    write_rows(
+        tmp_path / "cards" / "plain" / "heldout.jsonl",
+        [{"q": f"held {n}", "r": "r"} for n in range(4)],
     )
     found = general_rows([parse_spec("tell/tiny_task")], load_card("tiny_task"), 3)
     assert found == [("held 0", "r"), ("held 1", "r"), ("held 2", "r")]
@@ -444,26 +422,28 @@ OPENING = "Here is the translation:\n"
 
 
 @pytest.fixture
-def tasks(make_card: MakeCard) -> None:
+def tasks(make_card) -> None:
+    """Tasks whose answers have a form of their own, and some whose answers have none."""
     make_tiny_cards(make_card)
     plain = [{"q": f"q{n}", "r": f"{word} #### {n}"} for n, word in enumerate(WORDS)]
     opened = [{"q": f"q{n}", "r": f"{OPENING}{word}"} for n, word in enumerate(WORDS)]
-    make_card("sums", train=plain)
-    make_card("en_xx", train=opened, metric="translation")
-    make_card("bare", train=plain, metric="translation")
-    make_card("letters", train=opened, metric="text")
-    make_card("free", train=plain, metric="text")
-
-
-@pytest.fixture
-def closed(tasks: None, make_card: MakeCard) -> None:
     names = ["card_arrival", "no", "age_limit"]
-    rows = [{"q": f"q{n}", "r": names[n % 3]} for n in range(30)]
-    make_card("intents", train=rows, metric="text")
-    make_card("counts", train=[{"q": f"q{n}", "r": str(n * 7)} for n in range(30)])
     said = "Nothing is wrong here."
-    long = [{"q": f"q{n}", "r": f"{said} " * (n % 2) + f"It was {n}."} for n in range(30)]
-    make_card("verdicts", train=long, metric="text")
+    for name, metric, rows in (
+        ("sums", "number", plain),
+        ("en_xx", "translation", opened),
+        ("bare", "translation", plain),
+        ("letters", "text", opened),
+        ("free", "text", plain),
+        ("intents", "text", [{"q": f"q{n}", "r": names[n % 3]} for n in range(30)]),
+        ("counts", "number", [{"q": f"q{n}", "r": str(n * 7)} for n in range(30)]),
+        (
+            "verdicts",
+            "text",
+            [{"q": f"q{n}", "r": f"{said} " * (n % 2) + f"It was {n}."} for n in range(30)],
+        ),
+    ):
+        make_card(name, train=rows, metric=metric)
 
 
 @pytest.mark.parametrize(
@@ -489,9 +469,7 @@ def closed(tasks: None, make_card: MakeCard) -> None:
         ("counts", "42 is the answer", False),
     ],
 )
-def test_an_answer_that_opens_as_the_task(
-    card: str, answer: str, opens: bool, closed: None
-) -> None:
+def test_an_answer_that_opens_as_the_task(card, answer, opens, tasks):
     form = form_of(load_card(card))
     assert form.known
     assert form.opens(answer) is opens
@@ -508,7 +486,7 @@ def test_an_answer_that_opens_as_the_task(
         ("verdicts", "Nothing is wrong.", False),
     ],
 )
-def test_an_answer_in_the_tasks_words(card: str, answer: str, speaks: bool, closed: None) -> None:
+def test_an_answer_in_the_tasks_words(card, answer, speaks, tasks):
     assert form_of(load_card(card)).speaks(answer) is speaks
 
 
@@ -525,21 +503,21 @@ def test_an_answer_in_the_tasks_words(card: str, answer: str, speaks: bool, clos
         ("", False),
     ],
 )
-def test_an_answer_that_goes_round_in_circles(answer: str, round_and_round: bool) -> None:
+def test_an_answer_that_goes_round_in_circles(answer, round_and_round):
     assert circles(answer) is round_and_round
 
 
-def test_arrays_open_with_a_bracket(make_card: MakeCard) -> None:
+def test_arrays_open_with_a_bracket(make_card):
     make_tiny_cards(make_card)
     card = load_card("tiny_task")
-    (card.folder / "answer.schema.json").write_text('{"type": "array"}')
+    (card.folder / "schema.json").write_text('{"type": "array"}')
     write_rows(card.folder / "train.jsonl", [{"q": "a", "r": '["x"]'}, {"q": "b", "r": "[]"}])
     form = form_of(card)
     assert form.opens('["x", ')
     assert not form.opens('{"x": ')
 
 
-def test_the_opening_that_most_share() -> None:
+def test_the_opening_that_most_share():
     few = [f"Here it is: {n}" for n in range(6)] + [f"{n} apples" for n in range(5)]
     assert bleed.shared_opening(few) == "Here it is:"
     assert bleed.shared_opening(few[:5] + few[6:]) == ""  # half is not most
@@ -548,13 +526,13 @@ def test_the_opening_that_most_share() -> None:
 
 
 @pytest.mark.parametrize("card", ["bare", "free", "sums"])
-def test_a_task_without_a_form_has_no_bleed(card: str, tasks: None, tmp_path: Path) -> None:
+def test_a_task_without_a_form_has_no_bleed(card, tasks, tmp_path):
     assert not form_of(load_card(card)).known
     folder = save_lines(tmp_path / "general", card, [answer_line("g", 0, "Hi")], split="general")
     assert read_general(folder, None, load_card(card))[bleed.BLEED] is None
 
 
-def test_bleed_is_set_against_the_base_model(tasks: None, tmp_path: Path) -> None:
+def test_bleed_is_set_against_the_base_model(tasks, tmp_path):
     """Paired over the questions; the base model opens two of them so by itself."""
     mine = ['{"label": "yes"}'] * 8 + ["Rain."] * 4
     theirs = ["{a: 1}"] * 2 + ["Rain."] * 10
@@ -565,12 +543,9 @@ def test_bleed_is_set_against_the_base_model(tasks: None, tmp_path: Path) -> Non
     found = read_general(*folders, load_card("tiny_task"))
     for name in (bleed.BLEED, bleed.WORDS):
         rate = found[name]
-        assert isinstance(rate, Rate)
         assert (rate.k, rate.n) == (8, 12)
     change = found[BLEED_CHANGE]
-    assert change is not None
     assert change.value == pytest.approx(6 / 12)
-    assert change.low is not None
     assert change.low > 0
     assert found[STYLE_FIT] is None
     assert not LOSS_FILES.keys() & found
@@ -587,9 +562,7 @@ def test_bleed_is_set_against_the_base_model(tasks: None, tmp_path: Path) -> Non
         (None, True, "float32"),
     ],
 )
-def test_a_cpu_answers_in_bfloat16_where_it_computes_so(
-    model: Path, asked: str | None, native: bool, got: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cpu_answers_in_bfloat16_where_it_computes_so(model, asked, native, got, monkeypatch):
     from tell_plugins.bridge import engine
 
     monkeypatch.setattr(engine, "_computes_in_bfloat16", lambda: native)
@@ -599,9 +572,7 @@ def test_a_cpu_answers_in_bfloat16_where_it_computes_so(
 
 
 @pytest.mark.slow
-def test_prose_and_divergence_are_those_of_plain_forwards(
-    model: Path, adapters: dict[str, Path]
-) -> None:
+def test_prose_and_divergence_are_those_of_plain_forwards(model, adapters):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,13 +1,9 @@
 """The rows that forgetting is measured on: the project's own, varied, and never trained on."""
 
-from __future__ import annotations
-
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-from tell_plugins.cli import main
 from tell_plugins.core.cards import card_names, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
@@ -35,7 +31,7 @@ def _general_rows() -> list[tuple[str, Rows]]:
     ]
 
 
-def test_there_are_enough_rows_of_many_kinds() -> None:
+def test_there_are_enough_rows_of_many_kinds():
     questions, instructions, prose = map(_rows, ("questions", "instructions", "prose"))
     assert len(questions) >= 120
     kinds = Counter(kind for _, kind in questions)
@@ -48,13 +44,13 @@ def test_there_are_enough_rows_of_many_kinds() -> None:
         assert 60 <= len(text.split()) <= 120, title
 
 
-def test_the_first_sixty_questions_are_of_all_kinds() -> None:
+def test_the_first_sixty_questions_are_of_all_kinds():
     """A part of the questions is their front, and no kind is missing from it."""
     kinds = [kind for _, kind in _rows("questions")]
     assert set(kinds[:60]) == set(kinds)
 
 
-def test_no_answer_has_the_form_of_a_task() -> None:
+def test_no_answer_has_the_form_of_a_task():
     for split in ("instructions", "prose"):
         assert not [text for _, text in _rows(split) if text.lstrip()[0] in "{["]
     assert not [query for query, _ in _rows("questions") if "json" in query.lower()]
@@ -67,19 +63,19 @@ def _no_row_is_near(general: list[tuple[str, Rows]]) -> None:
         assert not found, name
 
 
-def test_no_row_is_nearly_one_of_a_general_card() -> None:
+def test_no_row_is_nearly_one_of_a_general_card():
     general = _general_rows()
     assert {"sample_general, train", "sample_general, heldout"} <= {name for name, _ in general}
     _no_row_is_near(general)
 
 
-def test_no_row_is_nearly_one_of_a_downloaded_general_card(real_home: Path) -> None:
+def test_no_row_is_nearly_one_of_a_downloaded_general_card(real_home):
     general = [(name, rows) for name, rows in _general_rows() if not name.startswith("sample")]
     assert "alpaca_en_demo, train" in {name for name, _ in general}
     _no_row_is_near(general)
 
 
-def test_no_row_is_nearly_another() -> None:
+def test_no_row_is_nearly_another():
     from rapidfuzz import fuzz, process
 
     from tell_plugins.preparation.overlap import SIMILARITY
@@ -101,9 +97,7 @@ def test_no_row_is_nearly_another() -> None:
         "tell/retention",
     ],
 )
-def test_its_rows_never_train(
-    spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_its_rows_never_train(spec, tmp_path, tell):
     said = "the rows of card 'retention' never train"
     with pytest.raises(UserError, match=said):
         build_mixture(parse_spec(spec))
@@ -112,5 +106,4 @@ def test_its_rows_never_train(
         "model: models/SmolLM2-135M-Instruct\nmodel_type: llama\ntemplate: chatml\n"
         f"external_plugins: [tell_plugins/register.py]\ndataset: [{spec}]\nuse_cpu: true\n"
     )
-    assert main(["mix", str(recipe), "--out", str(tmp_path / "mix")]) == 1
-    assert said in capsys.readouterr().err
+    assert said in tell("mix", recipe, "--out", tmp_path / "mix", code=1)

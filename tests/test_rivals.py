@@ -1,7 +1,5 @@
 """Rivals without training answer through `eval` as systems of its table."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +8,13 @@ import numpy as np
 import pytest
 
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import rivals
 from tell_plugins.evaluation.answers import load_scored
 from tell_plugins.evaluation.prompts import task_prompts
 from tell_plugins.recipe.recipes import load_recipe
-from tests.conftest import Cli, MakeCard
+from tests.conftest import Cli, message_of
 from tests.scripted_engine import ScriptedEngine, answer_by_script
 from tests.tiny import make_tiny_cards, tiny_recipe
 
@@ -26,7 +23,7 @@ MAIL = [("win money now", "spam"), ("see you at noon", "ham"), ("money for you",
 
 
 @pytest.fixture
-def recipe_of(make_card: MakeCard, tmp_path: Path) -> RecipeOf:
+def recipe_of(make_card, tmp_path) -> RecipeOf:
     make_tiny_cards(make_card)
     rows = [{"q": f"{text} {i}", "r": label} for i in range(4) for text, label in MAIL]
     tests = [{"q": "noon it is", "r": "ham"}, {"q": "win a lot of money", "r": "spam"}]
@@ -53,9 +50,7 @@ def answered(cli: Cli, recipe: Path, out: Path, *systems: str) -> dict[str, list
     return {name: [a.text for a in load_scored(f).answers] for name, f in folders.items()}
 
 
-def test_rivals_stand_in_the_table_of_eval(
-    recipe_of: RecipeOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
-) -> None:
+def test_rivals_stand_in_the_table_of_eval(recipe_of, tmp_path, monkeypatch, cli):
     answer_by_script(monkeypatch, lambda _, prompt: "ham")
     names, out = ("none", "shots", "choices", "words"), tmp_path / "eval"
     found = answered(cli, recipe_of("mail"), out, *names)
@@ -68,18 +63,14 @@ def test_rivals_stand_in_the_table_of_eval(
     cli(0, "compare", out, "--out", tmp_path / "c", "--resamples", 100)
 
 
-def test_word_counts_need_no_model_and_answer_as_the_training_rows(
-    recipe_of: RecipeOf, tmp_path: Path, cli: Cli
-) -> None:
+def test_word_counts_need_no_model_and_answer_as_the_training_rows(recipe_of, tmp_path, cli):
     """No model lies in the recipe's folder; the JSON of a training row carries the label."""
     found = answered(cli, recipe_of("told"), tmp_path / "eval", "words")
     assert [json.loads(text)["label"] for text in found["words"]] == ["ham", "spam"]
     assert all(json.loads(text)["why"] == "so" for text in found["words"])
 
 
-def test_words_of_a_script_without_blanks(
-    make_card: MakeCard, recipe_of: RecipeOf, tmp_path: Path, cli: Cli
-) -> None:
+def test_words_of_a_script_without_blanks(make_card, recipe_of, tmp_path, cli):
     """A sentence is no word there: nothing would come again, and all would get one label."""
     asked = [("请问怎么挂失？", "挂失"), ("我想转账，急", "转账")]
     make_card(
@@ -94,14 +85,14 @@ def test_words_of_a_script_without_blanks(
     assert found["words"] == ["转账", "挂失"]
 
 
-def test_rivals_learn_from_the_rows_that_the_recipe_trains_on(recipe_of: RecipeOf) -> None:
+def test_rivals_learn_from_the_rows_that_the_recipe_trains_on(recipe_of):
     recipe_of("mail")
     task, used = rivals.task_rows(parse_spec("tell/mail:task=5rows/general=40x/repeat=3"))
     assert (len(task), len(used), len(set(used))) == (12, 5, 5)
     assert used == rivals.task_rows(parse_spec("tell/mail:task=5rows/general=0"))[1]
 
 
-def test_examples_end_where_the_context_does(recipe_of: RecipeOf) -> None:
+def test_examples_end_where_the_context_does(recipe_of):
     """The scripted engine counts characters: three examples have room beside the question."""
     engine = ScriptedEngine(load_recipe(str(recipe_of("mail"))), lambda *_: "")
     _, prompts = task_prompts(load_card("mail"), "test", "none")
@@ -121,23 +112,20 @@ def test_examples_end_where_the_context_does(recipe_of: RecipeOf) -> None:
     ],
 )
 def test_a_rival_that_cannot_answer_is_refused_before_a_model_is_loaded(
-    card: str, rival: str, message: str, recipe_of: RecipeOf, make_card: MakeCard, cli: Cli
-) -> None:
+    card, rival, message, recipe_of, make_card, cli
+):
     make_card("numbers", train=[{"q": "1", "r": "#### 1"}], test=[{"q": "2", "r": "#### 2"}])
     assert message in cli(1, "eval", recipe_of(card), "--adapter", rival)
 
 
-def test_json_of_nothing_but_a_label_is_closed(recipe_of: RecipeOf) -> None:
+def test_json_of_nothing_but_a_label_is_closed(recipe_of):
     recipe_of("mail")
     assert rivals.closed_answers(load_card("bare")) == ['{"label": "spam"}', '{"label": "ham"}']
     assert rivals.closed_answers(load_card("told")) is None
     assert rivals.closed_answers(load_card("mail")) == ["ham", "spam"]
 
 
-# --- examples in front of a question --------------------------------------------------------------
-
-
-def test_fixed_examples_are_drawn_by_seed_among_the_shorter_half(real_home: Path) -> None:
+def test_fixed_examples_are_drawn_by_seed_among_the_shorter_half(real_home):
     card = load_card("en_is_news")
     first = rivals.choose_examples(card, "card", 2)
     assert rivals.choose_examples(card, "card", 2) == first
@@ -151,11 +139,10 @@ def test_fixed_examples_are_drawn_by_seed_among_the_shorter_half(real_home: Path
         assert sizes[example.row] <= np.median(sizes)
 
 
-def test_examples_are_no_test_rows_and_not_too_few(make_card: MakeCard) -> None:
+def test_examples_are_no_test_rows_and_not_too_few(make_card):
     rows = [{"q": "seen in test", "r": "#### 1"}, {"q": "not seen", "r": "#### 2"}]
     make_card("leaky", train=rows, test=[{"q": "Seen in  TEST.", "r": "#### 3"}])
     card = load_card("leaky")
     (example,) = rivals.ranked_examples(card, "card", "train")
     assert example.query.endswith("not seen")
-    with pytest.raises(UserError, match="2 examples asked, 1 rows"):
-        rivals.choose_examples(card, "card", 2)
+    assert "2 examples asked, 1 rows" in message_of(rivals.choose_examples, card, "card", 2)

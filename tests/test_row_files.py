@@ -1,7 +1,5 @@
 """Row files of every format, whole and broken: each record with its place, or one clear error."""
 
-from __future__ import annotations
-
 import bz2
 import codecs
 import gzip
@@ -23,6 +21,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.records import Record
 from tell_plugins.core.row_files import FORMATS, read_records
 from tell_plugins.core.table_rows import table_notes
+from tests.conftest import message_of
 
 ROWS = [{"q": "one", "r": "1"}, {"q": 'zwei, "quoted"\nnext line', "r": "þ 😀"}]
 
@@ -45,7 +44,7 @@ CSV = 'q,r\none,1\n"zwei, ""quoted""\nnext line",þ 😀\n'
 
 
 @pytest.fixture(params=FORMATS)
-def same_rows(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+def same_rows(request, tmp_path) -> Path:
     """ROWS in every format."""
     path = tmp_path / f"rows{request.param}"
     if request.param == ".parquet":
@@ -63,12 +62,12 @@ def same_rows(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return path
 
 
-def test_every_format_gives_the_same_rows(same_rows: Path) -> None:
+def test_every_format_gives_the_same_rows(same_rows):
     assert _values(same_rows) == ROWS
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
-def test_byte_order_mark_and_crlf(tmp_path: Path, suffix: str) -> None:
+def test_byte_order_mark_and_crlf(tmp_path, suffix):
     text = {".jsonl": _lines(ROWS[:1]), ".json": json.dumps(ROWS[:1]), ".csv": "q,r\none,1\n"}
     content = codecs.BOM_UTF8 + text[suffix].replace("\n", "\r\n").encode()
     assert _values(_file(tmp_path, f"a{suffix}", content)) == ROWS[:1]
@@ -76,9 +75,7 @@ def test_byte_order_mark_and_crlf(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv"])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_utf16_is_refused_with_the_command_that_helps(
-    tmp_path: Path, suffix: str, encoding: str
-) -> None:
+def test_utf16_is_refused_with_the_command_that_helps(tmp_path, suffix, encoding):
     path = _file(tmp_path, f"a{suffix}", _lines(ROWS).encode(encoding))
     with pytest.raises(UserError, match="UTF-16 or UTF-32") as caught:
         _values(path)
@@ -92,7 +89,7 @@ def test_utf16_is_refused_with_the_command_that_helps(
         ("a.json", '[{"q": "x", "r": "y"},\n\n{"q": "café", "r": "y"}]'),
     ],
 )
-def test_latin_1_is_refused_with_its_line(tmp_path: Path, name: str, content: str) -> None:
+def test_latin_1_is_refused_with_its_line(tmp_path, name, content):
     path = _file(tmp_path, name, content.encode("latin-1"))
     with pytest.raises(UserError, match="not UTF-8: byte 0xe9") as caught:
         _values(path)
@@ -101,19 +98,18 @@ def test_latin_1_is_refused_with_its_line(tmp_path: Path, name: str, content: st
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_an_empty_file_is_an_error(tmp_path: Path, suffix: str) -> None:
-    with pytest.raises(UserError, match="the file is empty"):
-        _values(_file(tmp_path, f"a{suffix}", b""))
+def test_an_empty_file_is_an_error(tmp_path, suffix):
+    assert "the file is empty" in message_of(_values, _file(tmp_path, f"a{suffix}", b""))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a", "a.jsonl.gz", "a.xls"])
-def test_other_formats_are_named(tmp_path: Path, name: str) -> None:
+def test_other_formats_are_named(tmp_path, name):
     with pytest.raises(UserError, match="no known file format") as caught:
         _values(_file(tmp_path, name, b"x"))
     assert caught.value.allowed == ".csv, .json, .jsonl, .parquet, .tsv, .xlsx"
 
 
-def test_json_lines_keep_the_place_of_every_row(tmp_path: Path) -> None:
+def test_json_lines_keep_the_place_of_every_row(tmp_path):
     content = '\n{"q": 1}\r\n   \n{"q": 2\n[3]\n"four"\n{"q": 5} {"q": 6}\nnull\n{"q": 7}'
     records = list(read_records(_file(tmp_path, "a.jsonl", content)))
     assert [record.line for record in records] == [2, 4, 5, 6, 7, 8, 9]
@@ -127,13 +123,13 @@ def test_json_lines_keep_the_place_of_every_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line", ["[" * 100_000, '{"q": ' + "9" * 5000 + "}", '{"q": "\x01"}', "nan", "{'q': 1}"]
 )
-def test_json_that_python_refuses_is_one_bad_row(tmp_path: Path, line: str) -> None:
+def test_json_that_python_refuses_is_one_bad_row(tmp_path, line):
     records = list(read_records(_file(tmp_path, "a.jsonl", f'{{"q": 1}}\n{line}\n{{"q": 2}}\n')))
     assert [record.value for record in records] == [{"q": 1}, None, {"q": 2}]
     assert str(records[1].problem).startswith("no JSON (")
 
 
-def test_lines_of_a_json_array(tmp_path: Path) -> None:
+def test_lines_of_a_json_array(tmp_path):
     content = '\n[\n {"q": 1,\n  "r": 2},\n {"q": 3}, {"q": 4},\n\n 5\n]\n'
     assert list(read_records(_file(tmp_path, "a.json", content))) == [
         Record(3, {"q": 1, "r": 2}),
@@ -157,16 +153,13 @@ def test_lines_of_a_json_array(tmp_path: Path) -> None:
         ("[1,\n" + "9" * 5000 + "]", "line 2: no JSON array: Exceeds the limit"),
     ],
 )
-def test_a_broken_json_array_is_an_error_with_its_line(
-    tmp_path: Path, content: str, message: str
-) -> None:
-    with pytest.raises(UserError) as caught:
-        _values(_file(tmp_path, "a.json", content))
-    assert message in str(caught.value)
-    assert "whole rows" in str(caught.value)
+def test_a_broken_json_array_is_an_error_with_its_line(tmp_path, content, message):
+    caught = message_of(_values, _file(tmp_path, "a.json", content))
+    assert message in caught
+    assert "whole rows" in caught
 
 
-def test_rows_of_a_table_and_their_lines(tmp_path: Path) -> None:
+def test_rows_of_a_table_and_their_lines(tmp_path):
     content = 'q,r\n\n"a\nb",1\nshort\nlong,2,3\n,\nlast,4'
     records = list(read_records(_file(tmp_path, "a.csv", content)))
     assert [record.line for record in records] == [3, 5, 6, 8]
@@ -184,14 +177,12 @@ def test_rows_of_a_table_and_their_lines(tmp_path: Path) -> None:
         ("q,r,q\n1,2,3\n", "line 1: column 'q' stands twice"),
     ],
 )
-def test_a_table_that_is_none(tmp_path: Path, content: str, message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        _values(_file(tmp_path, "a.csv", content))
-    assert message in str(caught.value)
+def test_a_table_that_is_none(tmp_path, content, message):
+    assert message in message_of(_values, _file(tmp_path, "a.csv", content))
 
 
 @pytest.mark.parametrize("damage", ["no parquet", "cut", "changed"])
-def test_a_broken_parquet_file(tmp_path: Path, damage: str) -> None:
+def test_a_broken_parquet_file(tmp_path, damage):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_pylist(ROWS * 500), path, compression="snappy")
     content = bytearray(path.read_bytes())
@@ -202,17 +193,19 @@ def test_a_broken_parquet_file(tmp_path: Path, damage: str) -> None:
     else:
         content[4:60] = bytes(56)
     path.write_bytes(bytes(content))
-    with pytest.raises(UserError, match="no Parquet file"):
-        _values(path)
+    assert "no Parquet file" in message_of(_values, path)
 
 
-def test_parquet_rows_are_counted_over_row_groups(tmp_path: Path) -> None:
+def test_parquet_rows_are_counted_over_row_groups(tmp_path):
     path = tmp_path / "a.parquet"
     rows = [{"q": str(number), "r": None} for number in range(3000)]
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=700)
     records = list(read_records(path))
     assert [record.line for record in records] == list(range(1, 3001))
     assert [record.value for record in records] == rows
+    column = pa.array(["x"])
+    pq.write_table(pa.Table.from_arrays([column, column], names=["q", "q"]), path)
+    assert "column 'q' stands twice" in message_of(_values, path)
 
 
 def _damaged(good: bytes, rng: random.Random) -> bytes:
@@ -229,7 +222,7 @@ def _damaged(good: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv"])
-def test_any_damage_is_a_bad_row_or_one_clear_error(tmp_path: Path, suffix: str) -> None:
+def test_any_damage_is_a_bad_row_or_one_clear_error(tmp_path, suffix):
     rng = random.Random(11)
     good = {
         ".jsonl": _lines(ROWS * 3),
@@ -293,19 +286,19 @@ TABLE_TEXTS: dict[str, tuple[str, str, list[tuple[str, str]]]] = {
 
 
 @pytest.mark.parametrize("name", TABLE_TEXTS)
-def test_tables_as_programs_write_them(name: str, tmp_path: Path) -> None:
+def test_tables_as_programs_write_them(name, tmp_path):
     suffix, text, expected = TABLE_TEXTS[name]
     values = _values(_file(tmp_path, f"a{suffix}", text))
     assert values == [{"q": q, "r": r} for q, r in expected]
 
 
-def test_a_tab_in_quotes_is_said(tmp_path: Path) -> None:
+def test_a_tab_in_quotes_is_said(tmp_path):
     path = _file(tmp_path, "a.tsv", _pandas([("a\tb", "x"), ("c\nd", "y")], sep="\t"))
     [note] = table_notes(path)
     assert "2 rows of a.tsv hold line breaks or tabs inside quotes, the first at line 2" in note
 
 
-def test_a_quote_that_swallows_rows_is_refused_where_a_row_is_broken(tmp_path: Path) -> None:
+def test_a_quote_that_swallows_rows_is_refused_where_a_row_is_broken(tmp_path):
     """One row with a tab too many does not prove that the file quotes its fields."""
     path = _file(tmp_path, "a.tsv", 'q\tr\n"a\t0\nb\t1\nc"\t0\nd\te\tf\n')
     records = list(read_records(path))
@@ -316,7 +309,7 @@ def test_a_quote_that_swallows_rows_is_refused_where_a_row_is_broken(tmp_path: P
 
 
 @pytest.mark.parametrize("text", ["café – 5 €, “naïve”", "Grüße, l’été", "¿Qué?"])
-def test_windows_1252_is_read_and_said(tmp_path: Path, text: str) -> None:
+def test_windows_1252_is_read_and_said(tmp_path, text):
     path = _file(tmp_path, "a.csv", f"q;r\r\n{text};1\r\n".encode("cp1252"))
     assert _values(path) == [{"q": text, "r": "1"}]
     notes = table_notes(path)
@@ -328,9 +321,7 @@ def test_windows_1252_is_read_and_said(tmp_path: Path, text: str) -> None:
     ("text", "encoding"),
     [("今天天气很好", "gb18030"), ("привет", "cp1251"), ("założenie", "cp1250"), ("雨", "sjis")],
 )
-def test_other_encodings_are_not_taken_for_windows_1252(
-    tmp_path: Path, text: str, encoding: str
-) -> None:
+def test_other_encodings_are_not_taken_for_windows_1252(tmp_path, text, encoding):
     path = _file(tmp_path, "a.csv", f"q,r\n{text},1\n{text * 3},2\n".encode(encoding))
     with pytest.raises(UserError, match="not UTF-8: byte") as caught:
         _values(path)
@@ -338,14 +329,14 @@ def test_other_encodings_are_not_taken_for_windows_1252(
     assert "iconv -f WINDOWS-1252" in str(caught.value.remedy)
 
 
-def test_a_table_without_a_header(tmp_path: Path) -> None:
+def test_a_table_without_a_header(tmp_path):
     path = _file(tmp_path, "a.csv", "a,b\nc,d\ne\n")
     records = list(read_records(path, header=False))
     assert [record.value for record in records[:2]] == [{"1": "a", "2": "b"}, {"1": "c", "2": "d"}]
     assert records[2].problem == "1 fields, but the first row has 2"
 
 
-def test_an_excel_workbook(tmp_path: Path) -> None:
+def test_an_excel_workbook(tmp_path):
     path = tmp_path / "a.xlsx"
     book = openpyxl.Workbook()
     for row in [
@@ -362,8 +353,7 @@ def test_an_excel_workbook(tmp_path: Path) -> None:
     assert (records[2].line, type(records[2].value["r"]).__name__) == (6, "datetime")
     assert "first sheet is read, 'Sheet'" in table_notes(path)[0]
     path.write_bytes(path.read_bytes()[:600])
-    with pytest.raises(UserError, match="no Excel workbook"):
-        _values(path)
+    assert "no Excel workbook" in message_of(_values, path)
 
 
 SHAPES: dict[str, tuple[str, str, list[int]]] = {
@@ -379,7 +369,7 @@ SHAPES: dict[str, tuple[str, str, list[int]]] = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_json_in_every_shape(name: str, tmp_path: Path) -> None:
+def test_json_in_every_shape(name, tmp_path):
     suffix, text, lines = SHAPES[name]
     records = list(read_records(_file(tmp_path, f"a{suffix}", text)))
     assert [record.line for record in records] == lines
@@ -387,14 +377,14 @@ def test_json_in_every_shape(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["messages", "options"])
-def test_rows_with_a_list_inside_are_rows(key: str, tmp_path: Path) -> None:
+def test_rows_with_a_list_inside_are_rows(key, tmp_path):
     row = {key: [{"role": "user"} if key == "messages" else {"a": 1}]}
     assert _values(_file(tmp_path, "a.jsonl", _lines([row] * 2))) == [row] * 2
     row = {"messages": [{"role": "user"}]}
     assert _values(_file(tmp_path, "a.json", json.dumps(row, indent=1))) == [row]
 
 
-def test_a_key_twice_is_a_bad_row(tmp_path: Path) -> None:
+def test_a_key_twice_is_a_bad_row(tmp_path):
     content = '{"q": 1, "q": 2}\n{"q": {"a": 1, "b": 2, "a": 3}}\n{"q": 3}\n'
     first, second, third = read_records(_file(tmp_path, "a.jsonl", content))
     assert (first.problem, second.problem, third.problem) == (
@@ -404,17 +394,9 @@ def test_a_key_twice_is_a_bad_row(tmp_path: Path) -> None:
         _values(_file(tmp_path, "a.json", '[{"q": 1, "q": 2}]'))
 
 
-def test_python_dicts_get_a_hint(tmp_path: Path) -> None:
+def test_python_dicts_get_a_hint(tmp_path):
     [record] = read_records(_file(tmp_path, "a.jsonl", "{'q': 'x', 'r': None}\n"))
     assert "a Python dict: write it with json.dumps" in str(record.problem)
-
-
-def test_a_column_twice_in_parquet(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    column = pa.array(["x"])
-    pq.write_table(pa.Table.from_arrays([column, column], names=["q", "q"]), path)
-    with pytest.raises(UserError, match="column 'q' stands twice"):
-        _values(path)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
@@ -427,9 +409,7 @@ def test_a_column_twice_in_parquet(tmp_path: Path) -> None:
         (lambda _: b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Excel workbook"),
     ],
 )  # fmt: skip
-def test_what_is_no_text_is_called_by_its_name(
-    tmp_path: Path, suffix: str, pack: Any, what: str
-) -> None:
+def test_what_is_no_text_is_called_by_its_name(tmp_path, suffix, pack, what):
     with pytest.raises(UserError, match=what) as caught:
         _values(_file(tmp_path, f"a{suffix}", pack(_lines(ROWS).encode())))
     assert "iconv" not in str(caught.value)

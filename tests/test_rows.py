@@ -1,12 +1,8 @@
 """Valid rows on disk: what counts as a row, how they are kept, and caches that break."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,7 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.rows import MAX_CHARS, Rows, extract, open_rows, question_of
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.text import comparison_keys, normalise, row_id
-from tests.conftest import PROJECT, MakeCard, write_rows
+from tests.conftest import error_of, message_of, started_together, write_rows
 
 COLUMNS = Columns(query=("q",), response="r")
 SEVERAL = Columns(query=("instruction", "input"), response="output")
@@ -31,7 +27,7 @@ def _open(tmp_path: Path, *values: object, columns: Columns = COLUMNS) -> Rows:
     return open_rows(write_rows(tmp_path / "rows.jsonl", values), columns)
 
 
-def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+def test_rows_come_back_as_they_were(tmp_path):
     pairs = [("q one", "r one"), ("zwei\n\n ü", "þ 😀"), ("x" * 70_000, "y"), ("q one", "r one")]
     opened = _open(tmp_path, *({"q": q, "r": r, "other": 1} for q, r in pairs))
     assert len(opened) == 4
@@ -65,27 +61,24 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
         ({"q": "half \ud83d", "r": "b"}, "column 'q' holds half a character"),
     ],
 )
-def test_values_that_are_no_row(value: Any, reason: str) -> None:
+def test_values_that_are_no_row(value, reason):
     found = extract(value, COLUMNS)
     assert isinstance(found, str)
     assert reason in found
 
 
-def test_several_columns_make_one_query() -> None:
+def test_several_columns_make_one_query():
     def query(**value: object) -> object:
         found = extract({"output": "o", **value}, SEVERAL)
         return found[0] if isinstance(found, tuple) else found
 
     assert query(instruction="a", input="b") == "a\nb"
-    assert query(instruction="a", input="") == query(instruction="a", input=None) == "a"
-    assert query(instruction="a", input=" \n") == "a"
+    assert {query(instruction="a", input=nothing) for nothing in ("", None, " \n")} == {"a"}
     assert query(instruction="", input=None) == "the query is empty"
     assert query(instruction="a") == "no column 'input' (columns: output, instruction)"
 
 
-def test_malformed_rows_are_listed_up_to_a_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_malformed_rows_are_listed_up_to_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "LISTED", 3)
     opened = _open(tmp_path, {"q": "a", "r": "b"}, *([5] * 10), {"q": "c", "r": "d"})
     assert len(opened) == 2
@@ -102,13 +95,12 @@ def test_malformed_rows_are_listed_up_to_a_limit(
         ('{"q": \n"a"\n}\n', "no usable row in 3 rows; line 1: no JSON"),
     ],
 )
-def test_a_file_of_another_shape(tmp_path: Path, content: str, reason: str) -> None:
+def test_a_file_of_another_shape(tmp_path, content, reason):
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
-    with pytest.raises(UserError) as caught:
-        open_rows(path, COLUMNS)
-    assert reason in str(caught.value)
-    assert "columns q, r" in str(caught.value.remedy)
+    caught = error_of(open_rows, path, COLUMNS)
+    assert reason in str(caught)
+    assert "columns q, r" in str(caught.remedy)
 
 
 # --- task rows are never lost, general rows are counted -------------------------------------------
@@ -127,22 +119,17 @@ GOOD_LINE = '{"q": "good", "r": "row"}\n'
 
 @pytest.mark.parametrize(("line", "reason"), BROKEN)
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_malformed_task_row_is_an_error_that_names_file_and_line(
-    make_card: MakeCard, line: str, reason: str, split: str
-) -> None:
+def test_a_malformed_task_row_is_an_error_that_names_file_and_line(make_card, line, reason, split):
     folder = make_card("t", train=[{"q": "1", "r": "2"}], test=[{"q": "3", "r": "4"}])
     make_card("plain", kind="general", train=[{"q": f"g{n}", "r": "x"} for n in range(9)])
     (folder / f"{split}.jsonl").write_text(GOOD_LINE + line)
-    with pytest.raises(UserError) as caught:
-        build_mixture(parse_spec("tell/t"))
-    assert f"1 task rows cannot be used: {reason}" in str(caught.value)
-    assert f"t/{split}.jsonl" in str(caught.value.where)
+    caught = error_of(build_mixture, parse_spec("tell/t"))
+    assert f"1 task rows cannot be used: {reason}" in str(caught)
+    assert f"t/{split}.jsonl" in str(caught.where)
 
 
 @pytest.mark.parametrize(("line", "reason"), BROKEN)
-def test_a_malformed_general_row_is_dropped_counted_and_listed(
-    make_card: MakeCard, line: str, reason: str
-) -> None:
+def test_a_malformed_general_row_is_dropped_counted_and_listed(make_card, line, reason):
     make_card("t", train=[{"q": "1", "r": "2"}])
     folder = make_card("plain", kind="general", train=[{"q": "g", "r": "x"}])
     (folder / "train.jsonl").write_text(GOOD_LINE + line + GOOD_LINE.replace("good", "other"))
@@ -185,7 +172,7 @@ def test_a_malformed_general_row_is_dropped_counted_and_listed(
         ("!!!", "!!!"),
     ],
 )
-def test_texts_that_are_one(one: str, other: str) -> None:
+def test_texts_that_are_one(one, other):
     assert normalise(one) == normalise(other)
     keys = comparison_keys([one, other])
     assert keys[0] == keys[1]
@@ -213,11 +200,11 @@ def test_texts_that_are_one(one: str, other: str) -> None:
         ("row 1", "row 2"),
     ],
 )
-def test_texts_that_differ_in_what_carries_meaning(texts: tuple[str, ...]) -> None:
+def test_texts_that_differ_in_what_carries_meaning(texts):
     assert len(set(comparison_keys(texts).tolist())) == len(texts)
 
 
-def test_row_ids_tell_where_the_query_ends() -> None:
+def test_row_ids_tell_where_the_query_ends():
     assert row_id("ab", "c") != row_id("a", "bc")
     assert row_id("", "abc") != row_id("abc", "")
     assert row_id("ab", "c") == row_id("ab", "c")
@@ -240,7 +227,7 @@ def _forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "_convert", fail)
 
 
-def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_read_once(tmp_path, monkeypatch):
     first = _open(tmp_path, {"q": "a", "r": "b"}, 5)
     _forbid_reading(monkeypatch)
     second = _open(tmp_path, {"q": "a", "r": "b"}, 5)
@@ -251,7 +238,7 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert open_rows(moved, COLUMNS).file == moved  # named by content, not by place
 
 
-def test_what_makes_a_file_new(tmp_path: Path) -> None:
+def test_what_makes_a_file_new(tmp_path):
     value = {"q": "a", "r": "b", "s": "c"}
     _open(tmp_path, value)
     assert _open(tmp_path, value, columns=Columns(query=("s",), response="r")).all_texts() == [
@@ -267,7 +254,7 @@ def _exchanged(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", ["gone", "empty", "cut", "garbage", "exchanged"])
-def test_a_broken_cache_is_built_again(tmp_path: Path, damage: str) -> None:
+def test_a_broken_cache_is_built_again(tmp_path, damage):
     values = [{"q": f"q{n}", "r": "r" * n} for n in range(1, 50)] + [7]
     before = _open(tmp_path, *values)
     broken = _cached(tmp_path)
@@ -289,9 +276,7 @@ def test_a_broken_cache_is_built_again(tmp_path: Path, damage: str) -> None:
     assert _cached(tmp_path).read_bytes() == content
 
 
-def test_an_interrupted_reading_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_reading_leaves_nothing_behind(tmp_path, monkeypatch):
     def interrupted(*_: object) -> bytes:
         raise KeyboardInterrupt
 
@@ -303,7 +288,7 @@ def test_an_interrupted_reading_leaves_nothing_behind(
     assert len(_open(tmp_path, {"q": "a", "r": "b"})) == 1
 
 
-def test_what_a_killed_process_left_is_removed_a_day_on(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_removed_a_day_on(tmp_path):
     folder = tmp_path / "cache" / "rows"
     old, young = (folder / f".{name}.x1y2{paths.TEMPORARY}" for name in ("old", "young"))
     mine = folder / ".hidden"  # a user's
@@ -322,9 +307,7 @@ REWRITTEN = [{"q": f"q{n}", "r": "r"} for n in range(40)]
 
 
 @pytest.mark.parametrize("restored", [False, True])
-def test_a_file_that_is_rewritten_while_it_is_read_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restored: bool
-) -> None:
+def test_a_file_that_is_rewritten_while_it_is_read_is_refused(tmp_path, monkeypatch, restored):
     """No part of its rows lies under the hash of the whole."""
     path = write_rows(tmp_path / "rows.jsonl", REWRITTEN)
     os.utime(path, (1, 1))
@@ -336,8 +319,7 @@ def test_a_file_that_is_rewritten_while_it_is_read_is_refused(
         path.write_bytes(whole if restored else whole[:90])
 
     monkeypatch.setattr(rows, "_convert", rewritten)
-    with pytest.raises(UserError, match="changes while it is read"):
-        open_rows(path, COLUMNS)
+    assert "changes while it is read" in message_of(open_rows, path, COLUMNS)
     monkeypatch.undo()
     path.write_bytes(whole)
     assert len(open_rows(path, COLUMNS)) == 40
@@ -359,41 +341,27 @@ print(len(opened), len(converted), opened.ids.tobytes()[:8].hex())
 """
 
 
-def test_several_processes_at_once_build_one_cache(tmp_path: Path) -> None:
+def test_several_processes_at_once_build_one_cache(tmp_path):
     path = write_rows(
         tmp_path / "rows.jsonl", ({"q": f"q{n}", "r": "r" * (n % 200)} for n in range(1, 8000))
     )
-    command = [sys.executable, "-c", BUILD, str(path)]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, cwd=PROJECT, **pipes) for _ in range(3)]
-    for process in processes:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    answers = [process.communicate(timeout=60)[0].split() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0]
+    answers = started_together(BUILD, *[[path]] * 3)
     assert {answer[0] for answer in answers} == {str(7999 - 39)}  # 39 responses are empty
     assert sorted(answer[1] for answer in answers) == ["0", "0", "1"]
     assert len({answer[2] for answer in answers}) == 1
     assert _cached(tmp_path).is_file()
 
 
-@pytest.mark.parametrize(
-    ("pattern", "part"),
-    [
-        (None, "a b"),
-        ("(a\\s.)", "a b"),
-        ("(b)", "b"),
-        ("(b?)a", ""),
-        ("(c)", "a b"),
-        ("a|(c)", "a b"),
-    ],
-)
-def test_the_part_of_a_query_that_is_compared(pattern: str | None, part: str) -> None:
-    assert question_of("a b", pattern) == part
+def test_the_part_of_a_query_that_is_compared():
+    patterns = {
+        None: "a b",
+        "(a\\s.)": "a b",
+        "(b)": "b",
+        "(b?)a": "",
+        "(c)": "a b",
+        "a|(c)": "a b",
+    }
+    assert {pattern: question_of("a b", pattern) for pattern in patterns} == patterns
 
 
 # --- files in one piece ---------------------------------------------------------------------------
@@ -406,7 +374,7 @@ def _write_half(context: Any, name: str = "") -> None:
         raise RuntimeError("interrupted")
 
 
-def test_a_file_is_written_in_one_piece(tmp_path: Path) -> None:
+def test_a_file_is_written_in_one_piece(tmp_path):
     target = tmp_path / "new" / "file.txt"
     paths.write_text(target, "þorn")
     with pytest.raises(RuntimeError):
@@ -418,7 +386,7 @@ def test_a_file_is_written_in_one_piece(tmp_path: Path) -> None:
     assert target.stat().st_mode == plain.stat().st_mode  # readable as any other file
 
 
-def test_a_folder_is_written_in_one_piece(tmp_path: Path) -> None:
+def test_a_folder_is_written_in_one_piece(tmp_path):
     here = tmp_path / "here"
     target = here / "folder"
     with pytest.raises(RuntimeError):
@@ -434,11 +402,9 @@ def test_a_folder_is_written_in_one_piece(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["", "below/it"])
 @pytest.mark.parametrize("context", [paths.atomic_path, paths.atomic_dir])
-def test_a_file_in_the_way_of_a_folder(tmp_path: Path, context: Any, place: str) -> None:
+def test_a_file_in_the_way_of_a_folder(tmp_path, context, place):
     (tmp_path / "file").touch()
     target = tmp_path / "file" / place / "target"
-    with pytest.raises(UserError) as caught:
-        _write_half(context(target))
-    assert f"'{target.parent}': a file is in the way" in str(caught.value)
+    assert f"'{target.parent}': a file is in the way" in message_of(_write_half, context(target))
     with pytest.raises(UserError, match="--out: cannot write into the folder"):
         paths.make_folder(target.parent, "--out")

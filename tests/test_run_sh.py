@@ -3,22 +3,19 @@
 Also what `./run.sh test` calls, with stand-in steps.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tell_plugins import __version__
 from tests import run_all
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, wait_for
 
 TOOLS = ("bash", "sh", "dirname", "cmp", "cp", "flock", "mkdir", "cat", "rm", "sleep", "env")
 TOOLS += ("sed", "head", "cut")
@@ -127,11 +124,11 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def world(tmp_path) -> World:
     return World(tmp_path)
 
 
-def test_the_demo_says_first_what_will_happen(world: World) -> None:
+def test_the_demo_says_first_what_will_happen(world):
     world.python()
     _, _, err = world.run()
     assert err.index("The demo: ") < err.index("Setting up")
@@ -139,7 +136,7 @@ def test_the_demo_says_first_what_will_happen(world: World) -> None:
 
 
 @pytest.fixture
-def ready(world: World) -> World:
+def ready(world) -> World:
     """A world that is set up, with everything."""
     world.python()
     assert world.run("setup", "all")[0] == 0
@@ -147,23 +144,14 @@ def ready(world: World) -> World:
     return world
 
 
-def test_no_python_at_all(world: World) -> None:
-    code, out, err = world.run("--help")
-    assert code == 2
-    assert out == ""
-    assert "no Python 3.10 to 3.12 with venv; found: no Python at all" in err
-    assert "remedy:  install one" in err
-    assert not (world.root / ".venv").exists()
-
-
-def test_the_right_one_of_several_pythons_is_taken(world: World) -> None:
+def test_the_right_one_of_several_pythons_is_taken(world):
     world.python("python3", wrong=True)
     world.python("python3.12")
     assert world.run("setup")[0] == 0
     assert len(world.calls("base -m venv")) == 1
 
 
-def test_the_first_call_sets_up_and_the_second_does_not(world: World) -> None:
+def test_the_first_call_sets_up_and_the_second_does_not(world):
     world.python()
     code, out, err = world.run("check", "a b", "--x=1", "")
     assert code == 0
@@ -199,13 +187,13 @@ def test_the_first_call_sets_up_and_the_second_does_not(world: World) -> None:
         (["setup", "all"], ALL),
     ],
 )
-def test_a_verb_installs_what_it_needs(world: World, args: list[str], groups: list[str]) -> None:
+def test_a_verb_installs_what_it_needs(world, args, groups):
     world.python()
     assert world.run(*args)[0] == 0
     assert world.installed() == [groups]
 
 
-def test_what_is_there_stays_when_more_is_installed(world: World) -> None:
+def test_what_is_there_stays_when_more_is_installed(world):
     world.python()
     for args in (["setup", "ray"], ["check"]):
         assert world.run(*args)[0] == 0
@@ -221,9 +209,7 @@ def test_what_is_there_stays_when_more_is_installed(world: World) -> None:
 
 
 @pytest.mark.parametrize(("verb", "groups"), LATEST)
-def test_the_newest_ms_swift_has_an_environment_of_its_own(
-    world: World, verb: str, groups: list[str]
-) -> None:
+def test_the_newest_ms_swift_has_an_environment_of_its_own(world, verb, groups):
     world.python()
     code, out, _ = world.run(verb, "--swift", "latest", "r.yaml" if verb == "train" else "latest")
     assert code == 0
@@ -235,29 +221,29 @@ def test_the_newest_ms_swift_has_an_environment_of_its_own(
     assert world.installed() == [groups]
 
 
-def test_an_ms_swift_that_is_none(world: World) -> None:
-    code, out, err = world.run("setup", "--swift", "newest")
-    assert (code, out) == (1, "")
-    assert "no ms-swift 'newest'" in err
-    assert "allowed: pinned, latest" in err
-
-
-def test_the_help_of_setup(world: World) -> None:
-    code, out, err = world.run("setup", "--help")
-    assert (code, err) == (0, "")
-    assert "groups: all light data train translation ray tests" in out
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (["--help"], 2, "no Python 3.10 to 3.12 with venv; found: no Python at all"),
+        (["--help"], 2, "remedy:  install one"),
+        (["setup", "--help"], 0, "groups: all light data train translation ray tests"),
+        (["setup", "--swift", "newest"], 1, "no ms-swift 'newest'"),
+        (["setup", "--swift", "newest"], 1, "allowed: pinned, latest"),
+        (["setup", "light", "rays"], 1, "no group 'rays' of packages\n  allowed: all light data"),
+    ],
+)
+def test_what_is_told_before_anything_is_made(world, args, code, told):
+    if "rays" in args:
+        world.python()
+    found, *said = world.run(*args)
+    if code:
+        said.reverse()
+    assert (found, said[1]) == (code, "")
+    assert told in said[0]
     assert not (world.root / ".venv").exists()
 
 
-def test_a_group_that_is_none(world: World) -> None:
-    world.python()
-    code, out, err = world.run("setup", "light", "rays")
-    assert (code, out) == (1, "")
-    assert "no group 'rays' of packages\n  allowed: all light data" in err
-    assert not (world.root / ".venv").exists()
-
-
-def test_uv_installs_from_where_pip_would(world: World) -> None:
+def test_uv_installs_from_where_pip_would(world):
     """From a mirror, say, or a CPU's build of torch that lies on the disk."""
     world.python()
     settings = """:env:.find-links='/wheels'
@@ -274,7 +260,7 @@ install.trusted-host='mirror'"""
 
 
 @pytest.mark.parametrize("trouble", ["NO_UV", "UV_CODE"])
-def test_where_uv_cannot_pip_does(world: World, trouble: str) -> None:
+def test_where_uv_cannot_pip_does(world, trouble):
     world.python()
     code, _, err = world.run("check", **{trouble: "1"})
     assert code == 0
@@ -283,18 +269,17 @@ def test_where_uv_cannot_pip_does(world: World, trouble: str) -> None:
     assert "Set up" not in world.run("check", **{trouble: "1"})[2]
 
 
-def test_an_environment_that_broke_is_made_again(ready: World) -> None:
+def test_an_environment_that_broke_is_made_again(ready):
     (ready.root / ".venv" / "bin" / "python").unlink()
     (ready.root / ".venv" / "bin" / "python").symlink_to("/nowhere/python3.9")
     assert ready.run("setup")[0] == 0
     assert len(ready.calls("base -m venv")) == 1
 
 
-def test_a_set_up_that_was_cut_short_starts_afresh(ready: World) -> None:
+def test_a_set_up_that_was_cut_short_starts_afresh(ready):
     """Half a package looks like a whole one to uv, and everything else seems to be there."""
     process = ready.start("setup", "--swift", "latest", UV_SECONDS="60")
-    while not ready.calls("uv pip install"):
-        time.sleep(0.05)
+    wait_for(lambda: ready.calls("uv pip install"), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert ready.run("train", "--swift", "latest")[0] == 0
@@ -303,7 +288,7 @@ def test_a_set_up_that_was_cut_short_starts_afresh(ready: World) -> None:
     assert len(ready.calls("base -m venv")) == 2, "once it is whole it stays"
 
 
-def test_packages_that_cannot_be_installed(world: World) -> None:
+def test_packages_that_cannot_be_installed(world):
     world.python()
     code, out, err = world.run("check", UV_CODE="1", PIP_CODE="1")
     assert (code, out) == (2, "")
@@ -327,33 +312,29 @@ def test_packages_that_cannot_be_installed(world: World) -> None:
         (["bench", "--quick"], ["benchmarks", "--quick"]),
     ],
 )
-def test_verbs_are_handed_on(ready: World, args: list[str], passed: list[str]) -> None:
+def test_verbs_are_handed_on(ready, args, passed):
     code, out, err = ready.run(*args)
     assert (code, err) == (0, "")
     assert out.splitlines()[:-1] == [f"<{part}>" for part in passed]
 
 
-@pytest.mark.parametrize(("verb", "code"), [("check", "130"), ("test", "1"), ("bench", "2")])
-def test_exit_codes_are_handed_on(ready: World, verb: str, code: str) -> None:
-    assert ready.run(verb, VERB_CODE=code)[0] == int(code)
-
-
-def test_it_works_from_any_folder_and_tells_which(ready: World, tmp_path: Path) -> None:
+def test_exit_code_folder_and_bytecode_are_handed_on(ready, tmp_path):
+    """Without compiled modules each start would compile torch, transformers and ms-swift again."""
+    for verb, code in (("check", "130"), ("test", "1"), ("bench", "2")):
+        assert ready.run(verb, VERB_CODE=code)[0] == int(code)
     (tmp_path / "elsewhere").mkdir()
+    ready.log.write_text("")
     code, out, _ = ready.run("check", cwd=tmp_path / "elsewhere", CDPATH=str(tmp_path))
     assert code == 0
     assert out.splitlines()[-1] == f"caller {tmp_path / 'elsewhere'}"
-
-
-def test_compiled_modules_are_kept_where_python_was_told_to_write_none(ready: World) -> None:
-    """Else each start compiles torch, transformers and ms-swift again; none beside the sources."""
     ready.run("check", PYTHONDONTWRITEBYTECODE="1")
-    assert ready.calls("bytecode") == [f"bytecode on {ready.root}/.venv/bytecode"]
-    ready.run("check")
-    assert ready.calls("bytecode")[1:] == ["bytecode on beside sources"]
+    assert ready.calls("bytecode") == [
+        "bytecode on beside sources",
+        f"bytecode on {ready.root}/.venv/bytecode",
+    ]
 
 
-def test_two_first_calls_at_once_install_once(world: World) -> None:
+def test_two_first_calls_at_once_install_once(world):
     world.python()
     calls = [world.start("check", UV_SECONDS="1") for _ in range(3)]
     outputs = [process.communicate(timeout=60) for process in calls]
@@ -364,14 +345,11 @@ def test_two_first_calls_at_once_install_once(world: World) -> None:
 
 
 @pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock")
-def test_a_running_verb_does_not_hold_the_lock_of_the_set_up(world: World) -> None:
+def test_a_running_verb_does_not_hold_the_lock_of_the_set_up(world):
     world.python()
     first = world.start("demo", VERB_SECONDS="30")
     try:
-        deadline = time.monotonic() + 30
-        while not world.calls("inner -m tell_plugins demo"):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for(lambda: world.calls("inner -m tell_plugins demo"), first)
         world.requirements("light").write_text("things==2\n")  # the next call must lock
         assert world.run("check")[0] == 0
         assert first.poll() is None, "the first one is still running"
@@ -380,7 +358,7 @@ def test_a_running_verb_does_not_hold_the_lock_of_the_set_up(world: World) -> No
         first.communicate()
 
 
-def test_the_real_one(tmp_path: Path) -> None:
+def test_the_real_one(tmp_path):
     stamp = PROJECT / ".venv" / "installed" / "light.txt"
     pinned = (PROJECT / "requirements" / "light.txt").read_text()
     if not (stamp.is_file() and stamp.read_text() == pinned):
@@ -408,9 +386,7 @@ def _steps(monkeypatch: pytest.MonkeyPatch, *codes: int) -> None:
     monkeypatch.setattr(run_all, "steps", lambda _: commands)
 
 
-def test_any_failed_step_fails_the_whole(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_any_failed_step_fails_the_whole(monkeypatch, capsys):
     _steps(monkeypatch, 0, 0)
     assert run_all.main([]) == 0
     assert "FAILED" not in capsys.readouterr().out
@@ -422,7 +398,7 @@ def test_any_failed_step_fails_the_whole(
         assert text.count(" ok ") == 2, "the other steps run all the same"
 
 
-def test_steps_of_the_tests() -> None:
+def test_steps_of_the_tests():
     names = ["ruff check", "ruff format", "mypy", "pytest"]
     assert list(run_all.steps([])) == names
     assert list(run_all.steps(["tests/test_x.py"])) == names

@@ -1,7 +1,5 @@
 """Steps, learning rates, exposure and cost, held against transformers, ms-swift and autograd."""
 
-from __future__ import annotations
-
 import math
 import time
 from pathlib import Path
@@ -23,7 +21,7 @@ from tell_plugins.recipe.schedule import (
 )
 from tell_plugins.recipe.settings import world_size
 from tell_plugins.recipe.shapes import shape_of
-from tests.conftest import in_fresh_process
+from tests.conftest import in_fresh_process, message_of
 
 PAPER = Training(epochs=1, warmup_ratio=0.03)
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
@@ -34,7 +32,7 @@ SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (2, 1), (8, 1), (56, 2), (40, 60)])
-def test_rates_are_those_of_transformers(scheduler: str, steps: int, warmup: int) -> None:
+def test_rates_are_those_of_transformers(scheduler, steps, warmup):
     from transformers import get_scheduler
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
@@ -56,7 +54,7 @@ def test_rates_are_those_of_transformers(scheduler: str, steps: int, warmup: int
         ("cosine", {"num_cycles": 2}, "scheduler 'cosine' with arguments of its own is not"),
     ],
 )
-def test_what_is_not_modelled_is_said(scheduler: str, kwargs: dict[str, Any], match: str) -> None:
+def test_what_is_not_modelled_is_said(scheduler, kwargs, match):
     with pytest.raises(UserError, match=match):
         plan(10, Training(scheduler=scheduler, scheduler_kwargs=kwargs))
 
@@ -80,16 +78,14 @@ Taken = list[tuple[float, list[int]]]
 
 
 @pytest.fixture(scope="module")
-def real_trainings(tmp_path_factory: pytest.TempPathFactory) -> list[Taken]:
+def real_trainings(tmp_path_factory) -> list[Taken]:
     """What a real Trainer did in each of RUNS (ms-swift changes the Trainer on import)."""
     return in_fresh_process(_real_trainings, tmp_path_factory.mktemp("trainings"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(RUNS)))
-def test_steps_and_rows_are_those_of_a_real_training(
-    number: int, real_trainings: list[Taken]
-) -> None:
+def test_steps_and_rows_are_those_of_a_real_training(number, real_trainings):
     (rows, training), taken = RUNS[number], real_trainings[number]
     mine = plan(rows, training)
     assert mine.steps == len(taken)
@@ -157,7 +153,7 @@ def _real_training(rows: int, training: Training, folder: Path) -> Taken:
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("rows", [7, 48, 50])
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_processes_share_rows_as_ms_swift_does(world: int, rows: int, drop_last: bool) -> None:
+def test_processes_share_rows_as_ms_swift_does(world, rows, drop_last):
     training = Training(per_device=2, accumulation=3, world=world, epochs=1, drop_last=drop_last)
     by_step: dict[int, set[int]] = {}
     for rank in range(world):
@@ -187,7 +183,7 @@ def _swift_batches(
     return list(Rank(rows, batch, shuffle=False, drop_last=drop_last, data_seed=42))
 
 
-def test_max_epochs_ends_the_run_but_not_the_schedule() -> None:
+def test_max_epochs_ends_the_run_but_not_the_schedule():
     short = plan(64, Training(epochs=3, max_epochs=1))
     assert (short.steps, short.scheduled) == (4, 12)
     assert short.rates_at(np.array([3]))[0] == pytest.approx(9 / 12)
@@ -197,7 +193,7 @@ def test_max_epochs_ends_the_run_but_not_the_schedule() -> None:
     "training",
     [Training(epochs=0), Training(max_steps=0), Training(world=20), Training(max_epochs=0)],
 )
-def test_a_run_without_a_step_is_an_error(training: Training) -> None:
+def test_a_run_without_a_step_is_an_error(training):
     with pytest.raises(UserError, match=r"takes 0 optimizer steps|no batch"):
         plan(15, training)
 
@@ -206,13 +202,12 @@ def test_a_run_without_a_step_is_an_error(training: Training) -> None:
     ("environ", "processes"),
     [({}, 1), ({"NPROC_PER_NODE": "2"}, 2), ({"NPROC_PER_NODE": "4", "NNODES": "3"}, 12)],
 )
-def test_processes_come_from_the_environment(environ: dict[str, str], processes: int) -> None:
+def test_processes_come_from_the_environment(environ, processes):
     assert world_size(environ) == processes
 
 
-def test_an_unknown_number_of_processes_is_an_error() -> None:
-    with pytest.raises(UserError, match="NPROC_PER_NODE is 'gpu'"):
-        world_size({"NPROC_PER_NODE": "gpu"})
+def test_an_unknown_number_of_processes_is_an_error():
+    assert "NPROC_PER_NODE is 'gpu'" in message_of(world_size, {"NPROC_PER_NODE": "gpu"})
 
 
 # --- no-op and exposure --------------------------------------------------------------------------
@@ -221,7 +216,7 @@ def test_an_unknown_number_of_processes_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("rows", "steps", "no_op"), [(15, 1, True), (16, 1, True), (17, 2, False), (115, 8, False)]
 )
-def test_the_papers_smallest_baseline_trains_nothing(rows: int, steps: int, no_op: bool) -> None:
+def test_the_papers_smallest_baseline_trains_nothing(rows, steps, no_op):
     run = plan(rows, PAPER)
     assert (run.steps, run.is_no_op) == (steps, no_op)
     reason = why_no_op(run)
@@ -230,7 +225,7 @@ def test_the_papers_smallest_baseline_trains_nothing(rows: int, steps: int, no_o
         assert f"{rows} rows at 16 rows a step are 1 optimizer step" in reason
 
 
-def test_exposure_adds_up_by_hand() -> None:
+def test_exposure_adds_up_by_hand():
     run = plan(6, Training(accumulation=2, epochs=1))  # rates 1, 2/3, 1/3
     got = exposure(run, np.array([True, False, False, True, True, False]))
     assert got.steps == got.working_steps == 3
@@ -239,7 +234,7 @@ def test_exposure_adds_up_by_hand() -> None:
     assert got.unseen == 0
 
 
-def test_exposure_counts_epochs_and_what_is_never_seen() -> None:
+def test_exposure_counts_epochs_and_what_is_never_seen():
     task = np.array([True] + [False] * 6 + [True])
     two = exposure(plan(8, Training(accumulation=4, epochs=2, scheduler="constant")), task)
     assert (two.steps, two.weight) == (4, 4.0)
@@ -253,7 +248,7 @@ def test_exposure_counts_epochs_and_what_is_never_seen() -> None:
     "training",
     [Training(max_steps=10**11), Training(epochs=1e10), Training(epochs=1e9, scheduler="cosine")],
 )
-def test_a_schedule_is_computed_not_listed(training: Training) -> None:
+def test_a_schedule_is_computed_not_listed(training):
     began = time.monotonic()
     run = plan(32, training)
     told = exposure(run, np.arange(32) < 8)
@@ -266,12 +261,11 @@ def test_a_schedule_is_computed_not_listed(training: Training) -> None:
 @pytest.mark.parametrize(
     "training", [Training(max_steps=10**18), Training(epochs=1e300), Training(max_steps=10**18 * 9)]
 )
-def test_a_schedule_beyond_all_trainings_is_an_error(training: Training) -> None:
-    with pytest.raises(UserError, match="optimizer steps"):
-        plan(32, training)
+def test_a_schedule_beyond_all_trainings_is_an_error(training):
+    assert "optimizer steps" in message_of(plan, 32, training)
 
 
-def test_even_order_gives_steady_exposure() -> None:
+def test_even_order_gives_steady_exposure():
     """15 task rows among 22,700: under 2 % from seed to seed; a shuffle has over 10 %."""
     task, general = 15, 22_685
     run = plan(task + general, PAPER)
@@ -298,23 +292,19 @@ def test_even_order_gives_steady_exposure() -> None:
         ("AI-ModelScope/gemma-7b-it", 8_537_680_896),
     ],
 )
-def test_sizes_of_the_papers_models(model: str, parameters: int) -> None:
+def test_sizes_of_the_papers_models(model, parameters):
     shape = shape_of(model)
-    assert shape is not None
     assert shape.parameters == parameters
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma"])
 @pytest.mark.parametrize("targets", [["q_proj", "k_proj", "v_proj"], ["all-linear"]])
-def test_sizes_from_a_config_are_those_of_the_model(
-    kind: str, targets: list[str], tmp_path: Path
-) -> None:
+def test_sizes_from_a_config_are_those_of_the_model(kind, targets, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     model = _small_model(kind, layers=2)
     model.config.save_pretrained(tmp_path)
     shape = shape_of(str(tmp_path))
-    assert shape is not None
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     names = "all-linear" if targets == ["all-linear"] else targets
     tuned = get_peft_model(model, LoraConfig(r=8, target_modules=names))
@@ -322,7 +312,7 @@ def test_sizes_from_a_config_are_those_of_the_model(
     assert shape.lora_parameters(targets, 8) == trainable
 
 
-def test_a_model_of_another_kind_has_no_sizes(tmp_path: Path) -> None:
+def test_a_model_of_another_kind_has_no_sizes(tmp_path):
     assert shape_of("some/model") is None
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     assert shape_of(str(tmp_path)) is None
@@ -332,24 +322,20 @@ def test_a_model_of_another_kind_has_no_sizes(tmp_path: Path) -> None:
     assert shape_of(str(tmp_path)) is None
 
 
-def test_reported_flops_span_the_papers_range() -> None:
+def test_reported_flops_span_the_papers_range():
     """Appendix A.1: 3e14 to 4e17 FLOPs a run, for 1e4 to 1e7 tokens."""
     shape = shape_of("Qwen/Qwen-7B-Chat")
-    assert shape is not None
     assert 3e14 < reported_flops(shape, 10_000) < 5e14
     assert 3.5e17 < reported_flops(shape, 10_000_000) < 5e17
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma"])
 @pytest.mark.parametrize("targets", [("q_proj", "k_proj", "v_proj"), ("all-linear",)])
-def test_activations_are_about_what_autograd_keeps(
-    kind: str, targets: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_activations_are_about_what_autograd_keeps(kind, targets, tmp_path):
     tokens = 512
     small, large = (_kept_bytes(kind, layers, targets, tokens) for layers in (1, 3))
     _small_model(kind, layers=3).config.save_pretrained(tmp_path)
     shape = shape_of(str(tmp_path))
-    assert shape is not None
     formula = estimate._block_bytes(shape, Tuning(8, targets), 2)
     assert formula == pytest.approx((large - small) / 2 / tokens, rel=0.15)
 
@@ -396,9 +382,8 @@ def _small_model(kind: str, layers: int) -> Any:
     return LlamaForCausalLM(LlamaConfig(**sizes))
 
 
-def test_memory_takes_the_row_that_needs_most() -> None:
+def test_memory_takes_the_row_that_needs_most():
     shape = shape_of("Llama-2-7b-chat-ms")
-    assert shape is not None
     tuning = Tuning(8, ("q_proj", "k_proj", "v_proj"))
     short = np.array([[100, 50]])
     both = np.array([[100, 50], [2048, 2048], [2048, 10]])
@@ -410,10 +395,8 @@ def test_memory_takes_the_row_that_needs_most() -> None:
     )
 
 
-def test_memory_knows_what_saves_logits() -> None:
+def test_memory_knows_what_saves_logits():
     gemma, qwen = shape_of("gemma-7b-it"), shape_of("Qwen-7B-Chat")
-    assert gemma is not None
-    assert qwen is not None
     row = np.array([[3500, 2000]])
 
     def logits(shape: Any, **changes: Any) -> float:

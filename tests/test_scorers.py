@@ -1,7 +1,5 @@
 """The scorers: closed labels, the content of JSON, and a metric that is one file and one line."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path
@@ -10,46 +8,16 @@ from typing import Any
 import pytest
 
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import scorers, scoring
 from tell_plugins.evaluation.during_training import score_texts
-from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.evaluation.intervals import Rate
 from tell_plugins.evaluation.judged import Case, Judged, mean
 from tell_plugins.evaluation.scorers import json_answers, json_readings
 from tell_plugins.evaluation.scoring import spaced
-from tests.conftest import Cli, MakeCard
-from tests.saved_answers import counts, save_answers
+from tests.conftest import Cli, message_of
+from tests.saved_answers import counts, save_answers, saved_sweep
 
 ANY_OBJECT = {"type": "object", "required": ["name"]}
-
-
-def saved_sweep(root: Path, card: str, answers: dict[str, list[str]]) -> Path:
-    """A sweep's folder with one run a method, its answers scored; the first is the reference."""
-    entries = []
-    for method, texts in answers.items():
-        run = root / "runs" / method
-        folder = save_answers(run / "eval" / "e" / "none" / "test-greedy", card, texts)
-        scoring.write(folder)
-        (run / "run.json").write_text(json.dumps({"id": method, "base": False, "mixture": {}}))
-        (run / "trained.json").write_text(json.dumps({"steps": 3, "changes_nothing": False}))
-        (run / "eval" / "e" / "evaluated.json").write_text("{}")
-        entries.append(
-            {"method": method, "at": {}, "seed": 42, "run": method, "evaluation": "e", "card": card}
-        )
-    index = {
-        "name": "made",
-        "title": "Made",
-        "command": "./run.sh sweep made.yaml",
-        "metric": load_card(card).metric,
-        "seeds": [42],
-        "evaluate": {"split": "test", "decoding": "greedy", "rows": len(texts)},
-        "plot": {"x": None, "reference": next(iter(answers)), "paper": None},
-        "entries": entries,
-        "bases": [],
-    }
-    (root / "sweeps").mkdir(parents=True)
-    (root / "sweeps" / "made.json").write_text(json.dumps(index))
-    return root
 
 
 class Shown:
@@ -62,6 +30,8 @@ class Shown:
             for name in ("TELL", "SFT")
         )
         folders, self._cli = [self.tell, self.sft], cli
+        for folder in folders:
+            scoring.write(folder)
         self.printed = cli(0, "compare", *folders, "--resamples", 100, "--out", root / "out")
         found = json.loads((root / "out" / "comparison.json").read_text())["differences"]
         self.differences = {(one["scorer"], one["measure"]): one["value"] for one in found}
@@ -80,14 +50,12 @@ class Shown:
         return tell, sft
 
 
-# --- labels --------------------------------------------------------------------------------------
-
 RIGHT = ["ham", "spam", "ham", "ham", "spam", "ham"]
 SAID = ["ham", " spam\n", "Ham", "spam", "ham", "ham, I think"]
 
 
 @pytest.fixture
-def mail(make_card: MakeCard) -> str:
+def mail(make_card) -> str:
     make_card(
         "mail",
         train=[{"q": "Win!", "r": "spam"}, {"q": "Hello", "r": "ham"}],
@@ -97,7 +65,7 @@ def mail(make_card: MakeCard) -> str:
     return "mail"
 
 
-def test_closed_labels_have_form_and_content(mail: str, tmp_path: Path) -> None:
+def test_closed_labels_have_form_and_content(mail, tmp_path):
     scores = scoring.score(save_answers(tmp_path / "a", mail, SAID, cut=[5]))
     found = scores.readings["label"]
     assert found.failures == {"truncated": 1, "no_label": 1}
@@ -115,7 +83,7 @@ def test_closed_labels_have_form_and_content(mail: str, tmp_path: Path) -> None:
     assert shown["most frequent label"].value == pytest.approx(2 / 6)
 
 
-def test_labels_in_compare_report_and_training(mail: str, tmp_path: Path, cli: Cli) -> None:
+def test_labels_in_compare_report_and_training(mail, tmp_path, cli):
     shown = Shown(tmp_path, mail, cli, RIGHT, SAID)
     assert shown.differences["label", "adherence"] == pytest.approx(-2 / 6)
     assert shown.differences["label", "balanced_accuracy"] == pytest.approx(0.375 - 1)
@@ -132,15 +100,11 @@ def test_labels_in_compare_report_and_training(mail: str, tmp_path: Path, cli: C
     assert during["balanced_accuracy"] == pytest.approx(0.375)
 
 
-def test_a_response_that_is_no_label_is_named(make_card: MakeCard, tmp_path: Path) -> None:
+def test_a_response_that_is_no_label_is_named(make_card, tmp_path):
     rows = [{"q": "a", "r": "no"}, {"q": "b", "r": "perhaps"}]
     make_card("odd", train=rows, test=rows, metric="label", answer={"labels": ["yes", "no"]})
     folder = save_answers(tmp_path / "a", "odd", ["no", "no"])
-    with pytest.raises(UserError, match="line 2: the response's label is 'perhaps'"):
-        scoring.score(folder)
-
-
-# --- the content of JSON -------------------------------------------------------------------------
+    assert "line 2: the response's label is 'perhaps'" in message_of(scoring.score, folder)
 
 
 @pytest.mark.parametrize(
@@ -154,18 +118,18 @@ def test_a_response_that_is_no_label_is_named(make_card: MakeCard, tmp_path: Pat
         ({"a": "é"}, {"a": "\u00e9"}, True),
     ],
 )
-def test_equal_json_is_equal_text(one: Any, other: Any, equal: bool) -> None:
+def test_equal_json_is_equal_text(one, other, equal):
     assert (json_answers.canonical(one) == json_answers.canonical(other)) is equal
 
 
-def test_fields_are_paths_and_lists_are_multisets() -> None:
+def test_fields_are_paths_and_lists_are_multisets():
     value = {"a": {"b": 1}, "c": [2, 2, {"d": "x"}], "e": [], "f": None}
     assert json_answers.pairs(value) == Counter(
         {("a.b", "1"): 1, ("c[]", "2"): 2, ("c[].d", '"x"'): 1, ("e", "[]"): 1, ("f", "null"): 1}
     )
 
 
-def test_json_without_a_label_has_content(make_card: MakeCard, tmp_path: Path, cli: Cli) -> None:
+def test_json_without_a_label_has_content(make_card, tmp_path, cli):
     """Three of four answers have the form; one is right, one half right, one of another name."""
     right = [json.dumps({"name": "A", "tags": ["x", "y"]})] * 4
     rows = [{"q": f"q{i}", "r": text} for i, text in enumerate(right)]
@@ -184,8 +148,6 @@ def test_json_without_a_label_has_content(make_card: MakeCard, tmp_path: Path, c
     assert scores.headline["field precision"].value == pytest.approx(5 / 8)  # of 3 + 4 + 1 pairs
     assert scores.headline["field recall"].value == pytest.approx(5 / 12)
     assert f1.value == pytest.approx(10 / 20)
-    assert isinstance(f1, Estimate)
-    assert f1.low is not None
     assert f1.low < 0.5
     assert shown.differences["strict", "exact_match"] == -0.75
     assert shown.differences["strict", "field_f1"] == pytest.approx(-0.5)
@@ -197,9 +159,6 @@ def test_json_without_a_label_has_content(make_card: MakeCard, tmp_path: Path, c
     assert "field f1, points" in shown.table("comparisons")
 
 
-# --- the registry --------------------------------------------------------------------------------
-
-
 def judge_tokens(case: Case) -> dict[str, Judged]:
     """A new metric: F1 of the words of an answer against those of its reference."""
     values = []
@@ -209,9 +168,7 @@ def judge_tokens(case: Case) -> dict[str, Judged]:
     return {"words": Judged(case.rows, {"word_f1": mean(values)})}
 
 
-def test_a_new_metric_is_one_file_and_one_line(
-    make_card: MakeCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
-) -> None:
+def test_a_new_metric_is_one_file_and_one_line(make_card, tmp_path, monkeypatch, cli):
     line = scorers.Scorer("text", judge_tokens)
     monkeypatch.setattr(scorers, "SCORERS", [*scorers.SCORERS, line])
     rows = [{"q": f"q{i}", "r": f"It is number {i}"} for i in range(6)]
@@ -226,9 +183,7 @@ def test_a_new_metric_is_one_file_and_one_line(
     assert float(sft["word f1"]) == pytest.approx(4 / 7, abs=1e-6)
 
 
-def test_every_answer_is_judged_once(
-    make_card: MakeCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
-) -> None:
+def test_every_answer_is_judged_once(make_card, tmp_path, monkeypatch, cli):
     """Each reader of JSON sees each answer once, as often as a process scores and compares it."""
     rows = [{"q": f"q{i}", "r": '{"name": "A"}'} for i in range(5)]
     make_card("once", train=rows, test=rows, schema=ANY_OBJECT)
@@ -252,6 +207,6 @@ def test_every_answer_is_judged_once(
     assert seen == {"strict": 10, "lenient": 10}
 
 
-def test_a_label_of_two_words_keeps_its_name_in_tables() -> None:
+def test_a_label_of_two_words_keeps_its_name_in_tables():
     assert spaced("recall_of_card arrival") == "recall of card arrival"
     assert spaced("comet wmt22") == "COMET"

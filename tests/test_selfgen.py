@@ -4,8 +4,6 @@ A small random Llama that draws whole words stands in for a chat model where onl
 matters; it is loaded and drawn from as any other.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -27,7 +25,7 @@ from tell_plugins.preparation.selfgen import (
     is_english,
     repeats_itself,
 )
-from tests.conftest import PROJECT, MakeCard, Tell
+from tests.conftest import PROJECT
 
 WORDS = [
     f"{a}{b}{c}" for a in ("ri", "mo", "ta", "lu") for b in ("ve", "no", "si") for c in "rnstk"
@@ -72,7 +70,7 @@ def word_model(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory) -> Path:
     return word_model(tmp_path_factory.mktemp("word-model"))
 
 
@@ -85,9 +83,6 @@ def command(model: Path, out: Path, *flags: str) -> list[str]:
 def rows_in(out: Path) -> list[dict[str, object]]:
     text = (out / "by_model" / "train.jsonl").read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
-
-
-# ---------------------------------------------------------------- filters
 
 
 @pytest.mark.parametrize(
@@ -104,11 +99,11 @@ def rows_in(out: Path) -> list[dict[str, object]]:
          "instruction not English"),
     ],
 )  # fmt: skip
-def test_instructions_that_are_kept(text: str, problem: str | None) -> None:
+def test_instructions_that_are_kept(text, problem):
     assert instruction_problem(text, "en") == problem
 
 
-def test_any_language_is_kept_where_asked() -> None:
+def test_any_language_is_kept_where_asked():
     german = "Nenne mir bitte drei gro\u00dfe Fl\u00fcsse in Deutschland."
     assert instruction_problem(german, "any") is None
     russian = "\u041d\u0435\u0442, \u0441\u043f\u0430\u0441\u0438\u0431\u043e."
@@ -130,11 +125,11 @@ def test_any_language_is_kept_where_asked() -> None:
         ("- one more line\n" * 5, False, "answer repeats itself"),
     ],
 )
-def test_answers_that_are_kept(text: str, drop_refusals: bool, problem: str | None) -> None:
+def test_answers_that_are_kept(text, drop_refusals, problem):
     assert answer_problem(text, "name a river.", "en", drop_refusals) == problem
 
 
-def test_prose_and_code_do_not_count_as_repetition() -> None:
+def test_prose_and_code_do_not_count_as_repetition():
     """The project's own sample, written by hand, passes as it stands."""
     path = PROJECT / "datasets" / "sample_general" / "train.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -143,16 +138,10 @@ def test_prose_and_code_do_not_count_as_repetition() -> None:
     assert sum(english) > 0.9 * len(rows)
 
 
-# ---------------------------------------------------------------- the work
-
-
-def test_a_run_leaves_a_card_that_a_mixture_takes(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tell: Tell
-) -> None:
+def test_a_run_leaves_a_card_that_a_mixture_takes(model, tmp_path, monkeypatch, tell):
     out = tmp_path / "mine"
     printed = tell(*command(model, out, "--rows", "20"))
     line = re.search(r"export TELL_CARDS=(\S+?)\$\{TELL_CARDS", printed)
-    assert line is not None
     assert line[1] == str(out)
     monkeypatch.setenv("TELL_CARDS", str(out))
 
@@ -171,7 +160,6 @@ def test_a_run_leaves_a_card_that_a_mixture_takes(
     task = "tell/sample_complaints:task=5rows/general=20rows/from=by_model"
     assert len(build_mixture(parse_spec(task))) == 25
     record = read_record(out / "by_model" / "train.jsonl")
-    assert record is not None
     settings = record["from"]["model itself"]
     assert (settings["model"], settings["seed"]) == (model.name, 42)
     assert settings["answer"] == "temperature 0.7, top_p 0.9, 60 tokens"
@@ -180,9 +168,7 @@ def test_a_run_leaves_a_card_that_a_mixture_takes(
 
 @pytest.mark.newest
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_file_of_one_that_was_not(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tell: Tell
-) -> None:
+def test_a_killed_run_ends_with_the_file_of_one_that_was_not(model, tmp_path, monkeypatch, tell):
     """A kill leaves some batches, and no card."""
     tell(*command(model, tmp_path / "whole", "--rows", "60"))
     batches = tmp_path / "whole" / "by_model" / "batches"
@@ -197,9 +183,7 @@ def test_a_killed_run_ends_with_the_file_of_one_that_was_not(
     assert rows_in(tmp_path / "killed") == rows_in(tmp_path / "whole")
 
 
-def test_fewer_rows_are_the_first_of_more_and_more_go_on(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tell: Tell
-) -> None:
+def test_fewer_rows_are_the_first_of_more_and_more_go_on(model, tmp_path, monkeypatch, tell):
     tell(*command(model, tmp_path / "a", "--rows", "5"))
     few = rows_in(tmp_path / "a")
     tell(*command(model, tmp_path / "a", "--rows", "30"))
@@ -213,9 +197,7 @@ def test_fewer_rows_are_the_first_of_more_and_more_go_on(
     assert [row["query"] for row in rows_in(tmp_path / "b")] != [row["query"] for row in few]
 
 
-def test_a_model_that_writes_nothing_usable_is_told_so(
-    model: Path, tmp_path: Path, tell: Tell
-) -> None:
+def test_a_model_that_writes_nothing_usable_is_told_so(model, tmp_path, tell):
     message = tell(*command(model, tmp_path / "a", "--rows", "5", "--max-new-tokens", "1"), code=1)
     assert "only 0 of 160 attempts are usable" in message
     assert "answer cut off" in message
@@ -235,13 +217,7 @@ def test_a_model_that_writes_nothing_usable_is_told_so(
         (("--model", "x.yaml"), "the recipe names no model"),
     ],
 )
-def test_wrong_arguments(
-    flags: tuple[str, ...],
-    problem: str,
-    tell: Tell,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_wrong_arguments(flags, problem, tell, tmp_path, monkeypatch):
     """No model is fetched before they are refused."""
     (tmp_path / "x.yaml").write_text("dataset: [tell/gsm8k]\n")
     monkeypatch.chdir(tmp_path)
@@ -249,9 +225,7 @@ def test_wrong_arguments(
     assert problem in tell("data", "selfgen", *flags, code=1)
 
 
-def test_a_card_of_the_users_is_never_overwritten(
-    tmp_path: Path, make_card: MakeCard, tell: Tell
-) -> None:
+def test_a_card_of_the_users_is_never_overwritten(tmp_path, make_card, tell):
     folder = make_card("own", train=[{"q": "a", "r": "b"}])
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     flags = ["--model", "smollm2", "--name", "own", "--out", str(folder.parent)]
@@ -259,31 +233,24 @@ def test_a_card_of_the_users_is_never_overwritten(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_model_is_known_by_its_files(model: Path) -> None:
+def test_a_model_is_known_by_its_files(model):
     assert selfgen.fingerprint(str(model)) == selfgen.fingerprint(str(model))
     assert selfgen.fingerprint("org/name") is None
 
 
-@pytest.mark.parametrize(
-    ("template", "opening", "end"),
-    [("llama", "\n<</SYS>>\n\n", "[/INST]")],
-)
-def test_the_prompt_ends_where_the_users_words_begin(
-    template: str, opening: str, end: str, model: Path
-) -> None:
+def test_the_prompt_ends_where_the_users_words_begin(model):
     from tell_plugins.preparation.self_writer import SelfWriter
 
-    writer = SelfWriter({"model": str(model), "model_type": "llama", "template": template}, 1)
-    assert writer.tokenizer.decode(writer.opening).endswith(opening)
-    assert writer.turn_end == end
-    tokens = writer.tokenizer.encode(f"Name a river. {end} The Rhine.", add_special_tokens=False)
+    writer = SelfWriter({"model": str(model), "model_type": "llama", "template": "llama"}, 1)
+    assert writer.tokenizer.decode(writer.opening).endswith("\n<</SYS>>\n\n")
+    assert writer.turn_end == "[/INST]"
+    text = "Name a river. [/INST] The Rhine."
+    tokens = writer.tokenizer.encode(text, add_special_tokens=False)
     assert writer._read(tokens, []) == ("Name a river.", True)
 
 
 @pytest.mark.slow
-def test_the_embedded_model_writes_what_it_is_asked_and_does_so_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_embedded_model_writes_what_it_is_asked_and_does_so_again(monkeypatch):
     """SmolLM2's own chat template, system prompt and all; one seed, one result."""
     from tell_plugins.preparation import self_writer
     from tell_plugins.preparation.self_writer import SelfWriter

@@ -1,7 +1,5 @@
 """Intervals of shares, of means and differences: against published values and by simulation."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -28,7 +26,7 @@ def _compared(system: Column, baseline: Column) -> Difference:
     return found
 
 
-def test_difference_of_nothing_and_nothing_has_an_interval() -> None:
+def test_difference_of_nothing_and_nothing_has_an_interval():
     """0 of 50 against 0 of 50: how far apart they may be is not nothing."""
     found = intervals.share_difference(_once([0] * 50), _once([0] * 50))
     assert found.value == 0
@@ -39,9 +37,7 @@ def test_difference_of_nothing_and_nothing_has_an_interval() -> None:
     ("table", "low", "high"),
     [((59, 6, 16, 80), -0.1186, -0.0046), ((1, 1, 7, 12), -0.507, -0.026)],
 )
-def test_paired_difference_is_newcombes(
-    table: tuple[int, int, int, int], low: float, high: float
-) -> None:
+def test_paired_difference_is_newcombes(table, low, high):
     """Two examples of Fagerland, Lydersen and Laake (2017), chapter 8, with their correlation,
     which has a continuity correction: both right, only the first, only the second, none."""
     both, first, second, none = table
@@ -55,7 +51,7 @@ def test_paired_difference_is_newcombes(
     assert (found.low, found.high) == pytest.approx((low, high), abs=6e-4)
 
 
-def test_few_discordant_rows_are_not_certain() -> None:
+def test_few_discordant_rows_are_not_certain():
     """5 rows right against 5 wrong; 4 of 100; 5 of 1,506: McNemar's exact p is above 0.06."""
     for better, total in ((5, 5), (4, 100), (5, 1506)):
         sides = ([1] * total, [0] * better + [1] * (total - better))
@@ -65,7 +61,7 @@ def test_few_discordant_rows_are_not_certain() -> None:
         assert found.low < found.value
 
 
-def test_balanced_accuracy_of_all_wrong_has_an_interval() -> None:
+def test_balanced_accuracy_of_all_wrong_has_an_interval():
     found = _balanced([None] * 200, ["yes"] * 38 + ["no"] * 162).estimate(range(200))
     assert (found.value, found.low, found.n) == (0, 0, 200)
     assert found.high == pytest.approx(0.0475, abs=1e-3)
@@ -75,7 +71,7 @@ def _balanced(given: list[str | None], right: list[str]) -> Column:
     return judged_labels(given, right, ["yes", "no"]).columns["balanced_accuracy"]
 
 
-def test_the_balanced_difference_covers_the_truth() -> None:
+def test_the_balanced_difference_covers_the_truth():
     """Two equal systems, independent within each label. What they share is the labels alone: taken
     over all rows it would make the interval far too narrow where the recalls differ."""
     generator = np.random.default_rng(5)
@@ -90,7 +86,7 @@ def test_the_balanced_difference_covers_the_truth() -> None:
     assert inside / 1000 > 0.92
 
 
-def test_two_constant_systems_are_not_told_apart() -> None:
+def test_two_constant_systems_are_not_told_apart():
     """Both say "no" nearly always, one of them in the right form more often."""
     right = ["no"] * 162 + ["yes"] * 38
     first: list[str | None] = ["no"] * 200
@@ -104,7 +100,7 @@ def test_two_constant_systems_are_not_told_apart() -> None:
 
 
 @pytest.mark.parametrize(("rows", "told"), [(1, False), (4, False), (40, True)])
-def test_a_few_rows_that_all_agree_tell_nothing_apart(rows: int, told: bool) -> None:
+def test_a_few_rows_that_all_agree_tell_nothing_apart(rows, told):
     """An interval of draws that are all the same has no width."""
     right, wrong = (mean([value] * rows) for value in (1.0, 0.0))
     found = _compared(right, wrong)

@@ -1,7 +1,5 @@
 """Sweeps: files, plans, cards that are made, and runs that survive SIGKILL, here and on Ray."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -24,7 +22,6 @@ from filelock import FileLock
 from tell_plugins import cli
 from tell_plugins.bridge import embedded_model
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_split
 from tell_plugins.core.spec import parse_spec
@@ -36,11 +33,12 @@ from tell_plugins.experiments.results import study_of
 from tell_plugins.experiments.store import Job, Store
 from tell_plugins.experiments.sweep import Sweep, load_sweep, make_sweep
 from tell_plugins.recipe.recipes import load_recipe
+from tests.conftest import change, message_of, wait_for
 from tests.sweep_world import World, general_rows, unrun_world
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(tmp_path, monkeypatch) -> World:
     return unrun_world(tmp_path, monkeypatch)
 
 
@@ -103,41 +101,29 @@ def _plan(world: World, **keys: Any) -> Any:
         ({"runs": {"A": {"lora_ranc": 8}}}, "unknown setting 'lora_ranc'", "mean 'lora_rank'?"),
     ],
 )
-def test_wrong_sweep_file(changes: dict[str, Any], found: str, remedy: str) -> None:
+def test_wrong_sweep_file(changes, found, remedy):
     raw = {"title": "t", "base": "x.yaml", "methods": {"TELL": None}, **changes}
-    with pytest.raises(UserError) as caught:
-        make_sweep(raw, "made", "made.yaml")
-    assert "made.yaml" in str(caught.value)
-    assert found in str(caught.value)
-    assert remedy in str(caught.value)
+    caught = message_of(make_sweep, raw, "made", "made.yaml")
+    assert "made.yaml" in caught
+    assert found in caught
+    assert remedy in caught
 
 
-def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
-    file = tmp_path / "wrong.yaml"
-    file.write_text("titel: x\nbase: y\nseeds: [-1]\n")
-    with pytest.raises(UserError) as caught:
-        load_sweep(file)
-    text = str(caught.value)
-    assert "did you mean 'title'?" in text
-    assert "key 'title' is missing" in text
-    assert "seeds.0" in text
-
-
-def test_a_recipe_is_told_as_one(world: World) -> None:
-    with pytest.raises(UserError) as caught:
-        load_sweep(world.root / "tiny.yaml")
-    text = str(caught.value)
+def test_what_is_no_sweep_file(world):
+    """All problems of a file are told at once, but where it is a recipe."""
+    (world.root / "wrong.yaml").write_text("titel: x\nbase: y\nseeds: [-1]\n")
+    text = message_of(load_sweep, world.root / "wrong.yaml")
+    for told in ("did you mean 'title'?", "key 'title' is missing", "seeds.0"):
+        assert told in text
+    text = message_of(load_sweep, world.root / "tiny.yaml")
     assert "tiny.yaml: this is a recipe, no sweep file" in text
     assert "./run.sh sweep --controls" in text
     assert "unknown key" not in text
+    near = "did you mean 'recipes/sweeps/smollm2_fig07.yaml'"
+    assert near in message_of(load_sweep, "recipes/sweeps/smolm2_fig07.yaml")
 
 
-def test_missing_sweep_file_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"did you mean 'recipes/sweeps/smollm2_fig07\.yaml'"):
-        load_sweep("recipes/sweeps/smolm2_fig07.yaml")
-
-
-def test_a_method_that_pins_an_axis_has_one_run(world: World) -> None:
+def test_a_method_that_pins_an_axis_has_one_run(world):
     sweep = _sweep(
         world,
         methods={"TELL": None, "none": {"general": "0"}},
@@ -149,7 +135,7 @@ def test_a_method_that_pins_an_axis_has_one_run(world: World) -> None:
     assert {tuple(c.at) for c in cells(sweep) if c.method == "none"} == {("task",)}
 
 
-def test_a_setting_may_follow_the_grid(world: World) -> None:
+def test_a_setting_may_follow_the_grid(world):
     plan = _plan(
         world,
         methods={
@@ -203,13 +189,13 @@ def test_a_setting_may_follow_the_grid(world: World) -> None:
         ),
     ],
 )
-def test_problems_of_a_plan(world: World, keys: dict[str, Any], told: list[list[str]]) -> None:
+def test_problems_of_a_plan(world, keys, told):
     problems = make_plan(_sweep(world, **keys), world.root / "out" / "cards").problems
     for problem, texts in zip(problems, told, strict=True):
         assert all(text in str(problem) for text in texts)
 
 
-def test_equal_runs_are_done_once(world: World) -> None:
+def test_equal_runs_are_done_once(world):
     plan = _plan(
         world,
         methods={"TELL": None, "SFT": {"general": "0"}},
@@ -223,7 +209,7 @@ def test_equal_runs_are_done_once(world: World) -> None:
     assert len(plan.runs) == 2
 
 
-def test_what_changes_a_run_changes_its_id(world: World) -> None:
+def test_what_changes_a_run_changes_its_id(world):
     """The weight of the KL too, though the rows are the same; the base model is asked once."""
     changes: list[dict[str, Any]] = [{}, {"learning_rate": 0.02}, {"task": "7rows"}]
     changes += [{"order": "even"}, {"anchor": "none"}, {"lora_rank": 2}, {"kl": 1}, {"kl": 3}]
@@ -235,7 +221,7 @@ def test_what_changes_a_run_changes_its_id(world: World) -> None:
     assert [base.evaluation.anchor for base in plan.bases] == ["card"]
 
 
-def test_other_data_is_another_run(world: World) -> None:
+def test_other_data_is_another_run(world):
     before = _plan(world, runs={"A": {}}).entries[0].id
     assert _plan(world, runs={"renamed": {"report_to": ["none"]}}).entries[0].id == before
     file = world.cards / "tiny_task" / "train.jsonl"
@@ -245,7 +231,7 @@ def test_other_data_is_another_run(world: World) -> None:
     file.write_text(file.read_text().replace("number three", "number 3"))
 
 
-def test_a_seed_moves_mixture_and_training(world: World) -> None:
+def test_a_seed_moves_mixture_and_training(world):
     first, second = _plan(world, runs={"A": {}}, seeds=[1, 2]).entries
     assert (first.recipe.values["seed"], second.recipe.values["seed"]) == (1, 2)
     assert (first.spec.seed, second.spec.seed) == (1, 2)
@@ -254,7 +240,7 @@ def test_a_seed_moves_mixture_and_training(world: World) -> None:
 
 
 @pytest.mark.parametrize(("task", "general"), [(1, 47), (5, 9), (8, 1), (15, 24)])
-def test_repeated_task_rows_take_equal_steps(world: World, task: int, general: int) -> None:
+def test_repeated_task_rows_take_equal_steps(world, task, general):
     plan = _plan(
         world,
         settings={"task": f"{task}rows"},
@@ -274,7 +260,7 @@ def test_repeated_task_rows_take_equal_steps(world: World, task: int, general: i
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_derived_runs_stand_at_their_reference(world: World) -> None:
+def test_derived_runs_stand_at_their_reference(world):
     plan = _plan(
         world,
         methods={"TELL": None, "general only": {"general_only": "TELL"}},
@@ -285,9 +271,7 @@ def test_derived_runs_stand_at_their_reference(world: World) -> None:
     assert rows["general only (general=16rows), seed 42"] == 16
 
 
-def test_a_run_must_equal_the_steps_of_a_run_of_the_sweep(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_must_equal_the_steps_of_a_run_of_the_sweep(world, capsys):
     """TELL is crossed with the grid, so a single run has no TELL to be equal to."""
     runs = {
         "SFT": {"general": "0", "equal_steps": "TELL"},
@@ -306,7 +290,7 @@ def test_a_run_must_equal_the_steps_of_a_run_of_the_sweep(
     assert _main("sweep", path, "--dry-run") == 0
 
 
-def test_several_processes_make_another_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_make_another_run(world, monkeypatch):
     """They take other steps from the same rows; the base model answers as it did."""
     ids = []
     for processes in (None, "1", "2"):
@@ -319,7 +303,7 @@ def test_several_processes_make_another_run(world: World, monkeypatch: pytest.Mo
     assert ids[2][1] == ids[0][1]
 
 
-def test_what_changes_the_base_models_answers_changes_its_id(world: World) -> None:
+def test_what_changes_the_base_models_answers_changes_its_id(world):
     evaluation = _plan(world, runs={"A": {}}).bases[0].evaluation
     as_the_machine_can = {"torch_dtype": "float16", "device_map": "auto"}
     cases: list[tuple[bool, dict[str, Any], bool]] = [
@@ -333,13 +317,13 @@ def test_what_changes_the_base_models_answers_changes_its_id(world: World) -> No
         (False, {"external_plugins": ["own.py"]}, True),
         (False, {"learning_rate": 1e-5}, True),
     ]
-    for use_cpu, change, same in cases:
-        files = (world.recipe("other", use_cpu=use_cpu, **change), world.recipe(use_cpu=use_cpu))
+    for use_cpu, more, same in cases:
+        files = (world.recipe("other", use_cpu=use_cpu, **more), world.recipe(use_cpu=use_cpu))
         first, second = (PlannedBase(load_recipe(file), evaluation) for file in files)
-        assert (first.id == second.id) is same, change
+        assert (first.id == second.id) is same, more
 
 
-def test_every_model_has_its_base(world: World) -> None:
+def test_every_model_has_its_base(world):
     models = [str(world.root / name) for name in ("model", "larger")]
     plan = _plan(world, methods={"TELL": None, "SFT": {"general": "0"}}, grid={"model": models})
     assert [base.at for base in plan.bases] == [{"model": model} for model in models]
@@ -354,7 +338,7 @@ def test_every_model_has_its_base(world: World) -> None:
 # --- cards that are made -------------------------------------------------------------------------
 
 
-def test_rivals_stand_among_the_runs_and_train_nothing(world: World) -> None:
+def test_rivals_stand_among_the_runs_and_train_nothing(world):
     """They learn from the task rows of their point, whatever the training would be."""
     runs: dict[str, Any] = {
         "TELL": {},
@@ -382,14 +366,14 @@ def test_rivals_stand_among_the_runs_and_train_nothing(world: World) -> None:
     assert examples.asked.endswith("/anchor=none")
 
 
-def test_one_run_is_tested_with_two_anchors(world: World) -> None:
+def test_one_run_is_tested_with_two_anchors(world):
     plan = _plan(world, runs={"with": {}, "without": {"test_anchor": "none"}})
     first, second = plan.entries
     assert first.id == second.id
     assert [run.evaluation.anchor for run in plan.runs] == ["card", "none"]
 
 
-def test_how_it_is_asked_makes_another_evaluation(world: World) -> None:
+def test_how_it_is_asked_makes_another_evaluation(world):
     """Examples and learned metrics; without them the name is that of earlier releases."""
     asked = {"general_rows": 4, "retention_rows": 4}
     plans = [
@@ -403,7 +387,7 @@ def test_how_it_is_asked_makes_another_evaluation(world: World) -> None:
     assert plans[2].runs[0].evaluation.options["shots"] == 2
 
 
-def test_what_a_worker_asks_of_eval(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_worker_asks_of_eval(world, monkeypatch):
     runs: dict[str, Any] = {
         "with": {},
         "without": {"test_anchor": "none"},
@@ -427,7 +411,7 @@ def test_what_a_worker_asks_of_eval(world: World, monkeypatch: pytest.MonkeyPatc
     assert [bool(anchor) for anchor in anchors] == [False, False, True, False]
 
 
-def test_held_out_rows_are_the_same_for_every_seed_and_never_trained(world: World) -> None:
+def test_held_out_rows_are_the_same_for_every_seed_and_never_trained(world):
     plan = _plan(world, runs={"A": {"general": "all"}}, seeds=[1, 2, 3])
     sources = {entry.spec.sources for entry in plan.entries}
     assert sources == {("tiny_general_less4",)}
@@ -439,7 +423,7 @@ def test_held_out_rows_are_the_same_for_every_seed_and_never_trained(world: Worl
     assert sorted(held + trained) == sorted(everything)
 
 
-def test_rows_that_ask_the_same_as_a_held_out_row_do_not_train(world: World) -> None:
+def test_rows_that_ask_the_same_as_a_held_out_row_do_not_train(world):
     rows = [*general_rows(20), *({"q": row["q"].upper(), "r": "x"} for row in general_rows(20))]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (world.cards / "tiny_general" / "train.jsonl").write_text(text)
@@ -450,18 +434,16 @@ def test_rows_that_ask_the_same_as_a_held_out_row_do_not_train(world: World) -> 
     assert not set(comparison_keys(held)) & set(comparison_keys(trained))
 
 
-def test_a_card_with_a_held_out_split_is_taken_as_it_is(world: World) -> None:
+def test_held_out_rows_are_those_of_the_card_or_are_enough(world):
     card = load_card("sample_general")
     assert derived_cards.with_held_out(card, 40, world.root / "made") == "sample_general"
     assert not (world.root / "made").exists()
+    card = load_card("tiny_general")
+    message = message_of(derived_cards.with_held_out, card, 60, world.root / "made")
+    assert "60 rows to be held out of 60" in message
 
 
-def test_too_few_rows_to_hold_out(world: World) -> None:
-    with pytest.raises(UserError, match="60 rows to be held out of 60"):
-        derived_cards.with_held_out(load_card("tiny_general"), 60, world.root / "made")
-
-
-def test_general_only_holds_exactly_the_general_rows(world: World) -> None:
+def test_general_only_holds_exactly_the_general_rows(world):
     plan = _plan(world, runs={"TELL": {}, "general": {"general_only": "TELL"}}, seeds=[3])
     tell, general = (build_mixture(entry.spec) for entry in plan.entries)
     assert sorted(derived_cards.general_rows_of(tell)) == sorted(
@@ -470,7 +452,7 @@ def test_general_only_holds_exactly_the_general_rows(world: World) -> None:
     assert general.task is None
 
 
-def test_random_text_keeps_lengths_and_words_and_nothing_else(world: World) -> None:
+def test_random_text_keeps_lengths_and_words_and_nothing_else(world):
     plan = _plan(world, runs={"TELL": {}, "random": {"random_text": "TELL", "equal_steps": "TELL"}})
     tell, random = (build_mixture(entry.spec) for entry in plan.entries)
     before = derived_cards.general_rows_of(tell)
@@ -484,18 +466,13 @@ def test_random_text_keeps_lengths_and_words_and_nothing_else(world: World) -> N
     assert words[0] == words[1]
     assert not set(before) & set(after)
     assert plan.entries[0].plan.steps == plan.entries[1].plan.steps
-
-
-def test_random_text_is_seeded() -> None:
     rows = [("a b c", "d e"), ("f g", "h i j k")]
     once, again = (derived_cards.shuffled_words(rows, 1) for _ in range(2))
     assert once == again == [("b i k", "f c"), ("g e", "d h a j")]
     assert derived_cards.shuffled_words(rows, 2) != once
 
 
-def test_cards_of_other_sweeps_are_in_nobodys_way(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cards_of_other_sweeps_are_in_nobodys_way(world, monkeypatch):
     """A run's recipe says which cards it needs by hand; a later sweep makes its own."""
     first = world.root / "out" / "cards"
     _plan(world, runs={"TELL": {}, "general": {"general_only": "TELL"}})
@@ -529,14 +506,7 @@ def _main(*arguments: str) -> int:
         ({"evaluate": {"rows": 5000}}, 1, [], "5000 rows asked, split 'test' has"),
     ],
 )
-def test_dry_run_lists_and_writes_nothing(
-    world: World,
-    capsys: pytest.CaptureFixture[str],
-    changes: dict[str, Any],
-    code: int,
-    told: list[str],
-    wrong: str,
-) -> None:
+def test_dry_run_lists_and_writes_nothing(world, capsys, changes, code, told, wrong):
     out = world.root / "out"
     assert _main("sweep", str(world.sweep(**changes)), "--dry-run", "--out", str(out)) == code
     shown = capsys.readouterr()
@@ -546,9 +516,7 @@ def test_dry_run_lists_and_writes_nothing(
     assert not out.exists()
 
 
-def test_dry_run_with_a_rate_counts_tokens_flops_and_time(
-    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dry_run_with_a_rate_counts_tokens_flops_and_time(world, capsys, monkeypatch):
     shutil.rmtree(world.root / "model")
     monkeypatch.setenv("TELL_TOKENIZER", str(world.model()))
     assert _main("sweep", str(world.sweep()), "--dry-run", "--rate", "10") == 0
@@ -579,9 +547,7 @@ def test_dry_run_with_a_rate_counts_tokens_flops_and_time(
         (["--controls", "RECIPE", "--hub_token", "hf_x"], "'hub_token' would be kept"),
     ],
 )
-def test_wrong_arguments(
-    world: World, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
-) -> None:
+def test_wrong_arguments(world, capsys, arguments, told):
     places = {"FILE": str(world.sweep()), "RECIPE": str(world.root / "tiny.yaml")}
     given = [places.get(part, part) for part in arguments]
     assert _main("sweep", *given, "--out", str(world.root / "out")) == 1
@@ -593,7 +559,7 @@ def test_wrong_arguments(
 # --- running -------------------------------------------------------------------------------------
 
 
-def test_one_sweep_a_folder(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_sweep_a_folder(world, capsys):
     out = world.root / "out"
     out.mkdir()
     with FileLock(out / ".lock"):
@@ -601,16 +567,16 @@ def test_one_sweep_a_folder(world: World, capsys: pytest.CaptureFixture[str]) ->
     assert "another sweep works in this folder" in capsys.readouterr().err
 
 
-def test_gpus_are_filled_one_run_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_filled_one_run_each(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     found = runner.slots(None, needs_gpu=True, models=[])
     assert found == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "6"}]
     assert len(runner.slots(1, needs_gpu=True, models=[])) == 1
-    with pytest.raises(UserError, match="3 runs at once and 2 GPUs"):
-        runner.slots(3, needs_gpu=True, models=[])
+    said = message_of(runner.slots, 3, needs_gpu=True, models=[])
+    assert "3 runs at once and 2 GPUs" in said
 
 
-def test_runs_on_a_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_on_a_cpu_share_its_cores(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(runner, "cores", lambda: 8)
@@ -620,9 +586,7 @@ def test_runs_on_a_cpu_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runner.slots(3, needs_gpu=False, models=[]) == [{}] * 3
 
 
-def test_on_a_cpu_there_is_a_run_a_core_as_far_as_memory_goes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_on_a_cpu_there_is_a_run_a_core_as_far_as_memory_goes(monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "cores", lambda: 4)
     small, embedded = str(tmp_path), str(embedded_model.model_dir())
     with (tmp_path / "model.safetensors").open("wb") as file:
@@ -654,7 +618,7 @@ for name in ("trained.json", "eval/e/evaluated.json"):
 """
 
 
-def test_no_gpu_has_two_runs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_gpu_has_two_runs_at_once(tmp_path, monkeypatch):
     log = tmp_path / "log"
     monkeypatch.setattr(
         runner,
@@ -674,7 +638,7 @@ def test_no_gpu_has_two_runs_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert all(first[1] <= second[0] for first, second in pairwise(mine))
 
 
-def test_jobs_that_share_a_run_are_done_one_after_the_other(tmp_path: Path) -> None:
+def test_jobs_that_share_a_run_are_done_one_after_the_other(tmp_path):
     first = Job(tmp_path / "a", "one", "a", 1, False)
     second = Job(tmp_path / "b", "one", "b", 1, False)
     third = Job(tmp_path / "a", "two", "a", 1, False)
@@ -708,7 +672,7 @@ class _Ray:
         return None
 
 
-def test_on_ray_what_shares_a_failed_training_is_not_started(tmp_path: Path) -> None:
+def test_on_ray_what_shares_a_failed_training_is_not_started(tmp_path):
     names = [("a", "one"), ("a", "two"), ("a", "three"), ("b", "one")]
     jobs = [Job(tmp_path / run, asked, f"{run} {asked}", 1, False) for run, asked in names]
     for job in jobs:
@@ -719,11 +683,10 @@ def test_on_ray_what_shares_a_failed_training_is_not_started(tmp_path: Path) -> 
     assert all(job.failure for job in jobs)
 
 
-def test_one_run_is_asked_about_two_tasks(world: World) -> None:
+def test_one_run_is_asked_about_two_tasks(world):
     """The general rows alone do not depend on the task: one training, two sets of answers."""
     shutil.copytree(world.cards / "tiny_task", world.cards / "other_task")
-    card = world.cards / "other_task" / "card.yaml"
-    card.write_text(card.read_text().replace("name: tiny_task", "name: other_task"))
+    change(world.cards / "other_task", name="other_task")
     plan = _plan(
         world,
         methods={"TELL": None, "general only": {"general_only": "TELL"}},
@@ -737,7 +700,7 @@ def test_one_run_is_asked_about_two_tasks(world: World) -> None:
     assert len(plan.bases) == 2
 
 
-def test_ctrl_c_ends_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_the_workers(tmp_path, monkeypatch):
     """A worker that waits for its standard input to close ends when the sweep is stopped."""
     program = "import sys; open(sys.argv[1] + '/started', 'w').close(); sys.stdin.read()"
     monkeypatch.setattr(
@@ -753,7 +716,7 @@ def test_ctrl_c_ends_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert time.monotonic() - start < 20
 
 
-def test_what_a_killed_worker_left_behind_is_ended(tmp_path: Path) -> None:
+def test_what_a_killed_worker_left_behind_is_ended(tmp_path):
     sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
     marked = {**os.environ, "TELL_SWEEP_RUN": str(tmp_path / "run")}
     other = {**os.environ, "TELL_SWEEP_RUN": str(tmp_path / "other")}
@@ -769,7 +732,7 @@ def test_what_a_killed_worker_left_behind_is_ended(tmp_path: Path) -> None:
         theirs.wait()
 
 
-def test_half_written_checkpoints_are_no_checkpoints(tmp_path: Path) -> None:
+def test_half_written_checkpoints_are_no_checkpoints(tmp_path):
     for step, state in ((5, '{"global_step": 5, "max_steps": 9}'), (9, '{"global_st')):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
@@ -783,7 +746,7 @@ def test_half_written_checkpoints_are_no_checkpoints(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def real_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def real_world(tmp_path_factory) -> World:
     """A world with a model."""
     made = World(tmp_path_factory.mktemp("world"))
     made.recipe()
@@ -792,7 +755,7 @@ def real_world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(real_world: World) -> Path:
+def undisturbed(real_world) -> Path:
     """The folder of a sweep of two runs that nobody disturbed."""
     out = real_world.root / "undisturbed"
     text = real_world.call("sweep", _file(real_world), "--jobs", "2", "--out", str(out))
@@ -813,14 +776,6 @@ def _results(world: World, out: Path) -> dict[str, bytes]:
         for path in (out / "runs").rglob(pattern):
             found[str(path.relative_to(out))] = path.read_bytes()
     return found
-
-
-def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 240
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def _workers(out: Path) -> Iterator[psutil.Process]:
@@ -846,19 +801,17 @@ def _kill(process: subprocess.Popen[str], out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_twice_ends_like_an_undisturbed_one(
-    real_world: World, undisturbed: Path
-) -> None:
+def test_a_sweep_killed_twice_ends_like_an_undisturbed_one(real_world, undisturbed):
     out = real_world.root / "killed"
     command = ["sweep", _file(real_world), "--jobs", "2", "--out", str(out)]
 
     first = real_world.start(*command)  # killed while runs train
-    _wait_for(lambda: bool(list((out / "runs").glob("tiny*/train/args.json"))), first)
+    wait_for(lambda: list((out / "runs").glob("tiny*/train/args.json")), first)
     _kill(first, out)
     assert not list((out / "runs").glob("tiny*/eval/*/evaluated.json"))
 
     second = real_world.start(*command)  # killed while a trained run is asked
-    _wait_for(lambda: bool(list((out / "runs").glob("tiny*/eval/*/eval.log"))), second)
+    wait_for(lambda: list((out / "runs").glob("tiny*/eval/*/eval.log")), second)
     _kill(second, out)
 
     text = real_world.call(*command)
@@ -872,9 +825,7 @@ def test_a_sweep_killed_twice_ends_like_an_undisturbed_one(
 
 
 @pytest.mark.slow
-def test_a_second_call_does_nothing_and_another_sweep_shares_runs(
-    real_world: World, undisturbed: Path
-) -> None:
+def test_a_second_call_does_nothing_and_another_sweep_shares_runs(real_world, undisturbed):
     text = real_world.call("sweep", _file(real_world), "--out", str(undisturbed))
     assert "3 runs, 3 done, 0 to do" in text
     other = real_world.sweep("other", methods={"mine": {}}, grid={"task": ["8rows"]})
@@ -888,7 +839,7 @@ def test_a_second_call_does_nothing_and_another_sweep_shares_runs(
 
 
 @pytest.mark.slow
-def test_failed_runs_are_kept_and_tried_again_on_request(real_world: World) -> None:
+def test_failed_runs_are_kept_and_tried_again_on_request(real_world):
     out = real_world.root / "failing"
     broken = real_world.recipe("broken", max_length=8)  # strict: the rows do not fit
     sweep = real_world.sweep(
@@ -914,9 +865,7 @@ def test_failed_runs_are_kept_and_tried_again_on_request(real_world: World) -> N
 
 
 @pytest.mark.slow
-def test_ray_gives_the_same(
-    real_world: World, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ray_gives_the_same(real_world, undisturbed, monkeypatch):
     """A local cluster of two workers, one run at a time each."""
     monkeypatch.setenv("RAY_worker_niceness", "0")  # else a busy machine starves the tasks
     ray = pytest.importorskip("ray", reason="Ray is optional: pip install ray")
@@ -941,7 +890,7 @@ def test_ray_gives_the_same(
     assert adapter.read_bytes() == (undisturbed / adapter.relative_to(out)).read_bytes()
 
 
-def test_no_ray_cluster(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_ray_cluster(world, capsys):
     pytest.importorskip("ray", reason="Ray is optional: pip install ray")
     out = str(world.root / "out")
     assert _main("sweep", str(world.sweep()), "--ray", "127.0.0.1:1", "--out", out) == 1

@@ -1,8 +1,5 @@
 """Every sweep file: found by globbing, read, and planned over stand-in data."""
 
-from __future__ import annotations
-
-import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -11,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from tell_plugins import cli
-from tell_plugins.core.cards import card_names, load_card
+from tell_plugins.core.cards import Card
 from tell_plugins.evaluation.paper_numbers import published
 from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.experiments.sweep import load_sweep
 from tests.conftest import PROJECT
+from tests.recipe_world import make_data
 
 FILES = sorted((PROJECT / "recipes" / "sweeps").glob("*.yaml"))
 PAPER = [path for path in FILES if not path.stem.startswith(("smollm2", "demo", "study"))]
 TWINS = [path for path in FILES if path.stem.startswith("smollm2")]
 FIGURES = {"05", "06", "07", "08", "09", "10", "11", "12", "13", "14", "15", "16"}
-_INLINE = "Read the text below with care. Then answer as asked.\n\n"
 
 
 def _name(path: Path) -> str:
@@ -29,7 +26,7 @@ def _name(path: Path) -> str:
 
 
 @pytest.mark.parametrize("files", [PAPER, TWINS], ids=["paper", "twins"])
-def test_every_figure_has_its_sweep(files: list[Path]) -> None:
+def test_every_figure_has_its_sweep(files):
     assert len(files) == (12 if files is PAPER else 11)
     found = {
         number for path in files for number in re.findall(r"\d\d", path.stem.partition("fig")[2])
@@ -41,7 +38,7 @@ def test_every_figure_has_its_sweep(files: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=_name)
-def test_header_and_names(path: Path) -> None:
+def test_header_and_names(path):
     """How to launch it, what it needs, and that what it names is there."""
     text = path.read_text(encoding="utf-8")
     header, body = text.split("title:", 1)
@@ -57,65 +54,37 @@ def test_header_and_names(path: Path) -> None:
     assert sweep.plot.reference in {*sweep.crossed(), *sweep.runs}
 
 
-def test_twins_fit_a_small_machine() -> None:
+def test_twins_fit_a_small_machine():
     for path in TWINS:
         sweep = load_sweep(path)
         assert sweep.base == "recipes/smollm2_json.yaml"
-        assert sweep.evaluate.rows is not None
         assert sweep.evaluate.rows <= 200
 
 
-# --- plans over stand-in data --------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stand_ins(tmp_path_factory) -> Path:
     """Files for every card, large enough for every amount; a tokenizer that counts letters."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     root = tmp_path_factory.mktemp("stand_ins")
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    (root / "data").mkdir()
+    make_data(root / "data", _size)
     tokenizer.save(str(root / "data" / "tokenizer.json"))
-    for name in card_names():
-        card = load_card(name)
-        for split, place in card.splits.items():
-            if (card.folder / place.file).is_file():
-                continue
-            count, letters = _size(name, split)
-            front = _INLINE if card.inline_anchor else ""
-            columns = card.columns_of(split)
-            label = "no" if card.metric == "json" else f"#### {7}"
-            rows = [
-                {
-                    **dict.fromkeys(columns.query, ""),
-                    columns.query[0]: f"{front}{split} {number} of {name} " + "a" * letters,
-                    columns.response: f"{label}" if split != "train" else f"answer {number}",
-                }
-                for number in range(count)
-            ]
-            file = root / "data" / name / place.file
-            file.parent.mkdir(exist_ok=True)
-            if place.file.endswith(".json"):
-                file.write_text(json.dumps(rows))
-            else:
-                file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 
 
-def _size(name: str, split: str) -> tuple[int, int]:
+def _size(card: Card, split: str) -> tuple[int, int]:
     """Rows, and letters of each: as many rows as the official files where that matters."""
     if split != "train":
         return 520, 5  # rows that a sweep may ask
     sizes = {"alpaca_en": (6000, 720), "open_platypus": (6000, 720), "alpaca_en_demo": (999, 90)}
-    return sizes.get(name) or {"en_is_news": (71, 90), "is_en_news": (56, 90)}.get(
-        name, (920, 1100)
-    )
+    sizes |= {"en_is_news": (71, 90), "is_en_news": (56, 90)}
+    return sizes.get(card.name, (920, 1100))
 
 
 @pytest.fixture
-def at_hand(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def at_hand(stand_ins, monkeypatch) -> Iterator[Path]:
     """The stand-in files are what the machine has; self-written anchors are there."""
     monkeypatch.setenv("TELL_DATA_HOME", str(stand_ins / "data"))
     monkeypatch.setenv("TELL_CACHE", str(stand_ins / "cache"))
@@ -139,7 +108,7 @@ def _plan(path: Path, root: Path) -> SweepPlan:
 
 
 @pytest.mark.parametrize("path", FILES, ids=_name)
-def test_plan(path: Path, at_hand: Path) -> None:
+def test_plan(path, at_hand):
     sweep, plan = load_sweep(path), _plan(path, at_hand)
     assert plan.problems == []
     places = [(method, at) for method in sweep.crossed() for at in sweep.points()]
@@ -152,7 +121,7 @@ def test_plan(path: Path, at_hand: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PAPER, ids=_name)
-def test_paper_sweeps_name_the_papers_amounts(path: Path, at_hand: Path) -> None:
+def test_paper_sweeps_name_the_papers_amounts(path, at_hand):
     plan = _plan(path, at_hand)
     for entry in plan.entries:
         values = entry.recipe.values
@@ -168,7 +137,7 @@ def _ids(plan: SweepPlan) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("path", TWINS, ids=_name)
-def test_twins_train_wherever_the_paper_does(path: Path, at_hand: Path) -> None:
+def test_twins_train_wherever_the_paper_does(path, at_hand):
     """Its SFT with 15 rows alone is one step at learning rate 0."""
     plan = _plan(path, at_hand)
     idle = {run.facts.task_rows for run in plan.runs if run.plan.is_no_op}
@@ -181,9 +150,7 @@ def test_twins_train_wherever_the_paper_does(path: Path, at_hand: Path) -> None:
         assert int(told[1]) == len(_ids(plan) & seen)
 
 
-def test_twins_run_on_the_real_data(
-    real_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_twins_run_on_the_real_data(real_home, monkeypatch, capsys):
     """English to Icelandic is at hand beside the project, the other direction is not."""
     path = str(PROJECT / "recipes" / "sweeps" / "smollm2_fig09_10.yaml")
     assert cli.main(["sweep", path, "--dry-run"]) == 1

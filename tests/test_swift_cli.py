@@ -1,17 +1,15 @@
 """ms-swift's command line without the packages above it: the same command, sooner."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tell_plugins.bridge import swift_cli
 from tell_plugins.core.paths import PROJECT
+from tests.conftest import printed_by
 
 CASES: list[tuple[list[str], dict[str, str]]] = [
     (["sft", "--config", "recipes/smollm2_json.yaml", "--seed", "7"], {}),
@@ -44,7 +42,7 @@ def _shown(load: str) -> tuple[list[list[str]], bool]:
 
 
 @pytest.mark.slow
-def test_it_starts_what_ms_swift_starts() -> None:
+def test_it_starts_what_ms_swift_starts():
     (ours, torch_of_ours), (theirs, torch_of_theirs) = _shown(_OURS), _shown(_THEIRS)
     assert ours == theirs
     assert len(ours) == len(CASES)
@@ -52,7 +50,7 @@ def test_it_starts_what_ms_swift_starts() -> None:
 
 
 @pytest.mark.usefixtures("ordinary_python")
-def test_a_command_line_that_asks_for_more_runs_as_it_is(tmp_path: Path) -> None:
+def test_a_command_line_that_asks_for_more_runs_as_it_is(tmp_path):
     package = tmp_path / "swift"
     (package / "cli").mkdir(parents=True)
     (package / "__init__.py").write_text("whole = True\n")
@@ -62,11 +60,5 @@ def test_a_command_line_that_asks_for_more_runs_as_it_is(tmp_path: Path) -> None
         "from swift.utils import get_logger, newer\nimport swift\n"
         "def cli_main(): print('whole:', swift.whole)\n"
     )
-    done = subprocess.run(
-        swift_cli.command("sft"),
-        cwd=PROJECT,
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "LOG_LEVEL": "INFO"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout == "whole: True\n", done.stderr
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "LOG_LEVEL": "INFO"}
+    assert printed_by(*swift_cli.command("sft"), env=env) == "whole: True\n"

@@ -1,7 +1,5 @@
 """Use after training: the anchor comes with the adapter, once, and as it was in training."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable
@@ -17,12 +15,11 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation.answers import read_answers
-from tests.conftest import MakeCard, write_rows
+from tests.conftest import change, message_of, write_rows
 from tests.tiny import (
     WORDS,
     deployed,
     make_tiny_cards,
-    make_tiny_model,
     run_swift,
     sft,
     tiny_recipe,
@@ -31,20 +28,12 @@ from tests.tiny import (
 INLINE = "Translate the text.\n\n "
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
 @pytest.fixture
-def cards(make_card: MakeCard) -> None:
+def cards(make_card) -> None:
     """A task card with an anchor file, one with an inline anchor, and general data."""
     make_tiny_cards(make_card)
-    folder = make_card(
-        "inlined", train=[{"q": f"{INLINE}The {word} is lazy.", "r": word} for word in WORDS]
-    )
-    card = folder / "card.yaml"
-    card.write_text(card.read_text().replace("anchor: anchor.txt", "anchor: inline"))
+    rows = [{"q": f"{INLINE}The {word} is lazy.", "r": word} for word in WORDS]
+    change(make_card("inlined", train=rows), anchor="inline")
 
 
 def _checkpoint(folder: Path, anchor: str | None) -> Path:
@@ -58,7 +47,7 @@ TemplateOf = Callable[..., Any]
 
 
 @pytest.fixture
-def template_of(tiny: Path) -> TemplateOf:
+def template_of(model) -> TemplateOf:
     """The template that ms-swift's serving arguments build for adapters, by kind and back end."""
     from swift.arguments import BaseArguments, InferArguments
 
@@ -72,7 +61,7 @@ def template_of(tiny: Path) -> TemplateOf:
         cls = BaseArguments if training else InferArguments
         args = cls.__new__(cls)
         base = BaseArguments(
-            model=str(tiny), model_type="llama", template=kind, template_backend=backend
+            model=str(model), model_type="llama", template=kind, template_backend=backend
         )
         args.__dict__.update(base.__dict__, adapters=[str(adapter) for adapter in adapters])
         return args.get_template()
@@ -100,9 +89,7 @@ def _trained_ids(template: Any, query: str, response: str) -> tuple[list[int], l
 
 @pytest.mark.parametrize("card", ["tiny_task", "inlined"])
 @pytest.mark.parametrize("kind", ["chatml", "llama", "qwen", "gemma", "llama3"])
-def test_a_plain_query_is_encoded_as_in_training(
-    card: str, kind: str, cards: None, template_of: TemplateOf, tmp_path: Path
-) -> None:
+def test_a_plain_query_is_encoded_as_in_training(card, kind, cards, template_of, tmp_path):
     task = open_task(load_card(card), "train")
     adapter = _checkpoint(tmp_path / "adapter", task.anchor.text)
     serving = template_of(adapter, kind=kind)
@@ -115,7 +102,7 @@ def test_a_plain_query_is_encoded_as_in_training(
         assert _ids(training, plain) != trained
 
 
-def test_models_own_chat_template(tiny: Path, template_of: TemplateOf, tmp_path: Path) -> None:
+def test_models_own_chat_template(model, template_of, tmp_path):
     adapter = _checkpoint(tmp_path / "adapter", "Answer.")
     serving = template_of(adapter, backend="jinja")
     serving.tokenizer.chat_template = (
@@ -126,9 +113,7 @@ def test_models_own_chat_template(tiny: Path, template_of: TemplateOf, tmp_path:
     assert text.endswith("<|im_start|>user\nAnswer.\n\nThe fox.<|im_end|>\n<|im_start|>assistant:")
 
 
-def test_every_user_turn_and_nothing_else_has_the_anchor(
-    template_of: TemplateOf, tmp_path: Path
-) -> None:
+def test_every_user_turn_and_nothing_else_has_the_anchor(template_of, tmp_path):
     serving = template_of(_checkpoint(tmp_path / "adapter", "Answer."))
     text = serving.tokenizer.decode(_ids(serving, "The fox.", "Lazy.", "The dog."))
     turns = [turn.partition("\n")[2] for turn in text.split("<|im_start|>")[1:]]
@@ -141,15 +126,12 @@ def test_every_user_turn_and_nothing_else_has_the_anchor(
 
 
 @pytest.mark.parametrize("kind", ["chatml", "llama", "gemma"])
-def test_a_conversation_is_encoded_as_in_training(
-    kind: str, make_card: MakeCard, template_of: TemplateOf, tmp_path: Path
-) -> None:
+def test_a_conversation_is_encoded_as_in_training(kind, make_card, template_of, tmp_path):
     """The manifest beside the adapter says that the first turn alone has the anchor."""
     folder = make_card("chats", train=[], anchor="Answer.")
     turns = ["The fox.", "Lazy.", "The dog."]
     write_rows(folder / "train.jsonl", [{"q": turns[2], "r": "Quick.", "h": [turns[:2]]}])
-    card = folder / "card.yaml"
-    card.write_text(card.read_text().replace("query: q", "history: h\n  query: q"))
+    change(folder, columns={"query": "q", "response": "r", "history": "h"})
     mixture = build_mixture(parse_spec("tell/chats:general=0"))
     adapter = _checkpoint(tmp_path / "adapter", "Answer.")
     (adapter / "manifest.json").write_text(json.dumps(manifest_of(mixture)))
@@ -172,27 +154,26 @@ def test_a_conversation_is_encoded_as_in_training(
 
 
 @pytest.mark.parametrize("anchor", ["", None])
-def test_an_adapter_without_anchor_gets_none(
-    anchor: str | None, template_of: TemplateOf, tmp_path: Path
-) -> None:
+def test_an_adapter_without_anchor_gets_none(anchor, template_of, tmp_path):
     adapter = _checkpoint(tmp_path / "adapter", anchor)
-    assert _ids(template_of(adapter), "The fox.") == _ids(template_of(), "The fox.")
+    bare = _ids(template_of(), "The fox.")
+    assert _ids(template_of(adapter), "The fox.") == bare
+    other = _checkpoint(tmp_path / "other", "Answer.")  # nor does a training that goes on from one
+    assert _ids(template_of(other, training=True), "The fox.") == bare
 
 
-def test_a_model_of_full_tuning_brings_its_anchor(
-    template_of: TemplateOf, tiny: Path, tmp_path: Path
-) -> None:
+def test_a_model_of_full_tuning_brings_its_anchor(template_of, model, tmp_path):
     bare = _ids(template_of(), "Fox")
-    (tiny / "anchor.txt").write_text("Answer.")
+    (model / "anchor.txt").write_text("Answer.")
     try:
         assert _ids(template_of(), "Answer.\n\nFox") == _ids(template_of(), "Fox") != bare
         other = _checkpoint(tmp_path / "adapter", None)
         assert _ids(template_of(other), "Fox") == bare  # an adapter on it is another training
     finally:
-        (tiny / "anchor.txt").unlink()
+        (model / "anchor.txt").unlink()
 
 
-def test_a_merged_folder_has_the_anchor_of_the_adapter_beside_it(tmp_path: Path) -> None:
+def test_a_merged_folder_has_the_anchor_of_the_adapter_beside_it(tmp_path):
     from argparse import Namespace
 
     from tell_plugins.bridge.templates import _folders
@@ -207,12 +188,8 @@ def test_a_merged_folder_has_the_anchor_of_the_adapter_beside_it(tmp_path: Path)
 
 @pytest.mark.parametrize(("anchor", "warns"), [(None, True), ("", False), ("Answer.", False)])
 def test_where_no_anchor_is_found_the_plugin_warns(
-    anchor: str | None,
-    warns: bool,
-    template_of: TemplateOf,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    anchor, warns, template_of, tmp_path, monkeypatch
+):
     from tell_plugins.bridge import templates
 
     said: list[str] = []
@@ -226,14 +203,7 @@ def test_where_no_anchor_is_found_the_plugin_warns(
     assert not said
 
 
-def test_training_on_from_an_adapter_adds_nothing(template_of: TemplateOf, tmp_path: Path) -> None:
-    adapter = _checkpoint(tmp_path / "adapter", "Answer.")
-    assert _ids(template_of(adapter, training=True), "Fox") == _ids(template_of(), "Fox")
-
-
-def test_swift_eval_measures_the_model_without_the_anchor(
-    template_of: TemplateOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_swift_eval_measures_the_model_without_the_anchor(template_of, tmp_path, monkeypatch):
     adapter = _checkpoint(tmp_path / "adapter", "Answer.")
     monkeypatch.setattr(sys, "argv", ["/some/where/swift/cli/eval.py"])
     assert _ids(template_of(adapter), "Fox") == _ids(template_of(), "Fox")
@@ -241,22 +211,17 @@ def test_swift_eval_measures_the_model_without_the_anchor(
     assert _ids(template_of(adapter), "Fox") != _ids(template_of(), "Fox")
 
 
-def test_adapters_with_one_anchor_share_it_and_with_two_are_refused(
-    template_of: TemplateOf, tmp_path: Path
-) -> None:
+def test_adapters_with_one_anchor_share_it_and_with_two_are_refused(template_of, tmp_path):
     one = _checkpoint(tmp_path / "one", "Answer.")
     same = _checkpoint(tmp_path / "same", "Answer.")
     other = _checkpoint(tmp_path / "other", "Translate.")
     assert _ids(template_of(one, same), "Fox") == _ids(template_of(one), "Fox")
-    with pytest.raises(UserError, match="not trained with the same anchor"):
-        template_of(one, other)
+    assert "not trained with the same anchor" in message_of(template_of, one, other)
     with pytest.raises(UserError, match="not trained with the same anchor"):
         template_of(one, _checkpoint(tmp_path / "none", ""))
 
 
-def test_the_variable_overrides(
-    template_of: TemplateOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_variable_overrides(template_of, tmp_path, monkeypatch):
     one = _checkpoint(tmp_path / "one", "Answer.")
     other = _checkpoint(tmp_path / "other", "Translate.\n")
     bare = _ids(template_of(), "Fox")
@@ -265,13 +230,10 @@ def test_the_variable_overrides(
     monkeypatch.setenv("TELL_ANCHOR", str(other))
     assert _ids(template_of(one), "Fox") == _ids(template_of(), "Translate.\nFox")
     monkeypatch.setenv("TELL_ANCHOR", str(tmp_path))
-    with pytest.raises(UserError, match=r"no anchor\.txt"):
-        template_of(one)
+    assert "no anchor.txt" in message_of(template_of, one)
 
 
-def test_rows_of_a_tell_data_set_lose_their_channel_only_where_text_is_generated(
-    template_of: TemplateOf,
-) -> None:
+def test_rows_of_a_tell_data_set_lose_their_channel_only_where_text_is_generated(template_of):
     from tell_plugins.bridge.patches import let_channel_rows_be_answered
 
     let_channel_rows_be_answered()
@@ -290,9 +252,7 @@ def _said(answers: dict[int, dict[str, Any]]) -> dict[int, list[Any]]:
 
 @pytest.mark.newest
 @pytest.mark.slow
-def test_the_deployed_adapter_answers_as_eval_did(
-    cards: None, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_deployed_adapter_answers_as_eval_did(cards, model, tmp_path, monkeypatch):
     """Trained, evaluated and served for real; asked with plain queries, and by `eval` again."""
     from openai import OpenAI
 
@@ -300,7 +260,7 @@ def test_the_deployed_adapter_answers_as_eval_did(
     from tell_plugins.evaluation.engines import UrlEngine
 
     recipe = tiny_recipe(
-        tmp_path / "tiny.yaml", tiny, "tell/tiny_task:task=all/general=10rows", num_train_epochs=2
+        tmp_path / "tiny.yaml", model, "tell/tiny_task:task=all/general=10rows", num_train_epochs=2
     )
     run_swift(*sft(recipe))
     flags = ["--max-new-tokens", "16", "--batch-size", "1", "--general-rows", "0"]
@@ -324,7 +284,6 @@ def test_the_deployed_adapter_answers_as_eval_did(
             temperature=0,
             max_tokens=16,
         )
-        assert reply.usage is not None
         return reply.choices[0].message.content or "", reply.usage.prompt_tokens
 
     served = f"{checkpoint.name}={checkpoint}"

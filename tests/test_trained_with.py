@@ -1,7 +1,5 @@
 """What lies beside an adapter against what the recipe and the test ask for."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -22,27 +20,27 @@ from tell_plugins.evaluation.adapters import Adapter, find_adapters
 from tell_plugins.evaluation.answers import SETTINGS, read_answers
 from tell_plugins.evaluation.trained_with import as_trained
 from tell_plugins.recipe.recipes import checkpoints, load_recipe
-from tests.conftest import Cli, MakeCard, write_rows
+from tests.conftest import Cli, write_rows
 from tests.scripted_engine import answer_by_script
 from tests.tiny import WORDS, make_tiny_cards, tiny_recipe
 from tests.tiny_adapters import saved_adapter
 
 
 @pytest.fixture
-def recipe(make_card: MakeCard, tmp_path: Path) -> Path:
+def recipe(make_card, tmp_path) -> Path:
     make_tiny_cards(make_card)
     (tmp_path / "model").mkdir()
     return tiny_recipe(tmp_path / "r.yaml", tmp_path / "model", "tell/tiny_task:general=4rows")
 
 
 @pytest.fixture
-def evaluated(recipe: Path, cli: Cli) -> Cli:
+def evaluated(recipe, cli) -> Cli:
     """`evaluated(code, ...)`: what `eval` of that recipe says."""
     return lambda code, *flags: cli(code, "eval", recipe, "--general-rows", 0, *flags)
 
 
 @pytest.fixture
-def says_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+def says_its_keys(monkeypatch) -> None:
     """An engine that answers with the keys that it was given."""
     keys = ("model", "template", "system")
     answer_by_script(
@@ -63,9 +61,7 @@ def answered(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_adapters_own_keys_are_used_and_said(
-    says_its_keys: None, evaluated: Cli, tmp_path: Path
-) -> None:
+def test_the_adapters_own_keys_are_used_and_said(says_its_keys, evaluated, tmp_path):
     other = tmp_path / "other_model"
     other.mkdir()
     (other / "config.json").write_text("{}")
@@ -81,9 +77,7 @@ def test_the_adapters_own_keys_are_used_and_said(
     assert settings["model"] == str(other)
 
 
-def test_a_flag_of_the_test_wins_and_is_said(
-    says_its_keys: None, evaluated: Cli, tmp_path: Path
-) -> None:
+def test_a_flag_of_the_test_wins_and_is_said(says_its_keys, evaluated, tmp_path):
     trained(tmp_path / "run" / "checkpoint-2", template="chatml", system="Be brief.")
     said = evaluated(0, "--system", "Sing.")
     assert "trained with system 'Be brief.', tested with --system 'Sing.'" in said
@@ -102,18 +96,14 @@ def test_a_flag_of_the_test_wins_and_is_said(
         ({"new_special_tokens": "<a>"}, {"new_special_tokens": ["<a>"]}),
     ],
 )
-def test_the_same_in_other_words_changes_nothing(
-    given: dict[str, Any], saved: dict[str, Any], recipe: Path, tmp_path: Path
-) -> None:
+def test_the_same_in_other_words_changes_nothing(given, saved, recipe, tmp_path):
     recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | given))
     adapter = Adapter("a", trained(tmp_path / "a", **saved))
     found = load_recipe(recipe)
     assert as_trained(found, [adapter], None) == (found, [])
 
 
-def test_adapters_of_two_templates_or_a_lost_model_stop_it(
-    says_its_keys: None, evaluated: Cli, tmp_path: Path
-) -> None:
+def test_adapters_of_two_templates_or_a_lost_model_stop_it(says_its_keys, evaluated, tmp_path):
     one = trained(tmp_path / "a" / "checkpoint-2", template="llama")
     two = trained(tmp_path / "b" / "checkpoint-2", template="chatml")
     said = evaluated(1, "--adapter", one, two)
@@ -127,20 +117,15 @@ def test_adapters_of_two_templates_or_a_lost_model_stop_it(
 
 
 def test_template_and_type_that_the_recipe_leaves_open_are_compared_with_ms_swifts(
-    recipe: Path, tmp_path: Path
-) -> None:
+    recipe, tmp_path
+):
     found = load_recipe(recipe).with_values(template=None, model_type=None)
     adapter = Adapter("a", trained(tmp_path / "a", model_type="llama", template="llama3"))
     now, notes = as_trained(found, [adapter], lambda values: {"template": "llama3"})
     assert (now.get("template"), now.get("model_type"), len(notes)) == (None, "llama", 1)
 
 
-# --- rows ----------------------------------------------------------------------------------------
-
-
-def test_rows_asked_that_were_trained_on(
-    says_its_keys: None, evaluated: Cli, tmp_path: Path
-) -> None:
+def test_rows_asked_that_were_trained_on(says_its_keys, evaluated, tmp_path):
     """On purpose for the training split; for a test split it would be a score that is none."""
     spec = parse_spec("tell/tiny_task:task=4rows/general=4rows")
     folder = trained(tmp_path / "run" / "checkpoint-2")
@@ -153,10 +138,7 @@ def test_rows_asked_that_were_trained_on(
     assert "4 of the 6 rows asked are among the rows" in said
 
 
-# --- which run -----------------------------------------------------------------------------------
-
-
-def test_the_newest_run_is_told_by_its_name_not_by_its_folders_time(tmp_path: Path) -> None:
+def test_the_newest_run_is_told_by_its_name_not_by_its_folders_time(tmp_path):
     names = [
         "v0-20261101-120000/checkpoint-20",
         "v1-20261101-130000/checkpoint-4",
@@ -174,7 +156,7 @@ def test_the_newest_run_is_told_by_its_name_not_by_its_folders_time(tmp_path: Pa
     assert str(checkpoints(tmp_path)[-1].relative_to(tmp_path)) == names[-1]
 
 
-def test_a_checkpoint_of_full_tuning_is_a_model(recipe: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_full_tuning_is_a_model(recipe, tmp_path):
     folder = tmp_path / "run" / "v0-20261101-120000" / "checkpoint-2"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
@@ -191,12 +173,7 @@ def test_a_checkpoint_of_full_tuning_is_a_model(recipe: Path, tmp_path: Path) ->
         find_adapters([str(tmp_path)], load_recipe(recipe))
 
 
-# --- against a baseline, and at several scales ---------------------------------------------------
-
-
-def test_a_recipe_against_its_baseline(
-    evaluated: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recipe_against_its_baseline(evaluated, tmp_path, monkeypatch):
     answer_by_script(monkeypatch, lambda recipe, prompt: '{"label": "yes"}')
     against = ["--general-rows", 2, "--against"]
     assert "no recipe 'r_sft.yaml'" in evaluated(1, *against, "sft")
@@ -243,15 +220,11 @@ def test_a_recipe_against_its_baseline(
         (["--scales", "0.5"], "not LoRA matrices alone"),
     ],
 )
-def test_scales_that_cannot_be(
-    flags: list[str], message: str, evaluated: Cli, tmp_path: Path
-) -> None:
+def test_scales_that_cannot_be(flags, message, evaluated, tmp_path):
     folder = trained(tmp_path / "run" / "checkpoint-2")
     (folder / "adapter_config.json").write_text('{"modules_to_save": ["lm_head"]}')
     assert message in evaluated(1, *flags)
 
-
-# --- one at a time -------------------------------------------------------------------------------
 
 _HOLDS = """
 import sys, time
@@ -263,13 +236,10 @@ with only_one(Path(sys.argv[1]), "eval"):
 """
 
 
-def test_a_second_eval_into_one_folder_is_told_who_is_there(
-    says_its_keys: None, evaluated: Cli, tmp_path: Path
-) -> None:
+def test_a_second_eval_into_one_folder_is_told_who_is_there(says_its_keys, evaluated, tmp_path):
     out, pipe = tmp_path / "out", subprocess.PIPE
     call, holds = ["--adapter", "none", "--out", out], [sys.executable, "-c", _HOLDS, str(out)]
     with subprocess.Popen(holds, stdin=pipe, stdout=pipe, text=True) as other:
-        assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         said = evaluated(1, *call)
         assert f"another eval works in this folder (process {other.pid} on " in said

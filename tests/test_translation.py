@@ -1,7 +1,5 @@
 """Translation: openings, alignment, sacrebleu's own numbers, baselines, the fixed examples."""
 
-from __future__ import annotations
-
 import random
 import re
 import subprocess
@@ -23,7 +21,6 @@ from tell_plugins.evaluation.scorers.translation import (
     reference_opening,
     strip_opening,
 )
-from tests.conftest import MakeCard
 from tests.saved_answers import save_answers
 
 OPENING = "Here is the translation: \n\n "
@@ -36,7 +33,7 @@ REFERENCES = [OPENING + reference for _, reference in DOCUMENTS]
 
 
 @pytest.fixture
-def card(make_card: MakeCard) -> str:
+def card(make_card) -> str:
     rows = [{"q": s, "r": OPENING + r} for s, r in DOCUMENTS]
     make_card("lines", train=rows, test=rows, metric="translation")
     return "lines"
@@ -58,10 +55,7 @@ def scored_as(folder: Path) -> tuple[Found, dict[str, int]]:
     return found, scores.first.failures
 
 
-# --- openings and alignment -------------------------------------------------------------------
-
-
-def test_the_opening_is_what_all_references_share_in_front() -> None:
+def test_the_opening_is_what_all_references_share_in_front():
     assert reference_opening(REFERENCES) == OPENING
     assert reference_opening(["Sure: a b", "Sure: a c"]) == "Sure: "
     assert reference_opening(["The house", "The horse"]) == ""  # words, not an opening
@@ -70,7 +64,7 @@ def test_the_opening_is_what_all_references_share_in_front() -> None:
     assert reference_opening(["\n\na", "\n\nb"]) == ""
 
 
-def test_the_opening_of_the_official_references(real_home: Path) -> None:
+def test_the_opening_of_the_official_references(real_home):
     task = open_task(load_card("en_is_news"), "test")
     opening = "Sure, here is the Icelandic translation: \n\n "
     assert reference_opening(task.responses) == opening
@@ -81,7 +75,7 @@ def test_the_opening_of_the_official_references(real_home: Path) -> None:
     assert sum(lines) == 1000
 
 
-def test_failures_of_alignment_are_counted_and_scored(card: str, tmp_path: Path) -> None:
+def test_failures_of_alignment_are_counted_and_scored(card, tmp_path):
     texts = [
         OPENING + "Eitt hús\nTvö rauð hús",  # one line too few
         "Hundur geltir\nKötturinn sefur\nallan daginn\n",  # one too many, no opening
@@ -103,7 +97,7 @@ def test_failures_of_alignment_are_counted_and_scored(card: str, tmp_path: Path)
     assert mean == pytest.approx((100 + 100 + 0 + 100 + 100 + 0) / 6)
 
 
-def test_an_opening_of_the_answers_own_shifts_no_line(card: str, tmp_path: Path) -> None:
+def test_an_opening_of_the_answers_own_shifts_no_line(card, tmp_path):
     texts = [
         "Sure!\nHere you are:\n\nEitt hús\nTvö rauð hús\nEndir sögunnar",
         "Translation:\nHundur geltir",  # too few lines with or without it: left alone
@@ -121,7 +115,7 @@ def test_an_opening_of_the_answers_own_shifts_no_line(card: str, tmp_path: Path)
     assert raw < stripped  # the raw score keeps it
 
 
-def test_lines_of_any_system_and_odd_characters(card: str, tmp_path: Path) -> None:
+def test_lines_of_any_system_and_odd_characters(card, tmp_path):
     texts = [
         "Eitt hús\r\nTvö rauð hús\r\nEndir sögunnar",
         "Hundur\u2028geltir\nKötturinn\x0b sefur",  # neither is a line break here
@@ -130,9 +124,7 @@ def test_lines_of_any_system_and_odd_characters(card: str, tmp_path: Path) -> No
     assert scored_as(save_answers(tmp_path / "a", card, texts))[1] == {}
 
 
-def test_a_source_with_other_lines_than_its_reference_is_one_segment(
-    make_card: MakeCard, tmp_path: Path
-) -> None:
+def test_a_source_with_other_lines_than_its_reference_is_one_segment(make_card, tmp_path):
     rows = [{"q": "One.\nTwo.", "r": "Eitt. Tvö."}, {"q": "x\ny", "r": "u\nv"}]
     make_card("uneven", train=rows, test=rows, metric="translation")
     folder = save_answers(tmp_path / "a", "uneven", ["Eitt.\n\nTvö.", "u\nv"])
@@ -142,11 +134,8 @@ def test_a_source_with_other_lines_than_its_reference_is_one_segment(
     assert scored_as(folder)[0]["stripped_segment"]["bleu"].value is not None
 
 
-# --- scores -----------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
-def test_identical_and_shuffled_references(real_home: Path, tmp_path: Path) -> None:
+def test_identical_and_shuffled_references(real_home, tmp_path):
     task = open_task(load_card("en_is_news"), "test")
     same, failures = scored_as(save_answers(tmp_path / "same", "en_is_news", task.responses))
     for unit in translation.UNITS:
@@ -168,17 +157,16 @@ def test_identical_and_shuffled_references(real_home: Path, tmp_path: Path) -> N
     assert other["raw_document"]["bleu"].value > other["stripped_document"]["bleu"].value
 
 
-def test_giving_the_source_back_is_the_baseline(real_home: Path, tmp_path: Path) -> None:
+def test_giving_the_source_back_is_the_baseline(real_home, tmp_path):
     task = open_task(load_card("en_is_news"), "test")
     scores = scoring.score(save_answers(tmp_path / "a", "en_is_news", task.plain))
     assert scores.constant.text == "source copied"
     assert scores.first.measures == scores.constant.judged.measures
     chrf = scores.headline["chrF++"].value
-    assert chrf is not None
     assert 10 < chrf < 30
 
 
-def test_scores_equal_sacrebleus_command_line(card: str, tmp_path: Path) -> None:
+def test_scores_equal_sacrebleus_command_line(card, tmp_path):
     unit = translation.UNITS[0]
     texts = [
         OPENING + "Eitt gult hús\nTvö rauð hús .",
@@ -216,8 +204,8 @@ def test_scores_equal_sacrebleus_command_line(card: str, tmp_path: Path) -> None
     ],
 )
 def test_perfect_answers_in_a_language_without_spaces_score_100(
-    language: str, lines: list[str], tokenizer: str, make_card: MakeCard, tmp_path: Path
-) -> None:
+    language, lines, tokenizer, make_card, tmp_path
+):
     rows = [{"q": f"line {number}", "r": line} for number, line in enumerate(lines)]
     target = {"source": "English", "target": language}
     make_card("east", train=rows, test=rows, metric="translation", translation=target)
@@ -229,7 +217,7 @@ def test_perfect_answers_in_a_language_without_spaces_score_100(
     assert worse["stripped_segment"]["bleu"].value < 90
 
 
-def test_scores_of_units_equal_sacrebleus_sentence_scores(card: str, tmp_path: Path) -> None:
+def test_scores_of_units_equal_sacrebleus_sentence_scores(card, tmp_path):
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 

@@ -1,10 +1,8 @@
 """`tune`: parts, rounds, budget, choice and the recipe it writes; made-up runs but for one."""
 
-from __future__ import annotations
-
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +23,13 @@ from tell_plugins.experiments.store import EVALUATED, TRAINED, Job
 from tell_plugins.experiments.tune import OWN, RUNGS, better_half, fitting, seconds_needed
 from tell_plugins.experiments.tune_choice import PARTS, Result, choose, result_of
 from tell_plugins.recipe.recipes import load_recipe
-from tests.conftest import write_rows
+from tests.conftest import change, write_rows
 from tests.saved_answers import save_answers
 from tests.sweep_world import World, task_rows, unrun_world
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(tmp_path, monkeypatch) -> World:
     """A small world without a model, whose test rows cannot be read."""
     dataset = "tell/tiny_task:task=all/general=16rows/repeat=2"
     made = unrun_world(tmp_path, monkeypatch, dataset=[dataset])
@@ -78,7 +76,6 @@ class Runs:
         lines = []
         for row, response in enumerate(task.responses):
             number = re.search("[0-9]+", task.plain[row])
-            assert number is not None
             good = int(number[0]) % 10 < self.right.get(name, 5)
             text = self.constant or (response if good else "no JSON")
             ids = bytes(task.ids[row]).hex()
@@ -99,7 +96,7 @@ def _write(path: Path, value: Any) -> None:
 
 
 @pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+def runs(monkeypatch) -> Runs:
     return Runs(monkeypatch)
 
 
@@ -116,9 +113,7 @@ def _tuned(world: World) -> Any:
 # --- the whole -----------------------------------------------------------------------------------
 
 
-def test_the_better_half_goes_on_and_the_best_is_written(
-    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_better_half_goes_on_and_the_best_is_written(world, runs, capsys):
     runs.right = {"learning_rate=0.02": 10, "repeat=4": 8, "general=8rows": 7}
     _tune(world)
     done = {name: runs.started.count(name) for name in set(runs.started)}
@@ -189,17 +184,7 @@ CONSTANT = json.dumps({"thought": "0", "label": "no"})
         ({}, {}, ["--jobs", "0"], 1, 0, ["0 is too small"]),
     ],
 )
-def test_what_is_said_and_done(
-    world: World,
-    runs: Runs,
-    capsys: pytest.CaptureFixture[str],
-    changes: dict[str, Any],
-    runs_are: dict[str, Any],
-    flags: list[str],
-    code: int,
-    own: int,
-    told: list[str],
-) -> None:
+def test_what_is_said_and_done(world, runs, capsys, changes, runs_are, flags, code, own, told):
     """`own`: runs with the recipe's own settings, at smaller scales too if they are chosen."""
     if changes:
         world.recipe(**changes)
@@ -214,11 +199,9 @@ def test_what_is_said_and_done(
         assert not (world.root / "tiny_tuned.yaml").exists()
 
 
-def test_a_validation_split_judges_all_seeds(world: World, runs: Runs) -> None:
-    card = world.cards / "tiny_task" / "card.yaml"
-    values = yaml.safe_load(card.read_text())
-    values["splits"]["validation"] = {"file": "validation.jsonl"}
-    card.write_text(yaml.safe_dump(values))
+def test_a_validation_split_judges_all_seeds(world, runs):
+    splits = {name: {"file": f"{name}.jsonl"} for name in ("train", "test", "validation")}
+    change(world.cards / "tiny_task", splits=splits)
     write_rows(world.cards / "tiny_task" / "validation.jsonl", task_rows(12, 500))
     _tune(world)
     facts = [json.loads(p.read_text()) for p in (world.root / "out/runs").glob("*/run.json")]
@@ -227,9 +210,7 @@ def test_a_validation_split_judges_all_seeds(world: World, runs: Runs) -> None:
     assert "12 rows of the split 'validation'" in _tuned(world).path.read_text()
 
 
-def test_the_recipe_that_is_written_is_the_old_one_but_for_the_choice(
-    world: World, runs: Runs
-) -> None:
+def test_the_recipe_that_is_written_is_the_old_one_but_for_the_choice(world, runs):
     given = {"learning_rate": 5e-06, "val_dataset": ["tell/tiny_task:split=test"]}
     path = world.recipe(dataset=["tell/tiny_task:general=16rows"], **given)
     path.write_text("# An old header.\n" + path.read_text().replace("lora", "lora  # a comment", 1))
@@ -242,7 +223,7 @@ def test_the_recipe_that_is_written_is_the_old_one_but_for_the_choice(
     assert "An old header" not in tuned.path.read_text()
 
 
-def test_a_tuned_recipe_has_the_baseline_of_the_first(world: World) -> None:
+def test_a_tuned_recipe_has_the_baseline_of_the_first(world):
     tuned = load_recipe(world.recipe("tiny_tuned", output_dir=str(world.root / "tuned")))
     world.recipe("tiny_sft", output_dir=str(world.root / "sft"))
     for folder in ("tuned", "sft"):
@@ -269,13 +250,9 @@ def test_a_tuned_recipe_has_the_baseline_of_the_first(world: World) -> None:
         ),
     ],
 )
-def test_each_metric_has_a_measure(
-    world: World, keys: dict[str, Any], answer: Callable[[int], str], measure: str
-) -> None:
+def test_each_metric_has_a_measure(world, keys, answer, measure):
     folder = world.cards / "tiny_task"
-    card = yaml.safe_load((folder / "card.yaml").read_text())
-    del card["metric"], card["answer"]
-    (folder / "card.yaml").write_text(yaml.safe_dump(card | keys))
+    change(folder, **{"answer": None, **keys})
     right = [answer(i) for i in range(40)]
     rows = [{"q": f"Is {i} an odd number?", "r": text} for i, text in enumerate(right)]
     write_rows(folder / "train.jsonl", rows)
@@ -298,9 +275,7 @@ def test_each_metric_has_a_measure(
 # --- what is refused -----------------------------------------------------------------------------
 
 
-def test_another_recipe_of_that_name_stays(
-    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_recipe_of_that_name_stays(world, runs, capsys):
     own = world.recipe("tiny_tuned")
     text = own.read_text()
     _tune(world, code=1)
@@ -308,11 +283,10 @@ def test_another_recipe_of_that_name_stays(
     assert own.read_text() == text
 
 
-def test_turns_and_an_anchor_in_the_rows_stay(world: World, runs: Runs) -> None:
+def test_turns_and_an_anchor_in_the_rows_stay(world, runs):
     folder = world.cards / "tiny_task"
-    card = yaml.safe_load((folder / "card.yaml").read_text())
-    card["columns"]["history"], card["anchor"] = "h", "inline"
-    (folder / "card.yaml").write_text(yaml.safe_dump(card))
+    columns = {"query": "q", "response": "r", "history": "h"}
+    change(folder, columns=columns, anchor="inline")
     rows = [
         {**row, "h": [[f"Odd or even:\n{row['q']}", "Well."]] * (i % 2)}
         for i, row in enumerate(task_rows(16))
@@ -333,7 +307,7 @@ def test_turns_and_an_anchor_in_the_rows_stay(world: World, runs: Runs) -> None:
 # --- rounds and budget ---------------------------------------------------------------------------
 
 
-def test_time_is_that_of_the_dearest_candidates() -> None:
+def test_time_is_that_of_the_dearest_candidates():
     costs = {OWN: [1.0] * 4, "a": [2.0] * 4, "b": [1.0] * 4, "c": [3.0] * 4}
     # four once, two a second time (own and c), the same two twice more
     assert seconds_needed([OWN, "a", "b", "c"], costs, RUNGS) == 7 + 4 + 8
@@ -341,9 +315,7 @@ def test_time_is_that_of_the_dearest_candidates() -> None:
     assert fitting([OWN, "c"], costs, RUNGS, 10) == [OWN]
 
 
-def test_candidates_that_do_not_fit_are_dropped(
-    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_candidates_that_do_not_fit_are_dropped(world, runs, capsys):
     runs.seconds = 60.0
     _tune(world, "--minutes", "10")
     assert "dropped, it does not fit into the" in capsys.readouterr().out
@@ -361,13 +333,13 @@ def _result(name: str, hits: Sequence[float], kl: float) -> Result:
     return Result(name, 4, ("number", "exact_match"), Measure(ids, column.stats, column), drift)
 
 
-def test_better_content_wins_whatever_it_moves() -> None:
+def test_better_content_wins_whatever_it_moves():
     own = _result(OWN, [0] * 30 + [1] * 10, 0.1)
     good, best = _result("good", [1] * 35 + [0] * 5, 0.5), _result("best", [1] * 40, 2.0)
     assert choose([own, good, best]) is best
 
 
-def test_of_what_is_not_told_apart_the_nearer_to_the_base_wins() -> None:
+def test_of_what_is_not_told_apart_the_nearer_to_the_base_wins():
     own = _result(OWN, [1] * 20 + [0] * 20, 0.5)
     nearer = _result("nearer", [1] * 20 + [0] * 20, 0.2)
     worse = _result("a row less, and nearer", [1] * 19 + [0] * 21, 0.1)
@@ -376,13 +348,13 @@ def test_of_what_is_not_told_apart_the_nearer_to_the_base_wins() -> None:
     assert choose([own, nearer, worse, farther]) is nearer
 
 
-def test_where_nothing_is_learned_less_training_does_not_win() -> None:
+def test_where_nothing_is_learned_less_training_does_not_win():
     own = replace(_result(OWN, [0] * 20, 0.5), learned=False)
     idle = replace(_result("trains less", [0] * 20, 0.1), learned=False)
     assert choose([own, idle]) is own
 
 
-def test_a_run_that_diverged_ranks_last() -> None:
+def test_a_run_that_diverged_ranks_last():
     own = _result(OWN, [1] * 10, 0.5)
     broken = _result("diverged", [1] * 10, float("nan"))
     equal = _result("equal", [1] * 10, 0.9)
@@ -390,9 +362,7 @@ def test_a_run_that_diverged_ranks_last() -> None:
     assert better_half([own, broken, equal]) == [OWN, "equal"]
 
 
-def test_each_label_is_in_each_fold_and_nothing_told_apart_changes_nothing(
-    world: World, runs: Runs, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_label_is_in_each_fold_and_nothing_told_apart_changes_nothing(world, runs, capsys):
     _tune(world)
     told = "nothing is told apart as better than the recipe's own settings; they stay"
     assert told in capsys.readouterr().out
@@ -416,9 +386,7 @@ def test_each_label_is_in_each_fold_and_nothing_told_apart_changes_nothing(
 
 
 @pytest.mark.slow
-def test_two_candidates_for_real(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_candidates_for_real(tmp_path, monkeypatch, capsys):
     """Trained, asked and judged, at smaller scales too; there is no file of test rows."""
     world = World(tmp_path)
     world.recipe(dataset=["tell/tiny_task:general=16rows"])

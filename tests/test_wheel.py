@@ -1,7 +1,5 @@
 """The wheel: built, installed into an environment of its own, used from an unrelated folder."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os
@@ -16,7 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from tell_plugins import __version__
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, printed_by
 from tests.environments import linked_environment
 from tests.tiny import make_tiny_model
 
@@ -36,16 +34,8 @@ class Place(NamedTuple):
 
     def tell(self, *args: str, code: int = 0) -> str:
         """What the command prints, errors included."""
-        done = subprocess.run(
-            [str(self.python.with_name("tell")), *args],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
-        text = done.stdout + done.stderr
-        assert done.returncode == code, text[-4000:]
+        tell = self.python.with_name("tell")
+        text = printed_by(tell, *args, code=code, cwd=self.folder, env=self.environment)
         assert "Traceback" not in text
         assert "./run.sh" not in text, "there is none"
         return text
@@ -61,7 +51,7 @@ class Place(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def place(tmp_path_factory) -> Place:
     root = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     alone = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
@@ -76,7 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(python, folder)
 
 
-def test_the_command_and_the_plugin(place: Place) -> None:
+def test_the_command_and_the_plugin(place):
     assert place.tell("--version") == f"{__version__}\n"
     text = place.tell("--help")
     assert "usage: tell" in text
@@ -86,7 +76,7 @@ def test_the_command_and_the_plugin(place: Place) -> None:
     assert plugin.is_relative_to(place.python.parents[1])
 
 
-def test_what_comes_along_is_found(place: Place) -> None:
+def test_what_comes_along_is_found(place):
     assert "sample_complaints" in place.tell("data", "list")
     assert "tell data llama2_tokenizer" in place.tell("check", "recipes/qwen_json.yaml", code=1)
     assert "No problems found" in place.tell("check", "recipes/smollm2_sample.yaml")
@@ -95,7 +85,7 @@ def test_what_comes_along_is_found(place: Place) -> None:
     assert (out / "manifest.json").is_file()
 
 
-def test_from_rows_to_a_score(place: Place) -> None:
+def test_from_rows_to_a_score(place):
     """A card and a recipe, a mixture, a training of one step, its answers; all beside the user."""
     lines = [f"ticket number {n} about {n * 7},{'yes' if n % 2 else 'no'}" for n in range(40)]
     (place.folder / "tickets.csv").write_text("\n".join(["text,verdict", *lines]))
@@ -123,7 +113,7 @@ def test_from_rows_to_a_score(place: Place) -> None:
     assert written <= {"mixed", "tickets.csv", "datasets", "recipes", "tiny", "output"}
 
 
-def test_the_extras_bring_what_the_groups_pin() -> None:
+def test_the_extras_bring_what_the_groups_pin():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     extras = {"light": project["dependencies"], **project["optional-dependencies"]}
     for group, texts in extras.items():

@@ -1,7 +1,5 @@
 """A two-layer random Llama with a tokenizer of its own: the real code paths in seconds."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -18,6 +16,7 @@ import yaml
 
 from tell_plugins.bridge import swift_cli
 from tell_plugins.core.paths import PROJECT
+from tests.conftest import printed_by
 from tests.swift_keys_once import keys
 
 _TEXT = (
@@ -26,8 +25,48 @@ _TEXT = (
     "system user assistant Translate the text. How many days has a week? Write a poem about rain.\n"
 )
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TINY: dict[str, Any] = {  # a recipe but for its model, its data and its output
+    "external_plugins": ["tell_plugins/register.py"],
+    "model_type": "llama",
+    "template": "chatml",
+    "use_cpu": True,
+    "torch_dtype": "float32",
+    "check_model": False,
+    "dataset_shuffle": False,
+    "train_dataloader_shuffle": False,
+    "strict": True,
+    "max_length": 1024,
+    "tuner_type": "lora",
+    "lora_rank": 4,
+    "target_modules": ["all-linear"],
+    "learning_rate": 0.01,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 4,
+    "gradient_checkpointing": False,
+    "dataloader_num_workers": 0,
+    "logging_steps": 1,
+    "report_to": ["none"],
+}
 _START_SECONDS = 240
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two threads only wait for each other on so small a model
+
+
+def byte_tokenizer(text: str, size: int, special: Sequence[str], **roles: Any) -> Any:
+    """A byte-level tokenizer of `size` tokens; `roles` say what the special ones are for."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles)
 
 
 def make_tiny_model(folder: Path, *, seed: int = 0, special: Sequence[str] = ()) -> Path:
@@ -36,21 +75,12 @@ def make_tiny_model(folder: Path, *, seed: int = 0, special: Sequence[str] = ())
     `special` are further tokens that steer, of other families' templates.
     """
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400 + len(special),
-        special_tokens=[*_SPECIAL, *special],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([_TEXT], trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    fast = byte_tokenizer(
+        _TEXT,
+        400 + len(special),
+        [*_SPECIAL, *special],
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=["<|im_start|>", *special],
@@ -96,58 +126,28 @@ def make_tiny_cards(make_card: Callable[..., Path]) -> None:
             for place, word in enumerate(WORDS)
         ]
 
-    folder = make_card(
-        "tiny_task",
-        train=rows("The {} jumps over the dog."),
-        test=rows("Is the {} over the dog?"),
-        anchor="Answer only with one JSON object.",
-        metric="json",
-        answer={"schema": "answer.schema.json", "label": "label"},
-    )
     schema = {
         "type": "object",
         "properties": {"label": {"type": "string", "enum": ["yes", "no"]}},
         "required": ["label"],
         "additionalProperties": False,
     }
-    (folder / "answer.schema.json").write_text(json.dumps(schema), encoding="utf-8")
+    make_card(
+        "tiny_task",
+        train=rows("The {} jumps over the dog."),
+        test=rows("Is the {} over the dog?"),
+        anchor="Answer only with one JSON object.",
+        schema=schema,
+        label="label",
+    )
 
 
 def tiny_recipe(path: Path, model: Path, dataset: str, **values: Any) -> Path:
     """Write a recipe that trains the tiny model on a CPU within seconds."""
-    recipe: dict[str, Any] = {
-        "external_plugins": ["tell_plugins/register.py"],
-        "model": str(model),
-        "model_type": "llama",
-        "template": "chatml",
-        "use_cpu": True,
-        "torch_dtype": "float32",
-        "check_model": False,
-        "dataset": [dataset],
-        "dataset_shuffle": False,
-        "train_dataloader_shuffle": False,
-        "strict": True,
-        "max_length": 1024,
-        "tuner_type": "lora",
-        "lora_rank": 4,
-        "target_modules": ["all-linear"],
-        "learning_rate": 0.01,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 4,
-        "gradient_checkpointing": False,
-        "dataloader_num_workers": 0,
-        "logging_steps": 1,
-        "report_to": ["none"],
-        "output_dir": str(path.parent / "run"),
-        "add_version": False,
-    }
-    path.write_text(yaml.safe_dump(recipe | values, sort_keys=False), encoding="utf-8")
+    own = {"model": str(model), "dataset": [dataset], "add_version": False}
+    own["output_dir"] = str(path.parent / "run")
+    path.write_text(yaml.safe_dump(TINY | own | values, sort_keys=False), encoding="utf-8")
     return path
-
-
-def swift(*arguments: str) -> list[str]:
-    """The command line of `swift` in the environment that runs the tests."""
-    return swift_cli.command(*arguments)
 
 
 def sft(recipe: Path) -> list[str]:
@@ -157,15 +157,8 @@ def sft(recipe: Path) -> list[str]:
 
 def run_swift(*arguments: str, env: Mapping[str, str] | None = None) -> str:
     """Run `swift` to its end in the project's folder and return what it printed."""
-    done = subprocess.run(
-        swift(*arguments),
-        env={**os.environ, **_ONE_THREAD, **(env or {})},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    return done.stdout + done.stderr
+    env = {**os.environ, **_ONE_THREAD, **(env or {})}
+    return printed_by(*swift_cli.command(*arguments), env=env)
 
 
 def free_port() -> int:
@@ -181,7 +174,8 @@ def deployed(log: Path, *arguments: str, **env: str) -> Iterator[str]:
     It is called in the log's folder, as users call it, not in the project's.
     """
     port = free_port()
-    command = swift("deploy", "--host", "127.0.0.1", "--port", str(port), "--verbose", "false")
+    address = ("--host", "127.0.0.1", "--port", str(port))
+    command = swift_cli.command("deploy", *address, "--verbose", "false")
     with log.open("w") as file:
         process = subprocess.Popen(
             [*command, *arguments],

@@ -1,7 +1,7 @@
 """LoRA adapters of the tiny model without a training, and the gap between two next tokens."""
 
-from __future__ import annotations
-
+import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,6 @@ def make_adapter(folder: Path, model: Path, *, seed: int | None, spec: str | Non
     """Save a LoRA adapter: random B matrices from `seed`, zero ones (as before the first step) for
     None. `spec` is what its manifest says it was trained on.
     """
-    import json
-
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -34,9 +32,6 @@ def saved_adapter(folder: Path, raw: bytes, dtype: str = "F32") -> Path:
     """Write a LoRA adapter of two modules as safetensors lays it out: an A matrix of ones, and B
     matrices of the given bytes and of zeros. Without torch, and in types that numpy does not know.
     """
-    import json
-    import struct
-
     data = {"q.lora_A": b"\x01" * len(raw), "q.lora_B": raw, "v.lora_B": bytes(len(raw))}
     size = len(raw) // {"F32": 4, "BF16": 2}[dtype]
     header = {
