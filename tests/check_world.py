@@ -101,6 +101,7 @@ def situations(make_card, tmp_path) -> Path:
     """Cards and model folders that differ from a good recipe's in one thing each."""
     make_card("labels", train=_YES_NO, metric="label", anchor="Is it so? Answer with yes or no.")
     make_card("quoted", train=_YES_NO, metric="label", anchor='Say "right", "wrong" or "unsure".')
+    make_card("part", train=_YES_NO, metric="label", anchor='Say "wrong" or "rig".')
     rows = [{"q": f"q {n}", "r": json.dumps({"label": "yes"})} for n in range(8)]
     make_card(
         "objects", train=rows, schema={"type": "object"}, anchor='"label" is "yes" or "maybe".'

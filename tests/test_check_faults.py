@@ -175,6 +175,7 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
     "tell-anchor-answers": [
         (of("labels:general=24rows"), "'yes' and 'no'"),
         (of("quoted:general=24rows"), "names 'unsure' as"),
+        (of("part:general=24rows"), "names 'rig' as"),
         (of("objects:general=24rows"), "names 'maybe' as"),
     ],
     "tell-order": [

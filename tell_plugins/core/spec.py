@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from tell_plugins.core.errors import Problems, UserError, raise_all, unknown
+from tell_plugins.core.errors import Problems, UserError, nearest, raise_all, unknown
 
 if TYPE_CHECKING:
     from tell_plugins.core.cards import Card
@@ -108,6 +108,23 @@ def _shown(value: Any) -> str:
     return "+".join(value) if isinstance(value, tuple) else str(value)
 
 
+def _instead_of(text: str, task: bool) -> str:
+    """What to write in place of a text that is no amount."""
+    if _NUMBER.fullmatch(text):
+        return f"say the unit: {text}rows or {text}tok"
+    if "=" in text:
+        return "separate keys with '/'"
+    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([a-z]+)", text.lower())
+    if found is None:
+        meant = nearest(text, ["all"])
+    else:
+        unit = nearest(found[2], ["rows", "tok"] if task else ["rows", "tok", "x"])
+        meant = found[1] + unit if unit else None
+    if meant == text:
+        return "use a number up to 1e15"
+    return f"did you mean '{meant}'?" if meant else "a number and its unit, without a space"
+
+
 def parse_amount(text: str, *, task: bool, where: str) -> Amount:
     """Parse `0`, `all`, `15rows`, `1e4tok` or, for general data, `40x`.
 
@@ -118,9 +135,7 @@ def parse_amount(text: str, *, task: bool, where: str) -> Amount:
         return ALL if text == "all" else NONE
     match, remedy = _AMOUNT.fullmatch(text), None
     if match is None:
-        remedy = "write a number and its unit, without a space"
-        if _NUMBER.fullmatch(text):
-            remedy = f"say the unit: {text}rows or {text}tok"
+        remedy = _instead_of(text, task)
     elif float(match["number"]) > _LARGEST:
         remedy = "use a number up to 1e15"
     elif match["unit"] == "x" and task:

@@ -131,7 +131,7 @@ def _all_ready(names: list[str], places: Places) -> int:
                 if isinstance(error, Unreachable):  # so are the card's other files
                     break
     if any(isinstance(error, MachineError) for error in failed):
-        raise MachineError("\n".join(map(str, failed))) from failed[0]
+        raise MachineError("\n".join(str(error) for error in failed)) from failed[0]
     raise_all([error for error in failed if isinstance(error, UserError)])
     return 0 if complete else 1
 

@@ -125,7 +125,8 @@ def check_anchor(checked: Checked) -> Iterator[Finding]:
     if task is None or not task.anchor.text:
         return
     named = _named(task.anchor.text, quoted_only=task.card.metric != "label")
-    missing = [name for name in named if not any(name in answer for answer in task.responses)]
+    answers = "\n".join(task.responses)
+    missing = [name for name in named if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", answers)]
     if missing and task.card.metric in ("label", "json"):
         few = sorted({answer for answer in task.responses if len(answer) <= _LONGEST_LABEL})[:8]
         names = " and ".join(f"'{name}'" for name in dict.fromkeys(missing))
