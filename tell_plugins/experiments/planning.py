@@ -314,12 +314,13 @@ class Planner:
         return self._done[cell.key]
 
     def _make(self, cell: Cell) -> tuple[Planned, Mixture]:
+        recipe = self._recipe(cell)  # first: a secret is told before whatever else is wrong
         task_spec = self._task_spec(cell)
         reference: Planned | None = None
         if "equal_steps" in cell.settings:
             reference, _ = self._reference(cell, "equal_steps")
             task_spec = _in_rows(task_spec, reference)
-        recipe, mixture = self._recipe(cell), build_mixture(self._trained_on(cell, task_spec))
+        mixture = build_mixture(self._trained_on(cell, task_spec))
         if reference is not None:
             recipe, mixture = _bring_to_steps(recipe, mixture, reference.plan.steps)
         recipe = recipe.with_values(dataset=[str(mixture.spec)])
