@@ -1,7 +1,17 @@
 """The one place that knows ms-swift (4.0.4 and 4.6): loader, callback, templates, loss, engines.
 
-Nothing here trains: ms-swift does. `tell_plugins/register.py` calls `register` when a recipe's
-`external_plugins` is imported. The sub-modules import ms-swift; this one does so on `register`.
+Nothing here trains: ms-swift does. The sub-modules import it; this one does so on `register`.
+What happens in a run, in this order:
+
+1. ms-swift imports a recipe's `external_plugins`, `tell_plugins/register.py`, which calls
+   `register` here and `register_loss` (loss).
+2. ms-swift asks for `tell/<card>`; `TellLoader` (loader) builds the mixture and hands its rows on.
+   What was loaded is remembered in `trained_on`.
+3. The trainer begins: `TellCallback` (callback) compares its rows with the mixture.
+4. In each step the loss (loss) knows by the `channel` of a row whether it teaches or holds the base
+   model, and by `trained_on` how firmly.
+5. With each checkpoint the callback writes manifest and anchor (`core/manifest.py`).
+6. Whoever loads such a folder gets the anchor in front of each query (templates).
 """
 
 from __future__ import annotations

@@ -2,6 +2,11 @@
 
 This is TELL's data side (Section 3.2): anchor prompt and extensive shuffle. Amounts are drawn
 from each source on its own (`draw`), and the order is hashed (`order`).
+
+A row is one line of a source; an entry is a place in training order, so a row that is repeated has
+as many entries as copies. Of a row there are two hashes: its `id`, of query and response as they
+are, by which it is drawn and ordered; and its `key`, of the query in normal form, by which general
+rows that ask what a held-out row asks are found.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from tell_plugins.evaluation.answers import (
 )
 from tell_plugins.evaluation.bleed import Form
 from tell_plugins.evaluation.differences import Difference, Measure, difference
-from tell_plugins.evaluation.scorers import right
+from tell_plugins.evaluation.scorers import of_metric, right
 from tell_plugins.evaluation.scorers.json_readings import has_labels
 from tell_plugins.evaluation.scoring import System, spaced
 from tell_plugins.experiments.derived_cards import Pair, part_of_task
@@ -45,7 +45,7 @@ PARTS = 4  # folds, or seeds
 FEWEST = 8  # rows that judge; of fewer a fold would hold one
 MOST_IN_FOLD, MOST_ROWS = 100, 200  # the others of a fold train; of a split, a seeded draw judges
 VALIDATION = "validation"
-# settings are chosen by the first of these that a card's answers have
+# settings are chosen by the first of these that a card's answers have, else by their main measure
 CONTENT = ("balanced_accuracy", "field_f1", "chrf++", "exact_match")
 
 
@@ -217,7 +217,8 @@ def result_of(name: str, evaluations: Sequence[Path], judges: TaskRows, scale: f
                 scored.append(replace(part, answers=answers))
     pooled = System(name, joined(scored, judges))
     first = {name: (reading, name) for reading, name in reversed(pooled.measures)}
-    key = next(first[name] for name in CONTENT if name in first)
+    names = (*CONTENT, of_metric(pooled.scored.card.metric)[0].main)
+    key = next(first[name] for name in names if name in first)
     given = {label for label in pooled.readings[key[0]].given if label is not None}
     drift = elsewhere.measure(general, elsewhere.KL, Form())
     result = Result(name, len(evaluations), key, pooled.measures[key], drift, scale=scale)

@@ -23,7 +23,10 @@ from tell_plugins.recipe.swift_keys import SwiftKeys, swift_keys
 # the id under which a rule's own error is told, and rules that need no data but the recipe's
 _OF_THE_RECIPE: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("tell-dataset", (data_rules.check_dataset,)),
-    ("tell-value-type", (*key_rules.RULES, *data_rules.RULES, *model_rules.RULES)),
+    (
+        "tell-value-type",
+        (*key_rules.RULES, *schedule_rules.RULES, *data_rules.RULES, *model_rules.RULES),
+    ),
 )
 _OF_THE_DATA: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("tell-answer-schema", (data_rules.check_schema,)),

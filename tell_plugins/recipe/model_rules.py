@@ -20,7 +20,6 @@ from tell_plugins.recipe.recipes import Recipe, as_list
 from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.shapes import parameters_of, shape_of
 
-_HIGH_RATE = 5e-3  # beyond what LoRA runs use; a lost minus sign or power is likelier
 _OF_ANY_MODEL = ("all-linear", "all-embedding", "lm_head", "embed_tokens")
 _SLOW = 2e9  # parameters; beyond, a step on a CPU takes minutes
 
@@ -86,11 +85,6 @@ def check_targets(checked: Checked) -> Iterator[Finding]:
 def check_near_misses(checked: Checked) -> Iterator[Finding]:
     """Settings that work, but hardly as meant."""
     recipe, settings = checked.recipe, checked.settings
-    rate = settings.number("learning_rate", 1e-4)
-    if rate > _HIGH_RATE:
-        found = f"'learning_rate' is {rate:g}; the paper's is 1e-4"
-        remedy = "check the exponent's sign"
-        yield warning("tell-rate-high", found, recipe.where("learning_rate"), remedy)
     if settings.text("save_strategy") == "no":
         found = "'save_strategy' is no, so no adapter is kept"
         remedy = "write 'save_strategy: \"epoch\"'"

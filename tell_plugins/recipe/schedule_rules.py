@@ -10,6 +10,16 @@ from tell_plugins.recipe.schedule import Plan, Unmodelled, exposure, plan, why_n
 from tell_plugins.recipe.tables import count_of
 
 _NOTHING = 0.005  # rows at full learning rate
+_HIGH_RATE = 5e-3  # beyond what LoRA runs use; a lost minus sign or power is likelier
+
+
+def check_rate(checked: Checked) -> Iterator[Finding]:
+    """A learning rate that is hardly meant."""
+    rate = checked.settings.number("learning_rate", 1e-4)
+    if rate > _HIGH_RATE:
+        found = f"'learning_rate' is {rate:g}; the paper's is 1e-4"
+        where, remedy = checked.recipe.where("learning_rate"), "check the exponent's sign"
+        yield warning("tell-rate-high", found, where, remedy)
 
 
 def check_steps(checked: Checked) -> Iterator[Finding]:
@@ -84,3 +94,6 @@ def _whole_rows_lost(mixture: Mixture, seen: int) -> tuple[int, int]:
     rows = list(zip(task, mixture.origin[entries], mixture.row[entries], strict=True))
     lost = set(rows[seen:]) - set(rows[:seen])
     return len(lost), sum(is_task for is_task, *_ in lost)
+
+
+RULES = (check_rate,)  # `check_steps` needs the data, see check.py
