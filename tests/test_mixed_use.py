@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import in_preloaded_process
+from tests.swift_keys_once import keys
 from tests.tiny import make_tiny_cards
 
 TELL = "tell/tiny_task:task=4rows/general=8rows"
@@ -84,9 +85,11 @@ def _said(model: str, out: str, cases: Sequence[tuple[str, dict[str, Any]]]) -> 
 @pytest.mark.slow
 def test_each_is_refused_before_a_model_is_loaded(make_card, model, tmp_path):
     make_tiny_cards(make_card)
-    given = [(name, values) for name, values, _ in CASES]
+    old = "train_type"  # the newest ms-swift does not know this name any more
+    cases = [case for case in CASES if old not in case[1] or old in keys().keys]
+    given = [(name, values) for name, values, _ in cases]
     said = in_preloaded_process(_said, str(model), str(tmp_path / "out"), given)
-    for (name, values, expected), text in zip(CASES, said, strict=True):
+    for (name, values, expected), text in zip(cases, said, strict=True):
         if expected is None:
             assert "TELL" not in text, (name, values, text)
         else:
