@@ -865,6 +865,7 @@ def test_the_label_is_told_and_may_be_chosen(own):
     rows = own.table(answered(answers))
     out = own.new(rows)
     assert "'unit' is taken for the label; --label NAME names another, or none" in out
+    assert "schema learnt from the responses: unit: 'g' | 'kg'; city: string\n" in out
     assert load_card("own").answer.label == "unit"
     own.new(rows, "--label", "none", "--force")
     assert load_card("own").answer.label is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 from collections import Counter
@@ -229,7 +228,7 @@ def _set_schema(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]
     of_label = {} if task.label is None else {"label": task.label}
     task.card_keys = {"answer": {"schema": SCHEMA_FILE} | of_label}
     if given is None:
-        task.notes.append(f"schema learnt from the responses: {_shown(task.schema)}")
+        task.notes.append(f"schema learnt from the responses: {_brief(task.schema)}")
     if task.label is None:
         task.notes.append("no property is taken for the label; name one with --label")
     elif args.label is None:
@@ -243,9 +242,13 @@ def _learnt(files: dict[str, TaskFile]) -> dict[str, Any]:
     return answers.infer_schema([strict_json(text) for text in texts if no_json(text) is None])
 
 
-def _shown(schema: dict[str, Any]) -> str:
-    rules = {key: rule for key, rule in schema.items() if not key.startswith("$")}
-    return json.dumps(rules, ensure_ascii=False)
+def _brief(schema: dict[str, Any]) -> str:
+    """The fields of a schema in a line, such as `thought: string; label: 'no' | 'yes'`."""
+    parts = []
+    for key, value in schema.get("properties", {}).items():
+        kind = " | ".join(map(repr, value["enum"])) if "enum" in value else str(value["type"])
+        parts.append(f"{key}{'' if key in schema['required'] else ' (optional)'}: {kind}")
+    return "; ".join(parts) or str(schema["type"])
 
 
 def _languages(text: str | None) -> tuple[str, str]:
