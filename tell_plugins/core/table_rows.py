@@ -47,8 +47,12 @@ def read_table(path: Path, header: bool = True) -> Iterator[Record]:
     With `header=False` there are no names, and columns are called "1", "2", ... . Raises UserError
     when the file as a whole is no table.
     """
-    rows = _rows(_table(path), paths.shown(path))
-    yield from _named(((first, fields) for first, _, fields in rows), path, header)
+    yield from _records(_table(path), path, header)
+
+
+def _records(table: Table, path: Path, header: bool) -> Iterator[Record]:
+    rows = _rows(table, paths.shown(path))
+    return _named(((first, fields) for first, _, fields in rows), path, header)
 
 
 def table_notes(path: Path) -> list[str]:
@@ -65,7 +69,7 @@ def table_notes(path: Path) -> list[str]:
         notes.append(f"{path.name} is not UTF-8 and was read as WINDOWS-1252: look at its accents")
     broken = [
         record.line
-        for record in (read_table(path) if table.quoted else ())
+        for record in (_records(table, path, header=True) if table.quoted else ())
         if record.value and any(re.search(r"[\t\r\n]", text) for text in record.value.values())
     ]
     if broken:
