@@ -51,10 +51,12 @@ class Runs:
         self.seconds = 1.0
         self.resumed = 0  # trainings that were stopped and went on, so nothing says what they took
         self.started: list[str] = []
+        self.first: list[str] = []  # what was started at once, at the start
         monkeypatch.setattr(tune, "run_here", self)
         monkeypatch.setattr(tune, "other_answers", lambda plan, store: [])  # made up, too
 
     def __call__(self, jobs: Sequence[Job], slots: object) -> None:
+        self.first = self.first or [job.label.split(" (")[0] for job in jobs]
         for job in jobs:
             name = job.label.split(" (")[0]
             self.started.append(name)
@@ -197,6 +199,16 @@ def test_what_is_said_and_done(world, runs, capsys, changes, runs_are, flags, co
         assert _tuned(world).values["learning_rate"] == 0.01
     else:
         assert not (world.root / "tiny_tuned.yaml").exists()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_first_round_uses_the_whole_machine_and_a_failure_there_is_not_tried_again(
+    world, runs, jobs
+):
+    runs.failing = {"learning_rate=0.02"}
+    _tune(world, "--jobs", str(jobs))
+    assert runs.first == [OWN, "learning_rate=0.02"][:jobs]
+    assert runs.started.count("learning_rate=0.02") == 1
 
 
 def test_a_validation_split_judges_all_seeds(world, runs):

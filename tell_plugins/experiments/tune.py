@@ -258,10 +258,12 @@ def halving(trial: Trial) -> list[Result]:
     print(f"{trial.recipe.name}: {len(trial.runs)} candidates, judged by {trial.parts.text}")
     for name, why in trial.gone.items():
         print(f"  {name}: {why}")
-    last = trial.do([OWN], 1)  # which also measures how fast this machine is
+    # as many at once as later on, which also measures how fast this machine then is
+    last = trial.do(list(trial.runs)[: len(trial.slots)], 1)[:1]
     if trial.seconds_a_row() is None:
         last = trial.do([OWN], 2)
-    alive, rungs = list(trial.runs), _rungs(trial)
+    rungs = _rungs(trial)
+    alive = [name for name in trial.runs if name not in trial.gone]
     while rungs:
         costs, left = trial.costs(), trial.left()
         kept = fitting(alive, costs, rungs, left)
