@@ -24,8 +24,6 @@ from benchmarks.parts import Asked, Part, Target
 from benchmarks.world import World, general_texts, write_card, write_rows
 from tell_plugins.core.errors import MachineError
 from tell_plugins.core.paths import write_text
-from tell_plugins.recipe.check import inspect
-from tell_plugins.recipe.check_report import tuning_of
 from tell_plugins.recipe.estimate import GIB, memory
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.shapes import hub_configs, shape_of
@@ -122,8 +120,8 @@ def _estimate(recipe: Recipe, length: int) -> float:
     """GiB by the formula of `check`, for rows of `length` tokens, each with a label."""
     shape = shape_of(str(recipe.get("model")))
     assert shape is not None
-    tuning = tuning_of(inspect(recipe, swift_keys()))
-    return memory(shape, tuning, np.array([[length, length]])).total / GIB
+    rows = np.array([[length, length]])
+    return sum(memory(shape, recipe, rows, held=recipe.spec.kl > 0).values()) / GIB
 
 
 def _recipe(

@@ -11,7 +11,6 @@ import yaml
 from tell_plugins.recipe.check import inspect
 from tell_plugins.recipe.checked import ERROR, Checked
 from tell_plugins.recipe.recipes import load_recipe
-from tests.swift_keys_once import keys
 
 BASE: dict[str, Any] = {
     "external_plugins": ["tell_plugins/register.py"],
@@ -69,7 +68,7 @@ def write(tmp_path, make_card) -> Write:
 
 
 def look(path: Path, *flags: str) -> Checked:
-    return inspect(load_recipe(path, flags), keys())
+    return inspect(load_recipe(path, flags))
 
 
 def texts(checked: Checked, severity: str) -> list[str]:

@@ -61,7 +61,7 @@ def preloaded_python() -> Iterator[None]:
         return
     with tempfile.TemporaryDirectory(prefix="tell-") as name:
         folder = Path(name)
-        listener = socket.socket(socket.AF_UNIX)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # what is sent stays whole
         listener.bind(str(folder / "socket"))
         listener.listen()
         stand_in = folder / "python"
@@ -109,28 +109,22 @@ def _start_when_asked(listener: socket.socket, owner: int, environment: dict[str
 def _stand_in(address: str, arguments: list[str]) -> None:
     """Have the server do it and end as it ends, or become an ordinary Python."""
     if _is_forked(arguments):
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as server:
-            server.connect(address)
-            _have_it_done(server, arguments)
+        with contextlib.suppress(OSError):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+                server.connect(address)
+                _have_it_done(server, arguments)
     os.execv(PYTHON, [PYTHON, *arguments])
 
 
 def _have_it_done(server: socket.socket, arguments: list[str]) -> None:
     """Ends this process as the forked one ended; returns where the server forks none."""
     asked = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
-    text = json.dumps(asked).encode()
-    socket.send_fds(server, [len(text).to_bytes(4, "big")], [0, 1, 2])
-    server.sendall(text)
+    socket.send_fds(server, [json.dumps(asked).encode()], [0, 1, 2])
     if server.recv(1) != _STARTED:
         return
     for number in _FORWARDED:
         signal.signal(number, lambda number, _: server.send(bytes([number])))
-    answer = server.recv(1)
-    while len(answer) < 2 and (more := server.recv(1)):
-        answer += more
-    if len(answer) < 2:
-        os._exit(1)  # the tests have ended
-    code, number = answer
+    code, number = server.recv(2) or (1, 0)  # nothing: the tests have ended
     if number:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
@@ -152,11 +146,7 @@ class _Request:
     """What a stand-in asks for."""
 
     def __init__(self, client: socket.socket) -> None:
-        size, streams, _, _ = socket.recv_fds(client, 4, 3)
-        self.streams = streams
-        text = b""
-        while len(text) < int.from_bytes(size, "big"):
-            text += client.recv(2**16)
+        text, self.streams, _, _ = socket.recv_fds(client, 2**22, 3)
         asked = json.loads(text)
         self.arguments: list[str] = asked["arguments"]
         self.environment: dict[str, str] = asked["environment"]

@@ -1,4 +1,4 @@
-"""`./run.sh check`: every rule, the report, exit codes, and that it is quick."""
+"""`./run.sh check`: whole reports, exit codes, what is good, and how ms-swift is asked."""
 
 import importlib.metadata
 import json
@@ -9,33 +9,91 @@ from typing import Any
 import pytest
 
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.recipe.check_report import report, tuning_of
+from tell_plugins.recipe.check_report import report
 from tell_plugins.recipe.checked import WARNING
 from tell_plugins.recipe.paper import NEUTRAL, departures
 from tell_plugins.recipe.recipes import load_recipe
-from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.swift_keys import installed_version, swift_keys
 from tests.check_world import BASE, HELD, errors, look, texts
 from tests.conftest import PROJECT, error_of, write_rows
+from tests.golden_texts import assert_golden
 from tests.swift_keys_once import keys
 
-# --- a good recipe ------------------------------------------------------------------------------
+# --- whole reports --------------------------------------------------------------------------------
+
+HALU = "tell/halu_cot_json:task=115rows/general="  # its files are not here
+LONG = "tell/long:task=3rows/general=2rows/overlap=keep/from=long_plain"
+WORDS_MODEL = {"model": "{}/model", "model_type": "llama", "template": "chatml", "max_length": 80}
+# what is changed of a good recipe, `processes` in the environment; and the flags
+REPORTS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "good": ({}, []),
+    "three_problems": ({"seed": "x", "strict": None, "lora_rank": 0}, []),
+    "flags": ({}, ["--max_steps", "5", "--dataset", "tell/toy:task=4rows/general=0"]),
+    "wrong_flags": ({}, ["--seed", "x", "--lora_ran", "8"]),
+    "wrong_string": (
+        {"dataset": ["tell/toy:tsk=8rows/general=24/order=evne/split=train/split=train"]},
+        [],
+    ),
+    "general_rows_alone": ({"dataset": ["tell/toy:task=0/general=32rows/from=leaky"]}, []),
+    "times_no_rows": ({"dataset": ["tell/toy:task=0"]}, []),
+    "general_card": ({"dataset": ["tell/plain:task=32rows"]}, []),
+    "held": ({"dataset": [HELD], "loss_type": "tell"}, []),
+    "no_files": ({"dataset": [HALU.replace("115rows", "1e4tok") + "4e6tok"], "seed": "x"}, []),
+    "by_the_string": ({"dataset": [HALU + "2x/repeat=2"]}, []),
+    "no_op": ({"dataset": ["tell/toy:task=8rows/general=0"]}, []),
+    "three_processes": (
+        {
+            "processes": "3",
+            "gradient_accumulation_steps": None,
+            "dataset": ["tell/toy:task=10rows/general=0"],
+        },
+        [],
+    ),
+    "broken_model": (
+        {"model": "{}/broken", "model_type": "llama", "template": "chatml", "max_length": None},
+        [],
+    ),
+    "own_tokenizer": ({**WORDS_MODEL, "dataset": [LONG]}, []),
+    "system_prompt": ({**WORDS_MODEL, "dataset": [LONG]}, ["--system", "{}/system.txt"]),
+    "another_tokenizer": ({"dataset": [LONG], "max_length": 80, "tokenizer": True}, []),
+    "full_tuning": ({"tuner_type": "full", "learning_rate": 1e-3, "max_grad_norm": None}, []),
+    "quantised": ({"quant_method": "bnb", "quant_bits": 4}, []),
+    "quantised_model": ({**WORDS_MODEL, "model": "{}/quantised"}, []),
+}
 
 
-def test_a_good_recipe_has_no_problems(write, tell):
-    said = tell("check", write())
-    assert said.splitlines()[-1] == "No problems found."
-    assert "  found    no problems\n" in said
-    assert "A toy." in said
-    for part in ("Sources", "Training", "Row lengths", "Cost"):
-        assert f"\n{part}" in said
+@pytest.fixture
+def beside(make_card, words, tmp_path, monkeypatch) -> Path:
+    """Cards and models beside the good recipe's, and a tokenizer that counts words."""
+    plain = [{"q": f"plain {n}", "r": "x"} for n in range(40)]
+    make_card("leaky", train=[{"q": "Test question 1", "r": "x"}, *plain], kind="general")
+    long = [{"q": f"{n} " * (n - 5), "r": "a b c d e"} for n in (10, 60, 100)]  # words of each row
+    make_card("long", train=long, anchor="w " * 4)
+    make_card("long_plain", train=[{"q": "w " * n, "r": "x"} for n in (5, 90)], kind="general")
+    (words(tmp_path / "model") / "config.json").write_text('{"model_type": "mamba"}')
+    sizes = dict.fromkeys(("hidden_size", "num_attention_heads", "intermediate_size"), 64)
+    config = sizes | {"model_type": "llama", "num_hidden_layers": 2, "vocab_size": 99}
+    quantised = json.dumps(config | {"quantization_config": {"bits": 4}})
+    for name, text in (("broken", "{"), ("quantised", quantised)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+    (tmp_path / "system.txt").write_text("a system prompt of seven words in all")
+    return tmp_path
 
 
-def test_how_many_problems_there_are_is_said_first_and_last(write, tell):
-    lines = tell("check", write(seed="x", strict=None, lora_rank=0), code=1).splitlines()
-    assert lines[6] == "  found    2 errors, 1 warning"
-    assert lines[-1] == "2 errors, 1 warning"
-    assert [line[2] for line in lines if line.startswith(("  error:", "  warning:"))] == list("eew")
+@pytest.mark.parametrize("name", REPORTS)
+def test_the_report(name, write, beside, words, monkeypatch):
+    changes, flags = REPORTS[name]
+    changes = {key: _placed(value, beside) for key, value in changes.items()}
+    monkeypatch.setenv("NPROC_PER_NODE", changes.pop("processes", ""))
+    if changes.pop("tokenizer", False):
+        monkeypatch.setenv("TELL_TOKENIZER", str(words(beside / "llama2")))
+    checked = look(write(**changes), *(_placed(flag, beside) for flag in flags))
+    assert_golden(f"check/{name}.txt", report(checked) + "\n", beside)
+
+
+def _placed(value: Any, folder: Path) -> Any:
+    return value.replace("{}", str(folder)) if isinstance(value, str) else value
 
 
 def test_several_recipes_end_with_how_many_are_good(write, tell):
@@ -43,38 +101,14 @@ def test_several_recipes_end_with_how_many_are_good(write, tell):
     assert "1 recipe" not in tell("check", good)
     last = tell("check", good, bad, "nowhere.yaml", code=1).splitlines()[-1]
     assert last == f"3 recipes: 1 good, 2 with errors: {bad}, nowhere.yaml"
+    assert "no recipe 'nowhere.yaml' [tell-recipe]" in tell("check", "nowhere.yaml", code=1)
 
 
-@pytest.mark.parametrize(
-    ("name", "meant"),
-    [
-        ("recipes/qwen_jsn.yaml", "recipes/qwen_json.yaml"),
-        ("qwen_json", "recipes/qwen_json.yaml"),
-    ],
-)
-def test_a_missing_recipe_names_the_nearest(name, meant):
+@pytest.mark.parametrize("name", ["recipes/qwen_jsn.yaml", "qwen_json"])
+def test_a_missing_recipe_names_the_nearest(name):
     caught = error_of(load_recipe, name)
-    assert caught.remedy == f"did you mean '{meant}'?"
+    assert caught.remedy == "did you mean 'recipes/qwen_json.yaml'?"
     assert caught.allowed is None, "a list of them all would hide it"
-
-
-def test_the_report_tells_sources_and_steps(write):
-    checked = look(write())
-    assert checked.exposure is not None
-    assert (checked.plan.steps, checked.plan.warmup_steps) == (2, 1)
-    text = report(checked)
-    lines = text.splitlines()
-    task = next(line.split() for line in lines if line.startswith("  task "))
-    general = next(line.split() for line in lines if line.startswith("  general "))
-    assert task[1:5] == ["toy", "train", "10", "0"]
-    assert task[6:8] == ["8", "1"]
-    assert general[1:5] == ["plain", "train", "40", "0"]
-    assert general[6] == "24"
-    assert "32 (8 of them task rows, 25.0%)" in text
-    assert checked.mixture.hash in text
-    assert "no estimate" not in text
-    assert "tokens not counted" in text  # the test has no tokenizer
-    assert "Not checked\n  rows against max_length: no tokenizer is on this machine" in text
 
 
 # --- keys and values ----------------------------------------------------------------------------
@@ -111,114 +145,6 @@ def test_a_name_that_looks_like_a_number_stays_as_it_is(write, name):
     assert other.argv()[-2:] == ["--run_name", "other"]
 
 
-def test_a_flag_is_named_as_one(write):
-    found = errors(look(write(), "--seed", "x", "--lora_ran", "8"))
-    assert any(text.startswith("flag --seed:") for text in found)
-    assert any(text.startswith("flag --lora_ran:") for text in found)
-
-
-def test_flags_win_over_the_file(write):
-    checked = look(write(), "--max_steps", "5", "--dataset", "tell/toy:task=4rows/general=0")
-    assert (len(checked.mixture), checked.plan.steps) == (4, 5)
-
-
-# --- the dataset string -------------------------------------------------------------------------
-
-
-def test_all_problems_of_a_string_are_reported(write):
-    text = "tell/toi:tsk=8rows/general=24/order=evne/split=train/split=train"
-    found = "\n".join(errors(look(write(dataset=[text]))))
-    for says in (
-        "did you mean 'task'?",
-        "say the unit: 24rows or 24tok",
-        "did you mean 'even'?",
-        "key 'split' is given twice",
-        "unknown card 'toi'",
-        "did you mean 'toy'?",
-    ):
-        assert says in found
-
-
-def test_general_rows_alone(write, make_card):
-    rows = [{"q": f"plain {n}", "r": "x"} for n in range(40)]
-    make_card("plain", train=[{"q": "Test question 1", "r": "x"}, *rows], kind="general")
-    alone = look(write(dataset=["tell/toy:task=0/general=32rows"]))
-    assert errors(alone) == []
-    assert alone.entries == (0, 32)
-    assert alone.plan.steps == 2
-    assert alone.exposure is None
-    text = report(alone)
-    assert "checked against all held-out rows; general rows that hold one of their" in text
-    assert "queries: 1\n" in text
-    assert "32 (0 of them task rows, 0.0%)" in text
-    assert "steps with a task row" not in text
-    unchecked = look(write(dataset=["tell/plain:task=32rows"]))
-    assert "overlap: not checked" in report(unchecked)
-    (found,) = errors(look(write(dataset=["tell/toy:task=0"])))  # the card's own amount is 2x
-    assert "'2x' the task rows is nothing" in found
-
-
-def test_missing_files_are_all_named_and_the_rest_is_still_told(write, tell):
-    path = write(dataset=["tell/halu_cot_json:task=115rows/general=4e6tok"], seed="x")
-    printed = tell("check", str(path), code=1)
-    for says in (
-        "no file 'dev_Halu_CoT_JSON.jsonl'",
-        "no file 'test_Halu_CoT_JSON.jsonl'",
-        "no file 'alpaca_gpt4_data_en.jsonl'",
-        "./run.sh data halu_cot_json",
-        "./run.sh data alpaca_en",
-        "./run.sh data llama2_tokenizer",
-        "'seed' is x",
-        "Other than the paper",
-        "GiB a process for a row that fills max_length",
-    ):
-        assert says in printed
-
-
-def test_steps_are_told_without_the_files_where_the_string_says_enough(write):
-    rows = "tell/halu_cot_json:task=115rows/general="
-    assert look(write(dataset=[rows + "0"])).plan.steps == 8  # type: ignore[union-attr]
-    assert look(write(dataset=[rows + "2x"])).plan.steps == 22  # type: ignore[union-attr]
-    assert look(write(dataset=[rows + "0/repeat=2"])).plan.steps == 15  # type: ignore[union-attr]
-    assert look(write(dataset=[rows + "4e6tok"])).plan is None
-
-
-# --- the order, and what may be lost ------------------------------------------------------------
-
-
-def test_held_rows_are_no_problem_and_cost_memory(write):
-    held = look(write(dataset=[HELD], loss_type="tell"))
-    assert errors(held) == []
-    tuning = tuning_of(held)
-    assert (tuning.row_loss, tuning.held) == (True, True)
-    assert not tuning_of(look(write(loss_type="tell"))).held
-
-
-def test_a_broken_model_configuration_is_one_problem_of_a_whole_report(write, tmp_path):
-    (tmp_path / "model").mkdir()
-    config = tmp_path / "model" / "config.json"
-    config.write_text('{"model_type": "llama", "hidden_size": 64, "num_attention_heads": 0}')
-    kind = {"model_type": "llama", "template": "chatml"}
-    assert errors(look(write(model=str(config.parent), **kind))) == []  # another layout: not known
-    config.write_text("{")
-    checked = look(write(model=str(config.parent), max_length=None, **kind))
-    (found,) = errors(checked)
-    assert "config.json: no JSON" in found
-    text = report(checked)
-    for part in ("Sources", "optimizer steps", "Row lengths", "Cost", "Other than the paper"):
-        assert part in text
-
-
-def test_processes_change_steps_and_may_leave_rows_out(write, monkeypatch):
-    monkeypatch.setenv("NPROC_PER_NODE", "3")
-    path = write(gradient_accumulation_steps=None, dataset=["tell/toy:task=10rows/general=0"])
-    checked = look(path)
-    assert checked.plan.training.accumulation == 6  # ms-swift: 16 / 3, rounded up
-    assert checked.plan.steps == 1
-    lost = next(text for text in errors(checked) if "never trained on" in text)
-    assert "1 row never trained on, 1 of task data: 3 processes" in lost
-
-
 def test_copies_beyond_max_steps_are_no_lost_rows(write):
     """Task rows alone, repeated to another run's steps: the last round is cut."""
     dataset = ["tell/toy:task=10rows/general=0/order=even/repeat=6"]
@@ -228,62 +154,6 @@ def test_copies_beyond_max_steps_are_no_lost_rows(write):
     first = ["tell/toy:task=10rows/general=0/order=even/repeat=6"]
     checked = look(write(max_steps=1, gradient_accumulation_steps=1, dataset=first))
     assert [text for text in errors(checked) if "9 rows never trained on, 9 of task data" in text]
-
-
-# --- lengths ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def long_rows(make_card) -> None:
-    """A task whose rows of 10, 60 and 100 words stand at lines 1, 2 and 3."""
-    make_card(
-        "long",
-        train=[{"q": f"{n} " * (n - 5), "r": "a b c d e"} for n in (10, 60, 100)],
-        anchor="w " * 4,
-    )
-    make_card("long_plain", train=[{"q": "w " * n, "r": "x"} for n in (5, 90)], kind="general")
-
-
-@pytest.mark.usefixtures("long_rows")
-def test_another_tokenizers_count_is_a_warning(write, words, tmp_path, monkeypatch):
-    """A Chinese row has far more tokens by Llama-2's tokenizer than by Qwen's."""
-    monkeypatch.setenv("TELL_TOKENIZER", str(words(tmp_path / "llama2")))
-    dataset = ["tell/long:task=3rows/general=2rows/overlap=keep/from=long_plain"]
-    checked = look(
-        write(model="Qwen/Qwen-7B-Chat", target_modules=["c_attn"], dataset=dataset, max_length=80)
-    )
-    assert errors(checked) == []
-    found = [text for text in texts(checked, WARNING) if "over max_length" in text]
-    assert "line 3: 104 tokens" in found[0]
-    assert "1 general row of 'long_plain'" in found[1]
-    assert all("the model may count otherwise" in text for text in found)
-
-
-@pytest.mark.usefixtures("long_rows")
-def test_the_models_own_tokenizer_decides(write, words, tmp_path, monkeypatch):
-    model = words(tmp_path / "model")
-    (model / "config.json").write_text('{"model_type": "mamba"}')
-    path = write(
-        model=str(model),
-        model_type="llama",
-        template="chatml",
-        dataset=["tell/long:general=0/overlap=keep"],
-        max_length=80,
-    )
-    checked = look(path)
-    found = [text for text in errors(checked) if "max_length" in text]
-    assert len(found) == 1
-    assert "line 3: 104 tokens" in found[0]
-    assert "may count otherwise" not in found[0]
-    assert texts(checked, WARNING) == [
-        text for text in texts(checked, WARNING) if "near max_length" not in text
-    ]
-    assert "(the model's own): longest 104 tokens (chat template not included)" in report(checked)
-    assert errors(look(path, "--max_length", "104")) == []
-    assert len(errors(look(path, "--max_length", "103"))) == 1
-    (tmp_path / "system.txt").write_text("a system prompt of seven words in all")
-    for system in ("a system prompt of seven words in all", str(tmp_path / "system.txt")):
-        assert "longest 112 tokens" in report(look(path, "--system", system))
 
 
 def test_the_12_documents_that_2048_tokens_would_lose(real_home, tmp_path):
@@ -302,18 +172,6 @@ def test_the_12_documents_that_2048_tokens_would_lose(real_home, tmp_path):
     assert errors(look(PROJECT / "recipes" / "llama2_en_is.yaml")) == []
 
 
-# --- the acceptance cases -----------------------------------------------------------------------
-
-
-def test_the_papers_15_row_baseline_is_a_no_op(tmp_path, tell):
-    dataset = "tell/halu_cot_json:task=15rows/general=0"
-    printed = tell("check", "recipes/qwen_json_sft.yaml", "--dataset", dataset, code=1)
-    assert "NO-OP: this run trains nothing." in printed
-    assert "15 rows at 16 rows a step are 1 optimizer step, 1 of them warm-up" in printed
-    assert "learning rate 0 and the adapter stays as it was initialised" in printed
-    assert "./run.sh data halu_cot_json" in printed  # the rows are not here
-
-
 # --- the paper ----------------------------------------------------------------------------------
 
 
@@ -329,8 +187,8 @@ def test_an_own_tasks_differences_are_listed_on_demand(write, tell):
 
 def test_differences_name_the_paper_its_time_and_the_recipe(write):
     path = write(learning_rate=1e-3, target_modules=["all-linear"], max_grad_norm=None, seed=7)
-    settings = Settings(load_recipe(path), keys())
-    found = {d.key: d for d in departures(settings, None)}
+    recipe = load_recipe(path)
+    found = {d.key: d for d in departures(recipe, None)}
     assert set(found) == {
         "learning_rate",
         "target_modules",
@@ -340,7 +198,7 @@ def test_differences_name_the_paper_its_time_and_the_recipe(write):
         "loss_type",
     }
     assert (found["loss_type"].of_its_time, found["loss_type"].recipe) == ("tell", "unset")
-    held = departures(settings, parse_spec(HELD))
+    held = departures(recipe, parse_spec(HELD))
     assert [d.recipe for d in held if d.key == "dataset: kl"] == ["1"]
     assert (found["learning_rate"].paper, found["learning_rate"].recipe) == ("0.0001", "0.001")
     assert found["max_grad_norm"].of_its_time == "0.5"
@@ -363,40 +221,12 @@ def test_differences_name_the_paper_its_time_and_the_recipe(write):
 )
 def test_settings_that_override_the_papers_are_told(write, key, value, shown):
     def told(**changes: Any) -> dict[str, tuple[str | None, str]]:
-        settings = Settings(load_recipe(write(**changes)), keys())
-        return {d.key: (d.of_its_time, d.recipe) for d in departures(settings, None)}
+        found = departures(load_recipe(write(**changes)), None)
+        return {d.key: (d.of_its_time, d.recipe) for d in found}
 
     assert told(**{key: value})[key] == shown
     neutral = {key: value for key, value in NEUTRAL.items() if value != "unset"}
     assert told(**neutral) == told()
-
-
-# --- cost ---------------------------------------------------------------------------------------
-
-
-def test_costs_are_estimates(write, words, tmp_path, monkeypatch):
-    monkeypatch.setenv("TELL_TOKENIZER", str(words(tmp_path / "words")))
-    text = report(look(write()))
-    assert "GiB a process at the longest row" in text
-    assert "an estimate by formula" in text
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"tuner_type": "full"}, {"quant_method": "bnb", "quant_bits": 4}, {"model": "quantised"}],
-)
-def test_what_the_formulas_are_not_for_gets_no_estimate(write, tmp_path, changes):
-    sizes = dict.fromkeys(("hidden_size", "num_attention_heads", "intermediate_size"), 64)
-    config = sizes | {"model_type": "llama", "num_hidden_layers": 2, "vocab_size": 99}
-    folder = tmp_path / "quantised"
-    folder.mkdir()
-    model = {"model": str(folder)}
-    (folder / "config.json").write_text(json.dumps(config))
-    assert "GiB a process" in report(look(write(**model)))
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": 4}}))
-    text = report(look(write(**changes | (model if "model" in changes else {}))))
-    assert "no estimate: it is for LoRA on an unquantised model" in text
-    assert "GiB" not in text
 
 
 # --- keys ---------------------------------------------------------------------------------------
@@ -415,17 +245,6 @@ def test_another_ms_swift_is_asked_once(tmp_path, monkeypatch, capfd):
     assert before.keys == json.loads(file.read_text())["keys"] == keys().keys
     assert swift_keys() == before
     assert asked not in capfd.readouterr().err
-
-
-# --- ids ------------------------------------------------------------------------------------------
-
-
-def test_the_report_names_the_rule(write, tell):
-    printed = tell("check", str(write(strict=None, seed="x")), code=1)
-    assert "'seed' is x [tell-value-type]" in printed
-    assert "one summary line [tell-strict]" in printed
-    printed = tell("check", "recipes/none.yaml", code=1)
-    assert "no recipe 'recipes/none.yaml' [tell-recipe]" in printed
 
 
 # --- each situation has its finding ---------------------------------------------------------------

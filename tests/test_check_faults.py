@@ -68,6 +68,8 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
         ("tuner_backend: pfet", "did you mean 'peft'?"),
         ({"optim": "adamw_troch"}, "adamw_torch"),
         ({"tuner_type": "lorra"}, "lora"),
+        ({"deepspeed": "zero9"}, "zero2_offload"),
+        ({"deepspeed": "ds.json"}, "zero2_offload"),
     ],
     "tell-value-range": [
         (
@@ -94,6 +96,7 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
     "tell-value-list": [("modules_to_save: [1, 2]", "stops `swift sft --config`")],
     "tell-dataset": [
         (of("toy:split=tran"), "did you mean 'train'?"),
+        (of("toi:tsk=8rows"), "did you mean 'toy'?"),
         (of("toy:split=test"), "its rows never train"),
         (of("toy:anchor=crad"), "did you mean 'card'?"),
         (of("toy:from=plane"), "did you mean 'plain'?"),
@@ -257,6 +260,7 @@ PLANTED: dict[str, list[tuple[str | dict[str, Any], str]]] = {
     "tell-model-cpu": [
         ({"use_cpu": True}, "has 6.7e9 parameters"),
         ({"use_cpu": True, "model": "Qwen/Qwen2.5-14B-Instruct"}, "has 14.0e9"),
+        ({"use_cpu": True, "quant_method": "bnb", "quant_bits": 4}, "on a GPU only"),
     ],
     "tell-positions": [({"max_length": 8192}, "write 'max_length: 4096'")],
     "tell-targets": [

@@ -10,9 +10,7 @@ from tell_plugins.core.spec import parse_spec
 from tell_plugins.recipe.checked import Checked, Finding
 from tell_plugins.recipe.mixture_rules import check_control_tokens
 from tell_plugins.recipe.recipes import load_recipe
-from tell_plugins.recipe.settings import Settings
 from tests.conftest import PROJECT, message_of
-from tests.swift_keys_once import keys
 
 GENERAL = [{"q": f"general {n}", "r": f"answer {n}"} for n in range(8)]
 TASK = [{"q": f"row {n}", "r": str(n)} for n in range(3)]
@@ -33,7 +31,7 @@ def model(tmp_path) -> str:
 def findings(model: str) -> list[Finding]:
     recipe = load_recipe(PROJECT / "recipes" / "smollm2_sample.yaml", ["--model", model])
     mixture = build_mixture(parse_spec("tell/own:general=all"))
-    checked = Checked(recipe, Settings(recipe, keys()), mixture=mixture)
+    checked = Checked(recipe, mixture=mixture)
     return list(check_control_tokens(checked))
 
 

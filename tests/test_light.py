@@ -1,6 +1,5 @@
 """The light set: check, mix, new and data where neither torch nor ms-swift is installed."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -113,6 +112,6 @@ def test_the_shipped_table_is_the_pinned_ms_swifts():
     asked = [sys.executable, "-m", "tell_plugins.bridge.keys"]
     done = subprocess.run(asked, cwd=PROJECT, capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout.splitlines()[-1])
-    assert shipped == dataclasses.replace(keys(), installed=False)
+    assert shipped == keys().model_copy(update={"installed": False})
     assert answer["keys"] == shipped.keys
     assert ModelTable(**answer["models"]) == shipped.models

@@ -25,7 +25,7 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.recipe import models, train
 from tell_plugins.recipe.recipes import Recipe, load_recipe, parse_flags
-from tell_plugins.recipe.settings import Settings
+from tell_plugins.recipe.schedule import processes_of
 from tests.conftest import PROJECT, message_of, printed_by, wait_for, write_card
 from tests.loopback import Server, running
 from tests.preloaded import PYTHON
@@ -145,7 +145,7 @@ def test_an_env_map_goes_to_the_environment(toy, monkeypatch):
     recipe = load_recipe(toy)
     assert recipe.environment == {"NPROC_PER_NODE": "2"}
     assert "--ENV" not in recipe.argv()
-    assert Settings(recipe, keys()).processes == 2
+    assert processes_of(recipe) == 2
 
 
 # --- what train refuses before anything starts ---------------------------------------------------
@@ -174,7 +174,7 @@ def test_errors_of_the_data_stop_it_and_force_goes_on(
         (folder / "adapter_config.json").write_text("{}")
         return 0
 
-    monkeypatch.setattr(train, "_with_model", lambda recipe, settings: recipe)
+    monkeypatch.setattr(train, "_with_model", lambda recipe: recipe)
     monkeypatch.setattr(train, "train", trained)
     flags = ["--dataset", "tell/leak:general=0", "--output_dir", str(tmp_path / "run")]
     assert main(["train", str(toy), *flags]) == 1
@@ -220,7 +220,7 @@ def test_it_trains_into_the_folder_where_eval_looks(toy, monkeypatch, capsys):
     del values["output_dir"]
     toy.write_text(yaml.safe_dump(values))
     folders: list[list[str]] = []
-    monkeypatch.setattr(train, "_with_model", lambda recipe, settings: recipe)
+    monkeypatch.setattr(train, "_with_model", lambda recipe: recipe)
     monkeypatch.setattr(train, "train", lambda recipe, verbose: folders.append(recipe.argv()) or 0)
     assert main(["train", str(toy)]) == 0
     assert folders[0][-2:] == ["--output_dir", str(load_recipe(toy).output_dir)]
@@ -290,7 +290,7 @@ def test_a_folder_is_not_looked_up_on_a_hub(toy, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     recipe = load_recipe(toy).with_values(model=str(tmp_path / "model"), check_model=None)
-    ready = train._with_model(recipe, Settings(recipe, keys()))
+    ready = train._with_model(recipe)
     assert ready.values["check_model"] == "false"
     assert ready.values["model"] == str(tmp_path / "model")
 
@@ -306,11 +306,10 @@ def test_the_embedded_model_is_made_ready_when_it_is_missing(toy, tmp_path, monk
     monkeypatch.setattr(embedded_model, "prepare_model", lambda: done.append("made"))
     monkeypatch.setattr(train, "inspect", inspect)
     name = "./models/SmolLM2-135M-Instruct/"
-    with pytest.raises(InterruptedError):
-        train.check_and_train(str(toy), ["--model", name])
+    assert main(["train", str(toy), "--model", name]) == 2
     assert done == ["made", "checked"]
     recipe = load_recipe(toy).with_values(model=name)
-    assert train._with_model(recipe, Settings(recipe, keys())) == recipe
+    assert train._with_model(recipe) == recipe
 
 
 # --- exit codes and signals ----------------------------------------------------------------------
@@ -326,22 +325,37 @@ def test_the_exit_code_is_passed_on(toy, program, code, monkeypatch):
     assert train.train(load_recipe(toy)) == code
 
 
-def test_a_signal_reaches_every_process_of_the_training(toy, tmp_path):
-    """Like ms-swift, the command starts a child; both must be gone afterwards."""
+_SLEEPS_TWICE = """
+import os, subprocess, sys, time
+print(os.getpid(), file=open(sys.argv[1], "a"))
+if len(sys.argv) == 2:
+    subprocess.run([*sys.orig_argv, "child"])
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "last"), [(signal.SIGTERM, 143, ""), (signal.SIGINT, 130, "stopped\n")]
+)
+def test_a_signal_ends_every_process_of_the_training(toy, tmp_path, number, code, last):
+    """Like ms-swift, the command starts a child; Ctrl-C gives one line, and no traceback of it."""
     pids = tmp_path / "pids"
-    command = ["sh", "-c", f"echo $$ >> {pids}; sleep 100 & echo $! >> {pids}; wait"]
+    command = [PYTHON, "-c", _SLEEPS_TWICE, str(pids)]
     program = (
         "import sys\n"
+        "from tell_plugins import cli\n"
         "from tell_plugins.recipe import train\n"
-        "from tell_plugins.recipe.recipes import load_recipe\n"
         f"train.sft_command = lambda recipe: {command!r}\n"
-        f"sys.exit(train.train(load_recipe({str(toy)!r})))\n"
+        "train._with_model = lambda recipe: recipe\n"
+        f"sys.exit(cli.main(['train', {str(toy)!r}]))\n"
     )
     started = [sys.executable, "-c", program]
-    process = subprocess.Popen(started, cwd=PROJECT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(started, cwd=PROJECT, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: pids.is_file() and len(pids.read_text().splitlines()) == 2, process)
-    process.terminate()
-    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    process.send_signal(number)
+    said = process.communicate(timeout=30)[1]
+    assert (process.returncode, "Traceback" in said) == (code, False), said
+    assert said.endswith(last)
     for pid in map(int, pids.read_text().split()):
         wait_for(lambda pid=pid: not _runs(pid), seconds=10)
 

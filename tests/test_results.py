@@ -10,18 +10,11 @@ import pytest
 
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.experiments.controls import CONTROLS
-from tell_plugins.experiments.planning import (
-    Cell,
-    Evaluation,
-    Facts,
-    Planned,
-    PlannedBase,
-    training_of,
-)
+from tell_plugins.experiments.planning import Evaluation, Facts, Planned, PlannedBase
 from tell_plugins.experiments.results import BASE_METHOD, Study, load_studies
-from tell_plugins.experiments.sweep import RIVAL
+from tell_plugins.experiments.sweep import RIVAL, Cell
 from tell_plugins.recipe.recipes import Recipe, load_recipe
-from tell_plugins.recipe.schedule import plan
+from tell_plugins.recipe.schedule import plan, training_of
 from tests.conftest import PROJECT
 
 RESULTS = PROJECT / "results"

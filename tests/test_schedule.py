@@ -1,6 +1,5 @@
 """Steps, learning rates, exposure and cost, held against transformers, ms-swift and autograd."""
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,9 @@ import torch
 
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.order import arrange
-from tell_plugins.recipe import estimate
-from tell_plugins.recipe.estimate import Tuning, memory, reported_flops
-from tell_plugins.recipe.schedule import (
-    Training,
-    exposure,
-    plan,
-    why_no_op,
-)
-from tell_plugins.recipe.settings import world_size
+from tell_plugins.recipe.estimate import block_bytes, memory, reported_flops
+from tell_plugins.recipe.recipes import Recipe
+from tell_plugins.recipe.schedule import Training, exposure, plan, why_no_op, world_size
 from tell_plugins.recipe.shapes import shape_of
 from tests.conftest import in_fresh_process, message_of
 
@@ -336,7 +329,7 @@ def test_activations_are_about_what_autograd_keeps(kind, targets, tmp_path):
     small, large = (_kept_bytes(kind, layers, targets, tokens) for layers in (1, 3))
     _small_model(kind, layers=3).config.save_pretrained(tmp_path)
     shape = shape_of(str(tmp_path))
-    formula = estimate._block_bytes(shape, Tuning(8, targets), 2)
+    formula = block_bytes(shape, targets, 2, cast=4)
     assert formula == pytest.approx((large - small) / 2 / tokens, rel=0.15)
 
 
@@ -382,31 +375,30 @@ def _small_model(kind: str, layers: int) -> Any:
     return LlamaForCausalLM(LlamaConfig(**sizes))
 
 
+def _memory(model: str, lengths: list[list[int]], **keys: Any) -> dict[str, float]:
+    held = keys.pop("held", False)
+    recipe = Recipe(Path("any.yaml"), {"target_modules": ["all-linear"], **keys})
+    return memory(shape_of(model), recipe, np.array(lengths), held=held)
+
+
 def test_memory_takes_the_row_that_needs_most():
-    shape = shape_of("Llama-2-7b-chat-ms")
-    tuning = Tuning(8, ("q_proj", "k_proj", "v_proj"))
-    short = np.array([[100, 50]])
-    both = np.array([[100, 50], [2048, 2048], [2048, 10]])
-    assert memory(shape, tuning, short).total < memory(shape, tuning, both).total
-    assert memory(shape, tuning, both) == memory(shape, tuning, both[1:2])
-    assert memory(shape, tuning, both).weights == 2 * shape.parameters
-    assert math.isclose(
-        memory(shape, tuning, both).adapter, 16 * shape.lora_parameters(list(tuning.targets), 8)
-    )
+    model, targets = "Llama-2-7b-chat-ms", ["q_proj", "k_proj", "v_proj"]
+    parts = _memory(model, [[100, 50], [2048, 2048], [2048, 10]], target_modules=targets)
+    assert parts == _memory(model, [[2048, 2048]], target_modules=targets)
+    assert sum(_memory(model, [[100, 50]]).values()) < sum(parts.values())
+    assert parts["weights"] == 2 * shape_of(model).parameters
+    assert parts["adapter with Adam"] == 16 * shape_of(model).lora_parameters(targets, 8)
 
 
-def test_memory_knows_what_saves_logits():
-    gemma, qwen = shape_of("gemma-7b-it"), shape_of("Qwen-7B-Chat")
-    row = np.array([[3500, 2000]])
+def test_memory_knows_what_saves_logits_and_activations():
+    def part(name: str = "logits", model: str = "gemma-7b-it", **keys: Any) -> float:
+        return _memory(model, [[3500, 2000]], **keys)[name]
 
-    def logits(shape: Any, **changes: Any) -> float:
-        return memory(shape, Tuning(8, ("all-linear",), **changes), row).logits
-
-    assert logits(gemma) == 2000 * 256_000 * 14
-    assert logits(gemma, keep_label_logits=False) == 3500 * 256_000 * 14
+    assert part() == 2000 * 256_000 * 14
+    assert part(use_logits_to_keep=False) == 3500 * 256_000 * 14
     chunks = 2**28  # of fp32 numbers, whatever the row's length
-    assert logits(gemma, row_loss=True) == 2000 * 256_000 * 4 + chunks
-    assert logits(gemma, row_loss=True, held=True) == 2000 * 256_000 * 6 + chunks
-    assert logits(qwen) == 3500 * 151_936 * 14  # its remote code computes every logit
-    plain = memory(gemma, Tuning(8, ("all-linear",), checkpointing=False), row)
-    assert plain.activations > 5 * memory(gemma, Tuning(8, ("all-linear",)), row).activations
+    assert part(loss_type="tell") == 2000 * 256_000 * 4 + chunks
+    assert part(loss_type="tell", held=True) == 2000 * 256_000 * 6 + chunks
+    assert part(model="Qwen-7B-Chat") == 3500 * 151_936 * 14  # its remote code computes every logit
+    kept = part("activations", gradient_checkpointing=False)
+    assert kept > 5 * part("activations", gradient_checkpointing=True)

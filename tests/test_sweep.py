@@ -28,12 +28,13 @@ from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.state_files import write_json
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.experiments import derived_cards, runner, worker
-from tell_plugins.experiments.planning import PlannedBase, cells, make_plan
+from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.experiments.results import study_of
 from tell_plugins.experiments.store import Job, Store
 from tell_plugins.experiments.sweep import Sweep, load_sweep, make_sweep
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import change, message_of, wait_for
+from tests.golden_texts import assert_golden
 from tests.sweep_world import World, general_rows, unrun_world
 
 
@@ -123,36 +124,6 @@ def test_what_is_no_sweep_file(world):
     assert near in message_of(load_sweep, "recipes/sweeps/smolm2_fig07.yaml")
 
 
-def test_a_method_that_pins_an_axis_has_one_run(world):
-    sweep = _sweep(
-        world,
-        methods={"TELL": None, "none": {"general": "0"}},
-        grid={"general": ["8rows", "16rows"], "task": ["4rows", "8rows"]},
-        seeds=[1, 2],
-    )
-    counts = Counter(cell.method for cell in cells(sweep))
-    assert counts == {"TELL": 8, "none": 4}
-    assert {tuple(c.at) for c in cells(sweep) if c.method == "none"} == {("task",)}
-
-
-def test_a_setting_may_follow_the_grid(world):
-    plan = _plan(
-        world,
-        methods={
-            "TELL": {"repeat": {"4rows": 2, "8rows": 1}, "general": "8rows"},
-            "SFT": {"general": "0", "equal_steps": "TELL"},
-            "once": {"repeat": {"8rows": 1}},
-        },
-        grid={"task": ["4rows", "8rows"]},
-    )
-    seen = [(run.cell.method, run.cell.at["task"], run.facts.copies) for run in plan.entries]
-    assert seen[0] == ("TELL", "4rows", 2)
-    assert seen[1] == ("TELL", "8rows", 1)
-    assert [steps[:2] for steps in seen[2:4]] == [("SFT", "4rows"), ("SFT", "8rows")]
-    assert seen[4:] == [("once", "8rows", 1)]
-    assert [run.steps for run in plan.entries[:2]] == [run.steps for run in plan.entries[2:4]]
-
-
 # --- plans ---------------------------------------------------------------------------------------
 
 
@@ -195,48 +166,126 @@ def test_problems_of_a_plan(world, keys, told):
         assert all(text in str(problem) for text in texts)
 
 
-def test_equal_runs_are_done_once(world):
-    plan = _plan(
-        world,
-        methods={"TELL": None, "SFT": {"general": "0"}},
-        grid={"general": ["0", "8rows"]},
-        runs={"written out": {"task": "8rows", "general": "0rows", "repeat": 1}},
-    )
-    by_method = {entry.cell.label: entry.id for entry in plan.entries}
-    assert by_method["TELL (general=0), seed 42"] == by_method["SFT, seed 42"]
-    assert by_method["written out, seed 42"] == by_method["SFT, seed 42"]
-    assert len(plan.entries) == 4
-    assert len(plan.runs) == 2
+def _lines(plan: SweepPlan) -> list[str]:
+    """Each entry: where it stands, which run and which evaluation it is, its rows and steps."""
+    runs = list(dict.fromkeys(entry.id for entry in plan.entries))
+    asked = list(dict.fromkeys(entry.evaluation.id for entry in plan.entries))
+    return [
+        f"{entry.label}: run {runs.index(entry.id)}, asked {asked.index(entry.evaluation.id)}, "
+        f"{entry.facts.task_rows} x {entry.facts.copies} + {entry.facts.general_rows} rows, "
+        f"{entry.steps} steps"
+        for entry in plan.entries
+    ]
 
 
-def test_what_changes_a_run_changes_its_id(world):
-    """The weight of the KL too, though the rows are the same; the base model is asked once."""
-    changes: list[dict[str, Any]] = [{}, {"learning_rate": 0.02}, {"task": "7rows"}]
-    changes += [{"order": "even"}, {"anchor": "none"}, {"lora_rank": 2}, {"kl": 1}, {"kl": 3}]
-    runs = {str(change): change for change in changes}
-    plan = _plan(world, runs=runs, settings={"loss_type": "tell"})
-    assert len({entry.id for entry in plan.entries}) == len(changes)
-    plain, *_, held, harder = plan.entries
-    assert plain.facts.hash == held.facts.hash == harder.facts.hash
-    assert [base.evaluation.anchor for base in plan.bases] == ["card"]
+GENERAL_ONLY = {"TELL": None, "general only": {"general_only": "TELL"}}
+PLANS: dict[str, dict[str, Any]] = {
+    "pinned": {  # a method that sets a key of the grid has one run there
+        "methods": {"TELL": None, "SFT": {"general": "0"}},
+        "grid": {"general": ["8rows", "16rows"], "task": ["4rows", "8rows"]},
+        "seeds": [1, 2],
+    },
+    "follows_the_grid": {
+        "methods": {
+            "TELL": {"repeat": {"4rows": 2, "8rows": 1}, "general": "8rows"},
+            "SFT": {"general": "0", "equal_steps": "TELL"},
+            "once": {"repeat": {"8rows": 1}},
+        },
+        "grid": {"task": ["4rows", "8rows"]},
+    },
+    "the_same_run": {
+        "methods": {"TELL": None, "SFT": {"general": "0"}},
+        "grid": {"general": ["0", "8rows"]},
+        "runs": {"written out": {"task": "8rows", "general": "0rows", "repeat": 1}},
+    },
+    "two_anchors": {"runs": {"with": {}, "without": {"test_anchor": "none"}}},
+    "rivals": {"runs": {"TELL": {}, "counting": {"rival": "words"}, "few": {"rival": "shots"}}},
+    "general_only": {"methods": GENERAL_ONLY, "grid": {"general": ["8rows", "16rows"]}},
+    "two_tasks": {  # the general rows alone are trained once, and asked twice
+        "methods": GENERAL_ONLY,
+        "grid": {"card": ["tiny_task", "other_task"]},
+        "settings": {"task": "8rows", "general": "16rows"},
+    },
+}
 
 
-def test_other_data_is_another_run(world):
-    before = _plan(world, runs={"A": {}}).entries[0].id
-    assert _plan(world, runs={"renamed": {"report_to": ["none"]}}).entries[0].id == before
-    file = world.cards / "tiny_task" / "train.jsonl"
-    file.write_text(file.read_text().replace("number 3", "number three"))
-    later = _plan(world, runs={"A": {"task": "all"}}, settings={"general": "8rows"})
-    assert later.entries[0].id != before
-    file.write_text(file.read_text().replace("number three", "number 3"))
+@pytest.mark.parametrize("name", PLANS)
+def test_what_is_planned(world, name):
+    shutil.copytree(world.cards / "tiny_task", world.cards / "other_task")
+    change(world.cards / "other_task", name="other_task")
+    plan = _plan(world, **PLANS[name])
+    assert_golden(f"plans/{name}.txt", "\n".join([*_lines(plan), ""]), world.root)
+    done = {(entry.id, entry.evaluation.id) for entry in plan.entries}
+    assert len(plan.runs) == len(done)
+    assert len(plan.bases) == len({entry.evaluation.card for entry in plan.entries})
 
 
-def test_a_seed_moves_mixture_and_training(world):
+# two settings of a sweep's only run, and what they have in common: run, base model, what is asked
+SAME: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({}, {"learning_rate": 0.02}, "base asked"),
+    ({}, {"lora_rank": 2}, "base asked"),
+    ({}, {"task": "7rows"}, "base asked"),
+    ({}, {"order": "even"}, "base asked"),
+    ({}, {"anchor": "none"}, "base"),
+    ({}, {"kl": 1}, "base asked"),
+    ({"kl": 1}, {"kl": 3}, "base asked"),  # the same rows, another weight
+    ({}, {"report_to": ["tensorboard"], "run_name": "x"}, "run base asked"),
+    ({}, {"external_plugins": ["own.py"]}, "base asked"),
+    ({}, {"attn_impl": "eager"}, "asked"),
+    ({}, {"max_model_len": 256}, "asked"),
+    ({}, {"system": "Be brief."}, "asked"),
+    ({}, {"torch_dtype": "float16", "device_map": "auto"}, "base asked"),  # as the machine can
+    ({"use_cpu": False}, {"use_cpu": False, "torch_dtype": "float16"}, "asked"),
+    ({"use_cpu": False}, {"use_cpu": False, "device_map": "auto"}, "asked"),
+    ({}, {"test_anchor": "none"}, "run base"),
+    ({}, {"evaluate": {"shots": 0, "learned": ""}}, "run base asked"),  # as in earlier releases
+    ({}, {"evaluate": {"shots": 2}}, "run base"),
+    ({}, {"evaluate": {"learned": "bleurt"}}, "run base"),
+    ({"rival": "words"}, {"rival": "words", "learning_rate": 0.1}, "run base asked"),
+    ({"rival": "words"}, {"rival": "words", "task": "4rows"}, "base asked"),
+    ({"rival": "words"}, {"rival": "shots"}, "base asked"),
+    ({"rival": "words"}, {}, "base asked"),
+    ({}, {"processes": "1"}, "run base asked"),
+    ({}, {"processes": "2"}, "base asked"),  # other steps from the same rows
+]
+
+
+def _ids(world: World, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    more = dict(settings)
+    monkeypatch.setenv("NPROC_PER_NODE", more.pop("processes", ""))
+    evaluate = {"general_rows": 4, "retention_rows": 4, **more.pop("evaluate", {})}
+    (entry,) = _plan(world, runs={"A": more}, evaluate=evaluate).entries
+    return {"run": entry.id, "base": entry.base.id, "asked": entry.evaluation.id}
+
+
+@pytest.mark.parametrize(("first", "second", "same"), SAME)
+def test_what_makes_another_run(world, first, second, same, monkeypatch):
+    ids = [_ids(world, settings, monkeypatch) for settings in (first, second)]
+    assert [name for name in ids[0] if ids[0][name] == ids[1][name]] == same.split()
+
+
+def test_other_data_is_another_run_and_so_is_another_seed(world):
     first, second = _plan(world, runs={"A": {}}, seeds=[1, 2]).entries
-    assert (first.recipe.values["seed"], second.recipe.values["seed"]) == (1, 2)
-    assert (first.spec.seed, second.spec.seed) == (1, 2)
-    assert first.facts.hash != second.facts.hash
+    assert (first.recipe.values["seed"], first.spec.seed) == (1, 1)
+    assert (first.facts.hash == second.facts.hash, first.id == second.id) == (False, False)
     assert first.evaluation == second.evaluation
+    file = world.cards / "tiny_task" / "train.jsonl"
+    file.write_text(file.read_text().replace("number", "numeral"))
+    assert _plan(world, runs={"A": {}}, seeds=[1]).entries[0].id != first.id
+
+
+def test_what_a_rival_is_asked(world):
+    """It learns from the task rows of its point, and answers nothing general."""
+    runs = {"counting": {"rival": "words"}, "examples": {"rival": "shots", "test_anchor": "none"}}
+    counting, examples = _plan(world, runs=runs).entries
+    assert counting.exposure is None
+    job = Store(world.root / "out").prepare(counting)
+    assert (job.trained, job.steps) == (True, 0)
+    options = json.loads((job.eval_folder / "options.json").read_text())
+    assert (options["rival"], options["general_rows"]) == ("words", 0)
+    asked = load_recipe(job.eval_folder / "recipe.yaml").spec
+    assert asked == parse_spec("tell/tiny_task:task=8rows/general=0")
+    assert examples.asked.endswith("/anchor=none")
 
 
 @pytest.mark.parametrize(("task", "general"), [(1, 47), (5, 9), (8, 1), (15, 24)])
@@ -260,17 +309,6 @@ def test_repeated_task_rows_take_equal_steps(world, task, general):
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_derived_runs_stand_at_their_reference(world):
-    plan = _plan(
-        world,
-        methods={"TELL": None, "general only": {"general_only": "TELL"}},
-        grid={"general": ["8rows", "16rows"]},
-    )
-    rows = {entry.cell.label: entry.facts.rows for entry in plan.entries}
-    assert rows["general only (general=8rows), seed 42"] == 8
-    assert rows["general only (general=16rows), seed 42"] == 16
-
-
 def test_a_run_must_equal_the_steps_of_a_run_of_the_sweep(world, capsys):
     """TELL is crossed with the grid, so a single run has no TELL to be equal to."""
     runs = {
@@ -290,39 +328,6 @@ def test_a_run_must_equal_the_steps_of_a_run_of_the_sweep(world, capsys):
     assert _main("sweep", path, "--dry-run") == 0
 
 
-def test_several_processes_make_another_run(world, monkeypatch):
-    """They take other steps from the same rows; the base model answers as it did."""
-    ids = []
-    for processes in (None, "1", "2"):
-        if processes:
-            monkeypatch.setenv("NPROC_PER_NODE", processes)
-        (entry,) = _plan(world, runs={"A": {}}).entries
-        ids.append((entry.id, entry.base.id))
-    assert ids[0] == ids[1]
-    assert ids[2][0] != ids[0][0]
-    assert ids[2][1] == ids[0][1]
-
-
-def test_what_changes_the_base_models_answers_changes_its_id(world):
-    evaluation = _plan(world, runs={"A": {}}).bases[0].evaluation
-    as_the_machine_can = {"torch_dtype": "float16", "device_map": "auto"}
-    cases: list[tuple[bool, dict[str, Any], bool]] = [
-        (True, {"attn_impl": "eager"}, False),
-        (True, {"max_model_len": 256}, False),
-        (True, {"system": "Be brief."}, False),
-        (True, {"attn_impl": None}, True),
-        (True, as_the_machine_can, True),
-        (False, {"torch_dtype": "float16"}, False),
-        (False, {"device_map": "auto"}, False),
-        (False, {"external_plugins": ["own.py"]}, True),
-        (False, {"learning_rate": 1e-5}, True),
-    ]
-    for use_cpu, more, same in cases:
-        files = (world.recipe("other", use_cpu=use_cpu, **more), world.recipe(use_cpu=use_cpu))
-        first, second = (PlannedBase(load_recipe(file), evaluation) for file in files)
-        assert (first.id == second.id) is same, more
-
-
 def test_every_model_has_its_base(world):
     models = [str(world.root / name) for name in ("model", "larger")]
     plan = _plan(world, methods={"TELL": None, "SFT": {"general": "0"}}, grid={"model": models})
@@ -336,55 +341,6 @@ def test_every_model_has_its_base(world):
 
 
 # --- cards that are made -------------------------------------------------------------------------
-
-
-def test_rivals_stand_among_the_runs_and_train_nothing(world):
-    """They learn from the task rows of their point, whatever the training would be."""
-    runs: dict[str, Any] = {
-        "TELL": {},
-        "counting": {"rival": "words"},
-        "fast counting": {"rival": "words", "learning_rate": 0.1},
-        "fewer": {"rival": "words", "task": "4rows"},
-        "examples": {"rival": "shots", "test_anchor": "none"},
-    }
-    plan = _plan(world, runs=runs)
-    tell, counting, fast, fewer, examples = plan.entries
-    assert counting.id == fast.id
-    assert len({run.id for run in (tell, counting, fewer, examples)}) == 4
-    assert counting.exposure is None
-    assert len(plan.runs) == 4
-    assert len(plan.bases) == 1
-    store = Store(world.root / "out")
-    job = store.prepare(counting)
-    assert job.trained
-    assert job.steps == 0
-    options = json.loads((job.eval_folder / "options.json").read_text())
-    assert (options["rival"], options["general_rows"]) == ("words", 0)
-    assert load_recipe(job.eval_folder / "recipe.yaml").spec == parse_spec(
-        "tell/tiny_task:task=8rows/general=0"
-    )
-    assert examples.asked.endswith("/anchor=none")
-
-
-def test_one_run_is_tested_with_two_anchors(world):
-    plan = _plan(world, runs={"with": {}, "without": {"test_anchor": "none"}})
-    first, second = plan.entries
-    assert first.id == second.id
-    assert [run.evaluation.anchor for run in plan.runs] == ["card", "none"]
-
-
-def test_how_it_is_asked_makes_another_evaluation(world):
-    """Examples and learned metrics; without them the name is that of earlier releases."""
-    asked = {"general_rows": 4, "retention_rows": 4}
-    plans = [
-        _plan(world, runs={"A": {}}, evaluate={**asked, **more})
-        for more in ({}, {"shots": 0, "learned": ""}, {"shots": 2}, {"learned": "bleurt"})
-    ]
-    names = [plan.runs[0].evaluation.id for plan in plans]
-    assert names[0] == names[1]
-    assert len(set(names)) == 3
-    assert "shots" not in plans[0].runs[0].evaluation.options
-    assert plans[2].runs[0].evaluation.options["shots"] == 2
 
 
 def test_what_a_worker_asks_of_eval(world, monkeypatch):
@@ -536,7 +492,7 @@ def test_dry_run_with_a_rate_counts_tokens_flops_and_time(world, capsys, monkeyp
         (["--controls", "RECIPE", "FILE"], "small.yaml"),
         (["FILE", "--task", "3rows"], "--task goes with --controls"),
         (["--controls", "RECIPE", "--seeds", "a"], "bad seeds 'a'"),
-        (["FILE", "--dry-run", "--rate", "0"], "a rate of 0 or less"),
+        (["FILE", "--dry-run", "--rate", "0"], "0 is too small"),
         (["FILE", "--jobs", "0"], "0 is too small"),
         (["FILE", "--ray", "local", "--jobs", "0"], "0 is too small"),
         (["FILE", "--dryrun"], "unknown flag 'dryrun'"),
@@ -681,23 +637,6 @@ def test_on_ray_what_shares_a_failed_training_is_not_started(tmp_path):
     runner.run_with(ray, jobs, at_once=1, needs_gpu=False)
     assert ray.given == [("a", "one"), ("b", "one")]
     assert all(job.failure for job in jobs)
-
-
-def test_one_run_is_asked_about_two_tasks(world):
-    """The general rows alone do not depend on the task: one training, two sets of answers."""
-    shutil.copytree(world.cards / "tiny_task", world.cards / "other_task")
-    change(world.cards / "other_task", name="other_task")
-    plan = _plan(
-        world,
-        methods={"TELL": None, "general only": {"general_only": "TELL"}},
-        grid={"card": ["tiny_task", "other_task"]},
-        settings={"task": "8rows", "general": "16rows"},
-    )
-    alone = [entry for entry in plan.entries if entry.cell.method == "general only"]
-    assert alone[0].id == alone[1].id
-    assert alone[0].evaluation.id != alone[1].evaluation.id
-    assert len(plan.runs) == 4
-    assert len(plan.bases) == 2
 
 
 def test_ctrl_c_ends_the_workers(tmp_path, monkeypatch):

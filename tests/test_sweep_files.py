@@ -51,7 +51,7 @@ def test_header_and_names(path):
     counted = re.search(r"\d(?:e\d+)?tok\b|open_platypus", body + base.split("\n\n", 1)[1])
     assert counted is None or "./run.sh data llama2_tokenizer" in header
     published(sweep.plot.paper, sweep.name)
-    assert sweep.plot.reference in {*sweep.crossed(), *sweep.runs}
+    assert sweep.plot.reference in sweep.named()
 
 
 def test_twins_fit_a_small_machine():
@@ -111,10 +111,7 @@ def _plan(path: Path, root: Path) -> SweepPlan:
 def test_plan(path, at_hand):
     sweep, plan = load_sweep(path), _plan(path, at_hand)
     assert plan.problems == []
-    places = [(method, at) for method in sweep.crossed() for at in sweep.points()]
-    wanted = sum(sweep.settings_at(*place) is not None for place in places) * len(sweep.seeds)
-    pinned = any(set(settings) & set(sweep.grid) for settings in sweep.crossed().values())
-    assert len(plan.entries) == wanted + len(sweep.runs) * len(sweep.seeds) or pinned
+    assert len(plan.entries) == len(sweep.cells())
     told = re.search(r"(\d+) runs", path.read_text(encoding="utf-8"))
     assert told is None or int(told[1]) == len(plan.everything)  # the base model counted
     assert all(run.trained_tokens for run in plan.runs if not run.rival)

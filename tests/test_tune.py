@@ -182,7 +182,7 @@ CONSTANT = json.dumps({"thought": "0", "label": "no"})
             *({"dataset": ["tell/tiny_task:task=0/general=8rows"]}, {}, [], 1, 0),
             ["trains no task row"],
         ),
-        ({}, {}, ["--minutes", "0"], 1, 0, ["0 minutes"]),
+        ({}, {}, ["--minutes", "0"], 1, 0, ["0 is too small"]),
         ({}, {}, ["--jobs", "0"], 1, 0, ["0 is too small"]),
     ],
 )
@@ -345,33 +345,32 @@ def _result(name: str, hits: Sequence[float], kl: float) -> Result:
     return Result(name, 4, ("number", "exact_match"), Measure(ids, column.stats, column), drift)
 
 
-def test_better_content_wins_whatever_it_moves():
-    own = _result(OWN, [0] * 30 + [1] * 10, 0.1)
-    good, best = _result("good", [1] * 35 + [0] * 5, 0.5), _result("best", [1] * 40, 2.0)
-    assert choose([own, good, best]) is best
+_HALF = [1] * 20 + [0] * 20
+_LESS = ("a row less, and nearer", [1] * 19 + [0] * 21, 0.1)
+_MORE = ("a row more, and farther", [1] * 21 + [0] * 19, 0.9)
 
 
-def test_of_what_is_not_told_apart_the_nearer_to_the_base_wins():
-    own = _result(OWN, [1] * 20 + [0] * 20, 0.5)
-    nearer = _result("nearer", [1] * 20 + [0] * 20, 0.2)
-    worse = _result("a row less, and nearer", [1] * 19 + [0] * 21, 0.1)
-    farther = _result("a row more, and farther", [1] * 21 + [0] * 19, 0.9)
-    assert choose([own, worse, farther]) is own
-    assert choose([own, nearer, worse, farther]) is nearer
-
-
-def test_where_nothing_is_learned_less_training_does_not_win():
-    own = replace(_result(OWN, [0] * 20, 0.5), learned=False)
-    idle = replace(_result("trains less", [0] * 20, 0.1), learned=False)
-    assert choose([own, idle]) is own
+@pytest.mark.parametrize(
+    ("chosen", "own", "others"),
+    [
+        ("best", (_HALF, 0.1), [("good", [1] * 35 + [0] * 5, 0.5), ("best", [1] * 40, 2.0)]),
+        # of what is not told apart, the nearer to the base model
+        (OWN, (_HALF, 0.5), [_LESS, _MORE]),
+        ("nearer", (_HALF, 0.5), [("nearer", _HALF, 0.2), _LESS, _MORE]),
+        (OWN, ([0] * 20, 0.5), [("trains less", [0] * 20, 0.1)]),  # nothing is learned
+        (OWN, ([1] * 10, 0.5), [("diverged", [1] * 10, float("nan"))]),
+    ],
+)
+def test_the_choice(chosen, own, others):
+    results = [_result(*other) for other in ((OWN, *own), *others)]
+    learned = [replace(result, learned=result.score > 0) for result in results]
+    assert choose(learned).name == chosen
 
 
 def test_a_run_that_diverged_ranks_last():
-    own = _result(OWN, [1] * 10, 0.5)
-    broken = _result("diverged", [1] * 10, float("nan"))
-    equal = _result("equal", [1] * 10, 0.9)
-    assert choose([own, broken]) is own
-    assert better_half([own, broken, equal]) == [OWN, "equal"]
+    names = {OWN: 0.5, "diverged": float("nan"), "equal": 0.9}
+    results = [_result(name, [1] * 10, kl) for name, kl in names.items()]
+    assert better_half(results) == [OWN, "equal"]
 
 
 def test_each_label_is_in_each_fold_and_nothing_told_apart_changes_nothing(world, runs, capsys):

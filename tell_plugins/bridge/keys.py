@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import json
 import typing
+from pathlib import Path
 from typing import Any
 
 import swift
@@ -48,7 +49,9 @@ def _named_values() -> dict[str, list[str]]:
         "logging_strategy": IntervalStrategy,
     }
     values = {key: [str(one.value) for one in kind] for key, kind in named.items()}
-    return values | {"tuner_type": sorted(get_supported_tuners())}
+    values["tuner_type"] = sorted(get_supported_tuners())
+    configurations = Path(swift.__file__).parent.glob("config/zero*.json")
+    return values | {"deepspeed": sorted(file.stem for file in configurations)}
 
 
 def _choices(hint: Any) -> list[Any] | None:

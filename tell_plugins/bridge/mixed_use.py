@@ -107,7 +107,7 @@ def _held(read: Read, kl: float) -> Iterator[Misuse]:
         remedy = f"write 'loss_type: {LOSS_TYPE}', or take kl out of the dataset string"
         yield Misuse("tell-kl", "dataset", found, remedy)
         return
-    if (read("train_type") or read("tuner_type")) == "full":  # the old name wins
+    if read("tuner_type") == "full":
         found = "kl holds general rows to the model without its adapter, and full tuning has none"
         remedy = "write 'tuner_type: lora', or kl=0 in the dataset string"
         yield Misuse("tell-kl", "tuner_type", found, remedy)

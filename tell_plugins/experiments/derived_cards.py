@@ -123,12 +123,9 @@ def of_general_rows(mixture: Mixture, folder: Path, *, shuffled: bool = False) -
             where=str(mixture.spec),
             remedy="give the recipe general data, or --general",
         )
-    kind = "random" if shuffled else "only"
-    what = (
-        "Shuffled words in the shape of rows"
-        if shuffled
-        else "The general rows of one mixture, alone"
-    )
+    kind, what = "only", "The general rows of one mixture, alone"
+    if shuffled:
+        kind, what = "random", "Shuffled words in the shape of rows"
     content = hashlib.sha256("".join(map(json.dumps, rows)).encode()).hexdigest()
     made_from = [kind, content, str(mixture.spec.seed)]
     names = "_".join(card.name for card in cards)

@@ -10,17 +10,17 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import yaml
 
 from tell_plugins.bridge.protocol import MODEL_KEYS
 from tell_plugins.core.cards import Card, load_card
-from tell_plugins.core.errors import Problems, UserError, UserErrors
+from tell_plugins.core.errors import UserError, UserErrors
+from tell_plugins.core.manifest import held_out_queries
 from tell_plugins.core.mixture import GENERAL, TASK, Mixture, build_mixture, general_card
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.rows import Rows
@@ -29,19 +29,10 @@ from tell_plugins.core.spec import ALL, NONE, Amount, Spec, parse_spec
 from tell_plugins.evaluation.prompts import task_prompts
 from tell_plugins.evaluation.rivals import refuse_unfit
 from tell_plugins.experiments import derived_cards
-from tell_plugins.experiments.sweep import (
-    OWN_KEYS,
-    RIVAL,
-    SPEC_KEYS,
-    TEST_ANCHOR,
-    Settings,
-    Sweep,
-)
+from tell_plugins.experiments.sweep import OWN_KEYS, SPEC_KEYS, TEST_ANCHOR, Cell, Sweep
 from tell_plugins.recipe.lengths import count, own_tokenizer
 from tell_plugins.recipe.recipes import SECRETS_REMEDY, Recipe, as_list, load_recipe
-from tell_plugins.recipe.schedule import Plan, Training, exposure, plan
-from tell_plugins.recipe.settings import Settings as SwiftSettings
-from tell_plugins.recipe.swift_keys import swift_keys
+from tell_plugins.recipe.schedule import Plan, exposure, plan, training_of
 
 BASE = "base"
 _FORMAT = 1  # raised when a run of the same hash would come out otherwise
@@ -49,43 +40,11 @@ _FORMAT = 1  # raised when a run of the same hash would come out otherwise
 _FREE = ("dataset", "output_dir", "add_version", "logging_dir", "run_name", "report_to")
 # keys of the model that every base model's id is made of, given or not; others only where given
 _ALWAYS = (
-    "model",
-    "model_type",
-    "model_revision",
-    "model_kwargs",
-    "template",
-    "system",
-    "rope_scaling",
-    "new_special_tokens",
-    "quant_method",
-    "quant_bits",
+    *("model", "model_type", "model_revision", "model_kwargs", "template", "system"),
+    *("rope_scaling", "new_special_tokens", "quant_method", "quant_bits"),
 )
 _OF_A_GPU = ("torch_dtype", "device_map")  # on a CPU they are the machine's choice
 _FIELDS = {"from": "sources"}  # of `Spec`, where it is called otherwise than the key
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run as the sweep file asks for it. `at` is its point of the grid."""
-
-    method: str
-    at: dict[str, Any]
-    seed: int
-    settings: Settings
-
-    @property
-    def key(self) -> str:
-        return json.dumps([self.method, self.at, self.seed], sort_keys=True)
-
-    @property
-    def rival(self) -> str:
-        return str(self.settings.get(RIVAL, ""))
-
-    @property
-    def label(self) -> str:
-        """How the run is called in lists."""
-        point = ", ".join(f"{key}={value}" for key, value in self.at.items())
-        return f"{self.method}{f' ({point})' if point else ''}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -237,11 +196,23 @@ _Asked = TypeVar("_Asked", PlannedBase, Planned)
 
 @dataclass
 class SweepPlan:
-    """Everything a sweep has to do: entries in the file's order, runs once each."""
+    """Everything a sweep has to do: entries in the file's order, runs once each.
+
+    Attributes:
+        refused: the cells that cannot be planned, and why.
+    """
 
     sweep: Sweep
     entries: list[Planned] = field(default_factory=list)
-    problems: list[UserError] = field(default_factory=list)  # of runs that cannot be planned
+    refused: list[tuple[Cell, UserError]] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[UserError]:
+        """Why cells cannot be planned; what several have in common is told at the first."""
+        first: dict[str, UserError] = {}
+        for problem in UserErrors([error for _, error in self.refused]).problems:
+            first.setdefault(problem.found, problem)
+        return list(first.values())
 
     @property
     def everything(self) -> list[Asked]:
@@ -256,7 +227,7 @@ class SweepPlan:
     @property
     def bases(self) -> list[PlannedBase]:
         """The base model once for every model, card and split among the entries."""
-        found = _each_once([entry.base for entry in self.entries])
+        found = _each_once(entry.base for entry in self.entries)
         named = [{"card": base.evaluation.card, **base.model} for base in found]
         keys = dict.fromkeys(key for names in named for key in names)
         several = [key for key in keys if any(n.get(key) != named[0].get(key) for n in named)]
@@ -274,24 +245,6 @@ def _each_once(asked: Iterable[_Asked]) -> list[_Asked]:
     return list(found.values())
 
 
-def cells(sweep: Sweep) -> list[Cell]:
-    """The runs that a sweep asks for, seed by seed within a point of the grid.
-
-    A method that sets a key of the grid itself stays at that value: it has one run, not one for
-    every value. Where a setting of it has no value, it has no run.
-    """
-    points = [(method, point) for method in sweep.crossed() for point in sweep.points()]
-    points += [(method, {}) for method in sweep.runs]
-    found: dict[str, Cell] = {}
-    for method, point in points:
-        at = sweep.at(method, point)
-        settings = sweep.settings_at(method, at)
-        if settings is not None:
-            made = [Cell(method, at, seed, settings) for seed in sweep.seeds]
-            found |= {cell.key: cell for cell in made if cell.key not in found}
-    return list(found.values())
-
-
 class Planner:
     """Resolves the cells of one sweep; `cards` is the folder of the cards that are made for it."""
 
@@ -302,7 +255,7 @@ class Planner:
         flags: dict[str, str | None] = {key: f"flag --{key}" for key in sweep.flags}
         self.base = load_recipe(sweep.base).with_values(**sweep.flags).placed(flags)
         self._spec = self.base.spec
-        self._wanted = {cell.key for cell in cells(sweep)}
+        self._wanted = {cell.key for cell in sweep.cells()}
         self._done: dict[str, tuple[Planned, Mixture]] = {}
         self._asked = functools.cache(self._make_evaluation)
         self._held_out = functools.cache(self._make_held_out)
@@ -326,6 +279,8 @@ class Planner:
         recipe = recipe.with_values(dataset=[str(mixture.spec)])
         schedule = plan(len(mixture), training_of(recipe))
         plain = Spec(task_spec.card, anchor=self._spec.anchor)
+        meets = mixture.is_task.any() and not cell.rival
+        exposed = exposure(schedule, mixture.is_task).weight if meets else None
         planned = Planned(
             cell=cell,
             recipe=recipe,
@@ -333,7 +288,7 @@ class Planner:
             facts=facts(mixture),
             plan=schedule,
             trained_tokens=0 if cell.rival else trained_tokens(mixture, schedule, recipe),
-            exposure=None if cell.rival else exposure_of(mixture, schedule),
+            exposure=exposed,
             leaked=self._leaked(mixture, task_spec),
             evaluation=self._evaluation(task_spec, cell.settings.get(TEST_ANCHOR)),
             base=PlannedBase(recipe, self._evaluation(plain)),
@@ -377,10 +332,8 @@ class Planner:
         Raises UserError where there is none, or its steps count and the sweep does not run it.
         """
         method = str(cell.settings[key])
-        at = self.sweep.at(method, cell.at)
-        settings = self.sweep.settings_at(method, at)
-        found = Cell(method, at, cell.seed, settings or {})
-        if settings is None or (key == "equal_steps" and found.key not in self._wanted):
+        found = self.sweep.cell(method, cell.at, cell.seed)
+        if found is None or (key == "equal_steps" and found.key not in self._wanted):
             raise UserError(
                 f"'{key}: {method}', but '{method}' is crossed with the grid and has no run here",
                 where=f"{self.sweep.name}, {cell.label}",
@@ -463,16 +416,14 @@ class Planner:
 
 
 def make_plan(sweep: Sweep, cards: Path) -> SweepPlan:
-    """Resolve a whole sweep; runs that cannot be planned are told under `problems`."""
-    planner, wanted, problems = Planner(sweep, cards), cells(sweep), Problems()
+    """Resolve a whole sweep; `cards` is the folder of the cards that are made for it."""
+    planner, wanted = Planner(sweep, cards), sweep.cells()
     plan = SweepPlan(sweep)
     for cell in tracked(wanted, "planning", "runs", len(wanted)):
-        with problems:
+        try:
             plan.entries.append(planner.planned(cell)[0])
-    first: dict[str, UserError] = {}  # what several runs have in common is told at the first
-    for problem in UserErrors(problems).problems:
-        first.setdefault(problem.found, problem)
-    plan.problems += first.values()
+        except UserError as error:
+            plan.refused.append((cell, error))
     return plan
 
 
@@ -480,9 +431,7 @@ def facts(mixture: Mixture) -> Facts:
     """The counts of a mixture."""
     task = [source for source in mixture.sources if source.role == TASK]
     general = [source for source in mixture.sources if source.role == GENERAL]
-    overlaps = [source.overlapping for source in general]
-    counted = mixture.counter is not None
-    lengths = mixture.lengths
+    counted, lengths = mixture.counter is not None, mixture.lengths
     return Facts(
         hash=mixture.hash,
         rows=len(mixture),
@@ -492,7 +441,7 @@ def facts(mixture: Mixture) -> Facts:
         tokens=None if lengths is None else int(lengths.sum()),
         task_tokens=sum(source.tokens() or 0 for source in task) if counted else None,
         general_tokens=sum(source.tokens() or 0 for source in general) if counted else None,
-        overlapping=None if None in overlaps else sum(count or 0 for count in overlaps),
+        overlapping=held_out_queries(mixture),
     )
 
 
@@ -503,21 +452,8 @@ def trained_tokens(mixture: Mixture, schedule: Plan, recipe: Recipe) -> int | No
     """
     if mixture.lengths is not None:
         return schedule.over_the_run(mixture.lengths.sum(axis=1))
-    settings = SwiftSettings(recipe, swift_keys())
-    own = own_tokenizer(settings.text("model"))
-    if own is None:
-        return None
-    return schedule.over_the_run(count(mixture, own, settings).rows[:, 0])
-
-
-def exposure_of(mixture: Mixture, schedule: Plan) -> float | None:
-    """How much learning rate the task rows meet, in rows at full rate; None without task rows."""
-    return exposure(schedule, mixture.is_task).weight if mixture.is_task.any() else None
-
-
-def training_of(recipe: Recipe) -> Training:
-    """What decides the steps of a recipe, read as the installed ms-swift reads it."""
-    return SwiftSettings(recipe, swift_keys()).training
+    own = own_tokenizer(recipe.text("model"))
+    return None if own is None else schedule.over_the_run(count(mixture, own, recipe).rows[:, 0])
 
 
 def _in_rows(spec: Spec, reference: Planned) -> Spec:
@@ -563,8 +499,3 @@ def _hash(value: Any) -> str:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.+-]+", "_", text)[:80]
-
-
-def values_text(values: Mapping[str, Any]) -> str:
-    """A recipe's keys as YAML, in their order."""
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=1000)

@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
-from queue import SimpleQueue
 from threading import Event
 from typing import Any
 
@@ -54,6 +53,14 @@ def visible_gpus() -> list[str]:
 def cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def above_zero(text: str) -> float:
+    """The `type` of an argument of a command line that is a number above 0."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is too small; allowed: above 0")
+    return value
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
@@ -130,38 +137,37 @@ def run_here(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]]) -> None:
 
 def run_all(jobs: Sequence[Job], workers: Sequence[Work], said: str = "started") -> None:
     """Do the jobs, as many at once as there are workers. Raises what one of these raises."""
-    free: SimpleQueue[Work] = SimpleQueue()
-    for do in workers:
-        free.put(do)
-    started, stop, running = itertools.count(1), Event(), set[Job]()
+    groups = iter(by_folder(jobs))  # each worker takes the next that is left
+    stop, started, running = Event(), itertools.count(1), set[Job]()
 
-    def do_in_turn(group: Sequence[Job]) -> None:
-        do = free.get()
-        for job in group:
-            start = time.monotonic()
-            if not job.failure:  # else the training that it shares has failed just now
-                bar.write(f"[{next(started)}/{len(jobs)}] {job.label}: {said}, {_what(job)}")
-                running.add(job)
-                do(job, stop)
-            if stop.is_set():
-                return
+    def do_one(do: Work, job: Job) -> None:
+        start = time.monotonic()
+        if not job.failure:  # else the training that it shares has failed just now
+            bar.write(f"[{next(started)}/{len(jobs)}] {job.label}: {said}, {_what(job)}")
+            running.add(job)
+            do(job, stop)
             running.discard(job)
+        if not stop.is_set():  # else it was ended, and is neither done nor failed
             bar.write(_ended(job, time.monotonic() - start))
             bar.update()
-        free.put(do)
+
+    def do_all(do: Work) -> None:
+        for job in itertools.chain.from_iterable(groups):
+            if stop.is_set():
+                return
+            do_one(do, job)
 
     with track(len(jobs), "sweep", "runs") as bar, ThreadPoolExecutor(len(workers)) as pool:
-        waiting = {pool.submit(do_in_turn, group) for group in by_folder(jobs)}
+        waiting = {pool.submit(do_all, do) for do in workers}
         try:
             while waiting:
                 ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                for group in ended:
-                    group.result()
+                for worker in ended:
+                    worker.result()
                 if sys.stderr.isatty():
                     bar.set_postfix_str("; ".join(how_far(job) for job in list(running)))
         except BaseException:
             stop.set()
-            pool.shutdown(cancel_futures=True)
             raise
 
 

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
@@ -23,14 +25,7 @@ from tell_plugins.core.state_files import Name, Shape, read_json, write_json
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.answers import GENERAL, SETTINGS, saved_settings
-from tell_plugins.experiments.planning import (
-    Asked,
-    Evaluation,
-    Planned,
-    PlannedBase,
-    SweepPlan,
-    values_text,
-)
+from tell_plugins.experiments.planning import Asked, Evaluation, Planned, PlannedBase, SweepPlan
 
 RUN, TRAINED, EVALUATED, FAILED = "run.json", "trained.json", "evaluated.json", "failed.json"
 RECIPE, OPTIONS = "recipe.yaml", "options.json"
@@ -130,21 +125,24 @@ class Store:
     def prepare(self, run: Asked) -> Job:
         """Write what the run's worker reads; nothing of a finished step is touched."""
         job = self.job(run)
-        header = f"# Written by ./run.sh sweep. By hand it needs TELL_CARDS={self.cards}\n"
         values = dict(run.recipe.values)
         values |= {"output_dir": str(job.folder / TRAIN_FOLDER), "add_version": False}
         if isinstance(run, Planned) and not job.trained:
-            paths.write_text(job.folder / RECIPE, header + values_text(values))
+            self._write_recipe(job.folder, values)
         if not (job.folder / RUN).is_file():
             write_json(job.folder / RUN, describe(run))
         if not job.done:
-            asked = {**values, "dataset": [run.asked]}
-            paths.write_text(job.eval_folder / RECIPE, header + values_text(asked))
+            self._write_recipe(job.eval_folder, {**values, "dataset": [run.asked]})
             options = {**run.evaluation.options, "anchor": run.evaluation.anchor}
             if run.rival:  # no language model, so it is asked nothing general
                 options |= {"rival": run.rival, "general_rows": 0, "retention_rows": None}
             write_json(job.eval_folder / OPTIONS, options)
         return job
+
+    def _write_recipe(self, folder: Path, values: dict[str, Any]) -> None:
+        header = f"# Written by ./run.sh sweep. By hand it needs TELL_CARDS={self.cards}\n"
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
+        paths.write_text(folder / RECIPE, header + text)
 
 
 def other_answers(plan: SweepPlan, store: Store) -> Iterator[UserError]:

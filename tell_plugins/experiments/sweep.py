@@ -15,7 +15,9 @@ it a value for each value of the grid, `repeat: {1e4tok: 8, 1e5tok: 1}`, and has
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -87,6 +89,30 @@ _OWN = {  # keys that the sweep sets itself, and how a user sets them
 }
 # of the command itself, for the nearest match of a flag
 _OPTIONS = {"dry_run", "retry_failed", "general_rows", "jobs", "out", "rate", "ray", "controls"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run as the sweep file asks for it. `at` is its point of the grid."""
+
+    method: str
+    at: dict[str, Any]
+    seed: int
+    settings: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return json.dumps([self.method, self.at, self.seed], sort_keys=True)
+
+    @property
+    def rival(self) -> str:
+        return str(self.settings.get(RIVAL, ""))
+
+    @property
+    def label(self) -> str:
+        """How the run is called in lists."""
+        point = ", ".join(f"{key}={value}" for key, value in self.at.items())
+        return f"{self.method}{f' ({point})' if point else ''}, seed {self.seed}"
 
 
 class _Strict(BaseModel):
@@ -198,37 +224,46 @@ class Sweep(_Strict):
                 raise ValueError(f"'{key}' has {'a value twice' if values else 'no values'}")
         return self
 
-    def method(self, name: str) -> Settings:
-        """The settings of a method, by its name."""
-        return {**self.crossed(), **self.runs}[name]
-
     def crossed(self) -> dict[str, Settings]:
         """The methods that are crossed with the grid; without any, the base recipe as it is."""
         if self.methods:
             return self.methods
         return {self.plot.reference: {}} if self.grid else {}
 
-    def at(self, method: str, point: Mapping[str, Any]) -> dict[str, Any]:
-        """Where a method stands at a point of the grid: without the keys that it sets itself."""
-        crossed = point if method in self.crossed() else {}
-        return {key: value for key, value in crossed.items() if key not in self.method(method)}
+    def named(self) -> dict[str, Settings]:
+        """The settings of every method."""
+        return {**self.crossed(), **self.runs}
 
-    def settings_at(self, method: str, point: Mapping[str, Any]) -> Settings | None:
-        """All settings of a method at a point of the grid; None where one has no value there."""
-        found = {**self.settings, **point, **self.method(method)}
-        places = set(map(str, point.values()))
-        for key, value in found.items():
+    def cell(self, method: str, point: Mapping[str, Any], seed: int) -> Cell | None:
+        """The run of a method at a point of the grid; None where a setting has no value there.
+
+        It stands there without the keys that it sets itself, and without any if it is not crossed.
+        """
+        own = self.named()[method]
+        crossed = point if method in self.crossed() else {}
+        at = {key: value for key, value in crossed.items() if key not in own}
+        settings = {**self.settings, **at, **own}
+        places = set(map(str, at.values()))
+        for key, value in settings.items():
             if isinstance(value, dict):
                 here = [part for place, part in value.items() if place in places]
                 if not here:
                     return None
-                found[key] = here[0]
-        return found
+                settings[key] = here[0]
+        return Cell(method, at, seed, settings)
 
-    def points(self) -> list[dict[str, Any]]:
-        """Every point of the grid; one empty point where there is no grid."""
-        axes, values = self.grid, product(*self.grid.values())
-        return [dict(zip(axes, point, strict=True)) for point in values]
+    def cells(self) -> list[Cell]:
+        """The runs that a sweep asks for, seed by seed within a point of the grid.
+
+        A method that sets a key of the grid itself has one run there, not one for every value.
+        """
+        points = [
+            dict(zip(self.grid, point, strict=True)) for point in product(*self.grid.values())
+        ]
+        places = [(method, point) for method in self.crossed() for point in points]
+        places += [(method, {}) for method in self.runs]
+        made = [self.cell(*place, seed) for place in places for seed in self.seeds]
+        return list({cell.key: cell for cell in made if cell is not None}.values())
 
     def groups(self) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
         """All settings, with the keys that lead to each group."""
@@ -314,7 +349,7 @@ def _wrong_settings(sweep: Sweep) -> Iterator[UserError]:
 
 def _wrong_reference(sweep: Sweep, name: str, where: str) -> Iterator[UserError]:
     """What is wrong with the method that a derived one names."""
-    names = {**sweep.crossed(), **sweep.runs}
+    names = sweep.named()
     if name not in names:
         yield unknown("method", name, names, where)
     elif set(DERIVED) & set(names[name]):
@@ -345,7 +380,7 @@ def _wrong_places(
 
 def _wrong_plot(sweep: Sweep) -> Iterator[UserError]:
     """Names that the report would look for in vain, after all the runs."""
-    names = {**sweep.crossed(), **sweep.runs}
+    names = sweep.named()
     if "reference" in sweep.plot.model_fields_set and sweep.plot.reference not in names:
         where = f"{sweep.place('plot', 'reference')}, key 'plot.reference'"
         yield unknown("method", sweep.plot.reference, names, where)

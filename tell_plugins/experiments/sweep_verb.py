@@ -21,6 +21,7 @@ from tell_plugins.experiments.controls import controls
 from tell_plugins.experiments.planning import Asked, Planned, SweepPlan, make_plan
 from tell_plugins.experiments.results import Study, index_file, study_of, tell_left_out
 from tell_plugins.experiments.runner import (
+    above_zero,
     add_jobs,
     forget_failures,
     minutes,
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry-failed", action="store_true", help="try failed runs again")
     parser.add_argument("--out", help="folder of the runs (default: output/sweeps, shared)")
     parser.add_argument(
-        "--rate", type=float, metavar="TOKENS_PER_SECOND", help="to estimate the time with"
+        "--rate", type=above_zero, metavar="TOKENS_PER_SECOND", help="to estimate the time with"
     )
     grid = parser.add_argument_group("with --controls")
     grid.add_argument("--task", help="amount of task data, e.g. 15rows (default: the recipe's)")
@@ -193,25 +194,16 @@ class Rates(NamedTuple):
 
 def measured_rates(store: Store, given: float | None) -> Rates:
     """`given` tokens a second, else what the finished runs of the folder took."""
-    if given is not None and given <= 0:
-        raise UserError(
-            "a rate of 0 or less",
-            where="--rate",
-            allowed="tokens per second, above 0",
-            remedy="leave it out: then the rate of finished runs is taken",
-        )
-    folders = sorted(store.runs.glob("*"))
-    asked = [facts_in(path, EVALUATED) for folder in folders for path in folder.glob("eval/*")]
-    known = [facts["seconds"] for facts in asked if facts]
+    asked = [facts_in(folder, EVALUATED).get("seconds") for folder in store.runs.glob("*/eval/*")]
+    known = [seconds for seconds in asked if seconds]
     evaluation = sum(known) / len(known) if known else 0.0
     if given:
         return Rates(given, evaluation, "--rate")
-    took = [facts_in(folder, TRAINED).get("seconds") for folder in folders]
-    trained = [facts_in(folder, RUN).get("trained_tokens") for folder in folders]
-    whole = [(n, seconds) for n, seconds in zip(trained, took, strict=True) if n and seconds]
-    seconds = sum(part[1] for part in whole)
-    rate = sum(part[0] for part in whole) / seconds if seconds else math.nan
-    return Rates(rate, evaluation, "the finished runs here")
+    folders = sorted(store.runs.glob("*"))
+    runs = [(facts_in(f, RUN).get("trained_tokens"), facts_in(f, TRAINED)) for f in folders]
+    whole = [(n, took["seconds"]) for n, took in runs if n and took.get("seconds")]
+    tokens, seconds = (sum(part) for part in zip(*whole, strict=True)) if whole else (math.nan, 1)
+    return Rates(tokens / seconds, evaluation, "the finished runs here")
 
 
 def print_dry_run(plan: SweepPlan, store: Store, rates: Rates) -> None:
@@ -220,15 +212,16 @@ def print_dry_run(plan: SweepPlan, store: Store, rates: Rates) -> None:
     rows: list[list[object]] = []
     left = np.zeros((0, 3))  # tokens, FLOPs and seconds of what is to be done
     for run in plan.everything:
-        job, tokens = store.job(run), run.trained_tokens
-        note, mixed = (_note(run, plan), run.facts.rows) if isinstance(run, Planned) else ("", 0)
-        costs = [math.nan if tokens is None else float(tokens), _flops(run)]
-        costs.append(rates.seconds_left(job, costs[0]))
-        exposure = "" if run.exposure is None else f"{run.exposure:.1f}"
-        counts = [_number(mixed), _number(run.steps), exposure, *map(_number, costs[:2])]
-        time = "?" if math.isnan(costs[2]) else minutes(costs[2]) if costs[2] else ""
-        rows.append([run.label, *counts, time, job.state + (f" ({note})" if note else "")])
+        job = store.job(run)
+        tokens = math.nan if run.trained_tokens is None else float(run.trained_tokens)
+        costs = [tokens, _flops(run, tokens), rates.seconds_left(job, tokens)]
         left = left if job.done else np.vstack([left, costs])
+        note, mixed = (_note(run, plan), run.facts.rows) if isinstance(run, Planned) else ("", 0)
+        exposure = "" if run.exposure is None else f"{run.exposure:.1f}"
+        time = "?" if math.isnan(costs[2]) else minutes(costs[2]) if costs[2] else ""
+        state = job.state + (f" ({note})" if note else "")
+        numbers = [_number(mixed), _number(run.steps), exposure, *map(_number, costs[:2])]
+        rows.append([run.label, *numbers, time, state])
     header = ["run", "rows", "steps", "exposure", "tokens", "FLOPs", "time", "state"]
     print(table(header, rows, indent=""))
     print("exposure: how much learning rate the task rows meet, in rows at the full rate")
@@ -240,12 +233,12 @@ def print_dry_run(plan: SweepPlan, store: Store, rates: Rates) -> None:
     print(f"\ntime: {_time(seconds, rates)}")
 
 
-def _flops(run: Asked) -> float:
+def _flops(run: Asked, tokens: float) -> float:
     """What the Trainer will report; NaN where tokens or the model's shape are not known."""
-    if not run.trained_tokens:
-        return math.nan if run.trained_tokens is None else 0.0
     shape = shape_of(str(run.recipe.get("model")))
-    return reported_flops(shape, run.trained_tokens) if shape else math.nan
+    if tokens == 0:
+        return 0.0
+    return math.nan if shape is None else reported_flops(shape, tokens)
 
 
 def _number(value: float) -> str:

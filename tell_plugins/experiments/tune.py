@@ -29,22 +29,16 @@ from tell_plugins.core.spec import ALL, NONE, Amount, parse_amount
 from tell_plugins.evaluation.grids import grid_of, print_grid, table_console
 from tell_plugins.evaluation.intervals import shown
 from tell_plugins.experiments import derived_cards
-from tell_plugins.experiments.planning import Planned, Planner, SweepPlan, cells, training_of
+from tell_plugins.experiments.planning import Planned, make_plan
 from tell_plugins.experiments.runner import (
+    above_zero,
     add_jobs,
     forget_failures,
     minutes,
     run_here,
     slots,
 )
-from tell_plugins.experiments.store import (
-    EVALUATED,
-    TRAINED,
-    Job,
-    Store,
-    facts_in,
-    other_answers,
-)
+from tell_plugins.experiments.store import EVALUATED, TRAINED, Job, Store, facts_in, other_answers
 from tell_plugins.experiments.sweep import Sweep, make_sweep
 from tell_plugins.experiments.tune_choice import (
     PARTS,
@@ -57,6 +51,7 @@ from tell_plugins.experiments.tune_choice import (
 from tell_plugins.preparation.method import Method
 from tell_plugins.preparation.task_recipe import recipe_text
 from tell_plugins.recipe.recipes import TUNED, Recipe, load_recipe
+from tell_plugins.recipe.schedule import training_of
 
 OWN = "own settings"
 RUNGS = (1, 2, PARTS)  # runs of each candidate after each round
@@ -71,7 +66,7 @@ Costs = Mapping[str, Sequence[float]]  # seconds that each run of a candidate ta
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="the recipe to start from; its test rows are never read")
     parser.add_argument(
-        "--minutes", type=float, default=30, help="time that this call may take (default: 30)"
+        "--minutes", type=above_zero, default=30, help="time that this call may take (default: 30)"
     )
     add_jobs(parser)
     parser.add_argument("--out", help="folder of the runs (default: output/tune/<recipe>)")
@@ -82,10 +77,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if not args.minutes > 0:
-        raise UserError(
-            f"{args.minutes:g} minutes", where="--minutes", allowed="above 0", remedy="30"
-        )
     recipe = load_recipe(args.recipe)
     target = _target(recipe)
     folder = paths.user_target(args.out) if args.out else Path("output/tune") / recipe.name
@@ -136,27 +127,19 @@ class Trial:
         derived_cards.use(store.cards)
         self.parts = parts_of(recipe, store.cards)
         self.changes = candidates(recipe)
-        self.gone: dict[str, str] = {}  # candidates that went, and why
-        self.runs = self._planned()
+        plan = make_plan(self._sweep(), store.cards)
+        raise_all([error for cell, error in plan.refused if cell.method == OWN][:1])
+        raise_all(list(other_answers(plan, store)))
+        # candidates that went, and why; one that asks for more than there is, is left out
+        self.gone = {cell.method: f"left out: {error.found}" for cell, error in plan.refused}
+        self.runs = {
+            name: [run for run in plan.entries if run.cell.method == name]
+            for name in self.changes
+            if name not in self.gone
+        }
         own = self.runs[OWN][0]
         self.slots = slots(jobs, needs_gpu=own.needs_gpu, models=[str(recipe.get("model"))])
         self.measured = dict[str, Result]()  # of each candidate what was measured last
-
-    def _planned(self) -> dict[str, list[Planned]]:
-        """The runs of each candidate; one that asks for more than there is, is left out."""
-        sweep = self._sweep()
-        planner = Planner(sweep, self.store.cards)
-        found: dict[str, list[Planned]] = {name: [] for name in self.changes}
-        for cell in cells(sweep):
-            try:
-                found[cell.method].append(planner.planned(cell)[0])
-            except UserError as error:
-                if cell.method == OWN:
-                    raise
-                self.gone[cell.method] = f"left out: {error.found}"
-        entries = [run for runs in found.values() for run in runs]
-        raise_all(list(other_answers(SweepPlan(sweep, entries), self.store)))
-        return {name: runs for name, runs in found.items() if name not in self.gone}
 
     def _sweep(self) -> Sweep:
         general, sources = self.recipe.spec.general_of(load_card(self.recipe.spec.card))

@@ -25,7 +25,6 @@ from tell_plugins.recipe.checked import Checked
 from tell_plugins.recipe.model_rules import check_kind, check_template
 from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.recipes import Recipe, load_recipe
-from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.shapes import parameters_of
 from tell_plugins.recipe.swift_keys import ModelTable, swift_keys
 
@@ -253,7 +252,7 @@ def any_model(model: str, model_type: str | None, template: str | None) -> tuple
         values["enable_thinking"] = False
     recipe = load_recipe(paths.RECIPES / f"{PATTERN}.yaml").with_values(**values)
     recipe = recipe.placed({"model": _OF_ANY_MODEL})
-    raise_all(list(_untold(Checked(recipe, Settings(recipe, keys)))))
+    raise_all(list(_untold(Checked(recipe))))
     kind = model_type or (known[0] if known else "found by ms-swift in its config.json")
     told = f"{size / 1e9:.2g}B parameters" if size else "a size that its name does not tell"
     rate = f"learning rate {values['learning_rate']:g}, not measured for it"

@@ -17,8 +17,6 @@ from tell_plugins.recipe import (
 )
 from tell_plugins.recipe.checked import Checked, Rule, Unjudged, as_errors
 from tell_plugins.recipe.recipes import Recipe, load_recipe
-from tell_plugins.recipe.settings import Settings
-from tell_plugins.recipe.swift_keys import SwiftKeys, swift_keys
 
 # the id under which a rule's own error is told, and rules that need no data but the recipe's
 _OF_THE_RECIPE: tuple[tuple[str, tuple[Rule, ...]], ...] = (
@@ -53,40 +51,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    codes: dict[str, int] = {}
-    objects = []
+    codes, objects = [], []
     for path in args.recipes:
         judged = _judged(path, args.flags)
-        codes[path] = judged.code
+        codes.append(judged.code)
         if args.json:
             objects.append(check_report.as_object(judged))
         else:
             print(("\n" if len(codes) > 1 else "") + check_report.report(judged, args.verbose))
     if args.json:
         print(json.dumps(objects if len(objects) > 1 else objects[0], indent=2))
-    elif len(args.recipes) > 1:
-        bad = [path for path in args.recipes if codes[path]]
+    elif len(codes) > 1:
+        bad = [path for path, code in zip(args.recipes, codes, strict=True) if code]
         names = f": {', '.join(bad)}" if bad else ""
-        good = len(args.recipes) - len(bad)
-        print(f"\n{len(args.recipes)} recipes: {good} good, {len(bad)} with errors{names}")
-    return max(codes.values())
+        good = len(codes) - len(bad)
+        print(f"\n{len(codes)} recipes: {good} good, {len(bad)} with errors{names}")
+    return max(codes)
 
 
 def _judged(path: str, flags: Sequence[str]) -> Checked | Unjudged:
     try:
-        return inspect(load_recipe(path, flags), swift_keys())
+        return inspect(load_recipe(path, flags))
     except UserError as problem:
         return Unjudged(path, "the recipe cannot be read", as_errors("tell-recipe", problem))
     except MachineError as problem:
         return Unjudged(path, str(problem))
 
 
-def inspect(recipe: Recipe, swift: SwiftKeys, *, data: bool = True) -> Checked:
+def inspect(recipe: Recipe, *, data: bool = True) -> Checked:
     """Look at a recipe from all sides; without `data`, at no file but its own.
 
-    Problems are collected, never raised.
+    Problems are collected, never raised. Raises MachineError where ms-swift cannot be asked.
     """
-    checked = Checked(recipe, Settings(recipe, swift))
+    checked = Checked(recipe)
     for fallback, rules in (*_OF_THE_RECIPE, *(_OF_THE_DATA if data else ())):
         for rule in rules:
             _collect(checked, fallback, rule)

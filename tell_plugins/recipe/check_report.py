@@ -12,12 +12,11 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.manifest import held_out_queries, manifest_of, source_facts
 from tell_plugins.core.mixture import GENERAL, Mixture
-from tell_plugins.core.spec import LOSS_TYPE
-from tell_plugins.recipe import estimate
 from tell_plugins.recipe.checked import ERROR, PARTS, WARNING, Checked, Finding, Unjudged
+from tell_plugins.recipe.estimate import GIB, memory
 from tell_plugins.recipe.paper import TASKS, departures
-from tell_plugins.recipe.schedule import Exposure, Plan, why_no_op
-from tell_plugins.recipe.settings import Settings
+from tell_plugins.recipe.recipes import Recipe
+from tell_plugins.recipe.schedule import Exposure, Plan, processes_of, why_no_op
 from tell_plugins.recipe.shapes import ModelShape, shape_of
 from tell_plugins.recipe.tables import count_of, table
 
@@ -46,33 +45,26 @@ def report(checked: Checked | Unjudged, verbose: bool = False) -> str:
 
 
 def _head(checked: Checked) -> str:
-    recipe, settings = checked.recipe, checked.settings
-    lines = [paths.shown(recipe.path)]
-    purpose = _first_comment(checked)
-    if purpose:
-        lines.append(f"  {purpose}")
+    recipe, file = checked.recipe, checked.path
+    first, *_ = recipe.path.read_text(encoding="utf-8-sig").lstrip().split("\n", 1)
     try:
-        processes = settings.processes
+        processes = processes_of(recipe)
     except UserError:
         processes = 1
-    launch = "swift sft" if settings.keys.takes_yaml_first else "swift sft --config"
-    lines += [
-        f"  model    {settings.text('model') or 'none'}",
-        f"  dataset  {', '.join(settings.names('dataset')) or 'none'}",
-        f"  runs by  {launch} {paths.shown(recipe.path)}   (ms-swift {settings.keys.version}, "
+    newer = recipe.swift.takes_yaml_first
+    launch = "swift sft" if newer else "swift sft --config"
+    only = "" if newer else "; only `./run.sh train` lets them win"
+    lines = [
+        f"  model    {recipe.text('model') or 'none'}",
+        f"  dataset  {', '.join(recipe.names('dataset')) or 'none'}",
+        f"  runs by  {launch} {file}   (ms-swift {recipe.swift.version}, "
         f"{processes} process{'es' if processes > 1 else ''})",
         f"  output   {paths.shown(recipe.output_dir)}",
         f"  found    {_counted(checked.findings)}",
     ]
-    if recipe.flags:
-        only = "" if settings.keys.takes_yaml_first else "; only `./run.sh train` lets them win"
-        lines.append(f"  flags    {', '.join(sorted(recipe.flags))}{only}")
-    return "\n".join(lines)
-
-
-def _first_comment(checked: Checked) -> str | None:
-    first = checked.recipe.path.read_text(encoding="utf-8-sig").lstrip().split("\n", 1)[0]
-    return first.lstrip("# ").strip() if first.startswith("#") else None
+    purpose = [f"  {first.lstrip('# ').strip()}"] if first.startswith("#") else []
+    flags = [f"  flags    {', '.join(sorted(recipe.flags))}{only}"] if recipe.flags else []
+    return "\n".join([file, *purpose, *lines, *flags])
 
 
 def _sources(checked: Checked) -> str:
@@ -95,22 +87,12 @@ def source_lines(mixture: Mixture) -> list[str]:
     return [table(header, rows), *_source_notes(mixture)]
 
 
-def _source_row(summary: dict[str, dict[str, int]], total: int) -> list[object]:
-    rows, tokens = summary["rows"], summary["tokens"]
-    entries = rows["used"] * rows["copies"]
-    return [
-        summary["role"],
-        summary["card"],
-        summary["split"],
-        rows["in_file"],
-        sum(rows["dropped"].values()),  # type: ignore[attr-defined]
-        tokens["available"],
-        rows["used"],
-        rows["copies"],
-        tokens["used"],
-        tokens["trainable"],
-        f"{entries / total:.1%}",
-    ]
+def _source_row(facts: dict[str, Any], total: int) -> list[object]:
+    rows, tokens = facts["rows"], facts["tokens"]
+    kept = [rows["in_file"], sum(rows["dropped"].values()), tokens["available"], rows["used"]]
+    used = [rows["copies"], tokens["used"], tokens["trainable"]]
+    share = f"{rows['used'] * rows['copies'] / total:.1%}"
+    return [facts["role"], facts["card"], facts["split"], *kept, *used, share]
 
 
 def _source_notes(mixture: Mixture) -> list[str]:
@@ -175,12 +157,10 @@ def _training(checked: Checked) -> str:
 
 def _task_entries(checked: Checked, plan: Plan) -> tuple[int, str]:
     """Task entries over the run, and their share of an epoch in words."""
-    if checked.entries is None:
-        return 0, ""
+    assert checked.entries is not None  # of these the plan was made
     task = checked.entries[0]
-    share = f" ({task:,} of them task rows, {task / plan.entries:.1%})"
     over = task if checked.mixture is None else plan.over_the_run(checked.mixture.is_task)
-    return over, share
+    return over, f" ({task:,} of them task rows, {task / plan.entries:.1%})"
 
 
 def _rates(plan: Plan) -> str:
@@ -192,7 +172,7 @@ def _rates(plan: Plan) -> str:
 def _lengths(checked: Checked) -> str:
     limit, counted = checked.limit, checked.counted
     shown = "the model's context, which is not known here" if limit is None else f"{limit:,}"
-    if limit is not None and not checked.settings.given("max_length"):
+    if limit is not None and not checked.recipe.given("max_length"):
         shown += " (the model's context)"
     said = "not counted"
     if counted is not None:
@@ -204,55 +184,35 @@ def _lengths(checked: Checked) -> str:
 
 def _cost(checked: Checked) -> str:
     """Memory, or why it is not told."""
-    settings, counted = checked.settings, checked.counted
-    shape = shape_of(settings.text("model"))
+    counted, shape = checked.counted, shape_of(checked.recipe.text("model"))
     try:
         known = counted is not None or (checked.limit or 0) > 0
-        if shape is None or not known or not _is_plain_lora(settings, shape):
+        if shape is None or not known or not _is_plain_lora(checked.recipe, shape):
             plain = "LoRA on an unquantised model whose sizes and context are known, without Liger"
             return f"Cost\n  no estimate: it is for {plain}"
         rows = counted.rows if counted else np.array([[checked.limit, checked.limit]])
-        memory = estimate.memory(shape, tuning_of(checked), rows)
+        held = checked.spec is not None and checked.spec.kl > 0
+        parts = memory(shape, checked.recipe, rows, held=held)
     except UserError:
         return "Cost\n  no estimate: settings are unreadable or missing (see the problems)"
     basis = "at the longest row" if counted is not None else "for a row that fills max_length"
-    parts = {"weights": memory.weights, "adapter with Adam": memory.adapter}
-    parts |= {"activations": memory.activations, "logits": memory.logits, "CUDA": memory.overhead}
-    each = ", ".join(f"{name} {size / estimate.GIB:.2f}" for name, size in parts.items() if size)
+    each = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
     return (
         "Cost (an estimate by formula, no measurement)\n"
-        f"  memory   {memory.total / estimate.GIB:.1f} GiB a process {basis}: {each}"
+        f"  memory   {sum(parts.values()) / GIB:.1f} GiB a process {basis}: {each}"
     )
 
 
-def _is_plain_lora(settings: Settings, shape: ModelShape) -> bool:
-    quantised = settings.given("quant_method") or settings.given("quant_bits") or shape.quantised
-    others = quantised or settings.flag("use_liger_kernel")
-    return settings.text("tuner_type", "lora") == "lora" and not others
-
-
-def tuning_of(checked: Checked) -> estimate.Tuning:
-    """A recipe's settings as the memory formula needs them."""
-    settings = checked.settings
-    keep = settings.value("use_logits_to_keep")
-    return estimate.Tuning(
-        rank=settings.integer("lora_rank", 8),
-        targets=tuple(settings.names("target_modules")),
-        dtype=settings.text("torch_dtype", "bfloat16"),
-        lora_dtype=settings.text("lora_dtype", "float32"),  # peft keeps a bf16 model's in fp32
-        batch=settings.integer("per_device_train_batch_size", 1),
-        checkpointing=settings.flag("gradient_checkpointing"),
-        keep_label_logits=True if keep is None else settings.flag("use_logits_to_keep"),
-        row_loss=settings.text("loss_type") == LOSS_TYPE,
-        held=checked.spec is not None and checked.spec.kl > 0,
-        on_cpu=settings.flag("use_cpu"),
-    )
+def _is_plain_lora(recipe: Recipe, shape: ModelShape) -> bool:
+    quantised = recipe.given("quant_method") or recipe.given("quant_bits") or shape.quantised
+    others = quantised or recipe.flag("use_liger_kernel")
+    return recipe.text("tuner_type", "lora") == "lora" and not others
 
 
 def _paper(checked: Checked, verbose: bool) -> str:
     title = "Other than the paper"
     try:
-        found = departures(checked.settings, checked.spec)
+        found = departures(checked.recipe, checked.spec)
     except UserError:
         return f"{title}\n  not compared: settings are unreadable (see the problems)"
     if not found:

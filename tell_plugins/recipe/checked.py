@@ -17,7 +17,6 @@ from tell_plugins.core.spec import Amount, Spec
 from tell_plugins.recipe.lengths import Counted
 from tell_plugins.recipe.recipes import Recipe
 from tell_plugins.recipe.schedule import Exposure, Plan
-from tell_plugins.recipe.settings import Settings
 
 ERROR, WARNING = "error", "warning"
 
@@ -72,7 +71,6 @@ class Checked:
     """
 
     recipe: Recipe
-    settings: Settings
     spec: Spec | None = None
     mixture: Mixture | None = None
     plan: Plan | None = None
@@ -116,11 +114,11 @@ class Checked:
     def not_checked(self) -> dict[str, str]:
         """The parts that could not be looked at, or not to the end, and why."""
         found: dict[str, str] = {}
-        keys, mixture = self.settings.keys, self.mixture
-        if not keys.installed:
+        swift, mixture = self.recipe.swift, self.mixture
+        if not swift.installed:
             found["settings"] = (
                 "ms-swift is not installed: keys, models and templates were compared with a table "
-                f"of those of {keys.version}"
+                f"of those of {swift.version}"
             )
         if self.plan is None:
             found["schedule"] = (
@@ -128,8 +126,7 @@ class Checked:
             )
         if mixture is None:
             found |= dict.fromkeys(_OF_THE_ROWS, "the data was not read")
-            found["data"] = self._why_no_data()
-            return found
+            return {**found, "data": self._why_no_data()}
         if mixture.card.kind == GENERAL:
             found["held_out_rows"] = "a general card has no held-out rows"
         elif not mixture.overlap_checked:
@@ -151,7 +148,7 @@ class Checked:
 
     def _why_not_counted(self) -> str | None:
         if self.counted is None:
-            name = "smollm2" if is_embedded(self.settings.text("model")) else "llama2_tokenizer"
+            name = "smollm2" if is_embedded(self.recipe.text("model")) else "llama2_tokenizer"
             return (
                 "rows against max_length: no tokenizer is on this machine (./run.sh data "
                 f"{name}), or max_length cannot be used"
@@ -190,26 +187,18 @@ def planned_entries(spec: Spec) -> tuple[int, int] | None:
     `all` counts what the card says its official file holds; token amounts say nothing.
     """
     card = load_card(spec.card)
-    known = [card.split(name).rows for name in spec.splits]
-    rows = _rows(spec.task, None if None in known else sum(filter(None, known)))
-    if rows is None:
-        return None
-    if card.kind == GENERAL:
-        return 0, rows
-    amount, names = spec.general_of(card)
+    rows = _rows(spec.task, [card.split(name).rows for name in spec.splits])
+    if rows is None or card.kind == GENERAL:
+        return None if rows is None else (0, rows)
     task = rows * spec.repeat
-    if not names:
-        return task, 0
+    amount, names = spec.general_of(card)
     if amount.unit == "x":
         return task, round(amount.number * task)
-    if amount.unit == "all":
-        counts = [load_card(name).split("train").rows for name in names]
-        return None if None in counts else (task, sum(filter(None, counts)))
-    general = _rows(amount, None)
+    general = _rows(amount, [load_card(name).split("train").rows for name in names])
     return None if general is None else (task, general)
 
 
-def _rows(amount: Amount, available: int | None) -> int | None:
+def _rows(amount: Amount, in_files: list[int | None]) -> int | None:
     if amount.unit == "all":
-        return available
+        return None if None in in_files else sum(filter(None, in_files))
     return int(amount.number) if amount.unit == "rows" else None

@@ -122,7 +122,7 @@ def check_files(checked: Checked) -> None:
 
 def check_uses(checked: Checked) -> Iterator[Finding]:
     """Settings of ms-swift that do not go with the mixture, or with its loss."""
-    recipe, settings = checked.recipe, checked.settings
+    recipe = checked.recipe
     if not any(is_tell(str(entry)) for entry in as_list(recipe.values.get("dataset"))):
         return
     try:
@@ -132,7 +132,7 @@ def check_uses(checked: Checked) -> Iterator[Finding]:
 
     def read(key: str) -> Any:
         with contextlib.suppress(UserError):
-            return settings.typed(key) if key in settings.keys.keys else None
+            return recipe.typed(key) if key in recipe.swift.keys else None
         return None
 
     for one in mixed_use.misuses(read, spec):
@@ -157,11 +157,11 @@ def _check_held_rows(recipe: Recipe, spec: Spec) -> Iterator[Finding]:
 
 def check_keeping(checked: Checked) -> Iterator[Finding]:
     """Settings under which a row may be lost or cut without an error."""
-    recipe, settings = checked.recipe, checked.settings
-    if not settings.flag("strict"):
+    recipe = checked.recipe
+    if not recipe.flag("strict"):
         found = "'strict' is not true: ms-swift drops rows it cannot encode with one summary line"
         yield warning("tell-strict", found, recipe.where("strict"), "write 'strict: true'")
-    strategy = settings.text("truncation_strategy", "delete")
+    strategy = recipe.text("truncation_strategy", "delete")
     if strategy in ("left", "right"):
         found = f"'truncation_strategy' is {strategy}: rows over max_length are cut, not refused"
         remedy = "remove it and raise max_length"

@@ -5,20 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from tell_plugins.bridge import mixed_use
+from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest
 from tell_plugins.core.shown import secret_keys
 from tell_plugins.recipe.checked import ERROR, Checked, Finding, error, warning
-from tell_plugins.recipe.recipes import (
-    PATH_KEYS,
-    SECRETS_REMEDY,
-    Recipe,
-    as_json,
-    as_list,
-)
-from tell_plugins.recipe.settings import Settings
+from tell_plugins.recipe.recipes import PATH_KEYS, SECRETS_REMEDY, Recipe, as_json, as_list
 from tell_plugins.recipe.swift_keys import SwiftKeys
 
 # names of earlier releases (ms-swift 1 to 3), for which no nearest match would be right
@@ -56,60 +49,53 @@ _RANGES = {
 
 def check_keys(checked: Checked) -> Iterator[Finding]:
     """Keys that the installed ms-swift does not know by their exact name."""
-    recipe, settings = checked.recipe, checked.settings
-    swift = settings.keys
+    recipe = checked.recipe
     for key in recipe.values:
-        if key not in swift.keys and not (key == "ENV" and swift.takes_yaml_first):
-            yield _unknown_key(recipe, key, swift)
+        where = recipe.where(key)
+        if key not in recipe.swift.keys:
+            if not (key == "ENV" and recipe.swift.takes_yaml_first):
+                found, remedy = _unknown_key(key, recipe.swift)
+                yield error("tell-key-unknown", found, where, remedy)
         elif key not in recipe.flags and (held := list(secret_keys({key: recipe.get(key)}))):
-            yield warning(
-                "tell-secret",
-                f"'{held[0]}' in a recipe is read by everyone who reads the recipe",
-                recipe.where(key),
-                SECRETS_REMEDY,
-            )
+            found = f"'{held[0]}' in a recipe is read by everyone who reads the recipe"
+            yield warning("tell-secret", found, where, SECRETS_REMEDY)
         elif key in ("train_type", "custom_register_path"):
-            yield warning(
-                "tell-key-renamed",
-                f"'{key}' is a name of an earlier ms-swift",
-                recipe.where(key),
-                f"write '{_RENAMED[key]}'",
-            )
+            found = f"'{key}' is a name of an earlier ms-swift"
+            yield warning("tell-key-renamed", found, where, f"write '{_RENAMED[key]}'")
 
 
-def _unknown_key(recipe: Recipe, key: str, swift: SwiftKeys) -> Finding:
-    found = f"unknown key '{key}': ms-swift {swift.version} has no such key"
+def _unknown_key(key: str, swift: SwiftKeys) -> tuple[str, str]:
+    """What is found, and the remedy."""
     longer = [known for known in swift.keys if known.startswith(key)]
     match = nearest(key, swift.keys)
-    remedy = f"did you mean '{match}'?" if match else "remove it"
+    found = f"unknown key '{key}': ms-swift {swift.version} has no such key"
     if key == "ENV":
-        remedy = "set these variables in the shell: only ms-swift 4.1 and later read them here"
-    elif key == "rlhf_type":
-        found, remedy = mixed_use.PREFERENCES, "train with `swift sft`, and remove the key"
-    elif key in _RENAMED:
-        remedy = f"write '{_RENAMED[key]}'"
-    elif len(longer) == 1:
+        return found, "set these variables in the shell: only ms-swift 4.1 and later read them here"
+    if key == "rlhf_type":
+        return mixed_use.PREFERENCES, "train with `swift sft`, and remove the key"
+    if key in _RENAMED:
+        return found, f"write '{_RENAMED[key]}'"
+    if len(longer) == 1:
         found = f"unknown key '{key}': it passes only as the beginning of '{longer[0]}'"
-        remedy = f"write '{longer[0]}' in full"
-    return error("tell-key-unknown", found, recipe.where(key), remedy)
+        return found, f"write '{longer[0]}' in full"
+    return found, f"did you mean '{match}'?" if match else "remove it"
 
 
 def check_values(checked: Checked) -> Iterator[Finding]:
     """Values that ms-swift would read as something else, or not at all."""
-    settings = checked.settings
-    for key, value in checked.recipe.values.items():
-        if key in settings.keys.keys:
-            found = _wrong_type(settings, key, value) or _wrong_choice(settings, key, value)
-            found = found or _wrong_range(settings, key) or _wrong_list(settings, key, value)
+    recipe = checked.recipe
+    for key in recipe.values:
+        if key in recipe.swift.keys:
+            found = next(filter(None, (look(recipe, key) for look in _LOOKS)), None)
             if found is not None:
                 yield found
 
 
 def check_texts(checked: Checked) -> Iterator[Finding]:
     """Values that `swift sft` by itself would read otherwise than they are written."""
-    recipe, settings = checked.recipe, checked.settings
+    recipe = checked.recipe
     for key, written in recipe.written.items():
-        value, kind = recipe.get(key), settings.keys.keys.get(key, {}).get("type")
+        value, kind = recipe.get(key), recipe.swift.kind(key)
         is_same = str(value) == written if kind == "str" else not isinstance(value, str)
         if kind in ("str", "int", "float") and (not is_same or _is_octal(written)):
             yield warning(
@@ -140,71 +126,70 @@ def check_variables(checked: Checked) -> Iterator[Finding]:
                 )
 
 
-def _wrong_type(settings: Settings, key: str, value: Any) -> Finding | None:
-    rule, where, kind = (
-        "tell-value-type",
-        settings.recipe.where(key),
-        settings.keys.keys[key]["type"],
-    )
-    found = f"'{key}' is {value if isinstance(value, str) else as_json(value)}"
-    if value is None or value == "None":
+def _wrong_type(recipe: Recipe, key: str) -> Finding | None:
+    value, kind, where = recipe.values[key], recipe.swift.kind(key), recipe.where(key)
+    if not recipe.given(key):
         found = f"'{key}' is empty, which ms-swift reads as the text 'None'"
         return error("tell-value-empty", found, where, "remove the key, or give it a value")
+    allowed = remedy = ""
     if kind in ("bool", "int", "float"):
         try:
-            settings.typed(key)
+            recipe.typed(key)
         except UserError as problem:
-            return Finding(rule, ERROR, problem)
+            return Finding("tell-value-type", ERROR, problem)
     elif kind == "list":
         parts = as_list(value)
         if not parts or any(part is None or isinstance(part, (bool, dict, list)) for part in parts):
-            remedy, allowed = "put texts into quotes, or remove the key", "texts or numbers"
-            return error(rule, found, where, remedy, allowed)
+            allowed, remedy = "texts or numbers", "put texts into quotes, or remove the key"
     elif isinstance(value, bool):
-        remedy = f'put it into quotes: {key}: "{"yes" if value else "no"}"'
         allowed = "a text (YAML reads an unquoted no, yes, on or off as a truth value)"
-        return error(rule, found, where, remedy, allowed)
+        remedy = f'put it into quotes: {key}: "{"yes" if value else "no"}"'
     elif kind != "dict" and isinstance(value, (dict, list)):
-        return error(rule, found, where, "correct the value", "one text")
-    return None
+        allowed, remedy = "one text", "correct the value"
+    if not allowed:
+        return None
+    shown = value if isinstance(value, str) else as_json(value)
+    return error("tell-value-type", f"'{key}' is {shown}", where, remedy, allowed)
 
 
-def _wrong_choice(settings: Settings, key: str, value: Any) -> Finding | None:
-    choices = settings.keys.keys[key]["choices"] or ()
-    if key == "tuner_type" and len(settings.names("external_plugins")) > 1:
+def _wrong_choice(recipe: Recipe, key: str) -> Finding | None:
+    value = str(recipe.values[key])
+    if key == "tuner_type" and len(recipe.names("external_plugins")) > 1:
         return None  # a plugin beside ours may bring a tuner
+    if key == "deepspeed" and ("{" in value or (paths.PROJECT / paths.expanded(value)).is_file()):
+        return None  # a configuration of one's own
+    choices = recipe.swift.keys[key]["choices"] or ()
     allowed = [str(choice) for choice in choices if choice is not None]
-    if not allowed or str(value) in allowed:
+    if not allowed or value in allowed:
         return None
-    match = nearest(str(value), allowed)
-    return error(
-        "tell-value-unknown",
-        f"'{key}' is '{value}'",
-        settings.recipe.where(key),
-        f"did you mean '{match}'?" if match else "use one of the allowed values",
-        ", ".join(allowed),
-    )
+    match = nearest(value, allowed)
+    remedy = f"did you mean '{match}'?" if match else "use one of the allowed values"
+    found, told = f"'{key}' is '{value}'", ", ".join(allowed)
+    told += ", or a JSON file" if key == "deepspeed" else ""
+    return error("tell-value-unknown", found, recipe.where(key), remedy, told)
 
 
-def _wrong_range(settings: Settings, key: str) -> Finding | None:
+def _wrong_range(recipe: Recipe, key: str) -> Finding | None:
     low, high = _RANGES.get(key, (-math.inf, math.inf))
-    if key not in _RANGES or low <= settings.number(key) <= high:
+    if key not in _RANGES or low <= recipe.number(key) <= high:
         return None
-    found, where = f"'{key}' is {settings.value(key)}", settings.recipe.where(key)
+    found, where = f"'{key}' is {recipe.value(key)}", recipe.where(key)
     allowed = f"from {low:g}" + (f" to {high:g}" if high < math.inf else "")
     return error("tell-value-range", found, where, "correct the value", allowed)
 
 
-def _wrong_list(settings: Settings, key: str, value: Any) -> Finding | None:
+def _wrong_list(recipe: Recipe, key: str) -> Finding | None:
+    value = recipe.values[key]
     wrong = isinstance(value, list) and any(not isinstance(part, str) for part in value)
-    if not wrong or settings.keys.takes_yaml_first:
+    if not wrong or recipe.swift.takes_yaml_first:
         return None
     return warning(
         "tell-value-list",
         f"'{key}' lists other things than text, which stops `swift sft --config`",
-        settings.recipe.where(key),
+        recipe.where(key),
         f"put each into quotes: {as_json([str(part) for part in value])}",
     )
 
 
+_LOOKS = (_wrong_type, _wrong_choice, _wrong_range, _wrong_list)
 RULES = (check_keys, check_values, check_texts, check_variables)

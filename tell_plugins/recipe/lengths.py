@@ -16,7 +16,7 @@ from tell_plugins.core.mixture import Mixture
 from tell_plugins.core.sources import lengths_of
 from tell_plugins.core.tokens import TokenCounter
 from tell_plugins.recipe.models import model_folder
-from tell_plugins.recipe.settings import Settings
+from tell_plugins.recipe.recipes import Recipe
 from tell_plugins.recipe.shapes import shape_of
 
 Lengths = npt.NDArray[np.int64]
@@ -50,19 +50,16 @@ def own_tokenizer(model: str) -> TokenCounter | None:
     return TokenCounter(path) if path is not None and path.is_file() else None
 
 
-def max_length(settings: Settings) -> int | None:
+def max_length(recipe: Recipe) -> int | None:
     """The limit, which is the model's context when the recipe names none; None when unknown."""
-    given = settings.value("max_length")
-    if given is not None:
-        return settings.integer("max_length")
-    shape = shape_of(settings.text("model"))
-    return shape.positions if shape is not None and shape.positions else None
+    shape = shape_of(recipe.text("model"))
+    return recipe.integer("max_length", shape.positions if shape else 0) or None
 
 
-def count(mixture: Mixture, counter: TokenCounter, settings: Settings) -> Counted:
+def count(mixture: Mixture, counter: TokenCounter, recipe: Recipe) -> Counted:
     """Count the used rows of `mixture`."""
-    own = own_tokenizer(settings.text("model"))
-    system = int(counter.count([system_text(settings.value("system")) or ""])[0])
+    own = own_tokenizer(recipe.text("model"))
+    system = int(counter.count([system_text(recipe.value("system")) or ""])[0])
     entries = np.zeros((len(mixture), 2), np.int64)
     for index, source in enumerate(mixture.sources):
         lengths = np.asarray(lengths_of(source.rows, counter, source.used), np.int64)

@@ -10,7 +10,7 @@ from tell_plugins.core.sources import TaskRows
 from tell_plugins.core.text import KNOWN, any_of, found_in
 from tell_plugins.recipe.checked import Checked, Finding, error, warning
 from tell_plugins.recipe.lengths import Counted, count, long_rows, max_length, own_tokenizer
-from tell_plugins.recipe.settings import Settings
+from tell_plugins.recipe.recipes import Recipe
 from tell_plugins.recipe.tables import count_of
 
 _LONGEST_LABEL = 40  # that is shown
@@ -67,7 +67,7 @@ def _malformed(source: Drawn) -> Finding:
 
 def check_control_tokens(checked: Checked) -> Iterator[Finding]:
     """Errors for task rows, warnings for general rows; the known tokens where the model is away."""
-    mixture, model = checked.mixture, checked.settings.text("model")
+    mixture, model = checked.mixture, checked.recipe.text("model")
     if mixture is None:
         return
     tokenizer = own_tokenizer(model)
@@ -96,14 +96,12 @@ def _steering_task_rows(
         for row in used
         if (token := found_in(task.queries[row] + "\n" + task.responses[row], tokens))
     ]
-    if not found:
-        return
     shown = ", ".join(found[:_SHOWN]) + (" ..." if found[_SHOWN:] else "")
     text = f"{count_of(len(found), 'task row')} with control tokens ({shown})"
-    if own is None:
+    if found and own is None:
         text += " of some chat models; the model's tokenizer is not here"
         yield warning(_TASK, text, task.shown, _OTHERWISE)
-    else:
+    elif found:
         text += ": the model reads the end or beginning of a turn there"
         yield error(_TASK, text, task.shown, _OTHERWISE)
 
@@ -151,26 +149,26 @@ def _named(anchor: str, *, quoted_only: bool) -> list[str]:
 
 def check_lengths(checked: Checked) -> Iterator[Finding]:
     """Count the rows; those over `max_length`, by the model's own tokenizer where it is here."""
-    settings, mixture = checked.settings, checked.mixture
-    limit = checked.limit = max_length(settings)
+    recipe, mixture = checked.recipe, checked.mixture
+    limit = checked.limit = max_length(recipe)
     if mixture is None or (limit is not None and limit < 1):
         return
-    counter = own_tokenizer(settings.text("model")) or mixture.counter
+    counter = own_tokenizer(recipe.text("model")) or mixture.counter
     if counter is None:
         return
-    counted = checked.counted = count(mixture, counter, settings)
+    counted = checked.counted = count(mixture, counter, recipe)
     if limit is not None:
         long = long_rows(mixture, counted, limit)
         for source, rows in zip(mixture.sources, long, strict=True):
-            yield from _long(settings, counted, limit, source, rows)
+            yield from _long(recipe, counted, limit, source, rows)
 
 
 def _long(
-    settings: Settings, counted: Counted, limit: int, source: Drawn, rows: dict[int, int]
+    recipe: Recipe, counted: Counted, limit: int, source: Drawn, rows: dict[int, int]
 ) -> Iterator[Finding]:
     """What is lost of a source's rows over the limit, or near it."""
-    cut = settings.text("truncation_strategy") in ("left", "right")
-    stops = settings.flag("strict") and not cut
+    cut = recipe.text("truncation_strategy") in ("left", "right")
+    stops = recipe.flag("strict") and not cut
     # a run is not stopped over what another tokenizer counts
     lost = error if counted.own and not cut else warning
     by = f"by {counted.tokenizer}{'' if counted.own else ', the model may count otherwise'}"
@@ -178,27 +176,25 @@ def _long(
     remedy = f"raise max_length to {-(-longest // 256) * 256:.0f}"
     over = {row: tokens for row, tokens in rows.items() if tokens > limit}
     near = {row: tokens for row, tokens in rows.items() if tokens <= limit}
-    if isinstance(source.rows, TaskRows):
-        where = source.rows.shown
+    if not isinstance(source.rows, TaskRows):
         if over:
-            text = (
-                f"{_named_rows(source.rows, over)} over max_length {limit:,} ({by}) and would be "
+            end = (
+                "; 'strict: true' stops the run there" if stops else " and would be cut or dropped"
             )
-            text += "cut" if cut else "lost"
-            yield lost("tell-row-long", text, where, f"{remedy}, or shorten the rows")
-        if near:
-            text = f"{_named_rows(source.rows, near)} near max_length {limit:,}: with the chat "
-            text += f"template around them they may be over it ({by})"
-            yield warning("tell-row-near", text, where, f"{remedy} to be safe")
-    elif over:
-        end = "; 'strict: true' stops the run there" if stops else " and would be cut or dropped"
-        name, number = source.card.name, count_of(len(over), "general row")
-        text = f"{number} of '{name}' over max_length {limit:,} ({by}){end}"
-        where, remedy = (
-            settings.recipe.where("max_length"),
-            f"{remedy}, or card '{name}' max_tokens",
-        )
-        yield (lost if stops else warning)("tell-general-long", text, where, remedy)
+            name, number = source.card.name, count_of(len(over), "general row")
+            text = f"{number} of '{name}' over max_length {limit:,} ({by}){end}"
+            where, remedy = recipe.where("max_length"), f"{remedy}, or card '{name}' max_tokens"
+            yield (lost if stops else warning)("tell-general-long", text, where, remedy)
+        return
+    where = source.rows.shown
+    if over:
+        text = f"{_named_rows(source.rows, over)} over max_length {limit:,} ({by}) and would be "
+        text += "cut" if cut else "lost"
+        yield lost("tell-row-long", text, where, f"{remedy}, or shorten the rows")
+    if near:
+        text = f"{_named_rows(source.rows, near)} near max_length {limit:,}: with the chat "
+        text += f"template around them they may be over it ({by})"
+        yield warning("tell-row-near", text, where, f"{remedy} to be safe")
 
 
 def _named_rows(task: TaskRows, rows: dict[int, int]) -> str:

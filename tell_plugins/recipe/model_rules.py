@@ -17,7 +17,6 @@ from tell_plugins.core.state_files import Shape, cached_json, read_json
 from tell_plugins.recipe.checked import Checked, Finding, error, warning
 from tell_plugins.recipe.models import may_be_hub_id, model_folder
 from tell_plugins.recipe.recipes import Recipe, as_list
-from tell_plugins.recipe.settings import Settings
 from tell_plugins.recipe.shapes import parameters_of, shape_of
 
 _OF_ANY_MODEL = ("all-linear", "all-embedding", "lm_head", "embed_tokens")
@@ -30,29 +29,23 @@ class _Config(Shape):
 
 def check_model(checked: Checked) -> Iterator[Finding]:
     """A model is named, and a folder that is named holds one."""
-    recipe = checked.recipe
-    if not recipe.values.get("model"):
-        found = "no 'model'"
-        allowed = "model: ..."
+    recipe, rule = checked.recipe, "tell-model-missing"
+    model = recipe.text("model")
+    where, folder = recipe.where("model"), model_folder(model)
+    if not model:
         remedy = "name a hub id or a folder"
-        yield error("tell-model-missing", found, recipe.where(), remedy, allowed)
+        yield error(rule, "no 'model'", recipe.where(), remedy, "model: ...")
+    elif is_embedded(model):
         return
-    model = str(recipe.values["model"])
-    if is_embedded(model):
-        return
-    folder = model_folder(model)
-    if folder is None and not may_be_hub_id(model):
-        found = f"no model folder '{model}'"
-        allowed = "a folder with config.json, or owner/name"
+    elif folder is None and not may_be_hub_id(model):
+        found, allowed = f"no model folder '{model}'", "a folder with config.json, or owner/name"
         remedy = "correct the path (from the project's folder), or name a hub id"
-        yield error("tell-model-missing", found, recipe.where("model"), remedy, allowed)
-    if folder is None:
-        return
-    config = read_json(folder / "config.json", dict[str, Any], "get the model anew", foreign=True)
-    if config is None:
-        found = f"folder '{model}' holds no config.json, so it is no model"
-        remedy = "name the folder that holds config.json"
-        yield error("tell-model-missing", found, recipe.where("model"), remedy)
+        yield error(rule, found, where, remedy, allowed)
+    elif folder is not None:
+        file, remedy = folder / "config.json", "name the folder that holds config.json"
+        if read_json(file, dict[str, Any], "get the model anew", foreign=True) is None:
+            found = f"folder '{model}' holds no config.json, so it is no model"
+            yield error(rule, found, where, remedy)
 
 
 def check_targets(checked: Checked) -> Iterator[Finding]:
@@ -61,17 +54,17 @@ def check_targets(checked: Checked) -> Iterator[Finding]:
     Where its config.json does not tell its layers, ms-swift's table has some of them; then only
     names that models of other kinds have are known to be wrong.
     """
-    settings = checked.settings
-    model, table = settings.text("model"), settings.keys.models
+    recipe = checked.recipe
+    model, table = recipe.text("model"), recipe.swift.models
     shape, known = shape_of(model), table.known(model)
-    kind = settings.text("model_type") or (known[0] if known else "")
+    kind = recipe.text("model_type") or (known[0] if known else "")
     owner, own = f"type '{kind}'", table.types.get(kind, {}).get("layers") or []
     elsewhere = {layer for entry in table.types.values() for layer in entry["layers"]}
     if shape is not None:
         owner, own = shape.name, list(shape.modules)
-    if settings.given("target_regex") or not own:
+    if recipe.given("target_regex") or not own:
         return
-    for name in settings.names("target_modules"):
+    for name in recipe.names("target_modules"):
         last = name.rpartition(".")[2]
         if last in (*own, *_OF_ANY_MODEL) or (shape is None and last not in elsewhere):
             continue
@@ -79,23 +72,38 @@ def check_targets(checked: Checked) -> Iterator[Finding]:
         found = f"'target_modules' names '{name}', and {owner} has no such layers"
         allowed = ", ".join([*own, "all-linear"])
         remedy = f"did you mean '{match}'?" if match else "write 'target_modules: [all-linear]'"
-        yield error("tell-targets", found, checked.recipe.where("target_modules"), remedy, allowed)
+        yield error("tell-targets", found, recipe.where("target_modules"), remedy, allowed)
 
 
-def check_near_misses(checked: Checked) -> Iterator[Finding]:
-    """Settings that work, but hardly as meant."""
-    recipe, settings = checked.recipe, checked.settings
-    if settings.text("save_strategy") == "no":
+def check_output(checked: Checked) -> Iterator[Finding]:
+    """Settings under which no adapter is kept, or not where it is looked for."""
+    recipe = checked.recipe
+    if recipe.text("save_strategy") == "no":
         found = "'save_strategy' is no, so no adapter is kept"
         remedy = "write 'save_strategy: \"epoch\"'"
         yield warning("tell-no-save", found, recipe.where("save_strategy"), remedy)
-    yield from _check_folder(recipe, settings)
+    folder = recipe.output_dir
+    if not recipe.given("output_dir"):
+        found = (
+            "no 'output_dir': `swift sft` by itself writes to a folder named after the model, not "
+            f"to {paths.shown(folder)}, where `./run.sh train` writes and `eval` looks"
+        )
+        remedy = f"write 'output_dir: output/{recipe.name}'"
+        yield warning("tell-output-dir", found, recipe.where(), remedy)
+    is_new = recipe.flag("add_version") or recipe.given("resume_from_checkpoint")
+    if not is_new and any(map(any, map(folder.glob, ("checkpoint-*", "logging.jsonl")))):
+        found = (
+            f"'add_version' is false and {paths.shown(folder)} already holds a run: the two would "
+            "mix"
+        )
+        remedy = "write 'add_version: true', or name another output_dir"
+        yield warning("tell-output-mixed", found, recipe.where("add_version"), remedy)
 
 
 def check_resumed(checked: Checked) -> Iterator[Finding]:
     """A checkpoint to resume from that is not there, where ms-swift has a traceback."""
-    recipe, settings = checked.recipe, checked.settings
-    named = settings.text("resume_from_checkpoint")
+    recipe = checked.recipe
+    named = recipe.text("resume_from_checkpoint")
     if named and not (paths.PROJECT / paths.expanded(named) / "trainer_state.json").is_file():
         yield error(
             "tell-checkpoint",
@@ -106,102 +114,68 @@ def check_resumed(checked: Checked) -> Iterator[Finding]:
         )
 
 
-def _check_folder(recipe: Recipe, settings: Settings) -> Iterator[Finding]:
-    if not settings.given("output_dir"):
-        found = (
-            "no 'output_dir': `swift sft` by itself writes to a folder named after the model, not "
-            f"to {paths.shown(recipe.output_dir)}, where `./run.sh train` writes and `eval` looks"
-        )
-        remedy = f"write 'output_dir: output/{recipe.name}'"
-        yield warning("tell-output-dir", found, recipe.where(), remedy)
-    if settings.flag("add_version") or settings.given("resume_from_checkpoint"):
-        return
-    if any(recipe.output_dir.glob("checkpoint-*")) or any(recipe.output_dir.glob("logging.jsonl")):
-        found = (
-            f"'add_version' is false and {paths.shown(recipe.output_dir)} already holds a run: "
-            "the two would mix"
-        )
-        remedy = "write 'add_version: true', or name another output_dir"
-        yield warning("tell-output-mixed", found, recipe.where("add_version"), remedy)
-
-
 def check_kind(checked: Checked) -> Iterator[Finding]:
     """`model_type` against the model, and whether ms-swift can tell the type without it."""
-    recipe, settings = checked.recipe, checked.settings
-    table = settings.keys.models
-    model, given = settings.text("model"), settings.text("model_type")
+    recipe, rule = checked.recipe, "tell-model-type"
+    table, model, given = recipe.swift.models, recipe.text("model"), recipe.text("model_type")
     if _registers_more(recipe) or not table.types or not model or is_embedded(model):
         return
     if given and given not in table.types:
-        yield _not_in_table("tell-model-type", "model_type", given, table.types, checked)
+        yield _not_in_table(rule, "model_type", table.types, recipe)
         return
-    architecture = _architecture(settings)
-    folder = model_folder(model)
-    if given:
-        fitting = table.types[given]["architectures"]
-        if architecture and fitting and architecture not in fitting:
-            yield error(
-                "tell-model-type",
-                f"'model_type' is '{given}' ({', '.join(fitting)}), but model '{model}' is "
-                f"{architecture}",
-                recipe.where("model_type" if "model_type" not in recipe.flags else "model"),
-                f"write 'model_type: {_first(table.types_of(architecture))}', or remove it "
-                "(with --model, the recipe's model_type and template need flags too)",
-            )
-    elif folder and not table.known(model) and not (folder / "args.json").is_file():
-        yield from _untold(recipe, settings, folder, architecture)
+    architecture, folder = _architecture(recipe), model_folder(model)
+    fitting = table.types[given]["architectures"] if given else []
+    if architecture and fitting and architecture not in fitting:
+        yield error(
+            rule,
+            f"'model_type' is '{given}' ({', '.join(fitting)}), but model '{model}' is "
+            f"{architecture}",
+            recipe.where("model_type" if "model_type" not in recipe.flags else "model"),
+            f"write 'model_type: {_first(table.types_of(architecture))}', or remove it "
+            "(with --model, the recipe's model_type and template need flags too)",
+        )
+    is_told = given or table.known(model)
+    if folder and not (is_told or (folder / "args.json").is_file()):
+        yield from _untold(recipe, folder, architecture)
 
 
-def _not_in_table(
-    rule: str, key: str, given: str, names: Iterable[str], checked: Checked
-) -> Finding:
+def _not_in_table(rule: str, key: str, names: Iterable[str], recipe: Recipe) -> Finding:
+    given = recipe.text(key)
     match = nearest(given, names)
-    return error(
-        rule,
-        f"'{key}' is '{given}', which ms-swift {checked.settings.keys.version} does not know",
-        checked.recipe.where(key),
-        f"did you mean '{match}'?" if match else "remove it, or use a name of ms-swift's table",
-    )
+    found = f"'{key}' is '{given}', which ms-swift {recipe.swift.version} does not know"
+    remedy = f"did you mean '{match}'?" if match else "remove it, or use a name of ms-swift's table"
+    return error(rule, found, recipe.where(key), remedy)
 
 
-def _untold(
-    recipe: Recipe, settings: Settings, folder: Path, architecture: str | None
-) -> Iterator[Finding]:
+def _untold(recipe: Recipe, folder: Path, architecture: str | None) -> Iterator[Finding]:
     """A folder whose name says nothing to ms-swift: its architecture must say one type."""
-    kinds = settings.keys.models.types_of(architecture)
+    kinds = recipe.swift.models.types_of(architecture)
     if len(kinds) == 1 or not (folder / "config.json").is_file():
         return
-    found = f"ms-swift cannot tell the type of the model in '{settings.text('model')}': "
+    found = f"ms-swift cannot tell the type of the model in '{recipe.text('model')}': "
     if kinds:
         found += f"{architecture or 'a config.json without architectures'} may be several"
     else:
         found += f"its table has no {architecture}"
     tell = error if kinds else warning  # without a type it goes on, without a chat template
-    yield tell(
-        "tell-model-type",
-        found,
-        recipe.where("model"),
-        "name one as 'model_type', and its template as 'template'",
-        ", ".join(kinds[:12]) or None,
-    )
+    remedy = "name one as 'model_type', and its template as 'template'"
+    allowed = ", ".join(kinds[:12]) or None
+    yield tell("tell-model-type", found, recipe.where("model"), remedy, allowed)
 
 
 def check_template(checked: Checked) -> Iterator[Finding]:
     """`template` against ms-swift's table and against the model's own."""
-    recipe, settings = checked.recipe, checked.settings
-    table = settings.keys.models
-    model, given = settings.text("model"), settings.text("template")
+    recipe, rule = checked.recipe, "tell-template"
+    table, model, given = recipe.swift.models, recipe.text("model"), recipe.text("template")
     if _registers_more(recipe) or not table.types or not model:
         return
+    known, kind = table.known(model), recipe.text("model_type")
     if given and given not in table.templates:
-        yield _not_in_table("tell-template", "template", given, table.templates, checked)
-        return
-    known = table.known(model)
-    if given and known and known[1] and given != known[1]:
+        yield _not_in_table(rule, "template", table.templates, recipe)
+    elif given and known and known[1] and given != known[1]:
         found = f"'template' is '{given}', but ms-swift's table has '{known[1]}' for '{model}'"
         remedy = f"write 'template: {known[1]}', or remove it"
-        yield warning("tell-template", found, recipe.where("template"), remedy)
-    kind = settings.text("model_type")
+        yield warning(rule, found, recipe.where("template"), remedy)
     if given or known or kind not in table.types or is_embedded(model):
         return
     several = table.types[kind]["templates"]
@@ -210,29 +184,33 @@ def check_template(checked: Checked) -> Iterator[Finding]:
             f"models of type '{kind}' have several chat templates, and ms-swift cannot tell that "
             f"of '{model}'"
         )
-        allowed = ", ".join(several)
-        remedy = "name one as 'template'"
-        yield error("tell-template", found, recipe.where("model_type"), remedy, allowed)
+        where, remedy = recipe.where("model_type"), "name one as 'template'"
+        yield error(rule, found, where, remedy, ", ".join(several))
 
 
 def check_cpu(checked: Checked) -> Iterator[Finding]:
-    """A model too large for `use_cpu`."""
-    recipe, settings = checked.recipe, checked.settings
-    model = settings.text("model")
+    """What `use_cpu` does not go with: a large model, and bitsandbytes, which wants a GPU."""
+    recipe, rule = checked.recipe, "tell-model-cpu"
+    model, where = recipe.text("model"), recipe.where("use_cpu")
+    if not recipe.flag("use_cpu"):
+        return
     parameters = parameters_of(model) or 0
-    if settings.flag("use_cpu") and parameters > _SLOW:
+    if recipe.text("quant_method") == "bnb":
+        found = "'use_cpu' is true, and 'quant_method: bnb' loads a model on a GPU only"
+        yield error(rule, found, where, "remove quant_method and quant_bits, or 'use_cpu: false'")
+    if parameters > _SLOW:
         found = f"'use_cpu' is true, and '{model}' has {parameters / 1e9:.1f}e9 parameters"
         allowed = f"up to about {_SLOW / 1e9:.0f}e9 parameters on a CPU"
         remedy = "a GPU and 'use_cpu: false', or a smaller model"
-        yield warning("tell-model-cpu", found, recipe.where("use_cpu"), remedy, allowed)
+        yield warning(rule, found, where, remedy, allowed)
 
 
 def check_positions(checked: Checked) -> Iterator[Finding]:
     """A `max_length` beyond what the model was trained for."""
-    recipe, settings = checked.recipe, checked.settings
-    shape = shape_of(settings.text("model"))
-    limit = settings.number("max_length")
-    if shape is None or not shape.positions or settings.given("rope_scaling"):
+    recipe = checked.recipe
+    shape = shape_of(recipe.text("model"))
+    limit = recipe.number("max_length")
+    if shape is None or not shape.positions or recipe.given("rope_scaling"):
         return
     if limit > shape.positions:
         yield warning(
@@ -250,9 +228,9 @@ def _registers_more(recipe: Recipe) -> bool:
     return len(as_list(recipe.get("external_plugins"))) > 1
 
 
-def _architecture(settings: Settings) -> str | None:
+def _architecture(recipe: Recipe) -> str | None:
     """What a folder's config.json says, else what ms-swift knows of the name."""
-    model, table = settings.text("model"), settings.keys.models
+    model, table = recipe.text("model"), recipe.swift.models
     folder, known = model_folder(model), table.known(model)
     if folder is not None and (folder / "config.json").is_file():
         config = cached_json(folder / "config.json", _Config, foreign=True) or {}
@@ -271,6 +249,6 @@ RULES = (
     check_targets,
     check_cpu,
     check_positions,
-    check_near_misses,
+    check_output,
     check_resumed,
 )

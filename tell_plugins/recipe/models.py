@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.recipe.settings import TRUE
+from tell_plugins.recipe.recipes import TRUE
 
 _PATIENCE = 6.0  # seconds to wait for a hub's first answer
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from tell_plugins.core.spec import LOSS_TYPE, Spec
-from tell_plugins.recipe.settings import Settings
+from tell_plugins.recipe.recipes import Recipe
+from tell_plugins.recipe.schedule import training_of
 from tell_plugins.recipe.shapes import shape_of
 
 # how the names of the paper's task cards begin, those of rebuilt rows included
@@ -68,27 +69,15 @@ class Departure(NamedTuple):
     given: bool = True  # False when the recipe leaves it to ms-swift's default of today
 
 
-def target_modules_then(model: str) -> tuple[str, ...] | None:
-    """ms-swift 1.7's default for a model; None where it is not known, or cannot be read."""
-    shape = shape_of(model)
-    if shape is None:
-        return None
-    return ("c_attn",) if "c_attn" in shape.modules else _QUERY_KEY_VALUE
-
-
-def departures(settings: Settings, spec: Spec | None) -> list[Departure]:
+def departures(recipe: Recipe, spec: Spec | None) -> list[Departure]:
     """What a recipe does other than the paper. Raises UserError for values it cannot read."""
-    found = [_compare(settings, key, value, None) for key, value in FIXED.items()]
-    rows = settings.training.rows_per_step
+    rows = training_of(recipe).rows_per_step
+    neutral = {key: value for key, value in NEUTRAL.items() if recipe.value(key) is not None}
+    found = [_compare(recipe, key, value, None) for key, value in FIXED.items()]
     if rows != _BATCH:
         found.append(Departure("rows a step", str(_BATCH), None, str(rows)))
-    given = {key: value for key, value in NEUTRAL.items() if settings.value(key) is not None}
-    found += [_compare(settings, key, None, value) for key, value in (OF_ITS_TIME | given).items()]
-    modules = target_modules_then(settings.text("model"))
-    mine = settings.names("target_modules")
-    if modules is not None and sorted(mine) != sorted(modules):
-        key, then, now = "target_modules", ", ".join(modules), ", ".join(mine)
-        found.append(Departure(key, None, then, now, settings.given(key)))
+    found += [_compare(recipe, key, None, v) for key, v in (OF_ITS_TIME | neutral).items()]
+    found.append(_compare_modules(recipe))
     if spec is not None and spec.kl:
         found.append(Departure("dataset: kl", "0", None, f"{spec.kl:g}"))
     if spec is not None and spec.seed != FIXED["seed"]:
@@ -96,16 +85,26 @@ def departures(settings: Settings, spec: Spec | None) -> list[Departure]:
     return [difference for difference in found if difference is not None]
 
 
-def _compare(settings: Settings, key: str, paper: Any, of_its_time: Any) -> Departure | None:
+def _compare_modules(recipe: Recipe) -> Departure | None:
+    """The layers that are adapted, against ms-swift 1.7's default for the model."""
+    shape, mine = shape_of(recipe.text("model")), recipe.names("target_modules")
+    if shape is None:
+        return None
+    then = ("c_attn",) if "c_attn" in shape.modules else _QUERY_KEY_VALUE
+    key, given = "target_modules", recipe.given("target_modules")
+    same = sorted(mine) == sorted(then)
+    return None if same else Departure(key, None, ", ".join(then), ", ".join(mine), given)
+
+
+def _compare(recipe: Recipe, key: str, paper: Any, of_its_time: Any) -> Departure | None:
     expected = of_its_time if paper is None else paper
-    value = settings.flag(key) if isinstance(expected, bool) else settings.value(key)
+    value = recipe.flag(key) if isinstance(expected, bool) else recipe.value(key)
     if key == "learning_rate" and value is None:
-        value = settings.training.learning_rate  # ms-swift sets it late
+        value = training_of(recipe).learning_rate  # ms-swift sets it late
     if _equal(value, expected):
         return None
-    return Departure(
-        key, _shown(paper), _shown(of_its_time), _shown(value) or "unset", settings.given(key)
-    )
+    mine = _shown(value) or "unset"
+    return Departure(key, _shown(paper), _shown(of_its_time), mine, recipe.given(key))
 
 
 def _equal(value: Any, expected: Any) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,10 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest
 from tell_plugins.core.spec import Spec, is_tell, parse_spec
 from tell_plugins.core.yamlfile import read_yaml
+from tell_plugins.recipe.swift_keys import SwiftKeys, swift_keys
 
+TRUE = ("yes", "true", "t", "y", "1")
+FALSE = ("no", "false", "f", "n", "0")
 # keys whose value is, or may be, a path
 PATH_KEYS = (
     *("model", "adapters", "external_plugins", "resume_from_checkpoint", "deepspeed"),
@@ -32,7 +38,10 @@ SECRETS_REMEDY = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe file with flags applied.
+    """A recipe file with flags applied, whose settings are read as ms-swift resolves them.
+
+    `value` and its like give what is not in the recipe as ms-swift's default, and raise UserError
+    for a value of another type; `get` gives what stands there.
 
     Attributes:
         values: ms-swift's keys as given; what is not given is ms-swift's default.
@@ -59,10 +68,67 @@ class Recipe:
         value = self.values.get(key)
         return default if value is None else value
 
+    @cached_property
+    def swift(self) -> SwiftKeys:
+        """What the installed ms-swift knows. Raises MachineError where it cannot be asked."""
+        return swift_keys()
+
+    def given(self, key: str) -> bool:
+        """Whether the recipe has a value for the key."""
+        return self.values.get(key) not in (None, "None")
+
+    def value(self, key: str) -> Any:
+        if key == "tuner_type" and self.given("train_type"):
+            key = "train_type"  # its old name, which wins
+        return self.values[key] if self.given(key) else self.swift.default(key)
+
     def text(self, key: str, default: str = "") -> str:
         """A value as text: a number as the file writes it, for names such as 1.10."""
-        value = self.values.get(key)
+        value = self.value(key)
         return default if value is None else self.written.get(key, str(value))
+
+    def names(self, key: str) -> list[str]:
+        return [str(part) for part in as_list(self.value(key))]
+
+    def flag(self, key: str) -> bool:
+        value = self.value(key)
+        text = str(value).lower()
+        if value is not None and text not in TRUE + FALSE:
+            raise self.wrong(key, "true or false")
+        return text in TRUE
+
+    def number(self, key: str, default: float = 0.0) -> float:
+        return float(self._read(key, default, float, "a number"))
+
+    def integer(self, key: str, default: int = 0) -> int:
+        return int(self._read(key, default, lambda value: int(str(value)), "a whole number"))
+
+    def _read(self, key: str, default: float, kind: Callable[[Any], float], allowed: str) -> float:
+        value = self.value(key)
+        if value is None:
+            return default
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            number = kind(value)
+            if math.isfinite(number) and not isinstance(value, bool):
+                return number
+        raise self.wrong(key, allowed)
+
+    def typed(self, key: str) -> Any:
+        """The value as the kind that ms-swift has for the key."""
+        readers: dict[str, Callable[[str], Any]]
+        readers = {"bool": self.flag, "int": self.integer, "float": self.number}
+        read = readers.get(self.swift.kind(key), self.value)
+        return None if self.value(key) is None else read(key)
+
+    def wrong(self, key: str, allowed: str) -> UserError:
+        """The error for a value of another kind."""
+        value = self.value(key)
+        return UserError(
+            f"'{key}' is {value if isinstance(value, str) else as_json(value)}",
+            where=self.where(key),
+            allowed=allowed,
+            remedy="correct the value",
+        )
 
     @property
     def dataset_text(self) -> str:
@@ -88,7 +154,8 @@ class Recipe:
 
         A `~` is read as ms-swift reads it: that of nobody is a folder's name.
         """
-        return Path(os.path.expanduser(self.text("output_dir", f"output/{self.name}")))
+        named = self.text("output_dir") if self.given("output_dir") else f"output/{self.name}"
+        return Path(os.path.expanduser(named))
 
     @property
     def environment(self) -> dict[str, str]:

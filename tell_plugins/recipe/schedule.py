@@ -9,7 +9,8 @@ is run; the arithmetic is that of transformers 4.56 (`Trainer.set_initial_traini
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tell_plugins.core.errors import UserError
+from tell_plugins.recipe.recipes import Recipe
 
 Rates = npt.NDArray[np.float64]
 Steps = npt.NDArray[np.int64]
+_TARGET_BATCH = 16  # ms-swift accumulates up to this when the recipe does not say
 _MOST_STEPS = 10**12  # at a million steps a second, eleven days
 _MOST_EPOCHS = 1000  # that exposure looks at; of a longer run, so many spread evenly
 
@@ -48,6 +51,56 @@ class Training:
     @property
     def rows_per_step(self) -> int:
         return self.per_device * self.accumulation * self.world
+
+
+def training_of(recipe: Recipe) -> Training:
+    """What decides the steps of a recipe, read as the installed ms-swift reads it."""
+    world = processes_of(recipe)
+    per_device = _count(recipe, "per_device_train_batch_size", 1)
+    accumulation = _count(recipe, "gradient_accumulation_steps", 0)
+    rate = 1e-5 if recipe.text("tuner_type") == "full" else 1e-4  # ms-swift's defaults
+    return Training(
+        per_device=per_device,
+        accumulation=accumulation or max(1, math.ceil(_TARGET_BATCH / per_device / world)),
+        world=world,
+        epochs=recipe.number("num_train_epochs", 3.0),
+        max_steps=recipe.integer("max_steps", -1),
+        max_epochs=None if recipe.value("max_epochs") is None else recipe.integer("max_epochs"),
+        learning_rate=recipe.number("learning_rate", rate),
+        scheduler=recipe.text("lr_scheduler_type", "cosine"),
+        scheduler_kwargs=recipe.value("lr_scheduler_kwargs"),
+        warmup_ratio=recipe.number("warmup_ratio"),
+        warmup_steps=recipe.integer("warmup_steps"),
+        drop_last=recipe.flag("dataloader_drop_last"),
+    )
+
+
+def _count(recipe: Recipe, key: str, default: int) -> int:
+    number = recipe.integer(key, default)
+    if recipe.value(key) is not None and number < 1:
+        raise recipe.wrong(key, "a whole number from 1")
+    return number
+
+
+def processes_of(recipe: Recipe) -> int:
+    """Processes that `swift sft` starts for a recipe."""
+    return world_size({**os.environ, **recipe.environment})
+
+
+def world_size(environ: Mapping[str, str]) -> int:
+    """`NPROC_PER_NODE` x `NNODES`; 1 when neither is set. Raises UserError for no number."""
+    size = 1
+    for name in ("NPROC_PER_NODE", "NNODES"):
+        text = environ.get(name) or "1"
+        if not text.isdigit() or int(text) < 1:
+            raise UserError(
+                f"${name} is '{text}', so the number of processes is not known",
+                where="environment",
+                allowed="a whole number from 1",
+                remedy=f"{name}=2, or unset it",
+            )
+        size *= int(text)
+    return size
 
 
 @dataclass(frozen=True)

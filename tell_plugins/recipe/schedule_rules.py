@@ -6,7 +6,14 @@ from collections.abc import Iterator
 
 from tell_plugins.core.mixture import Mixture
 from tell_plugins.recipe.checked import Checked, Finding, error, warning
-from tell_plugins.recipe.schedule import Plan, Unmodelled, exposure, plan, why_no_op
+from tell_plugins.recipe.schedule import (
+    Plan,
+    Unmodelled,
+    exposure,
+    plan,
+    training_of,
+    why_no_op,
+)
 from tell_plugins.recipe.tables import count_of
 
 _NOTHING = 0.005  # rows at full learning rate
@@ -15,7 +22,7 @@ _HIGH_RATE = 5e-3  # beyond what LoRA runs use; a lost minus sign or power is li
 
 def check_rate(checked: Checked) -> Iterator[Finding]:
     """A learning rate that is hardly meant."""
-    rate = checked.settings.number("learning_rate", 1e-4)
+    rate = checked.recipe.number("learning_rate", 1e-4)
     if rate > _HIGH_RATE:
         found = f"'learning_rate' is {rate:g}; the paper's is 1e-4"
         where, remedy = checked.recipe.where("learning_rate"), "check the exponent's sign"
@@ -28,7 +35,7 @@ def check_steps(checked: Checked) -> Iterator[Finding]:
         return
     where, task = checked.recipe.where, checked.is_task
     try:
-        steps = checked.plan = plan(sum(checked.entries), checked.settings.training)
+        steps = checked.plan = plan(sum(checked.entries), training_of(checked.recipe))
     except Unmodelled as problem:
         place = where(problem.where)
         yield warning("tell-schedule-unknown", problem.found, place, problem.remedy)

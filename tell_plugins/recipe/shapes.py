@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -57,13 +58,13 @@ class ModelShape:
         outside = self.embedding * (1 if self.tied else 2) + self.hidden
         return self.layers * block + outside + self.beside
 
-    def targets(self, names: list[str]) -> list[tuple[int, int]]:
+    def targets(self, names: Sequence[str]) -> list[tuple[int, int]]:
         """(inputs, outputs) of each linear layer of a block that `target_modules` names."""
         every = "all-linear" in names
         layers = self.modules.items()
         return [size for name, size in layers if every or name.rpartition(".")[2] in names]
 
-    def lora_parameters(self, names: list[str], rank: int) -> int:
+    def lora_parameters(self, names: Sequence[str], rank: int) -> int:
         return self.layers * sum(rank * (i + o) for i, o in self.targets(names))
 
 

@@ -14,7 +14,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,7 @@ _MODULE = "tell_plugins.bridge.keys"
 _TABLE = Path(__file__).parents[1] / "bridge" / "keys.json"
 
 
-class _Stored(Shape):
-    version: str
-    keys: dict[str, dict[str, Any]]
-    models: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ModelTable:
+class ModelTable(Shape):
     """ms-swift's tables of models.
 
     Attributes:
@@ -46,10 +38,10 @@ class ModelTable:
         hybrid: those of models that answer with a think block or without.
     """
 
-    types: dict[str, dict[str, Any]] = field(default_factory=dict)
-    names: dict[str, list[str]] = field(default_factory=dict)
-    templates: list[str] = field(default_factory=list)
-    hybrid: list[str] = field(default_factory=list)
+    types: dict[str, dict[str, Any]]
+    names: dict[str, list[Any]]
+    templates: list[str]
+    hybrid: list[str]
 
     def known(self, model: str) -> list[str] | None:
         """Type and template of a model that ms-swift knows by its name, folder or hub id."""
@@ -67,20 +59,26 @@ class ModelTable:
         ]
 
 
-@dataclass(frozen=True)
-class SwiftKeys:
+class SwiftKeys(Shape):
     """What `swift sft` accepts: key -> its `default`, `choices` and `type` (a plain name).
 
-    `installed`: whether the ms-swift of this environment said so.
+    Attributes:
+        made_by: the versions of the packages that decide it.
+        installed: whether the ms-swift of this environment said so.
     """
 
     version: str
+    made_by: dict[str, str]
     keys: dict[str, dict[str, Any]]
-    models: ModelTable = field(default_factory=ModelTable)
+    models: ModelTable
     installed: bool = True
 
     def default(self, key: str) -> Any:
         return self.keys.get(key, {}).get("default")
+
+    def kind(self, key: str) -> str:
+        """The name of the type that a key has."""
+        return str(self.keys.get(key, {}).get("type"))
 
     @property
     def takes_yaml_first(self) -> bool:
@@ -101,34 +99,29 @@ def swift_keys() -> SwiftKeys:
 
     MachineError when ms-swift cannot be asked.
     """
-    versions = {name: _version(name) for name in _shipped()["made_by"]}
+    shipped = _shipped()
+    versions = {name: _version(name) for name in shipped.made_by}
     if versions["ms-swift"] is None:
         return shipped_keys()
-    if versions == _shipped()["made_by"]:
-        return _keys_of(_shipped())
+    if versions == shipped.made_by:
+        return shipped
     name = "-".join(map(str, versions.values()))
     path = paths.cache_dir() / "swift_keys" / f"{name}.json"
-    stored = cached_json(path, _Stored)
+    stored = cached_json(path, SwiftKeys)
     if stored is None:
         stored = _ask()
         paths.write_text(path, json.dumps(stored))
-    return _keys_of(stored)
+    return SwiftKeys(**stored)
 
 
 def shipped_keys() -> SwiftKeys:
     """What the pinned ms-swift accepts, by the table that comes along."""
-    return _keys_of(_shipped(), installed=False)
+    return _shipped().model_copy(update={"installed": False})
 
 
 @lru_cache(maxsize=1)  # a plan of many runs asks again and again
-def _shipped() -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(read_text(_TABLE) or "")
-    return answer
-
-
-def _keys_of(answer: dict[str, Any], *, installed: bool = True) -> SwiftKeys:
-    models = ModelTable(**answer["models"])
-    return SwiftKeys(answer["version"], answer["keys"], models, installed)
+def _shipped() -> SwiftKeys:
+    return SwiftKeys(**json.loads(read_text(_TABLE) or ""))
 
 
 def _version(package: str) -> str | None:

@@ -15,24 +15,20 @@ def table(
 
     Numbers stand to the right, and so do the columns named in `right`.
     """
-    body = [[_shown(cell) for cell in row] for row in rows]
-    to_right = [
-        name in right
-        or (bool(rows) and all(isinstance(row[column], (int, float, type(None))) for row in rows))
-        for column, name in enumerate(header)
+    columns = [
+        _column(name, [row[place] for row in rows], name in right)
+        for place, name in enumerate(header)
     ]
-    widths = [
-        max(len(line[column]) for line in [list(header), *body]) for column in range(len(header))
-    ]
-    lines = [
-        indent
-        + "  ".join(
-            cell.rjust(width) if is_right else cell.ljust(width)
-            for cell, width, is_right in zip(line, widths, to_right, strict=True)
-        ).rstrip()
-        for line in [list(header), *body]
-    ]
-    return "\n".join(lines)
+    return "\n".join(indent + "  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def _column(name: str, cells: Sequence[object], to_right: bool) -> list[str]:
+    """The name and the cells of a column, all of one width."""
+    texts = [name, *map(_shown, cells)]
+    width = max(map(len, texts))
+    if cells and all(isinstance(cell, (int, float, type(None))) for cell in cells):
+        to_right = True
+    return [text.rjust(width) if to_right else text.ljust(width) for text in texts]
 
 
 def count_of(number: int, what: str) -> str:

@@ -12,8 +12,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Iterator, Set
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -25,8 +25,7 @@ from tell_plugins.recipe.check import inspect
 from tell_plugins.recipe.checked import Checked, errors_of
 from tell_plugins.recipe.models import model_folder, need_model
 from tell_plugins.recipe.recipes import Recipe, checkpoints, load_recipe
-from tell_plugins.recipe.settings import TRUE, Settings
-from tell_plugins.recipe.swift_keys import installed_version, project_environment, swift_keys
+from tell_plugins.recipe.swift_keys import installed_version, project_environment
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -45,31 +44,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return check_and_train(args.recipe, args.flags, force=args.force, verbose=args.verbose)
-
-
-def check_and_train(
-    file: str, flags: Sequence[str], *, force: bool = False, verbose: bool = False
-) -> int:
-    """Train a recipe, unless `check` finds errors and `force` is not given; the exit code.
-
-    `verbose`: with ms-swift's own log, which is 500 lines before the first step. Raises UserError
-    for what `check` finds.
-    """
-    recipe = load_recipe(file, list(flags))
+    """Train, unless `check` finds errors and `--force` is not given."""
+    recipe = load_recipe(args.recipe, args.flags)
     installed_version()
     # where `eval` will look; by itself ms-swift names the folder after the model
     recipe = recipe.with_values(output_dir=str(recipe.output_dir))
     prepare_if_embedded(recipe.text("model"))  # before `check`, which counts with its tokenizer
-    checked = inspect(recipe, swift_keys())
-    _stop_on_errors(checked, force)
-    if not force:
-        _need_gpu(recipe, checked.settings)
-    recipe = _with_model(recipe, checked.settings)
+    checked = inspect(recipe)
+    _stop_on_errors(checked, args.force)
+    if not args.force:
+        _need_gpu(recipe)
+    recipe = _with_model(recipe)
     before = set(checkpoints(recipe.output_dir))
-    if not verbose:
+    if not args.verbose:  # ms-swift's own log has 500 lines before the first step
         print("\n".join(_what_now(checked)), flush=True)
-    code = train(recipe, verbose=verbose)
+    code = train(recipe, verbose=args.verbose)
     if code == 0:
         print(_what_next(recipe, before))
     return code
@@ -95,9 +84,9 @@ raise SystemExit(not getattr(torch, "accelerator", torch.cuda).is_available())
 """
 
 
-def _need_gpu(recipe: Recipe, settings: Settings) -> None:
+def _need_gpu(recipe: Recipe) -> None:
     """UserError for 16-bit training without a GPU: transformers wants `use_cpu` said for it."""
-    if settings.flag("use_cpu") or settings.text("torch_dtype") == "float32":
+    if recipe.flag("use_cpu") or recipe.text("torch_dtype") == "float32":
         return
     if subprocess.run([sys.executable, "-c", _SEES_GPU], check=False).returncode:
         raise UserError(
@@ -131,17 +120,17 @@ def _what_next(recipe: Recipe, before: Set[Path]) -> str:
     return f"\nadapter  {adapter}\nscore it with  ./run.sh eval {file} --adapter {adapter}"
 
 
-def _with_model(recipe: Recipe, settings: Settings) -> Recipe:
+def _with_model(recipe: Recipe) -> Recipe:
     """The recipe with its model at hand. MachineError when it cannot be had."""
-    model = settings.text("model")
+    model = recipe.text("model")
     if is_embedded(model):
         return recipe
     folder = model_folder(model)
     if folder is None:
-        need_model(model, settings.flag("use_hf"))
+        need_model(model, recipe.flag("use_hf"))
         return recipe
     found = {"model": str(folder)} if not (paths.PROJECT / model).is_dir() else {}
-    if not settings.given("check_model"):
+    if not recipe.given("check_model"):
         found["check_model"] = "false"  # ms-swift would ask a hub about a folder
     return recipe.with_values(**found)
 
@@ -158,13 +147,16 @@ def environment(recipe: Recipe) -> dict[str, str]:
     from the working ones: on two busy cores a step took 195 s instead of 16 s.
     """
     values = {**project_environment(), **recipe.environment}
-    if str(recipe.get("use_cpu", False)).lower() in TRUE:
+    if recipe.flag("use_cpu"):
         values.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return values
 
 
 def train(recipe: Recipe, *, verbose: bool = True) -> int:
-    """Run `swift sft` in the project's root and return its exit code (128 + n for signal n)."""
+    """Run `swift sft` in the project's root and return its exit code (128 + n for signal n).
+
+    Raises KeyboardInterrupt when it was ended by Ctrl-C.
+    """
     quiet = {} if verbose else {"LOG_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen(
         sft_command(recipe),
@@ -172,24 +164,29 @@ def train(recipe: Recipe, *, verbose: bool = True) -> int:
         env={**quiet, **environment(recipe)},
         start_new_session=True,  # ms-swift starts processes of its own: signals go to all of them
     )
-    with _forwarding(process):
+    with _forwarding(process) as received:
         code = process.wait()
+    if signal.SIGINT in received:
+        raise KeyboardInterrupt
     return 128 - code if code < 0 else code
 
 
 @contextmanager
-def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Pass signals on to the training and all of its processes."""
+def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Pass signals on to the training and all of its processes; gives those that came.
+
+    Ctrl-C ends them as SIGTERM does: each of them would have a traceback for it.
+    """
+    received: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:  # it ended meanwhile
-            return
+        received.append(number)
+        with suppress(ProcessLookupError):  # it ended meanwhile
+            os.killpg(process.pid, signal.SIGTERM if number == signal.SIGINT else number)
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
