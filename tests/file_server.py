@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha1
 from urllib.parse import unquote, urlsplit
 
 from tests.loopback import Handler, Server, running
@@ -29,13 +30,9 @@ class _Handler(Handler):
 
     do_HEAD = do_GET  # noqa: N815
 
-    def start(self, status: int, length: int | None, **headers: str) -> None:
+    def start(self, status: int, length: int, **headers: str) -> None:
         self.send_response(status)
-        if length is not None:
-            self.send_header("Content-Length", str(length))
-        else:
-            self.send_header("Connection", "close")
-            self.close_connection = True
+        self.send_header("Content-Length", str(length))
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
@@ -64,28 +61,8 @@ def whole(handler: _Handler, content: bytes) -> None:
     handler.body(content)
 
 
-def in_chunks(handler: _Handler, content: bytes) -> None:
-    """The whole file in HTTP chunks."""
-    handler.start(200, None, Transfer_Encoding="chunked")
-    for start in range(0, len(content), 50_000):
-        piece = content[start : start + 50_000]
-        handler.body(b"%x\r\n%b\r\n" % (len(piece), piece))
-    handler.body(b"0\r\n\r\n")
-
-
-def cut_after(size: int) -> Answer:
-    """The connection breaks after `size` bytes."""
-
-    def answer(handler: _Handler, content: bytes) -> None:
-        handler.start(200, len(content))
-        handler.body(content[:size])
-        handler.close_connection = True
-
-    return answer
-
-
-def stall_after(size: int, seconds: float) -> Answer:
-    """`size` bytes, then silence."""
+def cut_after(size: int, seconds: float = 0.0) -> Answer:
+    """The connection breaks after `size` bytes and some seconds of silence."""
 
     def answer(handler: _Handler, content: bytes) -> None:
         handler.start(200, len(content))
@@ -117,6 +94,11 @@ def status(code: int, **headers: str) -> Answer:
 def other(content: bytes) -> Answer:
     """Another file than the one asked for."""
     return lambda handler, _content: whole(handler, content)
+
+
+def blob_of(content: bytes) -> str:
+    """The git blob id of a file."""
+    return sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 @contextmanager

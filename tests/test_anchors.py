@@ -72,32 +72,17 @@ def test_an_anchor_file_that_is_none(make_card, content, message):
     assert str(caught.value.where).endswith("t/anchor.txt")
 
 
-def test_an_inline_anchor_stays_where_it_is(make_card):
-    _make_inline(make_card, [INLINE + "one", INLINE + "two"])
-    task = _open()
-    assert task.queries == [INLINE + "one", INLINE + "two"]
-    assert task.plain == ["one", "two"]
-    assert task.anchor.text == INLINE
-
-
-def test_an_inline_anchor_is_stripped_or_exchanged(make_card):
-    folder = _make_inline(make_card, [INLINE + "one", INLINE + "two"])
+def test_an_inline_anchor_stays_where_it_is_or_is_exchanged(make_card):
+    """It is learnt from the training rows; spaces that some have after it do not stay."""
+    rows = [INLINE + "  one", INLINE + "two"]
+    folder = _make_inline(make_card, rows, [INLINE + "only one test row"])
     (folder / "own.txt").write_text("Own words.")
-    assert _open("none").queries == ["one", "two"]
-    assert _open("own").queries == ["Own words.\n\none", "Own words.\n\ntwo"]
-    assert _open("own").ids.tolist() == _open("card").ids.tolist()
-
-
-def test_spaces_after_an_inline_anchor_do_not_stay(make_card):
-    _make_inline(make_card, [INLINE + "  one", INLINE + "two"])
+    task = _open()
+    assert (task.queries, task.plain, task.anchor.text) == (rows, ["one", "two"], INLINE)
     assert _open("none").queries == _open("none").plain == ["one", "two"]
-    assert _open().queries == [INLINE + "  one", INLINE + "two"]
-
-
-def test_an_inline_anchor_is_learnt_from_the_training_rows(make_card):
-    _make_inline(make_card, [INLINE + "one", INLINE + "two"], [INLINE + "only one test row"])
-    assert _open(split="test").plain == ["only one test row"]
-    assert _open("none", split="test").queries == ["only one test row"]
+    assert _open("own").queries == ["Own words.\n\none", "Own words.\n\ntwo"]
+    assert _open("own").ids.tolist() == task.ids.tolist()
+    assert _open(split="test").plain == _open("none", "test").queries == ["only one test row"]
 
 
 @pytest.mark.parametrize(

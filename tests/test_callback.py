@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -141,79 +141,59 @@ def test_an_adapter_of_general_rows_has_no_anchor(begin, tmp_path, monkeypatch):
     assert templates.serving_front([tmp_path / "run" / "checkpoint-3"]).text == ""
 
 
-def test_a_run_goes_on_with_the_mixture_it_began_with(begin, mixture, tmp_path, monkeypatch):
-    loader = _loader(_tokenised(_rows(mixture)))
-    begin(loader)
-    checkpoint = str(tmp_path / "run" / "checkpoint-3")
-    begin(loader, resume_from_checkpoint=checkpoint)
-    other = _mixture("task=4rows/general=9rows")
-    monkeypatch.setattr(TRAINED_ON, [other])
-    loader = _loader(_tokenised(_rows(other)))
-    with pytest.raises(UserError, match=r"had mixture .*8rows, this has .*9rows"):
-        begin(loader, resume_from_checkpoint=checkpoint)
-    begin(loader, resume_from_checkpoint=checkpoint, resume_only_model=True)
-    begin(loader, resume_from_checkpoint=str(tmp_path))  # no manifest there
-
-
-def test_a_run_goes_on_with_the_loss_it_began_with(begin, mixture, tmp_path, monkeypatch):
-    loader = _loader(_tokenised(_rows(mixture)))
-    begin(loader)
+@pytest.fixture
+def resume(begin, mixture, tmp_path, monkeypatch) -> Begin:
+    """Begin on the mixture, and go on from its checkpoint with another mixture or other settings;
+    `began` changes what the checkpoint says, None takes a key out."""
+    begin(_loader(_tokenised(_rows(mixture))), loss_type="tell")
     checkpoint = tmp_path / "run" / "checkpoint-3"
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    assert (manifest["weighting"], manifest["kl"]) == ("token", 0)
-    with pytest.raises(UserError, match="the same weight for each token, this has row"):
-        begin(loader, resume_from_checkpoint=str(checkpoint), loss_type="tell")
-    for key in ("weighting", "kl"):
-        del manifest[key]
-    paths.write_text(checkpoint / "manifest.json", json.dumps(manifest))
-    older = "for each token, this has row"  # a manifest that says neither
-    with pytest.raises(UserError, match=older):
-        begin(loader, resume_from_checkpoint=str(checkpoint), loss_type="tell")
 
-    held = _mixture("task=4rows/general=8rows/kl=0.5")
-    assert held.hash == mixture.hash
-    monkeypatch.setattr(TRAINED_ON, [held])
-    begin(loader, loss_type="tell")
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    assert (manifest["weighting"], manifest["kl"]) == ("row", 0.5)
-    begin(loader, resume_from_checkpoint=str(checkpoint), loss_type="tell")
-    monkeypatch.setattr(TRAINED_ON, [_mixture("task=4rows/general=8rows/kl=1")])
-    with pytest.raises(UserError, match=r"had kl 0\.5, this has 1"):
-        begin(loader, resume_from_checkpoint=str(checkpoint), loss_type="tell")
+    def again(text: str = "", began: Mapping[str, Any] = {}, **settings: Any) -> None:
+        manifest = json.loads((checkpoint / "manifest.json").read_text()) | dict(began)
+        kept = {key: value for key, value in manifest.items() if value is not None}
+        (checkpoint / "manifest.json").write_text(json.dumps(kept))
+        (checkpoint / "args.json").write_text(json.dumps(dict(began)))
+        now = _mixture(f"task=4rows/general=8rows{text}")
+        monkeypatch.setattr(TRAINED_ON, [now])
+        given = {"loss_type": "tell", "resume_from_checkpoint": str(checkpoint), **settings}
+        begin(_loader(_tokenised(_rows(now))), **given)
+
+    return again
+
+
+BY_TOKEN = {"weighting": None, "kl": None}  # a manifest that says neither
 
 
 @pytest.mark.parametrize(
-    ("name", "before", "now"),
+    ("text", "began", "now", "told"),
     [
-        ("per_device_train_batch_size", 1, 2),
-        ("gradient_accumulation_steps", 16, 8),
-        ("world_size", 1, 2),
-        ("dataloader_drop_last", False, True),
+        ("/seed=1", {}, {}, r"had mixture .*8rows, this has .*seed=1"),
+        ("", {}, {"loss_type": None}, "the same weight for each row, this has token"),
+        ("", BY_TOKEN, {}, "the same weight for each token, this has row"),
+        ("/kl=1", {"kl": 0.5}, {}, r"had kl 0\.5, this has 1"),
+        *(  # the trainer skips batches: of other sizes, rows are lost or come twice
+            ("", {key: then}, {key.removeprefix("global_"): now}, f"{then}, this has {now}: rows")
+            for key, then, now in (
+                *(("per_device_train_batch_size", 1, 2), ("gradient_accumulation_steps", 16, 8)),
+                *(("global_world_size", 1, 2), ("dataloader_drop_last", False, True)),
+            )
+        ),
     ],
 )
-def test_a_run_goes_on_with_the_batches_it_began_with(begin, mixture, tmp_path, name, before, now):
-    """The trainer skips batches when it resumes: of other sizes, rows are lost or come twice."""
-    loader = _loader(_tokenised(_rows(mixture)))
-    begin(loader)
-    checkpoint = tmp_path / "run" / "checkpoint-3"
-    key = {"world_size": "global_world_size"}.get(name, name)
-    (checkpoint / "args.json").write_text(json.dumps({key: before}))
-    with pytest.raises(UserError, match=f"{before}, this has {now}: rows would be"):
-        begin(loader, resume_from_checkpoint=str(checkpoint), **{name: now})
-    begin(loader, resume_from_checkpoint=str(checkpoint), **{name: before})
-    begin(loader, resume_from_checkpoint=str(checkpoint), resume_only_model=True, **{name: now})
+def test_a_run_goes_on_as_it_began(resume, text, began, now, told):
+    resume()
+    with pytest.raises(UserError, match=told):
+        resume(text, began, **now)
+    resume(text, began, **now, resume_only_model=True)
 
 
-def test_rows_that_changed_under_a_run_are_told(begin, mixture, make_card, tmp_path, monkeypatch):
-    begin(_loader(_tokenised(_rows(mixture))))
+def test_a_run_goes_on_where_nothing_says_how_it_began(resume, tmp_path):
+    resume("/seed=1", resume_from_checkpoint=str(tmp_path))
+
+
+def test_rows_that_changed_under_a_run_are_told(resume, make_card):
     make_card("toy", train=[{"q": f"task {n}!", "r": "a"} for n in range(6)])
-    other = _mixture("task=4rows/general=8rows")
-    monkeypatch.setattr(TRAINED_ON, [other])
-    with pytest.raises(UserError, match="had rows and anchor of hash"):
-        begin(
-            _loader(_tokenised(_rows(other))),
-            resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"),
-        )
+    assert "had rows and anchor of hash" in message_of(resume)
 
 
 def test_rows_in_another_order(begin, mixture):
@@ -221,10 +201,6 @@ def test_rows_in_another_order(begin, mixture):
     task_first = sorted(range(len(rows)), key=lambda row: not mixture.is_task[row])
     with pytest.raises(UserError, match="do not come in the mixture's order"):
         begin(_loader(rows.select(task_first)))
-
-
-def test_rows_of_other_data_sets(begin, mixture):
-    rows = _tokenised(_rows(mixture))
     assert "or others follow" in message_of(begin, _loader(concatenate_datasets([rows, rows])))
 
 
@@ -260,19 +236,6 @@ def test_the_same_mixture_is_tokenised_into_one_file(mixture):
     for rows in (first, second):
         rows.map(_longer, load_from_cache_file=False)
     assert len(list((paths.cache_dir() / "mixtures").glob("cache-*"))) == 1
-
-
-def test_a_broken_mixture_file_is_written_again(mixture):
-    expected = _rows(mixture).to_list()
-    (path,) = (paths.cache_dir() / "mixtures").glob("*.arrow")
-    whole = path.read_bytes()
-    exchanged = whole.replace(b"general", b"GENERAL")
-    assert exchanged != whole
-    for broken in (b"", whole[: len(whole) // 2], b"x" * 5000, exchanged):
-        path.unlink()
-        path.write_bytes(broken)
-        assert _rows(mixture).to_list() == expected
-        assert path.read_bytes() == whole
 
 
 def test_old_mixtures_are_forgotten(tmp_path):

@@ -4,7 +4,6 @@ import json
 import os
 import sys
 import time
-from hashlib import sha1
 from pathlib import Path
 
 import pytest
@@ -13,15 +12,11 @@ from tell_plugins.cli import main
 from tell_plugins.core.rows import file_sha256
 from tell_plugins.preparation import llama2_tokenizer
 from tests.conftest import PROJECT, MakeCard, change, printed_by, write_rows
-from tests.file_server import FileServer, cut_after
+from tests.file_server import FileServer, blob_of, cut_after
 from tests.hub_server import REVISION, hub
 
 ROWS = [{"q": f"question {n}", "r": f"answer {n}", "note": "x"} for n in range(7)]
 CONTENT = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
-
-
-def blob(content: bytes) -> str:
-    return sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 @pytest.fixture
@@ -48,13 +43,13 @@ def general_card(make_card: MakeCard, name: str = "far", **split: object) -> Pat
 
 def test_card_is_made_ready_listed_and_left_alone(make_card, server, home, tell):
     url = f"{server.url}/x/rows.jsonl"
-    general_card(make_card, url=url, blob=blob(CONTENT))
+    general_card(make_card, url=url, blob=blob_of(CONTENT))
     assert "missing  ./run.sh data far" in tell("data", "list", "far")
     assert "train: is ready, verified (git blob id)" in tell("data", "far")
     file = home / "far" / "rows.jsonl"
     assert file.read_bytes() == CONTENT
     record = json.loads((home / "far" / "rows.jsonl.provenance.json").read_text())
-    assert record["from"] == {"place": url, "official": url, "git_blob": blob(CONTENT)}
+    assert record["from"] == {"place": url, "official": url, "git_blob": blob_of(CONTENT)}
     assert record["sha256"] == file_sha256(file)
     assert "train: is here, verified (git blob id)" in tell("data", "far")
     out = tell("data", "list", "far")
@@ -69,7 +64,7 @@ def test_card_is_made_ready_listed_and_left_alone(make_card, server, home, tell)
 
 
 def test_wrong_file_is_listed_and_replaced(make_card, server, home, tell):
-    general_card(make_card, url=f"{server.url}/x/rows.jsonl", blob=blob(CONTENT))
+    general_card(make_card, url=f"{server.url}/x/rows.jsonl", blob=blob_of(CONTENT))
     write_rows(home / "far" / "rows.jsonl", ROWS[:3])
     assert "3 of 7  wrong  not the official file" in tell("data", "list", "far", code=1)
     server.script = [cut_after(100)]
@@ -79,7 +74,7 @@ def test_wrong_file_is_listed_and_replaced(make_card, server, home, tell):
 
 
 def test_wrong_file_that_is_found_before_the_right_one(make_card, server, tmp_path, tell):
-    general_card(make_card, url=f"{server.url}/x/rows.jsonl", blob=blob(CONTENT))
+    general_card(make_card, url=f"{server.url}/x/rows.jsonl", blob=blob_of(CONTENT))
     write_rows(tmp_path / "cards" / "far" / "rows.jsonl", ROWS[:3])
     assert "another of its name is found before it" in tell("data", "far", code=1)
 
@@ -93,7 +88,7 @@ def test_a_dead_server_is_asked_for_one_file_of_a_card(make_card, tell):
 
 def test_a_mirrors_password_is_not_recorded(make_card, server, home, tell):
     mirror = f"{server.url}/x".replace("http://", "http://bob:secret@")
-    for name, split in (("far", {"modelscope": "o/n"}), ("near", {"blob": blob(CONTENT)})):
+    for name, split in (("far", {"modelscope": "o/n"}), ("near", {"blob": blob_of(CONTENT)})):
         url = {"url": f"{server.url}/x/rows.jsonl"} if "blob" in split else {}
         general_card(make_card, name, **split, **url)
         tell("data", name, "--mirror", mirror)
@@ -104,8 +99,8 @@ def test_a_mirrors_password_is_not_recorded(make_card, server, home, tell):
 
 
 def test_what_fails_is_told_after_the_rest_is_ready(make_card, server, home, tell):
-    general_card(make_card, "gone", url=f"{server.url}/gone.jsonl", blob=blob(b"x"))
-    general_card(make_card, url=f"{server.url}/x/rows.jsonl", blob=blob(CONTENT))
+    general_card(make_card, "gone", url=f"{server.url}/gone.jsonl", blob=blob_of(b"x"))
+    general_card(make_card, url=f"{server.url}/x/rows.jsonl", blob=blob_of(CONTENT))
     captured = tell("data", "gone", "far", code=2)
     assert "train: is ready" in captured
     assert "HTTP 404" in captured
@@ -237,16 +232,6 @@ def test_wrong_rows_from_a_mirror(make_card, server, home, content, code, messag
     assert not list((home / "far").glob("*rows.jsonl"))
     if code == 2:
         tell("data", "far", "--mirror", f"{server.url}/x", "--accept")
-
-
-# --- files that are built ------------------------------------------------------------------------
-
-
-def test_spans_build_from_real_files(real_home, tell):
-    out = tell("data", "halu_cot_json_spans")
-    assert "test: is here, verified" in out
-    assert "train: is ready" in out
-    assert (real_home / "halu_cot_json_spans" / "halu_cot_json_spans.jsonl").is_file()
 
 
 # --- the tokenizer and the model -----------------------------------------------------------------
@@ -422,6 +407,10 @@ def test_show_general_data_with_unusable_and_long_rows(make_card, tell):
     assert "unusable 1, first: line 2: the query is empty" in out
     assert "characters left out" in out
     assert "characters left out" not in tell("data", "show", "plain", "--full")
+    make_card("plain", kind="general", train=[{"q": "今天天气很好，OK?", "r": "ひらがな です"}])
+    counted = " ".join(tell("data", "show", "plain").split())
+    assert "query, words 7 " in counted, "six characters, and what stands behind them"
+    assert "response, words 6 " in counted
 
 
 def test_show_counts_tokens(real_home, tell):

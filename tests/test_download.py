@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,16 @@ from tell_plugins.preparation.download import Places, ensure, fetch, has_blob
 from tests.conftest import message_of, wait_for
 from tests.file_server import (
     FileServer,
+    blob_of,
     cut_after,
     other,
     slowly,
-    stall_after,
     status,
     whole,
 )
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 PLACES = Places(wait=0.5, tries=3, pause=0.01)
-
-
-def blob_of(content: bytes) -> str:
-    return sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 BLOB = has_blob(blob_of(CONTENT))
@@ -72,7 +67,7 @@ def test_plain_download_then_nothing_to_do(server, target):
         [cut_after(300_000), cut_after(0)],
         [status(429, Retry_After="0"), status(503)],
         [status(408), status(500)],
-        [stall_after(1000, 3), status(502)],
+        [cut_after(1000, 3), status(502)],
     ],
 )
 def test_what_may_pass_is_asked_for_again(server, target, failing, capfd):
@@ -107,8 +102,8 @@ def test_one_wrong_byte_is_found(server, target):
         (status(404), "HTTP 404 Not Found", 1),
         (status(503), "HTTP 503 Service Unavailable", 3),
         (cut_after(400_000), "Connection broken", 3),
-        (stall_after(0, 2), "Read timed out", 3),
-        (stall_after(1000, 2), "Read timed out", 3),
+        (cut_after(0, 2), "Read timed out", 3),
+        (cut_after(1000, 2), "Read timed out", 3),
         (other(b"<!DOCTYPE html><html>please log in</html>"), "file: an HTML page of 41 bytes", 1),
         (status(302, Location="file:///etc/hostname"), "redirected to none", 1),
         (status(302, Location="ftp://127.0.0.1/rows.jsonl"), "redirected to none", 1),
@@ -286,7 +281,7 @@ def test_two_processes_fetch_one_file_once(server, target):
 
 
 def test_what_a_killed_download_left_is_never_taken(server, target):
-    server.script = [stall_after(600_000, 20)]
+    server.script = [cut_after(600_000, 20)]
     process = start(server, target)
     wait_for(
         lambda: any(f.stat().st_size > 100_000 for f in target.parent.glob(".rows*/unfinished"))

@@ -8,14 +8,14 @@ import pytest
 
 from tell_plugins.core.draw import hashes, occurrences, ranking, take
 from tell_plugins.core.spec import ALL, NONE, Amount, parse_amount
-from tell_plugins.core.text import row_id
+from tell_plugins.core.text import row_ids
 from tests.conftest import error_of
 
 Ids = npt.NDArray[np.uint8]
 
 
 def _ids(texts: list[str]) -> Ids:
-    return np.frombuffer(b"".join(row_id(text, "r") for text in texts), np.uint8).reshape(-1, 16)
+    return row_ids((text, "r") for text in texts)
 
 
 def _some(count: int) -> Ids:

@@ -16,28 +16,22 @@ from tell_plugins.core.sources import open_task
 from tell_plugins.preparation.forms import Pair
 from tell_plugins.preparation.task_split import split_into_folds
 from tests.conftest import PROJECT, message_of, write_rows
-from tests.own_task import Own
 from tests.saved_answers import save_answers
 
 FOLDS = 3
 
 
 @pytest.fixture
-def task(own) -> Own:
-    return own
-
-
-@pytest.fixture
-def rows(task) -> str:
+def rows(own) -> str:
     """Twenty rows, every fourth labelled yes."""
     pairs = [(f"Is {n} a four?", "no" if n % 4 else "yes") for n in range(20)]
-    return task.table([{"query": query, "response": response} for query, response in pairs])
+    return own.table([{"query": query, "response": response} for query, response in pairs])
 
 
 @pytest.fixture
-def said(task, rows) -> str:
+def said(own, rows) -> str:
     """What `new` says of the task in three folds, which it leaves."""
-    return task.new(rows, "--folds", str(FOLDS))
+    return own.new(rows, "--folds", str(FOLDS))
 
 
 def _pairs(count: int) -> tuple[list[Pair], list[str]]:
@@ -80,7 +74,7 @@ def test_rows_that_ask_the_same_are_in_one_fold():
         assert "2 to 10" in message_of(split_into_folds, pairs, None, 42, count)
 
 
-def test_each_fold_has_a_card_and_recipes(said, task, rows, capsys):
+def test_each_fold_has_a_card_and_recipes(said, own, rows, capsys):
     assert "--folds 3: each of the 20 rows tests once" in said
     assert "6 to 7 rows a fold" in said
     assert "card:    " in said
@@ -96,7 +90,7 @@ def test_each_fold_has_a_card_and_recipes(said, task, rows, capsys):
         assert sorted(train.plain + test.plain) == sorted(whole.plain)
         tested += test.plain
         for variant in ("", "_sft"):
-            recipe = task.recipe(f"smollm2_own_fold{number}{variant}")
+            recipe = own.recipe(f"smollm2_own_fold{number}{variant}")
             assert recipe.spec.card == card.name
             assert recipe.output_dir.name == recipe.path.stem
             mixture = build_mixture(recipe.spec)
@@ -107,15 +101,15 @@ def test_each_fold_has_a_card_and_recipes(said, task, rows, capsys):
             settings.add(str(recipe.spec.with_values(card="own")))
     assert sorted(tested) == sorted(whole.plain)
     assert len(settings) == 2  # all folds train alike
-    whole_recipe = str(task.recipe().path)
-    assert main(["check", whole_recipe, str(task.recipe("smollm2_own_fold2").path)]) == 0
+    whole_recipe = str(own.recipe().path)
+    assert main(["check", whole_recipe, str(own.recipe("smollm2_own_fold2").path)]) == 0
     assert main(["eval", whole_recipe, "--adapter", "none"]) == 1
     assert "no split 'test': the task is tested by its folds" in capsys.readouterr().err
-    assert "own_fold1" in task.refused(rows, "--folds", "2")
-    task.new(rows, "--folds", "2", "--force")
+    assert "own_fold1" in own.refused(rows, "--folds", "2")
+    own.new(rows, "--folds", "2", "--force")
 
 
-def test_the_next_commands_name_what_was_written(said, task, rows):
+def test_the_next_commands_name_what_was_written(said, own, rows):
     lines = [line.strip() for line in said.partition("next:")[2].splitlines()]
     (loop,) = [line for line in lines if line.startswith("for fold")]
     dry = loop.replace("./run.sh", "echo")
@@ -124,22 +118,22 @@ def test_the_next_commands_name_what_was_written(said, task, rows):
     assert [verb for verb, _, _ in named] == ["train", "train", "eval"] * FOLDS
     assert all((PROJECT / path).is_file() for _, path, _ in named)
     assert any(line.startswith("./run.sh compare --pool output/smollm2_own_fold") for line in lines)
-    out = task.new(rows, "--folds", "2", "--method", "sft", name="alone")
+    out = own.new(rows, "--folds", "2", "--method", "sft", name="alone")
     assert "&& ./run.sh eval " in out
     assert "--against" not in out
 
 
-def test_one_way_to_test(task, rows):
-    message = task.fails(rows, "--folds", "3", "--test", "t.jsonl")
+def test_one_way_to_test(own, rows):
+    message = own.fails(rows, "--folds", "3", "--test", "t.jsonl")
     assert "argument --test: not allowed with argument --folds" in message
 
 
-def test_few_rows_propose_folds(task, rows):
-    out = task.new(rows)
+def test_few_rows_propose_folds(own, rows):
+    out = own.new(rows)
     assert "or let each row test once, with --folds 5" in out
-    held_out = task.table([{"query": "Is 31 a four?", "response": "no"}], "test.jsonl")
-    assert "--folds" not in task.new(rows, "--test", held_out, name="tested")
-    assert "allowed: 2 to 20" in task.refused(rows, "--folds", "21", name="other")
+    held_out = own.table([{"query": "Is 31 a four?", "response": "no"}], "test.jsonl")
+    assert "--folds" not in own.new(rows, "--test", held_out, name="tested")
+    assert "allowed: 2 to 20" in own.refused(rows, "--folds", "21", name="other")
 
 
 def _answers(folder: Path, number: int, wrong: int, **settings: object) -> Path:
@@ -151,13 +145,13 @@ def _answers(folder: Path, number: int, wrong: int, **settings: object) -> Path:
 
 
 @pytest.mark.usefixtures("said")
-def test_every_row_counts_once(task, tmp_path, capsys):
+def test_every_row_counts_once(own, tmp_path, capsys):
     for number in range(1, FOLDS + 1):
         _answers(tmp_path / "base", number, 3)
         for name, wrong in (("", 1), ("_sft", 2)):
             run = tmp_path / f"run{number}{name}"
             run.mkdir()
-            spec = str(task.recipe(f"smollm2_own_fold{number}{name}").spec)
+            spec = str(own.recipe(f"smollm2_own_fold{number}{name}").spec)
             (run / "manifest.json").write_text(json.dumps({"spec": spec}))
             _answers(tmp_path / f"tell{name}", number, wrong, adapter=str(run))
     out = tmp_path / "out"

@@ -334,19 +334,10 @@ print(int(status.partition("VmHWM:")[2].split()[0]) // 1024)
 
 @pytest.mark.slow
 def test_large_memory_is_streamed(small_cards, tmp_path):
-    path = tmp_path / "large.tmx"
-    count = 0
-    with path.open("w", encoding="utf-8") as file:
-        file.write(tmx([]).partition("</body>")[0])
-        while file.tell() < 40 << 20:
-            lines = []
-            for _ in range(500):
-                count += 1
-                words = LONG if count % 2 else "too short"
-                lines.append(unit(f"{words} {count}", f"{LANG} {count}") + "\n")
-            file.write("".join(lines))
-        file.write("</body></tmx>\n")
+    path, count = tmp_path / "large.tmx", 60_000
+    units = [unit(f"{LONG if n % 2 else 'short'} {n}", f"{LANG} {n}") for n in range(count)]
+    path.write_text(tmx(units), encoding="utf-8")
+    assert path.stat().st_size > 30e6
     assert int(printed_by(sys.executable, "-c", BUILD, path).split()[-1]) < 300  # MiB
-    built = small_cards / "en_is_news" / "tm-en-is.jsonl"
-    with built.open("rb") as lines_built:
-        assert sum(1 for _ in lines_built) == count // 2
+    with (small_cards / "en_is_news" / "tm-en-is.jsonl").open("rb") as lines:
+        assert sum(1 for _ in lines) == count // 2

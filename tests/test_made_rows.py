@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from functools import partial
-from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from tell_plugins.cli import main
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.sources import open_task
+from tell_plugins.core.sources import blob_id, open_task
 from tests.conftest import PROJECT, MakeCard, change, write_rows
 
 KINDS = ("spam", "news", "other")
@@ -34,9 +33,8 @@ def published(tmp_path) -> Path:
 
 
 def source(folder: Path, name: str = "rows.csv", **more: Any) -> dict[str, Any]:
-    content = (folder / name).read_bytes()
-    blob = sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    return {"file": name, "url": f"https://far.example/{name}", "blob": blob, **more}
+    url = f"https://far.example/{name}"
+    return {"file": name, "url": url, "blob": blob_id(folder / name), **more}
 
 
 def card_of(make_card: MakeCard, splits: dict[str, Any], **made: Any) -> None:

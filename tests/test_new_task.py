@@ -16,19 +16,13 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.preparation.answers import (
-    are_labels,
-    infer_schema,
-    json_of_python,
-    kind_of,
-    labels_of,
-)
-from tell_plugins.preparation.forms import Pair, TaskFile, parse_columns
+from tell_plugins.preparation.answers import infer_schema, json_of_python, kind_of
+from tell_plugins.preparation.forms import Pair, TaskFile
 from tell_plugins.preparation.method import among, general_rows_for, plain_sft, repeat_of
 from tell_plugins.preparation.task_recipe import _patterns, recipe_of, short_names
 from tell_plugins.preparation.task_split import split_off_test
 from tell_plugins.recipe.recipes import Recipe, load_recipe
-from tests.conftest import PROJECT, message_of
+from tests.conftest import PROJECT
 from tests.own_task import ANCHOR, Own, Row
 
 
@@ -266,13 +260,6 @@ def test_the_patterns_are_the_packs_recipes():
     assert chosen == OF_THE_PAPER
 
 
-def test_data_that_has_to_be_fetched_is_named(own, rows):
-    out = own.new(rows, "--model", "qwen")
-    assert own.recipe("qwen_own").dataset_text == "tell/own"
-    assert "not ready to train yet" in out
-    assert "  ./run.sh data " in out
-
-
 @pytest.mark.parametrize("metric", ["label", "json"])
 def test_plain_labels_are_split_in_their_shares_as_those_in_json_are(metric, own):
     """3 of 40 rows say yes: drawn without regard to that, a test set may hold none."""
@@ -336,21 +323,34 @@ def test_an_anchor_may_be_a_file(own, rows):
     assert load_card("own").file("anchor.txt").read_text() == "Judge it.\nIn JSON.\n"
 
 
-@pytest.mark.parametrize(
-    ("responses", "metric"),
-    [
-        (["It is warm.", "It is cold."], "text"),
-        (["4", "-12.5"], "number"),
-        (["2 + 2 is 4.\n#### 4", "#### 12"], "number"),
-        (['{"a": 1}', '{"a": 2}'], "json"),
-        (["[1, 2]", '["a"]'], "json"),
-        (["12,5", "1.234,56"], "text"),
-        (["03.03.2024", "5.4.2"], "text"),
-        (["192.168.0.1", "4"], "text"),
+RATINGS = [[str(n % 2) for n in range(40)], ["1.0", "0.0"] * 8]
+SENTENCE = "A long answer in a sentence or two, which happens to come again."
+KINDS: dict[str, list[list[str]]] = {
+    "json": [['{"a": 1}', '{"a": 2}'], ["[1, 2]", '["a"]']],
+    "label": [
+        *(["no"] * 10 + ["yes"] * 5, ["no"] * 20 + [" no", "yes", "yes", "maybe"]),
+        *(["true", "false"] * 6, *RATINGS, list("aaabbbccddeefgg")),  # 15 rows of 7 labels
+        *([f"class {n % 12}" for n in range(60)], [f"class {n % 77}" for n in range(308)]),
     ],
+    "number": [
+        *(["4", "-12.5"], ["2 + 2 is 4.\n#### 4", "#### 12"], ["0.5", "1.5"] * 8),
+        [f"{n % 13}" for n in range(60)],  # more numbers than ratings have
+        ["4"] * 12 + [str(n) for n in range(10, 16)],  # a number that comes again
+    ],
+    "text": [
+        *(["It is warm.", "It is cold."], ["12,5", "1.234,56"], ["03.03.2024", "5.4.2"]),
+        *(["192.168.0.1", "4"], ["yes"] * 20, [SENTENCE] * 9 + ["x"] * 9),
+        ["yes", "no"] * 3,  # too few rows to tell
+        *([f"answer {n}" for n in range(60)], [f"answer {n % 20}" for n in range(30)]),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("metric", "responses"), [(metric, found) for metric in KINDS for found in KINDS[metric]]
 )
-def test_the_metric_is_told_by_the_responses(responses, metric):
-    pairs = [Pair(1, "?", response) for response in responses * 3]
+def test_the_metric_is_told_by_the_responses(metric, responses):
+    pairs = [Pair(1, "?", response) for response in responses]
     assert kind_of(TaskFile(Path("rows.csv"), "x", pairs)) == metric
 
 
@@ -422,6 +422,9 @@ def test_another_model_stands_beside_the_first(own, rows):
 def test_nothing_is_overwritten_without_force(own, rows):
     own.new(rows)
     before = files_in(own.card)
+    out = own.new(rows, "--model", "qwen", name="fetched")
+    assert "not ready to train yet" in out
+    assert "  ./run.sh data " in out
     other = own.table(rows_of(count=20), "other.jsonl")
     assert "would be overwritten" in own.refused(other)
     assert files_in(own.card) == before
@@ -740,70 +743,18 @@ def test_what_is_missing_is_asked_for(own, rows):
 # ---------------------------------------------------------------- parts
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("query=a", "a,b", "1,2,3"),
-        *(f"query=a,{end}" for end in ("query=b,response=c", "response")),
-        *(f"query={front},response=c" for front in ("", "a+", "a+a")),
-    ],
-)
-def test_bad_columns(text):
-    assert "bad value" in message_of(parse_columns, text)
-
-
-def pairs_with(labels: list[str]) -> TaskFile:
-    pairs = [
-        Pair(n, f"question {n}", json.dumps({"label": label})) for n, label in enumerate(labels, 1)
-    ]
-    return TaskFile(Path("rows.jsonl"), "x", pairs)
-
-
-def labels_in(pairs: list[Pair]) -> dict[str, int]:
-    return dict(
-        sorted(Counter(labels_of([pair.response for pair in pairs], "json", "label") or []).items())
-    )
-
-
 def test_a_split_keeps_the_labels_shares_and_does_not_hang_on_the_files_order():
     labels = ["yes"] * 20 + ["no"] * 80
-    file = pairs_with(labels)
+    pairs = [Pair(n, f"question {n}", label) for n, label in enumerate(labels, 1)]
+    file = TaskFile(Path("rows.jsonl"), "x", pairs)
     split = split_off_test(file, labels, 42)
-    assert labels_in(split["test"]) == {"no": 16, "yes": 4}
+    assert Counter(pair.response for pair in split["test"]) == {"no": 16, "yes": 4}
     assert len(split["train"]) == 80
-    turned = TaskFile(file.path, file.form, file.pairs[::-1])
+    turned = TaskFile(file.path, file.form, pairs[::-1])
     again = split_off_test(turned, labels[::-1], 42)
     assert sorted(pair.line for pair in again["test"]) == [pair.line for pair in split["test"]]
     other = split_off_test(file, labels, 43)
     assert {pair.line for pair in other["test"]} != {pair.line for pair in split["test"]}
-
-
-@pytest.mark.parametrize(
-    ("responses", "labelled"),
-    [
-        (["no"] * 10 + ["yes"] * 5, True),
-        (["no"] * 20 + [" no", "yes", "yes", "maybe"], True),
-        (["true", "false"] * 6, True),
-        ([str(n % 2) for n in range(40)], True),
-        (["1.0", "0.0"] * 8, True),
-        ([f"class {n % 12}" for n in range(60)], True),
-        ([f"class {n % 77}" for n in range(308)], True),
-        (list("aaabbbccddeefgg"), True),  # 15 rows of 7 labels
-        (["yes", "no"] * 3, False),  # too few rows to tell
-        ([f"answer {n}" for n in range(60)], False),
-        ([f"answer {n % 20}" for n in range(30)], False),
-        ([f"{n % 13}" for n in range(60)], False),  # more numbers than ratings have
-        (["0.5", "1.5"] * 8, False),
-        (["4"] * 12 + [str(n) for n in range(10, 16)], False),  # a number that comes again
-        (
-            ["A long answer in a sentence or two, which happens to come again."] * 9 + ["x"] * 9,
-            False,
-        ),
-        (["yes"] * 20, False),
-    ],
-)
-def test_answers_that_come_again_are_labels(responses, labelled):
-    assert are_labels(responses) == labelled
 
 
 def test_rows_that_ask_the_same_stay_on_one_side():

@@ -7,15 +7,14 @@ import pytest
 from tell_plugins.core.draw import hashes
 from tell_plugins.core.order import arrange
 from tell_plugins.core.spec import ORDERS
-from tell_plugins.core.text import row_id
+from tell_plugins.core.text import row_ids
 
 Hashes = npt.NDArray[np.uint64]
 
 
 def _task(rows: int, *, copies: int = 1, seed: int = 42) -> Hashes:
     """Hashes of task entries as the mixture makes them, copies in rounds."""
-    ids = np.frombuffer(b"".join(row_id(f"task {n}", "r") for n in range(rows)), np.uint8)
-    ids, zero = ids.reshape(-1, 16), np.zeros(rows, np.int64)
+    ids, zero = row_ids((f"task {n}", "r") for n in range(rows)), np.zeros(rows, np.int64)
     purposes = ["order", *(f"order, copy {copy}" for copy in range(1, copies))]
     rounds = [hashes(ids, zero, seed=seed, source="t", purpose=purpose) for purpose in purposes]
     return np.concatenate(rounds)

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from tell_plugins.cli import main
 from tell_plugins.core.errors import UserError
 from tell_plugins.experiments.results import load_studies, refuse_damaged
-from tests.conftest import write_rows
+from tests.conftest import write_card, write_rows
 from tests.made_results import EVALUATION, MadeResults
 from tests.saved_answers import save_answers
 
@@ -62,25 +63,9 @@ def call(*argv: str) -> int:
 TASK = [{"q": f"sum {n}", "r": f"#### {n}"} for n in range(6)]
 TEST = [{"q": f"other {n}", "r": f"#### {n}"} for n in range(4)]
 GENERAL = [{"q": f"g {n}", "r": "x"} for n in range(30)]
-TASK_CARD = {
-    "name": "toy",
-    "kind": "task",
-    "summary": "made by a test",
-    "licence": "none",
-    "source": "a test",
-    "columns": {"query": "q", "response": "r"},
-    "splits": {"train": {"file": "train.jsonl"}, "test": {"file": "test.jsonl"}},
-    "anchor": "anchor.txt",
-    "metric": "number",
-    "general": {"from": ["plain"], "amount": "2x"},
-    "question": "(.*)",
-    "max_new_tokens": 32,
-}
-GENERAL_CARD = {key: TASK_CARD[key] for key in ("summary", "licence", "source", "columns")} | {
-    "name": "plain",
-    "kind": "general",
-    "splits": {"train": {"file": "train.jsonl"}},
-}
+TOY: dict[str, Any] = {"train": TASK, "test": TEST, "question": "(.*)", "max_new_tokens": 32}
+with TemporaryDirectory() as place:
+    TASK_CARD = yaml.safe_load((write_card(Path(place), "toy", **TOY) / "card.yaml").read_text())
 RECIPE = {
     "model": "smollm2",
     "model_type": "llama",
@@ -107,13 +92,8 @@ class World:
     def lay(self) -> None:
         for name in ("cards", "out", "recipes"):
             shutil.rmtree(self.root / name, ignore_errors=True)
-        toy, plain = self.root / "cards" / "toy", self.root / "cards" / "plain"
-        write_rows(toy / "train.jsonl", TASK)
-        write_rows(toy / "test.jsonl", TEST)
-        write_rows(plain / "train.jsonl", GENERAL)
-        (toy / "anchor.txt").write_text("Add it up.")
-        (toy / "card.yaml").write_text(yaml.safe_dump(TASK_CARD))
-        (plain / "card.yaml").write_text(yaml.safe_dump(GENERAL_CARD))
+        write_card(self.root / "cards", "toy", **TOY)
+        write_card(self.root / "cards", "plain", train=GENERAL, kind="general")
         self.recipe.write_text(yaml.safe_dump(RECIPE))
 
     def mix(self, *flags: str) -> int:
@@ -308,11 +288,16 @@ def test_data_files_keep_every_row(world, found, cut):
             assert len(written) - 1 == manifest["rows"]
 
 
+LINES = [json.dumps({"q": f'Row {n}, "so"', "r": "yes"}) for n in range(9)]
+TABLE = "q,r\n" + 'one,1\n"two, ""so""\nand on",2\n' * 9
+WHOLE = [(".jsonl", "\n".join(LINES)), (".json", f"[{','.join(LINES)}]"), (".csv", TABLE)]
+WHOLE += [(".tsv", TABLE.replace(",", "\t"))]
 table_files = (
     st.tuples(st.just(".csv"), st.lists(plain_texts, max_size=9).map(",".join).map(str.encode))
     | st.tuples(st.sampled_from([".csv", ".tsv", ".json", ".jsonl", ".parquet"]), st.binary())
     | st.tuples(st.just(".jsonl"), rows.map(lambda r: "\n".join(map(json.dumps, r)).encode()))
     | st.tuples(st.just(".json"), rows.map(lambda r: json.dumps(r).encode()))
+    | st.sampled_from(WHOLE).flatmap(lambda f: st.tuples(st.just(f[0]), damaged(f[1].encode())))
 )
 
 

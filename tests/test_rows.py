@@ -247,41 +247,12 @@ def test_what_makes_a_file_new(tmp_path):
     assert _open(tmp_path, {**value, "q": "new"}).all_texts() == [("new", "b")]
 
 
-def _exchanged(content: bytes) -> bytes:
-    """The same bytes in another order: texts exchanged, nothing longer or shorter."""
-    half = (len(content) - 32) // 2
-    return content[half : 2 * half] + content[:half] + content[2 * half :]
-
-
-@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "garbage", "exchanged"])
-def test_a_broken_cache_is_built_again(tmp_path, damage):
-    values = [{"q": f"q{n}", "r": "r" * n} for n in range(1, 50)] + [7]
-    before = _open(tmp_path, *values)
-    broken = _cached(tmp_path)
-    content = broken.read_bytes()
-    broken.unlink()
-    if damage != "gone":
-        broken.write_bytes(
-            {
-                "empty": b"",
-                "cut": content[: len(content) // 2],
-                "garbage": b"\x93NUMPY?!{" * 9,
-                "exchanged": _exchanged(content),
-            }[damage]
-        )
-    after = _open(tmp_path, *values)
-    assert after.all_texts() == before.all_texts()
-    assert after.ids.tolist() == before.ids.tolist()
-    assert after.bad == before.bad
-    assert _cached(tmp_path).read_bytes() == content
-
-
 def test_an_interrupted_reading_leaves_nothing_behind(tmp_path, monkeypatch):
     def interrupted(*_: object) -> bytes:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(rows, "row_id", interrupted)
+        patch.setattr(rows, "row_ids", interrupted)
         with pytest.raises(KeyboardInterrupt):
             _open(tmp_path, {"q": "a", "r": "b"})
     assert [path.suffix for path in (tmp_path / "cache" / "rows").iterdir()] == [".lock"]

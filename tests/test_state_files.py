@@ -1,6 +1,8 @@
 """Our own JSON, read back: what fits, what is told and where, and what is made again."""
 
 import lzma
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from tell_plugins.core.state_files import (
     Name,
     Shape,
     cached_json,
+    made_once,
     read_json,
     read_json_lines,
     write_json,
@@ -79,3 +82,29 @@ def test_the_trainers_files_may_hold_what_ours_may_not(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('{"loss": NaN}')
     assert str(read_json(path, dict[str, Any], REMEDY, foreign=True)["loss"]) == "nan"
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "another file": lambda _: b"\x93NUMPY?!{" * 9,
+    "exchanged": lambda content: content[10:20] + content[:10] + content[20:],
+    "longer": lambda content: content + b"\n",
+}
+
+
+def test_a_damaged_cache_is_made_again(tmp_path):
+    path, made = tmp_path / "new" / "kept", []
+
+    def write(target: Path) -> None:
+        made.append(target)
+        target.write_text("what is kept, and long enough to be cut")
+
+    made_once(path, write)
+    whole = path.read_bytes()
+    for damage in DAMAGES.values():
+        path.write_bytes(damage(whole))
+        made_once(path, write)
+        assert path.read_bytes() == whole
+    made_once(path, write)
+    assert len(made) == 1 + len(DAMAGES)

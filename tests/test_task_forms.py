@@ -321,9 +321,18 @@ def test_codes_are_written_as_labels(tmp_path):
     assert _read(write_rows(path, rows)) == [("a", "true"), ("7", "false")]
 
 
-@pytest.mark.parametrize("text", ["0", "0=", "=no", "0=no,0=yes", "0=no,"])
-def test_bad_labels(text):
-    assert "bad value" in message_of(parse_labels, text)
+BAD = {
+    parse_labels: ["0", "0=", "=no", "0=no,0=yes", "0=no,"],
+    parse_columns: [
+        *("query=a", "a,b", "1,2,3", "query=a,query=b,response=c", "query=a,response"),
+        *("query=,response=c", "query=a+,response=c", "query=a+a,response=c"),
+    ],
+}
+
+
+@pytest.mark.parametrize("parse", BAD)
+def test_labels_and_columns_that_are_none(parse):
+    assert all("bad value" in message_of(parse, text) for text in BAD[parse])
 
 
 def test_a_header_is_no_row(tmp_path):

@@ -17,9 +17,9 @@ from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import lengths_of, open_task
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.core.text import row_id
+from tell_plugins.core.text import row_ids
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
-from tests.conftest import PROJECT, message_of, started_together
+from tests.conftest import PROJECT, message_of
 
 Positions = npt.NDArray[np.int64]
 WORDS = PROJECT / "tests" / "golden" / "word_tokenizer.json"
@@ -43,7 +43,7 @@ class Source:
 
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
         self.pairs = pairs
-        self.ids = np.frombuffer(b"".join(row_id(*pair) for pair in pairs), "u1").reshape(-1, 16)
+        self.ids = row_ids(pairs)
         self.asked: list[int] = []
 
     def texts(self, rows: Positions) -> list[tuple[str, str]]:
@@ -109,58 +109,6 @@ def test_a_fork_counts_without_its_parents_threads(word_tokenizer, monkeypatch):
         signal.alarm(60)
         os._exit(int(counter.count(texts).sum() != 10_000))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-DAMAGES = {
-    "empty": lambda _: b"",
-    "cut": lambda content: content[: len(content) // 2],
-    "header cut": lambda content: content[:60],
-    "garbage": lambda _: b"garbage" * 50,
-    "unsorted": lambda content: content[:-160] + content[-16:] * 10,
-    "other counts": lambda content: content.replace(b"\x01\0\0\0", b"\x09\0\0\0"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_broken_cache_is_counted_again(word_tokenizer, tmp_path, damage):
-    source = _source(50)
-    TokenCounter(word_tokenizer).lengths(source.ids, source.texts)
-    (store,) = (tmp_path / "cache" / "lengths").glob("*.npy")
-    store.write_bytes(DAMAGES[damage](store.read_bytes()))
-    source.asked.clear()
-    found = TokenCounter(word_tokenizer).lengths(source.ids, source.texts)
-    assert found.tolist() == _expected(source)
-    assert len(source.asked) == 50
-    source.asked.clear()
-    TokenCounter(word_tokenizer).lengths(source.ids, source.texts)
-    assert source.asked == []
-
-
-COUNT = """
-import sys
-from pathlib import Path
-import numpy as np
-from tell_plugins.core.tokens import TokenCounter
-
-asked = 0
-
-def texts(rows):
-    global asked
-    asked += len(rows)
-    return [("a b", " c")] * len(rows)
-
-print("ready", flush=True)
-sys.stdin.readline()
-ids = np.arange(3000 * 16, dtype=np.uint64).astype("u1").reshape(-1, 16)
-found = TokenCounter(Path(sys.argv[1])).lengths(ids, texts)
-print((found == [2, 1]).all(), asked)
-"""
-
-
-def test_processes_that_count_at_once_share_the_work(word_tokenizer):
-    answers = started_together(COUNT, *([word_tokenizer] for _ in range(3)))
-    assert [answer[0] for answer in answers] == ["True"] * 3
-    assert sum(int(answer[1]) for answer in answers) == 3000, "every row was counted once"
 
 
 def test_where_the_tokenizer_is_looked_for(tmp_path, monkeypatch):

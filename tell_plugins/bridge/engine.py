@@ -139,7 +139,6 @@ class LocalEngine(SwiftEngine):
     ) -> None:
         args = model_arguments(values)
         cpu.share_heads()
-        cpu.grow_in_place()
         self.model, processor = args.get_model_processor()
         cpu.pack_before_head(self.model)
         template = args.get_template(processor)

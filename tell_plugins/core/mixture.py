@@ -171,11 +171,17 @@ class Mixture:
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows in training order as ms-swift reads them from JSON lines."""
         names = self._channel_names
-        places = zip(self.origin[self.order].tolist(), self.row[self.order].tolist(), strict=True)
-        for source, row in places:
-            [(query, response)] = self.sources[source].rows.texts([row])
-            messages = [*messages_of(query), {"role": "assistant", "content": response}]
-            yield {"messages": messages, "channel": names[source]}
+        for start in range(0, len(self), _BATCH):
+            entries = self.order[start : start + _BATCH]
+            origins, rows = self.origin[entries], self.row[entries]
+            texts = [
+                iter(source.rows.texts(rows[origins == number]))
+                for number, source in enumerate(self.sources)
+            ]
+            for number in origins.tolist():
+                query, response = next(texts[number])
+                messages = [*messages_of(query), {"role": "assistant", "content": response}]
+                yield {"messages": messages, "channel": names[number]}
 
     @property
     def channels(self) -> list[str]:

@@ -28,7 +28,7 @@ from tell_plugins.core.progress import tracked
 from tell_plugins.core.row_files import read_records
 from tell_plugins.core.schemas import search
 from tell_plugins.core.state_files import made_once
-from tell_plugins.core.text import MARK, comparison_keys, joined, row_id
+from tell_plugins.core.text import MARK, comparison_keys, joined, row_ids
 
 FORMAT = 7  # raised when the stored columns change their meaning, as comparison keys do
 MAX_CHARS = 200_000  # one text; about 50,000 tokens, beyond any context this project trains
@@ -187,8 +187,7 @@ def _convert(path: Path, columns: Columns, version: tuple[int, int, int], target
         while batch := list(islice(rows, _BATCH)):
             lines, valid, queries, responses = zip(*batch, strict=True)
             entries = np.zeros(len(batch), _ENTRY)
-            ids = b"".join(map(row_id, queries, responses))
-            entries["id"] = np.frombuffer(ids, "u1").reshape(-1, 16)
+            entries["id"] = row_ids(zip(queries, responses, strict=True))
             entries["key"] = comparison_keys(queries)
             entries["line"], entries["valid"] = lines, valid
             buffers = [None, pa.py_buffer(entries.tobytes())]

@@ -15,6 +15,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.json_values import parse_json
+from tell_plugins.core.text import shortened
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
@@ -27,9 +28,8 @@ def search(pattern: str, text: str, where: str, flags: int = 0) -> regex.Match[s
     try:
         return regex.search(pattern, text, flags, timeout=PATIENCE)
     except TimeoutError:
-        shown = text if len(text) <= 60 else text[:57] + "..."
         raise UserError(
-            f"the pattern '{pattern}' runs longer than {PATIENCE:g} s on '{shown}'",
+            f"the pattern '{pattern}' runs longer than {PATIENCE:g} s on '{shortened(text, 60)}'",
             where=where,
             allowed="patterns whose time does not grow with every character",
             remedy="write it without repeats inside repeats, such as (a+)+ or (.*)*",

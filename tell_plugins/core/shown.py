@@ -101,7 +101,8 @@ def safe_output() -> Iterator[None]:
     """Standard output and error that take any text, closed ones included."""
     before = sys.stdout, sys.stderr
     for number, name in ((1, "stdout"), (2, "stderr")):
-        stream = getattr(sys, name) or _nowhere(number)
+        # of a closed one, a stream to nowhere; it gets the lowest free number, which is the same
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
         setattr(sys, name, _Shown(stream, number))
@@ -109,15 +110,3 @@ def safe_output() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
-
-
-def _nowhere(number: int) -> Any:
-    """A stream to nowhere, under the number that the next opened file would otherwise take."""
-    try:
-        os.fstat(number)
-    except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        if nowhere != number:
-            os.dup2(nowhere, number)
-            os.close(nowhere)
-    return open(os.devnull, "w", encoding="utf-8")

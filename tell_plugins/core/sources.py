@@ -18,7 +18,7 @@ from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.rows import BadRow, Rows, hex_digest, open_rows, question_of
 from tell_plugins.core.spec import splits_of
-from tell_plugins.core.text import comparison_keys, first_turn, row_id
+from tell_plugins.core.text import comparison_keys, first_turn, row_ids
 from tell_plugins.core.tokens import TokenCounter
 
 _INLINE_SPLITS = ("train", "validation", "test")
@@ -124,12 +124,12 @@ class TaskRows:
     @cached_property
     def ids(self) -> npt.NDArray[np.uint8]:
         """(n, 16) content hashes of the plain rows: an anchor does not move a draw."""
-        return _ids(self.plain, self.responses)
+        return row_ids(zip(self.plain, self.responses, strict=True))
 
     @cached_property
     def seen_ids(self) -> npt.NDArray[np.uint8]:
         """(n, 16) content hashes of the rows as the model sees them."""
-        return _ids(self.queries, self.responses)
+        return row_ids(zip(self.queries, self.responses, strict=True))
 
     @cached_property
     def query_keys(self) -> npt.NDArray[np.uint64]:
@@ -139,7 +139,7 @@ class TaskRows:
     @cached_property
     def question_keys(self) -> npt.NDArray[np.uint64]:
         """(n,) comparison keys of what the card calls the question (else of the plain queries)."""
-        return comparison_keys([question_of(text, self.card.question) for text in self.plain])
+        return comparison_keys(question_of(text, self.card.question) for text in self.plain)
 
     def texts(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> list[tuple[str, str]]:
         """(query, response) of the rows at the given positions, anchored."""
@@ -158,11 +158,6 @@ class TaskRows:
     def place(self, row: int) -> str:
         """File and line of a row, for messages."""
         return f"{paths.shown(self.files[self.file_of[row]])}, line {self.lines[row]}"
-
-
-def _ids(queries: list[str], responses: list[str]) -> npt.NDArray[np.uint8]:
-    raw = b"".join(row_id(q, r) for q, r in zip(queries, responses, strict=True))
-    return np.frombuffer(raw, np.uint8).reshape(-1, 16)
 
 
 def lengths_of(

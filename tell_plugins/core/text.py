@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import regex
 
 MARK = "\x03\x02"  # end of text, start of text; no white space, so that no strip takes it off
 
@@ -113,6 +114,20 @@ def normalise(text: str) -> str:
     return _FULL_STOP.sub("", _BLANK.sub(" ", text.lower()).strip())
 
 
+_UNPARTED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}"  # scripts without blanks between words
+_WORD = regex.compile(rf"[{_UNPARTED}]|[^\s{_UNPARTED}]+")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text; of Chinese and its like, which do not part them, the characters."""
+    return _WORD.findall(text)
+
+
+def shortened(text: str, most: int) -> str:
+    """A text for a message, cut where it has more than `most` characters."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def comparison_keys(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
     """One 64-bit key a text, equal for texts that are equal when normalised.
 
@@ -137,3 +152,8 @@ def row_id(query: str, response: str) -> bytes:
     digest.update(first)
     digest.update(response.encode("utf-8", "surrogatepass"))
     return digest.digest()
+
+
+def row_ids(pairs: Iterable[tuple[str, str]]) -> npt.NDArray[np.uint8]:
+    """(n, 16): the content hash of each (query, response)."""
+    return np.frombuffer(b"".join(row_id(*pair) for pair in pairs), np.uint8).reshape(-1, 16)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest, raise_all
+from tell_plugins.core.text import shortened
 
 try:
     from yaml import CSafeLoader as _SafeLoader
@@ -248,8 +249,7 @@ def _wrong_value(part: Any, where: str, see: str, model: type[BaseModel]) -> Use
     message = str(part["msg"]).removeprefix("Value error, ")
     if not location:
         return UserError(message, where=where, remedy=f"see {see}")
-    shown = "empty" if part["input"] is None else repr(part["input"])
-    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    shown = "empty" if part["input"] is None else shortened(repr(part["input"]), 60)
     return UserError(f"key '{key}' is {shown}: {message}", where=where, remedy="correct it")
 
 

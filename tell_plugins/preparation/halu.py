@@ -16,7 +16,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from tell_plugins.core import paths
@@ -24,6 +23,7 @@ from tell_plugins.core.anchors import shared_front
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.json_values import parse_json
 from tell_plugins.core.locks import only_one
+from tell_plugins.core.row_files import read_records
 from tell_plugins.core.rows import file_sha256
 from tell_plugins.core.schemas import card_validator
 from tell_plugins.core.state_files import write_json_lines
@@ -149,9 +149,9 @@ def read_sources(places: Places = DIRECT) -> Sources:
     assert official.blob is not None
     test = ensure(official.url, official.blob, official.file, OFFICIAL, places)
     halueval = ensure(HALUEVAL_URL, HALUEVAL_BLOB, HALUEVAL_FILE, "halueval", places)
-    prompts = [json.loads(line)["prompt"] for line in _lines(test)]
+    prompts = [record.value["prompt"] for record in read_records(test)]
     rows = []
-    for number, raw in enumerate(map(json.loads, _lines(halueval))):
+    for number, raw in enumerate(record.value for record in read_records(halueval)):
         spans = tuple(map(str, raw.get("hallucination_spans") or ()))
         query, response = raw["user_query"], raw["chatgpt_response"]
         rows.append(HaluRow(number, query, response, raw["hallucination"], spans))
@@ -163,10 +163,6 @@ def read_sources(places: Places = DIRECT) -> Sources:
         )
     ]
     return Sources(shared_front(prompts, paths.shown(test)), rows, files)
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").rstrip("\n").split("\n")  # texts may hold U+2028
 
 
 def rebuild_from_spans(places: Places) -> int:

@@ -12,14 +12,12 @@ from collections.abc import Collection, Iterator
 from functools import lru_cache, partial
 from typing import Any
 
-import numpy as np
-
 from tell_plugins.core.cards import Card, Published
 from tell_plugins.core.draw import ranking
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.records import Record
 from tell_plugins.core.row_files import read_records
-from tell_plugins.core.text import normalise, row_id
+from tell_plugins.core.text import normalise, row_ids
 from tell_plugins.preparation.download import Places, ensure, write_rows
 
 _SEED = 42
@@ -87,8 +85,7 @@ def _pairs(card: Card, split: str, places: Places) -> Iterator[_Pair]:
         path = ensure(source.url, source.blob, source.file, f"{card.name}/published", places)
         made = (_made(card, source, record, path.name) for record in read_records(path))
         pairs = [pair for pair in made if pair is not None]
-        ids = b"".join(row_id(*pair) for pair in pairs)
-        ranked = ranking(np.frombuffer(ids, np.uint8).reshape(-1, 16), seed=_SEED, source=path.name)
+        ranked = ranking(row_ids(pairs), seed=_SEED, source=path.name)
         chosen = ranked[source.after :] if source.first is None else ranked[: source.first]
         yield from (pairs[position] for position in chosen)
 

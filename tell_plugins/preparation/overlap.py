@@ -29,7 +29,7 @@ from tell_plugins.core.rows import Rows, question_of
 from tell_plugins.core.sources import TaskRows, find_file, open_split, open_task
 from tell_plugins.core.spec import ALL, is_tell, parse_names, parse_spec
 from tell_plugins.core.state_files import write_json_lines
-from tell_plugins.core.text import comparison_keys, normalise
+from tell_plugins.core.text import comparison_keys, normalise, shortened
 
 SIMILARITY = 80
 EQUAL, NEAR = "equal", "nearly equal"
@@ -147,8 +147,7 @@ def _report(
 
 
 def _short(text: object) -> str:
-    line = " ".join(str(text).split())
-    return line if len(line) <= _SHOWN else line[: _SHOWN - 3] + "..."
+    return shortened(" ".join(str(text).split()), _SHOWN)
 
 
 def matches_of(rows: Rows, queries: Sequence[str], similarity: int = SIMILARITY) -> list[Match]:

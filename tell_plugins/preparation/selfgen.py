@@ -23,7 +23,7 @@ from tell_plugins.core.errors import UserError, at_least
 from tell_plugins.core.locks import only_one
 from tell_plugins.core.progress import track
 from tell_plugins.core.state_files import Shape, cached_json, json_lines, write_json
-from tell_plugins.core.text import normalise
+from tell_plugins.core.text import normalise, words
 from tell_plugins.preparation.card_files import card_text, check_name, make_known
 from tell_plugins.preparation.download import content_name, write_record
 from tell_plugins.preparation.task_recipe import recipe_of
@@ -228,7 +228,7 @@ def _write_card(folder: Path, rows: list[dict[str, Any]], settings: dict[str, An
 
 
 def instruction_problem(text: str, language: str) -> str | None:
-    if len(text.split()) < INSTRUCTION_WORDS:
+    if len(words(text)) < INSTRUCTION_WORDS:
         return "instruction too short"
     foreign = language == "en" and not is_english(text)
     return _problem("instruction", text, INSTRUCTION_CHARS, foreign)
@@ -255,9 +255,9 @@ def _problem(what: str, text: str, chars: tuple[int, int], foreign: bool) -> str
 
 def repeats_itself(text: str) -> bool:
     """Whether the text loops: few distinct word n-grams, or one line over and over."""
-    words = text.lower().split()
-    if len(words) >= _SHORT:
-        grams = [tuple(words[start : start + _N]) for start in range(len(words) - _N + 1)]
+    said = words(text.lower())
+    if len(said) >= _SHORT:
+        grams = [tuple(said[start : start + _N]) for start in range(len(said) - _N + 1)]
         if len(set(grams)) < _LEAST_DISTINCT * len(grams):
             return True
     lines = Counter(line.strip().lower() for line in text.splitlines() if len(line.strip()) > 3)
@@ -268,11 +268,11 @@ def is_english(text: str) -> bool:
     """Latin letters and, in all but very short texts, a fair share of common English words."""
     if not _is_latin(text):
         return False
-    words = re.findall(r"[a-z']+", text.lower())
-    if len(words) < 5:
-        return bool(words)
-    common = sum(word in _STOP_WORDS for word in words[:200])
-    return common >= _LEAST_STOP_WORDS * min(len(words), 200)
+    found = re.findall(r"[a-z']+", text.lower())
+    if len(found) < 5:
+        return bool(found)
+    common = sum(word in _STOP_WORDS for word in found[:200])
+    return common >= _LEAST_STOP_WORDS * min(len(found), 200)
 
 
 def _is_latin(text: str) -> bool:

@@ -15,7 +15,7 @@ from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import unknown
 from tell_plugins.core.rows import Rows
 from tell_plugins.core.sources import TaskRows, lengths_of, open_split, open_task
-from tell_plugins.core.text import turns_of
+from tell_plugins.core.text import turns_of, words
 from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 from tell_plugins.preparation.answers import labels_of
 from tell_plugins.preparation.card_files import state_of
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 def _measure(rows: TaskRows | Rows) -> dict[str, _Lengths]:
     """Lengths in words, and in tokens where a tokenizer is here, by unit."""
     pairs = rows.texts(np.arange(len(rows)))
-    found = {"words": np.array([[len(text.split()) for text in pair] for pair in pairs])}
+    found = {"words": np.array([[len(words(text)) for text in pair] for pair in pairs])}
     if tokenizer := tokenizer_file():
         counter = TokenCounter(tokenizer)
         found[f"tokens ({counter.name})"] = np.asarray(lengths_of(rows, counter), np.int64)
@@ -74,7 +74,7 @@ def _print_statistics(card: Card, rows: TaskRows | Rows, lengths: dict[str, _Len
         print(f"  unusable {rows.bad_count:,}, first: line {first.line}: {first.reason}")
     if isinstance(rows, TaskRows):
         text = rows.anchor.text
-        print(f"  anchor   {rows.anchor.name}: {len(text):,} characters, {len(text.split())} words")
+        print(f"  anchor   {rows.anchor.name}: {len(text):,} characters, {len(words(text))} words")
         key = card.answer.label if card.answer else None
         labels = Counter(labels_of(rows.responses, str(card.metric), key) or [])
         if 0 < len(labels) <= _MOST_LABELS:

@@ -6,11 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from tell_plugins.core import draw
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.text import comparison_keys, normalise, row_id
+from tell_plugins.core.text import comparison_keys, normalise, row_ids
 from tell_plugins.preparation.forms import Pair, TaskFile, lines_named
 
 TEST_SHARE, MOST_TEST_ROWS = 0.2, 200
@@ -147,10 +145,9 @@ def split_into_folds(
 
 def _ranked(pairs: Sequence[Pair], seed: int, purpose: str) -> list[int]:
     """The rows in an order that depends on their content, the seed and the purpose alone."""
-    raw = b"".join(row_id(pair.query, pair.response) for pair in pairs)
-    ids = np.frombuffer(raw, np.uint8).reshape(-1, 16)
+    ids = row_ids((pair.query, pair.response) for pair in pairs)
     return draw.ranking(ids, seed=seed, source=purpose).tolist()
 
 
 def _keys(pairs: Sequence[Pair]) -> list[int]:
-    return [int(key) for key in comparison_keys([pair.query for pair in pairs])]
+    return comparison_keys(pair.query for pair in pairs).tolist()
