@@ -72,7 +72,7 @@ def look(path: Path, *flags: str) -> Checked:
 
 
 def texts(checked: Checked, severity: str) -> list[str]:
-    return [str(f.problem) for f in checked.findings if f.severity == severity]
+    return [str(f) for f in checked.findings if f.severity == severity]
 
 
 def errors(checked: Checked) -> list[str]:

@@ -276,7 +276,7 @@ def test_the_packs_own_recipes_have_no_finding_of_their_own(path):
     """What lies on this machine apart: files that are fetched, packages and what is held out."""
     of_the_machine = {"tell-data-missing", "tell-test-rows-missing", "tell-no-op"}
     found = look(path).findings
-    said = [f"{f.rule}: {f.problem}" for f in found if f.rule not in of_the_machine | _NOT_SILENT]
+    said = [f"{f.rule}: {f}" for f in found if f.rule not in of_the_machine | _NOT_SILENT]
     assert said == []
     if any(f.rule in _NOT_SILENT for f in found):
         assert path.stem.startswith("llama2_is_en")

@@ -74,15 +74,15 @@ def test_a_planted_fault_has_its_finding_and_no_other(write, planted, rule, faul
     if whole is not None:
         path.write_text(whole)
     found = _findings(path)
-    assert {finding.rule for finding in found} == {rule, also or rule}, [f.problem for f in found]
-    mine = [finding.problem for finding in found if finding.rule == rule]
+    assert {finding.rule for finding in found} == {rule, also or rule}, found
+    mine = [finding for finding in found if finding.rule == rule]
     assert len({str(problem) for problem in mine}) == len(mine), "said once"
     assert any(says in str(problem) for problem in mine), mine
     if isinstance(fault, str):
         key, last = fault.partition(":")[0], len(path.read_text().splitlines())
         assert all(f"'{key}" in problem.found for problem in mine)
         assert all(problem.where == f"{path}, line {last}" for problem in mine)
-    assert all(finding.problem.remedy for finding in found)
+    assert all(finding.remedy for finding in found)
 
 
 def _placed(value: Any, folder: Path) -> Any:

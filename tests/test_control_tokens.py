@@ -36,7 +36,7 @@ def findings(model: str) -> list[Finding]:
 
 
 def told(model: str) -> list[tuple[str, str]]:
-    return [(finding.severity, finding.problem.found) for finding in findings(model)]
+    return [(finding.severity, finding.found) for finding in findings(model)]
 
 
 def test_rows_without_them_are_not_spoken_of(make_card, model):
@@ -103,4 +103,4 @@ def test_text_that_html_strikes_through_has_a_remedy_of_its_own(make_card, model
     found = [*findings(model), *findings("nobody/has-it")]
     assert [finding.rule[13:] for finding in found] == ["general", "task", "general"]
     for finding in found:
-        assert "(struck-through HTML: as <del>)" in (finding.problem.remedy or "")
+        assert "(struck-through HTML: as <del>)" in (finding.remedy or "")

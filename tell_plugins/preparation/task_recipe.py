@@ -21,7 +21,6 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
 from tell_plugins.core.spec import NONE
 from tell_plugins.preparation.method import Method
-from tell_plugins.recipe.checked import Checked
 from tell_plugins.recipe.model_rules import check_kind, check_template
 from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.recipes import Recipe, load_recipe
@@ -252,7 +251,7 @@ def any_model(model: str, model_type: str | None, template: str | None) -> tuple
         values["enable_thinking"] = False
     recipe = load_recipe(paths.RECIPES / f"{PATTERN}.yaml").with_values(**values)
     recipe = recipe.placed({"model": _OF_ANY_MODEL})
-    raise_all(list(_untold(Checked(recipe))))
+    raise_all(list(_untold(recipe)))
     kind = model_type or (known[0] if known else "found by ms-swift in its config.json")
     told = f"{size / 1e9:.2g}B parameters" if size else "a size that its name does not tell"
     rate = f"learning rate {values['learning_rate']:g}, not measured for it"
@@ -260,15 +259,14 @@ def any_model(model: str, model_type: str | None, template: str | None) -> tuple
     return recipe, said + (_WITHOUT_THINKING if is_hybrid else "")
 
 
-def _untold(checked: Checked) -> Iterator[UserError]:
+def _untold(recipe: Recipe) -> Iterator[UserError]:
     """What of the model ms-swift could not tell, with the flag of `new` as remedy."""
-    for finding in (*check_kind(checked), *check_template(checked)):
+    for finding in (*check_kind(recipe), *check_template(recipe)):
         if finding.severity == "error":
-            problem = finding.problem
             yield UserError(
-                problem.found,
+                finding.found,
                 where="--model",
-                allowed=problem.allowed,
+                allowed=finding.allowed,
                 remedy="name it: --model-type TYPE, and --template NAME where that has several",
             )
 

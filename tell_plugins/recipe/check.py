@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.recipe import (
@@ -18,14 +19,11 @@ from tell_plugins.recipe import (
 from tell_plugins.recipe.checked import Checked, Rule, Unjudged, as_errors
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 
-# the id under which a rule's own error is told, and rules that need no data but the recipe's
-_OF_THE_RECIPE: tuple[tuple[str, tuple[Rule, ...]], ...] = (
-    ("tell-dataset", (data_rules.check_dataset,)),
-    (
-        "tell-value-type",
-        (*key_rules.RULES, *schedule_rules.RULES, *data_rules.RULES, *model_rules.RULES),
-    ),
+_OF_THE_RECIPE: tuple[Rule, ...] = (
+    *(*key_rules.RULES, *schedule_rules.RULES),
+    *(*data_rules.RULES, *model_rules.RULES),
 )
+# rules of what the recipe names, and the id under which an error of theirs is told
 _OF_THE_DATA: tuple[tuple[str, tuple[Rule, ...]], ...] = (
     ("tell-answer-schema", (data_rules.check_schema,)),
     ("tell-data-missing", (data_rules.check_files,)),
@@ -84,17 +82,19 @@ def inspect(recipe: Recipe, *, data: bool = True) -> Checked:
     Problems are collected, never raised. Raises MachineError where ms-swift cannot be asked.
     """
     checked = Checked(recipe)
-    for fallback, rules in (*_OF_THE_RECIPE, *(_OF_THE_DATA if data else ())):
+    _collect(checked, "tell-dataset", data_rules.check_dataset, checked)
+    for rule in _OF_THE_RECIPE:
+        _collect(checked, "tell-value-type", rule, recipe)
+    for fallback, rules in _OF_THE_DATA if data else ():
         for rule in rules:
-            _collect(checked, fallback, rule)
+            _collect(checked, fallback, rule, checked)
     return checked
 
 
-def _collect(checked: Checked, fallback: str, rule: Rule) -> None:
+def _collect(checked: Checked, fallback: str, rule: Rule, what: Any) -> None:
     """Add what a rule finds; its UserError joins them, unless another named the place already."""
     try:
-        checked.findings += rule(checked) or ()
+        checked.findings += rule(what) or ()
     except UserError as problem:
-        known = {finding.problem.where for finding in checked.findings}
-        found = as_errors(fallback, problem)
-        checked.findings += [one for one in found if one.problem.where not in known]
+        known = {finding.where for finding in checked.findings}
+        checked.findings += [e for e in as_errors(fallback, problem) if e.where not in known]

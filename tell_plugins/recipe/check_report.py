@@ -250,7 +250,7 @@ def _counted(findings: Sequence[Finding]) -> str:
 
 
 def _problem(finding: Finding) -> str:
-    first, *rest = str(finding.problem).split("\n")
+    first, *rest = str(finding).split("\n")
     lines = [f"{finding.severity}: {first} [{finding.rule}]", *rest]
     return "\n".join(f"  {line}" for line in lines)
 
@@ -279,15 +279,8 @@ def as_object(judged: Checked | Unjudged) -> dict[str, Any]:
 
 
 def _finding(finding: Finding) -> dict[str, str | None]:
-    problem = finding.problem
-    return {
-        "id": finding.rule,
-        "level": finding.severity,
-        "found": problem.found,
-        "where": problem.where,
-        "allowed": problem.allowed,
-        "remedy": problem.remedy,
-    }
+    words = {name: getattr(finding, name) for name in ("found", "where", "allowed", "remedy")}
+    return {"id": finding.rule, "level": finding.severity, **words}
 
 
 def _steps(plan: Plan, exposure: Exposure | None) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,38 +23,32 @@ from tell_plugins.recipe.schedule import Exposure, Plan
 ERROR, WARNING = "error", "warning"
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(UserError):
     """A problem and how much it matters: an `error` stops a run, a `warning` does not.
 
     `rule` is its id, which stays the same over releases; docs/check.md says what it means.
     """
 
-    rule: str
-    severity: str
-    problem: UserError
+    def __init__(
+        self,
+        severity: str,
+        rule: str,
+        found: str,
+        where: str | None,
+        remedy: str | None,
+        allowed: str | None = None,
+    ) -> None:
+        super().__init__(found, where=where, allowed=allowed, remedy=remedy)
+        self.severity, self.rule = severity, rule
 
 
-def error(
-    rule: str, found: str, where: str, remedy: str | None, allowed: str | None = None
-) -> Finding:
-    return Finding(rule, ERROR, UserError(found, where=where, allowed=allowed, remedy=remedy))
-
-
-def warning(
-    rule: str, found: str, where: str, remedy: str | None, allowed: str | None = None
-) -> Finding:
-    return Finding(rule, WARNING, UserError(found, where=where, allowed=allowed, remedy=remedy))
+error, warning = partial(Finding, ERROR), partial(Finding, WARNING)
 
 
 def as_errors(rule: str, problem: UserError) -> list[Finding]:
     """The single problems in an error that may carry several."""
-    parts = problem.problems if isinstance(problem, UserErrors) else [problem]
-    return [Finding(rule, ERROR, part) for part in parts]
-
-
-def errors_of(findings: Iterable[Finding]) -> list[UserError]:
-    return [finding.problem for finding in findings if finding.severity == ERROR]
+    parts = UserErrors([problem]).problems
+    return [error(rule, one.found, one.where, one.remedy, one.allowed) for one in parts]
 
 
 PARTS = ("settings", "data", "held_out_rows", "control_tokens", "schedule", "lengths")
@@ -87,7 +83,11 @@ class Checked:
     @property
     def code(self) -> int:
         """The exit code: 0 good, 1 errors."""
-        return int(bool(errors_of(self.findings)))
+        return int(bool(self.errors))
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.severity == ERROR]
 
     def found(self, rule: str) -> bool:
         """Whether a rule of this id has found something."""
@@ -178,7 +178,7 @@ class Unjudged:
         return dict.fromkeys(PARTS, self.why)
 
 
-Rule = Callable[[Checked], "Iterable[Finding] | None"]  # its UserError is a finding, too
+Rule = Callable[[Any], "Iterable[Finding] | None"]  # its UserError is a finding, too
 
 
 def planned_entries(spec: Spec) -> tuple[int, int] | None:

@@ -120,9 +120,8 @@ def check_files(checked: Checked) -> None:
     raise_all(problems)
 
 
-def check_uses(checked: Checked) -> Iterator[Finding]:
+def check_uses(recipe: Recipe) -> Iterator[Finding]:
     """Settings of ms-swift that do not go with the mixture, or with its loss."""
-    recipe = checked.recipe
     if not any(is_tell(str(entry)) for entry in as_list(recipe.values.get("dataset"))):
         return
     try:
@@ -155,9 +154,8 @@ def _check_held_rows(recipe: Recipe, spec: Spec) -> Iterator[Finding]:
         yield warning("tell-kl-rows", found, where, "ask for general rows, for example general=2x")
 
 
-def check_keeping(checked: Checked) -> Iterator[Finding]:
+def check_keeping(recipe: Recipe) -> Iterator[Finding]:
     """Settings under which a row may be lost or cut without an error."""
-    recipe = checked.recipe
     if not recipe.flag("strict"):
         found = "'strict' is not true: ms-swift drops rows it cannot encode with one summary line"
         yield warning("tell-strict", found, recipe.where("strict"), "write 'strict: true'")
@@ -172,10 +170,10 @@ def check_keeping(checked: Checked) -> Iterator[Finding]:
         yield error("tell-truncation", found, recipe.where("truncation_strategy"), remedy)
 
 
-def check_plugin(checked: Checked) -> Iterator[Finding]:
+def check_plugin(recipe: Recipe) -> Iterator[Finding]:
     """Without the plugin, `tell/...` would be looked up on a hub; no other has its name."""
-    where, ours = checked.recipe.where("external_plugins"), "tell_plugins/register.py"
-    plugins = [str(part) for part in as_list(checked.recipe.values.get("external_plugins"))]
+    where, ours = recipe.where("external_plugins"), "tell_plugins/register.py"
+    plugins = [str(part) for part in as_list(recipe.values.get("external_plugins"))]
     others = [part for part in plugins if (paths.PROJECT / part).resolve() != paths.PLUGIN]
     if others == plugins:
         found = (
@@ -194,9 +192,8 @@ def check_plugin(checked: Checked) -> Iterator[Finding]:
             yield error("tell-plugin", found, where, "rename yours")
 
 
-def check_validation(checked: Checked) -> Iterator[Finding]:
+def check_validation(recipe: Recipe) -> Iterator[Finding]:
     """TELL strings and files under `val_dataset`."""
-    recipe = checked.recipe
     where = recipe.where("val_dataset")
     for entry in map(str, as_list(recipe.values.get("val_dataset"))):
         if not is_tell(entry):

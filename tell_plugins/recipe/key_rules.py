@@ -10,7 +10,7 @@ from tell_plugins.bridge import mixed_use
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest
 from tell_plugins.core.shown import secret_keys
-from tell_plugins.recipe.checked import ERROR, Checked, Finding, error, warning
+from tell_plugins.recipe.checked import Finding, as_errors, error, warning
 from tell_plugins.recipe.recipes import PATH_KEYS, SECRETS_REMEDY, Recipe, as_json, as_list
 from tell_plugins.recipe.swift_keys import SwiftKeys
 
@@ -47,9 +47,8 @@ _RANGES = {
 }
 
 
-def check_keys(checked: Checked) -> Iterator[Finding]:
+def check_keys(recipe: Recipe) -> Iterator[Finding]:
     """Keys that the installed ms-swift does not know by their exact name."""
-    recipe = checked.recipe
     for key in recipe.values:
         where = recipe.where(key)
         if key not in recipe.swift.keys:
@@ -81,9 +80,8 @@ def _unknown_key(key: str, swift: SwiftKeys) -> tuple[str, str]:
     return found, f"did you mean '{match}'?" if match else "remove it"
 
 
-def check_values(checked: Checked) -> Iterator[Finding]:
+def check_values(recipe: Recipe) -> Iterator[Finding]:
     """Values that ms-swift would read as something else, or not at all."""
-    recipe = checked.recipe
     for key in recipe.values:
         if key in recipe.swift.keys:
             found = next(filter(None, (look(recipe, key) for look in _LOOKS)), None)
@@ -91,9 +89,8 @@ def check_values(checked: Checked) -> Iterator[Finding]:
                 yield found
 
 
-def check_texts(checked: Checked) -> Iterator[Finding]:
+def check_texts(recipe: Recipe) -> Iterator[Finding]:
     """Values that `swift sft` by itself would read otherwise than they are written."""
-    recipe = checked.recipe
     for key, written in recipe.written.items():
         value, kind = recipe.get(key), recipe.swift.kind(key)
         is_same = str(value) == written if kind == "str" else not isinstance(value, str)
@@ -111,9 +108,8 @@ def _is_octal(written: str) -> bool:
     return len(written) > 1 and written.lstrip("+-")[:1] == "0" and written.strip("+-").isdigit()
 
 
-def check_variables(checked: Checked) -> Iterator[Finding]:
+def check_variables(recipe: Recipe) -> Iterator[Finding]:
     """`$HOME` and the like: ms-swift asks no shell what they stand for."""
-    recipe = checked.recipe
     for key, value in recipe.values.items():
         for part in map(str, as_list(value)):
             found = re.search(r"\$\w+|\$\{[^}]*\}" if key in PATH_KEYS else r"\$\{[^}]*\}", part)
@@ -136,7 +132,7 @@ def _wrong_type(recipe: Recipe, key: str) -> Finding | None:
         try:
             recipe.typed(key)
         except UserError as problem:
-            return Finding("tell-value-type", ERROR, problem)
+            return as_errors("tell-value-type", problem)[0]
     elif kind == "list":
         parts = as_list(value)
         if not parts or any(part is None or isinstance(part, (bool, dict, list)) for part in parts):

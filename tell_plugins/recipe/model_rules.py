@@ -14,7 +14,7 @@ from tell_plugins.bridge.embedded_model import is_embedded
 from tell_plugins.core import paths
 from tell_plugins.core.errors import nearest
 from tell_plugins.core.state_files import Shape, cached_json, read_json
-from tell_plugins.recipe.checked import Checked, Finding, error, warning
+from tell_plugins.recipe.checked import Finding, error, warning
 from tell_plugins.recipe.models import may_be_hub_id, model_folder
 from tell_plugins.recipe.recipes import Recipe, as_list
 from tell_plugins.recipe.shapes import parameters_of, shape_of
@@ -27,9 +27,9 @@ class _Config(Shape):
     architectures: list[str] | None = None
 
 
-def check_model(checked: Checked) -> Iterator[Finding]:
+def check_model(recipe: Recipe) -> Iterator[Finding]:
     """A model is named, and a folder that is named holds one."""
-    recipe, rule = checked.recipe, "tell-model-missing"
+    rule = "tell-model-missing"
     model = recipe.text("model")
     where, folder = recipe.where("model"), model_folder(model)
     if not model:
@@ -48,13 +48,12 @@ def check_model(checked: Checked) -> Iterator[Finding]:
             yield error(rule, found, where, remedy)
 
 
-def check_targets(checked: Checked) -> Iterator[Finding]:
+def check_targets(recipe: Recipe) -> Iterator[Finding]:
     """`target_modules` that the model does not have.
 
     Where its config.json does not tell its layers, ms-swift's table has some of them; then only
     names that models of other kinds have are known to be wrong.
     """
-    recipe = checked.recipe
     model, table = recipe.text("model"), recipe.swift.models
     shape, known = shape_of(model), table.known(model)
     kind = recipe.text("model_type") or (known[0] if known else "")
@@ -75,9 +74,8 @@ def check_targets(checked: Checked) -> Iterator[Finding]:
         yield error("tell-targets", found, recipe.where("target_modules"), remedy, allowed)
 
 
-def check_output(checked: Checked) -> Iterator[Finding]:
+def check_output(recipe: Recipe) -> Iterator[Finding]:
     """Settings under which no adapter is kept, or not where it is looked for."""
-    recipe = checked.recipe
     if recipe.text("save_strategy") == "no":
         found = "'save_strategy' is no, so no adapter is kept"
         remedy = "write 'save_strategy: \"epoch\"'"
@@ -100,9 +98,8 @@ def check_output(checked: Checked) -> Iterator[Finding]:
         yield warning("tell-output-mixed", found, recipe.where("add_version"), remedy)
 
 
-def check_resumed(checked: Checked) -> Iterator[Finding]:
+def check_resumed(recipe: Recipe) -> Iterator[Finding]:
     """A checkpoint to resume from that is not there, where ms-swift has a traceback."""
-    recipe = checked.recipe
     named = recipe.text("resume_from_checkpoint")
     if named and not (paths.PROJECT / paths.expanded(named) / "trainer_state.json").is_file():
         yield error(
@@ -114,9 +111,9 @@ def check_resumed(checked: Checked) -> Iterator[Finding]:
         )
 
 
-def check_kind(checked: Checked) -> Iterator[Finding]:
+def check_kind(recipe: Recipe) -> Iterator[Finding]:
     """`model_type` against the model, and whether ms-swift can tell the type without it."""
-    recipe, rule = checked.recipe, "tell-model-type"
+    rule = "tell-model-type"
     table, model, given = recipe.swift.models, recipe.text("model"), recipe.text("model_type")
     if _registers_more(recipe) or not table.types or not model or is_embedded(model):
         return
@@ -163,9 +160,9 @@ def _untold(recipe: Recipe, folder: Path, architecture: str | None) -> Iterator[
     yield tell("tell-model-type", found, recipe.where("model"), remedy, allowed)
 
 
-def check_template(checked: Checked) -> Iterator[Finding]:
+def check_template(recipe: Recipe) -> Iterator[Finding]:
     """`template` against ms-swift's table and against the model's own."""
-    recipe, rule = checked.recipe, "tell-template"
+    rule = "tell-template"
     table, model, given = recipe.swift.models, recipe.text("model"), recipe.text("template")
     if _registers_more(recipe) or not table.types or not model:
         return
@@ -188,9 +185,9 @@ def check_template(checked: Checked) -> Iterator[Finding]:
         yield error(rule, found, where, remedy, ", ".join(several))
 
 
-def check_cpu(checked: Checked) -> Iterator[Finding]:
+def check_cpu(recipe: Recipe) -> Iterator[Finding]:
     """What `use_cpu` does not go with: a large model, and bitsandbytes, which wants a GPU."""
-    recipe, rule = checked.recipe, "tell-model-cpu"
+    rule = "tell-model-cpu"
     model, where = recipe.text("model"), recipe.where("use_cpu")
     if not recipe.flag("use_cpu"):
         return
@@ -205,9 +202,8 @@ def check_cpu(checked: Checked) -> Iterator[Finding]:
         yield warning(rule, found, where, remedy, allowed)
 
 
-def check_positions(checked: Checked) -> Iterator[Finding]:
+def check_positions(recipe: Recipe) -> Iterator[Finding]:
     """A `max_length` beyond what the model was trained for."""
-    recipe = checked.recipe
     shape = shape_of(recipe.text("model"))
     limit = recipe.number("max_length")
     if shape is None or not shape.positions or recipe.given("rope_scaling"):

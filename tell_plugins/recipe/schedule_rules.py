@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from tell_plugins.core.mixture import Mixture
 from tell_plugins.recipe.checked import Checked, Finding, error, warning
+from tell_plugins.recipe.recipes import Recipe
 from tell_plugins.recipe.schedule import (
     Plan,
     Unmodelled,
@@ -20,12 +21,12 @@ _NOTHING = 0.005  # rows at full learning rate
 _HIGH_RATE = 5e-3  # beyond what LoRA runs use; a lost minus sign or power is likelier
 
 
-def check_rate(checked: Checked) -> Iterator[Finding]:
+def check_rate(recipe: Recipe) -> Iterator[Finding]:
     """A learning rate that is hardly meant."""
-    rate = checked.recipe.number("learning_rate", 1e-4)
+    rate = recipe.number("learning_rate", 1e-4)
     if rate > _HIGH_RATE:
         found = f"'learning_rate' is {rate:g}; the paper's is 1e-4"
-        where, remedy = checked.recipe.where("learning_rate"), "check the exponent's sign"
+        where, remedy = recipe.where("learning_rate"), "check the exponent's sign"
         yield warning("tell-rate-high", found, where, remedy)
 
 

@@ -22,7 +22,7 @@ from tell_plugins.bridge.embedded_model import is_embedded, prepare_if_embedded
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.recipe.check import inspect
-from tell_plugins.recipe.checked import Checked, errors_of
+from tell_plugins.recipe.checked import Checked
 from tell_plugins.recipe.models import model_folder, need_model
 from tell_plugins.recipe.recipes import Recipe, checkpoints, load_recipe
 from tell_plugins.recipe.swift_keys import installed_version, project_environment
@@ -66,16 +66,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _stop_on_errors(checked: Checked, force: bool) -> None:
     """Errors that `check` finds stop the run: ms-swift would find the same, minutes later."""
-    errors = errors_of(checked.findings)
-    if errors and not force:
+    if checked.errors and not force:
         end = UserError(
             "nothing was trained",
             where="train",
             remedy="mend the above, or `--force` trains all the same",
         )
-        raise_all([*errors, end])
+        raise_all([*checked.errors, end])
     for finding in checked.findings:
-        print(f"{finding.severity}: {finding.problem}", file=sys.stderr)
+        print(f"{finding.severity}: {finding}", file=sys.stderr)
 
 
 _SEES_GPU = """
