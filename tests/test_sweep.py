@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from filelock import FileLock
 
 from tell_plugins import cli
@@ -59,49 +60,10 @@ def _plan(world: World, **keys: Any) -> Any:
 # --- files ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("changes", "found", "remedy"),
-    [
-        ({"metods": {}}, "unknown key 'metods'", "did you mean 'methods'?"),
-        ({"evaluate": {"row": 3}}, "unknown key 'evaluate.row'", "did you mean 'rows'?"),
-        ({"plot": {"x": "tokens"}}, "key 'plot.x' is 'tokens'", "correct it"),
-        ({"evaluate": {"decoding": "gredy"}}, "did you mean 'greedy'?", "correct it"),
-        ({"evaluate": {"split": "train"}}, "the rows of split 'train' train", "correct it"),
-        ({"evaluate": {"seeds": [1, 2]}}, "greedy answers are the same", "correct it"),
-        ({"grid": {"task": []}}, "'task' has no values", "examples"),
-        ({"grid": {"task": ["4rows", "4rows"]}}, "'task' has a value twice", "examples"),
-        ({"grid": {"seed": [1]}}, "'seed' is set by the sweep", "list it under 'seeds'"),
-        ({"runs": {"A": {"output_dir": "x"}}}, "'output_dir' is set by the sweep", "--out"),
-        ({"seeds": [1, 1]}, "'seeds' has a value twice", "examples"),
-        ({"seeds": ["x"]}, "key 'seeds.0' is 'x'", "correct it"),
-        ({"runs": {"A": {"equal_steps": "TEL"}}}, "unknown method 'TEL'", "did you mean 'TELL'?"),
-        ({"runs": {"TELL": {}}}, "'TELL' is under 'methods' and under 'runs'", "examples"),
-        (
-            {"runs": {"A": {"general_only": "TELL"}, "B": {"random_text": "A"}}},
-            "'A' is itself derived from another method",
-            "name that one",
-        ),
-        ({"settings": {"general_only": "TELL"}}, "cannot hold for all runs", "correct it"),
-        ({"plot": {"reference": "TEL"}}, "unknown method 'TEL'", "did you mean 'TELL'?"),
-        ({"plot": {"paper": "task_tokns"}}, "'task_tokns'", "did you mean 'task_tokens'?"),
-        ({"settings": {"task": None}}, "key 'settings.task' is empty: a setting is", "correct it"),
-        ({"grid": {"task": ["4rows", None]}}, "key 'grid.task.1' is empty", "correct it"),
-        ({"runs": {"A": {"task": {"x": 1}}}}, "key 'runs.A.task' is {'x': 1}", "correct it"),
-        (
-            {"methods": {"A": {"repeat": {"4row": 1}}}, "grid": {"task": ["4rows"]}},
-            "unknown value of the grid '4row'",
-            "did you mean '4rows'?",
-        ),
-        (
-            {"methods": {"A": {"equal_steps": {"4rows": "A"}}}, "grid": {"task": ["4rows"]}},
-            "'equal_steps' has a value for each value of the grid",
-            "a method of its own",
-        ),
-        ({"runs": {3: {}}}, "key 'runs.3' is 3", "correct it"),
-        ({"runs": {"A": {"rival": "shot"}}}, "unknown rival 'shot'", "did you mean 'shots'?"),
-        ({"runs": {"A": {"lora_ranc": 8}}}, "unknown setting 'lora_ranc'", "mean 'lora_rank'?"),
-    ],
-)
+WRONG = yaml.safe_load(Path(__file__).with_name("wrong_sweeps.yaml").read_text())
+
+
+@pytest.mark.parametrize(("changes", "found", "remedy"), WRONG)
 def test_wrong_sweep_file(changes, found, remedy):
     raw = {"title": "t", "base": "x.yaml", "methods": {"TELL": None}, **changes}
     caught = message_of(make_sweep, raw, "made", "made.yaml")
