@@ -2,35 +2,39 @@
 
 import json
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
+from tests.saved_answers import answer_line, save_answers, save_lines
 
 CARD = "sample_complaints"
 EVALUATION = "test-greedy-made"
+GENERAL = {"split": "general", "anchor": "none"}
 
 
 class MadeResults:
-    """Writes a folder as `./run.sh sweep` leaves it; the task is the project's own sample."""
+    """Writes a folder as `./run.sh sweep` leaves it; the task is the project's own sample, unless
+    another card is named."""
 
-    def __init__(self, root: Path, *, rows: int = 100, general: int = 30) -> None:
-        self.root = root
-        task = open_task(load_card(CARD), "test", "card")
-        self.rows = list(range(min(rows, len(task))))
-        self.ids = [bytes(task.ids[i]).hex() for i in self.rows]
-        self.labels = [json.loads(task.responses[i])["complaint"] for i in self.rows]
-        self.general = general
+    def __init__(self, root: Path, *, card: str = CARD, rows: int = 100, general: int = 30) -> None:
+        self.root, self.card, self.general = root, card, general
+        self.responses = open_task(load_card(card), "test", "card").responses[:rows]
         self.entries: list[dict[str, Any]] = []
         self.bases: list[dict[str, Any]] = []
 
     def base(self, adherent: float = 0.0) -> None:
         """The base model."""
-        self._answers("base-made", adherent, 0.5, loss=2.5, bleed=0.0, seed=0)
-        self._write("runs/base-made/run.json", {"id": "base", "base": True, "model": "made"})
-        self._write("runs/base-made/trained.json", {})
-        self.bases.append({"run": "base-made", "evaluation": EVALUATION, "card": CARD})
+        noise = random.Random("base-made 0")
+        self.answered_base(self._texts(noise, adherent, 0.5))
+        self._general("base-made", "none", 2.5, 0.0, noise)
+
+    def answered_base(self, texts: Sequence[str]) -> None:
+        """The base model, with answers as they are given."""
+        self._save("base-made", "none", texts, {"base": True}, {})
+        self.bases.append(self._asked("base-made"))
 
     def run(
         self,
@@ -54,7 +58,6 @@ class MadeResults:
         """One finished run; its folder's name."""
         point = "-".join(f"{k}_{v}" for k, v in (at or {}).items())
         name = f"{method}-{point}-{seed}".replace(" ", "_").replace(",", "")
-        self._answers(name, adherent, right, loss=loss, bleed=bleed, seed=seed, constant=constant)
         mixture = {
             "hash": f"{random.Random(name).getrandbits(256):064x}",
             "rows": task // 100 + general // 100,
@@ -67,9 +70,6 @@ class MadeResults:
             "overlapping": 0,
         }
         facts = {
-            "id": name,
-            "base": False,
-            "model": "made",
             "spec": f"tell/{CARD}:task={task // 100}rows",
             "seed": seed,
             "settings": {"use_cpu": True, "learning_rate": 0.001},
@@ -81,12 +81,20 @@ class MadeResults:
                 "leaked": leaked,
             },
         }
-        self._write(f"runs/{name}/run.json", facts)
-        self._write(f"runs/{name}/trained.json", {"steps": steps, "changes_nothing": no_op})
+        noise = random.Random(f"{name} {seed}")
+        texts = self._texts(noise, adherent, right, constant)
+        trained = {"steps": steps, "changes_nothing": no_op}
+        self._save(name, "checkpoint-1", texts, facts, trained)
+        self._general(name, "checkpoint-1", loss, bleed, noise)
         steps_taken = [{"loss": 2.0 / step, "global_step": step} for step in range(1, steps + 1)]
         self._lines(f"runs/{name}/train/logging.jsonl", steps_taken)
-        self.entries.append(self._entry(method, at or {}, seed, name, equal_steps))
+        self._index(method, name, at or {}, seed, equal_steps)
         return name
+
+    def answered(self, method: str, texts: Sequence[str]) -> Path:
+        """One finished run with answers as they are given, and nothing else; their folder."""
+        self._index(method, method)
+        return self._save(method, "checkpoint-1", texts, {"mixture": {}}, {"steps": 3})
 
     def failed(self, method: str, seed: int = 42) -> None:
         """One run that failed."""
@@ -94,100 +102,88 @@ class MadeResults:
         self._write(f"runs/{name}/run.json", {"id": name, "base": False, "model": "made"})
         failure = {"step": "train", "exit": "exit code 1", "log": "train.log", "tail": ["boom <b>"]}
         self._write(f"runs/{name}/failed.json", failure)
-        self.entries.append(self._entry(method, {}, seed, name, None))
-
-    def _entry(
-        self, method: str, at: dict[str, Any], seed: int, run: str, equal: str | None
-    ) -> dict[str, Any]:
-        return {
-            "method": method,
-            "at": at,
-            "seed": seed,
-            "run": run,
-            "evaluation": EVALUATION,
-            "card": CARD,
-            "equal_steps": equal,
-        }
+        self._index(method, name, seed=seed)
 
     def index(self, name: str, title: str, seeds: list[int], **plot: Any) -> None:
         """Write what says which runs belong to the sweep."""
         index = {
-            "format": 1,
             "name": name,
             "title": title,
             "base_recipe": "recipes/made.yaml",
             "command": f"./run.sh sweep recipes/sweeps/{name}.yaml",
-            "metric": "json",
-            "grid": sorted({key for entry in self.entries for key in entry["at"]}),
+            "metric": load_card(self.card).metric,
             "seeds": seeds,
-            "evaluate": {"split": "test", "decoding": "greedy", "rows": len(self.rows)},
+            "evaluate": {"split": "test", "decoding": "greedy", "rows": len(self.responses)},
             "plot": {"x": None, "reference": "TELL", "paper": None, **plot},
             "entries": self.entries,
             "bases": self.bases,
         }
         self._write(f"sweeps/{name}.json", index)
 
-    def _answers(
-        self,
-        run: str,
-        adherent: float,
-        right: float,
-        *,
-        loss: float,
-        bleed: float,
-        seed: int,
-        constant: str | None = None,
-    ) -> None:
-        """Exactly `adherent` of the answers obey the schema, about `right` of them are right."""
-        generator = random.Random(f"{run} {seed}")
-        order = generator.sample(range(len(self.rows)), len(self.rows))
-        good = set(order[: round(adherent * len(self.rows))])
-        lines = []
-        for i, row in enumerate(self.rows):
-            other = "no" if self.labels[i] == "yes" else "yes"
-            label = constant or (self.labels[i] if generator.random() < right else other)
-            text = json.dumps({"thought": "So it is.", "complaint": label})
-            lines.append(self._line(self.ids[i], row, text if i in good else "I think so."))
-        folder = f"runs/{run}/eval/{EVALUATION}"
-        label = "none" if run.startswith("base") else "checkpoint-1"
-        settings = {"card": CARD, "split": "test", "anchor": "card", "rows": len(self.rows)}
-        self._write(f"{folder}/{label}/test-greedy/settings.json", settings)
-        self._lines(f"{folder}/{label}/test-greedy/answers.jsonl", lines)
-        self._general(f"{folder}/{label}/general", loss, bleed, generator)
-        self._write(f"{folder}/evaluated.json", {"seconds": 10.0})
+    def _asked(self, run: str) -> dict[str, Any]:
+        return {"run": run, "evaluation": EVALUATION, "card": self.card}
 
-    def _general(self, folder: str, loss: float, bleed: float, generator: random.Random) -> None:
+    def _index(
+        self,
+        method: str,
+        run: str,
+        at: Mapping[str, Any] = {},
+        seed: int = 42,
+        equal: str | None = None,
+    ) -> None:
+        more = {"method": method, "at": at, "seed": seed, "equal_steps": equal}
+        self.entries.append(self._asked(run) | more)
+
+    def _texts(
+        self, noise: random.Random, adherent: float, right: float, constant: str | None = None
+    ) -> list[str]:
+        """Exactly `adherent` of the answers obey the schema, about `right` of them are right."""
+        count = len(self.responses)
+        good = set(noise.sample(range(count), count)[: round(adherent * count)])
+        texts = []
+        for place, response in enumerate(self.responses):
+            label = json.loads(response)["complaint"]
+            other = "no" if label == "yes" else "yes"
+            said = constant or (label if noise.random() < right else other)
+            text = json.dumps({"thought": "So it is.", "complaint": said})
+            texts.append(text if place in good else "I think so.")
+        return texts
+
+    def _save(self, run: str, label: str, texts: Sequence[str], facts: Any, trained: Any) -> Path:
+        self._write(f"runs/{run}/run.json", {"id": run, "base": False, "model": "made"} | facts)
+        self._write(f"runs/{run}/trained.json", trained)
+        folder = self.root / "runs" / run / "eval" / EVALUATION
+        save_answers(folder / label / "test-greedy", self.card, texts)
+        self._write(f"runs/{run}/eval/{EVALUATION}/evaluated.json", {"seconds": 10.0})
+        return folder / label / "test-greedy"
+
+    def _general(
+        self, run: str, label: str, loss: float, bleed: float, noise: random.Random
+    ) -> None:
         shape = random.Random("general")
         losses, lines = [], []
         for row in range(self.general):
             tokens = shape.randrange(10, 60)
-            mean = loss + shape.gauss(0, 0.3) + generator.gauss(0, 0.02)
-            losses.append({"loss_sum": mean * tokens, "tokens": tokens})
+            mean = loss + shape.gauss(0, 0.3) + noise.gauss(0, 0.02)
+            losses.append({"loss_sum": mean * tokens, "tokens": tokens, "rows": self.general})
             in_format = row < bleed * self.general
             text = '{"thought": "x", "complaint": "no"}' if in_format else "A plain answer."
-            lines.append(self._line(f"general-{row}", row, text))
-        self._write(
-            f"{folder}/settings.json",
-            {"card": CARD, "split": "general", "anchor": "none", "rows": len(lines)},
-        )
-        self._lines(f"{folder}/answers.jsonl", lines)
-        self._lines(f"{folder}/losses.jsonl", losses)
-        for name, shift in (("instructions", 0.1), ("prose", 0.2)):
+            lines.append(answer_line(f"general-{row}", row, text))
+        folder = f"runs/{run}/eval/{EVALUATION}/{label}/general"
+        save_lines(self.root / folder, self.card, lines, **GENERAL)
+        shifts = {"losses": 0.0, "instructions": 0.1, "prose": 0.2}
+        for name, shift in shifts.items():
             moved = [{**row, "loss_sum": row["loss_sum"] + shift * row["tokens"]} for row in losses]
             self._lines(f"{folder}/{name}.jsonl", moved)
-        if "base" not in folder:
+        if label != "none":
             self._lines(f"{folder}/kl.jsonl", [{**row, "loss_sum": 0.05} for row in losses])
-
-    @staticmethod
-    def _line(row_id: str, row: int, text: str) -> dict[str, Any]:
-        return {"id": row_id, "row": row, "text": text, "finish_reason": "stop", "attempt": 0}
 
     def _write(self, name: str, value: Any) -> None:
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
-    def _lines(self, name: str, values: list[Any]) -> None:
+    def _lines(self, name: str, values: Sequence[Any]) -> None:
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")

@@ -88,40 +88,6 @@ def save_lines(
     return folder
 
 
-def saved_sweep(
-    root: Path, card: str, answers: Mapping[str, Sequence[str]], base: Sequence[str] | None = None
-) -> Path:
-    """A sweep's folder: a run a method, of which the first is the reference, and the base model."""
-
-    def entry(run: str, texts: Sequence[str]) -> dict[str, Any]:
-        folder = root / "runs" / run
-        save_answers(folder / "eval" / "e" / "none" / "test-greedy", card, texts)
-        facts = {"id": run, "base": run == "base", "model": "m", "mixture": {}}
-        (folder / "run.json").write_text(json.dumps(facts))
-        (folder / "trained.json").write_text('{"steps": 3}')
-        (folder / "eval" / "e" / "evaluated.json").write_text('{"seconds": 1}')
-        return {"run": run, "evaluation": "e", "card": card}
-
-    methods = [
-        {**entry(method, texts), "method": method, "at": {}, "seed": 42}
-        for method, texts in answers.items()
-    ]
-    index = {
-        "name": "made",
-        "title": "Made",
-        "command": "./run.sh sweep made.yaml",
-        "metric": load_card(card).metric,
-        "seeds": [42],
-        "evaluate": {"split": "test", "decoding": "greedy"},
-        "plot": {"reference": methods[0]["method"]},
-        "entries": methods,
-        "bases": [] if base is None else [entry("base", base)],
-    }
-    (root / "sweeps").mkdir(parents=True)
-    (root / "sweeps" / "made.json").write_text(json.dumps(index))
-    return root
-
-
 def judged_labels(given: list[str | None], right: list[str], labels: list[str]) -> Judged:
     """Answers with the labels `given` (None: prose), each to a row of its own."""
     answers = [Answer(id="", row=row, text="", finish_reason="") for row in range(len(given))]

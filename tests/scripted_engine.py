@@ -7,24 +7,18 @@ from typing import Any
 
 import pytest
 
-from tell_plugins.bridge.protocol import Decoding, History, Reply
+from tell_plugins.bridge.protocol import History
 from tell_plugins.evaluation import engines
+from tell_plugins.evaluation.rivals import AnswerTable
 from tell_plugins.recipe.recipes import Recipe
 
 
-class ScriptedEngine:
+class ScriptedEngine(AnswerTable):
     """Answers every prompt by `script(recipe, prompt)`; a loss is one for each character."""
 
-    name = "scripted"
-    context: int | None = None
-
     def __init__(self, recipe: Recipe, script: Callable[[Recipe, str], str]) -> None:
-        self.model_name = str(recipe.get("model"))
-        self._recipe, self._script = recipe, script
-
-    @contextmanager
-    def adapter(self, name: str | None) -> Iterator[None]:
-        yield
+        model = str(recipe.get("model"))
+        super().__init__("scripted", lambda prompt: script(recipe, prompt), model)
 
     @contextmanager
     def scaled(self, name: str, scale: float) -> Iterator[None]:
@@ -32,17 +26,6 @@ class ScriptedEngine:
 
     def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]:
         return [len(prompt) for prompt in prompts]
-
-    def answer(
-        self,
-        prompts: Sequence[str],
-        decoding: Decoding,
-        *,
-        max_new_tokens: int,
-        seed: int,
-        history: History = (),
-    ) -> list[Reply]:
-        return [Reply(self._script(self._recipe, prompt), "stop", 3) for prompt in prompts]
 
     def response_losses(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
         return [(float(len(response)), len(response)) for _, response in pairs]

@@ -99,14 +99,18 @@ def test_losses_on_other_held_out_responses_are_not_taken_for_these(evaluated, m
 
 
 def test_answers_of_an_earlier_release_are_accepted(evaluated, tmp_path):
-    """It saved no hashes of model keys and weights: what is unknown is not compared."""
+    """It saved no hashes of model keys and weights, and no examples: what is unknown is not
+    compared."""
     saved_adapter(tmp_path / "run" / "checkpoint-2", b"\0\1\0\0")
     evaluated(0, "--general-rows", 0)
     file = tmp_path / "run" / "eval" / "checkpoint-2" / "test-greedy" / SETTINGS
     settings = json.loads(file.read_text())
     assert len(settings.pop("model_sha256")) == len(settings.pop("adapter_sha256")) == 64
+    assert settings.pop("shots") == 0
     file.write_text(json.dumps(settings))
     evaluated(0, "--general-rows", 0)
+    file.write_text("{")
+    assert "no JSON" in evaluated(1, "--general-rows", 0)
 
 
 def test_two_systems_of_one_served_model_are_refused_before_any_answer(recipe, tmp_path, cli):

@@ -18,11 +18,11 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import paper_numbers
-from tell_plugins.evaluation.answers import Settings, load_scored
+from tell_plugins.evaluation.answers import Settings, read_saved
 from tell_plugins.evaluation.compare import compare, find_folders, short_names, trained_spec
-from tell_plugins.evaluation.compare_tables import print_verdict
 from tell_plugins.evaluation.scorers.json_readings import READINGS
-from tell_plugins.evaluation.summary import elsewhere_table, system_of
+from tell_plugins.evaluation.scoring import load_scored, system_of
+from tell_plugins.evaluation.system_tables import elsewhere_table, print_verdict
 from tests.conftest import Cli
 from tests.saved_answers import HALU_PERFECT as GOOD
 from tests.saved_answers import answer_line, halu_schema, save_answers, save_lines
@@ -294,7 +294,7 @@ def test_more_failures_are_worse_not_better(make_card, tmp_path, capsys):
     make_card("lines", train=rows[:1], test=rows, metric="translation")
     bad = save_answers(tmp_path / "bad", "lines", ["Eitt hús"] * 8, adapter="x")
     good = save_answers(tmp_path / "good", "lines", [row["r"] for row in rows], adapter="x")
-    print_verdict(compare([bad, good], baseline=good))
+    print_verdict(compare([good, bad]))
     worse = capsys.readouterr().out.partition("bad is worse than good: ")[2]
     assert "chrF++" in worse.partition("\n")[0]
     assert "alignment failures" in worse.partition("\n")[0]
@@ -310,7 +310,7 @@ def test_a_run_that_diverged_is_said_not_compared(card, tmp_path, capsys):
         general = save_lines(tmp_path / name / "general", card, asked, split="general")
         lines = [{"loss_sum": loss, "tokens": 10, "rows": 6} for _ in range(6)]
         (general / "prose.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    print_verdict(compare(folders, baseline=folders[1]))
+    print_verdict(compare(folders[::-1]))
     said = capsys.readouterr().out
     assert "tell is not measured against sft: loss on prose (no number: a run diverged)" in said
     assert "nan" not in said
@@ -407,5 +407,5 @@ def test_what_was_trained_on_is_read_from_the_manifest_else_from_the_recipe(real
     ):
         folder = tmp_path / f"{recipe}-{Path(adapter).name}"
         save_answers(folder, "halu_cot_json", {0: GOOD}, adapter=adapter, recipe=recipe)
-        found = trained_spec(load_scored(folder))
+        found = trained_spec(read_saved(folder))
         assert (None if found is None else str(found.task)) == task

@@ -14,13 +14,13 @@ from tell_plugins.bridge.protocol import conversation
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import evaluate, scoring, verify
-from tell_plugins.evaluation.answers import ANSWERS, SETTINGS, load_scored
+from tell_plugins.evaluation.answers import ANSWERS, SETTINGS
 from tell_plugins.evaluation.judged import mean
 from tell_plugins.evaluation.options import Options, options_of
 from tell_plugins.evaluation.prompts import task_prompts
 from tell_plugins.evaluation.rivals import AnswerTable
-from tell_plugins.evaluation.scoring import System
-from tell_plugins.evaluation.summary import table
+from tell_plugins.evaluation.scoring import System, load_scored
+from tell_plugins.evaluation.system_tables import table
 from tell_plugins.recipe.recipes import load_recipe
 from tests.chat_server import Reply, serving
 from tests.conftest import Cli, write_rows
@@ -352,7 +352,7 @@ def test_free_text_is_scored_by_exact_match_and_chrf(cards, tmp_path):
     answers = [*references[:3], "  rain\nit   is", references[0], ""]
     references[3] = "poem it is"
     scores = scoring.score(save_answers(tmp_path / "a", "free", answers))
-    exact, empty = scores.first.measures["exact_match"], scores.first.details["empty"]
+    exact, empty = scores.first.measures["exact_match"], scores.first.numbers["empty"]
     assert (counts(exact), counts(empty)) == ((3, 6), (1, 6))
     said = [" ".join(answer.split()) for answer in answers]
     expected = CHRF(word_order=2).corpus_score(said, [references]).score

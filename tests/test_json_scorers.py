@@ -222,7 +222,7 @@ def test_a_perfect_model_scores_1_and_the_published_script_gives_it_0(real_home,
     }
     for name in ("strict", "lenient", "official_fixed"):
         found = scores.readings[name]
-        assert found.measures["accuracy"].value == found.details["f1"].value == 1.0
+        assert found.measures["accuracy"].value == found.numbers["f1"].value == 1.0
     saved = json.loads((tmp_path / "a" / "scores.json").read_text())
     assert saved == json.loads(json.dumps(scores.to_dict()))
 

@@ -9,14 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tell_plugins.core.cards import load_card
-from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import scoring
-from tell_plugins.evaluation.answers import load_scored
 from tell_plugins.evaluation.differences import difference, measure_of
 from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate, wilson
 from tell_plugins.evaluation.judged import mean
-from tell_plugins.evaluation.scorers import judge_saved
+from tell_plugins.evaluation.scoring import judged, load_scored
 from tests.conftest import MakeCard, message_of
 from tests.saved_answers import counts, judged_labels, save_answers
 
@@ -30,7 +27,7 @@ def halu_answer(label: str) -> str:
 def strict(folder: Path) -> dict[str, Rate | Estimate]:
     """Every measure of the strict reading."""
     found = scoring.score(folder).readings["strict"]
-    return {**found.measures, **found.details}
+    return found.numbers
 
 
 def test_constant_answers_on_the_official_rows(real_home, tmp_path):
@@ -53,19 +50,7 @@ def test_constant_answers_on_the_official_rows(real_home, tmp_path):
     most = no.readings["strict"].most_frequent
     assert (most.text, most.share.value) == ("no", 1.0)
     scored = load_scored(tmp_path / "no")
-    assert Counter(judge_saved(scored)["official"].right) == {"yes": 236, "no": 764}
-
-
-def test_answers_that_are_not_adherent_count_as_wrong(real_home, tmp_path):
-    task = open_task(load_card("halu_cot_json"), "test")
-    texts = [halu_answer(label) for label in task.responses]
-    yes = [row for row, label in enumerate(task.responses) if label == "yes"]
-    for row in yes[:100]:
-        texts[row] = "Yes"
-    found = strict(save_answers(tmp_path / "a", "halu_cot_json", texts))
-    assert counts(found["accuracy_given_the_form"]) == (1406, 1406)
-    assert counts(found["accuracy"]) == (1406, 1506)
-    assert found["balanced_accuracy"].value == pytest.approx((182 / 282 + 1) / 2)
+    assert Counter(judged(scored)["official"].right) == {"yes": 236, "no": 764}
 
 
 def of_labels(
@@ -111,32 +96,41 @@ def labelled(make_card: MakeCard, responses: list[str], rule: object) -> str:
     return "mood"
 
 
-def test_labels_are_taken_from_objects_and_from_bare_text(make_card, tmp_path):
-    responses = ['{"mood": "good"}', "bad", ' {"mood": "odd", "x": 1}', "good\n"]
-    card = labelled(make_card, responses, {"enum": ["good", "bad", "odd"]})
-    texts = ['{"mood": "good"}', '{"mood": "good"}', '{"mood": "odd"}', '{"mood": "best"}']
-    scores = scoring.score(save_answers(tmp_path / "a", card, texts))
-    found = scores.readings["strict"].measures
-    assert counts(found["accuracy"]) == (2, 4)
-    assert counts(found["accuracy_given_the_form"]) == (2, 3)
-    assert (scores.constant.text, counts(scores.constant.judged.measures["accuracy"])) == (
-        "always good",
-        (2, 4),
-    )
-
-
-def test_labels_that_are_no_text(make_card, tmp_path):
-    card = labelled(make_card, ['{"mood": true}', "false"], {"enum": [True, False]})
-    texts = ['{"mood": true}', '{"mood": "false"}']
-    found = strict(save_answers(tmp_path / "a", card, texts))
-    assert counts(found["accuracy"]) == (1, 2)
-    assert counts(found["accuracy_given_the_form"]) == (1, 1)  # "false" is not false
-
-
-def test_labels_of_an_open_schema_are_those_of_the_references(make_card, tmp_path):
-    card = labelled(make_card, ["b", "a", "b"], {"type": "string"})
-    found = strict(save_answers(tmp_path / "x", card, ['{"mood": "b"}'] * 3))
-    assert counts(found["accuracy"]) == (2, 3)
+@pytest.mark.parametrize(
+    ("rule", "responses", "moods", "accuracy", "given_the_form", "constant"),
+    [
+        pytest.param(
+            {"enum": ["good", "bad", "odd"]},
+            ['{"mood": "good"}', "bad", ' {"mood": "odd", "x": 1}', "good\n"],
+            ["good", "good", "odd", "best"],
+            *((2, 4), (2, 3), "always good"),
+            id="objects and bare text",
+        ),
+        pytest.param(
+            {"enum": [True, False]},
+            ['{"mood": true}', "false"],
+            [True, "false"],  # which is not false
+            *((1, 2), (1, 1), "always true"),
+            id="no text",
+        ),
+        pytest.param(
+            {"type": "string"},
+            ["b", "a", "b"],
+            ["b"] * 3,
+            *((2, 3), (2, 3), "always b"),
+            id="an open schema",
+        ),
+    ],
+)
+def test_labels_are_those_of_the_schema_else_of_the_references(
+    rule, responses, moods, accuracy, given_the_form, constant, make_card, tmp_path
+):
+    texts = [json.dumps({"mood": mood}) for mood in moods]
+    folder = save_answers(tmp_path / "a", labelled(make_card, responses, rule), texts)
+    scores, found = scoring.score(folder), strict(folder)
+    assert counts(found["accuracy"]) == accuracy
+    assert counts(found["accuracy_given_the_form"]) == given_the_form
+    assert scores.constant.text == constant
     assert found["balanced_accuracy"].value == 0.5
 
 
@@ -185,13 +179,10 @@ def test_the_paired_bootstrap_against_the_plain_one():
     assert found.n == 80
 
 
-def test_significance_of_equal_of_better_and_of_unsure_systems():
+def test_significance_of_equal_and_of_unsure_systems():
     half, other = [1, 0] * 20, [0, 1] * 20
     same = between(half, half)
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
-    better = between([1] * 40, [0] * 40)
-    assert (better.value, better.low, better.high) == (1, 1, 1)
-    assert better.p == pytest.approx(1 / 1001)
     unsure = between(half, other)
     assert unsure.low < 0 < unsure.high
     assert unsure.p > 0.5

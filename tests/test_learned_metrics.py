@@ -13,7 +13,6 @@ import pytest
 
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import scoring
-from tell_plugins.evaluation.answers import load_scored
 from tell_plugins.evaluation.scorers import learned
 from tell_plugins.evaluation.scorers.learned import (
     DEFAULT_MODELS,
@@ -24,6 +23,7 @@ from tell_plugins.evaluation.scorers.learned import (
     score_documents,
     wanted,
 )
+from tell_plugins.evaluation.scoring import load_scored
 from tests import learned_checkpoints
 from tests.conftest import message_of
 from tests.saved_answers import save_answers

@@ -116,7 +116,7 @@ def test_exact_match_and_why_answers_fail(make_card, tmp_path):
         assert (k, found.failures) == (right, failures), name
         assert (found.most_frequent.text, found.most_frequent.share.k) == most, name
     scores = scoring.score(tmp_path / "a")
-    marked = scores.first.details["with_####"]
+    marked = scores.first.numbers["with_####"]
     always = scores.constant.judged.measures["exact_match"]
     assert (marked.k, scores.constant.text, always.k) == (2, "always 4", 2)
     assert scores.headline["exact match"] == scores.first.measures["exact_match"]

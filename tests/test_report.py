@@ -21,7 +21,6 @@ from tell_plugins.experiments.outcome import Judge, Outcome
 from tell_plugins.experiments.results import collect, load_studies
 from tests.conftest import message_of
 from tests.made_results import MadeResults, made_controls, made_curve
-from tests.saved_answers import saved_sweep
 
 pytestmark = pytest.mark.slow  # all read one world of runs, which takes long to make
 
@@ -168,7 +167,7 @@ def test_answers_of_other_data_are_refused(made, tmp_path):
     judge = Judge(moved)
     entries = [entry for study in load_studies(moved) for entry in study.done]
     hit = next(entry for entry in entries if path.is_relative_to(entry.folder))
-    assert "1 of 100 answers have no row in split 'test'" in message_of(judge.judged, [hit])
+    assert "1 of 100 answers have no row in split 'test'" in message_of(judge.system, hit)
 
 
 # --- curves --------------------------------------------------------------------------------------
@@ -249,7 +248,10 @@ def test_what_general_data_adds(tmp_path):
 
 def _reported(root: Path, card: str, base: list[str], said: list[str]) -> Any:
     """The report of a base model and one run with these answers to the test rows of `card`."""
-    saved_sweep(root, card, {"TELL": said}, base)
+    made = MadeResults(root, card=card)
+    made.answered_base(base)
+    made.answered("TELL", said)
+    made.index("made", "Made", [42])
     assert cli.main(["report", str(root)]) == 0
     return pd.read_csv(root / "tables" / "made_methods.csv").set_index("method")
 

@@ -69,11 +69,6 @@ def _distance(task: Floats, general: Floats) -> float:
     return float(1 - first @ second / (np.linalg.norm(first) * np.linalg.norm(second)))
 
 
-def test_a_distance_lies_in_its_interval():
-    for found in separations(_groups(3.0, 1.0, 0.0))["centroid_distance"].by_condition.values():
-        assert found.low < found.value < found.high
-
-
 def test_the_interval_of_a_distance_holds_its_value_and_covers_the_truth():
     """In many dimensions the noise of a mean adds to the distance, and a draw's adds again."""
     random = np.random.default_rng(1)

@@ -79,7 +79,7 @@ def test_runs_at_equal_steps_have_equal_steps_and_all_prompts_were_answered(stud
             assert entry.steps == by_run[entry.equal_steps].steps
         for answers in entry.task:
             asked = study.evaluate.rows
-            assert answers.settings.rows == len(answers.lines) == asked >= 100
+            assert answers.settings.rows == len(answers.answers) == asked >= 100
 
 
 def test_a_point_that_trained_nothing_is_named_not_its_method() -> None:

@@ -23,11 +23,16 @@ from tell_plugins.evaluation.bleed import circles, form_of
 from tell_plugins.evaluation.differences import Difference, difference, measure_of
 from tell_plugins.evaluation.elsewhere import BLEED as BLEED_CHANGE
 from tell_plugins.evaluation.elsewhere import KL as KL_TO_BASE
-from tell_plugins.evaluation.elsewhere import LOSS_FILES, STYLE_CHANGE, STYLE_FIT, Elsewhere
+from tell_plugins.evaluation.elsewhere import (
+    LOSS_FILES,
+    STYLE_CHANGE,
+    STYLE_FIT,
+    Elsewhere,
+    read_general,
+)
 from tell_plugins.evaluation.options import Options
 from tell_plugins.evaluation.prompts import general_rows
 from tell_plugins.evaluation.retention import INSTRUCTIONS, KL, LOSSES, PROSE
-from tell_plugins.evaluation.summary import read_general
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import change, message_of, write_rows
 from tests.saved_answers import answer_line, save_lines
@@ -197,7 +202,8 @@ def test_an_adapter_that_trained_nothing_is_reported(recipe, model, adapters, tm
         idle, base, one = ((folders[n] / file).read_bytes() for n in ("idle", "none", "one"))
         assert idle == base != one
     card, none = load_card("tiny_task"), folders["none"] / "general"
-    found = {name: read_general(path / "general", none, card) for name, path in folders.items()}
+    made = {name: read_general(path / "general", none, card) for name, path in folders.items()}
+    found = {name: general.numbers for name, general in made.items()}
     for key in LOSS_FILES:
         idle, one = found["idle"][key], found["one"][key]
         assert (idle.value, idle.low, idle.high) == (0.0, 0.0, 0.0)
@@ -314,15 +320,15 @@ def test_a_change_is_of_one_model_over_one_set_of_rows(key, value, make_card, tm
 
     mine = measured("mine", [(11.0, 5), (4.0, 3)])
     base = measured("base", [(10.0, 5), (4.0, 3)])
-    assert value_of(read_general(mine, base, card), STYLE_CHANGE) == pytest.approx(1 / 8)
+    assert value_of(read_general(mine, base, card).numbers, STYLE_CHANGE) == pytest.approx(1 / 8)
     for other in (measured("b", [(10.0, 5), (4.0, 3)], **{key: value}), tmp_path / "none"):
-        found = read_general(mine, other, card)
+        found = read_general(mine, other, card).numbers
         assert STYLE_CHANGE not in found
         assert found[STYLE_FIT] is not None
     others = measured("c", [(10.0, 6), (4.0, 3)])
-    assert STYLE_CHANGE not in read_general(mine, others, card)
+    assert STYLE_CHANGE not in read_general(mine, others, card).numbers
     (base / SETTINGS).unlink()
-    assert STYLE_CHANGE not in read_general(mine, base, card)
+    assert STYLE_CHANGE not in read_general(mine, base, card).numbers
 
 
 # --- held-out rows -------------------------------------------------------------------------------
@@ -529,7 +535,7 @@ def test_the_opening_that_most_share():
 def test_a_task_without_a_form_has_no_bleed(card, tasks, tmp_path):
     assert not form_of(load_card(card)).known
     folder = save_lines(tmp_path / "general", card, [answer_line("g", 0, "Hi")], split="general")
-    assert read_general(folder, None, load_card(card))[bleed.BLEED] is None
+    assert read_general(folder, None, load_card(card)).numbers[bleed.BLEED] is None
 
 
 def test_bleed_is_set_against_the_base_model(tasks, tmp_path):
@@ -540,7 +546,7 @@ def test_bleed_is_set_against_the_base_model(tasks, tmp_path):
     for name, texts in (("mine", mine), ("base", theirs)):
         lines = [answer_line(f"general-{row}", row, text) for row, text in enumerate(texts)]
         folders.append(save_lines(tmp_path / name, "tiny_task", lines, split="general"))
-    found = read_general(*folders, load_card("tiny_task"))
+    found = read_general(*folders, load_card("tiny_task")).numbers
     for name in (bleed.BLEED, bleed.WORDS):
         rate = found[name]
         assert (rate.k, rate.n) == (8, 12)
@@ -550,7 +556,7 @@ def test_bleed_is_set_against_the_base_model(tasks, tmp_path):
     assert found[STYLE_FIT] is None
     assert not LOSS_FILES.keys() & found
     other = save_lines(tmp_path / "other", "tiny_task", [answer_line("general-99", 99, "{")])
-    assert BLEED_CHANGE not in read_general(folders[0], other, load_card("tiny_task"))
+    assert BLEED_CHANGE not in read_general(folders[0], other, load_card("tiny_task")).numbers
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import rivals
-from tell_plugins.evaluation.answers import load_scored
 from tell_plugins.evaluation.prompts import task_prompts
+from tell_plugins.evaluation.scoring import load_scored
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import Cli, message_of
 from tests.scripted_engine import ScriptedEngine, answer_by_script

@@ -15,7 +15,8 @@ from tell_plugins.evaluation.judged import Case, Judged, mean
 from tell_plugins.evaluation.scorers import json_answers, json_readings
 from tell_plugins.evaluation.scoring import spaced
 from tests.conftest import Cli, message_of
-from tests.saved_answers import counts, save_answers, saved_sweep
+from tests.made_results import MadeResults
+from tests.saved_answers import counts, save_answers
 
 ANY_OBJECT = {"type": "object", "required": ["name"]}
 
@@ -24,12 +25,10 @@ class Shown:
     """What every verb shows of a sweep with the methods TELL and SFT and made answers."""
 
     def __init__(self, root: Path, card: str, cli: Cli, good: list[str], bad: list[str]) -> None:
-        self.root = saved_sweep(root / "sweep", card, {"TELL": good, "SFT": bad})
-        self.tell, self.sft = (
-            self.root / "runs" / name / "eval" / "e" / "none" / "test-greedy"
-            for name in ("TELL", "SFT")
-        )
-        folders, self._cli = [self.tell, self.sft], cli
+        made = MadeResults(root / "sweep", card=card)
+        self.tell, self.sft = made.answered("TELL", good), made.answered("SFT", bad)
+        made.index("made", "Made", [42])
+        self.root, folders, self._cli = made.root, [self.tell, self.sft], cli
         for folder in folders:
             scoring.write(folder)
         self.printed = cli(0, "compare", *folders, "--resamples", 100, "--out", root / "out")
@@ -151,7 +150,7 @@ def test_json_without_a_label_has_content(make_card, tmp_path, cli):
     assert f1.low < 0.5
     assert shown.differences["strict", "exact_match"] == -0.75
     assert shown.differences["strict", "field_f1"] == pytest.approx(-0.5)
-    by_field = scores.first.details  # 2 of 3 names given are right, 3 of 5 tags
+    by_field = scores.first.numbers  # 2 of 3 names given are right, 3 of 5 tags
     assert by_field["field_precision:name"].value == pytest.approx(2 / 3)
     assert by_field["field_recall:tags"].value == pytest.approx(3 / 8)
     assert "fields, test: strict, by field, in %" in shown.printed

@@ -106,4 +106,5 @@ def test_a_few_rows_that_all_agree_tell_nothing_apart(rows, told):
     found = _compared(right, wrong)
     assert found.low == found.high == 1
     assert found.better == told
+    assert found.p == pytest.approx(0.5 ** (rows - 1), abs=0.02)
     assert _compared(wrong, right).worse == told

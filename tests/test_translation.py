@@ -13,7 +13,6 @@ import pytest
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import scoring
-from tell_plugins.evaluation.answers import load_scored
 from tell_plugins.evaluation.intervals import Rate
 from tell_plugins.evaluation.scorers import translation
 from tell_plugins.evaluation.scorers.translation import (
@@ -21,6 +20,7 @@ from tell_plugins.evaluation.scorers.translation import (
     reference_opening,
     strip_opening,
 )
+from tell_plugins.evaluation.scoring import load_scored
 from tests.saved_answers import save_answers
 
 OPENING = "Here is the translation: \n\n "
@@ -48,7 +48,7 @@ def scored_as(folder: Path) -> tuple[Found, dict[str, int]]:
     found = {
         unit: {
             name: number.k if isinstance(number, Rate) else number
-            for name, number in {**part.measures, **part.details}.items()
+            for name, number in part.numbers.items()
         }
         for unit, part in scores.readings.items()
     }

@@ -28,7 +28,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError, at_least
 from tell_plugins.core.progress import track
 from tell_plugins.core.state_files import write_json
-from tell_plugins.evaluation.adapters import ARGS, Adapter, trained_folder
+from tell_plugins.evaluation.adapters import Adapter, trained_folder
 from tell_plugins.recipe.recipes import as_list, is_whole_model
 
 _OF_AGIEVAL = """
@@ -156,7 +156,7 @@ def deploy_arguments(adapter: Path, name: str, *, base: bool) -> list[str]:
     named = ["--served_model_name", name]
     if not base:
         return ["--model" if is_whole_model(adapter) else "--adapters", str(adapter), *named]
-    trained = Adapter("", adapter).saved(ARGS)
+    trained = Adapter("", adapter).args
     if not trained:
         raise UserError(
             "no args.json, so nothing says what the base model is",

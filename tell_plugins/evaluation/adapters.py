@@ -14,6 +14,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest
 from tell_plugins.core.manifest import Manifest
 from tell_plugins.core.rows import file_sha256
+from tell_plugins.core.spec import Spec, parse_spec
 from tell_plugins.core.state_files import cached_json, read_json
 from tell_plugins.recipe.recipes import (
     TUNED,
@@ -68,17 +69,44 @@ class Adapter:
         """Whether all weights were trained, so that it is a model of its own."""
         return self.path is not None and is_whole_model(self.path)
 
-    def manifest(self) -> dict[str, Any] | None:
-        """The manifest of the mixture it trained on, or None where there is none."""
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of the mixture it trained on; empty where there is none."""
         for folder in () if self.path is None else (self.path, self.path.parent):
             remedy = "restore the file, or remove it: then nothing is known of the training rows"
-            found: dict[str, Any] | None = read_json(folder / "manifest.json", Manifest, remedy)
-            if found is not None:
-                return found
-        return None
+            if found := read_json(folder / "manifest.json", Manifest, remedy):
+                return dict(found)
+        return {}
+
+    @property
+    def spec(self) -> Spec | None:
+        """The dataset string that it trained on, where that is known."""
+        return parse_spec(self.manifest["spec"]) if self.manifest else None
+
+    @cached_property
+    def args(self) -> dict[str, Any]:
+        """The arguments of its training, as ms-swift saved them; empty where there are none."""
+        return self.saved(ARGS)
+
+    @property
+    def model(self) -> str:
+        """The model that it was trained on, as ms-swift was told, else as peft saved it."""
+        return str(self.args.get("model") or self.saved(CONFIG).get("base_model_name_or_path", ""))
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The keys of a recipe that say which model answers, and through which template."""
+        saved = {key: self.args[key] for key in MODEL_KEYS if self.args.get(key) is not None}
+        return saved | ({"model": str(self.path)} if self.whole else {})
+
+    @property
+    def folder(self) -> Path:
+        """Where it is, of one that is no base model."""
+        assert self.path is not None
+        return self.path
 
     def saved(self, name: str) -> dict[str, Any]:
-        """What the trainer left beside the weights: `args.json`, `trainer_state.json`.
+        """What the trainer left beside the weights: `args.json`, `adapter_config.json`.
 
         Empty where there is none, or one that is torn: the trainer was stopped while it wrote.
         """
@@ -89,8 +117,8 @@ class Adapter:
     @property
     def weights_sha256(self) -> str:
         """The hash of the file of weights, "" for the base model; of a whole model's folder."""
-        if self.whole and self.path is not None:
-            return folder_sha256(self.path)
+        if self.whole:
+            return folder_sha256(self.folder)
         return self._sha256(*WEIGHTS)
 
     @property
@@ -284,43 +312,16 @@ def _label(path: Path, recipe: Recipe) -> str:
     return "--".join(inside.parts[-3:])
 
 
-# --- a run, as its checkpoint tells it ------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained run: its checkpoint, what ms-swift saved beside it, and its mixture's manifest."""
-
-    adapter: Adapter
-    folder: Path
-    args: dict[str, Any]
-    manifest: dict[str, Any]
-    anchor: str
-
-    @property
-    def model(self) -> str:
-        """The model that it was trained on, as ms-swift was told."""
-        return str(self.args["model"])
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """The keys of a recipe that say which model answers, and through which template."""
-        saved = {key: self.args[key] for key in MODEL_KEYS if self.args.get(key) is not None}
-        return saved | ({"model": str(self.folder)} if self.adapter.whole else {})
-
-
-def read_run(text: str, scale: float = 1.0) -> Run:
+def read_run(text: str, scale: float = 1.0) -> Adapter:
     """The run that `text` names. Raises UserError for a folder that is none of TELL's."""
     folder = trained_folder(text, "RUN")
     (adapter,) = at_scales([Adapter(folder.name, folder)], [scale])
-    manifest, saved = adapter.manifest(), adapter.saved(ARGS)
-    if not manifest or not saved:
+    if not adapter.manifest or not adapter.args:
         raise UserError(
-            f"no {ARGS if manifest else 'manifest.json'}, so nothing says how it was trained",
+            f"no {ARGS if adapter.manifest else 'manifest.json'}, so nothing says how it was "
+            "trained",
             where=paths.shown(folder),
             allowed="a checkpoint of `./run.sh train`",
             remedy="restore the file",
         )
-    anchor = folder / "anchor.txt"
-    text = anchor.read_bytes().decode() if anchor.is_file() else ""
-    return Run(adapter, folder, saved, manifest, text)
+    return adapter

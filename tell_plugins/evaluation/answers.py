@@ -1,29 +1,26 @@
 """Saved answers: one JSON line an answer, written as they come, resumed where they stopped.
 
 The batches are fixed by the prompts (longest first), so a run that was killed and resumed answers
-the same batches as one that was not, and leaves the same file. `load_scored` joins saved answers to
-the rows that they answer: what every scorer starts from.
+the same batches as one that was not, and leaves the same file. What is right for them is joined to
+saved answers in `scoring.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
 from tell_plugins.bridge.protocol import Engine, History, Reply, decoding
 from tell_plugins.core import paths
-from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.json_values import parse_json
 from tell_plugins.core.progress import track
-from tell_plugins.core.sources import TaskRows, open_task
 from tell_plugins.core.state_files import (
     Name,
     Shape,
@@ -39,7 +36,7 @@ from tell_plugins.core.state_files import (
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
 GENERAL = "general"  # the folder, and the split, of answers to general questions
 CUT = "length"  # the finish reason of an answer that met the limit of new tokens
-_AGAIN = "remove the line and call ./run.sh eval again"
+AGAIN = "remove the line and call ./run.sh eval again"
 _SHOWN = 5  # lines or folders named in one message
 _HASHED = {
     "model_sha256": "the recipe's model keys (system, template and the like)",
@@ -267,7 +264,7 @@ def read_settings(folder: Path) -> Settings:
     )
 
 
-def answer_lines(file: Path, remedy: str = _AGAIN) -> list[Answer]:
+def answer_lines(file: Path, remedy: str = AGAIN) -> list[Answer]:
     """The lines of a file of answers, none where it is missing. Raises UserError, with `remedy`,
     for lines that are no answers."""
     return [Answer(**line) for line in read_json_lines(file, Answer, remedy)]
@@ -275,121 +272,48 @@ def answer_lines(file: Path, remedy: str = _AGAIN) -> list[Answer]:
 
 def read_answers(folder: Path) -> list[Answer]:
     """The answers of a folder, in the order of its lines. Raises UserError when there are none."""
-    if found := answer_lines(folder / ANSWERS):
-        return found
-    raise UserError(
-        f"no answer in {ANSWERS}",
-        where=paths.shown(folder),
-        remedy="./run.sh eval RECIPE writes them",
-    )
+    found = answer_lines(folder / ANSWERS)
+    refuse_none(found, folder)
+    return found
 
 
-@dataclass(frozen=True)
-class Scored:
-    """The answers of one folder, by row and attempt, and the rows themselves.
+def refuse_none(answers: Sequence[Answer], folder: Path) -> None:
+    if not answers:
+        raise UserError(
+            f"no answer in {ANSWERS}",
+            where=paths.shown(folder),
+            remedy="./run.sh eval RECIPE writes them",
+        )
 
-    Attributes:
-        sha256: of `answers.jsonl`, uncompressed; scores of other answers never pass as these.
-    """
+
+class Saved(NamedTuple):
+    """One folder of answers; `sha256` is of `answers.jsonl`, uncompressed: scores of other answers
+    never pass as these."""
 
     folder: Path
     settings: Settings
-    card: Card
-    task: TaskRows
     answers: list[Answer]
     sha256: str
 
     @property
-    def rows(self) -> list[int]:
-        """The test row of each answer."""
-        return [answer.row for answer in self.answers]
+    def origin(self) -> dict[str, Any]:
+        """All but the answers themselves."""
+        return {"folder": self.folder, "settings": self.settings, "sha256": self.sha256}
 
     @property
-    def expected(self) -> int:
-        """How many rows were asked; the run was interrupted where fewer are answered."""
-        return len(self.task) if self.settings.rows is None else self.settings.rows
-
-    @property
-    def test(self) -> tuple[object, ...]:
-        """The rows and the rules of the test: cards that differ in their training share them."""
-        card = self.card
-        schema = card.schema_path().read_bytes() if card.metric == "json" else b""
-        return self.task.split, self.task.sha256, card.metric, str(card.answer), schema
-
-    def id(self, row: int) -> str:
-        """The content hash of a test row, as it stands in the answers."""
-        return bytes(self.task.ids[row]).hex()
+    def where(self) -> str:
+        """The file of answers, for messages."""
+        return paths.shown(find(self.folder / ANSWERS) or self.folder)
 
 
-def load_scored(folder: Path) -> Scored:
-    """The answers of `folder` joined to the rows of their card and split.
-
-    Raises UserError for missing or empty files, lines that are no answers, an answer given twice,
-    and answers whose row the split does not have.
-    """
-    settings, lines = read_settings(folder), read_answers(folder)
+def read_saved(folder: Path, remedy: str = AGAIN) -> Saved:
+    """What a folder holds; no answers where their file is missing. Raises UserError for settings
+    that are missing or none and, with `remedy`, for lines that are no answers."""
+    settings, answers = read_settings(folder), answer_lines(folder / ANSWERS, remedy)
     sha256 = hashlib.sha256(read_bytes(folder / ANSWERS) or b"").hexdigest()
-    card = load_card(settings.card)
-    task = open_task(card, settings.split, settings.anchor)
-    where = paths.shown(find(folder / ANSWERS) or folder)
-    remedy = "these are answers to another card or split, or its file was replaced: restore it"
-    return Scored(folder, settings, card, task, _join(lines, task, where, remedy), sha256)
+    return Saved(folder, settings, answers, sha256)
 
 
-def _join(lines: Sequence[Answer], task: TaskRows, where: str, remedy: str) -> list[Answer]:
-    """Answers by test row, matched by content: a row that moved in its file is still that row.
-
-    Equal test rows are told apart by the saved row number. Raises UserError, with `remedy`, for
-    answers to no row, and for an answer given twice.
-    """
-    places = defaultdict(list)
-    for row, content in enumerate(task.ids):
-        places[bytes(content).hex()].append(row)
-    numbered = list(enumerate(lines, 1))
-    if strangers := [number for number, line in numbered if line.id not in places]:
-        raise UserError(
-            f"{len(strangers)} of {len(lines)} answers have no row in split '{task.split}' of card "
-            f"'{task.card.name}' ({task.shown}): {_numbers(strangers)}",
-            where=where,
-            remedy=remedy,
-        )
-    taken: dict[tuple[int, int], Answer] = {}
-    surplus = []
-    for number, line in sorted(numbered, key=lambda n: n[1].row not in places[n[1].id]):
-        free = [row for row in places[line.id] if (row, line.attempt) not in taken]
-        if free:
-            row = line.row if line.row in free else free[0]
-            taken[row, line.attempt] = line.model_copy(update={"row": row})
-        else:
-            surplus.append(number)
-    if surplus:
-        raise UserError(
-            f"{len(surplus)} answers are given to a row that has one: {_numbers(surplus)}",
-            where=where,
-            remedy="each row is answered once an attempt; remove the surplus lines",
-        )
-    return [taken[place] for place in sorted(taken)]
-
-
-def _numbers(lines: Sequence[int]) -> str:
+def shown_lines(lines: Sequence[int]) -> str:
     more = f" and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     return "line " + ", ".join(map(str, lines[:_SHOWN])) + more
-
-
-def joined(parts: Sequence[Scored], task: TaskRows, rows: int | None = None) -> Scored:
-    """Answers to parts of a task as answers to the rows of `task`, of which `rows` were asked.
-
-    Raises UserError for an answer to a row that is none of them.
-    """
-    lines = [answer for part in parts for answer in part.answers]
-    remedy = "the folds are of other rows: write the task and them anew (new --folds K --force)"
-    answers = _join(lines, task, paths.shown(parts[0].folder), remedy)
-    asked = len({answer.row for answer in answers}) if rows is None else rows
-    return Scored(
-        folder=parts[0].folder,
-        settings=parts[0].settings.model_copy(update={"card": task.card.name, "rows": asked}),
-        card=task.card,
-        task=task,
-        answers=answers,
-        sha256=hashlib.sha256("".join(part.sha256 for part in parts).encode()).hexdigest(),
-    )

@@ -20,18 +20,18 @@ from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import NONE, Spec, parse_spec
 from tell_plugins.core.state_files import Shape, cached_json, find, find_below, write_json
-from tell_plugins.evaluation import scorers
+from tell_plugins.evaluation import system_tables
 from tell_plugins.evaluation.adapters import BASE, Adapter
-from tell_plugins.evaluation.answers import ANSWERS, Scored, joined, load_scored, read_settings
+from tell_plugins.evaluation.answers import ANSWERS, Saved, read_saved, read_settings
 from tell_plugins.evaluation.differences import Difference, difference
 from tell_plugins.evaluation.grids import print_grid, table_console, to_csv
 from tell_plugins.evaluation.intervals import RESAMPLES, SEED
-from tell_plugins.evaluation.judged import Column
+from tell_plugins.evaluation.judged import Column, Scored
 from tell_plugins.evaluation.options import LEARNED_OPTIONS, add_some
 from tell_plugins.evaluation.paper_numbers import paper_number
 from tell_plugins.evaluation.rivals import RIVALS
 from tell_plugins.evaluation.scorers.learned import Wanted, score_learned, wanted
-from tell_plugins.evaluation.scoring import System
+from tell_plugins.evaluation.scoring import System, joined, scored
 from tell_plugins.recipe.recipes import load_recipe
 
 _RUN = "run.json"  # of a sweep: what a run was made with
@@ -57,9 +57,12 @@ class Compared(NamedTuple):
 class Comparison:
     """Everything that the tables and files are made of."""
 
-    systems: list[System]
-    baseline: str
+    systems: list[System]  # the baseline first
     differences: list[Compared]
+
+    @property
+    def baseline(self) -> str:
+        return self.systems[0].name
 
     @property
     def metric(self) -> str:
@@ -89,29 +92,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tell_plugins.evaluation import compare_tables
-
     if args.pool and (args.baseline or args.learned):
         raise UserError(
             "--pool goes without --baseline and --learned",
             where="command line",
             remedy="leave them out; --learned scores each fold on its own",
         )
-    folders, baseline = find_folders(args.answers, args.split), None
-    if args.baseline is not None:
-        baseline = _one_folder(args.baseline, args.split)
-        if baseline.resolve() not in {folder.resolve() for folder in folders}:
-            folders = [baseline, *folders]
-    comparison = compare(
-        folders,
-        baseline=baseline,
-        learned=wanted(args),
-        resamples=args.resamples,
-        seed=args.seed,
-        pool=args.pool,
-    )
+    first = [_one_folder(args.baseline, args.split)] if args.baseline is not None else []
+    folders = find_folders([*first, *args.answers], args.split)
+    draws = {"resamples": args.resamples, "seed": args.seed}
+    comparison = compare(folders, learned=wanted(args), pool=args.pool, **draws)
     console = table_console()
-    for grid in compare_tables.grids(comparison):
+    for grid in system_tables.grids(comparison):
         print_grid(grid, console)
     if args.pool:
         print(_OF_FOLDS)
@@ -123,42 +115,38 @@ def run(args: argparse.Namespace) -> int:
 def compare(
     folders: Sequence[Path],
     *,
-    baseline: Path | None = None,
     learned: Wanted | None = None,
     resamples: int = RESAMPLES,
     seed: int = SEED,
     pool: bool = False,
 ) -> Comparison:
-    """Score all folders and take differences to `baseline` (default: the first).
+    """Score all folders and take differences to the first.
 
     `pool` joins the answers to the folds of one task.
 
     Raises UserError where the folders do not answer the same test.
     """
-    loaded = [load_scored(folder) for folder in folders]
-    for scored in loaded:
-        score_learned(scored, learned or {})
-    if pool:
-        loaded = pooled(loaded)
+    saved = [read_saved(folder) for folder in folders]
+    loaded = pooled(saved) if pool else [scored(answers) for answers in saved]
+    for answers in loaded:
+        score_learned(answers, learned or {})
     _need_same_test(loaded)
     systems = [
-        System(name, scored, paper=paper_number(scored.settings, trained_spec(scored)))
-        for name, scored in zip(_system_names(loaded), loaded, strict=True)
+        System(name, answers, paper=paper_number(answers.settings, trained_spec(answers)))
+        for name, answers in zip(_system_names(loaded), loaded, strict=True)
     ]
-    base = systems[0]
-    if baseline is not None:
-        base = next(s for s in systems if s.scored.folder.resolve() == baseline.resolve())
+    base, *others = systems
     found = []
-    for system in tracked(systems, "scoring", "systems", len(systems)):
-        for key, mine in system.measures.items() if system is not base else ():
+    for system in tracked(others, "scoring", "systems", len(others)):
+        for key, mine in system.measures.items():
             theirs = base.measures.get(key)
             moved = difference(mine, theirs, resamples=resamples, seed=seed)
             if moved is not None:
                 found.append(Compared(system.name, *key, moved, mine.column))
-    return Comparison(systems, base.name, found)
+    return Comparison(systems, found)
 
 
-def find_folders(named: Sequence[str], split: str | None = None) -> list[Path]:
+def find_folders(named: Sequence[str | Path], split: str | None = None) -> list[Path]:
     """The answers folders that the given paths are or hold, in the given order, each once.
 
     Where a run folder is searched, answers to general questions are passed over, which have no
@@ -206,14 +194,13 @@ def _of_a_task(folders: Sequence[Path], split: str | None) -> list[Path]:
 
 def _need_same_test(loaded: Sequence[Scored]) -> None:
     """Raise UserError unless all answers are to the same rows under the same rules."""
-    first = loaded[0]
-    labels = scorers.right(first.task).labels  # some cards take them from their training rows
-    for other in loaded[1:]:
-        if other.test != first.test or scorers.right(other.task).labels != labels:
+    first, *others = loaded
+    for other in others:
+        if other.test != first.test:
             raise UserError(
                 f"answers to different tests: card '{first.card.name}', split "
-                f"'{first.task.split}' ({paths.shown(first.folder)}) and card "
-                f"'{other.card.name}', split '{other.task.split}' ({paths.shown(other.folder)})",
+                f"'{first.asked.split}' ({paths.shown(first.folder)}) and card "
+                f"'{other.card.name}', split '{other.asked.split}' ({paths.shown(other.folder)})",
                 where="command line",
                 allowed="answers to one split of one card",
                 remedy="compare each test on its own; --split picks one out of run folders",
@@ -263,7 +250,7 @@ class _Run(Shape):
 
 def _system_names(systems: Sequence[Scored]) -> list[str]:
     """A name for each set of answers: `TELL, seed 42`; where several have it, their folders'."""
-    names = [_name(scored) for scored in systems]
+    names = [_name(answers) for answers in systems]
     for name in {name for name in names if names.count(name) > 1}:
         places = [place for place, other in enumerate(names) if other == name]
         told_apart = short_names([systems[place].folder for place in places])
@@ -272,13 +259,13 @@ def _system_names(systems: Sequence[Scored]) -> list[str]:
     return names
 
 
-def _name(scored: Scored) -> str:
-    adapter, spec = scored.settings.adapter, trained_spec(scored)
+def _name(answers: Scored) -> str:
+    adapter, spec = answers.settings.adapter, trained_spec(answers)
     if adapter in (BASE, *RIVALS):
         return "base" if adapter == BASE else str(adapter)
     if spec is None:
-        return scored.settings.recipe or "unknown"
-    return f"{method_of(spec)}, seed {_run_of(scored.folder).get('seed', spec.seed)}"
+        return answers.settings.recipe or "unknown"
+    return f"{method_of(spec)}, seed {_run_of(answers.folder).get('seed', spec.seed)}"
 
 
 def method_of(spec: Spec) -> str:
@@ -292,18 +279,18 @@ def method_of(spec: Spec) -> str:
     return "SFT" if amount == NONE else "TELL"
 
 
-def trained_spec(scored: Scored) -> Spec | None:
+def trained_spec(answers: Saved | Scored) -> Spec | None:
     """The dataset string that a system trained on, as a sweep, the manifest beside the adapter, or
     else the recipe says; None for the base model and what stands in its place, which trained
     nothing."""
-    adapter = scored.settings.adapter
+    adapter = answers.settings.adapter
     if adapter in (BASE, *RIVALS):
         return None
-    text = _run_of(scored.folder).get("spec") or _saved_manifest(adapter).get("spec")
+    text = _run_of(answers.folder).get("spec") or _trained_on(adapter)
     try:
         if text:
             return parse_spec(text)
-        return load_recipe(paths.RECIPES / f"{Path(scored.settings.recipe).stem}.yaml").spec
+        return load_recipe(paths.RECIPES / f"{Path(answers.settings.recipe).stem}.yaml").spec
     except UserError:
         return None
 
@@ -315,13 +302,13 @@ def _run_of(folder: Path) -> Mapping[str, Any]:
     return next((run for run in runs if run.get("spec")), {})
 
 
-def _saved_manifest(adapter: str) -> dict[str, Any]:
-    """The manifest beside an adapter that saved answers name; nothing where it is gone."""
+def _trained_on(adapter: str) -> str:
+    """The dataset string of an adapter that saved answers name; "" where it is gone."""
     for folder in (paths.user_path(adapter), paths.PROJECT / adapter):
         with contextlib.suppress(UserError):  # it is damaged
-            if manifest := Adapter("", folder).manifest():
-                return manifest
-    return {}
+            if found := Adapter("", folder).manifest:
+                return str(found["spec"])
+    return ""
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
@@ -339,21 +326,21 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 # --- folds ----------------------------------------------------------------------------------------
 
 
-def pooled(answers: Sequence[Scored]) -> list[Scored]:
+def pooled(saved: Sequence[Saved]) -> list[Scored]:
     """The answers of each system to all folds of a task, joined: each row counts once, and was
     answered by a training that did not see it. Plain SFT, if it is there, comes first.
 
     Raises UserError for answers to another card than a fold's, two sets of one system to a fold,
     or systems that did not answer the same folds.
     """
-    systems: dict[tuple[Any, ...], dict[int, Scored]] = {}
-    for scored in answers:
-        key, fold = _system_and_fold(scored)
-        other = systems.setdefault(key, {}).setdefault(fold, scored)
-        if other is not scored:
+    systems: dict[tuple[Any, ...], dict[int, Saved]] = {}
+    for answers in saved:
+        key, fold = _system_and_fold(answers)
+        other = systems.setdefault(key, {}).setdefault(fold, answers)
+        if other is not answers:
             raise UserError(
                 f"two sets of answers of one system to fold {fold}: {paths.shown(other.folder)} "
-                f"and {paths.shown(scored.folder)}",
+                f"and {paths.shown(answers.folder)}",
                 where="--pool",
                 remedy="name the folders of one run each",
             )
@@ -375,19 +362,19 @@ def pooled(answers: Sequence[Scored]) -> list[Scored]:
     return found
 
 
-def _system_and_fold(scored: Scored) -> tuple[tuple[Any, ...], int]:
+def _system_and_fold(answers: Saved) -> tuple[tuple[Any, ...], int]:
     """What is the same of a system in all folds, its method and task first; the fold's number."""
-    found = fold_of(scored.card.name)
+    found = fold_of(answers.settings.card)
     if found is None:
         raise UserError(
-            f"answers to card '{scored.card.name}', which is no fold",
-            where=paths.shown(scored.folder),
+            f"answers to card '{answers.settings.card}', which is no fold",
+            where=paths.shown(answers.folder),
             allowed="answers to the cards that ./run.sh new NAME --folds K writes: NAME_fold1 ...",
             remedy="leave --pool out, or name the folds' answers",
         )
     task, fold = found
-    spec = trained_spec(scored)
+    spec = trained_spec(answers)
     method = "none" if spec is None else method_of(spec)
-    trained = scored.settings.adapter if spec is None else str(spec.with_values(card=task))
-    test = tuple(str(getattr(scored.settings, key)) for key in _SAME_IN_ALL_FOLDS)
+    trained = answers.settings.adapter if spec is None else str(spec.with_values(card=task))
+    test = tuple(str(getattr(answers.settings, key)) for key in _SAME_IN_ALL_FOLDS)
     return (method, task, trained, *test), fold

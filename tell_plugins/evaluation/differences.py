@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tell_plugins.evaluation import intervals
 from tell_plugins.evaluation.intervals import (
     RESAMPLES,
     SEED,
+    Estimate,
     Floats,
     Interval,
     interval,
@@ -111,6 +113,11 @@ class Difference:
         return ", ".join(f"{value:+.{self.digits}f}" for value in self.by_seed)
 
     @property
+    def estimate(self) -> Estimate:
+        """The difference and its interval, as tables take them."""
+        return Estimate(self.value, self.low, self.high, self.n)
+
+    @property
     def record(self) -> dict[str, float | None]:
         """What is kept of it in files."""
         return {key: getattr(self, key) for key in _KEPT}
@@ -167,6 +174,20 @@ def _same_losses(system: Measure, baseline: Measure) -> bool:
     """Whether two losses are of the very same rows: as many, each with as many tokens."""
     mine, theirs = (np.column_stack([part.ids, part.stats[:, 1]]) for part in (system, baseline))
     return np.array_equal(mine, theirs)
+
+
+def over_seeds(
+    pairs: Sequence[tuple[Measure | None, Measure | None]],
+) -> tuple[float, float] | None:
+    """The interval of a difference over rows and seeds, a pair a seed; None for fewer seeds than
+    `LEAST_SEEDS`, or where they have other rows."""
+    parts = [part for pair in pairs for part in pair if part is not None]
+    stats = [part.stats for part in parts]
+    alike = len(parts) == 2 * len(pairs) and len({part.shape for part in stats}) == 1
+    if len(pairs) < LEAST_SEEDS or not alike:
+        return None
+    both = list(zip(stats[::2], stats[1::2], strict=True))
+    return intervals.over_seeds(both, parts[0].column.score)
 
 
 def t_interval(values: Sequence[float]) -> Interval:

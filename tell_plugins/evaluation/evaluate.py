@@ -21,7 +21,7 @@ from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.locks import only_one
 from tell_plugins.core.schemas import card_validator
 from tell_plugins.core.sources import open_task
-from tell_plugins.core.spec import Spec, parse_spec
+from tell_plugins.core.spec import Spec
 from tell_plugins.evaluation import bleed, engines, retention, rivals, scoring, trained_with
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import (
@@ -45,8 +45,7 @@ _ANCHORED = "the server puts the anchor in front of every query"
 
 def run(args: argparse.Namespace) -> int:
     from tell_plugins.evaluation.compare import compare
-    from tell_plugins.evaluation.compare_tables import print_verdict
-    from tell_plugins.evaluation.summary import print_summary
+    from tell_plugins.evaluation.system_tables import print_summary, print_verdict
 
     options = options_of(args)
     task = answer(options)
@@ -56,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
         if adapter.path is not None and adapter.changes_nothing:
             print(f"{adapter.label}: every LoRA B matrix is zero; this run trained nothing")
     for name in names if options.against else []:
-        folders = [task.out / label / name for label in labels]
-        print_verdict(compare(folders, baseline=folders[-1]))
+        *others, baseline = [task.out / label / name for label in labels]
+        print_verdict(compare([baseline, *others]))
     return 0
 
 
@@ -148,8 +147,7 @@ def _general_rows(
     """Held-out general rows for all that is tested."""
     if rows == 0:
         return []
-    manifests = [manifest for adapter in adapters if (manifest := adapter.manifest())]
-    specs = [spec, *(parse_spec(manifest["spec"]) for manifest in manifests)]
+    specs = [spec, *(trained for adapter in adapters if (trained := adapter.spec))]
     if not prompting.has_held_out(specs, card):
         raise_all(list(trained_with.unknown_rows(adapters)))
     return prompting.general_rows(specs, card, rows)

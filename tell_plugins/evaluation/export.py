@@ -30,19 +30,19 @@ from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.state_files import write_json
 from tell_plugins.core.text import MARK
-from tell_plugins.evaluation import summary
-from tell_plugins.evaluation.adapters import ARGS, BASE, CONFIG, Run, model_files, read_run
+from tell_plugins.evaluation import system_tables
+from tell_plugins.evaluation.adapters import ARGS, BASE, CONFIG, Adapter, model_files, read_run
 from tell_plugins.evaluation.answers import GENERAL, SETTINGS, read_settings
 from tell_plugins.evaluation.grids import Grid
 from tell_plugins.evaluation.options import scale
 from tell_plugins.evaluation.prompts import answer_limit
-from tell_plugins.evaluation.scoring import System
+from tell_plugins.evaluation.scoring import System, system_of
 from tell_plugins.recipe.models import may_be_hub_id, model_folder
 
 if TYPE_CHECKING:  # they import torch, which --help does not need
     from tell_plugins.bridge.chat_templates import Case, ChatTemplate
 
-GGUF = "model.gguf"
+GGUF, ANCHOR = "model.gguf", "anchor.txt"
 _TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 _SETTINGS = (
     *("tuner_type", "lora_rank", "lora_alpha", "lora_dropout", "target_modules", "loss_type"),
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         _write_weights(trained, folder, merge=not args.adapter)
         save_texts(template, chat, folder)
         _prove_again(folder, cases)
-        paths.write_text(folder / "anchor.txt", trained.anchor)
+        paths.write_text(folder / ANCHOR, _anchor(trained))
         write_json(folder / "manifest.json", trained.manifest)
         if converter:
             _convert(converter, folder)
@@ -102,12 +102,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _wrong(args: argparse.Namespace, trained: Run, out: Path) -> Iterator[UserError]:
+def _anchor(trained: Adapter) -> str:
+    """The text that training put before each query."""
+    file = trained.folder / ANCHOR
+    return file.read_bytes().decode() if file.is_file() else ""
+
+
+def _wrong(args: argparse.Namespace, trained: Adapter, out: Path) -> Iterator[UserError]:
     if out.exists():
         yield UserError(
             "it is there already", where=f"--out {paths.shown(out)}", remedy="name a new folder"
         )
-    if args.adapter and trained.adapter.whole:
+    if args.adapter and trained.whole:
         yield UserError(
             "all weights were trained: there is no adapter",
             where="--adapter",
@@ -118,7 +124,7 @@ def _wrong(args: argparse.Namespace, trained: Run, out: Path) -> Iterator[UserEr
             "an adapter alone makes no GGUF file", where="--gguf", remedy="leave --adapter out"
         )
     model = trained.model
-    if Path(model).is_absolute() and not model_folder(model) and not trained.adapter.whole:
+    if Path(model).is_absolute() and not model_folder(model) and not trained.whole:
         yield UserError(
             f"trained on the model '{model}', which is gone",
             where=paths.shown(trained.folder / ARGS),
@@ -129,7 +135,7 @@ def _wrong(args: argparse.Namespace, trained: Run, out: Path) -> Iterator[UserEr
 # --- the chat template -------------------------------------------------------------------------
 
 
-def prove(trained: Run) -> tuple[ChatTemplate, list[Case], Any]:
+def prove(trained: Adapter) -> tuple[ChatTemplate, list[Case], Any]:
     """The chat template, the cases it was tried on, and ms-swift's template.
 
     Prints what is equal and what differs. Raises UserError where a single turn differs.
@@ -198,7 +204,7 @@ def _prove_again(folder: Path, cases: list[Case]) -> None:
         )
 
 
-def _write_modelfile(template: Any, trained: Run, folder: Path) -> None:
+def _write_modelfile(template: Any, trained: Adapter, folder: Path) -> None:
     from tell_plugins.bridge.chat_templates import modelfile
     from tell_plugins.bridge.templates import read_front
 
@@ -211,9 +217,9 @@ def _write_modelfile(template: Any, trained: Run, folder: Path) -> None:
 # --- weights -----------------------------------------------------------------------------------
 
 
-def _write_weights(trained: Run, folder: Path, *, merge: bool) -> None:
+def _write_weights(trained: Adapter, folder: Path, *, merge: bool) -> None:
     """The adapter, the merged model, or the model of full tuning, with the `args.json` of each."""
-    if trained.adapter.whole:
+    if trained.whole:
         for path in model_files(trained.folder):
             shutil.copy2(path, folder)
     elif merge:
@@ -230,12 +236,12 @@ def _write_weights(trained: Run, folder: Path, *, merge: bool) -> None:
     write_json(folder / ARGS, saved | {"template": "dummy"})
 
 
-def _write_adapter(trained: Run, folder: Path) -> None:
+def _write_adapter(trained: Adapter, folder: Path) -> None:
     """The adapter at its scale, which is that of `lora_alpha`, and the keys that ms-swift reads."""
     for path in (*trained.folder.glob("adapter_model.*"), *trained.folder.glob("additional_*")):
         shutil.copy2(path, folder)
-    config = trained.adapter.saved(CONFIG)
-    by = trained.adapter.scale
+    config = trained.saved(CONFIG)
+    by = trained.scale
     if by != 1:
         pattern = config.get("alpha_pattern") or {}
         config["lora_alpha"] *= by
@@ -281,7 +287,7 @@ def _convert(converter: list[str], folder: Path) -> None:
 
 
 def model_card(
-    trained: Run, chat: ChatTemplate, cases: Sequence[Case], folder: Path, *, name: str
+    trained: Adapter, chat: ChatTemplate, cases: Sequence[Case], folder: Path, *, name: str
 ) -> str:
     """The card as Markdown: `model_card.md.jinja`, filled. `name` is what the folder will be."""
     import jinja2
@@ -300,12 +306,12 @@ def model_card(
         base_text=base_text,
         card=manifest["card"],
         summary=card.summary if card else "-",
-        scale=trained.adapter.scale,
+        scale=trained.scale,
         tokens=answer_limit(card) if card else 512,
         query=json.dumps(cases[0].messages[-1]["content"], ensure_ascii=False),
         rank=max(trained.args.get("lora_rank") or 8, 16),
         own_template=chat.own,
-        anchor=trained.anchor.splitlines(),
+        anchor=_anchor(trained).splitlines(),
         first_turn=(manifest.get("anchor") or {}).get("turn") == "first",
         tried=Counter(case.name for case in cases),
         differences=chat.differences,
@@ -328,7 +334,7 @@ def _known(card: str) -> Card | None:
     return None
 
 
-def _base(trained: Run) -> tuple[str | None, str]:
+def _base(trained: Adapter) -> tuple[str | None, str]:
     """The model that was trained on: its id on the Hugging Face hub, None where not known, and in
     words; a folder of this machine tells a stranger nothing but its name."""
     model, note = trained.model, ""
@@ -340,29 +346,29 @@ def _base(trained: Run) -> tuple[str | None, str]:
     return known, f"[{known}](https://huggingface.co/{known}){note}"
 
 
-def _scores(trained: Run) -> Iterator[tuple[str, Grid]]:
+def _scores(trained: Adapter) -> Iterator[tuple[str, Grid]]:
     """The tables of `eval` for these weights, where it left answers beside the run."""
     systems = list(_evaluated(trained))
     for system in systems:
         settings = system.scored.settings
         what = f"{system.rows} rows of the split `{settings.split}`, {settings.decoding} answers"
-        yield what, summary.table([system], "")
-    elsewhere = summary.elsewhere_table(systems[-1:])
+        yield what, system_tables.table([system], "")
+    elsewhere = system_tables.elsewhere_table(systems[-1:])
     if elsewhere is not None:
         yield "The rest of the model", elsewhere
 
 
-def _evaluated(trained: Run) -> Iterator[System]:
+def _evaluated(trained: Adapter) -> Iterator[System]:
     """What `eval` found of these weights, as far as it came to its end."""
-    folder, adapter = trained.folder.resolve(), trained.adapter
+    folder = trained.folder.resolve()
     for root in folder.parents[:2]:
         out, name = root / "eval", "--".join(folder.relative_to(root).parts)
-        label = replace(adapter, name=name).label
+        label = replace(trained, name=name).label
         for path in sorted((out / label).glob(f"*/{SETTINGS}")):
             settings = read_settings(path.parent)
-            same = settings.adapter_sha256 == adapter.weights_sha256
+            same = settings.adapter_sha256 == trained.weights_sha256
             if same and settings.split != GENERAL:
                 with contextlib.suppress(UserError):  # it is under way, or its card has changed
-                    system = summary.system_of(label, path.parent, out / BASE / GENERAL)
+                    system = system_of(label, path.parent, out / BASE / GENERAL)
                     if system.complete:
                         yield system

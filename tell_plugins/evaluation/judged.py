@@ -10,14 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tell_plugins.core.cards import Card
 from tell_plugins.core.sources import TaskRows
-from tell_plugins.evaluation.answers import Answer
+from tell_plugins.evaluation.answers import Answer, Settings
 from tell_plugins.evaluation.intervals import (
     Estimate,
     Floats,
@@ -144,6 +145,47 @@ class Case:
         return Counter(self.right).most_common(1)[0][0]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scored(Case):
+    """The answers of one folder joined to the rows that they answer.
+
+    Attributes:
+        sha256: of `answers.jsonl`, uncompressed.
+        known: what numbers the rows where they are not at hand themselves.
+    """
+
+    folder: Path
+    settings: Settings
+    sha256: str
+    known: object = None
+
+    @property
+    def asked(self) -> TaskRows:
+        """The rows of the split, of answers for which they are at hand."""
+        assert self.task is not None
+        return self.task
+
+    @property
+    def expected(self) -> int:
+        """How many rows were asked; the run was interrupted where fewer are answered."""
+        return len(self.asked) if self.settings.rows is None else self.settings.rows
+
+    @property
+    def test(self) -> tuple[object, ...]:
+        """The rows and the rules of the test: cards that differ in their training share them."""
+        if self.task is None:
+            return (self.known,)
+        card = self.card
+        schema = card.schema_path().read_bytes() if card.metric == "json" else b""
+        rules = (card.metric, str(card.answer), schema, *self.labels)
+        return (self.task.split, self.task.sha256, *rules)
+
+    def id(self, row: int) -> Any:
+        """What a test row is known by: its content, as it stands in the answers; its number where
+        the rows are not at hand."""
+        return row if self.task is None else bytes(self.task.ids[row]).hex()
+
+
 @dataclass(frozen=True)
 class MostFrequent:
     """What was given most often, "" for nothing: a model that collapsed repeats itself."""
@@ -191,18 +233,15 @@ class Judged:
     notes: list[str] = field(default_factory=list)
 
     @cached_property
+    def numbers(self) -> Numbers:
+        """The columns as numbers, those that `compare` alone shows at the end."""
+        ordered = sorted(self.columns.items(), key=lambda named: named[1].detail)
+        return {name: column.estimate(self.rows) for name, column in ordered}
+
+    @property
     def measures(self) -> Numbers:
-        """The columns as numbers, without those that `compare` alone shows."""
-        return self._numbers(detail=False)
-
-    @cached_property
-    def details(self) -> Numbers:
-        """Those that `compare` alone shows."""
-        return self._numbers(detail=True)
-
-    def _numbers(self, *, detail: bool) -> Numbers:
-        columns = {name: c for name, c in self.columns.items() if c.detail == detail}
-        return {name: column.estimate(self.rows) for name, column in columns.items()}
+        """The same without those that `compare` alone shows."""
+        return {name: n for name, n in self.numbers.items() if not self.columns[name].detail}
 
     @property
     def failures(self) -> dict[str, int]:
@@ -218,8 +257,10 @@ class Judged:
 
 def pooled(parts: Sequence[Mapping[str, Judged]]) -> dict[str, Judged]:
     """Several sets of answers as one, by reading; what not all of them have is left out."""
-    parts = [part for part in parts if part]
-    shared = [name for name in (parts[0] if parts else {}) if all(name in p for p in parts)]
+    first, *others = parts
+    if not others:
+        return dict(first)
+    shared = [name for name in first if all(name in part for part in others)]
     return {name: _joined([part[name] for part in parts]) for name in shared}
 
 

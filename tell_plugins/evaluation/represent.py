@@ -30,7 +30,7 @@ from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError, at_least
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_task
-from tell_plugins.core.spec import ALL, NONE, parse_spec
+from tell_plugins.core.spec import ALL, NONE
 from tell_plugins.core.state_files import write_json
 from tell_plugins.evaluation import engines
 from tell_plugins.evaluation import prompts as prompting
@@ -157,9 +157,7 @@ def plan(recipe: Recipe, args: argparse.Namespace) -> Job:
     task, chosen = prompting.task_prompts(card, args.split, args.anchor, rows)
     if not task.anchor.text:
         raise UserError("there is no anchor to look at", where="--anchor", remedy="--anchor card")
-    manifest = adapter.manifest()
-    nothing = recipe.spec.with_values(task=ALL, general=NONE)
-    seen = parse_spec(manifest["spec"]) if manifest else nothing
+    seen = adapter.spec or recipe.spec.with_values(task=ALL, general=NONE)
     general = prompting.general_rows([seen], card, rows)
     if not _LEAST_ROWS <= rows <= len(general):
         raise UserError(

@@ -21,9 +21,16 @@ from pydantic import Field
 from tell_plugins.bridge.protocol import Engine, decoding
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.sources import open_split
-from tell_plugins.core.state_files import Shape, cached_json, read_json_lines, write_json_lines
+from tell_plugins.core.state_files import (
+    Shape,
+    cached_json,
+    find,
+    read_json_lines,
+    write_json_lines,
+)
 from tell_plugins.core.text import row_id
 from tell_plugins.evaluation.answers import Prompt, Settings
 from tell_plugins.evaluation.judged import Column
@@ -34,6 +41,7 @@ INSTRUCTIONS, PROSE, KL = "instructions.jsonl", "prose.jsonl", "kl.jsonl"
 FILES = (LOSSES, INSTRUCTIONS, PROSE, KL)
 KL_TOKENS = 48  # of the base model's answers that divergence is taken on
 _AT_ONCE = 16  # rows that an engine gets at a time
+_AGAIN = "remove the file: ./run.sh eval measures again"
 _FORMAT = 1  # raised when the base's answers would come out otherwise
 
 Pair = tuple[str, str]
@@ -134,14 +142,24 @@ def base_answers(engine: Engine, questions: Sequence[Prompt], settings: Settings
     return said
 
 
-def read(folder: Path, name: str = LOSSES) -> list[Sum]:
-    """(sum, tokens) of every row of one of `FILES`; empty when nothing was measured."""
-    return [(line["loss_sum"], line["tokens"]) for line in _lines(folder / name)]
+def read(folder: Path, name: str = LOSSES, remedy: str = _AGAIN) -> list[Sum]:
+    """(sum, tokens) of every row of one of `FILES`; empty when nothing was measured.
+
+    Raises UserError, with `remedy`, for a file that is not whole.
+    """
+    lines = _lines(folder / name, remedy)
+    asked = lines[0].get("rows") if lines else None
+    if asked not in (None, len(lines)):
+        raise UserError(
+            f"{len(lines)} rows, but {asked} were asked: lines are missing, or too many",
+            where=paths.shown(find(folder / name) or folder),
+            remedy=remedy,
+        )
+    return [(line["loss_sum"], line["tokens"]) for line in lines]
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _lines(path: Path, remedy: str = _AGAIN) -> list[dict[str, Any]]:
     # of a run that diverged the losses are no numbers
-    remedy = "remove the file: ./run.sh eval measures again"
     return read_json_lines(path, LossLine, remedy, foreign=True)
 
 

@@ -1,32 +1,234 @@
-"""A system: what answered a test, its scores as numbers, and its measures to be paired with others.
+"""Saved answers joined to what is right for them, judged, and as the scores of a system.
 
-The same answers can be scored again at any time; learned metrics are kept as long as the answers
-are the same.
+What is right comes from the rows of the card's split, or from what a folder of results keeps of
+them. Answers are matched by content: a row that moved in its file is still that row. The same
+answers can be scored again at any time; learned metrics are kept as long as the answers are the
+same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tell_plugins.core.state_files import write_json
-from tell_plugins.evaluation import scorers
-from tell_plugins.evaluation.answers import Scored, load_scored
-from tell_plugins.evaluation.differences import Measure, measure_of
-from tell_plugins.evaluation.elsewhere import Elsewhere
+from tell_plugins.core.cards import load_card
+from tell_plugins.core.errors import UserError
+from tell_plugins.core.sources import TaskRows, open_task
+from tell_plugins.core.state_files import Shape, read_json, write_json
+from tell_plugins.evaluation import elsewhere, scorers
+from tell_plugins.evaluation.answers import (
+    GENERAL,
+    Answer,
+    Saved,
+    read_saved,
+    refuse_none,
+    shown_lines,
+)
+from tell_plugins.evaluation.bleed import Form, form_of
+from tell_plugins.evaluation.differences import (
+    Difference,
+    Measure,
+    difference,
+    measure_of,
+    over_seeds,
+)
+from tell_plugins.evaluation.elsewhere import General, read_general
 from tell_plugins.evaluation.intervals import Estimate, Rate, rate
-from tell_plugins.evaluation.judged import Judged, MostFrequent, Numbers, most_frequent
+from tell_plugins.evaluation.judged import (
+    Column,
+    Constant,
+    Judged,
+    MostFrequent,
+    Numbers,
+    Scored,
+    most_frequent,
+    pooled,
+)
 from tell_plugins.evaluation.paper_numbers import PaperNumber
-from tell_plugins.evaluation.scorers import SECOND_READINGS, Constant
-from tell_plugins.evaluation.scorers.learned import LEARNED, Wanted, score_learned
+from tell_plugins.evaluation.scorers import SECOND_READINGS
+from tell_plugins.evaluation.scorers.learned import LEARNED, Wanted, score_learned, with_learned
 from tell_plugins.evaluation.scorers.translation import SHOWN
 
 _FORMAT = 5
 # the measures beside which those of a constant answer stand
 _WITH_CONSTANT = {"label": ("accuracy",), "text": ("exact_match", "chrf++")}
+_LOST = "restore the file, or remove it where the card's data is on this machine"
+_OTHER_ROWS = "these are answers to another card or split, or its file was replaced: restore it"
+_JUDGED: dict[tuple[object, ...], dict[str, Judged]] = {}
+
+
+class References(Shape):
+    """What is right for the rows of a split, `references/<card>-<split>.json`.
+
+    Attributes:
+        of: row id -> its label or number, or its whole JSON; empty where texts are scored.
+        labels: the possible labels in the schema's order; empty where there are none.
+        rows: rows in the split.
+        form: how the answers are known where they should not be.
+    """
+
+    card: str
+    split: str
+    metric: str
+    of: dict[str, str]
+    labels: list[str]
+    rows: int
+    form: Form
+
+
+def references(folder: Path, card_name: str, split: str) -> References:
+    """The references of a split, as they were collected in `folder`, else from the card's data.
+
+    Raises UserError where neither is on this machine.
+    """
+    saved = read_json(folder / f"{card_name}-{split}.json", References, _LOST)
+    if saved is not None:
+        return References(**saved)
+    card = load_card(card_name)
+    task = open_task(card, split, "none")
+    ids = [bytes(row).hex() for row in task.ids]
+    truth = None if scorers.reads_texts(card.metric) else scorers.right(task)  # texts are not kept
+    return References(
+        card=card_name,
+        split=split,
+        metric=str(card.metric),
+        of=dict(zip(ids, truth.of, strict=True)) if truth else {},
+        labels=truth.labels if truth else [],
+        rows=len(ids),
+        form=form_of(card),
+    )
+
+
+class Known:
+    """References as the rows of a test; each row is numbered when an answer to it first comes."""
+
+    def __init__(self, of: References) -> None:
+        self.references = of
+        self._numbers: dict[str, int] = {}
+
+    def joined(self, saved: Saved) -> Scored:
+        """The answers to these rows, by the two readings that need no more than what is right."""
+        known, lines = self.references, saved.answers
+        strangers = [number for number, line in enumerate(lines, 1) if line.id not in known.of]
+        what = f"split '{known.split}' of card '{known.card}'"
+        remedy = "the answers belong to other data; run the sweep again"
+        _refuse_strangers(strangers, saved, what, remedy)
+        numbers = [self._numbers.setdefault(line.id, len(self._numbers)) for line in lines]
+        answers = [
+            line.model_copy(update={"row": row}) for line, row in zip(lines, numbers, strict=True)
+        ]
+        right = [known.of[line.id] for line in lines]
+        more = {"readings": ("strict", "lenient"), "known": self, **saved.origin}
+        return Scored(load_card(known.card), answers, right, known.labels, **more)
+
+
+def load_scored(folder: Path) -> Scored:
+    """The answers of a folder, joined to the rows of their card and split; see `scored`."""
+    return scored(read_saved(folder))
+
+
+def scored(saved: Saved, known: Known | None = None) -> Scored:
+    """Saved answers joined to their rows: to those of `known`, unless texts are compared, else to
+    the rows of their card and split.
+
+    Raises UserError for answers to no row, and for an answer given twice.
+    """
+    refuse_none(saved.answers, saved.folder)
+    if known is not None and known.references.of:
+        return known.joined(saved)
+    settings = saved.settings
+    task = open_task(load_card(settings.card), settings.split, settings.anchor)
+    return _joined(saved, task, _OTHER_ROWS)
+
+
+def joined(parts: Sequence[Saved], task: TaskRows, rows: int | None = None) -> Scored:
+    """Answers to parts of a task as answers to the rows of `task`, of which `rows` were asked.
+
+    Raises UserError for an answer to a row that is none of them.
+    """
+    lines = [answer for part in parts for answer in part.answers]
+    first, together = parts[0], "".join(part.sha256 for part in parts)
+    asked = len({answer.id for answer in lines}) if rows is None else rows
+    settings = first.settings.model_copy(update={"card": task.card.name, "rows": asked})
+    saved = Saved(first.folder, settings, lines, hashlib.sha256(together.encode()).hexdigest())
+    remedy = "the folds are of other rows: write the task and them anew (new --folds K --force)"
+    return _joined(saved, task, remedy)
+
+
+def _joined(saved: Saved, task: TaskRows, remedy: str) -> Scored:
+    answers, truth = _join(saved, task, remedy), scorers.right(task)
+    right = [truth.of[answer.row] for answer in answers]
+    return Scored(task.card, answers, right, truth.labels, task, **saved.origin)
+
+
+def _join(saved: Saved, task: TaskRows, remedy: str) -> list[Answer]:
+    """The answers by test row; equal test rows are told apart by the saved row number.
+
+    Raises UserError, with `remedy`, for answers to no row, and for an answer given twice.
+    """
+    places = defaultdict(list)
+    for row, content in enumerate(task.ids):
+        places[bytes(content).hex()].append(row)
+    numbered = list(enumerate(saved.answers, 1))
+    what = f"split '{task.split}' of card '{task.card.name}' ({task.shown})"
+    _refuse_strangers([n for n, line in numbered if line.id not in places], saved, what, remedy)
+    taken: dict[tuple[int, int], Answer] = {}
+    surplus = []
+    for number, line in sorted(numbered, key=lambda n: n[1].row not in places[n[1].id]):
+        free = [row for row in places[line.id] if (row, line.attempt) not in taken]
+        if free:
+            row = line.row if line.row in free else free[0]
+            taken[row, line.attempt] = line.model_copy(update={"row": row})
+        else:
+            surplus.append(number)
+    if surplus:
+        raise UserError(
+            f"{len(surplus)} answers are given to a row that has one: {shown_lines(surplus)}",
+            where=saved.where,
+            remedy="each row is answered once an attempt; remove the surplus lines",
+        )
+    return [taken[place] for place in sorted(taken)]
+
+
+def _refuse_strangers(lines: Sequence[int], saved: Saved, rows: str, remedy: str) -> None:
+    if lines:
+        raise UserError(
+            f"{len(lines)} of {len(saved.answers)} answers have no row in {rows}: "
+            f"{shown_lines(lines)}",
+            where=saved.where,
+            remedy=remedy,
+        )
+
+
+# --- judged ---------------------------------------------------------------------------------------
+
+
+def judged(answers: Scored) -> dict[str, Judged]:
+    """What the scorers say of answers, by reading; the same answers to the same test are judged
+    once a process."""
+    key = (answers.sha256, answers.test, *scorers.SCORERS)
+    if key not in _JUDGED:
+        _JUDGED[key] = scorers.judge(answers)
+    is_translation = answers.card.metric == "translation"
+    return with_learned(answers, _JUDGED[key]) if is_translation else _JUDGED[key]
+
+
+def constant(answers: Scored) -> Constant:
+    """The baseline of the card's metric over the rows answered."""
+    scorer = scorers.of_metric(answers.card.metric)[0]
+    if scorer.constant is not None:
+        return scorer.constant(answers)
+    text = answers.most_frequent_right
+    always = scorer.judge(answers.answered([text] * len(answers.answers)))
+    return Constant(f"always {' '.join(text.split())}", next(iter(always.values())))
+
+
+# --- systems -------------------------------------------------------------------------------------
 
 
 def spaced(name: str) -> str:
@@ -45,32 +247,47 @@ class System:
     """What answered a test, by the name that tells it from the others.
 
     Attributes:
-        general: what it did elsewhere, where that was looked at.
+        general: what it did elsewhere.
+        others: answers of the same method by other seeds, which count as its own.
         paper: what the paper states of it.
     """
 
     name: str
     scored: Scored
-    general: Elsewhere = field(default_factory=dict)
+    general: General = field(default_factory=General)
+    others: Sequence[Scored] = ()
     paper: PaperNumber | None = None
 
     @cached_property
     def readings(self) -> dict[str, Judged]:
         """What its answers are, by reading, the one to go by in front."""
-        return scorers.judge_saved(self.scored)
+        return pooled([judged(part) for part in (self.scored, *self.others)])
 
     @property
     def first(self) -> Judged:
+        """The reading to go by."""
         return next(iter(self.readings.values()))
 
     @cached_property
     def measures(self) -> dict[tuple[str, str], Measure]:
         """All measures, by reading and name. A test row that stands in the file twice is one."""
         return {
-            (reading, name): measure_of([self.scored.id(row) for row in part.rows], column)
+            (reading, name): self._measure(part, column)
             for reading, part in self.readings.items()
             for name, column in part.columns.items()
         }
+
+    def _measure(self, part: Judged, column: Column) -> Measure:
+        return measure_of([self.scored.id(row) for row in part.rows], column)
+
+    def measure(self, name: str) -> Measure | None:
+        """A measure as it is read, of the first reading or of what was measured elsewhere; None
+        where there is none."""
+        if name in elsewhere.NAMES:
+            return self.general.measure(name)
+        part = self.first
+        columns = {spaced(key): column for key, column in part.columns.items()}
+        return self._measure(part, columns[name]) if name in columns else None
 
     @property
     def rows(self) -> int:
@@ -97,18 +314,23 @@ class System:
     @cached_property
     def constant(self) -> Constant:
         """What is worth nothing, such as one answer given every time."""
-        return scorers.constant(self.scored)
+        return constant(self.scored)
+
+    @property
+    def measured(self) -> Numbers:
+        """The measures of every scorer's first reading, by name."""
+        return {
+            spaced(name): value
+            for reading, part in self.readings.items()
+            for name, value in part.measures.items()
+            if reading not in SECOND_READINGS
+        }
 
     @property
     def headline(self) -> Numbers:
         """The few numbers to show first, by name, beside those of a constant."""
         metric = str(self.scored.card.metric)
-        found = {
-            spaced(name): value
-            for reading, part in self.readings.items()
-            for name, value in part.measures.items()
-            if reading not in SECOND_READINGS and not name.startswith("recall_of_")
-        }
+        found = {n: v for n, v in self.measured.items() if not n.startswith("recall of ")}
         kind = {"number": "number", "text": "answer"}.get(metric, "label")
         frequent = self.most_frequent_answer if kind == "answer" else self.first.most_frequent
         if frequent is not None:
@@ -123,7 +345,7 @@ class System:
         yield _record("", "cut_by_limit", self.cut)
         yield _record("", "most_frequent_answer", most.share, most.text)
         for name, reading in self.readings.items():
-            for measure, value in {**reading.measures, **reading.details}.items():
+            for measure, value in reading.numbers.items():
                 yield _record(name, measure, value)
             if (label := reading.most_frequent) is not None:
                 yield _record(name, "most_frequent_share", label.share, label.text)
@@ -138,8 +360,8 @@ class System:
         scored = self.scored
         return {
             "format": _FORMAT,
-            **{"card": scored.card.name, "split": scored.task.split, "metric": scored.card.metric},
-            **{"answers_sha256": scored.sha256, "test_sha256": scored.task.sha256},
+            **{"card": scored.card.name, "split": scored.asked.split, "metric": scored.card.metric},
+            **{"answers_sha256": scored.sha256, "test_sha256": scored.asked.sha256},
             **{"rows": self.rows, "expected": scored.expected, "attempts": self.attempts},
             "settings": scored.settings.model_dump(),
             "numbers": list(self.numbers()),
@@ -149,6 +371,42 @@ class System:
 def _record(scorer: str, measure: str, number: Rate | Estimate, text: str = "") -> dict[str, Any]:
     parts = {key: getattr(number, key, None) for key in ("value", "low", "high", "k", "n")}
     return {"scorer": scorer, "measure": measure, **parts, "text": text}
+
+
+def together(systems: Sequence[System]) -> System:
+    """One method's systems of several seeds as one."""
+    first = systems[0]
+    others = [part for system in systems for part in (system.scored, *system.others)][1:]
+    runs = [run for system in systems for run in system.general.runs]
+    return replace(first, others=others, general=replace(first.general, runs=runs))
+
+
+def difference_of(mine: Sequence[System], theirs: Sequence[System], name: str) -> Difference | None:
+    """One method minus another over the same rows, in percentage points of a share, and beside it
+    the difference of each seed, paired in their order; None where there is nothing to pair."""
+    first, second = (together(side).measure(name) for side in (mine, theirs))
+    found = difference(first, second)
+    if first is None or found is None:
+        return None
+    factor = 100 if first.column.percent else 1
+    if len(mine) < 2:
+        return found.times(factor)
+    sides = ([system.measure(name) for system in side] for side in (mine, theirs))
+    seeds = list(zip(*sides, strict=True))
+    each = [part for pair in seeds if (part := difference(*pair)) is not None]
+    wide = over_seeds(seeds)
+    return replace(
+        found.times(factor),
+        by_seed=tuple(factor * part.value for part in each),
+        over_seeds=None if wide is None else (factor * wide[0], factor * wide[1]),
+    )
+
+
+def system_of(name: str, answers: Path, base: Path) -> System:
+    """One system from the folder of its answers to the task, and the base model's to general
+    questions."""
+    scored = load_scored(answers)
+    return System(name, scored, read_general(answers.parent / GENERAL, base, scored.card))
 
 
 def score(folder: Path, learned: Wanted | None = None) -> System:

@@ -20,8 +20,8 @@ from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import GENERAL, HELD_OUT, TASK, build_mixture
 from tell_plugins.core.sources import TaskRows, open_task
-from tell_plugins.core.spec import NONE, parse_spec
-from tell_plugins.evaluation.adapters import ARGS, CONFIG, Adapter, folder_sha256
+from tell_plugins.core.spec import NONE, Spec
+from tell_plugins.evaluation.adapters import Adapter, folder_sha256
 from tell_plugins.evaluation.answers import Prompt
 from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.recipes import Recipe, as_list
@@ -46,40 +46,36 @@ def as_trained(
     takes for given values; None where a server answers. Raises UserError where two adapters were
     trained with different keys, since all are answered alike.
     """
-    notes: list[str] = []
-    taken: dict[str, list[tuple[Adapter, Any]]] = {}
+    notes, problems = [], []
+    taken: dict[str, tuple[Adapter, Any]] = {}
+    changed = {}
     for adapter in adapters:
         for key, value in _trained(adapter, recipe, resolve).items():
-            asked = recipe.values.get(key)
-            if key not in recipe.flags:
-                taken.setdefault(key, []).append((adapter, value))
-            elif not _same(key, asked, value):
-                said = f"trained with {key} {_shown(value)}, tested with --{key} {_shown(asked)}"
-                notes.append(f"{adapter.label}: {said}")
-    raise_all([error for key, found in taken.items() for error in _contradictions(key, found)])
-    changed = {}
-    for key, ((adapter, value), *_) in taken.items():
-        if not _same(key, recipe.get(key), value):
-            changed[key] = value
-            notes.append(
-                f"{adapter.label}: trained with {key} {_shown(value)}, which is used here; the "
-                f"recipe says {_shown(recipe.get(key))}"
-            )
+            here, said = recipe.get(key), f"{adapter.label}: trained with {key} {_shown(value)}"
+            first, before = taken.setdefault(key, (adapter, value))
+            if key in recipe.flags:
+                if not _same(key, here, value):
+                    notes.append(f"{said}, tested with --{key} {_shown(here)}")
+            elif first is not adapter:
+                if not _same(key, before, value):
+                    problems.append(_contradiction(key, first, before, adapter, value))
+            elif not _same(key, here, value):
+                changed[key] = value
+                notes.append(f"{said}, which is used here; the recipe says {_shown(here)}")
+    raise_all(problems)
     return recipe.with_values(**changed), notes
 
 
-def _contradictions(key: str, found: Sequence[tuple[Adapter, Any]]) -> Iterator[UserError]:
-    (first, before), *others = found
-    for adapter, value in others:
-        if not _same(key, before, value):
-            yield UserError(
-                f"{first.label} was trained with {key} {_shown(before)}, {adapter.label} with "
-                f"{_shown(value)}",
-                where="--adapter",
-                allowed="adapters that are answered with the same model, template and system "
-                "prompt",
-                remedy=f"call eval once for each, or name one for both: --{key} VALUE",
-            )
+def _contradiction(
+    key: str, first: Adapter, before: object, adapter: Adapter, value: object
+) -> UserError:
+    return UserError(
+        f"{first.label} was trained with {key} {_shown(before)}, {adapter.label} with "
+        f"{_shown(value)}",
+        where="--adapter",
+        allowed="adapters that are answered with the same model, template and system prompt",
+        remedy=f"call eval once for each, or name one for both: --{key} VALUE",
+    )
 
 
 def found_by_swift(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -99,19 +95,17 @@ def _trained(adapter: Adapter, recipe: Recipe, resolve: Resolve | None) -> dict[
     Model type and template count where the recipe names them, or where it leaves them to ms-swift
     and that took others in training.
     """
-    saved = adapter.saved(ARGS)
-    found = {key: saved[key] for key in _KEYS if key in saved}
+    found = {key: adapter.args[key] for key in _KEYS if key in adapter.args}
     left_open = [key for key in _OF_THE_MODEL if recipe.get(key) is None and key in found]
     if left_open:
-        own = {"model": saved["model"]} if saved.get("model") else {}
+        own = {"model": adapter.args["model"]} if adapter.args.get("model") else {}
         now = resolve(recipe.values | own) if resolve is not None else found
         for key in left_open:
             if not found[key] or now.get(key) == found[key]:
                 del found[key]
-    model = saved.get("model") or adapter.saved(CONFIG).get("base_model_name_or_path")
     found.pop("model", None)
-    if model and not adapter.whole and _usable(str(model), recipe, adapter):
-        found["model"] = model
+    if adapter.model and not adapter.whole and _usable(adapter.model, recipe, adapter):
+        found["model"] = adapter.model
     return found
 
 
@@ -173,8 +167,10 @@ def rows_trained_on(
     """
     notes, problems = [], []
     asked = task.query_keys[[prompt.row for prompt in prompts]]
-    for adapter, manifest in _with_manifest(adapters):
-        card, (keys, doubt) = parse_spec(manifest["spec"]).card, _trained_keys(manifest)
+    for adapter in adapters:
+        if adapter.spec is None:
+            continue
+        card, (keys, doubt) = adapter.spec.card, _trained_keys(adapter.spec, adapter.manifest)
         found = int(np.isin(asked, keys).sum())
         said = f"{found} of the {len(asked)} rows asked are among the rows that it was trained on"
         other = f"trained on '{card}', tested on '{task.card.name}'"
@@ -192,14 +188,9 @@ def rows_trained_on(
     return notes
 
 
-def _with_manifest(adapters: Sequence[Adapter]) -> list[tuple[Adapter, dict[str, Any]]]:
-    """The adapters that say what they were trained on."""
-    return [(adapter, found) for adapter in adapters if (found := adapter.manifest()) is not None]
-
-
-def _trained_keys(manifest: Mapping[str, Any]) -> tuple[Any, str]:
+def _trained_keys(spec: Spec, manifest: Mapping[str, Any]) -> tuple[Any, str]:
     """Comparison keys of the task rows that a run drew, and why they may be others, "" if not."""
-    spec, none = parse_spec(manifest["spec"]), np.zeros(0, "<u8")
+    none = np.zeros(0, "<u8")
     if spec.task == NONE:
         return none, ""
     try:
@@ -221,9 +212,9 @@ def other_anchors(adapters: Sequence[Adapter], task: TaskRows) -> Iterator[UserE
     Where the rows carry the anchor themselves, its end is found from the rows of a split and may
     differ by a word; there the choice alone is compared.
     """
-    for adapter, manifest in _with_manifest(adapters):
-        trained, mine = manifest.get("anchor"), task.anchor
-        if trained is None or manifest.get("card") != task.card.name:
+    for adapter in adapters:
+        trained, mine = adapter.manifest.get("anchor"), task.anchor
+        if trained is None or adapter.manifest.get("card") != task.card.name:
             continue  # it saw no task row, or another task's
         inline = mine.name == "card" and task.card.inline_anchor
         same_text = inline or trained["sha256"] == mine.sha256
@@ -243,11 +234,11 @@ def unknown_rows(adapters: Sequence[Adapter]) -> Iterator[UserError]:
     A manifest has the dataset string, from which they are drawn anew; a card or file that has
     changed since gives others.
     """
-    for adapter, manifest in _with_manifest(adapters):
-        if "sources" not in manifest:  # of an earlier release
+    for adapter in adapters:
+        if adapter.spec is None or "sources" not in adapter.manifest:  # of an earlier release
             continue
-        now = manifest_of(build_mixture(parse_spec(manifest["spec"])))
-        if _general_sources(now) != _general_sources(manifest):
+        now = manifest_of(build_mixture(adapter.spec))
+        if _general_sources(now) != _general_sources(adapter.manifest):
             yield UserError(
                 "its general data or their card have changed since it was trained, so which "
                 "rows it did not see is not known",

@@ -11,12 +11,12 @@ import tempfile
 from tell_plugins.bridge.protocol import Engine
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
-from tell_plugins.evaluation.answers import Prompt, answer_all, load_scored
+from tell_plugins.evaluation.answers import Prompt, answer_all
 from tell_plugins.evaluation.engines import UrlEngine, is_url
 from tell_plugins.evaluation.grids import print_grid, table_console
 from tell_plugins.evaluation.prompts import prompts_sha256
-from tell_plugins.evaluation.scoring import System
-from tell_plugins.evaluation.summary import table
+from tell_plugins.evaluation.scoring import System, load_scored
+from tell_plugins.evaluation.system_tables import table
 from tell_plugins.recipe.recipes import is_trained
 
 _WORKERS = 4
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         )
     engine = _engine(args.target, args.model_name)
     prompts = [
-        Prompt(saved.id(row), row, saved.task.plain[row]) for row in dict.fromkeys(saved.rows)
+        Prompt(saved.id(row), row, saved.asked.plain[row]) for row in dict.fromkeys(saved.rows)
     ]
     asked = {
         "engine": engine.name,
@@ -80,7 +80,7 @@ def _compare(before: System, now: System) -> int:
     scored = before.scored
     theirs = {answer.row: answer for answer in scored.answers}
     pairs = [(answer, theirs[answer.row]) for answer in now.scored.answers]
-    print_grid(table([before, now], f"{scored.card.name}, {scored.task.split}"), table_console())
+    print_grid(table([before, now], f"{scored.card.name}, {scored.asked.split}"), table_console())
     texts = sum(mine.text == other.text for mine, other in pairs)
     prompts = sum(mine.prompt_tokens == other.prompt_tokens for mine, other in pairs)
     print(f"{texts} of {len(pairs)} answers are equal, word for word")

@@ -208,8 +208,7 @@ def write_anchors(engine: Any, rows: TrainingRows, *, count: int, shown: int, se
     def scored(mine: Measure, *written: Any) -> Scored:
         found = difference(mine, measures[0])
         assert found is not None  # the same responses
-        change = Estimate(found.value, found.low, found.high, found.n)
-        return Scored(mine.column.estimate(mine.ids), change, *written)
+        return Scored(mine.column.estimate(mine.ids), found.estimate, *written)
 
     candidates = [scored(mine, *one) for mine, one in zip(measures[2:], written, strict=True)]
     candidates.sort(key=lambda candidate: candidate.loss.value or 0.0)  # stable: by attempt

@@ -14,20 +14,10 @@ from pathlib import Path
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.evaluation.differences import Measure, difference
-from tell_plugins.evaluation.grids import (
-    POINTS,
-    Record,
-    grid_of,
-    print_grid,
-    table_console,
-    to_csv,
-)
-from tell_plugins.evaluation.intervals import Estimate
+from tell_plugins.evaluation.grids import POINTS, Record, grid_of, print_grid, table_console, to_csv
 from tell_plugins.evaluation.options import add_some, given
-from tell_plugins.evaluation.scorers import SECOND_READINGS
-from tell_plugins.evaluation.scoring import System, spaced
-from tell_plugins.evaluation.summary import elsewhere_table, table
+from tell_plugins.evaluation.scoring import System, difference_of
+from tell_plugins.evaluation.system_tables import both_tables
 from tell_plugins.experiments import sweep_verb
 from tell_plugins.experiments.results import load_studies, systems_of
 from tell_plugins.experiments.runner import add_jobs
@@ -38,10 +28,9 @@ from tell_plugins.recipe.recipes import Recipe, load_recipe, parse_flags
 WITH, WITHOUT = "with", "without"
 _STEM = "anchors2x2"
 _ASKED = ("split", "rows", "batch_size", "max_new_tokens", "general_rows", "retention_rows")
-# the measures whose differences are shown, of each scorer's first reading
-_SHOWN = ("adherence", "balanced_accuracy", "exact_match", "field_f1", "chrf++", "bleu")
+# the measures whose differences are shown
+_SHOWN = ("adherence", "balanced accuracy", "exact match", "field f1", "chrF++", "BLEU")
 Cell = tuple[str, str]  # anchor in training, anchor at test
-Measures = Mapping[tuple[str, str], Measure]  # by reading and name
 CELLS: list[Cell] = [(a, b) for a in (WITH, WITHOUT) for b in (WITH, WITHOUT)]
 _EFFECTS: tuple[tuple[str, Cell, Cell], ...] = (
     ("at test, trained with it", (WITH, WITH), (WITH, WITHOUT)),
@@ -112,39 +101,26 @@ def _sweep(args: argparse.Namespace, recipe: Recipe) -> Sweep:
 
 def effects(systems: Mapping[Cell, System]) -> list[Record]:
     """What the anchor adds at each place: paired differences, of shares in percentage points."""
-    return [
-        {"anchor": anchor, **_minus(systems[mine].measures, systems[theirs].measures)}
-        for anchor, mine, theirs in _EFFECTS
-    ]
-
-
-def _minus(mine: Measures, theirs: Measures) -> Record:
-    found: dict[str, Estimate] = {}
-    for (reading, name), measure in mine.items():
-        if name not in _SHOWN or reading in SECOND_READINGS:
-            continue
-        change = difference(measure, theirs.get((reading, name)))
-        if change is not None:
-            points = change.times(100 if measure.column.percent else 1)
-            numbers = Estimate(points.value, points.low, points.high, points.n)
-            found[f"{spaced(name)}{POINTS}"] = numbers
+    found: list[Record] = []
+    for anchor, mine, theirs in _EFFECTS:
+        changes = {n: difference_of([systems[mine]], [systems[theirs]], n) for n in _SHOWN}
+        points = {f"{n}{POINTS}": change.estimate for n, change in changes.items() if change}
+        found.append({"anchor": anchor, **points})
     return found
 
 
 def show(systems: Mapping[Cell, System], found: Sequence[Record], title: str) -> None:
     """Print the four cells, and what the anchor adds at each place."""
     cells, console = list(systems.values()), table_console()
-    first = table(cells, f"{title}, {cells[0].rows} rows")
     added = grid_of(found, "what the anchor adds, paired over test rows [95 % interval]")
-    for grid in (first, elsewhere_table(cells), added):
-        if grid is not None:
-            print_grid(grid, console)
+    for grid in (*both_tables(cells, f"{title}, {cells[0].rows} rows"), added):
+        print_grid(grid, console)
 
 
 def write(systems: Mapping[Cell, System], found: Sequence[Record], stem: Path) -> list[Path]:
     """Write the cells, and what the anchor adds, as CSV; return the two files."""
     cells = [
-        {"trained": trained, "tested": tested, **system.headline, **system.general}
+        {"trained": trained, "tested": tested, **system.headline, **system.general.numbers}
         for (trained, tested), system in systems.items()
     ]
     files = [stem.with_name(f"{stem.name}_{name}.csv") for name in ("cells", "effects")]

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tell_plugins.evaluation.differences import LEAST_SEEDS, Difference
+from tell_plugins.evaluation.elsewhere import BLEED, LOSS_FILES
 from tell_plugins.evaluation.intervals import Rate, shown
-from tell_plugins.experiments.outcome import BLEED, LOSS_FILES, Outcome, Pair, without_power
+from tell_plugins.experiments.outcome import Outcome, Pair, without_power
 from tell_plugins.experiments.results import Study
 from tell_plugins.experiments.tables import efficiency_table
 
@@ -82,7 +83,7 @@ def _bleed_of(pair: Pair) -> str | None:
 
 def _measured(study: Study) -> list[str]:
     models = sorted({str(model) for e in study.entries if (model := e.facts.get("model"))})
-    rows = sorted({a.settings.rows or len(a.lines) for e in study.done for a in e.task})
+    rows = sorted({a.settings.rows or len(a.answers) for e in study.done for a in e.task})
     seeds, asked = study.seeds, study.evaluate
     sentences = [
         f"Model: {', '.join(models)}. Task: {', '.join(sorted({e.card for e in study.entries}))}, "

@@ -16,8 +16,8 @@ from pathlib import Path
 from rich.console import Console
 
 from tell_plugins.core import paths
-from tell_plugins.evaluation.grids import UNBOUNDED, Grid, print_grid, table_console
-from tell_plugins.evaluation.summary import elsewhere_table, table
+from tell_plugins.evaluation.grids import UNBOUNDED, print_grid, table_console
+from tell_plugins.evaluation.system_tables import both_tables
 from tell_plugins.experiments import plots, sweep_verb
 from tell_plugins.experiments.conclusions import conclude
 from tell_plugins.experiments.outcome import Judge, Outcome
@@ -58,9 +58,10 @@ def run(args: argparse.Namespace) -> int:
 def show(study: Study, folder: Path) -> None:
     """Print tables and sentences, keep them in `demo.txt`, and draw `demo.png`."""
     outcome = Outcome(study, Judge(folder))
-    text = StringIO()
+    systems, text = systems_of(study), StringIO()
+    grids = both_tables(systems, f"{systems[0].rows} test rows of the sample task")
     for console in (table_console(), Console(file=text, width=UNBOUNDED)):
-        for grid in _grids(study):
+        for grid in grids:
             print_grid(grid, console)
         for sentence in conclude(outcome).answers:
             console.print(f"- {sentence}", highlight=False, markup=False)
@@ -68,10 +69,3 @@ def show(study: Study, folder: Path) -> None:
     drawn = {picture.name: picture for picture in plots.pictures(outcome)}
     with paths.atomic_path(folder / "demo.png") as temporary:
         temporary.write_bytes(drawn["methods"].png())
-
-
-def _grids(study: Study) -> list[Grid]:
-    """Every line's scores, the base model first, as `eval` prints them."""
-    systems = systems_of(study)
-    title = f"{systems[0].rows} test rows of the sample task"
-    return [grid for grid in (table(systems, title), elsewhere_table(systems)) if grid is not None]

@@ -14,30 +14,27 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from tell_plugins.core.cards import load_card
-from tell_plugins.core.errors import UserError
-from tell_plugins.evaluation import elsewhere, intervals, scorers, scoring
-from tell_plugins.evaluation.answers import load_scored
-from tell_plugins.evaluation.bleed import Form
-from tell_plugins.evaluation.differences import (
-    LEAST_SEEDS,
-    Difference,
-    Measure,
-    difference,
-    measure_of,
-    t_interval,
-)
-from tell_plugins.evaluation.elsewhere import BLEED, LOSS_FILES, Elsewhere
+from tell_plugins.evaluation import scorers, scoring
+from tell_plugins.evaluation.differences import LEAST_SEEDS, Difference, t_interval
+from tell_plugins.evaluation.elsewhere import Elsewhere, General
 from tell_plugins.evaluation.intervals import Estimate, Rate, rate
-from tell_plugins.evaluation.judged import Case, Judged, pooled
-from tell_plugins.experiments.results import Answers, Entry, Study, references
+from tell_plugins.evaluation.judged import Judged
+from tell_plugins.evaluation.scoring import (
+    Known,
+    System,
+    difference_of,
+    references,
+    scored,
+    together,
+)
+from tell_plugins.experiments.results import REFERENCES, Entry, Study
 
 UNEQUAL = 1.25  # times the exposure of the other, from which on two runs are not equal
 LEAST_AFFECTED = 50  # rows that a leak must touch: with fewer it would have to be worth a fifth
@@ -50,105 +47,22 @@ MostFrequent = tuple[str, Rate]  # a label and its share of the adherent answers
 
 
 class Judge:
-    """Judges the answers of the entries of a results folder, and keeps what it found."""
+    """Judges the answers of the entries of a results folder, each once."""
 
     def __init__(self, root: Path) -> None:
-        self._references = functools.cache(functools.partial(references, root))
-        self._judged: dict[tuple[str, str], dict[str, Judged]] = {}
-        self._places: dict[str, int] = {}  # a number for the id of a test row
-        self._differences: dict[tuple[object, ...], Difference | None] = {}
+        folder = root / REFERENCES
+        self._known = functools.cache(lambda card, split: Known(references(folder, card, split)))
+        self._systems: dict[tuple[str, str], System] = {}
 
-    def judged(self, entries: Entries) -> dict[str, Judged]:
-        """All answers of entries to their task, by reading."""
-        for entry in entries:
-            key = (entry.run, entry.evaluation)
-            if key not in self._judged:
-                self._judged[key] = pooled([self._judge(entry, answers) for answers in entry.task])
-        return pooled([self._judged[entry.run, entry.evaluation] for entry in entries])
-
-    def _judge(self, entry: Entry, answers: Answers) -> dict[str, Judged]:
-        if scorers.reads_texts(entry.metric):
-            scored = load_scored(answers.folder)
-            return {
-                reading: replace(part, rows=[self._place(scored.id(row)) for row in part.rows])
-                for reading, part in scorers.judge_saved(scored).items()
-            }
-        truth = self._references(entry.card, answers.settings.split)
-        strangers = sum(line.id not in truth.of for line in answers.lines)
-        if strangers:
-            raise UserError(
-                f"{strangers} of {len(answers.lines)} answers have no row in split "
-                f"'{truth.split}' of card '{truth.card}'",
-                where=str(answers.folder),
-                remedy="the answers belong to other data; run the sweep again",
-            )
-        found = [line.model_copy(update={"row": self._place(line.id)}) for line in answers.lines]
-        right = [truth.of[line.id] for line in answers.lines]
-        readings = ("strict", "lenient")
-        return scorers.judge(
-            Case(load_card(entry.card), found, right, truth.labels, readings=readings)
-        )
-
-    def _place(self, row: str) -> int:
-        return self._places.setdefault(row, len(self._places))
-
-    def form(self, entry: Entry) -> Form:
-        """How the answers of an entry's task are known."""
-        split = entry.task[0].settings.split if entry.task else "test"
-        return self._references(entry.card, split).form
-
-    def measure(self, entries: Entries, name: str) -> Measure | None:
-        """A measure of all entries together, row by row; None where they do not have it.
-
-        `name` is a measure of the task, or `BLEED`, or one of `LOSS_FILES`.
-        """
-        if name == BLEED or name in LOSS_FILES:
-            return elsewhere.measure(entries, name, self.form(entries[0]))
-        reading = _first(self.judged(entries))
-        columns = {scoring.spaced(key): column for key, column in reading.columns.items()}
-        return measure_of(reading.rows, columns[name]) if name in columns else None
-
-    def difference(self, system: Entries, baseline: Entries, name: str) -> Difference | None:
-        """System minus baseline over the same rows, and beside it that of each seed, the entries
-        paired in their order; None where there is nothing to pair.
-
-        Tables, sentences and pictures ask for the same differences: each is made once.
-        """
-        sides = ([(entry.run, entry.evaluation) for entry in side] for side in (system, baseline))
-        key = (name, *map(tuple, sides))
-        if key not in self._differences:
-            self._differences[key] = self._made(system, baseline, name)
-        return self._differences[key]
-
-    def _made(self, system: Entries, baseline: Entries, name: str) -> Difference | None:
-        mine, theirs = (self.measure(side, name) for side in (system, baseline))
-        found = difference(mine, theirs)
-        if mine is None or found is None:
-            return None
-        factor = 100 if mine.column.percent else 1
-        if len(system) < 2 or len(system) != len(baseline):
-            return found.times(factor)
-        seeds = list(zip(system, baseline, strict=True))
-        each = [self.difference([mine], [theirs], name) for mine, theirs in seeds]
-        wide = self._over_seeds(seeds, name)
-        return replace(
-            found.times(factor),
-            by_seed=tuple(part.value for part in each if part is not None),
-            over_seeds=None if wide is None else (factor * wide[0], factor * wide[1]),
-        )
-
-    def _over_seeds(
-        self, seeds: Sequence[tuple[Entry, Entry]], name: str
-    ) -> tuple[float, float] | None:
-        """The interval over rows and seeds; None for fewer than three, or other rows each."""
-        found = [self.measure([entry], name) for pair in seeds for entry in pair]
-        parts = [part for part in found if part is not None]
-        stats = [part.stats for part in parts]
-        alike = len(parts) == len(found) and len({part.shape for part in stats}) == 1
-        if len(seeds) < LEAST_SEEDS or not alike:
-            return None
-        pairs = list(zip(stats[::2], stats[1::2], strict=True))
-        return intervals.over_seeds(pairs, parts[0].column.score)
+    def system(self, entry: Entry) -> System:
+        """The answers of an entry, and what was measured elsewhere."""
+        key = (entry.run, entry.evaluation)
+        if key not in self._systems:
+            known = self._known(entry.card, entry.task[0].settings.split)
+            first, *others = [scored(saved, known) for saved in entry.task]
+            general = General(entry.general, form=known.references.form)
+            self._systems[key] = System(entry.name, first, general, others)
+        return self._systems[key]
 
 
 class Group:
@@ -171,33 +85,39 @@ class Group:
         """Whether all of its runs trained nothing."""
         return all(entry.no_op for entry in self.entries)
 
+    @property
+    def _seeds(self) -> list[System]:
+        return [self._judge.system(entry) for entry in self.entries]
+
+    @cached_property
+    def system(self) -> System:
+        return together(self._seeds)
+
     @cached_property
     def task(self) -> dict[str, Number]:
         """What the scorers measure, by name, rates in front."""
-        values = _values(self._judge.judged(self.entries))
-        return {name: v for name, v in values.items() if isinstance(v, Rate)} | values
+        found, lenient = dict(self.system.measured), self.system.readings.get("lenient")
+        if lenient is not None:
+            both = {"adherence, lenient": lenient.numbers["adherence"]}
+            found = {"adherence": found["adherence"]} | both | found
+        return {name: v for name, v in found.items() if isinstance(v, Rate)} | found
 
     @cached_property
     def elsewhere(self) -> Elsewhere:
         """What general questions and texts tell; what is set against the base model is paired."""
-        form = self._judge.form(self.entries[0])
-        return elsewhere.elsewhere(self.entries, self._base, form)
+        before = None if self._base is None else next(iter(self._base.general), None)
+        return replace(self.system.general, base=before).numbers
 
     @cached_property
     def seeds(self) -> list[float]:
         """The main measure of each seed, in the order of the entries."""
-        found = [self._judge.measure([entry], self._main) for entry in self.entries]
+        found = [system.measure(self._main) for system in self._seeds]
         return [measure.column.total for measure in found if measure is not None]
-
-    @property
-    def reading(self) -> Judged:
-        """What the reading to go by says of each answer."""
-        return _first(self._judge.judged(self.entries))
 
     @cached_property
     def constants(self) -> list[MostFrequent]:
         """Of each entry that gives nearly one label only, that label."""
-        said = [most_frequent(_first(self._judge.judged([entry]))) for entry in self.entries]
+        said = [most_frequent(system.first) for system in self._seeds]
         known = [most for most in said if most is not None and most[1].n > 1]
         return [most for most in known if (most[1].value or 0) >= _CONSTANT]
 
@@ -238,24 +158,6 @@ def steps_of(entries: Entries) -> list[int]:
     return sorted({entry.steps for entry in entries if entry.steps is not None})
 
 
-def _first(judged: Mapping[str, Judged]) -> Judged:
-    """The reading to go by; an empty one where there are no answers to judge."""
-    return next(iter(judged.values()), Judged([], {}))
-
-
-def _values(judged: Mapping[str, Judged]) -> dict[str, Number]:
-    """The measures to show, by name: those of every scorer's first reading."""
-    found: dict[str, Number] = {}
-    for reading, part in judged.items():
-        shown = [] if reading in scorers.SECOND_READINGS else part.columns.items()
-        for name, column in shown:
-            if not column.detail:
-                found[scoring.spaced(name)] = column.estimate(part.rows)
-            if name == "adherence" and (lenient := judged.get("lenient")):
-                found["adherence, lenient"] = lenient.columns[name].estimate(lenient.rows)
-    return found
-
-
 def most_frequent(reading: Judged) -> MostFrequent | None:
     """The label given most often; None where no answer carries one."""
     both = zip(reading.rows, reading.given, strict=False)
@@ -284,6 +186,7 @@ class Pair:
 
     def __init__(self, judge: Judge, reference: Group, other: Group) -> None:
         self._judge, self.reference, self.other = judge, reference, other
+        self._found: dict[str, Difference | None] = {}
         mine, theirs = ({e.seed: e for e in group.entries} for group in (reference, other))
         if other.is_base:
             theirs = dict.fromkeys(mine, other.entries[0])
@@ -316,8 +219,14 @@ class Pair:
         return ", ".join(f"{key}={value}" for key, value in at.items())
 
     def difference(self, name: str) -> Difference | None:
-        """Reference minus other in a measure; None where there is nothing to pair."""
-        return self._judge.difference(self.mine, self.theirs, name)
+        """Reference minus other in a measure; None where there is nothing to pair. Tables,
+        sentences and pictures ask for the same: each is made once."""
+        if name not in self._found:
+            mine, theirs = (
+                [self._judge.system(entry) for entry in side] for side in (self.mine, self.theirs)
+            )
+            self._found[name] = difference_of(mine, theirs, name)
+        return self._found[name]
 
     @cached_property
     def caveats(self) -> list[Caveat]:

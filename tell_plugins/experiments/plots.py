@@ -15,10 +15,10 @@ from typing import Any
 
 from tell_plugins.evaluation import scorers
 from tell_plugins.evaluation.differences import Difference
-from tell_plugins.evaluation.elsewhere import KL
+from tell_plugins.evaluation.elsewhere import BLEED, KL
 from tell_plugins.evaluation.intervals import Interval
 from tell_plugins.evaluation.paper_numbers import Point, paper
-from tell_plugins.experiments.outcome import BLEED, Group, Outcome, Pair
+from tell_plugins.experiments.outcome import Group, Outcome, Pair
 from tell_plugins.experiments.tables import CONTENT
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; grey is the base model's
@@ -65,26 +65,17 @@ def style() -> AbstractContextManager[None]:
     """matplotlib's settings, all of them ours: a user's own do not change a picture."""
     import matplotlib
 
+    usual = matplotlib.rcParamsDefault.items()
+    text = ("axes.labelcolor", "axes.titlecolor", "text.color", "xtick.color", "ytick.color")
     return matplotlib.rc_context(
         {
-            **{k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")},
-            "axes.edgecolor": _LINES,
-            "axes.labelcolor": _FRONT,
-            "axes.titlesize": 10,
-            "axes.titlelocation": "left",
-            "axes.titlecolor": _FRONT,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.color": _LINES,
-            "grid.linewidth": 0.6,
-            "text.color": _FRONT,
-            "xtick.color": _FRONT,
-            "ytick.color": _FRONT,
-            "legend.frameon": False,
-            "legend.fontsize": 8,
-            "font.size": 9,
-            "figure.constrained_layout.use": True,
+            **{key: value for key, value in usual if not key.startswith("backend")},
+            **dict.fromkeys(text, _FRONT),
+            **dict.fromkeys(("axes.edgecolor", "grid.color"), _LINES),
+            **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+            **{"axes.grid": True, "grid.linewidth": 0.6, "figure.constrained_layout.use": True},
+            **{"axes.titlesize": 10, "axes.titlelocation": "left"},
+            **{"legend.fontsize": 8, "font.size": 9},
         }
     )
 

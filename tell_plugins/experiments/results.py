@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import lzma
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,23 +21,13 @@ from pydantic import Field
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.sources import open_task
-from tell_plugins.core.state_files import Name, Shape, read_json, read_json_lines, read_text
-from tell_plugins.evaluation import scorers
-from tell_plugins.evaluation.answers import (
-    ANSWERS,
-    GENERAL,
-    SETTINGS,
-    Answer,
-    Settings,
-    answer_lines,
-    saved_settings,
-)
-from tell_plugins.evaluation.bleed import Form, form_of
+from tell_plugins.core.state_files import Name, Shape, read_json, read_text
+from tell_plugins.evaluation import elsewhere
+from tell_plugins.evaluation.answers import ANSWERS, GENERAL, SETTINGS, Saved, read_saved
+from tell_plugins.evaluation.elsewhere import Run
 from tell_plugins.evaluation.paper_numbers import Published, published
-from tell_plugins.evaluation.retention import FILES, LOSSES, LossLine, Sum
-from tell_plugins.evaluation.scoring import System
-from tell_plugins.evaluation.summary import system_of
+from tell_plugins.evaluation.retention import FILES, LOSSES
+from tell_plugins.evaluation.scoring import System, references, system_of
 from tell_plugins.experiments.planning import Asked, SweepPlan
 from tell_plugins.experiments.store import (
     EVAL_FOLDER,
@@ -55,16 +44,6 @@ from tell_plugins.experiments.sweep import Plot
 REFERENCES = "references"
 BASE_METHOD = "base model"
 _DAMAGED = "restore the file, or remove the evaluation's folder and start the sweep again"
-_LOST = "restore the file, or remove it where the card's data is on this machine"
-
-
-@dataclass(frozen=True)
-class Answers:
-    """One set of saved answers and its settings."""
-
-    folder: Path
-    settings: Settings
-    lines: list[Answer]
 
 
 class Entry(Shape):
@@ -150,57 +129,21 @@ class Entry(Shape):
         return self.facts.get("mixture") or {}
 
     @cached_property
-    def answers(self) -> list[Answers]:
-        """Every set of answers. Raises UserError for one that is not whole."""
-        return [_answers(path) for path in sorted(self.eval_folder.glob(f"*/*/{SETTINGS}"))]
+    def saved(self) -> list[Saved]:
+        """Every set of answers."""
+        files = sorted(self.eval_folder.glob(f"*/*/{SETTINGS}"))
+        return [read_saved(path.parent, _DAMAGED) for path in files]
 
     @property
-    def task(self) -> list[Answers]:
-        """One set of answers a decoding seed."""
-        return [part for part in self.answers if part.settings.split != GENERAL]
-
-    @property
-    def general(self) -> list[Answer]:
-        """The answers to general questions."""
-        general = [part for part in self.answers if part.settings.split == GENERAL]
-        return [line for part in general for line in part.lines]
+    def task(self) -> list[Saved]:
+        """The answers to the task, a set a decoding seed."""
+        return [saved for saved in self.saved if saved.settings.split != GENERAL]
 
     @cached_property
-    def sums(self) -> dict[str, list[Sum]]:
-        """(sum, tokens) of every row, of each of `retention.FILES`. Raises UserError as above."""
-        general = [part for part in self.answers if part.settings.split == GENERAL]
-        return {
-            name: next(filter(None, [_sums(part, name) for part in general]), []) for name in FILES
-        }
-
-
-def _answers(path: Path) -> Answers:
-    settings, file = saved_settings(path.parent, _DAMAGED), path.with_name(ANSWERS)
-    assert settings is not None
-    lines = answer_lines(file, _DAMAGED)
-    answered = {(line.row, line.attempt) for line in lines}
-    if len(answered) < len(lines):
-        raise _damaged(f"{len(lines) - len(answered)} answers stand twice", file)
-    _refuse_missing(len({row for row, _ in answered}), settings.rows, file)
-    return Answers(path.parent, settings, lines)
-
-
-def _sums(general: Answers, name: str) -> list[Sum]:
-    file = general.folder / name
-    lines = read_json_lines(file, LossLine, _DAMAGED, foreign=True)
-    if lines:
-        _refuse_missing(len(lines), lines[0].get("rows", general.settings.rows), file)
-    return [(line["loss_sum"], line["tokens"]) for line in lines]
-
-
-def _refuse_missing(found: int, asked: Any, file: Path) -> None:
-    if isinstance(asked, int) and found != asked:
-        said = f"{found} rows, but {asked} were asked: lines are missing, or too many"
-        raise _damaged(said, file)
-
-
-def _damaged(found: str, place: Path) -> UserError:
-    return UserError(found, where=paths.shown(place), remedy=_DAMAGED)
+    def general(self) -> list[Run]:
+        """What was measured elsewhere: once, where anything was."""
+        found = [saved.folder for saved in self.saved if saved.settings.split == GENERAL]
+        return [elsewhere.read(folder, remedy=_DAMAGED) for folder in found]
 
 
 def refuse_damaged(studies: Sequence[Study]) -> None:
@@ -213,13 +156,31 @@ def refuse_damaged(studies: Sequence[Study]) -> None:
 def _refuse_damaged(entry: Entry, general_rows: int) -> None:
     for name in (RUN,) if entry.is_base else (RUN, TRAINED):
         if not (entry.folder / name).is_file():
-            raise _damaged("the file is missing", entry.folder / name)
+            raise _damaged("the file is missing", paths.shown(entry.folder / name))
     asked = general_rows and not entry.facts.get("rival")
-    if not entry.task or (asked and not (entry.general and entry.sums[LOSSES])):
+    measured = any(run.answers and run.sums[LOSSES] for run in entry.general)
+    if not entry.task or (asked and not measured):
         missing = "general questions" if entry.task else "the task"
         said = f"the run is finished, but its answers to {missing} are not here"
-        raise _damaged(said, entry.eval_folder)
-    entry.trained, entry.sums  # noqa: B018 - what is not whole raises
+        raise _damaged(said, paths.shown(entry.eval_folder))
+    for saved in entry.saved:
+        _refuse_missing(saved)
+    entry.trained  # noqa: B018 - what is not whole raises
+
+
+def _refuse_missing(saved: Saved) -> None:
+    """Raise UserError where not as many rows are answered as were asked, or one twice."""
+    answered = {(line.row, line.attempt) for line in saved.answers}
+    if twice := len(saved.answers) - len(answered):
+        raise _damaged(f"{twice} answers stand twice", saved.where)
+    rows, asked = len({row for row, _ in answered}), saved.settings.rows
+    if asked not in (None, rows):
+        said = f"{rows} rows, but {asked} were asked: lines are missing, or too many"
+        raise _damaged(said, saved.where)
+
+
+def _damaged(found: str, where: str) -> UserError:
+    return UserError(found, where=where, remedy=_DAMAGED)
 
 
 class _Asked(Shape):
@@ -375,48 +336,6 @@ def tell_left_out(root: Path, now: Study) -> None:
         )
 
 
-class References(Shape):
-    """What is right for the rows of a split, `references/<card>-<split>.json`.
-
-    Attributes:
-        of: row id -> its label or number, or its whole JSON; empty where texts are scored.
-        labels: the possible labels in the schema's order; empty where there are none.
-        rows: rows in the split.
-        form: how the answers are known where they should not be.
-    """
-
-    card: str
-    split: str
-    metric: str
-    of: dict[str, str]
-    labels: list[str]
-    rows: int
-    form: Form
-
-
-def references(root: Path, card_name: str, split: str) -> References:
-    """The references of a split, as they were collected in `root`, else from the card's data.
-
-    Raises UserError where neither is on this machine.
-    """
-    saved = read_json(root / REFERENCES / f"{card_name}-{split}.json", References, _LOST)
-    if saved is not None:
-        return References(**saved)
-    card = load_card(card_name)
-    task = open_task(card, split, "none")
-    ids = [bytes(row).hex() for row in task.ids]
-    truth = None if scorers.reads_texts(card.metric) else scorers.right(task)  # texts are not kept
-    return References(
-        card=card_name,
-        split=split,
-        metric=str(card.metric),
-        of=dict(zip(ids, truth.of, strict=True)) if truth else {},
-        labels=truth.labels if truth else [],
-        rows=len(ids),
-        form=form_of(card),
-    )
-
-
 # --- what of a sweep's folder is kept for good: enough to rebuild the report ----------------------
 
 _LOG = "train/logging.jsonl"
@@ -452,7 +371,7 @@ def collect(root: Path, target: Path) -> list[Path]:
             asked |= dict.fromkeys((entry.card, answers.settings.split) for answers in of_task)
     texts = {path: read_text(source) for path, source in kept.items()}
     for card, split in asked:
-        known = references(root, card, split).model_dump()
+        known = references(root / REFERENCES, card, split).model_dump()
         texts[target / REFERENCES / f"{card}-{split}.json"] = json.dumps(known, indent=1) + "\n"
     return [_write(path, text) for path, text in texts.items() if text is not None]
 

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+from tell_plugins.evaluation.elsewhere import BLEED, LOSS_FILES
 from tell_plugins.evaluation.grids import POINTS, Record
 from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.paper_numbers import paper
 from tell_plugins.experiments.controls import meaning
 from tell_plugins.experiments.outcome import (
-    BLEED,
-    LOSS_FILES,
     Entries,
     Group,
     Number,
@@ -42,7 +41,7 @@ def tables_of(outcome: Outcome) -> dict[str, list[Record]]:
 
 
 def _measured(group: Group) -> Record:
-    most = most_frequent(group.reading)
+    most = most_frequent(group.system.first)
     label = {"most frequent label": most[0], "its share": most[1]} if most else {}
     return {**group.task, **label, **group.elsewhere}
 
@@ -138,7 +137,7 @@ def _difference(pair: Pair, measure: str) -> Record:
         return {}
     name, unit = measure.removesuffix(" minus base"), "" if found.is_loss else POINTS
     record: dict[str, Any] = {
-        f"{name}{unit}": Estimate(found.value, found.low, found.high, found.n),
+        f"{name}{unit}": found.estimate,
         f"{name}, smallest that shows": found.smallest,
     }
     if found.by_seed:
@@ -224,13 +223,13 @@ def published_table(outcome: Outcome) -> list[Record]:
 
 def failures_table(outcome: Outcome) -> list[Record]:
     """Why answers failed: counts by kind, over the seeds."""
-    failed = [Counter(filter(None, group.reading.kinds)) for group in outcome.groups]
+    failed = [Counter(filter(None, group.system.first.kinds)) for group in outcome.groups]
     kinds = sorted(set().union(*failed))
     return [
         {
             "method": group.method,
             "point": group.point,
-            "answers": sum(len(answers.lines) for e in group.entries for answers in e.task),
+            "answers": sum(len(answers.answers) for e in group.entries for answers in e.task),
             **{kind: counts[kind] for kind in kinds},
         }
         for group, counts in zip(outcome.groups, failed, strict=True)

@@ -25,18 +25,12 @@ from tell_plugins.core.mixture import counter_for, draw_task
 from tell_plugins.core.sources import TaskRows, open_split, open_task
 from tell_plugins.core.spec import NONE
 from tell_plugins.evaluation import elsewhere
-from tell_plugins.evaluation.answers import (
-    GENERAL,
-    SETTINGS,
-    joined,
-    load_scored,
-    saved_settings,
-)
-from tell_plugins.evaluation.bleed import Form
+from tell_plugins.evaluation.answers import GENERAL, SETTINGS, read_saved, saved_settings
 from tell_plugins.evaluation.differences import Difference, Measure, difference
+from tell_plugins.evaluation.elsewhere import KL, General
 from tell_plugins.evaluation.scorers import of_metric, right
 from tell_plugins.evaluation.scorers.json_readings import has_labels
-from tell_plugins.evaluation.scoring import System, spaced
+from tell_plugins.evaluation.scoring import System, joined, spaced
 from tell_plugins.experiments.derived_cards import Pair, part_of_task
 from tell_plugins.experiments.store import AGAIN
 from tell_plugins.recipe.recipes import Recipe
@@ -203,7 +197,7 @@ def result_of(name: str, evaluations: Sequence[Path], judges: TaskRows, scale: f
     Their answers count as answers to the rows of the user's own card, a run an attempt: of each
     part labels could be others, so all are judged by the same rows.
     """
-    scored, general = [], []
+    parts, general = [], []
     for run, folder in enumerate(evaluations):
         for path in sorted(folder.glob(f"*/*/{SETTINGS}")):
             settings = saved_settings(path.parent, AGAIN)
@@ -212,15 +206,15 @@ def result_of(name: str, evaluations: Sequence[Path], judges: TaskRows, scale: f
             if settings.split == GENERAL:
                 general.append(elsewhere.read(path.parent))
             else:
-                part = load_scored(path.parent)
+                part = read_saved(path.parent)
                 answers = [a.model_copy(update={"attempt": run}) for a in part.answers]
-                scored.append(replace(part, answers=answers))
-    pooled = System(name, joined(scored, judges))
+                parts.append(part._replace(answers=answers))
+    pooled = System(name, joined(parts, judges))
     first = {name: (reading, name) for reading, name in reversed(pooled.measures)}
     names = (*CONTENT, of_metric(pooled.scored.card.metric)[0].main)
     key = next(first[name] for name in names if name in first)
     given = {label for label in pooled.readings[key[0]].given if label is not None}
-    drift = elsewhere.measure(general, elsewhere.KL, Form())
+    drift = General(general).measure(KL)
     result = Result(name, len(evaluations), key, pooled.measures[key], drift, scale=scale)
     return replace(result, learned=result.score > 0 and len(given) != 1)
 

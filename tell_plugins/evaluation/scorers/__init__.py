@@ -10,13 +10,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tell_plugins.core.sources import TaskRows
-from tell_plugins.evaluation.answers import Scored
 from tell_plugins.evaluation.judged import Case, Constant, Judged
 from tell_plugins.evaluation.scorers import (
     json_answers,
     json_readings,
     label,
-    learned,
     number,
     text,
     translation,
@@ -54,8 +52,6 @@ SCORERS = [
 # readings beside the one to go by
 SECOND_READINGS = (*(r.name for r in json_readings.READINGS[1:]), *translation.UNITS[1:])
 
-_JUDGED: dict[tuple[object, ...], dict[str, Judged]] = {}
-
 
 def of_metric(metric: str | None) -> list[Scorer]:
     """The scorers of the cards with a metric, the one that knows its main measure in front."""
@@ -79,28 +75,3 @@ def judge(case: Case) -> dict[str, Judged]:
     for scorer in of_metric(case.card.metric):
         found |= scorer.judge(case)
     return found
-
-
-def judge_saved(scored: Scored) -> dict[str, Judged]:
-    """`judge` for saved answers; the same answers to the same test are judged once a process."""
-    key = (scored.sha256, scored.test, *SCORERS)
-    if key not in _JUDGED:
-        _JUDGED[key] = judge(_case(scored))
-    is_translation = scored.card.metric == "translation"
-    return learned.with_learned(scored, _JUDGED[key]) if is_translation else _JUDGED[key]
-
-
-def _case(scored: Scored) -> Case:
-    truth = right(scored.task)
-    of = [truth.of[row] for row in scored.rows]
-    return Case(scored.card, scored.answers, of, truth.labels, scored.task)
-
-
-def constant(scored: Scored) -> Constant:
-    """The baseline of the card's metric over the rows answered."""
-    scorer, case = of_metric(scored.card.metric)[0], _case(scored)
-    if scorer.constant is not None:
-        return scorer.constant(case)
-    text = case.most_frequent_right
-    always = scorer.judge(case.answered([text] * len(case.answers)))
-    return Constant(f"always {' '.join(text.split())}", next(iter(always.values())))

@@ -24,9 +24,8 @@ from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import MachineError, UserError, unknown
 from tell_plugins.core.progress import track
 from tell_plugins.core.state_files import Shape, cached_json, write_json
-from tell_plugins.evaluation.answers import Scored
 from tell_plugins.evaluation.intervals import counts_of
-from tell_plugins.evaluation.judged import Judged, mean, ratio
+from tell_plugins.evaluation.judged import Judged, Scored, mean, ratio
 from tell_plugins.evaluation.scorers.translation import UNITS, documents, one_line, pairs
 
 DEFAULT_MODELS = {"bleurt": "lucadiliello/BLEURT-20", "comet": "Unbabel/wmt22-comet-da"}

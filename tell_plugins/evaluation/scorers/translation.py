@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import regex
 
-from tell_plugins.evaluation.answers import Scored
 from tell_plugins.evaluation.intervals import Floats, Score, counts_of, summed
 from tell_plugins.evaluation.judged import Case, Column, Constant, Judged, ratio, share
 
@@ -93,17 +92,17 @@ def _kind_of(doc: Document) -> str | None:
     return "fewer_lines" if doc.lines < len(doc.references) else "more_lines"
 
 
-def documents(answered: Scored | Case) -> list[Document]:
+def documents(case: Case) -> list[Document]:
     """Every answer as a document.
 
     One whose source and reference differ in their number of lines (none in the official data) is
     one segment as a whole.
     """
-    task = answered.task
+    task = case.task
     assert task is not None
     opening = reference_opening(task.responses)
     found = []
-    for answer in answered.answers:
+    for answer in case.answers:
         whole = task.responses[answer.row]
         source = _filled(task.plain[answer.row]) or [""]
         reference = _filled(strip_opening(whole, opening)[0]) or [""]
