@@ -7,7 +7,7 @@ import pytest
 
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation import retention
-from tell_plugins.evaluation.answers import SETTINGS, Prompt, Settings, answer_all, read_answers
+from tell_plugins.evaluation.answers import SETTINGS, Prompt, Settings, answer_all, read_saved
 from tell_plugins.recipe.recipes import Recipe
 from tests.chat_server import serving
 from tests.conftest import Cli, change
@@ -40,7 +40,7 @@ def test_answers_of_another_system_prompt_or_template_are_not_scored_as_new(
     said = evaluated(1, *call, tmp_path / "eval")
     assert "the recipe's model keys (system, template and the like) have changed since" in said
     assert "test-greedy" in said
-    kept = read_answers(tmp_path / "eval" / "none" / "test-greedy")
+    kept = read_saved(tmp_path / "eval" / "none" / "test-greedy").answers
     assert {line.text for line in kept} == {"None"}
     evaluated(0, *call, tmp_path / "other")
 
@@ -141,7 +141,7 @@ def test_the_remedy_for_a_prompt_that_does_not_fit_is_one(split, longest, remedy
         settings = Settings(card="c", split=split, anchor="none", **more)
         folder = tmp_path / str(limit)
         answer_all(engine, prompts, settings, folder, label="test")
-        return len(read_answers(folder))
+        return len(read_saved(folder).answers)
 
     with pytest.raises(UserError, match="prompt tokens, which leaves") as caught:
         answered(8)

@@ -20,7 +20,7 @@ from tell_plugins.evaluation.answers import (
     Prompt,
     Settings,
     answer_all,
-    read_answers,
+    answer_lines,
     read_settings,
 )
 from tell_plugins.evaluation.prompts import prompts_sha256
@@ -117,8 +117,7 @@ def test_a_file_that_breaks_off_anywhere_is_made_whole(kept, tail, whole, tmp_pa
 def test_answers_with_any_line_separator_are_read_back(tmp_path):
     line = {"id": "a", "row": 0, "text": "one\u2028two\x85three\r\n\x1d", "finish_reason": "stop"}
     (tmp_path / ANSWERS).write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert read_answers(tmp_path) == [Answer(**line)]
-    assert "no answer in" in message_of(read_answers, tmp_path / "none")
+    assert answer_lines(tmp_path / ANSWERS) == [Answer(**line)]
 
 
 @pytest.mark.usefixtures("ordinary_python")  # its lock goes with the process that is killed

@@ -19,7 +19,7 @@ from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.text import KNOWN
-from tell_plugins.evaluation.answers import read_answers
+from tell_plugins.evaluation.answers import read_saved
 from tests.conftest import PROJECT, Cli, in_fresh_process
 from tests.tiny import make_tiny_cards, make_tiny_model, tiny_recipe
 from tests.tiny_adapters import make_adapter
@@ -286,7 +286,7 @@ def test_the_adapter_at_a_scale(evaluated, tmp_path, trained, export, cli):
     saved = answers(tmp_path, "checkpoint-4-scale0.5")
     assert in_fresh_process(main, ["verify", str(out), saved, *kept]) == 0
     texts = [
-        {line.row: line.text for line in read_answers(folder)}
+        {line.row: line.text for line in read_saved(folder).answers}
         for folder in (Path(saved), tmp_path / "again")
     ]
     assert texts[0] == texts[1]

@@ -18,7 +18,7 @@ from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import bleed, evaluate, retention
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import Adapter
-from tell_plugins.evaluation.answers import ANSWERS, SETTINGS, read_answers
+from tell_plugins.evaluation.answers import ANSWERS, SETTINGS, read_saved
 from tell_plugins.evaluation.bleed import circles, form_of
 from tell_plugins.evaluation.differences import Difference, difference, measure_of
 from tell_plugins.evaluation.elsewhere import BLEED as BLEED_CHANGE
@@ -221,7 +221,7 @@ def test_an_adapter_that_trained_nothing_is_reported(recipe, model, adapters, tm
     assert of_whole["model"] == str(model)  # what was trained; the weights stand beside it
     assert len(of_whole["adapter_sha256"]) == 64
     asked = prompting.task_prompts(card, "test", "card")[1]
-    texts = {line.row: line.text for line in read_answers(folders["whole"] / "test-greedy")}
+    texts = {line.row: line.text for line in read_saved(folders["whole"] / "test-greedy").answers}
     replies = tiny_engine(whole).answer(
         [prompt.text for prompt in asked], DECODINGS["greedy"], max_new_tokens=8, seed=1
     )
@@ -229,7 +229,9 @@ def test_an_adapter_that_trained_nothing_is_reported(recipe, model, adapters, tm
     assert not (none / KL).exists()
     questions = [question.text for question in retention.foreign(4).questions]
     tokens = tiny_engine(model).prompt_tokens(questions)  # asked without the anchor
-    assert {line.row: line.prompt_tokens for line in read_answers(none)} == dict(enumerate(tokens))
+    assert {line.row: line.prompt_tokens for line in read_saved(none).answers} == dict(
+        enumerate(tokens)
+    )
     lengths = [len(retention.read(none, name)) for name in (LOSSES, INSTRUCTIONS, PROSE)]
     assert lengths == [6, 4, 4]
     (kept,) = (paths.cache_dir() / "base_answers").iterdir()  # one model, answered once

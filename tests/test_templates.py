@@ -14,7 +14,7 @@ from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.evaluation.answers import read_answers
+from tell_plugins.evaluation.answers import read_saved
 from tests.conftest import change, message_of, write_rows
 from tests.tiny import (
     WORDS,
@@ -304,7 +304,9 @@ def test_the_deployed_adapter_answers_as_eval_did(cards, model, tmp_path, monkey
     again = tmp_path / "again"
     with deployed(tmp_path / "exported.log", "--model", str(out)) as url:  # without the plugin
         assert main(["verify", url, str(folder), "--out", str(again)]) == 0
-    assert _said({line.row: line.model_dump() for line in read_answers(again)}) == _said(saved)
+    assert _said({line.row: line.model_dump() for line in read_saved(again).answers}) == _said(
+        saved
+    )
     result = tmp_path / "infer.jsonl"
     run_swift(
         *["infer", "--adapters", str(checkpoint), "--val_dataset", "tell/tiny_task:split=test"],

@@ -17,7 +17,7 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.adapters import Adapter, find_adapters
-from tell_plugins.evaluation.answers import SETTINGS, read_answers
+from tell_plugins.evaluation.answers import SETTINGS, read_saved
 from tell_plugins.evaluation.trained_with import as_trained
 from tell_plugins.recipe.recipes import checkpoints, load_recipe
 from tests.conftest import Cli, write_rows
@@ -55,7 +55,7 @@ def trained(folder: Path, **args: Any) -> Path:
 
 
 def answered(folder: Path) -> dict[str, Any]:
-    texts = {line.text for line in read_answers(folder / "test-greedy")}
+    texts = {line.text for line in read_saved(folder / "test-greedy").answers}
     assert len(texts) == 1
     found: dict[str, Any] = json.loads(texts.pop())
     return found

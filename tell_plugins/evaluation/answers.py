@@ -270,22 +270,6 @@ def answer_lines(file: Path, remedy: str = AGAIN) -> list[Answer]:
     return [Answer(**line) for line in read_json_lines(file, Answer, remedy)]
 
 
-def read_answers(folder: Path) -> list[Answer]:
-    """The answers of a folder, in the order of its lines. Raises UserError when there are none."""
-    found = answer_lines(folder / ANSWERS)
-    refuse_none(found, folder)
-    return found
-
-
-def refuse_none(answers: Sequence[Answer], folder: Path) -> None:
-    if not answers:
-        raise UserError(
-            f"no answer in {ANSWERS}",
-            where=paths.shown(folder),
-            remedy="./run.sh eval RECIPE writes them",
-        )
-
-
 class Saved(NamedTuple):
     """One folder of answers; `sha256` is of `answers.jsonl`, uncompressed: scores of other answers
     never pass as these."""

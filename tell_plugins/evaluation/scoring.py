@@ -16,17 +16,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.sources import TaskRows, open_task
 from tell_plugins.core.state_files import Shape, read_json, write_json
 from tell_plugins.evaluation import elsewhere, scorers
 from tell_plugins.evaluation.answers import (
+    ANSWERS,
     GENERAL,
     Answer,
     Saved,
     read_saved,
-    refuse_none,
     shown_lines,
 )
 from tell_plugins.evaluation.bleed import Form, form_of
@@ -138,7 +139,12 @@ def scored(saved: Saved, known: Known | None = None) -> Scored:
 
     Raises UserError for answers to no row, and for an answer given twice.
     """
-    refuse_none(saved.answers, saved.folder)
+    if not saved.answers:
+        raise UserError(
+            f"no answer in {ANSWERS}",
+            where=paths.shown(saved.folder),
+            remedy="./run.sh eval RECIPE writes them",
+        )
     if known is not None and known.references.of:
         return known.joined(saved)
     settings = saved.settings
