@@ -189,8 +189,8 @@ def answer_batched(
     """Answer prompts greedily as `eval` does: ms-swift's engine in batches, each answer saved."""
 
     from tell_plugins.bridge.engine import LocalEngine, VllmEngine
-    from tell_plugins.bridge.protocol import DECODINGS
-    from tell_plugins.evaluation.answers import Prompt, Settings, answer_all, read_answers
+    from tell_plugins.bridge.protocol import DECODINGS, Ask
+    from tell_plugins.evaluation.answers import Prompt, Settings, answer_all, read_saved
 
     texts: list[str] = _read(prompts)
     rows = [Prompt(str(row), row, text) for row, text in enumerate(texts)]
@@ -212,11 +212,11 @@ def answer_batched(
         prompts_sha256="",
     )
     greedy = DECODINGS["greedy"]
-    engine.answer(texts[:1], greedy, max_new_tokens=2, seed=0)  # neither side pays for a first call
+    engine.answer(texts[:1], Ask(greedy, 2, seed=0))  # neither side pays for a first call
     start = time.perf_counter()
     answer_all(engine, rows, settings, Path(out), label="batched")
     seconds = time.perf_counter() - start
-    lines = sorted(read_answers(Path(out)), key=lambda line: line.row)
+    lines = sorted(read_saved(Path(out)).answers, key=lambda line: line.row)
     return _answered(
         seconds, [line.text for line in lines], sum(line.completion_tokens or 0 for line in lines)
     )

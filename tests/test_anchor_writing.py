@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tell_plugins import cli
-from tell_plugins.bridge.protocol import Decoding, Reply
+from tell_plugins.bridge.protocol import Ask, Reply
 from tell_plugins.core.anchors import SEPARATOR
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
@@ -30,11 +30,9 @@ class ScriptedEngine:
         self.prompts: list[str] = []
         self.seeds: list[int] = []
 
-    def answer(
-        self, prompts: Sequence[str], decoding: Decoding, *, max_new_tokens: int, seed: int
-    ) -> list[Reply]:
+    def answer(self, prompts: Sequence[str], ask: Ask) -> list[Reply]:
         self.prompts += prompts
-        self.seeds.append(seed)
+        self.seeds.append(ask.seed)
         return [Reply(self.replies[len(self.seeds) - 1], "stop", 5) for _ in prompts]
 
     def response_losses(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tell_plugins.bridge.protocol import DECODINGS
+from tell_plugins.bridge.protocol import DECODINGS, Ask
 from tell_plugins.core.errors import UserError
 from tell_plugins.evaluation.engines import UrlEngine, make_engine
 from tell_plugins.recipe.recipes import Recipe
@@ -20,7 +20,7 @@ GREEDY, PAPER = DECODINGS["greedy"], DECODINGS["paper"]
 
 def ask(engine: UrlEngine, *prompts: str, **changes: Any) -> list[Any]:
     decoding = changes.get("decoding", GREEDY)
-    return engine.answer(prompts, decoding, max_new_tokens=16, seed=5)
+    return engine.answer(prompts, Ask(decoding, 16, seed=5))
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +167,7 @@ def test_the_recipes_system_prompt_reaches_a_server(tmp_path):
     ):
         with serving() as server:
             engine = make_engine(server.url, _recipe(system=given), {}, batch_size=1)
-            engine.answer(["a"], GREEDY, max_new_tokens=4, seed=1, history=[("q", "r")])
+            engine.answer(["a"], Ask(GREEDY, 4, 1, [("q", "r")]))
             (asked,) = server.requests
         first = asked["messages"][0]
         assert (first["content"] if first["role"] == "system" else None) == wanted

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tell_plugins.bridge.protocol import DECODINGS
+from tell_plugins.bridge.protocol import DECODINGS, Ask
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
@@ -137,7 +137,7 @@ def test_adapters_share_one_base_and_leave_it_as_it_was(model, adapters, monkeyp
     def answers(engine: Any, name: str | None) -> list[str]:
         with engine.adapter(name):
             asked = [query for query, _ in PAIRS]
-            replies = engine.answer(asked, DECODINGS["greedy"], max_new_tokens=12, seed=1)
+            replies = engine.answer(asked, Ask(DECODINGS["greedy"], 12, seed=1))
         return [reply.text for reply in replies]
 
     base = answers(shared, None)
@@ -222,9 +222,8 @@ def test_an_adapter_that_trained_nothing_is_reported(recipe, model, adapters, tm
     assert len(of_whole["adapter_sha256"]) == 64
     asked = prompting.task_prompts(card, "test", "card")[1]
     texts = {line.row: line.text for line in read_saved(folders["whole"] / "test-greedy").answers}
-    replies = tiny_engine(whole).answer(
-        [prompt.text for prompt in asked], DECODINGS["greedy"], max_new_tokens=8, seed=1
-    )
+    ask = Ask(DECODINGS["greedy"], 8, seed=1)
+    replies = tiny_engine(whole).answer([prompt.text for prompt in asked], ask)
     assert [texts[prompt.row] for prompt in asked] == [reply.text for reply in replies]
     assert not (none / KL).exists()
     questions = [question.text for question in retention.foreign(4).questions]

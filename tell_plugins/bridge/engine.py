@@ -20,7 +20,7 @@ from swift.tuners import Swift
 from tell_plugins.bridge import cpu
 from tell_plugins.bridge.embedded_model import prepare_if_embedded
 from tell_plugins.bridge.packing import Line, Row, fits, line_of
-from tell_plugins.bridge.protocol import MODEL_KEYS, Decoding, History, Reply, conversation
+from tell_plugins.bridge.protocol import MODEL_KEYS, Ask, Decoding, History, Reply, conversation
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 
@@ -178,18 +178,10 @@ class LocalEngine(SwiftEngine):
             for scaling, value in zip(found, before, strict=True):
                 scaling[key] = value
 
-    def answer(
-        self,
-        prompts: Sequence[str],
-        decoding: Decoding,
-        *,
-        max_new_tokens: int,
-        seed: int,
-        history: History = (),
-    ) -> list[Reply]:
+    def answer(self, prompts: Sequence[str], ask: Ask) -> list[Reply]:
         """One reply a prompt, in order; the prompts are answered as one batch."""
-        torch.manual_seed(seed)
-        asked = requests_for(prompts, history, decoding, max_new_tokens)
+        torch.manual_seed(ask.seed)
+        asked = requests_for(prompts, ask.history, ask.decoding, ask.max_new_tokens)
         return [as_reply(response) for response in self._engine.infer(*asked, use_tqdm=False)]
 
     def response_losses(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
@@ -334,17 +326,10 @@ class VllmEngine(SwiftEngine):
         finally:
             self._active = before
 
-    def answer(
-        self,
-        prompts: Sequence[str],
-        decoding: Decoding,
-        *,
-        max_new_tokens: int,
-        seed: int,
-        history: History = (),
-    ) -> list[Reply]:
+    def answer(self, prompts: Sequence[str], ask: Ask) -> list[Reply]:
         """One reply a prompt, in order."""
-        asked = requests_for(prompts, history, decoding, max_new_tokens, seed=seed % 2**31)
+        how = (ask.history, ask.decoding, ask.max_new_tokens)
+        asked = requests_for(prompts, *how, seed=ask.seed % 2**31)
         adapter = None if self._active is None else self._requests[self._active]
         responses = self._engine.infer(*asked, use_tqdm=False, adapter_request=adapter)
         return [as_reply(response) for response in responses]

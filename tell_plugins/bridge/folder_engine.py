@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, pipeline
 
-from tell_plugins.bridge.protocol import Decoding, History, Reply, conversation
+from tell_plugins.bridge.protocol import Ask, History, Reply, conversation
 
 
 class FolderEngine:
@@ -49,19 +49,11 @@ class FolderEngine:
         ]
         return [len(ids) for ids in self._tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
-    def answer(
-        self,
-        prompts: Sequence[str],
-        decoding: Decoding,
-        *,
-        max_new_tokens: int,
-        seed: int,
-        history: History = (),
-    ) -> list[Reply]:
+    def answer(self, prompts: Sequence[str], ask: Ask) -> list[Reply]:
         """One reply a prompt, in order; the prompts are answered as one batch."""
-        self._config.max_new_tokens = max_new_tokens
+        self._config.max_new_tokens = ask.max_new_tokens
         replies = self._ask(
-            [conversation(prompt, history) for prompt in prompts],
+            [conversation(prompt, ask.history) for prompt in prompts],
             generation_config=self._config,
             batch_size=len(prompts),
             return_full_text=False,
@@ -71,6 +63,6 @@ class FolderEngine:
             len(self._tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts
         ]
         return [
-            Reply(text, "length" if count >= max_new_tokens else "stop", count)
+            Reply(text, "length" if count >= ask.max_new_tokens else "stop", count)
             for text, count in zip(texts, counts, strict=True)
         ]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, unknown
@@ -113,6 +113,16 @@ class Reply:
 History = Sequence[tuple[str, str]]  # (query, response) pairs that stand before every prompt
 
 
+class Ask(NamedTuple):
+    """How prompts are answered: after which turns, by up to how many tokens, and how these are
+    chosen."""
+
+    decoding: Decoding
+    max_new_tokens: int
+    seed: int
+    history: History = ()
+
+
 def conversation(prompt: str, history: History = (), system: str = "") -> list[dict[str, str]]:
     """The messages of a chat: the system prompt if any, then the turns of `history` and prompt."""
     turns = [text for pair in history for text in pair] + turns_of(prompt)
@@ -132,12 +142,4 @@ class Engine(Protocol):
 
     def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]: ...
 
-    def answer(
-        self,
-        prompts: Sequence[str],
-        decoding: Decoding,
-        *,
-        max_new_tokens: int,
-        seed: int,
-        history: History = (),
-    ) -> list[Reply]: ...
+    def answer(self, prompts: Sequence[str], ask: Ask) -> list[Reply]: ...

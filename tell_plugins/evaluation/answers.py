@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from tell_plugins.bridge.protocol import Engine, History, Reply, decoding
+from tell_plugins.bridge.protocol import Ask, Engine, History, Reply, decoding
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.json_values import parse_json
@@ -129,18 +129,14 @@ def answer_all(
     order = sorted(range(len(prompts)), key=lambda i: (-lengths[i], prompts[i].row))
     size = settings.batch_size
     batches = [order[start : start + size] for start in range(0, len(order), size)]
-    path = folder / ANSWERS
+    path, how = folder / ANSWERS, decoding(settings.decoding or "greedy")
     done = _complete_batches(path, [[prompts[i].id for i in batch] for batch in batches])
     with track(len(prompts), label, "answers") as bar, path.open("ab") as file:
         bar.update(sum(len(batch) for batch in batches[:done]))
         for number, batch in enumerate(batches[done:], done):
-            replies = engine.answer(
-                [prompts[i].text for i in batch],
-                decoding(settings.decoding or "greedy"),
-                max_new_tokens=settings.max_new_tokens,
-                seed=settings.seed * 1_000_003 + number,
-                history=history,
-            )
+            seed = settings.seed * 1_000_003 + number
+            ask = Ask(how, settings.max_new_tokens, seed, history)
+            replies = engine.answer([prompts[i].text for i in batch], ask)
             lines = [
                 _line(prompts[i], reply, lengths[i])
                 for i, reply in zip(batch, replies, strict=True)

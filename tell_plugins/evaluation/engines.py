@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tell_plugins.bridge.protocol import (
-    Decoding,
+    Ask,
     Engine,
     History,
     Reply,
@@ -208,32 +208,22 @@ class UrlEngine:
         messages = conversation(query, (), self._system)
         return self._send(messages, temperature=0.0, max_tokens=1).prompt_tokens
 
-    def answer(
-        self,
-        prompts: Sequence[str],
-        decoding: Decoding,
-        *,
-        max_new_tokens: int,
-        seed: int,
-        history: History = (),
-    ) -> list[Reply]:
+    def answer(self, prompts: Sequence[str], ask: Ask) -> list[Reply]:
         """One reply a prompt, in order; the requests run side by side."""
 
-        def ask(item: tuple[int, str]) -> Reply:
+        def asked(item: tuple[int, str]) -> Reply:
             place, prompt = item
-            own_seed = (seed * 1009 + place) % 2**31  # within what servers take
-            messages = conversation(prompt, history, self._system)
-            return self._ask(messages, decoding, max_new_tokens, own_seed)
+            own_seed = (ask.seed * 1009 + place) % 2**31  # within what servers take
+            return self._ask(prompt, ask._replace(seed=own_seed))
 
-        return list(side_by_side(ask, list(enumerate(prompts)), self._workers))
+        return list(side_by_side(asked, list(enumerate(prompts)), self._workers))
 
-    def _ask(
-        self, messages: list[dict[str, str]], decoding: Decoding, max_new_tokens: int, seed: int
-    ) -> Reply:
+    def _ask(self, prompt: str, ask: Ask) -> Reply:
+        messages, decoding = conversation(prompt, ask.history, self._system), ask.decoding
         asked: dict[str, Any] = {
             "temperature": decoding.temperature,
-            "max_tokens": max_new_tokens,
-            "seed": seed,
+            "max_tokens": ask.max_new_tokens,
+            "seed": ask.seed,
         }
         if decoding.top_p is not None:
             asked["top_p"] = decoding.top_p

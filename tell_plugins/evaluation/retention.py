@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from tell_plugins.bridge.protocol import Engine, decoding
+from tell_plugins.bridge.protocol import Ask, Engine, decoding
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
@@ -136,7 +136,7 @@ def base_answers(engine: Engine, questions: Sequence[Prompt], settings: Settings
     said: list[str] = []
     with engine.adapter(None):
         for batch in tracked(batches, "base model's answers", "batches", len(batches)):
-            replies = engine.answer(batch, decoding("greedy"), max_new_tokens=KL_TOKENS, seed=42)
+            replies = engine.answer(batch, Ask(decoding("greedy"), KL_TOKENS, seed=42))
             said += [reply.text for reply in replies]
     paths.write_text(path, json.dumps(said, ensure_ascii=False))
     return said

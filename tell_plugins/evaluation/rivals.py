@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from tell_plugins.bridge.protocol import Decoding, Engine, History, Reply
+from tell_plugins.bridge.protocol import Ask, Engine, History, Reply
 from tell_plugins.core import draw
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
@@ -67,15 +67,7 @@ class AnswerTable:
     def prompt_tokens(self, prompts: Sequence[str], history: History = ()) -> list[int]:
         return [len(prompt.split()) for prompt in prompts]
 
-    def answer(
-        self,
-        prompts: Sequence[str],
-        decoding: Decoding,
-        *,
-        max_new_tokens: int,
-        seed: int,
-        history: History = (),
-    ) -> list[Reply]:
+    def answer(self, prompts: Sequence[str], ask: Ask) -> list[Reply]:
         texts = [self.answer_to(prompt) for prompt in prompts]
         return [Reply(text, "stop", len(text.split())) for text in texts]
 

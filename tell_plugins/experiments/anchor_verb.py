@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tell_plugins.bridge.protocol import Decoding, Reply
+from tell_plugins.bridge.protocol import Ask, Decoding, Reply
 from tell_plugins.core import draw, paths
 from tell_plugins.core.anchors import RESERVED, in_front
 from tell_plugins.core.cards import Card
@@ -223,12 +223,8 @@ def _write(
     with track(count, f"{engine.model_name} writes", "anchors") as bar:
         for attempt in range(_ATTEMPTS * count):
             numbers = tuple((attempt * shown + i) % len(examples) for i in range(shown))
-            (reply,) = engine.answer(
-                [prompt([examples[i] for i in numbers])],
-                DECODING,
-                max_new_tokens=_MAX_NEW_TOKENS,
-                seed=seed * 1_000_003 + attempt,
-            )
+            ask = Ask(DECODING, _MAX_NEW_TOKENS, seed * 1_000_003 + attempt)
+            (reply,) = engine.answer([prompt([examples[i] for i in numbers])], ask)
             text = cleaned(reply)
             key = int(comparison_keys([text])[0]) if text else 0
             if text and key not in found:

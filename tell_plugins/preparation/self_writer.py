@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 
 from tell_plugins.bridge.engine import LocalEngine
 from tell_plugins.bridge.patches import let_qwen_generate
-from tell_plugins.bridge.protocol import Decoding
+from tell_plugins.bridge.protocol import Ask, Decoding
 from tell_plugins.core.errors import UserError
 
 _PROBES = ("A", "7", "(", "é")  # user turns that share no token at either end
@@ -63,9 +63,7 @@ class SelfWriter:
         if not instructions:
             return []
         seed = batch_seed(seed, batch, "answer")
-        replies = self._engine.answer(
-            instructions, _ANSWER, max_new_tokens=max_new_tokens, seed=seed
-        )
+        replies = self._engine.answer(instructions, Ask(_ANSWER, max_new_tokens, seed))
         return [(reply.text.strip(), reply.finish_reason == "stop") for reply in replies]
 
     @torch.inference_mode()
