@@ -11,7 +11,7 @@ import pytest
 
 from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.differences import difference, measure_of
-from tell_plugins.evaluation.intervals import Estimate, Rate, counted, rate, wilson
+from tell_plugins.evaluation.intervals import Draws, Estimate, Rate, counted, rate, wilson
 from tell_plugins.evaluation.judged import mean
 from tell_plugins.evaluation.scoring import judged, load_scored
 from tests.conftest import MakeCard, message_of
@@ -164,7 +164,7 @@ def test_rates_of_nothing_and_of_everything():
 def between(x: Any, y: Any, resamples: int = 1000) -> Any:
     """The difference of two systems of which each answers each row once."""
     sides = (measure_of(range(len(side)), mean(side)) for side in (x, y))
-    return difference(*sides, resamples=resamples)
+    return difference(*sides, Draws(resamples))
 
 
 def test_the_paired_bootstrap_against_the_plain_one():

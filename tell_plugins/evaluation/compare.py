@@ -25,7 +25,7 @@ from tell_plugins.evaluation.adapters import BASE, Adapter
 from tell_plugins.evaluation.answers import ANSWERS, Saved, read_saved, read_settings
 from tell_plugins.evaluation.differences import Difference, difference
 from tell_plugins.evaluation.grids import print_grid, table_console, to_csv
-from tell_plugins.evaluation.intervals import RESAMPLES, SEED
+from tell_plugins.evaluation.intervals import RESAMPLES, SEED, USUAL, Draws
 from tell_plugins.evaluation.judged import Column, Scored
 from tell_plugins.evaluation.options import LEARNED_OPTIONS, add_some
 from tell_plugins.evaluation.paper_numbers import paper_number
@@ -100,8 +100,8 @@ def run(args: argparse.Namespace) -> int:
         )
     first = [_one_folder(args.baseline, args.split)] if args.baseline is not None else []
     folders = find_folders([*first, *args.answers], args.split)
-    draws = {"resamples": args.resamples, "seed": args.seed}
-    comparison = compare(folders, learned=wanted(args), pool=args.pool, **draws)
+    draws = Draws(args.resamples, args.seed)
+    comparison = compare(folders, learned=wanted(args), draws=draws, pool=args.pool)
     console = table_console()
     for grid in system_tables.grids(comparison):
         print_grid(grid, console)
@@ -116,8 +116,7 @@ def compare(
     folders: Sequence[Path],
     *,
     learned: Wanted | None = None,
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
+    draws: Draws = USUAL,
     pool: bool = False,
 ) -> Comparison:
     """Score all folders and take differences to the first.
@@ -140,7 +139,7 @@ def compare(
     for system in tracked(others, "scoring", "systems", len(others)):
         for key, mine in system.measures.items():
             theirs = base.measures.get(key)
-            moved = difference(mine, theirs, resamples=resamples, seed=seed)
+            moved = difference(mine, theirs, draws)
             if moved is not None:
                 found.append(Compared(system.name, *key, moved, mine.column))
     return Comparison(systems, found)

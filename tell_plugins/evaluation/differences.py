@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from tell_plugins.evaluation import intervals
 from tell_plugins.evaluation.intervals import (
-    RESAMPLES,
-    SEED,
+    USUAL,
+    Draws,
     Estimate,
     Floats,
     Interval,
@@ -134,11 +134,7 @@ class Difference:
 
 
 def difference(
-    system: Measure | None,
-    baseline: Measure | None,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
+    system: Measure | None, baseline: Measure | None, draws: Draws = USUAL
 ) -> Difference | None:
     """The paired difference over the rows that both answered; None where there is none.
 
@@ -163,11 +159,11 @@ def difference(
     if column.difference is not None:
         _, low, high = column.difference(ours, others)
     else:
-        low, high = interval(both, differences, resamples=resamples, seed=seed)
+        low, high = interval(both, differences, draws)
     if math.isnan(value) or math.isnan(low):  # nothing to take a share of
         return None
-    p = randomized(both, differences, value, resamples, seed)
-    return Difference(value, low, high, len(shared), p, resamples, seed)
+    p = randomized(both, differences, value, draws)
+    return Difference(value, low, high, len(shared), p, *draws)
 
 
 def _same_losses(system: Measure, baseline: Measure) -> bool:

@@ -224,28 +224,33 @@ def smallest_shown(low: float, high: float) -> float:
 # --- draws of rows --------------------------------------------------------------------------------
 
 
-def bootstrap(stats: Floats, score: Score, resamples: int = RESAMPLES, seed: int = SEED) -> Floats:
+class Draws(NamedTuple):
+    """How often rows are drawn, and the seed of that."""
+
+    resamples: int = RESAMPLES
+    seed: int = SEED
+
+
+USUAL = Draws()
+
+
+def bootstrap(stats: Floats, score: Score, draws: Draws = USUAL) -> Floats:
     """`score` of each of so many draws of the rows of `stats` (n, s), without those in which it is
     undefined (NaN).
 
     Rows with equal statistics are drawn as one kind of row, which changes nothing but the speed.
     """
-    if resamples < 1 or len(stats) == 0:
-        raise ValueError(f"{resamples} resamples of {len(stats)} rows")
     kinds, counts = np.unique(stats, axis=0, return_counts=True)
-    generator = np.random.default_rng(seed)
-    shares = counts / len(stats)
-    sums = _sums(kinds, lambda n: generator.multinomial(len(stats), shares, size=n), resamples)
-    draws = score(sums)
-    return draws[~np.isnan(draws)]
+    generator = np.random.default_rng(draws.seed)
+    shares, size = counts / len(stats), draws.resamples
+    found = score(_sums(kinds, lambda n: generator.multinomial(len(stats), shares, size=n), size))
+    return found[~np.isnan(found)]
 
 
-def interval(
-    stats: Floats, score: Score, *, resamples: int = RESAMPLES, seed: int = SEED
-) -> tuple[float, float]:
+def interval(stats: Floats, score: Score, draws: Draws = USUAL) -> tuple[float, float]:
     """The 95 % percentile interval of `bootstrap`; NaN where the score never is defined."""
-    draws = bootstrap(stats, score, resamples, seed)
-    return middle(draws) if len(draws) else (math.nan, math.nan)
+    found = bootstrap(stats, score, draws)
+    return middle(found) if len(found) else (math.nan, math.nan)
 
 
 def middle(draws: Floats) -> tuple[float, float]:
@@ -264,13 +269,7 @@ def _sums(kinds: Floats, draw: Callable[[int], npt.NDArray[np.int64]], resamples
     return np.concatenate(parts)
 
 
-def over_seeds(
-    pairs: Sequence[tuple[Floats, Floats]],
-    score: Score,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
-) -> tuple[float, float]:
+def over_seeds(pairs: Sequence[tuple[Floats, Floats]], score: Score) -> tuple[float, float]:
     """The 95 % interval of a difference over test rows and training seeds.
 
     Each draw takes seeds and rows with replacement (a hierarchical bootstrap): which task rows a
@@ -279,26 +278,26 @@ def over_seeds(
     Args:
         pairs: (system, baseline) of each seed, each (n, s); row i of all belongs to one test row.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(SEED)
     rows, seeds = len(pairs[0][0]), len(pairs)
-    counts = generator.multinomial(rows, np.full(rows, 1 / rows), size=resamples).astype(float)
-    taken = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
+    counts = generator.multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES).astype(float)
+    taken = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds
     each = [score(counts @ system) - score(counts @ baseline) for system, baseline in pairs]
     draws = (taken * np.stack(each, axis=1)).sum(axis=1)
     return middle(draws[~np.isnan(draws)])
 
 
-def randomized(both: Floats, differences: Score, value: float, resamples: int, seed: int) -> float:
+def randomized(both: Floats, differences: Score, value: float, draws: Draws) -> float:
     """The p of the difference `value`: how often it is as large when the two answers to half of the
     rows are swapped. `both` (n, 2s) are the rows of both systems side by side."""
     width = both.shape[1] // 2
     kinds, counts = np.unique(both, axis=0, return_counts=True)
     swap = np.hstack([kinds[:, width:], kinds[:, :width]]) - kinds
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(draws.seed)
     swapped = _sums(
-        swap, lambda n: generator.binomial(counts, 0.5, size=(n, len(counts))), resamples
+        swap, lambda n: generator.binomial(counts, 0.5, size=(n, len(counts))), draws.resamples
     )
-    draws = differences(both.sum(axis=0) + swapped)
-    draws = draws[~np.isnan(draws)]
-    as_large = int((np.abs(draws) >= abs(value) - _EQUAL).sum())
-    return (as_large + 1) / (len(draws) + 1)
+    found = differences(both.sum(axis=0) + swapped)
+    found = found[~np.isnan(found)]
+    as_large = int((np.abs(found) >= abs(value) - _EQUAL).sum())
+    return (as_large + 1) / (len(found) + 1)
