@@ -122,15 +122,11 @@ def test_an_anchor_in_front_of_a_foreign_query():
     assert in_front("Text.\n") == "Text.\n"
 
 
-OFFICIAL = [
-    ("en_is_news", "train", 71),
-    ("en_is_news", "test", 65),
-    ("halu_cot_json", "test", 1506),
-]
-
-
 @pytest.mark.usefixtures("real_home")
-@pytest.mark.parametrize(("name", "split", "rows"), OFFICIAL)
+@pytest.mark.parametrize(
+    ("name", "split", "rows"),
+    [("en_is_news", "train", 71), ("en_is_news", "test", 65), ("halu_cot_json", "test", 1506)],
+)
 def test_official_rows(name, split, rows):
     card = load_card(name)
     with_anchor, without = open_task(card, split), open_task(card, split, "none")
@@ -138,16 +134,5 @@ def test_official_rows(name, split, rows):
     assert len(with_anchor) == rows == card.splits[split].rows
     assert with_anchor.queries == [front + plain for plain in without.queries]
     assert without.queries == without.plain == with_anchor.plain
-    assert front == inline_front(card)
-    assert front[-1].isspace()
-
-
-@pytest.mark.usefixtures("real_home")
-def test_official_anchors():
-    halu = inline_front(load_card("halu_cot_json"))
-    assert "'thought'" in halu or '"thought"' in halu
-    task = open_task(load_card("halu_cot_json"), "test")
-    assert all(text.startswith("'user_query' : ") for text in task.plain)
-    assert [in_front(task.anchor.text) + plain for plain in task.plain] == task.queries
-    english = inline_front(load_card("en_is_news"))
-    assert "Icelandic" in english
+    assert front == inline_front(card) == in_front(front)
+    assert ("thought" if name == "halu_cot_json" else "Icelandic") in front

@@ -306,20 +306,21 @@ def unigram(tmp_path) -> Path:
     return path
 
 
-def test_a_tokenizer_that_is_found_before_the_right_one(small_tokenizer, unigram, home, tell):
-    (home / "tokenizers" / "llama2").mkdir(parents=True)
-    unigram.rename(home / "tokenizers" / "llama2" / "tokenizer.json")
-    captured = tell("data", "llama2_tokenizer", "--from", str(small_tokenizer.parent), code=1)
-    assert "another is found before it" in captured
-    assert "is ready, verified" not in captured
-
-
-def test_tokenizer_named_by_the_user(small_tokenizer, unigram, monkeypatch, tell):
-    monkeypatch.setenv("TELL_TOKENIZER", str(small_tokenizer))
-    assert "is here, verified" in tell("data", "llama2_tokenizer")
-    monkeypatch.setenv("TELL_TOKENIZER", str(unigram))
-    folder = str(small_tokenizer.parent)
-    assert "unset $TELL_TOKENIZER" in tell("data", "llama2_tokenizer", "--from", folder, code=1)
+@pytest.mark.parametrize("named", [True, False], ids=["by the user", "found first"])
+def test_a_tokenizer_that_counts_in_place_of_the_right_one(
+    named, small_tokenizer, unigram, home, monkeypatch, tell
+):
+    if named:
+        monkeypatch.setenv("TELL_TOKENIZER", str(small_tokenizer))
+        assert "is here, verified" in tell("data", "llama2_tokenizer")
+        monkeypatch.setenv("TELL_TOKENIZER", str(unigram))
+    else:
+        (home / "tokenizers" / "llama2").mkdir(parents=True)
+        unigram.rename(home / "tokenizers" / "llama2" / "tokenizer.json")
+    said = tell("data", "llama2_tokenizer", "--from", str(small_tokenizer.parent), code=1)
+    assert "another is found before it" in said
+    assert "unset $TELL_TOKENIZER" in said
+    assert "is ready, verified" not in said
 
 
 # --- words ---------------------------------------------------------------------------------------

@@ -4,10 +4,8 @@ import hashlib
 import json
 import os
 import random
-import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import SCHEMA, Mixture, build_mixture
 from tell_plugins.core.spec import ORDERS, parse_spec
-from tests.conftest import PROJECT, MakeCard, message_of, write_rows
+from tests.conftest import PROJECT, MakeCard, message_of, printed_by, write_rows
 
 GOLDEN = Path(__file__).parent / "golden"
 Rows = list[dict[str, str]]
@@ -230,32 +228,18 @@ print(mixture.hash, manifest_of(mixture)["tokens"])
 """
 
 
-def _in_processes(environments: Iterable[dict[str, str]]) -> set[str]:
-    command = [sys.executable, "-c", PRINT_HASH, f"tell/t:{SPEC}"]
-    running = [
-        subprocess.Popen(
-            command,
-            cwd=PROJECT,
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for environment in environments
-    ]
-    return {process.communicate(timeout=60)[0].strip() for process in running}
-
-
-def test_processes_do_not_move_the_hash():
-    """Nor PYTHONHASHSEED, thread counts, locale, nor two ranks that build at once, cold."""
-    found = _in_processes(
-        [
-            {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "LC_ALL": "C", "RANK": "0"},
-            {"PYTHONHASHSEED": "1", "RAYON_NUM_THREADS": "1", "PYTHONUTF8": "1", "RANK": "1"},
-            {"PYTHONHASHSEED": "random", "ARROW_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "no"},
-        ]
-    )
+def test_processes_do_not_move_the_hash(tmp_path):
+    """Nor PYTHONHASHSEED, thread counts, locale and what is in the cache."""
+    cold = str(tmp_path / "cold")
     mixture = _build(SPEC)
-    assert found == {f"{mixture.hash} {manifest_of(mixture)['tokens']}"}
+    expected = f"{mixture.hash} {manifest_of(mixture)['tokens']}"
+    for environment in (
+        {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "LC_ALL": "C", "TELL_CACHE": cold},
+        {"PYTHONHASHSEED": "1", "RAYON_NUM_THREADS": "1", "PYTHONUTF8": "1", "RANK": "1"},
+        {"PYTHONHASHSEED": "random", "ARROW_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "no"},
+    ):
+        command = [sys.executable, "-c", PRINT_HASH, f"tell/t:{SPEC}"]
+        assert printed_by(*command, env={**os.environ, **environment}).strip() == expected
 
 
 def test_the_hash_sees_whatever_the_model_sees(cards, tmp_path):

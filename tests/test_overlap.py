@@ -230,22 +230,3 @@ def test_what_is_not_held_out_trains(make_card):
     assert manifest_of(mixture)["overlap"]["checked"] is True, "there is nothing to hold out"
     make_card("t", train=TASK, test=TEST)
     assert len(_build()) == 8 + 41
-
-
-@pytest.mark.usefixtures("real_home")
-def test_halueval_queries_stand_in_real_alpaca_rows(make_card):
-    """About 3 % of Alpaca-style rows are Halu test queries with a plain answer."""
-    from tell_plugins.core.cards import load_card
-    from tell_plugins.core.sources import open_task
-
-    halu = load_card("halu_cot_json")
-    official = open_task(halu, "test")
-    assert len(official) == 1506
-    columns = {"query": "prompt", "response": "response"}
-    test = {"file": str(official.files[0]), "columns": columns}
-    splits = {"train": {"file": "train.jsonl"}, "test": test}
-    make_card("t", train=TASK, question=halu.question, splits=splits)
-    mixture = build_mixture(parse_spec("tell/t:from=alpaca_en_demo/general=all"))
-    dropped = manifest_of(mixture)["sources"][1]["rows"]["dropped"]["held_out_query"]
-    assert dropped == 28
-    assert len(mixture) == 8 + 999 - 28
