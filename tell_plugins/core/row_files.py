@@ -10,7 +10,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.json_rows import read_json_rows
 from tell_plugins.core.records import Record, check_text
-from tell_plugins.core.table_rows import read_table, read_workbook
+from tell_plugins.core.table_rows import read_table
 
 TABLES = (".csv", ".tsv", ".xlsx")
 _WANTED = (
@@ -69,9 +69,7 @@ def _parquet(path: Path) -> Iterator[Record]:
 _READERS: dict[str, Callable[..., Iterator[Record]]] = {
     ".jsonl": read_json_rows,
     ".json": read_json_rows,
-    ".csv": read_table,
-    ".tsv": read_table,
-    ".xlsx": read_workbook,
+    **dict.fromkeys(TABLES, read_table),
     ".parquet": _parquet,
 }
 FORMATS = tuple(sorted(_READERS))

@@ -42,17 +42,13 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path, header: bool = True) -> Iterator[Record]:
-    """The rows of a CSV or TSV file under the names of its first row.
+    """The rows of a CSV, TSV or .xlsx file under the names of its first row.
 
-    With `header=False` there are no names, and columns are called "1", "2", ... . Raises UserError
-    when the file as a whole is no table.
+    Numbers and booleans of a workbook are texts, as in CSV. With `header=False` there are no names,
+    and columns are called "1", "2", ... . Raises UserError when the file as a whole is no table.
     """
-    yield from _records(_table(path), path, header)
-
-
-def _records(table: Table, path: Path, header: bool) -> Iterator[Record]:
-    rows = _rows(table, paths.shown(path))
-    return _named(((first, fields) for first, _, fields in rows), path, header)
+    is_book = path.suffix.lower() == ".xlsx"
+    yield from _named(_sheets(path)[1] if is_book else _rows(_table(path), path), path, header)
 
 
 def table_notes(path: Path) -> list[str]:
@@ -69,7 +65,7 @@ def table_notes(path: Path) -> list[str]:
         notes.append(f"{path.name} is not UTF-8 and was read as WINDOWS-1252: look at its accents")
     broken = [
         record.line
-        for record in (_records(table, path, header=True) if table.quoted else ())
+        for record in (_named(_rows(table, path), path, header=True) if table.quoted else ())
         if record.value and any(re.search(r"[\t\r\n]", text) for text in record.value.values())
     ]
     if broken:
@@ -159,7 +155,7 @@ def _is_quoted(table: Table) -> bool:
 def _reads_quoted(table: Table, plain: Sequence[Sequence[str]], width: int) -> bool:
     """Whether every row has `width` fields when quotes are read, and none swallows other rows."""
     with contextlib.suppress(UserError):
-        for first, last, fields in _rows(table, ""):
+        for first, last, fields in _rows(table, Path()):
             swallows = first < last and all(_fits(row, width) for row in plain[first - 1 : last])
             if swallows or (_trimmed(fields) and not _fits(fields, width)):
                 return False
@@ -171,7 +167,7 @@ def _fits(fields: Sequence[str], width: int) -> bool:
     return len(fields) == width or (len(fields) > width and not _trimmed(fields[width:]))
 
 
-def _rows(table: Table, where: str) -> Iterator[tuple[int, int, list[str]]]:
+def _rows(table: Table, path: Path) -> Iterator[tuple[int, int, list[str]]]:
     """Each row's first and last line, and its fields. Raises UserError where it is no table."""
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if table.quoted else csv.QUOTE_NONE
     lines = table.lines[table.skipped :]
@@ -184,15 +180,18 @@ def _rows(table: Table, where: str) -> Iterator[tuple[int, int, list[str]]]:
     except csv.Error as error:
         raise UserError(
             f"no table: {error}",
-            where=f"{where}, line {table.skipped + reader.line_num}",
+            where=f"{paths.shown(path)}, line {table.skipped + reader.line_num}",
             remedy="quote fields that hold quotes, delimiters or line breaks",
         ) from None
 
 
-def _named(rows: Iterable[tuple[int, Sequence[Any]]], path: Path, header: bool) -> Iterator[Record]:
-    """Rows under the names of the first one; blank rows and blank columns at the end are none."""
+def _named(rows: Iterable[tuple[Any, ...]], path: Path, header: bool) -> Iterator[Record]:
+    """Rows under the names of the first one; blank rows and blank columns at the end are none.
+
+    `rows` are the line that each begins at, more of no interest here, and its fields.
+    """
     names: list[str] | None = None
-    for line, fields in rows:
+    for line, *_, fields in rows:
         if not _trimmed(fields):
             continue
         if names is None:
@@ -224,11 +223,6 @@ def _names(fields: Sequence[Any], where: str, header: bool) -> list[str]:
             remedy="rename one of them",
         )
     return named
-
-
-def read_workbook(path: Path, header: bool = True) -> Iterator[Record]:
-    """The rows of the first sheet of an .xlsx file; numbers and booleans are texts, as in CSV."""
-    yield from _named(_sheets(path)[1], path, header)
 
 
 def _sheets(path: Path) -> tuple[list[str], list[tuple[int, list[Any]]]]:
