@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,49 +24,24 @@ from tell_plugins.core.spec import parse_spec
 from tell_plugins.recipe import models, train
 from tell_plugins.recipe.recipes import Recipe, load_recipe, parse_flags
 from tell_plugins.recipe.schedule import processes_of
-from tests.conftest import PROJECT, message_of, printed_by, wait_for, write_card
+from tests.conftest import PROJECT, message_of, printed_by, wait_for
 from tests.loopback import Server, running
 from tests.preloaded import PYTHON
-from tests.recipe_world import EMBEDDED, environment, logged, make_model, only_run
+from tests.recipe_world import logged, only_run
+from tests.sweep_world import World, unrun_world
 from tests.swift_keys_once import keys
-from tests.tiny import TINY, free_port, run_swift, sft
+from tests.tiny import free_port, run_swift, sft
 
-SPEC = "tell/toy:task=6rows/general=18rows"
+SPEC = "tell/tiny_task:task=6rows/general=18rows"
+FOUR_A_STEP = {"gradient_accumulation_steps": 4, "warmup_ratio": 0.0, "save_steps": 2}
 
 
 @pytest.fixture
-def toy(tmp_path, make_card) -> Path:
-    """A recipe on a toy task, without a model of its own."""
-    _make_cards(make_card)
-    path = tmp_path / "toy.yaml"
-    path.write_text(yaml.safe_dump(_values(tmp_path, "some/model")))
-    return path
-
-
-def _make_cards(make_card: Callable[..., Path]) -> None:
-    make_card(
-        "toy",
-        train=[{"q": f"task question {n}", "r": f"answer {n}"} for n in range(8)],
-        test=[{"q": f"test question {n}", "r": "answer"} for n in range(4)],
-    )
-    rows = [{"q": f"general {n}", "r": f"reply {n}"} for n in range(60)]
-    make_card("plain", train=rows, kind="general")
-
-
-def _values(root: Path, model: str, **changes: Any) -> dict[str, Any]:
-    return {
-        **TINY,
-        "model": model,
-        "torch_dtype": "bfloat16",
-        "dataset": [SPEC],
-        "max_length": 512,
-        "lr_scheduler_type": "linear",
-        "num_train_epochs": 1,
-        "enable_channel_loss": True,
-        "save_steps": 2,
-        "output_dir": str(root / "out" / "toy"),
-        **changes,
-    }
+def toy(tmp_path, monkeypatch) -> Path:
+    """A recipe on a small task, without a model of its own."""
+    given = {"model": "some/model", "output_dir": str(tmp_path / "out" / "toy")}
+    world = unrun_world(tmp_path, monkeypatch)
+    return world.recipe("toy", dataset=[SPEC], **FOUR_A_STEP, **given)
 
 
 # --- mix -----------------------------------------------------------------------------------------
@@ -82,14 +55,14 @@ def test_mix_writes_rows_manifest_and_anchor(toy, tmp_path, capsys):
     mixture = build_mixture(parse_spec(SPEC))
     assert rows == list(mixture.rows())
     assert manifest == json.loads(json.dumps(manifest_of(mixture, "token")))
-    assert (out / "anchor.txt").read_text() == "ANCHOR: do the task."
+    assert (out / "anchor.txt").read_text() == "Say whether the number is odd."
     printed = capsys.readouterr().out
     assert manifest["hash"] in printed
     assert "24 rows, order shuffle, seed 42, task share 25.0% of rows" in printed
     files = sorted(path.name for path in out.iterdir())
     assert files == ["anchor.txt", "manifest.json", "train.jsonl"]
     # another dataset, and the old anchor is forgotten
-    general = ["--dataset", "tell/plain:task=5rows"]
+    general = ["--dataset", "tell/tiny_general:task=5rows"]
     assert main(["mix", str(toy), "--out", str(out), *general]) == 0
     assert len((out / "train.jsonl").read_text().splitlines()) == 5
     assert not (out / "anchor.txt").exists()
@@ -99,8 +72,8 @@ def test_mix_writes_rows_manifest_and_anchor(toy, tmp_path, capsys):
     ("flags", "says"),
     [
         (["--learning_rate", "1"], "flag --learning_rate does not change a mixture"),
-        (["--dataset", "tell/toy:taks=1rows/order=evne"], "did you mean 'even'?"),
-        (["--dataset", "tell/toy:task=99rows"], "there are only 8 rows"),
+        (["--dataset", "tell/tiny_task:taks=1rows/order=evne"], "did you mean 'even'?"),
+        (["--dataset", "tell/tiny_task:task=99rows"], "there are only 16 rows"),
     ],
 )
 def test_mix_refuses_what_it_cannot_do(toy, tmp_path, flags, says, tell):
@@ -152,7 +125,7 @@ def test_an_env_map_goes_to_the_environment(toy, monkeypatch):
 
 
 def test_all_errors_stop_it_together(toy, capsys):
-    flags = ["--lora_ran", "4", "--dataset", "tell/toy:taks=6rows", "--packing", "true"]
+    flags = ["--lora_ran", "4", "--dataset", "tell/tiny_task:taks=6rows", "--packing", "true"]
     assert main(["train", str(toy), *flags]) == 1
     printed = capsys.readouterr()
     for says in ("write 'lora_rank' in full", "did you mean 'task'?", "write 'packing: false'"):
@@ -287,7 +260,6 @@ def test_a_model_in_a_hubs_cache_needs_no_hub(no_cache, hugging_face, place):
 
 
 def test_a_folder_is_not_looked_up_on_a_hub(toy, tmp_path):
-    (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     recipe = load_recipe(toy).with_values(model=str(tmp_path / "model"), check_model=None)
     ready = train._with_model(recipe)
@@ -400,25 +372,19 @@ trainer.DEFAULT_CALLBACKS.append(Hang)
 '''
 
 
-class World:
-    """A folder with cards, a small model and recipes, and what was run in it."""
+class Runs(World):
+    """A world with recipes that hold their general rows, and what was run in it."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.model = make_model(load_recipe(str(EMBEDDED[0])), root / "models")
-
-    def recipe(self, name: str, **changes: Any) -> Path:
+    def held(self, name: str, **changes: Any) -> Path:
         held = {"dataset": [HELD], "loss_type": "tell", "torch_dtype": "float32"}
         held |= {"lora_dropout": 0.0, "output_dir": str(self.root / "out" / name)}
-        path = self.root / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(_values(self.root, str(self.model), **held, **changes)))
-        return path
+        return self.recipe(name, **{**FOUR_A_STEP, **held, **changes})
 
     def from_start(self, name: str) -> Path:
         """A recipe whose run keeps its adapter from before the first step, too."""
         plugin = self.root / "start.py"
         plugin.write_text(_START)
-        return self.recipe(name, external_plugins=["tell_plugins/register.py", str(plugin)])
+        return self.held(name, external_plugins=["tell_plugins/register.py", str(plugin)])
 
     def weights(self, name: str, step: int) -> dict[str, Any]:
         from safetensors.torch import load_file
@@ -426,7 +392,7 @@ class World:
         return load_file(self.run_of(name) / f"checkpoint-{step}" / "adapter_model.safetensors")
 
     def env(self, **more: str) -> dict[str, str]:
-        return environment(self.root, self.model) | more
+        return self.environment | more
 
     def run_of(self, name: str) -> Path:
         return only_run(self.root / "out" / name)
@@ -437,17 +403,14 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> World:
-    root = tmp_path_factory.mktemp("runs")
-    (root / "data").mkdir()
-    _make_cards(partial(write_card, root / "cards"))
-    return World(root)
+def world(tmp_path_factory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("runs"), task=8)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(world) -> list[dict[str, Any]]:
     """The steps of `swift sft` with the YAML."""
-    run_swift(*sft(world.recipe("plain_run")), env=world.env())
+    run_swift(*sft(world.held("plain_run")), env=world.env())
     return logged(world.run_of("plain_run"))
 
 
@@ -461,7 +424,7 @@ def test_a_run_follows_the_schedule_and_the_mixture(world, undisturbed):
     assert (manifest["weighting"], manifest["kl"]) == ("row", 0.5)
     assert {"loss_task", "kl_general"} <= {key for step in undisturbed for key in step}
     run = world.run_of("plain_run")
-    assert (run / "anchor.txt").read_text() == "ANCHOR: do the task."
+    assert (run / "anchor.txt").read_text() == "Say whether the number is odd."
     adapter = run / f"checkpoint-{STEPS}"
     assert (adapter / "adapter_model.safetensors").is_file()
     assert json.loads((adapter / "manifest.json").read_text()) == manifest
@@ -472,7 +435,7 @@ def test_a_killed_training_resumes_with_the_rest_of_the_same_order(world, undist
     plugin = world.root / "hang.py"
     plugin.write_text(_HANG)
     plugins = ["tell_plugins/register.py", str(plugin)]
-    recipe = world.recipe("killed", external_plugins=plugins)
+    recipe = world.held("killed", external_plugins=plugins)
     process = subprocess.Popen(  # as a user calls it, all of it
         [PYTHON, "-m", "swift.cli.main", *sft(recipe)],
         cwd=PROJECT,
@@ -487,7 +450,7 @@ def test_a_killed_training_resumes_with_the_rest_of_the_same_order(world, undist
     process.wait()
     checkpoint = world.run_of("killed") / "checkpoint-2"
     assert (checkpoint / "trainer_state.json").is_file()
-    resumed = world.recipe("resumed", resume_from_checkpoint=str(checkpoint))
+    resumed = world.held("resumed", resume_from_checkpoint=str(checkpoint))
     run_swift(*sft(resumed), env=world.env())
     rest = logged(world.run_of("resumed"))
     assert len(rest) == STEPS - 2
@@ -501,7 +464,7 @@ def test_a_killed_training_resumes_with_the_rest_of_the_same_order(world, undist
 @pytest.mark.slow
 @pytest.mark.usefixtures("undisturbed")
 def test_two_processes_train_on_the_same_mixture(world):
-    recipe = world.recipe("two_ranks", ddp_backend="gloo", gradient_accumulation_steps=2)
+    recipe = world.held("two_ranks", ddp_backend="gloo", gradient_accumulation_steps=2)
     port = str(free_port())
     run_swift(*sft(recipe), env=world.env(NPROC_PER_NODE="2", MASTER_PORT=port))
     assert world.manifest("two_ranks")["hash"] == world.manifest("plain_run")["hash"]
@@ -565,9 +528,9 @@ FLAGS = (
 )
 
 
-def _assert_follows_the_formula(world: World, name: str) -> None:
+def _assert_follows_the_formula(world: Runs, name: str) -> None:
     with mock.patch.dict(os.environ, {"TELL_CARDS": str(world.root / "cards")}):
-        expected = _by_the_formula_of_2024(world.run_of(name), world.model)
+        expected = _by_the_formula_of_2024(world.run_of(name), world.model())
     _assert_equal(world.weights(name, 3), expected, 0.005)
 
 
