@@ -62,11 +62,11 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         (" \n", "stop", ""),
     ],
 )
-def test_answers_as_anchors(text: str, finish: str, expected: str) -> None:
+def test_answers_as_anchors(text, finish, expected):
     assert cleaned(Reply(text, finish, 3)) == expected
 
 
-def test_candidates_are_ranked_by_loss(world: World) -> None:
+def test_candidates_are_ranked_by_loss(world):
     """Each is written from rows of its own, scored on others, and none of these is a test row."""
     card = load_card("tiny_task")
     rows = training_rows(card, examples=6, scored=5, seed=1)
@@ -90,26 +90,26 @@ def test_candidates_are_ranked_by_loss(world: World) -> None:
     assert not test & {query for query, _ in [*rows.examples, *rows.scored]}
 
 
-def test_repeated_and_empty_answers_are_not_taken(world: World) -> None:
+def test_repeated_and_empty_answers_are_not_taken(world):
     rows = training_rows(load_card("tiny_task"), examples=4, scored=2, seed=1)
     engine = ScriptedEngine(["Judge it.", "judge IT", " ", "Say more."])
     found = write_anchors(engine, rows, count=2, shown=1, seed=1)
     assert {candidate.text for candidate in found.candidates} == {"Judge it.", "Say more."}
 
 
-def test_a_model_that_writes_nothing(world: World) -> None:
+def test_a_model_that_writes_nothing(world):
     rows = training_rows(load_card("tiny_task"), examples=4, scored=2, seed=1)
     with pytest.raises(UserError, match="wrote no usable text in 8 attempts"):
         write_anchors(ScriptedEngine([""] * 8), rows, count=2, shown=1, seed=1)
 
 
-def test_long_examples_are_cut_and_say_so() -> None:
+def test_long_examples_are_cut_and_say_so():
     text = prompt([("x" * 5000, "short")])
     assert "[...]" in text
     assert len(text) < 2500
 
 
-def test_too_few_rows(world: World) -> None:
+def test_too_few_rows(world):
     with pytest.raises(UserError, match=r"30 training rows are needed .* there are 20"):
         training_rows(load_card("tiny_task"), examples=15, scored=15, seed=1)
 
@@ -128,9 +128,7 @@ def _anchor(world: World, *arguments: str) -> int:
     return cli.main(["anchor", recipe, "--rows", "2", "--held-out", "4", *arguments])
 
 
-def test_the_best_becomes_an_anchor_of_the_card(
-    world: World, scripted: ScriptedEngine, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_best_becomes_an_anchor_of_the_card(world, scripted, capsys):
     assert _anchor(world, "--write", "3") == 0
     folder = world.cards / "tiny_task"
     best = "Judge whether the number is odd, as JSON."
@@ -166,14 +164,7 @@ def test_the_best_becomes_an_anchor_of_the_card(
         ("anchor.txt", ["--write", "9"], "training rows are needed"),
     ],
 )
-def test_what_is_refused_leaves_the_card_as_it_is(
-    world: World,
-    scripted: ScriptedEngine,
-    capsys: pytest.CaptureFixture[str],
-    there: str,
-    arguments: list[str],
-    told: str,
-) -> None:
+def test_what_is_refused_leaves_the_card_as_it_is(world, scripted, capsys, there, arguments, told):
     """It is known before anything is written."""
     folder = world.cards / "tiny_task"
     if not (folder / there).exists():
@@ -185,7 +176,7 @@ def test_what_is_refused_leaves_the_card_as_it_is(
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_an_anchor_is_replaced_when_asked(world: World, scripted: ScriptedEngine) -> None:
+def test_an_anchor_is_replaced_when_asked(world, scripted):
     file = world.cards / "tiny_task" / "self_written.txt"
     file.write_text("Another one.\n")
     assert _anchor(world, "--write", "3", "--overwrite") == 0
@@ -193,7 +184,7 @@ def test_an_anchor_is_replaced_when_asked(world: World, scripted: ScriptedEngine
 
 
 @pytest.mark.slow
-def test_a_real_model_writes_and_its_best_trains(tmp_path: Path) -> None:
+def test_a_real_model_writes_and_its_best_trains(tmp_path):
     """Five candidates with scores, and a run with the best."""
     world = World(tmp_path, task=24)
     recipe = str(world.recipe())

@@ -41,7 +41,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     return made
 
 
-def test_what_each_control_trains_on(world: World) -> None:
+def test_what_each_control_trains_on(world):
     plan = _plan(world)
     runs = {entry.cell.method: entry for entry in plan.entries}
     mixtures = {method: build_mixture(entry.spec) for method, entry in runs.items()}
@@ -78,7 +78,7 @@ def test_what_each_control_trains_on(world: World) -> None:
         assert entry.exposure != pytest.approx(runs[TELL].exposure)
 
 
-def test_general_rows_that_hold_test_queries(world: World) -> None:
+def test_general_rows_that_hold_test_queries(world):
     runs = {entry.cell.method: entry for entry in _plan(world, general="40rows").entries}
     kept = build_mixture(runs["TELL, test queries kept"].spec)
     dropped = build_mixture(runs[TELL].spec)
@@ -98,7 +98,7 @@ def test_general_rows_that_hold_test_queries(world: World) -> None:
 @pytest.mark.parametrize(
     "changes", [{}, {"task": "3rows"}, {"task": "15rows", "general": "1x"}, {"general": "33rows"}]
 )
-def test_runs_at_equal_steps_are_planned_so(world: World, changes: dict[str, str]) -> None:
+def test_runs_at_equal_steps_are_planned_so(world, changes):
     plan = _plan(world, **changes)
     tell = next(entry for entry in plan.entries if entry.cell.method == TELL)
     equal = [entry for entry in plan.entries if entry.equal_steps]
@@ -110,9 +110,7 @@ def test_runs_at_equal_steps_are_planned_so(world: World, changes: dict[str, str
         assert ("tell-rows-unseen", "error") not in {(f.rule, f.severity) for f in found}
 
 
-def test_amounts_in_tokens_are_the_same_rows_without_the_anchor(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_amounts_in_tokens_are_the_same_rows_without_the_anchor(world, monkeypatch):
     (world.root / "model").rmdir()
     monkeypatch.setenv("TELL_TOKENIZER", str(world.model()))
     plan = _plan(world, task="500tok", general="900tok")
@@ -123,9 +121,7 @@ def test_amounts_in_tokens_are_the_same_rows_without_the_anchor(
     assert runs["TELL, no anchor"].facts.task_tokens != runs[TELL].facts.task_tokens
 
 
-def test_the_grid_of_any_recipe_is_one_command(
-    world: World, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_grid_of_any_recipe_is_one_command(world, capsys):
     command = ["sweep", "--controls", str(world.root / "tiny.yaml"), "--task", "6rows"]
     options = ["--general", "3x", "--general-rows", "4", "--out", str(world.root / "out")]
     assert cli.main([*command, *options, "--dry-run"]) == 0
@@ -133,7 +129,7 @@ def test_the_grid_of_any_recipe_is_one_command(
     assert all(map(meaning, CONTROLS))
 
 
-def test_the_options_of_the_grid_reach_what_is_asked(world: World) -> None:
+def test_the_options_of_the_grid_reach_what_is_asked(world):
     parser = argparse.ArgumentParser()
     sweep_verb.add_arguments(parser)
     options = ["--rows", "7", "--general-rows", "4", "--batch-size", "3", "--seeds", "1,2"]
@@ -149,9 +145,7 @@ def test_the_options_of_the_grid_reach_what_is_asked(world: World) -> None:
 
 
 @pytest.mark.slow
-def test_controls_for_real(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_controls_for_real(tmp_path, monkeypatch, capsys):
     """A control of each kind: trained, asked, reported; steps as the trainer logged them."""
     world = World(tmp_path)
     recipe = world.recipe(dataset=["tell/tiny_task:task=8rows/general=20rows"])
