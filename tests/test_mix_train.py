@@ -27,7 +27,7 @@ from tell_plugins.recipe.schedule import processes_of
 from tests.conftest import PROJECT, message_of, printed_by, wait_for
 from tests.loopback import Server, running
 from tests.preloaded import PYTHON
-from tests.recipe_world import logged, only_run
+from tests.recipe_world import EMBEDDED, logged, make_model, only_run
 from tests.sweep_world import World, unrun_world
 from tests.swift_keys_once import keys
 from tests.tiny import free_port, run_swift, sft
@@ -307,7 +307,7 @@ time.sleep(100)
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "last"), [(signal.SIGTERM, 143, ""), (signal.SIGINT, 130, "stopped\n")]
+    ("number", "code", "last"), [(signal.SIGTERM, 143, ""), (signal.SIGINT, 130, "\nstopped\n")]
 )
 def test_a_signal_ends_every_process_of_the_training(toy, tmp_path, number, code, last):
     """Like ms-swift, the command starts a child; Ctrl-C gives one line, and no traceback of it."""
@@ -374,6 +374,12 @@ trainer.DEFAULT_CALLBACKS.append(Hang)
 
 class Runs(World):
     """A world with recipes that hold their general rows, and what was run in it."""
+
+    def model(self) -> Path:
+        """Of small weights: larger ones amplify what a step rounds."""
+        recipe = load_recipe(EMBEDDED[0])
+        folder = self.root / "models" / Path(recipe.text("model")).name
+        return folder if folder.is_dir() else make_model(recipe, folder.parent)
 
     def held(self, name: str, **changes: Any) -> Path:
         held = {"dataset": [HELD], "loss_type": "tell", "torch_dtype": "float32"}

@@ -166,6 +166,7 @@ def train(recipe: Recipe, *, verbose: bool = True) -> int:
     with _forwarding(process) as received:
         code = process.wait()
     if signal.SIGINT in received:
+        print(file=sys.stderr)  # ends the line of the progress bar
         raise KeyboardInterrupt
     return 128 - code if code < 0 else code
 
