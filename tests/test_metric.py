@@ -87,18 +87,24 @@ def _arguments(**changes: Any) -> SimpleNamespace:
     return SimpleNamespace(**(values | {"greater_is_better": False} | changes))
 
 
-def test_the_card_is_that_of_the_validation_data(metric):
+def _prediction(*parts: list[str]) -> SimpleNamespace:
+    """Answers and responses as ms-swift hands them to a metric."""
     from swift.utils import Serializer
     from torch.nn.utils.rnn import pad_sequence
 
+    answers, labels = (
+        pad_sequence([Serializer.to_tensor(text) for text in part], True).numpy() for part in parts
+    )
+    return SimpleNamespace(predictions=answers, label_ids=labels)
+
+
+def test_the_card_is_that_of_the_validation_data(metric):
     assert "found none" in message_of(metric.make, _arguments(), None)
     metric.module.trained_on.append(build_mixture(parse_spec("tell/numbers:general=0")))
     assert "no answer of it is JSON" in message_of(metric.make, _arguments(), None)
     metric.module.validated_on.append(build_mixture(parse_spec("tell/tiny_task:split=test")))
     made = metric.make(_arguments(), None)
-    answers = pad_sequence([Serializer.to_tensor(text) for text in (YES, "rain")], True)
-    labels = pad_sequence([Serializer.to_tensor(text) for text in (YES, NO)], True)
-    prediction = SimpleNamespace(predictions=answers.numpy(), label_ids=labels.numpy())
+    prediction = _prediction([YES, "rain"], [YES, NO])
     assert made.compute_metrics(prediction)["json_adherence"] == 0.5
     metric.module.validated_on.append(build_mixture(parse_spec("tell/numbers:general=0")))
     assert "numbers, tiny_task" in message_of(metric.make, _arguments(), None)
@@ -106,15 +112,9 @@ def test_the_card_is_that_of_the_validation_data(metric):
 
 def test_rows_that_fill_up_the_batches_of_several_processes_do_not_count(metric):
     """Two processes with batches of two answer 8 rows where there are 5: the last three again."""
-    from swift.utils import Serializer
-    from torch.nn.utils.rnn import pad_sequence
-
     metric.module.validated_on.append(build_mixture(parse_spec("tell/tiny_task:split=test")))
     made = metric.make(_arguments(), SimpleNamespace(eval_dataset=range(5)))
-    given = [YES, "rain", "rain", "rain", "rain", YES, YES, YES]
-    answers = pad_sequence([Serializer.to_tensor(text) for text in given], True).numpy()
-    labels = pad_sequence([Serializer.to_tensor(YES) for _ in given], True).numpy()
-    prediction = SimpleNamespace(predictions=answers, label_ids=labels)
+    prediction = _prediction([YES, *["rain"] * 4, YES, YES, YES], [YES] * 8)
     assert made.compute_metrics(prediction)["json_adherence"] == 0.2
 
 

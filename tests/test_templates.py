@@ -77,14 +77,12 @@ def _ids(template: Any, *turns: str) -> list[int]:
     return list(template.encode({"messages": messages})["input_ids"])
 
 
-def _trained_ids(template: Any, query: str, response: str) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt and of the response, as training encodes the row."""
+def _trained_ids(template: Any, *messages: dict[str, Any]) -> list[int]:
+    """Token ids of what stands before the answer, as training encodes the row."""
     template.set_mode("train")
-    messages = [{"role": "user", "content": query}, {"role": "assistant", "content": response}]
-    encoded = template.encode({"messages": messages})
-    ids, labels = encoded["input_ids"], encoded["labels"]
-    start = next(place for place, label in enumerate(labels) if label != -100)
-    return list(ids[:start]), list(ids[start:])
+    encoded = template.encode({"messages": [dict(message) for message in messages]})
+    start = next(place for place, label in enumerate(encoded["labels"]) if label != -100)
+    return list(encoded["input_ids"][:start])
 
 
 @pytest.mark.parametrize("card", ["tiny_task", "inlined"])
@@ -95,7 +93,9 @@ def test_a_plain_query_is_encoded_as_in_training(card, kind, cards, template_of,
     serving = template_of(adapter, kind=kind)
     training = template_of(kind=kind, training=True)
     for plain, query, response in zip(task.plain, task.queries, task.responses, strict=True):
-        trained, _ = _trained_ids(training, query, response)
+        trained = _trained_ids(
+            training, {"role": "user", "content": query}, {"role": "assistant", "content": response}
+        )
         assert query != plain
         assert _ids(serving, plain) == trained
         assert _ids(serving, query) == trained  # a row that has its anchor gets no second one
@@ -136,13 +136,8 @@ def test_a_conversation_is_encoded_as_in_training(kind, make_card, template_of, 
     adapter = _checkpoint(tmp_path / "adapter", "Answer.")
     (adapter / "manifest.json").write_text(json.dumps(manifest_of(mixture)))
 
-    training = template_of(kind=kind, training=True)
-    training.set_mode("train")
     (row,) = mixture.rows()
-    encoded = training.encode(row)
-    start = next(place for place, label in enumerate(encoded["labels"]) if label != -100)
-    trained = encoded["input_ids"][:start]
-
+    trained = _trained_ids(template_of(kind=kind, training=True), *row["messages"])
     serving = template_of(adapter, kind=kind)
     assert _ids(serving, *turns) == trained
     assert _ids(serving, f"Answer.\n\n{turns[0]}", *turns[1:]) == trained

@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from filelock import FileLock
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -187,46 +188,35 @@ def _adapter(shape: Any) -> TypeAdapter[Any]:
 
 # --- cached files that carry their own hash: one that was changed since is made again, never used
 
-SEAL = 32  # bytes of the hash, which are the last of a sealed file; readers stop before them
-_BLOCK = 1 << 20
-
-
-def seal(path: Path) -> None:
-    """Put the SHA-256 of what a finished file holds behind it."""
-    digest, _ = _sealed_content(path, path.stat().st_size)
-    with path.open("ab") as file:
-        file.write(digest)
+_SEAL = 32  # bytes of the hash, which are the last of such a file; readers stop before them
 
 
 def made_once(path: Path, write: Callable[[Path], None]) -> None:
-    """See to it that a sealed file is there: `write` makes it where it is not, or not whole.
+    """See to it that a file is there, its hash behind it: `write` makes it where it is not whole.
 
     A second process waits for the first instead of making it too.
     """
-    if is_whole(path):
+    if _is_whole(path):
         return
     paths.make_folder(path.parent)
     with FileLock(f"{path}.lock"):
-        if not is_whole(path):
+        if not _is_whole(path):
             with paths.atomic_path(path) as temporary:
                 write(temporary)
-                seal(temporary)
+                digest = hashlib.sha256(_mapped(temporary)).digest()
+                with temporary.open("ab") as file:
+                    file.write(digest)
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a file is there and is what was sealed."""
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there, and ends in the hash of all that stands before."""
     try:
-        digest, end = _sealed_content(path, path.stat().st_size - SEAL)
-    except OSError:
+        content = _mapped(path)
+    except (OSError, ValueError):  # none, or an empty one
         return False
-    return digest == end
+    return hashlib.sha256(content[:-_SEAL]).digest() == content[-_SEAL:]
 
 
-def _sealed_content(path: Path, size: int) -> tuple[bytes, bytes]:
-    """The SHA-256 of the first `size` bytes, and the bytes that follow them."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while size > 0 and (block := file.read(min(size, _BLOCK))):
-            digest.update(block)
-            size -= len(block)
-        return digest.digest(), file.read()
+def _mapped(path: Path) -> memoryview:
+    """The bytes of a file, which stay on disk."""
+    return np.memmap(path, np.uint8, "r").data

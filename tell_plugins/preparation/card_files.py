@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from tell_plugins.core import paths
-from tell_plugins.core.cards import Card, card_names, find_card
+from tell_plugins.core.cards import Card, Columns, card_names, find_card
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.json_rows import read_json_rows
 from tell_plugins.core.row_files import FORMATS, read_records
@@ -146,44 +146,42 @@ def _from_hub(card: Card, split: str, places: Places) -> None:
     with download.locked(target):
         if state_of(card, split).usable:  # another process was faster
             return
-        with download.arriving(target) as part:
+        with download.arriving(target) as part, TemporaryDirectory() as folder:
             if places.mirror or places.folder:
-                origin = _take_rows(card, split, places, part)
+                origin, found = _take_rows(card, split, places, Path(folder))
             else:
-                origin = hub.load_rows(card, split, places.hub, part)
+                origin, found = hub.load_rows(card, split, places.hub)
+            with part.open("w", encoding="utf-8") as file:
+                file.writelines(json_lines(found))
             rows = _check_rows(card, split, part, places.accept)
             came = origin.get("place") or "{hub} {id}, revision {revision}".format(**origin)
             download.record_split(card, split, origin, part, origin=f"from {came}", rows=rows)
 
 
-def _take_rows(card: Card, split: str, places: Places, part: Path) -> dict[str, Any]:
-    """Write the card's columns of a file from a mirror or a folder to `part`."""
+def _take_rows(card: Card, split: str, places: Places, folder: Path) -> hub.Loaded:
+    """The card's columns of a file from a mirror, by way of `folder`, or from a user's folder."""
     name = card.split(split).file
     if places.folder is not None:
         names = (name, *(Path(name).stem + ending for ending in FORMATS))
         found = download.find_named(places.folder, *names)[0]
-        _copy_rows(card, split, found, part)
-        return {"place": str(found), "sha256": file_sha256(found)}
+        origin = {"place": str(found), "sha256": file_sha256(found)}
+        return origin, _rows_in(found, card.columns_of(split))
     address = download.address_of(None, name, places)
-    with TemporaryDirectory() as folder:
-        download.transfer(address, Path(folder) / name, places)
-        _copy_rows(card, split, Path(folder) / name, part)
-    return {"place": download.shown_url(address)}
+    download.transfer(address, folder / name, places)
+    return {"place": download.shown_url(address)}, _rows_in(folder / name, card.columns_of(split))
 
 
-def _copy_rows(card: Card, split: str, source: Path, part: Path) -> None:
-    columns = card.columns_of(split)
-    rows = []
-    for record in read_records(source):
+def _rows_in(file: Path, columns: Columns) -> Iterator[dict[str, Any]]:
+    for record in read_records(file):
         value = record.value
         if not isinstance(value, dict) or any(key not in value for key in columns.names):
             raise UserError(
                 record.problem or f"no row with the columns {', '.join(columns.names)}",
-                where=f"{source}, line {record.line}",
+                where=f"{file}, line {record.line}",
                 remedy="name the file of this data set",
             )
-        rows.append({key: value[key] for key in (*columns.names, columns.history) if key in value})
-    part.write_text("".join(json_lines(rows)), encoding="utf-8")
+        wanted = (*columns.names, *filter(None, [columns.history]))
+        yield {key: value[key] for key in wanted if key in value}
 
 
 def _check_rows(card: Card, split: str, part: Path, accept: bool) -> int:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from tell_plugins.core.cards import Card, Split
 from tell_plugins.core.errors import MachineError, UserError
 from tell_plugins.core.progress import tracked
-from tell_plugins.core.state_files import json_lines
 from tell_plugins.preparation.download import Unreachable
 
 if TYPE_CHECKING:
@@ -24,14 +22,14 @@ if TYPE_CHECKING:
 MODELSCOPE, HUGGINGFACE = "modelscope", "huggingface"
 HUBS = {MODELSCOPE: "ModelScope", HUGGINGFACE: "Hugging Face"}
 _TIMEOUT = 15  # seconds for the first word from a hub
+Loaded = tuple[dict[str, Any], Iterable[dict[str, Any]]]  # where rows came from, and the rows
 _SILENT = ("Max retries exceeded", "Failed to resolve", "Connection refused", "timed out", "E1001")
 
 
-def load_rows(card: Card, split: str, hub: str | None, target: Path) -> dict[str, Any]:
-    """Load a split from `hub`, None for the first that the card names, and write its columns to
-    `target`, one JSON object a line.
+def load_rows(card: Card, split: str, hub: str | None) -> Loaded:
+    """A split's columns from `hub`, None for the first that the card names.
 
-    Returns where the rows came from: hub, id, subset, split, revision. Raises UserError for a hub
+    With the rows comes from where: hub, id, subset, split, revision. Raises UserError for a hub
     that the card has no id of, MachineError when it cannot be reached or does not have what the
     card says.
     """
@@ -53,10 +51,8 @@ def load_rows(card: Card, split: str, hub: str | None, target: Path) -> dict[str
         revision, dataset = load(name, spec)
         rows = dataset.select_columns(wanted)
     shown = tracked(rows, f"writing {spec.file}", "rows", total=len(rows))
-    with target.open("w", encoding="utf-8") as file:
-        file.writelines(json_lines({key: row[key] for key in wanted} for row in shown))
     facts = {"hub": hub, "id": name, "subset": spec.subset, "split": spec.hub_split}
-    return facts | {"revision": revision}
+    return facts | {"revision": revision}, ({key: row[key] for key in wanted} for row in shown)
 
 
 def _from_modelscope(name: str, split: Split) -> tuple[str, Dataset]:
