@@ -4,7 +4,6 @@ A real `swift sft` and a real `eval` of it take little more than their imports.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from tests.conftest import PROJECT, write_card
+from tests.recipe_world import environment
 from tests.tiny import TINY, make_tiny_model
 
 RECIPE: dict[str, Any] = {
@@ -98,15 +98,7 @@ class World:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {
-            **os.environ,
-            "PYTHONPATH": str(PROJECT),
-            "TELL_CARDS": str(self.cards),
-            "TELL_CACHE": str(self.root / "cache"),
-            "TELL_DATA_HOME": str(self.root / "data"),
-            "OMP_NUM_THREADS": "1",
-            "LOG_LEVEL": "INFO",
-        }
+        return environment(self.root)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start `./run.sh ARGUMENTS` in this world."""

@@ -87,11 +87,7 @@ def test_the_header_says_what_a_user_must_fetch(path):
     recipe = load_recipe(path)
     card = load_card(recipe.spec.card)
     header = path.read_text().split("\n\n")[0]
-    sources = recipe.spec.sources or (card.general.sources if card.general else ())
-    needed = {card.name, *(sources if recipe.spec.general is None else ())}
-    if recipe.spec.general is not None and recipe.spec.general.number > 0:
-        needed |= set(sources)
-    for name in needed:
+    for name in (card.name, *recipe.spec.general_of(card)[1]):
         files = [load_card(name).folder / s.file for s in load_card(name).splits.values()]
         if not all(file.is_file() for file in files):
             told = name if name != "halu_cot_json_spans" else "halu_cot_json --rebuild"

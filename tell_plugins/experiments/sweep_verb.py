@@ -7,6 +7,7 @@ import math
 import shlex
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,8 +133,8 @@ def do(
             forget_failures(everything)
         left = [job for job in everything if not job.done and not job.failure]
         needs_gpu = any(job.needs_gpu for job in left)
-        done = sum(job.done for job in everything)
-        failed = sum(bool(job.failure) for job in everything)
+        states = Counter(job.state for job in everything)
+        done, failed = states["done"], states["failed"]
         print(f"{sweep.title}: {len(everything)} runs, {done} done, {len(left)} to do", end="")
         print(f", {failed} failed earlier (--retry-failed tries them again)" if failed else "")
         print(f"folder: {paths.shown(store.root)}", flush=True)

@@ -88,11 +88,10 @@ def _activation_bytes(shape: ModelShape, block: float, width: int, *, anew: bool
 def block_bytes(shape: ModelShape, targets: Sequence[str], width: int, cast: int) -> float:
     """Per token of one block: feed-forward, norms (fp32), attention, and the adapter's inputs,
     which are cast to another width where the adapter has another (0: it has not)."""
-    heads = 2 * (shape.heads + shape.kv_heads) * shape.head_dim  # query, key, value, output
     adapted = sum(inputs for inputs, _ in shape.targets(targets))
     return (
         3 * shape.intermediate * width
         + 2 * shape.hidden * 4
-        + heads * width
+        + shape.attention * width
         + adapted * (width + cast)
     )

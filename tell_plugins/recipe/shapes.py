@@ -22,6 +22,7 @@ class ModelShape:
     """A decoder with gated feed-forward layers (Llama, Gemma, Mistral, Qwen).
 
     Attributes:
+        attention: numbers a token in query, key, value and output of one block.
         modules: the linear layers of one block, name -> (inputs, outputs).
         positions: the context the model was trained for.
         tied: whether input and output embeddings are one matrix.
@@ -34,9 +35,7 @@ class ModelShape:
     layers: int
     hidden: int
     intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
+    attention: int
     vocab: int
     positions: int
     modules: dict[str, tuple[int, int]]
@@ -68,7 +67,15 @@ class ModelShape:
         return self.layers * sum(rank * (i + o) for i, o in self.targets(names))
 
 
-def _gated(hidden: int, query: int, key: int, inner: int) -> dict[str, tuple[int, int]]:
+def _layers(kind: str, hidden: int, query: int, key: int, inner: int) -> dict[str, tuple[int, int]]:
+    if kind == "qwen":
+        return {
+            "c_attn": (hidden, 3 * hidden),
+            "c_proj": (hidden, hidden),
+            "mlp.c_proj": (inner, hidden),
+            "w1": (hidden, inner),
+            "w2": (hidden, inner),
+        }
     return {
         "q_proj": (hidden, query),
         "k_proj": (hidden, key),
@@ -77,16 +84,6 @@ def _gated(hidden: int, query: int, key: int, inner: int) -> dict[str, tuple[int
         "gate_proj": (hidden, inner),
         "up_proj": (hidden, inner),
         "down_proj": (inner, hidden),
-    }
-
-
-def _fused(hidden: int, inner: int) -> dict[str, tuple[int, int]]:
-    return {
-        "c_attn": (hidden, 3 * hidden),
-        "c_proj": (hidden, hidden),
-        "mlp.c_proj": (inner, hidden),
-        "w1": (hidden, inner),
-        "w2": (hidden, inner),
     }
 
 
@@ -148,27 +145,23 @@ def _vision_parameters(config: dict[str, Any] | None) -> int:
 
 
 def _gated_shape(name: str, config: dict[str, Any]) -> ModelShape:
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    kv_heads = config.get("num_key_value_heads") or heads
+    hidden, heads, kind = (
+        config[key] for key in ("hidden_size", "num_attention_heads", "model_type")
+    )
     head_dim = config.get("head_dim") or hidden // heads
-    inner, kind = config["intermediate_size"], config["model_type"]
-    query, key = heads * head_dim, kv_heads * head_dim
-    modules = _gated(hidden, query, key, inner)
-    if kind == "qwen":  # its config counts the two gates together
-        inner //= 2
-        modules = _fused(hidden, inner)
+    query, key = heads * head_dim, (config.get("num_key_value_heads") or heads) * head_dim
+    # Qwen's config counts the two gates together
+    inner = config["intermediate_size"] // (2 if kind == "qwen" else 1)
     biased = config.get("attention_bias", kind in ("qwen", "qwen2"))
     return ModelShape(
         name=name,
         layers=config["num_hidden_layers"],
         hidden=hidden,
         intermediate=inner,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
+        attention=2 * (query + key),
         vocab=config["vocab_size"],
         positions=config.get("max_position_embeddings") or config.get("seq_length", 0),
-        modules=modules,
+        modules=_layers(kind, hidden, query, key, inner),
         biases=query + 2 * key if biased else 0,
         # a config.json leaves out what equals its class's default; Gemma's is tied
         tied=config.get("tie_word_embeddings", kind.startswith("gemma")),
