@@ -109,7 +109,7 @@ def test_any_language_is_kept_where_asked():
     russian = "\u041d\u0435\u0442, \u0441\u043f\u0430\u0441\u0438\u0431\u043e."
     assert answer_problem(russian, "q", "any", False) is None
     assert answer_problem(russian, "q", "en", False) == "answer not English"
-    chinese = "\u8bf7\u5199\u4e00\u9996\u5173\u4e8e\u6625\u5929\u7684\u8bd7\u6b4c, \u8c22\u8c22"
+    chinese = "\u8bf7\u5199\u4e00\u9996\u5173\u4e8e\u6625\u5929\u7684\u8bd7\u6b4c"
     assert instruction_problem(chinese, "any") is None
     assert instruction_problem(chinese[:2] * 20, "any") == "instruction repeats itself"
 

@@ -244,7 +244,7 @@ def answer_problem(text: str, instruction: str, language: str, drop_refusals: bo
 
 def _problem(what: str, text: str, chars: tuple[int, int], foreign: bool) -> str | None:
     least, most = chars
-    if len(text) < least:
+    if len(text.encode("utf-8", "replace")) < least:  # a Chinese character says more than a letter
         return f"{what} too short"
     if len(text) > most:
         return f"{what} too long"
