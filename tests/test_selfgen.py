@@ -224,7 +224,7 @@ def test_wrong_arguments(flags, problem, tell, tmp_path, monkeypatch):
     """No model is fetched before they are refused."""
     (tmp_path / "x.yaml").write_text("dataset: [tell/gsm8k]\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delattr(embedded_model, "prepare_model")
+    monkeypatch.setattr(embedded_model, "prepare_model", None)  # not to be called
     assert problem in tell("data", "selfgen", *flags, code=1)
 
 
