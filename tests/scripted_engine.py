@@ -1,8 +1,7 @@
 """An engine that answers as a script says, for tests of what stands around an engine."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,7 +33,7 @@ class ScriptedEngine(AnswerTable):
 def answer_by_script(monkeypatch: pytest.MonkeyPatch, script: Callable[[Recipe, str], str]) -> None:
     """Let `eval` answer by a `ScriptedEngine` instead of loading a model."""
 
-    def make(kind: str, recipe: Recipe, adapters: Mapping[str, Path], **more: Any) -> Any:
+    def make(kind: str, recipe: Recipe, *adapters: Any, **more: Any) -> Any:
         return ScriptedEngine(recipe, script)
 
     monkeypatch.setattr(engines, "make_engine", make)

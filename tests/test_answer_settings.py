@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tell_plugins.core.errors import UserError
-from tell_plugins.evaluation import retention
+from tell_plugins.evaluation import elsewhere
 from tell_plugins.evaluation.answers import SETTINGS, Prompt, Settings, answer_all, read_saved
 from tell_plugins.recipe.recipes import Recipe
 from tests.chat_server import serving
@@ -90,9 +90,9 @@ def test_losses_on_other_held_out_responses_are_not_taken_for_these(evaluated, m
     engine = ScriptedEngine(Recipe(Path("r.yaml"), {"model": "m"}), lambda recipe, prompt: "x")
 
     def taken(pairs: list[tuple[str, str]]) -> list[tuple[float, int]]:
-        path = tmp_path / "losses" / retention.LOSSES
-        retention.measure(pairs, engine.response_losses, path, label="test")
-        return retention.read(path.parent)
+        path = tmp_path / "losses" / elsewhere.LOSSES
+        elsewhere.measure(pairs, engine.response_losses, path, label="test")
+        return elsewhere.read_sums(path.parent)
 
     assert taken([("q", "one"), ("r", "two")]) == [(3.0, 3), (3.0, 3)]
     assert taken([("q", "one"), ("r", "longer")]) == [(3.0, 3), (6.0, 6)]

@@ -166,7 +166,7 @@ def test_the_recipes_system_prompt_reaches_a_server(tmp_path):
         (None, None),
     ):
         with serving() as server:
-            engine = make_engine(server.url, _recipe(system=given), {}, batch_size=1)
+            engine = make_engine(server.url, _recipe(system=given), batch_size=1)
             engine.answer(["a"], Ask(GREEDY, 4, 1, [("q", "r")]))
             (asked,) = server.requests
         first = asked["messages"][0]
@@ -181,7 +181,7 @@ def _recipe(**values: Any) -> Recipe:
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_vllm_missing_is_said():
     with pytest.raises(UserError, match="vLLM is not installed") as caught:
-        make_engine("vllm", _recipe(), {}, batch_size=1)
+        make_engine("vllm", _recipe(), batch_size=1)
     assert "--engine http" in str(caught.value)
 
 

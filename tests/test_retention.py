@@ -15,7 +15,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.evaluation import bleed, evaluate, retention
+from tell_plugins.evaluation import bleed, elsewhere, evaluate
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import Adapter
 from tell_plugins.evaluation.answers import ANSWERS, SETTINGS, read_saved
@@ -32,13 +32,13 @@ from tell_plugins.evaluation.elsewhere import (
 )
 from tell_plugins.evaluation.options import Options
 from tell_plugins.evaluation.prompts import general_rows
-from tell_plugins.evaluation.retention import INSTRUCTIONS, KL, LOSSES, PROSE
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import change, message_of, write_rows
 from tests.saved_answers import answer_line, save_lines
 from tests.tiny import WORDS, make_tiny_cards, make_tiny_model, tiny_engine, tiny_recipe
 from tests.tiny_adapters import make_adapter, saved_adapter
 
+LOSSES, INSTRUCTIONS, PROSE, KL = (f"{n}.jsonl" for n in ("losses", "instructions", "prose", "kl"))
 OWN = "tell/tiny_task:general=9rows/seed=3"
 PAIRS = [
     ("How many days has a week?", "seven"),
@@ -226,12 +226,12 @@ def test_an_adapter_that_trained_nothing_is_reported(recipe, model, adapters, tm
     replies = tiny_engine(whole).answer([prompt.text for prompt in asked], ask)
     assert [texts[prompt.row] for prompt in asked] == [reply.text for reply in replies]
     assert not (none / KL).exists()
-    questions = [question.text for question in retention.foreign(4).questions]
+    questions = [question.text for question in elsewhere.foreign(4).questions]
     tokens = tiny_engine(model).prompt_tokens(questions)  # asked without the anchor
     assert {line.row: line.prompt_tokens for line in read_saved(none).answers} == dict(
         enumerate(tokens)
     )
-    lengths = [len(retention.read(none, name)) for name in (LOSSES, INSTRUCTIONS, PROSE)]
+    lengths = [len(elsewhere.read_sums(none, name)) for name in (LOSSES, INSTRUCTIONS, PROSE)]
     assert lengths == [6, 4, 4]
     (kept,) = (paths.cache_dir() / "base_answers").iterdir()  # one model, answered once
     assert len(json.loads(kept.read_text())) == 4
@@ -264,11 +264,11 @@ def _losses(rows: int = 300) -> tuple[list[tuple[float, int]], np.random.Generat
 
 
 def _estimated(losses: list[tuple[float, int]]) -> Any:
-    return retention.column(losses).estimate(range(len(losses)))
+    return elsewhere.column(losses).estimate(range(len(losses)))
 
 
 def _between(*sides: list[tuple[float, int]]) -> Difference | None:
-    return difference(*(measure_of(range(len(part)), retention.column(part)) for part in sides))
+    return difference(*(measure_of(range(len(part)), elsewhere.column(part)) for part in sides))
 
 
 def _moved(*sides: list[tuple[float, int]]) -> tuple[float, float, float]:
@@ -316,7 +316,7 @@ def test_a_change_is_of_one_model_over_one_set_of_rows(key, value, make_card, tm
         line = answer_line("g", 0, "Hi")
         folder = save_lines(tmp_path / name, "tiny_task", [line], **(same | changes))
         rows = [json.dumps({"loss_sum": loss, "tokens": tokens}) for loss, tokens in losses]
-        (folder / retention.LOSSES).write_text("\n".join(rows) + "\n")
+        (folder / elsewhere.LOSSES).write_text("\n".join(rows) + "\n")
         return folder
 
     mine = measured("mine", [(11.0, 5), (4.0, 3)])

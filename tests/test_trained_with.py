@@ -15,7 +15,7 @@ from tell_plugins.core.locks import only_one
 from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.evaluation import retention
+from tell_plugins.evaluation import elsewhere
 from tell_plugins.evaluation.adapters import Adapter, find_adapters
 from tell_plugins.evaluation.answers import SETTINGS, read_saved
 from tell_plugins.evaluation.trained_with import as_trained
@@ -198,7 +198,9 @@ def test_a_recipe_against_its_baseline(evaluated, tmp_path, monkeypatch):
     label = "v0-20261101-120000--checkpoint"
     assert folders == {"none", f"{label}-3", f"run_sft--{label}-2"}
     for name, loss in ((f"{label}-3", 1.0), (f"run_sft--{label}-2", 3.0)):  # nats a token
-        file = tmp_path / "run" / "eval" / name / "general" / retention.INSTRUCTIONS
+        file = (
+            tmp_path / "run" / "eval" / name / "general" / elsewhere.FILES[elsewhere.INSTRUCTIONS]
+        )
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         lines = [line | {"loss_sum": loss * line["tokens"]} for line in lines]
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -14,7 +14,7 @@ import yaml
 from tell_plugins import cli
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
-from tell_plugins.evaluation import retention
+from tell_plugins.evaluation import elsewhere
 from tell_plugins.evaluation.adapters import with_baseline
 from tell_plugins.evaluation.differences import Measure, measure_of
 from tell_plugins.evaluation.judged import mean
@@ -324,7 +324,7 @@ def test_candidates_that_do_not_fit_are_dropped(world, runs, capsys):
 def _result(name: str, hits: Sequence[float], kl: float) -> Result:
     column = mean(hits)
     ids = np.array([f"{row:03}" for row in range(len(hits))])
-    drift = measure_of(range(20), retention.column([(kl * 10 + n / 100, 10) for n in range(20)]))
+    drift = measure_of(range(20), elsewhere.column([(kl * 10 + n / 100, 10) for n in range(20)]))
     return Result(name, 4, ("number", "exact_match"), Measure(ids, column.stats, column), drift)
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 from tell_plugins.bridge.protocol import (
@@ -34,33 +33,27 @@ def is_url(kind: str) -> bool:
 def make_engine(
     kind: str,
     recipe: Recipe,
-    adapters: Mapping[str, Path],
+    adapters: Sequence[Adapter] = (),
     *,
     batch_size: int,
     model_name: str | None = None,
 ) -> Engine:
-    """The engine of that kind with the recipe's model, or the model that a URL serves.
+    """The engine of that kind with the recipe's model and these adapters, or with one whole model
+    in its place; or the model that a URL serves, where `model_name` is how the server calls it.
 
-    `model_name` is the name under which a server knows the model. Raises UserError for another
-    kind, and what the engines raise.
+    Raises UserError for another kind, and what the engines raise.
     """
     need_kind(kind, model_name)
+    named = {a.engine_name: a.path for a in adapters if a.path and a.engine_name}
     if is_url(kind):
         system = system_text(recipe.get("system")) or ""
-        return UrlEngine(kind, adapters, model_name=model_name, system=system, workers=batch_size)
+        return UrlEngine(kind, named, model_name=model_name, system=system, workers=batch_size)
     from tell_plugins.bridge import engine
 
     made = engine.VllmEngine if kind == "vllm" else engine.LocalEngine
-    return made(recipe.values, adapters, batch_size=batch_size)
-
-
-def load(kind: str, recipe: Recipe, adapters: Sequence[Adapter], **more: Any) -> Engine:
-    """An engine with these adapters, or with one whole model in place of the recipe's; `more` as
-    for `make_engine`."""
-    if adapters[0].whole and not is_url(kind):
-        return make_engine(kind, recipe.with_values(model=str(adapters[0].path)), {}, **more)
-    named = {a.engine_name: a.path for a in adapters if a.path and a.engine_name}
-    return make_engine(kind, recipe, named, **more)
+    for whole in (adapter for adapter in adapters if adapter.whole):  # alone in its load
+        recipe, named = recipe.with_values(model=str(whole.path)), {}
+    return made(recipe.values, named, batch_size=batch_size)
 
 
 def acting(engine: Any, adapter: Adapter) -> AbstractContextManager[None]:

@@ -22,7 +22,7 @@ from tell_plugins.core.locks import only_one
 from tell_plugins.core.schemas import card_validator
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import Spec
-from tell_plugins.evaluation import bleed, engines, retention, rivals, scoring, trained_with
+from tell_plugins.evaluation import bleed, elsewhere, engines, rivals, scoring, trained_with
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import (
     Adapter,
@@ -87,7 +87,7 @@ class Task:
     prompts: list[Prompt]
     adapters: list[Adapter]
     general: list[tuple[str, str]]
-    foreign: retention.Foreign | None
+    foreign: elsewhere.Foreign | None
     max_new_tokens: int
     learned: Wanted
     out: Path
@@ -133,7 +133,7 @@ def plan(recipe: Recipe, options: Options) -> Task:
         prompts=prompts,
         adapters=at_scales(adapters[:scaled], options.scales) + adapters[scaled:],
         general=general,
-        foreign=retention.foreign(options.retention_rows) if general else None,
+        foreign=elsewhere.foreign(options.retention_rows) if general else None,
         max_new_tokens=prompting.answer_limit(card, options.max_new_tokens),
         learned=learned,
         out=paths.user_target(options.out) if options.out else recipe.output_dir / "eval",
@@ -168,8 +168,13 @@ def _engine(task: Task, adapters: list[Adapter]) -> Any:
     if all(adapter.rival == rivals.WORDS for adapter in adapters):
         return rivals.NO_MODEL
     options = task.options
-    more = {"batch_size": options.batch_size, "model_name": options.model_name}
-    return engines.load(options.engine, task.recipe, adapters, **more)
+    return engines.make_engine(
+        options.engine,
+        task.recipe,
+        adapters,
+        batch_size=options.batch_size,
+        model_name=options.model_name,
+    )
 
 
 def _anchors_by_itself(engine: Engine, task: Task) -> bool:
@@ -228,7 +233,7 @@ def _answer(engine: Any, task: Task, adapter: Adapter) -> None:
         if general and task.foreign is not None:
             # of the base model, or of a whole one, no base is at hand to diverge from
             base = adapter.path is None or adapter.whole
-            retention.measure_all(
+            elsewhere.measure_all(
                 engine, task.general, task.foreign, settings, folder, label=adapter.label, base=base
             )
         else:

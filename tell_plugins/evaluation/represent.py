@@ -197,7 +197,7 @@ def hidden_states(job: Job, asked_layer: str, max_tokens: int) -> States:
     """The pooled states of all queries. Raises UserError for a layer that the model has not."""
     from tell_plugins.bridge.hidden_states import layer_count, pooled_states, prompt_ids
 
-    engine: Any = engines.load("transformers", job.recipe, [job.adapter], batch_size=1)
+    engine: Any = engines.make_engine("transformers", job.recipe, [job.adapter], batch_size=1)
     layers = layer_count(engine)
     layer = layers // 2 if asked_layer == _MIDDLE else int(asked_layer)
     if layer > layers:

@@ -25,7 +25,7 @@ from tell_plugins.core.progress import track, tracked
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.state_files import write_json
 from tell_plugins.core.text import comparison_keys
-from tell_plugins.evaluation import retention
+from tell_plugins.evaluation import elsewhere
 from tell_plugins.evaluation.differences import Measure, difference, measure_of
 from tell_plugins.evaluation.intervals import Estimate, Rate, shown
 from tell_plugins.evaluation.prompts import task_card
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     rows = training_rows(
         card, examples=args.write * args.rows, scored=args.held_out, seed=args.seed
     )
-    engine = make_engine("transformers", recipe, {}, batch_size=1)
+    engine = make_engine("transformers", recipe, batch_size=1)
     writing = write_anchors(engine, rows, count=args.write, shown=args.rows, seed=args.seed)
     _print(writing, len(rows.scored))
     asked = {"seed": args.seed, "rows_shown": args.rows, "rows_scored": args.held_out}
@@ -200,7 +200,7 @@ def write_anchors(engine: Any, rows: TrainingRows, *, count: int, shown: int, se
     in_turn = ([in_front(text) + query for query in plain] for text, _, _ in written)
     asked = [rows.manual, plain, *in_turn]
     columns = [
-        retention.column(engine.response_losses(list(zip(queries, responses, strict=True))))
+        elsewhere.column(engine.response_losses(list(zip(queries, responses, strict=True))))
         for queries in tracked(asked, "scoring anchors", "anchors", len(asked))
     ]
     measures = [measure_of(range(len(plain)), column) for column in columns]

@@ -22,8 +22,8 @@ from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.state_files import Name, Shape, read_json, write_json
+from tell_plugins.evaluation import elsewhere
 from tell_plugins.evaluation import prompts as prompting
-from tell_plugins.evaluation import retention
 from tell_plugins.evaluation.answers import GENERAL, SETTINGS, saved_settings
 from tell_plugins.experiments.planning import Asked, Evaluation, Planned, PlannedBase, SweepPlan
 
@@ -188,7 +188,7 @@ def asked_now(evaluation: Evaluation) -> dict[bool, dict[str, Any]]:
     }
     if not options["general_rows"]:
         return {False: of_task}
-    questions = retention.foreign(options["retention_rows"]).questions
+    questions = elsewhere.foreign(options["retention_rows"]).questions
     held_out = prompting.general_rows([spec], card, options["general_rows"])
     of_general = {
         "prompts_sha256": prompting.prompts_sha256(questions),
