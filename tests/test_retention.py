@@ -303,6 +303,18 @@ def test_a_paired_difference_sees_what_rows_hide():
     assert _between(losses, losses[::-1]) is None  # other rows
 
 
+def test_several_seeds_have_a_divergence_though_the_base_model_answered_otherwise():
+    """On another machine its own answers are made again, and some differ by a token."""
+
+    def run(*sums: tuple[float, int]) -> elsewhere.Run:
+        return elsewhere.Run([], {name: list(sums) for name in elsewhere.FILES.values()})
+
+    runs = [run((1.0, 10), (2.0, 10)), run((3.0, 10), (2.0, 12))]
+    assert elsewhere.General(runs).numbers[KL_TO_BASE].value == pytest.approx(4 / 21)
+    assert elsewhere.General(runs).measure(elsewhere.PROSE) is None  # texts of the set are the same
+    assert elsewhere.General([runs[0], run((1.0, 10))]).measure(KL_TO_BASE) is None
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("model", "another"), ("model_sha256", "1"), ("engine", "another"), ("prompts_sha256", "1")],

@@ -71,7 +71,7 @@ _OF_LOSSES = (
 )
 
 Pair = tuple[str, str]
-Sum = tuple[float, int]  # the sum over a row's tokens, and how many they are
+Sum = tuple[float, float]  # the sum over a row's tokens, and how many they are
 Take = Callable[[Sequence[Pair]], list[Sum]]
 Elsewhere = dict[str, Rate | Estimate | None]  # by name; what was not measured is None or absent
 
@@ -198,12 +198,16 @@ def _lines(path: Path, remedy: str = _MEASURE_AGAIN) -> list[dict[str, Any]]:
     return read_json_lines(path, LossLine, remedy, foreign=True)
 
 
-def mean_sums(parts: Sequence[Sequence[Sum]]) -> list[Sum]:
-    """The mean of each row over several runs; empty where these measured other rows."""
-    if not parts or any([n for _, n in one] != [n for _, n in parts[0]] for one in parts):
+def mean_sums(parts: Sequence[Sequence[Sum]], *, same_text: bool = True) -> list[Sum]:
+    """The mean of each row over several runs; empty where these measured other rows.
+
+    Without `same_text` a row is a question, to which the base model's answer may have been another
+    each time: it is made again on another machine, which rounds otherwise.
+    """
+    known = np.asarray(parts, float) if len({len(one) for one in parts}) == 1 else np.empty(0)
+    if not known.size or (same_text and np.ptp(known[..., 1], axis=0).any()):
         return []
-    sums = np.mean([[value for value, _ in one] for one in parts], axis=0)
-    return [(float(value), n) for value, (_, n) in zip(sums, parts[0], strict=True)]
+    return [(float(total), float(tokens)) for total, tokens in known.mean(axis=0)]
 
 
 def column(losses: Sequence[Sum]) -> Column:
@@ -281,7 +285,7 @@ class General:
             asked = self._judged
             known = asked.rows and bleed.BLEED in asked.columns
             return measure_of(asked.rows, asked.columns[bleed.BLEED]) if known else None
-        sums = mean_sums([run.sums[FILES[name]] for run in self.runs])
+        sums = mean_sums([run.sums[FILES[name]] for run in self.runs], same_text=name != KL)
         return measure_of(range(len(sums)), column(sums)) if sums else None
 
     def minus(self, other: General, name: str) -> Difference | None:
