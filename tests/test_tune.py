@@ -318,6 +318,18 @@ def test_candidates_that_do_not_fit_are_dropped(world, runs, capsys):
     _tune(world, "--minutes", "3", code=0)  # what is done costs nothing
 
 
+def test_where_all_four_runs_no_longer_fit_fewer_are_compared(world, runs, monkeypatch, capsys):
+    """A round took longer than was estimated; what is done of the next counts all the same."""
+    runs.seconds, runs.right = 60.0, {"learning_rate=0.02": 10}
+    left = iter([10_000.0, 10_000.0, 150.0, 150.0])
+    monkeypatch.setattr(tune.Trial, "left", lambda trial: next(left, 0.0))
+    _tune(world)
+    shown = capsys.readouterr().out
+    assert "2 candidates, 2 of 4 runs each" in shown
+    assert f"2 of {PARTS} runs each." in shown
+    assert (runs.started.count(OWN), runs.started.count("learning_rate=0.02")) == (2, 2)
+
+
 # --- the choice ----------------------------------------------------------------------------------
 
 

@@ -250,6 +250,9 @@ def halving(trial: Trial) -> list[Result]:
     while rungs:
         costs, left = trial.costs(), trial.left()
         kept = fitting(alive, costs, rungs, left)
+        if kept == [OWN] and len(rungs) > 1:
+            rungs = rungs[:-1]  # fewer runs of each may still fit, or be done already
+            continue
         for name in (name for name in alive if name not in kept):
             trial.gone[name] = "no time"
             print(f"  {name}: dropped, it does not fit into the {minutes(left)} that are left")
