@@ -7,7 +7,6 @@ import random
 import sys
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,8 @@ from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import SCHEMA, Mixture, build_mixture
 from tell_plugins.core.spec import ORDERS, parse_spec
 from tests.conftest import PROJECT, MakeCard, message_of, printed_by, write_rows
+from tests.golden_texts import FOLDER, golden
 
-GOLDEN = Path(__file__).parent / "golden"
 Rows = list[dict[str, str]]
 
 
@@ -35,7 +34,7 @@ def _rows(name: str, count: int) -> Rows:
 @pytest.fixture
 def cards(make_card, monkeypatch) -> MakeCard:
     """A task card `t` (30 rows, 10 test rows) and general cards `plain` (400), `other` (300)."""
-    monkeypatch.setenv("TELL_TOKENIZER", str(GOLDEN / "word_tokenizer.json"))
+    monkeypatch.setenv("TELL_TOKENIZER", str(FOLDER / "word_tokenizer.json"))
     make_card("t", train=_rows("task", 30), test=_rows("test", 10))
     make_card("plain", kind="general", train=_rows("plain", 400))
     make_card("other", kind="general", train=_rows("other", 300))
@@ -265,11 +264,8 @@ def test_golden_manifest():
 
     To take a change over on purpose: TELL_GOLDEN=1 pytest tests/test_mixture.py -k golden
     """
-    path = GOLDEN / "manifest.json"
     manifest = manifest_of(_build(SPEC))
-    if os.environ.get("TELL_GOLDEN"):
-        path.write_text(json.dumps(manifest, indent=2) + "\n")
-    assert manifest == json.loads(path.read_text())
+    assert manifest == json.loads(golden("manifest.json", json.dumps(manifest, indent=2) + "\n"))
     assert manifest["rows"] == 12 * 2 + 150
 
 

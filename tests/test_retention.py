@@ -307,7 +307,7 @@ def test_several_seeds_have_a_divergence_though_the_base_model_answered_otherwis
     """On another machine its own answers are made again, and some differ by a token."""
 
     def run(*sums: tuple[float, int]) -> elsewhere.Run:
-        return elsewhere.Run([], {name: list(sums) for name in elsewhere.FILES.values()})
+        return elsewhere.Run([], {name: list(sums) for name in elsewhere.SUM_FILES})
 
     runs = [run((1.0, 10), (2.0, 10)), run((3.0, 10), (2.0, 12))]
     assert elsewhere.General(runs).numbers[KL_TO_BASE].value == pytest.approx(4 / 21)

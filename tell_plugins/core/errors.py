@@ -65,6 +65,14 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
+def above_zero(text: str) -> float:
+    """The `type` of an argument of a command line that is a number above 0."""
+    value = float(text)
+    if not value > 0:
+        raise ArgumentTypeError(f"{text} is too small; allowed: above 0")
+    return value
+
+
 class MachineError(Exception):
     """The machine or the network failed, not the user (exit code 2)."""
 

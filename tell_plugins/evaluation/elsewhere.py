@@ -60,6 +60,7 @@ LOSSES = "losses.jsonl"
 LOSS_FILES = {INSTRUCTIONS: "instructions.jsonl", PROSE: "prose.jsonl", STYLE_CHANGE: LOSSES}
 FILES = {**LOSS_FILES, KL: "kl.jsonl", STYLE_FIT: LOSSES}
 NAMES = (BLEED, *FILES)
+SUM_FILES = tuple(dict.fromkeys(FILES.values()))  # each once
 KL_TOKENS = 48  # of the base model's answers that divergence is taken on
 _AT_ONCE = 16  # rows that an engine gets at a time
 _MEASURE_AGAIN = "remove the file: ./run.sh eval measures again"
@@ -231,7 +232,7 @@ def read(folder: Path, beside: Path | None = None, remedy: str = AGAIN) -> Run:
     are not readable or not whole.
     """
     answers = answer_lines(folder / ANSWERS, remedy)
-    sums = {name: read_sums(folder, name, remedy) for name in FILES.values()}
+    sums = {name: read_sums(folder, name, remedy) for name in SUM_FILES}
     if beside is not None:
         mine, theirs = saved_settings(folder), saved_settings(beside)
         if mine is None or theirs is None or differing(mine, theirs, _OF_LOSSES):

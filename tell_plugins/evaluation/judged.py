@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from tell_plugins.core.cards import Card
 from tell_plugins.core.sources import TaskRows
+from tell_plugins.core.text import shortened
 from tell_plugins.evaluation.answers import Answer, Settings
 from tell_plugins.evaluation.intervals import (
     Estimate,
@@ -60,7 +61,7 @@ KINDS = (
 
 
 Numbers = dict[str, Rate | Estimate]  # by the name of the measure
-_KEPT = 200  # characters of a frequent or constant answer
+_KEPT = 203  # characters of a frequent answer, with the dots of one that is cut
 
 
 @dataclass(frozen=True)
@@ -199,11 +200,7 @@ def most_frequent(said: Sequence[str | None]) -> MostFrequent:
     """What was said most often, its share of all answers, and how many differ."""
     texts = Counter(text for text in said if text is not None)
     text, times = texts.most_common(1)[0] if texts else ("", 0)
-    return MostFrequent(shortened(text), counted(times, len(said)), len(texts))
-
-
-def shortened(text: str) -> str:
-    return text if len(text) <= _KEPT else f"{text[:_KEPT]}..."
+    return MostFrequent(shortened(text, _KEPT), counted(times, len(said)), len(texts))
 
 
 class Constant(NamedTuple):

@@ -43,7 +43,7 @@ LIMIT_NATS = 0.05
 _CONSTANT = 0.95  # a label given at least this often is called a constant answer
 Number = Rate | Estimate
 Entries = Sequence[Entry]
-MostFrequent = tuple[str, Rate]  # a label and its share of the adherent answers
+FrequentLabel = tuple[str, Rate]  # a label and its share of the adherent answers
 
 
 class Judge:
@@ -115,9 +115,9 @@ class Group:
         return [measure.column.total for measure in found if measure is not None]
 
     @cached_property
-    def constants(self) -> list[MostFrequent]:
+    def constants(self) -> list[FrequentLabel]:
         """Of each entry that gives nearly one label only, that label."""
-        said = [most_frequent(system.first) for system in self._seeds]
+        said = [frequent_label(system.first) for system in self._seeds]
         known = [most for most in said if most is not None and most[1].n > 1]
         return [most for most in known if (most[1].value or 0) >= _CONSTANT]
 
@@ -158,7 +158,7 @@ def steps_of(entries: Entries) -> list[int]:
     return sorted({entry.steps for entry in entries if entry.steps is not None})
 
 
-def most_frequent(reading: Judged) -> MostFrequent | None:
+def frequent_label(reading: Judged) -> FrequentLabel | None:
     """The label given most often; None where no answer carries one."""
     both = zip(reading.rows, reading.given, strict=False)
     said = [(row, label) for row, label in both if label is not None]

@@ -24,7 +24,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.state_files import Name, Shape, read_json, read_text
 from tell_plugins.evaluation import elsewhere
 from tell_plugins.evaluation.answers import ANSWERS, GENERAL, SETTINGS, Saved, read_saved
-from tell_plugins.evaluation.elsewhere import FILES, LOSSES, Run
+from tell_plugins.evaluation.elsewhere import LOSSES, SUM_FILES, Run
 from tell_plugins.evaluation.paper_numbers import Published, published
 from tell_plugins.evaluation.scoring import System, references, system_of
 from tell_plugins.experiments.planning import Asked, SweepPlan
@@ -340,7 +340,7 @@ def tell_left_out(root: Path, now: Study) -> None:
 _LOG = "train/logging.jsonl"
 _RUN_FILES = (RUN, TRAINED, FAILED, "train/manifest.json", _LOG)
 _EVAL_FILES = (EVALUATED, FAILED)
-_ANSWER_FILES = (SETTINGS, "scores.json", ANSWERS, *dict.fromkeys(FILES.values()))
+_ANSWER_FILES = (SETTINGS, "scores.json", ANSWERS, *SUM_FILES)
 
 
 def collect(root: Path, target: Path) -> list[Path]:

@@ -55,14 +55,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def above_zero(text: str) -> float:
-    """The `type` of an argument of a command line that is a number above 0."""
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is too small; allowed: above 0")
-    return value
-
-
 def add_jobs(parser: argparse.ArgumentParser) -> None:
     told = "runs at once (default: one a GPU; on a CPU one a core, as memory allows)"
     parser.add_argument("--jobs", type=at_least(1), help=told)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tell_plugins.core import paths
-from tell_plugins.core.errors import UserError, raise_all
+from tell_plugins.core.errors import UserError, above_zero, raise_all
 from tell_plugins.core.locks import only_one
 from tell_plugins.core.state_files import write_json
 from tell_plugins.evaluation import options
@@ -22,7 +22,6 @@ from tell_plugins.experiments.controls import controls
 from tell_plugins.experiments.planning import Asked, Planned, SweepPlan, make_plan
 from tell_plugins.experiments.results import Study, index_file, study_of, tell_left_out
 from tell_plugins.experiments.runner import (
-    above_zero,
     add_jobs,
     forget_failures,
     minutes,

@@ -19,7 +19,7 @@ from tell_plugins.experiments.outcome import (
     Outcome,
     Pair,
     exposure_of,
-    most_frequent,
+    frequent_label,
 )
 from tell_plugins.experiments.results import Entry, Study
 
@@ -41,7 +41,7 @@ def tables_of(outcome: Outcome) -> dict[str, list[Record]]:
 
 
 def _measured(group: Group) -> Record:
-    most = most_frequent(group.system.first)
+    most = frequent_label(group.system.first)
     label = {"most frequent label": most[0], "its share": most[1]} if most else {}
     return {**group.task, **label, **group.elsewhere}
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.errors import UserError, raise_all
+from tell_plugins.core.errors import UserError, above_zero, raise_all
 from tell_plugins.core.locks import only_one
 from tell_plugins.core.spec import ALL, NONE, Amount, parse_amount
 from tell_plugins.evaluation.grids import grid_of, print_grid, table_console
@@ -31,7 +31,6 @@ from tell_plugins.evaluation.intervals import shown
 from tell_plugins.experiments import derived_cards
 from tell_plugins.experiments.planning import Planned, make_plan
 from tell_plugins.experiments.runner import (
-    above_zero,
     add_jobs,
     forget_failures,
     minutes,
