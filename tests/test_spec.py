@@ -94,7 +94,6 @@ def test_amounts(text, amount, shown):
         ("al", "did you mean 'all'?"),
         ("-5rows", "without a space"),
         *((text, "without a space") for text in ("1_000rows", "1,000rows", "everything")),
-        ("15rows,general=100rows", "separate keys with '/'"),
         ("１５rows", "without a space"),  # digits of another script
         ("1.5rows", "whole number"),
         ("1.000rows", "whole number"),  # may mean one or a thousand

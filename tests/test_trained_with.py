@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.locks import only_one
 from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
+from tell_plugins.core.state_files import only_one
 from tell_plugins.evaluation import elsewhere
 from tell_plugins.evaluation.adapters import Adapter, find_adapters
 from tell_plugins.evaluation.answers import SETTINGS, read_saved
@@ -231,7 +231,7 @@ def test_scales_that_cannot_be(flags, message, evaluated, tmp_path):
 _HOLDS = """
 import sys, time
 from pathlib import Path
-from tell_plugins.core.locks import only_one
+from tell_plugins.core.state_files import only_one
 with only_one(Path(sys.argv[1]), "eval"):
     print("held", flush=True)
     sys.stdin.read()

@@ -6,7 +6,7 @@ import difflib
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Sequence
 
-_LISTED = 24  # allowed names that a message lists
+_LISTED = 24  # allowed names that a message lists; three times as many where none is near
 
 
 class UserError(Exception):
@@ -21,15 +21,10 @@ class UserError(Exception):
         remedy: str | None = None,
     ) -> None:
         self.found, self.where, self.allowed, self.remedy = found, where, allowed, remedy
-        super().__init__(self._text())
-
-    def _text(self) -> str:
-        lines = [self.found if self.where is None else f"{self.where}: {self.found}"]
-        if self.allowed:
-            lines.append(f"  allowed: {self.allowed}")
-        if self.remedy:
-            lines.append(f"  remedy:  {self.remedy}")
-        return "\n".join(lines)
+        lines = [found if where is None else f"{where}: {found}"]
+        lines += [f"  allowed: {allowed}"] if allowed else []
+        lines += [f"  remedy:  {remedy}"] if remedy else []
+        super().__init__("\n".join(lines))
 
 
 class UserErrors(UserError):
@@ -38,7 +33,7 @@ class UserErrors(UserError):
     def __init__(self, problems: Sequence[UserError]) -> None:
         parts = [each.problems if isinstance(each, UserErrors) else [each] for each in problems]
         self.problems: list[UserError] = [problem for part in parts for problem in part]
-        super().__init__("\n".join(str(problem) for problem in problems))
+        super().__init__("\n".join(map(str, self.problems)))
 
 
 class Problems(list[UserError]):
@@ -51,6 +46,34 @@ class Problems(list[UserError]):
         if isinstance(error, UserError):
             self.append(error)
         return isinstance(error, UserError)
+
+
+def raise_all(problems: Sequence[UserError]) -> None:
+    """Raise `problems` as one error; do nothing when there are none."""
+    if problems:
+        raise problems[0] if len(problems) == 1 else UserErrors(problems)
+
+
+class MachineError(Exception):
+    """The machine or the network failed, not the user (exit code 2)."""
+
+    def __init__(self, found: str, *, remedy: str | None = None) -> None:
+        super().__init__(found + (f"\n  remedy:  {remedy}" if remedy else ""))
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that `word` most likely meant, or None when nothing is close."""
+    return next(iter(difflib.get_close_matches(word, list(choices), n=1)), None)
+
+
+def unknown(kind: str, word: str, choices: Iterable[str], where: str) -> UserError:
+    """The error for a name that is not one of `choices`, with the nearest match as remedy."""
+    names = sorted(choices)
+    match = nearest(word, names)
+    few = len(names) <= (_LISTED if match else 3 * _LISTED)
+    allowed = ", ".join(names) if few else f"{len(names)} names"
+    remedy = f"did you mean '{match}'?" if match else f"use one of the allowed {kind}s"
+    return UserError(f"unknown {kind} '{word}'", where=where, allowed=allowed, remedy=remedy)
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -71,38 +94,3 @@ def above_zero(text: str) -> float:
     if not value > 0:
         raise ArgumentTypeError(f"{text} is too small; allowed: above 0")
     return value
-
-
-class MachineError(Exception):
-    """The machine or the network failed, not the user (exit code 2)."""
-
-    def __init__(self, found: str, *, remedy: str | None = None) -> None:
-        super().__init__(found + (f"\n  remedy:  {remedy}" if remedy else ""))
-
-
-def raise_all(problems: Sequence[UserError]) -> None:
-    """Raise `problems` as one error; do nothing when there are none."""
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        raise UserErrors(problems)
-
-
-def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice that `word` most likely meant, or None when nothing is close."""
-    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
-    return matches[0] if matches else None
-
-
-def unknown(kind: str, word: str, choices: Iterable[str], where: str) -> UserError:
-    """The error for a name that is not one of `choices`, with the nearest match as remedy."""
-    names = sorted(choices)
-    match = nearest(word, names)
-    few = len(names) <= (_LISTED if match else 3 * _LISTED)  # without a match, one has to choose
-    shown = ", ".join(names) if few else f"{len(names)} names"
-    return UserError(
-        f"unknown {kind} '{word}'",
-        where=where,
-        allowed=shown,
-        remedy=f"did you mean '{match}'?" if match else f"use one of the allowed {kind}s",
-    )

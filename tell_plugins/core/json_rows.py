@@ -10,8 +10,8 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.json_values import DECODER, parse_json
 from tell_plugins.core.records import Record, bad_encoding
+from tell_plugins.core.state_files import DECODER, parse_json
 
 _TURNS = ("messages", "conversations", "history", "turns")
 _BOM = b"\xef\xbb\xbf"

@@ -23,9 +23,7 @@ from tell_plugins.core.errors import MachineError, UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 IS_CHECKOUT = (PACKAGE.parent / "run.sh").is_file()
-SHIPPED = (
-    PACKAGE.parent if IS_CHECKOUT else PACKAGE / "shipped"
-)  # cards and recipes that come along
+SHIPPED = PACKAGE.parent if IS_CHECKOUT else PACKAGE / "shipped"  # cards and recipes
 PROJECT = PACKAGE.parent if IS_CHECKOUT else Path.cwd()  # where ms-swift runs and `output/` lies
 PLUGIN = PACKAGE / "register.py"  # what a recipe names under `external_plugins`
 CARDS = SHIPPED / "datasets"
@@ -33,7 +31,9 @@ RECIPES = SHIPPED / "recipes"
 OWN_CARDS = PROJECT / "datasets"
 OWN_RECIPES = PROJECT / "recipes"
 TEMPORARY = ".tell-tmp"  # how a folder ends that holds what is not finished yet
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# --- places
 
 
 def cache_dir() -> Path:
@@ -61,7 +61,6 @@ def card_roots() -> list[Path]:
 
 
 def _folders(variable: str) -> list[Path]:
-    """The folders that an environment variable names, separated as in `PATH`."""
     parts = os.environ.get(variable, "").split(os.pathsep)
     return [user_path(part) for part in parts if part]
 
@@ -73,22 +72,14 @@ def user_path(text: str | os.PathLike[str]) -> Path:
     in, or in the package. Raises UserError for the home (`~name`) of nobody.
     """
     path = expanded(text)
-    caller = os.environ.get("TELL_CALLER_DIR")
-    there = path if caller is None else Path(caller) / path
-    shipped = SHIPPED / path
-    if path.is_absolute() or there.exists():
+    there = Path(os.environ.get("TELL_CALLER_DIR") or "") / path
+    if path.is_absolute() or not path.parts:
         return there
-    if path.exists():
-        return path
-    return shipped if path.parts and shipped.exists() else there
+    return next((place for place in (there, path, SHIPPED / path) if place.exists()), there)
 
 
 def user_target(text: str | os.PathLike[str]) -> Path:
-    """A path to write to as the user meant it: always relative to the caller's folder.
-
-    What is to be read is found in the project's root too (`user_path`); what is written there by
-    accident would never be found again.
-    """
+    """A path to write to as the user meant it: always relative to the caller's folder."""
     return Path(os.environ.get("TELL_CALLER_DIR") or Path.cwd()) / expanded(text)
 
 
@@ -97,19 +88,15 @@ def expanded(text: str | os.PathLike[str]) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise UserError(
-            f"no home folder for '{os.fspath(text)}'",
-            where="path",
-            allowed="~ for your own folder, ~name for that of a user of this machine",
-            remedy="write the path out",
-        ) from None
+        found = f"no home folder for '{os.fspath(text)}'"
+        raise UserError(found, where="path", remedy="write the path out") from None
 
 
 def shown(path: str | os.PathLike[str]) -> str:
     """`path` as short as it can be said: relative to the project or the working folder."""
     absolute = Path(os.path.abspath(path))
     for base in (Path.cwd(), PROJECT):
-        with contextlib.suppress(ValueError):
+        if absolute.is_relative_to(base):
             return str(absolute.relative_to(base))
     return str(absolute)
 
@@ -125,6 +112,20 @@ def needs(group: str) -> str:
     return f"./run.sh setup {group}" if IS_CHECKOUT else f"pip install 'tell-recipes[{group}]'"
 
 
+# --- reading and writing
+
+
+def read_user_text(path: Path) -> str:
+    """The text of a file that a user wrote. Raises UserError where it cannot be read as UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        found, remedy = f"not UTF-8 (byte {error.start})", "save it as UTF-8"
+    except OSError as error:
+        found, remedy = error.strerror or str(error), "name a file that can be read"
+    raise UserError(found, where=shown(path), remedy=remedy)
+
+
 def make_folder(folder: Path, named_by: str | None = None) -> Path:
     """Make `folder` and its parents if they are missing, and return it.
 
@@ -138,6 +139,7 @@ def make_folder(folder: Path, named_by: str | None = None) -> Path:
 
 @contextlib.contextmanager
 def writing_into(folder: Path, named_by: str | None = None) -> Iterator[None]:
+    """Raise UserError, as `make_folder` does, where the block cannot write into the folder."""
     try:
         yield
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
@@ -184,13 +186,19 @@ def atomic_dir(target: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _beside(target: Path) -> Iterator[Path]:
     """A path for what is not finished yet, in a hidden folder beside `target`, gone at the end."""
+    make_folder(target.parent)
+    _remove_left(target.parent)
     with writing_into(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left(target.parent)
         hidden = Path(tempfile.mkdtemp(TEMPORARY, f".{target.name[:100]}.", target.parent))
     try:
-        with room_for(target):
-            yield hidden / "unfinished"
+        yield hidden / "unfinished"
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise MachineError(
+            f"{shown(target)}: {error.strerror}",
+            remedy="make room, or name another folder; nothing half-written was kept",
+        ) from None
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 
@@ -201,33 +209,6 @@ def _remove_left(folder: Path) -> None:
         with contextlib.suppress(OSError):  # removed meanwhile
             if path.stat().st_mtime < time.time() - 86400:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def room_for(path: Path) -> Iterator[None]:
-    """Say which file found no room: the system's own message does not."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise MachineError(
-            f"{shown(path)}: {error.strerror}",
-            remedy="make room, or name another folder; nothing half-written was kept",
-        ) from None
-
-
-def read_user_text(path: Path) -> str:
-    """The text of a file that a user wrote. Raises UserError where it cannot be read as UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"not UTF-8 (byte {error.start})", where=shown(path), remedy="save it as UTF-8"
-        ) from None
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise UserError(why, where=shown(path), remedy="name a file that can be read") from None
 
 
 def write_text(target: Path, text: str) -> None:

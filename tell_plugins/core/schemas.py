@@ -14,7 +14,7 @@ import regex
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.json_values import parse_json
+from tell_plugins.core.state_files import parse_json
 from tell_plugins.core.text import shortened
 
 if TYPE_CHECKING:

@@ -17,13 +17,11 @@ PREFIX = "tell/"
 HELD_OUT = ("validation", "test", "heldout")  # the splits whose rows never train
 LOSS_TYPE = "tell"  # the loss under which each row weighs the same and `kl` has a meaning
 ORDERS = ("shuffle", "even", "task_first", "task_last")
-OVERLAPS = ("keep", "drop")
-_AMOUNT = re.compile(
-    r"(?P<number>[0-9]{1,15}(?P<point>\.[0-9]+)?(?P<power>[eE]\+?[0-9]{1,2})?)"
-    r"(?P<unit>rows|tok|x)"
-)
+_NUMBER = r"[0-9]+(?P<point>\.[0-9]+)?(?P<power>[eE][+]?[0-9]+)?"
+_AMOUNT = re.compile(f"(?P<number>{_NUMBER})(?P<unit>rows|tok|x)")
 _LARGEST = 1e15  # beyond any data set; numbers up to here are exact
-_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_NAME = re.compile(r"[\w.-]+")
+_NAMES_HAVE = "letters, digits, _ - ."
 
 
 @dataclass(frozen=True)
@@ -41,12 +39,7 @@ class Amount:
         exact = Decimal(repr(float(self.number)))
         if exact % 10_000 == 0:  # 1e4tok, but 2000rows
             return str(exact.normalize()).replace("E+", "e") + self.unit
-        return format(exact.normalize(), "f") + self.unit
-
-
-def splits_of(split: str) -> tuple[str, ...]:
-    """The names of `train+tm`, splits that are taken together."""
-    return tuple(split.split("+"))
+        return _shown(self.number) + self.unit
 
 
 ALL = Amount("all")
@@ -76,12 +69,13 @@ class Spec:
 
     def __str__(self) -> str:
         """The shortest dataset string that parses to this value."""
-        parts = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "card" and value != field.default:
-                parts.append(f"{_KEY_OF_FIELD.get(field.name, field.name)}={_shown(value)}")
-        return f"{PREFIX}{self.card}" + (":" + "/".join(parts) if parts else "")
+        values = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        pairs = "/".join(
+            f"{'from' if name == 'sources' else name}={_shown(value)}"
+            for name, value in values.items()
+            if value != getattr(Spec, name)
+        )
+        return f"{PREFIX}{self.card}" + (f":{pairs}" if pairs else "")
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -108,21 +102,22 @@ def _shown(value: Any) -> str:
     return "+".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _instead_of(text: str, task: bool) -> str:
-    """What to write in place of a text that is no amount."""
-    if _NUMBER.fullmatch(text):
-        return f"say the unit: {text}rows or {text}tok"
-    if "=" in text:
-        return "separate keys with '/'"
-    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([a-z]+)", text.lower())
-    if found is None:
-        meant = nearest(text, ["all"])
-    else:
-        unit = nearest(found[2], ["rows", "tok"] if task else ["rows", "tok", "x"])
-        meant = found[1] + unit if unit else None
-    if meant == text:
-        return "use a number up to 1e15"
-    return f"did you mean '{meant}'?" if meant else "a number and its unit, without a space"
+def splits_of(split: str) -> tuple[str, ...]:
+    """The names of `train+tm`, splits that are taken together."""
+    return tuple(split.split("+"))
+
+
+def weighting(loss_type: str | None) -> str:
+    """What weighs the same in a step under an ms-swift `loss_type`: each `row` or each `token`.
+
+    Another loss than cross-entropy weighs by its own rules and gives its name.
+    """
+    if loss_type in (None, "", "cross_entropy"):
+        return "token"
+    return "row" if loss_type == LOSS_TYPE else str(loss_type)
+
+
+# --- values: each parser takes (text, where) and raises UserError
 
 
 def parse_amount(text: str, *, task: bool, where: str) -> Amount:
@@ -134,23 +129,32 @@ def parse_amount(text: str, *, task: bool, where: str) -> Amount:
     if text in ("all", "0"):
         return ALL if text == "all" else NONE
     match, remedy = _AMOUNT.fullmatch(text), None
+    number = float(match["number"]) if match else 0.0
     if match is None:
-        remedy = _instead_of(text, task)
-    elif float(match["number"]) > _LARGEST:
+        remedy = _amount_meant(text, ["rows", "tok"] if task else ["rows", "tok", "x"])
+    elif number > _LARGEST:
         remedy = "use a number up to 1e15"
-    elif match["unit"] == "x" and task:
-        remedy = "'x' is for general data; copies of task rows are repeat=N"
-    elif match["unit"] != "x":
-        whole = float(match["number"]).is_integer() and (match["power"] or not match["point"])
-        remedy = None if whole else "use a whole number"
+    elif match["unit"] == "x":
+        remedy = "'x' is for general data; copies of task rows are repeat=N" if task else None
+    elif not number.is_integer() or (match["point"] and not match["power"]):
+        remedy = "use a whole number"
     if match is None or remedy:
         allowed = "0, all, 15rows, 1e4tok" if task else "0, all, 2000rows, 4e6tok, 40x"
         raise UserError(f"bad amount '{text}'", where=where, allowed=allowed, remedy=remedy)
-    number = float(match["number"])
     return Amount(match["unit"], number) if number else NONE
 
 
-def _one_of(choices: tuple[str, ...]) -> Callable[[str, str], str]:
+def _amount_meant(text: str, units: list[str]) -> str:
+    """What to write in place of a text that is no amount."""
+    found = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([a-z]*)", text.lower(), re.ASCII)
+    if found and not found[2]:
+        return f"say the unit: {text}rows or {text}tok"
+    unit = nearest(found[2], units) if found else None
+    meant = found[1] + unit if found and unit else nearest(text, ["all"])
+    return f"did you mean '{meant}'?" if meant else "a number and its unit, without a space"
+
+
+def _one_of(*choices: str) -> Callable[[str, str], str]:
     def parse(text: str, where: str) -> str:
         if text not in choices:
             raise unknown("value", text, choices, where)
@@ -159,25 +163,24 @@ def _one_of(choices: tuple[str, ...]) -> Callable[[str, str], str]:
     return parse
 
 
-def _number(smallest: int, largest: int, kind: type = int) -> Callable[[str, str], Any]:
+def _number(kind: type, least: int, most: int) -> Callable[[str, str], Any]:
+    written = "numbers" if kind is float else "whole numbers"
+    pattern = r"[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?" if kind is float else "[0-9]+"
+
     def parse(text: str, where: str) -> Any:
-        pattern = _NUMBER if kind is float else re.compile("[0-9]+")
-        if not pattern.fullmatch(text) or not smallest <= float(text) <= largest:
-            raise UserError(
-                f"bad number '{text}'",
-                where=where,
-                allowed=f"{'' if kind is float else 'whole '}numbers from {smallest} to {largest}",
-                remedy="write digits only" + (", such as 0.3" if kind is float else ""),
-            )
+        if not re.fullmatch(pattern, text) or not least <= float(text) <= most:
+            allowed = f"{written} from {least} to {most}"
+            remedy = "write digits only" + (", such as 0.3" if kind is float else "")
+            raise UserError(f"bad number '{text}'", where=where, allowed=allowed, remedy=remedy)
         return kind(text)
 
     return parse
 
 
 def _name(text: str, where: str) -> str:
-    if not re.fullmatch(r"[\w.-]+", text):
+    if not _NAME.fullmatch(text):
         raise UserError(
-            f"bad name '{text}'", where=where, allowed="letters, digits, _ - .", remedy="rename it"
+            f"bad name '{text}'", where=where, allowed=_NAMES_HAVE, remedy="correct the name"
         )
     return text
 
@@ -210,25 +213,16 @@ _PARSERS: dict[str, Callable[[str, str], Any]] = {
     "general": lambda text, where: parse_amount(text, task=False, where=where),
     "from": parse_names,
     "anchor": _name,
-    "order": _one_of(ORDERS),
-    "repeat": _number(1, 100_000),
-    "overlap": _one_of(OVERLAPS),
-    "kl": _number(0, 1000, float),
-    "seed": _number(0, 2**32 - 1),  # what ms-swift takes too
+    "order": _one_of(*ORDERS),
+    "repeat": _number(int, 1, 100_000),
+    "overlap": _one_of("keep", "drop"),
+    "kl": _number(float, 0, 1000),
+    "seed": _number(int, 0, 2**32 - 1),  # what ms-swift takes too
 }
 KEYS = tuple(_PARSERS)
-_KEY_OF_FIELD = {"sources": "from"}
-_FIELD_OF_KEY = {"from": "sources"}
 
 
-def weighting(loss_type: str | None) -> str:
-    """What weighs the same in a step under an ms-swift `loss_type`: each `row` or each `token`.
-
-    Another loss than cross-entropy weighs by its own rules and gives its name.
-    """
-    if loss_type in (None, "", "cross_entropy"):
-        return "token"
-    return "row" if loss_type == LOSS_TYPE else str(loss_type)
+# --- the whole string
 
 
 def is_tell(text: str) -> bool:
@@ -238,45 +232,40 @@ def is_tell(text: str) -> bool:
 
 def parse_spec(text: str, *, where: str = "dataset") -> Spec:
     """Parse a dataset string; all of its problems are raised together."""
-    body = text.split("::", 1)[-1]
-    if not body.startswith(PREFIX):
+    shape = f"{PREFIX}<card>[:key=value[/key=value...]]"
+    if not is_tell(text):
         raise UserError(
             f"'{text}' is no TELL dataset string",
             where=where,
-            allowed=f"{PREFIX}<card>[:key=value[/key=value...]]",
+            allowed=shape,
             remedy=f"begin with '{PREFIX}'",
         )
     where = f"{where} '{text}'"
+    body, sample, _ = text.split("::", 1)[-1].removeprefix(PREFIX).partition("#")
+    card, _, rest = body.partition(":")
     problems = Problems()
-    body, sample, _ = body.partition("#")
     if sample:
         problems.append(
             UserError(
                 "'#' takes no sample of a mixture",
                 where=where,
-                allowed="task=... and general=... set the amounts",
                 remedy="write task=15rows/general=2000rows instead of #N",
             )
         )
-    card, _, rest = body[len(PREFIX) :].partition(":")
+    if not _NAME.fullmatch(card):
+        problems.append(
+            UserError(f"bad card name '{card}'", where=where, allowed=shape, remedy=_NAMES_HAVE)
+        )
     values: dict[str, Any] = {}
     for part in rest.split("/") if rest else []:
         with problems:
             key, value = _pair(part, where)
-            field = _FIELD_OF_KEY.get(key, key)
-            if field in values:
+            if key in values:
                 raise UserError(f"key '{key}' is given twice", where=where, remedy="name it once")
-            values[field] = _PARSERS[key](value, f"{where}, key '{key}'")
-    if not re.fullmatch(r"[\w.-]+", card):
-        problems.append(
-            UserError(
-                f"bad card name '{card}'",
-                where=where,
-                allowed="letters, digits, _ - .",
-                remedy=f"write {PREFIX}<card>, then ':' and the keys",
-            )
-        )
+            values[key] = _PARSERS[key](value, f"{where}, key '{key}'")
     raise_all(problems)
+    if "from" in values:
+        values["sources"] = values.pop("from")
     return Spec(card, **values)
 
 

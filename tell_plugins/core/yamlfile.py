@@ -8,7 +8,7 @@ too: as a name it must not change, and ms-swift reads the text as a number where
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tell_plugins.core import paths
-from tell_plugins.core.errors import UserError, nearest, raise_all
+from tell_plugins.core.errors import Problems, UserError, nearest, raise_all
 from tell_plugins.core.text import shortened
 
 try:
@@ -30,9 +30,9 @@ _Model = TypeVar("_Model", bound=BaseModel)
 _LARGEST_FILE = 1_000_000  # bytes; long texts have files of their own
 _MOST_NODES = 10_000  # with every alias written out
 _DEEPEST = 32
-_FLOAT = "tag:yaml.org,2002:float"
-_INT = "tag:yaml.org,2002:int"
-_TEXT = "tag:yaml.org,2002:str"
+_FLOAT, _INT, _TEXT, _TIME = (
+    f"tag:yaml.org,2002:{n}" for n in ("float", "int", "str", "timestamp")
+)
 _PLAIN_INT = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 
 
@@ -45,11 +45,7 @@ class _Loader(_SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag not in (_FLOAT, "tag:yaml.org,2002:timestamp")
-    ]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_FLOAT, _TIME)]
     for first, resolvers in _SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
@@ -66,30 +62,20 @@ _Loader.add_implicit_resolver(
 )
 _Loader.add_constructor(_INT, _Loader.construct_whole)
 
-# what libyaml says, and what it mostly comes from
-_REMEDIES = (
-    ("tab character", "indent with spaces, not with tabs"),
-    ("cannot start any token", "put the text into quotes, and indent with spaces"),
-    (
-        "mapping values are not allowed",
-        "put a text that holds ': ' into quotes, or mend the indent",
-    ),
-    ("could not find expected ':'", "write 'key: value'"),
-    ("did not find expected key", "indent the keys of one level alike, and quote whole texts"),
-    ("did not find expected ','", "close the bracket, and put ',' between its parts"),
-    ("expected node content", "write a value, or close the bracket"),
-    ("unexpected end of stream", "close the quote"),
-    ("undefined alias", "put a text that begins with * into quotes"),
-    ("alphabetic or numeric character", "put a text that begins with * or & into quotes"),
-    ("another document", "keep one document: remove the line '---' between them"),
-    ("unknown escape character", "write \\\\ for one backslash, or use single quotes"),
-    ("could not determine a constructor", "remove the tag (the word that begins with !)"),
-    ("control characters", "remove the character"),
-    ("unhashable key", "a key is one text"),
-)
+_REMEDIES = {  # a part of what libyaml says: what it mostly comes from
+    "cannot start any token": "indent with spaces, not tabs; put quotes around the text",
+    "mapping values": "put a text that holds ': ' into quotes, or mend the indent",
+    "':'": "write 'key: value'",
+    "expected key": "indent the keys of one level alike, and quote whole texts",
+    "','": "close the bracket, and put ',' between its parts",
+    "end of stream": "close the quote",
+    "undefined alias": "put a text that begins with * into quotes",
+    "another document": "keep one document: remove the line '---' between them",
+    "constructor": "remove the tag (the word that begins with !)",
+}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Document:
     """A YAML file as it was read.
 
@@ -99,7 +85,7 @@ class Document:
         written: how each value that is no text to YAML stands in the file, by its keys.
     """
 
-    values: Any
+    values: Any = None
     lines: dict[Place, int] = field(default_factory=dict)
     written: dict[Place, str] = field(default_factory=dict)
 
@@ -125,102 +111,81 @@ class Document:
 
 def read_yaml(file: Path) -> Document:
     """Read a YAML file. Raises UserError, with the line, for whatever is wrong with it."""
-    where = paths.shown(file)
-    if file.stat().st_size > _LARGEST_FILE:
-        raise UserError(
-            f"{file.stat().st_size:,} bytes are too many",
-            where=where,
-            allowed=f"a YAML file of at most {_LARGEST_FILE:,} bytes",
-            remedy="name the recipe, sweep or card; rows and long texts lie in files of their own",
-        )
+    size, where = file.stat().st_size, paths.shown(file)
+    if size > _LARGEST_FILE:
+        remedy = "rows and long texts lie in files of their own"
+        allowed = f"a YAML file of at most {_LARGEST_FILE:,} bytes"
+        raise UserError(f"{size:,} bytes are too many", where=where, allowed=allowed, remedy=remedy)
     return parse_yaml(paths.read_user_text(file), where)
 
 
 def parse_yaml(text: str, where: str) -> Document:
     """Like `read_yaml`, for a text; `where` is named in errors."""
     try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-            if node is None:
-                return Document(None)
-            walk = _Walk(where)
-            walk.visit(node, ())
-            raise_all(walk.problems)
-            return Document(loader.construct_document(node), walk.lines, walk.written)
-        finally:
-            loader.dispose()
+        root = yaml.compose(text, _Loader)
+        if root is None:
+            return Document()
+        document = _noted(root, where)
+        document.values = _Loader("").construct_document(root)
     except yaml.MarkedYAMLError as error:
         raise _readable(error, where) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise _no_yaml(str(error.reason), where, line) from None
-    except ValueError as error:  # a number or a tagged value that is none
-        raise UserError(
-            f"no YAML: {error}", where=where, remedy="put the value into quotes"
-        ) from None
+    except ValueError as error:  # a tagged value that is none
+        raise UserError(f"no YAML: {error}", where=where, remedy="put it into quotes") from None
+    return document
 
 
-class _Walk:
-    """Notes lines and values as they are written, with every alias written out, up to a limit."""
-
-    def __init__(self, where: str) -> None:
-        self.lines: dict[Place, int] = {}
-        self.written: dict[Place, str] = {}
-        self.problems: list[UserError] = []  # keys that stand twice in a mapping
-        self._where, self._nodes = where, 0
-
-    def visit(self, node: yaml.Node, place: Place) -> None:
-        self._nodes += 1
-        self._refuse_too_much(node, len(place))
-        if isinstance(node, yaml.ScalarNode) and node.tag != _TEXT:
-            self.written[place] = str(node.value)
-        if isinstance(node, yaml.SequenceNode):
-            for number, part in enumerate(node.value):
-                self.visit(part, (*place, str(number)))
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if isinstance(key, yaml.ScalarNode):
-                    self._note(key, (*place, str(key.value)))
-                    self.visit(value, (*place, str(key.value)))
-
-    def _note(self, key: yaml.ScalarNode, place: Place) -> None:
-        line = key.start_mark.line + 1
-        if place in self.lines and key.value != "<<":
-            self.problems.append(
-                UserError(
-                    f"key '{key.value}' is given twice, first at line {self.lines[place]}",
-                    where=f"{self._where}, line {line}",
-                    remedy="remove one of them",
-                )
-            )
-        self.lines.setdefault(place, line)
-
-    def _refuse_too_much(self, node: yaml.Node, depth: int) -> None:
-        found = None
+def _noted(root: yaml.Node, where: str) -> Document:
+    """The lines and values of a file as they are written, up to the limits."""
+    document, twice = Document(), Problems()
+    for count, (place, key, node) in enumerate(_nodes(root, (), None)):
+        line = (key or node).start_mark.line + 1
         if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
-            found = "a NUL character in a value"
-        elif depth > _DEEPEST:  # also where an alias stands for what holds it
-            found = f"more than {_DEEPEST} levels"
-        elif self._nodes > _MOST_NODES:
-            found = f"more than {_MOST_NODES:,} values, aliases written out"
-        if found:
-            raise _no_yaml(found, self._where, node.start_mark.line + 1)
+            raise _no_yaml("a NUL character in a value", where, line)
+        if len(place) > _DEEPEST:  # also where an alias stands for what holds it
+            raise _no_yaml(f"more than {_DEEPEST} levels", where, line)
+        if count > _MOST_NODES:
+            raise _no_yaml(f"more than {_MOST_NODES:,} values, aliases written out", where, line)
+        if isinstance(node, yaml.ScalarNode) and node.tag != _TEXT:
+            document.written[place] = str(node.value)
+        if key is None:
+            continue
+        if place in document.lines and key.value != "<<":
+            found = f"key '{key.value}' is given twice, first at line {document.lines[place]}"
+            twice.append(
+                UserError(found, where=f"{where}, line {line}", remedy="remove one of them")
+            )
+        document.lines.setdefault(place, line)
+    raise_all(twice)
+    return document
+
+
+def _nodes(
+    node: yaml.Node, place: Place, key: yaml.ScalarNode | None
+) -> Iterator[tuple[Place, yaml.ScalarNode | None, yaml.Node]]:
+    """Every node with its place and its key, if any; aliases are written out."""
+    yield place, key, node
+    if isinstance(node, yaml.SequenceNode):
+        for number, part in enumerate(node.value):
+            yield from _nodes(part, (*place, str(number)), None)
+    if isinstance(node, yaml.MappingNode):
+        for inner, value in node.value:
+            if isinstance(inner, yaml.ScalarNode):
+                yield from _nodes(value, (*place, str(inner.value)), inner)
 
 
 def _readable(error: yaml.MarkedYAMLError, where: str) -> UserError:
-    mark = error.problem_mark or error.context_mark
-    line = mark.line + 1 if mark else None
-    started = error.context_mark
-    context = error.context or ""
-    if context and started and line != started.line + 1:
-        context += f" that begins at line {started.line + 1}"
-    found = str(error.problem) + (f" ({context})" if context else "")
+    mark, started = error.problem_mark or error.context_mark, error.context_mark
+    line, found = mark.line + 1 if mark else None, str(error.problem)
+    if error.context and started and line != started.line + 1:
+        found += f" ({error.context} that begins at line {started.line + 1})"
     return _no_yaml(found, where, line)
 
 
 def _no_yaml(found: str, where: str, line: int | None) -> UserError:
-    remedy = next((text for part, text in _REMEDIES if part in found), "correct that line")
+    remedy = next((text for part, text in _REMEDIES.items() if part in found), "correct that line")
     place = f"{where}, line {line}" if line else where
     return UserError(f"no YAML: {found}", where=place, remedy=remedy)
 
@@ -235,17 +200,13 @@ def _wrong_value(part: Any, where: str, see: str, model: type[BaseModel]) -> Use
     if part["type"] == "extra_forbidden":
         keys = sorted(_keys_at(model, location[:-1]))
         match = nearest(location[-1], keys)
-        return UserError(
-            f"unknown key '{key}'",
-            where=where,
-            allowed=", ".join(keys),
-            remedy=f"did you mean '{match}'?" if match else "remove it",
-        )
+        remedy = f"did you mean '{match}'?" if match else "remove it"
+        found = f"unknown key '{key}'"
+        return UserError(found, where=where, allowed=", ".join(keys), remedy=remedy)
     cause = getattr(part.get("ctx", {}).get("error"), "__cause__", None)
     if isinstance(cause, UserError):
-        return UserError(
-            f"key '{key}': {cause.found}", where=where, allowed=cause.allowed, remedy=cause.remedy
-        )
+        found = f"key '{key}': {cause.found}"
+        return UserError(found, where=where, allowed=cause.allowed, remedy=cause.remedy)
     message = str(part["msg"]).removeprefix("Value error, ")
     if not location:
         return UserError(message, where=where, remedy=f"see {see}")

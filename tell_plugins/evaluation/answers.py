@@ -19,7 +19,6 @@ from pydantic import Field
 from tell_plugins.bridge.protocol import Ask, Engine, History, Reply, decoding
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.json_values import parse_json
 from tell_plugins.core.progress import track
 from tell_plugins.core.state_files import (
     Name,
@@ -27,6 +26,7 @@ from tell_plugins.core.state_files import (
     find,
     find_below,
     json_lines,
+    parse_json,
     read_bytes,
     read_json,
     read_json_lines,

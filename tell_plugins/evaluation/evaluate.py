@@ -18,10 +18,10 @@ from tell_plugins.core import paths
 from tell_plugins.core.anchors import in_front
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.core.locks import only_one
 from tell_plugins.core.schemas import card_validator
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import Spec
+from tell_plugins.core.state_files import only_one
 from tell_plugins.evaluation import bleed, elsewhere, engines, rivals, scoring, trained_with
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import (

@@ -15,8 +15,7 @@ import numpy as np
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, above_zero, raise_all
-from tell_plugins.core.locks import only_one
-from tell_plugins.core.state_files import write_json
+from tell_plugins.core.state_files import only_one, write_json
 from tell_plugins.evaluation import options
 from tell_plugins.experiments.controls import controls
 from tell_plugins.experiments.planning import Asked, Planned, SweepPlan, make_plan

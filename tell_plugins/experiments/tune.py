@@ -24,8 +24,8 @@ from typing import Any
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, above_zero, raise_all
-from tell_plugins.core.locks import only_one
 from tell_plugins.core.spec import ALL, NONE, Amount, parse_amount
+from tell_plugins.core.state_files import only_one
 from tell_plugins.evaluation.grids import grid_of, print_grid, table_console
 from tell_plugins.evaluation.intervals import shown
 from tell_plugins.experiments import derived_cards

@@ -15,9 +15,9 @@ from typing import Any
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, unknown
-from tell_plugins.core.json_values import parse_json
 from tell_plugins.core.numbers import final_number, whole_number
 from tell_plugins.core.schemas import compile_schema
+from tell_plugins.core.state_files import parse_json
 from tell_plugins.core.text import normalise
 from tell_plugins.preparation import forms
 from tell_plugins.preparation.forms import Pair, TaskFile

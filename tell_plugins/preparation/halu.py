@@ -21,12 +21,10 @@ from typing import Any, NamedTuple
 from tell_plugins.core import paths
 from tell_plugins.core.anchors import shared_front
 from tell_plugins.core.cards import Card, load_card
-from tell_plugins.core.json_values import parse_json
-from tell_plugins.core.locks import only_one
 from tell_plugins.core.row_files import read_records
 from tell_plugins.core.rows import file_sha256
 from tell_plugins.core.schemas import card_validator
-from tell_plugins.core.state_files import write_json_lines
+from tell_plugins.core.state_files import only_one, parse_json, write_json_lines
 from tell_plugins.preparation import endpoint
 from tell_plugins.preparation.download import (
     DIRECT,

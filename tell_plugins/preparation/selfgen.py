@@ -20,9 +20,8 @@ from pydantic import Field
 from tell_plugins.bridge import embedded_model
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, at_least
-from tell_plugins.core.locks import only_one
 from tell_plugins.core.progress import track
-from tell_plugins.core.state_files import Shape, cached_json, json_lines, write_json
+from tell_plugins.core.state_files import Shape, cached_json, json_lines, only_one, write_json
 from tell_plugins.core.text import normalise, words
 from tell_plugins.preparation.card_files import card_text, check_name, make_known
 from tell_plugins.preparation.download import content_name, write_record
