@@ -16,7 +16,6 @@ from tell_plugins.evaluation.scorers import (
     json_readings,
     label,
     number,
-    text,
     translation,
 )
 from tell_plugins.evaluation.scorers.label import Truth
@@ -47,7 +46,7 @@ SCORERS = [
     Scorer("label", label.judge, "balanced_accuracy", label.right),
     Scorer("number", number.judge, "exact_match", number.right),
     Scorer("translation", translation.judge, "chrf++", constant=translation.constant),
-    Scorer("text", text.judge, "chrf++"),
+    Scorer("text", translation.judge_text, "chrf++"),
 ]
 # readings beside the one to go by
 SECOND_READINGS = (*(r.name for r in json_readings.READINGS[1:]), *translation.UNITS[1:])

@@ -55,26 +55,21 @@ def right(task: TaskRows) -> Truth:
 
 def judge(case: Case) -> dict[str, Judged]:
     """What each reading says of the answers; those of the paper's script for its own task alone."""
-    schema, papers = card_schema(case.card), is_papers_task(case.card)
-    found = {}
-    for reading in READINGS:
-        if case.readings is None:
-            wanted = papers or not reading.name.startswith("official")
-        else:
-            wanted = reading.name in case.readings
-        if wanted:
-            rows = set(sorted(set(case.rows))[: reading.limit])
-            kept = [place for place, row in enumerate(case.rows) if row in rows]
-            found[reading.name] = _judged(case.of(kept), reading, schema)
-    return found
+    schema, wanted = card_schema(case.card), case.readings
+    if wanted is None:
+        papers = is_papers_task(case.card)
+        wanted = [r.name for r in READINGS if papers or not r.name.startswith("official")]
+    return {r.name: _judged(case, r, schema) for r in READINGS if r.name in wanted}
 
 
 def _judged(case: Case, reading: Reading, schema: AnswerSchema) -> Judged:
+    if reading.limit is not None:
+        first = set(sorted(set(case.rows))[: reading.limit])
+        case = case.of([place for place, row in enumerate(case.rows) if row in first])
     verdicts = [reading.judge(a.text, a.finish_reason, schema) for a in case.answers]
     kinds = [None if verdict.adherent else verdict.kind for verdict in verdicts]
-    values = [verdict.value if verdict.adherent else None for verdict in verdicts]
-    given = [schema.label_of(value) for value in values]
-    found = judged_form(case, kinds, given)
+    values = [verdict.value for verdict in verdicts]
+    found = judged_form(case, kinds, [schema.label_of(value) for value in values])
     if not case.labels:
         found.columns.update(_content(values, case.right))
     return found
@@ -90,19 +85,24 @@ def constant(case: Case) -> Constant:
 
 
 def _content(given: Sequence[Any], right: Sequence[str]) -> dict[str, Column]:
-    """Exact match and fields; an answer of the wrong form gives nothing."""
-    exact = [
-        value is not None and canonical(value) == whole
-        for value, whole in zip(given, right, strict=True)
-    ]
+    """Exact match and fields, and these of each key of the whole object where it has few; an
+    answer of the wrong form gives nothing."""
+    fits = [value is not None for value in given]
+    said = [canonical(value) if value is not None else None for value in given]
+    exact = [one == whole for one, whole in zip(said, right, strict=True)]
     mine = [Counter() if value is None else pairs(value) for value in given]
     theirs = [pairs(json.loads(whole)) for whole in right]
-    return {
+    found = {
         "exact_match": share(exact),
-        "exact_match_given_the_form": share(exact, [value is not None for value in given]),
+        "exact_match_given_the_form": share(exact, fits),
         **_ratios(mine, theirs),
-        **_by_field(mine, theirs),
     }
+    fields = list(dict.fromkeys(_field(path) for pairs in theirs for path, _ in pairs))
+    for field in fields if 1 < len(fields) <= MOST_FIELDS else []:
+        parts = ([_only(field, one) for one in side] for side in (mine, theirs))
+        of_field = {f"{name}:{field}": column for name, column in _ratios(*parts).items()}
+        found |= {name: replace(column, detail=True) for name, column in of_field.items()}
+    return found
 
 
 def _ratios(mine: Sequence[Pairs], theirs: Sequence[Pairs]) -> dict[str, Column]:
@@ -116,24 +116,12 @@ def _ratios(mine: Sequence[Pairs], theirs: Sequence[Pairs]) -> dict[str, Column]
     }
 
 
-def _by_field(mine: Sequence[Pairs], theirs: Sequence[Pairs]) -> dict[str, Column]:
-    """The same of each key of the whole object, `field_f1:name`; where these are few."""
-    fields = list(dict.fromkeys(_field(path) for pairs in theirs for path, _ in pairs))
-    if not 1 < len(fields) <= MOST_FIELDS:
-        return {}
-
-    def only(field: str, side: Sequence[Pairs]) -> list[Pairs]:
-        return [Counter({p: n for p, n in one.items() if _field(p[0]) == field}) for one in side]
-
-    return {
-        f"{name}:{field}": replace(column, detail=True)
-        for field in fields
-        for name, column in _ratios(only(field, mine), only(field, theirs)).items()
-    }
-
-
 def _field(path: str) -> str:
     return path.partition(".")[0].partition("[")[0]
+
+
+def _only(field: str, found: Pairs) -> Pairs:
+    return Counter({pair: count for pair, count in found.items() if _field(pair[0]) == field})
 
 
 def canonical(value: Any) -> str:

@@ -26,28 +26,19 @@ OFFICIAL_LIMIT = 1000  # rows that the published script looks at
 ADHERENT = "adherent"
 _WHITE = " \t\r\n"  # JSON's own white space, all that `strict` allows around an object
 _LONG_INTEGER = 310  # digits; anything longer is beyond double precision
-_FENCE = re.compile(
-    r"(?:```|~~~)[ \t]*[\w+-]*[ \t]*\r?\n?(?P<block>.*?)(?:\r?\n)?[ \t]*(?:```|~~~)?"
-    r"|`(?P<inline>[^`]+)`",
-    re.DOTALL,
-)
 # Where an object (or a list of objects) begins; `{` in running text is not followed by these.
 _OPENING = re.compile(r"""\[\s*\{\s*["'}]|\{\s*(?:["'“”‘’}]|[A-Za-z_]\w*\s*:|$)""")
 _LIST = re.compile(r"""\s*\[\s*["'{\[]""")
 # the kind of failure where a rule of a JSON Schema is broken; any other is `other_rule`
 _KIND_OF_RULE = {
-    "required": "missing_key",
-    "dependentRequired": "missing_key",
-    "additionalProperties": "extra_key",
-    "unevaluatedProperties": "extra_key",
-    "type": "wrong_type",
-    "enum": "wrong_enum",
-    "const": "wrong_enum",
+    **dict.fromkeys(("required", "dependentRequired"), "missing_key"),
+    **dict.fromkeys(("additionalProperties", "unevaluatedProperties"), "extra_key"),
+    **{"type": "wrong_type", "enum": "wrong_enum", "const": "wrong_enum"},
 }
 
 
 class Verdict(NamedTuple):
-    """`ADHERENT` or a kind of failure, and the object (or list) that was read, if there is any."""
+    """`ADHERENT` or a kind of failure, and the object (or list) of an adherent answer."""
 
     kind: str
     value: Any = None
@@ -74,19 +65,24 @@ class AnswerSchema:
         return found if isinstance(found, dict) else {}
 
     @property
-    def labels(self) -> list[str] | None:
-        """The allowed labels in the schema's order, or None where it does not list them."""
+    def allowed(self) -> list[Any] | None:
+        """The values that the label may have, or None where the schema does not list them."""
         rule = self.properties.get(self.label or "")
-        allowed = rule.get("enum") if isinstance(rule, dict) else None
-        return [_label_text(value) for value in allowed] if isinstance(allowed, list) else None
+        found = rule.get("enum") if isinstance(rule, dict) else None
+        return found if isinstance(found, list) else None
 
-    def broken_rule(self, value: Any) -> str | None:
-        """The first kind, in the order of KINDS, of the rules that `value` breaks, or None."""
+    @property
+    def labels(self) -> list[str] | None:
+        """The same as text."""
+        return None if self.allowed is None else [_label_text(value) for value in self.allowed]
+
+    def verdict(self, value: Any) -> Verdict:
+        """Of the kinds of rules that `value` breaks the first in the order of KINDS."""
         try:
-            kinds = {_kind_of_error(error) for error in self._validator.iter_errors(value)}
+            kinds = {_kind_of(error) for error in self._validator.iter_errors(value)}
         except RecursionError:  # nested deeper than any answer that is meant
-            return "other_rule"
-        return min(kinds, key=KINDS.index, default=None)
+            kinds = {"other_rule"}
+        return Verdict(min(kinds, key=KINDS.index)) if kinds else Verdict(ADHERENT, value)
 
     def label_of(self, value: Any) -> str | None:
         """The label that an object carries, as text; None when it has none."""
@@ -100,17 +96,10 @@ def _label_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _kind_of_error(error: Any) -> str:
-    kind = _KIND_OF_RULE.get(str(error.validator), "other_rule")
-    if kind == "wrong_enum":
-        allowed = error.validator_value if error.validator == "enum" else [error.validator_value]
-        if _json_type(error.instance) not in map(_json_type, allowed):
-            return "wrong_type"
-    return kind
-
-
-def _json_type(value: Any) -> type:
-    return float if type(value) is int else type(value)
+def _kind_of(error: Any) -> str:
+    if error.validator == "enum" and type(error.instance) not in map(type, error.validator_value):
+        return "wrong_type"
+    return _KIND_OF_RULE.get(error.validator, "other_rule")
 
 
 def card_schema(card: Card) -> AnswerSchema:
@@ -129,7 +118,7 @@ def reference_label(response: str, schema: AnswerSchema) -> str:
     try:
         value = json.loads(response)
     except ValueError:
-        return response.strip()
+        value = None
     label = schema.label_of(value) if isinstance(value, dict) else None
     return response.strip() if label is None else label
 
@@ -143,7 +132,7 @@ def strict(text: str, finish_reason: str, schema: AnswerSchema) -> Verdict:
     Only JSON's white space may stand around it. Duplicate keys and NaN, Infinity or numbers that
     overflow are refused, since readers disagree about them.
     """
-    return _judge(read_whole(text), text, finish_reason, schema)
+    return _judged(read_whole(text), text, finish_reason, schema)
 
 
 def lenient(text: str, finish_reason: str, schema: AnswerSchema) -> Verdict:
@@ -153,7 +142,7 @@ def lenient(text: str, finish_reason: str, schema: AnswerSchema) -> Verdict:
     object itself is as in `strict`: nothing is repaired.
     """
     parsed = read_whole(text) or read_whole(_unfenced(text)) or _first_object(text)[1]
-    return _judge(parsed, text, finish_reason, schema)
+    return _judged(parsed, text, finish_reason, schema)
 
 
 def official_fixed(text: str, finish_reason: str, schema: AnswerSchema) -> Verdict:
@@ -226,12 +215,14 @@ def read_at(text: str, start: int = 0) -> Parsed | None:
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(items)
-        wrong.update(["duplicate_key"] if len(value) < len(items) else [])
+        if len(value) < len(items):
+            wrong.add("duplicate_key")
         return value
 
     def decimal(digits: str) -> float:
         number = float(digits)
-        wrong.update([] if math.isfinite(number) else ["not_finite"])
+        if not math.isfinite(number):
+            wrong.add("not_finite")
         return number
 
     def integer(digits: str) -> int | float:
@@ -247,23 +238,21 @@ def read_at(text: str, start: int = 0) -> Parsed | None:
     return Parsed(value, end, min(wrong, default=None))
 
 
-def read_whole(text: str | None) -> Parsed | None:
+def read_whole(text: str) -> Parsed | None:
     """The JSON value that `text` is, white space of JSON around it allowed; else None."""
-    body = (text or "").strip(_WHITE)
+    body = text.strip(_WHITE)
     parsed = read_at(body)
     return parsed if parsed is not None and parsed.end == len(body) else None
 
 
-def _judge(parsed: Parsed | None, text: str, finish_reason: str, schema: AnswerSchema) -> Verdict:
+def _judged(parsed: Parsed | None, text: str, finish_reason: str, schema: AnswerSchema) -> Verdict:
     if parsed is None:
         return Verdict(_unparsed(text, finish_reason))
-    wanted = list if schema.schema.get("type") == "array" else dict
-    value = parsed.value if isinstance(parsed.value, wanted) else None
     if parsed.wrong:
-        return Verdict(parsed.wrong, value)
-    if value is None:
-        return Verdict("not_object")
-    return Verdict(schema.broken_rule(value) or ADHERENT, value)
+        return Verdict(parsed.wrong)
+    wanted = list if schema.schema.get("type") == "array" else dict
+    is_one = isinstance(parsed.value, wanted)
+    return schema.verdict(parsed.value) if is_one else Verdict("not_object")
 
 
 def _unparsed(text: str, finish_reason: str) -> str:
@@ -281,12 +270,23 @@ def _unparsed(text: str, finish_reason: str) -> str:
     return "truncated" if finish_reason == CUT else "invalid_json"
 
 
-def _unfenced(text: str) -> str | None:
-    """What stands in the code fence (or back-ticks) that the whole text is; else None."""
-    match = _FENCE.fullmatch(text.strip())
-    if match is None:
-        return None
-    return match["inline"] if match["inline"] is not None else match["block"]
+def _only_values(text: str) -> bool:
+    """Whether the text is nothing but JSON objects and lists, one after the other."""
+    while text := text.lstrip(_WHITE + ","):
+        parsed = read_at(text)
+        if parsed is None or not isinstance(parsed.value, (dict, list)):
+            return False
+        text = text[parsed.end :]
+    return True
+
+
+def _unfenced(text: str) -> str:
+    """What stands in the code fence (or back-ticks) that the whole text is; else nothing."""
+    text = text.strip()
+    for fence in ("```", "~~~", "`"):
+        if text.startswith(fence):  # the end may be missing; a language may stand behind it
+            return re.sub(r"^[\w+-]+", "", text.removeprefix(fence).removesuffix(fence))
+    return ""
 
 
 def _first_object(text: str) -> tuple[int, Parsed | None]:
@@ -315,15 +315,11 @@ def _closing(text: str, start: int) -> int | None:
     return None
 
 
-def _only_values(text: str) -> bool:
-    """Whether the text is nothing but JSON objects and lists, one after the other."""
-    position = 0
-    while rest := text[position:].lstrip(_WHITE + ","):
-        parsed = read_at(text, len(text) - len(rest))
-        if parsed is None or not isinstance(parsed.value, (dict, list)):
-            return False
-        position = parsed.end
-    return True
+# --- quotes that the paper's script means to repair -----------------------------------------------
+
+_SPACE = f"[{_WHITE}]*"
+# a value never reaches over a quote and a closing brace, into another object
+_TEXT = r"""(?:(?!["']""" + _SPACE + r"""\}).)*?"""
 
 
 def _requoted(text: str, keys: list[str]) -> str:
@@ -332,30 +328,18 @@ def _requoted(text: str, keys: list[str]) -> str:
     The text is returned as it is unless it is one object with exactly these keys in this order.
     Values without quotes (numbers, true, null) stay as they are.
     """
-    pattern = _SPACE + r"\{" + ",".join(map(_pair, keys, range(len(keys)))) + r"\}" + _SPACE
-    match = re.fullmatch(pattern, text, re.DOTALL) if keys else None
+    values = [
+        rf"""(?:(?P<q{n}>["'])(?P<text{n}>{_TEXT})(?P=q{n})|(?P<bare{n}>[^\s"',{{}}\[\]]+))"""
+        for n in range(len(keys))
+    ]
+    names = [rf"""["']{re.escape(key)}["']{_SPACE}:""" for key in keys]
+    pairs = [_SPACE.join(("", *pair, "")) for pair in zip(names, values, strict=True)]
+    match = re.fullmatch(rf"{_SPACE}\{{{','.join(pairs)}\}}{_SPACE}", text, re.DOTALL)
     if match is None:
         return text
-    return "{" + ", ".join(f'"{key}": {_value(match, n)}' for n, key in enumerate(keys)) + "}"
+    found = {key: match[f"bare{n}"] or _quoted(match[f"text{n}"]) for n, key in enumerate(keys)}
+    return "{" + ", ".join(f'"{key}": {value}' for key, value in found.items()) + "}"
 
 
-_SPACE = f"[{_WHITE}]*"
-
-
-def _pair(key: str, n: int) -> str:
-    """The pattern of the n-th key and its value, quoted either way.
-
-    A value never reaches over a quote and a closing brace, into another object.
-    """
-    inside = r"""(?:(?!["']""" + _SPACE + r"""\}).)*?"""
-    quoted = rf"""(?P<quote{n}>["'])(?P<text{n}>{inside})(?P=quote{n})"""
-    bare = rf"""(?P<bare{n}>[^\s"',{{}}\[\]]+)"""
-    name = rf"""["']{re.escape(key)}["']"""
-    return f"{_SPACE}{name}{_SPACE}:{_SPACE}(?:{quoted}|{bare}){_SPACE}"
-
-
-def _value(match: re.Match[str], n: int) -> str:
-    if match[f"bare{n}"] is not None:
-        return match[f"bare{n}"]
-    inner = match[f"text{n}"].replace('\\"', "'").replace("\\'", "'").replace('"', "'")
-    return f'"{inner}"'
+def _quoted(text: str) -> str:
+    return '"' + re.sub(r"""\\?["]|\\'""", "'", text) + '"'

@@ -68,15 +68,13 @@ def checked(truth: Truth, task: TaskRows, remedy: str) -> Truth:
 
 def judge(case: Case) -> dict[str, Judged]:
     kinds = [_kind_of(answer, case.labels) for answer in case.answers]
-    texts = [answer.text.strip() for answer in case.answers]
-    given = [text if kind is None else None for text, kind in zip(texts, kinds, strict=True)]
+    said = [answer.text.strip() for answer in case.answers]
+    given = [text if kind is None else None for text, kind in zip(said, kinds, strict=True)]
     found = judged_form(case, kinds, given)
-    if len(case.labels) <= MOST_SHOWN:
-        hits = [said == right for said, right in zip(given, case.right, strict=True)]
-        for label in case.labels:
-            if label in case.right:
-                mine = [right == label for right in case.right]
-                found.columns[f"recall_of_{label}"] = share(hits, mine)
+    hits = [one == right for one, right in zip(given, case.right, strict=True)]
+    for label in case.labels if len(case.labels) <= MOST_SHOWN else []:
+        if label in case.right:
+            found.columns[f"recall_of_{label}"] = share(hits, [r == label for r in case.right])
     return {READING: found}
 
 
@@ -107,29 +105,20 @@ def judged_form(case: Case, kinds: list[str | None], given: list[str | None]) ->
 
 
 def _label_stats(given: Sequence[str | None], case: Case) -> Floats:
-    """(answers, 3 * labels + 1): for each label whether it is right, whether it was said (one more:
-    none of them was), and whether both."""
-    size = len(case.labels)
-    code: dict[str | None, int] = {label: place for place, label in enumerate(case.labels)}
-    true = np.eye(size)[np.array([code[label] for label in case.right], int)]
-    said = np.eye(size + 1)[np.array([code.get(label, size) for label in given], int)]
-    return np.hstack([true, said, true * said[:, :-1]])
-
-
-def _parts(sums: Floats) -> tuple[Floats, Floats, Floats]:
-    """How often each label is right, was said, and was found: (r, labels) each."""
-    size = sums.shape[1] // 3
-    return sums[:, :size], sums[:, size : 2 * size], sums[:, 2 * size + 1 :]
+    """(answers, 3 * labels): for each label whether it is right, was said, and was found."""
+    labels = np.array(case.labels, object)
+    true, said = (np.array(side, object)[:, None] == labels for side in (case.right, given))
+    return np.hstack([true, said, true & said]).astype(float)
 
 
 def balanced_accuracy(sums: Floats) -> Floats:
     """The mean recall of the labels that occur."""
-    true, _, hits = _parts(sums)
+    true, _, hits = np.split(sums, 3, axis=1)
     return _mean_of_present(_divide(hits, true), true)
 
 
 def f1(sums: Floats) -> Floats:
-    true, said, hits = _parts(sums)
+    true, said, hits = np.split(sums, 3, axis=1)
     values = _divide(2 * hits, true + said)
     return values[:, 0] if values.shape[1] == 2 else _mean_of_present(values, true)
 
@@ -147,7 +136,7 @@ def _divide(over: Floats, under: Floats) -> Floats:
 
 def _by_label(stats: Floats) -> list[Floats]:
     """Of each label that occurs, the hits and the answers of its test rows: (rows, 2) each."""
-    true, _, hits = _parts(stats)
+    true, _, hits = np.split(stats, 3, axis=1)
     parts = [np.stack(pair, axis=1) for pair in zip(hits.T, true.T, strict=True)]
     return [part[part[:, 1] > 0] for part in parts if part[:, 1].any()]
 

@@ -17,12 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import MachineError, UserError, unknown
-from tell_plugins.core.progress import track
+from tell_plugins.core.progress import tracked
 from tell_plugins.core.state_files import Shape, cached_json, write_json
 from tell_plugins.evaluation.intervals import counts_of
 from tell_plugins.evaluation.judged import Judged, Scored, mean, ratio
@@ -78,9 +76,9 @@ def wanted(asked: Any) -> Wanted:
     `asked` has these options as attributes. Raises UserError for an unknown metric, and for a
     checkpoint that is a path and not there.
     """
-    names = [part.strip().lower() for part in (asked.learned or "").split(",") if part.strip()]
     found = {}
-    for name in names:
+    for part in filter(str.strip, (asked.learned or "").split(",")):
+        name = part.strip().lower()
         if name not in LEARNED:
             raise unknown("learned metric", name, LEARNED, "--learned")
         variable = os.environ.get(VARIABLES[name])
@@ -207,22 +205,15 @@ class Bleurt(LearnedMetric):
     def score(self, triples: Sequence[Triple]) -> list[float]:
         import torch
 
-        order = np.argsort(self.lengths(triples))  # those of one length need no padding
-        scores = np.zeros(len(triples))
-        with track(len(triples), "BLEURT", "segments") as bar, torch.inference_mode(), _quiet():
-            for start in range(0, len(order), _BATCH):
-                batch = order[start : start + _BATCH]
-                encoded = self._encoded(
-                    [triples[place] for place in batch],
-                    padding="longest",
-                    truncation="longest_first",
-                    max_length=self.limit,
-                    return_tensors="pt",
-                )
-                found = self._model(**encoded.to(self._model.device)).logits
-                scores[batch] = found.flatten().cpu().numpy()
-                bar.update(len(batch))
-        return [float(score) for score in scores]
+        parts = [triples[start : start + _BATCH] for start in range(0, len(triples), _BATCH)]
+        cut = {"truncation": "longest_first", "max_length": self.limit}
+        found: list[float] = []
+        with torch.inference_mode(), _quiet():
+            for part in tracked(parts, "BLEURT", "batches", len(parts)):
+                encoded = self._encoded(part, padding="longest", return_tensors="pt", **cut)
+                logits = self._model(**encoded.to(self._model.device)).logits
+                found += logits.flatten().tolist()
+        return found
 
 
 class Comet(LearnedMetric):
@@ -235,19 +226,11 @@ class Comet(LearnedMetric):
         path = Path(_local_or_name(model))
         with _loading(model):
             from comet import download_model, load_from_checkpoint
-            from comet.models import RegressionMetric
 
             if not path.exists():
                 path = Path(download_model(model))
             file = path / "checkpoints" / "model.ckpt" if path.is_dir() else path
             self._model: Any = load_from_checkpoint(str(file))
-        if type(self._model) is not RegressionMetric:
-            raise UserError(
-                f"'{model}' is a {type(self._model).__name__}",
-                where="--comet or $TELL_COMET",
-                allowed="a RegressionMetric, which reads its three texts apart: wmt22-comet-da",
-                remedy=f"leave it out for {DEFAULT_MODELS['comet']}",
-            )
         self.limit = int(self._model.encoder.max_positions) - 2
 
     def lengths(self, triples: Sequence[Triple]) -> list[int]:
@@ -278,23 +261,24 @@ def load_metric(name: str, model: str) -> LearnedMetric:
 def score_documents(metric: LearnedMetric, scored: Scored) -> LearnedScores:
     """The scores of each aligned line and, by BLEURT, of whole answers."""
     docs = documents(scored)
-    places, triples = [], []
-    for doc in docs:
-        texts = zip(doc.sources, doc.hypotheses, doc.references, strict=True)
-        for number, line in enumerate(texts, 1):
-            places.append(f"row {doc.row}, line {number}")
-            triples.append(Triple(*map(one_line, line)))
+    lines = [
+        (f"row {doc.row}, line {number}", Triple(*map(one_line, texts)))
+        for doc in docs
+        for number, texts in enumerate(
+            zip(doc.sources, doc.hypotheses, doc.references, strict=True), 1
+        )
+    ]
+    triples = [triple for _, triple in lines]
     whole: list[Triple] = []
     if isinstance(metric, Bleurt):
-        raw = pairs(docs, "raw_document")
-        whole = [Triple("", h, r) for h, r in zip(raw.hypotheses, raw.references, strict=True)]
+        whole = [Triple("", one_line(doc.answer), one_line(doc.reference)) for doc in docs]
     return LearnedScores(
         metric=metric.name,
         model=metric.model_name,
         answers_sha256=scored.sha256,
         limit=metric.limit,
         segments=metric.score(triples),
-        over_limit=[places[i] for i in metric.over_limit(triples)],
+        over_limit=[lines[i][0] for i in metric.over_limit(triples)],
         raw=metric.score(whole) if whole else [],
         raw_cut=len(metric.over_limit(whole)) if whole else 0,
     )
@@ -327,21 +311,20 @@ def _loading(model: str) -> Iterator[None]:
     except (MemoryError, ModuleNotFoundError):
         raise
     except Exception as error:  # the libraries raise bare Exception, KeyError, OSError ...
-        reason = str(error).strip().partition("\n")[0][:300]
-        message = f"{type(error).__name__}: {reason}"
-        if paths.user_path(model).exists():
-            unsafe = isinstance(error, pickle.UnpicklingError)
-            raise UserError(
-                ("it holds more than weights" if unsafe else "no checkpoint of this metric")
-                + f", and is not loaded: {message}",
-                where=model,
-                remedy="name a folder of plain weights that the metric's library saved; what its "
-                "hparams.yaml names as pretrained_model must be on this machine or the network",
+        message = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
+        if not paths.user_path(model).exists():
+            raise MachineError(
+                f"{model}: not available ({message})",
+                remedy="check the network, or name a local folder by argument or by "
+                "$TELL_BLEURT / $TELL_COMET",
             ) from None
-        raise MachineError(
-            f"{model}: not available ({message})",
-            remedy="check the network, or name a local folder by argument or by "
-            "$TELL_BLEURT / $TELL_COMET",
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        found = "it holds more than weights" if unsafe else "no checkpoint of this metric"
+        raise UserError(
+            f"{found}, and is not loaded: {message}",
+            where=model,
+            remedy="name a folder of plain weights that the metric's library saved; what its "
+            "hparams.yaml names as pretrained_model must be on this machine or the network",
         ) from None
 
 

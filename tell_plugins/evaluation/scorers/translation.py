@@ -1,9 +1,12 @@
-"""Translations: chrF++ and BLEU by sacrebleu, of documents and of aligned lines.
+"""Texts against texts: chrF++ and BLEU by sacrebleu, of documents and of aligned lines.
 
-`raw` is as in the paper: the whole answer against the whole reference, opening sentence included.
-`stripped` takes the references' opening sentence off both sides; it is scored by document and by
-aligned line, where whole documents exceed what learned metrics read. Nothing is skipped: an answer
-with another number of lines is counted and scored.
+Of translations `raw` is as in the paper: the whole answer against the whole reference, opening
+sentence included. `stripped` takes the references' opening sentence off both sides; it is scored by
+document and by aligned line, where whole documents exceed what learned metrics read. Nothing is
+skipped: an answer with another number of lines is counted and scored.
+
+Of free text (metric `text`) nothing is known but the references, so nothing more is claimed than
+exact match and chrF++ of whole answers. Runs of white space count as one blank everywhere.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import regex
 
+from tell_plugins.core.sources import TaskRows
+from tell_plugins.evaluation.answers import Answer
 from tell_plugins.evaluation.intervals import Floats, Score, counts_of, summed
 from tell_plugins.evaluation.judged import Case, Column, Constant, Judged, ratio, share
 
@@ -41,7 +46,7 @@ def judge(case: Case) -> dict[str, Judged]:
         made = {key: part for name in METRICS for key, part in columns(name, both).items()}
         found[unit] = Judged(case.rows, made, notes=[signature(name, both) for name in METRICS])
     lines = found[UNITS[0]]
-    lines.kinds.extend(_kind_of(doc) for doc in docs)
+    lines.kinds.extend(doc.kind for doc in docs)
     lines.columns["alignment_failures"] = share([not doc.aligned for doc in docs], good=-1)
     lines.columns["opened"] = share([doc.opened for doc in docs], good=0, detail=True)
     lines.columns["own_opening"] = share([doc.own_opening for doc in docs], good=0, detail=True)
@@ -59,12 +64,28 @@ def constant(case: Case) -> Constant:
     return Constant("source copied", judge(copied)[UNITS[0]])
 
 
+def judge_text(case: Case) -> dict[str, Judged]:
+    """Free text: the whole answer against the whole reference."""
+    said = [one_line(answer.text) for answer in case.answers]
+    right = [one_line(reference) for reference in case.right]
+    both = Pairs(said, right, list(range(len(said))))
+    found = {
+        "exact_match": share([a == b for a, b in zip(said, right, strict=True)]),
+        "empty": share([not text for text in said], good=-1, detail=True),
+        **columns("chrf++", both),
+    }
+    return {"text": Judged(case.rows, found, notes=[signature("chrf++", both)])}
+
+
+# --- answers as documents of lines ----------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Document:
     """One answer beside its reference: whole texts, and aligned lines without openings.
 
-    `lines` is how many the answer has (0 for none). `opened` says whether it began with the
-    references' opening sentence, `own_opening` with one of its own instead.
+    `kind` says how the number of the answer's lines differs, None where it does not. `opened` says
+    whether it began with the references' opening sentence, `own_opening` with one of its own.
     """
 
     row: int
@@ -73,53 +94,40 @@ class Document:
     sources: list[str]
     hypotheses: list[str]
     references: list[str]
-    lines: int
+    kind: str | None
     opened: bool
     own_opening: bool
 
     @property
     def aligned(self) -> bool:
         """Whether the answer has as many lines as the reference."""
-        return self.lines == len(self.references)
-
-
-def _kind_of(doc: Document) -> str | None:
-    """How the number of an answer's lines differs from its reference's; None where it does not."""
-    if doc.aligned:
-        return None
-    if doc.lines == 0:
-        return "empty"
-    return "fewer_lines" if doc.lines < len(doc.references) else "more_lines"
+        return self.kind is None
 
 
 def documents(case: Case) -> list[Document]:
-    """Every answer as a document.
+    """Every answer as a document."""
+    assert case.task is not None
+    opening = reference_opening(case.task.responses)
+    return [_document(answer, case.task, opening) for answer in case.answers]
 
-    One whose source and reference differ in their number of lines (none in the official data) is
-    one segment as a whole.
-    """
-    task = case.task
-    assert task is not None
-    opening = reference_opening(task.responses)
-    found = []
-    for answer in case.answers:
-        whole = task.responses[answer.row]
-        source = _filled(task.plain[answer.row]) or [""]
-        reference = _filled(strip_opening(whole, opening)[0]) or [""]
-        text, opened = strip_opening(answer.text, opening)
-        filled = _filled(text)
-        own = 0 if opened else _own_opening(filled, len(reference))
-        given = filled[own:] if own else lines_of(text)
-        if len(source) != len(reference):
-            source, reference = [" ".join(source)], [" ".join(reference)]
-            given = [" ".join(filled[own:])] if filled else []
-        said, lines = align(given, len(reference))
-        found.append(
-            Document(
-                answer.row, answer.text, whole, source, said, reference, lines, opened, own > 0
-            )
-        )
-    return found
+
+def _document(answer: Answer, task: TaskRows, opening: str) -> Document:
+    """One whose source and reference differ in their number of lines (none in the official data) is
+    one segment as a whole."""
+    whole = task.responses[answer.row]
+    sources = _filled(task.plain[answer.row]) or [""]
+    references = _filled(strip_opening(whole, opening)[0]) or [""]
+    text, opened = strip_opening(answer.text, opening)
+    filled = _filled(text)
+    own = 0 if opened else _own_opening(filled, len(references))
+    given = filled[own:] if own else lines_of(text)
+    if len(sources) != len(references):
+        sources, references = [" ".join(sources)], [" ".join(references)]
+        given = [" ".join(filled[own:])] if filled else []
+    said, kind = align(given, len(references))
+    return Document(
+        answer.row, answer.text, whole, sources, said, references, kind, opened, own > 0
+    )
 
 
 def reference_opening(references: Sequence[str]) -> str:
@@ -140,10 +148,8 @@ def reference_opening(references: Sequence[str]) -> str:
 def strip_opening(text: str, opening: str) -> tuple[str, bool]:
     """`text` without the opening, and whether it had it; white space may differ."""
     words = opening.split()
-    if not words:
-        return text, False
     match = re.match(r"\s*" + r"\s+".join(map(re.escape, words)) + r"(?:\s+|$)", text)
-    return (text[match.end() :], True) if match else (text, False)
+    return (text[match.end() :], True) if words and match else (text, False)
 
 
 def lines_of(text: str) -> list[str]:
@@ -156,19 +162,18 @@ def _filled(text: str) -> list[str]:
     return [line for line in lines_of(text) if line]
 
 
-def align(answer: Sequence[str], count: int) -> tuple[list[str], int]:
-    """The lines of an answer brought to `count` lines, and how many lines it had.
+def align(answer: Sequence[str], count: int) -> tuple[list[str], str | None]:
+    """The lines of an answer brought to `count` lines, and how their number differed.
 
-    Where the number differs, empty lines between others are first left out. If it still differs,
-    missing lines are empty and surplus ones join the last: nothing of an answer is dropped.
+    Where it does, empty lines between others are first left out. If it still differs, missing lines
+    are empty and surplus ones join the last: nothing of an answer is dropped.
     """
-    lines = list(answer)
-    if len(lines) != count:
-        lines = [line for line in lines if line]
-    found = len(lines)
-    if found > count:
-        lines = [*lines[: count - 1], " ".join(lines[count - 1 :])]
-    return lines + [""] * (count - len(lines)), found
+    lines = list(answer) if len(answer) == count else [line for line in answer if line]
+    if len(lines) == count:
+        return lines, None
+    if len(lines) > count:
+        return [*lines[: count - 1], " ".join(lines[count - 1 :])], "more_lines"
+    return lines + [""] * (count - len(lines)), "fewer_lines" if lines else "empty"
 
 
 def _own_opening(lines: Sequence[str], count: int) -> int:
@@ -181,6 +186,9 @@ def _own_opening(lines: Sequence[str], count: int) -> int:
     return surplus if 0 < surplus <= 2 and lines[surplus - 1].endswith(":") else 0
 
 
+# --- sacrebleu ------------------------------------------------------------------------------------
+
+
 class Pairs(NamedTuple):
     """Hypotheses and references of one unit, each on one line; `owners` are their answers."""
 
@@ -191,18 +199,15 @@ class Pairs(NamedTuple):
 
 def pairs(docs: Sequence[Document], unit: str) -> Pairs:
     """The hypotheses and references of `docs`, by the unit's kind."""
-    parts: list[tuple[Sequence[str], Sequence[str]]]
-    if unit == "stripped_segment":
-        parts = [(doc.hypotheses, doc.references) for doc in docs]
-    elif unit == "raw_document":
-        parts = [([doc.answer], [doc.reference]) for doc in docs]
-    else:
-        parts = [([" ".join(doc.hypotheses)], [" ".join(doc.references)]) for doc in docs]
-    return Pairs(
-        [one_line(text) for said, _ in parts for text in said],
-        [one_line(text) for _, right in parts for text in right],
-        [place for place, (_, right) in enumerate(parts) for _ in right],
-    )
+    made: list[tuple[str, str, int]] = []
+    for place, doc in enumerate(docs):
+        said, right = doc.hypotheses, doc.references
+        if unit == "stripped_document":
+            said, right = [" ".join(said)], [" ".join(right)]
+        elif unit == "raw_document":
+            said, right = [doc.answer], [doc.reference]
+        made += [(one_line(a), one_line(b), place) for a, b in zip(said, right, strict=True)]
+    return Pairs(*map(list, zip(*made, strict=True)))
 
 
 def one_line(text: str) -> str:
