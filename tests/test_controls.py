@@ -28,7 +28,7 @@ def _plan(world: World, **changes: str) -> SweepPlan:
         evaluate={"general_rows": 4, "retention_rows": 4},
         flags={},
     )
-    plan = make_plan(sweep, world.root / "out" / "cards")
+    plan = make_plan(sweep, world.root / "out")
     assert plan.problems == []
     return plan
 

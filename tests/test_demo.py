@@ -11,7 +11,6 @@ from tell_plugins.bridge import embedded_model
 from tell_plugins.core import paths
 from tell_plugins.experiments import demo
 from tell_plugins.experiments.planning import make_plan
-from tell_plugins.experiments.store import Store
 from tell_plugins.experiments.sweep import load_sweep
 from tests.conftest import PROJECT
 
@@ -72,6 +71,5 @@ def test_the_demo(small, capfd):
     recipe = small / "recipes" / "hold.yaml"  # another learning rate: trained anew
     recipe.write_text(recipe.read_text().replace("0.004", "0.001"))
     sweep = load_sweep(small / "recipes" / "sweeps" / "demo.yaml")
-    store = Store(small / "demo")
-    plan = make_plan(sweep, store.cards)
-    assert [run.cell.method for run in plan.runs if store.job(run).done] == ["word counting"]
+    plan = make_plan(sweep, small / "demo")
+    assert [run.cell.method for run in plan.runs if run.job.done] == ["word counting"]

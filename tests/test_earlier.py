@@ -11,9 +11,16 @@ from tell_plugins import cli
 from tell_plugins.evaluation import evaluate
 from tell_plugins.evaluation.options import Options
 from tell_plugins.evaluation.prompts import pairs_sha256, prompts_sha256
-from tell_plugins.experiments.planning import Planned, PlannedBase, SweepPlan, make_plan
+from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.experiments.results import Study, collect, index_file, study_of, tell_left_out
-from tell_plugins.experiments.store import EVALUATED, TRAINED, Store, other_answers, write_json
+from tell_plugins.experiments.store import (
+    EVALUATED,
+    TRAINED,
+    PlannedBase,
+    other_answers,
+    prepare,
+    write_json,
+)
 from tell_plugins.experiments.sweep import make_sweep
 from tell_plugins.recipe.recipes import load_recipe
 from tests.made_results import MadeResults
@@ -29,11 +36,11 @@ def world(tmp_path, monkeypatch) -> World:
 
 
 @pytest.fixture
-def store(world) -> Store:
-    return Store(world.root / "out")
+def out(world) -> Path:
+    return world.root / "out"
 
 
-def _plan(world: World, store: Store, **keys: Any) -> SweepPlan:
+def _plan(world: World, out: Path, **keys: Any) -> SweepPlan:
     raw = {
         "title": "t",
         "base": str(world.root / "tiny.yaml"),
@@ -42,14 +49,14 @@ def _plan(world: World, store: Store, **keys: Any) -> SweepPlan:
         "evaluate": {"general_rows": 4, "retention_rows": 4},
         **keys,
     }
-    plan = make_plan(make_sweep(raw, "made", "made.yaml"), store.cards)
+    plan = make_plan(make_sweep(raw, "made", "made.yaml"), out)
     assert plan.problems == []
     return plan
 
 
-def _answered(store: Store, run: Planned | PlannedBase) -> Path:
+def _answered(run: PlannedBase) -> Path:
     """Prepare a run and leave what `eval` writes before it asks; the folder of its answers."""
-    folder = store.prepare(run).eval_folder
+    folder = prepare(run).eval_folder
     recipe = str(folder / "recipe.yaml")
     asked = Options(recipe=recipe, adapter=["none"], general_rows=4, retention_rows=4)
     task = evaluate.plan(load_recipe(recipe), asked)
@@ -64,22 +71,22 @@ def _answered(store: Store, run: Planned | PlannedBase) -> Path:
     return folder
 
 
-def _finished(store: Store, plan: SweepPlan) -> Study:
+def _finished(out: Path, plan: SweepPlan) -> Study:
     """A sweep that is done as far as its folder says; what is kept of it."""
     for run in (*plan.bases, *plan.runs):
-        job = store.prepare(run)
+        job = prepare(run)
         write_json(job.folder / TRAINED, {"steps": 1})
         write_json(job.eval_folder / EVALUATED, {"seconds": 1})
-    study = study_of(plan, store, "./run.sh sweep made.yaml")
-    write_json(index_file(store.root, study), study.model_dump(mode="json"))
+    study = study_of(plan, "./run.sh sweep made.yaml")
+    write_json(index_file(out, study), study.model_dump(mode="json"))
     return study
 
 
-def test_answers_to_the_prompts_of_now_are_kept(world, store):
-    plan = _plan(world, store)
+def test_answers_to_the_prompts_of_now_are_kept(world, out):
+    plan = _plan(world, out)
     for run in (*plan.bases, *plan.runs):
-        _answered(store, run)
-    assert list(other_answers(_plan(world, store), store)) == []
+        _answered(run)
+    assert list(other_answers(_plan(world, out).everything)) == []
 
 
 def _edit(name: str, old: str, new: str) -> Callable[[World], None]:
@@ -103,28 +110,28 @@ def _edit(name: str, old: str, new: str) -> Callable[[World], None]:
     ],
     ids=["anchor", "test_row", "test_answer", "held_out_rows", "length"],
 )
-def test_answers_to_other_answers_are_not_taken_for_these(world, store, change, capsys):
+def test_answers_to_other_answers_are_not_taken_for_these(world, out, change, capsys):
     sweep = str(world.sweep(evaluate={"general_rows": 4, "retention_rows": 4}))
-    before = _plan(world, store)
-    folder = _answered(store, before.bases[0])
+    before = _plan(world, out)
+    folder = _answered(before.bases[0])
     change(world)
-    after = _plan(world, store)
+    after = _plan(world, out)
     assert after.bases[0].evaluation.id == before.bases[0].evaluation.id
-    (problem,) = other_answers(after, store)
+    (problem,) = other_answers(after.everything)
     assert problem.where == str(folder)
     assert f"runs/*/eval/{folder.name}" in str(problem.remedy)
-    assert cli.main(["sweep", sweep, "--dry-run", "--out", str(store.root)]) == 1
+    assert cli.main(["sweep", sweep, "--dry-run", "--out", str(out)]) == 1
     assert "the answers are to other prompts" in capsys.readouterr().err
-    assert cli.main(["sweep", sweep, "--out", str(store.root)]) == 1
-    assert not list(store.root.glob("sweeps/*"))
+    assert cli.main(["sweep", sweep, "--out", str(out)]) == 1
+    assert not list(out.glob("sweeps/*"))
 
 
-def test_answers_of_several_runs_are_told_once(world, store):
-    plan = _plan(world, store)
+def test_answers_of_several_runs_are_told_once(world, out):
+    plan = _plan(world, out)
     for run in (*plan.bases, *plan.runs):
-        _answered(store, run)
+        _answered(run)
     _edit("tiny_task/test.jsonl", "Is 1003 an", "Is 3001 an")(world)
-    (problem,) = other_answers(_plan(world, store), store)
+    (problem,) = other_answers(_plan(world, out).everything)
     assert str(problem.where).endswith(" and 4 more")
 
 
@@ -141,19 +148,19 @@ def test_answers_of_several_runs_are_told_once(world, store):
         ({"methods": {"TELL": None, "SFT": {"general": "0", "lora_rank": 2}}}, 2),
     ],
 )
-def test_runs_that_a_report_will_leave_out_are_told(world, store, capsys, change, lost):
-    _finished(store, _plan(world, store))
-    tell_left_out(store.root, study_of(_plan(world, store, **change), store, ""))
+def test_runs_that_a_report_will_leave_out_are_told(world, out, capsys, change, lost):
+    _finished(out, _plan(world, out))
+    tell_left_out(out, study_of(_plan(world, out, **change), ""))
     told = capsys.readouterr().out
     assert (f"{lost} finished runs that are not this sweep's, such as " in told) is bool(lost)
 
 
-def test_flags_make_another_sweep_which_a_dry_run_tells(world, store, tell):
+def test_flags_make_another_sweep_which_a_dry_run_tells(world, out, tell):
     path = world.sweep("made", evaluate={"general_rows": 4, "retention_rows": 4})
-    index = store.root / "sweeps" / "made.json"
-    before = _finished(store, _plan(world, store)).model_dump(mode="json")
+    index = out / "sweeps" / "made.json"
+    before = _finished(out, _plan(world, out)).model_dump(mode="json")
     command = ["sweep", str(path), "--learning_rate", "2e-4", "--dry-run"]
-    assert "made.json is of a sweep with 4 finished runs" in tell(*command, "--out", store.root)
+    assert "made.json is of a sweep with 4 finished runs" in tell(*command, "--out", out)
     assert json.loads(index.read_text()) == before
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.experiments.controls import CONTROLS
-from tell_plugins.experiments.planning import Evaluation, Facts, Planned, PlannedBase
 from tell_plugins.experiments.results import BASE_METHOD, Study, load_studies
+from tell_plugins.experiments.store import Evaluation, Facts, Planned, PlannedBase
 from tell_plugins.experiments.sweep import RIVAL, Cell
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.schedule import plan, training_of
@@ -92,12 +93,12 @@ def test_a_sweep_finds_the_published_runs_again(tmp_path: Path) -> None:
     """Ids are made of settings and mixtures as ever: hours of finished runs hang on them."""
     recipe = load_recipe(PROJECT / "recipes" / "smollm2_json.yaml")
     recipe = recipe.with_values(**BEFORE)
-    base = PlannedBase(recipe, Evaluation("tell/halu_cot_json_spans", "card", {}))
+    base = PlannedBase(recipe=recipe, evaluation=Evaluation("tell/halu_cot_json_spans", "card", {}))
     found = 0
     for path in sorted((RESULTS / "runs").glob("*/run.json")):
         run = json.loads(path.read_text())
         if run["base"]:
-            assert base.folder == path.parent.name
+            assert base.name == path.parent.name
             continue
         settings = Recipe(recipe.path, run["settings"])
         assert not any(run["settings"].get(key) for key in BEFORE)
@@ -111,8 +112,8 @@ def test_a_sweep_finds_the_published_runs_again(tmp_path: Path) -> None:
             evaluation=base.evaluation,
             base=base,
         )
-        assert planned.folder == path.parent.name
-        assert planned.base.id == PlannedBase(settings, base.evaluation).id
+        assert planned.name == path.parent.name
+        assert planned.base.id == replace(base, recipe=settings).id
         found += 1
     assert found == 27
 

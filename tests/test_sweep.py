@@ -31,7 +31,7 @@ from tell_plugins.core.text import comparison_keys
 from tell_plugins.experiments import derived_cards, runner, worker
 from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.experiments.results import study_of
-from tell_plugins.experiments.store import Job, Store
+from tell_plugins.experiments.store import Job, prepare
 from tell_plugins.experiments.sweep import Sweep, load_sweep, make_sweep
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import change, message_of, wait_for
@@ -52,7 +52,7 @@ def _sweep(world: World, **keys: Any) -> Sweep:
 
 
 def _plan(world: World, **keys: Any) -> Any:
-    plan = make_plan(_sweep(world, **keys), world.root / "out" / "cards")
+    plan = make_plan(_sweep(world, **keys), world.root / "out")
     assert plan.problems == []
     return plan
 
@@ -146,7 +146,7 @@ PLANS: dict[str, dict[str, Any]] = {
 def test_what_is_planned(world, name):
     shutil.copytree(world.cards / "tiny_task", world.cards / "other_task")
     change(world.cards / "other_task", name="other_task")
-    plan = make_plan(_sweep(world, **PLANS[name]), world.root / "out" / "cards")
+    plan = make_plan(_sweep(world, **PLANS[name]), world.root / "out")
     text = "\n".join([*_lines(plan), *map(str, plan.problems), ""])
     assert_golden(f"plans/{name}.txt", text, world.root)
     done = {(entry.id, entry.evaluation.id) for entry in plan.entries}
@@ -213,7 +213,7 @@ def test_what_a_rival_is_asked(world):
     runs = {"counting": {"rival": "words"}, "examples": {"rival": "shots", "test_anchor": "none"}}
     counting, examples = _plan(world, runs=runs).entries
     assert counting.exposure is None
-    job = Store(world.root / "out").prepare(counting)
+    job = prepare(counting)
     assert (job.trained, job.steps) == (True, 0)
     options = json.loads((job.eval_folder / "options.json").read_text())
     assert (options["rival"], options["general_rows"]) == ("words", 0)
@@ -267,7 +267,7 @@ def test_every_model_has_its_base(world):
     plan = _plan(world, methods={"TELL": None, "SFT": {"general": "0"}}, grid={"model": models})
     assert [base.at for base in plan.bases] == [{"model": model} for model in models]
     assert len({base.label for base in plan.bases}) == 2
-    study = study_of(plan, Store(world.root / "out"), "")
+    study = study_of(plan, "")
     names = {base.run: base.at["model"] for base in study.bases}
     assert len(names) == 2
     for entry in study.entries:
@@ -285,11 +285,10 @@ def test_what_a_worker_asks_of_eval(world, monkeypatch):
     }
     evaluate = {"general_rows": 4, "retention_rows": 4, "shots": 2}
     plan = _plan(world, runs=runs, evaluate=evaluate)
-    store = Store(world.root / "out")
     asked: list[list[str]] = []
     monkeypatch.setattr(worker, "call", lambda step, folder, command, log: asked.append(command))
     for run in [*plan.bases, *plan.runs]:
-        job = store.prepare(run)
+        job = prepare(run)
         write_json(job.folder / "trained.json", {"steps": 3, "checkpoint": "checkpoint-3"})
         worker.evaluate(job.folder, job.eval_folder)
     adapters = [command[command.index("--adapter") + 1] for command in asked]
@@ -374,7 +373,7 @@ def test_cards_of_other_sweeps_are_in_nobodys_way(world, monkeypatch):
         monkeypatch.setenv("TELL_CARDS", named)
         assert _main("sweep", sweep, "--dry-run", "--out", str(out)) == 0
         monkeypatch.setenv("TELL_CARDS", named)
-        plan = make_plan(load_sweep(sweep), out / "cards")
+        plan = make_plan(load_sweep(sweep), out)
         assert plan.problems == []
         assert load_card("tiny_general_less4").folder.parent == out / "cards"
 

@@ -104,7 +104,7 @@ def at_hand(stand_ins, monkeypatch) -> Iterator[Path]:
 
 @cache
 def _plan(path: Path, root: Path) -> SweepPlan:
-    return make_plan(load_sweep(path), root / "cards")
+    return make_plan(load_sweep(path), root)
 
 
 @pytest.mark.parametrize("path", FILES, ids=_name)

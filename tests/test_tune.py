@@ -53,7 +53,7 @@ class Runs:
         self.started: list[str] = []
         self.first: list[str] = []  # what was started at once, at the start
         monkeypatch.setattr(tune, "run_here", self)
-        monkeypatch.setattr(tune, "other_answers", lambda plan, store: [])  # made up, too
+        monkeypatch.setattr(tune, "other_answers", lambda runs: [])  # made up, too
 
     def __call__(self, jobs: Sequence[Job], slots: object) -> None:
         self.first = self.first or [job.label.split(" (")[0] for job in jobs]

@@ -21,7 +21,6 @@ from tell_plugins.evaluation.system_tables import both_tables
 from tell_plugins.experiments import sweep_verb
 from tell_plugins.experiments.results import load_studies, systems_of
 from tell_plugins.experiments.runner import add_jobs
-from tell_plugins.experiments.store import Store
 from tell_plugins.experiments.sweep import Sweep, make_sweep
 from tell_plugins.recipe.recipes import Recipe, load_recipe, parse_flags
 
@@ -56,17 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.flags)
-    store = Store(paths.user_target(args.out) if args.out else sweep_verb.DEFAULT_ROOT)
+    root = paths.user_target(args.out) if args.out else sweep_verb.DEFAULT_ROOT
     sweep = _sweep(args, recipe)
     command = shlex.join(["./run.sh", "anchors2x2", paths.shown(recipe.path), *args.flags])
-    code = sweep_verb.do(sweep, store, command, jobs=args.jobs, retry_failed=True)
+    code = sweep_verb.do(sweep, root, command, jobs=args.jobs, retry_failed=True)
     if code:
         return code
-    study = next(study for study in load_studies(store.root) if study.name == sweep.name)
+    study = next(study for study in load_studies(root) if study.name == sweep.name)
     systems = dict(zip(CELLS, systems_of(study)[1:], strict=True))
     found = effects(systems)
     show(systems, found, f"{recipe.spec.card}, {recipe.name}: anchor in training, at test")
-    files = write(systems, found, store.root / sweep.name)
+    files = write(systems, found, root / sweep.name)
     print("saved " + " and ".join(paths.shown(file) for file in files))
     return 0
 

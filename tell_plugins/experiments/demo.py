@@ -22,7 +22,6 @@ from tell_plugins.experiments import plots, sweep_verb
 from tell_plugins.experiments.conclusions import conclude
 from tell_plugins.experiments.outcome import Judge, Outcome
 from tell_plugins.experiments.results import Study, load_studies, systems_of
-from tell_plugins.experiments.store import Store
 from tell_plugins.experiments.sweep import load_sweep
 
 OUT = paths.PROJECT / "output" / "demo"
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if args.again:
         shutil.rmtree(OUT, ignore_errors=True)
     sweep = load_sweep(paths.RECIPES / "sweeps" / "demo.yaml")
-    code = sweep_verb.do(sweep, Store(OUT), "./run.sh", jobs=_AT_ONCE, retry_failed=True)
+    code = sweep_verb.do(sweep, OUT, "./run.sh", jobs=_AT_ONCE, retry_failed=True)
     if code:
         return code
     print("[3/3] what they do", flush=True)

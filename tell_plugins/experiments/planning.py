@@ -1,15 +1,8 @@
-"""From a sweep to its runs: what each trains on, how long, and under which name it is kept.
-
-A run is known by a hash of what decides its result: ms-swift's settings and the mixture it sees.
-So two sweeps that ask for the same run share it, whatever they call it.
-"""
+"""From a sweep to its runs: what each trains on, how long, and what is asked of it."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +10,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tell_plugins.bridge.protocol import MODEL_KEYS
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError, UserErrors
 from tell_plugins.core.manifest import held_out_queries
@@ -29,169 +21,13 @@ from tell_plugins.core.spec import ALL, NONE, Amount, Spec, parse_spec
 from tell_plugins.evaluation.prompts import task_prompts
 from tell_plugins.evaluation.rivals import refuse_unfit
 from tell_plugins.experiments import derived_cards
+from tell_plugins.experiments.store import Evaluation, Facts, Planned, PlannedBase
 from tell_plugins.experiments.sweep import OWN_KEYS, SPEC_KEYS, TEST_ANCHOR, Cell, Sweep
 from tell_plugins.recipe.lengths import count, own_tokenizer
 from tell_plugins.recipe.recipes import SECRETS_REMEDY, Recipe, as_list, load_recipe
 from tell_plugins.recipe.schedule import Plan, exposure, plan, training_of
 
-BASE = "base"
-_FORMAT = 1  # raised when a run of the same hash would come out otherwise
-# keys that do not touch a run's result
-_FREE = ("dataset", "output_dir", "add_version", "logging_dir", "run_name", "report_to")
-# keys of the model that every base model's id is made of, given or not; others only where given
-_ALWAYS = (
-    *("model", "model_type", "model_revision", "model_kwargs", "template", "system"),
-    *("rope_scaling", "new_special_tokens", "quant_method", "quant_bits"),
-)
-_OF_A_GPU = ("torch_dtype", "device_map")  # on a CPU they are the machine's choice
-_FIELDS = {"from": "sources"}  # of `Spec`, where it is called otherwise than the key
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a mixture holds. Tokens are None where no tokenizer is at hand."""
-
-    hash: str
-    rows: int  # entries, copies included
-    task_rows: int  # distinct
-    copies: int
-    general_rows: int
-    tokens: int | None
-    task_tokens: int | None  # of the distinct task rows
-    general_tokens: int | None
-    overlapping: int | None  # None where it was not checked
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What is asked of one model, and the string that names the rows.
-
-    `dataset` names the task with the anchor of the test and the general card whose held-out rows
-    are measured; `eval` gets a recipe with it.
-    """
-
-    dataset: str
-    anchor: str
-    options: dict[str, Any]
-
-    @property
-    def card(self) -> str:
-        return parse_spec(self.dataset).card
-
-    @property
-    def id(self) -> str:
-        rows = self.options["rows"]
-        name = f"{self.options['split']}-{self.options['decoding']}"
-        return f"{name}{f'-{rows}rows' if rows else ''}-{_hash([self.dataset, self.options])[:8]}"
-
-
-@dataclass(frozen=True)
-class PlannedBase:
-    """The model before training, asked what the runs are asked."""
-
-    recipe: Recipe
-    evaluation: Evaluation
-    at: dict[str, Any] = field(default_factory=dict)  # what tells it from others of the sweep
-    steps: int = 0
-    rival: str = ""
-    trained_tokens: int = 0
-    exposure: float | None = None
-
-    @property
-    def asked(self) -> str:
-        """The dataset string that `eval` gets."""
-        return self.evaluation.dataset
-
-    @property
-    def model(self) -> dict[str, Any]:
-        """What decides which model answers, and how a prompt reaches it."""
-        without = ("external_plugins", *(() if self.needs_gpu else _OF_A_GPU))
-        given = {key: self.recipe.get(key) for key in MODEL_KEYS if key not in without}
-        return {key: v for key, v in given.items() if v is not None or key in _ALWAYS}
-
-    @property
-    def id(self) -> str:
-        return _hash([_FORMAT, BASE, self.model])[:12]
-
-    @property
-    def label(self) -> str:
-        rest = [f", {key}={value}" for key, value in self.at.items() if key != "card"]
-        return f"base model ({self.evaluation.card}{''.join(rest)})"
-
-    @property
-    def folder(self) -> str:
-        return _slug(f"{BASE}-{Path(str(self.recipe.get('model'))).name}") + f"-{self.id}"
-
-    @property
-    def needs_gpu(self) -> bool:
-        return not self.recipe.values.get("use_cpu")
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One run, ready to be done."""
-
-    cell: Cell
-    recipe: Recipe
-    spec: Spec
-    facts: Facts
-    plan: Plan
-    evaluation: Evaluation
-    base: PlannedBase  # the model that it was trained from
-    trained_tokens: int | None = None  # of all entries that some step holds, every epoch
-    exposure: float | None = None  # of the task rows, in rows at full rate; None without any
-    leaked: int | None = None  # rows asked whose question is among the general rows
-    equal_steps: str | None = None  # the id of the run whose steps it must take
-
-    @property
-    def label(self) -> str:
-        return self.cell.label
-
-    @property
-    def rival(self) -> str:
-        """What answers in place of a trained model."""
-        return self.cell.rival
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps; a rival takes none."""
-        return 0 if self.rival else self.plan.steps
-
-    @property
-    def is_no_op(self) -> bool:
-        """Whether it trains, and every step has learning rate 0."""
-        return not self.rival and self.plan.is_no_op
-
-    @property
-    def asked(self) -> str:
-        """The dataset string that `eval` gets; a rival learns from the rows of it."""
-        if self.rival:
-            return str(self.spec.with_values(anchor=self.evaluation.anchor))
-        return self.evaluation.dataset
-
-    @property
-    def id(self) -> str:
-        if self.rival:
-            return _hash([_FORMAT, self.rival, self.base.model, self.facts.hash])[:12]
-        values = {key: value for key, value in self.recipe.values.items() if key not in _FREE}
-        world = self.plan.training.world  # several processes take other steps from the same rows
-        several = [] if world == 1 else [f"{world} processes"]
-        held = [f"kl {self.spec.kl:g}"] if self.spec.kl else []  # the same rows, another loss
-        return _hash([_FORMAT, values, self.facts.hash, *several, *held])[:12]
-
-    @property
-    def folder(self) -> str:
-        general = self.rival or self.spec.general or ""
-        parts = [self.spec.card, self.spec.task, general, self.cell.seed]
-        return _slug("-".join(str(part) for part in parts if str(part))) + f"-{self.id}"
-
-    @property
-    def needs_gpu(self) -> bool:
-        return self.base.needs_gpu
-
-
-Asked = PlannedBase | Planned
-_Asked = TypeVar("_Asked", PlannedBase, Planned)
+_Asked = TypeVar("_Asked", bound=PlannedBase)
 
 
 @dataclass
@@ -215,7 +51,7 @@ class SweepPlan:
         return list(first.values())
 
     @property
-    def everything(self) -> list[Asked]:
+    def everything(self) -> list[PlannedBase]:
         """All that is to be done, the base models first."""
         return [*self.bases, *self.runs]
 
@@ -248,9 +84,8 @@ def _each_once(asked: Iterable[_Asked]) -> list[_Asked]:
 class Planner:
     """Resolves the cells of one sweep; `cards` is the folder of the cards that are made for it."""
 
-    def __init__(self, sweep: Sweep, cards: Path) -> None:
-        self.sweep = sweep
-        self.cards = cards
+    def __init__(self, sweep: Sweep, root: Path, cards: Path) -> None:
+        self.sweep, self.root, self.cards = sweep, root, cards
         derived_cards.use(cards)
         flags: dict[str, str | None] = {key: f"flag --{key}" for key in sweep.flags}
         self.base = load_recipe(sweep.base).with_values(**sweep.flags).placed(flags)
@@ -268,31 +103,31 @@ class Planner:
 
     def _make(self, cell: Cell) -> tuple[Planned, Mixture]:
         recipe = self._recipe(cell)  # first: a secret is told before whatever else is wrong
-        task_spec = self._task_spec(cell)
-        reference: Planned | None = None
-        if "equal_steps" in cell.settings:
-            reference, _ = self._reference(cell, "equal_steps")
-            task_spec = _in_rows(task_spec, reference)
-        mixture = build_mixture(self._trained_on(cell, task_spec))
-        if reference is not None:
-            recipe, mixture = _bring_to_steps(recipe, mixture, reference.plan.steps)
+        spec = self._task_spec(cell)
+        equal = self._reference(cell, "equal_steps")[0] if "equal_steps" in cell.settings else None
+        spec = _in_rows(spec, equal.facts) if equal else spec
+        mixture = build_mixture(self._trained_on(cell, spec))
+        if equal:
+            recipe, mixture = _bring_to_steps(recipe, mixture, equal.plan.steps)
         recipe = recipe.with_values(dataset=[str(mixture.spec)])
         schedule = plan(len(mixture), training_of(recipe))
-        plain = Spec(task_spec.card, anchor=self._spec.anchor)
         meets = mixture.is_task.any() and not cell.rival
-        exposed = exposure(schedule, mixture.is_task).weight if meets else None
+        bare = self._evaluation(Spec(spec.card, anchor=self._spec.anchor))
         planned = Planned(
+            root=self.root,
             cell=cell,
             recipe=recipe,
+            evaluation=self._evaluation(spec, cell.settings.get(TEST_ANCHOR)),
+            base=PlannedBase(recipe=recipe, evaluation=bare, root=self.root),
+            steps=0 if cell.rival else schedule.steps,
+            rival=cell.rival,
+            trained_tokens=0 if cell.rival else trained_tokens(mixture, schedule, recipe),
+            exposure=exposure(schedule, mixture.is_task).weight if meets else None,
             spec=mixture.spec,
             facts=facts(mixture),
             plan=schedule,
-            trained_tokens=0 if cell.rival else trained_tokens(mixture, schedule, recipe),
-            exposure=exposed,
-            leaked=self._leaked(mixture, task_spec),
-            evaluation=self._evaluation(task_spec, cell.settings.get(TEST_ANCHOR)),
-            base=PlannedBase(recipe, self._evaluation(plain)),
-            equal_steps=reference.id if reference else None,
+            leaked=self._leaked(mixture, spec),
+            equal_steps=equal.id if equal else None,
         )
         return planned, mixture
 
@@ -309,6 +144,35 @@ class Planner:
                 remedy=SECRETS_REMEDY,
             )
         return recipe
+
+    def _task_spec(self, cell: Cell) -> Spec:
+        """The dataset string of a cell before it is derived, with every default written out."""
+        own, card = self._spec, str(cell.settings.get("card", self._spec.card))
+        if card != own.card:  # amounts and sources are the other card's own
+            own = own.with_values(card=card, split="train", task=ALL, general=None, sources=None)
+        given = {key: value for key, value in cell.settings.items() if key in SPEC_KEYS}
+        texts = [f"{key}={'+'.join(map(str, as_list(value)))}" for key, value in given.items()]
+        group = "runs" if cell.method in self.sweep.runs else "methods"
+        where = f"{self.sweep.place(group, cell.method)}, {cell.label}"
+        found = parse_spec(":".join(filter(None, (f"tell/{card}", "/".join(texts)))), where=where)
+        names = ("sources" if key == "from" else key for key in given)
+        changed = {name: getattr(found, name) for name in names}
+        return self._written_out(own.with_values(**changed, seed=cell.seed))
+
+    def _written_out(self, spec: Spec) -> Spec:
+        card = load_card(spec.card)
+        if card.general is None:
+            raise UserError(
+                f"'{card.name}' is general data and has no task",
+                where=f"{self.sweep.place('base')}, base {self.sweep.base}",
+                allowed="the recipe of a task",
+                remedy="name the task's recipe; 'general_only' makes the run without task rows",
+            )
+        amount = spec.general or card.general.amount
+        if amount == NONE:
+            return spec.with_values(general=NONE, sources=None)
+        names = map(self._held_out, spec.sources or card.general.sources)
+        return spec.with_values(general=amount, sources=tuple(names))
 
     def _trained_on(self, cell: Cell, spec: Spec) -> Spec:
         """The dataset string that a cell trains on, where it is made of another's mixture too."""
@@ -343,35 +207,6 @@ class Planner:
             )
         return self.planned(found)
 
-    def _task_spec(self, cell: Cell) -> Spec:
-        """The dataset string of a cell before it is derived, with every default written out."""
-        own, card = self._spec, str(cell.settings.get("card", self._spec.card))
-        if card != own.card:  # amounts and sources are the other card's own
-            own = own.with_values(card=card, split="train", task=ALL, general=None, sources=None)
-        given = {key: value for key, value in cell.settings.items() if key in SPEC_KEYS}
-        texts = [f"{key}={'+'.join(map(str, as_list(value)))}" for key, value in given.items()]
-        group = "runs" if cell.method in self.sweep.runs else "methods"
-        where = f"{self.sweep.place(group, cell.method)}, {cell.label}"
-        found = parse_spec(":".join(filter(None, (f"tell/{card}", "/".join(texts)))), where=where)
-        names = [_FIELDS.get(key, key) for key in given]
-        changed = {name: getattr(found, name) for name in names}
-        return self._written_out(own.with_values(**changed, seed=cell.seed))
-
-    def _written_out(self, spec: Spec) -> Spec:
-        card = load_card(spec.card)
-        if card.general is None:
-            raise UserError(
-                f"'{card.name}' is general data and has no task",
-                where=f"{self.sweep.place('base')}, base {self.sweep.base}",
-                allowed="the recipe of a task",
-                remedy="name the task's recipe; 'general_only' makes the run without task rows",
-            )
-        amount = spec.general or card.general.amount
-        if amount == NONE:
-            return spec.with_values(general=NONE, sources=None)
-        names = map(self._held_out, spec.sources or card.general.sources)
-        return spec.with_values(general=amount, sources=tuple(names))
-
     def _make_held_out(self, name: str) -> str:
         """The general card of that name without the rows that all runs are measured on."""
         rows = self.sweep.evaluate.general_rows
@@ -387,23 +222,10 @@ class Planner:
         task_prompts(card, wanted.split, asked.anchor, wanted.rows)  # an anchor or rows too many
         if wanted.general_rows:
             asked = asked.with_values(sources=(self._held_out(self._first_source(card)),))
-        options = wanted.model_dump(exclude={"anchor", "shots", "learned"}, mode="json")
-        more = {"shots": wanted.shots, "learned": wanted.learned}
-        options |= {key: value for key, value in more.items() if value}  # ids of earlier releases
+        # ids of earlier releases know nothing of these two
+        unset = {key for key in ("shots", "learned") if not getattr(wanted, key)}
+        options = wanted.model_dump(exclude={"anchor", *unset}, mode="json")
         return Evaluation(str(asked), asked.anchor, options)
-
-    def _leaked(self, mixture: Mixture, asked: Spec) -> int:
-        """How many of the rows asked have a question that a general row of the mixture asks."""
-        wanted = self.sweep.evaluate
-        card = load_card(asked.card)
-        task, prompts = task_prompts(card, wanted.split, asked.anchor, wanted.rows)
-        keys = task.question_keys[[prompt.row for prompt in prompts]]
-        found = [
-            np.isin(keys, source.rows.keys[source.used])
-            for source in mixture.sources
-            if isinstance(source.rows, Rows)
-        ]
-        return int(np.any(found, axis=0).sum()) if found else 0
 
     def _first_source(self, card: Card) -> str:
         """The general card whose held-out rows all runs are measured on, whatever they train on."""
@@ -414,10 +236,21 @@ class Planner:
         own = self._spec.sources if card.name == self._spec.card else None
         return (own or card.general.sources)[0]
 
+    def _leaked(self, mixture: Mixture, asked: Spec) -> int:
+        """How many of the rows asked have a question that a general row of the mixture asks."""
+        wanted = self.sweep.evaluate
+        card = load_card(asked.card)
+        task, prompts = task_prompts(card, wanted.split, asked.anchor, wanted.rows)
+        drawn = ((source.rows, source.used) for source in mixture.sources)
+        used = [rows.keys[taken] for rows, taken in drawn if isinstance(rows, Rows)]
+        keys = task.question_keys[[prompt.row for prompt in prompts]]
+        return int(np.isin(keys, np.concatenate(used)).sum()) if used else 0
 
-def make_plan(sweep: Sweep, cards: Path) -> SweepPlan:
-    """Resolve a whole sweep; `cards` is the folder of the cards that are made for it."""
-    planner, wanted = Planner(sweep, cards), sweep.cells()
+
+def make_plan(sweep: Sweep, root: Path, cards: Path | None = None) -> SweepPlan:
+    """Resolve a whole sweep, whose runs lie in `root`; the cards that are made for it go there too,
+    or into `cards`."""
+    planner, wanted = Planner(sweep, root, cards or root.absolute() / "cards"), sweep.cells()
     plan = SweepPlan(sweep)
     for cell in tracked(wanted, "planning", "runs", len(wanted)):
         try:
@@ -456,17 +289,17 @@ def trained_tokens(mixture: Mixture, schedule: Plan, recipe: Recipe) -> int | No
     return None if own is None else schedule.over_the_run(count(mixture, own, recipe).rows[:, 0])
 
 
-def _in_rows(spec: Spec, reference: Planned) -> Spec:
+def _in_rows(spec: Spec, reference: Facts) -> Spec:
     """The spec with amounts in tokens as the rows that the reference takes for them.
 
     An anchor counts as tokens of its rows: without it, or with another, the same amount would be
     other rows. (Amounts over several general cards stay: their rows are not told apart.)
     """
     if spec.task.unit == "tok":
-        spec = spec.with_values(task=Amount("rows", reference.facts.task_rows))
+        spec = spec.with_values(task=Amount("rows", reference.task_rows))
     general = spec.general
     if general is not None and general.unit == "tok" and len(spec.sources or ()) == 1:
-        spec = spec.with_values(general=Amount("rows", reference.facts.general_rows))
+        spec = spec.with_values(general=Amount("rows", reference.general_rows))
     return spec
 
 
@@ -475,13 +308,13 @@ def _bring_to_steps(recipe: Recipe, mixture: Mixture, steps: int) -> tuple[Recip
 
     Task rows alone are repeated as often as it needs, and the last round is cut by `max_steps`.
     """
-    own = plan(len(mixture), training_of(recipe)).steps
+    training = training_of(recipe)
+    own = plan(len(mixture), training).steps
     if own < steps and mixture.spec.general == NONE:
         entries = len(mixture) // mixture.spec.repeat
-        rows_per_step = training_of(recipe).rows_per_step
-        repeat = -(-rows_per_step * steps // entries)
+        repeat = -(-training.rows_per_step * steps // entries)
         mixture = build_mixture(mixture.spec.with_values(repeat=repeat))
-        own = plan(len(mixture), training_of(recipe)).steps
+        own = plan(len(mixture), training).steps
     if own < steps:
         raise UserError(
             f"the run takes {own} optimizer steps and cannot be brought to {steps}",
@@ -490,12 +323,3 @@ def _bring_to_steps(recipe: Recipe, mixture: Mixture, steps: int) -> tuple[Recip
             remedy="give both the same amounts in rows",
         )
     return (recipe.with_values(max_steps=steps) if own > steps else recipe), mixture
-
-
-def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.+-]+", "_", text)[:80]

@@ -27,14 +27,14 @@ from tell_plugins.evaluation.answers import ANSWERS, GENERAL, SETTINGS, Saved, r
 from tell_plugins.evaluation.elsewhere import LOSSES, SUM_FILES, Run
 from tell_plugins.evaluation.paper_numbers import Published, published
 from tell_plugins.evaluation.scoring import System, references, system_of
-from tell_plugins.experiments.planning import Asked, SweepPlan
+from tell_plugins.experiments.planning import SweepPlan
 from tell_plugins.experiments.store import (
     EVAL_FOLDER,
     EVALUATED,
     FAILED,
     RUN,
     TRAINED,
-    Store,
+    PlannedBase,
     facts_in,
     failure,
 )
@@ -283,10 +283,10 @@ def read_study(root: Path, path: Path, remedy: str) -> Study:
     return study.model_copy(update={"entries": entries})
 
 
-def study_of(plan: SweepPlan, store: Store, command: str) -> Study:
+def study_of(plan: SweepPlan, command: str) -> Study:
     """What is kept of a sweep for its report: which run each of its entries is."""
     sweep = plan.sweep
-    folders = {entry.id: store.folder_of(entry).name for entry in plan.entries}
+    folders = {entry.id: entry.job.folder.name for entry in plan.entries}
     return Study(
         name=sweep.name,
         title=sweep.title,
@@ -298,23 +298,22 @@ def study_of(plan: SweepPlan, store: Store, command: str) -> Study:
         plot=sweep.plot,
         entries=[
             Entry(
-                **_asked(entry, store),
+                **_asked(entry),
                 method=entry.cell.method,
                 at=entry.cell.at,
                 seed=entry.cell.seed,
                 equal_steps=folders.get(entry.equal_steps or ""),
-                base=store.folder_of(entry.base).name,
+                base=entry.base.job.folder.name,
             )
             for entry in plan.entries
         ],
-        bases=[Entry(**_asked(base, store), at=base.at) for base in plan.bases],
+        bases=[Entry(**_asked(base), at=base.at) for base in plan.bases],
     )
 
 
-def _asked(run: Asked, store: Store) -> dict[str, Any]:
+def _asked(run: PlannedBase) -> dict[str, Any]:
     evaluation = run.evaluation
-    folder = store.folder_of(run).name
-    return {"run": folder, "evaluation": evaluation.id, "card": evaluation.card}
+    return {"run": run.job.folder.name, "evaluation": evaluation.id, "card": evaluation.card}
 
 
 def tell_left_out(root: Path, now: Study) -> None:

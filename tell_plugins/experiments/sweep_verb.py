@@ -9,16 +9,13 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, above_zero, raise_all
 from tell_plugins.core.state_files import only_one, write_json
 from tell_plugins.evaluation import options
 from tell_plugins.experiments.controls import controls
-from tell_plugins.experiments.planning import Asked, Planned, SweepPlan, make_plan
+from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.experiments.results import Study, index_file, study_of, tell_left_out
 from tell_plugins.experiments.runner import (
     add_jobs,
@@ -29,13 +26,13 @@ from tell_plugins.experiments.runner import (
     slots,
 )
 from tell_plugins.experiments.store import (
-    EVALUATED,
-    RUN,
-    TRAINED,
     Job,
-    Store,
-    facts_in,
+    Pace,
+    Planned,
+    PlannedBase,
     other_answers,
+    pace,
+    prepare,
 )
 from tell_plugins.experiments.sweep import Sweep, load_sweep
 from tell_plugins.recipe.estimate import reported_flops
@@ -74,16 +71,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     sweep, command = _sweep(args), command_of(args)
-    store = Store(paths.user_target(args.out) if args.out else DEFAULT_ROOT)
+    root = paths.user_target(args.out) if args.out else DEFAULT_ROOT
     if args.dry_run:
         with tempfile.TemporaryDirectory() as cards:
-            plan = make_plan(sweep, Path(cards))
+            plan = make_plan(sweep, root, Path(cards))
             if plan.entries:
-                print_dry_run(plan, store, measured_rates(store, args.rate))
-            _check(plan, store, command)
+                print_dry_run(plan, root, args.rate)
+            _check(plan, root, command)
         return 0
     again = args.retry_failed
-    return do(sweep, store, command, jobs=args.jobs, ray=args.ray, retry_failed=again)
+    return do(sweep, root, command, jobs=args.jobs, ray=args.ray, retry_failed=again)
 
 
 def _sweep(args: argparse.Namespace) -> Sweep:
@@ -105,54 +102,6 @@ def _sweep(args: argparse.Namespace) -> Sweep:
     return load_sweep(args.file, flags)
 
 
-def do(
-    sweep: Sweep,
-    store: Store,
-    command: str,
-    *,
-    jobs: int | None = None,
-    ray: str | None = None,
-    retry_failed: bool = False,
-) -> int:
-    """Do what is not done of a sweep; 0 when all runs are there.
-
-    Args:
-        command: what makes the sweep again, kept with it.
-        jobs: runs at once (default: one a GPU; on a CPU one a core, as memory allows).
-        ray: address of a Ray cluster that does them.
-        retry_failed: whether runs that failed earlier are tried again.
-    """
-    with only_one(store.root, "sweep"):
-        plan = make_plan(sweep, store.cards)
-        study = _check(plan, store, command)
-        everything = [store.prepare(run) for run in plan.everything]
-        write_json(index_file(store.root, study), study.model_dump(mode="json"))
-        if retry_failed:
-            forget_failures(everything)
-        left = [job for job in everything if not job.done and not job.failure]
-        needs_gpu = any(job.needs_gpu for job in left)
-        states = Counter(job.state for job in everything)
-        done, failed = states["done"], states["failed"]
-        print(f"{sweep.title}: {len(everything)} runs, {done} done, {len(left)} to do", end="")
-        print(f", {failed} failed earlier (--retry-failed tries them again)" if failed else "")
-        print(f"folder: {paths.shown(store.root)}", flush=True)
-        if left and ray:
-            run_on_ray(left, ray, at_once=jobs, needs_gpu=needs_gpu)
-        elif left:
-            models = {str(run.recipe.get("model")) for run in plan.everything}
-            run_here(left, slots(jobs, needs_gpu=needs_gpu, models=models))
-        return _close(store, everything)
-
-
-def _check(plan: SweepPlan, store: Store, command: str) -> Study:
-    """What is kept of the sweep. Raises UserError for what of plan or folder stands in the way."""
-    raise_all(plan.problems)
-    raise_all(list(other_answers(plan, store)))
-    study = study_of(plan, store, command)
-    tell_left_out(store.root, study)
-    return study
-
-
 def command_of(args: argparse.Namespace) -> str:
     """The command that makes this sweep again, without what only this machine knows."""
     named = ["--controls"] if args.controls else []
@@ -163,7 +112,56 @@ def command_of(args: argparse.Namespace) -> str:
     return shlex.join(["./run.sh", "sweep", *named, *args.flags])
 
 
-def _close(store: Store, everything: list[Job]) -> int:
+def do(
+    sweep: Sweep,
+    root: Path,
+    command: str,
+    *,
+    jobs: int | None = None,
+    ray: str | None = None,
+    retry_failed: bool = False,
+) -> int:
+    """Do what is not done of a sweep; 0 when all runs are there.
+
+    Args:
+        root: the folder of the runs.
+        command: what makes the sweep again, kept with it.
+        jobs: runs at once (default: one a GPU; on a CPU one a core, as memory allows).
+        ray: address of a Ray cluster that does them.
+        retry_failed: whether runs that failed earlier are tried again.
+    """
+    with only_one(root, "sweep"):
+        plan = make_plan(sweep, root)
+        study = _check(plan, root, command)
+        everything = [prepare(run) for run in plan.everything]
+        write_json(index_file(root, study), study.model_dump(mode="json"))
+        if retry_failed:
+            forget_failures(everything)
+        states = Counter(job.state for job in everything)
+        left = [job for job in everything if job.state not in ("done", "failed")]
+        print(f"{sweep.title}: {len(everything)} runs, {states['done']} done, {len(left)} to do")
+        if states["failed"]:
+            print(f"{states['failed']} failed earlier (--retry-failed tries them again)")
+        print(f"folder: {paths.shown(root)}", flush=True)
+        needs_gpu = any(job.needs_gpu for job in left)
+        if left and ray:
+            run_on_ray(left, ray, at_once=jobs, needs_gpu=needs_gpu)
+        elif left:
+            models = {str(run.recipe.get("model")) for run in plan.everything}
+            run_here(left, slots(jobs, needs_gpu=needs_gpu, models=models))
+        return _close(root, everything)
+
+
+def _check(plan: SweepPlan, root: Path, command: str) -> Study:
+    """What is kept of the sweep. Raises UserError for what of plan or folder stands in the way."""
+    raise_all(plan.problems)
+    raise_all(list(other_answers(plan.everything)))
+    study = study_of(plan, command)
+    tell_left_out(root, study)
+    return study
+
+
+def _close(root: Path, everything: list[Job]) -> int:
     """Say how the sweep ended; 1 when a run failed."""
     failed = [job for job in everything if not job.done]
     for job in failed:
@@ -172,72 +170,53 @@ def _close(store: Store, everything: list[Job]) -> int:
         print(f"failed: {job.label} ({reason}), {paths.shown(job.folder)}", file=sys.stderr)
     if not failed:
         print(f"all {len(everything)} runs are done")
-    print(f"next: ./run.sh report {paths.shown(store.root)}")
+    print(f"next: ./run.sh report {paths.shown(root)}")
     return 1 if failed else 0
 
 
-class Rates(NamedTuple):
-    """How fast this sweep's runs are: trained tokens a second (NaN: not known), and seconds that
-    one evaluation takes (0: not known). `source` says where the rates come from."""
-
-    tokens: float
-    evaluation: float
-    source: str
-
-    def seconds_left(self, job: Job, tokens: float) -> float:
-        """What is left to do of a run that trains `tokens`; NaN where it is not known."""
-        if job.done:
-            return 0.0
-        return (0.0 if job.trained else tokens / self.tokens) + self.evaluation
+# --- what would be done ---------------------------------------------------------------------------
 
 
-def measured_rates(store: Store, given: float | None) -> Rates:
-    """`given` tokens a second, else what the finished runs of the folder took."""
-    asked = [facts_in(folder, EVALUATED).get("seconds") for folder in store.runs.glob("*/eval/*")]
-    known = [seconds for seconds in asked if seconds]
-    evaluation = sum(known) / len(known) if known else 0.0
-    if given:
-        return Rates(given, evaluation, "--rate")
-    folders = sorted(store.runs.glob("*"))
-    runs = [(facts_in(f, RUN).get("trained_tokens"), facts_in(f, TRAINED)) for f in folders]
-    whole = [(n, took["seconds"]) for n, took in runs if n and took.get("seconds")]
-    tokens, seconds = (sum(part) for part in zip(*whole, strict=True)) if whole else (math.nan, 1)
-    return Rates(tokens / seconds, evaluation, "the finished runs here")
+def print_dry_run(plan: SweepPlan, root: Path, rate: float | None) -> None:
+    """Print every run with its steps, tokens, FLOPs and time, and what is left to do in all.
 
-
-def print_dry_run(plan: SweepPlan, store: Store, rates: Rates) -> None:
-    """Print every run with its steps, tokens, FLOPs and time, and what is left to do in all."""
-    print(f"{plan.sweep.title}\nbase recipe {plan.sweep.base}, folder {store.root}\n")
-    rows: list[list[object]] = []
-    left = np.zeros((0, 3))  # tokens, FLOPs and seconds of what is to be done
-    for run in plan.everything:
-        job = store.job(run)
-        tokens = math.nan if run.trained_tokens is None else float(run.trained_tokens)
-        costs = [tokens, _flops(run, tokens), rates.seconds_left(job, tokens)]
-        left = left if job.done else np.vstack([left, costs])
-        note, mixed = (_note(run, plan), run.facts.rows) if isinstance(run, Planned) else ("", 0)
-        exposure = "" if run.exposure is None else f"{run.exposure:.1f}"
-        time = "?" if math.isnan(costs[2]) else minutes(costs[2]) if costs[2] else ""
-        state = job.state + (f" ({note})" if note else "")
-        numbers = [_number(mixed), _number(run.steps), exposure, *map(_number, costs[:2])]
-        rows.append([run.label, *numbers, time, state])
+    The time is told from `rate` tokens a second, else from what the finished runs took.
+    """
+    print(f"{plan.sweep.title}\nbase recipe {plan.sweep.base}, folder {root}\n")
+    took = pace(sorted((root / "runs").glob("*")), lambda run: run.get("trained_tokens"))
+    took = took._replace(training=1 / rate) if rate else took
+    costs = [_costs(run, took) for run in plan.everything]
+    rows = [_row(run, cost, plan) for run, cost in zip(plan.everything, costs, strict=True)]
     header = ["run", "rows", "steps", "exposure", "tokens", "FLOPs", "time", "state"]
     print(table(header, rows, indent=""))
     print("exposure: how much learning rate the task rows meet, in rows at the full rate")
     missing = f", others cannot be planned ({len(plan.problems)})" if plan.problems else ""
-    tokens, flops, seconds = left.sum(axis=0)
+    left = [c for run, c in zip(plan.everything, costs, strict=True) if not run.job.done]
+    tokens, flops, seconds = map(sum, zip(*left, strict=True)) if left else (0, 0, 0)
     print(f"\n{len(rows)} runs, {len(left)} left{missing}", end="")
     print("" if math.isnan(tokens) else f": {tokens:,.0f} tokens to train", end="")
     print("" if math.isnan(flops) else f", {flops:.1e} FLOPs", end="")
-    print(f"\ntime: {_time(seconds, rates)}")
+    source = "--rate" if rate else "the finished runs here"
+    print(f"\ntime: {_time(seconds, took, source)}")
 
 
-def _flops(run: Asked, tokens: float) -> float:
-    """What the Trainer will report; NaN where tokens or the model's shape are not known."""
+def _costs(run: PlannedBase, took: Pace) -> tuple[float, float, float]:
+    """Tokens to train, the FLOPs that the Trainer will report of them, and seconds that are left;
+    NaN where it is not known."""
+    tokens = math.nan if run.trained_tokens is None else float(run.trained_tokens)
     shape = shape_of(str(run.recipe.get("model")))
-    if tokens == 0:
-        return 0.0
-    return math.nan if shape is None else reported_flops(shape, tokens)
+    unknown = math.nan if tokens else 0.0
+    return tokens, reported_flops(shape, tokens) if shape else unknown, took.left(run.job, tokens)
+
+
+def _row(run: PlannedBase, costs: tuple[float, float, float], plan: SweepPlan) -> list[object]:
+    tokens, flops, seconds = costs
+    note, mixed = (_note(run, plan), run.facts.rows) if isinstance(run, Planned) else ("", 0)
+    exposure = "" if run.exposure is None else f"{run.exposure:.1f}"
+    time = "?" if math.isnan(seconds) else minutes(seconds) if seconds else ""
+    state = run.job.state + (f" ({note})" if note else "")
+    counts = [_number(number) for number in (mixed, run.steps, tokens, flops)]
+    return [run.label, *counts[:2], exposure, *counts[2:], time, state]
 
 
 def _number(value: float) -> str:
@@ -247,14 +226,12 @@ def _number(value: float) -> str:
     return "" if value == 0 else f"{value:,.0f}" if value < 1e8 else f"{value:.1e}"
 
 
-def _time(seconds: float, rates: Rates) -> str:
-    if math.isnan(seconds + rates.tokens):
+def _time(seconds: float, took: Pace, source: str) -> str:
+    if math.isnan(seconds + took.training):
         return "unknown until a run is finished here (or give --rate TOKENS_PER_SECOND)"
-    unmeasured = "; answering and scoring come on top, not measured yet"
-    return (
-        f"about {minutes(seconds)} one run after the other, at {rates.tokens:,.0f} tokens a "
-        f"second ({rates.source}){'' if rates.evaluation else unmeasured}"
-    )
+    unmeasured = "" if took.asking else "; answering and scoring come on top, not measured yet"
+    rate = f"{1 / took.training:,.0f} tokens a second ({source})"
+    return f"about {minutes(seconds)} one run after the other, at {rate}{unmeasured}"
 
 
 def _note(run: Planned, plan: SweepPlan) -> str:

@@ -29,7 +29,7 @@ from tell_plugins.core.state_files import only_one
 from tell_plugins.evaluation.grids import grid_of, print_grid, table_console
 from tell_plugins.evaluation.intervals import shown
 from tell_plugins.experiments import derived_cards
-from tell_plugins.experiments.planning import Planned, make_plan
+from tell_plugins.experiments.planning import make_plan
 from tell_plugins.experiments.runner import (
     add_jobs,
     forget_failures,
@@ -37,7 +37,15 @@ from tell_plugins.experiments.runner import (
     run_here,
     slots,
 )
-from tell_plugins.experiments.store import EVALUATED, TRAINED, Job, Store, facts_in, other_answers
+from tell_plugins.experiments.store import (
+    EVALUATED,
+    TRAINED,
+    Job,
+    Planned,
+    facts_in,
+    other_answers,
+    prepare,
+)
 from tell_plugins.experiments.sweep import Sweep, make_sweep
 from tell_plugins.experiments.tune_choice import (
     PARTS,
@@ -80,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     target = _target(recipe)
     folder = paths.user_target(args.out) if args.out else Path("output/tune") / recipe.name
     with only_one(folder, "tune"):
-        trial = Trial(recipe, Store(folder), 60 * args.minutes, args.jobs)
+        trial = Trial(recipe, folder, 60 * args.minutes, args.jobs)
         final = halving(trial)
         chosen = choose(final)
         scales = trial.scaled(chosen)
@@ -118,17 +126,15 @@ def candidates(recipe: Recipe) -> dict[str, dict[str, Any]]:
 class Trial:
     """The candidates of one recipe, planned on every part of the rows; runs as they are wanted."""
 
-    def __init__(
-        self, recipe: Recipe, store: Store, seconds: float, jobs: int | None = None
-    ) -> None:
+    def __init__(self, recipe: Recipe, root: Path, seconds: float, jobs: int | None = None) -> None:
         self._until = time.monotonic() + seconds
-        self.recipe, self.store = recipe, store
-        derived_cards.use(store.cards)
-        self.parts = parts_of(recipe, store.cards)
+        self.recipe, cards = recipe, root.absolute() / "cards"
+        derived_cards.use(cards)
+        self.parts = parts_of(recipe, cards)
         self.changes = candidates(recipe)
-        plan = make_plan(self._sweep(), store.cards)
+        plan = make_plan(self._sweep(), root)
         raise_all([error for cell, error in plan.refused if cell.method == OWN][:1])
-        raise_all(list(other_answers(plan, store)))
+        raise_all(list(other_answers(plan.everything)))
         # candidates that went, and why; one that asks for more than there is, is left out
         self.gone = {cell.method: f"left out: {error.found}" for cell, error in plan.refused}
         self.runs = {
@@ -163,7 +169,7 @@ class Trial:
         a_row, asking = self.seconds_a_row() or 0.0, self._seconds_of_asking()
 
         def seconds(run: Planned) -> float:
-            job = self.store.job(run)
+            job = run.job
             training = 0.0 if job.trained else a_row * run.facts.rows
             return 0.0 if job.done else (training + asking) / len(self.slots)
 
@@ -172,13 +178,13 @@ class Trial:
     def seconds_a_row(self) -> float | None:
         """What a training takes a row, as the recipe's own runs tell; None where none was done in
         one piece: one that was stopped and went on does not say what it took."""
-        facts = [(facts_in(self.store.job(run).folder, TRAINED), run) for run in self.runs[OWN]]
+        facts = [(facts_in(run.job.folder, TRAINED), run) for run in self.runs[OWN]]
         took = [(found["seconds"], run.facts.rows) for found, run in facts if found.get("seconds")]
         return sum(part[0] for part in took) / sum(part[1] for part in took) if took else None
 
     def _seconds_of_asking(self) -> float:
         """What one evaluation takes, as the first run with the recipe's own settings tells."""
-        folder = self.store.job(self.runs[OWN][0]).eval_folder
+        folder = self.runs[OWN][0].job.eval_folder
         return float(facts_in(folder, EVALUATED).get("seconds", 0.0))
 
     def do(self, names: Sequence[str], parts: int) -> list[Result]:
@@ -186,7 +192,7 @@ class Trial:
 
         Raises UserError where the recipe's own settings do not run.
         """
-        jobs = {name: [self.store.prepare(r) for r in self.runs[name][:parts]] for name in names}
+        jobs = {name: [prepare(r) for r in self.runs[name][:parts]] for name in names}
         self._finish([job for found in jobs.values() for job in found])
         results = []
         for name, found in jobs.items():
@@ -213,7 +219,7 @@ class Trial:
     def scaled(self, chosen: Result) -> list[Result]:
         """The result of the chosen runs, and of each smaller scale if there is time for it."""
         runs = self.runs[chosen.name][: chosen.parts]
-        jobs = [self.store.prepare(_at_scales(run)) for run in runs]
+        jobs = [prepare(_at_scales(run)) for run in runs]
         evaluations = len(SCALES) * sum(not job.done for job in jobs)
         if evaluations * self._seconds_of_asking() / len(self.slots) > self.left():
             print("no time is left to judge smaller scales of the adapter")

@@ -150,7 +150,7 @@ def train(folder: Path) -> dict[str, Any]:
     run = store.facts_in(folder, store.RUN)
     if run["base"] or run.get("rival"):
         return {} if run["base"] else {"steps": 0}
-    output, log = folder / store.TRAIN_FOLDER, folder / store.TRAIN_LOG
+    output, log = folder / store.TRAIN_FOLDER, folder / "train.log"
     found = whole_checkpoints(output)
     seconds: float | None = None  # of a whole training only, so that rates can be told from it
     if not (found and _is_last(found[-1])):
@@ -224,7 +224,7 @@ def evaluate(folder: Path, asked: Path) -> dict[str, Any]:
         if value is not None:
             command += [f"--{flag.replace('_', '-')}", str(value)]
     start = time.monotonic()
-    call("eval", folder, command, asked / store.EVAL_LOG)
+    call("eval", folder, command, asked / "eval.log")
     return {"seconds": round(time.monotonic() - start, 1)}
 
 
