@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from os.path import commonprefix
 from typing import NamedTuple
 
 import numpy as np
@@ -29,24 +29,6 @@ class PromptIds(NamedTuple):
     @property
     def ids(self) -> list[int]:
         return [*self.template, *self.anchor, *self.own, *self.after]
-
-
-class Pooled(NamedTuple):
-    """Hidden states of one prompt at one layer, each (width,).
-
-    The template is left out of the means. Its first token is an attention sink in most models: a
-    state some hundred times larger than others and the same for every prompt, with which a mean
-    measures little but the prompt's length.
-
-    Attributes:
-        mean: over anchor and query.
-        last: of the last token of the prompt, from which the answer begins.
-        query: mean over the query's own tokens.
-    """
-
-    mean: npt.NDArray[np.float32]
-    last: npt.NDArray[np.float32]
-    query: npt.NDArray[np.float32]
 
 
 def layer_count(engine: LocalEngine) -> int:
@@ -78,20 +60,22 @@ def prompt_ids(engine: LocalEngine, front: str, query: str, max_tokens: int) -> 
     )
 
 
-def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+def _shared(first: list[int], second: list[int]) -> int:
     """How many leading ids are equal."""
-    pairs = zip(first, second, strict=False)
-    return next(
-        (place for place, (a, b) in enumerate(pairs) if a != b), min(map(len, (first, second)))
-    )
+    return len(commonprefix([first, second]))
 
 
 @torch.inference_mode()
-def pooled_states(engine: LocalEngine, prompt: PromptIds, layer: int) -> Pooled:
-    """Hidden states of a prompt after `layer` layers, pooled in float32.
+def pooled_states(
+    engine: LocalEngine, prompt: PromptIds, layer: int
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Hidden states of a prompt after `layer` layers, pooled in float32, each (width,): the `mean`
+    over anchor and query, the `last` token's, from which the answer begins, and the mean over the
+    `query`'s own tokens.
 
     As transformers counts: 0 are the embeddings, n the output of the n-th layer; the last layer's
-    is given after the final norm.
+    is given after the final norm. The template is left out of the means: its first token is an
+    attention sink in most models, some hundred times larger than others and the same everywhere.
     """
     engine.model.eval()
     ids = torch.tensor([prompt.ids], device=engine.model.device)
@@ -102,5 +86,9 @@ def pooled_states(engine: LocalEngine, prompt: PromptIds, layer: int) -> Pooled:
     start = len(prompt.template)
     own = start + len(prompt.anchor)
     end = own + len(prompt.own)
-    parts = states[start:end].mean(0), states[-1], states[own:end].mean(0)
-    return Pooled(*(part.cpu().numpy() for part in parts))
+    pooled = {
+        "mean": states[start:end].mean(0),
+        "last": states[-1],
+        "query": states[own:end].mean(0),
+    }
+    return {name: part.double().cpu().numpy() for name, part in pooled.items()}

@@ -105,6 +105,8 @@ class Settings(Shape):
 
 # --- writing --------------------------------------------------------------------------------------
 
+_Asked = tuple[Prompt, int]  # and the tokens of the prompt
+
 
 def answer_all(
     engine: Engine,
@@ -125,22 +127,18 @@ def answer_all(
     if not (folder / SETTINGS).is_file():
         write_json(folder / SETTINGS, settings.model_dump())
     lengths = engine.prompt_tokens([prompt.text for prompt in prompts], history)
-    _check_context(engine, prompts, lengths, settings)
-    order = sorted(range(len(prompts)), key=lambda i: (-lengths[i], prompts[i].row))
+    asked = sorted(zip(prompts, lengths, strict=True), key=lambda one: (-one[1], one[0].row))
+    _check_context(engine, asked, settings)
     size = settings.batch_size
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    batches = [asked[start : start + size] for start in range(0, len(asked), size)]
     path, how = folder / ANSWERS, decoding(settings.decoding or "greedy")
-    done = _complete_batches(path, [[prompts[i].id for i in batch] for batch in batches])
+    done = _complete_batches(path, batches)
     with track(len(prompts), label, "answers") as bar, path.open("ab") as file:
-        bar.update(sum(len(batch) for batch in batches[:done]))
+        bar.update(sum(map(len, batches[:done])))
         for number, batch in enumerate(batches[done:], done):
-            seed = settings.seed * 1_000_003 + number
-            ask = Ask(how, settings.max_new_tokens, seed, history)
-            replies = engine.answer([prompts[i].text for i in batch], ask)
-            lines = [
-                _line(prompts[i], reply, lengths[i])
-                for i, reply in zip(batch, replies, strict=True)
-            ]
+            ask = Ask(how, settings.max_new_tokens, settings.seed * 1_000_003 + number, history)
+            replies = engine.answer([prompt.text for prompt, _ in batch], ask)
+            lines = [_line(*one, reply) for one, reply in zip(batch, replies, strict=True)]
             file.write("".join(json_lines(lines)).encode())
             file.flush()
             os.fsync(file.fileno())
@@ -148,7 +146,7 @@ def answer_all(
     return path
 
 
-def _line(prompt: Prompt, reply: Reply, prompt_tokens: int) -> dict[str, Any]:
+def _line(prompt: Prompt, prompt_tokens: int, reply: Reply) -> dict[str, Any]:
     answer = Answer(
         id=prompt.id,
         row=prompt.row,
@@ -189,38 +187,35 @@ def differing(mine: Settings, theirs: Settings, keys: Iterable[str]) -> list[str
     return [key for key, (a, b) in pairs.items() if a != b and (key not in _HASHED or (a and b))]
 
 
-def _check_context(
-    engine: Engine, prompts: Sequence[Prompt], lengths: Sequence[int], settings: Settings
-) -> None:
-    if engine.context is None or not prompts:
+def _check_context(engine: Engine, asked: Sequence[_Asked], settings: Settings) -> None:
+    """Raise UserError where the longest prompt, the first, leaves no room for its answer."""
+    if engine.context is None or not asked:
         return
-    longest = max(range(len(prompts)), key=lambda i: lengths[i])
-    room = engine.context - lengths[longest]
+    prompt, tokens = asked[0]
+    room, remedy = engine.context - tokens, "a model with a longer context"
     if room >= settings.max_new_tokens:
         return
-    remedy = "a model with a longer context"
     if room > 0 and settings.split != GENERAL:
         remedy = f"--max-new-tokens {room}, or {remedy}"
     raise UserError(
-        f"row {prompts[longest].row} has {lengths[longest]:,} prompt tokens, which leaves "
-        f"{max(room, 0):,} of the model's {engine.context:,} for an answer of up to "
-        f"{settings.max_new_tokens:,}",
+        f"row {prompt.row} has {tokens:,} prompt tokens, which leaves {max(room, 0):,} of the "
+        f"model's {engine.context:,} for an answer of up to {settings.max_new_tokens:,}",
         where=f"split '{settings.split}' of card '{settings.card}'",
         remedy=remedy,
     )
 
 
-def _complete_batches(path: Path, batches: list[list[str]]) -> int:
+def _complete_batches(path: Path, batches: Sequence[Sequence[_Asked]]) -> int:
     """How many leading batches the file holds whole; cuts off what follows them."""
     if not path.is_file():
         return 0
     lines = path.read_bytes().splitlines(keepends=True)
     done = rows = 0
     for batch in batches:
-        if [_id_of(line) for line in lines[rows : rows + len(batch)]] != batch:
+        wanted = [prompt.id for prompt, _ in batch]
+        if [_id_of(line) for line in lines[rows : rows + len(batch)]] != wanted:
             break
-        rows += len(batch)
-        done += 1
+        done, rows = done + 1, rows + len(batch)
     os.truncate(path, sum(map(len, lines[:rows])))
     return done
 
@@ -229,7 +224,7 @@ def _id_of(line: bytes) -> Any:
     """The id of a whole line, None of one that is torn or none."""
     try:
         return parse_json(line)["id"] if line.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 

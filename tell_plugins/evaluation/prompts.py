@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from tell_plugins.core import draw
 from tell_plugins.core.cards import Card, load_card
@@ -42,17 +41,15 @@ def task_prompts(
     A smaller draw is part of a larger one. Raises UserError when there are fewer rows than asked.
     """
     task = open_task(card, split, anchor)
-    chosen = np.arange(len(task))
-    if rows is not None:
-        if rows > len(task):
-            raise UserError(
-                f"{rows} rows asked, split '{split}' has {len(task)}",
-                where=f"card '{card.name}'",
-                remedy=f"--rows {len(task)} or less",
-            )
-        chosen = np.sort(draw.ranking(task.ids, seed=_SEED, source=f"{card.name} {split}")[:rows])
-    prompts = [Prompt(bytes(task.ids[i]).hex(), int(i), task.queries[i]) for i in chosen]
-    return task, prompts
+    if rows is not None and rows > len(task):
+        raise UserError(
+            f"{rows} rows asked, split '{split}' has {len(task)}",
+            where=f"card '{card.name}'",
+            remedy=f"--rows {len(task)} or less",
+        )
+    ranked = draw.ranking(task.ids, seed=_SEED, source=f"{card.name} {split}")
+    chosen = sorted(ranked[:rows].tolist())
+    return task, [Prompt(bytes(task.ids[row]).hex(), row, task.queries[row]) for row in chosen]
 
 
 def answer_limit(card: Card, asked: int | None = None) -> int:
@@ -62,10 +59,8 @@ def answer_limit(card: Card, asked: int | None = None) -> int:
 
 def prompts_sha256(prompts: Sequence[Prompt]) -> str:
     """One hash over the prompts, so that answers to other prompts are told apart."""
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update(prompt.id.encode() + prompt.text.encode() + b"\0")
-    return digest.hexdigest()
+    parts = (prompt.id.encode() + prompt.text.encode() + b"\0" for prompt in prompts)
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def pairs_sha256(pairs: Iterable[tuple[str, str]]) -> str:
@@ -80,19 +75,24 @@ def general_rows(specs: Iterable[Spec], card: Card, rows: int) -> list[tuple[str
     draw would take last. Raises UserError when too few were left out of training.
     """
     specs = list(specs)
-    name = _general_card_name(specs, card)
-    general = load_card(name)
+    general = _general_card(specs, card)
     if HELD_OUT_SPLIT in general.splits:
         held = open_split(general, HELD_OUT_SPLIT)
         return held.texts(np.arange(min(rows, len(held))))
     everything = open_split(general, "train")
-    ranked = draw.ranking(everything.ids, seed=_SEED, source=name)[::-1]
-    seen = np.isin(everything.keys, everything.keys[_used(specs, name)])  # and what asks the same
-    free = ranked[~seen[ranked]][:rows]
+    ranked = draw.ranking(everything.ids, seed=_SEED, source=general.name)[::-1]
+    used = [
+        source.used
+        for spec in specs
+        for source in build_mixture(spec).sources
+        if source.role == GENERAL and source.card.name == general.name
+    ]
+    trained = everything.keys[np.concatenate([np.zeros(0, np.int64), *used])]
+    free = ranked[~np.isin(everything.keys, trained)[ranked]][:rows]  # nor what asks the same
     if len(free) < rows:
         raise UserError(
             f"only {len(free)} of its rows were left out of training, {rows} are needed",
-            where=f"general card '{name}'",
+            where=f"general card '{general.name}'",
             remedy=f"give the card a split '{HELD_OUT_SPLIT}', or pass --general-rows {len(free)}",
         )
     return everything.texts(free)
@@ -100,25 +100,11 @@ def general_rows(specs: Iterable[Spec], card: Card, rows: int) -> list[tuple[str
 
 def has_held_out(specs: Sequence[Spec], card: Card) -> bool:
     """Whether general rows are kept out of training by a split, not by what a run left over."""
-    return HELD_OUT_SPLIT in load_card(_general_card_name(specs, card)).splits
+    return HELD_OUT_SPLIT in _general_card(specs, card).splits
 
 
-def _general_card_name(specs: Sequence[Spec], card: Card) -> str:
-    for spec in specs:
-        if spec.sources:
-            return spec.sources[0]
-    if card.kind == GENERAL:
-        return card.name
-    assert card.general is not None
-    return card.general.sources[0]
-
-
-def _used(specs: list[Spec], name: str) -> npt.NDArray[np.int64]:
-    """The places of the card's rows that the mixtures hold."""
-    used = [
-        source.used
-        for spec in specs
-        for source in build_mixture(spec).sources
-        if source.role == GENERAL and source.card.name == name
-    ]
-    return np.concatenate([np.zeros(0, np.int64), *used])
+def _general_card(specs: Iterable[Spec], card: Card) -> Card:
+    """The first general card of the mixtures, else of the task."""
+    named = [source for spec in specs for source in spec.sources or ()]
+    named += card.general.sources if card.general is not None else ()
+    return load_card(named[0]) if named else card

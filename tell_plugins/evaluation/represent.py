@@ -1,9 +1,9 @@
 """`./run.sh represent`: what the anchor does to hidden states (Section 4.2.1, Figures 3 and 4).
 
 Task and general queries go through the model with and without the anchor; their hidden states at
-one layer are pooled in three ways (`bridge.hidden_states`), measured and drawn. Three measures tell
-task from general queries: cosine distance of the centroids, silhouette (cosine), and accuracy of a
-cross-validated linear probe. They are taken under three conditions:
+one layer are pooled in three ways (`bridge.hidden_states`), measured and drawn. Two measures tell
+task from general queries: silhouette (cosine), and accuracy of a cross-validated linear probe. They
+are taken under three conditions:
 
     without   no query has the anchor (Figure 3 of the paper)
     with      the task queries have it (Figure 4)
@@ -17,7 +17,7 @@ apart as `with`, it is not the mark that separates.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,15 +36,8 @@ from tell_plugins.evaluation import engines
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import BASE, Adapter, find_adapters
 from tell_plugins.evaluation.grids import Grid, pivot, print_grid, table_console
-from tell_plugins.evaluation.intervals import (
-    Estimate,
-    Floats,
-    Score,
-    bootstrap,
-    mean_score,
-    middle,
-    shown,
-)
+from tell_plugins.evaluation.intervals import Estimate, Floats, Rate, shown
+from tell_plugins.evaluation.judged import mean
 from tell_plugins.evaluation.trained_with import as_trained, found_by_swift
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 
@@ -53,12 +46,11 @@ POOLINGS = {
     "last": "last token of the prompt",
     "query": "mean over the query's own tokens",
 }
-CONDITIONS = {  # which groups are told apart
-    "without": ("task", "general"),
-    "with": ("task_anchored", "general"),
-    "control": ("task_anchored", "general_anchored"),
+CONDITIONS = {  # which groups are told apart, and the title of their pictures
+    "without": ("task", "general", "no anchor"),
+    "with": ("task_anchored", "general", "anchor before task queries"),
+    "control": ("task_anchored", "general_anchored", "anchor before all queries (control)"),
 }
-_PANELS = ("no anchor", "anchor before task queries", "anchor before all queries (control)")
 _MIDDLE = "middle"
 _ROWS, _LEAST_ROWS = 50, 10  # the second: five folds of two rows a group
 _MAX_TOKENS = 512
@@ -71,30 +63,20 @@ Groups = Mapping[str, Floats]  # pooled states (rows, width): task, general, eac
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_flags=True)
-    parser.add_argument("recipe", help="the recipe whose card, anchor and model are looked at")
-    parser.add_argument(
-        "--layer",
-        default=_MIDDLE,
-        help="layer whose output is read: 0 are the embeddings, n the n-th layer, 'middle' half "
-        "way (default: middle; the paper's 16 of LLaMA2-7B's 32)",
-    )
+    add = parser.add_argument
+    add("recipe", help="the recipe whose card, anchor and model are looked at")
+    text = "layer whose output is read: 0 are the embeddings, n the n-th layer, 'middle' half way "
+    text += "(default: middle; the paper's 16 of LLaMA2-7B's 32)"
+    add("--layer", default=_MIDDLE, help=text)
     text = f"queries of each kind (default: {_ROWS}, or as many as the split has)"
-    parser.add_argument("--rows", type=at_least(_LEAST_ROWS), help=text)
-    parser.add_argument("--split", default="test", help="split of the task card (default: test)")
-    parser.add_argument(
-        "--adapter",
-        default=BASE,
-        metavar="DIR",
-        help="a checkpoint or run folder (default: none, the base model)",
-    )
-    parser.add_argument("--anchor", default="card", help="the card's anchor to look at")
-    parser.add_argument(
-        "--max-tokens",
-        type=at_least(1),
-        default=_MAX_TOKENS,
-        help=f"tokens of a query that are read, anchor not counted (default: {_MAX_TOKENS})",
-    )
-    parser.add_argument("--out", help="folder of picture and numbers (default: <output_dir>/...)")
+    add("--rows", type=at_least(_LEAST_ROWS), help=text)
+    add("--split", default="test", help="split of the task card (default: test)")
+    text = "a checkpoint or run folder (default: none, the base model)"
+    add("--adapter", default=BASE, metavar="DIR", help=text)
+    add("--anchor", default="card", help="the card's anchor to look at")
+    text = f"tokens of a query that are read, anchor not counted (default: {_MAX_TOKENS})"
+    add("--max-tokens", type=at_least(1), default=_MAX_TOKENS, help=text)
+    add("--out", help="folder of picture and numbers (default: <output_dir>/...)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,17 +90,15 @@ def run(args: argparse.Namespace) -> int:
     numbers = picture.with_suffix(".json")
     draw(found.groups, title, picture)
     report = {
-        "format": 2,
+        "format": 3,
         "recipe": job.recipe.name,
         "model": job.recipe.get("model"),
         "adapter": job.adapter.shown,
         "card": job.card.name,
-        "split": args.split,
-        "anchor": args.anchor,
+        **{key: getattr(args, key) for key in ("split", "anchor", "max_tokens")},
         "layer": found.layer,
         "layers": found.layers,
         "rows": {"task": len(job.task), "general": len(job.general)},
-        "max_tokens": args.max_tokens,
         "cut": found.cut,
         "separations": {
             pooling: {name: asdict(one) for name, one in measures.items()}
@@ -202,27 +182,18 @@ def hidden_states(job: Job, asked_layer: str, max_tokens: int) -> States:
     layer = layers // 2 if asked_layer == _MIDDLE else int(asked_layer)
     if layer > layers:
         raise _no_layer(layer, f"0 to {layers}, what the model has")
-    prompts = {
-        kind + end: [prompt_ids(engine, front, query, max_tokens) for query in queries]
-        for kind, queries in (("task", job.task), ("general", job.general))
-        for end, front in (("", ""), ("_anchored", job.front))
-    }
+    cut, states = {}, {}
     with engines.acting(engine, job.adapter):
-        states = {
-            kind: [
-                pooled_states(engine, prompt, layer)
-                for prompt in tracked(asked, f"hidden states, {kind}", "prompts")
-            ]
-            for kind, asked in prompts.items()
-        }
+        for kind, queries in (("task", job.task), ("general", job.general)):
+            for name, front in ((kind, ""), (f"{kind}_anchored", job.front)):
+                asked = [prompt_ids(engine, front, query, max_tokens) for query in queries]
+                bar = tracked(asked, f"hidden states, {name}", "prompts")
+                states[name] = [pooled_states(engine, prompt, layer) for prompt in bar]
+                cut[name] = sum(prompt.cut for prompt in asked)
     groups: dict[str, Groups] = {
-        pooling: {
-            kind: np.stack([getattr(one, pooling) for one in found]).astype(np.float64)
-            for kind, found in states.items()
-        }
+        pooling: {name: np.stack([one[pooling] for one in found]) for name, found in states.items()}
         for pooling in POOLINGS
     }
-    cut = {kind: sum(prompt.cut for prompt in asked) for kind, asked in prompts.items()}
     return States(layer, layers, cut, groups)
 
 
@@ -233,84 +204,34 @@ def hidden_states(job: Job, asked_layer: str, max_tokens: int) -> States:
 class Separation:
     """One measure under every condition, and how it changes against `without`, rows paired."""
 
-    by_condition: dict[str, Estimate]
-    change: dict[str, Estimate]
-
-
-class Measure(NamedTuple):
-    """What is summed of each row of two groups, and the score of such sums.
-
-    Means of a few rows lie further apart than what they estimate, and those of a draw once more.
-    So a distance of means is `basic`: given less that noise, with the basic bootstrap's interval.
-    The others, means over rows, have percentile intervals.
-    """
-
-    stats: Callable[[Floats, Floats], Floats]
-    score: Score = mean_score
-    basic: bool = False
+    by_condition: dict[str, Rate | Estimate]
+    change: dict[str, Rate | Estimate]
 
 
 Result = Mapping[str, Mapping[str, Separation]]  # by pooling and measure
 
 
 def separations(groups: Groups) -> dict[str, Separation]:
-    """Every measure of the groups, with 95 % intervals by bootstrap over rows."""
-    return {name: _separation(groups, measure) for name, measure in MEASURES.items()}
+    """Every measure of the groups, a mean over rows, with its 95 % interval by bootstrap."""
+    found = {}
+    for name, measure in MEASURES.items():
+        rows = {key: measure(groups[a], groups[b]) for key, (a, b, _) in CONDITIONS.items()}
+        changes = {key: values - rows["without"] for key, values in rows.items()}
+        del changes["without"]
+        found[name] = Separation(*({k: _mean(v) for k, v in s.items()} for s in (rows, changes)))
+    return found
 
 
-def _separation(groups: Groups, measure: Measure) -> Separation:
-    stats = {name: measure.stats(groups[a], groups[b]) for name, (a, b) in CONDITIONS.items()}
-    base = stats.pop("without")
-    width = base.shape[1]
-
-    def change(sums: Floats) -> Floats:
-        return measure.score(sums[:, :width]) - measure.score(sums[:, width:])
-
-    by_condition = {
-        name: _estimate(part, measure.score, measure.basic)
-        for name, part in {"without": base, **stats}.items()
-    }
-    if measure.basic:
-        by_condition = {name: _not_negative(found) for name, found in by_condition.items()}
-    changes = {
-        name: _estimate(np.hstack([part, base]), change, measure.basic)
-        for name, part in stats.items()
-    }
-    return Separation(by_condition, changes)
-
-
-def _estimate(stats: Floats, score: Score, basic: bool) -> Estimate:
-    value, draws = float(score(stats.sum(axis=0)[None])[0]), bootstrap(stats, score)
-    low, high = middle(draws)
-    if basic:
-        value, low, high = 2 * value - float(draws.mean()), 2 * value - high, 2 * value - low
-    return Estimate(value, low, high, len(stats))
-
-
-def _not_negative(found: Estimate) -> Estimate:
-    """A distance, which what is taken off for noise may bring below 0."""
-    value, low, high = (max(0.0, end or 0.0) for end in (found.value, found.low, found.high))
-    return Estimate(value, low, high, found.n)
-
-
-def _sides(task: Floats, general: Floats) -> Floats:
-    """Of each row its vector, in the columns of its group."""
-    return np.vstack([np.hstack([task, 0 * task]), np.hstack([0 * general, general])])
-
-
-def _distance(sums: Floats) -> Floats:
-    """1 - cosine of the sums, which is that of the means."""
-    from sklearn.metrics.pairwise import paired_cosine_distances
-
-    return np.asarray(paired_cosine_distances(*np.split(sums, 2, axis=1)))
+def _mean(values: Floats) -> Rate | Estimate:
+    return mean(values).estimate(range(len(values)))
 
 
 def _silhouettes(task: Floats, general: Floats) -> Floats:
     """The silhouette of every row by cosine distance, -1 to 1."""
     from sklearn.metrics import silhouette_samples
 
-    vectors, labels = np.concatenate([task, general]), [1] * len(task) + [0] * len(general)
-    return _counted(silhouette_samples(vectors, labels, metric="cosine"))
+    labels = np.repeat([1, 0], [len(task), len(general)])
+    return np.asarray(silhouette_samples(np.concatenate([task, general]), labels, metric="cosine"))
 
 
 def _probe(task: Floats, general: Floats) -> Floats:
@@ -328,18 +249,10 @@ def _probe(task: Floats, general: Floats) -> Floats:
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     folds = [StratifiedKFold(_FOLDS, shuffle=True, random_state=seed) for seed in range(_REPEATS)]
     hits = [cross_val_predict(probe, vectors, labels, cv=part) == labels for part in folds]
-    return _counted(np.mean(hits, axis=0))
+    return np.asarray(np.mean(hits, axis=0))
 
 
-def _counted(values: Floats) -> Floats:
-    return np.stack([values, np.ones(len(values))], axis=1)
-
-
-MEASURES = {
-    "centroid_distance": Measure(_sides, _distance, basic=True),
-    "silhouette": Measure(_silhouettes),
-    "probe_accuracy": Measure(_probe),
-}
+MEASURES = {"silhouette": _silhouettes, "probe_accuracy": _probe}
 
 
 # --- picture and table ----------------------------------------------------------------------------
@@ -375,12 +288,12 @@ def draw(groups: Mapping[str, Groups], title: str, path: Path) -> None:
     axes = figure.subplots(len(groups), len(CONDITIONS), squeeze=False, sharex="row", sharey="row")
     for row, (pooling, group) in zip(axes, groups.items(), strict=True):
         places = tsne(group)
-        for axis, (task, general) in zip(row, CONDITIONS.values(), strict=True):
+        row[0].set_ylabel(POOLINGS[pooling], fontsize=9)
+        for axis, (task, general, _) in zip(row, CONDITIONS.values(), strict=True):
             axis.scatter(*places[general].T, s=16, c=_GENERAL, label="general queries", lw=0)
             axis.scatter(*places[task].T, s=22, c=_TASK, marker="^", label="task queries", lw=0)
             axis.set(xticks=[], yticks=[])
-        row[0].set_ylabel(POOLINGS[pooling], fontsize=9)
-    for axis, panel in zip(axes[0], _PANELS, strict=True):
+    for axis, (_, _, panel) in zip(axes[0], CONDITIONS.values(), strict=True):
         axis.set_title(panel, fontsize=10)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
