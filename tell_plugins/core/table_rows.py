@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple
 
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError
-from tell_plugins.core.records import Record, bad_encoding
 
 _EXPECTED = {".csv": ",", ".tsv": "\t"}
 _MARKS = {",": "','", ";": "';'", "\t": "tabs", "|": "'|'"}
@@ -23,6 +22,14 @@ _LOOKED_AT = 50  # rows from which the separator is told
 _FOREIGN = re.compile(r"[^\x00-\x7f]{4}|[^\W\d_][¡-©«¬®-¶¸¹»-¿×÷‚„†‡ˆ‰‹›•˜][^\W\d_]")
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _DOUBLED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
+
+
+class Record(NamedTuple):
+    """One raw row. `line`, where it begins, counts from 1 (a row number in Parquet)."""
+
+    line: int
+    value: Any  # the row, or None when it cannot be read
+    problem: str | None = None
 
 
 class Table(NamedTuple):
@@ -53,27 +60,28 @@ def read_table(path: Path, header: bool = True) -> Iterator[Record]:
 
 def table_notes(path: Path) -> list[str]:
     """What is worth saying of how a table is read; nothing where it is the usual way."""
-    if path.suffix.lower() == ".xlsx":
+    suffix, notes = path.suffix.lower(), []
+    if suffix == ".xlsx":
         sheets = _sheets(path)[0]
         return [f"of {path.name} the first sheet is read, '{sheets[0]}'"] if sheets[1:] else []
-    if path.suffix.lower() not in _EXPECTED:
+    if suffix not in _EXPECTED:
         return []
-    table, notes = _table(path), []
-    if table.delimiter != _EXPECTED[path.suffix.lower()]:
+    table = _table(path)
+    if table.delimiter != _EXPECTED[suffix]:
         notes.append(f"the columns of {path.name} are separated by {_MARKS[table.delimiter]}")
     if table.encoding == "cp1252":
         notes.append(f"{path.name} is not UTF-8 and was read as WINDOWS-1252: look at its accents")
-    broken = [
-        record.line
-        for record in (_named(_rows(table, path), path, header=True) if table.quoted else ())
-        if record.value and any(re.search(r"[\t\r\n]", text) for text in record.value.values())
-    ]
+    rows = _rows(table, path) if table.quoted else ()
+    broken = [line for line, _, fields in rows if re.search(r"[\t\r\n]", "".join(fields))]
     if broken:
         notes.append(
             f"{len(broken)} rows of {path.name} hold line breaks or tabs inside quotes, the first "
             f"at line {broken[0]}; lines are those of the text file, not rows of a spreadsheet"
         )
     return notes
+
+
+# --- how a text file is written
 
 
 def _table(path: Path) -> Table:
@@ -96,38 +104,37 @@ def _text(path: Path) -> tuple[str, str]:
         text = content.decode("cp1252")
         if not _FOREIGN.search(text):
             return text, "cp1252"
-    raise bad_encoding(path)
+    raise no_text(path)
+
+
+def no_text(path: Path) -> UserError:
+    """The error for a file that is not UTF-8, with the first line that is not."""
+    where, found = paths.shown(path), "no UTF-8 text"
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                raw.decode()
+            except UnicodeDecodeError as error:
+                where, found = f"{where}, line {number}", f"not UTF-8: byte {raw[error.start]:#04x}"
+                break
+    # not LATIN1, which iconv takes for any bytes and which makes a control character of the euro
+    command = f"iconv -f WINDOWS-1252 -t UTF-8 {path.name} > new{path.suffix}"
+    remedy = f"{command}   (or its own encoding, such as UTF-16); unpack a packed file first"
+    return UserError(found, where=where, remedy=remedy)
 
 
 def _delimiter(lines: Sequence[str], expected: str) -> str:
-    """The mark that gives most rows as many fields as the header; the usual one where several do.
-
-    A mark counts only where it is in the header.
-    """
+    """The mark of the header that gives most rows as many fields as it; of equals the usual one."""
     some = [line for line in lines[: 4 * _LOOKED_AT] if line.strip()]
     best, score = expected, 0.0
     for mark in sorted(_MARKS, key=lambda mark: mark != expected):
-        if not some or mark not in some[0]:
-            continue
         quoting: Literal[0, 3] = csv.QUOTE_NONE if mark == "\t" else csv.QUOTE_MINIMAL
         rows = islice(csv.reader(some, delimiter=mark, quoting=quoting), _LOOKED_AT)
-        widths = [len(_trimmed(fields)) for fields in rows]
+        widths = [len(_trimmed(fields)) for fields in rows] or [0]
         fitting = sum(width == widths[0] for width in widths) / len(widths)
         if widths[0] > 1 and fitting > score:
             best, score = mark, fitting
     return best
-
-
-def _trimmed(fields: Sequence[Any]) -> Sequence[Any]:
-    """The fields without the blank ones at the end."""
-    end = len(fields)
-    while end and _blank(fields[end - 1]):
-        end -= 1
-    return fields[:end]
-
-
-def _blank(field: Any) -> bool:
-    return field is None or (isinstance(field, str) and not field.strip())
 
 
 def _is_quoted(table: Table) -> bool:
@@ -145,7 +152,7 @@ def _is_quoted(table: Table) -> bool:
     commas = [bool(_QUOTED.fullmatch(cell)) for cell in cells if "," in cell]
     proof = (
         all(_QUOTED.fullmatch(cell) for cell in rows[0] if cell)
-        or any(cell[:1] == '"' and _DOUBLED.fullmatch(cell) for cell in cells)
+        or any(_DOUBLED.fullmatch(cell) for cell in cells)
         or (len(commas) > 1 and all(commas))
         or not all(_fits(row, width) for row in rows)
     )
@@ -163,8 +170,7 @@ def _reads_quoted(table: Table, plain: Sequence[Sequence[str]], width: int) -> b
     return False
 
 
-def _fits(fields: Sequence[str], width: int) -> bool:
-    return len(fields) == width or (len(fields) > width and not _trimmed(fields[width:]))
+# --- its rows
 
 
 def _rows(table: Table, path: Path) -> Iterator[tuple[int, int, list[str]]]:
@@ -178,11 +184,9 @@ def _rows(table: Table, path: Path) -> Iterator[tuple[int, int, list[str]]]:
             first, last = last + 1, table.skipped + reader.line_num
             yield first, last, fields
     except csv.Error as error:
-        raise UserError(
-            f"no table: {error}",
-            where=f"{paths.shown(path)}, line {table.skipped + reader.line_num}",
-            remedy="quote fields that hold quotes, delimiters or line breaks",
-        ) from None
+        where = f"{paths.shown(path)}, line {table.skipped + reader.line_num}"
+        remedy = "quote fields that hold quotes, delimiters or line breaks"
+        raise UserError(f"no table: {error}", where=where, remedy=remedy) from None
 
 
 def _named(rows: Iterable[tuple[Any, ...]], path: Path, header: bool) -> Iterator[Record]:
@@ -208,21 +212,35 @@ def _named(rows: Iterable[tuple[Any, ...]], path: Path, header: bool) -> Iterato
 
 def _names(fields: Sequence[Any], where: str, header: bool) -> list[str]:
     """The columns' names; a column without one is called by its number."""
-    numbers = [str(number) for number in range(1, len(fields) + 1)]
-    if not header:
-        return numbers
     named = [
-        number if _blank(field) else str(field).strip()
-        for field, number in zip(fields, numbers, strict=True)
+        str(number) if not header or _blank(field) else str(field).strip()
+        for number, field in enumerate(fields, 1)
     ]
-    twice = [name for name, count in Counter(named).items() if count > 1]
+    refuse_twice(named, where)
+    return named
+
+
+def refuse_twice(names: Iterable[str], where: str) -> None:
+    """Raise UserError for a column that stands twice: one of the two would be lost."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(
-            f"column '{twice[0]}' stands twice in the header",
-            where=where,
-            remedy="rename one of them",
+            f"column '{twice[0]}' stands twice", where=where, remedy="rename one of them"
         )
-    return named
+
+
+def _fits(fields: Sequence[str], width: int) -> bool:
+    return len(fields) == width or (len(fields) > width and not _trimmed(fields[width:]))
+
+
+def _trimmed(fields: Sequence[Any]) -> Sequence[Any]:
+    """The fields without the blank ones at the end."""
+    end = max((place for place, field in enumerate(fields, 1) if not _blank(field)), default=0)
+    return fields[:end]
+
+
+def _blank(field: Any) -> bool:
+    return field is None or (isinstance(field, str) and not field.strip())
 
 
 def _sheets(path: Path) -> tuple[list[str], list[tuple[int, list[Any]]]]:
@@ -236,18 +254,14 @@ def _sheets(path: Path) -> tuple[list[str], list[tuple[int, list[Any]]]]:
         rows = [(line, [_cell(value) for value in row]) for line, row in enumerate(values, 1)]
         book.close()
     except Exception as error:  # zip, XML and its own errors: a damaged file raises any of them
-        raise UserError(
-            f"no Excel workbook: {error}",
-            where=paths.shown(path),
-            remedy="save it again as .xlsx, or as CSV UTF-8",
-        ) from None
+        remedy = "save it again as .xlsx, or as CSV UTF-8"
+        found = f"no Excel workbook: {error}"
+        raise UserError(found, where=paths.shown(path), remedy=remedy) from None
     return sheets, rows
 
 
 def _cell(value: Any) -> Any:
     """A cell's text, as a CSV file has it. Dates stay what they are: nobody knows their form."""
-    if value is None:
-        return ""
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value) if isinstance(value, int | float) else value
+    return "" if value is None else str(value) if isinstance(value, int | float) else value

@@ -16,8 +16,7 @@ import yaml
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Card, Columns, card_names, find_card
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.core.json_rows import read_json_rows
-from tell_plugins.core.row_files import FORMATS, read_records
+from tell_plugins.core.row_files import FORMATS, read_json_rows, read_records
 from tell_plugins.core.rows import extract, file_sha256
 from tell_plugins.core.sources import find_file
 from tell_plugins.core.state_files import json_lines

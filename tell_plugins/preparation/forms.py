@@ -14,11 +14,10 @@ import numpy as np
 from tell_plugins.core import paths
 from tell_plugins.core.cards import Columns
 from tell_plugins.core.errors import UserError, unknown
-from tell_plugins.core.records import Record
 from tell_plugins.core.row_files import TABLES, read_records
 from tell_plugins.core.rows import extract, text_of
 from tell_plugins.core.state_files import parse_json
-from tell_plugins.core.table_rows import table_notes
+from tell_plugins.core.table_rows import Record, table_notes
 from tell_plugins.core.text import MARK
 from tell_plugins.recipe.tables import count_of
 

@@ -15,8 +15,8 @@ from typing import Any
 from tell_plugins.core.cards import Card, Published
 from tell_plugins.core.draw import ranking
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.core.records import Record
 from tell_plugins.core.row_files import read_records
+from tell_plugins.core.table_rows import Record
 from tell_plugins.core.text import normalise, row_ids
 from tell_plugins.preparation.download import Places, ensure, write_rows
 
