@@ -51,26 +51,17 @@ def resolve_anchor(card: Card, choice: str, inline: str) -> Anchor:
     `inline` is the text that the card's rows share at the front ("" unless the card's anchor is
     inline), see `shared_front`. Raises UserError for an unknown choice or an empty file.
     """
-    if choice == "none":
-        return Anchor(choice, "")
-    if choice == "card" and card.inline_anchor:
-        return Anchor(choice, inline)
-    if choice == "card":
-        text = _read(card, str(card.anchor))
-    elif choice in anchor_files(card):
-        text = _read(card, f"{choice}.txt")
-    else:
+    if choice == "none" or (choice == "card" and card.inline_anchor):
+        return Anchor(choice, "" if choice == "none" else inline)
+    names = {stem: f"{stem}.txt" for stem in anchor_files(card)} | {"card": str(card.anchor)}
+    if choice not in names:
         where = f"card '{card.name}', key 'anchor'"
-        raise unknown("value", choice, [*RESERVED, *anchor_files(card)], where)
-    return Anchor(choice, text)
-
-
-def _read(card: Card, name: str) -> str:
-    path = card.file(name)
+        raise unknown("value", choice, {*RESERVED, *names}, where)
+    path = card.file(names[choice])
     text = paths.read_user_text(path).strip()
     if not text:
         raise UserError("the anchor is empty", where=paths.shown(path), remedy="write its text")
-    return text
+    return Anchor(choice, text)
 
 
 def shared_front(queries: Sequence[str], where: str) -> str:
@@ -80,19 +71,14 @@ def shared_front(queries: Sequence[str], where: str) -> str:
     have after it belong to the anchor, so that it can be put before a new query as it is. Raises
     UserError when there is no such text or only one query to learn it from.
     """
+    remedy = "give the card an anchor file instead of 'anchor: inline'"
     if len(queries) < 2:
-        raise UserError(
-            "an inline anchor cannot be told from one row",
-            where=where,
-            remedy="give the card an anchor file instead of 'anchor: inline'",
-        )
+        found = "an inline anchor cannot be told from one row"
+        raise UserError(found, where=where, remedy=remedy)
     common = os.path.commonprefix([min(queries), max(queries)])
     cut = common.rfind("\n") + 1 or common.rfind(" ") + 1
     cut += len(common) - cut - len(common[cut:].lstrip())
     if not common[:cut].strip():
-        raise UserError(
-            "the rows share no text at the front, but the card says 'anchor: inline'",
-            where=where,
-            remedy="give the card an anchor file",
-        )
+        found = "the rows share no text at the front, but the card says 'anchor: inline'"
+        raise UserError(found, where=where, remedy=remedy)
     return common[:cut]

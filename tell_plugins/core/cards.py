@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -183,61 +184,53 @@ class Card(_Strict):
         return splits
 
     @model_validator(mode="after")
-    def _made_by_templates(self) -> Card:
+    def _is_consistent(self) -> Card:
         made_of = [name for name, split in self.splits.items() if split.made_of]
         if made_of and self.made is None:
             raise ValueError(f"made: split '{made_of[0]}' has made_of, which needs the templates")
         if self.made is not None and not made_of:
             raise ValueError("made: no split has made_of, so there is nothing to make rows of")
+        rules = self._task_rules() if self.kind == "task" else self._general_rules()
+        for key, wrong, why in rules:
+            if wrong:
+                raise ValueError(f"{key}: {why}")
         return self
 
-    @model_validator(mode="after")
-    def _fits_kind(self) -> Card:
-        task_only = ("anchor", "general", "metric", "answer", "translation", "question")
-        if self.kind == "general":
-            extra = [key for key in task_only if getattr(self, key) is not None]
-            if extra:
-                raise ValueError(f"{', '.join(extra)}: only a task card has this")
-            return self
-        missing = [key for key in ("anchor", "general", "metric") if getattr(self, key) is None]
-        if missing:
-            raise ValueError(f"{', '.join(missing)}: a task card needs this")
-        if self.max_tokens is not None:
-            raise ValueError("max_tokens: only general data is cut by length")
-        if "train" not in self.splits:
-            raise ValueError("splits: a task card needs a split 'train'")
-        self._check_answer()
-        if self.metric == "translation" and self.translation is None:
-            raise ValueError("translation: metric 'translation' needs the two languages")
+    def _general_rules(self) -> Iterator[tuple[str, Any, str]]:
+        """(key, whether it is wrong, why) for general data."""
+        for key in ("anchor", "general", "metric", "answer", "translation", "question"):
+            yield key, getattr(self, key) is not None, "only a task card has this"
+
+    def _task_rules(self) -> Iterator[tuple[str, Any, str]]:
+        """(key, whether it is wrong, why) for a task."""
+        for key in ("anchor", "general", "metric"):
+            yield key, getattr(self, key) is None, "a task card needs this"
+        answer, metric = self.answer or Answer(), self.metric
+        json_keys = answer.schema_file or answer.label
+        no_schema = metric == "json" and answer.schema_file is None
+        yield "max_tokens", self.max_tokens, "only general data is cut by length"
+        yield "splits", "train" not in self.splits, "a task card needs a split 'train'"
+        yield "answer", no_schema, "metric 'json' needs the answer's schema"
+        why = f"'schema' and 'label' are for metric 'json', not '{metric}'"
+        yield "answer", metric != "json" and json_keys, why
+        why = f"'labels' are for metric 'label', not '{metric}'"
+        yield "answer", metric != "label" and answer.labels, why
+        no_languages = metric == "translation" and self.translation is None
+        yield "translation", no_languages, "metric 'translation' needs the two languages"
         if self.question is not None:
             try:
                 groups = regex.compile(self.question).groups
             except regex.error as error:
-                raise ValueError(f"question: no regular expression ({error})") from None
-            if groups != 1:
-                raise ValueError("question: needs exactly one group, the text to compare")
-        return self
-
-    def _check_answer(self) -> None:
-        """Raise ValueError where the keys of `answer` are not those of the metric."""
-        answer = self.answer or Answer()
-        if self.metric == "json" and answer.schema_file is None:
-            raise ValueError("answer: metric 'json' needs the answer's schema")
-        if self.metric != "json" and (answer.schema_file or answer.label):
-            raise ValueError(
-                f"answer: 'schema' and 'label' are for metric 'json', not '{self.metric}'"
-            )
-        if self.metric != "label" and answer.labels:
-            raise ValueError(f"answer: 'labels' are for metric 'label', not '{self.metric}'")
+                yield "question", True, f"no regular expression ({error})"
+            else:
+                yield "question", groups != 1, "needs exactly one group, the text to compare"
 
     def schema_path(self) -> Path:
         """The JSON schema of the answers. Raises UserError where there is none."""
         if self.answer is None or self.answer.schema_file is None:
-            raise UserError(
-                "the card has no answer schema",
-                where=f"card '{self.name}'",
-                remedy="add 'answer: {schema: answer.schema.json}' and the schema's file",
-            )
+            remedy = "add 'answer: {schema: answer.schema.json}' and the schema's file"
+            where = f"card '{self.name}'"
+            raise UserError("the card has no answer schema", where=where, remedy=remedy)
         return self.file(self.answer.schema_file)
 
     def columns_of(self, split: str) -> Columns:
@@ -266,19 +259,13 @@ class Card(_Strict):
         """
         path = self.folder / name
         if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise UserError(
-                f"file '{name}' is outside the card's folder",
-                where=paths.shown(self.folder / "card.yaml"),
-                allowed="a file in the card's folder, and no link that leads out of it",
-                remedy=f"copy it into {paths.shown(self.folder)}/",
-            )
-        if not path.is_file():
-            raise UserError(
-                f"file '{name}' is missing",
-                where=paths.shown(self.folder / "card.yaml"),
-                remedy=f"put it into {paths.shown(self.folder)}/ or correct the card",
-            )
-        return path
+            found = f"file '{name}' is outside the card's folder, or a link that leads there"
+        elif not path.is_file():
+            found = f"file '{name}' is missing"
+        else:
+            return path
+        where, remedy = paths.shown(self.folder / "card.yaml"), f"copy it to {paths.shown(path)}"
+        raise UserError(found, where=where, remedy=remedy)
 
 
 def card_names() -> list[str]:
@@ -329,20 +316,16 @@ def load_card(name: str, folder: Path | None = None) -> Card:
 
 @lru_cache(maxsize=64)
 def _load(path: Path, _version: tuple[int, ...], name: str) -> Card:
-    where = paths.shown(path)
+    where, see = paths.shown(path), "docs/own-task.md"
     document = read_yaml(path)
     if not isinstance(document.values, dict):
-        raise UserError(
-            "a card is a mapping of keys to values", where=where, remedy="see docs/own-task.md"
-        )
+        found = "a card is a mapping of keys to values"
+        raise UserError(found, where=where, remedy=f"see {see}")
     _keep_labels(document)
-    card = document.as_model(Card, where, "docs/own-task.md")
+    card = document.as_model(Card, where, see)
     if card.name != name:
-        raise UserError(
-            f"name '{card.name}' differs from the folder '{name}'",
-            where=where,
-            remedy="give both the same name",
-        )
+        found = f"name '{card.name}' differs from the folder '{name}'"
+        raise UserError(found, where=where, remedy="give both the same name")
     card._folder = path.parent
     return card
 

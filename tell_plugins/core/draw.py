@@ -16,23 +16,24 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.spec import Amount
 
 Ids = npt.NDArray[np.uint8]  # (n, 16)
+Positions = npt.NDArray[np.int64]
 
 
-def occurrences(ids: Ids) -> npt.NDArray[np.int64]:
+def occurrences(ids: Ids) -> Positions:
     """For each row, how many equal rows stand before it (0 for a row that is not repeated)."""
-    if len(ids) == 0:
-        return np.zeros(0, np.int64)
-    view = np.ascontiguousarray(ids).view("V16").ravel()
+    count = len(ids)
+    view = np.ascontiguousarray(ids).view("V16").ravel() if count else np.zeros(0, "V16")
     order = np.argsort(view, kind="stable")
-    same = np.concatenate([[False], view[order][1:] == view[order][:-1]])
-    counts = np.arange(len(ids)) - np.maximum.accumulate(np.where(same, 0, np.arange(len(ids))))
-    result = np.empty(len(ids), np.int64)
-    result[order] = counts
+    places = np.arange(count)
+    first = np.ones(count, bool)  # of equal rows, which are neighbours in this order
+    first[1:] = view[order][1:] != view[order][:-1]
+    result = np.empty(count, np.int64)
+    result[order] = places - np.maximum.accumulate(np.where(first, places, 0))
     return result
 
 
 def hashes(
-    ids: Ids, nth: npt.NDArray[np.int64], *, seed: int, source: str, purpose: str
+    ids: Ids, nth: Positions, *, seed: int, source: str, purpose: str
 ) -> npt.NDArray[np.uint64]:
     """A 64-bit keyed hash of each row; `nth` tells equal rows apart."""
     key = hashlib.blake2b(f"{purpose}|{seed}|{source}".encode(), digest_size=32).digest()
@@ -48,49 +49,36 @@ def hashes(
     return np.frombuffer(bytes(digests), "<u8")
 
 
-def ranking(ids: Ids, *, seed: int, source: str) -> npt.NDArray[np.int64]:
+def ranking(ids: Ids, *, seed: int, source: str) -> Positions:
     """Positions of the rows in the order in which amounts take them."""
     rank = hashes(ids, occurrences(ids), seed=seed, source=source, purpose="draw")
     return np.argsort(rank, kind="stable")
 
 
-def take(
-    amount: Amount,
-    ranked: npt.NDArray[np.int64],
-    tokens: npt.NDArray[np.int64] | None,
-    *,
-    source: str,
-) -> npt.NDArray[np.int64]:
+def take(amount: Amount, ranked: Positions, tokens: Positions | None, *, source: str) -> Positions:
     """The first rows of a ranking that make up `amount`, of rows or tokens.
 
     A token amount takes rows until it is reached, so it is met to within one row. `tokens` are
-    the counts of all rows, by position; they are there where the amount asks for them.
-    Raises UserError when there is too little data; nothing is ever repeated to fill up.
+    the counts of all rows, by position; they are there where the amount asks for them. Raises
+    UserError when there is too little data; nothing is ever repeated to fill up.
     """
-    if amount.unit == "all":
-        return ranked
-    if amount.number == 0:
-        return ranked[:0]
+    if amount.unit == "all" or amount.number == 0:
+        return ranked if amount.unit == "all" else ranked[:0]
+    have, count = f"{len(ranked):,} rows", int(amount.number)
     if amount.unit == "tok":
         assert tokens is not None
         sums = np.cumsum(tokens[ranked], dtype=np.int64)
-        have = int(sums[-1]) if len(sums) else 0
-        if have < amount.number:
-            raise _too_little(amount, f"{have:,} tokens in {len(ranked):,} rows", source)
-        return ranked[: int(np.searchsorted(sums, amount.number)) + 1]
-    if amount.number > len(ranked):
-        raise _too_little(amount, f"{len(ranked):,} rows", source)
-    return ranked[: int(amount.number)]
-
-
-def _too_little(amount: Amount, have: str, source: str) -> UserError:
-    return UserError(
-        f"{amount} asked, but there are only {have}",
-        where=source,
-        allowed="any amount up to what there is, or 'all'",
-        remedy="ask for less, or name more general cards with from=a+b "
-        "(task rows are repeated only by repeat=N)",
-    )
+        have = f"{sums[-1] if len(sums) else 0:,} tokens in {have}"
+        count = int(np.searchsorted(sums, amount.number)) + 1
+    if count > len(ranked):
+        raise UserError(
+            f"{amount} asked, but there are only {have}",
+            where=source,
+            allowed="any amount up to what there is, or 'all'",
+            remedy="ask for less, or name more general cards with from=a+b "
+            "(task rows are repeated only by repeat=N)",
+        )
+    return ranked[:count]
 
 
 def deal(

@@ -52,26 +52,14 @@ def manifest_of(mixture: Mixture, weighting: str | None = None) -> dict[str, Any
     `weighting` is what weighs the same in a step: `row` or `token` (`spec.weighting`); None where
     no recipe says it.
     """
-    spec, task, counter, lengths = mixture.spec, mixture.task, mixture.counter, mixture.lengths
-    anchor = tokenizer = trainable = None
-    if task is not None:
-        text = task.anchor.text
-        anchor = {
-            "choice": task.anchor.name,
-            "sha256": task.anchor.sha256,
-            "characters": len(text),
-            **({"turn": "first"} if task.has_turns else {}),
-        }
-    if counter is not None:
-        tokenizer = {"name": counter.name, "sha256": counter.sha256}
-    if lengths is not None:
-        trainable = lengths[:, 1:]
+    spec, counter, lengths = mixture.spec, mixture.counter, mixture.lengths
+    answers = None if lengths is None else lengths[:, 1:]
     return {
         "format": 1,
         "spec": str(spec),
         "card": mixture.card.name,
-        "anchor": anchor,
-        "tokenizer": tokenizer,
+        "anchor": _anchor_facts(mixture),
+        "tokenizer": counter and {"name": counter.name, "sha256": counter.sha256},
         "order": spec.order,
         "seed": spec.seed,
         "repeat": spec.repeat,
@@ -85,24 +73,45 @@ def manifest_of(mixture: Mixture, weighting: str | None = None) -> dict[str, Any
         },
         "rows": len(mixture),
         "tokens": None if lengths is None else int(lengths.sum()),
-        "trainable_tokens": None if trainable is None else int(trainable.sum()),
+        "trainable_tokens": None if answers is None else int(answers.sum()),
         "task_share": {
-            "rows": _share(int(mixture.is_task.sum()), len(mixture)),
-            "tokens": _share_of(lengths, mixture.is_task),
-            "trainable_tokens": _share_of(trainable, mixture.is_task),
+            "rows": _share(np.ones(len(mixture)), mixture.is_task),
+            "tokens": _share(lengths, mixture.is_task),
+            "trainable_tokens": _share(answers, mixture.is_task),
         },
         "sources": [
-            {**source_facts(source), "share": _share_of_source(mixture, index)}
+            {**source_facts(source), "share": _shares(mixture, index)}
             for index, source in enumerate(mixture.sources)
         ],
         "hash": mixture.hash,
     }
 
 
+def _anchor_facts(mixture: Mixture) -> dict[str, Any] | None:
+    task = mixture.task
+    if task is None:
+        return None
+    anchor, turn = task.anchor, {"turn": "first"} if task.has_turns else {}
+    facts = {"choice": anchor.name, "sha256": anchor.sha256, "characters": len(anchor.text)}
+    return facts | turn
+
+
 def source_facts(source: Drawn) -> dict[str, Any]:
     """What a source holds, what of it was dropped, and what was used."""
-    in_file = source.tokens(slice(None))
+    in_file, copies = source.tokens(slice(None)), source.repeat
+    used, trainable = source.tokens(), source.tokens(column=1)
     lost = {reason: source.tokens(mask) or 0 for reason, mask in source.lost.items()}
+    counted: dict[str, Any] = dict.fromkeys(
+        ("in_file", "dropped", "available", "used", "trainable")
+    )
+    if in_file is not None and used is not None and trainable is not None:
+        counted = {
+            "in_file": in_file,
+            "dropped": lost,
+            "available": in_file - sum(lost.values()),
+            "used": used * copies,
+            "trainable": trainable * copies,
+        }
     return {
         "card": source.card.name,
         "role": source.role,
@@ -117,15 +126,9 @@ def source_facts(source: Drawn) -> dict[str, Any]:
             "held_out_queries": source.overlapping,
             "held_out_queries_used": source.overlap_used,
             "used": len(source.used),
-            "copies": source.repeat,
+            "copies": copies,
         },
-        "tokens": {
-            "in_file": in_file,
-            "dropped": None if in_file is None else lost,
-            "available": None if in_file is None else in_file - sum(lost.values()),
-            "used": _times(source.tokens(), source.repeat),
-            "trainable": _times(source.tokens(column=1), source.repeat),
-        },
+        "tokens": counted,
         "malformed_rows": [{"line": bad.line, "reason": bad.reason} for bad in source.rows.bad],
     }
 
@@ -135,28 +138,20 @@ def held_out_queries(mixture: Mixture) -> int | None:
     return _total([source.overlapping for source in mixture.sources])
 
 
-def _times(count: int | None, repeat: int) -> int | None:
-    return None if count is None else count * repeat
-
-
 def _total(counts: list[int | None]) -> int | None:
     """The sum, or None when one of the counts is not known."""
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
 
 
-def _share_of_source(mixture: Mixture, index: int) -> dict[str, float | None]:
+def _shares(mixture: Mixture, index: int) -> dict[str, float | None]:
     """A source's share of the entries, and of their tokens."""
-    mine = mixture.origin[mixture.order] == index
-    return {
-        "rows": _share(int(mine.sum()), len(mixture)),
-        "tokens": _share_of(mixture.lengths, mine),
-    }
+    mine = mixture.origin == index
+    return {"rows": _share(np.ones(len(mixture)), mine), "tokens": _share(mixture.lengths, mine)}
 
 
-def _share_of(lengths: npt.NDArray[np.int64] | None, mask: Mask) -> float | None:
-    return None if lengths is None else _share(int(lengths[mask].sum()), int(lengths.sum()))
-
-
-def _share(part: int, whole: int) -> float:
-    return round(part / whole, 6) if whole else 0.0
+def _share(weights: npt.NDArray[Any] | None, mask: Mask) -> float | None:
+    if weights is None:
+        return None
+    whole = weights.sum()
+    return round(float(weights[mask].sum() / whole), 6) if whole else 0.0

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from tell_plugins.core import draw
 from tell_plugins.core.cards import HELD_OUT, Card, load_card
-from tell_plugins.core.errors import UserError, raise_all
+from tell_plugins.core.errors import Problems, UserError, raise_all
 from tell_plugins.core.order import arrange
 from tell_plugins.core.progress import tracked
 from tell_plugins.core.rows import Rows
@@ -37,21 +37,16 @@ from tell_plugins.core.tokens import TokenCounter, tokenizer_file
 
 TASK, GENERAL = "task", "general"
 STEERING = "control_token"  # why a general row is dropped
-SCHEMA = pa.schema(
-    [
-        (
-            "messages",
-            pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
-        ),
-        ("channel", pa.string()),
-    ]
+_MESSAGE = [("role", pa.string()), ("content", pa.string())]
+SCHEMA, TURNS_SCHEMA = (
+    pa.schema([("messages", pa.list_(pa.struct(message))), ("channel", pa.string())])
+    for message in (_MESSAGE, [*_MESSAGE, ("loss", pa.float64())])
 )
-_WITH_LOSS = pa.struct([("role", pa.string()), ("content", pa.string()), ("loss", pa.float64())])
-TURNS_SCHEMA = pa.schema([("messages", pa.list_(_WITH_LOSS)), ("channel", pa.string())])
 _BATCH = 1000
-
+_NO_KEYS = np.zeros(0, "<u8")
 
 Mask = npt.NDArray[np.bool_]
+Keys = npt.NDArray[np.uint64]
 
 
 @dataclass
@@ -70,7 +65,7 @@ class Drawn:
     split: str
     rows: TaskRows | Rows
     used: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.uint32] | None
+    lengths: npt.NDArray[np.int64] | None
     held_out: Mask | None
     lost: dict[str, Mask] = field(default_factory=dict)
     repeat: int = 1
@@ -79,12 +74,11 @@ class Drawn:
     def role(self) -> str:
         return TASK if isinstance(self.rows, TaskRows) else GENERAL
 
-    @cached_property
+    @property
     def dropped(self) -> dict[str, int]:
         """How many rows are left out, by reason."""
-        malformed = self.rows.bad_count
-        counts = {reason: int(mask.sum()) for reason, mask in self.lost.items()}
-        return ({"malformed": malformed} if malformed else {}) | counts
+        malformed = {"malformed": self.rows.bad_count} if self.rows.bad_count else {}
+        return malformed | {reason: int(mask.sum()) for reason, mask in self.lost.items()}
 
     @cached_property
     def duplicates(self) -> int:
@@ -111,25 +105,24 @@ class Drawn:
 
 @dataclass
 class Mixture:
-    """A mixture of task and general rows; entries count copies, task entries come first.
+    """A mixture of task and general rows, entry by entry in training order.
 
     Attributes:
-        order: (n,) permutation of the entries, the training order.
-        row: (n,) for each entry, the position of its row in its source.
-        origin: (n,) for each entry, the index of its source in `sources`.
+        row: (n,) the position of each entry's row in its source.
+        origin: (n,) the index of its source in `sources`.
+        overlap_checked: whether all held-out rows of the card were here to compare with.
     """
 
     spec: Spec
     card: Card
     sources: list[Drawn]
-    order: npt.NDArray[np.int64]
     row: npt.NDArray[np.int64]
     origin: npt.NDArray[np.int64]
     counter: TokenCounter | None
     overlap_checked: bool
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.row)
 
     @property
     def task(self) -> TaskRows | None:
@@ -138,31 +131,32 @@ class Mixture:
 
     @cached_property
     def is_task(self) -> Mask:
-        """(n,) in training order: whether the entry is a task row."""
-        return np.array([s.role == TASK for s in self.sources], bool)[self.origin[self.order]]
+        """(n,) whether the entry is a task row."""
+        return np.array([s.role == TASK for s in self.sources], bool)[self.origin]
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64] | None:
-        """(n, 2) in training order: tokens of query and response; None when not counted."""
-        if self.counter is None:
-            return None
-        return self._of_entries([np.asarray(s.lengths, np.int64) for s in self.sources])
+        """(n, 2) tokens of query and response; None when not counted."""
+        known = [source.lengths for source in self.sources if source.lengths is not None]
+        return self.of_entries(known) if known else None
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 over the rows as the model sees them, in training order, with their channel."""
         records = np.zeros(len(self), np.dtype([("role", "u1"), ("id", "u1", 16)]))
         records["role"] = self.is_task
-        records["id"] = self._of_entries([s.rows.seen_ids for s in self.sources])
+        records["id"] = self.of_entries([source.rows.seen_ids for source in self.sources])
         return hashlib.sha256(records.tobytes()).hexdigest()
 
-    def _of_entries(self, of_rows: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    def of_entries(self, of_rows: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
         """(n, ...) in training order, from what is known of all rows of each source."""
-        pairs = enumerate(of_rows)
-        parts = np.concatenate([known[self.row[self.origin == index]] for index, known in pairs])
-        return parts[self.order]  # entries lie source by source
+        result = np.zeros((len(self), *of_rows[0].shape[1:]), of_rows[0].dtype)
+        for index, known in enumerate(of_rows):
+            mine = self.origin == index
+            result[mine] = known[self.row[mine]]
+        return result
 
-    @cached_property
+    @property
     def schema(self) -> pa.Schema:
         """What the rows are as Arrow; with a loss of each message where rows have earlier turns."""
         turns = any(source.card.has_turns(source.split) for source in self.sources)
@@ -170,10 +164,10 @@ class Mixture:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The rows in training order as ms-swift reads them from JSON lines."""
-        names = self._channel_names
+        channels = iter(self.channels)
         for start in range(0, len(self), _BATCH):
-            entries = self.order[start : start + _BATCH]
-            origins, rows = self.origin[entries], self.row[entries]
+            part = slice(start, start + _BATCH)
+            origins, rows = self.origin[part], self.row[part]
             texts = [
                 iter(source.rows.texts(rows[origins == number]))
                 for number, source in enumerate(self.sources)
@@ -181,21 +175,15 @@ class Mixture:
             for number in origins.tolist():
                 query, response = next(texts[number])
                 messages = [*messages_of(query), {"role": "assistant", "content": response}]
-                yield {"messages": messages, "channel": names[number]}
+                yield {"messages": messages, "channel": next(channels)}
 
     @property
     def channels(self) -> list[str]:
         """The channel of each row, in training order: `task`, `general`, or `general_<card>`."""
-        names = self._channel_names
-        return [names[source] for source in self.origin[self.order].tolist()]
-
-    @property
-    def _channel_names(self) -> list[str]:
         several = sum(s.role == GENERAL and len(s.used) > 0 for s in self.sources) > 1
-        return [
-            TASK if s.role == TASK else f"{GENERAL}_{s.card.name}" if several else GENERAL
-            for s in self.sources
-        ]
+        names = [f"{GENERAL}_{s.card.name}" if several else GENERAL for s in self.sources]
+        names = [TASK if s.role == TASK else n for s, n in zip(self.sources, names, strict=True)]
+        return [names[source] for source in self.origin.tolist()]
 
     def write_arrow(self, path: Path) -> None:
         """Write the rows as an Arrow stream."""
@@ -210,6 +198,9 @@ class Mixture:
         write_json_lines(path, rows)
 
 
+# --- building one
+
+
 def build_mixture(spec: Spec, card: Card | None = None) -> Mixture:
     """Build the mixture that `spec` describes; `card` is the one it names, if it is loaded.
 
@@ -220,11 +211,9 @@ def build_mixture(spec: Spec, card: Card | None = None) -> Mixture:
     """
     card = card or load_card(spec.card)
     if card.kind == GENERAL:
-        refuse_measuring(card, str(spec))
-        return _build_general_only(spec, card)
+        return _general_alone(spec, card)
     for name in spec.splits:
         card.split(name)
-    training = spec.split not in HELD_OUT
     amount, names = spec.general_of(card)
     refuse_times_nothing(spec, amount, where=str(spec))
     for name in spec.sources or ():  # a typo shows in any case
@@ -232,34 +221,32 @@ def build_mixture(spec: Spec, card: Card | None = None) -> Mixture:
     cards = [general_card(name) for name in names]
     task = open_task(card, spec.split, spec.anchor) if spec.task != NONE else None
     counter = counter_for(spec, [spec.task, amount], cards)
-    held_out, checked = _held_out(card, spec) if training else ([], True)
+    held_out, checked = _held_out(card, spec)
     drawn: list[Drawn] = []
     if task is not None:
         _refuse_held_out_rows(task, held_out)
         drawn.append(draw_task(task, spec, counter))
-    entries = sum(len(source.used) * source.repeat for source in drawn)
     questions = None
     if held_out or checked:
-        keys = [part.question_keys for part in held_out]
-        questions = np.unique(np.concatenate(keys or [np.zeros(0, "<u8")]))
-    for source, share in zip(cards, _shares(amount, len(cards), entries), strict=True):
-        drawn.append(_draw_general(source, share, spec, counter, questions))
+        questions = np.concatenate([_NO_KEYS, *(part.question_keys for part in held_out)])
+    entries = sum(len(source.used) * source.repeat for source in drawn)
+    for general, share in zip(cards, _shares(amount, len(cards), entries), strict=True):
+        drawn.append(_draw_general(general, share, spec, counter, questions))
     return _assemble(spec, card, drawn, counter, checked)
 
 
-def _build_general_only(spec: Spec, card: Card) -> Mixture:
+def _general_alone(spec: Spec, card: Card) -> Mixture:
     """A general card named as the data set: its rows alone, `task` being its amount."""
-    mixed = spec.general or spec.sources or spec.kl or spec.anchor != "card"
-    if mixed or spec.repeat != 1 or spec.order != "shuffle":
+    refuse_measuring(card, str(spec))
+    if spec.with_values(split="train", task=ALL, seed=42, overlap="drop") != Spec(card.name):
         raise UserError(
             f"'{card.name}' is general data: it has no anchor, order, copies or general part",
             where=str(spec),
             allowed="split, task (the amount of its rows), seed",
             remedy="remove the other keys, or name a task card",
         )
-    amount = spec.task
-    counter = counter_for(spec, [amount], [card])
-    source = _draw_general(card, amount, spec, counter, None, split=spec.split)
+    counter = counter_for(spec, [spec.task], [card])
+    source = _draw_general(card, spec.task, spec, counter, None, split=spec.split)
     return _assemble(spec, card, [source], counter, checked=False)
 
 
@@ -269,7 +256,6 @@ def refuse_times_nothing(spec: Spec, amount: Amount, *, where: str) -> None:
         raise UserError(
             f"'{amount}' the task rows is nothing, since task=0 takes none",
             where=f"{where}, key 'general'",
-            allowed="0, all, 2000rows, 4e6tok",
             remedy="say the amount in rows or tokens, general=2000rows",
         )
 
@@ -278,12 +264,8 @@ def general_card(name: str, where: str = "key 'from'") -> Card:
     """The card of that name. Raises UserError when there is none, or none to train on."""
     card = load_card(name)
     if card.kind != GENERAL:
-        raise UserError(
-            f"card '{name}' is task data",
-            where=where,
-            allowed="cards of kind 'general'",
-            remedy="name general cards only",
-        )
+        found, remedy = f"card '{name}' is task data", "name cards of kind 'general' only"
+        raise UserError(found, where=where, remedy=remedy)
     refuse_measuring(card, where)
     return card
 
@@ -294,8 +276,7 @@ def refuse_measuring(card: Card, where: str) -> None:
         raise UserError(
             f"the rows of card '{card.name}' never train: forgetting is measured on them",
             where=where,
-            allowed="general cards with a split 'train'",
-            remedy="name another general card",
+            remedy="name a general card with a split 'train'",
         )
 
 
@@ -316,63 +297,53 @@ def counter_for(spec: Spec, amounts: list[Amount], cards: list[Card]) -> TokenCo
 
 
 def _held_out(card: Card, spec: Spec) -> tuple[list[TaskRows], bool]:
-    """The held-out splits of the card, and whether all of them are on this machine."""
+    """The held-out splits that training rows must not meet, and whether all of them are here."""
+    if spec.split in HELD_OUT:
+        return [], True
     names = [name for name in HELD_OUT if name in card.splits]
-    here = [name for name in names if find_file(card, name)]
-    if here != names and spec.overlap == "drop":
-        missing = next(name for name in names if name not in here)
+    missing = [name for name in names if find_file(card, name) is None]
+    if missing and spec.overlap == "drop":
         raise UserError(
-            f"split '{missing}' is not here, so nothing can tell whether test rows are trained on",
+            f"split '{missing[0]}' is not here, so nothing can tell whether test rows are trained "
+            "on",
             where=f"card '{card.name}'",
             remedy=f"./run.sh data {card.name}   (or overlap=keep to train without that check)",
         )
-    return [open_task(card, name, spec.anchor) for name in here], here == names
+    here = [name for name in names if name not in missing]
+    return [open_task(card, name, spec.anchor) for name in here], not missing
 
 
 def _refuse_held_out_rows(task: TaskRows, held_out: list[TaskRows]) -> None:
-    problems = []
+    problems = Problems()
     for other in held_out:
-        places = {int(key): row for row, key in reversed(list(enumerate(other.query_keys)))}
-        both = [
-            (row, places[int(key)]) for row, key in enumerate(task.query_keys) if int(key) in places
-        ]
-        if both:
-            row, twin = both[0]
-            problems.append(
-                UserError(
-                    f"{len(both)} task rows are {other.split} rows, "
-                    f"the first is the one at line {other.lines[twin]} of {other.files[0].name}",
-                    where=task.place(row),
-                    remedy=f"remove them from one of the two files: {other.split} rows never train",
-                )
+        both = np.flatnonzero(np.isin(task.query_keys, other.query_keys))
+        if len(both):
+            twin = int(np.flatnonzero(other.query_keys == task.query_keys[both[0]])[0])
+            found = (
+                f"{len(both)} task rows are {other.split} rows, "
+                f"the first is the one at line {other.lines[twin]} of {other.files[0].name}"
             )
+            remedy = f"remove them from one of the two files: {other.split} rows never train"
+            problems.append(UserError(found, where=task.place(int(both[0])), remedy=remedy))
     raise_all(problems)
 
 
 def _shares(amount: Amount, sources: int, task_entries: int) -> list[Amount]:
     """An amount in equal parts over several general sources."""
-    if sources == 0:
-        return []
     if amount.unit == "all":
         return [ALL] * sources
     if amount.unit == "x":
         amount = Amount("rows", round(amount.number * task_entries))
-    whole = int(amount.number)
-    return [
-        Amount(amount.unit, whole // sources + (index < whole % sources))
-        for index in range(sources)
-    ]
-
-
-def _sums(lengths: npt.NDArray[np.uint32] | None) -> npt.NDArray[np.int64] | None:
-    return None if lengths is None else lengths.sum(axis=1, dtype=np.int64)
+    number = int(amount.number)
+    return [Amount(amount.unit, (number + sources - 1 - n) // sources) for n in range(sources)]
 
 
 def draw_task(task: TaskRows, spec: Spec, counter: TokenCounter | None) -> Drawn:
     """The task rows that `spec` takes. Raises UserError where there are too few."""
     ranked = draw.ranking(task.ids, seed=spec.seed, source=task.card.name)
     lengths = lengths_of(task, counter)
-    used = draw.take(spec.task, ranked, _sums(lengths), source=f"task data '{task.card.name}'")
+    tokens = None if lengths is None else lengths.sum(axis=1)
+    used = draw.take(spec.task, ranked, tokens, source=f"task data '{task.card.name}'")
     nothing = np.zeros(len(task), bool)
     return Drawn(task.card, spec.split, task, used, lengths, nothing, repeat=spec.repeat)
 
@@ -382,7 +353,7 @@ def _draw_general(
     amount: Amount,
     spec: Spec,
     counter: TokenCounter | None,
-    questions: npt.NDArray[np.uint64] | None,
+    questions: Keys | None,
     split: str = "train",
 ) -> Drawn:
     """Draw from a general card; `questions` are the keys of held-out queries, None if unknown.
@@ -392,59 +363,55 @@ def _draw_general(
     """
     rows = open_split(card, split)
     lengths = lengths_of(rows, counter)
+    tokens = None if lengths is None else lengths.sum(axis=1)
     overlapping = None if questions is None else np.isin(rows.keys, questions)
-    usable = np.ones(len(rows), bool)
-    lost: dict[str, Mask] = {}
-
-    def leave_out(reason: str, mask: Mask) -> None:
-        mask = usable & mask
-        if mask.any():
-            lost[reason] = mask
-            usable[mask] = False
-
-    leave_out("held_out_row", np.isin(rows.keys, _held_out_keys(card, split)))
+    reasons = {"held_out_row": np.isin(rows.keys, _measured_keys(card, split))}
     if spec.overlap == "drop" and overlapping is not None:
-        leave_out("held_out_query", overlapping)
-    leave_out(STEERING, rows.holding(any_of(KNOWN)))
-    if card.max_tokens is not None and lengths is not None:
-        leave_out("over_max_tokens", lengths.sum(axis=1) > card.max_tokens)
+        reasons["held_out_query"] = overlapping
+    reasons[STEERING] = rows.holding(any_of(KNOWN))
+    if card.max_tokens is not None and tokens is not None:
+        reasons["over_max_tokens"] = tokens > card.max_tokens
+    usable, lost = np.ones(len(rows), bool), {}
+    for reason, mask in reasons.items():  # a row is lost for the first of them
+        if (usable & mask).any():
+            lost[reason] = usable & mask
+            usable &= ~mask
     ranked = draw.ranking(rows.ids, seed=spec.seed, source=card.name)
-    ranked = ranked[usable[ranked]]
-    used = draw.take(amount, ranked, _sums(lengths), source=f"general data '{card.name}'")
+    used = draw.take(amount, ranked[usable[ranked]], tokens, source=f"general data '{card.name}'")
     return Drawn(card, split, rows, used, lengths, overlapping, lost)
 
 
-def _held_out_keys(card: Card, split: str) -> npt.NDArray[np.uint64]:
+def _measured_keys(card: Card, split: str) -> Keys:
     """The keys of what the card's split `heldout` asks; none where it is not on this machine."""
     name = "heldout"
     if split in HELD_OUT or name not in card.splits or find_file(card, name) is None:
-        return np.zeros(0, "<u8")
+        return _NO_KEYS
     return open_split(card, name).keys
 
 
 def _assemble(
-    spec: Spec,
-    card: Card,
-    sources: list[Drawn],
-    counter: TokenCounter | None,
-    checked: bool,
+    spec: Spec, card: Card, sources: list[Drawn], counter: TokenCounter | None, checked: bool
 ) -> Mixture:
+    """Every copy of every row drawn as an entry, in the order that the string asks for."""
     if not any(len(source.used) for source in sources):
         raise UserError("the mixture is empty", where=str(spec), remedy="ask for at least one row")
-    rows, origins, keys = [], [], []
+    rows, origins, hashes = [], [], []
     for index, source in enumerate(sources):
-        ids = source.rows.ids
-        ids, nth = ids[source.used], draw.occurrences(ids)[source.used]
+        nth = draw.occurrences(source.rows.ids)[source.used]
         for copy in range(source.repeat):
-            purpose = "order" if copy == 0 else f"order, copy {copy}"
-            keys.append(
-                draw.hashes(ids, nth, seed=spec.seed, source=source.card.name, purpose=purpose)
+            hashes.append(
+                draw.hashes(
+                    source.rows.ids[source.used],
+                    nth,
+                    seed=spec.seed,
+                    source=source.card.name,
+                    purpose=f"order, copy {copy}" if copy else "order",
+                )
             )
             rows.append(source.used)
             origins.append(np.full(len(source.used), index, np.int64))
-    task_rows = sum(len(source.used) for source in sources if source.role == TASK)
-    split_at = task_rows * sources[0].repeat
-    joined = np.concatenate(keys)
-    order = arrange(spec.order, joined[:split_at], joined[split_at:], task_rows=task_rows)
-    row, origin = np.concatenate(rows), np.concatenate(origins)
-    return Mixture(spec, card, sources, order, row, origin, counter, overlap_checked=checked)
+    task_rows = len(sources[0].used) if sources[0].role == TASK else 0
+    joined, count = np.concatenate(hashes), task_rows * sources[0].repeat
+    order = arrange(spec.order, joined[:count], joined[count:], task_rows=task_rows)
+    row, origin = (np.concatenate(parts)[order] for parts in (rows, origins))
+    return Mixture(spec, card, sources, row, origin, counter, checked)

@@ -21,7 +21,7 @@ from tell_plugins.core.spec import splits_of
 from tell_plugins.core.text import comparison_keys, first_turn, row_ids
 from tell_plugins.core.tokens import TokenCounter
 
-_INLINE_SPLITS = ("train", "validation", "test")
+# --- files
 
 
 def find_file(card: Card, split: str) -> Path | None:
@@ -32,9 +32,8 @@ def find_file(card: Card, split: str) -> Path | None:
     and the content has it, so that cards may share an official file.
     """
     name, blob = card.split(split).file, card.split(split).blob
-    homes = paths.data_homes()
-    own = [card.folder, *(place for home in homes for place in (home / card.name, home))]
-    for folder in own:
+    places = [home / part for home in paths.data_homes() for part in (card.name, "")]
+    for folder in (card.folder, *places):
         if (folder / name).is_file():
             return folder / name
     return None if blob is None else _with_content(name, blob)
@@ -62,14 +61,14 @@ def _blob_id(path: Path, version: tuple[int, int, int]) -> str:
 def need_file(card: Card, split: str) -> Path:
     """The file of a split; UserError that says how to get it when it is missing."""
     path = find_file(card, split)
-    if path is not None:
-        return path
-    places = [paths.shown(card.folder), *(str(home) for home in paths.data_homes())]
-    raise UserError(
-        f"no file '{card.split(split).file}' (split '{split}' of card '{card.name}')",
-        where="looked in " + ", ".join(places),
-        remedy=f"./run.sh data {card.name}   (or put the file there, or set $TELL_DATA_HOME)",
-    )
+    if path is None:
+        places = [paths.shown(card.folder), *(str(home) for home in paths.data_homes())]
+        raise UserError(
+            f"no file '{card.split(split).file}' (split '{split}' of card '{card.name}')",
+            where="looked in " + ", ".join(places),
+            remedy=f"./run.sh data {card.name}   (or put the file there, or set $TELL_DATA_HOME)",
+        )
+    return path
 
 
 def open_split(card: Card, split: str) -> Rows:
@@ -77,15 +76,7 @@ def open_split(card: Card, split: str) -> Rows:
     return open_rows(need_file(card, split), card.columns_of(split))
 
 
-def inline_front(card: Card) -> str:
-    """The anchor that the card's rows carry inline, "" when the card keeps it in a file."""
-    if not card.inline_anchor:
-        return ""
-    splits = [split for split in _INLINE_SPLITS if split in card.splits and find_file(card, split)]
-    rows = open_split(card, splits[0] if splits else "train")
-    return shared_front(
-        [first_turn(query) for query, _ in rows.all_texts()], paths.shown(rows.file)
-    )
+# --- the rows of a task
 
 
 @dataclass(frozen=True)
@@ -160,22 +151,6 @@ class TaskRows:
         return f"{paths.shown(self.files[self.file_of[row]])}, line {self.lines[row]}"
 
 
-def lengths_of(
-    rows: TaskRows | Rows,
-    counter: TokenCounter | None,
-    used: npt.NDArray[np.int64] | None = None,
-) -> npt.NDArray[np.uint32] | None:
-    """(n, 2) tokens of query, anchored, and response, of the `used` rows (default: all).
-
-    None without a counter.
-    """
-    if counter is None:
-        return None
-    if used is None:
-        return counter.lengths(rows.seen_ids, rows.texts)
-    return counter.lengths(rows.seen_ids[used], lambda places: rows.texts(used[places]))
-
-
 def open_task(card: Card, split: str, anchor: str = "card") -> TaskRows:
     """The rows of a task split, or of several joined by `+`, with `anchor` applied.
 
@@ -207,6 +182,16 @@ def open_task(card: Card, split: str, anchor: str = "card") -> TaskRows:
     return task
 
 
+def inline_front(card: Card) -> str:
+    """The anchor that the card's rows carry inline, "" when the card keeps it in a file."""
+    if not card.inline_anchor:
+        return ""
+    splits = [name for name in ("train", "validation", "test") if name in card.splits]
+    here = next((name for name in splits if find_file(card, name)), "train")
+    rows = open_split(card, here)
+    return shared_front([first_turn(query) for query, _ in rows.all_texts()], rows.shown)
+
+
 def _refuse_malformed(rows: Rows) -> None:
     if rows.bad_count:
         shown = "; ".join(f"line {bad.line}: {bad.reason}" for bad in rows.bad[:10])
@@ -229,6 +214,20 @@ def _refuse_without_front(task: TaskRows, front: str, texts: list[str]) -> None:
             raise UserError(
                 f"{sum(mask)} rows {what}, the first is this one",
                 where=task.place(mask.index(True)),
-                allowed="rows that all begin with the same text, and go on",
                 remedy="mend these rows, or give the card an anchor file",
             )
+
+
+def lengths_of(
+    rows: TaskRows | Rows,
+    counter: TokenCounter | None,
+    used: npt.NDArray[np.int64] | None = None,
+) -> npt.NDArray[np.int64] | None:
+    """(n, 2) tokens of query, anchored, and response, of the `used` rows (default: all).
+
+    None without a counter.
+    """
+    if counter is None:
+        return None
+    places = np.arange(len(rows)) if used is None else used
+    return counter.lengths(rows.seen_ids[places], lambda part: rows.texts(places[part]))

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 _BATCH = 1000
 _PROCESS = os.getpid()  # the process that may have threads
+_PARALLEL = "TOKENIZERS_PARALLELISM"
+
+Texts = Callable[[npt.NDArray[np.int64]], list[tuple[str, str]]]
 
 
 def tokenizer_file() -> Path | None:
@@ -39,20 +42,17 @@ def tokenizer_file() -> Path | None:
     if named:
         path = paths.user_path(named)
         path = path / "tokenizer.json" if path.is_dir() else path
-        if not path.is_file():
-            raise UserError(
-                f"no tokenizer at '{named}'",
-                where="$TELL_TOKENIZER",
-                allowed="a tokenizer.json, or a folder that holds one",
-                remedy="correct the path, or unset it to use the Llama-2 tokenizer",
-            )
-        return path
-    for home in paths.data_homes():
-        for folder in ("tokenizers/llama2", "llama2_tokenizer"):
-            path = home / folder / "tokenizer.json"
-            if path.is_file():
-                return path
-    return None
+        if path.is_file():
+            return path
+        raise UserError(
+            f"no tokenizer at '{named}'",
+            where="$TELL_TOKENIZER",
+            allowed="a tokenizer.json, or a folder that holds one",
+            remedy="correct the path, or unset it to use the Llama-2 tokenizer",
+        )
+    folders = ("tokenizers/llama2", "llama2_tokenizer")
+    files = (home / folder / "tokenizer.json" for home in paths.data_homes() for folder in folders)
+    return next((path for path in files if path.is_file()), None)
 
 
 class TokenCounter:
@@ -66,24 +66,19 @@ class TokenCounter:
     def name(self) -> str:
         return f"{self.path.parent.name}/{self.path.name}"
 
-    def count(self, texts: list[str]) -> npt.NDArray[np.uint32]:
+    def count(self, texts: list[str]) -> npt.NDArray[np.int64]:
         """The number of tokens of each text."""
-        with _parallel():
-            encodings = _load(self.path, self.sha256).encode_batch_fast(
-                texts, add_special_tokens=False
-            )
-        return np.array([len(encoding) for encoding in encodings], np.uint32)
+        tokenizer = _load(self.path, self.sha256)
+        with _on_all_cores():
+            encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return np.array([len(encoding) for encoding in encodings], np.int64)
 
     def special_tokens(self) -> list[str]:
         """The tokens that steer a model, such as those that end a turn."""
         added = _load(self.path, self.sha256).get_added_tokens_decoder().values()
         return [token.content for token in added if token.special]
 
-    def lengths(
-        self,
-        ids: npt.NDArray[np.uint8],
-        texts: Callable[[npt.NDArray[np.int64]], list[tuple[str, str]]],
-    ) -> npt.NDArray[np.uint32]:
+    def lengths(self, ids: npt.NDArray[np.uint8], texts: Texts) -> npt.NDArray[np.int64]:
         """Token counts of rows, (n, 2): query and response.
 
         `ids`, (n, 16), tell the rows by content; `texts` gives those at the given positions, and is
@@ -92,15 +87,10 @@ class TokenCounter:
         rows = hashlib.sha256(ids.tobytes()).hexdigest()[:32]
         path = paths.cache_dir() / "lengths" / f"{self.sha256[:32]}-{rows}.npy"
         made_once(path, lambda target: self._write(target, len(ids), texts))
-        counts: npt.NDArray[np.uint32] = np.load(path)
+        counts: npt.NDArray[np.int64] = np.load(path).astype(np.int64)
         return counts
 
-    def _write(
-        self,
-        target: Path,
-        rows: int,
-        texts: Callable[[npt.NDArray[np.int64]], list[tuple[str, str]]],
-    ) -> None:
+    def _write(self, target: Path, rows: int, texts: Texts) -> None:
         counts = np.zeros((rows, 2), np.uint32)
         with track(rows, "counting tokens", "rows") as bar:
             for batch in np.split(np.arange(rows), range(_BATCH, rows, _BATCH)):
@@ -112,22 +102,19 @@ class TokenCounter:
 
 
 @contextlib.contextmanager
-def _parallel() -> Iterator[None]:
+def _on_all_cores() -> Iterator[None]:
     """Let the tokenizer use all cores; ms-swift switches that off for the whole process.
 
     It is off again afterwards, because it must not be on in processes that are forked later: a
     fork has no threads of its parent's pool, and would wait for them for ever.
     """
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "true" if os.getpid() == _PROCESS else "false"
+    before = os.environ.get(_PARALLEL)
+    os.environ[_PARALLEL] = "true" if os.getpid() == _PROCESS else "false"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        del os.environ[_PARALLEL]
+        os.environ |= {} if before is None else {_PARALLEL: before}
 
 
 @lru_cache(maxsize=4)
@@ -137,9 +124,8 @@ def _load(path: Path, _sha256: str) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise UserError(
-            f"no tokenizer file: {error}", where=paths.shown(path), remedy="name a tokenizer.json"
-        ) from None
+        found, remedy = f"no tokenizer file: {error}", "name a tokenizer.json"
+        raise UserError(found, where=paths.shown(path), remedy=remedy) from None
     tokenizer.no_truncation()  # a saved file may carry both, and both falsify a count
     tokenizer.no_padding()
     return tokenizer

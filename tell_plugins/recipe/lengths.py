@@ -60,11 +60,12 @@ def count(mixture: Mixture, counter: TokenCounter, recipe: Recipe) -> Counted:
     """Count the used rows of `mixture`."""
     own = own_tokenizer(recipe.text("model"))
     system = int(counter.count([system_text(recipe.value("system")) or ""])[0])
-    entries = np.zeros((len(mixture), 2), np.int64)
-    for index, source in enumerate(mixture.sources):
-        lengths = np.asarray(lengths_of(source.rows, counter, source.used), np.int64)
-        entries[mixture.origin == index] = np.tile(lengths, (source.repeat, 1))
-    query, response = entries[mixture.order].T
+    known = []
+    for source in mixture.sources:
+        lengths = np.zeros((len(source.rows), 2), np.int64)
+        lengths[source.used] = lengths_of(source.rows, counter, source.used)
+        known.append(lengths)
+    query, response = mixture.of_entries(known).T
     rows = np.column_stack([system + query + response, response + _RESPONSE_END])
     return Counted(counter.name, own is not None and own.sha256 == counter.sha256, rows)
 
@@ -73,6 +74,6 @@ def long_rows(mixture: Mixture, counted: Counted, limit: int) -> list[dict[int, 
     """For each source its rows over the limit, or near it, and their tokens."""
     long = np.flatnonzero(counted.rows[:, 0] > NEAR * limit)
     found: list[dict[int, int]] = [{} for _ in mixture.sources]
-    for entry, tokens in zip(mixture.order[long], counted.rows[long, 0].tolist(), strict=True):
+    for entry, tokens in zip(long, counted.rows[long, 0].tolist(), strict=True):
         found[mixture.origin[entry]][int(mixture.row[entry])] = tokens
     return [dict(sorted(rows.items())) for rows in found]

@@ -98,8 +98,7 @@ def _unseen(checked: Checked, steps: Plan) -> Iterator[Finding]:
 def _whole_rows_lost(mixture: Mixture, seen: int) -> tuple[int, int]:
     """How many rows have no copy among the first `seen` entries: of all rows, of task rows."""
     task = mixture.is_task.tolist()
-    entries = mixture.order
-    rows = list(zip(task, mixture.origin[entries], mixture.row[entries], strict=True))
+    rows = list(zip(task, mixture.origin.tolist(), mixture.row.tolist(), strict=True))
     lost = set(rows[seen:]) - set(rows[:seen])
     return len(lost), sum(is_task for is_task, *_ in lost)
 
