@@ -28,7 +28,7 @@ from tell_plugins.core.progress import tracked
 from tell_plugins.core.row_files import read_records
 from tell_plugins.core.schemas import search
 from tell_plugins.core.state_files import made_once
-from tell_plugins.core.text import MARK, comparison_keys, joined, row_ids
+from tell_plugins.core.text import MARK, comparison_keys, row_ids
 
 FORMAT = 7  # raised when the stored columns change their meaning, as comparison keys do
 MAX_CHARS = 200_000  # one text; about 50,000 tokens, beyond any context this project trains
@@ -43,6 +43,7 @@ _SCHEMA = pa.schema(
     ]
 )
 _Texts = list[tuple[pa.Array, pa.Array]]  # queries and responses, `_BATCH` rows each
+_Positions = npt.NDArray[np.int64]
 
 
 class BadRow(NamedTuple):
@@ -67,10 +68,10 @@ class Rows:
     sha256: str
     ids: npt.NDArray[np.uint8]
     keys: npt.NDArray[np.uint64]
-    lines: npt.NDArray[np.int64]
+    lines: _Positions
     bad: list[BadRow]
     bad_count: int
-    _places: npt.NDArray[np.int64]  # (n,) among all rows of the file
+    _places: _Positions  # (n,) among all rows of the file
     _texts: _Texts  # of all rows of the file
 
     def __len__(self) -> int:
@@ -91,16 +92,17 @@ class Rows:
         """(n, 16) content hashes of the rows as the model sees them: as they stand here."""
         return self.ids
 
-    def texts(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> list[tuple[str, str]]:
+    def texts(self, rows: Sequence[int] | _Positions) -> list[tuple[str, str]]:
         """(query, response) of the rows at the given positions, in that order."""
         return _texts_at(self._texts, self._places[np.asarray(rows, dtype=np.int64)])
 
     def holding(self, pattern: str) -> npt.NDArray[np.bool_]:
         """(n,) whether a text of a row matches the regular expression."""
         match = pc.match_substring_regex
-        found = [pc.or_(match(q, pattern), match(r, pattern)) for q, r in self._texts]
-        flags = np.concatenate([_flags(part) for part in found])
-        return flags[self._places]
+        found = (pc.or_(match(q, pattern), match(r, pattern)) for q, r in self._texts)
+        # by its buffer: `to_numpy` would load pandas
+        flags = [np.frombuffer(part.cast("u1").buffers()[1], "u1", len(part)) for part in found]
+        return np.concatenate(flags)[self._places] > 0
 
     def all_texts(self) -> list[tuple[str, str]]:
         """(query, response) of every row; for sources that are small by nature."""
@@ -122,11 +124,11 @@ def open_rows(path: Path, columns: Columns) -> Rows:
     rows = _opened(kept, path, sha256)
     if not len(rows):
         first = f"; line {rows.bad[0].line}: {rows.bad[0].reason}" if rows.bad else ""
+        names = ", ".join(columns.names)
         raise UserError(
             f"no usable row in {rows.bad_count} rows{first}",
             where=paths.shown(path),
-            remedy=f"the card reads columns {', '.join(columns.names)}; "
-            "correct the card or the file",
+            remedy=f"the card reads columns {names}; correct the card or the file",
         )
     return rows
 
@@ -137,28 +139,14 @@ def _opened(kept: Path, path: Path, sha256: str) -> Rows:
     parts = [np.frombuffer(part["entry"].buffers()[1], _ENTRY, len(part)) for part in batches]
     entries = np.concatenate([np.zeros(0, _ENTRY), *parts])
     texts = [(part["query"], part["response"]) for part in batches]
-    valid, bad = (np.flatnonzero(entries["valid"] == state) for state in (True, False))
+    valid, bad = np.flatnonzero(entries["valid"]), np.flatnonzero(~entries["valid"])
     reasons = [reason for _, reason in _texts_at(texts, bad[:LISTED])]
-    return Rows(
-        file=path,
-        sha256=sha256,
-        ids=np.ascontiguousarray(entries["id"][valid]),
-        keys=np.ascontiguousarray(entries["key"][valid]),
-        lines=np.ascontiguousarray(entries["line"][valid]),
-        bad=[*map(BadRow, entries["line"][bad[:LISTED]].tolist(), reasons)],
-        bad_count=len(bad),
-        _places=valid,
-        _texts=texts,
-    )
+    ids, keys, lines = (np.ascontiguousarray(entries[k][valid]) for k in ("id", "key", "line"))
+    listed = [*map(BadRow, entries["line"][bad[:LISTED]].tolist(), reasons)]
+    return Rows(path, sha256, ids, keys, lines, listed, len(bad), valid, texts)
 
 
-def _flags(array: pa.BooleanArray) -> npt.NDArray[np.bool_]:
-    """Arrow's bits as bytes; its own `to_numpy` would load pandas."""
-    bits = np.frombuffer(array.buffers()[1], "u1")
-    return np.unpackbits(bits, count=len(array), bitorder="little").astype(bool)
-
-
-def _texts_at(texts: _Texts, places: npt.NDArray[np.int64]) -> list[tuple[str, str]]:
+def _texts_at(texts: _Texts, places: _Positions) -> list[tuple[str, str]]:
     found = []
     for place in places.tolist():
         queries, responses = texts[place // _BATCH]
@@ -195,11 +183,8 @@ def _convert(path: Path, columns: Columns, version: tuple[int, int, int], target
             parts = [stored, _strings(queries), _strings(responses)]
             writer.write_batch(pa.record_batch(parts, schema=_SCHEMA))
     if paths.version_of(path) != version:
-        raise UserError(
-            "the file changes while it is read",
-            where=paths.shown(path),
-            remedy="wait until it is written, then call again",
-        )
+        found, remedy = "the file changes while it is read", "wait until it is written"
+        raise UserError(found, where=paths.shown(path), remedy=remedy)
 
 
 def _strings(texts: Sequence[str]) -> pa.Array:
@@ -238,32 +223,33 @@ def extract(value: Any, columns: Columns) -> tuple[str, str] | str:
         if raw is None and name != columns.response and len(columns.query) > 1:
             raw = ""
         text = text_of(raw)
-        problem = f"is {type(raw).__name__}, not text" if text is None else _problem(text)
-        if text is None or problem:
+        if text is None:
+            return f"column '{name}' is {type(raw).__name__}, not text"
+        if problem := _problem(text):
             return f"column '{name}' {problem}"
         texts.append(text)
-    query = "\n".join(text for text in texts[:-1] if text.strip())
-    if not query.strip():
-        return "the query is empty"
-    if not texts[-1].strip():
-        return "the response is empty"
-    earlier = _earlier(value.get(columns.history)) if columns.history else []
-    return earlier if isinstance(earlier, str) else (joined([*earlier, query]), texts[-1])
+    *queries, response = texts
+    query = "\n".join(text for text in queries if text.strip())
+    for what, text in (("query", query), ("response", response)):
+        if not text.strip():
+            return f"the {what} is empty"
+    earlier = _earlier(value.get(columns.history) or []) if columns.history else []
+    return earlier if isinstance(earlier, str) else (MARK.join([*earlier, query]), response)
 
 
 def _earlier(history: Any) -> list[str] | str:
     """The turns of a list of [question, answer], or the reason why it is none."""
-    if history is not None and not isinstance(history, list):
-        return f"the history is {type(history).__name__}, not a list of [question, answer]"
     turns: list[str] = []
-    for pair in history or []:
-        if not isinstance(pair, list) or len(pair) != 2 or None in map(text_of, pair):
+    for pair in history if isinstance(history, list) else [None]:
+        texts = [text_of(part) for part in pair] if isinstance(pair, list) else []
+        if len(texts) != 2 or None in texts:
             return "the history is no list of [question, answer]"
-        turns += [str(text_of(text)) for text in pair]
-    reasons = [_problem(turn) for turn in turns if turn.strip()]
-    if len(reasons) < len(turns):
-        return "an earlier turn is empty"
-    return next((f"an earlier turn {reason}" for reason in reasons if reason), turns)
+        turns += map(str, texts)
+    for turn in turns:
+        problem = _problem(turn) if turn.strip() else "is empty"
+        if problem:
+            return f"an earlier turn {problem}"
+    return turns
 
 
 def text_of(value: Any) -> str | None:

@@ -20,18 +20,17 @@ from tell_plugins.core.text import shortened
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
-PATIENCE = 1.0  # seconds that a pattern may take on one text
+_PATIENCE = 1.0  # seconds that a pattern may take on one text
 
 
 def search(pattern: str, text: str, where: str, flags: int = 0) -> regex.Match[str] | None:
-    """`re.search` within `PATIENCE`. Raises UserError, naming the pattern, beyond it."""
+    """`re.search` for a second at most. Raises UserError, naming the pattern, beyond it."""
     try:
-        return regex.search(pattern, text, flags, timeout=PATIENCE)
+        return regex.search(pattern, text, flags, timeout=_PATIENCE)
     except TimeoutError:
         raise UserError(
-            f"the pattern '{pattern}' runs longer than {PATIENCE:g} s on '{shortened(text, 60)}'",
+            f"the pattern '{pattern}' runs longer than {_PATIENCE:g} s on '{shortened(text, 60)}'",
             where=where,
-            allowed="patterns whose time does not grow with every character",
             remedy="write it without repeats inside repeats, such as (a+)+ or (.*)*",
         ) from None
 
@@ -39,8 +38,6 @@ def search(pattern: str, text: str, where: str, flags: int = 0) -> regex.Match[s
 def read_schema(path: Path) -> dict[str, Any]:
     """The JSON schema in a file. Raises UserError for one that answers cannot be held against."""
     where = paths.shown(path)
-    if not path.is_file():
-        raise UserError(f"no file '{path}'", where="answer schema", remedy="correct the path")
     try:
         schema = parse_json(paths.read_user_text(path))
     except ValueError as error:
@@ -88,16 +85,14 @@ def _no_schema(reason: str, where: str) -> UserError:
     return UserError(f"no JSON Schema (draft 2020-12): {reason}", where=where, remedy="mend it")
 
 
-def _parts(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _parts(value: Any) -> Iterator[dict[str, Any]]:
     """All objects of a schema."""
-    stack: list[Any] = [schema]
+    stack = [value]
     while stack:
         part = stack.pop()
         if isinstance(part, dict):
             yield part
-            stack += part.values()
-        elif isinstance(part, list):
-            stack += part
+        stack += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
 
 
 def _check_references(part: dict[str, Any], schema: dict[str, Any], where: str) -> None:
@@ -106,31 +101,25 @@ def _check_references(part: dict[str, Any], schema: dict[str, Any], where: str) 
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import DRAFT202012
 
+    resource = DRAFT202012.create_resource(schema)
+    name = resource.id() or ""
     for key in ("$ref", "$dynamicRef"):
-        reference = part.get(key)
-        if not isinstance(reference, str):
+        if not isinstance(reference := part.get(key), str):
             continue
-        resource = DRAFT202012.create_resource(schema)
-        name = resource.id() or ""
         try:
             Registry().with_resource(name, resource).resolver(name).lookup(reference)
         except (Unresolvable, ValueError, TypeError):
             raise UserError(
                 f"'{key}': '{reference}' leads out of the file, or to nothing in it",
                 where=where,
-                allowed="references inside the file, such as #/$defs/name",
-                remedy="write what it refers to under '$defs' of this file",
+                remedy="write what it refers to under '$defs', and refer to #/$defs/name",
             ) from None
 
 
 def _check_patterns(part: dict[str, Any], where: str) -> None:
     if "patternProperties" in part:
-        raise UserError(
-            "'patternProperties' is not read here: its patterns would run without a time limit",
-            where=where,
-            allowed="'properties' and 'additionalProperties'",
-            remedy="name the keys under 'properties'",
-        )
+        found = "'patternProperties' is not read here: its patterns would have no time limit"
+        raise UserError(found, where=where, remedy="name the keys under 'properties'")
     pattern = part.get("pattern")
     try:
         regex.compile(pattern if isinstance(pattern, str) else "")

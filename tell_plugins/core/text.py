@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,6 @@ import numpy.typing as npt
 import regex
 
 MARK = "\x03\x02"  # end of text, start of text; no white space, so that no strip takes it off
-
-
-def joined(turns: Sequence[str]) -> str:
-    """One text of user, assistant, user, ... turns; a single turn as it stands."""
-    return MARK.join(turns)
 
 
 def turns_of(query: str) -> list[str]:
@@ -50,13 +45,12 @@ def first_turn(query: str) -> str:
 
 def messages_of(query: str) -> list[dict[str, Any]]:
     """The turns of a query as messages; of the assistant's, none is trained but the response."""
-    messages: list[dict[str, Any]] = []
-    for number, text in enumerate(turns_of(query)):
-        if number % 2:
-            messages.append({"role": "assistant", "content": text, "loss": 0.0})
-        else:
-            messages.append({"role": "user", "content": text})
-    return messages
+    return [
+        {"role": "assistant", "content": text, "loss": 0.0}
+        if number % 2
+        else {"role": "user", "content": text}
+        for number, text in enumerate(turns_of(query))
+    ]
 
 
 KNOWN = (
@@ -129,29 +123,24 @@ def shortened(text: str, most: int) -> str:
 
 
 def comparison_keys(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
-    """One 64-bit key a text, equal for texts that are equal when normalised.
+    """One 64-bit key a text (BLAKE2b), equal for texts that are equal when normalised.
 
     A text of which nothing would be left is compared as it stands.
     """
-    return keys64(normalise(text) or text for text in texts)
+    forms = (_bytes(normalise(text) or text) for text in texts)
+    digests = (hashlib.blake2b(form, digest_size=8).digest() for form in forms)
+    return np.frombuffer(b"".join(digests), dtype="<u8")
 
 
-def keys64(texts: Iterable[str]) -> npt.NDArray[np.uint64]:
-    """The first 64 bits of BLAKE2b of each text (UTF-8)."""
-    blake2b = hashlib.blake2b
-    digests = b"".join(
-        blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts
-    )
-    return np.frombuffer(digests, dtype="<u8")
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def row_id(query: str, response: str) -> bytes:
     """The content hash of a row: 16 bytes of BLAKE2b over both texts, the boundary included."""
-    first = query.encode("utf-8", "surrogatepass")
-    digest = hashlib.blake2b(len(first).to_bytes(8, "little"), digest_size=16)
-    digest.update(first)
-    digest.update(response.encode("utf-8", "surrogatepass"))
-    return digest.digest()
+    first = _bytes(query)
+    whole = len(first).to_bytes(8, "little") + first + _bytes(response)
+    return hashlib.blake2b(whole, digest_size=16).digest()
 
 
 def row_ids(pairs: Iterable[tuple[str, str]]) -> npt.NDArray[np.uint8]:
