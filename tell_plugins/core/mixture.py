@@ -256,6 +256,7 @@ def refuse_times_nothing(spec: Spec, amount: Amount, *, where: str) -> None:
         raise UserError(
             f"'{amount}' the task rows is nothing, since task=0 takes none",
             where=f"{where}, key 'general'",
+            allowed="0, all, 2000rows, 4e6tok",
             remedy="say the amount in rows or tokens, general=2000rows",
         )
 
