@@ -28,7 +28,6 @@ _MODULES = (  # besides a command of ms-swift: .../swift/cli/*.py
     "tell_plugins",
     "tell_plugins.bridge.keys",
     "tell_plugins.bridge.swift_cli",
-    "tell_plugins.experiments.worker",
     "tests.fresh",
 )
 # read while libraries are imported: with another value than the server's, the start is ordinary

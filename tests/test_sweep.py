@@ -28,11 +28,13 @@ from tell_plugins.core.sources import open_split
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.core.state_files import write_json
 from tell_plugins.core.text import comparison_keys
-from tell_plugins.experiments import derived_cards, runner, worker
+from tell_plugins.experiments import derived_cards, runner
+from tell_plugins.experiments.guard import end_work_in
 from tell_plugins.experiments.planning import SweepPlan, make_plan
 from tell_plugins.experiments.results import study_of
 from tell_plugins.experiments.store import Job, prepare
 from tell_plugins.experiments.sweep import Sweep, load_sweep, make_sweep
+from tell_plugins.experiments.worker import Worker, whole_checkpoints
 from tell_plugins.recipe.recipes import load_recipe
 from tests.conftest import change, message_of, wait_for
 from tests.golden_texts import assert_golden
@@ -286,11 +288,11 @@ def test_what_a_worker_asks_of_eval(world, monkeypatch):
     evaluate = {"general_rows": 4, "retention_rows": 4, "shots": 2}
     plan = _plan(world, runs=runs, evaluate=evaluate)
     asked: list[list[str]] = []
-    monkeypatch.setattr(worker, "call", lambda step, folder, command, log: asked.append(command))
+    monkeypatch.setattr(Worker, "call", lambda self, step, job, command, log: asked.append(command))
     for run in [*plan.bases, *plan.runs]:
         job = prepare(run)
         write_json(job.folder / "trained.json", {"steps": 3, "checkpoint": "checkpoint-3"})
-        worker.evaluate(job.folder, job.eval_folder)
+        Worker({}, Event()).evaluate(job)
     adapters = [command[command.index("--adapter") + 1] for command in asked]
     assert [Path(name).name for name in adapters] == [
         *("none", "checkpoint-3", "checkpoint-3", "words")
@@ -494,33 +496,18 @@ def test_on_a_cpu_there_is_a_run_a_core_as_far_as_memory_goes(monkeypatch, tmp_p
     assert len(runner.slots(3, needs_gpu=False, models=[small])) == 3  # the user's word
 
 
-_FAKE_WORKER = """
-import json, os, sys, time
-folder, log = sys.argv[1], sys.argv[2]
-start = time.time()
-time.sleep(0.4)
-with open(log, "a") as file:
-    file.write(json.dumps([os.environ["CUDA_VISIBLE_DEVICES"], start, time.time()]) + "\\n")
-os.makedirs(folder + "/eval/e", exist_ok=True)
-for name in ("trained.json", "eval/e/evaluated.json"):
-    open(f"{folder}/{name}", "w").write('{"seconds": 1}')
-"""
-
-
 def test_no_gpu_has_two_runs_at_once(tmp_path, monkeypatch):
-    log = tmp_path / "log"
-    monkeypatch.setattr(
-        runner,
-        "worker_command",
-        lambda folder, evaluation: [sys.executable, "-c", _FAKE_WORKER, str(folder), str(log)],
-    )
+    spans: list[tuple[str, float, float]] = []
+
+    def do(worker: Worker, job: Job) -> None:
+        start = time.time()
+        time.sleep(0.1)
+        spans.append((worker.environment["CUDA_VISIBLE_DEVICES"], start, time.time()))
+
+    monkeypatch.setattr(Worker, "do", do)
     jobs = [Job(tmp_path / f"run{i}", "e", f"run {i}", 3, True) for i in range(6)]
-    for job in jobs:
-        job.folder.mkdir()
-    slots = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("0", "1")]
-    runner.run_here(jobs, slots)
-    assert all(job.done for job in jobs)
-    spans = [json.loads(line) for line in log.read_text().splitlines()]
+    runner.run_here(jobs, [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in ("0", "1")])
+    assert len(spans) == 6
     for gpu in ("0", "1"):
         mine = sorted((start, end) for name, start, end in spans if name == gpu)
         assert len(mine) >= 2
@@ -548,10 +535,10 @@ class _Ray:
     def remote(self, **options: Any) -> Callable[[Any], Any]:
         return lambda function: SimpleNamespace(remote=self._task)
 
-    def _task(self, folder: Path, evaluation: str) -> object:
-        self.given.append((folder.name, evaluation))
+    def _task(self, job: Job) -> object:
+        self.given.append((job.folder.name, job.evaluation))
         failure = {"step": "train", "exit": "exit code 1", "log": "train.log", "tail": ["no"]}
-        (folder / "failed.json").write_text(json.dumps(failure))
+        (job.folder / "failed.json").write_text(json.dumps(failure))
         return object()
 
     def wait(self, handles: list[object], **options: Any) -> tuple[list[object], list[object]]:
@@ -572,31 +559,32 @@ def test_on_ray_what_shares_a_failed_training_is_not_started(tmp_path):
     assert all(job.failure for job in jobs)
 
 
-def test_ctrl_c_ends_the_workers(tmp_path, monkeypatch):
-    """A worker that waits for its standard input to close ends when the sweep is stopped."""
-    program = "import sys; open(sys.argv[1] + '/started', 'w').close(); sys.stdin.read()"
-    monkeypatch.setattr(
-        runner, "worker_command", lambda folder, _: [sys.executable, "-c", program, str(folder)]
-    )
-    folder = tmp_path / "run"
-    folder.mkdir()
-    stop = Event()
-    Timer(1.0, stop.set).start()
+def test_ctrl_c_ends_what_runs(tmp_path, monkeypatch):
+    """A run that is ended has not failed."""
+
+    def train(worker: Worker, job: Job) -> dict[str, Any]:
+        Timer(0.5, worker.stop.set).start()
+        sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+        worker.call("train", job, sleeper, job.folder / "train.log")
+        return {}
+
+    monkeypatch.setattr(Worker, "train", train)
+    job = Job(tmp_path / "run", "e", "a", 3, False)
     start = time.monotonic()
-    runner.work(folder, "e", os.environ, stop)
-    assert (folder / "started").exists()
+    runner.run_here([job], [{}])
     assert time.monotonic() - start < 20
+    assert (job.done, job.failure) == (False, {})
 
 
-def test_what_a_killed_worker_left_behind_is_ended(tmp_path):
+def test_what_a_killed_sweep_left_behind_is_ended(tmp_path):
     sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
     marked = {**os.environ, "TELL_SWEEP_RUN": str(tmp_path / "run")}
-    other = {**os.environ, "TELL_SWEEP_RUN": str(tmp_path / "other")}
+    other = {**os.environ, "TELL_SWEEP_RUN": str(tmp_path / "run2")}
     mine = subprocess.Popen(sleeper, env=marked, start_new_session=True)
     theirs = subprocess.Popen(sleeper, env=other)
     try:
         time.sleep(0.3)
-        assert worker.end_workers_of(tmp_path / "run") >= 1
+        assert end_work_in(tmp_path / "run") >= 1
         assert mine.wait(10) == -signal.SIGKILL
         assert theirs.poll() is None
     finally:
@@ -611,7 +599,7 @@ def test_half_written_checkpoints_are_no_checkpoints(tmp_path):
         (folder / "adapter_config.json").write_text("{}")
         (folder / "trainer_state.json").write_text(state)
     (tmp_path / "checkpoint-7").mkdir()
-    assert [path.name for path in worker.whole_checkpoints(tmp_path)] == ["checkpoint-5"]
+    assert [path.name for path in whole_checkpoints(tmp_path)] == ["checkpoint-5"]
 
 
 # --- for real ------------------------------------------------------------------------------------

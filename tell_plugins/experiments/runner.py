@@ -1,7 +1,7 @@
-"""Doing the runs of a sweep, several at once, each in a process of its own: here, or on Ray.
+"""Doing the runs of a sweep, several at once, each in processes of its own: here, or on Ray.
 
-A run's result is what its worker leaves in its folder; the sweep only starts workers and waits. A
-Ray task starts the same worker: the sweep's folder must be on a file system that all nodes share.
+A run's result is what its processes leave in its folder; on Ray that must be on a file system that
+all nodes share.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import importlib
 import itertools
 import os
 import platform
-import re
-import select
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -29,13 +28,14 @@ from tell_plugins.bridge.embedded_model import WEIGHTS, is_embedded
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError, at_least
 from tell_plugins.core.progress import track
+from tell_plugins.experiments.guard import guarded
 from tell_plugins.experiments.store import RUN, Job
+from tell_plugins.experiments.worker import Worker
 from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.swift_keys import project_environment
 
 _RUN_BYTES = 3 * 2**30  # of one training of a small model, measured; its libraries are half of it
 _COPIES = 4  # of the weights, at most: as they are read, as they train, what a step computes
-Work = Callable[[Job, Event], object]  # does a job and waits for it; the event ends it early
 
 
 def visible_gpus() -> list[str]:
@@ -111,106 +111,49 @@ def by_folder(jobs: Sequence[Job]) -> list[list[Job]]:
 
     What needs no training comes first, then the longest: so the last to end does not run alone.
     """
-    groups: dict[Path, list[Job]] = {}
+    groups: dict[Path, list[Job]] = defaultdict(list)
     for job in jobs:
-        groups.setdefault(job.folder, []).append(job)
+        groups[job.folder].append(job)
     return sorted(groups.values(), key=lambda group: (group[0].steps > 0, -group[0].steps))
 
 
 def run_here(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]]) -> None:
     """Do the jobs in this machine's slots. Ctrl-C ends what runs and raises KeyboardInterrupt."""
-
-    def worker(slot: Mapping[str, str]) -> Work:
-        environment = {**project_environment(), **slot}
-        return lambda job, stop: work(job.folder, job.evaluation, environment, stop)
-
-    run_all(jobs, list(map(worker, slots)))
+    here, stop = project_environment(), Event()
+    with guarded(jobs[0].folder.parent, here):
+        run_all(jobs, [Worker({**here, **slot}, stop).do for slot in slots], stop)
 
 
-def run_all(jobs: Sequence[Job], workers: Sequence[Work], said: str = "started") -> None:
-    """Do the jobs, as many at once as there are workers. Raises what one of these raises."""
+def run_all(
+    jobs: Sequence[Job],
+    workers: Sequence[Callable[[Job], object]],
+    stop: Event,
+    said: str = "started",
+) -> None:
+    """Do the jobs, as many at once as there are workers, which each do one and wait for it. Raises
+    what one of these raises, and sets `stop`, which ends the others."""
     groups = iter(by_folder(jobs))  # each worker takes the next that is left
-    stop, started, running = Event(), itertools.count(1), set[Job]()
+    started = itertools.count(1)
 
-    def do_one(do: Work, job: Job) -> None:
-        start = time.monotonic()
-        if not job.failure:  # else the training that it shares has failed just now
-            bar.write(f"[{next(started)}/{len(jobs)}] {job.label}: {said}, {_what(job)}")
-            running.add(job)
-            do(job, stop)
-            running.discard(job)
-        if not stop.is_set():  # else it was ended, and is neither done nor failed
-            bar.write(_ended(job, time.monotonic() - start))
-            bar.update()
-
-    def do_all(do: Work) -> None:
+    def do_all(do: Callable[[Job], object]) -> None:
         for job in itertools.chain.from_iterable(groups):
             if stop.is_set():
                 return
-            do_one(do, job)
+            start = time.monotonic()
+            if not job.failure:  # else the training that it shares has failed just now
+                bar.write(f"[{next(started)}/{len(jobs)}] {job.label}: {said}, {_what(job)}")
+                do(job)
+            if not stop.is_set():  # else it was ended, and is neither done nor failed
+                bar.write(_ended(job, time.monotonic() - start))
+                bar.update()
 
     with track(len(jobs), "sweep", "runs") as bar, ThreadPoolExecutor(len(workers)) as pool:
-        waiting = {pool.submit(do_all, do) for do in workers}
         try:
-            while waiting:
-                ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                for worker in ended:
-                    worker.result()
-                if sys.stderr.isatty():
-                    bar.set_postfix_str("; ".join(how_far(job) for job in list(running)))
+            for worker in as_completed([pool.submit(do_all, do) for do in workers]):
+                worker.result()
         except BaseException:
             stop.set()
             raise
-
-
-def how_far(job: Job) -> str:
-    """Where a running job is: its optimizer step, or how many answers it has."""
-    name = job.label[:30]
-    log = job.folder / "train" / "logging.jsonl"
-    if not job.trained and log.is_file():
-        steps = re.findall(r'"global_step/max_steps": "([0-9/]+)"', log.read_text(errors="replace"))
-        return f"{name}: step {steps[-1]}" if steps else name
-    answers = [path.read_bytes().count(b"\n") for path in job.eval_folder.rglob("answers.jsonl")]
-    return f"{name}: {sum(answers)} answers" if answers else name
-
-
-def worker_command(folder: Path, evaluation: str) -> list[str]:
-    """What does a job. Its standard input must stay open as long as it shall live."""
-    return [sys.executable, "-m", "tell_plugins.experiments.worker", str(folder), evaluation]
-
-
-def work(
-    folder: Path,
-    evaluation: str,
-    environment: Mapping[str, str],
-    stop: Event,
-    front: Sequence[str] = (),
-) -> None:
-    """Do one job in a worker process and wait for it; `stop` ends it early.
-
-    `front` starts the worker, which then need not be a child of this process: it has ended when
-    nobody holds its output any more.
-    """
-    with (folder / "worker.log").open("ab") as log:
-        process = subprocess.Popen(
-            [*front, *worker_command(folder, evaluation)],
-            cwd=paths.PROJECT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C reaches the sweep alone, which then ends its workers
-        )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with process.stdout as output, process.stdin:
-        lives = True
-        while lives and not stop.is_set():
-            said, _, _ = select.select([output], [], [], 0.2)
-            lives = not said or bool(os.read(output.fileno(), 4096))
-        process.stdin.close()
-        output.read()
-    process.wait()
 
 
 def _ended(job: Job, seconds: float) -> str:
@@ -219,7 +162,7 @@ def _ended(job: Job, seconds: float) -> str:
     if job.done:
         return f"  done: {job.label}, {minutes(seconds)}"
     if not failure:
-        return f"  failed: {job.label}, see {paths.shown(job.folder / 'worker.log')}"
+        return f"  not finished: {job.label}"
     folder = job.folder if failure["step"].startswith("train") else job.eval_folder
     last = failure["tail"][-1] if failure["tail"] else ""
     return (
@@ -255,8 +198,8 @@ _PASSED = (
     *("TELL_", "HF_HUB_OFFLINE", "HF_HOME", "MODELSCOPE_CACHE", "TRANSFORMERS_OFFLINE"),
     *("PYTHONPATH", "OMP_NUM_THREADS"),
 )
-# Ray kills the children of a process that ends. So a run's worker is no child of it: it sees its
-# standard input close, and cleans up.
+# Ray kills the children of a process that ends, and not theirs. So a run's guard is no child of it:
+# it sees its standard input close, and cleans up.
 _DETACHED = (
     *(sys.executable, "-c"),
     "import os, sys\nif os.fork(): os._exit(0)\nos.setsid()\nos.execv(sys.argv[1], sys.argv[1:])",
@@ -270,23 +213,17 @@ def run_on_ray(jobs: Sequence[Job], address: str, *, at_once: int | None, needs_
     CPU. Raises UserError without Ray or for an address without a cluster, MachineError when a
     node does not see the sweep's folder.
     """
+    passed = {k: text for k, text in project_environment().items() if k.startswith(_PASSED)}
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         ray: Any = importlib.import_module("ray")
+        if host and port.isdigit():  # if nobody listens Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        more = {"log_to_driver": False, "logging_level": "warning"}
+        ray.init(address=address, runtime_env={"env_vars": passed}, **more)
     except ImportError:
-        raise UserError(
-            "Ray is not installed",
-            where="--ray",
-            remedy=f"{paths.needs('ray')}, or leave --ray out",
-        ) from None
-    passed = {k: text for k, text in project_environment().items() if k.startswith(_PASSED)}
-    try:
-        _reach(address)
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level="warning",
-            runtime_env={"env_vars": passed},
-        )
+        remedy = f"{paths.needs('ray')}, or leave --ray out"
+        raise UserError("Ray is not installed", where="--ray", remedy=remedy) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"no Ray cluster at '{address}': {str(error).strip().partition(chr(10))[0]}",
@@ -300,20 +237,13 @@ def run_on_ray(jobs: Sequence[Job], address: str, *, at_once: int | None, needs_
         ray.shutdown()
 
 
-def _reach(address: str) -> None:
-    """Find out at once that nobody listens; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
 def run_with(ray: Any, jobs: Sequence[Job], *, at_once: int | None, needs_gpu: bool) -> None:
     """Do the jobs on the cluster that `ray` is connected with."""
     gpus = int(ray.cluster_resources().get("GPU", 0)) if needs_gpu else 0
-    task = ray.remote(max_retries=0, num_cpus=1, num_gpus=min(gpus, 1))(on_node)
+    task, stop = ray.remote(max_retries=0, num_cpus=1, num_gpus=min(gpus, 1))(on_node), Event()
 
-    def work(job: Job, stop: Event) -> None:
-        handle = task.remote(job.folder, job.evaluation)
+    def work(job: Job) -> None:
+        handle = task.remote(job)
         while not stop.is_set() and not ray.wait([handle], num_returns=1, timeout=1.0)[0]:
             pass
         with contextlib.suppress(ray.exceptions.RayError):  # a node died: the job has failed
@@ -324,12 +254,13 @@ def run_with(ray: Any, jobs: Sequence[Job], *, at_once: int | None, needs_gpu: b
                     remedy="put --out on a file system that all nodes share, at the same path",
                 )
 
-    run_all(jobs, [work] * (at_once or len(by_folder(jobs))), "given to Ray")
+    run_all(jobs, [work] * (at_once or len(by_folder(jobs))), stop, "given to Ray")
 
 
-def on_node(folder: Path, evaluation: str) -> str | None:
+def on_node(job: Job) -> str | None:
     """Do one job as a task of Ray; the node's name where it does not see the run's folder."""
-    if not (folder / RUN).is_file():
+    if not (job.folder / RUN).is_file():
         return platform.node()
-    work(folder, evaluation, os.environ, Event(), _DETACHED)
+    with guarded(job.folder, os.environ, _DETACHED):
+        Worker(os.environ, Event()).do(job)
     return None

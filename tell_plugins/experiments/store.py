@@ -146,8 +146,9 @@ def pace(folders: Sequence[Path], size: Callable[[dict[str, Any]], float | None]
     it. `size` reads off `run.json` how many units a run trains."""
     asked = [facts_in(path, EVALUATED) for folder in folders for path in folder.glob("eval/*")]
     asking = [took["seconds"] for took in asked if took]
-    trained = [(size(facts_in(f, RUN)), facts_in(f, TRAINED).get("seconds")) for f in folders]
-    whole = [(units, seconds) for units, seconds in trained if units and seconds]
+    trained = [(folder, facts_in(folder, TRAINED).get("seconds")) for folder in folders]
+    sizes = [(size(facts_in(folder, RUN)), seconds) for folder, seconds in trained if seconds]
+    whole = [(units, seconds) for units, seconds in sizes if units]
     units, seconds = map(sum, zip(*whole, strict=True)) if whole else (1, math.nan)
     return Pace(seconds / units, sum(asking) / max(1, len(asking)))
 

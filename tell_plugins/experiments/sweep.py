@@ -16,7 +16,7 @@ it a value for each value of the grid, `repeat: {1e4tok: 8, 1e5tok: 1}`, and has
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -28,14 +28,13 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from tell_plugins.bridge.protocol import DECODINGS
 from tell_plugins.core import paths
-from tell_plugins.core.cards import HELD_OUT
-from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
+from tell_plugins.core.errors import Problems, UserError, nearest, raise_all, unknown
 from tell_plugins.core.spec import KEYS
 from tell_plugins.core.yamlfile import Document, read_yaml
 from tell_plugins.evaluation.paper_numbers import published
@@ -63,22 +62,15 @@ Value = Annotated[Any, AfterValidator(_value)]
 Settings = dict[Text, Value]
 CrossedSettings = dict[Text, Annotated[Any, AfterValidator(_crossed_value)]]
 
-# what makes a run out of the mixture of another method at the same point of the grid
-DERIVED = {
-    "general_only": "the general rows of that method's mixture, alone",
-    "random_text": "its own mixture, with shuffled words in place of that method's general rows",
-    "equal_steps": "as many optimizer steps as that method, and its rows where an amount is in "
-    "tokens; task rows alone are repeated to them",
-}
 SEE = "recipes/sweeps/ for examples"
+# what makes a run out of the mixture of another method at the same point of the grid: its general
+# rows alone; shuffled words in place of them; its own rows, in as many optimizer steps as that one
+# takes, for which task rows alone are repeated
+DERIVED = ("general_only", "random_text", "equal_steps")
 RIVAL, TEST_ANCHOR = "rival", "test_anchor"
-# what a method may set beside keys of the dataset string and of ms-swift
-OWN_KEYS = {
-    "card": "the task",
-    RIVAL: "answers without training: shots, choices or words, see ./run.sh eval --help",
-    TEST_ANCHOR: "the anchor that it is tested with, in place of the one that it trained with",
-    **DERIVED,
-}
+# what a method may set beside keys of the dataset string and of ms-swift: the task; what answers
+# without training; the anchor that it is tested with, in place of the one that it trained with
+OWN_KEYS = ("card", RIVAL, TEST_ANCHOR, *DERIVED)
 SPEC_KEYS = tuple(key for key in KEYS if key != "seed")
 _OWN = {  # keys that the sweep sets itself, and how a user sets them
     "seed": "list it under 'seeds' (with --controls: --seeds 42,43)",
@@ -122,9 +114,9 @@ class _Strict(BaseModel):
 class Evaluate(_Strict):
     """What is asked of every run and of the base model; see `./run.sh eval --help`."""
 
-    split: Text = "test"
+    split: Literal["validation", "test", "heldout"] = "test"  # rows that never train
     rows: int | None = Field(default=None, ge=1)
-    decoding: Text = "greedy"
+    decoding: Literal["greedy", "paper"] = "greedy"
     seeds: tuple[int, ...] = Field(default=(42,), min_length=1)
     general_rows: int = Field(default=40, ge=0)
     retention_rows: int | None = Field(default=None, ge=0)
@@ -135,19 +127,12 @@ class Evaluate(_Strict):
     learned: str = ""  # bleurt, comet, or both
     engine: Literal["transformers", "vllm"] = "transformers"
 
-    @model_validator(mode="after")
-    def _can_be_asked(self) -> Evaluate:
-        if self.decoding not in DECODINGS:
-            match = nearest(self.decoding, DECODINGS)
-            raise ValueError(
-                f"decoding '{self.decoding}' is none of {', '.join(DECODINGS)}"
-                + (f"; did you mean '{match}'?" if match else "")
-            )
-        if self.decoding == "greedy" and len(self.seeds) > 1:
+    @field_validator("seeds")
+    @classmethod
+    def _of_sampling(cls, seeds: tuple[int, ...], known: ValidationInfo) -> tuple[int, ...]:
+        if known.data.get("decoding") == "greedy" and len(seeds) > 1:
             raise ValueError("greedy answers are the same for each seed: give one, or sample")
-        if self.split not in HELD_OUT:
-            raise ValueError(f"the rows of split '{self.split}' train; score {', '.join(HELD_OUT)}")
-        return self
+        return seeds
 
 
 class Plot(_Strict):
@@ -172,7 +157,7 @@ class Sweep(_Strict):
     plot: Plot = Plot()
 
     _name: str = ""
-    _flags: dict[str, Any] = {}
+    _flags: Mapping[str, Any] = {}
     _document: Document = Document(None)
     _where: str = ""
 
@@ -191,10 +176,11 @@ class Sweep(_Strict):
 
     def place_of(self, method: str, key: str) -> str | None:
         """Where a setting of a method's runs stands; None when the base recipe gives it."""
-        groups = {group: settings for group, settings in self.groups() if key in settings}
-        wanted = (("runs", method), ("methods", method), ("grid",), ("settings",))
-        found = next((group for group in wanted if group in groups), None)
-        return f"{self.place(*found, key)}, {', '.join(found)}" if found else None
+        groups = self.groups()
+        for group in (("runs", method), ("methods", method), ("grid",), ("settings",)):
+            if key in groups.get(group, {}):
+                return f"{self.place(*group, key)}, {', '.join(group)}"
+        return None
 
     @field_validator("methods", "runs", mode="before")
     @classmethod
@@ -203,14 +189,6 @@ class Sweep(_Strict):
         if not isinstance(value, dict):
             return value
         return {name: {} if settings is None else settings for name, settings in value.items()}
-
-    @field_validator("settings", "grid")
-    @classmethod
-    def _not_derived(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for key in value:
-            if key in DERIVED:
-                raise ValueError(f"'{key}' cannot hold for all runs; put it into a method")
-        return value
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Sweep:
@@ -226,9 +204,7 @@ class Sweep(_Strict):
 
     def crossed(self) -> dict[str, Settings]:
         """The methods that are crossed with the grid; without any, the base recipe as it is."""
-        if self.methods:
-            return self.methods
-        return {self.plot.reference: {}} if self.grid else {}
+        return self.methods or ({self.plot.reference: {}} if self.grid else {})
 
     def named(self) -> dict[str, Settings]:
         """The settings of every method."""
@@ -257,20 +233,20 @@ class Sweep(_Strict):
 
         A method that sets a key of the grid itself has one run there, not one for every value.
         """
-        points = [
-            dict(zip(self.grid, point, strict=True)) for point in product(*self.grid.values())
-        ]
+        points = [dict(zip(self.grid, at, strict=True)) for at in product(*self.grid.values())]
         places = [(method, point) for method in self.crossed() for point in points]
         places += [(method, {}) for method in self.runs]
         made = [self.cell(*place, seed) for place in places for seed in self.seeds]
         return list({cell.key: cell for cell in made if cell is not None}.values())
 
-    def groups(self) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
-        """All settings, with the keys that lead to each group."""
-        yield ("grid",), self.grid
-        yield ("settings",), self.settings
-        yield from ((("methods", name), settings) for name, settings in self.crossed().items())
-        yield from ((("runs", name), settings) for name, settings in self.runs.items())
+    def groups(self) -> dict[tuple[str, ...], Mapping[str, Any]]:
+        """All settings, by the keys that lead to each group."""
+        return {
+            ("grid",): self.grid,
+            ("settings",): self.settings,
+            **{("methods", name): settings for name, settings in self.crossed().items()},
+            **{("runs", name): settings for name, settings in self.runs.items()},
+        }
 
 
 def load_sweep(path: str | Path, flags: Mapping[str, Any] | None = None) -> Sweep:
@@ -323,15 +299,16 @@ def _wrong_flags(flags: Mapping[str, Any]) -> Iterator[UserError]:
     swift = set(swift_keys().keys)
     for key in flags:
         if key in _OWN and key != "dataset":
-            remedy = _OWN[key]
-            yield UserError(f"'--{key}' is set by the sweep", where="command line", remedy=remedy)
+            yield UserError(
+                f"'--{key}' is set by the sweep", where="command line", remedy=_OWN[key]
+            )
         elif key not in swift:
             yield unknown("flag", key, swift | _OPTIONS, "command line")
 
 
 def _wrong_settings(sweep: Sweep) -> Iterator[UserError]:
     known = {*SPEC_KEYS, *OWN_KEYS, *swift_keys().keys}
-    for group, settings in sweep.groups():
+    for group, settings in sweep.groups().items():
         for key, value in settings.items():
             where = f"{sweep.place(*group, key)}, {', '.join(group)}"
             if key in _OWN:
@@ -341,16 +318,20 @@ def _wrong_settings(sweep: Sweep) -> Iterator[UserError]:
             elif isinstance(value, dict):
                 yield from _wrong_places(sweep, key, value, where)
             elif key in DERIVED:
-                yield from _wrong_reference(sweep, str(value), f"{where}, key '{key}'")
+                yield from _wrong_reference(sweep, group, str(value), f"{where}, key '{key}'")
             elif key == RIVAL:
                 wrong = (name for name in as_list(value) if name not in RIVALS)
                 yield from (unknown("rival", str(name), RIVALS, where) for name in wrong)
 
 
-def _wrong_reference(sweep: Sweep, name: str, where: str) -> Iterator[UserError]:
+def _wrong_reference(
+    sweep: Sweep, group: Sequence[str], name: str, where: str
+) -> Iterator[UserError]:
     """What is wrong with the method that a derived one names."""
     names = sweep.named()
-    if name not in names:
+    if group[0] in ("grid", "settings"):
+        yield UserError("this cannot hold for all runs", where=where, remedy="put it into a method")
+    elif name not in names:
         yield unknown("method", name, names, where)
     elif set(DERIVED) & set(names[name]):
         yield UserError(
@@ -373,18 +354,16 @@ def _wrong_places(
             remedy="a method of its own for each of them",
         )
     known = [str(value) for axis in sweep.grid.values() for value in axis]
-    for place in values:
-        if place not in known:
-            yield unknown("value of the grid", place, known, f"{where}, key '{key}'")
+    for place in (place for place in values if place not in known):
+        yield unknown("value of the grid", place, known, f"{where}, key '{key}'")
 
 
 def _wrong_plot(sweep: Sweep) -> Iterator[UserError]:
     """Names that the report would look for in vain, after all the runs."""
-    names = sweep.named()
+    names, problems = sweep.named(), Problems()
     if "reference" in sweep.plot.model_fields_set and sweep.plot.reference not in names:
         where = f"{sweep.place('plot', 'reference')}, key 'plot.reference'"
         yield unknown("method", sweep.plot.reference, names, where)
-    try:
+    with problems:
         published(sweep.plot.paper, f"{sweep.place('plot', 'paper')}, key 'plot.paper'")
-    except UserError as error:
-        yield error
+    yield from problems

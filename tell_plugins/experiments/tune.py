@@ -37,15 +37,7 @@ from tell_plugins.experiments.runner import (
     run_here,
     slots,
 )
-from tell_plugins.experiments.store import (
-    EVALUATED,
-    TRAINED,
-    Job,
-    Planned,
-    facts_in,
-    other_answers,
-    prepare,
-)
+from tell_plugins.experiments.store import Job, Pace, Planned, other_answers, pace, prepare
 from tell_plugins.experiments.sweep import Sweep, make_sweep
 from tell_plugins.experiments.tune_choice import (
     PARTS,
@@ -124,9 +116,15 @@ def candidates(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 class Trial:
-    """The candidates of one recipe, planned on every part of the rows; runs as they are wanted."""
+    """The candidates of one recipe, planned on every part of the rows; runs as they are wanted.
 
-    def __init__(self, recipe: Recipe, root: Path, seconds: float, jobs: int | None = None) -> None:
+    Attributes:
+        runs: of each candidate, one a part; one that asks for more than there is has none.
+        gone: why a candidate is tried no further.
+        measured: what each candidate has shown last.
+    """
+
+    def __init__(self, recipe: Recipe, root: Path, seconds: float, jobs: int | None) -> None:
         self._until = time.monotonic() + seconds
         self.recipe, cards = recipe, root.absolute() / "cards"
         derived_cards.use(cards)
@@ -135,16 +133,14 @@ class Trial:
         plan = make_plan(self._sweep(), root)
         raise_all([error for cell, error in plan.refused if cell.method == OWN][:1])
         raise_all(list(other_answers(plan.everything)))
-        # candidates that went, and why; one that asks for more than there is, is left out
         self.gone = {cell.method: f"left out: {error.found}" for cell, error in plan.refused}
-        self.runs = {
-            name: [run for run in plan.entries if run.cell.method == name]
-            for name in self.changes
-            if name not in self.gone
-        }
-        own = self.runs[OWN][0]
-        self.slots = slots(jobs, needs_gpu=own.needs_gpu, models=[str(recipe.get("model"))])
-        self.measured = dict[str, Result]()  # of each candidate what was measured last
+        self.runs: dict[str, list[Planned]] = {n: [] for n in self.changes if n not in self.gone}
+        for planned in plan.entries:
+            if planned.cell.method in self.runs:
+                self.runs[planned.cell.method].append(planned)
+        needs_gpu = self.runs[OWN][0].needs_gpu
+        self.slots = slots(jobs, needs_gpu=needs_gpu, models=[str(recipe.get("model"))])
+        self.measured = dict[str, Result]()
 
     def _sweep(self) -> Sweep:
         general, sources = self.recipe.spec.general_of(load_card(self.recipe.spec.card))
@@ -164,51 +160,43 @@ class Trial:
         """Seconds of the budget that are left."""
         return max(0.0, self._until - time.monotonic())
 
+    def pace(self) -> Pace:
+        """What a row and an evaluation take, as runs with the recipe's own settings tell."""
+        folders = [planned.job.folder for planned in self.runs[OWN]]
+        return pace(folders, lambda run: run["mixture"]["rows"])
+
     def costs(self) -> Costs:
-        """Estimated seconds of what is still to do of each run, from the recipe's own first."""
-        a_row, asking = self.seconds_a_row() or 0.0, self._seconds_of_asking()
-
-        def seconds(run: Planned) -> float:
-            job = run.job
-            training = 0.0 if job.trained else a_row * run.facts.rows
-            return 0.0 if job.done else (training + asking) / len(self.slots)
-
-        return {name: [seconds(run) for run in runs] for name, runs in self.runs.items()}
-
-    def seconds_a_row(self) -> float | None:
-        """What a training takes a row, as the recipe's own runs tell; None where none was done in
-        one piece: one that was stopped and went on does not say what it took."""
-        facts = [(facts_in(run.job.folder, TRAINED), run) for run in self.runs[OWN]]
-        took = [(found["seconds"], run.facts.rows) for found, run in facts if found.get("seconds")]
-        return sum(part[0] for part in took) / sum(part[1] for part in took) if took else None
-
-    def _seconds_of_asking(self) -> float:
-        """What one evaluation takes, as the first run with the recipe's own settings tells."""
-        folder = self.runs[OWN][0].job.eval_folder
-        return float(facts_in(folder, EVALUATED).get("seconds", 0.0))
+        """Estimated seconds of what is still to do of each run."""
+        took = self.pace()
+        return {
+            name: [took.left(planned.job, planned.facts.rows) / len(self.slots) for planned in runs]
+            for name, runs in self.runs.items()
+        }
 
     def do(self, names: Sequence[str], parts: int) -> list[Result]:
         """Do the first `parts` runs of each; the results of those that came through.
 
         Raises UserError where the recipe's own settings do not run.
         """
-        jobs = {name: [prepare(r) for r in self.runs[name][:parts]] for name in names}
+        jobs = {name: [prepare(run) for run in self.runs[name][:parts]] for name in names}
         self._finish([job for found in jobs.values() for job in found])
-        results = []
-        for name, found in jobs.items():
-            log = next((paths.shown(job.folder) for job in found if not job.done), None)
-            if log is None:
-                folders = [job.eval_folder for job in found]
-                results.append(result_of(name, folders, self.parts.judges))
-            elif name == OWN:
-                raise UserError(
-                    "a run with the recipe's own settings failed, so nothing can be compared",
-                    where=log,
-                    remedy=f"./run.sh train {paths.shown(self.recipe.path)} shows what is wrong",
-                )
-            else:
-                self.gone[name] = f"failed, see {log}"
-        return results
+        failed = {
+            name: paths.shown(next(job.folder for job in found if not job.done))
+            for name, found in jobs.items()
+            if not all(job.done for job in found)
+        }
+        if OWN in failed:
+            raise UserError(
+                "a run with the recipe's own settings failed, so nothing can be compared",
+                where=failed[OWN],
+                remedy=f"./run.sh train {paths.shown(self.recipe.path)} shows what is wrong",
+            )
+        self.gone |= {name: f"failed, see {log}" for name, log in failed.items()}
+        return [
+            result_of(name, [job.eval_folder for job in found], self.parts.judges)
+            for name, found in jobs.items()
+            if name not in failed
+        ]
 
     def _finish(self, jobs: Sequence[Job]) -> None:
         waiting = [job for job in jobs if not job.done]
@@ -218,10 +206,9 @@ class Trial:
 
     def scaled(self, chosen: Result) -> list[Result]:
         """The result of the chosen runs, and of each smaller scale if there is time for it."""
-        runs = self.runs[chosen.name][: chosen.parts]
-        jobs = [prepare(_at_scales(run)) for run in runs]
+        jobs = [prepare(_at_scales(run)) for run in self.runs[chosen.name][: chosen.parts]]
         evaluations = len(SCALES) * sum(not job.done for job in jobs)
-        if evaluations * self._seconds_of_asking() / len(self.slots) > self.left():
+        if evaluations * self.pace().asking / len(self.slots) > self.left():
             print("no time is left to judge smaller scales of the adapter")
             return [chosen]
         self._finish(jobs)
@@ -238,6 +225,9 @@ def _at_scales(run: Planned) -> Planned:
     return replace(run, evaluation=replace(run.evaluation, options=options))
 
 
+# --- rounds and budget ----------------------------------------------------------------------------
+
+
 def halving(trial: Trial) -> list[Result]:
     """The last round's results, the recipe's own settings first.
 
@@ -248,21 +238,22 @@ def halving(trial: Trial) -> list[Result]:
         print(f"  {name}: {why}")
     # as many at once as later on, which also measures how fast this machine then is
     last = trial.do(list(trial.runs)[: len(trial.slots)], 1)[:1]
-    if trial.seconds_a_row() is None:
+    if math.isnan(trial.pace().training):  # it went on from an earlier call
         last = trial.do([OWN], 2)
-    rungs = _rungs(trial)
+    rungs: tuple[int, ...] = RUNGS
     alive = [name for name in trial.runs if name not in trial.gone]
     while rungs:
         costs, left = trial.costs(), trial.left()
-        kept = fitting(alive, costs, rungs, left)
-        if kept == [OWN] and len(rungs) > 1:
-            rungs = rungs[:-1]  # fewer runs of each may still fit, or be done already
-            continue
+        kept, rungs = affordable(alive, costs, rungs, left)
+        if len(alive) > len(kept) == 1 and not trial.measured:
+            raise _too_few_minutes(alive, costs, left)
         for name in (name for name in alive if name not in kept):
             trial.gone[name] = "no time"
             print(f"  {name}: dropped, it does not fit into the {minutes(left)} that are left")
-        if kept == [OWN]:
+        if not rungs:
             break
+        if rungs[-1] < PARTS:
+            print(f"  there is time for {rungs[-1]} of {PARTS} runs of a candidate")
         needed = minutes(seconds_needed(kept, costs, rungs))
         print(f"{len(kept)} candidates, {rungs[0]} of {PARTS} runs each; all takes about {needed}")
         last = trial.do(kept, rungs[0])
@@ -271,24 +262,27 @@ def halving(trial: Trial) -> list[Result]:
     return last
 
 
-def _rungs(trial: Trial) -> Sequence[int]:
-    """The rounds that fit for one candidate beside the recipe's own settings, from the first.
-
-    Raises UserError where there is no time for any.
-    """
-    costs, left, names = trial.costs(), trial.left(), list(trial.runs)
-    for rungs in (RUNGS[:count] for count in range(len(RUNGS), 0, -1)):
-        if len(names) == 1 or len(fitting(names, costs, rungs, left)) > 1:
-            if rungs != RUNGS:
-                print(f"  there is time for {rungs[-1]} of {PARTS} runs of a candidate")
-            return rungs
+def _too_few_minutes(names: Sequence[str], costs: Costs, left: float) -> UserError:
     least = min(seconds_needed([OWN, name], costs, RUNGS) for name in names[1:])
-    raise UserError(
+    return UserError(
         f"{minutes(left)} are left, too few to try anything beside the recipe's own settings",
         where="--minutes",
         allowed=f"about {minutes(least)} for one candidate (estimated from the run that is done)",
         remedy=f"--minutes {math.ceil(least / 60) + 1} or more; what is done is kept",
     )
+
+
+def affordable(
+    names: Sequence[str], costs: Costs, rungs: tuple[int, ...], left: float
+) -> tuple[list[str], tuple[int, ...]]:
+    """The candidates with which all rounds fit into the time, and these rounds: as many of them
+    as fit for any candidate beside the first."""
+    while rungs:
+        kept = fitting(names, costs, rungs, left)
+        if len(kept) > 1:
+            return kept, rungs
+        rungs = rungs[:-1]
+    return list(names[:1]), ()
 
 
 def fitting(names: Sequence[str], costs: Costs, rungs: Sequence[int], left: float) -> list[str]:
@@ -321,6 +315,9 @@ def better_half(results: Sequence[Result]) -> list[str]:
     return [own.name, *(result.name for result in best[: _halved(len(results)) - 1])]
 
 
+# --- what is told and written ---------------------------------------------------------------------
+
+
 def _target(recipe: Recipe) -> Path:
     """Where the tuned recipe goes.
 
@@ -341,6 +338,7 @@ def _target(recipe: Recipe) -> Path:
 def _print_table(trial: Trial, chosen: Result, scales: Sequence[Result]) -> None:
     """What was measured of each candidate, then of each scale; and why the others went."""
     lines = [(result, trial.do([OWN], result.parts)[0]) for result in trial.measured.values()]
+    lines += [(result, chosen) for result in scales[1:]]
     notes = {chosen.name: "chosen", **{r.name: "minus the chosen as they are" for r in scales[1:]}}
     records: list[dict[str, object]] = [
         {
@@ -351,7 +349,7 @@ def _print_table(trial: Trial, chosen: Result, scales: Sequence[Result]) -> None
             "KL to base": f"{result.kl:.3f}" if math.isfinite(result.kl) else "not known",
             "note": notes.get(result.name, ""),
         }
-        for result, other in [*lines, *((result, chosen) for result in scales[1:])]
+        for result, other in lines
     ]
     gone = {name: why for name, why in trial.gone.items() if name not in trial.measured}
     records += [{"settings": name, "note": why} for name, why in gone.items()]
@@ -367,15 +365,14 @@ def _minus(result: Result, against: Result) -> str:
 def _said(final: Sequence[Result], chosen: Result, scale: Result, judges: str) -> list[str]:
     """What was chosen and why, in sentences."""
     own, *others = final
-    if chosen is not own and chosen.is_better_than(own):
-        said = [f"{chosen.what}: {chosen.name} is better than the recipe's own settings"]
-    else:
+    if chosen is own or not chosen.is_better_than(own):
+        told = "nothing is told apart as better than the recipe's own settings"
         nearer = f"{chosen.name} scores no lower and stays nearer to the base model"
-        told = f"{chosen.what}: nothing is told apart as better than the recipe's own settings"
-        said = [f"{told}; {'they stay' if chosen is own else nearer}"]
+        said = [f"{chosen.what}: {told}; {'they stay' if chosen is own else nearer}"]
+    else:
+        said = [f"{chosen.what}: {chosen.name} is better than the recipe's own settings"]
     for other in others:
-        found = other.minus(own)
-        if found is not None:
+        if (found := other.minus(own)) is not None:
             said.append(
                 f"{other.name} minus own settings: {_minus(other, own)}, on {found.n} rows, "
                 f"which show {found.smallest:.{other.digits}f} or more"
@@ -387,11 +384,8 @@ def _said(final: Sequence[Result], chosen: Result, scale: Result, judges: str) -
         )
     if not chosen.learned:
         said.append("CONTENT NOT LEARNED: nothing is right, or one label is given all the time")
-    return [
-        *said,
-        f"Judged by {judges}; {own.parts} of {PARTS} runs each.",
-        "No test row was read.",
-    ]
+    said.append(f"Judged by {judges}; {own.parts} of {PARTS} runs each.")
+    return [*said, "No test row was read."]
 
 
 def _tuned_text(recipe: Recipe, target: Path, changes: dict[str, object], said: list[str]) -> str:

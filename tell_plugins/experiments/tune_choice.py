@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +31,11 @@ from tell_plugins.evaluation.elsewhere import KL, General
 from tell_plugins.evaluation.scorers import of_metric, right
 from tell_plugins.evaluation.scorers.json_readings import has_labels
 from tell_plugins.evaluation.scoring import System, joined, spaced
-from tell_plugins.experiments.derived_cards import Pair, part_of_task
+from tell_plugins.experiments.derived_cards import part_of_task
 from tell_plugins.experiments.store import AGAIN
 from tell_plugins.recipe.recipes import Recipe
 
+Rows = npt.NDArray[np.int64]
 PARTS = 4  # folds, or seeds
 FEWEST = 8  # rows that judge; of fewer a fold would hold one
 MOST_IN_FOLD, MOST_ROWS = 100, 200  # the others of a fold train; of a split, a seeded draw judges
@@ -43,8 +44,7 @@ VALIDATION = "validation"
 CONTENT = ("balanced_accuracy", "field_f1", "chrf++", "exact_match")
 
 
-@dataclass(frozen=True)
-class Parts:
+class Parts(NamedTuple):
     """How the candidates are trained and judged.
 
     Attributes:
@@ -77,29 +77,28 @@ def parts_of(recipe: Recipe, folder: Path) -> Parts:
     task = open_task(card, spec.split, spec.anchor)
     used = draw_task(task, spec, counter_for(spec, [spec.task], [])).used
     if VALIDATION in card.splits:
-        judges, seeds = open_task(card, VALIDATION, spec.anchor), PARTS
-        rows = MOST_ROWS if len(judges) > MOST_ROWS else None
+        judges = open_task(card, VALIDATION, spec.anchor)
         _refuse_few(card, len(judges), f"validation rows of card '{card.name}'")
-        parts = [(used, np.arange(len(judges)))]
+        rows = MOST_ROWS if len(judges) > MOST_ROWS else None
+        cards = [_part(card, spec.split, used, VALIDATION, np.arange(len(judges)), folder)]
         text = f"{rows or len(judges)} rows of the split '{VALIDATION}'"
-    else:
-        judges, seeds, rows, keys = task, 1, None, task.query_keys
-        asked = len(np.unique(keys[used]))
-        _refuse_few(card, asked, f"task rows of {spec}, whose card has no split '{VALIDATION}'")
-        folds = _folds(task, used.tolist(), spec.seed)
-        parts = [(used[~np.isin(keys[used], keys[fold])], np.sort(fold)) for fold in folds]
-        text = f"{sum(map(len, folds))} task rows, each held out of one of {PARTS} folds"
-
-    def pairs(split: str, rows: npt.NDArray[np.int64]) -> list[Pair]:
-        return open_split(card, split).texts(rows)
-
+        return Parts(cards, [spec.seed + i for i in range(PARTS)], judges, rows, text)
+    keys = task.query_keys
+    asked = len(np.unique(keys[used]))
+    _refuse_few(card, asked, f"task rows of {spec}, whose card has no split '{VALIDATION}'")
+    folds = _folds(task, used.tolist(), spec.seed)
     cards = [
-        part_of_task(
-            card, {"train": pairs(spec.split, train), VALIDATION: pairs(judges.split, held)}, folder
-        )
-        for train, held in parts
+        _part(card, spec.split, used[~np.isin(keys[used], keys[fold])], spec.split, fold, folder)
+        for fold in map(np.sort, folds)
     ]
-    return Parts(cards, [spec.seed + i for i in range(seeds)], judges, rows, text)
+    text = f"{sum(map(len, folds))} task rows, each held out of one of {PARTS} folds"
+    return Parts(cards, [spec.seed], task, None, text)
+
+
+def _part(card: Card, split: str, train: Rows, judging: str, held: Rows, folder: Path) -> str:
+    """The card of some rows of a split that train, and others that judge."""
+    rows = {"train": open_split(card, split).texts(train)}
+    return part_of_task(card, rows | {VALIDATION: open_split(card, judging).texts(held)}, folder)
 
 
 def _refuse_few(card: Card, found: int, what: str) -> None:
@@ -158,13 +157,13 @@ class Result:
         """Shares have two, scores from 0 to 100 one."""
         return 2 if self.measure.column.percent else 1
 
-    @cached_property
+    @property
     def score(self) -> float:
         """The measure; minus infinity where it is undefined."""
         found = self.measure.column.total
         return -math.inf if math.isnan(found) else found
 
-    @cached_property
+    @property
     def kl(self) -> float:
         """Mean divergence from the base model a token; infinite where none was measured, or it is
         no number."""
