@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ _MODELS_WEIGHTS = (".safetensors", ".bin", ".gguf")
 _MODELS_TEXT = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py")
 # what a trainer leaves beside a model; it changes no answer
 _OTHERS = {"training_args.bin", "trainer_state.json", "args.json", "manifest.json", "anchor.txt"}
+# what plain LoRA has in peft's settings; anything else no scale of its matrices takes back
+_PLAIN = {"peft_type": "LORA", "use_dora": False, "bias": "none", "modules_to_save": None}
 _SMALL = 1 << 30  # bytes; a file of weights up to here is read whole
 _SAMPLES, _SAMPLE = 256, 1 << 16  # else so many evenly spaced parts of so many bytes
 
@@ -117,9 +119,7 @@ class Adapter:
     @property
     def weights_sha256(self) -> str:
         """The hash of the file of weights, "" for the base model; of a whole model's folder."""
-        if self.whole:
-            return folder_sha256(self.folder)
-        return self._sha256(*WEIGHTS)
+        return folder_sha256(self.folder) if self.whole else self._sha256(*WEIGHTS)
 
     @property
     def config_sha256(self) -> str:
@@ -155,29 +155,20 @@ def folder_sha256(folder: Path) -> str:
     """
     if not folder.is_dir():
         return ""
-    states = [(path, path.stat()) for path in model_files(folder)]
-    return _hash_of(tuple((path, state.st_size, state.st_mtime_ns) for path, state in states))
-
-
-def model_files(folder: Path) -> list[Path]:
-    """The files of a model's folder on which its answers depend."""
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if path.suffix in (*_MODELS_WEIGHTS, *_MODELS_TEXT)
-        and path.name not in _OTHERS
-        and path.is_file()
-    ]
-
-
-@lru_cache(maxsize=16)
-def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for path, size, _ in files:
+    for path in model_files(folder):
+        size = path.stat().st_size
         sampled = path.suffix in _MODELS_WEIGHTS and size > _SMALL
         content = _sampled(path, size) if sampled else file_sha256(path)
         digest.update(f"{path.name} {size} {content}\n".encode())
     return digest.hexdigest()
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model's folder on which its answers depend."""
+    endings = (*_MODELS_WEIGHTS, *_MODELS_TEXT)
+    named = [path for path in sorted(folder.iterdir()) if path.suffix in endings]
+    return [path for path in named if path.name not in _OTHERS and path.is_file()]
 
 
 def _sampled(path: Path, size: int) -> str:
@@ -253,32 +244,21 @@ def at_scales(adapters: Sequence[Adapter], scales: Sequence[float]) -> list[Adap
 
     Raises UserError for what no scale of LoRA matrices takes back exactly.
     """
+    if list(scales) == [1.0]:
+        return list(adapters)
     found = []
     for adapter in adapters:
-        if adapter.path is None or list(scales) == [1.0]:
-            found.append(adapter)
-        else:
-            _need_plain_lora(adapter)
-            found += [replace(adapter, scale=scale) for scale in scales]
+        config = {} if adapter.path is None else adapter.saved(CONFIG)
+        more = [key for key, plain in _PLAIN.items() if config.get(key) not in (plain, None, [])]
+        if more or adapter.whole:
+            raise UserError(
+                f"its weights are not LoRA matrices alone ({', '.join(more) or 'no adapter'})",
+                where=f"adapter {adapter.shown}",
+                allowed="plain LoRA, whose change of the model grows with its scale",
+                remedy="leave --scales out",
+            )
+        found += [replace(adapter, scale=s) for s in (scales if adapter.path else [1.0])]
     return found
-
-
-def _need_plain_lora(adapter: Adapter) -> None:
-    config = adapter.saved(CONFIG)
-    more = [
-        key
-        for key, plain in (("use_dora", False), ("bias", "none"), ("modules_to_save", None))
-        if config.get(key, plain) not in (plain, None, [])
-    ]
-    if config.get("peft_type", "LORA") != "LORA" or adapter.whole:
-        more = ["no LoRA adapter"]
-    if more:
-        raise UserError(
-            f"its weights are not LoRA matrices alone ({', '.join(more)})",
-            where=f"adapter {adapter.shown}",
-            allowed="plain LoRA, whose change of the model grows with its scale",
-            remedy="leave --scales out",
-        )
 
 
 def trained_folder(text: str, where: str, names: Sequence[str] = ()) -> Path:

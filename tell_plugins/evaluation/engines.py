@@ -8,14 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from tell_plugins.bridge.protocol import (
-    Ask,
-    Engine,
-    History,
-    Reply,
-    conversation,
-    system_text,
-)
+from tell_plugins.bridge.protocol import Ask, Engine, History, Reply, conversation, system_text
 from tell_plugins.core.errors import UserError, nearest, unknown
 from tell_plugins.evaluation.adapters import Adapter
 from tell_plugins.preparation.endpoint import Endpoint, Refused, api_url, side_by_side
@@ -126,11 +119,8 @@ class UrlEngine:
                 raise
             return []
         if not listed and not self._named:
-            raise UserError(
-                "the server lists no model",
-                where=self._server.shown_url,
-                remedy="name one with --model-name",
-            )
+            where, remedy = self._server.shown_url, "name one with --model-name"
+            raise UserError("the server lists no model", where=where, remedy=remedy)
         return listed
 
     @contextlib.contextmanager
@@ -212,29 +202,30 @@ class UrlEngine:
         return list(side_by_side(asked, list(enumerate(prompts)), self._workers))
 
     def _ask(self, prompt: str, ask: Ask) -> Reply:
-        messages, decoding = conversation(prompt, ask.history, self._system), ask.decoding
+        how = ask.decoding
         asked: dict[str, Any] = {
-            "temperature": decoding.temperature,
+            "messages": conversation(prompt, ask.history, self._system),
             "max_tokens": ask.max_new_tokens,
             "seed": ask.seed,
+            **_known(temperature=how.temperature, top_p=how.top_p),
         }
-        if decoding.top_p is not None:
-            asked["top_p"] = decoding.top_p
         # what OpenAI's own API does not know can be left away where that changes nothing
-        extra: dict[str, Any] = {"repetition_penalty": decoding.repetition_penalty}
-        if decoding.top_k is not None:
-            extra["top_k"] = decoding.top_k
+        extra = _known(repetition_penalty=how.repetition_penalty, top_k=how.top_k)
         needed = extra != {"repetition_penalty": 1.0}
         if needed or not self._plain:
             try:
-                return self._send(messages, **asked, extra_body=extra)
+                return self._send(**asked, extra_body=extra)
             except Refused:
                 if needed:
                     raise
-        answer = self._send(messages, **asked)
+        answer = self._send(**asked)
         self._plain = True  # it takes the request without the extras, so they were the reason
         return answer
 
     def _send(self, messages: list[dict[str, str]], **settings: Any) -> Reply:
         hint = "check --model-name; one that takes no top_k answers --decoding greedy only"
         return self._server.ask(hint=hint, model=self._model, messages=messages, **settings)
+
+
+def _known(**values: float | None) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}

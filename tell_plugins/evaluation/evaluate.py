@@ -20,7 +20,6 @@ from tell_plugins.core.cards import Card
 from tell_plugins.core.errors import UserError, raise_all
 from tell_plugins.core.schemas import card_validator
 from tell_plugins.core.sources import open_task
-from tell_plugins.core.spec import Spec
 from tell_plugins.core.state_files import only_one
 from tell_plugins.evaluation import bleed, elsewhere, engines, rivals, scoring, trained_with
 from tell_plugins.evaluation import prompts as prompting
@@ -124,7 +123,9 @@ def plan(recipe: Recipe, options: Options) -> Task:
     if options.anchor is None:
         raise_all(list(trained_with.other_anchors(adapters, task)))
     notes += trained_with.rows_trained_on(adapters, task, prompts)
-    general = _general_rows(recipe.spec, card, adapters, options.general_rows)
+    specs = [recipe.spec, *(spec for adapter in adapters if (spec := adapter.spec))]
+    rows = options.general_rows
+    general = prompting.general_rows(specs, card, rows) if rows else []
     return Task(
         options=options,
         recipe=recipe,
@@ -139,18 +140,6 @@ def plan(recipe: Recipe, options: Options) -> Task:
         out=paths.user_target(options.out) if options.out else recipe.output_dir / "eval",
         notes=notes,
     )
-
-
-def _general_rows(
-    spec: Spec, card: Card, adapters: Sequence[Adapter], rows: int
-) -> list[tuple[str, str]]:
-    """Held-out general rows for all that is tested."""
-    if rows == 0:
-        return []
-    specs = [spec, *(trained for adapter in adapters if (trained := adapter.spec))]
-    if not prompting.has_held_out(specs, card):
-        raise_all(list(trained_with.unknown_rows(adapters)))
-    return prompting.general_rows(specs, card, rows)
 
 
 # --- engines --------------------------------------------------------------------------------------

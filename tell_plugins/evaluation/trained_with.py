@@ -17,8 +17,7 @@ from tell_plugins.bridge.protocol import MODEL_KEYS, system_text
 from tell_plugins.core import draw
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, raise_all
-from tell_plugins.core.manifest import manifest_of
-from tell_plugins.core.mixture import GENERAL, HELD_OUT, TASK, build_mixture
+from tell_plugins.core.mixture import HELD_OUT, TASK
 from tell_plugins.core.sources import TaskRows, open_task
 from tell_plugins.core.spec import NONE, Spec
 from tell_plugins.evaluation.adapters import Adapter, folder_sha256
@@ -53,29 +52,27 @@ def as_trained(
         for key, value in _trained(adapter, recipe, resolve).items():
             here, said = recipe.get(key), f"{adapter.label}: trained with {key} {_shown(value)}"
             first, before = taken.setdefault(key, (adapter, value))
-            if key in recipe.flags:
-                if not _same(key, here, value):
-                    notes.append(f"{said}, tested with --{key} {_shown(here)}")
-            elif first is not adapter:
+            if first is not adapter and key not in recipe.flags:
                 if not _same(key, before, value):
-                    problems.append(_contradiction(key, first, before, adapter, value))
-            elif not _same(key, here, value):
+                    problems.append(
+                        UserError(
+                            f"{first.label} was trained with {key} {_shown(before)}, "
+                            f"{adapter.label} with {_shown(value)}",
+                            where="--adapter",
+                            allowed="adapters that are answered with the same model, template and "
+                            "system prompt",
+                            remedy=f"call eval for each, or name one for both: --{key} VALUE",
+                        )
+                    )
+            elif _same(key, here, value):
+                continue
+            elif key in recipe.flags:
+                notes.append(f"{said}, tested with --{key} {_shown(here)}")
+            else:
                 changed[key] = value
                 notes.append(f"{said}, which is used here; the recipe says {_shown(here)}")
     raise_all(problems)
     return recipe.with_values(**changed), notes
-
-
-def _contradiction(
-    key: str, first: Adapter, before: object, adapter: Adapter, value: object
-) -> UserError:
-    return UserError(
-        f"{first.label} was trained with {key} {_shown(before)}, {adapter.label} with "
-        f"{_shown(value)}",
-        where="--adapter",
-        allowed="adapters that are answered with the same model, template and system prompt",
-        remedy=f"call eval once for each, or name one for both: --{key} VALUE",
-    )
 
 
 def found_by_swift(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -114,19 +111,23 @@ def _usable(model: str, recipe: Recipe, adapter: Adapter) -> bool:
 
     Raises UserError where the recipe's is gone as well.
     """
-    if not os.path.isabs(model) or model_folder(model) is not None:
-        return True
-    mine = str(recipe.get("model", ""))
-    if model_folder(mine) is None and (os.path.isabs(mine) or mine.startswith((".", "models/"))):
+    here = [name for name in (model, str(recipe.get("model", ""))) if not _gone(name)]
+    if not here:
         raise UserError(
-            f"trained on the model '{model}', which is gone, and so is the recipe's '{mine}'",
+            f"trained on the model '{model}', which is gone, and so is the recipe's "
+            f"'{recipe.get('model')}'",
             where=f"adapter {adapter.shown}",
             remedy="--model DIR with the folder of that model",
         )
-    return False
+    return here[0] == model
+
+
+def _gone(model: str) -> bool:
+    return os.path.isabs(model) and model_folder(model) is None
 
 
 def _same(key: str, one: Any, other: Any) -> bool:
+    """Whether two values of a key are the same to ms-swift."""
     if key == "model":
         return _same_model(str(one), str(other))
     one, other = _plain(key, one), _plain(key, other)
@@ -134,7 +135,6 @@ def _same(key: str, one: Any, other: Any) -> bool:
 
 
 def _plain(key: str, value: Any) -> Any:
-    """A value as ms-swift takes it."""
     if key == "system":
         return system_text(value)
     if value is None:
@@ -145,12 +145,12 @@ def _plain(key: str, value: Any) -> Any:
 
 
 def _same_model(one: str, other: str) -> bool:
-    folders = [model_folder(one), model_folder(other)]
-    if folders[0] is None or folders[1] is None:
-        # a hub's id and the folder into which it was downloaded have the last part in common
-        names = [Path(text).name.casefold().replace("___", ".") for text in (one, other)]
-        return names[0] == names[1]
-    return folder_sha256(folders[0]) == folder_sha256(folders[1])
+    mine, theirs = model_folder(one), model_folder(other)
+    if mine is not None and theirs is not None:
+        return folder_sha256(mine) == folder_sha256(theirs)
+    # a hub's id and the folder into which it was downloaded have the last part in common
+    names = {Path(text).name.casefold().replace("___", ".") for text in (one, other)}
+    return len(names) == 1
 
 
 def _shown(value: Any) -> str:
@@ -226,30 +226,3 @@ def other_anchors(adapters: Sequence[Adapter], task: TaskRows) -> Iterator[UserE
                 remedy=f"--anchor {trained['choice']} for the same one (or its text of then), "
                 f"--anchor {mine.name} to test with another on purpose",
             )
-
-
-def unknown_rows(adapters: Sequence[Adapter]) -> Iterator[UserError]:
-    """Adapters of which cannot be told any more which general rows they saw.
-
-    A manifest has the dataset string, from which they are drawn anew; a card or file that has
-    changed since gives others.
-    """
-    for adapter in adapters:
-        if adapter.spec is None or "sources" not in adapter.manifest:  # of an earlier release
-            continue
-        now = manifest_of(build_mixture(adapter.spec))
-        if _general_sources(now) != _general_sources(adapter.manifest):
-            yield UserError(
-                "its general data or their card have changed since it was trained, so which "
-                "rows it did not see is not known",
-                where=f"adapter {adapter.shown}",
-                remedy="--general-rows 0, or give the general card a split 'heldout'",
-            )
-
-
-def _general_sources(manifest: Mapping[str, Any]) -> list[tuple[str, str, int]]:
-    return [
-        (source["card"], source["file_sha256"], source["rows"]["used"])
-        for source in manifest["sources"]
-        if source["role"] == GENERAL
-    ]
