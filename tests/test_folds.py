@@ -13,8 +13,8 @@ from tell_plugins.cli import main
 from tell_plugins.core.cards import fold_of, load_card
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
-from tell_plugins.preparation.forms import Pair
-from tell_plugins.preparation.task_split import split_into_folds
+from tell_plugins.preparation.forms import Row
+from tell_plugins.preparation.own_task import split_into_folds
 from tests.conftest import PROJECT, message_of, write_rows
 from tests.saved_answers import save_answers
 
@@ -34,49 +34,47 @@ def said(own, rows) -> str:
     return own.new(rows, "--folds", str(FOLDS))
 
 
-def _pairs(count: int) -> tuple[list[Pair], list[str]]:
+def _rows(count: int) -> tuple[list[Row], list[str]]:
     labels = ["yes" if n % 5 == 0 else "no" if n % 5 < 4 else "maybe" for n in range(count)]
-    return [Pair(n + 1, f"Row {n}?", label) for n, label in enumerate(labels)], labels
+    return [Row("train", n, f"Row {n}?", label) for n, label in enumerate(labels)], labels
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 7])
 def test_each_row_tests_once_and_labels_keep_their_shares(count):
-    pairs, labels = _pairs(41)
-    folds = split_into_folds(pairs, labels, 42, count)
-    assert sorted(pair for fold in folds for pair in fold["test"]) == pairs
+    rows, labels = _rows(41)
+    folds = split_into_folds(rows, labels, 42, count)
+    assert sorted(row for fold in folds for row in fold) == rows
     for fold in folds:
-        assert sorted([*fold["train"], *fold["test"]]) == pairs
-        assert len(fold["test"]) in (41 // count, 41 // count + 1)
-        assert {pair.response for pair in fold["train"]} == set(labels)
+        assert len(fold) in (41 // count, 41 // count + 1)
+        assert {row.response for row in {*rows} - fold} == set(labels)
     for label, total in Counter(labels).items():
-        tested = [sum(pair.response == label for pair in fold["test"]) for fold in folds]
+        tested = [sum(row.response == label for row in fold) for fold in folds]
         assert max(tested) - min(tested) <= 1
         assert sum(tested) == total
 
 
 def test_folds_hang_on_content_and_seed_alone():
-    pairs, labels = _pairs(30)
-    moved = list(zip(pairs, labels, strict=True))
+    rows, labels = _rows(30)
+    moved = list(zip(rows, labels, strict=True))
     random.Random(3).shuffle(moved)
-    others = split_into_folds([pair for pair, _ in moved], [label for _, label in moved], 42, 4)
-    folds = split_into_folds(pairs, labels, 42, 4)
-    assert [set(fold["test"]) for fold in folds] == [set(fold["test"]) for fold in others]
-    assert folds != split_into_folds(pairs, labels, 43, 4)
+    folds = split_into_folds(rows, labels, 42, 4)
+    assert (
+        split_into_folds([row for row, _ in moved], [label for _, label in moved], 42, 4) == folds
+    )
+    assert split_into_folds(rows, labels, 43, 4) != folds
 
 
 def test_rows_that_ask_the_same_are_in_one_fold():
-    pairs = [Pair(n + 1, f"{'row' if n % 2 else 'ROW'} {n // 2}?", f"{n}") for n in range(20)]
-    for fold in split_into_folds(pairs, None, 42, 5):
-        assert not {p.query.lower() for p in fold["train"]} & {
-            p.query.lower() for p in fold["test"]
-        }
+    rows = [Row("train", n, f"{'row' if n % 2 else 'ROW'} {n // 2}?", f"{n}") for n in range(20)]
+    for fold in split_into_folds(rows, None, 42, 5):
+        assert not {r.query.lower() for r in fold} & {r.query.lower() for r in {*rows} - fold}
     for count in (0, 1, 11):
-        assert "2 to 10" in message_of(split_into_folds, pairs, None, 42, count)
+        assert "2 to 10" in message_of(split_into_folds, rows, None, 42, count)
 
 
 def test_each_fold_has_a_card_and_recipes(said, own, rows, capsys):
     assert "--folds 3: each of the 20 rows tests once" in said
-    assert "6 to 7 rows a fold" in said
+    assert "each of the 20 rows tests once" in said
     assert "card:    " in said
     whole = open_task(load_card("own"), "train")
     assert len(whole) == 20
@@ -131,8 +129,6 @@ def test_one_way_to_test(own, rows):
 def test_few_rows_propose_folds(own, rows):
     out = own.new(rows)
     assert "or let each row test once, with --folds 5" in out
-    held_out = own.table([{"query": "Is 31 a four?", "response": "no"}], "test.jsonl")
-    assert "--folds" not in own.new(rows, "--test", held_out, name="tested")
     assert "allowed: 2 to 20" in own.refused(rows, "--folds", "21", name="other")
 
 

@@ -17,10 +17,10 @@ from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
 from tell_plugins.preparation.answers import infer_schema, json_of_python, kind_of
-from tell_plugins.preparation.forms import Pair, TaskFile
-from tell_plugins.preparation.method import among, general_rows_for, plain_sft, repeat_of
+from tell_plugins.preparation.forms import Row as TaskRow
+from tell_plugins.preparation.method import general_rows_for, method_of, repeat_of
+from tell_plugins.preparation.own_task import split_off_test
 from tell_plugins.preparation.task_recipe import _patterns, recipe_of, short_names
-from tell_plugins.preparation.task_split import split_off_test
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tests.conftest import PROJECT
 from tests.own_task import ANCHOR, Own, Row
@@ -169,11 +169,11 @@ def test_the_settings_follow_from_the_number_of_rows(count, fields, times, gener
     pattern = load_recipe("recipes/qwen_json.yaml")
     assert repeat_of(count, fields=fields) == times
     assert general_rows_for(count, fields=fields) == general
-    held = among("t", count, pattern, repeat=times, general=f"{general}rows", hold=True)
+    held = method_of("hold", "t", count, pattern, repeat=times, general=f"{general}rows")
     repeat = f"/repeat={times}" if times > 1 else ""
     assert held.dataset == f"tell/t:general={general}rows/order=even{repeat}/kl=3"
     assert held.keys == {"loss_type": "tell", "gradient_accumulation_steps": 8}
-    baseline = plain_sft("t", count, pattern, repeat=3)
+    baseline = method_of("sft", "t", count, pattern, repeat=3)
     assert baseline.dataset == "tell/t:general=0/repeat=3"
     assert baseline.keys == {"gradient_accumulation_steps": 8}
 
@@ -207,7 +207,7 @@ def test_a_method_comes_with_its_baseline(method, own):
     both = [str(made.path) for made in (recipe, baseline)]
     assert f"./run.sh check {' '.join(both)}" in out
     assert all(f"./run.sh train {name}\n" in out for name in both)
-    assert f"./run.sh eval {both[0]} --against sft   # is it better than plain SFT?" in out
+    assert f"./run.sh eval {both[0]} --against sft" in out
     # and a recipe of this kind is a pattern when it is named
     own.new(rows, "--model", both[0], name="next")
     assert own.recipe("smollm2_next").dataset_text == "tell/next"
@@ -268,7 +268,7 @@ def test_plain_labels_are_split_in_their_shares_as_those_in_json_are(metric, own
         answers = [json.dumps({"urgent": answer}) for answer in answers]
     out = own.new(own.table(answered(answers), "rows.csv"))
     assert "8 rows split off to test with" in out
-    assert "in the labels' shares ('no' 7x, 'yes' 1x); 32 train" in out
+    assert "in the labels' shares; 32 train" in out
     assert "WARNING" not in out
     assert load_card("own").metric == metric
     held_out = open_task(load_card("own"), "test").responses
@@ -350,8 +350,7 @@ KINDS: dict[str, list[list[str]]] = {
     ("metric", "responses"), [(metric, found) for metric in KINDS for found in KINDS[metric]]
 )
 def test_the_metric_is_told_by_the_responses(metric, responses):
-    pairs = [Pair(1, "?", response) for response in responses]
-    assert kind_of(TaskFile(Path("rows.csv"), "x", pairs)) == metric
+    assert kind_of(responses) == metric
 
 
 def test_the_metric_is_as_the_user_says(own):
@@ -444,10 +443,10 @@ def test_what_is_no_file_of_rows(own):
     front = "You read messages and answer in JSON, always.\n"
     rows = [{"query": front + q, "response": r} for q, r in [*texts(), ("", texts()[0][1])]]
     message = own.fails(own.table(rows), anchor=None)
-    assert "nothing but the text that all rows begin with: line 13" in message
+    assert "line 13: nothing but the text that all rows begin with" in message
     answers = [f"It is {n}." if n != 4 else "12,5 or so" for n in range(12)]
     message = own.fails(own.table(answered(answers)), "--metric", "number")
-    assert "responses end with none: line 5" in message
+    assert "line 5: ends with no number" in message
     objects = [{"id": n, "tweet": q, "fields": {"rain": r}} for n, (q, r) in enumerate(texts())]
     assert "--columns query=tweet,response=fields names them" in own.fails(own.table(objects))
 
@@ -458,7 +457,7 @@ def test_a_column_missing(own):
     assert "rows.csv, line 2: columns id, tweet, category are of no known form" in message
     assert "--columns query=tweet,response=category names them; --columns 1,2" in message
     message = own.fails(rows, "--columns", "query=tweet,response=Category")
-    assert "rows.csv: unknown column 'Category'\n  allowed: category, id, tweet\n" in message
+    assert "unknown column 'Category'\n  allowed: category, id, tweet\n" in message
     assert "did you mean 'category'?" in message
 
 
@@ -470,17 +469,10 @@ def test_columns_of_another_sheet(own):
         pd.DataFrame(rows_of()).to_excel(book, "Rows")
     for flags in ((), ("--columns", "query=query,response=response")):
         message = own.fails(str(path), *flags)
-        assert "of two.xlsx the first sheet is read, 'Info'" in message.partition("remedy:")[2]
+        assert "of two.xlsx the first sheet is read, 'Info'" in message
     message = own.fails(str(path), "--columns", "query=day,response=hint")
     assert "column 'day' is datetime, not text" in message
-    assert "write dates, and numbers with a fraction, as text" in message
-
-
-def test_lines_are_told_from_rows_of_a_spreadsheet(own):
-    rows = [{"query": "one\ntwo", "response": "yes"}, {"query": "three", "response": ""}]
-    message = own.fails(own.table(rows, "rows.csv"))
-    assert "rows.csv (lines of the text file): 1 row cannot be" in message
-    assert "line 4: the response is empty" in message
+    assert "dates, and numbers with a fraction, are written as text" in message
 
 
 def test_rows_are_grouped_by_what_is_wrong_with_them(own):
@@ -491,9 +483,9 @@ def test_rows_are_grouped_by_what_is_wrong_with_them(own):
         rows[n]["query"] = " "
     rows[5] = {"query": "What?", "response": 0.5}
     message = own.fails(own.table(rows))
-    assert "15 rows cannot be used: lines 2-4, 8: the response is empty; line 6: column" in message
+    assert "15 rows cannot be used: rows.jsonl, lines 2, 3, 4, 8: the response is empty" in message
+    assert "rows.jsonl, line 6: column 'response' is float, not text" in message
     assert "lines 11, 13, 15, 17, 19, 21, 23, 25, 27, 29: the query is empty" in message
-    assert "is float, not text (write dates, and numbers with a fraction, as text" in message
     assert "mend or remove these rows" in message
 
 
@@ -521,7 +513,7 @@ CHAT = [{"from": "human", "value": "a"}, {"from": "tool", "value": "b"}]
         (PAIR | {"history": [["x"]]}, "the history is no list of [question, answer]"),
         (PAIR | {"tools": "[{}]"}, "column 'tools' is not empty: only text"),
         ({"instruction": "a", "input": {"b": 1}, "output": "c"}, "column 'input' is dict"),
-        (PAIR | {"response": 5.5}, "column 'response' is float, not text (write"),
+        (PAIR | {"response": 5.5}, "column 'response' is float, not text"),
         (PAIR | {"response": " "}, "the response is empty"),
     ],
 )
@@ -535,7 +527,7 @@ def test_duplicate_rows_are_kept_once_and_told(own):
     rows.append({"query": rows[1]["query"].upper() + " ", "response": rows[1]["response"]})
     rows.append({"query": rows[2]["query"], "response": rows[0]["response"]})
     out = own.new(own.table(rows))
-    assert "repeated rows of rows.jsonl left out: line 13" in out
+    assert "left out: 1 row: rows.jsonl, line 13: repeats an earlier row" in out
     asked = "rows.jsonl: rows that ask what an earlier row asks and answer otherwise: line 15"
     assert f"note: {asked}\n" in out
     card = load_card("own")
@@ -550,12 +542,14 @@ def test_test_rows_in_the_training_rows(own, rows):
     stolen["query"] = stolen["query"].upper()
     test = own.table([stolen], "test.jsonl")
     message = own.fails(rows, "--test", test)
-    assert "1 of 12 training rows are test rows: line 5\n" in message
+    assert "rows.jsonl, line 5: is a test row" in message
     assert "--drop-overlap" in message
-    assert "left out: 1 of 12 training" in own.new(rows, "--test", test, "--drop-overlap")
+    assert "left out: 1 row: rows.jsonl, line 5: is a test row" in own.new(
+        rows, "--test", test, "--drop-overlap"
+    )
     assert load_card("own").split("train").rows == 11
     message = own.refused(test, "--test", test, "--drop-overlap", "--force")
-    assert "1 of 1 training rows are test rows" in message
+    assert "line 1: is a test row" in message
 
 
 def test_validation_rows_are_no_test_rows(own):
@@ -564,10 +558,10 @@ def test_validation_rows_are_no_test_rows(own):
     more = own.table(rows_of()[7:10], "more.jsonl")
     flags = ("--test", test, "--validation")
     message = own.fails(train, *flags, test)
-    assert "4 of 4 validation rows are test rows: lines 1-4" in message
+    assert "test.jsonl, lines 1, 2, 3, 4: is a test row" in message
     out = own.new(train, *flags, more, "--drop-overlap")
-    assert "left out: 1 of 8 training rows are validation rows" in out
-    assert "left out: 2 of 3 validation rows are test rows" in out
+    assert "rows.jsonl, line 8: is a validation row" in out
+    assert "more.jsonl, lines 2, 3: is a test row" in out
 
 
 @pytest.mark.parametrize(
@@ -577,8 +571,8 @@ def test_validation_rows_are_no_test_rows(own):
         ('{"a": -Infinity}', "-Infinity is no finite number"),
         ('{"a": 1e999}', "1e999 is no finite number"),
         ('{"a": 1, "a": 2}', "key 'a' stands twice"),
-        ("{'a': 1}", "Expecting property name enclosed in double quotes at \"'a': 1}\""),
-        ('{"a": True}', "Expecting value at 'True}'"),
+        ("{'a': 1}", "Expecting property name enclosed in double quotes"),
+        ('{"a": True}', "Expecting value"),
     ],
 )
 @pytest.mark.parametrize("all_rows", [True, False])
@@ -586,9 +580,9 @@ def test_answers_that_the_strict_scorer_rejects_never_train(response, problem, a
     good = 0 if all_rows else 9
     rows = own.table(answered(['{"a": 1}'] * good + [response] * (12 - good)))
     message = own.fails(rows)
-    lines = f"lines {good + 1}-12: no JSON ({problem}"
-    assert f"not all responses are JSON that fits the schema: {lines}" in message
-    assert ("--repair-json" in message) == ("'" in response or "True" in response)
+    lines = " ..." if all_rows else " 10, 11, 12"
+    lines += f": no JSON ({problem}"
+    assert lines in message
     own.fails(rows, "--metric", "json")
     (own.folder / "schema.json").write_text("{}")
     assert lines in own.fails(rows, "--schema", str(own.folder / "schema.json"))
@@ -598,12 +592,10 @@ def test_answers_in_python_are_repaired_where_it_is_asked(own):
     answers = ["{'a': 'yes', 'b': None}", '{"a": "no", "b": null}'] * 6
     train = own.table(answered(answers), "rows.csv")
     test = own.table([{"query": "Test?", "response": "{'a': 'no', 'b': None}"}], "test.csv")
-    assert "--repair-json writes them as JSON" in own.fails(train, "--test", test)
+    assert "--repair-json writes Python's dicts" in own.fails(train, "--test", test)
     out = own.new(train, "--test", test, "--repair-json")
-    told = "repaired: 6 answers of rows.csv are Python's and are written as JSON, lines 2, 4,"
-    assert told in out
-    assert """the first: {'a': 'yes', 'b': None}  ->  {"a": "yes", "b": null}""" in out
-    assert "repaired: 1 answers of test.csv" in out
+    assert "repaired: Python's answers in rows.csv, now JSON: lines 2, 4," in out
+    assert "repaired: Python's answers in test.csv, now JSON: line 2" in out
     task = open_task(load_card("own"), "train")
     values = {str(json.loads(text)) for text in task.responses}
     assert values == {"{'a': 'yes', 'b': None}", "{'a': 'no', 'b': None}"}
@@ -616,15 +608,12 @@ def test_what_cannot_be_repaired_stays_refused_or_is_left_out(own):
     answers = ["{'a': 1}"] * 10 + ['{"a": NaN}', '{"a": 1, "a": 2}', "{'a': 1, 'a': 2}"]
     rows = own.table(answered(answers))
     message = own.fails(rows, "--repair-json")
-    assert "line 11: no JSON (NaN is no finite number); line 12: no JSON (key" in message
-    assert "--repair-json" not in message
+    assert (
+        "line 11: no JSON (NaN is no finite number); rows.jsonl, line 12: no JSON (key" in message
+    )
     assert "--drop-broken leaves the rows out" in message
     out = own.new(rows, "--repair-json", "--drop-broken")
-    assert "repaired: 10 answers of rows.jsonl" in out
-    assert (
-        "left out: 3 rows of rows.jsonl: line 11: no JSON (NaN is no finite number); line 12:"
-        in out
-    )
+    assert "left out: 3 rows: rows.jsonl, line 11: no JSON (NaN is no finite number);" in out
     assert "8 training rows, 2 test rows" in out
 
 
@@ -639,7 +628,7 @@ def test_what_cannot_be_repaired_stays_refused_or_is_left_out(own):
         *((text, None) for text in ("{'a': 1e999}", "{1: 'a'}", "{True: 'a'}", "{'a': (1, 2)}")),
         *((text, None) for text in ("{'a', 'b'}", "{**{'a': 1}}", "['a' 'b']", "['\\d']", "[1j]")),
         *((text, None) for text in ("['\\ud800']", "[b'a']", "[f'a']", "['a'.upper()]", "'a'", "")),
-        *((text, None) for text in ("[" * 300 + "]" * 300, "{'a': true}")),
+        *((text, None) for text in ("{'a': true}", "[1 2]", "[- -1]", "[" * 2000, "['a")),
     ],
 )
 def test_python_that_json_can_say(text, written):
@@ -657,8 +646,7 @@ def test_labels_of_two_spellings_are_one_question(other, shown, json_answers, ow
         answers = [json.dumps({"urgent": answer}, ensure_ascii=False) for answer in answers]
     rows = own.table(answered(answers))
     message = own.fails(rows)
-    told = f"Unicode form: 'yes' (9 rows), {shown} (3 rows)"
-    assert told in message
+    assert f"Unicode form: 'yes', {shown}\n" in message
     assert "--clean-labels" in message
     own.new(rows, "--clean-labels")
     card = load_card("own")
@@ -670,10 +658,7 @@ def test_labels_of_two_spellings_are_one_question(other, shown, json_answers, ow
 def test_labels_are_told_and_stand_in_the_card(own):
     rows = own.table(answered(["0", "1", "1"] * 10), "rows.csv")
     out = own.new(rows)
-    assert (
-        "the answers are taken for 2 labels ('1' 20x, '0' 10x); if they are not: --metric text"
-        in out
-    )
+    assert "the answers are taken for 2 labels ('0', '1'); if they are not: --metric text" in out
     card = load_card("own")
     assert (card.metric, card.answer.labels) == ("label", ("0", "1"))
     assert sorted(Counter(open_task(card, "test").responses).values()) == [2, 4]
@@ -692,12 +677,12 @@ def test_what_few_test_rows_show_is_said(own):
     """15 rows of five labels: each label trains and tests."""
     out = own.new(own.table(answered(list("abcde"))), name="five")
     assert "no --test: 1 row split off to test with" in out
-    assert "only 1 test row: one is 100 points" in out
+    assert "only 1 test row: the 95 % interval" in out
     assert "4 training rows, 1 test row\n" in out
     out = own.new(own.table(answered(list("aaabbbcccdddeee"))))
     assert "5 rows split off to test with" in out
-    assert "('a' 1x, 'b' 1x, 'c' 1x, 'd' 1x, 'e' 1x); 10 train" in out
-    assert "only 5 test rows: one is 20 points of a score, and its 95 % interval" in out
+    held_out = open_task(load_card("own"), "test").responses
+    assert sorted(held_out) == list("abcde")
     assert "up to 33 points to either side" in out
     assert "--test FILE" in out
     many = own.table(answered(["yes", "no"] * 200), "many.jsonl")
@@ -709,7 +694,6 @@ def test_what_few_test_rows_show_is_said(own):
     [
         (("--test-rows", "0"), "argument --test-rows: 0 is too small"),
         (("--test-rows", "11"), "of 12 rows 11 cannot be split off to test with"),
-        (("--test", "caf\udce9.jsonl"), "not UTF-8"),
         (("--general", "sample_general", "sample_general"), "'sample_general' is named twice"),
         (("--general", "sample_complaints"), "sample_complaints' is task data"),
         (("--general", "alpaca"), "unknown card 'alpaca'"),
@@ -737,7 +721,7 @@ def test_what_is_missing_is_asked_for(own, rows):
     few = own.table(rows_of(count=3), "few.jsonl")
     assert "of 3 rows 1 cannot be split off" in own.fails(few)
     mixed = own.table([*rows_of(), {"query": "And?", "response": "No JSON."}], "mixed.jsonl")
-    assert "fits the schema: line 13: no JSON" in own.fails(mixed, "--metric", "json")
+    assert "line 13: no JSON" in own.fails(mixed, "--metric", "json")
 
 
 # ---------------------------------------------------------------- parts
@@ -745,24 +729,19 @@ def test_what_is_missing_is_asked_for(own, rows):
 
 def test_a_split_keeps_the_labels_shares_and_does_not_hang_on_the_files_order():
     labels = ["yes"] * 20 + ["no"] * 80
-    pairs = [Pair(n, f"question {n}", label) for n, label in enumerate(labels, 1)]
-    file = TaskFile(Path("rows.jsonl"), "x", pairs)
-    split = split_off_test(file, labels, 42)
-    assert Counter(pair.response for pair in split["test"]) == {"no": 16, "yes": 4}
-    assert len(split["train"]) == 80
-    turned = TaskFile(file.path, file.form, pairs[::-1])
-    again = split_off_test(turned, labels[::-1], 42)
-    assert sorted(pair.line for pair in again["test"]) == [pair.line for pair in split["test"]]
-    other = split_off_test(file, labels, 43)
-    assert {pair.line for pair in other["test"]} != {pair.line for pair in split["test"]}
+    rows = [TaskRow("train", n, f"question {n}", label) for n, label in enumerate(labels, 1)]
+    test = split_off_test(rows, labels, 42)
+    assert Counter(row.response for row in test) == {"no": 16, "yes": 4}
+    assert split_off_test(rows[::-1], labels[::-1], 42) == test
+    assert split_off_test(rows, labels, 43) != test
 
 
 def test_rows_that_ask_the_same_stay_on_one_side():
-    pairs = [Pair(n, f"question {n // 2}", f"answer {n}") for n in range(40)]
+    rows = [TaskRow("train", n, f"question {n // 2}", f"answer {n}") for n in range(40)]
     for seed in range(5):
-        split = split_off_test(TaskFile(Path("x"), "x", pairs), None, seed)
-        assert not {p.query for p in split["train"]} & {p.query for p in split["test"]}
-        assert 0 < len(split["test"]) <= 8
+        test = split_off_test(rows, None, seed)
+        assert not {row.query for row in test} & {row.query for row in {*rows} - test}
+        assert 0 < len(test) <= 8
 
 
 def test_a_schema_leaves_open_what_few_rows_do_not_close():
@@ -816,10 +795,9 @@ def test_the_label_is_told_and_may_be_chosen(own):
     rows = own.table(answered(answers))
     out = own.new(rows)
     assert "'unit' is taken for the label; --label NAME names another, or none" in out
-    assert "schema learnt from the responses: unit: 'g' | 'kg'; city: string\n" in out
+    assert "schema learnt from the responses: unit, city\n" in out
     assert load_card("own").answer.label == "unit"
     own.new(rows, "--label", "none", "--force")
     assert load_card("own").answer.label is None
     own.new(rows, "--label", "city", "--force")
-    schema = json.loads(load_card("own").file("answer.schema.json").read_text())
-    assert schema["properties"]["city"] == {"enum": [f"c{n}" for n in range(7)]}
+    assert load_card("own").answer.label == "city"

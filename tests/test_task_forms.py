@@ -14,7 +14,7 @@ from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.sources import open_task
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.preparation.forms import Reading, parse_columns, parse_labels, read_task_file
+from tell_plugins.preparation.forms import parse_columns, parse_labels, read_rows
 from tests.conftest import PROJECT, change, message_of, write_rows
 from tests.own_task import ANCHOR, Row
 
@@ -241,8 +241,12 @@ def test_a_system_prompt_may_stay_one(own):
 @pytest.mark.parametrize(
     ("systems", "flags", "problem"),
     [
-        ((ASK, "Be kind."), (), f"2 system prompts differ: '{ASK}' and 'Be kind.'"),
-        ((ASK, ""), (), f"training rows without the system prompt '{ASK}': lines 2, 4, 6, 8"),
+        (
+            (ASK, "Be kind."),
+            (),
+            f"lines 2, 4, 6, 8, 10, 12, 14, 16, 18, 20: has not the system prompt '{ASK}'",
+        ),
+        ((ASK, ""), (), f"has not the system prompt '{ASK}'"),
         ((ASK, ASK), ("--anchor", ANCHOR), "an anchor is given, and the rows have a system prompt"),
     ],
 )
@@ -256,8 +260,10 @@ def test_system_prompts_that_cannot_be_kept(systems, flags, problem, own):
     assert ("--system keep" in message) == bool(flags)
 
 
-def _read(path: Path, **reading: Any) -> list[tuple[str, str]]:
-    return [(pair.query, pair.response) for pair in read_task_file(path, Reading(**reading)).pairs]
+def _read(path: Path, **reading: Any) -> list[Any]:
+    return [
+        row.problem or (row.query, row.response) for row in read_rows(path, "train", **reading)[0]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -273,41 +279,43 @@ def _read(path: Path, **reading: Any) -> list[tuple[str, str]]:
                       {"role": "assistant", "content": "b", "weight": 0}]},
     ],
 )  # fmt: skip
-def test_marked_answers_are_never_trained_in_silence(mark, tmp_path):
+def test_marked_answers_are_never_trained_in_silence(mark, own):
     good = [
         _messages(*pair) | {"label": True, "weight": 1} for pair in zip(TEXTS, LABELS, strict=True)
     ]
-    path = write_rows(tmp_path / "rows.jsonl", [*good, {**good[0], **mark}])
-    assert "1 row cannot be used: line 21: marked as no answer" in message_of(read_task_file, path)
-    file = read_task_file(path, Reading(drop_broken=True))
-    assert len(file.pairs) == len(good)
-    assert "left out: 1 row of rows.jsonl: line 21: marked" in file.notes[0]
+    rows = own.table([*good, {**good[0], **mark}])
+    assert "1 row cannot be used: rows.jsonl, line 21: marked as no answer" in own.fails(rows)
+    out = own.new(rows, "--drop-broken")
+    assert "left out: 1 row: rows.jsonl, line 21: marked" in out
+    assert "16 training rows, 4 test rows" in out
 
 
 def test_a_mark_of_a_table(tmp_path):
     (tmp_path / "rows.csv").write_text("prompt,completion,label\na,b,True\nc,d,False\n")
-    with pytest.raises(UserError, match="line 3: marked as no answer to learn from"):
-        read_task_file(tmp_path / "rows.csv")
+    assert _read(tmp_path / "rows.csv")[1].startswith("marked as no answer to learn from")
     assert _read(tmp_path / "rows.csv", columns=parse_columns("query=prompt,response=label")) == [
         ("a", "True"),
         ("c", "False"),
     ]
 
 
-def test_broken_rows_are_left_out_on_request_and_listed(tmp_path):
-    rows: list[Any] = [{"query": f"Question {n}", "response": "x"} for n in range(60)]
+def test_broken_rows_are_left_out_on_request_and_listed(own):
+    rows: list[Any] = [{"query": f"Question {n}", "response": f"x{n}"} for n in range(60)]
     for n in range(0, 60, 4):
         rows[n]["response"] = ""
     rows[5] = "text"
-    path = write_rows(tmp_path / "rows.jsonl", rows)
-    assert "--drop-broken" in message_of(read_task_file, path)
-    file = read_task_file(path, Reading(drop_broken=True))
-    assert len(file.pairs) == 44
-    [note] = file.notes
-    assert note == (
-        "left out: 16 rows of rows.jsonl: lines 1, 5, 9, 13, 17, 21, 25, 29, 33, 37, 41, 45, 49, "
-        "53, 57: the response is empty; line 6: not an object but str"
-    )
+    assert "--drop-broken" in own.fails(own.table(rows))
+    out = own.new(own.table(rows), "--drop-broken")
+    assert (
+        "left out: 16 rows: rows.jsonl, lines 1, 5, 9, 13, 17, 21, 25, 29, 33, 37, 41, 45, 49, 53, "
+        "57: the response is empty; rows.jsonl, line 6: not an object but str\n"
+    ) in out
+
+
+def test_turns_that_stand_in_the_answer_alone(tmp_path):
+    """UltraFeedback's prompt is text, and what was chosen begins with it."""
+    rows = [{"prompt": "a", "chosen": _messages("a", "b")["messages"], "rejected": []}] * 2
+    assert _read(write_rows(tmp_path / "rows.jsonl", rows)) == [("a", "b")] * 2
 
 
 def test_codes_are_written_as_labels(tmp_path):
@@ -315,8 +323,7 @@ def test_codes_are_written_as_labels(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", rows)
     assert _read(path) == [("a", "0"), ("b", "1")]
     assert _read(path, labels=parse_labels("0=no,1=yes")) == [("a", "no"), ("b", "yes")]
-    with pytest.raises(UserError, match="line 2: '1' is none of the labels"):
-        _read(path, labels=parse_labels("0=no"))
+    assert "'1' is none of the labels" in _read(path, labels=parse_labels("0=no"))[1]
     rows = [{"text": "a", "label": True}, {"text": 7, "label": False}]
     assert _read(write_rows(path, rows)) == [("a", "true"), ("7", "false")]
 
@@ -359,5 +366,5 @@ def test_what_is_no_file_of_rows(name, problem, remedy, tmp_path):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text("x")
     with pytest.raises(UserError, match=problem) as caught:
-        read_task_file(tmp_path / name)
+        _read(tmp_path / name)
     assert remedy in str(caught.value.remedy)

@@ -9,32 +9,25 @@ import re
 import tokenize
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
-from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, unknown
-from tell_plugins.core.numbers import final_number, whole_number
+from tell_plugins.core.numbers import whole_number
 from tell_plugins.core.schemas import compile_schema
 from tell_plugins.core.state_files import parse_json
 from tell_plugins.core.text import normalise
-from tell_plugins.preparation import forms
-from tell_plugins.preparation.forms import Pair, TaskFile
-from tell_plugins.recipe.tables import count_of
 
 METRICS = ("json", "label", "translation", "number", "text")
 MOST_LABELS = 150  # more different answers are free text
 MOST_VALUES = 12  # a property with more different texts is free text
 LONGEST_VALUE = 60  # characters of one value of an enumeration
-NO_LABEL = "none"
 _FEWEST_ROWS = 10  # fewer show nothing by answers that come again
 _SHOWN = 5
-_CHARS_SHOWN = 20  # of an answer, from where it is no JSON
 _TIMES_SEEN = 4  # how often a value of an enumeration is seen, on average
 _MOST_NEW = 0.05  # the chance of another value up to which there is none
 _DEEPEST = 8  # levels of objects and lists that get a rule
-_WHOLE = re.compile(r"[-+]?\d+(\.0+)?")
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _TYPES: dict[type, str] = {
     **{str: "string", bool: "boolean", int: "integer", float: "number"},
@@ -42,17 +35,20 @@ _TYPES: dict[type, str] = {
 }
 
 
-def kind_of(file: TaskFile) -> str:
-    """The metric that the responses of a file call for, where the user names none."""
-    responses = [pair.response for pair in file.pairs]
-    if means_json(file):
+def kind_of(responses: Sequence[str]) -> str:
+    """The metric that responses call for, where the user names none.
+
+    JSON is told by its brackets, be it broken.
+    """
+    ends = [text.strip()[:1] + text.strip()[-1:] for text in responses]
+    if 2 * sum(two in ("{}", "[]") for two in ends) > len(responses):
         return "json"
-    if are_labels(responses):
+    if _are_labels(responses):
         return "label"
     return "number" if all(whole_number(text) is not None for text in responses) else "text"
 
 
-def are_labels(texts: Sequence[str]) -> bool:
+def _are_labels(texts: Sequence[str]) -> bool:
     """Whether answers are closed labels: a few short ones, most of which come again.
 
     Of numbers at most `MOST_VALUES` different ones are labels, and none with decimals.
@@ -66,111 +62,43 @@ def are_labels(texts: Sequence[str]) -> bool:
         and 2 * len(counts) <= len(texts)
         and 2 * again >= len(counts)
         and all(len(text) <= LONGEST_VALUE and "\n" not in text.strip() for text in texts)
-        and (not numbers or all(_WHOLE.fullmatch(text) for text in counts))
+        and (not numbers or all(re.fullmatch(r"[-+]?\d+(\.0+)?", text) for text in counts))
     )
 
 
-def need_numbers(file: TaskFile) -> None:
-    """UserError when a response ends with no number that can be read whole."""
-    without = [pair.line for pair in file.pairs if final_number(pair.response) is None]
-    if without:
-        raise UserError(
-            f"metric 'number', but responses end with none: {forms.lines_named(without, _SHOWN)}",
-            where=paths.shown(file.path),
-            allowed="a response that ends with `#### <number>`, or a number with a decimal point: "
-            "12.5 or 1,234.5",
-            remedy="correct the rows, or name another --metric",
-        )
+# ------------------------------------------------------------------------- JSON
 
 
-# ------------------------------------------------------------------------- JSON that is broken
-
-
-def strict_json(text: str) -> Any:
-    """The JSON value in `text` as the strict scorer takes it.
-
-    Raises ValueError, which says where, for anything else.
-    """
-    try:
-        return parse_json(text)
-    except json.JSONDecodeError as error:
-        rest = text[error.pos : error.pos + _CHARS_SHOWN].strip()
-        raise ValueError(f"{error.msg} at {repr(rest) if rest else 'its end'}") from None
-
-
-def no_json(text: str) -> str | None:
-    """Why a response is no JSON object or list; None where it is."""
-    try:
-        value = strict_json(text)
-    except ValueError as error:
-        return f"no JSON ({error})"
-    return None if isinstance(value, dict | list) else "no JSON object or list"
-
-
-def means_json(file: TaskFile) -> bool:
-    """Whether most responses are JSON objects or lists, be they broken."""
-    texts = [pair.response.strip() for pair in file.pairs]
-    return 2 * sum(text[:1] + text[-1:] in ("{}", "[]") for text in texts) > len(texts)
-
-
-def without_broken_json(file: TaskFile) -> TaskFile:
-    """The file without answers that are broken JSON, with a note that lists them.
-
-    A file of which nothing would be left stays as it is.
-    """
-    kept = [pair for pair in file.pairs if no_json(pair.response) is None]
-    if not kept or len(kept) == len(file.pairs):
-        return file
-    note = forms.left_out(file.path, forms.problems_of(file, no_json))
-    return replace(file, pairs=kept, notes=(*file.notes, note))
-
-
-def with_json(file: TaskFile) -> TaskFile:
-    """The file with answers that are Python's dicts and lists as JSON; a note says which."""
-    broken = [pair for pair in file.pairs if no_json(pair.response) is not None]
-    changed = {pair: text for pair in broken if (text := json_of_python(pair.response))}
-    note = f"--repair-json: no answer of {file.path.name} is a Python dict or list"
-    if changed:
-        first, written = next(iter(changed.items()))
-        lines = forms.lines_named([pair.line for pair in changed], None)
-        note = (
-            f"repaired: {len(changed)} answers of {file.path.name} are Python's and are written "
-            f"as JSON, {lines}; the first: {first.response.strip()}  ->  {written}"
-        )
-    pairs = [pair._replace(response=changed.get(pair, pair.response)) for pair in file.pairs]
-    return replace(file, pairs=pairs, notes=(*file.notes, note))
+def json_value(text: str) -> Any:
+    """The JSON object or list that an answer is, None where it is none."""
+    with suppress(ValueError):
+        value = parse_json(text)
+        return value if isinstance(value, dict | list) else None
 
 
 def json_of_python(text: str) -> str | None:
     """A Python dict or list as JSON, None where it is none or JSON could not say the same.
 
-    That is so for tuples and sets, keys that are no texts or stand twice, infinite numbers, and
-    texts side by side, where a comma may be missing.
+    Token by token: strings are written anew, and what then is no strict JSON was none in Python's
+    words either, such as tuples, sets, and keys that stand twice.
     """
-    text = text.strip()
-    if not text.startswith(("{", "[")):
-        return None
+    words = {"True": "true", "False": "false", "None": "null"}
+    parts = []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a backslash that Python only guesses at
-            tree = ast.parse(text, mode="eval")
-        value = ast.literal_eval(tree)
-        written = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        written.encode()
-        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError, tokenize.TokenError):
+            for token in tokenize.generate_tokens(io.StringIO(text.strip()).readline):
+                part = token.string
+                if token.type == tokenize.STRING:
+                    part = json.dumps(ast.literal_eval(part))
+                elif token.type == tokenize.NAME:
+                    part = words[part]
+                parts.append(part if part == "-" else f"{part} ")
+        value = json_value("".join(parts))
+        written = None if value is None else json.dumps(value, ensure_ascii=False)
+        return written if written is None or written.encode() else None
+    except (SyntaxError, ValueError, TypeError, KeyError, tokenize.TokenError):
         return None
-    nodes = list(ast.walk(tree))
-    keys = [
-        [ast.dump(key) for key in node.keys if key] for node in nodes if isinstance(node, ast.Dict)
-    ]
-    once = all(len(set(names)) == len(names) for names in keys)
-    texts = sum(isinstance(node, ast.Constant) and isinstance(node.value, str) for node in nodes)
-    apart = texts == sum(token.type == tokenize.STRING for token in tokens)
-    return written if json.loads(written) == value and once and apart else None
-
-
-# ------------------------------------------------------------------------- the schema
 
 
 def infer_schema(values: Sequence[Any]) -> dict[str, Any]:
@@ -224,29 +152,21 @@ def _are_closed(texts: Sequence[str]) -> bool:
     )
 
 
-def check_answers(file: TaskFile, schema: dict[str, Any]) -> None:
-    """UserError when a response does not fit the schema, or the schema cannot be applied."""
+def fits(schema: dict[str, Any]) -> Callable[[str], str]:
+    """Why a response does not fit the schema, "" where it does.
+
+    Raises UserError when the schema cannot be applied.
+    """
     validator = compile_schema(schema, "--schema")
 
-    def reason(text: str) -> str | None:
+    def reason(text: str) -> str:
         try:
-            found = next(iter(validator.iter_errors(strict_json(text))), None)
+            found = next(iter(validator.iter_errors(parse_json(text))), None)
         except ValueError as error:
             return f"no JSON ({error})"
-        return None if found is None else found.message[:120]
+        return "" if found is None else found.message[:120]
 
-    problems = forms.problems_of(file, reason)
-    if not problems:
-        return
-    remedy = "mend the rows, or give the right schema with --schema FILE; of answers that are no "
-    remedy += "JSON, --drop-broken leaves the rows out, and --metric text takes them as they are"
-    if any(reason(pair.response) and json_of_python(pair.response) for pair in file.pairs):
-        remedy = f"where they are Python's, --repair-json writes them as JSON; or {remedy}"
-    raise UserError(
-        f"not all responses are JSON that fits the schema: {forms.told(problems)}",
-        where=paths.shown(file.path),
-        remedy=remedy,
-    )
+    return reason
 
 
 # ------------------------------------------------------------------------- the label
@@ -258,12 +178,12 @@ def label_of(schema: dict[str, Any], wanted: str | None) -> str | None:
     "none" wants no label. Raises UserError when `wanted` is no property of the schema.
     """
     properties = schema.get("properties", {})
-    if wanted is not None and wanted in properties:
-        return wanted
-    if wanted is not None and wanted != NO_LABEL:
-        raise unknown("property", wanted, [*properties, NO_LABEL], "--label")
-    listed = [key for key, rule in properties.items() if isinstance(rule, dict) and "enum" in rule]
-    return listed[0] if len(listed) == 1 and wanted is None else None
+    if wanted is None:
+        listed = [k for k, rule in properties.items() if isinstance(rule, dict) and "enum" in rule]
+        return listed[0] if len(listed) == 1 else None
+    if wanted not in properties and wanted != "none":
+        raise unknown("property", wanted, [*properties, "none"], "--label")
+    return wanted if wanted in properties else None
 
 
 def label_in(response: str, key: str | None) -> str | None:
@@ -271,10 +191,7 @@ def label_in(response: str, key: str | None) -> str | None:
     the whole answer."""
     if key is None:
         return response
-    try:
-        answer = strict_json(response)
-    except ValueError:
-        return None
+    answer = json_value(response)
     value = answer.get(key) if isinstance(answer, dict) else None
     return None if value is None else str(value)
 
@@ -286,45 +203,36 @@ def labels_of(responses: Sequence[str], metric: str, key: str | None) -> list[st
     return [str(label_in(response, key)).strip() for response in responses]
 
 
-def close_label(schema: dict[str, Any], key: str, responses: Sequence[str]) -> None:
-    """Make the property that the user calls the label an enumeration of the trained labels."""
-    if schema["properties"][key].get("type") == "string":
-        labels = {label_in(response, key) for response in responses}
-        schema["properties"][key] = {"enum": sorted(label for label in labels if label is not None)}
-
-
-def one_spelling(files: dict[str, TaskFile], key: str | None, clean: bool) -> None:
-    """Bring labels that differ only in blanks, case or Unicode form to their most frequent form.
+def one_spelling(responses: Sequence[str], key: str | None, clean: bool) -> list[str]:
+    """The responses with labels that differ only in blanks, case or Unicode form in one form, the
+    most frequent one.
 
     Raises UserError that names them unless `clean` says to. Blanks around labels that have no
     other form are taken off unasked.
     """
-    found = [label_in(pair.response, key) for file in files.values() for pair in file.pairs]
-    counts = Counter(label for label in found if label is not None)
+    found = [label_in(response, key) for response in responses]
     groups: dict[str, list[str]] = {}
-    for form, _ in counts.most_common():
+    for form, _ in Counter(label for label in found if label is not None).most_common():
         groups.setdefault(normalise(form), []).append(form)
-    several = [group for group in groups.values() if len(group) > 1]
+    several = [", ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
     if several and not clean:
-        shown = "; ".join(
-            ", ".join(f"{form!r} ({count_of(counts[form], 'row')})" for form in group)
-            for group in several[:_SHOWN]
-        )
         raise UserError(
-            f"labels that differ only in blanks, case or Unicode form: {shown}",
-            where=paths.shown(files["train"].path),
+            "labels that differ only in blanks, case or Unicode form: "
+            + "; ".join(several[:_SHOWN]),
+            where="the answers",
             allowed="one form of each label",
             remedy="--clean-labels writes each in its most frequent form; or mend the rows",
         )
     to = {form: group[0].strip() for group in groups.values() for form in group}
+    return [
+        response if label is None or to[label] == label else _relabelled(response, key, to[label])
+        for response, label in zip(responses, found, strict=True)
+    ]
 
-    def written(pair: Pair) -> Pair:
-        label = label_in(pair.response, key)
-        if label is None or to[label] == label:
-            return pair
-        answer = to[label] if key is None else {**parse_json(pair.response), key: to[label]}
-        text = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
-        return pair._replace(response=text)
 
-    for name, file in files.items():
-        files[name] = replace(file, pairs=[written(pair) for pair in file.pairs])
+def _relabelled(response: str, key: str | None, label: str) -> str:
+    return (
+        label
+        if key is None
+        else json.dumps({**parse_json(response), key: label}, ensure_ascii=False)
+    )

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.errors import UserError
@@ -26,10 +24,10 @@ from tell_plugins.core.sources import find_file, open_split
 from tell_plugins.core.spec import LOSS_TYPE, parse_spec
 from tell_plugins.recipe.recipes import Recipe
 
-METHODS = {  # and the variants that recipes are written of
-    "hold": ("", "sft"),
-    "mix": ("", "sft"),
-    "paper": ("",),
+METHODS = {  # and the recipes that are written of each
+    "hold": ("hold", "sft"),
+    "mix": ("mix", "sft"),
+    "paper": ("paper",),
     "sft": ("sft",),
 }
 TASK_ENTRIES, MOST_REPEAT = 240, 16
@@ -40,10 +38,13 @@ KL = 3
 DEFAULT = "hold"
 STEP = 8  # entries an optimizer step
 _READINGS = "in tests of one small model; see docs/experiments.md"
+_WHAT = {  # general rows do, and what is known of that
+    "hold": ("hold the base by KL", f"Of all methods the best {_READINGS}."),
+    "mix": ("teach as well", f"It drifts further from the base than 'hold' {_READINGS}."),
+}
 
 
-@dataclass(frozen=True, eq=False)
-class Method:
+class Method(NamedTuple):
     """One recipe to write.
 
     Attributes:
@@ -54,8 +55,8 @@ class Method:
 
     dataset: str
     title: str = ""
-    why: tuple[str, ...] = ()
-    keys: dict[str, Any] = field(default_factory=dict)
+    why: Sequence[str] = ()
+    keys: dict[str, Any] = {}  # noqa: RUF012
 
 
 def repeat_of(rows: int, *, fields: bool = False) -> int:
@@ -70,65 +71,46 @@ def general_rows_for(rows: int, *, fields: bool = False) -> int:
     return max(least, round(GENERAL_SHARE * rows * repeat_of(rows)))
 
 
-def as_the_paper(task: str, rows: int, pattern: Recipe) -> Method:
-    """The paper's: each row once, among general rows that teach, in random order."""
-    title = f"TELL on {_model(pattern)}: the task {task}, {rows} rows among general data."
-    return Method(f"tell/{task}", title)
-
-
-def among(
-    task: str, rows: int, pattern: Recipe, *, repeat: int, general: str | None, hold: bool
+def method_of(
+    kind: str, task: str, rows: int, pattern: Recipe, *, repeat: int = 1, general: str | None = None
 ) -> Method:
-    """Rows repeated and evenly spread among general rows, which hold the base model or teach.
-
-    `general` is the amount of general rows, None the card's.
-    """
-    what, why = "teach as well", f"It drifts further from the base than 'hold' {_READINGS}."
-    if hold:
-        what, why = "hold the base by KL", f"Of all methods the best {_READINGS}."
-    parts = [
-        *([f"general={general}"] if general else []),
-        "order=even",
-        *([f"repeat={repeat}"] if repeat > 1 else []),
-        *([f"kl={KL}"] if hold else []),
-    ]
-    each = f"{rows} rows, {repeat}x each; general rows {what}."
-    return Method(
-        f"tell/{task}:{'/'.join(parts)}",
-        f"TELL on {_model(pattern)}: {task}, {each}",
-        (
-            f"Each of the {rows} rows trains {repeat}x, evenly spread; the general rows {what};",
-            "each row weighs the same in the loss.",
-            why,
-            "Whether it beats plain SFT on this task and model, the _sft recipe beside it tells.",
-        ),
-        {"loss_type": LOSS_TYPE} | _steps_of_8(pattern),
-    )
-
-
-def plain_sft(task: str, rows: int, pattern: Recipe, *, repeat: int) -> Method:
-    """The baseline: task rows alone, `repeat` times each."""
-    key = f"/repeat={repeat}" if repeat > 1 else ""
-    return Method(
-        f"tell/{task}:general=0{key}",
-        f"Plain SFT on {_model(pattern)}: {task}, {rows} rows, {repeat}x each, no general data.",
-        (
+    """A recipe of a `kind`: `paper` (each row once, among general rows that teach, in random
+    order); `hold` or `mix` (rows repeated and evenly spread among general rows, which hold the base
+    model or teach); `sft` (task rows alone). `general` is the amount of general rows, None the
+    card's."""
+    model = Path(str(pattern.get("model"))).name
+    if kind == "paper":
+        title = f"TELL on {model}: the task {task}, {rows} rows among general data."
+        return Method(f"tell/{task}", title)
+    accumulation = max(1, STEP // int(pattern.get("per_device_train_batch_size", 1)))
+    steps = {"gradient_accumulation_steps": accumulation}
+    keys = {key: value for key, value in steps.items() if pattern.get(key) != value}
+    copies = [f"repeat={repeat}"] if repeat > 1 else []
+    if kind == "sft":
+        baseline = (
             f"The baseline: each of the {rows} rows {repeat}x, for the steps that a recipe",
             "with general rows takes, or a few more, which is named without _sft; no general rows.",
-        ),
-        _steps_of_8(pattern),
+        )
+        title = f"Plain SFT on {model}: {task}, {rows} rows, {repeat}x each, no general data."
+        return Method(f"tell/{task}:{'/'.join(['general=0', *copies])}", title, baseline, keys)
+    what, known = _WHAT[kind]
+    parts = [f"general={general}"] if general else []
+    parts += ["order=even", *copies, *([f"kl={KL}"] if kind == "hold" else [])]
+    why = (
+        f"Each of the {rows} rows trains {repeat}x, evenly spread; the general rows {what};",
+        "each row weighs the same in the loss.",
+        known,
+        "Whether it beats plain SFT on this task and model, the _sft recipe beside it tells.",
     )
+    title = f"TELL on {model}: {task}, {rows} rows, {repeat}x each; general rows {what}."
+    return Method(f"tell/{task}:{'/'.join(parts)}", title, why, {"loss_type": LOSS_TYPE} | keys)
 
 
-def _model(pattern: Recipe) -> str:
-    return Path(str(pattern.get("model"))).name
-
-
-def methods_for(
-    name: str, card: Card, rows: int, pattern: Recipe, says_amount: bool
-) -> tuple[list[Callable[[str, int], Method]], list[str]]:
-    """The variants of a method, each made of a task's name and rows, proven by a mixture of `card`
-    with so many rows; and the downloads that it needs first.
+def settings_for(
+    method: str, card: Card, rows: int, pattern: Recipe, says_amount: bool
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """`repeat` and `general` of `method_of` for each recipe of a method, proven by a mixture of
+    `card` with so many rows; and the downloads that it needs first.
 
     `says_amount`: the recipe says how much general data it takes, not the card.
     """
@@ -136,17 +118,15 @@ def methods_for(
     assert card.general is not None  # `new` wrote it
     wanted, repeat = general_rows_for(rows, fields=fields), repeat_of(rows, fields=fields)
     held = min(wanted, there(card.general.sources) or wanted)
-    general = f"{held}rows" if says_amount else None
-    main = partial(among, pattern=pattern, repeat=repeat, general=general, hold=name != "mix")
-    if name == "paper":
-        main = partial(as_the_paper, pattern=pattern)
-    total: int | None = None
-    missing: list[str] = []
-    if name != "sft":
-        total, missing = _mixture(main(card.name, rows).dataset, card)
-    times = math.ceil((total or rows * repeat + wanted) / rows)
-    sft = partial(plain_sft, pattern=pattern, repeat=times)
-    return [sft if variant else main for variant in METHODS[name]], missing
+    main: dict[str, Any] = {}
+    if method != "paper":
+        main = {"repeat": repeat, "general": f"{held}rows" if says_amount else None}
+    total, missing = rows * repeat + wanted, list[str]()
+    if method != "sft":
+        dataset = method_of(method, card.name, rows, pattern, **main).dataset
+        found, missing = _mixture(dataset, card)
+        total = found or total
+    return {method: main, "sft": {"repeat": math.ceil(total / rows)}}, missing
 
 
 def there(names: Sequence[str]) -> int | None:
@@ -159,8 +139,8 @@ def there(names: Sequence[str]) -> int | None:
     return int(0.95 * min(sizes) * len(names)) or None
 
 
-def _mixture(dataset: str, card: Card) -> tuple[int | None, list[str]]:
-    """The rows of the mixture that the recipe asks for, or None and the downloads that it needs.
+def _mixture(dataset: str, card: Card) -> tuple[int, list[str]]:
+    """The rows of the mixture that a recipe asks for, 0 where it needs downloads first, and these.
 
     Raises UserError when it cannot be built and no download would change that.
     """
@@ -171,15 +151,7 @@ def _mixture(dataset: str, card: Card) -> tuple[int | None, list[str]]:
         if not downloads:
             raise
         print(f"not ready to train yet: {error}")
-        return None, downloads
+        return 0, downloads
     parts = ", ".join(f"{len(part.used)} rows of {part.card.name}" for part in mixture.sources)
     print(f"mixture: {parts}")
     return len(mixture), []
-
-
-def _steps_of_8(pattern: Recipe) -> dict[str, Any]:
-    """The key that makes a step of `STEP` entries, where the pattern's has another size."""
-    batch = int(pattern.get("per_device_train_batch_size", 1))
-    accumulation = max(1, STEP // batch)
-    same = pattern.get("gradient_accumulation_steps") == accumulation
-    return {} if same else {"gradient_accumulation_steps": accumulation}

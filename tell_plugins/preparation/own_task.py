@@ -1,4 +1,7 @@
-"""An own task read from the user's files: rows, split, anchor, metric, schema; all checked."""
+"""An own task read from the user's files: rows, split, anchor, metric, schema; all checked.
+
+Nothing stands twice, and nothing that a held-out row asks trains.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,31 @@ import argparse
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from tell_plugins.core import paths
+from tell_plugins.core import draw, paths
 from tell_plugins.core.anchors import shared_front
 from tell_plugins.core.cards import fold_name
 from tell_plugins.core.errors import UserError
+from tell_plugins.core.numbers import final_number
 from tell_plugins.core.schemas import read_schema
-from tell_plugins.core.text import first_turn
-from tell_plugins.preparation import answers, forms, task_split
-from tell_plugins.preparation.answers import LONGEST_VALUE, no_json, strict_json
-from tell_plugins.preparation.forms import Pair, TaskFile
+from tell_plugins.core.text import comparison_keys, first_turn, normalise, row_ids, shortened
+from tell_plugins.preparation import answers, forms
+from tell_plugins.preparation.forms import Row
 from tell_plugins.recipe.tables import count_of
 
 FEW_TEST_ROWS = 50  # with fewer, what a test can show is said
 SCHEMA_FILE = "answer.schema.json"  # of the card
-SPLITS = ("train", "validation", "test")
+# of each split, those whose rows are not to be in it
+HELD_OUT = {"train": ("test", "validation"), "validation": ("test",), "test": ()}
 LEAST_FRONT = 40  # characters that rows must share, where it is no whole line, to be an anchor
+TEST_SHARE, MOST_TEST_ROWS = 0.2, 200
+FEWEST_ROWS = 4  # to split a test set off
+_LISTED = 10  # reasons, and lines of each, that a message lists
 
 
 @dataclass
@@ -32,7 +41,8 @@ class Task:
     """An own task, read and checked, nothing written yet."""
 
     name: str
-    parts: dict[str, list[Pair]]  # the rows of each split there is
+    files: dict[str, Path]  # of the splits that the user gave
+    rows: list[Row] = field(default_factory=list)
     anchor: str = ""
     metric: str = ""
     schema: dict[str, Any] | None = None
@@ -41,140 +51,269 @@ class Task:
     system: str | None = None  # of the recipe
     notes: list[str] = field(default_factory=list)
 
-    @property
-    def train(self) -> list[Pair]:
-        return self.parts["train"]
+    def of(self, split: str) -> list[Row]:
+        return [row for row in self.rows if row.split == split]
 
-    @property
-    def test(self) -> list[Pair]:
-        return self.parts.get("test", [])
+    def labels_of(self, rows: Sequence[Row]) -> list[str] | None:
+        """The label of each row, None where the answers have none."""
+        return answers.labels_of([row.response for row in rows], self.metric, self.label)
 
-    @property
-    def pairs(self) -> list[Pair]:
-        return [pair for pairs in self.parts.values() for pair in pairs]
+    def tested_on(self, rows: set[Row]) -> list[Row]:
+        """All rows, with these as test rows."""
+        return [row._replace(split="test") if row in rows else row for row in self.rows]
 
-    def labels_in(self, split: str) -> list[str] | None:
-        """The label of each row of a split, None where the answers have none."""
-        responses = [pair.response for pair in self.parts.get(split, [])]
-        return answers.labels_of(responses, self.metric, self.label)
+    def answered(self, responses: Sequence[str]) -> list[Row]:
+        """All rows, with these responses."""
+        return [
+            row._replace(response=response)
+            for row, response in zip(self.rows, responses, strict=True)
+        ]
+
+    def sift(self, reason: Callable[[Row], str], *, drop: bool, remedy: str = "") -> None:
+        """Leave out the rows that `reason` gives one for ("" else); a note lists them.
+
+        Raises UserError, which lists them too, where they are not to `drop` or no others would
+        stay in their split.
+        """
+        lines: dict[tuple[str, str], list[int]] = {}
+        kept = []
+        for row in self.rows:
+            if why := reason(row):
+                lines.setdefault((row.split, why), []).append(row.line)
+            else:
+                kept.append(row)
+        if not lines:
+            return
+        may_go = drop and {row.split for row in kept} == {row.split for row in self.rows}
+        most = None if may_go else _LISTED
+        told = "; ".join(
+            f"{self.files[split].name}, {lines_named(found, most)}: {why}"
+            for (split, why), found in [*lines.items()][:most]
+        )
+        count = count_of(len(self.rows) - len(kept), "row")
+        if not may_go:
+            raise UserError(f"{count} cannot be used: {told}", remedy=remedy)
+        self.notes.append(f"left out: {count}: {told}")
+        self.rows = kept
+
+
+def lines_named(lines: Sequence[int], most: int | None = _LISTED) -> str:
+    """Line numbers, such as "lines 2, 50"."""
+    more = " ..." if len(lines[:most]) < len(lines) else ""
+    return f"line{'s' * (len(lines) > 1)} {', '.join(map(str, lines[:most]))}{more}"
 
 
 def read_task(args: argparse.Namespace) -> Task:
     """The rows, split and checked, with anchor and metric. Raises UserError; writes nothing."""
-    task = Task(args.name, {})
-    files = {name: _read(args, name, task.notes) for name in SPLITS if getattr(args, name)}
-    for held_out, role in (("test", "train"), ("validation", "train"), ("test", "validation")):
-        if held_out in files and role in files:  # else the test rows choose the settings
-            both = (files[role], files[held_out], held_out)
-            said = "training" if role == "train" else role
-            files[role] = task_split.without_overlap(*both, args.drop_overlap, said)
-    _set_metric(task, args, files)
-    task.parts = {name: file.pairs for name, file in files.items()}
+    given = {split: getattr(args, split) for split in HELD_OUT}
+    task = Task(args.name, {split: paths.user_path(file) for split, file in given.items() if file})
+    for split, file in task.files.items():
+        rows, notes = forms.read_rows(
+            file,
+            split,
+            columns=forms.parse_columns(args.columns) if args.columns else None,
+            labels=forms.parse_labels(args.labels) if args.labels else None,
+            last_turn=args.last_turn,
+        )
+        task.rows += rows
+        task.notes += notes
+    _clean(task, args)
+    _set_metric(task, args)
     if args.folds is None:
-        if "test" not in files:
-            file, labels = files["train"], task.labels_in("train")
-            task.parts |= task_split.split_off_test(file, labels, args.seed, args.test_rows)
-        task.notes += _test_notes(task, None if "test" in files else args.seed)
+        _set_test(task, args)
     _set_anchor(task, args)
     return task
 
 
-def _read(args: argparse.Namespace, name: str, notes: list[str]) -> TaskFile:
-    """The file of a split, with Python's answers as JSON and without broken JSON where asked."""
-    reading = forms.Reading(
-        columns=forms.parse_columns(args.columns) if args.columns else None,
-        labels=forms.parse_labels(args.labels) if args.labels else None,
-        last_turn=args.last_turn,
-        drop_broken=args.drop_broken,
+def _clean(task: Task, args: argparse.Namespace) -> None:
+    """Every row of a split once, and none that a held-out row asks. Raises UserError."""
+    task.sift(
+        lambda row: row.problem,
+        drop=args.drop_broken,
+        remedy="mend or remove these rows (dates, and numbers with a fraction, are written as "
+        "text), or --drop-broken to leave them out",
     )
-    file = forms.read_task_file(paths.user_path(getattr(args, name)), reading)
-    may_be_json = not args.languages and args.metric in (None, "json")
-    if may_be_json and args.repair_json:
-        file = answers.with_json(file)
-    is_json = args.schema or args.metric or answers.means_json(file)
-    if may_be_json and args.drop_broken and is_json:
-        file = answers.without_broken_json(file)
-    rows = count_of(len(file.pairs), "row")
-    notes.append(f"{name}: {rows} of {file.path.name}, read as {file.form}")
-    file = task_split.without_duplicates(file)
-    notes += (*file.notes, *task_split.other_answers(file))
-    return file
+    if args.repair_json:
+        _repair_json(task)
+    first = {(row.split, row.query, row.response): row for row in reversed(task.rows)}
+    same = {id(row) for row in first.values()}
+    task.sift(lambda row: "" if id(row) in same else "repeats an earlier row", drop=True)
+    asked = {(row.split, _key(row)): normalise(row.response) for row in reversed(task.rows)}
+    others = [r for r in task.rows if asked[r.split, _key(r)] != normalise(r.response)]
+    for split in dict.fromkeys(row.split for row in others):
+        lines = lines_named([row.line for row in others if row.split == split])
+        note = "rows that ask what an earlier row asks and answer otherwise"
+        task.notes.append(f"{task.files[split].name}: {note}: {lines}")
+
+    def overlap(row: Row) -> str:
+        found = [held for held in HELD_OUT[row.split] if (held, _key(row)) in asked]
+        return f"is a {found[0]} row, which neither trains nor chooses settings" if found else ""
+
+    task.sift(
+        overlap,
+        drop=args.drop_overlap,
+        remedy="remove them from one of the files, or add --drop-overlap to leave them out where "
+        "others stay",
+    )
+
+
+def _repair_json(task: Task) -> None:
+    """Answers that are Python's dicts and lists are written as JSON; a note says which."""
+    changed = {row: answers.json_of_python(row.response) for row in task.rows}
+    is_json = {row: answers.json_value(row.response) is not None for row in task.rows}
+    for split, file in task.files.items():
+        lines = [r.line for r in task.of(split) if changed[r] and not is_json[r]]
+        task.notes.append(
+            f"repaired: Python's answers in {file.name}, now JSON: {lines_named(lines, None)}"
+            if lines
+            else f"--repair-json: no answer of {file.name} is a Python dict or list"
+        )
+    task.rows = task.answered(
+        [r.response if is_json[r] else changed[r] or r.response for r in task.rows]
+    )
+
+
+def _key(row: Row) -> int:
+    """What a row asks, as it is compared."""
+    return int(comparison_keys([row.query])[0])
+
+
+# ------------------------------------------------------------------------- test rows
+
+
+def _set_test(task: Task, args: argparse.Namespace) -> None:
+    """Set test rows aside where there are none, and say whether they tell much."""
+    if "test" not in task.files:
+        rows = task.of("train")
+        test = split_off_test(rows, task.labels_of(rows), args.seed, args.test_rows)
+        task.rows = task.tested_on(test)
+        task.notes.append(
+            f"no --test: {count_of(len(test), 'row')} split off to test with, chosen by content "
+            f"and seed {args.seed}, in the labels' shares; {len(rows) - len(test)} train"
+        )
+    labels, count = task.labels_of(task.of("test")) or [], len(task.of("test"))
+    if len(set(labels)) == 1:
+        task.notes.append(
+            f"WARNING: the label of every test row is {_named(labels)}, so a model that always "
+            "answers that scores 100 %; give test rows of each label (--test FILE, --test-rows N)"
+        )
+    if count < FEW_TEST_ROWS:
+        task.notes.append(
+            f"only {count_of(count, 'test row')}: {_width(count)}; give 100 or more with --test "
+            "FILE, or let each row test once, with --folds 5"
+        )
+
+
+def _width(rows: int) -> str:
+    """How far the 95 % interval of a rate over `rows` reaches at most, around 50 %."""
+    points = 100 * 1.96 / (2 * math.sqrt(rows + 1.96**2))
+    return f"the 95 % interval of a score is up to {points:.0f} points to either side"
+
+
+def split_off_test(
+    rows: Sequence[Row], labels: Sequence[str] | None, seed: int, wanted: int | None = None
+) -> set[Row]:
+    """The rows to test with; they, and the others, keep the shares of `labels`, one a row.
+
+    Which rows test depends on their content and the seed alone. Rows that ask the same stay
+    together. Of few rows more are taken, so that each label tests. Raises UserError for too few
+    rows, or fewer than one test row wanted.
+    """
+    total = len(rows)
+    strata = dict(zip(rows, labels or [""] * total, strict=True))
+    several = sum(count > 1 for count in Counter(strata.values()).values())
+    share = max(1, round(TEST_SHARE * total), min(several, total // 3))
+    count = min(MOST_TEST_ROWS, share) if wanted is None else wanted
+    test: set[Row] = set()
+    if total >= FEWEST_ROWS and count <= total - 2:
+        for unit in _by_shares(rows, strata, seed):
+            if len(test) + len(unit) <= count:
+                test.update(unit)
+    if not test:
+        raise UserError(
+            f"of {total} rows {count} cannot be split off to test with",
+            where="--train",
+            allowed=f"1 row or more, of {FEWEST_ROWS} at least; two train, and rows that ask the "
+            "same stay together",
+            remedy="give test rows of their own with --test FILE, or more rows",
+        )
+    return test
+
+
+def _by_shares(rows: Sequence[Row], strata: dict[Row, str], seed: int) -> list[list[Row]]:
+    """Rows, those that ask the same as one unit, in an order whose beginning has the strata's
+    shares, and one unit of each where it is long enough; the last of each is not in it."""
+    units: dict[int, list[Row]] = {}
+    for row in _ranked(rows, seed, "test split"):
+        units.setdefault(_key(row), []).append(row)
+    groups: dict[str, list[list[Row]]] = {}
+    for unit in units.values():
+        groups.setdefault(strata[unit[0]], []).append(unit)
+    placed = [
+        (place > 0, (place + 0.5) / len(group), unit)
+        for group in groups.values()
+        for place, unit in enumerate(group[:-1])
+    ]
+    return [unit for _, _, unit in sorted(placed, key=lambda each: each[:2])]
+
+
+def _ranked(rows: Sequence[Row], seed: int, purpose: str) -> list[Row]:
+    """The rows in an order that depends on their content, the seed and the purpose alone."""
+    ids = row_ids((row.query, row.response) for row in rows)
+    return [rows[place] for place in draw.ranking(ids, seed=seed, source=purpose)]
+
+
+def split_into_folds(
+    rows: Sequence[Row], labels: Sequence[str] | None, seed: int, count: int
+) -> list[set[Row]]:
+    """The test rows of each of `count` folds; each row tests once. `labels` are one a row.
+
+    Which row falls where depends on the rows' content and the seed alone, see `draw.deal`. Raises
+    UserError for fewer than two folds, or rows too few.
+    """
+    keys = {row: _key(row) for row in rows}
+    asked = len(set(keys.values()))
+    if not 2 <= count <= asked or len(rows) < FEWEST_ROWS:
+        raise UserError(
+            f"{count} folds of {len(rows)} rows that ask {asked} things",
+            where="--folds",
+            allowed=f"2 to {asked}, of {FEWEST_ROWS} rows or more",
+            remedy="name fewer folds, or give more rows",
+        )
+    strata = dict(zip(rows, labels or [""] * len(rows), strict=True))
+    ranked = _ranked(rows, seed, "folds")
+    places = range(len(ranked))
+    dealt = draw.deal(places, [keys[r] for r in ranked], [strata[r] for r in ranked], count)
+    return [
+        {row for row, fold in zip(ranked, dealt, strict=True) if fold == number}
+        for number in range(count)
+    ]
 
 
 def folds_of(task: Task, count: int, seed: int) -> list[Task]:
     """A task for each fold: a part of the rows tests, the others train.
 
-    Notes about them are added to those of `task`. Raises UserError as `split_into_folds` does.
+    A note about them is added to those of `task`. Raises UserError as `split_into_folds` does.
     """
-    labels = task.labels_in("train")
-    splits = task_split.split_into_folds(task.train, labels, seed, count)
-    sizes = [len(split["test"]) for split in splits]
-    shares = "" if labels is None else ", in the labels' shares"
+    rows = task.of("train")
+    folds = split_into_folds(rows, task.labels_of(rows), seed, count)
     task.notes.append(
-        f"--folds {count}: each of the {len(task.train)} rows tests once, for a model that did not "
-        f"train on it; {min(sizes)} to {max(sizes)} rows a fold, chosen by content and seed "
-        f"{seed}{shares}. Over all folds the 95 % interval of a score is up to "
-        f"{_width(len(task.train)):.0f} points to either side"
+        f"--folds {count}: each of the {len(rows)} rows tests once, for a model that did not train "
+        f"on it, chosen by content and seed {seed}; over all folds {_width(len(rows))}"
     )
     return [
-        replace(task, name=fold_name(task.name, number), parts=task.parts | split)
-        for number, split in enumerate(splits, 1)
+        replace(task, name=fold_name(task.name, number), rows=task.tested_on(test))
+        for number, test in enumerate(folds, 1)
     ]
-
-
-def _test_notes(task: Task, seed: int | None) -> list[str]:
-    """How the test rows were split off by the seed, if they were, and whether they tell much."""
-    notes, test, count = [], Counter(task.labels_in("test") or []), len(task.test)
-    if seed is not None:
-        shares = f" in the labels' shares ({_counted(test)})" if test else ""
-        notes.append(
-            f"no --test: {count_of(count, 'row')} split off to test with, chosen by content and "
-            f"seed {seed}{shares}; {len(task.train)} train"
-        )
-    if len(test) == 1:
-        notes.append(
-            f"WARNING: the label of every test row is {_named(test)}, so a model that always "
-            "answers that scores 100 %; give test rows of each label (--test FILE, --test-rows N)"
-        )
-    if count < FEW_TEST_ROWS:
-        notes.append(
-            f"only {count_of(count, 'test row')}: one is {100 / count:.0f} points of a score, and "
-            f"its 95 % interval is up to {_width(count):.0f} points to either side; give a file of "
-            "100 rows or more with --test FILE"
-            + (", or let each row test once, with --folds 5" if seed is not None else "")
-        )
-    return notes
-
-
-def _width(rows: int) -> float:
-    """Points to either side of 50 % that the 95 % interval of a rate over `rows` reaches."""
-    return 100 * 1.96 / (2 * math.sqrt(rows + 1.96**2))
-
-
-def _short(label: str) -> str:
-    """A label quoted on one line, the beginning of a long one."""
-    line = " ".join(label.split())
-    return f"'{line}'" if len(line) <= LONGEST_VALUE else f"'{line[:LONGEST_VALUE]} ...'"
-
-
-def _counted(labels: Counter[str]) -> str:
-    """The most frequent labels, such as "'no' 12x, 'yes' 5x"."""
-    most = sorted(labels.items(), key=lambda each: (-each[1], each[0]))[:6]
-    shown = ", ".join(f"{_short(label)} {count}x" for label, count in most)
-    return shown + (" ..." if len(labels) > len(most) else "")
-
-
-def _named(labels: Sequence[str] | Counter[str]) -> str:
-    return ", ".join(map(_short, sorted(labels)[:5]))
 
 
 # ------------------------------------------------------------------------- the answers
 
 
-def _set_metric(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]) -> None:
-    """Metric, labels, schema and languages; labels in `files` are brought to one spelling."""
+def _set_metric(task: Task, args: argparse.Namespace) -> None:
+    """Metric, labels, schema and languages; labels are brought to one spelling."""
     metric = args.metric or ("translation" if args.languages else "json" if args.schema else None)
-    task.metric = metric or answers.kind_of(files["train"])
+    task.metric = metric or answers.kind_of([row.response for row in task.of("train")])
     if task.metric != "json" and (args.schema or args.label or args.repair_json):
         raise UserError(
             "--schema, --label and --repair-json belong to JSON answers, but the metric is "
@@ -183,84 +322,92 @@ def _set_metric(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]
             remedy="leave them out, or --metric json",
         )
     if task.metric == "json":
-        _set_schema(task, args, files)
+        _set_schema(task, args)
     elif task.metric == "label":
-        _set_labels(task, args, files)
-    elif task.metric == "number":
-        for file in files.values():
-            answers.need_numbers(file)
+        _set_labels(task, args)
     elif task.metric == "translation":
         source, target = _languages(args.languages)
         task.card_keys = {"translation": {"source": source, "target": target}}
+    elif task.metric == "number":
+        task.sift(
+            lambda row: "" if final_number(row.response) is not None else "ends with no number",
+            drop=args.drop_broken,
+            remedy="let each response end with `#### <number>`, or a number with a decimal point "
+            "(12.5 or 1,234.5); or name another --metric",
+        )
 
 
-def _set_labels(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]) -> None:
-    answers.one_spelling(files, None, args.clean_labels)
-    counts = Counter(pair.response for pair in files["train"].pairs)
-    if len(counts) < 2:
+def _spell(task: Task, clean: bool) -> None:
+    responses = [row.response for row in task.rows]
+    task.rows = task.answered(answers.one_spelling(responses, task.label, clean))
+
+
+def _set_labels(task: Task, args: argparse.Namespace) -> None:
+    _spell(task, args.clean_labels)
+    trained = {row.response for row in task.of("train")}
+    if len(trained) < 2:
         raise UserError(
-            f"all training answers are {_named(counts)}: one label is none to choose",
-            where=paths.shown(files["train"].path),
+            f"all training answers are {_named(trained)}: one label is none to choose",
+            where="--train",
             remedy="give rows of each label, or another --metric",
         )
-    labels = sorted({pair.response for file in files.values() for pair in file.pairs})
-    task.card_keys = {"answer": {"labels": labels}}
-    untrained = [label for label in labels if label not in counts]
-    if untrained:
-        task.notes.append(f"WARNING: no training row has the label {_named(untrained)}")
+    labels = {row.response for row in task.rows}
+    task.card_keys = {"answer": {"labels": sorted(labels)}}
+    if labels > trained:
+        task.notes.append(f"WARNING: no training row has the label {_named(labels - trained)}")
     task.notes.append(
-        f"the answers are taken for {len(counts)} labels ({_counted(counts)})"
-        + ("" if args.metric else "; if they are not: --metric text, or number")
+        f"the answers are taken for {len(trained)} labels ({_named(trained)}); if they are not: "
+        "--metric text, or number"
     )
 
 
-def _set_schema(task: Task, args: argparse.Namespace, files: dict[str, TaskFile]) -> None:
+def _set_schema(task: Task, args: argparse.Namespace) -> None:
     given = read_schema(paths.user_path(args.schema)) if args.schema else None
-    task.label = answers.label_of(_learnt(files) if given is None else given, args.label)
+    task.label = answers.label_of(_learnt(task) if given is None else given, args.label)
     if task.label is not None:
-        answers.one_spelling(files, task.label, args.clean_labels)
-    task.schema = _learnt(files) if given is None else given
-    if given is None and args.label and task.label is not None:
-        trained = [pair.response for pair in files["train"].pairs]
-        answers.close_label(task.schema, task.label, trained)
-    for file in files.values():
-        answers.check_answers(file, task.schema)
-    of_label = {} if task.label is None else {"label": task.label}
-    task.card_keys = {"answer": {"schema": SCHEMA_FILE} | of_label}
+        _spell(task, args.clean_labels)
+    task.schema = _learnt(task) if given is None else given
+    fits = answers.fits(task.schema)
+    task.sift(
+        lambda row: fits(row.response),
+        drop=args.drop_broken,
+        remedy="mend the rows, or give the right schema with --schema FILE; --repair-json writes "
+        "Python's dicts as JSON, --drop-broken leaves the rows out, and --metric text takes "
+        "answers as they are",
+    )
+    label = {} if task.label is None else {"label": task.label}
+    task.card_keys = {"answer": {"schema": SCHEMA_FILE} | label}
     if given is None:
-        task.notes.append(f"schema learnt from the responses: {_brief(task.schema)}")
-    if task.label is None:
-        task.notes.append("no property is taken for the label; name one with --label")
-    elif args.label is None:
-        task.notes.append(
-            f"'{task.label}' is taken for the label; --label NAME names another, or none"
-        )
+        fields = ", ".join(task.schema.get("properties", {})) or "no fields"
+        task.notes.append(f"schema learnt from the responses: {fields}")
+    taken = "no property" if task.label is None else f"'{task.label}'"
+    task.notes.append(f"{taken} is taken for the label; --label NAME names another, or none")
 
 
-def _learnt(files: dict[str, TaskFile]) -> dict[str, Any]:
-    texts = [pair.response for file in files.values() for pair in file.pairs]
-    return answers.infer_schema([strict_json(text) for text in texts if no_json(text) is None])
+def _learnt(task: Task) -> dict[str, Any]:
+    values = [answers.json_value(row.response) for row in task.rows]
+    return answers.infer_schema([value for value in values if value is not None])
 
 
-def _brief(schema: dict[str, Any]) -> str:
-    """The fields of a schema in a line, such as `thought: string; label: 'no' | 'yes'`."""
-    parts = []
-    for key, value in schema.get("properties", {}).items():
-        kind = " | ".join(map(repr, value["enum"])) if "enum" in value else str(value["type"])
-        parts.append(f"{key}{'' if key in schema['required'] else ' (optional)'}: {kind}")
-    return "; ".join(parts) or str(schema["type"])
-
-
-def _languages(text: str | None) -> tuple[str, str]:
-    source, _, target = (part.strip() for part in (text or "").partition(","))
-    if not (source and target) or "," in target:
+def _languages(text: str | None) -> list[str]:
+    names = [name.strip() for name in (text or "").split(",")]
+    if len(names) != 2 or not all(names):
         raise UserError(
             f"a translation has two languages, not '{text or ''}'",
             where="--languages",
             allowed="FROM,TO, in English",
             remedy="--languages Icelandic,English",
         )
-    return source, target
+    return names
+
+
+def _short(label: str) -> str:
+    """A label quoted on one line, the beginning of a long one."""
+    return f"'{shortened(' '.join(label.split()), answers.LONGEST_VALUE)}'"
+
+
+def _named(labels: Iterable[str]) -> str:
+    return ", ".join(map(_short, sorted(set(labels))[:6]))
 
 
 # ------------------------------------------------------------------------- the anchor
@@ -271,7 +418,7 @@ def _set_anchor(task: Task, args: argparse.Namespace) -> None:
 
     What stood in the rows is taken off them: the card's anchor comes in front of each.
     """
-    system, front = _system(task, args.anchor, args.system), _front(task.pairs)
+    system, front = _system(task, args), _front(task.rows)
     shares = front.endswith("\n") or len(front) >= LEAST_FRONT
     if system and args.system == "keep":
         task.system = system
@@ -283,7 +430,12 @@ def _set_anchor(task: Task, args: argparse.Namespace) -> None:
     if front and (args.anchor == "inline" or (args.anchor is None and shares)):
         task.notes.append(f"all rows begin with the same text: the anchor, {_short(front)}")
         task.anchor = front.strip()
-        task.parts = {name: _without(front, pairs) for name, pairs in task.parts.items()}
+        task.rows = [r._replace(query=r.query.removeprefix(front).lstrip()) for r in task.rows]
+        task.sift(
+            lambda row: "" if row.query else "nothing but the text that all rows begin with",
+            drop=False,
+            remedy="remove these rows, or give the anchor's text: --anchor 'TEXT'",
+        )
     elif args.anchor in (None, "inline"):
         raise UserError(
             "no anchor, and the rows share none at the front",
@@ -294,78 +446,55 @@ def _set_anchor(task: Task, args: argparse.Namespace) -> None:
         )
     else:
         task.anchor = _anchor_text(args.anchor)
-        if shares:
-            task.notes.append(
-                f"all rows begin with the same text already, and --anchor comes in front of it "
-                f"({_short(front)}); --anchor inline takes theirs"
-            )
 
 
-def _without(front: str, pairs: Sequence[Pair]) -> list[Pair]:
-    """The rows without the text that all begin with.
+def _system(task: Task, args: argparse.Namespace) -> str:
+    """The one system prompt of the rows, which held-out rows may lack; "" where they have none.
 
-    Raises UserError when a row is that and nothing else.
+    Raises UserError for rows with another, or where an anchor is given as well and nothing says
+    what becomes of it.
     """
-    found = [pair._replace(query=pair.query.removeprefix(front).lstrip()) for pair in pairs]
-    bare = [pair.line for pair in found if not pair.query]
-    if bare:
+    prompts = Counter(row.system.strip() for row in task.rows)
+    prompt = next((text for text, _ in prompts.most_common() if text), "")
+    if prompt and args.anchor is not None and args.system != "keep":
         raise UserError(
-            f"nothing but the text that all rows begin with: {forms.lines_named(bare, 5)}",
+            f"an anchor is given, and the rows have a system prompt: {_short(prompt)}",
             where="--anchor",
-            remedy="remove these rows, or give the anchor's text: --anchor 'TEXT'",
+            remedy="leave --anchor out; or --system keep, so that the system prompt stays one, in "
+            "the recipe",
         )
-    return found
+
+    def other(row: Row) -> str:
+        wanted = [prompt] if row.split == "train" else [prompt, ""]
+        is_other = row.system.strip() not in wanted
+        return f"has not the system prompt {_short(prompt)}" if is_other else ""
+
+    remedy = "write the same into all rows; what changes belongs into the query"
+    task.sift(other, drop=False, remedy=remedy)
+    return prompt
 
 
-def _system(task: Task, anchor: str | None, choice: str | None) -> str:
-    """The one system prompt of the rows, "" where they have none.
-
-    Raises UserError where it changes, where some training rows lack it, or where an anchor is
-    given as well and nothing says what becomes of it.
-    """
-    prompts = Counter(pair.system.strip() for pair in task.pairs)
-    there = [text for text in prompts if text]
-    without = [pair.line for pair in task.train if not pair.system.strip()]
-    if not there:
-        return ""
-    found, remedy = None, "write the same into all rows; what changes belongs into the query"
-    if len(there) > 1:
-        found = f"{len(there)} system prompts differ: {' and '.join(map(_short, there[:2]))}"
-    elif without:
-        found = f"training rows without the system prompt {_short(there[0])}: "
-        found += forms.lines_named(without, 5)
-    elif anchor is not None and choice != "keep":
-        found = f"an anchor is given, and the rows have a system prompt: {_short(there[0])}"
-        remedy = "leave --anchor out; or --system keep, so that it stays a system prompt, in the "
-        remedy += "recipe, beside the anchor"
-    if found is not None:
-        allowed = "the same system prompt in all rows, which becomes the anchor"
-        raise UserError(found, where="--train", allowed=allowed, remedy=remedy)
-    return there[0]
-
-
-def _front(pairs: Sequence[Pair]) -> str:
+def _front(rows: Sequence[Row]) -> str:
     """The text that all queries begin with, "" when there is none."""
     try:
-        return shared_front([first_turn(pair.query) for pair in pairs], "")
+        return shared_front([first_turn(row.query) for row in rows], "")
     except UserError:
         return ""
 
 
 def _anchor_text(given: str) -> str:
     """The text of `--anchor`, or of the file that it names."""
-    try:
+    file: Path | None = None
+    with suppress(OSError, UserError):  # longer than a name may be; "~" of nobody: a text
         path = paths.user_path(given)
-        is_file = path.is_file()
-    except (OSError, UserError):  # longer than a name may be; "~" of nobody: a text
-        is_file = False
-    if not is_file and re.fullmatch(r".+\.(txt|md)", given, re.IGNORECASE):
+        file = path if path.is_file() else None
+    if file is None and re.fullmatch(r".+\.(txt|md)", given, re.IGNORECASE):
         raise UserError(
             f"no file '{given}'",
             where="--anchor",
             remedy="correct the path; an anchor that ends so is given in a file",
         )
-    text = paths.read_user_text(path) if is_file else given
+    text = given if file is None else paths.read_user_text(file)
     if not text.strip():
         raise UserError("the anchor is empty", where="--anchor", remedy="write its text")
     return text.strip()

@@ -6,10 +6,9 @@ what it cannot tell has to be named.
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,14 @@ import yaml
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.errors import UserError, nearest, raise_all, unknown
+from tell_plugins.core.errors import UserError, nearest, raise_all
 from tell_plugins.core.spec import NONE
 from tell_plugins.preparation.method import Method
 from tell_plugins.recipe.model_rules import check_kind, check_template
 from tell_plugins.recipe.models import model_folder
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 from tell_plugins.recipe.shapes import parameters_of
-from tell_plugins.recipe.swift_keys import ModelTable, swift_keys
+from tell_plugins.recipe.swift_keys import swift_keys
 
 PATTERN = "llama2_json"  # its settings for a 24 GB card are those of any model of its size
 _DATA = "tell/sample_complaints"  # and its general data are those that come along
@@ -42,7 +41,8 @@ _OF_ANY_MODEL = "--model"  # where such a pattern has its model from
 GONE = ("val_dataset", "split_dataset_ratio", "resume_from_checkpoint")
 # tasks of the recipes that come along: `new` and people put theirs beside them
 _TASKS = ("sample", "json", "is_en", "en_is", "gsm8k")
-_KEY = re.compile(r"[\"']?(\w+)[\"']?\s*:")
+# a key at the margin, the rest of its line, and the lines of its value below
+_KEY = re.compile(r"^[\"']?(\w+)[\"']?[ \t]*:(.*)\n(?:[ \t-].*\n)*", re.MULTILINE)
 _COMMENT = re.compile(r"[ \t]+#[^\"']*$")
 
 
@@ -55,8 +55,7 @@ def recipe_of(
     assumed: list[str] = []
     if model.endswith((".yaml", ".yml")):
         recipe = load_recipe(model)
-    elif model in short_names():
-        found = _patterns(model)
+    elif found := _patterns(model):
         fitting = (it for it in found if load_card(it.spec.card).metric == metric)
         recipe = next(fitting, found[0])
     else:
@@ -69,37 +68,24 @@ def recipe_of(
     return recipe, assumed
 
 
-def pattern_for(
-    model: str, model_type: str | None, template: str | None, metric: str
-) -> tuple[Recipe, list[str]]:
-    """A recipe that `new` can start from, see `recipe_of`. Raises UserError for another."""
-    recipe, assumed = recipe_of(model, model_type, template, metric)
-    if not _is_plain(recipe):
-        raise UserError(
-            "the recipe trains no task among general data with the card's anchor",
-            where=recipe.where("dataset"),
-            remedy="name another recipe, or a model with --model NAME",
-        )
-    return recipe, assumed
-
-
 def short_names() -> list[str]:
     """What the pack's recipes call their models: the first part of a recipe's name."""
     return sorted({recipe.name.partition("_")[0] for recipe in _patterns()})
 
 
-def _patterns(model: str = "") -> list[Recipe]:
+def _patterns(model: str = "*") -> list[Recipe]:
     """The pack's own recipes that train a task as the paper does, the least memory first.
 
     A recipe of the user's own beside them is a pattern only when it is named, since its settings
     were chosen for its own task; a variant (`qwen_json_sft`) is none either.
     """
     found = []
-    for file in sorted(paths.RECIPES.glob(f"{model or '*'}_*.yaml"), reverse=True):
-        with suppress(UserError):
-            recipe = load_recipe(file)
-            is_shipped = file.stem.partition("_")[2] in _TASKS
-            found += [recipe] if is_shipped and _is_plain(recipe) else []
+    for file in sorted(paths.RECIPES.glob("*_*.yaml"), reverse=True):
+        name, _, task = file.stem.partition("_")
+        if model in ("*", name) and task in _TASKS:
+            with suppress(UserError):
+                recipe = load_recipe(file)
+                found += [recipe] if _is_plain(recipe) else []
     return sorted(found, key=lambda recipe: int(recipe.get("max_length", 0)))
 
 
@@ -113,19 +99,12 @@ def _is_plain(recipe: Recipe) -> bool:
     return is_task and spec.general != NONE and (spec.anchor, spec.split) == ("card", "train")
 
 
-def general_of(pattern: Recipe) -> tuple[tuple[str, ...], str]:
-    """The general cards and the amount that a recipe's card mixes with."""
-    card = load_card(pattern.spec.card)
-    assert card.general is not None  # a task card has it
-    return pattern.spec.sources or card.general.sources, str(card.general.amount)
-
-
-def recipe_name(pattern: Recipe, task: str, variant: str = "") -> str:
+def recipe_name(pattern: Recipe, task: str, kind: str) -> str:
     """What the recipe of a task is called, without ending."""
     stem = pattern.name.split("_")[0]
     if _is_of_any_model(pattern):
         stem = re.sub(r"[^a-z0-9.]+", "-", Path(str(pattern.get("model"))).name.lower())
-    return "_".join([stem, task, *([variant] if variant else [])])
+    return f"{stem}_{task}{'_sft' if kind == 'sft' else ''}"
 
 
 def _is_of_any_model(pattern: Recipe) -> bool:
@@ -168,39 +147,37 @@ def recipe_text(
     pattern's own task, its validation set among them.
     Raises UserError for a pattern that is written so that its keys cannot be told apart.
     """
-    text = pattern.path.read_text(encoding="utf-8-sig")
+    text = pattern.path.read_text(encoding="utf-8-sig").rstrip("\n") + "\n"
     written = yaml.safe_load(text)
     new = {key: value for key, value in pattern.values.items() if written.get(key) != value}
     new |= {"dataset": [method.dataset], "output_dir": f"output/{name}", **method.keys}
     fresh = {key: _line(key, value) for key, value in new.items() if key not in written}
-    front = [f"# {line}" for line in method.why]
+    front = [f"# {line}\n" for line in method.why]
     front += [fresh.pop(key) for key in method.keys if key in fresh]
-    lines, key = [], ""
-    for line in re.sub(r"\A(?:#.*\n)*\n*", "", text).splitlines():
-        start = _KEY.match(line)
-        if start or line[:1] not in (" ", "\t", "-"):  # else it is a part of the value above
-            key = start[1] if start else ""
-        if key in gone or (key in new and not start):
-            continue
-        if key == "dataset":
-            lines += front
+
+    def rewritten(found: re.Match[str]) -> str:
+        key, block = found[1], found[0]
+        if key in gone:
+            return ""
         if key in new:
-            comment = _COMMENT.search(line)
-            line = _line(key, new[key]) + (comment[0] if comment else "")
-        lines.append(line)
-    body = "\n".join([*lines, *fresh.values(), ""])
+            comment = _COMMENT.search(found[2])
+            block = _line(key, new[key], comment[0] if comment else "")
+        return "".join([*front, block]) if key == "dataset" else block
+
+    body = _KEY.sub(rewritten, re.sub(r"\A(?:#.*\n)*\n*", "", text)) + "".join(fresh.values())
     kept = {key: value for key, value in written.items() if key not in gone}
-    if _loaded(body) != {**kept, **new}:
-        raise UserError(
-            "another dataset cannot be written into this recipe as it stands",
-            where=paths.shown(pattern.path),
-            allowed="one 'key: value' a line at the left margin, without braces or references",
-            remedy="write it so, or name another recipe with --model",
-        )
-    return "".join(f"# {line}\n" for line in header) + "\n" + body
+    with suppress(yaml.YAMLError):
+        if yaml.safe_load(body) == {**kept, **new}:
+            return "".join(f"# {line}\n" for line in header) + "\n" + body
+    raise UserError(
+        "another dataset cannot be written into this recipe as it stands",
+        where=paths.shown(pattern.path),
+        allowed="one 'key: value' a line at the left margin, without braces or references",
+        remedy="write it so, or name another recipe with --model",
+    )
 
 
-def _line(key: str, value: object) -> str:
+def _line(key: str, value: object, comment: str = "") -> str:
     """A key and its value in one line as YAML reads it back: 1e-05 has no point and is text."""
     style = '"' if key == "system" else None
     text = yaml.safe_dump(
@@ -208,77 +185,51 @@ def _line(key: str, value: object) -> str:
     )
     if key == "dataset":
         text = f'["{value[0]}"]' if isinstance(value, list) else text
-    return f"{key}: {text.removesuffix('...' + chr(10)).rstrip()}"
-
-
-def _loaded(text: str) -> object:
-    """The values of a YAML text, None when it is none."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return None
-
-
-# ------------------------------------------------------------------------- any model
+    return f"{key}: {text.removesuffix('...' + chr(10)).rstrip()}{comment}\n"
 
 
 def any_model(model: str, model_type: str | None, template: str | None) -> tuple[Recipe, str]:
-    """A recipe to start from, and what was assumed, in a sentence.
+    """A recipe to start from for a model that no recipe here trains, and what was assumed of it.
 
     Raises UserError where neither ms-swift nor the folder tells what model it is, and MachineError
     where ms-swift cannot be asked.
     """
-    folder = model_folder(model)
-    if folder is None and "/" not in model and nearest(model, short_names()):
-        raise unknown("model", model, short_names(), "--model")  # without asking ms-swift
-    keys = swift_keys()
-    known = keys.models.known(model)
+    folder, table = model_folder(model), swift_keys().models
+    known = table.known(model)
     if folder is None and known is None and model_type is None:
-        raise _unknown(model, keys.models)
+        close = nearest(model.rpartition("/")[2].lower(), [*short_names(), *table.names])
+        raise UserError(
+            f"no folder '{model}', and no model of that name in ms-swift's table",
+            where="--model",
+            allowed=f"{', '.join(short_names())}; a recipe file; a folder with a model; an id that "
+            "ms-swift knows, such as Qwen/Qwen3-4B",
+            remedy=(f"did you mean '{close}'? Or " if close else "")
+            + "say what it is: --model-type TYPE --template NAME",
+        )
+    size, is_hybrid = parameters_of(model), (template or (known and known[1])) in table.hybrid
     values: dict[str, Any] = {
         "model": str(folder) if folder is not None else model,
         "model_type": model_type,
         "template": template,
         "dataset": [_DATA],
         "target_modules": ["all-linear"],
+        "learning_rate": next(rate for most, rate in _RATES if (size or _LARGE) < most),
+        "gradient_checkpointing": size is None or size > _SMALL,
     }
-    size = parameters_of(model)
-    values["learning_rate"] = next(rate for most, rate in _RATES if (size or _LARGE) < most)
-    values["gradient_checkpointing"] = size is None or size > _SMALL
-    chosen = template or (known[1] if known else None)
-    is_hybrid = chosen in keys.models.hybrid
     if is_hybrid:
         values["enable_thinking"] = False
     recipe = load_recipe(paths.RECIPES / f"{PATTERN}.yaml").with_values(**values)
     recipe = recipe.placed({"model": _OF_ANY_MODEL})
-    raise_all(list(_untold(recipe)))
+    remedy = "name it: --model-type TYPE, and --template NAME where that has several"
+    raise_all(
+        [
+            UserError(finding.found, where="--model", allowed=finding.allowed, remedy=remedy)
+            for finding in (*check_kind(recipe), *check_template(recipe))
+            if finding.severity == "error"
+        ]
+    )
     kind = model_type or (known[0] if known else "found by ms-swift in its config.json")
     told = f"{size / 1e9:.2g}B parameters" if size else "a size that its name does not tell"
     rate = f"learning rate {values['learning_rate']:g}, not measured for it"
     said = f"{model}: type {kind}, {told}; assumed: LoRA on all linear layers, {rate}"
     return recipe, said + (_WITHOUT_THINKING if is_hybrid else "")
-
-
-def _untold(recipe: Recipe) -> Iterator[UserError]:
-    """What of the model ms-swift could not tell, with the flag of `new` as remedy."""
-    for finding in (*check_kind(recipe), *check_template(recipe)):
-        if finding.severity == "error":
-            yield UserError(
-                finding.found,
-                where="--model",
-                allowed=finding.allowed,
-                remedy="name it: --model-type TYPE, and --template NAME where that has several",
-            )
-
-
-def _unknown(model: str, table: ModelTable) -> UserError:
-    name = model.rstrip("/").rpartition("/")[2].lower()
-    close = difflib.get_close_matches(name, table.names, n=1, cutoff=0.85)
-    say = "or say what it is: --model-type TYPE --template NAME"
-    return UserError(
-        f"no folder '{model}', and no model of that name in ms-swift's table",
-        where="--model",
-        allowed=f"{', '.join(short_names())}; a recipe file; a folder with a model; an id that "
-        "ms-swift knows, such as Qwen/Qwen3-4B",
-        remedy=f"did you mean '{close[0]}'? {say}" if close else say[3:],
-    )
