@@ -50,20 +50,12 @@ def register_metric(name: str, check: Callable[[Card], None], score: Score, *, b
         def compute_metrics(self, eval_prediction: Any) -> dict[str, float]:
             answers = [Serializer.from_tensor(row) for row in eval_prediction.predictions]
             responses = [Serializer.from_tensor(row) for row in eval_prediction.label_ids]
-            rows = _rows_of(self.trainer) or len(answers)
+            # several processes fill their batches up with rows from the front, answered last
+            data = getattr(self.trainer, "eval_dataset", None)
+            rows = len(data) if isinstance(data, Sized) else len(answers)
             return score(self._card, answers[:rows], responses[:rows])
 
     eval_metrics_map[name] = TellMetric
-
-
-def _rows_of(trainer: Any) -> int:
-    """How many rows are validated on; 0 where it is not known.
-
-    Several processes get batches of one size, filled up with rows from the front, whose answers
-    come last.
-    """
-    data: Any = getattr(trainer, "eval_dataset", None)
-    return len(data) if isinstance(data, Sized) else 0
 
 
 def validation_card(name: str) -> Card:

@@ -26,7 +26,7 @@ from typing import Any
 from tell_plugins.bridge import swift_cli
 from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError, UserError, at_least
-from tell_plugins.core.progress import track
+from tell_plugins.core.progress import tracked
 from tell_plugins.core.state_files import write_json
 from tell_plugins.evaluation.adapters import Adapter, trained_folder
 from tell_plugins.recipe.recipes import as_list, is_whole_model
@@ -53,17 +53,14 @@ _START_SECONDS = 1800  # a 7B model from a slow disk
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_flags=True)
-    parser.add_argument("adapter", metavar="ADAPTER_DIR", help="a checkpoint or run folder")
-    parser.add_argument(
-        "--setup", action="store_true", help="make or update .venv-eval first (about 3 GB)"
-    )
-    parser.add_argument(
-        "--base", action="store_true", help="measure the adapter's base model without it"
-    )
-    parser.add_argument("--rows", type=at_least(1), help="questions of each kind (default: all)")
-    parser.add_argument("--url", help="ask this server instead of starting `swift deploy`")
-    parser.add_argument("--model-name", help="the model's name on that server")
-    parser.add_argument("--out", help="folder of the results (default: ADAPTER_DIR/ability)")
+    add = parser.add_argument
+    add("adapter", metavar="ADAPTER_DIR", help="a checkpoint or run folder")
+    add("--setup", action="store_true", help="make or update .venv-eval first (about 3 GB)")
+    add("--base", action="store_true", help="measure the adapter's base model without it")
+    add("--rows", type=at_least(1), help="questions of each kind (default: all)")
+    add("--url", help="ask this server instead of starting `swift deploy`")
+    add("--model-name", help="the model's name on that server")
+    add("--out", help="folder of the results (default: ADAPTER_DIR/ability)")
     parser.epilog = (
         "Further --key value pairs go to `swift deploy`, for example --infer_backend vllm. "
         "A server of your own must not add an anchor: start it with TELL_ANCHOR=none."
@@ -177,20 +174,14 @@ def served(arguments: Sequence[str], flags: Sequence[str], out: Path) -> Iterato
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    log = out / "deploy.log"
+    log, url = out / "deploy.log", f"http://127.0.0.1:{port}/v1"
     command = swift_cli.command("deploy", *arguments)
     command += ["--host", "127.0.0.1", "--port", str(port), "--verbose", "false", *flags]
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            command,
-            cwd=paths.PROJECT,
-            env={**os.environ, "TELL_ANCHOR": "none"},
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # ms-swift starts a child of its own
-        )
+    environment = {**os.environ, "TELL_ANCHOR": "none"}
+    started: Any = {"cwd": paths.PROJECT, "env": environment, "stderr": subprocess.STDOUT}
+    with log.open("wb") as sink:  # ms-swift starts a child of its own, so a session
+        process = subprocess.Popen(command, stdout=sink, start_new_session=True, **started)
         try:
-            url = f"http://127.0.0.1:{port}/v1"
             _wait_for(url, process, log)
             yield url
         finally:
@@ -202,16 +193,13 @@ def served(arguments: Sequence[str], flags: Sequence[str], out: Path) -> Iterato
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     import requests
 
-    with track(None, "starting swift deploy", "s") as bar:
-        for _ in range(_START_SECONDS):
-            if process.poll() is not None:
-                break
-            try:
-                if requests.get(f"{url}/models", timeout=5).ok:
-                    return
-            except requests.RequestException:
-                time.sleep(1)
-            bar.update()
+    for _ in tracked(range(_START_SECONDS), "starting swift deploy", "s"):
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(requests.RequestException):
+            if requests.get(f"{url}/models", timeout=5).ok:
+                return
+        time.sleep(1)
     raise _failed("`swift deploy` did not come up", log)
 
 

@@ -65,12 +65,9 @@ def score_texts(card: Card, answers: Sequence[str], references: Sequence[str]) -
     lines = [Answer(id="", row=n, text=said, finish_reason="") for n, (said, _) in enumerate(kept)]
     case = Case(card, lines, [text for _, text in kept], labels, readings=("strict",))
     columns = next(iter(scorers.judge(case).values())).columns
-    found = {
-        _SCORES[name].format(metric=card.metric): column.total
-        for name, column in columns.items()
-        if name in _SCORES
-    }
-    return {**{n: v for n, v in found.items() if not math.isnan(v)}, "task_rows": float(len(kept))}
+    found = {shown: columns[name].total for name, shown in _SCORES.items() if name in columns}
+    known = {n.format(metric=card.metric): v for n, v in found.items() if not math.isnan(v)}
+    return {**known, "task_rows": float(len(kept))}
 
 
 def _right(card: Card, references: Sequence[str]) -> tuple[list[str | None], list[str]]:
@@ -83,9 +80,9 @@ def _right(card: Card, references: Sequence[str]) -> tuple[list[str | None], lis
     verdicts = [strict(reference, "", schema) for reference in references]
     if schema.label is None:
         return [canonical(v.value) if v.adherent else None for v in verdicts], []
-    found: list[str | None] = []
-    for reference, verdict in zip(references, verdicts, strict=True):
-        label = reference_label(reference, schema)
-        fits = verdict.adherent if schema.labels is None else label in schema.labels
-        found.append(label if fits else None)
-    return found, schema.labels or sorted({label for label in found if label is not None})
+    found = [reference_label(reference, schema) for reference in references]
+    fits = [v.adherent for v in verdicts]
+    if schema.labels is not None:
+        fits = [label in schema.labels for label in found]
+    right = [label if fit else None for label, fit in zip(found, fits, strict=True)]
+    return right, schema.labels or sorted({label for label in right if label is not None})

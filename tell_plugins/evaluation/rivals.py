@@ -18,9 +18,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -101,16 +101,14 @@ def closed_answers(card: Card) -> list[str] | None:
     if card.metric != "json" or not has_labels(card):
         return None
     schema = card_schema(card)
-    allowed = schema.properties.get(schema.label or "", {}).get("enum")
-    if allowed is None or set(schema.properties) != {schema.label}:
+    if schema.allowed is None or set(schema.properties) != {schema.label}:
         return None
-    return [json.dumps({schema.label: value}, ensure_ascii=False) for value in allowed]
+    return [json.dumps({schema.label: value}, ensure_ascii=False) for value in schema.allowed]
 
 
 def task_rows(spec: Spec) -> tuple[TaskRows, list[int]]:
     """The split that a dataset string trains on, and the places of the task rows that it draws."""
-    alone = replace(spec, general=NONE, sources=None)
-    mixture = build_mixture(alone)
+    mixture = build_mixture(replace(spec, general=NONE, sources=None))
     used = [int(row) for part in mixture.sources if part.role == TASK for row in part.used]
     if mixture.task is None or not used:
         raise UserError(
@@ -164,8 +162,7 @@ def by_choice(engine: Any, card: Card) -> Engine:
 # --- examples in front of a question --------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(NamedTuple):
     """A row of the training split with its anchor. `id` is the content hash of the plain row."""
 
     id: str
@@ -190,7 +187,10 @@ class Examples:
 
     def keep(self, folder: Path) -> None:
         """Save them beside the answers that were given after them."""
-        write_json(folder / EXAMPLES, {"format": _FORMAT, "seed": _SEED, **asdict(self)})
+        rows = [example._asdict() for example in self.examples]
+        write_json(
+            folder / EXAMPLES, {"format": _FORMAT, "seed": _SEED, **vars(self)} | {"examples": rows}
+        )
 
 
 def choose_examples(card: Card, anchor: str, count: int) -> Examples:
@@ -239,8 +239,9 @@ def ranked_examples(card: Card, anchor: str, split: str) -> list[Example]:
         name for name in card.splits if name not in splits_of(split) and find_file(card, name)
     ]
     held_out = {int(key) for name in others for key in open_task(card, name, anchor).query_keys}
+    ranked = draw.ranking(task.ids, seed=_SEED, source=f"{card.name} examples").tolist()
     return [
-        Example(bytes(task.ids[row]).hex(), int(row), task.queries[row], task.responses[row])
-        for row in draw.ranking(task.ids, seed=_SEED, source=f"{card.name} examples")
+        Example(bytes(task.ids[row]).hex(), row, task.queries[row], task.responses[row])
+        for row in ranked
         if int(task.query_keys[row]) not in held_out
     ]
