@@ -24,9 +24,8 @@ from benchmarks.parts import Asked, Part, Target
 from benchmarks.world import World, general_texts, write_card, write_rows
 from tell_plugins.core.errors import MachineError
 from tell_plugins.core.paths import write_text
-from tell_plugins.recipe.estimate import GIB, memory
+from tell_plugins.recipe.models import GIB, hub_configs, memory, shape_of
 from tell_plugins.recipe.recipes import Recipe, load_recipe
-from tell_plugins.recipe.shapes import hub_configs, shape_of
 from tell_plugins.recipe.swift_keys import swift_keys
 
 _CARD = "bench_full"

@@ -16,8 +16,8 @@ import yaml
 from tell_plugins.core.cards import Card, card_names, load_card
 from tell_plugins.core.mixture import GENERAL
 from tell_plugins.core.spec import NONE, Amount, Spec
+from tell_plugins.recipe.models import shape_of
 from tell_plugins.recipe.recipes import Recipe
-from tell_plugins.recipe.shapes import shape_of
 from tests.conftest import PROJECT, in_preloaded_process, write_rows
 from tests.swift_keys_once import keys
 from tests.tiny import byte_tokenizer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tell_plugins.recipe.shapes import parameters_of
+from tell_plugins.recipe.models import parameters_of
 from tests.tiny import make_tiny_model
 
 pytestmark = pytest.mark.newest

@@ -18,11 +18,10 @@ from tell_plugins.core.manifest import manifest_of
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import ALL
 from tell_plugins.recipe.check import inspect
-from tell_plugins.recipe.estimate import GIB, memory
+from tell_plugins.recipe.models import GIB, memory, shape_of
 from tell_plugins.recipe.paper import FIXED, OF_ITS_TIME, departures
 from tell_plugins.recipe.recipes import load_recipe
 from tell_plugins.recipe.schedule import plan, training_of
-from tell_plugins.recipe.shapes import shape_of
 from tests.conftest import PROJECT, in_preloaded_process
 from tests.golden_texts import assert_golden
 from tests.recipe_world import (

@@ -35,9 +35,8 @@ from tell_plugins.experiments.store import (
     prepare,
 )
 from tell_plugins.experiments.sweep import Sweep, load_sweep
-from tell_plugins.recipe.estimate import reported_flops
+from tell_plugins.recipe.models import reported_flops, shape_of
 from tell_plugins.recipe.recipes import parse_flags
-from tell_plugins.recipe.shapes import shape_of
 from tell_plugins.recipe.tables import table
 
 DEFAULT_ROOT = Path("output/sweeps")  # one folder, so that sweeps share their runs

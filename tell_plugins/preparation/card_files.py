@@ -61,7 +61,7 @@ def state_of(card: Card, split: str) -> State:
 
 def _verdict(card: Card, split: str, path: Path) -> tuple[str, str]:
     blob, record = card.split(split).blob, download.read_record(path)
-    recorded = record is not None and record.get("sha256") == file_sha256(path)
+    recorded = record is not None and record["sha256"] == file_sha256(path)
     if blob is not None:
         problem = download.has_blob(blob)(path)
         if problem is None:
@@ -105,14 +105,20 @@ def make_ready(card: Card, split: str, places: Places) -> State:
 
 def _bring(card: Card, split: str, places: Places) -> bool:
     """Put the file of a split into its place; False where that takes a command of the user's."""
-    spec = card.split(split)
+    spec, target = card.split(split), download.target_of(card, split)
     elsewhere = (places.mirror or places.folder) and split in NEEDED
     if spec.url and spec.blob:
-        _from_address(card, split, spec.blob, places)
+        official = {"official": spec.url, "git_blob": spec.blob}
+
+        def record(part: Path, place: str) -> None:
+            facts = {"origin": f"from {place}", "rows": spec.rows}
+            download.record_split(card, split, {"place": place, **official}, part, **facts)
+
+        download.fetch(spec.url, download.has_blob(spec.blob), target, places, record=record)
     elif spec.made_of:
         make_rows(card, [name for name in card.splits if not state_of(card, name).usable], places)
     elif spec.modelscope or spec.huggingface or elsewhere:
-        _from_hub(card, split, places)
+        _from_hub(card, split, target, places)
     elif spec.build in BUILDS:
         print(f"  building: {spec.build}", flush=True)
         BUILDS[spec.build](places)
@@ -123,25 +129,13 @@ def _bring(card: Card, split: str, places: Places) -> bool:
             f"nothing says where '{spec.file}' can be had",
             where=f"card '{card.name}', split '{split}'",
             allowed="url and blob (`git hash-object`), made_of, modelscope, huggingface, build",
-            remedy=f"put the file to {download.target_of(card, split)}",
+            remedy=f"put the file to {target}",
         )
     return True
 
 
-def _from_address(card: Card, split: str, blob: str, places: Places) -> None:
-    spec = card.split(split)
-
-    def record(part: Path, source: str) -> None:
-        origin = {"place": source, "official": spec.url, "git_blob": blob}
-        download.record_split(card, split, origin, part, origin=f"from {source}", rows=spec.rows)
-
-    target, proof = download.target_of(card, split), download.has_blob(blob)
-    download.fetch(spec.url, proof, target, places, record=record)
-
-
-def _from_hub(card: Card, split: str, places: Places) -> None:
+def _from_hub(card: Card, split: str, target: Path, places: Places) -> None:
     """Rows of a hub, or a file of them from a mirror or a folder, as the card's JSON lines."""
-    target = download.target_of(card, split)
     with download.locked(target):
         if state_of(card, split).usable:  # another process was faster
             return
@@ -159,18 +153,18 @@ def _from_hub(card: Card, split: str, places: Places) -> None:
 
 def _take_rows(card: Card, split: str, places: Places, folder: Path) -> hub.Loaded:
     """The card's columns of a file from a mirror, by way of `folder`, or from a user's folder."""
-    name = card.split(split).file
+    name, columns = card.split(split).file, card.columns_of(split)
     if places.folder is not None:
         names = (name, *(Path(name).stem + ending for ending in FORMATS))
         found = download.find_named(places.folder, *names)[0]
-        origin = {"place": str(found), "sha256": file_sha256(found)}
-        return origin, _rows_in(found, card.columns_of(split))
+        return {"place": str(found), "sha256": file_sha256(found)}, _rows_in(found, columns)
     address = download.address_of(None, name, places)
     download.transfer(address, folder / name, places)
-    return {"place": download.shown_url(address)}, _rows_in(folder / name, card.columns_of(split))
+    return {"place": download.shown_url(address)}, _rows_in(folder / name, columns)
 
 
 def _rows_in(file: Path, columns: Columns) -> Iterator[dict[str, Any]]:
+    wanted = (*columns.names, *filter(None, [columns.history]))
     for record in read_records(file):
         value = record.value
         if not isinstance(value, dict) or any(key not in value for key in columns.names):
@@ -179,18 +173,17 @@ def _rows_in(file: Path, columns: Columns) -> Iterator[dict[str, Any]]:
                 where=f"{file}, line {record.line}",
                 remedy="name the file of this data set",
             )
-        wanted = (*columns.names, *filter(None, [columns.history]))
         yield {key: value[key] for key in wanted if key in value}
 
 
 def _check_rows(card: Card, split: str, part: Path, accept: bool) -> int:
     """The number of rows. MachineError when it is not the card's and that is not accepted."""
-    columns, expected = card.columns_of(split), card.split(split).rows
+    spec, columns = card.split(split), card.columns_of(split)
     found = [not isinstance(extract(row.value, columns), str) for row in read_json_rows(part)]
-    if not any(found) or (expected is not None and len(found) != expected and not accept):
+    if not any(found) or (spec.rows is not None and len(found) != spec.rows and not accept):
         raise MachineError(
-            f"'{card.split(split).file}' came with {len(found):,} rows ({sum(found):,} usable), "
-            f"the card says {expected or 0:,}; nothing was kept",
+            f"'{spec.file}' came with {len(found):,} rows ({sum(found):,} usable), the card says "
+            f"{spec.rows or 0:,}; nothing was kept",
             remedy="another place (--hub, --mirror URL, --from DIR), or --accept to take it as it "
             "is",
         )
@@ -210,22 +203,15 @@ def card_text(card: dict[str, Any]) -> str:
 
 def check_name(name: str, folder: Path, where: str) -> None:
     """UserError for a name that no card can have, or that a card outside `folder` has."""
+    found = allowed = None
     if not re.fullmatch(r"[A-Za-z]\w*", name):
-        raise UserError(
-            f"bad name '{name}'",
-            where=where,
-            allowed="letters, digits and _, a letter first",
-            remedy="choose another name",
-        )
-    if name not in card_names():
-        return
-    other = find_card(name).parent
-    if other.resolve() != (folder / name).resolve():
-        raise UserError(
-            f"there is another card '{name}': {paths.shown(other)}",
-            where=where,
-            remedy="choose another name",
-        )
+        found, allowed = f"bad name '{name}'", "letters, digits and _, a letter first"
+    elif name in card_names():
+        other = find_card(name).parent
+        if other.resolve() != (folder / name).resolve():
+            found = f"there is another card '{name}': {paths.shown(other)}"
+    if found:
+        raise UserError(found, where=where, allowed=allowed, remedy="choose another name")
 
 
 def make_known(cards: Path) -> str | None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable
-from functools import partial
 from types import ModuleType
 
 from tell_plugins.bridge.embedded_model import prepare_model
 from tell_plugins.core import paths
-from tell_plugins.core.cards import Card, card_names, load_card
+from tell_plugins.core.cards import card_names, load_card
 from tell_plugins.core.errors import MachineError, UserError, at_least, raise_all, unknown
 from tell_plugins.preparation import card_files, llama2_tokenizer
 from tell_plugins.preparation.download import Places, Unreachable
@@ -25,11 +23,9 @@ OTHERS = {
     "llama2_tokenizer": "the paper's token counter",
     "smollm2": "the embedded model SmolLM2-135M-Instruct",
 }
-REBUILT = {  # names with a `--rebuild` of their own, and the module that has it
-    **dict.fromkeys(("halu_cot_json", "halu_cot_json_rebuilt"), "halu"),
-    **dict.fromkeys(("halu_cot_json_spans", "halu_cot_json_tuning"), "halu"),
-    **dict.fromkeys(("en_is_news", "is_en_news"), "news"),
-}
+_HALU = ("halu_cot_json", "halu_cot_json_rebuilt", "halu_cot_json_spans", "halu_cot_json_tuning")
+# names with a `--rebuild` of their own, and the module that has it
+REBUILT = {**dict.fromkeys(_HALU, "halu"), **dict.fromkeys(("en_is_news", "is_en_news"), "news")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,13 +69,14 @@ def run(args: argparse.Namespace) -> int:
     given = parser.parse_args(rest)
     names = [first, *given.names]
     _check_names(names)
+    folder = paths.user_path(given.folder) if given.folder else None
+    places = Places(given.mirror, folder, given.hub, given.accept, given.wait, given.tries)
     if not (getattr(given, "rebuild", False) or getattr(given, "tmx", None)):
-        return _all_ready(names, _places(given))
+        return _all_ready(names, places)
     if len(names) > 1:
-        raise UserError(
-            "one data set is rebuilt at a time", where="./run.sh data", remedy="name one"
-        )
-    return int(_module(REBUILT[first]).rebuild(first, given, _places(given)))
+        found, remedy = "one data set is rebuilt at a time", "name one"
+        raise UserError(found, where="./run.sh data", remedy=remedy)
+    return int(_module(REBUILT[first]).rebuild(first, given, places))
 
 
 def _check_names(names: list[str], more: dict[str, tuple[str, str]] | None = None) -> None:
@@ -111,21 +108,16 @@ def _add_place_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tries", type=at_least(1), default=5, metavar="N", help=text)
 
 
-def _places(args: argparse.Namespace) -> Places:
-    folder = paths.user_path(args.folder) if args.folder else None
-    return Places(args.mirror, folder, args.hub, args.accept, args.wait, args.tries)
-
-
 def _all_ready(names: list[str], places: Places) -> int:
     """Make everything named ready. What fails is told at the end, after all the others; a fault of
     the machine then decides the exit code."""
     failed: list[UserError | MachineError] = []
     complete = True
-    for name, steps in {name: _steps(name, places) for name in names}.items():
+    for name, splits in {name: _splits(name) for name in names}.items():
         print(name)
-        for step in steps:
+        for split in splits:
             try:
-                complete &= step()
+                complete &= _is_ready(name, split, places)
             except (UserError, MachineError) as error:
                 failed.append(error)
                 if isinstance(error, Unreachable):  # so are the card's other files
@@ -136,22 +128,22 @@ def _all_ready(names: list[str], places: Places) -> int:
     return 0 if complete else 1
 
 
-def _steps(name: str, places: Places) -> list[Callable[[], bool]]:
-    """What makes a file each ready, and says whether nothing is left to do for the user."""
-    if name == "llama2_tokenizer":
-        return [partial(llama2_tokenizer.prepare, places)]
-    if name == "smollm2":
-        return [_model_ready]
-    card = load_card(name)
+def _splits(name: str) -> list[str]:
+    """What of a name is made ready one by one; of a card, its splits."""
+    if name in OTHERS:
+        return [""]
+    splits = load_card(name).splits
     # what is downloaded comes first: a build may need it
-    splits = sorted(card.splits, key=lambda split: card.split(split).build is not None)
-    return [partial(_split_ready, card, split, places) for split in splits]
+    return sorted(splits, key=lambda split: splits[split].build is not None)
 
 
-def _model_ready() -> bool:
-    print(f"  smollm2: is ready: {paths.shown(prepare_model())}")
+def _is_ready(name: str, split: str, places: Places) -> bool:
+    """Make a file ready; whether nothing is left to do for the user."""
+    if name == "llama2_tokenizer":
+        llama2_tokenizer.prepare(places)
+    elif name == "smollm2":
+        print(f"  smollm2: is ready: {paths.shown(prepare_model())}")
+    else:
+        state = card_files.make_ready(load_card(name), split, places)
+        return state.usable or split not in card_files.NEEDED
     return True
-
-
-def _split_ready(card: Card, split: str, places: Places) -> bool:
-    return card_files.make_ready(card, split, places).usable or split not in card_files.NEEDED

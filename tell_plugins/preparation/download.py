@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -38,10 +37,6 @@ from tell_plugins.core.rows import file_sha256, hex_digest
 from tell_plugins.core.sources import blob_id
 from tell_plugins.core.state_files import Shape, cached_json, json_lines, write_json
 
-_BLOCK = 1 << 16
-_LONGEST_PAUSE = 60.0  # seconds
-_BUSY = (408, 425, 429)  # and every 5xx
-_NO_ADDRESS = (ValueError, requests.TooManyRedirects)
 ASIDE = ".not-official"  # what a file is called that had the name of the right one
 RECORD = ".provenance.json"
 Proof = Callable[[Path], "str | None"]  # what is wrong with a file; None when it is the right one
@@ -52,47 +47,34 @@ class Unreachable(MachineError):
 
 
 class Places(NamedTuple):
-    """Where files are taken from instead of their own address, and how long a server may take.
+    """Where files are taken from instead of their own address, and how long a server may take."""
 
-    Attributes:
-        mirror: a base address; files are looked for there by name.
-        folder: a folder on this machine, searched for the name.
-        hub: the hub to load from; None is the first that a card names.
-        accept: take a file that is not the card's.
-        wait: seconds without a byte before a try is given up.
-        tries: how often a file is asked for.
-        pause: seconds before the second try, doubled each time.
-    """
-
-    mirror: str | None = None
-    folder: Path | None = None
-    hub: str | None = None
-    accept: bool = False
-    wait: float = 60.0
-    tries: int = 5
-    pause: float = 1.0
+    mirror: str | None = None  # a base address; files are looked for there by name
+    folder: Path | None = None  # on this machine, searched for the name
+    hub: str | None = None  # the hub to load from; None is the first that a card names
+    accept: bool = False  # take a file that is not the card's
+    wait: float = 60.0  # seconds without a byte before a try is given up
+    tries: int = 5  # how often a file is asked for
+    pause: float = 1.0  # seconds before the second try, doubled each time
 
 
 DIRECT = Places()
 
 
 def has_blob(wanted: str) -> Proof:
-    return partial(_differs, "git blob id", blob_id, wanted)
+    return _proof("git blob id", blob_id, wanted)
 
 
 def has_md5(wanted: str) -> Proof:
-    digest = hashlib.md5(usedforsecurity=False)
-    return partial(_differs, "md5", lambda path: hex_digest(path, digest.copy()), wanted)
+    return _proof("md5", lambda path: hex_digest(path, hashlib.md5(usedforsecurity=False)), wanted)
 
 
-def _differs(kind: str, of: Callable[[Path], str], wanted: str, path: Path) -> str | None:
-    found = of(path)
-    return None if found == wanted else f"{kind} {found}, expected {wanted}"
+def _proof(kind: str, of: Callable[[Path], str], wanted: str) -> Proof:
+    def problem(path: Path) -> str | None:
+        found = of(path)
+        return None if found == wanted else f"{kind} {found}, expected {wanted}"
 
-
-def matches(path: Path, proof: Proof) -> bool:
-    """Whether `path` is a file and the right one."""
-    return path.is_file() and proof(path) is None
+    return problem
 
 
 # ------------------------------------------------------------------------- the record
@@ -157,12 +139,8 @@ def write_rows(
 def plain_name(name: str, where: str) -> str:
     """`name` when it is a file name and nothing more. Raises UserError otherwise."""
     if name in ("", ".", "..") or any(c in name for c in "/\\\0") or name != name.strip():
-        raise UserError(
-            f"'{name}' is no plain file name",
-            where=where,
-            allowed="a name without folders",
-            remedy="correct the card",
-        )
+        found, allowed = f"'{name}' is no plain file name", "a name without folders"
+        raise UserError(found, where=where, allowed=allowed, remedy="correct the card")
     return name
 
 
@@ -172,13 +150,12 @@ def ensure(url: str, blob: str, name: str, folder: str, places: Places = DIRECT)
     `folder` is the sub-folder of the first data home that it goes to. Raises MachineError when it
     cannot be had, UserError for a wrong address or name.
     """
-    proof = has_blob(blob)
     for home in paths.data_homes():
         for path in (home / folder / name, home / name, *sorted(home.glob(f"*/{name}"))):
-            if matches(path, proof):
+            if path.is_file() and blob_id(path) == blob:
                 return path
     target = paths.data_homes()[0] / folder / plain_name(name, url)
-    fetch(url, proof, target, places)
+    fetch(url, has_blob(blob), target, places)
     return target
 
 
@@ -187,10 +164,9 @@ def fetch(
     proof: Proof,
     target: Path,
     places: Places = DIRECT,
-    name: str | None = None,
     record: Callable[[Path, str], object] | None = None,
 ) -> str | None:
-    """Make `target` the file that `proof` accepts; a mirror or folder may know it as `name`.
+    """Make `target` the file that `proof` accepts.
 
     `record` is called with the right file and its source before it gets its name.
 
@@ -200,10 +176,10 @@ def fetch(
     not have it.
     """
     with locked(target):
-        if matches(target, proof):
+        if target.is_file() and proof(target) is None:
             return None
         with arriving(target) as part:
-            source = _bring(url, name or target.name, part, proof, places)
+            source = _bring(url, target.name, part, proof, places)
             problem = proof(part)
             if problem is not None:
                 page = part.read_bytes()[:256].lstrip().lower().startswith((b"<!doctype", b"<html"))
@@ -225,7 +201,7 @@ def _bring(url: str | None, name: str, part: Path, proof: Proof, places: Places)
         transfer(address, part, places)
         return shown_url(address)
     found = find_named(places.folder, name)
-    right = next((path for path in found if matches(path, proof)), found[0])
+    right = next((path for path in found if proof(path) is None), found[0])
     shutil.copyfile(right, part)
     return str(right)
 
@@ -285,6 +261,10 @@ def locked(target: Path) -> Iterator[None]:
 
 # ------------------------------------------------------------------------- over HTTP
 
+_LONGEST_PAUSE = 60.0  # seconds
+_BUSY = (408, 425, 429, *range(500, 600))
+_NO_ADDRESS = (ValueError, requests.TooManyRedirects)
+
 
 def shown_url(url: str) -> str:
     """An address without user name, password and query, for messages and records."""
@@ -311,7 +291,10 @@ def transfer(url: str, part: Path, places: Places) -> None:
                 fault = _fault(error, url)
                 if tried == places.tries or not _may_pass(error):
                     raise fault from None
-                pause = min(_told_pause(error) or places.pause * 2 ** (tried - 1), _LONGEST_PAUSE)
+                reply = getattr(error, "response", None)
+                told = "" if reply is None else reply.headers.get("Retry-After", "")
+            pause = float(told) if told.isdigit() else places.pause * 2 ** (tried - 1)
+            pause = min(pause, _LONGEST_PAUSE)
             print(f"{str(fault).splitlines()[0]}; trying again in {pause:g} s", file=sys.stderr)
             time.sleep(pause)
 
@@ -324,21 +307,14 @@ def _receive(session: requests.Session, url: str, part: Path, timeout: float) ->
         total = int(length) if length.isdigit() else None
         with part.open("wb") as file, track(total, shown_url(url).rpartition("/")[2], "B") as bar:
             bar.unit_scale = True
-            for block in response.iter_content(_BLOCK):
+            for block in response.iter_content(1 << 16):
                 bar.update(file.write(block))
 
 
 def _may_pass(error: Exception) -> bool:
     if isinstance(error, requests.HTTPError):
-        return error.response.status_code in _BUSY or error.response.status_code >= 500
+        return error.response.status_code in _BUSY
     return not isinstance(error, (*_NO_ADDRESS, SSLError))
-
-
-def _told_pause(error: Exception) -> float | None:
-    """The seconds that a busy server asks for."""
-    reply = error.response if isinstance(error, requests.HTTPError) else None
-    text = "" if reply is None else reply.headers.get("Retry-After", "")
-    return float(text) if text.isdigit() else None
 
 
 def _fault(error: Exception, url: str) -> MachineError | UserError:
@@ -347,17 +323,15 @@ def _fault(error: Exception, url: str) -> MachineError | UserError:
     remedy = "check address, network and proxy ($http_proxy, $https_proxy), or name another place: "
     remedy += "--mirror URL, --from DIR"
     if isinstance(error, _NO_ADDRESS):
-        return UserError(
-            f"no address, or redirected to none ({type(error).__name__})",
-            where=place,
-            allowed="http, https, a possible host; no redirect from https to http, nor in a circle",
-            remedy=remedy,
-        )
+        found = f"no address, or redirected to none ({type(error).__name__})"
+        allowed = "http, https, a possible host; no redirect from https to http, nor in a circle"
+        return UserError(found, where=place, allowed=allowed, remedy=remedy)
+    if isinstance(error, requests.HTTPError):
+        reply = error.response
+        return MachineError(f"{place}: HTTP {reply.status_code} {reply.reason}", remedy=remedy)
     cause = error.args[0] if error.args else error
     cause = getattr(cause, "reason", cause)  # what urllib3 wrapped
     said = re.sub(r"^(<.*?>|\w+\(.*?\)): ", "", str(cause))  # without the object it happened to
-    if isinstance(error, requests.HTTPError):
-        said = f"HTTP {error.response.status_code} {error.response.reason}"
     nobody = isinstance(error, (ProxyError, requests.ConnectTimeout))
     nobody = nobody or isinstance(cause, NewConnectionError)
     return (Unreachable if nobody else MachineError)(f"{place}: {said}", remedy=remedy)

@@ -43,38 +43,6 @@ TRAIN_ROWS = 3001
 HALUEVAL_FILE = "general_data.json"
 HALUEVAL_URL = "https://raw.githubusercontent.com/RUCAIBox/HaluEval/main/data/general_data.json"
 HALUEVAL_BLOB = "4b395488fcbe333702cf8ab07b5a3cf192fae424"
-QUERY_CHARS, SPAN_CHARS = 90, 140
-MOST_SPANS = 3
-WHOLE = 0.9  # a span of this share of the response is the response as a whole
-_FAULT = "is wrong, cannot be verified or does not answer what was asked"
-_WORD = re.compile(r"[^\W_]+")
-_OTHER_SCRIPT = re.compile(r"[\u3000-\u303f\u3400-\u9fff\uff00-\uffef]")  # Chinese remarks
-LONGEST_THOUGHT = 1500  # characters; with the label it stays below the card's max_new_tokens
-ANSWER_TOKENS = 130  # a usual answer, for the estimate
-_GIVEN_AWAY = re.compile(
-    r"\b(annotat\w*|(given|true|correct|provided|gold|expected) (label|verdict)|the verdict)\b",
-    re.IGNORECASE,
-)
-SYSTEM = (
-    "You explain why an answer of an AI system is sound or not. You write factual, analytical "
-    "English and reply with one JSON object and nothing else."
-)
-TASK = """\
-An AI system was given this query:
-<query>
-{query}
-</query>
-It answered:
-<response>
-{response}
-</response>
-Careful readers came to this verdict: {verdict}{marked}
-
-Write the analysis that leads to this verdict, in two to four sentences, as if you had worked it \
-out yourself: say what the query asks, what the response does, and {point}. Do not mention the \
-readers, the verdict, a label or that anything was given to you.
-Reply with exactly this JSON object, the analysis in place of the dots:
-{{"thought": "...", "hallucination": "{label}"}}"""
 
 
 class HaluRow(NamedTuple):
@@ -98,17 +66,11 @@ class HaluRow(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """What a rebuild is made of.
+    """What a rebuild is made of."""
 
-    Attributes:
-        anchor: the text in front of every official prompt, its last line break included.
-        rows: all of HaluEval's; the first `TRAIN_ROWS` train.
-        files: of each file read, its name, origin and SHA-256.
-    """
-
-    anchor: str
-    rows: list[HaluRow]
-    files: list[dict[str, Any]]
+    anchor: str  # the text in front of every official prompt, its last line break included
+    rows: list[HaluRow]  # all of HaluEval's
+    files: list[dict[str, Any]]  # of each file read, its name, origin and SHA-256
 
     @property
     def train(self) -> list[HaluRow]:
@@ -143,9 +105,8 @@ def rebuild(name: str, args: argparse.Namespace, places: Places = DIRECT) -> int
 def read_sources(places: Places = DIRECT) -> Sources:
     """HaluEval and the official test file. Raises MachineError when one cannot be had."""
     official = load_card(OFFICIAL).split("test")
-    assert official.url is not None
-    assert official.blob is not None
-    test = ensure(official.url, official.blob, official.file, OFFICIAL, places)
+    url, blob = str(official.url), str(official.blob)
+    test = ensure(url, blob, official.file, OFFICIAL, places)
     halueval = ensure(HALUEVAL_URL, HALUEVAL_BLOB, HALUEVAL_FILE, "halueval", places)
     prompts = [record.value["prompt"] for record in read_records(test)]
     rows = []
@@ -153,12 +114,10 @@ def read_sources(places: Places = DIRECT) -> Sources:
         spans = tuple(map(str, raw.get("hallucination_spans") or ()))
         query, response = raw["user_query"], raw["chatgpt_response"]
         rows.append(HaluRow(number, query, response, raw["hallucination"], spans))
+    used_for = ((halueval, HALUEVAL_URL, f"rows 0 to {TRAIN_ROWS - 1}"), (test, url, "the anchor"))
     files = [
-        {"file": path.name, "from": url, "sha256": file_sha256(path), "used_for": what}
-        for path, url, what in (
-            (halueval, HALUEVAL_URL, f"rows 0 to {TRAIN_ROWS - 1}"),
-            (test, official.url, "the anchor"),
-        )
+        {"file": path.name, "from": place, "sha256": file_sha256(path), "used_for": what}
+        for path, place, what in used_for
     ]
     return Sources(shared_front(prompts, paths.shown(test)), rows, files)
 
@@ -195,15 +154,15 @@ def _rebuild_from_endpoint(
     check = answer_check(card, sources.train)
     with only_one(path.parent, "process", "$TELL_DATA_HOME"):
         answers, failures = endpoint.ask_all(questions, check, server, args, kept, ANSWER_TOKENS)
-    thoughts = {key: thought_in(answer) for key, answer in answers.items()}
     failed = [row for row in rows if row.key in failures]
     unanswered, partial = path.with_suffix(".failures.jsonl"), path.with_suffix(".partial.jsonl")
     reasons = ({"row": r.number, "query": r.query, "reason": failures[r.key]} for r in failed)
     write_json_lines(unanswered, reasons)
+    thoughts = {key: json.loads(bare_json(answer))["thought"] for key, answer in answers.items()}
     if args.fill:
         thoughts |= {row.key: span_thought(row) for row in failed}
     told = [row for row in rows if row.key in thoughts]
-    done = [training_row(sources.anchor, row, thoughts[row.key]) for row in told]
+    done = [training_row(sources.anchor, row, thoughts[row.key].strip()) for row in told]
     if len(done) == len(sources.train):
         how = {
             "by": f"{args.model} at {server.shown_url}",
@@ -217,10 +176,8 @@ def _rebuild_from_endpoint(
         partial.unlink(missing_ok=True)
         return 0
     write_json_lines(partial, done)
-    print(
-        f"{len(done):,} of {len(sources.train):,} rows have a thought: not the training file yet\n"
-        f"  as far as it goes: {paths.shown(partial)}"
-    )
+    print(f"{len(done):,} of {len(sources.train):,} rows have a thought: not the training file yet")
+    print(f"  as far as it goes: {paths.shown(partial)}")
     if failed:
         print(
             f"{len(failed):,} rows have no valid answer after {args.attempts} attempts: "
@@ -240,22 +197,21 @@ def write_split(
     name: str, split: str, rows: Sequence[dict[str, str]], sources: Sources, how: dict[str, Any]
 ) -> None:
     labels = Counter(json.loads(row["response"])["hallucination"] for row in rows)
-    path = write_rows(
-        load_card(name),
-        split,
-        rows,
-        {"rebuilt_from": sources.files},
-        origin="rebuilt from " + ", ".join(file["file"] for file in sources.files),
-        labels=dict(sorted(labels.items())),
-        thoughts=how,
-    )
-    print(
-        f"tell/{name}, {split}: {len(rows):,} rows ({labels['yes']} yes, {labels['no']:,} no)"
-        f": {paths.shown(path)}"
-    )
+    made_of = ", ".join(file["file"] for file in sources.files)
+    facts = {"origin": f"rebuilt from {made_of}", "labels": dict(sorted(labels.items()))}
+    source = {"rebuilt_from": sources.files}
+    path = write_rows(load_card(name), split, rows, source, **facts, thoughts=how)
+    counts = f"{len(rows):,} rows ({labels['yes']} yes, {labels['no']:,} no)"
+    print(f"tell/{name}, {split}: {counts}: {paths.shown(path)}")
 
 
 # ------------------------------------------------------------------------- from spans
+
+_QUERY_CHARS, _SPAN_CHARS = 90, 140
+_MOST_SPANS = 3
+_WHOLE = 0.9  # a span of this share of the response is the response as a whole
+_FAULT = "is wrong, cannot be verified or does not answer what was asked"
+_OTHER_SCRIPT = re.compile(r"[\u3000-\u303f\u3400-\u9fff\uff00-\uffef]")  # Chinese remarks
 
 
 def shorten(text: str, limit: int) -> str:
@@ -268,7 +224,7 @@ def shorten(text: str, limit: int) -> str:
     return (head[:cut] if cut > limit // 2 else head[:limit]).rstrip(" ,;:.") + " ..."
 
 
-def _quoted(text: str, limit: int = SPAN_CHARS) -> str:
+def _quoted(text: str, limit: int = _SPAN_CHARS) -> str:
     """`text` shortened and in double quotes, its own full stop left out."""
     line = shorten(text, limit)
     return f'"{line if line.endswith("...") else line.rstrip(". ") or line}"'
@@ -276,20 +232,20 @@ def _quoted(text: str, limit: int = SPAN_CHARS) -> str:
 
 def span_thought(row: HaluRow) -> str:
     """The thought for one row; the same row always gives the same thought."""
-    opening = f"The query is {_quoted(row.query, QUERY_CHARS)}."
+    opening = f"The query is {_quoted(row.query, _QUERY_CHARS)}."
     if row.label == "no":
         return f"{opening} No part of the response was found that {_FAULT}."
     quotes, remarks = _sort_spans(row.response, row.spans)
     if not quotes and not remarks:
         return f"{opening} Part of the response {_FAULT}."
     parts = [opening]
-    if quotes and len(_plain(quotes[0])) >= WHOLE * max(1, len(_plain(row.response))):
+    if quotes and len(_plain(quotes[0])) >= _WHOLE * max(1, len(_plain(row.response))):
         parts.append(f"The response as a whole, beginning {_quoted(quotes[0])}, {_FAULT}.")
     elif quotes:
-        said = " and ".join(_quoted(quote) for quote in quotes[:MOST_SPANS])
+        said = " and ".join(_quoted(quote) for quote in quotes[:_MOST_SPANS])
         parts.append(f"The response says {said}, which {_FAULT}.")
     if remarks:
-        noted = ", ".join(_quoted(remark) for remark in remarks[:MOST_SPANS])
+        noted = ", ".join(_quoted(remark) for remark in remarks[:_MOST_SPANS])
         parts.append(f"The fault, as it was noted: {noted}.")
     return " ".join(parts)
 
@@ -329,10 +285,37 @@ def _holds(response: str, span: str) -> bool:
 @lru_cache(maxsize=64)
 def _plain(text: str) -> str:
     """`text` in lower case, its words alone; as it stands where it has none."""
-    return " ".join(_WORD.findall(text.lower())) or text.strip()
+    return " ".join(re.findall(r"[^\W_]+", text.lower())) or text.strip()
 
 
 # ------------------------------------------------------------------------- asked
+
+_LONGEST_THOUGHT = 1500  # characters; with the label it stays below the card's max_new_tokens
+ANSWER_TOKENS = 130  # a usual answer, for the estimate
+_GIVEN_AWAY = re.compile(
+    r"\b(annotat\w*|(given|true|correct|provided|gold|expected) (label|verdict)|the verdict)\b",
+    re.IGNORECASE,
+)
+SYSTEM = (
+    "You explain why an answer of an AI system is sound or not. You write factual, analytical "
+    "English and reply with one JSON object and nothing else."
+)
+TASK = """\
+An AI system was given this query:
+<query>
+{query}
+</query>
+It answered:
+<response>
+{response}
+</response>
+Careful readers came to this verdict: {verdict}{marked}
+
+Write the analysis that leads to this verdict, in two to four sentences, as if you had worked it \
+out yourself: say what the query asks, what the response does, and {point}. Do not mention the \
+readers, the verdict, a label or that anything was given to you.
+Reply with exactly this JSON object, the analysis in place of the dots:
+{{"thought": "...", "hallucination": "{label}"}}"""
 
 
 def question_about(row: HaluRow) -> endpoint.Messages:
@@ -345,14 +328,8 @@ def question_about(row: HaluRow) -> endpoint.Messages:
         spans = "".join(f"\n- {span.strip()}" for span in row.spans if span.strip())
         if spans:
             marked = "\nWhat they pointed at (passages of the response, or remarks):" + spans
-    text = TASK.format(
-        query=row.query,
-        response=row.response,
-        verdict=verdict,
-        marked=marked,
-        point=point,
-        label=row.label,
-    )
+    facts = {"query": row.query, "response": row.response, "label": row.label}
+    text = TASK.format(**facts, verdict=verdict, marked=marked, point=point)
     return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
 
 
@@ -372,9 +349,9 @@ def answer_check(card: Card, rows: Sequence[HaluRow]) -> Callable[[str, str], st
         row, thought = by_key[key], value["thought"].strip()
         if value["hallucination"] != row.label:
             return f"'hallucination' must be '{row.label}'"
-        if not thought or len(thought) > LONGEST_THOUGHT:
-            return f"'thought' must have 1 to {LONGEST_THOUGHT} characters"
-        if any("\ud800" <= character <= "\udfff" for character in thought):
+        if not thought or len(thought) > _LONGEST_THOUGHT:
+            return f"'thought' must have 1 to {_LONGEST_THOUGHT} characters"
+        if re.search(r"[\ud800-\udfff]", thought):
             return "'thought' holds half a character (a lone surrogate)"
         given = _GIVEN_AWAY.search(thought)
         if given and given[0].lower() not in row.payload.lower():
@@ -389,8 +366,3 @@ def bare_json(text: str) -> str:
     text = re.sub(r"\A\s*<think>.*?</think>", "", text, flags=re.DOTALL).strip()
     fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, flags=re.DOTALL)
     return fenced[1] if fenced else text
-
-
-def thought_in(answer: str) -> str:
-    """The thought of an answer that passed the check."""
-    return str(json.loads(bare_json(answer))["thought"]).strip()

@@ -6,9 +6,8 @@ once, where the loaders themselves would try for minutes.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from tell_plugins.core.cards import Card, Split
@@ -46,10 +45,14 @@ def load_rows(card: Card, split: str, hub: str | None) -> Loaded:
     name = str(getattr(spec, hub))
     wanted = [*columns.names, *([columns.history] if columns.history else [])]
     print(f"Loading {name} from {HUBS[hub]} ...", flush=True)
-    with _hub_faults(hub, name, spec.file):
+    try:
         load = _from_modelscope if hub == MODELSCOPE else _from_huggingface
         revision, dataset = load(name, spec)
         rows = dataset.select_columns(wanted)
+    except ModuleNotFoundError:  # a package is missing here, and nothing is wrong with the hub
+        raise
+    except Exception as error:  # the libraries raise dozens of kinds, and bare Exception
+        raise _fault(error, hub, name, spec.file) from error
     shown = tracked(rows, f"writing {spec.file}", "rows", total=len(rows))
     facts = {"hub": hub, "id": name, "subset": spec.subset, "split": spec.hub_split}
     return facts | {"revision": revision}, ({key: row[key] for key in wanted} for row in shown)
@@ -63,9 +66,8 @@ def _from_modelscope(name: str, split: Split) -> tuple[str, Dataset]:
     get_logger().setLevel(logging.CRITICAL)
     revision = "master"  # ModelScope gives data sets no commit id
     HubApi(timeout=_TIMEOUT, max_retries=1).get_dataset_files(name, revision=revision)
-    return revision, MsDataset.load(
-        name, subset_name=split.subset, split=split.hub_split, version=revision
-    )
+    subset = {"subset_name": split.subset, "split": split.hub_split}
+    return revision, MsDataset.load(name, **subset, version=revision)
 
 
 def _from_huggingface(name: str, split: Split) -> tuple[str, Dataset]:
@@ -75,25 +77,16 @@ def _from_huggingface(name: str, split: Split) -> tuple[str, Dataset]:
 
     logging.set_verbosity_error()
     revision = str(HfApi().dataset_info(name, timeout=_TIMEOUT).sha)
-    dataset = load_dataset(name, name=split.subset, split=split.hub_split, revision=revision)
-    return revision, dataset
+    return revision, load_dataset(name, split.subset, split=split.hub_split, revision=revision)
 
 
-@contextlib.contextmanager
-def _hub_faults(hub: str, name: str, file: str) -> Iterator[None]:
-    """Whatever a hub's library raises on a fault, as one message."""
-    try:
-        yield
-    except ModuleNotFoundError:  # a package is missing here, and nothing is wrong with the hub
-        raise
-    except Exception as error:  # the libraries raise dozens of kinds, and bare Exception
-        text = str(error).strip() or "no message"
-        silent = any(sign in text for sign in _SILENT)
-        said = f"{type(error).__name__}: {text.splitlines()[0][:200]}"
-        [other] = HUBS.keys() - {hub}
-        raise (Unreachable if silent else MachineError)(
-            f"{name} could not be loaded from {HUBS[hub]}: "
-            + ("the hub does not answer" if silent else said),
-            remedy=f"check the network; or --hub {other}; or --mirror URL or --from DIR, where "
-            f"'{file}' lies",
-        ) from error
+def _fault(error: Exception, hub: str, name: str, file: str) -> MachineError:
+    """Whatever a hub's library raises, as one message."""
+    text = str(error).strip() or "no message"
+    silent = any(sign in text for sign in _SILENT)
+    said = f"{type(error).__name__}: {text.splitlines()[0][:200]}"
+    [other] = HUBS.keys() - {hub}
+    why = "the hub does not answer" if silent else said
+    found = f"{name} could not be loaded from {HUBS[hub]}: {why}"
+    remedy = f"check the network; or --hub {other}; or --mirror URL or --from DIR, where '{file}' "
+    return (Unreachable if silent else MachineError)(found, remedy=remedy + "lies")

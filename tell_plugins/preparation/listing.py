@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -29,7 +28,6 @@ def run(args: argparse.Namespace) -> int:
     lines: list[tuple[str, ...]] = []
     notes: list[str] = []
     problems = Problems()  # of one card, which does not hide the others
-    wrong = False
     for name in args.names or card_names():
         with problems:
             card = load_card(name)
@@ -37,7 +35,6 @@ def run(args: argparse.Namespace) -> int:
             notes += [f"    {text}" for text in (card.summary, card.source) if args.names]
             for split in card.splits:
                 state = state_of(card, split)
-                wrong |= state.verdict in ("wrong", "changed")
                 lines.append(_line(card, split, state))
                 if state.path is not None:
                     came = (read_record(state.path) or {}).get("origin", "")
@@ -50,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         print("", *_others(), sep="\n")
     for problem in problems:
         print(f"\n{problem}")
-    return 1 if problems or wrong else 0
+    return 1 if problems or {"wrong", "changed"} & {line[4] for line in lines} else 0
 
 
 def _others() -> list[str]:
@@ -68,22 +65,15 @@ def _others() -> list[str]:
 
 
 def _line(card: Card, split: str, state: State) -> tuple[str, ...]:
-    spec = card.split(split)
-    if state.path is None:
+    spec, path = card.split(split), state.path
+    if path is None:
         expected = f"({spec.rows:,})" if spec.rows else ""
         how = spec.build or f"./run.sh data {card.name}"
         return (card.name, split, "", expected, state.verdict, how)
-    rows = _rows_in(state.path)
-    shown = "" if rows is None else f"{rows:,}"
-    if rows is not None and spec.rows not in (None, rows):
-        shown += f" of {spec.rows:,}"
-    size = tqdm.format_sizeof(state.path.stat().st_size, "B")
+    shown = ""
+    if path.suffix == ".jsonl":
+        with path.open("rb") as file:
+            rows = sum(1 for line in file if line.strip())
+        shown = f"{rows:,}" + (f" of {spec.rows:,}" if spec.rows not in (None, rows) else "")
+    size = tqdm.format_sizeof(path.stat().st_size, "B")
     return (card.name, split, size, shown, state.verdict, state.why)
-
-
-def _rows_in(path: Path) -> int | None:
-    """The lines that are not blank; None of a file that is no JSON lines."""
-    if path.suffix != ".jsonl":
-        return None
-    with path.open("rb") as file:
-        return sum(1 for line in file if line.strip())

@@ -20,8 +20,6 @@ from tell_plugins.preparation.download import Places, fetch, write_record
 from tell_plugins.preparation.hub import HUGGINGFACE
 
 NAME, FILE = "llama2_tokenizer", "tokenizer.json"
-_MODELSCOPE_ID = "modelscope/Llama-2-7b-chat-ms"
-_HUGGINGFACE_ID = "NousResearch/Llama-2-7b-chat-hf"
 VOCABULARY = "317117d0ed0fa2d643533e2ad16aa34e72ec0091cba4a88a2b582c9e37f4458d"
 PROBES = (
     "The quick brown fox jumps over the lazy dog, doesn't it?",
@@ -55,16 +53,17 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-def address(hub: str | None) -> str:
+def _address(hub: str | None) -> str:
     """Where the file lies on a hub; the hubs' own variables name another endpoint."""
+    variable, base = "MODELSCOPE_ENDPOINT", "https://www.modelscope.cn"
+    path = f"api/v1/models/modelscope/Llama-2-7b-chat-ms/repo?Revision=master&FilePath={FILE}"
     if hub == HUGGINGFACE:
-        base = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-        return f"{base}/{_HUGGINGFACE_ID}/resolve/main/{FILE}"
-    base = os.environ.get("MODELSCOPE_ENDPOINT", "https://www.modelscope.cn").rstrip("/")
-    return f"{base}/api/v1/models/{_MODELSCOPE_ID}/repo?Revision=master&FilePath={FILE}"
+        variable, base = "HF_ENDPOINT", "https://huggingface.co"
+        path = f"NousResearch/Llama-2-7b-chat-hf/resolve/main/{FILE}"
+    return f"{os.environ.get(variable, base).rstrip('/')}/{path}"
 
 
-def prepare(places: Places) -> bool:
+def prepare(places: Places) -> None:
     """Make the tokenizer ready where the token counter looks for it.
 
     Raises MachineError when it cannot be had or is another tokenizer, UserError for a folder that
@@ -77,7 +76,7 @@ def prepare(places: Places) -> bool:
         def record(part: Path, source: str) -> None:
             write_record(target, {"place": source}, part, licence="Llama 2 Community License")
 
-        fetch(address(places.hub), problem, target, places, record=record)
+        fetch(_address(places.hub), problem, target, places, record=record)
         here, state = tokenizer_file(), "is ready"
     if here is None or problem(here) is not None:
         raise UserError(
@@ -86,4 +85,3 @@ def prepare(places: Places) -> bool:
             remedy="remove that file or give it another name; or unset $TELL_TOKENIZER",
         )
     print(f"  {NAME}: {state}, verified (vocabulary and tokens): {paths.shown(here)}")
-    return True

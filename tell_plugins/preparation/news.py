@@ -37,17 +37,7 @@ from tell_plugins.preparation.download import Places
 TEST_SETS = {"train": "wmt21/dev", "test": "wmt21"}  # sacrebleu's names
 LINE_END = "\r\n"  # of the official files
 DIRECTIONS = ("en_is_news", "is_en_news")
-SPLIT = "tm"
-WORDS = 50  # the English side has more
-_REASONS = {
-    "short": f"English side of {WORDS} words or fewer",
-    "held_out": "a sentence of the train or test documents",
-    "repeated": "a sentence that an earlier pair has",
-}
 _CODES = {"English": "en", "Icelandic": "is"}
-_CODE = ("bpt", "ept", "it", "ph", "ut")  # inline elements that hold formatting codes
-_LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
-_Pair = tuple[str, ...]
 
 
 class Frame(NamedTuple):
@@ -103,10 +93,9 @@ def rebuild(name: str, args: argparse.Namespace, places: Places) -> int:
     (with `--accept` it is taken all the same), UserError for a wrong memory.
     """
     card = load_card(name)
-    if args.rebuild:
-        for split in TEST_SETS:
-            segments, origin = from_sacrebleu(card, split, places)
-            _write(card, split, segments, origin, accept=places.accept)
+    for split in TEST_SETS if args.rebuild else ():
+        segments, origin = from_sacrebleu(card, split, places)
+        _write(card, split, segments, origin, accept=places.accept)
     if args.tmx:
         add_memory(card, paths.user_path(args.tmx))
     return 0
@@ -122,10 +111,8 @@ def join_documents(segments: list[Segment], frame: Frame) -> list[str]:
     """
     rows = []
     for _, group in groupby(segments, key=lambda segment: segment.document):
-        lines = list(group)
-        source = "\n".join(line.source for line in lines)
-        target = "\n".join(line.target for line in lines)
-        rows.append(frame.row(source, target))
+        _, sources, targets = zip(*group, strict=True)
+        rows.append(frame.row("\n".join(sources), "\n".join(targets)))
     return rows
 
 
@@ -134,29 +121,21 @@ def _write(
 ) -> None:
     spec, target = card.split(split), download.target_of(card, split)
     rows = join_documents(segments, frame(card))
+    made = f"{len(rows)} documents of {len(segments):,} lines"
     with download.locked(target), download.arriving(target) as part:
         part.write_bytes("".join(row + LINE_END for row in rows).encode())
-        assert spec.blob is not None
-        problem = download.has_blob(spec.blob)(part)
+        problem = download.has_blob(str(spec.blob))(part)
         if problem is not None and not accept:
             raise MachineError(
-                f"{target.name}: {len(rows)} documents of {len(segments):,} lines do not make "
-                f"the official file ({spec.rows} documents): {problem}; nothing was kept",
+                f"{target.name}: {made} do not make the official file ({spec.rows} documents): "
+                f"{problem}; nothing was kept",
                 remedy="--accept to take it as it is",
             )
-        download.record_split(
-            card,
-            split,
-            {"rebuilt_from": origin, "official": problem is None},
-            part,
-            origin=f"rebuilt from {origin['member']}",
-            rows=len(rows),
-        )
+        source = {"rebuilt_from": origin, "official": problem is None}
+        facts = {"origin": f"rebuilt from {origin['member']}", "rows": len(rows)}
+        download.record_split(card, split, source, part, **facts)
     proved = "equal to the official file, byte by byte" if problem is None else "NOT the official"
-    print(
-        f"  {split}: {len(rows)} documents of {len(segments):,} lines, {proved}: "
-        f"{paths.shown(target)}"
-    )
+    print(f"  {split}: {made}, {proved}: {paths.shown(target)}")
 
 
 def from_sacrebleu(card: Card, split: str, places: Places) -> tuple[list[Segment], dict[str, Any]]:
@@ -195,23 +174,31 @@ def _raw_file(dataset: Any, pair: str, places: Places) -> Path:
     sacrebleu would fetch the archive in a single breath and try once; here it is fetched like every
     other file. Raises MachineError when it cannot be had or is not the right one.
     """
-    folder = Path(dataset._rawdir)
-    path = folder / dataset.langpairs[pair][0]
+    folder, name, url = Path(dataset._rawdir), dataset.langpairs[pair][0], dataset.data[0]
+    path = folder / name
     if not path.is_file():
-        url = dataset.data[0]
-        archive = folder / dataset._get_tarball_filename(url)
+        archive, proof = folder / url.rsplit("/", 1)[-1], download.has_md5(dataset.md5[0])
         print(f"  fetching {url} (sacrebleu's {dataset.name}) ...", flush=True)
-        download.fetch(
-            url, download.has_md5(dataset.md5[0]), archive, places, name=url.rsplit("/", 1)[-1]
-        )
+        download.fetch(url, proof, archive, places)
         with tarfile.open(archive) as tar, paths.atomic_path(path) as temporary:
-            member = tar.extractfile(dataset.langpairs[pair][0])
+            member = tar.extractfile(name)
             assert member is not None  # the archive is the one that sacrebleu knows
             temporary.write_bytes(member.read())
     return path
 
 
 # ------------------------------------------------------------------------- a translation memory
+
+SPLIT = "tm"
+WORDS = 50  # the English side has more
+_REASONS = {
+    "short": f"English side of {WORDS} words or fewer",
+    "held_out": "a sentence of the train or test documents",
+    "repeated": "a sentence that an earlier pair has",
+}
+_CODE = ("bpt", "ept", "it", "ph", "ut")  # inline elements that hold formatting codes
+_LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
+_Pair = tuple[str, ...]
 
 
 def add_memory(card: Card, tmx: Path) -> None:
@@ -237,21 +224,17 @@ def add_memory(card: Card, tmx: Path) -> None:
                 where=paths.shown(tmx),
                 remedy="name a memory of English and Icelandic",
             )
-        download.record_split(
-            card,
-            SPLIT,
-            {"tmx": tmx.name, "sha256": file_sha256(tmx)},
-            temporary,
-            origin=f"made of {tmx.name}",
-            rows=kept,
-            left_out=dict(counts),
-            rule=f"English side of more than {WORDS} words",
-            licence="that of the translation memory",
-        )
-    print(
-        f"  {SPLIT}: {kept:,} pairs (left out: {said}): {paths.shown(target)}\n"
-        f"  train on it with  tell/{card.name}:split={SPLIT}"
-    )
+        facts = {
+            "origin": f"made of {tmx.name}",
+            "rows": kept,
+            "left_out": dict(counts),
+            "rule": f"English side of more than {WORDS} words",
+            "licence": "that of the translation memory",
+        }
+        source = {"tmx": tmx.name, "sha256": file_sha256(tmx)}
+        download.record_split(card, SPLIT, source, temporary, **facts)
+    print(f"  {SPLIT}: {kept:,} pairs (left out: {said}): {paths.shown(target)}")
+    print(f"  train on it with  tell/{card.name}:split={SPLIT}")
 
 
 def _left_out(pair: _Pair, english: str, known: dict[int, str]) -> str | None:
@@ -332,6 +315,5 @@ def _texts(unit: Any, path: Path) -> dict[str, str]:
 
 
 def _error(path: Path, line: int, found: str) -> UserError:
-    return UserError(
-        found, where=f"{paths.shown(path)}, line {line}", remedy="name a whole TMX file"
-    )
+    where = f"{paths.shown(path)}, line {line}"
+    return UserError(found, where=where, remedy="name a whole TMX file")

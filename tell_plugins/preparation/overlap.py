@@ -13,13 +13,11 @@ other words, and some that are only built alike.
 from __future__ import annotations
 
 import argparse
-from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+import regex
 
 from tell_plugins.core import paths
 from tell_plugins.core.cards import HELD_OUT, Card, load_card
@@ -98,32 +96,41 @@ def _task(what: str) -> tuple[Card, tuple[str, ...]]:
 
 def _held_out(card: Card, split: str | None) -> list[TaskRows]:
     names = [split] if split else [name for name in HELD_OUT if name in card.splits]
-    if not split:
-        names = [name for name in names if find_file(card, name)] or names
     if not names:
-        raise UserError(
-            f"card '{card.name}' has no held-out split",
-            where="data overlap",
-            remedy="give it a split 'test'",
-        )
-    return [open_task(card, name) for name in names]
+        found = f"card '{card.name}' has no held-out split"
+        raise UserError(found, where="data overlap", remedy="give it a split 'test'")
+    here = names if split else [name for name in names if find_file(card, name)]
+    return [open_task(card, name) for name in here or names]
 
 
 def _report(
     card: Card, held_out: Sequence[TaskRows], args: argparse.Namespace
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Print how many rows of a general card are found, and some; returns all, the surest first."""
+    rows = open_split(card, "train")
+    found = list(_found(rows, card, held_out, args.similarity))
+    print(f"\n{card.name}: {len(rows):,} rows")
+    by_kind = {kind: [row for row in found if row["kind"] == kind] for kind in _MEANS}
+    for kind, some in by_kind.items():
+        share = f"{len(some):>7,}  {len(some) / len(rows):7.3%}"
+        print(f"  {share}  {_MEANS[kind].format(args.similarity)}")
+    for kind, some in by_kind.items():
+        if some and args.examples > 0:
+            print(f"\n  {kind}:")
+        for row in some[: args.examples]:
+            print(f"    {_short(row['query'])}   (line {row['line']})")
+            other = f"{_short(row['held_out_query'])}   ({row['held_out']})"
+            print(f"      {row['similarity']:>3}  {other}")
+    return found
+
+
+def _found(
+    rows: Rows, card: Card, held_out: Sequence[TaskRows], similarity: int
+) -> Iterator[dict[str, Any]]:
     queries = [question_of(text, rows.card.question) for rows in held_out for text in rows.plain]
     places = [f"{rows.split}, line {line}" for rows in held_out for line in rows.lines.tolist()]
-    rows = open_split(card, "train")
-    matches = matches_of(rows, queries, args.similarity)
-    counts = Counter(match.kind for match in matches)
-    print(f"\n{card.name}: {len(rows):,} rows")
-    for kind, words in _MEANS.items():
-        share = f"{counts[kind]:>7,}  {counts[kind] / len(rows):7.3%}"
-        print(f"  {share}  {words.format(args.similarity)}")
-    found = [
-        {
+    for match in matches_of(rows, queries, similarity):
+        yield {
             "kind": match.kind,
             "similarity": match.similarity,
             "general": card.name,
@@ -133,21 +140,10 @@ def _report(
             "held_out": places[match.query],
             "held_out_query": queries[match.query],
         }
-        for match in matches
-    ]
-    for kind in _MEANS:
-        some = [row for row in found if row["kind"] == kind][: args.examples]
-        if some:
-            print(f"\n  {kind}:")
-        for row in some:
-            print(f"    {_short(row['query'])}   (line {row['line']})")
-            other = f"{_short(row['held_out_query'])}   ({row['held_out']})"
-            print(f"      {row['similarity']:>3}  {other}")
-    return found
 
 
-def _short(text: object) -> str:
-    return shortened(" ".join(str(text).split()), _SHOWN)
+def _short(text: str) -> str:
+    return shortened(" ".join(text.split()), _SHOWN)
 
 
 def matches_of(rows: Rows, queries: Sequence[str], similarity: int = SIMILARITY) -> list[Match]:
@@ -181,7 +177,5 @@ def matches_of(rows: Rows, queries: Sequence[str], similarity: int = SIMILARITY)
 
 def _words(texts: Sequence[str]) -> list[str]:
     """The letters and digits of each text; one without any as it stands."""
-    plain = pa.array([normalise(text) for text in texts], pa.large_string())
-    words = pc.replace_substring_regex(plain, pattern=r"[^\p{L}\p{M}\p{N}]+", replacement=" ")
-    found = pc.utf8_trim_whitespace(words).to_pylist()
+    found = (regex.sub(r"[^\p{L}\p{M}\p{N}]+", " ", normalise(text)).strip() for text in texts)
     return [word or text for word, text in zip(found, texts, strict=True)]

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from tell_plugins.core.cards import Card, load_card
 from tell_plugins.core.rows import Rows
@@ -20,13 +19,12 @@ from tell_plugins.preparation.answers import labels_of
 from tell_plugins.preparation.card_files import state_of
 from tell_plugins.recipe.tables import table
 
-ROWS_SHOWN, CHARS_SHOWN = 3, 1500
+CHARS_SHOWN = 1500
 _MOST_LABELS = 20  # that are listed
 _MEASURES: dict[str, Any] = {
     **{"total": np.sum, "mean": np.mean, "median": np.median},
     **{"95 %": partial(np.percentile, q=95), "longest": np.max},
 }
-_Lengths = npt.NDArray[np.int64]  # (n, 2): of the query with its anchor, and of the response
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", default="train", help="a split of the card (train)")
     text = "card, none, or the stem of another anchor file (card)"
     add("--anchor", default="card", help=text)
-    add("--rows", type=int, default=ROWS_SHOWN, metavar="N", help="rows shown (3)")
+    add("--rows", type=int, default=3, metavar="N", help="rows shown (3)")
     add("--full", action="store_true", help="show rows in full")
 
 
@@ -47,22 +45,19 @@ def run(args: argparse.Namespace) -> int:
     print(f"{card.name}, split {split}: {card.summary}")
     print(f"  licence  {card.licence}")
     print(f"  file     {rows.shown}: {state.verdict} ({state.why})")
-    _print_statistics(card, rows, _measure(rows))
-    _print_rows(rows, args.rows, None if args.full else CHARS_SHOWN)
+    _print_facts(card, rows)
+    print("\n" + _lengths(rows) + "\n")
+    some = np.arange(min(args.rows, len(rows)))
+    for number, (query, response) in enumerate(rows.texts(some)):
+        name, limit = (
+            f"{number + 1} (line {rows.lines[number]})",
+            None if args.full else CHARS_SHOWN,
+        )
+        print("\n" + as_seen(name, query, response, limit))
     return 0
 
 
-def _measure(rows: TaskRows | Rows) -> dict[str, _Lengths]:
-    """Lengths in words, and in tokens where a tokenizer is here, by unit."""
-    pairs = rows.texts(np.arange(len(rows)))
-    found = {"words": np.array([[len(words(text)) for text in pair] for pair in pairs])}
-    if tokenizer := tokenizer_file():
-        counter = TokenCounter(tokenizer)
-        found[f"tokens ({counter.name})"] = np.asarray(lengths_of(rows, counter), np.int64)
-    return found
-
-
-def _print_statistics(card: Card, rows: TaskRows | Rows, lengths: dict[str, _Lengths]) -> None:
+def _print_facts(card: Card, rows: TaskRows | Rows) -> None:
     keys = rows.query_keys if isinstance(rows, TaskRows) else rows.keys
     repeated = len(keys) - len(np.unique(keys))
     print(f"  rows     {len(rows):,}, {repeated:,} of them with the query of an earlier row")
@@ -77,18 +72,23 @@ def _print_statistics(card: Card, rows: TaskRows | Rows, lengths: dict[str, _Len
         if 0 < len(labels) <= _MOST_LABELS:
             said = ", ".join(f"{label} {count:,}" for label, count in labels.most_common())
             print(f"  labels   {said}")
+
+
+def _lengths(rows: TaskRows | Rows) -> str:
+    """A table of lengths in words, and in tokens where a tokenizer is here."""
+    pairs = rows.texts(np.arange(len(rows)))
+    by_unit: dict[str, Any] = {
+        "words": np.array([[len(words(text)) for text in pair] for pair in pairs])
+    }
+    if tokenizer := tokenizer_file():
+        counter = TokenCounter(tokenizer)
+        by_unit[f"tokens ({counter.name})"] = lengths_of(rows, counter)
     lines = [
         (f"{part}, {unit}", *(f"{measure(one):,.0f}" for measure in _MEASURES.values()))
-        for unit, values in lengths.items()
+        for unit, values in by_unit.items()
         for part, one in zip(("query", "response"), values.T, strict=True)
     ]
-    print("\n" + table(("length", *_MEASURES), lines, right=_MEASURES) + "\n")
-
-
-def _print_rows(rows: TaskRows | Rows, count: int, limit: int | None) -> None:
-    some = np.arange(min(count, len(rows)))
-    for number, (query, response) in enumerate(rows.texts(some), 1):
-        print("\n" + as_seen(f"{number} (line {rows.lines[number - 1]})", query, response, limit))
+    return table(("length", *_MEASURES), lines, right=_MEASURES)
 
 
 def as_seen(name: str, query: str, response: str, limit: int | None) -> str:

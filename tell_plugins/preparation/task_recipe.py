@@ -21,9 +21,8 @@ from tell_plugins.core.errors import UserError, nearest, raise_all
 from tell_plugins.core.spec import NONE
 from tell_plugins.preparation.method import Method
 from tell_plugins.recipe.model_rules import check_kind, check_template
-from tell_plugins.recipe.models import model_folder
+from tell_plugins.recipe.models import model_folder, parameters_of
 from tell_plugins.recipe.recipes import Recipe, load_recipe
-from tell_plugins.recipe.shapes import parameters_of
 from tell_plugins.recipe.swift_keys import swift_keys
 
 PATTERN = "llama2_json"  # its settings for a 24 GB card are those of any model of its size

@@ -8,29 +8,31 @@ from collections.abc import Sequence
 from typing import Any
 
 from tell_plugins.core.errors import MachineError, UserError
-from tell_plugins.recipe import (
-    check_report,
-    data_rules,
-    key_rules,
-    mixture_rules,
-    model_rules,
-    schedule_rules,
-)
-from tell_plugins.recipe.checked import Checked, Rule, Unjudged, as_errors
+from tell_plugins.recipe import data_rules, key_rules, mixture_rules, model_rules
+from tell_plugins.recipe.check_report import object_of, problems, report, unjudged
+from tell_plugins.recipe.checked import Checked, Rule, as_errors
 from tell_plugins.recipe.recipes import Recipe, load_recipe
 
+# rules of the recipe alone; a value that one cannot read is a finding of its own
 _OF_THE_RECIPE: tuple[Rule, ...] = (
-    *(*key_rules.RULES, *schedule_rules.RULES),
-    *(*data_rules.RULES, *model_rules.RULES),
+    *(key_rules.check_keys, key_rules.check_values, key_rules.check_texts),
+    *(key_rules.check_variables, key_rules.check_rate),
+    *(data_rules.check_plugin, data_rules.check_uses, data_rules.check_validation),
+    *(data_rules.check_keeping, model_rules.check_model, model_rules.check_kind),
+    *(model_rules.check_template, model_rules.check_targets, model_rules.check_cpu),
+    *(model_rules.check_positions, model_rules.check_output, model_rules.check_resumed),
 )
 # rules of what the recipe names, and the id under which an error of theirs is told
-_OF_THE_DATA: tuple[tuple[str, tuple[Rule, ...]], ...] = (
-    ("tell-answer-schema", (data_rules.check_schema,)),
-    ("tell-data-missing", (data_rules.check_files,)),
-    ("tell-data", mixture_rules.RULES),
-    ("tell-pattern-slow", (data_rules.check_patterns,)),
-    ("tell-schedule", (schedule_rules.check_steps,)),
-    ("tell-value-type", (mixture_rules.check_lengths,)),
+_OF_THE_DATA: tuple[tuple[str, Rule], ...] = (
+    ("tell-answer-schema", data_rules.check_schema),
+    ("tell-data-missing", data_rules.check_files),
+    ("tell-data", mixture_rules.check_mixture),
+    ("tell-data", mixture_rules.check_control_tokens),
+    ("tell-data", mixture_rules.check_anchor),
+    ("tell-data", mixture_rules.check_shares),
+    ("tell-pattern-slow", data_rules.check_patterns),
+    ("tell-schedule", mixture_rules.check_steps),
+    ("tell-value-type", mixture_rules.check_lengths),
 )
 
 
@@ -50,13 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     codes, objects = [], []
-    for path in args.recipes:
-        judged = _judged(path, args.flags)
-        codes.append(judged.code)
-        if args.json:
-            objects.append(check_report.as_object(judged))
-        else:
-            print(("\n" if len(codes) > 1 else "") + check_report.report(judged, args.verbose))
+    for number, path in enumerate(args.recipes):
+        code, text, found = _judge(path, args.flags, args.verbose)
+        codes.append(code)
+        objects.append(found)
+        if not args.json:
+            print(("\n" if number else "") + text)
     if args.json:
         print(json.dumps(objects if len(objects) > 1 else objects[0], indent=2))
     elif len(codes) > 1:
@@ -67,13 +68,17 @@ def run(args: argparse.Namespace) -> int:
     return max(codes)
 
 
-def _judged(path: str, flags: Sequence[str]) -> Checked | Unjudged:
+def _judge(path: str, flags: Sequence[str], verbose: bool) -> tuple[int, str, dict[str, Any]]:
+    """Exit code, text and object of a recipe; 2 where the machine cannot judge it."""
     try:
-        return inspect(load_recipe(path, flags))
+        checked = inspect(load_recipe(path, flags))
+        return int(bool(checked.errors)), report(checked, verbose), object_of(checked)
     except UserError as problem:
-        return Unjudged(path, "the recipe cannot be read", as_errors("tell-recipe", problem))
+        found = as_errors("tell-recipe", problem)
+        why = "the recipe cannot be read"
+        return 1, f"{path}\n\n{problems(found)}", unjudged(path, found, why)
     except MachineError as problem:
-        return Unjudged(path, str(problem))
+        return 2, f"{path}\n\n{problem}", unjudged(path, [], str(problem))
 
 
 def inspect(recipe: Recipe, *, data: bool = True) -> Checked:
@@ -85,9 +90,8 @@ def inspect(recipe: Recipe, *, data: bool = True) -> Checked:
     _collect(checked, "tell-dataset", data_rules.check_dataset, checked)
     for rule in _OF_THE_RECIPE:
         _collect(checked, "tell-value-type", rule, recipe)
-    for fallback, rules in _OF_THE_DATA if data else ():
-        for rule in rules:
-            _collect(checked, fallback, rule, checked)
+    for fallback, rule in _OF_THE_DATA if data else ():
+        _collect(checked, fallback, rule, checked)
     return checked
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from tell_plugins.bridge.embedded_model import is_embedded
-from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError, UserErrors
 from tell_plugins.core.mixture import GENERAL, Mixture
@@ -21,6 +20,7 @@ from tell_plugins.recipe.recipes import Recipe
 from tell_plugins.recipe.schedule import Exposure, Plan
 
 ERROR, WARNING = "error", "warning"
+PARTS = ("settings", "data", "held_out_rows", "control_tokens", "schedule", "lengths")
 
 
 class Finding(UserError):
@@ -43,16 +43,13 @@ class Finding(UserError):
 
 
 error, warning = partial(Finding, ERROR), partial(Finding, WARNING)
+Rule = Callable[[Any], "Iterable[Finding] | None"]  # its UserError is a finding, too
 
 
 def as_errors(rule: str, problem: UserError) -> list[Finding]:
     """The single problems in an error that may carry several."""
     parts = UserErrors([problem]).problems
     return [error(rule, one.found, one.where, one.remedy, one.allowed) for one in parts]
-
-
-PARTS = ("settings", "data", "held_out_rows", "control_tokens", "schedule", "lengths")
-_OF_THE_ROWS = ("held_out_rows", "control_tokens", "lengths")
 
 
 @dataclass
@@ -75,15 +72,6 @@ class Checked:
     limit: int | None = None
     own_tokens: list[str] | None = None
     findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def path(self) -> str:
-        return paths.shown(self.recipe.path)
-
-    @property
-    def code(self) -> int:
-        """The exit code: 0 good, 1 errors."""
-        return int(bool(self.errors))
 
     @property
     def errors(self) -> list[Finding]:
@@ -113,8 +101,7 @@ class Checked:
     @property
     def not_checked(self) -> dict[str, str]:
         """The parts that could not be looked at, or not to the end, and why."""
-        found: dict[str, str] = {}
-        swift, mixture = self.recipe.swift, self.mixture
+        swift, mixture, found = self.recipe.swift, self.mixture, dict[str, str]()
         if not swift.installed:
             found["settings"] = (
                 "ms-swift is not installed: keys, models and templates were compared with a table "
@@ -125,8 +112,8 @@ class Checked:
                 "the number of rows or the learning rates of the steps are not known"
             )
         if mixture is None:
-            found |= dict.fromkeys(_OF_THE_ROWS, "the data was not read")
-            return {**found, "data": self._why_no_data()}
+            unread = dict.fromkeys(("held_out_rows", "control_tokens", "lengths"), _UNREAD)
+            return {**found, **unread, "data": self._why_no_data()}
         if mixture.card.kind == GENERAL:
             found["held_out_rows"] = "a general card has no held-out rows"
         elif not mixture.overlap_checked:
@@ -135,9 +122,8 @@ class Checked:
             found["control_tokens"] = (
                 "the model's tokenizer is not on this machine: only known tokens were looked for"
             )
-        if why := self._why_not_counted():
-            found["lengths"] = why
-        return found
+        why = self._why_not_counted()
+        return found | ({"lengths": why} if why else {})
 
     def _why_no_data(self) -> str:
         if self.spec is None:
@@ -160,25 +146,7 @@ class Checked:
         return None
 
 
-@dataclass(frozen=True)
-class Unjudged:
-    """A recipe of which nothing could be looked at, and why."""
-
-    path: str
-    why: str
-    findings: list[Finding] = field(default_factory=list)
-
-    @property
-    def code(self) -> int:
-        """The exit code: 1 where the recipe is wrong, 2 where the machine cannot judge it."""
-        return 1 if self.findings else 2
-
-    @property
-    def not_checked(self) -> dict[str, str]:
-        return dict.fromkeys(PARTS, self.why)
-
-
-Rule = Callable[[Any], "Iterable[Finding] | None"]  # its UserError is a finding, too
+_UNREAD = "the data was not read"
 
 
 def planned_entries(spec: Spec) -> tuple[int, int] | None:

@@ -92,10 +92,8 @@ def try_patterns(card: Card, responses: Sequence[str]) -> None:
     if validator is None:
         return
     for response in responses:
-        try:
+        with contextlib.suppress(ValueError, RecursionError):  # no JSON: others tell that
             list(validator.iter_errors(json.loads(response)))
-        except (ValueError, RecursionError):  # no JSON: what `new` and the scorers tell
-            continue
 
 
 def check_files(checked: Checked) -> None:
@@ -105,14 +103,13 @@ def check_files(checked: Checked) -> None:
         return
     card = load_card(spec.card)
     amount, names = spec.general_of(card)
+    sources = [load_card(name) for name in names]
     wanted = card.kind == GENERAL or spec.task != NONE
     needed = [(card, name) for name in spec.splits] if wanted else []
     if card.kind != GENERAL and spec.overlap == "drop":
         needed += [(card, name) for name in HELD_OUT if name in card.splits]
-    sources = [load_card(name) for name in names]
-    needed += [(source, "train") for source in sources]
     problems = Problems()
-    for owner, name in needed:
+    for owner, name in (*needed, *((source, "train") for source in sources)):
         with problems:
             need_file(owner, name)
     with problems:
@@ -124,10 +121,9 @@ def check_uses(recipe: Recipe) -> Iterator[Finding]:
     """Settings of ms-swift that do not go with the mixture, or with its loss."""
     if not any(is_tell(str(entry)) for entry in as_list(recipe.values.get("dataset"))):
         return
-    try:
+    spec = Spec("")
+    with contextlib.suppress(UserError):  # the rule on the dataset says what is wrong
         spec = recipe.spec
-    except UserError:  # the rule on the dataset says what is wrong
-        spec = Spec("")
 
     def read(key: str) -> Any:
         with contextlib.suppress(UserError):
@@ -136,20 +132,12 @@ def check_uses(recipe: Recipe) -> Iterator[Finding]:
 
     for one in mixed_use.misuses(read, spec):
         yield error(one.rule, one.found, recipe.where(one.key), one.remedy)
-    if spec.kl:
-        yield from _check_held_rows(recipe, spec)
-
-
-def _check_held_rows(recipe: Recipe, spec: Spec) -> Iterator[Finding]:
     where = recipe.where("dataset")
-    if spec.task == NONE:
-        found = (
-            f"with task=0 and kl={spec.kl:g} every row is held to what the model already is, so "
-            "nothing trains"
-        )
+    if spec.kl and spec.task == NONE:
+        found = f"with task=0 and kl={spec.kl:g} every row is held to what the model already is, "
         remedy = "take kl out of the dataset string, or ask for task rows"
-        yield error("tell-kl-rows", found, where, remedy)
-    elif spec.general == NONE:
+        yield error("tell-kl-rows", found + "so nothing trains", where, remedy)
+    elif spec.kl and spec.general == NONE:
         found = f"kl={spec.kl:g} holds general rows, and general=0 takes none"
         yield warning("tell-kl-rows", found, where, "ask for general rows, for example general=2x")
 
@@ -160,14 +148,13 @@ def check_keeping(recipe: Recipe) -> Iterator[Finding]:
         found = "'strict' is not true: ms-swift drops rows it cannot encode with one summary line"
         yield warning("tell-strict", found, recipe.where("strict"), "write 'strict: true'")
     strategy = recipe.text("truncation_strategy", "delete")
-    if strategy in ("left", "right"):
-        found = f"'truncation_strategy' is {strategy}: rows over max_length are cut, not refused"
-        remedy = "remove it and raise max_length"
-        yield warning("tell-truncation", found, recipe.where("truncation_strategy"), remedy)
-    elif strategy == "split":
-        found = "'truncation_strategy' is split, which ms-swift has for pre-training only"
-        remedy = "remove it and raise max_length"
-        yield error("tell-truncation", found, recipe.where("truncation_strategy"), remedy)
+    if strategy in ("left", "right", "split"):
+        tell, why = warning, ": rows over max_length are cut, not refused"
+        if strategy == "split":
+            tell, why = error, ", which ms-swift has for pre-training only"
+        found = f"'truncation_strategy' is {strategy}{why}"
+        where = recipe.where("truncation_strategy")
+        yield tell("tell-truncation", found, where, "remove it and raise max_length")
 
 
 def check_plugin(recipe: Recipe) -> Iterator[Finding]:
@@ -176,46 +163,37 @@ def check_plugin(recipe: Recipe) -> Iterator[Finding]:
     plugins = [str(part) for part in as_list(recipe.values.get("external_plugins"))]
     others = [part for part in plugins if (paths.PROJECT / part).resolve() != paths.PLUGIN]
     if others == plugins:
-        found = (
-            f"'external_plugins' does not name {ours}, so ms-swift would look for the data set on "
-            "a hub"
-        )
-        allowed = "a path from the project's folder"
-        yield error("tell-plugin", found, where, f"write 'external_plugins: [{ours}]'", allowed)
+        found = f"'external_plugins' does not name {ours}, so ms-swift would look for the data set "
+        remedy, allowed = f"write 'external_plugins: [{ours}]'", "a path from the project's folder"
+        yield error("tell-plugin", found + "on a hub", where, remedy, allowed)
         return
     for plugin in others:
         if Path(plugin).name == paths.PLUGIN.name:
-            found = (
-                f"'external_plugins' names '{plugin}' beside {ours}, and ms-swift 4.0 takes the "
-                "second of two files of one name for the first"
-            )
+            found = f"'external_plugins' names '{plugin}' beside {ours}, and ms-swift 4.0 takes "
+            found += "the second of two files of one name for the first"
             yield error("tell-plugin", found, where, "rename yours")
 
 
 def check_validation(recipe: Recipe) -> Iterator[Finding]:
     """TELL strings and files under `val_dataset`."""
-    where = recipe.where("val_dataset")
+    rule, where = "tell-validation", recipe.where("val_dataset")
     for entry in map(str, as_list(recipe.values.get("val_dataset"))):
+        file = entry.partition("#")[0]  # NAME#COUNT, as ms-swift reads it
         if not is_tell(entry):
-            file = entry.partition("#")[0]  # NAME#COUNT, as ms-swift reads it
             if file.endswith(FORMATS) and not (paths.PROJECT / file).is_file():
-                yield error("tell-validation", f"no file '{file}'", where, "correct the path")
+                yield error(rule, f"no file '{file}'", where, "correct the path")
             continue
         try:
             spec = parse_spec(entry, where=where)
             for name in spec.splits:
                 load_card(spec.card).split(name)
         except UserError as problem:
-            yield from as_errors("tell-validation", problem)
+            yield from as_errors(rule, problem)
             continue
         if spec.split == "test":
             found = "test rows serve as validation data; what they choose cannot be scored on them"
             remedy = "validate on split=validation, or on rows of another source"
-            yield warning("tell-validation", found, where, remedy)
+            yield warning(rule, found, where, remedy)
         elif spec.split not in HELD_OUT:
-            found = f"'{entry}' validates on training rows"
             remedy = f"write {PREFIX}{spec.card}:split=validation, or another split of the card"
-            yield warning("tell-validation", found, where, remedy)
-
-
-RULES = (check_plugin, check_uses, check_validation, check_keeping)
+            yield warning(rule, f"'{entry}' validates on training rows", where, remedy)

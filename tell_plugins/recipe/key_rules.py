@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 from tell_plugins.bridge import mixed_use
 from tell_plugins.core import paths
@@ -31,20 +32,13 @@ _RENAMED = {
 }
 # the least and the greatest of numbers that ms-swift takes as they come, or refuses late
 _RANGES = {
-    "learning_rate": (0.0, math.inf),
-    "warmup_ratio": (0.0, 1.0),
-    "warmup_steps": (0.0, math.inf),
-    "weight_decay": (0.0, math.inf),
-    "max_grad_norm": (0.0, math.inf),
-    "adam_beta1": (0.0, 1.0),
-    "adam_beta2": (0.0, 1.0),
-    "adam_epsilon": (0.0, math.inf),
-    "lora_rank": (1.0, math.inf),
-    "lora_alpha": (1.0, math.inf),
-    "lora_dropout": (0.0, 1.0),
-    "max_length": (1.0, math.inf),
+    **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay"), (0.0, math.inf)),
+    **dict.fromkeys(("max_grad_norm", "adam_epsilon"), (0.0, math.inf)),
+    **dict.fromkeys(("warmup_ratio", "adam_beta1", "adam_beta2", "lora_dropout"), (0.0, 1.0)),
+    **dict.fromkeys(("lora_rank", "lora_alpha", "max_length"), (1.0, math.inf)),
     "seed": (0.0, 2.0**32 - 1),
 }
+_HIGH_RATE = 5e-3  # beyond what LoRA runs use; a lost minus sign or power is likelier
 
 
 def check_keys(recipe: Recipe) -> Iterator[Finding]:
@@ -81,12 +75,61 @@ def _unknown_key(key: str, swift: SwiftKeys) -> tuple[str, str]:
 
 
 def check_values(recipe: Recipe) -> Iterator[Finding]:
-    """Values that ms-swift would read as something else, or not at all."""
+    """Values that ms-swift would read as something else, or not at all; one finding a key."""
     for key in recipe.values:
         if key in recipe.swift.keys:
-            found = next(filter(None, (look(recipe, key) for look in _LOOKS)), None)
-            if found is not None:
-                yield found
+            yield from islice(_wrong(recipe, key), 1)
+
+
+def _wrong(recipe: Recipe, key: str) -> Iterator[Finding]:
+    value, kind, where = recipe.values[key], recipe.swift.kind(key), recipe.where(key)
+    if not recipe.given(key):
+        found = f"'{key}' is empty, which ms-swift reads as the text 'None'"
+        yield error("tell-value-empty", found, where, "remove the key, or give it a value")
+    try:
+        recipe.typed(key)
+    except UserError as problem:
+        yield from as_errors("tell-value-type", problem)
+    if allowed := _other_kind(value, kind):
+        found = f"'{key}' is {value if isinstance(value, str) else as_json(value)}"
+        remedy = "put texts into quotes, or remove the key"
+        if isinstance(value, bool) and kind != "list":
+            remedy = f'put it into quotes: {key}: "{"yes" if value else "no"}"'
+        yield error("tell-value-type", found, where, remedy, allowed)
+    yield from _wrong_choice(recipe, key)
+    low, high = _RANGES.get(key, (-math.inf, math.inf))
+    if key in _RANGES and not low <= recipe.number(key) <= high:
+        allowed = f"from {low:g}" + (f" to {high:g}" if high < math.inf else "")
+        found = f"'{key}' is {recipe.value(key)}"
+        yield error("tell-value-range", found, where, "correct the value", allowed)
+    texts = [str(part) for part in as_list(value)]
+    if isinstance(value, list) and value != texts and not recipe.swift.takes_yaml_first:
+        found = f"'{key}' lists other things than text, which stops `swift sft --config`"
+        yield warning("tell-value-list", found, where, f"put each into quotes: {as_json(texts)}")
+
+
+def _other_kind(value: object, kind: str) -> str:
+    """What is allowed where a value is of another kind than its key; of numbers, `typed` says."""
+    if kind == "list":
+        parts = as_list(value)
+        strange = any(part is None or isinstance(part, (bool, dict, list)) for part in parts)
+        return "texts or numbers" if strange or not parts else ""
+    if kind not in ("bool", "int", "float") and isinstance(value, bool):
+        return "a text (YAML reads an unquoted no, yes, on or off as a truth value)"
+    return "one text" if kind == "str" and isinstance(value, (dict, list)) else ""
+
+
+def _wrong_choice(recipe: Recipe, key: str) -> Iterator[Finding]:
+    value = str(recipe.values[key])
+    own_tuner = key == "tuner_type" and len(recipe.names("external_plugins")) > 1
+    own_file = key == "deepspeed" and (paths.PROJECT / paths.expanded(value)).is_file()
+    choices = [str(one) for one in recipe.swift.keys[key]["choices"] or () if one is not None]
+    if not choices or value in choices or own_tuner or own_file or value.startswith("{"):
+        return
+    match = nearest(value, choices)
+    remedy = f"did you mean '{match}'?" if match else "use one of the allowed values"
+    allowed = ", ".join(choices) + (", or a JSON file" if key == "deepspeed" else "")
+    yield error("tell-value-unknown", f"'{key}' is '{value}'", recipe.where(key), remedy, allowed)
 
 
 def check_texts(recipe: Recipe) -> Iterator[Finding]:
@@ -94,98 +137,30 @@ def check_texts(recipe: Recipe) -> Iterator[Finding]:
     for key, written in recipe.written.items():
         value, kind = recipe.get(key), recipe.swift.kind(key)
         is_same = str(value) == written if kind == "str" else not isinstance(value, str)
-        if kind in ("str", "int", "float") and (not is_same or _is_octal(written)):
-            yield warning(
-                "tell-value-text",
-                f"'{key}: {written}' is another value to `swift sft` alone, which reads it as a "
-                "number of YAML",
-                recipe.where(key),
-                f"write '{key}: \"{written}\"'" if kind == "str" else "write it in plain digits",
-            )
-
-
-def _is_octal(written: str) -> bool:
-    return len(written) > 1 and written.lstrip("+-")[:1] == "0" and written.strip("+-").isdigit()
+        octal = re.fullmatch("[+-]?0[0-9]+", written)
+        if kind in ("str", "int", "float") and (octal or not is_same):
+            found = f"'{key}: {written}' is another value to `swift sft` alone, which reads it as "
+            found += "a number of YAML"
+            remedy = f"write '{key}: \"{written}\"'" if kind == "str" else "write plain digits"
+            yield warning("tell-value-text", found, recipe.where(key), remedy)
 
 
 def check_variables(recipe: Recipe) -> Iterator[Finding]:
     """`$HOME` and the like: ms-swift asks no shell what they stand for."""
     for key, value in recipe.values.items():
+        pattern = r"\$\w+|\$\{[^}]*\}" if key in PATH_KEYS else r"\$\{[^}]*\}"
         for part in map(str, as_list(value)):
-            found = re.search(r"\$\w+|\$\{[^}]*\}" if key in PATH_KEYS else r"\$\{[^}]*\}", part)
-            if found and key != "system":
-                yield error(
-                    "tell-path-variable",
-                    f"'{key}' holds {found[0]}, which `train` takes literally",
-                    recipe.where(key),
-                    "write it out, or give it as a flag: the shell replaces it there",
-                )
+            found = re.search(pattern, part) if key != "system" else None
+            if found:
+                text = f"'{key}' holds {found[0]}, which `train` takes literally"
+                remedy = "write it out, or give it as a flag: the shell replaces it there"
+                yield error("tell-path-variable", text, recipe.where(key), remedy)
 
 
-def _wrong_type(recipe: Recipe, key: str) -> Finding | None:
-    value, kind, where = recipe.values[key], recipe.swift.kind(key), recipe.where(key)
-    if not recipe.given(key):
-        found = f"'{key}' is empty, which ms-swift reads as the text 'None'"
-        return error("tell-value-empty", found, where, "remove the key, or give it a value")
-    allowed = remedy = ""
-    if kind in ("bool", "int", "float"):
-        try:
-            recipe.typed(key)
-        except UserError as problem:
-            return as_errors("tell-value-type", problem)[0]
-    elif kind == "list":
-        parts = as_list(value)
-        if not parts or any(part is None or isinstance(part, (bool, dict, list)) for part in parts):
-            allowed, remedy = "texts or numbers", "put texts into quotes, or remove the key"
-    elif isinstance(value, bool):
-        allowed = "a text (YAML reads an unquoted no, yes, on or off as a truth value)"
-        remedy = f'put it into quotes: {key}: "{"yes" if value else "no"}"'
-    elif kind != "dict" and isinstance(value, (dict, list)):
-        allowed, remedy = "one text", "correct the value"
-    if not allowed:
-        return None
-    shown = value if isinstance(value, str) else as_json(value)
-    return error("tell-value-type", f"'{key}' is {shown}", where, remedy, allowed)
-
-
-def _wrong_choice(recipe: Recipe, key: str) -> Finding | None:
-    value = str(recipe.values[key])
-    if key == "tuner_type" and len(recipe.names("external_plugins")) > 1:
-        return None  # a plugin beside ours may bring a tuner
-    if key == "deepspeed" and ("{" in value or (paths.PROJECT / paths.expanded(value)).is_file()):
-        return None  # a configuration of one's own
-    choices = recipe.swift.keys[key]["choices"] or ()
-    allowed = [str(choice) for choice in choices if choice is not None]
-    if not allowed or value in allowed:
-        return None
-    match = nearest(value, allowed)
-    remedy = f"did you mean '{match}'?" if match else "use one of the allowed values"
-    found, told = f"'{key}' is '{value}'", ", ".join(allowed)
-    told += ", or a JSON file" if key == "deepspeed" else ""
-    return error("tell-value-unknown", found, recipe.where(key), remedy, told)
-
-
-def _wrong_range(recipe: Recipe, key: str) -> Finding | None:
-    low, high = _RANGES.get(key, (-math.inf, math.inf))
-    if key not in _RANGES or low <= recipe.number(key) <= high:
-        return None
-    found, where = f"'{key}' is {recipe.value(key)}", recipe.where(key)
-    allowed = f"from {low:g}" + (f" to {high:g}" if high < math.inf else "")
-    return error("tell-value-range", found, where, "correct the value", allowed)
-
-
-def _wrong_list(recipe: Recipe, key: str) -> Finding | None:
-    value = recipe.values[key]
-    wrong = isinstance(value, list) and any(not isinstance(part, str) for part in value)
-    if not wrong or recipe.swift.takes_yaml_first:
-        return None
-    return warning(
-        "tell-value-list",
-        f"'{key}' lists other things than text, which stops `swift sft --config`",
-        recipe.where(key),
-        f"put each into quotes: {as_json([str(part) for part in value])}",
-    )
-
-
-_LOOKS = (_wrong_type, _wrong_choice, _wrong_range, _wrong_list)
-RULES = (check_keys, check_values, check_texts, check_variables)
+def check_rate(recipe: Recipe) -> Iterator[Finding]:
+    """A learning rate that is hardly meant."""
+    rate = recipe.number("learning_rate", 1e-4)
+    if rate > _HIGH_RATE:
+        found = f"'learning_rate' is {rate:g}; the paper's is 1e-4"
+        where, remedy = recipe.where("learning_rate"), "check the exponent's sign"
+        yield warning("tell-rate-high", found, where, remedy)

@@ -15,28 +15,19 @@ from tell_plugins.bridge.protocol import system_text
 from tell_plugins.core.mixture import Mixture
 from tell_plugins.core.sources import lengths_of
 from tell_plugins.core.tokens import TokenCounter
-from tell_plugins.recipe.models import model_folder
+from tell_plugins.recipe.models import model_folder, shape_of
 from tell_plugins.recipe.recipes import Recipe
-from tell_plugins.recipe.shapes import shape_of
 
-Lengths = npt.NDArray[np.int64]
-NEAR = 0.9  # of the limit; from here on the template, or another tokenizer, may go beyond it
 _RESPONSE_END = 1  # the end-of-turn token carries a label too
 
 
 @dataclass(frozen=True)
 class Counted:
-    """The rows of a mixture, counted by one tokenizer, with the recipe's system prompt.
+    """The rows of a mixture, counted by one tokenizer, with the recipe's system prompt."""
 
-    Attributes:
-        tokenizer: how it is called.
-        own: whether it is the model's own.
-        rows: (n, 2) in training order: tokens, and those that carry a label.
-    """
-
-    tokenizer: str
-    own: bool
-    rows: Lengths
+    tokenizer: str  # how it is called
+    own: bool  # whether it is the model's own
+    rows: npt.NDArray[np.int64]  # (n, 2) in training order: tokens, and those that carry a label
 
     @property
     def longest(self) -> int:
@@ -70,9 +61,9 @@ def count(mixture: Mixture, counter: TokenCounter, recipe: Recipe) -> Counted:
     return Counted(counter.name, own is not None and own.sha256 == counter.sha256, rows)
 
 
-def long_rows(mixture: Mixture, counted: Counted, limit: int) -> list[dict[int, int]]:
-    """For each source its rows over the limit, or near it, and their tokens."""
-    long = np.flatnonzero(counted.rows[:, 0] > NEAR * limit)
+def rows_from(mixture: Mixture, counted: Counted, least: float) -> list[dict[int, int]]:
+    """For each source its rows of more than `least` tokens, by position, and their tokens."""
+    long = np.flatnonzero(counted.rows[:, 0] > least)
     found: list[dict[int, int]] = [{} for _ in mixture.sources]
     for entry, tokens in zip(long, counted.rows[long, 0].tolist(), strict=True):
         found[mixture.origin[entry]][int(mixture.row[entry])] = tokens

@@ -9,7 +9,7 @@ from tell_plugins.core import paths
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.errors import UserError
 from tell_plugins.core.manifest import ANCHOR, MANIFEST, write_facts
-from tell_plugins.core.mixture import Mixture, build_mixture
+from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.schemas import card_validator
 from tell_plugins.core.spec import weighting
 from tell_plugins.recipe.check_report import source_lines
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Write rows, anchor and manifest, which vouches for the others: it goes first, comes last."""
     recipe = load_recipe(args.recipe, args.flags)
     strange = sorted(recipe.flags - {"dataset"})
     if strange:
@@ -40,36 +41,22 @@ def run(args: argparse.Namespace) -> int:
         )
     spec = read_dataset(recipe)
     card = load_card(spec.card)
-    card_validator(card)
+    card_validator(card)  # before the rows, which take longer
     mixture = build_mixture(spec, card)
-    if mixture.task is not None:
-        try_patterns(card, mixture.task.responses)
+    task = mixture.task
+    if task is not None:
+        try_patterns(card, task.responses)
     folder = paths.PROJECT / "output" / recipe.name / "mix"
     if args.out:
         folder = paths.make_folder(paths.user_target(args.out), "--out")
-    write_mixture(mixture, folder, weighting(recipe.get("loss_type")))
-    print(summary(mixture))
-    print(f"\nwritten to {paths.shown(folder)}/: {ROWS}, {MANIFEST}", end="")
-    print(f", {ANCHOR}" if mixture.task is not None else "")
-    return 0
-
-
-def write_mixture(mixture: Mixture, folder: Path, weighting: str) -> None:
-    """Write rows, anchor and manifest, which vouches for the others and so comes last."""
     (folder / MANIFEST).unlink(missing_ok=True)
     mixture.write_json_lines(folder / ROWS)
-    write_facts(mixture, folder, weighting)
-
-
-def summary(mixture: Mixture) -> str:
-    """Sources, totals, anchor and hash in a few lines."""
-    spec, task = mixture.spec, mixture.task
-    lines = [
-        f"{spec}",
-        *source_lines(mixture),
-        f"  {len(mixture):,} rows, order {spec.order}, seed {spec.seed}, "
-        f"task share {mixture.is_task.mean():.1%} of rows",
-    ]
+    write_facts(mixture, folder, weighting(recipe.get("loss_type")))
+    share = f"task share {mixture.is_task.mean():.1%} of rows"
+    print(spec, *(f"  {line}" for line in source_lines(mixture)), sep="\n")
+    print(f"  {len(mixture):,} rows, order {spec.order}, seed {spec.seed}, {share}")
     if task is not None:
-        lines.append(f"  anchor '{task.anchor.name}', {len(task.anchor.text):,} characters")
-    return "\n".join(lines)
+        print(f"  anchor '{task.anchor.name}', {len(task.anchor.text):,} characters")
+    names = [ROWS, MANIFEST, *([ANCHOR] if task is not None else [])]
+    print(f"\nwritten to {paths.shown(folder)}/: {', '.join(names)}")
+    return 0

@@ -1,30 +1,19 @@
-"""Rules on a mixture that stands: its rows, their tokens, its shares and what its anchor says."""
+"""Rules on a mixture that stands: its rows, their tokens, its shares, its anchor and its steps."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from tell_plugins.core.mixture import GENERAL, STEERING, Drawn, build_mixture
 from tell_plugins.core.sources import TaskRows
 from tell_plugins.core.text import KNOWN, any_of, found_in
 from tell_plugins.recipe.checked import Checked, Finding, error, warning
-from tell_plugins.recipe.lengths import Counted, count, long_rows, max_length, own_tokenizer
-from tell_plugins.recipe.recipes import Recipe
+from tell_plugins.recipe.lengths import count, max_length, own_tokenizer, rows_from
+from tell_plugins.recipe.schedule import Plan, Unmodelled, exposure, plan, training_of, why_no_op
 from tell_plugins.recipe.tables import count_of
 
-_LONGEST_LABEL = 40  # that is shown
-_QUOTED = "[\"“„‘'`«]([^\"“”„‘’'`«»\n]{1,40})[\"”“’'`»]"
-_OR = r"(?:\bor\b|\boder\b|\bou\b|\beller\b|\bили\b|或|/|\|)"
-_QUOTED_ANSWERS = re.compile(rf"{_QUOTED}(?:\s*,\s*{_QUOTED})*\s*,?\s*{_OR}\s*{_QUOTED}")
-_PLAIN_ANSWERS = re.compile(
-    r"\b(?:answer|reply|respond|say|output|return|write)\b\W+"
-    r"(?:(?:only|just|with|by|either|one|of|the|word|words)\W+){0,4}"
-    r"(\w+)((?:\s*,\s*\w+)*)\s*,?\s+or\s+(\w+)",
-    re.IGNORECASE,
-)
-_TASK, _GENERAL = "tell-control-task", "tell-control-general"
-_SHOWN = 5
+_SHOWN = 5  # of rows with control tokens
 _OTHERWISE = "write them otherwise, such as with a blank inside (struck-through HTML: as <del>)"
 
 
@@ -35,15 +24,17 @@ def check_mixture(checked: Checked) -> Iterator[Finding]:
     mixture, where = build_mixture(checked.spec), checked.recipe.where("dataset")
     checked.mixture = mixture
     for source in mixture.sources:
+        name, bad, malformed = source.card.name, source.rows.bad, source.dropped.get("malformed", 0)
         if source.duplicates:
-            found = (
-                f"'{source.card.name}' holds {count_of(source.duplicates, 'duplicate row')}, "
-                "which train as often as they stand there"
-            )
+            rows = count_of(source.duplicates, "duplicate row")
+            found = f"'{name}' holds {rows}, which train as often as they stand there"
             remedy = "remove the copies, unless they are meant"
             yield warning("tell-data-duplicates", found, source.rows.shown, remedy)
-        if source.rows.bad:
-            yield _malformed(source)
+        if bad:
+            lines = ", ".join(str(row.line) for row in bad[:5]) + (", ..." if malformed > 5 else "")
+            found = f"{count_of(malformed, 'malformed row')} of '{name}' left out (lines {lines}): "
+            remedy = "mend them, or leave it at that"
+            yield warning("tell-data-malformed", found + bad[0].reason, source.rows.shown, remedy)
     kept = sum(source.overlap_used or 0 for source in mixture.sources)
     if kept:
         found = f"{count_of(kept, 'general row')} trained on with a held-out query"
@@ -51,18 +42,6 @@ def check_mixture(checked: Checked) -> Iterator[Finding]:
     if not mixture.overlap_checked and mixture.card.kind != GENERAL:
         found = "test rows are not here, so nothing tells whether they are trained on"
         yield warning("tell-test-rows-missing", found, where, f"./run.sh data {mixture.card.name}")
-
-
-def _malformed(source: Drawn) -> Finding:
-    first = ", ".join(str(bad.line) for bad in source.rows.bad[:5])
-    more = ", ..." if source.dropped["malformed"] > 5 else ""
-    return warning(
-        "tell-data-malformed",
-        f"{count_of(source.dropped['malformed'], 'malformed row')} of '{source.card.name}' left "
-        f"out (lines {first}{more}): {source.rows.bad[0].reason}",
-        source.rows.shown,
-        "mend them, or leave it at that",
-    )
 
 
 def check_control_tokens(checked: Checked) -> Iterator[Finding]:
@@ -74,36 +53,33 @@ def check_control_tokens(checked: Checked) -> Iterator[Finding]:
     own = checked.own_tokens = tokenizer.special_tokens() if tokenizer else None
     more = any_of(token for token in own or () if token not in KNOWN)
     for source in mixture.sources:
-        rows = source.rows
+        rows, name = source.rows, source.card.name
         if isinstance(rows, TaskRows):
-            yield from _steering_task_rows(rows, sorted(source.used.tolist()), own)
+            yield from _steering_task_rows(rows, source, own)
             continue
-        if dropped := source.dropped.get(STEERING):
-            text = f"{count_of(dropped, 'row')} of '{source.card.name}' left out: control tokens "
-            text += "of chat models in them"
-            yield warning(_GENERAL, text, rows.shown, f"{_OTHERWISE}, or leave it at that")
-        if left := int(rows.holding(more)[source.used].sum()) if more else 0:
-            text = f"{count_of(left, 'row')} of '{source.card.name}' hold tokens that steer {model}"
-            yield warning(_GENERAL, text, rows.shown, _OTHERWISE)
+        dropped = source.dropped.get(STEERING)
+        left = int(rows.holding(more)[source.used].sum()) if more else 0
+        if dropped:
+            text = f"{count_of(dropped, 'row')} of '{name}' left out: control tokens of chat models"
+            remedy = f"{_OTHERWISE}, or leave it at that"
+            yield warning("tell-control-general", f"{text} in them", rows.shown, remedy)
+        if left:
+            text = f"{count_of(left, 'row')} of '{name}' hold tokens that steer {model}"
+            yield warning("tell-control-general", text, rows.shown, _OTHERWISE)
 
 
-def _steering_task_rows(
-    task: TaskRows, used: Sequence[int], own: Sequence[str] | None
-) -> Iterator[Finding]:
+def _steering_task_rows(task: TaskRows, source: Drawn, own: list[str] | None) -> Iterator[Finding]:
     tokens = KNOWN if own is None else own
-    found = [
-        f"{task.line(row)}: {token}"
-        for row in used
-        if (token := found_in(task.queries[row] + "\n" + task.responses[row], tokens))
-    ]
+    held = {n: found_in(f"{task.queries[n]}\n{task.responses[n]}", tokens) for n in source.used}
+    found = [f"{task.line(row)}: {held[row]}" for row in sorted(held) if held[row]]
+    if not found:
+        return
     shown = ", ".join(found[:_SHOWN]) + (" ..." if found[_SHOWN:] else "")
-    text = f"{count_of(len(found), 'task row')} with control tokens ({shown})"
-    if found and own is None:
-        text += " of some chat models; the model's tokenizer is not here"
-        yield warning(_TASK, text, task.shown, _OTHERWISE)
-    elif found:
-        text += ": the model reads the end or beginning of a turn there"
-        yield error(_TASK, text, task.shown, _OTHERWISE)
+    tell, why = error, ": the model reads the end or beginning of a turn there"
+    if own is None:
+        tell, why = warning, " of some chat models; the model's tokenizer is not here"
+    text = f"{count_of(len(found), 'task row')} with control tokens ({shown}){why}"
+    yield tell("tell-control-task", text, task.shown, _OTHERWISE)
 
 
 def check_shares(checked: Checked) -> Iterator[Finding]:
@@ -117,34 +93,44 @@ def check_shares(checked: Checked) -> Iterator[Finding]:
         yield warning("tell-general-few", found, checked.recipe.where("dataset"), remedy)
 
 
+# --- what the anchor says
+
+_LONGEST_LABEL = 40  # that is shown
+_QUOTED = "[\"“„‘'`«]([^\"“”„‘’'`«»\n]{1,40})[\"”“’'`»]"
+_OR = r"(?:\bor\b|\boder\b|\bou\b|\beller\b|\bили\b|或|/|\|)"
+_QUOTED_ANSWERS = re.compile(rf"{_QUOTED}(?:\s*,\s*{_QUOTED})*\s*,?\s*{_OR}\s*{_QUOTED}")
+_PLAIN_ANSWERS = re.compile(
+    r"\b(?:answer|reply|respond|say|output|return|write)\b\W+"
+    r"(?:(?:only|just|with|by|either|one|of|the|word|words)\W+){0,4}"
+    r"(\w+)((?:\s*,\s*\w+)*)\s*,?\s+or\s+(\w+)",
+    re.IGNORECASE,
+)
+
+
 def check_anchor(checked: Checked) -> Iterator[Finding]:
-    """Answers that the anchor names and no row gives."""
+    """Answers that the anchor lists with an "or" and no row gives."""
     task = checked.mixture.task if checked.mixture is not None else None
-    if task is None or not task.anchor.text:
+    if task is None or task.card.metric not in ("label", "json"):
         return
-    named = _named(task.anchor.text, quoted_only=task.card.metric != "label")
+    text, named = task.anchor.text, list[str]()
+    for match in _QUOTED_ANSWERS.finditer(text):
+        named += re.findall(_QUOTED, match[0])
+    for match in _PLAIN_ANSWERS.finditer(text) if task.card.metric == "label" else ():
+        named += [match[1], *re.findall(r"\w+", match[2]), match[3]]
     answers = "\n".join(task.responses)
     missing = [name for name in named if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", answers)]
-    if missing and task.card.metric in ("label", "json"):
+    if missing:
         few = sorted({answer for answer in task.responses if len(answer) <= _LONGEST_LABEL})[:8]
         names = " and ".join(f"'{name}'" for name in dict.fromkeys(missing))
-        yield warning(
-            "tell-anchor-answers",
-            f"the anchor names {names} as an answer, and no row of '{task.card.name}' answers so",
-            task.shown,
-            "let anchor and rows say the same, letter by letter",
-            ("answers of the rows: " + ", ".join(f"'{answer}'" for answer in few)) if few else None,
-        )
+        found = f"the anchor names {names} as an answer, and no row of '{task.card.name}' answers "
+        remedy = "let anchor and rows say the same, letter by letter"
+        allowed = ("answers of the rows: " + ", ".join(f"'{one}'" for one in few)) if few else None
+        yield warning("tell-anchor-answers", found + "so", task.shown, remedy, allowed)
 
 
-def _named(anchor: str, *, quoted_only: bool) -> list[str]:
-    """The answers that an anchor lists with an "or"."""
-    found = []
-    for match in _QUOTED_ANSWERS.finditer(anchor):
-        found += re.findall(_QUOTED, match[0])
-    for match in () if quoted_only else _PLAIN_ANSWERS.finditer(anchor):
-        found += [match[1], *re.findall(r"\w+", match[2]), match[3]]
-    return found
+# --- rows that are too long
+
+_NEAR = 0.9  # of the limit; from here on the template, or another tokenizer, may go beyond it
 
 
 def check_lengths(checked: Checked) -> Iterator[Finding]:
@@ -158,15 +144,16 @@ def check_lengths(checked: Checked) -> Iterator[Finding]:
         return
     counted = checked.counted = count(mixture, counter, recipe)
     if limit is not None:
-        long = long_rows(mixture, counted, limit)
+        long = rows_from(mixture, counted, _NEAR * limit)
         for source, rows in zip(mixture.sources, long, strict=True):
-            yield from _long(recipe, counted, limit, source, rows)
+            if rows:
+                yield from _long(checked, limit, source, rows)
 
 
-def _long(
-    recipe: Recipe, counted: Counted, limit: int, source: Drawn, rows: dict[int, int]
-) -> Iterator[Finding]:
+def _long(checked: Checked, limit: int, source: Drawn, rows: dict[int, int]) -> Iterator[Finding]:
     """What is lost of a source's rows over the limit, or near it."""
+    recipe, counted, name = checked.recipe, checked.counted, source.card.name
+    assert counted is not None
     cut = recipe.text("truncation_strategy") in ("left", "right")
     stops = recipe.flag("strict") and not cut
     # a run is not stopped over what another tokenizer counts
@@ -176,25 +163,22 @@ def _long(
     remedy = f"raise max_length to {-(-longest // 256) * 256:.0f}"
     over = {row: tokens for row, tokens in rows.items() if tokens > limit}
     near = {row: tokens for row, tokens in rows.items() if tokens <= limit}
-    if not isinstance(source.rows, TaskRows):
+    if isinstance(source.rows, TaskRows):
+        where = source.rows.shown
         if over:
-            end = (
-                "; 'strict: true' stops the run there" if stops else " and would be cut or dropped"
-            )
-            name, number = source.card.name, count_of(len(over), "general row")
-            text = f"{number} of '{name}' over max_length {limit:,} ({by}){end}"
-            where, remedy = recipe.where("max_length"), f"{remedy}, or card '{name}' max_tokens"
-            yield (lost if stops else warning)("tell-general-long", text, where, remedy)
-        return
-    where = source.rows.shown
-    if over:
-        text = f"{_named_rows(source.rows, over)} over max_length {limit:,} ({by}) and would be "
-        text += "cut" if cut else "lost"
-        yield lost("tell-row-long", text, where, f"{remedy}, or shorten the rows")
-    if near:
-        text = f"{_named_rows(source.rows, near)} near max_length {limit:,}: with the chat "
-        text += f"template around them they may be over it ({by})"
-        yield warning("tell-row-near", text, where, f"{remedy} to be safe")
+            text = f"{_named_rows(source.rows, over)} over max_length {limit:,} ({by}) and would "
+            text += "be cut" if cut else "be lost"
+            yield lost("tell-row-long", text, where, f"{remedy}, or shorten the rows")
+        if near:
+            text = f"{_named_rows(source.rows, near)} near max_length {limit:,}: with the chat "
+            text += f"template around them they may be over it ({by})"
+            yield warning("tell-row-near", text, where, f"{remedy} to be safe")
+    elif over:
+        end = "; 'strict: true' stops the run there" if stops else " and would be cut or dropped"
+        number, where = count_of(len(over), "general row"), recipe.where("max_length")
+        text = f"{number} of '{name}' over max_length {limit:,} ({by}){end}"
+        remedy = f"{remedy}, or card '{name}' max_tokens"
+        yield (lost if stops else warning)("tell-general-long", text, where, remedy)
 
 
 def _named_rows(task: TaskRows, rows: dict[int, int]) -> str:
@@ -203,4 +187,59 @@ def _named_rows(task: TaskRows, rows: dict[int, int]) -> str:
     return f"{count_of(len(rows), 'task row')} ({each}) {'are' if len(rows) > 1 else 'is'}"
 
 
-RULES = (check_mixture, check_control_tokens, check_anchor, check_shares)
+# --- steps
+
+_NOTHING = 0.005  # rows at full learning rate
+
+
+def check_steps(checked: Checked) -> Iterator[Finding]:
+    """Lay out the run's steps, and what is wrong with them."""
+    if checked.entries is None:
+        return
+    where, task = checked.recipe.where, checked.is_task
+    try:
+        steps = checked.plan = plan(sum(checked.entries), training_of(checked.recipe))
+    except Unmodelled as problem:
+        place = where(problem.where)
+        yield warning("tell-schedule-unknown", problem.found, place, problem.remedy)
+        return
+    if task is not None and task.any():
+        checked.exposure = exposure(steps, task)
+    rate, reason = steps.training.learning_rate, why_no_op(steps)
+    if reason:
+        remedy = "more rows, more epochs, a smaller batch, or warmup_ratio: 0 (the paper's SFT "
+        remedy += "baseline at 15 rows is this very case)"
+        found = f"this run is a no-op: {reason}"
+        yield warning("tell-no-op", found, where(), remedy if rate else "a learning_rate above 0")
+    elif steps.peak < 1:
+        found = f"the learning rate never reaches {rate:g}: at most {steps.peak:.0%} of it"
+        yield warning("tell-rate-low", found, where("warmup_ratio"), "fewer warm-up steps")
+    elif checked.exposure is not None and checked.exposure.weight < _NOTHING:
+        found = f"exposure 0.00: the {checked.entries[0]:,} task rows stand in steps of learning "
+        found += "rate 0, so the run does not learn the task"
+        remedy = "order=shuffle or order=even, fewer warm-up steps, or more epochs"
+        yield warning("tell-exposure-zero", found, where("dataset"), remedy)
+    if steps.seen < steps.entries:
+        yield from _unseen(checked, steps)
+
+
+def _unseen(checked: Checked, steps: Plan) -> Iterator[Finding]:
+    """Rows that no step holds: ms-swift says nothing about them."""
+    unseen, mixture = steps.entries - steps.seen, checked.mixture
+    task = checked.exposure.unseen if checked.exposure else 0
+    if mixture is not None and mixture.spec.repeat > 1:  # copies may train elsewhere
+        parts = (mixture.is_task, mixture.origin, mixture.row)
+        rows = list(zip(*(part.tolist() for part in parts), strict=True))
+        lost = set(rows[steps.seen :]) - set(rows[: steps.seen])
+        unseen, task = len(lost), sum(is_task for is_task, *_ in lost)
+    if not unseen:
+        return
+    where, reason = checked.recipe.where(), "dataloader_drop_last is true"
+    if steps.seen < steps.served:
+        where = checked.recipe.where("max_steps")
+        reason = f"{steps.steps} steps end before the mixture does"
+    elif steps.training.world > 1:
+        reason = f"{steps.training.world} processes each get the same number of rows"
+    text = f"{count_of(unseen, 'row')} never trained on, {task} of task data: {reason}"
+    tell = error if task else warning
+    yield tell("tell-rows-unseen", text, where, "more steps, or amounts that fit")

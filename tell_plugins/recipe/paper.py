@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from tell_plugins.core.spec import LOSS_TYPE, Spec
+from tell_plugins.recipe.models import shape_of
 from tell_plugins.recipe.recipes import Recipe
 from tell_plugins.recipe.schedule import training_of
-from tell_plugins.recipe.shapes import shape_of
 
 # how the names of the paper's task cards begin, those of rebuilt rows included
 TASKS = ("halu_cot_json", "en_is_news", "is_en_news", "gsm8k")
@@ -56,7 +56,6 @@ NEUTRAL: dict[str, Any] = {
     "neftune_noise_alpha": "unset",
     "label_smoothing_factor": 0.0,
 }
-_QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
 
 
 class Departure(NamedTuple):
@@ -73,38 +72,36 @@ def departures(recipe: Recipe, spec: Spec | None) -> list[Departure]:
     """What a recipe does other than the paper. Raises UserError for values it cannot read."""
     rows = training_of(recipe).rows_per_step
     neutral = {key: value for key, value in NEUTRAL.items() if recipe.value(key) is not None}
-    found = [_compare(recipe, key, value, None) for key, value in FIXED.items()]
+    found: list[Departure] = []
+    for key, expected in FIXED.items():
+        found += _compare(recipe, key, expected, in_paper=True)
     if rows != _BATCH:
         found.append(Departure("rows a step", str(_BATCH), None, str(rows)))
-    found += [_compare(recipe, key, None, v) for key, v in (OF_ITS_TIME | neutral).items()]
-    found.append(_compare_modules(recipe))
+    for key, expected in (OF_ITS_TIME | neutral).items():
+        found += _compare(recipe, key, expected, in_paper=False)
+    shape, mine = shape_of(recipe.text("model")), recipe.names("target_modules")
+    if shape is not None:  # the layers that ms-swift 1.7 adapted
+        then = ["c_attn"] if "c_attn" in shape.modules else ["q_proj", "k_proj", "v_proj"]
+        if set(mine) != set(then):
+            given = recipe.given("target_modules")
+            texts = ", ".join(then), ", ".join(mine)
+            found.append(Departure("target_modules", None, *texts, given))
     if spec is not None and spec.kl:
         found.append(Departure("dataset: kl", "0", None, f"{spec.kl:g}"))
     if spec is not None and spec.seed != FIXED["seed"]:
         found.append(Departure("dataset: seed", "42", None, str(spec.seed)))
-    return [difference for difference in found if difference is not None]
+    return found
 
 
-def _compare_modules(recipe: Recipe) -> Departure | None:
-    """The layers that are adapted, against ms-swift 1.7's default for the model."""
-    shape, mine = shape_of(recipe.text("model")), recipe.names("target_modules")
-    if shape is None:
-        return None
-    then = ("c_attn",) if "c_attn" in shape.modules else _QUERY_KEY_VALUE
-    key, given = "target_modules", recipe.given("target_modules")
-    same = sorted(mine) == sorted(then)
-    return None if same else Departure(key, None, ", ".join(then), ", ".join(mine), given)
-
-
-def _compare(recipe: Recipe, key: str, paper: Any, of_its_time: Any) -> Departure | None:
-    expected = of_its_time if paper is None else paper
+def _compare(recipe: Recipe, key: str, expected: Any, *, in_paper: bool) -> list[Departure]:
     value = recipe.flag(key) if isinstance(expected, bool) else recipe.value(key)
     if key == "learning_rate" and value is None:
         value = training_of(recipe).learning_rate  # ms-swift sets it late
     if _equal(value, expected):
-        return None
-    mine = _shown(value) or "unset"
-    return Departure(key, _shown(paper), _shown(of_its_time), mine, recipe.given(key))
+        return []
+    paper, then = (_shown(expected), None) if in_paper else (None, _shown(expected))
+    mine = "unset" if value is None else _shown(value)
+    return [Departure(key, paper, then, mine, recipe.given(key))]
 
 
 def _equal(value: Any, expected: Any) -> bool:
@@ -116,9 +113,7 @@ def _equal(value: Any, expected: Any) -> bool:
         return False
 
 
-def _shown(value: Any) -> str | None:
-    if value is None:
-        return None
+def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)

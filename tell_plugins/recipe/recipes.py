@@ -18,7 +18,7 @@ from tell_plugins.bridge.mixed_use import ONE_ALONE
 from tell_plugins.core import paths
 from tell_plugins.core.errors import UserError, nearest
 from tell_plugins.core.spec import Spec, is_tell, parse_spec
-from tell_plugins.core.yamlfile import read_yaml
+from tell_plugins.core.yamlfile import Document, read_yaml
 from tell_plugins.recipe.swift_keys import SwiftKeys, swift_keys
 
 TRUE = ("yes", "true", "t", "y", "1")
@@ -92,10 +92,9 @@ class Recipe:
 
     def flag(self, key: str) -> bool:
         value = self.value(key)
-        text = str(value).lower()
-        if value is not None and text not in TRUE + FALSE:
+        if value is not None and str(value).lower() not in TRUE + FALSE:
             raise self.wrong(key, "true or false")
-        return text in TRUE
+        return str(value).lower() in TRUE
 
     def number(self, key: str, default: float = 0.0) -> float:
         return float(self._read(key, default, float, "a number"))
@@ -123,12 +122,9 @@ class Recipe:
     def wrong(self, key: str, allowed: str) -> UserError:
         """The error for a value of another kind."""
         value = self.value(key)
-        return UserError(
-            f"'{key}' is {value if isinstance(value, str) else as_json(value)}",
-            where=self.where(key),
-            allowed=allowed,
-            remedy="correct the value",
-        )
+        shown = value if isinstance(value, str) else as_json(value)
+        found, where = f"'{key}' is {shown}", self.where(key)
+        return UserError(found, where=where, allowed=allowed, remedy="correct the value")
 
     @property
     def dataset_text(self) -> str:
@@ -183,13 +179,9 @@ class Recipe:
         """
         flags: list[str] = []
         for key, value in self.values.items():
-            if key == "ENV":
-                continue
-            flags.append(f"--{key}")
-            if key in self.written:
-                flags.append(self.written[key])
-                continue
-            flags += [_flag_text(part) for part in as_list("None" if value is None else value)]
+            texts = [_flag_text(part) for part in as_list("None" if value is None else value)]
+            if key != "ENV":
+                flags += [f"--{key}", *([self.written[key]] if key in self.written else texts)]
         return flags
 
 
@@ -201,14 +193,15 @@ def as_list(value: Any) -> list[Any]:
 
 
 def _flag_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return as_json(value) if isinstance(value, dict) else str(value)
+    return as_json(value) if isinstance(value, (bool, dict)) else str(value)
 
 
 def as_json(value: Any) -> str:
     """A YAML value as JSON; dates, which JSON has not, become text."""
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+# --- reading
 
 
 def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> Recipe:
@@ -219,55 +212,44 @@ def load_recipe(path: str | Path, flags: Sequence[str] = ()) -> Recipe:
     file = paths.user_path(path)
     if not file.is_file():
         raise _no_recipe(path, file)
-    document = read_yaml(file)
-    if not isinstance(document.values, dict):
-        raise UserError(
-            "a recipe is a mapping of ms-swift's keys",
-            where=paths.shown(file),
-            remedy="see recipes/",
-        )
-    _refuse_other_kinds(document.values, paths.shown(file))
-    values = _installed({str(key): value for key, value in document.values.items()})
+    document, shown = read_yaml(file), paths.shown(file)
+    _refuse_other_kinds(document.values, shown)
+    values = {str(key): _installed(value) for key, value in document.values.items()}
     given = parse_flags(flags)
     lines = {place[0]: line for place, line in document.lines.items() if len(place) == 1}
-    places = {str(key): f"{paths.shown(file)}, line {line}" for key, line in lines.items()}
-    written = {
-        place[0]: text
-        for place, text in document.written.items()
-        if len(place) == 1
-        and place[0] not in given
-        and not isinstance(values.get(place[0]), (bool, type(None)))
-    }
-    flagged = {key: f"flag --{key}" for key in given}
-    return Recipe(file, {**values, **given}, frozenset(given), written, places | flagged)
+    places = {str(key): f"{shown}, line {line}" for key, line in lines.items()}
+    places |= {key: f"flag --{key}" for key in given}
+    written = {key: text for key, text in _numbers(document, values) if key not in given}
+    return Recipe(file, {**values, **given}, frozenset(given), written, places)
 
 
-def _installed(values: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's values, with what it names from a checkout's root where the package has it."""
-    if paths.IS_CHECKOUT:
-        return values
-    places = {
-        str(paths.PLUGIN.relative_to(paths.PACKAGE.parent)): str(paths.PLUGIN),
-        f"models/{NAME}": str(model_dir()),
-    }
+def _numbers(document: Document, values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The top-level numbers (and dates) of a file, as they are written there."""
+    top = [(str(place[0]), text) for place, text in document.written.items() if len(place) == 1]
+    return [(key, text) for key, text in top if not isinstance(values.get(key), (bool, type(None)))]
 
-    def placed(value: Any) -> Any:
-        if isinstance(value, list):
-            return [placed(part) for part in value]
-        return places.get(value, value) if isinstance(value, str) else value
 
-    return {key: placed(value) for key, value in values.items()}
+def _installed(value: Any) -> Any:
+    """What a recipe names from a checkout's root, where the installed package has it."""
+    if isinstance(value, list):
+        return [_installed(part) for part in value]
+    if paths.IS_CHECKOUT or not isinstance(value, str):
+        return value
+    plugin = str(paths.PLUGIN.relative_to(paths.PACKAGE.parent))
+    return {plugin: str(paths.PLUGIN), f"models/{NAME}": str(model_dir())}.get(value, value)
 
 
 _OTHER_KINDS = {  # what a file is that has these keys
     "a sweep file, for `./run.sh sweep`": {"base"},
     "a card, which a recipe names under 'dataset'": {"kind", "splits"},
-    "a configuration, for `./run.sh ability`": {"metric", "datasets"},
 }
 
 
-def _refuse_other_kinds(values: Mapping[Any, Any], where: str) -> None:
+def _refuse_other_kinds(values: Any, where: str) -> None:
     """Say what a file is that is YAML and no recipe."""
+    if not isinstance(values, dict):
+        found = "a recipe is a mapping of ms-swift's keys"
+        raise UserError(found, where=where, remedy="see recipes/")
     for kind, keys in _OTHER_KINDS.items():
         if keys <= set(values) and not {"dataset", "model"} & set(values):
             raise UserError(
@@ -282,14 +264,13 @@ def _no_recipe(path: str | Path, file: Path) -> UserError:
     shipped = sorted(paths.RECIPES.glob("*.yaml"))
     known = {p.stem: p for p in (*shipped, *file.parent.glob("*.yaml"))}
     match = nearest(file.stem, known)
-    return UserError(
-        f"no recipe '{path}'",
-        where=paths.shown(file.parent),
-        allowed=None if match else ", ".join(p.name for p in shipped) or None,
-        remedy=f"did you mean '{paths.shown(known[match])}'?"
-        if match
-        else "name a YAML file, before ms-swift's flags",
-    )
+    allowed, remedy = None, "name a YAML file, before ms-swift's flags"
+    if match:
+        remedy = f"did you mean '{paths.shown(known[match])}'?"
+    else:
+        allowed = ", ".join(p.name for p in shipped) or None
+    where = paths.shown(file.parent)
+    return UserError(f"no recipe '{path}'", where=where, allowed=allowed, remedy=remedy)
 
 
 def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
@@ -298,36 +279,31 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
     Paths are those of the caller, as for every program; inside a recipe they are ms-swift's, from
     the project's root. UserError for what is no flag.
     """
-    values: dict[str, Any] = {}
-    key: str | None = None
+    values: dict[str, list[Any]] = {}
+    key = ""
     for flag in flags:
         if flag.startswith("--") and len(flag) > 2:
             key, equals, text = flag[2:].partition("=")
             key = key.replace("-", "_")
-            values[key] = [_typed(text)] if equals else []
-        elif key is None:
+            values[key] = [_path_of(key, _typed(text))] if equals else []
+        elif key:
+            values[key].append(_path_of(key, _typed(flag)))
+        else:
             raise UserError(
                 f"'{flag}' belongs to no flag",
                 where="command line",
                 allowed="--key value",
                 remedy="put ms-swift's flags after the recipe",
             )
-        else:
-            values[key].append(_typed(flag))
-    return {
-        key: _single([_path_of(key, part) for part in parts] if key in PATH_KEYS else parts)
-        for key, parts in values.items()
-    }
+    return {key: parts[0] if len(parts) == 1 else parts or True for key, parts in values.items()}
 
 
 def _path_of(key: str, value: Any) -> Any:
     """A path of the caller as `swift sft` finds it from the project's root; a hub id stays."""
-    if not isinstance(value, str) or not value:
+    if key not in PATH_KEYS or not isinstance(value, str) or not value:
         return value
-    path = paths.user_path(value)
-    if key in WRITTEN_KEYS:
-        path = paths.user_target(value)
-    elif not path.exists():
+    path = paths.user_target(value) if key in WRITTEN_KEYS else paths.user_path(value)
+    if key not in WRITTEN_KEYS and not path.exists():
         return value
     absolute = Path(os.path.abspath(path))
     inside = absolute.is_relative_to(paths.PROJECT) and absolute != paths.PROJECT
@@ -336,23 +312,17 @@ def _path_of(key: str, value: Any) -> Any:
 
 def _typed(text: str) -> Any:
     """A flag's text as ms-swift's parser takes it: numbers, true/false, JSON; else the text."""
-    truth = text.lower() in ("true", "false")
     try:
-        value = json.loads(text.lower() if truth else text)
+        value = json.loads(text.lower() if text.lower() in ("true", "false") else text)
     except ValueError:
         return text
     return text if value is None or isinstance(value, str) else value
 
 
-def _single(parts: list[Any]) -> Any:
-    return True if not parts else parts[0] if len(parts) == 1 else parts
+# --- what a run leaves
 
-
-_VERSION = re.compile(
-    r"v([0-9]+)-([0-9]{8}-[0-9]{6})"
-)  # how ms-swift names the runs of one output folder
-_CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
-_WHOLE = ("model.safetensors", "pytorch_model.bin")
+_VERSION = re.compile(r"v([0-9]+)-([0-9]{8}-[0-9]{6})")  # how ms-swift names runs of one folder
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -369,7 +339,7 @@ def checkpoints(run: Path) -> list[Path]:
         return number, time, int(path.name.rpartition("-")[2])
 
     found = [*run.glob("checkpoint-*"), *run.glob("v*-*/checkpoint-*")]
-    steps = [path for path in found if _CHECKPOINT.fullmatch(path.name)]
+    steps = [path for path in found if re.fullmatch("checkpoint-[0-9]+", path.name)]
     return sorted(filter(is_trained, steps), key=age)
 
 
@@ -382,5 +352,5 @@ def is_whole_model(folder: Path) -> bool:
     """Whether the folder holds all weights of a model, as `tuner_type: full` and merging leave."""
     if (folder / "adapter_config.json").is_file() or not (folder / "config.json").is_file():
         return False
-    names = [name + end for name in _WHOLE for end in ("", ".index.json")]
+    names = [name + end for name in _WEIGHTS for end in ("", ".index.json")]
     return any((folder / name).is_file() for name in names)

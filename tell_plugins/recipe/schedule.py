@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,7 @@ from tell_plugins.recipe.recipes import Recipe
 Rates = npt.NDArray[np.float64]
 Steps = npt.NDArray[np.int64]
 _TARGET_BATCH = 16  # ms-swift accumulates up to this when the recipe does not say
-_MOST_STEPS = 10**12  # at a million steps a second, eleven days
-_MOST_EPOCHS = 1000  # that exposure looks at; of a longer run, so many spread evenly
+_MOST_STEPS = 10**7  # at a step a second, four months
 
 
 class Unmodelled(UserError):
@@ -105,31 +104,40 @@ def world_size(environ: Mapping[str, str]) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training of `entries` rows does.
-
-    Attributes:
-        entries: rows of one epoch, copies included.
-        served: how many of them, from the front, reach the model; ms-swift gives every process
-            the same number of rows and leaves the rest out.
-        steps: optimizer steps taken in all.
-        scheduled: the steps the learning rate is laid out for (more than `steps` only when
-            `max_epochs` ends the run early).
-    """
+    """What a training of `entries` rows does."""
 
     training: Training
-    entries: int
+    entries: int  # rows of one epoch, copies included
+    # how many of them, from the front, reach the model: ms-swift gives every process the same
+    # number of rows and leaves the rest out
     served: int
     steps_per_epoch: int
-    steps: int
-    scheduled: int
+    steps: int  # taken in all
+    scheduled: int  # what the rates are laid out for; more where `max_epochs` ends the run early
     warmup_steps: int
 
     def rates_at(self, steps: Steps) -> Rates:
-        """(n,) learning rate of each of the given steps, relative to the recipe's."""
-        training = self.training
-        return _factors(
-            training.scheduler, steps, self.scheduled, self.warmup_steps, training.scheduler_kwargs
-        )
+        """(n,) learning rate of each of the given steps, relative to the recipe's.
+
+        Raises Unmodelled for a scheduler that is not modelled here, or one with own arguments.
+        """
+        scheduler, given = self.training.scheduler, self.training.scheduler_kwargs
+        if given or scheduler not in _DECAYS:
+            own = " with arguments of its own" if given else ""
+            raise Unmodelled(
+                f"scheduler '{scheduler}'{own} is not modelled",
+                where="lr_scheduler_kwargs" if given else "lr_scheduler_type",
+                allowed=", ".join(_DECAYS),
+                remedy="its learning rates are not shown",
+            )
+        warmup, done = self._warmup, steps.astype(np.float64)
+        left = max(1, self.scheduled - warmup)
+        decayed = _DECAYS[scheduler](np.maximum(done - warmup, 0) / left)
+        return np.where(done < warmup, done / max(1, warmup), decayed)
+
+    @property
+    def _warmup(self) -> int:
+        return 0 if self.training.scheduler == "constant" else self.warmup_steps
 
     @property
     def landmarks(self) -> dict[int, float]:
@@ -137,8 +145,7 @@ class Plan:
 
         The highest is where warm-up ends, or the run. Rates are relative to the recipe's.
         """
-        warmup = 0 if self.training.scheduler == "constant" else self.warmup_steps
-        steps = [0, min(warmup, self.steps - 1), self.steps - 1]
+        steps = [0, min(self._warmup, self.steps - 1), self.steps - 1]
         return dict(zip(steps, self.rates_at(np.array(steps)).tolist(), strict=True))
 
     @property
@@ -151,45 +158,29 @@ class Plan:
         """Whether every step's learning rate is 0, so that nothing is trained."""
         return self.training.learning_rate == 0 or self.peak == 0
 
-    def over_the_run(self, numbers: npt.NDArray[Any]) -> int:
-        """The sum, over all entries that steps hold in all epochs, of a number of each entry."""
-        last = self.epochs_begun - 1
-        rest = len(self.step_of_entries(last))
-        return last * int(numbers[: self.served].sum()) + int(numbers[:rest].sum())
-
     @property
     def seen(self) -> int:
         """Entries, from the front, that some step holds."""
-        return min(self.served, min(self.steps, self.steps_per_epoch) * self.training.rows_per_step)
+        return min(self.served, self.steps * self.training.rows_per_step)
 
-    def step_of_entries(self, epoch: int = 0) -> npt.NDArray[np.int64]:
-        """(seen in this epoch,) the step, from 0 over the whole run, that holds each entry."""
-        inside = np.arange(self.served) // self.training.rows_per_step
-        steps = epoch * self.steps_per_epoch + inside
-        return steps[steps < self.steps]
+    def by_step(self, numbers: npt.NDArray[Any]) -> Rates:
+        """(steps,) the sum, over the entries that each step holds, of a number of each entry."""
+        entries = np.arange(self.served) // self.training.rows_per_step
+        epoch = np.bincount(entries, numbers[: self.served], self.steps_per_epoch)
+        return np.resize(epoch, self.steps)  # each epoch has the same order
 
-    @property
-    def epochs_begun(self) -> int:
-        return math.ceil(self.steps / self.steps_per_epoch)
+    def over_the_run(self, numbers: npt.NDArray[Any]) -> int:
+        """The sum, over all entries that steps hold in all epochs, of a number of each entry."""
+        return int(self.by_step(numbers).sum())
 
 
-@dataclass(frozen=True)
-class Exposure:
-    """How the task rows meet the learning rate.
-
-    Attributes:
-        steps: steps that hold at least one task row.
-        working_steps: those of them whose learning rate is above 0.
-        weight: sum over task entries of their step's rate / the recipe's learning rate.
-        relative: `weight` over what the same entries would get at the run's mean rate; 1 is even.
-        unseen: task entries that no step holds.
-    """
-
-    steps: int
-    working_steps: int
-    weight: float
-    relative: float
-    unseen: int
+# after warm-up: the share of the steps that is done, to the factor
+_DECAYS: dict[str, Callable[[Rates], Rates]] = {
+    "linear": lambda done: np.maximum(0.0, 1.0 - done),
+    "cosine": lambda done: np.maximum(0.0, 0.5 * (1.0 + np.cos(math.pi * done))),
+    "constant": np.ones_like,
+    "constant_with_warmup": np.ones_like,
+}
 
 
 def plan(entries: int, training: Training) -> Plan:
@@ -199,19 +190,15 @@ def plan(entries: int, training: Training) -> Plan:
     """
     per_process = entries // training.world
     if training.drop_last:
-        batches = per_process // training.per_device
-        served = batches * training.per_device * training.world
-    else:
-        batches = -(-per_process // training.per_device)
-        served = per_process * training.world
-    if batches == 0:
+        per_process -= per_process % training.per_device
+    if per_process == 0:
         raise UserError(
             f"{entries} rows over {training.world} processes leave no batch to train on",
             where="training",
             remedy="more rows, fewer processes, or dataloader_drop_last: false",
         )
-    per_epoch = max(-(-batches // training.accumulation), 1)
-    steps = scheduled = math.ceil(min(training.epochs, _MOST_STEPS + 1) * per_epoch)
+    per_epoch = -(-per_process // (training.per_device * training.accumulation))
+    steps = scheduled = math.ceil(min(training.epochs, 1e15) * per_epoch)
     if training.max_steps >= 0:
         steps = scheduled = training.max_steps
     if training.max_epochs is not None:
@@ -225,38 +212,20 @@ def plan(entries: int, training: Training) -> Plan:
         )
     # a number of steps above 0 wins over the ratio
     warmup = max(training.warmup_steps, 0) or math.ceil(scheduled * training.warmup_ratio)
+    served = per_process * training.world
     result = Plan(training, entries, served, per_epoch, steps, scheduled, warmup)
     result.rates_at(np.zeros(1, np.int64))  # a scheduler that is not modelled is told here
     return result
 
 
-def _factors(scheduler: str, at: Steps, steps: int, warmup: int, given: Any) -> Rates:
-    """The factor on the learning rate at the steps `at` of a run of `steps`.
+class Exposure(NamedTuple):
+    """How the task rows meet the learning rate."""
 
-    Raises Unmodelled for a scheduler that is not modelled here, or one with arguments of its own.
-    """
-    if given or scheduler not in _DECAYS:
-        own = " with arguments of its own" if given else ""
-        raise Unmodelled(
-            f"scheduler '{scheduler}'{own} is not modelled",
-            where="lr_scheduler_kwargs" if given else "lr_scheduler_type",
-            allowed=", ".join(_DECAYS),
-            remedy="its learning rates are not shown",
-        )
-    if scheduler == "constant":
-        warmup = 0
-    done = at.astype(np.float64)
-    decayed = _DECAYS[scheduler](np.maximum(done - warmup, 0) / max(1, steps - warmup))
-    return np.where(done < warmup, done / max(1, warmup), decayed)
-
-
-# after warm-up: the share of the steps that is done, to the factor
-_DECAYS: dict[str, Callable[[Rates], Rates]] = {
-    "linear": lambda done: np.maximum(0.0, 1.0 - done),
-    "cosine": lambda done: np.maximum(0.0, 0.5 * (1.0 + np.cos(math.pi * done))),
-    "constant": np.ones_like,
-    "constant_with_warmup": np.ones_like,
-}
+    steps: int  # that hold at least one task row
+    working_steps: int  # those of them whose learning rate is above 0
+    weight: float  # sum over task entries of their step's rate / the recipe's learning rate
+    relative: float  # over what the same entries would get at the run's mean rate; 1 is even
+    unseen: int  # task entries that no step holds
 
 
 def exposure(plan: Plan, is_task: npt.NDArray[np.bool_]) -> Exposure:
@@ -264,20 +233,14 @@ def exposure(plan: Plan, is_task: npt.NDArray[np.bool_]) -> Exposure:
 
     `is_task`: (entries,) in training order, the same in every epoch.
     """
-    begun = plan.epochs_begun
-    looked_at = min(begun, _MOST_EPOCHS)
-    epochs = [plan.step_of_entries(int(e)) for e in np.linspace(0, begun - 1, looked_at)]
-    times = begun / looked_at
-    all_steps = np.concatenate(epochs)
-    task = np.concatenate([is_task[: len(steps)] for steps in epochs])
-    holding = np.unique(all_steps[task])
-    rates = plan.rates_at(all_steps)
-    weight = float(rates[task].sum())
-    even = float(rates.mean()) * int(task.sum())
+    rates = plan.rates_at(np.arange(plan.steps))
+    task, every = plan.by_step(is_task), plan.by_step(np.ones(plan.entries))
+    weight = float((rates * task).sum())
+    even = float((rates * every).sum() / every.sum() * task.sum())
     return Exposure(
-        steps=round(len(holding) * times),
-        working_steps=round(int((plan.rates_at(holding) > 0).sum()) * times),
-        weight=weight * times,
+        steps=int((task > 0).sum()),
+        working_steps=int(((task > 0) & (rates > 0)).sum()),
+        weight=weight,
         relative=weight / even if even else 0.0,
         unseen=int(is_task[plan.seen :].sum()),
     )

@@ -22,7 +22,6 @@ from tell_plugins.core import paths
 from tell_plugins.core.errors import MachineError
 from tell_plugins.core.state_files import Shape, cached_json, read_text
 
-_MODULE = "tell_plugins.bridge.keys"
 # of the pinned version:
 #   python -m tell_plugins.bridge.keys | xz -9 > tell_plugins/bridge/keys.json.xz
 _TABLE = Path(__file__).parents[1] / "bridge" / "keys.json"
@@ -51,12 +50,8 @@ class ModelTable(Shape):
 
     def types_of(self, architecture: str | None) -> list[str]:
         """The types that ms-swift takes into account for an architecture of a config.json."""
-        return [
-            kind
-            for kind, entry in self.types.items()
-            if (architecture in entry["architectures"])
-            or (architecture is None and not entry["architectures"])
-        ]
+        known = {kind: entry["architectures"] for kind, entry in self.types.items()}
+        return [k for k, v in known.items() if (architecture in v if architecture else not v)]
 
 
 class SwiftKeys(Shape):
@@ -94,6 +89,12 @@ def installed_version() -> str:
     return version
 
 
+def _version(package: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
+
+
 def swift_keys() -> SwiftKeys:
     """The installed ms-swift's keys, or those that come along where none is installed.
 
@@ -124,22 +125,11 @@ def _shipped() -> SwiftKeys:
     return SwiftKeys(**json.loads(read_text(_TABLE) or ""))
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _ask() -> dict[str, Any]:
     print("asking ms-swift which settings it knows (once, about 10 s) ...", file=sys.stderr)
-    result = subprocess.run(
-        [sys.executable, "-m", _MODULE],
-        cwd=paths.PROJECT,
-        env=project_environment(),
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "tell_plugins.bridge.keys"]
+    folder, env = paths.PROJECT, project_environment()
+    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     with contextlib.suppress(json.JSONDecodeError):
         if result.returncode == 0:
             answer: dict[str, Any] = json.loads(result.stdout.strip().rpartition("\n")[2])
@@ -147,8 +137,7 @@ def _ask() -> dict[str, Any]:
     said = "\n".join((result.stderr or result.stdout).strip().splitlines()[-12:])
     again = f"remove {Path(sys.prefix).name}, then ./run.sh setup"  # a package of it is broken
     raise MachineError(
-        f"ms-swift could not tell which settings it knows (exit code {result.returncode}):\n"
-        f"{said or 'nothing was said'}",
+        f"ms-swift could not tell which settings it knows (exit code {result.returncode}):\n{said}",
         remedy=again if paths.IS_CHECKOUT else paths.needs("train"),
     )
 
@@ -157,9 +146,6 @@ def project_environment() -> dict[str, str]:
     """The environment of a subprocess that must find this project's package."""
     if not paths.IS_CHECKOUT:
         return dict(os.environ)  # it is installed
-    root = str(paths.PROJECT)
-    before = os.environ.get("PYTHONPATH", "")
-    parts = [part for part in before.split(os.pathsep) if part]
-    if root not in [str(Path(part).absolute()) for part in parts]:
-        parts.append(root)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(parts)}
+    before = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    root = [] if str(paths.PROJECT) in before else [str(paths.PROJECT)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(before + root)}

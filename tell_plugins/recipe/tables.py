@@ -15,25 +15,20 @@ def table(
 
     Numbers stand to the right, and so do the columns named in `right`.
     """
-    columns = [
-        _column(name, [row[place] for row in rows], name in right)
-        for place, name in enumerate(header)
-    ]
+    columns = []
+    for place, name in enumerate(header):
+        cells = [row[place] for row in rows]
+        texts = [name, *map(_shown, cells)]
+        width = max(map(len, texts))
+        numbers = cells and all(isinstance(cell, (int, float, type(None))) for cell in cells)
+        to_right = numbers or name in right
+        columns.append([f"{text:{'>' if to_right else '<'}{width}}" for text in texts])
     return "\n".join(indent + "  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
-def _column(name: str, cells: Sequence[object], to_right: bool) -> list[str]:
-    """The name and the cells of a column, all of one width."""
-    texts = [name, *map(_shown, cells)]
-    width = max(map(len, texts))
-    if cells and all(isinstance(cell, (int, float, type(None))) for cell in cells):
-        to_right = True
-    return [text.rjust(width) if to_right else text.ljust(width) for text in texts]
-
-
-def count_of(number: int, what: str) -> str:
+def count_of(number: int, what: str, ending: str = "s") -> str:
     """`1 row`, `2,000 rows`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    return f"{number:,} {what}{'' if number == 1 else ending}"
 
 
 def _shown(cell: object) -> str:

@@ -12,9 +12,8 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 
 from tell_plugins.bridge import swift_cli
@@ -26,8 +25,6 @@ from tell_plugins.recipe.checked import Checked
 from tell_plugins.recipe.models import model_folder, need_model
 from tell_plugins.recipe.recipes import Recipe, checkpoints, load_recipe
 from tell_plugins.recipe.swift_keys import installed_version, project_environment
-
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,27 +48,32 @@ def run(args: argparse.Namespace) -> int:
     recipe = recipe.with_values(output_dir=str(recipe.output_dir))
     prepare_if_embedded(recipe.text("model"))  # before `check`, which counts with its tokenizer
     checked = inspect(recipe)
-    _stop_on_errors(checked, args.force)
+    _tell(checked, args.force)
     if not args.force:
         _need_gpu(recipe)
     recipe = _with_model(recipe)
-    before = set(checkpoints(recipe.output_dir))
+    before, folder = set(checkpoints(recipe.output_dir)), paths.shown(recipe.output_dir)
     if not args.verbose:  # ms-swift's own log has 500 lines before the first step
-        print("\n".join(_what_now(checked)), flush=True)
+        print(f"training {recipe.dataset_text} on {recipe.get('model')}")
+        if checked.plan is not None and checked.entries is not None:
+            task, general = checked.entries
+            print(f"  {task:,} task rows, {general:,} general rows, {checked.plan.steps:,} steps")
+        print(f"  into {folder}   (--verbose: ms-swift's own log, too)", flush=True)
     code = train(recipe, verbose=args.verbose)
-    if code == 0:
-        print(_what_next(recipe, before))
+    new = [path for path in checkpoints(recipe.output_dir) if path not in before]
+    if code == 0 and new:
+        adapter, file = (shlex.quote(paths.shown(path)) for path in (new[-1], recipe.path))
+        print(f"\nadapter  {adapter}\nscore it with  ./run.sh eval {file} --adapter {adapter}")
+    elif code == 0:
+        print(f"\nno adapter was saved in {folder}")
     return code
 
 
-def _stop_on_errors(checked: Checked, force: bool) -> None:
+def _tell(checked: Checked, force: bool) -> None:
     """Errors that `check` finds stop the run: ms-swift would find the same, minutes later."""
     if checked.errors and not force:
-        end = UserError(
-            "nothing was trained",
-            where="train",
-            remedy="mend the above, or `--force` trains all the same",
-        )
+        remedy = "mend the above, or `--force` trains all the same"
+        end = UserError("nothing was trained", where="train", remedy=remedy)
         raise_all([*checked.errors, end])
     for finding in checked.findings:
         print(f"{finding.severity}: {finding}", file=sys.stderr)
@@ -97,34 +99,12 @@ def _need_gpu(recipe: Recipe) -> None:
         )
 
 
-def _what_now(checked: Checked) -> list[str]:
-    """The run in a few lines, in place of ms-swift's log."""
-    recipe = checked.recipe
-    lines = [f"training {recipe.dataset_text} on {recipe.get('model')}"]
-    if checked.plan is not None and checked.entries is not None:
-        task, general = checked.entries
-        lines.append(
-            f"  {task:,} task rows, {general:,} general rows, {checked.plan.steps:,} steps"
-        )
-    lines.append(f"  into {paths.shown(recipe.output_dir)}   (--verbose: ms-swift's own log, too)")
-    return lines
-
-
-def _what_next(recipe: Recipe, before: Set[Path]) -> str:
-    """Where the adapter lies, and how it is scored."""
-    new = [path for path in checkpoints(recipe.output_dir) if path not in before]
-    if not new:
-        return f"\nno adapter was saved in {paths.shown(recipe.output_dir)}"
-    adapter, file = (shlex.quote(paths.shown(path)) for path in (new[-1], recipe.path))
-    return f"\nadapter  {adapter}\nscore it with  ./run.sh eval {file} --adapter {adapter}"
-
-
 def _with_model(recipe: Recipe) -> Recipe:
     """The recipe with its model at hand. MachineError when it cannot be had."""
     model = recipe.text("model")
+    folder = model_folder(model)
     if is_embedded(model):
         return recipe
-    folder = model_folder(model)
     if folder is None:
         need_model(model, recipe.flag("use_hf"))
         return recipe
@@ -184,7 +164,8 @@ def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
         with suppress(ProcessLookupError):  # it ended meanwhile
             os.killpg(process.pid, signal.SIGTERM if number == signal.SIGINT else number)
 
-    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, forward) for number in numbers}
     try:
         yield received
     finally:
