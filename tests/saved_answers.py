@@ -8,7 +8,7 @@ from typing import Any
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation.answers import Answer
-from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.judged import Case, Judged
 from tell_plugins.evaluation.scorers.label import judged_form
 
@@ -21,7 +21,7 @@ def halu_schema() -> dict[str, Any]:
     return {"schema": file.read_text(), "label": "hallucination"}
 
 
-def counts(number: Rate | Estimate) -> tuple[int, int]:
+def counts(number: Estimate) -> tuple[int, int]:
     """How many of how many a rate is of."""
     return number.k, number.n
 

@@ -11,7 +11,7 @@ import pytest
 
 from tell_plugins.evaluation import scoring
 from tell_plugins.evaluation.differences import difference, measure_of
-from tell_plugins.evaluation.intervals import Draws, Estimate, Rate, counted, rate, wilson
+from tell_plugins.evaluation.intervals import Draws, Estimate, counted, rate, wilson
 from tell_plugins.evaluation.judged import mean
 from tell_plugins.evaluation.scoring import judged, load_scored
 from tests.conftest import MakeCard, message_of
@@ -24,7 +24,7 @@ def halu_answer(label: str) -> str:
     return json.dumps({"thought": "Because.", "hallucination": label})
 
 
-def strict(folder: Path) -> dict[str, Rate | Estimate]:
+def strict(folder: Path) -> dict[str, Estimate]:
     """Every measure of the strict reading."""
     found = scoring.score(folder).readings["strict"]
     return found.numbers
@@ -53,9 +53,7 @@ def test_constant_answers_on_the_official_rows(real_home, tmp_path):
     assert Counter(judged(scored)["official"].right) == {"yes": 236, "no": 764}
 
 
-def of_labels(
-    given: list[str | None], right: list[str], labels: list[str]
-) -> dict[str, Rate | Estimate]:
+def of_labels(given: list[str | None], right: list[str], labels: list[str]) -> dict[str, Estimate]:
     judged = judged_labels(given, right, labels)
     return {name: column.estimate(judged.rows) for name, column in judged.columns.items()}
 
@@ -154,7 +152,7 @@ def test_wilson_intervals_against_published_values() -> None:
 
 
 def test_rates_of_nothing_and_of_everything():
-    assert rate([]) == Rate(0, 0, None, 0.0, 1.0)
+    assert rate([]) == Estimate(None, 0.0, 1.0, 0, 0)
     assert counted(0, 0).value is None
     assert rate([True] * 3).value == 1.0
     # ten answers to one row are worth one row

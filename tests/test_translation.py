@@ -13,7 +13,6 @@ import pytest
 from tell_plugins.core.cards import load_card
 from tell_plugins.core.sources import open_task
 from tell_plugins.evaluation import scoring
-from tell_plugins.evaluation.intervals import Rate
 from tell_plugins.evaluation.scorers import translation
 from tell_plugins.evaluation.scorers.translation import (
     documents,
@@ -47,8 +46,7 @@ def scored_as(folder: Path) -> tuple[Found, dict[str, int]]:
     scores = scoring.write(folder)
     found = {
         unit: {
-            name: number.k if isinstance(number, Rate) else number
-            for name, number in part.numbers.items()
+            name: number if number.k is None else number.k for name, number in part.numbers.items()
         }
         for unit, part in scores.readings.items()
     }

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 from pydantic import Field
 
@@ -82,6 +82,18 @@ def circles(text: str) -> bool:
     return longest >= max(_LEAST_CIRCLE, len(text) / 2)
 
 
+def judged(answers: Sequence[Answer], form: Form) -> Judged:
+    """The rows table of answers to general questions; without what the form does not tell."""
+    readers = {BLEED: form.opens} if form.known else {}
+    readers |= {WORDS: form.speaks} if form.words else {}
+    readers[CIRCLES] = circles
+    columns = {name: share([read(a.text) for a in answers]) for name, read in readers.items()}
+    return Judged([answer.row for answer in answers], columns)
+
+
+# --- the form of a card's answers -----------------------------------------------------------------
+
+
 def form_of(card: Card) -> Form:
     """The form of a card's answers, from its schema and its training responses where they are."""
     answers = []
@@ -89,31 +101,35 @@ def form_of(card: Card) -> Form:
         answers = [response.strip() for _, response in open_split(card, "train").all_texts()]
     if card.metric == "json":
         return _json_form(card, answers)
-    labels = closed_labels(card) if card.metric == "label" else _closed(answers)
-    numbers = bool(answers) and all(_NUMBER.fullmatch(answer) for answer in answers)
-    if numbers or labels:
-        return Form(labels=[] if numbers else labels, numbers=numbers, words=_own(labels))
+    labels = sorted(set(answers))
+    if card.metric == "label":
+        labels = closed_labels(card)
+    elif len(labels) * _CLOSED > len(answers):  # they do not return again and again
+        labels = []
+    if answers and all(_NUMBER.fullmatch(answer) for answer in answers):
+        return Form(numbers=True, words=_own_words(labels))
+    if labels:
+        return Form(labels=labels, words=_own_words(labels))
     return Form(opening=shared_opening(answers), words=_common_sentence(answers))
 
 
 def _json_form(card: Card, answers: Sequence[str]) -> Form:
-    schema = card_schema(card)
+    schema, texts = card_schema(card), []
     as_array = schema.schema.get("type") == "array"
     if answers:  # what the answers are counts, should the schema allow both
         as_array = sum(answer.startswith("[") for answer in answers) > len(answers) / 2
+    for answer in answers:
+        try:
+            values = [json.loads(value) for _, value in pairs(json.loads(answer)).elements()]
+        except (ValueError, RecursionError):
+            continue
+        texts += [value for value in values if isinstance(value, str)]
     keys = [f'"{key}"' for key in schema.schema.get("properties", {})]
-    texts = [text for answer in answers for text in _texts_of(answer)]
-    own = [*keys, *_own(schema.labels or []), *_common_sentence(texts)]
+    own = [*keys, *_own_words(schema.labels or []), *_common_sentence(texts)]
     return Form(opening="[" if as_array else "{", words=own)
 
 
-def _closed(answers: Sequence[str]) -> list[str]:
-    """The distinct answers, where they are few and return again and again."""
-    distinct = sorted(set(answers))
-    return distinct if len(distinct) * _CLOSED <= len(answers) else []
-
-
-def _own(labels: Iterable[str]) -> list[str]:
+def _own_words(labels: Sequence[str]) -> list[str]:
     return [label for label in labels if len(label) >= _LEAST_WORD]
 
 
@@ -134,28 +150,5 @@ def _common_sentence(answers: Sequence[str]) -> list[str]:
     for answer in answers:
         sentences = {part.strip() for part in _SENTENCE.split(answer)}
         found.update(part for part in sentences if len(part.split()) >= 3)
-    if not found:
-        return []
-    sentence, count = found.most_common(1)[0]
-    return [sentence] if count > 1 and count >= _OFTEN * len(answers) else []
-
-
-def _texts_of(answer: str) -> list[str]:
-    """Every text value of a JSON answer."""
-    try:
-        values = [json.loads(value) for _, value in pairs(json.loads(answer)).elements()]
-    except (ValueError, RecursionError):
-        return []
-    return [value for value in values if isinstance(value, str)]
-
-
-def judged(answers: Sequence[Answer], form: Form) -> Judged:
-    """The rows table of answers to general questions; without what the form does not tell."""
-    readers: dict[str, Callable[[str], bool]] = {}
-    if form.known:
-        readers[BLEED] = form.opens
-    if form.words:
-        readers[WORDS] = form.speaks
-    readers[CIRCLES] = circles
-    columns = {name: share([read(a.text) for a in answers]) for name, read in readers.items()}
-    return Judged([answer.row for answer in answers], columns)
+    often = [part for part, count in found.most_common(1) if count > 1]
+    return [part for part in often if found[part] >= _OFTEN * len(answers)]

@@ -37,6 +37,7 @@ from tell_plugins.recipe.recipes import load_recipe
 _RUN = "run.json"  # of a sweep: what a run was made with
 _SAME_IN_ALL_FOLDS = ("anchor", "decoding", "seed", "shots", "scale", "model", "engine")
 _DEFAULT_OUT = "output/compare"
+_OF_DIFFERENCE = ("value", "low", "high", "p", "n", "resamples", "seed")
 _OF_FOLDS = (
     "Each row was answered by a training that did not see it, one a fold. The intervals are over "
     "the rows; that the trainings differ is not in them."
@@ -216,7 +217,8 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
     ]
     differences: list[dict[str, Any]] = [
         {"system": one.system, "baseline": comparison.baseline}
-        | {"scorer": one.scorer, "measure": one.measure, **one.difference.record}
+        | {"scorer": one.scorer, "measure": one.measure}
+        | {key: getattr(one.difference, key) for key in _OF_DIFFERENCE}
         for one in comparison.differences
     ]
     systems = [

@@ -25,7 +25,6 @@ from tell_plugins.evaluation.intervals import (
 from tell_plugins.evaluation.judged import Column
 
 LEVEL = 0.05  # of the test: p below it
-_KEPT = ("value", "low", "high", "p", "n", "resamples", "seed")
 LEAST_SEEDS = 3  # from as many on an interval over seeds says anything
 
 
@@ -44,14 +43,13 @@ def measure_of(ids: Sequence[Any], column: Column) -> Measure:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """System minus baseline over the same rows.
+class Difference(Estimate):
+    """System minus baseline over the same `n` rows, with its 95 % interval.
 
     Attributes:
-        value: the difference; `low` and `high` are its 95 % interval.
         p: two-sided, by approximate randomization (of two shares: McNemar's); never below
-            1 / (resamples + 1). None where there is no test.
-        n: how many rows were drawn from, `resamples` times, by draws of `seed`.
+            1 / (resamples + 1). None of losses, in nats a token: these have no test.
+        resamples, seed: how often rows were drawn, and the seed of that.
         by_seed: that of each seed, where there are several.
         over_seeds: from three seeds on the interval over rows and seeds.
     """
@@ -59,7 +57,6 @@ class Difference:
     value: float
     low: float
     high: float
-    n: int
     p: float | None = None
     resamples: int = 0
     seed: int = 0
@@ -67,39 +64,32 @@ class Difference:
     over_seeds: tuple[float, float] | None = None
 
     @property
-    def better(self) -> bool:
-        """Whether the interval lies above zero, the test says so too, and the seeds agree.
+    def told_apart(self) -> bool:
+        """Whether the interval leaves out zero, the test says so too, and the seeds agree.
 
         Of one row, or of a few that all agree, each draw is the same: its interval has no width.
         """
-        return self.low > 0 and self._is_sure
+        is_sure = (self.p is None or self.p < LEVEL) and not self.seeds_disagree
+        return is_sure and (self.low > 0 or self.high < 0)
+
+    @property
+    def better(self) -> bool:
+        return self.told_apart and self.low > 0
 
     @property
     def worse(self) -> bool:
-        """The same below zero."""
-        return self.high < 0 and self._is_sure
-
-    @property
-    def _is_sure(self) -> bool:
-        return (self.p is None or self.p < LEVEL) and not self.seeds_disagree
-
-    @property
-    def told_apart(self) -> bool:
-        return self.better or self.worse
+        return self.told_apart and self.high < 0
 
     @property
     def seeds_disagree(self) -> bool:
         """Whether seeds have differences of both signs, or from three on a t-interval over 0."""
-        if len(self.by_seed) < 2:
-            return False
-        if min(self.by_seed) < 0 < max(self.by_seed) or len(self.by_seed) < LEAST_SEEDS:
-            return min(self.by_seed) < 0 < max(self.by_seed)
+        if len(self.by_seed) < LEAST_SEEDS:
+            return bool(self.by_seed) and min(self.by_seed) < 0 < max(self.by_seed)
         _, low, high = t_interval(self.by_seed)
-        return low <= 0 <= high
+        return low <= 0 <= high or min(self.by_seed) < 0 < max(self.by_seed)
 
     @property
     def is_loss(self) -> bool:
-        """Whether it is of losses, in nats a token; these have no test."""
         return self.p is None
 
     @property
@@ -113,24 +103,21 @@ class Difference:
         return ", ".join(f"{value:+.{self.digits}f}" for value in self.by_seed)
 
     @property
-    def estimate(self) -> Estimate:
-        """The difference and its interval, as tables take them."""
-        return Estimate(self.value, self.low, self.high, self.n)
-
-    @property
-    def record(self) -> dict[str, float | None]:
-        """What is kept of it in files."""
-        return {key: getattr(self, key) for key in _KEPT}
-
-    @property
     def smallest(self) -> float:
         """The smallest true difference that these rows would show, at 80 % power."""
         return smallest_shown(self.low, self.high)
 
     def times(self, factor: float) -> Difference:
         """The same in another unit: percentage points of shares."""
-        value, low, high = (factor * number for number in (self.value, self.low, self.high))
-        return replace(self, value=value, low=low, high=high)
+        wide = self.over_seeds
+        return replace(
+            self,
+            value=factor * self.value,
+            low=factor * self.low,
+            high=factor * self.high,
+            by_seed=tuple(factor * value for value in self.by_seed),
+            over_seeds=wide and (factor * wide[0], factor * wide[1]),
+        )
 
 
 def difference(
@@ -146,10 +133,9 @@ def difference(
     ours, others, column = system.stats[mine], baseline.stats[theirs], system.column
     if len(shared) == 0 or (column.is_loss and not _same_losses(system, baseline)):
         return None
-    if column.is_loss:  # which has no test
+    if column.is_loss:
         moved = replace(column, stats=np.column_stack([ours[:, 0] - others[:, 0], ours[:, 1]]))
-        ends = interval(moved.stats, moved.score)
-        return Difference(moved.total, *ends, n=len(shared))
+        return Difference(moved.total, *interval(moved.stats, moved.score), len(shared))
     both, width = np.hstack([ours, others]), ours.shape[1]
 
     def differences(sums: Floats) -> Floats:
@@ -157,13 +143,13 @@ def difference(
 
     value = float(differences(both.sum(axis=0)[None])[0])
     if column.difference is not None:
-        _, low, high = column.difference(ours, others)
+        low, high = column.difference(ours, others)[1:]
     else:
         low, high = interval(both, differences, draws)
     if math.isnan(value) or math.isnan(low):  # nothing to take a share of
         return None
     p = randomized(both, differences, value, draws)
-    return Difference(value, low, high, len(shared), p, *draws)
+    return Difference(value, low, high, len(shared), p=p, **draws._asdict())
 
 
 def _same_losses(system: Measure, baseline: Measure) -> bool:
@@ -172,18 +158,18 @@ def _same_losses(system: Measure, baseline: Measure) -> bool:
     return np.array_equal(mine, theirs)
 
 
-def over_seeds(
-    pairs: Sequence[tuple[Measure | None, Measure | None]],
-) -> tuple[float, float] | None:
-    """The interval of a difference over rows and seeds, a pair a seed; None for fewer seeds than
-    `LEAST_SEEDS`, or where they have other rows."""
-    parts = [part for pair in pairs for part in pair if part is not None]
-    stats = [part.stats for part in parts]
-    alike = len(parts) == 2 * len(pairs) and len({part.shape for part in stats}) == 1
-    if len(pairs) < LEAST_SEEDS or not alike:
-        return None
-    both = list(zip(stats[::2], stats[1::2], strict=True))
-    return intervals.over_seeds(both, parts[0].column.score)
+def with_seeds(
+    found: Difference, seeds: Sequence[tuple[Measure | None, Measure | None]]
+) -> Difference:
+    """A difference of several seeds with that of each, and from `LEAST_SEEDS` on, where all
+    answered the same rows, the interval over rows and seeds."""
+    each = tuple(part.value for pair in seeds if (part := difference(*pair)) is not None)
+    pairs = [(a.stats, b.stats) for a, b in seeds if a is not None and b is not None]
+    alike = len(pairs) == len(seeds) and len({part.shape for pair in pairs for part in pair}) == 1
+    if len(seeds) < LEAST_SEEDS or not alike or seeds[0][0] is None:
+        return replace(found, by_seed=each)
+    wide = intervals.over_seeds(pairs, seeds[0][0].column.score)
+    return replace(found, by_seed=each, over_seeds=wide)
 
 
 def t_interval(values: Sequence[float]) -> Interval:

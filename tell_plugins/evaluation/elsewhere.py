@@ -48,7 +48,7 @@ from tell_plugins.evaluation.answers import (
 )
 from tell_plugins.evaluation.bleed import Form, form_of
 from tell_plugins.evaluation.differences import Difference, Measure, difference, measure_of
-from tell_plugins.evaluation.intervals import Estimate, Rate
+from tell_plugins.evaluation.intervals import Estimate
 from tell_plugins.evaluation.judged import Column, Judged
 
 CARD = "retention"
@@ -74,7 +74,7 @@ _OF_LOSSES = (
 Pair = tuple[str, str]
 Sum = tuple[float, float]  # the sum over a row's tokens, and how many they are
 Take = Callable[[Sequence[Pair]], list[Sum]]
-Elsewhere = dict[str, Rate | Estimate | None]  # by name; what was not measured is None or absent
+Elsewhere = dict[str, Estimate | None]  # by name; what was not measured is None or absent
 
 
 class LossLine(Shape):
@@ -269,7 +269,7 @@ class General:
             before = General([self.base], None, self.form)
             for name in (BLEED, *LOSS_FILES):
                 if (moved := self.minus(before, name)) is not None:
-                    found[name] = moved.estimate
+                    found[name] = moved
         for name in (KL, STYLE_FIT):
             if (one := self.measure(name)) is not None:
                 found[name] = one.column.estimate(one.ids)

@@ -9,7 +9,7 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rich import box
@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tell_plugins.core.shown import csv_cell, markdown_cell
-from tell_plugins.evaluation.intervals import Estimate, Rate, shown
+from tell_plugins.evaluation.intervals import Estimate, shown
 
 UNBOUNDED = 10_000  # columns of a file
 POINTS = ", points"  # how a column of differences in percentage points ends
@@ -125,13 +125,13 @@ def _columns(records: Sequence[Record]) -> list[str]:
 
 def _text(column: str, cell: Any) -> str:
     """A cell as it is read: rates with their counts, points with their sign."""
-    if isinstance(cell, Rate):
-        share = shown(cell, 1, factor=100).replace(" [", " % [")
-        return "" if cell.value is None else f"{cell.k}/{cell.n} = {share}"
     if isinstance(cell, Estimate):
-        points = column.endswith(POINTS)
-        text = shown(cell, 1, sign="+") if points else shown(cell, 3)
-        return "" if cell.value is None else text
+        if cell.value is None:
+            return ""
+        if cell.k is not None:
+            share = shown(cell, 1, factor=100).replace(" [", " % [")
+            return f"{cell.k}/{cell.n} = {share}"
+        return shown(cell, 1, sign="+") if column.endswith(POINTS) else shown(cell, 3)
     if isinstance(cell, float):
         return f"{int(cell):,}" if cell.is_integer() else f"{cell:,.2f}"
     return f"{cell:,}" if isinstance(cell, int) else str(cell or "")
@@ -160,11 +160,10 @@ def to_csv(records: Sequence[Record]) -> str:
 
 
 def _parts(name: str, cell: Any) -> dict[str, Any]:
-    if not isinstance(cell, (Rate, Estimate)):
+    if not isinstance(cell, Estimate):
         return {name: round(cell, _DIGITS) if isinstance(cell, float) else cell}
-    numbers = {key: part for key, part in asdict(cell).items() if key in ("k", "n")}
+    counts = {f"{name} n": cell.n}
+    if cell.k is not None:
+        counts = {f"{name} k": cell.k, **counts}
     ends = {"": cell.value, " low": cell.low, " high": cell.high}
-    return {
-        **{f"{name} {key}": part for key, part in numbers.items()},
-        **{name + key: None if v is None else round(float(v), _DIGITS) for key, v in ends.items()},
-    }
+    return counts | {name + key: v and round(float(v), _DIGITS) for key, v in ends.items()}

@@ -34,24 +34,17 @@ PairedInterval = Callable[[Floats, Floats], tuple[float, float, float]]  # value
 
 
 @dataclass(frozen=True)
-class Rate:
-    """`k` of `n`, as a share with its interval; `value` is None when n is 0."""
-
-    k: int
-    n: int
-    value: float | None
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Estimate:
-    """A number that is no plain share; None where it, or its interval, is undefined."""
+    """A number of `n` answers with its interval; None where it, or its ends, are undefined.
+
+    A share is `k` of `n`.
+    """
 
     value: float | None
     low: float | None
     high: float | None
     n: int
+    k: int | None = None
 
 
 class Interval(NamedTuple):
@@ -120,27 +113,28 @@ def wilson(k: float, n: float) -> tuple[float, float]:
     return low, high
 
 
-def counted(k: int, n: int) -> Rate:
-    """`k` of `n` as a rate."""
-    return Rate(k, n, k / n if n else None, *wilson(k, n))
+def counted(k: int, n: int) -> Estimate:
+    """`k` of `n` as a share."""
+    return Estimate(k / n if n else None, *wilson(k, n), n, k)
 
 
-def rate(hits: Sequence[bool] | Sequence[int], rows: Sequence[int] | None = None) -> Rate:
+def rate(hits: Sequence[bool] | Sequence[int], rows: Sequence[int] | None = None) -> Estimate:
     """The share of true entries of `hits`; `rows` names the test row of each entry."""
     return rate_of_rows(counts_of(hits, range(len(hits)) if rows is None else rows))
 
 
-def rate_of_rows(stats: Floats) -> Rate:
-    """The rate of (n, 2) rows.
+def rate_of_rows(stats: Floats) -> Estimate:
+    """The share of (n, 2) rows.
 
     Several answers to one row say less than as many answers to different rows, so n is divided by
     the design effect before the interval is taken (k, n and the value stay as they are).
     """
+    stats = stats[stats[:, 1] > 0]  # not of rows without an answer that counts
     k, n = (float(part) for part in stats.sum(axis=0))
     if n == 0:
         return counted(0, 0)
     effective = _effective(stats, n, k / n)
-    return Rate(round(k), round(n), k / n, *wilson(k * effective / n, effective))
+    return Estimate(k / n, *wilson(k * effective / n, effective), round(n), round(k))
 
 
 def _effective(stats: Floats, n: float, share: float) -> float:
@@ -159,11 +153,29 @@ def mean_share(parts: Sequence[Floats]) -> Estimate:
     """The mean of independent shares, such as the recalls of labels; undefined without any."""
     rates = [rate_of_rows(part) for part in parts]
     n = sum(part.n for part in rates)
-    known = [Interval(r.value, r.low, r.high) for r in rates if r.value is not None]
-    if not known:
-        return Estimate(None, None, None, n)
-    value, low, high = _mean(known)
-    return Estimate(value, max(0.0, low), min(1.0, high), n)
+    known = [_ends(part) for part in rates if part.value is not None]
+    return Estimate(*_mean(known, 0.0), n) if known else Estimate(None, None, None, n)
+
+
+def mean_difference(parts: Sequence[tuple[Floats, Floats]]) -> Interval:
+    """The mean of independent paired differences, such as those of the labels' recalls.
+
+    What two systems have in common is taken within each part: over all rows it would be mostly
+    that of the labels, on which two that always say "no" agree.
+    """
+    return _mean([share_difference(mine, theirs) for mine, theirs in parts], -1.0)
+
+
+def _ends(number: Estimate) -> Interval:
+    return Interval(number.value or 0.0, number.low or 0.0, number.high or 0.0)
+
+
+def _mean(parts: Sequence[Interval], least: float) -> Interval:
+    """The mean of independent numbers from `least` to 1."""
+    value = sum(part.value for part in parts) / len(parts)
+    below = math.sqrt(sum((part.value - part.low) ** 2 for part in parts)) / len(parts)
+    above = math.sqrt(sum((part.high - part.value) ** 2 for part in parts)) / len(parts)
+    return Interval(value, max(least, value - below), min(1.0, value + above))
 
 
 def share_difference(mine: Floats, theirs: Floats) -> Interval:
@@ -174,28 +186,16 @@ def share_difference(mine: Floats, theirs: Floats) -> Interval:
     return paired_difference(rate_of_rows(mine), rate_of_rows(theirs), correlation(mine, theirs))
 
 
-def mean_difference(parts: Sequence[tuple[Floats, Floats]]) -> Interval:
-    """The mean of independent paired differences, such as those of the labels' recalls.
-
-    What two systems have in common is taken within each part: over all rows it would be mostly
-    that of the labels, on which two that always say "no" agree.
-    """
-    value, low, high = _mean([share_difference(mine, theirs) for mine, theirs in parts])
-    return Interval(value, max(-1.0, low), min(1.0, high))
-
-
-def paired_difference(mine: Rate, theirs: Rate, agreement: float) -> Interval:
+def paired_difference(mine: Estimate, theirs: Estimate, agreement: float) -> Interval:
     """`mine` minus `theirs` by square-and-add; `agreement` is their correlation over the rows."""
-    p, q = mine.value or 0.0, theirs.value or 0.0
-    below, above = p - mine.low, mine.high - p
-    under, over = q - theirs.low, theirs.high - q
+    p, q = _ends(mine), _ends(theirs)
+    below, above = p.value - p.low, p.high - p.value
+    under, over = q.value - q.low, q.high - q.value
     low = below**2 + over**2 - 2 * agreement * below * over
     high = above**2 + under**2 - 2 * agreement * above * under
-    return Interval(
-        p - q,
-        max(-1.0, p - q - math.sqrt(max(low, 0.0))),
-        min(1.0, p - q + math.sqrt(max(high, 0.0))),
-    )
+    value = p.value - q.value
+    least, most = value - math.sqrt(max(low, 0.0)), value + math.sqrt(max(high, 0.0))
+    return Interval(value, max(-1.0, least), min(1.0, most))
 
 
 def correlation(mine: Floats, theirs: Floats) -> float:
@@ -204,13 +204,6 @@ def correlation(mine: Floats, theirs: Floats) -> float:
     if np.ptp(x) < _SAME or np.ptp(y) < _SAME:  # not std() == 0: three thirds are not one
         return 0.0
     return float(np.corrcoef(x, y)[0, 1])
-
-
-def _mean(parts: Sequence[Interval]) -> Interval:
-    value = sum(part.value for part in parts) / len(parts)
-    below = math.sqrt(sum((part.value - part.low) ** 2 for part in parts)) / len(parts)
-    above = math.sqrt(sum((part.high - part.value) ** 2 for part in parts)) / len(parts)
-    return Interval(value, value - below, value + above)
 
 
 def smallest_shown(low: float, high: float) -> float:

@@ -24,7 +24,6 @@ from tell_plugins.evaluation.intervals import (
     Estimate,
     Floats,
     PairedInterval,
-    Rate,
     Score,
     counted,
     interval,
@@ -60,7 +59,7 @@ KINDS = (
 )
 
 
-Numbers = dict[str, Rate | Estimate]  # by the name of the measure
+Numbers = dict[str, Estimate]  # by the name of the measure
 _KEPT = 203  # characters of a frequent answer, with the dots of one that is cut
 
 
@@ -83,7 +82,7 @@ class Column:
 
     stats: Floats
     score: Score = mean_score
-    value: Callable[[Floats], Rate | Estimate] | None = None
+    value: Callable[[Floats], Estimate] | None = None
     difference: PairedInterval | None = None
     percent: bool = True
     is_loss: bool = False
@@ -95,7 +94,7 @@ class Column:
         """The measure over all answers; NaN where it is undefined."""
         return float(self.score(self.stats.sum(axis=0)[None])[0])
 
-    def estimate(self, rows: npt.ArrayLike) -> Rate | Estimate:
+    def estimate(self, rows: npt.ArrayLike) -> Estimate:
         """The measure over all answers with its 95 % interval; `rows` are their test rows."""
         stats = summed(self.stats, rows)
         if self.value is not None:
@@ -152,13 +151,13 @@ class Scored(Case):
 
     Attributes:
         sha256: of `answers.jsonl`, uncompressed.
-        known: what numbers the rows where they are not at hand themselves.
+        test: the rows and the rules of the test: cards that differ in their training share them.
     """
 
     folder: Path
     settings: Settings
     sha256: str
-    known: object = None
+    test: tuple[object, ...]
 
     @property
     def asked(self) -> TaskRows:
@@ -171,16 +170,6 @@ class Scored(Case):
         """How many rows were asked; the run was interrupted where fewer are answered."""
         return len(self.asked) if self.settings.rows is None else self.settings.rows
 
-    @property
-    def test(self) -> tuple[object, ...]:
-        """The rows and the rules of the test: cards that differ in their training share them."""
-        if self.task is None:
-            return (self.known,)
-        card = self.card
-        schema = card.schema_path().read_bytes() if card.metric == "json" else b""
-        rules = (card.metric, str(card.answer), schema, *self.labels)
-        return (self.task.split, self.task.sha256, *rules)
-
     def id(self, row: int) -> Any:
         """What a test row is known by: its content, as it stands in the answers; its number where
         the rows are not at hand."""
@@ -192,7 +181,7 @@ class MostFrequent:
     """What was given most often, "" for nothing: a model that collapsed repeats itself."""
 
     text: str
-    share: Rate
+    share: Estimate
     distinct: int
 
 
@@ -257,22 +246,21 @@ def pooled(parts: Sequence[Mapping[str, Judged]]) -> dict[str, Judged]:
     first, *others = parts
     if not others:
         return dict(first)
-    shared = [name for name in first if all(name in part for part in others)]
-    return {name: _joined([part[name] for part in parts]) for name in shared}
-
-
-def _joined(parts: Sequence[Judged]) -> Judged:
-    columns = {
-        name: replace(column, stats=np.concatenate([part.columns[name].stats for part in parts]))
-        for name, column in parts[0].columns.items()
-    }
-    return Judged(
-        rows=[row for part in parts for row in part.rows],
-        columns=columns,
-        kinds=[kind for part in parts for kind in part.kinds],
-        given=[label for part in parts for label in part.given],
-        right=[label for part in parts for label in part.right],
-    )
+    found = {}
+    for name in (name for name in first if all(name in part for part in others)):
+        each = [part[name] for part in parts]
+        columns = {
+            key: replace(column, stats=np.concatenate([part.columns[key].stats for part in each]))
+            for key, column in first[name].columns.items()
+        }
+        found[name] = Judged(
+            rows=[row for part in each for row in part.rows],
+            columns=columns,
+            kinds=[kind for part in each for kind in part.kinds],
+            given=[label for part in each for label in part.given],
+            right=[label for part in each for label in part.right],
+        )
+    return found
 
 
 def share(
@@ -287,12 +275,7 @@ def share(
     under = np.ones(len(over)) if counted is None else np.asarray(counted, float)
     paired = share_difference if counted is None else None  # else not over the same rows
     stats = np.stack([over * under, under], axis=1)
-    return Column(stats, value=_rate_of_counted, difference=paired, good=good, detail=detail)
-
-
-def _rate_of_counted(stats: Floats) -> Rate:
-    """The rate over the test rows that have an answer that counts."""
-    return rate_of_rows(stats[stats[:, 1] > 0])
+    return Column(stats, value=rate_of_rows, difference=paired, good=good, detail=detail)
 
 
 def ratio(

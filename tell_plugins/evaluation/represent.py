@@ -36,7 +36,7 @@ from tell_plugins.evaluation import engines
 from tell_plugins.evaluation import prompts as prompting
 from tell_plugins.evaluation.adapters import BASE, Adapter, find_adapters
 from tell_plugins.evaluation.grids import Grid, pivot, print_grid, table_console
-from tell_plugins.evaluation.intervals import Estimate, Floats, Rate, shown
+from tell_plugins.evaluation.intervals import Estimate, Floats, shown
 from tell_plugins.evaluation.judged import mean
 from tell_plugins.evaluation.trained_with import as_trained, found_by_swift
 from tell_plugins.recipe.recipes import Recipe, load_recipe
@@ -204,8 +204,8 @@ def hidden_states(job: Job, asked_layer: str, max_tokens: int) -> States:
 class Separation:
     """One measure under every condition, and how it changes against `without`, rows paired."""
 
-    by_condition: dict[str, Rate | Estimate]
-    change: dict[str, Rate | Estimate]
+    by_condition: dict[str, Estimate]
+    change: dict[str, Estimate]
 
 
 Result = Mapping[str, Mapping[str, Separation]]  # by pooling and measure
@@ -222,7 +222,7 @@ def separations(groups: Groups) -> dict[str, Separation]:
     return found
 
 
-def _mean(values: Floats) -> Rate | Estimate:
+def _mean(values: Floats) -> Estimate:
     return mean(values).estimate(range(len(values)))
 
 

@@ -9,8 +9,8 @@ same.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,10 +36,10 @@ from tell_plugins.evaluation.differences import (
     Measure,
     difference,
     measure_of,
-    over_seeds,
+    with_seeds,
 )
 from tell_plugins.evaluation.elsewhere import General, read_general
-from tell_plugins.evaluation.intervals import Estimate, Rate, rate
+from tell_plugins.evaluation.intervals import Estimate, rate
 from tell_plugins.evaluation.judged import (
     Column,
     Constant,
@@ -81,6 +81,11 @@ class References(Shape):
     rows: int
     form: Form
 
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The number of each row, given when an answer to it first comes."""
+        return {}
+
 
 def references(folder: Path, card_name: str, split: str) -> References:
     """The references of a split, as they were collected in `folder`, else from the card's data.
@@ -105,27 +110,7 @@ def references(folder: Path, card_name: str, split: str) -> References:
     )
 
 
-class Known:
-    """References as the rows of a test; each row is numbered when an answer to it first comes."""
-
-    def __init__(self, of: References) -> None:
-        self.references = of
-        self._numbers: dict[str, int] = {}
-
-    def joined(self, saved: Saved) -> Scored:
-        """The answers to these rows, by the two readings that need no more than what is right."""
-        known, lines = self.references, saved.answers
-        strangers = [number for number, line in enumerate(lines, 1) if line.id not in known.of]
-        what = f"split '{known.split}' of card '{known.card}'"
-        remedy = "the answers belong to other data; run the sweep again"
-        _refuse_strangers(strangers, saved, what, remedy)
-        numbers = [self._numbers.setdefault(line.id, len(self._numbers)) for line in lines]
-        answers = [
-            line.model_copy(update={"row": row}) for line, row in zip(lines, numbers, strict=True)
-        ]
-        right = [known.of[line.id] for line in lines]
-        more = {"readings": ("strict", "lenient"), "known": self, **saved.origin}
-        return Scored(load_card(known.card), answers, right, known.labels, **more)
+# --- joined ---------------------------------------------------------------------------------------
 
 
 def load_scored(folder: Path) -> Scored:
@@ -133,7 +118,7 @@ def load_scored(folder: Path) -> Scored:
     return scored(read_saved(folder))
 
 
-def scored(saved: Saved, known: Known | None = None) -> Scored:
+def scored(saved: Saved, known: References | None = None) -> Scored:
     """Saved answers joined to their rows: to those of `known`, unless texts are compared, else to
     the rows of their card and split.
 
@@ -145,11 +130,11 @@ def scored(saved: Saved, known: Known | None = None) -> Scored:
             where=paths.shown(saved.folder),
             remedy="./run.sh eval RECIPE writes them",
         )
-    if known is not None and known.references.of:
-        return known.joined(saved)
+    if known is not None and known.of:
+        return _of_references(saved, known)
     settings = saved.settings
     task = open_task(load_card(settings.card), settings.split, settings.anchor)
-    return _joined(saved, task, _OTHER_ROWS)
+    return _of_rows(saved, task, _OTHER_ROWS)
 
 
 def joined(parts: Sequence[Saved], task: TaskRows, rows: int | None = None) -> Scored:
@@ -163,33 +148,53 @@ def joined(parts: Sequence[Saved], task: TaskRows, rows: int | None = None) -> S
     settings = first.settings.model_copy(update={"card": task.card.name, "rows": asked})
     saved = Saved(first.folder, settings, lines, hashlib.sha256(together.encode()).hexdigest())
     remedy = "the folds are of other rows: write the task and them anew (new --folds K --force)"
-    return _joined(saved, task, remedy)
+    return _of_rows(saved, task, remedy)
 
 
-def _joined(saved: Saved, task: TaskRows, remedy: str) -> Scored:
-    answers, truth = _join(saved, task, remedy), scorers.right(task)
+def _of_references(saved: Saved, known: References) -> Scored:
+    """By the two readings that need no more than what is right."""
+    what = f"split '{known.split}' of card '{known.card}'"
+    remedy = "the answers belong to other data; run the sweep again"
+    _refuse_strangers(saved, known.of, what, remedy)
+    lines, numbers = saved.answers, known.numbers
+    rows = [numbers.setdefault(line.id, len(numbers)) for line in lines]
+    return Scored(
+        load_card(known.card),
+        [line.model_copy(update={"row": row}) for line, row in zip(lines, rows, strict=True)],
+        [known.of[line.id] for line in lines],
+        known.labels,
+        readings=("strict", "lenient"),
+        test=(known.card, known.split, *known.of.items()),
+        **saved.origin,
+    )
+
+
+def _of_rows(saved: Saved, task: TaskRows, remedy: str) -> Scored:
+    answers, truth, card = _numbered(saved, task, remedy), scorers.right(task), task.card
+    schema = card.schema_path().read_bytes() if card.metric == "json" else b""
+    rules = (card.metric, str(card.answer), schema, *truth.labels)
     right = [truth.of[answer.row] for answer in answers]
-    return Scored(task.card, answers, right, truth.labels, task, **saved.origin)
+    test = (task.split, task.sha256, *rules)
+    return Scored(card, answers, right, truth.labels, task, test=test, **saved.origin)
 
 
-def _join(saved: Saved, task: TaskRows, remedy: str) -> list[Answer]:
-    """The answers by test row; equal test rows are told apart by the saved row number.
+def _numbered(saved: Saved, task: TaskRows, remedy: str) -> list[Answer]:
+    """The answers by test row, those to equal test rows in their order.
 
     Raises UserError, with `remedy`, for answers to no row, and for an answer given twice.
     """
     places = defaultdict(list)
     for row, content in enumerate(task.ids):
         places[bytes(content).hex()].append(row)
-    numbered = list(enumerate(saved.answers, 1))
     what = f"split '{task.split}' of card '{task.card.name}' ({task.shown})"
-    _refuse_strangers([n for n, line in numbered if line.id not in places], saved, what, remedy)
-    taken: dict[tuple[int, int], Answer] = {}
-    surplus = []
-    for number, line in sorted(numbered, key=lambda n: n[1].row not in places[n[1].id]):
-        free = [row for row in places[line.id] if (row, line.attempt) not in taken]
-        if free:
-            row = line.row if line.row in free else free[0]
-            taken[row, line.attempt] = line.model_copy(update={"row": row})
+    _refuse_strangers(saved, places, what, remedy)
+    given = Counter[tuple[str, int]]()
+    found, surplus = [], []
+    for number, line in enumerate(saved.answers, 1):
+        rows, place = places[line.id], given[line.id, line.attempt]
+        given[line.id, line.attempt] += 1
+        if place < len(rows):
+            found.append(line.model_copy(update={"row": rows[place]}))
         else:
             surplus.append(number)
     if surplus:
@@ -198,13 +203,14 @@ def _join(saved: Saved, task: TaskRows, remedy: str) -> list[Answer]:
             where=saved.where,
             remedy="each row is answered once an attempt; remove the surplus lines",
         )
-    return [taken[place] for place in sorted(taken)]
+    return sorted(found, key=lambda answer: (answer.row, answer.attempt))
 
 
-def _refuse_strangers(lines: Sequence[int], saved: Saved, rows: str, remedy: str) -> None:
+def _refuse_strangers(saved: Saved, rows: Container[str], what: str, remedy: str) -> None:
+    lines = [number for number, line in enumerate(saved.answers, 1) if line.id not in rows]
     if lines:
         raise UserError(
-            f"{len(lines)} of {len(saved.answers)} answers have no row in {rows}: "
+            f"{len(lines)} of {len(saved.answers)} answers have no row in {what}: "
             f"{shown_lines(lines)}",
             where=saved.where,
             remedy=remedy,
@@ -222,16 +228,6 @@ def judged(answers: Scored) -> dict[str, Judged]:
         _JUDGED[key] = scorers.judge(answers)
     is_translation = answers.card.metric == "translation"
     return with_learned(answers, _JUDGED[key]) if is_translation else _JUDGED[key]
-
-
-def constant(answers: Scored) -> Constant:
-    """The baseline of the card's metric over the rows answered."""
-    scorer = scorers.of_metric(answers.card.metric)[0]
-    if scorer.constant is not None:
-        return scorer.constant(answers)
-    text = answers.most_frequent_right
-    always = scorer.judge(answers.answered([text] * len(answers.answers)))
-    return Constant(f"always {' '.join(text.split())}", next(iter(always.values())))
 
 
 # --- systems -------------------------------------------------------------------------------------
@@ -291,9 +287,8 @@ class System:
         where there is none."""
         if name in elsewhere.NAMES:
             return self.general.measure(name)
-        part = self.first
-        columns = {spaced(key): column for key, column in part.columns.items()}
-        return self._measure(part, columns[name]) if name in columns else None
+        columns = {spaced(key): column for key, column in self.first.columns.items()}
+        return self._measure(self.first, columns[name]) if name in columns else None
 
     @property
     def rows(self) -> int:
@@ -301,15 +296,15 @@ class System:
         return len(set(self.scored.rows))
 
     @property
-    def attempts(self) -> int:
-        return len({answer.attempt for answer in self.scored.answers})
-
-    @property
     def complete(self) -> bool:
         return self.rows >= self.scored.expected
 
     @property
-    def cut(self) -> Rate:
+    def attempts(self) -> int:
+        return len({answer.attempt for answer in self.scored.answers})
+
+    @property
+    def cut(self) -> Estimate:
         """Answers that the limit of new tokens ended, adherent or not."""
         return rate([answer.cut for answer in self.scored.answers], self.scored.rows)
 
@@ -319,8 +314,13 @@ class System:
 
     @cached_property
     def constant(self) -> Constant:
-        """What is worth nothing, such as one answer given every time."""
-        return constant(self.scored)
+        """What is worth nothing over the rows answered, such as one answer given every time."""
+        scorer = scorers.of_metric(self.scored.card.metric)[0]
+        if scorer.constant is not None:
+            return scorer.constant(self.scored)
+        text = self.scored.most_frequent_right
+        always = scorer.judge(self.scored.answered([text] * len(self.scored.answers)))
+        return Constant(f"always {' '.join(text.split())}", next(iter(always.values())))
 
     @property
     def measured(self) -> Numbers:
@@ -366,16 +366,21 @@ class System:
         scored = self.scored
         return {
             "format": _FORMAT,
-            **{"card": scored.card.name, "split": scored.asked.split, "metric": scored.card.metric},
-            **{"answers_sha256": scored.sha256, "test_sha256": scored.asked.sha256},
-            **{"rows": self.rows, "expected": scored.expected, "attempts": self.attempts},
+            "card": scored.card.name,
+            "split": scored.asked.split,
+            "metric": scored.card.metric,
+            "answers_sha256": scored.sha256,
+            "test_sha256": scored.asked.sha256,
+            "rows": self.rows,
+            "expected": scored.expected,
+            "attempts": self.attempts,
             "settings": scored.settings.model_dump(),
             "numbers": list(self.numbers()),
         }
 
 
-def _record(scorer: str, measure: str, number: Rate | Estimate, text: str = "") -> dict[str, Any]:
-    parts = {key: getattr(number, key, None) for key in ("value", "low", "high", "k", "n")}
+def _record(scorer: str, measure: str, number: Estimate, text: str = "") -> dict[str, Any]:
+    parts = {key: getattr(number, key) for key in ("value", "low", "high", "k", "n")}
     return {"scorer": scorer, "measure": measure, **parts, "text": text}
 
 
@@ -394,18 +399,10 @@ def difference_of(mine: Sequence[System], theirs: Sequence[System], name: str) -
     found = difference(first, second)
     if first is None or found is None:
         return None
-    factor = 100 if first.column.percent else 1
-    if len(mine) < 2:
-        return found.times(factor)
-    sides = ([system.measure(name) for system in side] for side in (mine, theirs))
-    seeds = list(zip(*sides, strict=True))
-    each = [part for pair in seeds if (part := difference(*pair)) is not None]
-    wide = over_seeds(seeds)
-    return replace(
-        found.times(factor),
-        by_seed=tuple(factor * part.value for part in each),
-        over_seeds=None if wide is None else (factor * wide[0], factor * wide[1]),
-    )
+    if len(mine) > 1:
+        seeds = zip(mine, theirs, strict=True)
+        found = with_seeds(found, [(a.measure(name), b.measure(name)) for a, b in seeds])
+    return found.times(100 if first.column.percent else 1)
 
 
 def system_of(name: str, answers: Path, base: Path) -> System:

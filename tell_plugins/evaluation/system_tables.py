@@ -19,7 +19,7 @@ from tell_plugins.evaluation.answers import GENERAL
 from tell_plugins.evaluation.differences import Difference
 from tell_plugins.evaluation.elsewhere import Elsewhere, General
 from tell_plugins.evaluation.grids import Cell, Grid, pivot, print_grid, table_console
-from tell_plugins.evaluation.intervals import Estimate, Rate, shown, smallest_shown
+from tell_plugins.evaluation.intervals import Estimate, shown, smallest_shown
 from tell_plugins.evaluation.judged import KINDS, Judged
 from tell_plugins.evaluation.scorers import SECOND_READINGS
 from tell_plugins.evaluation.scorers.learned import LEARNED
@@ -52,9 +52,9 @@ _KEPT = {
 }
 
 
-def cell(value: Rate | Estimate | None) -> str:
+def cell(value: Estimate | None) -> str:
     """A number and, on a line of its own, its 95 % interval; a rate as a share of its rows."""
-    if not isinstance(value, Rate) or value.value is None:
+    if value is None or value.value is None or value.k is None:
         return shown(value, between="\n")
     share, _, ends = shown(value, 0, factor=100, between="\n").partition("\n")
     return f"{share}% of {value.n}\n{ends}"
@@ -104,7 +104,7 @@ def _elsewhere(general: Elsewhere) -> dict[str, str]:
     }
 
 
-def _signed(change: Rate | Estimate | None) -> str:
+def _signed(change: Estimate | None) -> str:
     return shown(change, sign="+", between="\n")
 
 
@@ -236,9 +236,9 @@ def _shown(reading: Judged, measure: str) -> str:
 def _notes(systems: Sequence[System]) -> Iterator[str]:
     for system in systems:
         same, cut = system.most_frequent_answer.share, system.cut
-        if same.n > 1 and 2 * same.k > same.n:
-            share = f"{100 * same.k / same.n:.0f} %"
-            yield f"{system.name}: {share} of the answers are one and the same text"
+        if same.n > 1 and (same.value or 0) > 0.5:
+            share = shown(same, 0, factor=100, interval=False)
+            yield f"{system.name}: {share} % of the answers are one and the same text"
         if not system.complete:
             rows = f"{system.rows} of {system.scored.expected} rows"
             yield f"{system.name}: incomplete, {rows}"

@@ -27,7 +27,7 @@ from tell_plugins.core.state_files import write_json
 from tell_plugins.core.text import comparison_keys
 from tell_plugins.evaluation import elsewhere
 from tell_plugins.evaluation.differences import Measure, difference, measure_of
-from tell_plugins.evaluation.intervals import Estimate, Rate, shown
+from tell_plugins.evaluation.intervals import Estimate, shown
 from tell_plugins.evaluation.prompts import task_card
 from tell_plugins.recipe.recipes import load_recipe
 from tell_plugins.recipe.tables import table
@@ -70,7 +70,7 @@ class Scored:
             rows that it was written from.
     """
 
-    loss: Rate | Estimate
+    loss: Estimate
     change: Estimate
     text: str = ""
     attempt: int = 0
@@ -208,7 +208,7 @@ def write_anchors(engine: Any, rows: TrainingRows, *, count: int, shown: int, se
     def scored(mine: Measure, *written: Any) -> Scored:
         found = difference(mine, measures[0])
         assert found is not None  # the same responses
-        return Scored(mine.column.estimate(mine.ids), found.estimate, *written)
+        return Scored(mine.column.estimate(mine.ids), found, *written)
 
     candidates = [scored(mine, *one) for mine, one in zip(measures[2:], written, strict=True)]
     candidates.sort(key=lambda candidate: candidate.loss.value or 0.0)  # stable: by attempt

@@ -103,7 +103,7 @@ def effects(systems: Mapping[Cell, System]) -> list[Record]:
     found: list[Record] = []
     for anchor, mine, theirs in _EFFECTS:
         changes = {n: difference_of([systems[mine]], [systems[theirs]], n) for n in _SHOWN}
-        points = {f"{n}{POINTS}": change.estimate for n, change in changes.items() if change}
+        points = {f"{n}{POINTS}": change for n, change in changes.items() if change}
         found.append({"anchor": anchor, **points})
     return found
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tell_plugins.evaluation.differences import LEAST_SEEDS, Difference
 from tell_plugins.evaluation.elsewhere import BLEED, LOSS_FILES
-from tell_plugins.evaluation.intervals import Rate, shown
+from tell_plugins.evaluation.intervals import shown
 from tell_plugins.experiments.outcome import Outcome, Pair, without_power
 from tell_plugins.experiments.results import Study
 from tell_plugins.experiments.tables import efficiency_table
@@ -72,7 +72,7 @@ def _bleed_of(pair: Pair) -> str | None:
     """General questions that both answer as the task's answers open."""
     bleed = pair.difference(BLEED)
     ours, rival = (group.elsewhere["bleed"] for group in (pair.reference, pair.other))
-    if bleed is None or pair.stops or not (isinstance(ours, Rate) and isinstance(rival, Rate)):
+    if bleed is None or pair.stops or ours is None or rival is None:
         return None
     return (
         "General questions without the anchor that open as the task's answers do: "

@@ -24,10 +24,9 @@ from typing import NamedTuple
 from tell_plugins.evaluation import scorers, scoring
 from tell_plugins.evaluation.differences import LEAST_SEEDS, Difference, t_interval
 from tell_plugins.evaluation.elsewhere import Elsewhere, General
-from tell_plugins.evaluation.intervals import Estimate, Rate, rate
+from tell_plugins.evaluation.intervals import Estimate, rate
 from tell_plugins.evaluation.judged import Judged
 from tell_plugins.evaluation.scoring import (
-    Known,
     System,
     difference_of,
     references,
@@ -41,9 +40,8 @@ LEAST_AFFECTED = 50  # rows that a leak must touch: with fewer it would have to 
 LIMIT_POINTS = 10.0  # a test that sees only more than this has no power
 LIMIT_NATS = 0.05
 _CONSTANT = 0.95  # a label given at least this often is called a constant answer
-Number = Rate | Estimate
 Entries = Sequence[Entry]
-FrequentLabel = tuple[str, Rate]  # a label and its share of the adherent answers
+FrequentLabel = tuple[str, Estimate]  # a label and its share of the adherent answers
 
 
 class Judge:
@@ -51,7 +49,7 @@ class Judge:
 
     def __init__(self, root: Path) -> None:
         folder = root / REFERENCES
-        self._known = functools.cache(lambda card, split: Known(references(folder, card, split)))
+        self._known = functools.cache(lambda card, split: references(folder, card, split))
         self._systems: dict[tuple[str, str], System] = {}
 
     def system(self, entry: Entry) -> System:
@@ -60,7 +58,7 @@ class Judge:
         if key not in self._systems:
             known = self._known(entry.card, entry.task[0].settings.split)
             first, *others = [scored(saved, known) for saved in entry.task]
-            general = General(entry.general, form=known.references.form)
+            general = General(entry.general, form=known.form)
             self._systems[key] = System(entry.name, first, general, others)
         return self._systems[key]
 
@@ -94,13 +92,13 @@ class Group:
         return together(self._seeds)
 
     @cached_property
-    def task(self) -> dict[str, Number]:
+    def task(self) -> dict[str, Estimate]:
         """What the scorers measure, by name, rates in front."""
         found, lenient = dict(self.system.measured), self.system.readings.get("lenient")
         if lenient is not None:
             both = {"adherence, lenient": lenient.numbers["adherence"]}
             found = {"adherence": found["adherence"]} | both | found
-        return {name: v for name, v in found.items() if isinstance(v, Rate)} | found
+        return {name: v for name, v in found.items() if v.k is not None} | found
 
     @cached_property
     def elsewhere(self) -> Elsewhere:
@@ -127,11 +125,11 @@ class Group:
         return len(self.constants) == len(self.entries)
 
     @property
-    def main(self) -> Number | None:
+    def main(self) -> Estimate | None:
         """The measure that curves and comparisons are about."""
         return self.task.get(self._main)
 
-    def number(self, name: str) -> Number | None:
+    def number(self, name: str) -> Estimate | None:
         """A measure of the task or of what happened elsewhere."""
         return self.task.get(name) or self.elsewhere.get(name)
 
@@ -337,7 +335,7 @@ class Outcome:
         if group.constants:
             times, answers = Counter[str](), Counter[str]()
             for label, share in group.constants:
-                times[label] += share.k
+                times[label] += share.k or 0
                 answers[label] += share.n
             said = ", ".join(f"'{label}' in {times[label]} of {answers[label]}" for label in times)
             found.append(f"constant{some(len(group.constants))}: {said} adherent answers")

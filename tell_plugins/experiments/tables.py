@@ -15,7 +15,6 @@ from tell_plugins.experiments.controls import meaning
 from tell_plugins.experiments.outcome import (
     Entries,
     Group,
-    Number,
     Outcome,
     Pair,
     exposure_of,
@@ -32,7 +31,7 @@ ASIDE = (
     *("most frequent label", "its share", "seeds", "task tokens", "general tokens"),
 )
 _OF_MIXTURE = ("rows", "task_rows", "copies", "general_rows", "task_tokens", "general_tokens")
-Curve = list[tuple[float, Number]]  # x in tokens or rows, and the main measure there
+Curve = list[tuple[float, Estimate]]  # x in tokens or rows, and the main measure there
 
 
 def tables_of(outcome: Outcome) -> dict[str, list[Record]]:
@@ -137,7 +136,7 @@ def _difference(pair: Pair, measure: str) -> Record:
         return {}
     name, unit = measure.removesuffix(" minus base"), "" if found.is_loss else POINTS
     record: dict[str, Any] = {
-        f"{name}{unit}": found.estimate,
+        f"{name}{unit}": found,
         f"{name}, smallest that shows": found.smallest,
     }
     if found.by_seed:
@@ -179,7 +178,7 @@ def efficiency_table(outcome: Outcome) -> list[Record]:
     ]
 
 
-def efficiency(x: float, measure: Number, other: Curve) -> str | None:
+def efficiency(x: float, measure: Estimate, other: Curve) -> str | None:
     """What another method's curve says of a score at `x`, and of the ends of its interval; None
     without at least two of its points. That the curve itself is measured is not in the interval."""
     curve = [(there, score.value or 0.0) for there, score in other if there > 0]
