@@ -275,6 +275,7 @@ def test_an_excel_workbook(tmp_path):
     assert "no Excel workbook" in message_of(_values, path)
 
 
+COLUMNS = [(name, [row[name] for row in ROWS]) for name in ROWS[0]]
 SHAPES: dict[str, tuple[str, str, list[int]]] = {
     "object": (".json", json.dumps({"version": 1, "data": ROWS}), [1, 1]),
     "object, indented": (".json", json.dumps({"data": ROWS}, indent=1), [3, 7]),
@@ -284,6 +285,8 @@ SHAPES: dict[str, tuple[str, str, list[int]]] = {
     "jq in .jsonl": (".jsonl", "\n".join(json.dumps(row, indent=2) for row in ROWS), [1, 5]),
     "jq --slurp in .jsonl": (".jsonl", json.dumps(ROWS, indent=2), [2, 6]),
     "array in .jsonl": (".jsonl", json.dumps(ROWS), [1, 1]),
+    "pandas": (".json", json.dumps({name: dict(enumerate(c)) for name, c in COLUMNS}), [1, 2]),
+    "lists by column": (".jsonl", json.dumps(dict(COLUMNS)), [1, 2]),
 }
 
 

@@ -333,6 +333,7 @@ BAD = {
     parse_columns: [
         *("query=a", "a,b", "1,2,3", "query=a,query=b,response=c", "query=a,response"),
         *("query=,response=c", "query=a+,response=c", "query=a+a,response=c"),
+        *("query=a+b,response=b", "1,1"),
     ],
 }
 

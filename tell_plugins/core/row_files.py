@@ -1,7 +1,7 @@
 """Files of rows of every format, read one record at a time with its place.
 
-JSON may be a line for each row, an array, one value after the other, or a list of rows under one
-key of an object. Tables are read by `table_rows`.
+JSON may be a line for each row, an array, one value after the other, a list of rows under one key
+of an object, or an object of columns, as pandas writes it. Tables are read by `table_rows`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _is_lines(path: Path) -> bool:
         # `jq` and `indent=` break values over lines; in JSON lines this is one broken row
         whole = head == b"{" or path.suffix.lower() == ".json"
         return not (whole and head.startswith(b"{"))
-    return not (alone and _key_of_rows(value))
+    return not (alone and (_key_of_rows(value) or _rows_of_columns(value)))
 
 
 def _key_of_rows(value: Any) -> str | None:
@@ -99,6 +99,21 @@ def _key_of_rows(value: Any) -> str | None:
         if isinstance(inner, list) and inner and all(isinstance(row, dict) for row in inner)
     ]
     return str(lists[0]) if len(lists) == 1 and lists[0] not in _TURNS else None  # turns: no rows
+
+
+def _rows_of_columns(value: Any) -> list[dict[str, Any]]:
+    """The rows of an object of columns: lists, or objects by the row's number; else empty."""
+    columns = list(value.values()) if isinstance(value, dict) else []
+    if columns and all(isinstance(column, dict) for column in columns):
+        numbered = all(column.keys() == columns[0].keys() for column in columns)
+        numbered = numbered and all(map(str.isdecimal, columns[0]))
+        columns = [list(column.values()) for column in columns] if numbered else []
+    if len(columns) < 2 or not all(isinstance(column, list) for column in columns):
+        return []
+    no_cell = any(isinstance(cell, dict | list) for column in columns for cell in column)
+    if no_cell or len({len(column) for column in columns}) > 1:
+        return []
+    return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
@@ -147,7 +162,11 @@ class _Text:
                 raise ValueError("something follows its end")
             return
         place, line, value = self._place, self.line, self._value()
-        key = None if self._next_sign() else _key_of_rows(value)
+        alone = not self._next_sign()
+        if alone and (rows := _rows_of_columns(value)):
+            yield from (Record(number, row) for number, row in enumerate(rows, 1))
+            return
+        key = _key_of_rows(value) if alone else None
         if key is None:
             yield Record(line, value)
             while self._next_sign():

@@ -136,7 +136,8 @@ def parse_columns(text: str) -> Columns:
         "query={},response={}".format(*numbers) if is_short else text, "--columns", allowed
     )
     query = tuple(name.strip() for name in given.get("query", "").split("+"))
-    if given.keys() != {"query", "response"} or not all(query) or len({*query}) < len(query):
+    named = [*query, given.get("response", "")]
+    if given.keys() != {"query", "response"} or not all(named) or len({*named}) < len(named):
         remedy = "name each column once"
         raise UserError(f"bad value '{text}'", where="--columns", allowed=allowed, remedy=remedy)
     return Columns(query=query, response=given["response"])
