@@ -20,6 +20,7 @@ from tell_plugins.core.text import comparison_keys
 from tell_plugins.preparation import selfgen
 from tell_plugins.preparation.download import read_record
 from tell_plugins.preparation.selfgen import (
+    SelfWriter,
     answer_problem,
     instruction_problem,
     is_english,
@@ -242,8 +243,6 @@ def test_a_model_is_known_by_its_files(model):
 
 
 def test_the_prompt_ends_where_the_users_words_begin(model):
-    from tell_plugins.preparation.self_writer import SelfWriter
-
     writer = SelfWriter({"model": str(model), "model_type": "llama", "template": "llama"}, 1)
     assert writer.tokenizer.decode(writer.opening).endswith("\n<</SYS>>\n\n")
     assert writer.turn_end == "[/INST]"
@@ -253,20 +252,16 @@ def test_the_prompt_ends_where_the_users_words_begin(model):
 
 
 @pytest.mark.slow
-def test_the_embedded_model_writes_what_it_is_asked_and_does_so_again(monkeypatch):
+def test_the_embedded_model_writes_what_it_is_asked_and_does_so_again():
     """SmolLM2's own chat template, system prompt and all; one seed, one result."""
-    from tell_plugins.preparation import self_writer
-    from tell_plugins.preparation.self_writer import SelfWriter
-
-    monkeypatch.setitem(self_writer._INSTRUCTION, "max_new_tokens", 40)
     folder = prepare_model()
     writer = SelfWriter({"model": str(folder), "model_type": "llama", "template": "chatml"}, 6)
     opening = writer.tokenizer.decode(writer.opening)
     assert opening.startswith("<|im_start|>system\nYou are a helpful AI assistant")
     assert opening.endswith("<|im_end|>\n<|im_start|>user\n")
-    written = writer.instructions(6, 3, 0)
-    assert writer.instructions(6, 3, 0) == written
-    assert writer.instructions(6, 3, 1) != written
+    written = writer.instructions(6, 3, 0, 40)
+    assert writer.instructions(6, 3, 0, 40) == written
+    assert writer.instructions(6, 3, 1, 40) != written
     good = [text for text, ended in written if ended and instruction_problem(text, "en") is None]
     assert len(good) >= 2
     assert all(text for text, _ in writer.answers(good[:2], 16, 3, 0))

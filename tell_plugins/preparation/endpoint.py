@@ -84,17 +84,17 @@ class Endpoint:
 
     def need_key(self) -> None:
         """UserError for what is no address, and for a public one without a key or encryption."""
-        found, remedy = "", ""
+        found = remedy = None
         try:
             scheme = TypeAdapter(HttpUrl).validate_python(self.base_url).scheme
         except ValueError:
-            found, remedy = "no address", "give it up to and including /v1: http://HOST:PORT/v1"
-        else:
-            if not self.is_local and self._key is None:
-                found = f"no key in ${self.key_env}"
-                remedy = f"export {self.key_env}=... with the key of this server"
-            elif not self.is_local and scheme != "https":
-                found, remedy = "the key would go over the network in the clear", "use https://"
+            scheme, found = "", "no address"
+            remedy = "give it up to and including /v1: http://HOST:PORT/v1"
+        if scheme and not self.is_local and self._key is None:
+            found = f"no key in ${self.key_env}"
+            remedy = f"export {self.key_env}=... with the key of this server"
+        elif scheme == "http" and not self.is_local:
+            found, remedy = "the key would go over the network in the clear", "use https://"
         if found:
             raise UserError(found, where=self.shown_url, remedy=remedy)
 
@@ -149,7 +149,7 @@ class Endpoint:
             told += f"{self.tries} times ({error.__cause__ or error})"
             raise Unreachable(told, remedy=_LATER) from None
         except openai.APIStatusError as error:
-            raise self._status_fault(error, hint) from None
+            raise self._status_fault(error.status_code, self._said(error), hint) from None
         except (openai.APIError, ValueError, AttributeError, IndexError, TypeError) as error:
             raise Refused(
                 f"the reply is no chat completion ({type(error).__name__}: {error})"[:_SHOWN],
@@ -157,16 +157,15 @@ class Endpoint:
                 remedy="name the address of an OpenAI-compatible API, http://HOST:PORT/v1",
             ) from None
 
-    def _status_fault(self, error: Any, hint: str) -> UserError | MachineError:
-        where, status = self.shown_url, error.status_code
-        said = f"HTTP {status}: {self._said(error)}"
+    def _status_fault(self, status: int, said: str, hint: str) -> UserError | MachineError:
+        said = f"HTTP {status}: {said}"
         if status in (408, 409, 429) or status >= 500:
-            return Unreachable(f"{where}: {said}, {self.tries} times", remedy=_LATER)
+            return Unreachable(f"{self.shown_url}: {said}, {self.tries} times", remedy=_LATER)
         if status in (401, 402, 403):
             remedy = f"check the key in ${self.key_env}, what it may use, and the account"
-            return UserError(said, where=where, remedy=remedy)
+            return UserError(said, where=self.shown_url, remedy=remedy)
         remedy = f"see what the server says; check the address (it ends in /v1 as a rule); {hint}"
-        return Refused(said, where=where, remedy=remedy)
+        return Refused(said, where=self.shown_url, remedy=remedy)
 
     def _said(self, error: Any) -> str:
         """What the server says, short, on one line and without the key."""
@@ -206,18 +205,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--base-url", metavar="URL", help="an OpenAI-compatible endpoint, e.g. http://host:8000/v1")
     add("--model", metavar="NAME", help="the endpoint's model")
-    for flag, metavar, usual, text in (
-        ("--concurrency", "N", 8, "requests at once"),
-        ("--attempts", "N", 3, "answers asked for at most for one row"),
-        ("--timeout", "S", 120, "seconds an answer"),
-        ("--max-tokens", "N", 600, "longest answer; a model that thinks first needs more"),
+    for flag, metavar, usual, kind, text in (
+        ("--concurrency", "N", 8, at_least(1), "requests at once"),
+        ("--attempts", "N", 3, at_least(1), "answers asked for at most for one row"),
+        ("--timeout", "S", 120, at_least(1), "seconds an answer"),
+        ("--max-tokens", "N", 600, at_least(1), "longest answer; a model that thinks needs more"),
+        ("--key-env", "NAME", Endpoint.key_env, str, "the environment variable with the key"),
+        ("--temperature", "T", 0.0, _temperature, "of sampling; none leaves it to the endpoint"),
     ):
         text += " (default: %(default)s)"
-        add(flag, metavar=metavar, type=at_least(1), default=usual, help=text)
-    text = "the environment variable that holds the key (default: OPENAI_API_KEY)"
-    add("--key-env", metavar="NAME", default=Endpoint.key_env, help=text)
-    text = "sampling temperature, or 'none' to leave it to the endpoint (default: 0)"
-    add("--temperature", metavar="T", type=_temperature, default=0.0, help=text)
+        add(flag, metavar=metavar, type=kind, default=usual, help=text)
     add("--yes", action="store_true", help="ask a public endpoint, whatever it costs")
 
 
@@ -227,10 +224,12 @@ def _temperature(text: str) -> float | None:
 
 def endpoint_of(args: argparse.Namespace) -> Endpoint:
     """Raises UserError where address, model or key is missing."""
-    for flag, value in (("--base-url", args.base_url), ("--model", args.model)):
-        if not value:
-            remedy = "--base-url URL --model NAME of an OpenAI-compatible endpoint"
-            raise UserError(f"{flag} is missing", where="command line", remedy=remedy)
+    if not (args.base_url and args.model):
+        raise UserError(
+            f"{'--model' if args.base_url else '--base-url'} is missing",
+            where="command line",
+            remedy="--base-url URL --model NAME of an OpenAI-compatible endpoint",
+        )
     endpoint = Endpoint(api_url(args.base_url), args.key_env, args.timeout)
     endpoint.need_key()
     return endpoint
@@ -252,12 +251,8 @@ def need_consent(
         f"{counted:,} tokens asked, {answer_tokens * len(questions):,} answered"
     )
     if questions and not endpoint.is_local and not args.yes:
-        raise UserError(
-            text,
-            where="cost",
-            allowed="a local endpoint without asking",
-            remedy="add --yes to go on (rows asked again add to it); --rows 20 tries it small",
-        )
+        remedy = "add --yes to go on (rows asked again add to it); --rows 20 tries it small"
+        raise UserError(text, where="cost", remedy=remedy)
     print(text, flush=True)
 
 
@@ -296,8 +291,7 @@ def ask_all(
             # a refusal is the row's own where other rows were taken
             alone = isinstance(found, Unfit) or (isinstance(found, Refused) and answers)
             unanswered = 0 if alone else unanswered + 1
-            none_came = unanswered and not answers and len(failures) == len(todo)
-            if unanswered == _GIVEN_UP or none_came:
+            if unanswered == min(_GIVEN_UP, len(todo)):
                 print(f"{len(answers):,} answers are kept in {paths.shown(kept)}")
                 raise found
     return answers, failures
