@@ -48,47 +48,6 @@ _RUN_SH = (
     if paths.IS_CHECKOUT
     else {}
 )
-_OURS = 2
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run one verb and return its exit code."""
-    with safe_output():
-        return _main(argv)
-
-
-def _main(argv: list[str] | None) -> int:
-    argv = list(sys.argv[1:] if argv is None else argv)
-    debug = bool(os.environ.get("TELL_DEBUG"))
-    for end in (0, -1):  # elsewhere it is the trainer's own flag
-        if argv and argv[end] == "--debug":
-            argv.pop(end)
-            debug = True
-    if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
-        match = nearest(argv[0], [*VERBS, *_RUN_SH])
-        hint = f"did you mean '{match}'?" if match else "see ./run.sh --help"
-        print(f"unknown verb '{argv[0]}'\n  remedy:  {hint}", file=sys.stderr)
-        return 1
-    try:
-        return _run(argv)
-    except (UserError, MachineError, KeyboardInterrupt, OSError, BrokenPipeError) as error:
-        if debug:
-            traceback.print_exc()
-        return _say(error)
-    except Exception as error:
-        if debug:
-            raise
-        missing = _not_installed(error) if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None:
-            return _say(missing)
-        print(
-            f"fault in this program: {type(error).__name__}: {shown_text(str(error))}\n"
-            "  remedy:  run the same command with --debug and report what it prints",
-            file=sys.stderr,
-        )
-        return _OURS
-
-
 # which group of requirements/ brings a module; all others are in `train`
 _GROUPS = {
     **dict.fromkeys(("datasets", "modelscope", "pandas", "matplotlib", "sacrebleu"), "data"),
@@ -97,31 +56,45 @@ _GROUPS = {
 }
 
 
-def _not_installed(error: ModuleNotFoundError) -> MachineError | None:
-    """The error for a package of another group; None where a module of this project is missing."""
-    name = (error.name or "").partition(".")[0]
-    if name in ("", "tell_plugins"):
-        return None
-    return MachineError(
-        f"this needs the package '{name}', which is not installed here",
-        remedy=paths.needs(_GROUPS.get(name, "train")),
-    )
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb and return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = bool(os.environ.get("TELL_DEBUG"))
+    for end in (0, -1):  # elsewhere it is the trainer's own flag
+        if argv and argv[end] == "--debug":
+            argv.pop(end)
+            debug = True
+    with safe_output():
+        try:
+            return _run(argv)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except Exception as error:
+            if debug:
+                traceback.print_exc()
+            print(shown_text(_told(error)), file=sys.stderr)
+            return 1 if isinstance(error, UserError) else 2
 
 
-def _say(error: BaseException) -> int:
-    if isinstance(error, KeyboardInterrupt):
-        print("stopped", file=sys.stderr)
-        return 130
-    if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    if isinstance(error, OSError) and error.filename:
-        error = MachineError(
-            f"{error.filename}: {error.strerror}",
-            remedy="see that it is there, may be read or written, and that the disk has room",
-        )
-    print(shown_text(str(error)), file=sys.stderr)
-    return 1 if isinstance(error, UserError) else _OURS
+def _told(error: Exception) -> str:
+    """An error in one message."""
+    if isinstance(error, UserError | MachineError):
+        return str(error)
+    if isinstance(error, OSError):
+        found = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        remedy = "see that it is there, may be read or written, and that the disk has room"
+        return str(MachineError(found, remedy=remedy))
+    package = (getattr(error, "name", None) or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and package not in ("", "tell_plugins"):
+        found = f"this needs the package '{package}', which is not installed here"
+        return str(MachineError(found, remedy=paths.needs(_GROUPS.get(package, "train"))))
+    found = f"fault in this program: {type(error).__name__}: {error}"
+    remedy = "run the same command with --debug and report what it prints"
+    return str(MachineError(found, remedy=remedy))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -139,6 +112,10 @@ def _table() -> str:
 
 
 def _run(argv: list[str]) -> int:
+    if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
+        match = nearest(argv[0], [*VERBS, *_RUN_SH])
+        remedy = f"did you mean '{match}'?" if match else "see ./run.sh --help"
+        raise UserError(f"unknown verb '{argv[0]}'", remedy=remedy)
     parser = _Parser(
         prog="./run.sh",
         usage="./run.sh [-h] [--version] VERB ...",

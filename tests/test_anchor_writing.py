@@ -69,49 +69,40 @@ def test_answers_as_anchors(text, finish, expected):
 def test_candidates_are_ranked_by_loss(world):
     """Each is written from rows of its own, scored on others, and none of these is a test row."""
     card = load_card("tiny_task")
-    rows = training_rows(card, examples=6, scored=5, seed=1)
+    rows = training_rows(card, 11, seed=1)
     engine = ScriptedEngine(["One two.", "One two three four five six seven eight.", "One."])
-    found = write_anchors(engine, rows, count=3, shown=2, seed=9)
-    assert [one.attempt for one in found.candidates] == [1, 0, 2]
-    assert sorted(number for one in found.candidates for number in one.examples) == list(range(6))
-    assert all(c.loss.low <= c.loss.value <= c.loss.high for c in found.candidates)  # type: ignore[operator]
+    candidates, manual, none = write_anchors(engine, rows, count=3, shown=2, seed=9)
+    assert [one.attempt for one in candidates] == [1, 0, 2]
+    assert sorted(number for one in candidates for number in one.examples) == list(range(6))
+    assert all(c.loss.low <= c.loss.value <= c.loss.high for c in candidates)  # type: ignore[operator]
     # the card's own anchor has six words: one candidate beats it, two do not
-    assert [one.change.value < 0 for one in found.candidates] == [True, False, False]  # type: ignore[operator]
-    assert found.none.change.value > 0  # type: ignore[operator]
-    assert (found.manual.change.low, found.manual.change.high) == (0.0, 0.0)
+    assert [one.change.value < 0 for one in candidates] == [True, False, False]  # type: ignore[operator]
+    assert none.change.value > 0  # type: ignore[operator]
+    assert (manual.change.low, manual.change.high) == (0.0, 0.0)
     assert engine.seeds == [9 * 1_000_003 + attempt for attempt in range(3)]
-    for query, response in rows.examples:
+    for query, response, _ in rows[:6]:
         assert sum(query in asked and response in asked for asked in engine.prompts) == 1
-    for manual, (query, _) in zip(rows.manual, rows.scored, strict=True):
+    for query, _, anchored in rows[6:]:
         assert not any(query in asked for asked in engine.prompts)
-        assert manual == f"Say whether the number is odd.{SEPARATOR}{query}"
+        assert anchored == f"Say whether the number is odd.{SEPARATOR}{query}"
     assert card.file("anchor.txt").read_text().strip() not in "".join(engine.prompts)
     test = set(open_task(card, "test", "none").queries)
-    assert not test & {query for query, _ in [*rows.examples, *rows.scored]}
+    assert not test & {query for query, _, _ in rows}
 
 
 def test_repeated_and_empty_answers_are_not_taken(world):
-    rows = training_rows(load_card("tiny_task"), examples=4, scored=2, seed=1)
+    rows = training_rows(load_card("tiny_task"), 4, seed=1)
     engine = ScriptedEngine(["Judge it.", "judge IT", " ", "Say more."])
-    found = write_anchors(engine, rows, count=2, shown=1, seed=1)
-    assert {candidate.text for candidate in found.candidates} == {"Judge it.", "Say more."}
-
-
-def test_a_model_that_writes_nothing(world):
-    rows = training_rows(load_card("tiny_task"), examples=4, scored=2, seed=1)
+    candidates, *_ = write_anchors(engine, rows, count=2, shown=1, seed=1)
+    assert {candidate.text for candidate in candidates} == {"Judge it.", "Say more."}
     with pytest.raises(UserError, match="wrote no usable text in 8 attempts"):
         write_anchors(ScriptedEngine([""] * 8), rows, count=2, shown=1, seed=1)
 
 
 def test_long_examples_are_cut_and_say_so():
-    text = prompt([("x" * 5000, "short")])
+    text = prompt([("x" * 5000, "short", "")])
     assert "[...]" in text
     assert len(text) < 2500
-
-
-def test_too_few_rows(world):
-    with pytest.raises(UserError, match=r"30 training rows are needed .* there are 20"):
-        training_rows(load_card("tiny_task"), examples=15, scored=15, seed=1)
 
 
 @pytest.fixture
@@ -150,12 +141,12 @@ def test_the_best_becomes_an_anchor_of_the_card(world, scripted, capsys):
 @pytest.mark.parametrize(
     ("there", "arguments", "told"),
     [
-        ("self_written.txt", ["--write", "3"], "there is another anchor of that name"),
-        ("schema.json", ["--write", "3", "--name", "schema"], "no record of written anchors"),
+        ("self_written.txt", ["--write", "3"], "is there, and may be in use"),
+        ("schema.json", ["--write", "3", "--name", "schema"], "schema.json is there"),
         (
             "schema.json",
             ["--write", "3", "--name", "schema", "--overwrite"],
-            "no record of written anchors",
+            "schema.json is there",
         ),
         ("anchor.txt", ["--write", "0"], "0 is too small"),
         ("anchor.txt", ["--write", "3", "--name", "card"], "'card' cannot be the name"),

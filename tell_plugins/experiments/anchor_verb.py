@@ -44,20 +44,7 @@ _QUESTION = (
     "this instruction and an input gives an answer of that kind. Say what to do and what form the "
     "answer has. Do not repeat the examples. Write the instruction and nothing else."
 )
-Pair = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class TrainingRows:
-    """Plain training rows in a seeded order: those to write from, and those to score on.
-
-    Attributes:
-        manual: the scored rows' queries with the card's own anchor.
-    """
-
-    examples: list[Pair]
-    scored: list[Pair]
-    manual: list[str]
+Row = tuple[str, str, str]  # query, response, query behind the card's own anchor
 
 
 @dataclass(frozen=True)
@@ -77,31 +64,17 @@ class Scored:
     examples: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Writing:
-    """All candidates, best first, with the card's anchor and no anchor beside them."""
-
-    candidates: list[Scored]
-    manual: Scored
-    none: Scored
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_flags=True)
-    parser.add_argument("recipe", help="the recipe whose model writes, for its card")
-    count = at_least(1)
-    parser.add_argument("--write", type=count, required=True, metavar="N", help="candidates")
-    parser.add_argument("--seed", type=int, default=42, help="of rows and sampling (default: 42)")
-    parser.add_argument(
-        "--rows", type=count, default=3, metavar="K", help="rows shown for each (default: 3)"
-    )
-    parser.add_argument(
-        "--held-out", type=count, default=24, help="other training rows to score on (default: 24)"
-    )
-    parser.add_argument(
-        "--name", default=NAME, help=f"of the anchor file (default: {NAME}; anchor={NAME})"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an anchor of that name")
+    add, count = parser.add_argument, at_least(1)
+    add("recipe", help="the recipe whose model writes, for its card")
+    add("--write", type=count, required=True, metavar="N", help="candidates")
+    add("--seed", type=int, default=42, help="of rows and sampling (default: 42)")
+    add("--rows", type=count, default=3, metavar="K", help="rows shown for each (default: 3)")
+    text = "other training rows to score on (default: 24)"
+    add("--held-out", type=count, default=24, help=text)
+    add("--name", default=NAME, help=f"of the anchor file (default: {NAME}; anchor={NAME})")
+    add("--overwrite", action="store_true", help="replace an anchor of that name")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -111,19 +84,31 @@ def run(args: argparse.Namespace) -> int:
     card = task_card(recipe, "anchor")
     file, record = (card.folder / f"{args.name}.{ending}" for ending in ("txt", "json"))
     _check(args, card, file, record)
-    rows = training_rows(
-        card, examples=args.write * args.rows, scored=args.held_out, seed=args.seed
-    )
+    rows = training_rows(card, args.write * args.rows + args.held_out, args.seed)
     engine = make_engine("transformers", recipe, batch_size=1)
-    writing = write_anchors(engine, rows, count=args.write, shown=args.rows, seed=args.seed)
-    _print(writing, len(rows.scored))
-    asked = {"seed": args.seed, "rows_shown": args.rows, "rows_scored": args.held_out}
-    model = {"recipe": recipe.name, "model": recipe.get("model"), "engine": engine.name}
-    settings = {"card": card.name, **model, **asked, "decoding": asdict(DECODING)}
-    write_json(record, {"format": 1, **settings, **asdict(writing)})
-    paths.write_text(file, writing.candidates[0].text + "\n")
-    if len(writing.candidates) < args.write:
-        few = f"{len(writing.candidates)} of {args.write} candidates"
+    candidates, *usual = write_anchors(
+        engine, rows, count=args.write, shown=args.rows, seed=args.seed
+    )
+    _print(candidates, usual, args.held_out)
+    settings = {
+        "card": card.name,
+        "recipe": recipe.name,
+        "model": recipe.get("model"),
+        "engine": engine.name,
+        "seed": args.seed,
+        "rows_shown": args.rows,
+        "rows_scored": args.held_out,
+        "decoding": asdict(DECODING),
+    }
+    found = {
+        "candidates": [asdict(one) for one in candidates],
+        "manual": asdict(usual[0]),
+        "none": asdict(usual[1]),
+    }
+    write_json(record, {"format": 1, **settings, **found})
+    paths.write_text(file, candidates[0].text + "\n")
+    if len(candidates) < args.write:
+        few = f"{len(candidates)} of {args.write} candidates"
         print(f"\n{few}: the model said the same again and again")
     dataset = recipe.spec.with_values(anchor=args.name)
     print(f"\nbest: {paths.shown(file)}; all: {paths.shown(record)}")
@@ -141,69 +126,66 @@ def _check(args: argparse.Namespace, card: Card, file: Path, record: Path) -> No
             allowed=f"letters, digits, _ - . and none of {', '.join(sorted(taken))}",
             remedy=f"--name {NAME}",
         )
-    if record.is_file() and '"candidates"' not in record.read_text(errors="replace"):
+    is_foreign = record.is_file() and '"candidates"' not in record.read_text(errors="replace")
+    if is_foreign or (file.is_file() and not args.overwrite):
         raise UserError(
-            "a file of that name is here, and no record of written anchors",
-            where=paths.shown(record),
-            remedy=f"another --name, such as {NAME}",
-        )
-    if file.is_file() and not args.overwrite:
-        raise UserError(
-            "there is another anchor of that name, which recipes may use",
-            where=paths.shown(file),
-            remedy="--overwrite, or another --name",
+            f"{paths.shown(record if is_foreign else file)} is there, and may be in use",
+            where="--name",
+            remedy="another --name; or --overwrite, which replaces an anchor",
         )
 
 
-def _print(writing: Writing, count: int) -> None:
+def _print(candidates: Sequence[Scored], usual: Sequence[Scored], count: int) -> None:
     print(f"Mean loss per response token on {count} other training rows (lower is better)\n")
-    named = [(f"candidate {i}", c) for i, c in enumerate(writing.candidates, 1)]
-    named += [("the card's anchor", writing.manual), ("no anchor", writing.none)]
+    names = [f"candidate {number}" for number in range(1, len(candidates) + 1)]
     rows = []
-    for name, scored in named:
-        change = "" if scored is writing.manual else shown(scored.change, 3, sign="+")
+    for name, scored in zip(
+        [*names, "the card's anchor", "no anchor"], [*candidates, *usual], strict=True
+    ):
+        change = "" if scored is usual[0] else shown(scored.change, 3, sign="+")
         start = textwrap.shorten(scored.text, 70, placeholder="...")
         rows.append([name, shown(scored.loss, 3), change, start])
     print(table(["anchor", "loss [95 %]", "minus the card's", "text"], rows, indent=""))
 
 
-def training_rows(card: Card, *, examples: int, scored: int, seed: int) -> TrainingRows:
-    """Draw rows of the training split. Raises UserError when there are too few."""
+def training_rows(card: Card, count: int, seed: int) -> list[Row]:
+    """The first training rows in a seeded order. Raises UserError when there are too few."""
     plain = open_task(card, "train", "none")
-    needed = examples + scored
-    if len(plain) < needed:
+    if len(plain) < count:
         raise UserError(
-            f"{needed} training rows are needed ({examples} to write from, {scored} to score on), "
+            f"{count} training rows are needed, to write from and to score on; "
             f"there are {len(plain)}",
             where=f"card '{card.name}'",
             remedy="lower --rows, --held-out or --write",
         )
-    order = draw.ranking(plain.ids, seed=seed, source=f"{card.name} anchor")[:needed]
-    pairs = [(plain.queries[i], plain.responses[i]) for i in order]
-    manual = open_task(card, "train", "card").queries
-    return TrainingRows(pairs[:examples], pairs[examples:], [manual[i] for i in order[examples:]])
+    order = draw.ranking(plain.ids, seed=seed, source=f"{card.name} anchor")[:count]
+    anchored = open_task(card, "train", "card").queries
+    return [(plain.queries[i], plain.responses[i], anchored[i]) for i in order]
 
 
-def write_anchors(engine: Any, rows: TrainingRows, *, count: int, shown: int, seed: int) -> Writing:
-    """Write `count` candidates, each from `shown` rows, and rank them.
+def write_anchors(
+    engine: Any, rows: Sequence[Row], *, count: int, shown: int, seed: int
+) -> tuple[list[Scored], Scored, Scored]:
+    """`count` candidates, best first, each written from `shown` of the first rows and scored on
+    those after them; and the card's own anchor and none.
 
     Raises UserError when the model writes nothing that could be an anchor.
     """
-    written = _write(engine, rows.examples, count=count, shown=shown, seed=seed)
+    examples, scored_on = rows[: count * shown], rows[count * shown :]
+    written = _write(engine, examples, count=count, shown=shown, seed=seed)
     if not written:
         raise UserError(
             f"the model wrote no usable text in {_ATTEMPTS * count} attempts",
             where=engine.model_name,
             remedy="another --seed, or write the anchor by hand",
         )
-    plain, responses = zip(*rows.scored, strict=True)
+    plain, responses, anchored = zip(*scored_on, strict=True)
     in_turn = ([in_front(text) + query for query in plain] for text, _, _ in written)
-    asked = [rows.manual, plain, *in_turn]
-    columns = [
-        elsewhere.column(engine.response_losses(list(zip(queries, responses, strict=True))))
-        for queries in tracked(asked, "scoring anchors", "anchors", len(asked))
-    ]
-    measures = [measure_of(range(len(plain)), column) for column in columns]
+    asked = [anchored, plain, *in_turn]
+    measures = []
+    for queries in tracked(asked, "scoring anchors", "anchors", len(asked)):
+        losses = engine.response_losses(list(zip(queries, responses, strict=True)))
+        measures.append(measure_of(range(len(plain)), elsewhere.column(losses)))
 
     def scored(mine: Measure, *written: Any) -> Scored:
         found = difference(mine, measures[0])
@@ -212,11 +194,11 @@ def write_anchors(engine: Any, rows: TrainingRows, *, count: int, shown: int, se
 
     candidates = [scored(mine, *one) for mine, one in zip(measures[2:], written, strict=True)]
     candidates.sort(key=lambda candidate: candidate.loss.value or 0.0)  # stable: by attempt
-    return Writing(candidates, manual=scored(measures[0]), none=scored(measures[1]))
+    return candidates, scored(measures[0]), scored(measures[1])
 
 
 def _write(
-    engine: Any, examples: list[Pair], *, count: int, shown: int, seed: int
+    engine: Any, examples: Sequence[Row], *, count: int, shown: int, seed: int
 ) -> list[tuple[str, int, tuple[int, ...]]]:
     """Texts that differ from one another, with their attempts and the rows that they are from."""
     found: dict[int, tuple[str, int, tuple[int, ...]]] = {}
@@ -226,7 +208,7 @@ def _write(
             ask = Ask(DECODING, _MAX_NEW_TOKENS, seed * 1_000_003 + attempt)
             (reply,) = engine.answer([prompt([examples[i] for i in numbers])], ask)
             text = cleaned(reply)
-            key = int(comparison_keys([text])[0]) if text else 0
+            key = int(comparison_keys([text])[0])
             if text and key not in found:
                 found[key] = (text, attempt, numbers)
                 bar.update()
@@ -235,11 +217,11 @@ def _write(
     return list(found.values())
 
 
-def prompt(examples: Sequence[Pair]) -> str:
+def prompt(examples: Sequence[Row]) -> str:
     """What the model is asked to write an anchor with."""
     parts = [
         f"Input {number}:\n{_short(query)}\n\nAnswer {number}:\n{_short(response)}"
-        for number, (query, response) in enumerate(examples, 1)
+        for number, (query, response, _) in enumerate(examples, 1)
     ]
     return "\n\n".join([*parts, _QUESTION])
 
