@@ -161,6 +161,7 @@ def test_all_problems_of_a_card_are_raised_together(tmp_path):
         ({"name": False}, "key 'name' is False"),  # an unquoted `no`
         ({"summary": "  "}, "key 'summary' is '  '"),
         ({"columns": "q"}, "key 'columns' is 'q'"),
+        ({"columns__query": ["a", "c"]}, "column 'c' is query and response at once"),
         ({"columns__query": []}, "key 'columns.query' is []"),
         ({"columns__query": [1]}, "key 'columns.query.0' is 1"),
         ({"splits": {}}, "key 'splits' is {}"),

@@ -64,6 +64,12 @@ class Columns(_Strict):
     def _one_or_more(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _no_answer_in_the_query(self) -> Columns:
+        if self.response in self.query:
+            raise ValueError(f"column '{self.response}' is query and response at once")
+        return self
+
 
 class Published(_Strict):
     """A published file that rows are made of.
