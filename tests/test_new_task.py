@@ -435,60 +435,6 @@ def test_nothing_is_overwritten_without_force(own, rows):
 # ---------------------------------------------------------------- bad files
 
 
-def test_what_is_no_file_of_rows(own):
-    (own.folder / "rows.jsonl").write_text("")
-    (own.folder / "rows.csv").write_text("query,response\n")
-    for name, told in (("rows.jsonl", "is empty"), ("rows.csv", "has no rows"), ("x", "no file")):
-        assert told in own.fails(str(own.folder / name))
-    front = "You read messages and answer in JSON, always.\n"
-    rows = [{"query": front + q, "response": r} for q, r in [*texts(), ("", texts()[0][1])]]
-    message = own.fails(own.table(rows), anchor=None)
-    assert "line 13: nothing but the text that all rows begin with" in message
-    answers = [f"It is {n}." if n != 4 else "12,5 or so" for n in range(12)]
-    message = own.fails(own.table(answered(answers)), "--metric", "number")
-    assert "line 5: ends with no number" in message
-    objects = [{"id": n, "tweet": q, "fields": {"rain": r}} for n, (q, r) in enumerate(texts())]
-    assert "--columns query=tweet,response=fields names them" in own.fails(own.table(objects))
-
-
-def test_a_column_missing(own):
-    rows = own.table([{"id": 7, "tweet": q, "category": r} for q, r in texts()], "rows.csv")
-    message = own.fails(rows)
-    assert "rows.csv, line 2: columns id, tweet, category are of no known form" in message
-    assert "--columns query=tweet,response=category names them; --columns 1,2" in message
-    message = own.fails(rows, "--columns", "query=tweet,response=Category")
-    assert "unknown column 'Category'\n  allowed: category, id, tweet\n" in message
-    assert "did you mean 'category'?" in message
-
-
-def test_columns_of_another_sheet(own):
-    """Of a workbook the first sheet is read, which is said where its columns are not the ones."""
-    path = own.folder / "two.xlsx"
-    with pd.ExcelWriter(path) as book:
-        pd.DataFrame({"hint": ["read me"], "day": [date(2026, 1, 2)]}).to_excel(book, "Info")
-        pd.DataFrame(rows_of()).to_excel(book, "Rows")
-    for flags in ((), ("--columns", "query=query,response=response")):
-        message = own.fails(str(path), *flags)
-        assert "of two.xlsx the first sheet is read, 'Info'" in message
-    message = own.fails(str(path), "--columns", "query=day,response=hint")
-    assert "column 'day' is datetime, not text" in message
-    assert "dates, and numbers with a fraction, are written as text" in message
-
-
-def test_rows_are_grouped_by_what_is_wrong_with_them(own):
-    rows = rows_of(count=30)
-    for n in (1, 2, 3, 7):
-        rows[n]["response"] = ""
-    for n in range(10, 30, 2):
-        rows[n]["query"] = " "
-    rows[5] = {"query": "What?", "response": 0.5}
-    message = own.fails(own.table(rows))
-    assert "15 rows cannot be used: rows.jsonl, lines 2, 3, 4, 8: the response is empty" in message
-    assert "rows.jsonl, line 6: column 'response' is float, not text" in message
-    assert "lines 11, 13, 15, 17, 19, 21, 23, 25, 27, 29: the query is empty" in message
-    assert "mend or remove these rows" in message
-
-
 def turns(*texts: str, **last: Any) -> Row:
     """A row of messages, user and assistant in turn."""
     roles = ("user", "assistant")
@@ -499,26 +445,86 @@ def turns(*texts: str, **last: Any) -> Row:
 
 PAIR = {"query": "a", "response": "b"}
 CHAT = [{"from": "human", "value": "a"}, {"from": "tool", "value": "b"}]
+TWEETS = [{"id": 7, "tweet": q, "category": {"rain": r}} for q, r in texts()]
+FRONT = "You read messages and answer in JSON, always.\n"
+MIXED = [{"query": q, "response": r} for q, r in [*texts(), ("What?", 0.5), ("", "x"), ("Y", "")]]
+NUMBERS = answered([f"It is {n}." if n != 4 else "12,5 or so" for n in range(12)])
 
 
 @pytest.mark.parametrize(
-    ("row", "problem"),
+    ("rows", "flags", "told"),
     [
-        (turns("x"), "turns user: not"),
-        ({"messages": "x"}, "column 'messages' is no JSON list of turns"),
-        ({"messages": [{"who": "user"}]}, "a turn is no object with 'role'"),
-        ({"conversations": CHAT}, "turns human, tool"),
-        (turns("x", "y", content=[{"type": "image_url"}]), "a part of a turn is 'image_url', not"),
-        (turns("x", "", tool_calls=[{"id": 1}]), "a turn calls tools: only text"),
-        (PAIR | {"history": [["x"]]}, "the history is no list of [question, answer]"),
-        (PAIR | {"tools": "[{}]"}, "column 'tools' is not empty: only text"),
-        ({"instruction": "a", "input": {"b": 1}, "output": "c"}, "column 'input' is dict"),
-        (PAIR | {"response": 5.5}, "column 'response' is float, not text"),
-        (PAIR | {"response": " "}, "the response is empty"),
+        (TWEETS, [], "rows.jsonl, line 1: columns id, tweet, category are of no known form"),
+        (TWEETS, [], "--columns query=tweet,response=category names them; --columns 1,2"),
+        (TWEETS, ["--columns", "query=tweet,response=Category"], "did you mean 'category'?"),
+        (TWEETS, ["--columns", "qury=a"], "bad value 'qury=a'"),
+        (NUMBERS, ["--metric", "number"], "line 5: ends with no number"),
+        (MIXED, [], "3 rows cannot be used: rows.jsonl, line 13: column 'response' is float, not"),
+        (MIXED, [], "rows.jsonl, line 14: the query is empty; rows.jsonl, line 15: the response"),
+        (MIXED, [], "(dates, and numbers with a fraction, are written as text)"),
+        (answered(["x"] * 3), [], "of 3 rows 1 cannot be split off"),
+        ([*rows_of(), PAIR], ["--metric", "json"], "line 13: no JSON"),
+        ([turns("x")], [], "line 1: turns user: not"),
+        ([{"messages": "x"}], [], "column 'messages' is no JSON list of turns"),
+        ([{"messages": [{"who": "user"}]}], [], "a turn is no object with 'role'"),
+        ([{"conversations": CHAT}], [], "turns human, tool"),
+        ([turns("x", "y", content=[{"type": "image_url"}])], [], "part of a turn is 'image_url'"),
+        ([turns("x", "", tool_calls=[{"id": 1}])], [], "a turn calls tools: only text"),
+        ([PAIR | {"history": [["x"]]}], [], "the history is no list of [question, answer]"),
+        ([PAIR | {"tools": "[{}]"}], [], "column 'tools' is not empty: only text"),
+        ([PAIR | {"system": {"a": 1}}], [], "the system prompt is no text"),
+        ([{"instruction": "a", "input": {"b": 1}, "output": "c"}], [], "column 'input' is dict"),
     ],
 )
-def test_what_is_no_text_or_no_conversation(row, problem, own):
-    assert f"line 1: {problem}" in own.fails(own.table([row]))
+def test_rows_that_are_refused(rows, flags, told, own):
+    assert told in own.fails(own.table(rows), *flags)
+
+
+def test_an_anchor_that_is_missing_is_asked_for(own, rows):
+    assert "--anchor 'TEXT'" in own.fails(rows, anchor=None)
+    unlike = own.table([{"query": f"{n} apart", "response": "x"} for n in range(9)])
+    assert "the rows share none at the front" in own.fails(unlike, anchor="inline")
+    bare = [{"query": FRONT + q, "response": r} for q, r in [*texts(), ("", "{}")]]
+    message = own.fails(own.table(bare), anchor=None)
+    assert "line 13: nothing but the text that all rows begin with" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--test-rows", "0"), "argument --test-rows: 0 is too small"),
+        (("--test-rows", "11"), "of 12 rows 11 cannot be split off to test with"),
+        (("--general", "sample_general", "sample_general"), "'sample_general' is named twice"),
+        (("--general", "sample_complaints"), "sample_complaints' is task data"),
+        (("--general", "alpaca"), "unknown card 'alpaca'"),
+        (("--amount", "40"), "bad amount '40'"),
+        (("--metric", "translation"), "two languages"),
+        (("--label", "wether"), "did you mean 'weather'"),
+        (("--anchor", " "), "the anchor is empty"),
+        (("--anchor", "notes/my anchor.MD"), "no file 'notes/my anchor.MD'"),
+    ],
+)
+def test_flags_that_are_refused(flags, says, own, rows):
+    assert says in own.fails(rows, *flags)
+
+
+def test_what_is_no_file_of_rows(own):
+    (own.folder / "rows.jsonl").write_text("")
+    (own.folder / "rows.csv").write_text("query,response\n")
+    for name, told in (("rows.jsonl", "is empty"), ("rows.csv", "has no rows"), ("x", "no file")):
+        assert told in own.fails(str(own.folder / name))
+
+
+def test_columns_of_another_sheet(own):
+    """Of a workbook the first sheet is read, which is said where its columns are not the ones."""
+    path = own.folder / "two.xlsx"
+    with pd.ExcelWriter(path) as book:
+        pd.DataFrame({"hint": ["read me"], "day": [date(2026, 1, 2)]}).to_excel(book, "Info")
+        pd.DataFrame(rows_of()).to_excel(book, "Rows")
+    for flags in ((), ("--columns", "query=query,response=response")):
+        assert "of two.xlsx the first sheet is read, 'Info'" in own.fails(str(path), *flags)
+    message = own.fails(str(path), "--columns", "query=day,response=hint")
+    assert "column 'day' is datetime, not text" in message
 
 
 def test_duplicate_rows_are_kept_once_and_told(own):
@@ -528,7 +534,7 @@ def test_duplicate_rows_are_kept_once_and_told(own):
     rows.append({"query": rows[2]["query"], "response": rows[0]["response"]})
     out = own.new(own.table(rows))
     assert "left out: 1 row: rows.jsonl, line 13: repeats an earlier row" in out
-    asked = "rows.jsonl: rows that ask what an earlier row asks and answer otherwise: line 15"
+    asked = "rows that ask what an earlier row asks and answer otherwise: rows.jsonl, line 15"
     assert f"note: {asked}\n" in out
     card = load_card("own")
     train, test = open_task(card, "train"), open_task(card, "test")
@@ -537,31 +543,20 @@ def test_duplicate_rows_are_kept_once_and_told(own):
     assert "answer otherwise" not in own.new(own.table(rows[:14]), "--force")
 
 
-def test_test_rows_in_the_training_rows(own, rows):
-    stolen = rows_of()[4]
-    stolen["query"] = stolen["query"].upper()
-    test = own.table([stolen], "test.jsonl")
-    message = own.fails(rows, "--test", test)
-    assert "rows.jsonl, line 5: is a test row" in message
-    assert "--drop-overlap" in message
-    assert "left out: 1 row: rows.jsonl, line 5: is a test row" in own.new(
-        rows, "--test", test, "--drop-overlap"
-    )
-    assert load_card("own").split("train").rows == 11
+def test_what_a_held_out_row_asks_trains_nowhere_and_chooses_nothing(own):
+    train, test = own.table(rows_of()[:8]), own.table(rows_of()[7:], "test.jsonl")
+    shouted = [row | {"query": row["query"].upper()} for row in rows_of()[6:9]]
+    more = own.table(shouted, "more.jsonl")
+    flags = ("--test", test, "--validation", more)
+    message = own.fails(train, *flags)
+    assert "rows.jsonl, line 7: is a validation row" in message
+    assert "rows.jsonl, line 8 and more.jsonl, lines 2, 3: is a test row" in message
+    assert "left out: 4 rows: rows.jsonl" in own.new(train, *flags, "--drop-overlap")
+    assert {n: s.rows for n, s in load_card("own").splits.items()} == {
+        **{"train": 6, "validation": 1, "test": 5}
+    }
     message = own.refused(test, "--test", test, "--drop-overlap", "--force")
-    assert "line 1: is a test row" in message
-
-
-def test_validation_rows_are_no_test_rows(own):
-    train = own.table(rows_of()[:8])
-    test = own.table(rows_of()[8:], "test.jsonl")
-    more = own.table(rows_of()[7:10], "more.jsonl")
-    flags = ("--test", test, "--validation")
-    message = own.fails(train, *flags, test)
-    assert "test.jsonl, lines 1, 2, 3, 4: is a test row" in message
-    out = own.new(train, *flags, more, "--drop-overlap")
-    assert "rows.jsonl, line 8: is a validation row" in out
-    assert "more.jsonl, lines 2, 3: is a test row" in out
+    assert "is a test row" in message, "none would be left"
 
 
 @pytest.mark.parametrize(
@@ -575,46 +570,37 @@ def test_validation_rows_are_no_test_rows(own):
         ('{"a": True}', "Expecting value"),
     ],
 )
-@pytest.mark.parametrize("all_rows", [True, False])
-def test_answers_that_the_strict_scorer_rejects_never_train(response, problem, all_rows, own):
-    good = 0 if all_rows else 9
-    rows = own.table(answered(['{"a": 1}'] * good + [response] * (12 - good)))
-    message = own.fails(rows)
-    lines = " ..." if all_rows else " 10, 11, 12"
-    lines += f": no JSON ({problem}"
-    assert lines in message
+def test_answers_that_the_strict_scorer_rejects_never_train(response, problem, own):
+    for good in (0, 9):
+        rows = own.table(answered(['{"a": 1}'] * good + [response] * (12 - good)))
+        told = f"{'10, 11, 12' if good else '...'}: no JSON ({problem}"
+        assert told in own.fails(rows)
     own.fails(rows, "--metric", "json")
     (own.folder / "schema.json").write_text("{}")
-    assert lines in own.fails(rows, "--schema", str(own.folder / "schema.json"))
+    assert told in own.fails(rows, "--schema", str(own.folder / "schema.json"))
 
 
 def test_answers_in_python_are_repaired_where_it_is_asked(own):
-    answers = ["{'a': 'yes', 'b': None}", '{"a": "no", "b": null}'] * 6
-    train = own.table(answered(answers), "rows.csv")
-    test = own.table([{"query": "Test?", "response": "{'a': 'no', 'b': None}"}], "test.csv")
-    assert "--repair-json writes Python's dicts" in own.fails(train, "--test", test)
-    out = own.new(train, "--test", test, "--repair-json")
-    assert "repaired: Python's answers in rows.csv, now JSON: lines 2, 4," in out
-    assert "repaired: Python's answers in test.csv, now JSON: line 2" in out
-    task = open_task(load_card("own"), "train")
-    values = {str(json.loads(text)) for text in task.responses}
-    assert values == {"{'a': 'yes', 'b': None}", "{'a': 'no', 'b': None}"}
-    whole = own.table(answered(answers[1::2] + ['{"a": "yes", "b": 1}'] * 6), "whole.csv")
-    out = own.new(whole, "--repair-json", name="other")
-    assert "--repair-json: no answer of whole.csv is a Python" in out
-
-
-def test_what_cannot_be_repaired_stays_refused_or_is_left_out(own):
-    answers = ["{'a': 1}"] * 10 + ['{"a": NaN}', '{"a": 1, "a": 2}', "{'a': 1, 'a': 2}"]
-    rows = own.table(answered(answers))
-    message = own.fails(rows, "--repair-json")
+    train = answered(["{'a': 1}"] * 10 + ['{"a": NaN}', '{"a": 1, "a": 2}', '{"a": 2}'])
+    flags = [own.table(train), "--test", own.table(answered(["{'a': None}"], 99), "test.csv")]
+    assert "--repair-json writes Python's dicts" in own.fails(*flags)
+    message = own.fails(*flags, "--repair-json")
     assert (
         "line 11: no JSON (NaN is no finite number); rows.jsonl, line 12: no JSON (key" in message
     )
     assert "--drop-broken leaves the rows out" in message
-    out = own.new(rows, "--repair-json", "--drop-broken")
-    assert "left out: 3 rows: rows.jsonl, line 11: no JSON (NaN is no finite number);" in out
-    assert "8 training rows, 2 test rows" in out
+    out = own.new(*flags, "--repair-json", "--drop-broken")
+    told = "wrote Python's answers as JSON: rows.jsonl, lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and "
+    assert f"{told}test.csv, line 2" in out
+    assert "left out: 2 rows: rows.jsonl, line 11: no JSON (NaN is no finite number);" in out
+    assert Counter(open_task(load_card("own"), "train").responses) == {
+        '{"a": 1}': 10,
+        '{"a": 2}': 1,
+    }
+    assert open_task(load_card("own"), "test").responses == ['{"a": null}']
+    whole = own.table(answered(['{"a": "yes", "b": 1}'] * 12), "whole.csv")
+    said = own.new(whole, "--repair-json", name="other")
+    assert "JSON: no answer is a Python" in said
 
 
 @pytest.mark.parametrize(
@@ -657,13 +643,11 @@ def test_labels_of_two_spellings_are_one_question(other, shown, json_answers, ow
 
 def test_labels_are_told_and_stand_in_the_card(own):
     rows = own.table(answered(["0", "1", "1"] * 10), "rows.csv")
-    out = own.new(rows)
-    assert "the answers are taken for 2 labels ('0', '1'); if they are not: --metric text" in out
+    told = "the answers are taken for 2 labels ('0', '1'); if they are not: --metric text"
+    assert told in own.new(rows)
     card = load_card("own")
     assert (card.metric, card.answer.labels) == ("label", ("0", "1"))
     assert sorted(Counter(open_task(card, "test").responses).values()) == [2, 4]
-    own.new(rows, "--metric", "number", "--force")
-    assert load_card("own").metric == "number"
     other = own.table([{"query": "New?", "response": "2"}], "other.csv")
     out = own.new(rows, "--test", other, "--force")
     assert "WARNING: no training row has the label '2'" in out
@@ -675,53 +659,12 @@ def test_labels_are_told_and_stand_in_the_card(own):
 
 def test_what_few_test_rows_show_is_said(own):
     """15 rows of five labels: each label trains and tests."""
-    out = own.new(own.table(answered(list("abcde"))), name="five")
-    assert "no --test: 1 row split off to test with" in out
-    assert "only 1 test row: the 95 % interval" in out
-    assert "4 training rows, 1 test row\n" in out
     out = own.new(own.table(answered(list("aaabbbcccdddeee"))))
-    assert "5 rows split off to test with" in out
-    held_out = open_task(load_card("own"), "test").responses
-    assert sorted(held_out) == list("abcde")
-    assert "up to 33 points to either side" in out
-    assert "--test FILE" in out
+    assert "only 5 test rows: the 95 % interval of a score is up to 33 points to either side" in out
+    assert sorted(open_task(load_card("own"), "test").responses) == list("abcde")
+    assert "10 training rows, 5 test rows\n" in out
     many = own.table(answered(["yes", "no"] * 200), "many.jsonl")
     assert "95 % interval" not in own.new(many, "--force")
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (("--test-rows", "0"), "argument --test-rows: 0 is too small"),
-        (("--test-rows", "11"), "of 12 rows 11 cannot be split off to test with"),
-        (("--general", "sample_general", "sample_general"), "'sample_general' is named twice"),
-        (("--general", "sample_complaints"), "sample_complaints' is task data"),
-        (("--general", "alpaca"), "unknown card 'alpaca'"),
-        (("--amount", "40"), "bad amount '40'"),
-        (("--metric", "translation"), "two languages"),
-        (("--label", "wether"), "did you mean 'weather'"),
-        (("--columns", "qury=a"), "bad value 'qury=a'"),
-        (("--anchor", " "), "the anchor is empty"),
-        (("--anchor", "a.txt"), "no file 'a.txt'"),
-        (("--anchor", "my anchor.txt"), "no file 'my anchor.txt'"),
-        (("--anchor", "notes/my anchor.MD"), "no file 'notes/my anchor.MD'"),
-    ],
-)
-def test_flags_that_are_refused(flags, says, own, rows):
-    assert says in own.fails(rows, *flags)
-
-
-def test_what_is_missing_is_asked_for(own, rows):
-    message = own.fails(rows, anchor=None)
-    assert "no anchor, and the rows share none" in message
-    assert "--anchor 'TEXT'" in message
-    assert "bad name 'a-b'" in own.fails(rows, name="a-b")
-    unlike = own.table([{"query": f"{n} apart", "response": "x"} for n in range(9)], "b.jsonl")
-    assert "the rows share none at the front" in own.fails(unlike, anchor="inline")
-    few = own.table(rows_of(count=3), "few.jsonl")
-    assert "of 3 rows 1 cannot be split off" in own.fails(few)
-    mixed = own.table([*rows_of(), {"query": "And?", "response": "No JSON."}], "mixed.jsonl")
-    assert "line 13: no JSON" in own.fails(mixed, "--metric", "json")
 
 
 # ---------------------------------------------------------------- parts

@@ -75,32 +75,31 @@ class Task:
         Raises UserError, which lists them too, where they are not to `drop` or no others would
         stay in their split.
         """
-        lines: dict[tuple[str, str], list[int]] = {}
-        kept = []
+        problems: dict[str, list[Row]] = {}
         for row in self.rows:
-            if why := reason(row):
-                lines.setdefault((row.split, why), []).append(row.line)
-            else:
-                kept.append(row)
-        if not lines:
+            problems.setdefault(reason(row), []).append(row)
+        kept = problems.pop("", [])
+        if not problems:
             return
         may_go = drop and {row.split for row in kept} == {row.split for row in self.rows}
         most = None if may_go else _LISTED
-        told = "; ".join(
-            f"{self.files[split].name}, {lines_named(found, most)}: {why}"
-            for (split, why), found in [*lines.items()][:most]
-        )
+        told = [f"{self.places(rows, most)}: {why}" for why, rows in problems.items()]
+        text = "; ".join(told[:most])
         count = count_of(len(self.rows) - len(kept), "row")
         if not may_go:
-            raise UserError(f"{count} cannot be used: {told}", remedy=remedy)
-        self.notes.append(f"left out: {count}: {told}")
+            raise UserError(f"{count} cannot be used: {text}", remedy=remedy)
+        self.notes.append(f"left out: {count}: {text}")
         self.rows = kept
 
-
-def lines_named(lines: Sequence[int], most: int | None = _LISTED) -> str:
-    """Line numbers, such as "lines 2, 50"."""
-    more = " ..." if len(lines[:most]) < len(lines) else ""
-    return f"line{'s' * (len(lines) > 1)} {', '.join(map(str, lines[:most]))}{more}"
+    def places(self, rows: Sequence[Row], most: int | None = _LISTED) -> str:
+        """Where rows stand, such as "rows.csv, lines 2, 50"; at most `most` lines of a file."""
+        found = []
+        for split, file in self.files.items():
+            lines = [str(row.line) for row in rows if row.split == split]
+            more = " ..." if len(lines[:most]) < len(lines) else ""
+            plural = "s" if len(lines) > 1 else ""
+            found += [f"{file.name}, line{plural} {', '.join(lines[:most])}{more}"] if lines else []
+        return " and ".join(found)
 
 
 def read_task(args: argparse.Namespace) -> Task:
@@ -140,10 +139,9 @@ def _clean(task: Task, args: argparse.Namespace) -> None:
     task.sift(lambda row: "" if id(row) in same else "repeats an earlier row", drop=True)
     asked = {(row.split, _key(row)): normalise(row.response) for row in reversed(task.rows)}
     others = [r for r in task.rows if asked[r.split, _key(r)] != normalise(r.response)]
-    for split in dict.fromkeys(row.split for row in others):
-        lines = lines_named([row.line for row in others if row.split == split])
+    if others:
         note = "rows that ask what an earlier row asks and answer otherwise"
-        task.notes.append(f"{task.files[split].name}: {note}: {lines}")
+        task.notes.append(f"{note}: {task.places(others)}")
 
     def overlap(row: Row) -> str:
         found = [held for held in HELD_OUT[row.split] if (held, _key(row)) in asked]
@@ -159,18 +157,15 @@ def _clean(task: Task, args: argparse.Namespace) -> None:
 
 def _repair_json(task: Task) -> None:
     """Answers that are Python's dicts and lists are written as JSON; a note says which."""
-    changed = {row: answers.json_of_python(row.response) for row in task.rows}
-    is_json = {row: answers.json_value(row.response) is not None for row in task.rows}
-    for split, file in task.files.items():
-        lines = [r.line for r in task.of(split) if changed[r] and not is_json[r]]
-        task.notes.append(
-            f"repaired: Python's answers in {file.name}, now JSON: {lines_named(lines, None)}"
-            if lines
-            else f"--repair-json: no answer of {file.name} is a Python dict or list"
-        )
-    task.rows = task.answered(
-        [r.response if is_json[r] else changed[r] or r.response for r in task.rows]
-    )
+    found = {
+        row: text
+        for row in task.rows
+        if answers.json_value(row.response) is None
+        and (text := answers.json_of_python(row.response))
+    }
+    task.rows = task.answered([found.get(row, row.response) for row in task.rows])
+    places = task.places(list(found), None) or "no answer is a Python dict or list"
+    task.notes.append(f"--repair-json wrote Python's answers as JSON: {places}")
 
 
 def _key(row: Row) -> int:
