@@ -63,33 +63,22 @@ CASES = [
         halu('"Wrong year."', '"yes"'),
         f" \r\n\t{GOOD}\n\n",
         json.dumps(json.loads(GOOD), indent=4),
-        '{"thought":"Fine.","hallucination":"no"}',
         '{"hallucination": "no", "thought": "a"}',
-        halu(r'"caf\u00e9"'),
         r'{"\u0074hought": "a", "hallucination": "no"}',
-        halu(r'"\ud83d\ude00"'),
-        halu(r'"\ud800"'),
-        halu('"Þú 你 😀"'),
-        halu(r'"He said \"a\".\n"'),
-        halu('"It isn\'t."'),
-        halu('"``` a"'),
-        halu('"} {"'),
+        *map(halu, (r'"\ud83d\ude00"', r'"\ud800"', '"Þú 你 😀"', r'"He said \"a\".\n"')),
+        *map(halu, ('"It isn\'t."', '"``` a"', '"} {"')),
     ),
-    *all_alike("empty", "", " \n\t ", "\u00a0\u00a0", official="empty"),
-    *all_alike("prose", "Yes", "no.", "There is no hallucination here.", "Use {x} in the text."),
-    *all_alike("prose", "thought: a, hallucination: no"),
+    *all_alike("empty", "", " \n\t \u00a0", official="empty"),
+    *all_alike("prose", "Yes", "Use {x} in the text.", "thought: a, hallucination: no"),
     *all_alike("prose", "The answer", finish="length"),
-    *usable("code_fence", f"```json\n{GOOD}\n```", f"```\n{GOOD}\n```", f"```json\n{GOOD}"),
-    *usable("code_fence", f"```{GOOD}```", f"~~~json\n{GOOD}\n~~~", f"`{GOOD}`"),
+    *usable("code_fence", f"```json\n{GOOD}\n```", f"```json\n{GOOD}", f"```{GOOD}```"),
+    *usable("code_fence", f"~~~json\n{GOOD}\n~~~", f"`{GOOD}`"),
     Case("```json\n[1]\n```", "code_fence", "not_object", "code_fence"),
     *usable(
         "text_around",
         f"Sure:\n```json\n{GOOD}\n```",
-        f"```\n{GOOD}\n```\nDone.",
-        f"Answer: {GOOD}",
         f"{GOOD}\nI hope this helps.",
         f"Well, {GOOD} Right?",
-        f"<answer>{GOOD}</answer>",
         f"\ufeff{GOOD}",
         f"\u00a0{GOOD}",
         f"In {{this}} form: {GOOD}",
@@ -110,43 +99,35 @@ CASES = [
         BROKEN,
         "{'thought': None, 'hallucination': 'no'}",
         "{“thought”: “a”, “hallucination”: “no”}",
-        '{"thought": "a" "hallucination": "no"}',
         halu(more=","),
         '{thought: "a", hallucination: "no"}',
         halu(label="no"),
-        '{"thought": "a", /* b */ "hallucination": "no"}',
         halu('"a\nb"'),
-        halu('"a\tb"'),
         halu('"a\x00b"'),
-        '{"thought": "a", "hallucination": "no"',
         "{",
         f'{{"thought": oops, "x": {GOOD}}}',
     ),
     *all_alike(BROKEN, "[" * 100_000, official="crash"),
     *all_alike(
         "truncated",
-        '{"thought": "The answer sta',
-        '{"thought": "a",',
         '{"thought": "a", "hallucination": "no"',
         '```json\n{"thought": "a',
         'Sure: {"thought": "a',
         finish="length",
     ),
-    *all_alike("not_object", "[]", "null", "true", "42", official="crash"),
-    *all_alike("not_object", f"[{GOOD}]", '"yes"', json.dumps(GOOD)),
+    *all_alike("not_object", "[]", "null", "42", official="crash"),
+    *all_alike("not_object", f"[{GOOD}]", json.dumps(GOOD)),
     Case("NaN", "not_finite", "not_finite", "not_object", "crash"),
     *all_alike("not_finite", halu(label="1" * 5000)),
     *wrong_object("duplicate_key", halu('"a"', '"yes"', ', "hallucination": "no"')),
     *wrong_object("not_finite", halu(label="NaN"), halu("1e999")),
     Case("{}", "missing_key", "missing_key", OK, OK),
-    *wrong_object("missing_key", '{"thought": "a"}', '{"hallucination": "no"}'),
-    *wrong_object(
-        "missing_key", f'{{"answer": {GOOD}}}', '{"thought": "a", "Hallucination": "no"}'
-    ),
+    *wrong_object("missing_key", '{"thought": "a"}', f'{{"answer": {GOOD}}}'),
+    *wrong_object("missing_key", '{"thought": "a", "Hallucination": "no"}'),
     *wrong_object("extra_key", halu(more=', "confidence": 0.9')),
     *wrong_object("wrong_enum", *(halu(label=f'"{said}"') for said in ("maybe", "No", "no ", ""))),
-    *wrong_object("wrong_type", *(halu(label=x) for x in ("false", "null", '["no"]', '{"a": 1}'))),
-    *wrong_object("wrong_type", halu("7"), halu('["a"]'), halu('{"a": 1}'), halu("7", '"maybe"')),
+    *wrong_object("wrong_type", *(halu(label=x) for x in ("false", "null", '["no"]'))),
+    *wrong_object("wrong_type", halu("7"), halu('{"a": 1}'), halu("7", '"maybe"')),
     *wrong_object("other_rule", halu('""')),
 ]
 
@@ -251,15 +232,9 @@ def test_several_attempts_count_but_do_not_narrow_the_interval(card, tmp_path):
 def test_one_repeated_answer_and_an_interrupted_run_show(card, tmp_path):
     texts = dict(enumerate([GOOD, GOOD, f" {GOOD}\n", "Yes"]))
     scores = scoring.score(save_answers(tmp_path / "a", card, texts, rows=5))
-    assert scores.most_frequent_answer.text == GOOD
-    assert (scores.most_frequent_answer.share.k, scores.most_frequent_answer.distinct) == (3, 2)
+    most = scores.most_frequent_answer
+    assert (most.text, most.share.k, most.distinct) == (GOOD, 3, 2)
     assert (scores.rows, scores.scored.expected, scores.complete) == (4, 5, False)
-
-
-def refused(folder: Path) -> str:
-    caught = message_of(scoring.score, folder)
-    assert "remedy" in caught
-    return caught
 
 
 @pytest.fixture
@@ -277,16 +252,18 @@ def lines(card) -> list[dict[str, object]]:
         (lambda lines: [*lines, lines[1]], ["1 answers are given to a row that has one: line 5"]),
         (lambda lines: [lines[0], {**lines[1], "text": None}], ["key 'text'", "line 2"]),
         (lambda lines: [lines[0], {**lines[1], "row": True}], ["key 'row'", "line 2"]),
-        (lambda lines: [lines[0], {**lines[1], "id": 5}], ["key 'id'", "line 2"]),
     ],
 )
 def test_lines_that_are_no_answers_to_the_rows_are_refused(change, messages, card, lines, tmp_path):
-    given = change(lines)  # type: ignore[operator]
-    message = refused(save_lines(tmp_path / "a", card, given))
-    assert all(text in message for text in messages)
+    folder = save_lines(tmp_path / "a", card, change(lines))  # type: ignore[operator]
+    message = message_of(scoring.score, folder)
+    assert all(text in message for text in [*messages, "remedy"])
 
 
 def test_files_that_are_missing_torn_or_of_another_split(card, lines, tmp_path):
+    def refused(folder: Path) -> str:
+        return message_of(scoring.score, folder)
+
     assert "split 'train'" in refused(save_lines(tmp_path / "train", card, lines, split="train"))
     folder = save_lines(tmp_path / "a", card, lines)
     answers, settings = folder / "answers.jsonl", folder / "settings.json"
@@ -307,23 +284,20 @@ def test_files_that_are_missing_torn_or_of_another_split(card, lines, tmp_path):
     assert "no settings.json" in refused(folder)
 
 
-def test_a_row_that_moved_in_its_file_is_still_that_row(card, lines, tmp_path):
+def test_rows_are_told_by_content_and_equal_ones_are_each_answered_once(
+    card, lines, make_card, tmp_path
+):
     moved = [{**line, "row": 3 - row} for row, line in enumerate(lines)]
     assert scoring.score(save_lines(tmp_path / "a", card, moved)).rows == 4
-
-
-def test_equal_test_rows_are_each_answered_once(make_card, tmp_path):
     twin = {"q": "1+1?", "r": "#### 2"}
     make_card("twins", train=[{"q": "a", "r": "#### 1"}], test=[twin, twin])
-    scores = scoring.score(save_answers(tmp_path / "a", "twins", ["#### 2", "#### 3"]))
+    scores = scoring.score(save_answers(tmp_path / "b", "twins", ["#### 2", "#### 3"]))
     assert (*counts(scores.first.measures["exact_match"]), scores.rows) == (1, 2, 2)
 
 
 def test_a_schema_that_is_none_is_named(card, lines, tmp_path):
     folder = save_lines(tmp_path / "a", card, lines)
-    schema = load_card(card).folder / "schema.json"
-    for content, found in (('{"type": "objekt"}', "no JSON Schema"), ("[]", "a JSON object")):
-        schema.write_text(content)
-        message = refused(folder)
-        assert found in message
-        assert "schema.json" in message
+    (load_card(card).folder / "schema.json").write_text('{"type": "objekt"}')
+    message = message_of(scoring.score, folder)
+    assert "no JSON Schema" in message
+    assert "schema.json" in message

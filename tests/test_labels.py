@@ -59,11 +59,10 @@ def of_labels(given: list[str | None], right: list[str], labels: list[str]) -> d
 
 
 @pytest.mark.parametrize("classes", [YES_NO, ["a", "b", "c"], ["a", "b", "c", "d", "e"]])
-@pytest.mark.parametrize("seed", range(5))
-def test_scores_equal_scikit_learns(classes, seed):
+def test_scores_equal_scikit_learns(classes):
     from sklearn import metrics as sk
 
-    draw = random.Random(seed)
+    draw = random.Random(len(classes))
     truth = draw.choices(classes, k=200)
     given = [draw.choice([*classes, None, right, right]) for right in truth]
     found = of_labels(given, truth, classes)
@@ -76,8 +75,7 @@ def test_scores_equal_scikit_learns(classes, seed):
     assert found["f1"].value == pytest.approx(f1)
     assert of_labels(given, truth, classes) == found  # seeded
     for name in ("balanced_accuracy", "f1"):
-        value = found[name]
-        assert value.low < value.value < value.high
+        assert found[name].low < found[name].value < found[name].high
 
 
 def test_no_adherent_answer_leaves_scores_undefined():
@@ -89,35 +87,20 @@ def test_no_adherent_answer_leaves_scores_undefined():
 def labelled(make_card: MakeCard, responses: list[str], rule: object) -> str:
     schema = {"type": "object", "properties": {"mood": rule}, "required": ["mood"]}
     rows = [{"q": f"q{i}", "r": response} for i, response in enumerate(responses)]
-    train = [{"q": "q", "r": responses[0]}]
-    make_card("mood", train=train, test=rows, schema=schema, label="mood")
+    make_card("mood", train=rows[:1], test=rows, schema=schema, label="mood")
     return "mood"
+
+
+MIXED = ['{"mood": "good"}', "bad", ' {"mood": "odd", "x": 1}', "good\n"]  # objects and bare text
 
 
 @pytest.mark.parametrize(
     ("rule", "responses", "moods", "accuracy", "given_the_form", "constant"),
     [
-        pytest.param(
-            {"enum": ["good", "bad", "odd"]},
-            ['{"mood": "good"}', "bad", ' {"mood": "odd", "x": 1}', "good\n"],
-            ["good", "good", "odd", "best"],
-            *((2, 4), (2, 3), "always good"),
-            id="objects and bare text",
-        ),
-        pytest.param(
-            {"enum": [True, False]},
-            ['{"mood": true}', "false"],
-            [True, "false"],  # which is not false
-            *((1, 2), (1, 1), "always true"),
-            id="no text",
-        ),
-        pytest.param(
-            {"type": "string"},
-            ["b", "a", "b"],
-            ["b"] * 3,
-            *((2, 3), (2, 3), "always b"),
-            id="an open schema",
-        ),
+        ({"enum": ["good", "bad", "odd"]}, MIXED, ["good", "good", "odd", "best"], 2, 3, "good"),
+        # the text "false" is not false
+        ({"enum": [True, False]}, ['{"mood": true}', "false"], [True, "false"], 1, 1, "true"),
+        ({"type": "string"}, ["b", "a", "b"], ["b"] * 3, 2, 3, "b"),
     ],
 )
 def test_labels_are_those_of_the_schema_else_of_the_references(
@@ -126,9 +109,9 @@ def test_labels_are_those_of_the_schema_else_of_the_references(
     texts = [json.dumps({"mood": mood}) for mood in moods]
     folder = save_answers(tmp_path / "a", labelled(make_card, responses, rule), texts)
     scores, found = scoring.score(folder), strict(folder)
-    assert counts(found["accuracy"]) == accuracy
-    assert counts(found["accuracy_given_the_form"]) == given_the_form
-    assert scores.constant.text == constant
+    assert counts(found["accuracy"]) == (accuracy, len(moods))
+    assert counts(found["accuracy_given_the_form"]) == (accuracy, given_the_form)
+    assert scores.constant.text == f"always {constant}"
     assert found["balanced_accuracy"].value == 0.5
 
 
@@ -140,21 +123,12 @@ def test_a_reference_without_an_allowed_label_is_named(make_card, tmp_path):
 
 
 def test_wilson_intervals_against_published_values() -> None:
-    # Newcombe (1998), table I, method 3: 81 of 263, 15 of 148, 0 of 20, 1 of 29
-    for k, n, low, high in [
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ]:
-        assert wilson(k, n) == pytest.approx((low, high), abs=5e-5)
-    assert wilson(20, 20) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
-
-
-def test_rates_of_nothing_and_of_everything():
-    assert rate([]) == Estimate(None, 0.0, 1.0, 0, 0)
-    assert counted(0, 0).value is None
-    assert rate([True] * 3).value == 1.0
+    # Newcombe (1998), table I, method 3
+    published = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605)}
+    published |= {(0, 20): (0.0, 0.1611), (1, 29): (0.0061, 0.1718), (20, 20): (1 - 0.1611, 1.0)}
+    for given, expected in published.items():
+        assert wilson(*given) == pytest.approx(expected, abs=5e-5)
+    assert rate([]) == counted(0, 0) == Estimate(None, 0.0, 1.0, 0, 0)
     # ten answers to one row are worth one row
     assert rate([True] * 10, [0] * 10).low == pytest.approx(wilson(1, 1)[0])
 
@@ -177,17 +151,12 @@ def test_the_paired_bootstrap_against_the_plain_one():
     assert found.n == 80
 
 
-def test_significance_of_equal_and_of_unsure_systems():
-    half, other = [1, 0] * 20, [0, 1] * 20
-    same = between(half, half)
-    assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
-    unsure = between(half, other)
-    assert unsure.low < 0 < unsure.high
-    assert unsure.p > 0.5
-    assert between(half, other) == unsure  # seeded
-
-
 def test_interval_and_p_are_about_right_under_no_difference():
+    half, other = [1, 0] * 20, [0, 1] * 20
+    same, unsure = between(half, half), between(half, other)
+    assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
+    assert unsure.low < 0 < unsure.high
+    assert between(half, other) == unsure  # seeded
     generator = np.random.default_rng(4)
     pairs = [generator.random((2, 60)) < 0.7 for _ in range(200)]
     found = [between(*pair) for pair in pairs]

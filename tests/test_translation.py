@@ -80,8 +80,7 @@ def test_failures_of_alignment_are_counted_and_scored(card, tmp_path):
         "",
     ]
     folder = save_answers(tmp_path / "a", card, texts, cut=[0])
-    docs = documents(load_scored(folder))
-    assert [doc.hypotheses for doc in docs] == [
+    assert [doc.hypotheses for doc in documents(load_scored(folder))] == [
         ["Eitt hús", "Tvö rauð hús", ""],
         ["Hundur geltir", "Kötturinn sefur allan daginn"],
         [""],
@@ -91,35 +90,25 @@ def test_failures_of_alignment_are_counted_and_scored(card, tmp_path):
     assert (lines["alignment_failures"], lines["opened"]) == (3, 1)
     assert failures == {"empty": 1, "fewer_lines": 1, "more_lines": 1}
     # the surplus line, joined, makes that segment right; the missing ones count as 0
-    mean = lines["chrf++_mean"].value
-    assert mean == pytest.approx((100 + 100 + 0 + 100 + 100 + 0) / 6)
+    assert lines["chrf++_mean"].value == pytest.approx((100 + 100 + 0 + 100 + 100 + 0) / 6)
 
 
 def test_an_opening_of_the_answers_own_shifts_no_line(card, tmp_path):
     texts = [
-        "Sure!\nHere you are:\n\nEitt hús\nTvö rauð hús\nEndir sögunnar",
+        "Sure!\nHere you are:\n\nEitt hús\r\nTvö rauð hús\nEndir sögunnar",
         "Translation:\nHundur geltir",  # too few lines with or without it: left alone
-        "Svar:\n\nAftur rigning í dag",
+        "Svar:\n\nAftur rigning í\u2028dag",  # which is no line break here
     ]
     folder = save_answers(tmp_path / "a", card, texts)
     docs = documents(load_scored(folder))
     assert docs[0].hypotheses == docs[0].references
     assert docs[1].hypotheses == ["Translation:", "Hundur geltir"]
-    assert docs[2].hypotheses == docs[2].references
+    assert all(doc.aligned for doc in docs)
     found, failures = scored_as(folder)
     lines = found["stripped_segment"]
     assert (lines["own_opening"], lines["opened"], failures) == (2, 0, {})
     raw, stripped = (found[unit]["chrf++"].value for unit in ("raw_document", "stripped_document"))
     assert raw < stripped  # the raw score keeps it
-
-
-def test_lines_of_any_system_and_odd_characters(card, tmp_path):
-    texts = [
-        "Eitt hús\r\nTvö rauð hús\r\nEndir sögunnar",
-        "Hundur\u2028geltir\nKötturinn\x0b sefur",  # neither is a line break here
-        "Aftur rigning í dag",
-    ]
-    assert scored_as(save_answers(tmp_path / "a", card, texts))[1] == {}
 
 
 def test_a_source_with_other_lines_than_its_reference_is_one_segment(make_card, tmp_path):
@@ -164,7 +153,10 @@ def test_giving_the_source_back_is_the_baseline(real_home, tmp_path):
     assert 10 < chrf < 30
 
 
-def test_scores_equal_sacrebleus_command_line(card, tmp_path):
+def test_scores_equal_sacrebleus_command_line_and_sentence_scores(card, tmp_path):
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
     unit = translation.UNITS[0]
     texts = [
         OPENING + "Eitt gult hús\nTvö rauð hús .",
@@ -172,14 +164,13 @@ def test_scores_equal_sacrebleus_command_line(card, tmp_path):
         "Aftur snjór í dag, 1,000 metrar!",
     ]
     folder = save_answers(tmp_path / "a", card, texts)
-    docs = documents(load_scored(folder))
-    pairs = translation.pairs(docs, unit)
+    pairs = translation.pairs(documents(load_scored(folder)), unit)
     for name, lines in (("hyp", pairs.hypotheses), ("ref", pairs.references)):
         (tmp_path / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     scores = scored_as(folder)[0][unit]
-    for name, flags in (
-        ("bleu", ["-m", "bleu"]),
-        ("chrf++", ["-m", "chrf", "--chrf-word-order", "2"]),
+    for name, flags, single in (
+        ("bleu", ["-m", "bleu"], BLEU(effective_order=True)),
+        ("chrf++", ["-m", "chrf", "--chrf-word-order", "2"], CHRF(word_order=2)),
     ):
         command = [sys.executable, "-m", "sacrebleu", str(tmp_path / "ref")]
         command += ["-i", str(tmp_path / "hyp"), "-w", "10", "-f", "text", *flags]
@@ -187,8 +178,12 @@ def test_scores_equal_sacrebleus_command_line(card, tmp_path):
         match = re.match(r"([^|]+)\|(\S+) = (\d+\.\d+)", printed)
         assert match is not None, printed
         assert scores[name].value == pytest.approx(float(match[3]), abs=1e-9)
-        signature = translation.signature(name, pairs)
-        assert signature == f"{translation.SHOWN[name]}: {match[2]}"
+        assert translation.signature(name, pairs) == f"{translation.SHOWN[name]}: {match[2]}"
+        each = [
+            single.sentence_score(said, [right]).score
+            for said, right in zip(pairs.hypotheses, pairs.references, strict=True)
+        ]
+        assert scores[f"{name}_mean"].value == pytest.approx(np.mean(each))
 
 
 @pytest.mark.parametrize(
@@ -196,9 +191,7 @@ def test_scores_equal_sacrebleus_command_line(card, tmp_path):
     [
         ("Chinese", ["今天天气很好。", "我们去北京 IBM 公司。"], "zh"),
         ("Japanese", ["今日はいい天気です。", "東京タワー"], "char"),
-        ("Thai", ["วันนี้อากาศดี", "สวัสดี"], "char"),
         ("Icelandic", ["Aðeins eitt gult hús hér", "Hundurinn geltir allan daginn"], "13a"),
-        ("Korean", ["오늘 날씨가 아주 좋습니다 그렇죠"] * 2, "13a"),
     ],
 )
 def test_perfect_answers_in_a_language_without_spaces_score_100(
@@ -213,20 +206,3 @@ def test_perfect_answers_in_a_language_without_spaces_score_100(
     half = [line[: len(line) // 2] for line in lines]
     worse, _ = scored_as(save_answers(tmp_path / "half", "east", half))
     assert worse["stripped_segment"]["bleu"].value < 90
-
-
-def test_scores_of_units_equal_sacrebleus_sentence_scores(card, tmp_path):
-    from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.metrics.chrf import CHRF
-
-    texts = ["Eitt gult hús\nTvö rauð hús\nEndir", "Hundur gelti\nKötturinn sefur", "Rigning í dag"]
-    folder = save_answers(tmp_path / "a", card, texts)
-    docs = documents(load_scored(folder))
-    pairs = translation.pairs(docs, "stripped_segment")
-    scores = scored_as(folder)[0]["stripped_segment"]
-    for name, scorer in (("bleu", BLEU(effective_order=True)), ("chrf++", CHRF(word_order=2))):
-        each = [
-            scorer.sentence_score(hypothesis, [reference]).score
-            for hypothesis, reference in zip(pairs.hypotheses, pairs.references, strict=True)
-        ]
-        assert scores[f"{name}_mean"].value == pytest.approx(np.mean(each))
