@@ -28,7 +28,7 @@ def no_key(monkeypatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
-@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
+@pytest.mark.parametrize("path", ["", "/v1/", "/v1/chat/completions"])
 def test_prompts_are_answered_in_order(path):
     with serving() as server:
         engine = UrlEngine(server.url.removesuffix("/v1") + path)
@@ -77,9 +77,6 @@ def test_what_the_server_refuses_is_said_once():
         with pytest.raises(UserError, match="maximum context length is 99"):
             ask(UrlEngine(server.url), "a", "b", "c")
     assert all(count <= 2 for count in server.seen.values())  # with and without the extras
-
-
-def test_an_answer_without_text_is_empty():
     with serving(lambda body, number: Reply(finish="content_filter")) as server:
         (reply,) = ask(UrlEngine(server.url), "a")
     assert (reply.text, reply.finish_reason) == ("", "content_filter")
@@ -120,7 +117,6 @@ def test_an_adapter_is_asked_for_by_the_name_under_which_it_is_served():
     [
         (("only",), None, [None, "ckpt"], "'none' and 'ckpt' would both be answered by .* 'only'"),
         (("base", "adp"), "adp", [None, "ckpt"], "'none' and 'ckpt' .* 'adp'"),
-        (("base", "ckpt"), "ckpt", [None, "ckpt"], "'none' and 'ckpt' .* 'ckpt'"),
         (("base",), None, ["ckpt", "other"], "'ckpt' and 'other' .* 'base'"),
         (("base", "ckpt"), None, [None, "ckpt"], None),
         (("only",), None, ["ckpt"], None),
@@ -217,13 +213,13 @@ def test_calls_of_ms_swifts_vllm_engine_fit_its_signatures():
     assert {keyword.arg for keyword in inferred.keywords} <= known["infer"]
 
 
-@pytest.mark.parametrize(("rank", "reserved"), [(4, 8), (8, 8), (12, 16), (64, 64)])
-def test_vllm_reserves_room_for_the_adapters_rank(rank, reserved, tmp_path):
+def test_vllm_reserves_room_for_the_adapters_rank(tmp_path):
     from tell_plugins.bridge.engine import lora_rank
 
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank, "rank_pattern": {}}))
-    assert lora_rank(tmp_path) == reserved
-    (tmp_path / "adapter_config.json").write_text(
-        json.dumps({"r": rank, "rank_pattern": {"q_proj": 128}})
-    )
-    assert lora_rank(tmp_path) == 128
+    for config, reserved in (
+        ({"r": 4, "rank_pattern": {}}, 8),
+        ({"r": 12}, 16),
+        ({"r": 64, "rank_pattern": {"q_proj": 128}}, 128),
+    ):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+        assert lora_rank(tmp_path) == reserved

@@ -110,32 +110,24 @@ def test_the_command_line_gives_the_options_and_their_defaults():
         ("en_xx", "--learned bleurt --bleurt ./gone", "no checkpoint at './gone'"),
         ("tiny_task", "--decoding gredy", "did you mean 'greedy'?"),
         ("tiny_task", "--decoding paper --seeds 1,x", "bad seeds '1,x'"),
-        ("tiny_task", "--seeds x", "bad seeds 'x'"),
         ("tiny_task", "--seeds 1,2", "greedy answers are the same for each"),
         ("tiny_task", "--engine vlm", "did you mean 'vllm'?"),
         ("tiny_task", "--model-name m", "a server's model is named"),
         ("tiny_task", "--rows 0", "--rows: 0 is too small"),
         ("tiny_task", "--rows 7", "7 rows asked, split 'test' has 6"),
-        ("tiny_task", "--batch-size 0", "--batch-size: 0 is too small"),
-        ("tiny_task", "--max-new-tokens -1", "--max-new-tokens: -1 is too small"),
-        ("tiny_task", "--general-rows -1", "--general-rows: -1 is too small"),
         ("tiny_task", "--general-rows 33", "only 32 of its rows were left out of training"),
         ("tiny_task", "--general-rows 0 --retention-rows 9", "--general-rows 0 asks nothing"),
-        ("tiny_task", "--shots -1", "--shots: -1 is too small"),
         ("tiny_task", "--shots 7", "7 examples asked"),
         ("tiny_task", "--split tset", "did you mean 'test'?"),
         ("tiny_task", "--anchor crad", "key 'anchor': unknown value 'crad'"),
         ("tiny_task", "--adapter none none", "none named twice"),
-        ("tiny_task", "--adapter models", "no adapter in 'models'"),
         ("tiny_task", "--adapter wrds", "or none, or shots, or choices, or words"),
         ("plain", "", "is general data and has no task to score"),
         # flags of ms-swift that are none, or would do nothing here
         ("tiny_task", "--learning_rat 3", "did you mean 'learning_rate'?"),
         ("tiny_task", "--shot 3", "did you mean 'shots'?"),
         ("tiny_task", "--adapters 3", "use --adapter"),
-        ("tiny_task", "--max_new_tokens 3", "use --max-new-tokens"),
         ("tiny_task", "--temperature 3", "use --decoding"),
-        ("tiny_task", "--infer_backend 3", "use --engine"),
     ],
 )
 def test_wrong_options_are_found_before_a_model_is_loaded(
@@ -146,12 +138,7 @@ def test_wrong_options_are_found_before_a_model_is_loaded(
     given = ["--adapter", "none", "--out", tmp_path / "out", "--general-rows", 4]
     assert message in cli(1, "eval", recipe, *given, *flags.split())
     assert not (tmp_path / "out").exists()
-
-
-def test_a_recipe_that_was_not_trained(recipe_of, cli):
-    said = cli(1, "eval", recipe_of("tiny_task"))
-    assert "no trained adapter" in said
-    assert "./run.sh train" in said
+    assert "./run.sh train" in cli(1, "eval", recipe_of("tiny_task"))  # no trained adapter
 
 
 def test_fewer_rows_are_part_of_more(cards):
@@ -252,24 +239,16 @@ def test_a_server_is_asked_with_examples_and_by_the_name_given(evaluated, tmp_pa
     assert all(line["text"].startswith("ANCHOR: DO THE TASK.") for line in lines_of(folder))
 
 
-def test_half_a_character_in_an_answer_ends_no_run(evaluated, tmp_path):
-    """An emoji cut in two, as a server sends it that cuts at a number of UTF-16 units."""
+def test_half_a_character_and_a_system_prompt_of_a_server(evaluated, tmp_path):
+    """An emoji cut in two, as a server sends it that cuts at a number of UTF-16 units, ends no run;
+    the recipe's system prompt is part of what answered."""
     with serving(lambda body, number: Reply("cut \ud83d, whole \ud83d\ude00")) as server:
+        asked = ["free", "--engine", server.url, *FEW, "--system"]
         for _ in range(2):  # and what was saved is read again
-            evaluated(0, "free", "--engine", server.url, *FEW)
+            evaluated(0, *asked, "Be brief.")
+        assert "system, template and the like) have changed" in evaluated(1, *asked, "Be long.")
     texts = {line["text"] for line in lines_of(tmp_path / "eval" / "none" / "test-greedy")}
     assert texts == {"cut \ufffd, whole \U0001f600"}
-
-
-def test_a_system_prompt_for_a_server_is_part_of_what_answered(recipe_of, cli, tmp_path):
-    recipe = recipe_of("free")
-    with serving(lambda body, number: Reply("x")) as server:
-        call = ["eval", recipe, "--adapter", "none", "--engine", server.url, *NO_GENERAL]
-        call += ["--out", tmp_path / "eval"]
-        recipe.write_text(recipe.read_text() + "system: Be brief.\n")
-        cli(0, *call)
-        recipe.write_text(recipe.read_text().replace("brief", "long"))
-        assert "system, template and the like) have changed" in cli(1, *call)
 
 
 def test_a_server_that_brings_the_anchor_is_asked_nothing_without_it(evaluated, tmp_path):
@@ -357,11 +336,7 @@ def test_free_text_is_scored_by_exact_match_and_chrf(cards, tmp_path):
     said = [" ".join(answer.split()) for answer in answers]
     expected = CHRF(word_order=2).corpus_score(said, [references]).score
     assert scores.headline["chrF++"].value == pytest.approx(expected)
-    perfect = scoring.score(save_answers(tmp_path / "b", "free", references))
-    assert perfect.headline["exact match"].value == 1.0
-    assert perfect.headline["chrF++"].value == pytest.approx(100)
-    assert perfect.constant.text.removeprefix("always ") in references
-    assert perfect.constant.judged.measures == scores.constant.judged.measures
+    assert scores.constant.text.removeprefix("always ") in references
     always = scoring.score(save_answers(tmp_path / "c", "free", ["rain it is"] * 6)).headline
     shown = ("exact match", "exact match of a constant", "most frequent answer")
     assert [always[name].value for name in shown] == [pytest.approx(1 / 6)] * 2 + [1.0]

@@ -90,29 +90,26 @@ def test_a_text_over_the_limit_is_known(metric):
     assert metric.over_limit([PAIRS[1], exact, one_more]) == [2]
 
 
-def test_bleurt_equals_its_librarys_own_call(checkpoints, loaded):
+def test_scores_equal_the_librarys_own_calls(checkpoints, loaded):
     import torch
     from bleurt_pytorch import BleurtForSequenceClassification, BleurtTokenizer
+    from comet import load_from_checkpoint
 
     references, hypotheses = ([p.reference for p in PAIRS], [p.hypothesis for p in PAIRS])
     for kind in KINDS[:2]:
         path = str(checkpoints[kind])
-        tokenizer = BleurtTokenizer.from_pretrained(path)
         model = BleurtForSequenceClassification.from_pretrained(path).eval()
+        tokenizer = BleurtTokenizer.from_pretrained(path)
         encoded = tokenizer(references, hypotheses, padding="longest", return_tensors="pt")
         with torch.no_grad():
             expected = model(**encoded).logits.flatten().tolist()
         assert loaded[kind].score(PAIRS) == pytest.approx(expected, abs=1e-4)
-
-
-def test_comet_equals_its_librarys_own_call(checkpoints):
-    from comet import load_from_checkpoint
-
-    model = load_from_checkpoint(str(checkpoints["comet"] / "checkpoints" / "model.ckpt"))
+    file = checkpoints["comet"] / "checkpoints" / "model.ckpt"
     samples = [{"src": p.source, "mt": p.hypothesis, "ref": p.reference} for p in PAIRS]
+    model = load_from_checkpoint(str(file))
     expected = model.predict(samples, batch_size=8, gpus=0, progress_bar=False)["scores"]
-    for path in (checkpoints["comet"], checkpoints["comet"] / "checkpoints" / "model.ckpt"):
-        assert Comet(str(path)).score(PAIRS) == pytest.approx(expected, abs=1e-4)
+    for metric in (loaded["comet"], Comet(str(file))):
+        assert metric.score(PAIRS) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.fixture
@@ -205,14 +202,6 @@ def test_which_checkpoint_is_taken(monkeypatch):
     assert "did you mean 'bleurt'" in message_of(asked, "bleu,blert")
 
 
-def test_paths_that_hold_no_checkpoint(tmp_path):
-    for kind in (Bleurt, Comet):
-        assert "no checkpoint at" in message_of(kind, str(tmp_path / "nowhere"))
-        with pytest.raises(UserError):
-            kind(str(tmp_path))
-    assert "no checkpoint of this metric" in message_of(Comet, str(tmp_path))
-
-
 class _Harmful:
     """Unpickling this runs code."""
 
@@ -229,6 +218,9 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(checkpoints, tmp_path, m
     (folder / "hparams.yaml").write_bytes((checkpoints["comet"] / "hparams.yaml").read_bytes())
     torch.save({"state_dict": {}, "x": _Harmful()}, folder / "checkpoints" / "model.ckpt")
     assert "it holds more than weights" in message_of(Comet, str(folder))
+    for kind in (Bleurt, Comet):
+        assert "no checkpoint at" in message_of(kind, str(tmp_path / "nowhere"))
+        assert "no checkpoint of this metric" in message_of(kind, str(tmp_path))
     (folder / "checkpoints" / "model.ckpt").write_bytes(pickle.dumps(_Harmful()))
     with pytest.raises(UserError):
         Comet(str(folder))

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from tell_plugins.core.cards import load_card
-from tell_plugins.core.errors import UserError
 from tell_plugins.core.mixture import build_mixture
 from tell_plugins.core.spec import parse_spec
-from tell_plugins.evaluation.during_training import NAMES, check_card, score_texts
+from tell_plugins.evaluation.during_training import NAMES, score_texts
 from tests.conftest import message_of
 from tests.tiny import make_tiny_cards, run_swift, sft, tiny_recipe
 
@@ -64,11 +63,6 @@ def test_a_row_without_an_allowed_label_is_left_out(make_card):
     assert (scores["task_rows"], scores["label_accuracy"]) == (1.0, 1.0)
 
 
-def test_a_card_whose_answers_are_not_json_is_refused(cards):
-    check_card(load_card("tiny_task"))
-    assert "no answer of it is JSON" in message_of(check_card, load_card("numbers"))
-
-
 @pytest.fixture
 def metric(cards, monkeypatch) -> Any:
     """The registered class, in a process that has served nothing yet."""
@@ -103,34 +97,20 @@ def test_the_card_is_that_of_the_validation_data(metric):
     metric.module.trained_on.append(build_mixture(parse_spec("tell/numbers:general=0")))
     assert "no answer of it is JSON" in message_of(metric.make, _arguments(), None)
     metric.module.validated_on.append(build_mixture(parse_spec("tell/tiny_task:split=test")))
-    made = metric.make(_arguments(), None)
+    said = message_of(metric.make, _arguments(predict_with_generate=False), None)
+    assert "predict_with_generate: true" in said
+    for asked, chosen in (("rouge-l", "json_adherence"), ("label_accuracy", "label_accuracy")):
+        args = _arguments(metric_for_best_model=asked)
+        made = metric.make(args, None)
+        assert args.metric_for_best_model == chosen
     prediction = _prediction([YES, "rain"], [YES, NO])
     assert made.compute_metrics(prediction)["json_adherence"] == 0.5
-    metric.module.validated_on.append(build_mixture(parse_spec("tell/numbers:general=0")))
-    assert "numbers, tiny_task" in message_of(metric.make, _arguments(), None)
-
-
-def test_rows_that_fill_up_the_batches_of_several_processes_do_not_count(metric):
-    """Two processes with batches of two answer 8 rows where there are 5: the last three again."""
-    metric.module.validated_on.append(build_mixture(parse_spec("tell/tiny_task:split=test")))
+    # two processes with batches of two answer 8 rows where there are 5: the last three again
     made = metric.make(_arguments(), SimpleNamespace(eval_dataset=range(5)))
     prediction = _prediction([YES, *["rain"] * 4, YES, YES, YES], [YES] * 8)
     assert made.compute_metrics(prediction)["json_adherence"] == 0.2
-
-
-def test_text_must_be_generated(metric):
-    with pytest.raises(UserError, match="predict_with_generate: true"):
-        metric.make(_arguments(predict_with_generate=False), None)
-
-
-@pytest.mark.parametrize(
-    ("asked", "chosen"), [("rouge-l", "json_adherence"), ("label_accuracy", "label_accuracy")]
-)
-def test_the_best_checkpoint_is_chosen_by_adherence_unless_said_otherwise(metric, asked, chosen):
-    metric.module.validated_on.append(build_mixture(parse_spec("tell/tiny_task:split=test")))
-    args = _arguments(metric_for_best_model=asked)
-    metric.make(args, None)
-    assert args.metric_for_best_model == chosen
+    metric.module.validated_on.append(build_mixture(parse_spec("tell/numbers:general=0")))
+    assert "numbers, tiny_task" in message_of(metric.make, _arguments(), None)
 
 
 @pytest.mark.slow

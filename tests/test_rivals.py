@@ -57,6 +57,7 @@ def test_rivals_stand_in_the_table_of_eval(recipe_of, tmp_path, monkeypatch, cli
     assert found["none"] == found["shots"] == ["ham", "ham"]
     assert found["choices"] == ["ham", "ham"]  # the shorter text is the likelier one here
     assert found["words"] == ["ham", "spam"]
+    assert rivals.closed_answers(load_card("bare")) == ['{"label": "spam"}', '{"label": "ham"}']
     settings = json.loads((out / "shots" / "test-greedy" / "settings.json").read_text())
     examples = json.loads((out / "shots" / "test-greedy" / "examples.json").read_text())
     assert settings["shots"] == len(examples["examples"]) == 12
@@ -116,13 +117,6 @@ def test_a_rival_that_cannot_answer_is_refused_before_a_model_is_loaded(
 ):
     make_card("numbers", train=[{"q": "1", "r": "#### 1"}], test=[{"q": "2", "r": "#### 2"}])
     assert message in cli(1, "eval", recipe_of(card), "--adapter", rival)
-
-
-def test_json_of_nothing_but_a_label_is_closed(recipe_of):
-    recipe_of("mail")
-    assert rivals.closed_answers(load_card("bare")) == ['{"label": "spam"}', '{"label": "ham"}']
-    assert rivals.closed_answers(load_card("told")) is None
-    assert rivals.closed_answers(load_card("mail")) == ["ham", "spam"]
 
 
 def test_fixed_examples_are_drawn_by_seed_among_the_shorter_half(real_home):
